@@ -1,0 +1,94 @@
+//! Why packets are dropped, and how many were: a counter for every reason.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
+        /// The reason for which a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Drop {
+            $($(#[doc = $doc])+ $reason,)+
+        }
+
+        impl Drop {
+            /// All of them, in the order of their counters.
+            pub const ALL: &'static [Drop] = &[$(Drop::$reason,)+];
+
+            /// The name by which `status` and the metrics show it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Drop::$reason => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// WAN: shorter than any WireGuard message, or a data message too short for its tag.
+    Truncated = "truncated",
+    /// A packet larger than a frame.
+    Oversized = "oversized",
+    /// WAN: no session has this receiver index.
+    UnknownSession = "unknown-session",
+    /// The session is older or has carried more messages than WireGuard allows.
+    ExpiredSession = "expired-session",
+    /// WAN: the AEAD did not verify.
+    BadTag = "bad-tag",
+    /// WAN: the counter was seen before, or is too old for the window.
+    Replayed = "replayed",
+    /// The inner packet is neither a sound IPv4 nor a sound IPv6 packet.
+    BadInner = "bad-inner",
+    /// WAN: the inner source is not among the peer's allowed IPs.
+    SpoofedSource = "spoofed-source",
+    /// RFC 6040: congestion experienced outside on a packet whose inside cannot carry it.
+    Congestion = "congestion",
+    /// LAN: no peer's allowed IPs hold the destination.
+    NoPeer = "no-peer",
+    /// LAN: the peer has no endpoint to send to.
+    NoEndpoint = "no-endpoint",
+    /// TTL or hop limit ran out.
+    HopLimit = "hop-limit",
+    /// Larger than the tunnel's MTU; the sender was told where that is due.
+    TooBig = "too-big",
+    /// The queue to the slow path was full.
+    SlowPathFull = "slow-path-full",
+    /// No free frame.
+    NoFrame = "no-frame",
+    /// The device's transmit queue was full.
+    TransmitFull = "transmit-full",
+    /// The device refused the packet.
+    TransmitError = "transmit-error",
+    /// TUN or LAN: headers or checksum offload that do not fit the packet.
+    BadOffload = "bad-offload",
+}
+
+/// A worker's drop counters. One thread adds, any may read.
+#[derive(Debug)]
+pub struct Drops([AtomicU64; Drop::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Drop::ALL.len()])
+    }
+}
+
+impl Drops {
+    /// Counts one packet.
+    #[inline]
+    pub fn count(&self, reason: Drop) {
+        self.count_many(reason, 1);
+    }
+
+    /// Counts several packets.
+    #[inline]
+    pub fn count_many(&self, reason: Drop, packets: u64) {
+        let counter = &self.0[reason as usize];
+        counter.store(counter.load(Relaxed) + packets, Relaxed);
+    }
+
+    /// How many packets were dropped for this reason.
+    pub fn of(&self, reason: Drop) -> u64 {
+        self.0[reason as usize].load(Relaxed)
+    }
+}

@@ -1,0 +1,208 @@
+//! From the LAN to the WAN: allowed IPs, session, seal.
+
+use std::ops::Range;
+
+use crate::clock::Millis;
+use crate::drop::{Drop, Drops};
+use crate::frame::{FRAME_SIZE, Frame, Pool};
+use crate::icmp::{self, Limiter};
+use crate::inner::{self, Inner};
+use crate::ports::{BATCH, Batch, Packet, Port};
+use crate::session::{DATA_HEADER, PADDING, Session, TAG};
+use crate::slow_path::{Mailbox, Notice};
+use crate::table::{PeerEntry, Table};
+
+/// Where the packets of a batch go.
+pub(crate) struct Exits<'a> {
+    /// By WAN port; the last one is the kernel's socket.
+    pub wan: &'a mut [Batch],
+    /// The interface of each WAN port that needs links.
+    pub wan_interfaces: &'a [Option<u32>],
+    /// The port that the packets came by, and ICMP errors that go back by it.
+    pub from: Option<&'a dyn Port>,
+    pub errors: &'a mut Batch,
+    pub notices: &'a Mailbox<Notice>,
+    pub drops: &'a Drops,
+    pub limiter: &'a mut Limiter,
+}
+
+/// Who has taken the hop from the packets' TTL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// The kernel, or nobody has to.
+    Taken,
+    /// We are the router.
+    ToTake,
+}
+
+/// A batch between its two passes: packets to be sealed, and the peer of each.
+pub(crate) struct Routed {
+    packets: Batch,
+    peers: Vec<u32>,
+}
+
+impl Default for Routed {
+    fn default() -> Self {
+        Self { packets: Batch::default(), peers: Vec::with_capacity(BATCH) }
+    }
+}
+
+/// Takes every packet of `received` to one of the exits. Returns whether control has something to read.
+pub(crate) fn run(
+    received: &mut Batch,
+    routed: &mut Routed,
+    hop: Hop,
+    pool: &mut Pool,
+    table: &Table,
+    now: Millis,
+    exits: &mut Exits<'_>,
+) -> bool {
+    let mut noticed = false;
+    for mut packet in received.drain() {
+        match route(&mut packet, hop, pool, table, now, exits, &mut noticed) {
+            Ok(Exit::Peer(peer)) => {
+                routed.packets.push(packet);
+                routed.peers.push(peer);
+            }
+            Ok(Exit::Error) => exits.errors.push(packet),
+            Ok(Exit::Consumed) => pool.give(packet.frame),
+            Err(reason) => {
+                exits.drops.count(reason);
+                pool.give(packet.frame);
+            }
+        }
+    }
+    seal_all(routed, pool, table, now, exits);
+    noticed
+}
+
+/// Seals an empty message to the peer at `place`: a keepalive.
+pub(crate) fn keepalive(place: u32, frame: Frame, routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) {
+    routed.packets.push(Packet::new(frame));
+    routed.peers.push(place);
+    seal_all(routed, pool, table, now, exits);
+}
+
+enum Exit {
+    Peer(u32),
+    Error,
+    Consumed,
+}
+
+/// First pass: whose packet it is, and whether it can be sent.
+#[inline]
+fn route(
+    packet: &mut Packet,
+    hop: Hop,
+    pool: &mut Pool,
+    table: &Table,
+    now: Millis,
+    exits: &mut Exits<'_>,
+    noticed: &mut bool,
+) -> Result<Exit, Drop> {
+    let frame = &mut packet.frame;
+    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
+    frame.truncate(inner.len);
+    let peer = table.route(inner.destination).ok_or(Drop::NoPeer)?;
+    if hop == Hop::ToTake {
+        let error = if inner.len > table.mtu {
+            Some((icmp::Error::TooBig(table.mtu), Drop::TooBig))
+        } else {
+            inner::take_hop(pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
+        };
+        if let Some((error, reason)) = error {
+            let due = error == icmp::Error::TimeExceeded || inner.unfragmentable;
+            packet.link = exits.from.and_then(|port| port.reply_link(pool, packet));
+            let frame = &mut packet.frame;
+            let told = due && exits.limiter.allow(now) && icmp::answer(pool, frame, &inner, error, table);
+            return if told { Ok(Exit::Error) } else { Err(reason) };
+        }
+    }
+    inner::clamp_mss(pool.packet_mut(frame), &inner, table.mtu);
+    packet.tos = inner::outer_tos(inner.tos);
+
+    let entry = &table.peers[peer as usize];
+    if !entry.sending.as_ref().is_some_and(|session| session.alive(now)) {
+        *noticed = true;
+        let notice = Notice::NoSession { peer: entry.peer.id, packet: pool.packet(frame).into() };
+        return if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) };
+    }
+    Ok(Exit::Peer(peer))
+}
+
+/// Second pass: runs of packets for one peer are sealed with a block of counters.
+fn seal_all(routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) {
+    let Routed { packets, peers } = routed;
+    let mut packets = packets.drain();
+    for run in peers.chunk_by(|a, b| a == b) {
+        let entry = &table.peers[run[0] as usize];
+        let packets = packets.by_ref().take(run.len());
+        match counters(entry, run.len()) {
+            Ok((session, counters)) => seal_run(packets, session, counters, entry, pool, table, now, exits),
+            Err(reason) => packets.for_each(|packet| {
+                exits.drops.count(reason);
+                pool.give(packet.frame);
+            }),
+        }
+    }
+    drop(packets);
+    peers.clear();
+}
+
+/// The session to send by, and a block of its counters.
+fn counters(entry: &PeerEntry, n: usize) -> Result<(&Session, Range<u64>), Drop> {
+    entry.endpoint.ok_or(Drop::NoEndpoint)?;
+    let session = entry.sending.as_ref().ok_or(Drop::ExpiredSession)?;
+    let first = session.reserve(n as u64)?;
+    Ok((session, first..first + n as u64))
+}
+
+#[expect(clippy::too_many_arguments, reason = "the inside of a loop, named")]
+fn seal_run(
+    packets: impl Iterator<Item = Packet>,
+    session: &Session,
+    counters: Range<u64>,
+    entry: &PeerEntry,
+    pool: &mut Pool,
+    table: &Table,
+    now: Millis,
+    exits: &mut Exits<'_>,
+) {
+    let last = exits.wan.len() - 1;
+    let port = entry.link.and_then(|link| exits.wan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
+    let (link, port) = (port.and(entry.link), port.unwrap_or(last));
+    let Some(remote) = entry.endpoint else { return };
+    let (mut sent, mut bytes, mut data) = (0, 0, false);
+    for (mut packet, counter) in packets.zip(counters) {
+        let plaintext = packet.frame.len();
+        if !seal(&mut packet.frame, session, counter, pool, table.mtu) {
+            exits.drops.count(Drop::Oversized);
+            pool.give(packet.frame);
+            continue;
+        }
+        sent += 1;
+        bytes += packet.frame.len() as u64;
+        data |= plaintext > 0;
+        packet.remote = remote;
+        packet.link = link;
+        exits.wan[port].push(packet);
+    }
+    entry.peer.sent.count(sent, bytes, data, now);
+}
+
+/// Makes the IP packet in the frame a transport data message. `false` when the frame is too small.
+#[inline]
+fn seal(frame: &mut Frame, session: &Session, counter: u64, pool: &mut Pool, mtu: usize) -> bool {
+    let (start, len) = (frame.start(), frame.len());
+    // Padding may not make a packet larger than the tunnel's MTU.
+    let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
+    let (head, end) = (start - DATA_HEADER, start + padded + TAG);
+    if end > FRAME_SIZE {
+        return false;
+    }
+    let slot = pool.slot_mut(frame);
+    slot[start + len..start + padded].fill(0);
+    session.seal(counter, &mut slot[head..end]);
+    frame.set(head, end - head);
+    true
+}

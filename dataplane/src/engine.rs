@@ -1,0 +1,158 @@
+//! Starts workers, hands them tables, and stops them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+
+use crate::drop::{Drop, Drops};
+use crate::frame::Pool;
+use crate::ports::{Port, PortInfo};
+use crate::slow_path::{COMMANDS, Command, Mailbox, NOTICES, Notice};
+use crate::table::Table;
+use crate::worker::Worker;
+
+/// What a worker starts with: its memory and its ends of the devices' queues.
+pub struct WorkerSetup {
+    /// Packet memory, shared by the worker's ports.
+    pub pool: Pool,
+    /// Ports that carry the tunnel. The last is the kernel's UDP socket, which takes what has no link.
+    pub wan: Vec<Box<dyn Port>>,
+    /// Ports that carry the site's packets. The last is the tun device, which takes what has no link.
+    pub lan: Vec<Box<dyn Port>>,
+    /// The core to be pinned to; `None` leaves that to the scheduler.
+    pub core: Option<core_affinity::CoreId>,
+    /// Never sleep: lower latency for a whole core.
+    pub busy_poll: bool,
+}
+
+/// What all workers share with control.
+pub(crate) struct Shared {
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) notices: Mailbox<Notice>,
+    pub(crate) stop: AtomicBool,
+}
+
+/// Running workers.
+pub struct Engine {
+    shared: Arc<Shared>,
+    workers: Vec<Running>,
+}
+
+struct Running {
+    thread: Option<JoinHandle<()>>,
+    commands: Arc<Mailbox<Command>>,
+    drops: Arc<Drops>,
+    ports: Vec<PortInfo>,
+}
+
+impl Engine {
+    /// Starts a thread for every setup.
+    ///
+    /// # Errors
+    /// A thread or a descriptor is not to be had.
+    pub fn start(setups: Vec<WorkerSetup>, table: Table) -> io::Result<Self> {
+        let (mut engine, workers) = Self::prepare(setups, table)?;
+        for (index, mut worker) in workers.into_iter().enumerate() {
+            let shared = Arc::clone(&engine.shared);
+            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let obituary = Obituary { shared, worker: index };
+                worker.run();
+                std::mem::forget(obituary);
+            })?;
+            engine.workers[index].thread = Some(thread);
+        }
+        Ok(engine)
+    }
+
+    /// Makes the workers but no threads: the caller gives them their [`Worker::turn`]s.
+    ///
+    /// # Errors
+    /// A descriptor is not to be had.
+    pub fn prepare(setups: Vec<WorkerSetup>, table: Table) -> io::Result<(Self, Vec<Worker>)> {
+        let shared = Arc::new(Shared {
+            table: Arc::new(ArcSwap::from_pointee(table)),
+            notices: Mailbox::new(NOTICES)?,
+            stop: AtomicBool::new(false),
+        });
+        let mut engine = Self { shared: Arc::clone(&shared), workers: Vec::new() };
+        let mut workers = Vec::new();
+        for setup in setups {
+            let commands = Arc::new(Mailbox::new(COMMANDS)?);
+            let drops = Arc::new(Drops::default());
+            let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
+            workers.push(Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops)));
+            engine.workers.push(Running { thread: None, commands, drops, ports });
+        }
+        Ok((engine, workers))
+    }
+
+    /// Hands the workers a new table; each takes it up before its next batch.
+    pub fn publish(&self, table: Table) {
+        self.shared.table.store(Arc::new(table));
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// What workers have to say; poll it as a descriptor, silence it, then empty it.
+    pub fn notices(&self) -> &Mailbox<Notice> {
+        &self.shared.notices
+    }
+
+    /// Asks a worker for something; `false` when its queue is full or there is no such worker.
+    pub fn command(&self, worker: usize, command: Command) -> bool {
+        let Some(worker) = self.workers.get(worker) else { return false };
+        let taken = worker.commands.push(command);
+        worker.commands.ring();
+        taken
+    }
+
+    /// How many packets were dropped for each reason, over all workers.
+    pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> + '_ {
+        Drop::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
+    }
+
+    /// The ports of every worker, as they were bound.
+    pub fn ports(&self) -> impl Iterator<Item = (usize, &PortInfo)> {
+        self.workers.iter().enumerate().flat_map(|(i, w)| w.ports.iter().map(move |p| (i, p)))
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+}
+
+/// Stops the workers and waits for them; their ports close.
+impl std::ops::Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for worker in &mut self.workers {
+            worker.commands.ring();
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                // A worker that panicked has said so by a notice.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Tells control when a worker's thread unwinds.
+struct Obituary {
+    shared: Arc<Shared>,
+    worker: usize,
+}
+
+impl std::ops::Drop for Obituary {
+    fn drop(&mut self) {
+        self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
+        self.shared.notices.ring();
+    }
+}

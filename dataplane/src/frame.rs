@@ -1,0 +1,289 @@
+//! Frames: fixed slots of a worker's packet memory, and the pool that owns them.
+//!
+//! A [`Frame`] is the token of ownership of one slot: who holds it may read and write the slot, and
+//! nobody else can, because a frame is neither `Clone` nor `Copy`. Frames that the kernel holds (in
+//! a fill or transmit ring) exist only as ring entries until they come back.
+//!
+//! ```text
+//!   0            256 (anchor)                                             4096
+//!   ├─ headroom ──┼─ Ethernet, outer IP, UDP, WireGuard, inner packet, tag ─┤
+//! ```
+//! AF_XDP transmits from the anchor, the address under which the kernel knows the slot. Ports
+//! place packets so that after the headers are rewritten they begin exactly there.
+
+use std::num::NonZeroU32;
+use std::ptr::NonNull;
+
+use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
+use xsk_rs::{FrameDesc, Umem};
+
+/// Bytes in a slot.
+pub const FRAME_SIZE: usize = 4096;
+/// Where a slot's packet begins by default: the kernel keeps this much room for XDP programs.
+pub const ANCHOR: usize = 256;
+/// Bytes of a slot that can hold a packet with all its headers.
+pub const FRAME_ROOM: usize = FRAME_SIZE - ANCHOR;
+
+/// One packet's place in the pool: a slot, and the part of it that is the packet now.
+#[derive(Debug)]
+pub struct Frame {
+    index: u32,
+    start: u16,
+    len: u16,
+}
+
+impl Frame {
+    /// The packet's first byte, counted from the slot's beginning.
+    pub fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    /// The packet's length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty packet is not a special case")]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Moves the packet's bounds; its bytes stay where they are.
+    ///
+    /// # Panics
+    /// If the bounds leave the slot.
+    #[inline]
+    pub fn set(&mut self, start: usize, len: usize) {
+        assert!(start + len <= FRAME_SIZE, "packet bounds leave the frame");
+        self.start = start as u16;
+        self.len = len as u16;
+    }
+
+    /// Takes `n` bytes off the front, or nothing when the packet is shorter.
+    #[inline]
+    pub fn trim_front(&mut self, n: usize) {
+        let n = n.min(self.len()) as u16;
+        self.start += n;
+        self.len -= n;
+    }
+
+    /// Cuts the packet to `len` bytes, if it is longer.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len.min(FRAME_SIZE) as u16);
+    }
+}
+
+/// Packet memory and the slots of it that nobody uses.
+pub struct Pool {
+    base: NonNull<u8>,
+    free: Vec<u32>,
+    /// By slot: the descriptor under which the kernel knows it.
+    descs: Vec<FrameDesc>,
+    memory: Memory,
+}
+
+enum Memory {
+    Umem(Umem),
+    /// Held for its mapping only; reached through `Pool::base`.
+    Heap(#[expect(dead_code)] Box<[Slot]>),
+}
+
+#[repr(C, align(4096))]
+struct Slot([u8; FRAME_SIZE]);
+
+#[expect(unsafe_code, reason = "the pool hands out slices of one raw mapping")]
+// SAFETY: the mapping behind `base` is owned by `memory`, moves with the pool, and is reached only
+// through the pool's methods, which borrow it.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// A pool in ordinary memory, for workers none of whose ports is AF_XDP.
+    pub fn heap(slots: u32) -> Self {
+        let mut heap: Box<[Slot]> = (0..slots).map(|_| Slot([0; FRAME_SIZE])).collect();
+        let base = NonNull::new(heap.as_mut_ptr().cast()).expect("a box is never null");
+        let descs = vec![FrameDesc::default(); slots as usize];
+        Self { base, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
+    }
+
+    /// A pool in a UMEM, which AF_XDP sockets of several devices can share.
+    ///
+    /// # Errors
+    /// The kernel refuses: no CAP_NET_RAW, no AF_XDP, or not enough lockable memory.
+    #[expect(unsafe_code)]
+    pub fn umem(slots: NonZeroU32, ring: u32) -> std::io::Result<Self> {
+        let size = |n| QueueSize::new(n).map_err(std::io::Error::other);
+        let config = UmemConfig::builder()
+            .frame_size(FrameSize::new(FRAME_SIZE as u32).map_err(std::io::Error::other)?)
+            .fill_queue_size(size(ring)?)
+            .comp_queue_size(size(ring)?)
+            .build()
+            .map_err(std::io::Error::other)?;
+        let (umem, descs) = Umem::new(config, slots, false).map_err(|error| {
+            use std::error::Error;
+            match error.source().and_then(|s| s.downcast_ref::<std::io::Error>()) {
+                Some(io) => std::io::Error::from_raw_os_error(io.raw_os_error().unwrap_or(libc::EIO)),
+                None => std::io::Error::other(error),
+            }
+        })?;
+        debug_assert!(descs[0].addr() == ANCHOR);
+        // SAFETY: the descriptor was just handed out by this UMEM, and nothing else reads the slot.
+        let anchor = unsafe { umem.data(&descs[0]) }.contents().as_ptr();
+        // SAFETY: slot 0's packet area lies ANCHOR bytes into the mapping.
+        let base = unsafe { anchor.sub(descs[0].addr()) };
+        let base = NonNull::new(base.cast_mut()).expect("the UMEM is mapped");
+        let free = (0..slots.get()).rev().collect();
+        Ok(Self { base, free, descs, memory: Memory::Umem(umem) })
+    }
+
+    /// The UMEM, for sockets to be created on it; `None` for a heap pool.
+    pub fn shared_umem(&self) -> Option<&Umem> {
+        match &self.memory {
+            Memory::Umem(umem) => Some(umem),
+            Memory::Heap(_) => None,
+        }
+    }
+
+    /// How many slots are free.
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes a free slot; its packet begins at the anchor and is empty.
+    #[inline]
+    pub fn take(&mut self) -> Option<Frame> {
+        let index = self.free.pop()?;
+        Some(Frame { index, start: ANCHOR as u16, len: 0 })
+    }
+
+    /// Gives a frame's slot back.
+    #[inline]
+    pub fn give(&mut self, frame: Frame) {
+        debug_assert!(self.free.len() < self.descs.len());
+        self.free.push(frame.index);
+    }
+
+    /// The packet.
+    #[inline]
+    pub fn packet(&self, frame: &Frame) -> &[u8] {
+        &self.slot(frame)[frame.start()..frame.start() + frame.len()]
+    }
+
+    /// The packet, to be changed.
+    #[inline]
+    pub fn packet_mut(&mut self, frame: &Frame) -> &mut [u8] {
+        let (start, len) = (frame.start(), frame.len());
+        &mut self.slot_mut(frame)[start..start + len]
+    }
+
+    /// The whole slot.
+    #[inline]
+    #[expect(unsafe_code)]
+    pub fn slot(&self, frame: &Frame) -> &[u8; FRAME_SIZE] {
+        assert!((frame.index as usize) < self.descs.len());
+        // SAFETY: the index was checked against the mapping's size; the frame is the only token for
+        // the slot, so neither the kernel nor another frame writes it while it is borrowed.
+        unsafe { &*self.base.as_ptr().add(frame.index as usize * FRAME_SIZE).cast() }
+    }
+
+    /// The whole slot, to be changed.
+    #[inline]
+    #[expect(unsafe_code)]
+    pub fn slot_mut(&mut self, frame: &Frame) -> &mut [u8; FRAME_SIZE] {
+        assert!((frame.index as usize) < self.descs.len());
+        // SAFETY: as in `slot`, and the pool is borrowed exclusively.
+        unsafe { &mut *self.base.as_ptr().add(frame.index as usize * FRAME_SIZE).cast() }
+    }
+
+    /// A raw pointer into the frame's slot, for scatter and gather lists of system calls.
+    ///
+    /// # Panics
+    /// If `offset` is past the slot.
+    #[inline]
+    #[expect(unsafe_code)]
+    pub fn pointer(&self, frame: &Frame, offset: usize) -> *mut u8 {
+        assert!((frame.index as usize) < self.descs.len() && offset <= FRAME_SIZE);
+        // SAFETY: both offsets were checked to stay inside the mapping.
+        unsafe { self.base.as_ptr().add(frame.index as usize * FRAME_SIZE + offset) }
+    }
+
+    /// Where in its slot the frame must begin to be transmitted by AF_XDP.
+    #[inline]
+    pub fn anchor(&self, frame: &Frame) -> usize {
+        match self.memory {
+            Memory::Umem(_) => self.descs[frame.index as usize].addr() % FRAME_SIZE,
+            Memory::Heap(_) => ANCHOR,
+        }
+    }
+
+    /// Moves the packet's bytes to the anchor, when they are not there already.
+    pub fn move_to_anchor(&mut self, frame: &mut Frame) -> bool {
+        let (anchor, start, len) = (self.anchor(frame), frame.start(), frame.len());
+        if start != anchor {
+            if anchor + len > FRAME_SIZE {
+                return false;
+            }
+            self.slot_mut(frame).copy_within(start..start + len, anchor);
+            frame.set(anchor, len);
+        }
+        true
+    }
+
+    /// The frame that a descriptor from a receive or completion ring stands for.
+    #[inline]
+    pub(crate) fn frame_of(&mut self, desc: &FrameDesc) -> Frame {
+        let index = desc.addr() / FRAME_SIZE;
+        self.descs[index] = *desc;
+        let (start, len) = (desc.addr() % FRAME_SIZE, desc.lengths().data());
+        let mut frame = Frame { index: index as u32, start: 0, len: 0 };
+        frame.set(start, len.min(FRAME_SIZE - start));
+        frame
+    }
+
+    /// The descriptor under which the frame is handed to the kernel, carrying the packet's length.
+    /// The packet must begin at the anchor (see [`Pool::move_to_anchor`]).
+    #[inline]
+    #[expect(unsafe_code)]
+    pub(crate) fn desc_of(&mut self, frame: Frame) -> FrameDesc {
+        let desc = &mut self.descs[frame.index as usize];
+        debug_assert_eq!(desc.addr() % FRAME_SIZE, frame.start());
+        if let Memory::Umem(umem) = &self.memory {
+            // SAFETY: the descriptor belongs to this UMEM, and the frame is given up here, so
+            // nobody else touches the slot; only the length is changed.
+            unsafe { umem.data_mut(desc).cursor().set_pos(frame.len()) };
+        }
+        *desc
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_distinct_and_come_back() {
+        let mut pool = Pool::heap(2);
+        let (mut a, b) = (pool.take().unwrap(), pool.take().unwrap());
+        assert!(pool.take().is_none());
+        a.set(ANCHOR, 4);
+        pool.packet_mut(&a).copy_from_slice(b"abcd");
+        pool.slot_mut(&b).fill(0);
+        assert_eq!(pool.packet(&a), b"abcd");
+        pool.give(a);
+        pool.give(b);
+        assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn a_packet_moves_to_its_anchor() {
+        let mut pool = Pool::heap(1);
+        let mut frame = pool.take().unwrap();
+        frame.set(100, 300);
+        pool.packet_mut(&frame).iter_mut().enumerate().for_each(|(i, b)| *b = i as u8);
+        assert!(pool.move_to_anchor(&mut frame));
+        assert_eq!(frame.start(), ANCHOR);
+        assert!(pool.packet(&frame).iter().enumerate().all(|(i, b)| *b == i as u8));
+    }
+
+    #[test]
+    #[should_panic(expected = "leave the frame")]
+    fn bounds_stay_inside_the_slot() {
+        Pool::heap(1).take().unwrap().set(FRAME_SIZE, 1);
+    }
+}

@@ -1,0 +1,168 @@
+//! From the WAN to the LAN: session, open, replay, allowed IPs, next hop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::clock::Millis;
+use crate::drop::{Drop, Drops};
+use crate::frame::{FRAME_SIZE, Frame, Pool};
+use crate::icmp::{self, Limiter};
+use crate::inner::{self, Inner};
+use crate::ports::{Batch, Packet};
+use crate::session::{DATA_HEADER, Session, TAG};
+use crate::slow_path::{Mailbox, Notice};
+use crate::table::{SessionEntry, Table};
+
+/// The first four bytes of a transport data message: its type and three reserved zeros.
+const DATA: [u8; 4] = [4, 0, 0, 0];
+/// Bytes of the Ethernet header that a LAN port may have to write in front of the plaintext.
+const ETHERNET: usize = 14;
+
+/// Where the packets of a batch go.
+pub(crate) struct Exits<'a> {
+    /// By LAN port; the last one is the kernel's.
+    pub lan: &'a mut [Batch],
+    /// The interface of each LAN port that needs links.
+    pub lan_interfaces: &'a [Option<u32>],
+    /// Whether the kernel routes behind the last LAN port.
+    pub last_routes: bool,
+    /// ICMP errors that go back into the tunnel.
+    pub errors: &'a mut Batch,
+    pub notices: &'a Mailbox<Notice>,
+    pub drops: &'a Drops,
+    pub limiter: &'a mut Limiter,
+}
+
+/// Takes every packet of `received` to one of the exits. Returns whether control has something to read.
+pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) -> bool {
+    let mut tally = Tally { session: None, packets: 0, bytes: 0, data: false };
+    let mut noticed = false;
+    for mut packet in received.drain() {
+        let message = pool.packet(&packet.frame);
+        let step = match message.first_chunk() {
+            Some(&DATA) => open(&mut packet.frame, packet.remote, pool, table, now, &mut tally, exits, &mut noticed)
+                .and_then(|peer| deliver(&mut packet, peer, pool, table, now, exits)),
+            Some(_) => {
+                noticed = true;
+                let notice = Notice::Datagram { from: packet.remote, payload: message.into() };
+                if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) }
+            }
+            None => Err(Drop::Truncated),
+        };
+        match step {
+            Ok(Exit::Lan(port)) => exits.lan[port].push(packet),
+            Ok(Exit::Error) => exits.errors.push(packet),
+            Ok(Exit::Consumed) => pool.give(packet.frame),
+            Err(reason) => {
+                exits.drops.count(reason);
+                pool.give(packet.frame);
+            }
+        }
+    }
+    tally.settle(now);
+    noticed
+}
+
+enum Exit {
+    Lan(usize),
+    Error,
+    Consumed,
+}
+
+/// Session, AEAD and replay window. The frame holds the plaintext afterwards; returns the peer's place.
+#[inline]
+#[expect(clippy::too_many_arguments, reason = "one stage, called once")]
+fn open<'a>(
+    frame: &mut Frame,
+    remote: SocketAddr,
+    pool: &mut Pool,
+    table: &'a Table,
+    now: Millis,
+    tally: &mut Tally<'a>,
+    exits: &Exits<'_>,
+    noticed: &mut bool,
+) -> Result<u32, Drop> {
+    let bytes = frame.len();
+    if bytes < DATA_HEADER + TAG {
+        return Err(Drop::Truncated);
+    }
+    let index = pool.packet(frame)[4..8].try_into().map(u32::from_le_bytes).expect("four bytes");
+    let SessionEntry { session, peer } = table.sessions.get(&index).ok_or(Drop::UnknownSession)?;
+    // The plaintext lands where an Ethernet header in front of it begins at the anchor.
+    let start = frame.start();
+    let plain = (pool.anchor(frame) + ETHERNET).min(start);
+    let end = start + bytes;
+    let len = session.open(&mut pool.slot_mut(frame)[plain..end.min(FRAME_SIZE)], start - plain, now)?;
+    frame.set(plain, len);
+
+    tally.count(session, bytes as u64, len > 0, now);
+    if session.confirm() {
+        *noticed |= exits.notices.push(Notice::Confirmed { local_index: index });
+    }
+    if table.peers[*peer as usize].endpoint != Some(remote) {
+        *noticed |= exits.notices.push(Notice::Roamed { local_index: index, from: remote });
+    }
+    Ok(*peer)
+}
+
+/// Allowed IPs, ECN, next hop.
+#[inline]
+fn deliver(
+    packet: &mut Packet,
+    peer: u32,
+    pool: &mut Pool,
+    table: &Table,
+    now: Millis,
+    exits: &mut Exits<'_>,
+) -> Result<Exit, Drop> {
+    let frame = &mut packet.frame;
+    if frame.len() == 0 {
+        return Ok(Exit::Consumed);
+    }
+    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
+    frame.truncate(inner.len);
+    if table.route(inner.source) != Some(peer) {
+        return Err(Drop::SpoofedSource);
+    }
+    inner::merge_ecn(pool.packet_mut(frame), inner.tos, packet.tos)?;
+
+    let last = exits.lan.len() - 1;
+    let link = table.hop(inner.destination).filter(|link| inner.len <= usize::from(link.mtu));
+    let port = link.and_then(|link| exits.lan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
+    if port.is_none() && exits.last_routes {
+        return Ok(Exit::Lan(last));
+    }
+    if let Err(reason) = inner::take_hop(pool.packet_mut(frame)) {
+        let told = exits.limiter.allow(now) && icmp::answer(pool, frame, &inner, icmp::Error::TimeExceeded, table);
+        return if told { Ok(Exit::Error) } else { Err(reason) };
+    }
+    packet.link = link.copied();
+    Ok(Exit::Lan(port.unwrap_or(last)))
+}
+
+/// Counts of a run of messages by one session, so that the shared counters are touched once a run.
+struct Tally<'a> {
+    session: Option<&'a Arc<Session>>,
+    packets: u64,
+    bytes: u64,
+    data: bool,
+}
+
+impl<'a> Tally<'a> {
+    #[inline]
+    fn count(&mut self, session: &'a Arc<Session>, bytes: u64, data: bool, now: Millis) {
+        if !self.session.is_some_and(|s| Arc::ptr_eq(s, session)) {
+            self.settle(now);
+            *self = Tally { session: Some(session), packets: 0, bytes: 0, data: false };
+        }
+        self.packets += 1;
+        self.bytes += bytes;
+        self.data |= data;
+    }
+
+    fn settle(&self, now: Millis) {
+        if let Some(session) = self.session {
+            session.peer.received.count(self.packets, self.bytes, self.data, now);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The inner packet: what the data plane reads of IPv4 and IPv6, and the few fields it changes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::checksum;
+use crate::drop::Drop;
+
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+const TCP: u8 = 6;
+/// The ECN codepoint that says "congestion experienced"; also the mask of the field.
+const ECN_CE: u8 = 0b11;
+const ECN_ECT1: u8 = 0b01;
+
+/// What the data plane wants to know of an IP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inner {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// Bytes of the packet by its own header.
+    pub len: usize,
+    /// Bytes of the network header: IPv4 with its options, IPv6 without extension headers.
+    pub header: usize,
+    /// IPv4's protocol or IPv6's next header.
+    pub protocol: u8,
+    /// Traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// Whether it may not be fragmented on the way; always so for IPv6.
+    pub unfragmentable: bool,
+    /// Whether it is a fragment other than the first (IPv4; IPv6's fragment header is not looked at).
+    pub later_fragment: bool,
+}
+
+impl Inner {
+    /// Reads the header, checking that the packet holds what the header says.
+    #[inline]
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => {
+                let h: &[u8; IPV4_HEADER] = packet.first_chunk()?;
+                let header = usize::from(h[0] & 0xf) * 4;
+                let len = usize::from(u16::from_be_bytes([h[2], h[3]]));
+                let fragment = u16::from_be_bytes([h[6], h[7]]);
+                (header >= IPV4_HEADER && len >= header && packet.len() >= len).then(|| Self {
+                    source: IpAddr::V4(Ipv4Addr::new(h[12], h[13], h[14], h[15])),
+                    destination: IpAddr::V4(Ipv4Addr::new(h[16], h[17], h[18], h[19])),
+                    len,
+                    header,
+                    protocol: h[9],
+                    tos: h[1],
+                    unfragmentable: fragment & 0x4000 != 0,
+                    later_fragment: fragment & 0x1fff != 0,
+                })
+            }
+            6 => {
+                let h: &[u8; IPV6_HEADER] = packet.first_chunk()?;
+                let len = IPV6_HEADER + usize::from(u16::from_be_bytes([h[4], h[5]]));
+                let address = |at: usize| {
+                    let bytes: [u8; 16] = h[at..at + 16].try_into().expect("sixteen bytes");
+                    IpAddr::V6(Ipv6Addr::from(bytes))
+                };
+                (packet.len() >= len).then(|| Self {
+                    source: address(8),
+                    destination: address(24),
+                    len,
+                    header: IPV6_HEADER,
+                    protocol: h[6],
+                    tos: h[0] << 4 | h[1] >> 4,
+                    unfragmentable: true,
+                    later_fragment: false,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Takes one off the TTL or hop limit; [`Drop::HopLimit`] when that would be the last.
+#[inline]
+pub(crate) fn take_hop(packet: &mut [u8]) -> Result<(), Drop> {
+    if packet[0] >> 4 == 4 {
+        if packet[8] <= 1 {
+            return Err(Drop::HopLimit);
+        }
+        let old = u16::from_be_bytes([packet[8], packet[9]]);
+        packet[8] -= 1;
+        adjust(packet, 10, old, old - 0x100);
+    } else {
+        if packet[7] <= 1 {
+            return Err(Drop::HopLimit);
+        }
+        packet[7] -= 1;
+    }
+    Ok(())
+}
+
+/// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN; DSCP stays inside, so
+/// that the kinds of traffic are not told to the networks between.
+#[inline]
+pub(crate) fn outer_tos(inner: u8) -> u8 {
+    inner & ECN_CE
+}
+
+/// Merges the outer ECN field into the packet as RFC 6040 section 4.2 says; [`Drop::Congestion`] where it
+/// says to drop.
+#[inline]
+pub(crate) fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), Drop> {
+    let merged = match (tos & ECN_CE, outer & ECN_CE) {
+        (0, ECN_CE) => return Err(Drop::Congestion),
+        (0, _) | (ECN_CE, _) => return Ok(()),
+        (_, ECN_CE) => ECN_CE,
+        (_, ECN_ECT1) => ECN_ECT1,
+        _ => return Ok(()),
+    };
+    let tos = tos & !ECN_CE | merged;
+    if packet[0] >> 4 == 4 {
+        let old = u16::from_be_bytes([packet[0], packet[1]]);
+        packet[1] = tos;
+        adjust(packet, 10, old, u16::from_be_bytes([packet[0], tos]));
+    } else {
+        packet[0] = 0x60 | tos >> 4;
+        packet[1] = packet[1] & 0x0f | tos << 4;
+    }
+    Ok(())
+}
+
+/// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
+#[inline]
+pub(crate) fn clamp_mss(packet: &mut [u8], inner: &Inner, mtu: usize) {
+    if inner.protocol != TCP || inner.later_fragment {
+        return;
+    }
+    let Some(tcp) = packet.get_mut(inner.header..inner.len) else { return };
+    if tcp.len() < 20 || tcp[13] & 0x02 == 0 {
+        return;
+    }
+    let end = (usize::from(tcp[12] >> 4) * 4).min(tcp.len());
+    let limit = (mtu - inner.header.min(mtu)).saturating_sub(20).min(0xffff) as u16;
+    let mut at = 20;
+    while at + 1 < end {
+        match (tcp[at], usize::from(tcp[at + 1])) {
+            (0, _) => return,
+            (1, _) => at += 1,
+            (2, 4) if at + 4 <= end => {
+                let offered = u16::from_be_bytes([tcp[at + 2], tcp[at + 3]]);
+                if offered > limit {
+                    // The option may stand at an odd place, so the sum is adjusted byte by byte.
+                    for (i, new) in limit.to_be_bytes().into_iter().enumerate() {
+                        let place = at + 2 + i;
+                        let word = |byte: u8| if place % 2 == 0 { u16::from(byte) << 8 } else { u16::from(byte) };
+                        let old = word(tcp[place]);
+                        tcp[place] = new;
+                        adjust(tcp, 16, old, word(new));
+                    }
+                }
+                return;
+            }
+            (_, len) if len >= 2 => at += len,
+            _ => return,
+        }
+    }
+}
+
+/// Updates the checksum at `at` for a word of its data that changed.
+#[inline]
+fn adjust(data: &mut [u8], at: usize, old: u16, new: u16) {
+    let checksum = checksum::update(u16::from_be_bytes([data[at], data[at + 1]]), old, new);
+    data[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An IPv4 or IPv6 packet by the addresses' family, checksums right.
+    pub(crate) fn packet(source: &str, destination: &str, protocol: u8, tos: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
+        let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
+        let mut p = Vec::new();
+        match (source, destination) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                p.extend_from_slice(&[0x45, tos]);
+                p.extend_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+                p.extend_from_slice(&[0, 1, 0x40, 0, hops, protocol, 0, 0]);
+                p.extend_from_slice(&s.octets());
+                p.extend_from_slice(&d.octets());
+                let sum = naive(&p);
+                p[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            (IpAddr::V6(s), IpAddr::V6(d)) => {
+                p.extend_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
+                p.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+                p.extend_from_slice(&[protocol, hops]);
+                p.extend_from_slice(&s.octets());
+                p.extend_from_slice(&d.octets());
+            }
+            _ => panic!("mixed families"),
+        }
+        p.extend_from_slice(payload);
+        p
+    }
+
+    /// The checksum as RFC 1071 words it.
+    pub(crate) fn naive(data: &[u8]) -> u16 {
+        let mut sum: u32 = data.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0))).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    const PAIRS: [(&str, &str); 2] = [("10.0.0.1", "10.1.0.1"), ("fd00::1", "fd01::1")];
+
+    #[test]
+    fn parse_and_every_truncation() {
+        for (s, d) in PAIRS {
+            let p = packet(s, d, 17, 0xb9, 64, &[1; 30]);
+            let inner = Inner::parse(&p).unwrap();
+            assert_eq!((inner.source, inner.destination), (s.parse().unwrap(), d.parse().unwrap()));
+            assert_eq!((inner.len, inner.protocol, inner.tos), (p.len(), 17, 0xb9));
+            for len in 0..p.len() {
+                assert_eq!(Inner::parse(&p[..len]), None);
+            }
+            let padded = [&p[..], &[0; 7]].concat();
+            assert_eq!(Inner::parse(&padded), Some(inner));
+        }
+        assert_eq!(Inner::parse(&[0x50; 40]), None);
+        assert_eq!(Inner::parse(&[0x44; 40]), None, "a header shorter than IPv4's");
+    }
+
+    #[test]
+    fn hops_run_out() {
+        for (s, d) in PAIRS {
+            let mut p = packet(s, d, 17, 0, 3, &[]);
+            assert_eq!(take_hop(&mut p), Ok(()));
+            assert_eq!(p, packet(s, d, 17, 0, 2, &[]));
+            assert_eq!(take_hop(&mut p), Ok(()));
+            assert_eq!(take_hop(&mut p), Err(Drop::HopLimit));
+        }
+    }
+
+    /// The table of RFC 6040, figure 4.
+    #[test]
+    fn ecn_is_merged() {
+        let (not, ect0, ect1, ce) = (0, 2, 1, 3);
+        for (s, d) in PAIRS {
+            for (inner, row) in [
+                (not, [Some(not), Some(not), Some(not), None]),
+                (ect0, [Some(ect0), Some(ect1), Some(ect0), Some(ce)]),
+                (ect1, [Some(ect1), Some(ect1), Some(ect1), Some(ce)]),
+                (ce, [Some(ce), Some(ce), Some(ce), Some(ce)]),
+            ] {
+                for (outer, expected) in [not, ect1, ect0, ce].into_iter().zip(row) {
+                    let mut p = packet(s, d, 17, 0xb8 | inner, 9, &[]);
+                    let result = merge_ecn(&mut p, 0xb8 | inner, outer | 0x28);
+                    match expected {
+                        Some(ecn) => assert_eq!((result, p), (Ok(()), packet(s, d, 17, 0xb8 | ecn, 9, &[]))),
+                        None => assert_eq!(result, Err(Drop::Congestion)),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mss_is_clamped_on_syns_only_and_the_checksum_follows() {
+        for (s, d) in PAIRS {
+            for nops in 0..3 {
+                for (flags, offered, mtu, expected) in
+                    [(0x02, 1460, 1420, None), (0x12, 8960, 1420, None), (0x10, 1460, 1420, Some(1460)), (0x02, 500, 1420, Some(500))]
+                {
+                    let mut tcp = vec![0u8; 28];
+                    tcp[12] = 7 << 4;
+                    tcp[13] = flags;
+                    tcp[20..20 + nops].fill(1);
+                    tcp[20 + nops..24 + nops].copy_from_slice(&[2, 4, (offered >> 8) as u8, offered as u8]);
+                    let sum = naive(&tcp);
+                    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+                    let mut p = packet(s, d, TCP, 0, 9, &tcp);
+                    let inner = Inner::parse(&p).unwrap();
+                    clamp_mss(&mut p, &inner, mtu);
+                    let at = inner.header + 20 + nops + 2;
+                    let mss = usize::from(u16::from_be_bytes([p[at], p[at + 1]]));
+                    assert_eq!(mss, expected.unwrap_or(mtu - inner.header - 20));
+                    assert_eq!(naive(&p[inner.header..]), 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn broken_tcp_options_are_left_alone() {
+        let mut seed = 3u64;
+        for _ in 0..50_000 {
+            let mut tcp = [0u8; 40];
+            for b in &mut tcp {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                *b = seed as u8;
+            }
+            tcp[13] |= 2;
+            let mut p = packet("10.0.0.1", "10.1.0.1", TCP, 0, 9, &tcp[..20 + (seed >> 40) as usize % 21]);
+            let inner = Inner::parse(&p).unwrap();
+            clamp_mss(&mut p, &inner, 1420);
+        }
+    }
+}

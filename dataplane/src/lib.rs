@@ -1,0 +1,32 @@
+//! Penstock's data plane: ports, workers, sessions.
+//!
+//! The packet's way, each step a module:
+//!
+//! ```text
+//!   steer ─► ports::{xdp,udp} ─► worker ─► ingress: session ─► replay ─► allowed IPs ─► next hop ─► ports::{xdp,tun}
+//!   steer ─► ports::{xdp,tun} ─► worker ─► egress:  allowed IPs ─► session ─► seal ─► ports::{xdp,udp}
+//! ```
+//!
+//! [`engine`] starts the workers. [`table`] is what control publishes to them, [`slow_path`] the queues
+//! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`drop`] reason.
+//! There is no tokio here, no netlink, and no log line per packet.
+
+pub mod clock;
+pub mod drop;
+pub mod engine;
+pub mod frame;
+pub mod peer;
+pub mod ports;
+pub mod prefix;
+pub mod replay;
+pub mod session;
+pub mod slow_path;
+pub mod steer;
+pub mod table;
+pub mod worker;
+
+mod checksum;
+mod egress;
+mod icmp;
+mod ingress;
+mod inner;

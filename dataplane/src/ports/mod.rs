@@ -1,0 +1,198 @@
+//! Ports: where a worker's packets come from and go to.
+//!
+//! A WAN port carries UDP datagrams: the packet is the UDP payload, and [`Packet::remote`] its peer's
+//! address. A LAN port carries IP packets: the packet begins at the IP header. Link and outer headers
+//! are the ports' own business, so the worker's stages are the same for all of them.
+
+pub mod memory;
+pub mod tun;
+pub mod udp;
+pub mod xdp;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use crate::drop::Drops;
+use crate::frame::{Frame, Pool};
+
+/// Packets a worker takes from a port at a time, at most.
+pub const BATCH: usize = 128;
+
+/// Bytes of Ethernet (14), IPv4 (20), UDP (8) and WireGuard (16) headers: the room that a LAN port
+/// leaves between the anchor and the IP packet, so that the sealed frame begins at the anchor.
+pub const EGRESS_ROOM: usize = 58;
+
+/// A packet in a worker's hands.
+#[derive(Debug)]
+pub struct Packet {
+    /// Its bytes.
+    pub frame: Frame,
+    /// On the WAN: whom it is from or for.
+    pub remote: SocketAddr,
+    /// On the WAN: the outer traffic class (DSCP and ECN), as received or to be sent.
+    pub tos: u8,
+    /// Link to send it by; `None` on receive and for ports that leave it to the kernel.
+    pub link: Option<Link>,
+}
+
+impl Packet {
+    /// A packet of the LAN, or of the WAN before its addresses are known.
+    #[inline]
+    pub fn new(frame: Frame) -> Self {
+        Self { frame, remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), tos: 0, link: None }
+    }
+}
+
+/// A resolved way out of an interface: its Ethernet header, and our address there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The interface.
+    pub ifindex: u32,
+    /// Our address on it, the source of outer packets.
+    pub source: IpAddr,
+    /// The interface's MTU, in bytes.
+    pub mtu: u16,
+    /// Destination and source address and, with 802.1Q, the tag; EtherType not included.
+    header: [u8; 16],
+    header_len: u8,
+}
+
+impl Link {
+    /// A link to `destination` from `source_mac`, untagged or in a VLAN.
+    pub fn new(ifindex: u32, source: IpAddr, destination: [u8; 6], source_mac: [u8; 6], vlan: Option<u16>) -> Self {
+        let mut header = [0; 16];
+        header[..6].copy_from_slice(&destination);
+        header[6..12].copy_from_slice(&source_mac);
+        let mut header_len = 12;
+        if let Some(tag) = vlan {
+            header[12..14].copy_from_slice(&0x8100u16.to_be_bytes());
+            header[14..16].copy_from_slice(&tag.to_be_bytes());
+            header_len = 16;
+        }
+        Self { ifindex, source, mtu: 1500, header, header_len }
+    }
+
+    /// The same link with another MTU than Ethernet's 1500 bytes.
+    #[must_use]
+    pub fn with_mtu(self, mtu: u16) -> Self {
+        Self { mtu, ..self }
+    }
+
+    /// The header up to the EtherType: 12 bytes, 16 with a tag.
+    #[inline]
+    pub fn header(&self) -> &[u8] {
+        &self.header[..self.header_len as usize]
+    }
+}
+
+/// Packets on their way from one stage to the next; never more than it was made for.
+#[derive(Debug)]
+pub struct Batch {
+    packets: Vec<Packet>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { packets: Vec::with_capacity(BATCH) }
+    }
+}
+
+impl Batch {
+    /// How many more packets fit.
+    #[inline]
+    pub fn room(&self) -> usize {
+        BATCH - self.packets.len()
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// How many there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// Appends a packet.
+    ///
+    /// # Panics
+    /// If there is no room.
+    #[inline]
+    pub fn push(&mut self, packet: Packet) {
+        assert!(self.packets.len() < BATCH, "batch is full");
+        self.packets.push(packet);
+    }
+
+    /// The packets, in order.
+    #[inline]
+    pub fn as_slice(&self) -> &[Packet] {
+        &self.packets
+    }
+
+    /// The packets, in order, to be changed.
+    #[inline]
+    pub fn as_mut_slice(&mut self) -> &mut [Packet] {
+        &mut self.packets
+    }
+
+    /// Takes all packets out, in order.
+    #[inline]
+    pub fn drain(&mut self) -> std::vec::Drain<'_, Packet> {
+        self.packets.drain(..)
+    }
+}
+
+/// What a port is, and what it was really bound as; shown by `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortInfo {
+    /// Name of the interface; of the WAN interface for `udp`.
+    pub interface: String,
+    /// `xdp`, `udp`, `tun` or `memory`.
+    pub kind: &'static str,
+    /// The queue of the interface.
+    pub queue: u32,
+    /// AF_XDP only: whether frames go without a copy between driver and UMEM.
+    pub zero_copy: Option<bool>,
+}
+
+/// A worker's end of a device queue.
+pub trait Port: Send {
+    /// Appends received packets to `batch`, as many as there are, as it has room and as the pool has
+    /// frames. Never blocks. Broken packets are given back to the pool and counted.
+    fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops);
+
+    /// Sends all of `batch` in order and leaves it empty. Never blocks: what the device does not take
+    /// is dropped and counted. Frames return to the pool now or when the device is done with them.
+    fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops);
+
+    /// The descriptor to poll for received packets.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether asking for packets costs no system call, so that a worker may ask on every turn.
+    fn cheap_to_ask(&self) -> bool {
+        false
+    }
+
+    /// Whether the kernel routes on this port's other side, so that it has taken or will take the
+    /// hop from TTL and hop limit.
+    fn kernel_routes(&self) -> bool {
+        false
+    }
+
+    /// The interface that a [`Link`] must name to leave by this port; `None` if it needs no link.
+    fn link_interface(&self) -> Option<u32> {
+        None
+    }
+
+    /// The link by which an answer to a received packet goes back to who sent it here, for the rare
+    /// packet that is answered with an ICMP error; `None` if the port needs no link.
+    fn reply_link(&self, _pool: &Pool, _packet: &Packet) -> Option<Link> {
+        None
+    }
+
+    /// What it is.
+    fn info(&self) -> PortInfo;
+}

@@ -1,0 +1,465 @@
+//! AF_XDP: a socket on one queue of one interface, on a UMEM that the worker's ports share.
+//!
+//! On the WAN the port takes off and puts on Ethernet, IP and UDP; on the LAN, Ethernet. A frame that
+//! came by one `xdp` port leaves by another without a copy: see [`crate::frame`] for the geometry.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
+
+use crate::checksum;
+use crate::drop::{Drop, Drops};
+use crate::frame::{Frame, Pool};
+use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner};
+use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo};
+
+/// Entries of each of a socket's rings.
+pub const RING: u32 = 2048;
+/// Frames that a socket's rings can hold: a pool needs so many for every port, and a few batches.
+pub const FRAMES: u32 = 2 * RING;
+const SOCKET_BUFFER: libc::c_int = 64 << 20;
+/// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.18): frames that one sendto transmits in copy mode.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+/// What one sendto transmits where that option is not known.
+const DEFAULT_BUDGET: u32 = 32;
+const UDP: u8 = 17;
+const UDP_HEADER: usize = 8;
+const MAC: usize = 6;
+const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
+const HOPS: u8 = 64;
+
+/// Which headers are the port's.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Wan { local_port: u16, next_id: u16 },
+    Lan,
+}
+
+/// An AF_XDP socket.
+#[derive(Debug)]
+pub struct XdpPort {
+    role: Role,
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    /// Frames that the kernel may fill and has not been given, for want of free ones.
+    owed: usize,
+    descs: Vec<FrameDesc>,
+    interface: String,
+    ifindex: u32,
+    queue: u32,
+    zero_copy: bool,
+}
+
+impl XdpPort {
+    /// A port for the tunnel's datagrams; those it sends come from UDP port `local_port`.
+    ///
+    /// # Errors
+    /// The socket cannot be bound: the queue is taken (EBUSY), there is no such queue or interface, a
+    /// capability is missing (EPERM); or the pool is not a UMEM or has too few frames.
+    pub fn wan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, local_port: u16) -> io::Result<Self> {
+        Self::open(pool, interface, ifindex, queue, Role::Wan { local_port, next_id: 0 })
+    }
+
+    /// A port for the site's IP packets.
+    ///
+    /// # Errors
+    /// As [`XdpPort::wan`].
+    pub fn lan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32) -> io::Result<Self> {
+        Self::open(pool, interface, ifindex, queue, Role::Lan)
+    }
+
+    #[expect(unsafe_code)]
+    fn open(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, role: Role) -> io::Result<Self> {
+        let Some(umem) = pool.shared_umem() else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pool is not a UMEM"));
+        };
+        let name: Interface = interface.parse().map_err(io::Error::other)?;
+        let ring = QueueSize::new(RING).map_err(io::Error::other)?;
+        let config = SocketConfig::builder()
+            .rx_queue_size(ring)
+            .tx_queue_size(ring)
+            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+            .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP)
+            .build();
+        // SAFETY: the frames belong to the pool, which gives each to one holder at a time.
+        let created = unsafe { Socket::new(config, umem, &name, queue) };
+        let (tx, rx, rings) = created.map_err(|error| {
+            use std::error::Error;
+            let errno = error.source().and_then(|s| s.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+            errno.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+        })?;
+        let (fill, completion) =
+            rings.ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "the queue already has a socket of ours"))?;
+        let fd = rx.fd().as_raw_fd();
+        // Neither is essential: without them large bursts take more calls.
+        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SOCKET_BUFFER);
+        let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, RING as libc::c_int);
+        let mut port = Self {
+            role,
+            rx,
+            tx,
+            fill,
+            completion,
+            owed: RING as usize,
+            descs: vec![FrameDesc::default(); RING as usize],
+            interface: interface.to_owned(),
+            ifindex,
+            queue,
+            zero_copy: is_zero_copy(fd)?,
+        };
+        port.refill(pool);
+        if port.owed > 0 {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the pool has too few frames for the fill ring"));
+        }
+        Ok(port)
+    }
+
+    /// The socket, for the steering program's map.
+    #[expect(unsafe_code)]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket is open for as long as the port is.
+        unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) }
+    }
+
+    /// Gives the kernel frames to fill.
+    #[expect(unsafe_code)]
+    fn refill(&mut self, pool: &mut Pool) {
+        let n = self.owed.min(pool.available());
+        for desc in &mut self.descs[..n] {
+            *desc = pool.take().map(|frame| pool.desc_of(frame)).expect("as many are available");
+        }
+        // SAFETY: the frames were taken from the pool and their tokens given up.
+        let given = unsafe { self.fill.produce(&self.descs[..n]) };
+        self.owed -= given;
+        for desc in &self.descs[given..n] {
+            let frame = pool.frame_of(desc);
+            pool.give(frame);
+        }
+        if self.fill.needs_wakeup() {
+            // The next turn asks again.
+            let _ = self.fill.wakeup(self.rx.fd_mut(), 0);
+        }
+    }
+
+    /// Takes back the frames that were transmitted.
+    #[expect(unsafe_code)]
+    fn reclaim(&mut self, pool: &mut Pool) {
+        // SAFETY: what the completion ring yields is ours again.
+        let n = unsafe { self.completion.consume(&mut self.descs) };
+        for desc in &self.descs[..n] {
+            let frame = pool.frame_of(desc);
+            pool.give(frame);
+        }
+    }
+
+    /// Makes the kernel transmit what is in the ring. In copy mode a call takes only so many.
+    fn kick(&mut self, drops: &Drops) {
+        for _ in 0..=BATCH as u32 / DEFAULT_BUDGET {
+            if self.tx.nb_free_exact() >= RING || !self.tx.needs_wakeup() {
+                return;
+            }
+            if self.tx.wakeup().is_err() {
+                return drops.count(Drop::TransmitError);
+            }
+        }
+    }
+
+    /// Takes the port's headers off; `None` if they are not what steering lets through.
+    fn unwrap(&self, mut frame: Frame, pool: &Pool) -> Result<Packet, Frame> {
+        match self.role {
+            Role::Wan { local_port, .. } => match parse_datagram(pool.packet(&frame), local_port) {
+                Some(datagram) => {
+                    frame.trim_front(datagram.payload);
+                    frame.truncate(datagram.len);
+                    Ok(Packet { remote: datagram.source, tos: datagram.tos, ..Packet::new(frame) })
+                }
+                None => Err(frame),
+            },
+            Role::Lan => {
+                let header = penstock_wire::ethernet_offset(pool.packet(&frame))
+                    .and_then(|at| Some(at + ethernet_len(pool.packet(&frame).get(at..)?)?));
+                match header {
+                    Some(header) => {
+                        frame.trim_front(header);
+                        Ok(Packet::new(frame))
+                    }
+                    None => Err(frame),
+                }
+            }
+        }
+    }
+
+    /// Puts the port's headers on, and the frame where AF_XDP wants it.
+    fn wrap(&mut self, packet: &mut Packet, pool: &mut Pool) -> bool {
+        let Some(link) = packet.link.filter(|link| link.ifindex == self.ifindex) else { return false };
+        let frame = &mut packet.frame;
+        let written = match &mut self.role {
+            Role::Wan { local_port, next_id } => {
+                *next_id = next_id.wrapping_add(1);
+                write_datagram(pool, frame, &link, packet.remote, packet.tos, *local_port, *next_id)
+            }
+            Role::Lan => {
+                let ether_type = if pool.packet(frame).first().is_some_and(|b| b >> 4 == 6) { TYPE_IPV6 } else { TYPE_IPV4 };
+                write_ethernet(pool, frame, &link, ether_type)
+            }
+        };
+        written && pool.move_to_anchor(frame)
+    }
+}
+
+impl Port for XdpPort {
+    #[expect(unsafe_code)]
+    fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
+        self.reclaim(pool);
+        let room = batch.room();
+        // SAFETY: what the receive ring yields is ours.
+        let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
+        for i in 0..n {
+            let frame = pool.frame_of(&self.descs[i]);
+            match self.unwrap(frame, pool) {
+                Ok(packet) => batch.push(packet),
+                Err(frame) => {
+                    drops.count(Drop::BadInner);
+                    pool.give(frame);
+                }
+            }
+        }
+        self.owed += n;
+        if self.owed > 0 {
+            self.refill(pool);
+        }
+    }
+
+    #[expect(unsafe_code)]
+    fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
+        self.reclaim(pool);
+        let room = self.tx.nb_free(BATCH as u32) as usize;
+        let mut n = 0;
+        for mut packet in batch.drain() {
+            let refused = if n >= room {
+                Some(Drop::TransmitFull)
+            } else if !self.wrap(&mut packet, pool) {
+                Some(Drop::TransmitError)
+            } else {
+                None
+            };
+            if let Some(reason) = refused {
+                drops.count(reason);
+                pool.give(packet.frame);
+                continue;
+            }
+            self.descs[n] = pool.desc_of(packet.frame);
+            n += 1;
+        }
+        // SAFETY: the frames' tokens were given up; room for all of them was asked for.
+        let sent = unsafe { self.tx.produce(&self.descs[..n]) };
+        for desc in &self.descs[sent..n] {
+            drops.count(Drop::TransmitFull);
+            let frame = pool.frame_of(desc);
+            pool.give(frame);
+        }
+        self.kick(drops);
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket())
+    }
+
+    fn cheap_to_ask(&self) -> bool {
+        true
+    }
+
+    fn link_interface(&self) -> Option<u32> {
+        Some(self.ifindex)
+    }
+
+    fn reply_link(&self, pool: &Pool, packet: &Packet) -> Option<Link> {
+        // The Ethernet header still stands in front of the packet.
+        let slot = pool.slot(&packet.frame);
+        let end = packet.frame.start();
+        let tagged = end >= 18 && slot[end - 6..end - 4] == TYPE_VLAN;
+        let at = end.checked_sub(if tagged { 18 } else { 14 })?;
+        let mac = |at: usize| -> [u8; MAC] { slot[at..at + MAC].try_into().expect("six bytes") };
+        let vlan = tagged.then(|| u16::from_be_bytes([slot[at + 14], slot[at + 15]]));
+        Some(Link::new(self.ifindex, IpAddr::from([0, 0, 0, 0]), mac(at + MAC), mac(at), vlan))
+    }
+
+    fn info(&self) -> PortInfo {
+        PortInfo { interface: self.interface.clone(), kind: "xdp", queue: self.queue, zero_copy: Some(self.zero_copy) }
+    }
+}
+
+/// Bytes of the Ethernet header, with a tag or without; `None` if the frame is shorter.
+fn ethernet_len(frame: &[u8]) -> Option<usize> {
+    let len = if frame.get(12..14)? == TYPE_VLAN { 18 } else { 14 };
+    (frame.len() >= len).then_some(len)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Datagram {
+    /// Where the UDP payload begins, and its length.
+    payload: usize,
+    len: usize,
+    source: SocketAddr,
+    tos: u8,
+}
+
+/// Reads Ethernet, IP and UDP in front of a datagram to `local_port`.
+fn parse_datagram(frame: &[u8], local_port: u16) -> Option<Datagram> {
+    let ethernet = ethernet_len(frame)?;
+    let ip = &frame[ethernet..];
+    let outer = Inner::parse(ip)?;
+    let udp = ip.get(outer.header..outer.len)?;
+    if outer.protocol != UDP || udp.len() < UDP_HEADER || udp[2..4] != local_port.to_be_bytes() {
+        return None;
+    }
+    let len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+    (len >= UDP_HEADER && len <= udp.len()).then(|| Datagram {
+        payload: ethernet + outer.header + UDP_HEADER,
+        len: len - UDP_HEADER,
+        source: SocketAddr::new(outer.source, u16::from_be_bytes([udp[0], udp[1]])),
+        tos: outer.tos,
+    })
+}
+
+/// Writes the Ethernet header in front of the packet.
+fn write_ethernet(pool: &mut Pool, frame: &mut Frame, link: &Link, ether_type: [u8; 2]) -> bool {
+    let header = link.header();
+    let (end, len) = (frame.start(), frame.len());
+    let Some(start) = end.checked_sub(header.len() + 2) else { return false };
+    let slot = pool.slot_mut(frame);
+    slot[start..end - 2].copy_from_slice(header);
+    slot[end - 2..end].copy_from_slice(&ether_type);
+    frame.set(start, end - start + len);
+    true
+}
+
+/// Writes UDP, IP and Ethernet in front of the payload. IPv4 datagrams carry no UDP checksum, since the
+/// AEAD protects them; over IPv6 it must be there.
+fn write_datagram(
+    pool: &mut Pool,
+    frame: &mut Frame,
+    link: &Link,
+    remote: SocketAddr,
+    tos: u8,
+    local_port: u16,
+    id: u16,
+) -> bool {
+    let (payload, len) = (frame.start(), frame.len());
+    let udp_len = UDP_HEADER + len;
+    let udp = payload - UDP_HEADER;
+    let slot = pool.slot_mut(frame);
+    slot[udp..udp + 2].copy_from_slice(&local_port.to_be_bytes());
+    slot[udp + 2..udp + 4].copy_from_slice(&remote.port().to_be_bytes());
+    slot[udp + 4..udp + 6].copy_from_slice(&(udp_len as u16).to_be_bytes());
+    slot[udp + 6..payload].fill(0);
+    let (ip, ether_type) = match (link.source, remote.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ip = udp - IPV4_HEADER;
+            let h = &mut slot[ip..udp];
+            h[..2].copy_from_slice(&[0x45, tos]);
+            h[2..4].copy_from_slice(&((IPV4_HEADER + udp_len) as u16).to_be_bytes());
+            h[4..6].copy_from_slice(&id.to_be_bytes());
+            h[6..12].copy_from_slice(&[0, 0, HOPS, UDP, 0, 0]);
+            h[12..16].copy_from_slice(&source.octets());
+            h[16..20].copy_from_slice(&destination.octets());
+            let sum = checksum::ipv4_header(h);
+            h[10..12].copy_from_slice(&sum.to_be_bytes());
+            (ip, TYPE_IPV4)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let ip = udp - IPV6_HEADER;
+            let h = &mut slot[ip..udp];
+            h[..4].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
+            h[4..6].copy_from_slice(&(udp_len as u16).to_be_bytes());
+            h[6..8].copy_from_slice(&[UDP, HOPS]);
+            h[8..24].copy_from_slice(&source.octets());
+            h[24..40].copy_from_slice(&destination.octets());
+            let pseudo = checksum::pseudo_header(&h[8..40], UDP, udp_len);
+            let sum = !checksum::fold(checksum::sum(&slot[udp..payload + len]) + pseudo);
+            let sum = if sum == 0 { 0xffff } else { sum };
+            slot[udp + 6..payload].copy_from_slice(&sum.to_be_bytes());
+            (ip, TYPE_IPV6)
+        }
+        _ => return false,
+    };
+    frame.set(ip, payload + len - ip);
+    write_ethernet(pool, frame, link, ether_type)
+}
+
+#[expect(unsafe_code)]
+fn set_option(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+    let size = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the option's value is a live integer of the size given.
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel bound the socket without copies between driver and UMEM.
+#[expect(unsafe_code)]
+fn is_zero_copy(fd: i32) -> io::Result<bool> {
+    let mut flags = 0u32;
+    let mut size = size_of_val(&flags) as libc::socklen_t;
+    // SAFETY: the kernel writes one integer of the size given.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut flags).cast(), &raw mut size) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::ANCHOR;
+    use crate::inner::tests::naive;
+
+    /// What one port writes, another reads; checksums are right; truncated frames are refused.
+    #[test]
+    fn datagrams_are_written_and_read_back() {
+        for (source, remote, vlan) in
+            [("192.0.2.1", "192.0.2.2:5", None), ("2001:db8::1", "[2001:db8::2]:5", None), ("192.0.2.1", "192.0.2.2:5", Some(7))]
+        {
+            for len in [0, 1, 32, 1452] {
+                let mut pool = Pool::heap(1);
+                let mut frame = pool.take().unwrap();
+                frame.set(ANCHOR + 80, len);
+                pool.packet_mut(&frame).fill(0xa5);
+                let link = Link::new(1, source.parse().unwrap(), [1; 6], [2; 6], vlan);
+                let remote: SocketAddr = remote.parse().unwrap();
+                assert!(write_datagram(&mut pool, &mut frame, &link, remote, 3, 47100, 9));
+                let bytes = pool.packet(&frame);
+                let datagram = parse_datagram(bytes, 5).unwrap();
+                assert_eq!((datagram.len, datagram.tos), (len, 3));
+                assert_eq!(datagram.source, SocketAddr::new(link.source, 47100));
+                let ethernet = ethernet_len(bytes).unwrap();
+                if remote.is_ipv4() {
+                    assert_eq!(naive(&bytes[ethernet..ethernet + 20]), 0);
+                } else {
+                    let ip = &bytes[ethernet..];
+                    let pseudo = [&ip[8..40], &[0, 0], &ip[4..6], &[0, 0, 0, UDP], &ip[40..]].concat();
+                    assert_eq!(naive(&pseudo), 0);
+                }
+                for cut in 0..bytes.len() {
+                    assert_eq!(parse_datagram(&bytes[..cut], 5), None);
+                }
+                assert_eq!(parse_datagram(bytes, 6), None, "another port");
+            }
+        }
+    }
+
+    #[test]
+    fn families_do_not_mix() {
+        let mut pool = Pool::heap(1);
+        let mut frame = pool.take().unwrap();
+        let link = Link::new(1, "192.0.2.1".parse().unwrap(), [1; 6], [2; 6], None);
+        assert!(!write_datagram(&mut pool, &mut frame, &link, "[::1]:5".parse().unwrap(), 0, 1, 1));
+    }
+}

@@ -1,0 +1,375 @@
+//! Attaches the XDP programs of `ebpf/steer` and feeds their maps.
+//!
+//! A [`WanSteering`] or [`LanSteering`] owns one attached program and its maps; the decision itself
+//! is `penstock_wire`'s. The program is attached through a bpf_link, so it dies with the value and
+//! with the process. Until a queue has a socket, everything passes to the kernel.
+
+mod error;
+mod kernel;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::links::FdLink;
+use aya::programs::{Xdp, xdp};
+use aya::{Ebpf, Pod};
+use penstock_wire::{
+    AddressKey, LanConfig, LanVerdict, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
+};
+pub use penstock_wire::{MAX_SHIFT, OuterFamily, ethernet_offset};
+use rustix::io::Errno;
+
+pub use error::{AttachError, SteerError};
+use error::{
+    accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader,
+    refused_by_verifier, too_old,
+};
+
+/// Both programs, built by `scripts/build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver, else in the kernel's generic path.
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the kernel's generic path, which every interface has.
+    Generic,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, before the kernel builds a socket buffer.
+    Native,
+    /// In the kernel's generic path, on a socket buffer.
+    Generic,
+}
+
+impl XdpMode {
+    /// `native` or `generic`, as `status --json` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// The steering of a WAN interface: WireGuard transport data to our port at our addresses goes to
+/// the receive queue's socket. Dropping it detaches.
+pub struct WanSteering {
+    attachment: Attachment,
+    local: HashMap<MapData, AddressKey, u8>,
+}
+
+impl WanSteering {
+    /// Attaches to the interface for the UDP port (host byte order). No address is ours yet.
+    ///
+    /// The interface is found by its index in the calling thread's network namespace; the name is
+    /// for messages.
+    pub fn attach(
+        interface: &str,
+        ifindex: u32,
+        port: u16,
+        mode: AttachMode,
+    ) -> Result<Self, AttachError> {
+        let mut object = load()?;
+        let mut config: Array<_, Shared<WanConfig>> = take(&mut object, penstock_wire::WAN_CONFIG)?;
+        config
+            .set(0, Shared(WanConfig { port }), 0)
+            .map_err(|error| loading(&error))?;
+        let local = take(&mut object, penstock_wire::LOCAL)?;
+        let target = Target { interface, ifindex };
+        let attachment = Attachment::new(object, penstock_wire::WAN_PROGRAM, &target, mode)?;
+        Ok(Self { attachment, local })
+    }
+
+    /// Declares an address ours; again is no error.
+    pub fn insert_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
+        self.local
+            .insert(address_key(address), 0, 0)
+            .map_err(accessing(penstock_wire::LOCAL))
+    }
+
+    /// Declares an address not ours any more; again is no error.
+    pub fn remove_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
+        removed(
+            self.local.remove(&address_key(address)),
+            penstock_wire::LOCAL,
+        )
+    }
+
+    /// Frames by verdict since the attachment, summed over the CPUs, in the order of
+    /// [`WanVerdict::ALL`].
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
+        self.attachment
+            .counters(WanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
+    }
+}
+
+/// The steering of a LAN interface: IP packets to our MAC address for a remote prefix go to the
+/// receive queue's socket, with room in front and the mark that [`ethernet_offset`] reads. Dropping
+/// it detaches.
+pub struct LanSteering {
+    attachment: Attachment,
+    config: Array<MapData, Shared<LanConfig>>,
+    mac: [u8; 6],
+    prefixes: LpmTrie<MapData, AddressKey, u32>,
+}
+
+impl LanSteering {
+    /// Attaches to the interface with the MAC address. No prefix is remote yet. IPv4 packets longer
+    /// than `tunnel_mtu` (bytes, IP header included) that may be fragmented stay with the kernel.
+    ///
+    /// The interface is found by its index in the calling thread's network namespace; the name is
+    /// for messages.
+    pub fn attach(
+        interface: &str,
+        ifindex: u32,
+        mac: [u8; 6],
+        tunnel_mtu: u16,
+        mode: AttachMode,
+    ) -> Result<Self, AttachError> {
+        let mut object = load()?;
+        let mut config: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
+        config
+            .set(0, Shared(LanConfig { mac, tunnel_mtu }), 0)
+            .map_err(|error| loading(&error))?;
+        let prefixes = take(&mut object, penstock_wire::PREFIXES)?;
+        let target = Target { interface, ifindex };
+        let attachment = Attachment::new(object, penstock_wire::LAN_PROGRAM, &target, mode)?;
+        Ok(Self {
+            attachment,
+            config,
+            mac,
+            prefixes,
+        })
+    }
+
+    /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the
+    /// address beyond the prefix don't matter.
+    pub fn insert_prefix(
+        &mut self,
+        address: IpAddr,
+        len: u8,
+        outer: OuterFamily,
+    ) -> Result<(), SteerError> {
+        self.set_prefix(address, len, outer.shift())
+    }
+
+    /// Keeps a prefix with the kernel although a shorter remote prefix covers it: the gateway's own
+    /// subnets and addresses under a remote default route.
+    pub fn insert_local_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
+        self.set_prefix(address, len, STAYS_LOCAL)
+    }
+
+    fn set_prefix(&mut self, address: IpAddr, len: u8, value: u32) -> Result<(), SteerError> {
+        let key = prefix_key(address, len)?;
+        self.prefixes
+            .insert(&key, value, 0)
+            .map_err(accessing(penstock_wire::PREFIXES))
+    }
+
+    /// Forgets a prefix, remote or local; again is no error.
+    pub fn remove_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
+        let key = prefix_key(address, len)?;
+        removed(self.prefixes.remove(&key), penstock_wire::PREFIXES)
+    }
+
+    /// Changes the tunnel's MTU, in bytes with the inner IP header.
+    pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) -> Result<(), SteerError> {
+        self.config
+            .set(
+                0,
+                Shared(LanConfig {
+                    mac: self.mac,
+                    tunnel_mtu,
+                }),
+                0,
+            )
+            .map_err(accessing(penstock_wire::LAN_CONFIG))
+    }
+
+    /// Frames by verdict since the attachment, summed over the CPUs, in the order of
+    /// [`LanVerdict::ALL`].
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
+        self.attachment
+            .counters(LanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
+    }
+}
+
+/// What both kinds of steering do alike.
+macro_rules! delegate_to_attachment {
+    ($($steering:ident),+) => {$(
+        impl $steering {
+            /// The mode in which the program is attached.
+            pub fn mode(&self) -> XdpMode {
+                self.attachment.mode
+            }
+
+            /// Why the mode is generic although native was tried.
+            pub fn fallback(&self) -> Option<&str> {
+                self.attachment.fallback.as_deref()
+            }
+
+            /// Redirects to the AF_XDP socket what the receive queue gets. A socket that is bound
+            /// to another interface or queue would lose it silently.
+            pub fn set_socket(&mut self, queue: u32, fd: BorrowedFd<'_>) -> Result<(), SteerError> {
+                self.attachment.sockets.set(queue, fd, 0).map_err(on_queue(queue))
+            }
+
+            /// Passes to the kernel what the receive queue gets. The kernel does the same by itself
+            /// when a socket is closed.
+            pub fn clear_socket(&mut self, queue: u32) -> Result<(), SteerError> {
+                self.attachment.sockets.unset(queue).map_err(on_queue(queue))
+            }
+        }
+
+        impl fmt::Debug for $steering {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($steering))
+                    .field("mode", &self.mode())
+                    .field("fallback", &self.fallback())
+                    .finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+delegate_to_attachment!(WanSteering, LanSteering);
+
+/// A configuration that lies in a map as it lies in memory.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Shared<T>(T);
+
+// SAFETY: `repr(C)` integers without padding: every byte is initialised.
+#[allow(unsafe_code)]
+unsafe impl Pod for Shared<WanConfig> {}
+// SAFETY: `repr(C)` integers without padding (6 + 2 bytes, aligned to 2): every byte is initialised.
+#[allow(unsafe_code)]
+unsafe impl Pod for Shared<LanConfig> {}
+
+/// The interface as the caller knows it.
+struct Target<'a> {
+    interface: &'a str,
+    ifindex: u32,
+}
+
+/// An attached program and the maps that both programs have.
+struct Attachment {
+    /// Keeps the program attached.
+    _link: FdLink,
+    mode: XdpMode,
+    fallback: Option<String>,
+    sockets: XskMap<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Attachment {
+    fn new(
+        mut object: Ebpf,
+        name: &'static str,
+        target: &Target<'_>,
+        mode: AttachMode,
+    ) -> Result<Self, AttachError> {
+        let sockets = take(&mut object, penstock_wire::SOCKETS)?;
+        let counters = take(&mut object, penstock_wire::COUNTERS)?;
+        let program: &mut Xdp = object
+            .program_mut(name)
+            .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
+            .try_into()
+            .map_err(|error| loading(&error))?;
+        program
+            .load()
+            .map_err(|error| refused_by_verifier(name, &error))?;
+        let mut fallback = None;
+        let (link, mode) = match mode {
+            AttachMode::Native => (link(program, target, XdpMode::Native)?, XdpMode::Native),
+            AttachMode::Generic => (link(program, target, XdpMode::Generic)?, XdpMode::Generic),
+            AttachMode::Auto => match link(program, target, XdpMode::Native) {
+                Ok(link) => (link, XdpMode::Native),
+                Err(AttachError::NoNative { reason, .. }) => {
+                    fallback = Some(reason);
+                    (link(program, target, XdpMode::Generic)?, XdpMode::Generic)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Self {
+            _link: link,
+            mode,
+            fallback,
+            sockets,
+            counters,
+        })
+    }
+
+    fn counters(
+        &self,
+        verdicts: impl Iterator<Item = (&'static str, u32)>,
+    ) -> Result<Vec<(&'static str, u64)>, SteerError> {
+        verdicts
+            .map(|(name, index)| {
+                let per_cpu = self.counters.get(&index, 0);
+                let per_cpu = per_cpu.map_err(accessing(penstock_wire::COUNTERS))?;
+                Ok((name, per_cpu.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+/// Parses the object and creates its maps.
+fn load() -> Result<Ebpf, AttachError> {
+    Ebpf::load(OBJECT).map_err(|error| refused_by_loader(&error))
+}
+
+/// Takes a map out of the object.
+fn take<M: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, AttachError> {
+    object
+        .take_map(name)
+        .ok_or_else(|| AttachError::Load(format!("the object has no map {name}")))?
+        .try_into()
+        .map_err(|error| loading(&error))
+}
+
+/// Attaches the loaded program in one mode, through a bpf_link and nothing else.
+fn link(program: &mut Xdp, target: &Target<'_>, mode: XdpMode) -> Result<FdLink, AttachError> {
+    let flags = match mode {
+        XdpMode::Native => xdp::XdpMode::Driver,
+        XdpMode::Generic => xdp::XdpMode::Skb,
+    };
+    let id = program
+        .attach_to_if_index(target.ifindex, flags)
+        .map_err(|error| refused_by_interface(target, mode, &error))?;
+    // Without a bpf_link aya attaches over netlink, and that would outlive a crash. Here the value
+    // that doesn't convert is dropped, which detaches.
+    program
+        .take_link(id)
+        .map_err(|error| loading(&error))?
+        .try_into()
+        .map_err(|_| too_old())
+}
+
+fn prefix_key(address: IpAddr, len: u8) -> Result<Key<AddressKey>, SteerError> {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    if len > bits {
+        return Err(SteerError::PrefixTooLong { address, len });
+    }
+    Ok(Key::new(prefix_bits(len), address_key(address)))
+}
+
+fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), SteerError> {
+    match result {
+        Err(error) if errno(&error) == Some(Errno::NOENT) => Ok(()),
+        result => result.map_err(accessing(map)),
+    }
+}

@@ -1,0 +1,82 @@
+//! The tables that control publishes and workers read: peers, allowed IPs, sessions, next hops. A
+//! table is immutable; a change is a new table, which each worker picks up between two batches.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::peer::Peer;
+use crate::ports::Link;
+use crate::prefix::{Mix, PrefixMap};
+use crate::session::Session;
+
+/// All that a worker must know to decide about a packet.
+#[derive(Debug)]
+pub struct Table {
+    /// The peers; other tables hold places in this list.
+    pub peers: Vec<PeerEntry>,
+    /// Which peer a remote address belongs to: the route of what is sent, and the check of what is
+    /// received.
+    pub allowed_ips: Arc<PrefixMap<u32>>,
+    /// By our receiver index: the sessions that may receive.
+    pub sessions: HashMap<u32, SessionEntry, BuildHasherDefault<Mix>>,
+    /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
+    pub hops: Arc<PrefixMap<Option<Link>>>,
+    /// Largest inner packet, in bytes.
+    pub mtu: usize,
+    /// Our address in ICMP messages about IPv4 packets.
+    pub icmp_v4: Option<Ipv4Addr>,
+    /// Our address in ICMP messages about IPv6 packets.
+    pub icmp_v6: Option<Ipv6Addr>,
+}
+
+/// A peer, its path and the session to send by.
+#[derive(Clone, Debug)]
+pub struct PeerEntry {
+    /// Its counters.
+    pub peer: Arc<Peer>,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
+    pub link: Option<Link>,
+    /// The session to send by. (One; lanes will make it several.)
+    pub sending: Option<Arc<Session>>,
+}
+
+/// A session, and the place of its peer in [`Table::peers`].
+#[derive(Clone, Debug)]
+pub struct SessionEntry {
+    /// The session.
+    pub session: Arc<Session>,
+    /// Its peer's place.
+    pub peer: u32,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            peers: Vec::new(),
+            allowed_ips: Arc::default(),
+            sessions: HashMap::default(),
+            hops: Arc::default(),
+            mtu: 1420,
+            icmp_v4: None,
+            icmp_v6: None,
+        }
+    }
+}
+
+impl Table {
+    /// The peer to which packets for `destination` go.
+    #[inline]
+    pub fn route(&self, destination: IpAddr) -> Option<u32> {
+        self.allowed_ips.lookup(destination).copied()
+    }
+
+    /// The link by which packets for a LAN host go; `None` leaves them to the kernel.
+    #[inline]
+    pub fn hop(&self, destination: IpAddr) -> Option<&Link> {
+        self.hops.lookup(destination)?.as_ref()
+    }
+}

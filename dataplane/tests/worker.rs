@@ -1,0 +1,275 @@
+//! Workers through memory ports: two gateways whose WANs are joined by hand.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use penstock_dataplane::clock::Millis;
+use penstock_dataplane::drop::Drop;
+use penstock_dataplane::engine::{Engine, WorkerSetup};
+use penstock_dataplane::frame::Pool;
+use penstock_dataplane::peer::Peer;
+use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
+use penstock_dataplane::prefix::PrefixMap;
+use penstock_dataplane::session::{Session, SessionConfig, Suite};
+use penstock_dataplane::slow_path::{Command, Notice};
+use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
+use penstock_dataplane::worker::Worker;
+
+/// A gateway of one worker, and the far ends of its ports.
+struct Gateway {
+    engine: Engine,
+    worker: Worker,
+    wan: Wire,
+    lan: Wire,
+    address: SocketAddr,
+}
+
+const SITES: [(&str, &str, u8); 2] = [("192.0.2.1:1", "10.0.0.0", 1), ("192.0.2.2:2", "10.1.0.0", 2)];
+
+impl Gateway {
+    /// Site `me` of two, with a session to the other; receiver indices are 100 + the site's number.
+    fn new(me: usize) -> Self {
+        let (wan, lan) = (Wire::default(), Wire::default());
+        let setup = WorkerSetup {
+            pool: Pool::heap(512),
+            wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
+            lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
+            core: None,
+            busy_poll: false,
+        };
+        let (engine, mut workers) = Engine::prepare(vec![setup], table(me, true)).unwrap();
+        Self { engine, worker: workers.remove(0), wan, lan, address: SITES[me].0.parse().unwrap() }
+    }
+
+    fn turn(&mut self) {
+        while self.worker.turn() > 0 {}
+    }
+
+    fn dropped(&self, reason: Drop) -> u64 {
+        self.engine.drops().find(|(r, _)| *r == reason).unwrap().1
+    }
+
+    fn from_lan(&self, packet: &[u8]) {
+        self.lan.send(([0; 4], 0).into(), 0, packet);
+    }
+
+    fn all_drops(&self) -> u64 {
+        self.engine.drops().map(|(_, n)| n).sum()
+    }
+}
+
+fn table(me: usize, with_session: bool) -> Table {
+    let other = 1 - me;
+    let peer = Arc::new(Peer::new(7));
+    let session = Arc::new(Session::new(SessionConfig {
+        local_index: 100 + me as u32,
+        remote_index: 100 + other as u32,
+        suite: Suite::ChaCha20Poly1305,
+        send_key: [SITES[me].2; 32].into(),
+        receive_key: [SITES[other].2; 32].into(),
+        born: Millis::now(),
+        confirmed: me == 0,
+        peer: Arc::clone(&peer),
+    }));
+    let mut allowed_ips = PrefixMap::default();
+    allowed_ips.insert(SITES[other].1.parse().unwrap(), 16, 0);
+    allowed_ips.insert(IpAddr::from([0xfd, 0, 0, other as u16, 0, 0, 0, 0].map(|w: u16| w)), 64, 0);
+    let mut table = Table {
+        peers: vec![PeerEntry {
+            peer,
+            endpoint: Some(SITES[other].0.parse().unwrap()),
+            link: None,
+            sending: with_session.then(|| Arc::clone(&session)),
+        }],
+        allowed_ips: Arc::new(allowed_ips),
+        icmp_v4: Some([10, me as u8, 0, 254].into()),
+        ..Table::default()
+    };
+    table.sessions.insert(session.local_index, SessionEntry { session, peer: 0 });
+    table
+}
+
+/// Carries what one gateway sends to the other.
+fn carry(from: &Gateway, to: &Gateway) -> Vec<Message> {
+    let mut carried = Vec::new();
+    while let Some(message) = from.wan.receive() {
+        assert_eq!(message.remote, to.address);
+        to.wan.send(from.address, message.tos, &message.bytes);
+        carried.push(message);
+    }
+    carried
+}
+
+fn packet(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: &[u8]) -> Vec<u8> {
+    let mut p = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, ttl, 17, 0, 0];
+    p[2..4].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+    p.extend_from_slice(&source);
+    p.extend_from_slice(&destination);
+    let mut sum: u32 = p.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    p[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    p.extend_from_slice(payload);
+    p
+}
+
+const A: [u8; 4] = [10, 0, 0, 1];
+const B: [u8; 4] = [10, 1, 0, 1];
+
+#[test]
+fn packets_of_every_size_cross_in_order() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    for size in 0..=1400 {
+        a.from_lan(&packet(A, B, 64, &vec![size as u8; size]));
+    }
+    a.turn();
+    assert_eq!(carry(&a, &b).len(), 1401);
+    b.turn();
+    for size in 0..=1400 {
+        let message = b.lan.receive().unwrap();
+        // Each gateway is a router: two hops are gone.
+        assert_eq!(message.bytes, packet(A, B, 62, &vec![size as u8; size]));
+    }
+    assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
+    assert!(matches!(b.engine.notices().pop(), Some(Notice::Confirmed { local_index: 101 })));
+    let (sent, received) = (&a.engine.table().peers[0].peer.sent, &b.engine.table().peers[0].peer.received);
+    assert_eq!(sent.bytes.load(Relaxed), received.bytes.load(Relaxed));
+    assert_eq!(sent.packets.load(Relaxed), 1401);
+}
+
+
+#[test]
+fn what_must_not_pass_is_dropped_and_counted() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    // A foreign source inside an honest session.
+    a.from_lan(&packet([10, 9, 0, 1], B, 64, &[]));
+    a.from_lan(&packet(A, B, 64, &[1, 2, 3]));
+    a.from_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
+    a.from_lan(&[0x45, 0, 0]);
+    a.turn();
+    assert_eq!((a.dropped(Drop::NoPeer), a.dropped(Drop::BadInner)), (1, 1));
+    let sent = carry(&a, &b);
+    b.turn();
+    assert_eq!(b.dropped(Drop::SpoofedSource), 1);
+    assert!(b.lan.receive().is_some() && b.lan.receive().is_none());
+    // The same again, changed, cut, and to nobody.
+    let honest = &sent[1].bytes;
+    b.wan.send(a.address, 0, honest);
+    let mut changed = honest.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    b.wan.send(a.address, 0, &changed);
+    b.wan.send(a.address, 0, &honest[..31]);
+    b.wan.send(a.address, 0, &honest[..3]);
+    let mut nobody = honest.clone();
+    nobody[4] ^= 0x80;
+    b.wan.send(a.address, 0, &nobody);
+    b.turn();
+    for (reason, times) in
+        [(Drop::Replayed, 1), (Drop::BadTag, 1), (Drop::Truncated, 2), (Drop::UnknownSession, 1), (Drop::SpoofedSource, 1)]
+    {
+        assert_eq!(b.dropped(reason), times, "{reason:?}");
+    }
+    assert!(b.lan.receive().is_none());
+}
+
+#[test]
+fn routers_answer_what_they_cannot_forward() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    a.from_lan(&packet(A, B, 1, &[0; 8]));
+    a.from_lan(&packet(A, B, 64, &[0; 1401]));
+    a.turn();
+    let (expired, too_big) = (a.lan.receive().unwrap().bytes, a.lan.receive().unwrap().bytes);
+    assert_eq!((expired[20], &expired[12..20]), (11, &[10, 0, 0, 254, 10, 0, 0, 1][..]));
+    assert_eq!((&too_big[20..22], &too_big[26..28]), (&[3, 4][..], &1420u16.to_be_bytes()[..]));
+    // A hop that runs out behind the tunnel is answered through the tunnel.
+    a.from_lan(&packet(A, B, 2, &[0; 8]));
+    a.turn();
+    carry(&a, &b);
+    b.turn();
+    carry(&b, &a);
+    a.turn();
+    let answer = a.lan.receive().unwrap().bytes;
+    assert_eq!((answer[20], &answer[12..20]), (11, &[10, 1, 0, 254, 10, 0, 0, 1][..]));
+}
+
+#[test]
+fn ecn_crosses_the_tunnel() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    let mut marked = packet(A, B, 64, &[0; 8]);
+    marked[1] = 0xb8 | 2;
+    a.from_lan(&marked);
+    a.turn();
+    let message = a.wan.receive().unwrap();
+    assert_eq!(message.tos, 2, "ECN is copied, DSCP is not");
+    b.wan.send(a.address, 3, &message.bytes);
+    b.turn();
+    assert_eq!(b.lan.receive().unwrap().bytes[1], 0xb8 | 3);
+}
+
+#[test]
+fn what_cannot_be_decided_goes_to_control_and_comes_back() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    a.engine.publish(table(0, false));
+    let waiting = packet(A, B, 64, &[5; 8]);
+    a.from_lan(&waiting);
+    a.turn();
+    let Some(Notice::NoSession { peer: 7, packet }) = a.engine.notices().pop() else { panic!("no notice") };
+    a.engine.publish(table(0, true));
+    assert!(a.engine.command(0, Command::Send(packet)));
+    assert!(a.engine.command(0, Command::Keepalive(7)));
+    a.worker.poll(0);
+    let carried = carry(&a, &b);
+    assert_eq!(carried.iter().map(|m| m.bytes.len()).collect::<Vec<_>>(), [64, 32]);
+    b.turn();
+    assert_eq!(b.lan.receive().unwrap().bytes[20..], [5; 8]);
+    assert!(b.lan.receive().is_none());
+
+    // Handshakes are control's.
+    b.wan.send(a.address, 0, &[1, 0, 0, 0, 9]);
+    b.turn();
+    b.engine.notices().pop();
+    assert!(matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address && payload.len() == 5));
+
+    // An authenticated message from elsewhere is a move; an unauthenticated one is not.
+    a.from_lan(&waiting);
+    a.turn();
+    let moved = a.wan.receive().unwrap();
+    let elsewhere: SocketAddr = "198.51.100.9:9".parse().unwrap();
+    let mut forged = moved.bytes.clone();
+    forged[20] ^= 1;
+    b.wan.send(elsewhere, 0, &forged);
+    b.wan.send(elsewhere, 0, &moved.bytes);
+    b.turn();
+    assert!(matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere));
+    assert!(b.engine.notices().pop().is_none());
+}
+
+/// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.
+#[test]
+fn random_datagrams_do_nothing() {
+    let mut b = Gateway::new(1);
+    let mut seed = 11u64;
+    for size in (0..1500).chain(3700..4200) {
+        let bytes: Vec<u8> = (0..size)
+            .map(|i| {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                // Half of them look like data for our session.
+                if seed % 2 == 0 && i < 8 { [4, 0, 0, 0, 101, 0, 0, 0][i] } else { seed as u8 }
+            })
+            .collect();
+        b.wan.send(([192, 0, 2, 9], 9).into(), seed as u8, &bytes);
+        b.from_lan(&bytes);
+        b.turn();
+        while b.engine.notices().pop().is_some() {}
+    }
+    assert!(b.lan.receive().is_none());
+    // The pool is whole: a full batch still passes.
+    for _ in 0..512 {
+        b.from_lan(&packet(B, A, 64, &[0; 64]));
+    }
+    b.turn();
+    assert_eq!(b.dropped(Drop::NoFrame), 0);
+    assert_eq!(std::iter::from_fn(|| b.wan.receive()).count(), 512);
+}
