@@ -1,0 +1,23 @@
+//! Penstock's benchmarks: an AF_XDP generator, a sink that counts what arrives, and the crypto-free
+//! forwarder whose speed is the ceiling for the gateway.
+//!
+//! ```text
+//! generator ──► veth or NIC ──► device under test ──► veth or NIC ──► sink
+//!  schedule, packet, payload     forwarder, or any gateway             packet, payload
+//! ```
+//! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
+//! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
+//! redirect packets to a socket; only these two hold unsafe code.
+
+pub mod forwarder;
+pub mod gateway;
+pub mod generator;
+pub mod packet;
+pub mod payload;
+pub mod program;
+pub mod schedule;
+pub mod sink;
+pub mod socket;
+
+/// Packets handled between two looks at the rings.
+pub const BATCH: usize = 64;

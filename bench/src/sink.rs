@@ -1,0 +1,301 @@
+//! The sink: receives, counts what carries our payload, and finds loss and disorder by sequence number.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::BATCH;
+use crate::packet::Datagram;
+use crate::payload::{Stamp, now};
+use crate::program::{Filter, XdpMode};
+use crate::socket::{self, Batch, Memory, RING_SIZE, SetupError, Socket, SocketDrops};
+
+/// How long a sleeping sink may overlook that it should stop.
+const NAP: Duration = Duration::from_millis(50);
+
+/// A sink, already receiving.
+#[derive(Debug)]
+pub struct Sink {
+    socket: Socket,
+    batch: Batch,
+    free: Batch,
+    count: Count,
+}
+
+/// What a sink looks at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection {
+    /// Only packets to this UDP port.
+    pub destination_port: Option<u16>,
+    /// Verify checksums and every byte of the payload.
+    pub verify: bool,
+}
+
+/// What was received.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Received {
+    /// Packets of ours.
+    pub packets: u64,
+    /// Bytes of their IP packets.
+    pub bytes: u64,
+    /// From the first batch to the last.
+    pub seconds: f64,
+    /// Packets a second in that time.
+    pub packets_per_second: f64,
+    /// IP packets' bits a second in that time.
+    pub bits_per_second: f64,
+    /// Numbers missing between the lowest and the highest seen. What is lost before the first or behind
+    /// the last packet does not show here, and a duplicate hides a loss: compare with the generator.
+    pub lost: u64,
+    /// Packets that came behind a later one of their flow (source port).
+    pub reordered: u64,
+    /// Packets with a wrong checksum or payload; only when verifying.
+    pub corrupt: u64,
+    /// Other packets that reached the socket.
+    pub foreign: u64,
+}
+
+/// A sink's report.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Report {
+    /// What was received.
+    #[serde(flatten)]
+    pub received: Received,
+    /// What the kernel dropped in front of the socket.
+    pub drops: SocketDrops,
+    /// Mode of the XDP program.
+    pub xdp_mode: Option<XdpMode>,
+    /// Did the device write our frames itself?
+    pub zero_copy: bool,
+}
+
+impl Sink {
+    /// Starts to receive.
+    pub fn new(interface: &str, queue: u32, selection: Selection) -> Result<Sink, SetupError> {
+        let (memory, mut free) = Memory::new(2 * RING_SIZE)?;
+        let socket = Socket::receiver(&memory, interface, queue, Filter::Udp, &mut free)?;
+        Ok(Sink {
+            socket,
+            batch: memory.batch(BATCH),
+            free,
+            count: Count::new(selection),
+        })
+    }
+
+    /// The bound socket.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Receives for `duration` or until `stop`.
+    pub fn run(mut self, duration: Duration, stop: &AtomicBool) -> io::Result<Report> {
+        let end = now() + duration.as_nanos() as u64;
+        loop {
+            let received = self.socket.receive(&mut self.batch, BATCH);
+            let time = now();
+            if received > 0 {
+                let count = &mut self.count;
+                self.batch.for_each(|frame| count.packet(frame));
+                count.end_of_batch(time);
+                self.batch.give(&mut self.free, BATCH);
+                self.socket.fill(&mut self.free);
+            } else {
+                socket::wait([&self.socket], NAP)?;
+            }
+            if time >= end || stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        Ok(Report {
+            received: self.count.received(),
+            drops: self.socket.drops()?,
+            xdp_mode: self.socket.xdp_mode(),
+            zero_copy: self.socket.is_zero_copy(),
+        })
+    }
+}
+
+/// The numbers behind [`Received`].
+#[derive(Debug)]
+struct Count {
+    selection: Selection,
+    received: Received,
+    lowest: u64,
+    highest: u64,
+    /// By source port: the sequence number expected at least.
+    expected: Box<[u64]>,
+    first_batch: Option<Batched>,
+    last_batch_at: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Batched {
+    at: u64,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Count {
+    fn new(selection: Selection) -> Count {
+        Count {
+            selection,
+            received: Received::default(),
+            lowest: u64::MAX,
+            highest: 0,
+            expected: vec![0; 1 << 16].into(),
+            first_batch: None,
+            last_batch_at: 0,
+        }
+    }
+
+    #[inline]
+    fn packet(&mut self, frame: &[u8]) {
+        let Some((datagram, stamp)) = self.select(frame) else {
+            self.received.foreign += 1;
+            return;
+        };
+        self.received.packets += 1;
+        self.received.bytes += datagram.packet.len() as u64;
+        self.lowest = self.lowest.min(stamp.sequence);
+        self.highest = self.highest.max(stamp.sequence);
+        let expected = &mut self.expected[usize::from(datagram.source_port)];
+        if stamp.sequence < *expected {
+            self.received.reordered += 1;
+        } else {
+            *expected = stamp.sequence + 1;
+        }
+        if self.selection.verify && !datagram.is_intact() {
+            self.received.corrupt += 1;
+        }
+    }
+
+    #[inline]
+    fn select<'a>(&self, frame: &'a [u8]) -> Option<(Datagram<'a>, Stamp)> {
+        let datagram = Datagram::parse(frame)?;
+        if self
+            .selection
+            .destination_port
+            .is_some_and(|port| port != datagram.destination_port)
+        {
+            return None;
+        }
+        Some((datagram, Stamp::read(datagram.payload())?))
+    }
+
+    fn end_of_batch(&mut self, time: u64) {
+        let Received { packets, bytes, .. } = self.received;
+        if packets == 0 {
+            return;
+        }
+        let at = time;
+        self.first_batch
+            .get_or_insert(Batched { at, packets, bytes });
+        self.last_batch_at = time;
+    }
+
+    /// The first batch marks the time from which the others are counted.
+    fn received(&self) -> Received {
+        let Some(first) = self.first_batch else {
+            return self.received;
+        };
+        let seconds = (self.last_batch_at - first.at) as f64 / 1e9;
+        let rate = |amount: u64| {
+            if seconds > 0.0 {
+                amount as f64 / seconds
+            } else {
+                0.0
+            }
+        };
+        let numbers = self.highest - self.lowest + 1;
+        Received {
+            seconds,
+            packets_per_second: rate(self.received.packets - first.packets),
+            bits_per_second: rate(self.received.bytes - first.bytes) * 8.0,
+            lost: numbers.saturating_sub(self.received.packets),
+            ..self.received
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Addresses, Mac, Template};
+
+    fn template() -> Template {
+        let addresses = Addresses {
+            source_mac: Mac([2, 0, 0, 0, 0, 1]),
+            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+            source: [10, 1, 0, 1].into(),
+            destination: [10, 2, 0, 1].into(),
+            source_port: 1000,
+            destination_port: 2000,
+        };
+        Template::new(&addresses, 64, 2).expect("valid")
+    }
+
+    fn frame(template: &Template, sequence: u64) -> Vec<u8> {
+        let mut frame = vec![0; template.frame_len()];
+        template.build(&mut frame);
+        template.stamp(
+            &mut frame,
+            Stamp {
+                sequence,
+                sent_at: 0,
+            },
+        );
+        frame
+    }
+
+    #[test]
+    fn loss_disorder_and_damage_are_counted() {
+        let template = template();
+        let mut count = Count::new(Selection {
+            destination_port: Some(2000),
+            verify: true,
+        });
+        // 7 and 9 are lost; 4 comes behind 6 of its flow, 5 before 11 of the other.
+        for sequence in [3, 6, 4, 5, 8, 10, 11] {
+            count.packet(&frame(&template, sequence));
+        }
+        let mut damaged = frame(&template, 12);
+        damaged[70] ^= 1;
+        count.packet(&damaged);
+        count.packet(&[0; 60]);
+        count.end_of_batch(1_000_000_000);
+        let received = count.received();
+        assert_eq!((received.packets, received.bytes), (8, 8 * 64));
+        assert_eq!((received.lost, received.reordered), (2, 1));
+        assert_eq!((received.corrupt, received.foreign), (1, 1));
+    }
+
+    #[test]
+    fn the_rate_leaves_the_first_batch_out() {
+        let template = template();
+        let mut count = Count::new(Selection::default());
+        for batch in 0..11 {
+            for n in 0..10 {
+                count.packet(&frame(&template, batch * 10 + n));
+            }
+            count.end_of_batch(5_000_000_000 + batch * 100_000_000);
+        }
+        let received = count.received();
+        assert_eq!(received.seconds, 1.0);
+        assert_eq!(received.packets_per_second, 100.0);
+        assert_eq!(received.bits_per_second, 100.0 * 64.0 * 8.0);
+        assert_eq!(received.lost, 0);
+    }
+
+    #[test]
+    fn other_ports_are_foreign() {
+        let mut count = Count::new(Selection {
+            destination_port: Some(2001),
+            verify: false,
+        });
+        count.packet(&frame(&template(), 0));
+        assert_eq!(count.received().foreign, 1);
+        assert_eq!(count.received().packets, 0);
+    }
+}
