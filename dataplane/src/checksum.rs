@@ -4,67 +4,95 @@
 //! The checksum of a header is the complement of the folded sum. Every piece of a packet but its last
 //! must have an even length for the sums to add up.
 
-/// Bytes summed in one go: the 32-bit lanes of [`lanes`] cannot overflow within them.
-const BLOCK: usize = 1 << 16;
-
-/// Width of the vector loop.
-const STRIDE: usize = 64;
+/// From here on vectors are worth their setup.
+const WIDE: usize = 64;
 
 /// The sum of the bytes as big-endian 16-bit words, an odd last byte being the upper half of its word.
 /// At most 0xffff, so that 65,537 of them can be added.
 #[inline]
 pub fn sum(bytes: &[u8]) -> u32 {
-    let mut total = 0u64;
-    for block in bytes.chunks(BLOCK) {
-        let (strides, rest) = block.split_at(block.len() - block.len() % STRIDE);
-        if !strides.is_empty() {
-            total += wide(strides);
-        }
-        let (words, odd) = rest.as_chunks::<4>();
-        total += words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>();
-        let mut last = [0; 4];
-        last[..odd.len()].copy_from_slice(odd);
-        total += u64::from(u32::from_ne_bytes(last));
-    }
-    // 2^16 ≡ 1, so halves may be added to each other: 64 → 33 → 17 → 16 bits.
+    let total = if bytes.len() < WIDE { words(bytes) } else { wide(bytes) };
+    // 2^16 ≡ 1, so halves may be added to each other: 64 → 33 → 32 → 16 bits.
     let total = (total >> 32) + (total & 0xffff_ffff);
     let total = (total >> 32) + (total & 0xffff_ffff);
     // The sum of byte-swapped words is the byte-swapped sum: swap once, at the end.
     u32::from(u16::from_be(fold(total as u32)))
 }
 
-/// The sum of whole strides, in native byte order.
-#[inline]
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code))]
-fn wide(strides: &[u8]) -> u64 {
+/// The sum in native byte order.
+fn wide(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if strides.len() >= 2 * STRIDE && std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { lanes_avx2(strides) };
+    if let Some(total) = avx2::sum(bytes) {
+        return total;
     }
-    lanes(strides)
+    lanes(bytes)
 }
 
-/// [`lanes`], compiled for AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn lanes_avx2(strides: &[u8]) -> u64 {
-    lanes(strides)
-}
-
-/// Adds lower and upper halves of 32-bit words in separate lanes, a shape that compiles to vectors.
-#[inline(always)]
-fn lanes(strides: &[u8]) -> u64 {
-    const LANES: usize = STRIDE / 4;
-    let (mut low, mut high) = ([0u32; LANES], [0u32; LANES]);
-    for stride in strides.as_chunks::<STRIDE>().0 {
-        for (lane, word) in stride.as_chunks::<4>().0.iter().enumerate() {
-            let word = u32::from_ne_bytes(*word);
-            low[lane] += word & 0xffff;
-            high[lane] += word >> 16;
+/// Adds 32-bit words in 64-bit lanes, a shape that compiles to vectors of the baseline.
+fn lanes(bytes: &[u8]) -> u64 {
+    let (strides, rest) = bytes.as_chunks::<32>();
+    let mut lanes = [0u64; 8];
+    for stride in strides {
+        for (lane, word) in lanes.iter_mut().zip(stride.as_chunks::<4>().0) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
         }
     }
-    low.iter().chain(&high).map(|lane| u64::from(*lane)).sum()
+    lanes.iter().sum::<u64>() + words(rest)
+}
+
+/// The same by hand: what the compiler makes of [`lanes`] for AVX2 changes with every edit. 55 GB/s at
+/// 1400 B, where the baseline makes 9.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code)]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256i, _mm256_add_epi64, _mm256_and_si256, _mm256_extract_epi64, _mm256_loadu_si256, _mm256_set1_epi64x,
+        _mm256_setzero_si256, _mm256_srli_epi64,
+    };
+
+    /// The sum, if the processor can.
+    #[inline]
+    pub(super) fn sum(bytes: &[u8]) -> Option<u64> {
+        // SAFETY: the processor has AVX2.
+        std::arch::is_x86_feature_detected!("avx2").then(|| unsafe { vectors(bytes) })
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn vectors(bytes: &[u8]) -> u64 {
+        let (strides, rest) = bytes.as_chunks::<64>();
+        let lower = _mm256_set1_epi64x(0xffff_ffff);
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for stride in strides {
+            for half in 0..2 {
+                // SAFETY: 32 bytes from 32 * half on lie in the stride; the load needs no alignment.
+                let words = unsafe { _mm256_loadu_si256(stride.as_ptr().add(32 * half).cast::<__m256i>()) };
+                sums[2 * half] = _mm256_add_epi64(sums[2 * half], _mm256_and_si256(words, lower));
+                sums[2 * half + 1] = _mm256_add_epi64(sums[2 * half + 1], _mm256_srli_epi64::<32>(words));
+            }
+        }
+        let sum = _mm256_add_epi64(_mm256_add_epi64(sums[0], sums[1]), _mm256_add_epi64(sums[2], sums[3]));
+        let lanes = [
+            _mm256_extract_epi64::<0>(sum),
+            _mm256_extract_epi64::<1>(sum),
+            _mm256_extract_epi64::<2>(sum),
+            _mm256_extract_epi64::<3>(sum),
+        ];
+        lanes.iter().map(|lane| *lane as u64).sum::<u64>() + super::words(rest)
+    }
+}
+
+/// Adds 32-bit words one by one.
+#[inline(always)]
+fn words(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let total = words.iter().fold(0, |total, word| total + u64::from(u32::from_ne_bytes(*word)));
+    let last = match *rest {
+        [] => 0,
+        [a] => u16::from_ne_bytes([a, 0]).into(),
+        [a, b] => u16::from_ne_bytes([a, b]).into(),
+        [a, b, c, ..] => u32::from_ne_bytes([a, b, c, 0]),
+    };
+    total + u64::from(last)
 }
 
 /// The ones' complement sum in 16 bits.
@@ -136,10 +164,10 @@ mod tests {
 
     #[test]
     fn extremes_do_not_overflow() {
-        for len in [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 63] {
+        for len in [1, 2, 63, 64, 65, 65_535, 65_536, 1_000_001] {
             let bytes = vec![0xff; len];
             assert_eq!(fold(sum(&bytes)), naive(&bytes), "length {len}");
-            assert_eq!(lanes(&bytes[..len - len % STRIDE].to_vec()) % 0xffff, 0);
+            assert_eq!(lanes(&bytes) % 0xffff, words(&bytes) % 0xffff);
         }
         assert_eq!(sum(&[]), 0);
         assert_eq!(fold(u32::MAX), 0xffff);
@@ -195,9 +223,11 @@ mod tests {
     fn speed() {
         for len in [20, 64, 576, 1400, 65536] {
             let bytes = noise(len);
-            for (name, function) in
-                [("sum", sum as fn(&[u8]) -> u32), ("baseline lanes", |b| lanes(b) as u32), ("naive", |b| naive(b).into())]
-            {
+            for (name, function) in [
+                ("sum", sum as fn(&[u8]) -> u32),
+                ("baseline lanes", |b| lanes(b) as u32),
+                ("naive", |b| naive(b).into()),
+            ] {
                 let rounds = 200_000_000 / (len + 100);
                 let begun = std::time::Instant::now();
                 for _ in 0..rounds {

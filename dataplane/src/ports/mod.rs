@@ -9,6 +9,10 @@ pub mod tun;
 pub mod udp;
 pub mod xdp;
 
+mod offload;
+mod offload_coalesce;
+mod scatter;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 

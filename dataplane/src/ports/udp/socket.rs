@@ -1,0 +1,386 @@
+//! The tunnel's UDP sockets: how they are bound, and addresses and control messages as bytes.
+//!
+//! One dual-stack socket serves both families, so there is one descriptor to poll, one system call to
+//! read, and one port number to find. A host without IPv6 gets an IPv4 socket.
+
+#![expect(unsafe_code, reason = "socket calls")]
+
+use std::ffi::c_int;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// Socket buffers: a bundle of 64 KB for each of a hundred peers and more.
+const BUFFER: c_int = 8 << 20;
+
+/// Which sockets to bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpConfig {
+    /// The only interface to use; any if `None`.
+    pub interface: Option<String>,
+    /// The port; 0 for one that the kernel picks.
+    pub port: u16,
+    /// Sockets, one for each port; at least one.
+    pub workers: usize,
+    /// Whether bundles may be sent as one (UDP_SEGMENT). Some NICs spoil them.
+    pub gso: bool,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    v6: bool,
+    port: u16,
+}
+
+/// Sends from a port's socket, on any thread: handshakes, probes.
+#[derive(Clone, Debug)]
+pub struct UdpSender(pub(super) Arc<Socket>);
+
+impl UdpSender {
+    /// Sends one datagram with the given traffic class. Never blocks.
+    ///
+    /// # Errors
+    /// What the kernel says; `WouldBlock` when the socket's buffer is full.
+    pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+        let mut name = Name::default();
+        let mut control = Control::default();
+        let mut entry = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: all zeros is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        self.0.address(&mut message, &mut name, to);
+        self.0.control(&mut message, &mut control, to, tos, None);
+        (message.msg_iov, message.msg_iovlen) = (&mut entry, 1);
+        // SAFETY: the message points to locals and to `bytes`, which the kernel only reads.
+        let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, libc::MSG_DONTWAIT) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The port it is bound to.
+    pub fn local_port(&self) -> u16 {
+        self.0.port
+    }
+}
+
+impl Socket {
+    /// Binds as many sockets as the configuration asks for, all to the same port.
+    ///
+    /// The first is bound alone, so that a port that anyone else has, another gateway with the same
+    /// options too, is `AddrInUse`; only then it lets its siblings join.
+    pub(super) fn bind(config: &UdpConfig) -> io::Result<Vec<Socket>> {
+        let workers = config.workers.max(1);
+        let first = Socket::open(config, config.port, false)?;
+        if workers > 1 {
+            first.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        let port = first.port;
+        let mut sockets = vec![first];
+        for _ in 1..workers {
+            sockets.push(Socket::open(config, port, true)?);
+        }
+        Ok(sockets)
+    }
+
+    fn open(config: &UdpConfig, port: u16, join: bool) -> io::Result<Self> {
+        let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: no pointers.
+        let mut fd = unsafe { libc::socket(libc::AF_INET6, kind, 0) };
+        let v6 = fd >= 0;
+        if !v6 && io::Error::last_os_error().raw_os_error() == Some(libc::EAFNOSUPPORT) {
+            // SAFETY: no pointers.
+            fd = unsafe { libc::socket(libc::AF_INET, kind, 0) };
+        }
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just opened and nobody else has it.
+        let mut socket = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, v6, port };
+        socket.configure(config)?;
+        if join {
+            socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        let mut name = Name::any(v6, port);
+        // SAFETY: the name is a socket address of the length given.
+        if unsafe { libc::bind(fd, name.as_ptr(), name.len) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the name has room for `len` bytes.
+        if unsafe { libc::getsockname(fd, name.as_ptr(), &mut name.len) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        socket.port = u16::from_be_bytes([name.bytes[2], name.bytes[3]]);
+        Ok(socket)
+    }
+
+    fn configure(&self, config: &UdpConfig) -> io::Result<()> {
+        if let Some(interface) = &config.interface {
+            self.set_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())?;
+        }
+        for (forced, asked) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            self.set(libc::SOL_SOCKET, forced, BUFFER).or_else(|_| self.set(libc::SOL_SOCKET, asked, BUFFER))?;
+        }
+        // No don't-fragment outside: a tunnel MTU set too large costs speed, it does not lose packets.
+        self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        if self.v6 {
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        }
+        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
+        let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
+        Ok(())
+    }
+
+    fn set(&self, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+        self.set_bytes(level, option, &value.to_ne_bytes())
+    }
+
+    fn set_bytes(&self, level: c_int, option: c_int, value: &[u8]) -> io::Result<()> {
+        let (value, len) = (value.as_ptr().cast(), value.len() as libc::socklen_t);
+        // SAFETY: the value is `len` readable bytes.
+        let set = unsafe { libc::setsockopt(self.as_raw_fd(), level, option, value, len) };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The port it is bound to.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Addresses a message to `to`, by way of `name`.
+    pub(super) fn address(&self, message: &mut libc::msghdr, name: &mut Name, to: SocketAddr) {
+        name.set(to, self.v6);
+        (message.msg_name, message.msg_namelen) = (name.as_ptr().cast(), name.len);
+    }
+
+    /// Gives a message its traffic class and, if it is a bundle, the size of its segments.
+    pub(super) fn control(
+        &self,
+        message: &mut libc::msghdr,
+        control: &mut Control,
+        to: SocketAddr,
+        tos: u8,
+        segment: Option<u16>,
+    ) {
+        control.len = 0;
+        if tos != 0 {
+            let (level, kind) = match to.ip().to_canonical() {
+                IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            };
+            control.push(level, kind, &c_int::from(tos).to_ne_bytes());
+        }
+        if let Some(size) = segment {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        }
+        message.msg_control = if control.len > 0 { control.bytes.as_mut_ptr().cast() } else { std::ptr::null_mut() };
+        message.msg_controllen = control.len as _;
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> c_int {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// A socket address as the kernel reads and writes it: `sockaddr_in` or `sockaddr_in6`.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(8))]
+pub(super) struct Name {
+    bytes: [u8; Name::LEN],
+    len: libc::socklen_t,
+}
+
+impl Name {
+    /// Size of the larger one, `sockaddr_in6`.
+    pub(super) const LEN: usize = 28;
+    const V4_LEN: libc::socklen_t = 16;
+
+    fn any(v6: bool, port: u16) -> Self {
+        let mut name = Self::default();
+        name.set(SocketAddr::new(if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::V4(0.into()) }, port), v6);
+        name
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut libc::sockaddr {
+        self.bytes.as_mut_ptr().cast()
+    }
+
+    /// The address, for a socket of either family; a v6 socket reaches IPv4 by mapped addresses.
+    fn set(&mut self, address: SocketAddr, v6: bool) {
+        self.bytes = [0; Self::LEN];
+        let (ip, scope) = match address {
+            SocketAddr::V4(v4) if v6 => (IpAddr::V6(v4.ip().to_ipv6_mapped()), 0),
+            SocketAddr::V4(v4) => (IpAddr::V4(*v4.ip()), 0),
+            SocketAddr::V6(v6) => (IpAddr::V6(*v6.ip()), v6.scope_id()),
+        };
+        self.bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        let family = match ip {
+            IpAddr::V4(ip) => {
+                self.bytes[4..8].copy_from_slice(&ip.octets());
+                self.len = Self::V4_LEN;
+                libc::AF_INET
+            }
+            IpAddr::V6(ip) => {
+                self.bytes[8..24].copy_from_slice(&ip.octets());
+                self.bytes[24..28].copy_from_slice(&scope.to_ne_bytes());
+                self.len = Self::LEN as libc::socklen_t;
+                libc::AF_INET6
+            }
+        };
+        self.bytes[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    }
+
+    /// The address that the kernel wrote, a mapped one as IPv4.
+    pub(super) fn address(&self) -> SocketAddr {
+        let bytes = &self.bytes;
+        let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+        if u16::from_ne_bytes([bytes[0], bytes[1]]) == libc::AF_INET as u16 {
+            return SocketAddr::new(IpAddr::from([bytes[4], bytes[5], bytes[6], bytes[7]]), port);
+        }
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&bytes[8..24]);
+        let ip = Ipv6Addr::from(octets);
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::new(ip.into(), port),
+            IpAddr::V6(ip) => {
+                let scope = u32::from_ne_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]);
+                SocketAddrV6::new(ip, port, 0, scope).into()
+            }
+        }
+    }
+}
+
+/// Control messages (`cmsg(3)`), read and written as bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Control {
+    bytes: [u8; Control::LEN],
+    len: usize,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { bytes: [0; Self::LEN], len: 0 }
+    }
+}
+
+impl Control {
+    /// Room for every message that is asked for, and some more.
+    pub(super) const LEN: usize = 128;
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    const WORD: usize = size_of::<usize>();
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr()
+    }
+
+    fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let len = Self::HEADER + data.len();
+        let at = &mut self.bytes[self.len..self.len + len];
+        at[..Self::WORD].copy_from_slice(&len.to_ne_bytes());
+        at[Self::WORD..Self::WORD + 4].copy_from_slice(&level.to_ne_bytes());
+        at[Self::WORD + 4..Self::HEADER].copy_from_slice(&kind.to_ne_bytes());
+        at[Self::HEADER..].copy_from_slice(data);
+        self.len += len.next_multiple_of(Self::WORD);
+    }
+
+    /// What `len` bytes of received control messages say: the traffic class, and the size of segments
+    /// if the datagram is a bundle.
+    pub(super) fn read(&self, len: usize) -> (u8, Option<usize>) {
+        let (mut tos, mut segment) = (0, None);
+        let mut rest = &self.bytes[..len.min(Self::LEN)];
+        while let Some((header, _)) = rest.split_at_checked(Self::HEADER) {
+            let mut word = [0; Self::WORD];
+            word.copy_from_slice(&header[..Self::WORD]);
+            let len = usize::from_ne_bytes(word);
+            let int = |at: usize| c_int::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let (level, kind) = (int(Self::WORD), int(Self::WORD + 4));
+            let Some(data) = rest.get(Self::HEADER..len) else { break };
+            match (level, kind, data) {
+                (libc::IPPROTO_IP, libc::IP_TOS, [value, ..]) => tos = *value,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, [a, b, c, d]) => {
+                    tos = c_int::from_ne_bytes([*a, *b, *c, *d]) as u8
+                }
+                (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d]) => {
+                    segment = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok().filter(|size| *size > 0);
+                }
+                _ => {}
+            }
+            rest = rest.get(len.next_multiple_of(Self::WORD)..).unwrap_or_default();
+        }
+        (tos, segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(port: u16, workers: usize) -> UdpConfig {
+        UdpConfig { interface: None, port, workers, gso: true }
+    }
+
+    #[test]
+    fn a_port_is_shared_by_siblings_and_nobody_else() {
+        for workers in [1, 3] {
+            let sockets = Socket::bind(&config(0, workers)).unwrap();
+            assert_eq!(sockets.len(), workers);
+            let port = sockets[0].port();
+            assert!(port != 0 && sockets.iter().all(|socket| socket.port() == port));
+            for others in [1, 3] {
+                let error = Socket::bind(&config(port, others)).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            }
+            drop(sockets);
+            Socket::bind(&config(port, workers)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_ipv4_socket_on_the_port_is_noticed() {
+        let other = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        assert_eq!(Socket::bind(&config(port, 2)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn names_of_both_families() {
+        for text in ["192.0.2.1:5", "[2001:db8::1]:65535", "[fe80::1%7]:1"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let mut name = Name::default();
+            name.set(address, true);
+            assert_eq!(name.address(), address);
+            assert_eq!(name.len, 28);
+            name.set(address, false);
+            assert_eq!(name.address(), address);
+        }
+    }
+
+    #[test]
+    fn control_messages_of_any_content_are_read() {
+        let mut control = Control::default();
+        control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
+        control.push(libc::IPPROTO_IP, libc::IP_TOS, &[0xb8]);
+        control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &3i32.to_ne_bytes());
+        assert_eq!(control.read(48), (0xb8, Some(1452)));
+        assert_eq!(control.read(control.len), (3, Some(1452)));
+        assert_eq!(control.read(0), (0, None));
+        let mut state = 5u32;
+        for _ in 0..100_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            control.bytes[(state >> 8) as usize % Control::LEN] = (state >> 24) as u8;
+            control.read((state >> 3) as usize % 200);
+        }
+    }
+}
