@@ -1,0 +1,118 @@
+//! Every limit and timer of the protocol on one screen.
+//!
+//! Sources: the WireGuard paper, section 6 ("Timers & Stateless UX"), and the kernel's `messages.h`,
+//! `cookie.c` and `ratelimiter.c` where the paper leaves a number open.
+
+use std::time::Duration;
+
+/// A session asks for its successor after this many messages (paper 6.1).
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// A session carries no message with this counter or a higher one (paper 6.1).
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// The initiator of a session asks for its successor at this age (paper 6.2).
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// A session neither sends nor receives from this age on (paper 6.2).
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// An unanswered initiation is repeated after this time (paper 6.4).
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Upper bound of what is added at random to [`REKEY_TIMEOUT`], so that two peers fall out of step.
+pub const REKEY_TIMEOUT_JITTER: Duration = Duration::from_millis(333);
+/// A handshake is given up after this time (paper 6.4).
+pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+/// Data received is answered within this time, with an empty packet if need be (paper 6.5).
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The secret behind our cookies changes at this age (paper 5.4.7).
+pub const COOKIE_SECRET_LIFETIME: Duration = Duration::from_secs(120);
+/// A received cookie is used for this much less than the secret's lifetime: it was some time under way.
+pub const COOKIE_LATENCY: Duration = Duration::from_secs(5);
+
+/// Two initiations of one peer closer together than this are not both answered (kernel: 50 a second).
+pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// Initiation timestamps are rounded down to this many nanoseconds, so that they are no precise clock.
+/// The largest power of two below [`INITIATION_INTERVAL`], as in the kernel.
+pub const TIMESTAMP_GRANULARITY: u32 = 1 << 24;
+
+/// Handshakes a second that one source may ask for while the gateway is under load.
+pub const SOURCE_HANDSHAKES_PER_SECOND: u32 = 20;
+/// Handshakes that one source may ask for at once while the gateway is under load.
+pub const SOURCE_HANDSHAKE_BURST: u32 = 5;
+/// Handshakes a second, from all sources, that put the gateway under load when they persist.
+/// At 100 to 200 µs each this is a tenth of a core.
+pub const LOAD_HANDSHAKES_PER_SECOND: u32 = 500;
+/// Handshakes at once, from all sources, that are still no load: a hub's sites all coming back.
+pub const LOAD_BURST: u32 = 512;
+/// The gateway stays under load for this long after the rate has fallen.
+pub const LOAD_HOLD: Duration = Duration::from_secs(1);
+
+/// The durations and counts that decide when things happen, by default the protocol's own.
+///
+/// Only tests have a reason for other values: a peer with the real ones must still interoperate, and
+/// shorter ones make needless handshakes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// See [`REKEY_AFTER_MESSAGES`].
+    pub rekey_after_messages: u64,
+    /// See [`REJECT_AFTER_MESSAGES`].
+    pub reject_after_messages: u64,
+    /// See [`REKEY_AFTER_TIME`].
+    pub rekey_after_time: Duration,
+    /// See [`REJECT_AFTER_TIME`].
+    pub reject_after_time: Duration,
+    /// See [`REKEY_TIMEOUT`].
+    pub rekey_timeout: Duration,
+    /// See [`REKEY_TIMEOUT_JITTER`].
+    pub rekey_timeout_jitter: Duration,
+    /// See [`REKEY_ATTEMPT_TIME`].
+    pub rekey_attempt_time: Duration,
+    /// See [`KEEPALIVE_TIMEOUT`].
+    pub keepalive_timeout: Duration,
+    /// See [`COOKIE_SECRET_LIFETIME`].
+    pub cookie_secret_lifetime: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            rekey_after_messages: REKEY_AFTER_MESSAGES,
+            reject_after_messages: REJECT_AFTER_MESSAGES,
+            rekey_after_time: REKEY_AFTER_TIME,
+            reject_after_time: REJECT_AFTER_TIME,
+            rekey_timeout: REKEY_TIMEOUT,
+            rekey_timeout_jitter: REKEY_TIMEOUT_JITTER,
+            rekey_attempt_time: REKEY_ATTEMPT_TIME,
+            keepalive_timeout: KEEPALIVE_TIMEOUT,
+            cookie_secret_lifetime: COOKIE_SECRET_LIFETIME,
+        }
+    }
+}
+
+impl Timings {
+    /// Age at which an initiator that only receives asks for the next session (165 s), so that it is
+    /// there before the keepalives it owes would be refused (paper 6.2).
+    #[must_use]
+    pub fn rekey_on_receive(&self) -> Duration {
+        self.reject_after_time
+            .saturating_sub(self.keepalive_timeout + self.rekey_timeout)
+    }
+
+    /// Age at which the responder asks for the next session because the initiator has not (170 s).
+    /// The protocol lets either side initiate at any time; without this, traffic would pause at 180 s.
+    #[must_use]
+    pub fn responder_rekey(&self) -> Duration {
+        self.reject_after_time
+            .saturating_sub(2 * self.rekey_timeout)
+    }
+
+    /// Time without an answer to sent data after which a new handshake is tried (15 s, paper 6.5).
+    #[must_use]
+    pub fn unanswered(&self) -> Duration {
+        self.keepalive_timeout + self.rekey_timeout
+    }
+
+    /// How long a received cookie is used (115 s).
+    #[must_use]
+    pub fn cookie_use(&self) -> Duration {
+        self.cookie_secret_lifetime.saturating_sub(COOKIE_LATENCY)
+    }
+}

@@ -1,0 +1,42 @@
+//! Penstock's protocols without I/O: the WireGuard handshake and its timers.
+//!
+//! A [`Gateway`] is one end of any number of WireGuard peers. It neither reads a clock nor opens a
+//! socket: time, wall clock and randomness are arguments, datagrams go in by
+//! [`handle_datagram`](Gateway::handle_datagram) and come out of
+//! [`poll_transmit`](Gateway::poll_transmit). Transport data never passes through here; the data plane
+//! gets each session's keys by an [`Event`] and reports back what its traffic did.
+//!
+//! The shell's loop: call one `handle_*`, then drain [`poll_event`](Gateway::poll_event), then
+//! [`poll_transmit`](Gateway::poll_transmit), then sleep until [`poll_timeout`](Gateway::poll_timeout)
+//! or the next input. Events come first: the answer to a response may be quicker than the data plane
+//! is told of the session.
+//!
+//! Who owns what: the gateway owns the peers, their handshakes and timers; the keys of a session belong
+//! to the data plane from the moment of [`Event::SessionEstablished`].
+//!
+//! Reading order: [`gateway`], `receive` (a handshake message comes in), `send` (one goes out),
+//! `timers`, `session`, `noise`, `cookie`, `limiter`, [`messages`], [`constants`].
+
+mod clock;
+pub mod constants;
+mod cookie;
+mod event;
+pub mod gateway;
+mod key;
+mod limiter;
+pub mod messages;
+mod noise;
+mod peer;
+mod receive;
+mod send;
+mod session;
+mod timers;
+
+pub use constants::Timings;
+pub use event::{Contents, Event, Traffic, Transmit};
+pub use gateway::{AddPeerError, Gateway};
+pub use key::{Key, clamped_private_key, generate_private_key};
+pub use peer::{Peer, PeerConfig, PeerId};
+pub use receive::Reject;
+pub use session::{Role, SessionKeys, Suite};
+pub use x25519_dalek::{PublicKey, StaticSecret};

@@ -1,0 +1,283 @@
+//! A handshake message goes out, and why: packets that wait, sessions that grow old, timers that pass.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use crate::event::{Contents, Event, Traffic, Transmit};
+use crate::gateway::Gateway;
+use crate::messages::Response;
+use crate::noise::Initiator;
+use crate::peer::PeerId;
+use crate::session::Role;
+use crate::timers::due;
+
+impl Gateway {
+    /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
+    /// is under way, in which case it is given another 90 s.
+    ///
+    /// Returns whether a handshake is under way now. It is not when the peer has no endpoint or a public
+    /// key of low order; the packet may be dropped then.
+    pub fn handle_wanted(&mut self, now: Instant, id: PeerId) -> bool {
+        let under_way = self.want_handshake(now, id);
+        self.reschedule(id);
+        under_way
+    }
+
+    /// A note of what the peer's traffic did since the last one, to be taken a few times a second. When
+    /// it is not known what came first, it is taken that the receiving came last: that costs a keepalive
+    /// at worst.
+    pub fn handle_traffic(&mut self, now: Instant, id: PeerId, traffic: Traffic) {
+        let timings = self.timings;
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if traffic.sent_any || traffic.sent_data {
+            peer.timers.any_sent();
+        }
+        if traffic.sent_data {
+            peer.timers.data_sent(now, &timings);
+        }
+        if traffic.received_any || traffic.received_data {
+            peer.timers.any_received();
+        }
+        if traffic.received_data {
+            peer.timers.data_received(now, &timings);
+        }
+        if traffic != Traffic::default() {
+            peer.traversed(now);
+        }
+        let sent = traffic.sent_any || traffic.sent_data;
+        let received = traffic.received_any || traffic.received_data;
+        if self.wants_successor(now, id, sent, received, 0) {
+            self.want_handshake(now, id);
+        }
+        self.reschedule(id);
+    }
+
+    /// A session was sent on, and its next counter is `sent_counter`: asks for its successor when it is
+    /// old or much used, ends it when it is used up. A note a second is enough.
+    pub fn handle_session_used(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        local_index: u32,
+        sent_counter: u64,
+    ) {
+        let timings = self.timings;
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if peer.current_session() != Some(local_index) {
+            return;
+        }
+        let mut wanted = self.wants_successor(now, id, true, false, sent_counter);
+        if sent_counter >= timings.reject_after_messages {
+            self.expire_sessions(id, |used| used == local_index);
+            wanted = true;
+        }
+        if wanted {
+            self.want_handshake(now, id);
+        }
+        self.reschedule(id);
+    }
+
+    /// Whether the current session should be replaced (paper 6.2).
+    fn wants_successor(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        sent: bool,
+        received: bool,
+        counter: u64,
+    ) -> bool {
+        let timings = self.timings;
+        let Some(peer) = self.named_mut(id) else {
+            return false;
+        };
+        let Some(session) = peer.sessions.current else {
+            return false;
+        };
+        let age = session.age(now);
+        let initiator = session.role == Role::Initiator;
+        if sent && counter > timings.rekey_after_messages {
+            return true;
+        }
+        if sent && initiator && age >= timings.rekey_after_time {
+            return true;
+        }
+        let patience = if initiator {
+            timings.rekey_on_receive()
+        } else {
+            timings.responder_rekey()
+        };
+        let late = (sent || received) && age >= patience;
+        late && !std::mem::replace(&mut peer.timers.asked_on_receive, true)
+    }
+
+    /// What has become due for this peer.
+    pub(crate) fn peer_timeout(&mut self, now: Instant, id: PeerId) {
+        self.expire_old_sessions(now, id);
+        let timings = self.timings;
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        let timers = &mut peer.timers;
+        if due(&mut timers.give_up, now) {
+            timers.retry = None;
+            timers.keepalive = None;
+            timers.another_keepalive = false;
+            self.drop_pending(id);
+            self.events.push_back(Event::HandshakeGaveUp { peer: id });
+        } else if due(&mut timers.retry, now) {
+            self.send_initiation(now, id);
+        }
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if due(&mut peer.timers.unanswered, now) {
+            self.want_handshake(now, id);
+        }
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if due(&mut peer.timers.keepalive, now) {
+            peer.timers.keepalive_sent(now, &timings);
+            self.send_keepalive(now, id);
+        }
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if due(&mut peer.timers.persistent, now) {
+            peer.traversed(now);
+            self.send_keepalive(now, id);
+        }
+    }
+
+    /// An empty packet on the current session; without one, a handshake, which ends in one.
+    pub(crate) fn send_keepalive(&mut self, now: Instant, id: PeerId) {
+        match self.peer(id).and_then(|peer| peer.sessions.current) {
+            Some(_) => self.events.push_back(Event::SendKeepalive { peer: id }),
+            None => {
+                self.want_handshake(now, id);
+            }
+        }
+    }
+
+    pub(crate) fn send_response(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        to: SocketAddr,
+        response: &Response,
+    ) {
+        let timings = self.timings;
+        let jitter = self.jitter();
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        // The peer's handshake gets its chance before ours is tried again.
+        peer.timers.quiet_until = Some(now + timings.rekey_timeout);
+        let retry = now + timings.rekey_timeout + jitter;
+        peer.timers.retry = peer.timers.retry.map(|at| at.max(retry));
+        self.transmit(now, id, to, &mut response.encode());
+    }
+
+    fn want_handshake(&mut self, now: Instant, id: PeerId) -> bool {
+        let give_up = now + self.timings.rekey_attempt_time;
+        let Some(peer) = self.named_mut(id) else {
+            return false;
+        };
+        if peer.config.endpoint.is_none() || peer.static_static.is_none() {
+            return false;
+        }
+        peer.timers.give_up = Some(give_up);
+        if peer.timers.retry.is_none() {
+            match peer.timers.quiet_until.filter(|until| now < *until) {
+                Some(until) => peer.timers.retry = Some(until),
+                None => self.send_initiation(now, id),
+            }
+        }
+        true
+    }
+
+    /// Sends an initiation in place of the one that is pending, and sees to its repetition.
+    fn send_initiation(&mut self, now: Instant, id: PeerId) {
+        self.drop_pending(id);
+        let timestamp = self.stamp(now);
+        let ephemeral = self.random_secret();
+        let index = self.reserve_index(id);
+        let retry = now + self.timings.rekey_timeout + self.jitter();
+        let quiet_until = now + self.timings.rekey_timeout;
+        let public_key = self.public_key;
+        let started = self.named_mut(id).and_then(|peer| {
+            let static_static = peer.static_static.as_ref()?;
+            let to = peer.config.endpoint?;
+            let (initiator, initiation) = Initiator::start(
+                &public_key,
+                &peer.public_key,
+                static_static,
+                ephemeral,
+                index,
+                &timestamp,
+            )
+            .ok()?;
+            peer.pending = Some((initiator, now));
+            peer.timers.retry = Some(retry);
+            peer.timers.quiet_until = Some(quiet_until);
+            Some((to, initiation))
+        });
+        match started {
+            Some((to, initiation)) => self.transmit(now, id, to, &mut initiation.encode()),
+            None => {
+                self.indices.remove(&index);
+            }
+        }
+    }
+
+    /// Signs a handshake message for its receiver and sends it.
+    fn transmit(&mut self, now: Instant, id: PeerId, to: SocketAddr, datagram: &mut [u8]) {
+        let use_for = self.timings.cookie_use();
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        let mac1 = peer
+            .mac_keys
+            .sign(datagram, peer.cookies.cookie(now, use_for));
+        peer.cookies.sent(mac1);
+        peer.timers.any_sent();
+        peer.traversed(now);
+        let contents = Contents::new(datagram);
+        self.transmits.push_back(Transmit {
+            to,
+            peer: Some(id),
+            contents,
+        });
+    }
+
+    fn expire_old_sessions(&mut self, now: Instant, id: PeerId) {
+        let lifetime = self.timings.reject_after_time;
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        let ended = peer.sessions.expire(|session| session.age(now) >= lifetime);
+        for session in ended {
+            self.end_session(id, session);
+        }
+    }
+
+    fn expire_sessions(&mut self, id: PeerId, ended: impl Fn(u32) -> bool) {
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        for session in peer.sessions.expire(|session| ended(session.local_index)) {
+            self.end_session(id, session);
+        }
+    }
+
+    fn jitter(&mut self) -> Duration {
+        self.rng
+            .random_range(Duration::ZERO..=self.timings.rekey_timeout_jitter)
+    }
+}

@@ -1,0 +1,80 @@
+//! A peer's timers (paper section 6): deadlines and nothing else. What happens when one passes is in
+//! `send`.
+
+use std::time::Instant;
+
+use crate::constants::Timings;
+
+#[derive(Default)]
+pub(crate) struct Timers {
+    /// When the handshake under way is tried again, or for the first time.
+    pub retry: Option<Instant>,
+    /// When the handshake under way is given up.
+    pub give_up: Option<Instant>,
+    /// No initiation leaves before this: the last handshake message must have had its chance.
+    pub quiet_until: Option<Instant>,
+    /// Data was received, and nothing sent since: an empty packet is due.
+    pub keepalive: Option<Instant>,
+    /// More data was received while `keepalive` was pending.
+    pub another_keepalive: bool,
+    /// Data was sent, and nothing received since: a new handshake is due.
+    pub unanswered: Option<Instant>,
+    /// The persistent keepalive.
+    pub persistent: Option<Instant>,
+    /// The current session has asked for its successor, for reasons of age on receipt.
+    pub asked_on_receive: bool,
+}
+
+impl Timers {
+    pub fn next(&self) -> Option<Instant> {
+        let deadlines = [
+            self.retry,
+            self.give_up,
+            self.keepalive,
+            self.unanswered,
+            self.persistent,
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Anything authenticated was sent, a keepalive and handshake messages included.
+    pub fn any_sent(&mut self) {
+        self.keepalive = None;
+        self.another_keepalive = false;
+    }
+
+    pub fn data_sent(&mut self, now: Instant, timings: &Timings) {
+        self.unanswered.get_or_insert(now + timings.unanswered());
+    }
+
+    /// Anything authenticated was received, a keepalive and handshake messages included.
+    pub fn any_received(&mut self) {
+        self.unanswered = None;
+    }
+
+    pub fn data_received(&mut self, now: Instant, timings: &Timings) {
+        if self.keepalive.is_some() {
+            self.another_keepalive = true;
+        } else {
+            self.keepalive = Some(now + timings.keepalive_timeout);
+        }
+    }
+
+    pub fn keepalive_sent(&mut self, now: Instant, timings: &Timings) {
+        self.keepalive = self
+            .another_keepalive
+            .then(|| now + timings.keepalive_timeout);
+        self.another_keepalive = false;
+    }
+
+    pub fn handshake_complete(&mut self) {
+        self.retry = None;
+        self.give_up = None;
+        self.asked_on_receive = false;
+    }
+}
+
+/// Takes a deadline that has passed.
+pub(crate) fn due(deadline: &mut Option<Instant>, now: Instant) -> bool {
+    deadline.take_if(|at| *at <= now).is_some()
+}
