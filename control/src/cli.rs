@@ -1,0 +1,123 @@
+//! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
+
+mod config;
+mod keys;
+mod run;
+mod service;
+mod table;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::control_socket;
+use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
+
+/// A site-to-site WireGuard gateway with an AF_XDP data plane.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, max_term_width = 100)]
+#[command(
+    after_help = "Every field of the profile can be overridden by an environment variable: \
+    Wan.Mode by PENSTOCK_WAN_MODE. Sockets, locks and logs are in /run/penstock, or where \
+    PENSTOCK_RUNTIME_DIR says."
+)]
+struct Cli {
+    /// The gateway's profile
+    #[arg(long, global = true, value_name = "FILE", env = "PENSTOCK_PROFILE", default_value = DEFAULT_PATH)]
+    profile: PathBuf,
+    /// What to log, such as "debug" or "penstock::netlink=trace,info"; RUST_LOG is the default
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground until SIGTERM or SIGINT
+    Run {
+        /// Leave the terminal's session, as `start` wants it
+        #[arg(long, hide = true)]
+        detached: bool,
+    },
+    /// Start the gateway in the background and wait until it is up
+    ///
+    /// A profile in /etc/penstock/profiles is started by systemd, if systemd runs and has the unit
+    /// penstock@.service, and no PENSTOCK_ variable overrides the profile. Otherwise the gateway is
+    /// a process of its own and logs to NAME.log beside its socket.
+    Start,
+    /// Stop the gateway and wait until it is gone
+    Stop,
+    /// Show the running gateway: its ports, peers and counters
+    Status {
+        /// As JSON, whose fields are a contract (docs/commands.md)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a new private key
+    Genkey,
+    /// Read a private key from standard input and print its public key
+    Pubkey,
+    /// Print the profile in force as JSON: with defaults and overrides, without secrets
+    ListConfig,
+    /// Change fields of the profile's file, if a sound profile results
+    ///
+    /// Keys are those of the profile: LocalPort=47100, Wan.Mode=udp, Lan.Subnets=10.1.0.0/24,10.2.0.0/24,
+    /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. The gateway must be
+    /// stopped, since it reads its profile only when it starts.
+    SetConfig {
+        /// Fields and their new values
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        assignments: Vec<String>,
+    },
+}
+
+/// Does what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let profile = cli.profile.as_path();
+    let outcome = match cli.command {
+        Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),
+        Command::Start => service::start(profile, cli.log.as_deref()),
+        Command::Stop => service::stop(profile),
+        Command::Status { json } => table::status(profile, json),
+        Command::Genkey => keys::genkey(),
+        Command::Pubkey => keys::pubkey(),
+        Command::ListConfig => config::list(profile),
+        Command::SetConfig { assignments } => config::set(profile, &assignments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever reads our output may have seen enough.
+            let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+            if !error.downcast_ref().is_some_and(broken) {
+                eprintln!("penstock: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The place and name of the gateway that a profile is about, without reading its keys.
+struct Gateway {
+    directory: PathBuf,
+    name: Name,
+}
+
+impl Gateway {
+    fn of(profile: &std::path::Path) -> Result<Self, ProfileError> {
+        let name = read_name(profile, &Environment::of_process())?;
+        Ok(Self {
+            directory: control_socket::directory(),
+            name,
+        })
+    }
+
+    fn is_running(&self) -> bool {
+        control_socket::Lock::is_taken(&self.directory, &self.name)
+    }
+}

@@ -1,0 +1,218 @@
+//! `start` and `stop`: the gateway in the background, with or without systemd.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Gateway;
+use crate::control_socket::{self, Answer, AskError};
+use crate::profile::{DEFAULT_PATH, Environment, Profile};
+use crate::socket_file::make_directory;
+
+/// How long a gateway may take to be up.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a gateway may take to be gone.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// Time between looks.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What is shown of a log: its end.
+const LOG_TAIL: u64 = 4096;
+
+pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
+    let environment = Environment::of_process();
+    // What is wrong with the profile is said here, not in a log.
+    Profile::load(profile, &environment)?;
+    let gateway = Gateway::of(profile)?;
+    if gateway.is_running() {
+        bail!("{} is already running", gateway.name);
+    }
+    match systemd_instance(profile, &environment) {
+        Some(instance) => start_unit(&gateway, &format!("penstock@{instance}.service")),
+        None => start_process(&gateway, profile, filter),
+    }
+}
+
+pub(super) fn stop(profile: &Path) -> Result<()> {
+    let gateway = Gateway::of(profile)?;
+    let name = &gateway.name;
+    match control_socket::ask(&gateway.directory, name, control_socket::Command::Stop) {
+        // It may be gone before it answers.
+        Ok(Answer::Stopping) | Err(AskError::Gone) => {}
+        Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
+        Ok(Answer::Status(_)) => bail!("{name} answered another question"),
+        // On its way down, it ends by itself; on its way up, it is said below.
+        Err(AskError::NotRunning) if gateway.is_running() => {}
+        Err(AskError::NotRunning) => bail!("{name} is not running"),
+        Err(error) => bail!("cannot talk to {name}: {error}"),
+    }
+    if !wait(STOP_PATIENCE, || Ok(!gateway.is_running()))? {
+        bail!(
+            "{name} was asked to stop but still runs after {} s",
+            STOP_PATIENCE.as_secs()
+        );
+    }
+    Ok(())
+}
+
+fn start_unit(gateway: &Gateway, unit: &str) -> Result<()> {
+    let status = Command::new("systemctl")
+        .args(["start", unit])
+        .status()
+        .context("systemctl")?;
+    if !status.success() {
+        bail!("systemd could not start {unit}; `journalctl -u {unit}` says why");
+    }
+    let up = wait(START_PATIENCE, || {
+        let failed = Command::new("systemctl")
+            .args(["--quiet", "is-failed", unit])
+            .status()?
+            .success();
+        if failed {
+            bail!(
+                "{} did not start; `journalctl -u {unit}` says why",
+                gateway.name
+            );
+        }
+        is_up(gateway)
+    })?;
+    if !up {
+        bail!(
+            "{} is not up after {} s; `journalctl -u {unit}` says more",
+            gateway.name,
+            START_PATIENCE.as_secs()
+        );
+    }
+    Ok(())
+}
+
+fn start_process(gateway: &Gateway, profile: &Path, filter: Option<&str>) -> Result<()> {
+    let name = &gateway.name;
+    let log_path = gateway.directory.join(format!("{name}.log"));
+    make_directory(&gateway.directory).with_context(|| gateway.directory.display().to_string())?;
+    let log = open_log(&log_path).with_context(|| log_path.display().to_string())?;
+    let mut command = Command::new(std::env::current_exe().context("our own program file")?);
+    command.arg("--profile").arg(std::path::absolute(profile)?);
+    if let Some(filter) = filter {
+        command.args(["--log", filter]);
+    }
+    command.args(["run", "--detached"]).current_dir("/");
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let mut child = command.spawn().context("cannot start a process")?;
+    let up = wait(START_PATIENCE, || {
+        if child.try_wait()?.is_some() {
+            bail!("{name} did not start: {}", last_words(&log_path));
+        }
+        is_up(gateway)
+    })?;
+    if !up {
+        end(&mut child);
+        bail!(
+            "{name} is not up after {} s; {} says more",
+            START_PATIENCE.as_secs(),
+            log_path.display()
+        );
+    }
+    Ok(())
+}
+
+fn is_up(gateway: &Gateway) -> Result<bool> {
+    let answer = control_socket::ask(
+        &gateway.directory,
+        &gateway.name,
+        control_socket::Command::Status,
+    );
+    Ok(matches!(answer, Ok(Answer::Status(_))))
+}
+
+/// A gateway that does not come up must not come up later, when nobody expects it.
+fn end(child: &mut Child) {
+    if let Some(pid) = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    let gone = wait(STOP_PATIENCE, || Ok(child.try_wait()?.is_some()));
+    if !matches!(gone, Ok(true)) {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The instance of penstock@.service that runs this profile, if systemd can run it.
+fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String> {
+    let absolute = std::path::absolute(profile).ok()?;
+    let in_place = absolute.parent() == Path::new(DEFAULT_PATH).parent()
+        && absolute
+            .extension()
+            .is_some_and(|extension| extension == "profile");
+    // As sd_booted(3) tells.
+    if !in_place || environment.overrides_any() || !Path::new("/run/systemd/system").is_dir() {
+        return None;
+    }
+    if control_socket::directory() != Path::new(control_socket::DIRECTORY) {
+        return None;
+    }
+    let known = Command::new("systemctl")
+        .args(["cat", "penstock@.service"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    // Instances' names need no escaping: stems of our files are names of ours.
+    let stem = absolute.file_stem()?.to_str()?;
+    let plain = stem
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+    (plain && known.is_ok_and(|status| status.success())).then(|| stem.to_owned())
+}
+
+/// The log of this start; the last one's is kept as NAME.log.old.
+fn open_log(path: &Path) -> std::io::Result<File> {
+    if path.exists() {
+        std::fs::rename(path, path.with_extension("log.old"))?;
+    }
+    File::options()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// The last line of a log: there our own errors are.
+fn last_words(path: &Path) -> String {
+    let tail = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let tail = tail().unwrap_or_default();
+    match tail.lines().rfind(|line| !line.trim().is_empty()) {
+        Some(line) => line.strip_prefix("penstock: ").unwrap_or(line).to_owned(),
+        None => format!("it said nothing in {}", path.display()),
+    }
+}
+
+/// Whether `done` comes true in time.
+fn wait(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}

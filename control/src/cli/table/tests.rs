@@ -1,0 +1,51 @@
+use super::*;
+
+#[test]
+fn the_table_is_readable() {
+    let mut status = crate::status::sample();
+    status.peers.push(crate::status::Peer {
+        name: String::new(),
+        endpoint: None,
+        last_handshake: None,
+        path: PathKind::None,
+        ..status.peers[0].clone()
+    });
+    let text = for_people(&status, Duration::from_secs(1_700_000_042));
+    let key = status.public_key.to_string();
+    let expected = format!(
+        "\
+amsterdam: Penstock 0.1.0, process 4711
+  public key  {key}
+  UDP port    47100
+  NAT         unknown
+  tunnel MTU  1420
+  workers     2
+  WAN         xdp: eth0 has zero-copy
+  LAN         tun: asked for
+
+PORT  KIND  QUEUE  WORKER  XDP     ZERO-COPY
+eth0  xdp   1      1       native  yes
+
+PEER                                          PATH    ENDPOINT         HANDSHAKE  RECEIVED  SENT  ALLOWED IPS
+berlin                                        direct  192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
+{key}  none    -                never      1.5 KiB   10 B  10.102.0.0/24
+
+dropped: replayed 3
+
+steered, WAN: redirect 8
+"
+    );
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn sizes_and_ages() {
+    assert_eq!(
+        [bytes(0), bytes(1023), bytes(1024), bytes(u64::MAX)],
+        ["0 B", "1023 B", "1.0 KiB", "16.0 EiB"]
+    );
+    assert_eq!(
+        [age(59), age(60), age(7200), age(200_000)],
+        ["59 s ago", "1 min ago", "2 h ago", "2 d ago"]
+    );
+}

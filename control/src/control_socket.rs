@@ -1,0 +1,328 @@
+//! The gateway's own control socket, `/run/penstock/NAME.sock`, and the lock beside it that keeps a
+//! name to one gateway.
+//!
+//! A connection is one line of JSON each way: a [`Command`] and its [`Answer`].
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::profile::Name;
+use crate::socket_file::{SocketFile, make_directory};
+use crate::status::Status;
+
+/// Where sockets, locks and logs are, unless `PENSTOCK_RUNTIME_DIR` or systemd's `RUNTIME_DIRECTORY`
+/// says otherwise.
+pub const DIRECTORY: &str = "/run/penstock";
+/// Longest command.
+const COMMAND_LIMIT: u64 = 1024;
+/// Longest answer: the status of the largest gateway.
+const ANSWER_LIMIT: u64 = 64 << 20;
+/// How long each side may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long after a failed connection the next is taken.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+/// How often the lock is tried again, and how long after.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the command line asks a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Show yourself.
+    Status,
+    /// Stop in order.
+    Stop,
+}
+
+/// What the gateway answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// To [`Command::Status`].
+    Status(Box<Status>),
+    /// To [`Command::Stop`]: it is on its way out.
+    Stopping,
+    /// It cannot; a sentence.
+    Error(String),
+}
+
+/// What the gateway is asked over the socket. A dropped `reply` is answered as an error.
+#[derive(Debug)]
+pub enum Request {
+    /// Show yourself.
+    Status {
+        /// For the answer.
+        reply: oneshot::Sender<Status>,
+    },
+    /// Stop in order.
+    Stop {
+        /// To say that it was heard.
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// The directory of this process's sockets, locks and logs.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let given = std::env::var_os("PENSTOCK_RUNTIME_DIR").filter(|directory| !directory.is_empty());
+    if let Some(given) = given {
+        return given.into();
+    }
+    // systemd gives a list with colons; ours is the first.
+    let given = std::env::var("RUNTIME_DIRECTORY").unwrap_or_default();
+    match given.split(':').next() {
+        None | Some("") => DIRECTORY.into(),
+        Some(first) => first.into(),
+    }
+}
+
+/// The right to run under a name. Held by one process; given back when dropped or dead.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+/// Takes the right to run as `name`, in the usual [`directory`].
+///
+/// # Errors
+/// Another gateway has it, or there is no lock file to be had.
+pub fn lock(name: &Name) -> Result<Lock, LockError> {
+    Lock::take(&directory(), name)
+}
+
+/// Why a name is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another gateway has it.
+    #[error("{name} is already running{}", .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    Taken {
+        /// The name.
+        name: Name,
+        /// The other's process.
+        pid: Option<u32>,
+    },
+    /// The lock file cannot be had.
+    #[error("the lock {path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the right to run as `name`.
+    ///
+    /// # Errors
+    /// Another gateway has it, or there is no lock file to be had.
+    pub fn take(directory: &Path, name: &Name) -> Result<Self, LockError> {
+        let path = directory.join(format!("{name}.lock"));
+        let failed = |error| LockError::File {
+            path: path.clone(),
+            error,
+        };
+        make_directory(directory).map_err(failed)?;
+        let mut tries = 0;
+        loop {
+            let mut file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                // Perhaps somebody is only looking: see is_taken.
+                Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(LOCK_PAUSE);
+                    continue;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let mut text = String::new();
+                    let _ = file.take(32).read_to_string(&mut text);
+                    return Err(LockError::Taken {
+                        name: name.clone(),
+                        pid: text.trim().parse().ok(),
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+            // The last owner removed its file between our open and our lock: nobody else sees it.
+            let named = std::fs::metadata(&path).ok().map(|metadata| metadata.ino());
+            if named != Some(file.metadata().map_err(failed)?.ino()) {
+                continue;
+            }
+            file.set_len(0)
+                .and_then(|()| writeln!(file, "{}", std::process::id()))
+                .map_err(failed)?;
+            return Ok(Self { file, path });
+        }
+    }
+
+    /// Whether a gateway of this name runs.
+    #[must_use]
+    pub fn is_taken(directory: &Path, name: &Name) -> bool {
+        let path = directory.join(format!("{name}.lock"));
+        // Shared, so that those who look are not in each other's way.
+        File::open(path)
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While still locked: whoever opened the file meanwhile will see that it lost its name.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = self.file.unlock();
+    }
+}
+
+/// The control socket, being served. Dropped, its file is gone.
+#[derive(Debug)]
+pub struct Service {
+    /// What the command line asks.
+    pub requests: mpsc::Receiver<Request>,
+    _file: SocketFile,
+    // Aborts the task when dropped.
+    _task: JoinSet<()>,
+}
+
+/// Serves the control socket of `name`, whose [`Lock`] should be held. Must be called within a tokio
+/// runtime.
+///
+/// # Errors
+/// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says.
+pub fn serve(name: &Name) -> io::Result<Service> {
+    serve_in(&directory(), name)
+}
+
+/// Serves another directory than [`directory`].
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service> {
+    let (file, listener) = SocketFile::bind(directory, &format!("{name}.sock"))?;
+    let (sender, requests) = mpsc::channel(1);
+    let mut task = JoinSet::new();
+    task.spawn(accept(listener, sender));
+    Ok(Service {
+        requests,
+        _file: file,
+        _task: task,
+    })
+}
+
+async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
+    loop {
+        // One after the other: the clients are administrators.
+        let outcome = match listener.accept().await {
+            Ok((stream, _)) => timeout(PATIENCE, converse(stream, &requests))
+                .await
+                .unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::debug!("control socket: {error}");
+            tokio::time::sleep(ERROR_PAUSE).await;
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    (&mut stream)
+        .take(COMMAND_LIMIT)
+        .read_until(b'\n', &mut line)
+        .await?;
+    let answer = match serde_json::from_slice(&line) {
+        Ok(Command::Status) => {
+            let (reply, answer) = oneshot::channel();
+            // A refused request drops its reply, which shows below.
+            let _ = requests.send(Request::Status { reply }).await;
+            answer
+                .await
+                .map(|status| Answer::Status(Box::new(status)))
+                .ok()
+        }
+        Ok(Command::Stop) => {
+            let (reply, answer) = oneshot::channel();
+            let _ = requests.send(Request::Stop { reply }).await;
+            answer.await.map(|()| Answer::Stopping).ok()
+        }
+        Err(_) => Some(Answer::Error(
+            "this gateway does not know that command".into(),
+        )),
+    };
+    let answer = answer.unwrap_or_else(|| Answer::Error("the gateway is on its way out".into()));
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    stream.write_all(&text).await
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("it is not running")]
+    NotRunning,
+    /// The connection ended without an answer: it stops, or crashed.
+    #[error("it went away without an answer")]
+    Gone,
+    /// The socket, or what came out of it, is not as it should be.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Asks the gateway of that name.
+///
+/// # Errors
+/// There is no answer.
+pub fn ask(directory: &Path, name: &Name, command: Command) -> Result<Answer, AskError> {
+    use std::io::ErrorKind;
+    let path = directory.join(format!("{name}.sock"));
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning,
+            _ => error.into(),
+        })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut text = Vec::new();
+    let mut exchange = || {
+        let mut line = serde_json::to_vec(&command)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        (&stream).take(ANSWER_LIMIT).read_to_end(&mut text)
+    };
+    match exchange() {
+        Ok(0) => Err(AskError::Gone),
+        Ok(_) => Ok(serde_json::from_slice(&text).map_err(io::Error::from)?),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+            ) =>
+        {
+            Err(AskError::Gone)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+use super::*;
+
+fn name(text: &str) -> Name {
+    Name::try_from(text.to_owned()).unwrap()
+}
+
+#[test]
+fn a_name_is_for_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("run");
+    let lock = Lock::take(&place, &name("a")).unwrap();
+    assert!(Lock::is_taken(&place, &name("a")) && !Lock::is_taken(&place, &name("b")));
+    let error = Lock::take(&place, &name("a")).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("a is already running (process {})", std::process::id())
+    );
+    let _other = Lock::take(&place, &name("b")).unwrap();
+    drop(lock);
+    assert!(!Lock::is_taken(&place, &name("a")) && !place.join("a.lock").exists());
+    drop(Lock::take(&place, &name("a")).unwrap());
+}
+
+#[test]
+fn a_dead_ones_lock_file_is_no_obstacle() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("a.lock"), "123456789\n").unwrap();
+    assert!(!Lock::is_taken(directory.path(), &name("a")));
+    let _lock = Lock::take(directory.path(), &name("a")).unwrap();
+    let text = std::fs::read_to_string(directory.path().join("a.lock")).unwrap();
+    assert_eq!(text, format!("{}\n", std::process::id()));
+}
+
+#[test]
+fn many_contenders_never_share_a_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let owners = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    if let Ok(lock) = Lock::take(directory.path(), &name("a")) {
+                        assert_eq!(owners.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        owners.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        drop(lock);
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test]
+async fn commands_reach_the_gateway() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut service = serve_in(directory.path(), &name("a")).unwrap();
+    let place = directory.path().to_owned();
+    let client = tokio::task::spawn_blocking(move || {
+        let status = ask(&place, &name("a"), Command::Status);
+        (status, ask(&place, &name("a"), Command::Stop))
+    });
+    let status = crate::status::sample();
+    match service.requests.recv().await.unwrap() {
+        Request::Status { reply } => reply.send(status.clone()).unwrap(),
+        Request::Stop { .. } => panic!("not yet"),
+    }
+    match service.requests.recv().await.unwrap() {
+        Request::Stop { reply } => reply.send(()).unwrap(),
+        Request::Status { .. } => panic!("again"),
+    }
+    let (answer, stopping) = client.await.unwrap();
+    assert!(matches!(answer.unwrap(), Answer::Status(answer) if *answer == status));
+    assert!(matches!(stopping.unwrap(), Answer::Stopping));
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_at_once_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let service = serve_in(directory.path(), &name("a")).unwrap();
+    let place = directory.path().to_owned();
+    let client = tokio::task::spawn_blocking(move || ask(&place, &name("a"), Command::Stop));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(service);
+    assert!(matches!(client.await.unwrap(), Err(AskError::Gone)));
+    let place = directory.path().to_owned();
+    assert!(matches!(
+        ask(&place, &name("a"), Command::Stop),
+        Err(AskError::NotRunning)
+    ));
+}
+
+#[tokio::test]
+async fn nonsense_gets_a_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    let _service = serve_in(directory.path(), &name("a")).unwrap();
+    let path = directory.path().join("a.sock");
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.write_all(b"{\"Dance\": 1}\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert_eq!(
+        answer.await.unwrap(),
+        "{\"Error\":\"this gateway does not know that command\"}\n"
+    );
+}

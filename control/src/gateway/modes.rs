@@ -1,0 +1,149 @@
+//! How the WAN and the LAN are driven: AF_XDP or the kernel's sockets, and why.
+
+use std::path::Path;
+
+use penstock_dataplane::steer::AttachMode;
+
+use crate::netlink::Interface;
+
+/// What the profile asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The fastest that the interface really supports.
+    Auto,
+    /// AF_XDP, and nothing else.
+    Xdp,
+    /// Sockets: `udp` on the WAN, `tun` on the LAN.
+    Socket,
+}
+
+/// What an interface is, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// What made it, for one made by software: `veth`, `bridge`, `vlan`, …
+    pub kind: Option<String>,
+    /// The driver of its hardware.
+    pub driver: Option<String>,
+    /// Whether frames on it begin with an Ethernet header.
+    pub ethernet: bool,
+    /// Receive queues.
+    pub queues: u32,
+}
+
+/// How an interface is to be driven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// By sockets, for this reason.
+    Socket(String),
+    /// By AF_XDP, attached so.
+    Xdp {
+        /// How to attach.
+        attach: AttachMode,
+        /// Whether sockets will do when that is impossible.
+        optional: bool,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Decides how to drive an interface.
+pub fn plan(wish: Wish, device: &Device) -> Plan {
+    let name = &device.name;
+    match wish {
+        Wish::Socket => Plan::Socket("the profile asks for it".to_owned()),
+        Wish::Xdp => Plan::Xdp {
+            attach: AttachMode::Auto,
+            optional: false,
+            reason: "the profile asks for it".to_owned(),
+        },
+        Wish::Auto if !device.ethernet => Plan::Socket(format!("{name} is not an Ethernet device")),
+        Wish::Auto => match (&device.kind, &device.driver) {
+            (Some(kind), _) => Plan::Socket(format!(
+                "{name} is a virtual device ({kind}), where super-packets through sockets beat AF_XDP"
+            )),
+            (None, Some(driver)) => Plan::Xdp {
+                attach: AttachMode::Native,
+                optional: true,
+                reason: format!("{name} is a network card with native XDP ({driver})"),
+            },
+            (None, None) => Plan::Socket(format!("{name} has no driver that is known to do native XDP")),
+        },
+    }
+}
+
+impl Device {
+    /// The facts about an interface, from the kernel.
+    pub fn of(interface: &Interface) -> Self {
+        let sysfs = Path::new("/sys/class/net").join(&interface.name);
+        let driver = std::fs::read_link(sysfs.join("device/driver"))
+            .ok()
+            .and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
+        let queues = std::fs::read_dir(sysfs.join("queues")).map_or(0, |entries| {
+            entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("rx-")).count()
+        });
+        Self {
+            name: interface.name.clone(),
+            kind: interface.kind.clone(),
+            driver,
+            ethernet: interface.mac.is_some() && interface.name != "lo",
+            // sysfs may be of another namespace; netlink tells how many queues there are at most.
+            queues: if queues > 0 { queues as u32 } else { interface.queues.max(1) },
+        }
+    }
+}
+
+/// How many workers to start: `wish` of the profile (0: as many as fit), `queues` the most receive
+/// queues of an interface driven by AF_XDP (0: there is none), `cores` those we may use.
+pub fn workers(wish: u32, queues: u32, cores: u32) -> u32 {
+    // Without queues to spread over, one worker keeps both directions of a flow on one core.
+    let most = if wish > 0 { wish } else { queues.max(1) };
+    most.min(cores).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(kind: Option<&str>, driver: Option<&str>) -> Device {
+        Device {
+            name: "eth0".to_owned(),
+            kind: kind.map(str::to_owned),
+            driver: driver.map(str::to_owned),
+            ethernet: true,
+            queues: 4,
+        }
+    }
+
+    #[test]
+    fn auto_takes_xdp_on_network_cards_only() {
+        assert!(matches!(plan(Wish::Auto, &device(Some("veth"), None)), Plan::Socket(r) if r.contains("veth")));
+        assert!(matches!(plan(Wish::Auto, &device(None, None)), Plan::Socket(_)));
+        assert!(matches!(
+            plan(Wish::Auto, &device(None, Some("ice"))),
+            Plan::Xdp { attach: AttachMode::Native, optional: true, .. }
+        ));
+        let point_to_point = Device { ethernet: false, ..device(None, Some("qmi_wwan")) };
+        assert!(matches!(plan(Wish::Auto, &point_to_point), Plan::Socket(_)));
+    }
+
+    #[test]
+    fn a_wish_is_a_command() {
+        assert!(matches!(
+            plan(Wish::Xdp, &device(Some("veth"), None)),
+            Plan::Xdp { attach: AttachMode::Auto, optional: false, .. }
+        ));
+        assert!(matches!(plan(Wish::Socket, &device(None, Some("ice"))), Plan::Socket(_)));
+    }
+
+    #[test]
+    fn one_worker_a_queue_and_one_a_core() {
+        assert_eq!(workers(0, 4, 2), 2);
+        assert_eq!(workers(0, 1, 2), 1);
+        assert_eq!(workers(0, 0, 8), 1);
+        assert_eq!(workers(3, 0, 8), 3);
+        assert_eq!(workers(3, 1, 2), 2);
+        assert_eq!(workers(0, 0, 0), 1);
+    }
+}

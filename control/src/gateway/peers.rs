@@ -1,0 +1,322 @@
+//! The peers as control knows them: who, where, which sessions, what waits. The list's order is the
+//! order of the published table's peers.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use penstock_dataplane::peer as data;
+use penstock_dataplane::session::Session;
+use penstock_proto::{PeerId, Traffic};
+
+use crate::key::{PresharedKey, PublicKey};
+use crate::profile::Endpoint;
+
+/// Packets that wait for a peer's session; more push out the oldest.
+pub const WAITING: usize = 128;
+
+/// Another site.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its name in the handshake's state.
+    pub id: PeerId,
+    /// Its counters in the data plane, and its number there.
+    pub data: Arc<data::Peer>,
+    /// What people call it; empty for one that came over the userspace API.
+    pub name: String,
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// A key shared beside the key pairs.
+    pub preshared_key: Option<PresharedKey>,
+    /// The endpoint as it was configured, to be resolved again when the peer is lost.
+    pub configured: Option<Endpoint>,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Interval of keepalives.
+    pub persistent_keepalive: Option<Duration>,
+    /// The sessions that may receive, at most three.
+    pub sessions: Vec<Arc<Session>>,
+    /// Receiver index of the one to send by.
+    pub sending: Option<u32>,
+    /// Packets for which there is no session yet.
+    pub waiting: VecDeque<Box<[u8]>>,
+    /// Bytes of handshake messages, which do not pass the data plane: received, sent.
+    pub handshake_bytes: (u64, u64),
+    sampled: Sampled,
+}
+
+/// What the traffic counters showed when they were last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sampled {
+    sent: u64,
+    sent_data: u64,
+    received: u64,
+    received_data: u64,
+    counter: u64,
+}
+
+/// What has passed since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// For the timers.
+    pub traffic: Traffic,
+    /// The session that was sent on, and its next counter.
+    pub used: Option<(u32, u64)>,
+}
+
+impl Peer {
+    /// A peer that nothing is known of but who it is.
+    pub fn new(id: PeerId, number: u32, public_key: PublicKey) -> Self {
+        Self {
+            id,
+            data: Arc::new(data::Peer::new(number)),
+            name: String::new(),
+            public_key,
+            preshared_key: None,
+            configured: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            sessions: Vec::new(),
+            sending: None,
+            waiting: VecDeque::new(),
+            handshake_bytes: (0, 0),
+            sampled: Sampled::default(),
+        }
+    }
+
+    /// What to call it in the log.
+    pub fn label(&self) -> String {
+        if self.name.is_empty() { self.public_key.to_string() } else { self.name.clone() }
+    }
+
+    /// The session to send by.
+    pub fn sending(&self) -> Option<&Arc<Session>> {
+        let index = self.sending?;
+        self.sessions.iter().find(|s| s.local_index == index)
+    }
+
+    /// Bytes of WireGuard messages received, handshakes included.
+    pub fn received_bytes(&self) -> u64 {
+        self.data.received.bytes.load(Relaxed) + self.handshake_bytes.0
+    }
+
+    /// Bytes of WireGuard messages sent, handshakes included.
+    pub fn sent_bytes(&self) -> u64 {
+        self.data.sent.bytes.load(Relaxed) + self.handshake_bytes.1
+    }
+
+    /// Puts a packet in the queue for a session; `false` if the oldest had to go for it.
+    pub fn wait(&mut self, packet: Box<[u8]>) -> bool {
+        let full = self.waiting.len() >= WAITING;
+        if full {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(packet);
+        !full
+    }
+
+    /// Looks at the counters; `None` when nothing has passed since the last look.
+    pub fn sample(&mut self) -> Option<Sample> {
+        let session = self.sending();
+        let index = session.map(|s| s.local_index);
+        let now = Sampled {
+            sent: self.data.sent.packets.load(Relaxed),
+            sent_data: self.data.sent.last_data.load(Relaxed),
+            received: self.data.received.packets.load(Relaxed),
+            received_data: self.data.received.last_data.load(Relaxed),
+            counter: session.map_or(0, |s| s.sent()),
+        };
+        let before = std::mem::replace(&mut self.sampled, now);
+        if before == now {
+            return None;
+        }
+        let traffic = Traffic {
+            sent_data: now.sent_data != before.sent_data,
+            sent_any: now.sent != before.sent,
+            received_data: now.received_data != before.received_data,
+            received_any: now.received != before.received,
+        };
+        let used = index.filter(|_| now.counter != before.counter).map(|i| (i, now.counter));
+        Some(Sample { traffic, used })
+    }
+}
+
+/// All peers, and to whom the remote addresses belong.
+#[derive(Debug, Default)]
+pub struct Peers {
+    list: Vec<Peer>,
+    allowed_ips: BTreeMap<IpNet, PeerId>,
+    numbers: u32,
+}
+
+impl Peers {
+    /// A number for a new peer, by which the data plane calls it; never one that was used before.
+    pub fn number(&mut self) -> u32 {
+        self.numbers += 1;
+        self.numbers - 1
+    }
+
+    /// Appends a peer.
+    pub fn push(&mut self, peer: Peer) {
+        self.list.push(peer);
+    }
+
+    /// Removes a peer and its allowed IPs.
+    pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        self.allowed_ips.retain(|_, owner| *owner != id);
+        let at = self.place(id)?;
+        Some(self.list.remove(at))
+    }
+
+    /// The peers, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Peer> {
+        self.list.iter()
+    }
+
+    /// The peers, in order, to be changed.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Peer> {
+        self.list.iter_mut()
+    }
+
+    /// Where in the order a peer is.
+    pub fn place(&self, id: PeerId) -> Option<usize> {
+        self.list.iter().position(|p| p.id == id)
+    }
+
+    /// A peer by its name in the handshake's state.
+    pub fn of(&self, id: PeerId) -> Option<&Peer> {
+        self.list.iter().find(|p| p.id == id)
+    }
+
+    /// A peer by its name in the handshake's state, to be changed.
+    pub fn of_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.list.iter_mut().find(|p| p.id == id)
+    }
+
+    /// A peer by its number in the data plane, to be changed.
+    pub fn numbered_mut(&mut self, number: u32) -> Option<&mut Peer> {
+        self.list.iter_mut().find(|p| p.data.id == number)
+    }
+
+    /// A peer by its key.
+    pub fn with_key(&self, key: &PublicKey) -> Option<&Peer> {
+        self.list.iter().find(|p| p.public_key == *key)
+    }
+
+    /// Gives a prefix to a peer, whoever had it. Returns who had it, if it was another.
+    pub fn allow(&mut self, prefix: IpNet, id: PeerId) -> Option<PeerId> {
+        self.allowed_ips.insert(prefix.trunc(), id).filter(|before| *before != id)
+    }
+
+    /// Takes a prefix from a peer, if it has it.
+    pub fn disallow(&mut self, prefix: IpNet, id: PeerId) {
+        let prefix = prefix.trunc();
+        if self.allowed_ips.get(&prefix) == Some(&id) {
+            self.allowed_ips.remove(&prefix);
+        }
+    }
+
+    /// Takes all prefixes from a peer.
+    pub fn disallow_all(&mut self, id: PeerId) {
+        self.allowed_ips.retain(|_, owner| *owner != id);
+    }
+
+    /// The prefixes with their owners.
+    pub fn allowed_ips(&self) -> impl Iterator<Item = (&IpNet, PeerId)> {
+        self.allowed_ips.iter().map(|(prefix, owner)| (prefix, *owner))
+    }
+
+    /// The prefixes of a peer.
+    pub fn allowed_ips_of(&self, id: PeerId) -> Vec<IpNet> {
+        self.allowed_ips.iter().filter(|(_, owner)| **owner == id).map(|(prefix, _)| *prefix).collect()
+    }
+
+    /// All remote prefixes.
+    pub fn remote(&self) -> BTreeSet<IpNet> {
+        self.allowed_ips.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    use std::time::{Instant, SystemTime};
+
+    use penstock_dataplane::clock::Millis;
+    use penstock_proto::{Gateway, PeerConfig, clamped_private_key};
+    use rand::SeedableRng;
+
+    /// A handshake state with peers of these keys, and the list of them.
+    pub fn peers(keys: &[u8]) -> (Gateway, Peers) {
+        let now = Instant::now();
+        let rng = rand::rngs::StdRng::seed_from_u64(1);
+        let mut proto = Gateway::new(clamped_private_key([1; 32]), rng, now, SystemTime::now());
+        let mut peers = Peers::default();
+        for key in keys {
+            let key = PublicKey::from_bytes([*key; 32]);
+            let id = proto.add_peer(now, key.into(), PeerConfig::default()).unwrap();
+            let number = peers.number();
+            peers.push(Peer::new(id, number, key));
+        }
+        (proto, peers)
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_prefix_has_one_owner() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let (a, b) = (peers.list[0].id, peers.list[1].id);
+        assert_eq!(peers.allow(net("10.0.0.0/8"), a), None);
+        assert_eq!(peers.allow(net("10.0.0.0/8"), a), None);
+        assert_eq!(peers.allow(net("10.1.0.0/16"), b), None);
+        assert_eq!(peers.allow(net("10.9.9.9/8"), b), Some(a), "host bits do not make it another prefix");
+        assert!(peers.allowed_ips_of(a).is_empty());
+        peers.disallow(net("10.1.0.0/16"), a);
+        assert_eq!(peers.allowed_ips_of(b).len(), 2, "only the owner can lose it");
+        peers.disallow(net("10.1.0.0/16"), b);
+        assert_eq!(peers.remote(), [net("10.0.0.0/8")].into());
+        peers.remove(b);
+        assert!(peers.remote().is_empty() && peers.iter().count() == 1);
+    }
+
+    #[test]
+    fn numbers_are_never_used_again() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let last = peers.list[1].id;
+        peers.remove(last);
+        assert_eq!(peers.number(), 2);
+    }
+
+    #[test]
+    fn the_oldest_packet_goes_when_too_many_wait() {
+        let (_proto, mut peers) = peers(&[7]);
+        let peer = &mut peers.list[0];
+        for n in 0..WAITING {
+            assert!(peer.wait([n as u8].into()));
+        }
+        assert!(!peer.wait([255].into()));
+        assert_eq!((peer.waiting.len(), peer.waiting[0][0], peer.waiting[WAITING - 1][0]), (WAITING, 1, 255));
+    }
+
+    #[test]
+    fn a_sample_tells_what_passed_and_then_nothing() {
+        let (_proto, mut peers) = peers(&[7]);
+        let peer = &mut peers.list[0];
+        assert_eq!(peer.sample(), None);
+        peer.data.sent.count(1, 32, false, Millis(5));
+        let traffic = peer.sample().unwrap().traffic;
+        assert_eq!(traffic, Traffic { sent_any: true, ..Traffic::default() });
+        assert_eq!(peer.sample(), None);
+        peer.data.received.count(3, 300, true, Millis(6));
+        let traffic = peer.sample().unwrap().traffic;
+        assert_eq!(traffic, Traffic { received_any: true, received_data: true, ..Traffic::default() });
+        assert_eq!((peer.received_bytes(), peer.sent_bytes()), (300, 32));
+    }
+}

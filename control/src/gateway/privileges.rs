@@ -1,0 +1,93 @@
+//! Whether this process may do, and this kernel can do, what the gateway needs. Asked first, so that
+//! the answer is a sentence and not an errno from the middle of the start.
+
+use anyhow::{Context, Result, bail};
+
+/// A capability and its bit (`capability.h`).
+type Capability = (&'static str, u32);
+
+const NET_ADMIN: Capability = ("CAP_NET_ADMIN", 12);
+const NET_RAW: Capability = ("CAP_NET_RAW", 13);
+const SYS_ADMIN: Capability = ("CAP_SYS_ADMIN", 21);
+const BPF: Capability = ("CAP_BPF", 39);
+
+/// UDP_SEGMENT and UDP_GRO together.
+const SOCKET_KERNEL: (u32, u32) = (5, 0);
+/// AF_XDP sockets of several devices on one UMEM.
+const XDP_KERNEL: (u32, u32) = (5, 10);
+
+/// Checks capabilities and kernel; `xdp` if AF_XDP is asked for.
+///
+/// # Errors
+/// Names everything that is missing.
+pub fn check(xdp: bool) -> Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not to be read")?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc is not to be read")?;
+    capable(effective(&status).context("/proc/self/status tells no capabilities")?, xdp)?;
+    recent(release.trim(), xdp)
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn capable(held: u64, xdp: bool) -> Result<()> {
+    let holds = |(_, bit): Capability| held & (1 << bit) != 0;
+    let mut missing: Vec<&str> = Vec::new();
+    if !holds(NET_ADMIN) {
+        missing.push(NET_ADMIN.0);
+    }
+    if xdp && !holds(NET_RAW) {
+        missing.push(NET_RAW.0);
+    }
+    // CAP_SYS_ADMIN was the capability for BPF before CAP_BPF, and still is one.
+    if xdp && !holds(BPF) && !holds(SYS_ADMIN) {
+        missing.push(BPF.0);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("missing {}: run as root, or grant it with systemd's AmbientCapabilities= or setcap", missing.join(" and "))
+}
+
+fn recent(release: &str, xdp: bool) -> Result<()> {
+    let (major, minor) = if xdp { XDP_KERNEL } else { SOCKET_KERNEL };
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    // A release that tells no version is left to fail where it fails.
+    let (Some(has_major), Some(has_minor)) = (numbers.next(), numbers.next()) else { return Ok(()) };
+    if (has_major, has_minor) >= (major, minor) {
+        return Ok(());
+    }
+    let what = if xdp { "mode xdp" } else { "Penstock" };
+    bail!("the kernel ({release}) is too old: {what} needs Linux {major}.{minor} or newer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = 0x1ff_ffff_ffff;
+
+    #[test]
+    fn says_which_capability_is_missing() {
+        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(ALL));
+        assert!(capable(ALL, true).is_ok());
+        let without = |bit: u32, xdp| capable(ALL & !(1 << 21) & !(1 << bit), xdp).map_err(|e| e.to_string());
+        assert!(without(12, false).unwrap_err().contains("CAP_NET_ADMIN"));
+        assert!(without(13, true).unwrap_err().contains("CAP_NET_RAW"));
+        assert!(without(39, true).unwrap_err().contains("CAP_BPF"));
+        assert!(without(39, false).is_ok() && without(13, false).is_ok());
+        assert!(capable(0, true).unwrap_err().to_string().contains("CAP_NET_ADMIN and CAP_NET_RAW and CAP_BPF"));
+    }
+
+    #[test]
+    fn says_when_the_kernel_is_too_old() {
+        assert!(recent("6.18.44-fc-v595", true).is_ok());
+        assert!(recent("5.10.0-8-amd64", true).is_ok());
+        assert!(recent("5.4.0", true).unwrap_err().to_string().contains("5.10"));
+        assert!(recent("5.4.0", false).is_ok());
+        assert!(recent("4.19.0", false).is_err());
+        assert!(recent("strange", true).is_ok());
+    }
+}

@@ -1,0 +1,108 @@
+//! The steering programs and what they are told: our WAN addresses, and which LAN prefixes go to
+//! which family of endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use penstock_dataplane::steer::{LanSteering, OuterFamily, SteerError, WanSteering};
+
+use super::peers::Peers;
+
+/// A LAN prefix, and where its packets go: to AF_XDP with room for this family's headers, or (`None`)
+/// to the kernel although a shorter prefix goes to AF_XDP.
+pub type Prefixes = BTreeMap<IpNet, Option<OuterFamily>>;
+
+/// The programs that are attached. Dropping it detaches them.
+#[derive(Debug, Default)]
+pub struct Steering {
+    /// On the WAN, if that is driven by AF_XDP.
+    pub wan: Option<WanSteering>,
+    /// On the LAN interfaces that are driven by AF_XDP, by index.
+    pub lan: Vec<(u32, LanSteering)>,
+    addresses: BTreeSet<IpAddr>,
+    prefixes: Prefixes,
+}
+
+impl Steering {
+    /// Whether there is no program at all.
+    pub fn is_empty(&self) -> bool {
+        self.wan.is_none() && self.lan.is_empty()
+    }
+
+    /// Makes these our addresses on the WAN.
+    pub fn set_addresses(&mut self, wanted: BTreeSet<IpAddr>) {
+        let Some(wan) = &mut self.wan else { return };
+        for address in self.addresses.difference(&wanted) {
+            told(wan.remove_local(*address), "of an address that went");
+        }
+        for address in wanted.difference(&self.addresses) {
+            told(wan.insert_local(*address), "of an address");
+        }
+        self.addresses = wanted;
+    }
+
+    /// Makes these the steered prefixes, on every LAN interface.
+    pub fn set_prefixes(&mut self, wanted: Prefixes) {
+        for (_, lan) in &mut self.lan {
+            // What the kernel is to keep comes first: a default route must not catch it for a moment.
+            let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
+            changes.sort_by_key(|(_, to)| to.is_some());
+            for (prefix, to) in changes {
+                let (address, len) = (prefix.addr(), prefix.prefix_len());
+                let result = match to {
+                    Some(outer) => lan.insert_prefix(address, len, *outer),
+                    None => lan.insert_local_prefix(address, len),
+                };
+                told(result, "of a prefix");
+            }
+            for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)) {
+                told(lan.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that went");
+            }
+        }
+        self.prefixes = wanted;
+    }
+}
+
+/// A map that cannot be changed leaves packets to the kernel, or to a worker that knows better: a
+/// nuisance, no leak.
+fn told(result: Result<(), SteerError>, what: &str) {
+    if let Err(e) = result {
+        tracing::warn!("the steering program could not be told {what}: {e}");
+    }
+}
+
+/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's.
+pub fn prefixes(peers: &Peers, kept: &[IpNet]) -> Prefixes {
+    let mut all: Prefixes = kept.iter().map(|p| (*p, None)).collect();
+    for (prefix, owner) in peers.allowed_ips() {
+        let endpoint = peers.of(owner).and_then(|p| p.endpoint);
+        let family = endpoint.map(|e| if e.is_ipv4() { OuterFamily::V4 } else { OuterFamily::V6 });
+        all.insert(*prefix, family);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peers::tests::peers;
+    use super::*;
+
+    #[test]
+    fn prefixes_follow_the_family_of_the_endpoint() {
+        let (_proto, mut peers) = peers(&[7, 8, 9]);
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        for (peer, endpoint) in peers.iter_mut().zip(["192.0.2.2:1", "[2001:db8::2]:1"]) {
+            peer.endpoint = endpoint.parse().ok();
+        }
+        let ids: Vec<_> = peers.iter().map(|p| p.id).collect();
+        for (prefix, id) in [("fd00:1::/64", ids[0]), ("10.0.0.0/8", ids[1]), ("10.3.0.0/16", ids[2])] {
+            peers.allow(net(prefix), id);
+        }
+        let all = prefixes(&peers, &[net("10.101.0.0/24")]);
+        assert_eq!(all[&net("fd00:1::/64")], Some(OuterFamily::V4));
+        assert_eq!(all[&net("10.0.0.0/8")], Some(OuterFamily::V6));
+        assert_eq!(all[&net("10.3.0.0/16")], None, "nowhere to send it yet: the tun device's packets wait");
+        assert_eq!(all[&net("10.101.0.0/24")], None);
+    }
+}

@@ -1,0 +1,149 @@
+//! The table that workers read, made of what control knows. Parts that did not change are shared
+//! with the table before.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use penstock_dataplane::ports::Link;
+use penstock_dataplane::prefix::PrefixMap;
+use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
+
+use super::peers::{Peer, Peers};
+
+/// Where a peer's datagrams go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// Its endpoint; `None` if there is none or its packets would come back into the tunnel.
+    pub endpoint: Option<SocketAddr>,
+    /// How to get there by AF_XDP.
+    pub link: Option<Link>,
+}
+
+/// What tables are made of besides the peers.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// By place: to which peer an address belongs. Renewed by [`Parts::renew_allowed_ips`].
+    allowed_ips: Arc<PrefixMap<u32>>,
+    /// Next hops on the LAN.
+    pub hops: Arc<PrefixMap<Option<Link>>>,
+    /// Largest inner packet.
+    mtu: usize,
+    /// Our address in ICMP messages about IPv4.
+    pub icmp_v4: Option<Ipv4Addr>,
+    /// Our address in ICMP messages about IPv6.
+    pub icmp_v6: Option<Ipv6Addr>,
+}
+
+impl Parts {
+    /// Parts of a tunnel with this MTU, and nothing in it.
+    pub fn new(mtu: u16) -> Self {
+        Self { mtu: usize::from(mtu), ..Self::default() }
+    }
+
+    /// To be called when allowed IPs or the order of the peers have changed.
+    pub fn renew_allowed_ips(&mut self, peers: &Peers) {
+        let mut map = PrefixMap::default();
+        for (prefix, owner) in peers.allowed_ips() {
+            if let Some(place) = peers.place(owner) {
+                map.insert(prefix.addr(), prefix.prefix_len(), place as u32);
+            }
+        }
+        self.allowed_ips = Arc::new(map);
+    }
+
+    /// A table of this moment.
+    pub fn table(&self, peers: &Peers, path: impl Fn(&Peer) -> Path) -> Table {
+        let mut table = Table {
+            allowed_ips: Arc::clone(&self.allowed_ips),
+            hops: Arc::clone(&self.hops),
+            mtu: self.mtu,
+            icmp_v4: self.icmp_v4,
+            icmp_v6: self.icmp_v6,
+            ..Table::default()
+        };
+        for (place, peer) in peers.iter().enumerate() {
+            let Path { endpoint, link } = path(peer);
+            let sending = peer.sending().cloned();
+            table.peers.push(PeerEntry { peer: Arc::clone(&peer.data), endpoint, link, sending });
+            for session in &peer.sessions {
+                let entry = SessionEntry { session: Arc::clone(session), peer: place as u32 };
+                table.sessions.insert(session.local_index, entry);
+            }
+        }
+        table
+    }
+}
+
+/// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
+pub fn icmp_source<A: Copy>(lan: Option<A>, own: &[IpAddr], family: impl Fn(IpAddr) -> Option<A>) -> Option<A> {
+    lan.or_else(|| own.iter().find_map(|a| family(*a)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peers::tests::peers;
+    use super::*;
+
+    use penstock_dataplane::clock::Millis;
+    use penstock_dataplane::session::{Session, SessionConfig, Suite};
+    use zeroize::Zeroizing;
+
+    fn session(local_index: u32, peer: &Peer) -> Arc<Session> {
+        Arc::new(Session::new(SessionConfig {
+            local_index,
+            remote_index: 9,
+            suite: Suite::ChaCha20Poly1305,
+            send_key: Zeroizing::new([1; 32]),
+            receive_key: Zeroizing::new([2; 32]),
+            born: Millis::now(),
+            confirmed: true,
+            peer: Arc::clone(&peer.data),
+        }))
+    }
+
+    #[test]
+    fn a_table_holds_each_peer_with_its_sessions_and_path() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let ids: Vec<_> = peers.iter().map(|p| p.id).collect();
+        peers.allow("10.1.0.0/16".parse().unwrap(), ids[0]);
+        peers.allow("10.0.0.0/8".parse().unwrap(), ids[1]);
+        for peer in peers.iter_mut().skip(1) {
+            peer.sessions = vec![session(100, peer), session(101, peer)];
+            peer.sending = Some(101);
+        }
+        let mut parts = Parts::new(1420);
+        parts.renew_allowed_ips(&peers);
+        let endpoint = "192.0.2.2:47100".parse().ok();
+        let table = parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), link: None });
+
+        assert_eq!(table.route("10.1.2.3".parse().unwrap()), Some(0));
+        assert_eq!(table.route("10.2.2.3".parse().unwrap()), Some(1));
+        assert_eq!(table.route("11.2.2.3".parse().unwrap()), None);
+        assert!(table.peers[0].sending.is_none() && table.peers[0].endpoint.is_none());
+        assert_eq!(table.peers[1].sending.as_ref().map(|s| s.local_index), Some(101));
+        assert_eq!(table.peers[1].endpoint, endpoint);
+        assert_eq!((table.sessions[&100].peer, table.sessions.len()), (1, 2));
+    }
+
+    #[test]
+    fn places_follow_a_removal() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let ids: Vec<_> = peers.iter().map(|p| p.id).collect();
+        peers.allow("10.0.0.0/8".parse().unwrap(), ids[1]);
+        peers.remove(ids[0]);
+        let mut parts = Parts::default();
+        parts.renew_allowed_ips(&peers);
+        let table = parts.table(&peers, |_| Path::default());
+        assert_eq!((table.peers.len(), table.route("10.2.2.3".parse().unwrap())), (1, Some(0)));
+    }
+
+    #[test]
+    fn the_lan_speaks_first() {
+        let own = ["100.64.0.1".parse().unwrap()];
+        let v4 = |a| if let IpAddr::V4(a) = a { Some(a) } else { None };
+        let lan = Ipv4Addr::new(10, 0, 0, 1);
+        assert_eq!(icmp_source(Some(lan), &own, v4), Some(lan));
+        assert_eq!(icmp_source(None, &own, v4), Some(Ipv4Addr::new(100, 64, 0, 1)));
+        assert_eq!(icmp_source(None, &[], v4), None);
+    }
+}

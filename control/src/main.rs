@@ -1,0 +1,7 @@
+//! `penstock`: see [`penstock::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    penstock::cli::main()
+}

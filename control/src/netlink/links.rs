@@ -1,0 +1,156 @@
+//! Interfaces and their addresses.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Netlink, network};
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// What made it, for one made by software: `veth`, `bridge`, `vlan`, …
+    pub kind: Option<String>,
+    /// Receive queues it was made with; the driver may use fewer.
+    pub queues: u32,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The interface.
+    pub interface: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Length of the prefix that is on the link.
+    pub length: u8,
+    /// Whether other hosts can reach it: not link-local, not of this host only.
+    pub global: bool,
+}
+
+impl Address {
+    /// The network it makes reachable.
+    pub fn network(&self) -> IpNet {
+        network(self.address, self.length)
+    }
+}
+
+impl Netlink {
+    /// All interfaces.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
+        self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewLink(link) => Some(Interface::from_message(link)),
+            _ => None,
+        })
+    }
+
+    /// All addresses of all interfaces.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
+        self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewAddress(address) => Address::from_message(&address),
+            _ => None,
+        })
+    }
+
+    /// Puts an interface up or down.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn set_up(&mut self, interface: u32, up: bool) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = interface;
+        link.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        link.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Gives an interface an address, of which only the address itself is on the link.
+    ///
+    /// # Errors
+    /// No such interface, or IPv6 is off on it.
+    pub fn add_address(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address);
+        message.header.prefix_len = IpNet::from(address).prefix_len();
+        message.header.scope = AddressScope::Universe;
+        message.header.index = interface;
+        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+}
+
+/// The address family of an address.
+pub(super) fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+impl Interface {
+    pub(super) fn from_message(message: LinkMessage) -> Self {
+        let mut interface = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            kind: None,
+            queues: 0,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => interface.name = name,
+                LinkAttribute::Address(bytes) => interface.mac = bytes.try_into().ok(),
+                LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+                LinkAttribute::NumRxQueues(queues) => interface.queues = queues,
+                LinkAttribute::LinkInfo(infos) => {
+                    interface.kind = infos.iter().find_map(|i| match i {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        interface
+    }
+}
+
+impl Address {
+    fn from_message(message: &AddressMessage) -> Option<Self> {
+        let (mut local, mut remote) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(a) => local = Some(*a),
+                AddressAttribute::Address(a) => remote = Some(*a),
+                _ => {}
+            }
+        }
+        Some(Self {
+            interface: message.header.index,
+            // On a point-to-point link `Address` is the other end's.
+            address: local.or(remote)?,
+            length: message.header.prefix_len,
+            global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
+        })
+    }
+}

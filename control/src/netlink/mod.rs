@@ -1,0 +1,38 @@
+//! What the gateway asks of the kernel's network stack, and what it hears from it, over rtnetlink.
+//!
+//! [`Netlink`] asks and waits for the answer, which the kernel gives before `send` returns, so no
+//! runtime is needed and clean-up works from a destructor. [`Monitor`] listens.
+
+mod links;
+mod monitor;
+mod neighbours;
+mod routes;
+mod socket;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+pub use links::{Address, Interface};
+pub use monitor::{Change, Monitor};
+pub use neighbours::Neighbour;
+pub use routes::{MAIN_TABLE, Route, RouteKind};
+pub use socket::Netlink;
+
+/// The network that holds `address`, without host bits; lengths beyond the address are cut.
+pub fn network(address: IpAddr, length: u8) -> IpNet {
+    let host = IpNet::from(address);
+    IpNet::new(address, length.min(host.prefix_len())).unwrap_or(host).trunc()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_has_no_host_bits_and_no_impossible_length() {
+        assert_eq!(network("10.1.2.3".parse().unwrap(), 8).to_string(), "10.0.0.0/8");
+        assert_eq!(network("10.1.2.3".parse().unwrap(), 128).to_string(), "10.1.2.3/32");
+        assert_eq!(network("fd00::1".parse().unwrap(), 0).to_string(), "::/0");
+    }
+}

@@ -1,0 +1,126 @@
+//! News of the network: what kind of thing changed, so that it can be asked for anew.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::unix::AsyncFd;
+
+use super::socket::messages;
+
+/// `rtnetlink(7)`, RTMGRP_*: link, neigh, and address, route and rule of both versions.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
+
+/// What has changed since the last time, all told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Interfaces came, went or changed.
+    pub interfaces: bool,
+    /// Addresses changed.
+    pub addresses: bool,
+    /// Routes or rules changed.
+    pub routes: bool,
+    /// Neighbours changed.
+    pub neighbours: bool,
+}
+
+impl Change {
+    /// Whether nothing did.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Everything may have changed.
+    pub fn everything() -> Self {
+        Self { interfaces: true, addresses: true, routes: true, neighbours: true }
+    }
+
+    /// This and another.
+    pub fn add(&mut self, other: Self) {
+        self.interfaces |= other.interfaces;
+        self.addresses |= other.addresses;
+        self.routes |= other.routes;
+        self.neighbours |= other.neighbours;
+    }
+
+    fn note(&mut self, message: &RouteNetlinkMessage) {
+        match message {
+            // A bridge tells of its ports coming and going as if they were interfaces.
+            RouteNetlinkMessage::NewLink(l) | RouteNetlinkMessage::DelLink(l)
+                if l.header.interface_family == AddressFamily::Bridge => {}
+            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => self.interfaces = true,
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => self.addresses = true,
+            RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::DelRoute(_)
+            | RouteNetlinkMessage::NewRule(_)
+            | RouteNetlinkMessage::DelRule(_) => self.routes = true,
+            RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n)
+                if n.header.family != AddressFamily::Bridge =>
+            {
+                self.neighbours = true;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A socket that hears of changes.
+pub struct Monitor {
+    /// A duplicate, which tokio watches.
+    readable: AsyncFd<OwnedFd>,
+    socket: Socket,
+}
+
+impl Monitor {
+    /// Begins to listen. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The system has no descriptor to give.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        socket.set_non_blocking(true)?;
+        // Bursts of neighbour news are long; when some are lost we ask for everything anew.
+        socket.set_rx_buf_sz(1i32 << 20)?;
+        Ok(Self { readable: crate::readable::watch(&socket)?, socket })
+    }
+
+    /// Waits for news, and takes all that there are. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub async fn changed(&self) -> io::Result<Change> {
+        loop {
+            let mut ready = self.readable.readable().await?;
+            let change = self.take()?;
+            ready.clear_ready();
+            if !change.is_empty() {
+                return Ok(change);
+            }
+        }
+    }
+
+    fn take(&self) -> io::Result<Change> {
+        let mut change = Change::default();
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => {
+                    for message in messages(&datagram) {
+                        if let NetlinkPayload::InnerMessage(inner) = &message.payload {
+                            change.note(inner);
+                        }
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(change),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    tracing::debug!("network news were lost; asking for everything");
+                    change = Change::everything();
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}

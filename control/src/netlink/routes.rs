@@ -1,0 +1,229 @@
+//! Routes: those we add and remove, and the kernel's choice for a destination.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+
+use super::links::family;
+use super::{Netlink, network};
+
+/// The table that routes are in unless rules say otherwise.
+pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// What becomes of a packet that follows a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// It is sent on.
+    Unicast,
+    /// It is dropped.
+    Blackhole,
+    /// It is for this host.
+    Local,
+    /// Anything else.
+    Other,
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Whither.
+    pub destination: IpNet,
+    /// The table it is in.
+    pub table: u32,
+    /// The lower is preferred.
+    pub metric: u32,
+    /// Who made it (`rtnetlink(7)`, `rtm_protocol`).
+    pub protocol: u8,
+    /// What becomes of the packet.
+    pub kind: RouteKind,
+    /// The interface it leaves by.
+    pub interface: Option<u32>,
+    /// The router it goes to; `None` for a destination on the link.
+    pub gateway: Option<IpAddr>,
+    /// The address of ours that connections over it begin from.
+    pub source: Option<IpAddr>,
+}
+
+impl Route {
+    /// A route to `destination` in the main table that drops.
+    pub fn blackhole(destination: IpNet, metric: u32, protocol: u8) -> Self {
+        Self {
+            destination,
+            table: MAIN_TABLE,
+            metric,
+            protocol,
+            kind: RouteKind::Blackhole,
+            interface: None,
+            gateway: None,
+            source: None,
+        }
+    }
+
+    /// A route to `destination` in the main table by an interface.
+    pub fn by(destination: IpNet, interface: u32, gateway: Option<IpAddr>, metric: u32, protocol: u8) -> Self {
+        Self {
+            kind: RouteKind::Unicast,
+            interface: Some(interface),
+            gateway,
+            ..Self::blackhole(destination, metric, protocol)
+        }
+    }
+
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(self.destination.addr());
+        message.header.destination_prefix_length = self.destination.prefix_len();
+        message.header.protocol = RouteProtocol::from(self.protocol);
+        message.header.kind = match self.kind {
+            RouteKind::Unicast => RouteType::Unicast,
+            RouteKind::Blackhole => RouteType::BlackHole,
+            RouteKind::Local => RouteType::Local,
+            RouteKind::Other => RouteType::Unspec,
+        };
+        let on_link = self.kind == RouteKind::Unicast && self.gateway.is_none();
+        if on_link && self.destination.addr().is_ipv4() {
+            message.header.scope = RouteScope::Link;
+        }
+        message.header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
+        attributes.push(RouteAttribute::Priority(self.metric));
+        attributes.push(RouteAttribute::Table(self.table));
+        attributes.extend(self.interface.map(RouteAttribute::Oif));
+        attributes.extend(self.gateway.map(|g| RouteAttribute::Gateway(g.into())));
+        attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
+        message
+    }
+
+    fn from_message(message: &RouteMessage) -> Option<Self> {
+        let unspecified = match message.header.address_family {
+            netlink_packet_route::AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            netlink_packet_route::AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let mut route = Self {
+            destination: network(unspecified, message.header.destination_prefix_length),
+            table: u32::from(message.header.table),
+            metric: 0,
+            protocol: message.header.protocol.into(),
+            kind: match message.header.kind {
+                RouteType::Unicast => RouteKind::Unicast,
+                RouteType::BlackHole => RouteKind::Blackhole,
+                RouteType::Local => RouteKind::Local,
+                _ => RouteKind::Other,
+            },
+            interface: None,
+            gateway: None,
+            source: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(to) => {
+                    route.destination = network(address(to)?, message.header.destination_prefix_length);
+                }
+                RouteAttribute::Priority(metric) => route.metric = *metric,
+                RouteAttribute::Table(table) => route.table = *table,
+                RouteAttribute::Oif(interface) => route.interface = Some(*interface),
+                RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
+                RouteAttribute::PrefSource(source) => route.source = address(source),
+                RouteAttribute::Via(via) => route.gateway = via_address(via),
+                // Several ways: the first stands for all. `route_to` gives the kernel's choice.
+                RouteAttribute::MultiPath(hops) => {
+                    let first = hops.first()?;
+                    route.interface = Some(first.interface_index);
+                    route.gateway = first.attributes.iter().find_map(|a| match a {
+                        RouteAttribute::Gateway(gateway) => address(gateway),
+                        RouteAttribute::Via(via) => via_address(via),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Some(route)
+    }
+}
+
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
+fn via_address(via: &netlink_packet_route::route::RouteVia) -> Option<IpAddr> {
+    use netlink_packet_route::route::RouteVia;
+    match via {
+        RouteVia::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteVia::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
+impl Netlink {
+    /// All routes of all tables.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route),
+            _ => None,
+        })
+    }
+
+    /// The route that a packet of ours to `destination` takes, rules and all; `None` when there is
+    /// none, or it leads nowhere.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason.
+    pub fn route_to(&mut self, destination: IpAddr) -> io::Result<Option<Route>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(destination);
+        message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        match self.query(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Route::from_message(&route)),
+            Ok(_) => Ok(None),
+            // A blackhole answers EINVAL, a prohibition EACCES, no route ENETUNREACH.
+            Err(e) => match e.raw_os_error() {
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES) => Ok(None),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Adds a route, or changes the one with the same destination, table and metric.
+    ///
+    /// # Errors
+    /// No such interface or gateway.
+    pub fn add_route(&mut self, route: &Route) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::NewRoute(route.message()), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Adds a route unless there is one with the same destination, table and metric.
+    ///
+    /// # Errors
+    /// `EEXIST`, or no such interface or gateway.
+    pub fn add_new_route(&mut self, route: &Route) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::NewRoute(route.message()), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a route; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_route(&mut self, route: &Route) -> io::Result<()> {
+        match self.change(RouteNetlinkMessage::DelRoute(route.message()), 0) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! The profile's shape as JSON: every field with its own type, nothing compared with anything else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::{fmt, str};
+
+use ipnet::IpNet;
+use serde::de::{self, Deserializer};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::environment::{Environment, FIELDS};
+use super::position::{FieldPath, Map, Step};
+use super::{Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
+use crate::key::PublicKey;
+
+/// A profile as it is written. Absent and `null` are the same.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)] // docs/profile.md describes the fields.
+pub struct Document {
+    pub name: Name,
+    pub local_port: Option<u16>,
+    pub virtual_address: Option<Addresses>,
+    pub private_key_file: PathBuf,
+    pub wan: WanDocument,
+    pub lan: Option<LanDocument>,
+    pub workers: Option<u16>,
+    pub busy_poll: Option<bool>,
+    pub mtu: Option<u16>,
+    pub udp_segmentation: Option<bool>,
+    pub coordinator: Option<CoordinatorDocument>,
+    pub peers: Option<Vec<PeerDocument>>,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `Wan`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct WanDocument {
+    pub interface: String,
+    pub mode: Option<WanMode>,
+}
+
+/// `Lan`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct LanDocument {
+    pub interfaces: Option<Vec<String>>,
+    pub mode: Option<LanMode>,
+    pub subnets: Option<Vec<Prefix>>,
+}
+
+/// `Coordinator`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct CoordinatorDocument {
+    pub url: String,
+    pub ca_file: Option<PathBuf>,
+}
+
+/// One of `Peers`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct PeerDocument {
+    pub name: String,
+    pub public_key: PublicKey,
+    pub preshared_key_file: Option<PathBuf>,
+    pub endpoint: Option<Endpoint>,
+    #[serde(rename = "AllowedIPs")]
+    pub allowed_ips: Option<Vec<Prefix>>,
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// How the WAN is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WanMode {
+    /// The fastest that the interface really supports.
+    #[default]
+    Auto,
+    /// AF_XDP or an error.
+    Xdp,
+    /// A UDP socket.
+    Udp,
+}
+
+/// How the LAN is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LanMode {
+    /// The fastest that the interfaces really support.
+    #[default]
+    Auto,
+    /// AF_XDP or an error.
+    Xdp,
+    /// The tun device only.
+    Tun,
+}
+
+/// A prefix; its host bits are cut, and a bare address is a prefix of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Prefix(pub IpNet);
+
+/// An address, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses(pub Vec<IpAddr>);
+
+/// A document and the knowledge of where each of its fields came from.
+pub(super) struct Source<'a> {
+    pub(super) document: Document,
+    pub(super) path: &'a Path,
+    map: Map<'a>,
+    overrides: Vec<(FieldPath, String)>,
+}
+
+/// Text to document, with the overrides applied.
+pub(super) fn parse<'a>(
+    text: &'a [u8],
+    path: &'a Path,
+    environment: &Environment,
+) -> Result<Source<'a>, ProfileError> {
+    if text.len() as u64 > FILE_LIMIT {
+        return Err(ProfileError::file(
+            path,
+            format_args!("longer than {FILE_LIMIT} bytes, so it is no profile"),
+        ));
+    }
+    // From bytes, so that text that is not UTF-8 is an error with a line too.
+    let mut value: Value = serde_json::from_slice(text).map_err(|error| not_json(path, &error))?;
+    let Ok(text) = str::from_utf8(text) else {
+        return Err(ProfileError::file(path, "not UTF-8"));
+    };
+    let map = Map::new(text);
+    if !value.is_object() {
+        return Err(ProfileError::line(
+            path,
+            (1, 1),
+            FieldPath::default(),
+            "a profile is a JSON object",
+        ));
+    }
+    if let Some((field, place)) = map.duplicate() {
+        return Err(ProfileError::line(
+            path,
+            place,
+            field,
+            "given twice in one object",
+        ));
+    }
+    let overrides = apply(environment, &mut value)?;
+    match serde_path_to_error::deserialize(&value) {
+        Ok(document) => Ok(Source {
+            document,
+            path,
+            map,
+            overrides,
+        }),
+        Err(error) => {
+            let fault = Fault::of(&error);
+            Err(blame(
+                path,
+                &map,
+                &overrides,
+                fault.field,
+                fault.at_name,
+                fault.sentence,
+            ))
+        }
+    }
+}
+
+impl Source<'_> {
+    /// An error about the value of a field.
+    pub(super) fn error(&self, field: FieldPath, sentence: impl fmt::Display) -> ProfileError {
+        blame(
+            self.path,
+            &self.map,
+            &self.overrides,
+            field,
+            false,
+            sentence,
+        )
+    }
+}
+
+fn blame(
+    path: &Path,
+    map: &Map<'_>,
+    overrides: &[(FieldPath, String)],
+    field: FieldPath,
+    at_name: bool,
+    sentence: impl fmt::Display,
+) -> ProfileError {
+    if let Some((_, variable)) = overrides
+        .iter()
+        .find(|(given, _)| field.0.starts_with(&given.0))
+    {
+        return ProfileError::variable(variable, field, sentence);
+    }
+    let place = if at_name {
+        map.key(&field)
+    } else {
+        map.value(&field)
+    };
+    ProfileError::line(path, place, field, sentence)
+}
+
+/// Writes the variables' values into the document and says which fields they gave.
+fn apply(
+    environment: &Environment,
+    value: &mut Value,
+) -> Result<Vec<(FieldPath, String)>, ProfileError> {
+    let mut overrides = Vec::new();
+    for field in FIELDS {
+        let Some((variable, text)) = environment.of(field) else {
+            continue;
+        };
+        let given = field
+            .shape
+            .value(text)
+            .map_err(|sentence| ProfileError::variable(&variable, field.field_path(), sentence))?;
+        if put(value, field.path, given) {
+            overrides.push((field.field_path(), variable));
+        }
+    }
+    Ok(overrides)
+}
+
+/// Sets a field, making the objects on the way. Where something else than an object stands there, it
+/// stays to be complained about.
+fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
+    let Some((key, rest)) = path.split_first() else {
+        *value = given;
+        return true;
+    };
+    if value.is_null() {
+        if given.is_null() {
+            return false;
+        }
+        *value = Value::Object(serde_json::Map::new());
+    }
+    match value {
+        Value::Object(object) => put(object.entry(*key).or_insert(Value::Null), rest, given),
+        _ => false,
+    }
+}
+
+fn not_json(path: &Path, error: &serde_json::Error) -> ProfileError {
+    let text = error.to_string();
+    let what = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(what, _)| what);
+    let place = (error.line().max(1), error.column().max(1));
+    ProfileError::line(
+        path,
+        place,
+        FieldPath::default(),
+        format_args!("this is not JSON: {what}"),
+    )
+}
+
+/// What serde found wrong, in the words of an administrator.
+struct Fault {
+    field: FieldPath,
+    at_name: bool,
+    sentence: String,
+}
+
+impl Fault {
+    fn of(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        let mut field = FieldPath::from(error.path());
+        let text = error.inner().to_string();
+        let words: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+        let mut at_name = false;
+        let sentence = if text.starts_with("unknown field ") {
+            let (unknown, known) = words
+                .split_first()
+                .map_or(("", &[][..]), |(first, rest)| (first, rest));
+            if field.0.last() != Some(&Step::Key((*unknown).to_owned())) {
+                field = field.key(unknown);
+            }
+            at_name = true;
+            match closest(unknown, known) {
+                Some(name) => format!("there is no such field; did you mean {name}?"),
+                None => format!("there is no such field; here are {}", known.join(", ")),
+            }
+        } else if text.starts_with("missing field ") {
+            format!("{} is missing", words.first().unwrap_or(&"a field"))
+        } else if text.starts_with("unknown variant ") {
+            let (unknown, known) = words
+                .split_first()
+                .map_or(("", &[][..]), |(first, rest)| (first, rest));
+            format!("{unknown:?} is none of {}", known.join(", "))
+        } else {
+            text.replace("expected u16", "expected a whole number from 0 to 65535")
+                .replace('`', "")
+        };
+        Self {
+            field,
+            at_name,
+            sentence,
+        }
+    }
+}
+
+/// The known name that the unknown one was probably meant to be.
+fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
+    const LIKENESS: f64 = 0.6;
+    let unknown = unknown.to_ascii_lowercase();
+    known
+        .iter()
+        .map(|name| {
+            (
+                strsim::normalized_damerau_levenshtein(&unknown, &name.to_ascii_lowercase()),
+                *name,
+            )
+        })
+        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+impl Document {
+    /// The document that gives this profile.
+    pub(super) fn of(profile: &Profile) -> Self {
+        let prefixes = |list: &[IpNet]| Some(list.iter().copied().map(Prefix).collect());
+        Self {
+            name: profile.name.clone(),
+            local_port: Some(match profile.local_port {
+                LocalPort::Random => 0,
+                LocalPort::Pinned(port) => port,
+            }),
+            virtual_address: match profile.virtual_addresses.as_slice() {
+                [] => None,
+                addresses => Some(Addresses(addresses.to_vec())),
+            },
+            private_key_file: profile.private_key_file.clone(),
+            wan: WanDocument {
+                interface: profile.wan.interface.clone(),
+                mode: Some(profile.wan.mode),
+            },
+            lan: Some(LanDocument {
+                interfaces: Some(profile.lan.interfaces.clone()),
+                mode: Some(profile.lan.mode),
+                subnets: prefixes(&profile.lan.subnets),
+            }),
+            workers: Some(profile.workers),
+            busy_poll: Some(profile.busy_poll),
+            mtu: profile.mtu,
+            udp_segmentation: Some(profile.udp_gso),
+            coordinator: None,
+            peers: Some(
+                profile
+                    .peers
+                    .iter()
+                    .map(|peer| PeerDocument {
+                        name: peer.name.clone(),
+                        public_key: peer.public_key,
+                        preshared_key_file: peer.preshared_key_file.clone(),
+                        endpoint: peer.endpoint.clone(),
+                        allowed_ips: prefixes(&peer.allowed_ips),
+                        persistent_keepalive: Some(
+                            peer.persistent_keepalive
+                                .map_or(0, |interval| interval.as_secs() as u16),
+                        ),
+                    })
+                    .collect(),
+            ),
+            metrics: None,
+        }
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let prefix = match text.parse::<IpAddr>() {
+            Ok(address) => Some(IpNet::from(address)),
+            Err(_) => text.parse::<IpNet>().ok(),
+        };
+        match prefix {
+            Some(prefix) => Ok(Self(prefix.trunc())),
+            None => Err(format!(
+                "{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64"
+            )),
+        }
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl Serialize for Addresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [address] => address.serialize(serializer),
+            addresses => addresses.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+
+        impl<'de> de::Visitor<'de> for OneOrMore {
+            type Value = Addresses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an IP address or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Addresses, E> {
+                Ok(Addresses(vec![address(text)?]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Addresses, A::Error> {
+                let mut addresses = Vec::new();
+                while let Some(text) = list.next_element::<String>()? {
+                    addresses.push(address(&text)?);
+                }
+                Ok(Addresses(addresses))
+            }
+        }
+
+        fn address<E: de::Error>(text: &str) -> Result<IpAddr, E> {
+            text.parse().map_err(|_| {
+                E::custom(format_args!(
+                    "{text:?} is no IP address such as 100.64.0.1 or fd00::1, without a length"
+                ))
+            })
+        }
+
+        deserializer.deserialize_any(OneOrMore)
+    }
+}

@@ -1,0 +1,320 @@
+//! What fields must be to each other, and the profile that results.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::document::{LanDocument, PeerDocument, Prefix, Source};
+use super::name::check_interface;
+use super::position::FieldPath;
+use super::{
+    ALLOWED_IP_LIMIT, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT,
+    PEER_NAME_LIMIT, Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
+};
+use crate::key::{KeyError, PrivateKey, PublicKey};
+
+/// Checks all that needs no key file.
+pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
+    let document = &source.document;
+    if document.coordinator.is_some() {
+        return Err(source.error(
+            FieldPath::of(&["Coordinator"]),
+            "this version knows no coordinator yet; list the sites in Peers and leave this out",
+        ));
+    }
+    if document.metrics.is_some() {
+        return Err(source.error(
+            FieldPath::of(&["Metrics"]),
+            "this version serves no metrics yet; leave this out",
+        ));
+    }
+    if let Some(workers) = document.workers.filter(|&workers| workers > WORKER_LIMIT) {
+        let sentence = format!("{workers} workers are more than the {WORKER_LIMIT} there can be");
+        return Err(source.error(FieldPath::of(&["Workers"]), sentence));
+    }
+    if let Some(mtu) = document.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
+        let sentence = format!(
+            "{mtu} is not from {} to {}",
+            MTU_RANGE.start(),
+            MTU_RANGE.end()
+        );
+        return Err(source.error(FieldPath::of(&["Mtu"]), sentence));
+    }
+    check_virtual_addresses(source)?;
+    check_interfaces(source)?;
+    check_peers(source)?;
+    check_prefixes(source)
+}
+
+fn check_virtual_addresses(source: &Source<'_>) -> Result<(), ProfileError> {
+    let addresses = virtual_addresses(source);
+    for (at, address) in addresses.iter().enumerate() {
+        let field = FieldPath::of(&["VirtualAddress"]);
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            return Err(source.error(
+                field,
+                format_args!("{address} cannot be a gateway's address"),
+            ));
+        }
+        if addresses[..at]
+            .iter()
+            .any(|other| other.is_ipv4() == address.is_ipv4())
+        {
+            return Err(source.error(field, "at most one IPv4 and one IPv6 address"));
+        }
+    }
+    Ok(())
+}
+
+fn check_interfaces(source: &Source<'_>) -> Result<(), ProfileError> {
+    let document = &source.document;
+    let lan = lan(source);
+    let wan = &document.wan.interface;
+    let interfaces = lan.interfaces.as_deref().unwrap_or_default();
+    let field = FieldPath::of(&["Lan", "Interfaces"]);
+    if interfaces.len() > INTERFACE_LIMIT {
+        let sentence = format!(
+            "{} interfaces are more than the {INTERFACE_LIMIT} there can be",
+            interfaces.len()
+        );
+        return Err(source.error(field, sentence));
+    }
+    if interfaces.is_empty() && lan.mode == Some(LanMode::Xdp) {
+        return Err(source.error(
+            FieldPath::of(&["Lan", "Mode"]),
+            "xdp needs an interface in Lan.Interfaces",
+        ));
+    }
+    let mut seen = HashMap::from([(wan.as_str(), FieldPath::of(&["Wan", "Interface"]))]);
+    for name in interfaces {
+        let at = seen.len() - 1;
+        if let Some(other) = seen.insert(name, field.clone().index(at)) {
+            return Err(source.error(field.index(at), format_args!("{name} is already {other}")));
+        }
+    }
+    for (name, field) in seen {
+        check_interface(name).map_err(|sentence| source.error(field.clone(), sentence))?;
+        if name == document.name.as_str() {
+            let sentence = format!("{name} is the gateway's Name, which its tun device will have");
+            return Err(source.error(field, sentence));
+        }
+    }
+    Ok(())
+}
+
+fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
+    let peers = peers(source);
+    if peers.len() > PEER_LIMIT {
+        let sentence = format!(
+            "{} peers are more than the {PEER_LIMIT} there can be",
+            peers.len()
+        );
+        return Err(source.error(FieldPath::of(&["Peers"]), sentence));
+    }
+    let mut names = HashSet::new();
+    let mut keys: HashMap<PublicKey, &str> = HashMap::new();
+    for (at, peer) in peers.iter().enumerate() {
+        let name = peer.name.as_str();
+        let field = |key| peer_field(at).key(key);
+        if name.trim().is_empty()
+            || name.chars().count() > PEER_NAME_LIMIT
+            || name.chars().any(char::is_control)
+        {
+            let sentence =
+                format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
+            return Err(source.error(field("Name"), sentence));
+        }
+        if !names.insert(name) {
+            return Err(source.error(
+                field("Name"),
+                format_args!("there are two peers named {name}"),
+            ));
+        }
+        if let Some(other) = keys.insert(peer.public_key, name) {
+            let sentence = format!("{name} has the same public key as {other}");
+            return Err(source.error(field("PublicKey"), sentence));
+        }
+    }
+    Ok(())
+}
+
+/// Every prefix leads to one place. A peer's prefix may hold another's, or this site's, which then
+/// win by length; it may not be this site's or lie inside, since the site would never send it here.
+fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
+    let lan = lan(source);
+    let subnets = lan.subnets.as_deref().unwrap_or_default();
+    if subnets.len() > SUBNET_LIMIT {
+        let sentence = format!(
+            "{} subnets are more than the {SUBNET_LIMIT} there can be",
+            subnets.len()
+        );
+        return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
+    }
+    let mut local: HashMap<IpNet, &str> = HashMap::new();
+    local.extend(
+        virtual_addresses(source)
+            .iter()
+            .map(|&address| (IpNet::from(address), "VirtualAddress")),
+    );
+    for (at, Prefix(subnet)) in subnets.iter().enumerate() {
+        if local.insert(*subnet, "Lan.Subnets") == Some("Lan.Subnets") {
+            let field = FieldPath::of(&["Lan", "Subnets"]).index(at);
+            return Err(source.error(field, format_args!("{subnet} is listed twice")));
+        }
+    }
+    let mut remote: HashMap<IpNet, &str> = HashMap::new();
+    for (peer_at, peer) in peers(source).iter().enumerate() {
+        let name = peer.name.as_str();
+        for (at, Prefix(prefix)) in peer.allowed_ips.iter().flatten().enumerate() {
+            let field = || peer_field(peer_at).key("AllowedIPs").index(at);
+            if let Some((ours, of)) = covering(&local, *prefix) {
+                let sentence =
+                    format!("{prefix} of {name} lies in this gateway's own {ours} ({of})");
+                return Err(source.error(field(), sentence));
+            }
+            if let Some(other) = remote.insert(*prefix, name) {
+                let sentence = match other == name {
+                    true => format!("{prefix} is listed twice for {name}"),
+                    false => format!("{prefix} belongs to both {other} and {name}"),
+                };
+                return Err(source.error(field(), sentence));
+            }
+            if remote.len() > ALLOWED_IP_LIMIT {
+                let sentence = format!("more than the {ALLOWED_IP_LIMIT} allowed IPs there can be");
+                return Err(source.error(field(), sentence));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The prefix among `local` that holds `prefix`: itself or one of those above it.
+fn covering<'a>(local: &HashMap<IpNet, &'a str>, prefix: IpNet) -> Option<(IpNet, &'a str)> {
+    std::iter::successors(Some(prefix), IpNet::supernet)
+        .find_map(|candidate| local.get(&candidate).map(|&of| (candidate, of)))
+}
+
+/// Reads the key files and puts the profile together.
+pub(super) fn build(
+    source: Source<'_>,
+    read_key: &mut ReadKey<'_>,
+) -> Result<Profile, ProfileError> {
+    let directory = source.path.parent().unwrap_or(Path::new(""));
+    let document = &source.document;
+    let private_key_file = directory.join(&document.private_key_file);
+    let field = FieldPath::of(&["PrivateKeyFile"]);
+    let private_key: PrivateKey = read_secret(&source, &private_key_file, field, read_key)?;
+    let own = private_key.public_key();
+
+    let mut profile_peers = Vec::with_capacity(peers(&source).len());
+    for (at, peer) in peers(&source).iter().enumerate() {
+        if peer.public_key == own {
+            let sentence = format!("{} has this gateway's own public key", peer.name);
+            return Err(source.error(peer_field(at).key("PublicKey"), sentence));
+        }
+        let preshared_key_file = peer
+            .preshared_key_file
+            .as_ref()
+            .map(|file| directory.join(file));
+        let preshared_key = match &preshared_key_file {
+            Some(file) => Some(read_secret(
+                &source,
+                file,
+                peer_field(at).key("PresharedKeyFile"),
+                read_key,
+            )?),
+            None => None,
+        };
+        profile_peers.push(Peer {
+            name: peer.name.clone(),
+            public_key: peer.public_key,
+            preshared_key,
+            preshared_key_file,
+            endpoint: peer.endpoint.clone(),
+            allowed_ips: bare(peer.allowed_ips.as_deref()),
+            persistent_keepalive: keepalive(peer.persistent_keepalive),
+        });
+    }
+    let lan = lan(&source);
+    Ok(Profile {
+        path: source.path.to_owned(),
+        name: document.name.clone(),
+        local_port: match document.local_port {
+            None | Some(0) => LocalPort::Random,
+            Some(port) => LocalPort::Pinned(port),
+        },
+        virtual_addresses: virtual_addresses(&source).to_vec(),
+        private_key,
+        private_key_file,
+        wan: Wan {
+            interface: document.wan.interface.clone(),
+            mode: document.wan.mode.unwrap_or_default(),
+        },
+        lan: Lan {
+            interfaces: lan.interfaces.clone().unwrap_or_default(),
+            mode: lan.mode.unwrap_or_default(),
+            subnets: bare(lan.subnets.as_deref()),
+        },
+        workers: document.workers.unwrap_or(0),
+        busy_poll: document.busy_poll.unwrap_or(false),
+        mtu: document.mtu,
+        udp_gso: document.udp_segmentation.unwrap_or(true),
+        peers: profile_peers,
+    })
+}
+
+fn read_secret<K: FromStr<Err = KeyError>>(
+    source: &Source<'_>,
+    file: &Path,
+    field: FieldPath,
+    read_key: &mut ReadKey<'_>,
+) -> Result<K, ProfileError> {
+    let complain = |reason: &dyn fmt::Display| format!("{}: {reason}", file.display());
+    let text = read_key(file).map_err(|error| source.error(field.clone(), complain(&error)))?;
+    text.parse()
+        .map_err(|error| source.error(field, complain(&error)))
+}
+
+fn keepalive(seconds: Option<u16>) -> Option<Duration> {
+    seconds
+        .filter(|&seconds| seconds > 0)
+        .map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+fn bare(prefixes: Option<&[Prefix]>) -> Vec<IpNet> {
+    prefixes
+        .unwrap_or_default()
+        .iter()
+        .map(|prefix| prefix.0)
+        .collect()
+}
+
+fn peer_field(at: usize) -> FieldPath {
+    FieldPath::of(&["Peers"]).index(at)
+}
+
+fn peers<'a>(source: &'a Source<'_>) -> &'a [PeerDocument] {
+    source.document.peers.as_deref().unwrap_or_default()
+}
+
+fn virtual_addresses<'a>(source: &'a Source<'_>) -> &'a [IpAddr] {
+    source
+        .document
+        .virtual_address
+        .as_ref()
+        .map_or(&[], |addresses| addresses.0.as_slice())
+}
+
+fn lan<'a>(source: &'a Source<'_>) -> &'a LanDocument {
+    static NONE: LanDocument = LanDocument {
+        interfaces: None,
+        mode: None,
+        subnets: None,
+    };
+    source.document.lan.as_ref().unwrap_or(&NONE)
+}

@@ -1,0 +1,187 @@
+//! What `penstock status --json` prints: a contract with whoever reads it.
+//!
+//! Fields may be added, never renamed, retyped or removed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::key::PublicKey;
+
+/// A running gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Status {
+    /// Name of the profile and the tun device.
+    pub name: String,
+    /// Process.
+    pub pid: u32,
+    /// Of Penstock.
+    pub version: String,
+    /// Of this gateway.
+    pub public_key: PublicKey,
+    /// The tunnel's UDP port.
+    pub local_port: u16,
+    /// What kind of NAT there is; "unknown" as long as nobody asked a STUN server.
+    pub nat_type: String,
+    /// Largest inner packet.
+    pub tunnel_mtu: u16,
+    /// Worker threads.
+    pub workers: u16,
+    /// How the WAN is driven.
+    pub wan_mode: Mode,
+    /// How the LAN is driven.
+    pub lan_mode: Mode,
+    /// Each worker's end of each device queue.
+    pub ports: Vec<Port>,
+    /// The other sites.
+    pub peers: Vec<Peer>,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Frames seen by the steering programs, by verdict.
+    pub steering: Steering,
+}
+
+/// A mode that was chosen, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Mode {
+    /// "xdp", "udp" or "tun".
+    pub mode: String,
+    /// A sentence.
+    pub reason: String,
+}
+
+/// A worker's end of a device queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Port {
+    /// Device.
+    pub interface: String,
+    /// "xdp", "udp" or "tun".
+    pub kind: String,
+    /// Of the device.
+    pub queue: u32,
+    /// The worker that serves it.
+    pub worker: u16,
+    /// "native" or "generic"; AF_XDP only.
+    pub xdp_mode: Option<String>,
+    /// Whether frames go without a copy between driver and us; AF_XDP only.
+    pub zero_copy: Option<bool>,
+    /// Why it is bound as it is: a sentence, or empty.
+    pub reason: String,
+}
+
+/// Another site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Peer {
+    /// As in the profile; empty for a peer that came by `wg set`.
+    pub name: String,
+    /// Who.
+    pub public_key: PublicKey,
+    /// "direct", "relay" or "none".
+    pub path: PathKind,
+    /// Where the peer was last heard or is expected.
+    pub endpoint: Option<SocketAddr>,
+    /// Round trip of the last probe.
+    pub round_trip_ms: Option<f64>,
+    /// Seconds since the epoch.
+    pub last_handshake: Option<u64>,
+    /// Bytes of WireGuard messages received.
+    pub rx_bytes: u64,
+    /// Bytes of WireGuard messages sent.
+    pub tx_bytes: u64,
+    /// What the peer may send and is sent.
+    #[serde(rename = "AllowedIPs")]
+    pub allowed_ips: Vec<IpNet>,
+}
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    /// Straight to its endpoint, with a live session.
+    Direct,
+    /// Through a relay.
+    Relay,
+    /// Not at all: no live session.
+    None,
+}
+
+/// Counters of the steering programs; empty without them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Steering {
+    /// On the WAN.
+    pub wan: BTreeMap<String, u64>,
+    /// On the LAN interfaces together.
+    pub lan: BTreeMap<String, u64>,
+}
+
+/// A status with something in every field, for tests here and elsewhere.
+#[cfg(test)]
+pub(crate) fn sample() -> Status {
+    let key = crate::key::PrivateKey::from_bytes([9; 32]).public_key();
+    Status {
+        name: "amsterdam".into(),
+        pid: 4711,
+        version: "0.1.0".into(),
+        public_key: key,
+        local_port: 47100,
+        nat_type: "unknown".into(),
+        tunnel_mtu: 1420,
+        workers: 2,
+        wan_mode: Mode {
+            mode: "xdp".into(),
+            reason: "eth0 has zero-copy".into(),
+        },
+        lan_mode: Mode {
+            mode: "tun".into(),
+            reason: "asked for".into(),
+        },
+        ports: vec![Port {
+            interface: "eth0".into(),
+            kind: "xdp".into(),
+            queue: 1,
+            worker: 1,
+            xdp_mode: Some("native".into()),
+            zero_copy: Some(true),
+            reason: String::new(),
+        }],
+        peers: vec![Peer {
+            name: "berlin".into(),
+            public_key: key,
+            path: PathKind::Direct,
+            endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
+            round_trip_ms: Some(1.5),
+            last_handshake: Some(1_700_000_000),
+            rx_bytes: 1536,
+            tx_bytes: 10,
+            allowed_ips: vec!["10.102.0.0/24".parse().expect("a prefix")],
+        }],
+        drops: BTreeMap::from([("replayed".into(), 3), ("bad-tag".into(), 0)]),
+        steering: Steering {
+            wan: BTreeMap::from([("redirect".into(), 8)]),
+            lan: BTreeMap::new(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The contract, byte by byte.
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}}}"#;
+
+    #[test]
+    fn json_is_the_contract() {
+        let status = sample();
+        let text = serde_json::to_string(&status).unwrap();
+        assert_eq!(text, JSON.replace("KEY", &status.public_key.to_string()));
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+    }
+}

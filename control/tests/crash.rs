@@ -1,0 +1,276 @@
+//! Crashes, orderly ends and refusals to start.
+
+mod support;
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+use support::*;
+
+/// SIGKILL under load: what the LAN goes on sending must not leave in the clear, and two seconds
+/// after the next start traffic flows again.
+fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
+    if !ready(&["tcpdump"]) {
+        return;
+    }
+    let topology = Topology::new(Options::switch());
+    let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
+    for config in [&mut a, &mut b] {
+        // Whoever is new must speak first: the other still believes in the old session.
+        config.peers[0].keepalive = Some(25);
+    }
+    let (mut a, mut b) = (
+        Gateway::start(&topology.a, a),
+        Gateway::start(&topology.b, b),
+    );
+    await_traffic(&topology);
+    let echoes = topology
+        .b
+        .hosts()
+        .map(|host| UdpEcho::start(&topology.b.host, host));
+    let capture = Capture::start(
+        topology.middle(),
+        "a0",
+        // Only what could be in the clear, and a little of the rest: the load is heavy.
+        "not udp or less 300",
+        topology.scratch(),
+    );
+    let loads = topology
+        .b
+        .hosts()
+        .map(|host| TcpSink::flood(&topology.a.host, &topology.b.host, host, 1));
+    eventually(PATIENCE, "there is load", || {
+        loads.iter().all(|load| load.received() > 1 << 20)
+    });
+
+    for gateway in [&mut a, &mut b] {
+        gateway.kill();
+        for echo in &echoes {
+            assert_eq!(udp_echoes(&topology.a.host, echo.address, 1), 0);
+        }
+        pause(500);
+        let start = Instant::now();
+        gateway.restart();
+        for echo in &echoes {
+            eventually(PATIENCE, "an echo after the restart", || {
+                udp_echoes(&topology.a.host, echo.address, 1) == 1
+            });
+        }
+        let outage = start.elapsed();
+        assert!(
+            outage < Duration::from_secs(2),
+            "{kind:?}: {outage:?} from start to traffic"
+        );
+    }
+    drop(loads);
+    let frames = capture.stop();
+    assert!(
+        frames
+            .iter()
+            .any(|frame| frame.message_type() == Some(TRANSPORT_DATA))
+    );
+    assert_no_clear_text(&frames, &topology);
+}
+
+#[test]
+fn killed_with_xdp() {
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::XDP);
+}
+
+#[test]
+fn killed_with_sockets() {
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::SOCKET);
+}
+
+#[test]
+fn killed_with_xdp_and_tun() {
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock {
+        wan: "xdp",
+        lan: "tun",
+    });
+}
+
+#[test]
+fn killed_with_udp_and_xdp() {
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock {
+        wan: "udp",
+        lan: "xdp",
+    });
+}
+
+/// No clear text before the first handshake either: not while starting, not while the peer is away.
+#[test]
+fn nothing_leaks_before_the_first_handshake() {
+    if !ready(&["tcpdump"]) {
+        return;
+    }
+    for kind in Kind::MODES {
+        let topology = Topology::new(Options::switch());
+        let (a, _) = pair_config(&topology, kind, kind, Outer::V4);
+        let a = Gateway::start(&topology.a, a);
+        let capture = Capture::of_wan(&topology);
+        for target in topology.b.hosts() {
+            ping(&topology.a.host, target, &["-c", "10", "-i", "0.05"]);
+        }
+        let frames = capture.stop();
+        assert!(
+            count_messages(&frames, HANDSHAKE_INITIATION) > 0,
+            "{kind:?}"
+        );
+        assert_no_clear_text(&frames, &topology);
+        drop(a);
+    }
+}
+
+/// How `penstock run` refuses: soon, with a code other than 0, and a last line that is one sentence
+/// with all of `words`.
+fn refuses(site: &Site, profile: &std::path::Path, words: &[&str]) {
+    let log = site.scratch.join("refusal.log");
+    let _ = std::fs::remove_file(&log);
+    let binary = penstock_binary().expect("checked by ready()");
+    let words_of_command = [
+        binary.to_str(),
+        Some("run"),
+        Some("--profile"),
+        profile.to_str(),
+    ]
+    .map(Option::unwrap);
+    let mut process = site.gateway.spawn(&words_of_command, &log);
+    let status = process.wait(PATIENCE);
+    let text = process.log();
+    assert!(!status.success(), "it ran in spite of {words:?}: {text}");
+    assert!(
+        status.code().is_some_and(|code| code != 101),
+        "{status}: {text}"
+    );
+    assert!(
+        !text.contains("panicked") && !text.contains("backtrace"),
+        "{text}"
+    );
+    let sentence = text
+        .lines()
+        .rfind(|line| !line.trim().is_empty())
+        .unwrap_or_default();
+    assert!(sentence.len() < 300, "{sentence}");
+    for word in words {
+        let found = sentence.to_lowercase().contains(&word.to_lowercase());
+        assert!(found, "no {word:?} in: {sentence}");
+    }
+}
+
+/// A site with a valid profile, to be spoiled.
+fn with_profile() -> (Topology, std::path::PathBuf, serde_json::Value) {
+    let topology = Topology::new(Options::default());
+    let (a, _) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let profile = a.profile(&topology.a.scratch);
+    let path = topology.a.scratch.join("spoiled.profile");
+    write_profile(&path, &profile);
+    (topology, path, profile)
+}
+
+#[test]
+fn a_second_instance_refuses() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
+    refuses(&topology.a, a.profile_path(), &["already", a.name()]);
+    await_traffic(&topology);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, _) = with_profile();
+    let occupied = topology
+        .a
+        .gateway
+        .enter(|| UdpSocket::bind(("0.0.0.0", PORT)));
+    refuses(&topology.a, &path, &["47100", "in use"]);
+    drop(occupied);
+    let occupied = topology.a.gateway.enter(|| UdpSocket::bind(("::", PORT)));
+    refuses(&topology.a, &path, &["47100", "in use"]);
+    drop(occupied);
+}
+
+#[test]
+fn a_missing_interface_is_named() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    for (side, spoiled) in [
+        (
+            "Wan",
+            serde_json::json!({ "Interface": "gone7", "Mode": "auto" }),
+        ),
+        (
+            "Lan",
+            serde_json::json!({ "Interfaces": ["gone7"], "Mode": "auto", "Subnets": [] }),
+        ),
+    ] {
+        let (topology, path, mut profile) = with_profile();
+        profile[side] = spoiled;
+        write_profile(&path, &profile);
+        refuses(&topology.a, &path, &["gone7"]);
+    }
+}
+
+#[test]
+fn a_key_that_is_missing_or_readable_by_others_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, profile) = with_profile();
+    let key = profile["PrivateKeyFile"]
+        .as_str()
+        .expect("a file")
+        .to_owned();
+    let file = path.with_file_name(&key);
+    for mode in [0o644, 0o640] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
+        refuses(&topology.a, &path, &[&key]);
+    }
+    std::fs::remove_file(&file).expect("removed");
+    refuses(&topology.a, &path, &[&key]);
+    write_secret(&file, "not a key");
+    refuses(&topology.a, &path, &[&key]);
+}
+
+#[test]
+fn a_wrong_profile_is_refused_with_field_and_line() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, profile) = with_profile();
+    let spoil = |field: &str, value: serde_json::Value| {
+        let mut spoiled = profile.clone();
+        spoiled[field] = value;
+        write_profile(&path, &spoiled);
+        let text = std::fs::read_to_string(&path).expect("profile");
+        let line = text
+            .lines()
+            .position(|line| line.contains(field))
+            .expect("the field");
+        (line + 1).to_string()
+    };
+    // An unknown field stands in its own line, which the sentence names.
+    let line = spoil("Colour", "blue".into());
+    refuses(&topology.a, &path, &["Colour", &line, "spoiled.profile"]);
+    let line = spoil("LocalPort", 70_000.into());
+    refuses(&topology.a, &path, &["LocalPort", &line]);
+    let line = spoil("VirtualAddress", "100.64.0".into());
+    refuses(&topology.a, &path, &["VirtualAddress", &line]);
+    spoil(
+        "Wan",
+        serde_json::json!({ "Interface": "wan0", "Mode": "quick" }),
+    );
+    refuses(&topology.a, &path, &["Mode"]);
+
+    std::fs::write(&path, "{ \"Name\": ").expect("written");
+    refuses(&topology.a, &path, &["spoiled.profile"]);
+    std::fs::remove_file(&path).expect("removed");
+    refuses(&topology.a, &path, &["spoiled.profile"]);
+}

@@ -1,0 +1,290 @@
+//! Two sites and what lies between them.
+//!
+//! ```text
+//!   site A                                                              site B
+//!   host ──────── gateway ────────────── middle ────────────── gateway ──────── host
+//!   eth0      lan0      wan0                              wan0      lan0      eth0
+//!   10.101.0.2    .1      192.0.2.1                192.0.2.2     10.102.0.1     .2
+//!   fd00:101::2  ::1    2001:db8::1              2001:db8::2    fd00:102::1    ::2
+//!
+//!   middle   Cable    nothing: one veth pair
+//!            Switch   a bridge br0 (ports a0, b0) at 192.0.2.66, 2001:db8::66: the place of a
+//!                     tapper or an attacker. It is also the only place where a capture sees what
+//!                     AF_XDP sends and receives.
+//!            Nat      A's wan0 is 10.0.0.1, its router 10.0.0.254 (a0) masquerades as
+//!                     192.0.2.254 (b0), IPv4 only
+//! ```
+//!
+//! The gateways' default routes point at each other, so what a gateway does not catch is forwarded
+//! to the WAN in the clear, as it would be in a real site.
+
+use super::namespace::{Namespace, unique};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// The gateways' port, on both sides.
+pub const PORT: u16 = 47100;
+
+/// The IP version of the outer packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    V4,
+    V6,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Middle {
+    Cable,
+    Switch,
+    Nat,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub middle: Middle,
+    /// Receive and transmit queues of every interface.
+    pub queues: u32,
+    pub mtu: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            middle: Middle::Cable,
+            queues: 1,
+            mtu: 1500,
+        }
+    }
+}
+
+impl Options {
+    pub fn switch() -> Self {
+        Self {
+            middle: Middle::Switch,
+            ..Self::default()
+        }
+    }
+
+    pub fn nat() -> Self {
+        Self {
+            middle: Middle::Nat,
+            ..Self::default()
+        }
+    }
+}
+
+/// A host and a gateway. `number` is 1 for A and 2 for B and appears in every address.
+pub struct Site {
+    pub number: u8,
+    pub host: Namespace,
+    pub gateway: Namespace,
+    pub wan4: Ipv4Addr,
+    pub wan6: Ipv6Addr,
+    pub scratch: PathBuf,
+}
+
+pub struct Topology {
+    pub a: Site,
+    pub b: Site,
+    /// The switch or the NAT, if there is one.
+    pub middle: Option<Namespace>,
+    pub options: Options,
+    scratch: PathBuf,
+}
+
+impl Topology {
+    pub fn new(options: Options) -> Self {
+        let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+            "lab-{}-{}",
+            std::process::id(),
+            unique()
+        ));
+        std::fs::create_dir_all(&scratch).expect("scratch directory");
+        let mut a = Site::new(1, "a", &scratch, options);
+        let b = Site::new(2, "b", &scratch, options);
+        let middle = match options.middle {
+            Middle::Cable => {
+                veth(&a.gateway, "wan0", &b.gateway, "wan0", options);
+                None
+            }
+            Middle::Switch => Some(switch(&a, &b, options)),
+            Middle::Nat => {
+                a.wan4 = Ipv4Addr::new(10, 0, 0, 1);
+                Some(nat(&a, &b, options))
+            }
+        };
+        match options.middle {
+            Middle::Nat => {
+                a.address_wan("10.0.0.254");
+                b.address_wan("192.0.2.254");
+            }
+            Middle::Cable | Middle::Switch => {
+                a.address_wan("192.0.2.2");
+                b.address_wan("192.0.2.1");
+            }
+        }
+        Self {
+            a,
+            b,
+            middle,
+            options,
+            scratch,
+        }
+    }
+
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    pub fn middle(&self) -> &Namespace {
+        self.middle.as_ref().expect("a topology with a middle")
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        let keep = std::thread::panicking() && std::env::var_os("PENSTOCK_TEST_KEEP").is_some();
+        if !keep {
+            let _ = std::fs::remove_dir_all(&self.scratch);
+        }
+    }
+}
+
+impl Site {
+    fn new(number: u8, letter: &str, scratch: &Path, options: Options) -> Self {
+        let host = Namespace::new(&format!("{letter}-host"));
+        let gateway = Namespace::new(&format!("{letter}-gateway"));
+        let site = Self {
+            number,
+            host,
+            gateway,
+            wan4: Ipv4Addr::new(192, 0, 2, number),
+            wan6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()),
+            scratch: scratch.to_owned(),
+        };
+        veth(&site.gateway, "lan0", &site.host, "eth0", options);
+        site.gateway.sysctl("net/ipv4/ip_forward", "1");
+        site.gateway.sysctl("net/ipv6/conf/all/forwarding", "1");
+        site.gateway.ip(&format!(
+            "addr add 10.10{number}.0.1/24 dev lan0\n\
+             addr add fd00:10{number}::1/64 dev lan0 nodad\n\
+             link set lan0 up\n"
+        ));
+        site.host.ip(&format!(
+            "addr add 10.10{number}.0.2/24 dev eth0\n\
+             addr add fd00:10{number}::2/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via 10.10{number}.0.1\n\
+             route add default via fd00:10{number}::1\n"
+        ));
+        site
+    }
+
+    fn address_wan(&self, router: &str) {
+        self.gateway.ip(&format!(
+            "addr add {}/24 dev wan0\n\
+             addr add {}/64 dev wan0 nodad\n\
+             link set wan0 up\n\
+             route add default via {router}\n\
+             route add default via 2001:db8::{}\n",
+            self.wan4,
+            self.wan6,
+            3 - self.number
+        ));
+    }
+
+    pub fn host4(&self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 100 + self.number, 0, 2))
+    }
+
+    pub fn host6(&self) -> IpAddr {
+        let net = if self.number == 1 { 0x101 } else { 0x102 };
+        IpAddr::V6(Ipv6Addr::new(0xfd00, net, 0, 0, 0, 0, 0, 2))
+    }
+
+    /// The host's inner addresses, both versions.
+    pub fn hosts(&self) -> [IpAddr; 2] {
+        [self.host4(), self.host6()]
+    }
+
+    pub fn subnets(&self) -> Vec<String> {
+        vec![
+            format!("10.10{}.0.0/24", self.number),
+            format!("fd00:10{}::/64", self.number),
+        ]
+    }
+
+    /// The address of the gateway's tunnel device.
+    pub fn virtual_address(&self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(100, 64, 0, self.number))
+    }
+
+    /// What the other site routes here: the subnets and the gateway's own address.
+    pub fn allowed_ips(&self) -> Vec<String> {
+        let mut all = self.subnets();
+        all.push(format!("{}/32", self.virtual_address()));
+        all
+    }
+
+    pub fn endpoint(&self, outer: Outer) -> SocketAddr {
+        match outer {
+            Outer::V4 => SocketAddr::new(self.wan4.into(), PORT),
+            Outer::V6 => SocketAddr::new(self.wan6.into(), PORT),
+        }
+    }
+
+    /// Makes the host compute its checksums and segments as a network card would have before the
+    /// wire. On veth they are left undone, which is garbage to who reads the packets raw.
+    pub fn finish_checksums(&self) {
+        self.host.run(&["ethtool", "-K", "eth0", "tx", "off"]);
+    }
+
+    /// Whether `address` belongs inside this site, and so never in clear on the WAN.
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => v4.octets()[..2] == [10, 100 + self.number],
+            IpAddr::V6(v6) => v6.segments()[..2] == [0xfd00, 0x100 + u16::from(self.number)],
+        }
+    }
+}
+
+/// A veth pair across two namespaces, both ends down.
+fn veth(left: &Namespace, left_name: &str, right: &Namespace, right_name: &str, options: Options) {
+    let Options { queues, mtu, .. } = options;
+    left.ip(&format!(
+        "link add {left_name} mtu {mtu} numrxqueues {queues} numtxqueues {queues} type veth \
+         peer name {right_name} mtu {mtu} numrxqueues {queues} numtxqueues {queues} netns {}\n",
+        right.name()
+    ));
+}
+
+fn switch(a: &Site, b: &Site, options: Options) -> Namespace {
+    let switch = Namespace::new("switch");
+    veth(&a.gateway, "wan0", &switch, "a0", options);
+    veth(&b.gateway, "wan0", &switch, "b0", options);
+    switch.ip(
+        "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
+         link set a0 master br0 up\n\
+         link set b0 master br0 up\n\
+         addr add 192.0.2.66/24 dev br0\n\
+         addr add 2001:db8::66/64 dev br0 nodad\n\
+         link set br0 up\n",
+    );
+    switch
+}
+
+fn nat(a: &Site, b: &Site, options: Options) -> Namespace {
+    let nat = Namespace::new("nat");
+    veth(&a.gateway, "wan0", &nat, "a0", options);
+    veth(&b.gateway, "wan0", &nat, "b0", options);
+    nat.ip("addr add 10.0.0.254/24 dev a0\n\
+         addr add 192.0.2.254/24 dev b0\n\
+         link set a0 up\n\
+         link set b0 up\n");
+    nat.sysctl("net/ipv4/ip_forward", "1");
+    nat.nft(
+        "table ip nat { chain post { type nat hook postrouting priority 100; \
+         oifname \"b0\" masquerade; }; }",
+    );
+    nat
+}
