@@ -82,8 +82,7 @@ fn nonce(counter: u64) -> Nonce {
 }
 
 fn seal_one(key: &LessSafeKey, counter: u64, packet: &mut [u8]) -> Tag {
-    key.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet)
-        .expect("the packet is short enough")
+    key.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet).expect("the packet is short enough")
 }
 
 criterion_group! {

@@ -73,13 +73,7 @@ struct Direction {
 
 impl Forwarder {
     /// Starts to receive on both interfaces.
-    pub fn new(
-        from: &str,
-        to: &str,
-        queue: u32,
-        forth: Rewrite,
-        back: Rewrite,
-    ) -> Result<Forwarder, SetupError> {
+    pub fn new(from: &str, to: &str, queue: u32, forth: Rewrite, back: Rewrite) -> Result<Forwarder, SetupError> {
         // Two fill rings, and the same again for what is on its way out.
         let (memory, mut free) = Memory::new(4 * RING_SIZE)?;
         let from = Socket::receiver(&memory, from, queue, Filter::Ip, &mut free)?;
@@ -103,14 +97,7 @@ impl Forwarder {
     pub fn run(mut self, duration: Option<Duration>, stop: &AtomicBool) -> io::Result<Report> {
         let end = duration.map_or(u64::MAX, |d| now() + d.as_nanos() as u64);
         while !stop.load(Ordering::Relaxed) && now() < end {
-            let Forwarder {
-                forth,
-                back,
-                from,
-                to,
-                batch,
-                free,
-            } = &mut self;
+            let Forwarder { forth, back, from, to, batch, free } = &mut self;
             let moved = forth.step(from, to, batch, free)? + back.step(to, from, batch, free)?;
             if moved == 0 {
                 let outstanding = from.in_flight() + to.in_flight();
@@ -128,27 +115,15 @@ impl Forwarder {
 
 impl Direction {
     fn new(rewrite: Rewrite) -> Direction {
-        Direction {
-            rewrite,
-            passed: Passed::default(),
-        }
+        Direction { rewrite, passed: Passed::default() }
     }
 
     /// Moves one batch; returns its size.
     #[inline]
-    fn step(
-        &mut self,
-        from: &mut Socket,
-        to: &mut Socket,
-        batch: &mut Batch,
-        free: &mut Batch,
-    ) -> io::Result<usize> {
+    fn step(&mut self, from: &mut Socket, to: &mut Socket, batch: &mut Batch, free: &mut Batch) -> io::Result<usize> {
         let received = from.receive(batch, BATCH);
         if received > 0 {
-            let Rewrite {
-                destination,
-                source,
-            } = self.rewrite;
+            let Rewrite { destination, source } = self.rewrite;
             batch.for_each(|frame| {
                 if let (Some(mac), Some(field)) = (destination, frame.get_mut(0..6)) {
                     field.copy_from_slice(&mac.0);

@@ -54,12 +54,7 @@ impl Generator {
         free.set_packet_len(template.frame_len());
         free.for_each(|frame| template.build(frame));
         let batch = memory.batch(BATCH);
-        Ok(Generator {
-            socket,
-            template,
-            free,
-            batch,
-        })
+        Ok(Generator { socket, template, free, batch })
     }
 
     /// The bound socket.
@@ -68,12 +63,7 @@ impl Generator {
     }
 
     /// Sends for `duration` or until `stop`, `rate` packets a second or unpaced.
-    pub fn run(
-        mut self,
-        duration: Duration,
-        rate: Option<NonZeroU64>,
-        stop: &AtomicBool,
-    ) -> io::Result<Sent> {
+    pub fn run(mut self, duration: Duration, rate: Option<NonZeroU64>, stop: &AtomicBool) -> io::Result<Sent> {
         let start = now();
         let end = start + duration.as_nanos() as u64;
         let schedule = Schedule::new(start, rate);

@@ -160,14 +160,7 @@ fn generate(options: &Generate, stop: &AtomicBool) -> anyhow::Result<()> {
     if options.json {
         return print_json(&sent);
     }
-    let Sent {
-        packets,
-        seconds,
-        packets_per_second,
-        bits_per_second,
-        most_behind,
-        ..
-    } = sent;
+    let Sent { packets, seconds, packets_per_second, bits_per_second, most_behind, .. } = sent;
     println!(
         "sent {packets} packets in {seconds:.2} s: {packets_per_second:.0} packets/s, {:.3} Gbit/s",
         bits_per_second / 1e9,
@@ -179,19 +172,14 @@ fn generate(options: &Generate, stop: &AtomicBool) -> anyhow::Result<()> {
 }
 
 fn sink(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
-    let selection = Selection {
-        destination_port: options.dst_port,
-        verify: options.verify,
-    };
+    let selection = Selection { destination_port: options.dst_port, verify: options.verify };
     let sink = Sink::new(&options.interface, options.queue, selection)?;
     announce(&[(&options.interface, sink.socket().describe())]);
     let report = sink.run(options.seconds, stop)?;
     if options.json {
         return print_json(&report);
     }
-    let Report {
-        received, drops, ..
-    } = report;
+    let Report { received, drops, .. } = report;
     println!(
         "received {} packets, {} bytes in {:.2} s: {:.0} packets/s, {:.3} Gbit/s",
         received.packets,
@@ -204,11 +192,7 @@ fn sink(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
         "lost {}, reordered {}, corrupt {}, foreign {}",
         received.lost,
         received.reordered,
-        if options.verify {
-            received.corrupt.to_string()
-        } else {
-            "not looked at".into()
-        },
+        if options.verify { received.corrupt.to_string() } else { "not looked at".into() },
         received.foreign,
     );
     println!(
@@ -219,14 +203,8 @@ fn sink(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
 }
 
 fn forward(options: &Forward, stop: &AtomicBool) -> anyhow::Result<()> {
-    let forth = Rewrite {
-        destination: options.rewrite_dst_mac,
-        source: options.rewrite_src_mac,
-    };
-    let back = Rewrite {
-        destination: options.return_dst_mac,
-        source: options.return_src_mac,
-    };
+    let forth = Rewrite { destination: options.rewrite_dst_mac, source: options.rewrite_src_mac };
+    let back = Rewrite { destination: options.return_dst_mac, source: options.return_src_mac };
     let forwarder = Forwarder::new(&options.from, &options.to, options.queue, forth, back)?;
     let [from, to] = forwarder.sockets().map(|socket| socket.describe());
     announce(&[(&options.from, from), (&options.to, to)]);
@@ -235,12 +213,7 @@ fn forward(options: &Forward, stop: &AtomicBool) -> anyhow::Result<()> {
         return print_json(&report);
     }
     let line = |from: &str, to: &str, passed: Passed, in_front: u64| {
-        let Passed {
-            packets,
-            dropped,
-            batches,
-            ..
-        } = passed;
+        let Passed { packets, dropped, batches, .. } = passed;
         let mean = packets as f64 / batches.max(1) as f64;
         println!(
             "{from} to {to}: {packets} packets in batches of {mean:.1}, {dropped} dropped, \
@@ -255,10 +228,7 @@ fn forward(options: &Forward, stop: &AtomicBool) -> anyhow::Result<()> {
 
 /// Tells whoever started us, on standard error, that packets can come.
 fn announce(sockets: &[(&str, String)]) {
-    let modes: Vec<String> = sockets
-        .iter()
-        .map(|(name, mode)| format!("{name}: {mode}"))
-        .collect();
+    let modes: Vec<String> = sockets.iter().map(|(name, mode)| format!("{name}: {mode}")).collect();
     eprintln!("ready ({})", modes.join("; "));
 }
 

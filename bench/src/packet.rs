@@ -131,15 +131,10 @@ impl Template {
         datagram[2..4].copy_from_slice(&addresses.destination_port.to_be_bytes());
         datagram[4..6].copy_from_slice(&datagram_len.to_be_bytes());
         payload::write_pattern(&mut datagram[UDP_LEN..]);
-        let zero = Stamp {
-            sequence: 0,
-            sent_at: 0,
-        };
+        let zero = Stamp { sequence: 0, sent_at: 0 };
         zero.write(&mut datagram[UDP_LEN..]);
-        let checksum_base = addresses
-            .source
-            .is_ipv6()
-            .then(|| pseudo_header_sum(&header[8..40], datagram_len) + sum(datagram));
+        let checksum_base =
+            addresses.source.is_ipv6().then(|| pseudo_header_sum(&header[8..40], datagram_len) + sum(datagram));
         Ok(Template {
             frame,
             payload_at: ETHERNET_LEN + header_len + UDP_LEN,
@@ -291,10 +286,7 @@ impl fmt::Display for Mac {
 #[inline]
 fn sum(bytes: &[u8]) -> u32 {
     let (words, odd) = bytes.as_chunks::<2>();
-    let words: u32 = words
-        .iter()
-        .map(|w| u32::from(u16::from_be_bytes(*w)))
-        .sum();
+    let words: u32 = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
     words + odd.first().map_or(0, |byte| u32::from(*byte) << 8)
 }
 
@@ -359,10 +351,7 @@ mod tests {
             damaged[at] ^= 0x10;
             let noticed = Datagram::parse(&damaged).is_none_or(|d| !d.is_intact());
             // Traffic class, flow label and hop limit are covered by nothing in IPv6.
-            assert!(
-                noticed || matches!(at - ETHERNET_LEN, 0..=3 | 7),
-                "byte {at}"
-            );
+            assert!(noticed || matches!(at - ETHERNET_LEN, 0..=3 | 7), "byte {at}");
         }
     }
 
@@ -381,26 +370,14 @@ mod tests {
     fn what_cannot_be_built_is_refused() {
         let refused = |a: &Addresses, size, flows| Template::new(a, size, flows).map(|_| ());
         let v4 = addresses(false);
-        let mixed = Addresses {
-            source: addresses(true).source,
-            ..v4.clone()
-        };
+        let mixed = Addresses { source: addresses(true).source, ..v4.clone() };
         assert_eq!(refused(&mixed, 64, 1), Err(BuildError::MixedFamilies));
-        let short = BuildError::TooShort {
-            size: 43,
-            least: 44,
-        };
+        let short = BuildError::TooShort { size: 43, least: 44 };
         assert_eq!(refused(&v4, 43, 1), Err(short));
-        assert!(matches!(
-            refused(&v4, 4000, 1),
-            Err(BuildError::TooLong { .. })
-        ));
+        assert!(matches!(refused(&v4, 4000, 1), Err(BuildError::TooLong { .. })));
         for flows in [0, 30_000] {
             let first = 40_000;
-            assert_eq!(
-                refused(&v4, 64, flows),
-                Err(BuildError::Flows { flows, first })
-            );
+            assert_eq!(refused(&v4, 64, flows), Err(BuildError::Flows { flows, first }));
         }
     }
 
@@ -408,13 +385,7 @@ mod tests {
     fn ethernet_addresses_parse_strictly() {
         let text = "02:ab:00:00:00:ff";
         assert_eq!(text.parse::<Mac>().map(|m| m.to_string()), Ok(text.into()));
-        for wrong in [
-            "",
-            "02:ab:00:00:00",
-            "02:ab:00:00:00:ff:01",
-            "2:ab:0:0:0:ff",
-            "+2:ab:00:00:00:ff",
-        ] {
+        for wrong in ["", "02:ab:00:00:00", "02:ab:00:00:00:ff:01", "2:ab:0:0:0:ff", "+2:ab:00:00:00:ff"] {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
         }
     }

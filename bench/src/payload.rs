@@ -46,10 +46,7 @@ impl Stamp {
     pub fn read(payload: &[u8]) -> Option<Stamp> {
         let stamp = payload.first_chunk::<STAMP_LEN>()?;
         let [magic @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *stamp;
-        (u32::from_be_bytes(magic) == MAGIC).then(|| Stamp {
-            sequence: read_48(stamp, 4),
-            sent_at: read_48(stamp, 10),
-        })
+        (u32::from_be_bytes(magic) == MAGIC).then(|| Stamp { sequence: read_48(stamp, 4), sent_at: read_48(stamp, 10) })
     }
 
     /// Nanoseconds from the send time to `now`.
@@ -91,10 +88,7 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_the_payload() {
-        let stamp = Stamp {
-            sequence: 0x1234_5678_9abc,
-            sent_at: MASK_48,
-        };
+        let stamp = Stamp { sequence: 0x1234_5678_9abc, sent_at: MASK_48 };
         let mut payload = [0; 64];
         stamp.write(&mut payload);
         assert_eq!(Stamp::read(&payload), Some(stamp));
@@ -105,10 +99,7 @@ mod tests {
 
     #[test]
     fn age_wraps_with_the_clock() {
-        let stamp = Stamp {
-            sequence: 0,
-            sent_at: MASK_48 - 9,
-        };
+        let stamp = Stamp { sequence: 0, sent_at: MASK_48 - 9 };
         assert_eq!(stamp.age((1 << 48) + 90), 100);
     }
 

@@ -63,11 +63,7 @@ impl Redirect {
             }
             Err(error) => return Err(error),
         };
-        Ok(Redirect {
-            _link: link,
-            sockets,
-            mode,
-        })
+        Ok(Redirect { _link: link, sockets, mode })
     }
 
     /// Sends the queue's packets to this socket from now on. Its fill ring should have frames already.
@@ -106,12 +102,7 @@ struct Instruction {
 }
 
 const fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: source << 4 | destination,
-        offset,
-        immediate,
-    }
+    Instruction { code, registers: source << 4 | destination, offset, immediate }
 }
 
 /// The program. Its jumps are relative to the next instruction; the numbers at the left help to count.
@@ -155,14 +146,7 @@ fn create_map() -> io::Result<OwnedFd> {
     let name = CString::from(c"bench_sockets");
     // SAFETY: the name is a C string that lives during the call, no options are passed.
     let fd = unsafe {
-        bpf::bpf_map_create(
-            bpf::bpf_map_type_BPF_MAP_TYPE_XSKMAP,
-            name.as_ptr(),
-            4,
-            4,
-            MAX_QUEUES,
-            ptr::null(),
-        )
+        bpf::bpf_map_create(bpf::bpf_map_type_BPF_MAP_TYPE_XSKMAP, name.as_ptr(), 4, 4, MAX_QUEUES, ptr::null())
     };
     own(fd)
 }
@@ -190,12 +174,7 @@ fn create_link(program: BorrowedFd<'_>, interface_index: u32, flags: u32) -> io:
     options.flags = flags;
     // SAFETY: the options live during the call and say their size; the program's fd is borrowed.
     let fd = unsafe {
-        bpf::bpf_link_create(
-            program.as_raw_fd(),
-            interface_index.cast_signed(),
-            bpf::bpf_attach_type_BPF_XDP,
-            &options,
-        )
+        bpf::bpf_link_create(program.as_raw_fd(), interface_index.cast_signed(), bpf::bpf_attach_type_BPF_XDP, &options)
     };
     own(fd)
 }

@@ -76,12 +76,7 @@ impl Sink {
     pub fn new(interface: &str, queue: u32, selection: Selection) -> Result<Sink, SetupError> {
         let (memory, mut free) = Memory::new(2 * RING_SIZE)?;
         let socket = Socket::receiver(&memory, interface, queue, Filter::Udp, &mut free)?;
-        Ok(Sink {
-            socket,
-            batch: memory.batch(BATCH),
-            free,
-            count: Count::new(selection),
-        })
+        Ok(Sink { socket, batch: memory.batch(BATCH), free, count: Count::new(selection) })
     }
 
     /// The bound socket.
@@ -174,11 +169,7 @@ impl Count {
     #[inline]
     fn select<'a>(&self, frame: &'a [u8]) -> Option<(Datagram<'a>, Stamp)> {
         let datagram = Datagram::parse(frame)?;
-        if self
-            .selection
-            .destination_port
-            .is_some_and(|port| port != datagram.destination_port)
-        {
+        if self.selection.destination_port.is_some_and(|port| port != datagram.destination_port) {
             return None;
         }
         Some((datagram, Stamp::read(datagram.payload())?))
@@ -190,8 +181,7 @@ impl Count {
             return;
         }
         let at = time;
-        self.first_batch
-            .get_or_insert(Batched { at, packets, bytes });
+        self.first_batch.get_or_insert(Batched { at, packets, bytes });
         self.last_batch_at = time;
     }
 
@@ -202,11 +192,7 @@ impl Count {
         };
         let seconds = (self.last_batch_at - first.at) as f64 / 1e9;
         let rate = |amount: u64| {
-            if seconds > 0.0 {
-                amount as f64 / seconds
-            } else {
-                0.0
-            }
+            if seconds > 0.0 { amount as f64 / seconds } else { 0.0 }
         };
         let numbers = self.highest - self.lowest + 1;
         Received {
@@ -239,23 +225,14 @@ mod tests {
     fn frame(template: &Template, sequence: u64) -> Vec<u8> {
         let mut frame = vec![0; template.frame_len()];
         template.build(&mut frame);
-        template.stamp(
-            &mut frame,
-            Stamp {
-                sequence,
-                sent_at: 0,
-            },
-        );
+        template.stamp(&mut frame, Stamp { sequence, sent_at: 0 });
         frame
     }
 
     #[test]
     fn loss_disorder_and_damage_are_counted() {
         let template = template();
-        let mut count = Count::new(Selection {
-            destination_port: Some(2000),
-            verify: true,
-        });
+        let mut count = Count::new(Selection { destination_port: Some(2000), verify: true });
         // 7 and 9 are lost; 4 comes behind 6 of its flow, 5 before 11 of the other.
         for sequence in [3, 6, 4, 5, 8, 10, 11] {
             count.packet(&frame(&template, sequence));
@@ -290,10 +267,7 @@ mod tests {
 
     #[test]
     fn other_ports_are_foreign() {
-        let mut count = Count::new(Selection {
-            destination_port: Some(2001),
-            verify: false,
-        });
+        let mut count = Count::new(Selection { destination_port: Some(2001), verify: false });
         count.packet(&frame(&template(), 0));
         assert_eq!(count.received().foreign, 1);
         assert_eq!(count.received().packets, 0);

@@ -50,10 +50,7 @@ pub enum SetupError {
         source: io::Error,
     },
     /// The socket could not be bound.
-    #[error(
-        "cannot bind an AF_XDP socket to {interface} queue {queue}: {}",
-        explain(source)
-    )]
+    #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {}", explain(source))]
     Bind {
         /// The interface.
         interface: String,
@@ -117,10 +114,7 @@ impl Memory {
     pub fn new(frames: u32) -> Result<(Memory, Batch), SetupError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let invalid = |error: &dyn std::fmt::Display| {
-            SetupError::Memory(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                error.to_string(),
-            ))
+            SetupError::Memory(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
         };
         let frames = NonZeroU32::new(frames).ok_or_else(|| invalid(&"no frames"))?;
         let ring_size = QueueSize::new(RING_SIZE).map_err(|e| invalid(&e))?;
@@ -130,24 +124,16 @@ impl Memory {
             .comp_queue_size(ring_size)
             .build()
             .map_err(|e| invalid(&e))?;
-        let (umem, frames) =
-            Umem::new(config, frames, false).map_err(|e| SetupError::Memory(os_error(&e)))?;
+        let (umem, frames) = Umem::new(config, frames, false).map_err(|e| SetupError::Memory(os_error(&e)))?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let memory = Memory { umem, id };
-        let batch = Batch {
-            frames,
-            ..memory.batch(0)
-        };
+        let batch = Batch { frames, ..memory.batch(0) };
         Ok((memory, batch))
     }
 
     /// An empty batch.
     pub fn batch(&self, capacity: usize) -> Batch {
-        Batch {
-            umem: self.umem.clone(),
-            id: self.id,
-            frames: Vec::with_capacity(capacity),
-        }
+        Batch { umem: self.umem.clone(), id: self.id, frames: Vec::with_capacity(capacity) }
     }
 }
 
@@ -206,38 +192,21 @@ impl Socket {
         filter: Filter,
         frames: &mut Batch,
     ) -> Result<Socket, SetupError> {
-        let attach_error = |source| SetupError::Attach {
-            interface: interface.into(),
-            source,
-        };
+        let attach_error = |source| SetupError::Attach { interface: interface.into(), source };
         let redirect = Redirect::attach(index_of(interface)?, filter).map_err(attach_error)?;
         let mut socket = Socket::bind(memory, interface, queue, Some(redirect))?;
         socket.fill(frames);
         if let Some(redirect) = &socket.redirect {
-            redirect
-                .insert(queue, socket.as_fd())
-                .map_err(attach_error)?;
+            redirect.insert(queue, socket.as_fd()).map_err(attach_error)?;
         }
         Ok(socket)
     }
 
-    fn bind(
-        memory: &Memory,
-        interface: &str,
-        queue: u32,
-        redirect: Option<Redirect>,
-    ) -> Result<Socket, SetupError> {
+    fn bind(memory: &Memory, interface: &str, queue: u32, redirect: Option<Redirect>) -> Result<Socket, SetupError> {
         index_of(interface)?;
-        let bind_error = |source| SetupError::Bind {
-            interface: interface.into(),
-            queue,
-            source,
-        };
-        let name: Interface = interface
-            .parse()
-            .map_err(|_| SetupError::NoInterface(interface.into()))?;
-        let ring_size =
-            QueueSize::new(RING_SIZE).map_err(|e| bind_error(io::Error::other(e.to_string())))?;
+        let bind_error = |source| SetupError::Bind { interface: interface.into(), queue, source };
+        let name: Interface = interface.parse().map_err(|_| SetupError::NoInterface(interface.into()))?;
+        let ring_size = QueueSize::new(RING_SIZE).map_err(|e| bind_error(io::Error::other(e.to_string())))?;
         let config = SocketConfig::builder()
             .rx_queue_size(ring_size)
             .tx_queue_size(ring_size)
@@ -245,30 +214,15 @@ impl Socket {
             .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
         // SAFETY: no program is loaded by libxdp, which is what the contract of `new` is about.
-        let (tx, rx, rings) = unsafe { xsk_rs::Socket::new(config, &memory.umem, &name, queue) }
-            .map_err(|e| bind_error(os_error(&e)))?;
-        let (fill, completion) =
-            rings.ok_or_else(|| bind_error(io::Error::from_raw_os_error(libc::EBUSY)))?;
+        let (tx, rx, rings) =
+            unsafe { xsk_rs::Socket::new(config, &memory.umem, &name, queue) }.map_err(|e| bind_error(os_error(&e)))?;
+        let (fill, completion) = rings.ok_or_else(|| bind_error(io::Error::from_raw_os_error(libc::EBUSY)))?;
         let fd = rx.fd().as_raw_fd();
         // Old kernels have no such option and unprivileged processes may not force the buffer: both only
         // cost speed.
-        let _ = set_option(
-            fd,
-            libc::SOL_XDP,
-            XDP_MAX_TX_SKB_BUDGET,
-            TX_BUDGET.cast_signed(),
-        );
+        let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, TX_BUDGET.cast_signed());
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);
-        Ok(Socket {
-            redirect,
-            rx,
-            tx,
-            fill,
-            completion,
-            id: memory.id,
-            in_flight: 0,
-            zero_copy: is_zero_copy(fd),
-        })
+        Ok(Socket { redirect, rx, tx, fill, completion, id: memory.id, in_flight: 0, zero_copy: is_zero_copy(fd) })
     }
 
     /// Moves up to `most` received packets to the end of `into`.
@@ -371,9 +325,7 @@ impl Socket {
             receive_ring_full: statistics.rx_ring_full(),
             fill_ring_empty: statistics.rx_fill_ring_empty_descs(),
             // The kernel counts an empty fill ring here too.
-            other: statistics
-                .rx_dropped()
-                .saturating_sub(statistics.rx_fill_ring_empty_descs()),
+            other: statistics.rx_dropped().saturating_sub(statistics.rx_fill_ring_empty_descs()),
         })
     }
 
@@ -395,10 +347,7 @@ impl Socket {
 
 /// Sleeps until one of the sockets has a packet, a signal came or the time is over.
 pub fn wait<const N: usize>(sockets: [&Socket; N], most: Duration) -> io::Result<()> {
-    let most = Timespec {
-        tv_sec: most.as_secs().cast_signed(),
-        tv_nsec: most.subsec_nanos().into(),
-    };
+    let most = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: most.subsec_nanos().into() };
     let fds = sockets.map(|socket| socket.as_fd());
     let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
     match rustix::event::poll(&mut fds, Some(&most)) {
@@ -419,15 +368,7 @@ fn index_of(interface: &str) -> Result<u32, SetupError> {
 
 fn set_option(fd: i32, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: the value is an int that lives during the call, and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            fd,
-            level,
-            option,
-            ptr::from_ref(&value).cast(),
-            size_of::<i32>() as u32,
-        )
-    };
+    let result = unsafe { libc::setsockopt(fd, level, option, ptr::from_ref(&value).cast(), size_of::<i32>() as u32) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -438,15 +379,8 @@ fn is_zero_copy(fd: i32) -> bool {
     let mut flags = 0_u32;
     let mut len = size_of::<u32>() as u32;
     // SAFETY: struct xdp_options is one u32; value and length live during the call.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_XDP,
-            libc::XDP_OPTIONS,
-            ptr::from_mut(&mut flags).cast(),
-            &mut len,
-        )
-    };
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, ptr::from_mut(&mut flags).cast(), &mut len) };
     result == 0 && flags & libc::XDP_OPTIONS_ZEROCOPY != 0
 }
 
@@ -456,10 +390,7 @@ fn os_error(error: &dyn std::error::Error) -> io::Error {
         .source()
         .and_then(|source| source.downcast_ref::<io::Error>())
         .and_then(io::Error::raw_os_error)
-        .map_or_else(
-            || io::Error::other(error.to_string()),
-            io::Error::from_raw_os_error,
-        )
+        .map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }
 
 fn explain(error: &io::Error) -> String {
@@ -467,9 +398,7 @@ fn explain(error: &io::Error) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             ": run as root or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
         }
-        Some(libc::ENOBUFS | libc::ENOMEM) => {
-            ": raise RLIMIT_MEMLOCK (ulimit -l) or grant CAP_IPC_LOCK"
-        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => ": raise RLIMIT_MEMLOCK (ulimit -l) or grant CAP_IPC_LOCK",
         Some(libc::EBUSY | libc::EEXIST) => ": another program or socket has it already",
         Some(libc::EINVAL) => ": is there such a queue?",
         _ => "",

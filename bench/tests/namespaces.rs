@@ -35,10 +35,8 @@ fn ipv6_packets_arrive_whole_and_in_order() {
 
 #[test]
 fn a_missing_interface_is_one_clear_sentence() {
-    let output = Command::new(BENCH)
-        .args(["sink", "--interface", "no-such-device"])
-        .output()
-        .expect("penstock-bench starts");
+    let output =
+        Command::new(BENCH).args(["sink", "--interface", "no-such-device"]).output().expect("penstock-bench starts");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("no interface \"no-such-device\""), "{said}");
@@ -50,18 +48,11 @@ fn packets_arrive_whole_and_in_order(name: &str, source: &str, destination: &str
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let [generator, forwarder, sink] =
-        ["gen", "fwd", "sink"].map(|role| Namespace::new(&format!("{name}-{role}")));
+    let [generator, forwarder, sink] = ["gen", "fwd", "sink"].map(|role| Namespace::new(&format!("{name}-{role}")));
     link(&generator, GENERATOR_MAC, &forwarder, FORWARDER_WEST_MAC);
     link(&forwarder, FORWARDER_EAST_MAC, &sink, SINK_MAC);
 
-    let receiving = sink.start(&[
-        "sink",
-        "--interface=west",
-        "--seconds=20",
-        "--verify",
-        "--json",
-    ]);
+    let receiving = sink.start(&["sink", "--interface=west", "--seconds=20", "--verify", "--json"]);
     let forwarding = forwarder.start(&[
         "forward",
         "--from=west",
@@ -90,10 +81,7 @@ fn packets_arrive_whole_and_in_order(name: &str, source: &str, destination: &str
 
     assert!(number(&sent["Packets"]) > 0, "{sent}");
     assert!(number(&received["Packets"]) > 0, "{received}");
-    assert!(
-        received["PacketsPerSecond"].as_f64() > Some(0.0),
-        "{received}"
-    );
+    assert!(received["PacketsPerSecond"].as_f64() > Some(0.0), "{received}");
     assert_eq!(number(&received["Reordered"]), 0, "{received}");
     assert_eq!(number(&received["Corrupt"]), 0, "{received}");
     assert!(number(&received["Packets"]) <= number(&passed["Forth"]["Packets"]));
@@ -142,9 +130,7 @@ struct Running(Child);
 
 impl Running {
     fn stop(self) -> Value {
-        let killed = Command::new("kill")
-            .args(["-TERM", &self.0.id().to_string()])
-            .status();
+        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
         assert!(killed.expect("kill starts").success());
         self.report()
     }

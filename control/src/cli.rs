@@ -18,11 +18,9 @@ use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 /// A site-to-site WireGuard gateway with an AF_XDP data plane.
 #[derive(Debug, Parser)]
 #[command(name = "penstock", version, max_term_width = 100)]
-#[command(
-    after_help = "Every field of the profile can be overridden by an environment variable: \
+#[command(after_help = "Every field of the profile can be overridden by an environment variable: \
     Wan.Mode by PENSTOCK_WAN_MODE. Sockets, locks and logs are in /run/penstock, or where \
-    PENSTOCK_RUNTIME_DIR says."
-)]
+    PENSTOCK_RUNTIME_DIR says.")]
 struct Cli {
     /// The gateway's profile
     #[arg(long, global = true, value_name = "FILE", env = "PENSTOCK_PROFILE", default_value = DEFAULT_PATH)]
@@ -111,10 +109,7 @@ struct Gateway {
 impl Gateway {
     fn of(profile: &std::path::Path) -> Result<Self, ProfileError> {
         let name = read_name(profile, &Environment::of_process())?;
-        Ok(Self {
-            directory: control_socket::directory(),
-            name,
-        })
+        Ok(Self { directory: control_socket::directory(), name })
     }
 
     fn is_running(&self) -> bool {

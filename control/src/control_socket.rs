@@ -128,10 +128,7 @@ impl Lock {
     /// Another gateway has it, or there is no lock file to be had.
     pub fn take(directory: &Path, name: &Name) -> Result<Self, LockError> {
         let path = directory.join(format!("{name}.lock"));
-        let failed = |error| LockError::File {
-            path: path.clone(),
-            error,
-        };
+        let failed = |error| LockError::File { path: path.clone(), error };
         make_directory(directory).map_err(failed)?;
         let mut tries = 0;
         loop {
@@ -154,10 +151,7 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => {
                     let mut text = String::new();
                     let _ = file.take(32).read_to_string(&mut text);
-                    return Err(LockError::Taken {
-                        name: name.clone(),
-                        pid: text.trim().parse().ok(),
-                    });
+                    return Err(LockError::Taken { name: name.clone(), pid: text.trim().parse().ok() });
                 }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
@@ -166,9 +160,7 @@ impl Lock {
             if named != Some(file.metadata().map_err(failed)?.ino()) {
                 continue;
             }
-            file.set_len(0)
-                .and_then(|()| writeln!(file, "{}", std::process::id()))
-                .map_err(failed)?;
+            file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
             return Ok(Self { file, path });
         }
     }
@@ -178,8 +170,7 @@ impl Lock {
     pub fn is_taken(directory: &Path, name: &Name) -> bool {
         let path = directory.join(format!("{name}.lock"));
         // Shared, so that those who look are not in each other's way.
-        File::open(path)
-            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 
@@ -219,20 +210,14 @@ pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service> {
     let (sender, requests) = mpsc::channel(1);
     let mut task = JoinSet::new();
     task.spawn(accept(listener, sender));
-    Ok(Service {
-        requests,
-        _file: file,
-        _task: task,
-    })
+    Ok(Service { requests, _file: file, _task: task })
 }
 
 async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
     loop {
         // One after the other: the clients are administrators.
         let outcome = match listener.accept().await {
-            Ok((stream, _)) => timeout(PATIENCE, converse(stream, &requests))
-                .await
-                .unwrap_or(Ok(())),
+            Ok((stream, _)) => timeout(PATIENCE, converse(stream, &requests)).await.unwrap_or(Ok(())),
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
@@ -245,28 +230,20 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
 async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
-    (&mut stream)
-        .take(COMMAND_LIMIT)
-        .read_until(b'\n', &mut line)
-        .await?;
+    (&mut stream).take(COMMAND_LIMIT).read_until(b'\n', &mut line).await?;
     let answer = match serde_json::from_slice(&line) {
         Ok(Command::Status) => {
             let (reply, answer) = oneshot::channel();
             // A refused request drops its reply, which shows below.
             let _ = requests.send(Request::Status { reply }).await;
-            answer
-                .await
-                .map(|status| Answer::Status(Box::new(status)))
-                .ok()
+            answer.await.map(|status| Answer::Status(Box::new(status))).ok()
         }
         Ok(Command::Stop) => {
             let (reply, answer) = oneshot::channel();
             let _ = requests.send(Request::Stop { reply }).await;
             answer.await.map(|()| Answer::Stopping).ok()
         }
-        Err(_) => Some(Answer::Error(
-            "this gateway does not know that command".into(),
-        )),
+        Err(_) => Some(Answer::Error("this gateway does not know that command".into())),
     };
     let answer = answer.unwrap_or_else(|| Answer::Error("the gateway is on its way out".into()));
     let mut text = serde_json::to_vec(&answer)?;
@@ -295,11 +272,10 @@ pub enum AskError {
 pub fn ask(directory: &Path, name: &Name, command: Command) -> Result<Answer, AskError> {
     use std::io::ErrorKind;
     let path = directory.join(format!("{name}.sock"));
-    let mut stream =
-        std::os::unix::net::UnixStream::connect(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning,
-            _ => error.into(),
-        })?;
+    let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning,
+        _ => error.into(),
+    })?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut text = Vec::new();
@@ -312,14 +288,7 @@ pub fn ask(directory: &Path, name: &Name, command: Command) -> Result<Answer, As
     match exchange() {
         Ok(0) => Err(AskError::Gone),
         Ok(_) => Ok(serde_json::from_slice(&text).map_err(io::Error::from)?),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-            ) =>
-        {
-            Err(AskError::Gone)
-        }
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Err(AskError::Gone),
         Err(error) => Err(error.into()),
     }
 }

@@ -33,9 +33,7 @@ pub struct PresharedKey([u8; KEY_BYTES]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not 32 bytes in base64.
-    #[error(
-        "a key is 44 characters of base64, as `penstock genkey` and `penstock pubkey` print them"
-    )]
+    #[error("a key is 44 characters of base64, as `penstock genkey` and `penstock pubkey` print them")]
     NotBase64,
     /// Not 32 bytes in hexadecimal.
     #[error("a key is 64 hexadecimal digits here")]
@@ -80,10 +78,8 @@ pub enum KeyFileError {
 /// It cannot be read, is open to others, or is too long to be a key.
 pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     // Not blocking: a FIFO in the file's place must not stop us.
-    let file = std::fs::File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
-        .open(path)?;
+    let file =
+        std::fs::File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(KeyFileError::NotAFile);
@@ -114,9 +110,7 @@ impl PrivateKey {
     /// The system has none.
     pub fn generate() -> std::io::Result<Self> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        rand::rngs::OsRng
-            .try_fill_bytes(&mut *bytes)
-            .map_err(std::io::Error::other)?;
+        rand::rngs::OsRng.try_fill_bytes(&mut *bytes).map_err(std::io::Error::other)?;
         Ok(Self::from_bytes(*bytes))
     }
 
@@ -336,10 +330,7 @@ fn from_hex(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
 }
 
 fn hex_digit(digit: u8) -> Result<u8, KeyError> {
-    char::from(digit)
-        .to_digit(16)
-        .map(|value| value as u8)
-        .ok_or(KeyError::NotHex)
+    char::from(digit).to_digit(16).map(|value| value as u8).ok_or(KeyError::NotHex)
 }
 
 fn to_hex(bytes: &[u8; KEY_BYTES]) -> String {
@@ -381,10 +372,7 @@ mod tests {
     fn text_forms_round_trip() {
         let public = PublicKey::from_hex(PUBLIC_HEX).unwrap();
         assert_eq!(public.to_string().parse(), Ok(public));
-        assert_eq!(
-            PublicKey::from(x25519_dalek::PublicKey::from(public)),
-            public
-        );
+        assert_eq!(PublicKey::from(x25519_dalek::PublicKey::from(public)), public);
         let private = PrivateKey::generate().unwrap();
         assert!(private.to_base64().parse::<PrivateKey>().unwrap() == private);
         assert!(PrivateKey::from_hex(&private.to_hex()).unwrap() == private);
@@ -392,25 +380,10 @@ mod tests {
 
     #[test]
     fn what_is_no_key_is_refused() {
-        for text in [
-            "",
-            "AAAA",
-            &"A".repeat(44),
-            &format!("{}=", "A".repeat(44)),
-            "gibberish!",
-        ] {
-            assert_eq!(
-                text.parse::<PublicKey>(),
-                Err(KeyError::NotBase64),
-                "{text}"
-            );
+        for text in ["", "AAAA", &"A".repeat(44), &format!("{}=", "A".repeat(44)), "gibberish!"] {
+            assert_eq!(text.parse::<PublicKey>(), Err(KeyError::NotBase64), "{text}");
         }
-        for text in [
-            "",
-            &PUBLIC_HEX[1..],
-            &PUBLIC_HEX.replace('8', "g"),
-            &"é".repeat(32),
-        ] {
+        for text in ["", &PUBLIC_HEX[1..], &PUBLIC_HEX.replace('8', "g"), &"é".repeat(32)] {
             assert_eq!(PublicKey::from_hex(text), Err(KeyError::NotHex), "{text}");
         }
         let zeros = "0".repeat(64);
@@ -422,10 +395,7 @@ mod tests {
     fn debug_shows_no_secret() {
         let private = PrivateKey::from_hex(PRIVATE_HEX).unwrap();
         let preshared = PresharedKey::from_bytes([7; 32]).unwrap();
-        assert_eq!(
-            format!("{private:?} {preshared:?}"),
-            "PrivateKey(…) PresharedKey(…)"
-        );
+        assert_eq!(format!("{private:?} {preshared:?}"), "PrivateKey(…) PresharedKey(…)");
     }
 
     #[test]
@@ -435,10 +405,7 @@ mod tests {
         for mode in [0o640, 0o604, 0o620, 0o601] {
             let file = scratch_file(text.as_bytes(), mode);
             let error = read_key_file(&file).unwrap_err();
-            assert!(
-                matches!(error, KeyFileError::Exposed { .. }),
-                "{mode:o}: {error}"
-            );
+            assert!(matches!(error, KeyFileError::Exposed { .. }), "{mode:o}: {error}");
             assert!(error.to_string().contains("chmod 600"), "{error}");
         }
         for mode in [0o600, 0o400] {
@@ -453,13 +420,7 @@ mod tests {
         assert!(matches!(read_key_file(&long), Err(KeyFileError::TooLong)));
         let binary = scratch_file(&[0xff; 32], 0o600);
         assert!(matches!(read_key_file(&binary), Err(KeyFileError::Key(_))));
-        assert!(matches!(
-            read_key_file(Path::new("/dev/null")),
-            Err(KeyFileError::NotAFile)
-        ));
-        assert!(matches!(
-            read_key_file(Path::new("/nonexistent")),
-            Err(KeyFileError::Unreadable(_))
-        ));
+        assert!(matches!(read_key_file(Path::new("/dev/null")), Err(KeyFileError::NotAFile)));
+        assert!(matches!(read_key_file(Path::new("/nonexistent")), Err(KeyFileError::Unreadable(_))));
     }
 }

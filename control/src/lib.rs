@@ -2,11 +2,11 @@
 
 pub mod cli;
 pub mod control_socket;
+pub mod gateway;
 pub mod key;
+pub mod netlink;
 pub mod profile;
+mod readable;
 pub mod socket_file;
 pub mod status;
 pub mod uapi;
-pub mod gateway;
-pub mod netlink;
-mod readable;

@@ -177,9 +177,7 @@ impl Profile {
 pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
     let file = std::fs::File::open(path).map_err(|error| ProfileError::file(path, error))?;
     let mut text = Vec::new();
-    file.take(FILE_LIMIT + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| ProfileError::file(path, error))?;
+    file.take(FILE_LIMIT + 1).read_to_end(&mut text).map_err(|error| ProfileError::file(path, error))?;
     Ok(text)
 }
 

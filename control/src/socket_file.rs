@@ -40,28 +40,19 @@ fn bind(directory: &Path, path: &Path) -> io::Result<(SocketFile, UnixListener)>
     }
     // Made where nobody else can reach it, then moved: it is never there with a laxer mode, and it
     // takes a dead predecessor's place in one step.
-    let private = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempdir_in(directory)?;
+    let private = tempfile::Builder::new().prefix(".new-").tempdir_in(directory)?;
     let new = private.path().join("s");
     let listener = UnixListener::bind(&new)?;
     std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
     let inode = std::fs::symlink_metadata(&new)?.ino();
     std::fs::rename(&new, path)?;
-    Ok((
-        SocketFile {
-            path: path.to_owned(),
-            inode,
-        },
-        listener,
-    ))
+    Ok((SocketFile { path: path.to_owned(), inode }, listener))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // A successor may have taken the place.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode)
-        {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -72,10 +63,7 @@ impl Drop for SocketFile {
 /// # Errors
 /// It cannot be made.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 #[cfg(test)]
@@ -90,10 +78,7 @@ mod tests {
         let path = directory.join("a.sock");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(
-            SocketFile::bind(&directory, "a.sock").unwrap_err().kind(),
-            io::ErrorKind::AddrInUse
-        );
+        assert_eq!(SocketFile::bind(&directory, "a.sock").unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(socket);
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
     }
@@ -117,10 +102,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().to_owned();
         let outcome = std::panic::catch_unwind(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_io()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             runtime.block_on(async {
                 let _socket = SocketFile::bind(&place, "a.sock").unwrap();
                 panic!("on purpose");

@@ -134,14 +134,8 @@ pub(crate) fn sample() -> Status {
         nat_type: "unknown".into(),
         tunnel_mtu: 1420,
         workers: 2,
-        wan_mode: Mode {
-            mode: "xdp".into(),
-            reason: "eth0 has zero-copy".into(),
-        },
-        lan_mode: Mode {
-            mode: "tun".into(),
-            reason: "asked for".into(),
-        },
+        wan_mode: Mode { mode: "xdp".into(), reason: "eth0 has zero-copy".into() },
+        lan_mode: Mode { mode: "tun".into(), reason: "asked for".into() },
         ports: vec![Port {
             interface: "eth0".into(),
             kind: "xdp".into(),
@@ -163,10 +157,7 @@ pub(crate) fn sample() -> Status {
             allowed_ips: vec!["10.102.0.0/24".parse().expect("a prefix")],
         }],
         drops: BTreeMap::from([("replayed".into(), 3), ("bad-tag".into(), 0)]),
-        steering: Steering {
-            wan: BTreeMap::from([("redirect".into(), 8)]),
-            lan: BTreeMap::new(),
-        },
+        steering: Steering { wan: BTreeMap::from([("redirect".into(), 8)]), lan: BTreeMap::new() },
     }
 }
 

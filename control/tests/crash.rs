@@ -18,15 +18,9 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
         // Whoever is new must speak first: the other still believes in the old session.
         config.peers[0].keepalive = Some(25);
     }
-    let (mut a, mut b) = (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    );
+    let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     await_traffic(&topology);
-    let echoes = topology
-        .b
-        .hosts()
-        .map(|host| UdpEcho::start(&topology.b.host, host));
+    let echoes = topology.b.hosts().map(|host| UdpEcho::start(&topology.b.host, host));
     let capture = Capture::start(
         topology.middle(),
         "a0",
@@ -34,13 +28,8 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
         "not udp or less 300",
         topology.scratch(),
     );
-    let loads = topology
-        .b
-        .hosts()
-        .map(|host| TcpSink::flood(&topology.a.host, &topology.b.host, host, 1));
-    eventually(PATIENCE, "there is load", || {
-        loads.iter().all(|load| load.received() > 1 << 20)
-    });
+    let loads = topology.b.hosts().map(|host| TcpSink::flood(&topology.a.host, &topology.b.host, host, 1));
+    eventually(PATIENCE, "there is load", || loads.iter().all(|load| load.received() > 1 << 20));
 
     for gateway in [&mut a, &mut b] {
         gateway.kill();
@@ -51,23 +40,14 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
         let start = Instant::now();
         gateway.restart();
         for echo in &echoes {
-            eventually(PATIENCE, "an echo after the restart", || {
-                udp_echoes(&topology.a.host, echo.address, 1) == 1
-            });
+            eventually(PATIENCE, "an echo after the restart", || udp_echoes(&topology.a.host, echo.address, 1) == 1);
         }
         let outage = start.elapsed();
-        assert!(
-            outage < Duration::from_secs(2),
-            "{kind:?}: {outage:?} from start to traffic"
-        );
+        assert!(outage < Duration::from_secs(2), "{kind:?}: {outage:?} from start to traffic");
     }
     drop(loads);
     let frames = capture.stop();
-    assert!(
-        frames
-            .iter()
-            .any(|frame| frame.message_type() == Some(TRANSPORT_DATA))
-    );
+    assert!(frames.iter().any(|frame| frame.message_type() == Some(TRANSPORT_DATA)));
     assert_no_clear_text(&frames, &topology);
 }
 
@@ -83,18 +63,12 @@ fn killed_with_sockets() {
 
 #[test]
 fn killed_with_xdp_and_tun() {
-    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock {
-        wan: "xdp",
-        lan: "tun",
-    });
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock { wan: "xdp", lan: "tun" });
 }
 
 #[test]
 fn killed_with_udp_and_xdp() {
-    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock {
-        wan: "udp",
-        lan: "xdp",
-    });
+    a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock { wan: "udp", lan: "xdp" });
 }
 
 /// No clear text before the first handshake either: not while starting, not while the peer is away.
@@ -112,10 +86,7 @@ fn nothing_leaks_before_the_first_handshake() {
             ping(&topology.a.host, target, &["-c", "10", "-i", "0.05"]);
         }
         let frames = capture.stop();
-        assert!(
-            count_messages(&frames, HANDSHAKE_INITIATION) > 0,
-            "{kind:?}"
-        );
+        assert!(count_messages(&frames, HANDSHAKE_INITIATION) > 0, "{kind:?}");
         assert_no_clear_text(&frames, &topology);
         drop(a);
     }
@@ -127,29 +98,14 @@ fn refuses(site: &Site, profile: &std::path::Path, words: &[&str]) {
     let log = site.scratch.join("refusal.log");
     let _ = std::fs::remove_file(&log);
     let binary = penstock_binary().expect("checked by ready()");
-    let words_of_command = [
-        binary.to_str(),
-        Some("run"),
-        Some("--profile"),
-        profile.to_str(),
-    ]
-    .map(Option::unwrap);
+    let words_of_command = [binary.to_str(), Some("run"), Some("--profile"), profile.to_str()].map(Option::unwrap);
     let mut process = site.gateway.spawn(&words_of_command, &log);
     let status = process.wait(PATIENCE);
     let text = process.log();
     assert!(!status.success(), "it ran in spite of {words:?}: {text}");
-    assert!(
-        status.code().is_some_and(|code| code != 101),
-        "{status}: {text}"
-    );
-    assert!(
-        !text.contains("panicked") && !text.contains("backtrace"),
-        "{text}"
-    );
-    let sentence = text
-        .lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or_default();
+    assert!(status.code().is_some_and(|code| code != 101), "{status}: {text}");
+    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+    let sentence = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
     assert!(sentence.len() < 300, "{sentence}");
     for word in words {
         let found = sentence.to_lowercase().contains(&word.to_lowercase());
@@ -184,10 +140,7 @@ fn a_port_in_use_is_named() {
         return;
     }
     let (topology, path, _) = with_profile();
-    let occupied = topology
-        .a
-        .gateway
-        .enter(|| UdpSocket::bind(("0.0.0.0", PORT)));
+    let occupied = topology.a.gateway.enter(|| UdpSocket::bind(("0.0.0.0", PORT)));
     refuses(&topology.a, &path, &["47100", "in use"]);
     drop(occupied);
     let occupied = topology.a.gateway.enter(|| UdpSocket::bind(("::", PORT)));
@@ -201,14 +154,8 @@ fn a_missing_interface_is_named() {
         return;
     }
     for (side, spoiled) in [
-        (
-            "Wan",
-            serde_json::json!({ "Interface": "gone7", "Mode": "auto" }),
-        ),
-        (
-            "Lan",
-            serde_json::json!({ "Interfaces": ["gone7"], "Mode": "auto", "Subnets": [] }),
-        ),
+        ("Wan", serde_json::json!({ "Interface": "gone7", "Mode": "auto" })),
+        ("Lan", serde_json::json!({ "Interfaces": ["gone7"], "Mode": "auto", "Subnets": [] })),
     ] {
         let (topology, path, mut profile) = with_profile();
         profile[side] = spoiled;
@@ -224,10 +171,7 @@ fn a_key_that_is_missing_or_readable_by_others_is_refused() {
         return;
     }
     let (topology, path, profile) = with_profile();
-    let key = profile["PrivateKeyFile"]
-        .as_str()
-        .expect("a file")
-        .to_owned();
+    let key = profile["PrivateKeyFile"].as_str().expect("a file").to_owned();
     let file = path.with_file_name(&key);
     for mode in [0o644, 0o640] {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
@@ -250,10 +194,7 @@ fn a_wrong_profile_is_refused_with_field_and_line() {
         spoiled[field] = value;
         write_profile(&path, &spoiled);
         let text = std::fs::read_to_string(&path).expect("profile");
-        let line = text
-            .lines()
-            .position(|line| line.contains(field))
-            .expect("the field");
+        let line = text.lines().position(|line| line.contains(field)).expect("the field");
         (line + 1).to_string()
     };
     // An unknown field stands in its own line, which the sentence names.
@@ -263,10 +204,7 @@ fn a_wrong_profile_is_refused_with_field_and_line() {
     refuses(&topology.a, &path, &["LocalPort", &line]);
     let line = spoil("VirtualAddress", "100.64.0".into());
     refuses(&topology.a, &path, &["VirtualAddress", &line]);
-    spoil(
-        "Wan",
-        serde_json::json!({ "Interface": "wan0", "Mode": "quick" }),
-    );
+    spoil("Wan", serde_json::json!({ "Interface": "wan0", "Mode": "quick" }));
     refuses(&topology.a, &path, &["Mode"]);
 
     std::fs::write(&path, "{ \"Name\": ").expect("written");

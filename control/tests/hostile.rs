@@ -14,10 +14,7 @@ const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
 /// The attacker sits on the switch between the gateways.
 fn attacker(topology: &Topology, address: &str) -> UdpSocket {
     let address: SocketAddr = address.parse().expect("an address");
-    topology
-        .middle()
-        .enter(|| UdpSocket::bind(address))
-        .expect("attacker's socket")
+    topology.middle().enter(|| UdpSocket::bind(address)).expect("attacker's socket")
 }
 
 /// Sends `payload` to `destination` as if it came from `source`.
@@ -29,10 +26,7 @@ fn forge(raw: &Socket, source: SocketAddr, destination: SocketAddr, payload: &[u
 
 fn raw_socket(topology: &Topology) -> Socket {
     let protocol = Protocol::from(255);
-    topology
-        .middle()
-        .enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)))
-        .expect("raw socket")
+    topology.middle().enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(protocol))).expect("raw socket")
 }
 
 /// What must not change under attack: the counter of authenticated bytes, the endpoint, and the
@@ -45,20 +39,13 @@ struct Calm {
 impl Calm {
     fn of(gateway: &Gateway, peer: &str) -> Self {
         let (received, _) = gateway.transfer(peer);
-        Self {
-            received,
-            endpoint: gateway.endpoint(peer),
-        }
+        Self { received, endpoint: gateway.endpoint(peer) }
     }
 
     fn assert_kept(&self, gateway: &mut Gateway, peer: &str) {
         pause(200);
         assert!(gateway.process.is_running(), "{}", gateway.process.log());
-        assert!(
-            !gateway.process.log().contains("panicked"),
-            "{}",
-            gateway.process.log()
-        );
+        assert!(!gateway.process.log().contains("panicked"), "{}", gateway.process.log());
         let (received, _) = gateway.transfer(peer);
         assert_eq!(received, self.received, "bytes were accepted");
         assert_eq!(gateway.endpoint(peer), self.endpoint, "the endpoint roamed");
@@ -85,10 +72,7 @@ fn noise_of_every_size() {
         let key = a.public_key();
         let calm = Calm::of(&b, &key);
         let mut random = Random::new(42);
-        for (outer, source) in [
-            (Outer::V4, "192.0.2.66:4000"),
-            (Outer::V6, "[2001:db8::66]:4000"),
-        ] {
+        for (outer, source) in [(Outer::V4, "192.0.2.66:4000"), (Outer::V6, "[2001:db8::66]:4000")] {
             let socket = attacker(&topology, source);
             let target = topology.b.endpoint(outer);
             for size in (0..=1472).chain([1473, 2000, 3000, 9000, 65_000]) {
@@ -116,16 +100,9 @@ fn recorded(topology: &Topology, kind: Kind) -> (Gateway, Gateway, Vec<Vec<u8>>)
     let capture = Capture::of_wan(topology);
     let (a, mut b) = pair_config(topology, kind, kind, Outer::V4);
     b.peers[0].endpoint = None;
-    let (a, b) = (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    );
+    let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     await_traffic(topology);
-    ping(
-        &topology.a.host,
-        topology.b.host4(),
-        &["-c", "20", "-i", "0.01"],
-    );
+    ping(&topology.a.host, topology.b.host4(), &["-c", "20", "-i", "0.01"]);
     let messages = capture
         .stop()
         .iter()
@@ -148,18 +125,8 @@ fn replays_are_dropped() {
         assert!(messages.len() > 20, "{} messages", messages.len());
         let key = a.public_key();
         let calm = Calm::of(&b, &key);
-        let arrivals = Capture::start(
-            &topology.b.host,
-            "eth0",
-            "icmp or icmp6",
-            topology.scratch(),
-        );
-        let answers = Capture::start(
-            topology.middle(),
-            "b0",
-            "udp and dst host 192.0.2.66",
-            topology.scratch(),
-        );
+        let arrivals = Capture::start(&topology.b.host, "eth0", "icmp or icmp6", topology.scratch());
+        let answers = Capture::start(topology.middle(), "b0", "udp and dst host 192.0.2.66", topology.scratch());
         let socket = attacker(&topology, "192.0.2.66:4000");
         let raw = raw_socket(&topology);
         let target = topology.b.endpoint(Outer::V4);
@@ -170,29 +137,19 @@ fn replays_are_dropped() {
         }
         calm.assert_kept(&mut b, &key);
         // ND is between neighbours; what came through the tunnel would be an echo request.
-        let echoes = arrivals
-            .stop()
-            .iter()
-            .filter(|frame| is_echo(frame))
-            .count();
+        let echoes = arrivals.stop().iter().filter(|frame| is_echo(frame)).count();
         assert_eq!(echoes, 0, "{kind:?}: replays reached the host");
-        assert_eq!(
-            answers.stop().len(),
-            0,
-            "{kind:?}: the attacker got an answer"
-        );
+        assert_eq!(answers.stop().len(), 0, "{kind:?}: the attacker got an answer");
         assert_alive(&topology);
     }
 }
 
 fn is_echo(frame: &Frame) -> bool {
-    frame
-        .ip()
-        .is_some_and(|(_, _, protocol, body)| match protocol {
-            1 => body.first() == Some(&8),
-            58 => body.first() == Some(&128),
-            _ => false,
-        })
+    frame.ip().is_some_and(|(_, _, protocol, body)| match protocol {
+        1 => body.first() == Some(&8),
+        58 => body.first() == Some(&128),
+        _ => false,
+    })
 }
 
 /// Each message of a real exchange: with each byte changed, cut at each length, and made longer.
@@ -212,10 +169,7 @@ fn mutations_are_dropped() {
         assert_eq!(kinds.len(), 2);
         let calm = Calm::of(&b, &key);
         let raw = raw_socket(&topology);
-        let (source, target) = (
-            topology.a.endpoint(Outer::V4),
-            topology.b.endpoint(Outer::V4),
-        );
+        let (source, target) = (topology.a.endpoint(Outer::V4), topology.b.endpoint(Outer::V4));
         let mut random = Random::new(7);
         for message in kinds {
             for at in 0..message.len() {
@@ -247,10 +201,7 @@ fn forged_answers_leave_a_handshake_alone() {
     let (a, b) = pair_config(&topology, Kind::XDP, Kind::XDP, Outer::V4);
     let mut a = Gateway::start(&topology.a, a);
     let raw = raw_socket(&topology);
-    let (source, target) = (
-        topology.b.endpoint(Outer::V4),
-        topology.a.endpoint(Outer::V4),
-    );
+    let (source, target) = (topology.b.endpoint(Outer::V4), topology.a.endpoint(Outer::V4));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -286,28 +237,19 @@ fn lies_about_inner_sources_stop_at_the_gateway() {
              addr add fd00:99::2/128 dev eth0 nodad\n");
         let drops = is_penstock().then(|| total_drops(&a));
         let capture = Capture::start(&topology.a.host, "eth0", "ip or ip6", topology.scratch());
-        for (source, target) in [
-            ("10.99.0.2", topology.a.host4()),
-            ("10.101.0.77", topology.a.host4()),
-            ("fd00:99::2", topology.a.host6()),
-        ] {
+        for (source, target) in
+            [("10.99.0.2", topology.a.host4()), ("10.101.0.77", topology.a.host4()), ("fd00:99::2", topology.a.host6())]
+        {
             let options = ["-I", source, "-c", "5", "-i", "0.05", "-W", "0.2"];
             ping(&topology.b.host, target, &options);
         }
-        let lies = ["10.99.0.2", "10.101.0.77", "fd00:99::2"]
-            .map(|lie| lie.parse::<IpAddr>().expect("an address"));
+        let lies = ["10.99.0.2", "10.101.0.77", "fd00:99::2"].map(|lie| lie.parse::<IpAddr>().expect("an address"));
         for frame in capture.stop() {
             let source = frame.ip().map(|(source, ..)| source);
-            assert!(
-                !source.is_some_and(|source| lies.contains(&source)),
-                "{kind:?}: {source:?}"
-            );
+            assert!(!source.is_some_and(|source| lies.contains(&source)), "{kind:?}: {source:?}");
         }
         if let Some(before) = drops {
-            assert!(
-                total_drops(&a) >= before + 15,
-                "{kind:?}: drops are counted"
-            );
+            assert!(total_drops(&a) >= before + 15, "{kind:?}: drops are counted");
         }
         await_traffic(&topology);
     }
@@ -346,8 +288,7 @@ fn an_honest_peer_connects_during_a_flood() {
                     let _ = socket.send_to(&initiation(&victim, &ephemeral, &mut random), target);
                     sent += 1;
                     while let Ok(64) = socket.recv(&mut buffer) {
-                        cookies
-                            .fetch_add(usize::from(buffer[0] == COOKIE_REPLY), Ordering::Relaxed);
+                        cookies.fetch_add(usize::from(buffer[0] == COOKIE_REPLY), Ordering::Relaxed);
                     }
                     if sent % 100 == 0 {
                         let due = Duration::from_secs_f64(sent as f64 / RATE as f64);
@@ -359,11 +300,7 @@ fn an_honest_peer_connects_during_a_flood() {
             let attempt = std::panic::catch_unwind(|| {
                 let a = Gateway::start(&topology.a, a);
                 await_traffic(&topology);
-                let pings = ping(
-                    &topology.a.host,
-                    topology.b.host4(),
-                    &["-c", "20", "-i", "0.05"],
-                );
+                let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "20", "-i", "0.05"]);
                 assert!(pings.received >= 18, "{}", pings.text);
                 a
             });

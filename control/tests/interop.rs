@@ -13,30 +13,18 @@ fn joins_whoever_initiates(other: Kind) {
     if !ready(&[other.program().expect("another implementation"), "iperf3"]) {
         return;
     }
-    for (kind, outer) in MODES
-        .into_iter()
-        .flat_map(|kind| [(kind, Outer::V4), (kind, Outer::V6)])
-    {
+    for (kind, outer) in MODES.into_iter().flat_map(|kind| [(kind, Outer::V4), (kind, Outer::V6)]) {
         for penstock_initiates in [true, false] {
             let topology = Topology::new(Options::default());
             let (mut a, mut b) = pair_config(&topology, kind, other, outer);
             let silent = if penstock_initiates { &mut b } else { &mut a };
             silent.peers[0].endpoint = None;
-            let (a, b) = (
-                Gateway::start(&topology.a, a),
-                Gateway::start(&topology.b, b),
-            );
-            let (from, to) = if penstock_initiates {
-                (&topology.a, &topology.b)
-            } else {
-                (&topology.b, &topology.a)
-            };
+            let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+            let (from, to) = if penstock_initiates { (&topology.a, &topology.b) } else { (&topology.b, &topology.a) };
             for target in to.hosts() {
-                eventually(
-                    Duration::from_secs(15),
-                    "the first packet's way is open",
-                    || ping(&from.host, target, &["-c", "1"]).all_answered(),
-                );
+                eventually(Duration::from_secs(15), "the first packet's way is open", || {
+                    ping(&from.host, target, &["-c", "1"]).all_answered()
+                });
             }
             for (from, to) in [(&topology.a, &topology.b), (&topology.b, &topology.a)] {
                 for target in to.hosts() {
@@ -46,14 +34,8 @@ fn joins_whoever_initiates(other: Kind) {
                     tcp_both_ways(&from.host, &to.host, target, 1 << 20);
                 }
             }
-            assert_eq!(
-                a.endpoint(&b.public_key()),
-                Some(topology.b.endpoint(outer))
-            );
-            assert_eq!(
-                b.endpoint(&a.public_key()),
-                Some(topology.a.endpoint(outer))
-            );
+            assert_eq!(a.endpoint(&b.public_key()), Some(topology.b.endpoint(outer)));
+            assert_eq!(b.endpoint(&a.public_key()), Some(topology.a.endpoint(outer)));
         }
     }
 }
@@ -70,11 +52,7 @@ fn boringtun_joins_whoever_initiates() {
 
 /// Pings through rekeys at a shortened interval: none may be lost, whoever is at the other end.
 fn traffic_survives_rekeys(kind: Kind, other: Kind) {
-    let program = other
-        .program()
-        .into_iter()
-        .chain(["tcpdump"])
-        .collect::<Vec<_>>();
+    let program = other.program().into_iter().chain(["tcpdump"]).collect::<Vec<_>>();
     if !ready(&program) || !is_penstock() {
         return;
     }
@@ -83,25 +61,15 @@ fn traffic_survives_rekeys(kind: Kind, other: Kind) {
     a.rekey_after(3);
     // So that A stays the initiator.
     b.peers[0].endpoint = None;
-    let _gateways = (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    );
+    let _gateways = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     await_traffic(&topology);
     let capture = Capture::of_wan(&topology);
-    let pings = ping(
-        &topology.a.host,
-        topology.b.host4(),
-        &["-c", "400", "-i", "0.05"],
-    );
+    let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "400", "-i", "0.05"]);
     let frames = capture.stop();
     assert!(pings.all_answered(), "{}", pings.text);
     let initiations = count_messages(&frames, HANDSHAKE_INITIATION);
     let responses = count_messages(&frames, HANDSHAKE_RESPONSE);
-    assert!(
-        initiations >= 2 && responses >= 2,
-        "{initiations} initiations, {responses} responses"
-    );
+    assert!(initiations >= 2 && responses >= 2, "{initiations} initiations, {responses} responses");
     assert_no_clear_text(&frames, &topology);
 }
 
@@ -139,19 +107,12 @@ fn rekeys_of_wireguard_go_at_its_own_pace() {
     let topology = Topology::new(Options::switch());
     let (mut a, b) = pair_config(&topology, Kind::XDP, Kind::WireguardGo, Outer::V4);
     a.peers[0].endpoint = None;
-    let _gateways = (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    );
+    let _gateways = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     let capture = Capture::of_wan(&topology);
     eventually(Duration::from_secs(15), "B's host reaches A's", || {
         ping(&topology.b.host, topology.a.host4(), &["-c", "1"]).all_answered()
     });
-    let pings = ping(
-        &topology.b.host,
-        topology.a.host4(),
-        &["-c", "2700", "-i", "0.1"],
-    );
+    let pings = ping(&topology.b.host, topology.a.host4(), &["-c", "2700", "-i", "0.1"]);
     let frames = capture.stop();
     assert!(pings.all_answered(), "{}", pings.text);
     assert!(count_messages(&frames, HANDSHAKE_RESPONSE) >= 3);
@@ -170,15 +131,9 @@ fn preshared_keys_must_match(other: Kind) {
         b.peers[0].preshared_key = Some(right.clone());
         // Only A initiates: the other keeps no state of failures that would delay what follows.
         b.peers[0].endpoint = None;
-        let (a, b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         let refused = ping(&topology.a.host, topology.b.host4(), &["-c", "2"]);
-        assert_eq!(
-            refused.received, 0,
-            "{kind:?}: traffic in spite of two keys"
-        );
+        assert_eq!(refused.received, 0, "{kind:?}: traffic in spite of two keys");
         assert_eq!(a.latest_handshake(&b.public_key()), 0);
         let file = a.secret_file("psk", &right);
         a.set(&["peer", &b.public_key(), "preshared-key", &file]);
@@ -207,16 +162,11 @@ fn keepalives_are_sent_and_counted(other: Kind) {
         let (mut a, mut b) = pair_config(&topology, Kind::XDP, other, Outer::V4);
         let sender = if penstock_sends { &mut a } else { &mut b };
         sender.peers[0].keepalive = Some(1);
-        let (a, b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         let (sender, receiver) = if penstock_sends { (&a, &b) } else { (&b, &a) };
-        eventually(
-            Duration::from_secs(15),
-            "a keepalive makes a handshake",
-            || receiver.latest_handshake(&sender.public_key()) > 0,
-        );
+        eventually(Duration::from_secs(15), "a keepalive makes a handshake", || {
+            receiver.latest_handshake(&sender.public_key()) > 0
+        });
         pause(500);
         let (before, _) = receiver.transfer(&sender.public_key());
         let capture = Capture::of_wan(&topology);
@@ -226,11 +176,7 @@ fn keepalives_are_sent_and_counted(other: Kind) {
         let empty = frames
             .iter()
             .filter(|frame| frame.message_type() == Some(TRANSPORT_DATA))
-            .filter(|frame| {
-                frame
-                    .datagram()
-                    .is_some_and(|datagram| datagram.payload.len() == 32)
-            })
+            .filter(|frame| frame.datagram().is_some_and(|datagram| datagram.payload.len() == 32))
             .count();
         assert!((3..=6).contains(&empty), "{empty} keepalives in 4 s");
         // boringtun counts the inner packets' bytes: none.

@@ -16,21 +16,11 @@ fn wireguard_go_and_boringtun_pass_every_check() {
     for inner in 0..2 {
         let server = topology.b.hosts()[inner];
         let echo = UdpEcho::start(&topology.b.host, server);
-        datagram_sizes(
-            &topology.a.host,
-            echo.address,
-            [0, 1, 16, 1300, 1392, 1472, 4000],
-        );
+        datagram_sizes(&topology.a.host, echo.address, [0, 1, 16, 1300, 1392, 1472, 4000]);
         tcp_both_ways(&topology.a.host, &topology.b.host, server, 1 << 20);
     }
     let server = topology.b.host4();
-    let rate = iperf3(
-        &topology.a.host,
-        &topology.b.host,
-        server,
-        &["-t", "1"],
-        topology.scratch(),
-    );
+    let rate = iperf3(&topology.a.host, &topology.b.host, server, &["-t", "1"], topology.scratch());
     assert!(rate > 1e6, "{rate} bit/s");
     assert!(a.latest_handshake(&b.public_key()) > 0);
     let frames = capture.stop();
@@ -46,22 +36,12 @@ fn a_missing_tunnel_is_clear_text_on_the_wan() {
         return;
     }
     let topology = Topology::new(Options::switch());
-    topology
-        .b
-        .gateway
-        .ip("route add 10.101.0.0/24 via 192.0.2.1\n");
-    topology
-        .a
-        .gateway
-        .ip("route add 10.102.0.0/24 via 192.0.2.2\n");
+    topology.b.gateway.ip("route add 10.101.0.0/24 via 192.0.2.1\n");
+    topology.a.gateway.ip("route add 10.102.0.0/24 via 192.0.2.2\n");
     let echo = UdpEcho::start(&topology.b.host, topology.b.host4());
     let capture = Capture::of_wan(&topology);
     assert_eq!(udp_echoes(&topology.a.host, echo.address, 3), 3);
-    let leaks = capture
-        .stop()
-        .iter()
-        .filter(|frame| frame.is_clear_text(&topology))
-        .count();
+    let leaks = capture.stop().iter().filter(|frame| frame.is_clear_text(&topology)).count();
     assert_eq!(leaks, 6);
 }
 

@@ -30,11 +30,7 @@ fn traffic_passes(kind_a: Kind, kind_b: Kind) {
             datagram_sizes(&topology.a.host, echo.address, sizes());
             datagram_sizes(&topology.a.host, echo.address, BEYOND);
             let echo = UdpEcho::start(&topology.a.host, at_a);
-            datagram_sizes(
-                &topology.b.host,
-                echo.address,
-                [0, 1, 16, 17, 1300, 1472, 4000],
-            );
+            datagram_sizes(&topology.b.host, echo.address, [0, 1, 16, 17, 1300, 1472, 4000]);
 
             tcp_both_ways(&topology.a.host, &topology.b.host, at_b, 1 << 21);
             tcp_both_ways(&topology.b.host, &topology.a.host, at_a, 1 << 20);
@@ -47,22 +43,12 @@ fn traffic_passes(kind_a: Kind, kind_b: Kind) {
 fn too_big_is_answered(host: &Namespace, target: std::net::IpAddr) {
     let headers = if target.is_ipv4() { 28 } else { 48 };
     let whole = (1500 - headers).to_string();
-    let refused = ping(
-        host,
-        target,
-        &["-c", "2", "-i", "0.1", "-M", "do", "-s", &whole],
-    );
-    let mtu = refused
-        .reported_mtu()
-        .unwrap_or_else(|| panic!("no MTU: {}", refused.text));
+    let refused = ping(host, target, &["-c", "2", "-i", "0.1", "-M", "do", "-s", &whole]);
+    let mtu = refused.reported_mtu().unwrap_or_else(|| panic!("no MTU: {}", refused.text));
     assert!((1280..=1440).contains(&mtu), "an MTU of {mtu}");
     assert_eq!(refused.received, 0);
     let fitting = (mtu - headers).to_string();
-    let passed = ping(
-        host,
-        target,
-        &["-c", "3", "-i", "0.1", "-M", "do", "-s", &fitting],
-    );
+    let passed = ping(host, target, &["-c", "3", "-i", "0.1", "-M", "do", "-s", &fitting]);
     assert!(passed.all_answered(), "{}", passed.text);
 }
 
@@ -104,10 +90,7 @@ fn tcp_streams_flow_both_ways_in_each_mode() {
             for options in [["-t", "1"].as_slice(), &["-t", "1", "-R"]] {
                 let (from, to) = (&topology.a.host, &topology.b.host);
                 let rate = iperf3(from, to, server, options, topology.scratch());
-                assert!(
-                    rate > 10e6,
-                    "{kind:?} {server} {options:?}: {rate:.0} bit/s"
-                );
+                assert!(rate > 10e6, "{kind:?} {server} {options:?}: {rate:.0} bit/s");
             }
         }
     }
@@ -119,10 +102,7 @@ fn two_queues_and_two_workers_in_each_mode() {
         return;
     }
     for kind in Kind::MODES {
-        let topology = Topology::new(Options {
-            queues: 2,
-            ..Options::default()
-        });
+        let topology = Topology::new(Options { queues: 2, ..Options::default() });
         let _gateways = joined(&topology, kind, kind, Outer::V4);
         for server in topology.b.hosts() {
             let echo = UdpEcho::start(&topology.b.host, server);
@@ -130,16 +110,10 @@ fn two_queues_and_two_workers_in_each_mode() {
             for _ in 0..16 {
                 datagram_sizes(&topology.a.host, echo.address, [0, 64, 1200]);
             }
-            for options in [
-                ["-t", "1", "-P", "4"].as_slice(),
-                &["-t", "1", "-P", "4", "-R"],
-            ] {
+            for options in [["-t", "1", "-P", "4"].as_slice(), &["-t", "1", "-P", "4", "-R"]] {
                 let (from, to) = (&topology.a.host, &topology.b.host);
                 let rate = iperf3(from, to, server, options, topology.scratch());
-                assert!(
-                    rate > 10e6,
-                    "{kind:?} {server} {options:?}: {rate:.0} bit/s"
-                );
+                assert!(rate > 10e6, "{kind:?} {server} {options:?}: {rate:.0} bit/s");
             }
             tcp_both_ways(&topology.a.host, &topology.b.host, server, 1 << 21);
         }
@@ -160,18 +134,11 @@ fn hop_limits_are_counted_and_answered() {
             for hops in ["1", "2"] {
                 let expired = ping(&topology.a.host, target, &["-c", "1", "-t", hops]);
                 let reporter = expired.reporter();
-                assert!(
-                    reporter.is_some(),
-                    "{kind:?} {hops} hops to {target}: {}",
-                    expired.text
-                );
+                assert!(reporter.is_some(), "{kind:?} {hops} hops to {target}: {}", expired.text);
                 assert_eq!(expired.received, 0);
                 reporters.push(reporter);
             }
-            assert_ne!(
-                reporters[0], reporters[1],
-                "{kind:?}: one gateway answered for both"
-            );
+            assert_ne!(reporters[0], reporters[1], "{kind:?}: one gateway answered for both");
             let arrived = ping(&topology.a.host, target, &["-c", "1", "-t", "3"]);
             assert!(arrived.all_answered(), "{kind:?}: {}", arrived.text);
         }
@@ -209,11 +176,7 @@ fn the_gateways_own_traffic_passes() {
             (&topology.a.host, std::net::IpAddr::from([10, 102, 0, 1])),
         ] {
             let answered = ping(from, target, &["-c", "2", "-i", "0.1"]);
-            assert!(
-                answered.all_answered(),
-                "{kind:?} to {target}: {}",
-                answered.text
-            );
+            assert!(answered.all_answered(), "{kind:?} to {target}: {}", answered.text);
         }
     }
 }
@@ -224,9 +187,7 @@ fn status_tells_the_modes_the_peers_and_the_drops() {
         return;
     }
     for kind in Kind::MODES {
-        let Kind::Penstock { wan, lan } = kind else {
-            unreachable!()
-        };
+        let Kind::Penstock { wan, lan } = kind else { unreachable!() };
         let topology = Topology::new(Options::default());
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         let status = a.status();
@@ -249,14 +210,8 @@ fn status_tells_the_modes_the_peers_and_the_drops() {
         assert_eq!(peer["PublicKey"], b.public_key());
         assert_eq!(peer["Path"], "direct", "{status:#}");
         assert_eq!(peer["Endpoint"], topology.b.endpoint(Outer::V4).to_string());
-        assert!(
-            peer["RxBytes"].as_u64().is_some_and(|bytes| bytes > 0),
-            "{status:#}"
-        );
-        assert!(
-            peer["TxBytes"].as_u64().is_some_and(|bytes| bytes > 0),
-            "{status:#}"
-        );
+        assert!(peer["RxBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{status:#}");
+        assert!(peer["TxBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{status:#}");
         assert!(status["Drops"].is_object(), "{status:#}");
     }
 }

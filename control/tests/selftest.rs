@@ -19,10 +19,7 @@ fn parallel_streams_in_both_directions_and_both_versions() {
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         std::thread::scope(|scope| {
             for inner in 0..2 {
-                for options in [
-                    ["-t", "2", "-P", "4"].as_slice(),
-                    &["-t", "2", "-P", "4", "-R"],
-                ] {
+                for options in [["-t", "2", "-P", "4"].as_slice(), &["-t", "2", "-P", "4", "-R"]] {
                     let topology = &topology;
                     scope.spawn(move || {
                         let (from, to) = (&topology.a.host, &topology.b.host);
@@ -53,26 +50,16 @@ fn bytes_are_counted_exactly() {
         let topology = Topology::new(Options::default());
         let (a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
         b.peers[0].endpoint = None;
-        let (a, b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         assert_eq!(a.transfer(&b.public_key()), (0, 0));
         let options = ["-c", "10", "-i", "0.05"];
         let pings = ping(&topology.a.host, topology.b.host4(), &options);
         assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
         pause(200);
         let (received, sent) = a.transfer(&b.public_key());
-        assert!(
-            received == 1372 || received == 1372 + 32,
-            "{kind:?}: {received} received"
-        );
+        assert!(received == 1372 || received == 1372 + 32, "{kind:?}: {received} received");
         assert!(sent == 1428 || sent == 1428 + 32, "{kind:?}: {sent} sent");
-        assert_eq!(
-            b.transfer(&a.public_key()),
-            (sent, received),
-            "{kind:?}: the other side"
-        );
+        assert_eq!(b.transfer(&a.public_key()), (sent, received), "{kind:?}: the other side");
     }
 }
 
@@ -104,18 +91,12 @@ fn endpoints_roam() {
             ));
             // B learns the new address from an authenticated packet of A, and from that only.
             assert_eq!(b.endpoint(&a.public_key()).map(|end| end.ip()), Some(old));
-            eventually(
-                LIMIT,
-                &format!("{kind:?} {outer:?}: A is heard from its new address"),
-                || ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered(),
-            );
+            eventually(LIMIT, &format!("{kind:?} {outer:?}: A is heard from its new address"), || {
+                ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered()
+            });
             let new: IpAddr = new.parse().expect("an address");
             assert_eq!(b.endpoint(&a.public_key()).map(|end| end.ip()), Some(new));
-            let back = ping(
-                &topology.b.host,
-                topology.a.host6(),
-                &["-c", "3", "-i", "0.1"],
-            );
+            let back = ping(&topology.b.host, topology.a.host6(), &["-c", "3", "-i", "0.1"]);
             assert!(back.all_answered(), "{kind:?} {outer:?}: {}", back.text);
         }
     }
@@ -133,16 +114,9 @@ fn endpoints_change_version() {
         for outer in [Outer::V6, Outer::V4] {
             let endpoint = topology.b.endpoint(outer);
             a.set(&["peer", &b.public_key(), "endpoint", &endpoint.to_string()]);
-            let pings = ping(
-                &topology.a.host,
-                topology.b.host4(),
-                &["-c", "5", "-i", "0.1"],
-            );
+            let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "5", "-i", "0.1"]);
             assert!(pings.received >= 4, "{kind:?} {outer:?}: {}", pings.text);
-            assert_eq!(
-                b.endpoint(&a.public_key()),
-                Some(topology.a.endpoint(outer))
-            );
+            assert_eq!(b.endpoint(&a.public_key()), Some(topology.a.endpoint(outer)));
         }
     }
 }
@@ -159,39 +133,21 @@ fn a_more_specific_allowed_ip_takes_traffic_over() {
         let mut third = GatewayConfig::elsewhere(Kind::WireguardGo, "100.64.0.3");
         third.add_peer(&topology.a, &a.config, Some(Outer::V4));
         let third = Gateway::start_in(topology.middle(), topology.scratch(), third);
-        topology
-            .middle()
-            .ip(&format!("addr add 10.102.0.2/32 dev {}\n", third.name()));
+        topology.middle().ip(&format!("addr add 10.102.0.2/32 dev {}\n", third.name()));
         let third_key = third.public_key();
         let target = topology.b.host4();
         let reaches = || ping(&topology.a.host, target, &["-c", "1"]).all_answered();
 
         let endpoint = format!("192.0.2.66:{PORT}");
         let allowed = ["allowed-ips", "10.102.0.2/32"];
-        a.set(
-            &[
-                &["peer", &third_key, "endpoint", &endpoint],
-                allowed.as_slice(),
-            ]
-            .concat(),
-        );
+        a.set(&[&["peer", &third_key, "endpoint", &endpoint], allowed.as_slice()].concat());
         a.route("10.102.0.2/32");
         let (before, _) = b.transfer(&a.public_key());
         eventually(LIMIT, "the third peer answers", reaches);
         let (after, _) = b.transfer(&a.public_key());
-        assert_eq!(
-            before, after,
-            "{kind:?}: the second peer still gets packets"
-        );
-        let stolen = ping(
-            &topology.b.host,
-            topology.a.host4(),
-            &["-c", "2", "-i", "0.1"],
-        );
-        assert_eq!(
-            stolen.received, 0,
-            "{kind:?}: the second peer still owns the address"
-        );
+        assert_eq!(before, after, "{kind:?}: the second peer still gets packets");
+        let stolen = ping(&topology.b.host, topology.a.host4(), &["-c", "2", "-i", "0.1"]);
+        assert_eq!(stolen.received, 0, "{kind:?}: the second peer still owns the address");
 
         a.set(&["peer", &third_key, "remove"]);
         eventually(LIMIT, "the second peer answers again", reaches);
@@ -242,48 +198,27 @@ fn low_order_public_keys_hear_silence() {
     }
     let topology = Topology::new(Options::switch());
     let (a, b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
-    let capture = Capture::start(
-        topology.middle(),
-        "a0",
-        "udp and host 192.0.2.66",
-        topology.scratch(),
-    );
+    let capture = Capture::start(topology.middle(), "a0", "udp and host 192.0.2.66", topology.scratch());
     for (index, key) in LOW_ORDER.iter().enumerate() {
         let prefix = format!("10.200.{index}.0/24");
         let target = ["endpoint", "192.0.2.66:9", "persistent-keepalive", "1"];
         a.set(&[["peer", key, "allowed-ips", &prefix].as_slice(), &target].concat());
         a.route(&prefix);
         let address = IpAddr::from([10, 200, index as u8, 1]);
-        assert_eq!(
-            ping(&topology.a.host, address, &["-c", "1", "-W", "0.2"]).received,
-            0
-        );
+        assert_eq!(ping(&topology.a.host, address, &["-c", "1", "-W", "0.2"]).received, 0);
     }
     pause(1500);
     let heard = capture.stop();
-    assert!(
-        heard.is_empty(),
-        "{} packets to peers with such keys",
-        heard.len()
-    );
+    assert!(heard.is_empty(), "{} packets to peers with such keys", heard.len());
 
     // The other way: an initiation with such an ephemeral key gets no answer.
-    let socket = topology
-        .middle()
-        .enter(|| std::net::UdpSocket::bind("192.0.2.66:0"));
+    let socket = topology.middle().enter(|| std::net::UdpSocket::bind("192.0.2.66:0"));
     let socket = socket.expect("socket");
-    socket
-        .set_read_timeout(Some(Duration::from_millis(300)))
-        .expect("timeout");
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
     let message = initiation(&b.public_key(), &[0; 32], &mut Random::new(1));
     for _ in 0..3 {
-        socket
-            .send_to(&message, topology.b.endpoint(Outer::V4))
-            .expect("sent");
-        assert!(
-            socket.recv(&mut [0; 256]).is_err(),
-            "an answer to a low-order key"
-        );
+        socket.send_to(&message, topology.b.endpoint(Outer::V4)).expect("sent");
+        assert!(socket.recv(&mut [0; 256]).is_err(), "an answer to a low-order key");
     }
     await_traffic(&topology);
 }
@@ -297,19 +232,11 @@ fn keepalives_hold_a_nat_mapping_open() {
     }
     for kind in [Kind::XDP, Kind::SOCKET] {
         let topology = Topology::new(Options::nat());
-        for name in [
-            "nf_conntrack_udp_timeout",
-            "nf_conntrack_udp_timeout_stream",
-        ] {
-            topology
-                .middle()
-                .sysctl(&format!("net/netfilter/{name}"), "2");
+        for name in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            topology.middle().sysctl(&format!("net/netfilter/{name}"), "2");
         }
         let (a, b) = pair_config(&topology, kind, kind, Outer::V4);
-        let (a, b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         let key = b.public_key();
         a.set(&["peer", &key, "persistent-keepalive", "1"]);
         eventually(LIMIT, "the tunnel is up", || a.latest_handshake(&key) > 0);
@@ -317,11 +244,7 @@ fn keepalives_hold_a_nat_mapping_open() {
         let seen = b.endpoint(&a.public_key()).map(|end| end.ip());
         assert_eq!(seen, Some(IpAddr::from([192, 0, 2, 254])));
         pause(4000);
-        let reached = ping(
-            &topology.b.host,
-            topology.a.host4(),
-            &["-c", "2", "-i", "0.2"],
-        );
+        let reached = ping(&topology.b.host, topology.a.host4(), &["-c", "2", "-i", "0.2"]);
         assert!(reached.all_answered(), "{kind:?}: {}", reached.text);
         a.set(&["peer", &key, "persistent-keepalive", "off"]);
         pause(4000);
@@ -340,33 +263,17 @@ fn a_tunnel_in_itself_makes_no_loop() {
         let topology = Topology::new(Options::default());
         let (mut a, b) = pair_config(&topology, kind, kind, Outer::V4);
         a.peers[0].allowed_ips.push("192.0.2.2/32".into());
-        let (mut a, _b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (mut a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         let sent = || -> u64 {
             let file = "/sys/class/net/wan0/statistics/tx_bytes";
-            topology
-                .a
-                .gateway
-                .run(&["cat", file])
-                .trim()
-                .parse()
-                .expect("a number")
+            topology.a.gateway.run(&["cat", file]).trim().parse().expect("a number")
         };
         let before = sent();
         let options = ["-c", "50", "-i", "0.01", "-W", "1"];
-        ping(
-            &topology.a.host,
-            "192.0.2.2".parse().expect("an address"),
-            &options,
-        );
+        ping(&topology.a.host, "192.0.2.2".parse().expect("an address"), &options);
         ping(&topology.a.host, topology.b.host4(), &options);
         let bytes = sent() - before;
-        assert!(
-            bytes < 100_000,
-            "{kind:?}: a hundred echo requests became {bytes} bytes"
-        );
+        assert!(bytes < 100_000, "{kind:?}: a hundred echo requests became {bytes} bytes");
         assert!(a.process.is_running(), "{kind:?}");
     }
 }
@@ -382,16 +289,8 @@ fn a_default_route_through_the_tunnel() {
         let topology = Topology::new(Options::default());
         let (mut a, b) = pair_config(&topology, kind, kind, Outer::V4);
         a.peers[0].allowed_ips = vec!["0.0.0.0/0".into(), "::/0".into()];
-        let _gateways = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let _gateways = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         await_traffic(&topology);
-        tcp_both_ways(
-            &topology.a.host,
-            &topology.b.host,
-            topology.b.host4(),
-            1 << 20,
-        );
+        tcp_both_ways(&topology.a.host, &topology.b.host, topology.b.host4(), 1 << 20);
     }
 }

@@ -20,29 +20,15 @@ fn show_tells_what_the_profile_says() {
     a.peers[0].preshared_key = Some(key.clone());
     a.peers[0].keepalive = Some(25);
     let (a, peer) = (Gateway::start(&topology.a, a), b.public_key());
-    assert!(
-        wg(&["show", "interfaces"])
-            .split_whitespace()
-            .any(|name| name == a.name())
-    );
+    assert!(wg(&["show", "interfaces"]).split_whitespace().any(|name| name == a.name()));
     assert_eq!(wg(&["show", a.name(), "public-key"]).trim(), a.public_key());
-    assert_eq!(
-        wg(&["show", a.name(), "private-key"]).trim(),
-        a.config.private_key
-    );
-    assert_eq!(
-        wg(&["show", a.name(), "listen-port"]).trim(),
-        PORT.to_string()
-    );
+    assert_eq!(wg(&["show", a.name(), "private-key"]).trim(), a.config.private_key);
+    assert_eq!(wg(&["show", a.name(), "listen-port"]).trim(), PORT.to_string());
     assert_eq!(wg(&["show", a.name(), "peers"]).trim(), peer);
     assert_eq!(a.show("preshared-keys", &peer), key);
     assert_eq!(a.show("persistent-keepalive", &peer), "25");
     assert_eq!(a.endpoint(&peer), Some(topology.b.endpoint(Outer::V4)));
-    let mut allowed: Vec<String> = a
-        .show("allowed-ips", &peer)
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let mut allowed: Vec<String> = a.show("allowed-ips", &peer).split_whitespace().map(str::to_owned).collect();
     let mut expected = topology.b.allowed_ips();
     allowed.sort();
     expected.sort();
@@ -58,10 +44,7 @@ fn handshakes_and_endpoints_show_up() {
     let topology = Topology::new(Options::default());
     let (a, mut b) = pair_config(&topology, Kind::XDP, Kind::SOCKET, Outer::V6);
     b.peers[0].endpoint = None;
-    let (a, b) = (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    );
+    let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     assert_eq!(b.latest_handshake(&a.public_key()), 0);
     assert_eq!(b.endpoint(&a.public_key()), None);
     await_traffic(&topology);
@@ -71,10 +54,7 @@ fn handshakes_and_endpoints_show_up() {
         let age = now.abs_diff(gateway.latest_handshake(&peer.public_key()));
         assert!(age < 30, "a handshake {age} s ago");
     }
-    assert_eq!(
-        b.endpoint(&a.public_key()),
-        Some(topology.a.endpoint(Outer::V6))
-    );
+    assert_eq!(b.endpoint(&a.public_key()), Some(topology.a.endpoint(Outer::V6)));
 }
 
 /// A peer set on a running gateway works at once, routes included; removed, it is gone, and what
@@ -88,58 +68,27 @@ fn peers_come_and_go() {
         let topology = Topology::new(Options::switch());
         let (mut a, b) = pair_config(&topology, kind, kind, Outer::V4);
         let peer = a.peers.remove(0);
-        let (a, _b) = (
-            Gateway::start(&topology.a, a),
-            Gateway::start(&topology.b, b),
-        );
+        let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         assert_eq!(wg(&["show", a.name(), "peers"]).trim(), "");
         let allowed = peer.allowed_ips.join(",");
         let endpoint = peer.endpoint.expect("an endpoint").to_string();
-        a.set(&[
-            "peer",
-            &peer.public_key,
-            "allowed-ips",
-            &allowed,
-            "endpoint",
-            &endpoint,
-        ]);
+        a.set(&["peer", &peer.public_key, "allowed-ips", &allowed, "endpoint", &endpoint]);
         peer.allowed_ips.iter().for_each(|prefix| a.route(prefix));
         await_traffic(&topology);
-        let reached = ping(
-            &topology.b.host,
-            topology.a.host4(),
-            &["-c", "2", "-i", "0.1"],
-        );
+        let reached = ping(&topology.b.host, topology.a.host4(), &["-c", "2", "-i", "0.1"]);
         assert!(reached.all_answered(), "{kind:?}: {}", reached.text);
 
         a.set(&["peer", &peer.public_key, "allowed-ips", "10.102.0.0/24"]);
         eventually(LIMIT, "the IPv6 prefix is given back", || {
-            ping(
-                &topology.b.host,
-                topology.a.host6(),
-                &["-c", "1", "-W", "0.3"],
-            )
-            .received
-                == 0
+            ping(&topology.b.host, topology.a.host6(), &["-c", "1", "-W", "0.3"]).received == 0
         });
-        let kept = ping(
-            &topology.a.host,
-            topology.b.host4(),
-            &["-c", "2", "-i", "0.1"],
-        );
+        let kept = ping(&topology.a.host, topology.b.host4(), &["-c", "2", "-i", "0.1"]);
         assert!(kept.all_answered(), "{kind:?}: {}", kept.text);
 
         a.set(&["peer", &peer.public_key, "remove"]);
         assert_eq!(wg(&["show", a.name(), "peers"]).trim(), "");
-        let gone = ping(
-            &topology.b.host,
-            topology.a.host4(),
-            &["-c", "2", "-i", "0.1"],
-        );
-        assert_eq!(
-            gone.received, 0,
-            "{kind:?}: a removed peer still gets through"
-        );
+        let gone = ping(&topology.b.host, topology.a.host4(), &["-c", "2", "-i", "0.1"]);
+        assert_eq!(gone.received, 0, "{kind:?}: a removed peer still gets through");
     }
 }
 
@@ -151,11 +100,7 @@ fn a_prefix_has_one_peer() {
     }
     let topology = Topology::new(Options::default());
     let (a, b) = pair_config(&topology, Kind::XDP, Kind::XDP, Outer::V4);
-    let (a, first, second) = (
-        Gateway::start(&topology.a, a),
-        b.public_key(),
-        pubkey(&genkey()),
-    );
+    let (a, first, second) = (Gateway::start(&topology.a, a), b.public_key(), pubkey(&genkey()));
     a.set(&["peer", &second, "allowed-ips", "10.102.0.0/24,10.77.0.0/16"]);
     assert!(!a.show("allowed-ips", &first).contains("10.102.0.0/24"));
     assert!(a.show("allowed-ips", &first).contains("fd00:102::/64"));
@@ -192,18 +137,10 @@ fn syncconf_replaces_the_peers() {
     let file = a.secret_file("sync.conf", &conf);
     wg(&["syncconf", a.name(), &file]);
     let peers = wg(&["show", a.name(), "peers"]);
-    assert!(
-        peers.contains(&b.public_key()) && peers.contains(&other),
-        "{peers}"
-    );
+    assert!(peers.contains(&b.public_key()) && peers.contains(&other), "{peers}");
     let dump = wg(&["show", a.name(), "dump"]);
     assert_eq!(dump.lines().count(), 3, "{dump}");
-    assert!(
-        dump.lines()
-            .skip(1)
-            .all(|line| line.split('\t').count() == 8),
-        "{dump}"
-    );
+    assert!(dump.lines().skip(1).all(|line| line.split('\t').count() == 8), "{dump}");
     await_traffic(&topology);
 }
 
@@ -228,9 +165,7 @@ fn nonsense_on_the_socket_is_refused() {
         format!("set=1\n{}\n\n", "x".repeat(100_000)),
     ] {
         let mut stream = UnixStream::connect(socket(a.name())).expect("connected");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .expect("timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
         // The gateway may hang up in the middle of the long one.
         let _ = stream.write_all(request.as_bytes());
         let mut answer = [0; 256];

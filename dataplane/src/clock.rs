@@ -21,7 +21,8 @@ impl Millis {
     #[inline]
     pub fn at(instant: Instant) -> Self {
         // The clock begins before "now", so that instants a little in the past can be told.
-        let start = START.get_or_init(|| Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now));
+        let start =
+            START.get_or_init(|| Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now));
         Self(instant.saturating_duration_since(*start).as_millis() as u64 + 1)
     }
 

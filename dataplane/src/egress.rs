@@ -77,7 +77,15 @@ pub(crate) fn run(
 }
 
 /// Seals an empty message to the peer at `place`: a keepalive.
-pub(crate) fn keepalive(place: u32, frame: Frame, routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) {
+pub(crate) fn keepalive(
+    place: u32,
+    frame: Frame,
+    routed: &mut Routed,
+    pool: &mut Pool,
+    table: &Table,
+    now: Millis,
+    exits: &mut Exits<'_>,
+) {
     routed.packets.push(Packet::new(frame));
     routed.peers.push(place);
     seal_all(routed, pool, table, now, exits);

@@ -132,7 +132,11 @@ mod tests {
     use crate::inner::tests::{naive, packet};
 
     fn table() -> Table {
-        Table { icmp_v4: Some([192, 0, 2, 1].into()), icmp_v6: Some("2001:db8::1".parse().unwrap()), ..Table::default() }
+        Table {
+            icmp_v4: Some([192, 0, 2, 1].into()),
+            icmp_v6: Some("2001:db8::1".parse().unwrap()),
+            ..Table::default()
+        }
     }
 
     fn answered(original: &[u8], error: Error, table: &Table) -> Option<Vec<u8>> {

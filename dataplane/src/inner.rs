@@ -267,9 +267,12 @@ pub(crate) mod tests {
     fn mss_is_clamped_on_syns_only_and_the_checksum_follows() {
         for (s, d) in PAIRS {
             for nops in 0..3 {
-                for (flags, offered, mtu, expected) in
-                    [(0x02, 1460, 1420, None), (0x12, 8960, 1420, None), (0x10, 1460, 1420, Some(1460)), (0x02, 500, 1420, Some(500))]
-                {
+                for (flags, offered, mtu, expected) in [
+                    (0x02, 1460, 1420, None),
+                    (0x12, 8960, 1420, None),
+                    (0x10, 1460, 1420, Some(1460)),
+                    (0x02, 500, 1420, Some(500)),
+                ] {
                     let mut tcp = vec![0u8; 28];
                     tcp[12] = 7 << 4;
                     tcp[13] = flags;

@@ -59,7 +59,16 @@ mod tests {
         const T: u64 = WINDOW;
         let runs: &[&[(u64, bool)]] = &[
             &[(0, true), (0, false), (1, true), (1, false), (9, true), (8, true), (7, true), (7, false)],
-            &[(T, true), (T - 1, true), (T - 1, false), (T - 2, true), (2, true), (2, false), (T + 16, true), (3, false)],
+            &[
+                (T, true),
+                (T - 1, true),
+                (T - 1, false),
+                (T - 2, true),
+                (2, true),
+                (2, false),
+                (T + 16, true),
+                (3, false),
+            ],
             &[(T + 16, true), (T + 16, false), (16, true), (15, false), (T * 4, true), (T * 4 - (T - 1), true)],
             &[(T * 4, true), (10, false), (T * 4 - T, true), (T * 4 - T - 1, false), (T * 4 - (T - 1), true)],
             &[(T * 4 - 2, true), (T * 4 + 1 - T, true), (0, false), (u64::MAX, false)],

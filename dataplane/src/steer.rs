@@ -16,16 +16,13 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Xs
 use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
 use aya::{Ebpf, Pod};
-use penstock_wire::{
-    AddressKey, LanConfig, LanVerdict, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
-};
+use penstock_wire::{AddressKey, LanConfig, LanVerdict, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
 pub use penstock_wire::{MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
 pub use error::{AttachError, SteerError};
 use error::{
-    accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader,
-    refused_by_verifier, too_old,
+    accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader, refused_by_verifier, too_old,
 };
 
 /// Both programs, built by `scripts/build-ebpf`.
@@ -73,17 +70,10 @@ impl WanSteering {
     ///
     /// The interface is found by its index in the calling thread's network namespace; the name is
     /// for messages.
-    pub fn attach(
-        interface: &str,
-        ifindex: u32,
-        port: u16,
-        mode: AttachMode,
-    ) -> Result<Self, AttachError> {
+    pub fn attach(interface: &str, ifindex: u32, port: u16, mode: AttachMode) -> Result<Self, AttachError> {
         let mut object = load()?;
         let mut config: Array<_, Shared<WanConfig>> = take(&mut object, penstock_wire::WAN_CONFIG)?;
-        config
-            .set(0, Shared(WanConfig { port }), 0)
-            .map_err(|error| loading(&error))?;
+        config.set(0, Shared(WanConfig { port }), 0).map_err(|error| loading(&error))?;
         let local = take(&mut object, penstock_wire::LOCAL)?;
         let target = Target { interface, ifindex };
         let attachment = Attachment::new(object, penstock_wire::WAN_PROGRAM, &target, mode)?;
@@ -92,24 +82,18 @@ impl WanSteering {
 
     /// Declares an address ours; again is no error.
     pub fn insert_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
-        self.local
-            .insert(address_key(address), 0, 0)
-            .map_err(accessing(penstock_wire::LOCAL))
+        self.local.insert(address_key(address), 0, 0).map_err(accessing(penstock_wire::LOCAL))
     }
 
     /// Declares an address not ours any more; again is no error.
     pub fn remove_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
-        removed(
-            self.local.remove(&address_key(address)),
-            penstock_wire::LOCAL,
-        )
+        removed(self.local.remove(&address_key(address)), penstock_wire::LOCAL)
     }
 
     /// Frames by verdict since the attachment, summed over the CPUs, in the order of
     /// [`WanVerdict::ALL`].
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
-        self.attachment
-            .counters(WanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
+        self.attachment.counters(WanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
     }
 }
 
@@ -138,28 +122,16 @@ impl LanSteering {
     ) -> Result<Self, AttachError> {
         let mut object = load()?;
         let mut config: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
-        config
-            .set(0, Shared(LanConfig { mac, tunnel_mtu }), 0)
-            .map_err(|error| loading(&error))?;
+        config.set(0, Shared(LanConfig { mac, tunnel_mtu }), 0).map_err(|error| loading(&error))?;
         let prefixes = take(&mut object, penstock_wire::PREFIXES)?;
         let target = Target { interface, ifindex };
         let attachment = Attachment::new(object, penstock_wire::LAN_PROGRAM, &target, mode)?;
-        Ok(Self {
-            attachment,
-            config,
-            mac,
-            prefixes,
-        })
+        Ok(Self { attachment, config, mac, prefixes })
     }
 
     /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the
     /// address beyond the prefix don't matter.
-    pub fn insert_prefix(
-        &mut self,
-        address: IpAddr,
-        len: u8,
-        outer: OuterFamily,
-    ) -> Result<(), SteerError> {
+    pub fn insert_prefix(&mut self, address: IpAddr, len: u8, outer: OuterFamily) -> Result<(), SteerError> {
         self.set_prefix(address, len, outer.shift())
     }
 
@@ -171,9 +143,7 @@ impl LanSteering {
 
     fn set_prefix(&mut self, address: IpAddr, len: u8, value: u32) -> Result<(), SteerError> {
         let key = prefix_key(address, len)?;
-        self.prefixes
-            .insert(&key, value, 0)
-            .map_err(accessing(penstock_wire::PREFIXES))
+        self.prefixes.insert(&key, value, 0).map_err(accessing(penstock_wire::PREFIXES))
     }
 
     /// Forgets a prefix, remote or local; again is no error.
@@ -185,22 +155,14 @@ impl LanSteering {
     /// Changes the tunnel's MTU, in bytes with the inner IP header.
     pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) -> Result<(), SteerError> {
         self.config
-            .set(
-                0,
-                Shared(LanConfig {
-                    mac: self.mac,
-                    tunnel_mtu,
-                }),
-                0,
-            )
+            .set(0, Shared(LanConfig { mac: self.mac, tunnel_mtu }), 0)
             .map_err(accessing(penstock_wire::LAN_CONFIG))
     }
 
     /// Frames by verdict since the attachment, summed over the CPUs, in the order of
     /// [`LanVerdict::ALL`].
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
-        self.attachment
-            .counters(LanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
+        self.attachment.counters(LanVerdict::ALL.iter().map(|v| (v.name(), v.index())))
     }
 }
 
@@ -272,12 +234,7 @@ struct Attachment {
 }
 
 impl Attachment {
-    fn new(
-        mut object: Ebpf,
-        name: &'static str,
-        target: &Target<'_>,
-        mode: AttachMode,
-    ) -> Result<Self, AttachError> {
+    fn new(mut object: Ebpf, name: &'static str, target: &Target<'_>, mode: AttachMode) -> Result<Self, AttachError> {
         let sockets = take(&mut object, penstock_wire::SOCKETS)?;
         let counters = take(&mut object, penstock_wire::COUNTERS)?;
         let program: &mut Xdp = object
@@ -285,9 +242,7 @@ impl Attachment {
             .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
             .try_into()
             .map_err(|error| loading(&error))?;
-        program
-            .load()
-            .map_err(|error| refused_by_verifier(name, &error))?;
+        program.load().map_err(|error| refused_by_verifier(name, &error))?;
         let mut fallback = None;
         let (link, mode) = match mode {
             AttachMode::Native => (link(program, target, XdpMode::Native)?, XdpMode::Native),
@@ -301,13 +256,7 @@ impl Attachment {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self {
-            _link: link,
-            mode,
-            fallback,
-            sockets,
-            counters,
-        })
+        Ok(Self { _link: link, mode, fallback, sockets, counters })
     }
 
     fn counters(
@@ -330,10 +279,7 @@ fn load() -> Result<Ebpf, AttachError> {
 }
 
 /// Takes a map out of the object.
-fn take<M: TryFrom<Map, Error = MapError>>(
-    object: &mut Ebpf,
-    name: &'static str,
-) -> Result<M, AttachError> {
+fn take<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, AttachError> {
     object
         .take_map(name)
         .ok_or_else(|| AttachError::Load(format!("the object has no map {name}")))?
@@ -352,11 +298,7 @@ fn link(program: &mut Xdp, target: &Target<'_>, mode: XdpMode) -> Result<FdLink,
         .map_err(|error| refused_by_interface(target, mode, &error))?;
     // Without a bpf_link aya attaches over netlink, and that would outlive a crash. Here the value
     // that doesn't convert is dropped, which detaches.
-    program
-        .take_link(id)
-        .map_err(|error| loading(&error))?
-        .try_into()
-        .map_err(|_| too_old())
+    program.take_link(id).map_err(|error| loading(&error))?.try_into().map_err(|_| too_old())
 }
 
 fn prefix_key(address: IpAddr, len: u8) -> Result<Key<AddressKey>, SteerError> {

@@ -90,7 +90,12 @@ impl Side {
 }
 
 impl Worker {
-    pub(crate) fn new(setup: WorkerSetup, shared: Arc<Shared>, commands: Arc<Mailbox<Command>>, drops: Arc<Drops>) -> Self {
+    pub(crate) fn new(
+        setup: WorkerSetup,
+        shared: Arc<Shared>,
+        commands: Arc<Mailbox<Command>>,
+        drops: Arc<Drops>,
+    ) -> Self {
         let (wan, lan) = (Side::new(setup.wan), Side::new(setup.lan));
         let fds = std::iter::once(Some(commands.as_fd())).chain(wan.ports.iter().chain(&lan.ports).map(|p| p.fd()));
         let poll_fds = fds

@@ -18,9 +18,8 @@ use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, TestRun as _, TestRunOptions};
 use frames::{Case, OUR_ADDRESSES, OUR_MAC, PORT, PREFIXES, TUNNEL_MTU, decide_lan, decide_wan};
 use penstock_wire::{
-    AddressKey, COUNTERS, ETHERNET_LEN, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanVerdict, MAX_LOCAL,
-    OuterFamily, STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanVerdict, address_key, ethernet_offset,
-    prefix_bits,
+    AddressKey, COUNTERS, ETHERNET_LEN, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanVerdict, MAX_LOCAL, OuterFamily,
+    STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanVerdict, address_key, ethernet_offset, prefix_bits,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");
@@ -51,24 +50,13 @@ impl Loaded {
         xdp(&mut object, program).load().unwrap();
         configure(&mut object);
         let socket = with_socket.then(|| {
-            let socket = rustix::net::socket(
-                rustix::net::AddressFamily::XDP,
-                rustix::net::SocketType::RAW,
-                None,
-            )
-            .unwrap();
+            let socket =
+                rustix::net::socket(rustix::net::AddressFamily::XDP, rustix::net::SocketType::RAW, None).unwrap();
             let map = object.map_mut(penstock_wire::SOCKETS).unwrap();
-            XskMap::try_from(map)
-                .unwrap()
-                .set(0, socket.as_fd(), 0)
-                .unwrap();
+            XskMap::try_from(map).unwrap().set(0, socket.as_fd(), 0).unwrap();
             socket
         });
-        Self {
-            object,
-            program,
-            _socket: socket,
-        }
+        Self { object, program, _socket: socket }
     }
 
     /// The action, and the frame as the program left it.
@@ -76,11 +64,7 @@ impl Loaded {
         self.run_in(frame, None)
     }
 
-    fn run_in(
-        &mut self,
-        data: &[u8],
-        context: Option<&[u8]>,
-    ) -> Result<(u32, Vec<u8>), ProgramError> {
+    fn run_in(&mut self, data: &[u8], context: Option<&[u8]>) -> Result<(u32, Vec<u8>), ProgramError> {
         let mut out = vec![0; 4096];
         let mut options = TestRunOptions::new();
         options.data_in = Some(data);
@@ -93,9 +77,7 @@ impl Loaded {
 
     fn counters(&self, verdicts: usize) -> Vec<u64> {
         let counters = PerCpuArray::<_, u64>::try_from(self.object.map(COUNTERS).unwrap()).unwrap();
-        (0..verdicts as u32)
-            .map(|slot| counters.get(&slot, 0).unwrap().iter().sum())
-            .collect()
+        (0..verdicts as u32).map(|slot| counters.get(&slot, 0).unwrap().iter().sum()).collect()
     }
 }
 
@@ -119,9 +101,7 @@ fn configure(object: &mut Ebpf) {
     let mut prefixes = LpmTrie::<_, AddressKey, u32>::try_from(prefixes).unwrap();
     for (address, len, outer) in PREFIXES {
         let key = Key::new(prefix_bits(len), address_key(address));
-        prefixes
-            .insert(&key, outer.map_or(STAYS_LOCAL, OuterFamily::shift), 0)
-            .unwrap();
+        prefixes.insert(&key, outer.map_or(STAYS_LOCAL, OuterFamily::shift), 0).unwrap();
     }
 }
 
@@ -143,12 +123,7 @@ fn check<Verdict: PartialEq + Copy + Debug>(
 ) {
     let mut before = loaded.counters(all.len());
     let mut runs = 0;
-    for Case {
-        name,
-        frame,
-        expected,
-    } in cases
-    {
+    for Case { name, frame, expected } in cases {
         if frame.len() < ETHERNET_LEN {
             // No driver delivers it, and neither does a test run.
             assert!(loaded.run(frame).is_err(), "{name}");
@@ -158,11 +133,7 @@ fn check<Verdict: PartialEq + Copy + Debug>(
         if let Some(expected) = *expected {
             assert_eq!(verdict, expected, "{name}");
         }
-        let Effect {
-            verdict,
-            action,
-            shift,
-        } = effect(verdict);
+        let Effect { verdict, action, shift } = effect(verdict);
         let (actual, out) = loaded.run(frame).unwrap();
         assert_eq!(actual, action, "{name}: {frame:02x?}");
         assert_eq!(&out[shift..], frame, "{name}: the frame has changed");
@@ -171,11 +142,7 @@ fn check<Verdict: PartialEq + Copy + Debug>(
         }
         let after = loaded.counters(all.len());
         for ((verdict_at, before), after) in all.iter().zip(&before).zip(&after) {
-            assert_eq!(
-                after - before,
-                u64::from(*verdict_at == verdict),
-                "{name}: {verdict_at:?}"
-            );
+            assert_eq!(after - before, u64::from(*verdict_at == verdict), "{name}: {verdict_at:?}");
         }
         before = after;
         runs += 1;
@@ -189,20 +156,10 @@ fn wan_agrees_with_the_pure_decision() {
         return;
     }
     let mut loaded = Loaded::new(WAN_PROGRAM, true);
-    check(
-        &mut loaded,
-        &frames::wan_cases(),
-        WanVerdict::ALL,
-        decide_wan,
-        |verdict| {
-            let redirected = verdict == WanVerdict::Redirect;
-            Effect {
-                verdict,
-                action: if redirected { XDP_REDIRECT } else { XDP_PASS },
-                shift: 0,
-            }
-        },
-    );
+    check(&mut loaded, &frames::wan_cases(), WanVerdict::ALL, decide_wan, |verdict| {
+        let redirected = verdict == WanVerdict::Redirect;
+        Effect { verdict, action: if redirected { XDP_REDIRECT } else { XDP_PASS }, shift: 0 }
+    });
 }
 
 #[test]
@@ -211,24 +168,10 @@ fn lan_agrees_with_the_pure_decision() {
         return;
     }
     let mut loaded = Loaded::new(LAN_PROGRAM, true);
-    check(
-        &mut loaded,
-        &frames::lan_cases(),
-        LanVerdict::ALL,
-        decide_lan,
-        |verdict| match verdict.outer() {
-            Some(outer) => Effect {
-                verdict,
-                action: XDP_REDIRECT,
-                shift: outer.shift() as usize,
-            },
-            None => Effect {
-                verdict,
-                action: XDP_PASS,
-                shift: 0,
-            },
-        },
-    );
+    check(&mut loaded, &frames::lan_cases(), LanVerdict::ALL, decide_lan, |verdict| match verdict.outer() {
+        Some(outer) => Effect { verdict, action: XDP_REDIRECT, shift: outer.shift() as usize },
+        None => Effect { verdict, action: XDP_PASS, shift: 0 },
+    });
 }
 
 #[test]
@@ -237,40 +180,16 @@ fn without_a_socket_everything_passes_unchanged() {
         return;
     }
     let mut loaded = Loaded::new(WAN_PROGRAM, false);
-    check(
-        &mut loaded,
-        &frames::wan_cases(),
-        WanVerdict::ALL,
-        decide_wan,
-        |verdict| {
-            let redirected = verdict == WanVerdict::Redirect;
-            let verdict = if redirected {
-                WanVerdict::NoSocket
-            } else {
-                verdict
-            };
-            Effect {
-                verdict,
-                action: XDP_PASS,
-                shift: 0,
-            }
-        },
-    );
+    check(&mut loaded, &frames::wan_cases(), WanVerdict::ALL, decide_wan, |verdict| {
+        let redirected = verdict == WanVerdict::Redirect;
+        let verdict = if redirected { WanVerdict::NoSocket } else { verdict };
+        Effect { verdict, action: XDP_PASS, shift: 0 }
+    });
     let mut loaded = Loaded::new(LAN_PROGRAM, false);
-    check(
-        &mut loaded,
-        &frames::lan_cases(),
-        LanVerdict::ALL,
-        decide_lan,
-        |verdict| {
-            let verdict = verdict.outer().map_or(verdict, |_| LanVerdict::NoSocket);
-            Effect {
-                verdict,
-                action: XDP_PASS,
-                shift: 0,
-            }
-        },
-    );
+    check(&mut loaded, &frames::lan_cases(), LanVerdict::ALL, decide_lan, |verdict| {
+        let verdict = verdict.outer().map_or(verdict, |_| LanVerdict::NoSocket);
+        Effect { verdict, action: XDP_PASS, shift: 0 }
+    });
 }
 
 #[test]
@@ -284,9 +203,7 @@ fn without_headroom_the_frame_passes_unchanged() {
     // Metadata in front of the frame leaves 256 - 200 bytes, and of these the kernel needs some.
     let metadata = 200;
     let data = [vec![0; metadata], case.frame.clone()].concat();
-    let context = [metadata as u32, data.len() as u32, 0, 0, 0, 0]
-        .map(u32::to_ne_bytes)
-        .concat();
+    let context = [metadata as u32, data.len() as u32, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
     let (action, _) = loaded.run_in(&data, Some(&context)).unwrap();
     assert_eq!(action, XDP_PASS);
     let counters = loaded.counters(LanVerdict::ALL.len());
@@ -305,10 +222,7 @@ fn the_maps_hold_what_they_promise() {
     for n in 0..MAX_LOCAL {
         local.insert(address(n), 0, 0).unwrap();
     }
-    assert!(matches!(
-        local.insert(address(MAX_LOCAL), 0, 0),
-        Err(MapError::SyscallError(_))
-    ));
+    assert!(matches!(local.insert(address(MAX_LOCAL), 0, 0), Err(MapError::SyscallError(_))));
 }
 
 #[test]
@@ -316,20 +230,15 @@ fn the_verifier_finds_little_to_do() {
     if !is_root() {
         return;
     }
-    for (program, frame) in [
-        (WAN_PROGRAM, &frames::wan_cases()[0].frame),
-        (LAN_PROGRAM, &frames::lan_cases()[0].frame),
-    ] {
+    for (program, frame) in [(WAN_PROGRAM, &frames::wan_cases()[0].frame), (LAN_PROGRAM, &frames::lan_cases()[0].frame)]
+    {
         let mut loaded = Loaded::new(program, true);
         let info = xdp(&mut loaded.object, program).info().unwrap();
         let verified = info.verified_instruction_count().unwrap();
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.repeat = if program == WAN_PROGRAM { 100_000 } else { 1 };
-        let time = xdp(&mut loaded.object, program)
-            .test_run(options)
-            .unwrap()
-            .duration;
+        let time = xdp(&mut loaded.object, program).test_run(options).unwrap().duration;
         println!(
             "{program}: {verified} instructions verified, {:?} bytes translated, {} jitted, \
              {time:?} a redirected frame",

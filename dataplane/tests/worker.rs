@@ -137,7 +137,6 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(sent.packets.load(Relaxed), 1401);
 }
 
-
 #[test]
 fn what_must_not_pass_is_dropped_and_counted() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -164,9 +163,13 @@ fn what_must_not_pass_is_dropped_and_counted() {
     nobody[4] ^= 0x80;
     b.wan.send(a.address, 0, &nobody);
     b.turn();
-    for (reason, times) in
-        [(Drop::Replayed, 1), (Drop::BadTag, 1), (Drop::Truncated, 2), (Drop::UnknownSession, 1), (Drop::SpoofedSource, 1)]
-    {
+    for (reason, times) in [
+        (Drop::Replayed, 1),
+        (Drop::BadTag, 1),
+        (Drop::Truncated, 2),
+        (Drop::UnknownSession, 1),
+        (Drop::SpoofedSource, 1),
+    ] {
         assert_eq!(b.dropped(reason), times, "{reason:?}");
     }
     assert!(b.lan.receive().is_none());
@@ -228,7 +231,9 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.wan.send(a.address, 0, &[1, 0, 0, 0, 9]);
     b.turn();
     b.engine.notices().pop();
-    assert!(matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address && payload.len() == 5));
+    assert!(
+        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address && payload.len() == 5)
+    );
 
     // An authenticated message from elsewhere is a move; an unauthenticated one is not.
     a.from_lan(&waiting);

@@ -14,11 +14,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub fn new(now: Instant, wall: SystemTime) -> Self {
-        Self {
-            now,
-            wall,
-            last: [0; 12],
-        }
+        Self { now, wall, last: [0; 12] }
     }
 
     /// Stamps given so far still count.
@@ -33,16 +29,9 @@ impl Clock {
 
     /// TAI64N, rounded down, and later than any given before.
     pub fn stamp(&mut self, now: Instant) -> Timestamp {
-        let since_epoch = self
-            .wall(now)
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = self.wall(now).duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamp = tai64n(since_epoch.as_secs(), since_epoch.subsec_nanos());
-        self.last = if stamp > self.last {
-            stamp
-        } else {
-            following(&self.last)
-        };
+        self.last = if stamp > self.last { stamp } else { following(&self.last) };
         self.last
     }
 }

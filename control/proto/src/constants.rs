@@ -92,16 +92,14 @@ impl Timings {
     /// there before the keepalives it owes would be refused (paper 6.2).
     #[must_use]
     pub fn rekey_on_receive(&self) -> Duration {
-        self.reject_after_time
-            .saturating_sub(self.keepalive_timeout + self.rekey_timeout)
+        self.reject_after_time.saturating_sub(self.keepalive_timeout + self.rekey_timeout)
     }
 
     /// Age at which the responder asks for the next session because the initiator has not (170 s).
     /// The protocol lets either side initiate at any time; without this, traffic would pause at 180 s.
     #[must_use]
     pub fn responder_rekey(&self) -> Duration {
-        self.reject_after_time
-            .saturating_sub(2 * self.rekey_timeout)
+        self.reject_after_time.saturating_sub(2 * self.rekey_timeout)
     }
 
     /// Time without an answer to sent data after which a new handshake is tried (15 s, paper 6.5).

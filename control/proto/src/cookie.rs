@@ -33,10 +33,7 @@ pub(crate) struct MacKeys {
 
 impl MacKeys {
     pub fn new(receiver: &PublicKey) -> Self {
-        Self {
-            mac1: hash(&[LABEL_MAC1, receiver.as_bytes()]),
-            cookie: hash(&[LABEL_COOKIE, receiver.as_bytes()]),
-        }
+        Self { mac1: hash(&[LABEL_MAC1, receiver.as_bytes()]), cookie: hash(&[LABEL_COOKIE, receiver.as_bytes()]) }
     }
 
     /// Fills in the MACs that end an initiation or a response; returns MAC1.
@@ -56,21 +53,11 @@ impl MacKeys {
     /// [`Reject::Mac1`].
     pub fn verify(&self, datagram: &[u8]) -> Result<(), Reject> {
         let (signed, mac1, _) = split(datagram);
-        if mac_is(&self.mac1, &[signed], mac1) {
-            Ok(())
-        } else {
-            Err(Reject::Mac1)
-        }
+        if mac_is(&self.mac1, &[signed], mac1) { Ok(()) } else { Err(Reject::Mac1) }
     }
 
     /// Seals a cookie for the sender of `datagram`, an initiation or a response with the index `sender`.
-    pub fn reply(
-        &self,
-        datagram: &[u8],
-        sender: u32,
-        cookie: &MacBytes,
-        rng: &mut dyn RngCore,
-    ) -> CookieReply {
+    pub fn reply(&self, datagram: &[u8], sender: u32, cookie: &MacBytes, rng: &mut dyn RngCore) -> CookieReply {
         let mut nonce = [0; 24];
         rng.fill_bytes(&mut nonce);
         let (_, mac1, _) = split(datagram);
@@ -81,11 +68,7 @@ impl MacKeys {
             .encrypt_in_place_detached(&nonce.into(), mac1, text)
             .expect("a cookie is far below ChaCha20's limit of 256 GiB");
         tag.copy_from_slice(&computed);
-        CookieReply {
-            receiver: sender,
-            nonce,
-            sealed_cookie,
-        }
+        CookieReply { receiver: sender, nonce, sealed_cookie }
     }
 
     fn open(&self, reply: &CookieReply, mac1: &MacBytes) -> Option<MacBytes> {
@@ -106,18 +89,12 @@ pub(crate) struct CookieSecret {
 
 impl CookieSecret {
     pub fn new(lifetime: Duration) -> Self {
-        Self {
-            lifetime,
-            current: None,
-        }
+        Self { lifetime, current: None }
     }
 
     /// The cookie of a source: its address **and** port, so that nobody behind the same NAT can use it.
     pub fn cookie(&mut self, now: Instant, source: SocketAddr, rng: &mut dyn RngCore) -> MacBytes {
-        let fresh = self
-            .current
-            .take()
-            .filter(|(_, born)| now.duration_since(*born) < self.lifetime);
+        let fresh = self.current.take().filter(|(_, born)| now.duration_since(*born) < self.lifetime);
         let (secret, _) = self.current.insert(fresh.unwrap_or_else(|| {
             let mut secret = Key::zero();
             rng.fill_bytes(secret.as_mut());
@@ -150,8 +127,7 @@ struct Cookie(MacBytes);
 impl CookieJar {
     /// The cookie to make MAC2 with, if there is a fresh one.
     pub fn cookie(&mut self, now: Instant, use_for: Duration) -> Option<&MacBytes> {
-        self.cookie
-            .take_if(|(_, born)| now.duration_since(*born) >= use_for);
+        self.cookie.take_if(|(_, born)| now.duration_since(*born) >= use_for);
         self.cookie.as_ref().map(|(cookie, _)| &cookie.0)
     }
 
@@ -162,12 +138,7 @@ impl CookieJar {
 
     /// # Errors
     /// [`Reject::CookieReply`] when this is no reply to the last message we sent to the owner of `keys`.
-    pub fn accept(
-        &mut self,
-        now: Instant,
-        keys: &MacKeys,
-        reply: &CookieReply,
-    ) -> Result<(), Reject> {
+    pub fn accept(&mut self, now: Instant, keys: &MacKeys, reply: &CookieReply) -> Result<(), Reject> {
         let mac1 = self.last_mac1.as_ref().ok_or(Reject::CookieReply)?;
         let cookie = keys.open(reply, mac1).ok_or(Reject::CookieReply)?;
         self.last_mac1 = None;
@@ -194,8 +165,7 @@ fn mac_is(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
 }
 
 fn keyed(key: &[u8], parts: &[&[u8]]) -> Blake2sMac<U16> {
-    let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(key)
-        .expect("the key of a MAC has 16 or 32 bytes");
+    let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(key).expect("the key of a MAC has 16 or 32 bytes");
     for part in parts {
         Mac::update(&mut mac, part);
     }
@@ -233,17 +203,13 @@ mod tests {
         let rng = &mut StdRng::seed_from_u64(1);
         let now = Instant::now();
         let mut secret = CookieSecret::new(Duration::from_secs(120));
-        let mut cookie = |seconds, source: &str| {
-            secret.cookie(now + Duration::from_secs(seconds), address(source), rng)
-        };
+        let mut cookie =
+            |seconds, source: &str| secret.cookie(now + Duration::from_secs(seconds), address(source), rng);
         let first = cookie(0, "192.0.2.1:1000");
         assert_eq!(first, cookie(119, "192.0.2.1:1000"));
         assert_ne!(first, cookie(119, "192.0.2.1:1001"));
         assert_ne!(first, cookie(119, "192.0.2.2:1000"));
-        assert_ne!(
-            cookie(119, "[2001:db8::1]:1000"),
-            cookie(119, "[2001:db8::1]:1001")
-        );
+        assert_ne!(cookie(119, "[2001:db8::1]:1000"), cookie(119, "[2001:db8::1]:1001"));
         assert_ne!(first, cookie(120, "192.0.2.1:1000"));
     }
 
@@ -258,19 +224,13 @@ mod tests {
         let reply = |datagram: &[u8], rng: &mut StdRng| keys.reply(datagram, 7, &[5; 16], rng);
 
         keys.sign(&mut datagram, None);
-        assert_eq!(
-            jar.accept(now, &keys, &reply(&datagram, rng)),
-            Err(Reject::CookieReply)
-        );
+        assert_eq!(jar.accept(now, &keys, &reply(&datagram, rng)), Err(Reject::CookieReply));
 
         jar.sent(keys.sign(&mut datagram, None));
         let mut other = datagram;
         other[5] ^= 1;
         keys.sign(&mut other, None);
-        assert_eq!(
-            jar.accept(now, &keys, &reply(&other, rng)),
-            Err(Reject::CookieReply)
-        );
+        assert_eq!(jar.accept(now, &keys, &reply(&other, rng)), Err(Reject::CookieReply));
         let mut forged = reply(&datagram, rng);
         forged.sealed_cookie[0] ^= 1;
         assert_eq!(jar.accept(now, &keys, &forged), Err(Reject::CookieReply));

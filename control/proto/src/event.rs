@@ -89,10 +89,7 @@ impl Contents {
     pub(crate) fn new(message: &[u8]) -> Self {
         let mut bytes = [0; INITIATION_LENGTH];
         bytes[..message.len()].copy_from_slice(message);
-        Self {
-            length: message.len() as u8,
-            bytes,
-        }
+        Self { length: message.len() as u8, bytes }
     }
 }
 

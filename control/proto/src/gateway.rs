@@ -180,12 +180,7 @@ impl Gateway {
     }
 
     /// Changes the interval of persistent keepalives; when there is one, the first is sent at once.
-    pub fn set_persistent_keepalive(
-        &mut self,
-        now: Instant,
-        id: PeerId,
-        interval: Option<Duration>,
-    ) {
+    pub fn set_persistent_keepalive(&mut self, now: Instant, id: PeerId, interval: Option<Duration>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.persistent_keepalive = interval;
             peer.timers.persistent = peer.persistent_keepalive().map(|_| now);
@@ -241,12 +236,7 @@ impl Gateway {
     /// Does what has become due.
     pub fn handle_timeout(&mut self, now: Instant) {
         // Once through those due: a deadline that is set meanwhile waits for the next call.
-        let due: Vec<PeerId> = self
-            .deadlines
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .map(|(_, id)| *id)
-            .collect();
+        let due: Vec<PeerId> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         for id in due {
             self.peer_timeout(now, id);
             self.reschedule(id);
@@ -294,8 +284,7 @@ impl Gateway {
     pub(crate) fn end_session(&mut self, peer: PeerId, session: Option<Session>) {
         if let Some(Session { local_index, .. }) = session {
             self.indices.remove(&local_index);
-            self.events
-                .push_back(Event::SessionExpired { peer, local_index });
+            self.events.push_back(Event::SessionExpired { peer, local_index });
         }
     }
 
@@ -311,10 +300,7 @@ impl Gateway {
             return;
         };
         let persistent = peer.timers.persistent;
-        peer.timers = Timers {
-            persistent,
-            ..Default::default()
-        };
+        peer.timers = Timers { persistent, ..Default::default() };
         for session in peer.sessions.expire(|_| true) {
             self.end_session(id, session);
         }

@@ -75,9 +75,6 @@ mod tests {
         let clamped = clamped_private_key(bytes);
         assert_eq!(clamped.to_bytes()[0], 0xf8);
         assert_eq!(clamped.to_bytes()[31], 0x7f);
-        assert_eq!(
-            PublicKey::from(&clamped),
-            PublicKey::from(&StaticSecret::from(bytes))
-        );
+        assert_eq!(PublicKey::from(&clamped), PublicKey::from(&StaticSecret::from(bytes)));
     }
 }

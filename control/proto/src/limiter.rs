@@ -8,8 +8,7 @@ use rand::RngCore;
 
 use crate::Key;
 use crate::constants::{
-    LOAD_BURST, LOAD_HANDSHAKES_PER_SECOND, LOAD_HOLD, SOURCE_HANDSHAKE_BURST,
-    SOURCE_HANDSHAKES_PER_SECOND,
+    LOAD_BURST, LOAD_HANDSHAKES_PER_SECOND, LOAD_HOLD, SOURCE_HANDSHAKE_BURST, SOURCE_HANDSHAKES_PER_SECOND,
 };
 use crate::cookie::mac;
 
@@ -26,12 +25,9 @@ pub(crate) struct Load {
 impl Load {
     /// Counts one handshake and tells whether the gateway is under load.
     pub fn note(&mut self, now: Instant) -> bool {
-        const COST: Duration =
-            Duration::from_nanos(1_000_000_000 / LOAD_HANDSHAKES_PER_SECOND as u64);
+        const COST: Duration = Duration::from_nanos(1_000_000_000 / LOAD_HANDSHAKES_PER_SECOND as u64);
         let full = COST * LOAD_BURST;
-        let before = self
-            .worked_off
-            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let before = self.worked_off.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let backlog = before + COST;
         if backlog > full {
             self.until = Some(now + LOAD_HOLD);
@@ -74,10 +70,7 @@ impl Limiter {
     pub fn new(rng: &mut dyn RngCore) -> Self {
         let mut secret = Key::zero();
         rng.fill_bytes(secret.as_mut());
-        Self {
-            secret,
-            sets: Vec::new(),
-        }
+        Self { secret, sets: Vec::new() }
     }
 
     /// Takes a token of the source's bucket, if there is one.
@@ -87,22 +80,12 @@ impl Limiter {
         }
         let source = Source::of(ip);
         let set = &mut self.sets[source.set(&self.secret)];
-        let known = set
-            .iter_mut()
-            .flatten()
-            .find(|bucket| bucket.source == source);
+        let known = set.iter_mut().flatten().find(|bucket| bucket.source == source);
         if let Some(bucket) = known {
             return bucket.take(now);
         }
-        if let Some(place) = set
-            .iter_mut()
-            .min_by_key(|place| place.map(|bucket| bucket.at))
-        {
-            *place = Some(Bucket {
-                source,
-                credit: FULL - COST,
-                at: now,
-            });
+        if let Some(place) = set.iter_mut().min_by_key(|place| place.map(|bucket| bucket.at)) {
+            *place = Some(Bucket { source, credit: FULL - COST, at: now });
         }
         true
     }
@@ -169,32 +152,20 @@ mod tests {
         let start = Instant::now();
         let allowed = (0..100).filter(|_| limiter.allow(start, v4(1))).count();
         assert_eq!(allowed, 5);
-        let allowed = (1..=10_000)
-            .filter(|millis| limiter.allow(start + Duration::from_millis(*millis), v4(1)))
-            .count();
+        let allowed =
+            (1..=10_000).filter(|millis| limiter.allow(start + Duration::from_millis(*millis), v4(1))).count();
         assert_eq!(allowed, 200);
-        assert!(
-            limiter.allow(start, v4(2)),
-            "another source has its own bucket"
-        );
+        assert!(limiter.allow(start, v4(2)), "another source has its own bucket");
     }
 
     #[test]
     fn an_ipv6_source_is_its_64_and_a_mapped_one_is_ipv4() {
         let mut limiter = limiter();
         let now = Instant::now();
-        assert_eq!(
-            (0..100)
-                .filter(|low| limiter.allow(now, v6(1 << 64 | low)))
-                .count(),
-            5
-        );
+        assert_eq!((0..100).filter(|low| limiter.allow(now, v6(1 << 64 | low))).count(), 5);
         assert!(limiter.allow(now, v6(2 << 64)));
         let mapped = |number| Ipv4Addr::from_bits(number).to_ipv6_mapped().into();
-        assert_eq!(
-            (0..100).filter(|_| limiter.allow(now, mapped(7))).count(),
-            5
-        );
+        assert_eq!((0..100).filter(|_| limiter.allow(now, mapped(7))).count(), 5);
         assert!(!limiter.allow(now, v4(7)));
         assert!(limiter.allow(now, mapped(8)));
     }
@@ -215,10 +186,7 @@ mod tests {
         let mut load = Load::default();
         let start = Instant::now();
         let second = Duration::from_secs(1);
-        assert!(
-            !(0..LOAD_BURST).any(|_| load.note(start)),
-            "a burst is no load"
-        );
+        assert!(!(0..LOAD_BURST).any(|_| load.note(start)), "a burst is no load");
         assert!(load.note(start));
         assert!(load.note(start + second / 2));
         assert!(!load.note(start + 3 * second));
@@ -226,9 +194,7 @@ mod tests {
         let pace = second / LOAD_HANDSHAKES_PER_SECOND;
         assert!(!(0..10_000).any(|number| steady.note(start + pace * number)));
         let mut faster = Load::default();
-        let loaded = (0..10_000)
-            .filter(|number| faster.note(start + pace / 2 * *number))
-            .count();
+        let loaded = (0..10_000).filter(|number| faster.note(start + pace / 2 * *number)).count();
         assert!((8_900..9_000).contains(&loaded), "{loaded}");
     }
 }

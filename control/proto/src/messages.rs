@@ -82,10 +82,7 @@ impl Message {
     /// [`Reject::Empty`], [`Reject::UnknownType`], [`Reject::TransportData`], [`Reject::Length`].
     pub fn parse(datagram: &[u8]) -> Result<Self, Reject> {
         let (&kind, _) = datagram.split_first().ok_or(Reject::Empty)?;
-        if datagram
-            .get(1..4)
-            .is_some_and(|reserved| reserved != [0; 3])
-        {
+        if datagram.get(1..4).is_some_and(|reserved| reserved != [0; 3]) {
             return Err(Reject::UnknownType);
         }
         match kind {
@@ -149,11 +146,7 @@ impl Response {
 impl CookieReply {
     fn read(datagram: &[u8; COOKIE_REPLY_LENGTH]) -> Result<Self, Reject> {
         let mut fields = Fields(&datagram[4..]);
-        Ok(Self {
-            receiver: u32::from_le_bytes(fields.take()?),
-            nonce: fields.take()?,
-            sealed_cookie: fields.take()?,
-        })
+        Ok(Self { receiver: u32::from_le_bytes(fields.take()?), nonce: fields.take()?, sealed_cookie: fields.take()? })
     }
 
     /// The message as it is sent.
@@ -189,11 +182,9 @@ mod tests {
 
     #[test]
     fn every_length_but_the_right_one_is_refused() {
-        for (kind, right) in [
-            (INITIATION, INITIATION_LENGTH),
-            (RESPONSE, RESPONSE_LENGTH),
-            (COOKIE_REPLY, COOKIE_REPLY_LENGTH),
-        ] {
+        for (kind, right) in
+            [(INITIATION, INITIATION_LENGTH), (RESPONSE, RESPONSE_LENGTH), (COOKIE_REPLY, COOKIE_REPLY_LENGTH)]
+        {
             for length in 1..400 {
                 let mut datagram = vec![0; length];
                 datagram[0] = kind;
@@ -234,38 +225,19 @@ mod tests {
 
     #[test]
     fn encoding_and_parsing_are_inverse() {
-        let initiation = Initiation {
-            sender: 0x0403_0201,
-            ephemeral: [5; 32],
-            sealed_static: [6; 48],
-            sealed_timestamp: [7; 28],
-        };
+        let initiation =
+            Initiation { sender: 0x0403_0201, ephemeral: [5; 32], sealed_static: [6; 48], sealed_timestamp: [7; 28] };
         let datagram = initiation.encode();
         assert_eq!(datagram[..8], [1, 0, 0, 0, 1, 2, 3, 4]);
         assert_eq!(datagram[116..], [0; 32]);
-        assert_eq!(
-            Message::parse(&datagram),
-            Ok(Message::Initiation(initiation))
-        );
+        assert_eq!(Message::parse(&datagram), Ok(Message::Initiation(initiation)));
 
-        let response = Response {
-            sender: 1,
-            receiver: 0x0403_0201,
-            ephemeral: [5; 32],
-            sealed_nothing: [6; 16],
-        };
+        let response = Response { sender: 1, receiver: 0x0403_0201, ephemeral: [5; 32], sealed_nothing: [6; 16] };
         let datagram = response.encode();
         assert_eq!(datagram[..12], [2, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3, 4]);
         assert_eq!(Message::parse(&datagram), Ok(Message::Response(response)));
 
-        let reply = CookieReply {
-            receiver: 9,
-            nonce: [1; 24],
-            sealed_cookie: [2; 32],
-        };
-        assert_eq!(
-            Message::parse(&reply.encode()),
-            Ok(Message::CookieReply(reply))
-        );
+        let reply = CookieReply { receiver: 9, nonce: [1; 24], sealed_cookie: [2; 32] };
+        assert_eq!(Message::parse(&reply.encode()), Ok(Message::CookieReply(reply)));
     }
 }

@@ -51,20 +51,8 @@ impl Initiator {
         let sealed_static = state.seal(&key, public.as_bytes());
         let key = state.mix_key(static_static);
         let sealed_timestamp = state.seal(&key, timestamp);
-        let initiation = Initiation {
-            sender: index,
-            ephemeral: ephemeral_public,
-            sealed_static,
-            sealed_timestamp,
-        };
-        Ok((
-            Self {
-                index,
-                ephemeral,
-                state,
-            },
-            initiation,
-        ))
+        let initiation = Initiation { sender: index, ephemeral: ephemeral_public, sealed_static, sealed_timestamp };
+        Ok((Self { index, ephemeral, state }, initiation))
     }
 
     /// Our index for the session to be.
@@ -88,9 +76,7 @@ impl Initiator {
         state.mix_chaining_key(&diffie_hellman(&self.ephemeral, &remote)?);
         state.mix_chaining_key(&diffie_hellman(private, &remote)?);
         let key = state.mix_preshared_key(preshared_key);
-        let [] = state
-            .open(&key, &response.sealed_nothing)
-            .ok_or(Reject::Response)?;
+        let [] = state.open(&key, &response.sealed_nothing).ok_or(Reject::Response)?;
         let [send, receive] = kdf(&state.chaining_key, &[]);
         Ok(TransportKeys { send, receive })
     }
@@ -107,21 +93,12 @@ impl Claim {
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`], [`Reject::Initiation`].
-    pub fn open(
-        public: &PublicKey,
-        private: &StaticSecret,
-        initiation: &Initiation,
-    ) -> Result<Self, Reject> {
+    pub fn open(public: &PublicKey, private: &StaticSecret, initiation: &Initiation) -> Result<Self, Reject> {
         let mut state = State::new(public);
         let ephemeral = PublicKey::from(state.mix_ephemeral(&initiation.ephemeral));
         let key = state.mix_key(&diffie_hellman(private, &ephemeral)?);
-        let remote: [u8; 32] = state
-            .open(&key, &initiation.sealed_static)
-            .ok_or(Reject::Initiation)?;
-        Ok(Self {
-            state,
-            remote: PublicKey::from(remote),
-        })
+        let remote: [u8; 32] = state.open(&key, &initiation.sealed_static).ok_or(Reject::Initiation)?;
+        Ok(Self { state, remote: PublicKey::from(remote) })
     }
 
     /// The static key of the claimed sender.
@@ -133,16 +110,9 @@ impl Claim {
     ///
     /// # Errors
     /// [`Reject::Initiation`].
-    pub fn verify(
-        mut self,
-        static_static: &Key,
-        initiation: &Initiation,
-    ) -> Result<(Responder, Timestamp), Reject> {
+    pub fn verify(mut self, static_static: &Key, initiation: &Initiation) -> Result<(Responder, Timestamp), Reject> {
         let key = self.state.mix_key(static_static);
-        let timestamp = self
-            .state
-            .open(&key, &initiation.sealed_timestamp)
-            .ok_or(Reject::Initiation)?;
+        let timestamp = self.state.open(&key, &initiation.sealed_timestamp).ok_or(Reject::Initiation)?;
         let responder = Responder {
             state: self.state,
             remote: self.remote,
@@ -179,12 +149,8 @@ impl Responder {
         let key = state.mix_preshared_key(preshared_key);
         let sealed_nothing = state.seal(&key, &[]);
         let [receive, send] = kdf(&state.chaining_key, &[]);
-        let response = Response {
-            sender: index,
-            receiver: self.remote_index,
-            ephemeral: ephemeral_public,
-            sealed_nothing,
-        };
+        let response =
+            Response { sender: index, receiver: self.remote_index, ephemeral: ephemeral_public, sealed_nothing };
         Ok((TransportKeys { send, receive }, response))
     }
 }
@@ -192,11 +158,7 @@ impl Responder {
 /// The X25519 product, or [`Reject::LowOrderKey`] when it doesn't depend on our secret.
 pub(crate) fn diffie_hellman(private: &StaticSecret, public: &PublicKey) -> Result<Key, Reject> {
     let shared = private.diffie_hellman(public);
-    if shared.was_contributory() {
-        Ok(Key::from(shared.to_bytes()))
-    } else {
-        Err(Reject::LowOrderKey)
-    }
+    if shared.was_contributory() { Ok(Key::from(shared.to_bytes())) } else { Err(Reject::LowOrderKey) }
 }
 
 /// BLAKE2s-256 of the concatenated parts.
@@ -225,10 +187,7 @@ impl State {
     fn new(responder: &PublicKey) -> Self {
         let chaining_key = hash(&[CONSTRUCTION]);
         let identified = hash(&[&chaining_key, IDENTIFIER]);
-        Self {
-            chaining_key: Key::from(chaining_key),
-            hash: hash(&[&identified, responder.as_bytes()]),
-        }
+        Self { chaining_key: Key::from(chaining_key), hash: hash(&[&identified, responder.as_bytes()]) }
     }
 
     fn mix_hash(&mut self, data: &[u8]) {
@@ -276,18 +235,12 @@ impl State {
         sealed
     }
 
-    fn open<const N: usize, const M: usize>(
-        &mut self,
-        key: &Key,
-        sealed: &[u8; M],
-    ) -> Option<[u8; N]> {
+    fn open<const N: usize, const M: usize>(&mut self, key: &Key, sealed: &[u8; M]) -> Option<[u8; N]> {
         const { assert!(M == N + TAG_LENGTH) };
         let (text, tag) = sealed.split_at(N);
         let mut plain = [0; N];
         plain.copy_from_slice(text);
-        aead(key)
-            .decrypt_in_place_detached(&Default::default(), &self.hash, &mut plain, tag.into())
-            .ok()?;
+        aead(key).decrypt_in_place_detached(&Default::default(), &self.hash, &mut plain, tag.into()).ok()?;
         self.mix_hash(sealed);
         Some(plain)
     }
@@ -304,11 +257,7 @@ fn kdf<const N: usize>(key: &Key, input: &[u8]) -> [Key; N] {
     let mut previous = Key::zero();
     std::array::from_fn(|_| {
         counter += 1;
-        let feedback: &[u8] = if counter == 1 {
-            &[]
-        } else {
-            previous.as_bytes()
-        };
+        let feedback: &[u8] = if counter == 1 { &[] } else { previous.as_bytes() };
         previous = hmac(secret.as_bytes(), &[feedback, &[counter]]);
         previous.clone()
     })

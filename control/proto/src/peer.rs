@@ -102,9 +102,7 @@ impl Peer {
     /// The interval of persistent keepalives, never zero.
     #[must_use]
     pub fn persistent_keepalive(&self) -> Option<Duration> {
-        self.config
-            .persistent_keepalive
-            .filter(|interval| !interval.is_zero())
+        self.config.persistent_keepalive.filter(|interval| !interval.is_zero())
     }
 
     /// When the last handshake was completed: for the responder, with the initiator's first packet.
@@ -134,10 +132,7 @@ impl Peer {
 
     /// When something is next to be done for this peer.
     pub(crate) fn deadline(&self, timings: &Timings) -> Option<Instant> {
-        let expiry = self
-            .sessions
-            .iter()
-            .map(|session| session.born + timings.reject_after_time);
+        let expiry = self.sessions.iter().map(|session| session.born + timings.reject_after_time);
         expiry.chain(self.timers.next()).min()
     }
 
@@ -168,10 +163,7 @@ impl Peers {
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
-        let id = PeerId {
-            index: index as u32,
-            generation: slot.generation,
-        };
+        let id = PeerId { index: index as u32, generation: slot.generation };
         slot.peer = Some(Box::new(Peer::new(id, public_key, config)));
         self.by_key.insert(public_key.to_bytes(), id);
         id
@@ -188,9 +180,7 @@ impl Peers {
 
     pub fn named(&self, id: PeerId) -> Option<&Peer> {
         let slot = self.slots.get(id.index as usize)?;
-        slot.peer
-            .as_deref()
-            .filter(|_| slot.generation == id.generation)
+        slot.peer.as_deref().filter(|_| slot.generation == id.generation)
     }
 
     pub fn named_mut(&mut self, id: PeerId) -> Option<&mut Peer> {

@@ -56,12 +56,7 @@ impl Gateway {
     ///
     /// # Errors
     /// The reason why it was dropped. [`Reject::UnderLoad`] means that a cookie reply goes out.
-    pub fn handle_datagram(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: &[u8],
-    ) -> Result<(), Reject> {
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), Reject> {
         match Message::parse(datagram)? {
             Message::Initiation(initiation) => {
                 self.mac_keys.verify(datagram)?;
@@ -70,9 +65,7 @@ impl Gateway {
             }
             Message::Response(response) => {
                 self.mac_keys.verify(datagram)?;
-                let id = self
-                    .waits_for(response.receiver)
-                    .ok_or(Reject::UnknownIndex)?;
+                let id = self.waits_for(response.receiver).ok_or(Reject::UnknownIndex)?;
                 self.admit(now, from, datagram, response.sender)?;
                 self.receive_response(now, from, id, &response)
             }
@@ -81,58 +74,31 @@ impl Gateway {
     }
 
     /// Decides whether there is time for the curve arithmetic that this message asks for.
-    fn admit(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: &[u8],
-        sender: u32,
-    ) -> Result<(), Reject> {
+    fn admit(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], sender: u32) -> Result<(), Reject> {
         if !self.load.note(now) {
             return Ok(());
         }
         let cookie = self.cookie_secret.cookie(now, from, &mut self.rng);
         if verify_mac2(datagram, &cookie) {
             let allowed = self.limiter.allow(now, from.ip());
-            return if allowed {
-                Ok(())
-            } else {
-                Err(Reject::RateLimited)
-            };
+            return if allowed { Ok(()) } else { Err(Reject::RateLimited) };
         }
-        let reply = self
-            .mac_keys
-            .reply(datagram, sender, &cookie, &mut self.rng);
+        let reply = self.mac_keys.reply(datagram, sender, &cookie, &mut self.rng);
         let contents = Contents::new(&reply.encode());
-        self.transmits.push_back(Transmit {
-            to: from,
-            peer: None,
-            contents,
-        });
+        self.transmits.push_back(Transmit { to: from, peer: None, contents });
         Err(Reject::UnderLoad)
     }
 
-    fn receive_initiation(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        initiation: &Initiation,
-    ) -> Result<(), Reject> {
+    fn receive_initiation(&mut self, now: Instant, from: SocketAddr, initiation: &Initiation) -> Result<(), Reject> {
         let claim = Claim::open(&self.public_key, &self.private_key, initiation)?;
         let id = self.peer_of(claim.remote()).ok_or(Reject::UnknownPeer)?;
         let peer = self.peer(id).ok_or(Reject::UnknownPeer)?;
         let static_static = peer.static_static.as_ref().ok_or(Reject::LowOrderKey)?;
         let (responder, timestamp) = claim.verify(static_static, initiation)?;
-        if peer
-            .latest_timestamp
-            .is_some_and(|latest| timestamp <= latest)
-        {
+        if peer.latest_timestamp.is_some_and(|latest| timestamp <= latest) {
             return Err(Reject::Replay);
         }
-        if peer
-            .last_initiation
-            .is_some_and(|last| now < last + INITIATION_INTERVAL)
-        {
+        if peer.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL) {
             return Err(Reject::TooFrequent);
         }
 
@@ -149,15 +115,8 @@ impl Gateway {
             peer.last_initiation = Some(now);
         }
         self.authenticated(now, id, from);
-        let session = Session {
-            local_index,
-            role: Role::Responder,
-            started: now,
-            born: now,
-        };
-        let ended = self
-            .named_mut(id)
-            .and_then(|peer| peer.sessions.responded(session));
+        let session = Session { local_index, role: Role::Responder, started: now, born: now };
+        let ended = self.named_mut(id).and_then(|peer| peer.sessions.responded(session));
         self.end_session(id, ended);
         self.announce(id, &session, initiation.sender, keys);
         self.send_response(now, id, from, &response);
@@ -178,12 +137,7 @@ impl Gateway {
         let keys = initiator.finish(&self.private_key, preshared_key, response)?;
 
         let local_index = initiator.index();
-        let session = Session {
-            local_index,
-            role: Role::Initiator,
-            started: *started,
-            born: now,
-        };
+        let session = Session { local_index, role: Role::Initiator, started: *started, born: now };
         let Some(peer) = self.named_mut(id) else {
             return Err(Reject::UnknownIndex);
         };
@@ -200,9 +154,7 @@ impl Gateway {
     }
 
     fn receive_cookie_reply(&mut self, now: Instant, reply: &CookieReply) -> Result<(), Reject> {
-        let id = self
-            .peer_of_index(reply.receiver)
-            .ok_or(Reject::UnknownIndex)?;
+        let id = self.peer_of_index(reply.receiver).ok_or(Reject::UnknownIndex)?;
         let peer = self.named_mut(id).ok_or(Reject::UnknownIndex)?;
         // The cookie goes into the next message; sending one right away would let a reply trigger
         // traffic (paper 5.4.7).
@@ -257,20 +209,11 @@ impl Gateway {
         };
         if peer.config.endpoint != Some(from) {
             peer.config.endpoint = Some(from);
-            self.events.push_back(Event::EndpointChanged {
-                peer: id,
-                endpoint: from,
-            });
+            self.events.push_back(Event::EndpointChanged { peer: id, endpoint: from });
         }
     }
 
-    fn announce(
-        &mut self,
-        peer: PeerId,
-        session: &Session,
-        remote_index: u32,
-        keys: TransportKeys,
-    ) {
+    fn announce(&mut self, peer: PeerId, session: &Session, remote_index: u32, keys: TransportKeys) {
         let session = SessionKeys {
             local_index: session.local_index,
             remote_index,
@@ -280,8 +223,7 @@ impl Gateway {
             born: session.born,
             suite: Suite::ChaCha20Poly1305,
         };
-        self.events
-            .push_back(Event::SessionEstablished { peer, session });
+        self.events.push_back(Event::SessionEstablished { peer, session });
     }
 
     /// Both sides have the keys: the handshake is over.
@@ -292,10 +234,7 @@ impl Gateway {
             peer.last_handshake = Some(wall);
         }
         if settled.promoted {
-            self.events.push_back(Event::SessionPromoted {
-                peer: id,
-                local_index,
-            });
+            self.events.push_back(Event::SessionPromoted { peer: id, local_index });
         }
         self.end_session(id, settled.ended);
     }

@@ -58,13 +58,7 @@ impl Gateway {
 
     /// A session was sent on, and its next counter is `sent_counter`: asks for its successor when it is
     /// old or much used, ends it when it is used up. A note a second is enough.
-    pub fn handle_session_used(
-        &mut self,
-        now: Instant,
-        id: PeerId,
-        local_index: u32,
-        sent_counter: u64,
-    ) {
+    pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, sent_counter: u64) {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return;
@@ -84,14 +78,7 @@ impl Gateway {
     }
 
     /// Whether the current session should be replaced (paper 6.2).
-    fn wants_successor(
-        &mut self,
-        now: Instant,
-        id: PeerId,
-        sent: bool,
-        received: bool,
-        counter: u64,
-    ) -> bool {
+    fn wants_successor(&mut self, now: Instant, id: PeerId, sent: bool, received: bool, counter: u64) -> bool {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return false;
@@ -107,11 +94,7 @@ impl Gateway {
         if sent && initiator && age >= timings.rekey_after_time {
             return true;
         }
-        let patience = if initiator {
-            timings.rekey_on_receive()
-        } else {
-            timings.responder_rekey()
-        };
+        let patience = if initiator { timings.rekey_on_receive() } else { timings.responder_rekey() };
         let late = (sent || received) && age >= patience;
         late && !std::mem::replace(&mut peer.timers.asked_on_receive, true)
     }
@@ -165,13 +148,7 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn send_response(
-        &mut self,
-        now: Instant,
-        id: PeerId,
-        to: SocketAddr,
-        response: &Response,
-    ) {
+    pub(crate) fn send_response(&mut self, now: Instant, id: PeerId, to: SocketAddr, response: &Response) {
         let timings = self.timings;
         let jitter = self.jitter();
         let Some(peer) = self.named_mut(id) else {
@@ -214,15 +191,8 @@ impl Gateway {
         let started = self.named_mut(id).and_then(|peer| {
             let static_static = peer.static_static.as_ref()?;
             let to = peer.config.endpoint?;
-            let (initiator, initiation) = Initiator::start(
-                &public_key,
-                &peer.public_key,
-                static_static,
-                ephemeral,
-                index,
-                &timestamp,
-            )
-            .ok()?;
+            let (initiator, initiation) =
+                Initiator::start(&public_key, &peer.public_key, static_static, ephemeral, index, &timestamp).ok()?;
             peer.pending = Some((initiator, now));
             peer.timers.retry = Some(retry);
             peer.timers.quiet_until = Some(quiet_until);
@@ -242,18 +212,12 @@ impl Gateway {
         let Some(peer) = self.named_mut(id) else {
             return;
         };
-        let mac1 = peer
-            .mac_keys
-            .sign(datagram, peer.cookies.cookie(now, use_for));
+        let mac1 = peer.mac_keys.sign(datagram, peer.cookies.cookie(now, use_for));
         peer.cookies.sent(mac1);
         peer.timers.any_sent();
         peer.traversed(now);
         let contents = Contents::new(datagram);
-        self.transmits.push_back(Transmit {
-            to,
-            peer: Some(id),
-            contents,
-        });
+        self.transmits.push_back(Transmit { to, peer: Some(id), contents });
     }
 
     fn expire_old_sessions(&mut self, now: Instant, id: PeerId) {
@@ -277,7 +241,6 @@ impl Gateway {
     }
 
     fn jitter(&mut self) -> Duration {
-        self.rng
-            .random_range(Duration::ZERO..=self.timings.rekey_timeout_jitter)
+        self.rng.random_range(Duration::ZERO..=self.timings.rekey_timeout_jitter)
     }
 }

@@ -69,11 +69,7 @@ impl Session {
             (Role::Responder, Role::Initiator) => candidate.overlaps(self),
             _ => false,
         };
-        if at_once {
-            we_lead == (self.role == Role::Initiator)
-        } else {
-            self.born > candidate.born
-        }
+        if at_once { we_lead == (self.role == Role::Initiator) } else { self.born > candidate.born }
     }
 
     /// We responded to the other one while our own initiation was under way.
@@ -115,33 +111,21 @@ impl Sessions {
     }
 
     fn settle(&mut self, session: Session, we_lead: bool) -> Settled {
-        let stays = self
-            .current
-            .is_some_and(|current| current.outranks(&session, we_lead));
-        let retired = if stays {
-            Some(session)
-        } else {
-            self.current.replace(session)
-        };
+        let stays = self.current.is_some_and(|current| current.outranks(&session, we_lead));
+        let retired = if stays { Some(session) } else { self.current.replace(session) };
         let ended = match retired {
             Some(retired) => self.previous.replace(retired),
             None => None,
         };
-        Settled {
-            promoted: !stays,
-            ended,
-        }
+        Settled { promoted: !stays, ended }
     }
 
     pub fn expire(&mut self, mut ended: impl FnMut(&Session) -> bool) -> [Option<Session>; 3] {
-        self.places()
-            .map(|place| place.take_if(|session| ended(session)))
+        self.places().map(|place| place.take_if(|session| ended(session)))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
-        [&self.previous, &self.current, &self.next]
-            .into_iter()
-            .flatten()
+        [&self.previous, &self.current, &self.next].into_iter().flatten()
     }
 
     fn places(&mut self) -> [&mut Option<Session>; 3] {
@@ -154,12 +138,7 @@ mod tests {
     use super::*;
 
     fn session(local_index: u32, role: Role, started: Instant, born: Instant) -> Session {
-        Session {
-            local_index,
-            role,
-            started,
-            born,
-        }
+        Session { local_index, role, started, born }
     }
 
     #[test]
@@ -169,11 +148,7 @@ mod tests {
         let settled = |we_lead: bool| {
             let mut sessions = Sessions::default();
             sessions.responded(session(2, Role::Responder, at(10), at(10)));
-            assert!(
-                sessions
-                    .initiated(session(1, Role::Initiator, at(0), at(20)), we_lead)
-                    .promoted
-            );
+            assert!(sessions.initiated(session(1, Role::Initiator, at(0), at(20)), we_lead).promoted);
             assert_eq!(sessions.confirmed(2, we_lead).unwrap().promoted, !we_lead);
             assert!(sessions.confirmed(2, we_lead).is_none());
             assert_eq!(sessions.iter().count(), 2);
@@ -190,11 +165,7 @@ mod tests {
         for we_lead in [true, false] {
             let mut sessions = Sessions::default();
             sessions.initiated(session(1, Role::Initiator, at(0), at(20)), we_lead);
-            assert!(
-                sessions
-                    .responded(session(2, Role::Responder, at(30), at(30)))
-                    .is_none()
-            );
+            assert!(sessions.responded(session(2, Role::Responder, at(30), at(30))).is_none());
             assert!(sessions.confirmed(2, we_lead).unwrap().promoted);
             assert_eq!(sessions.current.unwrap().local_index, 2);
             assert_eq!(sessions.previous.unwrap().local_index, 1);

@@ -27,13 +27,7 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub fn next(&self) -> Option<Instant> {
-        let deadlines = [
-            self.retry,
-            self.give_up,
-            self.keepalive,
-            self.unanswered,
-            self.persistent,
-        ];
+        let deadlines = [self.retry, self.give_up, self.keepalive, self.unanswered, self.persistent];
         deadlines.into_iter().flatten().min()
     }
 
@@ -61,9 +55,7 @@ impl Timers {
     }
 
     pub fn keepalive_sent(&mut self, now: Instant, timings: &Timings) {
-        self.keepalive = self
-            .another_keepalive
-            .then(|| now + timings.keepalive_timeout);
+        self.keepalive = self.another_keepalive.then(|| now + timings.keepalive_timeout);
         self.another_keepalive = false;
     }
 

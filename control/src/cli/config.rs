@@ -22,24 +22,14 @@ pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
     if let Ok(gateway) = Gateway::of(path)
         && gateway.is_running()
     {
-        bail!(
-            "{} is running and reads its profile only when it starts: stop it first",
-            gateway.name
-        );
+        bail!("{} is running and reads its profile only when it starts: stop it first", gateway.name);
     }
     // Behind a symbolic link is the file that must be replaced.
-    let path = path
-        .canonicalize()
-        .with_context(|| path.display().to_string())?;
+    let path = path.canonicalize().with_context(|| path.display().to_string())?;
     let text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
     let edited = edit(&text, assignments)?;
-    Profile::parse(
-        edited.as_bytes(),
-        &path,
-        &Environment::of_process(),
-        &mut read_key_file,
-    )
-    .context("nothing was changed")?;
+    Profile::parse(edited.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)
+        .context("nothing was changed")?;
     replace(&path, edited.as_bytes()).with_context(|| path.display().to_string())
 }
 

@@ -15,9 +15,7 @@ pub(super) fn genkey() -> Result<()> {
         && FileType::from_raw_mode(status.st_mode).is_file()
         && status.st_mode & 0o077 != 0
     {
-        eprintln!(
-            "penstock: others can read the file this writes to; `chmod 600` it, or a gateway will refuse it"
-        );
+        eprintln!("penstock: others can read the file this writes to; `chmod 600` it, or a gateway will refuse it");
     }
     let key = PrivateKey::generate().context("no randomness")?;
     writeln!(stdout.lock(), "{}", *key.to_base64())?;
@@ -26,10 +24,7 @@ pub(super) fn genkey() -> Result<()> {
 
 pub(super) fn pubkey() -> Result<()> {
     let mut text = Zeroizing::new(String::with_capacity(KEY_FILE_LIMIT as usize + 1));
-    std::io::stdin()
-        .take(KEY_FILE_LIMIT)
-        .read_to_string(&mut text)
-        .context("the private key on standard input")?;
+    std::io::stdin().take(KEY_FILE_LIMIT).read_to_string(&mut text).context("the private key on standard input")?;
     let key: PrivateKey = text.parse().context("the private key on standard input")?;
     writeln!(std::io::stdout(), "{}", key.public_key())?;
     Ok(())

@@ -19,26 +19,18 @@ pub(super) fn run(path: &Path, filter: Option<&str>, detached: bool) -> Result<(
     log_to_stderr(filter)?;
     let profile = Profile::load(path, &Environment::of_process())?;
     // The daemon only publishes to the workers, which are threads of their own.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(gateway::run(profile))
 }
 
 fn log_to_stderr(filter: Option<&str>) -> Result<()> {
-    let given = filter
-        .map(str::to_owned)
-        .or_else(|| std::env::var("RUST_LOG").ok());
-    let text = given
-        .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| DEFAULT_FILTER.into());
+    let given = filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok());
+    let text = given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_FILTER.into());
     let Ok(filter) = EnvFilter::try_new(&text) else {
         bail!("{text:?} is no log filter such as debug or penstock::netlink=trace,info");
     };
     let stderr = std::io::stderr;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     let builder = builder.with_ansi(stderr().is_terminal()).with_target(false);
     // journald has its own clock.
     if std::env::var_os("JOURNAL_STREAM").is_some() {

@@ -51,41 +51,25 @@ pub(super) fn stop(profile: &Path) -> Result<()> {
         Err(error) => bail!("cannot talk to {name}: {error}"),
     }
     if !wait(STOP_PATIENCE, || Ok(!gateway.is_running()))? {
-        bail!(
-            "{name} was asked to stop but still runs after {} s",
-            STOP_PATIENCE.as_secs()
-        );
+        bail!("{name} was asked to stop but still runs after {} s", STOP_PATIENCE.as_secs());
     }
     Ok(())
 }
 
 fn start_unit(gateway: &Gateway, unit: &str) -> Result<()> {
-    let status = Command::new("systemctl")
-        .args(["start", unit])
-        .status()
-        .context("systemctl")?;
+    let status = Command::new("systemctl").args(["start", unit]).status().context("systemctl")?;
     if !status.success() {
         bail!("systemd could not start {unit}; `journalctl -u {unit}` says why");
     }
     let up = wait(START_PATIENCE, || {
-        let failed = Command::new("systemctl")
-            .args(["--quiet", "is-failed", unit])
-            .status()?
-            .success();
+        let failed = Command::new("systemctl").args(["--quiet", "is-failed", unit]).status()?.success();
         if failed {
-            bail!(
-                "{} did not start; `journalctl -u {unit}` says why",
-                gateway.name
-            );
+            bail!("{} did not start; `journalctl -u {unit}` says why", gateway.name);
         }
         is_up(gateway)
     })?;
     if !up {
-        bail!(
-            "{} is not up after {} s; `journalctl -u {unit}` says more",
-            gateway.name,
-            START_PATIENCE.as_secs()
-        );
+        bail!("{} is not up after {} s; `journalctl -u {unit}` says more", gateway.name, START_PATIENCE.as_secs());
     }
     Ok(())
 }
@@ -101,10 +85,7 @@ fn start_process(gateway: &Gateway, profile: &Path, filter: Option<&str>) -> Res
         command.args(["--log", filter]);
     }
     command.args(["run", "--detached"]).current_dir("/");
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut child = command.spawn().context("cannot start a process")?;
     let up = wait(START_PATIENCE, || {
         if child.try_wait()?.is_some() {
@@ -114,30 +95,19 @@ fn start_process(gateway: &Gateway, profile: &Path, filter: Option<&str>) -> Res
     })?;
     if !up {
         end(&mut child);
-        bail!(
-            "{name} is not up after {} s; {} says more",
-            START_PATIENCE.as_secs(),
-            log_path.display()
-        );
+        bail!("{name} is not up after {} s; {} says more", START_PATIENCE.as_secs(), log_path.display());
     }
     Ok(())
 }
 
 fn is_up(gateway: &Gateway) -> Result<bool> {
-    let answer = control_socket::ask(
-        &gateway.directory,
-        &gateway.name,
-        control_socket::Command::Status,
-    );
+    let answer = control_socket::ask(&gateway.directory, &gateway.name, control_socket::Command::Status);
     Ok(matches!(answer, Ok(Answer::Status(_))))
 }
 
 /// A gateway that does not come up must not come up later, when nobody expects it.
 fn end(child: &mut Child) {
-    if let Some(pid) = i32::try_from(child.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-    {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     let gone = wait(STOP_PATIENCE, || Ok(child.try_wait()?.is_some()));
@@ -151,9 +121,7 @@ fn end(child: &mut Child) {
 fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String> {
     let absolute = std::path::absolute(profile).ok()?;
     let in_place = absolute.parent() == Path::new(DEFAULT_PATH).parent()
-        && absolute
-            .extension()
-            .is_some_and(|extension| extension == "profile");
+        && absolute.extension().is_some_and(|extension| extension == "profile");
     // As sd_booted(3) tells.
     if !in_place || environment.overrides_any() || !Path::new("/run/systemd/system").is_dir() {
         return None;
@@ -168,9 +136,7 @@ fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String>
         .status();
     // Instances' names need no escaping: stems of our files are names of ours.
     let stem = absolute.file_stem()?.to_str()?;
-    let plain = stem
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+    let plain = stem.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
     (plain && known.is_ok_and(|status| status.success())).then(|| stem.to_owned())
 }
 
@@ -179,11 +145,7 @@ fn open_log(path: &Path) -> std::io::Result<File> {
     if path.exists() {
         std::fs::rename(path, path.with_extension("log.old"))?;
     }
-    File::options()
-        .append(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+    File::options().append(true).create_new(true).mode(0o600).open(path)
 }
 
 /// The last line of a log: there our own errors are.

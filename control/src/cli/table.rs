@@ -14,23 +14,20 @@ use crate::status::{PathKind, Status};
 pub(super) fn status(profile: &Path, json: bool) -> Result<()> {
     let gateway = Gateway::of(profile)?;
     let name = &gateway.name;
-    let status =
-        match control_socket::ask(&gateway.directory, name, control_socket::Command::Status) {
-            Ok(Answer::Status(status)) => status,
-            Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
-            Ok(Answer::Stopping) => bail!("{name} is stopping"),
-            Err(AskError::NotRunning) if gateway.is_running() => {
-                bail!("{name} is starting or stopping")
-            }
-            Err(AskError::NotRunning) => bail!("{name} is not running"),
-            Err(error) => bail!("cannot talk to {name}: {error}"),
-        };
+    let status = match control_socket::ask(&gateway.directory, name, control_socket::Command::Status) {
+        Ok(Answer::Status(status)) => status,
+        Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
+        Ok(Answer::Stopping) => bail!("{name} is stopping"),
+        Err(AskError::NotRunning) if gateway.is_running() => {
+            bail!("{name} is starting or stopping")
+        }
+        Err(AskError::NotRunning) => bail!("{name} is not running"),
+        Err(error) => bail!("cannot talk to {name}: {error}"),
+    };
     let text = if json {
         serde_json::to_string_pretty(&status)? + "\n"
     } else {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for_people(&status, now)
     };
     std::io::stdout().write_all(text.as_bytes())?;
@@ -46,18 +43,12 @@ fn for_people(status: &Status, now: Duration) -> String {
             let _ = write!(text, "\n{table}");
         }
     }
-    let counters = [
-        ("dropped", &status.drops),
-        ("steered, WAN", &status.steering.wan),
-        ("steered, LAN", &status.steering.lan),
-    ];
+    let counters =
+        [("dropped", &status.drops), ("steered, WAN", &status.steering.wan), ("steered, LAN", &status.steering.lan)];
     for (title, counts) in counters {
         let seen: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
         if !seen.is_empty() {
-            let list: Vec<_> = seen
-                .iter()
-                .map(|(name, count)| format!("{name} {count}"))
-                .collect();
+            let list: Vec<_> = seen.iter().map(|(name, count)| format!("{name} {count}")).collect();
             let _ = write!(text, "\n{title}: {}\n", list.join(", "));
         }
     }
@@ -65,32 +56,15 @@ fn for_people(status: &Status, now: Duration) -> String {
 }
 
 fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
-    let Status {
-        name,
-        pid,
-        version,
-        public_key,
-        local_port,
-        tunnel_mtu,
-        workers,
-        ..
-    } = status;
+    let Status { name, pid, version, public_key, local_port, tunnel_mtu, workers, .. } = status;
     writeln!(text, "{name}: Penstock {version}, process {pid}")?;
     writeln!(text, "  public key  {public_key}")?;
     writeln!(text, "  UDP port    {local_port}")?;
     writeln!(text, "  NAT         {}", status.nat_type)?;
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;
     writeln!(text, "  workers     {workers}")?;
-    writeln!(
-        text,
-        "  WAN         {}: {}",
-        status.wan_mode.mode, status.wan_mode.reason
-    )?;
-    writeln!(
-        text,
-        "  LAN         {}: {}",
-        status.lan_mode.mode, status.lan_mode.reason
-    )
+    writeln!(text, "  WAN         {}: {}", status.wan_mode.mode, status.wan_mode.reason)?;
+    writeln!(text, "  LAN         {}: {}", status.lan_mode.mode, status.lan_mode.reason)
 }
 
 fn ports(status: &Status) -> Table {
@@ -102,9 +76,7 @@ fn ports(status: &Status) -> Table {
             port.queue.to_string(),
             port.worker.to_string(),
             port.xdp_mode.clone().unwrap_or_else(|| "-".into()),
-            port.zero_copy
-                .map_or("-", |zero_copy| if zero_copy { "yes" } else { "no" })
-                .into(),
+            port.zero_copy.map_or("-", |zero_copy| if zero_copy { "yes" } else { "no" }).into(),
             port.reason.clone(),
         ]);
     }
@@ -112,15 +84,7 @@ fn ports(status: &Status) -> Table {
 }
 
 fn peers(status: &Status, now: Duration) -> Table {
-    let mut table = Table::new(&[
-        "PEER",
-        "PATH",
-        "ENDPOINT",
-        "HANDSHAKE",
-        "RECEIVED",
-        "SENT",
-        "ALLOWED IPS",
-    ]);
+    let mut table = Table::new(&["PEER", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
     for peer in &status.peers {
         let path = match peer.path {
             PathKind::Direct => "direct",
@@ -129,18 +93,10 @@ fn peers(status: &Status, now: Duration) -> Table {
         };
         let allowed_ips: Vec<_> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         table.row([
-            if peer.name.is_empty() {
-                peer.public_key.to_string()
-            } else {
-                peer.name.clone()
-            },
+            if peer.name.is_empty() { peer.public_key.to_string() } else { peer.name.clone() },
             path.into(),
-            peer.endpoint
-                .map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
-            peer.last_handshake.map_or_else(
-                || "never".into(),
-                |at| age(now.as_secs().saturating_sub(at)),
-            ),
+            peer.endpoint.map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
+            peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
             allowed_ips.join(" "),
@@ -164,11 +120,7 @@ fn bytes(count: u64) -> String {
     if unit == 0 {
         return format!("{count} B");
     }
-    format!(
-        "{:.1} {}",
-        count as f64 / (1u64 << (10 * unit)) as f64,
-        UNITS[unit]
-    )
+    format!("{:.1} {}", count as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
 }
 
 /// Rows of text in columns.
@@ -178,9 +130,7 @@ struct Table {
 
 impl Table {
     fn new(titles: &[&str]) -> Self {
-        Self {
-            rows: vec![titles.iter().map(|&title| title.to_owned()).collect()],
-        }
+        Self { rows: vec![titles.iter().map(|&title| title.to_owned()).collect()] }
     }
 
     fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -191,13 +141,7 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<_> = (0..columns).map(width).collect();
         for row in &self.rows {
             let mut line = String::new();

@@ -11,10 +11,7 @@ fn a_name_is_for_one() {
     let lock = Lock::take(&place, &name("a")).unwrap();
     assert!(Lock::is_taken(&place, &name("a")) && !Lock::is_taken(&place, &name("b")));
     let error = Lock::take(&place, &name("a")).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        format!("a is already running (process {})", std::process::id())
-    );
+    assert_eq!(error, format!("a is already running (process {})", std::process::id()));
     let _other = Lock::take(&place, &name("b")).unwrap();
     drop(lock);
     assert!(!Lock::is_taken(&place, &name("a")) && !place.join("a.lock").exists());
@@ -83,10 +80,7 @@ async fn a_gateway_that_stops_at_once_is_gone() {
     drop(service);
     assert!(matches!(client.await.unwrap(), Err(AskError::Gone)));
     let place = directory.path().to_owned();
-    assert!(matches!(
-        ask(&place, &name("a"), Command::Stop),
-        Err(AskError::NotRunning)
-    ));
+    assert!(matches!(ask(&place, &name("a"), Command::Stop), Err(AskError::NotRunning)));
 }
 
 #[tokio::test]
@@ -101,8 +95,5 @@ async fn nonsense_gets_a_sentence() {
         stream.read_to_string(&mut text).unwrap();
         text
     });
-    assert_eq!(
-        answer.await.unwrap(),
-        "{\"Error\":\"this gateway does not know that command\"}\n"
-    );
+    assert_eq!(answer.await.unwrap(), "{\"Error\":\"this gateway does not know that command\"}\n");
 }

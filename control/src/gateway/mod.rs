@@ -8,7 +8,7 @@
 //!   netlink news ─────┤                              ├─► steering maps
 //!   wg, status, stop ─┘                              └─► handshake datagrams
 //! ```
-//! [`start`] has the start order, [`settle`] what follows from a change, [`sessions`] the way between
+//! `start` has the start order, `settle` what follows from a change, `sessions` the way between
 //! handshakes and workers. The gateway is owned by one task; nothing here is shared.
 
 mod configure;

@@ -53,11 +53,9 @@ pub fn plan(wish: Wish, device: &Device) -> Plan {
     let name = &device.name;
     match wish {
         Wish::Socket => Plan::Socket("the profile asks for it".to_owned()),
-        Wish::Xdp => Plan::Xdp {
-            attach: AttachMode::Auto,
-            optional: false,
-            reason: "the profile asks for it".to_owned(),
-        },
+        Wish::Xdp => {
+            Plan::Xdp { attach: AttachMode::Auto, optional: false, reason: "the profile asks for it".to_owned() }
+        }
         Wish::Auto if !device.ethernet => Plan::Socket(format!("{name} is not an Ethernet device")),
         Wish::Auto => match (&device.kind, &device.driver) {
             (Some(kind), _) => Plan::Socket(format!(

@@ -184,11 +184,7 @@ mod tests {
             mac: [2, 0, 0, 0, 1, last],
             stale: false,
         };
-        let local = Route {
-            kind: RouteKind::Local,
-            table: LOCAL_TABLE,
-            ..route("10.101.0.1/32", 3, None)
-        };
+        let local = Route { kind: RouteKind::Local, table: LOCAL_TABLE, ..route("10.101.0.1/32", 3, None) };
         Network {
             interfaces: vec![interface(2, "wan0"), interface(3, "lan0")],
             addresses: vec![Address { interface: 3, address: "10.101.0.1".parse().unwrap(), length: 24, global: true }],

@@ -108,8 +108,7 @@ impl Routes {
             }
         }
         for prefix in wanted {
-            let (source, metric) =
-                if prefix.addr().is_ipv4() { (tunnel.source_v4, 0) } else { (tunnel.source_v6, 1) };
+            let (source, metric) = if prefix.addr().is_ipv4() { (tunnel.source_v4, 0) } else { (tunnel.source_v6, 1) };
             let route = Route { source, ..Route::by(prefix, tunnel.interface, None, metric, PROTOCOL) };
             match self.through.get(&prefix) {
                 Some(there) if *there == route => continue,
@@ -177,7 +176,8 @@ impl Routes {
 
     /// Removes all but the blackholes.
     pub fn leave(&mut self, netlink: &mut Netlink) {
-        for route in std::mem::take(&mut self.through).into_values().chain(std::mem::take(&mut self.around).into_values())
+        for route in
+            std::mem::take(&mut self.through).into_values().chain(std::mem::take(&mut self.around).into_values())
         {
             removed(netlink.remove_route(&route), &route);
         }

@@ -130,7 +130,8 @@ impl Gateway {
         }
         let lan = self.lan_xdp();
         let used = |n: &&Neighbour| lan.contains(&n.interface) || self.next_hops.contains(&(n.interface, n.address));
-        let stale: Vec<_> = self.network.neighbours.iter().filter(used).filter(|n| n.stale).map(|n| (n.interface, n.address)).collect();
+        let stale: Vec<_> =
+            self.network.neighbours.iter().filter(used).filter(|n| n.stale).map(|n| (n.interface, n.address)).collect();
         self.ask_for(&stale);
         // Those that were silent get another chance.
         self.due.paths = true;

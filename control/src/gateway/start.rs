@@ -191,7 +191,9 @@ fn bind(profile: &Profile, workers: u32) -> Result<Vec<UdpPort>> {
     let config = UdpConfig { interface: None, port, workers: workers as usize, gso: profile.udp_gso };
     UdpPort::bind(&config).map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => anyhow!("UDP port {port} is in use by another program"),
-        std::io::ErrorKind::PermissionDenied => anyhow!("UDP port {port} is not permitted: missing CAP_NET_BIND_SERVICE"),
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow!("UDP port {port} is not permitted: missing CAP_NET_BIND_SERVICE")
+        }
         _ => anyhow!("cannot bind UDP port {port}: {e}"),
     })
 }
@@ -224,7 +226,8 @@ impl Wishes {
 
     fn drives(&self, profile: &Profile, network: &Network) -> Result<Drives> {
         let find = |side: &str, name: &str| -> Result<Interface> {
-            let found = network.named(name).ok_or_else(|| anyhow!("there is no interface {name}, the profile's {side}"))?;
+            let found =
+                network.named(name).ok_or_else(|| anyhow!("there is no interface {name}, the profile's {side}"))?;
             if !found.up {
                 tracing::warn!("interface {name} is down");
             }

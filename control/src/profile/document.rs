@@ -121,16 +121,9 @@ pub(super) struct Source<'a> {
 }
 
 /// Text to document, with the overrides applied.
-pub(super) fn parse<'a>(
-    text: &'a [u8],
-    path: &'a Path,
-    environment: &Environment,
-) -> Result<Source<'a>, ProfileError> {
+pub(super) fn parse<'a>(text: &'a [u8], path: &'a Path, environment: &Environment) -> Result<Source<'a>, ProfileError> {
     if text.len() as u64 > FILE_LIMIT {
-        return Err(ProfileError::file(
-            path,
-            format_args!("longer than {FILE_LIMIT} bytes, so it is no profile"),
-        ));
+        return Err(ProfileError::file(path, format_args!("longer than {FILE_LIMIT} bytes, so it is no profile")));
     }
     // From bytes, so that text that is not UTF-8 is an error with a line too.
     let mut value: Value = serde_json::from_slice(text).map_err(|error| not_json(path, &error))?;
@@ -139,39 +132,17 @@ pub(super) fn parse<'a>(
     };
     let map = Map::new(text);
     if !value.is_object() {
-        return Err(ProfileError::line(
-            path,
-            (1, 1),
-            FieldPath::default(),
-            "a profile is a JSON object",
-        ));
+        return Err(ProfileError::line(path, (1, 1), FieldPath::default(), "a profile is a JSON object"));
     }
     if let Some((field, place)) = map.duplicate() {
-        return Err(ProfileError::line(
-            path,
-            place,
-            field,
-            "given twice in one object",
-        ));
+        return Err(ProfileError::line(path, place, field, "given twice in one object"));
     }
     let overrides = apply(environment, &mut value)?;
     match serde_path_to_error::deserialize(&value) {
-        Ok(document) => Ok(Source {
-            document,
-            path,
-            map,
-            overrides,
-        }),
+        Ok(document) => Ok(Source { document, path, map, overrides }),
         Err(error) => {
             let fault = Fault::of(&error);
-            Err(blame(
-                path,
-                &map,
-                &overrides,
-                fault.field,
-                fault.at_name,
-                fault.sentence,
-            ))
+            Err(blame(path, &map, &overrides, fault.field, fault.at_name, fault.sentence))
         }
     }
 }
@@ -179,14 +150,7 @@ pub(super) fn parse<'a>(
 impl Source<'_> {
     /// An error about the value of a field.
     pub(super) fn error(&self, field: FieldPath, sentence: impl fmt::Display) -> ProfileError {
-        blame(
-            self.path,
-            &self.map,
-            &self.overrides,
-            field,
-            false,
-            sentence,
-        )
+        blame(self.path, &self.map, &self.overrides, field, false, sentence)
     }
 }
 
@@ -198,25 +162,15 @@ fn blame(
     at_name: bool,
     sentence: impl fmt::Display,
 ) -> ProfileError {
-    if let Some((_, variable)) = overrides
-        .iter()
-        .find(|(given, _)| field.0.starts_with(&given.0))
-    {
+    if let Some((_, variable)) = overrides.iter().find(|(given, _)| field.0.starts_with(&given.0)) {
         return ProfileError::variable(variable, field, sentence);
     }
-    let place = if at_name {
-        map.key(&field)
-    } else {
-        map.value(&field)
-    };
+    let place = if at_name { map.key(&field) } else { map.value(&field) };
     ProfileError::line(path, place, field, sentence)
 }
 
 /// Writes the variables' values into the document and says which fields they gave.
-fn apply(
-    environment: &Environment,
-    value: &mut Value,
-) -> Result<Vec<(FieldPath, String)>, ProfileError> {
+fn apply(environment: &Environment, value: &mut Value) -> Result<Vec<(FieldPath, String)>, ProfileError> {
     let mut overrides = Vec::new();
     for field in FIELDS {
         let Some((variable, text)) = environment.of(field) else {
@@ -254,16 +208,9 @@ fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
 
 fn not_json(path: &Path, error: &serde_json::Error) -> ProfileError {
     let text = error.to_string();
-    let what = text
-        .rsplit_once(" at line ")
-        .map_or(text.as_str(), |(what, _)| what);
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     let place = (error.line().max(1), error.column().max(1));
-    ProfileError::line(
-        path,
-        place,
-        FieldPath::default(),
-        format_args!("this is not JSON: {what}"),
-    )
+    ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}"))
 }
 
 /// What serde found wrong, in the words of an administrator.
@@ -280,9 +227,7 @@ impl Fault {
         let words: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
         let mut at_name = false;
         let sentence = if text.starts_with("unknown field ") {
-            let (unknown, known) = words
-                .split_first()
-                .map_or(("", &[][..]), |(first, rest)| (first, rest));
+            let (unknown, known) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
             if field.0.last() != Some(&Step::Key((*unknown).to_owned())) {
                 field = field.key(unknown);
             }
@@ -294,19 +239,12 @@ impl Fault {
         } else if text.starts_with("missing field ") {
             format!("{} is missing", words.first().unwrap_or(&"a field"))
         } else if text.starts_with("unknown variant ") {
-            let (unknown, known) = words
-                .split_first()
-                .map_or(("", &[][..]), |(first, rest)| (first, rest));
+            let (unknown, known) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
             format!("{unknown:?} is none of {}", known.join(", "))
         } else {
-            text.replace("expected u16", "expected a whole number from 0 to 65535")
-                .replace('`', "")
+            text.replace("expected u16", "expected a whole number from 0 to 65535").replace('`', "")
         };
-        Self {
-            field,
-            at_name,
-            sentence,
-        }
+        Self { field, at_name, sentence }
     }
 }
 
@@ -316,12 +254,7 @@ fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     let unknown = unknown.to_ascii_lowercase();
     known
         .iter()
-        .map(|name| {
-            (
-                strsim::normalized_damerau_levenshtein(&unknown, &name.to_ascii_lowercase()),
-                *name,
-            )
-        })
+        .map(|name| (strsim::normalized_damerau_levenshtein(&unknown, &name.to_ascii_lowercase()), *name))
         .filter(|(likeness, _)| *likeness >= LIKENESS)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
@@ -342,10 +275,7 @@ impl Document {
                 addresses => Some(Addresses(addresses.to_vec())),
             },
             private_key_file: profile.private_key_file.clone(),
-            wan: WanDocument {
-                interface: profile.wan.interface.clone(),
-                mode: Some(profile.wan.mode),
-            },
+            wan: WanDocument { interface: profile.wan.interface.clone(), mode: Some(profile.wan.mode) },
             lan: Some(LanDocument {
                 interfaces: Some(profile.lan.interfaces.clone()),
                 mode: Some(profile.lan.mode),
@@ -367,8 +297,7 @@ impl Document {
                         endpoint: peer.endpoint.clone(),
                         allowed_ips: prefixes(&peer.allowed_ips),
                         persistent_keepalive: Some(
-                            peer.persistent_keepalive
-                                .map_or(0, |interval| interval.as_secs() as u16),
+                            peer.persistent_keepalive.map_or(0, |interval| interval.as_secs() as u16),
                         ),
                     })
                     .collect(),
@@ -388,9 +317,7 @@ impl TryFrom<String> for Prefix {
         };
         match prefix {
             Some(prefix) => Ok(Self(prefix.trunc())),
-            None => Err(format!(
-                "{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64"
-            )),
+            None => Err(format!("{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64")),
         }
     }
 }
@@ -436,9 +363,7 @@ impl<'de> Deserialize<'de> for Addresses {
 
         fn address<E: de::Error>(text: &str) -> Result<IpAddr, E> {
             text.parse().map_err(|_| {
-                E::custom(format_args!(
-                    "{text:?} is no IP address such as 100.64.0.1 or fd00::1, without a length"
-                ))
+                E::custom(format_args!("{text:?} is no IP address such as 100.64.0.1 or fd00::1, without a length"))
             })
         }
 

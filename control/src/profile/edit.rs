@@ -51,23 +51,16 @@ pub fn edit(text: &str, assignments: &[impl AsRef<str>]) -> Result<String, EditE
     let top = root.object_value().ok_or(EditError::NotAnObject)?;
     for assignment in assignments {
         let assignment = assignment.as_ref();
-        let (key, value) = assignment
-            .split_once('=')
-            .ok_or_else(|| EditError::NotAnAssignment(assignment.to_owned()))?;
+        let (key, value) =
+            assignment.split_once('=').ok_or_else(|| EditError::NotAnAssignment(assignment.to_owned()))?;
         assign(&top, key, value)?;
     }
     Ok(root.to_string())
 }
 
 fn assign(top: &CstObject, key: &str, text: &str) -> Result<(), EditError> {
-    if let Some((peer, name)) = key
-        .strip_prefix("Peers.")
-        .and_then(|rest| rest.rsplit_once('.'))
-    {
-        let shape = PEER_FIELDS
-            .iter()
-            .find(|(field, _)| *field == name)
-            .map(|(_, shape)| *shape);
+    if let Some((peer, name)) = key.strip_prefix("Peers.").and_then(|rest| rest.rsplit_once('.')) {
+        let shape = PEER_FIELDS.iter().find(|(field, _)| *field == name).map(|(_, shape)| *shape);
         let shape = shape.ok_or_else(|| EditError::UnknownField(key.to_owned()))?;
         let object = find_peer(top, peer).ok_or_else(|| EditError::UnknownPeer(peer.to_owned()))?;
         return put(&object, name, key, shape, text);
@@ -78,28 +71,13 @@ fn assign(top: &CstObject, key: &str, text: &str) -> Result<(), EditError> {
         .ok_or_else(|| EditError::UnknownField(key.to_owned()))?;
     match field.path {
         [name] => put(top, name, key, field.shape, text),
-        [outer, name] => put(
-            &top.object_value_or_set(outer),
-            name,
-            key,
-            field.shape,
-            text,
-        ),
+        [outer, name] => put(&top.object_value_or_set(outer), name, key, field.shape, text),
         _ => Err(EditError::UnknownField(key.to_owned())),
     }
 }
 
-fn put(
-    object: &CstObject,
-    name: &str,
-    key: &str,
-    shape: Shape,
-    text: &str,
-) -> Result<(), EditError> {
-    let wrong = |sentence| EditError::Value {
-        field: key.to_owned(),
-        sentence,
-    };
+fn put(object: &CstObject, name: &str, key: &str, shape: Shape, text: &str) -> Result<(), EditError> {
+    let wrong = |sentence| EditError::Value { field: key.to_owned(), sentence };
     let value = match shape.value(text).map_err(wrong)? {
         // One address is written as it usually is, not as a list.
         Value::Array(list) if key == "VirtualAddress" && list.len() == 1 => list[0].clone(),
@@ -117,17 +95,11 @@ fn put(
 }
 
 fn find_peer(top: &CstObject, name: &str) -> Option<CstObject> {
-    top.array_value("Peers")?
-        .elements()
-        .into_iter()
-        .filter_map(|element| element.as_object())
-        .find(|peer| {
-            let value = peer.get("Name").and_then(|property| property.value());
-            let text = value
-                .and_then(|value| value.as_string_lit())
-                .and_then(|text| text.decoded_value().ok());
-            text.is_some_and(|text| text == name)
-        })
+    top.array_value("Peers")?.elements().into_iter().filter_map(|element| element.as_object()).find(|peer| {
+        let value = peer.get("Name").and_then(|property| property.value());
+        let text = value.and_then(|value| value.as_string_lit()).and_then(|text| text.decoded_value().ok());
+        text.is_some_and(|text| text == name)
+    })
 }
 
 fn input(value: Value) -> CstInputValue {
@@ -137,11 +109,8 @@ fn input(value: Value) -> CstInputValue {
         Value::Number(number) => CstInputValue::Number(number.to_string()),
         Value::String(text) => CstInputValue::String(text),
         Value::Array(list) => CstInputValue::Array(list.into_iter().map(input).collect()),
-        Value::Object(object) => CstInputValue::Object(
-            object
-                .into_iter()
-                .map(|(key, value)| (key, input(value)))
-                .collect(),
-        ),
+        Value::Object(object) => {
+            CstInputValue::Object(object.into_iter().map(|(key, value)| (key, input(value))).collect())
+        }
     }
 }

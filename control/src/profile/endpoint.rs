@@ -32,24 +32,17 @@ impl TryFrom<String> for Endpoint {
         } else {
             text.rsplit_once(':').and_then(|(name, port)| {
                 let port = port.parse().ok()?;
-                is_host(name).then(|| Self::Host {
-                    name: name.to_owned(),
-                    port,
-                })
+                is_host(name).then(|| Self::Host { name: name.to_owned(), port })
             })
         };
         let endpoint = endpoint.ok_or_else(|| {
             format!("{text:?} is no endpoint such as 192.0.2.1:47100, [2001:db8::1]:47100 or host.example.net:47100")
         })?;
         if endpoint.port() == 0 {
-            return Err(format!(
-                "{text:?} has port 0, which nobody can be reached at"
-            ));
+            return Err(format!("{text:?} has port 0, which nobody can be reached at"));
         }
         match endpoint {
-            Self::Address(address)
-                if address.ip().is_unspecified() || address.ip().is_multicast() =>
-            {
+            Self::Address(address) if address.ip().is_unspecified() || address.ip().is_multicast() => {
                 Err(format!("{text:?} is not the address of one host"))
             }
             endpoint => Ok(endpoint),
@@ -87,14 +80,10 @@ impl serde::Serialize for Endpoint {
 fn is_host(name: &str) -> bool {
     let sound = |label: &str| {
         (1..=LABEL_LIMIT).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && !label.starts_with('-')
     };
     let name = name.strip_suffix('.').unwrap_or(name);
     let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
-    name.len() <= HOST_LIMIT
-        && name.split('.').all(sound)
-        && !name.rsplit('.').next().is_some_and(numeric)
+    name.len() <= HOST_LIMIT && name.split('.').all(sound) && !name.rsplit('.').next().is_some_and(numeric)
 }

@@ -35,74 +35,23 @@ pub enum Shape {
 
 /// All fields outside `Peers`, and `Peers` as a whole.
 pub const FIELDS: &[Field] = &[
-    Field {
-        path: &["Name"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["LocalPort"],
-        shape: Shape::Number,
-    },
-    Field {
-        path: &["VirtualAddress"],
-        shape: Shape::List,
-    },
-    Field {
-        path: &["PrivateKeyFile"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Wan", "Interface"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Wan", "Mode"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Lan", "Interfaces"],
-        shape: Shape::List,
-    },
-    Field {
-        path: &["Lan", "Mode"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Lan", "Subnets"],
-        shape: Shape::List,
-    },
-    Field {
-        path: &["Workers"],
-        shape: Shape::Number,
-    },
-    Field {
-        path: &["BusyPoll"],
-        shape: Shape::Bool,
-    },
-    Field {
-        path: &["Mtu"],
-        shape: Shape::Number,
-    },
-    Field {
-        path: &["UdpSegmentation"],
-        shape: Shape::Bool,
-    },
-    Field {
-        path: &["Coordinator", "Url"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Coordinator", "CaFile"],
-        shape: Shape::Text,
-    },
-    Field {
-        path: &["Peers"],
-        shape: Shape::Json,
-    },
-    Field {
-        path: &["Metrics"],
-        shape: Shape::Text,
-    },
+    Field { path: &["Name"], shape: Shape::Text },
+    Field { path: &["LocalPort"], shape: Shape::Number },
+    Field { path: &["VirtualAddress"], shape: Shape::List },
+    Field { path: &["PrivateKeyFile"], shape: Shape::Text },
+    Field { path: &["Wan", "Interface"], shape: Shape::Text },
+    Field { path: &["Wan", "Mode"], shape: Shape::Text },
+    Field { path: &["Lan", "Interfaces"], shape: Shape::List },
+    Field { path: &["Lan", "Mode"], shape: Shape::Text },
+    Field { path: &["Lan", "Subnets"], shape: Shape::List },
+    Field { path: &["Workers"], shape: Shape::Number },
+    Field { path: &["BusyPoll"], shape: Shape::Bool },
+    Field { path: &["Mtu"], shape: Shape::Number },
+    Field { path: &["UdpSegmentation"], shape: Shape::Bool },
+    Field { path: &["Coordinator", "Url"], shape: Shape::Text },
+    Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },
+    Field { path: &["Peers"], shape: Shape::Json },
+    Field { path: &["Metrics"], shape: Shape::Text },
 ];
 
 /// The variables that a profile may be overridden by.
@@ -182,9 +131,7 @@ impl Shape {
                 _ => Err(format!("{text:?} is neither true nor false")),
             },
             Self::List => Ok(text.split(',').map(|item| item.trim().to_owned()).collect()),
-            Self::Json => {
-                serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))
-            }
+            Self::Json => serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}")),
         }
     }
 }

@@ -16,22 +16,14 @@ pub struct ProfileError {
 #[derive(Debug)]
 enum Place {
     File(PathBuf),
-    Line {
-        file: PathBuf,
-        line: usize,
-        column: usize,
-    },
+    Line { file: PathBuf, line: usize, column: usize },
     Variable(String),
 }
 
 impl ProfileError {
     /// About the file as a whole.
     pub(super) fn file(file: &Path, sentence: impl fmt::Display) -> Self {
-        Self {
-            place: Place::File(file.to_owned()),
-            field: FieldPath::default(),
-            sentence: sentence.to_string(),
-        }
+        Self { place: Place::File(file.to_owned()), field: FieldPath::default(), sentence: sentence.to_string() }
     }
 
     /// About something at a line and column of the file; `field` may be empty.
@@ -41,25 +33,13 @@ impl ProfileError {
         field: FieldPath,
         sentence: impl fmt::Display,
     ) -> Self {
-        let place = Place::Line {
-            file: file.to_owned(),
-            line,
-            column,
-        };
-        Self {
-            place,
-            field,
-            sentence: sentence.to_string(),
-        }
+        let place = Place::Line { file: file.to_owned(), line, column };
+        Self { place, field, sentence: sentence.to_string() }
     }
 
     /// About a field that an environment variable gave.
     pub(super) fn variable(variable: &str, field: FieldPath, sentence: impl fmt::Display) -> Self {
-        Self {
-            place: Place::Variable(variable.to_owned()),
-            field,
-            sentence: sentence.to_string(),
-        }
+        Self { place: Place::Variable(variable.to_owned()), field, sentence: sentence.to_string() }
     }
 
     /// The line in the file, if there is one to blame.
@@ -82,9 +62,7 @@ impl fmt::Display for ProfileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::File(file) => write!(f, "{}: ", file.display())?,
-            Place::Line { file, line, column } => {
-                write!(f, "{}:{line}:{column}: ", file.display())?
-            }
+            Place::Line { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
             Place::Variable(variable) => write!(f, "{variable}: ")?,
         }
         if !self.field.0.is_empty() {

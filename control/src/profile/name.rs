@@ -26,19 +26,13 @@ impl TryFrom<String> for Name {
 
     fn try_from(text: String) -> Result<Self, String> {
         let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-        if text.is_empty()
-            || text.len() > LIMIT
-            || !text.chars().all(sound)
-            || text.starts_with('-')
-        {
+        if text.is_empty() || text.len() > LIMIT || !text.chars().all(sound) || text.starts_with('-') {
             return Err(format!(
                 "{text:?} is no name: it becomes a network device's, so 1 to {LIMIT} of A-Z a-z 0-9 _ . - and no - first"
             ));
         }
         if RESERVED.contains(&text.as_str()) {
-            return Err(format!(
-                "{text:?} is reserved by the system and cannot be a name"
-            ));
+            return Err(format!("{text:?} is reserved by the system and cannot be a name"));
         }
         Ok(Self(text))
     }
@@ -53,12 +47,7 @@ impl fmt::Display for Name {
 /// Checks the name of a network device that is there already, by the kernel's rule.
 pub(super) fn check_interface(name: &str) -> Result<(), String> {
     let sound = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
-    if name.is_empty()
-        || name.len() > LIMIT
-        || !name.chars().all(sound)
-        || name == "."
-        || name == ".."
-    {
+    if name.is_empty() || name.len() > LIMIT || !name.chars().all(sound) || name == "." || name == ".." {
         return Err(format!("{name:?} cannot be a network interface"));
     }
     Ok(())

@@ -84,10 +84,7 @@ pub(super) struct Map<'a> {
 impl<'a> Map<'a> {
     pub(super) fn new(text: &'a str) -> Self {
         let root = parse_to_ast(text, &CollectOptions::default(), &STRICT);
-        Self {
-            text,
-            root: root.ok().and_then(|result| result.value),
-        }
+        Self { text, root: root.ok().and_then(|result| result.value) }
     }
 
     /// Line and column, from 1, of a field's value, or of the last thing on the way that is there.
@@ -118,10 +115,9 @@ impl<'a> Map<'a> {
                     .iter()
                     .find(|property| property.name.as_str() == key)
                     .map(|property| (property.range.start, &property.value)),
-                (Step::Index(index), ast::Value::Array(array)) => array
-                    .elements
-                    .get(*index)
-                    .map(|element| (element.start(), element)),
+                (Step::Index(index), ast::Value::Array(array)) => {
+                    array.elements.get(*index).map(|element| (element.start(), element))
+                }
                 _ => None,
             };
             let Some((start, next)) = next else { break };

@@ -13,8 +13,8 @@ use super::document::{LanDocument, PeerDocument, Prefix, Source};
 use super::name::check_interface;
 use super::position::FieldPath;
 use super::{
-    ALLOWED_IP_LIMIT, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT,
-    PEER_NAME_LIMIT, Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
+    ALLOWED_IP_LIMIT, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT, Peer, Profile,
+    ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
 };
 use crate::key::{KeyError, PrivateKey, PublicKey};
 
@@ -28,21 +28,14 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
         ));
     }
     if document.metrics.is_some() {
-        return Err(source.error(
-            FieldPath::of(&["Metrics"]),
-            "this version serves no metrics yet; leave this out",
-        ));
+        return Err(source.error(FieldPath::of(&["Metrics"]), "this version serves no metrics yet; leave this out"));
     }
     if let Some(workers) = document.workers.filter(|&workers| workers > WORKER_LIMIT) {
         let sentence = format!("{workers} workers are more than the {WORKER_LIMIT} there can be");
         return Err(source.error(FieldPath::of(&["Workers"]), sentence));
     }
     if let Some(mtu) = document.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
-        let sentence = format!(
-            "{mtu} is not from {} to {}",
-            MTU_RANGE.start(),
-            MTU_RANGE.end()
-        );
+        let sentence = format!("{mtu} is not from {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
         return Err(source.error(FieldPath::of(&["Mtu"]), sentence));
     }
     check_virtual_addresses(source)?;
@@ -56,15 +49,9 @@ fn check_virtual_addresses(source: &Source<'_>) -> Result<(), ProfileError> {
     for (at, address) in addresses.iter().enumerate() {
         let field = FieldPath::of(&["VirtualAddress"]);
         if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            return Err(source.error(
-                field,
-                format_args!("{address} cannot be a gateway's address"),
-            ));
+            return Err(source.error(field, format_args!("{address} cannot be a gateway's address")));
         }
-        if addresses[..at]
-            .iter()
-            .any(|other| other.is_ipv4() == address.is_ipv4())
-        {
+        if addresses[..at].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
             return Err(source.error(field, "at most one IPv4 and one IPv6 address"));
         }
     }
@@ -78,17 +65,11 @@ fn check_interfaces(source: &Source<'_>) -> Result<(), ProfileError> {
     let interfaces = lan.interfaces.as_deref().unwrap_or_default();
     let field = FieldPath::of(&["Lan", "Interfaces"]);
     if interfaces.len() > INTERFACE_LIMIT {
-        let sentence = format!(
-            "{} interfaces are more than the {INTERFACE_LIMIT} there can be",
-            interfaces.len()
-        );
+        let sentence = format!("{} interfaces are more than the {INTERFACE_LIMIT} there can be", interfaces.len());
         return Err(source.error(field, sentence));
     }
     if interfaces.is_empty() && lan.mode == Some(LanMode::Xdp) {
-        return Err(source.error(
-            FieldPath::of(&["Lan", "Mode"]),
-            "xdp needs an interface in Lan.Interfaces",
-        ));
+        return Err(source.error(FieldPath::of(&["Lan", "Mode"]), "xdp needs an interface in Lan.Interfaces"));
     }
     let mut seen = HashMap::from([(wan.as_str(), FieldPath::of(&["Wan", "Interface"]))]);
     for name in interfaces {
@@ -110,10 +91,7 @@ fn check_interfaces(source: &Source<'_>) -> Result<(), ProfileError> {
 fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
     let peers = peers(source);
     if peers.len() > PEER_LIMIT {
-        let sentence = format!(
-            "{} peers are more than the {PEER_LIMIT} there can be",
-            peers.len()
-        );
+        let sentence = format!("{} peers are more than the {PEER_LIMIT} there can be", peers.len());
         return Err(source.error(FieldPath::of(&["Peers"]), sentence));
     }
     let mut names = HashSet::new();
@@ -121,19 +99,12 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
     for (at, peer) in peers.iter().enumerate() {
         let name = peer.name.as_str();
         let field = |key| peer_field(at).key(key);
-        if name.trim().is_empty()
-            || name.chars().count() > PEER_NAME_LIMIT
-            || name.chars().any(char::is_control)
-        {
-            let sentence =
-                format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
+        if name.trim().is_empty() || name.chars().count() > PEER_NAME_LIMIT || name.chars().any(char::is_control) {
+            let sentence = format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
             return Err(source.error(field("Name"), sentence));
         }
         if !names.insert(name) {
-            return Err(source.error(
-                field("Name"),
-                format_args!("there are two peers named {name}"),
-            ));
+            return Err(source.error(field("Name"), format_args!("there are two peers named {name}")));
         }
         if let Some(other) = keys.insert(peer.public_key, name) {
             let sentence = format!("{name} has the same public key as {other}");
@@ -149,18 +120,11 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
     let lan = lan(source);
     let subnets = lan.subnets.as_deref().unwrap_or_default();
     if subnets.len() > SUBNET_LIMIT {
-        let sentence = format!(
-            "{} subnets are more than the {SUBNET_LIMIT} there can be",
-            subnets.len()
-        );
+        let sentence = format!("{} subnets are more than the {SUBNET_LIMIT} there can be", subnets.len());
         return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
     }
     let mut local: HashMap<IpNet, &str> = HashMap::new();
-    local.extend(
-        virtual_addresses(source)
-            .iter()
-            .map(|&address| (IpNet::from(address), "VirtualAddress")),
-    );
+    local.extend(virtual_addresses(source).iter().map(|&address| (IpNet::from(address), "VirtualAddress")));
     for (at, Prefix(subnet)) in subnets.iter().enumerate() {
         if local.insert(*subnet, "Lan.Subnets") == Some("Lan.Subnets") {
             let field = FieldPath::of(&["Lan", "Subnets"]).index(at);
@@ -173,8 +137,7 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
         for (at, Prefix(prefix)) in peer.allowed_ips.iter().flatten().enumerate() {
             let field = || peer_field(peer_at).key("AllowedIPs").index(at);
             if let Some((ours, of)) = covering(&local, *prefix) {
-                let sentence =
-                    format!("{prefix} of {name} lies in this gateway's own {ours} ({of})");
+                let sentence = format!("{prefix} of {name} lies in this gateway's own {ours} ({of})");
                 return Err(source.error(field(), sentence));
             }
             if let Some(other) = remote.insert(*prefix, name) {
@@ -200,10 +163,7 @@ fn covering<'a>(local: &HashMap<IpNet, &'a str>, prefix: IpNet) -> Option<(IpNet
 }
 
 /// Reads the key files and puts the profile together.
-pub(super) fn build(
-    source: Source<'_>,
-    read_key: &mut ReadKey<'_>,
-) -> Result<Profile, ProfileError> {
+pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Profile, ProfileError> {
     let directory = source.path.parent().unwrap_or(Path::new(""));
     let document = &source.document;
     let private_key_file = directory.join(&document.private_key_file);
@@ -217,17 +177,9 @@ pub(super) fn build(
             let sentence = format!("{} has this gateway's own public key", peer.name);
             return Err(source.error(peer_field(at).key("PublicKey"), sentence));
         }
-        let preshared_key_file = peer
-            .preshared_key_file
-            .as_ref()
-            .map(|file| directory.join(file));
+        let preshared_key_file = peer.preshared_key_file.as_ref().map(|file| directory.join(file));
         let preshared_key = match &preshared_key_file {
-            Some(file) => Some(read_secret(
-                &source,
-                file,
-                peer_field(at).key("PresharedKeyFile"),
-                read_key,
-            )?),
+            Some(file) => Some(read_secret(&source, file, peer_field(at).key("PresharedKeyFile"), read_key)?),
             None => None,
         };
         profile_peers.push(Peer {
@@ -251,10 +203,7 @@ pub(super) fn build(
         virtual_addresses: virtual_addresses(&source).to_vec(),
         private_key,
         private_key_file,
-        wan: Wan {
-            interface: document.wan.interface.clone(),
-            mode: document.wan.mode.unwrap_or_default(),
-        },
+        wan: Wan { interface: document.wan.interface.clone(), mode: document.wan.mode.unwrap_or_default() },
         lan: Lan {
             interfaces: lan.interfaces.clone().unwrap_or_default(),
             mode: lan.mode.unwrap_or_default(),
@@ -276,22 +225,15 @@ fn read_secret<K: FromStr<Err = KeyError>>(
 ) -> Result<K, ProfileError> {
     let complain = |reason: &dyn fmt::Display| format!("{}: {reason}", file.display());
     let text = read_key(file).map_err(|error| source.error(field.clone(), complain(&error)))?;
-    text.parse()
-        .map_err(|error| source.error(field, complain(&error)))
+    text.parse().map_err(|error| source.error(field, complain(&error)))
 }
 
 fn keepalive(seconds: Option<u16>) -> Option<Duration> {
-    seconds
-        .filter(|&seconds| seconds > 0)
-        .map(|seconds| Duration::from_secs(seconds.into()))
+    seconds.filter(|&seconds| seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 fn bare(prefixes: Option<&[Prefix]>) -> Vec<IpNet> {
-    prefixes
-        .unwrap_or_default()
-        .iter()
-        .map(|prefix| prefix.0)
-        .collect()
+    prefixes.unwrap_or_default().iter().map(|prefix| prefix.0).collect()
 }
 
 fn peer_field(at: usize) -> FieldPath {
@@ -303,18 +245,10 @@ fn peers<'a>(source: &'a Source<'_>) -> &'a [PeerDocument] {
 }
 
 fn virtual_addresses<'a>(source: &'a Source<'_>) -> &'a [IpAddr] {
-    source
-        .document
-        .virtual_address
-        .as_ref()
-        .map_or(&[], |addresses| addresses.0.as_slice())
+    source.document.virtual_address.as_ref().map_or(&[], |addresses| addresses.0.as_slice())
 }
 
 fn lan<'a>(source: &'a Source<'_>) -> &'a LanDocument {
-    static NONE: LanDocument = LanDocument {
-        interfaces: None,
-        mode: None,
-        subnets: None,
-    };
+    static NONE: LanDocument = LanDocument { interfaces: None, mode: None, subnets: None };
     source.document.lan.as_ref().unwrap_or(&NONE)
 }

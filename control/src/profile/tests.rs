@@ -56,16 +56,8 @@ fn read_fake_key(file: &Path) -> Result<Zeroizing<String>, KeyFileError> {
 }
 
 fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Profile, ProfileError> {
-    let environment = variables
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-    Profile::parse(
-        text.as_bytes(),
-        Path::new(PATH),
-        &environment,
-        &mut read_fake_key,
-    )
+    let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Profile::parse(text.as_bytes(), Path::new(PATH), &environment, &mut read_fake_key)
 }
 
 fn parse(text: &str) -> Result<Profile, ProfileError> {
@@ -75,9 +67,7 @@ fn parse(text: &str) -> Result<Profile, ProfileError> {
 /// What is wrong with the full profile when `old` is replaced by `new`.
 fn complaint(old: &str, new: &str) -> String {
     assert!(FULL.contains(old), "{old}");
-    let error = parse(&FULL.replacen(old, new, 1))
-        .expect_err(new)
-        .to_string();
+    let error = parse(&FULL.replacen(old, new, 1)).expect_err(new).to_string();
     let error = error.strip_prefix(PATH).expect(&error).to_owned();
     assert!(!error.contains('\n') && !error.contains('`'), "{error}");
     error.trim_start_matches(':').trim_start().to_owned()
@@ -88,48 +78,19 @@ fn the_full_profile() {
     let profile = parse(FULL).unwrap();
     assert_eq!(profile.name.as_str(), "amsterdam");
     assert_eq!(profile.local_port, LocalPort::Pinned(47100));
-    assert_eq!(
-        profile.virtual_addresses,
-        ["100.64.0.1".parse::<IpAddr>().unwrap()]
-    );
-    assert_eq!(
-        profile.private_key_file,
-        Path::new("/etc/penstock/profiles/amsterdam.key")
-    );
-    assert_eq!(
-        profile.wan,
-        Wan {
-            interface: "eth0".into(),
-            mode: WanMode::Auto
-        }
-    );
+    assert_eq!(profile.virtual_addresses, ["100.64.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(profile.private_key_file, Path::new("/etc/penstock/profiles/amsterdam.key"));
+    assert_eq!(profile.wan, Wan { interface: "eth0".into(), mode: WanMode::Auto });
     assert_eq!(profile.lan.interfaces, ["eth1"]);
-    assert_eq!(
-        profile.lan.subnets,
-        ["10.101.0.0/24".parse::<IpNet>().unwrap()]
-    );
-    let [berlin, cairo] = profile.peers.as_slice() else {
-        panic!("two peers")
-    };
-    assert_eq!(
-        berlin.endpoint,
-        Some(Endpoint::Address("192.0.2.2:47100".parse().unwrap()))
-    );
-    assert_eq!(
-        berlin.allowed_ips[1],
-        "fd00:2::/64".parse::<IpNet>().unwrap()
-    );
+    assert_eq!(profile.lan.subnets, ["10.101.0.0/24".parse::<IpNet>().unwrap()]);
+    let [berlin, cairo] = profile.peers.as_slice() else { panic!("two peers") };
+    assert_eq!(berlin.endpoint, Some(Endpoint::Address("192.0.2.2:47100".parse().unwrap())));
+    assert_eq!(berlin.allowed_ips[1], "fd00:2::/64".parse::<IpNet>().unwrap());
     assert_eq!(berlin.persistent_keepalive, Some(Duration::from_secs(25)));
     assert!(berlin.preshared_key.is_none());
-    let host = Endpoint::Host {
-        name: "gateway.cairo.example".into(),
-        port: 47100,
-    };
+    let host = Endpoint::Host { name: "gateway.cairo.example".into(), port: 47100 };
     assert_eq!(cairo.endpoint, Some(host));
-    assert_eq!(
-        cairo.preshared_key_file.as_deref(),
-        Some(Path::new("/etc/penstock/profiles/cairo.psk"))
-    );
+    assert_eq!(cairo.preshared_key_file.as_deref(), Some(Path::new("/etc/penstock/profiles/cairo.psk")));
     assert!(cairo.preshared_key.is_some());
     assert_eq!(cairo.persistent_keepalive, None);
 }
@@ -139,10 +100,7 @@ fn the_smallest_profile_has_defaults() {
     let profile = parse(SMALL).unwrap();
     assert_eq!(profile.local_port, LocalPort::Random);
     assert_eq!(profile.private_key_file, Path::new("/keys/a"));
-    assert_eq!(
-        (profile.wan.mode, profile.lan.mode),
-        (WanMode::Auto, LanMode::Auto)
-    );
+    assert_eq!((profile.wan.mode, profile.lan.mode), (WanMode::Auto, LanMode::Auto));
     assert!(profile.lan.interfaces.is_empty() && profile.peers.is_empty());
     assert_eq!((profile.workers, profile.mtu), (0, None));
     assert!(profile.udp_gso && !profile.busy_poll);
@@ -161,35 +119,19 @@ fn what_it_shows_parses_to_the_same_and_has_no_secret() {
 fn every_field_has_a_variable() {
     let document = serde_json::to_value(parse(FULL).unwrap().document()).unwrap();
     for (key, value) in document.as_object().unwrap() {
-        let inner = value
-            .as_object()
-            .map(|inner| inner.keys().cloned().collect::<Vec<_>>())
-            .unwrap_or_default();
+        let inner = value.as_object().map(|inner| inner.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
         let known = |path: &[&str]| FIELDS.iter().any(|field| field.path == path);
-        assert!(
-            known(&[key]) || inner.iter().all(|name| known(&[key, name])) || key == "Coordinator",
-            "{key}"
-        );
+        assert!(known(&[key]) || inner.iter().all(|name| known(&[key, name])) || key == "Coordinator", "{key}");
     }
     let variables: Vec<_> = FIELDS.iter().map(Field::variable).collect();
-    assert!(
-        variables.contains(&"PENSTOCK_PRIVATE_KEY_FILE".to_owned()),
-        "{variables:?}"
-    );
-    assert!(
-        variables.contains(&"PENSTOCK_WAN_MODE".to_owned()),
-        "{variables:?}"
-    );
+    assert!(variables.contains(&"PENSTOCK_PRIVATE_KEY_FILE".to_owned()), "{variables:?}");
+    assert!(variables.contains(&"PENSTOCK_WAN_MODE".to_owned()), "{variables:?}");
 }
 
 #[test]
 fn shape_errors_name_line_and_field() {
     for (old, new, expected) in [
-        (
-            "\"LocalPort\"",
-            "\"LocalPrt\"",
-            "3:3: field LocalPrt: there is no such field; did you mean LocalPort?",
-        ),
+        ("\"LocalPort\"", "\"LocalPrt\"", "3:3: field LocalPrt: there is no such field; did you mean LocalPort?"),
         (
             "\"Mode\": \"auto\" }",
             "\"Mod\": \"udp\" }",
@@ -205,37 +147,13 @@ fn shape_errors_name_line_and_field() {
             "70000,",
             "3:16: field LocalPort: invalid value: integer 70000, expected a whole number from 0 to 65535",
         ),
-        (
-            "\"auto\" }",
-            "\"fast\" }",
-            "6:41: field Wan.Mode: \"fast\" is none of auto, xdp, udp",
-        ),
-        (
-            "\"auto\",",
-            "\"udp\",",
-            "9:13: field Lan.Mode: \"udp\" is none of auto, xdp, tun",
-        ),
+        ("\"auto\" }", "\"fast\" }", "6:41: field Wan.Mode: \"fast\" is none of auto, xdp, udp"),
+        ("\"auto\",", "\"udp\",", "9:13: field Lan.Mode: \"udp\" is none of auto, xdp, tun"),
         ("  \"Name\": \"amsterdam\",\n", "", "1:1: Name is missing"),
-        (
-            "\"Interface\": \"eth0\", ",
-            "",
-            "6:10: field Wan: Interface is missing",
-        ),
-        (
-            "\"Name\": \"cairo\",",
-            "",
-            "22:5: field Peers[1]: Name is missing",
-        ),
-        (
-            "\"Workers\": 0",
-            "\"Name\": 0",
-            "12:3: field Name: given twice in one object",
-        ),
-        (
-            "\"Peers\"",
-            "\"Sites\"",
-            "13:3: field Sites: there is no such field; here are ",
-        ),
+        ("\"Interface\": \"eth0\", ", "", "6:10: field Wan: Interface is missing"),
+        ("\"Name\": \"cairo\",", "", "22:5: field Peers[1]: Name is missing"),
+        ("\"Workers\": 0", "\"Name\": 0", "12:3: field Name: given twice in one object"),
+        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; here are "),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
@@ -245,96 +163,28 @@ fn shape_errors_name_line_and_field() {
 #[test]
 fn value_errors_name_line_and_field() {
     for (old, new, expected) in [
-        (
-            "\"amsterdam\"",
-            "\"a/b\"",
-            "2:11: field Name: \"a/b\" is no name: ",
-        ),
-        (
-            "\"amsterdam\"",
-            "\"sixteen-letters!\"",
-            "2:11: field Name: \"sixteen-letters!\" is no name: ",
-        ),
-        (
-            "\"amsterdam\"",
-            "\"all\"",
-            "2:11: field Name: \"all\" is reserved",
-        ),
-        (
-            "\"amsterdam\"",
-            "\"eth0\"",
-            "6:25: field Wan.Interface: eth0 is the gateway's Name",
-        ),
-        (
-            "100.64.0.1",
-            "100.64.0.1/24",
-            "4:21: field VirtualAddress: \"100.64.0.1/24\" is no IP address",
-        ),
-        (
-            "\"100.64.0.1\"",
-            "[\"100.64.0.1\", \"100.64.0.2\"]",
-            "4:21: field VirtualAddress: at most one IPv4",
-        ),
-        (
-            "\"100.64.0.1\"",
-            "[\"fd00::1\", \"x\"]",
-            "4:21: field VirtualAddress: \"x\" is no IP address",
-        ),
-        (
-            "[\"eth1\"]",
-            "[\"eth0\"]",
-            "8:20: field Lan.Interfaces[0]: eth0 is already Wan.Interface",
-        ),
-        (
-            "[\"eth1\"]",
-            "[\"eth/1\"]",
-            "8:20: field Lan.Interfaces[0]: \"eth/1\" cannot be a network interface",
-        ),
-        (
-            "10.101.0.0/24",
-            "10.101.0.0/33",
-            "10:17: field Lan.Subnets[0]: \"10.101.0.0/33\" is no prefix",
-        ),
-        (
-            "\"Workers\": 0",
-            "\"Workers\": 257",
-            "12:14: field Workers: 257 workers are more",
-        ),
-        (
-            "\"Mtu\": 1400",
-            "\"Mtu\": 575",
-            "30:10: field Mtu: 575 is not from 576 to 9000",
-        ),
+        ("\"amsterdam\"", "\"a/b\"", "2:11: field Name: \"a/b\" is no name: "),
+        ("\"amsterdam\"", "\"sixteen-letters!\"", "2:11: field Name: \"sixteen-letters!\" is no name: "),
+        ("\"amsterdam\"", "\"all\"", "2:11: field Name: \"all\" is reserved"),
+        ("\"amsterdam\"", "\"eth0\"", "6:25: field Wan.Interface: eth0 is the gateway's Name"),
+        ("100.64.0.1", "100.64.0.1/24", "4:21: field VirtualAddress: \"100.64.0.1/24\" is no IP address"),
+        ("\"100.64.0.1\"", "[\"100.64.0.1\", \"100.64.0.2\"]", "4:21: field VirtualAddress: at most one IPv4"),
+        ("\"100.64.0.1\"", "[\"fd00::1\", \"x\"]", "4:21: field VirtualAddress: \"x\" is no IP address"),
+        ("[\"eth1\"]", "[\"eth0\"]", "8:20: field Lan.Interfaces[0]: eth0 is already Wan.Interface"),
+        ("[\"eth1\"]", "[\"eth/1\"]", "8:20: field Lan.Interfaces[0]: \"eth/1\" cannot be a network interface"),
+        ("10.101.0.0/24", "10.101.0.0/33", "10:17: field Lan.Subnets[0]: \"10.101.0.0/33\" is no prefix"),
+        ("\"Workers\": 0", "\"Workers\": 257", "12:14: field Workers: 257 workers are more"),
+        ("\"Mtu\": 1400", "\"Mtu\": 575", "30:10: field Mtu: 575 is not from 576 to 9000"),
         (
             "192.0.2.2:47100",
             "192.0.2.256:47100",
             "18:19: field Peers[0].Endpoint: \"192.0.2.256:47100\" is no endpoint",
         ),
-        (
-            "192.0.2.2:47100",
-            "192.0.2.2",
-            "18:19: field Peers[0].Endpoint: \"192.0.2.2\" is no endpoint",
-        ),
-        (
-            "192.0.2.2:47100",
-            "192.0.2.2:0",
-            "18:19: field Peers[0].Endpoint: \"192.0.2.2:0\" has port 0",
-        ),
-        (
-            "\"berlin\"",
-            "\"\"",
-            "15:15: field Peers[0].Name: \"\" is no name",
-        ),
-        (
-            "xTIBA5rb",
-            "xTIBA5r",
-            "16:20: field Peers[0].PublicKey: a key is 44 characters",
-        ),
-        (
-            "\"Mtu\": 1400",
-            "\"Metrics\": 9586",
-            "30:14: field Metrics: invalid type: integer 9586",
-        ),
+        ("192.0.2.2:47100", "192.0.2.2", "18:19: field Peers[0].Endpoint: \"192.0.2.2\" is no endpoint"),
+        ("192.0.2.2:47100", "192.0.2.2:0", "18:19: field Peers[0].Endpoint: \"192.0.2.2:0\" has port 0"),
+        ("\"berlin\"", "\"\"", "15:15: field Peers[0].Name: \"\" is no name"),
+        ("xTIBA5rb", "xTIBA5r", "16:20: field Peers[0].PublicKey: a key is 44 characters"),
+        ("\"Mtu\": 1400", "\"Metrics\": 9586", "30:14: field Metrics: invalid type: integer 9586"),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
@@ -344,11 +194,7 @@ fn value_errors_name_line_and_field() {
 #[test]
 fn rules_name_both_sides() {
     for (old, new, expected) in [
-        (
-            "\"cairo\"",
-            "\"berlin\"",
-            "23:15: field Peers[1].Name: there are two peers named berlin",
-        ),
+        ("\"cairo\"", "\"berlin\"", "23:15: field Peers[1].Name: there are two peers named berlin"),
         (
             "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=",
             "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
@@ -384,11 +230,7 @@ fn rules_name_both_sides() {
             "\"Metrics\": \"127.0.0.1:9586\"",
             "30:14: field Metrics: this version serves no metrics yet",
         ),
-        (
-            "\"amsterdam.key\"",
-            "\"x.missing\"",
-            "5:21: field PrivateKeyFile: /etc/penstock/profiles/x.missing: ",
-        ),
+        ("\"amsterdam.key\"", "\"x.missing\"", "5:21: field PrivateKeyFile: /etc/penstock/profiles/x.missing: "),
         (
             "\"amsterdam.key\"",
             "\"x.exposed\"",
@@ -400,9 +242,7 @@ fn rules_name_both_sides() {
             "25:27: field Peers[1].PresharedKeyFile: /etc/penstock/profiles/x.garbage: a key",
         ),
     ] {
-        let error = parse(&FULL.replacen(old, new, 1))
-            .expect_err(new)
-            .to_string();
+        let error = parse(&FULL.replacen(old, new, 1)).expect_err(new).to_string();
         let error = error.strip_prefix(&format!("{PATH}:")).unwrap_or(&error);
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
@@ -411,9 +251,7 @@ fn rules_name_both_sides() {
 #[test]
 fn a_wider_prefix_may_hold_a_narrower_one() {
     // A hub with the default route, and a site inside another's prefix.
-    let text =
-        FULL.replacen("10.102.0.0/24", "0.0.0.0/0", 1)
-            .replacen("10.103.0.0/24", "10.0.0.0/8", 1);
+    let text = FULL.replacen("10.102.0.0/24", "0.0.0.0/0", 1).replacen("10.103.0.0/24", "10.0.0.0/8", 1);
     assert!(parse(&text).is_ok());
 }
 
@@ -447,46 +285,16 @@ fn variables_override_fields() {
 #[test]
 fn errors_of_variables_name_them() {
     for (variable, value, expected) in [
-        (
-            "PENSTOCK_LOCAL_PORT",
-            "many",
-            "PENSTOCK_LOCAL_PORT: field LocalPort: \"many\" is not a whole number",
-        ),
-        (
-            "PENSTOCK_LOCAL_PORT",
-            "65536",
-            "PENSTOCK_LOCAL_PORT: field LocalPort: invalid value: integer 65536",
-        ),
-        (
-            "PENSTOCK_WAN_MODE",
-            "tun",
-            "PENSTOCK_WAN_MODE: field Wan.Mode: \"tun\" is none of auto, xdp, udp",
-        ),
-        (
-            "PENSTOCK_BUSY_POLL",
-            "yes",
-            "PENSTOCK_BUSY_POLL: field BusyPoll: \"yes\" is neither true nor false",
-        ),
+        ("PENSTOCK_LOCAL_PORT", "many", "PENSTOCK_LOCAL_PORT: field LocalPort: \"many\" is not a whole number"),
+        ("PENSTOCK_LOCAL_PORT", "65536", "PENSTOCK_LOCAL_PORT: field LocalPort: invalid value: integer 65536"),
+        ("PENSTOCK_WAN_MODE", "tun", "PENSTOCK_WAN_MODE: field Wan.Mode: \"tun\" is none of auto, xdp, udp"),
+        ("PENSTOCK_BUSY_POLL", "yes", "PENSTOCK_BUSY_POLL: field BusyPoll: \"yes\" is neither true nor false"),
         ("PENSTOCK_NAME", "", "PENSTOCK_NAME: field Name: "),
-        (
-            "PENSTOCK_LAN_SUBNETS",
-            "10.0.0.0/8,x",
-            "PENSTOCK_LAN_SUBNETS: field Lan.Subnets[1]: \"x\" is no prefix",
-        ),
-        (
-            "PENSTOCK_PEERS",
-            "[{}]",
-            "PENSTOCK_PEERS: field Peers[0]: Name is missing",
-        ),
-        (
-            "PENSTOCK_PRIVATE_KEY_FILE",
-            "x.exposed",
-            "PENSTOCK_PRIVATE_KEY_FILE: field PrivateKeyFile: /etc/",
-        ),
+        ("PENSTOCK_LAN_SUBNETS", "10.0.0.0/8,x", "PENSTOCK_LAN_SUBNETS: field Lan.Subnets[1]: \"x\" is no prefix"),
+        ("PENSTOCK_PEERS", "[{}]", "PENSTOCK_PEERS: field Peers[0]: Name is missing"),
+        ("PENSTOCK_PRIVATE_KEY_FILE", "x.exposed", "PENSTOCK_PRIVATE_KEY_FILE: field PrivateKeyFile: /etc/"),
     ] {
-        let error = parse_with(FULL, &[(variable, value)])
-            .expect_err(variable)
-            .to_string();
+        let error = parse_with(FULL, &[(variable, value)]).expect_err(variable).to_string();
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
 }
@@ -495,39 +303,19 @@ fn errors_of_variables_name_them() {
 fn what_is_not_json_is_refused_with_its_line() {
     for (text, expected) in [
         ("", "1:1: this is not JSON: EOF"),
-        (
-            "{\n  \"Name\" \"a\"\n}",
-            "2:10: this is not JSON: expected :",
-        ),
+        ("{\n  \"Name\" \"a\"\n}", "2:10: this is not JSON: expected :"),
         ("[]", "1:1: a profile is a JSON object"),
         ("{}\n{}", "2:1: this is not JSON: trailing characters"),
         ("{ // comment\n}", "1:3: this is not JSON"),
-        (
-            &"[".repeat(100_000),
-            "1:128: this is not JSON: recursion limit exceeded",
-        ),
+        (&"[".repeat(100_000), "1:128: this is not JSON: recursion limit exceeded"),
     ] {
         let error = parse(text).unwrap_err().to_string().replace('`', "");
-        assert!(
-            error.starts_with(&format!("{PATH}:{expected}")),
-            "{error}\n{expected}"
-        );
+        assert!(error.starts_with(&format!("{PATH}:{expected}")), "{error}\n{expected}");
     }
-    let error = Profile::parse(
-        b"{\"Name\": \"\xff\"}",
-        Path::new(PATH),
-        &Environment::default(),
-        &mut read_fake_key,
-    );
+    let error = Profile::parse(b"{\"Name\": \"\xff\"}", Path::new(PATH), &Environment::default(), &mut read_fake_key);
     assert_eq!(error.unwrap_err().line_number(), Some(1));
     let long = vec![b' '; FILE_LIMIT as usize + 1];
-    let error = Profile::parse(
-        &long,
-        Path::new(PATH),
-        &Environment::default(),
-        &mut read_fake_key,
-    )
-    .unwrap_err();
+    let error = Profile::parse(&long, Path::new(PATH), &Environment::default(), &mut read_fake_key).unwrap_err();
     assert!(error.to_string().contains("longer than"), "{error}");
 }
 
@@ -539,54 +327,27 @@ fn no_cut_or_changed_profile_panics() {
         let mut text = FULL.as_bytes().to_vec();
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         text[cut] = (random >> 24) as u8;
-        let _ = Profile::parse(
-            &text,
-            Path::new(PATH),
-            &Environment::default(),
-            &mut read_fake_key,
-        );
+        let _ = Profile::parse(&text, Path::new(PATH), &Environment::default(), &mut read_fake_key);
     }
 }
 
 #[test]
 fn load_says_what_file_is_not_there() {
-    let error =
-        Profile::load(Path::new("/nonexistent/a.profile"), &Environment::default()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("/nonexistent/a.profile: No such file"),
-        "{error}"
-    );
+    let error = Profile::load(Path::new("/nonexistent/a.profile"), &Environment::default()).unwrap_err();
+    assert!(error.to_string().starts_with("/nonexistent/a.profile: No such file"), "{error}");
 }
 
 #[test]
 fn edits_leave_the_rest_as_it_was() {
-    let edited = edit(
-        FULL,
-        &["LocalPort=0", "Peers.cairo.Endpoint=[2001:db8::1]:5"],
-    )
-    .unwrap();
-    let expected = FULL.replacen("47100", "0", 1).replacen(
-        "gateway.cairo.example:47100",
-        "[2001:db8::1]:5",
-        1,
-    );
+    let edited = edit(FULL, &["LocalPort=0", "Peers.cairo.Endpoint=[2001:db8::1]:5"]).unwrap();
+    let expected = FULL.replacen("47100", "0", 1).replacen("gateway.cairo.example:47100", "[2001:db8::1]:5", 1);
     assert_eq!(edited, expected);
 }
 
 #[test]
 fn edits_add_and_remove_fields() {
-    let edited = edit(
-        SMALL,
-        &[
-            "Mtu=1400",
-            "Lan.Interfaces=eth1,eth2",
-            "Wan.Mode=udp",
-            "VirtualAddress=fd00::1",
-        ],
-    )
-    .unwrap();
+    let edited =
+        edit(SMALL, &["Mtu=1400", "Lan.Interfaces=eth1,eth2", "Wan.Mode=udp", "VirtualAddress=fd00::1"]).unwrap();
     let profile = parse(&edited).unwrap();
     assert_eq!(profile.mtu, Some(1400));
     assert_eq!(profile.lan.interfaces, ["eth1", "eth2"]);
@@ -601,18 +362,9 @@ fn impossible_edits_are_refused() {
     for (assignment, expected) in [
         ("LocalPort", "\"LocalPort\" is not KEY=VALUE"),
         ("LocalPrt=1", "there is no field LocalPrt"),
-        (
-            "LocalPort=x",
-            "field LocalPort: \"x\" is not a whole number",
-        ),
-        (
-            "Peers.oslo.Endpoint=1.2.3.4:5",
-            "there is no peer named oslo",
-        ),
-        (
-            "Peers.berlin.Nonsense=1",
-            "there is no field Peers.berlin.Nonsense",
-        ),
+        ("LocalPort=x", "field LocalPort: \"x\" is not a whole number"),
+        ("Peers.oslo.Endpoint=1.2.3.4:5", "there is no peer named oslo"),
+        ("Peers.berlin.Nonsense=1", "there is no field Peers.berlin.Nonsense"),
     ] {
         let error = edit(FULL, &[assignment]).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}\n{expected}");

@@ -58,19 +58,11 @@ fn write_peer(text: &mut String, peer: &PeerState) -> std::fmt::Result {
     }
     let handshake = peer.last_handshake.unwrap_or_default();
     writeln!(text, "last_handshake_time_sec={}", handshake.as_secs())?;
-    writeln!(
-        text,
-        "last_handshake_time_nsec={}",
-        handshake.subsec_nanos()
-    )?;
+    writeln!(text, "last_handshake_time_nsec={}", handshake.subsec_nanos())?;
     writeln!(text, "tx_bytes={}", peer.tx_bytes)?;
     writeln!(text, "rx_bytes={}", peer.rx_bytes)?;
     let keepalive = peer.persistent_keepalive.unwrap_or_default();
-    writeln!(
-        text,
-        "persistent_keepalive_interval={}",
-        keepalive.as_secs()
-    )?;
+    writeln!(text, "persistent_keepalive_interval={}", keepalive.as_secs())?;
     for prefix in &peer.allowed_ips {
         writeln!(text, "allowed_ip={prefix}")?;
     }

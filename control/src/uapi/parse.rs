@@ -10,8 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{
-    ALLOWED_IP_LIMIT, Change, Errno, LINE_LIMIT, Operation, PEER_LIMIT, REQUEST_LIMIT,
-    SetAllowedIp, SetDevice, SetPeer,
+    ALLOWED_IP_LIMIT, Change, Errno, LINE_LIMIT, Operation, PEER_LIMIT, REQUEST_LIMIT, SetAllowedIp, SetDevice, SetPeer,
 };
 use crate::key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 
@@ -21,11 +20,7 @@ use crate::key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 /// What to answer.
 pub fn parse(text: &[u8]) -> Result<Operation, Errno> {
     let mut parser = Parser::default();
-    for line in text
-        .strip_suffix(b"\n")
-        .unwrap_or(text)
-        .split(|&b| b == b'\n')
-    {
+    for line in text.strip_suffix(b"\n").unwrap_or(text).split(|&b| b == b'\n') {
         if let Progress::Done(request) = parser.line(line) {
             return request;
         }
@@ -102,12 +97,7 @@ fn first(key: &str, value: &str) -> Result<Operation, Errno> {
     }
 }
 
-fn set(
-    device: &mut SetDevice,
-    allowed_ips: &mut usize,
-    key: &str,
-    value: &str,
-) -> Result<(), Errno> {
+fn set(device: &mut SetDevice, allowed_ips: &mut usize, key: &str, value: &str) -> Result<(), Errno> {
     if key == "public_key" {
         if device.peers.len() == PEER_LIMIT {
             return Err(Errno::TooLarge);
@@ -183,11 +173,7 @@ fn change<K>(key: Result<K, KeyError>) -> Result<Change<K>, Errno> {
 
 /// The protocol knows flags that are set, not such that are not.
 fn flag(value: &str) -> Result<bool, Errno> {
-    if value == "true" {
-        Ok(true)
-    } else {
-        Err(Errno::Invalid)
-    }
+    if value == "true" { Ok(true) } else { Err(Errno::Invalid) }
 }
 
 fn number<N: str::FromStr>(value: &str) -> Result<N, Errno> {

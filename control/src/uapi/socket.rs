@@ -57,11 +57,7 @@ pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service> {
     let (sender, requests) = mpsc::channel(1);
     let mut task = JoinSet::new();
     task.spawn(accept(listener, sender));
-    Ok(Service {
-        requests,
-        _file: file,
-        _task: task,
-    })
+    Ok(Service { requests, _file: file, _task: task })
 }
 
 async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
@@ -95,12 +91,7 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
 }
 
 async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
-    let mut client = Client {
-        stream,
-        buffer: Zeroizing::new([0; BUFFER]),
-        start: 0,
-        end: 0,
-    };
+    let mut client = Client { stream, buffer: Zeroizing::new([0; BUFFER]), start: 0, end: 0 };
     loop {
         let Some(request) = timeout(CLIENT_PATIENCE, client.request()).await?? else {
             return Ok(());
@@ -108,10 +99,7 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
         let (answer, last) = match request {
             Ok(operation) => (answer(operation, requests).await, false),
             // The rest of the request was not read: what follows cannot be told from it.
-            Err(errno) => (
-                Zeroizing::new(format_errno(Err(errno))),
-                errno == Errno::TooLarge,
-            ),
+            Err(errno) => (Zeroizing::new(format_errno(Err(errno))), errno == Errno::TooLarge),
         };
         timeout(CLIENT_PATIENCE, client.stream.write_all(answer.as_bytes())).await??;
         if last {
@@ -125,31 +113,17 @@ async fn answer(operation: Operation, requests: &mpsc::Sender<Request>) -> Zeroi
         match operation {
             Operation::Get => {
                 let (reply, answer) = oneshot::channel();
-                requests
-                    .send(Request::Get { reply })
-                    .await
-                    .map_err(|_| Errno::Io)?;
-                answer
-                    .await
-                    .map_err(|_| Errno::Io)?
-                    .map(|device| format_get(&device))
+                requests.send(Request::Get { reply }).await.map_err(|_| Errno::Io)?;
+                answer.await.map_err(|_| Errno::Io)?.map(|device| format_get(&device))
             }
             Operation::Set(change) => {
                 let (reply, answer) = oneshot::channel();
-                requests
-                    .send(Request::Set { change, reply })
-                    .await
-                    .map_err(|_| Errno::Io)?;
-                answer
-                    .await
-                    .map_err(|_| Errno::Io)?
-                    .map(|()| Zeroizing::new(format_errno(Ok(()))))
+                requests.send(Request::Set { change, reply }).await.map_err(|_| Errno::Io)?;
+                answer.await.map_err(|_| Errno::Io)?.map(|()| Zeroizing::new(format_errno(Ok(()))))
             }
         }
     };
-    let outcome = timeout(GATEWAY_PATIENCE, answer)
-        .await
-        .unwrap_or(Err(Errno::Io));
+    let outcome = timeout(GATEWAY_PATIENCE, answer).await.unwrap_or(Err(Errno::Io));
     outcome.unwrap_or_else(|errno| Zeroizing::new(format_errno(Err(errno))))
 }
 

@@ -28,40 +28,22 @@ fn set(text: &str) -> Result<SetDevice, Errno> {
 
 /// A request about one peer.
 fn set_peer(lines: &str) -> Result<SetPeer, Errno> {
-    Ok(set(&format!("set=1\npublic_key={KEY}\n{lines}\n\n"))?
-        .peers
-        .remove(0))
+    Ok(set(&format!("set=1\npublic_key={KEY}\n{lines}\n\n"))?.peers.remove(0))
 }
 
 #[test]
 fn captured_requests() {
     assert_eq!(parse(b"get=1\n\n"), Ok(Operation::Get));
     let change = set(CAPTURED_SET).unwrap();
-    assert_eq!(
-        (change.listen_port, change.fwmark, change.replace_peers),
-        (Some(7000), Some(16), false)
-    );
+    assert_eq!((change.listen_port, change.fwmark, change.replace_peers), (Some(7000), Some(16), false));
     assert_eq!(change.private_key, Change::Keep);
     let peer = &change.peers[0];
     assert_eq!(peer.public_key.to_hex(), KEY);
     assert!(matches!(peer.preshared_key, Change::To(_)));
     assert_eq!(peer.endpoint, Some("[fd00::1]:5".parse().unwrap()));
-    assert_eq!(
-        peer.persistent_keepalive,
-        Change::To(Duration::from_secs(25))
-    );
-    let allowed: Vec<_> = peer
-        .allowed_ips
-        .iter()
-        .map(|ip| (ip.prefix.to_string(), ip.remove))
-        .collect();
-    assert_eq!(
-        allowed,
-        [
-            ("10.0.0.0/24".to_owned(), false),
-            ("fd00::/8".to_owned(), false)
-        ]
-    );
+    assert_eq!(peer.persistent_keepalive, Change::To(Duration::from_secs(25)));
+    let allowed: Vec<_> = peer.allowed_ips.iter().map(|ip| (ip.prefix.to_string(), ip.remove)).collect();
+    assert_eq!(allowed, [("10.0.0.0/24".to_owned(), false), ("fd00::/8".to_owned(), false)]);
 
     let change = set(CAPTURED_SETCONF).unwrap();
     assert!(matches!(change.private_key, Change::To(_)) && change.replace_peers);
@@ -78,35 +60,17 @@ fn every_key_of_a_peer() {
     ))
     .unwrap();
     assert!(peer.update_only && peer.remove && !peer.replace_allowed_ips);
-    assert_eq!(
-        (peer.preshared_key, peer.persistent_keepalive),
-        (Change::Clear, Change::Clear)
-    );
-    let allowed: Vec<_> = peer
-        .allowed_ips
-        .iter()
-        .map(|ip| (ip.prefix.to_string(), ip.remove))
-        .collect();
-    let expected = [
-        ("10.0.0.0/8", true),
-        ("10.1.0.0/16", false),
-        ("fd00::1/128", false),
-    ];
-    assert!(
-        allowed
-            .iter()
-            .map(|(prefix, remove)| (prefix.as_str(), *remove))
-            .eq(expected)
-    );
+    assert_eq!((peer.preshared_key, peer.persistent_keepalive), (Change::Clear, Change::Clear));
+    let allowed: Vec<_> = peer.allowed_ips.iter().map(|ip| (ip.prefix.to_string(), ip.remove)).collect();
+    let expected = [("10.0.0.0/8", true), ("10.1.0.0/16", false), ("fd00::1/128", false)];
+    assert!(allowed.iter().map(|(prefix, remove)| (prefix.as_str(), *remove)).eq(expected));
     // The newer way of asking for a link-local endpoint.
     assert!(set_peer("endpoint=[fe80::1%2]:5").is_ok());
 }
 
 #[test]
 fn a_peer_may_occur_twice_in_order() {
-    let change = set(&format!(
-        "set=1\npublic_key={KEY}\nremove=true\npublic_key={KEY}\nallowed_ip=10.0.0.0/8\n\n"
-    ));
+    let change = set(&format!("set=1\npublic_key={KEY}\nremove=true\npublic_key={KEY}\nallowed_ip=10.0.0.0/8\n\n"));
     let peers = change.unwrap().peers;
     assert!(peers[0].remove && !peers[1].remove && peers[1].allowed_ips.len() == 1);
 }
@@ -155,22 +119,13 @@ fn wrong_requests() {
 fn limits() {
     let long = format!("set=1\nfwmark={}\n\n", "0".repeat(LINE_LIMIT));
     assert_eq!(parse(long.as_bytes()), Err(Errno::Invalid));
-    let peers = format!(
-        "set=1\n{}\n",
-        format!("public_key={KEY}\n").repeat(PEER_LIMIT)
-    );
+    let peers = format!("set=1\n{}\n", format!("public_key={KEY}\n").repeat(PEER_LIMIT));
     assert_eq!(set(&peers).unwrap().peers.len(), PEER_LIMIT);
-    let peers = format!(
-        "set=1\n{}\n",
-        format!("public_key={KEY}\n").repeat(PEER_LIMIT + 1)
-    );
+    let peers = format!("set=1\n{}\n", format!("public_key={KEY}\n").repeat(PEER_LIMIT + 1));
     assert_eq!(parse(peers.as_bytes()), Err(Errno::TooLarge));
     let prefixes = "allowed_ip=::/0\n".repeat(ALLOWED_IP_LIMIT + 1);
     assert_eq!(set_peer(prefixes.trim_end()).err(), Some(Errno::TooLarge));
-    let endless = format!(
-        "set=1\n{}",
-        "listen_port=1\n".repeat(REQUEST_LIMIT / 14 + 1)
-    );
+    let endless = format!("set=1\n{}", "listen_port=1\n".repeat(REQUEST_LIMIT / 14 + 1));
     assert_eq!(parse(endless.as_bytes()), Err(Errno::TooLarge));
 }
 
@@ -200,10 +155,7 @@ fn no_cut_or_changed_request_panics() {
 #[test]
 fn requests_show_no_secrets() {
     let shown = format!("{:?}", set(CAPTURED_SET).unwrap());
-    assert!(
-        !shown.contains("84f1e6df") && !shown.contains("132, 241"),
-        "{shown}"
-    );
+    assert!(!shown.contains("84f1e6df") && !shown.contains("132, 241"), "{shown}");
 }
 
 #[test]

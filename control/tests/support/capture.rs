@@ -35,22 +35,11 @@ impl Capture {
         let file = scratch.join(format!("capture-{number}.pcap"));
         let log = scratch.join(format!("capture-{number}.log"));
         let path = file.to_str().expect("UTF-8");
-        let mut words = vec![
-            "tcpdump",
-            "-Z",
-            "root",
-            "-n",
-            "-U",
-            "--immediate-mode",
-            "-s",
-            "0",
-        ];
+        let mut words = vec!["tcpdump", "-Z", "root", "-n", "-U", "--immediate-mode", "-s", "0"];
         words.extend(["-B", "32768", "-i", interface, "-w", path]);
         words.extend(filter.split_whitespace());
         let process = namespace.spawn(&words, &log);
-        eventually(PATIENCE, "tcpdump listens", || {
-            process.log().contains("listening on")
-        });
+        eventually(PATIENCE, "tcpdump listens", || process.log().contains("listening on"));
         Self { process, file }
     }
 
@@ -70,11 +59,7 @@ impl Capture {
 
 /// The frames of a little-endian pcap file; a cut-off last one is left out.
 fn frames(file: &[u8]) -> Vec<Frame> {
-    assert_eq!(
-        file.get(..4),
-        Some([0xd4, 0xc3, 0xb2, 0xa1].as_slice()),
-        "a pcap file"
-    );
+    assert_eq!(file.get(..4), Some([0xd4, 0xc3, 0xb2, 0xa1].as_slice()), "a pcap file");
     let mut rest = &file[24..];
     let mut frames = Vec::new();
     while let Some((header, after)) = rest.split_at_checked(16) {
@@ -82,9 +67,7 @@ fn frames(file: &[u8]) -> Vec<Frame> {
         let Some((bytes, after)) = after.split_at_checked(length as usize) else {
             break;
         };
-        frames.push(Frame {
-            bytes: bytes.to_vec(),
-        });
+        frames.push(Frame { bytes: bytes.to_vec() });
         rest = after;
     }
     frames
@@ -102,28 +85,14 @@ impl Frame {
                 let (source, destination) = (Ipv4Addr::from(source), Ipv4Addr::from(destination));
                 let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
                 // A super-packet on a veth says 0.
-                let end = if length == 0 {
-                    packet.len()
-                } else {
-                    length.min(packet.len())
-                };
-                Some((
-                    source.into(),
-                    destination.into(),
-                    packet[9],
-                    packet.get(header..end)?,
-                ))
+                let end = if length == 0 { packet.len() } else { length.min(packet.len()) };
+                Some((source.into(), destination.into(), packet[9], packet.get(header..end)?))
             }
             [0x86, 0xdd] => {
                 let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
                 let destination: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
                 let (source, destination) = (Ipv6Addr::from(source), Ipv6Addr::from(destination));
-                Some((
-                    source.into(),
-                    destination.into(),
-                    packet[6],
-                    packet.get(40..)?,
-                ))
+                Some((source.into(), destination.into(), packet[6], packet.get(40..)?))
             }
             _ => None,
         }
@@ -152,36 +121,23 @@ impl Frame {
 
     pub fn is_clear_text(&self, topology: &Topology) -> bool {
         let inside = |address| topology.a.is_inside(address) || topology.b.is_inside(address);
-        self.ip()
-            .is_some_and(|(source, destination, ..)| inside(source) || inside(destination))
-            || self
-                .bytes
-                .windows(CLEAR_TEXT_MARKER.len())
-                .any(|part| part == CLEAR_TEXT_MARKER)
+        self.ip().is_some_and(|(source, destination, ..)| inside(source) || inside(destination))
+            || self.bytes.windows(CLEAR_TEXT_MARKER.len()).any(|part| part == CLEAR_TEXT_MARKER)
     }
 }
 
 /// Panics with the first packet of the sites that is readable.
 pub fn assert_no_clear_text(frames: &[Frame], topology: &Topology) {
-    let leaks: Vec<_> = frames
-        .iter()
-        .filter(|frame| frame.is_clear_text(topology))
-        .collect();
+    let leaks: Vec<_> = frames.iter().filter(|frame| frame.is_clear_text(topology)).collect();
     if let Some(first) = leaks.first() {
-        let header = first.ip().map(|(source, destination, protocol, _)| {
-            format!("{source} to {destination}, protocol {protocol}")
-        });
-        panic!(
-            "{} packets in clear text on the WAN, the first {header:?}",
-            leaks.len()
-        );
+        let header = first
+            .ip()
+            .map(|(source, destination, protocol, _)| format!("{source} to {destination}, protocol {protocol}"));
+        panic!("{} packets in clear text on the WAN, the first {header:?}", leaks.len());
     }
 }
 
 /// How many messages of one type `frames` hold.
 pub fn count_messages(frames: &[Frame], kind: u8) -> usize {
-    frames
-        .iter()
-        .filter(|frame| frame.message_type() == Some(kind))
-        .count()
+    frames.iter().filter(|frame| frame.message_type() == Some(kind)).count()
 }

@@ -22,10 +22,7 @@ pub fn genpsk() -> String {
 }
 
 pub fn pubkey(private: &str) -> String {
-    wg_with_input(&["pubkey"], private)
-        .expect("a private key")
-        .trim()
-        .to_owned()
+    wg_with_input(&["pubkey"], private).expect("a private key").trim().to_owned()
 }
 
 fn wg_with_input(arguments: &[&str], input: &str) -> Result<String, String> {
@@ -37,11 +34,7 @@ fn wg_with_input(arguments: &[&str], input: &str) -> Result<String, String> {
         .spawn()
         .expect("wg starts");
     // wg may not read its input at all.
-    let _ = child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(input.as_bytes());
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
     let output = child.wait_with_output().expect("wg ends");
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -28,27 +28,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const XDP: Self = Self::Penstock {
-        wan: "xdp",
-        lan: "xdp",
-    };
-    pub const SOCKET: Self = Self::Penstock {
-        wan: "udp",
-        lan: "tun",
-    };
+    pub const XDP: Self = Self::Penstock { wan: "xdp", lan: "xdp" };
+    pub const SOCKET: Self = Self::Penstock { wan: "udp", lan: "tun" };
     /// Every pair of WAN and LAN modes.
-    pub const MODES: [Self; 4] = [
-        Self::XDP,
-        Self::Penstock {
-            wan: "xdp",
-            lan: "tun",
-        },
-        Self::Penstock {
-            wan: "udp",
-            lan: "xdp",
-        },
-        Self::SOCKET,
-    ];
+    pub const MODES: [Self; 4] =
+        [Self::XDP, Self::Penstock { wan: "xdp", lan: "tun" }, Self::Penstock { wan: "udp", lan: "xdp" }, Self::SOCKET];
 
     /// The program of an implementation that is not Penstock.
     pub fn program(self) -> Option<&'static str> {
@@ -107,10 +91,7 @@ impl GatewayConfig {
     /// A gateway of `site` with fresh keys and no peers.
     pub fn new(site: &Site, kind: Kind) -> Self {
         let virtual_address = site.virtual_address().to_string();
-        Self {
-            subnets: site.subnets(),
-            ..Self::elsewhere(kind, &virtual_address)
-        }
+        Self { subnets: site.subnets(), ..Self::elsewhere(kind, &virtual_address) }
     }
 
     /// A gateway outside the two sites, with fresh keys and no peers.
@@ -147,8 +128,7 @@ impl GatewayConfig {
 
     /// Makes Penstock start a new handshake every `seconds`, not every two minutes.
     pub fn rekey_after(&mut self, seconds: u32) {
-        self.environment
-            .push(("PENSTOCK_TEST_REKEY_AFTER_SECONDS", seconds.to_string()));
+        self.environment.push(("PENSTOCK_TEST_REKEY_AFTER_SECONDS", seconds.to_string()));
     }
 
     /// The profile as JSON; key files are written beside it.
@@ -222,13 +202,7 @@ impl Gateway {
         }
         let namespace = namespace.clone();
         let process = spawn(&config, &namespace, &profile, &log);
-        let mut gateway = Self {
-            config,
-            process,
-            namespace,
-            profile,
-            log,
-        };
+        let mut gateway = Self { config, process, namespace, profile, log };
         gateway.await_ready();
         gateway
     }
@@ -243,11 +217,7 @@ impl Gateway {
         let name = self.config.name.clone();
         eventually(PATIENCE, &format!("{name} has its API socket"), || {
             let ended = self.process.ended();
-            assert!(
-                ended.is_none(),
-                "{name} has ended, {ended:?}: {}",
-                self.process.log()
-            );
+            assert!(ended.is_none(), "{name} has ended, {ended:?}: {}", self.process.log());
             // wg removes a socket on which nobody listens yet, so it must not be the first to try.
             UnixStream::connect(socket(&name)).is_ok()
         });
@@ -260,14 +230,10 @@ impl Gateway {
     /// What Penstock takes from its profile: keys, peers, addresses and routes.
     fn configure(&self) {
         let name = &self.config.name;
-        let mut script = format!(
-            "[Interface]\nPrivateKey = {}\nListenPort = {}\n",
-            self.config.private_key, self.config.port
-        );
-        let mut routes = format!(
-            "addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n",
-            self.config.virtual_address
-        );
+        let mut script =
+            format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.config.private_key, self.config.port);
+        let mut routes =
+            format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.config.virtual_address);
         for peer in &self.config.peers {
             script += &format!("[Peer]\nPublicKey = {}\n", peer.public_key);
             if !peer.allowed_ips.is_empty() {
@@ -317,13 +283,8 @@ impl Gateway {
     /// Bytes received from and sent to `peer`.
     pub fn transfer(&self, peer: &str) -> (u64, u64) {
         let line = self.show("transfer", peer);
-        let mut numbers = line
-            .split_whitespace()
-            .map(|word| word.parse().expect("a number"));
-        (
-            numbers.next().expect("received"),
-            numbers.next().expect("sent"),
-        )
+        let mut numbers = line.split_whitespace().map(|word| word.parse().expect("a number"));
+        (numbers.next().expect("received"), numbers.next().expect("sent"))
     }
 
     /// Seconds since the epoch; 0 before the first handshake.
@@ -344,9 +305,7 @@ impl Gateway {
 
     /// `wg set` takes secrets from files.
     pub fn secret_file(&self, name: &str, secret: &str) -> String {
-        let path = self
-            .profile
-            .with_file_name(format!("{}-{name}", self.name()));
+        let path = self.profile.with_file_name(format!("{}-{name}", self.name()));
         write_secret(&path, secret);
         path.to_str().expect("UTF-8").to_owned()
     }
@@ -354,8 +313,7 @@ impl Gateway {
     /// Other implementations leave routes to the administrator.
     pub fn route(&self, prefix: &str) {
         if self.config.kind.program().is_some() {
-            self.namespace
-                .ip(&format!("route replace {prefix} dev {}\n", self.name()));
+            self.namespace.ip(&format!("route replace {prefix} dev {}\n", self.name()));
         }
     }
 
@@ -363,11 +321,7 @@ impl Gateway {
     pub fn status(&self) -> Value {
         let profile = self.profile.to_str().expect("UTF-8");
         let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
-        assert!(
-            output.status.success(),
-            "status: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "status: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("status is JSON")
     }
 
@@ -447,24 +401,14 @@ pub fn write_profile(path: &Path, profile: &Value) {
 
 /// Writes a file that only its owner can read.
 pub fn write_secret(path: &Path, text: &str) {
-    let mut file = std::fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .expect("secret file");
+    let mut file =
+        std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path).expect("secret file");
     writeln!(file, "{}", text.trim_end()).expect("secret written");
 }
 
 /// The configurations of two gateways that know each other's keys and endpoints. Behind a NAT, A
 /// cannot be reached first: B has no endpoint for it.
-pub fn pair_config(
-    topology: &Topology,
-    kind_a: Kind,
-    kind_b: Kind,
-    outer: Outer,
-) -> (GatewayConfig, GatewayConfig) {
+pub fn pair_config(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer) -> (GatewayConfig, GatewayConfig) {
     let mut a = GatewayConfig::new(&topology.a, kind_a);
     let mut b = GatewayConfig::new(&topology.b, kind_b);
     a.workers = topology.options.queues;
@@ -478,10 +422,7 @@ pub fn pair_config(
 /// Two gateways joined, each started and ready; the handshake is still to come.
 pub fn pair(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer) -> (Gateway, Gateway) {
     let (a, b) = pair_config(topology, kind_a, kind_b, outer);
-    (
-        Gateway::start(&topology.a, a),
-        Gateway::start(&topology.b, b),
-    )
+    (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b))
 }
 
 /// [`pair`], and waits until both inner IP versions pass.
@@ -495,10 +436,8 @@ pub fn joined(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer) -> 
 /// handshake message, which is repeated after five seconds.
 pub fn await_traffic(topology: &Topology) {
     for target in topology.b.hosts() {
-        eventually(
-            Duration::from_secs(15),
-            &format!("{target} answers A's host"),
-            || super::ping(&topology.a.host, target, &["-c", "1"]).all_answered(),
-        );
+        eventually(Duration::from_secs(15), &format!("{target} answers A's host"), || {
+            super::ping(&topology.a.host, target, &["-c", "1"]).all_answered()
+        });
     }
 }

@@ -50,10 +50,7 @@ pub fn initiation(public_key: &str, ephemeral: &[u8; 32], random: &mut Random) -
     message.extend(ephemeral);
     message.extend(random.bytes(48 + 28));
     let public_key = STANDARD.decode(public_key).expect("base64");
-    let key = Blake2s256::new()
-        .chain_update(b"mac1----")
-        .chain_update(public_key)
-        .finalize();
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(public_key).finalize();
     let mut mac: Blake2sMac<U16> = KeyInit::new_from_slice(&key).expect("32 bytes");
     mac.update(&message);
     message.extend(mac.finalize().into_bytes());

@@ -22,19 +22,17 @@ mod traffic;
 pub use capture::{Capture, Datagram, Frame, assert_no_clear_text, count_messages};
 pub use control::{genkey, genpsk, pubkey, wg, wg_try};
 pub use gateway::{
-    Gateway, GatewayConfig, Kind, Peer, await_traffic, joined, pair, pair_config, penstock,
-    penstock_binary, socket, write_profile, write_secret,
+    Gateway, GatewayConfig, Kind, Peer, await_traffic, joined, pair, pair_config, penstock, penstock_binary, socket,
+    write_profile, write_secret,
 };
 pub use message::{
-    COOKIE_REPLY, HANDSHAKE_INITIATION, HANDSHAKE_RESPONSE, Random, TRANSPORT_DATA, initiation,
-    raw_datagram,
+    COOKIE_REPLY, HANDSHAKE_INITIATION, HANDSHAKE_RESPONSE, Random, TRANSPORT_DATA, initiation, raw_datagram,
 };
 pub use namespace::Namespace;
 pub use process::Process;
 pub use topology::{Middle, Options, Outer, PORT, Site, Topology};
 pub use traffic::{
-    CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways,
-    tcp_transfer, udp_echoes,
+    CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,
 };
 
 use std::io::Write;
@@ -53,10 +51,7 @@ pub fn ready(tools: &[&str]) -> bool {
     let Some(reason) = obstacle(tools) else {
         return true;
     };
-    assert!(
-        std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(),
-        "cannot run: {reason}"
-    );
+    assert!(std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(), "cannot run: {reason}");
     let name = std::thread::current().name().unwrap_or("?").to_owned();
     // Not eprintln!: the harness would swallow it, and a skip must be seen.
     let _ = writeln!(std::io::stderr(), "skipped {name}: {reason}");
@@ -101,10 +96,7 @@ pub fn which(tool: &str) -> Option<PathBuf> {
 /// Waits until `condition` holds, or panics naming `what` after `limit`.
 #[track_caller]
 pub fn eventually(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
-    assert!(
-        holds_within(limit, condition),
-        "{what}: not within {limit:?}"
-    );
+    assert!(holds_within(limit, condition), "{what}: not within {limit:?}");
 }
 
 /// Whether `condition` comes to hold within `limit`.

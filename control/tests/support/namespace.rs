@@ -37,9 +37,7 @@ impl Namespace {
         let name = format!("{PREFIX}{}-{}-{role}", std::process::id(), unique());
         run_plain(Command::new("ip").args(["netns", "add", &name]));
         let handle = File::open(Path::new("/run/netns").join(&name)).expect("namespace handle");
-        let namespace = Self {
-            inner: Arc::new(Inner { name, handle }),
-        };
+        let namespace = Self { inner: Arc::new(Inner { name, handle }) };
         namespace.sysctl("net/ipv6/conf/all/accept_dad", "0");
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0");
         namespace.sysctl("net/ipv6/conf/default/accept_ra", "0");
@@ -60,12 +58,7 @@ impl Namespace {
 
     /// Runs a command line to its end, whatever its outcome: success and both outputs.
     pub fn attempt(&self, words: &[&str]) -> (bool, String) {
-        let output = self
-            .command(words[0])
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .output()
-            .expect("command starts");
+        let output = self.command(words[0]).args(&words[1..]).stdin(Stdio::null()).output().expect("command starts");
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         (output.status.success(), text)
@@ -92,21 +85,13 @@ impl Namespace {
         input.write_all(script.as_bytes()).expect("ip reads");
         drop(input);
         let output = child.wait_with_output().expect("ip ends");
-        assert!(
-            output.status.success(),
-            "{}: ip: {}\n{script}",
-            self.name(),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}: ip: {}\n{script}", self.name(), String::from_utf8_lossy(&output.stderr));
     }
 
     /// The output of one `ip` query.
     pub fn ip_show(&self, words: &str) -> String {
-        let output = Command::new("ip")
-            .args(["-n", self.name()])
-            .args(words.split_whitespace())
-            .output()
-            .expect("ip starts");
+        let output =
+            Command::new("ip").args(["-n", self.name()]).args(words.split_whitespace()).output().expect("ip starts");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -133,9 +118,7 @@ impl Namespace {
                 .expect("setns");
                 work()
             });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -149,9 +132,7 @@ impl Namespace {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 
@@ -162,9 +143,7 @@ fn sweep_the_dead() {
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next());
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         let Some(owner) = owner else { continue };
         if Path::new("/proc").join(owner).exists() {
             continue;
@@ -180,9 +159,5 @@ fn sweep_the_dead() {
 
 fn run_plain(command: &mut Command) {
     let output = command.output().expect("command starts");
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -17,22 +17,14 @@ pub struct Process {
 impl Process {
     /// Starts `command` with both outputs appended to `log`.
     pub fn spawn(mut command: Command, log: &Path, namespace: Option<Namespace>) -> Self {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("log file");
+        let output = File::options().create(true).append(true).open(log).expect("log file");
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("log file"))
             .stderr(output)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self {
-            child,
-            log: log.to_owned(),
-            _namespace: namespace,
-        }
+        Self { child, log: log.to_owned(), _namespace: namespace }
     }
 
     pub fn pid(&self) -> u32 {
@@ -41,9 +33,7 @@ impl Process {
 
     /// All that the process has printed.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -56,10 +46,7 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a pid");
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         // It may have ended already; whoever cares looks at the exit status.
         let _ = rustix::process::kill_process(pid, signal);
     }
@@ -98,11 +85,7 @@ impl Drop for Process {
             let log = self.log();
             let from = log.len().saturating_sub(4000);
             let tail = log.get(from..).unwrap_or(&log);
-            eprintln!(
-                "--- {} (pid {})\n{tail}\n---",
-                self.log.display(),
-                self.child.id()
-            );
+            eprintln!("--- {} (pid {})\n{tail}\n---", self.log.display(), self.child.id());
         }
     }
 }

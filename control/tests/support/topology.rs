@@ -49,27 +49,17 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            middle: Middle::Cable,
-            queues: 1,
-            mtu: 1500,
-        }
+        Self { middle: Middle::Cable, queues: 1, mtu: 1500 }
     }
 }
 
 impl Options {
     pub fn switch() -> Self {
-        Self {
-            middle: Middle::Switch,
-            ..Self::default()
-        }
+        Self { middle: Middle::Switch, ..Self::default() }
     }
 
     pub fn nat() -> Self {
-        Self {
-            middle: Middle::Nat,
-            ..Self::default()
-        }
+        Self { middle: Middle::Nat, ..Self::default() }
     }
 }
 
@@ -94,11 +84,7 @@ pub struct Topology {
 
 impl Topology {
     pub fn new(options: Options) -> Self {
-        let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
-            "lab-{}-{}",
-            std::process::id(),
-            unique()
-        ));
+        let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lab-{}-{}", std::process::id(), unique()));
         std::fs::create_dir_all(&scratch).expect("scratch directory");
         let mut a = Site::new(1, "a", &scratch, options);
         let b = Site::new(2, "b", &scratch, options);
@@ -123,13 +109,7 @@ impl Topology {
                 b.address_wan("192.0.2.1");
             }
         }
-        Self {
-            a,
-            b,
-            middle,
-            options,
-            scratch,
-        }
+        Self { a, b, middle, options, scratch }
     }
 
     pub fn scratch(&self) -> &Path {
@@ -208,10 +188,7 @@ impl Site {
     }
 
     pub fn subnets(&self) -> Vec<String> {
-        vec![
-            format!("10.10{}.0.0/24", self.number),
-            format!("fd00:10{}::/64", self.number),
-        ]
+        vec![format!("10.10{}.0.0/24", self.number), format!("fd00:10{}::/64", self.number)]
     }
 
     /// The address of the gateway's tunnel device.
@@ -262,14 +239,12 @@ fn switch(a: &Site, b: &Site, options: Options) -> Namespace {
     let switch = Namespace::new("switch");
     veth(&a.gateway, "wan0", &switch, "a0", options);
     veth(&b.gateway, "wan0", &switch, "b0", options);
-    switch.ip(
-        "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
+    switch.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
          link set a0 master br0 up\n\
          link set b0 master br0 up\n\
          addr add 192.0.2.66/24 dev br0\n\
          addr add 2001:db8::66/64 dev br0 nodad\n\
-         link set br0 up\n",
-    );
+         link set br0 up\n");
     switch
 }
 

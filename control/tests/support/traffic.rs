@@ -31,16 +31,9 @@ impl Ping {
     /// The MTU that a router reported: "Frag needed and DF set (mtu = N)" or "Packet too big: mtu=N",
     /// or what the host had learned before: "message too long, mtu=N".
     pub fn reported_mtu(&self) -> Option<u16> {
-        let after = self
-            .text
-            .rsplit("mtu")
-            .next()
-            .filter(|_| self.text.contains("mtu"))?;
-        let digits: String = after
-            .trim_start_matches([' ', '=', ':'])
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
+        let after = self.text.rsplit("mtu").next().filter(|_| self.text.contains("mtu"))?;
+        let digits: String =
+            after.trim_start_matches([' ', '=', ':']).chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()
     }
 
@@ -61,19 +54,13 @@ pub fn ping(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
     words.push(&target);
     let (_, text) = namespace.attempt(&words);
     let number = |marker: &str| {
-        let line = text
-            .lines()
-            .find(|line| line.contains("packets transmitted"))?;
+        let line = text.lines().find(|line| line.contains("packets transmitted"))?;
         let before = line[..line.find(marker)?].trim_end();
         before.rsplit([' ', ',']).next()?.parse().ok()
     };
     let sent = number("packets transmitted").unwrap_or(0);
     let received = number("received").unwrap_or(0);
-    Ping {
-        sent,
-        received,
-        text,
-    }
+    Ping { sent, received, text }
 }
 
 /// A UDP echo server.
@@ -87,12 +74,8 @@ pub struct UdpEcho {
 impl UdpEcho {
     /// Serves on a free port of `address` in `namespace`.
     pub fn start(namespace: &Namespace, address: IpAddr) -> Self {
-        let socket = namespace
-            .enter(|| UdpSocket::bind((address, 0)))
-            .expect("echo socket");
-        socket
-            .set_read_timeout(Some(Duration::from_millis(50)))
-            .expect("timeout");
+        let socket = namespace.enter(|| UdpSocket::bind((address, 0))).expect("echo socket");
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
         let address = socket.local_addr().expect("bound");
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
@@ -106,12 +89,7 @@ impl UdpEcho {
                 }
             }
         });
-        Self {
-            address,
-            received,
-            stop,
-            thread: Some(thread),
-        }
+        Self { address, received, stop, thread: Some(thread) }
     }
 
     /// Datagrams that have arrived.
@@ -131,12 +109,7 @@ impl Drop for UdpEcho {
 
 /// `length` bytes that differ from datagram to datagram and hold the marker where they can.
 fn payload(length: usize, salt: u64) -> Vec<u8> {
-    let mut bytes: Vec<u8> = CLEAR_TEXT_MARKER
-        .iter()
-        .copied()
-        .cycle()
-        .take(length)
-        .collect();
+    let mut bytes: Vec<u8> = CLEAR_TEXT_MARKER.iter().copied().cycle().take(length).collect();
     for (index, byte) in bytes.iter_mut().enumerate().skip(CLEAR_TEXT_MARKER.len()) {
         *byte = (index as u64).wrapping_mul(salt | 1).wrapping_add(salt) as u8;
     }
@@ -146,11 +119,7 @@ fn payload(length: usize, salt: u64) -> Vec<u8> {
 /// Sends one datagram of each size from `namespace` to the echo server and wants each back
 /// unchanged. Up to four tries each: the first packet of a path may find no neighbour, and one
 /// beyond the MTU is answered with the size to split it to.
-pub fn datagram_sizes(
-    namespace: &Namespace,
-    server: SocketAddr,
-    sizes: impl IntoIterator<Item = usize>,
-) {
+pub fn datagram_sizes(namespace: &Namespace, server: SocketAddr, sizes: impl IntoIterator<Item = usize>) {
     let socket = udp_client(namespace, server);
     let mut buffer = vec![0; 1 << 16];
     for size in sizes {
@@ -211,9 +180,7 @@ fn echo_of(socket: &UdpSocket, sent: &[u8], buffer: &mut [u8]) -> bool {
 /// back, comparing every byte.
 pub fn tcp_both_ways(from: &Namespace, to: &Namespace, server: IpAddr, bytes: usize) {
     tcp_transfer(from, to, server, bytes);
-    let listener = to
-        .enter(|| TcpListener::bind((server, 0)))
-        .expect("listener");
+    let listener = to.enter(|| TcpListener::bind((server, 0))).expect("listener");
     let address = listener.local_addr().expect("bound");
     std::thread::scope(|scope| {
         let source = scope.spawn(move || send_pattern(&mut accept(&listener), bytes));
@@ -224,9 +191,7 @@ pub fn tcp_both_ways(from: &Namespace, to: &Namespace, server: IpAddr, bytes: us
 
 /// Transfers `bytes` over TCP from a client in `from` to a server in `to`, comparing every byte.
 pub fn tcp_transfer(from: &Namespace, to: &Namespace, server: IpAddr, bytes: usize) {
-    let listener = to
-        .enter(|| TcpListener::bind((server, 0)))
-        .expect("listener");
+    let listener = to.enter(|| TcpListener::bind((server, 0))).expect("listener");
     let address = listener.local_addr().expect("bound");
     std::thread::scope(|scope| {
         let sink = scope.spawn(move || receive_pattern(&mut accept(&listener), bytes));
@@ -278,10 +243,7 @@ fn receive_pattern(stream: &mut TcpStream, bytes: usize) {
     while left > 0 {
         let part = left.min(PATTERN);
         stream.read_exact(&mut buffer[..part]).expect("TCP receive");
-        assert!(
-            buffer[..part] == pattern[..part],
-            "TCP data changed on its way"
-        );
+        assert!(buffer[..part] == pattern[..part], "TCP data changed on its way");
         left -= part;
     }
 }
@@ -297,9 +259,7 @@ pub struct TcpSink {
 impl TcpSink {
     /// Starts the sink in `to` and `streams` senders in `from`.
     pub fn flood(from: &Namespace, to: &Namespace, server: IpAddr, streams: usize) -> Self {
-        let listener = to
-            .enter(|| TcpListener::bind((server, 0)))
-            .expect("listener");
+        let listener = to.enter(|| TcpListener::bind((server, 0))).expect("listener");
         let address = listener.local_addr().expect("bound");
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
@@ -307,12 +267,8 @@ impl TcpSink {
         for _ in 0..streams {
             let mut sender = connect(from, address);
             let mut receiver = accept(&listener);
-            sender
-                .set_write_timeout(Some(Duration::from_millis(100)))
-                .expect("timeout");
-            receiver
-                .set_read_timeout(Some(Duration::from_millis(100)))
-                .expect("timeout");
+            sender.set_write_timeout(Some(Duration::from_millis(100))).expect("timeout");
+            receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
             let stopped = stop.clone();
             threads.push(std::thread::spawn(move || {
                 let data = payload(PATTERN, 3);
@@ -330,12 +286,7 @@ impl TcpSink {
                 }
             }));
         }
-        Self {
-            address,
-            stop,
-            threads,
-            received,
-        }
+        Self { address, stop, threads, received }
     }
 
     pub fn received(&self) -> u64 {
@@ -354,39 +305,20 @@ impl Drop for TcpSink {
 
 /// Runs iperf3 from a client in `from` to a server in `to`; bits per second that arrived.
 /// `options` go to the client: `-R`, `-P 4`, `-t 2`.
-pub fn iperf3(
-    from: &Namespace,
-    to: &Namespace,
-    server: IpAddr,
-    options: &[&str],
-    scratch: &Path,
-) -> f64 {
+pub fn iperf3(from: &Namespace, to: &Namespace, server: IpAddr, options: &[&str], scratch: &Path) -> f64 {
     let number = super::namespace::unique();
     let log = scratch.join(format!("iperf3-{number}.log"));
     let server = server.to_string();
     // A port each: the servers of one address run side by side.
     let port = (20_000 + number % 10_000).to_string();
-    let words = [
-        "iperf3",
-        "-s",
-        "-1",
-        "--forceflush",
-        "-B",
-        &server,
-        "-p",
-        &port,
-    ];
+    let words = ["iperf3", "-s", "-1", "--forceflush", "-B", &server, "-p", &port];
     let mut listener = to.spawn(&words, &log);
-    eventually(PATIENCE, "iperf3 listens", || {
-        listener.log().contains("listening")
-    });
+    eventually(PATIENCE, "iperf3 listens", || listener.log().contains("listening"));
     let mut words = vec!["iperf3", "-J", "-c", &server, "-p", &port];
     words.extend(options);
     let (success, text) = from.attempt(&words);
     assert!(success, "iperf3 {options:?}: {text}");
     let report: serde_json::Value = serde_json::from_str(&text).expect("iperf3 -J");
     listener.wait(PATIENCE);
-    report["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .expect("a rate")
+    report["end"]["sum_received"]["bits_per_second"].as_f64().expect("a rate")
 }

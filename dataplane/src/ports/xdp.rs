@@ -206,7 +206,8 @@ impl XdpPort {
                 write_datagram(pool, frame, &link, packet.remote, packet.tos, *local_port, *next_id)
             }
             Role::Lan => {
-                let ether_type = if pool.packet(frame).first().is_some_and(|b| b >> 4 == 6) { TYPE_IPV6 } else { TYPE_IPV4 };
+                let ether_type =
+                    if pool.packet(frame).first().is_some_and(|b| b >> 4 == 6) { TYPE_IPV6 } else { TYPE_IPV4 };
                 write_ethernet(pool, frame, &link, ether_type)
             }
         };
@@ -408,7 +409,8 @@ fn is_zero_copy(fd: i32) -> io::Result<bool> {
     let mut flags = 0u32;
     let mut size = size_of_val(&flags) as libc::socklen_t;
     // SAFETY: the kernel writes one integer of the size given.
-    let result = unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut flags).cast(), &raw mut size) };
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut flags).cast(), &raw mut size) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -424,9 +426,11 @@ mod tests {
     /// What one port writes, another reads; checksums are right; truncated frames are refused.
     #[test]
     fn datagrams_are_written_and_read_back() {
-        for (source, remote, vlan) in
-            [("192.0.2.1", "192.0.2.2:5", None), ("2001:db8::1", "[2001:db8::2]:5", None), ("192.0.2.1", "192.0.2.2:5", Some(7))]
-        {
+        for (source, remote, vlan) in [
+            ("192.0.2.1", "192.0.2.2:5", None),
+            ("2001:db8::1", "[2001:db8::2]:5", None),
+            ("192.0.2.1", "192.0.2.2:5", Some(7)),
+        ] {
             for len in [0, 1, 32, 1452] {
                 let mut pool = Pool::heap(1);
                 let mut frame = pool.take().unwrap();

@@ -9,9 +9,7 @@ use aya::programs::ProgramError;
 use penstock_wire::MAX_QUEUES;
 use rustix::io::Errno;
 
-use super::kernel::{
-    LinkState, forbidden_because, kernel_is_too_old, kernel_release, missing_capabilities, owner,
-};
+use super::kernel::{LinkState, forbidden_because, kernel_is_too_old, kernel_release, missing_capabilities, owner};
 use super::{Target, XdpMode};
 
 /// Why a program could not be attached; each a sentence for the operator.
@@ -123,20 +121,12 @@ pub enum SteerError {
 pub(super) fn refused_by_loader(error: &EbpfError) -> AttachError {
     match (error, errno(error)) {
         (_, errno) if errno != Some(Errno::PERM) && kernel_is_too_old() => too_old(),
-        (_, Some(Errno::PERM)) => AttachError::NotPermitted {
-            reason: forbidden_because(),
-        },
-        (_, Some(Errno::NOSYS)) => AttachError::KernelLacks {
-            release: kernel_release(),
-            option: "CONFIG_BPF_SYSCALL",
-        },
+        (_, Some(Errno::PERM)) => AttachError::NotPermitted { reason: forbidden_because() },
+        (_, Some(Errno::NOSYS)) => AttachError::KernelLacks { release: kernel_release(), option: "CONFIG_BPF_SYSCALL" },
         (EbpfError::MapError(MapError::CreateError { name, .. }), Some(Errno::INVAL))
             if name == penstock_wire::SOCKETS =>
         {
-            AttachError::KernelLacks {
-                release: kernel_release(),
-                option: "CONFIG_XDP_SOCKETS",
-            }
+            AttachError::KernelLacks { release: kernel_release(), option: "CONFIG_XDP_SOCKETS" }
         }
         _ => loading(error),
     }
@@ -150,16 +140,12 @@ pub(super) fn refused_by_verifier(program: &'static str, error: &ProgramError) -
     };
     let missing = missing_capabilities();
     match errno(error) {
-        Some(Errno::PERM) if log.is_empty() || !missing.is_empty() => AttachError::NotPermitted {
-            reason: forbidden_because(),
-        },
+        Some(Errno::PERM) if log.is_empty() || !missing.is_empty() => {
+            AttachError::NotPermitted { reason: forbidden_because() }
+        }
         _ if kernel_is_too_old() => too_old(),
         _ if log.is_empty() => loading(error),
-        _ => AttachError::Verifier {
-            program,
-            summary: last_complaint(&log).to_owned(),
-            log,
-        },
+        _ => AttachError::Verifier { program, summary: last_complaint(&log).to_owned(), log },
     }
 }
 
@@ -168,52 +154,35 @@ fn last_complaint(log: &str) -> &str {
     const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
     let is_statistic = |line: &&str| STATISTICS.iter().any(|start| line.starts_with(start));
     let mut complaints = log.lines().map(str::trim).filter(|line| !line.is_empty());
-    complaints
-        .rfind(|line| !is_statistic(line))
-        .unwrap_or_default()
+    complaints.rfind(|line| !is_statistic(line)).unwrap_or_default()
 }
 
 /// The kernel can do less than the programs need.
 pub(super) fn too_old() -> AttachError {
-    AttachError::KernelTooOld {
-        release: kernel_release(),
-    }
+    AttachError::KernelTooOld { release: kernel_release() }
 }
 
 /// Attaching the program failed.
-pub(super) fn refused_by_interface(
-    target: &Target<'_>,
-    mode: XdpMode,
-    error: &ProgramError,
-) -> AttachError {
+pub(super) fn refused_by_interface(target: &Target<'_>, mode: XdpMode, error: &ProgramError) -> AttachError {
     let interface = target.interface.to_owned();
     let state = LinkState::query(target.ifindex);
     let reason = match (errno(error), &state) {
         (_, Err(Errno::NODEV)) | (Some(Errno::NODEV), _) => {
-            return AttachError::NoInterface {
-                interface,
-                ifindex: target.ifindex,
-            };
+            return AttachError::NoInterface { interface, ifindex: target.ifindex };
         }
         (Some(Errno::PERM), _) => {
-            return AttachError::NotPermitted {
-                reason: forbidden_because(),
-            };
+            return AttachError::NotPermitted { reason: forbidden_because() };
         }
         (Some(Errno::BUSY | Errno::EXIST), _) => {
             let program = state.ok().and_then(|state| state.xdp_program);
-            return AttachError::Busy {
-                interface,
-                owner: owner(program),
-            };
+            return AttachError::Busy { interface, owner: owner(program) };
         }
         (Some(Errno::OPNOTSUPP), _) => "its driver has none".to_owned(),
-        (Some(Errno::RANGE), Ok(LinkState { mtu, .. })) => format!(
-            "the MTU is too large for its driver (it is {mtu} here; on veth the peer's counts)"
-        ),
+        (Some(Errno::RANGE), Ok(LinkState { mtu, .. })) => {
+            format!("the MTU is too large for its driver (it is {mtu} here; on veth the peer's counts)")
+        }
         (Some(Errno::NOSPC), _) => {
-            "it has too few receive queues (a veth needs as many as its peer's transmit queues)"
-                .to_owned()
+            "it has too few receive queues (a veth needs as many as its peer's transmit queues)".to_owned()
         }
         _ => sentence(error),
     };
@@ -232,10 +201,7 @@ pub(super) fn loading(error: &(dyn Error + 'static)) -> AttachError {
 pub(super) fn accessing(map: &'static str) -> impl Fn(MapError) -> SteerError {
     move |error| match errno(&error) {
         Some(Errno::TOOBIG | Errno::NOSPC) => SteerError::Full { map },
-        _ => SteerError::Map {
-            map,
-            reason: sentence(&error),
-        },
+        _ => SteerError::Map { map, reason: sentence(&error) },
     }
 }
 
@@ -249,17 +215,12 @@ pub(super) fn on_queue(queue: u32) -> impl Fn(MapError) -> SteerError {
 
 /// The system's error number at the root of an error, if there is one.
 pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
-    causes(error)
-        .filter_map(|cause| cause.downcast_ref())
-        .find_map(Errno::from_io_error)
+    causes(error).filter_map(|cause| cause.downcast_ref()).find_map(Errno::from_io_error)
 }
 
 /// An error and its causes in one line.
 fn sentence(error: &(dyn Error + 'static)) -> String {
-    causes(error)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

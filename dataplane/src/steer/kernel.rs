@@ -6,9 +6,7 @@ use std::fs;
 use aya::programs::loaded_programs;
 use aya::util::KernelVersion;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 /// Linux capabilities: name and bit (`include/uapi/linux/capability.h`).
 const REQUIRED: [(&str, u32); 2] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12)];
@@ -40,33 +38,18 @@ impl LinkState {
         request.extend([0; 8]); // flags, change mask
 
         // No protocol is number 0, NETLINK_ROUTE.
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         send(&socket, &request, SendFlags::empty())?;
         let mut reply = vec![0; 64 * 1024];
         let (len, _) = recv(&socket, &mut *reply, RecvFlags::empty())?;
         let reply = &reply[..len];
 
-        let kind = reply
-            .get(4..6)
-            .and_then(|kind| kind.try_into().ok())
-            .map(u16::from_ne_bytes);
+        let kind = reply.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
         if kind == Some(NLMSG_ERROR) {
-            let code = reply
-                .get(NLMSG_HEADER_LEN..)
-                .and_then(u32_at)
-                .unwrap_or_default();
+            let code = reply.get(NLMSG_HEADER_LEN..).and_then(u32_at).unwrap_or_default();
             return Err(Errno::from_raw_os_error((code as i32).saturating_neg()));
         }
-        Ok(Self::parse(
-            reply
-                .get(NLMSG_HEADER_LEN + IFINFOMSG_LEN..)
-                .unwrap_or_default(),
-        ))
+        Ok(Self::parse(reply.get(NLMSG_HEADER_LEN + IFINFOMSG_LEN..).unwrap_or_default()))
     }
 
     /// Reads the attributes of an RTM_NEWLINK (`include/uapi/linux/if_link.h`).
@@ -131,20 +114,15 @@ pub(super) fn owner(program: Option<u32>) -> String {
         Some(penstock_wire::WAN_PROGRAM | penstock_wire::LAN_PROGRAM) => ", of another Penstock",
         Some(_) => "",
     };
-    format!(
-        "the XDP program {} (id {id}){owner}",
-        name.unwrap_or_default()
-    )
+    format!("the XDP program {} (id {id}){owner}", name.unwrap_or_default())
 }
 
 /// Why EPERM, in words.
 pub(super) fn forbidden_because() -> String {
     match missing_capabilities().as_slice() {
-        [] => {
-            "the capabilities are there, but not in the initial user namespace, or the kernel is \
+        [] => "the capabilities are there, but not in the initial user namespace, or the kernel is \
                locked down"
-                .to_owned()
-        }
+            .to_owned(),
         [one] => format!("{one} is missing"),
         more => format!("{} are missing", more.join(" and ")),
     }
@@ -163,11 +141,7 @@ fn missing_from(status: &str) -> Vec<&'static str> {
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or_default();
     // CAP_SYS_ADMIN includes CAP_BPF, and stands for CAP_NET_ADMIN where bpf(2) asks for it.
-    REQUIRED
-        .iter()
-        .filter(|(_, bit)| effective & (1 << bit | 1 << CAP_SYS_ADMIN) == 0)
-        .map(|(name, _)| *name)
-        .collect()
+    REQUIRED.iter().filter(|(_, bit)| effective & (1 << bit | 1 << CAP_SYS_ADMIN) == 0).map(|(name, _)| *name).collect()
 }
 
 /// Whether the kernel lacks `bpf_xdp_get_buff_len`, the newest thing that the programs use.
@@ -177,10 +151,8 @@ pub(super) fn kernel_is_too_old() -> bool {
 
 /// What `uname -r` says.
 pub(super) fn kernel_release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(
-        |_| "unknown".to_owned(),
-        |release| release.trim().to_owned(),
-    )
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |release| release.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -200,25 +172,14 @@ mod tests {
 
     #[test]
     fn reads_the_loopback_interface() {
-        assert_eq!(
-            LinkState::query(1),
-            Ok(LinkState {
-                mtu: 65_536,
-                xdp_program: None
-            })
-        );
+        assert_eq!(LinkState::query(1), Ok(LinkState { mtu: 65_536, xdp_program: None }));
         assert_eq!(LinkState::query(0x7fff_fff0), Err(Errno::NODEV));
     }
 
     #[test]
     fn cut_attributes_end_the_reading() {
-        let attributes = [
-            8, 0, 4, 0, 0xdc, 5, 0, 0, 12, 0, 43, 0x80, 8, 0, 4, 0, 7, 0, 0, 0,
-        ];
-        let whole = LinkState {
-            mtu: 1500,
-            xdp_program: Some(7),
-        };
+        let attributes = [8, 0, 4, 0, 0xdc, 5, 0, 0, 12, 0, 43, 0x80, 8, 0, 4, 0, 7, 0, 0, 0];
+        let whole = LinkState { mtu: 1500, xdp_program: Some(7) };
         assert_eq!(LinkState::parse(&attributes), whole);
         for len in 0..attributes.len() {
             assert_ne!(LinkState::parse(&attributes[..len]), whole);

@@ -16,17 +16,14 @@ use std::process::Command;
 use std::thread;
 
 use penstock_dataplane::steer::{
-    AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode,
-    ethernet_offset,
+    AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode, ethernet_offset,
 };
 use penstock_wire::MAX_QUEUES;
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, set_capabilities};
 use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfig};
 use xsk_rs::{FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
-use super::frames::{
-    OUR_ADDRESSES, OUR_MAC, PORT, TUNNEL_MTU, WAN_V4, ethernet, ipv4, ipv6, transport, udp,
-};
+use super::frames::{OUR_ADDRESSES, OUR_MAC, PORT, TUNNEL_MTU, WAN_V4, ethernet, ipv4, ipv6, transport, udp};
 use super::is_root;
 
 /// Runs a test in a fresh network namespace with the veth pair `near` and `far`, both up.
@@ -54,10 +51,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// Runs `ip` in the calling thread's namespace and returns what it prints.
 fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {error}");
     String::from_utf8(output.stdout).unwrap()
@@ -95,13 +89,7 @@ impl Port {
         let (mut fill, _) = rings.unwrap();
         // SAFETY: the descriptors are this UMEM's; the first one is kept back for sending.
         assert_eq!(unsafe { fill.produce(&descriptors[1..33]) }, 32);
-        Self {
-            umem,
-            descriptors,
-            transmit,
-            receive,
-            _fill: fill,
-        }
+        Self { umem, descriptors, transmit, receive, _fill: fill }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -115,17 +103,8 @@ impl Port {
         // when the sending call returns.
         unsafe {
             self.umem.data_mut(descriptor).cursor().set_pos(0);
-            self.umem
-                .data_mut(descriptor)
-                .cursor()
-                .write_all(frame)
-                .unwrap();
-            assert_eq!(
-                self.transmit
-                    .produce_and_wakeup(std::slice::from_ref(descriptor))
-                    .unwrap(),
-                1
-            );
+            self.umem.data_mut(descriptor).cursor().write_all(frame).unwrap();
+            assert_eq!(self.transmit.produce_and_wakeup(std::slice::from_ref(descriptor)).unwrap(), 1);
         }
     }
 
@@ -134,11 +113,7 @@ impl Port {
         let mut descriptor = self.descriptors[63];
         // SAFETY: the descriptor is overwritten with one that the kernel has filled and released.
         unsafe {
-            (self
-                .receive
-                .poll_and_consume_one(&mut descriptor, 100)
-                .unwrap()
-                == 1)
+            (self.receive.poll_and_consume_one(&mut descriptor, 100).unwrap() == 1)
                 .then(|| self.umem.data(&descriptor).contents().to_vec())
         }
     }
@@ -148,10 +123,8 @@ fn count(counters: Result<Vec<(&'static str, u64)>, SteerError>, name: &str) -> 
     counters.unwrap().into_iter().collect::<HashMap<_, _>>()[name]
 }
 
-const MODES: [(AttachMode, XdpMode); 2] = [
-    (AttachMode::Native, XdpMode::Native),
-    (AttachMode::Generic, XdpMode::Generic),
-];
+const MODES: [(AttachMode, XdpMode); 2] =
+    [(AttachMode::Native, XdpMode::Native), (AttachMode::Generic, XdpMode::Generic)];
 
 #[test]
 fn wan_data_reaches_the_socket() {
@@ -162,19 +135,13 @@ fn wan_data_reaches_the_socket() {
             let (mut near, mut far) = (Port::new("near"), Port::new("far"));
             let data = ethernet(&[], 0x0800, ipv4(WAN_V4, 17, udp(PORT, transport(64))));
             let tagged = ethernet(&[0x8100_0007], 0x0800, data[14..].to_vec());
-            let handshake = ethernet(
-                &[],
-                0x0800,
-                ipv4(WAN_V4, 17, udp(PORT, [1, 0, 0, 0].repeat(37))),
-            );
+            let handshake = ethernet(&[], 0x0800, ipv4(WAN_V4, 17, udp(PORT, [1, 0, 0, 0].repeat(37))));
 
             far.send(&data);
             assert_eq!(near.next(), None, "the address is not ours yet");
             assert_eq!(count(wan.counters(), "other_address"), 1);
 
-            OUR_ADDRESSES
-                .into_iter()
-                .for_each(|address| wan.insert_local(address).unwrap());
+            OUR_ADDRESSES.into_iter().for_each(|address| wan.insert_local(address).unwrap());
             far.send(&data);
             assert_eq!(near.next(), None, "there is no socket yet");
             assert_eq!(count(wan.counters(), "no_socket"), 1);
@@ -264,27 +231,17 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
 fn outer_headers_fit_the_room() {
     in_namespace(|| {
         let index = index_of("near");
-        let mut lan =
-            LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
+        let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
         let default_route = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        lan.insert_prefix(default_route, 0, OuterFamily::V6)
-            .unwrap();
+        lan.insert_prefix(default_route, 0, OuterFamily::V6).unwrap();
         let (mut near, mut far) = (Port::new("near"), Port::new("far"));
         lan.set_socket(0, near.fd()).unwrap();
         let packet = ipv6("2001:db8:5::1".parse().unwrap(), 17, vec![7; 99]);
         far.send(&ethernet(&[], 0x86dd, packet.clone()));
         let received = near.next().unwrap();
         assert_eq!(&received[14 + 40 + 8 + 16..], packet);
-        far.send(&ethernet(
-            &[],
-            0x0800,
-            ipv4(Ipv4Addr::new(10, 0, 0, 1), 17, vec![7; 99]),
-        ));
-        assert_eq!(
-            near.next(),
-            None,
-            "an IPv6 default route covers no IPv4 address"
-        );
+        far.send(&ethernet(&[], 0x0800, ipv4(Ipv4Addr::new(10, 0, 0, 1), 17, vec![7; 99])));
+        assert_eq!(near.next(), None, "an IPv6 default route covers no IPv4 address");
     });
 }
 
@@ -298,10 +255,7 @@ fn refusals_are_clear_sentences() {
             let error = attach(mode).unwrap_err();
             assert!(matches!(error, AttachError::Busy { .. }), "{error:?}");
             let sentence = error.to_string();
-            assert!(
-                sentence.contains("near") && sentence.contains("penstock_wan"),
-                "{sentence}"
-            );
+            assert!(sentence.contains("near") && sentence.contains("penstock_wan"), "{sentence}");
         }
         drop(first);
         let first = attach(AttachMode::Generic).unwrap();
@@ -318,14 +272,9 @@ fn refusals_are_clear_sentences() {
 #[test]
 fn auto_falls_back_to_generic_and_says_why() {
     in_namespace(|| {
-        let attach = |interface, mode| {
-            LanSteering::attach(interface, index_of(interface), OUR_MAC, TUNNEL_MTU, mode)
-        };
+        let attach = |interface, mode| LanSteering::attach(interface, index_of(interface), OUR_MAC, TUNNEL_MTU, mode);
         let lo = attach("lo", AttachMode::Auto).unwrap();
-        assert_eq!(
-            (lo.mode(), lo.fallback()),
-            (XdpMode::Generic, Some("its driver has none"))
-        );
+        assert_eq!((lo.mode(), lo.fallback()), (XdpMode::Generic, Some("its driver has none")));
         drop(lo);
 
         ip("link set far mtu 9000");
@@ -335,15 +284,10 @@ fn auto_falls_back_to_generic_and_says_why() {
         drop(jumbo);
         let error = attach("near", AttachMode::Native).unwrap_err();
         assert!(matches!(error, AttachError::NoNative { .. }), "{error:?}");
-        assert!(
-            error.to_string().contains("the MTU is too large"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("the MTU is too large"), "{error}");
         ip("link set far mtu 1500");
 
-        ip(
-            "link add few numrxqueues 1 numtxqueues 1 type veth peer name many numrxqueues 4 numtxqueues 4",
-        );
+        ip("link add few numrxqueues 1 numtxqueues 1 type veth peer name many numrxqueues 4 numtxqueues 4");
         let few = attach("few", AttachMode::Auto).unwrap();
         assert_eq!(few.mode(), XdpMode::Generic);
         assert!(few.fallback().unwrap().contains("queues"), "{few:?}");
@@ -364,25 +308,16 @@ fn two_capabilities_are_enough_and_their_lack_is_named() {
         drop(LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap());
         let attached = attach().unwrap();
         let error = attach().unwrap_err();
-        assert!(
-            error.to_string().contains("another XDP program (id "),
-            "{error}"
-        );
+        assert!(error.to_string().contains("another XDP program (id "), "{error}");
         drop(attached);
         for (effective, names) in [
             (CapabilitySet::BPF, "CAP_NET_ADMIN is missing"),
             (CapabilitySet::NET_ADMIN, "CAP_BPF is missing"),
-            (
-                CapabilitySet::empty(),
-                "CAP_BPF and CAP_NET_ADMIN are missing",
-            ),
+            (CapabilitySet::empty(), "CAP_BPF and CAP_NET_ADMIN are missing"),
         ] {
             restrict(effective);
             let error = attach().unwrap_err();
-            assert!(
-                matches!(error, AttachError::NotPermitted { .. }),
-                "{error:?}"
-            );
+            assert!(matches!(error, AttachError::NotPermitted { .. }), "{error:?}");
             assert!(error.to_string().ends_with(names), "{error}");
         }
     });
@@ -392,22 +327,16 @@ fn two_capabilities_are_enough_and_their_lack_is_named() {
 fn wrong_arguments_are_errors() {
     in_namespace(|| {
         let index = index_of("near");
-        let mut lan =
-            LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
+        let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
         let v4 = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0));
         let error = lan.insert_prefix(v4, 33, OuterFamily::V4).unwrap_err();
         assert!(matches!(error, SteerError::PrefixTooLong { .. }), "{error}");
         let port = Port::new("near");
         let error = lan.set_socket(MAX_QUEUES, port.fd()).unwrap_err();
-        assert!(
-            matches!(error, SteerError::QueueOutOfRange { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, SteerError::QueueOutOfRange { .. }), "{error}");
         lan.set_socket(MAX_QUEUES - 1, port.fd()).unwrap();
         let no_socket = std::fs::File::open("/dev/null").unwrap();
-        let error = lan
-            .set_socket(0, std::os::fd::AsFd::as_fd(&no_socket))
-            .unwrap_err();
+        let error = lan.set_socket(0, std::os::fd::AsFd::as_fd(&no_socket)).unwrap_err();
         assert!(matches!(error, SteerError::Map { .. }), "{error}");
     });
 }

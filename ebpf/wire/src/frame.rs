@@ -58,19 +58,11 @@ pub(crate) fn parse<'a, U: Unread<'a>>(frame: U) -> Option<Ethernet<'a, U>> {
     let ethertype = [*high, *low];
     if ethertype != ETHERTYPE_TAG {
         let ethertype = classify(ethertype);
-        return Some(Ethernet {
-            destination,
-            ethertype,
-            payload: rest,
-        });
+        return Some(Ethernet { destination, ethertype, payload: rest });
     }
     let ([_, _, high, low], payload) = rest.take::<TAG_LEN>()?;
     let ethertype = classify([*high, *low]);
-    Some(Ethernet {
-        destination,
-        ethertype,
-        payload,
-    })
+    Some(Ethernet { destination, ethertype, payload })
 }
 
 #[inline(always)]

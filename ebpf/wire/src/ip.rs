@@ -102,11 +102,7 @@ impl<U> Ip<U> {
     pub(crate) fn is_multicast(&self) -> bool {
         let [_, first, ..] = self.destination;
         let [a, ..] = first.to_ne_bytes();
-        if self.is_v6() {
-            a == 0xff
-        } else {
-            a & 0xf0 == 0xe0 || first == u32::MAX
-        }
+        if self.is_v6() { a == 0xff } else { a & 0xf0 == 0xe0 || first == u32::MAX }
     }
 
     /// Whether a router may forward to the destination (RFC 6890): not unspecified, loopback or
@@ -128,8 +124,5 @@ impl<U> Ip<U> {
 /// routing, fragment, ESP, AH, destination options, mobility, HIP, shim6, and the experimental two.
 #[inline(always)]
 pub(crate) fn is_extension(next_header: u8) -> bool {
-    matches!(
-        next_header,
-        HOP_BY_HOP | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254
-    )
+    matches!(next_header, HOP_BY_HOP | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254)
 }

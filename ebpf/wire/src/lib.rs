@@ -17,9 +17,9 @@ mod verdict;
 
 pub use frame::{ETHERNET_LEN, Unread};
 pub use maps::{
-    ADDRESS_BITS, AddressKey, COUNTER_SLOTS, COUNTERS, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanConfig,
-    MAX_LOCAL, MAX_PREFIXES, MAX_QUEUES, MAX_SHIFT, OuterFamily, PREFIXES, SHIFT_LEN, SOCKETS,
-    STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanConfig, address_key, ethernet_offset, prefix_bits,
+    ADDRESS_BITS, AddressKey, COUNTER_SLOTS, COUNTERS, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanConfig, MAX_LOCAL,
+    MAX_PREFIXES, MAX_QUEUES, MAX_SHIFT, OuterFamily, PREFIXES, SHIFT_LEN, SOCKETS, STAYS_LOCAL, WAN_CONFIG,
+    WAN_PROGRAM, WanConfig, address_key, ethernet_offset, prefix_bits,
 };
 pub use steer::{TRANSPORT_MIN_LEN, steer_lan, steer_wan};
 pub use verdict::{LanVerdict, Unparsed, WanVerdict};

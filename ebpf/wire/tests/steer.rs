@@ -5,12 +5,11 @@ mod frames;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use frames::{
-    Case, OUR_MAC, PORT, WAN_V4, WAN_V6, decide_lan, decide_wan, ethernet, ipv4, ipv6, lan_cases,
-    transport, udp, wan_cases,
+    Case, OUR_MAC, PORT, WAN_V4, WAN_V6, decide_lan, decide_wan, ethernet, ipv4, ipv6, lan_cases, transport, udp,
+    wan_cases,
 };
 use penstock_wire::{
-    AddressKey, ETHERNET_LEN, LanVerdict, MAX_SHIFT, OuterFamily, WanVerdict, address_key,
-    ethernet_offset, prefix_bits,
+    AddressKey, ETHERNET_LEN, LanVerdict, MAX_SHIFT, OuterFamily, WanVerdict, address_key, ethernet_offset, prefix_bits,
 };
 
 fn check<Verdict: PartialEq + Copy + std::fmt::Debug>(
@@ -19,12 +18,7 @@ fn check<Verdict: PartialEq + Copy + std::fmt::Debug>(
     only_in_the_kernel: &[Verdict],
     decide: impl Fn(&[u8]) -> Verdict,
 ) {
-    for Case {
-        name,
-        frame,
-        expected,
-    } in cases
-    {
+    for Case { name, frame, expected } in cases {
         let verdict = decide(frame);
         if let Some(expected) = *expected {
             assert_eq!(verdict, expected, "{name}: {frame:02x?}");
@@ -32,33 +26,19 @@ fn check<Verdict: PartialEq + Copy + std::fmt::Debug>(
     }
     for verdict in all {
         let is_covered = cases.iter().any(|case| case.expected == Some(*verdict));
-        assert_ne!(
-            is_covered,
-            only_in_the_kernel.contains(verdict),
-            "{verdict:?}"
-        );
+        assert_ne!(is_covered, only_in_the_kernel.contains(verdict), "{verdict:?}");
     }
 }
 
 #[test]
 fn wan_table() {
-    check(
-        &wan_cases(),
-        WanVerdict::ALL,
-        &[WanVerdict::NoSocket],
-        decide_wan,
-    );
+    check(&wan_cases(), WanVerdict::ALL, &[WanVerdict::NoSocket], decide_wan);
 }
 
 #[test]
 fn lan_table() {
     let only_in_the_kernel = [LanVerdict::NoSocket, LanVerdict::NoHeadroom];
-    check(
-        &lan_cases(),
-        LanVerdict::ALL,
-        &only_in_the_kernel,
-        decide_lan,
-    );
+    check(&lan_cases(), LanVerdict::ALL, &only_in_the_kernel, decide_lan);
 }
 
 /// Gives every byte of a redirected frame every value: the frame must stay redirected exactly where
@@ -75,11 +55,7 @@ fn mutate<Verdict: PartialEq + Copy + std::fmt::Debug>(
             changed[at] = value;
             let expected = value == frame[at] || is_free(at, value);
             let verdict = decide(&changed);
-            assert_eq!(
-                verdict == redirect,
-                expected,
-                "byte {at} = {value:#04x}: {verdict:?}"
-            );
+            assert_eq!(verdict == redirect, expected, "byte {at} = {value:#04x}: {verdict:?}");
         }
     }
 }
@@ -170,10 +146,7 @@ fn the_mark_is_read_back() {
 #[test]
 fn keys_keep_the_families_apart() {
     let v4 = Ipv4Addr::new(192, 0, 2, 1);
-    assert_ne!(
-        address_key(IpAddr::V4(v4)),
-        address_key(IpAddr::V6(v4.to_ipv6_mapped()))
-    );
+    assert_ne!(address_key(IpAddr::V4(v4)), address_key(IpAddr::V6(v4.to_ipv6_mapped())));
     assert_eq!(prefix_bits(0), 32);
     assert_eq!(prefix_bits(128), 8 * size_of::<AddressKey>() as u32);
 }
@@ -186,13 +159,7 @@ fn verdicts_have_distinct_names_and_consecutive_slots() {
         assert!(slots.into_iter().eq(0..names.len() as u32));
     }
     let wan = WanVerdict::ALL;
-    check(
-        wan.iter().map(|v| v.name()).collect(),
-        wan.iter().map(|v| v.index()).collect(),
-    );
+    check(wan.iter().map(|v| v.name()).collect(), wan.iter().map(|v| v.index()).collect());
     let lan = LanVerdict::ALL;
-    check(
-        lan.iter().map(|v| v.name()).collect(),
-        lan.iter().map(|v| v.index()).collect(),
-    );
+    check(lan.iter().map(|v| v.name()).collect(), lan.iter().map(|v| v.index()).collect());
 }

@@ -15,13 +15,8 @@ use crate::cookie::{CookieJar, MacKeys, verify_mac2};
 use crate::messages::Message;
 
 fn bytes(hex: &str) -> Vec<u8> {
-    let digits = hex
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| std::str::from_utf8(pair).unwrap());
-    digits
-        .map(|pair| u8::from_str_radix(pair, 16).unwrap())
-        .collect()
+    let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
 }
 
 fn array<const N: usize>(hex: &str) -> [u8; N] {
@@ -43,14 +38,8 @@ const PRESHARED_KEY: [u8; 32] = [5; 32];
 
 #[test]
 fn the_constants_of_the_paper() {
-    assert_eq!(
-        CHAINING_KEY,
-        "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36"
-    );
-    assert_eq!(
-        IDENTIFIED,
-        "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3"
-    );
+    assert_eq!(CHAINING_KEY, "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36");
+    assert_eq!(IDENTIFIED, "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3");
     assert_eq!(hash(&[CONSTRUCTION]), array(CHAINING_KEY));
     assert_eq!(hash(&[&bytes(CHAINING_KEY), IDENTIFIER]), array(IDENTIFIED));
 }
@@ -87,15 +76,9 @@ fn a_whole_handshake() {
     let responder_public = PublicKey::from(&responder_secret);
     let preshared_key = Key::from(PRESHARED_KEY);
 
-    let (initiator, initiation) = Initiator::start(
-        &initiator_public,
-        &responder_public,
-        &product,
-        secret(3),
-        0x1122_3344,
-        &array(TIMESTAMP),
-    )
-    .unwrap();
+    let (initiator, initiation) =
+        Initiator::start(&initiator_public, &responder_public, &product, secret(3), 0x1122_3344, &array(TIMESTAMP))
+            .unwrap();
     let mut datagram = initiation.encode();
     MacKeys::new(&responder_public).sign(&mut datagram, Some(&[6; 16]));
     assert_eq!(datagram.to_vec(), bytes(INITIATION));
@@ -105,53 +88,33 @@ fn a_whole_handshake() {
     assert_eq!(claim.remote(), &initiator_public);
     let (responder, timestamp) = claim.verify(&product, &initiation).unwrap();
     assert_eq!(timestamp, array(TIMESTAMP));
-    let (ours, response) = responder
-        .respond(Some(&preshared_key), &secret(4), 0x5566_7788)
-        .unwrap();
+    let (ours, response) = responder.respond(Some(&preshared_key), &secret(4), 0x5566_7788).unwrap();
     let mut datagram = response.encode();
     MacKeys::new(&initiator_public).sign(&mut datagram, None);
     assert_eq!(datagram.to_vec(), bytes(RESPONSE));
     assert_eq!(ours.receive.as_bytes(), &array(INITIATOR_SENDS));
     assert_eq!(ours.send.as_bytes(), &array(RESPONDER_SENDS));
 
-    let theirs = initiator
-        .finish(&initiator_secret, Some(&preshared_key), &response)
-        .unwrap();
+    let theirs = initiator.finish(&initiator_secret, Some(&preshared_key), &response).unwrap();
     assert_eq!(theirs.send.as_bytes(), &array(INITIATOR_SENDS));
     assert_eq!(theirs.receive.as_bytes(), &array(RESPONDER_SENDS));
 
-    let finish = |preshared_key, response| {
-        initiator
-            .finish(&initiator_secret, preshared_key, response)
-            .map(|_| ())
-    };
+    let finish = |preshared_key, response| initiator.finish(&initiator_secret, preshared_key, response).map(|_| ());
     assert_eq!(finish(None, &response), Err(Reject::Response));
-    let low = Response {
-        ephemeral: [0; 32],
-        ..response.clone()
-    };
+    let low = Response { ephemeral: [0; 32], ..response.clone() };
     assert_eq!(finish(Some(&preshared_key), &low), Err(Reject::LowOrderKey));
-    assert_eq!(
-        finish(Some(&preshared_key), &response),
-        Ok(()),
-        "failures change nothing"
-    );
+    assert_eq!(finish(Some(&preshared_key), &response), Ok(()), "failures change nothing");
 }
 
 #[test]
 fn a_cookie_reply() {
     let keys = MacKeys::new(&PublicKey::from(&secret(2)));
-    let Ok(Message::CookieReply(reply)) = Message::parse(&bytes(COOKIE_REPLY)) else {
-        panic!()
-    };
+    let Ok(Message::CookieReply(reply)) = Message::parse(&bytes(COOKIE_REPLY)) else { panic!() };
     let mut jar = CookieJar::default();
     jar.sent(array(&INITIATION[2 * 116..2 * 132]));
     let now = std::time::Instant::now();
     assert_eq!(jar.accept(now, &keys, &reply), Ok(()));
-    assert_eq!(
-        jar.cookie(now, std::time::Duration::from_secs(1)),
-        Some(&[6; 16])
-    );
+    assert_eq!(jar.cookie(now, std::time::Duration::from_secs(1)), Some(&[6; 16]));
 }
 
 /// Every public key of low order (the points of order 1, 2, 4 and 8, and their other encodings).
@@ -172,22 +135,11 @@ fn low_order_keys_end_a_handshake_wherever_they_appear() {
     let responder_public = PublicKey::from(&responder_secret);
     for low in LOW_ORDER {
         let point = PublicKey::from(array::<32>(low));
-        let start = |remote: &PublicKey| {
-            Initiator::start(
-                &initiator_public,
-                remote,
-                &product,
-                secret(3),
-                1,
-                &array(TIMESTAMP),
-            )
-        };
+        let start =
+            |remote: &PublicKey| Initiator::start(&initiator_public, remote, &product, secret(3), 1, &array(TIMESTAMP));
         assert!(matches!(start(&point), Err(Reject::LowOrderKey)));
         let (_, initiation) = start(&responder_public).unwrap();
-        let forged = Initiation {
-            ephemeral: point.to_bytes(),
-            ..initiation
-        };
+        let forged = Initiation { ephemeral: point.to_bytes(), ..initiation };
         let claim = Claim::open(&responder_public, &responder_secret, &forged);
         assert!(matches!(claim, Err(Reject::LowOrderKey)), "{low}");
     }
@@ -199,17 +151,12 @@ fn every_bit_of_a_message_counts() {
     let initiator_public = PublicKey::from(&initiator_secret);
     let responder_public = PublicKey::from(&responder_secret);
     let received = |datagram: &[u8]| -> Result<(TransportKeys, Response), Reject> {
-        let Message::Initiation(initiation) = Message::parse(datagram)? else {
-            panic!()
-        };
+        let Message::Initiation(initiation) = Message::parse(datagram)? else { panic!() };
         let claim = Claim::open(&responder_public, &responder_secret, &initiation)?;
         if claim.remote() != &initiator_public {
             return Err(Reject::UnknownPeer);
         }
-        claim
-            .verify(&product, &initiation)?
-            .0
-            .respond(None, &secret(4), 1)
+        claim.verify(&product, &initiation)?.0.respond(None, &secret(4), 1)
     };
     let initiation = bytes(INITIATION);
     // Not the sender index, which only MAC1 covers, and not the top bit of a point, which X25519 ignores

@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use boringtun::noise::{Tunn, TunnResult};
-use penstock_proto::{
-    Event, Gateway, Key, PeerConfig, PeerId, PublicKey, SessionKeys, generate_private_key,
-};
+use penstock_proto::{Event, Gateway, Key, PeerConfig, PeerId, PublicKey, SessionKeys, generate_private_key};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -36,10 +34,7 @@ fn packet() -> Vec<u8> {
 impl Interop {
     fn new(preshared_key: Option<[u8; 32]>) -> Self {
         let mut rng = StdRng::seed_from_u64(3);
-        let (ours, theirs) = (
-            generate_private_key(&mut rng),
-            generate_private_key(&mut rng),
-        );
+        let (ours, theirs) = (generate_private_key(&mut rng), generate_private_key(&mut rng));
         let (our_public, their_public) = (PublicKey::from(&ours), PublicKey::from(&theirs));
         let now = Instant::now();
         let address = "192.0.2.1:51820".parse().unwrap();
@@ -51,17 +46,7 @@ impl Interop {
         };
         let peer = gateway.add_peer(now, their_public, config).unwrap();
         let theirs = Tunn::new(theirs, our_public, preshared_key, None, 7, None);
-        Self {
-            gateway,
-            peer,
-            theirs,
-            address,
-            now,
-            session: None,
-            promoted: false,
-            sent: 0,
-            opened: vec![],
-        }
+        Self { gateway, peer, theirs, address, now, session: None, promoted: false, sent: 0, opened: vec![] }
     }
 
     /// Takes what our gateway says and hands it to the other, until both are silent.
@@ -100,10 +85,7 @@ impl Interop {
         let mut buffer = [0; 2048];
         let mut input = datagram.to_vec();
         loop {
-            match self
-                .theirs
-                .decapsulate(Some(self.address.ip()), &input, &mut buffer)
-            {
+            match self.theirs.decapsulate(Some(self.address.ip()), &input, &mut buffer) {
                 TunnResult::WriteToNetwork(answer) => {
                     let answer = answer.to_vec();
                     self.we_receive(&answer);
@@ -121,9 +103,7 @@ impl Interop {
 
     fn we_receive(&mut self, datagram: &[u8]) {
         if datagram[0] != 4 {
-            self.gateway
-                .handle_datagram(self.now, self.address, datagram)
-                .unwrap();
+            self.gateway.handle_datagram(self.now, self.address, datagram).unwrap();
         } else {
             let session = self.session.as_ref().unwrap();
             let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());
@@ -170,10 +150,7 @@ fn they_initiate() {
         let mut interop = Interop::new(preshared_key);
         interop.theirs_send(&packet());
         assert!(interop.promoted, "their first packet confirms the session");
-        assert_eq!(
-            interop.opened.pop().map(|packet| packet[..32].to_vec()),
-            Some(packet())
-        );
+        assert_eq!(interop.opened.pop().map(|packet| packet[..32].to_vec()), Some(packet()));
         interop.send(&packet());
         assert_eq!(interop.opened, [packet()]);
     }
@@ -193,16 +170,11 @@ fn they_ask_for_a_cookie_and_get_a_mac2() {
             proven |= transmit.contents[132..] != [0; 16];
             let mut buffer = [0; 2048];
             let from = Some(interop.address.ip());
-            let answer = interop
-                .theirs
-                .decapsulate(from, &transmit.contents, &mut buffer);
+            let answer = interop.theirs.decapsulate(from, &transmit.contents, &mut buffer);
             // Their responses are lost, their cookies are not.
             match answer {
                 TunnResult::WriteToNetwork(bytes) if bytes[0] == 3 => {
-                    interop
-                        .gateway
-                        .handle_datagram(now, interop.address, bytes)
-                        .unwrap();
+                    interop.gateway.handle_datagram(now, interop.address, bytes).unwrap();
                 }
                 TunnResult::WriteToNetwork(_) | TunnResult::Err(_) => {}
                 other => panic!("{other:?}"),

@@ -12,17 +12,9 @@ fn a_waiting_packet_arrives_after_one_round_trip() {
     assert_eq!(world.sites[1].received, [b"hello"]);
     let (role, local, remote) = world.sites[0].sends_on(b).unwrap();
     assert_eq!(role, Role::Initiator);
-    assert_eq!(
-        world.sites[1].sends_on(a),
-        Some((Role::Responder, remote, local))
-    );
+    assert_eq!(world.sites[1].sends_on(a), Some((Role::Responder, remote, local)));
     for (site, peer) in [(0, b), (1, a)] {
-        let last = world.sites[site]
-            .gateway
-            .peer(peer)
-            .unwrap()
-            .last_handshake()
-            .unwrap();
+        let last = world.sites[site].gateway.peer(peer).unwrap().last_handshake().unwrap();
         assert!(last >= wall() && last <= wall() + millis(40));
     }
 }
@@ -35,10 +27,7 @@ fn the_responder_is_silent_until_it_is_confirmed() {
     world.run(seconds(1));
     assert_eq!(world.sites[1].established(), 1);
     assert_eq!(world.sites[1].sends_on(a), None);
-    assert_eq!(
-        world.sites[1].gateway.peer(a).unwrap().last_handshake(),
-        None
-    );
+    assert_eq!(world.sites[1].gateway.peer(a).unwrap().last_handshake(), None);
     world.send(1, a, b"too early");
     world.run(seconds(1));
     assert!(world.sent_by(1, 4).is_empty());
@@ -46,19 +35,14 @@ fn the_responder_is_silent_until_it_is_confirmed() {
 
 #[test]
 fn preshared_keys_must_match() {
-    let config = PeerConfig {
-        preshared_key: Some(Key::from([7; 32])),
-        ..PeerConfig::default()
-    };
+    let config = PeerConfig { preshared_key: Some(Key::from([7; 32])), ..PeerConfig::default() };
     let (mut world, a, b) = World::pair_with(1, config);
     world.send(0, b, b"one");
     world.run(seconds(1));
     assert_eq!(world.sites[1].received.len(), 1);
 
     // Sessions live on; the next handshake fails, in silence.
-    world.sites[1]
-        .gateway
-        .set_preshared_key(a, Some(Key::from([8; 32])));
+    world.sites[1].gateway.set_preshared_key(a, Some(Key::from([8; 32])));
     world.send(0, b, b"two");
     world.run(seconds(1));
     assert_eq!(world.sites[1].received.len(), 2);
@@ -70,9 +54,7 @@ fn preshared_keys_must_match() {
     assert!(world.sites[0].count(|h| *h == Happened::Rejected(Reject::Response)) >= 5);
     assert_eq!(world.sites[1].received.len(), 2);
 
-    world.sites[0]
-        .gateway
-        .set_preshared_key(b, Some(Key::from([8; 32])));
+    world.sites[0].gateway.set_preshared_key(b, Some(Key::from([8; 32])));
     world.run(seconds(6));
     assert_eq!(world.sites[1].received.len(), 3);
 }
@@ -95,10 +77,7 @@ fn both_at_once_settle_on_one_session() {
         assert_eq!((local, remote), (other_remote, other_local), "seed {seed}");
         assert_ne!(role, other_role);
         world.run_until(seconds(100));
-        assert!(
-            world.sent_by(0, 1).len() + world.sent_by(1, 1).len() <= 3,
-            "seed {seed}"
-        );
+        assert!(world.sent_by(0, 1).len() + world.sent_by(1, 1).len() <= 3, "seed {seed}");
     }
 }
 
@@ -132,18 +111,12 @@ fn only_authentic_packets_move_the_endpoint() {
     let replayed = world.sent_by(0, 1)[0].bytes.clone();
     assert_eq!(world.inject(1, away, &forged), Err(Reject::Mac1));
     assert_eq!(world.inject(1, away, &replayed), Err(Reject::Replay));
-    assert_eq!(
-        world.sites[1].gateway.peer(a).unwrap().endpoint(),
-        Some(home)
-    );
+    assert_eq!(world.sites[1].gateway.peer(a).unwrap().endpoint(), Some(home));
 
     world.sites[0].address = away;
     world.send(0, b, b"from elsewhere");
     world.run(millis(20));
-    assert_eq!(
-        world.sites[1].gateway.peer(a).unwrap().endpoint(),
-        Some(away)
-    );
+    assert_eq!(world.sites[1].gateway.peer(a).unwrap().endpoint(), Some(away));
     assert_eq!(world.sites[1].count(|h| *h == Happened::Endpoint(away)), 1);
     world.send(1, a, b"found you");
     world.run(millis(20));
@@ -154,10 +127,7 @@ fn only_authentic_packets_move_the_endpoint() {
     world.run_until(seconds(130));
     world.send(0, b, b"old");
     world.run(seconds(1));
-    assert_eq!(
-        world.sites[1].gateway.peer(a).unwrap().endpoint(),
-        Some(home)
-    );
+    assert_eq!(world.sites[1].gateway.peer(a).unwrap().endpoint(), Some(home));
 }
 
 #[test]
@@ -170,10 +140,7 @@ fn a_peer_without_endpoint_waits_for_the_other() {
     world.send(1, a, b"I know where you are");
     world.run(seconds(1));
     assert_eq!(world.sites[0].received.len(), 1);
-    assert_eq!(
-        world.sites[0].gateway.peer(b).unwrap().endpoint(),
-        Some(world.sites[1].address)
-    );
+    assert_eq!(world.sites[0].gateway.peer(b).unwrap().endpoint(), Some(world.sites[1].address));
 }
 
 #[test]
@@ -183,10 +150,7 @@ fn another_private_key_is_another_gateway() {
     world.run(seconds(1));
     let same = world.sites[0].gateway.private_key().clone();
     assert_eq!(world.sites[0].gateway.set_private_key(same), None);
-    assert!(
-        world.sites[0].sends_on(b).is_some(),
-        "the same key changes nothing"
-    );
+    assert!(world.sites[0].sends_on(b).is_some(), "the same key changes nothing");
 
     world.sites[0].gateway.set_private_key(other_key(77));
     world.drain(0);
@@ -194,32 +158,20 @@ fn another_private_key_is_another_gateway() {
     assert_eq!(world.sites[0].gateway.live_indices(), 0);
     world.send(0, b, b"who am I");
     world.run(seconds(1));
-    assert_eq!(
-        world.sites[1].count(|h| *h == Happened::Rejected(Reject::UnknownPeer)),
-        1
-    );
+    assert_eq!(world.sites[1].count(|h| *h == Happened::Rejected(Reject::UnknownPeer)), 1);
 
     let key = *world.sites[0].gateway.public_key();
     world.sites[1].gateway.remove_peer(a);
     let address = Some(world.sites[0].address);
-    let config = PeerConfig {
-        endpoint: address,
-        ..PeerConfig::default()
-    };
-    world.sites[1]
-        .gateway
-        .add_peer(world.now, key, config)
-        .unwrap();
+    let config = PeerConfig { endpoint: address, ..PeerConfig::default() };
+    world.sites[1].gateway.add_peer(world.now, key, config).unwrap();
     world.run(seconds(10));
     assert_eq!(world.sites[1].received.last().unwrap(), b"who am I");
 
     let peers_key = other_key(78);
     let config = PeerConfig::default();
     let public = penstock_proto::PublicKey::from(&peers_key);
-    let id = world.sites[0]
-        .gateway
-        .add_peer(world.now, public, config)
-        .unwrap();
+    let id = world.sites[0].gateway.add_peer(world.now, public, config).unwrap();
     assert_eq!(world.sites[0].gateway.set_private_key(peers_key), Some(id));
     assert!(world.sites[0].gateway.peer(id).is_none());
 }
@@ -246,10 +198,7 @@ fn peers_come_and_go() {
     assert!(!gateway.handle_wanted(now, b));
     assert_eq!(gateway.peer_of(&key), Some(again));
     world.drain(0);
-    assert_eq!(
-        world.sites[0].count(|h| matches!(h, Happened::Expired(_))),
-        1
-    );
+    assert_eq!(world.sites[0].count(|h| matches!(h, Happened::Expired(_))), 1);
 }
 
 #[test]

@@ -30,10 +30,7 @@ fn a_forged_or_replayed_response_leaves_the_handshake_pending() {
 
     assert_eq!(world.inject(0, there, &forged), Err(Reject::Response));
     assert_eq!(world.inject(0, there, &low), Err(Reject::LowOrderKey));
-    assert_eq!(
-        world.inject(0, there, &elsewhere),
-        Err(Reject::UnknownIndex)
-    );
+    assert_eq!(world.inject(0, there, &elsewhere), Err(Reject::UnknownIndex));
     assert_eq!(world.inject(0, there, &honest), Ok(()));
     assert_eq!(world.inject(0, there, &honest), Err(Reject::UnknownIndex));
     world.run(millis(100));
@@ -45,10 +42,7 @@ fn resign(bytes: &mut [u8], receiver: &[u8; 32]) {
     use blake2::digest::consts::U16;
     use blake2::digest::{FixedOutput, KeyInit, Update};
     use blake2::{Blake2s256, Blake2sMac, Digest};
-    let key = Blake2s256::new()
-        .chain_update(b"mac1----")
-        .chain_update(receiver)
-        .finalize();
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(receiver).finalize();
     let at = bytes.len() - 32;
     let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&key).unwrap();
     Update::update(&mut mac, &bytes[..at]);
@@ -60,15 +54,8 @@ fn low_order_keys_meet_silence() {
     let (mut world, _, _) = World::pair(1);
     let now = world.now;
     let endpoint = Some(world.sites[1].address);
-    let config = PeerConfig {
-        endpoint,
-        persistent_keepalive: Some(seconds(1)),
-        ..PeerConfig::default()
-    };
-    let low = world.sites[0]
-        .gateway
-        .add_peer(now, low_order_key(), config)
-        .unwrap();
+    let config = PeerConfig { endpoint, persistent_keepalive: Some(seconds(1)), ..PeerConfig::default() };
+    let low = world.sites[0].gateway.add_peer(now, low_order_key(), config).unwrap();
     assert!(!world.sites[0].gateway.handle_wanted(now, low));
     world.run(seconds(30));
     assert!(world.wire.is_empty());
@@ -91,11 +78,7 @@ fn initiations_are_answered_once_and_in_order() {
     let from = world.sites[0].address;
     world.send(0, b, b"hello");
     world.run(seconds(11));
-    let sent: Vec<_> = world
-        .sent_by(0, 1)
-        .iter()
-        .map(|sent| sent.bytes.clone())
-        .collect();
+    let sent: Vec<_> = world.sent_by(0, 1).iter().map(|sent| sent.bytes.clone()).collect();
     assert_eq!(sent.len(), 3);
     assert_eq!(world.inject(1, from, &sent[1]), Ok(()));
     assert_eq!(world.inject(1, from, &sent[1]), Err(Reject::Replay));
@@ -104,11 +87,7 @@ fn initiations_are_answered_once_and_in_order() {
     world.run(millis(20));
     assert_eq!(world.inject(1, from, &sent[2]), Ok(()));
     assert_eq!(world.sites[1].established(), 2);
-    assert_eq!(
-        world.sites[1].gateway.live_indices(),
-        1,
-        "the newer replaced the older"
-    );
+    assert_eq!(world.sites[1].gateway.live_indices(), 1, "the newer replaced the older");
 }
 
 #[test]

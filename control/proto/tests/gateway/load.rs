@@ -18,10 +18,7 @@ impl Flood {
     fn against(victim: &PublicKey, now: Instant) -> Self {
         let mut gateway = lone_gateway(99, now);
         let endpoint = Some("192.0.2.2:51820".parse().unwrap());
-        let config = PeerConfig {
-            endpoint,
-            ..PeerConfig::default()
-        };
+        let config = PeerConfig { endpoint, ..PeerConfig::default() };
         let peer = gateway.add_peer(now, *victim, config).unwrap();
         Self { gateway, peer }
     }
@@ -61,19 +58,12 @@ fn an_honest_peer_connects_during_a_flood() {
     let second = &world.sent_by(0, INITIATION)[1].bytes;
     assert_eq!(first[132..], [0; 16], "no MAC2 without a cookie");
     assert_ne!(second[132..], [0; 16]);
-    assert_eq!(
-        world.sent_by(0, INITIATION).len(),
-        2,
-        "a cookie alone triggers nothing"
-    );
+    assert_eq!(world.sent_by(0, INITIATION).len(), 2, "a cookie alone triggers nothing");
     assert_eq!(world.sites[1].received, [b"honest"]);
 
     // The load goes with the flood.
     world.run(seconds(3));
-    assert_eq!(
-        world.inject(1, source(0), &initiation),
-        Err(Reject::UnknownPeer)
-    );
+    assert_eq!(world.inject(1, source(0), &initiation), Err(Reject::UnknownPeer));
 }
 
 #[test]
@@ -82,10 +72,7 @@ fn a_flood_that_knows_no_key_is_no_load() {
     let mut datagram = [0; 148];
     datagram[0] = INITIATION;
     for number in 0..5000 {
-        assert_eq!(
-            world.inject(1, source(number), &datagram),
-            Err(Reject::Mac1)
-        );
+        assert_eq!(world.inject(1, source(number), &datagram), Err(Reject::Mac1));
     }
     world.send(0, b, b"hello");
     world.run(millis(50));
@@ -101,17 +88,9 @@ fn a_proven_source_has_its_share_and_a_cookie_is_good_for_one_port() {
     let initiation = flood.initiation(now);
     let here = source(1);
     while victim.handle_datagram(now, here, &initiation) != Err(Reject::UnderLoad) {}
-    let reply = std::iter::from_fn(|| victim.poll_transmit())
-        .last()
-        .unwrap();
-    assert_eq!(
-        (reply.to, reply.peer, reply.contents.len()),
-        (here, None, 64)
-    );
-    flood
-        .gateway
-        .handle_datagram(now, here, &reply.contents)
-        .unwrap();
+    let reply = std::iter::from_fn(|| victim.poll_transmit()).last().unwrap();
+    assert_eq!((reply.to, reply.peer, reply.contents.len()), (here, None, 64));
+    flood.gateway.handle_datagram(now, here, &reply.contents).unwrap();
     assert_eq!(
         flood.gateway.handle_datagram(now, here, &reply.contents),
         Err(Reject::CookieReply),
@@ -130,14 +109,8 @@ fn a_proven_source_has_its_share_and_a_cookie_is_good_for_one_port() {
     }
     assert_eq!(counts, [5, 95, 0]);
     let neighbour = SocketAddr::new(here.ip(), here.port() + 1);
-    assert_eq!(
-        victim.handle_datagram(now, neighbour, &proven),
-        Err(Reject::UnderLoad)
-    );
-    assert_eq!(
-        victim.handle_datagram(now, source(2), &proven),
-        Err(Reject::UnderLoad)
-    );
+    assert_eq!(victim.handle_datagram(now, neighbour, &proven), Err(Reject::UnderLoad));
+    assert_eq!(victim.handle_datagram(now, source(2), &proven), Err(Reject::UnderLoad));
 }
 
 #[test]
@@ -155,10 +128,7 @@ fn a_responder_too_is_asked_for_a_cookie_and_gives_it_with_its_next_response() {
     }
     let responder = world.sites[1].address;
     let cookies = world.sent_by(0, COOKIE_REPLY);
-    assert_eq!(
-        cookies.iter().filter(|sent| sent.to == responder).count(),
-        1
-    );
+    assert_eq!(cookies.iter().filter(|sent| sent.to == responder).count(), 1);
     let responses = world.sent_by(1, RESPONSE);
     assert_eq!(responses.len(), 2);
     assert_eq!(responses[0].bytes[76..], [0; 16]);

@@ -28,10 +28,7 @@ fn a_bad_network_delays_but_never_disconnects() {
             assert_eq!(last.map(Vec::as_slice), Some(&b"last"[..]), "seed {seed}");
         }
         let handshakes = world.sent_by(0, 1).len() + world.sent_by(1, 1).len();
-        assert!(
-            handshakes < 60,
-            "seed {seed}: {handshakes} initiations in 400 s"
-        );
+        assert!(handshakes < 60, "seed {seed}: {handshakes} initiations in 400 s");
     }
 }
 
@@ -50,21 +47,14 @@ fn a_cut_of_any_length_heals() {
         }
         world.faults.loss = 0.0;
         world.run(seconds(12));
-        world
-            .sites
-            .iter_mut()
-            .for_each(|site| site.received.clear());
+        world.sites.iter_mut().for_each(|site| site.received.clear());
         for _ in 0..20 {
             world.send(0, b, b"found");
             world.send(1, a, b"found");
             world.run(seconds(1));
         }
         for site in &world.sites {
-            assert!(
-                site.received.len() >= 19,
-                "cut of {cut} s: {}",
-                site.received.len()
-            );
+            assert!(site.received.len() >= 19, "cut of {cut} s: {}", site.received.len());
         }
     }
 }

@@ -13,8 +13,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use penstock_proto::{
-    Event, Gateway, PeerConfig, PeerId, PublicKey, Reject, Role, StaticSecret, Timings,
-    generate_private_key,
+    Event, Gateway, PeerConfig, PeerId, PublicKey, Reject, Role, StaticSecret, Timings, generate_private_key,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -76,20 +75,10 @@ impl World {
             let key = generate_private_key(&mut rng);
             let rng = StdRng::from_rng(&mut rng);
             let gateway = Gateway::with_timings(key, rng, start, wall(), timings);
-            Site {
-                gateway,
-                address,
-                plane: Plane::default(),
-                received: vec![],
-                log: vec![],
-            }
+            Site { gateway, address, plane: Plane::default(), received: vec![], log: vec![] }
         });
         let sites = sites.collect();
-        let faults = Faults {
-            loss: 0.0,
-            duplication: 0.0,
-            delay: millis(10)..millis(11),
-        };
+        let faults = Faults { loss: 0.0, duplication: 0.0, delay: millis(10)..millis(11) };
         Self {
             start,
             now: start,
@@ -114,14 +103,7 @@ impl World {
         let mut world = Self::new(seed, Timings::default(), 2);
         let preshared_key = config.preshared_key.clone();
         let b = world.introduce(0, 1, config);
-        let a = world.introduce(
-            1,
-            0,
-            PeerConfig {
-                preshared_key,
-                ..PeerConfig::default()
-            },
-        );
+        let a = world.introduce(1, 0, PeerConfig { preshared_key, ..PeerConfig::default() });
         (world, a, b)
     }
 
@@ -130,10 +112,7 @@ impl World {
         let key = *self.sites[to].gateway.public_key();
         let endpoint = Some(self.sites[to].address);
         let config = PeerConfig { endpoint, ..config };
-        self.sites[site]
-            .gateway
-            .add_peer(self.now, key, config)
-            .unwrap()
+        self.sites[site].gateway.add_peer(self.now, key, config).unwrap()
     }
 
     /// Kills a site and starts it again with the same keys and one peer.
@@ -179,11 +158,7 @@ impl World {
                 self.deliver(&datagram);
             }
             for site in 0..self.sites.len() {
-                if self.sites[site]
-                    .gateway
-                    .poll_timeout()
-                    .is_some_and(|due| due <= at)
-                {
+                if self.sites[site].gateway.poll_timeout().is_some_and(|due| due <= at) {
                     self.sites[site].gateway.handle_timeout(at);
                     let next = self.sites[site].gateway.poll_timeout();
                     assert!(next.is_none_or(|next| next > at), "a timeout is done with");
@@ -197,9 +172,7 @@ impl World {
 
     /// Delivers bytes as if they came from `from`.
     pub fn inject(&mut self, site: usize, from: SocketAddr, bytes: &[u8]) -> Result<(), Reject> {
-        let result = self.sites[site]
-            .gateway
-            .handle_datagram(self.now, from, bytes);
+        let result = self.sites[site].gateway.handle_datagram(self.now, from, bytes);
         self.drain(site);
         result
     }
@@ -207,34 +180,21 @@ impl World {
     /// The datagrams of a type that left this site.
     pub fn sent_by(&self, site: usize, kind: u8) -> Vec<&Datagram> {
         let from = self.sites[site].address;
-        self.wire
-            .iter()
-            .filter(|sent| sent.from == from && sent.bytes[0] == kind)
-            .collect()
+        self.wire.iter().filter(|sent| sent.from == from && sent.bytes[0] == kind).collect()
     }
 
     fn next_time(&self) -> Option<Instant> {
-        let timeouts = self
-            .sites
-            .iter()
-            .filter_map(|site| site.gateway.poll_timeout());
+        let timeouts = self.sites.iter().filter_map(|site| site.gateway.poll_timeout());
         let sample = self.sampling.map(|every| {
             let ticks = self.elapsed().as_nanos() / every.as_nanos() + 1;
             self.start + every * u32::try_from(ticks).unwrap()
         });
         let arrival = self.in_flight.keys().next().map(|(at, _)| *at);
-        timeouts
-            .chain(sample)
-            .chain(arrival)
-            .min()
-            .map(|at| at.max(self.now))
+        timeouts.chain(sample).chain(arrival).min().map(|at| at.max(self.now))
     }
 
     fn deliver(&mut self, datagram: &Datagram) {
-        let found = self
-            .sites
-            .iter()
-            .position(|site| site.address == datagram.to);
+        let found = self.sites.iter().position(|site| site.address == datagram.to);
         let Some(site) = found else { return };
         if datagram.bytes[0] == 4 {
             self.open(site, datagram);
@@ -251,12 +211,7 @@ impl World {
 
     fn transmit(&mut self, site: usize, to: SocketAddr, bytes: Vec<u8>) {
         let from = self.sites[site].address;
-        let datagram = Datagram {
-            at: self.elapsed(),
-            from,
-            to,
-            bytes,
-        };
+        let datagram = Datagram { at: self.elapsed(), from, to, bytes };
         self.wire.push(datagram.clone());
         if self.block.contains(&datagram.bytes[0]) || self.rng.random_bool(self.faults.loss) {
             return;
@@ -299,12 +254,7 @@ impl World {
     }
 
     fn open(&mut self, site: usize, datagram: &Datagram) {
-        let Site {
-            gateway,
-            plane,
-            received,
-            ..
-        } = &mut self.sites[site];
+        let Site { gateway, plane, received, .. } = &mut self.sites[site];
         let bytes = &datagram.bytes;
         let index = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
         let counter = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
@@ -342,9 +292,7 @@ impl World {
     }
 
     fn report(&mut self, site: usize) {
-        let sampled = self
-            .sampling
-            .is_none_or(|every| self.elapsed().as_nanos().is_multiple_of(every.as_nanos()));
+        let sampled = self.sampling.is_none_or(|every| self.elapsed().as_nanos().is_multiple_of(every.as_nanos()));
         if sampled {
             let Site { gateway, plane, .. } = &mut self.sites[site];
             for (peer, traffic) in std::mem::take(&mut plane.traffic) {
@@ -370,10 +318,7 @@ impl World {
         }
         let site = &self.sites[site];
         let bound = 4 * site.gateway.peers().count();
-        assert!(
-            site.gateway.live_indices() <= bound,
-            "receiver indices leak"
-        );
+        assert!(site.gateway.live_indices() <= bound, "receiver indices leak");
     }
 
     fn obey(&mut self, site: usize, event: Event) {
@@ -381,24 +326,12 @@ impl World {
         let Site { plane, log, .. } = &mut self.sites[site];
         let mut flush = None;
         let happened = match event {
-            Event::SessionEstablished {
-                peer,
-                session: keys,
-            } => {
+            Event::SessionEstablished { peer, session: keys } => {
                 let role = keys.role;
                 let confirmed = role == Role::Initiator;
                 let index = keys.local_index;
-                let session = Session {
-                    peer,
-                    keys,
-                    counter: 0,
-                    confirmed,
-                    seen: HashSet::new(),
-                };
-                assert!(
-                    plane.sessions.insert(index, session).is_none(),
-                    "an index is used twice"
-                );
+                let session = Session { peer, keys, counter: 0, confirmed, seen: HashSet::new() };
+                assert!(plane.sessions.insert(index, session).is_none(), "an index is used twice");
                 Happened::Established(role)
             }
             Event::SessionPromoted { peer, local_index } => {
@@ -408,10 +341,7 @@ impl World {
                 Happened::Promoted(local_index)
             }
             Event::SessionExpired { peer, local_index } => {
-                assert!(
-                    plane.sessions.remove(&local_index).is_some(),
-                    "expired twice"
-                );
+                assert!(plane.sessions.remove(&local_index).is_some(), "expired twice");
                 if plane.current.get(&peer) == Some(&local_index) {
                     plane.current.remove(&peer);
                 }
@@ -430,12 +360,7 @@ impl World {
         };
         log.push((elapsed, happened));
         if let Some(peer) = flush {
-            for packet in self.sites[site]
-                .plane
-                .staged
-                .remove(&peer)
-                .unwrap_or_default()
-            {
+            for packet in self.sites[site].plane.staged.remove(&peer).unwrap_or_default() {
                 self.seal(site, peer, &packet);
             }
         }

@@ -47,18 +47,11 @@ pub struct Site {
 
 impl Site {
     pub fn count(&self, wanted: impl Fn(&Happened) -> bool) -> usize {
-        self.log
-            .iter()
-            .filter(|(_, happened)| wanted(happened))
-            .count()
+        self.log.iter().filter(|(_, happened)| wanted(happened)).count()
     }
 
     pub fn times(&self, wanted: impl Fn(&Happened) -> bool) -> Vec<Duration> {
-        self.log
-            .iter()
-            .filter(|(_, happened)| wanted(happened))
-            .map(|(at, _)| *at)
-            .collect()
+        self.log.iter().filter(|(_, happened)| wanted(happened)).map(|(at, _)| *at).collect()
     }
 
     pub fn established(&self) -> usize {
@@ -68,11 +61,7 @@ impl Site {
     /// The role and index of the session that this site sends on.
     pub fn sends_on(&self, peer: PeerId) -> Option<(Role, u32, u32)> {
         let session = self.plane.sessions.get(self.plane.current.get(&peer)?)?;
-        Some((
-            session.keys.role,
-            session.keys.local_index,
-            session.keys.remote_index,
-        ))
+        Some((session.keys.role, session.keys.local_index, session.keys.remote_index))
     }
 }
 

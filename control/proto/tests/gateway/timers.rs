@@ -69,21 +69,11 @@ fn an_unanswered_handshake_is_repeated_every_5_seconds_and_given_up_after_90() {
         let gap = pair[1] - pair[0];
         assert!((millis(5000)..=millis(5333)).contains(&gap), "{gap:?}");
     }
-    assert_eq!(
-        world.sites[0].times(|h| *h == Happened::GaveUp),
-        [seconds(90)]
-    );
+    assert_eq!(world.sites[0].times(|h| *h == Happened::GaveUp), [seconds(90)]);
     assert_eq!(world.sites[0].gateway.live_indices(), 0);
-    let indices: std::collections::HashSet<_> = world
-        .sent_by(0, 1)
-        .iter()
-        .map(|sent| sent.bytes[4..8].to_vec())
-        .collect();
-    assert_eq!(
-        indices.len(),
-        times.len(),
-        "each initiation has its own index"
-    );
+    let indices: std::collections::HashSet<_> =
+        world.sent_by(0, 1).iter().map(|sent| sent.bytes[4..8].to_vec()).collect();
+    assert_eq!(indices.len(), times.len(), "each initiation has its own index");
 }
 
 #[test]
@@ -104,10 +94,7 @@ fn data_received_is_answered_within_10_seconds() {
     world.run_until(seconds(100));
     let keepalives = world.sites[1].times(|h| *h == Happened::Keepalive);
     assert_eq!(keepalives.len(), 1);
-    assert!(
-        (seconds(10)..seconds(11)).contains(&keepalives[0]),
-        "{keepalives:?}"
-    );
+    assert!((seconds(10)..seconds(11)).contains(&keepalives[0]), "{keepalives:?}");
     // The initiator's only one confirms the session; an answer to a keepalive there is not.
     assert_eq!(world.sites[0].count(|h| *h == Happened::Keepalive), 1);
 }
@@ -123,11 +110,7 @@ fn traffic_both_ways_needs_no_keepalives() {
         }
         world.run(millis(500));
     }
-    assert_eq!(
-        world.sites[0].count(|h| *h == Happened::Keepalive),
-        1,
-        "the confirming one"
-    );
+    assert_eq!(world.sites[0].count(|h| *h == Happened::Keepalive), 1, "the confirming one");
     assert_eq!(world.sites[1].count(|h| *h == Happened::Keepalive), 0);
 }
 
@@ -148,32 +131,18 @@ fn no_answer_for_15_seconds_begins_a_handshake() {
 
 #[test]
 fn a_persistent_keepalive_connects_and_keeps_connected() {
-    let config = PeerConfig {
-        persistent_keepalive: Some(seconds(25)),
-        ..PeerConfig::default()
-    };
+    let config = PeerConfig { persistent_keepalive: Some(seconds(25)), ..PeerConfig::default() };
     let (mut world, a, _) = World::pair_with(1, config);
     world.run_until(seconds(1000));
     let mut last = Duration::ZERO;
     for sent in &world.wire {
         if sent.from == world.sites[0].address {
-            assert!(
-                sent.at - last <= seconds(25),
-                "silent from {last:?} to {:?}",
-                sent.at
-            );
+            assert!(sent.at - last <= seconds(25), "silent from {last:?} to {:?}", sent.at);
             last = sent.at;
         }
     }
     assert!(world.sites[1].sends_on(a).is_some());
-    assert!(
-        world
-            .wire
-            .iter()
-            .filter(|sent| sent.at > seconds(10))
-            .count()
-            < 100
-    );
+    assert!(world.wire.iter().filter(|sent| sent.at > seconds(10)).count() < 100);
 }
 
 #[test]
@@ -182,15 +151,11 @@ fn a_persistent_keepalive_is_changed_and_ended() {
     world.run_until(seconds(50));
     assert!(world.wire.is_empty());
     let now = world.now;
-    world.sites[0]
-        .gateway
-        .set_persistent_keepalive(now, b, Some(seconds(10)));
+    world.sites[0].gateway.set_persistent_keepalive(now, b, Some(seconds(10)));
     world.run_until(seconds(100));
     assert_eq!(world.sites[0].count(|h| *h == Happened::Keepalive), 5);
     let now = world.now;
-    world.sites[0]
-        .gateway
-        .set_persistent_keepalive(now, b, Some(Duration::ZERO));
+    world.sites[0].gateway.set_persistent_keepalive(now, b, Some(Duration::ZERO));
     let sent = world.sent_by(0, 4).len();
     world.run_until(seconds(300));
     assert_eq!(world.sent_by(0, 4).len(), sent);
@@ -198,10 +163,7 @@ fn a_persistent_keepalive_is_changed_and_ended() {
 
 #[test]
 fn a_persistent_keepalive_goes_on_after_a_handshake_was_given_up() {
-    let config = PeerConfig {
-        persistent_keepalive: Some(seconds(25)),
-        ..PeerConfig::default()
-    };
+    let config = PeerConfig { persistent_keepalive: Some(seconds(25)), ..PeerConfig::default() };
     let (mut world, a, _) = World::pair_with(1, config);
     world.block.insert(1);
     world.run_until(seconds(300));
@@ -215,10 +177,7 @@ fn a_persistent_keepalive_goes_on_after_a_handshake_was_given_up() {
 fn an_initiator_that_only_receives_rekeys_once_at_165_seconds() {
     let (mut world, _, b) = World::pair(1);
     world.send(0, b, b"hello");
-    let receiving = Traffic {
-        received_any: true,
-        ..Traffic::default()
-    };
+    let receiving = Traffic { received_any: true, ..Traffic::default() };
     let receive = |world: &mut World, at| {
         world.run_until(at);
         let now = world.now;
@@ -229,11 +188,7 @@ fn an_initiator_that_only_receives_rekeys_once_at_165_seconds() {
     world.run_until(seconds(1));
     world.block.insert(1);
     assert_eq!(receive(&mut world, seconds(130)), 1);
-    assert_eq!(
-        receive(&mut world, seconds(165)),
-        1,
-        "its birth was a round trip later"
-    );
+    assert_eq!(receive(&mut world, seconds(165)), 1, "its birth was a round trip later");
     assert_eq!(receive(&mut world, millis(165_100)), 2);
     assert_eq!(receive(&mut world, millis(165_200)), 2);
 }
@@ -247,19 +202,12 @@ fn the_responder_rekeys_at_170_seconds_when_the_initiator_does_not() {
     world.drain(0);
     while world.elapsed() < seconds(175) {
         let now = world.now;
-        let sending = Traffic {
-            sent_any: true,
-            received_any: true,
-            ..Traffic::default()
-        };
+        let sending = Traffic { sent_any: true, received_any: true, ..Traffic::default() };
         world.sites[1].gateway.handle_traffic(now, a, sending);
         world.run(seconds(1));
     }
     let times = initiations(&world, 1);
-    assert!(
-        (seconds(170)..seconds(172)).contains(&times[0]),
-        "{times:?}"
-    );
+    assert!((seconds(170)..seconds(172)).contains(&times[0]), "{times:?}");
 }
 
 #[test]
@@ -270,23 +218,17 @@ fn used_up_sessions_are_replaced_and_then_refused() {
     let (_, index, _) = world.sites[0].sends_on(b).unwrap();
     let (_, other, _) = world.sites[1].sends_on(a).unwrap();
     let now = world.now;
-    world.sites[0]
-        .gateway
-        .handle_session_used(now, b, index, 1 << 60);
+    world.sites[0].gateway.handle_session_used(now, b, index, 1 << 60);
     world.run(seconds(1));
     assert_eq!(world.sites[0].established(), 1, "2^60 messages are allowed");
     let now = world.now;
-    world.sites[1]
-        .gateway
-        .handle_session_used(now, a, other, (1 << 60) + 1);
+    world.sites[1].gateway.handle_session_used(now, a, other, (1 << 60) + 1);
     world.run(seconds(1));
     assert_eq!(world.sites[0].established(), 2, "the responder asks too");
 
     let (_, index, _) = world.sites[0].sends_on(b).unwrap();
     let now = world.now;
-    world.sites[0]
-        .gateway
-        .handle_session_used(now, b, index, u64::MAX - (1 << 13));
+    world.sites[0].gateway.handle_session_used(now, b, index, u64::MAX - (1 << 13));
     world.drain(0);
     assert_eq!(world.sites[0].sends_on(b), None);
     world.run(seconds(6));

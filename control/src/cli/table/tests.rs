@@ -40,12 +40,6 @@ steered, WAN: redirect 8
 
 #[test]
 fn sizes_and_ages() {
-    assert_eq!(
-        [bytes(0), bytes(1023), bytes(1024), bytes(u64::MAX)],
-        ["0 B", "1023 B", "1.0 KiB", "16.0 EiB"]
-    );
-    assert_eq!(
-        [age(59), age(60), age(7200), age(200_000)],
-        ["59 s ago", "1 min ago", "2 h ago", "2 d ago"]
-    );
+    assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(u64::MAX)], ["0 B", "1023 B", "1.0 KiB", "16.0 EiB"]);
+    assert_eq!([age(59), age(60), age(7200), age(200_000)], ["59 s ago", "1 min ago", "2 h ago", "2 d ago"]);
 }

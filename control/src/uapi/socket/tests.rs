@@ -28,10 +28,7 @@ impl Fake {
         let thread = std::thread::spawn({
             let (directory, name, asked) = (directory.to_owned(), name.clone(), Arc::clone(&asked));
             move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let mut service = serve_in(&directory, &name).unwrap();
                     ready.send(()).unwrap();
@@ -51,21 +48,12 @@ impl Fake {
             }
         });
         is_ready.recv().unwrap();
-        Self {
-            directory: directory.to_owned(),
-            name,
-            asked,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        Self { directory: directory.to_owned(), name, asked, stop: Some(stop), thread: Some(thread) }
     }
 
     fn connect(&self) -> UnixStream {
-        let stream =
-            UnixStream::connect(self.directory.join(format!("{}.sock", self.name))).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        let stream = UnixStream::connect(self.directory.join(format!("{}.sock", self.name))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream
     }
 }
@@ -111,23 +99,14 @@ fn wg(arguments: &[&str], input: &str) -> (bool, String) {
     let output = child.wait_with_output().unwrap();
     (
         output.status.success(),
-        String::from_utf8(if output.status.success() {
-            output.stdout
-        } else {
-            output.stderr
-        })
-        .unwrap(),
+        String::from_utf8(if output.status.success() { output.stdout } else { output.stderr }).unwrap(),
     )
 }
 
 /// A fake where `wg` looks, or none with a word why not.
 fn for_wg(role: &str, outcome: Result<(), Errno>) -> Option<Fake> {
     let root = rustix::process::geteuid().is_root();
-    let there = Command::new("wg")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
+    let there = Command::new("wg").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !root || !there {
         let _ = writeln!(std::io::stderr(), "skipped: this needs root and wg");
         return None;
@@ -189,52 +168,28 @@ fn wg_changes_the_device() {
         psk,
     );
     assert_eq!((change.listen_port, change.fwmark), (Some(7000), Some(16)));
-    let [peer] = change.peers.as_slice() else {
-        panic!("one peer")
-    };
+    let [peer] = change.peers.as_slice() else { panic!("one peer") };
     assert_eq!(peer.public_key.to_string(), key);
     assert!(matches!(&peer.preshared_key, Change::To(key) if key.as_bytes() == &[5; 32]));
     assert_eq!(peer.endpoint, Some("[fd00::1]:5".parse().unwrap()));
-    assert_eq!(
-        peer.persistent_keepalive,
-        Change::To(Duration::from_secs(25))
-    );
+    assert_eq!(peer.persistent_keepalive, Change::To(Duration::from_secs(25)));
     assert!(peer.replace_allowed_ips && !peer.remove && !peer.update_only);
-    let prefixes: Vec<_> = peer
-        .allowed_ips
-        .iter()
-        .map(|allowed| allowed.prefix.to_string())
-        .collect();
+    let prefixes: Vec<_> = peer.allowed_ips.iter().map(|allowed| allowed.prefix.to_string()).collect();
     assert_eq!(prefixes, ["10.0.0.0/24", "fd00::/8"]);
 
     let change = set(&["peer", &key, "remove"], "");
     assert!(change.peers[0].remove);
 
     let change = set(
-        &[
-            "private-key",
-            "/dev/null",
-            "peer",
-            &key,
-            "persistent-keepalive",
-            "off",
-            "preshared-key",
-            "/dev/null",
-        ],
+        &["private-key", "/dev/null", "peer", &key, "persistent-keepalive", "off", "preshared-key", "/dev/null"],
         "",
     );
     assert_eq!(change.private_key, Change::Clear);
     assert_eq!(change.peers[0].preshared_key, Change::Clear);
     assert_eq!(change.peers[0].persistent_keepalive, Change::Clear);
 
-    let change = set(
-        &["private-key", "/dev/stdin"],
-        &PrivateKey::from_bytes([7; 32]).to_base64(),
-    );
-    assert_eq!(
-        change.private_key,
-        Change::To(PrivateKey::from_bytes([7; 32]))
-    );
+    let change = set(&["private-key", "/dev/stdin"], &PrivateKey::from_bytes([7; 32]).to_base64());
+    assert_eq!(change.private_key, Change::To(PrivateKey::from_bytes([7; 32])));
     assert_eq!(change.listen_port, None);
 }
 
@@ -244,10 +199,7 @@ fn wg_says_what_the_device_refused() {
         return;
     };
     let (success, text) = wg(&["set", fake.name.as_str(), "listen-port", "1"], "");
-    assert!(
-        !success && text.contains("Address already in use"),
-        "{text}"
-    );
+    assert!(!success && text.contains("Address already in use"), "{text}");
 }
 
 #[test]
@@ -255,9 +207,7 @@ fn several_requests_share_a_connection_and_a_wrong_one_does_not_end_it() {
     let directory = tempfile::tempdir().unwrap();
     let fake = Fake::start(directory.path(), "several", Device::default(), Ok(()));
     let mut stream = fake.connect();
-    stream
-        .write_all(b"get=1\n\nset=1\nlisten_port=x\nmore=lines\n\nset=1\n\nnonsense\n\nget")
-        .unwrap();
+    stream.write_all(b"get=1\n\nset=1\nlisten_port=x\nmore=lines\n\nset=1\n\nnonsense\n\nget").unwrap();
     let expected = "errno=0\n\nerrno=-22\n\nerrno=0\n\nerrno=-71\n\n";
     let mut answer = vec![0; expected.len()];
     stream.read_exact(&mut answer).unwrap();

@@ -7,11 +7,7 @@ use super::OUR_MAC;
 /// Wraps a packet with an EtherType into a frame to us.
 pub type Tagging = fn(u16, Vec<u8>) -> Vec<u8>;
 
-pub const TAGGINGS: [(&str, Tagging); 3] = [
-    ("", untagged),
-    ("tagged ", tagged),
-    ("priority-tagged ", priority_tagged),
-];
+pub const TAGGINGS: [(&str, Tagging); 3] = [("", untagged), ("tagged ", tagged), ("priority-tagged ", priority_tagged)];
 
 fn untagged(ethertype: u16, packet: Vec<u8>) -> Vec<u8> {
     ethernet(&[], ethertype, packet)
@@ -35,9 +31,7 @@ pub fn ethernet(tags: &[u32], ethertype: u16, packet: Vec<u8>) -> Vec<u8> {
 }
 
 pub fn ipv4(destination: Ipv4Addr, protocol: u8, payload: Vec<u8>) -> Vec<u8> {
-    let mut packet = vec![
-        0x45, 0, 0, 0, 0x12, 0x34, 0, 0, 64, protocol, 0, 0, 198, 51, 100, 7,
-    ];
+    let mut packet = vec![0x45, 0, 0, 0, 0x12, 0x34, 0, 0, 64, protocol, 0, 0, 198, 51, 100, 7];
     packet.extend(destination.octets());
     packet.extend(payload);
     let len = packet.len() as u16;

@@ -19,24 +19,14 @@ impl<Verdict> Default for Table<Verdict> {
 
 impl<Verdict: Copy> Table<Verdict> {
     pub fn case(&mut self, name: String, frame: Vec<u8>, verdict: Verdict) {
-        self.0.push(Case {
-            name,
-            frame,
-            expected: Some(verdict),
-        });
+        self.0.push(Case { name, frame, expected: Some(verdict) });
     }
 
     /// A good packet behind what is no IP, and behind two tags.
     pub fn link_layer(&mut self, packet: &[u8], not_ip: Verdict, double_tagged: Verdict) {
-        for ethertype in [
-            0x0000, 0x0806, 0x05dc, 0x0801, 0x8847, 0x8864, 0x88cc, 0xdd86, 0xffff,
-        ] {
+        for ethertype in [0x0000, 0x0806, 0x05dc, 0x0801, 0x8847, 0x8864, 0x88cc, 0xdd86, 0xffff] {
             let name = format!("EtherType {ethertype:04x}");
-            self.case(
-                name.clone(),
-                ethernet(&[], ethertype, packet.to_vec()),
-                not_ip,
-            );
+            self.case(name.clone(), ethernet(&[], ethertype, packet.to_vec()), not_ip);
             let frame = ethernet(&[0x8100_0001], ethertype, packet.to_vec());
             self.case(format!("tagged {name}"), frame, not_ip);
         }
@@ -60,16 +50,8 @@ impl<Verdict: Copy> Table<Verdict> {
             let ip = if name.starts_with("tagged") { 18 } else { 14 };
             let header = if name.ends_with("v4 ") { 20 } else { 40 };
             for len in 0..whole.len() {
-                let verdict = if len < ip + header {
-                    truncated
-                } else {
-                    bad_length
-                };
-                self.case(
-                    format!("{name}cut to {len}"),
-                    whole[..len].to_vec(),
-                    verdict,
-                );
+                let verdict = if len < ip + header { truncated } else { bad_length };
+                self.case(format!("{name}cut to {len}"), whole[..len].to_vec(), verdict);
             }
         }
     }
@@ -91,11 +73,7 @@ impl<Verdict: Copy> Table<Verdict> {
                     frame[at] = random.below(256) as u8;
                 }
             }
-            self.0.push(Case {
-                name: format!("random {round}"),
-                frame,
-                expected: None,
-            });
+            self.0.push(Case { name: format!("random {round}"), frame, expected: None });
         }
     }
 }
