@@ -1,5 +1,7 @@
 //! Workers through memory ports: two gateways whose WANs are joined by hand.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -50,7 +52,7 @@ impl Gateway {
         self.engine.drops().find(|(r, _)| *r == reason).unwrap().1
     }
 
-    fn from_lan(&self, packet: &[u8]) {
+    fn send_lan(&self, packet: &[u8]) {
         self.lan.send(([0; 4], 0).into(), 0, packet);
     }
 
@@ -74,7 +76,7 @@ fn table(me: usize, with_session: bool) -> Table {
     }));
     let mut allowed_ips = PrefixMap::default();
     allowed_ips.insert(SITES[other].1.parse().unwrap(), 16, 0);
-    allowed_ips.insert(IpAddr::from([0xfd, 0, 0, other as u16, 0, 0, 0, 0].map(|w: u16| w)), 64, 0);
+    allowed_ips.insert(IpAddr::from([0xfd, 0, 0, other as u16, 0, 0, 0, 0]), 64, 0);
     let mut table = Table {
         peers: vec![PeerEntry {
             peer,
@@ -120,7 +122,7 @@ const B: [u8; 4] = [10, 1, 0, 1];
 fn packets_of_every_size_cross_in_order() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
     for size in 0..=1400 {
-        a.from_lan(&packet(A, B, 64, &vec![size as u8; size]));
+        a.send_lan(&packet(A, B, 64, &vec![size as u8; size]));
     }
     a.turn();
     assert_eq!(carry(&a, &b).len(), 1401);
@@ -141,10 +143,10 @@ fn packets_of_every_size_cross_in_order() {
 fn what_must_not_pass_is_dropped_and_counted() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
     // A foreign source inside an honest session.
-    a.from_lan(&packet([10, 9, 0, 1], B, 64, &[]));
-    a.from_lan(&packet(A, B, 64, &[1, 2, 3]));
-    a.from_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
-    a.from_lan(&[0x45, 0, 0]);
+    a.send_lan(&packet([10, 9, 0, 1], B, 64, &[]));
+    a.send_lan(&packet(A, B, 64, &[1, 2, 3]));
+    a.send_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
+    a.send_lan(&[0x45, 0, 0]);
     a.turn();
     assert_eq!((a.dropped(Drop::NoPeer), a.dropped(Drop::BadInner)), (1, 1));
     let sent = carry(&a, &b);
@@ -178,14 +180,14 @@ fn what_must_not_pass_is_dropped_and_counted() {
 #[test]
 fn routers_answer_what_they_cannot_forward() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
-    a.from_lan(&packet(A, B, 1, &[0; 8]));
-    a.from_lan(&packet(A, B, 64, &[0; 1401]));
+    a.send_lan(&packet(A, B, 1, &[0; 8]));
+    a.send_lan(&packet(A, B, 64, &[0; 1401]));
     a.turn();
     let (expired, too_big) = (a.lan.receive().unwrap().bytes, a.lan.receive().unwrap().bytes);
     assert_eq!((expired[20], &expired[12..20]), (11, &[10, 0, 0, 254, 10, 0, 0, 1][..]));
     assert_eq!((&too_big[20..22], &too_big[26..28]), (&[3, 4][..], &1420u16.to_be_bytes()[..]));
     // A hop that runs out behind the tunnel is answered through the tunnel.
-    a.from_lan(&packet(A, B, 2, &[0; 8]));
+    a.send_lan(&packet(A, B, 2, &[0; 8]));
     a.turn();
     carry(&a, &b);
     b.turn();
@@ -200,7 +202,7 @@ fn ecn_crosses_the_tunnel() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
     let mut marked = packet(A, B, 64, &[0; 8]);
     marked[1] = 0xb8 | 2;
-    a.from_lan(&marked);
+    a.send_lan(&marked);
     a.turn();
     let message = a.wan.receive().unwrap();
     assert_eq!(message.tos, 2, "ECN is copied, DSCP is not");
@@ -214,7 +216,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
     a.engine.publish(table(0, false));
     let waiting = packet(A, B, 64, &[5; 8]);
-    a.from_lan(&waiting);
+    a.send_lan(&waiting);
     a.turn();
     let Some(Notice::NoSession { peer: 7, packet }) = a.engine.notices().pop() else { panic!("no notice") };
     a.engine.publish(table(0, true));
@@ -236,7 +238,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     );
 
     // An authenticated message from elsewhere is a move; an unauthenticated one is not.
-    a.from_lan(&waiting);
+    a.send_lan(&waiting);
     a.turn();
     let moved = a.wan.receive().unwrap();
     let elsewhere: SocketAddr = "198.51.100.9:9".parse().unwrap();
@@ -261,18 +263,18 @@ fn random_datagrams_do_nothing() {
                 seed ^= seed >> 7;
                 seed ^= seed << 17;
                 // Half of them look like data for our session.
-                if seed % 2 == 0 && i < 8 { [4, 0, 0, 0, 101, 0, 0, 0][i] } else { seed as u8 }
+                if seed.is_multiple_of(2) && i < 8 { [4, 0, 0, 0, 101, 0, 0, 0][i] } else { seed as u8 }
             })
             .collect();
         b.wan.send(([192, 0, 2, 9], 9).into(), seed as u8, &bytes);
-        b.from_lan(&bytes);
+        b.send_lan(&bytes);
         b.turn();
         while b.engine.notices().pop().is_some() {}
     }
     assert!(b.lan.receive().is_none());
     // The pool is whole: a full batch still passes.
     for _ in 0..512 {
-        b.from_lan(&packet(B, A, 64, &[0; 64]));
+        b.send_lan(&packet(B, A, 64, &[0; 64]));
     }
     b.turn();
     assert_eq!(b.dropped(Drop::NoFrame), 0);
