@@ -1,5 +1,6 @@
 //! From the LAN to the WAN: allowed IPs, session, seal.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::clock::Millis;
@@ -18,6 +19,8 @@ pub(crate) struct Exits<'a> {
     pub wan: &'a mut [Batch],
     /// The interface of each WAN port that needs links.
     pub wan_interfaces: &'a [Option<u32>],
+    /// Peers heard from a new address that the table does not have yet.
+    pub roamed: &'a [(u32, SocketAddr)],
     /// The port that the packets came by, and ICMP errors that go back by it.
     pub from: Option<&'a dyn Port>,
     pub errors: &'a mut Batch,
@@ -146,7 +149,7 @@ fn seal_all(routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, ex
         let entry = &table.peers[run[0] as usize];
         let packets = packets.by_ref().take(run.len());
         match counters(entry, run.len()) {
-            Ok((session, counters)) => seal_run(packets, session, counters, entry, pool, table, now, exits),
+            Ok((session, counters)) => seal_run(packets, session, counters, run[0], pool, table, now, exits),
             Err(reason) => packets.for_each(|packet| {
                 exits.drops.count(reason);
                 pool.give(packet.frame);
@@ -170,16 +173,19 @@ fn seal_run(
     packets: impl Iterator<Item = Packet>,
     session: &Session,
     counters: Range<u64>,
-    entry: &PeerEntry,
+    place: u32,
     pool: &mut Pool,
     table: &Table,
     now: Millis,
     exits: &mut Exits<'_>,
 ) {
-    let last = exits.wan.len() - 1;
-    let port = entry.link.and_then(|link| exits.wan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
-    let (link, port) = (port.and(entry.link), port.unwrap_or(last));
-    let Some(remote) = entry.endpoint else { return };
+    let entry = &table.peers[place as usize];
+    let roamed = exits.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint);
+    let Some(remote) = roamed.or(entry.endpoint) else { return };
+    // The link of an old endpoint is not that of the new one.
+    let link = entry.link.filter(|_| roamed.is_none());
+    let port = link.and_then(|link| exits.wan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
+    let (link, port) = (port.and(link), port.unwrap_or(exits.wan.len() - 1));
     let (mut sent, mut bytes, mut data) = (0, 0, false);
     for (mut packet, counter) in packets.zip(counters) {
         let plaintext = packet.frame.len();

@@ -15,6 +15,8 @@ use crate::table::{SessionEntry, Table};
 
 /// The first four bytes of a transport data message: its type and three reserved zeros.
 const DATA: [u8; 4] = [4, 0, 0, 0];
+/// Peers that a worker remembers as moved between two tables, at most.
+pub(crate) const ROAMED_MAX: usize = 64;
 /// Bytes of the Ethernet header that a LAN port may have to write in front of the plaintext.
 const ETHERNET: usize = 14;
 
@@ -28,6 +30,8 @@ pub(crate) struct Exits<'a> {
     pub last_routes: bool,
     /// ICMP errors that go back into the tunnel.
     pub errors: &'a mut Batch,
+    /// Peers heard from a new address, by place in the table, until control publishes it.
+    pub roamed: &'a mut Vec<(u32, SocketAddr)>,
     pub notices: &'a Mailbox<Notice>,
     pub drops: &'a Drops,
     pub limiter: &'a mut Limiter,
@@ -79,7 +83,7 @@ fn open<'a>(
     table: &'a Table,
     now: Millis,
     tally: &mut Tally<'a>,
-    exits: &Exits<'_>,
+    exits: &mut Exits<'_>,
     noticed: &mut bool,
 ) -> Result<u32, Drop> {
     let bytes = frame.len();
@@ -99,8 +103,16 @@ fn open<'a>(
     if session.confirm() {
         *noticed |= exits.notices.push(Notice::Confirmed { local_index: index });
     }
-    if table.peers[*peer as usize].endpoint != Some(remote) {
-        *noticed |= exits.notices.push(Notice::Roamed { local_index: index, from: remote });
+    // The answer goes to the new address already, or the peer would take our old path for a move.
+    let known = exits.roamed.iter().position(|(place, _)| place == peer);
+    let endpoint = known.map_or(table.peers[*peer as usize].endpoint, |i| Some(exits.roamed[i].1));
+    if endpoint != Some(remote) && exits.notices.push(Notice::Roamed { local_index: index, from: remote }) {
+        *noticed = true;
+        match known {
+            Some(i) => exits.roamed[i].1 = remote,
+            None if exits.roamed.len() < ROAMED_MAX => exits.roamed.push((*peer, remote)),
+            None => {}
+        }
     }
     Ok(*peer)
 }

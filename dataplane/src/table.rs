@@ -12,7 +12,7 @@ use crate::prefix::{Mix, PrefixMap};
 use crate::session::Session;
 
 /// All that a worker must know to decide about a packet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Table {
     /// The peers; other tables hold places in this list.
     pub peers: Vec<PeerEntry>,

@@ -1,6 +1,7 @@
 //! A worker: one thread that owns a queue of each port and takes packets all the way from one to
 //! another, a batch at a time.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +34,11 @@ pub struct Worker {
     errors: Batch,
     limiter: Limiter,
     shared: Arc<Shared>,
-    table: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
+    tables: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
+    /// The table of this turn.
+    table: Arc<Table>,
+    /// Peers, by place in the table, that have moved since it was published.
+    roamed: Vec<(u32, SocketAddr)>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
     core: Option<core_affinity::CoreId>,
@@ -109,7 +114,9 @@ impl Worker {
             routed: Routed::default(),
             errors: Batch::default(),
             limiter: Limiter::default(),
-            table: Cache::new(Arc::clone(&shared.table)),
+            tables: Cache::new(Arc::clone(&shared.table)),
+            table: shared.table.load_full(),
+            roamed: Vec::with_capacity(ingress::ROAMED_MAX),
             shared,
             commands,
             drops,
@@ -139,6 +146,7 @@ impl Worker {
 
     /// One turn: a batch from every port, taken to where it goes. Returns how many packets there were.
     pub fn turn(&mut self) -> usize {
+        self.take_up_table();
         let now = Millis::now();
         let mut packets = 0;
         for i in 0..self.wan.ports.len() {
@@ -156,15 +164,25 @@ impl Worker {
         packets
     }
 
+    /// Takes up the newest table.
+    #[inline]
+    fn take_up_table(&mut self) {
+        let newest = self.tables.load();
+        if !Arc::ptr_eq(newest, &self.table) {
+            self.table = Arc::clone(newest);
+            self.roamed.clear();
+        }
+    }
+
     /// Takes `received`, datagrams from the WAN, to the LAN.
     fn ingress(&mut self, now: Millis) {
-        let Self { pool, lan, received, errors, limiter, shared, drops, .. } = self;
-        let table = self.table.load();
+        let Self { pool, lan, received, errors, limiter, shared, drops, table, roamed, .. } = self;
         let mut exits = ingress::Exits {
             last_routes: lan.ports.last().is_some_and(|p| p.kernel_routes()),
             lan: &mut lan.out,
             lan_interfaces: &lan.interfaces,
             errors,
+            roamed,
             notices: &shared.notices,
             drops,
             limiter,
@@ -181,8 +199,7 @@ impl Worker {
 
     /// Takes `received`, IP packets from LAN port `from` or our own, to the WAN.
     fn egress(&mut self, from: Option<usize>, now: Millis) {
-        let Self { pool, wan, lan, received, routed, errors, limiter, shared, drops, .. } = self;
-        let table = self.table.load();
+        let Self { pool, wan, lan, received, routed, errors, limiter, shared, drops, table, roamed, .. } = self;
         let port = from.map(|i| &*lan.ports[i]);
         let hop = if port.is_none_or(|p| p.kernel_routes()) { Hop::Taken } else { Hop::ToTake };
         let mut exits = egress::Exits {
@@ -190,6 +207,7 @@ impl Worker {
             wan_interfaces: &wan.interfaces,
             from: port,
             errors,
+            roamed,
             notices: &shared.notices,
             drops,
             limiter,
@@ -220,6 +238,7 @@ impl Worker {
         }
         if self.poll_fds[0].revents != 0 {
             self.commands.silence();
+            self.take_up_table();
             self.carry_out();
         }
     }
@@ -256,8 +275,7 @@ impl Worker {
     }
 
     fn keepalive(&mut self, peer: u32, frame: crate::frame::Frame, now: Millis) {
-        let Self { pool, wan, routed, errors, limiter, shared, drops, .. } = self;
-        let table = self.table.load();
+        let Self { pool, wan, routed, errors, limiter, shared, drops, table, roamed, .. } = self;
         let Some(place) = table.peers.iter().position(|entry| entry.peer.id == peer) else {
             return pool.give(frame);
         };
@@ -266,6 +284,7 @@ impl Worker {
             wan_interfaces: &wan.interfaces,
             from: None,
             errors,
+            roamed,
             notices: &shared.notices,
             drops,
             limiter,

@@ -249,6 +249,14 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     assert!(matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere));
     assert!(b.engine.notices().pop().is_none());
+    // The answer does not wait for control, which has the last word.
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.wan.receive().unwrap().remote, elsewhere);
+    b.engine.publish(Arc::unwrap_or_clone(b.engine.table()));
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.wan.receive().unwrap().remote, a.address);
 }
 
 /// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.
