@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`engine`] starts the workers. [`table`] is what control publishes to them, [`slow_path`] the queues
-//! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`drop`] reason.
+//! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`mod@drop`] reason.
 //! There is no tokio here, no netlink, and no log line per packet.
 
 pub mod clock;

@@ -52,7 +52,7 @@ pub enum AttachError {
         /// The configuration option.
         option: &'static str,
     },
-    /// [`AttachMode::Native`], and the driver refuses.
+    /// [`AttachMode::Native`](super::AttachMode::Native), and the driver refuses.
     #[error("native XDP is not possible on interface {interface}: {reason}")]
     NoNative {
         /// The interface's name.
