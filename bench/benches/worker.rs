@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use penstock_bench::gateway::Loopback;
+use penstock_bench::gateway::Carousel;
 use penstock_dataplane::ports::BATCH;
 
 /// Smallest packet, a middle one, and what fills a tunnel of MTU 1420.
@@ -25,9 +25,9 @@ fn worker(c: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(size), |b| {
                 b.iter_custom(|packets| {
                     // A session lives for 180 s: each measurement has a fresh one.
-                    let mut loopback = Loopback::new(size).expect("descriptors");
+                    let mut carousel = Carousel::new(size).expect("descriptors");
                     let rounds = packets.div_ceil(BATCH as u64);
-                    let time: Duration = (0..rounds).map(|_| part(loopback.round())).sum();
+                    let time: Duration = (0..rounds).map(|_| part(carousel.round())).sum();
                     time.mul_f64(packets as f64 / (rounds * BATCH as u64) as f64)
                 });
             });

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod drop;
 pub mod engine;
 pub mod frame;
+pub mod loopback;
 pub mod peer;
 pub mod ports;
 pub mod prefix;

@@ -1,0 +1,78 @@
+//! One worker between two `memory` ports, with a session to itself: what it seals it can open again. For
+//! tests, fuzzing and benchmarks that need a data plane and no devices.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::clock::Millis;
+use crate::engine::{Engine, WorkerSetup};
+use crate::frame::Pool;
+use crate::peer::Peer;
+use crate::ports::memory::{MemoryPort, Wire};
+use crate::prefix::PrefixMap;
+use crate::session::{Session, SessionConfig, Suite};
+use crate::table::{PeerEntry, SessionEntry, Table};
+use crate::worker::Worker;
+
+/// The receiver index of the session, on both of its ends.
+pub const SESSION: u32 = 9;
+
+/// The worker and what surrounds it. Its only peer has all addresses, and is itself.
+pub struct Loopback {
+    /// Who publishes the table and reads the notices.
+    pub engine: Engine,
+    /// Whom the caller gives its turns.
+    pub worker: Worker,
+    /// The far end of its WAN port.
+    pub wan: Wire,
+    /// The far end of its LAN port.
+    pub lan: Wire,
+    /// The session, fresh: it lives for [`crate::session::REJECT_AFTER`].
+    pub session: Arc<Session>,
+    /// Where the peer is.
+    pub endpoint: SocketAddr,
+}
+
+impl Loopback {
+    /// A worker with so many frames.
+    ///
+    /// # Errors
+    /// No descriptor is to be had.
+    pub fn new(frames: u32) -> io::Result<Self> {
+        let endpoint: SocketAddr = ([192, 0, 2, 2], 47100).into();
+        let peer = Arc::new(Peer::new(0));
+        let session = Arc::new(Session::new(SessionConfig {
+            local_index: SESSION,
+            remote_index: SESSION,
+            suite: Suite::ChaCha20Poly1305,
+            send_key: [1; 32].into(),
+            receive_key: [1; 32].into(),
+            born: Millis::now(),
+            confirmed: true,
+            peer: Arc::clone(&peer),
+        }));
+        let mut allowed_ips = PrefixMap::default();
+        allowed_ips.insert(Ipv4Addr::UNSPECIFIED.into(), 0, 0);
+        allowed_ips.insert(Ipv6Addr::UNSPECIFIED.into(), 0, 0);
+        let mut table = Table {
+            allowed_ips: Arc::new(allowed_ips),
+            icmp_v4: Some([192, 0, 2, 1].into()),
+            icmp_v6: Some([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()),
+            ..Table::default()
+        };
+        let sending = Some(Arc::clone(&session));
+        table.peers.push(PeerEntry { peer, endpoint: Some(endpoint), link: None, sending });
+        table.sessions.insert(SESSION, SessionEntry { session: Arc::clone(&session), peer: 0 });
+        let (wan, lan) = (Wire::default(), Wire::default());
+        let setup = WorkerSetup {
+            pool: Pool::heap(frames),
+            wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
+            lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
+            core: None,
+            busy_poll: false,
+        };
+        let (engine, mut workers) = Engine::prepare(vec![setup], table)?;
+        Ok(Self { engine, worker: workers.remove(0), wan, lan, session, endpoint })
+    }
+}
