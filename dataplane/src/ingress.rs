@@ -100,8 +100,10 @@ fn open<'a>(
     frame.set(plain, len);
 
     tally.count(session, bytes as u64, len > 0, now);
-    if session.confirm() {
-        *noticed |= exits.notices.push(Notice::Confirmed { local_index: index });
+    // While the queue is full, the next message says it again.
+    if !session.confirmed() && exits.notices.push(Notice::Confirmed { local_index: index }) {
+        session.confirm();
+        *noticed = true;
     }
     // The answer goes to the new address already, or the peer would take our old path for a move.
     let known = exits.roamed.iter().position(|(place, _)| place == peer);

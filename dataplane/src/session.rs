@@ -110,10 +110,15 @@ impl Session {
         now.since(self.born) < REJECT_AFTER && self.send_counter.load(Relaxed) < REJECT_AFTER_MESSAGES
     }
 
-    /// Notes that the peer has the keys; `true` the first time.
+    /// Whether control was told that the peer has the keys.
     #[inline]
-    pub fn confirm(&self) -> bool {
-        !self.confirmed.load(Relaxed) && !self.confirmed.swap(true, Relaxed)
+    pub fn confirmed(&self) -> bool {
+        self.confirmed.load(Relaxed)
+    }
+
+    /// Notes that control was told. Two workers may both tell it; that does no harm.
+    pub fn confirm(&self) {
+        self.confirmed.store(true, Relaxed);
     }
 
     /// Reserves `n` counters and returns the first.

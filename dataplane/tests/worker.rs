@@ -259,6 +259,28 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     assert_eq!(b.wan.receive().unwrap().remote, a.address);
 }
 
+/// A flood that fills the queue to control does not lose what a session needs to be used.
+#[test]
+fn a_confirmation_outlives_a_flood() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    while b.dropped(Drop::SlowPathFull) == 0 {
+        b.wan.send(a.address, 0, &[1, 0, 0, 0]);
+        b.turn();
+    }
+    for _ in 0..2 {
+        a.send_lan(&packet(A, B, 64, &[]));
+        a.turn();
+        carry(&a, &b);
+        b.turn();
+        while let Some(notice) = b.engine.notices().pop() {
+            if matches!(notice, Notice::Confirmed { local_index: 101 }) {
+                return;
+            }
+        }
+    }
+    panic!("control never hears of the confirmation");
+}
+
 /// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.
 #[test]
 fn random_datagrams_do_nothing() {
