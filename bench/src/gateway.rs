@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::loopback::Loopback;
 use penstock_dataplane::ports::BATCH;
-use penstock_dataplane::ports::memory::Message;
 
 const FRAMES: u32 = 1024;
 
@@ -12,7 +11,6 @@ const FRAMES: u32 = 1024;
 pub struct Carousel {
     gateway: Loopback,
     packet: Vec<u8>,
-    carried: Vec<Message>,
 }
 
 impl Carousel {
@@ -24,7 +22,7 @@ impl Carousel {
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
         packet[2..4].copy_from_slice(&(size as u16).to_be_bytes());
         packet.resize(size, 0x5a);
-        Ok(Self { gateway: Loopback::new(FRAMES)?, packet, carried: Vec::with_capacity(BATCH) })
+        Ok(Self { gateway: Loopback::new(FRAMES)?, packet })
     }
 
     /// Sends a batch of packets around: LAN, sealed, WAN, opened, LAN. Returns the time that the worker
@@ -35,24 +33,16 @@ impl Carousel {
     pub fn round(&mut self) -> (Duration, Duration) {
         let Loopback { worker, wan, lan, endpoint, .. } = &mut self.gateway;
         for _ in 0..BATCH {
-            lan.send(*endpoint, 0, &self.packet);
+            assert!(lan.send(worker.pool(), *endpoint, 0, &self.packet));
         }
         let start = Instant::now();
         assert_eq!(worker.turn(), BATCH);
         let encrypt = start.elapsed();
-        self.carried.extend(std::iter::from_fn(|| wan.receive()));
-        for message in self.carried.drain(..) {
-            wan.send(*endpoint, message.tos, &message.bytes);
-            wan.recycle(message);
-        }
+        wan.turn_around(*endpoint);
         let start = Instant::now();
         assert_eq!(worker.turn(), BATCH);
         let decrypt = start.elapsed();
-        for _ in 0..BATCH {
-            let message = lan.receive().expect("every packet comes back");
-            assert_eq!(message.bytes.len(), self.packet.len());
-            lan.recycle(message);
-        }
+        assert_eq!(lan.discard(worker.pool()), BATCH);
         (encrypt, decrypt)
     }
 }

@@ -144,6 +144,11 @@ impl Worker {
         }
     }
 
+    /// The packet memory, for a device that is in memory itself: the far end of a `memory` port.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
     /// One turn: a batch from every port, taken to where it goes. Returns how many packets there were.
     pub fn turn(&mut self) -> usize {
         self.take_up_table();

@@ -1,11 +1,14 @@
 //! A port with two queues in memory instead of a device, for tests, fuzzing and benchmarks.
+//!
+//! As a device does, its far side holds frames of the worker's pool and reads and writes them in place: the
+//! worker copies nothing, and what a test copies in and out is not the worker's time.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::drop::{Drop, Drops};
+use crate::drop::Drops;
 use crate::frame::{ANCHOR, FRAME_SIZE, Pool};
 use crate::ports::{Batch, EGRESS_ROOM, Packet, Port, PortInfo};
 
@@ -22,22 +25,12 @@ pub struct Message {
 
 #[derive(Debug, Default)]
 struct Queues {
-    to_worker: VecDeque<Message>,
-    from_worker: VecDeque<Message>,
-    /// Buffers to be used again, so that a wire in steady use allocates nothing.
-    spare: Vec<Vec<u8>>,
+    to_worker: VecDeque<Packet>,
+    from_worker: VecDeque<Packet>,
 }
 
-impl Queues {
-    fn message(&mut self, remote: SocketAddr, tos: u8, contents: &[u8]) -> Message {
-        let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.clear();
-        bytes.extend_from_slice(contents);
-        Message { remote, tos, bytes }
-    }
-}
-
-/// The device's side of a memory port.
+/// The device's side of a memory port. The pool that its methods take is the worker's
+/// ([`Worker::pool`](crate::worker::Worker::pool)).
 #[derive(Clone, Debug, Default)]
 pub struct Wire(Arc<Mutex<Queues>>);
 
@@ -46,21 +39,42 @@ impl Wire {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a packet where the worker will receive it.
-    pub fn send(&self, remote: SocketAddr, tos: u8, bytes: &[u8]) {
-        let mut queues = self.queues();
-        let message = queues.message(remote, tos, bytes);
-        queues.to_worker.push_back(message);
+    /// Puts a packet where the worker will receive it; `false` when it is larger than a frame has room for
+    /// or the pool is empty.
+    pub fn send(&self, pool: &mut Pool, remote: SocketAddr, tos: u8, bytes: &[u8]) -> bool {
+        let start = ANCHOR + EGRESS_ROOM;
+        if start + bytes.len() > FRAME_SIZE {
+            return false;
+        }
+        let Some(mut frame) = pool.take() else { return false };
+        frame.set(start, bytes.len());
+        pool.packet_mut(&frame).copy_from_slice(bytes);
+        self.queues().to_worker.push_back(Packet { remote, tos, ..Packet::new(frame) });
+        true
     }
 
     /// Takes the oldest packet that the worker has transmitted.
-    pub fn receive(&self) -> Option<Message> {
-        self.queues().from_worker.pop_front()
+    pub fn receive(&self, pool: &mut Pool) -> Option<Message> {
+        let packet = self.queues().from_worker.pop_front()?;
+        let bytes = pool.packet(&packet.frame).to_vec();
+        pool.give(packet.frame);
+        Some(Message { remote: packet.remote, tos: packet.tos, bytes })
     }
 
-    /// Gives a message's buffer back.
-    pub fn recycle(&self, message: Message) {
-        self.queues().spare.push(message.bytes);
+    /// Lets the worker receive what it has transmitted, from `remote`. Returns how many packets that are.
+    pub fn turn_around(&self, remote: SocketAddr) -> usize {
+        let Queues { to_worker, from_worker } = &mut *self.queues();
+        let count = from_worker.len();
+        to_worker.extend(from_worker.drain(..).map(|packet| Packet { remote, ..packet }));
+        count
+    }
+
+    /// Throws away what the worker has transmitted. Returns how many packets that were.
+    pub fn discard(&self, pool: &mut Pool) -> usize {
+        let from_worker = &mut self.queues().from_worker;
+        let count = from_worker.len();
+        from_worker.drain(..).for_each(|packet| pool.give(packet.frame));
+        count
     }
 }
 
@@ -79,31 +93,14 @@ impl MemoryPort {
 }
 
 impl Port for MemoryPort {
-    fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
-        let mut queues = self.wire.queues();
-        while batch.room() > 0 {
-            let Some(message) = queues.to_worker.pop_front() else { return };
-            let start = ANCHOR + EGRESS_ROOM;
-            if start + message.bytes.len() > FRAME_SIZE {
-                drops.count(Drop::Oversized);
-            } else if let Some(mut frame) = pool.take() {
-                frame.set(start, message.bytes.len());
-                pool.packet_mut(&frame).copy_from_slice(&message.bytes);
-                batch.push(Packet { remote: message.remote, tos: message.tos, ..Packet::new(frame) });
-            } else {
-                drops.count(Drop::NoFrame);
-            }
-            queues.spare.push(message.bytes);
-        }
+    fn receive(&mut self, _pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
+        let to_worker = &mut self.wire.queues().to_worker;
+        let count = to_worker.len().min(batch.room());
+        to_worker.drain(..count).for_each(|packet| batch.push(packet));
     }
 
-    fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
-        let mut queues = self.wire.queues();
-        for packet in batch.drain() {
-            let message = queues.message(packet.remote, packet.tos, pool.packet(&packet.frame));
-            queues.from_worker.push_back(message);
-            pool.give(packet.frame);
-        }
+    fn transmit(&mut self, _pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
+        self.wire.queues().from_worker.extend(batch.drain());
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
