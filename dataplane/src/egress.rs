@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::vec::Drain;
 
 use crate::clock::Millis;
 use crate::drop::{Drop, Drops};
@@ -147,10 +148,9 @@ fn seal_all(routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, ex
     let mut packets = packets.drain();
     for run in peers.chunk_by(|a, b| a == b) {
         let entry = &table.peers[run[0] as usize];
-        let packets = packets.by_ref().take(run.len());
-        match counters(entry, run.len()) {
-            Ok((session, counters)) => seal_run(packets, session, counters, run[0], pool, table, now, exits),
-            Err(reason) => packets.for_each(|packet| {
+        match way(entry, run.len()) {
+            Ok(way) => seal_run(&mut packets, way, run[0], pool, table, now, exits),
+            Err(reason) => packets.by_ref().take(run.len()).for_each(|packet| {
                 exits.drops.count(reason);
                 pool.give(packet.frame);
             }),
@@ -160,19 +160,24 @@ fn seal_all(routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, ex
     peers.clear();
 }
 
-/// The session to send by, and a block of its counters.
-fn counters(entry: &PeerEntry, n: usize) -> Result<(&Session, Range<u64>), Drop> {
-    entry.endpoint.ok_or(Drop::NoEndpoint)?;
-    let session = entry.sending.as_ref().ok_or(Drop::ExpiredSession)?;
-    let first = session.reserve(n as u64)?;
-    Ok((session, first..first + n as u64))
+/// What a run of packets is sealed with and sent to.
+struct Way<'a> {
+    session: &'a Session,
+    counters: Range<u64>,
+    endpoint: SocketAddr,
 }
 
-#[expect(clippy::too_many_arguments, reason = "the inside of a loop, named")]
+/// The way to a peer for `n` packets.
+fn way(entry: &PeerEntry, n: usize) -> Result<Way<'_>, Drop> {
+    let endpoint = entry.endpoint.ok_or(Drop::NoEndpoint)?;
+    let session = entry.sending.as_ref().ok_or(Drop::ExpiredSession)?;
+    let first = session.reserve(n as u64)?;
+    Ok(Way { session, counters: first..first + n as u64, endpoint })
+}
+
 fn seal_run(
-    packets: impl Iterator<Item = Packet>,
-    session: &Session,
-    counters: Range<u64>,
+    packets: &mut Drain<'_, Packet>,
+    Way { session, counters, endpoint }: Way<'_>,
     place: u32,
     pool: &mut Pool,
     table: &Table,
@@ -181,13 +186,17 @@ fn seal_run(
 ) {
     let entry = &table.peers[place as usize];
     let roamed = exits.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint);
-    let Some(remote) = roamed.or(entry.endpoint) else { return };
+    let remote = roamed.unwrap_or(endpoint);
     // The link of an old endpoint is not that of the new one.
     let link = entry.link.filter(|_| roamed.is_none());
     let port = link.and_then(|link| exits.wan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
     let (link, port) = (port.and(link), port.unwrap_or(exits.wan.len() - 1));
     let (mut sent, mut bytes, mut data) = (0, 0, false);
-    for (mut packet, counter) in packets.zip(counters) {
+    for counter in counters {
+        let Some(mut packet) = packets.next() else { break };
+        if let Some(next) = packets.as_slice().first() {
+            pool.prefetch(&next.frame);
+        }
         let plaintext = packet.frame.len();
         if !seal(&mut packet.frame, session, counter, pool, table.mtu) {
             exits.drops.count(Drop::Oversized);

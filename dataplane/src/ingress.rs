@@ -41,7 +41,11 @@ pub(crate) struct Exits<'a> {
 pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) -> bool {
     let mut tally = Tally { session: None, packets: 0, bytes: 0, data: false };
     let mut noticed = false;
-    for mut packet in received.drain() {
+    let mut packets = received.drain();
+    while let Some(mut packet) = packets.next() {
+        if let Some(next) = packets.as_slice().first() {
+            pool.prefetch(&next.frame);
+        }
         let message = pool.packet(&packet.frame);
         let step = match message.first_chunk() {
             Some(&DATA) => open(&mut packet.frame, packet.remote, pool, table, now, &mut tally, exits, &mut noticed)

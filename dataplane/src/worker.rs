@@ -136,9 +136,16 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let packets = self.turn();
             turns = turns.wrapping_add(1);
-            if packets == 0 && self.wan.none_ready() && self.lan.none_ready() && !self.busy_poll {
+            let idle = packets == 0 && self.wan.none_ready() && self.lan.none_ready();
+            if idle && !self.busy_poll {
                 self.poll(-1);
-            } else if turns.is_multiple_of(POLL_EVERY) {
+                continue;
+            }
+            if idle {
+                // Whoever else wants the core has it now, rather than when the scheduler takes it from us.
+                std::thread::yield_now();
+            }
+            if turns.is_multiple_of(POLL_EVERY) {
                 self.poll(0);
             }
         }

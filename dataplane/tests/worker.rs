@@ -63,11 +63,11 @@ impl Gateway {
         self.wan.send(self.worker.pool(), from, tos, datagram)
     }
 
-    fn from_lan(&mut self) -> Option<Message> {
+    fn sent_to_lan(&mut self) -> Option<Message> {
         self.lan.receive(self.worker.pool())
     }
 
-    fn from_wan(&mut self) -> Option<Message> {
+    fn sent_to_wan(&mut self) -> Option<Message> {
         self.wan.receive(self.worker.pool())
     }
 
@@ -110,7 +110,7 @@ fn table(me: usize, with_session: bool) -> Table {
 /// Carries what one gateway sends to the other.
 fn carry(from: &mut Gateway, to: &mut Gateway) -> Vec<Message> {
     let mut carried = Vec::new();
-    while let Some(message) = from.from_wan() {
+    while let Some(message) = from.sent_to_wan() {
         assert_eq!(message.remote, to.address);
         assert!(to.send_wan(from.address, message.tos, &message.bytes));
         carried.push(message);
@@ -143,7 +143,7 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(carry(&mut a, &mut b).len(), 1401);
     b.turn();
     for size in 0..=1400 {
-        let message = b.from_lan().unwrap();
+        let message = b.sent_to_lan().unwrap();
         // Each gateway is a router: two hops are gone.
         assert_eq!(message.bytes, packet(A, B, 62, &vec![size as u8; size]));
     }
@@ -167,7 +167,7 @@ fn what_must_not_pass_is_dropped_and_counted() {
     let sent = carry(&mut a, &mut b);
     b.turn();
     assert_eq!(b.dropped(Drop::SpoofedSource), 1);
-    assert!(b.from_lan().is_some() && b.from_lan().is_none());
+    assert!(b.sent_to_lan().is_some() && b.sent_to_lan().is_none());
     // The same again, changed, cut, and to nobody.
     let honest = &sent[1].bytes;
     b.send_wan(a.address, 0, honest);
@@ -189,7 +189,7 @@ fn what_must_not_pass_is_dropped_and_counted() {
     ] {
         assert_eq!(b.dropped(reason), times, "{reason:?}");
     }
-    assert!(b.from_lan().is_none());
+    assert!(b.sent_to_lan().is_none());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn routers_answer_what_they_cannot_forward() {
     a.send_lan(&packet(A, B, 1, &[0; 8]));
     a.send_lan(&packet(A, B, 64, &[0; 1401]));
     a.turn();
-    let (expired, too_big) = (a.from_lan().unwrap().bytes, a.from_lan().unwrap().bytes);
+    let (expired, too_big) = (a.sent_to_lan().unwrap().bytes, a.sent_to_lan().unwrap().bytes);
     assert_eq!((expired[20], &expired[12..20]), (11, &[10, 0, 0, 254, 10, 0, 0, 1][..]));
     assert_eq!((&too_big[20..22], &too_big[26..28]), (&[3, 4][..], &1420u16.to_be_bytes()[..]));
     // A hop that runs out behind the tunnel is answered through the tunnel.
@@ -208,7 +208,7 @@ fn routers_answer_what_they_cannot_forward() {
     b.turn();
     carry(&mut b, &mut a);
     a.turn();
-    let answer = a.from_lan().unwrap().bytes;
+    let answer = a.sent_to_lan().unwrap().bytes;
     assert_eq!((answer[20], &answer[12..20]), (11, &[10, 1, 0, 254, 10, 0, 0, 1][..]));
 }
 
@@ -219,11 +219,11 @@ fn ecn_crosses_the_tunnel() {
     marked[1] = 0xb8 | 2;
     a.send_lan(&marked);
     a.turn();
-    let message = a.from_wan().unwrap();
+    let message = a.sent_to_wan().unwrap();
     assert_eq!(message.tos, 2, "ECN is copied, DSCP is not");
     b.send_wan(a.address, 3, &message.bytes);
     b.turn();
-    assert_eq!(b.from_lan().unwrap().bytes[1], 0xb8 | 3);
+    assert_eq!(b.sent_to_lan().unwrap().bytes[1], 0xb8 | 3);
 }
 
 #[test]
@@ -241,8 +241,8 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     let carried = carry(&mut a, &mut b);
     assert_eq!(carried.iter().map(|m| m.bytes.len()).collect::<Vec<_>>(), [64, 32]);
     b.turn();
-    assert_eq!(b.from_lan().unwrap().bytes[20..], [5; 8]);
-    assert!(b.from_lan().is_none());
+    assert_eq!(b.sent_to_lan().unwrap().bytes[20..], [5; 8]);
+    assert!(b.sent_to_lan().is_none());
 
     // Handshakes are control's.
     b.send_wan(a.address, 0, &[1, 0, 0, 0, 9]);
@@ -255,7 +255,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     // An authenticated message from elsewhere is a move; an unauthenticated one is not.
     a.send_lan(&waiting);
     a.turn();
-    let moved = a.from_wan().unwrap();
+    let moved = a.sent_to_wan().unwrap();
     let elsewhere: SocketAddr = "198.51.100.9:9".parse().unwrap();
     let mut forged = moved.bytes.clone();
     forged[20] ^= 1;
@@ -267,11 +267,11 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     // The answer does not wait for control, which has the last word.
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
-    assert_eq!(b.from_wan().unwrap().remote, elsewhere);
+    assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
     b.engine.publish(Arc::unwrap_or_clone(b.engine.table()));
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
-    assert_eq!(b.from_wan().unwrap().remote, a.address);
+    assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 }
 
 /// A flood that fills the queue to control does not lose what a session needs to be used.
@@ -316,6 +316,6 @@ fn random_datagrams_do_nothing() {
         b.turn();
         while b.engine.notices().pop().is_some() {}
     }
-    assert!(b.from_lan().is_none());
+    assert!(b.sent_to_lan().is_none());
     assert_eq!(b.worker.pool().available(), FRAMES as usize - b.wan.discard(b.worker.pool()), "a frame is lost");
 }

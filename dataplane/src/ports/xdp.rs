@@ -20,6 +20,8 @@ use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo};
 pub const RING: u32 = 2048;
 /// Frames that a socket's rings can hold: a pool needs so many for every port, and a few batches.
 pub const FRAMES: u32 = 2 * RING;
+/// How many packets ahead the first line of a received one is asked for: about a fetch from another core.
+const HEADERS_AHEAD: usize = 4;
 const SOCKET_BUFFER: libc::c_int = 64 << 20;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.18): frames that one sendto transmits in copy mode.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
@@ -223,6 +225,9 @@ impl Port for XdpPort {
         // SAFETY: what the receive ring yields is ours.
         let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
         for i in 0..n {
+            if let Some(soon) = self.descs[..n].get(i + HEADERS_AHEAD) {
+                pool.prefetch_header(soon);
+            }
             let frame = pool.frame_of(&self.descs[i]);
             match self.unwrap(frame, pool) {
                 Ok(packet) => batch.push(packet),
