@@ -13,11 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::profile::Name;
-use crate::socket_file::{SocketFile, make_directory};
+use crate::socket_file::{Service, make_directory};
 use crate::status::Status;
 
 /// Where sockets, locks and logs are, unless `PENSTOCK_RUNTIME_DIR` or systemd's `RUNTIME_DIRECTORY`
@@ -182,22 +181,12 @@ impl Drop for Lock {
     }
 }
 
-/// The control socket, being served. Dropped, its file is gone.
-#[derive(Debug)]
-pub struct Service {
-    /// What the command line asks.
-    pub requests: mpsc::Receiver<Request>,
-    _file: SocketFile,
-    // Aborts the task when dropped.
-    _task: JoinSet<()>,
-}
-
 /// Serves the control socket of `name`, whose [`Lock`] should be held. Must be called within a tokio
 /// runtime.
 ///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says.
-pub fn serve(name: &Name) -> io::Result<Service> {
+pub fn serve(name: &Name) -> io::Result<Service<Request>> {
     serve_in(&directory(), name)
 }
 
@@ -205,12 +194,8 @@ pub fn serve(name: &Name) -> io::Result<Service> {
 ///
 /// # Errors
 /// As [`serve`].
-pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service> {
-    let (file, listener) = SocketFile::bind(directory, &format!("{name}.sock"))?;
-    let (sender, requests) = mpsc::channel(1);
-    let mut task = JoinSet::new();
-    task.spawn(accept(listener, sender));
-    Ok(Service { requests, _file: file, _task: task })
+pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service<Request>> {
+    Service::start(directory, &format!("{name}.sock"), accept)
 }
 
 async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// The file of a listening Unix socket, removed when dropped, on a panic too.
 #[derive(Debug)]
@@ -30,6 +32,38 @@ impl SocketFile {
             };
             io::Error::new(error.kind(), format!("{}: {reason}", path.display()))
         })
+    }
+}
+
+/// A socket being served. Dropped, its file is gone and its connections end.
+#[derive(Debug)]
+pub struct Service<Request> {
+    /// What clients ask, one at a time: each is answered before the next is taken.
+    pub requests: mpsc::Receiver<Request>,
+    _file: SocketFile,
+    // Aborts the task when dropped.
+    _task: JoinSet<()>,
+}
+
+impl<Request> Service<Request> {
+    /// Serves `directory/file_name`: `accept` takes connections and passes on what they ask. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`SocketFile::bind`].
+    pub fn start<Accept>(
+        directory: &Path,
+        file_name: &str,
+        accept: impl FnOnce(UnixListener, mpsc::Sender<Request>) -> Accept,
+    ) -> io::Result<Self>
+    where
+        Accept: Future<Output = ()> + Send + 'static,
+    {
+        let (file, listener) = SocketFile::bind(directory, file_name)?;
+        let (sender, requests) = mpsc::channel(1);
+        let mut task = JoinSet::new();
+        task.spawn(accept(listener, sender));
+        Ok(Self { requests, _file: file, _task: task })
     }
 }
 

@@ -45,6 +45,7 @@ use crate::control_socket;
 use crate::key::PrivateKey;
 use crate::netlink::{Change, Monitor, Netlink};
 use crate::profile::Profile;
+use crate::socket_file::Service;
 use crate::uapi;
 
 use drives::Drives;
@@ -149,8 +150,8 @@ impl Gateway {
     /// Takes one input after the other, and sees to what follows from each.
     async fn serve(
         &mut self,
-        mut control: control_socket::Service,
-        mut uapi: uapi::socket::Service,
+        mut control: Service<control_socket::Request>,
+        mut uapi: Service<uapi::Request>,
         stop: impl Future<Output = &'static str>,
     ) -> Result<()> {
         let notices = crate::readable::watch(self.engine.notices())?;

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{Errno, Operation, Parser, Progress, Request, format_errno, format_get};
 use crate::profile::Name;
-use crate::socket_file::SocketFile;
+use crate::socket_file::Service;
 
 /// Where `wg` looks for sockets; compiled into it.
 pub const DIRECTORY: &str = "/var/run/wireguard";
@@ -29,21 +29,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at a time; no line may be longer.
 const BUFFER: usize = 4096;
 
-/// WireGuard's socket, being served. Dropped, its file is gone and its connections end.
-#[derive(Debug)]
-pub struct Service {
-    /// What clients ask.
-    pub requests: mpsc::Receiver<Request>,
-    _file: SocketFile,
-    // Aborts the task when dropped.
-    _task: JoinSet<()>,
-}
-
 /// Serves the place where `wg` looks for `name`. Must be called within a tokio runtime.
 ///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says.
-pub fn serve(name: &Name) -> io::Result<Service> {
+pub fn serve(name: &Name) -> io::Result<Service<Request>> {
     serve_in(Path::new(DIRECTORY), name)
 }
 
@@ -51,13 +41,8 @@ pub fn serve(name: &Name) -> io::Result<Service> {
 ///
 /// # Errors
 /// As [`serve`].
-pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service> {
-    let (file, listener) = SocketFile::bind(directory, &format!("{name}.sock"))?;
-    // One request at a time: the gateway answers before it takes the next.
-    let (sender, requests) = mpsc::channel(1);
-    let mut task = JoinSet::new();
-    task.spawn(accept(listener, sender));
-    Ok(Service { requests, _file: file, _task: task })
+pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service<Request>> {
+    Service::start(directory, &format!("{name}.sock"), accept)
 }
 
 async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
