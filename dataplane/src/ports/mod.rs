@@ -9,6 +9,8 @@ pub mod tun;
 pub mod udp;
 pub mod xdp;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod offload;
 mod offload_coalesce;
 mod scatter;
