@@ -95,11 +95,16 @@ fn nothing_leaks_before_the_first_handshake() {
 /// How `penstock run` refuses: soon, with a code other than 0, and a last line that is one sentence
 /// with all of `words`.
 fn refuses(site: &Site, profile: &std::path::Path, words: &[&str]) {
+    refuses_under(&[], site, profile, words);
+}
+
+/// The same, run by another command.
+fn refuses_under(command: &[&str], site: &Site, profile: &std::path::Path, words: &[&str]) {
     let log = site.scratch.join("refusal.log");
     let _ = std::fs::remove_file(&log);
     let binary = penstock_binary().expect("checked by ready()");
-    let words_of_command = [binary.to_str(), Some("run"), Some("--profile"), profile.to_str()].map(Option::unwrap);
-    let mut process = site.gateway.spawn(&words_of_command, &log);
+    let run = [binary.to_str(), Some("run"), Some("--profile"), profile.to_str()].map(Option::unwrap);
+    let mut process = site.gateway.spawn(&[command, &run].concat(), &log);
     let status = process.wait(PATIENCE);
     let text = process.log();
     assert!(!status.success(), "it ran in spite of {words:?}: {text}");
@@ -162,6 +167,20 @@ fn a_missing_interface_is_named() {
         write_profile(&path, &profile);
         refuses(&topology.a, &path, &["gone7"]);
     }
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    if !ready(&["setpriv"]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, mut profile) = with_profile();
+    refuses_under(&["setpriv", "--bounding-set=-net_admin"], &topology.a, &path, &["CAP_NET_ADMIN", "systemd"]);
+    profile["Wan"]["Mode"] = "xdp".into();
+    write_profile(&path, &profile);
+    refuses_under(&["setpriv", "--bounding-set=-net_raw"], &topology.a, &path, &["CAP_NET_RAW", "systemd"]);
+    let without_bpf = ["setpriv", "--bounding-set=-bpf,-sys_admin"];
+    refuses_under(&without_bpf, &topology.a, &path, &["CAP_BPF", "systemd"]);
 }
 
 #[test]

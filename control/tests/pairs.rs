@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::time::Duration;
 use support::*;
 
 /// Everything up to 100 bytes, everything around the MTU, and a part of what is between.
@@ -213,5 +214,53 @@ fn status_tells_the_modes_the_peers_and_the_drops() {
         assert!(peer["RxBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{status:#}");
         assert!(peer["TxBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{status:#}");
         assert!(status["Drops"].is_object(), "{status:#}");
+    }
+}
+
+/// A's port is another at each start; B, which only answers, learns it every time.
+#[test]
+fn a_random_port_is_another_at_each_start() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
+        a.port = 0;
+        b.peers[0].endpoint = None;
+        let b = Gateway::start(&topology.b, b);
+        let mut a = Gateway::start(&topology.a, a);
+        let mut ports = std::collections::BTreeSet::new();
+        for start in 0..3 {
+            if start > 0 {
+                a.restart();
+            }
+            await_traffic(&topology);
+            let port = a.status()["LocalPort"].as_u64().expect("a port");
+            let learnt = b.status()["Peers"][0]["Endpoint"].as_str().map(str::to_owned);
+            assert!(learnt.is_some_and(|e| e.ends_with(&format!(":{port}"))), "{kind:?}: {port}, {:#}", b.status());
+            ports.insert(port);
+            a.terminate();
+        }
+        assert!(ports.len() > 1 && !ports.contains(&0), "{kind:?}: always {ports:?}");
+    }
+}
+
+/// Workers sleep while there is nothing to do, and control wakes for little.
+#[test]
+fn an_idle_gateway_uses_less_than_two_percent_of_a_core() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    const WATCHED: Duration = Duration::from_secs(3);
+    for kind in Kind::MODES {
+        let topology = Topology::new(Options::default());
+        let (a, _b) = joined(&topology, kind, kind, Outer::V4);
+        // The last answers, and what follows a start.
+        std::thread::sleep(Duration::from_secs(1));
+        let before = a.process.cpu_time();
+        std::thread::sleep(WATCHED);
+        let used = a.process.cpu_time() - before;
+        assert!(used < WATCHED / 50, "{kind:?} used {used:?} of {WATCHED:?}");
     }
 }

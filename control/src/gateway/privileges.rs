@@ -13,8 +13,8 @@ const BPF: Capability = ("CAP_BPF", 39);
 
 /// UDP_SEGMENT and UDP_GRO together.
 const SOCKET_KERNEL: (u32, u32) = (5, 0);
-/// AF_XDP sockets of several devices on one UMEM.
-const XDP_KERNEL: (u32, u32) = (5, 10);
+/// `bpf_xdp_get_buff_len`, which the steering programs call.
+const XDP_KERNEL: (u32, u32) = (5, 18);
 
 /// Checks capabilities and kernel; `xdp` if AF_XDP is asked for.
 ///
@@ -84,8 +84,8 @@ mod tests {
     #[test]
     fn says_when_the_kernel_is_too_old() {
         assert!(recent("6.18.44-fc-v595", true).is_ok());
-        assert!(recent("5.10.0-8-amd64", true).is_ok());
-        assert!(recent("5.4.0", true).unwrap_err().to_string().contains("5.10"));
+        assert!(recent("5.18.0-1-amd64", true).is_ok());
+        assert!(recent("5.10.0-8-amd64", true).unwrap_err().to_string().contains("5.18"));
         assert!(recent("5.4.0", false).is_ok());
         assert!(recent("4.19.0", false).is_err());
         assert!(recent("strange", true).is_ok());

@@ -32,6 +32,16 @@ impl Process {
     }
 
     /// All that the process has printed.
+    /// Time that its threads have spent on a core.
+    pub fn cpu_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let nanoseconds = tasks.map(|task| {
+            let statistics = std::fs::read_to_string(task.expect("a task").path().join("schedstat"));
+            statistics.ok().and_then(|text| text.split(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
