@@ -160,7 +160,7 @@ pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> MacBytes {
 }
 
 /// Compares in constant time.
-fn mac_is(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
+pub(crate) fn mac_is(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
     keyed(key, parts).verify_slice(expected).is_ok()
 }
 

@@ -1,0 +1,289 @@
+//! A relay for sites that cannot reach each other: which datagram goes to whom, without I/O.
+//!
+//! A relay forwards whole WireGuard datagrams and probes, unchanged, so a site sees in it no more than an
+//! endpoint of its peer, and the relay sees only ciphertext. A site binds its source to its name first
+//! ([`binding`]); what comes from nowhere goes nowhere. The destination is told
+//!
+//! - for a handshake initiation by its MAC1, which is keyed by the responder's public key,
+//! - for a probe by the receiver's id in its header,
+//! - for everything else by its receiver index, which the relay learnt from the sender index of the
+//!   handshake message that went the other way ([`routes`]).
+//!
+//! Everything is between two sites that policy joins, or it is dropped and counted, and no pair carries more
+//! than its [`RelayLimits::pair_bytes_per_second`].
+//!
+//! [`client`] is the gateway's side of a binding.
+
+pub mod binding;
+pub mod client;
+mod message;
+mod routes;
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::cookie::MacKeys;
+use crate::messages::{
+    COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, RESPONSE, RESPONSE_LENGTH, TRANSPORT_DATA,
+};
+use crate::path::{FIRST_BYTE, PROBE_LENGTH, SiteId};
+
+use binding::Bindings;
+use message::Kind;
+pub use message::{BIND_LENGTH, BOUND_LENGTH, CHALLENGE_LENGTH};
+use routes::Routes;
+
+/// Shortest transport data: a keepalive. Longest: what fits an Ethernet frame of 9000 bytes.
+const DATA_LENGTHS: std::ops::RangeInclusive<usize> = 32..=9000;
+/// Initiations of one site that are looked at: each costs a MAC for every peer of the site.
+const INITIATIONS_PER_SECOND: u64 = 20;
+/// Initiations at once: after a restart of the relay a site calls all its peers.
+const INITIATION_BURST: u64 = 200;
+
+/// Where a datagram comes from or goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// An address, by UDP.
+    Udp(SocketAddr),
+    /// A TLS connection, by the caller's number for it. Numbers are not used again.
+    Stream(u64),
+}
+
+/// What a relay carries at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// Bytes of datagrams a second from one site to another.
+    pub pair_bytes_per_second: u64,
+    /// Bytes that may come at once.
+    pub pair_burst: u64,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self { pair_bytes_per_second: 12_500_000, pair_burst: 2_500_000 }
+    }
+}
+
+/// What is to be done with a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Send it there, as it is.
+    Forward(Source),
+    /// Send this back to where it came from. Never longer than what came.
+    Answer(Vec<u8>),
+}
+
+/// Why a datagram goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RelayDrop {
+    /// Neither WireGuard nor ours, or of a wrong length.
+    #[error("malformed")]
+    Malformed,
+    /// From a source that no site has bound.
+    #[error("unbound-source")]
+    UnboundSource,
+    /// A bind message of a site that this relay does not know.
+    #[error("unknown-site")]
+    UnknownSite,
+    /// A bind message that the site did not make.
+    #[error("bad-proof")]
+    BadProof,
+    /// For nobody whom the sender may talk to.
+    #[error("unknown-receiver")]
+    UnknownReceiver,
+    /// For a site that has not bound itself here.
+    #[error("unbound-receiver")]
+    UnboundReceiver,
+    /// More initiations than a site may send.
+    #[error("too-many-initiations")]
+    TooManyInitiations,
+    /// More bytes than a pair may have.
+    #[error("over-budget")]
+    OverBudget,
+}
+
+impl RelayDrop {
+    /// All of them, for counters.
+    pub const ALL: [Self; 8] = [
+        Self::Malformed,
+        Self::UnboundSource,
+        Self::UnknownSite,
+        Self::BadProof,
+        Self::UnknownReceiver,
+        Self::UnboundReceiver,
+        Self::TooManyInitiations,
+        Self::OverBudget,
+    ];
+}
+
+/// A relay.
+pub struct Relay {
+    bindings: Bindings,
+    sites: HashMap<SiteId, Site>,
+    routes: Routes,
+    pairs: HashMap<(SiteId, SiteId), Bucket>,
+    limits: RelayLimits,
+}
+
+struct Site {
+    public_key: PublicKey,
+    mac: MacKeys,
+    peers: HashSet<SiteId>,
+    initiations: Bucket,
+}
+
+impl Relay {
+    /// A relay that knows no site. `private_key` is its own; sites bind themselves to its public key.
+    #[must_use]
+    pub fn new(private_key: StaticSecret, cookie_secret: crate::Key, limits: RelayLimits) -> Self {
+        Self {
+            bindings: Bindings::new(private_key, cookie_secret),
+            sites: HashMap::new(),
+            routes: Routes::default(),
+            pairs: HashMap::new(),
+            limits,
+        }
+    }
+
+    /// Makes a site known, or changes whom it may talk to. A pair is joined only when each names the other.
+    pub fn set_site(&mut self, now: Instant, public_key: PublicKey, peers: impl IntoIterator<Item = PublicKey>) {
+        let id = SiteId::of(&public_key);
+        let peers: HashSet<SiteId> =
+            peers.into_iter().map(|peer| SiteId::of(&peer)).filter(|peer| *peer != id).collect();
+        let gone = |peer: &SiteId| !peers.contains(peer);
+        self.routes.retain(|a, b| !(*a == id && gone(b) || *b == id && gone(a)));
+        self.pairs.retain(|(a, b), _| !(*a == id && gone(b) || *b == id && gone(a)));
+        match self.sites.get_mut(&id) {
+            Some(site) => site.peers = peers,
+            None => {
+                let initiations = Bucket::full(now, INITIATION_BURST);
+                self.sites.insert(id, Site { mac: MacKeys::new(&public_key), public_key, peers, initiations });
+            }
+        }
+    }
+
+    /// Forgets a site: what it sends goes nowhere from now on.
+    pub fn remove_site(&mut self, public_key: &PublicKey) {
+        let id = SiteId::of(public_key);
+        self.sites.remove(&id);
+        self.bindings.remove(id);
+        self.routes.retain(|a, b| *a != id && *b != id);
+        self.pairs.retain(|(a, b), _| *a != id && *b != id);
+    }
+
+    /// A stream has ended.
+    pub fn stream_closed(&mut self, stream: u64) {
+        self.bindings.forget(Source::Stream(stream));
+    }
+
+    /// Decides about a datagram.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn handle_datagram(&mut self, now: Instant, from: Source, datagram: &[u8]) -> Result<Outcome, RelayDrop> {
+        let (&[first, kind, ..], len) = (datagram.first_chunk::<4>().ok_or(RelayDrop::Malformed)?, datagram.len());
+        if first == FIRST_BYTE && kind == Kind::Bind as u8 {
+            return self.bind(now, from, datagram);
+        }
+        let sender = self.bindings.site_of(now, from).ok_or(RelayDrop::UnboundSource)?;
+        let receiver = if first == FIRST_BYTE {
+            probe_receiver(datagram)?
+        } else if datagram[1..4] != [0; 3] {
+            return Err(RelayDrop::Malformed);
+        } else {
+            match first {
+                INITIATION if len == INITIATION_LENGTH => {
+                    let receiver = self.receiver_of_initiation(now, sender, datagram)?;
+                    self.routes.learn(now, receiver, word(datagram, 4), sender);
+                    receiver
+                }
+                RESPONSE if len == RESPONSE_LENGTH => {
+                    let receiver = self.routes.find(now, sender, word(datagram, 8))?;
+                    self.routes.learn(now, receiver, word(datagram, 4), sender);
+                    receiver
+                }
+                COOKIE_REPLY if len == COOKIE_REPLY_LENGTH => self.routes.find(now, sender, word(datagram, 4))?,
+                TRANSPORT_DATA if DATA_LENGTHS.contains(&len) => self.routes.find(now, sender, word(datagram, 4))?,
+                _ => return Err(RelayDrop::Malformed),
+            }
+        };
+        if !self.joined(sender, receiver) {
+            return Err(RelayDrop::UnknownReceiver);
+        }
+        let to = self.bindings.source_of(now, receiver).ok_or(RelayDrop::UnboundReceiver)?;
+        let RelayLimits { pair_bytes_per_second, pair_burst } = self.limits;
+        let budget = self.pairs.entry((sender, receiver)).or_insert_with(|| Bucket::full(now, pair_burst));
+        if budget.take(now, len as u64, pair_bytes_per_second, pair_burst) {
+            Ok(Outcome::Forward(to))
+        } else {
+            Err(RelayDrop::OverBudget)
+        }
+    }
+
+    fn bind(&mut self, now: Instant, from: Source, datagram: &[u8]) -> Result<Outcome, RelayDrop> {
+        let bind = message::Bind::read(datagram).ok_or(RelayDrop::Malformed)?;
+        let site = self.sites.get(&bind.site).ok_or(RelayDrop::UnknownSite)?;
+        self.bindings.handle(now, from, &bind, &site.public_key).map(Outcome::Answer)
+    }
+
+    fn joined(&self, a: SiteId, b: SiteId) -> bool {
+        let names = |a: SiteId, b: SiteId| self.sites.get(&a).is_some_and(|site| site.peers.contains(&b));
+        names(a, b) && names(b, a)
+    }
+
+    fn receiver_of_initiation(&mut self, now: Instant, sender: SiteId, datagram: &[u8]) -> Result<SiteId, RelayDrop> {
+        let site = self.sites.get_mut(&sender).ok_or(RelayDrop::UnboundSource)?;
+        if !site.initiations.take(now, 1, INITIATIONS_PER_SECOND, INITIATION_BURST) {
+            return Err(RelayDrop::TooManyInitiations);
+        }
+        let site = &self.sites[&sender];
+        let is_for = |peer: &&SiteId| self.sites.get(peer).is_some_and(|peer| peer.mac.verify(datagram).is_ok());
+        site.peers.iter().find(is_for).copied().ok_or(RelayDrop::UnknownReceiver)
+    }
+}
+
+/// The receiver that a probe's header names.
+fn probe_receiver(datagram: &[u8]) -> Result<SiteId, RelayDrop> {
+    let probe: &[u8; PROBE_LENGTH] = datagram.try_into().map_err(|_| RelayDrop::Malformed)?;
+    probe[4..].first_chunk().map(|id| SiteId(*id)).ok_or(RelayDrop::Malformed)
+}
+
+/// The little-endian number at `at` of a message whose length was checked.
+fn word(datagram: &[u8], at: usize) -> u32 {
+    datagram[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: u64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(now: Instant, burst: u64) -> Self {
+        Self { tokens: burst, at: now }
+    }
+
+    fn take(&mut self, now: Instant, amount: u64, per_second: u64, burst: u64) -> bool {
+        let elapsed = now.saturating_duration_since(self.at);
+        let earned = (elapsed.as_nanos() * u128::from(per_second) / 1_000_000_000).min(u128::from(burst)) as u64;
+        if earned > 0 {
+            self.tokens = (self.tokens + earned).min(burst);
+            // What was not enough for a token is kept.
+            self.at += Duration::from_nanos((u128::from(earned) * 1_000_000_000 / u128::from(per_second)) as u64);
+            self.at = if self.tokens == burst { now } else { self.at };
+        }
+        let enough = self.tokens >= amount;
+        if enough {
+            self.tokens -= amount;
+        }
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests;

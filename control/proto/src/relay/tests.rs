@@ -1,0 +1,311 @@
+use std::time::{Duration, Instant, SystemTime};
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::binding::BINDING_LIFETIME;
+use super::client::{Progress, RENEW_EVERY, RelayClient};
+use super::*;
+use crate::{Gateway, PeerConfig, generate_private_key};
+
+const STREAM: Source = Source::Stream(7);
+
+fn address(n: u8) -> Source {
+    Source::Udp(([192, 0, 2, n], 47100).into())
+}
+
+struct Site {
+    private: StaticSecret,
+    public: PublicKey,
+    client: RelayClient,
+    at: Source,
+}
+
+struct Bench {
+    now: Instant,
+    relay: Relay,
+    public: PublicKey,
+    sites: Vec<Site>,
+}
+
+impl Bench {
+    /// `n` sites that know the relay and are not bound; all may talk to all but the last, to whom nobody may.
+    fn new(n: u8) -> Self {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now() + Duration::from_secs(1000);
+        let private = generate_private_key(&mut rng);
+        let public = PublicKey::from(&private);
+        let mut relay = Relay::new(private, [9; 32].into(), RelayLimits::default());
+        let sites: Vec<Site> = (1..=n)
+            .map(|i| {
+                let private = generate_private_key(&mut rng);
+                let client = RelayClient::new(now, &private, &public).unwrap();
+                Site { public: PublicKey::from(&private), private, client, at: address(i) }
+            })
+            .collect();
+        let friends: Vec<PublicKey> = sites[..sites.len() - 1].iter().map(|site| site.public).collect();
+        for site in &sites {
+            let peers = friends.iter().filter(|_| friends.contains(&site.public)).copied();
+            relay.set_site(now, site.public, peers);
+        }
+        Self { now, relay, public, sites }
+    }
+
+    /// Binds a site where it is; how many messages it took.
+    fn bind(&mut self, i: usize) -> usize {
+        let (now, site) = (self.now, &mut self.sites[i]);
+        site.client.renew(now);
+        for round in 1..=3 {
+            let message = site.client.poll_transmit(now).expect("due");
+            let Ok(Outcome::Answer(answer)) = self.relay.handle_datagram(now, site.at, &message) else {
+                panic!("no answer")
+            };
+            assert!(answer.len() < message.len(), "an amplifier");
+            if let Some(Progress::Bound { .. }) = site.client.handle_datagram(now, &answer) {
+                return round;
+            }
+        }
+        panic!("never bound");
+    }
+
+    fn send(&mut self, i: usize, datagram: &[u8]) -> Result<Outcome, RelayDrop> {
+        self.relay.handle_datagram(self.now, self.sites[i].at, datagram)
+    }
+
+    fn probe(&self, to: usize) -> Vec<u8> {
+        let mut probe = vec![0; PROBE_LENGTH];
+        probe[..4].copy_from_slice(&[FIRST_BYTE, 1, 1, 0]);
+        probe[4..12].copy_from_slice(&SiteId::of(&self.sites[to].public).0);
+        probe
+    }
+}
+
+fn data(receiver: u32, len: usize) -> Vec<u8> {
+    let mut datagram = vec![0x5a; len];
+    datagram[..4].copy_from_slice(&[4, 0, 0, 0]);
+    datagram[4..8].copy_from_slice(&receiver.to_le_bytes());
+    datagram
+}
+
+#[test]
+fn a_site_is_challenged_once_and_then_renews() {
+    let mut bench = Bench::new(3);
+    assert_eq!(bench.bind(0), 2);
+    assert_eq!(bench.bind(0), 1);
+    assert!(bench.sites[0].client.is_bound(bench.now));
+    assert_eq!(bench.sites[0].client.poll_timeout(), bench.now + RENEW_EVERY);
+    bench.sites[0].at = STREAM;
+    assert_eq!(bench.bind(0), 2);
+}
+
+#[test]
+fn a_recorded_message_does_not_move_a_site_back() {
+    let mut bench = Bench::new(3);
+    bench.bind(0);
+    bench.sites[0].client.renew(bench.now);
+    let recorded = bench.sites[0].client.poll_transmit(bench.now).unwrap();
+    bench.sites[0].at = address(77);
+    bench.bind(0);
+    bench.bind(1);
+    let answer = bench.relay.handle_datagram(bench.now, address(1), &recorded);
+    assert!(matches!(answer, Ok(Outcome::Answer(challenge)) if challenge.len() == CHALLENGE_LENGTH));
+    assert_eq!(bench.send(1, &bench.probe(0)), Ok(Outcome::Forward(address(77))));
+}
+
+#[test]
+fn nobody_binds_himself_as_another() {
+    let mut bench = Bench::new(3);
+    let (now, thief) = (bench.now, address(66));
+    // With the victim's name and a key of his own.
+    let mut client = RelayClient::new(now, &bench.sites[1].private, &bench.public).unwrap();
+    let mut message = client.poll_transmit(now).unwrap();
+    message[4..12].copy_from_slice(&SiteId::of(&bench.sites[0].public).0);
+    let Ok(Outcome::Answer(challenge)) = bench.relay.handle_datagram(now, thief, &message) else { panic!("silence") };
+    message[12..28].copy_from_slice(&challenge[12..28]);
+    assert_eq!(bench.relay.handle_datagram(now, thief, &message), Err(RelayDrop::BadProof));
+    // Another's cookie, a changed bit anywhere, every truncation.
+    let honest = bench.sites[0].client.poll_transmit(now).unwrap();
+    let Ok(Outcome::Answer(challenge)) = bench.relay.handle_datagram(now, address(1), &honest) else { panic!() };
+    bench.sites[0].client.handle_datagram(now, &challenge);
+    let honest = bench.sites[0].client.poll_transmit(now).unwrap();
+    assert!(
+        matches!(bench.relay.handle_datagram(now, thief, &honest), Ok(Outcome::Answer(a)) if a.len() == CHALLENGE_LENGTH)
+    );
+    for bit in 0..44 * 8 {
+        let mut changed = honest;
+        changed[bit / 8] ^= 1 << (bit % 8);
+        let outcome = bench.relay.handle_datagram(now, address(1), &changed);
+        assert!(!matches!(outcome, Ok(Outcome::Answer(a)) if a.len() == BOUND_LENGTH), "bit {bit}");
+    }
+    for len in 0..BIND_LENGTH {
+        let outcome = bench.relay.handle_datagram(now, address(1), &honest[..len]);
+        assert_eq!(outcome, Err(RelayDrop::Malformed), "{len} bytes");
+    }
+    assert_eq!(bench.relay.bindings.source_of(now, SiteId::of(&bench.sites[0].public)), None);
+}
+
+#[test]
+fn answers_of_others_do_not_fool_a_site() {
+    let mut bench = Bench::new(3);
+    let (now, site) = (bench.now, &mut bench.sites[0]);
+    let message = site.client.poll_transmit(now).unwrap();
+    let Ok(Outcome::Answer(challenge)) = bench.relay.handle_datagram(now, site.at, &message) else { panic!() };
+    assert_eq!(site.client.handle_datagram(now, &challenge), Some(Progress::Asked));
+    let message = site.client.poll_transmit(now).unwrap();
+    let Ok(Outcome::Answer(bound)) = bench.relay.handle_datagram(now, site.at, &message) else { panic!() };
+    for bit in 0..bound.len() * 8 {
+        let mut changed = bound.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert!(!matches!(site.client.handle_datagram(now, &changed), Some(Progress::Bound { .. })), "bit {bit}");
+    }
+    for len in 0..bound.len() {
+        assert_eq!(site.client.handle_datagram(now, &bound[..len]), None);
+    }
+    assert_eq!(site.client.handle_datagram(now, &bound), Some(Progress::Bound { round_trip: Duration::ZERO }));
+    assert_eq!(site.client.handle_datagram(now, &bound), None, "nothing is awaited");
+}
+
+/// Forged challenges delay a binding by a second each few; they do not prevent it.
+#[test]
+fn forged_challenges_do_not_lock_a_site_out() {
+    let mut bench = Bench::new(3);
+    let id = SiteId::of(&bench.sites[0].public);
+    for forged in 0..10u8 {
+        let client = &mut bench.sites[0].client;
+        bench.now = bench.now.max(client.poll_timeout());
+        assert!(client.poll_transmit(bench.now).is_some());
+        client.handle_datagram(bench.now, &message::challenge(id, &[forged + 1; 16]));
+    }
+    let Site { client, at, .. } = &mut bench.sites[0];
+    for _ in 0..3 {
+        bench.now = bench.now.max(client.poll_timeout());
+        let bind = client.poll_transmit(bench.now).expect("due");
+        let Ok(Outcome::Answer(answer)) = bench.relay.handle_datagram(bench.now, *at, &bind) else { panic!("silence") };
+        client.handle_datagram(bench.now, &answer);
+    }
+    assert!(client.is_bound(bench.now));
+}
+
+#[test]
+fn a_silent_relay_is_noticed_and_asked_less_and_less() {
+    let mut bench = Bench::new(3);
+    bench.bind(0);
+    let client = &mut bench.sites[0].client;
+    let mut sent = Vec::new();
+    while sent.len() < 8 {
+        let now = client.poll_timeout();
+        assert!(client.poll_transmit(now).is_some() && client.poll_transmit(now).is_none());
+        sent.push(now.duration_since(bench.now).as_secs());
+    }
+    assert_eq!(sent, [20, 21, 23, 27, 35, 51, 71, 91]);
+    assert!(!client.is_bound(bench.now + Duration::from_secs(28)));
+}
+
+/// A real handshake in both directions, with the data that follows it.
+#[test]
+fn handshakes_and_data_find_their_way() {
+    let mut bench = Bench::new(4);
+    (0..4).for_each(|i| assert_eq!(bench.bind(i), 2));
+    let mut rng = StdRng::seed_from_u64(2);
+    let relay = "198.51.100.1:3479".parse().unwrap();
+    for (a, b) in [(0, 1), (1, 0), (2, 1)] {
+        let mut gateway = |own: usize, other: usize| {
+            let rng = StdRng::seed_from_u64(rng.next_u64());
+            let mut gateway = Gateway::new(bench.sites[own].private.clone(), rng, bench.now, SystemTime::now());
+            let config = PeerConfig { endpoint: Some(relay), ..PeerConfig::default() };
+            let peer = gateway.add_peer(bench.now, bench.sites[other].public, config).unwrap();
+            (gateway, peer)
+        };
+        let ((mut initiator, peer), (mut responder, _)) = (gateway(a, b), gateway(b, a));
+        initiator.handle_wanted(bench.now, peer);
+        let initiation = initiator.poll_transmit().expect("an initiation").contents;
+        assert_eq!(bench.send(a, &initiation), Ok(Outcome::Forward(bench.sites[b].at)));
+        responder.handle_datagram(bench.now, relay, &initiation).unwrap();
+        let response = responder.poll_transmit().expect("a response").contents;
+        assert_eq!(bench.send(b, &response), Ok(Outcome::Forward(bench.sites[a].at)));
+        let (ours, theirs) = (word(&initiation, 4), word(&response, 4));
+        assert_eq!(bench.send(a, &data(theirs, 32)), Ok(Outcome::Forward(bench.sites[b].at)));
+        assert_eq!(bench.send(b, &data(ours, 1452)), Ok(Outcome::Forward(bench.sites[a].at)));
+        assert_eq!(bench.send(a, &data(theirs ^ 1, 32)), Err(RelayDrop::UnknownReceiver));
+        // The fourth site is bound but nobody's peer: the same bytes from there go nowhere.
+        assert_eq!(bench.send(3, &data(theirs, 32)), Err(RelayDrop::UnknownReceiver));
+        assert_eq!(bench.send(3, &initiation), Err(RelayDrop::UnknownReceiver));
+        let stranger = bench.relay.handle_datagram(bench.now, address(99), &data(theirs, 32));
+        assert_eq!(stranger, Err(RelayDrop::UnboundSource));
+    }
+}
+
+#[test]
+fn policy_cuts_what_it_once_allowed() {
+    let mut bench = Bench::new(3);
+    (0..2).for_each(|i| assert_eq!(bench.bind(i), 2));
+    let (now, ids) = (bench.now, [0, 1].map(|i| SiteId::of(&bench.sites[i].public)));
+    bench.relay.routes.learn(now, ids[0], 5, ids[1]);
+    assert_eq!(bench.send(0, &data(5, 100)), Ok(Outcome::Forward(address(2))));
+    assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
+    // One side is enough.
+    bench.relay.set_site(now, bench.sites[1].public, []);
+    assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver));
+    assert_eq!(bench.send(0, &bench.probe(1)), Err(RelayDrop::UnknownReceiver));
+    bench.relay.set_site(now, bench.sites[1].public, [bench.sites[0].public]);
+    assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
+    assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver), "the index went with the policy");
+    bench.relay.remove_site(&bench.sites[0].public);
+    assert_eq!(bench.send(0, &bench.probe(1)), Err(RelayDrop::UnboundSource));
+}
+
+#[test]
+fn bindings_end_and_streams_close() {
+    let mut bench = Bench::new(3);
+    bench.sites[1].at = STREAM;
+    (0..2).for_each(|i| assert_eq!(bench.bind(i), 2));
+    assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(STREAM)));
+    bench.relay.stream_closed(7);
+    assert_eq!(bench.send(0, &bench.probe(1)), Err(RelayDrop::UnboundReceiver));
+    bench.now += BINDING_LIFETIME;
+    assert_eq!(bench.send(0, &bench.probe(1)), Err(RelayDrop::UnboundSource));
+}
+
+#[test]
+fn pairs_and_sites_are_bounded() {
+    let mut bench = Bench::new(3);
+    (0..2).for_each(|i| assert_eq!(bench.bind(i), 2));
+    let ids = [0, 1].map(|i| SiteId::of(&bench.sites[i].public));
+    bench.relay.routes.learn(bench.now, ids[0], 5, ids[1]);
+    let RelayLimits { pair_bytes_per_second, pair_burst } = RelayLimits::default();
+    let flood = |bench: &mut Bench| (0..).take_while(|_| bench.send(0, &data(5, 1000)).is_ok()).count() as u64;
+    assert_eq!(flood(&mut bench), pair_burst / 1000);
+    bench.now += Duration::from_millis(100);
+    assert_eq!(flood(&mut bench), pair_bytes_per_second / 10 / 1000);
+    assert_eq!(bench.send(0, &data(5, 1000)), Err(RelayDrop::OverBudget));
+    // Initiations that are for nobody cost their sender his share.
+    let mut initiation = vec![0; INITIATION_LENGTH];
+    initiation[0] = INITIATION;
+    let looked_at = (0..).take_while(|_| bench.send(1, &initiation) != Err(RelayDrop::TooManyInitiations)).count();
+    assert_eq!(looked_at as u64, INITIATION_BURST);
+    // Indices are forgotten, the oldest first.
+    for index in 0..routes::ROUTES_PER_SITE as u32 + 10 {
+        bench.relay.routes.learn(bench.now, ids[1], index, ids[0]);
+    }
+    assert_eq!(bench.relay.routes.find(bench.now, ids[1], 9), Err(RelayDrop::UnknownReceiver));
+    assert_eq!(bench.relay.routes.find(bench.now, ids[1], 10), Ok(ids[0]));
+    let later = bench.now + routes::ROUTE_LIFETIME;
+    assert_eq!(bench.relay.routes.find(later, ids[1], 10), Err(RelayDrop::UnknownReceiver));
+}
+
+#[test]
+fn noise_of_every_size_goes_nowhere() {
+    let mut bench = Bench::new(3);
+    bench.bind(0);
+    let mut rng = StdRng::seed_from_u64(3);
+    for round in 0..20_000u32 {
+        let mut datagram = vec![0; round as usize % 200];
+        rng.fill_bytes(&mut datagram);
+        if let Some(head) = datagram.first_chunk_mut::<4>() {
+            *head = [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0], [4, 0, 0, 0], [0x50, 1, 1, 0], [0x50, 3, 1, 0]]
+                [rng.next_u32() as usize % 6];
+        }
+        assert!(bench.send(0, &datagram).is_err());
+    }
+}
