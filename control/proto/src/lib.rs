@@ -20,6 +20,7 @@
 mod clock;
 pub mod constants;
 mod cookie;
+pub mod coordination;
 mod event;
 pub mod gateway;
 mod key;

@@ -1,0 +1,249 @@
+//! What a site knows of the others: a versioned map, and the increments that bring it up to date.
+//!
+//! Every site has a map of its own that holds the peers it may talk to and no trace of any other. Its
+//! numbers count the changes of that map alone. An epoch is the life of one coordinator process: what it
+//! remembers of changes ends with it, and then [`Known::digest`] tells whether a gateway's map still is
+//! the right one.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::encoding::{Base64, at_most};
+use super::limits::{PEERS_LIMIT, SERVERS_LIMIT, SUBNETS_LIMIT};
+use super::{Name, Reachability, SiteKey};
+use crate::noise::hash;
+
+/// Which state of a map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MapVersion {
+    /// The coordinator process that counts; random.
+    pub epoch: u64,
+    /// The number of changes in that epoch.
+    pub number: u64,
+}
+
+/// What a site may know of the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Map {
+    /// Which state this is.
+    pub version: MapVersion,
+    /// The sites that may be talked to.
+    pub peers: BTreeMap<SiteKey, Peer>,
+    /// The relays to be had.
+    #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
+    pub relays: Vec<Relay>,
+    /// STUN servers, by UDP.
+    #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
+    pub stun_servers: Vec<SocketAddr>,
+}
+
+/// Another site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Peer {
+    /// Its name.
+    pub name: Name,
+    /// Its address within the overlay.
+    pub virtual_address: Ipv4Addr,
+    /// The subnets behind it.
+    #[serde(deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>")]
+    pub subnets: Vec<IpNet>,
+    /// Where it can be reached, if it said so to this coordinator process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reachability: Option<Reachability>,
+}
+
+/// A relay, which forwards whole WireGuard datagrams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Relay {
+    /// Its name.
+    pub name: Name,
+    /// Its UDP addresses.
+    #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
+    pub udp: Vec<SocketAddr>,
+    /// The URL of its WebSocket, `https://…`, for where UDP is blocked.
+    #[serde(default)]
+    pub url: Option<String>,
+}
+
+/// An increment: what changed of a map between two states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Update {
+    /// The state that it changes.
+    pub from: MapVersion,
+    /// The state that results.
+    pub to: MapVersion,
+    /// Peers that are new or not as they were; each replaces the one of the same key.
+    #[serde(default)]
+    pub upsert: BTreeMap<SiteKey, Peer>,
+    /// Peers to be talked to no longer.
+    #[serde(default, deserialize_with = "at_most::<PEERS_LIMIT, _, _>")]
+    pub remove: Vec<SiteKey>,
+}
+
+/// The map that a gateway has when it connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Known {
+    /// Which state.
+    pub version: MapVersion,
+    /// [`Map::digest`] of it.
+    pub digest: Digest,
+}
+
+/// A hash of a map's lasting part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Digest(Base64);
+
+/// An increment does not fit the map. The map is as it was; ask for the whole by connecting anew
+/// without [`Known`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// It changes another state than ours.
+    #[error("the increment is for another version of the map")]
+    Version,
+    /// The map would grow beyond [`PEERS_LIMIT`].
+    #[error("the map would have more than {PEERS_LIMIT} peers")]
+    TooManyPeers,
+}
+
+impl Map {
+    /// Brings the map up to date, or leaves it as it is.
+    ///
+    /// # Errors
+    /// The increment is for another state, or brings too many peers.
+    pub fn apply(&mut self, update: Update) -> Result<(), ApplyError> {
+        if update.from != self.version {
+            return Err(ApplyError::Version);
+        }
+        let new = update.upsert.keys().filter(|key| !self.peers.contains_key(key)).count();
+        if self.peers.len() + new > PEERS_LIMIT {
+            return Err(ApplyError::TooManyPeers);
+        }
+        // First, so that a peer that is in both lists is there in the end.
+        for key in &update.remove {
+            self.peers.remove(key);
+        }
+        self.peers.extend(update.upsert);
+        self.version = update.to;
+        Ok(())
+    }
+
+    /// What to tell the coordinator when connecting.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        Known { version: self.version, digest: self.digest() }
+    }
+
+    /// A hash of all but the version and the peers' reachability: of what outlives a coordinator process.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut state = hash(&[b"penstock map digest v1", &as_bytes(&(&self.relays, &self.stun_servers))]);
+        for (key, peer) in &self.peers {
+            let lasting = as_bytes(&(key, &peer.name, peer.virtual_address, &peer.subnets));
+            state = hash(&[&state, &lasting]);
+        }
+        Digest(Base64(state))
+    }
+}
+
+fn as_bytes(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("these types have no maps with other keys than text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str) -> Peer {
+        Peer {
+            name: name.parse().unwrap(),
+            virtual_address: Ipv4Addr::new(100, 64, 0, 1),
+            subnets: vec!["10.1.0.0/24".parse().unwrap()],
+            reachability: None,
+        }
+    }
+
+    fn key(number: u32) -> SiteKey {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        bytes.into()
+    }
+
+    fn version(number: u64) -> MapVersion {
+        MapVersion { epoch: 1, number }
+    }
+
+    fn map(peers: impl IntoIterator<Item = (SiteKey, Peer)>) -> Map {
+        Map { version: version(3), peers: peers.into_iter().collect(), ..Map::default() }
+    }
+
+    #[test]
+    fn increments_change_replace_and_remove() {
+        let mut map = map([(key(1), peer("a")), (key(2), peer("b"))]);
+        let update = Update {
+            from: version(3),
+            to: version(7),
+            upsert: [(key(2), peer("c")), (key(3), peer("d"))].into(),
+            remove: vec![key(1), key(9), key(3)],
+        };
+        map.apply(update).unwrap();
+        assert_eq!(map.version, version(7));
+        assert_eq!(map.peers, [(key(2), peer("c")), (key(3), peer("d"))].into());
+    }
+
+    #[test]
+    fn an_increment_for_another_state_changes_nothing() {
+        let before = map([(key(1), peer("a"))]);
+        for from in [version(2), version(4), MapVersion { epoch: 2, number: 3 }] {
+            let mut map = before.clone();
+            let update = Update { from, to: version(9), upsert: BTreeMap::new(), remove: vec![key(1)] };
+            assert_eq!(map.apply(update), Err(ApplyError::Version));
+            assert_eq!(map, before);
+        }
+    }
+
+    #[test]
+    fn a_map_has_a_limit() {
+        let full = (0..PEERS_LIMIT as u32).map(|number| (key(number), peer("a")));
+        let mut map = map(full);
+        let upsert = |keys: &[u32]| Update {
+            from: version(3),
+            to: version(3),
+            upsert: keys.iter().map(|number| (key(*number), peer("b"))).collect(),
+            remove: Vec::new(),
+        };
+        assert_eq!(map.apply(upsert(&[5, 6])), Ok(()));
+        assert_eq!(map.apply(upsert(&[5, u32::MAX])), Err(ApplyError::TooManyPeers));
+        assert_eq!(map.peers.len(), PEERS_LIMIT);
+    }
+
+    #[test]
+    fn the_digest_tells_what_lasts() {
+        let first = map([(key(1), peer("a")), (key(2), peer("b"))]);
+        let mut same = first.clone();
+        same.version = version(8);
+        same.peers.get_mut(&key(1)).unwrap().reachability = Some(Reachability::default());
+        assert_eq!(first.digest(), same.digest());
+        let changes: [fn(&mut Map); 5] = [
+            |map| drop(map.peers.remove(&key(2))),
+            |map| map.peers.get_mut(&key(1)).unwrap().name = "x".parse().unwrap(),
+            |map| map.peers.get_mut(&key(1)).unwrap().subnets.clear(),
+            |map| map.peers.get_mut(&key(1)).unwrap().virtual_address = Ipv4Addr::new(100, 64, 0, 9),
+            |map| map.stun_servers.push("192.0.2.1:3478".parse().unwrap()),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut other = first.clone();
+            change(&mut other);
+            assert_ne!(first.digest(), other.digest(), "{number}");
+        }
+    }
+}

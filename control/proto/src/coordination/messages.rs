@@ -1,0 +1,261 @@
+//! The messages, as serde types: JSON in WebSocket text frames. Fields that the receiver does not know
+//! are ignored, so that either end may be the newer one.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::encoding::at_most;
+use super::limits::{CANDIDATES_LIMIT, SUBNETS_LIMIT};
+use super::map::{Known, Map, Update};
+use super::{Challenge, EnrolmentKey, Name, Proof, SiteKey};
+
+/// What a gateway says. One [`Hello`] comes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "Type")]
+pub enum GatewayMessage {
+    /// Who it is.
+    Hello(Hello),
+    /// Where it can be reached; replaces what was said before.
+    Reachability(Reachability),
+}
+
+/// What the coordinator says. A [`Challenge`] comes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "Type")]
+pub enum CoordinatorMessage {
+    /// Prove who you are.
+    Challenge(Challenge),
+    /// No; the connection ends here.
+    Refused(Refusal),
+    /// What the coordinator has on record of this site; said again whenever it changes.
+    Registration(Registration),
+    /// All that this site may know of the others.
+    Map(Map),
+    /// What changed of it.
+    Update(Update),
+    /// Something of a newer coordinator, to be ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Who a gateway is, and the proof.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Hello {
+    /// Its WireGuard public key.
+    pub public_key: SiteKey,
+    /// That it has the private key.
+    pub proof: Proof,
+    /// The subnets behind it, without host bits.
+    #[serde(deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>")]
+    pub subnets: Vec<IpNet>,
+    /// How it wants to be let in. Ignored if it is in already, so that a gateway may ask again when
+    /// the answer was lost.
+    #[serde(default)]
+    pub enrolment: Option<Enrolment>,
+    /// The map that it has.
+    #[serde(default)]
+    pub known: Option<Known>,
+}
+
+/// An enrolment key is not compared but by its hash.
+impl PartialEq for Hello {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { public_key, proof, subnets, enrolment, known } = self;
+        let enrolment_of = |hello: &Option<Enrolment>| {
+            hello.as_ref().map(|enrolment| (enrolment.name.clone(), enrolment.key.id(), enrolment.key.hash()))
+        };
+        (public_key, proof, subnets, known) == (&other.public_key, &other.proof, &other.subnets, &other.known)
+            && enrolment_of(enrolment) == enrolment_of(&other.enrolment)
+    }
+}
+
+impl Eq for Hello {}
+
+/// A new site's request to be let in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Enrolment {
+    /// The enrolment key.
+    pub key: EnrolmentKey,
+    /// The name it wants.
+    pub name: Name,
+}
+
+/// Where a site can be reached, as it says itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Reachability {
+    /// Addresses to try.
+    #[serde(deserialize_with = "at_most::<CANDIDATES_LIMIT, _, _>")]
+    pub candidates: Vec<Candidate>,
+    /// What its NAT is like, once it knows.
+    #[serde(default)]
+    pub nat_type: Option<NatType>,
+}
+
+/// One address at which a site may be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Candidate {
+    /// Where it comes from.
+    pub kind: CandidateKind,
+    /// The address and UDP port.
+    pub address: SocketAddr,
+}
+
+/// Where a candidate comes from, in the words of RFC 8445, section 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CandidateKind {
+    /// An address of one of its interfaces.
+    Host,
+    /// As a STUN server saw it.
+    ServerReflexive,
+    /// Mapped by its router on request (PCP, NAT-PMP, UPnP).
+    PortMapped,
+}
+
+impl Candidate {
+    /// Whether a datagram to it can reach one other machine: no multicast, no broadcast, no loopback,
+    /// no port 0.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let ip = self.address.ip().to_canonical();
+        let local = match ip {
+            IpAddr::V4(ip) => ip == Ipv4Addr::BROADCAST || ip.octets()[0] == 0,
+            // Of a link, which the interface's number of another machine does not name.
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        self.address.port() != 0 && !local && !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified()
+    }
+}
+
+/// What kind of NAT a site is behind, in the words of RFC 4787. What was not found out is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NatType {
+    /// Whether the port it shows depends on the destination (RFC 4787, section 4.1).
+    #[serde(default)]
+    pub mapping: Option<Dependence>,
+    /// Whom it lets in (RFC 4787, section 5).
+    #[serde(default)]
+    pub filtering: Option<Dependence>,
+    /// No UDP passes.
+    #[serde(default)]
+    pub udp_blocked: bool,
+}
+
+/// On what of the remote endpoint a NAT's behaviour depends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Dependence {
+    /// On nothing.
+    EndpointIndependent,
+    /// On its address.
+    AddressDependent,
+    /// On its address and port.
+    AddressAndPortDependent,
+}
+
+/// What the coordinator has on record of a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Registration {
+    /// Its name.
+    pub name: Name,
+    /// Whether it is let in.
+    pub state: RegistrationState,
+    /// Its address within the overlay.
+    pub virtual_address: Ipv4Addr,
+    /// Those of its subnets that the others are told of.
+    pub subnets: Vec<IpNet>,
+}
+
+/// Whether a site is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RegistrationState {
+    /// It waits for an administrator, connected or not.
+    Pending,
+    /// It is.
+    Approved,
+}
+
+/// Why a gateway is sent away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Refusal {
+    /// For the program.
+    pub reason: RefusalReason,
+    /// For the administrator of the gateway, if there is more to say than the reason does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Why a gateway is sent away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusalReason {
+    /// It does not have the private key.
+    Proof,
+    /// The site is unknown and shows no enrolment key.
+    NotEnrolled,
+    /// The enrolment key is unknown, or was revoked.
+    KeyUnknown,
+    /// The enrolment key is too old.
+    KeyExpired,
+    /// The enrolment key has let in as many as it may.
+    KeyUsedUp,
+    /// Another site has that name.
+    NameTaken,
+    /// A subnet is another site's, or not to be had.
+    Subnets,
+    /// The site was revoked.
+    Revoked,
+    /// The same site connected again.
+    Replaced,
+    /// A message was none of the protocol.
+    Malformed,
+    /// Too many messages.
+    TooMany,
+    /// The coordinator cannot at the moment; try again later.
+    Unavailable,
+    /// Something of a newer coordinator.
+    #[serde(other)]
+    Other,
+}
+
+impl RefusalReason {
+    /// Whether trying again unchanged may help.
+    #[must_use]
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::TooMany | Self::Unavailable | Self::Other)
+    }
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proof => "the proof of the private key is wrong",
+            Self::NotEnrolled => "the coordinator does not know this site; enrol it with a key",
+            Self::KeyUnknown => "the coordinator does not know this enrolment key, or it was revoked",
+            Self::KeyExpired => "the enrolment key has expired",
+            Self::KeyUsedUp => "the enrolment key is used up",
+            Self::NameTaken => "another site has this name",
+            Self::Subnets => "a subnet of this site cannot be had",
+            Self::Revoked => "this site was revoked",
+            Self::Replaced => "the same site connected from elsewhere",
+            Self::Malformed => "the coordinator does not understand this gateway",
+            Self::TooMany => "this gateway says too much",
+            Self::Unavailable => "the coordinator cannot do it at the moment",
+            Self::Other => "the coordinator refused",
+        })
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)?;
+        self.detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
+    }
+}

@@ -1,0 +1,109 @@
+//! What gateways and the coordinator say to each other, and how a gateway proves who it is.
+//!
+//! A connection is a WebSocket at [`PATH`] over TLS 1.3, with JSON in text frames:
+//!
+//! ```text
+//!   gateway                                           coordinator
+//!           ◄── Challenge
+//!   Hello   ──►     public key, proof, subnets; an enrolment key the first time; the known map
+//!           ◄── Refused, and the end; or Registration, and once approved Map or Update
+//!   Reachability ──►                 whenever it changes
+//!           ◄── Update, Registration  whenever they change
+//! ```
+//! Before the proof the coordinator says nothing but the challenge. There is no clock in the protocol.
+//!
+//! Reading order: [`messages`](GatewayMessage), [`proof`](Challenger), [`map`](Map),
+//! [`enrolment`](EnrolmentKey), [`limits`].
+
+mod encoding;
+mod enrolment;
+pub mod limits;
+mod map;
+mod messages;
+mod name;
+mod proof;
+mod site_key;
+
+pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint};
+pub use map::{ApplyError, Digest, Known, Map, MapVersion, Peer, Relay, Update};
+pub use messages::{
+    Candidate, CandidateKind, CoordinatorMessage, Dependence, Enrolment, GatewayMessage, Hello, NatType, Reachability,
+    Refusal, RefusalReason, Registration, RegistrationState,
+};
+pub use name::{Name, NameError};
+pub use proof::{Challenge, Challenger, Proof, ProofError, prove};
+pub use site_key::{SiteKey, SiteKeyError};
+
+use serde::Serialize;
+
+/// Where the coordinator takes connections.
+pub const PATH: &str = "/v1/connect";
+/// The WebSocket subprotocol (RFC 6455, section 1.9).
+pub const SUBPROTOCOL: &str = "penstock.v1";
+
+/// A text is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// It is longer than the sender may say.
+    #[error("a message of {length} bytes is longer than {limit}")]
+    TooLong {
+        /// How long, in bytes.
+        length: usize,
+        /// How long it may be.
+        limit: usize,
+    },
+    /// It is not the JSON of a message.
+    #[error("a message that is none, at line {line}, column {column}")]
+    Malformed {
+        /// Where it goes wrong, from 1. The text itself may hold secrets.
+        line: usize,
+        /// The byte in the line, from 1.
+        column: usize,
+    },
+}
+
+impl GatewayMessage {
+    /// Reads a message of a gateway.
+    ///
+    /// # Errors
+    /// It is too long, or none.
+    pub fn decode(text: &str) -> Result<Self, DecodeError> {
+        decode(text, limits::GATEWAY_MESSAGE_LIMIT)
+    }
+
+    /// The message as text.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        encode(self)
+    }
+}
+
+impl CoordinatorMessage {
+    /// Reads a message of the coordinator.
+    ///
+    /// # Errors
+    /// It is too long, or none.
+    pub fn decode(text: &str) -> Result<Self, DecodeError> {
+        decode(text, limits::COORDINATOR_MESSAGE_LIMIT)
+    }
+
+    /// The message as text.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        encode(self)
+    }
+}
+
+fn decode<T: serde::de::DeserializeOwned>(text: &str, limit: usize) -> Result<T, DecodeError> {
+    if text.len() > limit {
+        return Err(DecodeError::TooLong { length: text.len(), limit });
+    }
+    serde_json::from_str(text).map_err(|error| DecodeError::Malformed { line: error.line(), column: error.column() })
+}
+
+fn encode(message: &impl Serialize) -> String {
+    serde_json::to_string(message).expect("messages have no maps with other keys than text")
+}
+
+#[cfg(test)]
+mod tests;

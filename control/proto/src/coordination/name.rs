@@ -1,0 +1,75 @@
+//! Names of sites and tags.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::limits::NAME_LIMIT;
+
+/// The name of a site or a tag: 1 to 63 ASCII letters, digits, `_`, `.` and `-`, none of the last three
+/// first, so that it is sound in a file name, on a command line and on a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+/// The text is no [`Name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a name is 1 to {NAME_LIMIT} of A-Z a-z 0-9 _ . - and begins with a letter or digit")]
+pub struct NameError;
+
+impl Name {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let whole = first && text.len() <= NAME_LIMIT && text.bytes().all(sound);
+        if whole { Ok(Self(text.to_owned())) } else { Err(NameError) }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_harmless_text() {
+        let longest = "x".repeat(NAME_LIMIT);
+        for good in ["a", "amsterdam", "site-1", "a.b_c", "7", &longest] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        let too_long = "x".repeat(NAME_LIMIT + 1);
+        for bad in ["", "-a", ".a", "_a", "a b", "a/b", "a\n", "ä", "tag:a", "*", &too_long] {
+            assert_eq!(bad.parse::<Name>(), Err(NameError), "{bad:?}");
+        }
+    }
+}
