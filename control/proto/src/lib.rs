@@ -31,6 +31,7 @@ mod peer;
 mod receive;
 mod send;
 mod session;
+pub mod stun;
 mod timers;
 
 pub use constants::Timings;

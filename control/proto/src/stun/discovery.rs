@@ -1,0 +1,206 @@
+//! The discovery of a NAT's behaviour (RFC 5780, section 4).
+//!
+//! ```text
+//!   1  a plain request to each server's first address        silence from all: UDP is blocked
+//!   2  answer from the other address and port?               filtering: endpoint-independent
+//!      answer from the other port?                           filtering: address-dependent, else both
+//!      a request to our own external address                 hairpinning
+//!   3  a request to the other address, same port             same mapping: endpoint-independent
+//!      a request to the other address and port               same as the one before: address-dependent
+//! ```
+//! The requests of one step are sent together. Step 3 comes last: it opens the filters that step 2 tries.
+//! For the same reason a discovery means something only once per network: filters stay open for minutes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use rand::CryptoRng;
+
+use super::message::{Change, Message, decode};
+use super::transaction::{Outcome, Transaction};
+use super::{NatReport, Query};
+use crate::coordination::Dependence;
+
+/// Servers that are asked; more are ignored.
+pub const MAX_SERVERS: usize = 4;
+
+/// One run, from the first request to the report.
+pub struct Discovery {
+    rng: Box<dyn CryptoRng + Send>,
+    local: Vec<SocketAddr>,
+    step: Step,
+    report: NatReport,
+    finished: bool,
+}
+
+enum Step {
+    Reach(Vec<Transaction>),
+    Filters { filters: Vec<Transaction>, hairpin: Box<Transaction>, next: Next },
+    Mappings(Vec<Transaction>),
+    Done,
+}
+
+/// What step 3 needs to know of step 1.
+#[derive(Clone, Copy)]
+struct Next {
+    server: SocketAddr,
+    other: Option<SocketAddr>,
+    second_server: Option<SocketAddr>,
+}
+
+impl Discovery {
+    /// Begins. `local` are the addresses of the socket, with its port: one of them being seen outside
+    /// means that nothing is translated. All `servers` must be of the family that is asked about.
+    pub fn new(
+        now: Instant,
+        servers: &[SocketAddr],
+        local: &[SocketAddr],
+        rng: impl CryptoRng + Send + 'static,
+    ) -> Self {
+        let mut rng: Box<dyn CryptoRng + Send> = Box::new(rng);
+        let reach = servers.iter().take(MAX_SERVERS);
+        let reach = reach.map(|server| Transaction::new(now, *server, Change::default(), &mut rng)).collect();
+        let report = NatReport::default();
+        Self { rng, local: local.to_vec(), step: Step::Reach(reach), report, finished: false }
+    }
+
+    /// Takes a datagram; says whether it belonged to the discovery.
+    pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> bool {
+        let mut mine = false;
+        if let Step::Filters { hairpin, .. } = &mut self.step
+            && let Ok(Message::Request { transaction, .. }) = decode(datagram)
+            && hairpin.is_mine(&transaction)
+        {
+            // Our own request has come back: the address it shows is of no interest.
+            hairpin.outcome = Outcome::Answered { mapped: hairpin.to(), other: None };
+            mine = true;
+        }
+        for transaction in self.step.transactions() {
+            mine |= transaction.handle(datagram);
+        }
+        self.advance(now);
+        mine
+    }
+
+    /// Does what has become due. To be drained until it gives nothing.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Query> {
+        let query = self.step.transactions().find_map(|transaction| transaction.poll(now));
+        if query.is_none() {
+            self.advance(now);
+        }
+        query.or_else(|| self.step.transactions().find_map(|transaction| transaction.poll(now)))
+    }
+
+    /// When [`poll_transmit`](Self::poll_transmit) is next to be called; `None` when all is done.
+    #[must_use]
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        self.step.transactions().filter_map(|transaction| transaction.timeout()).min()
+    }
+
+    /// The report, once.
+    pub fn poll_report(&mut self) -> Option<NatReport> {
+        if !matches!(self.step, Step::Done) || std::mem::replace(&mut self.finished, true) {
+            return None;
+        }
+        Some(self.report)
+    }
+
+    fn advance(&mut self, now: Instant) {
+        self.step = match std::mem::replace(&mut self.step, Step::Done) {
+            Step::Reach(reach) => self.reached(now, reach),
+            Step::Filters { filters, hairpin, next } => self.filtered(now, filters, hairpin, next),
+            Step::Mappings(mappings) => self.mapped(mappings),
+            Step::Done => Step::Done,
+        };
+    }
+
+    fn reached(&mut self, now: Instant, reach: Vec<Transaction>) -> Step {
+        // A server that knows another address is worth the wait for all.
+        let answer = |transaction: &Transaction, with_other: bool| match transaction.outcome {
+            Outcome::Answered { mapped, other } if other.is_some() || !with_other => {
+                Some((transaction.to(), mapped, other))
+            }
+            _ => None,
+        };
+        let best = reach.iter().find_map(|transaction| answer(transaction, true));
+        if best.is_none() && !reach.iter().all(Transaction::is_over) {
+            return Step::Reach(reach);
+        }
+        let Some((server, mapped, other)) = best.or_else(|| reach.iter().find_map(|t| answer(t, false))) else {
+            self.report.udp_blocked = true;
+            return Step::Done;
+        };
+        // Only an address of the asked family and of a public kind is worth a request.
+        let other = other.filter(|other| other.is_ipv4() == server.is_ipv4() && usable(other.ip()));
+        self.report.reflexive = Some(mapped);
+        self.report.translated = Some(!self.local.contains(&mapped));
+        self.report.port_preservation = Some(self.local.iter().any(|local| local.port() == mapped.port()));
+        let second_server = reach.iter().find(|t| t.to().ip() != server.ip() && answer(t, false).is_some());
+        let next = Next { server, other, second_server: second_server.map(Transaction::to) };
+        let changes = other.into_iter().flat_map(|_| [true, false]).map(|ip| Change { ip, port: true });
+        let filters = changes.map(|change| Transaction::new(now, server, change, &mut self.rng)).collect();
+        let hairpin = Box::new(Transaction::new(now, mapped, Change::default(), &mut self.rng));
+        Step::Filters { filters, hairpin, next }
+    }
+
+    fn filtered(&mut self, now: Instant, filters: Vec<Transaction>, hairpin: Box<Transaction>, next: Next) -> Step {
+        if !filters.iter().all(Transaction::is_over) || !hairpin.is_over() {
+            return Step::Filters { filters, hairpin, next };
+        }
+        self.report.hairpinning = Some(matches!(hairpin.outcome, Outcome::Answered { .. }));
+        let outcomes: Vec<Outcome> = filters.iter().map(|filter| filter.outcome).collect();
+        self.report.filtering = match outcomes[..] {
+            [Outcome::Answered { .. }, _] => Some(Dependence::EndpointIndependent),
+            [_, Outcome::Answered { .. }] => Some(Dependence::AddressDependent),
+            [Outcome::Silence, Outcome::Silence] => Some(Dependence::AddressAndPortDependent),
+            // The server cannot do what it announces, or has one address only.
+            _ => None,
+        };
+        if self.report.translated == Some(false) {
+            self.report.mapping = Some(Dependence::EndpointIndependent);
+            return Step::Done;
+        }
+        let targets = match (next.other, next.second_server) {
+            (Some(other), _) => vec![SocketAddr::new(other.ip(), next.server.port()), other],
+            (None, Some(second)) => vec![second],
+            (None, None) => return Step::Done,
+        };
+        let begin = |to| Transaction::new(now, to, Change::default(), &mut self.rng);
+        Step::Mappings(targets.into_iter().map(begin).collect())
+    }
+
+    fn mapped(&mut self, mappings: Vec<Transaction>) -> Step {
+        if !mappings.iter().all(Transaction::is_over) {
+            return Step::Mappings(mappings);
+        }
+        let seen = |index: usize| match mappings.get(index).map(|mapping| mapping.outcome) {
+            Some(Outcome::Answered { mapped, .. }) => Some(mapped),
+            _ => None,
+        };
+        let first = self.report.reflexive;
+        self.report.mapping = match (seen(0), seen(1)) {
+            (None, _) => None,
+            (second, _) if second == first => Some(Dependence::EndpointIndependent),
+            (second, third) if second == third => Some(Dependence::AddressDependent),
+            // Also when only two servers with one address each could be compared: the worst is assumed.
+            _ => Some(Dependence::AddressAndPortDependent),
+        };
+        Step::Done
+    }
+}
+
+impl Step {
+    fn transactions(&mut self) -> Box<dyn Iterator<Item = &mut Transaction> + '_> {
+        match self {
+            Self::Reach(all) | Self::Mappings(all) => Box::new(all.iter_mut()),
+            Self::Filters { filters, hairpin, .. } => {
+                Box::new(filters.iter_mut().chain(std::iter::once(&mut **hairpin)))
+            }
+            Self::Done => Box::new(std::iter::empty()),
+        }
+    }
+}
+
+fn usable(ip: IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
+}
