@@ -27,6 +27,7 @@ mod key;
 mod limiter;
 pub mod messages;
 mod noise;
+pub mod path;
 mod peer;
 mod receive;
 mod send;

@@ -1,0 +1,276 @@
+//! The agent: its peers, its limits, and the calls by which the shell drives it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rand::{CryptoRng, RngCore};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::constants::{MAX_RELAYS, PathTimings};
+use super::limits::{Budget, Strangers};
+use super::peer::Peer;
+use super::probe::{Envelope, Probe, ProbeKey, ProbeReject, SiteId};
+use super::rounds::digest;
+use super::{Path, PathEvent, PathTransmit, Reason, Relay, SocketId};
+use crate::Traffic;
+use crate::coordination::{Candidate, NatType};
+
+/// How often a peer is settled at one instant: death, then a round, then its probes; the rest waits for the
+/// next timeout.
+const MAX_SETTLES: u32 = 4;
+
+/// What is configured about an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathConfig {
+    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    pub birthday: bool,
+    /// When things happen.
+    pub timings: PathTimings,
+}
+
+impl Default for PathConfig {
+    fn default() -> Self {
+        Self { birthday: true, timings: PathTimings::default() }
+    }
+}
+
+/// Why a peer was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddSiteError {
+    /// The public key is our own.
+    #[error("the peer has our own public key")]
+    OwnKey,
+    /// There is a peer with this public key, or with another that has the same [`SiteId`].
+    #[error("there is such a peer")]
+    Duplicate,
+    /// A point of low order: everybody has the secret shared with it.
+    #[error("the peer's public key is of low order")]
+    LowOrderKey,
+}
+
+/// Finds the paths of one gateway to its peers.
+pub struct PathAgent {
+    private: StaticSecret,
+    public: PublicKey,
+    peers: BTreeMap<SiteId, Peer>,
+    deadlines: BTreeSet<(Instant, SiteId)>,
+    strangers: Strangers,
+    shared: Shared,
+}
+
+/// What all peers use.
+pub(crate) struct Shared {
+    pub site: SiteId,
+    pub rng: Box<dyn CryptoRng + Send>,
+    pub config: PathConfig,
+    pub nat: NatType,
+    /// The digest of the candidates that we have signalled, once we have.
+    pub local: Option<u32>,
+    pub relays: Vec<Relay>,
+    pub budget: Budget,
+    pub transmits: VecDeque<PathTransmit>,
+    pub events: VecDeque<PathEvent>,
+}
+
+impl PathAgent {
+    /// An agent without peers and relays.
+    pub fn new(private: StaticSecret, config: PathConfig, rng: impl CryptoRng + Send + 'static) -> Self {
+        let mut rng: Box<dyn CryptoRng + Send> = Box::new(rng);
+        let public = PublicKey::from(&private);
+        let strangers = Strangers::new(&mut rng);
+        let shared = Shared {
+            site: SiteId::of(&public),
+            rng,
+            config,
+            nat: NatType::default(),
+            local: None,
+            relays: Vec::new(),
+            budget: Budget::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        Self { private, public, peers: BTreeMap::new(), deadlines: BTreeSet::new(), strangers, shared }
+    }
+
+    /// Adds a peer. A relay is selected for it at once, if there is one.
+    ///
+    /// # Errors
+    /// See [`AddSiteError`].
+    pub fn add_peer(&mut self, now: Instant, public_key: PublicKey) -> Result<(), AddSiteError> {
+        if public_key == self.public {
+            return Err(AddSiteError::OwnKey);
+        }
+        let site = SiteId::of(&public_key);
+        if self.peers.contains_key(&site) {
+            return Err(AddSiteError::Duplicate);
+        }
+        let key = ProbeKey::new(&self.private, &self.public, &public_key).ok_or(AddSiteError::LowOrderKey)?;
+        self.peers.insert(site, Peer::new(public_key, site, key));
+        self.with(now, site, |peer, shared| peer.set_relays(shared));
+        Ok(())
+    }
+
+    /// Removes a peer and forgets its key.
+    pub fn remove_peer(&mut self, public_key: &PublicKey) {
+        let site = SiteId::of(public_key);
+        if let Some(mut peer) = self.peers.remove(&site) {
+            if let Some(at) = peer.scheduled {
+                self.deadlines.remove(&(at, site));
+            }
+            peer.close_sockets(&mut self.shared);
+        }
+    }
+
+    /// Sets what a peer has signalled of itself. When its addresses have changed, they are tried at once.
+    pub fn set_remote(&mut self, now: Instant, public_key: &PublicKey, candidates: &[Candidate], nat: NatType) {
+        self.with(now, SiteId::of(public_key), |peer, shared| peer.set_remote(now, shared, candidates, nat));
+    }
+
+    /// Sets what the peers are told of us by the coordinator. To be called once STUN has answered or has been
+    /// given up: from a NAT whose address is not known yet, no probe may go to another.
+    pub fn set_local(&mut self, now: Instant, candidates: &[Candidate], nat: NatType) {
+        self.shared.local = Some(digest(candidates));
+        self.shared.nat = nat;
+        self.each(now, |_, _| {});
+    }
+
+    /// Sets the relays that we are bound at, the best first.
+    pub fn set_relays(&mut self, now: Instant, relays: &[Relay]) {
+        self.shared.relays = relays.iter().copied().take(MAX_RELAYS).collect();
+        self.each(now, |peer, shared| peer.set_relays(shared));
+    }
+
+    /// Takes a datagram that begins with [`FIRST_BYTE`](super::FIRST_BYTE) and came from `from` to `socket`.
+    ///
+    /// # Errors
+    /// The reason why it was dropped; nothing is answered then.
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), ProbeReject> {
+        let envelope = Envelope::parse(datagram)?;
+        if envelope.receiver != self.shared.site {
+            return Err(ProbeReject::Receiver);
+        }
+        let peer = self.peers.get_mut(&envelope.sender).ok_or(ProbeReject::Sender)?;
+        // Known addresses have no limit: forgeries in a peer's name would lock the peer out.
+        if !peer.knows(from) && !self.strangers.allow(now, from.ip()) {
+            return Err(ProbeReject::RateLimited);
+        }
+        let result = match peer.open(&envelope)? {
+            Probe::Ping(ping) => peer.handle_ping(now, &mut self.shared, socket, from, ping),
+            Probe::Pong(pong) => peer.handle_pong(now, socket, from, pong),
+        };
+        self.with(now, envelope.sender, |_, _| {});
+        result
+    }
+
+    /// Notes a peer's traffic, to be reported at least every second while there is any: while datagrams are
+    /// sent, the path is watched closely.
+    pub fn handle_traffic(&mut self, now: Instant, public_key: &PublicKey, traffic: Traffic) {
+        if traffic.sent_any {
+            self.with(now, SiteId::of(public_key), |peer, _| peer.traffic = Some(now));
+        }
+    }
+
+    /// Takes the sockets that [`PathEvent::OpenSockets`] asked for; none, if there are none to be had.
+    pub fn handle_sockets(&mut self, now: Instant, public_key: &PublicKey, sockets: Vec<SocketId>) {
+        let site = SiteId::of(public_key);
+        if self.peers.contains_key(&site) {
+            self.with(now, site, |peer, shared| peer.hold_sockets(now, shared, sockets));
+        } else {
+            self.shared.events.push_back(PathEvent::CloseSockets { sockets });
+        }
+    }
+
+    /// The link, an address or the NAT has changed: peers fall back to their relays, and everything is
+    /// tried anew.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        self.each(now, |peer, shared| peer.handle_network_change(now, shared));
+    }
+
+    /// Does what has become due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due: Vec<SiteId> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
+        for site in due {
+            self.with(now, site, |_, _| {});
+        }
+    }
+
+    /// The next probe to send. To be drained after every call, after the events.
+    pub fn poll_transmit(&mut self) -> Option<PathTransmit> {
+        self.shared.transmits.pop_front()
+    }
+
+    /// The next event. To be drained after every call.
+    pub fn poll_event(&mut self) -> Option<PathEvent> {
+        self.shared.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is next to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// A peer's path and its reason, and the round trip on it if it is known.
+    #[must_use]
+    pub fn path(&self, public_key: &PublicKey) -> Option<(Path, Reason, Option<std::time::Duration>)> {
+        let peer = self.peers.get(&SiteId::of(public_key))?;
+        let (path, reason) = peer.reported?;
+        Some((path, reason, peer.round_trip()))
+    }
+
+    fn each(&mut self, now: Instant, mut change: impl FnMut(&mut Peer, &mut Shared)) {
+        let sites: Vec<SiteId> = self.peers.keys().copied().collect();
+        for site in sites {
+            self.with(now, site, &mut change);
+        }
+    }
+
+    /// Changes a peer, then does what that made due, and sets its deadline.
+    fn with(&mut self, now: Instant, site: SiteId, change: impl FnOnce(&mut Peer, &mut Shared)) {
+        let Some(peer) = self.peers.get_mut(&site) else {
+            return;
+        };
+        change(peer, &mut self.shared);
+        peer.settle(now, &mut self.shared);
+        // What was done may have made more due: a new round after a path's death.
+        for _ in 0..MAX_SETTLES {
+            if peer.deadline(now, &self.shared).is_none_or(|at| at > now) {
+                break;
+            }
+            peer.settle(now, &mut self.shared);
+        }
+        let deadline = peer.deadline(now, &self.shared);
+        if deadline != peer.scheduled {
+            if let Some(at) = peer.scheduled {
+                self.deadlines.remove(&(at, site));
+            }
+            if let Some(at) = deadline {
+                self.deadlines.insert((at, site));
+            }
+            peer.scheduled = deadline;
+        }
+    }
+}
+
+impl Shared {
+    pub fn random(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+}
+
+impl fmt::Debug for PathAgent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PathAgent")
+            .field("public", self.public.as_bytes())
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,237 @@
+//! Birthday probing: a direct path where one NAT maps endpoint-dependently and the other filters by port.
+//!
+//! ```text
+//!   hard side: 256 sockets, each opens a mapping          easy side: 1024 pings to random ports
+//!   to the easy side's address by a probe of a            of the hard side's address
+//!   short life; waits                                     ◄─ one that hits is answered: a path
+//! ```
+//! One socket on the hard side would have one mapping, thus one port of 64,512 to be guessed. With 256 a
+//! hit is likely ([`BIRTHDAY_SOCKETS`]); the shell then carries the peer's datagrams between that socket
+//! and the data plane. It is tried after a round that came to nothing, by agreement over the relay, at
+//! most once in ten minutes, then ever more rarely; a change of candidates allows it anew.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::agent::Shared;
+use super::check::{Kind, Route};
+use super::constants::{BIRTHDAY_PROBES, BIRTHDAY_SOCKETS, OPENING_TTL};
+use super::peer::Peer;
+use super::reason::{filters_by_port, is_endpoint_dependent};
+use super::{PathEvent, SocketId};
+use crate::coordination::{CandidateKind, NatType};
+
+/// Guesses that may still be answered: 5 s of them at the normal pace.
+const MAX_GUESSES: usize = 512;
+
+#[derive(Default)]
+pub(crate) struct Birthday {
+    state: State,
+    guesses: VecDeque<(u64, SocketAddr)>,
+    /// The extra socket of a path that was won.
+    won: Option<SocketId>,
+    next: Option<Instant>,
+    attempts: u32,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Idle,
+    Asked,
+    Holding {
+        sockets: Vec<SocketId>,
+        until: Instant,
+    },
+    Spraying {
+        ports: Vec<SocketAddr>,
+        due: Instant,
+    },
+}
+
+impl Birthday {
+    pub fn is_holding(&self) -> bool {
+        matches!(self.state, State::Holding { .. })
+    }
+
+    pub fn is_guess(&self, from: SocketAddr, transaction: u64) -> bool {
+        self.guesses.contains(&(transaction, from))
+    }
+
+    /// The network or the peer's has changed: another attempt is not the same one again.
+    pub fn allow(&mut self) {
+        (self.next, self.attempts) = (None, 0);
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Idle | State::Asked => None,
+            State::Holding { until, .. } => Some(until),
+            State::Spraying { due, .. } => Some(due),
+        }
+    }
+
+    /// Whether an attempt may begin; if so, it counts.
+    fn begin(&mut self, now: Instant, interval: Duration) -> bool {
+        let allowed = matches!(self.state, State::Idle) && self.next.is_none_or(|at| now >= at);
+        if allowed {
+            self.next = Some(now + interval * 2u32.saturating_pow(self.attempts.min(8)));
+            self.attempts += 1;
+        }
+        allowed
+    }
+}
+
+/// Whether `hard` gives every destination another port, and `easy` has one port that only known ports reach.
+fn can_win(hard: &NatType, easy: &NatType) -> bool {
+    let blocked = hard.udp_blocked || easy.udp_blocked;
+    is_endpoint_dependent(hard)
+        && easy.mapping.is_some()
+        && !is_endpoint_dependent(easy)
+        && filters_by_port(easy)
+        && !blocked
+}
+
+impl Peer {
+    /// After a round without a direct path, on the hard side.
+    fn consider_birthday(&mut self, now: Instant, shared: &mut Shared) {
+        if shared.config.birthday
+            && self.rounds.is_fruitless()
+            && !self.is_direct()
+            && can_win(&shared.nat, &self.nat)
+            && self.birthday.begin(now, shared.config.timings.birthday_interval)
+        {
+            self.birthday.state = State::Asked;
+            let event = PathEvent::OpenSockets { peer: self.public_key, count: BIRTHDAY_SOCKETS };
+            shared.events.push_back(event);
+        }
+    }
+
+    pub fn hold_sockets(&mut self, now: Instant, shared: &mut Shared, mut sockets: Vec<SocketId>) {
+        let surplus = sockets.split_off(sockets.len().min(usize::from(BIRTHDAY_SOCKETS)));
+        close(shared, surplus);
+        let target = self.reflexive();
+        let (State::Asked, Some(to), false) = (&self.birthday.state, target, sockets.is_empty()) else {
+            if matches!(self.birthday.state, State::Asked) {
+                self.birthday.state = State::Idle;
+            }
+            return close(shared, sockets);
+        };
+        let until = now + shared.config.timings.birthday_hold;
+        self.birthday.state = State::Holding { sockets: sockets.clone(), until };
+        for socket in sockets {
+            let transaction = shared.random();
+            self.send_ping(shared, Route { socket, to }, Some(OPENING_TTL), transaction);
+        }
+        for check in self.checks.iter_mut().filter(|check| !check.is_direct()) {
+            check.last_sent = None;
+        }
+    }
+
+    /// The hard side holds its sockets open: guess.
+    pub fn spray(&mut self, now: Instant, shared: &mut Shared) {
+        let Some(to) = self.reflexive() else { return };
+        if !shared.config.birthday
+            || self.is_direct()
+            || !can_win(&self.nat, &shared.nat)
+            || !self.birthday.begin(now, shared.config.timings.birthday_interval)
+        {
+            return;
+        }
+        // Ports below 1024 are given to nobody (RFC 4787, section 4.2.1 keeps the ranges apart).
+        let mut ports = Vec::with_capacity(usize::from(BIRTHDAY_PROBES));
+        let mut taken = vec![false; 1 << 16];
+        while ports.len() < usize::from(BIRTHDAY_PROBES) {
+            let port = shared.rng.random_range(1024..=u16::MAX);
+            if !std::mem::replace(&mut taken[usize::from(port)], true) {
+                ports.push(SocketAddr::new(to.ip(), port));
+            }
+        }
+        self.birthday.state = State::Spraying { ports, due: now };
+    }
+
+    pub fn advance_birthday(&mut self, now: Instant, shared: &mut Shared) {
+        // Here, because the NATs' types may become known after the round.
+        self.consider_birthday(now, shared);
+        match &mut self.birthday.state {
+            State::Holding { sockets, until } if *until <= now => {
+                let sockets = std::mem::take(sockets);
+                self.birthday.state = State::Idle;
+                // A hit of the last moment still has to prove itself; without its socket it cannot.
+                self.checks.retain(|check| !sockets.contains(&check.route.socket));
+                close(shared, sockets);
+            }
+            State::Spraying { ports, due } if *due <= now => {
+                *due = now + shared.config.timings.birthday_pace;
+                match ports.pop() {
+                    Some(to) => self.guess(now, shared, to),
+                    None => self.birthday.state = State::Idle,
+                }
+            }
+            _ => {}
+        }
+        self.drop_dead_socket(shared);
+    }
+
+    /// A direct path was selected: what else was held for one is done with.
+    pub fn settle_birthday(&mut self, shared: &mut Shared, winner: SocketId) {
+        match std::mem::take(&mut self.birthday.state) {
+            State::Holding { mut sockets, .. } => {
+                sockets.retain(|socket| *socket != winner);
+                self.checks.retain(|check| !sockets.contains(&check.route.socket));
+                close(shared, sockets);
+                self.birthday.won = (winner != SocketId::TUNNEL).then_some(winner);
+            }
+            // The sockets come, and are closed then.
+            State::Asked | State::Spraying { .. } | State::Idle => {}
+        }
+    }
+
+    /// The peer is removed or the network has changed.
+    pub fn close_sockets(&mut self, shared: &mut Shared) {
+        if let State::Holding { sockets, .. } = std::mem::take(&mut self.birthday.state) {
+            close(shared, sockets);
+        }
+        close(shared, self.birthday.won.take().into_iter().collect());
+        self.checks.retain(|check| check.route.socket == SocketId::TUNNEL);
+    }
+
+    fn guess(&mut self, now: Instant, shared: &mut Shared, to: SocketAddr) {
+        if !shared.budget.searching(now) {
+            return;
+        }
+        let transaction = shared.random();
+        if self.birthday.guesses.len() == MAX_GUESSES {
+            self.birthday.guesses.pop_front();
+        }
+        self.birthday.guesses.push_back((transaction, to));
+        self.send_ping(shared, Route::tunnel(to), None, transaction);
+    }
+
+    fn drop_dead_socket(&mut self, shared: &mut Shared) {
+        let Some(won) = self.birthday.won else { return };
+        let lives = |route: Route| route.socket == won;
+        if !self.selected.is_some_and(lives) {
+            self.birthday.won = None;
+            self.checks.retain(|check| check.route.socket != won);
+            close(shared, vec![won]);
+        }
+    }
+
+    /// The peer's address outside its NAT, IPv4 first: that is where there are NATs.
+    fn reflexive(&self) -> Option<SocketAddr> {
+        let reflexive = self.checks.iter().filter(|check| {
+            matches!(check.kind, Kind::Signalled(CandidateKind::ServerReflexive | CandidateKind::PortMapped))
+        });
+        reflexive.map(|check| check.route.to).min_by_key(SocketAddr::is_ipv6)
+    }
+}
+
+fn close(shared: &mut Shared, sockets: Vec<SocketId>) {
+    if !sockets.is_empty() {
+        shared.events.push_back(PathEvent::CloseSockets { sockets });
+    }
+}

@@ -1,0 +1,161 @@
+//! One address that a peer may be reached at: what was asked there, and what came back.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::constants::{MAX_OUTSTANDING, PathTimings};
+use super::{Path, Relay, SocketId};
+use crate::coordination::CandidateKind;
+
+/// From where to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub socket: SocketId,
+    pub to: SocketAddr,
+}
+
+impl Route {
+    pub fn tunnel(to: SocketAddr) -> Self {
+        Self { socket: SocketId::TUNNEL, to }
+    }
+}
+
+/// Where the knowledge of an address comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Signalled(CandidateKind),
+    PeerReflexive,
+    Relay(Relay),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing has come back yet.
+    Untried,
+    /// The last pings were answered.
+    Alive { round_trip: Duration },
+    /// They were not.
+    Dead,
+}
+
+pub(crate) struct Check {
+    pub route: Route,
+    pub kind: Kind,
+    pub state: State,
+    /// Pings since the last one that was answered.
+    pub unanswered: u32,
+    pub last_sent: Option<Instant>,
+    outstanding: VecDeque<(u64, Instant)>,
+}
+
+impl Check {
+    pub fn new(route: Route, kind: Kind) -> Self {
+        let outstanding = VecDeque::new();
+        Self { route, kind, state: State::Untried, unanswered: 0, last_sent: None, outstanding }
+    }
+
+    pub fn is_direct(&self) -> bool {
+        !matches!(self.kind, Kind::Relay(_))
+    }
+
+    /// Whether it lies behind a NAT that must not see our probe before it has sent one itself.
+    pub fn needs_opening(&self) -> bool {
+        matches!(self.kind, Kind::Signalled(CandidateKind::ServerReflexive) | Kind::PeerReflexive)
+    }
+
+    pub fn round_trip(&self) -> Option<Duration> {
+        match self.state {
+            State::Alive { round_trip } => Some(round_trip),
+            _ => None,
+        }
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.round_trip().is_some()
+    }
+
+    pub fn path(&self) -> Path {
+        match self.kind {
+            Kind::Relay(Relay { id, kind, address }) => Path::Relay { relay: id, kind, address },
+            _ => Path::Direct { socket: self.route.socket, address: self.route.to },
+        }
+    }
+
+    /// The network has changed, or a new round begins: what was is not known to be.
+    pub fn forget(&mut self) {
+        (self.state, self.unanswered, self.last_sent) = (State::Untried, 0, None);
+    }
+
+    /// Notes a ping. Only one that the peer can get is missed when its answer does not come.
+    pub fn sent(&mut self, now: Instant, transaction: u64, expects_answer: bool) {
+        if self.outstanding.len() == MAX_OUTSTANDING {
+            self.outstanding.pop_front();
+        }
+        self.outstanding.push_back((transaction, now));
+        self.last_sent = Some(now);
+        self.unanswered += u32::from(expects_answer);
+    }
+
+    /// Takes a pong; `false` when it answers no ping of ours.
+    pub fn answered(&mut self, now: Instant, transaction: u64) -> bool {
+        let Some(position) = self.outstanding.iter().position(|(known, _)| *known == transaction) else {
+            return false;
+        };
+        // Older ones may still be under way, but say nothing new.
+        let sent = self.outstanding.drain(..=position).next_back().map_or(now, |(_, at)| at);
+        let sample = now.saturating_duration_since(sent);
+        // Smoothed as in RFC 6298, section 2.
+        let round_trip = self.round_trip().map_or(sample, |known| (known * 7 + sample) / 8);
+        self.state = State::Alive { round_trip };
+        self.unanswered = self.outstanding.len() as u32;
+        true
+    }
+
+    /// Whether so many pings were missed that nothing can be expected any more.
+    pub fn is_lost(&self, timings: &PathTimings) -> bool {
+        self.unanswered >= timings.dead_after && self.state != State::Dead
+    }
+
+    /// The time between two pings while answers are missing.
+    pub fn retry(&self, timings: &PathTimings) -> Duration {
+        self.round_trip().map_or(timings.retry, |known| (known * 3 / 2).clamp(timings.retry, timings.retry_max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check() -> Check {
+        Check::new(Route::tunnel("192.0.2.1:1".parse().unwrap()), Kind::PeerReflexive)
+    }
+
+    #[test]
+    fn a_pong_counts_once_and_only_for_what_was_asked() {
+        let now = Instant::now();
+        let mut check = check();
+        check.sent(now, 7, true);
+        assert!(!check.answered(now, 8));
+        assert!(!check.is_alive());
+        assert!(check.answered(now + Duration::from_millis(30), 7));
+        assert_eq!(check.round_trip(), Some(Duration::from_millis(30)));
+        assert!(!check.answered(now, 7), "a copy");
+    }
+
+    #[test]
+    fn an_answer_forgives_the_pings_before_it_and_not_those_after() {
+        let now = Instant::now();
+        let mut check = check();
+        for transaction in 0..5 {
+            check.sent(now, transaction, true);
+        }
+        check.answered(now, 2);
+        assert_eq!(check.unanswered, 2);
+        for transaction in 5..100 {
+            check.sent(now, transaction, true);
+        }
+        assert!(check.outstanding.len() <= MAX_OUTSTANDING);
+        assert!(check.is_lost(&PathTimings::default()));
+    }
+}

@@ -1,0 +1,100 @@
+//! How many probes are sent, and how many from strangers are looked at.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use rand::RngCore;
+
+use super::constants::{PING_BURST, PINGS_PER_SECOND, STRANGER_BURST, STRANGER_PROBES_PER_SECOND};
+use crate::Key;
+use crate::cookie::mac;
+
+/// A token bucket, as the time at which all it has let through would be worked off.
+#[derive(Clone, Copy, Default)]
+struct Bucket(Option<Instant>);
+
+impl Bucket {
+    /// Lets one through unless more than `burst` are waiting to be worked off.
+    fn take(&mut self, now: Instant, per_second: u32, burst: u32) -> bool {
+        let cost = Duration::from_secs(1) / per_second;
+        let backlog = self.0.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)) + cost;
+        let allowed = backlog <= cost * burst;
+        if allowed {
+            self.0 = Some(now + backlog);
+        }
+        allowed
+    }
+}
+
+/// The pings of all peers together.
+#[derive(Default)]
+pub(crate) struct Budget(Bucket);
+
+impl Budget {
+    /// A ping that keeps a path alive, or answers a peer's.
+    pub fn urgent(&mut self, now: Instant) -> bool {
+        self.0.take(now, PINGS_PER_SECOND, PING_BURST)
+    }
+
+    /// A ping that looks for a better path.
+    pub fn searching(&mut self, now: Instant) -> bool {
+        self.0.take(now, PINGS_PER_SECOND, PING_BURST / 2)
+    }
+}
+
+const BUCKETS: usize = 1024;
+
+/// Probes from addresses that are nobody's candidate. A table of fixed size: sources may share a bucket,
+/// and who shares one with a flood waits until it is over, with its relayed path working meanwhile.
+pub(crate) struct Strangers {
+    secret: Key,
+    buckets: Vec<Bucket>,
+}
+
+impl Strangers {
+    pub fn new(rng: &mut dyn RngCore) -> Self {
+        let mut secret = Key::zero();
+        rng.fill_bytes(secret.as_mut());
+        Self { secret, buckets: vec![Bucket::default(); BUCKETS] }
+    }
+
+    pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let [low, high, ..] = match ip {
+            IpAddr::V4(ip) => mac(self.secret.as_bytes(), &[&ip.octets()]),
+            // Who has one address of a /64 has them all.
+            IpAddr::V6(ip) => mac(self.secret.as_bytes(), &[&ip.octets()[..8]]),
+        };
+        let bucket = usize::from(u16::from_le_bytes([low, high])) % BUCKETS;
+        self.buckets[bucket].take(now, STRANGER_PROBES_PER_SECOND, STRANGER_BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    #[test]
+    fn searching_leaves_half_to_what_is_urgent() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        let searching = (0..PING_BURST).filter(|_| budget.searching(now)).count();
+        assert_eq!(searching, PING_BURST as usize / 2);
+        let urgent = (0..2 * PING_BURST).filter(|_| budget.urgent(now)).count();
+        assert_eq!(urgent, PING_BURST as usize / 2);
+        let later = now + Duration::from_secs(1);
+        assert!(budget.urgent(later) && budget.searching(later));
+    }
+
+    #[test]
+    fn a_strangers_flood_is_cut_and_does_not_last() {
+        let now = Instant::now();
+        let mut strangers = Strangers::new(&mut StdRng::seed_from_u64(1));
+        let source = "2001:db8::1".parse().unwrap();
+        assert_eq!((0..10_000).filter(|_| strangers.allow(now, source)).count(), STRANGER_BURST as usize);
+        assert!(!strangers.allow(now, "2001:db8::2".parse().unwrap()), "the same /64");
+        assert!(strangers.allow(now, "192.0.2.1".parse().unwrap()));
+        assert!(strangers.allow(now + Duration::from_secs(1), source));
+    }
+}

@@ -1,0 +1,334 @@
+//! A peer: its addresses, the probes to and from them, and what is due when.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use x25519_dalek::PublicKey;
+
+use super::agent::Shared;
+use super::birthday::Birthday;
+use super::check::{Check, Kind, Route, State};
+use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, OPENING_TTL, REPLAY_MEMORY};
+use super::probe::{Envelope, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId};
+use super::rounds::{Phase, Rounds};
+use super::{Path, PathEvent, PathTransmit, Reason, SocketId};
+use crate::coordination::{Candidate, CandidateKind, NatType};
+
+pub(crate) struct Peer {
+    pub public_key: PublicKey,
+    pub site: SiteId,
+    key: ProbeKey,
+    pub nat: NatType,
+    pub checks: Vec<Check>,
+    pub selected: Option<Route>,
+    pub reported: Option<(Path, Reason)>,
+    pub rounds: Rounds,
+    pub birthday: Birthday,
+    /// When something was last sent to the peer by the data plane.
+    pub traffic: Option<Instant>,
+    /// Whether the last direct path died.
+    pub died: bool,
+    seen: VecDeque<u64>,
+    pub scheduled: Option<Instant>,
+}
+
+impl Peer {
+    pub fn new(public_key: PublicKey, site: SiteId, key: ProbeKey) -> Self {
+        Self {
+            public_key,
+            site,
+            key,
+            nat: NatType::default(),
+            checks: Vec::new(),
+            selected: None,
+            reported: None,
+            rounds: Rounds::default(),
+            birthday: Birthday::default(),
+            traffic: None,
+            died: false,
+            seen: VecDeque::new(),
+            scheduled: None,
+        }
+    }
+
+    pub fn open(&self, envelope: &Envelope<'_>) -> Result<Probe, ProbeReject> {
+        self.key.open(envelope)
+    }
+
+    pub fn knows(&self, from: SocketAddr) -> bool {
+        self.checks.iter().any(|check| check.route.to == from)
+    }
+
+    pub fn check(&self, route: Route) -> Option<&Check> {
+        self.checks.iter().find(|check| check.route == route)
+    }
+
+    fn check_mut(&mut self, route: Route) -> Option<&mut Check> {
+        self.checks.iter_mut().find(|check| check.route == route)
+    }
+
+    pub fn is_direct(&self) -> bool {
+        self.selected.and_then(|route| self.check(route)).is_some_and(Check::is_direct)
+    }
+
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.check(self.selected?)?.round_trip()
+    }
+
+    /// Takes over the agent's relays; checks of those that stay go on.
+    pub fn set_relays(&mut self, shared: &Shared) {
+        let kept = |check: &Check| match check.kind {
+            Kind::Relay(relay) => shared.relays.contains(&relay),
+            _ => true,
+        };
+        self.checks.retain(kept);
+        for relay in &shared.relays {
+            let route = Route::tunnel(relay.address);
+            if self.check(route).is_none() {
+                self.checks.push(Check::new(route, Kind::Relay(*relay)));
+            }
+        }
+    }
+
+    /// Takes over what the peer signals; new addresses begin a round.
+    pub fn set_remote(&mut self, now: Instant, shared: &mut Shared, candidates: &[Candidate], nat: NatType) {
+        self.nat = nat;
+        let mut wanted: Vec<Candidate> = Vec::new();
+        for candidate in candidates.iter().filter(|candidate| candidate.is_sound()) {
+            let address = SocketAddr::new(candidate.address.ip().to_canonical(), candidate.address.port());
+            let relay = shared.relays.iter().any(|relay| relay.address == address);
+            // An address that is both a host's own and reflexive is not behind a NAT.
+            let full = wanted.len() >= MAX_CANDIDATES;
+            match wanted.iter_mut().find(|known| known.address == address) {
+                Some(known) if candidate.kind == CandidateKind::Host => known.kind = CandidateKind::Host,
+                None if !full && !relay => wanted.push(Candidate { address, ..*candidate }),
+                _ => {}
+            }
+        }
+        let selected = self.selected;
+        let mut changed = false;
+        self.checks.retain_mut(|check| {
+            if !matches!(check.kind, Kind::Signalled(_)) || wanted.iter().any(|known| known.address == check.route.to) {
+                return true;
+            }
+            // A path in use lives until it is silent, whatever the coordinator has heard.
+            check.kind = Kind::PeerReflexive;
+            changed = true;
+            selected == Some(check.route)
+        });
+        for candidate in wanted {
+            let kind = Kind::Signalled(candidate.kind);
+            match self.check_mut(Route::tunnel(candidate.address)) {
+                Some(check) => check.kind = kind,
+                None => {
+                    self.checks.push(Check::new(Route::tunnel(candidate.address), kind));
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.birthday.allow();
+            self.start_round(now, shared, None);
+        }
+    }
+
+    /// What was known to be alive is not known any more.
+    pub fn handle_network_change(&mut self, now: Instant, shared: &mut Shared) {
+        self.close_sockets(shared);
+        self.checks.retain(|check| check.kind != Kind::PeerReflexive);
+        self.checks.iter_mut().for_each(Check::forget);
+        self.selected = None;
+        self.died = false;
+        self.birthday.allow();
+        self.start_round(now, shared, None);
+    }
+
+    pub fn handle_ping(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared,
+        socket: SocketId,
+        from: SocketAddr,
+        ping: Ping,
+    ) -> Result<(), ProbeReject> {
+        if self.seen.contains(&ping.transaction) {
+            return Err(ProbeReject::Replay);
+        }
+        if self.seen.len() == REPLAY_MEMORY {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(ping.transaction);
+        let route = Route { socket, to: from };
+        if shared.budget.urgent(now) {
+            let pong = Probe::Pong(Pong { transaction: ping.transaction, seen: from });
+            self.transmit(shared, route, None, &pong);
+        }
+        if self.check(route).is_none() && !self.learn(route) {
+            return Ok(());
+        }
+        if ping.opened.is_some() {
+            self.peer_opened(now, shared, &ping);
+        }
+        if ping.birthday {
+            self.spray(now, shared);
+        }
+        // The peer gets through to us: it is worth asking whether we get through to it (RFC 8445, 7.3.1.4).
+        let pause = shared.config.timings.retry / 8;
+        if let Some(check) = self.check_mut(route)
+            && !check.is_alive()
+            && check.last_sent.is_none_or(|at| now >= at + pause)
+        {
+            self.ping(now, shared, route, None, true);
+        }
+        Ok(())
+    }
+
+    pub fn handle_pong(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        from: SocketAddr,
+        pong: Pong,
+    ) -> Result<(), ProbeReject> {
+        let route = Route { socket, to: from };
+        let hit = self.birthday.is_guess(from, pong.transaction) && self.check(route).is_none();
+        if hit
+            && self.learn(route)
+            && let Some(check) = self.check_mut(route)
+        {
+            check.sent(now, pong.transaction, true);
+        }
+        let answered = self.check_mut(route).is_some_and(|check| check.answered(now, pong.transaction));
+        if answered { Ok(()) } else { Err(ProbeReject::Unasked) }
+    }
+
+    /// Makes a peer-reflexive candidate; one that never answered makes room.
+    fn learn(&mut self, route: Route) -> bool {
+        let known = self.checks.iter().filter(|check| check.kind == Kind::PeerReflexive).count();
+        if known >= MAX_PEER_REFLEXIVE {
+            let selected = self.selected;
+            let idle =
+                |check: &Check| check.kind == Kind::PeerReflexive && !check.is_alive() && selected != Some(check.route);
+            let Some(oldest) = self.checks.iter().position(idle) else {
+                return false;
+            };
+            self.checks.remove(oldest);
+        }
+        self.checks.push(Check::new(route, Kind::PeerReflexive));
+        true
+    }
+
+    /// Does what is due, selects, and tells what has changed.
+    pub fn settle(&mut self, now: Instant, shared: &mut Shared) {
+        self.advance_round(now, shared);
+        self.advance_birthday(now, shared);
+        self.select(shared);
+        let due: Vec<Route> = self
+            .checks
+            .iter()
+            .filter(|check| self.due(now, shared, check).is_some_and(|at| at <= now))
+            .map(|check| check.route)
+            .collect();
+        let mut lost = false;
+        for route in due {
+            let urgent = self.selected == Some(route) || self.check(route).is_some_and(|check| !check.is_direct());
+            let Some(check) = self.check_mut(route) else { continue };
+            if check.is_lost(&shared.config.timings) {
+                check.state = State::Dead;
+                let direct = check.is_direct();
+                if self.selected == Some(route) {
+                    shared.events.push_back(PathEvent::RefreshCandidates);
+                    lost |= direct;
+                }
+                if direct && urgent {
+                    continue;
+                }
+            }
+            self.ping(now, shared, route, None, urgent);
+        }
+        if lost {
+            self.died = true;
+            self.start_round(now, shared, None);
+        }
+        self.select(shared);
+        self.report(shared);
+    }
+
+    /// When the next ping to this address is due; `None` is not by itself.
+    fn due(&self, now: Instant, shared: &Shared, check: &Check) -> Option<Instant> {
+        let timings = &shared.config.timings;
+        let selected = self.selected == Some(check.route);
+        let busy = self.traffic.is_some_and(|at| now < at + timings.active_hold) || self.rounds.phase != Phase::Idle;
+        let in_round = match self.rounds.phase {
+            Phase::Idle => false,
+            Phase::Opening { .. } => !check.needs_opening() || check.is_alive(),
+            Phase::Checking { .. } => true,
+        };
+        let relay = !check.is_direct();
+        let mut interval = None;
+        let mut at_most =
+            |duration: Duration| interval = Some(interval.map_or(duration, |known: Duration| known.min(duration)));
+        if selected && busy {
+            at_most(timings.active);
+        }
+        if selected || (relay && check.state != State::Dead) {
+            at_most(if check.unanswered > 0 { check.retry(timings) } else { timings.keepalive });
+        }
+        if in_round && (relay || check.state != State::Dead || check.needs_opening()) {
+            at_most(timings.check);
+        }
+        if relay && check.state == State::Dead {
+            at_most(timings.relay_retry);
+        }
+        if relay && self.birthday.is_holding() {
+            at_most(timings.active);
+        }
+        interval.map(|interval| check.last_sent.map_or(now, |at| at + interval))
+    }
+
+    pub fn deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
+        let pings = self.checks.iter().filter_map(|check| self.due(now, shared, check));
+        pings.chain(self.rounds.deadline()).chain(self.birthday.deadline()).min()
+    }
+
+    /// Pings an address; with a `ttl` only to open our own NAT.
+    pub fn ping(&mut self, now: Instant, shared: &mut Shared, route: Route, ttl: Option<u8>, urgent: bool) {
+        let allowed = if urgent { shared.budget.urgent(now) } else { shared.budget.searching(now) };
+        let transaction = shared.random();
+        if let Some(check) = self.check_mut(route) {
+            // Without a place in the budget the ping is left out, and not missed.
+            if !allowed {
+                check.last_sent = Some(now);
+                return;
+            }
+            check.sent(now, transaction, ttl.is_none());
+        }
+        self.send_ping(shared, route, ttl, transaction);
+    }
+
+    pub fn send_ping(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, transaction: u64) {
+        let opened = self.rounds.announces().then(|| self.rounds.remote_digest(&self.checks));
+        let ping = Ping { transaction, opened, birthday: self.birthday.is_holding(), round: self.rounds.id };
+        self.transmit(shared, route, ttl, &Probe::Ping(ping));
+    }
+
+    /// Opens our NAT towards an address.
+    pub fn open_towards(&mut self, now: Instant, shared: &mut Shared, route: Route) {
+        self.ping(now, shared, route, Some(OPENING_TTL), false);
+    }
+
+    fn transmit(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, probe: &Probe) {
+        let bytes = self.key.seal(self.site, shared.site, probe, &mut shared.rng);
+        shared.transmits.push_back(PathTransmit { socket: route.socket, to: route.to, ttl, bytes });
+    }
+
+    fn report(&mut self, shared: &mut Shared) {
+        let path = self.selected.and_then(|route| self.check(route)).map_or(Path::None, Check::path);
+        let reason = self.reason(shared, path);
+        if self.reported != Some((path, reason)) {
+            self.reported = Some((path, reason));
+            shared.events.push_back(PathEvent::Selected { peer: self.public_key, path, reason });
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Probes on the wire: pings and pongs, sealed under a key that only the two sites have.
+//!
+//! ```text
+//!  0      1      2         3   4          12       20       44                         76     92
+//!  ├──────┼──────┼─────────┼───┼──────────┼────────┼────────┼──────────────────────────┼──────┤
+//!  │ 0x50 │ kind │ version │ 0 │ receiver │ sender │ nonce  │ 32 bytes, sealed         │ tag  │
+//!                                                            ping: transaction 8, flags 1, 0 × 3, round 4, digest 4, 0 × 12
+//!                                                            pong: transaction 8, address 16, port 2, 0 × 6
+//! ```
+//! A pong is as long as a ping: who answers multiplies nothing. The header is authenticated too, so that a
+//! ping cannot be made a pong, and what A sealed for B cannot be sent back to A.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use blake2::Blake2sMac;
+use blake2::digest::Mac;
+use blake2::digest::consts::U32;
+use chacha20poly1305::{AeadInPlace, KeyInit, XChaCha20Poly1305};
+use rand::RngCore;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::Key;
+use crate::noise::{diffie_hellman, hash};
+
+/// The length of every probe, in bytes.
+pub const PROBE_LENGTH: usize = 92;
+/// The first byte of all our own messages on the tunnel's port, "P".
+pub const FIRST_BYTE: u8 = 0x50;
+
+const VERSION: u8 = 1;
+const HEADER_LENGTH: usize = 20;
+const NONCE_LENGTH: usize = 24;
+const BODY_AT: usize = HEADER_LENGTH + NONCE_LENGTH;
+const BODY_LENGTH: usize = 32;
+const TAG_AT: usize = BODY_AT + BODY_LENGTH;
+
+const LABEL_SITE: &[u8] = b"penstock site v1";
+const LABEL_PROBE: &[u8] = b"penstock probe v1";
+
+/// Names a site on the wire: the first 8 bytes of a labelled BLAKE2s of its public key. It tells the
+/// receiver which key to try and a relay where to send; it proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub [u8; 8]);
+
+impl SiteId {
+    /// The name of the site with this public key.
+    #[must_use]
+    pub fn of(public_key: &PublicKey) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = hash(&[LABEL_SITE, public_key.as_bytes()]);
+        Self([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// What a ping asks and tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// A random name that the pong repeats.
+    pub transaction: u64,
+    /// The sender's NAT has been opened towards our candidates; this is the digest of those that it knows.
+    pub opened: Option<u32>,
+    /// The sender holds extra sockets open: guess their ports.
+    pub birthday: bool,
+    /// The round of probing that this belongs to.
+    pub round: u32,
+}
+
+/// The answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// The ping's.
+    pub transaction: u64,
+    /// Where the ping was seen to come from.
+    pub seen: SocketAddr,
+}
+
+/// A probe's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Kind 1.
+    Ping(Ping),
+    /// Kind 2.
+    Pong(Pong),
+}
+
+/// Why a datagram is no probe for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeReject {
+    /// Not the first bytes of a probe of this version.
+    #[error("no probe")]
+    NotProbe,
+    /// Not [`PROBE_LENGTH`] bytes.
+    #[error("a probe of a wrong length")]
+    Length,
+    /// For another site.
+    #[error("a probe for another site")]
+    Receiver,
+    /// From a site that is no peer.
+    #[error("a probe from an unknown site")]
+    Sender,
+    /// The source is nobody's candidate and has had its share.
+    #[error("too many probes from an unknown address")]
+    RateLimited,
+    /// Forged, damaged or for another key.
+    #[error("a probe that is not authentic")]
+    NotAuthentic,
+    /// A copy of a ping that we have seen.
+    #[error("a repeated ping")]
+    Replay,
+    /// A pong to nothing that we asked, or not from where we asked.
+    #[error("a pong to no ping")]
+    Unasked,
+}
+
+/// The key of two sites' probes.
+pub(crate) struct ProbeKey(Key);
+
+impl ProbeKey {
+    /// `None` when `theirs` is of low order: there is no secret to be had with it.
+    pub fn new(private: &StaticSecret, ours: &PublicKey, theirs: &PublicKey) -> Option<Self> {
+        let secret = diffie_hellman(private, theirs).ok()?;
+        let (low, high) = if ours.as_bytes() < theirs.as_bytes() { (ours, theirs) } else { (theirs, ours) };
+        let mut mac = <Blake2sMac<U32> as blake2::digest::KeyInit>::new_from_slice(secret.as_bytes())
+            .expect("BLAKE2s takes keys of 32 bytes");
+        mac.update(LABEL_PROBE);
+        mac.update(low.as_bytes());
+        mac.update(high.as_bytes());
+        let mut key = Key::zero();
+        key.as_mut().copy_from_slice(&mac.finalize().into_bytes());
+        Some(Self(key))
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new(self.0.as_bytes().into())
+    }
+
+    pub fn seal(&self, receiver: SiteId, sender: SiteId, probe: &Probe, rng: &mut dyn RngCore) -> [u8; PROBE_LENGTH] {
+        let mut out = [0; PROBE_LENGTH];
+        out[..4].copy_from_slice(&[FIRST_BYTE, probe.kind(), VERSION, 0]);
+        out[4..12].copy_from_slice(&receiver.0);
+        out[12..HEADER_LENGTH].copy_from_slice(&sender.0);
+        rng.fill_bytes(&mut out[HEADER_LENGTH..BODY_AT]);
+        out[BODY_AT..TAG_AT].copy_from_slice(&probe.encode());
+        let (head, sealed) = out.split_at_mut(BODY_AT);
+        let (header, nonce) = head.split_at(HEADER_LENGTH);
+        let (body, tag) = sealed.split_at_mut(BODY_LENGTH);
+        let computed = self
+            .cipher()
+            .encrypt_in_place_detached(nonce.into(), header, body)
+            .expect("a probe is far below ChaCha20's limit of 256 GiB");
+        tag.copy_from_slice(&computed);
+        out
+    }
+
+    /// # Errors
+    /// [`ProbeReject::NotAuthentic`].
+    pub fn open(&self, envelope: &Envelope<'_>) -> Result<Probe, ProbeReject> {
+        let bytes = envelope.bytes;
+        let mut body = [0; BODY_LENGTH];
+        body.copy_from_slice(&bytes[BODY_AT..TAG_AT]);
+        self.cipher()
+            .decrypt_in_place_detached(
+                bytes[HEADER_LENGTH..BODY_AT].into(),
+                &bytes[..HEADER_LENGTH],
+                &mut body,
+                bytes[TAG_AT..].into(),
+            )
+            .map_err(|_| ProbeReject::NotAuthentic)?;
+        Ok(Probe::decode(bytes[1], &body))
+    }
+}
+
+/// A probe whose header has been read.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    bytes: &'a [u8; PROBE_LENGTH],
+    /// For whom it says to be.
+    pub receiver: SiteId,
+    /// From whom it says to be.
+    pub sender: SiteId,
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads the header, as gateways and relays do. Any bytes may be given.
+    ///
+    /// # Errors
+    /// [`ProbeReject::NotProbe`], [`ProbeReject::Length`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ProbeReject> {
+        if !matches!(bytes, [FIRST_BYTE, PING | PONG, VERSION, 0, ..]) {
+            return Err(ProbeReject::NotProbe);
+        }
+        let bytes: &[u8; PROBE_LENGTH] = bytes.try_into().map_err(|_| ProbeReject::Length)?;
+        let site = |at: usize| SiteId(std::array::from_fn(|index| bytes[at + index]));
+        Ok(Self { bytes, receiver: site(4), sender: site(12) })
+    }
+}
+
+const PING: u8 = 1;
+const PONG: u8 = 2;
+const OPENED: u8 = 1;
+const BIRTHDAY: u8 = 2;
+
+impl Probe {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Ping(_) => PING,
+            Self::Pong(_) => PONG,
+        }
+    }
+
+    fn encode(&self) -> [u8; BODY_LENGTH] {
+        let mut out = [0; BODY_LENGTH];
+        match self {
+            Self::Ping(ping) => {
+                out[..8].copy_from_slice(&ping.transaction.to_be_bytes());
+                out[8] = if ping.opened.is_some() { OPENED } else { 0 } | if ping.birthday { BIRTHDAY } else { 0 };
+                out[12..16].copy_from_slice(&ping.round.to_be_bytes());
+                out[16..20].copy_from_slice(&ping.opened.unwrap_or_default().to_be_bytes());
+            }
+            Self::Pong(pong) => {
+                let ip = match pong.seen.ip() {
+                    IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                    IpAddr::V6(ip) => ip,
+                };
+                out[..8].copy_from_slice(&pong.transaction.to_be_bytes());
+                out[8..24].copy_from_slice(&ip.octets());
+                out[24..26].copy_from_slice(&pong.seen.port().to_be_bytes());
+            }
+        }
+        out
+    }
+
+    /// The rest is zero today and ignored, so that it may come to mean something.
+    fn decode(kind: u8, body: &[u8; BODY_LENGTH]) -> Self {
+        let transaction = u64::from_be_bytes(std::array::from_fn(|index| body[index]));
+        if kind == PING {
+            let round = u32::from_be_bytes(std::array::from_fn(|index| body[12 + index]));
+            let digest = u32::from_be_bytes(std::array::from_fn(|index| body[16 + index]));
+            let (opened, birthday) = ((body[8] & OPENED != 0).then_some(digest), body[8] & BIRTHDAY != 0);
+            Self::Ping(Ping { transaction, opened, birthday, round })
+        } else {
+            let ip: [u8; 16] = std::array::from_fn(|index| body[8 + index]);
+            let ip = IpAddr::from(Ipv6Addr::from(ip)).to_canonical();
+            let seen = SocketAddr::new(ip, u16::from_be_bytes([body[24], body[25]]));
+            Self::Pong(Pong { transaction, seen })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    struct Pair {
+        key: ProbeKey,
+        other_key: ProbeKey,
+        a: SiteId,
+        b: SiteId,
+        rng: StdRng,
+    }
+
+    fn pair() -> Pair {
+        let (a, b) = (StaticSecret::from([1; 32]), StaticSecret::from([2; 32]));
+        let (a_public, b_public) = (PublicKey::from(&a), PublicKey::from(&b));
+        Pair {
+            key: ProbeKey::new(&a, &a_public, &b_public).unwrap(),
+            other_key: ProbeKey::new(&b, &b_public, &a_public).unwrap(),
+            a: SiteId::of(&a_public),
+            b: SiteId::of(&b_public),
+            rng: StdRng::seed_from_u64(1),
+        }
+    }
+
+    fn probes() -> Vec<Probe> {
+        let seen = ["192.0.2.7:65535", "[2001:db8::7]:1"].map(|at| at.parse().unwrap());
+        let ping = Ping { transaction: u64::MAX, opened: Some(9), birthday: false, round: 7 };
+        let mut probes = vec![Probe::Ping(ping), Probe::Ping(Ping { opened: None, birthday: true, ..ping })];
+        probes.extend(seen.map(|seen| Probe::Pong(Pong { transaction: 3, seen })));
+        probes
+    }
+
+    #[test]
+    fn both_sites_have_the_same_key() {
+        let mut pair = pair();
+        for probe in probes() {
+            let bytes = pair.key.seal(pair.b, pair.a, &probe, &mut pair.rng);
+            let envelope = Envelope::parse(&bytes).unwrap();
+            assert_eq!((envelope.receiver, envelope.sender), (pair.b, pair.a));
+            assert_eq!(pair.other_key.open(&envelope), Ok(probe));
+        }
+    }
+
+    #[test]
+    fn every_bit_counts_and_every_length_but_one_is_refused() {
+        let mut pair = pair();
+        let bytes = pair.key.seal(pair.b, pair.a, &probes()[0], &mut pair.rng);
+        for bit in 0..PROBE_LENGTH * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let opened = Envelope::parse(&damaged).and_then(|envelope| pair.other_key.open(&envelope));
+            assert!(matches!(opened, Err(ProbeReject::NotProbe | ProbeReject::NotAuthentic)), "bit {bit}");
+        }
+        for length in 0..PROBE_LENGTH {
+            let expected = if length < 4 { ProbeReject::NotProbe } else { ProbeReject::Length };
+            assert_eq!(Envelope::parse(&bytes[..length]).unwrap_err(), expected);
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(Envelope::parse(&longer).unwrap_err(), ProbeReject::Length);
+        assert_eq!(Envelope::parse(&vec![FIRST_BYTE; 65_536]).unwrap_err(), ProbeReject::NotProbe);
+    }
+
+    #[test]
+    fn a_key_of_low_order_gives_no_probe_key() {
+        let a = StaticSecret::from([1; 32]);
+        assert!(ProbeKey::new(&a, &PublicKey::from(&a), &PublicKey::from([0; 32])).is_none());
+    }
+}

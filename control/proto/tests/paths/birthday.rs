@@ -1,0 +1,79 @@
+//! Guessing ports, where one NAT maps endpoint-dependently and the other filters by port.
+
+use penstock_proto::path::{Path, PathConfig, SocketId};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::simulator::nat::Kind;
+use crate::simulator::{Faults, World, millis, seconds};
+use crate::{plain, seeds};
+
+const PAIRS: [(Kind, Kind); 2] = [(Kind::Symmetric, Kind::PortRestricted), (Kind::Symmetric, Kind::Masquerade)];
+
+#[test]
+fn most_pairs_win_a_direct_path() {
+    let (mut won, mut all) = (0, 0);
+    for seed in seeds(8, 400) {
+        for (hard, easy) in PAIRS {
+            let mut world = World::new(seed, &[hard, easy], PathConfig::default());
+            world.faults = Faults::some(&mut StdRng::seed_from_u64(seed));
+            world.send_data(millis(100));
+            world.run(seconds(40));
+            let (here, there) = (&world.gateways[0], &world.gateways[1]);
+            assert!(here.opened_sockets <= 256);
+            all += 1;
+            if here.is_direct(1) && there.is_direct(0) {
+                won += 1;
+                let Path::Direct { socket, .. } = here.path_to(1) else { unreachable!() };
+                assert_ne!(socket, SocketId::TUNNEL);
+                assert_eq!(here.sockets.len(), 2, "the tunnel's and the winner");
+            } else {
+                assert!(here.is_relayed(1) && there.is_relayed(0));
+                assert_eq!(here.sockets.len(), 1, "all are closed again");
+            }
+            assert!(here.longest_gap(1) < seconds(1) && there.longest_gap(0) < seconds(1));
+            // What was won lasts, and nothing is tried again soon.
+            let direct = here.is_direct(1);
+            world.run(seconds(120));
+            assert_eq!(world.gateways[0].is_direct(1), direct);
+            assert!(world.gateways[0].opened_sockets <= 256);
+        }
+    }
+    // 98.3 % by reckoning, a little less with lost probes.
+    assert!(won * 100 >= all * 90, "{won} of {all}");
+    println!("{won} of {all}");
+}
+
+#[test]
+fn the_number_and_pace_of_guesses_are_bounded() {
+    let mut world = World::new(3, &[Kind::Symmetric, Kind::PortRestricted], PathConfig::default());
+    world.run(seconds(4));
+    // All guesses miss: the hard side's NAT lets nobody in.
+    let easy = world.nats[1].ip;
+    let hard = world.nats[0].ip;
+    world.wire = Some(vec![]);
+    world.nats[0].cut.push(easy);
+    for _ in 0..60 {
+        let before = world.wire.as_ref().unwrap().len();
+        world.run(seconds(1));
+        let sent = world.wire.as_ref().unwrap()[before..].iter();
+        let guesses = sent.filter(|sent| sent.to.ip() == hard && sent.from.ip() == easy).count();
+        assert!(guesses <= 125, "{guesses} in a second");
+    }
+    let wire = world.wire.take().unwrap();
+    let guesses = wire.iter().filter(|sent| sent.to.ip() == hard && sent.from.ip() == easy).count();
+    assert!((1000..1200).contains(&guesses), "{guesses}");
+    assert!(world.gateways[0].is_relayed(1) && world.gateways[1].is_relayed(0));
+}
+
+#[test]
+fn the_switch_turns_it_off_on_either_side() {
+    for off in [plain(), PathConfig::default()] {
+        let kinds =
+            if off.birthday { [Kind::Symmetric, Kind::Symmetric] } else { [Kind::Symmetric, Kind::PortRestricted] };
+        let mut world = World::new(4, &kinds, off);
+        world.run(seconds(60));
+        assert_eq!(world.gateways[0].opened_sockets + world.gateways[1].opened_sockets, 0);
+        assert!(world.gateways[0].is_relayed(1));
+    }
+}
