@@ -1,0 +1,120 @@
+//! Enrolment keys: their hashes only.
+
+use std::collections::BTreeSet;
+
+use penstock_proto::coordination::{EnrolmentKeyId, Name};
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::sites::{from_json, json, time, wrong};
+use super::{Store, StoreError};
+
+const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created";
+
+/// What is known of an enrolment key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeyRecord {
+    /// Which key.
+    #[serde(with = "id_as_text")]
+    pub id: EnrolmentKeyId,
+    /// [`EnrolmentKey::hash`](penstock_proto::coordination::EnrolmentKey::hash).
+    #[serde(skip)]
+    pub hash: [u8; 32],
+    /// How many sites it can let in still.
+    pub uses_left: u32,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// Given to the sites that it lets in.
+    pub tags: BTreeSet<Name>,
+    /// Those sites wait for an administrator.
+    pub approve_manually: bool,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+}
+
+impl Store {
+    /// Adds an enrolment key.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub async fn add_key(&mut self, key: &KeyRecord) -> Result<(), StoreError> {
+        let failed = self.failed();
+        let sql = "INSERT INTO enrolment_keys (id, hash, uses_left, expires, tags, approve_manually, created) \
+            VALUES (?, ?, ?, ?, ?, ?, ?)";
+        sqlx::query(sql)
+            .bind(&key.id.0[..])
+            .bind(&key.hash[..])
+            .bind(key.uses_left)
+            .bind(key.expires as i64)
+            .bind(json(&key.tags))
+            .bind(key.approve_manually)
+            .bind(key.created as i64)
+            .execute(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    /// What SQLite says, or the row is not as we write it.
+    pub async fn key(&mut self, id: EnrolmentKeyId) -> Result<Option<KeyRecord>, StoreError> {
+        let failed = self.failed();
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM enrolment_keys WHERE id = ?"));
+        let row = sqlx::query(sql).bind(&id.0[..]).fetch_optional(&mut self.connection).await.map_err(&failed)?;
+        row.map(|row| key(&row).map_err(failed)).transpose()
+    }
+
+    /// All keys, oldest first.
+    ///
+    /// # Errors
+    /// What SQLite says, or a row is not as we write it.
+    pub async fn keys(&mut self) -> Result<Vec<KeyRecord>, StoreError> {
+        let failed = self.failed();
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM enrolment_keys ORDER BY created, id"));
+        let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
+        rows.iter().map(|row| key(row).map_err(&failed)).collect()
+    }
+
+    /// Forgets a key; the sites that it let in stay. Returns whether there was such a key.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub async fn remove_key(&mut self, id: EnrolmentKeyId) -> Result<bool, StoreError> {
+        let failed = self.failed();
+        let query = sqlx::query("DELETE FROM enrolment_keys WHERE id = ?").bind(id.0.to_vec());
+        let outcome = query.execute(&mut self.connection).await.map_err(failed)?;
+        Ok(outcome.rows_affected() > 0)
+    }
+}
+
+fn key(row: &SqliteRow) -> Result<KeyRecord, sqlx::Error> {
+    let id: Vec<u8> = row.try_get("id")?;
+    let hash: Vec<u8> = row.try_get("hash")?;
+    Ok(KeyRecord {
+        id: EnrolmentKeyId(id.try_into().map_err(|_| wrong("a key's id is not 4 bytes long"))?),
+        hash: hash.try_into().map_err(|_| wrong("a key's hash is not 32 bytes long"))?,
+        uses_left: row.try_get("uses_left")?,
+        expires: time(row.try_get("expires")?),
+        tags: from_json(row, "tags")?,
+        approve_manually: row.try_get("approve_manually")?,
+        created: time(row.try_get("created")?),
+    })
+}
+
+mod id_as_text {
+    use penstock_proto::coordination::EnrolmentKeyId;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(id: &EnrolmentKeyId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EnrolmentKeyId, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

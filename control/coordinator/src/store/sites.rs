@@ -1,0 +1,128 @@
+//! Sites.
+
+use std::net::Ipv4Addr;
+
+use penstock_proto::coordination::{EnrolmentKeyId, SiteKey};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use super::{Store, StoreError};
+use crate::site::{Site, SiteState};
+
+impl Store {
+    /// All sites, revoked ones too.
+    ///
+    /// # Errors
+    /// What SQLite says, or a row is not as we write it.
+    pub async fn sites(&mut self) -> Result<Vec<Site>, StoreError> {
+        let failed = self.failed();
+        let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen FROM sites";
+        let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
+        rows.iter().map(|row| site(row).map_err(&failed)).collect()
+    }
+
+    /// Adds a site and takes one use of its enrolment key, both or neither. Returns false, and does
+    /// nothing, if the key has none left.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub async fn enrol(&mut self, site: &Site, key: EnrolmentKeyId) -> Result<bool, StoreError> {
+        self.begin().await?;
+        let outcome = enrol(&mut self.connection, site, key).await;
+        self.end(outcome).await
+    }
+
+    /// Changes a site's state and subnets.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub async fn update_site(&mut self, site: &Site) -> Result<(), StoreError> {
+        let failed = self.failed();
+        sqlx::query("UPDATE sites SET state = ?, subnets = ? WHERE public_key = ?")
+            .bind(site.state.as_str())
+            .bind(json(&site.subnets))
+            .bind(&site.key.as_bytes()[..])
+            .execute(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Notes when sites were last connected, in seconds since 1970.
+    ///
+    /// # Errors
+    /// What SQLite says; then none was noted.
+    pub async fn note_seen(&mut self, seen: &[(SiteKey, u64)]) -> Result<(), StoreError> {
+        self.begin().await?;
+        let outcome = note_seen(&mut self.connection, seen).await;
+        self.end(outcome).await
+    }
+}
+
+async fn enrol(connection: &mut SqliteConnection, site: &Site, key: EnrolmentKeyId) -> Result<bool, sqlx::Error> {
+    let sql = "UPDATE enrolment_keys SET uses_left = uses_left - 1 WHERE id = ? AND uses_left > 0";
+    let taken = sqlx::query(sql).bind(&key.0[..]).execute(&mut *connection).await?;
+    if taken.rows_affected() != 1 {
+        return Ok(false);
+    }
+    let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen) \
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    sqlx::query(sql)
+        .bind(&site.key.as_bytes()[..])
+        .bind(site.name.as_str())
+        .bind(site.virtual_address.to_bits())
+        .bind(json(&site.subnets))
+        .bind(json(&site.tags))
+        .bind(site.state.as_str())
+        .bind(site.created as i64)
+        .bind(site.last_seen.map(|time| time as i64))
+        .execute(connection)
+        .await?;
+    Ok(true)
+}
+
+async fn note_seen(connection: &mut SqliteConnection, seen: &[(SiteKey, u64)]) -> Result<(), sqlx::Error> {
+    for (key, time) in seen {
+        sqlx::query("UPDATE sites SET last_seen = ? WHERE public_key = ?")
+            .bind(*time as i64)
+            .bind(&key.as_bytes()[..])
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
+    let key: Vec<u8> = row.try_get("public_key")?;
+    let key: [u8; 32] = key.try_into().map_err(|_| wrong("a public key is not 32 bytes long"))?;
+    let name: String = row.try_get("name")?;
+    let state: String = row.try_get("state")?;
+    Ok(Site {
+        key: key.into(),
+        name: name.parse().map_err(sqlx::Error::decode)?,
+        virtual_address: Ipv4Addr::from_bits(row.try_get("virtual_address")?),
+        subnets: from_json(row, "subnets")?,
+        tags: from_json(row, "tags")?,
+        state: SiteState::of(&state).ok_or_else(|| wrong("a site's state is none"))?,
+        created: time(row.try_get("created")?),
+        last_seen: row.try_get::<Option<i64>, _>("last_seen")?.map(time),
+    })
+}
+
+/// Seconds since 1970 as SQLite keeps them; what is before did not happen.
+pub(super) fn time(seconds: i64) -> u64 {
+    seconds.try_into().unwrap_or(0)
+}
+
+pub(super) fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("lists of names and subnets are JSON")
+}
+
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error> {
+    let text: String = row.try_get(column)?;
+    serde_json::from_str(&text).map_err(sqlx::Error::decode)
+}
+
+pub(super) fn wrong(sentence: &'static str) -> sqlx::Error {
+    sqlx::Error::Decode(sentence.into())
+}
