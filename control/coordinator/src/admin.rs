@@ -1,0 +1,217 @@
+//! How the command line talks to the running coordinator: a Unix socket in its state directory, for the
+//! directory's owner only. A connection is one line of JSON each way.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_proto::coordination::{EnrolmentKeyId, Name};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use crate::policy::{self, Policy};
+use crate::registry::{ChangeError, KeyTerms, Registry};
+use crate::site::Site;
+use crate::store::KeyRecord;
+
+/// The socket's name in the state directory.
+pub const SOCKET: &str = "control.sock";
+/// Longest request: a policy, and some.
+const REQUEST_LIMIT: u64 = 2 * policy::LIMIT as u64;
+/// Longest answer: all sites of the largest coordinator.
+const ANSWER_LIMIT: u64 = 64 << 20;
+/// How long each side may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a failed connection the next is taken.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the command line asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// A new enrolment key.
+    CreateKey {
+        /// How many sites it lets in.
+        uses: u32,
+        /// For how long.
+        lifetime: Duration,
+        /// Given to those sites.
+        tags: BTreeSet<Name>,
+        /// They wait for an administrator.
+        approve_manually: bool,
+    },
+    /// All enrolment keys.
+    ListKeys,
+    /// An enrolment key must let in no more.
+    RevokeKey(String),
+    /// All sites.
+    ListSites,
+    /// Let a site in.
+    Approve(String),
+    /// Cut a site off.
+    Revoke(String),
+    /// The policy.
+    ShowPolicy,
+    /// Another policy.
+    SetPolicy(Policy),
+}
+
+/// What the coordinator answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// A new enrolment key, as text.
+    Key(String),
+    /// To [`Request::ListKeys`].
+    Keys(Vec<KeyRecord>),
+    /// To [`Request::ListSites`].
+    Sites(Vec<SiteStatus>),
+    /// To [`Request::ShowPolicy`].
+    Policy(Policy),
+    /// It is done; a sentence.
+    Done(String),
+    /// It is not; a sentence.
+    Error(String),
+}
+
+/// A site, and whether it is there.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SiteStatus {
+    /// What lasts.
+    #[serde(flatten)]
+    pub site: Site,
+    /// It is connected to the coordinator.
+    pub connected: bool,
+}
+
+/// Listens at the socket. The state directory must be ours alone: what is there is of a dead
+/// predecessor. Must be called within a tokio runtime.
+///
+/// # Errors
+/// What the file system says.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers requests, one after the other: the clients are administrators.
+pub async fn serve(listener: UnixListener, registry: Arc<Registry>) {
+    loop {
+        let outcome = match listener.accept().await {
+            Ok((stream, _)) => converse(stream, &registry).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::debug!("control socket: {error}");
+            tokio::time::sleep(ERROR_PAUSE).await;
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, registry: &Registry) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
+    // Without a time limit: a change that has begun is made to the end.
+    let answer = match serde_json::from_slice(&line) {
+        Ok(request) => answer(request, registry).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
+        Err(_) => Answer::Error("this coordinator does not know that request".into()),
+    };
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    timeout(PATIENCE, stream.write_all(&text)).await?
+}
+
+async fn answer(request: Request, registry: &Registry) -> Result<Answer, ChangeError> {
+    Ok(match request {
+        Request::CreateKey { uses, lifetime, tags, approve_manually } => {
+            let terms = KeyTerms { uses, lifetime, tags, approve_manually };
+            Answer::Key(registry.create_key(terms).await?.to_text().to_string())
+        }
+        Request::ListKeys => Answer::Keys(registry.keys().await?),
+        Request::RevokeKey(id) => match id.parse::<EnrolmentKeyId>() {
+            Ok(id) => {
+                registry.revoke_key(id).await?;
+                Answer::Done(format!("the enrolment key {id} lets in no more"))
+            }
+            Err(_) => Answer::Error(format!("{id:?} names no enrolment key: see `key list`")),
+        },
+        Request::ListSites => Answer::Sites(
+            registry.sites().into_iter().map(|(site, connected)| SiteStatus { site, connected }).collect(),
+        ),
+        Request::Approve(site) => {
+            let site = registry.approve(&site).await?;
+            Answer::Done(format!("{} is approved", site.name))
+        }
+        Request::Revoke(site) => {
+            let site = registry.revoke(&site).await?;
+            Answer::Done(format!("{} is revoked", site.name))
+        }
+        Request::ShowPolicy => Answer::Policy(registry.policy()),
+        Request::SetPolicy(policy) => {
+            registry.set_policy(policy).await?;
+            Answer::Done("the policy is in force".into())
+        }
+    })
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("no coordinator runs with {0}")]
+    NotRunning(PathBuf),
+    /// We may not.
+    #[error("{0} is for its owner only: try as root")]
+    NotAllowed(PathBuf),
+    /// The connection ended without an answer: it stops, or crashed.
+    #[error("the coordinator went away without an answer")]
+    Gone,
+    /// The socket, or what came out of it, is not as it should be.
+    #[error("{path}: {error}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// Asks the coordinator with that state directory.
+///
+/// # Errors
+/// There is no answer.
+pub fn ask(state: &Path, request: &Request) -> Result<Answer, AskError> {
+    use io::ErrorKind;
+    let path = state.join(SOCKET);
+    let failed = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning(state.to_owned()),
+        ErrorKind::PermissionDenied => AskError::NotAllowed(state.to_owned()),
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => AskError::Gone,
+        _ => AskError::Io { path: path.clone(), error },
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).map_err(failed)?;
+    let mut text = Vec::new();
+    let mut exchange = || {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        (&stream).take(ANSWER_LIMIT).read_to_end(&mut text)
+    };
+    match exchange() {
+        Ok(0) => Err(AskError::Gone),
+        Ok(_) => serde_json::from_slice(&text).map_err(|error| failed(error.into())),
+        Err(error) => Err(failed(error)),
+    }
+}

@@ -1,0 +1,199 @@
+//! The coordinator's certificate: given, or made at the first start and kept.
+//!
+//! Its own certificate is never renewed: gateways pin its fingerprint, so it ends when its key is
+//! replaced, not by a date, and no clock is needed to check it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use penstock_proto::coordination::Fingerprint;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::CertificateFiles;
+
+const CHAIN: &str = "certificate.pem";
+const KEY: &str = "certificate.key";
+
+/// What TLS needs, and what gateways are to pin.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// TLS 1.3 with HTTP/1.1.
+    pub tls: Arc<ServerConfig>,
+    /// Of the coordinator's own certificate.
+    pub fingerprint: Fingerprint,
+    /// Gateways pin it, as no certificate authority vouches for it.
+    pub pinned: bool,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {error}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// The chain has no certificate.
+    #[error("{0}: there is no certificate in it")]
+    Empty(PathBuf),
+    /// One of the pair is missing.
+    #[error(
+        "{present} is there but {missing} is not: restore it, or remove both to get a new certificate; \
+        then all gateways must enrol again"
+    )]
+    Half {
+        /// The one.
+        present: PathBuf,
+        /// The other.
+        missing: PathBuf,
+    },
+    /// No certificate can be made for these names.
+    #[error("no certificate can be made: {0}")]
+    Make(#[from] rcgen::Error),
+    /// Certificate and key are of no use to TLS.
+    #[error("{path}: {error}")]
+    Tls {
+        /// The chain.
+        path: PathBuf,
+        /// Why not.
+        error: rustls::Error,
+    },
+}
+
+impl Identity {
+    /// Reads the given certificate.
+    ///
+    /// # Errors
+    /// A file cannot be read, or key and certificate do not belong together.
+    pub fn given(files: &CertificateFiles) -> Result<Self, CertificateError> {
+        read(&files.chain, &files.key, false)
+    }
+
+    /// Reads the coordinator's own certificate, or makes one for these names if there is none.
+    ///
+    /// # Errors
+    /// The files cannot be written or read, or one of them is missing.
+    pub fn own(directory: &Path, names: &[String]) -> Result<Self, CertificateError> {
+        let (chain, key) = (directory.join(CHAIN), directory.join(KEY));
+        match (chain.exists(), key.exists()) {
+            (true, true) => {}
+            // The key is written first: without a certificate nobody has pinned it yet.
+            (false, _) => make(&chain, &key, names)?,
+            (true, false) => return Err(CertificateError::Half { present: chain, missing: key }),
+        }
+        read(&chain, &key, true)
+    }
+}
+
+fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateError> {
+    let mut parameters = rcgen::CertificateParams::new(names)?;
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "penstock-coordinator");
+    let pair = rcgen::KeyPair::generate()?;
+    let certificate = parameters.self_signed(&pair)?;
+    write(key, pair.serialize_pem().as_bytes())?;
+    write(chain, certificate.pem().as_bytes())
+}
+
+/// Readable by us alone, and either whole or not there.
+fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
+    let failed = |error| CertificateError::File { path: path.to_owned(), error };
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&new, path).map_err(failed)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateError> {
+    let pem = |path: &Path, error| match error {
+        rustls::pki_types::pem::Error::Io(error) => CertificateError::File { path: path.to_owned(), error },
+        error => CertificateError::Pem { path: path.to_owned(), error },
+    };
+    let certificates: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(chain).and_then(Iterator::collect).map_err(|error| pem(chain, error))?;
+    let first = certificates.first().ok_or_else(|| CertificateError::Empty(chain.to_owned()))?;
+    let fingerprint = fingerprint(first);
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| pem(key, error))?;
+    let tls = |error| CertificateError::Tls { path: chain.to_owned(), error };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls)?
+        .with_no_client_auth()
+        .with_single_cert(certificates, private)
+        .map_err(tls)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Identity { tls: Arc::new(config), fingerprint, pinned })
+}
+
+/// The SHA-256 of a certificate.
+#[must_use]
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+    Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn names() -> Vec<String> {
+        vec!["coordinator.example.net".into(), "192.0.2.1".into()]
+    }
+
+    #[test]
+    fn it_is_made_once_and_its_key_is_for_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Identity::own(directory.path(), &names()).unwrap();
+        let again = Identity::own(directory.path(), &["other.example.net".into()]).unwrap();
+        assert_eq!(first.fingerprint, again.fingerprint);
+        let mode = fs::metadata(directory.path().join(KEY)).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(Identity::own(other.path(), &names()).unwrap().fingerprint, first.fingerprint);
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_not_replaced_silently() {
+        let directory = tempfile::tempdir().unwrap();
+        Identity::own(directory.path(), &names()).unwrap();
+        fs::remove_file(directory.path().join(KEY)).unwrap();
+        let error = Identity::own(directory.path(), &names()).unwrap_err();
+        assert!(matches!(error, CertificateError::Half { .. }), "{error}");
+    }
+
+    #[test]
+    fn files_that_do_not_belong_together_are_refused() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for directory in [&one, &other] {
+            Identity::own(directory.path(), &names()).unwrap();
+        }
+        let given = |chain: PathBuf, key: PathBuf| Identity::given(&CertificateFiles { chain, key });
+        assert!(!given(one.path().join(CHAIN), one.path().join(KEY)).unwrap().pinned);
+        let error = given(one.path().join(CHAIN), other.path().join(KEY)).unwrap_err();
+        assert!(matches!(error, CertificateError::Tls { .. }), "{error}");
+        let error = given(one.path().join(KEY), one.path().join(KEY)).unwrap_err();
+        assert!(matches!(error, CertificateError::Empty(_)), "{error}");
+        let error = given(one.path().join("no.pem"), one.path().join(KEY)).unwrap_err();
+        assert!(error.to_string().contains("no.pem"), "{error}");
+    }
+}

@@ -1,0 +1,69 @@
+//! Tables for people.
+
+use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::admin::SiteStatus;
+use crate::store::KeyRecord;
+
+pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
+    let mut rows = vec![["KEY", "USES LEFT", "EXPIRES", "APPROVAL", "TAGS"].map(str::to_owned)];
+    for key in keys {
+        let approval = if key.approve_manually { "by hand" } else { "at once" };
+        let tags = join(&key.tags);
+        rows.push([key.id.to_string(), key.uses_left.to_string(), from_now(key.expires), approval.into(), tags]);
+    }
+    table(out, &rows)
+}
+
+pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()> {
+    let header = ["NAME", "STATE", "CONNECTED", "ADDRESS", "SUBNETS", "TAGS", "PUBLIC KEY"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for SiteStatus { site, connected } in sites {
+        let connected = match (connected, site.last_seen) {
+            (true, _) => "yes".into(),
+            (false, Some(time)) => from_now(time),
+            (false, None) => "never".into(),
+        };
+        rows.push([
+            site.name.to_string(),
+            site.state.as_str().into(),
+            connected,
+            site.virtual_address.to_string(),
+            join(&site.subnets),
+            join(&site.tags),
+            site.key.to_string(),
+        ]);
+    }
+    table(out, &rows)
+}
+
+fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> io::Result<()> {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn join<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() { "-".into() } else { items.join(",") }
+}
+
+/// A time in seconds since 1970 as "in 3 h" or "3 h ago".
+fn from_now(time: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if time > now { format!("in {}", rough(time - now)) } else { format!("{} ago", rough(now - time)) }
+}
+
+fn rough(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,236 @@
+//! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
+
+mod duration;
+mod list;
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use penstock_proto::coordination::Name;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::{Answer, Request, ask};
+use crate::config::{Config, Document};
+use crate::policy::{LIMIT, Policy};
+use crate::run::Coordinator;
+
+/// Lets sites of a Penstock overlay find each other.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-coordinator", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The configuration, a JSON file
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The directory of database, certificate and control socket [default: /var/lib/penstock-coordinator]
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the coordinator in the foreground until SIGTERM or SIGINT
+    Run {
+        /// The TCP address and port to listen at, again for more [default: [::]:443]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Vec<SocketAddr>,
+        /// The host name or address by which gateways reach it, again for more
+        #[arg(long, value_name = "HOST")]
+        name: Vec<String>,
+        /// A certificate chain in PEM; without it the coordinator makes its own, which gateways pin
+        #[arg(long, value_name = "FILE", requires = "certificate_key")]
+        certificate: Option<PathBuf>,
+        /// The certificate's private key in PEM
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        certificate_key: Option<PathBuf>,
+        /// What to log, such as "debug"; RUST_LOG is the default
+        #[arg(long, value_name = "FILTER")]
+        log: Option<String>,
+    },
+    /// Keys that let new sites in
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// The sites
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// Who may talk to whom
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make an enrolment key and print it; it is not shown again
+    Create {
+        /// How many sites it lets in
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        uses: u32,
+        /// For how long, such as 30m, 24h or 7d
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
+        expires: Duration,
+        /// A tag for those sites, again for more
+        #[arg(long, value_name = "TAG")]
+        tag: Vec<Name>,
+        /// They wait for `site approve`
+        #[arg(long)]
+        approve_manually: bool,
+    },
+    /// Show the enrolment keys, without their secrets
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an enrolment key let in no more; the sites that it let in stay
+    Revoke {
+        /// As `key list` shows it
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SiteCommand {
+    /// Show the sites
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a site in
+    Approve {
+        /// Its name or public key
+        site: String,
+    },
+    /// Cut a site off, at once and on its peers too
+    Revoke {
+        /// Its name or public key
+        site: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Print the policy in force
+    Show,
+    /// Put another policy in force
+    Set {
+        /// A JSON file, or - for standard input
+        file: PathBuf,
+    },
+}
+
+/// Does what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever reads our output may have seen enough.
+            let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+            if !error.downcast_ref().is_some_and(broken) {
+                eprintln!("penstock-coordinator: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let file = cli.place.config.as_deref().map(Document::read).transpose()?.unwrap_or_default();
+    let document = Document { state: cli.place.state, ..Document::default() }.or(file);
+    let state = document.state();
+    match cli.command {
+        Command::Run { listen, name, certificate, certificate_key, log } => {
+            let said = |list: Vec<_>| if list.is_empty() { None } else { Some(list) };
+            let names = if name.is_empty() { None } else { Some(name) };
+            let flags = Document {
+                listen: said(listen),
+                names,
+                certificate_file: certificate,
+                certificate_key_file: certificate_key,
+                ..Document::default()
+            };
+            run(flags.or(document).try_into()?, log.as_deref())
+        }
+        Command::Key(KeyCommand::Create { uses, expires, tag, approve_manually }) => {
+            let tags = tag.into_iter().collect();
+            show(&state, &Request::CreateKey { uses, lifetime: expires, tags, approve_manually }, false)
+        }
+        Command::Key(KeyCommand::List { json }) => show(&state, &Request::ListKeys, json),
+        Command::Key(KeyCommand::Revoke { id }) => show(&state, &Request::RevokeKey(id), false),
+        Command::Site(SiteCommand::List { json }) => show(&state, &Request::ListSites, json),
+        Command::Site(SiteCommand::Approve { site }) => show(&state, &Request::Approve(site), false),
+        Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
+        Command::Policy(PolicyCommand::Show) => show(&state, &Request::ShowPolicy, true),
+        Command::Policy(PolicyCommand::Set { file }) => {
+            let policy = read_policy(&file).with_context(|| file.display().to_string())?;
+            show(&state, &Request::SetPolicy(policy), false)
+        }
+    }
+}
+
+fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
+    let filter = log.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let coordinator = Coordinator::start(config).await?;
+        for address in coordinator.addresses() {
+            tracing::info!("listening at {address}");
+        }
+        let identity = coordinator.identity();
+        tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        coordinator.stop().await?;
+        anyhow::Ok(())
+    })
+}
+
+fn read_policy(file: &Path) -> anyhow::Result<Policy> {
+    let mut text = String::new();
+    let source: Box<dyn Read> =
+        if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(std::fs::File::open(file)?) };
+    source.take(LIMIT as u64 + 1).read_to_string(&mut text)?;
+    Policy::parse(&text).map_err(anyhow::Error::msg)
+}
+
+fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match ask(state, request)? {
+        Answer::Error(sentence) => anyhow::bail!(sentence),
+        Answer::Key(text) | Answer::Done(text) => writeln!(out, "{text}")?,
+        Answer::Keys(keys) if json => writeln!(out, "{}", serde_json::to_string_pretty(&keys)?)?,
+        Answer::Keys(keys) => list::keys(&mut out, &keys)?,
+        Answer::Sites(sites) if json => writeln!(out, "{}", serde_json::to_string_pretty(&sites)?)?,
+        Answer::Sites(sites) => list::sites(&mut out, &sites)?,
+        Answer::Policy(policy) => writeln!(out, "{}", policy.to_text())?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_arguments_are_sound() {
+        use clap::CommandFactory;
+        super::Cli::command().debug_assert();
+    }
+}

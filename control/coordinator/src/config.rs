@@ -1,0 +1,219 @@
+//! The coordinator's configuration: a JSON file, overridden by the command line.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use penstock_proto::coordination::Relay;
+use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
+use serde::{Deserialize, Serialize};
+
+/// Where the coordinator keeps its state, unless told otherwise.
+pub const STATE: &str = "/var/lib/penstock-coordinator";
+
+/// A sound configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// TCP addresses to listen at.
+    pub listen: Vec<SocketAddr>,
+    /// The host names and addresses by which gateways reach it, in lower case; at least one.
+    pub names: Vec<String>,
+    /// The directory of database, certificate and control socket.
+    pub state: PathBuf,
+    /// A given certificate; without it, one of its own.
+    pub certificate: Option<CertificateFiles>,
+    /// Relays to tell gateways of.
+    pub relays: Vec<Relay>,
+    /// STUN servers to tell gateways of.
+    pub stun_servers: Vec<SocketAddr>,
+}
+
+/// A given certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain in PEM, the coordinator's own first.
+    pub chain: PathBuf,
+    /// Its private key in PEM.
+    pub key: PathBuf,
+}
+
+/// The fields of the file, and of the command line. All are optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Document {
+    /// [`Config::listen`].
+    pub listen: Option<Vec<SocketAddr>>,
+    /// [`Config::names`].
+    pub names: Option<Vec<String>>,
+    /// [`Config::state`]; relative to the file.
+    pub state: Option<PathBuf>,
+    /// [`CertificateFiles::chain`]; relative to the file.
+    pub certificate_file: Option<PathBuf>,
+    /// [`CertificateFiles::key`]; relative to the file.
+    pub certificate_key_file: Option<PathBuf>,
+    /// [`Config::relays`].
+    pub relays: Option<Vec<Relay>>,
+    /// [`Config::stun_servers`].
+    pub stun_servers: Option<Vec<SocketAddr>>,
+}
+
+/// The first thing that is wrong with a configuration, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The file is none.
+    #[error("{path}: field {field}: {error}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What is wrong, with line and column.
+        error: serde_json::Error,
+    },
+    /// The fields do not make a configuration.
+    #[error("{0}")]
+    Unsound(String),
+}
+
+impl Document {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::File { path: path.into(), error })?;
+        let mut deserializer = serde_json::Deserializer::from_str(&text);
+        let syntax = |field: String, error| ConfigError::Syntax { path: path.into(), field, error };
+        let mut document: Self = serde_path_to_error::deserialize(&mut deserializer)
+            .map_err(|error| syntax(error.path().to_string(), error.into_inner()))?;
+        deserializer.end().map_err(|error| syntax(".".into(), error))?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let files = [&mut document.state, &mut document.certificate_file, &mut document.certificate_key_file];
+        for file in files.into_iter().flatten() {
+            *file = directory.join(&*file);
+        }
+        Ok(document)
+    }
+
+    /// This document, with what it does not say from another.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            names: self.names.or(other.names),
+            state: self.state.or(other.state),
+            certificate_file: self.certificate_file.or(other.certificate_file),
+            certificate_key_file: self.certificate_key_file.or(other.certificate_key_file),
+            relays: self.relays.or(other.relays),
+            stun_servers: self.stun_servers.or(other.stun_servers),
+        }
+    }
+
+    /// The state directory that the document says.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| STATE.into())
+    }
+}
+
+impl TryFrom<Document> for Config {
+    type Error = ConfigError;
+
+    fn try_from(document: Document) -> Result<Self, ConfigError> {
+        let unsound = |sentence: String| Err(ConfigError::Unsound(sentence));
+        let state = document.state();
+        let names: Vec<String> =
+            document.names.unwrap_or_default().iter().map(|name| name.to_ascii_lowercase()).collect();
+        if names.is_empty() {
+            return unsound(
+                "Names (--name) must say by which host name gateways reach the coordinator: \
+                their proofs are for that name alone"
+                    .into(),
+            );
+        }
+        if let Some(name) = names.iter().find(|name| !is_host(name)) {
+            return unsound(format!("Names: {name:?} is neither a host name nor an address"));
+        }
+        let certificate = match (document.certificate_file, document.certificate_key_file) {
+            (Some(chain), Some(key)) => Some(CertificateFiles { chain, key }),
+            (None, None) => None,
+            _ => return unsound("CertificateFile and CertificateKeyFile go together".into()),
+        };
+        let relays = document.relays.unwrap_or_default();
+        let stun_servers = document.stun_servers.unwrap_or_default();
+        if relays.len() > SERVERS_LIMIT || stun_servers.len() > SERVERS_LIMIT {
+            return unsound(format!("there may be {SERVERS_LIMIT} Relays and {SERVERS_LIMIT} StunServers, no more"));
+        }
+        let listen = document.listen.unwrap_or_else(|| vec![(Ipv6Addr::UNSPECIFIED, 443).into()]);
+        if listen.is_empty() {
+            return unsound("Listen must hold an address".into());
+        }
+        Ok(Self { listen, names, state, certificate, relays, stun_servers })
+    }
+}
+
+/// Letters, digits, `-`, `.` of a host name, or an address; without brackets or port.
+fn is_host(name: &str) -> bool {
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let named = !name.is_empty() && name.len() <= HOST_LIMIT && name.bytes().all(sound) && !name.ends_with('.');
+    named || name.parse::<Ipv6Addr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        std::fs::write(&path, text).unwrap();
+        Document::read(&path).and_then(Config::try_from).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_and_relative_files() {
+        let config =
+            read(r#"{"Names": ["Coordinator.example.net"], "CertificateFile": "a", "CertificateKeyFile": "/b"}"#);
+        let config = config.unwrap();
+        assert_eq!(config.listen, ["[::]:443".parse().unwrap()]);
+        assert_eq!(config.names, ["coordinator.example.net"]);
+        assert_eq!(config.state, Path::new(STATE));
+        let files = config.certificate.unwrap();
+        assert!(files.chain.is_absolute() && files.chain.ends_with("a"));
+        assert_eq!(files.key, Path::new("/b"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, expected) in [
+            ("{}", "--name"),
+            (r#"{"Names": []}"#, "--name"),
+            (r#"{"Names": ["a b"]}"#, "\"a b\""),
+            (r#"{"Names": ["https://a"]}"#, "https"),
+            (r#"{"Names": ["a"], "CertificateFile": "x"}"#, "go together"),
+            (r#"{"Names": ["a"], "Listen": ["x"]}"#, "field Listen[0]"),
+            (r#"{"Names": ["a"], "Listen": []}"#, "Listen"),
+            (r#"{"Names": ["a"], "Port": 1}"#, "Port"),
+            (r#"{"Names": ["a"]} x"#, "line 1"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_comes_first() {
+        let said = Document { names: Some(vec!["a".into()]), ..Document::default() };
+        let file = Document { names: Some(vec!["b".into()]), state: Some("c".into()), ..Document::default() };
+        let both = said.or(file);
+        assert_eq!(both.names.as_deref(), Some(&["a".to_owned()][..]));
+        assert_eq!(both.state(), Path::new("c"));
+    }
+}

@@ -1,0 +1,419 @@
+//! The one place where the coordinator's knowledge changes.
+//!
+//! Owns the [`Store`] and the state in memory. A change goes to the store first, under its lock, and only
+//! when it is on the disk to memory, from where connections are told. So what anybody was told of is
+//! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
+
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use penstock_proto::coordination::limits::PEERS_LIMIT;
+use penstock_proto::coordination::{
+    Enrolment, EnrolmentKey, EnrolmentKeyId, Fingerprint, Hello, Name, Reachability, Refusal, RefusalReason, Relay,
+    SiteKey,
+};
+use rand::Rng;
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::addresses::{SubnetError, check_subnets, free_virtual_address};
+use crate::policy::Policy;
+use crate::site::{Site, SiteState};
+use crate::store::{KeyRecord, Store, StoreError};
+
+use state::State;
+pub use state::{Outgoing, Session};
+
+/// Most sites: each but one may be a peer of each.
+const SITES_LIMIT: usize = PEERS_LIMIT + 1;
+
+/// Sites, keys and policy.
+pub struct Registry {
+    // Locked before `state` if both are, and always for a change that is stored.
+    store: AsyncMutex<Store>,
+    state: Mutex<State>,
+    /// When sites were connected, not yet stored.
+    seen: Mutex<BTreeMap<SiteKey, u64>>,
+    /// For enrolment keys: our own certificate's.
+    fingerprint: Option<Fingerprint>,
+}
+
+/// What every map holds besides peers.
+#[derive(Clone, Debug, Default)]
+pub struct Servers {
+    /// Relays to be had.
+    pub relays: Vec<Relay>,
+    /// STUN servers.
+    pub stun_servers: Vec<SocketAddr>,
+}
+
+/// What a new enrolment key may do.
+#[derive(Clone, Debug)]
+pub struct KeyTerms {
+    /// How many sites it lets in.
+    pub uses: u32,
+    /// For how long.
+    pub lifetime: Duration,
+    /// Given to those sites.
+    pub tags: BTreeSet<Name>,
+    /// They wait for an administrator.
+    pub approve_manually: bool,
+}
+
+/// Why an administrator's change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no such site.
+    #[error("there is no site {0}")]
+    NoSite(String),
+    /// There is no such key.
+    #[error("there is no enrolment key {0}")]
+    NoKey(EnrolmentKeyId),
+    /// Another site has that name.
+    #[error("another site is named {0}: revoke that one first")]
+    NameTaken(Name),
+    /// A subnet cannot be had.
+    #[error(transparent)]
+    Subnet(#[from] SubnetError),
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stored policy is none.
+    #[error("the policy: {0}")]
+    Policy(String),
+}
+
+impl Registry {
+    /// Reads everything from the store.
+    ///
+    /// # Errors
+    /// What the store says, or the policy in it is none.
+    pub async fn load(
+        mut store: Store,
+        servers: Servers,
+        fingerprint: Option<Fingerprint>,
+    ) -> Result<Self, ChangeError> {
+        let policy = match store.policy().await? {
+            Some(document) => Policy::parse(&document).map_err(ChangeError::Policy)?,
+            None => Policy::default(),
+        };
+        let mut state = State::new(rand::rng().random(), policy, servers.relays, servers.stun_servers);
+        for site in store.sites().await? {
+            state.put(site);
+        }
+        Ok(Self { store: AsyncMutex::new(store), state: Mutex::new(state), seen: Mutex::default(), fingerprint })
+    }
+
+    /// Lets in a gateway that has proven its key.
+    ///
+    /// # Errors
+    /// Why it is sent away.
+    pub async fn connect(&self, hello: Hello) -> Result<Session, Refusal> {
+        let Hello { public_key, subnets, enrolment, known, .. } = hello;
+        if let Some(session) = self.connect_known(&public_key, &subnets, known)? {
+            return Ok(session);
+        }
+        // Enrolment, or other subnets: both are stored.
+        let mut store = self.store.lock().await;
+        let site = self.state().site(&public_key).cloned();
+        match site {
+            Some(site) => self.change_subnets(&mut store, Site { subnets, ..site }).await?,
+            None => {
+                let enrolment = enrolment.ok_or(refused(RefusalReason::NotEnrolled))?;
+                self.enrol(&mut store, public_key, subnets, enrolment).await?;
+            }
+        }
+        drop(store);
+        self.note_seen(public_key);
+        self.state().connect(&public_key, known).ok_or(refused(RefusalReason::NotEnrolled))
+    }
+
+    fn connect_known(
+        &self,
+        key: &SiteKey,
+        subnets: &[ipnet::IpNet],
+        known: Option<penstock_proto::coordination::Known>,
+    ) -> Result<Option<Session>, Refusal> {
+        let mut state = self.state();
+        let Some(site) = state.site(key) else { return Ok(None) };
+        if site.state == SiteState::Revoked {
+            return Err(refused(RefusalReason::Revoked));
+        }
+        if site.subnets != subnets {
+            return Ok(None);
+        }
+        self.note_seen(*key);
+        Ok(state.connect(key, known))
+    }
+
+    async fn change_subnets(&self, store: &mut Store, site: Site) -> Result<(), Refusal> {
+        if site.state == SiteState::Revoked {
+            return Err(refused(RefusalReason::Revoked));
+        }
+        self.check_subnets_of(&site)?;
+        store.update_site(&site).await.map_err(|error| unavailable(&error))?;
+        tracing::info!("{} offers {:?} now", site.name, site.subnets);
+        self.state().put(site);
+        Ok(())
+    }
+
+    async fn enrol(
+        &self,
+        store: &mut Store,
+        key: SiteKey,
+        subnets: Vec<ipnet::IpNet>,
+        enrolment: Enrolment,
+    ) -> Result<(), Refusal> {
+        let record = store.key(enrolment.key.id()).await.map_err(|error| unavailable(&error))?;
+        let record = record.filter(|record| enrolment.key.matches(&record.hash));
+        let record = record.ok_or(refused(RefusalReason::KeyUnknown))?;
+        if record.expires <= now() {
+            return Err(refused(RefusalReason::KeyExpired));
+        }
+        if record.uses_left == 0 {
+            return Err(refused(RefusalReason::KeyUsedUp));
+        }
+        let virtual_address = {
+            let state = self.state();
+            let taken = |site: &Site| site.state != SiteState::Revoked && site.name == enrolment.name;
+            if state.sites().any(taken) {
+                return Err(refused(RefusalReason::NameTaken));
+            }
+            let full = state.sites().count() >= SITES_LIMIT;
+            free_virtual_address(state.sites()).filter(|_| !full)
+        };
+        let Some(virtual_address) = virtual_address else {
+            tracing::error!("no more than {SITES_LIMIT} sites can enrol");
+            return Err(refused(RefusalReason::Unavailable));
+        };
+        let site = Site {
+            key,
+            name: enrolment.name,
+            virtual_address,
+            subnets,
+            tags: record.tags,
+            state: if record.approve_manually { SiteState::Pending } else { SiteState::Approved },
+            created: now(),
+            last_seen: None,
+        };
+        self.check_subnets_of(&site)?;
+        if !store.enrol(&site, record.id).await.map_err(|error| unavailable(&error))? {
+            return Err(refused(RefusalReason::KeyUsedUp));
+        }
+        tracing::info!("{} enrolled with key {}, {}, {key}", site.name, record.id, site.state.as_str());
+        self.state().put(site);
+        Ok(())
+    }
+
+    /// The other site is named in the log; the gateway is told of it only if it may know of it.
+    fn check_subnets_of(&self, site: &Site) -> Result<(), Refusal> {
+        let state = self.state();
+        // Who waits holds no subnets, so there is nothing to dispute before the approval.
+        let disputes = site.state == SiteState::Approved;
+        let others = state.sites().filter(|_| disputes);
+        let Err(error) = check_subnets(site, others) else { return Ok(()) };
+        tracing::warn!("{} is refused: {error}", site.name);
+        let detail = match &error {
+            SubnetError::Overlap { subnet, other, .. } => {
+                let visible = |candidate: &&Site| candidate.name == *other && state.policy().joins(site, candidate);
+                match state.sites().find(visible) {
+                    Some(_) => error.to_string(),
+                    None => format!("{subnet} overlaps a subnet of another site"),
+                }
+            }
+            SubnetError::HostBits(_) | SubnetError::Reserved { .. } | SubnetError::Twice { .. } => error.to_string(),
+        };
+        Err(Refusal { reason: RefusalReason::Subnets, detail: Some(detail) })
+    }
+
+    /// Ends a connection.
+    pub fn disconnect(&self, session: &Session) {
+        if self.state().disconnect(session) {
+            self.note_seen(session.key());
+        }
+    }
+
+    /// What a connection has to say now. It counts as said.
+    pub fn outgoing(&self, session: &mut Session) -> Outgoing {
+        self.state().outgoing(session)
+    }
+
+    /// Takes note of where a site can be reached.
+    pub fn set_reachability(&self, session: &Session, reachability: Reachability) {
+        self.state().set_reachability(session, reachability);
+    }
+
+    /// Makes an enrolment key. This is the only time that its secret is seen.
+    ///
+    /// # Errors
+    /// It could not be stored.
+    pub async fn create_key(&self, terms: KeyTerms) -> Result<EnrolmentKey, ChangeError> {
+        let key = EnrolmentKey::generate(&mut rand::rng(), self.fingerprint);
+        let created = now();
+        let record = KeyRecord {
+            id: key.id(),
+            hash: key.hash(),
+            uses_left: terms.uses,
+            expires: created.saturating_add(terms.lifetime.as_secs()),
+            tags: terms.tags,
+            approve_manually: terms.approve_manually,
+            created,
+        };
+        self.store.lock().await.add_key(&record).await?;
+        Ok(key)
+    }
+
+    /// All enrolment keys, used up and expired ones too.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn keys(&self) -> Result<Vec<KeyRecord>, ChangeError> {
+        Ok(self.store.lock().await.keys().await?)
+    }
+
+    /// Forgets an enrolment key. The sites that it let in stay.
+    ///
+    /// # Errors
+    /// There is none, or it could not be stored.
+    pub async fn revoke_key(&self, id: EnrolmentKeyId) -> Result<(), ChangeError> {
+        if self.store.lock().await.remove_key(id).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
+    }
+
+    /// All sites, and whether each is connected.
+    #[must_use]
+    pub fn sites(&self) -> Vec<(Site, bool)> {
+        let state = self.state();
+        let mut sites: Vec<(Site, bool)> =
+            state.sites().map(|site| (site.clone(), state.is_connected(&site.key))).collect();
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for (site, _) in &mut sites {
+            site.last_seen = site.last_seen.max(seen.get(&site.key).copied());
+        }
+        sites.sort_by_key(|(site, _)| site.virtual_address);
+        sites
+    }
+
+    /// Lets a site in, also one that was revoked.
+    ///
+    /// # Errors
+    /// There is none, its name or a subnet is another's, or it could not be stored.
+    pub async fn approve(&self, site: &str) -> Result<Site, ChangeError> {
+        let mut store = self.store.lock().await;
+        let site = {
+            let state = self.state();
+            let found = find(&state, site)?;
+            let namesake =
+                |other: &Site| other.name == found.name && other.key != found.key && other.state != SiteState::Revoked;
+            if state.sites().any(namesake) {
+                return Err(ChangeError::NameTaken(found.name.clone()));
+            }
+            let approved = Site { state: SiteState::Approved, ..found.clone() };
+            check_subnets(&approved, state.sites())?;
+            approved
+        };
+        store.update_site(&site).await?;
+        self.state().put(site.clone());
+        tracing::info!("{} is approved", site.name);
+        Ok(site)
+    }
+
+    /// Cuts a site off for good.
+    ///
+    /// # Errors
+    /// There is none, or it could not be stored.
+    pub async fn revoke(&self, site: &str) -> Result<Site, ChangeError> {
+        let mut store = self.store.lock().await;
+        let site = Site { state: SiteState::Revoked, ..find(&self.state(), site)?.clone() };
+        store.update_site(&site).await?;
+        self.state().put(site.clone());
+        tracing::info!("{} is revoked", site.name);
+        Ok(site)
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.state().policy().clone()
+    }
+
+    /// Puts another policy in force.
+    ///
+    /// # Errors
+    /// It could not be stored.
+    pub async fn set_policy(&self, policy: Policy) -> Result<(), ChangeError> {
+        let mut store = self.store.lock().await;
+        store.set_policy(&policy.to_text()).await?;
+        self.state().set_policy(policy);
+        tracing::info!("there is a new policy");
+        Ok(())
+    }
+
+    /// Stores when sites were last connected. To be called now and then, and at the end.
+    ///
+    /// # Errors
+    /// What the store says; it will be tried again.
+    pub async fn store_seen(&self) -> Result<(), ChangeError> {
+        let mut store = self.store.lock().await;
+        let mut seen: BTreeMap<SiteKey, u64> = self.seen().clone();
+        for (site, connected) in self.sites() {
+            if connected {
+                seen.insert(site.key, now());
+            }
+        }
+        let list: Vec<(SiteKey, u64)> = seen.iter().map(|(key, time)| (*key, *time)).collect();
+        store.note_seen(&list).await?;
+        // In memory they stay: they are later than what was read at the start.
+        self.seen().extend(seen);
+        Ok(())
+    }
+
+    /// Stores what is left to store, and closes the store.
+    ///
+    /// # Errors
+    /// What the store says; nothing that was acknowledged is lost.
+    pub async fn close(self) -> Result<(), ChangeError> {
+        self.store_seen().await?;
+        Ok(self.store.into_inner().close().await?)
+    }
+
+    fn note_seen(&self, key: SiteKey) {
+        self.seen().insert(key, now());
+    }
+
+    // Neither lock is held while anything can panic half-way through a change.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<SiteKey, u64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A site by its name or its public key. Of several of a name, only one is not revoked: that one is meant.
+fn find<'a>(state: &'a State, wanted: &str) -> Result<&'a Site, ChangeError> {
+    if let Some(site) = wanted.parse().ok().and_then(|key| state.site(&key)) {
+        return Ok(site);
+    }
+    let namesakes = state.sites().filter(|site| site.name.as_str() == wanted);
+    namesakes
+        .max_by_key(|site| (site.state != SiteState::Revoked, site.created))
+        .ok_or_else(|| ChangeError::NoSite(wanted.to_owned()))
+}
+
+fn refused(reason: RefusalReason) -> Refusal {
+    Refusal { reason, detail: None }
+}
+
+fn unavailable(error: &StoreError) -> Refusal {
+    tracing::error!("a gateway is put off: {error}");
+    refused(RefusalReason::Unavailable)
+}
+
+/// Seconds since 1970. Only our own clock counts, and only for the expiry of keys.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

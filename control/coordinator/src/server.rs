@@ -1,0 +1,160 @@
+//! Takes connections: TCP, TLS 1.3, the upgrade to a WebSocket.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Extension, State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use penstock_proto::coordination::limits::{GATEWAY_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT};
+use penstock_proto::coordination::{PATH, SUBPROTOCOL};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admission::{Admission, Place};
+use crate::connection;
+use crate::registry::Registry;
+
+/// How long after a failed accept the next is tried: descriptors may be short.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// Longest head of a request: an upgrade with a few headers of a proxy.
+const HEAD_LIMIT: usize = 16 << 10;
+/// Buffer of a WebSocket for reading. Gateways say little.
+const READ_BUFFER: usize = 4 << 10;
+/// Buffer of a WebSocket for writing; a longer message passes whole.
+const WRITE_BUFFER: usize = 4 << 10;
+
+/// What all connections share.
+pub struct Server {
+    /// What the coordinator knows.
+    pub registry: Arc<Registry>,
+    /// Who may connect.
+    pub admission: Arc<Admission>,
+    /// The names by which gateways reach it, in lower case.
+    pub names: Vec<String>,
+    /// Becomes true when connections are to end.
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Returns when connections are to end.
+    pub async fn stopped(&self) {
+        // An error says that the coordinator is gone already.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+    }
+}
+
+/// Takes connections until told to stop.
+pub async fn accept(listener: TcpListener, tls: TlsAcceptor, server: Arc<Server>) {
+    let router = Router::new().route(PATH, any(upgrade)).with_state(server.clone());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.stopped() => return,
+        };
+        let (stream, source) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("no connection can be taken: {error}");
+                tokio::time::sleep(ERROR_PAUSE).await;
+                continue;
+            }
+        };
+        // Turned away without a word, which costs us least.
+        match server.admission.admit(source.ip(), Instant::now()) {
+            Ok(place) => {
+                let (handshake, server) =
+                    (handshake(stream, source, place, tls.clone(), router.clone()), server.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = handshake => {}
+                        () = server.stopped() => {}
+                    }
+                });
+            }
+            Err(reason) => tracing::debug!("{source} is turned away: {reason}"),
+        }
+    }
+}
+
+async fn handshake(stream: TcpStream, source: SocketAddr, place: Place, tls: TlsAcceptor, router: Router) {
+    // Messages are written whole; waiting for more would only delay them.
+    let _ = stream.set_nodelay(true);
+    let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!("{source}: TLS: {error}"),
+        Err(_) => return tracing::debug!("{source}: TLS took too long"),
+    };
+    let router = router.layer(Extension(Arc::new(place))).layer(Extension(source));
+    let connection = http1::Builder::new()
+        .auto_date_header(false)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    // Ends with the upgrade, whose WebSocket has a task of its own.
+    match timeout(HANDSHAKE_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("{source}: HTTP: {error}"),
+        Err(_) => tracing::debug!("{source}: HTTP took too long"),
+    }
+}
+
+async fn upgrade(
+    State(server): State<Arc<Server>>,
+    Extension(place): Extension<Arc<Place>>,
+    Extension(source): Extension<SocketAddr>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(host_of).unwrap_or_default();
+    // The proof will be for this name, so it must be ours: else another's proof could be passed on to us.
+    let Some(name) = server.names.iter().find(|name| **name == host).cloned() else {
+        return StatusCode::MISDIRECTED_REQUEST.into_response();
+    };
+    let upgrade = upgrade.protocols([SUBPROTOCOL]);
+    if upgrade.selected_protocol().is_none() {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    upgrade
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_message_size(GATEWAY_MESSAGE_LIMIT)
+        .max_frame_size(GATEWAY_MESSAGE_LIMIT)
+        .on_upgrade(move |socket| connection::serve(socket, source, name, place, server))
+}
+
+/// The host of a `Host` header without its port and brackets, in lower case (RFC 9110, section 7.2).
+fn host_of(authority: &str) -> String {
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    };
+    host.to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_without_port_and_brackets() {
+        for (authority, host) in [
+            ("Coordinator.Example.net:443", "coordinator.example.net"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("[2001:DB8::1]:443", "2001:db8::1"),
+            ("[::1]", "::1"),
+            ("", ""),
+            ("[", "["),
+        ] {
+            assert_eq!(host_of(authority), host);
+        }
+    }
+}
