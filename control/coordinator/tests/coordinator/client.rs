@@ -1,0 +1,322 @@
+//! A gateway's side of the protocol: its key, its pin, its connection, its map.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::{SinkExt, StreamExt};
+use ipnet::IpNet;
+use penstock_coordinator::certificate::fingerprint;
+use penstock_proto::coordination::{
+    Candidate, CandidateKind, Challenge, CoordinatorMessage, Enrolment, EnrolmentKey, Fingerprint, GatewayMessage,
+    Hello, Known, Map, PATH, Proof, Reachability, RefusalReason, Registration, RegistrationState, SUBPROTOCOL, SiteKey,
+    prove,
+};
+use penstock_proto::{PublicKey, StaticSecret, generate_private_key};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+/// The host name in all tests; the address is given beside it.
+pub const HOST: &str = "coordinator.test";
+/// Longer than anything takes here, so that only what never comes runs into it.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A site that may connect.
+pub struct Gateway {
+    pub private: StaticSecret,
+    pub key: SiteKey,
+    pub name: String,
+    pub subnets: Vec<IpNet>,
+    pub enrolment: Option<EnrolmentKey>,
+    /// The map that it kept from before.
+    pub map: Option<Map>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum Failure {
+    /// Before the first message: TCP, TLS or HTTP.
+    Before(String),
+    /// The coordinator said why.
+    Refused(RefusalReason, Option<String>),
+    /// The connection ended without a word.
+    Ended,
+    /// Nothing came in time.
+    Silence,
+}
+
+/// An authenticated connection, and what came over it.
+pub struct Connection {
+    pub socket: WebSocketStream<TlsStream<TcpStream>>,
+    pub registration: Option<Registration>,
+    pub map: Option<Map>,
+    pub maps: usize,
+    pub updates: usize,
+    /// All that was said, as it was said.
+    pub texts: Vec<String>,
+}
+
+impl Gateway {
+    pub fn new(name: &str, subnets: &[&str]) -> Self {
+        let private = generate_private_key(&mut rand::rng());
+        Self {
+            key: PublicKey::from(&private).into(),
+            private,
+            name: name.into(),
+            subnets: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            enrolment: None,
+            map: None,
+        }
+    }
+
+    pub fn with_key(mut self, key: &EnrolmentKey) -> Self {
+        self.enrolment = Some(key.clone());
+        self
+    }
+
+    pub fn hello(&self, proof: Proof) -> Hello {
+        let enrolment = self.enrolment.clone().map(|key| Enrolment { key, name: self.name.parse().unwrap() });
+        let known: Option<Known> = self.map.as_ref().map(Map::known);
+        Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known }
+    }
+
+    /// Connects, and waits for the first answer.
+    pub async fn connect(&self, address: SocketAddr, pin: Fingerprint) -> Result<Connection, Failure> {
+        let (mut connection, challenge) = challenged(address, pin).await?;
+        let proof = prove(&self.private, &challenge, HOST).unwrap();
+        connection.map = self.map.clone();
+        connection.say(&GatewayMessage::Hello(self.hello(proof))).await;
+        connection.next().await?;
+        Ok(connection)
+    }
+}
+
+/// Connects as far as the challenge.
+pub async fn challenged(address: SocketAddr, pin: Fingerprint) -> Result<(Connection, Challenge), Failure> {
+    let stream = TcpStream::connect(address).await.map_err(before)?;
+    let socket = upgrade(encrypt(stream, pin, 0).await?, HOST).await?;
+    challenge(socket).await
+}
+
+pub async fn challenge(socket: WebSocketStream<TlsStream<TcpStream>>) -> Result<(Connection, Challenge), Failure> {
+    let mut connection = Connection { socket, registration: None, map: None, maps: 0, updates: 0, texts: Vec::new() };
+    match connection.next().await? {
+        CoordinatorMessage::Challenge(challenge) => Ok((connection, challenge)),
+        other => panic!("no challenge but {other:?}"),
+    }
+}
+
+/// A TCP connection from one of our own addresses.
+pub async fn from(source: &str, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// TLS by a client whose clock is wrong by so many seconds.
+pub async fn encrypt(stream: TcpStream, pin: Fingerprint, clock: i64) -> Result<TlsStream<TcpStream>, Failure> {
+    let provider = Arc::new(default_provider());
+    let config = ClientConfig::builder_with_details(provider.clone(), Arc::new(Clock(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { pin, provider }))
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(ServerName::try_from(HOST).unwrap(), stream).await.map_err(before)
+}
+
+pub async fn upgrade(
+    stream: TlsStream<TcpStream>,
+    host: &str,
+) -> Result<WebSocketStream<TlsStream<TcpStream>>, Failure> {
+    let mut request = format!("wss://{host}{PATH}").into_client_request().unwrap();
+    request.headers_mut().insert("Sec-WebSocket-Protocol", SUBPROTOCOL.parse().unwrap());
+    let (socket, _) = tokio_tungstenite::client_async(request, stream).await.map_err(before)?;
+    Ok(socket)
+}
+
+fn before(error: impl ToString) -> Failure {
+    Failure::Before(error.to_string())
+}
+
+impl Connection {
+    pub async fn say(&mut self, message: &GatewayMessage) {
+        self.say_text(&message.encode()).await;
+    }
+
+    pub async fn say_text(&mut self, text: &str) {
+        // An error shows when the answer is read.
+        let _ = self.socket.send(Message::text(text)).await;
+    }
+
+    pub async fn say_address(&mut self, address: &str) {
+        let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
+        let reachability = Reachability { candidates: vec![candidate], nat_type: None };
+        self.say(&GatewayMessage::Reachability(reachability)).await;
+    }
+
+    /// The next message, taken into account.
+    pub async fn next(&mut self) -> Result<CoordinatorMessage, Failure> {
+        loop {
+            let message = timeout(PATIENCE, self.socket.next()).await.map_err(|_| Failure::Silence)?;
+            let text = match message {
+                Some(Ok(Message::Text(text))) => text,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Failure::Ended),
+                Some(Ok(_)) => continue,
+            };
+            self.texts.push(text.to_string());
+            let message = CoordinatorMessage::decode(&text).unwrap();
+            match &message {
+                CoordinatorMessage::Refused(refusal) => {
+                    return Err(Failure::Refused(refusal.reason, refusal.detail.clone()));
+                }
+                CoordinatorMessage::Registration(registration) => self.registration = Some(registration.clone()),
+                CoordinatorMessage::Map(map) => {
+                    self.maps += 1;
+                    self.map = Some(map.clone());
+                }
+                CoordinatorMessage::Update(update) => {
+                    self.updates += 1;
+                    self.map.as_mut().expect("an update without a map").apply(update.clone()).unwrap();
+                }
+                CoordinatorMessage::Challenge(_) | CoordinatorMessage::Unknown => {}
+            }
+            return Ok(message);
+        }
+    }
+
+    /// Reads until the condition holds.
+    pub async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            if let Err(failure) = self.next().await {
+                panic!("waiting until {what}: {failure:?}, with {:?} and {:?}", self.registration, self.map);
+            }
+        }
+    }
+
+    /// Reads until the connection ends; says how.
+    pub async fn end(&mut self) -> Failure {
+        loop {
+            if let Err(failure) = self.next().await {
+                return failure;
+            }
+        }
+    }
+
+    /// Reads until the names of the peers are these.
+    pub async fn until_peers(&mut self, names: &[&str]) {
+        self.until(&format!("the peers are {names:?}"), |connection| {
+            connection.map.is_some() && connection.peers() == names
+        })
+        .await;
+    }
+
+    /// Checks that nothing is said for a while.
+    pub async fn stays_silent(&mut self) {
+        let said = timeout(Duration::from_millis(600), self.next()).await;
+        assert!(said.is_err(), "{said:?}");
+    }
+
+    /// The names of the peers, in order.
+    pub fn peers(&self) -> Vec<&str> {
+        let mut names: Vec<&str> =
+            self.map.iter().flat_map(|map| map.peers.values()).map(|peer| peer.name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The addresses of a peer.
+    pub fn addresses(&self, key: &SiteKey) -> Vec<String> {
+        let peer = self.map.as_ref().and_then(|map| map.peers.get(key));
+        let candidates = peer.and_then(|peer| peer.reachability.as_ref()).map(|reachability| &reachability.candidates);
+        candidates.into_iter().flatten().map(|candidate| candidate.address.to_string()).collect()
+    }
+
+    pub fn state(&self) -> RegistrationState {
+        self.registration.as_ref().expect("no registration yet").state
+    }
+}
+
+impl Failure {
+    pub fn reason(&self) -> RefusalReason {
+        match self {
+            Self::Refused(reason, _) => *reason,
+            other => panic!("not refused but {other:?}"),
+        }
+    }
+}
+
+/// What `connect` refused for; panics if it did not.
+pub fn refusal(outcome: Result<Connection, Failure>) -> RefusalReason {
+    match outcome {
+        Ok(connection) => panic!("let in: {:?}", connection.registration),
+        Err(failure) => failure.reason(),
+    }
+}
+
+#[derive(Debug)]
+struct Clock(i64);
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().checked_add_signed(self.0).unwrap())))
+    }
+}
+
+#[derive(Debug)]
+struct Pinned {
+    pin: Fingerprint,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if fingerprint(end_entity) == self.pin {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::Error::General("another certificate than the pinned one".into()))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

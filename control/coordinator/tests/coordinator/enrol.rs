@@ -1,0 +1,192 @@
+//! Enrolment, approval and revocation.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use penstock_coordinator::admin::{Answer, Request};
+use penstock_coordinator::site::SiteState;
+use penstock_proto::coordination::{EnrolmentKey, RefusalReason, RegistrationState};
+
+use crate::client::{Failure, Gateway, refusal};
+use crate::running::Running;
+
+#[tokio::test]
+async fn two_sites_enrol_and_learn_of_each_other() {
+    let running = Running::start().await;
+    let key = running.key(2, &["branch"]).await;
+    assert_eq!(key.fingerprint(), Some(running.pin), "the key tells what to pin");
+    let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    let berlin = Gateway::new("berlin", &["10.102.0.0/24", "2001:db8:2::/48"]).with_key(&key);
+    let mut a = running.connect(&amsterdam).await.unwrap();
+    a.until_peers(&[]).await;
+    let mut b = running.connect(&berlin).await.unwrap();
+    b.until_peers(&["amsterdam"]).await;
+    a.until_peers(&["berlin"]).await;
+    assert_eq!((a.maps, a.updates), (1, 1));
+    assert_eq!(a.state(), RegistrationState::Approved);
+
+    let map = a.map.clone().unwrap();
+    let peer = &map.peers[&berlin.key];
+    assert_eq!(peer.subnets, berlin.subnets);
+    assert_eq!(peer.virtual_address, Ipv4Addr::new(100, 64, 0, 2));
+    assert_eq!(a.registration.as_ref().unwrap().virtual_address, Ipv4Addr::new(100, 64, 0, 1));
+    assert_eq!(map.stun_servers, ["192.0.2.1:3478".parse().unwrap()]);
+
+    b.say_address("192.0.2.2:47100").await;
+    a.until("berlin's address is known", |a| a.addresses(&berlin.key) == ["192.0.2.2:47100"]).await;
+    a.say_address("192.0.2.1:47100").await;
+    b.until("amsterdam's address is known", |b| b.addresses(&amsterdam.key) == ["192.0.2.1:47100"]).await;
+
+    let sites = running.sites().await;
+    assert_eq!(sites.len(), 2);
+    assert!(sites.iter().all(|status| status.connected && status.site.state == SiteState::Approved));
+    assert!(sites.iter().all(|status| status.site.tags.contains(&"branch".parse().unwrap())));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_costs_no_second_use() {
+    let running = Running::start().await;
+    let key = running.key(1, &[]).await;
+    let site = Gateway::new("amsterdam", &[]).with_key(&key);
+    for _ in 0..3 {
+        let connection = running.connect(&site).await.unwrap();
+        assert_eq!(connection.state(), RegistrationState::Approved);
+    }
+    assert_eq!(running.sites().await.len(), 1);
+}
+
+#[tokio::test]
+async fn keys_that_let_nobody_in() {
+    let running = Running::start().await;
+    let used = running.key(1, &[]).await;
+    running.connect(&Gateway::new("first", &[]).with_key(&used)).await.unwrap();
+    let refused = async |site: Gateway| refusal(running.connect(&site).await);
+    assert_eq!(refused(Gateway::new("b", &[]).with_key(&used)).await, RefusalReason::KeyUsedUp);
+    assert_eq!(refused(Gateway::new("b", &[])).await, RefusalReason::NotEnrolled);
+    let strange = EnrolmentKey::generate(&mut rand::rng(), None);
+    assert_eq!(refused(Gateway::new("b", &[]).with_key(&strange)).await, RefusalReason::KeyUnknown);
+
+    let short = running.key_for(9, &[], Duration::from_secs(1), false).await;
+    running.connect(&Gateway::new("second", &[]).with_key(&short)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(refused(Gateway::new("b", &[]).with_key(&short)).await, RefusalReason::KeyExpired);
+
+    let revoked = running.key(9, &[]).await;
+    running.done(Request::RevokeKey(revoked.id().to_string())).await;
+    assert_eq!(refused(Gateway::new("b", &[]).with_key(&revoked)).await, RefusalReason::KeyUnknown);
+    let names: Vec<String> = running.sites().await.iter().map(|status| status.site.name.to_string()).collect();
+    assert_eq!(names, ["first", "second"]);
+}
+
+#[tokio::test]
+async fn the_last_use_of_a_key_is_taken_once() {
+    let running = Running::start().await;
+    let key = running.key(5, &[]).await;
+    let sites: Vec<Gateway> = (0..20).map(|number| Gateway::new(&format!("s{number}"), &[]).with_key(&key)).collect();
+    let outcomes = futures_util::future::join_all(sites.iter().map(|site| running.connect(site))).await;
+    let (let_in, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(let_in.len(), 5);
+    assert!(refused.into_iter().all(|outcome| refusal(outcome) == RefusalReason::KeyUsedUp));
+    assert_eq!(running.sites().await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_site_waits_for_approval() {
+    let running = Running::start().await;
+    let (_, mut other) = running.site("berlin", &["10.102.0.0/24"], &[]).await;
+    let key = running.key_for(1, &[], Duration::from_secs(60), true).await;
+    let site = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    let mut waiting = running.connect(&site).await.unwrap();
+    assert_eq!(waiting.state(), RegistrationState::Pending);
+    waiting.say_address("192.0.2.1:47100").await;
+    waiting.stays_silent().await;
+    assert!(waiting.map.is_none());
+    other.stays_silent().await;
+
+    running.done(Request::Approve("amsterdam".into())).await;
+    waiting.until("it is approved", |waiting| waiting.state() == RegistrationState::Approved).await;
+    waiting.until_peers(&["berlin"]).await;
+    other.until_peers(&["amsterdam"]).await;
+    assert_eq!(other.addresses(&site.key), ["192.0.2.1:47100"]);
+}
+
+#[tokio::test]
+async fn a_revoked_site_is_cut_and_vanishes() {
+    let running = Running::start().await;
+    let (amsterdam, mut a) = running.site("amsterdam", &["10.101.0.0/24"], &[]).await;
+    let (_, mut b) = running.site("berlin", &["10.102.0.0/24"], &[]).await;
+    a.until_peers(&["berlin"]).await;
+    b.until_peers(&["amsterdam"]).await;
+    let start = std::time::Instant::now();
+    running.done(Request::Revoke(amsterdam.key.to_string())).await;
+    assert_eq!(a.end().await.reason(), RefusalReason::Revoked);
+    b.until_peers(&[]).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(refusal(running.connect(&amsterdam).await), RefusalReason::Revoked);
+
+    let key = running.key(1, &[]).await;
+    let again = Gateway { enrolment: Some(key.clone()), ..amsterdam };
+    assert_eq!(refusal(running.connect(&again).await), RefusalReason::Revoked, "a new key does not undo it");
+    let successor = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    running.connect(&successor).await.unwrap();
+    b.until_peers(&["amsterdam"]).await;
+    match running.ask(Request::Approve(again.key.to_string())).await {
+        Answer::Error(sentence) => assert!(sentence.contains("another site is named amsterdam"), "{sentence}"),
+        other => panic!("{other:?}"),
+    }
+    running.done(Request::Revoke("amsterdam".into())).await;
+    b.until_peers(&[]).await;
+    running.done(Request::Approve(again.key.to_string())).await;
+    b.until_peers(&["amsterdam"]).await;
+    assert!(b.map.as_ref().unwrap().peers.contains_key(&again.key));
+}
+
+#[tokio::test]
+async fn overlapping_subnets_and_taken_names_are_refused() {
+    let running = Running::start().await;
+    let (_, mut a) = running.site("amsterdam", &["10.101.0.0/16"], &[]).await;
+    let key = running.key(9, &[]).await;
+    let attempt =
+        async |name: &str, subnets: &[&str]| match running.connect(&Gateway::new(name, subnets).with_key(&key)).await {
+            Ok(_) => panic!("let in"),
+            Err(Failure::Refused(reason, detail)) => (reason, detail.unwrap_or_default()),
+            Err(other) => panic!("{other:?}"),
+        };
+    let (reason, detail) = attempt("berlin", &["10.101.7.0/24"]).await;
+    assert_eq!(reason, RefusalReason::Subnets);
+    assert_eq!(detail, "10.101.7.0/24 of berlin overlaps 10.101.0.0/16 of amsterdam");
+    assert_eq!(attempt("berlin", &["100.64.0.0/16"]).await.0, RefusalReason::Subnets);
+    assert_eq!(attempt("amsterdam", &[]).await.0, RefusalReason::NameTaken);
+    a.stays_silent().await;
+    match running.ask(Request::ListKeys).await {
+        Answer::Keys(keys) => assert_eq!(keys.iter().map(|key| key.uses_left).max(), Some(9), "no use was taken"),
+        other => panic!("{other:?}"),
+    }
+
+    // The same when approval comes later.
+    let key = running.key_for(1, &[], Duration::from_secs(60), true).await;
+    let site = Gateway::new("berlin", &["10.0.0.0/8"]).with_key(&key);
+    let mut waiting = running.connect(&site).await.unwrap();
+    match running.ask(Request::Approve("berlin".into())).await {
+        Answer::Error(sentence) => {
+            assert_eq!(sentence, "10.0.0.0/8 of berlin overlaps 10.101.0.0/16 of amsterdam");
+        }
+        other => panic!("{other:?}"),
+    }
+    waiting.stays_silent().await;
+}
+
+#[tokio::test]
+async fn a_site_may_offer_other_subnets_later() {
+    let running = Running::start().await;
+    let (amsterdam, a) = running.site("amsterdam", &["10.101.0.0/24"], &[]).await;
+    let (_, mut b) = running.site("berlin", &["10.102.0.0/24"], &[]).await;
+    b.until_peers(&["amsterdam"]).await;
+    drop(a);
+    let moved = Gateway { subnets: vec!["10.109.0.0/24".parse().unwrap()], ..amsterdam };
+    running.connect(&moved).await.unwrap();
+    b.until("the subnet is known", |b| b.map.as_ref().unwrap().peers[&moved.key].subnets == moved.subnets).await;
+    let grabbing = Gateway { subnets: vec!["10.102.0.0/25".parse().unwrap()], ..moved };
+    assert_eq!(refusal(running.connect(&grabbing).await), RefusalReason::Subnets);
+    b.stays_silent().await;
+}

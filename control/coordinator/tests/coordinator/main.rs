@@ -1,0 +1,11 @@
+//! A real coordinator, and gateways that speak to it over real TLS and WebSockets on loopback.
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod enrol;
+mod hidden;
+mod hostile;
+mod policy;
+mod program;
+mod restart;
+mod running;

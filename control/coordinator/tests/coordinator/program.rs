@@ -1,0 +1,281 @@
+//! The program itself: its command line, its end, and a state directory that is not as it should be.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use penstock_coordinator::store::Store;
+use penstock_proto::coordination::{EnrolmentKey, RefusalReason};
+
+use crate::client::{Failure, Gateway, HOST};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_penstock-coordinator");
+
+struct Program {
+    child: Child,
+    log: std::sync::mpsc::Receiver<String>,
+}
+
+impl Program {
+    fn start(state: &Path) -> Self {
+        Self::spawn(run(Command::new(PROGRAM), state))
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, log) = std::sync::mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, log }
+    }
+
+    /// Waits for a line of the log; returns what follows the words.
+    fn says(&self, words: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let line = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|_| panic!("it does not say {words:?}"));
+            if let Some((_, rest)) = line.split_once(words) {
+                return rest.to_owned();
+            }
+        }
+    }
+
+    fn address(&self) -> std::net::SocketAddr {
+        self.says("listening at ").parse().unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        let outcome = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(outcome.success());
+    }
+
+    fn ends(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(mut command: Command, state: &Path) -> Command {
+    command.args(["run", "--listen", "127.0.0.1:0", "--name", HOST, "--state"]).arg(state);
+    command.env("NO_COLOR", "1").env_remove("RUST_LOG");
+    command
+}
+
+fn cli(state: &Path, arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).arg("--state").arg(state).args(arguments).output().unwrap()
+}
+
+fn succeeds(state: &Path, arguments: &[&str]) -> String {
+    let output = cli(state, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fails(state: &Path, arguments: &[&str]) -> String {
+    let output = cli(state, arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn enrolment_key(state: &Path, arguments: &[&str]) -> EnrolmentKey {
+    succeeds(state, &[&["key", "create"], arguments].concat()).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_from_a_key_to_a_revoked_site() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = &directory.path().join("state");
+    let error = fails(state, &["site", "list"]);
+    assert!(error.starts_with("penstock-coordinator: no coordinator runs with "), "{error}");
+
+    let mut program = Program::start(state);
+    let address = program.address();
+    let fingerprint = program.says("fingerprint is ");
+    let key = enrolment_key(state, &["--uses", "2", "--expires", "24h", "--tag", "branch", "--approve-manually"]);
+    let pin = key.fingerprint().unwrap();
+    assert_eq!(pin.to_string(), fingerprint);
+    let listed = succeeds(state, &["key", "list"]);
+    assert!(listed.contains(&key.id().to_string()) && listed.contains("by hand"), "{listed}");
+    assert!(!listed.contains("penstock1-"), "{listed}");
+
+    let site = Gateway::new("amsterdam", &["10.1.0.0/16"]).with_key(&key);
+    let mut connection = site.connect(address, pin).await.unwrap();
+    assert!(succeeds(state, &["site", "list"]).contains("pending"));
+    assert_eq!(succeeds(state, &["site", "approve", "amsterdam"]), "amsterdam is approved\n");
+    connection.until_peers(&[]).await;
+    let sites: serde_json::Value = serde_json::from_str(&succeeds(state, &["site", "list", "--json"])).unwrap();
+    assert_eq!(sites[0]["Name"], "amsterdam");
+    assert_eq!(sites[0]["State"], "Approved");
+    assert_eq!(sites[0]["Connected"], true);
+    assert_eq!(sites[0]["PublicKey"], site.key.to_string());
+
+    let policy = directory.path().join("policy.json");
+    std::fs::write(&policy, r#"{"Links": [["tag:branch", "tag:hub"]]}"#).unwrap();
+    succeeds(state, &["policy", "set", policy.to_str().unwrap()]);
+    assert!(succeeds(state, &["policy", "show"]).contains("tag:hub"));
+    std::fs::write(&policy, r#"{"Lynx": []}"#).unwrap();
+    let error = fails(state, &["policy", "set", policy.to_str().unwrap()]);
+    assert!(error.contains("policy.json") && error.contains("Lynx"), "{error}");
+
+    assert!(fails(state, &["site", "revoke", "paris"]).contains("there is no site paris"));
+    assert!(fails(state, &["key", "revoke", "00000000"]).contains("no enrolment key"));
+    succeeds(state, &["key", "revoke", &key.id().to_string()]);
+    succeeds(state, &["site", "revoke", "amsterdam"]);
+    assert_eq!(connection.end().await.reason(), RefusalReason::Revoked);
+
+    let second = Program::start(state);
+    second.says("another coordinator runs with");
+    program.signal("-TERM");
+    assert!(program.ends().success());
+    assert!(fails(state, &["site", "list"]).contains("no coordinator runs"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut enrolled: Vec<Gateway> = Vec::new();
+    for round in 0..3 {
+        let program = Program::start(directory.path());
+        let address = program.address();
+        let key = enrolment_key(directory.path(), &["--uses", "100"]);
+        let pin = key.fingerprint().unwrap();
+        for site in &enrolled {
+            let mut connection = site.connect(address, pin).await.unwrap();
+            connection.until("it is known", |connection| connection.registration.is_some()).await;
+        }
+        // While sites enrol, the end comes from outside.
+        let id = program.child.id().to_string();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(150 + 40 * round));
+            Command::new("kill").args(["-KILL", &id]).status()
+        });
+        for number in 0.. {
+            let site = Gateway::new(&format!("s{round}-{number}"), &[]).with_key(&key);
+            match site.connect(address, pin).await {
+                Ok(_) => enrolled.push(Gateway { enrolment: None, ..site }),
+                Err(Failure::Refused(reason, _)) => panic!("{reason}"),
+                Err(_) => break,
+            }
+        }
+    }
+    assert!(enrolled.len() > 3, "{}", enrolled.len());
+    let program = Program::start(directory.path());
+    let sites: serde_json::Value = {
+        program.address();
+        serde_json::from_str(&succeeds(directory.path(), &["site", "list", "--json"])).unwrap()
+    };
+    let listed: Vec<&str> = sites.as_array().unwrap().iter().filter_map(|site| site["PublicKey"].as_str()).collect();
+    for site in &enrolled {
+        assert!(listed.contains(&site.key.to_string().as_str()), "{} is lost", site.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_or_newer_database_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("coordinator.db");
+    std::fs::write(&database, vec![0x5a; 8192]).unwrap();
+    let mut program = Program::start(directory.path());
+    program.says("coordinator.db is damaged");
+    assert_eq!(program.ends().code(), Some(1));
+
+    std::fs::remove_file(&database).unwrap();
+    Store::open(&database).await.unwrap().close().await.unwrap();
+    // The schema's number is in the header (sqlite.org/fileformat.html, section 1.3).
+    let mut bytes = std::fs::read(&database).unwrap();
+    bytes[60..64].copy_from_slice(&7_u32.to_be_bytes());
+    std::fs::write(&database, bytes).unwrap();
+    let mut program = Program::start(directory.path());
+    program.says("was made by a newer coordinator (schema 7, this one knows 1)");
+    assert_eq!(program.ends().code(), Some(1));
+}
+
+/// A shell in a mount namespace of its own, or nothing where that is not allowed.
+fn in_namespace(script: &str, state: &Path) -> Option<Command> {
+    let allowed = Command::new("unshare").args(["--mount", "true"]).stderr(Stdio::null()).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(), "mount namespaces are not allowed");
+        eprintln!("skipped: mount namespaces are not allowed");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &format!("{script}; shift; exec \"$@\""), "sh"]).arg(state).arg(PROGRAM);
+    Some(run(command, state))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_database_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("coordinator.db");
+    Store::open(&database).await.unwrap().close().await.unwrap();
+    let script = "mount --bind \"$1/coordinator.db\" \"$1/coordinator.db\"; \
+        mount -o remount,ro,bind \"$1/coordinator.db\"";
+    let Some(command) = in_namespace(script, directory.path()) else { return };
+    let mut program = Program::spawn(command);
+    program.says("coordinator.db is read-only");
+    assert_eq!(program.ends().code(), Some(1));
+
+    let script = "mount --bind \"$1\" \"$1\"; mount -o remount,ro,bind \"$1\"";
+    let Some(command) = in_namespace(script, directory.path()) else { return };
+    let mut program = Program::spawn(command);
+    program.says("Read-only file system");
+    assert_eq!(program.ends().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_changes_and_keeps_connections() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=512k,mode=0700 tmpfs \"$1\"";
+    let Some(command) = in_namespace(script, directory.path()) else { return };
+    let program = Program::spawn(command);
+    let address = program.address();
+    // The namespace's view of the directory.
+    let root = format!("/proc/{}/root", program.child.id());
+    let state = Path::new(&root).join(directory.path().strip_prefix("/").unwrap());
+    let key = enrolment_key(&state, &["--uses", "1000"]);
+    let pin = key.fingerprint().unwrap();
+    let first = Gateway::new("first", &["10.1.0.0/16"]).with_key(&key);
+    let mut connection = first.connect(address, pin).await.unwrap();
+    connection.until_peers(&[]).await;
+
+    let mut ballast = std::fs::File::create(state.join("ballast")).unwrap();
+    while ballast.write_all(&[1; 4096]).is_ok() {}
+    drop(ballast);
+    let mut refused = false;
+    for number in 0..200 {
+        let site = Gateway::new(&format!("s{number}"), &[]).with_key(&key);
+        match site.connect(address, pin).await {
+            Ok(_) => {}
+            Err(Failure::Refused(RefusalReason::Unavailable, _)) => {
+                refused = true;
+                break;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(refused, "the disk never was full");
+    program.says("is full: nothing was changed");
+    let error = fails(&state, &["key", "create"]);
+    assert!(error.contains("is full"), "{error}");
+    connection.say_address("192.0.2.1:1").await;
+    first.connect(address, pin).await.unwrap();
+
+    std::fs::remove_file(state.join("ballast")).unwrap();
+    let last = Gateway::new("last", &[]).with_key(&key);
+    last.connect(address, pin).await.unwrap();
+}

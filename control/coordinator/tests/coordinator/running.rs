@@ -1,0 +1,98 @@
+//! A coordinator in this process, and its administrator.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use penstock_coordinator::admin::{Answer, Request, SiteStatus, ask};
+use penstock_coordinator::config::{Config, Document};
+use penstock_coordinator::policy::Policy;
+use penstock_coordinator::run::Coordinator;
+use penstock_proto::coordination::{EnrolmentKey, Fingerprint};
+
+use crate::client::{Connection, Failure, Gateway, HOST};
+
+pub struct Running {
+    pub coordinator: Coordinator,
+    pub directory: tempfile::TempDir,
+    pub address: SocketAddr,
+    pub pin: Fingerprint,
+}
+
+impl Running {
+    pub async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    pub async fn start_in(directory: tempfile::TempDir) -> Self {
+        let coordinator = Coordinator::start(config(directory.path())).await.unwrap();
+        let address = coordinator.addresses()[0];
+        let pin = coordinator.identity().fingerprint;
+        Self { coordinator, directory, address, pin }
+    }
+
+    /// Stops in order; what is left is the directory.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.coordinator.stop().await.unwrap();
+        self.directory
+    }
+
+    pub async fn ask(&self, request: Request) -> Answer {
+        let state = self.directory.path().to_owned();
+        tokio::task::spawn_blocking(move || ask(&state, &request)).await.unwrap().unwrap()
+    }
+
+    pub async fn done(&self, request: Request) {
+        match self.ask(request).await {
+            Answer::Done(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn key(&self, uses: u32, tags: &[&str]) -> EnrolmentKey {
+        self.key_for(uses, tags, Duration::from_secs(3600), false).await
+    }
+
+    pub async fn key_for(&self, uses: u32, tags: &[&str], lifetime: Duration, approve_manually: bool) -> EnrolmentKey {
+        let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
+        match self.ask(Request::CreateKey { uses, lifetime, tags, approve_manually }).await {
+            Answer::Key(text) => text.parse().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn sites(&self) -> Vec<SiteStatus> {
+        match self.ask(Request::ListSites).await {
+            Answer::Sites(sites) => sites,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn policy(&self, text: &str) {
+        self.done(Request::SetPolicy(Policy::parse(text).unwrap())).await;
+    }
+
+    pub async fn connect(&self, gateway: &Gateway) -> Result<Connection, Failure> {
+        gateway.connect(self.address, self.pin).await
+    }
+
+    /// A new site with tags, enrolled, approved and connected.
+    pub async fn site(&self, name: &str, subnets: &[&str], tags: &[&str]) -> (Gateway, Connection) {
+        let key = self.key(1, tags).await;
+        let gateway = Gateway::new(name, subnets).with_key(&key);
+        let mut connection = self.connect(&gateway).await.unwrap();
+        connection.until("there is a map", |connection| connection.map.is_some()).await;
+        (gateway, connection)
+    }
+}
+
+pub fn config(state: &Path) -> Config {
+    let document = Document {
+        listen: Some(vec!["127.0.0.1:0".parse().unwrap()]),
+        names: Some(vec![HOST.into()]),
+        state: Some(state.to_owned()),
+        stun_servers: Some(vec!["192.0.2.1:3478".parse().unwrap()]),
+        ..Document::default()
+    };
+    document.try_into().unwrap()
+}
