@@ -26,3 +26,4 @@ pub mod run;
 pub mod server;
 pub mod site;
 pub mod store;
+pub mod stun;
