@@ -2,7 +2,7 @@
 //! sets `cfg(fuzzing)`.
 
 use super::BATCH;
-use super::offload::{Template, VNET_LEN, VnetHeader, Work, complete_checksum, work};
+use super::offload::{VNET_LEN, VnetHeader, Work, complete_checksum, cut, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::FRONT;
 
@@ -48,15 +48,6 @@ fn segments(header: &VnetHeader, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
             complete_checksum(&mut whole, start, field);
             Some(vec![whole])
         }
-        Work::Segment { head, size } => {
-            let mut template = Template::empty();
-            template.load(front, header, packet.len(), head);
-            let cut = |(index, payload): (usize, &[u8])| {
-                let mut segment = [&packet[..head], payload].concat();
-                template.write(index, &mut segment);
-                segment
-            };
-            Some(packet[head..].chunks(size).enumerate().map(cut).collect())
-        }
+        Work::Segment { head, size } => Some(cut(header, packet, head, size)),
     }
 }

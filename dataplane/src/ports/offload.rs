@@ -245,6 +245,19 @@ impl Template {
     }
 }
 
+/// Cuts a super-packet as the `tun` port does, whose segments come in frames with other bytes in front.
+#[cfg(any(test, fuzzing))]
+pub(super) fn cut(header: &VnetHeader, bytes: &[u8], head: usize, size: usize) -> Vec<Vec<u8>> {
+    let mut template = Template::empty();
+    template.load(bytes, header, bytes.len(), head);
+    let write = |(index, payload): (usize, &[u8])| {
+        let mut segment = [&[0xaa].repeat(head), payload].concat();
+        template.write(index, &mut segment);
+        segment
+    };
+    bytes[head..].chunks(size).enumerate().map(write).collect()
+}
+
 /// The big-endian word at `at`.
 #[inline]
 pub(super) fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -343,14 +356,7 @@ pub(super) mod tests {
 
     fn cut(header: &VnetHeader, bytes: &[u8]) -> Vec<Vec<u8>> {
         let Ok(Work::Segment { head, size }) = work(header, bytes, bytes.len()) else { panic!("not a super-packet") };
-        let mut template = Template::empty();
-        template.load(bytes, header, bytes.len(), head);
-        let write = |(index, payload): (usize, &[u8])| {
-            let mut segment = [&[0xaa].repeat(head), payload].concat();
-            template.write(index, &mut segment);
-            segment
-        };
-        bytes[head..].chunks(size).enumerate().map(write).collect()
+        super::cut(header, bytes, head, size)
     }
 
     #[test]

@@ -305,7 +305,7 @@ fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::super::offload::tests::{Shape as Packet, TCP4, packet};
-    use super::super::offload::{FIN, Template, Work, work};
+    use super::super::offload::{FIN, Work, cut, work};
     use super::*;
 
     fn sort(packets: &[Vec<u8>]) -> (Coalescer, Vec<Vec<usize>>) {
@@ -326,14 +326,7 @@ mod tests {
         indices.for_each(|i| bytes.extend_from_slice(&packets[i][run.head()..]));
         let Ok(Work::Segment { head, size }) = work(&header, &bytes, bytes.len()) else { panic!("unsound") };
         assert_eq!(head, run.head());
-        let mut template = Template::empty();
-        template.load(&bytes, &header, bytes.len(), head);
-        let cut = |(i, payload): (usize, &[u8])| {
-            let mut segment = [&bytes[..head], payload].concat();
-            template.write(i, &mut segment);
-            segment
-        };
-        bytes[head..].chunks(size).enumerate().map(cut).collect()
+        cut(&header, &bytes, head, size)
     }
 
     /// Segments of 1000 bytes, the last one of 100 with PSH.
