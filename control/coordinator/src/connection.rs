@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use penstock_proto::Bucket;
 use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, PING_INTERVAL, SILENCE_LIMIT};
 use penstock_proto::coordination::{
     Challenger, CoordinatorMessage, GatewayMessage, Hello, Reachability, Refusal, RefusalReason,
@@ -112,7 +113,8 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
     let mut ping = interval(PING_INTERVAL);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ping.reset();
-    let mut budget = Budget::default();
+    // Messages that may still come.
+    let mut budget = Bucket::default();
     let mut pushed: Option<Instant> = None;
     let mut due = false;
     loop {
@@ -120,7 +122,7 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
         tokio::select! {
             message = wire.hear() => {
                 let message = message?;
-                if !budget.take(Instant::now()) {
+                if !budget.take(Instant::now(), MESSAGE_INTERVAL, MESSAGE_INTERVAL * MESSAGE_BURST) {
                     return Err(RefusalReason::TooMany.into());
                 }
                 match message {
@@ -158,20 +160,6 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
 fn sound(mut reachability: Reachability) -> Reachability {
     reachability.candidates.retain(penstock_proto::coordination::Candidate::is_sound);
     reachability
-}
-
-/// Messages that may still come, as the time that it takes to earn them.
-#[derive(Default)]
-struct Budget {
-    worked_off: Option<Instant>,
-}
-
-impl Budget {
-    fn take(&mut self, now: Instant) -> bool {
-        let backlog = self.worked_off.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)) + MESSAGE_INTERVAL;
-        self.worked_off = Some(now + backlog);
-        backlog <= MESSAGE_INTERVAL * MESSAGE_BURST
-    }
 }
 
 /// A WebSocket that speaks our messages.

@@ -18,6 +18,7 @@
 //! Reading order: [`gateway`], `receive` (a handshake message comes in), `send` (one goes out),
 //! `timers`, `session`, `noise`, `cookie`, `limiter`, [`messages`], [`constants`].
 
+mod bucket;
 mod clock;
 pub mod constants;
 mod cookie;
@@ -37,6 +38,7 @@ mod session;
 pub mod stun;
 mod timers;
 
+pub use bucket::Bucket;
 pub use constants::Timings;
 pub use event::{Contents, Event, Traffic, Transmit};
 pub use gateway::{AddPeerError, Gateway};

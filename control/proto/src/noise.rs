@@ -5,7 +5,9 @@
 //! trace. Every Diffie-Hellman result is checked to be contributory, so low-order points end in a
 //! [`Reject`] and thus in silence.
 
-use blake2::{Blake2s256, Digest};
+use blake2::digest::Mac;
+use blake2::digest::consts::U32;
+use blake2::{Blake2s256, Blake2sMac, Digest};
 use chacha20poly1305::{AeadInPlace, ChaCha20Poly1305, KeyInit};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroize;
@@ -168,6 +170,15 @@ pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 32] {
         hasher.update(part);
     }
     hasher.finalize().into()
+}
+
+/// BLAKE2s-256 of the concatenated parts under a key of at most 32 bytes.
+pub(crate) fn keyed_hash(key: &[u8], parts: &[&[u8]]) -> Blake2sMac<U32> {
+    let mut mac = <Blake2sMac<U32> as KeyInit>::new_from_slice(key).expect("a key of BLAKE2s has up to 32 bytes");
+    for part in parts {
+        Mac::update(&mut mac, part);
+    }
+    mac
 }
 
 /// The chaining key and the transcript hash of a handshake.

@@ -10,12 +10,14 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use blake2::Blake2sMac;
+use blake2::digest::Mac;
 use blake2::digest::consts::U32;
-use blake2::digest::{KeyInit, Mac};
 use rand::CryptoRng;
 use serde::de::{Deserialize, Deserializer, Error};
 use serde::{Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::noise::keyed_hash;
 
 const PREFIX: &str = "penstock1-";
 const LABEL: &[u8] = b"penstock enrolment key v1";
@@ -96,10 +98,7 @@ impl EnrolmentKey {
     }
 
     fn mac(&self) -> Blake2sMac<U32> {
-        let mut mac = <Blake2sMac<U32> as KeyInit>::new_from_slice(&self.secret).expect("16 bytes are a BLAKE2s key");
-        mac.update(LABEL);
-        mac.update(&self.id.0);
-        mac
+        keyed_hash(&self.secret, &[LABEL, &self.id.0])
     }
 }
 

@@ -11,15 +11,15 @@
 //! transcript, so a proof made for one coordinator is worth nothing at another. No clock is involved.
 
 use blake2::Blake2sMac;
+use blake2::digest::Mac;
 use blake2::digest::consts::U32;
-use blake2::digest::{KeyInit, Mac};
 use rand::CryptoRng;
 use serde::{Deserialize, Serialize};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::SiteKey;
 use super::encoding::Base64;
-use crate::noise::diffie_hellman;
+use crate::noise::{diffie_hellman, keyed_hash};
 use crate::{Key, generate_private_key};
 
 const LABEL_KEY: &[u8] = b"penstock coordination v1 key";
@@ -90,22 +90,14 @@ pub fn prove(private: &StaticSecret, challenge: &Challenge, host: &str) -> Resul
 }
 
 fn transcript(shared: &Key, site: &SiteKey, challenge: &Challenge, host: &str) -> Blake2sMac<U32> {
-    let key: [u8; 32] = keyed(shared.as_bytes(), &[LABEL_KEY, &challenge.nonce.0]).finalize().into_bytes().into();
+    let key: [u8; 32] = keyed_hash(shared.as_bytes(), &[LABEL_KEY, &challenge.nonce.0]).finalize().into_bytes().into();
     let key = Key::from(key);
     // Host names are equal whatever their case (RFC 4343).
     let host = host.to_ascii_lowercase();
     let length = (host.len() as u64).to_be_bytes();
     let parts: [&[u8]; 6] =
         [LABEL_PROOF, site.as_bytes(), challenge.ephemeral.as_bytes(), &challenge.nonce.0, &length, host.as_bytes()];
-    keyed(key.as_bytes(), &parts)
-}
-
-fn keyed(key: &[u8; 32], parts: &[&[u8]]) -> Blake2sMac<U32> {
-    let mut mac = <Blake2sMac<U32> as KeyInit>::new(key.into());
-    for part in parts {
-        mac.update(part);
-    }
-    mac
+    keyed_hash(key.as_bytes(), &parts)
 }
 
 #[cfg(test)]

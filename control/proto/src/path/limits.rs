@@ -6,24 +6,13 @@ use std::time::{Duration, Instant};
 use rand::RngCore;
 
 use super::constants::{PING_BURST, PINGS_PER_SECOND, STRANGER_BURST, STRANGER_PROBES_PER_SECOND};
-use crate::Key;
 use crate::cookie::mac;
+use crate::{Bucket, Key};
 
-/// A token bucket, as the time at which all it has let through would be worked off.
-#[derive(Clone, Copy, Default)]
-struct Bucket(Option<Instant>);
-
-impl Bucket {
-    /// Lets one through unless more than `burst` are waiting to be worked off.
-    fn take(&mut self, now: Instant, per_second: u32, burst: u32) -> bool {
-        let cost = Duration::from_secs(1) / per_second;
-        let backlog = self.0.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)) + cost;
-        let allowed = backlog <= cost * burst;
-        if allowed {
-            self.0 = Some(now + backlog);
-        }
-        allowed
-    }
+/// Lets one through, of so many a second, unless more than `burst` are waiting to be worked off.
+fn take(bucket: &mut Bucket, now: Instant, per_second: u32, burst: u32) -> bool {
+    let cost = Duration::from_secs(1) / per_second;
+    bucket.take(now, cost, cost * burst)
 }
 
 /// The pings of all peers together.
@@ -33,12 +22,12 @@ pub(crate) struct Budget(Bucket);
 impl Budget {
     /// A ping that keeps a path alive, or answers a peer's.
     pub fn urgent(&mut self, now: Instant) -> bool {
-        self.0.take(now, PINGS_PER_SECOND, PING_BURST)
+        take(&mut self.0, now, PINGS_PER_SECOND, PING_BURST)
     }
 
     /// A ping that looks for a better path.
     pub fn searching(&mut self, now: Instant) -> bool {
-        self.0.take(now, PINGS_PER_SECOND, PING_BURST / 2)
+        take(&mut self.0, now, PINGS_PER_SECOND, PING_BURST / 2)
     }
 }
 
@@ -65,7 +54,7 @@ impl Strangers {
             IpAddr::V6(ip) => mac(self.secret.as_bytes(), &[&ip.octets()[..8]]),
         };
         let bucket = usize::from(u16::from_le_bytes([low, high])) % BUCKETS;
-        self.buckets[bucket].take(now, STRANGER_PROBES_PER_SECOND, STRANGER_BURST)
+        take(&mut self.buckets[bucket], now, STRANGER_PROBES_PER_SECOND, STRANGER_BURST)
     }
 }
 

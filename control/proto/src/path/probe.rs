@@ -12,15 +12,13 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use blake2::Blake2sMac;
 use blake2::digest::Mac;
-use blake2::digest::consts::U32;
 use chacha20poly1305::{AeadInPlace, KeyInit, XChaCha20Poly1305};
 use rand::RngCore;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::Key;
-use crate::noise::{diffie_hellman, hash};
+use crate::noise::{diffie_hellman, hash, keyed_hash};
 
 /// The length of every probe, in bytes.
 pub const PROBE_LENGTH: usize = 92;
@@ -119,11 +117,7 @@ impl ProbeKey {
     pub fn new(private: &StaticSecret, ours: &PublicKey, theirs: &PublicKey) -> Option<Self> {
         let secret = diffie_hellman(private, theirs).ok()?;
         let (low, high) = if ours.as_bytes() < theirs.as_bytes() { (ours, theirs) } else { (theirs, ours) };
-        let mut mac = <Blake2sMac<U32> as blake2::digest::KeyInit>::new_from_slice(secret.as_bytes())
-            .expect("BLAKE2s takes keys of 32 bytes");
-        mac.update(LABEL_PROBE);
-        mac.update(low.as_bytes());
-        mac.update(high.as_bytes());
+        let mac = keyed_hash(secret.as_bytes(), &[LABEL_PROBE, low.as_bytes(), high.as_bytes()]);
         let mut key = Key::zero();
         key.as_mut().copy_from_slice(&mac.finalize().into_bytes());
         Some(Self(key))

@@ -26,27 +26,21 @@ pub const BINDING_LIFETIME: Duration = Duration::from_secs(60);
 const LABEL_BIND: &[u8] = b"penstock relay v1";
 
 /// The secret of a site and a relay.
-pub(super) struct BindKey([u8; 32]);
+pub(super) struct BindKey(Key);
 
 impl BindKey {
     /// `None` when the other's key is of low order.
     pub fn new(private_key: &StaticSecret, other: &PublicKey, site: SiteId, relay: &PublicKey) -> Option<Self> {
         let secret = diffie_hellman(private_key, other).ok()?;
-        Some(Self(hash(&[LABEL_BIND, secret.as_bytes(), &site.0, relay.as_bytes()])))
+        Some(Self(hash(&[LABEL_BIND, secret.as_bytes(), &site.0, relay.as_bytes()]).into()))
     }
 
     pub fn prove(&self, what: &[u8]) -> MacBytes {
-        mac(&self.0, &[what])
+        mac(self.0.as_bytes(), &[what])
     }
 
     pub fn proves(&self, what: &[u8], proof: &MacBytes) -> bool {
-        mac_is(&self.0, &[what], proof)
-    }
-}
-
-impl Drop for BindKey {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.0);
+        mac_is(self.0.as_bytes(), &[what], proof)
     }
 }
 

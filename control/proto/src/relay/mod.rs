@@ -25,11 +25,12 @@ use std::time::{Duration, Instant};
 
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use crate::Bucket;
 use crate::cookie::MacKeys;
 use crate::messages::{
     COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, RESPONSE, RESPONSE_LENGTH, TRANSPORT_DATA,
 };
-use crate::path::{FIRST_BYTE, PROBE_LENGTH, SiteId};
+use crate::path::{Envelope, FIRST_BYTE, SiteId};
 
 use binding::Bindings;
 use message::Kind;
@@ -149,18 +150,17 @@ impl Relay {
     }
 
     /// Makes a site known, or changes whom it may talk to. A pair is joined only when each names the other.
-    pub fn set_site(&mut self, now: Instant, public_key: PublicKey, peers: impl IntoIterator<Item = PublicKey>) {
+    pub fn set_site(&mut self, public_key: PublicKey, peers: impl IntoIterator<Item = PublicKey>) {
         let id = SiteId::of(&public_key);
         let peers: HashSet<SiteId> =
             peers.into_iter().map(|peer| SiteId::of(&peer)).filter(|peer| *peer != id).collect();
         let gone = |peer: &SiteId| !peers.contains(peer);
-        self.routes.retain(|a, b| !(*a == id && gone(b) || *b == id && gone(a)));
-        self.pairs.retain(|(a, b), _| !(*a == id && gone(b) || *b == id && gone(a)));
+        self.retain_pairs(|a, b| !(*a == id && gone(b) || *b == id && gone(a)));
         match self.sites.get_mut(&id) {
             Some(site) => site.peers = peers,
             None => {
-                let initiations = Bucket::full(now, INITIATION_BURST);
-                self.sites.insert(id, Site { mac: MacKeys::new(&public_key), public_key, peers, initiations });
+                let mac = MacKeys::new(&public_key);
+                self.sites.insert(id, Site { mac, public_key, peers, initiations: Bucket::default() });
             }
         }
     }
@@ -170,8 +170,12 @@ impl Relay {
         let id = SiteId::of(public_key);
         self.sites.remove(&id);
         self.bindings.remove(id);
-        self.routes.retain(|a, b| *a != id && *b != id);
-        self.pairs.retain(|(a, b), _| *a != id && *b != id);
+        self.retain_pairs(|a, b| *a != id && *b != id);
+    }
+
+    fn retain_pairs(&mut self, keep: impl Fn(&SiteId, &SiteId) -> bool) {
+        self.routes.retain(&keep);
+        self.pairs.retain(|(a, b), _| keep(a, b));
     }
 
     /// A stream has ended.
@@ -190,7 +194,7 @@ impl Relay {
         }
         let sender = self.bindings.site_of(now, from).ok_or(RelayDrop::UnboundSource)?;
         let receiver = if first == FIRST_BYTE {
-            probe_receiver(datagram)?
+            Envelope::parse(datagram).map_err(|_| RelayDrop::Malformed)?.receiver
         } else if datagram[1..4] != [0; 3] {
             return Err(RelayDrop::Malformed);
         } else {
@@ -215,8 +219,9 @@ impl Relay {
         }
         let to = self.bindings.source_of(now, receiver).ok_or(RelayDrop::UnboundReceiver)?;
         let RelayLimits { pair_bytes_per_second, pair_burst } = self.limits;
-        let budget = self.pairs.entry((sender, receiver)).or_insert_with(|| Bucket::full(now, pair_burst));
-        if budget.take(now, len as u64, pair_bytes_per_second, pair_burst) {
+        let budget = self.pairs.entry((sender, receiver)).or_default();
+        let time = |bytes| time_of(bytes, pair_bytes_per_second);
+        if budget.take(now, time(len as u64), time(pair_burst)) {
             Ok(Outcome::Forward(to))
         } else {
             Err(RelayDrop::OverBudget)
@@ -236,7 +241,8 @@ impl Relay {
 
     fn receiver_of_initiation(&mut self, now: Instant, sender: SiteId, datagram: &[u8]) -> Result<SiteId, RelayDrop> {
         let site = self.sites.get_mut(&sender).ok_or(RelayDrop::UnboundSource)?;
-        if !site.initiations.take(now, 1, INITIATIONS_PER_SECOND, INITIATION_BURST) {
+        let time = |initiations| time_of(initiations, INITIATIONS_PER_SECOND);
+        if !site.initiations.take(now, time(1), time(INITIATION_BURST)) {
             return Err(RelayDrop::TooManyInitiations);
         }
         let site = &self.sites[&sender];
@@ -245,44 +251,15 @@ impl Relay {
     }
 }
 
-/// The receiver that a probe's header names.
-fn probe_receiver(datagram: &[u8]) -> Result<SiteId, RelayDrop> {
-    let probe: &[u8; PROBE_LENGTH] = datagram.try_into().map_err(|_| RelayDrop::Malformed)?;
-    probe[4..].first_chunk().map(|id| SiteId(*id)).ok_or(RelayDrop::Malformed)
-}
-
 /// The little-endian number at `at` of a message whose length was checked.
 fn word(datagram: &[u8], at: usize) -> u32 {
     datagram[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
-/// A token bucket.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: u64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn full(now: Instant, burst: u64) -> Self {
-        Self { tokens: burst, at: now }
-    }
-
-    fn take(&mut self, now: Instant, amount: u64, per_second: u64, burst: u64) -> bool {
-        let elapsed = now.saturating_duration_since(self.at);
-        let earned = (elapsed.as_nanos() * u128::from(per_second) / 1_000_000_000).min(u128::from(burst)) as u64;
-        if earned > 0 {
-            self.tokens = (self.tokens + earned).min(burst);
-            // What was not enough for a token is kept.
-            self.at += Duration::from_nanos((u128::from(earned) * 1_000_000_000 / u128::from(per_second)) as u64);
-            self.at = if self.tokens == burst { now } else { self.at };
-        }
-        let enough = self.tokens >= amount;
-        if enough {
-            self.tokens -= amount;
-        }
-        enough
-    }
+/// How long so much takes at that rate.
+fn time_of(amount: u64, per_second: u64) -> Duration {
+    let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(per_second.max(1));
+    Duration::from_nanos(nanoseconds.try_into().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use super::binding::BINDING_LIFETIME;
 use super::client::{Progress, RENEW_EVERY, RelayClient};
 use super::*;
+use crate::path::PROBE_LENGTH;
 use crate::{Gateway, PeerConfig, generate_private_key};
 
 const STREAM: Source = Source::Stream(7);
@@ -47,7 +48,7 @@ impl Bench {
         let friends: Vec<PublicKey> = sites[..sites.len() - 1].iter().map(|site| site.public).collect();
         for site in &sites {
             let peers = friends.iter().filter(|_| friends.contains(&site.public)).copied();
-            relay.set_site(now, site.public, peers);
+            relay.set_site(site.public, peers);
         }
         Self { now, relay, public, sites }
     }
@@ -245,10 +246,10 @@ fn policy_cuts_what_it_once_allowed() {
     assert_eq!(bench.send(0, &data(5, 100)), Ok(Outcome::Forward(address(2))));
     assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
     // One side is enough.
-    bench.relay.set_site(now, bench.sites[1].public, []);
+    bench.relay.set_site(bench.sites[1].public, []);
     assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver));
     assert_eq!(bench.send(0, &bench.probe(1)), Err(RelayDrop::UnknownReceiver));
-    bench.relay.set_site(now, bench.sites[1].public, [bench.sites[0].public]);
+    bench.relay.set_site(bench.sites[1].public, [bench.sites[0].public]);
     assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
     assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver), "the index went with the policy");
     bench.relay.remove_site(&bench.sites[0].public);
