@@ -109,7 +109,7 @@ impl Bindings {
         let answer = message::bound(bind.site, &bind.cookie, BINDING_LIFETIME.as_secs() as u16, |what| key.prove(what));
         let bound = Bound { source: from, until: now + BINDING_LIFETIME, generation };
         if let Some(before) = self.bound.insert(bind.site, bound).filter(|before| before.source != from) {
-            self.forget(before.source);
+            self.release(before.source, bind.site);
         }
         // Two sites behind one source would be one to the relay: the later one has it.
         self.sources.insert(from, bind.site);
@@ -124,10 +124,15 @@ impl Bindings {
     /// A site is gone.
     pub fn remove(&mut self, site: SiteId) {
         self.keys.remove(&site);
-        if let Some(bound) = self.bound.remove(&site)
-            && self.sources.get(&bound.source) == Some(&site)
-        {
-            self.sources.remove(&bound.source);
+        if let Some(bound) = self.bound.remove(&site) {
+            self.release(bound.source, site);
+        }
+    }
+
+    /// A site is at a source no more; another may be there by now.
+    fn release(&mut self, source: Source, site: SiteId) {
+        if self.sources.get(&source) == Some(&site) {
+            self.sources.remove(&source);
         }
     }
 

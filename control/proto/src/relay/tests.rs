@@ -114,6 +114,21 @@ fn a_recorded_message_does_not_move_a_site_back() {
     assert_eq!(bench.send(1, &bench.probe(0)), Ok(Outcome::Forward(address(77))));
 }
 
+/// Two sites behind one source are one to the relay. When the first moves away, the other keeps its place.
+#[test]
+fn a_site_that_leaves_a_source_takes_only_itself_along() {
+    let mut bench = Bench::new(4);
+    bench.bind(0);
+    bench.sites[1].at = bench.sites[0].at;
+    bench.bind(1);
+    bench.bind(2);
+    assert_eq!(bench.send(2, &bench.probe(0)), Err(RelayDrop::UnboundReceiver));
+    bench.sites[0].at = address(77);
+    bench.bind(0);
+    assert_eq!(bench.send(2, &bench.probe(0)), Ok(Outcome::Forward(address(77))));
+    assert_eq!(bench.send(2, &bench.probe(1)), Ok(Outcome::Forward(address(1))));
+}
+
 #[test]
 fn nobody_binds_himself_as_another() {
     let mut bench = Bench::new(3);
