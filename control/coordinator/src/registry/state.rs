@@ -315,3 +315,6 @@ impl View {
         Some(self.changed.iter().skip(skipped).copied())
     }
 }
+
+#[cfg(test)]
+mod tests;
