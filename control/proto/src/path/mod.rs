@@ -32,6 +32,8 @@ mod probe;
 mod reason;
 mod rounds;
 mod select;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 

@@ -11,7 +11,7 @@ use crate::{plain, seeds};
 #[test]
 fn every_pair_of_nats_gets_the_path_that_the_oracle_says() {
     let mut wrong: Vec<String> = vec![];
-    for seed in seeds(3, 200) {
+    for seed in seeds(3, 40) {
         for a in Kind::ALL {
             for b in Kind::ALL {
                 let mut world = World::new(seed, &[a, b], plain());
@@ -39,7 +39,7 @@ fn every_pair_of_nats_gets_the_path_that_the_oracle_says() {
 
 #[test]
 fn every_nat_is_named_rightly() {
-    for seed in seeds(5, 500) {
+    for seed in seeds(5, 200) {
         for kind in Kind::ALL {
             let mut world = World::new(seed, &[kind], plain());
             world.faults = Faults::some(&mut StdRng::seed_from_u64(seed));

@@ -1,0 +1,169 @@
+//! One agent and its neighbour, by hand: what is refused, and what is bounded.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE};
+use super::probe::ProbeKey;
+use super::*;
+use crate::coordination::{Candidate, CandidateKind, NatType};
+
+struct Bench {
+    now: Instant,
+    agent: PathAgent,
+    peer: PublicKey,
+    key: ProbeKey,
+    ours: SiteId,
+    theirs: SiteId,
+    rng: StdRng,
+}
+
+fn bench() -> Bench {
+    let (us, them) = (StaticSecret::from([1; 32]), StaticSecret::from([2; 32]));
+    let (our_key, peer) = (PublicKey::from(&us), PublicKey::from(&them));
+    let now = Instant::now();
+    let mut agent = PathAgent::new(us, PathConfig::default(), StdRng::seed_from_u64(1));
+    agent.add_peer(now, peer).unwrap();
+    let key = ProbeKey::new(&them, &peer, &our_key).unwrap();
+    let (ours, theirs) = (SiteId::of(&our_key), SiteId::of(&peer));
+    Bench { now, agent, peer, key, ours, theirs, rng: StdRng::seed_from_u64(2) }
+}
+
+fn from(port: u16) -> SocketAddr {
+    ([192, 0, 2, 1], port).into()
+}
+
+fn ping(transaction: u64) -> Probe {
+    Probe::Ping(Ping { transaction, opened: None, birthday: false, round: 0 })
+}
+
+impl Bench {
+    fn give(&mut self, from: SocketAddr, probe: &Probe) -> Result<(), ProbeReject> {
+        let bytes = self.key.seal(self.ours, self.theirs, probe, &mut self.rng);
+        self.agent.handle_datagram(self.now, SocketId::TUNNEL, from, &bytes)
+    }
+
+    fn transmits(&mut self) -> Vec<PathTransmit> {
+        std::iter::from_fn(|| self.agent.poll_transmit()).collect()
+    }
+}
+
+#[test]
+fn keys_that_cannot_be_peers_are_refused() {
+    let mut bench = bench();
+    let own = PublicKey::from(&StaticSecret::from([1; 32]));
+    assert_eq!(bench.agent.add_peer(bench.now, own), Err(AddSiteError::OwnKey));
+    assert_eq!(bench.agent.add_peer(bench.now, bench.peer), Err(AddSiteError::Duplicate));
+    assert_eq!(bench.agent.add_peer(bench.now, PublicKey::from([0; 32])), Err(AddSiteError::LowOrderKey));
+}
+
+#[test]
+fn a_ping_is_answered_once_where_it_came_from_and_asked_back() {
+    let mut bench = bench();
+    assert_eq!(bench.give(from(7), &ping(1)), Ok(()));
+    let sent = bench.transmits();
+    assert_eq!(sent.len(), 2);
+    assert!(sent.iter().all(|sent| sent.to == from(7) && sent.socket == SocketId::TUNNEL && sent.ttl.is_none()));
+    let opened: Vec<Probe> =
+        sent.iter().map(|sent| bench.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap()).collect();
+    assert_eq!(opened[0], Probe::Pong(Pong { transaction: 1, seen: from(7) }));
+    let Probe::Ping(asked) = opened[1] else { panic!("{opened:?}") };
+    // A copy says nothing, and neither does a pong from elsewhere or to nothing.
+    assert_eq!(bench.give(from(8), &ping(1)), Err(ProbeReject::Replay));
+    let pong = Probe::Pong(Pong { transaction: asked.transaction, seen: from(9) });
+    assert_eq!(bench.give(from(8), &pong), Err(ProbeReject::Unasked));
+    let other = Probe::Pong(Pong { transaction: asked.transaction ^ 1, seen: from(9) });
+    assert_eq!(bench.give(from(7), &other), Err(ProbeReject::Unasked));
+    assert!(bench.transmits().is_empty());
+    assert_eq!(bench.agent.path(&bench.peer).unwrap().0, Path::None);
+    assert_eq!(bench.give(from(7), &pong), Ok(()));
+    let direct = Path::Direct { socket: SocketId::TUNNEL, address: from(7) };
+    assert_eq!(bench.agent.path(&bench.peer).unwrap().0, direct);
+    assert_eq!(bench.give(from(7), &pong), Err(ProbeReject::Unasked), "a copy");
+}
+
+#[test]
+fn what_is_for_others_from_others_or_forged_is_silence() {
+    let mut bench = bench();
+    let Bench { ours, theirs, now, .. } = bench;
+    let nobody = SiteId([9; 8]);
+    let expected = [
+        (nobody, theirs, ProbeReject::Receiver),
+        (ours, nobody, ProbeReject::Sender),
+        (ours, ours, ProbeReject::Sender),
+        (theirs, ours, ProbeReject::Receiver),
+    ];
+    for (receiver, sender, reject) in expected {
+        let bytes = bench.key.seal(receiver, sender, &ping(1), &mut bench.rng);
+        assert_eq!(bench.agent.handle_datagram(now, SocketId::TUNNEL, from(7), &bytes), Err(reject));
+    }
+    let mut bytes = bench.key.seal(ours, theirs, &ping(1), &mut bench.rng);
+    for length in 0..PROBE_LENGTH {
+        assert!(bench.agent.handle_datagram(now, SocketId::TUNNEL, from(7), &bytes[..length]).is_err());
+    }
+    bytes[50] ^= 1;
+    let forged = bench.agent.handle_datagram(now, SocketId::TUNNEL, from(7), &bytes);
+    assert_eq!(forged, Err(ProbeReject::NotAuthentic));
+    assert!(bench.transmits().is_empty());
+}
+
+#[test]
+fn a_flood_of_forgeries_ends_for_strangers_and_never_for_a_peers_own_address() {
+    let mut bench = bench();
+    bench.give(from(7), &ping(1)).unwrap();
+    let forged = {
+        let mut bytes = bench.key.seal(bench.ours, bench.theirs, &ping(2), &mut bench.rng);
+        bytes[91] ^= 1;
+        bytes
+    };
+    let stranger: SocketAddr = ([192, 0, 2, 66], 7).into();
+    let mut limited = 0;
+    for _ in 0..1000 {
+        let reject = bench.agent.handle_datagram(bench.now, SocketId::TUNNEL, stranger, &forged);
+        limited += usize::from(reject == Err(ProbeReject::RateLimited));
+        let known = bench.agent.handle_datagram(bench.now, SocketId::TUNNEL, from(7), &forged);
+        assert_eq!(known, Err(ProbeReject::NotAuthentic));
+    }
+    assert_eq!(limited, 800);
+    assert_eq!(bench.give(from(7), &ping(3)), Ok(()));
+}
+
+#[test]
+fn candidates_are_bounded_and_unsound_ones_ignored() {
+    let mut bench = bench();
+    let host = |address: SocketAddr| Candidate { kind: CandidateKind::Host, address };
+    let unsound = ["127.0.0.1:53", "224.0.0.1:5", "0.0.0.0:5", "255.255.255.255:5", "192.0.2.1:0", "[ff02::1]:5"];
+    let mut candidates: Vec<Candidate> = unsound.iter().map(|at| host(at.parse().unwrap())).collect();
+    candidates.extend((1..1000).map(|port| host(from(port))));
+    bench.agent.set_remote(bench.now, &bench.peer, &candidates, NatType::default());
+    let sent = bench.transmits();
+    assert_eq!(sent.len(), MAX_CANDIDATES);
+    assert!(sent.iter().all(|sent| sent.to.ip() == from(1).ip() && sent.to.port() > 0));
+    // Peer-reflexive ones too: an authentic peer may come from anywhere, but not from everywhere.
+    for number in 0..100 {
+        bench.give(([198, 51, 100, number], 7).into(), &ping(u64::from(number))).unwrap();
+    }
+    bench.transmits();
+    bench.now += Duration::from_millis(600);
+    bench.agent.handle_timeout(bench.now);
+    let asked = bench.transmits().len();
+    assert!(asked <= MAX_CANDIDATES + MAX_PEER_REFLEXIVE, "{asked}");
+}
+
+#[test]
+fn a_candidate_behind_a_nat_is_first_asked_by_a_probe_that_does_not_arrive() {
+    let mut bench = bench();
+    let candidates = [Candidate { kind: CandidateKind::ServerReflexive, address: from(7) }];
+    bench.agent.set_remote(bench.now, &bench.peer, &candidates, NatType::default());
+    let sent = bench.transmits();
+    assert_eq!(sent.iter().map(|sent| (sent.to, sent.ttl)).collect::<Vec<_>>(), [(from(7), Some(2))]);
+    // Without a relay that could tell when the peer is ready, a second must do.
+    bench.now += Duration::from_secs(1);
+    bench.agent.handle_timeout(bench.now);
+    let sent = bench.transmits();
+    assert_eq!(sent.iter().map(|sent| (sent.to, sent.ttl)).collect::<Vec<_>>(), [(from(7), None)]);
+}
