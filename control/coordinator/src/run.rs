@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,9 @@ pub enum StartError {
         /// Why not.
         error: io::Error,
     },
+    /// The state directory is open to others, so they could reach the control socket.
+    #[error("{0} is open to other users: chmod 700 it")]
+    Open(PathBuf),
     /// Another coordinator uses it.
     #[error("another coordinator runs with {0}")]
     Taken(PathBuf),
@@ -155,6 +158,10 @@ impl Coordinator {
 fn take(directory: &Path) -> Result<File, StartError> {
     let failed = |path: &Path, error| StartError::Directory { path: path.to_owned(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(directory, error))?;
+    let mode = directory.metadata().map_err(|error| failed(directory, error))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(StartError::Open(directory.to_owned()));
+    }
     let path = directory.join(LOCK);
     let lock = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = lock.map_err(|error| failed(&path, error))?;

@@ -1,5 +1,5 @@
 //! A real coordinator, and gateways that speak to it over real TLS and WebSockets on loopback.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client;
 mod enrol;

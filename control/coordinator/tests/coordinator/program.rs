@@ -1,6 +1,7 @@
 //! The program itself: its command line, its end, and a state directory that is not as it should be.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,16 +10,17 @@ use penstock_coordinator::store::Store;
 use penstock_proto::coordination::{EnrolmentKey, RefusalReason};
 
 use crate::client::{Failure, Gateway, HOST};
+use crate::running;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_penstock-coordinator");
 
-struct Program {
+pub struct Program {
     child: Child,
     log: std::sync::mpsc::Receiver<String>,
 }
 
 impl Program {
-    fn start(state: &Path) -> Self {
+    pub fn start(state: &Path) -> Self {
         Self::spawn(run(Command::new(PROGRAM), state))
     }
 
@@ -42,8 +44,15 @@ impl Program {
         }
     }
 
-    fn address(&self) -> std::net::SocketAddr {
+    pub fn address(&self) -> std::net::SocketAddr {
         self.says("listening at ").parse().unwrap()
+    }
+
+    /// Its memory in bytes (proc(5), `VmRSS`).
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
     fn signal(&self, signal: &str) {
@@ -92,13 +101,13 @@ fn fails(state: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn enrolment_key(state: &Path, arguments: &[&str]) -> EnrolmentKey {
+pub fn enrolment_key(state: &Path, arguments: &[&str]) -> EnrolmentKey {
     succeeds(state, &[&["key", "create"], arguments].concat()).parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_from_a_key_to_a_revoked_site() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = running::directory();
     let state = &directory.path().join("state");
     let error = fails(state, &["site", "list"]);
     assert!(error.starts_with("penstock-coordinator: no coordinator runs with "), "{error}");
@@ -147,7 +156,7 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = running::directory();
     let mut enrolled: Vec<Gateway> = Vec::new();
     for round in 0..3 {
         let program = Program::start(directory.path());
@@ -187,7 +196,7 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_or_newer_database_is_named() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = running::directory();
     let database = directory.path().join("coordinator.db");
     std::fs::write(&database, vec![0x5a; 8192]).unwrap();
     let mut program = Program::start(directory.path());
@@ -202,6 +211,15 @@ async fn a_damaged_or_newer_database_is_named() {
     std::fs::write(&database, bytes).unwrap();
     let mut program = Program::start(directory.path());
     program.says("was made by a newer coordinator (schema 7, this one knows 1)");
+    assert_eq!(program.ends().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_that_others_can_enter_is_refused() {
+    let directory = running::directory();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o750)).unwrap();
+    let mut program = Program::start(directory.path());
+    program.says("is open to other users: chmod 700 it");
     assert_eq!(program.ends().code(), Some(1));
 }
 
@@ -220,7 +238,7 @@ fn in_namespace(script: &str, state: &Path) -> Option<Command> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_database_is_named() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = running::directory();
     let database = directory.path().join("coordinator.db");
     Store::open(&database).await.unwrap().close().await.unwrap();
     let script = "mount --bind \"$1/coordinator.db\" \"$1/coordinator.db\"; \
@@ -239,7 +257,7 @@ async fn a_read_only_database_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_changes_and_keeps_connections() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = running::directory();
     let script = "mount -t tmpfs -o size=512k,mode=0700 tmpfs \"$1\"";
     let Some(command) = in_namespace(script, directory.path()) else { return };
     let program = Program::spawn(command);

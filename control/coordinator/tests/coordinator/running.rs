@@ -1,6 +1,7 @@
 //! A coordinator in this process, and its administrator.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub struct Running {
 
 impl Running {
     pub async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap()).await
+        Self::start_in(directory()).await
     }
 
     pub async fn start_in(directory: tempfile::TempDir) -> Self {
@@ -84,6 +85,12 @@ impl Running {
         connection.until("there is a map", |connection| connection.map.is_some()).await;
         (gateway, connection)
     }
+}
+
+/// A new directory for its owner only.
+pub fn directory() -> tempfile::TempDir {
+    let owner = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(owner).tempdir().unwrap()
 }
 
 pub fn config(state: &Path) -> Config {
