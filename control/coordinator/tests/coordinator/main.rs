@@ -5,6 +5,7 @@ mod client;
 mod enrol;
 mod hidden;
 mod hostile;
+mod load;
 mod policy;
 mod program;
 mod restart;
