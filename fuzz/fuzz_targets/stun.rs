@@ -1,0 +1,46 @@
+//! STUN messages as anybody can send them, to the decoder and to a discovery in every step.
+#![no_main]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use penstock_proto::stun::message::{Message, decode, encode_request, encode_success, is_stun};
+use penstock_proto::stun::{Discovery, Reflexive};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+fuzz_target!(|input: &[u8]| {
+    let _ = is_stun(input);
+    match decode(input) {
+        Ok(Message::Request { transaction, change }) => {
+            let again = decode(&encode_request(&transaction, change));
+            assert_eq!(again, Ok(Message::Request { transaction, change }));
+        }
+        Ok(Message::Success { transaction, mapped, other }) => {
+            // Addresses are written canonically: IPv4 mapped into IPv6 is read as IPv6 and written as IPv4.
+            let again = decode(&encode_success(&transaction, mapped, mapped, other));
+            assert!(matches!(again, Ok(Message::Success { .. })));
+        }
+        _ => {}
+    }
+    let mut now = Instant::now();
+    let server: SocketAddr = ([192, 0, 2, 1], 3478).into();
+    let mut discovery = Discovery::new(now, &[server], &[([10, 0, 0, 1], 5).into()], StdRng::seed_from_u64(1));
+    let mut reflexive = Reflexive::new(now, server, StdRng::seed_from_u64(2));
+    let mut rest = input;
+    while let Some((&length, tail)) = rest.split_first() {
+        let (answer, tail) = tail.split_at(tail.len().min(usize::from(length)));
+        // The rest of a message whose head answers what was asked last.
+        let asked = discovery.poll_transmit(now).or_else(|| reflexive.poll_transmit(now));
+        let mut bytes = answer.to_vec();
+        if let Some(query) = asked.filter(|_| bytes.len() >= 20) {
+            bytes[4..20].copy_from_slice(&query.bytes[4..20]);
+        }
+        discovery.handle_datagram(now, &bytes);
+        reflexive.handle_datagram(&bytes);
+        now += Duration::from_millis(250);
+        rest = tail;
+    }
+    let _ = discovery.poll_report();
+});
