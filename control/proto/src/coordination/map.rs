@@ -64,6 +64,8 @@ pub struct Peer {
 pub struct Relay {
     /// Its name.
     pub name: Name,
+    /// The key by which sites bind themselves there.
+    pub public_key: SiteKey,
     /// Its UDP addresses.
     #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
     pub udp: Vec<SocketAddr>,
