@@ -111,8 +111,12 @@ fn open<'a>(
     }
     // The answer goes to the new address already, or the peer would take our old path for a move.
     let known = exits.roamed.iter().position(|(place, _)| place == peer);
-    let endpoint = known.map_or(table.peers[*peer as usize].endpoint.as_ref(), |i| Some(&exits.roamed[i].1));
-    if endpoint != Some(&remote) && exits.notices.push(Notice::Roamed { local_index: index, from: remote }) {
+    let entry = &table.peers[*peer as usize];
+    let endpoint = known.map_or(entry.endpoint.as_ref(), |i| Some(&exits.roamed[i].1));
+    if endpoint != Some(&remote)
+        && entry.roams
+        && exits.notices.push(Notice::Roamed { local_index: index, from: remote })
+    {
         *noticed = true;
         match known {
             Some(i) => exits.roamed[i].1 = remote,

@@ -38,6 +38,8 @@ pub struct PeerEntry {
     pub peer: Arc<Peer>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// Whether an authentic packet from elsewhere moves it there.
+    pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
     pub link: Option<Link>,
     /// The session to send by. (One; lanes will make it several.)

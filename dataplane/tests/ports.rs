@@ -455,7 +455,7 @@ fn handshakes_are_sent_from_the_same_port() {
     let [a, b] = &mut wire.ports;
     assert_eq!(sender.local_port(), a.local_port());
     for (to, from) in [("10.8.0.2", "10.8.0.1"), ("fd08::2", "fd08::1")] {
-        sender.send_to(b"initiation", SocketAddr::new(to.parse().unwrap(), b.local_port()), 0x88).unwrap();
+        sender.send_to(b"initiation", SocketAddr::new(to.parse().unwrap(), b.local_port()), 0x88, None).unwrap();
         let mut batch = Batch::default();
         wait([b], 1000);
         b.receive(&mut wire.pool, &mut batch, &wire.drops);
@@ -476,7 +476,7 @@ fn a_host_without_ipv6_addresses_is_served() {
     let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true };
     let mut ports = namespace.run(|| UdpPort::bind(&config).unwrap());
     let to = SocketAddr::new("127.0.0.1".parse().unwrap(), ports[0].local_port());
-    ports[1].sender().send_to(b"x", to, 0).unwrap();
+    ports[1].sender().send_to(b"x", to, 0, None).unwrap();
     let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
     ports.iter_mut().for_each(|port| port.receive(&mut pool, &mut batch, &drops));
     assert_eq!(batch.len(), 1);

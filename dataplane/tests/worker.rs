@@ -96,6 +96,7 @@ fn table(me: usize, with_session: bool) -> Table {
         peers: vec![PeerEntry {
             peer,
             endpoint: Some(SITES[other].0.parse().unwrap()),
+            roams: true,
             link: None,
             sending: with_session.then(|| Arc::clone(&session)),
         }],
@@ -269,6 +270,21 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
     b.engine.publish(Arc::unwrap_or_clone(b.engine.table()));
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
+
+    // A peer whose path somebody else finds is heard from anywhere, and not followed.
+    let mut fixed = Arc::unwrap_or_clone(b.engine.table());
+    fixed.peers[0].roams = false;
+    b.engine.publish(fixed);
+    a.send_lan(&waiting);
+    a.turn();
+    let moved = a.sent_to_wan().unwrap();
+    b.send_wan(elsewhere, 0, &moved.bytes);
+    b.turn();
+    b.sent_to_lan().expect("the packet");
+    assert!(b.engine.notices().pop().is_none());
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);

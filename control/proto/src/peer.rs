@@ -30,6 +30,9 @@ pub struct PeerConfig {
     /// Interval at which something is sent whatever happens, to keep a NAT's mapping. `None` and zero
     /// are off.
     pub persistent_keepalive: Option<Duration>,
+    /// The endpoint is what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from:
+    /// somebody else, such as a [`PathAgent`](crate::path::PathAgent), knows the way.
+    pub fixed_endpoint: bool,
 }
 
 /// A peer as its gateway sees it.

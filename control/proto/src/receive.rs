@@ -207,7 +207,7 @@ impl Gateway {
         let Some(peer) = self.named_mut(id) else {
             return;
         };
-        if peer.config.endpoint != Some(from) {
+        if !peer.config.fixed_endpoint && peer.config.endpoint != Some(from) {
             peer.config.endpoint = Some(from);
             self.events.push_back(Event::EndpointChanged { peer: id, endpoint: from });
         }

@@ -246,6 +246,7 @@ impl Sending {
             let first = &packets[0];
             let mut message = empty_message();
             socket.address(&mut message.msg_hdr, &mut self.names[i], first.remote);
+            self.controls[i].clear();
             let segment = (*run > 1).then_some(first.frame.len() as u16);
             socket.control(&mut message.msg_hdr, &mut self.controls[i], first.remote, first.tos, segment);
             (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (list.as_mut_ptr(), *run as _);

@@ -29,6 +29,12 @@ pub struct NatReport {
 }
 
 impl NatReport {
+    /// Whether anything is known at all.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        *self != Self::default()
+    }
+
     /// What the coordinator and the peers are told of it.
     #[must_use]
     pub fn nat_type(&self) -> NatType {

@@ -43,6 +43,7 @@ impl Interop {
             preshared_key: preshared_key.map(Key::from),
             endpoint: Some(address),
             persistent_keepalive: None,
+            fixed_endpoint: false,
         };
         let peer = gateway.add_peer(now, their_public, config).unwrap();
         let theirs = Tunn::new(theirs, our_public, preshared_key, None, 7, None);

@@ -131,6 +131,20 @@ fn only_authentic_packets_move_the_endpoint() {
 }
 
 #[test]
+fn a_fixed_endpoint_stays_wherever_packets_come_from() {
+    let (mut world, a, b) = World::pair_with(1, PeerConfig { fixed_endpoint: true, ..PeerConfig::default() });
+    let home = world.sites[1].address;
+    world.sites[1].address = "[2001:db8::7]:4242".parse().unwrap();
+    world.send(1, a, b"from elsewhere, by a handshake");
+    world.run(seconds(1));
+    world.send(1, a, b"and by data");
+    world.run(seconds(1));
+    assert_eq!(world.sites[0].received.len(), 2);
+    assert_eq!(world.sites[0].gateway.peer(b).unwrap().endpoint(), Some(home));
+    assert_eq!(world.sites[0].count(|h| matches!(h, Happened::Endpoint(_))), 0);
+}
+
+#[test]
 fn a_peer_without_endpoint_waits_for_the_other() {
     let (mut world, a, b) = World::pair(1);
     world.sites[0].gateway.set_endpoint(b, None);

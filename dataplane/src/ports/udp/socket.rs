@@ -40,17 +40,21 @@ pub(super) struct Socket {
 pub struct UdpSender(pub(super) Arc<Socket>);
 
 impl UdpSender {
-    /// Sends one datagram with the given traffic class. Never blocks.
+    /// Sends one datagram with the given traffic class, and with a TTL or hop limit if it matters. Never
+    /// blocks.
     ///
     /// # Errors
     /// What the kernel says; `WouldBlock` when the socket's buffer is full.
-    pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+    pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
         let mut name = Name::default();
         let mut control = Control::default();
         let mut entry = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: all zeros is a valid msghdr.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         self.0.address(&mut message, &mut name, to);
+        if let Some(ttl) = ttl {
+            control.push_ttl(to, ttl);
+        }
         self.0.control(&mut message, &mut control, to, tos, None);
         (message.msg_iov, message.msg_iovlen) = (&mut entry, 1);
         // SAFETY: the message points to locals and to `bytes`, which the kernel only reads.
@@ -156,7 +160,8 @@ impl Socket {
         (message.msg_name, message.msg_namelen) = (name.as_ptr().cast(), name.len);
     }
 
-    /// Gives a message its traffic class and, if it is a bundle, the size of its segments.
+    /// Gives a message its traffic class and, if it is a bundle, the size of its segments, behind what
+    /// `control` holds already.
     pub(super) fn control(
         &self,
         message: &mut libc::msghdr,
@@ -165,7 +170,6 @@ impl Socket {
         tos: u8,
         segment: Option<u16>,
     ) {
-        control.len = 0;
         if tos != 0 {
             let (level, kind) = match to.ip().to_canonical() {
                 IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
@@ -285,6 +289,10 @@ impl Control {
         self.bytes.as_mut_ptr()
     }
 
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
         let len = Self::HEADER + data.len();
         let at = &mut self.bytes[self.len..self.len + len];
@@ -293,6 +301,14 @@ impl Control {
         at[Self::WORD + 4..Self::HEADER].copy_from_slice(&kind.to_ne_bytes());
         at[Self::HEADER..].copy_from_slice(data);
         self.len += len.next_multiple_of(Self::WORD);
+    }
+
+    fn push_ttl(&mut self, to: SocketAddr, ttl: u8) {
+        let (level, kind) = match to.ip().to_canonical() {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
+        };
+        self.push(level, kind, &c_int::from(ttl).to_ne_bytes());
     }
 
     /// What `len` bytes of received control messages say: the traffic class, and the size of segments
