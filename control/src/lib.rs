@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod control_socket;
+pub mod coordinator;
 pub mod gateway;
 pub mod key;
 pub mod netlink;
@@ -9,4 +10,5 @@ pub mod profile;
 mod readable;
 pub mod socket_file;
 pub mod status;
+pub mod traversal;
 pub mod uapi;

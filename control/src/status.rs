@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
+use crate::traversal::RelayState;
 
 /// A running gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,8 +26,17 @@ pub struct Status {
     pub public_key: PublicKey,
     /// The tunnel's UDP port.
     pub local_port: u16,
-    /// What kind of NAT there is; "unknown" as long as nobody asked a STUN server.
+    /// What kind of NAT there is, in words; "unknown" as long as nobody asked a STUN server.
     pub nat_type: String,
+    /// The same in RFC 4787's terms, once STUN has told.
+    #[serde(default)]
+    pub nat: Option<NatReport>,
+    /// How it stands with the coordinator, if there is one.
+    #[serde(default)]
+    pub coordinator: Option<Coordinator>,
+    /// The relays that the coordinator names.
+    #[serde(default)]
+    pub relays: Vec<RelayState>,
     /// Largest inner packet.
     pub tunnel_mtu: u16,
     /// Worker threads.
@@ -42,6 +53,22 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Frames seen by the steering programs, by verdict.
     pub steering: Steering,
+}
+
+/// The connection to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Coordinator {
+    /// Where it is.
+    pub url: String,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// What it calls this site, once known.
+    pub site: Option<String>,
+    /// Whether this site still waits for an administrator.
+    pub pending: bool,
+    /// Why there is no connection: a sentence.
+    pub error: Option<String>,
 }
 
 /// A mode that was chosen, and why.
@@ -84,6 +111,12 @@ pub struct Peer {
     pub public_key: PublicKey,
     /// "direct", "relay" or "none".
     pub path: PathKind,
+    /// Why it is that and nothing better: a sentence. Only of peers that the coordinator names.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The relay's name, if there is one on the path.
+    #[serde(default)]
+    pub relay: Option<String>,
     /// Where the peer was last heard or is expected.
     pub endpoint: Option<SocketAddr>,
     /// Round trip of the last probe.
@@ -132,6 +165,21 @@ pub(crate) fn sample() -> Status {
         public_key: key,
         local_port: 47100,
         nat_type: "unknown".into(),
+        nat: None,
+        coordinator: Some(Coordinator {
+            url: "https://coordinator.example.net".into(),
+            connected: true,
+            site: Some("amsterdam".into()),
+            pending: false,
+            error: None,
+        }),
+        relays: vec![RelayState {
+            name: "coordinator".into(),
+            transport: "udp".into(),
+            address: "192.0.2.9:3478".parse().expect("an address"),
+            bound: true,
+            round_trip_ms: Some(0.5),
+        }],
         tunnel_mtu: 1420,
         workers: 2,
         wan_mode: Mode { mode: "xdp".into(), reason: "eth0 has zero-copy".into() },
@@ -149,6 +197,8 @@ pub(crate) fn sample() -> Status {
             name: "berlin".into(),
             public_key: key,
             path: PathKind::Direct,
+            reason: Some("the peer answers directly".into()),
+            relay: None,
             endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
             round_trip_ms: Some(1.5),
             last_handshake: Some(1_700_000_000),
@@ -166,7 +216,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}}}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}}}"#;
 
     #[test]
     fn json_is_the_contract() {

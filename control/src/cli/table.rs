@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{self, Answer, AskError};
-use crate::status::{PathKind, Status};
+use crate::status::{Coordinator, PathKind, Peer, Status};
 
 pub(super) fn status(profile: &Path, json: bool) -> Result<()> {
     let gateway = Gateway::of(profile)?;
@@ -38,9 +38,15 @@ fn for_people(status: &Status, now: Duration) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = write_head(&mut text, status);
-    for table in [ports(status), peers(status, now)] {
+    for table in [ports(status), relays(status), peers(status, now)] {
         if table.rows.len() > 1 {
             let _ = write!(text, "\n{table}");
+        }
+    }
+    for peer in status.peers.iter().filter(|peer| peer.path != PathKind::Direct) {
+        if let Some(reason) = &peer.reason {
+            let way = if peer.path == PathKind::Relay { "relayed" } else { "not reached" };
+            let _ = write!(text, "\n{} is {way}: {reason}\n", label(peer));
         }
     }
     let counters =
@@ -61,6 +67,19 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(text, "  public key  {public_key}")?;
     writeln!(text, "  UDP port    {local_port}")?;
     writeln!(text, "  NAT         {}", status.nat_type)?;
+    if let Some(address) = status.nat.as_ref().and_then(|nat| nat.reflexive) {
+        writeln!(text, "  seen as     {address}")?;
+    }
+    if let Some(coordinator) = &status.coordinator {
+        let Coordinator { url, connected, site, pending, error } = coordinator;
+        let state = match (connected, pending) {
+            (true, false) => "connected",
+            (true, true) => "connected, waiting for an administrator's approval",
+            (false, _) => error.as_deref().unwrap_or("not connected yet"),
+        };
+        let site = site.as_ref().map(|site| format!(" as {site}")).unwrap_or_default();
+        writeln!(text, "  coordinator {url}{site}: {state}")?;
+    }
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;
     writeln!(text, "  workers     {workers}")?;
     writeln!(text, "  WAN         {}: {}", status.wan_mode.mode, status.wan_mode.reason)?;
@@ -83,18 +102,35 @@ fn ports(status: &Status) -> Table {
     table
 }
 
+fn relays(status: &Status) -> Table {
+    let mut table = Table::new(&["RELAY", "BY", "ADDRESS", "BOUND", "ROUND TRIP"]);
+    for relay in &status.relays {
+        table.row([
+            relay.name.clone(),
+            relay.transport.clone(),
+            relay.address.to_string(),
+            if relay.bound { "yes" } else { "no" }.into(),
+            milliseconds(relay.round_trip_ms),
+        ]);
+    }
+    table
+}
+
 fn peers(status: &Status, now: Duration) -> Table {
-    let mut table = Table::new(&["PEER", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
+    let mut table =
+        Table::new(&["PEER", "PATH", "ROUND TRIP", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
     for peer in &status.peers {
-        let path = match peer.path {
-            PathKind::Direct => "direct",
-            PathKind::Relay => "relay",
-            PathKind::None => "none",
+        let path = match (peer.path, &peer.relay) {
+            (PathKind::Direct, _) => "direct".to_owned(),
+            (PathKind::Relay, Some(relay)) => format!("relay {relay}"),
+            (PathKind::Relay, None) => "relay".to_owned(),
+            (PathKind::None, _) => "none".to_owned(),
         };
         let allowed_ips: Vec<_> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         table.row([
-            if peer.name.is_empty() { peer.public_key.to_string() } else { peer.name.clone() },
-            path.into(),
+            label(peer),
+            path,
+            milliseconds(peer.round_trip_ms),
             peer.endpoint.map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
             peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
             bytes(peer.rx_bytes),
@@ -103,6 +139,14 @@ fn peers(status: &Status, now: Duration) -> Table {
         ]);
     }
     table
+}
+
+fn label(peer: &Peer) -> String {
+    if peer.name.is_empty() { peer.public_key.to_string() } else { peer.name.clone() }
+}
+
+fn milliseconds(time: Option<f64>) -> String {
+    time.map_or_else(|| "-".into(), |time| format!("{time:.1} ms"))
 }
 
 fn age(seconds: u64) -> String {

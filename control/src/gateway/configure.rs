@@ -68,6 +68,10 @@ impl Gateway {
                 tracing::warn!("a gateway cannot be without a private key");
                 return Err(Errno::NotSupported);
             }
+            Change::To(_) if self.overlay.is_some() => {
+                tracing::warn!("the coordinator knows this site by its private key: enrol again with another one");
+                return Err(Errno::NotSupported);
+            }
             Change::To(key) => {
                 let ourselves = self.proto.set_private_key(key.to_secret());
                 self.private_key = key;
@@ -158,6 +162,9 @@ impl Gateway {
     fn forget(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.remove(id) {
             tracing::info!("{}: removed", peer.label());
+            if let Some(overlay) = self.overlay.as_mut().filter(|_| peer.found.is_some()) {
+                overlay.traversal.remove_peer(&peer.public_key.into());
+            }
         }
         self.due.everything_of_peers();
     }

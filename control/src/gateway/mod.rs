@@ -6,16 +6,18 @@
 //!   handshake timers ─┤                              ├─► commands ─► workers
 //!   traffic samples ──┼─► handshakes, peers, network ┼─► routes, blackholes
 //!   netlink news ─────┤                              ├─► steering maps
-//!   wg, status, stop ─┘                              └─► handshake datagrams
+//!   coordinator ──────┤                              ├─► handshake datagrams, probes
+//!   wg, status, stop ─┘                              └─► what the coordinator is told
 //! ```
 //! `start` has the start order, `settle` what follows from a change, `sessions` the way between
-//! handshakes and workers. The gateway is owned by one task; nothing here is shared.
+//! handshakes and workers, `overlay` what comes of a coordinator. The gateway is owned by one task; nothing here is shared.
 
 mod configure;
 mod drives;
 mod forwarding;
 mod modes;
 mod network;
+mod overlay;
 mod peers;
 mod privileges;
 mod report;
@@ -51,6 +53,7 @@ use crate::uapi;
 use drives::Drives;
 use forwarding::Forwarding;
 use network::Network;
+use overlay::Overlay;
 use peers::Peers;
 use resolver::Resolver;
 use routes::{Routes, Tunnel};
@@ -75,6 +78,8 @@ pub struct Gateway {
     local_port: u16,
     tunnel_mtu: u16,
     virtual_addresses: Vec<IpAddr>,
+    /// Whether they are the profile's; else the coordinator gives one.
+    own_address: bool,
 
     proto: penstock_proto::Gateway,
     peers: Peers,
@@ -85,6 +90,8 @@ pub struct Gateway {
     clock_set: Instant,
     resolver: Resolver,
     udp: UdpSender,
+    /// With a coordinator.
+    overlay: Option<Overlay>,
 
     netlink: Netlink,
     network: Network,
@@ -166,7 +173,8 @@ impl Gateway {
 
         loop {
             self.follow_up();
-            let timeout = self.proto.poll_timeout().map(tokio::time::Instant::from_std);
+            let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(Instant::now()));
+            let timeout = self.proto.poll_timeout().into_iter().chain(found).min().map(tokio::time::Instant::from_std);
             tokio::select! {
                 reason = &mut stop => {
                     tracing::info!("stopping: {reason}");
@@ -187,6 +195,7 @@ impl Gateway {
                     news_due = None;
                     self.network_changed(std::mem::take(&mut news))?;
                 }
+                input = Overlay::next(&mut self.overlay) => self.take_input(Instant::now(), input),
                 resolved = self.resolver.next() => self.resolved(Instant::now(), resolved),
                 Some(request) = uapi.requests.recv() => self.serve_uapi(Instant::now(), request),
                 Some(request) = control.requests.recv() => match request {
@@ -209,6 +218,7 @@ impl Gateway {
     /// After an input: what the handshakes want, then what the changes need, then what relies on it.
     fn follow_up(&mut self) {
         self.take_events(Instant::now(), 0);
+        self.follow_paths(Instant::now());
         if let Err(e) = self.settle() {
             tracing::error!("{e:#}");
         }
@@ -219,7 +229,8 @@ impl Gateway {
     /// Takes everything down, in the opposite order of the start. Blackholes go last, and stay when
     /// packets could else leave in the clear without anybody having asked for it.
     fn stop(self) {
-        let Self { mut netlink, mut routes, mut forwarding, steering, engine, udp, fail_closed, .. } = self;
+        let Self { mut netlink, mut routes, mut forwarding, steering, engine, udp, overlay, fail_closed, .. } = self;
+        drop(overlay);
         drop(steering);
         routes.leave(&mut netlink);
         drop(engine);

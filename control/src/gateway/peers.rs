@@ -12,6 +12,7 @@ use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
 use penstock_proto::{PeerId, Traffic};
 
+use super::overlay::Found;
 use crate::key::{PresharedKey, PublicKey};
 use crate::profile::Endpoint;
 
@@ -35,6 +36,8 @@ pub struct Peer {
     pub configured: Option<Endpoint>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// The path found to it, if the coordinator named it.
+    pub found: Option<Found>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// The sessions that may receive, at most three.
@@ -78,6 +81,7 @@ impl Peer {
             preshared_key: None,
             configured: None,
             endpoint: None,
+            found: None,
             persistent_keepalive: None,
             sessions: Vec::new(),
             sending: None,
@@ -90,6 +94,11 @@ impl Peer {
     /// What to call it in the log.
     pub fn label(&self) -> String {
         if self.name.is_empty() { self.public_key.to_string() } else { self.name.clone() }
+    }
+
+    /// Whether it is followed to where its packets come from. Paths that are found are not left for that.
+    pub fn roams(&self) -> bool {
+        self.found.is_none()
     }
 
     /// The session to send by.

@@ -1,14 +1,17 @@
 //! What the gateway tells about itself.
 
 use std::collections::BTreeMap;
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::drop::Drop;
 use penstock_dataplane::ports::PortInfo;
+use penstock_proto::coordination::RegistrationState;
+use penstock_proto::path;
 
 use super::Gateway;
 use super::drives::Drive;
+use super::overlay::Overlay;
 use super::peers::Peer;
 use crate::status::{self, Mode, PathKind, Port, Status, Steering};
 
@@ -22,13 +25,17 @@ impl Gateway {
         for (reject, count) in &self.rejects {
             drops.insert(format!("handshake-{}", kebab(&format!("{reject:?}"))), *count);
         }
+        let nat = self.overlay.as_ref().map(|overlay| overlay.traversal.report()).filter(|report| report.is_known());
         Status {
             name: self.name.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             public_key: self.private_key.public_key(),
             local_port: self.local_port,
-            nat_type: "unknown".to_owned(),
+            nat_type: nat.map_or_else(|| "unknown".to_owned(), ToString::to_string),
+            nat: nat.copied(),
+            coordinator: self.coordinator_status(),
+            relays: self.overlay.as_ref().map(|overlay| overlay.traversal.relays(Instant::now())).unwrap_or_default(),
             tunnel_mtu: self.tunnel_mtu,
             workers: self.engine.workers() as u16,
             wan_mode: mode(std::slice::from_ref(&self.drives.wan), "udp"),
@@ -80,18 +87,40 @@ impl Gateway {
 
     fn peer_status(&self, peer: &Peer, now: Millis) -> status::Peer {
         let last = self.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
+        let overlay = self.overlay.as_ref();
+        let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
         let live = peer.sending().is_some_and(|session| session.alive(now));
         status::Peer {
             name: peer.name.clone(),
             public_key: peer.public_key,
-            path: if live { PathKind::Direct } else { PathKind::None },
+            path: match peer.found.map(|found| found.path) {
+                Some(path::Path::Direct { .. }) => PathKind::Direct,
+                Some(path::Path::Relay { .. }) => PathKind::Relay,
+                Some(path::Path::None) => PathKind::None,
+                None if live => PathKind::Direct,
+                None => PathKind::None,
+            },
+            reason: peer.found.map(|found| found.reason.to_string()),
+            relay: self.relay_of(peer),
             endpoint: peer.endpoint,
-            round_trip_ms: None,
+            round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
             last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
             rx_bytes: peer.received_bytes(),
             tx_bytes: peer.sent_bytes(),
             allowed_ips: self.peers.allowed_ips_of(peer.id),
         }
+    }
+
+    fn coordinator_status(&self) -> Option<status::Coordinator> {
+        let Overlay { client, registration, .. } = self.overlay.as_ref()?;
+        let state = client.state();
+        Some(status::Coordinator {
+            url: client.url().to_string(),
+            connected: state.connected,
+            site: registration.as_ref().map(|registration| registration.name.to_string()),
+            pending: registration.as_ref().is_some_and(|r| r.state == RegistrationState::Pending),
+            error: state.error,
+        })
     }
 
     fn steering_status(&self) -> Steering {

@@ -47,6 +47,9 @@ impl Gateway {
     }
 
     fn take_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
+        if self.overlay.as_mut().is_some_and(|overlay| overlay.traversal.handle_datagram(now, from, payload)) {
+            return;
+        }
         match self.proto.handle_datagram(now, from, payload) {
             Ok(()) => {}
             Err(reject) => {
@@ -160,7 +163,7 @@ impl Gateway {
             if peer.as_ref().is_some_and(|p| self.looping.contains(&p.id)) {
                 continue;
             }
-            match self.udp.send_to(&transmit.contents, transmit.to, HANDSHAKE_TOS) {
+            match self.udp.send_to(&transmit.contents, transmit.to, HANDSHAKE_TOS, None) {
                 Ok(()) => {
                     if let Some(peer) = peer {
                         peer.handshake_bytes.1 += transmit.contents.len() as u64;
@@ -174,9 +177,13 @@ impl Gateway {
     /// Looks at the traffic counters and tells the timers.
     pub(super) fn sample(&mut self, now: Instant) {
         let (proto, peers) = (&mut self.proto, &mut self.peers);
+        let mut traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
         for peer in peers.iter_mut() {
             let Some(sample) = peer.sample() else { continue };
             proto.handle_traffic(now, peer.id, sample.traffic);
+            if let Some(traversal) = traversal.as_mut().filter(|_| peer.found.is_some()) {
+                traversal.handle_traffic(now, &peer.public_key.into(), sample.traffic);
+            }
             if let Some((index, counter)) = sample.used {
                 proto.handle_session_used(now, peer.id, index, counter);
             }

@@ -171,6 +171,7 @@ impl Gateway {
             return Ok(());
         }
         self.due.paths = true;
+        self.find_paths_anew(&before);
         if self.renew_parts() {
             self.due.table = true;
         }

@@ -9,6 +9,7 @@ use penstock_dataplane::engine::Engine;
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
 use penstock_dataplane::table::Table;
+use penstock_proto::coordination::Registration;
 use penstock_proto::{Key, PeerConfig, Timings};
 use rand::SeedableRng;
 
@@ -17,6 +18,7 @@ use super::drives::{self, Drive, Drives, KernelPorts, Manner};
 use super::forwarding::{self, Forwarding};
 use super::modes::{Wish, workers};
 use super::network::Network;
+use super::overlay::{self, Changes, Overlay};
 use super::peers::{Peer, Peers};
 use super::privileges;
 use super::resolver::Resolver;
@@ -24,8 +26,10 @@ use super::routes::{Routes, Tunnel};
 use super::settle::Due;
 use super::steering::Steering;
 use super::tables::Parts;
+use crate::coordinator::Client;
 use crate::netlink::{Interface, Netlink};
 use crate::profile::{Endpoint, LanMode, LocalPort, Profile, WanMode};
+use crate::traversal::Traversal;
 
 /// What encapsulation takes from the WAN's MTU: outer IPv6 (40) and UDP (8), WireGuard's header (16)
 /// and tag (16).
@@ -56,7 +60,11 @@ impl Gateway {
         let rng = rand::rngs::StdRng::from_os_rng();
         let secret = profile.private_key.to_secret();
         let mut proto = penstock_proto::Gateway::with_timings(secret, rng, now, SystemTime::now(), timings()?);
-        let peers = meet(profile, &mut proto, now)?;
+        let mut peers = meet(profile, &mut proto, now)?;
+        let connection: Option<crate::coordinator::Config> = None;
+        // The peers of last time, until the coordinator says more: it may be down.
+        let cached = connection.as_ref().and_then(Client::cached).unwrap_or_default();
+        let changes = overlay::meet(&cached.map, &mut proto, &mut peers, now);
 
         let mut routes = Routes::adopt(&mut netlink, name)?;
         let built = build(profile, &mut netlink, &network, drives, &peers, &mut routes);
@@ -67,12 +75,18 @@ impl Gateway {
                 return Err(e);
             }
         };
+        let overlay = connection.map(|connection| {
+            let private_key = profile.private_key.to_secret();
+            let traversal = Traversal::new(private_key, udp.clone(), connection.trust.clone(), true);
+            Overlay { client: Client::start(connection), traversal, map: cached.map, registration: None }
+        });
         let mut gateway = Self {
             name: name.to_owned(),
             private_key: profile.private_key.clone(),
             local_port,
             tunnel_mtu,
             virtual_addresses: profile.virtual_addresses.clone(),
+            own_address: !profile.virtual_addresses.is_empty(),
             proto,
             peers,
             rejects: HashMap::new(),
@@ -80,6 +94,7 @@ impl Gateway {
             clock_set: now,
             resolver: Resolver::default(),
             udp,
+            overlay,
             netlink,
             network,
             drives,
@@ -97,7 +112,7 @@ impl Gateway {
             commands: Vec::new(),
             fail_closed: false,
         };
-        match gateway.open(profile) {
+        match gateway.open(profile, cached.registration, &changes) {
             Ok(()) => Ok(gateway),
             Err(e) => {
                 gateway.routes.retract(&mut gateway.netlink);
@@ -109,7 +124,7 @@ impl Gateway {
     }
 
     /// Gives the tun device its addresses and the remote prefixes their routes: from here packets flow.
-    fn open(&mut self, profile: &Profile) -> Result<()> {
+    fn open(&mut self, profile: &Profile, registration: Option<Registration>, changes: &Changes) -> Result<()> {
         let (name, tun) = (&self.name, self.tunnel.interface);
         self.netlink.set_up(tun, false).with_context(|| format!("cannot put {name} down"))?;
         forwarding::quiet_ipv6(name);
@@ -124,6 +139,14 @@ impl Gateway {
         self.network = Network::ask(&mut self.netlink)?;
         self.tunnel = self.tunnel_sources();
         self.renew_parts();
+        if let Some(registration) = registration {
+            self.registered(registration);
+        }
+        let (now, hosts) = (Instant::now(), self.hosts());
+        if let Some(overlay) = &mut self.overlay {
+            overlay.traversal.set_hosts(now, hosts);
+        }
+        self.meet_paths(now, changes);
         self.due.everything_of_peers();
         self.settle()?;
         for peer in &profile.peers {
@@ -256,6 +279,7 @@ fn meet(profile: &Profile, proto: &mut penstock_proto::Gateway, now: Instant) ->
             preshared_key: given.preshared_key.as_ref().map(|key| Key::from(*key.as_bytes())),
             endpoint,
             persistent_keepalive: given.persistent_keepalive,
+            fixed_endpoint: false,
         };
         let id = proto
             .add_peer(now, given.public_key.into(), config)

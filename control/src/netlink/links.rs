@@ -90,14 +90,27 @@ impl Netlink {
     /// # Errors
     /// No such interface, or IPv6 is off on it.
     pub fn add_address(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
-        let mut message = AddressMessage::default();
-        message.header.family = family(address);
-        message.header.prefix_len = IpNet::from(address).prefix_len();
-        message.header.scope = AddressScope::Universe;
-        message.header.index = interface;
-        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+        let message = RouteNetlinkMessage::NewAddress(host_address(interface, address));
+        self.change(message, NLM_F_CREATE | NLM_F_REPLACE)
     }
+
+    /// Takes such an address away again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove_address(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::DelAddress(host_address(interface, address)), 0)
+    }
+}
+
+fn host_address(interface: u32, address: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = IpNet::from(address).prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.index = interface;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
 }
 
 /// The address family of an address.

@@ -8,6 +8,15 @@ fn the_table_is_readable() {
         endpoint: None,
         last_handshake: None,
         path: PathKind::None,
+        reason: None,
+        round_trip_ms: None,
+        ..status.peers[0].clone()
+    });
+    status.peers.push(crate::status::Peer {
+        name: "cadiz".into(),
+        path: PathKind::Relay,
+        relay: Some("coordinator".into()),
+        reason: Some("UDP is blocked here".into()),
         ..status.peers[0].clone()
     });
     let text = for_people(&status, Duration::from_secs(1_700_000_042));
@@ -18,6 +27,7 @@ amsterdam: Penstock 0.1.0, process 4711
   public key  {key}
   UDP port    47100
   NAT         unknown
+  coordinator https://coordinator.example.net as amsterdam: connected
   tunnel MTU  1420
   workers     2
   WAN         xdp: eth0 has zero-copy
@@ -26,9 +36,15 @@ amsterdam: Penstock 0.1.0, process 4711
 PORT  KIND  QUEUE  WORKER  XDP     ZERO-COPY
 eth0  xdp   1      1       native  yes
 
-PEER                                          PATH    ENDPOINT         HANDSHAKE  RECEIVED  SENT  ALLOWED IPS
-berlin                                        direct  192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
-{key}  none    -                never      1.5 KiB   10 B  10.102.0.0/24
+RELAY        BY   ADDRESS         BOUND  ROUND TRIP
+coordinator  udp  192.0.2.9:3478  yes    0.5 ms
+
+PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  RECEIVED  SENT  ALLOWED IPS
+berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
+{key}  none               -           -                never      1.5 KiB   10 B  10.102.0.0/24
+cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
+
+cadiz is relayed: UDP is blocked here
 
 dropped: replayed 3
 

@@ -1,0 +1,321 @@
+//! NAT traversal as the gateway does it: drives the path agent, STUN and the relay bindings of
+//! `penstock_proto` from the tunnel's own socket.
+//!
+//! ```text
+//!   map: peers, relays, STUN servers ─┐                    ┌─► probes, STUN, binds: the tunnel's socket
+//!   addresses of the interfaces ──────┼──► Traversal ──────┼─► Selection: where a peer's packets go
+//!   datagrams that are not WireGuard ─┤                    └─► Reachability: for the coordinator
+//!   timeouts, traffic ────────────────┘
+//! ```
+//! Where the tunnel's socket cannot reach by itself, through a WebSocket or from another port, a local
+//! address stands for the way there; the data plane sends to that as to any endpoint.
+//!
+//! Reading order: [`Traversal`], `stun`, `relays`, `detours`.
+
+mod detours;
+mod relays;
+mod stun;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use penstock_dataplane::ports::udp::UdpSender;
+use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
+use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
+use penstock_proto::stun::{NatReport, is_stun};
+use penstock_proto::{PublicKey, StaticSecret, Traffic};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::coordinator::Trust;
+use detours::Detours;
+pub use relays::RelayState;
+use relays::Relays;
+use stun::Stun;
+
+/// How long after a change candidates are gathered before they are told: addresses come in groups.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Finds the ways to the peers.
+pub struct Traversal {
+    agent: PathAgent,
+    stun: Stun,
+    relays: Relays,
+    detours: Detours,
+    udp: UdpSender,
+    /// Addresses of ours that a peer might reach.
+    hosts: Vec<IpAddr>,
+    /// What a router maps to us on request.
+    mapped: Option<SocketAddr>,
+    told: Option<Reachability>,
+    /// When to look whether there is something to tell.
+    tell_at: Option<Instant>,
+    selections: VecDeque<Selection>,
+    reachability: Option<Reachability>,
+}
+
+/// Where a peer's packets go from now on, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// Whose.
+    pub peer: PublicKey,
+    /// The address that the tunnel's socket sends to; `None` for nowhere.
+    pub endpoint: Option<SocketAddr>,
+    /// The path as the agent sees it.
+    pub path: Path,
+    /// Why this one.
+    pub reason: Reason,
+}
+
+/// A datagram for the path agent that came to another socket than the tunnel's.
+pub use detours::Received;
+
+impl Traversal {
+    /// Traversal without peers and servers. `udp` is the tunnel's socket; `birthday` allows ports to be guessed.
+    pub fn new(private_key: StaticSecret, udp: UdpSender, trust: Trust, birthday: bool) -> Self {
+        let config = PathConfig { birthday, ..PathConfig::default() };
+        let local_port = udp.local_port();
+        Self {
+            agent: PathAgent::new(private_key.clone(), config, StdRng::from_os_rng()),
+            stun: Stun::default(),
+            relays: Relays::new(private_key, trust, local_port),
+            detours: Detours::new(local_port),
+            udp,
+            hosts: Vec::new(),
+            mapped: None,
+            told: None,
+            tell_at: None,
+            selections: VecDeque::new(),
+            reachability: None,
+        }
+    }
+
+    /// The servers that there are.
+    pub fn set_servers(&mut self, now: Instant, relays: &[coordination::Relay], stun: &[SocketAddr]) {
+        let local = self.local();
+        self.relays.set(now, relays);
+        self.stun.set_servers(now, stun, &local);
+        self.tell_soon(now);
+    }
+
+    /// Our own addresses; another set of them is another network.
+    pub fn set_hosts(&mut self, now: Instant, hosts: Vec<IpAddr>) {
+        if hosts == self.hosts {
+            return;
+        }
+        let first = self.hosts.is_empty();
+        self.hosts = hosts;
+        if first {
+            let local = self.local();
+            self.stun.restart(now, &local);
+            self.tell_soon(now);
+        } else {
+            self.network_changed(now);
+        }
+    }
+
+    /// The way to the network is another: everything is asked anew.
+    pub fn network_changed(&mut self, now: Instant) {
+        let local = self.local();
+        self.stun.restart(now, &local);
+        self.relays.renew(now);
+        self.agent.handle_network_change(now);
+        self.tell_soon(now);
+    }
+
+    /// What a router maps to the tunnel's port.
+    pub fn set_mapped(&mut self, now: Instant, mapped: Option<SocketAddr>) {
+        self.mapped = mapped;
+        self.tell_soon(now);
+    }
+
+    /// Looks for a path to this peer too.
+    ///
+    /// # Errors
+    /// Its key is no key, or ours.
+    pub fn add_peer(&mut self, now: Instant, peer: PublicKey) -> Result<(), path::AddSiteError> {
+        self.agent.add_peer(now, peer)
+    }
+
+    /// Forgets a peer.
+    pub fn remove_peer(&mut self, peer: &PublicKey) {
+        self.agent.remove_peer(peer);
+    }
+
+    /// What a peer has told of itself.
+    pub fn set_remote(&mut self, now: Instant, peer: &PublicKey, candidates: &[Candidate], nat: NatType) {
+        self.agent.set_remote(now, peer, candidates, nat);
+    }
+
+    /// Notes a peer's traffic: a path in use is watched closely.
+    pub fn handle_traffic(&mut self, now: Instant, peer: &PublicKey, traffic: Traffic) {
+        self.agent.handle_traffic(now, peer, traffic);
+    }
+
+    /// Takes a datagram that came to the tunnel's socket, if it is not WireGuard's.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> bool {
+        if is_stun(datagram) {
+            self.stun.handle_datagram(now, datagram);
+        } else if datagram.first() == Some(&path::FIRST_BYTE) {
+            if !self.relays.handle_datagram(now, from, datagram) {
+                self.handle_probe(now, SocketId::TUNNEL, from, datagram);
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn handle_probe(&mut self, now: Instant, socket: SocketId, from: SocketAddr, datagram: &[u8]) {
+        if let Err(reject) = self.agent.handle_datagram(now, socket, from, datagram) {
+            tracing::debug!("probe from {from} dropped: {reject}");
+        }
+    }
+
+    /// The next datagram to another socket than the tunnel's, for [`Self::handle_received`]. Cancel safe.
+    pub async fn next(&mut self) -> Received {
+        self.detours.next().await
+    }
+
+    /// Takes what [`Self::next`] gave.
+    pub fn handle_received(&mut self, now: Instant, received: &Received) {
+        self.handle_probe(now, received.socket, received.from, &received.datagram);
+    }
+
+    /// Does what has become due, and sends. To be called after every other call, and at
+    /// [`Self::poll_timeout`].
+    pub fn step(&mut self, now: Instant) {
+        self.agent.handle_timeout(now);
+        for query in self.stun.step(now) {
+            self.send(SocketId::TUNNEL, query.to, &query.bytes, None);
+        }
+        if self.stun.take_changed() {
+            self.tell_soon(now);
+        }
+        for (to, bind) in self.relays.step(now, self.stun.passes()) {
+            self.send(SocketId::TUNNEL, to, &bind, None);
+        }
+        if let Some(relays) = self.relays.take_changed(now) {
+            self.agent.set_relays(now, &relays);
+        }
+        if self.tell_at.is_some_and(|at| at <= now) && self.stun.settled(now) {
+            self.tell_at = None;
+            self.tell(now);
+        }
+        while let Some(event) = self.agent.poll_event() {
+            self.handle_event(now, event);
+        }
+        while let Some(transmit) = self.agent.poll_transmit() {
+            self.send(transmit.socket, transmit.to, &transmit.bytes, transmit.ttl);
+        }
+    }
+
+    /// When [`Self::step`] is next to be called.
+    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        let tell = self.tell_at.map(|at| at.max(self.stun.settles_at(now)));
+        [self.agent.poll_timeout(), self.stun.poll_timeout(), self.relays.poll_timeout(), tell]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next change of a peer's path.
+    pub fn poll_selection(&mut self) -> Option<Selection> {
+        self.selections.pop_front()
+    }
+
+    /// What the coordinator is to be told, when that has changed.
+    pub fn poll_reachability(&mut self) -> Option<Reachability> {
+        self.reachability.take()
+    }
+
+    /// The round trip on a peer's path.
+    pub fn round_trip(&self, peer: &PublicKey) -> Option<Duration> {
+        self.agent.path(peer).and_then(|(_, _, round_trip)| round_trip)
+    }
+
+    /// What is known of the NAT.
+    pub fn report(&self) -> &NatReport {
+        self.stun.report()
+    }
+
+    /// The relays, in the map's order.
+    pub fn relays(&self, now: Instant) -> Vec<RelayState> {
+        self.relays.states(now)
+    }
+
+    /// The name of the relay that has this number in paths.
+    pub fn relay_name(&self, id: path::RelayId) -> Option<String> {
+        self.relays.name(id)
+    }
+
+    fn handle_event(&mut self, now: Instant, event: PathEvent) {
+        match event {
+            PathEvent::Selected { peer, path, reason } => {
+                let endpoint = match path {
+                    Path::Direct { socket: SocketId::TUNNEL, address } | Path::Relay { address, .. } => Some(address),
+                    Path::Direct { socket, address } => self.detours.lead(socket, address),
+                    Path::None => None,
+                };
+                self.selections.push_back(Selection { peer, endpoint, path, reason });
+            }
+            PathEvent::RefreshCandidates => {
+                self.stun.refresh(now);
+                self.relays.renew(now);
+                self.tell_soon(now);
+            }
+            PathEvent::OpenSockets { peer, count } => {
+                let sockets = self.detours.open(count);
+                self.agent.handle_sockets(now, &peer, sockets);
+            }
+            PathEvent::CloseSockets { sockets } => self.detours.close(&sockets),
+        }
+    }
+
+    fn send(&self, socket: SocketId, to: SocketAddr, datagram: &[u8], ttl: Option<u8>) {
+        let sent = match socket {
+            SocketId::TUNNEL => self.udp.send_to(datagram, to, 0, ttl),
+            other => self.detours.send(other, to, datagram, ttl),
+        };
+        if let Err(e) = sent {
+            tracing::trace!("nothing can be sent to {to}: {e}");
+        }
+    }
+
+    fn local(&self) -> Vec<SocketAddr> {
+        self.hosts.iter().map(|host| SocketAddr::new(*host, self.udp.local_port())).collect()
+    }
+
+    fn tell_soon(&mut self, now: Instant) {
+        self.tell_at.get_or_insert(now + SETTLE);
+    }
+
+    /// Tells the agent and the coordinator where we are, if they do not know.
+    fn tell(&mut self, now: Instant) {
+        let kinds = [
+            (CandidateKind::Host, self.local()),
+            (CandidateKind::ServerReflexive, self.stun.addresses()),
+            (CandidateKind::PortMapped, self.mapped.into_iter().collect()),
+        ];
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for (kind, addresses) in kinds {
+            for address in addresses {
+                let candidate = Candidate { kind, address };
+                if candidate.is_sound() && !candidates.iter().any(|known| known.address == address) {
+                    candidates.push(candidate);
+                }
+            }
+        }
+        // What is seen from outside is worth more than the addresses of a machine with many.
+        candidates.sort_by_key(|candidate| candidate.kind == CandidateKind::Host);
+        candidates.truncate(coordination::limits::CANDIDATES_LIMIT);
+        let nat = self.stun.report().nat_type();
+        let reachability = Reachability { candidates, nat_type: Some(nat) };
+        if self.told.as_ref() != Some(&reachability) {
+            self.agent.set_local(now, &reachability.candidates, nat);
+            self.told = Some(reachability.clone());
+            self.reachability = Some(reachability);
+        }
+    }
+}

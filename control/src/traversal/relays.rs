@@ -1,0 +1,226 @@
+//! Our bindings at the relays: each by UDP if that passes, else by TLS.
+//!
+//! A site is at one place of a relay at a time, so the ways to it are tried one after the other: its UDP
+//! addresses, then its WebSocket. From the WebSocket it goes back to UDP once STUN shows that UDP passes.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use penstock_proto::StaticSecret;
+use penstock_proto::coordination;
+use penstock_proto::path::{self, RelayId, RelayKind};
+use penstock_proto::relay::BIND_LENGTH;
+use penstock_proto::relay::client::{Progress, RelayClient};
+use serde::{Deserialize, Serialize};
+
+use crate::coordinator::{RelayStream, Trust};
+
+/// How long a UDP address has to answer before the next way is tried: two repetitions.
+const UDP_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the WebSocket has: TCP, a proxy, TLS, the upgrade and the binding.
+const TLS_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the WebSocket is kept before UDP is tried again.
+const TLS_STAY: Duration = Duration::from_secs(60);
+
+/// The relays that the coordinator names.
+pub struct Relays {
+    private_key: StaticSecret,
+    trust: Trust,
+    local_port: u16,
+    bindings: Vec<Binding>,
+    next_id: u32,
+    /// What the path agent was told.
+    told: Vec<path::Relay>,
+}
+
+struct Binding {
+    id: RelayId,
+    relay: coordination::Relay,
+    way: Way,
+    client: RelayClient,
+    /// When this way was taken.
+    since: Instant,
+    round_trip: Option<Duration>,
+}
+
+/// One of the ways to a relay.
+enum Way {
+    /// By UDP to the address at this place of its list.
+    Udp { place: usize, address: SocketAddr },
+    /// By a WebSocket.
+    Tls(RelayStream),
+}
+
+/// A relay as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RelayState {
+    /// As the coordinator calls it.
+    pub name: String,
+    /// "udp" or "tls".
+    pub transport: String,
+    /// Where datagrams for it are sent.
+    pub address: SocketAddr,
+    /// Whether it forwards to us.
+    pub bound: bool,
+    /// Round trip of the last binding.
+    pub round_trip_ms: Option<f64>,
+}
+
+impl Relays {
+    /// No relays yet.
+    pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16) -> Self {
+        Self { private_key, trust, local_port, bindings: Vec::new(), next_id: 0, told: Vec::new() }
+    }
+
+    /// Takes over the list; bindings that stay in it go on.
+    pub fn set(&mut self, now: Instant, relays: &[coordination::Relay]) {
+        let mut before = std::mem::take(&mut self.bindings);
+        for relay in relays.iter().take(path::constants::MAX_RELAYS) {
+            let known = before.iter().position(|binding| binding.relay == *relay);
+            let binding = match known {
+                Some(place) => Some(before.swap_remove(place)),
+                None => self.bind(now, relay),
+            };
+            self.bindings.extend(binding);
+        }
+    }
+
+    fn bind(&mut self, now: Instant, relay: &coordination::Relay) -> Option<Binding> {
+        let client = self.client(now, relay)?;
+        let way = self.way(relay, 0)?;
+        let id = RelayId(self.next_id);
+        self.next_id += 1;
+        Some(Binding { id, relay: relay.clone(), way, client, since: now, round_trip: None })
+    }
+
+    fn client(&self, now: Instant, relay: &coordination::Relay) -> Option<RelayClient> {
+        RelayClient::new(now, &self.private_key, &relay.public_key.into())
+    }
+
+    /// The way at this place of the list, or the first one behind it that there is.
+    fn way(&self, relay: &coordination::Relay, place: usize) -> Option<Way> {
+        let udp = || relay.udp.first().map(|address| Way::Udp { place: 0, address: *address });
+        if let Some(address) = relay.udp.get(place) {
+            return Some(Way::Udp { place, address: *address });
+        }
+        let Some(url) = &relay.url else { return udp() };
+        match RelayStream::open(url, self.trust.clone(), self.local_port) {
+            Ok(stream) => Some(Way::Tls(stream)),
+            Err(e) => {
+                tracing::warn!("relay {} cannot be reached by TLS: {e}", relay.name);
+                udp()
+            }
+        }
+    }
+
+    /// Asks for all bindings anew: the network is another.
+    pub fn renew(&mut self, now: Instant) {
+        for binding in &mut self.bindings {
+            binding.client.renew(now);
+            binding.since = now;
+        }
+    }
+
+    /// Takes a datagram; whether it was a relay's answer to us.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> bool {
+        let Some(binding) = self.bindings.iter_mut().find(|binding| binding.address() == from) else { return false };
+        match binding.client.handle_datagram(now, datagram) {
+            Some(Progress::Bound { round_trip }) => {
+                binding.round_trip = Some(round_trip);
+                true
+            }
+            Some(Progress::Asked) => true,
+            None => false,
+        }
+    }
+
+    /// What is to be sent where. `udp_passes` is what STUN knows.
+    pub fn step(&mut self, now: Instant, udp_passes: bool) -> Vec<(SocketAddr, [u8; BIND_LENGTH])> {
+        let mut bindings = std::mem::take(&mut self.bindings);
+        let mut binds = Vec::new();
+        for binding in &mut bindings {
+            let next = match &binding.way {
+                _ if binding.client.is_bound(now) && !binding.stays_on_tls(now, udp_passes) => Some(0),
+                _ if binding.client.is_bound(now) || now < binding.since + binding.patience() => None,
+                Way::Udp { place, .. } => Some(place + 1),
+                Way::Tls(_) => Some(0),
+            };
+            if let Some(way) = next.and_then(|place| self.way(&binding.relay, place)) {
+                // A new way is a new source, of which neither end knows a thing.
+                let Some(client) = self.client(now, &binding.relay) else { continue };
+                (binding.way, binding.client, binding.since) = (way, client, now);
+            }
+            let to = binding.address();
+            binds.extend(std::iter::from_fn(|| binding.client.poll_transmit(now)).map(|bind| (to, bind)));
+        }
+        self.bindings = bindings;
+        binds
+    }
+
+    /// When there is more to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.bindings.iter().map(|binding| binding.client.poll_timeout()).min()
+    }
+
+    /// The relays for the path agent, the nearest first, if they are others than before.
+    pub fn take_changed(&mut self, now: Instant) -> Option<Vec<path::Relay>> {
+        let mut bound: Vec<&Binding> = self.bindings.iter().filter(|binding| binding.client.is_bound(now)).collect();
+        // The order only decides until the agent has measured by itself; it changes with the list alone.
+        bound.sort_by_key(|binding| (binding.kind() == RelayKind::Tls, binding.id));
+        let relays: Vec<path::Relay> = bound
+            .iter()
+            .map(|binding| path::Relay { id: binding.id, kind: binding.kind(), address: binding.address() })
+            .collect();
+        (relays != self.told).then(|| {
+            self.told.clone_from(&relays);
+            relays
+        })
+    }
+
+    /// All relays, in the map's order.
+    pub fn states(&self, now: Instant) -> Vec<RelayState> {
+        let state = |binding: &Binding| RelayState {
+            name: binding.relay.name.to_string(),
+            transport: if binding.kind() == RelayKind::Udp { "udp" } else { "tls" }.to_owned(),
+            address: binding.address(),
+            bound: binding.client.is_bound(now),
+            round_trip_ms: binding.round_trip.map(|round_trip| round_trip.as_secs_f64() * 1e3),
+        };
+        self.bindings.iter().map(state).collect()
+    }
+
+    /// The name of a relay.
+    pub fn name(&self, id: RelayId) -> Option<String> {
+        self.bindings.iter().find(|binding| binding.id == id).map(|binding| binding.relay.name.to_string())
+    }
+}
+
+impl Binding {
+    fn address(&self) -> SocketAddr {
+        match &self.way {
+            Way::Udp { address, .. } => *address,
+            Way::Tls(stream) => stream.address(),
+        }
+    }
+
+    fn kind(&self) -> RelayKind {
+        match self.way {
+            Way::Udp { .. } => RelayKind::Udp,
+            Way::Tls(_) => RelayKind::Tls,
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.way {
+            Way::Udp { .. } => UDP_PATIENCE,
+            Way::Tls(_) => TLS_PATIENCE,
+        }
+    }
+
+    /// Whether a binding that holds is to be kept as it is.
+    fn stays_on_tls(&self, now: Instant, udp_passes: bool) -> bool {
+        let better = udp_passes && !self.relay.udp.is_empty() && now >= self.since + TLS_STAY;
+        self.kind() == RelayKind::Udp || !better
+    }
+}

@@ -1,0 +1,158 @@
+//! What STUN says of us: the addresses that others see, and the NAT's behaviour.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use penstock_proto::stun::{Discovery, NatReport, Query, Reflexive};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// Servers of one family that are asked for our address again and again; more only cost packets.
+const ASKED: usize = 2;
+/// How long after a start one answer is enough, although other servers have not answered.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The STUN servers, and what they said.
+#[derive(Default)]
+pub struct Stun {
+    servers: Vec<SocketAddr>,
+    local: Vec<SocketAddr>,
+    asked: Vec<Asked>,
+    discovery: Option<Discovery>,
+    /// The family of the report: IPv4 if there are servers of it, because that is what NATs translate.
+    report: NatReport,
+    started: Option<Instant>,
+    changed: bool,
+}
+
+struct Asked {
+    reflexive: Reflexive,
+    answered: bool,
+    /// The last address that it gave.
+    known: Option<SocketAddr>,
+}
+
+impl Stun {
+    /// Takes over the servers; `local` are our addresses with the tunnel's port.
+    pub fn set_servers(&mut self, now: Instant, servers: &[SocketAddr], local: &[SocketAddr]) {
+        if servers != self.servers {
+            self.servers = servers.to_vec();
+            self.restart(now, local);
+        }
+    }
+
+    /// Asks everything anew: the network is another.
+    pub fn restart(&mut self, now: Instant, local: &[SocketAddr]) {
+        self.local = local.to_vec();
+        let asked = |server| Asked {
+            reflexive: Reflexive::new(now, server, StdRng::from_os_rng()),
+            answered: false,
+            known: None,
+        };
+        self.asked = [true, false].into_iter().flat_map(|v4| self.of_family(v4).take(ASKED)).map(asked).collect();
+        self.discover(now);
+        self.report = NatReport::default();
+        self.started = Some(now);
+        self.changed = true;
+    }
+
+    fn discover(&mut self, now: Instant) {
+        let v4 = self.of_family(true).next().is_some();
+        let servers: Vec<SocketAddr> = self.of_family(v4).collect();
+        let begin = || Discovery::new(now, &servers, &self.local, StdRng::from_os_rng());
+        self.discovery = (!servers.is_empty()).then(begin);
+    }
+
+    fn of_family(&self, v4: bool) -> impl Iterator<Item = SocketAddr> {
+        self.servers.iter().copied().filter(move |server| server.is_ipv4() == v4)
+    }
+
+    /// Asks for our address anew.
+    pub fn refresh(&mut self, now: Instant) {
+        self.asked.iter_mut().for_each(|asked| asked.reflexive.refresh(now));
+    }
+
+    /// Takes a STUN message.
+    pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.handle_datagram(now, datagram);
+        }
+        for asked in &mut self.asked {
+            asked.reflexive.handle_datagram(datagram);
+        }
+        self.look(now);
+    }
+
+    /// What is to be sent.
+    pub fn step(&mut self, now: Instant) -> Vec<Query> {
+        let mut queries = Vec::new();
+        for asked in &mut self.asked {
+            queries.extend(std::iter::from_fn(|| asked.reflexive.poll_transmit(now)));
+        }
+        if let Some(discovery) = &mut self.discovery {
+            queries.extend(std::iter::from_fn(|| discovery.poll_transmit(now)));
+        }
+        self.look(now);
+        queries
+    }
+
+    /// When there is more to send.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let asked = self.asked.iter().map(|asked| asked.reflexive.poll_timeout());
+        asked.chain(self.discovery.as_mut().and_then(Discovery::poll_timeout)).min()
+    }
+
+    /// Whether our addresses or the report are other than when this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether the addresses may be told: the servers have answered or were given up.
+    pub fn settled(&self, now: Instant) -> bool {
+        let (known, patient) = (self.passes(), now < self.settles_at(now));
+        self.asked.iter().all(|asked| asked.answered) || (known && !patient)
+    }
+
+    /// When what is known now is enough.
+    pub fn settles_at(&self, now: Instant) -> Instant {
+        self.started.map_or(now, |started| started + PATIENCE)
+    }
+
+    /// Whether UDP gets out and back in.
+    pub fn passes(&self) -> bool {
+        self.asked.iter().any(|asked| asked.reflexive.address().is_some())
+    }
+
+    /// The addresses that the servers see.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.asked.iter().filter_map(|asked| asked.reflexive.address()).collect()
+    }
+
+    /// What is known of the NAT.
+    pub fn report(&self) -> &NatReport {
+        &self.report
+    }
+
+    fn look(&mut self, now: Instant) {
+        let mut moved = false;
+        for asked in &mut self.asked {
+            let Some(change) = asked.reflexive.poll_changed() else { continue };
+            asked.answered = true;
+            self.changed = true;
+            if let Some(address) = change.address {
+                moved |= asked.known.replace(address).is_some_and(|known| known != address);
+            }
+        }
+        // Another mapping may be another NAT's. The same one is not asked about twice: what the first time
+        // was sent to has been let in since, and would be taken for a NAT that lets everybody in.
+        if moved || (self.report.udp_blocked && self.passes()) {
+            self.report.udp_blocked = false;
+            self.discover(now);
+        }
+        if let Some(report) = self.discovery.as_mut().and_then(Discovery::poll_report) {
+            tracing::info!("{report}");
+            self.report = report;
+            self.changed = true;
+        }
+    }
+}

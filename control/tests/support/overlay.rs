@@ -1,0 +1,257 @@
+//! A coordinator on the laboratory's internet, and gateways that enrol there.
+
+use super::gateway::{penstock, penstock_binary, write_profile, write_secret};
+use super::namespace::{Namespace, unique};
+use super::nat::{Kind, Lab, Site};
+use super::process::Process;
+use super::{PATIENCE, eventually, genkey};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A running coordinator, with its STUN server and relay.
+pub struct Coordinator {
+    pub process: Process,
+    namespace: Namespace,
+    directory: PathBuf,
+    address: String,
+    arguments: Vec<String>,
+}
+
+impl Coordinator {
+    /// Starts one at the first two of the laboratory's server addresses.
+    pub fn start(lab: &Lab) -> Self {
+        let [one, two] = [1, 2].map(|number| lab.server(number).to_string());
+        let directory = lab.scratch().join(format!("coordinator-{}", unique()));
+        let listen = [format!("{one}:443"), format!("{one}:3478"), format!("{two}:3478")];
+        let words = ["run", "--name", &one, "--listen", &listen[0], "--udp", &listen[1], "--udp", &listen[2]];
+        let arguments: Vec<String> = words.map(str::to_owned).into();
+        let namespace = lab.internet().clone();
+        let process = spawn(&namespace, &directory, &arguments);
+        let coordinator = Self { process, namespace, directory, address: one, arguments };
+        coordinator.await_ready();
+        coordinator
+    }
+
+    /// Starts it again after its end.
+    pub fn restart(&mut self) {
+        self.process = spawn(&self.namespace, &self.directory, &self.arguments);
+        self.await_ready();
+    }
+
+    fn await_ready(&self) {
+        eventually(PATIENCE, "the coordinator answers", || self.attempt(&["site", "list", "--json"]).0);
+    }
+
+    /// Where gateways find it.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// `penstock-coordinator WORDS`: whether it succeeded, and its outputs.
+    pub fn attempt(&self, words: &[&str]) -> (bool, String) {
+        let binary = binary();
+        let mut all = vec![binary.to_str().expect("UTF-8")];
+        all.extend(words);
+        all.extend(["--state", self.directory.to_str().expect("UTF-8")]);
+        self.namespace.attempt(&all)
+    }
+
+    /// The same, which must succeed.
+    pub fn run(&self, words: &[&str]) -> String {
+        let (success, text) = self.attempt(words);
+        assert!(success, "penstock-coordinator {words:?}: {text}");
+        text
+    }
+
+    /// A key for as many sites, with a tag.
+    pub fn key(&self, uses: usize, tag: &str) -> String {
+        self.run(&["key", "create", "--uses", &uses.to_string(), "--tag", tag])
+            .lines()
+            .last()
+            .expect("a key")
+            .trim()
+            .to_owned()
+    }
+
+    /// Puts a policy in force.
+    pub fn policy(&self, policy: &Value) {
+        let file = self.directory.join("policy.json");
+        std::fs::write(&file, policy.to_string()).expect("policy");
+        self.run(&["policy", "set", file.to_str().expect("UTF-8")]);
+    }
+}
+
+fn binary() -> PathBuf {
+    let beside = penstock_binary().expect("penstock").with_file_name("penstock-coordinator");
+    assert!(beside.is_file(), "{} is missing: cargo build -p penstock-coordinator", beside.display());
+    beside
+}
+
+fn spawn(namespace: &Namespace, directory: &Path, arguments: &[String]) -> Process {
+    let binary = binary();
+    let mut words = vec![binary.to_str().expect("UTF-8")];
+    words.extend(arguments.iter().map(String::as_str));
+    words.extend(["--state", directory.to_str().expect("UTF-8")]);
+    namespace.spawn(&words, &directory.with_extension("log"))
+}
+
+/// A gateway that has enrolled.
+pub struct OverlayGateway {
+    pub process: Process,
+    pub name: String,
+    namespace: Namespace,
+    profile: PathBuf,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl OverlayGateway {
+    /// Enrols a site by a key and starts its gateway. `extra` are further fields of the profile.
+    pub fn start(site: &Site, coordinator: &Coordinator, key: &str, extra: &Value) -> Self {
+        let name = format!("o{}x{}", std::process::id(), unique());
+        assert!(name.len() <= 15, "{name} is no interface name");
+        let profile = site.scratch.join(format!("{name}.profile"));
+        write_secret(&site.scratch.join(format!("{name}.key")), &genkey());
+        let mut fields = json!({
+            "Name": name,
+            "PrivateKeyFile": format!("{name}.key"),
+            "Wan": { "Interface": "wan0", "Mode": "udp" },
+            "Lan": { "Interfaces": ["lan0"], "Mode": "tun", "Subnets": [site.subnet()] },
+            "Workers": 1,
+        });
+        for (field, value) in extra.as_object().expect("fields") {
+            fields[field] = value.clone();
+        }
+        write_profile(&profile, &fields);
+        let mut environment = vec![("PENSTOCK_STATE_DIR", site.scratch.to_str().expect("UTF-8").to_owned())];
+        if site.kind() == Kind::ProxyOnly {
+            environment.push(("HTTPS_PROXY", format!("http://{}", site.proxy())));
+        }
+        let key_file = site.scratch.join(format!("{name}.enrolment"));
+        write_secret(&key_file, key);
+        let words = [
+            "enrol",
+            key_file.to_str().expect("UTF-8"),
+            "--coordinator",
+            &coordinator.url(),
+            "--profile",
+            profile.to_str().expect("UTF-8"),
+        ];
+        let output = command(&site.gateway, &environment).args(words).output().expect("penstock starts");
+        assert!(output.status.success(), "enrol: {}", String::from_utf8_lossy(&output.stderr));
+        let process = run(&site.gateway, &environment, &profile);
+        Self { process, name, namespace: site.gateway.clone(), profile, environment }
+    }
+
+    /// Starts it again after its end.
+    pub fn restart(&mut self) {
+        self.process = run(&self.namespace, &self.environment, &self.profile);
+    }
+
+    /// `penstock status --json`, once it answers.
+    pub fn status(&self) -> Value {
+        let mut status = Value::Null;
+        eventually(PATIENCE, "the gateway answers", || {
+            let profile = self.profile.to_str().expect("UTF-8");
+            let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
+            status = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            output.status.success()
+        });
+        status
+    }
+
+    /// What it says of a peer; null if there is none of that name.
+    pub fn peer(&self, name: &str) -> Value {
+        let status = self.status();
+        let peers = status["Peers"].as_array().expect("peers");
+        peers.iter().find(|peer| peer["Name"] == name).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a peer is reached so: "direct", "relay", "none".
+    pub fn await_path(&self, peer: &str, path: &str, limit: Duration) {
+        let mut last = Value::Null;
+        let name = &self.name;
+        eventually(limit, &format!("{name} reaches {peer} by path {path}"), || {
+            last = self.peer(peer);
+            last["Path"] == path
+        });
+    }
+}
+
+fn command(namespace: &Namespace, environment: &[(&'static str, String)]) -> std::process::Command {
+    let mut command = namespace.command(penstock_binary().expect("penstock"));
+    // Whatever proxy this machine has is none of the laboratory's.
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"] {
+        command.env_remove(name);
+    }
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+fn run(namespace: &Namespace, environment: &[(&'static str, String)], profile: &Path) -> Process {
+    let mut command = command(namespace, environment);
+    command.args(["run", "--profile", profile.to_str().expect("UTF-8")]);
+    Process::spawn(command, &profile.with_extension("log"), Some(namespace.clone()))
+}
+
+/// Echo requests that tell how long there was no answer.
+pub struct Heartbeat {
+    process: Process,
+}
+
+/// What a [`Heartbeat`] has seen.
+#[derive(Debug)]
+pub struct Beats {
+    /// Seconds since the epoch, and number, of each answer in the order in which they came.
+    pub answers: Vec<(f64, u32)>,
+}
+
+impl Heartbeat {
+    /// Begins to ask `target` every `interval`, `count` times at most.
+    pub fn start(site: &Site, target: std::net::IpAddr, interval: Duration, count: u32) -> Self {
+        let log = site.scratch.join(format!("heartbeat-{}.log", unique()));
+        let (interval, count) = (format!("{:.3}", interval.as_secs_f64()), count.to_string());
+        let target = target.to_string();
+        let words = ["ping", "-n", "-D", "-i", &interval, "-c", &count, "-W", "1", &target];
+        Self { process: site.host.spawn(&words, &log) }
+    }
+
+    /// What was seen so far.
+    pub fn beats(&self) -> Beats {
+        let number = |text: &str, before: &str, after: char| -> Option<f64> {
+            text.split_once(before)?.1.split(after).next()?.parse().ok()
+        };
+        let answer = |line: &str| {
+            let at = number(line, "[", ']')?;
+            line.contains("bytes from").then_some(())?;
+            Some((at, number(line, "icmp_seq=", ' ')? as u32))
+        };
+        Beats { answers: self.process.log().lines().filter_map(answer).collect() }
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self, limit: Duration) -> Beats {
+        self.process.wait(limit);
+        self.beats()
+    }
+
+    /// Ends it.
+    pub fn stop(mut self) -> Beats {
+        self.process.interrupt();
+        self.beats()
+    }
+}
+
+impl Beats {
+    /// The longest time between two answers, in seconds.
+    pub fn longest_gap(&self) -> f64 {
+        self.answers.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max)
+    }
+
+    /// Requests without an answer, from the first answered one to the last.
+    pub fn lost(&self) -> u32 {
+        let numbers = || self.answers.iter().map(|(_, number)| *number);
+        let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else { return 0 };
+        last + 1 - first - numbers().collect::<std::collections::BTreeSet<_>>().len() as u32
+    }
+}
