@@ -22,6 +22,9 @@ pub const NAME_LIMIT: usize = 63;
 /// Longest host name of a coordinator (RFC 1035, section 2.3.4).
 pub const HOST_LIMIT: usize = 253;
 
+/// Most pairs of sites in one message to a relay, about 1 MB; a row of the largest coordinator fits.
+pub const ACCESS_PAIRS_LIMIT: usize = 65_536;
+
 /// How often the coordinator pings: a NAT keeps an idle TCP connection for minutes at least
 /// (RFC 5382, REQ-5), proxies often for one.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::encoding::at_most;
 use super::limits::{CANDIDATES_LIMIT, SUBNETS_LIMIT};
 use super::map::{Known, Map, Update};
-use super::{Challenge, EnrolmentKey, Name, Proof, SiteKey};
+use super::{Access, Challenge, EnrolmentKey, Name, Proof, SiteKey};
 
 /// What a gateway says. One [`Hello`] comes first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub enum CoordinatorMessage {
     Map(Map),
     /// What changed of it.
     Update(Update),
+    /// To a relay: which sites may talk.
+    Access(Access),
     /// Something of a newer coordinator, to be ignored.
     #[serde(other)]
     Unknown,

@@ -10,11 +10,14 @@
 //!   Reachability ──►                 whenever it changes
 //!           ◄── Update, Registration  whenever they change
 //! ```
+//! A relay on a machine of its own connects in the same way, by its own key, and is told [`Access`] instead.
+//!
 //! Before the proof the coordinator says nothing but the challenge. There is no clock in the protocol.
 //!
 //! Reading order: [`messages`](GatewayMessage), [`proof`](Challenger), [`map`](Map),
 //! [`enrolment`](EnrolmentKey), [`limits`].
 
+mod access;
 mod encoding;
 mod enrolment;
 pub mod limits;
@@ -24,6 +27,7 @@ mod name;
 mod proof;
 mod site_key;
 
+pub use access::{Access, AccessPart, SiteNumber};
 pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint};
 pub use map::{ApplyError, Digest, Known, Map, MapVersion, Peer, Relay, Update};
 pub use messages::{

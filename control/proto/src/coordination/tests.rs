@@ -136,3 +136,17 @@ fn candidates_that_nobody_should_probe_are_not_sound() {
         assert!(!sound(bad), "{bad}");
     }
 }
+
+#[test]
+fn a_relay_is_told_in_few_bytes_and_no_more_than_it_may_be() {
+    let pairs = |count: usize| vec![(20_000, 19_999); count];
+    let access = |count| Access { joined: pairs(count), ..Access::default() };
+    let message = CoordinatorMessage::Access(access(limits::ACCESS_PAIRS_LIMIT));
+    let text = message.encode();
+    assert!(text.len() < 1 << 20, "{}", text.len());
+    assert_eq!(CoordinatorMessage::decode(&text), Ok(message));
+    let text = CoordinatorMessage::Access(access(limits::ACCESS_PAIRS_LIMIT + 1)).encode();
+    assert!(matches!(CoordinatorMessage::decode(&text), Err(DecodeError::Malformed { .. })));
+    let empty = CoordinatorMessage::Access(Access::default());
+    assert_eq!(CoordinatorMessage::decode(r#"{"Type":"Access","Part":"Change"}"#), Ok(empty));
+}

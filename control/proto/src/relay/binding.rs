@@ -80,6 +80,11 @@ impl Bindings {
         (self.sources.get(&bound.source) == Some(&site)).then_some(bound.source)
     }
 
+    /// How many sites are bound.
+    pub fn count(&self, now: Instant) -> usize {
+        self.bound.keys().filter(|site| self.source_of(now, **site).is_some()).count()
+    }
+
     /// Answers a bind message of the site with this key.
     pub fn handle(
         &mut self,

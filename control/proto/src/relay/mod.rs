@@ -37,8 +37,15 @@ use message::Kind;
 pub use message::{BIND_LENGTH, BOUND_LENGTH, CHALLENGE_LENGTH};
 use routes::Routes;
 
-/// Shortest transport data: a keepalive. Longest: what fits an Ethernet frame of 9000 bytes.
-const DATA_LENGTHS: std::ops::RangeInclusive<usize> = 32..=9000;
+/// Where a relay takes streams, for sites whose UDP is blocked: a WebSocket over TLS.
+pub const PATH: &str = "/v1/relay";
+/// The WebSocket subprotocol of such a stream (RFC 6455, section 1.9). Each binary frame is one datagram.
+pub const SUBPROTOCOL: &str = "penstock.relay.v1";
+/// Longest datagram, in bytes: what fits an Ethernet frame of 9000 bytes.
+pub const DATAGRAM_LIMIT: usize = 9000;
+
+/// Shortest transport data: a keepalive.
+const DATA_LENGTHS: std::ops::RangeInclusive<usize> = 32..=DATAGRAM_LIMIT;
 /// Initiations of one site that are looked at: each costs a MAC for every peer of the site.
 const INITIATIONS_PER_SECOND: u64 = 20;
 /// Initiations at once: after a restart of the relay a site calls all its peers.
@@ -154,28 +161,74 @@ impl Relay {
         let id = SiteId::of(&public_key);
         let peers: HashSet<SiteId> =
             peers.into_iter().map(|peer| SiteId::of(&peer)).filter(|peer| *peer != id).collect();
-        let gone = |peer: &SiteId| !peers.contains(peer);
-        self.retain_pairs(|a, b| !(*a == id && gone(b) || *b == id && gone(a)));
-        match self.sites.get_mut(&id) {
-            Some(site) => site.peers = peers,
-            None => {
-                let mac = MacKeys::new(&public_key);
-                self.sites.insert(id, Site { mac, public_key, peers, initiations: Bucket::default() });
-            }
+        let site = self.site(public_key);
+        let before = std::mem::replace(&mut site.peers, peers);
+        let gone: Vec<SiteId> = before.difference(&self.sites[&id].peers).copied().collect();
+        gone.into_iter().for_each(|peer| self.forget_pair(id, peer));
+    }
+
+    /// Makes a site known, without peers if it was not.
+    pub fn add_site(&mut self, public_key: PublicKey) {
+        self.site(public_key);
+    }
+
+    /// Joins two known sites or parts them; nothing happens to one that is not known.
+    pub fn set_pair(&mut self, one: &PublicKey, other: &PublicKey, joined: bool) {
+        let (one, other) = (SiteId::of(one), SiteId::of(other));
+        if one == other || !self.sites.contains_key(&one) || !self.sites.contains_key(&other) {
+            return;
+        }
+        for (site, peer) in [(one, other), (other, one)] {
+            let peers = self.sites.get_mut(&site).map(|site| &mut site.peers);
+            peers.into_iter().for_each(|peers| _ = if joined { peers.insert(peer) } else { peers.remove(&peer) });
+        }
+        if !joined {
+            self.forget_pair(one, other);
         }
     }
 
     /// Forgets a site: what it sends goes nowhere from now on.
     pub fn remove_site(&mut self, public_key: &PublicKey) {
         let id = SiteId::of(public_key);
-        self.sites.remove(&id);
+        let Some(site) = self.sites.remove(&id) else { return };
         self.bindings.remove(id);
-        self.retain_pairs(|a, b| *a != id && *b != id);
+        for peer in site.peers {
+            self.sites.get_mut(&peer).into_iter().for_each(|peer| _ = peer.peers.remove(&id));
+            self.forget_pair(id, peer);
+        }
     }
 
-    fn retain_pairs(&mut self, keep: impl Fn(&SiteId, &SiteId) -> bool) {
-        self.routes.retain(&keep);
-        self.pairs.retain(|(a, b), _| keep(a, b));
+    fn site(&mut self, public_key: PublicKey) -> &mut Site {
+        self.sites.entry(SiteId::of(&public_key)).or_insert_with(|| Site {
+            mac: MacKeys::new(&public_key),
+            public_key,
+            peers: HashSet::new(),
+            initiations: Bucket::default(),
+        })
+    }
+
+    fn forget_pair(&mut self, one: SiteId, other: SiteId) {
+        for (from, to) in [(one, other), (other, one)] {
+            self.routes.forget(from, to);
+            self.pairs.remove(&(from, to));
+        }
+    }
+
+    /// The site that has bound this source.
+    #[must_use]
+    pub fn site_at(&self, now: Instant, source: Source) -> Option<SiteId> {
+        self.bindings.site_of(now, source)
+    }
+
+    /// All known sites.
+    pub fn sites(&self) -> impl Iterator<Item = &PublicKey> {
+        self.sites.values().map(|site| &site.public_key)
+    }
+
+    /// How many sites are known, and how many of them are bound.
+    #[must_use]
+    pub fn count(&self, now: Instant) -> (usize, usize) {
+        (self.sites.len(), self.bindings.count(now))
     }
 
     /// A stream has ended.
@@ -232,6 +285,12 @@ impl Relay {
         let bind = message::Bind::read(datagram).ok_or(RelayDrop::Malformed)?;
         let site = self.sites.get(&bind.site).ok_or(RelayDrop::UnknownSite)?;
         self.bindings.handle(now, from, &bind, &site.public_key).map(Outcome::Answer)
+    }
+
+    /// Whether these two may talk: each names the other.
+    #[must_use]
+    pub fn are_joined(&self, one: &PublicKey, other: &PublicKey) -> bool {
+        self.joined(SiteId::of(one), SiteId::of(other))
     }
 
     fn joined(&self, a: SiteId, b: SiteId) -> bool {

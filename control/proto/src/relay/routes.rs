@@ -64,11 +64,12 @@ impl Routes {
             .ok_or(RelayDrop::UnknownReceiver)
     }
 
-    /// Forgets the routes from one site to another for which `keep` is false.
-    pub fn retain(&mut self, keep: impl Fn(&SiteId, &SiteId) -> bool) {
-        for (from, site) in &mut self.by_sender {
-            site.by_index.retain(|_, route| keep(from, &route.to));
+    /// Forgets what one site sends to the other.
+    pub fn forget(&mut self, from: SiteId, to: SiteId) {
+        let Some(site) = self.by_sender.get_mut(&from) else { return };
+        site.by_index.retain(|_, route| route.to != to);
+        if site.by_index.is_empty() {
+            self.by_sender.remove(&from);
         }
-        self.by_sender.retain(|_, site| !site.by_index.is_empty());
     }
 }

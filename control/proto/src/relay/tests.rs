@@ -272,6 +272,36 @@ fn policy_cuts_what_it_once_allowed() {
 }
 
 #[test]
+fn pairs_are_joined_and_parted_one_by_one() {
+    let mut bench = Bench::new(4);
+    (0..3).for_each(|i| assert_eq!(bench.bind(i), 2));
+    let (now, keys) = (bench.now, [0, 1, 2, 3].map(|i| bench.sites[i].public));
+    let ids = keys.map(|key| SiteId::of(&key));
+    for (from, index, to) in [(0, 5, 1), (0, 6, 2), (1, 7, 0)] {
+        bench.relay.routes.learn(now, ids[from], index, ids[to]);
+    }
+    bench.relay.set_pair(&keys[1], &keys[0], false);
+    assert!(!bench.relay.are_joined(&keys[0], &keys[1]) && !bench.relay.are_joined(&keys[1], &keys[0]));
+    assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver));
+    assert_eq!(bench.send(1, &data(7, 100)), Err(RelayDrop::UnknownReceiver));
+    assert_eq!(bench.send(0, &data(6, 100)), Ok(Outcome::Forward(address(3))), "another pair is not concerned");
+    bench.relay.set_pair(&keys[0], &keys[1], true);
+    assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
+    assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver), "the index went with the pair");
+    // Nobody is joined to himself, or to a stranger, who would come in later.
+    bench.relay.set_pair(&keys[0], &keys[0], true);
+    bench.relay.remove_site(&keys[3]);
+    bench.relay.set_pair(&keys[0], &keys[3], true);
+    bench.relay.add_site(keys[3]);
+    assert!(!bench.relay.are_joined(&keys[0], &keys[0]) && !bench.relay.are_joined(&keys[0], &keys[3]));
+    // Who was removed comes back without his peers.
+    bench.relay.remove_site(&keys[1]);
+    bench.relay.add_site(keys[1]);
+    assert!(!bench.relay.are_joined(&keys[0], &keys[1]));
+    assert_eq!(bench.relay.count(now), (4, 2));
+}
+
+#[test]
 fn bindings_end_and_streams_close() {
     let mut bench = Bench::new(3);
     bench.sites[1].at = STREAM;
