@@ -1,14 +1,16 @@
 //! How the command line talks to the running coordinator: a Unix socket in its state directory, for the
 //! directory's owner only. A connection is one line of JSON each way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use penstock_proto::coordination::{EnrolmentKeyId, Name};
+use penstock_proto::coordination::{EnrolmentKeyId, Name, Relay, SiteKey};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,8 +18,10 @@ use tokio::time::timeout;
 
 use crate::policy::{self, Policy};
 use crate::registry::{ChangeError, KeyTerms, Registry};
-use crate::site::Site;
+use crate::relay::RelayServer;
+use crate::site::{Site, SiteState};
 use crate::store::KeyRecord;
+use crate::udp::Sockets;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "control.sock";
@@ -54,6 +58,8 @@ pub enum Request {
     Approve(String),
     /// Cut a site off.
     Revoke(String),
+    /// What runs, and what it did.
+    Status,
     /// The policy.
     ShowPolicy,
     /// Another policy.
@@ -69,12 +75,92 @@ pub enum Answer {
     Keys(Vec<KeyRecord>),
     /// To [`Request::ListSites`].
     Sites(Vec<SiteStatus>),
+    /// To [`Request::Status`].
+    Status(StatusReport),
     /// To [`Request::ShowPolicy`].
     Policy(Policy),
     /// It is done; a sentence.
     Done(String),
     /// It is not; a sentence.
     Error(String),
+}
+
+/// What a running coordinator can tell of.
+pub struct Status {
+    /// Sites, keys, policy.
+    pub registry: Arc<Registry>,
+    /// Its relay.
+    pub relay: Option<Arc<RelayServer>>,
+    /// Its UDP sockets.
+    pub udp: Arc<Sockets>,
+}
+
+/// What runs, and what it did since it started.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct StatusReport {
+    /// The program's version.
+    pub version: String,
+    /// Sites that are approved.
+    pub sites: usize,
+    /// Sites that are connected.
+    pub sites_connected: usize,
+    /// Relays as gateways are told of them.
+    pub relays: Vec<Relay>,
+    /// Those of them, by key, that are connected to be told who may talk.
+    pub relays_connected: Vec<SiteKey>,
+    /// STUN servers as gateways are told of them.
+    pub stun_servers: Vec<SocketAddr>,
+    /// STUN requests that were answered.
+    pub stun_answers: u64,
+    /// STUN messages that were not.
+    pub stun_drops: u64,
+    /// The coordinator's own relay.
+    pub relay: Option<RelayReport>,
+}
+
+/// What a relay did since it started.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RelayReport {
+    /// Sites that it knows.
+    pub sites: usize,
+    /// Sites that are bound to a place.
+    pub bindings: usize,
+    /// Datagrams that it forwarded.
+    pub datagrams: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Datagrams that it dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl RelayReport {
+    /// Of a running relay.
+    #[must_use]
+    pub fn of(relay: &RelayServer) -> Self {
+        let (sites, bindings) = relay.count();
+        let (datagrams, bytes) = relay.counters.totals();
+        Self { sites, bindings, datagrams, bytes, drops: relay.counters.drops() }
+    }
+}
+
+impl Status {
+    fn report(&self) -> StatusReport {
+        let sites = self.registry.sites();
+        let servers = self.registry.servers();
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            sites: sites.iter().filter(|(site, _)| site.state == SiteState::Approved).count(),
+            sites_connected: sites.iter().filter(|(_, connected)| *connected).count(),
+            relays: servers.relays,
+            relays_connected: self.registry.relays_connected(),
+            stun_servers: servers.stun_servers,
+            stun_answers: self.udp.stun_answers.load(Ordering::Relaxed),
+            stun_drops: self.udp.stun_drops.load(Ordering::Relaxed),
+            relay: self.relay.as_deref().map(RelayReport::of),
+        }
+    }
 }
 
 /// A site, and whether it is there.
@@ -104,10 +190,10 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers requests, one after the other: the clients are administrators.
-pub async fn serve(listener: UnixListener, registry: Arc<Registry>) {
+pub async fn serve(listener: UnixListener, status: Arc<Status>) {
     loop {
         let outcome = match listener.accept().await {
-            Ok((stream, _)) => converse(stream, &registry).await,
+            Ok((stream, _)) => converse(stream, &status).await,
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
@@ -117,13 +203,13 @@ pub async fn serve(listener: UnixListener, registry: Arc<Registry>) {
     }
 }
 
-async fn converse(stream: UnixStream, registry: &Registry) -> io::Result<()> {
+async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
     // Without a time limit: a change that has begun is made to the end.
     let answer = match serde_json::from_slice(&line) {
-        Ok(request) => answer(request, registry).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
+        Ok(request) => answer(request, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
         Err(_) => Answer::Error("this coordinator does not know that request".into()),
     };
     let mut text = serde_json::to_vec(&answer)?;
@@ -131,7 +217,8 @@ async fn converse(stream: UnixStream, registry: &Registry) -> io::Result<()> {
     timeout(PATIENCE, stream.write_all(&text)).await?
 }
 
-async fn answer(request: Request, registry: &Registry) -> Result<Answer, ChangeError> {
+async fn answer(request: Request, status: &Status) -> Result<Answer, ChangeError> {
+    let registry = &status.registry;
     Ok(match request {
         Request::CreateKey { uses, lifetime, tags, approve_manually } => {
             let terms = KeyTerms { uses, lifetime, tags, approve_manually };
@@ -156,6 +243,7 @@ async fn answer(request: Request, registry: &Registry) -> Result<Answer, ChangeE
             let site = registry.revoke(&site).await?;
             Answer::Done(format!("{} is revoked", site.name))
         }
+        Request::Status => Answer::Status(status.report()),
         Request::ShowPolicy => Answer::Policy(registry.policy()),
         Request::SetPolicy(policy) => {
             registry.set_policy(policy).await?;

@@ -7,6 +7,14 @@ use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
 use serde::{Deserialize, Serialize};
 
+use crate::udp::Listen;
+
+/// The port of STUN servers (RFC 8489, section 9), and of our relays.
+pub const STUN_PORT: u16 = 3478;
+/// The other port of a STUN server that tells a NAT's behaviour (RFC 5780, section 7.6 leaves it open).
+pub const STUN_ALTERNATE_PORT: u16 = 3479;
+/// Of the STUN servers in a map, those that are our own at most.
+pub const STUN_OWN: usize = 8;
 /// Where the coordinator keeps its state, unless told otherwise.
 pub const STATE: &str = "/var/lib/penstock-coordinator";
 
@@ -21,10 +29,25 @@ pub struct Config {
     pub state: PathBuf,
     /// A given certificate; without it, one of its own.
     pub certificate: Option<CertificateFiles>,
-    /// Relays to tell gateways of.
+    /// Its own STUN server and relay.
+    pub udp: Udp,
+    /// Other relays to tell gateways of; they may connect to be told who may talk.
     pub relays: Vec<Relay>,
-    /// STUN servers to tell gateways of.
+    /// Other STUN servers to tell gateways of.
     pub stun_servers: Vec<SocketAddr>,
+}
+
+/// A STUN server and a relay on the same UDP port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// What is listened at; nothing without both.
+    pub listen: Vec<Listen>,
+    /// What gateways are told; if empty, what is listened at.
+    pub public: Vec<SocketAddr>,
+    /// It is a STUN server.
+    pub stun: bool,
+    /// It is a relay.
+    pub relay: bool,
 }
 
 /// A given certificate.
@@ -50,6 +73,17 @@ pub struct Document {
     pub certificate_file: Option<PathBuf>,
     /// [`CertificateFiles::key`]; relative to the file.
     pub certificate_key_file: Option<PathBuf>,
+    /// UDP addresses of STUN server and relay: of each IP version two at most, of the same port, or one
+    /// for all addresses.
+    pub udp_listen: Option<Vec<SocketAddr>>,
+    /// [`Udp::public`].
+    pub udp_public: Option<Vec<SocketAddr>>,
+    /// The STUN server's other port.
+    pub stun_alternate_port: Option<u16>,
+    /// [`Udp::stun`].
+    pub stun: Option<bool>,
+    /// [`Udp::relay`].
+    pub relay: Option<bool>,
     /// [`Config::relays`].
     pub relays: Option<Vec<Relay>>,
     /// [`Config::stun_servers`].
@@ -111,6 +145,11 @@ impl Document {
             state: self.state.or(other.state),
             certificate_file: self.certificate_file.or(other.certificate_file),
             certificate_key_file: self.certificate_key_file.or(other.certificate_key_file),
+            udp_listen: self.udp_listen.or(other.udp_listen),
+            udp_public: self.udp_public.or(other.udp_public),
+            stun_alternate_port: self.stun_alternate_port.or(other.stun_alternate_port),
+            stun: self.stun.or(other.stun),
+            relay: self.relay.or(other.relay),
             relays: self.relays.or(other.relays),
             stun_servers: self.stun_servers.or(other.stun_servers),
         }
@@ -148,14 +187,68 @@ impl TryFrom<Document> for Config {
         };
         let relays = document.relays.unwrap_or_default();
         let stun_servers = document.stun_servers.unwrap_or_default();
-        if relays.len() > SERVERS_LIMIT || stun_servers.len() > SERVERS_LIMIT {
-            return unsound(format!("there may be {SERVERS_LIMIT} Relays and {SERVERS_LIMIT} StunServers, no more"));
+        if relays.len() >= SERVERS_LIMIT || stun_servers.len() > SERVERS_LIMIT - STUN_OWN {
+            let (relays, stun) = (SERVERS_LIMIT - 1, SERVERS_LIMIT - STUN_OWN);
+            return unsound(format!("there may be {relays} Relays and {stun} StunServers besides our own, no more"));
         }
         let listen = document.listen.unwrap_or_else(|| vec![(Ipv6Addr::UNSPECIFIED, 443).into()]);
         if listen.is_empty() {
             return unsound("Listen must hold an address".into());
         }
-        Ok(Self { listen, names, state, certificate, relays, stun_servers })
+        let udp = Udp::new(
+            document.udp_listen.unwrap_or_else(|| vec![(Ipv6Addr::UNSPECIFIED, STUN_PORT).into()]),
+            document.udp_public.unwrap_or_default(),
+            document.stun_alternate_port.unwrap_or(STUN_ALTERNATE_PORT),
+            document.stun.unwrap_or(true),
+            document.relay.unwrap_or(true),
+        );
+        let udp = udp.map_err(ConfigError::Unsound)?;
+        Ok(Self { listen, names, state, certificate, udp, relays, stun_servers })
+    }
+}
+
+impl Udp {
+    fn new(
+        addresses: Vec<SocketAddr>,
+        public: Vec<SocketAddr>,
+        alternate_port: u16,
+        stun: bool,
+        relay: bool,
+    ) -> Result<Self, String> {
+        if addresses.is_empty() || addresses.len() > SERVERS_LIMIT || public.len() > SERVERS_LIMIT {
+            return Err(format!("UdpListen must hold 1 to {SERVERS_LIMIT} addresses, UdpPublic at most as many"));
+        }
+        if let Some(all) = public.iter().find(|address| address.ip().is_unspecified() || address.port() == 0) {
+            return Err(format!("UdpPublic: nobody can reach {all}"));
+        }
+        let (v4, v6): (Vec<SocketAddr>, Vec<SocketAddr>) = addresses.into_iter().partition(SocketAddr::is_ipv4);
+        let mut listen = Vec::new();
+        for addresses in [v4, v6].into_iter().filter(|addresses| !addresses.is_empty() && (stun || relay)) {
+            let v4 = addresses[0].is_ipv4();
+            let all = addresses.iter().any(|address| address.ip().is_unspecified());
+            let sound = match &addresses[..] {
+                [_] => true,
+                [first, second] => !all && first.ip() != second.ip() && first.port() == second.port(),
+                _ => false,
+            };
+            if !sound {
+                return Err("UdpListen may hold two addresses of an IP version, of the same port, \
+                    or one for all addresses: a STUN server has no use for more"
+                    .into());
+            }
+            let public: Vec<SocketAddr> =
+                public.iter().copied().filter(|public| public.is_ipv4() == v4 && !all).collect();
+            if !public.is_empty() && public.len() != addresses.len() {
+                return Err(
+                    "UdpPublic must say of each address in UdpListen how it is reached, in the same order".into()
+                );
+            }
+            if stun && addresses.iter().any(|address| address.port() == alternate_port && alternate_port != 0) {
+                return Err(format!("StunAlternatePort must be another port than {alternate_port}"));
+            }
+            listen.push(Listen { addresses, public, alternate_port: stun.then_some(alternate_port) });
+        }
+        Ok(Self { listen, public, stun, relay })
     }
 }
 
@@ -200,6 +293,14 @@ mod tests {
             (r#"{"Names": ["a"], "CertificateFile": "x"}"#, "go together"),
             (r#"{"Names": ["a"], "Listen": ["x"]}"#, "field Listen[0]"),
             (r#"{"Names": ["a"], "Listen": []}"#, "Listen"),
+            (r#"{"Names": ["a"], "UdpListen": ["192.0.2.1:1", "192.0.2.2:2"]}"#, "same port"),
+            (r#"{"Names": ["a"], "UdpListen": ["192.0.2.1:1", "0.0.0.0:1"]}"#, "UdpListen"),
+            (r#"{"Names": ["a"], "UdpListen": ["192.0.2.1:3479"]}"#, "StunAlternatePort"),
+            (r#"{"Names": ["a"], "UdpPublic": ["0.0.0.0:1"]}"#, "UdpPublic"),
+            (
+                r#"{"Names": ["a"], "UdpListen": ["10.0.0.1:1", "10.0.0.2:1"], "UdpPublic": ["192.0.2.1:1"]}"#,
+                "same order",
+            ),
             (r#"{"Names": ["a"], "Port": 1}"#, "Port"),
             (r#"{"Names": ["a"]} x"#, "line 1"),
         ] {

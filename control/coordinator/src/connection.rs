@@ -1,4 +1,4 @@
-//! One gateway's connection, from the challenge to its end.
+//! One connection of a gateway or a relay, from the challenge to its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, PING_INTERVAL, SIL
 use penstock_proto::coordination::{
     Challenger, CoordinatorMessage, GatewayMessage, Hello, Reachability, Refusal, RefusalReason,
 };
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::admission::Place;
-use crate::registry::{Outgoing, Session};
+use crate::registry::{Outgoing, RelaySession, Session};
 use crate::server::Server;
 
 /// Shortest time between two pushes to one gateway, so that many changes become one message.
@@ -25,25 +25,41 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// when its addresses change.
 const MESSAGE_BURST: u32 = 20;
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(2);
+/// Pings in a row that may stay unanswered.
+const UNANSWERED_PINGS: u32 = (SILENCE_LIMIT.as_secs() / PING_INTERVAL.as_secs()) as u32;
 /// How long we wait for the other's half of the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves a WebSocket until it ends.
 pub async fn serve(socket: WebSocket, source: SocketAddr, name: String, place: Arc<Place>, server: Arc<Server>) {
-    let mut wire = Wire { socket, heard: Instant::now() };
-    match greet(&mut wire, &name, &place, &server).await {
-        Ok(mut session) => {
+    let mut wire = Wire { socket, heard: false };
+    let end = match greet(&mut wire, &name, &place, &server).await {
+        Ok(Admitted::Site(mut session)) => {
             tracing::info!("{} connected from {source}", session.key());
             let end = converse(&mut wire, &mut session, &server).await;
             server.registry.disconnect(&session);
             tracing::info!("{} disconnected: {end}", session.key());
-            wire.finish(end).await;
+            end
+        }
+        Ok(Admitted::Relay(mut session)) => {
+            tracing::info!("the relay {} connected from {source}", session.key);
+            let end = instruct(&mut wire, &mut session, &server).await;
+            server.registry.disconnect_relay(&session);
+            tracing::info!("the relay {} disconnected: {end}", session.key);
+            end
         }
         Err(end) => {
             tracing::info!("{source} is not let in: {end}");
-            wire.finish(end).await;
+            end
         }
-    }
+    };
+    wire.finish(end).await;
+}
+
+/// Who has proven to be who.
+enum Admitted {
+    Site(Session),
+    Relay(RelaySession),
 }
 
 /// Why a connection ends.
@@ -67,12 +83,12 @@ impl From<RefusalReason> for End {
     }
 }
 
-async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> Result<Session, End> {
+async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
     wire.say(&CoordinatorMessage::Challenge(challenger.challenge().clone())).await?;
     let hello = tokio::select! {
         hello = timeout(HANDSHAKE_TIMEOUT, hello(wire)) => hello.map_err(|_| End::Silent)?,
-        () = server.stopped() => return Err(End::Stopping),
+        () = server.stop.stopped() => return Err(End::Stopping),
     };
     let hello = hello.inspect_err(|end| {
         if matches!(end, End::Refused(_)) {
@@ -83,6 +99,10 @@ async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> R
         place.failed(Instant::now());
         return Err(RefusalReason::Proof.into());
     }
+    if let Some(session) = server.registry.connect_relay(hello.public_key) {
+        place.proven();
+        return Ok(Admitted::Relay(session));
+    }
     let session = server.registry.connect(hello).await.map_err(|refusal| {
         // A secret was guessed, or may have been.
         if refusal.reason == RefusalReason::KeyUnknown {
@@ -91,7 +111,7 @@ async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> R
         End::Refused(refusal)
     })?;
     place.proven();
-    Ok(session)
+    Ok(Admitted::Site(session))
 }
 
 async fn hello(wire: &mut Wire) -> Result<Hello, End> {
@@ -110,9 +130,7 @@ async fn converse(wire: &mut Wire, session: &mut Session, server: &Server) -> En
 }
 
 async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Result<std::convert::Infallible, End> {
-    let mut ping = interval(PING_INTERVAL);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ping.reset();
+    let mut pulse = Pulse::new();
     // Messages that may still come.
     let mut budget = Bucket::default();
     let mut pushed: Option<Instant> = None;
@@ -145,14 +163,58 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
                     }
                 }
             }
-            _ = ping.tick() => {
-                if wire.heard.elapsed() > SILENCE_LIMIT {
-                    return Err(End::Silent);
-                }
-                wire.send(Message::Ping(axum::body::Bytes::new())).await?;
-            }
-            () = server.stopped() => return Err(End::Stopping),
+            _ = pulse.ticks.tick() => pulse.beat(wire).await?,
+            () = server.stop.stopped() => return Err(End::Stopping),
         }
+    }
+}
+
+/// Tells a relay who may talk, until the connection ends; says why it did.
+async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) -> End {
+    let told = async {
+        let mut pulse = Pulse::new();
+        loop {
+            while let Some(access) = server.registry.access(&mut session.reader) {
+                wire.say(&CoordinatorMessage::Access(access)).await?;
+            }
+            tokio::select! {
+                // A relay has nothing to say.
+                message = wire.hear() => return message.and(Err(RefusalReason::Malformed.into())),
+                () = session.reader.changed() => {}
+                () = session.gone.notified() => return Err(RefusalReason::Replaced.into()),
+                _ = pulse.ticks.tick() => pulse.beat(wire).await?,
+                () = server.stop.stopped() => return Err(End::Stopping),
+            }
+        }
+    };
+    let outcome: Result<std::convert::Infallible, End> = told.await;
+    match outcome {
+        Ok(never) => match never {},
+        Err(end) => end,
+    }
+}
+
+/// Pings, and notices when nothing comes back.
+struct Pulse {
+    ticks: Interval,
+    unanswered: u32,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        let mut ticks = interval(PING_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.reset();
+        Self { ticks, unanswered: 0 }
+    }
+
+    /// Counts pings, not time: a coordinator that was too busy to read has no silent gateways.
+    async fn beat(&mut self, wire: &mut Wire) -> Result<(), End> {
+        self.unanswered = if std::mem::take(&mut wire.heard) { 0 } else { self.unanswered + 1 };
+        if self.unanswered > UNANSWERED_PINGS {
+            return Err(End::Silent);
+        }
+        wire.send(Message::Ping(axum::body::Bytes::new())).await
     }
 }
 
@@ -165,8 +227,8 @@ fn sound(mut reachability: Reachability) -> Reachability {
 /// A WebSocket that speaks our messages.
 struct Wire {
     socket: WebSocket,
-    /// When anything last came in.
-    heard: Instant,
+    /// Something came in since the last ping.
+    heard: bool,
 }
 
 impl Wire {
@@ -179,7 +241,7 @@ impl Wire {
                 Some(Err(error)) => return Err(End::Broken(error)),
                 Some(Ok(message)) => message,
             };
-            self.heard = Instant::now();
+            self.heard = true;
             match message {
                 Message::Text(text) => {
                     return GatewayMessage::decode(&text).map_err(|error| {

@@ -1,17 +1,21 @@
 //! The coordinator: enrols sites, says who may talk to whom, and tells each where its peers are.
 //!
-//! It sees no traffic and no private key. A gateway that cannot reach it keeps the peers it has.
+//! It sees no private key, and of traffic only the ciphertext that its relay passes on. A gateway that cannot
+//! reach it keeps the peers it has.
 //!
 //! ```text
 //!   gateways ══ TLS 1.3 ══► server ──► connection ──┐
 //!                             │ admission            ├──► registry ──► store (SQLite)
 //!   command line ── Unix socket ──► admin ──────────┘       │
-//!                                                            └ each site's own view ──► pushes
+//!                             │                               ├ each site's own view ──► pushes
+//!                             └► relay ◄── who may talk ──────┘
+//!   gateways ── UDP ──► udp ──► relay, stun
 //! ```
 //! Who owns what: the [`registry`] owns all knowledge and is the only way to change it; a connection owns
 //! its socket and what it has told; [`admission`] counts who is not proven yet.
 //!
-//! Reading order: [`run`], [`server`], [`connection`], [`registry`], [`store`], [`policy`], [`addresses`].
+//! Reading order: [`run`], [`server`], [`connection`], [`registry`], [`store`], [`policy`], [`addresses`]; then
+//! [`udp`], [`stun`], [`relay`].
 
 pub mod addresses;
 pub mod admin;
@@ -21,9 +25,12 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod policy;
+pub mod public;
 pub mod registry;
+pub mod relay;
 pub mod run;
 pub mod server;
 pub mod site;
 pub mod store;
 pub mod stun;
+pub mod udp;

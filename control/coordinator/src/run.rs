@@ -8,19 +8,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_proto::relay::RelayLimits;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
-use tokio_rustls::TlsAcceptor;
 
-use crate::admin;
+use crate::admin::{self, Status};
 use crate::admission::Admission;
 use crate::certificate::{CertificateError, Identity};
-use crate::config::Config;
-use crate::registry::{ChangeError, Registry, Servers};
-use crate::server::{self, Server};
+use crate::config::{CertificateFiles, Config};
+use crate::public::{self, NoAddress};
+use crate::registry::{ChangeError, Reader, Registry, Servers};
+use crate::relay::RelayServer;
+use crate::relay::access::Follower;
+use crate::relay::key::{self, RelayKeyError};
+use crate::server::{self, Server, Stop, Streams};
 use crate::store::{Store, StoreError};
+use crate::udp;
 
 const DATABASE: &str = "coordinator.db";
 const LOCK: &str = "lock";
@@ -34,10 +40,14 @@ const STOP_STEP: Duration = Duration::from_millis(10);
 /// A coordinator that runs. Dropped, it stops without a word, as if it had crashed.
 pub struct Coordinator {
     addresses: Vec<SocketAddr>,
+    udp_addresses: Vec<SocketAddr>,
     identity: Identity,
+    given: Option<CertificateFiles>,
+    certificate: watch::Sender<Arc<ServerConfig>>,
     registry: Arc<Registry>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    _sockets: JoinSet<()>,
     // Held as long as we use the directory.
     _lock: File,
 }
@@ -68,6 +78,15 @@ pub enum StartError {
     /// There is no certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// The relay has no key.
+    #[error(transparent)]
+    RelayKey(#[from] RelayKeyError),
+    /// A UDP address cannot be listened at.
+    #[error("cannot listen at {0}")]
+    Udp(io::Error),
+    /// There is no address to tell gateways.
+    #[error(transparent)]
+    NoAddress(#[from] NoAddress),
     /// An address cannot be listened at.
     #[error("cannot listen at {address}: {error}")]
     Listen {
@@ -90,34 +109,78 @@ impl Coordinator {
             None => Identity::own(&config.state, &config.names)?,
         };
         let store = Store::open(&config.state.join(DATABASE)).await?;
-        let servers = Servers { relays: config.relays, stun_servers: config.stun_servers };
         let fingerprint = identity.pinned.then_some(identity.fingerprint);
-        let registry = Arc::new(Registry::load(store, servers, fingerprint).await?);
 
-        let mut listeners = Vec::new();
-        for address in config.listen {
-            let listener = TcpListener::bind(address).await;
-            listeners.push(listener.map_err(|error| StartError::Listen { address, error })?);
+        let (listeners, addresses) = listen(config.listen).await?;
+        let udp = Arc::new(udp::bind(&config.udp.listen).map_err(StartError::Udp)?);
+        let udp_addresses: Vec<SocketAddr> = udp.addresses().collect();
+        let told = public::addresses(&config.udp, &udp_addresses, &config.names).await?;
+        let mut servers = Servers { relays: config.relays, stun_servers: config.stun_servers };
+        if config.udp.stun {
+            servers.stun_servers.splice(0..0, told.iter().copied());
         }
-        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let relay = match config.udp.relay {
+            true => Some(Arc::new(RelayServer::new(key::load(&config.state)?, RelayLimits::default()))),
+            false => None,
+        };
+        if let Some(relay) = &relay {
+            let told = public::relay(&config.names, addresses.first().copied(), relay.public_key(), told);
+            servers.relays.insert(0, told);
+        }
+        let registry = Arc::new(Registry::load(store, servers, fingerprint).await?);
         let socket = config.state.join(admin::SOCKET);
         let admin = admin::bind(&socket).map_err(|error| StartError::Directory { path: socket, error })?;
 
         let (stop, stopped) = watch::channel(false);
-        let server = Arc::new(Server {
-            registry: registry.clone(),
-            admission: Arc::new(Admission::default()),
-            names: config.names,
-            stop: stopped,
-        });
+        let stopped = Stop(stopped);
+        let server = Arc::new(Server { registry: registry.clone(), names: config.names, stop: stopped.clone() });
+        let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
+        let router = server::router(Some(server), streams.map(Arc::new));
+        let (certificate, tls) = watch::channel(identity.tls.clone());
+        let admission = Arc::new(Admission::default());
         let mut tasks = JoinSet::new();
-        for listener in listeners {
-            let tls = TlsAcceptor::from(identity.tls.clone());
-            tasks.spawn(server::accept(listener, tls, server.clone()));
+        if let Some(relay) = &relay {
+            let (reader, follower) = (registry.read_access(), Follower::new(relay.clone()));
+            tasks.spawn(follow(registry.clone(), reader, follower));
         }
-        tasks.spawn(admin::serve(admin, registry.clone()));
+        for listener in listeners {
+            tasks.spawn(server::accept(listener, tls.clone(), router.clone(), admission.clone(), stopped.clone()));
+        }
+        let sockets = udp::serve(&udp, relay.as_ref());
+        let status = Arc::new(Status { registry: registry.clone(), relay, udp });
+        tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
-        Ok(Self { addresses, identity, registry, stop, tasks, _lock: lock })
+        let given = config.certificate;
+        Ok(Self {
+            addresses,
+            udp_addresses,
+            identity,
+            given,
+            certificate,
+            registry,
+            stop,
+            tasks,
+            _sockets: sockets,
+            _lock: lock,
+        })
+    }
+
+    /// Reads a given certificate again. What cannot be used is not: the one in use stays.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none.
+    pub fn reload(&mut self) -> Result<(), CertificateError> {
+        if let Some(files) = &self.given {
+            self.identity = Identity::given(files)?;
+            self.certificate.send_replace(self.identity.tls.clone());
+        }
+        Ok(())
+    }
+
+    /// Where it listens by UDP.
+    #[must_use]
+    pub fn udp_addresses(&self) -> &[SocketAddr] {
+        &self.udp_addresses
     }
 
     /// Where it listens.
@@ -154,8 +217,31 @@ impl Coordinator {
     }
 }
 
+/// Binds TCP addresses; says which they are.
+pub(crate) async fn listen(addresses: Vec<SocketAddr>) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = TcpListener::bind(address).await;
+        listeners.push(listener.map_err(|error| StartError::Listen { address, error })?);
+    }
+    let bound = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    Ok((listeners, bound))
+}
+
+/// Keeps the coordinator's own relay to what the registry says.
+async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follower) {
+    loop {
+        while let Some(access) = registry.access(&mut reader) {
+            if let Err(error) = follower.take(access) {
+                tracing::error!("the relay does not know who may talk: {error}");
+            }
+        }
+        reader.changed().await;
+    }
+}
+
 /// Makes the state directory, for its owner only, and takes it.
-fn take(directory: &Path) -> Result<File, StartError> {
+pub(crate) fn take(directory: &Path) -> Result<File, StartError> {
     let failed = |path: &Path, error| StartError::Directory { path: path.to_owned(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(directory, error))?;
     let mode = directory.metadata().map_err(|error| failed(directory, error))?.permissions().mode();

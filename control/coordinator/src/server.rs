@@ -14,6 +14,8 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use penstock_proto::coordination::limits::{GATEWAY_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT};
 use penstock_proto::coordination::{PATH, SUBPROTOCOL};
+use penstock_proto::relay;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -22,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::admission::{Admission, Place};
 use crate::connection;
 use crate::registry::Registry;
+use crate::relay::{RelayServer, stream};
+use crate::udp::Sockets;
 
 /// How long after a failed accept the next is tried: descriptors may be short.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -32,33 +36,65 @@ const READ_BUFFER: usize = 4 << 10;
 /// Buffer of a WebSocket for writing; a longer message passes whole.
 const WRITE_BUFFER: usize = 4 << 10;
 
-/// What all connections share.
+/// Buffers of a stream, each way: some datagrams.
+const STREAM_BUFFER: usize = 16 << 10;
+
+/// What all connections of the coordinator share.
 pub struct Server {
     /// What the coordinator knows.
     pub registry: Arc<Registry>,
-    /// Who may connect.
-    pub admission: Arc<Admission>,
     /// The names by which gateways reach it, in lower case.
     pub names: Vec<String>,
-    /// Becomes true when connections are to end.
-    pub stop: watch::Receiver<bool>,
+    /// When connections are to end.
+    pub stop: Stop,
 }
 
-impl Server {
+/// What all streams of a relay share.
+pub struct Streams {
+    /// Decides about datagrams.
+    pub relay: Arc<RelayServer>,
+    /// For sites that are there by UDP.
+    pub udp: Option<Arc<Sockets>>,
+    /// When streams are to end.
+    pub stop: Stop,
+}
+
+/// Tells when connections are to end.
+#[derive(Clone)]
+pub struct Stop(pub watch::Receiver<bool>);
+
+impl Stop {
     /// Returns when connections are to end.
     pub async fn stopped(&self) {
-        // An error says that the coordinator is gone already.
-        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+        // An error says that the program is at its end already.
+        let _ = self.0.clone().wait_for(|stop| *stop).await;
     }
 }
 
-/// Takes connections until told to stop.
-pub async fn accept(listener: TcpListener, tls: TlsAcceptor, server: Arc<Server>) {
-    let router = Router::new().route(PATH, any(upgrade)).with_state(server.clone());
+/// What is served at which path.
+pub fn router(server: Option<Arc<Server>>, streams: Option<Arc<Streams>>) -> Router {
+    let mut router = Router::new();
+    if let Some(server) = server {
+        router = router.route(PATH, any(upgrade).with_state(server));
+    }
+    if let Some(streams) = streams {
+        router = router.route(relay::PATH, any(upgrade_stream).with_state(streams));
+    }
+    router
+}
+
+/// Takes connections until told to stop. The certificate may change meanwhile.
+pub async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    router: Router,
+    admission: Arc<Admission>,
+    stop: Stop,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = server.stopped() => return,
+            () = stop.stopped() => return,
         };
         let (stream, source) = match accepted {
             Ok(accepted) => accepted,
@@ -69,14 +105,14 @@ pub async fn accept(listener: TcpListener, tls: TlsAcceptor, server: Arc<Server>
             }
         };
         // Turned away without a word, which costs us least.
-        match server.admission.admit(source.ip(), Instant::now()) {
+        match admission.admit(source.ip(), Instant::now()) {
             Ok(place) => {
-                let (handshake, server) =
-                    (handshake(stream, source, place, tls.clone(), router.clone()), server.clone());
+                let tls = TlsAcceptor::from(tls.borrow().clone());
+                let (handshake, stop) = (handshake(stream, source, place, tls, router.clone()), stop.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = handshake => {}
-                        () = server.stopped() => {}
+                        () = stop.stopped() => {}
                     }
                 });
             }
@@ -129,6 +165,27 @@ async fn upgrade(
         .max_message_size(GATEWAY_MESSAGE_LIMIT)
         .max_frame_size(GATEWAY_MESSAGE_LIMIT)
         .on_upgrade(move |socket| connection::serve(socket, source, name, place, server))
+}
+
+async fn upgrade_stream(
+    State(streams): State<Arc<Streams>>,
+    Extension(place): Extension<Arc<Place>>,
+    Extension(source): Extension<SocketAddr>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let upgrade = upgrade.protocols([relay::SUBPROTOCOL]);
+    if upgrade.selected_protocol().is_none() {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    upgrade
+        .read_buffer_size(STREAM_BUFFER)
+        .write_buffer_size(STREAM_BUFFER)
+        .max_message_size(relay::DATAGRAM_LIMIT)
+        .max_frame_size(relay::DATAGRAM_LIMIT)
+        .on_upgrade(move |socket| {
+            let Streams { relay, udp, stop } = &*streams;
+            stream::serve(socket, source, place, relay.clone(), udp.clone(), stop.clone())
+        })
 }
 
 /// The host of a `Host` header without its port and brackets, in lower case (RFC 9110, section 7.2).

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::admin::SiteStatus;
+use crate::admin::{RelayReport, SiteStatus, StatusReport};
 use crate::store::KeyRecord;
 
 pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
@@ -36,6 +36,29 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
         ]);
     }
     table(out, &rows)
+}
+
+pub(super) fn status(out: &mut dyn Write, status: &StatusReport) -> io::Result<()> {
+    writeln!(out, "penstock-coordinator {}", status.version)?;
+    writeln!(out, "sites: {} approved, {} connected", status.sites, status.sites_connected)?;
+    for address in &status.stun_servers {
+        writeln!(out, "STUN server: {address}")?;
+    }
+    writeln!(out, "STUN requests: {} answered, {} dropped", status.stun_answers, status.stun_drops)?;
+    for relay in &status.relays {
+        let there = if status.relays_connected.contains(&relay.public_key) { ", connected" } else { "" };
+        writeln!(out, "relay {}: {}, {}{there}", relay.name, join(&relay.udp), relay.url.as_deref().unwrap_or("-"))?;
+    }
+    status.relay.iter().try_for_each(|relay| self::relay(out, relay))
+}
+
+pub(super) fn relay(out: &mut dyn Write, relay: &RelayReport) -> io::Result<()> {
+    writeln!(out, "own relay: {} sites, {} bound", relay.sites, relay.bindings)?;
+    writeln!(out, "  forwarded: {} datagrams, {} bytes", relay.datagrams, relay.bytes)?;
+    for (reason, count) in relay.drops.iter().filter(|(_, count)| **count > 0) {
+        writeln!(out, "  dropped, {reason}: {count}")?;
+    }
+    Ok(())
 }
 
 fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> io::Result<()> {

@@ -55,9 +55,17 @@ enum Command {
         /// The certificate's private key in PEM
         #[arg(long, value_name = "FILE", requires = "certificate")]
         certificate_key: Option<PathBuf>,
+        #[command(flatten)]
+        udp: UdpFlags,
         /// What to log, such as "debug"; RUST_LOG is the default
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
+    },
+    /// Show what runs: sites, relay, STUN
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Keys that let new sites in
     #[command(subcommand)]
@@ -68,6 +76,27 @@ enum Command {
     /// Who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
+}
+
+/// The STUN server and the relay, which share their UDP ports.
+#[derive(Debug, Args)]
+struct UdpFlags {
+    /// A UDP address and port of STUN server and relay; a second one of the same IP version and port lets
+    /// STUN tell a NAT's whole behaviour [default: [::]:3478]
+    #[arg(long, value_name = "ADDRESS")]
+    udp: Vec<SocketAddr>,
+    /// How others reach those addresses, if otherwise [default: --udp, or what the names resolve to]
+    #[arg(long, value_name = "ADDRESS")]
+    udp_public: Vec<SocketAddr>,
+    /// The STUN server's other port [default: 3479]
+    #[arg(long, value_name = "PORT")]
+    stun_alternate_port: Option<u16>,
+    /// Be no STUN server
+    #[arg(long)]
+    no_stun: bool,
+    /// Be no relay
+    #[arg(long)]
+    no_relay: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -152,18 +181,18 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let document = Document { state: cli.place.state, ..Document::default() }.or(file);
     let state = document.state();
     match cli.command {
-        Command::Run { listen, name, certificate, certificate_key, log } => {
-            let said = |list: Vec<_>| if list.is_empty() { None } else { Some(list) };
+        Command::Run { listen, name, certificate, certificate_key, udp, log } => {
             let names = if name.is_empty() { None } else { Some(name) };
             let flags = Document {
                 listen: said(listen),
                 names,
                 certificate_file: certificate,
                 certificate_key_file: certificate_key,
-                ..Document::default()
+                ..udp.document()
             };
             run(flags.or(document).try_into()?, log.as_deref())
         }
+        Command::Status { json } => show(&state, &Request::Status, json),
         Command::Key(KeyCommand::Create { uses, expires, tag, approve_manually }) => {
             let tags = tag.into_iter().collect();
             show(&state, &Request::CreateKey { uses, lifetime: expires, tags, approve_manually }, false)
@@ -181,6 +210,23 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+fn said(list: Vec<SocketAddr>) -> Option<Vec<SocketAddr>> {
+    if list.is_empty() { None } else { Some(list) }
+}
+
+impl UdpFlags {
+    fn document(self) -> Document {
+        Document {
+            udp_listen: said(self.udp),
+            udp_public: said(self.udp_public),
+            stun_alternate_port: self.stun_alternate_port,
+            stun: self.no_stun.then_some(false),
+            relay: self.no_relay.then_some(false),
+            ..Document::default()
+        }
+    }
+}
+
 fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
     let filter = log.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| "info".into());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
@@ -188,15 +234,25 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let coordinator = Coordinator::start(config).await?;
+        let mut reload = signal(SignalKind::hangup())?;
+        let mut coordinator = Coordinator::start(config).await?;
         for address in coordinator.addresses() {
             tracing::info!("listening at {address}");
         }
+        for address in coordinator.udp_addresses() {
+            tracing::info!("STUN or relay at {address} (UDP)");
+        }
         let identity = coordinator.identity();
         tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = reload.recv() => match coordinator.reload() {
+                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Err(error) => tracing::error!("the certificate in use stays: {error}"),
+                },
+            }
         }
         tracing::info!("stopping");
         coordinator.stop().await?;
@@ -221,6 +277,8 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
         Answer::Keys(keys) => list::keys(&mut out, &keys)?,
         Answer::Sites(sites) if json => writeln!(out, "{}", serde_json::to_string_pretty(&sites)?)?,
         Answer::Sites(sites) => list::sites(&mut out, &sites)?,
+        Answer::Status(status) if json => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
+        Answer::Status(status) => list::status(&mut out, &status)?,
         Answer::Policy(policy) => writeln!(out, "{}", policy.to_text())?,
     }
     Ok(())

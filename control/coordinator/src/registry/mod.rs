@@ -4,24 +4,26 @@
 //! when it is on the disk to memory, from where connections are told. So what anybody was told of is
 //! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
 
+mod feed;
 mod gateways;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_proto::coordination::limits::PEERS_LIMIT;
-use penstock_proto::coordination::{EnrolmentKey, EnrolmentKeyId, Fingerprint, Name, Relay, SiteKey};
+use penstock_proto::coordination::{Access, EnrolmentKey, EnrolmentKeyId, Fingerprint, Name, Relay, SiteKey};
 use rand::Rng;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::addresses::{SubnetError, check_subnets};
 use crate::policy::Policy;
 use crate::site::{Site, SiteState};
 use crate::store::{KeyRecord, Store, StoreError};
 
+pub use feed::Reader;
 use state::State;
 pub use state::{Outgoing, Session};
 
@@ -35,8 +37,19 @@ pub struct Registry {
     state: Mutex<State>,
     /// When sites were connected, not yet stored.
     seen: Mutex<BTreeMap<SiteKey, u64>>,
+    relay_links: Mutex<BTreeMap<SiteKey, Arc<Notify>>>,
     /// For enrolment keys: our own certificate's.
     fingerprint: Option<Fingerprint>,
+}
+
+/// A relay's connection.
+pub struct RelaySession {
+    /// Which relay.
+    pub key: SiteKey,
+    /// Told when another connection took this one's place.
+    pub gone: Arc<Notify>,
+    /// What it was told.
+    pub reader: Reader,
 }
 
 /// What every map holds besides peers.
@@ -102,7 +115,13 @@ impl Registry {
         for site in store.sites().await? {
             state.put(site);
         }
-        Ok(Self { store: AsyncMutex::new(store), state: Mutex::new(state), seen: Mutex::default(), fingerprint })
+        Ok(Self {
+            store: AsyncMutex::new(store),
+            state: Mutex::new(state),
+            seen: Mutex::default(),
+            relay_links: Mutex::default(),
+            fingerprint,
+        })
     }
 
     /// Makes an enrolment key. This is the only time that its secret is seen.
@@ -236,6 +255,55 @@ impl Registry {
     pub async fn close(self) -> Result<(), ChangeError> {
         self.store_seen().await?;
         Ok(self.store.into_inner().close().await?)
+    }
+
+    /// For a relay: what there is to know of who may talk to whom, from the start.
+    #[must_use]
+    pub fn read_access(&self) -> Reader {
+        self.state().read_access()
+    }
+
+    /// What every map holds besides peers.
+    #[must_use]
+    pub fn servers(&self) -> Servers {
+        let state = self.state();
+        let (relays, stun_servers) = state.servers();
+        Servers { relays: relays.to_vec(), stun_servers: stun_servers.to_vec() }
+    }
+
+    /// Relays that are connected.
+    #[must_use]
+    pub fn relays_connected(&self) -> Vec<SiteKey> {
+        self.relay_links().keys().copied().collect()
+    }
+
+    /// A relay of the configuration connects; a connection of the same one before has to end. `None`: it
+    /// is no relay.
+    pub fn connect_relay(&self, key: SiteKey) -> Option<RelaySession> {
+        let known = self.state().servers().0.iter().any(|relay| relay.public_key == key);
+        let gone = Arc::new(Notify::new());
+        known.then(|| {
+            let before = self.relay_links().insert(key, gone.clone());
+            before.into_iter().for_each(|before| before.notify_one());
+            RelaySession { key, gone, reader: self.read_access() }
+        })
+    }
+
+    /// A relay's connection has ended.
+    pub fn disconnect_relay(&self, session: &RelaySession) {
+        let mut links = self.relay_links();
+        if links.get(&session.key).is_some_and(|link| Arc::ptr_eq(link, &session.gone)) {
+            links.remove(&session.key);
+        }
+    }
+
+    fn relay_links(&self) -> MutexGuard<'_, BTreeMap<SiteKey, Arc<Notify>>> {
+        self.relay_links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a relay is to be told next, if anything. It counts as told.
+    pub fn access(&self, reader: &mut Reader) -> Option<Access> {
+        self.state().access(reader)
     }
 
     fn note_seen(&self, key: SiteKey) {

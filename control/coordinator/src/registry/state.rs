@@ -13,6 +13,7 @@ use penstock_proto::coordination::{
 };
 use tokio::sync::Notify;
 
+use super::feed::{Feed, Reader};
 use crate::policy::Policy;
 use crate::site::{Site, SiteState};
 
@@ -29,6 +30,7 @@ pub(super) struct State {
     numbers: HashMap<SiteKey, u32>,
     records: Vec<Record>,
     connections: u64,
+    pub(super) feed: Feed,
 }
 
 struct Record {
@@ -88,11 +90,15 @@ impl Session {
 impl State {
     pub fn new(epoch: u64, policy: Policy, relays: Vec<Relay>, stun_servers: Vec<std::net::SocketAddr>) -> Self {
         let (numbers, records) = (HashMap::new(), Vec::new());
-        Self { epoch, policy, relays, stun_servers, numbers, records, connections: 0 }
+        Self { epoch, policy, relays, stun_servers, numbers, records, connections: 0, feed: Feed::default() }
     }
 
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    pub fn servers(&self) -> (&[Relay], &[std::net::SocketAddr]) {
+        (&self.relays, &self.stun_servers)
     }
 
     pub fn sites(&self) -> impl Iterator<Item = &Site> + Clone {
@@ -101,6 +107,15 @@ impl State {
 
     pub fn site(&self, key: &SiteKey) -> Option<&Site> {
         Some(&self.records[*self.numbers.get(key)? as usize].site)
+    }
+
+    pub fn site_of(&self, number: u32) -> &Site {
+        &self.records[number as usize].site
+    }
+
+    /// What relays are told of.
+    pub fn read_access(&mut self) -> Reader {
+        self.feed.read()
     }
 
     pub fn is_connected(&self, key: &SiteKey) -> bool {
@@ -140,6 +155,9 @@ impl State {
             for other in 0..one {
                 let (a, b) = (&self.records[one].site, &self.records[other].site);
                 let (was, is) = (before.joins(a, b), self.policy.joins(a, b));
+                if was != is {
+                    self.feed.note(one as u32, other as u32);
+                }
                 if was != is || (is && changed[other]) {
                     self.records[one].note(other as u32);
                 }
@@ -246,7 +264,7 @@ impl State {
         }
     }
 
-    fn key(&self, number: u32) -> SiteKey {
+    pub(super) fn key(&self, number: u32) -> SiteKey {
         self.records[number as usize].site.key
     }
 
@@ -274,7 +292,12 @@ impl State {
     fn change(&mut self, number: u32, change: impl FnOnce(&mut Record)) {
         let others = 0..self.records.len() as u32;
         let before: Vec<bool> = others.clone().map(|other| self.sees(number, other)).collect();
+        let approved = |state: &Self| state.site_of(number).state == SiteState::Approved;
+        let was_approved = approved(self);
         change(&mut self.records[number as usize]);
+        if was_approved != approved(self) {
+            self.feed.note(number, number);
+        }
         for other in others {
             let (was, is) = (before[other as usize], self.sees(number, other));
             if was || is {
@@ -282,6 +305,7 @@ impl State {
             }
             if was != is {
                 self.records[number as usize].note(other);
+                self.feed.note(number, other);
             }
         }
         self.records[number as usize].wake();

@@ -191,7 +191,7 @@ impl Connection {
                     self.updates += 1;
                     self.map.as_mut().expect("an update without a map").apply(update.clone()).unwrap();
                 }
-                CoordinatorMessage::Challenge(_) | CoordinatorMessage::Unknown => {}
+                CoordinatorMessage::Challenge(_) | CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
             }
             return Ok(message);
         }

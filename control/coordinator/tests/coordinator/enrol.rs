@@ -7,7 +7,7 @@ use penstock_coordinator::admin::{Answer, Request};
 use penstock_coordinator::site::SiteState;
 use penstock_proto::coordination::{EnrolmentKey, RefusalReason, RegistrationState};
 
-use crate::client::{Failure, Gateway, refusal};
+use crate::client::{Failure, Gateway, HOST, refusal};
 use crate::running::Running;
 
 #[tokio::test]
@@ -30,7 +30,10 @@ async fn two_sites_enrol_and_learn_of_each_other() {
     assert_eq!(peer.subnets, berlin.subnets);
     assert_eq!(peer.virtual_address, Ipv4Addr::new(100, 64, 0, 2));
     assert_eq!(a.registration.as_ref().unwrap().virtual_address, Ipv4Addr::new(100, 64, 0, 1));
-    assert_eq!(map.stun_servers, ["192.0.2.1:3478".parse().unwrap()]);
+    assert_eq!(map.stun_servers, [running.udp, "192.0.2.1:3478".parse().unwrap()]);
+    assert_eq!(map.relays.len(), 1);
+    assert_eq!(map.relays[0].udp, [running.udp]);
+    assert_eq!(map.relays[0].url.as_deref(), Some(&*format!("https://{HOST}:{}", running.address.port())));
 
     b.say_address("192.0.2.2:47100").await;
     a.until("berlin's address is known", |a| a.addresses(&berlin.key) == ["192.0.2.2:47100"]).await;

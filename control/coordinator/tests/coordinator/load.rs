@@ -158,6 +158,7 @@ async fn many_gateways_come_back_at_once() {
     let directory = running::directory();
     let program = Program::start(directory.path());
     let address = program.address();
+    program.keep_addresses(directory.path(), address);
     let key = enrolment_key(directory.path(), &["--uses", &count.to_string()]);
     let pin = key.fingerprint().unwrap();
     println!("{count} gateways; empty coordinator: {} MB", program.resident() >> 20);

@@ -8,5 +8,7 @@ mod hostile;
 mod load;
 mod policy;
 mod program;
+mod relay;
 mod restart;
 mod running;
+mod tunnel;

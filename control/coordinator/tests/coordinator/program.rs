@@ -24,6 +24,12 @@ impl Program {
         Self::spawn(run(Command::new(PROGRAM), state))
     }
 
+    /// Has a restart listen at the same addresses, since gateways are told of them.
+    pub fn keep_addresses(&self, state: &Path, tcp: std::net::SocketAddr) {
+        let udp = self.says("STUN or relay at ");
+        running::keep_addresses(state, tcp, udp.trim_end_matches(" (UDP)").parse().unwrap());
+    }
+
     fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = std::sync::mpsc::channel();
@@ -80,7 +86,9 @@ impl Drop for Program {
 }
 
 fn run(mut command: Command, state: &Path) -> Command {
-    command.args(["run", "--listen", "127.0.0.1:0", "--name", HOST, "--state"]).arg(state);
+    let [tcp, udp] = running::addresses(state).map(|address| address.to_string());
+    command.args(["run", "--listen", &tcp, "--udp", &udp, "--stun-alternate-port", "0"]);
+    command.args(["--name", HOST, "--state"]).arg(state);
     command.env("NO_COLOR", "1").env_remove("RUST_LOG");
     command
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use penstock_coordinator::admin::{Answer, Request, SiteStatus, ask};
-use penstock_coordinator::config::{Config, Document};
+use penstock_coordinator::config::Document;
 use penstock_coordinator::policy::Policy;
 use penstock_coordinator::run::Coordinator;
 use penstock_proto::coordination::{EnrolmentKey, Fingerprint};
@@ -17,6 +17,8 @@ pub struct Running {
     pub coordinator: Coordinator,
     pub directory: tempfile::TempDir,
     pub address: SocketAddr,
+    /// Of STUN server and relay.
+    pub udp: SocketAddr,
     pub pin: Fingerprint,
 }
 
@@ -26,10 +28,19 @@ impl Running {
     }
 
     pub async fn start_in(directory: tempfile::TempDir) -> Self {
-        let coordinator = Coordinator::start(config(directory.path())).await.unwrap();
+        let document = document(directory.path());
+        Self::start_with(directory, document).await
+    }
+
+    /// With another configuration; its state is in the directory.
+    pub async fn start_with(directory: tempfile::TempDir, document: Document) -> Self {
+        let document = Document { state: Some(directory.path().to_owned()), ..document };
+        let coordinator = Coordinator::start(document.try_into().unwrap()).await.unwrap();
         let address = coordinator.addresses()[0];
+        let udp = coordinator.udp_addresses()[0];
+        keep_addresses(directory.path(), address, udp);
         let pin = coordinator.identity().fingerprint;
-        Self { coordinator, directory, address, pin }
+        Self { coordinator, directory, address, udp, pin }
     }
 
     /// Stops in order; what is left is the directory.
@@ -93,13 +104,31 @@ pub fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().permissions(owner).tempdir().unwrap()
 }
 
-pub fn config(state: &Path) -> Config {
-    let document = Document {
-        listen: Some(vec!["127.0.0.1:0".parse().unwrap()]),
+const ADDRESSES: &str = "test-addresses";
+
+/// Where to listen: any free ports at first, the same ones after a restart, since gateways are told of them.
+pub fn addresses(state: &Path) -> [SocketAddr; 2] {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let kept = std::fs::read_to_string(state.join(ADDRESSES));
+    kept.map_or([any; 2], |kept| {
+        let mut lines = kept.lines().map(|line| line.parse().unwrap());
+        [lines.next().unwrap(), lines.next().unwrap()]
+    })
+}
+
+pub fn keep_addresses(state: &Path, tcp: SocketAddr, udp: SocketAddr) {
+    std::fs::write(state.join(ADDRESSES), format!("{tcp}\n{udp}\n")).unwrap();
+}
+
+pub fn document(state: &Path) -> Document {
+    let [tcp, udp] = addresses(state);
+    Document {
+        listen: Some(vec![tcp]),
         names: Some(vec![HOST.into()]),
         state: Some(state.to_owned()),
+        udp_listen: Some(vec![udp]),
+        stun_alternate_port: Some(0),
         stun_servers: Some(vec!["192.0.2.1:3478".parse().unwrap()]),
         ..Document::default()
-    };
-    document.try_into().unwrap()
+    }
 }

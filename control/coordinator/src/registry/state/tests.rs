@@ -2,7 +2,10 @@
 //! nobody is told of a site that was never visible to it.
 
 use super::*;
+use crate::relay::RelayServer;
+use crate::relay::access::Follower as RelayFollower;
 use penstock_proto::coordination::{Candidate, CandidateKind};
+use penstock_proto::relay::RelayLimits;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
@@ -24,6 +27,9 @@ struct Follower {
 
 struct World {
     state: State,
+    reader: Reader,
+    follower: RelayFollower,
+    relay: Arc<RelayServer>,
     rng: StdRng,
     followers: Vec<Follower>,
     ports: u16,
@@ -39,7 +45,9 @@ fn policy(links: &str) -> Policy {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let state = State::new(1, Policy::default(), Vec::new(), Vec::new());
+        let mut state = State::new(1, Policy::default(), Vec::new(), Vec::new());
+        let relay = Arc::new(RelayServer::new([9; 32].into(), RelayLimits::default()));
+        let (reader, relay_follower) = (state.read_access(), RelayFollower::new(relay.clone()));
         let follower = |number| Follower {
             number,
             session: None,
@@ -50,7 +58,7 @@ impl World {
             updates: 0,
         };
         let followers = (0..SITES).map(follower).collect();
-        Self { state, rng: StdRng::seed_from_u64(seed), followers, ports: 0 }
+        Self { state, reader, follower: relay_follower, relay, rng: StdRng::seed_from_u64(seed), followers, ports: 0 }
     }
 
     /// One thing happens.
@@ -68,7 +76,15 @@ impl World {
                 self.state.set_policy(policy(links));
             }
             3..=5 => self.speak(number),
-            6 => self.connect(number),
+            6 => {
+                self.connect(number);
+                // A relay that is told in between, and one that comes back with what it knew.
+                let access = self.state.access(&mut self.reader);
+                access.into_iter().for_each(|access| self.follower.take(access).unwrap());
+                if self.rng.random_range(0..4) == 0 {
+                    self.reader = self.state.read_access();
+                }
+            }
             7 => {
                 if let Some(session) = self.followers[usize::from(number)].session.take() {
                     self.state.disconnect(&session);
@@ -158,6 +174,18 @@ impl World {
 
     /// All who are connected hear all there is, and then know what they would be told afresh.
     fn settle(&mut self) {
+        while let Some(access) = self.state.access(&mut self.reader) {
+            self.follower.take(access).unwrap();
+        }
+        let hub = self.relay.lock();
+        let approved = self.state.sites().filter(|site| site.state == SiteState::Approved);
+        let known: BTreeSet<SiteKey> = hub.relay().sites().map(|key| (*key).into()).collect();
+        assert_eq!(known, approved.map(|site| site.key).collect());
+        for (one, other) in self.state.sites().flat_map(|one| self.state.sites().map(move |other| (one, other))) {
+            let joined = hub.relay().are_joined(&one.key.into(), &other.key.into());
+            assert_eq!(joined, self.state.policy().joins(one, other), "{} {}", one.name, other.name);
+        }
+        drop(hub);
         for number in 0..SITES {
             self.listen(number);
             let follower = &self.followers[usize::from(number)];
@@ -207,6 +235,27 @@ fn who_missed_more_than_is_remembered_is_told_the_whole() {
         world.settle();
         assert_eq!(world.followers[0].wholes, usize::from(missed > HISTORY_LIMIT), "{missed}");
     }
+}
+
+/// A relay that missed more than is remembered is told the whole, and forgets what is not in it.
+#[test]
+fn a_relay_that_missed_much_is_told_the_whole() {
+    let mut world = World::new(1);
+    for number in 0..SITES {
+        let site = Site { state: SiteState::Approved, ..world.site(number) };
+        world.state.put(site);
+    }
+    world.settle();
+    for _ in 0..2000 {
+        world.state.set_policy(policy("[]"));
+        world.state.set_policy(policy(r#"[["*", "*"]]"#));
+    }
+    world.state.set_policy(policy(r#"[["s1", "s2"]]"#));
+    let access = world.state.access(&mut world.reader).unwrap();
+    assert_eq!(access.part, penstock_proto::coordination::AccessPart::First);
+    assert_eq!(access.joined.len(), 1);
+    world.follower.take(access).unwrap();
+    world.settle();
 }
 
 #[test]

@@ -1,0 +1,110 @@
+//! What gateways are told of our own STUN server and relay.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use penstock_proto::coordination::limits::SERVERS_LIMIT;
+use penstock_proto::coordination::{Name, Relay, SiteKey};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use crate::config::Udp;
+
+/// How long a name may take to be resolved.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The port of `https` URLs, which is left out.
+const HTTPS: u16 = 443;
+
+/// Nothing can be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "UdpListen is {listened}, which is no address to tell gateways, and no name of the coordinator has one \
+    ({names}): set UdpPublic (--udp-public), or an address in UdpListen (--udp)"
+)]
+pub struct NoAddress {
+    /// What is listened at.
+    listened: SocketAddr,
+    /// What was tried instead.
+    names: String,
+}
+
+/// The UDP addresses to tell: those that are configured, else those that are bound, in whose place the
+/// addresses of the names stand if they are all addresses.
+///
+/// # Errors
+/// There is none.
+pub async fn addresses(udp: &Udp, bound: &[SocketAddr], names: &[String]) -> Result<Vec<SocketAddr>, NoAddress> {
+    if !udp.public.is_empty() {
+        return Ok(udp.public.clone());
+    }
+    let mut told = Vec::new();
+    for listened in bound {
+        if !listened.ip().is_unspecified() {
+            told.push(*listened);
+            continue;
+        }
+        let mut found = Vec::new();
+        for name in names {
+            let lookup = timeout(RESOLVE_TIMEOUT, lookup_host((name.as_str(), listened.port()))).await;
+            found.extend(lookup.ok().and_then(Result::ok).into_iter().flatten());
+        }
+        // Of all IPv6 addresses is of all IPv4 addresses too. Hosts often give their own name a loopback address.
+        found.retain(|address| (listened.is_ipv6() || address.is_ipv4()) && !address.ip().is_loopback());
+        if found.is_empty() {
+            return Err(NoAddress { listened: *listened, names: names.join(", ") });
+        }
+        told.extend(found);
+    }
+    told.sort_unstable();
+    told.dedup();
+    told.truncate(SERVERS_LIMIT);
+    Ok(told)
+}
+
+/// Our own relay as gateways are told of it. `tcp` is where TLS is listened at.
+#[must_use]
+pub fn relay(names: &[String], tcp: Option<SocketAddr>, public_key: SiteKey, udp: Vec<SocketAddr>) -> Relay {
+    let host = names.first().map_or("", String::as_str);
+    let name: Name = host.parse().unwrap_or_else(|_| "coordinator".parse().expect("a name"));
+    // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let url = tcp.map(|tcp| match tcp.port() {
+        HTTPS => format!("https://{host}"),
+        port => format!("https://{host}:{port}"),
+    });
+    Relay { name, public_key, udp, url }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn udp(public: &[&str]) -> Udp {
+        let public = public.iter().map(|address| address.parse().unwrap()).collect();
+        Udp { listen: Vec::new(), public, stun: true, relay: true }
+    }
+
+    async fn told(public: &[&str], bound: &str, names: &[&str]) -> Result<Vec<String>, String> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let told = addresses(&udp(public), &[bound.parse().unwrap()], &names).await;
+        told.map(|told| told.iter().map(ToString::to_string).collect()).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn what_is_configured_then_what_is_bound_then_the_names() {
+        assert_eq!(told(&["192.0.2.7:9"], "[::]:3478", &["192.0.2.1"]).await.unwrap(), ["192.0.2.7:9"]);
+        assert_eq!(told(&[], "192.0.2.8:3478", &["192.0.2.1"]).await.unwrap(), ["192.0.2.8:3478"]);
+        let both = told(&[], "[::]:3478", &["192.0.2.1", "2001:db8::1", "192.0.2.1"]).await.unwrap();
+        assert_eq!(both, ["192.0.2.1:3478", "[2001:db8::1]:3478"]);
+        assert_eq!(told(&[], "0.0.0.0:3478", &["2001:db8::1", "192.0.2.1"]).await.unwrap(), ["192.0.2.1:3478"]);
+        let error = told(&[], "[::]:3478", &["127.0.0.1", "no-such-name.invalid"]).await.unwrap_err();
+        assert!(error.contains("--udp-public") && error.contains("no-such-name.invalid"), "{error}");
+    }
+
+    #[test]
+    fn the_url_has_a_port_only_if_it_must() {
+        let url = |name: &str, port| relay(&[name.into()], Some(([0; 4], port).into()), [1; 32].into(), Vec::new()).url;
+        assert_eq!(url("relay.example.net", 443).unwrap(), "https://relay.example.net");
+        assert_eq!(url("2001:db8::1", 8443).unwrap(), "https://[2001:db8::1]:8443");
+    }
+}

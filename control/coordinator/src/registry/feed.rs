@@ -1,0 +1,144 @@
+//! What relays are told of the state: all of it once, then which pairs changed.
+//!
+//! The log remembers pairs, not what became of them: a relay is told how they stand when it is told. A pair
+//! of a site with itself stands for the site's own approval.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Weak};
+
+use penstock_proto::coordination::limits::ACCESS_PAIRS_LIMIT;
+use penstock_proto::coordination::{Access, AccessPart, SiteNumber};
+use tokio::sync::Notify;
+
+use super::state::State;
+use crate::site::SiteState;
+
+/// How many changes are remembered. A relay that missed more is told the whole again.
+const HISTORY_LIMIT: usize = 65_536;
+
+/// Changes of who may talk to whom.
+#[derive(Default)]
+pub(super) struct Feed {
+    number: u64,
+    changed: VecDeque<(SiteNumber, SiteNumber)>,
+    readers: Vec<Weak<Notify>>,
+}
+
+/// Reads the feed for one relay.
+#[derive(Debug)]
+pub struct Reader {
+    wake: Arc<Notify>,
+    told: Told,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Nothing,
+    /// The whole up to this site; what changed since that number comes after it.
+    Sites(SiteNumber, u64),
+    Changes(u64),
+}
+
+impl Reader {
+    /// Returns when there may be something new.
+    pub async fn changed(&self) {
+        self.wake.notified().await;
+    }
+}
+
+impl Feed {
+    pub fn note(&mut self, one: SiteNumber, other: SiteNumber) {
+        if self.changed.len() == HISTORY_LIMIT {
+            self.changed.pop_front();
+        }
+        self.changed.push_back((one, other));
+        self.number += 1;
+        self.readers.retain(|reader| reader.upgrade().inspect(|wake| wake.notify_one()).is_some());
+    }
+
+    pub fn read(&mut self) -> Reader {
+        let wake = Arc::new(Notify::new());
+        wake.notify_one();
+        self.readers.push(Arc::downgrade(&wake));
+        Reader { wake, told: Told::Nothing }
+    }
+
+    /// What changed after that number, oldest first; none if it is not remembered so far back.
+    fn since(&self, number: u64) -> Option<impl Iterator<Item = (SiteNumber, SiteNumber)> + '_> {
+        let missed = usize::try_from(self.number.checked_sub(number)?).ok()?;
+        Some(self.changed.iter().skip(self.changed.len().checked_sub(missed)?).copied())
+    }
+}
+
+impl State {
+    /// What a relay is to be told next, if anything. It counts as told.
+    pub fn access(&self, reader: &mut Reader) -> Option<Access> {
+        match reader.told {
+            Told::Changes(number) => {
+                if number == self.feed.number {
+                    return None;
+                }
+                let Some(changes) = self.feed.since(number) else {
+                    reader.told = Told::Nothing;
+                    return self.access(reader);
+                };
+                let taken: Vec<_> = changes.take(ACCESS_PAIRS_LIMIT).collect();
+                reader.told = Told::Changes(number + taken.len() as u64);
+                Some(self.change_of(&taken.into_iter().collect()))
+            }
+            Told::Nothing => Some(self.rows(reader, 0, self.feed.number)),
+            Told::Sites(next, number) => Some(self.rows(reader, next, number)),
+        }
+    }
+
+    fn change_of(&self, pairs: &BTreeSet<(SiteNumber, SiteNumber)>) -> Access {
+        let mut access = Access::default();
+        for &(one, other) in pairs {
+            match (one == other, self.joined(one, other)) {
+                (true, _) if self.is_approved(one) => access.sites.push((one, self.key(one))),
+                (true, _) => access.gone.push(one),
+                (false, true) => access.joined.push((one, other)),
+                (false, false) => access.parted.push((one, other)),
+            }
+        }
+        // Who is told of a pair knows its sites, in whatever order they changed.
+        let known: BTreeSet<SiteNumber> = access.sites.iter().map(|(number, _)| *number).collect();
+        let named: BTreeSet<SiteNumber> = access.joined.iter().flat_map(|(one, other)| [*one, *other]).collect();
+        access.sites.extend(named.difference(&known).map(|number| (*number, self.key(*number))));
+        access
+    }
+
+    /// Part of the whole: each site's pairs with those before it, as many sites as fit.
+    fn rows(&self, reader: &mut Reader, first: SiteNumber, number: u64) -> Access {
+        let count = self.sites().count() as SiteNumber;
+        let mut access = Access { part: AccessPart::Further, ..Access::default() };
+        if first == 0 {
+            access.part = AccessPart::First;
+        }
+        let (mut next, mut looked_at) = (first, 0);
+        while next < count && looked_at + next as usize <= ACCESS_PAIRS_LIMIT {
+            looked_at += next as usize;
+            if self.is_approved(next) {
+                access.sites.push((next, self.key(next)));
+                access.joined.extend((0..next).filter(|other| self.joined(next, *other)).map(|other| (next, other)));
+            }
+            next += 1;
+        }
+        // Even the whole of nothing has two ends, so an empty last part follows.
+        if next == count && first > 0 || count == 0 && matches!(reader.told, Told::Sites(..)) {
+            access.part = AccessPart::Last;
+            reader.told = Told::Changes(number);
+        } else {
+            reader.told = Told::Sites(next, number);
+        }
+        access
+    }
+
+    fn is_approved(&self, number: SiteNumber) -> bool {
+        self.site_of(number).state == SiteState::Approved
+    }
+
+    fn joined(&self, one: SiteNumber, other: SiteNumber) -> bool {
+        self.policy().joins(self.site_of(one), self.site_of(other))
+    }
+}

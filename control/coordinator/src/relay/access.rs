@@ -1,0 +1,133 @@
+//! Keeps a relay to what the registry says: which sites there are, and which pairs may talk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use penstock_proto::PublicKey;
+use penstock_proto::coordination::limits::PEERS_LIMIT;
+use penstock_proto::coordination::{Access, AccessPart, SiteKey, SiteNumber};
+
+use super::RelayServer;
+
+/// Most pairs that a relay keeps: a full mesh of some 4,000 sites, which is 400 MB.
+const PAIRS_LIMIT: usize = 8 << 20;
+
+/// What a relay was told so far.
+pub struct Follower {
+    relay: Arc<RelayServer>,
+    sites: HashMap<SiteNumber, SiteKey>,
+    /// The whole, as far as it came.
+    coming: Option<Coming>,
+}
+
+#[derive(Default)]
+struct Coming {
+    sites: HashMap<SiteNumber, SiteKey>,
+    peers: HashMap<SiteNumber, Vec<SiteNumber>>,
+    pairs: usize,
+}
+
+/// What was said makes no sense, or is too much. The relay goes on by what it knew; it has to ask anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    /// A part of a whole that did not begin.
+    #[error("the coordinator began in the middle")]
+    Middle,
+    /// A number that is no site's.
+    #[error("the coordinator names a site that it did not tell of")]
+    Unknown,
+    /// More than [`PEERS_LIMIT`] sites and one, or more pairs than a relay keeps.
+    #[error("there are more sites or pairs than this relay can keep")]
+    TooMany,
+}
+
+impl Follower {
+    /// Of a relay that may know sites already, from before.
+    #[must_use]
+    pub fn new(relay: Arc<RelayServer>) -> Self {
+        Self { relay, sites: HashMap::new(), coming: None }
+    }
+
+    /// Takes what was said. Changes are in force when this returns.
+    ///
+    /// # Errors
+    /// See [`FollowError`].
+    pub fn take(&mut self, access: Access) -> Result<(), FollowError> {
+        match access.part {
+            AccessPart::Change => self.change(access),
+            AccessPart::First => {
+                self.coming = Some(Coming::default());
+                self.more(access)
+            }
+            AccessPart::Further => self.more(access),
+            AccessPart::Last => {
+                self.more(access)?;
+                let coming = self.coming.take().ok_or(FollowError::Middle)?;
+                self.replace(coming);
+                Ok(())
+            }
+        }
+    }
+
+    fn change(&mut self, access: Access) -> Result<(), FollowError> {
+        let Access { sites, gone, joined, parted, .. } = access;
+        if self.sites.len() + sites.len() > PEERS_LIMIT + 1 {
+            return Err(FollowError::TooMany);
+        }
+        let mut hub = self.relay.lock();
+        // What ends comes first, so that nothing outlives an error.
+        for (one, other) in parted {
+            let keys = (self.sites.get(&one), self.sites.get(&other));
+            if let (Some(one), Some(other)) = keys {
+                hub.relay.set_pair(&(*one).into(), &(*other).into(), false);
+            }
+        }
+        for number in gone {
+            if let Some(key) = self.sites.remove(&number) {
+                hub.remove_site(&key.into());
+            }
+        }
+        for (number, key) in sites {
+            if let Some(before) = self.sites.insert(number, key).filter(|before| *before != key) {
+                hub.remove_site(&before.into());
+            }
+            hub.relay.add_site(key.into());
+        }
+        for (one, other) in joined {
+            let key = |number| self.sites.get(&number).ok_or(FollowError::Unknown);
+            hub.relay.set_pair(&(*key(one)?).into(), &(*key(other)?).into(), true);
+        }
+        Ok(())
+    }
+
+    fn more(&mut self, access: Access) -> Result<(), FollowError> {
+        let coming = self.coming.as_mut().ok_or(FollowError::Middle)?;
+        coming.sites.extend(access.sites);
+        coming.pairs += access.joined.len();
+        if coming.sites.len() > PEERS_LIMIT + 1 || coming.pairs > PAIRS_LIMIT {
+            self.coming = None;
+            return Err(FollowError::TooMany);
+        }
+        for (one, other) in access.joined {
+            coming.peers.entry(one).or_default().push(other);
+            coming.peers.entry(other).or_default().push(one);
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, coming: Coming) {
+        let Coming { sites, peers, .. } = coming;
+        let mut hub = self.relay.lock();
+        let known: Vec<PublicKey> = hub.relay.sites().copied().collect();
+        let staying: std::collections::HashSet<SiteKey> = sites.values().copied().collect();
+        for key in known.iter().filter(|key| !staying.contains(&SiteKey::from(**key))) {
+            hub.remove_site(key);
+        }
+        for (number, key) in &sites {
+            // A site that was let in after its turn in the whole is told of after it, and so are its pairs.
+            let peers = peers.get(number).into_iter().flatten().filter_map(|peer| sites.get(peer));
+            hub.relay.set_site((*key).into(), peers.map(|peer| PublicKey::from(*peer)));
+        }
+        self.sites = sites;
+    }
+}
