@@ -26,6 +26,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+use crate::coordinator::{CoordinatorUrl, Trust};
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
 pub use document::{Document, LanMode, WanMode};
@@ -81,6 +82,8 @@ pub struct Profile {
     pub mtu: Option<u16>,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,
+    /// Who tells of more sites.
+    pub coordinator: Option<Coordinator>,
     /// The other sites.
     pub peers: Vec<Peer>,
 }
@@ -112,6 +115,15 @@ pub struct Lan {
     pub mode: LanMode,
     /// This site's prefixes, without host bits.
     pub subnets: Vec<IpNet>,
+}
+
+/// Who tells of other sites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coordinator {
+    /// Where it is.
+    pub url: CoordinatorUrl,
+    /// Whose certificate is taken for its.
+    pub trust: Trust,
 }
 
 /// Another site.

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::environment::{Environment, FIELDS};
 use super::position::{FieldPath, Map, Step};
-use super::{Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
+use super::{Coordinator, Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
+use crate::coordinator::Trust;
 use crate::key::PublicKey;
 
 /// A profile as it is written. Absent and `null` are the same.
@@ -60,6 +61,7 @@ pub struct LanDocument {
 #[allow(missing_docs)]
 pub struct CoordinatorDocument {
     pub url: String,
+    pub fingerprint: Option<String>,
     pub ca_file: Option<PathBuf>,
 }
 
@@ -285,7 +287,7 @@ impl Document {
             busy_poll: Some(profile.busy_poll),
             mtu: profile.mtu,
             udp_segmentation: Some(profile.udp_gso),
-            coordinator: None,
+            coordinator: profile.coordinator.as_ref().map(CoordinatorDocument::of),
             peers: Some(
                 profile
                     .peers
@@ -304,6 +306,16 @@ impl Document {
             ),
             metrics: None,
         }
+    }
+}
+
+impl CoordinatorDocument {
+    fn of(coordinator: &Coordinator) -> Self {
+        let (fingerprint, ca_file) = match &coordinator.trust {
+            Trust::Pinned(fingerprint) => (Some(fingerprint.to_string()), None),
+            Trust::Authorities(file) => (None, file.clone()),
+        };
+        Self { url: coordinator.url.to_string(), fingerprint, ca_file }
     }
 }
 

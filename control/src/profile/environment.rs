@@ -49,6 +49,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Mtu"], shape: Shape::Number },
     Field { path: &["UdpSegmentation"], shape: Shape::Bool },
     Field { path: &["Coordinator", "Url"], shape: Shape::Text },
+    Field { path: &["Coordinator", "Fingerprint"], shape: Shape::Text },
     Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },
     Field { path: &["Peers"], shape: Shape::Json },
     Field { path: &["Metrics"], shape: Shape::Text },

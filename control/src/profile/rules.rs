@@ -8,25 +8,22 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use penstock_proto::coordination::Fingerprint;
+use penstock_proto::coordination::limits::SUBNETS_LIMIT;
 
 use super::document::{LanDocument, PeerDocument, Prefix, Source};
 use super::name::check_interface;
 use super::position::FieldPath;
 use super::{
-    ALLOWED_IP_LIMIT, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT, Peer, Profile,
-    ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
+    ALLOWED_IP_LIMIT, Coordinator, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT,
+    Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
 };
-use crate::key::{KeyError, PrivateKey, PublicKey};
+use crate::coordinator::Trust;
+use crate::key::{KeyError, PrivateKey, PublicKey, from_hex};
 
 /// Checks all that needs no key file.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     let document = &source.document;
-    if document.coordinator.is_some() {
-        return Err(source.error(
-            FieldPath::of(&["Coordinator"]),
-            "this version knows no coordinator yet; list the sites in Peers and leave this out",
-        ));
-    }
     if document.metrics.is_some() {
         return Err(source.error(FieldPath::of(&["Metrics"]), "this version serves no metrics yet; leave this out"));
     }
@@ -38,10 +35,41 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
         let sentence = format!("{mtu} is not from {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
         return Err(source.error(FieldPath::of(&["Mtu"]), sentence));
     }
+    coordinator(source)?;
     check_virtual_addresses(source)?;
     check_interfaces(source)?;
     check_peers(source)?;
     check_prefixes(source)
+}
+
+/// The coordinator, if there is one.
+fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError> {
+    let Some(document) = &source.document.coordinator else { return Ok(None) };
+    let field = |name| FieldPath::of(&["Coordinator", name]);
+    let url = document.url.parse().map_err(|error| source.error(field("Url"), error))?;
+    let trust = match (&document.fingerprint, &document.ca_file) {
+        (Some(_), Some(_)) => {
+            let sentence = "a certificate that is pinned by Fingerprint needs no authorities: leave one of them out";
+            return Err(source.error(field("CaFile"), sentence));
+        }
+        (Some(text), None) => {
+            let bytes = from_hex(text).map_err(|_| {
+                let sentence = "a SHA-256 fingerprint is 64 hexadecimal digits, as the coordinator's log shows it";
+                source.error(field("Fingerprint"), sentence)
+            })?;
+            Trust::Pinned(Fingerprint(*bytes))
+        }
+        (None, file) => {
+            let directory = source.path.parent().unwrap_or(Path::new(""));
+            Trust::Authorities(file.as_ref().map(|file| directory.join(file)))
+        }
+    };
+    let subnets = lan(source).subnets.as_ref().map_or(0, Vec::len);
+    if subnets > SUBNETS_LIMIT {
+        let sentence = format!("{subnets} subnets are more than the {SUBNETS_LIMIT} that a coordinator takes");
+        return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
+    }
+    Ok(Some(Coordinator { url, trust }))
 }
 
 fn check_virtual_addresses(source: &Source<'_>) -> Result<(), ProfileError> {
@@ -213,6 +241,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         busy_poll: document.busy_poll.unwrap_or(false),
         mtu: document.mtu,
         udp_gso: document.udp_segmentation.unwrap_or(true),
+        coordinator: coordinator(&source)?,
         peers: profile_peers,
     })
 }

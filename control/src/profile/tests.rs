@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use penstock_proto::coordination::Fingerprint;
 use zeroize::Zeroizing;
 
 use super::*;
@@ -222,8 +223,23 @@ fn rules_name_both_sides() {
         ),
         (
             "\"Mtu\": 1400",
-            "\"Coordinator\": {\"Url\": \"https://c.example\", \"CaFile\": null}",
-            "30:18: field Coordinator: this version knows no coordinator yet",
+            "\"Coordinator\": {\"Url\": \"http://c.example\", \"CaFile\": null}",
+            "30:26: field Coordinator.Url: \"http://c.example\" is no URL such as https://",
+        ),
+        (
+            "\"Mtu\": 1400",
+            "\"Coordinator\": {\"Url\": \"https://c.example/x\"}",
+            "30:26: field Coordinator.Url: \"https://c.example/x\" has a path",
+        ),
+        (
+            "\"Mtu\": 1400",
+            "\"Coordinator\": {\"Url\": \"https://c.example\", \"Fingerprint\": \"ab\"}",
+            "30:62: field Coordinator.Fingerprint: a SHA-256 fingerprint is 64 hexadecimal digits",
+        ),
+        (
+            "\"Mtu\": 1400",
+            "\"Coordinator\": {\"Url\": \"https://c.example\", \"Fingerprint\": \"ab\", \"CaFile\": \"ca.pem\"}",
+            "30:78: field Coordinator.CaFile: a certificate that is pinned by Fingerprint needs no authorities",
         ),
         (
             "\"Mtu\": 1400",
@@ -246,6 +262,28 @@ fn rules_name_both_sides() {
         let error = error.strip_prefix(&format!("{PATH}:")).unwrap_or(&error);
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
+}
+
+#[test]
+fn a_coordinator_is_trusted_by_a_pin_or_by_authorities() {
+    let with = |fields: &str| {
+        let coordinator = format!("\"Coordinator\": {{\"Url\": \"https://C.example:8443/\"{fields}}}");
+        let profile = parse(&FULL.replacen("\"Mtu\": 1400", &coordinator, 1)).unwrap();
+        let shown = serde_json::to_string(&profile.document()).unwrap();
+        assert_eq!(parse(&shown).unwrap().coordinator, profile.coordinator);
+        let coordinator = profile.coordinator.unwrap();
+        assert_eq!(coordinator.url.to_string(), "https://c.example:8443");
+        coordinator.trust
+    };
+    assert_eq!(with(""), Trust::Authorities(None));
+    assert_eq!(with(", \"CaFile\": \"ca.pem\""), Trust::Authorities(Some("/etc/penstock/profiles/ca.pem".into())));
+    let pin = format!(", \"Fingerprint\": \"{}\", \"CaFile\": null", "aB".repeat(32));
+    assert_eq!(with(&pin), Trust::Pinned(Fingerprint([0xab; 32])));
+    let many: Vec<String> = (0..65).map(|number| format!("10.{number}.0.0/16")).collect();
+    let variables = [("PENSTOCK_LAN_SUBNETS", many.join(",")), ("PENSTOCK_COORDINATOR_URL", "https://c".into())];
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let error = parse_with(SMALL, &variables).unwrap_err().to_string();
+    assert!(error.starts_with("PENSTOCK_LAN_SUBNETS: field Lan.Subnets: 65 subnets are more than the 64"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! How long to wait before the next try.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// Pauses that double with every failure, each a random part of itself shorter, so that many who lost
+/// the same server do not come back at once.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Pauses of up to `first` at the beginning and `longest` in the end.
+    pub fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: first }
+    }
+
+    /// The next pause: half of what it is, and a random part of the other half.
+    pub fn pause(&mut self) -> Duration {
+        let half = self.next / 2;
+        self.next = (self.next * 2).min(self.longest);
+        half + half.mul_f64(rand::rng().random())
+    }
+
+    /// Begins anew.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_differ() {
+        let (first, longest) = (Duration::from_secs(1), Duration::from_secs(60));
+        let mut backoff = Backoff::new(first, longest);
+        let pauses: Vec<Duration> = (0..50).map(|_| backoff.pause()).collect();
+        for (tries, pause) in pauses.iter().enumerate() {
+            let full = (first * 2_u32.pow(tries.min(10) as u32)).min(longest);
+            assert!(*pause >= full / 2 && *pause <= full, "{tries}: {pause:?}");
+        }
+        assert!(pauses[20..].windows(2).any(|two| two[0] != two[1]));
+        backoff.reset();
+        assert!(backoff.pause() <= first);
+    }
+}

@@ -1,0 +1,241 @@
+//! The map that outlives us: what the coordinator said last, for a start without it.
+//!
+//! ```text
+//!   magic, 16 bytes │ MAC, 32 bytes │ JSON
+//! ```
+//! The MAC is keyed BLAKE2s-256 under a key derived from the gateway's private key, so nobody without
+//! that key can put a peer into the file. It covers the URL of the coordinator too: what one coordinator
+//! said is not believed of another.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use blake2::Blake2sMac256;
+use blake2::digest::{KeyInit, Mac};
+use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, PEERS_LIMIT};
+use penstock_proto::coordination::{Map, Registration};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::CoordinatorUrl;
+use crate::key::PrivateKey;
+
+/// Where cached maps are, unless `PENSTOCK_STATE_DIR` or systemd's `STATE_DIRECTORY` says otherwise.
+pub const DIRECTORY: &str = "/var/lib/penstock";
+/// Longest file: the longest message of a coordinator, and room for the rest.
+pub const FILE_LIMIT: usize = COORDINATOR_MESSAGE_LIMIT + (64 << 10);
+
+const MAGIC: &[u8; 16] = b"penstock map v1\n";
+const MAC: usize = 32;
+const LABEL_KEY: &[u8] = b"penstock cached map v1 key";
+
+/// What a coordinator said last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Cached {
+    /// What it had on record of this site.
+    pub registration: Registration,
+    /// What this site may know of the others.
+    pub map: Map,
+}
+
+/// Why a file is not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(#[from] io::Error),
+    /// It is a directory, device or the like.
+    #[error("it is not a regular file")]
+    NotAFile,
+    /// It is too long.
+    #[error("it is longer than {FILE_LIMIT} bytes")]
+    TooLong,
+    /// It does not begin as it should.
+    #[error("it is no cached map")]
+    Foreign,
+    /// The MAC is wrong.
+    #[error("it is damaged, or another gateway or coordinator made it")]
+    Mac,
+    /// We wrote something else than we read.
+    #[error("another version of Penstock wrote it: {0}")]
+    Version(#[from] serde_json::Error),
+    /// There are more peers than there can be.
+    #[error("it has more than {PEERS_LIMIT} peers")]
+    TooManyPeers,
+}
+
+/// The directory of this process's cached maps.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let given = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(given) = given("PENSTOCK_STATE_DIR") {
+        return given.into();
+    }
+    // systemd gives a list with colons; ours is the first.
+    let given = given("STATE_DIRECTORY").unwrap_or_default();
+    match given.split(':').next() {
+        None | Some("") => DIRECTORY.into(),
+        Some(first) => first.into(),
+    }
+}
+
+impl Cached {
+    /// Reads a file. `None`: there is none.
+    ///
+    /// # Errors
+    /// It is not to be believed.
+    pub fn read(path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> Result<Option<Self>, CacheError> {
+        // Not blocking: a FIFO in the file's place must not stop us.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let file = match File::options().read(true).custom_flags(flags).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        if !file.metadata()?.is_file() {
+            return Err(CacheError::NotAFile);
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+        Self::decode(&bytes, key, url).map(Some)
+    }
+
+    /// Puts a file in the place of the one that is there, in one step, for its owner only.
+    ///
+    /// # Errors
+    /// It cannot be written; the old one is as it was.
+    pub fn write(&self, path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> io::Result<()> {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        crate::socket_file::make_directory(directory)?;
+        // With the mode 0600.
+        let mut file = tempfile::Builder::new().prefix(".map-").tempfile_in(directory)?;
+        file.write_all(&self.encode(key, url))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// The bytes of a file.
+    #[must_use]
+    pub fn encode(&self, key: &PrivateKey, url: &CoordinatorUrl) -> Vec<u8> {
+        let text = serde_json::to_vec(self).expect("these types have no maps with other keys than text");
+        let mac = mac(key, url, &text).finalize().into_bytes();
+        [MAGIC, mac.as_slice(), &text].concat()
+    }
+
+    /// What the bytes of a file say.
+    ///
+    /// # Errors
+    /// They are not to be believed.
+    pub fn decode(bytes: &[u8], key: &PrivateKey, url: &CoordinatorUrl) -> Result<Self, CacheError> {
+        if bytes.len() > FILE_LIMIT {
+            return Err(CacheError::TooLong);
+        }
+        let rest = bytes.strip_prefix(MAGIC).ok_or(CacheError::Foreign)?;
+        let (tag, text) = rest.split_first_chunk::<MAC>().ok_or(CacheError::Foreign)?;
+        // In constant time, and before anything is made of the text.
+        mac(key, url, text).verify_slice(tag).map_err(|_| CacheError::Mac)?;
+        let cached: Self = serde_json::from_slice(text)?;
+        if cached.map.peers.len() > PEERS_LIMIT {
+            return Err(CacheError::TooManyPeers);
+        }
+        Ok(cached)
+    }
+}
+
+fn mac(key: &PrivateKey, url: &CoordinatorUrl, text: &[u8]) -> Blake2sMac256 {
+    let keyed = |key: &[u8; 32]| <Blake2sMac256 as KeyInit>::new(key.into());
+    let derived: Zeroizing<[u8; 32]> =
+        Zeroizing::new(keyed(key.as_bytes()).chain_update(LABEL_KEY).finalize().into_bytes().into());
+    let url = url.to_string();
+    keyed(&derived).chain_update((url.len() as u64).to_be_bytes()).chain_update(url).chain_update(text)
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// It is there and stays.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_proto::coordination::RegistrationState;
+    use std::os::unix::fs::MetadataExt;
+
+    fn cached() -> Cached {
+        Cached {
+            registration: Registration {
+                name: "amsterdam".parse().unwrap(),
+                state: RegistrationState::Approved,
+                virtual_address: "100.64.0.1".parse().unwrap(),
+                subnets: Vec::new(),
+            },
+            map: Map::default(),
+        }
+    }
+
+    fn key(byte: u8) -> PrivateKey {
+        PrivateKey::from_bytes([byte; 32])
+    }
+
+    fn url() -> CoordinatorUrl {
+        "https://coordinator.test".parse().unwrap()
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_for_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/a.map");
+        assert!(Cached::read(&path, &key(1), &url()).unwrap().is_none());
+        for name in ["amsterdam", "berlin"] {
+            let mut cached = cached();
+            cached.registration.name = name.parse().unwrap();
+            cached.write(&path, &key(1), &url()).unwrap();
+            assert_eq!(Cached::read(&path, &key(1), &url()).unwrap(), Some(cached));
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn damaged_and_foreign_files_are_not_believed() {
+        let good = cached().encode(&key(1), &url());
+        let decode = |bytes: &[u8]| Cached::decode(bytes, &key(1), &url());
+        assert_eq!(decode(&good).unwrap(), cached());
+        for end in 0..good.len() {
+            assert!(matches!(decode(&good[..end]), Err(CacheError::Foreign | CacheError::Mac)), "{end}");
+        }
+        for at in 0..good.len() {
+            let mut bent = good.clone();
+            bent[at] ^= 1;
+            assert!(matches!(decode(&bent), Err(CacheError::Foreign | CacheError::Mac)), "{at}");
+        }
+        assert!(matches!(Cached::decode(&good, &key(2), &url()), Err(CacheError::Mac)));
+        let elsewhere = "https://other.test".parse().unwrap();
+        assert!(matches!(Cached::decode(&good, &key(1), &elsewhere), Err(CacheError::Mac)));
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_long_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = |path: &Path| Cached::read(path, &key(1), &url());
+        assert!(matches!(read(directory.path()), Err(CacheError::NotAFile)));
+        let fifo = directory.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(matches!(read(&fifo), Err(CacheError::NotAFile)));
+        let long = directory.path().join("long");
+        File::create(&long).unwrap().set_len(FILE_LIMIT as u64 + 1).unwrap();
+        assert!(matches!(read(&long), Err(CacheError::TooLong)));
+    }
+}

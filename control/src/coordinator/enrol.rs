@@ -1,0 +1,109 @@
+//! Enrolment: one conversation, in which a key lets a new site in.
+
+use std::time::Duration;
+
+use penstock_proto::coordination::{CoordinatorMessage, Enrolment, Map, Refusal, Registration, RegistrationState};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Config;
+use super::proxy::Proxy;
+use super::session::{End, Identity, Session};
+
+/// How long the map may take after the approval.
+const MAP_PATIENCE: Duration = Duration::from_secs(3);
+/// How long after a lost connection the next is tried, while we wait for the approval.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// What the coordinator has on record.
+    pub registration: Registration,
+    /// The map, if the site is approved.
+    pub map: Option<Map>,
+}
+
+/// Why the site is not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The coordinator does not want it.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The coordinator cannot be talked to.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<End> for EnrolError {
+    fn from(end: End) -> Self {
+        match end {
+            End::Refused(refusal) => Self::Refused(refusal),
+            end => Self::Unreachable(end.to_string()),
+        }
+    }
+}
+
+/// Enrols, and waits so long for the approval. `told` hears of every registration the coordinator tells. A
+/// site that is enrolled already is told so, whatever the key.
+///
+/// # Errors
+/// The coordinator refuses, or cannot be talked to.
+pub async fn enrol(
+    config: &Config,
+    proxy: &Proxy,
+    enrolment: Enrolment,
+    wait: Duration,
+    mut told: impl FnMut(&Registration),
+) -> Result<Enrolled, EnrolError> {
+    let deadline = Instant::now() + wait;
+    let open = async || {
+        let identity = Identity {
+            url: &config.url,
+            trust: &config.trust,
+            proxy,
+            private_key: &config.private_key,
+            subnets: &config.subnets,
+        };
+        Session::open(identity, Some(enrolment.clone()), None).await
+    };
+    let (mut session, mut registration) = open().await?;
+    told(&registration);
+    while registration.state == RegistrationState::Pending {
+        match timeout_at(deadline, session.hear()).await {
+            Err(_) => return Ok(Enrolled { registration, map: None }),
+            Ok(Ok(CoordinatorMessage::Registration(latest))) => {
+                registration = latest;
+                told(&registration);
+            }
+            Ok(Ok(CoordinatorMessage::Refused(refusal))) => return Err(EnrolError::Refused(refusal)),
+            Ok(Ok(_)) => {}
+            Ok(Err(lost)) => {
+                tracing::info!("{lost}");
+                sleep(RETRY_PAUSE).await;
+                // The enrolment is on record; only the wait goes on.
+                if Instant::now() >= deadline {
+                    return Ok(Enrolled { registration, map: None });
+                }
+                match open().await {
+                    Ok((again, latest)) => (session, registration) = (again, latest),
+                    Err(End::Refused(refusal)) if !refusal.reason.is_passing() => {
+                        return Err(EnrolError::Refused(refusal));
+                    }
+                    // The old one ends at once, and so it comes here again.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+    let patience = Instant::now() + MAP_PATIENCE;
+    let map = loop {
+        match timeout_at(patience, session.hear()).await {
+            Ok(Ok(CoordinatorMessage::Map(map))) => break Some(map),
+            Ok(Ok(CoordinatorMessage::Refused(refusal))) => return Err(EnrolError::Refused(refusal)),
+            Ok(Ok(_)) => {}
+            // The gateway will ask for it.
+            Ok(Err(_)) | Err(_) => break None,
+        }
+    };
+    Ok(Enrolled { registration, map })
+}

@@ -1,0 +1,194 @@
+//! The gateway's side of coordination: an outbound connection to the coordinator, kept up.
+//!
+//! ```text
+//!            ┌ connect ┐  ┌── session ──┐
+//!   TCP/443  │ proxy   │  │ challenge,  │   events    ┌─────────┐
+//!  ◄────────►│ TLS 1.3 ├─►│ proof, map, ├────────────►│ gateway │
+//!            │ upgrade │  │ updates     │◄────────────┤         │
+//!            └─────────┘  └──────┬──────┘  announce   └─────────┘
+//!                                └────────► cached map, a file
+//! ```
+//! A [`Client`] owns one task that connects, applies updates to the map, and connects again when the
+//! connection is lost. What is known stays known meanwhile: a coordinator that is down takes nothing away.
+//! [`RelayStream`] is the way to a relay where UDP is blocked.
+//!
+//! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), `connect`, `session`, `task`,
+//! [`cache`], [`stream`](RelayStream).
+
+mod backoff;
+pub mod cache;
+mod connect;
+mod enrol;
+mod proxy;
+mod session;
+mod stream;
+mod task;
+mod trust;
+mod url;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::key::PrivateKey;
+use crate::profile::{Name, Profile};
+
+pub use cache::{CacheError, Cached};
+pub use enrol::{EnrolError, Enrolled, enrol};
+pub use proxy::{Proxy, ProxyError};
+pub use stream::{RELAY_SUBPROTOCOL, RelayStream};
+pub use trust::{Changed, Trust, TrustError};
+pub use url::{CoordinatorUrl, HttpsUrl, UrlError};
+
+/// Events that wait for the gateway. When there is no room, the coordinator waits.
+const EVENT_QUEUE: usize = 16;
+
+/// What a client needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the coordinator is.
+    pub url: CoordinatorUrl,
+    /// Whose certificate is taken for its.
+    pub trust: Trust,
+    /// Who we are.
+    pub private_key: PrivateKey,
+    /// What we offer, without host bits.
+    pub subnets: Vec<IpNet>,
+    /// The file of the cached map.
+    pub cache: PathBuf,
+}
+
+/// What a client has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The coordinator has let us in. A [`Registered`](Self::Registered) follows at once.
+    Connected,
+    /// What it has on record of us; again whenever it changes. While it is pending, no map comes.
+    Registered(Registration),
+    /// The whole map, after what changed was applied.
+    Map(Map),
+    /// The connection is lost, or none could be made: one sentence. It will be tried again. All that is
+    /// known stays in force.
+    Lost(String),
+    /// The coordinator sent us away. It will be tried again all the same, slowly if that cannot help.
+    /// After [`Revoked`](penstock_proto::coordination::RefusalReason::Revoked) the cached map is gone, and
+    /// the peers it held are to go too; after any other reason what is known stays in force.
+    Refused(Refusal),
+}
+
+/// How things stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It was not tried yet, or is being tried for the first time.
+    Connecting,
+    /// We are let in.
+    Connected {
+        /// Since when.
+        since: SystemTime,
+    },
+    /// There is no connection; it is tried again and again.
+    Disconnected {
+        /// Since when there has been none.
+        since: SystemTime,
+        /// What went wrong last: one sentence.
+        why: String,
+    },
+}
+
+/// A connection to the coordinator that is kept up until this is dropped.
+#[derive(Debug)]
+pub struct Client {
+    events: mpsc::Receiver<Event>,
+    reachability: watch::Sender<Option<Reachability>>,
+    hurry: Arc<Notify>,
+    state: Arc<Mutex<State>>,
+    // Aborted when dropped.
+    _task: JoinSet<()>,
+}
+
+impl Config {
+    /// What the profile says, if it names a coordinator.
+    #[must_use]
+    pub fn of(profile: &Profile) -> Option<Self> {
+        let coordinator = profile.coordinator.as_ref()?;
+        Some(Self {
+            url: coordinator.url.clone(),
+            trust: coordinator.trust.clone(),
+            private_key: profile.private_key.clone(),
+            subnets: profile.lan.subnets.clone(),
+            cache: cache_file(&profile.name),
+        })
+    }
+}
+
+/// The file of the cached map of the gateway of that name.
+#[must_use]
+pub fn cache_file(name: &Name) -> PathBuf {
+    cache::directory().join(format!("{name}.map"))
+}
+
+impl Client {
+    /// Starts to connect, through the proxy that the environment asks for. Must be called within a tokio
+    /// runtime.
+    #[must_use]
+    pub fn start(config: Config) -> Self {
+        Self::start_through(config, Proxy::of_environment())
+    }
+
+    /// As [`start`](Self::start), through this proxy.
+    #[must_use]
+    pub fn start_through(config: Config, proxy: Proxy) -> Self {
+        let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
+        let (reachability, announced) = watch::channel(None);
+        let hurry = Arc::new(Notify::new());
+        let state = Arc::new(Mutex::new(State::Connecting));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task::run(config, proxy, event_sender, announced, hurry.clone(), state.clone()));
+        Self { events, reachability, hurry, state, _task: tasks }
+    }
+
+    /// What the coordinator said last, for a start without it. `None` if there is nothing, or nothing to
+    /// be believed, which is logged.
+    #[must_use]
+    pub fn cached(config: &Config) -> Option<Cached> {
+        match Cached::read(&config.cache, &config.private_key, &config.url) {
+            Ok(cached) => cached,
+            Err(error) => {
+                tracing::warn!("the cached map {} is not used: {error}", config.cache.display());
+                None
+            }
+        }
+    }
+
+    /// The next event. Nothing is lost if this is cancelled.
+    pub async fn next(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            // The task ends only with the client.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the coordinator where we can be reached; replaces what was said before, and is said again
+    /// after each reconnect. No more than
+    /// [`CANDIDATES_LIMIT`](penstock_proto::coordination::limits::CANDIDATES_LIMIT) candidates are said.
+    pub fn announce(&self, reachability: Reachability) {
+        self.reachability.send_replace(Some(reachability));
+    }
+
+    /// The network has changed: an existing connection is tested, a missing one tried soon.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

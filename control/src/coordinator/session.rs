@@ -1,0 +1,144 @@
+//! One connection to the coordinator: the proof of who we are, and messages.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use ipnet::IpNet;
+use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
+use penstock_proto::coordination::{
+    CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, SUBPROTOCOL, prove,
+};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::connect::{self, ConnectError, Socket, Terms};
+use super::proxy::Proxy;
+use super::{CoordinatorUrl, Trust};
+use crate::key::PrivateKey;
+
+/// How long a message may take to be written. Ours are short.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who we are, and to whom.
+pub(super) struct Identity<'a> {
+    pub url: &'a CoordinatorUrl,
+    pub trust: &'a Trust,
+    pub proxy: &'a Proxy,
+    pub private_key: &'a PrivateKey,
+    pub subnets: &'a [IpNet],
+}
+
+/// A connection that the coordinator has let in.
+pub(super) struct Session {
+    socket: Socket,
+}
+
+/// Why a connection ended, or never was.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the coordinator closed the connection")]
+    Closed,
+    #[error("the connection to the coordinator broke: {0}")]
+    Broken(Box<tungstenite::Error>),
+    #[error("the coordinator was silent for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the coordinator said {0}")]
+    Malformed(DecodeError),
+    #[error("the coordinator said what it should not: {0}")]
+    Unexpected(&'static str),
+}
+
+impl From<tungstenite::Error> for End {
+    fn from(error: tungstenite::Error) -> Self {
+        match error {
+            tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => Self::Closed,
+            error => Self::Broken(Box::new(error)),
+        }
+    }
+}
+
+impl Session {
+    /// Connects, and proves who we are.
+    ///
+    /// # Errors
+    /// Why we are not let in.
+    pub async fn open(
+        identity: Identity<'_>,
+        enrolment: Option<Enrolment>,
+        known: Option<Known>,
+    ) -> Result<(Self, Registration), End> {
+        let endpoint = identity.url.endpoint();
+        let terms =
+            Terms { subprotocol: SUBPROTOCOL, message_limit: COORDINATOR_MESSAGE_LIMIT, silence_limit: SILENCE_LIMIT };
+        let socket = connect::open(endpoint, identity.trust, identity.proxy, &terms).await?;
+        let mut session = Self { socket };
+        let CoordinatorMessage::Challenge(challenge) = session.answer().await? else {
+            return Err(End::Unexpected("no challenge at first"));
+        };
+        let private = identity.private_key.to_secret();
+        let proof = prove(&private, &challenge, endpoint.host());
+        let hello = Hello {
+            public_key: identity.private_key.public_key().as_bytes().to_owned().into(),
+            proof: proof.map_err(|_| End::Unexpected("a challenge of low order"))?,
+            subnets: identity.subnets.to_vec(),
+            enrolment,
+            known,
+        };
+        session.say(&GatewayMessage::Hello(hello)).await?;
+        match session.answer().await? {
+            CoordinatorMessage::Registration(registration) => Ok((session, registration)),
+            CoordinatorMessage::Refused(refusal) => Err(End::Refused(refusal)),
+            _ => Err(End::Unexpected("no registration after the proof")),
+        }
+    }
+
+    /// The next message of the handshake, which must come soon.
+    async fn answer(&mut self) -> Result<CoordinatorMessage, End> {
+        loop {
+            match timeout(HANDSHAKE_TIMEOUT, self.hear()).await {
+                Ok(Ok(CoordinatorMessage::Unknown)) => {}
+                Ok(outcome) => return outcome,
+                Err(_) => return Err(End::Silent(HANDSHAKE_TIMEOUT)),
+            }
+        }
+    }
+
+    /// The next message. Nothing is lost if this is cancelled.
+    pub async fn hear(&mut self) -> Result<CoordinatorMessage, End> {
+        loop {
+            match self.socket.next().await {
+                None | Some(Ok(Message::Close(_))) => return Err(End::Closed),
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(Message::Text(text))) => return CoordinatorMessage::decode(&text).map_err(End::Malformed),
+                Some(Ok(Message::Binary(_))) => return Err(End::Unexpected("bytes instead of text")),
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            }
+        }
+    }
+
+    /// Says something.
+    pub async fn say(&mut self, message: &GatewayMessage) -> Result<(), End> {
+        self.send(Message::text(message.encode())).await
+    }
+
+    /// Asks for a sign of life.
+    pub async fn ping(&mut self) -> Result<(), End> {
+        self.send(Message::Ping(tungstenite::Bytes::new())).await
+    }
+
+    /// When anything last came in.
+    pub fn heard(&self) -> Instant {
+        connect::heard(&self.socket)
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), End> {
+        match timeout(WRITE_TIMEOUT, self.socket.send(message)).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => Err(End::Silent(WRITE_TIMEOUT)),
+        }
+    }
+}

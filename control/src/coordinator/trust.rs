@@ -1,0 +1,229 @@
+//! Whose certificate is taken for the coordinator's or a relay's: TLS 1.3, by a pin or by authorities.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use penstock_proto::coordination::Fingerprint;
+use rustls::client::WantsClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, OtherError, PeerIncompatible, RootCertStore,
+    SignatureScheme,
+};
+use subtle::ConstantTimeEq;
+
+/// Whom to believe that they are the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Who has the key of this certificate. Neither names nor dates in it matter, so neither does our clock.
+    Pinned(Fingerprint),
+    /// Whom these certificate authorities vouch for: those of a PEM file, or the system's.
+    Authorities(Option<PathBuf>),
+}
+
+/// Why nobody can be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The file of authorities cannot be used.
+    #[error("the file of certificate authorities {path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// The file has no certificate that is one.
+    #[error("the file of certificate authorities {0}: there is no certificate in it")]
+    Empty(PathBuf),
+    /// The system has no authorities.
+    #[error("this system has no certificate authorities: install ca-certificates, or set Coordinator.CaFile")]
+    NoAuthorities,
+    /// rustls cannot.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The coordinator shows another certificate than the pinned one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}. \
+    Somebody may be in between; if the certificate was replaced on purpose, enrol again with a new key"
+)]
+pub struct Changed {
+    /// The certificate's.
+    pub shown: Fingerprint,
+    /// What was expected.
+    pub pinned: Fingerprint,
+}
+
+impl Trust {
+    /// TLS as a client.
+    ///
+    /// # Errors
+    /// There are no authorities to ask.
+    pub(super) fn client_config(&self) -> Result<Arc<ClientConfig>, TrustError> {
+        let provider = Arc::new(default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&rustls::version::TLS13])?;
+        let builder: ConfigBuilder<ClientConfig, WantsClientCert> = match self {
+            Self::Pinned(pin) => {
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { pin: *pin, provider }))
+            }
+            Self::Authorities(file) => builder.with_root_certificates(roots(file.as_ref())?),
+        };
+        let mut config = builder.with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn roots(file: Option<&PathBuf>) -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    let Some(path) = file else {
+        // Some of a system's may be damaged, which is no reason to do without the others.
+        let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return if added == 0 { Err(TrustError::NoAuthorities) } else { Ok(roots) };
+    };
+    let failed = |error| TrustError::File { path: path.clone(), error };
+    for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
+        roots.add(certificate.map_err(failed)?)?;
+    }
+    if roots.is_empty() { Err(TrustError::Empty(path.clone())) } else { Ok(roots) }
+}
+
+/// The SHA-256 of a certificate.
+fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+    Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+}
+
+/// Takes one certificate for good, and whoever has its key.
+struct Pinned {
+    pin: Fingerprint,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let shown = fingerprint(end_entity);
+        if shown.0.ct_eq(&self.pin.0).into() {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let changed = Changed { shown, pinned: self.pin };
+        Err(CertificateError::Other(OtherError(Arc::new(changed))).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pinned({})", self.pin)
+    }
+}
+
+/// What is wrong with the certificate or the handshake, in the words of an administrator.
+pub(super) fn explain(error: &std::io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(wrong)) => match wrong {
+            CertificateError::Other(other) => other.0.to_string(),
+            CertificateError::UnknownIssuer => {
+                "no certificate authority that is trusted here vouches for its certificate; \
+                set Coordinator.CaFile, or pin it by enrolling with a key of its own"
+                    .to_owned()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                format!("its certificate has expired, or this machine's clock is wrong: {wrong}")
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                format!("its certificate is not valid yet, or this machine's clock is wrong: {wrong}")
+            }
+            wrong => format!("its certificate is refused: {wrong}"),
+        },
+        Some(other) => format!("TLS fails: {other}"),
+        None => format!("TLS fails: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn certificate() -> CertificateDer<'static> {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["coordinator.test".to_owned()]).unwrap();
+        parameters.self_signed(&pair).unwrap().der().clone()
+    }
+
+    fn verify(pin: Fingerprint, certificate: &CertificateDer<'_>, seconds: u64) -> Result<(), rustls::Error> {
+        let verifier = Pinned { pin, provider: Arc::new(default_provider()) };
+        let name = ServerName::try_from("another.test").unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        verifier.verify_server_cert(certificate, &[], &name, &[], now).map(|_| ())
+    }
+
+    #[test]
+    fn a_pin_is_for_one_certificate_whatever_the_clock_says() {
+        let (ours, other) = (certificate(), certificate());
+        for seconds in [0, 1 << 30, 1 << 36] {
+            assert_eq!(verify(fingerprint(&ours), &ours, seconds), Ok(()));
+        }
+        let error = verify(fingerprint(&ours), &other, 0).unwrap_err();
+        let sentence = explain(&std::io::Error::other(error));
+        assert!(sentence.contains("another certificate than the pinned one"), "{sentence}");
+        assert!(sentence.contains(&fingerprint(&other).to_string()), "{sentence}");
+        for bit in 0..256 {
+            let mut bent = fingerprint(&ours);
+            bent.0[bit / 8] ^= 1 << (bit % 8);
+            assert!(verify(bent, &ours, 0).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn authorities_come_from_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
+        let trust = Trust::Authorities(Some(path.clone()));
+        assert!(matches!(trust.client_config(), Err(TrustError::File { .. })));
+        std::fs::write(&path, "nothing\n").unwrap();
+        assert!(matches!(trust.client_config(), Err(TrustError::Empty(_))));
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let authority = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+        std::fs::write(&path, authority.pem()).unwrap();
+        assert!(trust.client_config().is_ok());
+        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(matches!(trust.client_config(), Err(TrustError::Tls(_))));
+    }
+}
