@@ -1,6 +1,7 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
 mod config;
+mod enrol;
 mod keys;
 mod run;
 mod service;
@@ -58,6 +59,11 @@ enum Command {
     Genkey,
     /// Read a private key from standard input and print its public key
     Pubkey,
+    /// Enrol this site at a coordinator with a key of its, and write the coordinator into the profile
+    ///
+    /// The private key is made if its file is not there, and never leaves this machine. Exits with 3 if the
+    /// coordinator refuses, with 4 if it cannot be reached, with 5 if the approval does not come in time.
+    Enrol(enrol::Arguments),
     /// Print the profile in force as JSON: with defaults and overrides, without secrets
     ListConfig,
     /// Change fields of the profile's file, if a sound profile results
@@ -84,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Status { json } => table::status(profile, json),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
+        Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),
         Command::ListConfig => config::list(profile),
         Command::SetConfig { assignments } => config::set(profile, &assignments),
     };
@@ -95,7 +102,7 @@ pub fn main() -> ExitCode {
             if !error.downcast_ref().is_some_and(broken) {
                 eprintln!("penstock: {error:#}");
             }
-            ExitCode::FAILURE
+            enrol::exit_code(&error)
         }
     }
 }

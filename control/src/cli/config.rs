@@ -34,7 +34,7 @@ pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
 }
 
 /// Puts a file with that text in the place of one, in one step, with its mode and owner.
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+pub(super) fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let old = std::fs::metadata(path)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;

@@ -23,7 +23,7 @@ pub(super) fn run(path: &Path, filter: Option<&str>, detached: bool) -> Result<(
     runtime.block_on(gateway::run(profile))
 }
 
-fn log_to_stderr(filter: Option<&str>) -> Result<()> {
+pub(super) fn log_to_stderr(filter: Option<&str>) -> Result<()> {
     let given = filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok());
     let text = given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_FILTER.into());
     let Ok(filter) = EnvFilter::try_new(&text) else {

@@ -1,0 +1,238 @@
+//! `enrol`: a key of the coordinator lets this site in.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState};
+use zeroize::Zeroizing;
+
+use super::config::replace;
+use super::{Gateway, run};
+use crate::coordinator::{self, Cached, Config, CoordinatorUrl, EnrolError, Proxy};
+use crate::key::{KeyFileError, PrivateKey, read_key_file};
+use crate::profile::{Environment, Profile, edit, read_file};
+
+/// Longest file or input that holds an enrolment key: its hundred characters with generous white space.
+const KEY_LIMIT: u64 = 1024;
+/// What every enrolment key begins with; anything else names a file.
+const KEY_PREFIX: &str = "penstock1-";
+
+/// What `enrol` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The enrolment key, a file that holds it, or - for standard input
+    ///
+    /// Who lists processes sees arguments, so a file or - is better where others have accounts.
+    #[arg(value_name = "KEY")]
+    key: KeySource,
+    /// Where the coordinator is, such as https://coordinator.example.net; the profile's by default
+    #[arg(long, value_name = "URL")]
+    coordinator: Option<CoordinatorUrl>,
+    /// The name of this site; the profile's Name by default
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Wait up to so many seconds for the approval of an administrator
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u32,
+    /// The directory of the cached map [default: /var/lib/penstock]
+    #[arg(long, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
+}
+
+/// Where an enrolment key comes from. Never shown.
+#[derive(Clone)]
+struct KeySource(Zeroizing<String>);
+
+/// A failure with an exit code of its own.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    sentence: String,
+}
+
+/// The coordinator refuses; trying again unchanged does not help.
+const REFUSED: u8 = 3;
+/// The coordinator cannot be talked to, or cannot at the moment; try again later.
+const UNREACHABLE: u8 = 4;
+/// It is still to be approved.
+const PENDING: u8 = 5;
+
+/// The exit code of a failure.
+pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, |failure| failure.code.into())
+}
+
+pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> Result<()> {
+    run::log_to_stderr(filter.or(Some("warn")))?;
+    let gateway = Gateway::of(path)?;
+    if gateway.is_running() {
+        bail!("{} is running and reads its profile only when it starts: stop it first", gateway.name);
+    }
+    let key = arguments.key.read()?;
+    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
+    let text = with_coordinator(&text, arguments.coordinator.as_ref(), &key)?;
+    // Before the coordinator is asked, so that what is wrong here costs nothing there.
+    let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut key_made_if_missing())?;
+    let Some(mut config) = Config::of(&profile) else {
+        bail!("--coordinator must say where the coordinator is, such as https://coordinator.example.net");
+    };
+    if let Some(directory) = arguments.state {
+        config.cache = directory.join(format!("{}.map", profile.name));
+    }
+    let name = arguments.name.as_deref().unwrap_or(profile.name.as_str());
+    let name = name.parse().with_context(|| format!("{name:?} is no name of a site (--name)"))?;
+
+    let wait = Duration::from_secs(arguments.wait.into());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let proxy = Proxy::of_environment();
+    let enrolment = Enrolment { key, name };
+    let enrolled = runtime.block_on(coordinator::enrol(&config, &proxy, enrolment, wait, |registration| {
+        // Whoever reads our output may have seen enough.
+        let _ = say(&config.url, registration);
+    }));
+    let enrolled = enrolled.map_err(|error| match error {
+        EnrolError::Refused(refusal) if !refusal.reason.is_passing() => failure(REFUSED, refusal),
+        EnrolError::Refused(refusal) => failure(UNREACHABLE, refusal),
+        EnrolError::Unreachable(why) => failure(UNREACHABLE, why),
+    })?;
+
+    let registration = &enrolled.registration;
+    let text = with_address(text, &profile, registration)?;
+    replace(&path, text.as_bytes()).with_context(|| {
+        format!("{} is enrolled, but {} was not changed; enrol again", registration.name, path.display())
+    })?;
+    if let Some(map) = enrolled.map {
+        let cached = Cached { registration: registration.clone(), map };
+        if let Err(error) = cached.write(&config.cache, &config.private_key, &config.url) {
+            eprintln!("penstock: {}: {error}; the first start will need the coordinator", config.cache.display());
+        }
+    }
+    if registration.state == RegistrationState::Pending && !wait.is_zero() {
+        let sentence = format!("{} is still to be approved after {} s", registration.name, wait.as_secs());
+        return Err(failure(PENDING, sentence));
+    }
+    Ok(())
+}
+
+/// The profile's text with the coordinator, and the pin of the key.
+fn with_coordinator(text: &str, url: Option<&CoordinatorUrl>, key: &EnrolmentKey) -> Result<String> {
+    let mut assignments: Vec<String> = url.map(|url| format!("Coordinator.Url={url}")).into_iter().collect();
+    match key.fingerprint() {
+        Some(fingerprint) => {
+            assignments.push(format!("Coordinator.Fingerprint={fingerprint}"));
+            assignments.push("Coordinator.CaFile=".into());
+        }
+        // The pin of another certificate, which authorities vouch for no less.
+        None if url.is_some() => assignments.push("Coordinator.Fingerprint=".into()),
+        None => {}
+    }
+    Ok(edit(text, &assignments)?)
+}
+
+/// The profile's text with the address that the coordinator gave, if it has none.
+fn with_address(text: String, profile: &Profile, registration: &Registration) -> Result<String> {
+    let given = registration.virtual_address;
+    if profile.virtual_addresses.is_empty() {
+        return Ok(edit(&text, &[format!("VirtualAddress={given}")])?);
+    }
+    if !profile.virtual_addresses.contains(&given.into()) {
+        let own: Vec<String> = profile.virtual_addresses.iter().map(ToString::to_string).collect();
+        eprintln!(
+            "penstock: the profile's VirtualAddress is {}, but the others know this site by {given}: \
+            `penstock set-config VirtualAddress={given}`",
+            own.join(", ")
+        );
+    }
+    Ok(text)
+}
+
+/// Reads the private key's file, and makes it if there is none. Preshared keys, read later, are not made.
+fn key_made_if_missing() -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let mut first = true;
+    move |path| {
+        let private = std::mem::replace(&mut first, false);
+        match read_key_file(path) {
+            Err(KeyFileError::Unreadable(error)) if private && error.kind() == io::ErrorKind::NotFound => {
+                make_key(path).map_err(KeyFileError::Unreadable)?;
+                eprintln!("penstock: made the private key {}", path.display());
+                read_key_file(path)
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn make_key(path: &Path) -> io::Result<()> {
+    let key = PrivateKey::generate()?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let line = Zeroizing::new(format!("{}\n", *key.to_base64()));
+    // A site is its key, so it must be on the disk before anybody knows of it.
+    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
+    let Registration { name, state, virtual_address, subnets } = registration;
+    let mut out = io::stdout().lock();
+    match state {
+        RegistrationState::Approved => {
+            let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+            let subnets = if subnets.is_empty() { "no subnets".to_owned() } else { subnets.join(", ") };
+            writeln!(out, "{name} is enrolled at {url} and approved: address {virtual_address}, offers {subnets}")
+        }
+        RegistrationState::Pending => {
+            writeln!(out, "{name} is enrolled at {url} and waits for approval: address {virtual_address}")?;
+            writeln!(out, "  an administrator approves it with `penstock-coordinator site approve {name}`")
+        }
+    }
+}
+
+fn failure(code: u8, sentence: impl ToString) -> anyhow::Error {
+    Failure { code, sentence: sentence.to_string() }.into()
+}
+
+impl KeySource {
+    fn read(&self) -> Result<EnrolmentKey> {
+        let text = self.0.trim();
+        if text.starts_with(KEY_PREFIX) {
+            return Ok(text.parse()?);
+        }
+        let (source, what): (Box<dyn Read>, _) = match text {
+            "-" => (Box::new(io::stdin()), "the enrolment key on standard input"),
+            file => (Box::new(File::open(file).with_context(|| format!("the enrolment key in {file}"))?), file),
+        };
+        let mut read = Zeroizing::new(String::with_capacity(KEY_LIMIT as usize + 1));
+        source.take(KEY_LIMIT).read_to_string(&mut read).with_context(|| what.to_owned())?;
+        read.parse().with_context(|| what.to_owned())
+    }
+}
+
+impl From<&str> for KeySource {
+    fn from(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeySource(…)")
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Failure {}
