@@ -78,6 +78,10 @@ pub struct Profile {
     pub workers: u16,
     /// Workers never sleep.
     pub busy_poll: bool,
+    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    pub birthday_probing: bool,
+    /// Whether the router is asked to map the tunnel's port.
+    pub port_mapping: bool,
     /// Largest inner packet; `None`: the WAN's MTU less 80.
     pub mtu: Option<u16>,
     /// Whether UDP segmentation offload may be used.

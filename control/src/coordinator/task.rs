@@ -202,7 +202,8 @@ impl Task {
             }
             CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
             CoordinatorMessage::Challenge(_) => return Err(End::Unexpected("a second challenge")),
-            CoordinatorMessage::Unknown => {}
+            // What is for relays is nothing to us.
+            CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
         }
         Ok(())
     }

@@ -8,18 +8,20 @@ use std::time::Instant;
 use anyhow::Result;
 use ipnet::IpNet;
 use penstock_proto::PeerConfig;
-use penstock_proto::coordination::{self, Candidate, Map, Registration, RegistrationState, SiteKey};
+use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::{Path, Reason};
 
 use super::Gateway;
 use super::network::Network;
 use super::peers::{Peer, Peers};
-use crate::coordinator::{Client, Event};
+use crate::coordinator::{Client, CoordinatorUrl, Event};
 use crate::key::PublicKey;
 use crate::traversal::{Received, Selection, Traversal};
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
+    /// Where the coordinator is.
+    pub url: CoordinatorUrl,
     /// The connection to the coordinator.
     pub client: Client,
     /// The ways to the peers.
@@ -158,9 +160,9 @@ impl Gateway {
 
     fn heard(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Connected => tracing::info!("connected to the coordinator"),
-            Event::Lost(sentence) => tracing::warn!("{sentence}"),
-            Event::Refused(refusal) => tracing::error!("the coordinator refuses this site: {refusal}"),
+            // The others are told to forget us; so do we.
+            Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => self.take_map(now, Map::default()),
+            Event::Connected | Event::Lost(_) | Event::Refused(_) => {}
             Event::Registered(registration) => self.registered(registration),
             Event::Map(map) => self.take_map(now, map),
         }
@@ -171,12 +173,6 @@ impl Gateway {
         let Some(overlay) = &mut self.overlay else { return };
         if overlay.registration.as_ref() == Some(&registration) {
             return;
-        }
-        match registration.state {
-            RegistrationState::Approved => tracing::info!("the coordinator knows this site as {}", registration.name),
-            RegistrationState::Pending => {
-                tracing::warn!("{} waits at the coordinator for an administrator's approval", registration.name);
-            }
         }
         let address = IpAddr::from(registration.virtual_address);
         overlay.registration = Some(registration);
@@ -240,11 +236,11 @@ impl Gateway {
             client.announce(reachability);
         }
         while let Some(selection) = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_selection()) {
-            self.select(selection);
+            self.select(now, selection);
         }
     }
 
-    fn select(&mut self, Selection { peer, endpoint, path, reason }: Selection) {
+    fn select(&mut self, now: Instant, Selection { peer, endpoint, path, reason }: Selection) {
         let relay = |id| self.overlay.as_ref().and_then(|overlay| overlay.traversal.relay_name(id)).unwrap_or_default();
         let way = match path {
             Path::Direct { address, .. } => format!("direct to {address}"),
@@ -254,11 +250,16 @@ impl Gateway {
         let Some(id) = self.peers.with_key(&PublicKey::from_bytes(peer.to_bytes())).map(|peer| peer.id) else { return };
         let Some(peer) = self.peers.of_mut(id) else { return };
         tracing::info!("{}: {way}", peer.label());
-        peer.found = Some(Found { path, reason });
+        let before = peer.found.replace(Found { path, reason });
         if peer.endpoint != endpoint {
             peer.endpoint = endpoint;
             self.proto.set_endpoint(id, endpoint);
             self.due.paths = true;
+        }
+        // A relay knows by handshakes which session is whose, and has seen none of this one's.
+        let other = before.is_none_or(|before| before.path != path);
+        if matches!(path, Path::Relay { .. }) && other && peer.sending.is_some() {
+            self.proto.handle_wanted(now, id);
         }
     }
 

@@ -13,6 +13,7 @@ use super::Gateway;
 use super::drives::Drive;
 use super::overlay::Overlay;
 use super::peers::Peer;
+use crate::coordinator::State;
 use crate::status::{self, Mode, PathKind, Port, Status, Steering};
 
 impl Gateway {
@@ -112,14 +113,18 @@ impl Gateway {
     }
 
     fn coordinator_status(&self) -> Option<status::Coordinator> {
-        let Overlay { client, registration, .. } = self.overlay.as_ref()?;
-        let state = client.state();
+        let Overlay { url, client, registration, .. } = self.overlay.as_ref()?;
+        let (connected, error) = match client.state() {
+            State::Connected { .. } => (true, None),
+            State::Connecting => (false, None),
+            State::Disconnected { why, .. } => (false, Some(why)),
+        };
         Some(status::Coordinator {
-            url: client.url().to_string(),
-            connected: state.connected,
+            url: url.to_string(),
+            connected,
             site: registration.as_ref().map(|registration| registration.name.to_string()),
             pending: registration.as_ref().is_some_and(|r| r.state == RegistrationState::Pending),
-            error: state.error,
+            error,
         })
     }
 

@@ -26,7 +26,7 @@ use super::routes::{Routes, Tunnel};
 use super::settle::Due;
 use super::steering::Steering;
 use super::tables::Parts;
-use crate::coordinator::Client;
+use crate::coordinator::{self, Cached, Client};
 use crate::netlink::{Interface, Netlink};
 use crate::profile::{Endpoint, LanMode, LocalPort, Profile, WanMode};
 use crate::traversal::Traversal;
@@ -61,10 +61,13 @@ impl Gateway {
         let secret = profile.private_key.to_secret();
         let mut proto = penstock_proto::Gateway::with_timings(secret, rng, now, SystemTime::now(), timings()?);
         let mut peers = meet(profile, &mut proto, now)?;
-        let connection: Option<crate::coordinator::Config> = None;
+        let connection = coordinator::Config::of(profile);
         // The peers of last time, until the coordinator says more: it may be down.
-        let cached = connection.as_ref().and_then(Client::cached).unwrap_or_default();
-        let changes = overlay::meet(&cached.map, &mut proto, &mut peers, now);
+        let (map, registration) = match connection.as_ref().and_then(Client::cached) {
+            Some(Cached { map, registration }) => (map, Some(registration)),
+            None => Default::default(),
+        };
+        let changes = overlay::meet(&map, &mut proto, &mut peers, now);
 
         let mut routes = Routes::adopt(&mut netlink, name)?;
         let built = build(profile, &mut netlink, &network, drives, &peers, &mut routes);
@@ -77,8 +80,10 @@ impl Gateway {
         };
         let overlay = connection.map(|connection| {
             let private_key = profile.private_key.to_secret();
-            let traversal = Traversal::new(private_key, udp.clone(), connection.trust.clone(), true);
-            Overlay { client: Client::start(connection), traversal, map: cached.map, registration: None }
+            let traversal =
+                Traversal::new(private_key, udp.clone(), connection.trust.clone(), profile.birthday_probing);
+            let url = connection.url.clone();
+            Overlay { url, client: Client::start(connection), traversal, map, registration: None }
         });
         let mut gateway = Self {
             name: name.to_owned(),
@@ -112,7 +117,7 @@ impl Gateway {
             commands: Vec::new(),
             fail_closed: false,
         };
-        match gateway.open(profile, cached.registration, &changes) {
+        match gateway.open(profile, registration, &changes) {
             Ok(()) => Ok(gateway),
             Err(e) => {
                 gateway.routes.retract(&mut gateway.netlink);

@@ -31,6 +31,8 @@ pub struct Document {
     pub busy_poll: Option<bool>,
     pub mtu: Option<u16>,
     pub udp_segmentation: Option<bool>,
+    pub birthday_probing: Option<bool>,
+    pub port_mapping: Option<bool>,
     pub coordinator: Option<CoordinatorDocument>,
     pub peers: Option<Vec<PeerDocument>>,
     pub metrics: Option<SocketAddr>,
@@ -287,6 +289,8 @@ impl Document {
             busy_poll: Some(profile.busy_poll),
             mtu: profile.mtu,
             udp_segmentation: Some(profile.udp_gso),
+            birthday_probing: Some(profile.birthday_probing),
+            port_mapping: Some(profile.port_mapping),
             coordinator: profile.coordinator.as_ref().map(CoordinatorDocument::of),
             peers: Some(
                 profile

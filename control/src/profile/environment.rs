@@ -48,6 +48,8 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["BusyPoll"], shape: Shape::Bool },
     Field { path: &["Mtu"], shape: Shape::Number },
     Field { path: &["UdpSegmentation"], shape: Shape::Bool },
+    Field { path: &["BirthdayProbing"], shape: Shape::Bool },
+    Field { path: &["PortMapping"], shape: Shape::Bool },
     Field { path: &["Coordinator", "Url"], shape: Shape::Text },
     Field { path: &["Coordinator", "Fingerprint"], shape: Shape::Text },
     Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },

@@ -241,6 +241,8 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         busy_poll: document.busy_poll.unwrap_or(false),
         mtu: document.mtu,
         udp_gso: document.udp_segmentation.unwrap_or(true),
+        birthday_probing: document.birthday_probing.unwrap_or(true),
+        port_mapping: document.port_mapping.unwrap_or(true),
         coordinator: coordinator(&source)?,
         peers: profile_peers,
     })

@@ -40,6 +40,8 @@ struct Binding {
     client: RelayClient,
     /// When this way was taken.
     since: Instant,
+    /// Whether the relay did not know us.
+    challenged: bool,
     round_trip: Option<Duration>,
 }
 
@@ -91,7 +93,7 @@ impl Relays {
         let way = self.way(relay, 0)?;
         let id = RelayId(self.next_id);
         self.next_id += 1;
-        Some(Binding { id, relay: relay.clone(), way, client, since: now, round_trip: None })
+        Some(Binding { id, relay: relay.clone(), way, client, since: now, challenged: false, round_trip: None })
     }
 
     fn client(&self, now: Instant, relay: &coordination::Relay) -> Option<RelayClient> {
@@ -128,9 +130,18 @@ impl Relays {
         match binding.client.handle_datagram(now, datagram) {
             Some(Progress::Bound { round_trip }) => {
                 binding.round_trip = Some(round_trip);
+                if std::mem::take(&mut binding.challenged) && self.told.iter().any(|told| told.id == binding.id) {
+                    // It has begun anew, or we come from elsewhere: all that it knew of our sessions is gone.
+                    // By another name it is a relay that nothing was tried with.
+                    binding.id = RelayId(self.next_id);
+                    self.next_id += 1;
+                }
                 true
             }
-            Some(Progress::Asked) => true,
+            Some(Progress::Asked) => {
+                binding.challenged = true;
+                true
+            }
             None => false,
         }
     }

@@ -39,9 +39,9 @@ impl Peer {
         match path {
             Path::Direct { .. } => Reason::Answered,
             Path::None if self.rounds.phase == Phase::Idle => Reason::PeerSilent,
-            _ if self.died => Reason::DirectDied,
             _ => match impossible {
                 Some(reason) => reason,
+                None if self.died => Reason::DirectDied,
                 None if self.rounds.phase != Phase::Idle => Reason::Probing,
                 None if !self.checks.iter().any(Check::is_direct) => Reason::NoCandidates,
                 None => Reason::NoAnswer,
