@@ -15,6 +15,8 @@ mod control;
 mod gateway;
 mod message;
 mod namespace;
+pub mod nat;
+pub mod overlay;
 mod process;
 mod topology;
 mod traffic;
