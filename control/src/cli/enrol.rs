@@ -33,6 +33,10 @@ pub(super) struct Arguments {
     /// Where the coordinator is, such as https://coordinator.example.net; the profile's by default
     #[arg(long, value_name = "URL")]
     coordinator: Option<CoordinatorUrl>,
+    /// Certificate authorities in PEM that vouch for the coordinator; the system's by default, unless the key
+    /// pins the coordinator's own certificate
+    #[arg(long, value_name = "FILE", requires = "coordinator")]
+    ca_file: Option<PathBuf>,
     /// The name of this site; the profile's Name by default
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -68,7 +72,9 @@ pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> Result<()> {
-    run::log_to_stderr(filter.or(Some("warn")))?;
+    // A command says what it does by itself.
+    let quiet = std::env::var_os("RUST_LOG").is_none().then_some("warn");
+    run::log_to_stderr(filter.or(quiet))?;
     let gateway = Gateway::of(path)?;
     if gateway.is_running() {
         bail!("{} is running and reads its profile only when it starts: stop it first", gateway.name);
@@ -76,7 +82,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     let key = arguments.key.read()?;
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     let text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
-    let text = with_coordinator(&text, arguments.coordinator.as_ref(), &key)?;
+    let text = with_coordinator(&text, arguments.coordinator.as_ref(), arguments.ca_file.as_deref(), &key)?;
     // Before the coordinator is asked, so that what is wrong here costs nothing there.
     let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut key_made_if_missing())?;
     let Some(mut config) = Config::of(&profile) else {
@@ -121,9 +127,15 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
 }
 
 /// The profile's text with the coordinator, and the pin of the key.
-fn with_coordinator(text: &str, url: Option<&CoordinatorUrl>, key: &EnrolmentKey) -> Result<String> {
+fn with_coordinator(
+    text: &str,
+    url: Option<&CoordinatorUrl>,
+    ca_file: Option<&Path>,
+    key: &EnrolmentKey,
+) -> Result<String> {
     let mut assignments: Vec<String> = url.map(|url| format!("Coordinator.Url={url}")).into_iter().collect();
     match key.fingerprint() {
+        Some(_) if ca_file.is_some() => bail!("this key pins the coordinator's certificate, so leave out --ca-file"),
         Some(fingerprint) => {
             assignments.push(format!("Coordinator.Fingerprint={fingerprint}"));
             assignments.push("Coordinator.CaFile=".into());
@@ -131,6 +143,11 @@ fn with_coordinator(text: &str, url: Option<&CoordinatorUrl>, key: &EnrolmentKey
         // The pin of another certificate, which authorities vouch for no less.
         None if url.is_some() => assignments.push("Coordinator.Fingerprint=".into()),
         None => {}
+    }
+    if let Some(file) = ca_file {
+        // The profile's relative paths are relative to itself, ours are not.
+        let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
+        assignments.push(format!("Coordinator.CaFile={}", file.display()));
     }
     Ok(edit(text, &assignments)?)
 }

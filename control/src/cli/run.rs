@@ -29,6 +29,9 @@ pub(super) fn log_to_stderr(filter: Option<&str>) -> Result<()> {
     let Ok(filter) = EnvFilter::try_new(&text) else {
         bail!("{text:?} is no log filter such as debug or penstock::netlink=trace,info");
     };
+    // It would log what it carries, enrolment keys too.
+    let quiet = ["tungstenite=info", "tokio_tungstenite=info"].map(|directive| directive.parse());
+    let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     let builder = builder.with_ansi(stderr().is_terminal()).with_target(false);

@@ -108,10 +108,14 @@ impl Cached {
     /// It cannot be written; the old one is as it was.
     pub fn write(&self, path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> io::Result<()> {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let bytes = self.encode(key, url);
+        if bytes.len() > FILE_LIMIT {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, CacheError::TooLong));
+        }
         crate::socket_file::make_directory(directory)?;
         // With the mode 0600.
         let mut file = tempfile::Builder::new().prefix(".map-").tempfile_in(directory)?;
-        file.write_all(&self.encode(key, url))?;
+        file.write_all(&bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         File::open(directory)?.sync_all()
@@ -121,8 +125,14 @@ impl Cached {
     #[must_use]
     pub fn encode(&self, key: &PrivateKey, url: &CoordinatorUrl) -> Vec<u8> {
         let text = serde_json::to_vec(self).expect("these types have no maps with other keys than text");
-        let mac = mac(key, url, &text).finalize().into_bytes();
-        [MAGIC, mac.as_slice(), &text].concat()
+        Self::seal(&text, key, url)
+    }
+
+    /// The bytes of a file of any text: what [`decode`](Self::decode) believes to be ours.
+    #[must_use]
+    pub fn seal(text: &[u8], key: &PrivateKey, url: &CoordinatorUrl) -> Vec<u8> {
+        let mac = mac(key, url, text).finalize().into_bytes();
+        [MAGIC, mac.as_slice(), text].concat()
     }
 
     /// What the bytes of a file say.

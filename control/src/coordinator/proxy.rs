@@ -123,7 +123,7 @@ impl Hop {
         builder.max_buf_size(HEAD_LIMIT).max_headers(FIELDS_LIMIT);
         let (mut sender, connection) = builder.handshake::<_, String>(TokioIo::new(stream)).await.map_err(garbage)?;
         let mut connection = std::pin::pin!(connection.with_upgrades());
-        let request = self.request(&url.host_and_port());
+        let request = self.request(&url.host_and_port()).ok_or(ProxyError::Unusable)?;
         let mut answer = std::pin::pin!(sender.send_request(request));
         let answer = tokio::select! {
             biased;
@@ -148,16 +148,16 @@ impl Hop {
         if parts.read_buf.is_empty() { Ok(parts.io.into_inner()) } else { Err(babbles()) }
     }
 
-    fn request(&self, destination: &str) -> Request<String> {
+    fn request(&self, destination: &str) -> Option<Request<String>> {
         let mut request = Request::new(String::new());
         *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = destination.parse().expect("host and port of a sound URL");
-        let host = destination.parse().expect("a host is sound in a header");
+        *request.uri_mut() = destination.parse().ok()?;
+        let host = destination.parse().ok()?;
         request.headers_mut().insert(HOST, host);
         if let Some(authorization) = self.intercept.basic_auth() {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
         }
-        request
+        Some(request)
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
 
     fn hop(https: &str, no: &str) -> Option<(String, bool)> {
         let hop = Proxy::new(https, no).hop(&url()).unwrap()?;
-        let request = hop.request(&url().host_and_port());
+        let request = hop.request(&url().host_and_port()).unwrap();
         assert_eq!(request.uri().to_string(), "coordinator.example.net:8443");
         Some((hop.to_string(), request.headers().contains_key(PROXY_AUTHORIZATION)))
     }

@@ -46,6 +46,8 @@ pub(super) enum End {
     Broken(Box<tungstenite::Error>),
     #[error("the coordinator was silent for {} s", .0.as_secs())]
     Silent(Duration),
+    #[error("the network changed while the coordinator was being connected")]
+    Hurried,
     #[error("the coordinator said {0}")]
     Malformed(DecodeError),
     #[error("the coordinator said what it should not: {0}")]

@@ -238,20 +238,17 @@ impl Stream {
         loop {
             tokio::select! {
                 received = self.socket.recv(&mut buffer) => {
-                    let mut received = received;
-                    // What waits goes with it, and is flushed once.
-                    for _ in 0..BATCH {
-                        match received {
-                            Ok(0) => {}
-                            Ok(length) if length <= DATAGRAM_LIMIT => {
-                                let datagram = Bytes::copy_from_slice(&buffer[..length]);
-                                within(SILENCE_LIMIT, sink.feed(Message::Binary(datagram))).await?;
-                            }
-                            Ok(_) => _ = self.shared.dropped.fetch_add(1, Relaxed),
-                            // Nothing waits, or the tunnel's socket is not there at the moment.
-                            Err(_) => break,
+                    let mut next = received;
+                    let mut written = 0;
+                    // What waits goes with it, and is flushed once. An error says that nothing waits, or that
+                    // the tunnel's socket is not there at the moment.
+                    while let Ok(length) = next {
+                        self.feed(&mut sink, &buffer[..length]).await?;
+                        written += 1;
+                        if written == BATCH {
+                            break;
                         }
-                        received = self.socket.try_recv(&mut buffer);
+                        next = self.socket.try_recv(&mut buffer);
                     }
                     within(SILENCE_LIMIT, sink.flush()).await?;
                 }
@@ -271,6 +268,14 @@ impl Stream {
                 }
             }
         }
+    }
+
+    async fn feed(&self, sink: &mut SplitSink<Socket, Message>, datagram: &[u8]) -> Result<(), End> {
+        if datagram.is_empty() || datagram.len() > DATAGRAM_LIMIT {
+            self.shared.dropped.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        within(SILENCE_LIMIT, sink.feed(Message::Binary(Bytes::copy_from_slice(datagram)))).await
     }
 
     async fn to_tunnel(

@@ -125,7 +125,11 @@ impl Task {
             private_key: &self.config.private_key,
             subnets: &self.config.subnets,
         };
-        let (mut session, registration) = Session::open(identity, None, known).await?;
+        let (mut session, registration) = tokio::select! {
+            opened = Session::open(identity, None, known) => opened?,
+            // What was begun in another network may never end.
+            () = self.hurry.notified() => return Err(End::Hurried),
+        };
         tracing::info!("connected to the coordinator {}", self.config.url);
         self.set(State::Connected { since: SystemTime::now() });
         self.tell(Event::Connected).await;
