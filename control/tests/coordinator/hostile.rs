@@ -1,0 +1,180 @@
+//! A coordinator that does what it should not. It has the pinned certificate, and nothing else is right.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use futures_util::{SinkExt, StreamExt};
+use penstock::coordinator::{Client, Config, Event, Proxy};
+use penstock::key::PrivateKey;
+use penstock_proto::coordination::limits::COORDINATOR_MESSAGE_LIMIT;
+use penstock_proto::coordination::{
+    Challenger, CoordinatorMessage, GatewayMessage, Hello, Map, MapVersion, Registration, RegistrationState,
+    SUBPROTOCOL, Update,
+};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+
+use crate::laboratory::Running;
+use crate::relay::{Certificate, any_port};
+
+/// What it does with each connection.
+#[derive(Clone, Debug)]
+enum Manner {
+    /// Answers this instead of an upgrade, and closes.
+    Http(&'static str),
+    /// Upgrades, says this instead of a challenge, and waits.
+    First(Message),
+    /// Lets everybody in, says this, and waits.
+    Then(Message),
+}
+
+struct Hostile {
+    running: Running,
+    /// Whoever said hello, in order.
+    hellos: Arc<Mutex<Vec<Hello>>>,
+    _server: JoinSet<()>,
+    _directory: tempfile::TempDir,
+}
+
+impl Hostile {
+    async fn start(manner: Manner) -> Self {
+        let certificate = Certificate::new();
+        let listener = TcpListener::bind(any_port()).await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let tls = TlsAcceptor::from(certificate.config.clone());
+        let hellos: Arc<Mutex<Vec<Hello>>> = Arc::default();
+        let heard = hellos.clone();
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = tls.accept(stream).await else { continue };
+                serve(stream, &manner, &heard).await;
+            }
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            url,
+            trust: certificate.trust(),
+            private_key: PrivateKey::generate().unwrap(),
+            subnets: Vec::new(),
+            cache: directory.path().join("a.map"),
+        };
+        let running = Running { client: Client::start_through(config, Proxy::none()), map: None };
+        Self { running, hellos, _server: server, _directory: directory }
+    }
+}
+
+/// Serves until the client goes.
+async fn serve(mut stream: TlsStream<TcpStream>, manner: &Manner, hellos: &Mutex<Vec<Hello>>) {
+    if let Manner::Http(answer) = manner {
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        return;
+    }
+    let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, agree).await else { return };
+    match manner {
+        Manner::First(message) => _ = socket.send(message.clone()).await,
+        Manner::Then(message) => {
+            let challenge = Challenger::new(&mut rand::rng()).challenge().clone();
+            say(&mut socket, &CoordinatorMessage::Challenge(challenge)).await;
+            if let Some(Ok(Message::Text(text))) = socket.next().await
+                && let Ok(GatewayMessage::Hello(hello)) = GatewayMessage::decode(&text)
+            {
+                hellos.lock().unwrap().push(hello);
+            }
+            let registration = Registration {
+                name: "a".parse().unwrap(),
+                state: RegistrationState::Approved,
+                virtual_address: "100.64.0.1".parse().unwrap(),
+                subnets: Vec::new(),
+            };
+            say(&mut socket, &CoordinatorMessage::Registration(registration)).await;
+            say(&mut socket, &CoordinatorMessage::Map(Map::default())).await;
+            let _ = socket.send(message.clone()).await;
+        }
+        Manner::Http(_) => {}
+    }
+    while let Some(Ok(_)) = socket.next().await {}
+}
+
+async fn say(socket: &mut WebSocketStream<TlsStream<TcpStream>>, message: &CoordinatorMessage) {
+    let _ = socket.send(Message::text(message.encode())).await;
+}
+
+#[expect(clippy::result_large_err)]
+fn agree(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+    response.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(SUBPROTOCOL));
+    Ok(response)
+}
+
+#[tokio::test]
+async fn what_is_no_coordinator_is_left_with_a_sentence() {
+    let low_order = r#"{"Type":"Challenge","Nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","#;
+    let low_order = format!("{low_order}\"Ephemeral\":\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"}}");
+    let too_long = "x".repeat(COORDINATOR_MESSAGE_LIMIT + 1);
+    for (manner, expected) in [
+        (Manner::Http("HTTP/1.1 404 Not Found\r\n\r\n"), "127.0.0.1 answers 404 Not Found: is it a Penstock"),
+        (Manner::Http("HTTP/1.1 421 Misdirected Request\r\n\r\n"), "127.0.0.1 does not know itself by this name"),
+        (Manner::Http("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
+        (Manner::Http("220 mail.example.net ESMTP\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
+        (Manner::Http(""), "127.0.0.1"),
+        (Manner::First(Message::text("{}")), "the coordinator said a message that is none"),
+        (Manner::First(Message::binary(vec![1])), "bytes instead of text"),
+        (Manner::First(Message::text(low_order)), "a challenge of low order"),
+        (Manner::First(Message::text(CoordinatorMessage::Map(Map::default()).encode())), "no challenge at first"),
+        (Manner::First(Message::Close(None)), "the coordinator closed the connection"),
+        (Manner::First(Message::text(too_long)), "the connection to the coordinator broke: Space limit exceeded"),
+    ] {
+        let shown = format!("{manner:?}").chars().take(80).collect::<String>();
+        let why = Hostile::start(manner).await.running.until_lost().await;
+        assert!(why.contains(expected), "{shown}: {why}");
+        assert!(!why.contains('\n'), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn an_increment_that_does_not_fit_makes_it_ask_for_the_whole() {
+    let from = MapVersion { epoch: 7, number: 7 };
+    let update = Update { from, to: from, upsert: [].into(), remove: Vec::new() };
+    let message = Message::text(CoordinatorMessage::Update(update).encode());
+    let mut hostile = Hostile::start(Manner::Then(message)).await;
+    let why = hostile.running.until_lost().await;
+    assert!(why.contains("an increment that does not fit the map"), "{why}");
+    hostile.running.until_lost().await;
+    let hellos = hostile.hellos.lock().unwrap();
+    assert!(hellos.len() == 2 && hellos.iter().all(|hello| hello.known.is_none()), "{hellos:?}");
+}
+
+#[tokio::test]
+async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
+    let newer = Message::text(r#"{"Type":"Weather","Rain":true}"#);
+    let mut hostile = Hostile::start(Manner::Then(newer)).await;
+    hostile.running.until("a map", |event| matches!(event, Event::Map(_)).then_some(())).await;
+    let more = tokio::time::timeout(std::time::Duration::from_millis(500), hostile.running.client.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    for (message, expected) in [
+        (Message::text("[]"), "the coordinator said a message that is none"),
+        (Message::binary(vec![0; 100]), "bytes instead of text"),
+        (
+            Message::text(
+                CoordinatorMessage::Challenge(Challenger::new(&mut rand::rng()).challenge().clone()).encode(),
+            ),
+            "a second challenge",
+        ),
+    ] {
+        let mut hostile = Hostile::start(Manner::Then(message)).await;
+        let why = hostile.running.until_lost().await;
+        assert!(why.contains(expected), "{why}");
+        // The map of before is what it asks an increment for.
+        hostile.running.until_lost().await;
+        let hellos = hostile.hellos.lock().unwrap();
+        assert!(hellos[1].known == Some(Map::default().known()), "{hellos:?}");
+    }
+}
