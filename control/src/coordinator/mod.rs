@@ -41,7 +41,7 @@ use crate::profile::{Name, Profile};
 pub use cache::{CacheError, Cached};
 pub use enrol::{EnrolError, Enrolled, enrol};
 pub use proxy::{Proxy, ProxyError};
-pub use stream::{RELAY_SUBPROTOCOL, RelayStream};
+pub use stream::RelayStream;
 pub use trust::{Changed, Trust, TrustError};
 pub use url::{CoordinatorUrl, HttpsUrl, UrlError};
 

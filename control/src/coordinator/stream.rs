@@ -25,12 +25,8 @@ use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 use super::backoff::Backoff;
 use super::connect::{self, Socket, Terms};
 use super::{HttpsUrl, Proxy, Trust};
+use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 
-/// The WebSocket subprotocol of relayed datagrams (RFC 6455, section 1.9).
-pub const RELAY_SUBPROTOCOL: &str = "penstock.relay.v1";
-
-/// Longest datagram: what fits an Ethernet frame of 9000 bytes, as relays have it.
-const DATAGRAM_LIMIT: usize = 9000;
 /// Datagrams that are written together if so many wait.
 const BATCH: usize = 64;
 /// Buffer of the UDP socket: all that waits for the relay, besides [`UNSENT_LIMIT`].
@@ -85,6 +81,7 @@ impl RelayStream {
     /// As [`open`](Self::open).
     pub fn open_through(url: &str, trust: Trust, tunnel_port: u16, proxy: Proxy) -> io::Result<Self> {
         let url: HttpsUrl = url.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let url = url.with_default_path(PATH);
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         // From now on the kernel drops what others send.
         socket.connect((Ipv4Addr::LOCALHOST, tunnel_port))?;
@@ -182,8 +179,7 @@ impl Stream {
     }
 
     async fn connect(&self) -> Result<Socket, String> {
-        let terms =
-            Terms { subprotocol: RELAY_SUBPROTOCOL, message_limit: DATAGRAM_LIMIT, silence_limit: SILENCE_LIMIT };
+        let terms = Terms { subprotocol: SUBPROTOCOL, message_limit: DATAGRAM_LIMIT, silence_limit: SILENCE_LIMIT };
         let connect = async {
             tokio::select! {
                 outcome = connect::open(&self.url, &self.trust, &self.proxy, &terms) => {

@@ -56,6 +56,15 @@ impl HttpsUrl {
         &self.path
     }
 
+    /// The same, at this path if it says none.
+    #[must_use]
+    pub fn with_default_path(mut self, path: &str) -> Self {
+        if self.path == "/" {
+            path.clone_into(&mut self.path);
+        }
+        self
+    }
+
     /// Host and port as in a `Host` header (RFC 9110, section 7.2): the usual port is left out.
     #[must_use]
     pub fn authority(&self) -> String {
@@ -124,7 +133,7 @@ impl FromStr for CoordinatorUrl {
         if url.path != "/" {
             return Err(UrlError::Path(text.to_owned()));
         }
-        Ok(Self(HttpsUrl { path: PATH.to_owned(), ..url }))
+        Ok(Self(url.with_default_path(PATH)))
     }
 }
 

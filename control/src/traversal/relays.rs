@@ -154,7 +154,9 @@ impl Relays {
             let next = match &binding.way {
                 _ if binding.client.is_bound(now) && !binding.stays_on_tls(now, udp_passes) => Some(0),
                 _ if binding.client.is_bound(now) || now < binding.since + binding.patience() => None,
-                Way::Udp { place, .. } => Some(place + 1),
+                Way::Udp { place, .. } if udp_passes => Some(place + 1),
+                // Where nothing comes back at all, the other addresses are not waited for.
+                Way::Udp { .. } => Some(binding.relay.udp.len()),
                 Way::Tls(_) => Some(0),
             };
             if let Some(way) = next.and_then(|place| self.way(&binding.relay, place)) {

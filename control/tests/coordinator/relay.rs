@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use penstock::coordinator::{Proxy, RELAY_SUBPROTOCOL, RelayStream, Trust};
+use penstock::coordinator::{Proxy, RelayStream, Trust};
 use penstock_proto::coordination::Fingerprint;
+use penstock_proto::relay::SUBPROTOCOL;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, UdpSocket};
@@ -93,7 +94,7 @@ fn check(
 ) -> Result<Response, tokio_tungstenite::tungstenite::handshake::server::ErrorResponse> {
     assert_eq!(request.uri().path(), "/v1/relay");
     let subprotocol = request.headers().get("Sec-WebSocket-Protocol").cloned();
-    assert_eq!(subprotocol, Some(HeaderValue::from_static(RELAY_SUBPROTOCOL)));
+    assert_eq!(subprotocol, Some(HeaderValue::from_static(SUBPROTOCOL)));
     response.headers_mut().insert("Sec-WebSocket-Protocol", subprotocol.unwrap());
     Ok(response)
 }

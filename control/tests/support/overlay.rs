@@ -2,7 +2,7 @@
 
 use super::gateway::{penstock, penstock_binary, write_profile, write_secret};
 use super::namespace::{Namespace, unique};
-use super::nat::{Kind, Lab, Site};
+use super::nat::{Kind, Lab, Site, corners};
 use super::process::Process;
 use super::{PATIENCE, eventually, genkey};
 use serde_json::{Value, json};
@@ -21,14 +21,16 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one at the first two of the laboratory's server addresses.
     pub fn start(lab: &Lab) -> Self {
-        let [one, two] = [1, 2].map(|number| lab.server(number).to_string());
+        let address = lab.server(1).to_string();
         let directory = lab.scratch().join(format!("coordinator-{}", unique()));
-        let listen = [format!("{one}:443"), format!("{one}:3478"), format!("{two}:3478")];
-        let words = ["run", "--name", &one, "--listen", &listen[0], "--udp", &listen[1], "--udp", &listen[2]];
-        let arguments: Vec<String> = words.map(str::to_owned).into();
+        let mut arguments =
+            ["run", "--name", &address, "--listen", &format!("{address}:443")].map(str::to_owned).to_vec();
+        for corner in corners(lab) {
+            arguments.extend(["--udp".to_owned(), corner.to_string()]);
+        }
         let namespace = lab.internet().clone();
         let process = spawn(&namespace, &directory, &arguments);
-        let coordinator = Self { process, namespace, directory, address: one, arguments };
+        let coordinator = Self { process, namespace, directory, address, arguments };
         coordinator.await_ready();
         coordinator
     }

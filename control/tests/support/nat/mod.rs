@@ -26,7 +26,7 @@ use penstock_proto::coordination::{Dependence, NatType};
 use super::namespace::{Namespace, unique};
 
 pub use client::{exchange, nat_report, socket};
-pub use servers::Stun;
+pub use servers::{Stun, corners};
 pub use site::{PROXY_PORT, Site};
 
 /// What stands between a gateway and the internet.
