@@ -2,6 +2,7 @@
 
 mod duration;
 mod list;
+mod relay;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -57,6 +58,14 @@ enum Command {
         certificate_key: Option<PathBuf>,
         #[command(flatten)]
         udp: UdpFlags,
+        /// What to log, such as "debug"; RUST_LOG is the default
+        #[arg(long, value_name = "FILTER")]
+        log: Option<String>,
+    },
+    /// Run a relay on a machine of its own until SIGTERM or SIGINT; the coordinator's configuration names it
+    Relay {
+        #[command(flatten)]
+        flags: Box<relay::RelayFlags>,
         /// What to log, such as "debug"; RUST_LOG is the default
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
@@ -192,6 +201,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             };
             run(flags.or(document).try_into()?, log.as_deref())
         }
+        Command::Relay { flags, log } => run_relay(*flags, state, log.as_deref()),
         Command::Status { json } => show(&state, &Request::Status, json),
         Command::Key(KeyCommand::Create { uses, expires, tag, approve_manually }) => {
             let tags = tag.into_iter().collect();
@@ -227,10 +237,31 @@ impl UdpFlags {
     }
 }
 
-fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
+fn log_to_stderr(log: Option<&str>) -> anyhow::Result<()> {
     let filter = log.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| "info".into());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    Ok(())
+}
+
+fn run_relay(flags: relay::RelayFlags, state: PathBuf, log: Option<&str>) -> anyhow::Result<()> {
+    log_to_stderr(log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let process = flags.start(state).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        drop(process);
+        anyhow::Ok(())
+    })
+}
+
+fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
+    log_to_stderr(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -12,7 +12,10 @@
 pub mod access;
 pub mod counters;
 pub mod key;
+pub mod process;
 pub mod stream;
+pub mod trust;
+pub mod uplink;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

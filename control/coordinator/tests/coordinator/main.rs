@@ -11,4 +11,5 @@ mod program;
 mod relay;
 mod restart;
 mod running;
+mod separate;
 mod tunnel;

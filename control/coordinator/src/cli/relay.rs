@@ -1,0 +1,129 @@
+//! `penstock-coordinator relay`: a relay on a machine of its own.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Args;
+use penstock_proto::coordination::Fingerprint;
+
+use super::UdpFlags;
+use crate::config::{Config, Document};
+use crate::relay::process::{RelayConfig, RelayProcess};
+use crate::relay::trust;
+
+#[derive(Debug, Args)]
+pub(super) struct RelayFlags {
+    /// The coordinator, https://HOST or https://HOST:PORT
+    #[arg(long, value_name = "URL", value_parser = coordinator)]
+    coordinator: (String, u16),
+    /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts
+    #[arg(long, value_name = "HEX", value_parser = fingerprint, required_unless_present = "ca")]
+    fingerprint: Option<Fingerprint>,
+    /// The certificate authorities that vouch for the coordinator, in PEM
+    #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
+    ca: Option<PathBuf>,
+    /// The TCP address and port to take TLS streams at, again for more [default: [::]:443]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<SocketAddr>,
+    /// The host name or address by which gateways reach this relay, again for more
+    #[arg(long, value_name = "HOST", required = true)]
+    name: Vec<String>,
+    /// A certificate chain in PEM; without it the relay makes its own
+    #[arg(long, value_name = "FILE", requires = "certificate_key")]
+    certificate: Option<PathBuf>,
+    /// The certificate's private key in PEM
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    certificate_key: Option<PathBuf>,
+    #[command(flatten)]
+    udp: UdpFlags,
+}
+
+impl RelayFlags {
+    fn config(self, state: PathBuf) -> anyhow::Result<RelayConfig> {
+        anyhow::ensure!(!self.udp.no_relay, "a relay that is none (--no-relay) has nothing to do");
+        let trust = match (self.fingerprint, self.ca) {
+            (Some(pin), _) => trust::pinned(pin),
+            (None, Some(file)) => trust::authorities(&file)?,
+            (None, None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
+        };
+        let listen = if self.listen.is_empty() { vec![(Ipv6Addr::UNSPECIFIED, 443).into()] } else { self.listen };
+        // The same rules as for the coordinator's own.
+        let document = Document {
+            listen: Some(listen),
+            names: Some(self.name),
+            state: Some(state),
+            certificate_file: self.certificate,
+            certificate_key_file: self.certificate_key,
+            ..self.udp.document()
+        };
+        let Config { listen, names, state, certificate, udp, .. } = document.try_into()?;
+        Ok(RelayConfig { listen, names, state, certificate, udp, coordinator: self.coordinator, trust })
+    }
+
+    /// Starts the relay, and says what the coordinator's configuration needs.
+    pub async fn start(self, state: PathBuf) -> anyhow::Result<RelayProcess> {
+        let process = RelayProcess::start(self.config(state)?).await?;
+        for address in &process.addresses {
+            tracing::info!("listening at {address}");
+        }
+        for address in process.udp.addresses() {
+            tracing::info!("STUN or relay at {address} (UDP)");
+        }
+        tracing::info!("the relay's public key is {}", process.public_key());
+        Ok(process)
+    }
+}
+
+/// `https://HOST[:PORT]`, with an IPv6 address in brackets.
+fn coordinator(text: &str) -> Result<(String, u16), String> {
+    let wrong = || format!("{text:?} is no URL such as https://coordinator.example.net");
+    let rest = text.strip_prefix("https://").ok_or_else(wrong)?;
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, port)) => (host, port.strip_prefix(':')),
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
+    let port = port.map_or(Ok(443), |port| port.parse().map_err(|_| wrong()))?;
+    let whole = !host.is_empty() && host.bytes().all(sound) && port != 0;
+    if whole { Ok((host.to_ascii_lowercase(), port)) } else { Err(wrong()) }
+}
+
+fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+    let digit = |place: usize| u8::from_str_radix(text.get(place..place + 2)?, 16).ok();
+    let sound = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let bytes: Option<Vec<u8>> = (0..64).step_by(2).map(digit).collect();
+    let bytes = bytes.filter(|_| sound).and_then(|bytes| bytes.try_into().ok());
+    bytes.map(Fingerprint).ok_or_else(|| "a fingerprint is 64 hexadecimal digits".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_a_coordinator() {
+        for (text, host, port) in [
+            ("https://Coordinator.example.net", "coordinator.example.net", 443),
+            ("https://192.0.2.1:8443/", "192.0.2.1", 8443),
+            ("https://[2001:db8::1]", "2001:db8::1", 443),
+            ("https://[2001:db8::1]:8443", "2001:db8::1", 8443),
+        ] {
+            assert_eq!(coordinator(text), Ok((host.to_owned(), port)));
+        }
+        for bad in
+            ["", "coordinator", "http://a", "https://", "https://a:x", "https://a:0", "https://a/b", "https://a@b"]
+        {
+            assert!(coordinator(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_read_as_they_are_shown() {
+        let pin = Fingerprint([0xa7; 32]);
+        assert_eq!(fingerprint(&pin.to_string()), Ok(pin));
+        for bad in ["", "a7", &"a".repeat(63), &"a".repeat(65), &"g".repeat(64), &"+a".repeat(32), &"ä".repeat(32)] {
+            assert!(fingerprint(bad).is_err(), "{bad}");
+        }
+    }
+}

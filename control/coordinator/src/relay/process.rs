@@ -1,0 +1,96 @@
+//! A relay on a machine of its own: UDP and TLS streams as the coordinator's, told by it who may talk.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use penstock_proto::coordination::SiteKey;
+use penstock_proto::relay::RelayLimits;
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::uplink::Uplink;
+use super::{RelayServer, key};
+use crate::admission::Admission;
+use crate::certificate::Identity;
+use crate::config::{CertificateFiles, Udp};
+use crate::run::{StartError, listen, take};
+use crate::server::{self, Stop, Streams};
+use crate::udp::{self, Sockets};
+
+/// The configuration of a relay.
+pub struct RelayConfig {
+    /// TCP addresses for TLS streams.
+    pub listen: Vec<SocketAddr>,
+    /// The host names and addresses by which gateways reach it, for a certificate of its own.
+    pub names: Vec<String>,
+    /// The directory of key and certificate.
+    pub state: PathBuf,
+    /// A given certificate; without it, one of its own.
+    pub certificate: Option<CertificateFiles>,
+    /// Its UDP addresses; a STUN server too.
+    pub udp: Udp,
+    /// The coordinator's host and port.
+    pub coordinator: (String, u16),
+    /// Whom to take for the coordinator.
+    pub trust: Arc<ClientConfig>,
+}
+
+/// A relay that runs until it is dropped.
+pub struct RelayProcess {
+    /// Where it takes TLS streams.
+    pub addresses: Vec<SocketAddr>,
+    /// The relay.
+    pub relay: Arc<RelayServer>,
+    /// Its UDP sockets.
+    pub udp: Arc<Sockets>,
+    /// Its certificate.
+    pub identity: Identity,
+    // Dropped, streams end.
+    _stop: watch::Sender<bool>,
+    _certificate: watch::Sender<Arc<rustls::ServerConfig>>,
+    _tasks: [JoinSet<()>; 2],
+    _lock: File,
+}
+
+impl RelayProcess {
+    /// Starts to serve. Must be called within a tokio runtime. Nobody can bind himself before the
+    /// coordinator was there for the first time.
+    ///
+    /// # Errors
+    /// What is missing, in one sentence.
+    pub async fn start(config: RelayConfig) -> Result<Self, StartError> {
+        let lock = take(&config.state)?;
+        let identity = match &config.certificate {
+            Some(files) => Identity::given(files)?,
+            None => Identity::own(&config.state, &config.names)?,
+        };
+        let private_key = key::load(&config.state)?;
+        let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
+        let (listeners, addresses) = listen(config.listen).await?;
+        let udp = Arc::new(udp::bind(&config.udp.listen).map_err(StartError::Udp)?);
+        let (stop, stopped) = watch::channel(false);
+        let stopped = Stop(stopped);
+        let streams = Streams { relay: relay.clone(), udp: Some(udp.clone()), stop: stopped.clone() };
+        let router = server::router(None, Some(Arc::new(streams)));
+        let (certificate, tls) = watch::channel(identity.tls.clone());
+        let admission = Arc::new(Admission::default());
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            let router = router.clone();
+            tasks.spawn(server::accept(listener, tls.clone(), router, admission.clone(), stopped.clone()));
+        }
+        let (host, port) = config.coordinator;
+        tasks.spawn(Uplink { host, port, tls: config.trust, private_key }.run(relay.clone()));
+        let tasks = [tasks, udp::serve(&udp, Some(&relay))];
+        Ok(Self { addresses, relay, udp, identity, _stop: stop, _certificate: certificate, _tasks: tasks, _lock: lock })
+    }
+
+    /// The key that the coordinator's configuration has to name.
+    #[must_use]
+    pub fn public_key(&self) -> SiteKey {
+        self.relay.public_key()
+    }
+}

@@ -1,0 +1,151 @@
+//! A relay's connection to the coordinator: proves its key and is told who may talk.
+//!
+//! Without the connection it goes on by what it was told last: a coordinator that is down takes nothing
+//! away, and changes wait until it is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, header};
+use futures_util::{SinkExt, StreamExt};
+use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
+use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, PATH, SUBPROTOCOL, prove};
+use penstock_proto::{PublicKey, StaticSecret};
+use rand::Rng;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+use super::RelayServer;
+use super::access::{FollowError, Follower};
+
+/// How long after a connection ended the next is tried, at first; it doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// The coordinator as the relay knows it.
+#[derive(Clone)]
+pub struct Uplink {
+    /// Its host name, for which the proof is.
+    pub host: String,
+    /// Its TCP port.
+    pub port: u16,
+    /// Whom to trust.
+    pub tls: Arc<ClientConfig>,
+    /// The relay's key.
+    pub private_key: StaticSecret,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    WebSocket(Box<tokio_tungstenite::tungstenite::Error>),
+    #[error("it refuses: {0}")]
+    Refused(penstock_proto::coordination::Refusal),
+    #[error("{0}")]
+    Decode(#[from] penstock_proto::coordination::DecodeError),
+    #[error("{0}")]
+    Follow(#[from] FollowError),
+    #[error("it has no sound key or host name")]
+    Unsound,
+    #[error("it was silent for too long")]
+    Silent,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("it takes this relay's key for a gateway's")]
+    NoRelay,
+}
+
+impl From<tokio_tungstenite::tungstenite::Error> for End {
+    fn from(error: tokio_tungstenite::tungstenite::Error) -> Self {
+        Self::WebSocket(Box::new(error))
+    }
+}
+
+type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+impl Uplink {
+    /// Keeps the relay to what the coordinator says, for ever.
+    pub async fn run(self, relay: Arc<RelayServer>) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            match timeout(HANDSHAKE_TIMEOUT, self.connect()).await.unwrap_or(Err(End::Silent)) {
+                Ok(socket) => {
+                    tracing::info!("connected to the coordinator");
+                    let end = follow(socket, Follower::new(relay.clone()), &mut pause).await;
+                    tracing::warn!("the coordinator is gone, the relay goes on by what it knows: {end}");
+                }
+                Err(end) => tracing::warn!("no connection to the coordinator: {end}"),
+            }
+            // So that not all relays come back at the same moment.
+            let part = rand::rng().random_range(0.5..1.0);
+            sleep(pause.mul_f64(part)).await;
+            pause = (pause * 2).min(RETRY_LAST);
+        }
+    }
+
+    /// Connects and proves who we are.
+    async fn connect(&self) -> Result<Socket, End> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let name = ServerName::try_from(self.host.clone()).map_err(|_| End::Unsound)?;
+        let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await?;
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let mut request = format!("wss://{host}{PATH}").into_client_request()?;
+        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        let limits = WebSocketConfig::default()
+            .max_message_size(Some(COORDINATOR_MESSAGE_LIMIT))
+            .max_frame_size(Some(COORDINATOR_MESSAGE_LIMIT));
+        let (mut socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await?;
+        let challenge = loop {
+            match hear(&mut socket).await? {
+                CoordinatorMessage::Challenge(challenge) => break challenge,
+                CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
+                _ => {}
+            }
+        };
+        let proof = prove(&self.private_key, &challenge, &self.host).map_err(|_| End::Unsound)?;
+        let public_key = PublicKey::from(&self.private_key).into();
+        let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None };
+        socket.send(Message::text(GatewayMessage::Hello(hello).encode())).await?;
+        Ok(socket)
+    }
+}
+
+/// Takes what the coordinator says until the connection ends.
+async fn follow(mut socket: Socket, mut follower: Follower, pause: &mut Duration) -> End {
+    loop {
+        match hear(&mut socket).await {
+            Ok(CoordinatorMessage::Access(access)) => match follower.take(access) {
+                Ok(()) => *pause = RETRY_FIRST,
+                Err(error) => return error.into(),
+            },
+            Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
+            Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
+            Ok(_) => {}
+            Err(end) => return end,
+        }
+    }
+}
+
+/// The next message. Whoever is silent for longer than his pings are apart is gone.
+async fn hear(socket: &mut Socket) -> Result<CoordinatorMessage, End> {
+    loop {
+        match timeout(SILENCE_LIMIT, socket.next()).await.map_err(|_| End::Silent)? {
+            Some(Ok(Message::Text(text))) => return Ok(CoordinatorMessage::decode(&text)?),
+            Some(Ok(Message::Close(_))) | None => return Err(End::Closed),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+}

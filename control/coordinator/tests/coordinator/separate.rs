@@ -1,0 +1,134 @@
+//! A relay of its own: told by the coordinator who may talk, and going on without it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use penstock_coordinator::admin::Request;
+use penstock_coordinator::config::{Config, Document};
+use penstock_coordinator::relay::key;
+use penstock_coordinator::relay::process::{RelayConfig, RelayProcess};
+use penstock_coordinator::relay::trust;
+use penstock_proto::coordination::{Relay, SiteKey};
+use penstock_proto::{PublicKey, StaticSecret};
+
+use crate::client::{HOST, PATIENCE};
+use crate::running::{Running, directory, document};
+use crate::tunnel::{Link, Tunnel, handshake, passes};
+
+/// A relay whose key the coordinator knows, not started yet.
+struct Place {
+    directory: tempfile::TempDir,
+    key: SiteKey,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = directory();
+        let key = PublicKey::from(&key::load(directory.path()).unwrap()).into();
+        Self { directory, key }
+    }
+
+    fn announced(&self) -> Document {
+        let relay = Relay {
+            name: "elsewhere".parse().unwrap(),
+            public_key: self.key,
+            udp: vec!["192.0.2.9:3478".parse().unwrap()],
+            url: None,
+        };
+        Document { relays: Some(vec![relay]), relay: Some(false), ..document(self.directory.path()) }
+    }
+
+    async fn start(&self, coordinator: &Running) -> RelayProcess {
+        let config: Config = document(self.directory.path()).try_into().unwrap();
+        let config = RelayConfig {
+            listen: config.listen,
+            names: config.names,
+            state: config.state,
+            certificate: None,
+            udp: config.udp,
+            coordinator: ("127.0.0.1".into(), coordinator.address.port()),
+            trust: trust::pinned(coordinator.pin),
+        };
+        RelayProcess::start(config).await.unwrap()
+    }
+}
+
+fn udp(relay: &RelayProcess) -> SocketAddr {
+    relay.udp.addresses().next().unwrap()
+}
+
+async fn tunnel(private: &StaticSecret, relay: &RelayProcess, by_udp: bool) -> Tunnel {
+    let link = match by_udp {
+        true => Link::udp(udp(relay)).await,
+        false => Link::stream(relay.addresses[0], relay.identity.fingerprint).await,
+    };
+    Tunnel::new(private, relay.public_key(), link)
+}
+
+async fn start(place: &Place) -> Running {
+    // The proof is for the name by which the relay reaches the coordinator.
+    let names = Some(vec![HOST.into(), "127.0.0.1".into()]);
+    Running::start_with(directory(), Document { names, ..place.announced() }).await
+}
+
+#[tokio::test]
+async fn it_carries_who_may_talk_and_goes_on_without_the_coordinator() {
+    let place = Place::new();
+    let running = start(&place).await;
+    let (a_site, a_connection) = running.site("a", &[], &[]).await;
+    let relay = place.start(&running).await;
+    assert_eq!(relay.public_key(), place.key);
+    assert_eq!(a_connection.map.as_ref().unwrap().relays[0].public_key, place.key);
+    // One was there before the relay, the others come later.
+    let (b_site, _b_connection) = running.site("b", &[], &[]).await;
+    let (c_site, _c_connection) = running.site("c", &[], &[]).await;
+    let (mut a, mut b) = (tunnel(&a_site.private, &relay, true).await, tunnel(&b_site.private, &relay, false).await);
+    let mut c = tunnel(&c_site.private, &relay, true).await;
+    for tunnel in [&mut a, &mut b, &mut c] {
+        tunnel.bind().await;
+    }
+    assert!(handshake(&mut a, &mut b).await && passes(&mut b, &mut a, b"by the other relay").await);
+    assert_eq!(running.status().await.relays_connected, [place.key]);
+
+    running.policy(r#"{"Links": [["a", "b"]]}"#).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!handshake(&mut c, &mut a).await);
+    running.done(Request::Revoke("c".into())).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(c.try_bind().await, None);
+
+    // Without the coordinator what was known holds, for new bindings and handshakes too.
+    let (pin, kept) = (running.pin, running.stop().await);
+    a.link = Link::udp(udp(&relay)).await;
+    a.bind().await;
+    assert!(handshake(&mut b, &mut a).await && passes(&mut a, &mut b, b"all the same").await);
+    assert!(!handshake(&mut c, &mut a).await);
+
+    // Back again, it tells what changed meanwhile.
+    let names = Some(vec![HOST.into(), "127.0.0.1".into()]);
+    let addresses = crate::running::addresses(kept.path());
+    let again = Document { names, listen: Some(vec![addresses[0]]), ..place.announced() };
+    let running = Running::start_with(kept, again).await;
+    assert_eq!(running.pin, pin);
+    running.policy(r#"{"Links": []}"#).await;
+    let cut = async {
+        while handshake(&mut b, &mut a).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, cut).await.expect("the relay comes back and parts them");
+}
+
+#[tokio::test]
+async fn a_stranger_is_no_relay_and_nobody_binds_before_the_coordinator_spoke() {
+    let place = Place::new();
+    let running = Running::start().await;
+    let (site, _connection) = running.site("a", &[], &[]).await;
+    // The coordinator does not know this relay.
+    let relay = place.start(&running).await;
+    let mut a = tunnel(&site.private, &relay, true).await;
+    assert_eq!(a.try_bind().await, None);
+    assert_eq!(relay.relay.count(), (0, 0));
+    assert!(relay.relay.counters.drops()["unknown-site"] > 0);
+    assert_eq!(running.status().await.relays_connected, []);
+}
