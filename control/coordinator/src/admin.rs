@@ -66,6 +66,14 @@ pub enum Request {
     SetPolicy(Policy),
 }
 
+impl Request {
+    /// Reads the line of a connection; none if it is no request.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
+    }
+}
+
 /// What the coordinator answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -208,9 +216,9 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     let mut line = Vec::new();
     timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
     // Without a time limit: a change that has begun is made to the end.
-    let answer = match serde_json::from_slice(&line) {
-        Ok(request) => answer(request, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
-        Err(_) => Answer::Error("this coordinator does not know that request".into()),
+    let answer = match Request::parse(&line) {
+        Some(request) => answer(request, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
+        None => Answer::Error("this coordinator does not know that request".into()),
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');

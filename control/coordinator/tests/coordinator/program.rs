@@ -34,7 +34,15 @@ impl Program {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let aloud = std::env::var_os("PENSTOCK_TEST_LOG").is_some();
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| {
+                if aloud {
+                    eprintln!("{line}");
+                }
+                sender.send(line)
+            })
+        });
         Self { child, log }
     }
 
