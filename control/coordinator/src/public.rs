@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use penstock_proto::coordination::limits::SERVERS_LIMIT;
 use penstock_proto::coordination::{Name, Relay, SiteKey};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
@@ -28,14 +27,17 @@ pub struct NoAddress {
     names: String,
 }
 
-/// The UDP addresses to tell: those that are configured, else those that are bound, in whose place the
-/// addresses of the names stand if they are all addresses.
+/// The UDP addresses to tell, one of each IP version: of those that are configured, else those that are
+/// bound, in whose place the addresses of the names stand if they are all addresses.
+///
+/// The STUN server's other address must not be told: a NAT lets in whom a gateway has spoken to, and would
+/// seem to let in strangers (RFC 5780, section 4.4).
 ///
 /// # Errors
 /// There is none.
 pub async fn addresses(udp: &Udp, bound: &[SocketAddr], names: &[String]) -> Result<Vec<SocketAddr>, NoAddress> {
     if !udp.public.is_empty() {
-        return Ok(udp.public.clone());
+        return Ok(first_of_each_version(&udp.public));
     }
     let mut told = Vec::new();
     for listened in bound {
@@ -55,10 +57,12 @@ pub async fn addresses(udp: &Udp, bound: &[SocketAddr], names: &[String]) -> Res
         }
         told.extend(found);
     }
-    told.sort_unstable();
-    told.dedup();
-    told.truncate(SERVERS_LIMIT);
-    Ok(told)
+    Ok(first_of_each_version(&told))
+}
+
+fn first_of_each_version(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first = |v4: bool| addresses.iter().copied().find(|address| address.is_ipv4() == v4);
+    [true, false].into_iter().filter_map(first).collect()
 }
 
 /// Our own relay as gateways are told of it. `tcp` is where TLS is listened at.
@@ -97,6 +101,8 @@ mod tests {
         let both = told(&[], "[::]:3478", &["192.0.2.1", "2001:db8::1", "192.0.2.1"]).await.unwrap();
         assert_eq!(both, ["192.0.2.1:3478", "[2001:db8::1]:3478"]);
         assert_eq!(told(&[], "0.0.0.0:3478", &["2001:db8::1", "192.0.2.1"]).await.unwrap(), ["192.0.2.1:3478"]);
+        let two = ["192.0.2.9:3478", "192.0.2.8:3478", "[2001:db8::1]:3478"];
+        assert_eq!(told(&two, "[::]:3478", &[]).await.unwrap(), [two[0], two[2]]);
         let error = told(&[], "[::]:3478", &["127.0.0.1", "no-such-name.invalid"]).await.unwrap_err();
         assert!(error.contains("--udp-public") && error.contains("no-such-name.invalid"), "{error}");
     }

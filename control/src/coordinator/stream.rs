@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
@@ -25,7 +26,6 @@ use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 use super::backoff::Backoff;
 use super::connect::{self, Socket, Terms};
 use super::{HttpsUrl, Proxy, Trust};
-use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 
 /// Datagrams that are written together if so many wait.
 const BATCH: usize = 64;

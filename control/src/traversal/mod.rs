@@ -158,7 +158,10 @@ impl Traversal {
         if is_stun(datagram) {
             self.stun.handle_datagram(now, datagram);
         } else if datagram.first() == Some(&path::FIRST_BYTE) {
-            if !self.relays.handle_datagram(now, from, datagram) {
+            if self.relays.handle_datagram(now, from, datagram) {
+                // At once: what it forwards may be right behind its answer.
+                self.tell_relays(now);
+            } else if self.relays.may_probe(from) {
                 self.handle_probe(now, SocketId::TUNNEL, from, datagram);
             }
         } else {
@@ -196,9 +199,7 @@ impl Traversal {
         for (to, bind) in self.relays.step(now, self.stun.passes()) {
             self.send(SocketId::TUNNEL, to, &bind, None);
         }
-        if let Some(relays) = self.relays.take_changed(now) {
-            self.agent.set_relays(now, &relays);
-        }
+        self.tell_relays(now);
         if self.tell_at.is_some_and(|at| at <= now) && self.stun.settled(now) {
             self.tell_at = None;
             self.tell(now);
@@ -248,6 +249,12 @@ impl Traversal {
     /// The name of the relay that has this number in paths.
     pub fn relay_name(&self, id: path::RelayId) -> Option<String> {
         self.relays.name(id)
+    }
+
+    fn tell_relays(&mut self, now: Instant) {
+        if let Some(relays) = self.relays.take_changed(now) {
+            self.agent.set_relays(now, &relays);
+        }
     }
 
     fn handle_event(&mut self, now: Instant, event: PathEvent) {

@@ -146,6 +146,14 @@ impl Relays {
         }
     }
 
+    /// Whether the agent may take probes from there: what comes by a relay that it does not know of would
+    /// seem to come from the peer itself.
+    pub fn may_probe(&self, from: SocketAddr) -> bool {
+        let told = || self.told.iter().any(|relay| relay.address == from);
+        let relay = from.ip().is_loopback() || self.bindings.iter().any(|b| b.relay.udp.contains(&from));
+        !relay || told()
+    }
+
     /// What is to be sent where. `udp_passes` is what STUN knows.
     pub fn step(&mut self, now: Instant, udp_passes: bool) -> Vec<(SocketAddr, [u8; BIND_LENGTH])> {
         let mut bindings = std::mem::take(&mut self.bindings);

@@ -69,7 +69,7 @@ pub struct Relay {
     /// Its UDP addresses.
     #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
     pub udp: Vec<SocketAddr>,
-    /// The URL of its WebSocket, `https://…`, for where UDP is blocked.
+    /// Where its WebSocket is, `https://HOST[:PORT]`, for where UDP is blocked.
     #[serde(default)]
     pub url: Option<String>,
 }
