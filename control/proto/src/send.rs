@@ -25,6 +25,22 @@ impl Gateway {
         under_way
     }
 
+    /// The peer is reached another way, by an endpoint that is set: an initiation that waits for its response is
+    /// sent anew, since it may have been lost on the old way. With `renew` a handshake begins in any case,
+    /// for a relay that has not seen the present session's.
+    pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
+        let give_up = now + self.timings.rekey_attempt_time;
+        let Some(peer) = self.named_mut(id) else {
+            return;
+        };
+        if (peer.pending.is_none() && !renew) || peer.config.endpoint.is_none() {
+            return;
+        }
+        peer.timers.give_up.get_or_insert(give_up);
+        self.send_initiation(now, id);
+        self.reschedule(id);
+    }
+
     /// A note of what the peer's traffic did since the last one, to be taken a few times a second. When
     /// it is not known what came first, it is taken that the receiving came last: that costs a keepalive
     /// at worst.

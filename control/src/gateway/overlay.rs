@@ -256,10 +256,10 @@ impl Gateway {
             self.proto.set_endpoint(id, endpoint);
             self.due.paths = true;
         }
-        // A relay knows by handshakes which session is whose, and has seen none of this one's.
-        let other = before.is_none_or(|before| before.path != path);
-        if matches!(path, Path::Relay { .. }) && other && peer.sending.is_some() {
-            self.proto.handle_wanted(now, id);
+        if before.is_none_or(|before| before.path != path) {
+            // A relay knows by handshakes which session is whose, and has seen none of this one's.
+            let renew = matches!(path, Path::Relay { .. }) && peer.sending.is_some();
+            self.proto.handle_path(now, id, renew);
         }
     }
 

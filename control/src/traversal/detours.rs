@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH, SocketId};
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -96,11 +97,11 @@ impl Detours {
         if let Some(ttl) = ttl {
             port.wan.set_ttl(u32::from(ttl))?;
         }
-        let sent = port.wan.try_send_to(datagram, to);
+        let sent = send_now(&port.wan, datagram, to);
         if let Some(before) = before {
             port.wan.set_ttl(before)?;
         }
-        sent.map(drop)
+        sent
     }
 
     /// The local address that leads to a peer by this port.
@@ -169,7 +170,7 @@ async fn carry_in(ends: Ends, agent: mpsc::Sender<Received>) {
             offer(ends.id, from, datagram, &agent);
         } else if from == ends.peer {
             // What does not fit is lost, as on any path.
-            let _ = ends.inside.try_send_to(datagram, ends.tunnel);
+            let _ = send_now(&ends.inside, datagram, ends.tunnel);
         }
     }
 }
@@ -179,9 +180,14 @@ async fn carry_out(ends: Ends) {
     let mut buffer = vec![0; DATAGRAM_MAX];
     while let Ok((length, from)) = ends.inside.recv_from(&mut buffer).await {
         if from == ends.tunnel {
-            let _ = ends.wan.try_send_to(&buffer[..length], ends.peer);
+            let _ = send_now(&ends.wan, &buffer[..length], ends.peer);
         }
     }
+}
+
+/// Sends without waiting, whatever tokio has heard of the socket: of a new one it has heard nothing.
+fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+    SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }
 
 fn offer(socket: SocketId, from: SocketAddr, datagram: &[u8], agent: &mpsc::Sender<Received>) {
