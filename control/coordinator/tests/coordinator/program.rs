@@ -12,7 +12,7 @@ use penstock_proto::coordination::{EnrolmentKey, RefusalReason};
 use crate::client::{Failure, Gateway, HOST};
 use crate::running;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_penstock-coordinator");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_penstock-coordinator");
 
 pub struct Program {
     child: Child,
@@ -30,7 +30,7 @@ impl Program {
         running::keep_addresses(state, tcp, udp.trim_end_matches(" (UDP)").parse().unwrap());
     }
 
-    fn spawn(mut command: Command) -> Self {
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -47,7 +47,7 @@ impl Program {
     }
 
     /// Waits for a line of the log; returns what follows the words.
-    fn says(&self, words: &str) -> String {
+    pub fn says(&self, words: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let line = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -69,7 +69,7 @@ impl Program {
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let outcome = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(outcome.success());
     }
@@ -93,7 +93,7 @@ impl Drop for Program {
     }
 }
 
-fn run(mut command: Command, state: &Path) -> Command {
+pub fn run(mut command: Command, state: &Path) -> Command {
     let [tcp, udp] = running::addresses(state).map(|address| address.to_string());
     command.args(["run", "--listen", &tcp, "--udp", &udp, "--stun-alternate-port", "0"]);
     command.args(["--name", HOST, "--state"]).arg(state);
@@ -105,7 +105,7 @@ fn cli(state: &Path, arguments: &[&str]) -> Output {
     Command::new(PROGRAM).arg("--state").arg(state).args(arguments).output().unwrap()
 }
 
-fn succeeds(state: &Path, arguments: &[&str]) -> String {
+pub fn succeeds(state: &Path, arguments: &[&str]) -> String {
     let output = cli(state, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
