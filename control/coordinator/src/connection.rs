@@ -25,8 +25,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// when its addresses change.
 const MESSAGE_BURST: u32 = 20;
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(2);
-/// Pings in a row that may stay unanswered.
-const UNANSWERED_PINGS: u32 = (SILENCE_LIMIT.as_secs() / PING_INTERVAL.as_secs()) as u32;
+/// Pings in a row that may stay unanswered: three times the other side's patience. A dead gateway costs us
+/// little and comes back by itself; one that is only slow, cut off while all announce themselves at once,
+/// would come back as well and make all of them slower.
+const UNANSWERED_PINGS: u32 = 3 * (SILENCE_LIMIT.as_secs() / PING_INTERVAL.as_secs()) as u32;
 /// How long we wait for the other's half of the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -47,7 +47,7 @@ pub struct Coordinator {
     registry: Arc<Registry>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
-    _sockets: JoinSet<()>,
+    sockets: JoinSet<()>,
     // Held as long as we use the directory.
     _lock: File,
 }
@@ -151,18 +151,7 @@ impl Coordinator {
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
         let given = config.certificate;
-        Ok(Self {
-            addresses,
-            udp_addresses,
-            identity,
-            given,
-            certificate,
-            registry,
-            stop,
-            tasks,
-            _sockets: sockets,
-            _lock: lock,
-        })
+        Ok(Self { addresses, udp_addresses, identity, given, certificate, registry, stop, tasks, sockets, _lock: lock })
     }
 
     /// Reads a given certificate again. What cannot be used is not: the one in use stays.
@@ -202,6 +191,8 @@ impl Coordinator {
     pub async fn stop(mut self) -> Result<(), ChangeError> {
         let _ = self.stop.send(true);
         self.tasks.shutdown().await;
+        // The next coordinator may want the same ports at once.
+        self.sockets.shutdown().await;
         // Connections hold the registry, and the stop signal, as long as they are there.
         let gone = async {
             while self.stop.receiver_count() > 0 {
