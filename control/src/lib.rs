@@ -6,6 +6,7 @@ pub mod coordinator;
 pub mod gateway;
 pub mod key;
 pub mod netlink;
+pub mod port_mapping;
 pub mod profile;
 mod readable;
 pub mod socket_file;

@@ -149,25 +149,33 @@ fn a_mapping_lives_as_long_as_it_is_told_to() {
         return;
     }
     let lab = Lab::new();
-    let server = lab.internet().enter(|| std::net::UdpSocket::bind((lab.server(3), 9))).expect("a server");
-    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    std::thread::scope(|scope| {
+        let kinds = [Kind::FullCone, Kind::AddressRestricted, Kind::PortRestricted, Kind::Masquerade];
+        for (number, kind) in (1..).zip(kinds) {
+            let lab = &lab;
+            scope.spawn(move || mapping_lifetime(lab, kind, number));
+        }
+    });
+}
+
+fn mapping_lifetime(lab: &Lab, kind: Kind, number: u8) {
     let life = Duration::from_secs(3);
-    for (number, kind) in (1..).zip([Kind::FullCone, Kind::AddressRestricted, Kind::PortRestricted, Kind::Masquerade]) {
-        let site = lab.site(kind, number);
-        site.set_udp_timeouts(UdpTimeouts { unreplied: life, stream: life });
-        let inside = socket(&site, PORT);
-        let mut datagram = [0; 16];
-        let mut arrives_after = |silence: Duration| {
-            inside.send_to(b"out", server.local_addr().expect("bound")).expect("sent");
-            let (_, from) = server.recv_from(&mut datagram).expect("it arrives");
-            std::thread::sleep(silence);
-            server.send_to(b"in", from).expect("sent");
-            std::thread::sleep(Duration::from_millis(50));
-            inside.recv_from(&mut datagram).is_ok()
-        };
-        assert!(arrives_after(life / 2), "{kind:?}");
-        assert!(!arrives_after(life + Duration::from_millis(1500)), "{kind:?}");
-    }
+    let server = lab.internet().enter(|| std::net::UdpSocket::bind((lab.server(3), 0))).expect("a server");
+    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    let site = lab.site(kind, number);
+    site.set_udp_timeouts(UdpTimeouts { unreplied: life, stream: life });
+    let inside = socket(&site, PORT);
+    let mut datagram = [0; 16];
+    let mut arrives_after = |silence: Duration| {
+        inside.send_to(b"out", server.local_addr().expect("bound")).expect("sent");
+        let (_, from) = server.recv_from(&mut datagram).expect("it arrives");
+        std::thread::sleep(silence);
+        server.send_to(b"in", from).expect("sent");
+        std::thread::sleep(Duration::from_millis(50));
+        inside.recv_from(&mut datagram).is_ok()
+    };
+    assert!(arrives_after(life / 2), "{kind:?}");
+    assert!(!arrives_after(life + Duration::from_millis(1500)), "{kind:?}");
 }
 
 /// TCP passes every NAT but the one with a proxy, and the proxy takes CONNECT to any port.

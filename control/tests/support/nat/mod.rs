@@ -13,6 +13,7 @@
 //! machine. With [`Lab::dual_stack`] a site has a global IPv6 address besides, which nothing filters.
 
 mod client;
+mod mapping_server;
 mod rules;
 mod servers;
 mod site;
@@ -26,6 +27,7 @@ use penstock_proto::coordination::{Dependence, NatType};
 use super::namespace::{Namespace, unique};
 
 pub use client::{exchange, nat_report, socket};
+pub use mapping_server::{MappingServer, Offer};
 pub use servers::{Stun, corners};
 pub use site::{PROXY_PORT, Site};
 

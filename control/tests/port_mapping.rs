@@ -1,0 +1,177 @@
+//! Port mapping by a real router daemon, one protocol at a time, and by none.
+
+mod support;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use penstock::port_mapping::{Mapping, PortMapper, Protocol, Timings};
+use support::nat::{Kind, Lab, MappingServer, Offer, Site, socket};
+use support::{eventually, holds_within, pause, ready};
+
+const TOOLS: [&str; 4] = ["nft", "conntrack", "tinyproxy", "miniupnpd"];
+const PORT: u16 = 47100;
+/// Ages for a router that has nothing to do.
+const SOON: Duration = Duration::from_secs(8);
+const SHORT: Timings = Timings { lifetime: Duration::from_secs(4), retry: Duration::from_secs(2) };
+
+/// Runs `work` in the gateway's namespace, with a runtime.
+fn within<T: Send>(site: &Site, work: impl AsyncFnOnce() -> T + Send) -> T {
+    site.gateway.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(work())
+    })
+}
+
+fn mapper(site: &Site, timings: Timings) -> PortMapper {
+    PortMapper::start_with(site.router().into(), site.wan().into(), PORT, timings)
+}
+
+async fn soon(mapper: &mut PortMapper) -> Mapping {
+    tokio::time::timeout(SOON, mapper.next()).await.expect("a result in time")
+}
+
+/// Whether a stranger's datagram to `to` arrives at `inside`; each try is another stranger's, since the NAT
+/// remembers what it refused.
+fn arrives(lab: &Lab, to: SocketAddr, inside: &UdpSocket, tries: u32) -> bool {
+    let mut datagram = [0; 16];
+    (0..tries).any(|_| {
+        let stranger = lab.internet().enter(|| UdpSocket::bind((lab.server(4), 0))).expect("a stranger");
+        stranger.send_to(b"hello", to).expect("sent");
+        pause(50);
+        inside.recv_from(&mut datagram).is_ok_and(|(_, from)| from == stranger.local_addr().expect("bound"))
+    })
+}
+
+#[test]
+fn each_protocol_maps_and_gives_back() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let cases = [
+        (Offer::PCP, Protocol::Pcp, vec![Protocol::Pcp]),
+        (Offer::NAT_PMP, Protocol::NatPmp, vec![Protocol::NatPmp]),
+        (Offer::UPNP_IGD, Protocol::UpnpIgd, vec![Protocol::UpnpIgd]),
+        (Offer::ALL, Protocol::Pcp, vec![Protocol::Pcp, Protocol::NatPmp, Protocol::UpnpIgd]),
+    ];
+    for (number, (offer, protocol, found)) in (1..).zip(cases) {
+        let site = lab.site(Kind::Symmetric, number);
+        let server = MappingServer::start(&site, offer);
+        let inside = socket(&site, PORT);
+        let outside = SocketAddr::new(site.public().into(), PORT);
+        assert!(!arrives(&lab, outside, &inside, 3), "{offer:?}: closed at first");
+        within(&site, async || {
+            let mut mapper = mapper(&site, Timings::default());
+            let mapping = soon(&mut mapper).await;
+            assert_eq!(mapping.found, found, "{offer:?}");
+            let external = mapping.external.unwrap_or_else(|| panic!("{offer:?}: no mapping"));
+            assert_eq!((external.address, external.protocol), (outside, protocol), "{offer:?}");
+            assert_eq!(mapping.candidate(), Some(outside));
+            assert!(arrives(&lab, outside, &inside, 20), "{offer:?}: {:?}", server.mappings());
+            let start = Instant::now();
+            mapper.release().await;
+            assert!(start.elapsed() < Duration::from_secs(3), "{offer:?}");
+        });
+        assert!(holds_within(Duration::from_secs(1), || server.mappings().is_empty()), "{offer:?}");
+    }
+}
+
+#[test]
+fn a_mapping_is_renewed_and_ends_with_a_gateway_that_crashes() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    std::thread::scope(|scope| {
+        for (number, offer) in (1..).zip([Offer::PCP, Offer::NAT_PMP, Offer::UPNP_IGD]) {
+            let lab = &lab;
+            scope.spawn(move || {
+                let site = lab.site(Kind::Symmetric, number);
+                let server = MappingServer::start(&site, offer);
+                within(&site, async || {
+                    let mut mapper = mapper(&site, SHORT);
+                    assert!(soon(&mut mapper).await.external.is_some(), "{offer:?}");
+                    // Three lives.
+                    for _ in 0..12 {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        assert_eq!(server.mappings().len(), 1, "{offer:?}: it is renewed");
+                    }
+                    // The runtime ends with it, as in a crash: nothing is given back.
+                    std::mem::forget(mapper);
+                });
+                assert_eq!(server.mappings().len(), 1, "{offer:?}: nobody has given it back");
+                eventually(SHORT.lifetime * 3, "the mapping has run out", || server.mappings().is_empty());
+            });
+        }
+    });
+}
+
+#[test]
+fn a_router_that_restarts_is_asked_again() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let site = lab.site(Kind::Symmetric, 1);
+    let mut server = MappingServer::start(&site, Offer::ALL);
+    within(&site, async || {
+        let mut mapper = mapper(&site, SHORT);
+        let first = soon(&mut mapper).await;
+        assert!(first.external.is_some());
+        server.kill();
+        // What has run out is told; until then the old one is.
+        let mut last = first.clone();
+        let end = Instant::now() + SHORT.lifetime * 4;
+        while last.external.is_some() && Instant::now() < end {
+            last = soon(&mut mapper).await;
+        }
+        assert_eq!(last, Mapping::default());
+        server.restart();
+        mapper.refresh();
+        let mut again = soon(&mut mapper).await;
+        // It may have asked just before the router was up.
+        if again.external.is_none() {
+            again = soon(&mut mapper).await;
+        }
+        assert_eq!(again.external, first.external);
+        mapper.release().await;
+    });
+    assert!(server.mappings().is_empty());
+}
+
+#[test]
+fn without_a_server_it_is_quick_and_quiet() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    // One refuses by ICMP, one says nothing at all.
+    for (number, silent) in [(1, false), (2, true)] {
+        let site = lab.site(Kind::Masquerade, number);
+        let drop = if silent { "drop" } else { "accept" };
+        site.nat.nft(&format!(
+            "table ip count {{ counter asked {{ }}; chain input {{ type filter hook input priority 0; \
+             iifname lan meta l4proto udp counter name asked {drop}; }}; }}"
+        ));
+        let asked = || -> u64 {
+            let text = site.nat.run(&["nft", "list", "counter", "ip", "count", "asked"]);
+            text.split_whitespace().skip_while(|word| *word != "packets").nth(1).expect("a count").parse().expect("it")
+        };
+        within(&site, async || {
+            let mut mapper = mapper(&site, Timings::default());
+            let start = Instant::now();
+            assert_eq!(soon(&mut mapper).await, Mapping::default());
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(3), "{took:?}");
+            let first = asked();
+            // Three by PCP, three by NAT-PMP, two by SSDP.
+            assert!((1..=8).contains(&first), "{first}");
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            assert_eq!(asked(), first, "it asks again after a minute");
+            let start = Instant::now();
+            mapper.release().await;
+            assert!(start.elapsed() < Duration::from_millis(100));
+        });
+    }
+}
