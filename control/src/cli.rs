@@ -3,6 +3,7 @@
 mod config;
 mod enrol;
 mod keys;
+mod netcheck;
 mod run;
 mod service;
 mod table;
@@ -55,6 +56,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Find out what the network lets this gateway do, and what to change on the firewall
+    ///
+    /// Asks STUN servers how the NAT maps and filters, the router whether it maps ports, and tells which peers
+    /// can be reached directly. The gateway must be stopped.
+    Netcheck {
+        /// As JSON, whose fields are a contract (docs/nat.md)
+        #[arg(long)]
+        json: bool,
+        /// A STUN server, by address or name; a server with two addresses tells more
+        #[arg(long, value_name = "ADDR")]
+        stun: Vec<String>,
+        /// Try TCP to this coordinator, by HTTPS_PROXY where it is set
+        #[arg(long, value_name = "URL")]
+        coordinator: Option<String>,
+    },
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -88,6 +104,9 @@ pub fn main() -> ExitCode {
         Command::Start => service::start(profile, cli.log.as_deref()),
         Command::Stop => service::stop(profile),
         Command::Status { json } => table::status(profile, json),
+        Command::Netcheck { json, stun, coordinator } => {
+            netcheck::netcheck(profile, json, &stun, coordinator.as_deref())
+        }
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),

@@ -5,6 +5,7 @@ pub mod control_socket;
 pub mod coordinator;
 pub mod gateway;
 pub mod key;
+pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;
 pub mod profile;

@@ -1,0 +1,215 @@
+//! Measures where no gateway runs, from sockets of its own.
+//!
+//! ```text
+//!   a fresh socket      the whole discovery: how the NAT maps and filters
+//!   the pinned port     whether anybody is let in, and where it shows
+//!   the router          does it map the pinned port?
+//! ```
+//! The pinned port is asked about with care: a whole discovery opens the filters that it tries, for minutes,
+//! and the next one would find them open. So no request goes to the server's other address from there. A
+//! mapping is asked for when all else is known, since it opens the port.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use penstock_proto::stun::message::MAX_LENGTH;
+use penstock_proto::stun::{Discovery, NatReport};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::net::UdpSocket;
+
+use super::tcp::{Target, try_coordinator};
+use super::{Family, NatClass, Parts, Report};
+use crate::netlink::Netlink;
+use crate::port_mapping::{Mapping, PortMapper};
+
+/// A discovery is three steps of three seconds at the longest; it ends by itself.
+const DISCOVERY_LIMIT: Duration = Duration::from_secs(15);
+/// How long a router may take to answer by any protocol: the longest is IGD, three exchanges of two seconds.
+const MAPPING_LIMIT: Duration = Duration::from_secs(10);
+
+/// What to measure.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The pinned port, or none.
+    pub local_port: Option<u16>,
+    /// STUN servers of both IP versions.
+    pub servers: Vec<SocketAddr>,
+    /// The coordinator, if there is one.
+    pub coordinator: Option<Target>,
+    /// The HTTP proxy to it.
+    pub proxy: Option<Target>,
+}
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    /// The pinned port cannot be had.
+    #[error("UDP port {port} of {ip} cannot be used: {error}")]
+    Port {
+        /// Which.
+        port: u16,
+        /// At which address of ours.
+        ip: IpAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The kernel does not answer.
+    #[error("cannot ask the kernel for routes: {0}")]
+    Routes(io::Error),
+}
+
+/// Measures everything, side by side where one thing does not disturb the other.
+///
+/// # Errors
+/// The pinned port is taken, or the kernel says nothing of routes. What the network does not let through is no
+/// error but in the report.
+pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
+    let ways = Ways::of(&plan.servers)?;
+    let sockets =
+        [Sockets::bind(plan.local_port, &ways.ipv4).await?, Sockets::bind(plan.local_port, &ways.ipv6).await?];
+    let [first, second] = &sockets;
+    let local_port = plan.local_port.or(first.as_ref().or(second.as_ref()).map(Sockets::port)).unwrap_or(0);
+    let coordinator = async {
+        match &plan.coordinator {
+            Some(target) => Some(try_coordinator(target, plan.proxy.as_ref()).await),
+            None => None,
+        }
+    };
+    let (ipv4, ipv6, coordinator) = tokio::join!(measure(first, &ways.ipv4), measure(second, &ways.ipv6), coordinator);
+    let port_mapping = match (ways.router, first) {
+        (Some(router), Some(sockets)) => Some(map(router, sockets.local, local_port).await),
+        _ => None,
+    };
+    let pinned = plan.local_port.is_some();
+    Ok(Report::new(Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers: vec![] }))
+}
+
+/// How the servers are reached.
+struct Ways {
+    ipv4: Way,
+    ipv6: Way,
+    /// IPv4's.
+    router: Option<IpAddr>,
+}
+
+#[derive(Default)]
+struct Way {
+    servers: Vec<SocketAddr>,
+    /// Our address towards them; `None`: no route.
+    local: Option<IpAddr>,
+}
+
+impl Ways {
+    fn of(servers: &[SocketAddr]) -> Result<Self, GatherError> {
+        let mut netlink = Netlink::open().map_err(GatherError::Routes)?;
+        let mut router = None;
+        let mut way = |is_ipv4: bool| -> Result<Way, GatherError> {
+            let servers: Vec<SocketAddr> =
+                servers.iter().copied().filter(|server| server.is_ipv4() == is_ipv4).collect();
+            let mut local = None;
+            for server in &servers {
+                let Some(route) = netlink.route_to(server.ip()).map_err(GatherError::Routes)? else { continue };
+                local = local.or(route.source);
+                if is_ipv4 {
+                    router = router.or(route.gateway);
+                }
+            }
+            Ok(Way { servers, local })
+        };
+        let (ipv4, ipv6) = (way(true)?, way(false)?);
+        Ok(Self { ipv4, ipv6, router })
+    }
+}
+
+/// The sockets of one IP version.
+struct Sockets {
+    local: IpAddr,
+    fresh: UdpSocket,
+    pinned: Option<UdpSocket>,
+}
+
+impl Sockets {
+    async fn bind(port: Option<u16>, way: &Way) -> Result<Option<Self>, GatherError> {
+        let Some(local) = way.local else { return Ok(None) };
+        let bind = async |port| {
+            let socket = UdpSocket::bind((local, port)).await;
+            socket.map_err(|error| GatherError::Port { port, ip: local, error })
+        };
+        let fresh = bind(0).await?;
+        let pinned = match port {
+            Some(port) => Some(bind(port).await?),
+            None => None,
+        };
+        Ok(Some(Self { local, fresh, pinned }))
+    }
+
+    fn port(&self) -> u16 {
+        self.fresh.local_addr().map_or(0, |address| address.port())
+    }
+}
+
+async fn measure(sockets: &Option<Sockets>, way: &Way) -> Option<Family> {
+    let Sockets { fresh, pinned, .. } = sockets.as_ref()?;
+    let careful = async {
+        match pinned {
+            Some(pinned) => Some(run(pinned, &way.servers, false).await),
+            None => None,
+        }
+    };
+    let (nat, port) = tokio::join!(discover(fresh, &way.servers), careful);
+    let mut family = Family::new(nat);
+    if let Some(port) = port {
+        // The NAT behaves as the fresh socket says; where the tunnel shows, and who gets in, is the port's.
+        family.port_filtering = port.filtering;
+        family.nat.reflexive = port.reflexive;
+        family.nat.port_preservation = port.port_preservation;
+        family.nat_type = NatClass::of(&family.nat);
+    }
+    Some(family)
+}
+
+/// Runs a whole discovery from a socket that is bound to one address. Silence is a result too.
+pub async fn discover(socket: &UdpSocket, servers: &[SocketAddr]) -> NatReport {
+    run(socket, servers, true).await
+}
+
+/// `opening`: whether requests may go to a server's other address, which opens filters towards it. Without, the
+/// report says nothing of mapping and hairpinning.
+async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatReport {
+    let nothing = NatReport { udp_blocked: true, ..NatReport::default() };
+    let Ok(local) = socket.local_addr() else { return nothing };
+    let mut discovery = Discovery::new(Instant::now(), servers, &[local], StdRng::from_os_rng());
+    let mut datagram = [0; MAX_LENGTH];
+    let end = Instant::now() + DISCOVERY_LIMIT;
+    while Instant::now() < end {
+        while let Some(query) = discovery.poll_transmit(Instant::now()) {
+            if opening || servers.contains(&query.to) {
+                // What the kernel refuses is lost like anything else.
+                let _ = socket.send_to(&query.bytes, query.to).await;
+            }
+        }
+        if let Some(report) = discovery.poll_report() {
+            return report;
+        }
+        let Some(at) = discovery.poll_timeout() else { continue };
+        tokio::select! {
+            received = socket.recv_from(&mut datagram) => {
+                if let Ok((length, _)) = received {
+                    discovery.handle_datagram(Instant::now(), &datagram[..length]);
+                }
+            }
+            () = tokio::time::sleep_until(at.min(end).into()) => {}
+        }
+    }
+    nothing
+}
+
+/// Maps the port, looks, and gives it back.
+async fn map(router: IpAddr, local: IpAddr, port: u16) -> Mapping {
+    let mut mapper = PortMapper::start(router, local, port);
+    let mapping = tokio::time::timeout(MAPPING_LIMIT, mapper.next()).await.unwrap_or_default();
+    mapper.release().await;
+    mapping
+}

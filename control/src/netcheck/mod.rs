@@ -1,0 +1,221 @@
+//! What the network lets a gateway do, and what to change where it does not: `penstock netcheck`.
+//!
+//! ```text
+//!   discovery (STUN) ─┐
+//!   port mapping ─────┼─► Parts ─► Report ─► JSON, or words
+//!   coordinator, peers┘
+//! ```
+//! [`Report`] is a contract (docs/nat.md), apart from how it is gathered: [`gather`] measures where no gateway
+//! runs; a running gateway has the parts already, from the tunnel's own socket.
+
+mod advice;
+mod class;
+mod gather;
+mod render;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+
+use penstock_proto::coordination::{Dependence, NatType};
+use penstock_proto::stun::NatReport;
+use serde::{Deserialize, Serialize};
+
+pub use advice::{Advice, Subject};
+pub use class::NatClass;
+pub use gather::{GatherError, Plan, discover, gather};
+pub use render::render;
+pub use tcp::{Target, TargetError, try_coordinator};
+
+use crate::port_mapping::{self, Mapping};
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// The tunnel's port.
+    pub local_port: u16,
+    /// Whether the profile says so.
+    pub pinned: bool,
+    /// Where IPv4 leads to a STUN server.
+    pub ipv4: Option<Family>,
+    /// Where IPv6 does.
+    pub ipv6: Option<Family>,
+    /// What the router says; `None` if there is none to ask.
+    pub port_mapping: Option<Mapping>,
+    /// Whether the coordinator could be reached; `None` without one.
+    pub coordinator: Option<Coordinator>,
+    /// The other sites by name.
+    pub peers: Vec<(String, NatType)>,
+}
+
+/// How the network treats UDP of one IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Family {
+    /// In one word.
+    pub nat_type: NatClass,
+    /// In the words of RFC 4787.
+    pub nat: NatReport,
+    /// Who is let in at the tunnel's port, which may be more than at others: a port can be forwarded.
+    pub port_filtering: Option<Dependence>,
+}
+
+impl Family {
+    /// From a discovery at the tunnel's port.
+    #[must_use]
+    pub fn new(nat: NatReport) -> Self {
+        Self { nat_type: NatClass::of(&nat), nat, port_filtering: nat.filtering }
+    }
+
+    /// Whether anybody may send to the tunnel's port.
+    fn is_open(&self) -> Option<bool> {
+        if self.nat.udp_blocked {
+            return Some(false);
+        }
+        self.port_filtering.map(|filtering| filtering == Dependence::EndpointIndependent)
+    }
+}
+
+/// Whether TCP to the coordinator works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Coordinator {
+    /// Host and port.
+    pub address: String,
+    /// The HTTP proxy on the way.
+    pub proxy: Option<String>,
+    /// Whether a connection was made.
+    pub reachable: bool,
+    /// Why not.
+    pub problem: Option<String>,
+}
+
+/// Whether others can begin a conversation with this gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reachable {
+    /// By an address that is its own and not filtered, or by a port that the firewall lets in.
+    Open,
+    /// By a port that the router maps on request.
+    Mapped,
+    /// Only those it has sent to.
+    Closed,
+    /// UDP does not pass.
+    Blocked,
+    /// The STUN server could not tell.
+    Unknown,
+}
+
+/// Whether a direct path can work to peers behind one kind of NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DirectTo {
+    /// Theirs.
+    pub nat_type: NatClass,
+    /// Null: too little is known.
+    pub direct: Option<bool>,
+}
+
+/// The same for one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DirectToPeer {
+    /// Its name.
+    pub name: String,
+    /// Its NAT.
+    pub nat_type: NatClass,
+    /// Null: too little is known.
+    pub direct: Option<bool>,
+}
+
+/// All that `netcheck` says. Fields are added, never renamed, retyped or removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Report {
+    /// The tunnel's UDP port.
+    pub local_port: u16,
+    /// Whether it is the profile's, or random.
+    pub pinned: bool,
+    /// The NAT in one word: IPv4's, or IPv6's where there is no IPv4.
+    pub nat_type: NatClass,
+    /// Null: no way to a STUN server.
+    #[serde(rename = "IPv4")]
+    pub ipv4: Option<Family>,
+    /// Null: no way to a STUN server.
+    #[serde(rename = "IPv6")]
+    pub ipv6: Option<Family>,
+    /// Null: no router to ask.
+    pub port_mapping: Option<Mapping>,
+    /// Whether others can begin.
+    pub reachable: Reachable,
+    /// Null: there is none.
+    pub coordinator: Option<Coordinator>,
+    /// By the kind of the peer's NAT.
+    pub direct: Vec<DirectTo>,
+    /// By peer, as far as the coordinator has told of them.
+    pub peers: Vec<DirectToPeer>,
+    /// What to change, the most important first.
+    pub advice: Vec<Advice>,
+}
+
+impl Report {
+    /// Draws the conclusions.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers } = parts;
+        let main = ipv4.or(ipv6);
+        let reachable = reachable(main.as_ref(), port_mapping.as_ref());
+        let ours = effective(main.as_ref(), reachable);
+        let direct = NatClass::OF_PEERS
+            .into_iter()
+            .map(|class| DirectTo { nat_type: class, direct: ours.direct_with(&class.nat_type()) });
+        let peers = peers.into_iter().map(|(name, nat)| DirectToPeer {
+            name,
+            nat_type: NatClass::of_type(&nat),
+            direct: ours.direct_with(&nat),
+        });
+        let mut report = Self {
+            local_port,
+            pinned,
+            nat_type: main.map_or(NatClass::Unknown, |family| family.nat_type),
+            ipv4,
+            ipv6,
+            port_mapping,
+            reachable,
+            coordinator,
+            direct: direct.collect(),
+            peers: peers.collect(),
+            advice: vec![],
+        };
+        report.advice = advice::advice(&report);
+        report
+    }
+
+    /// The address that others see, of the version that counts.
+    #[must_use]
+    pub fn public_address(&self) -> Option<SocketAddr> {
+        self.ipv4.or(self.ipv6).and_then(|family| family.nat.reflexive)
+    }
+}
+
+fn reachable(main: Option<&Family>, mapping: Option<&Mapping>) -> Reachable {
+    let mapped = mapping.and_then(Mapping::candidate);
+    match main.map(Family::is_open) {
+        Some(Some(true)) => Reachable::Open,
+        _ if mapped.is_some_and(|address| port_mapping::is_public(address.ip())) => Reachable::Mapped,
+        Some(_) if main.is_some_and(|family| family.nat.udp_blocked) => Reachable::Blocked,
+        Some(Some(false)) => Reachable::Closed,
+        Some(None) | None => Reachable::Unknown,
+    }
+}
+
+/// A port that is let in is as good as no NAT, whatever the others are.
+fn effective(main: Option<&Family>, reachable: Reachable) -> NatType {
+    let measured = main.map(|family| family.nat.nat_type()).unwrap_or_default();
+    match reachable {
+        Reachable::Mapped => NatClass::None.nat_type(),
+        // The mapping is measured: an open port does not help whoever is told another one.
+        Reachable::Open => NatType { filtering: Some(Dependence::EndpointIndependent), ..measured },
+        _ => measured,
+    }
+}

@@ -1,0 +1,150 @@
+//! The report in plain words, with the terms of RFC 4787 beside them.
+
+use std::fmt::Write;
+
+use penstock_proto::coordination::Dependence;
+use penstock_proto::stun::NatReport;
+
+use super::{Coordinator, Family, Reachable, Report};
+use crate::port_mapping::Mapping;
+
+/// For people, with line ends.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let mut text = String::new();
+    let pinned = if report.pinned { "pinned" } else { "random" };
+    line(&mut text, "UDP port", &format!("{} ({pinned})", report.local_port));
+    line(&mut text, "NAT", &report.nat_type.to_string());
+    line(&mut text, "Reachable", reachable(report.reachable));
+    line(&mut text, "Port mapping", &report.port_mapping.as_ref().map_or("no router to ask".into(), port_mapping));
+    if let Some(at) = &report.coordinator {
+        line(&mut text, "Coordinator", &coordinator(at));
+    }
+    for (title, family) in [("IPv4", &report.ipv4), ("IPv6", &report.ipv6)] {
+        match family {
+            Some(family) => write_family(&mut text, title, family),
+            None => line(&mut text, title, "no way to a STUN server"),
+        }
+    }
+    let _ = writeln!(text, "\nDirect path to a peer behind");
+    for to in &report.direct {
+        let _ = writeln!(text, "  {:<26}{}", to.nat_type, direct(to.direct));
+    }
+    if !report.peers.is_empty() {
+        let _ = writeln!(text, "\nPeers");
+        for peer in &report.peers {
+            let _ = writeln!(text, "  {:<26}{:<26}{}", peer.name, peer.nat_type, direct(peer.direct));
+        }
+    }
+    for advice in &report.advice {
+        let _ = write!(text, "\n{}\n", wrap(&advice.text));
+    }
+    text
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{name:<28}{value}");
+}
+
+fn write_family(text: &mut String, title: &str, family: &Family) {
+    let NatReport { reflexive, mapping, filtering, port_preservation, hairpinning, udp_blocked, .. } = family.nat;
+    let _ = writeln!(text, "\n{title}");
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<26}{value}");
+    };
+    line("NAT", &family.nat_type.to_string());
+    if udp_blocked {
+        line("UDP", "no STUN server answers: UDP is blocked");
+        return;
+    }
+    line("public address", &reflexive.map_or("unknown".into(), |address| address.to_string()));
+    line("mapping", mapping.map_or("not measured", mapping_words));
+    line("filtering", filtering.map_or("not measured", filtering_words));
+    if family.port_filtering != filtering {
+        line("filtering, this port", family.port_filtering.map_or("not measured", filtering_words));
+    }
+    let preserved = |kept| if kept { "the port is kept" } else { "the port is changed" };
+    line("port preservation", port_preservation.map_or("not measured", preserved));
+    let hairpins = |yes| if yes { "works" } else { "no: two sites behind this NAT meet by their inner addresses" };
+    line("hairpinning", hairpinning.map_or("not measured", hairpins));
+}
+
+fn mapping_words(dependence: Dependence) -> &'static str {
+    match dependence {
+        Dependence::EndpointIndependent => "the same port for all destinations (endpoint-independent mapping)",
+        Dependence::AddressDependent => "another port for each address (address-dependent mapping)",
+        Dependence::AddressAndPortDependent => {
+            "another port for each destination (address- and port-dependent mapping)"
+        }
+    }
+}
+
+fn filtering_words(dependence: Dependence) -> &'static str {
+    match dependence {
+        Dependence::EndpointIndependent => "anybody is let in (endpoint-independent filtering)",
+        Dependence::AddressDependent => "addresses that were sent to are let in (address-dependent filtering)",
+        Dependence::AddressAndPortDependent => {
+            "only addresses and ports that were sent to are let in (address- and port-dependent filtering)"
+        }
+    }
+}
+
+fn reachable(reachable: Reachable) -> &'static str {
+    match reachable {
+        Reachable::Open => "yes: the port is open to anybody outside",
+        Reachable::Mapped => "yes: the router maps the port",
+        Reachable::Closed => "only by those that were sent to",
+        Reachable::Blocked => "no: UDP is blocked",
+        Reachable::Unknown => "unknown",
+    }
+}
+
+fn port_mapping(mapping: &Mapping) -> String {
+    let found: Vec<String> = mapping.found.iter().map(ToString::to_string).collect();
+    match (&mapping.external, found.is_empty()) {
+        (_, true) => "the router offers neither PCP nor NAT-PMP nor UPnP IGD".into(),
+        (Some(external), _) => {
+            format!("{} found; {} leads here by {}", found.join(", "), external.address, external.protocol)
+        }
+        (None, _) => format!("{} found, but no port was mapped", found.join(", ")),
+    }
+}
+
+fn coordinator(coordinator: &Coordinator) -> String {
+    let Coordinator { address, proxy, reachable, problem } = coordinator;
+    let by = proxy.as_ref().map(|proxy| format!(" by the proxy {proxy}")).unwrap_or_default();
+    match (reachable, problem) {
+        (true, _) => format!("TCP to {address}{by} works"),
+        (false, Some(problem)) => format!("no TCP to {address}{by}: {problem}"),
+        (false, None) => format!("no TCP to {address}{by}"),
+    }
+}
+
+fn direct(works: Option<bool>) -> &'static str {
+    match works {
+        Some(true) => "works",
+        Some(false) => "relayed",
+        None => "unknown",
+    }
+}
+
+/// Columns of running text.
+const WIDTH: usize = 100;
+
+fn wrap(text: &str) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        if column > 0 && column + 1 + word.len() > WIDTH {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += word.len();
+    }
+    out
+}

@@ -1,0 +1,186 @@
+use std::net::SocketAddr;
+
+use penstock_proto::coordination::Dependence::{self, AddressAndPortDependent, AddressDependent, EndpointIndependent};
+use penstock_proto::stun::NatReport;
+
+use super::*;
+use crate::port_mapping::{External, Mapping, Protocol};
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn nat(translated: bool, mapping: Dependence, filtering: Dependence) -> Family {
+    Family::new(NatReport {
+        udp_blocked: false,
+        reflexive: Some(address("11.1.0.2:47100")),
+        translated: Some(translated),
+        mapping: Some(mapping),
+        filtering: Some(filtering),
+        port_preservation: Some(true),
+        hairpinning: Some(false),
+    })
+}
+
+fn report(ipv4: Family) -> Report {
+    Report::new(Parts { local_port: 47100, pinned: true, ipv4: Some(ipv4), ..Parts::default() })
+}
+
+fn blocked() -> Family {
+    Family::new(NatReport { udp_blocked: true, ..NatReport::default() })
+}
+
+fn subjects(report: &Report) -> Vec<Subject> {
+    report.advice.iter().map(|advice| advice.subject).collect()
+}
+
+fn relayed(report: &Report) -> Vec<NatClass> {
+    report.direct.iter().filter(|to| to.direct == Some(false)).map(|to| to.nat_type).collect()
+}
+
+#[test]
+fn each_nat_has_its_name_its_relayed_peers_and_its_advice() {
+    use NatClass::{PortRestricted, Symmetric, UdpBlocked};
+    let hopeless = vec![UdpBlocked];
+    for (family, class, reachable, relays, advice) in [
+        (nat(false, EndpointIndependent, EndpointIndependent), NatClass::None, Reachable::Open, &hopeless, vec![]),
+        (nat(true, EndpointIndependent, EndpointIndependent), NatClass::FullCone, Reachable::Open, &hopeless, vec![]),
+        (
+            nat(true, EndpointIndependent, AddressDependent),
+            NatClass::AddressRestricted,
+            Reachable::Closed,
+            &hopeless,
+            vec![],
+        ),
+        (
+            nat(true, EndpointIndependent, AddressAndPortDependent),
+            PortRestricted,
+            Reachable::Closed,
+            &vec![Symmetric, UdpBlocked],
+            vec![Subject::Filtering],
+        ),
+        (
+            nat(false, EndpointIndependent, AddressAndPortDependent),
+            NatClass::Firewall,
+            Reachable::Closed,
+            &vec![Symmetric, UdpBlocked],
+            vec![Subject::Filtering],
+        ),
+        (
+            nat(true, AddressDependent, AddressAndPortDependent),
+            Symmetric,
+            Reachable::Closed,
+            &vec![PortRestricted, Symmetric, UdpBlocked],
+            vec![Subject::Mapping],
+        ),
+        (blocked(), UdpBlocked, Reachable::Blocked, &NatClass::OF_PEERS.to_vec(), vec![Subject::UdpBlocked]),
+    ] {
+        let report = report(family);
+        assert_eq!((report.nat_type, report.reachable), (class, reachable));
+        assert_eq!(relayed(&report), *relays, "{class:?}");
+        assert_eq!(subjects(&report), advice, "{class:?}");
+        let text = render(&report);
+        assert!(text.contains(&class.to_string()), "{text}");
+        for advice in &report.advice {
+            let first = advice.text.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
+            assert!(text.contains(&first), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_mapped_port_makes_a_symmetric_nat_harmless_and_a_private_one_does_not() {
+    let family = nat(true, AddressAndPortDependent, AddressAndPortDependent);
+    let mapped = |external| Mapping {
+        external: Some(External { address: address(external), protocol: Protocol::Pcp }),
+        found: vec![Protocol::Pcp],
+    };
+    let with =
+        |external| Report::new(Parts { ipv4: Some(family), port_mapping: Some(mapped(external)), ..Parts::default() });
+    let good = with("11.1.0.2:47100");
+    assert_eq!((good.reachable, subjects(&good)), (Reachable::Mapped, vec![]));
+    assert_eq!(relayed(&good), [NatClass::UdpBlocked]);
+    assert!(render(&good).contains("11.1.0.2:47100 leads here by PCP"));
+    let double = with("192.168.1.7:47100");
+    assert_eq!((double.reachable, subjects(&double)), (Reachable::Closed, vec![Subject::Mapping, Subject::DoubleNat]));
+    assert!(render(&double).contains("192.168.1.7"));
+}
+
+#[test]
+fn a_forwarded_port_is_seen_beside_what_the_nat_does_otherwise() {
+    let mut family = nat(true, EndpointIndependent, AddressAndPortDependent);
+    family.port_filtering = Some(EndpointIndependent);
+    let report = report(family);
+    assert_eq!((report.nat_type, report.reachable), (NatClass::PortRestricted, Reachable::Open));
+    assert_eq!((relayed(&report), subjects(&report)), (vec![NatClass::UdpBlocked], vec![]));
+    assert!(render(&report).contains("filtering, this port"));
+}
+
+#[test]
+fn what_is_not_known_is_not_claimed() {
+    let nothing = Report::new(Parts::default());
+    assert_eq!((nothing.nat_type, nothing.reachable), (NatClass::Unknown, Reachable::Unknown));
+    assert!(nothing.direct.iter().all(|to| (to.nat_type == NatClass::UdpBlocked) == to.direct.is_some()));
+    assert!(nothing.advice.is_empty());
+    // A server with one address tells no more than this.
+    let nat = NatReport { reflexive: Some(address("11.1.0.2:5")), translated: Some(true), ..NatReport::default() };
+    let one = report(Family::new(nat));
+    assert_eq!((one.nat_type, subjects(&one)), (NatClass::Unknown, vec![Subject::Unmeasured]));
+    assert!(render(&one).contains("not measured"));
+}
+
+#[test]
+fn peers_and_the_coordinator_are_told_of() {
+    let coordinator = Coordinator {
+        address: "coordinator.example.net:443".into(),
+        proxy: None,
+        reachable: false,
+        problem: Some("Connection refused".into()),
+    };
+    let report = Report::new(Parts {
+        ipv4: Some(nat(true, EndpointIndependent, AddressAndPortDependent)),
+        coordinator: Some(coordinator),
+        peers: vec![
+            ("berlin".into(), NatClass::Symmetric.nat_type()),
+            ("madrid".into(), NatClass::FullCone.nat_type()),
+            ("oslo".into(), NatType::default()),
+        ],
+        ..Parts::default()
+    });
+    let direct: Vec<_> = report.peers.iter().map(|peer| peer.direct).collect();
+    assert_eq!(direct, [Some(false), Some(true), None]);
+    assert_eq!(subjects(&report), [Subject::Coordinator, Subject::Filtering]);
+    let text = render(&report);
+    for word in ["berlin", "Connection refused", "HTTPS_PROXY"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+/// docs/nat.md promises these names.
+#[test]
+fn the_json_is_a_contract() {
+    let json = serde_json::to_value(report(nat(true, EndpointIndependent, AddressDependent))).unwrap();
+    let names = |value: &serde_json::Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    let mut top = names(&json);
+    top.sort();
+    let expected = [
+        "Advice",
+        "Coordinator",
+        "Direct",
+        "IPv4",
+        "IPv6",
+        "LocalPort",
+        "NatType",
+        "Peers",
+        "Pinned",
+        "PortMapping",
+        "Reachable",
+    ];
+    assert_eq!(top, expected);
+    assert_eq!(json["NatType"], "address-restricted");
+    assert_eq!(json["Reachable"], "Closed");
+    assert_eq!(json["IPv4"]["Nat"]["Filtering"], "AddressDependent");
+    assert_eq!(json["Direct"][0], serde_json::json!({ "NatType": "none", "Direct": true }));
+    let back: Report = serde_json::from_value(json).unwrap();
+    assert_eq!(back, report(nat(true, EndpointIndependent, AddressDependent)));
+}

@@ -1,0 +1,225 @@
+//! `penstock netcheck` behind every kind of NAT: the name, what follows from it, and what it says to change.
+
+mod support;
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+
+use serde_json::Value;
+use support::nat::{Kind, Lab, MappingServer, Offer, Site, Stun};
+use support::{genkey, penstock_binary, ready};
+
+const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
+const PORT: u16 = 47100;
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::None => "none",
+        Kind::FullCone => "full-cone",
+        Kind::AddressRestricted => "address-restricted",
+        Kind::PortRestricted | Kind::Masquerade => "port-restricted",
+        Kind::Symmetric => "symmetric",
+        Kind::UdpBlocked | Kind::ProxyOnly => "udp-blocked",
+    }
+}
+
+/// What stands in the report's table for a peer behind `other`.
+fn direct(report: &Value, other: Kind) -> bool {
+    let row = report["Direct"].as_array().expect("a table").iter().find(|row| row["NatType"] == name(other));
+    row.unwrap_or_else(|| panic!("no row for {other:?}"))["Direct"].as_bool().expect("known")
+}
+
+fn subjects(report: &Value) -> Vec<&str> {
+    report["Advice"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|advice| advice["Subject"].as_str().expect("text"))
+        .collect()
+}
+
+/// A profile with a pinned port, or without.
+fn profile(site: &Site, port: u16) -> std::path::PathBuf {
+    let key = site.scratch.join("netcheck.key");
+    support::write_secret(&key, &genkey());
+    let path = site.scratch.join("netcheck.profile");
+    let text = serde_json::json!({
+        "Name": format!("check{}", site.number),
+        "LocalPort": port,
+        "PrivateKeyFile": key,
+        "Wan": { "Interface": "wan0" },
+    });
+    std::fs::write(&path, text.to_string()).expect("a profile");
+    path
+}
+
+fn netcheck(site: &Site, port: u16, stun: SocketAddr, arguments: &[&str], proxy: bool) -> String {
+    let mut command: Command = site.gateway.command(penstock_binary().expect("a binary"));
+    command.arg("--profile").arg(profile(site, port));
+    command.args(["netcheck", "--stun", &stun.to_string()]).args(arguments);
+    command.env("PENSTOCK_RUNTIME_DIR", &site.scratch).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+    if proxy {
+        command.env("HTTPS_PROXY", format!("http://{}", site.proxy()));
+    }
+    let output = command.output().expect("it runs");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {complaint}", site.kind());
+    assert!(complaint.is_empty(), "{complaint}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(site: &Site, port: u16, stun: SocketAddr, arguments: &[&str], proxy: bool) -> Value {
+    let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+    serde_json::from_str(&netcheck(site, port, stun, &arguments, proxy)).expect("JSON")
+}
+
+#[test]
+fn every_kind_is_named_and_explained() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let stun = Stun::start(&lab);
+    let listener = lab.internet().enter(|| TcpListener::bind((lab.server(3), 443))).expect("a listener");
+    let coordinator = format!("https://{}", listener.local_addr().expect("bound").ip());
+    let sites = lab.sites(&Kind::ALL);
+    std::thread::scope(|scope| {
+        for site in &sites {
+            scope.spawn(|| check(site, stun.ipv4, &coordinator));
+        }
+    });
+}
+
+fn check(site: &Site, stun: SocketAddr, coordinator: &str) {
+    let kind = site.kind();
+    let proxied = kind == Kind::ProxyOnly;
+    let arguments = ["--coordinator", coordinator];
+    let report = json(site, PORT, stun, &arguments, proxied);
+    assert_eq!(report["NatType"], name(kind), "{kind:?}: {report:#}");
+    assert_eq!((&report["LocalPort"], &report["Pinned"]), (&PORT.into(), &true.into()));
+    assert_eq!(report["Coordinator"]["Reachable"], true, "{kind:?}: {report:#}");
+    assert_eq!(report["Coordinator"]["Proxy"].is_string(), proxied);
+    for other in [Kind::None, Kind::FullCone, Kind::AddressRestricted, Kind::PortRestricted, Kind::Symmetric] {
+        assert_eq!(direct(&report, other), kind.direct_works(other), "{kind:?} to {other:?}");
+    }
+    let (reachable, advice) = match kind {
+        Kind::None | Kind::FullCone => ("Open", vec![]),
+        Kind::AddressRestricted => ("Closed", vec![]),
+        Kind::PortRestricted | Kind::Masquerade => ("Closed", vec!["Filtering"]),
+        Kind::Symmetric => ("Closed", vec!["Mapping"]),
+        Kind::UdpBlocked | Kind::ProxyOnly => ("Blocked", vec!["UdpBlocked"]),
+    };
+    assert_eq!((report["Reachable"].as_str(), subjects(&report)), (Some(reachable), advice), "{kind:?}");
+    if reachable != "Blocked" && kind != Kind::Symmetric {
+        let public = SocketAddr::new(site.public().into(), PORT);
+        assert_eq!(report["IPv4"]["Nat"]["Reflexive"], public.to_string(), "{kind:?}");
+    }
+    assert_eq!(report["PortMapping"]["Found"], serde_json::json!([]), "{kind:?}");
+
+    // A second look right after the first, which must not have opened what it tried; in words this time.
+    let text = netcheck(site, PORT, stun, &arguments, proxied);
+    let words = match kind {
+        Kind::None => "no NAT",
+        Kind::FullCone => "full-cone NAT",
+        Kind::AddressRestricted => "address-restricted NAT",
+        Kind::PortRestricted | Kind::Masquerade => "port-restricted NAT",
+        Kind::Symmetric => "symmetric NAT",
+        Kind::UdpBlocked | Kind::ProxyOnly => "UDP blocked",
+    };
+    let line = text.lines().find(|line| line.starts_with("NAT")).expect("a line");
+    assert!(line.ends_with(words), "{kind:?}: {text}");
+    let change = match kind {
+        Kind::PortRestricted | Kind::Masquerade => "forward UDP port 47100 to this gateway",
+        Kind::Symmetric => "no \"random\"",
+        Kind::UdpBlocked | Kind::ProxyOnly => "Let UDP out",
+        _ => "Direct path",
+    };
+    let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(one_line.contains(change), "{kind:?}: {text}");
+    let again = json(site, PORT, stun, &arguments, proxied);
+    assert_eq!(again["Reachable"], reachable, "{kind:?}");
+}
+
+#[test]
+fn a_forwarded_port_is_open_and_a_random_one_is_not() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let stun = Stun::start(&lab);
+    let site = lab.site(Kind::PortRestricted, 1);
+    site.nat.nft(&format!(
+        "table ip forwarding {{ chain prerouting {{ type nat hook prerouting priority -110; \
+         iifname wan udp dport {PORT} dnat to {}; }}; \
+         chain forward {{ type filter hook forward priority -5; udp dport {PORT} meta mark set 1; }}; }}",
+        site.wan()
+    ));
+    // The rule that drops what was not asked for comes later and must know of it.
+    site.nat.run(&["nft", "insert", "rule", "ip", "lab", "forward", "meta", "mark", "1", "accept"]);
+    let pinned = json(&site, PORT, stun.ipv4, &[], false);
+    assert_eq!((&pinned["NatType"], &pinned["Reachable"]), (&"port-restricted".into(), &"Open".into()), "{pinned:#}");
+    assert_eq!(pinned["IPv4"]["PortFiltering"], "EndpointIndependent");
+    assert!(direct(&pinned, Kind::Symmetric));
+    assert!(subjects(&pinned).is_empty());
+    let random = json(&site, 0, stun.ipv4, &[], false);
+    assert_eq!((&random["Pinned"], &random["Reachable"]), (&false.into(), &"Closed".into()), "{random:#}");
+    assert!(!direct(&random, Kind::Symmetric));
+    let advice = random["Advice"][0]["Text"].as_str().expect("advice");
+    assert!(advice.contains("pin LocalPort"), "{advice}");
+}
+
+/// A router that maps ports makes a symmetric NAT harmless; what was mapped to find out is given back.
+#[test]
+fn a_port_that_the_router_maps_is_reachable() {
+    if !ready(&TOOLS) || !ready(&["miniupnpd"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let stun = Stun::start(&lab);
+    let site = lab.site(Kind::Symmetric, 1);
+    let router = MappingServer::start(&site, Offer::ALL);
+    let report = json(&site, PORT, stun.ipv4, &[], false);
+    assert_eq!((&report["NatType"], &report["Reachable"]), (&"symmetric".into(), &"Mapped".into()), "{report:#}");
+    assert_eq!(report["PortMapping"]["Found"], serde_json::json!(["PCP", "NAT-PMP", "UPnP IGD"]));
+    let external = SocketAddr::new(site.public().into(), PORT).to_string();
+    assert_eq!(report["PortMapping"]["External"], serde_json::json!({ "Address": external, "Protocol": "PCP" }));
+    assert!(direct(&report, Kind::Symmetric));
+    assert!(subjects(&report).is_empty());
+    assert!(router.mappings().is_empty());
+}
+
+#[test]
+fn both_ip_versions_are_looked_at() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::dual_stack();
+    let stun = Stun::start(&lab);
+    let site = lab.site(Kind::Symmetric, 1);
+    let six = stun.ipv6.to_string();
+    let report = json(&site, PORT, stun.ipv4, &["--stun", &six], false);
+    assert_eq!((&report["IPv4"]["NatType"], &report["IPv6"]["NatType"]), (&"symmetric".into(), &"none".into()));
+    let address = SocketAddr::new(site.global_ipv6().into(), PORT);
+    assert_eq!(report["IPv6"]["Nat"]["Reflexive"], address.to_string());
+}
+
+#[test]
+fn what_cannot_be_reached_is_told() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let stun = Stun::start(&lab);
+    let site = lab.site(Kind::FullCone, 1);
+    let refused = format!("{}:444", lab.server(3));
+    let report = json(&site, PORT, stun.ipv4, &["--coordinator", &refused], false);
+    assert_eq!((&report["Coordinator"]["Reachable"], subjects(&report)), (&false.into(), vec!["Coordinator"]));
+    // Its port is another's: no report, one sentence.
+    let _taken = support::nat::socket(&site, PORT);
+    let mut command = site.gateway.command(penstock_binary().expect("a binary"));
+    command.arg("--profile").arg(profile(&site, PORT)).args(["netcheck", "--stun", "11.255.0.1"]);
+    let output = command.output().expect("it runs");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && complaint.lines().count() == 1, "{complaint}");
+    assert!(complaint.contains("47100"), "{complaint}");
+}
