@@ -19,7 +19,7 @@ struct Pair {
     gateway_a: OverlayGateway,
     gateway_b: OverlayGateway,
     coordinator: Coordinator,
-    lab: Lab,
+    _lab: Lab,
 }
 
 impl Pair {
@@ -30,7 +30,7 @@ impl Pair {
         let (a, b) = (lab.site(a, 1), lab.site(b, 2));
         let gateway_a = OverlayGateway::start(&a, &coordinator, &key, extra);
         let gateway_b = OverlayGateway::start(&b, &coordinator, &key, extra);
-        Self { a, b, gateway_a, gateway_b, coordinator, lab }
+        Self { a, b, gateway_a, gateway_b, coordinator, _lab: lab }
     }
 
     /// Waits until both see this path.
