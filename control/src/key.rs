@@ -317,7 +317,7 @@ fn from_base64(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
     }
 }
 
-pub(crate) fn from_hex(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
+fn from_hex(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
     let digits = text.as_bytes();
     if digits.len() != 2 * KEY_BYTES {
         return Err(KeyError::NotHex);

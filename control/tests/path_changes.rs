@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use std::time::Duration;
-use support::nat::{Kind, Lab, Site};
+use support::nat::{Kind, Lab, MappingServer, Offer, Site};
 use support::overlay::{Coordinator, Heartbeat, OverlayGateway};
 use support::*;
 
@@ -174,6 +174,25 @@ fn guessed_ports_get_through_a_symmetric_nat() {
         let pings = ping(&site.host, hub.host_address(), &["-c", "5", "-i", "0.2"]);
         assert!(pings.all_answered(), "{peer}: {}", pings.text);
     }
+}
+
+#[test]
+fn a_mapped_port_is_a_way_into_a_symmetric_nat() {
+    if !ready(&["nft", "conntrack", "miniupnpd"]) {
+        return;
+    }
+    let mut pair = Pair::new(Kind::PortRestricted, Kind::Symmetric, &json!({ "BirthdayProbing": false }));
+    pair.await_both("relay");
+    let router = MappingServer::start(&pair.b, Offer::ALL);
+    // It was asked in vain at the start; another start asks again.
+    assert!(pair.gateway_b.process.terminate().success());
+    pair.gateway_b.restart();
+    pair.await_both("direct");
+    assert!(!router.mappings().is_empty());
+    let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
+    assert!(pings.all_answered(), "{}", pings.text);
+    assert!(pair.gateway_b.process.terminate().success());
+    assert!(router.mappings().is_empty(), "it is given back at the end");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use penstock_proto::coordination::{Name, Relay, SiteKey};
+use penstock_proto::coordination::{Fingerprint, Name, Relay, SiteKey};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
@@ -65,9 +65,16 @@ fn first_of_each_version(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     [true, false].into_iter().filter_map(first).collect()
 }
 
-/// Our own relay as gateways are told of it. `tcp` is where TLS is listened at.
+/// Our own relay as gateways are told of it. `tcp` is where TLS is listened at, `fingerprint` that of a
+/// certificate that no authority vouches for.
 #[must_use]
-pub fn relay(names: &[String], tcp: Option<SocketAddr>, public_key: SiteKey, udp: Vec<SocketAddr>) -> Relay {
+pub fn relay(
+    names: &[String],
+    tcp: Option<SocketAddr>,
+    fingerprint: Option<Fingerprint>,
+    public_key: SiteKey,
+    udp: Vec<SocketAddr>,
+) -> Relay {
     let host = names.first().map_or("", String::as_str);
     let name: Name = host.parse().unwrap_or_else(|_| "coordinator".parse().expect("a name"));
     // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
@@ -76,7 +83,7 @@ pub fn relay(names: &[String], tcp: Option<SocketAddr>, public_key: SiteKey, udp
         HTTPS => format!("https://{host}"),
         port => format!("https://{host}:{port}"),
     });
-    Relay { name, public_key, udp, url }
+    Relay { name, public_key, udp, url, fingerprint }
 }
 
 #[cfg(test)]
@@ -109,7 +116,8 @@ mod tests {
 
     #[test]
     fn the_url_has_a_port_only_if_it_must() {
-        let url = |name: &str, port| relay(&[name.into()], Some(([0; 4], port).into()), [1; 32].into(), Vec::new()).url;
+        let url =
+            |name: &str, port| relay(&[name.into()], Some(([0; 4], port).into()), None, [1; 32].into(), Vec::new()).url;
         assert_eq!(url("relay.example.net", 443).unwrap(), "https://relay.example.net");
         assert_eq!(url("2001:db8::1", 8443).unwrap(), "https://[2001:db8::1]:8443");
     }

@@ -124,7 +124,7 @@ impl Coordinator {
             false => None,
         };
         if let Some(relay) = &relay {
-            let told = public::relay(&config.names, addresses.first().copied(), relay.public_key(), told);
+            let told = public::relay(&config.names, addresses.first().copied(), fingerprint, relay.public_key(), told);
             servers.relays.insert(0, told);
         }
         let registry = Arc::new(Registry::load(store, servers, fingerprint).await?);

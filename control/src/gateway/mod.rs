@@ -133,6 +133,9 @@ pub async fn run(profile: Profile) -> Result<()> {
     let mut gateway = Gateway::start(&profile)?;
     let outcome = gateway.serve(control, uapi, stop).await;
     stopping.store(true, Ordering::Release);
+    if let Some(overlay) = &mut gateway.overlay {
+        overlay.traversal.release().await;
+    }
     gateway.stop();
     outcome
 }

@@ -16,7 +16,7 @@ use super::network::Network;
 use super::peers::{Peer, Peers};
 use crate::coordinator::{Client, CoordinatorUrl, Event};
 use crate::key::PublicKey;
-use crate::traversal::{Received, Selection, Traversal};
+use crate::traversal::{self, Selection, Traversal};
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
@@ -51,8 +51,8 @@ impl Default for Found {
 pub enum Input {
     /// The coordinator said something, or is gone.
     Coordinator(Box<Event>),
-    /// A probe came to a port of its own.
-    Received(Received),
+    /// Something came in on the way to the peers.
+    Traversal(traversal::Input),
 }
 
 impl Overlay {
@@ -61,7 +61,7 @@ impl Overlay {
         let Some(Self { client, traversal, .. }) = overlay else { return std::future::pending().await };
         tokio::select! {
             event = client.next() => Input::Coordinator(Box::new(event)),
-            received = traversal.next() => Input::Received(received),
+            input = traversal.next() => Input::Traversal(input),
         }
     }
 }
@@ -150,9 +150,9 @@ impl Gateway {
     pub(super) fn take_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Coordinator(event) => self.heard(now, *event),
-            Input::Received(received) => {
+            Input::Traversal(input) => {
                 if let Some(overlay) = &mut self.overlay {
-                    overlay.traversal.handle_received(now, &received);
+                    overlay.traversal.handle_input(now, &input);
                 }
             }
         }
@@ -273,14 +273,31 @@ impl Gateway {
 
     /// The network is another: whether that matters to paths.
     pub(super) fn find_paths_anew(&mut self, before: &Network) {
-        let (now, hosts) = (Instant::now(), self.hosts());
         let moved = default_routes(before) != default_routes(&self.network);
-        let Some(Overlay { client, traversal, .. }) = &mut self.overlay else { return };
-        traversal.set_hosts(now, hosts);
-        if moved {
-            traversal.network_changed(now);
+        self.place_paths();
+        if let Some(Overlay { client, traversal, .. }) = self.overlay.as_mut().filter(|_| moved) {
+            traversal.network_changed(Instant::now());
             client.hurry();
         }
+    }
+
+    /// Tells the traversal where we are.
+    pub(super) fn place_paths(&mut self) {
+        let (now, hosts, route) = (Instant::now(), self.hosts(), self.router());
+        if let Some(Overlay { traversal, .. }) = &mut self.overlay {
+            traversal.set_hosts(now, hosts);
+            traversal.set_route(now, route);
+        }
+    }
+
+    /// The IPv4 router of the WAN, which may map ports, and our address towards it.
+    fn router(&self) -> Option<(IpAddr, IpAddr)> {
+        let wan = self.drives.wan.interface.index;
+        let default =
+            self.network.routes.iter().filter(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan));
+        let router = default.filter_map(|route| route.gateway).find(IpAddr::is_ipv4)?;
+        let local = self.network.addresses_of(wan).map(|address| address.address).find(IpAddr::is_ipv4)?;
+        Some((router, local))
     }
 
     /// Where a peer's WireGuard datagrams go, for `status`.

@@ -29,7 +29,7 @@ use super::tables::Parts;
 use crate::coordinator::{self, Cached, Client};
 use crate::netlink::{Interface, Netlink};
 use crate::profile::{Endpoint, LanMode, LocalPort, Profile, WanMode};
-use crate::traversal::Traversal;
+use crate::traversal::{Settings, Traversal};
 
 /// What encapsulation takes from the WAN's MTU: outer IPv6 (40) and UDP (8), WireGuard's header (16)
 /// and tag (16).
@@ -80,8 +80,12 @@ impl Gateway {
         };
         let overlay = connection.map(|connection| {
             let private_key = profile.private_key.to_secret();
-            let traversal =
-                Traversal::new(private_key, udp.clone(), connection.trust.clone(), profile.birthday_probing);
+            let settings = Settings {
+                trust: connection.trust.clone(),
+                birthday_probing: profile.birthday_probing,
+                port_mapping: profile.port_mapping,
+            };
+            let traversal = Traversal::new(private_key, udp.clone(), settings);
             let url = connection.url.clone();
             Overlay { url, client: Client::start(connection), traversal, map, registration: None }
         });
@@ -147,11 +151,8 @@ impl Gateway {
         if let Some(registration) = registration {
             self.registered(registration);
         }
-        let (now, hosts) = (Instant::now(), self.hosts());
-        if let Some(overlay) = &mut self.overlay {
-            overlay.traversal.set_hosts(now, hosts);
-        }
-        self.meet_paths(now, changes);
+        self.place_paths();
+        self.meet_paths(Instant::now(), changes);
         self.due.everything_of_peers();
         self.settle()?;
         for peer in &profile.peers {

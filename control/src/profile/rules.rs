@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use penstock_proto::coordination::Fingerprint;
+use penstock_proto::coordination::FingerprintError;
 use penstock_proto::coordination::limits::SUBNETS_LIMIT;
 
 use super::document::{LanDocument, PeerDocument, Prefix, Source};
@@ -19,7 +19,7 @@ use super::{
     Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
 };
 use crate::coordinator::Trust;
-use crate::key::{KeyError, PrivateKey, PublicKey, from_hex};
+use crate::key::{KeyError, PrivateKey, PublicKey};
 
 /// Checks all that needs no key file.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
@@ -53,11 +53,7 @@ fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError>
             return Err(source.error(field("CaFile"), sentence));
         }
         (Some(text), None) => {
-            let bytes = from_hex(text).map_err(|_| {
-                let sentence = "a SHA-256 fingerprint is 64 hexadecimal digits, as the coordinator's log shows it";
-                source.error(field("Fingerprint"), sentence)
-            })?;
-            Trust::Pinned(Fingerprint(*bytes))
+            Trust::Pinned(text.parse().map_err(|error: FingerprintError| source.error(field("Fingerprint"), error))?)
         }
         (None, file) => {
             let directory = source.path.parent().unwrap_or(Path::new(""));

@@ -29,7 +29,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::coordinator::Trust;
-use detours::Detours;
+use crate::port_mapping::{Mapping, PortMapper};
+use detours::{Detours, Received};
 pub use relays::RelayState;
 use relays::Relays;
 use stun::Stun;
@@ -46,13 +47,26 @@ pub struct Traversal {
     udp: UdpSender,
     /// Addresses of ours that a peer might reach.
     hosts: Vec<IpAddr>,
-    /// What a router maps to us on request.
-    mapped: Option<SocketAddr>,
+    /// The router that is asked to map the tunnel's port, and our address towards it.
+    route: Option<(IpAddr, IpAddr)>,
+    mapper: Option<PortMapper>,
+    may_map: bool,
     told: Option<Reachability>,
     /// When to look whether there is something to tell.
     tell_at: Option<Instant>,
     selections: VecDeque<Selection>,
     reachability: Option<Reachability>,
+}
+
+/// What is configured about it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whose certificates are taken for the relays'.
+    pub trust: Trust,
+    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    pub birthday_probing: bool,
+    /// Whether the router is asked to map the tunnel's port.
+    pub port_mapping: bool,
 }
 
 /// Where a peer's packets go from now on, and why.
@@ -68,22 +82,30 @@ pub struct Selection {
     pub reason: Reason,
 }
 
-/// A datagram for the path agent that came to another socket than the tunnel's.
-pub use detours::Received;
+/// What came in by another way than the tunnel's socket.
+#[derive(Debug)]
+pub enum Input {
+    /// A probe to another port of ours.
+    Probe(Received),
+    /// The router maps the tunnel's port, or another one, or no more.
+    Mapping(Mapping),
+}
 
 impl Traversal {
-    /// Traversal without peers and servers. `udp` is the tunnel's socket; `birthday` allows ports to be guessed.
-    pub fn new(private_key: StaticSecret, udp: UdpSender, trust: Trust, birthday: bool) -> Self {
-        let config = PathConfig { birthday, ..PathConfig::default() };
+    /// Traversal without peers and servers. `udp` is the tunnel's socket.
+    pub fn new(private_key: StaticSecret, udp: UdpSender, settings: Settings) -> Self {
+        let config = PathConfig { birthday: settings.birthday_probing, ..PathConfig::default() };
         let local_port = udp.local_port();
         Self {
             agent: PathAgent::new(private_key.clone(), config, StdRng::from_os_rng()),
             stun: Stun::default(),
-            relays: Relays::new(private_key, trust, local_port),
+            relays: Relays::new(private_key, settings.trust, local_port),
             detours: Detours::new(local_port),
             udp,
             hosts: Vec::new(),
-            mapped: None,
+            route: None,
+            mapper: None,
+            may_map: settings.port_mapping,
             told: None,
             tell_at: None,
             selections: VecDeque::new(),
@@ -124,10 +146,28 @@ impl Traversal {
         self.tell_soon(now);
     }
 
-    /// What a router maps to the tunnel's port.
-    pub fn set_mapped(&mut self, now: Instant, mapped: Option<SocketAddr>) {
-        self.mapped = mapped;
+    /// The router on the way to the network, and our address towards it.
+    pub fn set_route(&mut self, now: Instant, route: Option<(IpAddr, IpAddr)>) {
+        if route == self.route {
+            return;
+        }
+        self.route = route;
+        let port = self.udp.local_port();
+        // The old router has us no more; what it has mapped ends by itself.
+        self.mapper = route.filter(|_| self.may_map).map(|(router, local)| PortMapper::start(router, local, port));
         self.tell_soon(now);
+    }
+
+    /// What the router says of a mapping.
+    pub fn mapping(&self) -> Mapping {
+        self.mapper.as_ref().map(PortMapper::mapping).unwrap_or_default()
+    }
+
+    /// Gives the router its mapping back.
+    pub async fn release(&mut self) {
+        if let Some(mapper) = self.mapper.take() {
+            mapper.release().await;
+        }
     }
 
     /// Looks for a path to this peer too.
@@ -176,14 +216,27 @@ impl Traversal {
         }
     }
 
-    /// The next datagram to another socket than the tunnel's, for [`Self::handle_received`]. Cancel safe.
-    pub async fn next(&mut self) -> Received {
-        self.detours.next().await
+    /// The next input that does not come by the tunnel's socket, for [`Self::handle_input`]. Cancel safe.
+    pub async fn next(&mut self) -> Input {
+        let Self { detours, mapper, .. } = self;
+        let mapping = async {
+            match mapper {
+                Some(mapper) => mapper.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            received = detours.next() => Input::Probe(received),
+            mapping = mapping => Input::Mapping(mapping),
+        }
     }
 
     /// Takes what [`Self::next`] gave.
-    pub fn handle_received(&mut self, now: Instant, received: &Received) {
-        self.handle_probe(now, received.socket, received.from, &received.datagram);
+    pub fn handle_input(&mut self, now: Instant, input: &Input) {
+        match input {
+            Input::Probe(Received { socket, from, datagram }) => self.handle_probe(now, *socket, *from, datagram),
+            Input::Mapping(_) => self.tell_soon(now),
+        }
     }
 
     /// Does what has become due, and sends. To be called after every other call, and at
@@ -270,6 +323,9 @@ impl Traversal {
             PathEvent::RefreshCandidates => {
                 self.stun.refresh(now);
                 self.relays.renew(now);
+                if let Some(mapper) = &self.mapper {
+                    mapper.refresh();
+                }
                 self.tell_soon(now);
             }
             PathEvent::OpenSockets { peer, count } => {
@@ -303,7 +359,7 @@ impl Traversal {
         let kinds = [
             (CandidateKind::Host, self.local()),
             (CandidateKind::ServerReflexive, self.stun.addresses()),
-            (CandidateKind::PortMapped, self.mapped.into_iter().collect()),
+            (CandidateKind::PortMapped, self.mapping().candidate().into_iter().collect()),
         ];
         let mut candidates: Vec<Candidate> = Vec::new();
         for (kind, addresses) in kinds {

@@ -107,12 +107,21 @@ impl Relays {
             return Some(Way::Udp { place, address: *address });
         }
         let Some(url) = &relay.url else { return udp() };
-        match RelayStream::open(url, self.trust.clone(), self.local_port) {
+        match RelayStream::open(url, self.trust_in(relay), self.local_port) {
             Ok(stream) => Some(Way::Tls(stream)),
             Err(e) => {
                 tracing::warn!("relay {} cannot be reached by TLS: {e}", relay.name);
                 udp()
             }
+        }
+    }
+
+    /// Whose certificate to take for the relay's: the coordinator tells.
+    fn trust_in(&self, relay: &coordination::Relay) -> Trust {
+        match (relay.fingerprint, &self.trust) {
+            (Some(fingerprint), _) => Trust::Pinned(fingerprint),
+            (None, Trust::Pinned(_)) => Trust::Authorities(None),
+            (None, authorities) => authorities.clone(),
         }
     }
 

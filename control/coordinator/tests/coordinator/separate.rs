@@ -34,6 +34,7 @@ impl Place {
             public_key: self.key,
             udp: vec!["192.0.2.9:3478".parse().unwrap()],
             url: None,
+            fingerprint: None,
         };
         Document { relays: Some(vec![relay]), relay: Some(false), ..document(self.directory.path()) }
     }

@@ -13,8 +13,8 @@ use blake2::Blake2sMac;
 use blake2::digest::Mac;
 use blake2::digest::consts::U32;
 use rand::CryptoRng;
-use serde::de::{Deserialize, Deserializer, Error};
-use serde::{Serialize, Serializer};
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::noise::keyed_hash;
@@ -29,8 +29,9 @@ const FINGERPRINT: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EnrolmentKeyId(pub [u8; ID]);
 
-/// The SHA-256 of a certificate in DER.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The SHA-256 of a certificate in DER. In text it is 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(pub [u8; FINGERPRINT]);
 
 /// An enrolment key with its secret.
@@ -163,6 +164,40 @@ impl FromStr for EnrolmentKeyId {
     }
 }
 
+/// The text is no [`Fingerprint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a SHA-256 fingerprint is 64 hexadecimal digits, as the coordinator's log shows it")]
+pub struct FingerprintError;
+
+impl FromStr for Fingerprint {
+    type Err = FingerprintError;
+
+    fn from_str(text: &str) -> Result<Self, FingerprintError> {
+        let mut bytes = [0; FINGERPRINT];
+        if text.len() != 2 * FINGERPRINT || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(FingerprintError);
+        }
+        for (byte, place) in bytes.iter_mut().zip((0..text.len()).step_by(2)) {
+            *byte = u8::from_str_radix(&text[place..place + 2], 16).map_err(|_| FingerprintError)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for Fingerprint {
+    type Error = FingerprintError;
+
+    fn try_from(text: String) -> Result<Self, FingerprintError> {
+        text.parse()
+    }
+}
+
+impl From<Fingerprint> for String {
+    fn from(fingerprint: Fingerprint) -> Self {
+        fingerprint.to_string()
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -183,6 +218,17 @@ mod tests {
 
     fn key(fingerprint: Option<Fingerprint>) -> EnrolmentKey {
         EnrolmentKey::generate(&mut StdRng::seed_from_u64(1), fingerprint)
+    }
+
+    #[test]
+    fn a_fingerprint_is_its_digits() {
+        let fingerprint = Fingerprint(std::array::from_fn(|index| index as u8 * 7));
+        let text = fingerprint.to_string();
+        assert_eq!(text.parse(), Ok(fingerprint));
+        assert_eq!(text.to_uppercase().parse(), Ok(fingerprint));
+        for bad in ["", &text[1..], &format!("{text}0"), &text.replace('0', "g"), &"é".repeat(32)] {
+            assert_eq!(bad.parse::<Fingerprint>(), Err(FingerprintError), "{bad}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::encoding::{Base64, at_most};
 use super::limits::{PEERS_LIMIT, SERVERS_LIMIT, SUBNETS_LIMIT};
-use super::{Name, Reachability, SiteKey};
+use super::{Fingerprint, Name, Reachability, SiteKey};
 use crate::noise::hash;
 
 /// Which state of a map.
@@ -72,6 +72,9 @@ pub struct Relay {
     /// Where its WebSocket is, `https://HOST[:PORT]`, for where UDP is blocked.
     #[serde(default)]
     pub url: Option<String>,
+    /// The certificate to insist on there; without it, one that an authority vouches for.
+    #[serde(default)]
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// An increment: what changed of a map between two states.

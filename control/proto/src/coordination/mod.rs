@@ -28,7 +28,7 @@ mod proof;
 mod site_key;
 
 pub use access::{Access, AccessPart, SiteNumber};
-pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint};
+pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint, FingerprintError};
 pub use map::{ApplyError, Digest, Known, Map, MapVersion, Peer, Relay, Update};
 pub use messages::{
     Candidate, CandidateKind, CoordinatorMessage, Dependence, Enrolment, GatewayMessage, Hello, NatType, Reachability,
