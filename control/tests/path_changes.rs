@@ -214,7 +214,8 @@ fn nothing_is_lost_with_the_coordinator() {
     pair.coordinator.restart();
     pair.await_both("direct");
     let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
-    assert!(pings.all_answered(), "{}", pings.text);
+    let status = || (pair.gateway_a.status(), pair.gateway_b.status());
+    assert!(pings.all_answered(), "{}\n{:#?}", pings.text, status());
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn route(
     packet.tos = inner::outer_tos(inner.tos);
 
     let entry = &table.peers[peer as usize];
-    if !entry.sending.as_ref().is_some_and(|session| session.alive(now)) {
+    if !entry.session().is_some_and(|session| session.alive(now)) {
         *noticed = true;
         let notice = Notice::NoSession { peer: entry.peer.id, packet: pool.packet(frame).into() };
         return if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) };
@@ -170,7 +170,7 @@ struct Way<'a> {
 /// The way to a peer for `n` packets.
 fn way(entry: &PeerEntry, n: usize) -> Result<Way<'_>, Drop> {
     let endpoint = entry.endpoint.ok_or(Drop::NoEndpoint)?;
-    let session = entry.sending.as_ref().ok_or(Drop::ExpiredSession)?;
+    let session = entry.session().ok_or(Drop::ExpiredSession)?;
     let first = session.reserve(n as u64)?;
     Ok(Way { session, counters: first..first + n as u64, endpoint })
 }

@@ -44,6 +44,17 @@ pub struct PeerEntry {
     pub link: Option<Link>,
     /// The session to send by. (One; lanes will make it several.)
     pub sending: Option<Arc<Session>>,
+    /// A newer one that the peer began, to send by as soon as the peer shows that it has the keys.
+    pub next: Option<Arc<Session>>,
+}
+
+impl PeerEntry {
+    /// The session to send by now. The answer to the first packet of a new session goes by that session: the
+    /// peer may have no other.
+    #[inline]
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        self.next.as_ref().filter(|next| next.confirmed()).or(self.sending.as_ref())
+    }
 }
 
 /// A session, and the place of its peer in [`Table::peers`].

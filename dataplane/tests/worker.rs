@@ -99,6 +99,7 @@ fn table(me: usize, with_session: bool) -> Table {
             roams: true,
             link: None,
             sending: with_session.then(|| Arc::clone(&session)),
+            next: None,
         }],
         allowed_ips: Arc::new(allowed_ips),
         icmp_v4: Some([10, me as u8, 0, 254].into()),
@@ -288,6 +289,40 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
+}
+
+/// The peer has forgotten the session that we send by, as after its restart, and begun another.
+#[test]
+fn the_answer_to_a_new_session_goes_by_it() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    let mut table = Arc::unwrap_or_clone(b.engine.table());
+    let new = table.peers[0].sending.take().unwrap();
+    let old = Session::new(SessionConfig {
+        local_index: 900,
+        remote_index: 901,
+        suite: Suite::ChaCha20Poly1305,
+        send_key: [9; 32].into(),
+        receive_key: [8; 32].into(),
+        born: Millis::now(),
+        confirmed: true,
+        peer: Arc::clone(&table.peers[0].peer),
+    });
+    (table.peers[0].sending, table.peers[0].next) = (Some(Arc::new(old)), Some(new));
+    b.engine.publish(table);
+    let index = |message: &Message| u32::from_le_bytes(message.bytes[4..8].try_into().unwrap());
+
+    b.send_lan(&packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(index(&b.sent_to_wan().unwrap()), 901, "the peer has not shown that it has the new one");
+    a.send_lan(&packet(A, B, 64, &[]));
+    a.turn();
+    carry(&mut a, &mut b);
+    b.turn();
+    b.sent_to_lan().expect("the packet");
+    // Control has not read its queue.
+    b.send_lan(&packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(index(&b.sent_to_wan().unwrap()), 100);
 }
 
 /// A flood that fills the queue to control does not lose what a session needs to be used.

@@ -29,6 +29,9 @@ pub const COOKIE_LATENCY: Duration = Duration::from_secs(5);
 
 /// Two initiations of one peer closer together than this are not both answered (kernel: 50 a second).
 pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// On a new path an initiation that has not been answered for this long is sent anew: a long round trip, and
+/// much more than [`INITIATION_INTERVAL`].
+pub const INITIATION_PATIENCE: Duration = Duration::from_millis(300);
 /// Initiation timestamps are rounded down to this many nanoseconds, so that they are no precise clock.
 /// The largest power of two below [`INITIATION_INTERVAL`], as in the kernel.
 pub const TIMESTAMP_GRANULARITY: u32 = 1 << 24;

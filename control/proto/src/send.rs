@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
+use crate::constants::INITIATION_PATIENCE;
 use crate::event::{Contents, Event, Traffic, Transmit};
 use crate::gateway::Gateway;
 use crate::messages::Response;
@@ -26,18 +27,25 @@ impl Gateway {
     }
 
     /// The peer is reached another way, by an endpoint that is set: an initiation that waits for its response is
-    /// sent anew, since it may have been lost on the old way. With `renew` a handshake begins in any case,
-    /// for a relay that has not seen the present session's.
+    /// sent anew unless that comes soon, since it may have been lost on the old way. With `renew` a handshake
+    /// begins in any case, for a relay that has not seen the present session's.
     pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
         let give_up = now + self.timings.rekey_attempt_time;
-        let Some(peer) = self.named_mut(id) else {
+        let Some(peer) = self.named_mut(id).filter(|peer| peer.config.endpoint.is_some()) else {
             return;
         };
-        if (peer.pending.is_none() && !renew) || peer.config.endpoint.is_none() {
-            return;
-        }
+        let due = match &peer.pending {
+            // Its response may be on the way, and would find nobody who waits for it.
+            Some((_, sent)) => now.max(*sent + INITIATION_PATIENCE),
+            None if renew => now,
+            None => return,
+        };
         peer.timers.give_up.get_or_insert(give_up);
-        self.send_initiation(now, id);
+        if due > now {
+            peer.timers.retry = Some(peer.timers.retry.map_or(due, |at| at.min(due)));
+        } else {
+            self.send_initiation(now, id);
+        }
         self.reschedule(id);
     }
 

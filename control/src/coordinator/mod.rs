@@ -28,11 +28,11 @@ mod url;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::key::PrivateKey;
@@ -47,6 +47,9 @@ pub use url::{CoordinatorUrl, HttpsUrl, UrlError};
 
 /// Events that wait for the gateway. When there is no room, the coordinator waits.
 const EVENT_QUEUE: usize = 16;
+
+/// How long it may take to write the map at the end: a disk that hangs must not keep the gateway from stopping.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -107,8 +110,9 @@ pub struct Client {
     reachability: watch::Sender<Option<Reachability>>,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
+    stop: oneshot::Sender<()>,
     // Aborted when dropped.
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
 }
 
 impl Config {
@@ -148,8 +152,9 @@ impl Client {
         let hurry = Arc::new(Notify::new());
         let state = Arc::new(Mutex::new(State::Connecting));
         let mut tasks = JoinSet::new();
-        tasks.spawn(task::run(config, proxy, event_sender, announced, hurry.clone(), state.clone()));
-        Self { events, reachability, hurry, state, _task: tasks }
+        let (stop, stopped) = oneshot::channel();
+        tasks.spawn(task::run(config, proxy, event_sender, announced, hurry.clone(), state.clone(), stopped));
+        Self { events, reachability, hurry, state, stop, task: tasks }
     }
 
     /// What the coordinator said last, for a start without it. `None` if there is nothing, or nothing to
@@ -184,6 +189,14 @@ impl Client {
     /// The network has changed: an existing connection is tested, a missing one tried soon.
     pub fn hurry(&self) {
         self.hurry.notify_one();
+    }
+
+    /// Ends the connection, and sees to it that the map is kept for the next start.
+    pub async fn stop(mut self) {
+        drop(self.stop);
+        // Whoever waits for an event would keep the task waiting for room in the queue.
+        self.events.close();
+        let _ = tokio::time::timeout(STOP_LIMIT, self.task.join_next()).await;
     }
 
     /// How things stand.

@@ -8,8 +8,8 @@ use penstock_proto::coordination::limits::{CANDIDATES_LIMIT, PEERS_LIMIT, SILENC
 use penstock_proto::coordination::{
     CoordinatorMessage, GatewayMessage, Map, Reachability, RefusalReason, Registration, RegistrationState,
 };
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::backoff::Backoff;
 use super::cache::{self, Cached};
@@ -36,7 +36,7 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
 /// Shortest time between two writes of the cached map: addresses change often.
 const CACHE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs until the client is dropped.
+/// Runs until the client is dropped, or told to stop by `stop`; then what is not yet in the file is written.
 pub(super) async fn run(
     config: Config,
     proxy: Proxy,
@@ -44,15 +44,23 @@ pub(super) async fn run(
     announced: watch::Receiver<Option<Reachability>>,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
+    stop: oneshot::Receiver<()>,
 ) {
     // What is wrong with the file was said by whoever asked for it before.
     let known = Cached::read(&config.cache, &config.private_key, &config.url).ok().flatten();
     let (cache, to_be_cached) = watch::channel(None);
     let (map, registration) = known.map_or((None, None), |known| (Some(known.map), Some(known.registration)));
     let task = Task { map, registration, proxy, events, announced, hurry, state, cache, config };
-    let writer = write_cache(task.config.clone(), to_be_cached);
-    // Both end when the client is dropped.
-    tokio::join!(task.run(), writer);
+    let stopping = Notify::new();
+    let writer = write_cache(task.config.clone(), to_be_cached, &stopping);
+    let connection = async {
+        tokio::select! {
+            () = task.run() => {}
+            _ = stop => {}
+        }
+        stopping.notify_one();
+    };
+    tokio::join!(connection, writer);
 }
 
 /// The last thing to be done to the file: `None` is nothing yet.
@@ -269,7 +277,7 @@ impl Task {
 }
 
 /// Writes the file whenever it is to be another, but not all the time.
-async fn write_cache(config: Config, mut content: watch::Receiver<Write>) {
+async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stopping: &Notify) {
     let mut said = String::new();
     while content.changed().await.is_ok() {
         let Some(latest) = content.borrow_and_update().clone() else { continue };
@@ -287,6 +295,7 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>) {
             tracing::warn!("the map cannot be kept for a start without the coordinator: {why}");
         }
         said = why;
-        sleep(CACHE_INTERVAL).await;
+        // A stop cuts it short.
+        let _ = timeout(CACHE_INTERVAL, stopping.notified()).await;
     }
 }

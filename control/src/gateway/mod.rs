@@ -133,8 +133,8 @@ pub async fn run(profile: Profile) -> Result<()> {
     let mut gateway = Gateway::start(&profile)?;
     let outcome = gateway.serve(control, uapi, stop).await;
     stopping.store(true, Ordering::Release);
-    if let Some(overlay) = &mut gateway.overlay {
-        overlay.traversal.release().await;
+    if let Some(overlay) = gateway.overlay.take() {
+        overlay.stop().await;
     }
     gateway.stop();
     outcome
@@ -232,8 +232,7 @@ impl Gateway {
     /// Takes everything down, in the opposite order of the start. Blackholes go last, and stay when
     /// packets could else leave in the clear without anybody having asked for it.
     fn stop(self) {
-        let Self { mut netlink, mut routes, mut forwarding, steering, engine, udp, overlay, fail_closed, .. } = self;
-        drop(overlay);
+        let Self { mut netlink, mut routes, mut forwarding, steering, engine, udp, fail_closed, .. } = self;
         drop(steering);
         routes.leave(&mut netlink);
         drop(engine);

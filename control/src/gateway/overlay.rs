@@ -56,6 +56,12 @@ pub enum Input {
 }
 
 impl Overlay {
+    /// Gives back what others hold for us, and keeps what is known for the next start.
+    pub async fn stop(mut self) {
+        self.traversal.release().await;
+        self.client.stop().await;
+    }
+
     /// The next input. Cancel safe.
     pub async fn next(overlay: &mut Option<Self>) -> Input {
         let Some(Self { client, traversal, .. }) = overlay else { return std::future::pending().await };

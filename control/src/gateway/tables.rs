@@ -64,7 +64,15 @@ impl Parts {
         for (place, peer) in peers.iter().enumerate() {
             let Path { endpoint, link } = path(peer);
             let sending = peer.sending().cloned();
-            table.peers.push(PeerEntry { peer: Arc::clone(&peer.data), endpoint, roams: peer.roams(), link, sending });
+            let next = peer.sessions.last().filter(|session| !session.confirmed()).cloned();
+            table.peers.push(PeerEntry {
+                peer: Arc::clone(&peer.data),
+                endpoint,
+                roams: peer.roams(),
+                link,
+                sending,
+                next,
+            });
             for session in &peer.sessions {
                 let entry = SessionEntry { session: Arc::clone(session), peer: place as u32 };
                 table.sessions.insert(session.local_index, entry);

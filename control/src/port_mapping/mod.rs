@@ -198,12 +198,18 @@ impl Upkeep {
         let mut pause = self.retry;
         let mut first = true;
         loop {
-            let renewed = match &mut lease {
-                Some(lease) => lease.renew(&self.target).await,
-                None => false,
+            let asked = async {
+                let renewed = match &mut lease {
+                    Some(lease) => lease.renew(&self.target).await,
+                    None => false,
+                };
+                if renewed { None } else { Some(attempt(&self.target).await) }
             };
-            if !renewed {
-                let Attempt { lease: new, found } = attempt(&self.target).await;
+            let asked = tokio::select! {
+                asked = asked => asked,
+                _ = &mut stopped => break,
+            };
+            if let Some(Attempt { lease: new, found }) = asked {
                 // The old one is kept until it has run out: the router may only have been busy.
                 lease = new.or(lease.filter(|lease| lease.expires() > Instant::now()));
                 let changed = self.publish.send_if_modified(|mapping| {

@@ -145,6 +145,36 @@ fn a_fixed_endpoint_stays_wherever_packets_come_from() {
 }
 
 #[test]
+fn a_new_path_does_not_wait_for_the_old_ones_timeout() {
+    let (mut world, a, b) = World::pair(1);
+    let home = world.sites[1].address;
+    world.sites[0].gateway.set_endpoint(b, "192.0.2.99:9".parse().ok());
+    world.send(0, b, b"lost on the way");
+    world.run(millis(100));
+    world.sites[0].gateway.set_endpoint(b, Some(home));
+    let now = world.now;
+    world.sites[0].gateway.handle_path(now, b, false);
+    world.run(millis(100));
+    assert_eq!(world.sites[0].established(), 0, "the first one may still be answered");
+    world.run(millis(250));
+    assert_eq!(world.sites[0].established(), 1);
+
+    // Nothing is under way: only a renewal begins anything.
+    let (initiations, now) = (world.sent_by(0, 1).len(), world.now);
+    world.sites[0].gateway.handle_path(now, b, false);
+    world.run(seconds(1));
+    assert_eq!(world.sent_by(0, 1).len(), initiations);
+    let now = world.now;
+    world.sites[0].gateway.handle_path(now, b, true);
+    world.run(seconds(1));
+    assert_eq!(world.sent_by(0, 1).len(), initiations + 1);
+    assert_eq!((world.sites[0].established(), world.sites[1].established()), (2, 2));
+    world.send(1, a, b"by the new session");
+    world.run(seconds(1));
+    assert_eq!(world.sites[0].received.len(), 1);
+}
+
+#[test]
 fn a_peer_without_endpoint_waits_for_the_other() {
     let (mut world, a, b) = World::pair(1);
     world.sites[0].gateway.set_endpoint(b, None);
