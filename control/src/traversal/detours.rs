@@ -1,9 +1,12 @@
 //! Ports other than the tunnel's, by which birthday probing gets through a NAT.
 //!
-//! Each is a UDP socket of its own. Probes that come to it go to the path agent. Once a peer's path leads
-//! through one, it gets a local address: what the tunnel's socket sends there goes out by the port, and
-//! what the peer sends to the port goes to the tunnel's socket. Nothing is copied or opened but datagrams
-//! as they are.
+//! ```text
+//!   peer ──► port ──┬─ probes ──► path agent
+//!                   └─ the rest ─► inbound ──► 127.0.0.1, the tunnel's port
+//!   peer ◄── port ◄── outbound, a local address of the port's own ◄── the tunnel's socket
+//! ```
+//! Each port is a UDP socket of its own. Once a peer's path leads through one, it gets a local address that
+//! stands for the peer. Nothing is copied or opened but datagrams as they are.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,15 +14,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH, SocketId};
+use penstock_proto::relay::DATAGRAM_LIMIT;
 use socket2::SockRef;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Probes that wait for the agent; more are dropped, as a network would.
 const WAITING: usize = 1024;
-/// The longest datagram that a tunnel over IPv4 sends.
-const DATAGRAM_MAX: usize = 65_535;
+/// The first byte of WireGuard's transport data.
+const DATA: u8 = 4;
 /// Most ports at a time: two peers' worth of birthday probing.
 const PORTS_MAX: usize = 512;
 
@@ -28,6 +32,8 @@ pub struct Detours {
     local_port: u16,
     ports: HashMap<SocketId, Port>,
     next_id: u32,
+    /// By which all ports hand datagrams to the tunnel's socket; there from the first port on.
+    inbound: Option<Arc<UdpSocket>>,
     sender: mpsc::Sender<Received>,
     receiver: mpsc::Receiver<Received>,
 }
@@ -45,17 +51,19 @@ pub struct Received {
 
 struct Port {
     wan: Arc<UdpSocket>,
+    /// The peer, once a path leads through here.
+    peer: watch::Sender<Option<SocketAddr>>,
+    /// The local address for that peer.
+    outbound: Option<SocketAddr>,
     /// The tasks that read; they end with the port.
     tasks: JoinSet<()>,
-    /// Where the tunnel's socket sends to, once a path leads through here, and the peer's address.
-    led: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Detours {
     /// No ports yet. `local_port` is the tunnel's.
     pub fn new(local_port: u16) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        Self { local_port, ports: HashMap::new(), next_id: SocketId::TUNNEL.0 + 1, sender, receiver }
+        Self { local_port, ports: HashMap::new(), next_id: SocketId::TUNNEL.0 + 1, inbound: None, sender, receiver }
     }
 
     /// Opens up to `count` ports.
@@ -63,21 +71,34 @@ impl Detours {
         let room = PORTS_MAX.saturating_sub(self.ports.len());
         let mut opened = Vec::new();
         for _ in 0..usize::from(count).min(room) {
-            let wan = match bind(Ipv4Addr::UNSPECIFIED.into()) {
-                Ok(wan) => Arc::new(wan),
+            match self.open_one() {
+                Ok(id) => opened.push(id),
                 Err(e) => {
                     tracing::warn!("no more ports can be opened: {e}");
                     break;
                 }
-            };
-            let id = SocketId(self.next_id);
-            self.next_id = self.next_id.wrapping_add(1).max(SocketId::TUNNEL.0 + 1);
-            let mut tasks = JoinSet::new();
-            tasks.spawn(listen(id, Arc::clone(&wan), self.sender.clone()));
-            self.ports.insert(id, Port { wan, tasks, led: None });
-            opened.push(id);
+            }
         }
         opened
+    }
+
+    fn open_one(&mut self) -> io::Result<SocketId> {
+        let inbound = match &self.inbound {
+            Some(inbound) => Arc::clone(inbound),
+            None => Arc::clone(self.inbound.insert(Arc::new(bind(Ipv4Addr::LOCALHOST)?))),
+        };
+        let wan = Arc::new(bind(Ipv4Addr::UNSPECIFIED)?);
+        let id = SocketId(self.next_id);
+        self.next_id = self.next_id.wrapping_add(1).max(SocketId::TUNNEL.0 + 1);
+        let (peer, of) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(carry_in(id, Arc::clone(&wan), of, self.sender.clone(), inbound, self.tunnel()));
+        self.ports.insert(id, Port { wan, peer, outbound: None, tasks });
+        Ok(id)
+    }
+
+    fn tunnel(&self) -> SocketAddr {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.local_port)
     }
 
     /// Closes ports.
@@ -106,31 +127,19 @@ impl Detours {
 
     /// The local address that leads to a peer by this port.
     pub fn lead(&mut self, socket: SocketId, peer: SocketAddr) -> Option<SocketAddr> {
-        let tunnel = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.local_port);
+        let tunnel = self.tunnel();
         let port = self.ports.get_mut(&socket)?;
-        if let Some((local, known)) = port.led
-            && known == peer
-        {
-            return Some(local);
-        }
-        let led = bind(Ipv4Addr::LOCALHOST.into()).and_then(|inside| Ok((inside.local_addr()?, inside)));
-        let (local, inside) = match led {
-            Ok(led) => led,
-            Err(e) => {
-                tracing::warn!("no local address for a path through another port: {e}");
-                return None;
+        port.peer.send_replace(Some(peer));
+        if port.outbound.is_none() {
+            match bind(Ipv4Addr::LOCALHOST).and_then(|outbound| Ok((outbound.local_addr()?, outbound))) {
+                Ok((local, outbound)) => {
+                    port.tasks.spawn(carry_out(outbound, tunnel, Arc::clone(&port.wan), port.peer.subscribe()));
+                    port.outbound = Some(local);
+                }
+                Err(e) => tracing::warn!("no local address for a path through another port: {e}"),
             }
-        };
-        let inside = Arc::new(inside);
-        // Who listened for probes alone gives way to who tells probes from traffic.
-        port.tasks.abort_all();
-        port.tasks.spawn(carry_in(
-            Ends { id: socket, wan: Arc::clone(&port.wan), inside: Arc::clone(&inside), tunnel, peer },
-            self.sender.clone(),
-        ));
-        port.tasks.spawn(carry_out(Ends { id: socket, wan: Arc::clone(&port.wan), inside, tunnel, peer }));
-        port.led = Some((local, peer));
-        Some(local)
+        }
+        port.outbound
     }
 
     /// The next probe. Cancel safe.
@@ -143,44 +152,47 @@ impl Detours {
     }
 }
 
-/// A port with its local address.
-struct Ends {
+/// Probes to the agent, WireGuard to the tunnel: of the peer whose path leads here, and before there is one only
+/// data, which costs whoever guesses the port an AEAD at most.
+async fn carry_in(
     id: SocketId,
     wan: Arc<UdpSocket>,
-    inside: Arc<UdpSocket>,
+    peer: watch::Receiver<Option<SocketAddr>>,
+    agent: mpsc::Sender<Received>,
+    inbound: Arc<UdpSocket>,
     tunnel: SocketAddr,
-    peer: SocketAddr,
-}
-
-/// Probes to the agent.
-async fn listen(id: SocketId, wan: Arc<UdpSocket>, agent: mpsc::Sender<Received>) {
-    // One byte more, so that what is too long is seen to be.
-    let mut buffer = [0; PROBE_LENGTH + 1];
+) {
+    let mut buffer = vec![0; DATAGRAM_LIMIT];
     while let Ok((length, from)) = wan.recv_from(&mut buffer).await {
-        offer(id, from, &buffer[..length], &agent);
-    }
-}
-
-/// Probes to the agent, the peer's other datagrams to the tunnel.
-async fn carry_in(ends: Ends, agent: mpsc::Sender<Received>) {
-    let mut buffer = vec![0; DATAGRAM_MAX];
-    while let Ok((length, from)) = ends.wan.recv_from(&mut buffer).await {
         let datagram = &buffer[..length];
-        if datagram.first() == Some(&FIRST_BYTE) {
-            offer(ends.id, from, datagram, &agent);
-        } else if from == ends.peer {
+        let known = *peer.borrow();
+        match datagram {
+            [FIRST_BYTE, ..] if length == PROBE_LENGTH => {
+                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                // A full queue is a flood: dropped.
+                let _ = agent.try_send(Received { socket: id, from, datagram: datagram.to_vec() });
+            }
             // What does not fit is lost, as on any path.
-            let _ = send_now(&ends.inside, datagram, ends.tunnel);
+            [first, ..] if known == Some(from) || (known.is_none() && *first == DATA) => {
+                let _ = send_now(&inbound, datagram, tunnel);
+            }
+            _ => {}
         }
     }
 }
 
 /// The tunnel's datagrams to the peer.
-async fn carry_out(ends: Ends) {
-    let mut buffer = vec![0; DATAGRAM_MAX];
-    while let Ok((length, from)) = ends.inside.recv_from(&mut buffer).await {
-        if from == ends.tunnel {
-            let _ = send_now(&ends.wan, &buffer[..length], ends.peer);
+async fn carry_out(
+    outbound: UdpSocket,
+    tunnel: SocketAddr,
+    wan: Arc<UdpSocket>,
+    peer: watch::Receiver<Option<SocketAddr>>,
+) {
+    let mut buffer = vec![0; DATAGRAM_LIMIT];
+    while let Ok((length, from)) = outbound.recv_from(&mut buffer).await {
+        let to = *peer.borrow();
+        if let Some(to) = to.filter(|_| from == tunnel) {
+            let _ = send_now(&wan, &buffer[..length], to);
         }
     }
 }
@@ -190,14 +202,8 @@ fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<(
     SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }
 
-fn offer(socket: SocketId, from: SocketAddr, datagram: &[u8], agent: &mpsc::Sender<Received>) {
-    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-    // A full queue is a flood: dropped.
-    let _ = agent.try_send(Received { socket, from, datagram: datagram.to_vec() });
-}
-
-fn bind(address: std::net::IpAddr) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind(SocketAddr::new(address, 0))?;
+fn bind(address: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((address, 0))?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
 }

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use super::agent::Shared;
-use super::check::{Kind, Route};
+use super::check::{Check, Kind, Route};
 use super::constants::{BIRTHDAY_PROBES, BIRTHDAY_SOCKETS, OPENING_TTL};
 use super::peer::Peer;
+use super::probe::Ping;
 use super::reason::{filters_by_port, is_endpoint_dependent};
 use super::{PathEvent, SocketId};
 use crate::coordination::{CandidateKind, NatType};
@@ -33,6 +34,9 @@ pub(crate) struct Birthday {
     guesses: VecDeque<(u64, SocketAddr)>,
     /// The extra socket of a path that was won.
     won: Option<SocketId>,
+    /// On the easy side: where the peer's pings came from once it had chosen. Several guesses may have hit,
+    /// and the hard side keeps one socket.
+    chosen: Option<Route>,
     next: Option<Instant>,
     attempts: u32,
 }
@@ -43,6 +47,11 @@ enum State {
     Idle,
     Asked,
     Holding {
+        sockets: Vec<SocketId>,
+        until: Instant,
+    },
+    /// One is chosen; others were hit as well, and the peer may use one of them until it has heard.
+    Parting {
         sockets: Vec<SocketId>,
         until: Instant,
     },
@@ -66,10 +75,14 @@ impl Birthday {
         (self.next, self.attempts) = (None, 0);
     }
 
+    pub fn chosen(&self) -> Option<Route> {
+        self.chosen
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Idle | State::Asked => None,
-            State::Holding { until, .. } => Some(until),
+            State::Holding { until, .. } | State::Parting { until, .. } => Some(until),
             State::Spraying { due, .. } => Some(due),
         }
     }
@@ -157,7 +170,7 @@ impl Peer {
         // Here, because the NATs' types may become known after the round.
         self.consider_birthday(now, shared);
         match &mut self.birthday.state {
-            State::Holding { sockets, until } if *until <= now => {
+            State::Holding { sockets, until } | State::Parting { sockets, until } if *until <= now => {
                 let sockets = std::mem::take(sockets);
                 self.birthday.state = State::Idle;
                 // A hit of the last moment still has to prove itself; without its socket it cannot.
@@ -179,22 +192,38 @@ impl Peer {
     /// A direct path was selected: what else was held for one is done with.
     pub fn settle_birthday(&mut self, shared: &mut Shared, winner: SocketId) {
         match std::mem::take(&mut self.birthday.state) {
-            State::Holding { mut sockets, .. } => {
-                sockets.retain(|socket| *socket != winner);
-                self.checks.retain(|check| !sockets.contains(&check.route.socket));
-                close(shared, sockets);
+            State::Holding { sockets, until } => {
+                let hit = |socket: &SocketId| self.checks.iter().any(|check| check.route.socket == *socket);
+                let (hit, missed): (Vec<SocketId>, _) =
+                    sockets.into_iter().filter(|socket| *socket != winner).partition(hit);
+                close(shared, missed);
                 self.birthday.won = (winner != SocketId::TUNNEL).then_some(winner);
+                if !hit.is_empty() {
+                    self.birthday.state = State::Parting { sockets: hit, until };
+                }
             }
+            parting @ State::Parting { .. } => self.birthday.state = parting,
             // The sockets come, and are closed then.
             State::Asked | State::Spraying { .. } | State::Idle => {}
         }
     }
 
+    /// On the easy side: a ping came, so the hard side uses this way, or still asks for guesses.
+    pub fn hear_choice(&mut self, shared: &Shared, route: Route, ping: &Ping) {
+        let direct = self.check(route).is_some_and(Check::is_direct);
+        if direct && !ping.birthday && can_win(&self.nat, &shared.nat) {
+            self.birthday.chosen = Some(route);
+        }
+    }
+
     /// The peer is removed or the network has changed.
     pub fn close_sockets(&mut self, shared: &mut Shared) {
-        if let State::Holding { sockets, .. } = std::mem::take(&mut self.birthday.state) {
+        if let State::Holding { sockets, .. } | State::Parting { sockets, .. } =
+            std::mem::take(&mut self.birthday.state)
+        {
             close(shared, sockets);
         }
+        self.birthday.chosen = None;
         close(shared, self.birthday.won.take().into_iter().collect());
         self.checks.retain(|check| check.route.socket == SocketId::TUNNEL);
     }

@@ -173,6 +173,7 @@ impl Peer {
         if ping.birthday {
             self.spray(now, shared);
         }
+        self.hear_choice(shared, route, &ping);
         // The peer gets through to us: it is worth asking whether we get through to it (RFC 8445, 7.3.1.4).
         let pause = shared.config.timings.retry / 8;
         if let Some(check) = self.check_mut(route)

@@ -18,7 +18,9 @@ const TLS_HANDICAP: Duration = Duration::from_millis(50);
 impl Peer {
     pub fn select(&mut self, shared: &mut Shared) {
         let current = self.selected.and_then(|route| self.check(route));
-        let direct = best(&self.checks, current, |check| check.is_direct() && check.is_alive());
+        let usable = |check: &Check| check.is_direct() && check.is_alive();
+        let theirs = self.birthday.chosen().and_then(|route| self.check(route)).filter(|check| usable(check));
+        let direct = theirs.or_else(|| best(&self.checks, current, usable));
         let relay = || best(&self.checks, current, |check| !check.is_direct() && check.is_alive());
         // Nothing has answered yet: the relay is the safest bet.
         let untried = || {
