@@ -253,7 +253,7 @@ impl Traversal {
             self.send(SocketId::TUNNEL, to, &bind, None);
         }
         self.tell_relays(now);
-        if self.tell_at.is_some_and(|at| at <= now) && self.stun.settled(now) {
+        if self.tell_at.is_some_and(|at| at <= now) && self.stun.settles_at().is_some_and(|at| at <= now) {
             self.tell_at = None;
             self.tell(now);
         }
@@ -266,8 +266,8 @@ impl Traversal {
     }
 
     /// When [`Self::step`] is next to be called.
-    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        let tell = self.tell_at.map(|at| at.max(self.stun.settles_at(now)));
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let tell = self.tell_at.zip(self.stun.settles_at()).map(|(at, settled)| at.max(settled));
         [self.agent.poll_timeout(), self.stun.poll_timeout(), self.relays.poll_timeout(), tell]
             .into_iter()
             .flatten()

@@ -107,15 +107,14 @@ impl Stun {
         std::mem::take(&mut self.changed)
     }
 
-    /// Whether the addresses may be told: the servers have answered or were given up.
-    pub fn settled(&self, now: Instant) -> bool {
-        let (known, patient) = (self.passes(), now < self.settles_at(now));
-        self.asked.iter().all(|asked| asked.answered) || (known && !patient)
-    }
-
-    /// When what is known now is enough.
-    pub fn settles_at(&self, now: Instant) -> Instant {
-        self.started.map_or(now, |started| started + PATIENCE)
+    /// From when on what is known is enough to be told: all servers have answered or were given up, or one has
+    /// and the others had their chance. `None` as long as a server is yet to say anything.
+    pub fn settles_at(&self) -> Option<Instant> {
+        let started = self.started?;
+        if self.asked.iter().all(|asked| asked.answered) {
+            return Some(started);
+        }
+        self.passes().then(|| started + PATIENCE)
     }
 
     /// Whether UDP gets out and back in.

@@ -79,6 +79,11 @@ impl Birthday {
         self.chosen
     }
 
+    /// Whether a path may lead by this socket: while the winner lives, the others are on their way out.
+    pub fn allows(&self, socket: SocketId) -> bool {
+        socket == SocketId::TUNNEL || self.won.is_none_or(|won| won == socket)
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Idle | State::Asked => None,
@@ -202,7 +207,12 @@ impl Peer {
                     self.birthday.state = State::Parting { sockets: hit, until };
                 }
             }
-            parting @ State::Parting { .. } => self.birthday.state = parting,
+            State::Parting { mut sockets, until } => {
+                if let Some(place) = sockets.iter().position(|socket| *socket == winner) {
+                    self.birthday.won = Some(sockets.swap_remove(place));
+                }
+                self.birthday.state = State::Parting { sockets, until };
+            }
             // The sockets come, and are closed then.
             State::Asked | State::Spraying { .. } | State::Idle => {}
         }

@@ -18,7 +18,8 @@ const TLS_HANDICAP: Duration = Duration::from_millis(50);
 impl Peer {
     pub fn select(&mut self, shared: &mut Shared) {
         let current = self.selected.and_then(|route| self.check(route));
-        let usable = |check: &Check| check.is_direct() && check.is_alive();
+        let allowed = |check: &Check| self.birthday.allows(check.route.socket);
+        let usable = |check: &Check| check.is_direct() && check.is_alive() && allowed(check);
         let theirs = self.birthday.chosen().and_then(|route| self.check(route)).filter(|check| usable(check));
         let direct = theirs.or_else(|| best(&self.checks, current, usable));
         let relay = || best(&self.checks, current, |check| !check.is_direct() && check.is_alive());

@@ -16,8 +16,10 @@ fn plain() -> PathConfig {
     PathConfig { birthday: false, ..PathConfig::default() }
 }
 
-/// How many seeds to try: the first, or the second when there is time.
+/// The seeds to try: the first number of them, or the second when there is time, or as many as
+/// `PENSTOCK_TEST_SEEDS` says.
 fn seeds(few: u64, many: u64) -> std::ops::Range<u64> {
     let long = std::env::var("PENSTOCK_TEST_LONG").is_ok_and(|value| value == "1");
-    0..if long { many } else { few }
+    let asked = std::env::var("PENSTOCK_TEST_SEEDS").ok().and_then(|number| number.parse().ok());
+    0..asked.unwrap_or(if long { many } else { few })
 }
