@@ -33,8 +33,10 @@ const ANNOUNCE_BURST: u32 = 10;
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 /// How soon the next announcement is tried when there were too many.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
-/// Shortest time between two writes of the cached map: addresses change often.
+/// Shortest time between two writes of the cached map in the long run, and writes in a row: addresses change
+/// often, and what is new is not to be lost with us.
 const CACHE_INTERVAL: Duration = Duration::from_secs(5);
+const CACHE_BURST: u32 = 10;
 
 /// Runs until the client is dropped, or told to stop by `stop`; then what is not yet in the file is written.
 pub(super) async fn run(
@@ -279,6 +281,7 @@ impl Task {
 /// Writes the file whenever it is to be another, but not all the time.
 async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stopping: &Notify) {
     let mut said = String::new();
+    let mut writes = Bucket::default();
     while content.changed().await.is_ok() {
         let Some(latest) = content.borrow_and_update().clone() else { continue };
         let config = config.clone();
@@ -295,7 +298,11 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stoppi
             tracing::warn!("the map cannot be kept for a start without the coordinator: {why}");
         }
         said = why;
-        // A stop cuts it short.
-        let _ = timeout(CACHE_INTERVAL, stopping.notified()).await;
+        while !writes.take(Instant::now(), CACHE_INTERVAL, CACHE_INTERVAL * CACHE_BURST) {
+            // A stop cuts it short.
+            if timeout(CACHE_INTERVAL, stopping.notified()).await.is_ok() {
+                break;
+            }
+        }
     }
 }
