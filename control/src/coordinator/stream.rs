@@ -33,9 +33,10 @@ const BATCH: usize = 64;
 const SOCKET_BUFFER: usize = 1 << 20;
 /// Bytes that TCP takes before it can send them (tcp(7), TCP_NOTSENT_LOWAT): more would only grow old there.
 const UNSENT_LIMIT: u32 = 128 << 10;
-/// Pauses between two tries: the first, and the longest.
+/// Pauses between two tries: the first, and the longest, which bounds for how long a relay that is back is not
+/// noticed.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const HURRIED_PAUSE: Duration = Duration::from_millis(300);
 /// A connection that lasted so long was a good one: pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);

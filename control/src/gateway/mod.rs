@@ -176,7 +176,7 @@ impl Gateway {
 
         loop {
             self.follow_up();
-            let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout());
+            let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(Instant::now()));
             let timeout = self.proto.poll_timeout().into_iter().chain(found).min().map(tokio::time::Instant::from_std);
             tokio::select! {
                 reason = &mut stop => {

@@ -266,9 +266,9 @@ impl Traversal {
     }
 
     /// When [`Self::step`] is next to be called.
-    pub fn poll_timeout(&mut self) -> Option<Instant> {
+    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let tell = self.tell_at.zip(self.stun.settles_at()).map(|(at, settled)| at.max(settled));
-        [self.agent.poll_timeout(), self.stun.poll_timeout(), self.relays.poll_timeout(), tell]
+        [self.agent.poll_timeout(), self.stun.poll_timeout(), self.relays.poll_timeout(now), tell]
             .into_iter()
             .flatten()
             .min()

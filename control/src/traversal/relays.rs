@@ -21,6 +21,8 @@ const UDP_PATIENCE: Duration = Duration::from_secs(3);
 const TLS_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the WebSocket is kept before UDP is tried again.
 const TLS_STAY: Duration = Duration::from_secs(60);
+/// How often it is looked whether a WebSocket that is down is up again.
+const STREAM_WATCH: Duration = Duration::from_millis(250);
 
 /// The relays that the coordinator names.
 pub struct Relays {
@@ -49,8 +51,8 @@ struct Binding {
 enum Way {
     /// By UDP to the address at this place of its list.
     Udp { place: usize, address: SocketAddr },
-    /// By a WebSocket.
-    Tls(RelayStream),
+    /// By a WebSocket, and whether it was up when last looked at.
+    Tls { stream: RelayStream, up: bool },
 }
 
 /// A relay as `status` shows it.
@@ -108,7 +110,7 @@ impl Relays {
         }
         let Some(url) = &relay.url else { return udp() };
         match RelayStream::open(url, self.trust_in(relay), self.local_port) {
-            Ok(stream) => Some(Way::Tls(stream)),
+            Ok(stream) => Some(Way::Tls { stream, up: false }),
             Err(e) => {
                 tracing::warn!("relay {} cannot be reached by TLS: {e}", relay.name);
                 udp()
@@ -174,13 +176,14 @@ impl Relays {
                 Way::Udp { place, .. } if udp_passes => Some(place + 1),
                 // Where nothing comes back at all, the other addresses are not waited for.
                 Way::Udp { .. } => Some(binding.relay.udp.len()),
-                Way::Tls(_) => Some(0),
+                Way::Tls { .. } => Some(0),
             };
             if let Some(way) = next.and_then(|place| self.way(&binding.relay, place)) {
                 // A new way is a new source, of which neither end knows a thing.
                 let Some(client) = self.client(now, &binding.relay) else { continue };
                 (binding.way, binding.client, binding.since) = (way, client, now);
             }
+            binding.watch_stream(now);
             let to = binding.address();
             binds.extend(std::iter::from_fn(|| binding.client.poll_transmit(now)).map(|bind| (to, bind)));
         }
@@ -189,8 +192,12 @@ impl Relays {
     }
 
     /// When there is more to do.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.bindings.iter().map(|binding| binding.client.poll_timeout()).min()
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let due = |binding: &Binding| match &binding.way {
+            Way::Tls { up: false, .. } => binding.client.poll_timeout().min(now + STREAM_WATCH),
+            _ => binding.client.poll_timeout(),
+        };
+        self.bindings.iter().map(due).min()
     }
 
     /// The relays for the path agent, the nearest first, if they are others than before.
@@ -230,21 +237,31 @@ impl Binding {
     fn address(&self) -> SocketAddr {
         match &self.way {
             Way::Udp { address, .. } => *address,
-            Way::Tls(stream) => stream.address(),
+            Way::Tls { stream, .. } => stream.address(),
         }
     }
 
     fn kind(&self) -> RelayKind {
         match self.way {
             Way::Udp { .. } => RelayKind::Udp,
-            Way::Tls(_) => RelayKind::Tls,
+            Way::Tls { .. } => RelayKind::Tls,
         }
     }
 
     fn patience(&self) -> Duration {
         match self.way {
             Way::Udp { .. } => UDP_PATIENCE,
-            Way::Tls(_) => TLS_PATIENCE,
+            Way::Tls { .. } => TLS_PATIENCE,
+        }
+    }
+
+    /// Binds at once by a WebSocket that has just come up: to the relay it is another source than the one
+    /// before, and what was sent meanwhile is lost.
+    fn watch_stream(&mut self, now: Instant) {
+        let Way::Tls { stream, up } = &mut self.way else { return };
+        let was_up = std::mem::replace(up, stream.is_up());
+        if *up && !was_up {
+            self.client.renew(now);
         }
     }
 

@@ -6,6 +6,7 @@ use super::nat::{Kind, Lab, Site, corners};
 use super::process::Process;
 use super::{PATIENCE, eventually, genkey};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,6 +46,16 @@ impl Coordinator {
         eventually(PATIENCE, "the coordinator answers", || self.attempt(&["site", "list", "--json"]).0);
     }
 
+    /// Names these relays to gateways from now on, besides its own or, with `--no-relay`, instead of it.
+    pub fn list_relays(&mut self, relays: &[Value], options: &[&str]) {
+        let file = self.directory.with_extension("json");
+        std::fs::write(&file, json!({ "Relays": relays }).to_string()).expect("configuration");
+        self.arguments.extend(["--config".to_owned(), file.to_str().expect("UTF-8").to_owned()]);
+        self.arguments.extend(options.iter().map(|option| (*option).to_owned()));
+        assert!(self.process.terminate().success());
+        self.restart();
+    }
+
     /// Where gateways find it.
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
@@ -82,6 +93,68 @@ impl Coordinator {
         std::fs::write(&file, policy.to_string()).expect("policy");
         self.run(&["policy", "set", file.to_str().expect("UTF-8")]);
     }
+}
+
+/// A relay that is a process of its own.
+pub struct Relay {
+    pub process: Process,
+    pub address: SocketAddr,
+    namespace: Namespace,
+    directory: PathBuf,
+    arguments: Vec<String>,
+    starts: usize,
+}
+
+impl Relay {
+    const PORT: u16 = 3478;
+
+    /// Starts one at a server address of the laboratory. The coordinator serves it once it lists it.
+    pub fn start(lab: &Lab, coordinator: &Coordinator, server: u8) -> Self {
+        let address = SocketAddr::new(lab.server(server).into(), Self::PORT);
+        let ip = address.ip().to_string();
+        let log = coordinator.process.log();
+        let fingerprint = after(&log, "SHA-256 fingerprint is ").expect("a fingerprint");
+        let arguments: Vec<String> = [
+            &["relay", "--coordinator", &coordinator.url(), "--fingerprint", fingerprint, "--name", &ip][..],
+            &["--listen", &format!("{ip}:443"), "--udp", &address.to_string(), "--no-stun"],
+        ]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+        let directory = lab.scratch().join(format!("relay-{}", unique()));
+        let namespace = lab.internet().clone();
+        let process = spawn(&namespace, &directory, &arguments);
+        let relay = Self { process, address, namespace, directory, arguments, starts: 1 };
+        relay.await_ready();
+        relay
+    }
+
+    /// Starts it again after its end.
+    pub fn restart(&mut self) {
+        self.process = spawn(&self.namespace, &self.directory, &self.arguments);
+        self.starts += 1;
+        self.await_ready();
+    }
+
+    fn await_ready(&self) {
+        let started = || self.process.log().matches(KEY_IS).count() == self.starts;
+        eventually(PATIENCE, "the relay runs", started);
+    }
+
+    /// What the coordinator's configuration says of it, reached by UDP at `udp`.
+    pub fn listing(&self, name: &str, udp: SocketAddr) -> Value {
+        let log = self.process.log();
+        let url = format!("https://{}", self.address.ip());
+        json!({ "Name": name, "PublicKey": after(&log, KEY_IS).expect("a key"), "Udp": [udp], "Url": url })
+    }
+}
+
+const KEY_IS: &str = "the relay's public key is ";
+
+/// The word behind `marker`.
+fn after<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
+    text.split_once(marker)?.1.split_whitespace().next()
 }
 
 fn binary() -> PathBuf {
@@ -160,6 +233,15 @@ impl OverlayGateway {
             output.status.success()
         });
         status
+    }
+
+    /// `penstock netcheck --json` of a gateway that is stopped.
+    pub fn netcheck(&self) -> Value {
+        let mut command = command(&self.namespace, &self.environment);
+        let output = command.args(["netcheck", "--json", "--profile"]).arg(&self.profile).output();
+        let output = output.expect("penstock starts");
+        assert!(output.status.success(), "netcheck: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// What it says of a peer; null if there is none of that name.
@@ -250,10 +332,63 @@ impl Beats {
         self.answers.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max)
     }
 
+    /// Seconds from a time, since the epoch, to the next answer; endless if there is none.
+    pub fn silence_after(&self, time: f64) -> f64 {
+        self.answers.iter().map(|(at, _)| at - time).find(|wait| *wait >= 0.0).unwrap_or(f64::INFINITY)
+    }
+
     /// Requests without an answer, from the first answered one to the last.
     pub fn lost(&self) -> u32 {
         let numbers = || self.answers.iter().map(|(_, number)| *number);
         let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else { return 0 };
         last + 1 - first - numbers().collect::<std::collections::BTreeSet<_>>().len() as u32
+    }
+}
+
+/// Seconds since the epoch, as [`Beats::answers`] have them.
+pub fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64()
+}
+
+/// Two sites of one coordinator. The gateways end before what they stand on.
+pub struct Pair {
+    pub gateway_a: OverlayGateway,
+    pub gateway_b: OverlayGateway,
+    pub a: Site,
+    pub b: Site,
+}
+
+impl Pair {
+    /// Enrols and starts both gateways. `extra` are further fields of their profiles.
+    pub fn start(lab: &Lab, coordinator: &Coordinator, kinds: [Kind; 2], extra: &Value) -> Self {
+        let key = coordinator.key(2, "site");
+        let (a, b) = (lab.site(kinds[0], 1), lab.site(kinds[1], 2));
+        let gateway_a = OverlayGateway::start(&a, coordinator, &key, extra);
+        let gateway_b = OverlayGateway::start(&b, coordinator, &key, extra);
+        Self { gateway_a, gateway_b, a, b }
+    }
+
+    /// What each gateway says of the other.
+    pub fn peers(&self) -> [Value; 2] {
+        [self.gateway_a.peer(&self.gateway_b.name), self.gateway_b.peer(&self.gateway_a.name)]
+    }
+
+    /// Waits until both see this path.
+    pub fn await_both(&self, path: &str, limit: Duration) {
+        self.gateway_a.await_path(&self.gateway_b.name, path, limit);
+        self.gateway_b.await_path(&self.gateway_a.name, path, limit);
+    }
+
+    /// Waits until both are relayed by this relay.
+    pub fn await_relay(&self, relay: &str, limit: Duration) {
+        let relayed = || self.peers().iter().all(|peer| peer["Path"] == "relay" && peer["Relay"] == relay);
+        eventually(limit, &format!("both are relayed by {relay}"), relayed);
+    }
+
+    /// Ten echo requests a second from A's host to B's, of which one was answered.
+    pub fn heartbeat(&self) -> Heartbeat {
+        let beat = Heartbeat::start(&self.a, self.b.host_address(), Duration::from_millis(100), 100_000);
+        eventually(PATIENCE, "the first answer", || !beat.beats().answers.is_empty());
+        beat
     }
 }
