@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::IpNet;
-use penstock_proto::PeerConfig;
 use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::{Path, Reason};
+use penstock_proto::{Bucket, PeerConfig};
 
 use super::Gateway;
 use super::network::Network;
@@ -30,7 +30,14 @@ pub struct Overlay {
     pub map: Map,
     /// What it has on record of us.
     pub registration: Option<Registration>,
+    /// First handshakes that nobody has asked for, lately.
+    pub greetings: Bucket,
 }
+
+/// First handshakes a second, and at once, that go out before there is anything to send. Half of what a relay
+/// lets one site begin, so that handshakes for traffic find room.
+const GREETINGS_PER_SECOND: u32 = 10;
+const GREETING_BURST: u32 = 100;
 
 /// How a peer of the coordinator's is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +67,12 @@ impl Overlay {
     pub async fn stop(mut self) {
         self.traversal.release().await;
         self.client.stop().await;
+    }
+
+    /// Whether a peer may be called before there is anything to send to it.
+    fn greets(&mut self, now: Instant) -> bool {
+        let cost = Duration::from_secs(1) / GREETINGS_PER_SECOND;
+        self.greetings.take(now, cost, cost * GREETING_BURST)
     }
 
     /// The next input. Cancel safe.
@@ -264,7 +277,11 @@ impl Gateway {
         }
         if before.is_none_or(|before| before.path != path) {
             // A relay knows by handshakes which session is whose, and has seen none of this one's.
-            let renew = matches!(path, Path::Relay { .. }) && peer.sending.is_some();
+            let unseen = matches!(path, Path::Relay { .. }) && peer.sending.is_some();
+            // We may have been restarted: the peer would send by a session that we have not until it has missed
+            // our answers for 15 s.
+            let first = peer.sending.is_none() && before.is_some_and(|before| before.path == Path::None);
+            let renew = unseen || (first && self.overlay.as_mut().is_some_and(|overlay| overlay.greets(now)));
             self.proto.handle_path(now, id, renew);
         }
     }

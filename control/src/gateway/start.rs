@@ -9,6 +9,7 @@ use penstock_dataplane::engine::Engine;
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
 use penstock_dataplane::table::Table;
+use penstock_proto::Bucket;
 use penstock_proto::coordination::Registration;
 use penstock_proto::{Key, PeerConfig, Timings};
 use rand::SeedableRng;
@@ -87,7 +88,14 @@ impl Gateway {
             };
             let traversal = Traversal::new(private_key, udp.clone(), settings);
             let url = connection.url.clone();
-            Overlay { url, client: Client::start(connection), traversal, map, registration: None }
+            Overlay {
+                url,
+                client: Client::start(connection),
+                traversal,
+                map,
+                registration: None,
+                greetings: Bucket::default(),
+            }
         });
         let mut gateway = Self {
             name: name.to_owned(),
