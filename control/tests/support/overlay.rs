@@ -235,10 +235,10 @@ impl OverlayGateway {
         status
     }
 
-    /// `penstock netcheck --json` of a gateway that is stopped.
-    pub fn netcheck(&self) -> Value {
+    /// `penstock netcheck --json` of a gateway that is stopped, by this STUN server.
+    pub fn netcheck(&self, stun: &str) -> Value {
         let mut command = command(&self.namespace, &self.environment);
-        let output = command.args(["netcheck", "--json", "--profile"]).arg(&self.profile).output();
+        let output = command.args(["netcheck", "--json", "--stun", stun, "--profile"]).arg(&self.profile).output();
         let output = output.expect("penstock starts");
         assert!(output.status.success(), "netcheck: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("JSON")
