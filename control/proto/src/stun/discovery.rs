@@ -30,12 +30,13 @@ pub struct Discovery {
     local: Vec<SocketAddr>,
     step: Step,
     report: NatReport,
+    opening: bool,
     finished: bool,
 }
 
 enum Step {
     Reach(Vec<Transaction>),
-    Filters { filters: Vec<Transaction>, hairpin: Box<Transaction>, next: Next },
+    Filters { filters: Vec<Transaction>, hairpin: Option<Box<Transaction>>, next: Next },
     Mappings(Vec<Transaction>),
     Done,
 }
@@ -61,13 +62,20 @@ impl Discovery {
         let reach = servers.iter().take(MAX_SERVERS);
         let reach = reach.map(|server| Transaction::new(now, *server, Change::default(), &mut rng)).collect();
         let report = NatReport::default();
-        Self { rng, local: local.to_vec(), step: Step::Reach(reach), report, finished: false }
+        Self { rng, local: local.to_vec(), step: Step::Reach(reach), report, opening: true, finished: false }
+    }
+
+    /// Leaves out what would open filters to more than the servers' first addresses, and with it all of
+    /// step 3 and hairpinning: the next discovery from this port finds the filters as this one did.
+    #[must_use]
+    pub fn without_opening(self) -> Self {
+        Self { opening: false, ..self }
     }
 
     /// Takes a datagram; says whether it belonged to the discovery.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let mut mine = false;
-        if let Step::Filters { hairpin, .. } = &mut self.step
+        if let Step::Filters { hairpin: Some(hairpin), .. } = &mut self.step
             && let Ok(Message::Request { transaction, .. }) = decode(datagram)
             && hairpin.is_mine(&transaction)
         {
@@ -139,15 +147,22 @@ impl Discovery {
         let next = Next { server, other, second_server: second_server.map(Transaction::to) };
         let changes = other.into_iter().flat_map(|_| [true, false]).map(|ip| Change { ip, port: true });
         let filters = changes.map(|change| Transaction::new(now, server, change, &mut self.rng)).collect();
-        let hairpin = Box::new(Transaction::new(now, mapped, Change::default(), &mut self.rng));
+        let hairpin = || Box::new(Transaction::new(now, mapped, Change::default(), &mut self.rng));
+        let hairpin = self.opening.then(hairpin);
         Step::Filters { filters, hairpin, next }
     }
 
-    fn filtered(&mut self, now: Instant, filters: Vec<Transaction>, hairpin: Box<Transaction>, next: Next) -> Step {
-        if !filters.iter().all(Transaction::is_over) || !hairpin.is_over() {
+    fn filtered(
+        &mut self,
+        now: Instant,
+        filters: Vec<Transaction>,
+        hairpin: Option<Box<Transaction>>,
+        next: Next,
+    ) -> Step {
+        if !filters.iter().all(Transaction::is_over) || !hairpin.as_ref().is_none_or(|hairpin| hairpin.is_over()) {
             return Step::Filters { filters, hairpin, next };
         }
-        self.report.hairpinning = Some(matches!(hairpin.outcome, Outcome::Answered { .. }));
+        self.report.hairpinning = hairpin.map(|hairpin| matches!(hairpin.outcome, Outcome::Answered { .. }));
         let outcomes: Vec<Outcome> = filters.iter().map(|filter| filter.outcome).collect();
         self.report.filtering = match outcomes[..] {
             [Outcome::Answered { .. }, _] => Some(Dependence::EndpointIndependent),
@@ -158,6 +173,9 @@ impl Discovery {
         };
         if self.report.translated == Some(false) {
             self.report.mapping = Some(Dependence::EndpointIndependent);
+            return Step::Done;
+        }
+        if !self.opening {
             return Step::Done;
         }
         let targets = match (next.other, next.second_server) {
@@ -193,9 +211,7 @@ impl Step {
     fn transactions(&mut self) -> Box<dyn Iterator<Item = &mut Transaction> + '_> {
         match self {
             Self::Reach(all) | Self::Mappings(all) => Box::new(all.iter_mut()),
-            Self::Filters { filters, hairpin, .. } => {
-                Box::new(filters.iter_mut().chain(std::iter::once(&mut **hairpin)))
-            }
+            Self::Filters { filters, hairpin, .. } => Box::new(filters.iter_mut().chain(hairpin.as_deref_mut())),
             Self::Done => Box::new(std::iter::empty()),
         }
     }
@@ -203,4 +219,49 @@ impl Step {
 
 fn usable(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::encode_success;
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    /// Behind a NAT that filters by port, with a server of four corners: what is sent where, and the report.
+    fn run(opening: bool) -> (Vec<SocketAddr>, NatReport) {
+        let [local, mapped, server, other] =
+            ["10.0.0.2:5", "198.51.100.1:5", "192.0.2.1:3478", "192.0.2.2:3479"].map(|at| at.parse().unwrap());
+        let mut now = Instant::now();
+        let mut discovery = Discovery::new(now, &[server], &[local], StdRng::seed_from_u64(1));
+        if !opening {
+            discovery = discovery.without_opening();
+        }
+        let mut to = vec![];
+        loop {
+            while let Some(query) = discovery.poll_transmit(now) {
+                to.push(query.to);
+                let Ok(Message::Request { transaction, change }) = decode(&query.bytes) else { panic!("a request") };
+                if query.to != mapped && change == Change::default() {
+                    discovery.handle_datagram(now, &encode_success(&transaction, mapped, query.to, Some(other)));
+                }
+            }
+            if let Some(report) = discovery.poll_report() {
+                return (to, report);
+            }
+            now = discovery.poll_timeout().expect("it goes on");
+        }
+    }
+
+    #[test]
+    fn filters_are_not_opened_if_they_are_not_to_be() {
+        let first = "192.0.2.1:3478".parse().unwrap();
+        let (to, report) = run(false);
+        assert!(to.iter().all(|to| *to == first), "{to:?}");
+        assert_eq!((report.mapping, report.hairpinning), (None, None));
+        assert_eq!(report.filtering, Some(Dependence::AddressAndPortDependent));
+        let (to, report) = run(true);
+        assert!(to.iter().any(|to| *to != first));
+        assert_eq!((report.mapping, report.hairpinning), (Some(Dependence::EndpointIndependent), Some(false)));
+    }
 }
