@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::control_socket;
+use crate::coordinator::CoordinatorUrl;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
 /// A site-to-site WireGuard gateway with an AF_XDP data plane.
@@ -64,12 +65,13 @@ enum Command {
         /// As JSON, whose fields are a contract (docs/nat.md)
         #[arg(long)]
         json: bool,
-        /// A STUN server, by address or name; a server with two addresses tells more
+        /// Ask this STUN server, by address or name, in place of those that the coordinator named last; a server
+        /// with two addresses tells more
         #[arg(long, value_name = "ADDR")]
         stun: Vec<String>,
-        /// Try TCP to this coordinator, by HTTPS_PROXY where it is set
+        /// Try TCP to this coordinator in place of the profile's, by HTTPS_PROXY where it is set
         #[arg(long, value_name = "URL")]
-        coordinator: Option<String>,
+        coordinator: Option<CoordinatorUrl>,
     },
     /// Print a new private key
     Genkey,
@@ -104,9 +106,7 @@ pub fn main() -> ExitCode {
         Command::Start => service::start(profile, cli.log.as_deref()),
         Command::Stop => service::stop(profile),
         Command::Status { json } => table::status(profile, json),
-        Command::Netcheck { json, stun, coordinator } => {
-            netcheck::netcheck(profile, json, &stun, coordinator.as_deref())
-        }
+        Command::Netcheck { json, stun, coordinator } => netcheck::netcheck(profile, json, &stun, coordinator),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),

@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use penstock_proto::coordination::Map;
 
 use super::Gateway;
-use crate::netcheck::{Plan, Target, gather, render};
+use crate::coordinator::{Cached, Config, CoordinatorUrl, Proxy};
+use crate::netcheck::{Peer, Plan, Report, gather, render};
 use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
 
 /// RFC 8489, section 18.6.
@@ -15,37 +17,62 @@ const STUN_PORT: u16 = 3478;
 /// Addresses that are taken of one name: one of each IP version.
 const ADDRESSES_OF_A_NAME: usize = 2;
 
-pub(super) fn netcheck(path: &Path, json: bool, stun: &[String], coordinator: Option<&str>) -> Result<()> {
-    let plan = Plan {
-        local_port: local_port(path)?,
-        servers: servers(stun)?,
-        coordinator: coordinator.map(str::parse).transpose()?,
-        proxy: proxy()?,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(gather(&plan))?;
+pub(super) fn netcheck(path: &Path, json: bool, stun: &[String], coordinator: Option<CoordinatorUrl>) -> Result<()> {
+    let profile = profile(path)?;
+    if profile.is_some() {
+        let gateway = Gateway::of(path)?;
+        if gateway.is_running() {
+            bail!("{} is running and holds its port; stop it first", gateway.name);
+        }
+    }
+    let report = measure(profile.as_ref(), stun, coordinator)?;
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { render(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 
-/// The profile's port. No profile at the usual place is no error: the network can be looked at before there is one.
-fn local_port(path: &Path) -> Result<Option<u16>> {
+/// No profile at the usual place is no error: the network can be looked at before there is one.
+fn profile(path: &Path) -> Result<Option<Profile>> {
     if path == Path::new(DEFAULT_PATH) && !path.exists() {
         return Ok(None);
     }
-    let profile = Profile::load(path, &Environment::of_process())?;
-    let gateway = Gateway::of(path)?;
-    if gateway.is_running() {
-        bail!("{} is running and holds its port; stop it first", gateway.name);
-    }
-    Ok(match profile.local_port {
-        LocalPort::Random => None,
-        LocalPort::Pinned(port) => Some(port),
-    })
+    Ok(Some(Profile::load(path, &Environment::of_process())?))
 }
 
-/// The STUN servers to ask: those given, by address or name, with or without a port.
+/// From sockets of our own, with what the profile and the coordinator said last.
+fn measure(profile: Option<&Profile>, stun: &[String], coordinator: Option<CoordinatorUrl>) -> Result<Report> {
+    let map = profile.and_then(Config::of).map(|config| known(&config)).unwrap_or_default();
+    let servers = if stun.is_empty() { map.stun_servers.clone() } else { servers(stun)? };
+    if servers.is_empty() {
+        bail!("no STUN server is known: name one by --stun");
+    }
+    let of_profile = || profile.and_then(|profile| Some(profile.coordinator.as_ref()?.url.clone()));
+    let plan = Plan {
+        local_port: match profile.map(|profile| profile.local_port) {
+            Some(LocalPort::Pinned(port)) => Some(port),
+            Some(LocalPort::Random) | None => None,
+        },
+        servers,
+        coordinator: coordinator.or_else(of_profile),
+        proxy: Proxy::of_environment(),
+        peers: Peer::of_map(&map),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(gather(&plan))?)
+}
+
+/// What the coordinator said last.
+fn known(config: &Config) -> Map {
+    match Cached::read(&config.cache, &config.private_key, &config.url) {
+        Ok(cached) => cached.map(|cached| cached.map).unwrap_or_default(),
+        Err(error) => {
+            eprintln!("penstock: the cached map {} is not used: {error}", config.cache.display());
+            Map::default()
+        }
+    }
+}
+
+/// STUN servers by address or name, with or without a port.
 fn servers(given: &[String]) -> Result<Vec<SocketAddr>> {
     let mut servers = vec![];
     for text in given {
@@ -61,14 +88,5 @@ fn servers(given: &[String]) -> Result<Vec<SocketAddr>> {
             servers.extend([first(true), first(false)].into_iter().flatten().take(ADDRESSES_OF_A_NAME));
         }
     }
-    if servers.is_empty() {
-        bail!("no STUN server is known: name one by --stun");
-    }
     Ok(servers)
-}
-
-/// The proxy that outbound TLS shall use.
-fn proxy() -> Result<Option<Target>> {
-    let given = ["HTTPS_PROXY", "https_proxy"].into_iter().find_map(|name| std::env::var(name).ok());
-    given.filter(|text| !text.is_empty()).map(|text| Target::proxy(&text).context("HTTPS_PROXY")).transpose()
 }

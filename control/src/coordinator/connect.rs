@@ -79,14 +79,7 @@ pub(super) enum ConnectError {
 /// Why there is none, in one sentence.
 pub(super) async fn open(url: &HttpsUrl, trust: &Trust, proxy: &Proxy, terms: &Terms) -> Result<Socket, ConnectError> {
     let config = trust.client_config()?;
-    let stream = match proxy.hop(url)? {
-        None => connect(url.host(), url.port()).await?,
-        Some(hop) => {
-            let stream = connect(&hop.host, hop.port).await?;
-            let answer = timeout(CONNECT_TIMEOUT, hop.connect(stream, url)).await;
-            answer.map_err(|_| slow(format!("the proxy {hop}"), CONNECT_TIMEOUT))??
-        }
-    };
+    let stream = reach(url, proxy).await?;
     // Messages are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(terms.silence_limit));
@@ -97,6 +90,17 @@ pub(super) async fn open(url: &HttpsUrl, trust: &Trust, proxy: &Proxy, terms: &T
     let tls = tls.map_err(|error| ConnectError::Tls { host: host(), error })?;
     let socket = timeout(HANDSHAKE_TIMEOUT, upgrade(url, tls, terms)).await;
     socket.map_err(|_| slow(host(), HANDSHAKE_TIMEOUT))?
+}
+
+/// A TCP connection there, directly or through the proxy.
+///
+/// # Errors
+/// Why there is none, in one sentence.
+pub(super) async fn reach(url: &HttpsUrl, proxy: &Proxy) -> Result<TcpStream, ConnectError> {
+    let Some(hop) = proxy.hop(url)? else { return connect(url.host(), url.port()).await };
+    let stream = connect(&hop.host, hop.port).await?;
+    let answer = timeout(CONNECT_TIMEOUT, hop.connect(stream, url)).await;
+    Ok(answer.map_err(|_| slow(format!("the proxy {hop}"), CONNECT_TIMEOUT))??)
 }
 
 fn slow(what: String, limit: Duration) -> ConnectError {

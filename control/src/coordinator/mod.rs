@@ -130,6 +130,14 @@ impl Config {
     }
 }
 
+/// Whether TCP gets through to the coordinator, directly or through the proxy. Nothing is said over it.
+///
+/// # Errors
+/// Why not: one sentence.
+pub async fn reach(url: &CoordinatorUrl, proxy: &Proxy) -> Result<(), String> {
+    connect::reach(url.endpoint(), proxy).await.map(drop).map_err(|error| error.to_string())
+}
+
 /// The file of the cached map of the gateway of that name.
 #[must_use]
 pub fn cache_file(name: &Name) -> PathBuf {

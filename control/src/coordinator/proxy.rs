@@ -10,7 +10,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::HttpsUrl;
+use super::{CoordinatorUrl, HttpsUrl};
 
 /// Longest head of a proxy's answer: hyper's least. Those of real proxies have some hundred bytes.
 const HEAD_LIMIT: usize = 8 << 10;
@@ -95,6 +95,12 @@ impl Proxy {
     #[must_use]
     pub fn none() -> Self {
         Self(Kind::None)
+    }
+
+    /// Host and port of the proxy that leads to the coordinator, if one is to be used and can be.
+    #[must_use]
+    pub fn towards(&self, url: &CoordinatorUrl) -> Option<String> {
+        self.hop(url.endpoint()).ok().flatten().map(|hop| hop.to_string())
     }
 
     /// The proxy that leads there, if one is to be used.

@@ -44,11 +44,11 @@ fn coordinator(report: &Report) -> Option<(Subject, String)> {
     let address = &coordinator.address;
     let text = match &coordinator.proxy {
         Some(proxy) => format!(
-            "The coordinator cannot be reached by the proxy {proxy}: {problem}. \
+            "There is no connection to the coordinator by the proxy {proxy}: {problem}. \
              Let the proxy connect (HTTP CONNECT) to {address}."
         ),
         None => format!(
-            "The coordinator cannot be reached: {problem}. Let TCP out to {address}, \
+            "There is no connection to the coordinator: {problem}. Let TCP out to {address}, \
              or name an HTTP proxy in HTTPS_PROXY."
         ),
     };

@@ -19,8 +19,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
 
-use super::tcp::{Target, try_coordinator};
-use super::{Family, NatClass, Parts, Report};
+use super::{Coordinator, Family, NatClass, Parts, Peer, Report};
+use crate::coordinator::{self, CoordinatorUrl, Proxy};
 use crate::netlink::Netlink;
 use crate::port_mapping::{Mapping, PortMapper};
 
@@ -30,16 +30,18 @@ const DISCOVERY_LIMIT: Duration = Duration::from_secs(15);
 const MAPPING_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to measure.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// The pinned port, or none.
     pub local_port: Option<u16>,
     /// STUN servers of both IP versions.
     pub servers: Vec<SocketAddr>,
     /// The coordinator, if there is one.
-    pub coordinator: Option<Target>,
-    /// The HTTP proxy to it.
-    pub proxy: Option<Target>,
+    pub coordinator: Option<CoordinatorUrl>,
+    /// The way to it.
+    pub proxy: Proxy,
+    /// The other sites, as far as they are known.
+    pub peers: Vec<Peer>,
 }
 
 /// Why nothing could be measured.
@@ -73,7 +75,7 @@ pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     let local_port = plan.local_port.or(first.as_ref().or(second.as_ref()).map(Sockets::port)).unwrap_or(0);
     let coordinator = async {
         match &plan.coordinator {
-            Some(target) => Some(try_coordinator(target, plan.proxy.as_ref()).await),
+            Some(url) => Some(try_coordinator(url, &plan.proxy).await),
             None => None,
         }
     };
@@ -83,7 +85,18 @@ pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
         _ => None,
     };
     let pinned = plan.local_port.is_some();
-    Ok(Report::new(Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers: vec![] }))
+    let peers = plan.peers.clone();
+    Ok(Report::new(Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers }))
+}
+
+async fn try_coordinator(url: &CoordinatorUrl, proxy: &Proxy) -> Coordinator {
+    let outcome = coordinator::reach(url, proxy).await;
+    Coordinator {
+        address: url.endpoint().host_and_port(),
+        proxy: proxy.towards(url),
+        reachable: outcome.is_ok(),
+        problem: outcome.err(),
+    }
 }
 
 /// How the servers are reached.
@@ -175,20 +188,21 @@ pub async fn discover(socket: &UdpSocket, servers: &[SocketAddr]) -> NatReport {
     run(socket, servers, true).await
 }
 
-/// `opening`: whether requests may go to a server's other address, which opens filters towards it. Without, the
-/// report says nothing of mapping and hairpinning.
+/// `opening`: whether requests may go to a server's other address and to ourselves, which opens filters. Without,
+/// the report says nothing of mapping and hairpinning.
 async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatReport {
     let nothing = NatReport { udp_blocked: true, ..NatReport::default() };
     let Ok(local) = socket.local_addr() else { return nothing };
     let mut discovery = Discovery::new(Instant::now(), servers, &[local], StdRng::from_os_rng());
+    if !opening {
+        discovery = discovery.without_opening();
+    }
     let mut datagram = [0; MAX_LENGTH];
     let end = Instant::now() + DISCOVERY_LIMIT;
     while Instant::now() < end {
         while let Some(query) = discovery.poll_transmit(Instant::now()) {
-            if opening || servers.contains(&query.to) {
-                // What the kernel refuses is lost like anything else.
-                let _ = socket.send_to(&query.bytes, query.to).await;
-            }
+            // What the kernel refuses is lost like anything else.
+            let _ = socket.send_to(&query.bytes, query.to).await;
         }
         if let Some(report) = discovery.poll_report() {
             return report;

@@ -12,13 +12,12 @@ mod advice;
 mod class;
 mod gather;
 mod render;
-mod tcp;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
 
-use penstock_proto::coordination::{Dependence, NatType};
+use penstock_proto::coordination::{Dependence, Map, NatType};
 use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +25,6 @@ pub use advice::{Advice, Subject};
 pub use class::NatClass;
 pub use gather::{GatherError, Plan, discover, gather};
 pub use render::render;
-pub use tcp::{Target, TargetError, try_coordinator};
 
 use crate::port_mapping::{self, Mapping};
 
@@ -45,8 +43,29 @@ pub struct Parts {
     pub port_mapping: Option<Mapping>,
     /// Whether the coordinator could be reached; `None` without one.
     pub coordinator: Option<Coordinator>,
-    /// The other sites by name.
-    pub peers: Vec<(String, NatType)>,
+    /// The other sites.
+    pub peers: Vec<Peer>,
+}
+
+/// Another site.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// What it has told of its NAT.
+    pub nat: NatType,
+}
+
+impl Peer {
+    /// Those of a map.
+    #[must_use]
+    pub fn of_map(map: &Map) -> Vec<Self> {
+        let peer = |site: &penstock_proto::coordination::Peer| Self {
+            name: site.name.to_string(),
+            nat: site.reachability.as_ref().and_then(|told| told.nat_type).unwrap_or_default(),
+        };
+        map.peers.values().map(peer).collect()
+    }
 }
 
 /// How the network treats UDP of one IP version.
@@ -169,7 +188,7 @@ impl Report {
         let direct = NatClass::OF_PEERS
             .into_iter()
             .map(|class| DirectTo { nat_type: class, direct: ours.direct_with(&class.nat_type()) });
-        let peers = peers.into_iter().map(|(name, nat)| DirectToPeer {
+        let peers = peers.into_iter().map(|Peer { name, nat }| DirectToPeer {
             name,
             nat_type: NatClass::of_type(&nat),
             direct: ours.direct_with(&nat),

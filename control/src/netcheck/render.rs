@@ -112,13 +112,9 @@ fn port_mapping(mapping: &Mapping) -> String {
 }
 
 fn coordinator(coordinator: &Coordinator) -> String {
-    let Coordinator { address, proxy, reachable, problem } = coordinator;
+    let Coordinator { address, proxy, reachable, .. } = coordinator;
     let by = proxy.as_ref().map(|proxy| format!(" by the proxy {proxy}")).unwrap_or_default();
-    match (reachable, problem) {
-        (true, _) => format!("TCP to {address}{by} works"),
-        (false, Some(problem)) => format!("no TCP to {address}{by}: {problem}"),
-        (false, None) => format!("no TCP to {address}{by}"),
-    }
+    if *reachable { format!("TCP to {address}{by} works") } else { format!("no TCP to {address}{by}") }
 }
 
 fn direct(works: Option<bool>) -> &'static str {

@@ -141,9 +141,9 @@ fn peers_and_the_coordinator_are_told_of() {
         ipv4: Some(nat(true, EndpointIndependent, AddressAndPortDependent)),
         coordinator: Some(coordinator),
         peers: vec![
-            ("berlin".into(), NatClass::Symmetric.nat_type()),
-            ("madrid".into(), NatClass::FullCone.nat_type()),
-            ("oslo".into(), NatType::default()),
+            Peer { name: "berlin".into(), nat: NatClass::Symmetric.nat_type() },
+            Peer { name: "madrid".into(), nat: NatClass::FullCone.nat_type() },
+            Peer { name: "oslo".into(), nat: NatType::default() },
         ],
         ..Parts::default()
     });
