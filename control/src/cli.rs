@@ -12,9 +12,10 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
 
-use crate::control_socket;
+use crate::control_socket::{self, Answer, AskError};
 use crate::coordinator::CoordinatorUrl;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
@@ -60,16 +61,18 @@ enum Command {
     /// Find out what the network lets this gateway do, and what to change on the firewall
     ///
     /// Asks STUN servers how the NAT maps and filters, the router whether it maps ports, and tells which peers
-    /// can be reached directly. The gateway must be stopped.
+    /// can be reached directly. A running gateway with a coordinator is asked what it knows of the tunnel's own
+    /// port, and how its peers are reached now.
     Netcheck {
         /// As JSON, whose fields are a contract (docs/nat.md)
         #[arg(long)]
         json: bool,
         /// Ask this STUN server, by address or name, in place of those that the coordinator named last; a server
-        /// with two addresses tells more
+        /// with two addresses tells more. Only while the gateway is stopped
         #[arg(long, value_name = "ADDR")]
         stun: Vec<String>,
-        /// Try TCP to this coordinator in place of the profile's, by HTTPS_PROXY where it is set
+        /// Try TCP to this coordinator in place of the profile's, by HTTPS_PROXY where it is set. Only
+        /// while the gateway is stopped
         #[arg(long, value_name = "URL")]
         coordinator: Option<CoordinatorUrl>,
     },
@@ -136,6 +139,19 @@ impl Gateway {
     fn of(profile: &std::path::Path) -> Result<Self, ProfileError> {
         let name = read_name(profile, &Environment::of_process())?;
         Ok(Self { directory: control_socket::directory(), name })
+    }
+
+    /// Asks the running gateway for something to show. Why there is nothing is one sentence.
+    fn ask(&self, command: control_socket::Command) -> anyhow::Result<Answer> {
+        let name = &self.name;
+        match control_socket::ask(&self.directory, name, command) {
+            Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
+            Ok(Answer::Stopping) => bail!("{name} is stopping"),
+            Ok(answer) => Ok(answer),
+            Err(AskError::NotRunning) if self.is_running() => bail!("{name} is starting or stopping"),
+            Err(AskError::NotRunning) => bail!("{name} is not running"),
+            Err(error) => bail!("cannot talk to {name}: {error}"),
+        }
     }
 
     fn is_running(&self) -> bool {

@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::netcheck::Report;
 use crate::profile::Name;
 use crate::socket_file::{Service, make_directory};
 use crate::status::Status;
@@ -39,6 +40,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub enum Command {
     /// Show yourself.
     Status,
+    /// What do you know of your network?
+    Netcheck,
     /// Stop in order.
     Stop,
 }
@@ -48,6 +51,8 @@ pub enum Command {
 pub enum Answer {
     /// To [`Command::Status`].
     Status(Box<Status>),
+    /// To [`Command::Netcheck`].
+    Netcheck(Box<Report>),
     /// To [`Command::Stop`]: it is on its way out.
     Stopping,
     /// It cannot; a sentence.
@@ -61,6 +66,11 @@ pub enum Request {
     Status {
         /// For the answer.
         reply: oneshot::Sender<Status>,
+    },
+    /// What do you know of your network?
+    Netcheck {
+        /// For the answer, which is given at once.
+        reply: oneshot::Sender<Report>,
     },
     /// Stop in order.
     Stop {
@@ -222,6 +232,11 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
             // A refused request drops its reply, which shows below.
             let _ = requests.send(Request::Status { reply }).await;
             answer.await.map(|status| Answer::Status(Box::new(status))).ok()
+        }
+        Ok(Command::Netcheck) => {
+            let (reply, answer) = oneshot::channel();
+            let _ = requests.send(Request::Netcheck { reply }).await;
+            answer.await.map(|report| Answer::Netcheck(Box::new(report))).ok()
         }
         Ok(Command::Stop) => {
             let (reply, answer) = oneshot::channel();

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::nat::{Kind, Lab, MappingServer, Offer, Site, Stun};
-use support::{genkey, penstock_binary, ready};
+use support::overlay::{Coordinator, OverlayGateway};
+use support::{PATIENCE, eventually, genkey, penstock_binary, ready};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
 const PORT: u16 = 47100;
@@ -230,4 +231,117 @@ fn what_cannot_be_reached_is_told() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && complaint.lines().count() == 1, "{complaint}");
     assert!(complaint.contains("47100"), "{complaint}");
+}
+
+/// What `netcheck` prints for a gateway that has enrolled.
+fn overlay_netcheck(gateway: &OverlayGateway, arguments: &[&str]) -> String {
+    let output = gateway.penstock(&[&["netcheck"], arguments].concat());
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaint.is_empty(), "{complaint}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn overlay_json(gateway: &OverlayGateway) -> Value {
+    serde_json::from_str(&overlay_netcheck(gateway, &["--json"])).expect("JSON")
+}
+
+fn peer<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["Peers"].as_array().expect("a list").iter().find(|peer| peer["Name"] == name).unwrap_or(&Value::Null)
+}
+
+/// A running gateway says what its own socket has found and how its peers are reached; after its end the map
+/// that it kept names servers and peers.
+#[test]
+fn a_gateway_with_a_coordinator_needs_no_server_named() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new();
+    let coordinator = Coordinator::start(&lab);
+    let key = coordinator.key(4, "any");
+    let sites = lab.sites(&[Kind::PortRestricted, Kind::Symmetric, Kind::FullCone, Kind::ProxyOnly]);
+    let started = |site: &Site| {
+        let port = if site.number == 1 { PORT } else { 0 };
+        let extra = serde_json::json!({ "LocalPort": port, "BirthdayProbing": false });
+        OverlayGateway::start(site, &coordinator, &key, &extra)
+    };
+    let mut gateways: Vec<OverlayGateway> = std::thread::scope(|scope| {
+        let starts: Vec<_> = sites.iter().map(|site| scope.spawn(|| started(site))).collect();
+        starts.into_iter().map(|start| start.join().expect("a gateway")).collect()
+    });
+    let names: Vec<String> = gateways.iter().map(|gateway| gateway.name.clone()).collect();
+    let [_, symmetric, cone, proxied] = [0, 1, 2, 3].map(|index| names[index].as_str());
+
+    // As soon as it answers, before it has measured: it is waited for.
+    gateways[0].status();
+    let report = overlay_json(&gateways[0]);
+    assert_eq!((&report["Running"], &report["Measuring"]), (&true.into(), &false.into()));
+    assert_eq!((&report["LocalPort"], &report["Pinned"]), (&PORT.into(), &true.into()));
+    assert_eq!((&report["NatType"], &report["Reachable"]), (&"port-restricted".into(), &"Closed".into()), "{report:#}");
+    assert_eq!(report["IPv4"]["Nat"]["Reflexive"], SocketAddr::new(sites[0].public().into(), PORT).to_string());
+    assert_eq!(report["PortMapping"], serde_json::json!({ "Found": [], "External": null }));
+    assert_eq!(report["Coordinator"]["Reachable"], true, "{report:#}");
+    assert_eq!(subjects(&report), ["Filtering"]);
+
+    let known = [
+        (symmetric, "symmetric", false, "relay"),
+        (cone, "full-cone", true, "direct"),
+        (proxied, "udp-blocked", false, "relay"),
+    ];
+    let mut report = Value::Null;
+    eventually(PATIENCE, "all peers' NATs are known", || {
+        report = overlay_json(&gateways[0]);
+        known.iter().all(|(name, nat, _, path)| {
+            let peer = peer(&report, name);
+            peer["NatType"] == *nat && peer["Path"] == *path
+        })
+    });
+    for (name, _, direct, path) in known {
+        let peer = peer(&report, name);
+        assert_eq!(peer["Direct"], direct, "{peer:#}");
+        let reason = peer["Reason"].as_str().expect("a sentence");
+        assert_eq!(reason == "the peer answers directly", path == "direct", "{reason}");
+    }
+    let text = overlay_netcheck(&gateways[0], &[]);
+    let line = |name: &str| {
+        text.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    assert!(line(cone).ends_with("works     now direct"), "{text}");
+    assert!(line(symmetric).contains("symmetric NAT") && line(symmetric).ends_with("relayed   now relayed"), "{text}");
+    let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in [
+        format!("{symmetric} is relayed: the peer's NAT gives"),
+        format!("{proxied} is relayed: UDP is blocked at the peer"),
+    ] {
+        assert!(one_line.contains(&words), "{words}: {text}");
+    }
+
+    let report = overlay_json(&gateways[3]);
+    assert_eq!((&report["NatType"], &report["Reachable"]), (&"udp-blocked".into(), &"Blocked".into()));
+    assert_eq!(report["Coordinator"]["Proxy"], sites[3].proxy().to_string());
+    assert_eq!(report["Pinned"], false);
+    assert_eq!(report["LocalPort"], gateways[3].status()["LocalPort"]);
+
+    let refused = gateways[0].penstock(&["netcheck", "--stun", "11.255.0.1"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("is running"));
+
+    let map = sites[0].scratch.join(format!("{}.map", names[0]));
+    eventually(PATIENCE, "the map is kept", || {
+        let kept = std::fs::read(&map).unwrap_or_default();
+        ["\"Mapping\":\"AddressAndPortDependent\"", "\"UdpBlocked\":true"]
+            .iter()
+            .all(|words| String::from_utf8_lossy(&kept).contains(words))
+    });
+    gateways[0].process.terminate();
+    let report = overlay_json(&gateways[0]);
+    assert_eq!((&report["Running"], &report["NatType"]), (&false.into(), &"port-restricted".into()), "{report:#}");
+    assert_eq!(report["Coordinator"]["Reachable"], true);
+    for (name, nat, direct, _) in known {
+        let peer = peer(&report, name);
+        assert_eq!(
+            (&peer["NatType"], &peer["Direct"], &peer["Path"]),
+            (&nat.into(), &direct.into(), &Value::Null),
+            "{peer:#}"
+        );
+    }
 }

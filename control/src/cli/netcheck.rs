@@ -3,29 +3,39 @@
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use penstock_proto::coordination::Map;
 
 use super::Gateway;
+use crate::control_socket::{Answer, Command};
 use crate::coordinator::{Cached, Config, CoordinatorUrl, Proxy};
 use crate::netcheck::{Peer, Plan, Report, gather, render};
 use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
 
 /// RFC 8489, section 18.6.
 const STUN_PORT: u16 = 3478;
+/// How long a running gateway may take to have measured: a discovery is three steps of three seconds, and the
+/// coordinator has to be found first.
+const MEASURING_LIMIT: Duration = Duration::from_secs(15);
+/// Time between looks.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Addresses that are taken of one name: one of each IP version.
 const ADDRESSES_OF_A_NAME: usize = 2;
 
 pub(super) fn netcheck(path: &Path, json: bool, stun: &[String], coordinator: Option<CoordinatorUrl>) -> Result<()> {
     let profile = profile(path)?;
-    if profile.is_some() {
-        let gateway = Gateway::of(path)?;
-        if gateway.is_running() {
-            bail!("{} is running and holds its port; stop it first", gateway.name);
-        }
-    }
-    let report = measure(profile.as_ref(), stun, coordinator)?;
+    let gateway = profile.as_ref().map(|_| Gateway::of(path)).transpose()?;
+    let report = match gateway.filter(Gateway::is_running) {
+        Some(gateway) if !stun.is_empty() || coordinator.is_some() => bail!(
+            "{} is running and asks the servers that its coordinator names: --stun and --coordinator are for a \
+             stopped gateway",
+            gateway.name
+        ),
+        Some(gateway) => ask(&gateway)?,
+        None => measure(profile.as_ref(), stun, coordinator)?,
+    };
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { render(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -37,6 +47,26 @@ fn profile(path: &Path) -> Result<Option<Profile>> {
         return Ok(None);
     }
     Ok(Some(Profile::load(path, &Environment::of_process())?))
+}
+
+/// What the running gateway knows, once it has measured.
+fn ask(gateway: &Gateway) -> Result<Report> {
+    let end = Instant::now() + MEASURING_LIMIT;
+    loop {
+        let Answer::Netcheck(report) = gateway.ask(Command::Netcheck)? else {
+            bail!("{} answered another question", gateway.name);
+        };
+        if report.coordinator.is_none() {
+            bail!(
+                "{} runs without a coordinator, which would name STUN servers: stop it and name one by --stun",
+                gateway.name
+            );
+        }
+        if !report.measuring || Instant::now() >= end {
+            return Ok(*report);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// From sockets of our own, with what the profile and the coordinator said last.

@@ -44,7 +44,7 @@ pub(super) fn stop(profile: &Path) -> Result<()> {
         // It may be gone before it answers.
         Ok(Answer::Stopping) | Err(AskError::Gone) => {}
         Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
-        Ok(Answer::Status(_)) => bail!("{name} answered another question"),
+        Ok(Answer::Status(_) | Answer::Netcheck(_)) => bail!("{name} answered another question"),
         // On its way down, it ends by itself; on its way up, it is said below.
         Err(AskError::NotRunning) if gateway.is_running() => {}
         Err(AskError::NotRunning) => bail!("{name} is not running"),

@@ -8,21 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 
 use super::Gateway;
-use crate::control_socket::{self, Answer, AskError};
+use crate::control_socket::{Answer, Command};
 use crate::status::{Coordinator, PathKind, Peer, Status};
 
 pub(super) fn status(profile: &Path, json: bool) -> Result<()> {
     let gateway = Gateway::of(profile)?;
-    let name = &gateway.name;
-    let status = match control_socket::ask(&gateway.directory, name, control_socket::Command::Status) {
-        Ok(Answer::Status(status)) => status,
-        Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
-        Ok(Answer::Stopping) => bail!("{name} is stopping"),
-        Err(AskError::NotRunning) if gateway.is_running() => {
-            bail!("{name} is starting or stopping")
-        }
-        Err(AskError::NotRunning) => bail!("{name} is not running"),
-        Err(error) => bail!("cannot talk to {name}: {error}"),
+    let Answer::Status(status) = gateway.ask(Command::Status)? else {
+        bail!("{} answered another question", gateway.name);
     };
     let text = if json {
         serde_json::to_string_pretty(&status)? + "\n"

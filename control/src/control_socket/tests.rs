@@ -54,18 +54,25 @@ async fn commands_reach_the_gateway() {
     let place = directory.path().to_owned();
     let client = tokio::task::spawn_blocking(move || {
         let status = ask(&place, &name("a"), Command::Status);
-        (status, ask(&place, &name("a"), Command::Stop))
+        let netcheck = ask(&place, &name("a"), Command::Netcheck);
+        (status, netcheck, ask(&place, &name("a"), Command::Stop))
     });
     let status = crate::status::sample();
     match service.requests.recv().await.unwrap() {
         Request::Status { reply } => reply.send(status.clone()).unwrap(),
-        Request::Stop { .. } => panic!("not yet"),
+        _ => panic!("status first"),
+    }
+    let report = Report::new(crate::netcheck::Parts { local_port: 47100, ..Default::default() });
+    match service.requests.recv().await.unwrap() {
+        Request::Netcheck { reply } => reply.send(report.clone()).unwrap(),
+        _ => panic!("netcheck next"),
     }
     match service.requests.recv().await.unwrap() {
         Request::Stop { reply } => reply.send(()).unwrap(),
-        Request::Status { .. } => panic!("again"),
+        _ => panic!("stop at last"),
     }
-    let (answer, stopping) = client.await.unwrap();
+    let (answer, netcheck, stopping) = client.await.unwrap();
+    assert!(matches!(netcheck.unwrap(), Answer::Netcheck(answer) if *answer == report));
     assert!(matches!(answer.unwrap(), Answer::Status(answer) if *answer == status));
     assert!(matches!(stopping.unwrap(), Answer::Stopping));
 }

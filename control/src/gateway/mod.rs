@@ -16,6 +16,7 @@ mod configure;
 mod drives;
 mod forwarding;
 mod modes;
+mod netcheck;
 mod network;
 mod overlay;
 mod peers;
@@ -76,6 +77,8 @@ pub struct Gateway {
     name: String,
     private_key: PrivateKey,
     local_port: u16,
+    /// Whether the profile says so.
+    pinned: bool,
     tunnel_mtu: u16,
     virtual_addresses: Vec<IpAddr>,
     /// Whether they are the profile's; else the coordinator gives one.
@@ -205,6 +208,9 @@ impl Gateway {
                     control_socket::Request::Status { reply } => {
                         // The asker may have gone.
                         let _ = reply.send(self.status());
+                    }
+                    control_socket::Request::Netcheck { reply } => {
+                        let _ = reply.send(self.netcheck());
                     }
                     control_socket::Request::Stop { reply } => {
                         let _ = reply.send(());

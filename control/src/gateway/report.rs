@@ -86,7 +86,7 @@ impl Gateway {
         }
     }
 
-    fn peer_status(&self, peer: &Peer, now: Millis) -> status::Peer {
+    pub(super) fn peer_status(&self, peer: &Peer, now: Millis) -> status::Peer {
         let last = self.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
         let overlay = self.overlay.as_ref();
         let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));

@@ -101,6 +101,7 @@ impl Gateway {
             name: name.to_owned(),
             private_key: profile.private_key.clone(),
             local_port,
+            pinned: profile.local_port != LocalPort::Random,
             tunnel_mtu,
             virtual_addresses: profile.virtual_addresses.clone(),
             own_address: !profile.virtual_addresses.is_empty(),

@@ -28,7 +28,7 @@ pub enum Subject {
     Filtering,
     /// The router that maps ports is behind a NAT itself.
     DoubleNat,
-    /// The STUN server could not tell everything.
+    /// The STUN server could not tell everything, or has not yet.
     Unmeasured,
 }
 
@@ -115,11 +115,20 @@ fn double_nat(report: &Report) -> Option<(Subject, String)> {
 }
 
 fn unmeasured(report: &Report) -> Option<(Subject, String)> {
+    if report.measuring {
+        let text = "The gateway is still measuring: ask again in a few seconds.";
+        return Some((Subject::Unmeasured, text.to_owned()));
+    }
     let family = report.ipv4.or(report.ipv6)?;
     (report.nat_type == NatClass::Unknown && family.nat.reflexive.is_some()).then(|| {
-        let text = "The STUN server has only one address, so it cannot tell how the NAT maps and filters: name one \
-                    with two by --stun.";
-        (Subject::Unmeasured, text.to_owned())
+        let change = if report.running {
+            "let the coordinator listen at two (UdpListen)"
+        } else {
+            "name one with two by --stun"
+        };
+        let text =
+            format!("The STUN server has only one address, so it cannot tell how the NAT maps and filters: {change}.");
+        (Subject::Unmeasured, text)
     })
 }
 

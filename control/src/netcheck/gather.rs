@@ -86,7 +86,9 @@ pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     };
     let pinned = plan.local_port.is_some();
     let peers = plan.peers.clone();
-    Ok(Report::new(Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers }))
+    let (running, measuring) = (false, false);
+    let parts = Parts { running, measuring, local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers };
+    Ok(Report::new(parts))
 }
 
 async fn try_coordinator(url: &CoordinatorUrl, proxy: &Proxy) -> Coordinator {

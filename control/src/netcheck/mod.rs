@@ -6,7 +6,8 @@
 //!   coordinator, peers┘
 //! ```
 //! [`Report`] is a contract (docs/nat.md), apart from how it is gathered: [`gather`] measures where no gateway
-//! runs; a running gateway has the parts already, from the tunnel's own socket.
+//! runs; a running gateway has the parts already, from the tunnel's own socket, and is asked over the control
+//! socket.
 
 mod advice;
 mod class;
@@ -27,10 +28,15 @@ pub use gather::{GatherError, Plan, discover, gather};
 pub use render::render;
 
 use crate::port_mapping::{self, Mapping};
+use crate::status::PathKind;
 
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
+    /// Whether a running gateway knows it; else it was measured from sockets of its own.
+    pub running: bool,
+    /// Whether more will be known soon.
+    pub measuring: bool,
     /// The tunnel's port.
     pub local_port: u16,
     /// Whether the profile says so.
@@ -54,6 +60,10 @@ pub struct Peer {
     pub name: String,
     /// What it has told of its NAT.
     pub nat: NatType,
+    /// How it is reached now; of a running gateway.
+    pub path: Option<PathKind>,
+    /// Why so: a sentence.
+    pub reason: Option<String>,
 }
 
 impl Peer {
@@ -63,6 +73,8 @@ impl Peer {
         let peer = |site: &penstock_proto::coordination::Peer| Self {
             name: site.name.to_string(),
             nat: site.reachability.as_ref().and_then(|told| told.nat_type).unwrap_or_default(),
+            path: None,
+            reason: None,
         };
         map.peers.values().map(peer).collect()
     }
@@ -104,7 +116,7 @@ pub struct Coordinator {
     pub address: String,
     /// The HTTP proxy on the way.
     pub proxy: Option<String>,
-    /// Whether a connection was made.
+    /// Whether a connection was made; of a running gateway, whether it is there.
     pub reachable: bool,
     /// Why not.
     pub problem: Option<String>,
@@ -145,12 +157,24 @@ pub struct DirectToPeer {
     pub nat_type: NatClass,
     /// Null: too little is known.
     pub direct: Option<bool>,
+    /// How it is reached now; null if no gateway runs.
+    #[serde(default)]
+    pub path: Option<PathKind>,
+    /// Why so and no better: a sentence.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// All that `netcheck` says. Fields are added, never renamed, retyped or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Report {
+    /// Whether a running gateway was asked, which knows it of the tunnel's own socket.
+    #[serde(default)]
+    pub running: bool,
+    /// Whether the running gateway will know more soon.
+    #[serde(default)]
+    pub measuring: bool,
     /// The tunnel's UDP port.
     pub local_port: u16,
     /// Whether it is the profile's, or random.
@@ -181,19 +205,23 @@ impl Report {
     /// Draws the conclusions.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers } = parts;
+        let Parts { running, measuring, local_port, pinned, ipv4, ipv6, port_mapping, coordinator, peers } = parts;
         let main = ipv4.or(ipv6);
         let reachable = reachable(main.as_ref(), port_mapping.as_ref());
         let ours = effective(main.as_ref(), reachable);
         let direct = NatClass::OF_PEERS
             .into_iter()
             .map(|class| DirectTo { nat_type: class, direct: ours.direct_with(&class.nat_type()) });
-        let peers = peers.into_iter().map(|Peer { name, nat }| DirectToPeer {
+        let peers = peers.into_iter().map(|Peer { name, nat, path, reason }| DirectToPeer {
             name,
             nat_type: NatClass::of_type(&nat),
             direct: ours.direct_with(&nat),
+            path,
+            reason,
         });
         let mut report = Self {
+            running,
+            measuring,
             local_port,
             pinned,
             nat_type: main.map_or(NatClass::Unknown, |family| family.nat_type),

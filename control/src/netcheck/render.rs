@@ -7,16 +7,18 @@ use penstock_proto::stun::NatReport;
 
 use super::{Coordinator, Family, Reachable, Report};
 use crate::port_mapping::Mapping;
+use crate::status::PathKind;
 
 /// For people, with line ends.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
     let pinned = if report.pinned { "pinned" } else { "random" };
-    line(&mut text, "UDP port", &format!("{} ({pinned})", report.local_port));
+    let running = if report.running { "; the gateway runs" } else { "" };
+    line(&mut text, "UDP port", &format!("{} ({pinned}){running}", report.local_port));
     line(&mut text, "NAT", &report.nat_type.to_string());
     line(&mut text, "Reachable", reachable(report.reachable));
-    line(&mut text, "Port mapping", &report.port_mapping.as_ref().map_or("no router to ask".into(), port_mapping));
+    line(&mut text, "Port mapping", &report.port_mapping.as_ref().map_or("no router is asked".into(), port_mapping));
     if let Some(at) = &report.coordinator {
         line(&mut text, "Coordinator", &coordinator(at));
     }
@@ -33,7 +35,16 @@ pub fn render(report: &Report) -> String {
     if !report.peers.is_empty() {
         let _ = writeln!(text, "\nPeers");
         for peer in &report.peers {
-            let _ = writeln!(text, "  {:<26}{:<26}{}", peer.name, peer.nat_type, direct(peer.direct));
+            let _ = write!(text, "  {:<26}{:<26}", peer.name, peer.nat_type);
+            let _ = match peer.path {
+                Some(path) => writeln!(text, "{:<10}now {}", direct(peer.direct), way(path)),
+                None => writeln!(text, "{}", direct(peer.direct)),
+            };
+        }
+    }
+    for peer in report.peers.iter().filter(|peer| peer.path.is_some_and(|path| path != PathKind::Direct)) {
+        if let (Some(path), Some(reason)) = (peer.path, &peer.reason) {
+            let _ = write!(text, "\n{}\n", wrap(&format!("{} is {}: {reason}.", peer.name, way(path))));
         }
     }
     for advice in &report.advice {
@@ -122,6 +133,14 @@ fn direct(works: Option<bool>) -> &'static str {
         Some(true) => "works",
         Some(false) => "relayed",
         None => "unknown",
+    }
+}
+
+fn way(path: PathKind) -> &'static str {
+    match path {
+        PathKind::Direct => "direct",
+        PathKind::Relay => "relayed",
+        PathKind::None => "not reached",
     }
 }
 

@@ -141,9 +141,9 @@ fn peers_and_the_coordinator_are_told_of() {
         ipv4: Some(nat(true, EndpointIndependent, AddressAndPortDependent)),
         coordinator: Some(coordinator),
         peers: vec![
-            Peer { name: "berlin".into(), nat: NatClass::Symmetric.nat_type() },
-            Peer { name: "madrid".into(), nat: NatClass::FullCone.nat_type() },
-            Peer { name: "oslo".into(), nat: NatType::default() },
+            Peer { name: "berlin".into(), nat: NatClass::Symmetric.nat_type(), ..Peer::default() },
+            Peer { name: "madrid".into(), nat: NatClass::FullCone.nat_type(), ..Peer::default() },
+            Peer { name: "oslo".into(), nat: NatType::default(), ..Peer::default() },
         ],
         ..Parts::default()
     });
@@ -170,11 +170,13 @@ fn the_json_is_a_contract() {
         "IPv4",
         "IPv6",
         "LocalPort",
+        "Measuring",
         "NatType",
         "Peers",
         "Pinned",
         "PortMapping",
         "Reachable",
+        "Running",
     ];
     assert_eq!(top, expected);
     assert_eq!(json["NatType"], "address-restricted");

@@ -51,6 +51,8 @@ pub struct Traversal {
     route: Option<(IpAddr, IpAddr)>,
     mapper: Option<PortMapper>,
     may_map: bool,
+    /// Whether the router was heard, or has had the time to answer.
+    mapping_known: bool,
     told: Option<Reachability>,
     /// When to look whether there is something to tell.
     tell_at: Option<Instant>,
@@ -106,6 +108,7 @@ impl Traversal {
             route: None,
             mapper: None,
             may_map: settings.port_mapping,
+            mapping_known: false,
             told: None,
             tell_at: None,
             selections: VecDeque::new(),
@@ -155,12 +158,18 @@ impl Traversal {
         let port = self.udp.local_port();
         // The old router has us no more; what it has mapped ends by itself.
         self.mapper = route.filter(|_| self.may_map).map(|(router, local)| PortMapper::start(router, local, port));
+        self.mapping_known = false;
         self.tell_soon(now);
     }
 
-    /// What the router says of a mapping.
-    pub fn mapping(&self) -> Mapping {
-        self.mapper.as_ref().map(PortMapper::mapping).unwrap_or_default()
+    /// What the router says of a mapping; `None` if none is asked.
+    pub fn mapping(&self) -> Option<Mapping> {
+        self.mapper.as_ref().map(PortMapper::mapping)
+    }
+
+    /// Whether the NAT or the router is still being asked.
+    pub fn measuring(&self) -> bool {
+        self.stun.measuring() || (self.mapper.is_some() && !self.mapping_known)
     }
 
     /// Gives the router its mapping back.
@@ -235,7 +244,10 @@ impl Traversal {
     pub fn handle_input(&mut self, now: Instant, input: &Input) {
         match input {
             Input::Probe(Received { socket, from, datagram }) => self.handle_probe(now, *socket, *from, datagram),
-            Input::Mapping(_) => self.tell_soon(now),
+            Input::Mapping(_) => {
+                self.mapping_known = true;
+                self.tell_soon(now);
+            }
         }
     }
 
@@ -292,6 +304,11 @@ impl Traversal {
     /// What is known of the NAT.
     pub fn report(&self) -> &NatReport {
         self.stun.report()
+    }
+
+    /// What is known of IPv4's NAT and of IPv6's; `None` where there is no STUN server.
+    pub fn reports(&self) -> [Option<NatReport>; 2] {
+        self.stun.reports()
     }
 
     /// The relays, in the map's order.
@@ -359,7 +376,7 @@ impl Traversal {
         let kinds = [
             (CandidateKind::Host, self.local()),
             (CandidateKind::ServerReflexive, self.stun.addresses()),
-            (CandidateKind::PortMapped, self.mapping().candidate().into_iter().collect()),
+            (CandidateKind::PortMapped, self.mapping().and_then(|mapping| mapping.candidate()).into_iter().collect()),
         ];
         let mut candidates: Vec<Candidate> = Vec::new();
         for (kind, addresses) in kinds {

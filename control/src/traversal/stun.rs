@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use penstock_proto::coordination::Dependence;
 use penstock_proto::stun::{Discovery, NatReport, Query, Reflexive};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -21,11 +22,14 @@ pub struct Stun {
     discovery: Option<Discovery>,
     /// The family of the report: IPv4 if there are servers of it, because that is what NATs translate.
     report: NatReport,
+    /// Whether a discovery goes on, so that the report is none yet or of another mapping.
+    measuring: bool,
     started: Option<Instant>,
     changed: bool,
 }
 
 struct Asked {
+    server: SocketAddr,
     reflexive: Reflexive,
     answered: bool,
     /// The last address that it gave.
@@ -45,6 +49,7 @@ impl Stun {
     pub fn restart(&mut self, now: Instant, local: &[SocketAddr]) {
         self.local = local.to_vec();
         let asked = |server| Asked {
+            server,
             reflexive: Reflexive::new(now, server, StdRng::from_os_rng()),
             answered: false,
             known: None,
@@ -61,6 +66,7 @@ impl Stun {
         let servers: Vec<SocketAddr> = self.of_family(v4).collect();
         let begin = || Discovery::new(now, &servers, &self.local, StdRng::from_os_rng());
         self.discovery = (!servers.is_empty()).then(begin);
+        self.measuring = self.discovery.is_some();
     }
 
     fn of_family(&self, v4: bool) -> impl Iterator<Item = SocketAddr> {
@@ -132,6 +138,42 @@ impl Stun {
         &self.report
     }
 
+    /// Whether the report is still to come.
+    pub fn measuring(&self) -> bool {
+        self.measuring
+    }
+
+    /// What is known of IPv4's NAT and of IPv6's; `None` where we have no address or there is no server. Of the
+    /// family that is not discovered, only what an address tells.
+    pub fn reports(&self) -> [Option<NatReport>; 2] {
+        let discovered = self.of_family(true).next().is_some();
+        [true, false].map(|v4| {
+            let ours = self.local.iter().any(|local| local.is_ipv4() == v4);
+            if !ours || self.of_family(v4).next().is_none() {
+                None
+            } else if v4 == discovered {
+                Some(self.report)
+            } else {
+                Some(self.seen(v4))
+            }
+        })
+    }
+
+    fn seen(&self, v4: bool) -> NatReport {
+        let asked = || self.asked.iter().filter(|asked| asked.server.is_ipv4() == v4);
+        let Some(address) = asked().find_map(|asked| asked.reflexive.address()) else {
+            return NatReport { udp_blocked: asked().all(|asked| asked.answered), ..NatReport::default() };
+        };
+        let translated = !self.local.contains(&address);
+        NatReport {
+            reflexive: Some(address),
+            translated: Some(translated),
+            mapping: (!translated).then_some(Dependence::EndpointIndependent),
+            port_preservation: Some(self.local.iter().any(|local| local.port() == address.port())),
+            ..NatReport::default()
+        }
+    }
+
     fn look(&mut self, now: Instant) {
         let mut moved = false;
         for asked in &mut self.asked {
@@ -151,6 +193,7 @@ impl Stun {
         if let Some(report) = self.discovery.as_mut().and_then(Discovery::poll_report) {
             tracing::info!("{report}");
             self.report = report;
+            self.measuring = false;
             self.changed = true;
         }
     }

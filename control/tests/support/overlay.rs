@@ -223,6 +223,12 @@ impl OverlayGateway {
         self.process = run(&self.namespace, &self.environment, &self.profile);
     }
 
+    /// `penstock WORDS` for its profile, where it is.
+    pub fn penstock(&self, words: &[&str]) -> std::process::Output {
+        let mut command = command(&self.namespace, &self.environment);
+        command.args(words).arg("--profile").arg(&self.profile).output().expect("penstock starts")
+    }
+
     /// `penstock status --json`, once it answers.
     pub fn status(&self) -> Value {
         let mut status = Value::Null;

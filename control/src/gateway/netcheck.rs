@@ -1,0 +1,73 @@
+//! What a running gateway knows of its network, for `netcheck`: from the tunnel's own socket.
+
+use penstock_dataplane::clock::Millis;
+use penstock_proto::coordination::{MapVersion, RegistrationState};
+
+use super::Gateway;
+use super::overlay::Overlay;
+use crate::coordinator::{Proxy, State};
+use crate::key::PublicKey;
+use crate::netcheck::{Coordinator, Family, Parts, Peer, Report};
+
+impl Gateway {
+    /// What is known now; nothing is asked anew. Without a coordinator nobody is asked, and little is known.
+    pub(super) fn netcheck(&self) -> Report {
+        let Some(overlay) = &self.overlay else {
+            let (running, local_port, pinned) = (true, self.local_port, self.pinned);
+            return Report::new(Parts { running, local_port, pinned, ..Parts::default() });
+        };
+        let [ipv4, ipv6] = overlay.traversal.reports().map(|nat| nat.map(Family::new));
+        Report::new(Parts {
+            running: true,
+            measuring: measuring(overlay),
+            local_port: self.local_port,
+            pinned: self.pinned,
+            ipv4,
+            ipv6,
+            port_mapping: overlay.traversal.mapping(),
+            coordinator: Some(coordinator(overlay)),
+            peers: self.peers_on_the_map(overlay),
+        })
+    }
+
+    fn peers_on_the_map(&self, overlay: &Overlay) -> Vec<Peer> {
+        let now = Millis::now();
+        let with_path = |(key, mut peer): (_, Peer)| {
+            if let Some(known) = self.peers.with_key(&key) {
+                let status = self.peer_status(known, now);
+                (peer.path, peer.reason) = (Some(status.path), status.reason);
+            }
+            peer
+        };
+        let keys = overlay.map.peers.keys().map(|key| PublicKey::from_bytes(*key.as_bytes()));
+        keys.zip(Peer::of_map(&overlay.map)).map(with_path).collect()
+    }
+}
+
+/// Whether more will be known soon.
+fn measuring(overlay: &Overlay) -> bool {
+    let Overlay { client, traversal, map, registration, .. } = overlay;
+    // Who waits for an approval is sent no map.
+    let pending = registration.as_ref().is_some_and(|site| site.state == RegistrationState::Pending);
+    let map_to_come = match client.state() {
+        State::Connecting => true,
+        State::Connected { .. } => map.version == MapVersion::default() && !pending,
+        State::Disconnected { .. } => false,
+    };
+    map_to_come || traversal.measuring()
+}
+
+fn coordinator(overlay: &Overlay) -> Coordinator {
+    let (reachable, problem) = match overlay.client.state() {
+        State::Connected { .. } => (true, None),
+        State::Connecting => (false, Some("it has not answered yet".to_owned())),
+        State::Disconnected { why, .. } => (false, Some(why)),
+    };
+    Coordinator {
+        address: overlay.url.endpoint().host_and_port(),
+        // What the connection uses too.
+        proxy: Proxy::of_environment().towards(&overlay.url),
+        reachable,
+        problem,
+    }
+}
