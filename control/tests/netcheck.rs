@@ -335,6 +335,8 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
     gateways[0].process.terminate();
     let report = overlay_json(&gateways[0]);
     assert_eq!((&report["Running"], &report["NatType"]), (&false.into(), &"port-restricted".into()), "{report:#}");
+    // Although the gateway's own discovery was a moment ago.
+    assert_eq!(report["Reachable"], "Closed", "{report:#}");
     assert_eq!(report["Coordinator"]["Reachable"], true);
     for (name, nat, direct, _) in known {
         let peer = peer(&report, name);

@@ -6,10 +6,13 @@
 //!      answer from the other port?                           filtering: address-dependent, else both
 //!      a request to our own external address                 hairpinning
 //!   3  a request to the other address, same port             same mapping: endpoint-independent
-//!      a request to the other address and port               same as the one before: address-dependent
+//!   4  only if not: a request to the other address and port  same as the one before: address-dependent
 //! ```
-//! The requests of one step are sent together. Step 3 comes last: it opens the filters that step 2 tries.
-//! For the same reason a discovery means something only once per network: filters stay open for minutes.
+//! The requests of one step are sent together. Steps 3 and 4 come last: they open filters that step 2 tries,
+//! and filters stay open for minutes. A second discovery from the same port, such as a restarted gateway's,
+//! still names a port-restricted NAT, because only where it is symmetric, and each destination has filters of
+//! its own, anything is sent to where the first answer of step 2 comes from. An address-restricted NAT
+//! looks like a full cone then.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -36,8 +39,16 @@ pub struct Discovery {
 
 enum Step {
     Reach(Vec<Transaction>),
-    Filters { filters: Vec<Transaction>, hairpin: Option<Box<Transaction>>, next: Next },
-    Mappings(Vec<Transaction>),
+    Filters {
+        filters: Vec<Transaction>,
+        hairpin: Option<Box<Transaction>>,
+        next: Next,
+    },
+    /// `last` is asked when the first answer shows another mapping.
+    Mappings {
+        asked: Vec<Transaction>,
+        last: Option<SocketAddr>,
+    },
     Done,
 }
 
@@ -117,7 +128,7 @@ impl Discovery {
         self.step = match std::mem::replace(&mut self.step, Step::Done) {
             Step::Reach(reach) => self.reached(now, reach),
             Step::Filters { filters, hairpin, next } => self.filtered(now, filters, hairpin, next),
-            Step::Mappings(mappings) => self.mapped(mappings),
+            Step::Mappings { asked, last } => self.mapped(now, asked, last),
             Step::Done => Step::Done,
         };
     }
@@ -178,24 +189,27 @@ impl Discovery {
         if !self.opening {
             return Step::Done;
         }
-        let targets = match (next.other, next.second_server) {
-            (Some(other), _) => vec![SocketAddr::new(other.ip(), next.server.port()), other],
-            (None, Some(second)) => vec![second],
+        let (to, last) = match (next.other, next.second_server) {
+            (Some(other), _) => (SocketAddr::new(other.ip(), next.server.port()), Some(other)),
+            (None, Some(second)) => (second, None),
             (None, None) => return Step::Done,
         };
-        let begin = |to| Transaction::new(now, to, Change::default(), &mut self.rng);
-        Step::Mappings(targets.into_iter().map(begin).collect())
+        Step::Mappings { asked: vec![Transaction::new(now, to, Change::default(), &mut self.rng)], last }
     }
 
-    fn mapped(&mut self, mappings: Vec<Transaction>) -> Step {
-        if !mappings.iter().all(Transaction::is_over) {
-            return Step::Mappings(mappings);
+    fn mapped(&mut self, now: Instant, mut asked: Vec<Transaction>, last: Option<SocketAddr>) -> Step {
+        if !asked.iter().all(Transaction::is_over) {
+            return Step::Mappings { asked, last };
         }
-        let seen = |index: usize| match mappings.get(index).map(|mapping| mapping.outcome) {
+        let seen = |index: usize| match asked.get(index).map(|transaction| transaction.outcome) {
             Some(Outcome::Answered { mapped, .. }) => Some(mapped),
             _ => None,
         };
         let first = self.report.reflexive;
+        if let Some(last) = last.filter(|_| seen(0).is_some() && seen(0) != first) {
+            asked.push(Transaction::new(now, last, Change::default(), &mut self.rng));
+            return Step::Mappings { asked, last: None };
+        }
         self.report.mapping = match (seen(0), seen(1)) {
             (None, _) => None,
             (second, _) if second == first => Some(Dependence::EndpointIndependent),
@@ -210,7 +224,7 @@ impl Discovery {
 impl Step {
     fn transactions(&mut self) -> Box<dyn Iterator<Item = &mut Transaction> + '_> {
         match self {
-            Self::Reach(all) | Self::Mappings(all) => Box::new(all.iter_mut()),
+            Self::Reach(all) | Self::Mappings { asked: all, .. } => Box::new(all.iter_mut()),
             Self::Filters { filters, hairpin, .. } => Box::new(filters.iter_mut().chain(hairpin.as_deref_mut())),
             Self::Done => Box::new(std::iter::empty()),
         }
@@ -255,13 +269,15 @@ mod tests {
 
     #[test]
     fn filters_are_not_opened_if_they_are_not_to_be() {
-        let first = "192.0.2.1:3478".parse().unwrap();
+        let first: SocketAddr = "192.0.2.1:3478".parse().unwrap();
         let (to, report) = run(false);
         assert!(to.iter().all(|to| *to == first), "{to:?}");
         assert_eq!((report.mapping, report.hairpinning), (None, None));
         assert_eq!(report.filtering, Some(Dependence::AddressAndPortDependent));
         let (to, report) = run(true);
-        assert!(to.iter().any(|to| *to != first));
+        let others: Vec<String> = to.iter().filter(|to| to.ip() != first.ip()).map(ToString::to_string).collect();
+        assert_eq!(others.last().unwrap(), "192.0.2.2:3478");
+        assert!(!others.contains(&"192.0.2.2:3479".to_owned()), "a filter that the next discovery tries");
         assert_eq!((report.mapping, report.hairpinning), (Some(Dependence::EndpointIndependent), Some(false)));
     }
 }
