@@ -212,10 +212,13 @@ fn nothing_is_lost_with_the_coordinator() {
     let known = pair.gateway_a.peer(&pair.gateway_b.name);
     assert_eq!(known["Name"], pair.gateway_b.name.as_str());
     pair.coordinator.restart();
+    pair.gateway_a.await_path(&pair.gateway_b.name, "direct", 4 * PATIENCE);
+    // B still sends to the port that A had before, until it misses the answers or is told of the new one.
+    let beat = pair.heartbeat();
+    pause(6000);
+    let gap = beat.stop().longest_gap();
+    assert!(gap <= FALLBACK, "{gap:.2} s");
     pair.await_both("direct");
-    let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
-    let status = || (pair.gateway_a.status(), pair.gateway_b.status());
-    assert!(pings.all_answered(), "{}\n{:#?}", pings.text, status());
 }
 
 #[test]

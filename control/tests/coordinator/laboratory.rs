@@ -52,7 +52,16 @@ impl Coordinator {
     /// Starts it, again at the same port.
     pub fn run(&mut self) {
         let mut child = Command::new(&self.program)
-            .args(["run", "--name", "127.0.0.1", "--listen", &self.address.to_string(), "--state"])
+            .args([
+                "run",
+                "--name",
+                "127.0.0.1",
+                "--listen",
+                &self.address.to_string(),
+                "--no-stun",
+                "--no-relay",
+                "--state",
+            ])
             .arg(self.state.path())
             .env("NO_COLOR", "1")
             .env_remove("RUST_LOG")

@@ -4,7 +4,7 @@ mod duration;
 mod list;
 mod relay;
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use penstock_proto::coordination::Name;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Answer, Request, ask};
 use crate::config::{Config, Document};
@@ -239,8 +240,18 @@ impl UdpFlags {
 
 fn log_to_stderr(log: Option<&str>) -> anyhow::Result<()> {
     let filter = log.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| "info".into());
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let filter = EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
+    // They would log what they carry, enrolment keys too.
+    let quiet = ["tungstenite=info", "tokio_tungstenite=info"].map(|directive| directive.parse());
+    let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = builder.with_ansi(io::stderr().is_terminal()).with_target(false);
+    // journald has its own clock.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.without_time().init();
+    } else {
+        builder.init();
+    }
     Ok(())
 }
 
