@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::nat::{Kind, Lab, MappingServer, Offer, Site, Stun};
 use support::overlay::{Coordinator, OverlayGateway};
-use support::{PATIENCE, eventually, genkey, penstock_binary, ready};
+use support::{PATIENCE, Process, eventually, genkey, penstock_binary, ready};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
 const PORT: u16 = 47100;
@@ -223,6 +223,22 @@ fn what_cannot_be_reached_is_told() {
     let refused = format!("https://{}:444", lab.server(3));
     let report = json(&site, PORT, stun.ipv4, &["--coordinator", &refused], false);
     assert_eq!((&report["Coordinator"]["Reachable"], subjects(&report)), (&false.into(), vec!["Coordinator"]));
+    // A gateway without a coordinator has nobody to ask.
+    let of_none = profile(&site, 0);
+    let site_command = |words: &[&str]| {
+        let mut command = site.gateway.command(penstock_binary().expect("a binary"));
+        command.arg("--profile").arg(&of_none).args(words).env("PENSTOCK_RUNTIME_DIR", &site.scratch);
+        command
+    };
+    let gateway = Process::spawn(site_command(&["run"]), &site.scratch.join("run.log"), Some(site.gateway.clone()));
+    let mut complaint = String::new();
+    eventually(PATIENCE, "a sentence of the gateway without a coordinator", || {
+        complaint =
+            String::from_utf8_lossy(&site_command(&["netcheck"]).output().expect("it runs").stderr).into_owned();
+        complaint.contains("runs without a coordinator")
+    });
+    assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    drop(gateway);
     // Its port is another's: no report, one sentence.
     let _taken = support::nat::socket(&site, PORT);
     let mut command = site.gateway.command(penstock_binary().expect("a binary"));
@@ -346,4 +362,28 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
             "{peer:#}"
         );
     }
+}
+
+/// What the router maps and what IPv6 shows are the running gateway's own.
+#[test]
+fn a_running_gateway_tells_of_its_mapping_and_of_ipv6() {
+    if !ready(&TOOLS) || !ready(&["miniupnpd"]) {
+        return;
+    }
+    let lab = Lab::dual_stack();
+    let coordinator = Coordinator::start(&lab);
+    let site = lab.site(Kind::Symmetric, 1);
+    let router = MappingServer::start(&site, Offer::ALL);
+    let key = coordinator.key(1, "any");
+    let gateway = OverlayGateway::start(&site, &coordinator, &key, &serde_json::json!({ "LocalPort": PORT }));
+    gateway.status();
+    let report = overlay_json(&gateway);
+    assert_eq!((&report["Running"], &report["Measuring"]), (&true.into(), &false.into()), "{report:#}");
+    assert_eq!(report["Reachable"], "Mapped", "{report:#}");
+    let external = SocketAddr::new(site.public().into(), PORT).to_string();
+    assert_eq!(report["PortMapping"]["External"], serde_json::json!({ "Address": external, "Protocol": "PCP" }));
+    assert_eq!(router.mappings().len(), 1, "asking has changed nothing");
+    let address = SocketAddr::new(site.global_ipv6().into(), PORT).to_string();
+    let six = &report["IPv6"]["Nat"];
+    assert_eq!((&six["Reflexive"], &six["Translated"]), (&address.into(), &false.into()), "{report:#}");
 }

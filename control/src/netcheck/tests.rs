@@ -156,6 +156,51 @@ fn peers_and_the_coordinator_are_told_of() {
     }
 }
 
+#[test]
+fn a_running_gateway_tells_how_its_peers_are_reached() {
+    let peer = |name: &str, class: NatClass, path, reason: &str| Peer {
+        name: name.into(),
+        nat: class.nat_type(),
+        path: Some(path),
+        reason: Some(reason.into()),
+    };
+    let parts = Parts {
+        running: true,
+        ipv4: Some(nat(true, EndpointIndependent, AddressAndPortDependent)),
+        peers: vec![
+            peer("berlin", NatClass::FullCone, PathKind::Direct, "the peer answers directly"),
+            peer("madrid", NatClass::Symmetric, PathKind::Relay, "its NAT is symmetric"),
+            peer("oslo", NatClass::FullCone, PathKind::None, "it is silent"),
+        ],
+        ..Parts::default()
+    };
+    let report = Report::new(parts.clone());
+    let text = render(&report);
+    for words in [
+        "works     now direct\n",
+        "relayed   now relayed\n",
+        "works     now not reached\n",
+        "\nmadrid is relayed: its NAT is symmetric.\n",
+        "\noslo is not reached: it is silent.\n",
+        "the gateway runs",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!text.contains("berlin is"), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    let expected = serde_json::json!({
+        "Name": "madrid",
+        "NatType": "symmetric",
+        "Direct": false,
+        "Path": "relay",
+        "Reason": "its NAT is symmetric",
+    });
+    assert_eq!(json["Peers"][1], expected);
+    let report = Report::new(Parts { measuring: true, ..parts });
+    assert_eq!(subjects(&report), [Subject::Filtering, Subject::Unmeasured]);
+    assert!(render(&report).contains("still measuring"));
+}
+
 /// docs/nat.md promises these names.
 #[test]
 fn the_json_is_a_contract() {
