@@ -22,6 +22,8 @@ pub(crate) struct Peer {
     pub nat: NatType,
     pub checks: Vec<Check>,
     pub selected: Option<Route>,
+    /// The relay by which the peer said last that it sends.
+    pub peers_relay: Option<Route>,
     pub reported: Option<(Path, Reason)>,
     pub rounds: Rounds,
     pub birthday: Birthday,
@@ -42,6 +44,7 @@ impl Peer {
             nat: NatType::default(),
             checks: Vec::new(),
             selected: None,
+            peers_relay: None,
             reported: None,
             rounds: Rounds::default(),
             birthday: Birthday::default(),
@@ -166,6 +169,9 @@ impl Peer {
         }
         if self.check(route).is_none() && !self.learn(route) {
             return Ok(());
+        }
+        if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
+            self.peers_relay = Some(route);
         }
         if ping.opened.is_some() {
             self.peer_opened(now, shared, &ping);
@@ -310,7 +316,8 @@ impl Peer {
 
     pub fn send_ping(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, transaction: u64) {
         let opened = self.rounds.announces().then(|| self.rounds.remote_digest(&self.checks));
-        let ping = Ping { transaction, opened, birthday: self.birthday.is_holding(), round: self.rounds.id };
+        let (birthday, selected) = (self.birthday.is_holding(), self.selected == Some(route));
+        let ping = Ping { transaction, opened, birthday, selected, round: self.rounds.id };
         self.transmit(shared, route, ttl, &Probe::Ping(ping));
     }
 

@@ -58,6 +58,8 @@ pub struct Ping {
     pub opened: Option<u32>,
     /// The sender holds extra sockets open: guess their ports.
     pub birthday: bool,
+    /// The sender's datagrams take the way that this ping has come.
+    pub selected: bool,
     /// The round of probing that this belongs to.
     pub round: u32,
 }
@@ -192,6 +194,7 @@ const PING: u8 = 1;
 const PONG: u8 = 2;
 const OPENED: u8 = 1;
 const BIRTHDAY: u8 = 2;
+const SELECTED: u8 = 4;
 
 impl Probe {
     fn kind(&self) -> u8 {
@@ -206,7 +209,8 @@ impl Probe {
         match self {
             Self::Ping(ping) => {
                 out[..8].copy_from_slice(&ping.transaction.to_be_bytes());
-                out[8] = if ping.opened.is_some() { OPENED } else { 0 } | if ping.birthday { BIRTHDAY } else { 0 };
+                let flags = [(ping.opened.is_some(), OPENED), (ping.birthday, BIRTHDAY), (ping.selected, SELECTED)];
+                out[8] = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum();
                 out[12..16].copy_from_slice(&ping.round.to_be_bytes());
                 out[16..20].copy_from_slice(&ping.opened.unwrap_or_default().to_be_bytes());
             }
@@ -229,8 +233,9 @@ impl Probe {
         if kind == PING {
             let round = u32::from_be_bytes(std::array::from_fn(|index| body[12 + index]));
             let digest = u32::from_be_bytes(std::array::from_fn(|index| body[16 + index]));
-            let (opened, birthday) = ((body[8] & OPENED != 0).then_some(digest), body[8] & BIRTHDAY != 0);
-            Self::Ping(Ping { transaction, opened, birthday, round })
+            let is = |flag| body[8] & flag != 0;
+            let opened = is(OPENED).then_some(digest);
+            Self::Ping(Ping { transaction, opened, birthday: is(BIRTHDAY), selected: is(SELECTED), round })
         } else {
             let ip: [u8; 16] = std::array::from_fn(|index| body[8 + index]);
             let ip = IpAddr::from(Ipv6Addr::from(ip)).to_canonical();
@@ -268,8 +273,9 @@ mod tests {
 
     fn probes() -> Vec<Probe> {
         let seen = ["192.0.2.7:65535", "[2001:db8::7]:1"].map(|at| at.parse().unwrap());
-        let ping = Ping { transaction: u64::MAX, opened: Some(9), birthday: false, round: 7 };
-        let mut probes = vec![Probe::Ping(ping), Probe::Ping(Ping { opened: None, birthday: true, ..ping })];
+        let ping = Ping { transaction: u64::MAX, opened: Some(9), birthday: false, selected: true, round: 7 };
+        let mut probes =
+            vec![Probe::Ping(ping), Probe::Ping(Ping { opened: None, birthday: true, selected: false, ..ping })];
         probes.extend(seen.map(|seen| Probe::Pong(Pong { transaction: 3, seen })));
         probes
     }

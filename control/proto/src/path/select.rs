@@ -22,7 +22,14 @@ impl Peer {
         let usable = |check: &Check| check.is_direct() && check.is_alive() && allowed(check);
         let theirs = self.birthday.chosen().and_then(|route| self.check(route)).filter(|check| usable(check));
         let direct = theirs.or_else(|| best(&self.checks, current, usable));
-        let relay = || best(&self.checks, current, |check| !check.is_direct() && check.is_alive());
+        // A relay can only forward to who has shaken hands by it, so both sides must use the same one: of two
+        // sites the one whose name is less chooses, and the other follows.
+        let agreed = || {
+            let follows = self.site < shared.site;
+            let check = self.check(self.peers_relay.filter(|_| follows)?)?;
+            (!check.is_direct() && check.state != State::Dead).then_some(check)
+        };
+        let relay = || agreed().or_else(|| best(&self.checks, current, |check| !check.is_direct() && check.is_alive()));
         // Nothing has answered yet: the relay is the safest bet.
         let untried = || {
             let hopeful = |check: &&Check| !check.is_direct() && check.state == State::Untried;
@@ -31,6 +38,13 @@ impl Peer {
         let chosen = direct.or_else(relay).or_else(untried);
         let (route, is_direct) = (chosen.map(|check| check.route), chosen.is_some_and(Check::is_direct));
         self.died &= !is_direct;
+        if self.selected != route
+            && !is_direct
+            && let Some(check) = self.checks.iter_mut().find(|check| Some(check.route) == route)
+        {
+            // Whoever follows is told at once.
+            check.last_sent = None;
+        }
         self.selected = route;
         if is_direct {
             self.settle_birthday(shared, route.map_or(SocketId::TUNNEL, |route| route.socket));

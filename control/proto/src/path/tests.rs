@@ -23,7 +23,11 @@ struct Bench {
 }
 
 fn bench() -> Bench {
-    let (us, them) = (StaticSecret::from([1; 32]), StaticSecret::from([2; 32]));
+    bench_of(1, 2)
+}
+
+fn bench_of(us: u8, them: u8) -> Bench {
+    let (us, them) = (StaticSecret::from([us; 32]), StaticSecret::from([them; 32]));
     let (our_key, peer) = (PublicKey::from(&us), PublicKey::from(&them));
     let now = Instant::now();
     let mut agent = PathAgent::new(us, PathConfig::default(), StdRng::seed_from_u64(1));
@@ -38,7 +42,7 @@ fn from(port: u16) -> SocketAddr {
 }
 
 fn ping(transaction: u64) -> Probe {
-    Probe::Ping(Ping { transaction, opened: None, birthday: false, round: 0 })
+    Probe::Ping(Ping { transaction, opened: None, birthday: false, selected: false, round: 0 })
 }
 
 impl Bench {
@@ -84,6 +88,49 @@ fn a_ping_is_answered_once_where_it_came_from_and_asked_back() {
     let direct = Path::Direct { socket: SocketId::TUNNEL, address: from(7) };
     assert_eq!(bench.agent.path(&bench.peer).unwrap().0, direct);
     assert_eq!(bench.give(from(7), &pong), Err(ProbeReject::Unasked), "a copy");
+}
+
+#[test]
+fn both_sides_use_the_same_relay() {
+    let relays = [1_u16, 2].map(|number| {
+        let address = ([198, 51, 100, 1], number).into();
+        Relay { id: RelayId(number.into()), kind: RelayKind::Udp, address }
+    });
+    let selected = |bench: &Bench| match bench.agent.path(&bench.peer).unwrap().0 {
+        Path::Relay { address, .. } => address,
+        other => panic!("{other:?}"),
+    };
+    // The peer's name is less, so it chooses.
+    let mut bench = bench_of(2, 1);
+    assert!(bench.theirs < bench.ours);
+    bench.agent.set_relays(bench.now, &relays);
+    assert_eq!(selected(&bench), relays[0].address);
+    let told = |sent: &PathTransmit, key: &ProbeKey| {
+        let Ok(Probe::Ping(ping)) = key.open(&Envelope::parse(&sent.bytes).unwrap()) else { panic!("a ping") };
+        (sent.to, ping.selected)
+    };
+    let sent = bench.transmits();
+    let said: Vec<_> = sent.iter().map(|sent| told(sent, &bench.key)).collect();
+    assert_eq!(said, [(relays[0].address, true), (relays[1].address, false)]);
+    // The peer sends by the other one.
+    let ping = Ping { transaction: 5, opened: None, birthday: false, selected: true, round: 0 };
+    bench.give(relays[1].address, &Probe::Ping(ping)).unwrap();
+    assert_eq!(selected(&bench), relays[1].address);
+    let mut chooser = bench_of(1, 2);
+    chooser.agent.set_relays(chooser.now, &relays);
+    chooser.give(relays[1].address, &Probe::Ping(ping)).unwrap();
+    assert_eq!(selected(&chooser), relays[0].address, "or both would change for ever");
+    // It dies here: what still lives is better than to follow.
+    for _ in 0..100 {
+        bench.now += Duration::from_millis(100);
+        bench.agent.handle_timeout(bench.now);
+        for sent in bench.transmits().iter().filter(|sent| sent.to == relays[0].address) {
+            let Ok(Probe::Ping(ping)) = bench.key.open(&Envelope::parse(&sent.bytes).unwrap()) else { continue };
+            let pong = Probe::Pong(Pong { transaction: ping.transaction, seen: from(1) });
+            bench.give(relays[0].address, &pong).unwrap();
+        }
+    }
+    assert_eq!(selected(&bench), relays[0].address);
 }
 
 #[test]
