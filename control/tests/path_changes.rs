@@ -213,12 +213,12 @@ fn nothing_is_lost_with_the_coordinator() {
     assert_eq!(known["Name"], pair.gateway_b.name.as_str());
     pair.coordinator.restart();
     pair.gateway_a.await_path(&pair.gateway_b.name, "direct", 4 * PATIENCE);
-    // B still sends to the port that A had before, until it misses the answers or is told of the new one.
-    let beat = pair.heartbeat();
-    pause(6000);
-    let gap = beat.stop().longest_gap();
-    assert!(gap <= FALLBACK, "{gap:.2} s");
-    pair.await_both("direct");
+    // B sends to the port of before until it has found it dead.
+    eventually(Duration::from_secs_f64(FALLBACK), "B has followed", || {
+        ping(&pair.a.host, pair.b.host_address(), &["-c", "1"]).all_answered()
+    });
+    let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
+    assert!(pings.all_answered(), "{}", pings.text);
 }
 
 #[test]
