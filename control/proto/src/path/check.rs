@@ -105,8 +105,13 @@ impl Check {
         // Older ones may still be under way, but say nothing new.
         let sent = self.outstanding.drain(..=position).next_back().map_or(now, |(_, at)| at);
         let sample = now.saturating_duration_since(sent);
-        // Smoothed as in RFC 6298, section 2.
-        let round_trip = self.round_trip().map_or(sample, |known| (known * 7 + sample) / 8);
+        // Smoothed as in RFC 6298, section 2, but for quicker answers: a slow one says as much of the machines
+        // as of the way, and with the first one a round of probing is too short to forget it.
+        let round_trip = match self.round_trip() {
+            Some(known) if sample < known => (known + sample) / 2,
+            Some(known) => (known * 7 + sample) / 8,
+            None => sample,
+        };
         self.state = State::Alive { round_trip };
         self.unanswered = self.outstanding.len() as u32;
         true
@@ -141,6 +146,20 @@ mod tests {
         assert!(check.answered(now + Duration::from_millis(30), 7));
         assert_eq!(check.round_trip(), Some(Duration::from_millis(30)));
         assert!(!check.answered(now, 7), "a copy");
+    }
+
+    #[test]
+    fn a_slow_first_answer_is_soon_forgotten_and_a_slow_later_one_counts_little() {
+        let now = Instant::now();
+        let mut check = check();
+        for (transaction, millis) in [100, 10, 10, 10, 10].into_iter().enumerate() {
+            check.sent(now, transaction as u64, true);
+            check.answered(now + Duration::from_millis(millis), transaction as u64);
+        }
+        assert!(check.round_trip().unwrap() < Duration::from_millis(16));
+        check.sent(now, 9, true);
+        check.answered(now + Duration::from_millis(100), 9);
+        assert!(check.round_trip().unwrap() < Duration::from_millis(30));
     }
 
     #[test]
