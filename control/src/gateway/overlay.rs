@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ipnet::IpNet;
 use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
-use penstock_proto::path::{Path, Reason};
+use penstock_proto::path::Path;
 use penstock_proto::{Bucket, PeerConfig};
 
 use super::Gateway;
 use super::network::Network;
-use super::peers::{Peer, Peers};
+use super::peers::{Found, Peer, Peers};
 use crate::coordinator::{Client, CoordinatorUrl, Event};
 use crate::key::PublicKey;
 use crate::traversal::{self, Selection, Traversal};
@@ -38,21 +38,6 @@ pub struct Overlay {
 /// lets one site begin, so that handshakes for traffic find room.
 const GREETINGS_PER_SECOND: u32 = 10;
 const GREETING_BURST: u32 = 100;
-
-/// How a peer of the coordinator's is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Where its packets go.
-    pub path: Path,
-    /// Why there.
-    pub reason: Reason,
-}
-
-impl Default for Found {
-    fn default() -> Self {
-        Self { path: Path::None, reason: Reason::NoCandidates }
-    }
-}
 
 /// What came in for the overlay.
 pub enum Input {

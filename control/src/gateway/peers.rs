@@ -10,9 +10,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
+use penstock_proto::path::{Path, Reason};
 use penstock_proto::{PeerId, Traffic};
 
-use super::overlay::Found;
 use crate::key::{PresharedKey, PublicKey};
 use crate::profile::Endpoint;
 
@@ -49,6 +49,21 @@ pub struct Peer {
     /// Bytes of handshake messages, which do not pass the data plane: received, sent.
     pub handshake_bytes: (u64, u64),
     sampled: Sampled,
+}
+
+/// How a peer of the coordinator's is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where its packets go.
+    pub path: Path,
+    /// Why there.
+    pub reason: Reason,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { path: Path::None, reason: Reason::NoCandidates }
+    }
 }
 
 /// What the traffic counters showed when they were last looked at.
