@@ -1,11 +1,15 @@
-//! STUN messages as anybody can send them, to the decoder and to a discovery in every step.
+//! STUN messages as anybody can send them, to the decoder, to the server, and to a discovery in every step.
 #![no_main]
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use penstock_proto::stun::message::{Message, decode, encode_request, encode_success, is_stun};
+use penstock_coordinator::stun::Corners;
+use penstock_proto::stun::message::{
+    Change, Message, decode, encode_request, encode_request_for_port, encode_success, is_stun,
+};
 use penstock_proto::stun::{Discovery, Reflexive};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -13,9 +17,19 @@ use rand::rngs::StdRng;
 fuzz_target!(|input: &[u8]| {
     let _ = is_stun(input);
     match decode(input) {
-        Ok(Message::Request { transaction, change }) => {
+        Ok(Message::Request { transaction, change, response_port }) => {
             let again = decode(&encode_request(&transaction, change));
-            assert_eq!(again, Ok(Message::Request { transaction, change }));
+            assert_eq!(again, Ok(Message::Request { transaction, change, response_port: None }));
+            if let Some(port) = response_port {
+                let (again, change) = (decode(&encode_request_for_port(&transaction, port)), Change::default());
+                assert_eq!(again, Ok(Message::Request { transaction, change, response_port }));
+            }
+            let from: SocketAddr = ([203, 0, 113, 5], 9).into();
+            let corners = Corners::new(([192, 0, 2, 1], 3478).into(), Some(([192, 0, 2, 2], 3479).into())).unwrap();
+            if let Some(answer) = corners.answer(0, None, from, input) {
+                assert!(answer.to.ip() == from.ip() && answer.bytes.len() <= input.len());
+                assert_eq!(answer.to.port(), response_port.map_or(9, NonZeroU16::get));
+            }
         }
         Ok(Message::Success { transaction, mapped, other }) => {
             // Addresses are written canonically: IPv4 mapped into IPv6 is read as IPv6 and written as IPv4.

@@ -10,6 +10,10 @@
 //! in IP and port is all four, and only that tells a NAT's whole behaviour. Nothing is answered that is
 //! smaller than its answer, so a forged source gains nobody anything; gateways fill their requests up.
 //!
+//! An answer may be asked to another port (RESPONSE-PORT, RFC 5780, section 7.5), but never to another IP than
+//! the request's source. So it reaches nobody whom the same request with a forged source port would not have
+//! reached, and who cannot forge only himself.
+//!
 //! The sockets are [`udp`](crate::udp)'s.
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +29,17 @@ const UNKNOWN_ATTRIBUTE: u16 = 420;
 pub struct Corners {
     /// By place: bit 0 is the second port, bit 1 the second IP.
     addresses: Vec<SocketAddr>,
+}
+
+/// What to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// From which corner.
+    pub by: usize,
+    /// Where to: always the IP that the request came from.
+    pub to: SocketAddr,
+    /// No more than the request's.
+    pub bytes: Vec<u8>,
 }
 
 impl Corners {
@@ -44,20 +59,19 @@ impl Corners {
         Some(Self { addresses: vec![first, at(first, second), at(second, first), second] })
     }
 
-    /// Answers a request that came to corner `at`, at our address `local` if that is known: from which
-    /// corner, and what.
+    /// Answers a request that came to corner `at`, at our address `local` if that is known.
     #[must_use]
-    pub fn answer(
-        &self,
-        at: usize,
-        local: Option<IpAddr>,
-        from: SocketAddr,
-        request: &[u8],
-    ) -> Option<(usize, Vec<u8>)> {
-        let Ok(Message::Request { transaction, change: Change { ip, port } }) = decode(request) else { return None };
+    pub fn answer(&self, at: usize, local: Option<IpAddr>, from: SocketAddr, request: &[u8]) -> Option<Answer> {
+        let Ok(Message::Request { transaction, change: Change { ip, port }, response_port }) = decode(request) else {
+            return None;
+        };
+        let mut to = from;
+        if let Some(port) = response_port {
+            to.set_port(port.get());
+        }
         let by = at ^ (usize::from(port) | usize::from(ip) << 1);
         let from = canonical(from);
-        let (by, answer) = match self.addresses.get(by) {
+        let (by, bytes) = match self.addresses.get(by) {
             Some(origin) => {
                 // A corner at all addresses answers from the one that was asked.
                 let local = local.filter(|_| origin.ip().is_unspecified());
@@ -66,7 +80,7 @@ impl Corners {
             }
             None => (at, encode_error(&transaction, UNKNOWN_ATTRIBUTE)),
         };
-        (answer.len() <= request.len()).then_some((by, answer))
+        (bytes.len() <= request.len()).then_some(Answer { by, to, bytes })
     }
 }
 
@@ -77,7 +91,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_proto::stun::message::encode_request;
+    use penstock_proto::stun::message::{REQUEST_LENGTH, encode_request, encode_request_for_port};
+    use std::num::NonZeroU16;
 
     const ID: [u8; 12] = *b"transaction!";
 
@@ -112,9 +127,11 @@ mod tests {
             for (ip, port, by) in
                 [(false, false, at), (false, true, at ^ 1), (true, false, at ^ 2), (true, true, at ^ 3)]
             {
-                let (sender, answer) = corners.answer(at, None, from, &request(ip, port)).expect("an answer");
-                assert_eq!(sender, by);
-                let Ok(Message::Success { transaction, mapped, other }) = decode(&answer) else { panic!("no success") };
+                let answer = corners.answer(at, None, from, &request(ip, port)).expect("an answer");
+                assert_eq!((answer.by, answer.to), (by, from));
+                let Ok(Message::Success { transaction, mapped, other }) = decode(&answer.bytes) else {
+                    panic!("no success")
+                };
                 assert_eq!((transaction, mapped, other), (ID, from, Some(corners.addresses[at ^ 3])));
             }
         }
@@ -124,10 +141,10 @@ mod tests {
     fn a_single_address_refuses_to_be_another() {
         let corners = Corners::new(address("[2001:db8::1]:3478"), None).expect("a corner");
         let from = address("[2001:db8::5]:999");
-        let (_, answer) = corners.answer(0, None, from, &request(false, false)).expect("an answer");
-        assert!(matches!(decode(&answer), Ok(Message::Success { other: None, mapped, .. }) if mapped == from));
-        let (_, answer) = corners.answer(0, None, from, &request(true, true)).expect("an answer");
-        assert!(matches!(decode(&answer), Ok(Message::Error { code: 420, .. })));
+        let answer = corners.answer(0, None, from, &request(false, false)).expect("an answer");
+        assert!(matches!(decode(&answer.bytes), Ok(Message::Success { other: None, mapped, .. }) if mapped == from));
+        let answer = corners.answer(0, None, from, &request(true, true)).expect("an answer");
+        assert!(matches!(decode(&answer.bytes), Ok(Message::Error { code: 420, .. })));
     }
 
     #[test]
@@ -138,18 +155,41 @@ mod tests {
         assert!(decode(&bare).is_ok());
         assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &bare), None);
         // Nor is an answer answered.
-        let (_, answer) =
-            corners.answer(0, None, address("203.0.113.5:999"), &request(false, false)).expect("an answer");
-        assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &answer), None);
+        let answer = corners.answer(0, None, address("203.0.113.5:999"), &request(false, false)).expect("an answer");
+        assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &answer.bytes), None);
+    }
+
+    #[test]
+    fn another_port_is_answered_of_the_same_address_only_and_with_no_more_bytes() {
+        let corners = Corners::new(address("192.0.2.1:3478"), Some(address("192.0.2.2:3479"))).expect("corners");
+        for from in ["203.0.113.5:999", "[2001:db8::5]:999", "[fe80::5%7]:999"].map(address) {
+            for port in [1, 53, 999, 3478, 47_100, u16::MAX] {
+                let request = encode_request_for_port(&ID, NonZeroU16::new(port).expect("a port"));
+                let answer = corners.answer(0, None, from, &request).expect("an answer");
+                let mut expected = from;
+                expected.set_port(port);
+                assert_eq!((answer.by, answer.to), (0, expected), "from where it was asked, so that filters let it in");
+                assert!(answer.bytes.len() <= request.len());
+                let Ok(Message::Success { mapped, .. }) = decode(&answer.bytes) else { panic!("no success") };
+                assert_eq!(mapped.port(), 999, "the asker's own");
+            }
+        }
+        // One that is smaller than its answer.
+        let mut bare = encode_request_for_port(&ID, NonZeroU16::MAX)[..28].to_vec();
+        bare[2..4].copy_from_slice(&8_u16.to_be_bytes());
+        assert!(matches!(decode(&bare), Ok(Message::Request { response_port: Some(_), .. })));
+        assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &bare), None);
+        assert!(REQUEST_LENGTH > bare.len());
     }
 
     #[test]
     fn a_server_at_all_addresses_answers_from_the_one_that_was_asked() {
         let corners = Corners::new(address("[::]:3478"), Some(address("[::]:3479"))).expect("corners");
         let local = Some(address("[::ffff:192.0.2.1]:0").ip());
-        let (by, answer) = corners.answer(0, local, address("[::ffff:203.0.113.5]:9"), &request(false, true)).unwrap();
-        assert_eq!(by, 1);
+        let from = address("[::ffff:203.0.113.5]:9");
+        let answer = corners.answer(0, local, from, &request(false, true)).unwrap();
+        assert_eq!((answer.by, answer.to), (1, from));
         let expected = encode_success(&ID, address("203.0.113.5:9"), address("192.0.2.1:3479"), None);
-        assert_eq!(answer, expected);
+        assert_eq!(answer.bytes, expected);
     }
 }

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::relay::counters::Loss;
 use crate::relay::{Decision, RelayServer};
-use crate::stun::Corners;
+use crate::stun::{Answer, Corners};
 
 /// Buffers that are received at a time.
 const BATCH: usize = 16;
@@ -177,12 +177,12 @@ impl Sockets {
         }
     }
 
-    fn stun(&self, from: SocketAddr, origin: Origin, request: &[u8]) -> Option<(Origin, Vec<u8>)> {
+    fn stun(&self, from: SocketAddr, origin: Origin, request: &[u8]) -> Option<Send> {
         let (server, corner) = self.all[origin.socket].corner?;
-        let (by, answer) = self.corners[server].answer(corner, origin.local, from, request)?;
+        let Answer { by, to, bytes } = self.corners[server].answer(corner, origin.local, from, request)?;
         // From another IP the kernel chooses the address, which is the socket's own.
         let local = origin.local.filter(|_| (by ^ corner) & 2 == 0);
-        Some((Origin { socket: origin.socket - corner + by, local }, answer))
+        Some(Send::Answer(to, Origin { socket: origin.socket - corner + by, local }, bytes))
     }
 }
 
@@ -258,7 +258,7 @@ impl Batch<'_> {
                     let answer = self.sockets.stun(meta.addr, origin, datagram);
                     let counter = if answer.is_some() { &self.sockets.stun_answers } else { &self.sockets.stun_drops };
                     counter.fetch_add(1, Ordering::Relaxed);
-                    sends.extend(answer.map(|(origin, answer)| Send::Answer(meta.addr, origin, answer)));
+                    sends.extend(answer);
                     continue;
                 }
                 let (Some(relay), Some(hub)) = (self.relay, &mut hub) else { continue };

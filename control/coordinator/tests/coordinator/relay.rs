@@ -1,11 +1,13 @@
 //! The relay over real sockets: who is carried, who is not, and how soon that changes.
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use penstock_coordinator::admin::{Answer, Request, StatusReport};
 use penstock_proto::path::SiteId;
 use penstock_proto::relay::{BIND_LENGTH, RelayLimits};
-use penstock_proto::stun::message::{Change, Message, decode, encode_request};
+use penstock_proto::stun::message::{Change, Message, decode, encode_request, encode_request_for_port};
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use crate::client::PATIENCE;
@@ -79,6 +81,26 @@ async fn a_server_at_all_addresses_serves_both_ip_versions() {
     }
     let [a, b] = &mut tunnels[..] else { panic!("two") };
     talk(a, b).await;
+}
+
+#[tokio::test]
+async fn stun_answers_to_another_port_of_the_same_address_only() {
+    let running = Running::start().await;
+    let bind = async |at: &str| UdpSocket::bind(at).await.unwrap();
+    let (x, y) = (bind("127.0.0.1:0").await, bind("127.0.0.1:0").await);
+    let port = x.local_addr().unwrap().port();
+    let elsewhere = bind(&format!("127.0.0.2:{port}")).await;
+    let request = encode_request_for_port(b"transaction!", NonZeroU16::new(port).unwrap());
+    y.send_to(&request, running.udp).await.unwrap();
+    let mut answer = [0; 200];
+    let (length, from) = timeout(PATIENCE, x.recv_from(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(from, running.udp, "which the asker has sent to");
+    assert!(length <= request.len());
+    let mapped = y.local_addr().unwrap();
+    assert!(matches!(decode(&answer[..length]), Ok(Message::Success { mapped: seen, .. }) if seen == mapped));
+    for other in [x, y, elsewhere] {
+        assert!(timeout(SILENCE, other.recv(&mut answer)).await.is_err(), "one answer to one place");
+    }
 }
 
 #[tokio::test]

@@ -255,7 +255,7 @@ mod tests {
         loop {
             while let Some(query) = discovery.poll_transmit(now) {
                 to.push(query.to);
-                let Ok(Message::Request { transaction, change }) = decode(&query.bytes) else { panic!("a request") };
+                let Ok(Message::Request { transaction, change, .. }) = decode(&query.bytes) else { panic!() };
                 if query.to != mapped && change == Change::default() {
                     discovery.handle_datagram(now, &encode_success(&transaction, mapped, query.to, Some(other)));
                 }

@@ -9,6 +9,7 @@
 //! are, and a message with one that may not be ignored is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 /// The header's length.
 pub const HEADER_LENGTH: usize = 20;
@@ -27,6 +28,7 @@ const MAPPED_ADDRESS: u16 = 0x0001;
 const CHANGE_REQUEST: u16 = 0x0003;
 const ERROR_CODE: u16 = 0x0009;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const RESPONSE_PORT: u16 = 0x0027;
 const SOFTWARE: u16 = 0x8022;
 const RESPONSE_ORIGIN: u16 = 0x802b;
 const OTHER_ADDRESS: u16 = 0x802c;
@@ -57,6 +59,9 @@ pub enum Message {
         transaction: TransactionId,
         /// Who shall answer.
         change: Change,
+        /// To which port of the asker, if not to the one that the request comes from (RESPONSE-PORT, RFC 5780,
+        /// section 7.5).
+        response_port: Option<NonZeroU16>,
     },
     /// A server's answer.
     Success {
@@ -117,6 +122,19 @@ pub fn encode_request(transaction: &TransactionId, change: Change) -> Vec<u8> {
         let bits = if change.ip { CHANGE_IP } else { 0 } | if change.port { CHANGE_PORT } else { 0 };
         attribute(&mut out, CHANGE_REQUEST, &bits.to_be_bytes());
     }
+    filled(out)
+}
+
+/// A Binding request of [`REQUEST_LENGTH`] bytes whose answer goes to another port of ours.
+#[must_use]
+pub fn encode_request_for_port(transaction: &TransactionId, response_port: NonZeroU16) -> Vec<u8> {
+    let mut out = header(BINDING_REQUEST, transaction);
+    let [high, low] = response_port.get().to_be_bytes();
+    attribute(&mut out, RESPONSE_PORT, &[high, low, 0, 0]);
+    filled(out)
+}
+
+fn filled(mut out: Vec<u8>) -> Vec<u8> {
     // SOFTWARE may be any text and may be ignored: the one filler that every server accepts.
     let mut software = b"Penstock".to_vec();
     software.resize(REQUEST_LENGTH - out.len() - 4, b' ');
@@ -171,7 +189,9 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     }
     let found = Attributes::read(&bytes[HEADER_LENGTH..], &transaction)?;
     match kind {
-        BINDING_REQUEST => Ok(Message::Request { transaction, change: found.change }),
+        BINDING_REQUEST => {
+            Ok(Message::Request { transaction, change: found.change, response_port: found.response_port })
+        }
         BINDING_SUCCESS => {
             let mapped = found.xor_mapped.or(found.mapped).ok_or(DecodeError::Empty)?;
             Ok(Message::Success { transaction, mapped, other: found.other })
@@ -183,6 +203,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
 #[derive(Default)]
 struct Attributes {
     change: Change,
+    response_port: Option<NonZeroU16>,
     mapped: Option<SocketAddr>,
     xor_mapped: Option<SocketAddr>,
     other: Option<SocketAddr>,
@@ -213,6 +234,12 @@ impl Attributes {
             CHANGE_REQUEST => {
                 let bits = u32::from_be_bytes(value.try_into().map_err(|_| malformed)?);
                 self.change = Change { ip: bits & CHANGE_IP != 0, port: bits & CHANGE_PORT != 0 };
+            }
+            RESPONSE_PORT => {
+                // In the field its two bytes of padding are counted in the length, or not.
+                let (&[high, low] | &[high, low, _, _]) = value else { return Err(malformed) };
+                let port = NonZeroU16::new(u16::from_be_bytes([high, low])).ok_or(malformed)?;
+                self.response_port.get_or_insert(port);
             }
             ERROR_CODE => {
                 let &[_, _, class, number, ..] = value else { return Err(malformed) };
@@ -321,8 +348,13 @@ mod tests {
             let bytes = encode_request(&NAME, change);
             assert_eq!(bytes.len(), REQUEST_LENGTH);
             assert!(is_stun(&bytes));
-            assert_eq!(decode(&bytes), Ok(Message::Request { transaction: NAME, change }));
+            assert_eq!(decode(&bytes), Ok(Message::Request { transaction: NAME, change, response_port: None }));
         }
+        let response_port = NonZeroU16::new(47_100);
+        let bytes = encode_request_for_port(&NAME, response_port.unwrap());
+        assert_eq!(bytes.len(), REQUEST_LENGTH);
+        let expected = Message::Request { transaction: NAME, change: Change::default(), response_port };
+        assert_eq!(decode(&bytes), Ok(expected));
         for mapped in addresses() {
             for other in [None, Some(addresses()[0]), Some(addresses()[1])] {
                 let bytes = encode_success(&NAME, mapped, addresses()[1], other);
@@ -338,6 +370,7 @@ mod tests {
     fn a_message_cut_or_lengthened_anywhere_is_refused() {
         for whole in [
             encode_request(&NAME, Change { ip: true, port: true }),
+            encode_request_for_port(&NAME, NonZeroU16::MAX),
             encode_success(&NAME, addresses()[1], addresses()[0], Some(addresses()[0])),
         ] {
             for length in 0..whole.len() {
@@ -353,6 +386,23 @@ mod tests {
             assert_eq!(decode(&longer), Err(DecodeError::Length));
         }
         assert_eq!(decode(&[0; MAX_LENGTH + 1]), Err(DecodeError::Length));
+    }
+
+    #[test]
+    fn a_response_port_has_two_bytes_with_or_without_padding_and_is_none_of_zero() {
+        let read = |value: &[u8]| {
+            let mut bytes = header(BINDING_REQUEST, &NAME);
+            attribute(&mut bytes, RESPONSE_PORT, value);
+            decode(&finish(bytes)).map(|message| match message {
+                Message::Request { response_port, .. } => response_port.map(NonZeroU16::get),
+                _ => None,
+            })
+        };
+        assert_eq!(read(&[0xb7, 0xfc]), Ok(Some(47_100)));
+        assert_eq!(read(&[0xb7, 0xfc, 0, 0]), Ok(Some(47_100)));
+        for wrong in [&[0, 0][..], &[0; 4], &[], &[1], &[1, 2, 3], &[0, 1, 0, 0, 0, 0]] {
+            assert_eq!(read(wrong), Err(DecodeError::Malformed(RESPONSE_PORT)), "{wrong:?}");
+        }
     }
 
     #[test]

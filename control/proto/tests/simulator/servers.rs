@@ -13,7 +13,7 @@ pub const STUN_PORTS: [u16; 2] = [3478, 3479];
 
 /// What the server that got `bytes` at `to` sends, and from where.
 pub fn stun_answer(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Option<(SocketAddr, Vec<u8>)> {
-    let Ok(Message::Request { transaction, change }) = decode(bytes) else {
+    let Ok(Message::Request { transaction, change, .. }) = decode(bytes) else {
         return None;
     };
     let turn = |at: SocketAddr, ip: bool, port: bool| -> SocketAddr {
