@@ -1,4 +1,5 @@
-//! STUN messages as anybody can send them, to the decoder, to the server, and to a discovery in every step.
+//! STUN messages as anybody can send them, to the decoder, to the server, and to a discovery and a
+//! measurement of the lifetime in every step.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use penstock_coordinator::stun::Corners;
 use penstock_proto::stun::message::{
     Change, Message, decode, encode_request, encode_request_for_port, encode_success, is_stun,
 };
-use penstock_proto::stun::{Discovery, Reflexive};
+use penstock_proto::stun::{Discovery, Lifetime, Reflexive};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -42,9 +43,17 @@ fuzz_target!(|input: &[u8]| {
     let server: SocketAddr = ([192, 0, 2, 1], 3478).into();
     let mut discovery = Discovery::new(now, &[server], &[([10, 0, 0, 1], 5).into()], StdRng::seed_from_u64(1));
     let mut reflexive = Reflexive::new(now, server, StdRng::seed_from_u64(2));
+    let silences = [1, 3].map(Duration::from_secs);
+    let mut lifetime = Lifetime::new(now, &[server], &silences, StdRng::seed_from_u64(3));
     let mut rest = input;
     while let Some((&length, tail)) = rest.split_first() {
         let (answer, tail) = tail.split_at(tail.len().min(usize::from(length)));
+        let socket = rest.len() / 4 % lifetime.sockets();
+        let mut of_lifetime = answer.to_vec();
+        if let Some((_, query)) = lifetime.poll_transmit(now).filter(|_| of_lifetime.len() >= 20) {
+            of_lifetime[4..20].copy_from_slice(&query.bytes[4..20]);
+        }
+        lifetime.handle_datagram(now, socket, &of_lifetime);
         // The rest of a message whose head answers what was asked last.
         let asked = discovery.poll_transmit(now).or_else(|| reflexive.poll_transmit(now));
         let mut bytes = answer.to_vec();
@@ -57,4 +66,7 @@ fuzz_target!(|input: &[u8]| {
         rest = tail;
     }
     let _ = discovery.poll_report();
+    if let Some(Ok(bracket)) = lifetime.poll_outcome() {
+        assert!(bracket.to.is_none_or(|to| to > bracket.from));
+    }
 });

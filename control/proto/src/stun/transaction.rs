@@ -1,12 +1,13 @@
 //! One Binding request, repeated until it is answered or given up.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use rand::RngCore;
 
 use super::Query;
-use super::message::{Change, Message, TransactionId, decode, encode_request};
+use super::message::{Change, Message, TransactionId, decode, encode_request, encode_request_for_port};
 
 /// The first repetition comes after this time. RFC 8489 (6.2.1) asks for half a second where nothing is
 /// known of the path; a start of half that costs one small datagram more on slow paths.
@@ -32,17 +33,32 @@ pub(crate) enum Outcome {
 pub(crate) struct Transaction {
     id: TransactionId,
     to: SocketAddr,
-    change: Change,
+    ask: Ask,
     sent: u32,
     due: Instant,
     pub outcome: Outcome,
 }
 
+/// What is asked of the server.
+enum Ask {
+    AnswerFrom(Change),
+    AnswerAt(NonZeroU16),
+}
+
 impl Transaction {
     pub fn new(now: Instant, to: SocketAddr, change: Change, rng: &mut impl RngCore) -> Self {
+        Self::begin(now, to, Ask::AnswerFrom(change), rng)
+    }
+
+    /// Whose answer goes to `port` of ours.
+    pub fn for_port(now: Instant, to: SocketAddr, port: NonZeroU16, rng: &mut impl RngCore) -> Self {
+        Self::begin(now, to, Ask::AnswerAt(port), rng)
+    }
+
+    fn begin(now: Instant, to: SocketAddr, ask: Ask, rng: &mut impl RngCore) -> Self {
         let mut id = TransactionId::default();
         rng.fill_bytes(&mut id);
-        Self { id, to, change, sent: 0, due: now, outcome: Outcome::Waiting }
+        Self { id, to, ask, sent: 0, due: now, outcome: Outcome::Waiting }
     }
 
     pub fn to(&self) -> SocketAddr {
@@ -90,7 +106,11 @@ impl Transaction {
         self.sent += 1;
         let wait = (RETRANSMISSION_TIMEOUT * self.sent).min(MAX_RETRANSMISSION_TIMEOUT);
         self.due = now + if self.sent == TRANSMISSIONS { LAST_WAIT } else { wait };
-        Some(Query { to: self.to, bytes: encode_request(&self.id, self.change) })
+        let bytes = match self.ask {
+            Ask::AnswerFrom(change) => encode_request(&self.id, change),
+            Ask::AnswerAt(port) => encode_request_for_port(&self.id, port),
+        };
+        Some(Query { to: self.to, bytes })
     }
 }
 
