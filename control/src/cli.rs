@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::control_socket::{self, Answer, AskError};
 use crate::coordinator::CoordinatorUrl;
+use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
 /// A site-to-site WireGuard gateway with an AF_XDP data plane.
@@ -75,6 +76,11 @@ enum Command {
         /// while the gateway is stopped
         #[arg(long, value_name = "URL")]
         coordinator: Option<CoordinatorUrl>,
+        /// Measure as well how long the NAT keeps a mapping that is silent for these many seconds. Takes as long as
+        /// the shortest that is too long, five minutes at most if no silences are given
+        #[arg(long, value_name = "SECONDS,…", num_args = 0..=1, require_equals = true,
+              default_missing_value = Silences::DEFAULT)]
+        lifetime: Option<Silences>,
     },
     /// Print a new private key
     Genkey,
@@ -109,7 +115,9 @@ pub fn main() -> ExitCode {
         Command::Start => service::start(profile, cli.log.as_deref()),
         Command::Stop => service::stop(profile),
         Command::Status { json } => table::status(profile, json),
-        Command::Netcheck { json, stun, coordinator } => netcheck::netcheck(profile, json, &stun, coordinator),
+        Command::Netcheck { json, stun, coordinator, lifetime } => {
+            netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
+        }
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),

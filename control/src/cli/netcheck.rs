@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use penstock_proto::coordination::Map;
+use tokio::runtime::Runtime;
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
 use crate::coordinator::{Cached, Config, CoordinatorUrl, Proxy};
-use crate::netcheck::{Peer, Plan, Report, gather, render};
+use crate::netcheck::{Peer, Plan, Report, Silences, add_lifetimes, gather, render};
 use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
 
 /// RFC 8489, section 18.6.
@@ -24,18 +25,29 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Addresses that are taken of one name: one of each IP version.
 const ADDRESSES_OF_A_NAME: usize = 2;
 
-pub(super) fn netcheck(path: &Path, json: bool, stun: &[String], coordinator: Option<CoordinatorUrl>) -> Result<()> {
+pub(super) fn netcheck(
+    path: &Path,
+    json: bool,
+    stun: &[String],
+    coordinator: Option<CoordinatorUrl>,
+    lifetime: Option<&Silences>,
+) -> Result<()> {
     let profile = profile(path)?;
     let gateway = profile.as_ref().map(|_| Gateway::of(path)).transpose()?;
-    let report = match gateway.filter(Gateway::is_running) {
+    let (mut report, servers) = match gateway.filter(Gateway::is_running) {
         Some(gateway) if !stun.is_empty() || coordinator.is_some() => bail!(
             "{} is running and asks the servers that its coordinator names: --stun and --coordinator are for a \
              stopped gateway",
             gateway.name
         ),
-        Some(gateway) => ask(&gateway)?,
+        // Its map is there by now, unless it has never had one.
+        Some(gateway) => (ask(&gateway)?, lifetime.map(|_| known(profile.as_ref()).stun_servers).unwrap_or_default()),
         None => measure(profile.as_ref(), stun, coordinator)?,
     };
+    if let Some(silences) = lifetime {
+        let told = |family: &str, progress| eprintln!("penstock: {family}: {progress}");
+        runtime()?.block_on(add_lifetimes(&mut report, &servers, silences, told))?;
+    }
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { render(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -69,9 +81,13 @@ fn ask(gateway: &Gateway) -> Result<Report> {
     }
 }
 
-/// From sockets of our own, with what the profile and the coordinator said last.
-fn measure(profile: Option<&Profile>, stun: &[String], coordinator: Option<CoordinatorUrl>) -> Result<Report> {
-    let map = profile.and_then(Config::of).map(|config| known(&config)).unwrap_or_default();
+/// From sockets of our own, with what the profile and the coordinator said last. Also the servers that were asked.
+fn measure(
+    profile: Option<&Profile>,
+    stun: &[String],
+    coordinator: Option<CoordinatorUrl>,
+) -> Result<(Report, Vec<SocketAddr>)> {
+    let map = known(profile);
     let servers = if stun.is_empty() { map.stun_servers.clone() } else { servers(stun)? };
     if servers.is_empty() {
         bail!("no STUN server is known: name one by --stun");
@@ -87,12 +103,17 @@ fn measure(profile: Option<&Profile>, stun: &[String], coordinator: Option<Coord
         proxy: Proxy::of_environment(),
         peers: Peer::of_map(&map),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(gather(&plan))?)
+    let report = runtime()?.block_on(gather(&plan))?;
+    Ok((report, plan.servers))
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// What the coordinator said last.
-fn known(config: &Config) -> Map {
+fn known(profile: Option<&Profile>) -> Map {
+    let Some(config) = profile.and_then(Config::of) else { return Map::default() };
     match Cached::read(&config.cache, &config.private_key, &config.url) {
         Ok(cached) => cached.map(|cached| cached.map).unwrap_or_default(),
         Err(error) => {

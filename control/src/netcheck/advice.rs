@@ -1,8 +1,9 @@
 //! What to change on the firewall, or in the profile, for each shortfall.
 
+use penstock_proto::path::PathTimings;
 use serde::{Deserialize, Serialize};
 
-use super::{NatClass, Reachable, Report};
+use super::{Family, NatClass, Reachable, Report};
 use crate::port_mapping::is_public;
 
 /// One thing to change.
@@ -28,12 +29,15 @@ pub enum Subject {
     Filtering,
     /// The router that maps ports is behind a NAT itself.
     DoubleNat,
+    /// The NAT forgets a mapping sooner than it is renewed.
+    MappingLifetime,
     /// The STUN server could not tell everything, or has not yet.
     Unmeasured,
 }
 
 pub(super) fn advice(report: &Report) -> Vec<Advice> {
-    let parts = [coordinator(report), udp(report), nat(report), double_nat(report), unmeasured(report)];
+    let parts =
+        [coordinator(report), udp(report), nat(report), double_nat(report), lifetime(report), unmeasured(report)];
     let parts = parts.into_iter().flatten();
     parts.map(|(subject, text)| Advice { subject, text }).collect()
 }
@@ -112,6 +116,18 @@ fn double_nat(report: &Report) -> Option<(Subject, String)> {
         );
         (Subject::DoubleNat, text)
     })
+}
+
+fn lifetime(report: &Report) -> Option<(Subject, String)> {
+    let keepalive = PathTimings::default().keepalive.as_secs();
+    let of = |family: Option<Family>| family?.mapping_lifetime?.to.filter(|to| *to <= keepalive);
+    let to = of(report.ipv4).or(of(report.ipv6))?;
+    let text = format!(
+        "The NAT forgets a mapping within {to} s of silence, and an idle gateway sends only every {keepalive} s, so \
+         peers lose their way in to it. Let UDP flows live longer on the router: two minutes at least (RFC 4787); in \
+         Linux that is net.netfilter.nf_conntrack_udp_timeout_stream."
+    );
+    Some((Subject::MappingLifetime, text))
 }
 
 fn unmeasured(report: &Report) -> Option<(Subject, String)> {

@@ -102,22 +102,22 @@ async fn try_coordinator(url: &CoordinatorUrl, proxy: &Proxy) -> Coordinator {
 }
 
 /// How the servers are reached.
-struct Ways {
-    ipv4: Way,
-    ipv6: Way,
+pub(super) struct Ways {
+    pub ipv4: Way,
+    pub ipv6: Way,
     /// IPv4's.
     router: Option<IpAddr>,
 }
 
 #[derive(Default)]
-struct Way {
-    servers: Vec<SocketAddr>,
+pub(super) struct Way {
+    pub servers: Vec<SocketAddr>,
     /// Our address towards them; `None`: no route.
-    local: Option<IpAddr>,
+    pub local: Option<IpAddr>,
 }
 
 impl Ways {
-    fn of(servers: &[SocketAddr]) -> Result<Self, GatherError> {
+    pub fn of(servers: &[SocketAddr]) -> Result<Self, GatherError> {
         let mut netlink = Netlink::open().map_err(GatherError::Routes)?;
         let mut router = None;
         let mut way = |is_ipv4: bool| -> Result<Way, GatherError> {

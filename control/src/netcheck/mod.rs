@@ -3,7 +3,8 @@
 //! ```text
 //!   discovery (STUN) ─┐
 //!   port mapping ─────┼─► Parts ─► Report ─► JSON, or words
-//!   coordinator, peers┘
+//!   coordinator, peers┘          ▲
+//!   lifetime, if asked for ──────┘
 //! ```
 //! [`Report`] is a contract (docs/nat.md), apart from how it is gathered: [`gather`] measures where no gateway
 //! runs; a running gateway has the parts already, from the tunnel's own socket, and is asked over the control
@@ -12,6 +13,7 @@
 mod advice;
 mod class;
 mod gather;
+mod lifetime;
 mod render;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use advice::{Advice, Subject};
 pub use class::NatClass;
 pub use gather::{GatherError, Plan, discover, gather};
+pub use lifetime::{LifetimeProblem, MappingLifetime, Progress, Silences, SilencesError, add_lifetimes};
 pub use render::render;
 
 use crate::port_mapping::{self, Mapping};
@@ -90,13 +93,16 @@ pub struct Family {
     pub nat: NatReport,
     /// Who is let in at the tunnel's port, which may be more than at others: a port can be forwarded.
     pub port_filtering: Option<Dependence>,
+    /// How long a silent mapping lives, or a firewall's permission; null if it was not asked for.
+    #[serde(default)]
+    pub mapping_lifetime: Option<MappingLifetime>,
 }
 
 impl Family {
     /// From a discovery at the tunnel's port.
     #[must_use]
     pub fn new(nat: NatReport) -> Self {
-        Self { nat_type: NatClass::of(&nat), nat, port_filtering: nat.filtering }
+        Self { nat_type: NatClass::of(&nat), nat, port_filtering: nat.filtering, mapping_lifetime: None }
     }
 
     /// Whether anybody may send to the tunnel's port.
@@ -234,8 +240,12 @@ impl Report {
             peers: peers.collect(),
             advice: vec![],
         };
-        report.advice = advice::advice(&report);
+        report.advise();
         report
+    }
+
+    fn advise(&mut self) {
+        self.advice = advice::advice(self);
     }
 
     /// The address that others see, of the version that counts.

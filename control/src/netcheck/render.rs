@@ -5,7 +5,7 @@ use std::fmt::Write;
 use penstock_proto::coordination::Dependence;
 use penstock_proto::stun::NatReport;
 
-use super::{Coordinator, Family, Reachable, Report};
+use super::{Coordinator, Family, LifetimeProblem, MappingLifetime, Reachable, Report};
 use crate::port_mapping::Mapping;
 use crate::status::PathKind;
 
@@ -79,6 +79,32 @@ fn write_family(text: &mut String, title: &str, family: &Family) {
     line("port preservation", port_preservation.map_or("not measured", preserved));
     let hairpins = |yes| if yes { "works" } else { "no: two sites behind this NAT meet by their inner addresses" };
     line("hairpinning", hairpinning.map_or("not measured", hairpins));
+    if let Some(lifetime) = &family.mapping_lifetime {
+        line("mapping lifetime", &lifetime_words(lifetime));
+    }
+}
+
+fn lifetime_words(lifetime: &MappingLifetime) -> String {
+    let problem = match *lifetime {
+        MappingLifetime { problem: Some(problem), .. } => problem,
+        MappingLifetime { from: None | Some(0), to: Some(to), .. } => return format!("less than {to} s of silence"),
+        MappingLifetime { from, to: Some(to), .. } => {
+            return format!("between {} and {to} s of silence", from.unwrap_or_default());
+        }
+        MappingLifetime { from, to: None, .. } => {
+            return format!("more than {} s of silence", from.unwrap_or_default());
+        }
+    };
+    match problem {
+        LifetimeProblem::NoMapping => "no mapping: nothing is translated or filtered".into(),
+        LifetimeProblem::UdpBlocked => "not measured: UDP is blocked".into(),
+        LifetimeProblem::Unsupported => {
+            "not measured: no STUN server answers to another port (RESPONSE-PORT), or the NAT has several addresses"
+                .into()
+        }
+        LifetimeProblem::Unsteady => "not measured: the network was unsteady".into(),
+        LifetimeProblem::NoServer => "not measured: no way to a STUN server".into(),
+    }
 }
 
 fn mapping_words(dependence: Dependence) -> &'static str {

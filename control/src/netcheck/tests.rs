@@ -201,6 +201,36 @@ fn a_running_gateway_tells_how_its_peers_are_reached() {
     assert!(render(&report).contains("still measuring"));
 }
 
+#[test]
+fn a_lifetime_is_told_in_words_and_a_short_one_is_advised_against() {
+    let with = |lifetime: MappingLifetime| {
+        let mut report =
+            report(Family { mapping_lifetime: Some(lifetime), ..nat(true, EndpointIndependent, EndpointIndependent) });
+        report.advise();
+        report
+    };
+    let between = |from, to| MappingLifetime { from: Some(from), to, problem: None };
+    for (lifetime, words, short) in [
+        (between(0, Some(15)), "less than 15 s of silence", true),
+        (between(15, Some(25)), "between 15 and 25 s of silence", true),
+        (between(15, Some(30)), "between 15 and 30 s of silence", false),
+        (between(300, None), "more than 300 s of silence", false),
+        (LifetimeProblem::NoMapping.into(), "no mapping: nothing is translated", false),
+        (LifetimeProblem::Unsupported.into(), "not measured: no STUN server answers to another port", false),
+    ] {
+        let report = with(lifetime);
+        let text = render(&report);
+        let line = text.lines().find(|line| line.trim_start().starts_with("mapping lifetime")).expect("a line");
+        assert!(line.contains(words), "{line}");
+        assert_eq!(subjects(&report) == [Subject::MappingLifetime], short, "{line}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
+    }
+    let unasked = report(nat(true, EndpointIndependent, EndpointIndependent));
+    assert!(!render(&unasked).contains("lifetime"));
+    assert_eq!(serde_json::to_value(&unasked).unwrap()["IPv4"]["MappingLifetime"], serde_json::Value::Null);
+}
+
 /// docs/nat.md promises these names.
 #[test]
 fn the_json_is_a_contract() {
