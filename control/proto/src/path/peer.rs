@@ -172,6 +172,7 @@ impl Peer {
         }
         if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
             self.peers_relay = Some(route);
+            self.insist(now, shared, route);
         }
         if ping.opened.is_some() {
             self.peer_opened(now, shared, &ping);
@@ -189,6 +190,19 @@ impl Peer {
             self.ping(now, shared, route, None, true);
         }
         Ok(())
+    }
+
+    /// Tells the peer again which relay we have chosen for both, when it says that it uses another: what we
+    /// said was lost, or overtook an older word on a quicker way.
+    fn insist(&mut self, now: Instant, shared: &Shared, theirs: Route) {
+        let pause = shared.config.timings.retry / 8;
+        let ours = self.selected.filter(|ours| self.chooses_relay(shared) && *ours != theirs);
+        if let Some(check) = ours.and_then(|ours| self.check_mut(ours))
+            && !check.is_direct()
+            && check.last_sent.is_some_and(|at| now >= at + pause)
+        {
+            check.last_sent = None;
+        }
     }
 
     pub fn handle_pong(

@@ -22,11 +22,8 @@ impl Peer {
         let usable = |check: &Check| check.is_direct() && check.is_alive() && allowed(check);
         let theirs = self.birthday.chosen().and_then(|route| self.check(route)).filter(|check| usable(check));
         let direct = theirs.or_else(|| best(&self.checks, current, usable));
-        // A relay can only forward to who has shaken hands by it, so both sides must use the same one: of two
-        // sites the one whose name is less chooses, and the other follows.
         let agreed = || {
-            let follows = self.site < shared.site;
-            let check = self.check(self.peers_relay.filter(|_| follows)?)?;
+            let check = self.check(self.peers_relay.filter(|_| !self.chooses_relay(shared))?)?;
             (!check.is_direct() && check.state != State::Dead).then_some(check)
         };
         let relay = || agreed().or_else(|| best(&self.checks, current, |check| !check.is_direct() && check.is_alive()));
@@ -49,6 +46,13 @@ impl Peer {
         if is_direct {
             self.settle_birthday(shared, route.map_or(SocketId::TUNNEL, |route| route.socket));
         }
+    }
+
+    /// Whether it is us who say by which relay both send. A relay can only forward to who has shaken hands by
+    /// it, so both sides must use the same one: of two sites the one whose name is less chooses, and the other
+    /// follows.
+    pub fn chooses_relay(&self, shared: &Shared) -> bool {
+        shared.site < self.site
     }
 
     pub fn reason(&self, shared: &Shared, path: Path) -> Reason {

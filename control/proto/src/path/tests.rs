@@ -51,6 +51,17 @@ impl Bench {
         self.agent.handle_datagram(self.now, SocketId::TUNNEL, from, &bytes)
     }
 
+    /// The pings: where to, and whether by the way that is in use.
+    fn told(&mut self) -> Vec<(SocketAddr, bool)> {
+        let sent = self.transmits();
+        let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();
+        let told = |sent: &PathTransmit| match open(sent) {
+            Probe::Ping(ping) => Some((sent.to, ping.selected)),
+            Probe::Pong(_) => None,
+        };
+        sent.iter().filter_map(told).collect()
+    }
+
     fn transmits(&mut self) -> Vec<PathTransmit> {
         std::iter::from_fn(|| self.agent.poll_transmit()).collect()
     }
@@ -90,12 +101,16 @@ fn a_ping_is_answered_once_where_it_came_from_and_asked_back() {
     assert_eq!(bench.give(from(7), &pong), Err(ProbeReject::Unasked), "a copy");
 }
 
-#[test]
-fn both_sides_use_the_same_relay() {
-    let relays = [1_u16, 2].map(|number| {
+fn two_relays() -> [Relay; 2] {
+    [1_u16, 2].map(|number| {
         let address = ([198, 51, 100, 1], number).into();
         Relay { id: RelayId(number.into()), kind: RelayKind::Udp, address }
-    });
+    })
+}
+
+#[test]
+fn both_sides_use_the_same_relay() {
+    let relays = two_relays();
     let selected = |bench: &Bench| match bench.agent.path(&bench.peer).unwrap().0 {
         Path::Relay { address, .. } => address,
         other => panic!("{other:?}"),
@@ -105,13 +120,7 @@ fn both_sides_use_the_same_relay() {
     assert!(bench.theirs < bench.ours);
     bench.agent.set_relays(bench.now, &relays);
     assert_eq!(selected(&bench), relays[0].address);
-    let told = |sent: &PathTransmit, key: &ProbeKey| {
-        let Ok(Probe::Ping(ping)) = key.open(&Envelope::parse(&sent.bytes).unwrap()) else { panic!("a ping") };
-        (sent.to, ping.selected)
-    };
-    let sent = bench.transmits();
-    let said: Vec<_> = sent.iter().map(|sent| told(sent, &bench.key)).collect();
-    assert_eq!(said, [(relays[0].address, true), (relays[1].address, false)]);
+    assert_eq!(bench.told(), [(relays[0].address, true), (relays[1].address, false)]);
     // The peer sends by the other one.
     let ping = Ping { transaction: 5, opened: None, birthday: false, selected: true, round: 0 };
     bench.give(relays[1].address, &Probe::Ping(ping)).unwrap();
@@ -131,6 +140,22 @@ fn both_sides_use_the_same_relay() {
         }
     }
     assert_eq!(selected(&bench), relays[0].address);
+}
+
+#[test]
+fn a_chosen_relay_is_named_again_to_a_peer_that_uses_another() {
+    let relays = two_relays();
+    let mut chooser = bench_of(1, 2);
+    chooser.agent.set_relays(chooser.now, &relays);
+    chooser.transmits();
+    chooser.now += Duration::from_millis(100);
+    let mut says = |transaction| {
+        let ping = Ping { transaction, opened: None, birthday: false, selected: true, round: 0 };
+        chooser.give(relays[1].address, &Probe::Ping(ping)).unwrap();
+        chooser.told().into_iter().filter(|(_, selected)| *selected).collect::<Vec<_>>()
+    };
+    assert_eq!(says(1), [(relays[0].address, true)]);
+    assert_eq!(says(2), [], "but not all the time");
 }
 
 #[test]
