@@ -25,10 +25,15 @@ pub struct TrustError {
 #[must_use]
 pub fn pinned(pin: Fingerprint) -> Arc<ClientConfig> {
     let provider = Arc::new(default_provider());
-    let verifier = Arc::new(Pinned { pin, provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.expect("the provider has TLS 1.3's suites");
-    Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier(pin)).with_no_client_auth())
+}
+
+/// What takes that certificate and no other.
+#[must_use]
+pub fn verifier(pin: Fingerprint) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Pinned { pin, provider: Arc::new(default_provider()) })
 }
 
 /// Trusts the authorities in a PEM file.
@@ -70,7 +75,7 @@ impl ServerCertVerifier for Pinned {
         if fingerprint(end_entity) == self.pin {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::General("its certificate is another than the pinned one".into()))
+            Err(rustls::Error::General("it shows another certificate than the pinned one".into()))
         }
     }
 

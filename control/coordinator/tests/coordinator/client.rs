@@ -6,18 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
-use penstock_coordinator::certificate::fingerprint;
+use penstock_coordinator::relay::trust::verifier;
 use penstock_proto::coordination::{
     Candidate, CandidateKind, Challenge, CoordinatorMessage, Enrolment, EnrolmentKey, Fingerprint, GatewayMessage,
     Hello, Known, Map, PATH, Proof, Reachability, RefusalReason, Registration, RegistrationState, SUBPROTOCOL, SiteKey,
     prove,
 };
 use penstock_proto::{PublicKey, StaticSecret, generate_private_key};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::ClientConfig;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -127,11 +126,11 @@ pub async fn from(source: &str, address: SocketAddr) -> TcpStream {
 /// TLS by a client whose clock is wrong by so many seconds.
 pub async fn encrypt(stream: TcpStream, pin: Fingerprint, clock: i64) -> Result<TlsStream<TcpStream>, Failure> {
     let provider = Arc::new(default_provider());
-    let config = ClientConfig::builder_with_details(provider.clone(), Arc::new(Clock(clock)))
+    let config = ClientConfig::builder_with_details(provider, Arc::new(Clock(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { pin, provider }))
+        .with_custom_certificate_verifier(verifier(pin))
         .with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
     connector.connect(ServerName::try_from(HOST).unwrap(), stream).await.map_err(before)
@@ -273,50 +272,5 @@ impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         Some(UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().checked_add_signed(self.0).unwrap())))
-    }
-}
-
-#[derive(Debug)]
-struct Pinned {
-    pin: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if fingerprint(end_entity) == self.pin {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::General("another certificate than the pinned one".into()))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
