@@ -10,7 +10,8 @@
 //!   wg, status, stop ─┘                              └─► what the coordinator is told
 //! ```
 //! `start` has the start order, `settle` what follows from a change, `sessions` the way between
-//! handshakes and workers, `overlay` what comes of a coordinator. The gateway is owned by one task; nothing here is shared.
+//! handshakes and workers, `overlay` what comes of a coordinator. The gateway is owned by one task;
+//! nothing here is shared.
 
 mod configure;
 mod drives;

@@ -84,6 +84,9 @@ pub fn meet(map: &Map, proto: &mut penstock_proto::Gateway, peers: &mut Peers, n
             changes.removed.push(peer.public_key);
         }
     }
+    let by_profile = |owner| peers.of(owner).is_some_and(|peer| peer.found.is_none());
+    let taken: BTreeSet<IpNet> =
+        peers.allowed_ips().filter(|(_, owner)| by_profile(*owner)).map(|(prefix, _)| *prefix).collect();
     for (key, site) in &map.peers {
         let key = PublicKey::from_bytes(*key.as_bytes());
         let known = peers.with_key(&key).map(|peer| (peer.id, peer.found.is_some()));
@@ -108,7 +111,7 @@ pub fn meet(map: &Map, proto: &mut penstock_proto::Gateway, peers: &mut Peers, n
                 id
             }
         };
-        changes.others |= allow(peers, id, prefixes(site));
+        changes.others |= allow(peers, id, prefixes(site).difference(&taken).copied().collect());
         if let Some(peer) = peers.of_mut(id) {
             peer.name = site.name.to_string();
         }
@@ -131,12 +134,8 @@ fn prefixes(site: &coordination::Peer) -> BTreeSet<IpNet> {
     site.subnets.iter().copied().chain([IpNet::from(IpAddr::from(site.virtual_address))]).collect()
 }
 
-/// Gives a peer exactly these prefixes, but for those that the profile gives to another.
+/// Gives a peer exactly these prefixes; whether that changes anything.
 fn allow(peers: &mut Peers, id: penstock_proto::PeerId, wanted: BTreeSet<IpNet>) -> bool {
-    let by_profile = |owner| peers.of(owner).is_some_and(|peer| peer.found.is_none());
-    let taken: BTreeSet<IpNet> =
-        peers.allowed_ips().filter(|(_, owner)| by_profile(*owner)).map(|(prefix, _)| *prefix).collect();
-    let wanted: BTreeSet<IpNet> = wanted.difference(&taken).copied().collect();
     let has: BTreeSet<IpNet> = peers.allowed_ips_of(id).into_iter().collect();
     has.difference(&wanted).for_each(|prefix| peers.disallow(*prefix, id));
     for prefix in wanted.difference(&has) {
