@@ -171,7 +171,7 @@ impl Relays {
         let mut binds = Vec::new();
         for binding in &mut bindings {
             let next = match &binding.way {
-                _ if binding.client.is_bound(now) && !binding.stays_on_tls(now, udp_passes) => Some(0),
+                _ if binding.client.is_bound(now) && binding.may_leave_tls(now, udp_passes) => Some(0),
                 _ if binding.client.is_bound(now) || now < binding.since + binding.patience() => None,
                 Way::Udp { place, .. } if udp_passes => Some(place + 1),
                 // Where nothing comes back at all, the other addresses are not waited for.
@@ -265,9 +265,9 @@ impl Binding {
         }
     }
 
-    /// Whether a binding that holds is to be kept as it is.
-    fn stays_on_tls(&self, now: Instant, udp_passes: bool) -> bool {
-        let better = udp_passes && !self.relay.udp.is_empty() && now >= self.since + TLS_STAY;
-        self.kind() == RelayKind::Udp || !better
+    /// Whether a binding by TLS is to be one by UDP again.
+    fn may_leave_tls(&self, now: Instant, udp_passes: bool) -> bool {
+        let by_tls = self.kind() == RelayKind::Tls;
+        by_tls && udp_passes && !self.relay.udp.is_empty() && now >= self.since + TLS_STAY
     }
 }
