@@ -3,46 +3,46 @@
 mod support;
 
 use serde_json::json;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 use support::nat::{Kind, Lab, MappingServer, Offer, Site};
-use support::overlay::{Coordinator, Heartbeat, OverlayGateway};
+use support::overlay::{Coordinator, Heartbeat, OverlayGateway, Pair};
 use support::*;
 
 /// What the path agent promises.
 const FALLBACK: f64 = 5.0;
-const OFTEN: Duration = Duration::from_millis(100);
-const LONG: u32 = 100_000;
 
-struct Pair {
-    a: Site,
-    b: Site,
-    gateway_a: OverlayGateway,
-    gateway_b: OverlayGateway,
+/// Two sites with all that they need.
+struct Scene {
+    pair: Pair,
     coordinator: Coordinator,
     _lab: Lab,
 }
 
-impl Pair {
+impl Scene {
     fn new(a: Kind, b: Kind, extra: &serde_json::Value) -> Self {
         let lab = Lab::new();
         let coordinator = Coordinator::start(&lab);
-        let key = coordinator.key(2, "site");
-        let (a, b) = (lab.site(a, 1), lab.site(b, 2));
-        let gateway_a = OverlayGateway::start(&a, &coordinator, &key, extra);
-        let gateway_b = OverlayGateway::start(&b, &coordinator, &key, extra);
-        Self { a, b, gateway_a, gateway_b, coordinator, _lab: lab }
+        let pair = Pair::start(&lab, &coordinator, [a, b], extra);
+        Self { pair, coordinator, _lab: lab }
     }
 
-    /// Waits until both see this path.
     fn await_both(&self, path: &str) {
-        self.gateway_a.await_path(&self.gateway_b.name, path, 4 * PATIENCE);
-        self.gateway_b.await_path(&self.gateway_a.name, path, 4 * PATIENCE);
+        self.pair.await_both(path, 4 * PATIENCE);
     }
+}
 
-    fn heartbeat(&self) -> Heartbeat {
-        let beat = Heartbeat::start(&self.a, self.b.host_address(), OFTEN, LONG);
-        eventually(PATIENCE, "the first answer", || !beat.beats().answers.is_empty());
-        beat
+impl Deref for Scene {
+    type Target = Pair;
+
+    fn deref(&self) -> &Pair {
+        &self.pair
+    }
+}
+
+impl DerefMut for Scene {
+    fn deref_mut(&mut self) -> &mut Pair {
+        &mut self.pair
     }
 }
 
@@ -55,9 +55,9 @@ fn going_direct_loses_nothing() {
     if !tools() {
         return;
     }
-    let pair = Pair::new(Kind::PortRestricted, Kind::PortRestricted, &json!({}));
+    let pair = Scene::new(Kind::PortRestricted, Kind::PortRestricted, &json!({}));
     // From before there is any path.
-    let beat = Heartbeat::start(&pair.a, pair.b.host_address(), Duration::from_millis(20), LONG);
+    let beat = Heartbeat::start(&pair.a, pair.b.host_address(), Duration::from_millis(20), 100_000);
     pair.await_both("direct");
     pause(1000);
     let beats = beat.stop();
@@ -74,7 +74,7 @@ fn a_cut_path_falls_back_to_the_relay_and_comes_back() {
         return;
     }
     for kinds in [(Kind::PortRestricted, Kind::FullCone), (Kind::None, Kind::Symmetric)] {
-        let pair = Pair::new(kinds.0, kinds.1, &json!({}));
+        let pair = Scene::new(kinds.0, kinds.1, &json!({}));
         pair.await_both("direct");
         let beat = pair.heartbeat();
         pair.a.cut(pair.b.public());
@@ -96,7 +96,7 @@ fn a_nat_that_rebinds_is_followed() {
     if !tools() {
         return;
     }
-    let pair = Pair::new(Kind::PortRestricted, Kind::PortRestricted, &json!({ "LocalPort": 47100 }));
+    let pair = Scene::new(Kind::PortRestricted, Kind::PortRestricted, &json!({ "LocalPort": 47100 }));
     pair.await_both("direct");
     let beat = pair.heartbeat();
     pair.b.rebind(47100);
@@ -111,7 +111,7 @@ fn another_address_is_followed() {
     if !tools() {
         return;
     }
-    let pair = Pair::new(Kind::FullCone, Kind::PortRestricted, &json!({}));
+    let pair = Scene::new(Kind::FullCone, Kind::PortRestricted, &json!({}));
     pair.await_both("direct");
     let beat = pair.heartbeat();
     // The NAT's address, unseen by the gateway behind it.
@@ -136,7 +136,7 @@ fn both_ends_may_move_at_once() {
     if !tools() {
         return;
     }
-    let pair = Pair::new(Kind::PortRestricted, Kind::AddressRestricted, &json!({}));
+    let pair = Scene::new(Kind::PortRestricted, Kind::AddressRestricted, &json!({}));
     pair.await_both("direct");
     let beat = pair.heartbeat();
     pair.a.change_external_address();
@@ -181,13 +181,14 @@ fn a_mapped_port_is_a_way_into_a_symmetric_nat() {
     if !ready(&["nft", "conntrack", "miniupnpd"]) {
         return;
     }
-    let mut pair = Pair::new(Kind::PortRestricted, Kind::Symmetric, &json!({ "BirthdayProbing": false }));
-    pair.await_both("relay");
+    let Scene { mut pair, coordinator: _coordinator, _lab } =
+        Scene::new(Kind::PortRestricted, Kind::Symmetric, &json!({ "BirthdayProbing": false }));
+    pair.await_both("relay", 4 * PATIENCE);
     let router = MappingServer::start(&pair.b, Offer::ALL);
     // It was asked in vain at the start; another start asks again.
     assert!(pair.gateway_b.process.terminate().success());
     pair.gateway_b.restart();
-    pair.await_both("direct");
+    pair.await_both("direct", 4 * PATIENCE);
     assert!(!router.mappings().is_empty());
     let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
     assert!(pings.all_answered(), "{}", pings.text);
@@ -200,7 +201,7 @@ fn nothing_is_lost_with_the_coordinator() {
     if !tools() {
         return;
     }
-    let mut pair = Pair::new(Kind::PortRestricted, Kind::FullCone, &json!({}));
+    let mut pair = Scene::new(Kind::PortRestricted, Kind::FullCone, &json!({}));
     pair.await_both("direct");
     let beat = pair.heartbeat();
     pair.coordinator.process.kill();
@@ -226,7 +227,7 @@ fn a_revoked_site_is_cut_off_on_its_peers_too() {
     if !tools() {
         return;
     }
-    let pair = Pair::new(Kind::FullCone, Kind::UdpBlocked, &json!({}));
+    let pair = Scene::new(Kind::FullCone, Kind::UdpBlocked, &json!({}));
     pair.await_both("relay");
     let beat = pair.heartbeat();
     pair.coordinator.run(&["site", "revoke", &pair.gateway_b.name]);
