@@ -19,15 +19,11 @@ at() {
     in_place "$place" "$@"
 }
 
-status_json() {
-    in_place "$1-gw" "$PENSTOCK_BIN" status --json --profile "$state/demo-$1.profile"
-}
-
 # Waits until a site's peer is reached so. $1: the site, $2: the path, $3: how many tenths of a second.
 wait_for_path() {
     local site=$1 path=$2 tenths=$3
     for _ in $(seq "$tenths"); do
-        if status_json "$site" 2>/dev/null | jq -e --arg path "$path" '.Peers[0].Path == $path' >/dev/null; then
+        if status_of "$site" 2>/dev/null | jq -e --arg path "$path" '.Peers[0].Path == $path' >/dev/null; then
             return 0
         fi
         sleep 0.1
@@ -98,7 +94,7 @@ scripts/netns nat b symmetric
 wait_for_path a relay 100
 # Until both know what has become of the NAT, the reason is that the direct path died.
 for _ in $(seq 300); do
-    status_json a | jq -e '.Peers[0].Reason | test("every destination")' >/dev/null && break
+    status_of a | jq -e '.Peers[0].Reason | test("every destination")' >/dev/null && break
     sleep 0.1
 done
 show_status a
