@@ -15,6 +15,7 @@ pub mod generator;
 pub mod packet;
 pub mod payload;
 pub mod program;
+pub mod report;
 pub mod schedule;
 pub mod sink;
 pub mod socket;

@@ -1,0 +1,70 @@
+//! The commands, one file each.
+
+mod forward;
+mod generate;
+mod sink;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+/// Measures gateways: generator, sink and crypto-free forwarder on AF_XDP
+#[derive(Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Send UDP packets that carry a sequence number and their send time
+    Generate(generate::Generate),
+    /// Count what a generator sent: rate, loss, order
+    Sink(sink::SinkOptions),
+    /// Forward between two interfaces without touching more than the Ethernet addresses
+    Forward(forward::Forward),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> anyhow::Result<()> {
+        let stop = stop_flag()?;
+        match self.command {
+            Command::Generate(options) => generate::run(&options, &stop),
+            Command::Sink(options) => sink::run(&options, &stop),
+            Command::Forward(options) => forward::run(&options, &stop),
+        }
+    }
+}
+
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone()).context("cannot catch signals")?;
+    }
+    Ok(stop)
+}
+
+/// Tells whoever started us, on standard error, that packets can come.
+fn announce(sockets: &[(&str, String)]) {
+    let modes: Vec<String> = sockets.iter().map(|(name, mode)| format!("{name}: {mode}")).collect();
+    eprintln!("ready ({})", modes.join("; "));
+}
+
+fn print_json(report: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let refuse = || format!("\"{text}\" is not a number of seconds between 0 and a year");
+    let seconds: f64 = text.parse().map_err(|_| refuse())?;
+    match (0.0..=31_536_000.0).contains(&seconds) {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err(refuse()),
+    }
+}
