@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use penstock_proto::coordination::{EnrolmentKeyId, Name, Relay, SiteKey};
@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
+use crate::acme::AcmeReport;
 use crate::policy::{self, Policy};
 use crate::registry::{ChangeError, KeyTerms, Registry};
 use crate::relay::RelayServer;
@@ -101,6 +102,8 @@ pub struct Status {
     pub relay: Option<Arc<RelayServer>>,
     /// Its UDP sockets.
     pub udp: Arc<Sockets>,
+    /// How it goes with its certificate, if that is of an authority.
+    pub acme: Option<Arc<Mutex<AcmeReport>>>,
 }
 
 /// What runs, and what it did since it started.
@@ -125,6 +128,8 @@ pub struct StatusReport {
     pub stun_drops: u64,
     /// The coordinator's own relay.
     pub relay: Option<RelayReport>,
+    /// The certificate, if an authority is asked for it.
+    pub acme: Option<Box<AcmeReport>>,
 }
 
 /// What a relay did since it started.
@@ -167,6 +172,10 @@ impl Status {
             stun_answers: self.udp.stun_answers.load(Ordering::Relaxed),
             stun_drops: self.udp.stun_drops.load(Ordering::Relaxed),
             relay: self.relay.as_deref().map(RelayReport::of),
+            acme: self
+                .acme
+                .as_deref()
+                .map(|acme| Box::new(acme.lock().unwrap_or_else(PoisonError::into_inner).clone())),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The coordinator's certificate: given, or made at the first start and kept.
+//! The coordinator's certificate: given, or made at the first start and kept. The third way is [`crate::acme`].
 //!
 //! Its own certificate is never renewed: gateways pin its fingerprint, so it ends when its key is
 //! replaced, not by a date, and no clock is needed to check it.
@@ -112,7 +112,7 @@ fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateErr
 }
 
 /// Readable by us alone, and either whole or not there.
-fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
     let failed = |error| CertificateError::File { path: path.to_owned(), error };
     let new = path.with_extension("new");
     let _ = fs::remove_file(&new);

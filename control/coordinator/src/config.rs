@@ -7,6 +7,7 @@ use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
 use serde::{Deserialize, Serialize};
 
+use crate::acme::config::{Acme, AcmeDocument};
 use crate::udp::Listen;
 
 /// The port of STUN servers (RFC 8489, section 9), and of our relays.
@@ -29,6 +30,8 @@ pub struct Config {
     pub state: PathBuf,
     /// A given certificate; without it, one of its own.
     pub certificate: Option<CertificateFiles>,
+    /// Whom to ask for a certificate; not with a given one.
+    pub acme: Option<Acme>,
     /// Its own STUN server and relay.
     pub udp: Udp,
     /// Other relays to tell gateways of; they may connect to be told who may talk.
@@ -73,6 +76,8 @@ pub struct Document {
     pub certificate_file: Option<PathBuf>,
     /// [`CertificateFiles::key`]; relative to the file.
     pub certificate_key_file: Option<PathBuf>,
+    /// [`Config::acme`].
+    pub acme: Option<AcmeDocument>,
     /// UDP addresses of STUN server and relay: of each IP version two at most, of the same port, or one
     /// for all addresses.
     pub udp_listen: Option<Vec<SocketAddr>>,
@@ -130,7 +135,8 @@ impl Document {
         deserializer.end().map_err(|error| syntax(".".into(), error))?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let files = [&mut document.state, &mut document.certificate_file, &mut document.certificate_key_file];
-        for file in files.into_iter().flatten() {
+        let ca_file = document.acme.as_mut().and_then(|acme| acme.ca_file.as_mut());
+        for file in files.into_iter().flatten().chain(ca_file) {
             *file = directory.join(&*file);
         }
         Ok(document)
@@ -145,6 +151,10 @@ impl Document {
             state: self.state.or(other.state),
             certificate_file: self.certificate_file.or(other.certificate_file),
             certificate_key_file: self.certificate_key_file.or(other.certificate_key_file),
+            acme: match (self.acme, other.acme) {
+                (Some(first), Some(second)) => Some(first.or(second)),
+                (first, second) => first.or(second),
+            },
             udp_listen: self.udp_listen.or(other.udp_listen),
             udp_public: self.udp_public.or(other.udp_public),
             stun_alternate_port: self.stun_alternate_port.or(other.stun_alternate_port),
@@ -185,6 +195,10 @@ impl TryFrom<Document> for Config {
             (None, None) => None,
             _ => return unsound("CertificateFile and CertificateKeyFile go together".into()),
         };
+        if certificate.is_some() && document.acme.is_some() {
+            return unsound("Acme (--acme) and CertificateFile (--certificate) exclude each other".into());
+        }
+        let acme = document.acme.map(|acme| acme.check(&names)).transpose().map_err(ConfigError::Unsound)?;
         let relays = document.relays.unwrap_or_default();
         let stun_servers = document.stun_servers.unwrap_or_default();
         if relays.len() >= SERVERS_LIMIT || stun_servers.len() > SERVERS_LIMIT - STUN_OWN {
@@ -203,7 +217,7 @@ impl TryFrom<Document> for Config {
             document.relay.unwrap_or(true),
         );
         let udp = udp.map_err(ConfigError::Unsound)?;
-        Ok(Self { listen, names, state, certificate, udp, relays, stun_servers })
+        Ok(Self { listen, names, state, certificate, acme, udp, relays, stun_servers })
     }
 }
 
@@ -281,6 +295,9 @@ mod tests {
         let files = config.certificate.unwrap();
         assert!(files.chain.is_absolute() && files.chain.ends_with("a"));
         assert_eq!(files.key, Path::new("/b"));
+        let acme = r#"{"Names": ["a"], "Acme": {"AgreeToTermsOfService": true, "CaFile": "ca.pem"}}"#;
+        let file = read(acme).unwrap().acme.unwrap().ca_file.unwrap();
+        assert!(file.is_absolute() && file.ends_with("ca.pem"));
     }
 
     #[test]
@@ -291,6 +308,12 @@ mod tests {
             (r#"{"Names": ["a b"]}"#, "\"a b\""),
             (r#"{"Names": ["https://a"]}"#, "https"),
             (r#"{"Names": ["a"], "CertificateFile": "x"}"#, "go together"),
+            (r#"{"Names": ["a"], "Acme": {}}"#, "AgreeToTermsOfService"),
+            (
+                r#"{"Names": ["a"], "CertificateFile": "x", "CertificateKeyFile": "y",
+                    "Acme": {"AgreeToTermsOfService": true}}"#,
+                "exclude each other",
+            ),
             (r#"{"Names": ["a"], "Listen": ["x"]}"#, "field Listen[0]"),
             (r#"{"Names": ["a"], "Listen": []}"#, "Listen"),
             (r#"{"Names": ["a"], "UdpListen": ["192.0.2.1:1", "192.0.2.2:2"]}"#, "same port"),
@@ -316,5 +339,8 @@ mod tests {
         let both = said.or(file);
         assert_eq!(both.names.as_deref(), Some(&["a".to_owned()][..]));
         assert_eq!(both.state(), Path::new("c"));
+        let acme = |text| Document { acme: Some(serde_json::from_str(text).unwrap()), ..Document::default() };
+        let both = acme(r#"{"Directory": "a"}"#).or(acme(r#"{"Directory": "b", "AgreeToTermsOfService": true}"#));
+        assert_eq!(both, acme(r#"{"Directory": "a", "AgreeToTermsOfService": true}"#));
     }
 }

@@ -17,6 +17,7 @@
 //! Reading order: [`run`], [`server`], [`connection`], [`registry`], [`store`], [`policy`], [`addresses`]; then
 //! [`udp`], [`stun`], [`relay`].
 
+pub mod acme;
 pub mod addresses;
 pub mod admin;
 pub mod admission;

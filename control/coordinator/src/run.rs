@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
+use crate::acme::Renewer;
+use crate::acme::config::Acme;
 use crate::admin::{self, Status};
 use crate::admission::Admission;
 use crate::certificate::{CertificateError, Identity};
@@ -24,6 +26,7 @@ use crate::registry::{ChangeError, Reader, Registry, Servers};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
 use crate::relay::key::{self, RelayKeyError};
+use crate::relay::trust::TrustError;
 use crate::server::{self, Server, Stop, Streams};
 use crate::store::{Store, StoreError};
 use crate::udp;
@@ -41,7 +44,7 @@ const STOP_STEP: Duration = Duration::from_millis(10);
 pub struct Coordinator {
     addresses: Vec<SocketAddr>,
     udp_addresses: Vec<SocketAddr>,
-    identity: Identity,
+    identity: Option<Identity>,
     given: Option<CertificateFiles>,
     certificate: watch::Sender<Arc<ServerConfig>>,
     registry: Arc<Registry>,
@@ -78,6 +81,9 @@ pub enum StartError {
     /// There is no certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// The authorities that are to vouch for the ACME server are of no use.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The relay has no key.
     #[error(transparent)]
     RelayKey(#[from] RelayKeyError),
@@ -104,12 +110,10 @@ impl Coordinator {
     /// What is missing, in one sentence.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let lock = take(&config.state)?;
-        let identity = match &config.certificate {
-            Some(files) => Identity::given(files)?,
-            None => Identity::own(&config.state, &config.names)?,
-        };
+        let Served { tls, identity, acme } =
+            serve(config.certificate.as_ref(), config.acme, &config.names, &config.state)?;
         let store = Store::open(&config.state.join(DATABASE)).await?;
-        let fingerprint = identity.pinned.then_some(identity.fingerprint);
+        let fingerprint = identity.as_ref().filter(|identity| identity.pinned).map(|identity| identity.fingerprint);
 
         let (listeners, addresses) = listen(config.listen).await?;
         let udp = Arc::new(udp::bind(&config.udp.listen).map_err(StartError::Udp)?);
@@ -136,7 +140,7 @@ impl Coordinator {
         let server = Arc::new(Server { registry: registry.clone(), names: config.names, stop: stopped.clone() });
         let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
         let router = server::router(Some(server), streams.map(Arc::new));
-        let (certificate, tls) = watch::channel(identity.tls.clone());
+        let (certificate, tls) = watch::channel(tls);
         let admission = Arc::new(Admission::default());
         let mut tasks = JoinSet::new();
         if let Some(relay) = &relay {
@@ -147,9 +151,13 @@ impl Coordinator {
             tasks.spawn(server::accept(listener, tls.clone(), router.clone(), admission.clone(), stopped.clone()));
         }
         let sockets = udp::serve(&udp, relay.as_ref());
-        let status = Arc::new(Status { registry: registry.clone(), relay, udp });
+        let report = acme.as_ref().map(Renewer::report);
+        let status = Arc::new(Status { registry: registry.clone(), relay, udp, acme: report });
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
+        if let Some(acme) = acme {
+            tasks.spawn(acme.run(certificate.clone()));
+        }
         let given = config.certificate;
         Ok(Self { addresses, udp_addresses, identity, given, certificate, registry, stop, tasks, sockets, _lock: lock })
     }
@@ -160,8 +168,9 @@ impl Coordinator {
     /// It cannot be read, or is none.
     pub fn reload(&mut self) -> Result<(), CertificateError> {
         if let Some(files) = &self.given {
-            self.identity = Identity::given(files)?;
-            self.certificate.send_replace(self.identity.tls.clone());
+            let identity = Identity::given(files)?;
+            self.certificate.send_replace(identity.tls.clone());
+            self.identity = Some(identity);
         }
         Ok(())
     }
@@ -178,10 +187,10 @@ impl Coordinator {
         &self.addresses
     }
 
-    /// Its certificate.
+    /// Its certificate; none of ours if an authority is asked for one by ACME.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 
     /// Stops in order: no new connections, a goodbye to those there are, and the store closed.
@@ -206,6 +215,33 @@ impl Coordinator {
             Err(registry) => registry.store_seen().await,
         }
     }
+}
+
+/// What connections are accepted with.
+pub(crate) struct Served {
+    pub tls: Arc<ServerConfig>,
+    /// A given certificate, or our own.
+    pub identity: Option<Identity>,
+    /// Else who obtains one.
+    pub acme: Option<Renewer>,
+}
+
+/// Takes the certificate there is.
+pub(crate) fn serve(
+    given: Option<&CertificateFiles>,
+    acme: Option<Acme>,
+    names: &[String],
+    state: &Path,
+) -> Result<Served, StartError> {
+    if let Some(acme) = acme {
+        let acme = Renewer::new(acme, names, state)?;
+        return Ok(Served { tls: acme.tls(), identity: None, acme: Some(acme) });
+    }
+    let identity = match given {
+        Some(files) => Identity::given(files)?,
+        None => Identity::own(state, names)?,
+    };
+    Ok(Served { tls: identity.tls.clone(), identity: Some(identity), acme: None })
 }
 
 /// Binds TCP addresses; says which they are.

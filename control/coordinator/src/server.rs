@@ -16,11 +16,13 @@ use penstock_proto::coordination::limits::{GATEWAY_MESSAGE_LIMIT, HANDSHAKE_TIME
 use penstock_proto::coordination::{PATH, SUBPROTOCOL};
 use penstock_proto::relay;
 use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::acme::challenge;
 use crate::admission::{Admission, Place};
 use crate::connection;
 use crate::registry::Registry;
@@ -124,11 +126,16 @@ pub async fn accept(
 async fn handshake(stream: TcpStream, source: SocketAddr, place: Place, tls: TlsAcceptor, router: Router) {
     // Messages are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+    let mut stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!("{source}: TLS: {error}"),
         Err(_) => return tracing::debug!("{source}: TLS took too long"),
     };
+    if stream.get_ref().1.alpn_protocol() == Some(challenge::PROTOCOL) {
+        tracing::info!("{source} has checked that a name is ours");
+        let _ = timeout(HANDSHAKE_TIMEOUT, stream.shutdown()).await;
+        return;
+    }
     let router = router.layer(Extension(Arc::new(place))).layer(Extension(source));
     let connection = http1::Builder::new()
         .auto_date_header(false)

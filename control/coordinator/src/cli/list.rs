@@ -41,6 +41,13 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
 pub(super) fn status(out: &mut dyn Write, status: &StatusReport) -> io::Result<()> {
     writeln!(out, "penstock-coordinator {}", status.version)?;
     writeln!(out, "sites: {} approved, {} connected", status.sites, status.sites_connected)?;
+    if let Some(acme) = &status.acme {
+        let certificate = acme.not_after.map_or("none yet".into(), |end| format!("ends {}", from_now(end)));
+        let order = from_now(acme.next_order);
+        let order = if order.ends_with("ago") { "being ordered".into() } else { format!("ordered {order}") };
+        writeln!(out, "certificate of {}: {certificate}, the next is {order}", acme.directory)?;
+        acme.error.iter().try_for_each(|error| writeln!(out, "  the last order failed: {error}"))?;
+    }
     for address in &status.stun_servers {
         writeln!(out, "STUN server: {address}")?;
     }

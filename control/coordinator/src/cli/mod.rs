@@ -1,5 +1,6 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
+mod acme;
 mod duration;
 mod list;
 mod relay;
@@ -57,6 +58,8 @@ enum Command {
         /// The certificate's private key in PEM
         #[arg(long, value_name = "FILE", requires = "certificate")]
         certificate_key: Option<PathBuf>,
+        #[command(flatten)]
+        acme: Box<acme::AcmeFlags>,
         #[command(flatten)]
         udp: UdpFlags,
         /// What to log, such as "debug"; RUST_LOG is the default
@@ -191,13 +194,14 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let document = Document { state: cli.place.state, ..Document::default() }.or(file);
     let state = document.state();
     match cli.command {
-        Command::Run { listen, name, certificate, certificate_key, udp, log } => {
+        Command::Run { listen, name, certificate, certificate_key, acme, udp, log } => {
             let names = if name.is_empty() { None } else { Some(name) };
             let flags = Document {
                 listen: said(listen),
                 names,
                 certificate_file: certificate,
                 certificate_key_file: certificate_key,
+                acme: acme.document(),
                 ..udp.document()
             };
             run(flags.or(document).try_into()?, log.as_deref())
@@ -284,8 +288,9 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
         for address in coordinator.udp_addresses() {
             tracing::info!("STUN or relay at {address} (UDP)");
         }
-        let identity = coordinator.identity();
-        tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
+        if let Some(identity) = coordinator.identity() {
+            tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
+        }
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,

@@ -1,5 +1,5 @@
 //! Whom a relay takes for the coordinator: the owner of a pinned certificate, or whoever a certificate
-//! authority vouches for.
+//! authority vouches for. And whom the coordinator takes for a certificate authority's server.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,9 +51,26 @@ pub fn authorities(path: &Path) -> Result<Arc<ClientConfig>, TrustError> {
     if roots.is_empty() {
         return Err(failed("there is no certificate in it".into()));
     }
+    trusting(roots).map_err(|error| failed(error.to_string()))
+}
+
+/// Trusts the authorities that the system trusts.
+///
+/// # Errors
+/// There are none.
+pub fn system() -> Result<Arc<ClientConfig>, TrustError> {
+    let failed = |error: String| TrustError { path: "the system's certificate authorities".into(), error };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(failed("there are none (Debian's are in the package ca-certificates)".into()));
+    }
+    trusting(roots).map_err(|error| failed(error.to_string()))
+}
+
+fn trusting(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]);
-    let builder = builder.map_err(|error| failed(error.to_string()))?;
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
 }
 

@@ -1,6 +1,8 @@
 //! A real coordinator, and gateways that speak to it over real TLS and WebSockets on loopback.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod acme;
+mod authority;
 mod client;
 mod enrol;
 mod hidden;

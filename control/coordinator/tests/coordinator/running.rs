@@ -39,7 +39,7 @@ impl Running {
         let address = coordinator.addresses()[0];
         let udp = coordinator.udp_addresses()[0];
         keep_addresses(directory.path(), address, udp);
-        let pin = coordinator.identity().fingerprint;
+        let pin = coordinator.identity().unwrap().fingerprint;
         Self { coordinator, directory, address, udp, pin }
     }
 

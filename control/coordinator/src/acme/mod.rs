@@ -1,0 +1,280 @@
+//! A certificate of a public authority, obtained and renewed by ACME (RFC 8555).
+//!
+//! The [`Renewer`] owns the account, the certificate and the time of the next order; what it obtains is served
+//! from the next handshake on, and connections that are up are not touched. The authority checks a name by
+//! connecting to the port at which gateways are served anyway ([`challenge`]), so no other has to be open.
+//! Whatever fails, the certificate that is there stays in use.
+//!
+//! Reading order: [`config`], this, [`order`], [`challenge`], [`stored`], [`http`].
+
+pub mod challenge;
+pub mod config;
+pub mod http;
+pub mod order;
+pub mod stored;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use instant_acme::{Account, AccountCredentials, NewAccount};
+use rustls::ServerConfig;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
+
+use crate::certificate::{CertificateError, write};
+use crate::relay::trust::TrustError;
+use challenge::Challenges;
+use config::Acme;
+use order::Failure;
+use stored::{Stored, seconds};
+
+const ACCOUNT: &str = "acme-account.json";
+const CERTIFICATE: &str = "acme-certificate.pem";
+
+/// How long one order may take, validation included.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// The longest wait in one piece: the clock may be set, or the machine suspended, meanwhile.
+const WAIT_STEP: Duration = Duration::from_secs(60);
+/// Wait after the first order that did not reach the authority, doubled with each, and at most.
+const UNREACHABLE_RETRY: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(60 * 60)];
+/// Wait after the first order that the authority refused, doubled with each, and at most. Let's Encrypt allows
+/// five failed validations of a name an hour (<https://letsencrypt.org/docs/rate-limits/>).
+const REFUSED_RETRY: [Duration; 2] = [Duration::from_secs(12 * 60), Duration::from_secs(6 * 60 * 60)];
+
+/// Keeps a certificate.
+pub struct Renewer {
+    acme: Acme,
+    names: Vec<String>,
+    state: PathBuf,
+    http: http::Client,
+    challenges: Arc<Challenges>,
+    account: Option<Account>,
+    certificate: Option<Stored>,
+    report: Arc<Mutex<AcmeReport>>,
+}
+
+/// How it goes with the certificate. Times are seconds since 1970.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AcmeReport {
+    /// The authority's directory.
+    pub directory: String,
+    /// When the certificate in use ends; none if there is none yet.
+    pub not_after: Option<u64>,
+    /// When the next certificate is ordered.
+    pub next_order: u64,
+    /// Why the last order failed, if it did.
+    pub error: Option<String>,
+}
+
+impl Renewer {
+    /// Takes up what an earlier start has left in the state directory. Needs no network.
+    ///
+    /// # Errors
+    /// The file of certificate authorities is of no use.
+    pub fn new(acme: Acme, names: &[String], state: &Path) -> Result<Self, TrustError> {
+        let http = http::Client::new(acme.ca_file.as_deref())?;
+        let certificate = match stored::load(&state.join(CERTIFICATE)) {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                tracing::error!("{error}: another certificate will be ordered");
+                None
+            }
+        };
+        let due = certificate.as_ref().map_or(SystemTime::UNIX_EPOCH, |certificate| {
+            let fits = certificate.directory == acme.directory && certificate.is_for(names);
+            if fits { certificate.renewal() } else { SystemTime::UNIX_EPOCH }
+        });
+        let report = AcmeReport {
+            directory: acme.directory.clone(),
+            not_after: certificate.as_ref().map(Stored::not_after),
+            next_order: seconds(due.max(SystemTime::now())),
+            error: None,
+        };
+        Ok(Self {
+            acme,
+            names: names.to_vec(),
+            state: state.to_owned(),
+            http,
+            challenges: Arc::default(),
+            account: None,
+            certificate,
+            report: Arc::new(Mutex::new(report)),
+        })
+    }
+
+    /// TLS with the certificate that there is; without one it serves the authority's challenges only.
+    #[must_use]
+    pub fn tls(&self) -> Arc<ServerConfig> {
+        let key = self.certificate.as_ref().map(|certificate| certificate.key.clone());
+        challenge::tls(self.challenges.clone(), key)
+    }
+
+    /// How it goes, kept up to date.
+    #[must_use]
+    pub fn report(&self) -> Arc<Mutex<AcmeReport>> {
+        self.report.clone()
+    }
+
+    /// Orders certificates when it is time, and has them served. Does not end.
+    pub async fn run(mut self, serve: watch::Sender<Arc<ServerConfig>>) {
+        match &self.certificate {
+            Some(certificate) => tracing::info!("ACME: the certificate at hand {}", certificate.describe()),
+            None => tracing::info!("ACME: there is no certificate yet; {} is asked for one", self.acme.directory),
+        }
+        // How often in a row, and whether by a refusal.
+        let mut failures = (0, false);
+        loop {
+            self.wait().await;
+            let outcome = timeout(ORDER_TIMEOUT, self.obtain()).await;
+            let outcome = outcome.unwrap_or_else(|_| Err(Failure::Unreachable("it takes too long".into())));
+            self.challenges.clear();
+            match outcome {
+                Ok(certificate) => {
+                    failures = (0, false);
+                    tracing::info!("ACME: a new certificate is in use; it {}", certificate.describe());
+                    self.note(None, Some(certificate.not_after()), certificate.renewal());
+                    self.certificate = Some(certificate);
+                    serve.send_replace(self.tls());
+                }
+                Err(failure) => {
+                    let refusal = failure.is_refusal();
+                    let before = if failures.1 == refusal { failures.0 } else { 0 };
+                    failures = (u32::saturating_add(before, 1), refusal);
+                    let pause = pause(refusal, before, rand::random());
+                    self.tell(&failure, pause);
+                }
+            }
+        }
+    }
+
+    async fn wait(&self) {
+        loop {
+            let next = self.lock().next_order;
+            let left = next.saturating_sub(seconds(SystemTime::now()));
+            if left == 0 {
+                return;
+            }
+            sleep(WAIT_STEP.min(Duration::from_secs(left))).await;
+        }
+    }
+
+    fn tell(&self, failure: &Failure, pause: Duration) {
+        let meanwhile = match &self.certificate {
+            Some(certificate) => format!("the one in use {}", certificate.describe()),
+            None => "gateways cannot connect until there is one".to_owned(),
+        };
+        let (directory, seconds) = (&self.acme.directory, pause.as_secs());
+        tracing::error!("ACME: no certificate from {directory}: {failure}; next attempt in {seconds} s; {meanwhile}");
+        let not_after = self.certificate.as_ref().map(Stored::not_after);
+        self.note(Some(failure.to_string()), not_after, SystemTime::now() + pause);
+    }
+
+    fn note(&self, error: Option<String>, not_after: Option<u64>, next: SystemTime) {
+        let mut report = self.lock();
+        (report.error, report.not_after, report.next_order) = (error, not_after, seconds(next));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, AcmeReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders a certificate, checks it and stores it.
+    async fn obtain(&mut self) -> Result<Stored, Failure> {
+        let account = match self.account.take() {
+            Some(account) => account,
+            None => self.open_account().await?,
+        };
+        let issued = match order::order(&account, &self.names, &self.challenges).await {
+            Err(failure) => {
+                if matches!(failure, Failure::NoAccount) {
+                    let _ = std::fs::remove_file(self.state.join(ACCOUNT));
+                } else {
+                    self.account = Some(account);
+                }
+                return Err(failure);
+            }
+            Ok(issued) => issued,
+        };
+        self.account = Some(account);
+        let text = stored::text(&self.acme.directory, &issued);
+        let certificate = stored::parse(text.as_bytes()).map_err(Failure::Unsound)?;
+        if !certificate.is_for(&self.names) || certificate.has_ended() {
+            return Err(Failure::Unsound("it is for other names or another time".into()));
+        }
+        write(&self.state.join(CERTIFICATE), text.as_bytes())?;
+        Ok(certificate)
+    }
+
+    /// The account of an earlier start, or a new one.
+    async fn open_account(&self) -> Result<Account, Failure> {
+        let builder = || Account::builder_with_http(Box::new(self.http.clone()));
+        if let Some(credentials) = self.credentials()? {
+            return Ok(builder().from_credentials(credentials).await?);
+        }
+        let contact: Vec<&str> = self.acme.contact.as_deref().into_iter().collect();
+        let account = NewAccount {
+            contact: &contact,
+            // Without that there is no configuration.
+            terms_of_service_agreed: true,
+            only_return_existing: false,
+        };
+        let (account, credentials) = builder().create(&account, self.acme.directory.clone(), None).await?;
+        let text = serde_json::to_vec(&credentials).map_err(|error| Failure::Unsound(error.to_string()))?;
+        write(&self.state.join(ACCOUNT), &Zeroizing::new(text))?;
+        tracing::info!("ACME: the account is {}", account.id());
+        Ok(account)
+    }
+
+    /// What is stored of the account; none if that is of another authority.
+    fn credentials(&self) -> Result<Option<AccountCredentials>, Failure> {
+        /// The part of the stored credentials that we look at.
+        #[derive(Deserialize)]
+        struct Whose {
+            directory: String,
+        }
+        let path = self.state.join(ACCOUNT);
+        let text = match std::fs::read(&path) {
+            Ok(text) => Zeroizing::new(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CertificateError::File { path, error }.into()),
+        };
+        match (serde_json::from_slice::<Whose>(&text), serde_json::from_slice(&text)) {
+            (Ok(whose), _) if whose.directory != self.acme.directory => Ok(None),
+            (Ok(_), Ok(credentials)) => Ok(Some(credentials)),
+            _ => {
+                tracing::error!("ACME: {} holds no account; another is made", path.display());
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// How long to wait after a failure and so many of its kind before; `random` is from 0 to 1.
+fn pause(refusal: bool, before: u32, random: f64) -> Duration {
+    let [first, longest] = if refusal { REFUSED_RETRY } else { UNREACHABLE_RETRY };
+    let doubled = first.saturating_mul(1_u32.checked_shl(before).unwrap_or(u32::MAX)).min(longest);
+    // Coordinators that lost the authority at the same time do not come back at the same time.
+    doubled.mul_f64(0.75 + random / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_bounded_and_spread() {
+        assert_eq!(pause(false, 0, 1.0), UNREACHABLE_RETRY[0]);
+        assert_eq!(pause(false, 1, 1.0), UNREACHABLE_RETRY[0] * 2);
+        assert_eq!(pause(false, 0, 0.0), UNREACHABLE_RETRY[0] * 3 / 4);
+        assert_eq!(pause(false, 4_000, 1.0), UNREACHABLE_RETRY[1]);
+        let hour = (0..8).scan(Duration::ZERO, |at, before| {
+            *at += pause(true, before, 0.0);
+            Some(*at)
+        });
+        assert!(hour.filter(|at| *at < Duration::from_secs(3600)).count() < 5, "more than the authority allows");
+    }
+}
