@@ -7,6 +7,7 @@ use clap::Args;
 use penstock_proto::coordination::Fingerprint;
 
 use super::UdpFlags;
+use super::acme::AcmeFlags;
 use crate::config::{Config, Document};
 use crate::relay::process::{RelayConfig, RelayProcess};
 use crate::relay::trust;
@@ -35,6 +36,8 @@ pub(super) struct RelayFlags {
     #[arg(long, value_name = "FILE", requires = "certificate")]
     certificate_key: Option<PathBuf>,
     #[command(flatten)]
+    acme: AcmeFlags,
+    #[command(flatten)]
     udp: UdpFlags,
 }
 
@@ -54,10 +57,11 @@ impl RelayFlags {
             state: Some(state),
             certificate_file: self.certificate,
             certificate_key_file: self.certificate_key,
+            acme: self.acme.document(),
             ..self.udp.document()
         };
-        let Config { listen, names, state, certificate, udp, .. } = document.try_into()?;
-        Ok(RelayConfig { listen, names, state, certificate, udp, coordinator: self.coordinator, trust })
+        let Config { listen, names, state, certificate, acme, udp, .. } = document.try_into()?;
+        Ok(RelayConfig { listen, names, state, certificate, acme, udp, coordinator: self.coordinator, trust })
     }
 
     /// Starts the relay, and says what the coordinator's configuration needs.
@@ -68,6 +72,9 @@ impl RelayFlags {
         }
         for address in process.udp.addresses() {
             tracing::info!("STUN or relay at {address} (UDP)");
+        }
+        if let Some(identity) = &process.identity {
+            tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
         }
         tracing::info!("the relay's public key is {}", process.public_key());
         Ok(process)

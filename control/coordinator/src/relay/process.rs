@@ -13,10 +13,11 @@ use tokio::task::JoinSet;
 
 use super::uplink::Uplink;
 use super::{RelayServer, key};
+use crate::acme::config::Acme;
 use crate::admission::Admission;
 use crate::certificate::Identity;
 use crate::config::{CertificateFiles, Udp};
-use crate::run::{StartError, listen, take};
+use crate::run::{Served, StartError, listen, serve, take};
 use crate::server::{self, Stop, Streams};
 use crate::udp::{self, Sockets};
 
@@ -30,6 +31,8 @@ pub struct RelayConfig {
     pub state: PathBuf,
     /// A given certificate; without it, one of its own.
     pub certificate: Option<CertificateFiles>,
+    /// Whom to ask for a certificate; not with a given one.
+    pub acme: Option<Acme>,
     /// Its UDP addresses; a STUN server too.
     pub udp: Udp,
     /// The coordinator's host and port.
@@ -46,8 +49,8 @@ pub struct RelayProcess {
     pub relay: Arc<RelayServer>,
     /// Its UDP sockets.
     pub udp: Arc<Sockets>,
-    /// Its certificate.
-    pub identity: Identity,
+    /// Its certificate; none of ours if an authority is asked for one by ACME.
+    pub identity: Option<Identity>,
     // Dropped, streams end.
     _stop: watch::Sender<bool>,
     _certificate: watch::Sender<Arc<rustls::ServerConfig>>,
@@ -63,10 +66,8 @@ impl RelayProcess {
     /// What is missing, in one sentence.
     pub async fn start(config: RelayConfig) -> Result<Self, StartError> {
         let lock = take(&config.state)?;
-        let identity = match &config.certificate {
-            Some(files) => Identity::given(files)?,
-            None => Identity::own(&config.state, &config.names)?,
-        };
+        let Served { tls, identity, acme } =
+            serve(config.certificate.as_ref(), config.acme, &config.names, &config.state)?;
         let private_key = key::load(&config.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
         let (listeners, addresses) = listen(config.listen).await?;
@@ -75,12 +76,15 @@ impl RelayProcess {
         let stopped = Stop(stopped);
         let streams = Streams { relay: relay.clone(), udp: Some(udp.clone()), stop: stopped.clone() };
         let router = server::router(None, Some(Arc::new(streams)));
-        let (certificate, tls) = watch::channel(identity.tls.clone());
+        let (certificate, tls) = watch::channel(tls);
         let admission = Arc::new(Admission::default());
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let router = router.clone();
             tasks.spawn(server::accept(listener, tls.clone(), router, admission.clone(), stopped.clone()));
+        }
+        if let Some(acme) = acme {
+            tasks.spawn(acme.run(certificate.clone()));
         }
         let (host, port) = config.coordinator;
         tasks.spawn(Uplink { host, port, tls: config.trust, private_key }.run(relay.clone()));

@@ -25,10 +25,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn start(state: &Path, authority: &Authority) -> Program {
     let [tcp, udp] = authority.coordinator();
     running::keep_addresses(state, tcp, udp);
-    let mut command = run(Command::new(PROGRAM), state);
+    Program::spawn(asking(run(Command::new(PROGRAM), state), authority))
+}
+
+fn asking(mut command: Command, authority: &Authority) -> Command {
     command.args(["--acme", "--acme-contact", "mailto:noc@example.net", "--acme-directory", &authority.url()]);
     command.arg("--acme-ca").arg(authority.ca_file());
-    Program::spawn(command)
+    command
 }
 
 async fn encrypt(trusted: &Arc<ClientConfig>, authority: &Authority) -> std::io::Result<TlsStream<TcpStream>> {
@@ -163,4 +166,19 @@ async fn the_authority_s_protocol_opens_nothing_but_its_challenge() {
     assert!(encrypt(&offering(&[b"acme-tls/1"]), &authority).await.is_err(), "no challenge is open");
     let both = encrypt(&offering(&[b"acme-tls/1", b"http/1.1"]), &authority).await.unwrap();
     assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_of_its_own_gets_a_certificate_too() {
+    let (state, mut authority) = (running::directory(), Authority::new(24 * HOUR));
+    authority.start();
+    let [tcp, udp] = authority.coordinator().map(|address| address.to_string());
+    let mut command = Command::new(PROGRAM);
+    command.arg("--state").arg(state.path()).args(["relay", "--listen", &tcp, "--udp", &udp, "--name", HOST]);
+    // It needs no coordinator for that.
+    command.args(["--coordinator", "https://127.0.0.1:1", "--fingerprint", &Fingerprint([0; 32]).to_string()]);
+    let program = Program::spawn(asking(command, &authority));
+    program.says("a new certificate is in use");
+    let trusted = authority.trusted().await;
+    shown(&trusted, &authority).await.unwrap();
 }

@@ -46,6 +46,7 @@ impl Place {
             names: config.names,
             state: config.state,
             certificate: None,
+            acme: None,
             udp: config.udp,
             coordinator: ("127.0.0.1".into(), coordinator.address.port()),
             trust: trust::pinned(coordinator.pin),
@@ -61,7 +62,7 @@ fn udp(relay: &RelayProcess) -> SocketAddr {
 async fn tunnel(private: &StaticSecret, relay: &RelayProcess, by_udp: bool) -> Tunnel {
     let link = match by_udp {
         true => Link::udp(udp(relay)).await,
-        false => Link::stream(relay.addresses[0], relay.identity.fingerprint).await,
+        false => Link::stream(relay.addresses[0], relay.identity.as_ref().unwrap().fingerprint).await,
     };
     Tunnel::new(private, relay.public_key(), link)
 }
