@@ -162,17 +162,18 @@ impl Coordinator {
         Ok(Self { addresses, udp_addresses, identity, given, certificate, registry, stop, tasks, sockets, _lock: lock })
     }
 
-    /// Reads a given certificate again. What cannot be used is not: the one in use stays.
+    /// Reads a given certificate again, and says whether there is one. What cannot be used is not: the one in
+    /// use stays.
     ///
     /// # Errors
     /// It cannot be read, or is none.
-    pub fn reload(&mut self) -> Result<(), CertificateError> {
+    pub fn reload(&mut self) -> Result<bool, CertificateError> {
         if let Some(files) = &self.given {
             let identity = Identity::given(files)?;
             self.certificate.send_replace(identity.tls.clone());
             self.identity = Some(identity);
         }
-        Ok(())
+        Ok(self.given.is_some())
     }
 
     /// Where it listens by UDP.

@@ -135,10 +135,11 @@ impl Renewer {
             match outcome {
                 Ok(certificate) => {
                     failures = (0, false);
-                    tracing::info!("ACME: a new certificate is in use; it {}", certificate.describe());
                     self.note(None, Some(certificate.not_after()), certificate.renewal());
+                    let description = certificate.describe();
                     self.certificate = Some(certificate);
                     serve.send_replace(self.tls());
+                    tracing::info!("ACME: a new certificate is in use; it {description}");
                 }
                 Err(failure) => {
                     let refusal = failure.is_refusal();

@@ -296,7 +296,8 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = reload.recv() => match coordinator.reload() {
-                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Ok(true) => tracing::info!("the certificate was read again"),
+                    Ok(false) => tracing::info!("no certificate was given that could be read again"),
                     Err(error) => tracing::error!("the certificate in use stays: {error}"),
                 },
             }

@@ -152,6 +152,36 @@ async fn a_refusal_is_told_and_not_repeated_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_more_is_ordered_at_the_next_start() {
+    let (state, mut authority) = (running::directory(), Authority::new(24 * HOUR));
+    authority.start();
+    let program = start(state.path(), &authority);
+    program.says("a new certificate is in use");
+    let trusted = authority.trusted().await;
+    let first = shown(&trusted, &authority).await.unwrap();
+    drop(program);
+
+    let mut command = asking(run(Command::new(PROGRAM), state.path()), &authority);
+    command.args(["--name", "second.test"]);
+    let program = Program::spawn(command);
+    program.says("the certificate at hand is good for another");
+    program.says("a new certificate is in use");
+    let account = std::fs::read(state.path().join("acme-account.json")).unwrap();
+    assert_ne!(shown(&trusted, &authority).await.unwrap(), first);
+    let stream = TcpStream::connect(authority.coordinator()[0]).await.unwrap();
+    let second = ServerName::try_from("second.test").unwrap();
+    TlsConnector::from(trusted).connect(second, stream).await.unwrap();
+
+    // What is damaged is replaced, and the rest kept.
+    drop(program);
+    std::fs::write(state.path().join("acme-certificate.pem"), "nonsense").unwrap();
+    let program = start(state.path(), &authority);
+    program.says("acme-certificate.pem: ");
+    program.says("a new certificate is in use");
+    assert_eq!(std::fs::read(state.path().join("acme-account.json")).unwrap(), account);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_authority_s_protocol_opens_nothing_but_its_challenge() {
     let (state, mut authority) = (running::directory(), Authority::new(24 * HOUR));
     authority.start();
