@@ -51,7 +51,6 @@ pub struct Renewer {
     state: PathBuf,
     http: http::Client,
     challenges: Arc<Challenges>,
-    account: Option<Account>,
     certificate: Option<Stored>,
     report: Arc<Mutex<AcmeReport>>,
 }
@@ -100,7 +99,6 @@ impl Renewer {
             state: state.to_owned(),
             http,
             challenges: Arc::default(),
-            account: None,
             certificate,
             report: Arc::new(Mutex::new(report)),
         })
@@ -184,23 +182,16 @@ impl Renewer {
     }
 
     /// Orders a certificate, checks it and stores it.
-    async fn obtain(&mut self) -> Result<Stored, Failure> {
-        let account = match self.account.take() {
-            Some(account) => account,
-            None => self.open_account().await?,
-        };
-        let issued = match order::order(&account, &self.names, &self.challenges).await {
-            Err(failure) => {
-                if matches!(failure, Failure::NoAccount) {
-                    let _ = std::fs::remove_file(self.state.join(ACCOUNT));
-                } else {
-                    self.account = Some(account);
-                }
-                return Err(failure);
+    async fn obtain(&self) -> Result<Stored, Failure> {
+        let order = async || order::order(&self.open_account().await?, &self.names, &self.challenges).await;
+        let issued = match order().await {
+            Err(Failure::NoAccount) => {
+                tracing::warn!("ACME: {} does not know our account; another is made", self.acme.directory);
+                let _ = std::fs::remove_file(self.state.join(ACCOUNT));
+                order().await?
             }
-            Ok(issued) => issued,
+            outcome => outcome?,
         };
-        self.account = Some(account);
         let text = stored::text(&self.acme.directory, &issued);
         let certificate = stored::parse(text.as_bytes()).map_err(Failure::Unsound)?;
         if !certificate.is_for(&self.names) || certificate.has_ended() {

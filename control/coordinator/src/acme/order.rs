@@ -36,7 +36,7 @@ pub enum Failure {
     #[error("{0}")]
     Refused(String),
     /// The authority does not know our account any more.
-    #[error("it does not know our account; the next attempt makes another")]
+    #[error("it does not know our account")]
     NoAccount,
     /// What it gave is of no use.
     #[error("{0}")]
