@@ -17,6 +17,8 @@ const POLL: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(120));
 /// The authority does not know the account (RFC 8555, section 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+/// It did not take our nonces, several in a row, which says nothing of the order.
+const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 
 /// What the authority gave, in PEM.
 pub struct Issued {
@@ -58,10 +60,11 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Api(problem) if problem.r#type.as_deref() == Some(NO_ACCOUNT) => Self::NoAccount,
-            Error::Api(problem) if problem.status.is_some_and(|status| status >= 500) => {
-                Self::Unreachable(sentence(&problem))
+            Error::Api(problem) => {
+                let out_of_order = problem.status.is_some_and(|status| status >= 500);
+                let again = out_of_order || problem.r#type.as_deref() == Some(BAD_NONCE);
+                if again { Self::Unreachable(sentence(&problem)) } else { Self::Refused(sentence(&problem)) }
             }
-            Error::Api(problem) => Self::Refused(sentence(&problem)),
             // Something before the authority answers in its stead.
             Error::Json(error) => Self::Unreachable(format!("its answer is not that of an authority: {error}")),
             Error::Other(error) if error.is::<NoAnswer>() => Self::Unreachable(error.to_string()),
