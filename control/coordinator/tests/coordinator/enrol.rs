@@ -69,9 +69,11 @@ async fn keys_that_let_nobody_in() {
     let strange = EnrolmentKey::generate(&mut rand::rng(), None);
     assert_eq!(refused(Gateway::new("b", &[]).with_key(&strange)).await, RefusalReason::KeyUnknown);
 
-    let short = running.key_for(9, &[], Duration::from_secs(1), false).await;
+    // Long enough to enrol with on a busy machine.
+    let lifetime = Duration::from_secs(4);
+    let short = running.key_for(9, &[], lifetime, false).await;
     running.connect(&Gateway::new("second", &[]).with_key(&short)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    tokio::time::sleep(lifetime + Duration::from_millis(100)).await;
     assert_eq!(refused(Gateway::new("b", &[]).with_key(&short)).await, RefusalReason::KeyExpired);
 
     let revoked = running.key(9, &[]).await;
