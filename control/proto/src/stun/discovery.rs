@@ -6,7 +6,8 @@
 //!      answer from the other port?                           filtering: address-dependent, else both
 //!      a request to our own external address                 hairpinning
 //!   3  a request to the other address, same port             same mapping: endpoint-independent
-//!   4  only if not: a request to the other address and port  same as the one before: address-dependent
+//!   4  only if not: the first server again                   the mapping may have changed since step 1
+//!      a request to the other address and port               same as in step 3: address-dependent
 //! ```
 //! The requests of one step are sent together. Steps 3 and 4 come last: they open filters that step 2 tries,
 //! and filters stay open for minutes. A second discovery from the same port, such as a restarted gateway's,
@@ -44,10 +45,10 @@ enum Step {
         hairpin: Option<Box<Transaction>>,
         next: Next,
     },
-    /// `last` is asked when the first answer shows another mapping.
+    /// The first server and `last` are asked when the first answer shows another mapping.
     Mappings {
         asked: Vec<Transaction>,
-        last: Option<SocketAddr>,
+        doubt: Option<Doubt>,
     },
     Done,
 }
@@ -58,6 +59,13 @@ struct Next {
     server: SocketAddr,
     other: Option<SocketAddr>,
     second_server: Option<SocketAddr>,
+}
+
+/// Whom step 4 asks.
+#[derive(Clone, Copy)]
+struct Doubt {
+    server: SocketAddr,
+    last: Option<SocketAddr>,
 }
 
 impl Discovery {
@@ -128,7 +136,7 @@ impl Discovery {
         self.step = match std::mem::replace(&mut self.step, Step::Done) {
             Step::Reach(reach) => self.reached(now, reach),
             Step::Filters { filters, hairpin, next } => self.filtered(now, filters, hairpin, next),
-            Step::Mappings { asked, last } => self.mapped(now, asked, last),
+            Step::Mappings { asked, doubt } => self.mapped(now, asked, doubt),
             Step::Done => Step::Done,
         };
     }
@@ -194,30 +202,39 @@ impl Discovery {
             (None, Some(second)) => (second, None),
             (None, None) => return Step::Done,
         };
-        Step::Mappings { asked: vec![Transaction::new(now, to, Change::default(), &mut self.rng)], last }
+        let asked = vec![self.ask(now, to)];
+        Step::Mappings { asked, doubt: Some(Doubt { server: next.server, last }) }
     }
 
-    fn mapped(&mut self, now: Instant, mut asked: Vec<Transaction>, last: Option<SocketAddr>) -> Step {
+    fn mapped(&mut self, now: Instant, mut asked: Vec<Transaction>, doubt: Option<Doubt>) -> Step {
         if !asked.iter().all(Transaction::is_over) {
-            return Step::Mappings { asked, last };
+            return Step::Mappings { asked, doubt };
         }
         let seen = |index: usize| match asked.get(index).map(|transaction| transaction.outcome) {
             Some(Outcome::Answered { mapped, .. }) => Some(mapped),
             _ => None,
         };
-        let first = self.report.reflexive;
-        if let Some(last) = last.filter(|_| seen(0).is_some() && seen(0) != first) {
-            asked.push(Transaction::new(now, last, Change::default(), &mut self.rng));
-            return Step::Mappings { asked, last: None };
+        if let Some(Doubt { server, last }) = doubt.filter(|_| seen(0).is_some_and(|other| !self.is_first(other))) {
+            asked.extend([Some(server), last].into_iter().flatten().map(|to| self.ask(now, to)));
+            return Step::Mappings { asked, doubt: None };
         }
-        self.report.mapping = match (seen(0), seen(1)) {
+        self.report.reflexive = seen(1).or(self.report.reflexive);
+        self.report.mapping = match (seen(0), seen(2)) {
             (None, _) => None,
-            (second, _) if second == first => Some(Dependence::EndpointIndependent),
+            (Some(second), _) if self.is_first(second) => Some(Dependence::EndpointIndependent),
             (second, third) if second == third => Some(Dependence::AddressDependent),
             // Also when only two servers with one address each could be compared: the worst is assumed.
             _ => Some(Dependence::AddressAndPortDependent),
         };
         Step::Done
+    }
+
+    fn is_first(&self, mapped: SocketAddr) -> bool {
+        self.report.reflexive == Some(mapped)
+    }
+
+    fn ask(&mut self, now: Instant, to: SocketAddr) -> Transaction {
+        Transaction::new(now, to, Change::default(), &mut self.rng)
     }
 }
 
@@ -242,10 +259,12 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
+    const MAPPED: &str = "198.51.100.1:5";
+
     /// Behind a NAT that filters by port, with a server of four corners: what is sent where, and the report.
-    fn run(opening: bool) -> (Vec<SocketAddr>, NatReport) {
-        let [local, mapped, server, other] =
-            ["10.0.0.2:5", "198.51.100.1:5", "192.0.2.1:3478", "192.0.2.2:3479"].map(|at| at.parse().unwrap());
+    /// `mapped` says which address a request to such a destination comes from, and the how many-th it is there.
+    fn run(opening: bool, mapped: impl Fn(SocketAddr, usize) -> SocketAddr) -> (Vec<SocketAddr>, NatReport) {
+        let [local, server, other] = ["10.0.0.2:5", "192.0.2.1:3478", "192.0.2.2:3479"].map(|at| at.parse().unwrap());
         let mut now = Instant::now();
         let mut discovery = Discovery::new(now, &[server], &[local], StdRng::seed_from_u64(1));
         if !opening {
@@ -254,9 +273,11 @@ mod tests {
         let mut to = vec![];
         loop {
             while let Some(query) = discovery.poll_transmit(now) {
+                let before = to.iter().filter(|known| **known == query.to).count();
                 to.push(query.to);
                 let Ok(Message::Request { transaction, change, .. }) = decode(&query.bytes) else { panic!() };
-                if query.to != mapped && change == Change::default() {
+                if query.to != mapped(server, 0) && change == Change::default() {
+                    let mapped = mapped(query.to, before);
                     discovery.handle_datagram(now, &encode_success(&transaction, mapped, query.to, Some(other)));
                 }
             }
@@ -270,14 +291,30 @@ mod tests {
     #[test]
     fn filters_are_not_opened_if_they_are_not_to_be() {
         let first: SocketAddr = "192.0.2.1:3478".parse().unwrap();
-        let (to, report) = run(false);
+        let same = |_, _| MAPPED.parse().unwrap();
+        let (to, report) = run(false, same);
         assert!(to.iter().all(|to| *to == first), "{to:?}");
         assert_eq!((report.mapping, report.hairpinning), (None, None));
         assert_eq!(report.filtering, Some(Dependence::AddressAndPortDependent));
-        let (to, report) = run(true);
+        let (to, report) = run(true, same);
         let others: Vec<String> = to.iter().filter(|to| to.ip() != first.ip()).map(ToString::to_string).collect();
         assert_eq!(others.last().unwrap(), "192.0.2.2:3478");
         assert!(!others.contains(&"192.0.2.2:3479".to_owned()), "a filter that the next discovery tries");
         assert_eq!((report.mapping, report.hairpinning), (Some(Dependence::EndpointIndependent), Some(false)));
+    }
+    #[test]
+    fn a_mapping_that_changes_on_the_way_is_not_taken_for_another_destination_s() {
+        let [before, after, third] = [MAPPED, "198.51.100.1:6", "198.51.100.1:7"].map(|at| at.parse().unwrap());
+        let first = |to: SocketAddr| to == "192.0.2.1:3478".parse().unwrap();
+        let (_, report) = run(true, |to, times| if first(to) && times == 0 { before } else { after });
+        assert_eq!((report.mapping, report.reflexive), (Some(Dependence::EndpointIndependent), Some(after)));
+        let (_, report) = run(true, |to, _| if first(to) { before } else { after });
+        assert_eq!((report.mapping, report.reflexive), (Some(Dependence::AddressDependent), Some(before)));
+        let (_, report) = run(true, |to, _| match to.port() {
+            _ if first(to) => before,
+            3478 => after,
+            _ => third,
+        });
+        assert_eq!(report.mapping, Some(Dependence::AddressAndPortDependent));
     }
 }
