@@ -13,15 +13,15 @@ const STYLE: &str = "\
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);\
 font:16px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\
 main{max-width:76rem;margin:0 auto;padding:1.5rem 1rem 3rem}h1{font-size:1.7rem;margin:0}\
-h2{font-size:1.15rem;margin:2rem 0 .75rem}h3{font-size:1rem;margin:0}p{margin:.25rem 0}\
+h2{font-size:1.15rem;margin:2rem 0 0}h2+p,h2+.card{margin:.25rem 0 .75rem}h3{font-size:1rem;margin:0}p{margin:.25rem 0}\
 .faint{color:var(--faint);font-size:.875rem}a{color:var(--accent)}\
 .cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));align-items:start}\
-.card{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:1rem;min-width:0}\
+.card{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:.85rem;min-width:0}\
 svg.plot{display:block;width:100%;height:auto;margin:.75rem 0}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.8125rem;font-variant-numeric:tabular-nums}\
-th,td{padding:.2rem .5rem;text-align:right;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
-font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500;overflow-wrap:anywhere}\
-.context td{text-align:left;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint)}\
+th,td{padding:.2rem .35rem;text-align:right;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
+font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500;white-space:nowrap}\
+.context td{text-align:left;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint);white-space:normal}\
 ul{margin:0;padding-left:1.2rem}li{margin:.25rem 0;overflow-wrap:anywhere}";
 
 /// The lines of the context that stand under the title, if they are there.
@@ -40,8 +40,13 @@ pub fn render(report: &Report) -> String {
     let told = |name: &&str| report.context.iter().find(|(found, _)| found == name).map(|(_, text)| escape(text));
     let headline: Vec<String> = HEADLINE.iter().filter_map(told).collect();
     let _ = writeln!(page, "<p class=\"faint\">{}</p>", headline.join(" · "));
-    section(&mut page, "Figures", report.quantities().iter().map(quantity));
-    section(&mut page, "Curves", report.plots().iter().map(curves));
+    section(
+        &mut page,
+        "Figures",
+        "Bars are medians, whiskers the least and the most, dots the n rounds.",
+        report.quantities().iter().map(quantity),
+    );
+    section(&mut page, "Curves", "", report.plots().iter().map(curves));
     if !report.notes.is_empty() {
         let notes: String = report.notes.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
         let _ = writeln!(page, "<h2>What limits these figures</h2>\n<div class=\"card\"><ul>{notes}</ul></div>");
@@ -56,9 +61,13 @@ pub fn render(report: &Report) -> String {
     page
 }
 
-fn section(page: &mut String, heading: &str, cards: impl ExactSizeIterator<Item = String>) {
+fn section(page: &mut String, heading: &str, explanation: &str, cards: impl ExactSizeIterator<Item = String>) {
     if cards.len() > 0 {
-        let _ = writeln!(page, "<h2>{heading}</h2>\n<div class=\"cards\">{}</div>", cards.collect::<String>());
+        let cards: String = cards.collect();
+        let _ = writeln!(
+            page,
+            "<h2>{heading}</h2><p class=\"faint\">{explanation}</p>\n<div class=\"cards\">{cards}</div>"
+        );
     }
 }
 
@@ -75,9 +84,8 @@ fn quantity(quantity: &Quantity<'_>) -> String {
         })
         .collect();
     format!(
-        "<section class=\"card\"><h3>{}</h3><p class=\"faint\">{}; bar: median, whiskers: least and most, \
-         dots: rounds</p>{}<div class=\"wide\"><table><thead><tr><th></th><th>median</th><th>least</th><th>most</th>\
-         <th>rounds</th></tr></thead><tbody>{rows}</tbody></table></div></section>\n",
+        "<section class=\"card\"><h3>{}</h3><p class=\"faint\">{}</p>{}<div class=\"wide\"><table><thead><tr><th></th><th>median</th><th>least</th><th>most</th>\
+         <th>n</th></tr></thead><tbody>{rows}</tbody></table></div></section>\n",
         escape(&heading),
         quantity.better.sentence(),
         plot::bars(quantity).inline(&heading)

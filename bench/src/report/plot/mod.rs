@@ -16,19 +16,21 @@ use super::{Plot, Quantity, Report};
 const WIDTH: f64 = 400.0;
 /// Between the plots of a picture.
 const GAP: f64 = 24.0;
+/// Around a file's drawing: whoever shows the file may have another background than its colours are made for.
+const PAPER: f64 = 16.0;
 /// Room for a plot's title in a picture.
 const TITLE: f64 = 24.0;
 
 /// Colours and letters. The eight line colours are those of Okabe and Ito ("Color universal design", 2008), which
 /// most colour-blind readers can tell apart, darkened or lightened where the background swallows them.
 pub const STYLE: &str = "\
-.plot{--ink:#1d2733;--faint:#5b6876;--grid:#e3e8ee;--bar:#a9b6c4;--ours:#0b7285;--dot:#1d2733;\
+.plot{--paper:#fff;--ink:#1d2733;--faint:#5b6876;--grid:#e3e8ee;--bar:#a9b6c4;--ours:#0b7285;--dot:#1d2733;\
 --s0:#0b7285;--s1:#d55e00;--s2:#0072b2;--s3:#b0498a;--s4:#00805c;--s5:#9a6d00;--s6:#3b3f98;--s7:#5b6876;\
 font:12px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fill:var(--ink)}\
-@media(prefers-color-scheme:dark){.plot{--ink:#e4eaf0;--faint:#9aa7b4;--grid:#2c3742;--bar:#566474;--ours:#3bb3c7;\
+@media(prefers-color-scheme:dark){.plot{--paper:#1b232c;--ink:#e4eaf0;--faint:#9aa7b4;--grid:#2c3742;--bar:#566474;--ours:#3bb3c7;\
 --dot:#e4eaf0;--s0:#3bb3c7;--s1:#ff8c42;--s2:#5fb0f0;--s3:#e08fc0;--s4:#3ecf9c;--s5:#e6b422;--s6:#9a9df5;\
 --s7:#9aa7b4}}\
-.plot .faint{fill:var(--faint)}.plot .title{font-weight:600;font-size:13px}.plot .figure{font-weight:600}\
+.plot .paper{fill:var(--paper)}.plot .faint{fill:var(--faint)}.plot .title{font-weight:600;font-size:13px}.plot .figure{font-weight:600}\
 .plot .grid{stroke:var(--grid);fill:none}.plot .axis{stroke:var(--faint);fill:none}\
 .plot .bar{fill:var(--bar)}.plot .ours{fill:var(--ours)}.plot .whisker{stroke:var(--ink);stroke-width:1.2;fill:none}\
 .plot .dot{fill:var(--dot);fill-opacity:.55}.plot .line{fill:none;stroke-width:2;stroke-linejoin:round}\
@@ -54,10 +56,10 @@ impl Drawing {
 
     /// As a file.
     pub fn standalone(&self, label: &str) -> String {
-        let Drawing { width, height, body } = self;
-        let label = escape(label);
+        let (label, body) = (escape(label), &self.body);
+        let (width, height) = (self.width + 2.0 * PAPER, self.height + 2.0 * PAPER);
         format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" class="plot" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}"><style>{STYLE}</style>{body}</svg>
+            r#"<svg xmlns="http://www.w3.org/2000/svg" class="plot" width="{width}" height="{height}" viewBox="-{PAPER} -{PAPER} {width} {height}" role="img" aria-label="{label}"><style>{STYLE}</style><rect class="paper" x="-{PAPER}" y="-{PAPER}" width="{width}" height="{height}" rx="8"/>{body}</svg>
 "#
         )
     }

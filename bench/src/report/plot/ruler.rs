@@ -6,6 +6,8 @@ use super::super::Scale;
 const TICKS: f64 = 5.0;
 /// What differs by less is the same; dividing less into ticks would run out of digits.
 const LEAST_SPAN: f64 = 1e-100;
+/// The maximum stands so many decades behind the last percentile.
+const BEHIND: f64 = 0.75;
 /// Forgives a logarithm its last digits.
 const EPSILON: f64 = 1e-9;
 
@@ -17,6 +19,8 @@ pub struct Ruler {
     high: f64,
     /// Between two ticks, in transformed values.
     step: f64,
+    /// Does the axis end at the maximum, behind all percentiles?
+    to_the_maximum: bool,
 }
 
 impl Ruler {
@@ -34,12 +38,11 @@ impl Ruler {
             Scale::Logarithmic => {
                 let (low, high) = ((low + EPSILON).floor(), (high - EPSILON).ceil());
                 let high = high.max(low + 1.0);
-                Ruler { scale, low, high, step: ((high - low) / TICKS).ceil() }
+                Ruler { scale, low, high, step: ((high - low) / TICKS).ceil(), to_the_maximum }
             }
             Scale::Percentile => {
-                // The maximum stands half a decade behind the last percentile.
-                let high = high.max(1.0) + if to_the_maximum { 0.5 } else { 0.0 };
-                Ruler { scale, low: 0.0, high, step: (high / TICKS).ceil() }
+                let high = high.max(1.0) + if to_the_maximum { BEHIND } else { 0.0 };
+                Ruler { scale, low: 0.0, high, step: (high / TICKS).ceil(), to_the_maximum }
             }
         }
     }
@@ -54,7 +57,7 @@ impl Ruler {
         let step = round_number(span / TICKS);
         let low = (low / step + EPSILON).floor() * step;
         let high = ((high / step - EPSILON).ceil() * step).max(low + step);
-        Ruler { scale: Scale::Linear, low, high, step }
+        Ruler { scale: Scale::Linear, low, high, step, to_the_maximum: false }
     }
 
     /// Where a value stands: from 0 to 1.
@@ -73,9 +76,9 @@ impl Ruler {
             .map(|transformed| (place(transformed), self.label(transformed)))
             .collect();
         match self.scale {
-            Scale::Percentile if self.high.fract() > EPSILON => {
+            Scale::Percentile if self.to_the_maximum => {
                 // The label of the last percentile would touch it otherwise.
-                ticks.retain(|(place, _)| *place < 0.92);
+                ticks.retain(|(place, _)| *place < 0.86);
                 ticks.push((1.0, "max".into()));
             }
             Scale::Logarithmic if self.high - self.low <= 2.0 => {
@@ -113,10 +116,12 @@ impl Ruler {
 
 /// A tick's value; what would be too wide is written with an exponent.
 fn number(value: f64, decimals: usize) -> String {
-    match decimals > 5 || value.abs() >= 1e7 {
-        true => format!("{value:.0e}"),
-        false => format!("{value:.decimals$}"),
+    if decimals <= 5 && value.abs() < 1e5 {
+        return format!("{value:.decimals$}");
     }
+    let written = format!("{value:.2e}");
+    let (digits, power) = written.split_once('e').unwrap_or((&written, "0"));
+    format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// `None` for the maximum on an axis of percentiles.
@@ -156,12 +161,13 @@ mod tests {
         assert_eq!(labels(&[0.93, 0.04], Scale::Linear, true), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(&[110.0, 190.0], Scale::Linear, false), ["100", "120", "140", "160", "180", "200"]);
         assert_eq!(labels(&[-3.0, 2.0], Scale::Linear, true), ["-3", "-2", "-1", "0", "1", "2"]);
+        assert_eq!(labels(&[2.5e6], Scale::Linear, true), ["0", "5e5", "1e6", "1.5e6", "2e6", "2.5e6"]);
         assert_eq!(labels(&[0.0], Scale::Linear, true), ["0.0", "0.2"]);
     }
 
     #[test]
     fn logarithmic_ticks_are_decades() {
-        assert_eq!(labels(&[20.0, 90_000.0], Scale::Logarithmic, false), ["10", "100", "1000", "10000", "100000"]);
+        assert_eq!(labels(&[20.0, 90_000.0], Scale::Logarithmic, false), ["10", "100", "1000", "10000", "1e5"]);
         assert_eq!(labels(&[0.2, 0.7], Scale::Logarithmic, false), ["0.1", "1", "0.2", "0.5"]);
     }
 
