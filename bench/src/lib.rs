@@ -8,8 +8,9 @@
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
 //! redirect packets to a socket; only these two hold unsafe code, and the ioctl that asks for a driver's name.
-//! [`report`] is what every measurement yields.
+//! [`compare`] measures gateways against each other; [`report`] is what every measurement yields.
 
+pub mod compare;
 pub mod forwarder;
 pub mod gateway;
 pub mod generator;

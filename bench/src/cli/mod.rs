@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod compare;
 mod forward;
 mod generate;
 mod report;
@@ -29,6 +30,8 @@ enum Command {
     Sink(sink::SinkOptions),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
+    /// Measure Penstock, other gateways and the ceilings in the same topology, one after another
+    Compare(compare::Compare),
     /// Show a report, draw it, or compare two
     #[command(subcommand)]
     Report(report::Command),
@@ -42,6 +45,7 @@ impl Cli {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
+            Command::Compare(options) => compare::run(&options, &stop),
             Command::Report(command) => return report::run(command),
         }
         .map(|()| ExitCode::SUCCESS)

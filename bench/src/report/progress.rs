@@ -45,6 +45,11 @@ impl Progress {
         }
     }
 
+    /// Leaves out this many steps.
+    pub fn skip(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+
     /// Says something that stays on the screen.
     pub fn say(&self, sentence: &str) {
         self.bar.suspend(|| eprintln!("{sentence}"));
