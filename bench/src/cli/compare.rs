@@ -35,6 +35,9 @@ pub(super) struct Compare {
     /// Write the tables as Markdown here too
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
+    /// A line about the machine or the build for the report: "instance=c7gn.large"; may be repeated
+    #[arg(long, value_name = "NAME=TEXT", value_parser = label)]
+    label: Vec<(String, String)>,
     /// The penstock to measure; without it the one beside this program
     #[arg(long, value_name = "PATH")]
     penstock: Option<PathBuf>,
@@ -46,7 +49,7 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
     let chosen = |subject: &&'static Subject| options.only.is_empty() || options.only.iter().any(|n| n == subject.name);
     // Before an hour of measuring, not after it.
     fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
-    let report = compare::run(
+    let mut report = compare::run(
         &Options {
             subjects: subject::ALL.iter().filter(chosen).collect(),
             rounds: options.rounds.into(),
@@ -57,8 +60,14 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
         },
         stop,
     )?;
+    report.context.extend(options.label.iter().cloned());
     print!("{}", table::render(&report));
     save(&report, options)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, text) = text.split_once('=').ok_or("a label looks like name=text")?;
+    Ok((name.into(), text.into()))
 }
 
 fn save(report: &Report, options: &Compare) -> anyhow::Result<()> {

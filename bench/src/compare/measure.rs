@@ -19,6 +19,8 @@ const MARGIN: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_millis(300);
 /// A server has this long to listen.
 const READY_WITHIN: Duration = Duration::from_secs(5);
+/// How our own programs begin the line that says that packets can come.
+pub(super) const READY: &str = "ready (";
 const UDP_PORT: &str = "48000";
 
 /// One of the things that are measured, one after another.
@@ -45,8 +47,8 @@ pub(super) static ALL: [Measurement; 5] = [
 pub(super) struct Place<'a> {
     pub(super) topology: &'a Topology,
     pub(super) options: &'a Options,
-    /// Cores that are busy when nothing is measured.
-    pub(super) idle_load: f64,
+    /// Cores that are busy when nothing is measured; `None` if so many that no difference can be trusted.
+    pub(super) idle_load: Option<f64>,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -102,12 +104,14 @@ fn tcp(place: &Place<'_>, streams: u32, rate: &'static Quantity, cost: &'static 
     let clock = CpuClock::start()?;
     let client = place.start(Side::A, "iperf3", &words)?;
     let printed = client.finish(place.options.duration + MARGIN, place.stop)?;
-    let spent = clock.spent(place.idle_load)?;
+    let spent = place.idle_load.map(|idle_load| clock.spent(idle_load)).transpose()?;
     let result: Value = serde_json::from_str(&printed).map_err(|e| Error::Failed(format!("iperf3 printed: {e}")))?;
     let received = &result["end"]["sum_received"];
     match (received["bits_per_second"].as_f64(), received["bytes"].as_f64()) {
         (Some(bits), Some(bytes)) if bytes > 0.0 => {
-            Ok(Taken { figures: vec![(rate, bits / 1e9), (cost, spent / (bytes / 1e9))], round_trips: vec![] })
+            let cost = spent.map(|seconds| (cost, seconds / (bytes / 1e9)));
+            let figures = [(rate, bits / 1e9)].into_iter().chain(cost).collect();
+            Ok(Taken { figures, round_trips: vec![] })
         }
         _ => Err(Error::Failed("iperf3 received nothing".into())),
     }
@@ -119,16 +123,16 @@ fn udp(place: &Place<'_>, size: usize) -> Result<(f64, f64)> {
     let bench = place.options.bench.to_string_lossy();
     let long_enough = (duration + MARGIN).as_secs().to_string();
     let words = [&bench, "sink", "--interface", "lan", "--dst-port", UDP_PORT, "--seconds", &long_enough, "--json"];
-    let mut sink = place.start(Side::B, "sink", &words)?;
-    sink.wait_for("ready", READY_WITHIN, place.stop)?;
+    let sink = place.start_bench(Side::B, "sink", &words)?;
     let (size, time) = (size.to_string(), duration.as_secs().to_string());
     let [from, to] = [End::HostA, End::LanA].map(mac);
     let addresses = ["--src", HOSTS[0], "--dst", HOSTS[1], "--src-mac", &from, "--dst-mac", &to];
     let traffic = ["--dst-port", UDP_PORT, "--size", &size, "--seconds", &time, "--json"];
     let words = [&[&bench, "generate", "--interface", "lan"], &addresses[..], &traffic[..]].concat();
-    let sent = place.start(Side::A, "generator", &words)?.finish(duration + MARGIN, place.stop)?;
+    let generator = place.start_bench(Side::A, "generator", &words)?;
+    let sent = generator.finish(duration + MARGIN, place.stop)?;
     std::thread::sleep(DRAIN);
-    let received = sink.stop();
+    let received = sink.stop()?;
     Ok((packets_per_second(&received)?, packets_per_second(&sent)?))
 }
 
@@ -138,6 +142,20 @@ fn packets_per_second(printed: &str) -> Result<f64> {
 }
 
 impl Place<'_> {
+    /// Starts a program of ours and waits until it has its queue: the kernel lets go of one only some time after its
+    /// last socket is gone.
+    fn start_bench(&self, side: Side, log: &str, words: &[&str]) -> Result<Process> {
+        let end = Instant::now() + READY_WITHIN;
+        loop {
+            let mut process = self.start(side, log, words)?;
+            match process.wait_for(READY, READY_WITHIN, self.stop) {
+                Ok(()) => return Ok(process),
+                Err(Error::Failed(complaint)) if complaint.contains("busy") && Instant::now() < end => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Starts a program on a host.
     fn start(&self, side: Side, log: &str, words: &[&str]) -> Result<Process> {
         Process::start(self.topology.host(side).command(words), &self.topology.folder.join(log))

@@ -79,27 +79,29 @@ impl Process {
         }
     }
 
-    /// Asks it to end, and returns what it printed.
-    pub(super) fn stop(mut self) -> String {
-        self.end();
-        self.printed()
+    /// Asks it to end, and returns what it printed if that was a good end.
+    pub(super) fn stop(mut self) -> Result<String> {
+        match self.end() {
+            Some(status) if status.success() => Ok(self.printed()),
+            Some(status) => Err(Error::Failed(self.ending(status))),
+            None => Err(Error::Failed("it did not end".into())),
+        }
     }
 
     fn ending(&self, status: ExitStatus) -> String {
         format!("it ended with {status}: {}", self.complaint())
     }
 
-    fn end(&mut self) {
-        if !self.is_running() {
-            return;
+    fn end(&mut self) -> Option<ExitStatus> {
+        if self.is_running() {
+            if let Some(pid) = Pid::from_raw(self.id().cast_signed()) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            // Not until the stop flag: it is set when everything ends.
+            let _ = until(GRACE, &AtomicBool::new(false), || !self.is_running());
+            let _ = self.child.kill();
         }
-        if let Some(pid) = Pid::from_raw(self.id().cast_signed()) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        // Not until the stop flag: it is set when everything ends.
-        let _ = until(GRACE, &AtomicBool::new(false), || !self.is_running());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.wait().ok()
     }
 }
 

@@ -17,6 +17,8 @@ use crate::report::{Report, context};
 const TOOLS: [&str; 8] = ["ip", "ethtool", "iperf3", "ping", "sysctl", "nsenter", "mount", "sh"];
 /// A machine with more waiting for its cores is not idle.
 const IDLE_LOAD: f64 = 0.5;
+/// With so many cores busy otherwise, CPU time says nothing of what is measured.
+const BUSY_CORES: f64 = 0.2;
 /// How long one looks what the machine does when nothing is measured.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -61,7 +63,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         report.notes.push(note);
     }
     let folder = tempfile::Builder::new().prefix("penstock-compare-").tempdir().map_err(io_error("make a folder"))?;
-    let names: Vec<&Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
+    let names: Vec<&'static Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
     let mut run = Run {
         options,
         stop,
@@ -75,8 +77,11 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         run.round(round, &names)?;
     }
     report.context.extend(surroundings(options));
-    let versions = subjects.iter().filter(|(_, version)| !version.is_empty());
-    report.context.extend(versions.map(|(subject, version)| (subject.name.to_owned(), version.clone())));
+    for version in subjects.into_iter().filter_map(|(_, version)| version) {
+        if !report.context.contains(&version) {
+            report.context.push(version);
+        }
+    }
     let bound = run.bound.iter().map(|(name, modes)| (format!("{name} bound"), modes.clone()));
     report.context.extend(bound);
     report.notes.append(&mut run.said);
@@ -104,6 +109,14 @@ impl Run<'_> {
         let clock = CpuClock::start()?;
         thread::sleep(IDLE_LOOK);
         let idle_load = clock.load()?;
+        if idle_load > BUSY_CORES {
+            let sentence = format!(
+                "No CPU time in round {}: {idle_load:.1} cores were busy before anything was started.",
+                round + 1
+            );
+            self.say(sentence);
+        }
+        let idle_load = (idle_load <= BUSY_CORES).then_some(idle_load);
         for n in 0..subjects.len() {
             let subject = subjects[(n + round) % subjects.len()];
             self.subject(round, subject, idle_load)?;
@@ -112,7 +125,7 @@ impl Run<'_> {
     }
 
     /// Measures one subject in namespaces of its own. Only a signal is an error.
-    fn subject(&mut self, round: usize, subject: &'static Subject, idle_load: f64) -> Result<()> {
+    fn subject(&mut self, round: usize, subject: &'static Subject, idle_load: Option<f64>) -> Result<()> {
         let topology = Topology::new(self.folder, self.options.pin)?;
         let mut running = match subject.start(&topology, self.options, self.stop) {
             Ok(running) => running,
@@ -147,7 +160,10 @@ impl Run<'_> {
     }
 
     fn complain(&mut self, round: usize, subject: &Subject, what: &str) {
-        let sentence = format!("{}, round {}: {}.", subject.name, round + 1, what.trim_end_matches('.'));
+        self.say(format!("{}, round {}: {}.", subject.name, round + 1, what.trim_end_matches('.')));
+    }
+
+    fn say(&mut self, sentence: String) {
         self.progress.say(&sentence);
         self.said.push(sentence);
     }

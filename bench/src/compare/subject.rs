@@ -1,14 +1,16 @@
 //! What is measured: the ceilings, Penstock in each mode, and the rivals.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::measure::READY;
 use super::process::{self, Process, until};
 use super::topology::{End, HOSTS, NETWORKS, Namespace, PORT, Side, Topology, WAN, beside, mac};
 use super::{Options, Result, rivals};
+use crate::report::context;
 
 /// A gateway has this long to carry its first ping.
 const UP_WITHIN: Duration = Duration::from_secs(10);
@@ -115,38 +117,35 @@ impl Running {
 }
 
 impl Subject {
-    /// Its version, or why it cannot be measured here, as the end of a sentence.
-    pub(super) fn look(&self, options: &Options) -> std::result::Result<String, String> {
-        use crate::report::context::version;
-        let wg = || process::find("wg").map(drop).ok_or("wg of wireguard-tools is not on this machine".to_owned());
+    /// Its program and version, if it has one, or why it cannot be measured here, as the end of a sentence.
+    pub(super) fn look(&self, options: &Options) -> std::result::Result<Option<(String, String)>, String> {
         let tun = || match Path::new("/dev/net/tun").exists() {
             true => Ok(()),
             false => Err("there is no /dev/net/tun".to_owned()),
         };
-        let unknown = || "version unknown".to_owned();
         match &self.kind {
-            Kind::Kernel | Kind::Forwarder => Ok(String::new()),
+            Kind::Kernel | Kind::Forwarder => Ok(None),
             Kind::Penstock { .. } => {
-                wg().and(tun())?;
+                installed("wg").map(drop).and(tun())?;
                 let missing = || format!("{} is not there or does not run", options.penstock.display());
-                version(&options.penstock, &["--version"]).ok_or_else(missing)
+                let version = context::version(&options.penstock, &["--version"]).ok_or_else(missing)?;
+                Ok(Some(("penstock".into(), version)))
             }
             Kind::Userspace { program, .. } => {
-                let path = process::find(program).ok_or_else(|| format!("{program} is not on this machine"))?;
-                wg().and(tun())?;
-                Ok(version(&path, &["--version"]).unwrap_or_else(unknown))
+                let path = installed(program)?;
+                installed("wg").map(drop).and(tun())?;
+                Ok(Some(versioned(program, &path, "--version")))
             }
             Kind::KernelWireguard => {
-                wg()?;
+                installed("wg")?;
                 let namespace = Namespace::new("look").map_err(|error| error.to_string())?;
                 let made = namespace.ip("link add wg0 type wireguard");
-                made.map(|_| "of this kernel".into()).map_err(|_| "this kernel has no WireGuard".into())
+                made.map(|_| None).map_err(|_| "this kernel has no WireGuard".into())
             }
             Kind::Nebula => {
-                let path = process::find("nebula").ok_or("nebula is not on this machine")?;
-                process::find("nebula-cert").ok_or("nebula-cert is not on this machine")?;
-                tun()?;
-                Ok(version(&path, &["-version"]).unwrap_or_else(unknown))
+                let path = installed("nebula")?;
+                installed("nebula-cert").map(drop).and(tun())?;
+                Ok(Some(versioned("nebula", &path, "-version")))
             }
         }
     }
@@ -194,6 +193,14 @@ impl Subject {
     }
 }
 
+fn installed(program: &str) -> std::result::Result<PathBuf, String> {
+    process::find(program).ok_or_else(|| format!("{program} is not on this machine"))
+}
+
+fn versioned(name: &str, path: &Path, argument: &str) -> (String, String) {
+    (name.into(), context::version(path, &[argument]).unwrap_or("version unknown".into()))
+}
+
 fn describe_port(port: &Value) -> String {
     let text = |name: &str| port[name].as_str().unwrap_or("?").to_owned();
     let mode = port["XdpMode"].as_str().map(|mode| format!(" {mode}")).unwrap_or_default();
@@ -230,7 +237,7 @@ fn start_forwarder(topology: &Topology, options: &Options, stop: &AtomicBool) ->
     let a = start(Side::A, "lan", "wan", [End::WanA, End::WanB, End::LanA, End::HostA])?;
     let b = start(Side::B, "wan", "lan", [End::LanB, End::HostB, End::WanB, End::WanA])?;
     let mut running = Running { processes: vec![a, b] };
-    running.processes.iter_mut().try_for_each(|process| process.wait_for("ready", UP_WITHIN, stop))?;
+    running.processes.iter_mut().try_for_each(|process| process.wait_for(READY, UP_WITHIN, stop))?;
     Ok(running)
 }
 

@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn a_report_survives_its_file() {
-        let report = sample::report();
+        let mut report = sample::report();
+        // Whose digits a quick parser rounds away.
+        report.measures[0].samples = (1..1000).map(|n| 1.0 / f64::from(n)).collect();
         let text = write(&report).expect("sound");
         assert_eq!(parse(text.as_bytes()).expect("a report"), report);
     }
