@@ -34,13 +34,13 @@ pub static PING: Quantity = quantity("idle ping", "µs", Better::Lower, None);
 pub static COST_1: Quantity = quantity("CPU time, TCP, 1 stream", "s/GB", Better::Lower, None);
 /// CPU time of the machine.
 pub static COST_4: Quantity = quantity("CPU time, TCP, 4 streams", "s/GB", Better::Lower, None);
-/// What the generator sent. More says only that it was left more of the cores.
-pub static SMALL_OFFERED: Quantity = quantity("UDP, 64 B, offered", "kpps", Better::Higher, None);
-/// What the generator sent.
-pub static LARGE_OFFERED: Quantity = quantity("UDP, 1434 B, offered", "kpps", Better::Higher, None);
+/// What the generator sent and the sink did not receive.
+pub static SMALL_LOST: Quantity = quantity("UDP, 64 B, lost", "%", Better::Lower, None);
+/// What the generator sent and the sink did not receive.
+pub static LARGE_LOST: Quantity = quantity("UDP, 1434 B, lost", "%", Better::Lower, None);
 
 /// In the order of the report.
-static ALL: [&Quantity; 9] = [&TCP_1, &TCP_4, &SMALL, &LARGE, &PING, &COST_1, &COST_4, &SMALL_OFFERED, &LARGE_OFFERED];
+static ALL: [&Quantity; 9] = [&TCP_1, &TCP_4, &SMALL, &LARGE, &PING, &COST_1, &COST_4, &SMALL_LOST, &LARGE_LOST];
 
 /// All that has been measured.
 #[derive(Debug, Default)]

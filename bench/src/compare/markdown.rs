@@ -9,7 +9,7 @@ use crate::report::{Measure, Report};
 /// The columns of the first table: rates with their part of the ceiling, then the rest.
 static RATES: [&Quantity; 4] = [&figures::TCP_1, &figures::TCP_4, &figures::SMALL, &figures::LARGE];
 static REST: [&Quantity; 5] =
-    [&figures::PING, &figures::COST_1, &figures::COST_4, &figures::SMALL_OFFERED, &figures::LARGE_OFFERED];
+    [&figures::PING, &figures::COST_1, &figures::COST_4, &figures::SMALL_LOST, &figures::LARGE_LOST];
 
 /// The page.
 pub fn render(report: &Report) -> String {

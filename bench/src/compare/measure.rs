@@ -31,7 +31,7 @@ pub(super) enum Measurement {
     /// iperf3 with so many streams, and the CPU time that they cost.
     Tcp { streams: u32, rate: &'static Quantity, cost: &'static Quantity },
     /// Frames of so many bytes without their check sequence, as fast as the generator can.
-    Udp { frame: usize, received: &'static Quantity, offered: &'static Quantity },
+    Udp { frame: usize, received: &'static Quantity, lost: &'static Quantity },
 }
 
 /// In this order. The larger frame fills the tunnel's MTU of 1420.
@@ -39,8 +39,8 @@ pub(super) static ALL: [Measurement; 5] = [
     Measurement::Ping,
     Measurement::Tcp { streams: 1, rate: &figures::TCP_1, cost: &figures::COST_1 },
     Measurement::Tcp { streams: 4, rate: &figures::TCP_4, cost: &figures::COST_4 },
-    Measurement::Udp { frame: 64, received: &figures::SMALL, offered: &figures::SMALL_OFFERED },
-    Measurement::Udp { frame: 1434, received: &figures::LARGE, offered: &figures::LARGE_OFFERED },
+    Measurement::Udp { frame: 64, received: &figures::SMALL, lost: &figures::SMALL_LOST },
+    Measurement::Udp { frame: 1434, received: &figures::LARGE, lost: &figures::LARGE_LOST },
 ];
 
 /// Where it is measured.
@@ -74,10 +74,7 @@ impl Measurement {
         match self {
             Measurement::Ping => ping(place),
             Measurement::Tcp { streams, rate, cost } => tcp(place, *streams, rate, cost),
-            Measurement::Udp { frame, received, offered } => {
-                let (arrived, sent) = udp(place, frame - ETHERNET_LEN)?;
-                Ok(Taken { figures: vec![(received, arrived / 1e3), (offered, sent / 1e3)], round_trips: vec![] })
-            }
+            Measurement::Udp { frame, received, lost } => udp(place, frame - ETHERNET_LEN, received, lost),
         }
     }
 }
@@ -117,8 +114,8 @@ fn tcp(place: &Place<'_>, streams: u32, rate: &'static Quantity, cost: &'static 
     }
 }
 
-/// Packets of `size` bytes without Ethernet: received and offered a second.
-fn udp(place: &Place<'_>, size: usize) -> Result<(f64, f64)> {
+/// Packets of `size` bytes without Ethernet.
+fn udp(place: &Place<'_>, size: usize, received: &'static Quantity, lost: &'static Quantity) -> Result<Taken> {
     let duration = place.options.duration;
     let bench = place.options.bench.to_string_lossy();
     let long_enough = (duration + MARGIN).as_secs().to_string();
@@ -132,13 +129,18 @@ fn udp(place: &Place<'_>, size: usize) -> Result<(f64, f64)> {
     let generator = place.start_bench(Side::A, "generator", &words)?;
     let sent = generator.finish(duration + MARGIN, place.stop)?;
     std::thread::sleep(DRAIN);
-    let received = sink.stop()?;
-    Ok((packets_per_second(&received)?, packets_per_second(&sent)?))
+    let arrived = parse(&sink.stop()?)?;
+    let sent = parse(&sent)?;
+    let number = |report: &Value, name: &str| {
+        report[name].as_f64().ok_or_else(|| Error::Failed(format!("a report without {name}: {report}")))
+    };
+    let rate = number(&arrived, "PacketsPerSecond")? / 1e3;
+    let part = number(&arrived, "Packets")? / number(&sent, "Packets")?.max(1.0);
+    Ok(Taken { figures: vec![(received, rate), (lost, 100.0 * (1.0 - part))], round_trips: vec![] })
 }
 
-fn packets_per_second(printed: &str) -> Result<f64> {
-    let report: Value = serde_json::from_str(printed).map_err(|e| Error::Failed(format!("no report of ours: {e}")))?;
-    report["PacketsPerSecond"].as_f64().ok_or_else(|| Error::Failed("a report without a rate".into()))
+fn parse(printed: &str) -> Result<Value> {
+    serde_json::from_str(printed).map_err(|error| Error::Failed(format!("no report of ours: {error}")))
 }
 
 impl Place<'_> {

@@ -28,8 +28,8 @@ const ALWAYS: [&str; 6] = [
      carries, not what a gateway on cores of its own would, and a gateway that takes less leaves more to the others.",
     "The links are veth pairs: AF_XDP copies every packet on them, and a NIC with zero-copy would favour it; TCP passes \
      them in super-packets of up to 64 kB, which favours what keeps those whole (kernel, penstock-tun).",
-    "UDP rates are what the sink received of what an unpaced generator offered, one flow. Sizes are those of the \
-     Ethernet frames on the LAN without their check sequence.",
+    "UDP rates are what the sink received while an unpaced generator sent one flow; it loses what the chain cannot carry. \
+     Sizes are those of the Ethernet frames on the LAN without their check sequence.",
     "CPU time is the whole machine's, iperf3 included: all that was not idle, less what was busy before anything was \
      started, per 10^9 bytes received. A gateway that polls busily is charged for its polling.",
     "Ratios are of the same round; trust them more than the absolute figures.",
