@@ -60,13 +60,12 @@ fn push(text: &mut String, table: &Table) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::{Measure, sample};
     use super::*;
 
     #[test]
     fn the_table_reads_well() {
         let mut report = sample::report();
-        report.notes.push("\u{1b}[2J steers nothing.".into());
         let expected = "\
 Comparison
 
@@ -91,8 +90,23 @@ TCP, 1 stream, of kernel (higher is better)
 plots, in the page and the CSV: Latency; Loss
 
 - nebula was skipped: nebula is not on this machine.
-- \u{fffd}[2J steers nothing.
 ";
         assert_eq!(render(&report), expected);
+    }
+
+    #[test]
+    fn no_text_steers_the_terminal() {
+        let mut report = sample::report();
+        let steer = |text: &mut String| text.insert_str(0, "\u{1b}[2J\n");
+        steer(&mut report.title);
+        report.notes.iter_mut().for_each(steer);
+        report.context.iter_mut().for_each(|(name, text)| [name, text].into_iter().for_each(steer));
+        for Measure { subject, quantity, unit, .. } in &mut report.measures {
+            [subject, quantity, unit].into_iter().filter(|text| !text.is_empty()).for_each(steer);
+        }
+        report.curves.iter_mut().for_each(|curve| steer(&mut curve.quantity));
+        let text = render(&report);
+        assert!(!text.contains('\u{1b}') && text.contains('\u{fffd}'), "{text:?}");
+        assert_eq!(text.lines().count(), render(&sample::report()).lines().count());
     }
 }
