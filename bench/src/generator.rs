@@ -83,7 +83,7 @@ impl Generator {
             time = now();
         }
         self.flush()?;
-        let packets = queued - self.socket.queued() as u64;
+        let packets = queued - self.socket.sender.queued() as u64;
         let seconds = (time - start) as f64 / 1e9;
         let packets_per_second = packets as f64 / seconds;
         Ok(Sent {
@@ -98,8 +98,8 @@ impl Generator {
 
     /// Sends up to a batch of the packets that are due, from number `first` on; returns how many.
     fn send(&mut self, due: u64, first: u64, schedule: &Schedule, time: u64) -> io::Result<usize> {
-        self.socket.complete(&mut self.free);
-        let room = RING_SIZE as usize - self.socket.in_flight();
+        self.socket.sender.complete(&mut self.free);
+        let room = RING_SIZE as usize - self.socket.sender.in_flight();
         let count = due.min(BATCH as u64) as usize;
         self.free.give(&mut self.batch, count.min(room));
         self.batch.set_packet_len(self.template.frame_len());
@@ -110,10 +110,10 @@ impl Generator {
             template.stamp(frame, Stamp { sequence, sent_at });
             sequence += 1;
         });
-        let queued = self.socket.transmit(&mut self.batch);
+        let queued = self.socket.sender.transmit(&mut self.batch);
         // What did not fit is numbered anew next time.
         self.batch.give(&mut self.free, BATCH);
-        self.socket.kick()?;
+        self.socket.sender.kick()?;
         if queued == 0 {
             thread::yield_now();
         }
@@ -122,9 +122,9 @@ impl Generator {
 
     fn flush(&mut self) -> io::Result<()> {
         let end = now() + FLUSH.as_nanos() as u64;
-        while self.socket.in_flight() > 0 && now() < end {
-            self.socket.kick()?;
-            self.socket.complete(&mut self.free);
+        while self.socket.sender.in_flight() > 0 && now() < end {
+            self.socket.sender.kick()?;
+            self.socket.sender.complete(&mut self.free);
             thread::yield_now();
         }
         Ok(())

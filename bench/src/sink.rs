@@ -88,16 +88,16 @@ impl Sink {
     pub fn run(mut self, duration: Duration, stop: &AtomicBool) -> io::Result<Report> {
         let end = now() + duration.as_nanos() as u64;
         loop {
-            let received = self.socket.receive(&mut self.batch, BATCH);
+            let received = self.socket.receiver.receive(&mut self.batch, BATCH);
             let time = now();
             if received > 0 {
                 let count = &mut self.count;
                 self.batch.for_each(|frame| count.packet(frame));
                 count.end_of_batch(time);
                 self.batch.give(&mut self.free, BATCH);
-                self.socket.fill(&mut self.free);
+                self.socket.receiver.fill(&mut self.free);
             } else {
-                socket::wait([&self.socket], NAP)?;
+                socket::wait([&self.socket.receiver], NAP)?;
             }
             if time >= end || stop.load(Ordering::Relaxed) {
                 break;
@@ -105,7 +105,7 @@ impl Sink {
         }
         Ok(Report {
             received: self.count.received(),
-            drops: self.socket.drops()?,
+            drops: self.socket.receiver.drops()?,
             xdp_mode: self.socket.xdp_mode(),
             zero_copy: self.socket.is_zero_copy(),
         })
