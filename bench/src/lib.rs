@@ -9,9 +9,11 @@
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
 //! redirect packets to a socket; only these two hold unsafe code.
 
+pub mod arrivals;
 pub mod forwarder;
 pub mod gateway;
 pub mod generator;
+pub mod latency;
 pub mod packet;
 pub mod payload;
 pub mod program;

@@ -208,7 +208,8 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Addresses, Mac, Template};
+    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
+    use crate::socket::FRAME_ROOM;
 
     fn template() -> Template {
         let addresses = Addresses {
@@ -219,13 +220,14 @@ mod tests {
             source_port: 1000,
             destination_port: 2000,
         };
-        Template::new(&addresses, 64, 2).expect("valid")
+        Template::new(&addresses, &Mix::packets(64), Flows { count: 2, hosts: 1 }).expect("valid")
     }
 
     fn frame(template: &Template, sequence: u64) -> Vec<u8> {
-        let mut frame = vec![0; template.frame_len()];
-        template.build(&mut frame);
-        template.stamp(&mut frame, Stamp { sequence, sent_at: 0 });
+        let mut frame = vec![0; FRAME_ROOM];
+        template.prepare(&mut frame);
+        let len = template.write(&mut frame, Stamp { sequence, sent_at: 0 });
+        frame.truncate(len);
         frame
     }
 
