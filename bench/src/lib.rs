@@ -19,6 +19,7 @@ pub mod payload;
 pub mod program;
 pub mod report;
 pub mod schedule;
+pub mod search;
 pub mod sink;
 pub mod socket;
 
