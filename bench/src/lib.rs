@@ -7,7 +7,8 @@
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
-//! redirect packets to a socket; only these two hold unsafe code.
+//! redirect packets to a socket; only these two hold unsafe code, and the ioctl that asks for a driver's name.
+//! [`report`] is what every measurement yields.
 
 pub mod arrivals;
 pub mod forwarder;

@@ -2,8 +2,10 @@
 
 mod forward;
 mod generate;
+mod report;
 mod sink;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -27,17 +29,22 @@ enum Command {
     Sink(sink::SinkOptions),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
+    /// Show a report, draw it, or compare two
+    #[command(subcommand)]
+    Report(report::Command),
 }
 
 impl Cli {
     /// Does what was asked for.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         let stop = stop_flag()?;
         match self.command {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
+            Command::Report(command) => return report::run(command),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 
