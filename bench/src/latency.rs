@@ -33,7 +33,9 @@ pub fn percentiles(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     while tail * histogram.len() as f64 / 100.0 >= LEAST {
         for step in STEPS {
             let percentile = 100.0 - tail * step;
-            points.push((percentile, histogram.value_at_percentile(percentile) as f64 / 1e3));
+            // A logarithmic axis has no 0.
+            let nanoseconds = histogram.value_at_percentile(percentile).max(1);
+            points.push((percentile, nanoseconds as f64 / 1e3));
         }
         tail /= 10.0;
     }

@@ -23,6 +23,7 @@ pub mod schedule;
 pub mod search;
 pub mod sink;
 pub mod socket;
+pub mod wire;
 
 /// Packets handled between two looks at the rings.
 pub const BATCH: usize = 64;

@@ -4,6 +4,7 @@ mod forward;
 mod generate;
 mod report;
 mod sink;
+mod wire;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ enum Command {
     Sink(sink::SinkOptions),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
+    /// Measure a device: rates without and with a little loss, latency, loss, order
+    Wire(Box<wire::Wire>),
     /// Show a report, draw it, or compare two
     #[command(subcommand)]
     Report(report::Command),
@@ -42,6 +45,7 @@ impl Cli {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
+            Command::Wire(options) => wire::run(&options, &stop),
             Command::Report(command) => return report::run(command),
         }
         .map(|()| ExitCode::SUCCESS)

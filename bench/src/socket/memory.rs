@@ -26,7 +26,8 @@ pub struct Batch {
 }
 
 impl Memory {
-    /// Registers memory for this many frames and returns them.
+    /// Registers memory for this many frames and returns them. The first socket over it is made here already, so
+    /// this must be called in the network namespace of the interfaces.
     pub fn new(frames: u32) -> Result<(Memory, Batch), SetupError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let invalid = |error: &dyn std::fmt::Display| {
