@@ -88,16 +88,16 @@ impl Sink {
     pub fn run(mut self, duration: Duration, stop: &AtomicBool) -> io::Result<Report> {
         let end = now() + duration.as_nanos() as u64;
         loop {
-            let received = self.socket.receive(&mut self.batch, BATCH);
+            let received = self.socket.receiver.receive(&mut self.batch, BATCH);
             let time = now();
             if received > 0 {
                 let count = &mut self.count;
                 self.batch.for_each(|frame| count.packet(frame));
                 count.end_of_batch(time);
                 self.batch.give(&mut self.free, BATCH);
-                self.socket.fill(&mut self.free);
+                self.socket.receiver.fill(&mut self.free);
             } else {
-                socket::wait([&self.socket], NAP)?;
+                socket::wait([&self.socket.receiver], NAP)?;
             }
             if time >= end || stop.load(Ordering::Relaxed) {
                 break;
@@ -105,7 +105,7 @@ impl Sink {
         }
         Ok(Report {
             received: self.count.received(),
-            drops: self.socket.drops()?,
+            drops: self.socket.receiver.drops()?,
             xdp_mode: self.socket.xdp_mode(),
             zero_copy: self.socket.is_zero_copy(),
         })
@@ -208,7 +208,8 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Addresses, Mac, Template};
+    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
+    use crate::socket::FRAME_ROOM;
 
     fn template() -> Template {
         let addresses = Addresses {
@@ -219,13 +220,14 @@ mod tests {
             source_port: 1000,
             destination_port: 2000,
         };
-        Template::new(&addresses, 64, 2).expect("valid")
+        Template::new(&addresses, &Mix::packets(64), Flows { count: 2, hosts: 1 }).expect("valid")
     }
 
     fn frame(template: &Template, sequence: u64) -> Vec<u8> {
-        let mut frame = vec![0; template.frame_len()];
-        template.build(&mut frame);
-        template.stamp(&mut frame, Stamp { sequence, sent_at: 0 });
+        let mut frame = vec![0; FRAME_ROOM];
+        template.prepare(&mut frame);
+        let len = template.write(&mut frame, Stamp { sequence, sent_at: 0 });
+        frame.truncate(len);
         frame
     }
 

@@ -5,6 +5,7 @@ mod forward;
 mod generate;
 mod report;
 mod sink;
+mod wire;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ enum Command {
     Forward(forward::Forward),
     /// Measure Penstock, other gateways and the ceilings in the same topology, one after another
     Compare(compare::Compare),
+    /// Measure a device: rates without and with a little loss, latency, loss, order
+    Wire(Box<wire::Wire>),
     /// Show a report, draw it, or compare two
     #[command(subcommand)]
     Report(report::Command),
@@ -46,6 +49,7 @@ impl Cli {
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
             Command::Compare(options) => compare::run(&options, &stop),
+            Command::Wire(options) => wire::run(&options, &stop),
             Command::Report(command) => return report::run(command),
         }
         .map(|()| ExitCode::SUCCESS)

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_table_reads_well() {
-        let mut report = sample::report();
+        let report = sample::report();
         let expected = "\
 Comparison
 
