@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
-/// Two subjects, five measurements of a second each, with the set-up of a busy machine.
+/// Two subjects, six measurements of a second each, with the set-up of a busy machine.
 const LONG_ENOUGH: Duration = Duration::from_secs(120);
 
 #[test]
@@ -34,10 +34,15 @@ fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
     let text = fs::read(output.join("report.json")).expect("a report");
     let report = penstock_bench::report::json::parse(&text).expect("a sound report");
     for subject in ["kernel", "forwarder"] {
-        for quantity in ["TCP, 1 stream", "TCP, 4 streams", "UDP, 64 B", "UDP, 1434 B", "idle ping"] {
+        for quantity in
+            ["TCP, 1 stream", "TCP, 4 streams", "UDP, 64 B", "UDP, 1434 B", "idle ping", "latency at 2 kpps, median"]
+        {
             let samples = report.samples(subject, quantity).unwrap_or_else(|| panic!("{subject}, {quantity}"));
             assert!(samples.len() == 1 && samples[0] > 0.0, "{subject}, {quantity}: {samples:?}");
         }
+    }
+    for curve in ["latency at 2 kpps", "idle ping"] {
+        assert_eq!(report.curves.iter().filter(|found| found.quantity == curve).count(), 2, "{curve}");
     }
     let ratio = report.samples("forwarder", "TCP, 1 stream, of kernel").expect("a ratio")[0];
     let [forwarder, kernel] =

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::subject::Subject;
-use crate::report::{Axis, Better, Curve, Measure, Report, Scale};
+use crate::report::{Axis, Better, Curve, Measure, Report, Scale, Spread};
 
 /// Something that is measured.
 #[derive(Debug)]
@@ -30,6 +30,10 @@ pub static SMALL: Quantity = quantity("UDP, 64 B", "kpps", Better::Higher, Some(
 pub static LARGE: Quantity = quantity("UDP, 1434 B", "kpps", Better::Higher, Some("forwarder"));
 /// The median of a round's pings.
 pub static PING: Quantity = quantity("idle ping", "µs", Better::Lower, None);
+/// One-way latency of small packets under a load that all carry.
+pub static LATENCY_50: Quantity = quantity("latency at 2 kpps, median", "µs", Better::Lower, None);
+/// The tail of the same.
+pub static LATENCY_99: Quantity = quantity("latency at 2 kpps, 99th percentile", "µs", Better::Lower, None);
 /// CPU time of the machine.
 pub static COST_1: Quantity = quantity("CPU time, TCP, 1 stream", "s/GB", Better::Lower, None);
 /// CPU time of the machine.
@@ -40,13 +44,16 @@ pub static SMALL_LOST: Quantity = quantity("UDP, 64 B, lost", "%", Better::Lower
 pub static LARGE_LOST: Quantity = quantity("UDP, 1434 B, lost", "%", Better::Lower, None);
 
 /// In the order of the report.
-static ALL: [&Quantity; 9] = [&TCP_1, &TCP_4, &SMALL, &LARGE, &PING, &COST_1, &COST_4, &SMALL_LOST, &LARGE_LOST];
+static ALL: [&Quantity; 11] =
+    [&TCP_1, &TCP_4, &SMALL, &LARGE, &PING, &LATENCY_50, &LATENCY_99, &COST_1, &COST_4, &SMALL_LOST, &LARGE_LOST];
 
 /// All that has been measured.
 #[derive(Debug, Default)]
 pub struct Figures {
     rounds: HashMap<(&'static str, &'static str), Vec<(usize, f64)>>,
     round_trips: HashMap<&'static str, Vec<f64>>,
+    /// A curve a round.
+    latencies: HashMap<&'static str, Vec<Vec<(f64, f64)>>>,
 }
 
 impl Figures {
@@ -58,6 +65,11 @@ impl Figures {
     /// Adds round trips in µs.
     pub fn add_round_trips(&mut self, subject: &Subject, round_trips: &[f64]) {
         self.round_trips.entry(subject.name).or_default().extend(round_trips);
+    }
+
+    /// Adds a round's percentiles of latency: pairs of percentile and µs.
+    pub fn add_latency(&mut self, subject: &Subject, percentiles: Vec<(f64, f64)>) {
+        self.latencies.entry(subject.name).or_default().push(percentiles);
     }
 
     /// Puts measures and curves into a report, subjects in this order.
@@ -80,7 +92,8 @@ impl Figures {
             });
             report.measures.extend(ratios);
         }
-        report.curves.extend(subjects.iter().filter_map(|subject| self.curve(subject)));
+        report.curves.extend(subjects.iter().filter_map(|subject| self.latency(subject)));
+        report.curves.extend(subjects.iter().filter_map(|subject| self.round_trip(subject)));
     }
 
     /// Each round's ratio, so that a slow minute slows both.
@@ -90,19 +103,38 @@ impl Figures {
         of(subject.name).iter().filter_map(|(round, value)| Some(value / ceilings.get(round)?)).collect()
     }
 
+    /// At each percentile that all rounds have, the median of the rounds.
+    fn latency(&self, subject: &Subject) -> Option<Curve> {
+        let rounds = self.latencies.get(subject.name)?;
+        let (first, others) = rounds.split_first()?;
+        let of_all = |(percentile, time): &(f64, f64)| {
+            let at = |round: &Vec<(f64, f64)>| round.iter().find(|(p, _)| p == percentile).map(|(_, time)| *time);
+            let mut times = others.iter().map(at).collect::<Option<Vec<f64>>>()?;
+            times.push(*time);
+            Some((*percentile, Spread::of(&times).median))
+        };
+        let points: Vec<(f64, f64)> = first.iter().filter_map(of_all).collect();
+        (!points.is_empty()).then(|| curve(subject, "latency at 2 kpps", "one way", points))
+    }
+
     /// The part of the pings, of all rounds, that were faster than each.
-    fn curve(&self, subject: &Subject) -> Option<Curve> {
+    fn round_trip(&self, subject: &Subject) -> Option<Curve> {
         let mut sorted = self.round_trips.get(subject.name)?.clone();
         sorted.sort_by(f64::total_cmp);
         let of = sorted.len() as f64;
-        let axis = |label: &str, unit: &str, scale| Axis { label: label.into(), unit: unit.into(), scale };
-        Some(Curve {
-            subject: subject.name.into(),
-            quantity: PING.name.into(),
-            x: axis("percentile", "%", Scale::Percentile),
-            y: axis("round trip", "µs", Scale::Logarithmic),
-            points: sorted.iter().enumerate().map(|(n, time)| (100.0 * n as f64 / of, *time)).collect(),
-        })
+        let points = sorted.iter().enumerate().map(|(n, time)| (100.0 * n as f64 / of, *time)).collect();
+        Some(curve(subject, PING.name, "round trip", points))
+    }
+}
+
+fn curve(subject: &Subject, quantity: &str, label: &str, points: Vec<(f64, f64)>) -> Curve {
+    let axis = |label: &str, unit: &str, scale| Axis { label: label.into(), unit: unit.into(), scale };
+    Curve {
+        subject: subject.name.into(),
+        quantity: quantity.into(),
+        x: axis("percentile", "%", Scale::Percentile),
+        y: axis(label, "µs", Scale::Logarithmic),
+        points,
     }
 }
 
@@ -140,5 +172,19 @@ mod tests {
         assert_eq!(report.samples("wireguard-go", "TCP, 1 stream, of kernel"), Some(&[0.4, 0.4][..]));
         assert_eq!(report.samples("kernel", "TCP, 1 stream, of kernel"), None);
         assert_eq!(report.curves[0].points, [(0.0, 10.0), (25.0, 20.0), (50.0, 30.0), (75.0, 40.0)]);
+    }
+
+    #[test]
+    fn latency_is_the_median_of_the_rounds_at_each_percentile() {
+        let kernel = subject::find("kernel").expect("a subject");
+        let mut figures = Figures::default();
+        for round in [[(0.0, 10.0), (50.0, 30.0), (90.0, 50.0)], [(0.0, 12.0), (50.0, 20.0), (99.0, 99.0)]] {
+            figures.add_latency(kernel, round.into());
+        }
+        figures.add_latency(kernel, vec![(0.0, 90.0), (50.0, 90.0), (90.0, 90.0)]);
+        let mut report = Report::new("Comparison", vec![]);
+        figures.report(&[kernel], &mut report);
+        assert_eq!(report.curves[0].points, [(0.0, 12.0), (50.0, 30.0)]);
+        assert_eq!(report.check(), Ok(()));
     }
 }

@@ -8,8 +8,15 @@ use crate::report::{Measure, Report};
 
 /// The columns of the first table: rates with their part of the ceiling, then the rest.
 static RATES: [&Quantity; 4] = [&figures::TCP_1, &figures::TCP_4, &figures::SMALL, &figures::LARGE];
-static REST: [&Quantity; 5] =
-    [&figures::PING, &figures::COST_1, &figures::COST_4, &figures::SMALL_LOST, &figures::LARGE_LOST];
+static REST: [&Quantity; 7] = [
+    &figures::PING,
+    &figures::LATENCY_50,
+    &figures::LATENCY_99,
+    &figures::COST_1,
+    &figures::COST_4,
+    &figures::SMALL_LOST,
+    &figures::LARGE_LOST,
+];
 
 /// The page.
 pub fn render(report: &Report) -> String {

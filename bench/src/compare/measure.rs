@@ -28,18 +28,26 @@ const UDP_PORT: &str = "48000";
 pub(super) enum Measurement {
     /// Round trips while nothing else is sent.
     Ping,
+    /// How long small packets take at a load that is no load.
+    Latency,
     /// iperf3 with so many streams, and the CPU time that they cost.
     Tcp { streams: u32, rate: &'static Quantity, cost: &'static Quantity },
     /// Frames of so many bytes without their check sequence, as fast as the generator can.
     Udp { frame: usize, received: &'static Quantity, lost: &'static Quantity },
 }
 
+/// Bytes of the smaller frame.
+const SMALL: usize = 64;
+/// Packets a second: a modest load for the slowest too, and so far apart that the generator sleeps between two.
+const LATENCY_RATE: &str = "2000";
+
 /// In this order. The larger frame fills the tunnel's MTU of 1420.
-pub(super) static ALL: [Measurement; 5] = [
+pub(super) static ALL: [Measurement; 6] = [
     Measurement::Ping,
+    Measurement::Latency,
     Measurement::Tcp { streams: 1, rate: &figures::TCP_1, cost: &figures::COST_1 },
     Measurement::Tcp { streams: 4, rate: &figures::TCP_4, cost: &figures::COST_4 },
-    Measurement::Udp { frame: 64, received: &figures::SMALL, lost: &figures::SMALL_LOST },
+    Measurement::Udp { frame: SMALL, received: &figures::SMALL, lost: &figures::SMALL_LOST },
     Measurement::Udp { frame: 1434, received: &figures::LARGE, lost: &figures::LARGE_LOST },
 ];
 
@@ -58,6 +66,8 @@ pub(super) struct Taken {
     pub(super) figures: Vec<(&'static Quantity, f64)>,
     /// Each round trip in µs.
     pub(super) round_trips: Vec<f64>,
+    /// Percentiles of the latency in µs.
+    pub(super) latency: Vec<(f64, f64)>,
 }
 
 impl Measurement {
@@ -65,6 +75,7 @@ impl Measurement {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Measurement::Ping => "ping",
+            Measurement::Latency => "latency",
             Measurement::Tcp { rate, .. } => rate.name,
             Measurement::Udp { received, .. } => received.name,
         }
@@ -73,6 +84,7 @@ impl Measurement {
     pub(super) fn take(&self, place: &Place<'_>) -> Result<Taken> {
         match self {
             Measurement::Ping => ping(place),
+            Measurement::Latency => latency(place),
             Measurement::Tcp { streams, rate, cost } => tcp(place, *streams, rate, cost),
             Measurement::Udp { frame, received, lost } => udp(place, frame - ETHERNET_LEN, received, lost),
         }
@@ -90,7 +102,7 @@ fn ping(place: &Place<'_>) -> Result<Taken> {
         return Err(Error::Failed("no ping came back".into()));
     }
     let median = crate::report::Spread::of(&round_trips).median;
-    Ok(Taken { figures: vec![(&figures::PING, median)], round_trips })
+    Ok(Taken { figures: vec![(&figures::PING, median)], round_trips, ..Taken::default() })
 }
 
 fn tcp(place: &Place<'_>, streams: u32, rate: &'static Quantity, cost: &'static Quantity) -> Result<Taken> {
@@ -108,35 +120,53 @@ fn tcp(place: &Place<'_>, streams: u32, rate: &'static Quantity, cost: &'static 
         (Some(bits), Some(bytes)) if bytes > 0.0 => {
             let cost = spent.map(|seconds| (cost, seconds / (bytes / 1e9)));
             let figures = [(rate, bits / 1e9)].into_iter().chain(cost).collect();
-            Ok(Taken { figures, round_trips: vec![] })
+            Ok(Taken { figures, ..Taken::default() })
         }
         _ => Err(Error::Failed("iperf3 received nothing".into())),
     }
 }
 
-/// Packets of `size` bytes without Ethernet.
+/// Small packets, few enough for the slowest, their age counted from when they were due.
+fn latency(place: &Place<'_>) -> Result<Taken> {
+    let (_, arrived) = traffic(place, SMALL - ETHERNET_LEN, &["--rate", LATENCY_RATE], &["--latency"])?;
+    let percentiles: Vec<(f64, f64)> = serde_json::from_value(arrived["Latency"].clone())
+        .map_err(|error| Error::Failed(format!("a report without latency: {error}")))?;
+    let at = |wanted: f64| {
+        let found = percentiles.iter().find(|(percentile, _)| (percentile - wanted).abs() < 1e-6);
+        found.map(|(_, time)| *time).ok_or_else(|| Error::Failed("too few packets came through".into()))
+    };
+    let figures = vec![(&figures::LATENCY_50, at(50.0)?), (&figures::LATENCY_99, at(99.0)?)];
+    Ok(Taken { figures, latency: percentiles, ..Taken::default() })
+}
+
+/// Packets of `size` bytes without Ethernet, unpaced.
 fn udp(place: &Place<'_>, size: usize, received: &'static Quantity, lost: &'static Quantity) -> Result<Taken> {
-    let duration = place.options.duration;
-    let bench = place.options.bench.to_string_lossy();
-    let long_enough = (duration + MARGIN).as_secs().to_string();
-    let words = [&bench, "sink", "--interface", "lan", "--dst-port", UDP_PORT, "--seconds", &long_enough, "--json"];
-    let sink = place.start_bench(Side::B, "sink", &words)?;
-    let (size, time) = (size.to_string(), duration.as_secs().to_string());
-    let [from, to] = [End::HostA, End::LanA].map(mac);
-    let addresses = ["--src", HOSTS[0], "--dst", HOSTS[1], "--src-mac", &from, "--dst-mac", &to];
-    let traffic = ["--dst-port", UDP_PORT, "--size", &size, "--seconds", &time, "--json"];
-    let words = [&[&bench, "generate", "--interface", "lan"], &addresses[..], &traffic[..]].concat();
-    let generator = place.start_bench(Side::A, "generator", &words)?;
-    let sent = generator.finish(duration + MARGIN, place.stop)?;
-    std::thread::sleep(DRAIN);
-    let arrived = parse(&sink.stop()?)?;
-    let sent = parse(&sent)?;
+    let (sent, arrived) = traffic(place, size, &[], &[])?;
     let number = |report: &Value, name: &str| {
         report[name].as_f64().ok_or_else(|| Error::Failed(format!("a report without {name}: {report}")))
     };
     let rate = number(&arrived, "PacketsPerSecond")? / 1e3;
     let part = number(&arrived, "Packets")? / number(&sent, "Packets")?.max(1.0);
-    Ok(Taken { figures: vec![(received, rate), (lost, 100.0 * (1.0 - part))], round_trips: vec![] })
+    Ok(Taken { figures: vec![(received, rate), (lost, 100.0 * (1.0 - part))], ..Taken::default() })
+}
+
+/// Sends IP packets of `size` bytes from host to host; `pace` and `look` are further arguments of generator and sink.
+/// Returns what both report.
+fn traffic(place: &Place<'_>, size: usize, pace: &[&str], look: &[&str]) -> Result<(Value, Value)> {
+    let duration = place.options.duration;
+    let bench = place.options.bench.to_string_lossy();
+    let long_enough = (duration + MARGIN).as_secs().to_string();
+    let words = [&bench, "sink", "--interface", "lan", "--dst-port", UDP_PORT, "--seconds", &long_enough, "--json"];
+    let sink = place.start_bench(Side::B, "sink", &[&words[..], look].concat())?;
+    let (size, time) = (size.to_string(), duration.as_secs().to_string());
+    let [from, to] = [End::HostA, End::LanA].map(mac);
+    let addresses = ["--src", HOSTS[0], "--dst", HOSTS[1], "--src-mac", &from, "--dst-mac", &to];
+    let packets = ["--dst-port", UDP_PORT, "--size", &size, "--seconds", &time, "--json"];
+    let words = [&[&bench, "generate", "--interface", "lan"], &addresses[..], &packets[..], pace].concat();
+    let generator = place.start_bench(Side::A, "generator", &words)?;
+    let sent = generator.finish(duration + MARGIN, place.stop)?;
+    std::thread::sleep(DRAIN);
+    Ok((parse(&sent)?, parse(&sink.stop()?)?))
 }
 
 fn parse(printed: &str) -> Result<Value> {
