@@ -10,6 +10,8 @@ use clap::Args;
 use penstock_bench::compare::{self, Options, Subject, markdown, subject};
 use penstock_bench::report::{Report, csv, html, json, table};
 
+use super::print_text;
+
 /// More would take days.
 const MOST_ROUNDS: i64 = 100;
 /// Longer than this nothing new is learned.
@@ -61,8 +63,9 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
         stop,
     )?;
     report.context.extend(options.label.iter().cloned());
-    print!("{}", table::render(&report));
-    save(&report, options)
+    // The files first: whoever reads the tables may have gone.
+    save(&report, options)?;
+    print_text(&table::render(&report))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

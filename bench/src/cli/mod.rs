@@ -7,6 +7,7 @@ mod report;
 mod sink;
 mod wire;
 
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -68,6 +69,11 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 fn announce(sockets: &[(&str, String)]) {
     let modes: Vec<String> = sockets.iter().map(|(name, mode)| format!("{name}: {mode}")).collect();
     eprintln!("ready ({})", modes.join("; "));
+}
+
+/// Prints a text; whoever reads it may have gone, which is no reason to panic.
+fn print_text(text: &str) -> anyhow::Result<()> {
+    stdout().write_all(text.as_bytes()).context("cannot print")
 }
 
 fn print_json(report: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -10,6 +10,8 @@ use penstock_bench::report::verdict::rank_sum::Confidence;
 use penstock_bench::report::verdict::{self, Verdict};
 use penstock_bench::report::{Report, csv, html, json, plot, table};
 
+use super::print_text;
+
 /// What `--fail-if-slower` exits with; 1 and 2 are errors.
 const SLOWER: u8 = 3;
 
@@ -90,7 +92,7 @@ fn show(options: &Show) -> anyhow::Result<()> {
         write(file, &rows)?;
     }
     if options.html.is_none() && options.csv.is_none() {
-        print!("{}", table::render(&report));
+        print_text(&table::render(&report))?;
     }
     Ok(())
 }
@@ -102,7 +104,7 @@ fn diff(options: &Diff) -> anyhow::Result<ExitCode> {
         Percent::Permille999 => Confidence::Permille999,
     };
     let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, confidence);
-    print!("{}", comparison.render());
+    print_text(&comparison.render())?;
     let failed = options.fail_if_slower && comparison.count(Verdict::Slower) > 0;
     Ok(if failed { ExitCode::from(SLOWER) } else { ExitCode::SUCCESS })
 }

@@ -79,6 +79,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         run.round(round, &names)?;
     }
     report.context.extend(surroundings(options));
+    report.context.extend(names.iter().map(|subject| (subject.name.into(), subject.about.into())));
     for version in subjects.into_iter().filter_map(|(_, version)| version) {
         if !report.context.contains(&version) {
             report.context.push(version);

@@ -129,7 +129,7 @@ impl Subject {
                 installed("wg").map(drop).and(tun())?;
                 let missing = || format!("{} is not there or does not run", options.penstock.display());
                 let version = context::version(&options.penstock, &["--version"]).ok_or_else(missing)?;
-                Ok(Some(("penstock".into(), version)))
+                Ok(Some(("version of penstock".into(), version)))
             }
             Kind::Userspace { program, .. } => {
                 let path = installed(program)?;
@@ -198,7 +198,7 @@ fn installed(program: &str) -> std::result::Result<PathBuf, String> {
 }
 
 fn versioned(name: &str, path: &Path, argument: &str) -> (String, String) {
-    (name.into(), context::version(path, &[argument]).unwrap_or("version unknown".into()))
+    (format!("version of {name}"), context::version(path, &[argument]).unwrap_or("version unknown".into()))
 }
 
 fn describe_port(port: &Value) -> String {

@@ -19,9 +19,9 @@ h2{font-size:1.15rem;margin:2rem 0 0}h2+p,h2+.card{margin:.25rem 0 .75rem}h3{fon
 .card{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:.85rem;min-width:0}\
 svg.plot{display:block;width:100%;height:auto;margin:.75rem 0}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.8125rem;font-variant-numeric:tabular-nums}\
-th,td{padding:.2rem .35rem;text-align:right;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
-font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500;white-space:nowrap}\
-.context td{text-align:left;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint);white-space:normal}\
+th,td{padding:.2rem .35rem;text-align:right;white-space:nowrap;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
+font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500}\
+.context td{text-align:left;white-space:normal;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint)}\
 ul{margin:0;padding-left:1.2rem}li{margin:.25rem 0;overflow-wrap:anywhere}";
 
 /// The lines of the context that stand under the title, if they are there.

@@ -9,7 +9,7 @@ use super::{Drawing, WIDTH};
 
 /// The place of the curves in the drawing.
 const LEFT: f64 = 50.0;
-const TOP: f64 = 22.0;
+const TOP: f64 = 28.0;
 const RIGHT: f64 = WIDTH - 14.0;
 const BOTTOM: f64 = 230.0;
 /// Height of a line of the legend, which has two columns.
