@@ -100,15 +100,15 @@ impl Forwarder {
             let Forwarder { forth, back, from, to, batch, free } = &mut self;
             let moved = forth.step(from, to, batch, free)? + back.step(to, from, batch, free)?;
             if moved == 0 {
-                let outstanding = from.in_flight() + to.in_flight();
-                socket::wait([from, to], if outstanding > 0 { SHORT_NAP } else { NAP })?;
+                let outstanding = from.sender.in_flight() + to.sender.in_flight();
+                socket::wait([&from.receiver, &to.receiver], if outstanding > 0 { SHORT_NAP } else { NAP })?;
             }
         }
         Ok(Report {
             forth: self.forth.passed,
             back: self.back.passed,
-            from_drops: self.from.drops()?,
-            to_drops: self.to.drops()?,
+            from_drops: self.from.receiver.drops()?,
+            to_drops: self.to.receiver.drops()?,
         })
     }
 }
@@ -121,7 +121,7 @@ impl Direction {
     /// Moves one batch; returns its size.
     #[inline]
     fn step(&mut self, from: &mut Socket, to: &mut Socket, batch: &mut Batch, free: &mut Batch) -> io::Result<usize> {
-        let received = from.receive(batch, BATCH);
+        let received = from.receiver.receive(batch, BATCH);
         if received > 0 {
             let Rewrite { destination, source } = self.rewrite;
             batch.for_each(|frame| {
@@ -132,17 +132,17 @@ impl Direction {
                     field.copy_from_slice(&mac.0);
                 }
             });
-            let queued = to.transmit(batch);
+            let queued = to.sender.transmit(batch);
             self.passed.packets += queued as u64;
             self.passed.dropped += batch.len() as u64;
             self.passed.batches += 1;
             batch.give(free, BATCH);
         }
-        if to.in_flight() > 0 {
-            to.kick()?;
-            to.complete(free);
+        if to.sender.in_flight() > 0 {
+            to.sender.kick()?;
+            to.sender.complete(free);
         }
-        from.fill(free);
+        from.receiver.fill(free);
         Ok(received)
     }
 }

@@ -1,4 +1,7 @@
 //! The generator: transmits packets of one [`Template`], at a rate or as fast as the interface takes them.
+//!
+//! Paced it is an open loop: packet n is due at a time that nothing can move, carries that time, and is sent
+//! as soon as the generator gets to it. So a generator that was held up sends a burst, and says so.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -6,34 +9,59 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::BATCH;
+use crate::latency;
 use crate::packet::Template;
 use crate::payload::{Stamp, now};
 use crate::schedule::Schedule;
-use crate::socket::{Batch, Memory, RING_SIZE, SetupError, Socket};
+use crate::socket::{Batch, Memory, RING_SIZE, Sender, SetupError, Socket};
 
 /// Further ahead than this, the generator sleeps until its next packet; nearer, it spins.
 const SLEEP_AHEAD: Duration = Duration::from_micros(200);
 /// Margin for a sleep that lasts too long.
 const WAKE_EARLY: Duration = Duration::from_micros(100);
-/// What is still queued at the end gets this long to leave.
+/// What is due or still queued at the end gets this long to leave.
 const FLUSH: Duration = Duration::from_millis(100);
+/// Behind by more packets than this, a generator no longer offers its load but a burst: rings of virtual
+/// devices and of plain NICs have 256 entries and lose what is beyond.
+const BURST: u64 = 256;
+/// At high rates those 256 are less than what any scheduler can promise; this time's worth is let pass too.
+const HICCUP: Duration = Duration::from_millis(1);
 
 /// A generator, ready to run.
 #[derive(Debug)]
 pub struct Generator {
-    socket: Socket,
+    sender: Sender,
     template: Template,
     free: Batch,
     batch: Batch,
 }
 
+/// What to send.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Number of the first packet.
+    pub first: u64,
+    /// When it is due, in [`now`]'s nanoseconds; the past means at once.
+    pub start: u64,
+    /// For how long packets become due.
+    pub duration: Duration,
+    /// Packets a second; `None` as fast as it goes.
+    pub rate: Option<NonZeroU64>,
+    /// Packets after which it ends in any case.
+    pub most: u64,
+}
+
 /// What was sent.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Sent {
     /// Packets the kernel took. A virtual device may still drop them behind our back.
     pub packets: u64,
+    /// Packets that were due but not sent.
+    pub unsent: u64,
     /// How long it took.
     pub seconds: f64,
     /// Packets a second.
@@ -42,78 +70,158 @@ pub struct Sent {
     pub bits_per_second: f64,
     /// Paced and yet late: the most packets that were due and not sent, over the run.
     pub most_behind: u64,
+    /// Packets that left in bursts because the generator was far behind.
+    pub late: u64,
     /// Did the device read our frames itself?
     pub zero_copy: bool,
+    /// Nanoseconds by which packets were handed to the kernel later than they were due; each batch counts
+    /// as its first.
+    #[serde(skip)]
+    pub lag: Histogram<u64>,
+}
+
+impl Plan {
+    /// Packets in all, if paced.
+    pub fn packets(&self) -> Option<u64> {
+        let schedule = Schedule::new(0, self.rate);
+        self.rate.map(|_| schedule.due((self.duration.as_nanos() as u64).saturating_sub(1)).min(self.most))
+    }
 }
 
 impl Generator {
     /// Binds a socket and builds all frames.
     pub fn new(interface: &str, queue: u32, template: Template) -> Result<Generator, SetupError> {
-        let (memory, mut free) = Memory::new(RING_SIZE)?;
+        let (memory, free) = Memory::new(RING_SIZE)?;
         let socket = Socket::sender(&memory, interface, queue)?;
-        free.set_packet_len(template.frame_len());
-        free.for_each(|frame| template.build(frame));
-        let batch = memory.batch(BATCH);
-        Ok(Generator { socket, template, free, batch })
+        Ok(Generator::over(socket.sender, memory.batch(BATCH), free, template))
     }
 
-    /// The bound socket.
-    pub fn socket(&self) -> &Socket {
-        &self.socket
+    /// Sends through this, with the free frames; `batch` is an empty one of the same memory.
+    pub fn over(sender: Sender, batch: Batch, free: Batch, template: Template) -> Generator {
+        let mut generator = Generator { sender, template, free, batch };
+        generator.prepare();
+        generator
     }
 
-    /// Sends for `duration` or until `stop`, `rate` packets a second or unpaced.
-    pub fn run(mut self, duration: Duration, rate: Option<NonZeroU64>, stop: &AtomicBool) -> io::Result<Sent> {
-        let start = now();
-        let end = start + duration.as_nanos() as u64;
-        let schedule = Schedule::new(start, rate);
-        let mut queued = 0;
-        let mut most_behind = 0;
-        let mut time = start;
-        while time < end && !stop.load(Ordering::Relaxed) {
-            let due = schedule.due(time) - queued;
-            if rate.is_some() {
-                most_behind = most_behind.max(due);
-            }
+    /// The sending half of the socket.
+    pub fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    /// What it sends.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// Sends other packets from now on.
+    ///
+    /// # Errors
+    /// Frames of the former packets do not leave.
+    pub fn change(&mut self, template: Template) -> io::Result<()> {
+        self.flush()?;
+        if self.sender.in_flight() > 0 {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "packets stay in the transmit ring"));
+        }
+        self.template = template;
+        self.prepare();
+        Ok(())
+    }
+
+    fn prepare(&mut self) {
+        let template = &self.template;
+        self.free.write_each(|_, frame| {
+            template.prepare(frame);
+            frame.len()
+        });
+    }
+
+    /// Sends what is planned, or until `stop`.
+    pub fn run(&mut self, plan: Plan, stop: &AtomicBool) -> io::Result<Sent> {
+        while now() + (SLEEP_AHEAD.as_nanos() as u64) < plan.start && !stop.load(Ordering::Relaxed) {
+            wait_for(plan.start, now());
+        }
+        let start = now().max(plan.start);
+        let end = start + plan.duration.as_nanos() as u64;
+        let schedule = Schedule::new(start, plan.rate);
+        let total = plan.packets().unwrap_or(plan.most);
+        // Paced, what is still due at the end may leave a little later.
+        let end = if plan.rate.is_some() { end + FLUSH.as_nanos() as u64 } else { end };
+        let burst = plan.rate.map_or(u64::MAX, |rate| BURST.max((rate.get() as f64 * HICCUP.as_secs_f64()) as u64));
+        let mut lag = latency::histogram();
+        let (mut queued, mut most_behind, mut late) = (0, 0, 0);
+        let mut time = now();
+        while queued < total && time < end && !stop.load(Ordering::Relaxed) {
+            let due = schedule.due(time).min(total) - queued;
             if due == 0 {
-                wait_for(schedule.due_at(queued).unwrap_or(time).min(end), time);
+                wait_for(schedule.due_at(queued).unwrap_or(time), time);
             } else {
-                queued += self.send(due, queued, &schedule, time)? as u64;
+                let sent = self.send(due, queued, plan.first, &schedule, time)? as u64;
+                if let Some(due_at) = schedule.due_at(queued) {
+                    most_behind = most_behind.max(due);
+                    late += if due > burst { sent } else { 0 };
+                    latency::record(&mut lag, time.saturating_sub(due_at), sent);
+                }
+                queued += sent;
             }
             time = now();
         }
         self.flush()?;
-        let packets = queued - self.socket.queued() as u64;
-        let seconds = (time - start) as f64 / 1e9;
-        let packets_per_second = packets as f64 / seconds;
+        let packets = queued - self.sender.queued() as u64;
+        // What is sent a little early or late belongs to the whole duration.
+        let seconds = match plan.rate {
+            Some(_) if queued == total => plan.duration.as_secs_f64().max((time - start) as f64 / 1e9),
+            _ => (time - start) as f64 / 1e9,
+        };
         Ok(Sent {
             packets,
+            unsent: plan.packets().map_or(0, |planned| planned - packets),
             seconds,
-            packets_per_second,
-            bits_per_second: packets_per_second * self.template.packet_len() as f64 * 8.0,
+            packets_per_second: packets as f64 / seconds,
+            bits_per_second: self.template.bytes(plan.first, packets) as f64 / seconds * 8.0,
             most_behind,
-            zero_copy: self.socket.is_zero_copy(),
+            late,
+            zero_copy: self.sender.is_zero_copy(),
+            lag,
         })
     }
 
-    /// Sends up to a batch of the packets that are due, from number `first` on; returns how many.
-    fn send(&mut self, due: u64, first: u64, schedule: &Schedule, time: u64) -> io::Result<usize> {
-        self.socket.complete(&mut self.free);
-        let room = RING_SIZE as usize - self.socket.in_flight();
+    /// The least that any generator must do: hands frames to the kernel as they are and takes them back.
+    /// Yields packets a second. What [`Generator::run`] is slower than this is the price of its packets.
+    pub fn transmit_bare(&mut self, duration: Duration, stop: &AtomicBool) -> io::Result<f64> {
+        let start = now();
+        let end = start + duration.as_nanos() as u64;
+        let (mut packets, mut time) = (0, start);
+        while time < end && !stop.load(Ordering::Relaxed) {
+            self.sender.complete(&mut self.free);
+            let room = RING_SIZE as usize - self.sender.in_flight();
+            self.free.give(&mut self.batch, BATCH.min(room));
+            packets += self.sender.transmit(&mut self.batch);
+            self.batch.give(&mut self.free, BATCH);
+            self.sender.kick()?;
+            time = now();
+        }
+        let packets = packets - self.sender.queued();
+        let seconds = (time - start) as f64 / 1e9;
+        self.flush()?;
+        Ok(packets as f64 / seconds)
+    }
+
+    /// Sends up to a batch of the packets that are due, from number `first` of the run on; returns how many.
+    fn send(&mut self, due: u64, first: u64, offset: u64, schedule: &Schedule, time: u64) -> io::Result<usize> {
+        self.sender.complete(&mut self.free);
+        let room = RING_SIZE as usize - self.sender.in_flight();
         let count = due.min(BATCH as u64) as usize;
         self.free.give(&mut self.batch, count.min(room));
-        self.batch.set_packet_len(self.template.frame_len());
-        let mut sequence = first;
         let template = &self.template;
-        self.batch.for_each(|frame| {
-            let sent_at = schedule.due_at(sequence).unwrap_or(time);
-            template.stamp(frame, Stamp { sequence, sent_at });
-            sequence += 1;
+        self.batch.write_each(|n, frame| {
+            let number = first + n as u64;
+            let sent_at = schedule.due_at(number).unwrap_or(time);
+            template.write(frame, Stamp { sequence: offset + number, sent_at })
         });
-        let queued = self.socket.transmit(&mut self.batch);
+        let queued = self.sender.transmit(&mut self.batch);
         // What did not fit is numbered anew next time.
         self.batch.give(&mut self.free, BATCH);
-        self.socket.kick()?;
+        self.sender.kick()?;
         if queued == 0 {
             thread::yield_now();
         }
@@ -122,9 +230,9 @@ impl Generator {
 
     fn flush(&mut self) -> io::Result<()> {
         let end = now() + FLUSH.as_nanos() as u64;
-        while self.socket.in_flight() > 0 && now() < end {
-            self.socket.kick()?;
-            self.socket.complete(&mut self.free);
+        while self.sender.in_flight() > 0 && now() < end {
+            self.sender.kick()?;
+            self.sender.complete(&mut self.free);
             thread::yield_now();
         }
         Ok(())
@@ -137,5 +245,27 @@ fn wait_for(due_at: u64, time: u64) {
         thread::sleep(ahead - WAKE_EARLY);
     } else {
         std::hint::spin_loop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_has_the_packets_that_are_due_before_its_end() {
+        let plan = |rate, millis| Plan {
+            first: 0,
+            start: 0,
+            duration: Duration::from_millis(millis),
+            rate: NonZeroU64::new(rate),
+            most: 1000,
+        };
+        assert_eq!(plan(100, 1000).packets(), Some(100));
+        assert_eq!(plan(3, 1000).packets(), Some(3));
+        assert_eq!(plan(100, 5).packets(), Some(1));
+        assert_eq!(plan(100, 11).packets(), Some(2));
+        assert_eq!(plan(1_000_000, 1000).packets(), Some(1000));
+        assert_eq!(plan(0, 1000).packets(), None);
     }
 }

@@ -7,18 +7,24 @@
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
-//! redirect packets to a socket; only these two hold unsafe code.
+//! redirect packets to a socket; only these two hold unsafe code, and the ioctl that asks for a driver's name.
+//! [`compare`] measures gateways against each other; [`report`] is what every measurement yields.
 
+pub mod arrivals;
+pub mod compare;
 pub mod forwarder;
 pub mod gateway;
 pub mod generator;
+pub mod latency;
 pub mod packet;
 pub mod payload;
 pub mod program;
 pub mod report;
 pub mod schedule;
+pub mod search;
 pub mod sink;
 pub mod socket;
+pub mod wire;
 
 /// Packets handled between two looks at the rings.
 pub const BATCH: usize = 64;

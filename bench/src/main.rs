@@ -8,7 +8,7 @@ mod cli;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("penstock-bench: {error:#}");
             ExitCode::FAILURE

@@ -14,7 +14,7 @@ use std::ptr;
 use libxdp_sys as bpf;
 
 /// Queues that can have a socket.
-const MAX_QUEUES: u32 = 64;
+pub const MAX_QUEUES: u32 = 64;
 const XDP_PASS: i32 = 2;
 const XDP_FLAGS_SKB_MODE: u32 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 4;

@@ -4,7 +4,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::BATCH;
+use crate::latency;
 use crate::packet::Datagram;
 use crate::payload::{Stamp, now};
 use crate::program::{Filter, XdpMode};
@@ -29,6 +32,8 @@ pub struct Selection {
     pub destination_port: Option<u16>,
     /// Verify checksums and every byte of the payload.
     pub verify: bool,
+    /// Record how old the packets are.
+    pub latency: bool,
 }
 
 /// What was received.
@@ -63,6 +68,9 @@ pub struct Report {
     /// What was received.
     #[serde(flatten)]
     pub received: Received,
+    /// Time since packets were sent, or were due if the generator was paced: pairs of percentile and µs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Vec<(f64, f64)>>,
     /// What the kernel dropped in front of the socket.
     pub drops: SocketDrops,
     /// Mode of the XDP program.
@@ -88,16 +96,16 @@ impl Sink {
     pub fn run(mut self, duration: Duration, stop: &AtomicBool) -> io::Result<Report> {
         let end = now() + duration.as_nanos() as u64;
         loop {
-            let received = self.socket.receive(&mut self.batch, BATCH);
+            let received = self.socket.receiver.receive(&mut self.batch, BATCH);
             let time = now();
             if received > 0 {
                 let count = &mut self.count;
-                self.batch.for_each(|frame| count.packet(frame));
+                self.batch.for_each(|frame| count.packet(frame, time));
                 count.end_of_batch(time);
                 self.batch.give(&mut self.free, BATCH);
-                self.socket.fill(&mut self.free);
+                self.socket.receiver.fill(&mut self.free);
             } else {
-                socket::wait([&self.socket], NAP)?;
+                socket::wait([&self.socket.receiver], NAP)?;
             }
             if time >= end || stop.load(Ordering::Relaxed) {
                 break;
@@ -105,7 +113,8 @@ impl Sink {
         }
         Ok(Report {
             received: self.count.received(),
-            drops: self.socket.drops()?,
+            latency: self.count.latency.as_ref().map(latency::percentiles),
+            drops: self.socket.receiver.drops()?,
             xdp_mode: self.socket.xdp_mode(),
             zero_copy: self.socket.is_zero_copy(),
         })
@@ -121,6 +130,7 @@ struct Count {
     highest: u64,
     /// By source port: the sequence number expected at least.
     expected: Box<[u64]>,
+    latency: Option<Histogram<u64>>,
     first_batch: Option<Batched>,
     last_batch_at: u64,
 }
@@ -140,19 +150,23 @@ impl Count {
             lowest: u64::MAX,
             highest: 0,
             expected: vec![0; 1 << 16].into(),
+            latency: selection.latency.then(latency::histogram),
             first_batch: None,
             last_batch_at: 0,
         }
     }
 
     #[inline]
-    fn packet(&mut self, frame: &[u8]) {
+    fn packet(&mut self, frame: &[u8], time: u64) {
         let Some((datagram, stamp)) = self.select(frame) else {
             self.received.foreign += 1;
             return;
         };
         self.received.packets += 1;
         self.received.bytes += datagram.packet.len() as u64;
+        if let Some(histogram) = &mut self.latency {
+            latency::record(histogram, stamp.age(time), 1);
+        }
         self.lowest = self.lowest.min(stamp.sequence);
         self.highest = self.highest.max(stamp.sequence);
         let expected = &mut self.expected[usize::from(datagram.source_port)];
@@ -208,7 +222,8 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Addresses, Mac, Template};
+    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
+    use crate::socket::FRAME_ROOM;
 
     fn template() -> Template {
         let addresses = Addresses {
@@ -219,28 +234,29 @@ mod tests {
             source_port: 1000,
             destination_port: 2000,
         };
-        Template::new(&addresses, 64, 2).expect("valid")
+        Template::new(&addresses, &Mix::packets(64), Flows { count: 2, hosts: 1 }).expect("valid")
     }
 
     fn frame(template: &Template, sequence: u64) -> Vec<u8> {
-        let mut frame = vec![0; template.frame_len()];
-        template.build(&mut frame);
-        template.stamp(&mut frame, Stamp { sequence, sent_at: 0 });
+        let mut frame = vec![0; FRAME_ROOM];
+        template.prepare(&mut frame);
+        let len = template.write(&mut frame, Stamp { sequence, sent_at: 0 });
+        frame.truncate(len);
         frame
     }
 
     #[test]
     fn loss_disorder_and_damage_are_counted() {
         let template = template();
-        let mut count = Count::new(Selection { destination_port: Some(2000), verify: true });
+        let mut count = Count::new(Selection { destination_port: Some(2000), verify: true, ..Selection::default() });
         // 7 and 9 are lost; 4 comes behind 6 of its flow, 5 before 11 of the other.
         for sequence in [3, 6, 4, 5, 8, 10, 11] {
-            count.packet(&frame(&template, sequence));
+            count.packet(&frame(&template, sequence), 0);
         }
         let mut damaged = frame(&template, 12);
         damaged[70] ^= 1;
-        count.packet(&damaged);
-        count.packet(&[0; 60]);
+        count.packet(&damaged, 0);
+        count.packet(&[0; 60], 0);
         count.end_of_batch(1_000_000_000);
         let received = count.received();
         assert_eq!((received.packets, received.bytes), (8, 8 * 64));
@@ -254,7 +270,7 @@ mod tests {
         let mut count = Count::new(Selection::default());
         for batch in 0..11 {
             for n in 0..10 {
-                count.packet(&frame(&template, batch * 10 + n));
+                count.packet(&frame(&template, batch * 10 + n), 0);
             }
             count.end_of_batch(5_000_000_000 + batch * 100_000_000);
         }
@@ -267,9 +283,25 @@ mod tests {
 
     #[test]
     fn other_ports_are_foreign() {
-        let mut count = Count::new(Selection { destination_port: Some(2001), verify: false });
-        count.packet(&frame(&template(), 0));
+        let mut count = Count::new(Selection { destination_port: Some(2001), ..Selection::default() });
+        count.packet(&frame(&template(), 0), 0);
         assert_eq!(count.received().foreign, 1);
         assert_eq!(count.received().packets, 0);
+    }
+
+    #[test]
+    fn ages_are_recorded_when_asked_for() {
+        let template = template();
+        let ages = |latency: bool| {
+            let mut count = Count::new(Selection { latency, ..Selection::default() });
+            for n in 1..=1000 {
+                count.packet(&frame(&template, n), n * 1_000_000);
+            }
+            count.latency.as_ref().map(latency::percentiles)
+        };
+        assert_eq!(ages(false), None);
+        let ages = ages(true).expect("asked for");
+        let (_, median) = ages.iter().find(|(percentile, _)| (percentile - 50.0).abs() < 1e-9).expect("a median");
+        assert!((median / 500e3 - 1.0).abs() < 0.002, "{median}");
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
-use penstock_bench::generator::{Generator, Sent};
-use penstock_bench::packet::{Addresses, Mac, Template};
+use penstock_bench::generator::{Generator, Plan, Sent};
+use penstock_bench::packet::{Addresses, Flows, Mac, Mix, Template};
 
 use super::{announce, print_json, seconds};
 
@@ -49,6 +49,9 @@ pub(super) struct Generate {
     /// Flows, told apart by their source ports
     #[arg(long, default_value_t = 1)]
     flows: u16,
+    /// So many source and destination addresses are taken in turn by the flows, counted up from --src and --dst
+    #[arg(long, default_value_t = 1)]
+    hosts: u16,
     /// Report as one line of JSON
     #[arg(long)]
     json: bool,
@@ -63,10 +66,13 @@ pub(super) fn run(options: &Generate, stop: &AtomicBool) -> anyhow::Result<()> {
         source_port: options.src_port,
         destination_port: options.dst_port,
     };
-    let template = Template::new(&addresses, options.size, options.flows)?;
-    let generator = Generator::new(&options.interface, options.queue, template)?;
-    announce(&[(&options.interface, generator.socket().describe())]);
-    let sent = generator.run(options.seconds, options.rate, stop)?;
+    let flows = Flows { count: options.flows, hosts: options.hosts };
+    let template = Template::new(&addresses, &Mix::packets(options.size), flows)?;
+    let mut generator = Generator::new(&options.interface, options.queue, template)?;
+    let copy = if generator.sender().is_zero_copy() { "zero-copy" } else { "copy" };
+    announce(&[(&options.interface, copy.into())]);
+    let plan = Plan { first: 0, start: 0, duration: options.seconds, rate: options.rate, most: u64::MAX };
+    let sent = generator.run(plan, stop)?;
     if options.json {
         return print_json(&sent);
     }

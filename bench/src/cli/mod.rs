@@ -1,9 +1,14 @@
 //! The commands, one file each.
 
+mod compare;
 mod forward;
 mod generate;
+mod report;
 mod sink;
+mod wire;
 
+use std::io::{Write, stdout};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -27,17 +32,28 @@ enum Command {
     Sink(sink::SinkOptions),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
+    /// Measure Penstock, other gateways and the ceilings in the same topology, one after another
+    Compare(compare::Compare),
+    /// Measure a device: rates without and with a little loss, latency, loss, order
+    Wire(Box<wire::Wire>),
+    /// Show a report, draw it, or compare two
+    #[command(subcommand)]
+    Report(report::Command),
 }
 
 impl Cli {
     /// Does what was asked for.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         let stop = stop_flag()?;
         match self.command {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
+            Command::Compare(options) => compare::run(&options, &stop),
+            Command::Wire(options) => wire::run(&options, &stop),
+            Command::Report(command) => return report::run(command),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -53,6 +69,11 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 fn announce(sockets: &[(&str, String)]) {
     let modes: Vec<String> = sockets.iter().map(|(name, mode)| format!("{name}: {mode}")).collect();
     eprintln!("ready ({})", modes.join("; "));
+}
+
+/// Prints a text; whoever reads it may have gone, which is no reason to panic.
+fn print_text(text: &str) -> anyhow::Result<()> {
+    stdout().write_all(text.as_bytes()).context("cannot print")
 }
 
 fn print_json(report: &impl serde::Serialize) -> anyhow::Result<()> {

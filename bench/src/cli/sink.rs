@@ -22,6 +22,9 @@ pub(super) struct SinkOptions {
     /// Verify checksums and every byte of the payload
     #[arg(long)]
     verify: bool,
+    /// Tell how old the packets were, as percentiles; of a paced generator's packets, since they were due
+    #[arg(long)]
+    latency: bool,
     /// How long to receive, unless SIGTERM or SIGINT comes first
     #[arg(long, default_value = "5", value_parser = seconds)]
     seconds: Duration,
@@ -31,14 +34,14 @@ pub(super) struct SinkOptions {
 }
 
 pub(super) fn run(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
-    let selection = Selection { destination_port: options.dst_port, verify: options.verify };
+    let selection = Selection { destination_port: options.dst_port, verify: options.verify, latency: options.latency };
     let sink = Sink::new(&options.interface, options.queue, selection)?;
     announce(&[(&options.interface, sink.socket().describe())]);
     let report = sink.run(options.seconds, stop)?;
     if options.json {
         return print_json(&report);
     }
-    let Report { received, drops, .. } = report;
+    let Report { received, drops, latency, .. } = report;
     println!(
         "received {} packets, {} bytes in {:.2} s: {:.0} packets/s, {:.3} Gbit/s",
         received.packets,
@@ -54,6 +57,9 @@ pub(super) fn run(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()
         if options.verify { received.corrupt.to_string() } else { "not looked at".into() },
         received.foreign,
     );
+    for (percentile, microseconds) in latency.unwrap_or_default() {
+        println!("{percentile:8.4} % within {microseconds:.1} µs");
+    }
     println!(
         "dropped in front of the socket: {} receive ring full, {} fill ring empty, {} other",
         drops.receive_ring_full, drops.fill_ring_empty, drops.other,

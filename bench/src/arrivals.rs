@@ -1,0 +1,228 @@
+//! What a sink makes of the packets of one trial: which came, which came again, in which order, how old.
+
+use std::ops::Range;
+
+use hdrhistogram::Histogram;
+
+use crate::latency;
+use crate::packet::Datagram;
+use crate::payload::Stamp;
+
+/// Packets that one trial may have, in one direction: a bit each, so 256 MiB.
+pub const MOST_PACKETS: u64 = 1 << 31;
+
+/// The packets of one trial in one direction.
+#[derive(Debug, Clone)]
+pub struct Arrivals {
+    numbers: Range<u64>,
+    verify: bool,
+    /// One bit a number. The kernel gives memory only to the part that is used.
+    seen: Vec<u64>,
+    /// By flow: the lowest number that is in order (NextExp of RFC 4737).
+    expected: Vec<u64>,
+    counts: Counts,
+    latency: Histogram<u64>,
+    first: Option<Mark>,
+    last_at: u64,
+}
+
+/// What came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Different packets of this trial.
+    pub distinct: u64,
+    /// Bytes of their IP packets.
+    pub bytes: u64,
+    /// Copies of packets that had come already.
+    pub duplicates: u64,
+    /// Packets behind a later one of their flow: Type-P-Reordered of RFC 4737, copies left out.
+    pub reordered: u64,
+    /// Packets with a wrong checksum or payload. They count as nothing else: so they are lost.
+    pub corrupt: u64,
+    /// Packets of a trial before.
+    pub stale: u64,
+    /// Other packets that reached the socket.
+    pub foreign: u64,
+}
+
+/// The end of the first batch, from which rates are counted.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: u64,
+    distinct: u64,
+    bytes: u64,
+}
+
+impl Arrivals {
+    /// Waits for the packets of these numbers in so many flows (packet n is of flow n modulo `flows`).
+    /// `verify`: look at checksums and at every byte of the payload.
+    ///
+    /// # Panics
+    /// If there are more than [`MOST_PACKETS`] numbers.
+    pub fn new(numbers: Range<u64>, flows: u64, verify: bool) -> Arrivals {
+        let count = numbers.end - numbers.start;
+        assert!(count <= MOST_PACKETS, "{count} packets in one trial");
+        Arrivals {
+            seen: vec![0; count.div_ceil(64) as usize],
+            expected: vec![numbers.start; flows.max(1) as usize],
+            numbers,
+            verify,
+            counts: Counts::default(),
+            latency: latency::histogram(),
+            first: None,
+            last_at: 0,
+        }
+    }
+
+    /// Takes a frame that was received at `time`.
+    #[inline]
+    pub fn packet(&mut self, frame: &[u8], time: u64) {
+        let parsed = Datagram::parse(frame);
+        let Some((datagram, stamp)) = parsed.and_then(|d| Some((d, Stamp::read(d.payload())?))) else {
+            self.counts.foreign += 1;
+            return;
+        };
+        if self.verify && !datagram.is_intact() {
+            self.counts.corrupt += 1;
+            return;
+        }
+        if !self.numbers.contains(&stamp.sequence) {
+            self.counts.stale += 1;
+            return;
+        }
+        let number = stamp.sequence - self.numbers.start;
+        let (word, bit) = (&mut self.seen[(number / 64) as usize], 1 << (number % 64));
+        if *word & bit != 0 {
+            self.counts.duplicates += 1;
+            return;
+        }
+        *word |= bit;
+        let flows = self.expected.len() as u64;
+        let flow = if flows == 1 { 0 } else { stamp.sequence % flows };
+        let expected = &mut self.expected[flow as usize];
+        if stamp.sequence < *expected {
+            self.counts.reordered += 1;
+        } else {
+            *expected = stamp.sequence + 1;
+        }
+        self.counts.distinct += 1;
+        self.counts.bytes += datagram.packet.len() as u64;
+        latency::record(&mut self.latency, stamp.age(time), 1);
+    }
+
+    /// Ends a batch that was received at `time`.
+    #[inline]
+    pub fn end_of_batch(&mut self, time: u64) {
+        let Counts { distinct, bytes, .. } = self.counts;
+        if distinct > 0 {
+            self.first.get_or_insert(Mark { at: time, distinct, bytes });
+            self.last_at = time;
+        }
+    }
+
+    /// What came so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Nanoseconds from the time each packet was due until its batch was received.
+    pub fn latency(&self) -> &Histogram<u64> {
+        &self.latency
+    }
+
+    /// Packets and bytes a second from the first batch to the last; 0 if there was only one.
+    pub fn rates(&self) -> (f64, f64) {
+        let Some(first) = self.first.filter(|first| self.last_at > first.at) else {
+            return (0.0, 0.0);
+        };
+        let seconds = (self.last_at - first.at) as f64 / 1e9;
+        let Counts { distinct, bytes, .. } = self.counts;
+        ((distinct - first.distinct) as f64 / seconds, (bytes - first.bytes) as f64 / seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
+    use crate::socket::FRAME_ROOM;
+
+    fn template(flows: u16) -> Template {
+        let addresses = Addresses {
+            source_mac: Mac([2, 0, 0, 0, 0, 1]),
+            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+            source: [10, 1, 0, 1].into(),
+            destination: [10, 2, 0, 1].into(),
+            source_port: 1000,
+            destination_port: 2000,
+        };
+        Template::new(&addresses, &Mix::packets(64), Flows { count: flows, hosts: 1 }).expect("valid")
+    }
+
+    fn frame(template: &Template, sequence: u64, sent_at: u64) -> Vec<u8> {
+        let mut frame = vec![0; FRAME_ROOM];
+        template.prepare(&mut frame);
+        let len = template.write(&mut frame, Stamp { sequence, sent_at });
+        frame.truncate(len);
+        frame
+    }
+
+    fn arrive(arrivals: &mut Arrivals, template: &Template, numbers: &[u64]) {
+        for &number in numbers {
+            arrivals.packet(&frame(template, number, 0), 0);
+        }
+    }
+
+    #[test]
+    fn each_packet_counts_once_as_what_it_is() {
+        let template = template(1);
+        let mut arrivals = Arrivals::new(100..300, 1, true);
+        // 102 and 101 come late, 103 twice: the second time is a copy and no disorder.
+        arrive(&mut arrivals, &template, &[100, 103, 102, 103, 101, 299]);
+        // Before and behind the trial.
+        arrive(&mut arrivals, &template, &[99, 300, 7]);
+        let mut damaged = frame(&template, 150, 0);
+        damaged[70] ^= 1;
+        arrivals.packet(&damaged, 0);
+        arrivals.packet(&[0; 60], 0);
+        let counts =
+            Counts { distinct: 5, bytes: 5 * 64, duplicates: 1, reordered: 2, corrupt: 1, stale: 3, foreign: 1 };
+        assert_eq!(arrivals.counts(), counts);
+        // What was damaged did not come; the whole one may still.
+        arrive(&mut arrivals, &template, &[150]);
+        assert_eq!(arrivals.counts().distinct, 6);
+    }
+
+    #[test]
+    fn order_is_a_matter_of_the_flow() {
+        let template = template(3);
+        let mut arrivals = Arrivals::new(0..100, 3, true);
+        // Flows: 0 1 2 0 1 2. Flow 2 is ahead of the others, each is in order.
+        arrive(&mut arrivals, &template, &[2, 5, 8, 0, 1, 3, 4]);
+        assert_eq!(arrivals.counts().reordered, 0);
+        arrive(&mut arrivals, &template, &[10, 7]);
+        assert_eq!(arrivals.counts().reordered, 1);
+    }
+
+    #[test]
+    fn a_packet_is_as_old_as_its_intended_send_time() {
+        let template = template(1);
+        let mut arrivals = Arrivals::new(0..10, 1, true);
+        arrivals.packet(&frame(&template, 0, 1_000), 6_000);
+        arrivals.packet(&frame(&template, 1, 2_000), 2_002_000);
+        assert_eq!(arrivals.latency().len(), 2);
+        assert!((4_990..=5_010).contains(&arrivals.latency().min()));
+        assert!((1_998_000..=2_002_000).contains(&arrivals.latency().max()));
+    }
+
+    #[test]
+    fn the_rate_leaves_the_first_batch_out() {
+        let template = template(1);
+        let mut arrivals = Arrivals::new(0..1000, 1, true);
+        for batch in 0..11 {
+            arrive(&mut arrivals, &template, &Vec::from_iter(batch * 10..batch * 10 + 10));
+            arrivals.end_of_batch(5_000_000_000 + batch * 100_000_000);
+        }
+        assert_eq!(arrivals.rates(), (100.0, 6400.0));
+    }
+}

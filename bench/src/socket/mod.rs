@@ -1,0 +1,247 @@
+//! AF_XDP sockets and the frames they pass around.
+//!
+//! **Who owns a frame.** Every frame is in exactly one place: a [`Batch`], or one of the rings of a
+//! [`Socket`], where it belongs to the kernel. Frames move only through the methods here, a batch cannot be
+//! copied, and a batch is refused by a socket of another UMEM; that is what makes the byte access sound.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
+
+use crate::program::{Filter, Redirect, XdpMode};
+
+mod memory;
+mod rings;
+
+pub use memory::{Batch, Memory};
+pub use rings::{Receiver, Sender};
+
+/// Bytes of a frame.
+const FRAME_SIZE: u32 = 2048;
+/// Bytes of a frame that can hold a packet; the rest is the XDP program's headroom.
+pub const FRAME_ROOM: usize = FRAME_SIZE as usize - libxdp_sys::XDP_PACKET_HEADROOM as usize;
+/// Entries of each of a socket's four rings.
+pub const RING_SIZE: u32 = 2048;
+
+/// Packets one `sendto` transmits in copy mode; the kernel's default is 32. Linux 6.17 and newer, net/xdp/xsk.c.
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
+const TX_BUDGET: u32 = 512;
+/// Every packet on its way through copy mode is charged to the socket's send buffer.
+const SEND_BUFFER: i32 = 64 << 20;
+
+/// Why a socket could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// There is no such interface in this network namespace.
+    #[error("there is no interface \"{0}\" in this network namespace")]
+    NoInterface(String),
+    /// The UMEM could not be registered.
+    #[error("cannot register the packet memory: {}", explain(.0))]
+    Memory(io::Error),
+    /// The XDP program could not be loaded or attached.
+    #[error("cannot attach the XDP program to {interface}: {}", explain(source))]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket could not be bound.
+    #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {}", explain(source))]
+    Bind {
+        /// The interface.
+        interface: String,
+        /// Its queue.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// An AF_XDP socket on one queue of an interface: two halves that two threads may have.
+#[derive(Debug)]
+pub struct Socket {
+    /// What comes.
+    pub receiver: Receiver,
+    /// What goes.
+    pub sender: Sender,
+}
+
+/// What the kernel counted for a socket (`struct xdp_statistics`).
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SocketDrops {
+    /// Packets that found no room in the receive ring.
+    pub receive_ring_full: u64,
+    /// Packets that found the fill ring empty.
+    pub fill_ring_empty: u64,
+    /// Packets lost for other reasons, such as being longer than a frame.
+    pub other: u64,
+}
+
+impl SocketDrops {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.receive_ring_full + self.fill_ring_empty + self.other
+    }
+}
+
+impl Socket {
+    /// A socket that only sends. No program is attached.
+    pub fn sender(memory: &Memory, interface: &str, queue: u32) -> Result<Socket, SetupError> {
+        Socket::bind(memory, interface, queue, None)
+    }
+
+    /// A socket that also receives what `filter` selects, from now on, into frames taken from `frames`.
+    pub fn receiver(
+        memory: &Memory,
+        interface: &str,
+        queue: u32,
+        filter: Filter,
+        frames: &mut Batch,
+    ) -> Result<Socket, SetupError> {
+        Socket::shared_receiver(memory, interface, queue, &Socket::attach(interface, filter)?, frames)
+    }
+
+    /// The program that [`Socket::shared_receiver`]s of one interface need.
+    pub fn attach(interface: &str, filter: Filter) -> Result<Arc<Redirect>, SetupError> {
+        let attach_error = |source| SetupError::Attach { interface: interface.into(), source };
+        Redirect::attach(index_of(interface)?, filter).map(Arc::new).map_err(attach_error)
+    }
+
+    /// A [`Socket::receiver`] beside others on the same interface.
+    pub fn shared_receiver(
+        memory: &Memory,
+        interface: &str,
+        queue: u32,
+        redirect: &Arc<Redirect>,
+        frames: &mut Batch,
+    ) -> Result<Socket, SetupError> {
+        let mut socket = Socket::bind(memory, interface, queue, Some(redirect.clone()))?;
+        socket.receiver.fill(frames);
+        redirect
+            .insert(queue, socket.receiver.as_fd())
+            .map_err(|source| SetupError::Attach { interface: interface.into(), source })?;
+        Ok(socket)
+    }
+
+    fn bind(
+        memory: &Memory,
+        interface: &str,
+        queue: u32,
+        redirect: Option<Arc<Redirect>>,
+    ) -> Result<Socket, SetupError> {
+        index_of(interface)?;
+        let bind_error = |source| SetupError::Bind { interface: interface.into(), queue, source };
+        let name: Interface = interface.parse().map_err(|_| SetupError::NoInterface(interface.into()))?;
+        let ring_size = QueueSize::new(RING_SIZE).map_err(|e| bind_error(io::Error::other(e.to_string())))?;
+        let config = SocketConfig::builder()
+            .rx_queue_size(ring_size)
+            .tx_queue_size(ring_size)
+            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+            .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP)
+            .build();
+        // SAFETY: no program is loaded by libxdp, which is what the contract of `new` is about.
+        let (tx, rx, rings) =
+            unsafe { xsk_rs::Socket::new(config, &memory.umem, &name, queue) }.map_err(|e| bind_error(os_error(&e)))?;
+        let (fill, completion) = rings.ok_or_else(|| bind_error(io::Error::from_raw_os_error(libc::EBUSY)))?;
+        let fd = rx.fd().as_raw_fd();
+        // Old kernels have no such option and unprivileged processes may not force the buffer: both only
+        // cost speed.
+        let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, TX_BUDGET.cast_signed());
+        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);
+        let zero_copy = is_zero_copy(fd);
+        Ok(Socket {
+            receiver: Receiver { redirect, rx, fill, id: memory.id },
+            sender: Sender { tx, completion, id: memory.id, in_flight: 0, zero_copy },
+        })
+    }
+
+    /// Does the device read and write our frames itself?
+    pub fn is_zero_copy(&self) -> bool {
+        self.sender.is_zero_copy()
+    }
+
+    /// Mode of the program; `None` for a socket that only sends.
+    pub fn xdp_mode(&self) -> Option<XdpMode> {
+        self.receiver.xdp_mode()
+    }
+
+    /// One line for people: modes that were really bound.
+    pub fn describe(&self) -> String {
+        let copy = if self.is_zero_copy() { "zero-copy" } else { "copy" };
+        match self.xdp_mode() {
+            None => copy.into(),
+            Some(XdpMode::Native) => format!("native XDP, {copy}"),
+            Some(XdpMode::Generic) => format!("generic XDP (the driver has no native XDP), {copy}"),
+        }
+    }
+}
+
+/// Sleeps until one of the sockets has a packet, a signal came or the time is over.
+pub fn wait<'a>(sockets: impl IntoIterator<Item = &'a Receiver>, most: Duration) -> io::Result<()> {
+    let most = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: most.subsec_nanos().into() };
+    let fds = sockets.into_iter().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+    let mut fds: Vec<_> = fds.collect();
+    match rustix::event::poll(&mut fds, Some(&most)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn index_of(interface: &str) -> Result<u32, SetupError> {
+    let missing = || SetupError::NoInterface(interface.into());
+    let name = CString::new(interface).map_err(|_| missing())?;
+    // SAFETY: the name is a C string that lives during the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(missing()),
+        index => Ok(index),
+    }
+}
+
+fn set_option(fd: i32, level: i32, option: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the value is an int that lives during the call, and its size is given.
+    let result = unsafe { libc::setsockopt(fd, level, option, ptr::from_ref(&value).cast(), size_of::<i32>() as u32) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn is_zero_copy(fd: i32) -> bool {
+    let mut flags = 0_u32;
+    let mut len = size_of::<u32>() as u32;
+    // SAFETY: struct xdp_options is one u32; value and length live during the call.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, ptr::from_mut(&mut flags).cast(), &mut len) };
+    result == 0 && flags & libc::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+/// xsk-rs hides the errno one level down.
+fn os_error(error: &dyn std::error::Error) -> io::Error {
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error)
+        .map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+}
+
+fn explain(error: &io::Error) -> String {
+    let hint = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            ": run as root or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
+        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => ": raise RLIMIT_MEMLOCK (ulimit -l) or grant CAP_IPC_LOCK",
+        Some(libc::EBUSY | libc::EEXIST) => ": another program or socket has it already",
+        Some(libc::EINVAL) => ": is there such a queue?",
+        _ => "",
+    };
+    format!("{error}{hint}")
+}

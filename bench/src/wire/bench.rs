@@ -1,0 +1,167 @@
+//! Running trials.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use core_affinity::CoreId;
+
+use super::sink::Ending;
+use super::{Outcome, Sink};
+use crate::arrivals::{Arrivals, MOST_PACKETS};
+use crate::generator::{Generator, Plan};
+use crate::packet::Template;
+use crate::payload::now;
+
+/// From the start of the threads to the first packet: they are all there by then.
+const LEAD: Duration = Duration::from_millis(10);
+/// An unpaced generator is given numbers for this rate at most, in packets a second.
+const FASTEST: f64 = 20e6;
+
+/// A generator and the sink that its packets should come to.
+#[derive(Debug)]
+pub struct Direction {
+    /// For people: "left to right".
+    pub name: String,
+    /// Where packets enter.
+    pub generator: Generator,
+    /// Where they should come out.
+    pub sink: Sink,
+}
+
+/// What is the same in every trial.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// After the last packet, wait so long for those that did not come (RFC 2544, section 23: 2 s).
+    pub wait: Duration,
+    /// Before a trial, let the device rest for so long (RFC 2544, section 23: 5 s).
+    pub settle: Duration,
+    /// Verify checksums and payloads.
+    pub verify: bool,
+    /// Sinks never sleep. Their waking up is no part of the latency then, but each takes a core.
+    pub spin: bool,
+    /// Cores for generator and sink of each direction in turn; empty: the scheduler places them.
+    pub cores: Vec<usize>,
+}
+
+/// What one trial offers in each direction.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Packets a second; `None` as fast as it goes.
+    pub rate: Option<NonZeroU64>,
+    /// For how long.
+    pub duration: Duration,
+}
+
+/// Generators and sinks, ready for trials.
+#[derive(Debug)]
+pub struct Bench {
+    directions: Vec<Direction>,
+    options: Options,
+    /// Numbers of a trial are used once, so that its late packets are not taken for a later one's.
+    next: u64,
+}
+
+impl Bench {
+    /// A bench of one or two directions.
+    pub fn new(directions: Vec<Direction>, options: Options) -> Bench {
+        Bench { directions, options, next: 0 }
+    }
+
+    /// Its directions.
+    pub fn directions(&self) -> &[Direction] {
+        &self.directions
+    }
+
+    /// What is the same in every trial.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Sends other packets from now on: one template a direction.
+    pub fn change(&mut self, templates: Vec<Template>) -> io::Result<()> {
+        self.directions.iter_mut().zip(templates).try_for_each(|(direction, t)| direction.generator.change(t))
+    }
+
+    /// How fast the first direction's generator is, alone and unpaced, beside a loop that only transmits:
+    /// packets a second of both, in turn, `pairs` times for `duration` each.
+    pub fn generator_and_bare_loop(
+        &mut self,
+        pairs: usize,
+        duration: Duration,
+        stop: &AtomicBool,
+    ) -> io::Result<Vec<(f64, f64)>> {
+        let Some(Direction { generator, .. }) = self.directions.first_mut() else {
+            return Ok(vec![]);
+        };
+        let most = (duration.as_secs_f64() * FASTEST) as u64;
+        let mut rates = vec![];
+        for pair in 0..pairs {
+            let plan = Plan { first: self.next, start: 0, duration, rate: None, most };
+            self.next += most;
+            // Whoever comes second may find the machine in another state.
+            let early = if pair % 2 == 0 { None } else { Some(generator.transmit_bare(duration, stop)?) };
+            let full = generator.run(plan, stop)?.packets_per_second;
+            let bare = early.map_or_else(|| generator.transmit_bare(duration, stop), Ok)?;
+            rates.push((full, bare));
+        }
+        Ok(rates)
+    }
+
+    /// Runs one trial. The outcomes are in the order of the directions.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidInput` if the trial has too many packets to tell apart; `Interrupted` after
+    /// `stop`.
+    pub fn run(&mut self, load: Load, stop: &AtomicBool) -> io::Result<Vec<Outcome>> {
+        let most = match load.rate {
+            Some(rate) => load.duration.as_secs_f64() * rate.get() as f64 + 1.0,
+            None => (load.duration.as_secs_f64() * FASTEST).clamp(1.0, MOST_PACKETS as f64),
+        };
+        if most > MOST_PACKETS as f64 {
+            let text = format!("a trial of {most:.0} packets is too long: {MOST_PACKETS} can be told apart");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        thread::sleep(self.options.settle);
+        let numbers = self.next..self.next + most as u64;
+        self.next = numbers.end;
+        let start = now() + LEAD.as_nanos() as u64;
+        let plan = Plan { first: numbers.start, start, duration: load.duration, rate: load.rate, most: most as u64 };
+        let options = &self.options;
+        let outcomes: io::Result<Vec<Outcome>> = thread::scope(|scope| {
+            let directions = self.directions.iter_mut().enumerate();
+            let threads = directions.map(|(n, d)| scope.spawn(move || d.trial(plan, options, n, stop)));
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+        });
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
+        }
+        outcomes
+    }
+}
+
+impl Direction {
+    fn trial(&mut self, plan: Plan, options: &Options, number: usize, stop: &AtomicBool) -> io::Result<Outcome> {
+        let Direction { generator, sink, .. } = self;
+        let flows = generator.template().flows();
+        let numbers = plan.first..plan.first + plan.most;
+        let mut arrivals = Arrivals::new(numbers, flows, options.verify);
+        let ending = Ending::unknown();
+        let core = |n: usize| options.cores.get(2 * number + n).map(|&id| CoreId { id });
+        thread::scope(|scope| {
+            let receiving = scope.spawn(|| {
+                core(1).map(core_affinity::set_for_current);
+                sink.receive(&mut arrivals, &ending, options.spin, stop)
+            });
+            core(0).map(core_affinity::set_for_current);
+            let sent = generator.run(plan, stop);
+            ending.announce(sent.as_ref().map_or(0, |sent| sent.packets), options.wait);
+            let drops = receiving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((sent?, drops?))
+        })
+        .map(|(sent, drops)| Outcome::new(sent, &arrivals, drops))
+    }
+}

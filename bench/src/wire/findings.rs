@@ -1,0 +1,142 @@
+//! What a session found, in the terms of a report.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use super::Outcome;
+use crate::latency;
+use crate::packet::Mix;
+use crate::report::{Axis, Better, Curve, Measure, Scale};
+use crate::search::Trial;
+
+/// Percentiles of latency that are told.
+const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
+/// A percentile is told only if this many samples are beyond it.
+const BEYOND: f64 = 5.0;
+
+/// Measures, curves and notes of a session.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The figures, a sample a round.
+    pub measures: Vec<Measure>,
+    /// Latency percentiles and loss.
+    pub curves: Vec<Curve>,
+    /// What limits them.
+    pub notes: Vec<String>,
+}
+
+impl Findings {
+    /// Adds a sample to a measure.
+    pub(super) fn push(&mut self, subject: &str, quantity: &str, unit: &str, better: Better, sample: f64) {
+        let same = |m: &&mut Measure| m.subject == subject && m.quantity == quantity;
+        match self.measures.iter_mut().find(same) {
+            Some(measure) => measure.samples.push(sample),
+            None => self.measures.push(Measure {
+                subject: subject.into(),
+                quantity: quantity.into(),
+                unit: unit.into(),
+                better,
+                samples: vec![sample],
+            }),
+        }
+    }
+
+    /// Adds a sentence, once.
+    pub(super) fn note(&mut self, text: String) {
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+
+    /// A rate of packets of this mix, as packets and as bits.
+    pub(super) fn rate(&mut self, mix: &Mix, quantity: &str, packets: f64) {
+        self.push(mix.name(), quantity, "kpps", Better::Higher, packets / 1e3);
+        let bits = packets * mix.mean() * 8.0;
+        self.push(mix.name(), &format!("{quantity}, IP"), "Gbit/s", Better::Higher, bits / 1e9);
+    }
+
+    /// All of one trial at a fixed rate, in one direction.
+    pub(super) fn outcome(&mut self, subject: &str, outcome: &Outcome) {
+        let Outcome { sent, counts, sink_drops, received_rate, .. } = outcome;
+        self.push(subject, "Offered", "kpps", Better::Higher, sent.packets_per_second / 1e3);
+        self.push(subject, "Received", "kpps", Better::Higher, received_rate / 1e3);
+        let loss = outcome.lost() as f64 / sent.packets.max(1) as f64;
+        self.push(subject, "Loss", "%", Better::Lower, loss * 100.0);
+        for (quantity, count) in [
+            ("Sent", sent.packets),
+            ("Not sent in time", sent.unsent),
+            ("Received, distinct", counts.distinct),
+            ("Lost", outcome.lost()),
+            ("Lost, and not by the tool", outcome.certainly_lost()),
+            ("Duplicates", counts.duplicates),
+            ("Reordered", counts.reordered),
+            ("Corrupt", counts.corrupt),
+            ("Sent in bursts by a late generator", sent.late),
+            ("Dropped in front of the sink", *sink_drops),
+        ] {
+            let better = if quantity.starts_with(['S', 'R']) && !quantity.contains("bursts") && quantity != "Reordered"
+            {
+                Better::Higher
+            } else {
+                Better::Lower
+            };
+            self.push(subject, quantity, "packets", better, count as f64);
+        }
+        self.latency(subject, "Latency", outcome);
+    }
+
+    /// Latency of one trial: percentiles, and the curve of the first round.
+    pub(super) fn latency(&mut self, subject: &str, quantity: &str, outcome: &Outcome) {
+        self.percentiles(subject, quantity, &outcome.latency);
+        // How much of it may be our own.
+        self.percentiles(subject, &format!("{quantity}: generator's lateness"), &outcome.sent.lag);
+        let points = latency::percentiles(&outcome.latency);
+        if points.len() > 1 && !self.curves.iter().any(|c| c.subject == subject && c.quantity == quantity) {
+            self.curves.push(Curve {
+                subject: subject.into(),
+                quantity: quantity.into(),
+                x: axis("Percentile", "%", Scale::Percentile),
+                y: axis("Latency", "µs", Scale::Logarithmic),
+                points,
+            });
+        }
+    }
+
+    fn percentiles(&mut self, subject: &str, quantity: &str, times: &Histogram<u64>) {
+        let mut push = |name: String, nanoseconds: u64| {
+            self.push(subject, &format!("{quantity}, {name}"), "µs", Better::Lower, nanoseconds as f64 / 1e3);
+        };
+        for percentile in PERCENTILES {
+            if times.len() as f64 * (1.0 - percentile / 100.0) >= BEYOND {
+                push(format!("{percentile} %"), times.value_at_percentile(percentile));
+            }
+        }
+        if !times.is_empty() {
+            push("highest".into(), times.max());
+        }
+    }
+
+    /// The curve of loss against offered load: at each load the mean of its trials.
+    pub(super) fn losses(&mut self, subject: &str, trials: &[Trial]) {
+        let mut loads: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        for trial in trials.iter().filter(|trial| trial.offered) {
+            loads.entry(trial.load).or_default().push(trial.loss * 100.0);
+        }
+        let mean = |losses: Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
+        let points: Vec<_> = loads.into_iter().map(|(load, losses)| (load as f64 / 1e3, mean(losses))).collect();
+        if points.len() > 1 {
+            self.curves.push(Curve {
+                subject: subject.into(),
+                quantity: "Loss against offered load".into(),
+                x: axis("Offered load", "kpps", Scale::Linear),
+                y: axis("Loss", "%", Scale::Linear),
+                points,
+            });
+        }
+    }
+}
+
+fn axis(label: &str, unit: &str, scale: Scale) -> Axis {
+    Axis { label: label.into(), unit: unit.into(), scale }
+}

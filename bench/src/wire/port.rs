@@ -1,0 +1,85 @@
+//! The sockets of one interface.
+
+use crate::BATCH;
+use crate::generator::Generator;
+use crate::packet::Template;
+use crate::program::Filter;
+use crate::socket::{Batch, Memory, RING_SIZE, Sender, SetupError, Socket};
+
+use super::sink::Inlet;
+use super::{Place, Sink};
+
+/// Queues that are received from at most, of one interface: as many as the XDP program's map has.
+const MOST_QUEUES: u32 = crate::program::MAX_QUEUES;
+
+/// An interface, open to send, to receive, or both.
+#[derive(Debug)]
+pub struct Port {
+    outlet: Option<(Sender, Batch, Batch)>,
+    inlets: Vec<Inlet>,
+    described: String,
+}
+
+impl Port {
+    /// Opens an interface. It sends from queue 0 and receives from every queue.
+    pub fn open(place: &Place, sends: bool, receives: bool) -> anyhow::Result<Port> {
+        Ok(place
+            .namespace
+            .enter(|| if receives { Port::receiver(&place.name, sends) } else { Port::sender(&place.name) })??)
+    }
+
+    fn sender(interface: &str) -> Result<Port, SetupError> {
+        let (memory, free) = Memory::new(RING_SIZE)?;
+        let socket = Socket::sender(&memory, interface, 0)?;
+        let described = socket.describe();
+        Ok(Port { outlet: Some((socket.sender, memory.batch(BATCH), free)), inlets: vec![], described })
+    }
+
+    fn receiver(interface: &str, sends: bool) -> Result<Port, SetupError> {
+        let redirect = Socket::attach(interface, Filter::Udp)?;
+        let mut port = Port { outlet: None, inlets: vec![], described: String::new() };
+        for queue in 0..MOST_QUEUES {
+            // The fill ring, as much again for what was received, and the generator's own.
+            let sends = sends && queue == 0;
+            let (memory, mut free) = Memory::new(if sends { 3 } else { 2 } * RING_SIZE)?;
+            let mut to_send = memory.batch(0);
+            if sends {
+                free.give(&mut to_send, RING_SIZE as usize);
+            }
+            let socket = match Socket::shared_receiver(&memory, interface, queue, &redirect, &mut free) {
+                Ok(socket) => socket,
+                // There are no more queues.
+                Err(SetupError::Bind { source, .. }) if queue > 0 && source.raw_os_error() == Some(libc::EINVAL) => {
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            if queue == 0 {
+                port.described = socket.describe();
+            }
+            if sends {
+                port.outlet = Some((socket.sender, memory.batch(BATCH), to_send));
+            }
+            port.inlets.push(Inlet { receiver: socket.receiver, batch: memory.batch(BATCH), free });
+        }
+        if port.inlets.len() > 1 {
+            port.described.push_str(&format!(", {} queues", port.inlets.len()));
+        }
+        Ok(port)
+    }
+
+    /// One line for people: modes that were really bound.
+    pub fn describe(&self) -> &str {
+        &self.described
+    }
+
+    /// The generator, once; `None` if the port does not send.
+    pub fn generator(&mut self, template: Template) -> Option<Generator> {
+        self.outlet.take().map(|(sender, batch, free)| Generator::over(sender, batch, free, template))
+    }
+
+    /// The sink; nothing comes if the port does not receive.
+    pub fn sink(&mut self) -> Sink {
+        Sink::new(std::mem::take(&mut self.inlets))
+    }
+}

@@ -1,0 +1,328 @@
+//! A whole measurement: for each mix of sizes the tool's own ceiling, then what was asked for.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::plan::LATENCY_LOADS;
+use super::{Bench, Findings, Kind, Load, Outcome, Plan, Traffic};
+use crate::packet::Mix;
+use crate::report::Better;
+use crate::search::{self, End, Goal, GoalResult, Limits, Measurer, Trial};
+
+/// From this part of the tool's own ceiling on a result may be the tool's as much as the device's.
+const NEAR_CEILING: f64 = 0.9;
+/// Goal Loss Ratio of the partial drop rate.
+const PDR_LOSS: f64 = 0.005;
+/// The ceiling is searched with trials of this length, three a load, to this width: it is only a bound.
+const CEILING_TRIAL: Duration = Duration::from_millis(300);
+const CEILING_WIDTH: f64 = 0.05;
+/// Generator and bare loop in turn so often, for so long each: slow and fast moments meet both.
+const TOOL_PAIRS: usize = 15;
+const TOOL_TURN: Duration = Duration::from_millis(100);
+
+/// A measurement under way.
+pub struct Session<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// With what packets.
+    pub traffic: &'a Traffic,
+    /// Over the device.
+    pub device: Bench,
+    /// Over nothing, to measure the tool.
+    pub bare: Option<Bench>,
+    /// Ends it.
+    pub stop: &'a AtomicBool,
+    /// Told what is measured now, as often as [`Plan::steps`] says.
+    pub progress: &'a mut dyn FnMut(&str),
+}
+
+impl Session<'_> {
+    /// Measures everything.
+    ///
+    /// # Errors
+    /// What the kernel refuses; `Interrupted` after the stop flag was set.
+    pub fn run(mut self) -> anyhow::Result<Findings> {
+        let mut findings = Findings::default();
+        let mut ceilings = vec![None; self.plan.mixes.len()];
+        for round in 0..self.plan.rounds {
+            for (mix, ceiling) in self.plan.mixes.iter().zip(&mut ceilings) {
+                let at = format!("round {} of {}, {mix}", round + 1, self.plan.rounds);
+                if round == 0 {
+                    *ceiling = self.ceiling(mix, &at, &mut findings)?;
+                }
+                self.device.change(self.traffic.templates(mix)?)?;
+                match self.plan.fixed {
+                    Some(rate) => self.fixed(mix, rate, *ceiling, &at, &mut findings)?,
+                    None => self.searches(mix, *ceiling, &at, &mut findings)?,
+                }
+            }
+        }
+        self.notes(&mut findings);
+        Ok(findings)
+    }
+
+    /// The highest rate that the tool itself sends and receives whole, packets a second in each direction.
+    fn ceiling(&mut self, mix: &Mix, at: &str, findings: &mut Findings) -> anyhow::Result<Option<f64>> {
+        let Some(bare) = &mut self.bare else {
+            findings.note("The tool's own ceiling was not measured: a result may be the tool's.".into());
+            return Ok(None);
+        };
+        (self.progress)(&format!("{at}: the tool's own ceiling"));
+        bare.change(self.traffic.templates(mix)?)?;
+        let mut prober = Prober { bench: bare, stop: self.stop, trials: vec![], mix };
+        let (flooded, _) = prober.flood(CEILING_TRIAL)?;
+        let goal = Goal {
+            loss_ratio: 0.0,
+            final_trial: CEILING_TRIAL,
+            duration_sum: 3 * CEILING_TRIAL,
+            exceed_ratio: 0.5,
+            width: CEILING_WIDTH,
+        };
+        let limits = Limits { max: flooded.max(self.plan.limits.min), ..self.plan.limits };
+        let results = search::mlrsearch(&mut prober, limits, &[goal], CEILING_TRIAL)?;
+        let ceiling = results.first().and_then(|result| result.lower).map(|load| load as f64);
+        match ceiling {
+            Some(ceiling) => findings.rate(mix, "Tool's own ceiling (bare veth, no loss)", ceiling),
+            None => findings.note(format!("{mix}: the tool loses packets even over a bare veth pair.")),
+        }
+        Ok(ceiling)
+    }
+
+    fn fixed(
+        &mut self,
+        mix: &Mix,
+        rate: NonZeroU64,
+        ceiling: Option<f64>,
+        at: &str,
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        (self.progress)(&format!("{at}: {rate} packets/s"));
+        let outcomes = self.device.run(Load { rate: Some(rate), duration: self.plan.trial }, self.stop)?;
+        for (direction, outcome) in self.device.directions().iter().zip(&outcomes) {
+            let subject = subject(mix, &direction.name, outcomes.len());
+            findings.outcome(&subject, outcome);
+            if !outcome.is_offered() {
+                findings.note(format!("{subject}: the generator could not offer {rate} packets/s."));
+            } else if outcome.sent.late > 0 {
+                findings.note(format!(
+                    "{subject}: the generator was held up; {} of {} packets left in bursts, at most {} at once.",
+                    outcome.sent.late, outcome.sent.packets, outcome.sent.most_behind
+                ));
+            }
+        }
+        near_ceiling(mix, "the rate", rate.get() as f64, ceiling, findings);
+        Ok(())
+    }
+
+    /// The generator against a loop that does nothing but transmit, on the same interface; and what is lost below
+    /// the tool's own ceiling.
+    fn tool(&mut self, mix: &Mix, ceiling: Option<f64>, findings: &mut Findings) -> anyhow::Result<()> {
+        if let (Some(bare), Some(ceiling)) = (&mut self.bare, ceiling) {
+            let rate = NonZeroU64::new((ceiling * NEAR_CEILING) as u64);
+            let outcomes = bare.run(Load { rate, duration: self.plan.duration_sum }, self.stop)?;
+            let loss = Outcome::trial(&outcomes, 0, 0.0).loss;
+            findings.push(
+                mix.name(),
+                "Loss without a device at 90 % of the tool's ceiling",
+                "%",
+                Better::Lower,
+                loss * 100.0,
+            );
+        }
+        let bench = self.bare.as_mut().unwrap_or(&mut self.device);
+        let mut pairs = bench.generator_and_bare_loop(TOOL_PAIRS, TOOL_TURN, self.stop)?;
+        pairs.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (generator, bare) = pairs[pairs.len() / 2];
+        findings.push(mix.name(), "Generator alone, unpaced", "kpps", Better::Higher, generator / 1e3);
+        findings.push(mix.name(), "Bare transmit loop", "kpps", Better::Higher, bare / 1e3);
+        findings.push(mix.name(), "Generator, of a bare transmit loop", "", Better::Higher, generator / bare);
+        Ok(())
+    }
+
+    fn searches(&mut self, mix: &Mix, ceiling: Option<f64>, at: &str, findings: &mut Findings) -> anyhow::Result<()> {
+        let plan = self.plan;
+        let wants = |kind| plan.kinds.contains(&kind);
+        if wants(Kind::Tool) {
+            (self.progress)(&format!("{at}: the generator beside a bare transmit loop"));
+            self.tool(mix, ceiling, findings)?;
+        }
+        let mut prober = Prober { bench: &mut self.device, stop: self.stop, trials: vec![], mix };
+        let mut tell = |what: &str| (self.progress)(&format!("{at}: {what}"));
+
+        tell("maximum received rate");
+        let (offered, received) = prober.flood(plan.trial)?;
+        if wants(Kind::Maximum) {
+            findings.rate(mix, "Maximum received rate", received);
+            findings.rate(mix, "Offered for it", offered as f64);
+            near_ceiling(mix, "the maximum received rate", received, ceiling, findings);
+        }
+        let limits = Limits { max: plan.limits.max.min(offered).max(plan.limits.min), ..plan.limits };
+
+        if wants(Kind::Throughput) {
+            tell("throughput (RFC 2544)");
+            let result = search::throughput(&mut prober, limits, plan.trial, plan.width)?;
+            goal_result(mix, "Throughput (RFC 2544)", &result, ceiling, findings);
+        }
+        if wants(Kind::Mlr) || wants(Kind::Latency) {
+            tell("non-drop and partial drop rate (RFC 9971)");
+            let goals = [0.0, PDR_LOSS].map(|loss_ratio| Goal {
+                loss_ratio,
+                final_trial: plan.trial,
+                duration_sum: plan.duration_sum,
+                exceed_ratio: plan.exceed_ratio,
+                width: plan.width,
+            });
+            let results = search::mlrsearch(&mut prober, limits, &goals, plan.trial)?;
+            for (result, name) in results.iter().zip(["NDR (RFC 9971)", "PDR at 0.5 % loss (RFC 9971)"]) {
+                goal_result(mix, name, result, ceiling, findings);
+            }
+            if let Some(pdr) = results[1].lower.filter(|_| wants(Kind::Latency)) {
+                for part in LATENCY_LOADS {
+                    tell(&format!("latency at {part} % of PDR"));
+                    prober.latency(
+                        pdr * part / 100,
+                        &format!("Latency at {part} % of PDR"),
+                        plan.duration_sum,
+                        findings,
+                    )?;
+                }
+            }
+        }
+        let Prober { trials, .. } = prober;
+        findings.losses(mix.name(), &trials);
+        let disputed = trials.iter().filter(|trial| !trial.offered || trial.certain_loss < trial.loss).count();
+        if disputed > 0 {
+            findings.note(format!(
+                "{mix}: in {disputed} of {} trials the tool itself was late or lost packets; where that could have \
+                 changed a verdict, the trial was repeated.",
+                trials.len()
+            ));
+        }
+        Ok(())
+    }
+
+    /// In what the procedure differs from the RFCs.
+    fn notes(&self, findings: &mut Findings) {
+        let plan = self.plan;
+        if plan.fixed.is_none() {
+            findings.note(format!(
+                "Loads are packets a second in each direction. Trials last {:?} (RFC 2544: 60 s at least). Goals of RFC \
+                 9971: duration sum {:?}, exceed ratio {}, width {} of the upper bound.",
+                plan.trial, plan.duration_sum, plan.exceed_ratio, plan.width
+            ));
+        }
+        if self.device.options().spin {
+            findings.note("Sinks do not sleep: their waking up is no part of the latencies.".into());
+        } else {
+            findings.note(
+                "Sinks sleep while nothing comes, for want of cores: their waking up is part of the latencies.".into(),
+            );
+        }
+    }
+}
+
+/// Trials over a bench, as the searches want them.
+struct Prober<'a> {
+    bench: &'a mut Bench,
+    stop: &'a AtomicBool,
+    trials: Vec<Trial>,
+    mix: &'a Mix,
+}
+
+impl Prober<'_> {
+    /// Sends unpaced: packets a second offered, and received, in each direction.
+    fn flood(&mut self, duration: Duration) -> io::Result<(u64, f64)> {
+        let outcomes = self.bench.run(Load { rate: None, duration }, self.stop)?;
+        let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len() as f64;
+        Ok((mean(|o| o.sent.packets_per_second) as u64, mean(|o| o.received_rate)))
+    }
+
+    fn latency(&mut self, load: u64, quantity: &str, duration: Duration, findings: &mut Findings) -> io::Result<()> {
+        let rate = NonZeroU64::new(load.max(1));
+        let outcomes = self.bench.run(Load { rate, duration }, self.stop)?;
+        self.trials.push(Outcome::trial(&outcomes, load, duration.as_secs_f64()));
+        for (direction, outcome) in self.bench.directions().iter().zip(&outcomes) {
+            findings.latency(&subject(self.mix, &direction.name, outcomes.len()), quantity, outcome);
+        }
+        Ok(())
+    }
+}
+
+impl Measurer for Prober<'_> {
+    type Error = io::Error;
+
+    fn measure(&mut self, load: u64, duration: Duration) -> io::Result<Trial> {
+        let outcomes = self.bench.run(Load { rate: NonZeroU64::new(load.max(1)), duration }, self.stop)?;
+        let trial = Outcome::trial(&outcomes, load, duration.as_secs_f64());
+        self.trials.push(trial);
+        Ok(trial)
+    }
+}
+
+fn subject(mix: &Mix, direction: &str, directions: usize) -> String {
+    if directions > 1 { format!("{mix}, {direction}") } else { mix.to_string() }
+}
+
+fn goal_result(mix: &Mix, name: &str, result: &GoalResult, ceiling: Option<f64>, findings: &mut Findings) {
+    if let Some(throughput) = result.conditional_throughput {
+        findings.rate(mix, name, throughput);
+        near_ceiling(mix, name, throughput, ceiling, findings);
+    }
+    let kpps = |load: Option<u64>| load.map_or("none".into(), |load| format!("{:.1} kpps", load as f64 / 1e3));
+    let bounds = format!("bounds {} and {}", kpps(result.lower), kpps(result.upper));
+    findings.note(match result.end {
+        End::Regular => format!("{mix}, {name}: {bounds}."),
+        End::MaxLoad => format!(
+            "{mix}, {name}: irregular, limited by the tool: the highest load that the generator offers is still good; \
+             the device may carry more ({bounds})."
+        ),
+        End::Ceiling(load) => format!(
+            "{mix}, {name}: irregular, limited by the tool: from {:.1} kpps on it was late or lost packets itself; the \
+             device may carry more ({bounds}).",
+            load as f64 / 1e3
+        ),
+        End::MinLoad => format!("{mix}, {name}: irregular: even the lowest load loses too much ({bounds})."),
+        End::Trials => format!("{mix}, {name}: irregular: the bounds did not settle ({bounds})."),
+    });
+}
+
+fn near_ceiling(mix: &Mix, name: &str, rate: f64, ceiling: Option<f64>, findings: &mut Findings) {
+    if let Some(ceiling) = ceiling.filter(|&ceiling| rate >= ceiling * NEAR_CEILING) {
+        findings.note(format!(
+            "{mix}, {name}: limited by the tool: it is {:.0} % of the tool's own ceiling of {:.1} kpps.",
+            rate / ceiling * 100.0,
+            ceiling / 1e3
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(end: End, throughput: f64) -> GoalResult {
+        GoalResult { lower: Some(1), upper: None, conditional_throughput: Some(throughput), end }
+    }
+
+    #[test]
+    fn a_result_near_the_tools_ceiling_says_so() {
+        let mix = Mix::packets(64);
+        for (rate, marked) in [(89.0, false), (90.0, true), (140.0, true)] {
+            let mut findings = Findings::default();
+            goal_result(&mix, "NDR", &result(End::Regular, rate), Some(100.0), &mut findings);
+            assert_eq!(findings.notes.iter().any(|note| note.contains("limited by the tool")), marked, "{rate}");
+            assert_eq!(findings.measures[0].samples, [rate / 1e3]);
+        }
+    }
+
+    #[test]
+    fn a_search_that_ended_at_the_tools_limit_says_so() {
+        for end in [End::MaxLoad, End::Ceiling(7_000)] {
+            let mut findings = Findings::default();
+            goal_result(&Mix::packets(64), "NDR", &result(end, 1.0), None, &mut findings);
+            assert!(findings.notes[0].contains("irregular, limited by the tool"), "{:?}", findings.notes);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Standing still must show, in all the packets that would have been sent meanwhile.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use penstock_bench::packet::Mix;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{MIDDLE_EAST, RIGHT, Row, trial};
+
+const RATE: u64 = 2_000;
+const STALL: Duration = Duration::from_millis(300);
+
+/// A child process that does not outlive the test.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("a signal");
+    }
+
+    /// Stops the process for a while; yields for how long it was at least and at most.
+    pub fn stall(&self) -> (Duration, Duration) {
+        let start = Instant::now();
+        self.signal(Signal::STOP);
+        let stopped = Instant::now();
+        std::thread::sleep(STALL);
+        let least = stopped.elapsed();
+        self.signal(Signal::CONT);
+        (least, start.elapsed())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SIGKILL ends a stopped process too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn forwarder(row: &Row) -> Running {
+    let start = || {
+        Command::new(env!("CARGO_BIN_EXE_penstock-bench"))
+            .args(["forward", "--from=west", "--to=east", "--seconds=30"])
+            .args(["--rewrite-src-mac", &MIDDLE_EAST.to_string(), "--rewrite-dst-mac", &RIGHT.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let mut child = Running(row.middle.enter(start).expect("a thread").expect("a forwarder"));
+    let mut line = String::new();
+    BufReader::new(child.0.stderr.take().expect("piped")).read_line(&mut line).expect("standard error reads");
+    assert!(line.starts_with("ready"), "{line}");
+    child
+}
+
+#[test]
+fn a_device_that_stands_still_shows_in_the_tail() {
+    let Some(row) = Row::new() else { return };
+    let device = forwarder(&row);
+    let mut bench = row.bench(&Mix::packets(64));
+    let (outcome, (least, most)) = std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| trial(&mut bench, RATE, 2.0));
+        std::thread::sleep(Duration::from_millis(800));
+        let stalled = device.stall();
+        (measuring.join().expect("a trial"), stalled)
+    });
+    assert_eq!((outcome.sent.packets, outcome.counts.distinct), (4_000, 4_000), "the rings hold a stall's packets");
+
+    // What a busy machine may add before the forwarder runs again.
+    let slack = Duration::from_millis(100);
+    let highest = Duration::from_nanos(outcome.latency.max());
+    assert!(highest + Duration::from_millis(5) > least, "{highest:?} after {least:?}");
+    assert!(highest < most + slack, "{highest:?} after {most:?}");
+
+    // An open loop goes on sending: of the packets due during the stall, those of its first part wait longer
+    // than `bound`. A closed loop would have had one packet on its way, and one bad sample.
+    let bound = Duration::from_millis(100);
+    let slow = outcome.latency.len() - outcome.latency.count_between(0, bound.as_nanos() as u64);
+    let due_in = |time: Duration| (time.as_secs_f64() * RATE as f64) as u64;
+    assert!(slow + 20 >= due_in(least - bound), "{slow} slow packets, {least:?} stalled");
+    assert!(slow <= due_in(most + slack - bound), "{slow} slow packets, {most:?} stalled");
+    // And all others are not touched.
+    assert!(outcome.latency.value_at_percentile(50.0) < bound.as_nanos() as u64 / 2);
+}
