@@ -88,9 +88,9 @@ impl Findings {
 
     /// Latency of one trial: percentiles, and the curve of the first round.
     pub(super) fn latency(&mut self, subject: &str, quantity: &str, outcome: &Outcome) {
-        self.percentiles(subject, quantity, &outcome.latency);
+        self.percentiles(subject, quantity, &PERCENTILES, &outcome.latency);
         // How much of it may be our own.
-        self.percentiles(subject, &format!("{quantity}: generator's lateness"), &outcome.sent.lag);
+        self.percentiles(subject, &format!("{quantity}: generator's lateness"), &[99.0], &outcome.sent.lag);
         let points = latency::percentiles(&outcome.latency);
         if points.len() > 1 && !self.curves.iter().any(|c| c.subject == subject && c.quantity == quantity) {
             self.curves.push(Curve {
@@ -103,11 +103,12 @@ impl Findings {
         }
     }
 
-    fn percentiles(&mut self, subject: &str, quantity: &str, times: &Histogram<u64>) {
+    /// These percentiles, as far as there are samples for them, and the highest.
+    fn percentiles(&mut self, subject: &str, quantity: &str, wanted: &[f64], times: &Histogram<u64>) {
         let mut push = |name: String, nanoseconds: u64| {
             self.push(subject, &format!("{quantity}, {name}"), "µs", Better::Lower, nanoseconds as f64 / 1e3);
         };
-        for percentile in PERCENTILES {
+        for &percentile in wanted {
             if times.len() as f64 * (1.0 - percentile / 100.0) >= BEYOND {
                 push(format!("{percentile} %"), times.value_at_percentile(percentile));
             }

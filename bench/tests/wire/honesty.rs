@@ -16,8 +16,9 @@ const SIZE: usize = 1000;
 
 fn shape(row: &Row) {
     row.route();
-    // A queue of five packets: the search's trials must not find it empty each time and gain by that.
-    let words = "qdisc add dev east root tbf rate 8mbit burst 3000 limit 6000";
+    // Queue and burst are small, for each of the search's trials finds them empty and gains by that; and larger
+    // than what the generator sends in a burst without saying so.
+    let words = "qdisc add dev east root tbf rate 8mbit burst 3000 limit 40000";
     row.middle.run("tc", &words.split(' ').collect::<Vec<_>>()).expect("a token bucket");
 }
 
@@ -34,7 +35,8 @@ fn a_known_rate_is_reported() {
     assert!((bits / rate / (8 * SIZE) as f64 - 1.0).abs() < 1e-6, "{bits} of {rate}");
     let expected = 4_500.0 - 1.5 * BUCKET;
     let lost = outcome.lost() as f64;
-    assert!(lost > 0.98 * expected && lost < 1.1 * expected, "{lost} of {expected}");
+    // What burst and queue held was not lost.
+    assert!(lost > 0.95 * expected && lost < 1.1 * expected, "{lost} of {expected}");
     assert_eq!((outcome.counts.duplicates, outcome.counts.corrupt), (0, 0));
 }
 
@@ -46,8 +48,8 @@ fn a_search_finds_a_known_rate() {
         mixes: vec![Mix::packets(SIZE)],
         kinds: vec![Kind::Throughput],
         fixed: None,
-        trial: Duration::from_millis(500),
-        duration_sum: Duration::from_millis(500),
+        trial: Duration::from_secs(1),
+        duration_sum: Duration::from_secs(1),
         exceed_ratio: 0.0,
         width: 0.04,
         limits: Limits { min: 100, max: 4_000 },
@@ -63,10 +65,9 @@ fn a_search_finds_a_known_rate() {
     };
     let findings = session.run().expect("a search");
     let throughput = findings.measures.iter().find(|m| m.quantity == "Throughput (RFC 2544)").expect("it is there");
-    // Of half a second's packets burst and queue hold two percent; the search's width is four. A scheduler
-    // that keeps one of the few trials waiting costs more, downwards.
+    // Of a second's packets burst and queue hold four percent; the search's width is four too.
     let rate = throughput.samples[0] * 1e3;
-    assert!(rate > 0.85 * BUCKET && rate < 1.07 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
+    assert!(rate > 0.95 * BUCKET && rate < 1.05 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
     assert!(findings.notes.iter().any(|note| note.contains("ceiling was not measured")), "{:?}", findings.notes);
 }
 
@@ -111,12 +112,12 @@ fn a_known_delay_is_reported() {
     let delay = Duration::from_millis(5);
     let _device = Delay::start(&row, delay);
     let outcome = trial(&mut row.bench(&Mix::packets(64)), 1_000, 1.0);
-    assert_eq!(outcome.counts.distinct, 1_000);
+    assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
     let micros = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-    // The histogram keeps 0.1 %. Nothing can be faster; slower is whatever the scheduler takes, twice 2 ms for
-    // most packets.
+    // Nothing can be faster (the histogram keeps 0.1 %), and some packet meets no other delay. What a busy
+    // machine adds for most is allowed to be three times the delay.
     let least = micros(outcome.latency.min());
-    assert!(least >= 4_995.0, "{least}");
+    assert!((4_995.0..6_000.0).contains(&least), "{least}");
     let median = micros(outcome.latency.value_at_percentile(50.0));
-    assert!(median < 9_000.0, "{median}");
+    assert!(median < 20_000.0, "{median}");
 }
