@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use penstock_bench::packet::Mix;
+use penstock_bench::packet::{Flows, Mix};
 use penstock_bench::search::Limits;
-use penstock_bench::wire::{Kind, Plan, Session};
+use penstock_bench::wire::{Kind, Plan, Session, Traffic};
 
 use super::device::Delay;
-use super::{NO_STOP, PORT, Row, trial};
+use super::{MIDDLE_EAST, NO_STOP, PORT, RIGHT, Row, trial};
 
 /// What a token bucket lets through, in packets a second, of IP packets of `SIZE` bytes: it counts Ethernet
 /// headers, but not check sequences.
@@ -104,6 +104,28 @@ fn known_duplicates_are_reported() {
     let copies = outcome.counts.duplicates;
     assert!(copies <= 100 && copies + outcome.sent.late >= 100, "{copies} copies");
     assert_eq!((outcome.counts.reordered, outcome.counts.corrupt), (0, 0));
+}
+
+#[test]
+fn every_queue_is_received_from() {
+    let Some(row) = Row::new() else { return };
+    row.middle.ip(&["link", "del", "east"]).expect("the pair with one queue goes");
+    let (middle, right, path) = (MIDDLE_EAST.to_string(), RIGHT.to_string(), row.right.path());
+    let queues = ["numrxqueues", "2", "numtxqueues", "2"];
+    let mut words = vec!["link", "add", "east", "address", &middle];
+    words.extend(queues);
+    words.extend(["type", "veth", "peer", "name", "west", "address", &right, "netns", &path]);
+    words.extend(queues);
+    row.middle.ip(&words).expect("a pair with two");
+    row.middle.ip(&["link", "set", "east", "up"]).expect("up");
+    row.right.ip(&["link", "set", "west", "up"]).expect("up");
+    row.route();
+    // The kernel gives flows to queues by their hash: of 64 some go either way.
+    let flows = Flows { count: 64, hosts: 1 };
+    let traffic = Traffic { flows, ..row.traffic() };
+    let outcome = trial(&mut row.bench_of(&traffic, &Mix::packets(100)), 1_000, 1.0);
+    assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
+    assert_eq!((outcome.counts.reordered, outcome.counts.duplicates), (0, 0));
 }
 
 #[test]
