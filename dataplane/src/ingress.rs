@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::Millis;
 use crate::drop::{Drop, Drops};
-use crate::frame::{FRAME_SIZE, Frame, Pool};
+use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::{self, Inner};
 use crate::ports::{Batch, Packet};
@@ -100,7 +100,7 @@ fn open<'a>(
     let start = frame.start();
     let plain = (pool.anchor(frame) + ETHERNET).min(start);
     let end = start + bytes;
-    let len = session.open(&mut pool.slot_mut(frame)[plain..end.min(FRAME_SIZE)], start - plain, now)?;
+    let len = session.open(&mut pool.slot_mut(frame)[plain..end], start - plain, now)?;
     frame.set(plain, len);
 
     tally.count(session, bytes as u64, len > 0, now);
