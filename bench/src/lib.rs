@@ -7,13 +7,13 @@
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
-//! redirect packets to a socket; only these two hold unsafe code.
+//! redirect packets to a socket. [`pipeline`] measures the data plane without devices.
 
 pub mod forwarder;
-pub mod gateway;
 pub mod generator;
 pub mod packet;
 pub mod payload;
+pub mod pipeline;
 pub mod program;
 pub mod report;
 pub mod schedule;

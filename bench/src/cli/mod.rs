@@ -2,6 +2,7 @@
 
 mod forward;
 mod generate;
+mod pipeline;
 mod sink;
 
 use std::sync::Arc;
@@ -25,6 +26,8 @@ enum Command {
     Generate(generate::Generate),
     /// Count what a generator sent: rate, loss, order
     Sink(sink::SinkOptions),
+    /// Measure the data plane on one core without devices, stage by stage
+    Pipeline(pipeline::Pipeline),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
 }
@@ -36,6 +39,7 @@ impl Cli {
         match self.command {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
+            Command::Pipeline(options) => pipeline::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
         }
     }
