@@ -190,7 +190,8 @@ impl Rig {
         let (pool, table) = (self.gateway.worker.pool(), &self.table);
         repeat(&mut with_inner(frames, pool), meter, |(frame, inner)| {
             let merged = inner::merge_ecn(pool.packet_mut(frame), inner.tos, 0).is_ok();
-            let link = black_box(table.hop(inner.destination)).filter(|link| inner.len <= usize::from(link.mtu));
+            let link =
+                black_box(table.hop(inner.destination)).as_ref().filter(|link| inner.len <= usize::from(link.mtu));
             let forwarded = inner::take_hop(pool.packet_mut(frame)).is_ok();
             merged && link.is_some() && forwarded
         })
