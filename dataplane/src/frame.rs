@@ -218,8 +218,9 @@ impl Pool {
     /// time to fetch it passes while the packet before it is sealed or opened.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
-        for offset in (frame.start()..frame.start() + frame.len()).step_by(CACHE_LINE) {
-            prefetch_line(self.pointer(frame, offset));
+        let first = self.pointer(frame, frame.start());
+        for offset in (0..frame.len()).step_by(CACHE_LINE) {
+            prefetch_line(first.wrapping_add(offset));
         }
     }
 
