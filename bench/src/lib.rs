@@ -7,8 +7,10 @@
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
-//! redirect packets to a socket. [`pipeline`] measures the data plane without devices.
+//! redirect packets to a socket. [`pipeline`] measures the data plane without devices, [`compare`] gateways against
+//! each other; [`report`] is what every measurement yields.
 
+pub mod compare;
 pub mod forwarder;
 pub mod generator;
 pub mod packet;

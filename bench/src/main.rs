@@ -13,7 +13,7 @@ static COUNTING: Counting = Counting;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("penstock-bench: {error:#}");
             ExitCode::FAILURE

@@ -1,10 +1,13 @@
 //! The commands, one file each.
 
+mod compare;
 mod forward;
 mod generate;
 mod pipeline;
+mod report;
 mod sink;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -30,18 +33,26 @@ enum Command {
     Pipeline(pipeline::Pipeline),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
+    /// Measure Penstock, other gateways and the ceilings in the same topology, one after another
+    Compare(compare::Compare),
+    /// Show a report, draw it, or compare two
+    #[command(subcommand)]
+    Report(report::Command),
 }
 
 impl Cli {
     /// Does what was asked for.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         let stop = stop_flag()?;
         match self.command {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
             Command::Pipeline(options) => pipeline::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
+            Command::Compare(options) => compare::run(&options, &stop),
+            Command::Report(command) => return report::run(command),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 

@@ -1,4 +1,19 @@
 //! What a measurement yields, whoever measured. All that prints, plots or compares works on a [`Report`].
+//!
+//! [`json`] is its file, [`check`] what such a file must hold; [`table`], [`csv`] and [`html`] show it, [`plot`]
+//! draws it, [`verdict`] compares two. [`context`] and [`progress`] serve whoever measures. A report may come
+//! from anywhere, so its texts are shown by [`text`] only.
+
+pub mod check;
+pub mod context;
+pub mod csv;
+pub mod html;
+pub mod json;
+pub mod plot;
+pub mod progress;
+pub mod table;
+pub mod text;
+pub mod verdict;
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +99,206 @@ pub enum Scale {
     Linear,
     /// By their logarithm; all are above 0.
     Logarithmic,
-    /// Percentiles as the tail wants them, by 1 / (1 - p): 0, 90, 99, 99.9 are evenly spaced.
+    /// Percentiles as the tail wants them, by 1 / (1 - p): 0, 90, 99, 99.9 are evenly spaced. Values are in
+    /// percent, from 0 to 100; 100 is the maximum and is drawn at the edge.
     Percentile,
+}
+
+/// The measures of one quantity, in the order of the report.
+#[derive(Clone, Debug)]
+pub struct Quantity<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its unit, empty for a ratio.
+    pub unit: &'a str,
+    /// Which way it is better.
+    pub better: Better,
+    /// One a subject.
+    pub measures: Vec<&'a Measure>,
+}
+
+/// The curves of one plot, in the order of the report.
+#[derive(Clone, Debug)]
+pub struct Plot<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// One a subject; all have the first one's axes.
+    pub curves: Vec<&'a Curve>,
+}
+
+/// The middle of some samples, and how far they spread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// Half of them are below.
+    pub median: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
+}
+
+impl Report {
+    /// A report without figures.
+    pub fn new(title: &str, context: Vec<(String, String)>) -> Report {
+        Report {
+            version: VERSION,
+            title: title.into(),
+            context,
+            measures: Vec::new(),
+            curves: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// The measures by quantity; measures of different units are different quantities.
+    pub fn quantities(&self) -> Vec<Quantity<'_>> {
+        let mut quantities: Vec<Quantity<'_>> = Vec::new();
+        for measure in &self.measures {
+            let Measure { quantity: name, unit, better, .. } = measure;
+            match quantities.iter_mut().find(|q| (q.name, q.unit, q.better) == (name, unit, *better)) {
+                Some(quantity) => quantity.measures.push(measure),
+                None => quantities.push(Quantity { name, unit, better: *better, measures: vec![measure] }),
+            }
+        }
+        quantities
+    }
+
+    /// The curves by plot; curves with different axes are different plots.
+    pub fn plots(&self) -> Vec<Plot<'_>> {
+        let mut plots: Vec<Plot<'_>> = Vec::new();
+        for curve in &self.curves {
+            let same = |plot: &&mut Plot<'_>| {
+                plot.name == curve.quantity && plot.curves.iter().all(|c| (&c.x, &c.y) == (&curve.x, &curve.y))
+            };
+            match plots.iter_mut().find(same) {
+                Some(plot) => plot.curves.push(curve),
+                None => plots.push(Plot { name: &curve.quantity, curves: vec![curve] }),
+            }
+        }
+        plots
+    }
+
+    /// The samples of this subject and quantity.
+    pub fn samples(&self, subject: &str, quantity: &str) -> Option<&[f64]> {
+        let measure = self.measures.iter().find(|m| m.subject == subject && m.quantity == quantity)?;
+        Some(&measure.samples)
+    }
+}
+
+impl Measure {
+    /// The middle of the samples, and how far they spread.
+    pub fn spread(&self) -> Spread {
+        Spread::of(&self.samples)
+    }
+}
+
+impl Spread {
+    /// Of these samples.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn of(samples: &[f64]) -> Spread {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = match sorted.len() % 2 {
+            1 => sorted[middle],
+            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        };
+        Spread { median, least: sorted[0], most: sorted[sorted.len() - 1] }
+    }
+}
+
+impl Quantity<'_> {
+    /// For a heading: "TCP, 1 stream, Gbit/s".
+    pub fn heading(&self) -> String {
+        match self.unit {
+            "" => self.name.into(),
+            unit => format!("{}, {unit}", self.name),
+        }
+    }
+}
+
+impl Better {
+    /// In words.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Better::Higher => "higher is better",
+            Better::Lower => "lower is better",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_an_even_number_is_between_two() {
+        assert_eq!(Spread::of(&[4.0, 1.0, 9.0]), Spread { median: 4.0, least: 1.0, most: 9.0 });
+        assert_eq!(Spread::of(&[4.0, 1.0, 9.0, 2.0]).median, 3.0);
+        assert_eq!(Spread::of(&[-1.0]), Spread { median: -1.0, least: -1.0, most: -1.0 });
+    }
+
+    #[test]
+    fn measures_and_curves_group_in_the_order_of_the_report() {
+        let report = sample::report();
+        let headings: Vec<String> = report.quantities().iter().map(Quantity::heading).collect();
+        assert_eq!(headings, ["TCP, 1 stream, Gbit/s", "idle ping, µs", "TCP, 1 stream, of kernel"]);
+        assert_eq!(report.quantities()[0].measures.len(), 3);
+        let plots: Vec<(&str, usize)> = report.plots().iter().map(|p| (p.name, p.curves.len())).collect();
+        assert_eq!(plots, [("Latency", 2), ("Loss", 1)]);
+    }
+}
+
+/// A small report for tests.
+#[cfg(test)]
+pub mod sample {
+    use super::*;
+
+    /// Three subjects, three quantities, two plots.
+    pub fn report() -> Report {
+        let measure = |subject: &str, quantity: &str, unit: &str, better, samples: &[f64]| Measure {
+            subject: subject.into(),
+            quantity: quantity.into(),
+            unit: unit.into(),
+            better,
+            samples: samples.into(),
+        };
+        let axis = |label: &str, unit: &str, scale| Axis { label: label.into(), unit: unit.into(), scale };
+        let (tcp, ping, ratio) = ("TCP, 1 stream", "idle ping", "TCP, 1 stream, of kernel");
+        let (up, down) = (Better::Higher, Better::Lower);
+        let latency = |subject: &str, factor: f64| Curve {
+            subject: subject.into(),
+            quantity: "Latency".into(),
+            x: axis("percentile", "%", Scale::Percentile),
+            y: axis("latency", "µs", Scale::Logarithmic),
+            points: [(0.0, 20.0), (50.0, 31.0), (90.0, 44.0), (99.0, 90.0), (99.9, 700.0), (100.0, 2100.0)]
+                .map(|(x, y)| (x, y * factor))
+                .into(),
+        };
+        Report {
+            measures: vec![
+                measure("kernel", tcp, "Gbit/s", up, &[11.9, 8.83, 13.47]),
+                measure("kernel", ping, "µs", down, &[64.0, 60.0, 74.0]),
+                measure("penstock auto", tcp, "Gbit/s", up, &[2.77, 2.57, 3.64]),
+                measure("penstock auto", ping, "µs", down, &[318.0, 276.0, 339.0]),
+                measure("penstock auto", ratio, "", up, &[0.232, 0.291, 0.27]),
+                measure("wireguard-go", tcp, "Gbit/s", up, &[0.4, 0.34, 0.46]),
+            ],
+            curves: vec![
+                latency("kernel", 1.0),
+                latency("penstock auto", 3.5),
+                Curve {
+                    subject: "penstock auto".into(),
+                    quantity: "Loss".into(),
+                    x: axis("offered load", "kpps", Scale::Linear),
+                    y: axis("loss", "%", Scale::Linear),
+                    points: vec![(50.0, 0.0), (100.0, 0.02), (150.0, 1.5), (200.0, 21.0)],
+                },
+            ],
+            notes: vec!["nebula was skipped: nebula is not on this machine.".into()],
+            ..Report::new("Comparison", vec![("kernel".into(), "6.18.0".into()), ("load".into(), "0.1 0.2 0.3".into())])
+        }
+    }
 }

@@ -5,7 +5,8 @@ use penstock_dataplane::drop::Drop;
 use super::*;
 use crate::pipeline::size::Size;
 
-const SIZES: [Size; 5] = [Size::Bytes(28), Size::Bytes(67), Size::Bytes(1420), Size::Imix, Size::Bytes(9000)];
+/// With the smallest and the largest that may be asked for.
+const SIZES: [Size; 5] = [Size::Bytes(28), Size::Bytes(1420), Size::Imix, Size::Bytes(9000), Size::Bytes(60_000)];
 
 fn rig(size: Size) -> (Rig, Meter) {
     (Rig::new(size).expect("descriptors"), Meter::new())

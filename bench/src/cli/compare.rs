@@ -1,0 +1,89 @@
+//! `penstock-bench compare`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use penstock_bench::compare::{self, Options, Subject, markdown, subject};
+use penstock_bench::report::{Report, csv, html, json, table};
+
+/// More would take days.
+const MOST_ROUNDS: i64 = 100;
+/// Longer than this nothing new is learned.
+const MOST_SECONDS: i64 = 600;
+
+#[derive(Args)]
+pub(super) struct Compare {
+    /// Only this one; may be repeated
+    #[arg(long, value_name = "NAME", value_parser = subject::NAMES)]
+    only: Vec<String>,
+    /// How often everything is measured; a verdict on two reports needs at least 4
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=MOST_ROUNDS))]
+    rounds: u16,
+    /// How long one measurement lasts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MOST_SECONDS))]
+    seconds: u16,
+    /// Gateway A on core 0, gateway B on core 1; without it the scheduler places them
+    #[arg(long)]
+    pin: bool,
+    /// Where report.json, report.csv and report.html go
+    #[arg(long, value_name = "DIR", default_value = "penstock-compare")]
+    output: PathBuf,
+    /// Write the tables as Markdown here too
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// A line about the machine or the build for the report: "instance=c7gn.large"; may be repeated
+    #[arg(long, value_name = "NAME=TEXT", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// The penstock to measure; without it the one beside this program
+    #[arg(long, value_name = "PATH")]
+    penstock: Option<PathBuf>,
+}
+
+pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
+    let bench = std::env::current_exe().context("cannot find this program")?;
+    let penstock = options.penstock.clone().unwrap_or_else(|| bench.with_file_name("penstock"));
+    let chosen = |subject: &&'static Subject| options.only.is_empty() || options.only.iter().any(|n| n == subject.name);
+    // Before an hour of measuring, not after it.
+    fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
+    let mut report = compare::run(
+        &Options {
+            subjects: subject::ALL.iter().filter(chosen).collect(),
+            rounds: options.rounds.into(),
+            duration: Duration::from_secs(options.seconds.into()),
+            pin: options.pin,
+            bench,
+            penstock,
+        },
+        stop,
+    )?;
+    report.context.extend(options.label.iter().cloned());
+    print!("{}", table::render(&report));
+    save(&report, options)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, text) = text.split_once('=').ok_or("a label looks like name=text")?;
+    Ok((name.into(), text.into()))
+}
+
+fn save(report: &Report, options: &Compare) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    csv::write(report, &mut rows)?;
+    let page = options.output.join("report.html");
+    write(&options.output.join("report.json"), json::write(report)?.as_bytes())?;
+    write(&options.output.join("report.csv"), &rows)?;
+    write(&page, html::render(report).as_bytes())?;
+    if let Some(file) = &options.results {
+        write(file, markdown::render(report).as_bytes())?;
+    }
+    eprintln!("the page: {}", page.display());
+    Ok(())
+}
+
+fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,122 @@
+//! `penstock-bench report`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use penstock_bench::report::verdict::rank_sum::Confidence;
+use penstock_bench::report::verdict::{self, Verdict};
+use penstock_bench::report::{Report, csv, html, json, plot, table};
+
+/// What `--fail-if-slower` exits with; 1 and 2 are errors.
+const SLOWER: u8 = 3;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Print a report, or write it in another form
+    Show(Show),
+    /// Compare two reports by a rule that knows the noise
+    Diff(Diff),
+    /// Draw bars of a report as a picture for another page
+    Picture(Picture),
+}
+
+#[derive(Args)]
+pub(super) struct Show {
+    /// A report's JSON
+    file: PathBuf,
+    /// Write the page here
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write a row a sample here
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct Diff {
+    /// What is compared with
+    old: PathBuf,
+    /// What is judged
+    new: PathBuf,
+    /// How sure a verdict must be, in percent
+    #[arg(long, value_enum, default_value = "95")]
+    confidence: Percent,
+    /// Exit with 3 if anything is slower
+    #[arg(long)]
+    fail_if_slower: bool,
+}
+
+#[derive(Args)]
+pub(super) struct Picture {
+    /// A report's JSON
+    file: PathBuf,
+    /// Write the picture here
+    #[arg(long, value_name = "FILE")]
+    svg: PathBuf,
+    /// Only this quantity; may be repeated; without it all throughputs
+    #[arg(long, value_name = "NAME")]
+    quantity: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Percent {
+    #[value(name = "95")]
+    Percent95,
+    #[value(name = "99")]
+    Percent99,
+    #[value(name = "99.9")]
+    Permille999,
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Show(options) => show(&options).map(|()| ExitCode::SUCCESS),
+        Command::Diff(options) => diff(&options),
+        Command::Picture(options) => picture(&options).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn show(options: &Show) -> anyhow::Result<()> {
+    let report = read(&options.file)?;
+    if let Some(file) = &options.html {
+        write(file, html::render(&report).as_bytes())?;
+    }
+    if let Some(file) = &options.csv {
+        let mut rows = Vec::new();
+        csv::write(&report, &mut rows)?;
+        write(file, &rows)?;
+    }
+    if options.html.is_none() && options.csv.is_none() {
+        print!("{}", table::render(&report));
+    }
+    Ok(())
+}
+
+fn diff(options: &Diff) -> anyhow::Result<ExitCode> {
+    let confidence = match options.confidence {
+        Percent::Percent95 => Confidence::Percent95,
+        Percent::Percent99 => Confidence::Percent99,
+        Percent::Permille999 => Confidence::Permille999,
+    };
+    let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, confidence);
+    print!("{}", comparison.render());
+    let failed = options.fail_if_slower && comparison.count(Verdict::Slower) > 0;
+    Ok(if failed { ExitCode::from(SLOWER) } else { ExitCode::SUCCESS })
+}
+
+fn picture(options: &Picture) -> anyhow::Result<()> {
+    let report = read(&options.file)?;
+    let picture = plot::picture(&report, &options.quantity).context("the report has no such quantity")?;
+    write(&options.svg, picture.standalone(&report.title).as_bytes())
+}
+
+fn read(file: &Path) -> anyhow::Result<Report> {
+    json::read(file).with_context(|| file.display().to_string())
+}
+
+fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
+}

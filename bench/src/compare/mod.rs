@@ -1,0 +1,68 @@
+//! Gateways measured against each other and against their ceilings, in the same topology with the same traffic.
+//!
+//! ```text
+//!   host A                gateway A                   gateway B                host B
+//!  ┌──────┐ 10.101.0.0/24 ┌─────────┐  192.0.2.0/30  ┌─────────┐ 10.102.0.0/24 ┌──────┐
+//!  │ lan .2├──────────────┤.1 lan   │                │   lan .1├──────────────┤.2 lan │
+//!  │      │     veth      │   wan .1├──────veth──────┤.2 wan   │     veth     │      │
+//!  └──────┘               └─────────┘                └─────────┘              └──────┘
+//!  iperf3 -c, ping,        the gateway under test, twice                       iperf3 -s,
+//!  generator                                                                   sink
+//! ```
+//! A [`Subject`] is measured in namespaces of its own, which go with it. [`rounds`] takes one subject after the
+//! other and begins again, so that a slow minute of the machine slows all of them; [`measure`] holds what is
+//! measured, [`figures`] makes a report of it.
+
+pub mod figures;
+pub mod markdown;
+mod measure;
+mod process;
+mod rivals;
+mod rounds;
+pub mod subject;
+mod topology;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use rounds::run;
+pub use subject::Subject;
+
+/// What is measured, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// In this order.
+    pub subjects: Vec<&'static Subject>,
+    /// How often everything is measured.
+    pub rounds: usize,
+    /// How long one measurement lasts.
+    pub duration: Duration,
+    /// Gateway A on core 0, gateway B on core 1; otherwise the scheduler places them.
+    pub pin: bool,
+    /// This program, for generator, sink and forwarder.
+    pub bench: PathBuf,
+    /// The gateway that all this is about.
+    pub penstock: PathBuf,
+}
+
+/// Why something could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SIGINT or SIGTERM.
+    #[error("stopped by a signal")]
+    Stopped,
+    /// A sentence.
+    #[error("{0}")]
+    Failed(String),
+    /// What could not be done.
+    #[error("cannot {0}: {1}")]
+    Io(String, io::Error),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |error| Error::Io(what, error)
+}

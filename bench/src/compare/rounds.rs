@@ -1,0 +1,196 @@
+//! One subject after the other, and again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use super::figures::Figures;
+use super::measure::{self, CpuClock, Place};
+use super::topology::{self, Topology};
+use super::{Error, Options, Result, Subject, io_error, process};
+use crate::report::progress::Progress;
+use crate::report::{Report, context};
+
+/// Without these nothing can be measured.
+const TOOLS: [&str; 8] = ["ip", "ethtool", "iperf3", "ping", "sysctl", "nsenter", "mount", "sh"];
+/// A machine with more waiting for its cores is not idle.
+const IDLE_LOAD: f64 = 0.5;
+/// With so many cores busy otherwise, CPU time says nothing of what is measured.
+const BUSY_CORES: f64 = 0.2;
+/// How long one looks what the machine does when nothing is measured.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// What holds for every run, whatever came out.
+const ALWAYS: [&str; 6] = [
+    "Traffic sources and sinks, both gateways and the kernel share the machine's cores: a rate is what the whole chain \
+     carries, not what a gateway on cores of its own would, and a gateway that takes less leaves more to the others.",
+    "The links are veth pairs: AF_XDP copies every packet on them, and a NIC with zero-copy would favour it; TCP passes \
+     them in super-packets of up to 64 kB, which favours what keeps those whole (kernel, penstock-tun).",
+    "UDP rates are what the sink received while an unpaced generator sent one flow; it loses what the chain cannot carry. \
+     Sizes are those of the Ethernet frames on the LAN without their check sequence.",
+    "CPU time is the whole machine's, iperf3 included: all that was not idle, less what was busy before anything was \
+     started, per 10^9 bytes received. A gateway that polls busily is charged for its polling.",
+    "Ratios are of the same round; trust them more than the absolute figures.",
+    "WireGuard encrypts with ChaCha20-Poly1305, nebula with AES-256-GCM, as its default is. Every rival runs as its \
+     defaults have it, with an MTU of 1440.",
+];
+
+/// Measures all subjects; what cannot be measured is left out with a sentence.
+///
+/// # Errors
+/// [`Error::Stopped`] after a signal; a sentence if nothing at all can be measured.
+pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
+    let mut report = Report::new("Comparison of gateways", context::machine());
+    look_around(options)?;
+    topology::sweep();
+    let mut subjects = Vec::new();
+    for subject in &options.subjects {
+        match subject.look(options) {
+            Ok(version) => subjects.push((*subject, version)),
+            Err(why) => report.notes.push(format!("{} was skipped: {why}.", subject.name)),
+        }
+    }
+    if subjects.is_empty() {
+        return Err(Error::Failed(format!("nothing to measure: {}", report.notes.join(" "))));
+    }
+    let progress = Progress::new((options.rounds * subjects.len() * measure::ALL.len()) as u64);
+    report.notes.iter().for_each(|note| progress.say(note));
+    if let Some(load) = context::load_of_the_last_minute().filter(|load| *load > IDLE_LOAD) {
+        let note = format!("The machine was not idle (load {load}): figures are too low and ratios noisy.");
+        progress.say(&note);
+        report.notes.push(note);
+    }
+    let folder = tempfile::Builder::new().prefix("penstock-compare-").tempdir().map_err(io_error("make a folder"))?;
+    let names: Vec<&'static Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
+    let mut run = Run {
+        options,
+        stop,
+        progress,
+        folder: folder.path(),
+        figures: Figures::default(),
+        said: vec![],
+        bound: BTreeMap::new(),
+    };
+    for round in 0..options.rounds {
+        run.round(round, &names)?;
+    }
+    report.context.extend(surroundings(options));
+    for version in subjects.into_iter().filter_map(|(_, version)| version) {
+        if !report.context.contains(&version) {
+            report.context.push(version);
+        }
+    }
+    let bound = run.bound.iter().map(|(name, modes)| (format!("{name} bound"), modes.clone()));
+    report.context.extend(bound);
+    report.notes.append(&mut run.said);
+    report.notes.extend(ALWAYS.map(String::from));
+    run.figures.report(&names, &mut report);
+    Ok(report)
+}
+
+/// A comparison that is under way.
+struct Run<'a> {
+    options: &'a Options,
+    stop: &'a AtomicBool,
+    progress: Progress,
+    folder: &'a Path,
+    figures: Figures,
+    /// What went wrong.
+    said: Vec<String>,
+    /// By subject, what it really bound.
+    bound: BTreeMap<&'static str, String>,
+}
+
+impl Run<'_> {
+    /// Each round begins with another subject, so that none is always the first.
+    fn round(&mut self, round: usize, subjects: &[&'static Subject]) -> Result<()> {
+        let clock = CpuClock::start()?;
+        thread::sleep(IDLE_LOOK);
+        let idle_load = clock.load()?;
+        if idle_load > BUSY_CORES {
+            let sentence = format!(
+                "No CPU time in round {}: {idle_load:.1} cores were busy before anything was started.",
+                round + 1
+            );
+            self.say(sentence);
+        }
+        let idle_load = (idle_load <= BUSY_CORES).then_some(idle_load);
+        for n in 0..subjects.len() {
+            let subject = subjects[(n + round) % subjects.len()];
+            self.subject(round, subject, idle_load)?;
+        }
+        Ok(())
+    }
+
+    /// Measures one subject in namespaces of its own. Only a signal is an error.
+    fn subject(&mut self, round: usize, subject: &'static Subject, idle_load: Option<f64>) -> Result<()> {
+        let topology = Topology::new(self.folder, self.options.pin)?;
+        let mut running = match subject.start(&topology, self.options, self.stop) {
+            Ok(running) => running,
+            Err(Error::Stopped) => return Err(Error::Stopped),
+            Err(error) => {
+                self.progress.skip(measure::ALL.len() as u64);
+                self.complain(round, subject, &error.to_string());
+                return Ok(());
+            }
+        };
+        let bound = subject.bound(&topology, &running, self.options);
+        self.bound.extend(bound.map(|modes| (subject.name, modes)));
+        let place = Place { topology: &topology, options: self.options, idle_load, stop: self.stop };
+        for measurement in &measure::ALL {
+            let of = self.options.rounds;
+            self.progress.begin(&format!("round {} of {of}, {}, {}", round + 1, subject.name, measurement.name()));
+            match measurement.take(&place) {
+                Ok(taken) => {
+                    for (quantity, value) in taken.figures {
+                        self.figures.add(subject, round, quantity, value);
+                    }
+                    self.figures.add_round_trips(subject, &taken.round_trips);
+                }
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(error) => self.complain(round, subject, &format!("{}: {error}", measurement.name())),
+            }
+        }
+        if let Some(death) = running.has_died() {
+            self.complain(round, subject, &death);
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, round: usize, subject: &Subject, what: &str) {
+        self.say(format!("{}, round {}: {}.", subject.name, round + 1, what.trim_end_matches('.')));
+    }
+
+    fn say(&mut self, sentence: String) {
+        self.progress.say(&sentence);
+        self.said.push(sentence);
+    }
+}
+
+/// Is all there that every subject needs?
+fn look_around(options: &Options) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::Failed("network namespaces and AF_XDP need root".into()));
+    }
+    let pinning = options.pin.then_some("taskset");
+    let missing: Vec<&str> = TOOLS.into_iter().chain(pinning).filter(|tool| process::find(tool).is_none()).collect();
+    match missing[..] {
+        [] => Ok(()),
+        _ => Err(Error::Failed(format!("these programs are not on this machine: {}", missing.join(", ")))),
+    }
+}
+
+fn surroundings(options: &Options) -> Vec<(String, String)> {
+    let line = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    let iperf3 = context::version(Path::new("iperf3"), &["--version"]).unwrap_or("version unknown".into());
+    let seconds = options.duration.as_secs();
+    vec![
+        line("rounds", &format!("{} interleaved, {seconds} s a measurement", options.rounds)),
+        line("topology", "4 network namespaces (host, gateway, gateway, host)"),
+        line("links", "driver veth, 1 queue, MTU 1500"),
+        line("gateways", if options.pin { "A on core 0, B on core 1" } else { "placed by the scheduler" }),
+        line("iperf3", &iperf3),
+    ]
+}

@@ -1,0 +1,273 @@
+//! What is measured: the ceilings, Penstock in each mode, and the rivals.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::measure::READY;
+use super::process::{self, Process, until};
+use super::topology::{End, HOSTS, NETWORKS, Namespace, PORT, Side, Topology, WAN, beside, mac};
+use super::{Options, Result, rivals};
+use crate::report::context;
+
+/// A gateway has this long to carry its first ping.
+const UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A gateway, or what takes its place.
+#[derive(Debug)]
+pub struct Subject {
+    /// As `--only` has it.
+    pub name: &'static str,
+    /// For people.
+    pub about: &'static str,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// Routes and nothing else.
+    Kernel,
+    /// Our forwarder, twice.
+    Forwarder,
+    Penstock {
+        wan: &'static str,
+        lan: &'static str,
+        busy: bool,
+    },
+    /// A program that makes a WireGuard interface and is configured by `wg`.
+    Userspace {
+        program: &'static str,
+        arguments: &'static [&'static str],
+    },
+    KernelWireguard,
+    Nebula,
+}
+
+const fn penstock(
+    name: &'static str,
+    about: &'static str,
+    wan: &'static str,
+    lan: &'static str,
+    busy: bool,
+) -> Subject {
+    Subject { name, about, kind: Kind::Penstock { wan, lan, busy } }
+}
+
+/// All that can be measured, in the order of the report.
+pub static ALL: [Subject; 11] = [
+    Subject { name: "kernel", about: "plain forwarding, no tunnel: the ceiling for TCP", kind: Kind::Kernel },
+    Subject { name: "forwarder", about: "AF_XDP without crypto: the ceiling for AF_XDP", kind: Kind::Forwarder },
+    penstock("penstock-xdp", "WAN xdp, LAN xdp", "xdp", "xdp", false),
+    penstock("penstock-busy", "the same, polling busily", "xdp", "xdp", true),
+    penstock("penstock-tun", "WAN udp, LAN tun", "udp", "tun", false),
+    penstock("penstock-auto", "as it chooses itself", "auto", "auto", false),
+    Subject { name: "kernel-wireguard", about: "the kernel's WireGuard", kind: Kind::KernelWireguard },
+    Subject {
+        name: "wireguard-go",
+        about: "WireGuard in Go",
+        kind: Kind::Userspace { program: "wireguard-go", arguments: &["-f"] },
+    },
+    Subject {
+        name: "boringtun",
+        about: "WireGuard in Rust",
+        kind: Kind::Userspace { program: "boringtun-cli", arguments: &["-f", "--disable-drop-privileges"] },
+    },
+    Subject {
+        name: "gotatun",
+        about: "WireGuard in Rust, a fork of boringtun",
+        kind: Kind::Userspace { program: "gotatun", arguments: &["-f", "--disable-drop-privileges"] },
+    },
+    Subject { name: "nebula", about: "nebula with AES-256-GCM, its default", kind: Kind::Nebula },
+];
+
+/// The names of [`ALL`].
+pub const NAMES: [&str; ALL.len()] = {
+    let mut names = [""; ALL.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = ALL[n].name;
+        n += 1;
+    }
+    names
+};
+
+/// The subject of this name.
+pub fn find(name: &str) -> Option<&'static Subject> {
+    ALL.iter().find(|subject| subject.name == name)
+}
+
+/// A subject that carries packets. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) processes: Vec<Process>,
+}
+
+impl Running {
+    fn without_processes() -> Running {
+        Running { processes: Vec::new() }
+    }
+
+    /// Has one of its programs ended?
+    pub(super) fn has_died(&mut self) -> Option<String> {
+        let dead = self.processes.iter_mut().find_map(|process| (!process.is_running()).then(|| process.complaint()));
+        dead.map(|complaint| format!("it ended: {complaint}"))
+    }
+}
+
+impl Subject {
+    /// Its program and version, if it has one, or why it cannot be measured here, as the end of a sentence.
+    pub(super) fn look(&self, options: &Options) -> std::result::Result<Option<(String, String)>, String> {
+        let tun = || match Path::new("/dev/net/tun").exists() {
+            true => Ok(()),
+            false => Err("there is no /dev/net/tun".to_owned()),
+        };
+        match &self.kind {
+            Kind::Kernel | Kind::Forwarder => Ok(None),
+            Kind::Penstock { .. } => {
+                installed("wg").map(drop).and(tun())?;
+                let missing = || format!("{} is not there or does not run", options.penstock.display());
+                let version = context::version(&options.penstock, &["--version"]).ok_or_else(missing)?;
+                Ok(Some(("penstock".into(), version)))
+            }
+            Kind::Userspace { program, .. } => {
+                let path = installed(program)?;
+                installed("wg").map(drop).and(tun())?;
+                Ok(Some(versioned(program, &path, "--version")))
+            }
+            Kind::KernelWireguard => {
+                installed("wg")?;
+                let namespace = Namespace::new("look").map_err(|error| error.to_string())?;
+                let made = namespace.ip("link add wg0 type wireguard");
+                made.map(|_| None).map_err(|_| "this kernel has no WireGuard".into())
+            }
+            Kind::Nebula => {
+                let path = installed("nebula")?;
+                installed("nebula-cert").map(drop).and(tun())?;
+                Ok(Some(versioned("nebula", &path, "-version")))
+            }
+        }
+    }
+
+    /// Starts it and waits until a ping passes from host to host.
+    pub(super) fn start(&self, topology: &Topology, options: &Options, stop: &AtomicBool) -> Result<Running> {
+        let mut running = match &self.kind {
+            Kind::Kernel => start_kernel(topology)?,
+            Kind::Forwarder => start_forwarder(topology, options, stop)?,
+            Kind::Penstock { wan, lan, busy } => start_penstock(topology, options, wan, lan, *busy)?,
+            Kind::Userspace { program, arguments } => rivals::start_userspace(topology, program, arguments, stop)?,
+            Kind::KernelWireguard => {
+                rivals::start_kernel_wireguard(topology)?;
+                Running::without_processes()
+            }
+            Kind::Nebula => rivals::start_nebula(topology)?,
+        };
+        let ping = ["ping", "-n", "-c", "1", "-W", "1", HOSTS[1]];
+        let mut died = None;
+        let up = until(UP_WITHIN, stop, || {
+            died = running.has_died();
+            died.is_some() || topology.host(Side::A).run(&ping).is_ok()
+        })?;
+        match died {
+            Some(complaint) => Err(super::Error::Failed(complaint)),
+            None if !up => Err(super::Error::Failed(format!(
+                "no ping came through within {} s: {}",
+                UP_WITHIN.as_secs(),
+                running.processes.first().map(Process::complaint).unwrap_or_default()
+            ))),
+            None => Ok(running),
+        }
+    }
+
+    /// What Penstock really bound, as it says itself: "lan xdp native, wan udp".
+    pub(super) fn bound(&self, topology: &Topology, running: &Running, options: &Options) -> Option<String> {
+        let Kind::Penstock { .. } = self.kind else { return None };
+        let (program, profile) = (options.penstock.to_str()?, topology.file(Side::A, "profile"));
+        let words = [program, "status", "--json", "--profile", profile.to_str()?];
+        let status: Value = serde_json::from_str(&beside(running.processes.first()?, &words).ok()?).ok()?;
+        let mut ports: Vec<String> = status["Ports"].as_array()?.iter().map(describe_port).collect();
+        ports.sort();
+        ports.dedup();
+        Some(ports.join(", "))
+    }
+}
+
+fn installed(program: &str) -> std::result::Result<PathBuf, String> {
+    process::find(program).ok_or_else(|| format!("{program} is not on this machine"))
+}
+
+fn versioned(name: &str, path: &Path, argument: &str) -> (String, String) {
+    (name.into(), context::version(path, &[argument]).unwrap_or("version unknown".into()))
+}
+
+fn describe_port(port: &Value) -> String {
+    let text = |name: &str| port[name].as_str().unwrap_or("?").to_owned();
+    let mode = port["XdpMode"].as_str().map(|mode| format!(" {mode}")).unwrap_or_default();
+    let copies = match port["ZeroCopy"].as_bool() {
+        Some(true) => " zero-copy",
+        Some(false) => " copy",
+        None => "",
+    };
+    format!("{} {}{mode}{copies}", text("Interface"), text("Kind"))
+}
+
+fn start_kernel(topology: &Topology) -> Result<Running> {
+    for side in Side::BOTH {
+        let (network, next_hop) = (NETWORKS[side.other().index()], WAN[side.other().index()]);
+        topology.gateway(side).ip(&format!("route add {network} via {next_hop}"))?;
+    }
+    Ok(Running::without_processes())
+}
+
+fn start_forwarder(topology: &Topology, options: &Options, stop: &AtomicBool) -> Result<Running> {
+    topology.let_hosts_fill_in_checksums()?;
+    let bench = options.bench.to_string_lossy().into_owned();
+    let start = |side, from: &str, to: &str, [out, next, back, origin]: [End; 4]| {
+        let rewrites = [
+            format!("--rewrite-src-mac={}", mac(out)),
+            format!("--rewrite-dst-mac={}", mac(next)),
+            format!("--return-src-mac={}", mac(back)),
+            format!("--return-dst-mac={}", mac(origin)),
+        ];
+        let mut words = vec![bench.as_str(), "forward", "--from", from, "--to", to];
+        words.extend(rewrites.iter().map(String::as_str));
+        topology.start(side, &words)
+    };
+    let a = start(Side::A, "lan", "wan", [End::WanA, End::WanB, End::LanA, End::HostA])?;
+    let b = start(Side::B, "wan", "lan", [End::LanB, End::HostB, End::WanB, End::WanA])?;
+    let mut running = Running { processes: vec![a, b] };
+    running.processes.iter_mut().try_for_each(|process| process.wait_for(READY, UP_WITHIN, stop))?;
+    Ok(running)
+}
+
+fn start_penstock(topology: &Topology, options: &Options, wan: &str, lan: &str, busy: bool) -> Result<Running> {
+    if lan == "xdp" {
+        topology.let_hosts_fill_in_checksums()?;
+    }
+    let keys = rivals::keys(topology)?;
+    let mut processes = Vec::new();
+    for side in Side::BOTH {
+        let (own, other) = (side.index(), side.other().index());
+        let profile = json!({
+            "Name": format!("site-{}", side.letter()),
+            "LocalPort": PORT,
+            "BusyPoll": busy,
+            "VirtualAddress": format!("100.64.0.{}", own + 1),
+            "PrivateKeyFile": topology.file(side, "key"),
+            "Wan": { "Interface": "wan", "Mode": wan },
+            "Lan": { "Interfaces": ["lan"], "Mode": lan, "Subnets": [NETWORKS[own]] },
+            "Peers": [{
+                "Name": "peer",
+                "PublicKey": keys[other],
+                "Endpoint": format!("{}:{PORT}", WAN[other]),
+                "AllowedIPs": [NETWORKS[other]],
+                "PersistentKeepalive": 25
+            }]
+        });
+        let profile = topology.write(side, "profile", &profile.to_string())?;
+        let words = [&options.penstock.to_string_lossy(), "run", "--profile", &profile.to_string_lossy()];
+        processes.push(topology.start(side, &words)?);
+    }
+    Ok(Running { processes })
+}

@@ -1,0 +1,138 @@
+//! What a report must hold before it is written, and after it is read.
+
+use std::collections::HashSet;
+
+use super::{Axis, Curve, Measure, Report, Scale, VERSION};
+
+/// The most samples of a measure: a comparison looks at every pair of an old and a new one.
+pub const MOST_SAMPLES: usize = 1000;
+/// No quantity is larger: nanoseconds of thirty years.
+pub const MOST_VALUE: f64 = 1e18;
+
+/// What is wrong with a report.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Invalid {
+    /// Of another format.
+    #[error("it has version {0} of the format, this program reads version {VERSION}")]
+    Version(u32),
+    /// A measure that says nothing.
+    #[error("{0} has no samples")]
+    Empty(String),
+    /// More than anybody measures.
+    #[error("{0} has more than {MOST_SAMPLES} samples")]
+    TooMany(String),
+    /// Neither finite nor of a sensible size.
+    #[error("{0} has a value that is no number between -{MOST_VALUE:e} and {MOST_VALUE:e}")]
+    Value(String),
+    /// The same subject and quantity twice.
+    #[error("{0} is there twice")]
+    Twice(String),
+    /// The points of a curve are out of order.
+    #[error("{0} has points whose x falls")]
+    Order(String),
+    /// A value that its axis cannot show.
+    #[error("{0} has a value that its axis \"{1}\" cannot show")]
+    Axis(String, String),
+}
+
+impl Report {
+    /// Is all in it as its types promise?
+    ///
+    /// # Errors
+    /// The first thing that is not.
+    pub fn check(&self) -> Result<(), Invalid> {
+        if self.version != VERSION {
+            return Err(Invalid::Version(self.version));
+        }
+        let mut seen = HashSet::new();
+        for measure in &self.measures {
+            measure.check()?;
+            if !seen.insert((&measure.subject, &measure.quantity)) {
+                return Err(Invalid::Twice(measure.name()));
+            }
+        }
+        self.curves.iter().try_for_each(Curve::check)
+    }
+}
+
+impl Measure {
+    fn name(&self) -> String {
+        format!("the measure \"{}\" of \"{}\"", self.quantity, self.subject)
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        match &self.samples[..] {
+            [] => Err(Invalid::Empty(self.name())),
+            samples if samples.len() > MOST_SAMPLES => Err(Invalid::TooMany(self.name())),
+            samples if !samples.iter().all(|sample| is_sensible(*sample)) => Err(Invalid::Value(self.name())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Curve {
+    fn check(&self) -> Result<(), Invalid> {
+        let name = || format!("the curve \"{}\" of \"{}\"", self.quantity, self.subject);
+        if self.points.is_empty() {
+            return Err(Invalid::Empty(name()));
+        }
+        for &(x, y) in &self.points {
+            if !is_sensible(x) || !is_sensible(y) {
+                return Err(Invalid::Value(name()));
+            }
+            for (axis, value) in [(&self.x, x), (&self.y, y)] {
+                if !axis.shows(value) {
+                    return Err(Invalid::Axis(name(), axis.label.clone()));
+                }
+            }
+        }
+        match self.points.is_sorted_by(|a, b| a.0 <= b.0) {
+            true => Ok(()),
+            false => Err(Invalid::Order(name())),
+        }
+    }
+}
+
+impl Axis {
+    fn shows(&self, value: f64) -> bool {
+        match self.scale {
+            Scale::Linear => true,
+            Scale::Logarithmic => value > 0.0,
+            Scale::Percentile => (0.0..=100.0).contains(&value),
+        }
+    }
+}
+
+fn is_sensible(value: f64) -> bool {
+    value.abs() <= MOST_VALUE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn what_breaks_a_promise_is_refused() {
+        type Breach = fn(&mut Report);
+        let breaches: [(Breach, &str); 10] = [
+            (|r| r.version = 2, "version 2"),
+            (|r| r.measures[0].samples.clear(), "no samples"),
+            (|r| r.measures[0].samples = vec![1.0; MOST_SAMPLES + 1], "more than 1000"),
+            (|r| r.measures[0].samples[1] = f64::NAN, "no number between"),
+            (|r| r.measures[0].samples[1] = 1e19, "no number between"),
+            (|r| r.measures[2] = r.measures[0].clone(), "there twice"),
+            (|r| r.curves[0].points[2].0 = 10.0, "whose x falls"),
+            (|r| r.curves[0].points[5].0 = 100.1, "axis \"percentile\""),
+            (|r| r.curves[0].points[5].1 = 0.0, "axis \"latency\""),
+            (|r| r.curves[2].points[0].1 = f64::NEG_INFINITY, "no number between"),
+        ];
+        assert_eq!(sample::report().check(), Ok(()));
+        for (breach, sentence) in breaches {
+            let mut report = sample::report();
+            breach(&mut report);
+            let said = report.check().expect_err(sentence).to_string();
+            assert!(said.contains(sentence), "{said}");
+        }
+    }
+}

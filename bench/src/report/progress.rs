@@ -1,0 +1,82 @@
+//! How far a measurement is, on standard error: a bar on a terminal, elsewhere a line a step.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// So often the bar moves although nothing happened: the time left goes on.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A measurement's progress. Dropping it takes the bar away.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    on_terminal: bool,
+}
+
+impl Progress {
+    /// Of a measurement of this many steps that take about the same time each.
+    pub fn new(steps: u64) -> Progress {
+        Progress::on(steps, stderr().is_terminal())
+    }
+
+    fn on(steps: u64, on_terminal: bool) -> Progress {
+        let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
+        if let Ok(style) = ProgressStyle::with_template("[{bar:24}] {pos} of {len}, {eta} left: {wide_msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        if on_terminal {
+            bar.enable_steady_tick(TICK);
+        }
+        Progress { bar, on_terminal }
+    }
+
+    /// Says what is measured now; a step that was begun before is done.
+    pub fn begin(&self, what: &str) {
+        if !self.bar.message().is_empty() {
+            self.bar.inc(1);
+        }
+        self.bar.set_message(what.to_owned());
+        if !self.on_terminal {
+            let left = self.line();
+            eprintln!("{left}");
+        }
+    }
+
+    /// Leaves out this many steps.
+    pub fn skip(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+
+    /// Says something that stays on the screen.
+    pub fn say(&self, sentence: &str) {
+        self.bar.suspend(|| eprintln!("{sentence}"));
+    }
+
+    fn line(&self) -> String {
+        let of = self.bar.length().unwrap_or(0);
+        format!("{} of {of}: {}", self.bar.position() + 1, self.bar.message())
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_counted_from_one() {
+        let progress = Progress::on(3, false);
+        progress.begin("round 1, kernel");
+        assert_eq!(progress.line(), "1 of 3: round 1, kernel");
+        progress.begin("round 1, forwarder");
+        assert_eq!(progress.line(), "2 of 3: round 1, forwarder");
+    }
+}

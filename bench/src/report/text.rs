@@ -1,0 +1,84 @@
+//! How figures and texts are shown. A report's texts may be anybody's: none may reach a terminal or a page
+//! but through [`plain`] or [`escape`].
+
+/// A figure with three significant digits, more if it is a large whole number.
+pub fn figure(value: f64) -> String {
+    let size = value.abs();
+    match size {
+        0.0 => "0".into(),
+        _ if !(1e-4..1e9).contains(&size) => format!("{value:.2e}"),
+        _ => {
+            // Digits before the point: 1 for 1.0 to 9.99, 0 for 0.1 to 0.999.
+            let whole = size.log10().floor() as i32 + 1;
+            format!("{value:.*}", usize::try_from(3 - whole).unwrap_or(0))
+        }
+    }
+}
+
+/// A text without what steers a terminal or turns the direction of writing.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// A text as it stands in HTML and SVG, in element content and in quoted attributes.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c if steers(c) => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// The start of a text, at most this many characters.
+pub fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.into();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// Control characters, which XML forbids too, and Unicode's bidirectional ones (UAX #9); XML also forbids the last
+/// two of the basic plane.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+        || matches!(c, '\u{fffe}' | '\u{ffff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_keep_three_digits() {
+        let shown = [0.0, 11.904, 0.232, 197.4, 123_456.7, 1.0, 0.012_345, -2.5, 9.999, 2e-7, 3e12];
+        let expected =
+            ["0", "11.9", "0.232", "197", "123457", "1.00", "0.0123", "-2.50", "10.00", "2.00e-7", "3.00e12"];
+        assert_eq!(shown.map(figure), expected);
+    }
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        assert_eq!(plain("a\u{1b}[31mb\r\n\u{202e}ü"), "a\u{fffd}[31mb\u{fffd}\u{fffd}\u{fffd}ü");
+    }
+
+    #[test]
+    fn nothing_leaves_its_element_or_attribute() {
+        assert_eq!(escape(r#"<b a="x" b='y'>&"#), "&lt;b a=&quot;x&quot; b=&#39;y&#39;&gt;&amp;");
+        assert_eq!(escape("\u{0}\u{202e}\u{ffff}"), "\u{fffd}\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn long_texts_are_shortened_by_characters() {
+        assert_eq!(shorten("üüüü", 4), "üüüü");
+        assert_eq!(shorten("üüüüü", 4), "üüü…");
+    }
+}

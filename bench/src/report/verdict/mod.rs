@@ -1,0 +1,237 @@
+//! Two reports compared by a rule that knows the noise.
+//!
+//! For each measure that both have: the *change*, which is the median of the ratios of every new to every old
+//! sample (Hodges and Lehmann, 1963), and the interval that holds it with the asked confidence: the exact one that
+//! belongs to the rank sum test of Mann and Whitney (1947). See [`rank_sum`] for both. When the interval holds 1,
+//! the noise allows no verdict. Nothing is assumed of the noise's distribution, and nothing is drawn at random:
+//! the same files give the same verdict.
+//!
+//! What is compared is two runs. The noise that it knows is that between the rounds *of* a run: a machine that was
+//! throttled, or busy otherwise, during the whole of one run is a real difference to it. [`Comparison::surroundings`]
+//! says what is known to differ.
+
+pub mod rank_sum;
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use comfy_table::{Cell, CellAlignment};
+use rank_sum::Confidence;
+
+use super::text::{figure, plain};
+use super::{Better, Measure, Report, Spread, table};
+
+/// Lines of the context that differ between any two runs and say nothing.
+const ALWAYS_DIFFERENT: [&str; 3] = ["time", "load before (1, 5, 15 min)", "command line"];
+
+/// What two reports say of each other.
+#[derive(Debug)]
+pub struct Comparison {
+    /// Of the intervals.
+    pub confidence: Confidence,
+    /// Measures that both have, in the order of the new report.
+    pub compared: Vec<Compared>,
+    /// Measures that only one has, as sentences.
+    pub alone: Vec<String>,
+    /// Lines of the context that differ: name, old, new.
+    pub surroundings: Vec<(String, String, String)>,
+}
+
+/// A measure of both.
+#[derive(Debug)]
+pub struct Compared {
+    /// Whose.
+    pub subject: String,
+    /// Name and unit.
+    pub quantity: String,
+    /// The old samples.
+    pub old: Spread,
+    /// The new samples.
+    pub new: Spread,
+    /// By how much they differ; `None` when there are too few for any interval.
+    pub change: Option<Change>,
+    /// What that means.
+    pub verdict: Verdict,
+}
+
+/// An estimate and its interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Change {
+    /// Is it the ratio new / old, or, when a sample is not above 0, the difference new - old?
+    pub is_ratio: bool,
+    /// The most likely value.
+    pub estimate: f64,
+    /// The lower end of the interval.
+    pub low: f64,
+    /// The upper end of the interval.
+    pub high: f64,
+}
+
+/// What a change means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The new report's figure is better: the interval holds nothing else.
+    Faster,
+    /// It is worse.
+    Slower,
+    /// The interval holds "no change".
+    NoDifference,
+    /// With so few rounds the rarest outcome is not rare enough.
+    NotEnoughRounds,
+}
+
+impl Verdict {
+    fn words(self) -> &'static str {
+        match self {
+            Verdict::Faster => "faster",
+            Verdict::Slower => "slower",
+            Verdict::NoDifference => "no difference the noise allows",
+            Verdict::NotEnoughRounds => "not enough rounds",
+        }
+    }
+}
+
+/// Compares; `old` is what `new` is measured against.
+pub fn compare(old: &Report, new: &Report, confidence: Confidence) -> Comparison {
+    let key = |measure: &Measure| (measure.subject.clone(), measure.quantity.clone(), measure.unit.clone());
+    let mut olds: HashMap<_, &Measure> = old.measures.iter().map(|measure| (key(measure), measure)).collect();
+    let mut compared = Vec::new();
+    let mut alone = Vec::new();
+    for measure in &new.measures {
+        match olds.remove(&key(measure)) {
+            Some(old) => compared.push(judge(old, measure, confidence)),
+            None => alone.push(format!("{}, {}: only in the new report", measure.subject, measure.quantity)),
+        }
+    }
+    for measure in old.measures.iter().filter(|measure| olds.contains_key(&key(measure))) {
+        alone.push(format!("{}, {}: only in the old report", measure.subject, measure.quantity));
+    }
+    Comparison { confidence, compared, alone, surroundings: surroundings(old, new) }
+}
+
+fn judge(old: &Measure, new: &Measure, confidence: Confidence) -> Compared {
+    let change = change(&old.samples, &new.samples, confidence);
+    let verdict = match change {
+        None => Verdict::NotEnoughRounds,
+        Some(Change { is_ratio, low, high, .. }) => {
+            let same = if is_ratio { 1.0 } else { 0.0 };
+            match new.better {
+                _ if (low..=high).contains(&same) => Verdict::NoDifference,
+                Better::Higher if low > same => Verdict::Faster,
+                Better::Lower if high < same => Verdict::Faster,
+                _ => Verdict::Slower,
+            }
+        }
+    };
+    let quantity = super::Quantity { name: &new.quantity, unit: &new.unit, better: new.better, measures: vec![] };
+    Compared {
+        subject: new.subject.clone(),
+        quantity: quantity.heading(),
+        old: old.spread(),
+        new: new.spread(),
+        change,
+        verdict,
+    }
+}
+
+/// `None` when there are too few samples for the confidence.
+fn change(old: &[f64], new: &[f64], confidence: Confidence) -> Option<Change> {
+    let is_ratio = old.iter().chain(new).all(|sample| *sample > 0.0);
+    let step: fn(f64, f64) -> f64 = if is_ratio { |new, old| new / old } else { |new, old| new - old };
+    let mut steps: Vec<f64> = new.iter().flat_map(|new| old.iter().map(move |old| step(*new, *old))).collect();
+    steps.sort_by(f64::total_cmp);
+    let outside = rank_sum::outside(old.len(), new.len(), confidence)?;
+    let [low, high] = [steps[outside], steps[steps.len() - 1 - outside]];
+    Some(Change { is_ratio, estimate: Spread::of(&steps).median, low, high })
+}
+
+fn surroundings(old: &Report, new: &Report) -> Vec<(String, String, String)> {
+    let told = |report: &Report, name: &str| {
+        let line = report.context.iter().find(|(found, _)| found == name);
+        line.map_or("not told".into(), |(_, text)| text.clone())
+    };
+    let mut names: Vec<&String> = new.context.iter().chain(&old.context).map(|(name, _)| name).collect();
+    names.retain(|name| !ALWAYS_DIFFERENT.contains(&name.as_str()));
+    let mut differing: Vec<(String, String, String)> = Vec::new();
+    for name in names {
+        let (before, after) = (told(old, name), told(new, name));
+        if before != after && differing.iter().all(|(found, ..)| found != name) {
+            differing.push((name.clone(), before, after));
+        }
+    }
+    differing
+}
+
+impl Comparison {
+    /// How many have this verdict.
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.compared.iter().filter(|compared| compared.verdict == verdict).count()
+    }
+
+    /// For the terminal.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let percent = self.confidence.percent();
+        let mut figures = table::table();
+        let names = ["", "", "old", "new", "change", &format!("{percent} % interval"), ""];
+        figures.set_header(names.map(|name| Cell::new(name).set_alignment(CellAlignment::Right)));
+        for compared in &self.compared {
+            let Compared { subject, quantity, old, new, change, verdict } = compared;
+            let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+            let interval = |c: &Change| format!("{} to {}", c.show(c.low), c.show(c.high));
+            figures.add_row([
+                Cell::new(plain(quantity)),
+                Cell::new(plain(subject)),
+                right(figure(old.median)),
+                right(figure(new.median)),
+                right(change.map_or("–".into(), |c| c.show(c.estimate))),
+                right(change.as_ref().map_or("–".into(), interval)),
+                Cell::new(verdict.words()),
+            ]);
+        }
+        for line in figures.lines() {
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        text.push('\n');
+        for sentence in self.sentences() {
+            let _ = writeln!(text, "- {sentence}");
+        }
+        text
+    }
+
+    /// What one must know to believe the table.
+    fn sentences(&self) -> Vec<String> {
+        let percent = self.confidence.percent();
+        let judged = self.compared.len() - self.count(Verdict::NotEnoughRounds);
+        let by_chance = judged as f64 * self.confidence.risk();
+        let mut sentences = vec![format!(
+            "{} faster, {} slower of {judged} judged. Were nothing changed, about {by_chance:.1} of them would still \
+             differ by chance at {percent} % confidence.",
+            self.count(Verdict::Faster),
+            self.count(Verdict::Slower),
+        )];
+        if self.count(Verdict::NotEnoughRounds) > 0 {
+            let least = rank_sum::least_rounds(self.confidence);
+            sentences.push(format!("A verdict at {percent} % needs {least} rounds in each report."));
+        }
+        for (name, old, new) in &self.surroundings {
+            let [name, old, new] = [name, old, new].map(|text| plain(text));
+            sentences.push(format!("The surroundings differ: {name} was \"{old}\" and is \"{new}\"."));
+        }
+        sentences.extend(self.alone.iter().map(|sentence| format!("{}.", plain(sentence))));
+        sentences
+    }
+}
+
+impl Change {
+    /// "× 1.20" or "+3.5".
+    fn show(&self, value: f64) -> String {
+        match self.is_ratio {
+            true => format!("× {value:.3}"),
+            false => format!("{}{}", if value < 0.0 { "" } else { "+" }, figure(value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

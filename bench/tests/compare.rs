@@ -1,0 +1,150 @@
+//! `penstock-bench compare` from start to end, with the subjects that every machine has. Needs root and iperf3;
+//! without them the tests say so and pass.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
+/// Two subjects, five measurements of a second each, with the set-up of a busy machine.
+const LONG_ENOUGH: Duration = Duration::from_secs(120);
+
+#[test]
+fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
+    if !ready() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let [output, temporary] = ["output", "tmp"].map(|name| folder.path().join(name));
+    fs::create_dir(&temporary).expect("a folder");
+    let results = folder.path().join("results.md");
+    let mut child = compare(&output, &temporary, "1")
+        .arg("--results")
+        .arg(&results)
+        .args(["--label", "place=<a lab>"])
+        .spawn()
+        .expect("penstock-bench starts");
+    let pid = child.id();
+    assert!(ends_within(&mut child, LONG_ENOUGH), "it takes too long");
+    assert!(child.wait().expect("it ended").success());
+
+    let text = fs::read(output.join("report.json")).expect("a report");
+    let report = penstock_bench::report::json::parse(&text).expect("a sound report");
+    for subject in ["kernel", "forwarder"] {
+        for quantity in ["TCP, 1 stream", "TCP, 4 streams", "UDP, 64 B", "UDP, 1434 B", "idle ping"] {
+            let samples = report.samples(subject, quantity).unwrap_or_else(|| panic!("{subject}, {quantity}"));
+            assert!(samples.len() == 1 && samples[0] > 0.0, "{subject}, {quantity}: {samples:?}");
+        }
+    }
+    let ratio = report.samples("forwarder", "TCP, 1 stream, of kernel").expect("a ratio")[0];
+    let [forwarder, kernel] =
+        ["forwarder", "kernel"].map(|subject| report.samples(subject, "TCP, 1 stream").expect("measured")[0]);
+    assert_eq!(ratio, forwarder / kernel);
+    assert!(report.context.contains(&("place".into(), "<a lab>".into())));
+
+    let mut rows = csv::Reader::from_path(output.join("report.csv")).expect("a table");
+    let samples: Vec<csv::StringRecord> =
+        rows.records().map(|row| row.expect("a row")).filter(|row| &row[0] == "sample").collect();
+    assert_eq!(samples.len(), report.measures.iter().map(|measure| measure.samples.len()).sum::<usize>());
+    let subjects: HashSet<&str> = samples.iter().map(|row| &row[1]).collect();
+    assert_eq!(subjects, HashSet::from(["kernel", "forwarder"]));
+
+    let page = fs::read_to_string(output.join("report.html")).expect("a page");
+    for shown in ["TCP, 1 stream, Gbit/s", "UDP, 64 B, kpps", "forwarder", "<svg", "&lt;a lab&gt;"] {
+        assert!(page.contains(shown), "{shown}");
+    }
+    let results = fs::read_to_string(results).expect("results");
+    assert!(results.contains("| kernel | ") && results.contains("| forwarder | "), "{results}");
+    nothing_is_left(pid, &temporary);
+}
+
+#[test]
+fn a_signal_ends_it_at_once_and_leaves_nothing() {
+    if !ready() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for (signal, wait) in [("-INT", 500), ("-TERM", 4000)] {
+        let mut child =
+            compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()).spawn().expect("penstock-bench starts");
+        let pid = child.id();
+        std::thread::sleep(Duration::from_millis(wait));
+        let killed = Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(killed.expect("kill starts").success());
+        assert!(ends_within(&mut child, Duration::from_secs(20)), "it goes on after {signal}");
+        let output = child.wait_with_output().expect("it ended");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("stopped by a signal"), "{said}");
+        assert!(!folder.path().join("report.json").exists());
+        nothing_is_left(pid, folder.path());
+    }
+}
+
+#[test]
+fn a_subject_that_is_none_is_refused_with_the_names() {
+    let output = Command::new(BENCH).args(["compare", "--only", "openvpn"]).output().expect("penstock-bench starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("kernel") && said.contains("nebula"), "{said}");
+}
+
+fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
+    let mut command = Command::new(BENCH);
+    command.args(["compare", "--only", "kernel", "--only", "forwarder", "--seconds", "1", "--output"]).arg(output);
+    command.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null());
+    command.args(["--rounds", rounds]);
+    command
+}
+
+fn ends_within(child: &mut Child, time: Duration) -> bool {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        if child.try_wait().expect("own child").is_some() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    false
+}
+
+/// Neither namespaces of the run, nor its files, nor a program that it started.
+fn nothing_is_left(pid: u32, temporary: &Path) {
+    let prefix = format!("penstock-compare-{pid}-");
+    let namespaces: Vec<_> = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .collect();
+    assert!(namespaces.is_empty(), "{namespaces:?}");
+    let folders: Vec<_> = fs::read_dir(temporary)
+        .expect("the folder")
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("penstock-compare-"))
+        .collect();
+    assert!(folders.is_empty(), "{folders:?}");
+    let mark = format!("TMPDIR={}", temporary.display());
+    let programs: Vec<String> = fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter(|entry| entry.file_name() != *std::process::id().to_string())
+        .filter(|entry| {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        })
+        .map(|entry| fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default())
+        .collect();
+    assert!(programs.is_empty(), "{programs:?}");
+}
+
+fn ready() -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let iperf3 = Command::new("iperf3").arg("--version").output().is_ok();
+    if !root || !iperf3 {
+        eprintln!("skipped: a comparison needs root and iperf3");
+    }
+    root && iperf3
+}
