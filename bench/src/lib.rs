@@ -7,19 +7,18 @@
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]; [`arrivals`] finds loss, copies and disorder. [`wire`] runs trials and [`search`] decides at which
-//! load the next one is; [`compare`] measures gateways against each other; [`report`] is what every measurement
-//! yields. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that redirect packets
-//! to a socket; only these two hold unsafe code, the ioctl that asks for a driver's name, and the call that makes a
-//! network namespace.
+//! load the next one is; [`pipeline`] measures the data plane without devices, [`compare`] gateways against each
+//! other; [`report`] is what every measurement yields. [`socket`] owns the AF_XDP rings and the frames, [`program`]
+//! the few instructions that redirect packets to a socket.
 
 pub mod arrivals;
 pub mod compare;
 pub mod forwarder;
-pub mod gateway;
 pub mod generator;
 pub mod latency;
 pub mod packet;
 pub mod payload;
+pub mod pipeline;
 pub mod program;
 pub mod report;
 pub mod schedule;

@@ -3,8 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use penstock_bench::pipeline::allocations::Counting;
 
 mod cli;
+
+/// So that `pipeline` can tell how often a packet asks for memory; it costs the others an addition.
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {

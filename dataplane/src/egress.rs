@@ -6,7 +6,7 @@ use std::vec::Drain;
 
 use crate::clock::Millis;
 use crate::drop::{Drop, Drops};
-use crate::frame::{FRAME_SIZE, Frame, Pool};
+use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::{self, Inner};
 use crate::ports::{BATCH, Batch, Packet, Port};
@@ -220,10 +220,10 @@ fn seal(frame: &mut Frame, session: &Session, counter: u64, pool: &mut Pool, mtu
     // Padding may not make a packet larger than the tunnel's MTU.
     let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
     let (head, end) = (start - DATA_HEADER, start + padded + TAG);
-    if end > FRAME_SIZE {
+    let slot = pool.slot_mut(frame);
+    if end > slot.len() {
         return false;
     }
-    let slot = pool.slot_mut(frame);
     slot[start + len..start + padded].fill(0);
     session.seal(counter, &mut slot[head..end]);
     frame.set(head, end - head);

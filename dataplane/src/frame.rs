@@ -17,7 +17,8 @@ use std::ptr::NonNull;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 use xsk_rs::{FrameDesc, Umem};
 
-/// Bytes in a slot.
+/// Bytes in a slot of a UMEM: a page, more than which AF_XDP does not take. Slots in ordinary memory can have
+/// several ([`Pool::heap_of`]).
 pub const FRAME_SIZE: usize = 4096;
 /// Where a slot's packet begins by default: the kernel keeps this much room for XDP programs.
 pub const ANCHOR: usize = 256;
@@ -32,6 +33,8 @@ pub struct Frame {
     index: u32,
     start: u16,
     len: u16,
+    /// Bytes of the slot.
+    size: u16,
 }
 
 impl Frame {
@@ -52,7 +55,7 @@ impl Frame {
     /// If the bounds leave the slot.
     #[inline]
     pub fn set(&mut self, start: usize, len: usize) {
-        assert!(start + len <= FRAME_SIZE, "packet bounds leave the frame");
+        assert!(start + len <= usize::from(self.size), "packet bounds leave the frame");
         self.start = start as u16;
         self.len = len as u16;
     }
@@ -68,13 +71,15 @@ impl Frame {
     /// Cuts the packet to `len` bytes, if it is longer.
     #[inline]
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len.min(FRAME_SIZE) as u16);
+        self.len = self.len.min(len.min(usize::from(self.size)) as u16);
     }
 }
 
 /// Packet memory and the slots of it that nobody uses.
 pub struct Pool {
     base: NonNull<u8>,
+    /// Bytes of a slot.
+    size: u16,
     free: Vec<u32>,
     /// By slot: the descriptor under which the kernel knows it.
     descs: Vec<FrameDesc>,
@@ -84,11 +89,11 @@ pub struct Pool {
 enum Memory {
     Umem(Umem),
     /// Held for its mapping only; reached through `Pool::base`.
-    Heap(#[expect(dead_code)] Box<[Slot]>),
+    Heap(#[expect(dead_code)] Box<[Page]>),
 }
 
 #[repr(C, align(4096))]
-struct Slot([u8; FRAME_SIZE]);
+struct Page([u8; FRAME_SIZE]);
 
 #[expect(unsafe_code, reason = "the pool hands out slices of one raw mapping")]
 // SAFETY: the mapping behind `base` is owned by `memory`, moves with the pool, and is reached only
@@ -98,10 +103,20 @@ unsafe impl Send for Pool {}
 impl Pool {
     /// A pool in ordinary memory, for workers none of whose ports is AF_XDP.
     pub fn heap(slots: u32) -> Self {
-        let mut heap: Box<[Slot]> = (0..slots).map(|_| Slot([0; FRAME_SIZE])).collect();
+        Self::heap_of(slots, 1)
+    }
+
+    /// A pool in ordinary memory whose slots have several pages of [`FRAME_SIZE`] bytes, for packets larger than
+    /// one.
+    ///
+    /// # Panics
+    /// If a slot would have none or more bytes than an IP packet, 65,535.
+    pub fn heap_of(slots: u32, pages: usize) -> Self {
+        let size = u16::try_from(pages * FRAME_SIZE).ok().filter(|size| *size > 0).expect("1 to 15 pages");
+        let mut heap: Box<[Page]> = (0..slots as usize * pages).map(|_| Page([0; FRAME_SIZE])).collect();
         let base = NonNull::new(heap.as_mut_ptr().cast()).expect("a box is never null");
         let descs = vec![FrameDesc::default(); slots as usize];
-        Self { base, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
+        Self { base, size, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
     }
 
     /// A pool in a UMEM, which AF_XDP sockets of several devices can share.
@@ -131,7 +146,7 @@ impl Pool {
         let base = unsafe { anchor.sub(descs[0].addr()) };
         let base = NonNull::new(base.cast_mut()).expect("the UMEM is mapped");
         let free = (0..slots.get()).rev().collect();
-        Ok(Self { base, free, descs, memory: Memory::Umem(umem) })
+        Ok(Self { base, size: FRAME_SIZE as u16, free, descs, memory: Memory::Umem(umem) })
     }
 
     /// The UMEM, for sockets to be created on it; `None` for a heap pool.
@@ -140,6 +155,12 @@ impl Pool {
             Memory::Umem(umem) => Some(umem),
             Memory::Heap(_) => None,
         }
+    }
+
+    /// Bytes of a slot.
+    #[inline]
+    pub fn frame_size(&self) -> usize {
+        usize::from(self.size)
     }
 
     /// How many slots are free.
@@ -151,7 +172,7 @@ impl Pool {
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         let index = self.free.pop()?;
-        Some(Frame { index, start: ANCHOR as u16, len: 0 })
+        Some(Frame { index, start: ANCHOR as u16, len: 0, size: self.size })
     }
 
     /// Gives a frame's slot back.
@@ -177,28 +198,29 @@ impl Pool {
     /// The whole slot.
     #[inline]
     #[expect(unsafe_code)]
-    pub fn slot(&self, frame: &Frame) -> &[u8; FRAME_SIZE] {
-        assert!((frame.index as usize) < self.descs.len());
-        // SAFETY: the index was checked against the mapping's size; the frame is the only token for
+    pub fn slot(&self, frame: &Frame) -> &[u8] {
+        let start = self.pointer(frame, 0);
+        // SAFETY: the slot lies inside the mapping, as `pointer` has checked; the frame is the only token for
         // the slot, so neither the kernel nor another frame writes it while it is borrowed.
-        unsafe { &*self.base.as_ptr().add(frame.index as usize * FRAME_SIZE).cast() }
+        unsafe { std::slice::from_raw_parts(start, usize::from(self.size)) }
     }
 
     /// The whole slot, to be changed.
     #[inline]
     #[expect(unsafe_code)]
-    pub fn slot_mut(&mut self, frame: &Frame) -> &mut [u8; FRAME_SIZE] {
-        assert!((frame.index as usize) < self.descs.len());
+    pub fn slot_mut(&mut self, frame: &Frame) -> &mut [u8] {
+        let start = self.pointer(frame, 0);
         // SAFETY: as in `slot`, and the pool is borrowed exclusively.
-        unsafe { &mut *self.base.as_ptr().add(frame.index as usize * FRAME_SIZE).cast() }
+        unsafe { std::slice::from_raw_parts_mut(start, usize::from(self.size)) }
     }
 
     /// Asks the cache for a packet that is due next. Who wrote it did so on another core as often as not; the
     /// time to fetch it passes while the packet before it is sealed or opened.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
-        for offset in (frame.start()..frame.start() + frame.len()).step_by(CACHE_LINE) {
-            prefetch_line(self.pointer(frame, offset));
+        let first = self.pointer(frame, frame.start());
+        for offset in (0..frame.len()).step_by(CACHE_LINE) {
+            prefetch_line(first.wrapping_add(offset));
         }
     }
 
@@ -211,13 +233,15 @@ impl Pool {
     /// A raw pointer into the frame's slot, for scatter and gather lists of system calls.
     ///
     /// # Panics
-    /// If `offset` is past the slot.
+    /// If `offset` is past the slot, or the frame is of a pool with slots of another size.
     #[inline]
     #[expect(unsafe_code)]
     pub fn pointer(&self, frame: &Frame, offset: usize) -> *mut u8 {
-        assert!((frame.index as usize) < self.descs.len() && offset <= FRAME_SIZE);
+        let size = usize::from(self.size);
+        // The packet's bounds were checked against the frame's idea of its slot, so that must be right.
+        assert!((frame.index as usize) < self.descs.len() && frame.size == self.size && offset <= size);
         // SAFETY: both offsets were checked to stay inside the mapping.
-        unsafe { self.base.as_ptr().add(frame.index as usize * FRAME_SIZE + offset) }
+        unsafe { self.base.as_ptr().add(frame.index as usize * size + offset) }
     }
 
     /// Where in its slot the frame must begin to be transmitted by AF_XDP.
@@ -233,7 +257,7 @@ impl Pool {
     pub fn move_to_anchor(&mut self, frame: &mut Frame) -> bool {
         let (anchor, start, len) = (self.anchor(frame), frame.start(), frame.len());
         if start != anchor {
-            if anchor + len > FRAME_SIZE {
+            if anchor + len > usize::from(self.size) {
                 return false;
             }
             self.slot_mut(frame).copy_within(start..start + len, anchor);
@@ -248,7 +272,7 @@ impl Pool {
         let index = desc.addr() / FRAME_SIZE;
         self.descs[index] = *desc;
         let (start, len) = (desc.addr() % FRAME_SIZE, desc.lengths().data());
-        let mut frame = Frame { index: index as u32, start: 0, len: 0 };
+        let mut frame = Frame { index: index as u32, start: 0, len: 0, size: self.size };
         frame.set(start, len.min(FRAME_SIZE - start));
         frame
     }
@@ -315,5 +339,26 @@ mod tests {
     #[should_panic(expected = "leave the frame")]
     fn bounds_stay_inside_the_slot() {
         Pool::heap(1).take().unwrap().set(FRAME_SIZE, 1);
+    }
+
+    #[test]
+    fn slots_of_several_pages_are_whole_and_apart() {
+        let mut pool = Pool::heap_of(3, 2);
+        let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
+        for (i, frame) in (1..).zip(&mut frames) {
+            frame.set(0, 2 * FRAME_SIZE);
+            pool.packet_mut(frame).fill(i);
+        }
+        assert_eq!(frames.len(), 3);
+        for (i, frame) in (1..).zip(&frames) {
+            assert!(pool.packet(frame).iter().all(|byte| *byte == i));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "frame.size == self.size")]
+    fn a_larger_frame_is_of_no_use_in_another_pool() {
+        let frame = Pool::heap_of(1, 2).take().unwrap();
+        Pool::heap(1).slot(&frame);
     }
 }

@@ -1,15 +1,14 @@
 //! From the WAN to the LAN: session, open, replay, allowed IPs, next hop.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use crate::clock::Millis;
 use crate::drop::{Drop, Drops};
-use crate::frame::{FRAME_SIZE, Frame, Pool};
+use crate::frame::Pool;
 use crate::icmp::{self, Limiter};
 use crate::inner::{self, Inner};
-use crate::ports::{Batch, Packet};
-use crate::session::{DATA_HEADER, Session, TAG};
+use crate::ports::{BATCH, Batch, Packet, same};
+use crate::session::{DATA_HEADER, TAG};
 use crate::slow_path::{Mailbox, Notice};
 use crate::table::{SessionEntry, Table};
 
@@ -39,17 +38,20 @@ pub(crate) struct Exits<'a> {
 
 /// Takes every packet of `received` to one of the exits. Returns whether control has something to read.
 pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) -> bool {
-    let mut tally = Tally { session: None, packets: 0, bytes: 0, data: false };
+    let mut tally = Tally { entry: None, packets: 0, bytes: 0, data: false };
     let mut noticed = false;
-    let mut packets = received.drain();
-    while let Some(mut packet) = packets.next() {
-        if let Some(next) = packets.as_slice().first() {
+    let mut steps = [Ok(Exit::Consumed); BATCH];
+    // Packets stay where they are until all are decided: to move one that was just written stalls the processor.
+    let packets = received.as_mut_slice();
+    for (i, step) in steps.iter_mut().enumerate().take(packets.len()) {
+        if let Some(next) = packets.get(i + 1) {
             pool.prefetch(&next.frame);
         }
+        let packet = &mut packets[i];
         let message = pool.packet(&packet.frame);
-        let step = match message.first_chunk() {
-            Some(&DATA) => open(&mut packet.frame, packet.remote, pool, table, now, &mut tally, exits, &mut noticed)
-                .and_then(|peer| deliver(&mut packet, peer, pool, table, now, exits)),
+        *step = match message.first_chunk() {
+            Some(&DATA) => open(packet, pool, table, now, &mut tally, exits, &mut noticed)
+                .and_then(|peer| deliver(packet, peer, pool, table, now, exits)),
             Some(_) => {
                 noticed = true;
                 let notice = Notice::Datagram { from: packet.remote, payload: message.into() };
@@ -57,7 +59,15 @@ pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Mil
             }
             None => Err(Drop::Truncated),
         };
-        match step {
+    }
+    tally.settle(now);
+    let steps = &steps[..received.len()];
+    if let Some(Ok(Exit::Lan(port))) = same(steps) {
+        received.append_to(&mut exits.lan[port]);
+        return noticed;
+    }
+    for (packet, step) in received.drain().zip(steps) {
+        match *step {
             Ok(Exit::Lan(port)) => exits.lan[port].push(packet),
             Ok(Exit::Error) => exits.errors.push(packet),
             Ok(Exit::Consumed) => pool.give(packet.frame),
@@ -67,10 +77,10 @@ pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Mil
             }
         }
     }
-    tally.settle(now);
     noticed
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Lan(usize),
     Error,
@@ -79,10 +89,8 @@ enum Exit {
 
 /// Session, AEAD and replay window. The frame holds the plaintext afterwards; returns the peer's place.
 #[inline]
-#[expect(clippy::too_many_arguments, reason = "one stage, called once")]
 fn open<'a>(
-    frame: &mut Frame,
-    remote: SocketAddr,
+    packet: &mut Packet,
     pool: &mut Pool,
     table: &'a Table,
     now: Millis,
@@ -90,20 +98,26 @@ fn open<'a>(
     exits: &mut Exits<'_>,
     noticed: &mut bool,
 ) -> Result<u32, Drop> {
+    let Packet { frame, remote, .. } = packet;
     let bytes = frame.len();
     if bytes < DATA_HEADER + TAG {
         return Err(Drop::Truncated);
     }
     let index = pool.packet(frame)[4..8].try_into().map(u32::from_le_bytes).expect("four bytes");
-    let SessionEntry { session, peer } = table.sessions.get(&index).ok_or(Drop::UnknownSession)?;
+    // Packets of a batch come in runs of one session.
+    let entry = match tally.entry {
+        Some(entry) if entry.session.local_index == index => entry,
+        _ => table.sessions.get(&index).ok_or(Drop::UnknownSession)?,
+    };
+    let SessionEntry { session, peer } = entry;
     // The plaintext lands where an Ethernet header in front of it begins at the anchor.
     let start = frame.start();
     let plain = (pool.anchor(frame) + ETHERNET).min(start);
     let end = start + bytes;
-    let len = session.open(&mut pool.slot_mut(frame)[plain..end.min(FRAME_SIZE)], start - plain, now)?;
+    let len = session.open(&mut pool.slot_mut(frame)[plain..end], start - plain, now)?;
     frame.set(plain, len);
 
-    tally.count(session, bytes as u64, len > 0, now);
+    tally.count(entry, bytes as u64, len > 0, now);
     // While the queue is full, the next message says it again.
     if !session.confirmed() && exits.notices.push(Notice::Confirmed { local_index: index }) {
         session.confirm();
@@ -113,14 +127,14 @@ fn open<'a>(
     let known = exits.roamed.iter().position(|(place, _)| place == peer);
     let entry = &table.peers[*peer as usize];
     let endpoint = known.map_or(entry.endpoint.as_ref(), |i| Some(&exits.roamed[i].1));
-    if endpoint != Some(&remote)
+    if endpoint != Some(remote)
         && entry.roams
-        && exits.notices.push(Notice::Roamed { local_index: index, from: remote })
+        && exits.notices.push(Notice::Roamed { local_index: index, from: *remote })
     {
         *noticed = true;
         match known {
-            Some(i) => exits.roamed[i].1 = remote,
-            None if exits.roamed.len() < ROAMED_MAX => exits.roamed.push((*peer, remote)),
+            Some(i) => exits.roamed[i].1 = *remote,
+            None if exits.roamed.len() < ROAMED_MAX => exits.roamed.push((*peer, *remote)),
             None => {}
         }
     }
@@ -149,8 +163,11 @@ fn deliver(
     inner::merge_ecn(pool.packet_mut(frame), inner.tos, packet.tos)?;
 
     let last = exits.lan.len() - 1;
-    let link = table.hop(inner.destination).filter(|link| inner.len <= usize::from(link.mtu));
-    let port = link.and_then(|link| exits.lan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
+    let hop = match table.hop(inner.destination) {
+        hop @ Some(link) if inner.len <= usize::from(link.mtu) => hop,
+        _ => &None,
+    };
+    let port = hop.and_then(|link| exits.lan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
     if port.is_none() && exits.last_routes {
         return Ok(Exit::Lan(last));
     }
@@ -158,13 +175,13 @@ fn deliver(
         let told = exits.limiter.allow(now) && icmp::answer(pool, frame, &inner, icmp::Error::TimeExceeded, table);
         return if told { Ok(Exit::Error) } else { Err(reason) };
     }
-    packet.link = link.copied();
+    packet.link = *hop;
     Ok(Exit::Lan(port.unwrap_or(last)))
 }
 
 /// Counts of a run of messages by one session, so that the shared counters are touched once a run.
 struct Tally<'a> {
-    session: Option<&'a Arc<Session>>,
+    entry: Option<&'a SessionEntry>,
     packets: u64,
     bytes: u64,
     data: bool,
@@ -172,10 +189,10 @@ struct Tally<'a> {
 
 impl<'a> Tally<'a> {
     #[inline]
-    fn count(&mut self, session: &'a Arc<Session>, bytes: u64, data: bool, now: Millis) {
-        if !self.session.is_some_and(|s| Arc::ptr_eq(s, session)) {
+    fn count(&mut self, entry: &'a SessionEntry, bytes: u64, data: bool, now: Millis) {
+        if !self.entry.is_some_and(|counted| std::ptr::eq(counted, entry)) {
             self.settle(now);
-            *self = Tally { session: Some(session), packets: 0, bytes: 0, data: false };
+            *self = Tally { entry: Some(entry), packets: 0, bytes: 0, data: false };
         }
         self.packets += 1;
         self.bytes += bytes;
@@ -183,8 +200,8 @@ impl<'a> Tally<'a> {
     }
 
     fn settle(&self, now: Millis) {
-        if let Some(session) = self.session {
-            session.peer.received.count(self.packets, self.bytes, self.data, now);
+        if let Some(entry) = self.entry {
+            entry.session.peer.received.count(self.packets, self.bytes, self.data, now);
         }
     }
 }

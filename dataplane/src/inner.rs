@@ -16,8 +16,10 @@ const ECN_ECT1: u8 = 0b01;
 
 /// What the data plane wants to know of an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Inner {
+pub struct Inner {
+    /// Its source.
     pub source: IpAddr,
+    /// Its destination.
     pub destination: IpAddr,
     /// Bytes of the packet by its own header.
     pub len: usize,
@@ -77,9 +79,12 @@ impl Inner {
     }
 }
 
-/// Takes one off the TTL or hop limit; [`Drop::HopLimit`] when that would be the last.
+/// Takes one off the TTL or hop limit of a packet that [`Inner::parse`] has read.
+///
+/// # Errors
+/// [`Drop::HopLimit`] when that would be the last.
 #[inline]
-pub(crate) fn take_hop(packet: &mut [u8]) -> Result<(), Drop> {
+pub fn take_hop(packet: &mut [u8]) -> Result<(), Drop> {
     if packet[0] >> 4 == 4 {
         if packet[8] <= 1 {
             return Err(Drop::HopLimit);
@@ -99,14 +104,16 @@ pub(crate) fn take_hop(packet: &mut [u8]) -> Result<(), Drop> {
 /// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN; DSCP stays inside, so
 /// that the kinds of traffic are not told to the networks between.
 #[inline]
-pub(crate) fn outer_tos(inner: u8) -> u8 {
+pub fn outer_tos(inner: u8) -> u8 {
     inner & ECN_CE
 }
 
-/// Merges the outer ECN field into the packet as RFC 6040 section 4.2 says; [`Drop::Congestion`] where it
-/// says to drop.
+/// Merges the outer ECN field into the packet as RFC 6040 section 4.2 says.
+///
+/// # Errors
+/// [`Drop::Congestion`] where it says to drop.
 #[inline]
-pub(crate) fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), Drop> {
+pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), Drop> {
     let merged = match (tos & ECN_CE, outer & ECN_CE) {
         (0, ECN_CE) => return Err(Drop::Congestion),
         (0, _) | (ECN_CE, _) => return Ok(()),
@@ -128,7 +135,7 @@ pub(crate) fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), Dro
 
 /// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
 #[inline]
-pub(crate) fn clamp_mss(packet: &mut [u8], inner: &Inner, mtu: usize) {
+pub fn clamp_mss(packet: &mut [u8], inner: &Inner, mtu: usize) {
     if inner.protocol != TCP || inner.later_fragment {
         return;
     }

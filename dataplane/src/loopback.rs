@@ -40,6 +40,14 @@ impl Loopback {
     /// # Errors
     /// No descriptor is to be had.
     pub fn new(frames: u32) -> io::Result<Self> {
+        Self::with_pool(Pool::heap(frames))
+    }
+
+    /// A worker with this packet memory.
+    ///
+    /// # Errors
+    /// No descriptor is to be had.
+    pub fn with_pool(pool: Pool) -> io::Result<Self> {
         let endpoint: SocketAddr = ([192, 0, 2, 2], 47100).into();
         let peer = Arc::new(Peer::new(0));
         let session = Arc::new(Session::new(SessionConfig {
@@ -66,7 +74,7 @@ impl Loopback {
         table.sessions.insert(SESSION, SessionEntry { session: Arc::clone(&session), peer: 0 });
         let (wan, lan) = (Wire::default(), Wire::default());
         let setup = WorkerSetup {
-            pool: Pool::heap(frames),
+            pool,
             wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
             lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
             core: None,

@@ -157,6 +157,18 @@ impl Session {
     /// [`Drop::Truncated`], [`Drop::ExpiredSession`], [`Drop::BadTag`] or [`Drop::Replayed`].
     #[inline]
     pub fn open(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<usize, Drop> {
+        let (plaintext, counter) = self.decrypt(buffer, message, now)?;
+        self.accept(counter)?;
+        Ok(plaintext)
+    }
+
+    /// The first half of [`Session::open`], which is what to call: a message that was decrypted may still be a
+    /// replay. Returns the plaintext's length and the authenticated counter.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`], [`Drop::ExpiredSession`] or [`Drop::BadTag`].
+    #[inline]
+    pub fn decrypt(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<(usize, u64), Drop> {
         let header = buffer.get(message..message + DATA_HEADER).ok_or(Drop::Truncated)?;
         if buffer.len() < message + DATA_HEADER + TAG {
             return Err(Drop::Truncated);
@@ -171,8 +183,17 @@ impl Session {
             .open_within(nonce(counter), Aad::empty(), buffer, message + DATA_HEADER..)
             .map_err(|_| Drop::BadTag)?
             .len();
+        Ok((plaintext, counter))
+    }
+
+    /// The second half of [`Session::open`]: marks an authenticated counter as seen.
+    ///
+    /// # Errors
+    /// [`Drop::Replayed`] when it was already, or is too old to tell.
+    #[inline]
+    pub fn accept(&self, counter: u64) -> Result<(), Drop> {
         let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
-        if replay.accept(counter) { Ok(plaintext) } else { Err(Drop::Replayed) }
+        if replay.accept(counter) { Ok(()) } else { Err(Drop::Replayed) }
     }
 }
 

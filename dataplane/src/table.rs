@@ -89,7 +89,7 @@ impl Table {
 
     /// The link by which packets for a LAN host go; `None` leaves them to the kernel.
     #[inline]
-    pub fn hop(&self, destination: IpAddr) -> Option<&Link> {
-        self.hops.lookup(destination)?.as_ref()
+    pub fn hop(&self, destination: IpAddr) -> &Option<Link> {
+        self.hops.lookup(destination).unwrap_or(&None)
     }
 }

@@ -12,7 +12,7 @@ use crate::clock::Millis;
 use crate::drop::{Drop, Drops};
 use crate::egress::{self, Hop, Routed};
 use crate::engine::{Shared, WorkerSetup};
-use crate::frame::{ANCHOR, FRAME_SIZE, Pool};
+use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
 use crate::ingress;
 use crate::ports::{Batch, EGRESS_ROOM, Packet, Port};
@@ -266,7 +266,7 @@ impl Worker {
             };
             let start = ANCHOR + EGRESS_ROOM;
             match command {
-                Command::Send(packet) if start + packet.len() <= FRAME_SIZE => {
+                Command::Send(packet) if start + packet.len() <= self.pool.frame_size() => {
                     frame.set(start, packet.len());
                     self.pool.packet_mut(&frame).copy_from_slice(&packet);
                     self.received.push(Packet::new(frame));

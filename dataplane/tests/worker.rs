@@ -156,6 +156,55 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(sent.packets.load(Relaxed), 1401);
 }
 
+/// Sessions take turns in a batch, and what is dropped leaves a gap: order, peers and counters stay right.
+#[test]
+fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
+    const SECOND: [u8; 4] = [10, 2, 0, 1];
+    let mut b = Gateway::new(1);
+    let mut table = (*b.engine.table()).clone();
+    let session = |local_index, remote_index, peer: &Arc<Peer>| {
+        Arc::new(Session::new(SessionConfig {
+            local_index,
+            remote_index,
+            suite: Suite::ChaCha20Poly1305,
+            send_key: [9; 32].into(),
+            receive_key: [9; 32].into(),
+            born: Millis::now(),
+            confirmed: true,
+            peer: Arc::clone(peer),
+        }))
+    };
+    let second = Arc::new(Peer::new(8));
+    table.sessions.insert(151, SessionEntry { session: session(151, 0, &second), peer: 1 });
+    table.peers.push(PeerEntry { peer: second, ..table.peers[0].clone() });
+    let mut allowed_ips = (*table.allowed_ips).clone();
+    allowed_ips.insert(SECOND.into(), 16, 1);
+    table.allowed_ips = Arc::new(allowed_ips);
+    b.engine.publish(table);
+    let first = self::table(0, true).sessions[&100].session.clone();
+    let senders = [first, session(0, 151, &Arc::new(Peer::new(0)))];
+
+    // By whom, from where, and whether it arrives broken.
+    let batch = [(0, A, false), (1, SECOND, false), (0, A, true), (0, A, false), (1, A, false), (1, SECOND, false)];
+    let mut expected = Vec::new();
+    for (round, (sender, source, broken)) in batch.iter().cycle().take(60).enumerate() {
+        let inner = packet(*source, B, 64, &[round as u8; 12]);
+        let mut message = [&[0; 16][..], &inner, &[0; 16]].concat();
+        senders[*sender].seal(senders[*sender].reserve(1).unwrap(), &mut message);
+        if *broken {
+            *message.last_mut().unwrap() ^= 1;
+        } else if (*sender, *source) != (1, A) {
+            expected.push(packet(*source, B, 63, &[round as u8; 12]));
+        }
+        assert!(b.send_wan(b.address, 0, &message));
+    }
+    b.turn();
+    assert_eq!(std::iter::from_fn(|| b.sent_to_lan()).map(|m| m.bytes).collect::<Vec<_>>(), expected);
+    assert_eq!((b.dropped(Drop::BadTag), b.dropped(Drop::SpoofedSource), b.all_drops()), (10, 10, 20));
+    let received = |place: usize| b.engine.table().peers[place].peer.received.packets.load(Relaxed);
+    assert_eq!((received(0), received(1)), (20, 30));
+}
+
 #[test]
 fn what_must_not_pass_is_dropped_and_counted() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));

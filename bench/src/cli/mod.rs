@@ -3,6 +3,7 @@
 mod compare;
 mod forward;
 mod generate;
+mod pipeline;
 mod report;
 mod sink;
 mod wire;
@@ -30,6 +31,8 @@ enum Command {
     Generate(generate::Generate),
     /// Count what a generator sent: rate, loss, order
     Sink(sink::SinkOptions),
+    /// Measure the data plane on one core without devices, stage by stage
+    Pipeline(pipeline::Pipeline),
     /// Forward between two interfaces without touching more than the Ethernet addresses
     Forward(forward::Forward),
     /// Measure Penstock, other gateways and the ceilings in the same topology, one after another
@@ -48,6 +51,7 @@ impl Cli {
         match self.command {
             Command::Generate(options) => generate::run(&options, &stop),
             Command::Sink(options) => sink::run(&options, &stop),
+            Command::Pipeline(options) => pipeline::run(&options, &stop),
             Command::Forward(options) => forward::run(&options, &stop),
             Command::Compare(options) => compare::run(&options, &stop),
             Command::Wire(options) => wire::run(&options, &stop),

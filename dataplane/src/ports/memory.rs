@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::drop::Drops;
-use crate::frame::{ANCHOR, FRAME_SIZE, Pool};
+use crate::frame::{ANCHOR, Pool};
 use crate::ports::{Batch, EGRESS_ROOM, Packet, Port, PortInfo};
 
 /// A packet outside a worker: its address (meaningful on the WAN), its outer traffic class, its bytes.
@@ -43,7 +43,7 @@ impl Wire {
     /// or the pool is empty.
     pub fn send(&self, pool: &mut Pool, remote: SocketAddr, tos: u8, bytes: &[u8]) -> bool {
         let start = ANCHOR + EGRESS_ROOM;
-        if start + bytes.len() > FRAME_SIZE {
+        if start + bytes.len() > pool.frame_size() {
             return false;
         }
         let Some(mut frame) = pool.take() else { return false };

@@ -144,11 +144,32 @@ impl Batch {
         &mut self.packets
     }
 
+    /// Moves all packets, in order, to the end of another batch; at no cost when that is empty.
+    ///
+    /// # Panics
+    /// If there is no room.
+    #[inline]
+    pub(crate) fn append_to(&mut self, other: &mut Batch) {
+        if other.is_empty() {
+            std::mem::swap(self, other);
+            return;
+        }
+        assert!(self.len() <= other.room(), "batch is full");
+        other.packets.append(&mut self.packets);
+    }
+
     /// Takes all packets out, in order.
     #[inline]
     pub fn drain(&mut self) -> std::vec::Drain<'_, Packet> {
         self.packets.drain(..)
     }
+}
+
+/// What is decided about every packet of a batch, if it is the same and there are any. Most batches go one way.
+#[inline]
+pub(crate) fn same<T: Copy + PartialEq>(steps: &[T]) -> Option<T> {
+    let (first, others) = steps.split_first()?;
+    others.iter().all(|step| step == first).then_some(*first)
 }
 
 /// What a port is, and what it was really bound as; shown by `status`.
@@ -201,4 +222,35 @@ pub trait Port: Send {
 
     /// What it is.
     fn info(&self) -> PortInfo;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_appended_in_order() {
+        let mut pool = Pool::heap(4);
+        let mut batch = |lens: &[usize]| {
+            let mut batch = Batch::default();
+            for len in lens {
+                let mut frame = pool.take().expect("free");
+                frame.set(0, *len);
+                batch.push(Packet::new(frame));
+            }
+            batch
+        };
+        let lens = |batch: &Batch| batch.as_slice().iter().map(|p| p.frame.len()).collect::<Vec<_>>();
+        let (mut first, mut second, mut all) = (batch(&[1, 2]), batch(&[3]), Batch::default());
+        first.append_to(&mut all);
+        second.append_to(&mut all);
+        assert_eq!((lens(&first), lens(&second), lens(&all)), (vec![], vec![], vec![1, 2, 3]));
+        assert_eq!(all.room(), BATCH - 3);
+    }
+
+    #[test]
+    fn what_is_the_same_is_so_for_all_and_not_for_none() {
+        assert_eq!((same(&[3, 3, 3]), same(&[3, 3, 4]), same(&[4, 3, 3])), (Some(3), None, None));
+        assert_eq!(same::<u8>(&[]), None);
+    }
 }

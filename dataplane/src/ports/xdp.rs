@@ -308,17 +308,22 @@ fn ethernet_len(frame: &[u8]) -> Option<usize> {
     (frame.len() >= len).then_some(len)
 }
 
+/// What the headers in front of a datagram say.
 #[derive(Debug, PartialEq, Eq)]
-struct Datagram {
-    /// Where the UDP payload begins, and its length.
-    payload: usize,
-    len: usize,
-    source: SocketAddr,
-    tos: u8,
+pub struct Datagram {
+    /// Where in the Ethernet frame the UDP payload begins.
+    pub payload: usize,
+    /// Its length in bytes.
+    pub len: usize,
+    /// Its sender.
+    pub source: SocketAddr,
+    /// The traffic class: DSCP and ECN.
+    pub tos: u8,
 }
 
 /// Reads Ethernet, IP and UDP in front of a datagram to `local_port`.
-fn parse_datagram(frame: &[u8], local_port: u16) -> Option<Datagram> {
+#[inline]
+pub fn parse_datagram(frame: &[u8], local_port: u16) -> Option<Datagram> {
     let ethernet = ethernet_len(frame)?;
     let ip = &frame[ethernet..];
     let outer = Inner::parse(ip)?;
@@ -347,9 +352,10 @@ fn write_ethernet(pool: &mut Pool, frame: &mut Frame, link: &Link, ether_type: [
     true
 }
 
-/// Writes UDP, IP and Ethernet in front of the payload. IPv4 datagrams carry no UDP checksum, since the
-/// AEAD protects them; over IPv6 it must be there.
-fn write_datagram(
+/// Writes UDP, IP and Ethernet in front of the payload; `false` when link and remote are of two families. IPv4
+/// datagrams carry no UDP checksum, since the AEAD protects them; over IPv6 it must be there.
+#[inline]
+pub fn write_datagram(
     pool: &mut Pool,
     frame: &mut Frame,
     link: &Link,

@@ -1,0 +1,89 @@
+//! `penstock-bench pipeline`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use penstock_bench::pipeline::size::Size;
+use penstock_bench::pipeline::{self, LONGEST, Options};
+use penstock_bench::report::{Report, context, csv, html, json, progress::Progress, table};
+
+use super::seconds;
+
+/// More rounds than a report takes samples.
+const MOST_ROUNDS: i64 = 1000;
+
+#[derive(Args)]
+pub(super) struct Pipeline {
+    /// How often everything is measured; a verdict on two reports needs at least 4
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=MOST_ROUNDS))]
+    rounds: u16,
+    /// How long one measurement lasts: a stage at a size in a round
+    #[arg(long, default_value = "0.1", value_parser = short)]
+    seconds: Duration,
+    /// Only this size of the inner packet, in bytes or "imix"; may be repeated; without it 64, 512, 1420, imix, 9000
+    #[arg(long, value_name = "SIZE")]
+    only: Vec<Size>,
+    /// The core to measure on; without it the last one
+    #[arg(long)]
+    core: Option<usize>,
+    /// Report as one line of JSON
+    #[arg(long)]
+    json: bool,
+    /// Write the report's JSON here too
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Write a row a sample here
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write the report as a page here
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Pipeline, stop: &AtomicBool) -> anyhow::Result<()> {
+    let mut sizes: Vec<Size> = Vec::new();
+    for size in &arguments.only {
+        if !sizes.contains(size) {
+            sizes.push(*size);
+        }
+    }
+    let options = Options {
+        sizes: if sizes.is_empty() { Size::ALL.to_vec() } else { sizes },
+        rounds: usize::from(arguments.rounds),
+        time: arguments.seconds,
+        core: arguments.core,
+    };
+    let machine = context::machine();
+    let progress = Progress::new(options.steps() as u64);
+    let mut report = pipeline::run(&options, stop, &mut |what| progress.begin(what))?;
+    drop(progress);
+    report.context.splice(0..0, machine);
+    show(&report, arguments)
+}
+
+fn show(report: &Report, arguments: &Pipeline) -> anyhow::Result<()> {
+    let text = json::write(report)?;
+    let mut rows = Vec::new();
+    csv::write(report, &mut rows)?;
+    let write = |file: &Option<PathBuf>, bytes: &[u8]| match file {
+        Some(file) => fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display())),
+        None => Ok(()),
+    };
+    write(&arguments.output, text.as_bytes())?;
+    write(&arguments.csv, &rows)?;
+    write(&arguments.html, html::render(report).as_bytes())?;
+    print!("{}", if arguments.json { text } else { table::render(report) });
+    Ok(())
+}
+
+fn short(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    match time > Duration::ZERO && time <= LONGEST {
+        true => Ok(time),
+        false => Err(format!("a measurement lasts up to {} s", LONGEST.as_secs())),
+    }
+}

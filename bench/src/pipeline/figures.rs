@@ -1,0 +1,168 @@
+//! A report of the rounds' samples.
+
+use super::Sample;
+use super::allocations;
+use super::meter::Meter;
+use super::rig::SITES;
+use super::size::Size;
+use super::subject::{DIRECTIONS, Direction, Subject};
+use crate::report::{Better, Measure, Report, VERSION};
+
+/// Bytes a nanosecond to Gbit/s.
+const BITS: f64 = 8.0;
+/// Packets a nanosecond to millions a second.
+const MEGA: f64 = 1e3;
+/// Largest packet that fits the frames of AF_XDP ports with all its headers.
+const JUMBO: usize =
+    penstock_dataplane::frame::FRAME_ROOM - penstock_dataplane::ports::EGRESS_ROOM - penstock_dataplane::session::TAG;
+
+/// What was measured at one size: the samples of each subject, one a round.
+pub(super) struct Rows {
+    pub size: Size,
+    pub mean_bytes: f64,
+    pub subjects: Vec<(Subject, Vec<Sample>)>,
+}
+
+impl Rows {
+    pub fn new(size: Size, subjects: &[Subject]) -> Self {
+        Self { size, mean_bytes: 0.0, subjects: subjects.iter().map(|subject| (*subject, Vec::new())).collect() }
+    }
+
+    fn of(&self, subject: Subject) -> &[Sample] {
+        self.subjects.iter().find(|(s, _)| *s == subject).map_or(&[], |(_, samples)| samples)
+    }
+
+    fn nanoseconds(&self, subject: Subject) -> Vec<f64> {
+        self.of(subject).iter().map(|sample| sample.nanoseconds).collect()
+    }
+}
+
+pub(super) fn label(name: &str, size: Size) -> String {
+    format!("{name}, {size}")
+}
+
+pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
+    let cycles = meter.cycles().unit();
+    let counted = allocations::are_counted();
+    let mut measures = Vec::new();
+    for rows in rows {
+        for (subject, samples) in &rows.subjects {
+            let all = |value: fn(&Sample) -> f64| samples.iter().map(value).collect::<Vec<f64>>();
+            let subject = label(subject.name(), rows.size);
+            let lower = |quantity: &str, unit: &str, samples| Measure {
+                subject: subject.clone(),
+                quantity: quantity.into(),
+                unit: unit.into(),
+                better: Better::Lower,
+                samples,
+            };
+            measures.push(lower("time", "ns/packet", all(|sample| sample.nanoseconds)));
+            if let Some(unit) = cycles {
+                measures.push(lower("cycles", &format!("{unit}/packet"), all(|sample| sample.cycles)));
+            }
+            if counted {
+                measures.push(lower("allocations", "1/packet", all(|sample| sample.allocations)));
+            }
+        }
+        measures.extend(DIRECTIONS.iter().flat_map(|direction| derived(rows, direction)));
+    }
+    Report {
+        version: VERSION,
+        title: "Pipeline".into(),
+        context: vec![
+            ("core".into(), format!("{core} (pinned)")),
+            ("cycles".into(), meter.cycles().describe()),
+            ("clock's own time".into(), format!("{} ns a measurement, taken off", meter.own().time.as_nanos())),
+            ("table".into(), format!("{SITES} sites, each with a session, a /24 and a /32; one flow to one of them")),
+        ],
+        measures,
+        curves: Vec::new(),
+        notes: notes(rows, counted),
+    }
+}
+
+/// What follows from a direction's samples, round by round.
+fn derived(rows: &Rows, direction: &Direction) -> Vec<Measure> {
+    let (whole, floor) = (rows.nanoseconds(direction.whole), rows.nanoseconds(direction.floor));
+    let mut rest = whole.clone();
+    for stage in direction.stages {
+        rest.iter_mut().zip(rows.nanoseconds(*stage)).for_each(|(rest, stage)| *rest -= stage);
+    }
+    let name = direction.whole.name();
+    let measure = |subject: String, quantity: &str, unit: &str, better, samples| Measure {
+        subject: label(&subject, rows.size),
+        quantity: quantity.into(),
+        unit: unit.into(),
+        better,
+        samples,
+    };
+    let pairs = || whole.iter().zip(&floor);
+    vec![
+        measure(format!("{name}: rest (ports, batching, queues)"), "time", "ns/packet", Better::Lower, rest),
+        measure(
+            format!("{name}: beyond ring"),
+            "time",
+            "ns/packet",
+            Better::Lower,
+            pairs().map(|(whole, floor)| whole - floor).collect(),
+        ),
+        measure(
+            format!("{name}: beyond ring"),
+            "part of ring's time",
+            "%",
+            Better::Lower,
+            pairs().map(|(whole, floor)| (whole / floor - 1.0) * 100.0).collect(),
+        ),
+        measure(
+            name.into(),
+            "throughput on one core",
+            "Gbit/s",
+            Better::Higher,
+            whole.iter().map(|time| rows.mean_bytes * BITS / time).collect(),
+        ),
+        measure(
+            name.into(),
+            "rate on one core",
+            "Mpps",
+            Better::Higher,
+            whole.iter().map(|time| MEGA / time).collect(),
+        ),
+    ]
+}
+
+fn notes(rows: &[Rows], counted: bool) -> Vec<String> {
+    let mut notes = vec![
+        "Sizes are those of the inner IP packet; throughput counts its bits. A direction on one core is all that the \
+         core does."
+            .into(),
+        "A sample is the median of its round's passes over one batch of 64 packets (48 of the mix), which are in the \
+         cache, as they are behind a network card that writes there. Stages of nanoseconds are done 16 times over the \
+         batch in a pass."
+            .into(),
+        "Rest is the worker's turn less the sum of its stages: what the memory ports, batching, queues, counters and \
+         the clock take. It may be below 0, since in the worker a packet is fetched while the one before it is \
+         encrypted, and stages overlap."
+            .into(),
+        "Memory ports put on no headers: those that AF_XDP ports write and read (IPv4, no UDP checksum) are measured \
+         beside the worker and are not part of it. The kernel's share, steering and the driver, is not measured."
+            .into(),
+    ];
+    if rows.iter().any(|rows| rows.size == Size::Imix) {
+        notes.push(
+            "IMIX is 28 : 16 : 4 Ethernet frames of 64, 570 and 1518 bytes, so IP packets of 46, 552 and 1500; the \
+             tunnel's MTU is 1500 for it."
+                .into(),
+        );
+    }
+    if rows.iter().any(|rows| matches!(rows.size, Size::Bytes(bytes) if bytes > JUMBO)) {
+        notes.push(
+            "Packets that do not fit a frame of 4096 bytes are measured in larger frames of ordinary memory, which \
+             AF_XDP does not take."
+                .into(),
+        );
+    }
+    if !counted {
+        notes.push("Allocations were not counted: this program has another allocator.".into());
+    }
+    notes
+}

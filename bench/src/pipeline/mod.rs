@@ -1,0 +1,171 @@
+//! The data plane without devices: a worker between `memory` ports on one core, whole and stage by stage.
+//!
+//! ```text
+//!   LAN port ─► route ─► TTL, MSS, ECN ─► seal ─────────────────────────────────────────► WAN port   encrypt
+//!   WAN port ─► session lookup ─► open ─► replay ─► allowed IPs ─► ECN, next hop, TTL ──► LAN port   decrypt
+//! ```
+//! [`subject`] says what is measured and [`stages`] does it, over the frames of one [`rig`] whose packets have the
+//! sizes of [`size`]. A [`meter`] takes time, cycles ([`cycles`]) and allocations ([`allocations`]). Here rounds are
+//! made of passes, and a [`Report`] of rounds.
+
+pub mod allocations;
+pub mod cycles;
+mod figures;
+pub mod meter;
+pub mod rig;
+pub mod size;
+mod stages;
+pub mod subject;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::report::Report;
+use figures::Rows;
+use meter::Meter;
+use rig::Rig;
+use size::Size;
+pub use stages::Pass;
+use subject::Subject;
+
+/// Longest time for one measurement: those of all subjects at a size have the same session, which lives for 180 s.
+pub const LONGEST: Duration = Duration::from_secs(3);
+/// A measurement is made in so many parts, between which the other subjects of the size have theirs: what the
+/// machine does meanwhile then befalls all alike, and differences between them are worth something.
+const SLICES: u32 = 20;
+/// Passes at the beginning of a part that do not count: caches and predictors warm up, and queues grow to what the
+/// traffic needs.
+const WARM_UP: usize = 2;
+/// Passes of a part at least.
+const LEAST_PASSES: usize = 1;
+
+/// What to measure, and how long.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sizes of the inner packets.
+    pub sizes: Vec<Size>,
+    /// How often everything is measured.
+    pub rounds: usize,
+    /// Time of one measurement: a subject at a size in a round. At most [`LONGEST`].
+    pub time: Duration,
+    /// The core to be pinned to; `None`: the last that the process may use.
+    pub core: Option<usize>,
+}
+
+impl Options {
+    /// How many steps there will be, which take about the same time each: a size in a round.
+    pub fn steps(&self) -> usize {
+        self.rounds * self.sizes.len()
+    }
+}
+
+/// Measures; rounds are interleaved over all sizes, so that a slow minute of the machine spoils one sample of each
+/// rather than all samples of one. `step` is told what comes next,
+/// [`Options::steps`] times.
+///
+/// The calling thread stays pinned.
+///
+/// # Errors
+/// The core is not to be had, no descriptors are, or `stop` was set ([`io::ErrorKind::Interrupted`]).
+pub fn run(options: &Options, stop: &AtomicBool, step: &mut dyn FnMut(&str)) -> io::Result<Report> {
+    let core = pin(options.core)?;
+    let mut meter = Meter::new();
+    let subjects: Vec<Subject> = Subject::all().collect();
+    let mut rows: Vec<Rows> = options.sizes.iter().map(|size| Rows::new(*size, &subjects)).collect();
+    for nth in 1..=options.rounds {
+        for rows in &mut rows {
+            let mut rig = Rig::new(rows.size)?;
+            rows.mean_bytes = rig.bytes() as f64 / rig.batch() as f64;
+            step(&format!("round {nth}, {}", rows.size));
+            let samples = round(&mut rig, &subjects, &mut meter, options.time.min(LONGEST), stop)?;
+            rows.subjects.iter_mut().zip(samples).for_each(|((_, samples), sample)| samples.push(sample));
+        }
+    }
+    Ok(figures::report(&rows, &mut meter, core))
+}
+
+/// Pins the calling thread.
+fn pin(core: Option<usize>) -> io::Result<usize> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    // The first core has most of the machine's interrupts.
+    let found = match core {
+        Some(wanted) => cores.into_iter().find(|core| core.id == wanted),
+        None => cores.into_iter().next_back(),
+    };
+    let pinned = found.filter(|core| core_affinity::set_for_current(*core));
+    pinned.map(|core| core.id).ok_or_else(|| {
+        let which = core.map_or("a core".into(), |core| format!("core {core}"));
+        io::Error::new(io::ErrorKind::InvalidInput, format!("cannot be pinned to {which}"))
+    })
+}
+
+/// A round's figures of one subject, all per packet.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    nanoseconds: f64,
+    cycles: f64,
+    allocations: f64,
+}
+
+/// The passes of one measurement so far.
+#[derive(Default)]
+struct Passes {
+    nanoseconds: Vec<f64>,
+    cycles: Vec<f64>,
+    allocations: u64,
+    packets: usize,
+}
+
+impl Passes {
+    /// Does passes for a while, after a few that do not count.
+    fn extend(&mut self, rig: &mut Rig, subject: Subject, meter: &mut Meter, time: Duration) {
+        (0..WARM_UP).for_each(|_| _ = rig.pass(subject, meter));
+        let (start, before) = (Instant::now(), self.nanoseconds.len());
+        while start.elapsed() < time || self.nanoseconds.len() < before + LEAST_PASSES {
+            let Pass { spent, packets } = rig.pass(subject, meter);
+            self.nanoseconds.push(spent.time.as_nanos() as f64 / packets as f64);
+            self.cycles.push(spent.cycles as f64 / packets as f64);
+            self.allocations += spent.allocations;
+            self.packets += packets;
+        }
+    }
+
+    /// Medians: the passes are alike, so what is longer than the others was interrupted. Allocations are counted
+    /// over all of them.
+    fn sample(mut self) -> Sample {
+        Sample {
+            nanoseconds: median(&mut self.nanoseconds),
+            cycles: median(&mut self.cycles),
+            allocations: self.allocations as f64 / self.packets as f64,
+        }
+    }
+}
+
+/// Measures all subjects of a size once, in turns.
+fn round(
+    rig: &mut Rig,
+    subjects: &[Subject],
+    meter: &mut Meter,
+    time: Duration,
+    stop: &AtomicBool,
+) -> io::Result<Vec<Sample>> {
+    let mut measured: Vec<Passes> = subjects.iter().map(|_| Passes::default()).collect();
+    for _ in 0..SLICES {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        for (passes, subject) in measured.iter_mut().zip(subjects) {
+            passes.extend(rig, *subject, meter, time / SLICES);
+        }
+    }
+    Ok(measured.into_iter().map(Passes::sample).collect())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    let middle = values.len() / 2;
+    *values.select_nth_unstable_by(middle, f64::total_cmp).1
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! One worker whose WAN is joined to itself, and the packets that go round.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use penstock_dataplane::clock::Millis;
+use penstock_dataplane::frame::{ANCHOR, FRAME_SIZE, Frame, Pool};
+use penstock_dataplane::loopback::{Loopback, SESSION};
+use penstock_dataplane::peer::Peer;
+use penstock_dataplane::ports::{EGRESS_ROOM, Link};
+use penstock_dataplane::prefix::PrefixMap;
+use penstock_dataplane::session::{Session, SessionConfig, Suite, TAG};
+use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
+
+use super::size::Size;
+
+/// Slots of packet memory: more than go round, few enough to be had anywhere.
+const FRAMES: u32 = 256;
+/// Sites that the gateway knows, each with a session, a /24 and the address of its gateway, so that a lookup
+/// has something to look through.
+pub const SITES: u8 = 64;
+/// UDP port of the tunnel, on both ends.
+pub(super) const PORT: u16 = 47100;
+/// The tunnel's, unless the packets are larger.
+const MTU: usize = 1420;
+const HOPS: u8 = 64;
+const HEADERS: usize = 20 + 8;
+/// Who sends, and who is sent to: hosts of site 0, which is the gateway's own peer.
+const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 5);
+const DESTINATION: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 9);
+
+/// The worker, its table and its traffic.
+pub struct Rig {
+    pub(super) gateway: Loopback,
+    pub(super) table: Arc<Table>,
+    /// The inner packets of a batch, as a LAN host sends them.
+    pub(super) packets: Vec<Vec<u8>>,
+    /// The way to the peer.
+    pub(super) link: Link,
+}
+
+impl Rig {
+    /// A worker for packets of `size`. Its session lives for
+    /// [`REJECT_AFTER`](penstock_dataplane::session::REJECT_AFTER).
+    ///
+    /// # Errors
+    /// No descriptors are to be had.
+    pub fn new(size: Size) -> io::Result<Self> {
+        let packets: Vec<Vec<u8>> = size.packets().into_iter().map(packet).collect();
+        let largest = packets.iter().map(Vec::len).max().unwrap_or_default();
+        let pages = (ANCHOR + EGRESS_ROOM + largest + TAG).div_ceil(FRAME_SIZE);
+        let gateway = Loopback::with_pool(Pool::heap_of(FRAMES, pages))?;
+        let link = Link::new(1, [192, 0, 2, 1].into(), [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], None);
+        gateway.engine.publish(table(&gateway, largest.max(MTU), link));
+        let table = gateway.engine.table();
+        Ok(Self { gateway, table, packets, link })
+    }
+
+    /// How many packets go round at a time.
+    pub fn batch(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// Bytes of all packets of a batch.
+    pub fn bytes(&self) -> usize {
+        self.packets.iter().map(Vec::len).sum()
+    }
+
+    /// Sends a batch from the LAN to where the worker will receive it.
+    ///
+    /// # Panics
+    /// If the frames do not suffice, as is the case when packets were lost.
+    pub(super) fn load(&mut self) {
+        let Loopback { worker, lan, endpoint, .. } = &mut self.gateway;
+        for packet in &self.packets {
+            assert!(lan.send(worker.pool(), *endpoint, 0, packet), "no frame for a packet");
+        }
+    }
+
+    /// Frames of the worker's own memory, the same that packets travel in, each with its packet where a LAN port
+    /// would have put it.
+    pub(super) fn frames(&mut self) -> Vec<Frame> {
+        let pool = self.gateway.worker.pool();
+        let mut frames = Vec::with_capacity(self.packets.len());
+        for packet in &self.packets {
+            let mut frame = pool.take().expect("all packets are back");
+            frame.set(ANCHOR + EGRESS_ROOM, packet.len());
+            pool.packet_mut(&frame).copy_from_slice(packet);
+            frames.push(frame);
+        }
+        frames
+    }
+
+    /// Gives frames back, so that the same are taken again in the same order.
+    pub(super) fn give(&mut self, frames: Vec<Frame>) {
+        let pool = self.gateway.worker.pool();
+        frames.into_iter().rev().for_each(|frame| pool.give(frame));
+    }
+}
+
+/// The table of a gateway that knows [`SITES`] sites, of which the first is the worker itself.
+fn table(gateway: &Loopback, mtu: usize, link: Link) -> Table {
+    let own = gateway.engine.table();
+    let mut table = Table { mtu, ..(*own).clone() };
+    let mut allowed_ips = PrefixMap::default();
+    for site in 0..SITES {
+        if site > 0 {
+            add_peer(&mut table, site);
+        }
+        let address = |host| IpAddr::from([10, 101 + site, 0, host]);
+        allowed_ips.insert(address(0), 24, u32::from(site));
+        allowed_ips.insert(IpAddr::from([100, 64, 0, site]), 32, u32::from(site));
+    }
+    table.allowed_ips = Arc::new(allowed_ips);
+    let mut hops = PrefixMap::default();
+    hops.insert(IpAddr::from([10, 101, 0, 0]), 24, None);
+    hops.insert(DESTINATION.into(), 32, Some(link.with_mtu(u16::try_from(mtu).unwrap_or(u16::MAX))));
+    table.hops = Arc::new(hops);
+    table
+}
+
+fn add_peer(table: &mut Table, site: u8) {
+    let peer = Arc::new(Peer::new(u32::from(site)));
+    // Indices are random in earnest; here they must differ, from each other and from the first peer's.
+    let local_index = SESSION + u32::from(site) * 0x0101_0107;
+    let session = Arc::new(Session::new(SessionConfig {
+        local_index,
+        remote_index: local_index,
+        suite: Suite::ChaCha20Poly1305,
+        send_key: [site; 32].into(),
+        receive_key: [site; 32].into(),
+        born: Millis::now(),
+        confirmed: true,
+        peer: Arc::clone(&peer),
+    }));
+    table.sessions.insert(local_index, SessionEntry { session: Arc::clone(&session), peer: u32::from(site) });
+    let endpoint = Some(SocketAddr::from(([192, 0, 2, site], PORT)));
+    table.peers.push(PeerEntry { peer, endpoint, roams: true, link: None, sending: Some(session), next: None });
+}
+
+/// An IPv4 UDP packet of `len` bytes, UDP without a checksum.
+fn packet(len: usize) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(len);
+    packet.extend_from_slice(&[0x45, 0]);
+    packet.extend_from_slice(&(len as u16).to_be_bytes());
+    packet.extend_from_slice(&[0, 0, 0x40, 0, HOPS, 17, 0, 0]);
+    packet.extend_from_slice(&SOURCE.octets());
+    packet.extend_from_slice(&DESTINATION.octets());
+    let sum: u32 = packet.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    // Twenty bytes cannot carry more than once after this.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    for word in [40_000, 48_000, (len - 20) as u16, 0] {
+        packet.extend_from_slice(&word.to_be_bytes());
+    }
+    packet.extend((0..len - HEADERS).map(|i| i as u8));
+    packet
+}

@@ -1,0 +1,89 @@
+//! What is measured: the worker as a whole, its stages, and the AEAD alone.
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A turn of the worker: a batch from the LAN port to the WAN port.
+    Encrypt,
+    /// ring's ChaCha20-Poly1305 sealing the batch: the floor under [`Subject::Encrypt`].
+    RingSeal,
+    /// Egress: the inner header read, the peer by longest prefix, its session found alive.
+    Route,
+    /// Egress: TTL, MSS, and the ECN bits for outside.
+    Hop,
+    /// Egress: the AEAD, WireGuard's header and tag written.
+    Seal,
+    /// A turn of the worker: a batch from the WAN port to the LAN port.
+    Decrypt,
+    /// ring's ChaCha20-Poly1305 opening the batch: the floor under [`Subject::Decrypt`].
+    RingOpen,
+    /// Ingress: the session by receiver index.
+    Lookup,
+    /// Ingress: the AEAD, the plaintext moved to its place.
+    Open,
+    /// Ingress: the counter accepted by the replay window, its lock included.
+    Replay,
+    /// Ingress: the inner header read, the source looked up among the peer's prefixes.
+    AllowedIps,
+    /// Ingress: ECN merged, the next hop by longest prefix, the TTL.
+    NextHop,
+    /// UDP, IPv4 and Ethernet written in front of a message, as the AF_XDP port does.
+    WriteHeaders,
+    /// The same read.
+    ReadHeaders,
+}
+
+/// A direction through the worker: the whole, its floor, and the stages it is made of.
+pub struct Direction {
+    /// The worker's turn.
+    pub whole: Subject,
+    /// The AEAD alone.
+    pub floor: Subject,
+    /// In the order of a packet's way.
+    pub stages: &'static [Subject],
+}
+
+/// Both directions.
+pub const DIRECTIONS: [Direction; 2] = [
+    Direction {
+        whole: Subject::Encrypt,
+        floor: Subject::RingSeal,
+        stages: &[Subject::Route, Subject::Hop, Subject::Seal],
+    },
+    Direction {
+        whole: Subject::Decrypt,
+        floor: Subject::RingOpen,
+        stages: &[Subject::Lookup, Subject::Open, Subject::Replay, Subject::AllowedIps, Subject::NextHop],
+    },
+];
+
+/// Stages of AF_XDP ports, which a worker between `memory` ports does not have.
+pub const BESIDE: [Subject; 2] = [Subject::WriteHeaders, Subject::ReadHeaders];
+
+impl Subject {
+    /// Every subject, in the order of a report.
+    pub fn all() -> impl Iterator<Item = Subject> {
+        let directions = DIRECTIONS.iter().flat_map(|d| [d.whole, d.floor].into_iter().chain(d.stages.iter().copied()));
+        directions.chain(BESIDE)
+    }
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Encrypt => "encrypt",
+            Subject::RingSeal => "encrypt: ring alone",
+            Subject::Route => "encrypt: route",
+            Subject::Hop => "encrypt: TTL, MSS, ECN",
+            Subject::Seal => "encrypt: seal",
+            Subject::Decrypt => "decrypt",
+            Subject::RingOpen => "decrypt: ring alone",
+            Subject::Lookup => "decrypt: session lookup",
+            Subject::Open => "decrypt: open",
+            Subject::Replay => "decrypt: replay window",
+            Subject::AllowedIps => "decrypt: allowed IPs",
+            Subject::NextHop => "decrypt: ECN, next hop, TTL",
+            Subject::WriteHeaders => "headers written",
+            Subject::ReadHeaders => "headers read",
+        }
+    }
+}

@@ -1,0 +1,79 @@
+use super::figures::label;
+use super::subject::DIRECTIONS;
+use super::*;
+use crate::report::Measure;
+
+fn measured(sizes: &[Size]) -> Report {
+    let options = Options { sizes: sizes.to_vec(), rounds: 2, time: Duration::from_millis(1), core: None };
+    let mut steps = 0;
+    let report = run(&options, &AtomicBool::new(false), &mut |_| steps += 1).expect("measured");
+    assert_eq!(steps, options.steps());
+    report
+}
+
+fn find<'a>(report: &'a Report, subject: &str, quantity: &str) -> &'a Measure {
+    let found = report.measures.iter().find(|measure| measure.subject == subject && measure.quantity == quantity);
+    found.unwrap_or_else(|| panic!("no {quantity} of {subject}"))
+}
+
+#[test]
+fn every_size_and_stage_is_in_the_report_once_and_allocates_nothing() {
+    let report = measured(&Size::ALL);
+    for size in Size::ALL {
+        for subject in Subject::all() {
+            let subject = label(subject.name(), size);
+            assert!(find(&report, &subject, "time").samples.iter().all(|time| *time > 0.0), "{subject}");
+            for measure in report.measures.iter().filter(|measure| measure.subject == subject) {
+                assert!(measure.samples.len() == 2 && measure.samples.iter().all(|s| s.is_finite()), "{measure:?}");
+            }
+        }
+    }
+    let mut names: Vec<_> = report.measures.iter().map(|m| (&m.subject, &m.quantity)).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), report.measures.len());
+    report.check().expect("a sound report");
+
+    // And none of it allocates.
+    let allocations: Vec<&Measure> = report.measures.iter().filter(|m| m.quantity == "allocations").collect();
+    assert_eq!(allocations.len(), Size::ALL.len() * Subject::all().count());
+    for measure in allocations {
+        assert_eq!(measure.samples, [0.0, 0.0], "{}", measure.subject);
+    }
+}
+
+#[test]
+fn what_follows_from_the_samples_adds_up() {
+    let report = measured(&[Size::Imix]);
+    let time = |name: &str| &find(&report, &label(name, Size::Imix), "time").samples;
+    for direction in &DIRECTIONS {
+        let name = direction.whole.name();
+        for round in 0..2 {
+            let whole = time(name)[round];
+            let parts: f64 = direction.stages.iter().map(|stage| time(stage.name())[round]).sum();
+            let rest = time(&format!("{name}: rest (ports, batching, queues)"))[round];
+            assert!((whole - parts - rest).abs() < 1e-6, "{whole} is not {parts} and {rest}");
+            let floor = time(direction.floor.name())[round];
+            assert!((time(&format!("{name}: beyond ring"))[round] - (whole - floor)).abs() < 1e-6);
+            // The mix has 16,120 bytes in 48 packets.
+            let gigabits = find(&report, &label(name, Size::Imix), "throughput on one core").samples[round];
+            assert!((gigabits - 16_120.0 / 48.0 * 8.0 / whole).abs() < 1e-6);
+            let rate = find(&report, &label(name, Size::Imix), "rate on one core").samples[round];
+            assert!((rate * whole - 1000.0).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_core_that_is_not_there_is_refused() {
+    let options = Options { sizes: vec![Size::Imix], rounds: 1, time: Duration::from_millis(1), core: Some(100_000) };
+    let refused = run(&options, &AtomicBool::new(false), &mut |_| {}).expect_err("no such core");
+    assert_eq!(refused.to_string(), "cannot be pinned to core 100000");
+}
+
+#[test]
+fn it_stops_when_told() {
+    let options = Options { sizes: Size::ALL.to_vec(), rounds: 1000, time: LONGEST, core: None };
+    let stopped = run(&options, &AtomicBool::new(true), &mut |_| {}).expect_err("stopped");
+    assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
+}

@@ -1,0 +1,82 @@
+//! The pipeline as its users start it: the program with its own allocator, and the files that it writes.
+
+use std::process::{Command, Output};
+
+use penstock_bench::report::{Report, json};
+
+fn pipeline(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-bench"));
+    command.arg("pipeline").args(arguments).output().expect("it starts")
+}
+
+fn samples<'a>(report: &'a Report, subject: &str, quantity: &str) -> &'a [f64] {
+    report.samples(subject, quantity).unwrap_or_else(|| panic!("no {quantity} of {subject}"))
+}
+
+#[test]
+fn a_report_has_every_stage_and_no_allocation() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name);
+    let (output, csv, html) = (file("report.json"), file("report.csv"), file("report.html"));
+    let output_option = output.to_str().expect("UTF-8");
+    let files =
+        ["--output", output_option, "--csv", csv.to_str().expect("UTF-8"), "--html", html.to_str().expect("UTF-8")];
+    let few = ["--rounds", "2", "--seconds", "0.005", "--only", "64", "--only", "imix", "--only", "64"];
+    let done = pipeline(&[&few[..], &files[..]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("decrypt: replay window, IMIX"));
+
+    let report = json::read(&output).expect("a report");
+    for size in ["64 B", "IMIX"] {
+        for subject in [
+            "encrypt",
+            "encrypt: ring alone",
+            "encrypt: route",
+            "encrypt: TTL, MSS, ECN",
+            "encrypt: seal",
+            "decrypt",
+            "decrypt: ring alone",
+            "decrypt: session lookup",
+            "decrypt: open",
+            "decrypt: replay window",
+            "decrypt: allowed IPs",
+            "decrypt: ECN, next hop, TTL",
+            "headers written",
+            "headers read",
+        ] {
+            let subject = format!("{subject}, {size}");
+            assert!(samples(&report, &subject, "time").iter().all(|time| *time > 0.0));
+            assert_eq!(samples(&report, &subject, "allocations"), [0.0, 0.0], "{subject}");
+        }
+        for direction in ["encrypt", "decrypt"] {
+            let rest = format!("{direction}: rest (ports, batching, queues), {size}");
+            assert_eq!(samples(&report, &rest, "time").len(), 2);
+            let subject = format!("{direction}, {size}");
+            assert!(samples(&report, &subject, "throughput on one core").iter().all(|rate| *rate > 0.0));
+        }
+    }
+    let said: Vec<&str> = report.context.iter().map(|(name, _)| name.as_str()).collect();
+    for name in ["command line", "kernel", "core", "cycles", "table"] {
+        assert!(said.contains(&name), "{name} is not among {said:?}");
+    }
+    let page = std::fs::read_to_string(html).expect("a page");
+    assert!(page.contains("decrypt: open, 64 B"));
+    let rows = std::fs::read_to_string(csv).expect("rows");
+    let samples: usize = report.measures.iter().map(|measure| measure.samples.len()).sum();
+    assert_eq!(rows.lines().filter(|row| row.starts_with("sample,")).count(), samples);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    for (wrong, sentence) in [
+        (["--only", "27"], "from 28 to 60000"),
+        (["--seconds", "0"], "lasts up to 3 s"),
+        (["--seconds", "4"], "lasts up to 3 s"),
+        (["--rounds", "0"], "not in 1..=1000"),
+        (["--core", "99999"], "cannot be pinned to core 99999"),
+    ] {
+        let refused = pipeline(&wrong);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(sentence), "{wrong:?}: {said}");
+    }
+}
