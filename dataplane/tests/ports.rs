@@ -155,7 +155,7 @@ impl Glued {
         for (i, end) in ends.iter().enumerate() {
             end.ip(&format!("addr add 10.9.0.{}/24 dev tun0", i + 1));
             if mtu >= 1280 {
-                end.ip(&format!("addr add fd09::{}/64 dev tun0", i + 1));
+                end.ip(&format!("addr add fd09::{}/64 dev tun0 nodad", i + 1));
             }
         }
         let (stop, drops) = (Arc::new(AtomicBool::new(false)), Arc::new(Drops::default()));
