@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 
 use crate::BATCH;
 use crate::latency;
-use crate::packet::Template;
+use crate::packet::{ETHERNET_LEN, Template};
 use crate::payload::{Stamp, now};
 use crate::schedule::Schedule;
 use crate::socket::{Batch, Memory, RING_SIZE, Sender, SetupError, Socket};
@@ -24,10 +24,10 @@ const SLEEP_AHEAD: Duration = Duration::from_micros(200);
 const WAKE_EARLY: Duration = Duration::from_micros(100);
 /// What is due or still queued at the end gets this long to leave.
 const FLUSH: Duration = Duration::from_millis(100);
-/// Behind by more packets than this, a generator no longer offers its load but a burst: rings of virtual
-/// devices and of plain NICs have 256 entries and lose what is beyond.
-const BURST: u64 = 256;
-/// At high rates those 256 are less than what any scheduler can promise; this time's worth is let pass too.
+/// Behind by more packets than this, a generator no longer offers its load but a burst, that short queues lose a
+/// part of. Fewer, a device meets anyway: half of what NAPI takes at once.
+const BURST: u64 = 32;
+/// At high rates those few are less than what any scheduler can promise; this time's worth is let pass too.
 const HICCUP: Duration = Duration::from_millis(1);
 
 /// A generator, ready to run.
@@ -185,9 +185,11 @@ impl Generator {
         })
     }
 
-    /// The least that any generator must do: hands frames to the kernel as they are and takes them back.
-    /// Yields packets a second. What [`Generator::run`] is slower than this is the price of its packets.
+    /// The least that any generator must do: hands frames to the kernel as they are, all of the mean length, and
+    /// takes them back. Yields packets a second. What [`Generator::run`] is slower by is the price of its packets.
     pub fn transmit_bare(&mut self, duration: Duration, stop: &AtomicBool) -> io::Result<f64> {
+        let (template, len) = (&self.template, self.template.mix().mean() as usize + ETHERNET_LEN);
+        self.free.write_each(|n, frame| template.write(frame, Stamp { sequence: n as u64, sent_at: 0 }));
         let start = now();
         let end = start + duration.as_nanos() as u64;
         let (mut packets, mut time) = (0, start);
@@ -195,6 +197,7 @@ impl Generator {
             self.sender.complete(&mut self.free);
             let room = RING_SIZE as usize - self.sender.in_flight();
             self.free.give(&mut self.batch, BATCH.min(room));
+            self.batch.set_packet_len(len);
             packets += self.sender.transmit(&mut self.batch);
             self.batch.give(&mut self.free, BATCH);
             self.sender.kick()?;

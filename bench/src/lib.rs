@@ -6,8 +6,10 @@
 //!  schedule, packet, payload     forwarder, or any gateway             packet, payload
 //! ```
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
-//! [`schedule`]. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
-//! redirect packets to a socket; only these two hold unsafe code, and the ioctl that asks for a driver's name.
+//! [`schedule`]; [`arrivals`] finds loss, copies and disorder. [`wire`] runs trials and [`search`] decides at which
+//! load the next one is. [`socket`] owns the AF_XDP rings and the frames, [`program`] the few instructions that
+//! redirect packets to a socket; only these two hold unsafe code, the ioctl that asks for a driver's name, and the
+//! call that makes a network namespace.
 //! [`compare`] measures gateways against each other; [`report`] is what every measurement yields.
 
 pub mod arrivals;

@@ -238,6 +238,21 @@ mod tests {
     }
 
     #[test]
+    fn under_loss_inversion_the_lower_load_counts() {
+        let mut device = Device::with_capacity(1);
+        let mut search = Search { measurer: &mut device, limits: LIMITS, trials: BTreeMap::new() };
+        let goal = Goal::rfc2544(SECOND, 0.01);
+        for (load, loss) in [(50, 0.0), (100, 0.1), (200, 0.0), (300, 0.1)] {
+            let trial = Trial { load, duration: 1.0, loss, certain_loss: loss, offered: true };
+            search.trials.insert(load, vec![trial]);
+        }
+        let result = search.result(&goal, End::Regular);
+        assert_eq!((result.lower, result.upper), (Some(50), Some(100)));
+        // They are too far apart to be called regular.
+        assert_eq!(result.end, End::Trials);
+    }
+
+    #[test]
     fn no_device_keeps_a_search_for_ever() {
         // Loss by chance alone: bounds never settle where they should.
         struct Dice(u64, usize);

@@ -74,7 +74,7 @@ impl Batch {
         self.frames.truncate(from);
     }
 
-    /// Makes every packet this long, at most [`FRAME_ROOM`]. A frame that was never written is zero, others
+    /// Makes every packet this long, at most [`super::FRAME_ROOM`]. A frame that was never written is zero, others
     /// hold what they held.
     pub fn set_packet_len(&mut self, len: usize) {
         for frame in &mut self.frames {

@@ -14,6 +14,8 @@ use crate::search::Trial;
 const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
 /// A percentile is told only if this many samples are beyond it.
 const BEYOND: f64 = 5.0;
+/// From this part of a latency on, the generator's own lateness is more than a detail of it.
+const OWN_PART: f64 = 0.2;
 
 /// Measures, curves and notes of a session.
 #[derive(Debug, Default)]
@@ -88,9 +90,17 @@ impl Findings {
 
     /// Latency of one trial: percentiles, and the curve of the first round.
     pub(super) fn latency(&mut self, subject: &str, quantity: &str, outcome: &Outcome) {
-        self.percentiles(subject, quantity, &outcome.latency);
+        self.percentiles(subject, quantity, &PERCENTILES, &outcome.latency);
         // How much of it may be our own.
-        self.percentiles(subject, &format!("{quantity}: generator's lateness"), &outcome.sent.lag);
+        self.percentiles(subject, &format!("{quantity}: generator's lateness"), &[99.0], &outcome.sent.lag);
+        let [whole, own] =
+            [&outcome.latency, &outcome.sent.lag].map(|times| times.value_at_percentile(99.0) as f64 / 1e3);
+        if own >= whole * OWN_PART && own > 0.0 {
+            self.note(format!(
+                "{subject}, {quantity}: limited by the tool: at 99 % the latency is {whole:.0} µs, and the generator's \
+                 own lateness {own:.0} µs."
+            ));
+        }
         let points = latency::percentiles(&outcome.latency);
         if points.len() > 1 && !self.curves.iter().any(|c| c.subject == subject && c.quantity == quantity) {
             self.curves.push(Curve {
@@ -103,11 +113,12 @@ impl Findings {
         }
     }
 
-    fn percentiles(&mut self, subject: &str, quantity: &str, times: &Histogram<u64>) {
+    /// These percentiles, as far as there are samples for them, and the highest.
+    fn percentiles(&mut self, subject: &str, quantity: &str, wanted: &[f64], times: &Histogram<u64>) {
         let mut push = |name: String, nanoseconds: u64| {
             self.push(subject, &format!("{quantity}, {name}"), "µs", Better::Lower, nanoseconds as f64 / 1e3);
         };
-        for percentile in PERCENTILES {
+        for &percentile in wanted {
             if times.len() as f64 * (1.0 - percentile / 100.0) >= BEYOND {
                 push(format!("{percentile} %"), times.value_at_percentile(percentile));
             }
@@ -139,4 +150,47 @@ impl Findings {
 
 fn axis(label: &str, unit: &str, scale: Scale) -> Axis {
     Axis { label: label.into(), unit: unit.into(), scale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arrivals::Arrivals;
+    use crate::generator::Sent;
+
+    #[test]
+    fn latency_that_is_the_generators_says_so() {
+        for (lag, marked) in [(1_000, false), (19_000, false), (21_000, true), (99_000, true)] {
+            let mut sent = Sent {
+                packets: 1000,
+                unsent: 0,
+                seconds: 1.0,
+                packets_per_second: 1000.0,
+                bits_per_second: 0.0,
+                most_behind: 1,
+                late: 0,
+                zero_copy: false,
+                lag: latency::histogram(),
+            };
+            latency::record(&mut sent.lag, lag, 1000);
+            let mut outcome = Outcome::new(sent, &Arrivals::new(0..1, 1, false), 0);
+            latency::record(&mut outcome.latency, 100_000, 1000);
+            let mut findings = Findings::default();
+            findings.latency("64 B", "Latency", &outcome);
+            assert_eq!(findings.notes.iter().any(|note| note.contains("limited by the tool")), marked, "{lag}");
+            let median = findings.measures.iter().find(|m| m.quantity == "Latency, 50 %").expect("told");
+            assert!((median.samples[0] / 100.0 - 1.0).abs() < 0.001);
+            // Of a thousand samples one is beyond 99.9 %: too few to be told.
+            assert!(!findings.measures.iter().any(|m| m.quantity == "Latency, 99.9 %"));
+        }
+    }
+
+    #[test]
+    fn losses_are_means_of_the_loads_that_were_offered() {
+        let trial = |load, loss, offered| Trial { load, duration: 1.0, loss, certain_loss: loss, offered };
+        let trials = [trial(2000, 0.5, true), trial(1000, 0.0, true), trial(2000, 0.25, true), trial(3000, 0.9, false)];
+        let mut findings = Findings::default();
+        findings.losses("64 B", &trials);
+        assert_eq!(findings.curves[0].points, [(1.0, 0.0), (2.0, 37.5)]);
+    }
 }

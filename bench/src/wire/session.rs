@@ -155,7 +155,7 @@ impl Session<'_> {
         let (offered, received) = prober.flood(plan.trial)?;
         if wants(Kind::Maximum) {
             findings.rate(mix, "Maximum received rate", received);
-            findings.rate(mix, "Offered for it", offered as f64);
+            findings.push(mix.name(), "Offered for it", "kpps", Better::Higher, offered as f64 / 1e3);
             near_ceiling(mix, "the maximum received rate", received, ceiling, findings);
         }
         let limits = Limits { max: plan.limits.max.min(offered).max(plan.limits.min), ..plan.limits };

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use penstock_bench::packet::Mix;
+use penstock_bench::packet::{Flows, Mix};
 use penstock_bench::search::Limits;
-use penstock_bench::wire::{Kind, Plan, Session};
+use penstock_bench::wire::{Kind, Plan, Session, Traffic};
 
 use super::device::Delay;
-use super::{NO_STOP, PORT, Row, trial};
+use super::{MIDDLE_EAST, NO_STOP, PORT, RIGHT, Row, trial};
 
 /// What a token bucket lets through, in packets a second, of IP packets of `SIZE` bytes: it counts Ethernet
 /// headers, but not check sequences.
@@ -16,8 +16,9 @@ const SIZE: usize = 1000;
 
 fn shape(row: &Row) {
     row.route();
-    // A queue of five packets: the search's trials must not find it empty each time and gain by that.
-    let words = "qdisc add dev east root tbf rate 8mbit burst 3000 limit 6000";
+    // Queue and burst are small, for each of the search's trials finds them empty and gains by that; and larger
+    // than what the generator sends in a burst without saying so.
+    let words = "qdisc add dev east root tbf rate 8mbit burst 3000 limit 40000";
     row.middle.run("tc", &words.split(' ').collect::<Vec<_>>()).expect("a token bucket");
 }
 
@@ -34,7 +35,8 @@ fn a_known_rate_is_reported() {
     assert!((bits / rate / (8 * SIZE) as f64 - 1.0).abs() < 1e-6, "{bits} of {rate}");
     let expected = 4_500.0 - 1.5 * BUCKET;
     let lost = outcome.lost() as f64;
-    assert!(lost > 0.98 * expected && lost < 1.1 * expected, "{lost} of {expected}");
+    // What burst and queue held was not lost.
+    assert!(lost > 0.95 * expected && lost < 1.1 * expected, "{lost} of {expected}");
     assert_eq!((outcome.counts.duplicates, outcome.counts.corrupt), (0, 0));
 }
 
@@ -46,8 +48,8 @@ fn a_search_finds_a_known_rate() {
         mixes: vec![Mix::packets(SIZE)],
         kinds: vec![Kind::Throughput],
         fixed: None,
-        trial: Duration::from_millis(500),
-        duration_sum: Duration::from_millis(500),
+        trial: Duration::from_secs(1),
+        duration_sum: Duration::from_secs(1),
         exceed_ratio: 0.0,
         width: 0.04,
         limits: Limits { min: 100, max: 4_000 },
@@ -63,10 +65,9 @@ fn a_search_finds_a_known_rate() {
     };
     let findings = session.run().expect("a search");
     let throughput = findings.measures.iter().find(|m| m.quantity == "Throughput (RFC 2544)").expect("it is there");
-    // Of half a second's packets burst and queue hold two percent; the search's width is four. A scheduler
-    // that keeps one of the few trials waiting costs more, downwards.
+    // Of a second's packets burst and queue hold four percent; the search's width is four too.
     let rate = throughput.samples[0] * 1e3;
-    assert!(rate > 0.85 * BUCKET && rate < 1.07 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
+    assert!(rate > 0.95 * BUCKET && rate < 1.05 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
     assert!(findings.notes.iter().any(|note| note.contains("ceiling was not measured")), "{:?}", findings.notes);
 }
 
@@ -106,17 +107,39 @@ fn known_duplicates_are_reported() {
 }
 
 #[test]
+fn every_queue_is_received_from() {
+    let Some(row) = Row::new() else { return };
+    row.middle.ip(&["link", "del", "east"]).expect("the pair with one queue goes");
+    let (middle, right, path) = (MIDDLE_EAST.to_string(), RIGHT.to_string(), row.right.path());
+    let queues = ["numrxqueues", "2", "numtxqueues", "2"];
+    let mut words = vec!["link", "add", "east", "address", &middle];
+    words.extend(queues);
+    words.extend(["type", "veth", "peer", "name", "west", "address", &right, "netns", &path]);
+    words.extend(queues);
+    row.middle.ip(&words).expect("a pair with two");
+    row.middle.ip(&["link", "set", "east", "up"]).expect("up");
+    row.right.ip(&["link", "set", "west", "up"]).expect("up");
+    row.route();
+    // The kernel gives flows to queues by their hash: of 64 some go either way.
+    let flows = Flows { count: 64, hosts: 1 };
+    let traffic = Traffic { flows, ..row.traffic() };
+    let outcome = trial(&mut row.bench_of(&traffic, &Mix::packets(100)), 1_000, 1.0);
+    assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
+    assert_eq!((outcome.counts.reordered, outcome.counts.duplicates), (0, 0));
+}
+
+#[test]
 fn a_known_delay_is_reported() {
     let Some(row) = Row::new() else { return };
     let delay = Duration::from_millis(5);
     let _device = Delay::start(&row, delay);
     let outcome = trial(&mut row.bench(&Mix::packets(64)), 1_000, 1.0);
-    assert_eq!(outcome.counts.distinct, 1_000);
+    assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
     let micros = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-    // The histogram keeps 0.1 %. Nothing can be faster; slower is whatever the scheduler takes, twice 2 ms for
-    // most packets.
+    // Nothing can be faster (the histogram keeps 0.1 %), and some packet meets no other delay. What a busy
+    // machine adds for most is allowed to be three times the delay.
     let least = micros(outcome.latency.min());
-    assert!(least >= 4_995.0, "{least}");
+    assert!((4_995.0..6_000.0).contains(&least), "{least}");
     let median = micros(outcome.latency.value_at_percentile(50.0));
-    assert!(median < 9_000.0, "{median}");
+    assert!(median < 20_000.0, "{median}");
 }

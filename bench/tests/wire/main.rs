@@ -56,7 +56,10 @@ impl Row {
 
     /// A bench from left to right.
     fn bench(&self, mix: &Mix) -> Bench {
-        let traffic = self.traffic();
+        self.bench_of(&self.traffic(), mix)
+    }
+
+    fn bench_of(&self, traffic: &Traffic, mix: &Mix) -> Bench {
         let template = traffic.templates(mix).expect("a template").remove(0);
         let place = |namespace: &Namespace, name: &str| Place { namespace: namespace.clone(), name: name.into() };
         let mut from = Port::open(&place(&self.left, "east"), true, false).expect("a port");

@@ -66,9 +66,11 @@ fn a_generator_that_stands_still_shows_as_latency_and_is_told() {
     child.0.stdout.take().expect("piped").read_to_end(&mut printed).expect("standard output reads");
     let report = report(&printed);
     let of = |quantity| sample(&report, "64 B", quantity);
-    // The packets' clock is the schedule's: the first one that was due in the stall waited for all of it.
-    assert!(of("Latency, highest") > (least - Duration::from_millis(5)).as_micros() as f64, "{:?}", report.measures);
-    assert!(of("Latency: generator's lateness, highest") > (least - Duration::from_millis(5)).as_micros() as f64);
+    // The packets' clock is the schedule's: the first one that was due in the stall waited for all of it. Of the
+    // burst afterwards queues may lose some, so a fifth is allowed for; a clock read when sending shows nothing.
+    let expected = least.as_micros() as f64 * 0.8;
+    assert!(of("Latency, highest") > expected, "{:?}", report.measures);
+    assert!(of("Latency: generator's lateness, highest") > expected, "{:?}", report.measures);
     assert!(of("Sent in bursts by a late generator") > 0.0);
     assert_eq!(of("Sent"), 4000.0);
     assert!(report.notes.iter().any(|note| note.contains("the generator was held up")), "{:?}", report.notes);

@@ -67,7 +67,9 @@ fn a_device_that_stands_still_shows_in_the_tail() {
         let stalled = device.stall();
         (measuring.join().expect("a trial"), stalled)
     });
-    assert_eq!((outcome.sent.packets, outcome.counts.distinct), (4_000, 4_000), "the rings hold a stall's packets");
+    // The rings hold what comes in a stall; not always a burst after the generator was held up.
+    assert_eq!(outcome.sent.packets, 4_000);
+    assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
 
     // What a busy machine may add before the forwarder runs again.
     let slack = Duration::from_millis(100);
