@@ -89,6 +89,27 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_run_left_goes_with_the_next() {
+    if !ready() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = |rounds| compare(folder.path(), folder.path(), rounds).stderr(Stdio::null()).spawn();
+    let mut killed = start("50").expect("penstock-bench starts");
+    std::thread::sleep(Duration::from_millis(2500));
+    killed.kill().expect("own child");
+    killed.wait().expect("it ended");
+    assert!(!namespaces_of(killed.id()).is_empty(), "the run was killed before it began");
+    let mut next = start("50").expect("penstock-bench starts");
+    std::thread::sleep(Duration::from_millis(2500));
+    let left = namespaces_of(killed.id());
+    let interrupted = Command::new("kill").args(["-INT", &next.id().to_string()]).status();
+    assert!(interrupted.expect("kill starts").success() && ends_within(&mut next, Duration::from_secs(20)));
+    assert!(left.is_empty(), "{left:?}");
+    nothing_is_left(killed.id(), folder.path());
+}
+
+#[test]
 fn a_subject_that_is_none_is_refused_with_the_names() {
     let output = Command::new(BENCH).args(["compare", "--only", "openvpn"]).output().expect("penstock-bench starts");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -115,15 +136,16 @@ fn ends_within(child: &mut Child, time: Duration) -> bool {
     false
 }
 
+fn namespaces_of(pid: u32) -> Vec<String> {
+    let prefix = format!("penstock-compare-{pid}-");
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(&prefix)).collect()
+}
+
 /// Neither namespaces of the run, nor its files, nor a program that it started.
 fn nothing_is_left(pid: u32, temporary: &Path) {
-    let prefix = format!("penstock-compare-{pid}-");
-    let namespaces: Vec<_> = fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .collect();
+    let namespaces = namespaces_of(pid);
     assert!(namespaces.is_empty(), "{namespaces:?}");
     let folders: Vec<_> = fs::read_dir(temporary)
         .expect("the folder")

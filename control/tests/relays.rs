@@ -111,7 +111,7 @@ fn the_nearest_is_taken_and_another_when_it_dies() {
     near.process.kill();
     let killed = now();
     pair.await_relay("far", PATIENCE);
-    pause(500);
+    pause(1500);
     let beats = beat.stop();
     let silence = beats.longest_gap();
     assert!(silence <= FALLBACK && beats.answers.last().expect("answers").0 > killed + silence, "{silence:.2} s");

@@ -64,7 +64,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         progress.say(&note);
         report.notes.push(note);
     }
-    let folder = tempfile::Builder::new().prefix("penstock-compare-").tempdir().map_err(io_error("make a folder"))?;
+    let folder = tempfile::Builder::new().prefix(&topology::prefix()).tempdir().map_err(io_error("make a folder"))?;
     let names: Vec<&'static Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
     let mut run = Run {
         options,
@@ -79,7 +79,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         run.round(round, &names)?;
     }
     report.context.extend(surroundings(options));
-    report.context.extend(names.iter().map(|subject| (subject.name.into(), subject.about.into())));
+    report.context.extend(names.iter().map(|subject| (format!("{} is", subject.name), subject.about.into())));
     for version in subjects.into_iter().filter_map(|(_, version)| version) {
         if !report.context.contains(&version) {
             report.context.push(version);

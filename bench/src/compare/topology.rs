@@ -7,7 +7,7 @@ use std::process::Command;
 use super::process::{self, Process};
 use super::{Result, io_error};
 
-/// Namespaces are called PREFIX, process id of the run, name.
+/// Namespaces and the folder of files are called PREFIX, process id of the run, name.
 const PREFIX: &str = "penstock-compare-";
 /// The gateways' addresses on the WAN.
 pub(super) const WAN: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
@@ -148,7 +148,7 @@ pub(super) fn mac(end: End) -> String {
 
 impl Namespace {
     pub(super) fn new(name: &str) -> Result<Namespace> {
-        let name = format!("{PREFIX}{}-{name}", std::process::id());
+        let name = prefix() + name;
         process::run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Namespace(name);
         namespace.ip("link set lo up")?;
@@ -195,22 +195,35 @@ fn link(one: (&Namespace, &str, End), other: (&Namespace, &str, End)) -> Result<
     Ok(())
 }
 
-/// Removes the namespaces of runs that are no more, with what still runs in them.
+/// What the names of this run's namespaces and folder begin with.
+pub(super) fn prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// Removes the namespaces of runs that are no more, with what still runs in them, and their files.
 pub(super) fn sweep() {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        let Some(owner) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
-        if Path::new("/proc").join(owner.to_string()).exists() {
-            continue;
-        }
+    for name in left_in(Path::new("/run/netns")) {
         let pids = process::run(Command::new("ip").args(["netns", "pids", &name])).unwrap_or_default();
         for pid in pids.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         drop(Namespace(name));
     }
+    let folder = std::env::temp_dir();
+    for name in left_in(&folder) {
+        let _ = std::fs::remove_dir_all(folder.join(name));
+    }
+}
+
+/// Our names in a folder whose process is no more. Anybody may write to the folder of temporary files, but only
+/// root's are ours.
+fn left_in(folder: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let is_left = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner: u32 = name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()?;
+        let of_root = entry.metadata().is_ok_and(|metadata| metadata.uid() == 0);
+        (of_root && !Path::new("/proc").join(owner.to_string()).exists()).then_some(name)
+    };
+    std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| is_left(&entry)).collect()
 }
