@@ -34,4 +34,5 @@ pub mod server;
 pub mod site;
 pub mod store;
 pub mod stun;
+pub mod time;
 pub mod udp;

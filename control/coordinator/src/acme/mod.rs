@@ -26,10 +26,11 @@ use zeroize::Zeroizing;
 
 use crate::certificate::{CertificateError, write};
 use crate::relay::trust::TrustError;
+use crate::time::{now, seconds};
 use challenge::Challenges;
 use config::Acme;
 use order::Failure;
-use stored::{Stored, seconds};
+use stored::Stored;
 
 const ACCOUNT: &str = "acme-account.json";
 const CERTIFICATE: &str = "acme-certificate.pem";
@@ -153,7 +154,7 @@ impl Renewer {
     async fn wait(&self) {
         loop {
             let next = self.lock().next_order;
-            let left = next.saturating_sub(seconds(SystemTime::now()));
+            let left = next.saturating_sub(now());
             if left == 0 {
                 return;
             }

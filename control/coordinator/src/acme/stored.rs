@@ -16,6 +16,7 @@ use yasna::{ASN1Result, BERReader, Tag};
 use zeroize::Zeroizing;
 
 use super::order::Issued;
+use crate::time::{now, rough};
 
 /// Begins the line before the PEM blocks that says whose certificate it is (RFC 7468, section 2, lets us).
 const DIRECTORY: &str = "Obtained from ";
@@ -99,32 +100,18 @@ impl Stored {
     /// Its time is over.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.not_after <= seconds(SystemTime::now())
+        self.not_after <= now()
     }
 
     /// How long it is good for, as the end of a sentence.
     #[must_use]
     pub fn describe(&self) -> String {
-        let now = seconds(SystemTime::now());
+        let now = now();
         match self.not_after.checked_sub(now) {
             Some(left) => format!("is good for another {}", rough(left)),
             None => format!("has ended {} ago, so that gateways refuse it", rough(now - self.not_after)),
         }
     }
-}
-
-fn rough(seconds: u64) -> String {
-    match seconds {
-        0..7200 => format!("{seconds} s"),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-/// Seconds since 1970.
-#[must_use]
-pub fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// From when until when a certificate is good, in seconds since 1970 (RFC 5280, section 4.1).
@@ -159,6 +146,7 @@ fn date(reader: BERReader<'_, '_>) -> ASN1Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::seconds;
 
     const NAME: &str = "coordinator.example.net";
 

@@ -1,10 +1,10 @@
 //! Tables for people.
 
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::admin::{RelayReport, SiteStatus, StatusReport};
 use crate::store::KeyRecord;
+use crate::time::{now, rough};
 
 pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
     let mut rows = vec![["KEY", "USES LEFT", "EXPIRES", "APPROVAL", "TAGS"].map(str::to_owned)];
@@ -85,15 +85,6 @@ fn join<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 
 /// A time in seconds since 1970 as "in 3 h" or "3 h ago".
 fn from_now(time: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now();
     if time > now { format!("in {}", rough(time - now)) } else { format!("{} ago", rough(now - time)) }
-}
-
-fn rough(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
 }

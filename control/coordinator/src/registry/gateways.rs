@@ -3,10 +3,11 @@
 use ipnet::IpNet;
 use penstock_proto::coordination::{Enrolment, Hello, Known, Reachability, Refusal, RefusalReason, SiteKey};
 
-use super::{Outgoing, Registry, SITES_LIMIT, Session, now};
+use super::{Outgoing, Registry, SITES_LIMIT, Session};
 use crate::addresses::{SubnetError, check_subnets, free_virtual_address};
 use crate::site::{Site, SiteState};
 use crate::store::{Store, StoreError};
+use crate::time::now;
 
 impl Registry {
     /// Lets in a gateway that has proven its key.

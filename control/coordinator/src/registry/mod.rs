@@ -11,7 +11,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use penstock_proto::coordination::limits::PEERS_LIMIT;
 use penstock_proto::coordination::{Access, EnrolmentKey, EnrolmentKeyId, Fingerprint, Name, Relay, SiteKey};
@@ -22,6 +22,7 @@ use crate::addresses::{SubnetError, check_subnets};
 use crate::policy::Policy;
 use crate::site::{Site, SiteState};
 use crate::store::{KeyRecord, Store, StoreError};
+use crate::time::now;
 
 pub use feed::Reader;
 use state::State;
@@ -329,9 +330,4 @@ fn find<'a>(state: &'a State, wanted: &str) -> Result<&'a Site, ChangeError> {
     namesakes
         .max_by_key(|site| (site.state != SiteState::Revoked, site.created))
         .ok_or_else(|| ChangeError::NoSite(wanted.to_owned()))
-}
-
-/// Seconds since 1970. Only our own clock counts, and only for the expiry of keys.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
