@@ -122,6 +122,11 @@ impl Check {
         self.unanswered >= timings.dead_after && self.state != State::Dead
     }
 
+    /// Whether the last ping is long enough ago for one that something gives cause to.
+    pub fn is_rested(&self, now: Instant, timings: &PathTimings) -> bool {
+        self.last_sent.is_none_or(|at| now >= at + timings.retry / 8)
+    }
+
     /// The time between two pings while answers are missing.
     pub fn retry(&self, timings: &PathTimings) -> Duration {
         self.round_trip().map_or(timings.retry, |known| (known * 3 / 2).clamp(timings.retry, timings.retry_max))

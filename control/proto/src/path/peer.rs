@@ -182,10 +182,9 @@ impl Peer {
         }
         self.hear_choice(shared, route, &ping);
         // The peer gets through to us: it is worth asking whether we get through to it (RFC 8445, 7.3.1.4).
-        let pause = shared.config.timings.retry / 8;
         if let Some(check) = self.check_mut(route)
             && !check.is_alive()
-            && check.last_sent.is_none_or(|at| now >= at + pause)
+            && check.is_rested(now, &shared.config.timings)
         {
             self.ping(now, shared, route, None, true);
         }
@@ -195,11 +194,10 @@ impl Peer {
     /// Tells the peer again which relay we have chosen for both, when it says that it uses another: what we
     /// said was lost, or overtook an older word on a quicker way.
     fn insist(&mut self, now: Instant, shared: &Shared, theirs: Route) {
-        let pause = shared.config.timings.retry / 8;
         let ours = self.selected.filter(|ours| self.chooses_relay(shared) && *ours != theirs);
         if let Some(check) = ours.and_then(|ours| self.check_mut(ours))
             && !check.is_direct()
-            && check.last_sent.is_some_and(|at| now >= at + pause)
+            && check.is_rested(now, &shared.config.timings)
         {
             check.last_sent = None;
         }

@@ -166,8 +166,7 @@ impl Discovery {
         let next = Next { server, other, second_server: second_server.map(Transaction::to) };
         let changes = other.into_iter().flat_map(|_| [true, false]).map(|ip| Change { ip, port: true });
         let filters = changes.map(|change| Transaction::new(now, server, change, &mut self.rng)).collect();
-        let hairpin = || Box::new(Transaction::new(now, mapped, Change::default(), &mut self.rng));
-        let hairpin = self.opening.then(hairpin);
+        let hairpin = self.opening.then(|| Box::new(self.ask(now, mapped)));
         Step::Filters { filters, hairpin, next }
     }
 
