@@ -3,15 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::packet::Mix;
+
 /// Packets that go round together, but for the mix: about what a busy queue yields at a time, and few enough
 /// frames for the second-level cache.
 pub const BATCH: usize = 64;
 
-/// The mix as counts of Ethernet frames and their bytes, checksum included: "simple IMIX", 7 : 4 : 1, four times
-/// over (RFC 6985 writes it `aaaaaaaccccf` with sizes of its own).
-const IMIX: [(usize, usize); 3] = [(28, 64), (16, 570), (4, 1518)];
-/// Bytes of an Ethernet frame that are not the IP packet: header and frame check sequence.
-const ETHERNET: usize = 14 + 4;
 /// The smallest packet that can be built, IPv4 and UDP with nothing in it; the largest of which the sealed
 /// message still fits the largest frame of memory.
 const LIMITS: std::ops::RangeInclusive<usize> = 28..=60_000;
@@ -35,19 +32,7 @@ impl Size {
     pub fn packets(self) -> Vec<usize> {
         match self {
             Size::Bytes(bytes) => vec![bytes; BATCH],
-            Size::Imix => {
-                let count: usize = IMIX.iter().map(|(count, _)| count).sum();
-                let mut sent = [0; IMIX.len()];
-                (1..=count)
-                    .map(|n| {
-                        // Next is the kind that is furthest behind its share of the first n packets.
-                        let behind = |kind: usize| (IMIX[kind].0 * n) as i64 - (sent[kind] * count) as i64;
-                        let kind = (0..IMIX.len()).rev().max_by_key(|kind| behind(*kind)).expect("three kinds");
-                        sent[kind] += 1;
-                        IMIX[kind].1 - ETHERNET
-                    })
-                    .collect()
-            }
+            Size::Imix => Mix::imix(0).sizes().to_vec(),
         }
     }
 }
