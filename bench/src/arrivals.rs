@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use crate::latency;
 use crate::packet::Datagram;
 use crate::payload::Stamp;
+use crate::rate::{Rate, Span};
 
 /// Packets that one trial may have, in one direction: a bit each, so 256 MiB.
 pub const MOST_PACKETS: u64 = 1 << 31;
@@ -22,8 +23,7 @@ pub struct Arrivals {
     expected: Vec<u64>,
     counts: Counts,
     latency: Histogram<u64>,
-    first: Option<Mark>,
-    last_at: u64,
+    span: Span,
 }
 
 /// What came.
@@ -45,14 +45,6 @@ pub struct Counts {
     pub foreign: u64,
 }
 
-/// The end of the first batch, from which rates are counted.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    at: u64,
-    distinct: u64,
-    bytes: u64,
-}
-
 impl Arrivals {
     /// Waits for the packets of these numbers in so many flows (packet n is of flow n modulo `flows`).
     /// `verify`: look at checksums and at every byte of the payload.
@@ -69,8 +61,7 @@ impl Arrivals {
             verify,
             counts: Counts::default(),
             latency: latency::histogram(),
-            first: None,
-            last_at: 0,
+            span: Span::default(),
         }
     }
 
@@ -113,11 +104,7 @@ impl Arrivals {
     /// Ends a batch that was received at `time`.
     #[inline]
     pub fn end_of_batch(&mut self, time: u64) {
-        let Counts { distinct, bytes, .. } = self.counts;
-        if distinct > 0 {
-            self.first.get_or_insert(Mark { at: time, distinct, bytes });
-            self.last_at = time;
-        }
+        self.span.end_of_batch(time, self.counts.distinct, self.counts.bytes);
     }
 
     /// What came so far.
@@ -132,40 +119,16 @@ impl Arrivals {
 
     /// Packets and bytes a second from the first batch to the last; 0 if there was only one.
     pub fn rates(&self) -> (f64, f64) {
-        let Some(first) = self.first.filter(|first| self.last_at > first.at) else {
-            return (0.0, 0.0);
-        };
-        let seconds = (self.last_at - first.at) as f64 / 1e9;
-        let Counts { distinct, bytes, .. } = self.counts;
-        ((distinct - first.distinct) as f64 / seconds, (bytes - first.bytes) as f64 / seconds)
+        let Rate { packets, bytes, .. } = self.span.rate(self.counts.distinct, self.counts.bytes);
+        (packets, bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
-    use crate::socket::FRAME_ROOM;
-
-    fn template(flows: u16) -> Template {
-        let addresses = Addresses {
-            source_mac: Mac([2, 0, 0, 0, 0, 1]),
-            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
-            source: [10, 1, 0, 1].into(),
-            destination: [10, 2, 0, 1].into(),
-            source_port: 1000,
-            destination_port: 2000,
-        };
-        Template::new(&addresses, &Mix::packets(64), Flows { count: flows, hosts: 1 }).expect("valid")
-    }
-
-    fn frame(template: &Template, sequence: u64, sent_at: u64) -> Vec<u8> {
-        let mut frame = vec![0; FRAME_ROOM];
-        template.prepare(&mut frame);
-        let len = template.write(&mut frame, Stamp { sequence, sent_at });
-        frame.truncate(len);
-        frame
-    }
+    use crate::packet::Template;
+    use crate::packet::sample::{frame, template};
 
     fn arrive(arrivals: &mut Arrivals, template: &Template, numbers: &[u64]) {
         for &number in numbers {

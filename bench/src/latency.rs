@@ -9,6 +9,9 @@ const LONGEST: Duration = Duration::from_secs(100);
 /// Digits that are kept: 0.1 % of each value.
 const DIGITS: u8 = 3;
 
+/// A percentile is told only if this many samples are beyond it.
+const BEYOND: f64 = 5.0;
+
 /// An empty histogram of nanoseconds.
 pub fn histogram() -> Histogram<u64> {
     // Only bounds that contradict each other are refused.
@@ -21,16 +24,20 @@ pub fn record(histogram: &mut Histogram<u64>, nanoseconds: u64, count: u64) {
     histogram.saturating_record_n(nanoseconds, count);
 }
 
+/// Are there samples enough beyond a percentile for it to be more than an accident?
+pub fn supports(histogram: &Histogram<u64>, percentile: f64) -> bool {
+    // 100 - 99.9 is a little less than 0.1 in floating point.
+    histogram.len() as f64 * (100.0 - percentile) / 100.0 + 1e-6 >= BEYOND
+}
+
 /// The percentile curve of a histogram as (percentile, microseconds): each step of the tail that the number
 /// of samples supports, so that the last one is still some samples and not one.
 pub fn percentiles(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     /// Points in each decade of the tail, enough for a smooth line.
     const STEPS: [f64; 5] = [1.0, 0.7, 0.5, 0.3, 0.2];
-    /// Fewer samples behind a point than this make it an accident.
-    const LEAST: f64 = 5.0;
     let mut points = vec![];
     let mut tail = 100.0;
-    while tail * histogram.len() as f64 / 100.0 >= LEAST {
+    while supports(histogram, 100.0 - tail) {
         for step in STEPS {
             let percentile = 100.0 - tail * step;
             // A logarithmic axis has no 0.
@@ -59,6 +66,17 @@ mod tests {
         assert!((at(99.0).expect("there") / 990e3 - 1.0).abs() < 0.002);
         assert!(points.last().expect("some").0 < 99.91);
         assert!(percentiles(&histogram()).is_empty());
+    }
+
+    #[test]
+    fn five_samples_beyond_are_enough() {
+        for (percentile, enough) in [(50.0, 10), (90.0, 50), (99.0, 500), (99.9, 5000), (99.99, 50_000)] {
+            let mut times = histogram();
+            record(&mut times, 7, enough - 1);
+            assert!(!supports(&times, percentile), "{percentile}");
+            record(&mut times, 7, 1);
+            assert!(supports(&times, percentile), "{percentile}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod packet;
 pub mod payload;
 pub mod pipeline;
 pub mod program;
+pub mod rate;
 pub mod report;
 pub mod schedule;
 pub mod search;

@@ -11,6 +11,7 @@ use crate::latency;
 use crate::packet::Datagram;
 use crate::payload::{Stamp, now};
 use crate::program::{Filter, XdpMode};
+use crate::rate::{Rate, Span};
 use crate::socket::{self, Batch, Memory, RING_SIZE, SetupError, Socket, SocketDrops};
 
 /// How long a sleeping sink may overlook that it should stop.
@@ -131,15 +132,7 @@ struct Count {
     /// By source port: the sequence number expected at least.
     expected: Box<[u64]>,
     latency: Option<Histogram<u64>>,
-    first_batch: Option<Batched>,
-    last_batch_at: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Batched {
-    at: u64,
-    packets: u64,
-    bytes: u64,
+    span: Span,
 }
 
 impl Count {
@@ -151,8 +144,7 @@ impl Count {
             highest: 0,
             expected: vec![0; 1 << 16].into(),
             latency: selection.latency.then(latency::histogram),
-            first_batch: None,
-            last_batch_at: 0,
+            span: Span::default(),
         }
     }
 
@@ -190,30 +182,21 @@ impl Count {
     }
 
     fn end_of_batch(&mut self, time: u64) {
-        let Received { packets, bytes, .. } = self.received;
-        if packets == 0 {
-            return;
-        }
-        let at = time;
-        self.first_batch.get_or_insert(Batched { at, packets, bytes });
-        self.last_batch_at = time;
+        self.span.end_of_batch(time, self.received.packets, self.received.bytes);
     }
 
-    /// The first batch marks the time from which the others are counted.
     fn received(&self) -> Received {
-        let Some(first) = self.first_batch else {
+        let Received { packets, bytes, .. } = self.received;
+        if packets == 0 {
             return self.received;
-        };
-        let seconds = (self.last_batch_at - first.at) as f64 / 1e9;
-        let rate = |amount: u64| {
-            if seconds > 0.0 { amount as f64 / seconds } else { 0.0 }
-        };
+        }
+        let Rate { seconds, packets: packets_per_second, bytes: bytes_per_second } = self.span.rate(packets, bytes);
         let numbers = self.highest - self.lowest + 1;
         Received {
             seconds,
-            packets_per_second: rate(self.received.packets - first.packets),
-            bits_per_second: rate(self.received.bytes - first.bytes) * 8.0,
-            lost: numbers.saturating_sub(self.received.packets),
+            packets_per_second,
+            bits_per_second: bytes_per_second * 8.0,
+            lost: numbers.saturating_sub(packets),
             ..self.received
         }
     }
@@ -222,38 +205,17 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Addresses, Flows, Mac, Mix, Template};
-    use crate::socket::FRAME_ROOM;
-
-    fn template() -> Template {
-        let addresses = Addresses {
-            source_mac: Mac([2, 0, 0, 0, 0, 1]),
-            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
-            source: [10, 1, 0, 1].into(),
-            destination: [10, 2, 0, 1].into(),
-            source_port: 1000,
-            destination_port: 2000,
-        };
-        Template::new(&addresses, &Mix::packets(64), Flows { count: 2, hosts: 1 }).expect("valid")
-    }
-
-    fn frame(template: &Template, sequence: u64) -> Vec<u8> {
-        let mut frame = vec![0; FRAME_ROOM];
-        template.prepare(&mut frame);
-        let len = template.write(&mut frame, Stamp { sequence, sent_at: 0 });
-        frame.truncate(len);
-        frame
-    }
+    use crate::packet::sample::{frame, template};
 
     #[test]
     fn loss_disorder_and_damage_are_counted() {
-        let template = template();
+        let template = template(2);
         let mut count = Count::new(Selection { destination_port: Some(2000), verify: true, ..Selection::default() });
         // 7 and 9 are lost; 4 comes behind 6 of its flow, 5 before 11 of the other.
         for sequence in [3, 6, 4, 5, 8, 10, 11] {
-            count.packet(&frame(&template, sequence), 0);
+            count.packet(&frame(&template, sequence, 0), 0);
         }
-        let mut damaged = frame(&template, 12);
+        let mut damaged = frame(&template, 12, 0);
         damaged[70] ^= 1;
         count.packet(&damaged, 0);
         count.packet(&[0; 60], 0);
@@ -266,11 +228,11 @@ mod tests {
 
     #[test]
     fn the_rate_leaves_the_first_batch_out() {
-        let template = template();
+        let template = template(2);
         let mut count = Count::new(Selection::default());
         for batch in 0..11 {
             for n in 0..10 {
-                count.packet(&frame(&template, batch * 10 + n), 0);
+                count.packet(&frame(&template, batch * 10 + n, 0), 0);
             }
             count.end_of_batch(5_000_000_000 + batch * 100_000_000);
         }
@@ -284,18 +246,18 @@ mod tests {
     #[test]
     fn other_ports_are_foreign() {
         let mut count = Count::new(Selection { destination_port: Some(2001), ..Selection::default() });
-        count.packet(&frame(&template(), 0), 0);
+        count.packet(&frame(&template(2), 0, 0), 0);
         assert_eq!(count.received().foreign, 1);
         assert_eq!(count.received().packets, 0);
     }
 
     #[test]
     fn ages_are_recorded_when_asked_for() {
-        let template = template();
+        let template = template(2);
         let ages = |latency: bool| {
             let mut count = Count::new(Selection { latency, ..Selection::default() });
             for n in 1..=1000 {
-                count.packet(&frame(&template, n), n * 1_000_000);
+                count.packet(&frame(&template, n, 0), n * 1_000_000);
             }
             count.latency.as_ref().map(latency::percentiles)
         };

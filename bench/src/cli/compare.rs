@@ -1,15 +1,16 @@
 //! `penstock-bench compare`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use penstock_bench::compare::{self, Options, Subject, markdown, subject};
-use penstock_bench::report::{Report, csv, html, json, table};
+use penstock_bench::report::{Report, html, json, table};
 
+use super::output::{rows, write};
 use super::print_text;
 
 /// More would take days.
@@ -74,19 +75,13 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 fn save(report: &Report, options: &Compare) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
-    csv::write(report, &mut rows)?;
     let page = options.output.join("report.html");
     write(&options.output.join("report.json"), json::write(report)?.as_bytes())?;
-    write(&options.output.join("report.csv"), &rows)?;
+    write(&options.output.join("report.csv"), &rows(report)?)?;
     write(&page, html::render(report).as_bytes())?;
     if let Some(file) = &options.results {
         write(file, markdown::render(report).as_bytes())?;
     }
     eprintln!("the page: {}", page.display());
     Ok(())
-}
-
-fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }

@@ -3,6 +3,7 @@
 mod compare;
 mod forward;
 mod generate;
+mod output;
 mod pipeline;
 mod report;
 mod sink;

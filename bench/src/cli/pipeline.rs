@@ -1,16 +1,14 @@
 //! `penstock-bench pipeline`.
 
-use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use penstock_bench::pipeline::size::Size;
 use penstock_bench::pipeline::{self, LONGEST, Options};
-use penstock_bench::report::{Report, context, csv, html, json, progress::Progress, table};
+use penstock_bench::report::{context, progress::Progress};
 
+use super::output::Output;
 use super::seconds;
 
 /// More rounds than a report takes samples.
@@ -30,18 +28,8 @@ pub(super) struct Pipeline {
     /// The core to measure on; without it the last one
     #[arg(long)]
     core: Option<usize>,
-    /// Report as one line of JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the report's JSON here too
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Write a row a sample here
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Write the report as a page here
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(arguments: &Pipeline, stop: &AtomicBool) -> anyhow::Result<()> {
@@ -62,22 +50,7 @@ pub(super) fn run(arguments: &Pipeline, stop: &AtomicBool) -> anyhow::Result<()>
     let mut report = pipeline::run(&options, stop, &mut |what| progress.begin(what))?;
     drop(progress);
     report.context.splice(0..0, machine);
-    show(&report, arguments)
-}
-
-fn show(report: &Report, arguments: &Pipeline) -> anyhow::Result<()> {
-    let text = json::write(report)?;
-    let mut rows = Vec::new();
-    csv::write(report, &mut rows)?;
-    let write = |file: &Option<PathBuf>, bytes: &[u8]| match file {
-        Some(file) => fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display())),
-        None => Ok(()),
-    };
-    write(&arguments.output, text.as_bytes())?;
-    write(&arguments.csv, &rows)?;
-    write(&arguments.html, html::render(report).as_bytes())?;
-    print!("{}", if arguments.json { text } else { table::render(report) });
-    Ok(())
+    arguments.output.show(&report)
 }
 
 fn short(text: &str) -> Result<Duration, String> {

@@ -1,6 +1,5 @@
 //! `penstock-bench report`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,8 +7,9 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use penstock_bench::report::verdict::rank_sum::Confidence;
 use penstock_bench::report::verdict::{self, Verdict};
-use penstock_bench::report::{Report, csv, html, json, plot, table};
+use penstock_bench::report::{Report, html, json, plot, table};
 
+use super::output::{rows, write};
 use super::print_text;
 
 /// What `--fail-if-slower` exits with; 1 and 2 are errors.
@@ -87,9 +87,7 @@ fn show(options: &Show) -> anyhow::Result<()> {
         write(file, html::render(&report).as_bytes())?;
     }
     if let Some(file) = &options.csv {
-        let mut rows = Vec::new();
-        csv::write(&report, &mut rows)?;
-        write(file, &rows)?;
+        write(file, &rows(&report)?)?;
     }
     if options.html.is_none() && options.csv.is_none() {
         print_text(&table::render(&report))?;
@@ -117,8 +115,4 @@ fn picture(options: &Picture) -> anyhow::Result<()> {
 
 fn read(file: &Path) -> anyhow::Result<Report> {
     json::read(file).with_context(|| file.display().to_string())
-}
-
-fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }

@@ -1,20 +1,19 @@
 //! `penstock-bench wire`.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use penstock_bench::packet::{Addresses, Flows, Mac, Mix, Template};
-use penstock_bench::report::{Report, context, html, json, progress::Progress, table};
+use penstock_bench::report::{Report, context, progress::Progress};
 use penstock_bench::search::Limits;
 use penstock_bench::wire::topology::{self, Line};
 use penstock_bench::wire::{Bench, Direction, Interface, Kind, Options, Place, Plan, Port, Session, Traffic};
 
+use super::output::Output;
 use super::seconds;
 
 /// Addresses for benchmarks, which no network routes: RFC 2544, appendix C.2.2, and RFC 5180, section 8.
@@ -112,15 +111,8 @@ pub(super) struct Wire {
     /// Cores for generator and sink of each direction in turn; they do not sleep then
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
-    /// Report as one line of JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the report's JSON here too
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Write the report as a page here
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(options: &Wire, stop: &AtomicBool) -> anyhow::Result<()> {
@@ -144,7 +136,7 @@ pub(super) fn run(options: &Wire, stop: &AtomicBool) -> anyhow::Result<()> {
 
     let mut report = Report::new("Wire", context);
     (report.measures, report.curves, report.notes) = (findings.measures, findings.curves, findings.notes);
-    options.show(&report)
+    options.output.show(&report)
 }
 
 impl Wire {
@@ -245,17 +237,6 @@ impl Wire {
         add("Directions", if self.bidirectional { "both" } else { "one" }.into());
         add("Verified", if self.no_verify { "no" } else { "checksums and every byte of the payload" }.into());
         add("Waits", format!("{:?} of rest before a trial, up to {:?} for stragglers", self.settle, self.wait));
-    }
-
-    fn show(&self, report: &Report) -> anyhow::Result<()> {
-        let text = json::write(report)?;
-        let write = |file: &PathBuf, text: &str| {
-            fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
-        };
-        self.output.iter().try_for_each(|file| write(file, &text))?;
-        self.html.iter().try_for_each(|file| write(file, &html::render(report)))?;
-        print!("{}", if self.json { text } else { table::render(report) });
-        Ok(())
     }
 }
 

@@ -78,7 +78,7 @@ impl Figures {
             let measured = subjects.iter().filter_map(|subject| {
                 let samples = self.rounds.get(&(subject.name, quantity.name))?;
                 let samples = samples.iter().map(|(_, value)| *value).collect();
-                Some(measure(subject, quantity.name.into(), quantity.unit, quantity.better, samples))
+                Some(Measure::new(subject.name, quantity.name, quantity.unit, quantity.better, samples))
             });
             report.measures.extend(measured);
         }
@@ -88,7 +88,7 @@ impl Figures {
             let ratios = subjects.iter().filter(|subject| subject.name != ceiling).filter_map(|subject| {
                 let samples = self.ratios(subject, quantity, ceiling);
                 let name = name.clone().filter(|_| !samples.is_empty())?;
-                Some(measure(subject, name, "", quantity.better, samples))
+                Some(Measure::new(subject.name, name, "", quantity.better, samples))
             });
             report.measures.extend(ratios);
         }
@@ -128,12 +128,11 @@ impl Figures {
 }
 
 fn curve(subject: &Subject, quantity: &str, label: &str, points: Vec<(f64, f64)>) -> Curve {
-    let axis = |label: &str, unit: &str, scale| Axis { label: label.into(), unit: unit.into(), scale };
     Curve {
         subject: subject.name.into(),
         quantity: quantity.into(),
-        x: axis("percentile", "%", Scale::Percentile),
-        y: axis(label, "µs", Scale::Logarithmic),
+        x: Axis::new("percentile", "%", Scale::Percentile),
+        y: Axis::new(label, "µs", Scale::Logarithmic),
         points,
     }
 }
@@ -141,10 +140,6 @@ fn curve(subject: &Subject, quantity: &str, label: &str, points: Vec<(f64, f64)>
 /// "TCP, 1 stream, of kernel": a quantity as a part of its ceiling's; `None` without one.
 pub fn ratio_name(quantity: &Quantity) -> Option<String> {
     Some(format!("{}, of {}", quantity.name, quantity.ceiling?))
-}
-
-fn measure(subject: &Subject, quantity: String, unit: &str, better: Better, samples: Vec<f64>) -> Measure {
-    Measure { subject: subject.name.into(), quantity, unit: unit.into(), better, samples }
 }
 
 #[cfg(test)]

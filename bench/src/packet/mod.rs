@@ -149,3 +149,33 @@ mod tests {
         assert_eq!(build(&high, 64, Flows { count: 3, hosts: 3 }), Err(BuildError::Hosts(3)));
     }
 }
+
+/// Packets for tests.
+#[cfg(test)]
+pub mod sample {
+    use super::{Addresses, Flows, Mac, Mix, Template};
+    use crate::payload::Stamp;
+    use crate::socket::FRAME_ROOM;
+
+    /// IPv4 packets of 64 bytes from ports 1000 and up to port 2000.
+    pub fn template(flows: u16) -> Template {
+        let addresses = Addresses {
+            source_mac: Mac([2, 0, 0, 0, 0, 1]),
+            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+            source: [10, 1, 0, 1].into(),
+            destination: [10, 2, 0, 1].into(),
+            source_port: 1000,
+            destination_port: 2000,
+        };
+        Template::new(&addresses, &Mix::packets(64), Flows { count: flows, hosts: 1 }).expect("valid")
+    }
+
+    /// The frame of one of them.
+    pub fn frame(template: &Template, sequence: u64, sent_at: u64) -> Vec<u8> {
+        let mut frame = vec![0; FRAME_ROOM];
+        template.prepare(&mut frame);
+        let len = template.write(&mut frame, Stamp { sequence, sent_at });
+        frame.truncate(len);
+        frame
+    }
+}

@@ -6,7 +6,7 @@ use super::meter::Meter;
 use super::rig::SITES;
 use super::size::Size;
 use super::subject::{DIRECTIONS, Direction, Subject};
-use crate::report::{Better, Measure, Report, VERSION};
+use crate::report::{Better, Measure, Report};
 
 /// Bytes a nanosecond to Gbit/s.
 const BITS: f64 = 8.0;
@@ -49,13 +49,8 @@ pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
         for (subject, samples) in &rows.subjects {
             let all = |value: fn(&Sample) -> f64| samples.iter().map(value).collect::<Vec<f64>>();
             let subject = label(subject.name(), rows.size);
-            let lower = |quantity: &str, unit: &str, samples| Measure {
-                subject: subject.clone(),
-                quantity: quantity.into(),
-                unit: unit.into(),
-                better: Better::Lower,
-                samples,
-            };
+            let lower =
+                |quantity: &str, unit: &str, samples| Measure::new(&subject, quantity, unit, Better::Lower, samples);
             measures.push(lower("time", "ns/packet", all(|sample| sample.nanoseconds)));
             if let Some(unit) = cycles {
                 measures.push(lower("cycles", &format!("{unit}/packet"), all(|sample| sample.cycles)));
@@ -66,19 +61,13 @@ pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
         }
         measures.extend(DIRECTIONS.iter().flat_map(|direction| derived(rows, direction)));
     }
-    Report {
-        version: VERSION,
-        title: "Pipeline".into(),
-        context: vec![
-            ("core".into(), format!("{core} (pinned)")),
-            ("cycles".into(), meter.cycles().describe()),
-            ("clock's own time".into(), format!("{} ns a measurement, taken off", meter.own().time.as_nanos())),
-            ("table".into(), format!("{SITES} sites, each with a session, a /24 and a /32; one flow to one of them")),
-        ],
-        measures,
-        curves: Vec::new(),
-        notes: notes(rows, counted),
-    }
+    let context = vec![
+        ("core".into(), format!("{core} (pinned)")),
+        ("cycles".into(), meter.cycles().describe()),
+        ("clock's own time".into(), format!("{} ns a measurement, taken off", meter.own().time.as_nanos())),
+        ("table".into(), format!("{SITES} sites, each with a session, a /24 and a /32; one flow to one of them")),
+    ];
+    Report { measures, notes: notes(rows, counted), ..Report::new("Pipeline", context) }
 }
 
 /// What follows from a direction's samples, round by round.
@@ -89,12 +78,8 @@ fn derived(rows: &Rows, direction: &Direction) -> Vec<Measure> {
         rest.iter_mut().zip(rows.nanoseconds(*stage)).for_each(|(rest, stage)| *rest -= stage);
     }
     let name = direction.whole.name();
-    let measure = |subject: String, quantity: &str, unit: &str, better, samples| Measure {
-        subject: label(&subject, rows.size),
-        quantity: quantity.into(),
-        unit: unit.into(),
-        better,
-        samples,
+    let measure = |subject: String, quantity, unit, better, samples| {
+        Measure::new(label(&subject, rows.size), quantity, unit, better, samples)
     };
     let pairs = || whole.iter().zip(&floor);
     vec![

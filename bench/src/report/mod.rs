@@ -186,9 +186,27 @@ impl Report {
 }
 
 impl Measure {
+    /// A measure with these samples, of which there must be one at least before it is written.
+    pub fn new(
+        subject: impl Into<String>,
+        quantity: impl Into<String>,
+        unit: impl Into<String>,
+        better: Better,
+        samples: Vec<f64>,
+    ) -> Measure {
+        Measure { subject: subject.into(), quantity: quantity.into(), unit: unit.into(), better, samples }
+    }
+
     /// The middle of the samples, and how far they spread.
     pub fn spread(&self) -> Spread {
         Spread::of(&self.samples)
+    }
+}
+
+impl Axis {
+    /// An axis with this label and unit.
+    pub fn new(label: &str, unit: &str, scale: Scale) -> Axis {
+        Axis { label: label.into(), unit: unit.into(), scale }
     }
 }
 
@@ -258,14 +276,10 @@ pub mod sample {
 
     /// Three subjects, three quantities, two plots.
     pub fn report() -> Report {
-        let measure = |subject: &str, quantity: &str, unit: &str, better, samples: &[f64]| Measure {
-            subject: subject.into(),
-            quantity: quantity.into(),
-            unit: unit.into(),
-            better,
-            samples: samples.into(),
+        let measure = |subject, quantity, unit, better, samples: &[f64]| {
+            Measure::new(subject, quantity, unit, better, samples.into())
         };
-        let axis = |label: &str, unit: &str, scale| Axis { label: label.into(), unit: unit.into(), scale };
+        let axis = Axis::new;
         let (tcp, ping, ratio) = ("TCP, 1 stream", "idle ping", "TCP, 1 stream, of kernel");
         let (up, down) = (Better::Higher, Better::Lower);
         let latency = |subject: &str, factor: f64| Curve {

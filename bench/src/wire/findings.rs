@@ -12,8 +12,6 @@ use crate::search::Trial;
 
 /// Percentiles of latency that are told.
 const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
-/// A percentile is told only if this many samples are beyond it.
-const BEYOND: f64 = 5.0;
 /// From this part of a latency on, the generator's own lateness is more than a detail of it.
 const OWN_PART: f64 = 0.2;
 
@@ -34,13 +32,7 @@ impl Findings {
         let same = |m: &&mut Measure| m.subject == subject && m.quantity == quantity;
         match self.measures.iter_mut().find(same) {
             Some(measure) => measure.samples.push(sample),
-            None => self.measures.push(Measure {
-                subject: subject.into(),
-                quantity: quantity.into(),
-                unit: unit.into(),
-                better,
-                samples: vec![sample],
-            }),
+            None => self.measures.push(Measure::new(subject, quantity, unit, better, vec![sample])),
         }
     }
 
@@ -65,24 +57,18 @@ impl Findings {
         self.push(subject, "Received", "kpps", Better::Higher, received_rate / 1e3);
         let loss = outcome.lost() as f64 / sent.packets.max(1) as f64;
         self.push(subject, "Loss", "%", Better::Lower, loss * 100.0);
-        for (quantity, count) in [
-            ("Sent", sent.packets),
-            ("Not sent in time", sent.unsent),
-            ("Received, distinct", counts.distinct),
-            ("Lost", outcome.lost()),
-            ("Lost, and not by the tool", outcome.certainly_lost()),
-            ("Duplicates", counts.duplicates),
-            ("Reordered", counts.reordered),
-            ("Corrupt", counts.corrupt),
-            ("Sent in bursts by a late generator", sent.late),
-            ("Dropped in front of the sink", *sink_drops),
+        for (quantity, better, count) in [
+            ("Sent", Better::Higher, sent.packets),
+            ("Not sent in time", Better::Lower, sent.unsent),
+            ("Received, distinct", Better::Higher, counts.distinct),
+            ("Lost", Better::Lower, outcome.lost()),
+            ("Lost, and not by the tool", Better::Lower, outcome.certainly_lost()),
+            ("Duplicates", Better::Lower, counts.duplicates),
+            ("Reordered", Better::Lower, counts.reordered),
+            ("Corrupt", Better::Lower, counts.corrupt),
+            ("Sent in bursts by a late generator", Better::Lower, sent.late),
+            ("Dropped in front of the sink", Better::Lower, *sink_drops),
         ] {
-            let better = if quantity.starts_with(['S', 'R']) && !quantity.contains("bursts") && quantity != "Reordered"
-            {
-                Better::Higher
-            } else {
-                Better::Lower
-            };
             self.push(subject, quantity, "packets", better, count as f64);
         }
         self.latency(subject, "Latency", outcome);
@@ -106,8 +92,8 @@ impl Findings {
             self.curves.push(Curve {
                 subject: subject.into(),
                 quantity: quantity.into(),
-                x: axis("Percentile", "%", Scale::Percentile),
-                y: axis("Latency", "µs", Scale::Logarithmic),
+                x: Axis::new("Percentile", "%", Scale::Percentile),
+                y: Axis::new("Latency", "µs", Scale::Logarithmic),
                 points,
             });
         }
@@ -119,7 +105,7 @@ impl Findings {
             self.push(subject, &format!("{quantity}, {name}"), "µs", Better::Lower, nanoseconds as f64 / 1e3);
         };
         for &percentile in wanted {
-            if times.len() as f64 * (1.0 - percentile / 100.0) >= BEYOND {
+            if latency::supports(times, percentile) {
                 push(format!("{percentile} %"), times.value_at_percentile(percentile));
             }
         }
@@ -140,16 +126,12 @@ impl Findings {
             self.curves.push(Curve {
                 subject: subject.into(),
                 quantity: "Loss against offered load".into(),
-                x: axis("Offered load", "kpps", Scale::Linear),
-                y: axis("Loss", "%", Scale::Linear),
+                x: Axis::new("Offered load", "kpps", Scale::Linear),
+                y: Axis::new("Loss", "%", Scale::Linear),
                 points,
             });
         }
     }
-}
-
-fn axis(label: &str, unit: &str, scale: Scale) -> Axis {
-    Axis { label: label.into(), unit: unit.into(), scale }
 }
 
 #[cfg(test)]

@@ -1,0 +1,71 @@
+//! How fast packets come.
+
+/// Counts packets and bytes from the end of the first batch to the end of the last: what was under way before has
+/// come in no known time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Span {
+    first: Option<Mark>,
+    last_at: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: u64,
+    packets: u64,
+    bytes: u64,
+}
+
+/// What came in a [`Span`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rate {
+    /// From the first batch to the last.
+    pub seconds: f64,
+    /// Packets a second; 0 if there was only one batch.
+    pub packets: f64,
+    /// Bytes a second, likewise.
+    pub bytes: f64,
+}
+
+impl Span {
+    /// Ends a batch that was received at `time`, in nanoseconds, after which there are so many packets and bytes.
+    #[inline]
+    pub fn end_of_batch(&mut self, time: u64, packets: u64, bytes: u64) {
+        if packets > 0 {
+            self.first.get_or_insert(Mark { at: time, packets, bytes });
+            self.last_at = time;
+        }
+    }
+
+    /// The rate, with so many packets and bytes by now.
+    pub fn rate(&self, packets: u64, bytes: u64) -> Rate {
+        let Some(first) = self.first.filter(|first| self.last_at > first.at) else {
+            return Rate::default();
+        };
+        let seconds = (self.last_at - first.at) as f64 / 1e9;
+        let since = |now: u64, then: u64| (now - then) as f64 / seconds;
+        Rate { seconds, packets: since(packets, first.packets), bytes: since(bytes, first.bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_batch_is_left_out() {
+        let mut span = Span::default();
+        span.end_of_batch(1, 0, 0);
+        for batch in 1..=11 {
+            span.end_of_batch(5_000_000_000 + batch * 100_000_000, batch * 10, batch * 640);
+        }
+        assert_eq!(span.rate(110, 7040), Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 });
+    }
+
+    #[test]
+    fn one_batch_has_no_rate() {
+        let mut span = Span::default();
+        assert_eq!(span.rate(0, 0), Rate::default());
+        span.end_of_batch(7, 64, 4096);
+        assert_eq!(span.rate(64, 4096), Rate::default());
+    }
+}
