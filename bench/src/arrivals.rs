@@ -19,7 +19,7 @@ pub struct Arrivals {
     verify: bool,
     /// One bit a number. The kernel gives memory only to the part that is used.
     seen: Vec<u64>,
-    /// By flow: the lowest number that is in order (NextExp of RFC 4737).
+    /// By flow, which is its source port: the lowest number that is in order (NextExp of RFC 4737).
     expected: Vec<u64>,
     counts: Counts,
     latency: Histogram<u64>,
@@ -46,17 +46,16 @@ pub struct Counts {
 }
 
 impl Arrivals {
-    /// Waits for the packets of these numbers in so many flows (packet n is of flow n modulo `flows`).
-    /// `verify`: look at checksums and at every byte of the payload.
+    /// Waits for the packets of these numbers. `verify`: look at checksums and at every byte of the payload.
     ///
     /// # Panics
     /// If there are more than [`MOST_PACKETS`] numbers.
-    pub fn new(numbers: Range<u64>, flows: u64, verify: bool) -> Arrivals {
+    pub fn new(numbers: Range<u64>, verify: bool) -> Arrivals {
         let count = numbers.end - numbers.start;
         assert!(count <= MOST_PACKETS, "{count} packets in one trial");
         Arrivals {
             seen: vec![0; count.div_ceil(64) as usize],
-            expected: vec![numbers.start; flows.max(1) as usize],
+            expected: vec![0; 1 << u16::BITS],
             numbers,
             verify,
             counts: Counts::default(),
@@ -88,9 +87,7 @@ impl Arrivals {
             return;
         }
         *word |= bit;
-        let flows = self.expected.len() as u64;
-        let flow = if flows == 1 { 0 } else { stamp.sequence % flows };
-        let expected = &mut self.expected[flow as usize];
+        let expected = &mut self.expected[usize::from(datagram.source_port)];
         if stamp.sequence < *expected {
             self.counts.reordered += 1;
         } else {
@@ -112,15 +109,25 @@ impl Arrivals {
         self.counts
     }
 
+    /// Numbers that did not come between the lowest and the highest that did: all that can be said of loss when
+    /// nobody tells what was sent.
+    pub fn gaps(&self) -> u64 {
+        let behind_highest = self.expected.iter().copied().max().unwrap_or(0);
+        let words = self.seen.iter().zip(0_u64..).find(|(word, _)| **word != 0);
+        words.map_or(0, |(word, n)| {
+            let lowest = self.numbers.start + n * u64::from(u64::BITS) + u64::from(word.trailing_zeros());
+            behind_highest - lowest - self.counts.distinct
+        })
+    }
+
     /// Nanoseconds from the time each packet was due until its batch was received.
     pub fn latency(&self) -> &Histogram<u64> {
         &self.latency
     }
 
-    /// Packets and bytes a second from the first batch to the last; 0 if there was only one.
-    pub fn rates(&self) -> (f64, f64) {
-        let Rate { packets, bytes, .. } = self.span.rate(self.counts.distinct, self.counts.bytes);
-        (packets, bytes)
+    /// How fast they came, from the first batch to the last.
+    pub fn rate(&self) -> Rate {
+        self.span.rate(self.counts.distinct, self.counts.bytes)
     }
 }
 
@@ -139,7 +146,7 @@ mod tests {
     #[test]
     fn each_packet_counts_once_as_what_it_is() {
         let template = template(1);
-        let mut arrivals = Arrivals::new(100..300, 1, true);
+        let mut arrivals = Arrivals::new(100..300, true);
         // 102 and 101 come late, 103 twice: the second time is a copy and no disorder.
         arrive(&mut arrivals, &template, &[100, 103, 102, 103, 101, 299]);
         // Before and behind the trial.
@@ -159,7 +166,7 @@ mod tests {
     #[test]
     fn order_is_a_matter_of_the_flow() {
         let template = template(3);
-        let mut arrivals = Arrivals::new(0..100, 3, true);
+        let mut arrivals = Arrivals::new(0..100, true);
         // Flows: 0 1 2 0 1 2. Flow 2 is ahead of the others, each is in order.
         arrive(&mut arrivals, &template, &[2, 5, 8, 0, 1, 3, 4]);
         assert_eq!(arrivals.counts().reordered, 0);
@@ -168,9 +175,19 @@ mod tests {
     }
 
     #[test]
+    fn gaps_are_between_the_lowest_and_the_highest() {
+        let template = template(2);
+        let mut arrivals = Arrivals::new(100..1000, true);
+        assert_eq!(arrivals.gaps(), 0);
+        // The highest is of one flow, and not the one that came last.
+        arrive(&mut arrivals, &template, &[170, 173, 180, 171, 171]);
+        assert_eq!(arrivals.gaps(), 11 - 4);
+    }
+
+    #[test]
     fn a_packet_is_as_old_as_its_intended_send_time() {
         let template = template(1);
-        let mut arrivals = Arrivals::new(0..10, 1, true);
+        let mut arrivals = Arrivals::new(0..10, true);
         arrivals.packet(&frame(&template, 0, 1_000), 6_000);
         arrivals.packet(&frame(&template, 1, 2_000), 2_002_000);
         assert_eq!(arrivals.latency().len(), 2);
@@ -181,11 +198,11 @@ mod tests {
     #[test]
     fn the_rate_leaves_the_first_batch_out() {
         let template = template(1);
-        let mut arrivals = Arrivals::new(0..1000, 1, true);
+        let mut arrivals = Arrivals::new(0..1000, true);
         for batch in 0..11 {
             arrive(&mut arrivals, &template, &Vec::from_iter(batch * 10..batch * 10 + 10));
             arrivals.end_of_batch(5_000_000_000 + batch * 100_000_000);
         }
-        assert_eq!(arrivals.rates(), (100.0, 6400.0));
+        assert_eq!(arrivals.rate(), Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 });
     }
 }

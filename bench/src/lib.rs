@@ -24,7 +24,6 @@ pub mod rate;
 pub mod report;
 pub mod schedule;
 pub mod search;
-pub mod sink;
 pub mod socket;
 pub mod wire;
 

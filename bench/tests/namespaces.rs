@@ -10,6 +10,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -31,6 +32,33 @@ fn ipv4_packets_arrive_whole_and_in_order() {
 #[test]
 fn ipv6_packets_arrive_whole_and_in_order() {
     packets_arrive_whole_and_in_order("v6", "fd77:1::1", "fd77:2::1", "1434");
+}
+
+#[test]
+fn a_sink_ends_in_time_though_packets_keep_coming() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let [generator, sink] = ["gen", "sink"].map(|role| Namespace::new(&format!("end-{role}")));
+    link(&generator, GENERATOR_MAC, &sink, SINK_MAC);
+    let sending = generator.start(&[
+        "generate",
+        "--interface=east",
+        &format!("--src-mac={GENERATOR_MAC}"),
+        &format!("--dst-mac={SINK_MAC}"),
+        "--src=10.77.1.1",
+        "--dst=10.77.2.1",
+        &format!("--rate={RATE}"),
+        "--seconds=20",
+    ]);
+    let began = Instant::now();
+    let received = sink.start(&["sink", "--interface=west", "--seconds=1", "--latency", "--json"]).report();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(number(&received["Packets"]) > 0 && number(&received["Lost"]) < RATE, "{received}");
+    let ages = received["Latency"].as_array().expect("asked for");
+    assert!(ages.len() > 5, "{received}");
+    drop(sending);
 }
 
 #[test]

@@ -4,21 +4,20 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
-use penstock_bench::sink::{Report, Selection, Sink};
+use penstock_bench::arrivals::{Arrivals, MOST_PACKETS};
+use penstock_bench::latency;
+use penstock_bench::payload::now;
+use penstock_bench::socket::SocketDrops;
+use penstock_bench::wire::{Ending, Interface, Place, Port};
+use serde::Serialize;
 
 use super::{announce, print_json, seconds};
 
 #[derive(Args)]
 pub(super) struct SinkOptions {
-    /// Interface to receive from
+    /// Interface to receive from, on all its queues: NAME, or NAMESPACE:NAME
     #[arg(long)]
-    interface: String,
-    /// Its queue
-    #[arg(long, default_value_t = 0)]
-    queue: u32,
-    /// Only packets to this UDP port
-    #[arg(long)]
-    dst_port: Option<u16>,
+    interface: Interface,
     /// Verify checksums and every byte of the payload
     #[arg(long)]
     verify: bool,
@@ -33,36 +32,82 @@ pub(super) struct SinkOptions {
     json: bool,
 }
 
+/// What came, of packets whose number nobody told.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Report {
+    /// Different packets.
+    packets: u64,
+    /// Bytes of their IP packets.
+    bytes: u64,
+    /// From the first batch to the last.
+    seconds: f64,
+    /// Packets a second in that time.
+    packets_per_second: f64,
+    /// IP packets' bits a second in that time.
+    bits_per_second: f64,
+    /// Numbers missing between the lowest and the highest that came: what is lost before or behind does not show.
+    lost: u64,
+    /// Packets that came again.
+    duplicates: u64,
+    /// Packets behind a later one of their flow.
+    reordered: u64,
+    /// Packets with a wrong checksum or payload, only when verifying; they count as nothing else.
+    corrupt: u64,
+    /// Other packets, or with numbers that no sink can tell apart any more.
+    foreign: u64,
+    /// Time since packets were sent, or were due if the generator was paced: pairs of percentile and µs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Vec<(f64, f64)>>,
+    /// What the kernel dropped in front of the sockets.
+    drops: SocketDrops,
+    /// Modes that were bound.
+    bound: String,
+}
+
 pub(super) fn run(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
-    let selection = Selection { destination_port: options.dst_port, verify: options.verify, latency: options.latency };
-    let sink = Sink::new(&options.interface, options.queue, selection)?;
-    announce(&[(&options.interface, sink.socket().describe())]);
-    let report = sink.run(options.seconds, stop)?;
-    if options.json {
-        return print_json(&report);
-    }
-    let Report { received, drops, latency, .. } = report;
+    let mut port = Port::open(&Place::find(&options.interface)?, false, true)?;
+    announce(&[(&options.interface.name, port.describe().into())]);
+    let mut arrivals = Arrivals::new(0..MOST_PACKETS, options.verify);
+    let ending = Ending::at(now() + options.seconds.as_nanos() as u64);
+    let drops = port.sink().receive(&mut arrivals, &ending, false, stop)?;
+
+    let (counts, rate) = (arrivals.counts(), arrivals.rate());
+    let report = Report {
+        packets: counts.distinct,
+        bytes: counts.bytes,
+        seconds: rate.seconds,
+        packets_per_second: rate.packets,
+        bits_per_second: rate.bytes * 8.0,
+        lost: arrivals.gaps(),
+        duplicates: counts.duplicates,
+        reordered: counts.reordered,
+        corrupt: counts.corrupt,
+        foreign: counts.foreign + counts.stale,
+        latency: options.latency.then(|| latency::percentiles(arrivals.latency())),
+        drops,
+        bound: port.describe().into(),
+    };
+    if options.json { print_json(&report) } else { print(&report, options.verify) }
+}
+
+fn print(report: &Report, verified: bool) -> anyhow::Result<()> {
+    let Report { packets, bytes, seconds, packets_per_second, bits_per_second, lost, duplicates, .. } = report;
     println!(
-        "received {} packets, {} bytes in {:.2} s: {:.0} packets/s, {:.3} Gbit/s",
-        received.packets,
-        received.bytes,
-        received.seconds,
-        received.packets_per_second,
-        received.bits_per_second / 1e9,
+        "received {packets} packets, {bytes} bytes in {seconds:.2} s: {packets_per_second:.0} packets/s, {:.3} Gbit/s",
+        bits_per_second / 1e9,
     );
+    let corrupt = if verified { report.corrupt.to_string() } else { "not looked at".into() };
     println!(
-        "lost {}, reordered {}, corrupt {}, foreign {}",
-        received.lost,
-        received.reordered,
-        if options.verify { received.corrupt.to_string() } else { "not looked at".into() },
-        received.foreign,
+        "lost {lost}, duplicates {duplicates}, reordered {}, corrupt {corrupt}, foreign {}",
+        report.reordered, report.foreign
     );
-    for (percentile, microseconds) in latency.unwrap_or_default() {
+    for (percentile, microseconds) in report.latency.iter().flatten() {
         println!("{percentile:8.4} % within {microseconds:.1} µs");
     }
     println!(
         "dropped in front of the socket: {} receive ring full, {} fill ring empty, {} other",
-        drops.receive_ring_full, drops.fill_ring_empty, drops.other,
+        report.drops.receive_ring_full, report.drops.fill_ring_empty, report.drops.other,
     );
     Ok(())
 }

@@ -21,7 +21,6 @@ const DRAIN: Duration = Duration::from_millis(300);
 const READY_WITHIN: Duration = Duration::from_secs(5);
 /// How our own programs begin the line that says that packets can come.
 pub(super) const READY: &str = "ready (";
-const UDP_PORT: &str = "48000";
 
 /// One of the things that are measured, one after another.
 #[derive(Debug)]
@@ -156,12 +155,12 @@ fn traffic(place: &Place<'_>, size: usize, pace: &[&str], look: &[&str]) -> Resu
     let duration = place.options.duration;
     let bench = place.options.bench.to_string_lossy();
     let long_enough = (duration + MARGIN).as_secs().to_string();
-    let words = [&bench, "sink", "--interface", "lan", "--dst-port", UDP_PORT, "--seconds", &long_enough, "--json"];
+    let words = [&bench, "sink", "--interface", "lan", "--seconds", &long_enough, "--json"];
     let sink = place.start_bench(Side::B, "sink", &[&words[..], look].concat())?;
     let (size, time) = (size.to_string(), duration.as_secs().to_string());
     let [from, to] = [End::HostA, End::LanA].map(mac);
     let addresses = ["--src", HOSTS[0], "--dst", HOSTS[1], "--src-mac", &from, "--dst-mac", &to];
-    let packets = ["--dst-port", UDP_PORT, "--size", &size, "--seconds", &time, "--json"];
+    let packets = ["--size", &size, "--seconds", &time, "--json"];
     let words = [&[&bench, "generate", "--interface", "lan"], &addresses[..], &packets[..], pace].concat();
     let generator = place.start_bench(Side::A, "generator", &words)?;
     let sent = generator.finish(duration + MARGIN, place.stop)?;

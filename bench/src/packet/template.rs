@@ -143,11 +143,6 @@ impl Template {
         &self.mix
     }
 
-    /// How many flows there are; packet n is of flow n modulo this.
-    pub fn flows(&self) -> u64 {
-        self.flows
-    }
-
     /// Bytes of these IP packets.
     pub fn bytes(&self, first: u64, count: u64) -> u64 {
         self.bytes_before(first + count) - self.bytes_before(first)

@@ -15,6 +15,7 @@ use super::{FRAME_SIZE, RING_SIZE, SetupError, os_error};
 pub struct Memory {
     pub(super) umem: Umem,
     pub(super) id: u64,
+    pub(super) ring_size: u32,
 }
 
 /// Frames owned by user space, in order.
@@ -26,24 +27,29 @@ pub struct Batch {
 }
 
 impl Memory {
-    /// Registers memory for this many frames and returns them. The first socket over it is made here already, so
-    /// this must be called in the network namespace of the interfaces.
+    /// Registers memory for this many frames and returns them, for sockets with rings of [`RING_SIZE`]. The first
+    /// socket over it is made here already, so this must be called in the network namespace of the interfaces.
     pub fn new(frames: u32) -> Result<(Memory, Batch), SetupError> {
+        Memory::with_rings(frames, RING_SIZE)
+    }
+
+    /// The same for sockets whose rings have so many entries, a power of two.
+    pub fn with_rings(frames: u32, ring_size: u32) -> Result<(Memory, Batch), SetupError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let invalid = |error: &dyn std::fmt::Display| {
             SetupError::Memory(io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
         };
         let frames = NonZeroU32::new(frames).ok_or_else(|| invalid(&"no frames"))?;
-        let ring_size = QueueSize::new(RING_SIZE).map_err(|e| invalid(&e))?;
+        let ring = QueueSize::new(ring_size).map_err(|e| invalid(&e))?;
         let config = UmemConfig::builder()
             .frame_size(FRAME_SIZE.try_into().map_err(|e| invalid(&e))?)
-            .fill_queue_size(ring_size)
-            .comp_queue_size(ring_size)
+            .fill_queue_size(ring)
+            .comp_queue_size(ring)
             .build()
             .map_err(|e| invalid(&e))?;
         let (umem, frames) = Umem::new(config, frames, false).map_err(|e| SetupError::Memory(os_error(&e)))?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let memory = Memory { umem, id };
+        let memory = Memory { umem, id, ring_size };
         let batch = Batch { frames, ..memory.batch(0) };
         Ok((memory, batch))
     }

@@ -27,7 +27,7 @@ pub use rings::{Receiver, Sender};
 const FRAME_SIZE: u32 = 2048;
 /// Bytes of a frame that can hold a packet; the rest is the XDP program's headroom.
 pub const FRAME_ROOM: usize = FRAME_SIZE as usize - libxdp_sys::XDP_PACKET_HEADROOM as usize;
-/// Entries of each of a socket's four rings.
+/// Entries of each of a socket's four rings, where nothing else is chosen.
 pub const RING_SIZE: u32 = 2048;
 
 /// Packets one `sendto` transmits in copy mode; the kernel's default is 32. Linux 6.17 and newer, net/xdp/xsk.c.
@@ -91,6 +91,16 @@ impl SocketDrops {
     pub fn total(&self) -> u64 {
         self.receive_ring_full + self.fill_ring_empty + self.other
     }
+
+    /// Each of them beside another socket's, or another time's.
+    #[must_use]
+    pub fn with(&self, other: &SocketDrops, each: impl Fn(u64, u64) -> u64) -> SocketDrops {
+        SocketDrops {
+            receive_ring_full: each(self.receive_ring_full, other.receive_ring_full),
+            fill_ring_empty: each(self.fill_ring_empty, other.fill_ring_empty),
+            other: each(self.other, other.other),
+        }
+    }
 }
 
 impl Socket {
@@ -141,7 +151,7 @@ impl Socket {
         index_of(interface)?;
         let bind_error = |source| SetupError::Bind { interface: interface.into(), queue, source };
         let name: Interface = interface.parse().map_err(|_| SetupError::NoInterface(interface.into()))?;
-        let ring_size = QueueSize::new(RING_SIZE).map_err(|e| bind_error(io::Error::other(e.to_string())))?;
+        let ring_size = QueueSize::new(memory.ring_size).map_err(|e| bind_error(io::Error::other(e.to_string())))?;
         let config = SocketConfig::builder()
             .rx_queue_size(ring_size)
             .tx_queue_size(ring_size)
@@ -159,8 +169,8 @@ impl Socket {
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);
         let zero_copy = is_zero_copy(fd);
         Ok(Socket {
-            receiver: Receiver { redirect, rx, fill, id: memory.id },
-            sender: Sender { tx, completion, id: memory.id, in_flight: 0, zero_copy },
+            receiver: Receiver { redirect, rx, fill, id: memory.id, ring_size: memory.ring_size },
+            sender: Sender { tx, completion, id: memory.id, ring_size: memory.ring_size, in_flight: 0, zero_copy },
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
-use super::{Batch, RING_SIZE, SocketDrops};
+use super::{Batch, SocketDrops};
 use crate::program::{Redirect, XdpMode};
 
 /// The receiving half of a [`super::Socket`].
@@ -18,6 +18,7 @@ pub struct Receiver {
     pub(super) rx: RxQueue,
     pub(super) fill: FillQueue,
     pub(super) id: u64,
+    pub(super) ring_size: u32,
 }
 
 /// The sending half of a [`super::Socket`].
@@ -26,6 +27,7 @@ pub struct Sender {
     pub(super) tx: TxQueue,
     pub(super) completion: CompQueue,
     pub(super) id: u64,
+    pub(super) ring_size: u32,
     pub(super) in_flight: usize,
     pub(super) zero_copy: bool,
 }
@@ -50,7 +52,7 @@ impl Receiver {
     #[inline]
     pub fn fill(&mut self, from: &mut Batch) -> usize {
         assert_eq!(self.id, from.id, "a batch of another memory");
-        let room = self.fill.nb_free(RING_SIZE) as usize;
+        let room = self.fill.nb_free(self.ring_size) as usize;
         let keep = from.frames.len().saturating_sub(room);
         // SAFETY: the frames are of this socket's UMEM, owned by the batch, and leave it in the next line.
         let filled = unsafe { self.fill.produce(&from.frames[keep..]) };
@@ -101,7 +103,7 @@ impl Sender {
         if self.in_flight == 0 {
             return 0;
         }
-        let ready = self.completion.nb_avail(RING_SIZE) as usize;
+        let ready = self.completion.nb_avail(self.ring_size) as usize;
         let had = into.frames.len();
         into.frames.resize_with(had + ready, FrameDesc::default);
         // SAFETY: the descriptors are placeholders, overwritten by those of this socket's own UMEM.
@@ -129,7 +131,7 @@ impl Sender {
 
     /// Packets queued that the kernel has not taken yet.
     pub fn queued(&mut self) -> usize {
-        (RING_SIZE - self.tx.nb_free_exact()) as usize
+        (self.ring_size - self.tx.nb_free_exact()) as usize
     }
 
     /// Frames queued or on their way, not completed yet.

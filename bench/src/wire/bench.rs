@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use core_affinity::CoreId;
 
-use super::sink::Ending;
-use super::{Outcome, Sink};
+use super::{Ending, Outcome, Sink};
 use crate::arrivals::{Arrivals, MOST_PACKETS};
 use crate::generator::{Generator, Plan};
 use crate::packet::Template;
@@ -146,9 +145,8 @@ impl Bench {
 impl Direction {
     fn trial(&mut self, plan: Plan, options: &Options, number: usize, stop: &AtomicBool) -> io::Result<Outcome> {
         let Direction { generator, sink, .. } = self;
-        let flows = generator.template().flows();
         let numbers = plan.first..plan.first + plan.most;
-        let mut arrivals = Arrivals::new(numbers, flows, options.verify);
+        let mut arrivals = Arrivals::new(numbers, options.verify);
         let ending = Ending::unknown();
         let core = |n: usize| options.cores.get(2 * number + n).map(|&id| CoreId { id });
         thread::scope(|scope| {
@@ -162,6 +160,6 @@ impl Direction {
             let drops = receiving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok((sent?, drops?))
         })
-        .map(|(sent, drops)| Outcome::new(sent, &arrivals, drops))
+        .map(|(sent, drops)| Outcome::new(sent, &arrivals, drops.total()))
     }
 }

@@ -155,7 +155,7 @@ mod tests {
                 lag: latency::histogram(),
             };
             latency::record(&mut sent.lag, lag, 1000);
-            let mut outcome = Outcome::new(sent, &Arrivals::new(0..1, 1, false), 0);
+            let mut outcome = Outcome::new(sent, &Arrivals::new(0..1, false), 0);
             latency::record(&mut outcome.latency, 100_000, 1000);
             let mut findings = Findings::default();
             findings.latency("64 B", "Latency", &outcome);

@@ -28,13 +28,13 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn new(sent: Sent, arrivals: &Arrivals, sink_drops: u64) -> Outcome {
-        let (received_rate, bytes) = arrivals.rates();
+        let rate = arrivals.rate();
         Outcome {
             sent,
             counts: arrivals.counts(),
             sink_drops,
-            received_rate,
-            received_bits: bytes * 8.0,
+            received_rate: rate.packets,
+            received_bits: rate.bytes * 8.0,
             latency: arrivals.latency().clone(),
         }
     }
@@ -87,7 +87,7 @@ mod tests {
             zero_copy: false,
             lag: latency::histogram(),
         };
-        let mut outcome = Outcome::new(sent, &Arrivals::new(0..1, 1, false), sink_drops);
+        let mut outcome = Outcome::new(sent, &Arrivals::new(0..1, false), sink_drops);
         outcome.counts.distinct = received;
         outcome
     }

@@ -1,21 +1,21 @@
 //! A whole measurement: for each mix of sizes the tool's own ceiling, then what was asked for.
 
-use std::io;
 use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::plan::LATENCY_LOADS;
+use super::prober::Prober;
 use super::{Bench, Findings, Kind, Load, Outcome, Plan, Traffic};
 use crate::packet::Mix;
 use crate::report::Better;
-use crate::search::{self, End, Goal, GoalResult, Limits, Measurer, Trial};
+use crate::search::{self, End, Goal, GoalResult, Limits};
 
 /// From this part of the tool's own ceiling on a result may be the tool's as much as the device's.
 const NEAR_CEILING: f64 = 0.9;
 /// Goal Loss Ratio of the partial drop rate.
 const PDR_LOSS: f64 = 0.005;
-/// The ceiling is searched with trials of this length, three a load, to this width: it is only a bound.
+/// The ceiling is searched with trials of this length, three a load, to this width.
 const CEILING_TRIAL: Duration = Duration::from_millis(300);
 const CEILING_WIDTH: f64 = 0.05;
 /// Generator and bare loop in turn so often, for so long each: slow and fast moments meet both.
@@ -71,7 +71,7 @@ impl Session<'_> {
         };
         (self.progress)(&format!("{at}: the tool's own ceiling"));
         bare.change(self.traffic.templates(mix)?)?;
-        let mut prober = Prober { bench: bare, stop: self.stop, trials: vec![], mix };
+        let mut prober = Prober::new(bare, self.stop);
         let (flooded, _) = prober.flood(CEILING_TRIAL)?;
         let goal = Goal {
             loss_ratio: 0.0,
@@ -82,12 +82,13 @@ impl Session<'_> {
         };
         let limits = Limits { max: flooded.max(self.plan.limits.min), ..self.plan.limits };
         let results = search::mlrsearch(&mut prober, limits, &[goal], CEILING_TRIAL)?;
-        let ceiling = results.first().and_then(|result| result.lower).map(|load| load as f64);
-        match ceiling {
-            Some(ceiling) => findings.rate(mix, "Tool's own ceiling (bare veth, no loss)", ceiling),
+        let found = results.first().and_then(|result| result.lower);
+        let held = found.map(|found| prober.highest_held(found, self.plan.duration_sum)).transpose()?.flatten();
+        match held {
+            Some(ceiling) => findings.rate(mix, "Tool's own ceiling (bare veth, no loss)", ceiling as f64),
             None => findings.note(format!("{mix}: the tool loses packets even over a bare veth pair.")),
         }
-        Ok(ceiling)
+        Ok(held.map(|ceiling| ceiling as f64))
     }
 
     fn fixed(
@@ -122,14 +123,12 @@ impl Session<'_> {
         if let (Some(bare), Some(ceiling)) = (&mut self.bare, ceiling) {
             let rate = NonZeroU64::new((ceiling * NEAR_CEILING) as u64);
             let outcomes = bare.run(Load { rate, duration: self.plan.duration_sum }, self.stop)?;
-            let loss = Outcome::trial(&outcomes, 0, 0.0).loss;
-            findings.push(
-                mix.name(),
-                "Loss without a device at 90 % of the tool's ceiling",
-                "%",
-                Better::Lower,
-                loss * 100.0,
-            );
+            let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>() as f64;
+            let sent = sum(|o| o.sent.packets).max(1.0);
+            for (what, lost) in [("without a device", sum(Outcome::lost)), ("by the sink", sum(|o| o.sink_drops))] {
+                let quantity = format!("Lost {what} at 90 % of the tool's ceiling");
+                findings.push(mix.name(), &quantity, "%", Better::Lower, lost / sent * 100.0);
+            }
         }
         let bench = self.bare.as_mut().unwrap_or(&mut self.device);
         let mut pairs = bench.generator_and_bare_loop(TOOL_PAIRS, TOOL_TURN, self.stop)?;
@@ -148,7 +147,7 @@ impl Session<'_> {
             (self.progress)(&format!("{at}: the generator beside a bare transmit loop"));
             self.tool(mix, ceiling, findings)?;
         }
-        let mut prober = Prober { bench: &mut self.device, stop: self.stop, trials: vec![], mix };
+        let mut prober = Prober::new(&mut self.device, self.stop);
         let mut tell = |what: &str| (self.progress)(&format!("{at}: {what}"));
 
         tell("maximum received rate");
@@ -181,16 +180,15 @@ impl Session<'_> {
             if let Some(pdr) = results[1].lower.filter(|_| wants(Kind::Latency)) {
                 for part in LATENCY_LOADS {
                     tell(&format!("latency at {part} % of PDR"));
-                    prober.latency(
-                        pdr * part / 100,
-                        &format!("Latency at {part} % of PDR"),
-                        plan.duration_sum,
-                        findings,
-                    )?;
+                    let outcomes = prober.outcomes(pdr * part / 100, plan.duration_sum)?;
+                    for (direction, outcome) in prober.directions().zip(&outcomes) {
+                        let subject = subject(mix, direction, outcomes.len());
+                        findings.latency(&subject, &format!("Latency at {part} % of PDR"), outcome);
+                    }
                 }
             }
         }
-        let Prober { trials, .. } = prober;
+        let trials = prober.into_trials();
         findings.losses(mix.name(), &trials);
         let disputed = trials.iter().filter(|trial| !trial.offered || trial.certain_loss < trial.loss).count();
         if disputed > 0 {
@@ -220,44 +218,6 @@ impl Session<'_> {
                 "Sinks sleep while nothing comes, for want of cores: their waking up is part of the latencies.".into(),
             );
         }
-    }
-}
-
-/// Trials over a bench, as the searches want them.
-struct Prober<'a> {
-    bench: &'a mut Bench,
-    stop: &'a AtomicBool,
-    trials: Vec<Trial>,
-    mix: &'a Mix,
-}
-
-impl Prober<'_> {
-    /// Sends unpaced: packets a second offered, and received, in each direction.
-    fn flood(&mut self, duration: Duration) -> io::Result<(u64, f64)> {
-        let outcomes = self.bench.run(Load { rate: None, duration }, self.stop)?;
-        let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len() as f64;
-        Ok((mean(|o| o.sent.packets_per_second) as u64, mean(|o| o.received_rate)))
-    }
-
-    fn latency(&mut self, load: u64, quantity: &str, duration: Duration, findings: &mut Findings) -> io::Result<()> {
-        let rate = NonZeroU64::new(load.max(1));
-        let outcomes = self.bench.run(Load { rate, duration }, self.stop)?;
-        self.trials.push(Outcome::trial(&outcomes, load, duration.as_secs_f64()));
-        for (direction, outcome) in self.bench.directions().iter().zip(&outcomes) {
-            findings.latency(&subject(self.mix, &direction.name, outcomes.len()), quantity, outcome);
-        }
-        Ok(())
-    }
-}
-
-impl Measurer for Prober<'_> {
-    type Error = io::Error;
-
-    fn measure(&mut self, load: u64, duration: Duration) -> io::Result<Trial> {
-        let outcomes = self.bench.run(Load { rate: NonZeroU64::new(load.max(1)), duration }, self.stop)?;
-        let trial = Outcome::trial(&outcomes, load, duration.as_secs_f64());
-        self.trials.push(trial);
-        Ok(trial)
     }
 }
 

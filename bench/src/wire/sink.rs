@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::BATCH;
 use crate::arrivals::Arrivals;
 use crate::payload::now;
-use crate::socket::{self, Batch, Receiver};
+use crate::socket::{self, Batch, Receiver, SocketDrops};
 
 /// How long a sleeping sink may overlook that the trial is over.
 const NAP: Duration = Duration::from_millis(5);
@@ -30,16 +30,22 @@ pub(super) struct Inlet {
     pub(super) free: Batch,
 }
 
-/// When a sink may stop: told by the generator's side.
+/// When a sink may stop.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub struct Ending {
     sent: AtomicU64,
     at: AtomicU64,
 }
 
 impl Ending {
+    /// At this time of [`now`], whatever has come.
+    pub fn at(time: u64) -> Ending {
+        Ending { sent: AtomicU64::new(UNKNOWN), at: AtomicU64::new(time) }
+    }
+
+    /// Not before the generator's side says when.
     pub(super) fn unknown() -> Ending {
-        Ending { sent: AtomicU64::new(UNKNOWN), at: AtomicU64::new(0) }
+        Ending::at(u64::MAX)
     }
 
     /// So many packets were sent, and nobody waits for them any longer than `wait`.
@@ -48,13 +54,11 @@ impl Ending {
         self.sent.store(sent, Ordering::Release);
     }
 
-    /// When to stop, with so many packets received.
+    /// When to stop, with so many packets received, the last of them at `last`.
     fn time(&self, received: u64, last: u64) -> u64 {
-        match self.sent.load(Ordering::Acquire) {
-            UNKNOWN => u64::MAX,
-            sent if received >= sent => (last + LINGER.as_nanos() as u64).min(self.at.load(Ordering::Relaxed)),
-            _ => self.at.load(Ordering::Relaxed),
-        }
+        let all_came = received >= self.sent.load(Ordering::Acquire);
+        let at = self.at.load(Ordering::Relaxed);
+        if all_came { at.min(last + LINGER.as_nanos() as u64) } else { at }
     }
 }
 
@@ -63,15 +67,15 @@ impl Sink {
         Sink { inlets }
     }
 
-    /// Receives one trial's packets; yields how many packets the kernel dropped in front of our sockets
-    /// meanwhile. `spin`: never sleep.
-    pub(super) fn receive(
+    /// Receives one trial's packets; yields what the kernel dropped in front of our sockets meanwhile. `spin`: never
+    /// sleep.
+    pub fn receive(
         &mut self,
         arrivals: &mut Arrivals,
         ending: &Ending,
         spin: bool,
         stop: &AtomicBool,
-    ) -> io::Result<u64> {
+    ) -> io::Result<SocketDrops> {
         let before = self.drops()?;
         let mut last = now();
         loop {
@@ -82,20 +86,22 @@ impl Sink {
             let time = now();
             if received > 0 {
                 last = time;
-            } else {
-                if time >= ending.time(arrivals.counts().distinct, last) || stop.load(Ordering::Relaxed) {
-                    break;
-                }
+            }
+            if time >= ending.time(arrivals.counts().distinct, last) || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if received == 0 {
                 // Spinning asks the kernel too: some drivers take frames to receive into only then.
                 let nap = if spin { Duration::ZERO } else { NAP };
                 socket::wait(self.inlets.iter().map(|inlet| &inlet.receiver), nap)?;
             }
         }
-        Ok(self.drops()?.saturating_sub(before))
+        Ok(self.drops()?.with(&before, u64::saturating_sub))
     }
 
-    fn drops(&self) -> io::Result<u64> {
-        self.inlets.iter().try_fold(0, |sum, inlet| Ok(sum + inlet.receiver.drops()?.total()))
+    fn drops(&self) -> io::Result<SocketDrops> {
+        let add = |sum: SocketDrops, inlet: &Inlet| Ok(sum.with(&inlet.receiver.drops()?, u64::saturating_add));
+        self.inlets.iter().try_fold(SocketDrops::default(), add)
     }
 }
 

@@ -51,6 +51,22 @@ fn it_measures_its_own_forwarder_both_ways_in_both_families() {
 }
 
 #[test]
+fn below_its_stated_ceiling_the_tool_loses_nothing() {
+    let Some(_alone) = alone() else { return };
+    let words = "--self-test --tests tool --frames 64 --trial 0.3 --duration-sum 1 --rounds 2 --wait 0.5 --json";
+    let output = wire(words).output().expect("it starts");
+    assert!(output.status.success(), "{}", said(&output));
+    let report = report(&output.stdout);
+    let of = |quantity: &str| report.samples("64 B", quantity).unwrap_or_else(|| panic!("{quantity}: {report:?}"));
+    assert!(of("Tool's own ceiling (bare veth, no loss)")[0] > 0.0);
+    // A machine that is busy with something else may take the sink's core away in a round, not in each.
+    for what in ["without a device", "by the sink"] {
+        let parts = of(&format!("Lost {what} at 90 % of the tool's ceiling"));
+        assert!(parts.len() == 2 && parts.contains(&0.0), "{what}: {parts:?}");
+    }
+}
+
+#[test]
 fn a_generator_that_stands_still_shows_as_latency_and_is_told() {
     let Some(_alone) = alone() else { return };
     let words = "--self-test --frames 64 --rate 2000 --trial 2 --settle 0 --wait 0.5 --no-ceiling --json";

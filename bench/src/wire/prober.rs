@@ -1,0 +1,73 @@
+//! Trials over a bench, as the searches want them.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::{Bench, Load, Outcome};
+use crate::search::{Measurer, Trial};
+
+/// A load that does not hold is lowered by this part.
+const STEP: f64 = 0.05;
+/// So often at most, to a fifth of where it began.
+const STEPS: usize = 32;
+
+/// Runs trials and remembers them.
+pub(super) struct Prober<'a> {
+    bench: &'a mut Bench,
+    stop: &'a AtomicBool,
+    trials: Vec<Trial>,
+}
+
+impl<'a> Prober<'a> {
+    pub(super) fn new(bench: &'a mut Bench, stop: &'a AtomicBool) -> Prober<'a> {
+        Prober { bench, stop, trials: vec![] }
+    }
+
+    /// Names of the directions, in the order of outcomes.
+    pub(super) fn directions(&self) -> impl Iterator<Item = &str> {
+        self.bench.directions().iter().map(|direction| direction.name.as_str())
+    }
+
+    /// All trials at a load so far.
+    pub(super) fn into_trials(self) -> Vec<Trial> {
+        self.trials
+    }
+
+    /// Sends unpaced: packets a second offered, and received, in each direction.
+    pub(super) fn flood(&mut self, duration: Duration) -> io::Result<(u64, f64)> {
+        let outcomes = self.bench.run(Load { rate: None, duration }, self.stop)?;
+        let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len() as f64;
+        Ok((mean(|o| o.sent.packets_per_second) as u64, mean(|o| o.received_rate)))
+    }
+
+    /// From this load downwards, the first that is carried without loss for so long.
+    pub(super) fn highest_held(&mut self, from: u64, duration: Duration) -> io::Result<Option<u64>> {
+        let mut load = from;
+        for _ in 0..STEPS {
+            let trial = self.measure(load, duration)?;
+            if trial.offered && trial.loss == 0.0 {
+                return Ok(Some(load));
+            }
+            load -= (load as f64 * STEP) as u64;
+        }
+        Ok(None)
+    }
+
+    /// One trial, with all that it showed in each direction.
+    pub(super) fn outcomes(&mut self, load: u64, duration: Duration) -> io::Result<Vec<Outcome>> {
+        let outcomes = self.bench.run(Load { rate: NonZeroU64::new(load.max(1)), duration }, self.stop)?;
+        self.trials.push(Outcome::trial(&outcomes, load, duration.as_secs_f64()));
+        Ok(outcomes)
+    }
+}
+
+impl Measurer for Prober<'_> {
+    type Error = io::Error;
+
+    fn measure(&mut self, load: u64, duration: Duration) -> io::Result<Trial> {
+        let outcomes = self.outcomes(load, duration)?;
+        Ok(Outcome::trial(&outcomes, load, duration.as_secs_f64()))
+    }
+}
