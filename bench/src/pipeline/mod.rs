@@ -133,10 +133,10 @@ impl Passes {
 
     /// Medians: the passes are alike, so what is longer than the others was interrupted. Allocations are counted
     /// over all of them.
-    fn sample(mut self) -> Sample {
+    fn sample(self) -> Sample {
         Sample {
-            nanoseconds: median(&mut self.nanoseconds),
-            cycles: median(&mut self.cycles),
+            nanoseconds: median(self.nanoseconds, f64::total_cmp),
+            cycles: median(self.cycles, f64::total_cmp),
             allocations: self.allocations as f64 / self.packets as f64,
         }
     }
@@ -162,9 +162,9 @@ fn round(
     Ok(measured.into_iter().map(Passes::sample).collect())
 }
 
-fn median(values: &mut [f64]) -> f64 {
+fn median<T: Copy>(mut values: Vec<T>, order: impl FnMut(&T, &T) -> std::cmp::Ordering) -> T {
     let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
+    *values.select_nth_unstable_by(middle, order).1
 }
 
 #[cfg(test)]
