@@ -1,6 +1,7 @@
 //! What a sink makes of the packets of one trial: which came, which came again, in which order, how old.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -11,6 +12,10 @@ use crate::rate::{Rate, Span};
 
 /// Packets that one trial may have, in one direction: a bit each, so 256 MiB.
 pub const MOST_PACKETS: u64 = 1 << 31;
+
+/// A sink that did not look for longer than this was not asleep but kept from its core, and packets that are as old
+/// may have waited for nothing else. Sinks sleep for 5 ms at most.
+pub const TARDY: Duration = Duration::from_millis(6);
 
 /// The packets of one trial in one direction.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ pub struct Counts {
     pub stale: u64,
     /// Other packets that reached the socket.
     pub foreign: u64,
+    /// Packets of this trial that waited for a sink which had no core: see [`TARDY`].
+    pub tardy: u64,
 }
 
 impl Arrivals {
@@ -64,9 +71,9 @@ impl Arrivals {
         }
     }
 
-    /// Takes a frame that was received at `time`.
+    /// Takes a frame that was received at `time`; all that had come until `caught_up` was received before.
     #[inline]
-    pub fn packet(&mut self, frame: &[u8], time: u64) {
+    pub fn packet(&mut self, frame: &[u8], time: u64, caught_up: u64) {
         let parsed = Datagram::parse(frame);
         let Some((datagram, stamp)) = parsed.and_then(|d| Some((d, Stamp::read(d.payload())?))) else {
             self.counts.foreign += 1;
@@ -95,7 +102,10 @@ impl Arrivals {
         }
         self.counts.distinct += 1;
         self.counts.bytes += datagram.packet.len() as u64;
-        latency::record(&mut self.latency, stamp.age(time), 1);
+        let age = stamp.age(time);
+        let waited = age.min(time.saturating_sub(caught_up));
+        self.counts.tardy += u64::from(waited > TARDY.as_nanos() as u64);
+        latency::record(&mut self.latency, age, 1);
     }
 
     /// Ends a batch that was received at `time`.
@@ -127,7 +137,7 @@ impl Arrivals {
 
     /// How fast they came, from the first batch to the last.
     pub fn rate(&self) -> Rate {
-        self.span.rate(self.counts.distinct, self.counts.bytes)
+        self.span.rate()
     }
 }
 
@@ -139,7 +149,7 @@ mod tests {
 
     fn arrive(arrivals: &mut Arrivals, template: &Template, numbers: &[u64]) {
         for &number in numbers {
-            arrivals.packet(&frame(template, number, 0), 0);
+            arrivals.packet(&frame(template, number, 0), 0, 0);
         }
     }
 
@@ -153,10 +163,18 @@ mod tests {
         arrive(&mut arrivals, &template, &[99, 300, 7]);
         let mut damaged = frame(&template, 150, 0);
         damaged[70] ^= 1;
-        arrivals.packet(&damaged, 0);
-        arrivals.packet(&[0; 60], 0);
-        let counts =
-            Counts { distinct: 5, bytes: 5 * 64, duplicates: 1, reordered: 2, corrupt: 1, stale: 3, foreign: 1 };
+        arrivals.packet(&damaged, 0, 0);
+        arrivals.packet(&[0; 60], 0, 0);
+        let counts = Counts {
+            distinct: 5,
+            bytes: 5 * 64,
+            duplicates: 1,
+            reordered: 2,
+            corrupt: 1,
+            stale: 3,
+            foreign: 1,
+            tardy: 0,
+        };
         assert_eq!(arrivals.counts(), counts);
         // What was damaged did not come; the whole one may still.
         arrive(&mut arrivals, &template, &[150]);
@@ -188,11 +206,23 @@ mod tests {
     fn a_packet_is_as_old_as_its_intended_send_time() {
         let template = template(1);
         let mut arrivals = Arrivals::new(0..10, true);
-        arrivals.packet(&frame(&template, 0, 1_000), 6_000);
-        arrivals.packet(&frame(&template, 1, 2_000), 2_002_000);
+        arrivals.packet(&frame(&template, 0, 1_000), 6_000, 0);
+        arrivals.packet(&frame(&template, 1, 2_000), 2_002_000, 0);
         assert_eq!(arrivals.latency().len(), 2);
         assert!((4_990..=5_010).contains(&arrivals.latency().min()));
         assert!((1_998_000..=2_002_000).contains(&arrivals.latency().max()));
+    }
+
+    #[test]
+    fn packets_that_waited_for_the_sink_are_known() {
+        const MS: u64 = 1_000_000;
+        let template = template(1);
+        let mut arrivals = Arrivals::new(0..10, true);
+        // Each is received at 100 ms. Old, but the sink has just looked; young, though the sink was away; both.
+        for (number, due, caught_up) in [(0, 50, 95), (1, 97, 50), (2, 50, 60)] {
+            arrivals.packet(&frame(&template, number, due * MS), 100 * MS, caught_up * MS);
+        }
+        assert_eq!(arrivals.counts().tardy, 1);
     }
 
     #[test]
@@ -203,6 +233,10 @@ mod tests {
             arrive(&mut arrivals, &template, &Vec::from_iter(batch * 10..batch * 10 + 10));
             arrivals.end_of_batch(5_000_000_000 + batch * 100_000_000);
         }
+        // Somebody else's packet, and one that had come already.
+        arrivals.packet(&[0; 60], 8_000_000_000, 0);
+        arrive(&mut arrivals, &template, &[0]);
+        arrivals.end_of_batch(8_000_000_000);
         assert_eq!(arrivals.rate(), Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 });
     }
 }

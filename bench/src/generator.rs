@@ -167,10 +167,11 @@ impl Generator {
         }
         self.flush()?;
         let packets = queued - self.sender.queued() as u64;
-        // What is sent a little early or late belongs to the whole duration.
         let seconds = match plan.rate {
-            Some(_) if queued == total => plan.duration.as_secs_f64().max((time - start) as f64 / 1e9),
-            _ => (time - start) as f64 / 1e9,
+            // What is sent a little early or late belongs to the whole duration.
+            Some(_) if queued == total => plan.duration.as_secs_f64().max(seconds_since(start, time)),
+            Some(_) => seconds_since(start, time),
+            None => seconds_since(start, now()),
         };
         Ok(Sent {
             packets,
@@ -203,10 +204,9 @@ impl Generator {
             self.sender.kick()?;
             time = now();
         }
-        let packets = packets - self.sender.queued();
-        let seconds = (time - start) as f64 / 1e9;
         self.flush()?;
-        Ok(packets as f64 / seconds)
+        let packets = packets - self.sender.queued();
+        Ok(packets as f64 / seconds_since(start, now()))
     }
 
     /// Sends up to a batch of the packets that are due, from number `first` of the run on; returns how many.
@@ -240,6 +240,11 @@ impl Generator {
         }
         Ok(())
     }
+}
+
+/// Never 0, so that rates are numbers.
+fn seconds_since(start: u64, time: u64) -> f64 {
+    time.saturating_sub(start).max(1) as f64 / 1e9
 }
 
 fn wait_for(due_at: u64, time: u64) {

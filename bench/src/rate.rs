@@ -5,7 +5,7 @@
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Span {
     first: Option<Mark>,
-    last_at: u64,
+    last: Option<Mark>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -27,23 +27,27 @@ pub struct Rate {
 }
 
 impl Span {
-    /// Ends a batch that was received at `time`, in nanoseconds, after which there are so many packets and bytes.
+    /// Ends a batch that was received at `time`, in nanoseconds, after which there are so many packets and bytes. One
+    /// that brought none is no part of the span.
     #[inline]
     pub fn end_of_batch(&mut self, time: u64, packets: u64, bytes: u64) {
-        if packets > 0 {
-            self.first.get_or_insert(Mark { at: time, packets, bytes });
-            self.last_at = time;
+        if packets > self.last.map_or(0, |last| last.packets) {
+            let mark = Mark { at: time, packets, bytes };
+            self.first.get_or_insert(mark);
+            self.last = Some(mark);
         }
     }
 
-    /// The rate, with so many packets and bytes by now.
-    pub fn rate(&self, packets: u64, bytes: u64) -> Rate {
-        let Some(first) = self.first.filter(|first| self.last_at > first.at) else {
-            return Rate::default();
-        };
-        let seconds = (self.last_at - first.at) as f64 / 1e9;
-        let since = |now: u64, then: u64| (now - then) as f64 / seconds;
-        Rate { seconds, packets: since(packets, first.packets), bytes: since(bytes, first.bytes) }
+    /// The rate in the span.
+    pub fn rate(&self) -> Rate {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if last.at > first.at => {
+                let seconds = (last.at - first.at) as f64 / 1e9;
+                let since = |now: u64, then: u64| (now - then) as f64 / seconds;
+                Rate { seconds, packets: since(last.packets, first.packets), bytes: since(last.bytes, first.bytes) }
+            }
+            _ => Rate::default(),
+        }
     }
 }
 
@@ -58,14 +62,18 @@ mod tests {
         for batch in 1..=11 {
             span.end_of_batch(5_000_000_000 + batch * 100_000_000, batch * 10, batch * 640);
         }
-        assert_eq!(span.rate(110, 7040), Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 });
+        let rate = Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 };
+        assert_eq!(span.rate(), rate);
+        // What is not counted does not stretch the span.
+        span.end_of_batch(9_000_000_000, 110, 7040);
+        assert_eq!(span.rate(), rate);
     }
 
     #[test]
     fn one_batch_has_no_rate() {
         let mut span = Span::default();
-        assert_eq!(span.rate(0, 0), Rate::default());
+        assert_eq!(span.rate(), Rate::default());
         span.end_of_batch(7, 64, 4096);
-        assert_eq!(span.rate(64, 4096), Rate::default());
+        assert_eq!(span.rate(), Rate::default());
     }
 }

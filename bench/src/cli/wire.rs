@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use penstock_bench::packet::{Addresses, Flows, Mac, Mix, Template};
+use penstock_bench::packet::{Addresses, ETHERNET_LEN, FRAME_CHECK_LEN, Flows, Mac, Mix, Template};
 use penstock_bench::report::{Report, context, progress::Progress};
 use penstock_bench::search::Limits;
 use penstock_bench::wire::topology::{self, Line};
-use penstock_bench::wire::{Bench, Direction, Interface, Kind, Options, Place, Plan, Port, Session, Traffic};
+use penstock_bench::wire::{Bench, Direction, Interface, Kind, Load, Options, Place, Plan, Port, Session, Traffic};
 
 use super::output::Output;
 use super::seconds;
@@ -22,6 +22,8 @@ const IPV6: [IpAddr; 2] =
     [IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 1, 0, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 2, 0, 0, 0, 1))];
 /// Highest load that can be asked for: 64 B frames at 100 Gbit/s.
 const FASTEST: u64 = 148_809_523;
+/// Of Ethernet, check sequence included.
+const SHORTEST_FRAME: usize = 64;
 /// Rounds that can be asked for.
 const MOST_ROUNDS: i64 = 1000;
 
@@ -67,7 +69,9 @@ pub(super) struct Wire {
     #[arg(long, default_value_t = 1)]
     hosts: u16,
     /// Sizes of Ethernet frames with check sequence, as RFC 2544 counts; "64+1518" alternates; "imix"
-    #[arg(long, value_delimiter = ',', default_value = "64,512,1518,imix")]
+    ///
+    /// Without it 64, 512, 1518 and imix; in IPv6 82, since that is its shortest.
+    #[arg(long, value_delimiter = ',')]
     frames: Vec<String>,
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "mlr,latency,maximum")]
@@ -180,13 +184,22 @@ impl Wire {
 
     fn plan(&self, traffic: &Traffic) -> anyhow::Result<Plan> {
         let least = Template::shortest(traffic.addresses[0].source);
-        let mixes = self.frames.iter().map(|text| match text.as_str() {
+        let shortest = (least + ETHERNET_LEN + FRAME_CHECK_LEN).max(SHORTEST_FRAME);
+        let usual = [&shortest.to_string(), "512", "1518", "imix"].map(String::from);
+        let frames = if self.frames.is_empty() { &usual[..] } else { &self.frames };
+        let mixes = frames.iter().map(|text| match text.as_str() {
             "imix" => Ok(Mix::imix(least)),
             sizes => sizes.parse::<Mix>().map_err(anyhow::Error::msg),
         });
         let mixes: Vec<Mix> = mixes.collect::<Result<_, _>>()?;
+        let longest = Template::LONGEST + ETHERNET_LEN + FRAME_CHECK_LEN;
         for mix in &mixes {
-            traffic.templates(mix).with_context(|| format!("--frames {mix}"))?;
+            let bounds = || format!("--frames {mix}: frames have {shortest} to {longest} bytes here");
+            traffic.templates(mix).with_context(bounds)?;
+        }
+        for rate in self.rate.into_iter().chain(self.max_rate) {
+            let duration = self.trial.max(self.duration_sum);
+            Load { rate: Some(rate), duration }.most_packets()?;
         }
         let limits = Limits { min: self.min_rate.get(), max: self.max_rate.map_or(FASTEST, NonZeroU64::get) };
         if limits.min > limits.max {
@@ -232,7 +245,10 @@ impl Wire {
         let Flows { count, hosts } = traffic.flows;
         add(
             "Traffic",
-            format!("UDP {source} to {destination} port {destination_port}, {count} flows of {hosts} hosts each side"),
+            format!(
+                "UDP {source} to {destination} port {destination_port}, {count} flows of {} hosts each side",
+                hosts.min(count)
+            ),
         );
         add("Directions", if self.bidirectional { "both" } else { "one" }.into());
         add("Verified", if self.no_verify { "no" } else { "checksums and every byte of the payload" }.into());
@@ -272,7 +288,7 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
     rate.ok_or_else(|| format!("\"{text}\" is not a number of packets a second from 1 to {FASTEST}"))
 }
 
-/// From the shortest in which a trial means something to the longest whose latencies a histogram holds.
+/// From the shortest in which a trial means something to an hour.
 fn trial(text: &str) -> Result<Duration, String> {
     let duration = seconds(text)?;
     match (0.01..=3600.0).contains(&duration.as_secs_f64()) {

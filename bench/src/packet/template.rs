@@ -92,16 +92,18 @@ struct Headers {
 }
 
 impl Template {
+    /// Longest IP packet: what a frame of the UMEM holds.
+    pub const LONGEST: usize = crate::socket::FRAME_ROOM - ETHERNET_LEN;
+
     /// The packets of a mix in some flows.
     pub fn new(addresses: &Addresses, mix: &Mix, flows: Flows) -> Result<Template, BuildError> {
         let least = Self::shortest(addresses.source);
-        let most = crate::socket::FRAME_ROOM - ETHERNET_LEN;
         for &size in mix.sizes() {
             if size < least {
                 return Err(BuildError::TooShort { size, least });
             }
-            if size > most {
-                return Err(BuildError::TooLong { size, most });
+            if size > Self::LONGEST {
+                return Err(BuildError::TooLong { size, most: Self::LONGEST });
             }
         }
         let first = addresses.source_port;

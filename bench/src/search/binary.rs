@@ -25,7 +25,7 @@ pub fn throughput<M: Measurer>(
         }
         load = match (lower, ceiling.or(upper)) {
             (Some(lower), None) if lower == limits.max => break End::MaxLoad,
-            (None, Some(above)) if above <= limits.min => break End::MinLoad,
+            (None, Some(above)) if above <= limits.min => break ceiling.map_or(End::MinLoad, End::Ceiling),
             (Some(lower), Some(above)) if above - lower <= ((above as f64 * width) as u64).max(1) => {
                 break ceiling.map_or(End::Regular, End::Ceiling);
             }
@@ -102,5 +102,9 @@ mod tests {
         let mut device = Device::with_capacity(800_000);
         device.generator = 1_000_000;
         assert_eq!(search(&mut device).end, End::Regular);
+        // Not even Min Load is offered: nothing is known of the device.
+        device.generator = 500;
+        let result = search(&mut device);
+        assert_eq!((result.end, result.lower, result.upper), (End::Ceiling(LIMITS.min), None, None));
     }
 }

@@ -32,13 +32,13 @@ pub enum Class {
     Ceiling,
 }
 
-/// Seconds of the trials at a load, by their kind.
+/// Time of the trials at a load, by their kind.
 #[derive(Debug, Default)]
 struct Sums {
-    full_low: f64,
-    full_high: f64,
-    short_low: f64,
-    short_high: f64,
+    full_low: Duration,
+    full_high: Duration,
+    short_low: Duration,
+    short_high: Duration,
     disputed: usize,
 }
 
@@ -48,10 +48,10 @@ impl Goal {
         let sums = self.sum(trials);
         let coefficient = self.exceed_ratio / (1.0 - self.exceed_ratio);
         // Short trials without loss only make up for short ones with loss.
-        let excess = (sums.short_high - sums.short_low * coefficient).max(0.0);
+        let excess = sums.short_high.saturating_sub(sums.short_low.mul_f64(coefficient));
         let high = sums.full_high + excess;
-        let whole = (sums.full_low + high).max(self.duration_sum.as_secs_f64());
-        let allowed = whole * self.exceed_ratio;
+        let whole = (sums.full_low + high).max(self.duration_sum);
+        let allowed = self.allowed(whole);
         // What is missing may all turn out well, or badly.
         let optimistic = high <= allowed;
         let pessimistic = whole - sums.full_low <= allowed;
@@ -70,19 +70,25 @@ impl Goal {
         let sums = self.sum(trials);
         let mut full: Vec<&Trial> = trials.iter().filter(|trial| self.counts(trial) && !self.is_short(trial)).collect();
         full.sort_by(|a, b| a.loss.total_cmp(&b.loss));
-        let whole = self.duration_sum.as_secs_f64().max(sums.full_low + sums.full_high);
-        let mut remaining = whole * (1.0 - self.exceed_ratio);
+        let whole = self.duration_sum.max(sums.full_low + sums.full_high);
+        let mut remaining = whole - self.allowed(whole);
         let mut loss = None;
         for trial in full {
-            if loss.is_some() && remaining <= 0.0 {
+            if loss.is_some() && remaining.is_zero() {
                 break;
             }
             loss = Some(trial.loss);
-            remaining -= trial.duration;
+            remaining = remaining.saturating_sub(trial.duration);
         }
         // Trials that were never needed would have been no better than the worst.
-        let loss = if remaining > 0.0 { 1.0 } else { loss? };
+        let loss = if remaining.is_zero() { loss? } else { 1.0 };
         Some(load as f64 * (1.0 - loss))
+    }
+
+    /// So much of that time may have more loss. In whole nanoseconds: what is above and what is below must make up
+    /// the whole, or a load that keeps the goal would have no throughput.
+    fn allowed(&self, whole: Duration) -> Duration {
+        whole.mul_f64(self.exceed_ratio)
     }
 
     fn sum(&self, trials: &[Trial]) -> Sums {
@@ -104,7 +110,7 @@ impl Goal {
     }
 
     fn is_short(&self, trial: &Trial) -> bool {
-        trial.duration < self.final_trial.as_secs_f64()
+        trial.duration < self.final_trial
     }
 }
 
@@ -118,6 +124,7 @@ mod tests {
     }
 
     fn trials(count: usize, duration: f64, loss: f64) -> Vec<Trial> {
+        let duration = Duration::from_secs_f64(duration);
         vec![Trial { load: 1_000_000, duration, loss, certain_loss: loss, offered: true }; count]
     }
 
@@ -155,6 +162,27 @@ mod tests {
         let throughputs = goals().map(|goal| goal.conditional_throughput(&all).expect("trials").round());
         assert_eq!(throughputs[1..], [1_000_000.0, 1_000_000.0, 999_000.0]);
         assert_eq!(goals()[0].conditional_throughput(&[]), None);
+    }
+
+    /// Of such durations few are exact in floating point.
+    #[test]
+    fn a_load_that_keeps_its_goal_without_loss_is_its_own_throughput() {
+        for trial in [0.01, 0.1, 0.2, 0.3, 0.7, 1.0, 1.3, 60.0] {
+            for duration_sum in [0.6, 1.0, 1.6, 2.0, 4.0, 5.0, 13.0, 120.0] {
+                for exceed_ratio in [0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9] {
+                    let [final_trial, duration_sum] = [trial, duration_sum].map(Duration::from_secs_f64);
+                    let goal = Goal { loss_ratio: 0.0, final_trial, duration_sum, exceed_ratio, width: 0.01 };
+                    let mut clean = trials(1, trial, 0.0);
+                    while goal.classify(&clean) == Class::Undecided {
+                        clean.push(clean[0]);
+                    }
+                    let needed = duration_sum.as_secs_f64() * (1.0 - exceed_ratio) / trial;
+                    assert!(clean.len() as f64 <= (needed - 1e-6).ceil().max(1.0), "{goal:?}: {}", clean.len());
+                    assert_eq!(goal.classify(&clean), Class::Lower);
+                    assert_eq!(goal.conditional_throughput(&clean), Some(1e6), "{goal:?}, {} trials", clean.len());
+                }
+            }
+        }
     }
 
     #[test]

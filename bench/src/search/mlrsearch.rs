@@ -64,7 +64,9 @@ impl<M: Measurer> Search<'_, M> {
             let load = match (bounds.lower, bounds.above()) {
                 (None, None) => start,
                 (Some(lower), None) if lower >= max => break End::MaxLoad,
-                (None, Some(above)) if above <= min => break End::MinLoad,
+                (None, Some(above)) if above <= min => {
+                    break if bounds.upper == Some(above) { End::MinLoad } else { End::Ceiling(above) };
+                }
                 (Some(lower), None) => widened(&mut step, |step| lower as f64 * (1.0 + step)).min(max),
                 // A start that is known to be too high is no start.
                 (None, Some(above)) if start < above && !self.is_decided(goal, start) => start,
@@ -226,6 +228,11 @@ mod tests {
             assert_eq!(result.upper, None);
             assert!(result.lower.is_some_and(|load| load > 980_000 && load <= 1_000_000), "{result:?}");
         }
+        // Not even Min Load is offered: nothing is known of the device.
+        device.generator = 500;
+        for result in search(&mut device) {
+            assert_eq!((result.end, result.lower, result.upper), (End::Ceiling(LIMITS.min), None, None));
+        }
     }
 
     #[test]
@@ -243,7 +250,7 @@ mod tests {
         let mut search = Search { measurer: &mut device, limits: LIMITS, trials: BTreeMap::new() };
         let goal = Goal::rfc2544(SECOND, 0.01);
         for (load, loss) in [(50, 0.0), (100, 0.1), (200, 0.0), (300, 0.1)] {
-            let trial = Trial { load, duration: 1.0, loss, certain_loss: loss, offered: true };
+            let trial = Trial { load, duration: SECOND, loss, certain_loss: loss, offered: true };
             search.trials.insert(load, vec![trial]);
         }
         let result = search.result(&goal, End::Regular);
@@ -262,7 +269,7 @@ mod tests {
                 self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 self.1 += 1;
                 let loss = if self.0 >> 63 == 0 { 0.0 } else { 0.5 };
-                Ok(Trial { load, duration: duration.as_secs_f64(), loss, certain_loss: loss, offered: true })
+                Ok(Trial { load, duration, loss, certain_loss: loss, offered: true })
             }
         }
         for seed in 0..50 {

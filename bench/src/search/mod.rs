@@ -38,8 +38,8 @@ pub trait Measurer {
 pub struct Trial {
     /// Intended, packets a second.
     pub load: u64,
-    /// Seconds, also the Trial Effective Duration.
-    pub duration: f64,
+    /// For how long; also the Trial Effective Duration.
+    pub duration: Duration,
     /// Trial Loss Ratio, 0 to 1.
     pub loss: f64,
     /// The part of it that the tool cannot have caused.
@@ -87,7 +87,7 @@ pub enum End {
 
 impl Trial {
     /// Is it high-loss, low-loss, or disputed (`None`) for this Goal Loss Ratio?
-    fn is_high_loss(&self, goal_loss: f64) -> Option<bool> {
+    pub fn is_high_loss(&self, goal_loss: f64) -> Option<bool> {
         match () {
             () if !self.offered => None,
             () if self.loss <= goal_loss => Some(false),

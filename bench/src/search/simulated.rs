@@ -35,7 +35,7 @@ impl Measurer for Device {
         let loss = (over + self.floor + hiccup).min(1.0);
         let offered = sent == load;
         let certain_loss = if offered { loss } else { 0.0 };
-        let trial = Trial { load, duration: duration.as_secs_f64(), loss, certain_loss, offered };
+        let trial = Trial { load, duration, loss, certain_loss, offered };
         self.trials.push(trial);
         Ok(trial)
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 
@@ -16,6 +16,8 @@ use crate::payload::now;
 
 /// From the start of the threads to the first packet: they are all there by then.
 const LEAD: Duration = Duration::from_millis(10);
+/// How long a bench at rest may overlook that it should stop.
+const NAP: Duration = Duration::from_millis(50);
 /// An unpaced generator is given numbers for this rate at most, in packets a second.
 const FASTEST: f64 = 20e6;
 
@@ -115,19 +117,15 @@ impl Bench {
     /// The kernel's; `InvalidInput` if the trial has too many packets to tell apart; `Interrupted` after
     /// `stop`.
     pub fn run(&mut self, load: Load, stop: &AtomicBool) -> io::Result<Vec<Outcome>> {
-        let most = match load.rate {
-            Some(rate) => load.duration.as_secs_f64() * rate.get() as f64 + 1.0,
-            None => (load.duration.as_secs_f64() * FASTEST).clamp(1.0, MOST_PACKETS as f64),
-        };
-        if most > MOST_PACKETS as f64 {
-            let text = format!("a trial of {most:.0} packets is too long: {MOST_PACKETS} can be told apart");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        let most = load.most_packets()?;
+        let rested = Instant::now() + self.options.settle;
+        while let Some(rest) = rested.checked_duration_since(Instant::now()).filter(|_| !stop.load(Ordering::Relaxed)) {
+            thread::sleep(rest.min(NAP));
         }
-        thread::sleep(self.options.settle);
-        let numbers = self.next..self.next + most as u64;
-        self.next = numbers.end;
+        let first = self.next;
+        self.next += most;
         let start = now() + LEAD.as_nanos() as u64;
-        let plan = Plan { first: numbers.start, start, duration: load.duration, rate: load.rate, most: most as u64 };
+        let plan = Plan { first, start, duration: load.duration, rate: load.rate, most };
         let options = &self.options;
         let outcomes: io::Result<Vec<Outcome>> = thread::scope(|scope| {
             let directions = self.directions.iter_mut().enumerate();
@@ -139,6 +137,24 @@ impl Bench {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
         }
         outcomes
+    }
+}
+
+impl Load {
+    /// Packets that it may have in each direction.
+    ///
+    /// # Errors
+    /// `InvalidInput`: more than can be told apart.
+    pub fn most_packets(&self) -> io::Result<u64> {
+        let most = match self.rate {
+            Some(rate) => self.duration.as_secs_f64() * rate.get() as f64 + 1.0,
+            None => (self.duration.as_secs_f64() * FASTEST).clamp(1.0, MOST_PACKETS as f64),
+        };
+        if most > MOST_PACKETS as f64 {
+            let text = format!("a trial of {most:.0} packets is too long: {MOST_PACKETS} can be told apart");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(most as u64)
     }
 }
 

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use super::Outcome;
 use crate::latency;
 use crate::packet::Mix;
-use crate::report::{Axis, Better, Curve, Measure, Scale};
+use crate::report::{Axis, Better, Curve, Measure, Scale, Spread};
 use crate::search::Trial;
 
 /// Percentiles of latency that are told.
@@ -43,10 +43,14 @@ impl Findings {
         }
     }
 
-    /// A rate of packets of this mix, as packets and as bits.
-    pub(super) fn rate(&mut self, mix: &Mix, quantity: &str, packets: f64) {
+    /// A rate at which packets of this mix come whole, as packets and as bits.
+    pub(super) fn whole_rate(&mut self, mix: &Mix, quantity: &str, packets: f64) {
+        self.rate(mix, quantity, packets, packets * mix.mean() * 8.0);
+    }
+
+    /// A rate as packets and as bits. A device that loses some may not lose of all sizes alike.
+    pub(super) fn rate(&mut self, mix: &Mix, quantity: &str, packets: f64, bits: f64) {
         self.push(mix.name(), quantity, "kpps", Better::Higher, packets / 1e3);
-        let bits = packets * mix.mean() * 8.0;
         self.push(mix.name(), &format!("{quantity}, IP"), "Gbit/s", Better::Higher, bits / 1e9);
     }
 
@@ -66,8 +70,11 @@ impl Findings {
             ("Duplicates", Better::Lower, counts.duplicates),
             ("Reordered", Better::Lower, counts.reordered),
             ("Corrupt", Better::Lower, counts.corrupt),
+            ("Of a trial before", Better::Lower, counts.stale),
+            ("Not ours", Better::Lower, counts.foreign),
             ("Sent in bursts by a late generator", Better::Lower, sent.late),
             ("Dropped in front of the sink", Better::Lower, *sink_drops),
+            ("Found late by the sink", Better::Lower, counts.tardy),
         ] {
             self.push(subject, quantity, "packets", better, count as f64);
         }
@@ -85,6 +92,14 @@ impl Findings {
             self.note(format!(
                 "{subject}, {quantity}: limited by the tool: at 99 % the latency is {whole:.0} µs, and the generator's \
                  own lateness {own:.0} µs."
+            ));
+        }
+        let tardy = outcome.counts.tardy as f64 / outcome.counts.distinct.max(1) as f64;
+        if tardy >= 0.01 {
+            self.note(format!(
+                "{subject}, {quantity}: limited by the tool: the sink had no core for a while, and {:.0} % of the \
+                 packets waited for it.",
+                tardy * 100.0
             ));
         }
         let points = latency::percentiles(&outcome.latency);
@@ -114,14 +129,14 @@ impl Findings {
         }
     }
 
-    /// The curve of loss against offered load: at each load the mean of its trials.
-    pub(super) fn losses(&mut self, subject: &str, trials: &[Trial]) {
+    /// The curve of loss against offered load: at each load the median of the trials that `are_the_devices`.
+    pub(super) fn losses(&mut self, subject: &str, trials: &[Trial], are_the_devices: impl Fn(&Trial) -> bool) {
         let mut loads: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-        for trial in trials.iter().filter(|trial| trial.offered) {
+        for trial in trials.iter().filter(|trial| are_the_devices(trial)) {
             loads.entry(trial.load).or_default().push(trial.loss * 100.0);
         }
-        let mean = |losses: Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
-        let points: Vec<_> = loads.into_iter().map(|(load, losses)| (load as f64 / 1e3, mean(losses))).collect();
+        let median = |losses: Vec<f64>| Spread::of(&losses).median;
+        let points: Vec<_> = loads.into_iter().map(|(load, losses)| (load as f64 / 1e3, median(losses))).collect();
         if points.len() > 1 {
             self.curves.push(Curve {
                 subject: subject.into(),
@@ -136,6 +151,8 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::arrivals::Arrivals;
     use crate::generator::Sent;
@@ -168,11 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_means_of_the_loads_that_were_offered() {
-        let trial = |load, loss, offered| Trial { load, duration: 1.0, loss, certain_loss: loss, offered };
-        let trials = [trial(2000, 0.5, true), trial(1000, 0.0, true), trial(2000, 0.25, true), trial(3000, 0.9, false)];
+    fn losses_are_medians_of_the_devices_trials() {
+        let duration = Duration::from_secs(1);
+        let trial = |load, loss, offered| Trial { load, duration, loss, certain_loss: loss, offered };
+        let mut trials = vec![trial(1000, 0.0, true), trial(3000, 0.9, false)];
+        trials.extend([0.5, 0.25, 1.0].map(|loss| trial(2000, loss, true)));
         let mut findings = Findings::default();
-        findings.losses("64 B", &trials);
-        assert_eq!(findings.curves[0].points, [(1.0, 0.0), (2.0, 37.5)]);
+        findings.losses("64 B", &trials, |trial| trial.offered);
+        assert_eq!(findings.curves[0].points, [(1.0, 0.0), (2.0, 50.0)]);
     }
 }

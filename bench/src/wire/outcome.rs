@@ -1,5 +1,7 @@
 //! What one trial showed in one direction.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 
 use crate::arrivals::{Arrivals, Counts};
@@ -57,7 +59,7 @@ impl Outcome {
     }
 
     /// All directions of a trial as the searches see it: losses are those of all directions together.
-    pub fn trial(outcomes: &[Outcome], load: u64, duration: f64) -> Trial {
+    pub fn trial(outcomes: &[Outcome], load: u64, duration: Duration) -> Trial {
         let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>() as f64;
         let sent = sum(|o| o.sent.packets).max(1.0);
         Trial {
@@ -94,18 +96,20 @@ mod tests {
 
     #[test]
     fn loss_is_the_devices_only_as_far_as_it_is_not_ours() {
-        let trial = Outcome::trial(&[outcome(1000, 0, 30, 900, 20)], 1000, 1.0);
+        let trial = Outcome::trial(&[outcome(1000, 0, 30, 900, 20)], 1000, Duration::from_secs(1));
         assert_eq!((trial.loss, trial.certain_loss, trial.offered), (0.1, 0.05, true));
-        let trial = Outcome::trial(&[outcome(1000, 0, 300, 900, 0)], 1000, 1.0);
+        let trial = Outcome::trial(&[outcome(1000, 0, 300, 900, 0)], 1000, Duration::from_secs(1));
         assert_eq!((trial.loss, trial.certain_loss), (0.1, 0.0));
     }
 
     #[test]
     fn both_directions_count_together_and_both_must_be_offered() {
-        let trial = Outcome::trial(&[outcome(1000, 0, 0, 1000, 0), outcome(1000, 0, 0, 500, 0)], 1000, 1.0);
+        let trial =
+            Outcome::trial(&[outcome(1000, 0, 0, 1000, 0), outcome(1000, 0, 0, 500, 0)], 1000, Duration::from_secs(1));
         assert_eq!((trial.loss, trial.offered), (0.25, true));
-        let trial = Outcome::trial(&[outcome(1000, 0, 0, 1000, 0), outcome(990, 10, 0, 990, 0)], 1000, 1.0);
+        let trial =
+            Outcome::trial(&[outcome(1000, 0, 0, 1000, 0), outcome(990, 10, 0, 990, 0)], 1000, Duration::from_secs(1));
         assert_eq!((trial.loss, trial.offered), (0.0, false));
-        assert!(!Outcome::trial(&[outcome(0, 0, 0, 0, 0)], 1000, 1.0).offered);
+        assert!(!Outcome::trial(&[outcome(0, 0, 0, 0, 0)], 1000, Duration::from_secs(1)).offered);
     }
 }

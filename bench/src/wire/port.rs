@@ -62,7 +62,7 @@ impl Port {
             if sends {
                 port.outlet = Some((socket.sender, memory.batch(BATCH), to_send));
             }
-            port.inlets.push(Inlet { receiver: socket.receiver, batch: memory.batch(BATCH), free });
+            port.inlets.push(Inlet { receiver: socket.receiver, batch: memory.batch(BATCH), free, caught_up: 0 });
         }
         if port.inlets.len() > 1 {
             port.described.push_str(&format!(", {} queues", port.inlets.len()));

@@ -20,6 +20,16 @@ pub(super) struct Prober<'a> {
     trials: Vec<Trial>,
 }
 
+/// What a trial without a rate showed, in each direction.
+pub(super) struct Flood {
+    /// Packets a second.
+    pub(super) offered: u64,
+    /// Packets a second.
+    pub(super) received: f64,
+    /// IP packets' bits a second.
+    pub(super) received_bits: f64,
+}
+
 impl<'a> Prober<'a> {
     pub(super) fn new(bench: &'a mut Bench, stop: &'a AtomicBool) -> Prober<'a> {
         Prober { bench, stop, trials: vec![] }
@@ -35,11 +45,15 @@ impl<'a> Prober<'a> {
         self.trials
     }
 
-    /// Sends unpaced: packets a second offered, and received, in each direction.
-    pub(super) fn flood(&mut self, duration: Duration) -> io::Result<(u64, f64)> {
+    /// Sends unpaced.
+    pub(super) fn flood(&mut self, duration: Duration) -> io::Result<Flood> {
         let outcomes = self.bench.run(Load { rate: None, duration }, self.stop)?;
         let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len() as f64;
-        Ok((mean(|o| o.sent.packets_per_second) as u64, mean(|o| o.received_rate)))
+        Ok(Flood {
+            offered: mean(|outcome| outcome.sent.packets_per_second) as u64,
+            received: mean(|outcome| outcome.received_rate),
+            received_bits: mean(|outcome| outcome.received_bits),
+        })
     }
 
     /// From this load downwards, the first that is carried without loss for so long.
@@ -58,7 +72,7 @@ impl<'a> Prober<'a> {
     /// One trial, with all that it showed in each direction.
     pub(super) fn outcomes(&mut self, load: u64, duration: Duration) -> io::Result<Vec<Outcome>> {
         let outcomes = self.bench.run(Load { rate: NonZeroU64::new(load.max(1)), duration }, self.stop)?;
-        self.trials.push(Outcome::trial(&outcomes, load, duration.as_secs_f64()));
+        self.trials.push(Outcome::trial(&outcomes, load, duration));
         Ok(outcomes)
     }
 }
@@ -68,6 +82,6 @@ impl Measurer for Prober<'_> {
 
     fn measure(&mut self, load: u64, duration: Duration) -> io::Result<Trial> {
         let outcomes = self.outcomes(load, duration)?;
-        Ok(Outcome::trial(&outcomes, load, duration.as_secs_f64()))
+        Ok(Outcome::trial(&outcomes, load, duration))
     }
 }

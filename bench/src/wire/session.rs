@@ -5,16 +5,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::plan::LATENCY_LOADS;
-use super::prober::Prober;
+use super::prober::{Flood, Prober};
 use super::{Bench, Findings, Kind, Load, Outcome, Plan, Traffic};
 use crate::packet::Mix;
 use crate::report::Better;
-use crate::search::{self, End, Goal, GoalResult, Limits};
+use crate::search::{self, End, Goal, GoalResult, Limits, Trial};
 
 /// From this part of the tool's own ceiling on a result may be the tool's as much as the device's.
 const NEAR_CEILING: f64 = 0.9;
-/// Goal Loss Ratio of the partial drop rate.
-const PDR_LOSS: f64 = 0.005;
+/// Goal Loss Ratios of the non-drop and the partial drop rate.
+const GOAL_LOSSES: [f64; 2] = [0.0, 0.005];
 /// The ceiling is searched with trials of this length, three a load, to this width.
 const CEILING_TRIAL: Duration = Duration::from_millis(300);
 const CEILING_WIDTH: f64 = 0.05;
@@ -45,20 +45,23 @@ impl Session<'_> {
     /// What the kernel refuses; `Interrupted` after the stop flag was set.
     pub fn run(mut self) -> anyhow::Result<Findings> {
         let mut findings = Findings::default();
-        let mut ceilings = vec![None; self.plan.mixes.len()];
-        for round in 0..self.plan.rounds {
-            for (mix, ceiling) in self.plan.mixes.iter().zip(&mut ceilings) {
-                let at = format!("round {} of {}, {mix}", round + 1, self.plan.rounds);
+        let plan = self.plan;
+        let mut ceilings = vec![None; plan.mixes.len()];
+        let mut trials = vec![vec![]; plan.mixes.len()];
+        for round in 0..plan.rounds {
+            for ((mix, ceiling), trials) in plan.mixes.iter().zip(&mut ceilings).zip(&mut trials) {
+                let at = format!("round {} of {}, {mix}", round + 1, plan.rounds);
                 if round == 0 {
                     *ceiling = self.ceiling(mix, &at, &mut findings)?;
                 }
                 self.device.change(self.traffic.templates(mix)?)?;
-                match self.plan.fixed {
+                match plan.fixed {
                     Some(rate) => self.fixed(mix, rate, *ceiling, &at, &mut findings)?,
-                    None => self.searches(mix, *ceiling, &at, &mut findings)?,
+                    None => trials.extend(self.searches(mix, *ceiling, &at, &mut findings)?),
                 }
             }
         }
+        plan.mixes.iter().zip(&trials).for_each(|(mix, trials)| losses(mix, trials, &mut findings));
         self.notes(&mut findings);
         Ok(findings)
     }
@@ -72,7 +75,7 @@ impl Session<'_> {
         (self.progress)(&format!("{at}: the tool's own ceiling"));
         bare.change(self.traffic.templates(mix)?)?;
         let mut prober = Prober::new(bare, self.stop);
-        let (flooded, _) = prober.flood(CEILING_TRIAL)?;
+        let flooded = prober.flood(CEILING_TRIAL)?.offered;
         let goal = Goal {
             loss_ratio: 0.0,
             final_trial: CEILING_TRIAL,
@@ -85,7 +88,7 @@ impl Session<'_> {
         let found = results.first().and_then(|result| result.lower);
         let held = found.map(|found| prober.highest_held(found, self.plan.duration_sum)).transpose()?.flatten();
         match held {
-            Some(ceiling) => findings.rate(mix, "Tool's own ceiling (bare veth, no loss)", ceiling as f64),
+            Some(ceiling) => findings.whole_rate(mix, "Tool's own ceiling (bare veth, no loss)", ceiling as f64),
             None => findings.note(format!("{mix}: the tool loses packets even over a bare veth pair.")),
         }
         Ok(held.map(|ceiling| ceiling as f64))
@@ -140,7 +143,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn searches(&mut self, mix: &Mix, ceiling: Option<f64>, at: &str, findings: &mut Findings) -> anyhow::Result<()> {
+    /// Yields the trials of the searches.
+    fn searches(
+        &mut self,
+        mix: &Mix,
+        ceiling: Option<f64>,
+        at: &str,
+        findings: &mut Findings,
+    ) -> anyhow::Result<Vec<Trial>> {
         let plan = self.plan;
         let wants = |kind| plan.kinds.contains(&kind);
         if wants(Kind::Tool) {
@@ -151,22 +161,23 @@ impl Session<'_> {
         let mut tell = |what: &str| (self.progress)(&format!("{at}: {what}"));
 
         tell("maximum received rate");
-        let (offered, received) = prober.flood(plan.trial)?;
+        let Flood { offered, received, received_bits } = prober.flood(plan.trial)?;
         if wants(Kind::Maximum) {
-            findings.rate(mix, "Maximum received rate", received);
+            findings.rate(mix, "Maximum received rate", received, received_bits);
             findings.push(mix.name(), "Offered for it", "kpps", Better::Higher, offered as f64 / 1e3);
             near_ceiling(mix, "the maximum received rate", received, ceiling, findings);
         }
+        let bounds = Found { mix, ceiling, max_was_given: plan.limits.max <= offered };
         let limits = Limits { max: plan.limits.max.min(offered).max(plan.limits.min), ..plan.limits };
 
         if wants(Kind::Throughput) {
             tell("throughput (RFC 2544)");
             let result = search::throughput(&mut prober, limits, plan.trial, plan.width)?;
-            goal_result(mix, "Throughput (RFC 2544)", &result, ceiling, findings);
+            bounds.tell("Throughput (RFC 2544)", &result, findings);
         }
         if wants(Kind::Mlr) || wants(Kind::Latency) {
             tell("non-drop and partial drop rate (RFC 9971)");
-            let goals = [0.0, PDR_LOSS].map(|loss_ratio| Goal {
+            let goals = GOAL_LOSSES.map(|loss_ratio| Goal {
                 loss_ratio,
                 final_trial: plan.trial,
                 duration_sum: plan.duration_sum,
@@ -175,7 +186,7 @@ impl Session<'_> {
             });
             let results = search::mlrsearch(&mut prober, limits, &goals, plan.trial)?;
             for (result, name) in results.iter().zip(["NDR (RFC 9971)", "PDR at 0.5 % loss (RFC 9971)"]) {
-                goal_result(mix, name, result, ceiling, findings);
+                bounds.tell(name, result, findings);
             }
             if let Some(pdr) = results[1].lower.filter(|_| wants(Kind::Latency)) {
                 for part in LATENCY_LOADS {
@@ -188,17 +199,7 @@ impl Session<'_> {
                 }
             }
         }
-        let trials = prober.into_trials();
-        findings.losses(mix.name(), &trials);
-        let disputed = trials.iter().filter(|trial| !trial.offered || trial.certain_loss < trial.loss).count();
-        if disputed > 0 {
-            findings.note(format!(
-                "{mix}: in {disputed} of {} trials the tool itself was late or lost packets; where that could have \
-                 changed a verdict, the trial was repeated.",
-                trials.len()
-            ));
-        }
-        Ok(())
+        Ok(prober.into_trials())
     }
 
     /// In what the procedure differs from the RFCs.
@@ -225,27 +226,56 @@ fn subject(mix: &Mix, direction: &str, directions: usize) -> String {
     if directions > 1 { format!("{mix}, {direction}") } else { mix.to_string() }
 }
 
-fn goal_result(mix: &Mix, name: &str, result: &GoalResult, ceiling: Option<f64>, findings: &mut Findings) {
-    if let Some(throughput) = result.conditional_throughput {
-        findings.rate(mix, name, throughput);
-        near_ceiling(mix, name, throughput, ceiling, findings);
+/// What is told beside the result of every search of a mix.
+struct Found<'a> {
+    mix: &'a Mix,
+    ceiling: Option<f64>,
+    /// Max Load is the command line's; else it is the generator's.
+    max_was_given: bool,
+}
+
+impl Found<'_> {
+    fn tell(&self, name: &str, result: &GoalResult, findings: &mut Findings) {
+        let mix = self.mix;
+        if let Some(throughput) = result.conditional_throughput {
+            findings.whole_rate(mix, name, throughput);
+            near_ceiling(mix, name, throughput, self.ceiling, findings);
+        }
+        let kpps = |load: Option<u64>| load.map_or("none".into(), |load| format!("{:.1} kpps", load as f64 / 1e3));
+        let bounds = format!("bounds {} and {}", kpps(result.lower), kpps(result.upper));
+        findings.note(match result.end {
+            End::Regular => format!("{mix}, {name}: {bounds}."),
+            End::MaxLoad if self.max_was_given => format!(
+                "{mix}, {name}: irregular: the highest load that was asked for is still good; the device may carry more \
+                 ({bounds})."
+            ),
+            End::MaxLoad => format!(
+                "{mix}, {name}: irregular, limited by the tool: the highest load that the generator offers is still \
+                 good; the device may carry more ({bounds})."
+            ),
+            End::Ceiling(load) => format!(
+                "{mix}, {name}: irregular, limited by the tool: from {:.1} kpps on it was late or lost packets itself; \
+                 the device may carry more ({bounds}).",
+                load as f64 / 1e3
+            ),
+            End::MinLoad => format!("{mix}, {name}: irregular: even the lowest load loses too much ({bounds})."),
+            End::Trials => format!("{mix}, {name}: irregular: the bounds did not settle ({bounds})."),
+        });
     }
-    let kpps = |load: Option<u64>| load.map_or("none".into(), |load| format!("{:.1} kpps", load as f64 / 1e3));
-    let bounds = format!("bounds {} and {}", kpps(result.lower), kpps(result.upper));
-    findings.note(match result.end {
-        End::Regular => format!("{mix}, {name}: {bounds}."),
-        End::MaxLoad => format!(
-            "{mix}, {name}: irregular, limited by the tool: the highest load that the generator offers is still good; \
-             the device may carry more ({bounds})."
-        ),
-        End::Ceiling(load) => format!(
-            "{mix}, {name}: irregular, limited by the tool: from {:.1} kpps on it was late or lost packets itself; the \
-             device may carry more ({bounds}).",
-            load as f64 / 1e3
-        ),
-        End::MinLoad => format!("{mix}, {name}: irregular: even the lowest load loses too much ({bounds})."),
-        End::Trials => format!("{mix}, {name}: irregular: the bounds did not settle ({bounds})."),
-    });
+}
+
+/// The curve of what the device lost, of trials that no goal disputes.
+fn losses(mix: &Mix, trials: &[Trial], findings: &mut Findings) {
+    let is_clear = |trial: &Trial| GOAL_LOSSES.iter().all(|&goal| trial.is_high_loss(goal).is_some());
+    let disputed = trials.iter().filter(|trial| !is_clear(trial)).count();
+    if disputed > 0 {
+        findings.note(format!(
+            "{mix}: in {disputed} of {} trials the tool itself was late or lost packets, so that they decide nothing: \
+             they were repeated, and are not in the curve of losses.",
+            trials.len()
+        ));
+    }
+    findings.losses(mix.name(), trials, is_clear);
 }
 
 fn near_ceiling(mix: &Mix, name: &str, rate: f64, ceiling: Option<f64>, findings: &mut Findings) {
@@ -271,7 +301,8 @@ mod tests {
         let mix = Mix::packets(64);
         for (rate, marked) in [(89.0, false), (90.0, true), (140.0, true)] {
             let mut findings = Findings::default();
-            goal_result(&mix, "NDR", &result(End::Regular, rate), Some(100.0), &mut findings);
+            let found = Found { mix: &mix, ceiling: Some(100.0), max_was_given: false };
+            found.tell("NDR", &result(End::Regular, rate), &mut findings);
             assert_eq!(findings.notes.iter().any(|note| note.contains("limited by the tool")), marked, "{rate}");
             assert_eq!(findings.measures[0].samples, [rate / 1e3]);
         }
@@ -279,10 +310,30 @@ mod tests {
 
     #[test]
     fn a_search_that_ended_at_the_tools_limit_says_so() {
-        for end in [End::MaxLoad, End::Ceiling(7_000)] {
+        for (end, max_was_given, marked) in [
+            (End::MaxLoad, false, true),
+            (End::MaxLoad, true, false),
+            (End::Ceiling(7_000), true, true),
+            (End::MinLoad, false, false),
+        ] {
             let mut findings = Findings::default();
-            goal_result(&Mix::packets(64), "NDR", &result(end, 1.0), None, &mut findings);
-            assert!(findings.notes[0].contains("irregular, limited by the tool"), "{:?}", findings.notes);
+            let found = Found { mix: &Mix::packets(64), ceiling: None, max_was_given };
+            found.tell("NDR", &result(end, 1.0), &mut findings);
+            assert!(findings.notes[0].contains("irregular"), "{:?}", findings.notes);
+            assert_eq!(findings.notes[0].contains("limited by the tool"), marked, "{:?}", findings.notes);
         }
+    }
+
+    #[test]
+    fn the_tools_losses_are_not_drawn_as_the_devices() {
+        let trial = |load, loss, certain_loss| {
+            let duration = Duration::from_secs(1);
+            Trial { load, duration, loss, certain_loss, offered: true }
+        };
+        let trials = [trial(1000, 0.0, 0.0), trial(2000, 0.3, 0.0), trial(2000, 0.0, 0.0), trial(3000, 0.2, 0.1)];
+        let mut findings = Findings::default();
+        losses(&Mix::packets(64), &trials, &mut findings);
+        assert_eq!(findings.curves[0].points, [(1.0, 0.0), (2.0, 0.0), (3.0, 20.0)]);
+        assert!(findings.notes[0].contains("1 of 4 trials"), "{:?}", findings.notes);
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Inlet {
     pub(super) receiver: Receiver,
     pub(super) batch: Batch,
     pub(super) free: Batch,
+    /// All that had come by then has been received.
+    pub(super) caught_up: u64,
 }
 
 /// When a sink may stop.
@@ -78,16 +80,19 @@ impl Sink {
     ) -> io::Result<SocketDrops> {
         let before = self.drops()?;
         let mut last = now();
+        self.inlets.iter_mut().for_each(|inlet| inlet.caught_up = last);
+        let mut distinct = 0;
         loop {
             let mut received = 0;
             for inlet in &mut self.inlets {
                 received += inlet.receive(arrivals);
             }
             let time = now();
-            if received > 0 {
-                last = time;
+            // Whatever else comes keeps nobody waiting.
+            if arrivals.counts().distinct > distinct {
+                (distinct, last) = (arrivals.counts().distinct, time);
             }
-            if time >= ending.time(arrivals.counts().distinct, last) || stop.load(Ordering::Relaxed) {
+            if time >= ending.time(distinct, last) || stop.load(Ordering::Relaxed) {
                 break;
             }
             if received == 0 {
@@ -109,11 +114,15 @@ impl Inlet {
     #[inline]
     fn receive(&mut self, arrivals: &mut Arrivals) -> usize {
         let received = self.receiver.receive(&mut self.batch, BATCH);
+        let time = now();
         if received > 0 {
-            let time = now();
-            self.batch.for_each(|frame| arrivals.packet(frame, time));
+            let caught_up = self.caught_up;
+            self.batch.for_each(|frame| arrivals.packet(frame, time, caught_up));
             arrivals.end_of_batch(time);
             self.batch.give(&mut self.free, BATCH);
+        }
+        if received < BATCH {
+            self.caught_up = time;
         }
         // What did not fit before may fit now.
         self.receiver.fill(&mut self.free);

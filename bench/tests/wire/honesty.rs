@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use penstock_bench::packet::{Flows, Mix};
 use penstock_bench::search::Limits;
-use penstock_bench::wire::{Kind, Plan, Session, Traffic};
+use penstock_bench::wire::{Findings, Kind, Plan, Session, Traffic};
 
 use super::device::Delay;
 use super::{MIDDLE_EAST, NO_STOP, PORT, RIGHT, Row, trial};
@@ -44,9 +44,18 @@ fn a_known_rate_is_reported() {
 fn a_search_finds_a_known_rate() {
     let Some(row) = Row::new() else { return };
     shape(&row);
+    let findings = search(&row, Mix::packets(SIZE), Kind::Throughput);
+    // Of a second's packets burst and queue hold four percent; the search's width is four too.
+    let rate = sample(&findings, "Throughput (RFC 2544)") * 1e3;
+    assert!(rate > 0.95 * BUCKET && rate < 1.05 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
+    assert!(findings.notes.iter().any(|note| note.contains("ceiling was not measured")), "{:?}", findings.notes);
+}
+
+/// One round of seconds, loads up to 4000 packets/s.
+fn search(row: &Row, mix: Mix, kind: Kind) -> Findings {
     let plan = Plan {
-        mixes: vec![Mix::packets(SIZE)],
-        kinds: vec![Kind::Throughput],
+        mixes: vec![mix],
+        kinds: vec![kind],
         fixed: None,
         trial: Duration::from_secs(1),
         duration_sum: Duration::from_secs(1),
@@ -63,12 +72,24 @@ fn a_search_finds_a_known_rate() {
         stop: &NO_STOP,
         progress: &mut |_| (),
     };
-    let findings = session.run().expect("a search");
-    let throughput = findings.measures.iter().find(|m| m.quantity == "Throughput (RFC 2544)").expect("it is there");
-    // Of a second's packets burst and queue hold four percent; the search's width is four too.
-    let rate = throughput.samples[0] * 1e3;
-    assert!(rate > 0.95 * BUCKET && rate < 1.05 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
-    assert!(findings.notes.iter().any(|note| note.contains("ceiling was not measured")), "{:?}", findings.notes);
+    session.run().expect("a search")
+}
+
+fn sample(findings: &Findings, quantity: &str) -> f64 {
+    findings.measures.iter().find(|measure| measure.quantity == quantity).expect("it is there").samples[0]
+}
+
+#[test]
+fn of_a_mix_only_what_came_is_counted() {
+    let Some(row) = Row::new() else { return };
+    row.route();
+    let rule = "table ip filter { chain forward { type filter hook forward priority 0; meta length > 100 drop; }; }";
+    row.middle.run("nft", &[rule]).expect("a rule");
+    let findings = search(&row, Mix::imix(46), Kind::Maximum);
+    let [kpps, gigabits] = ["", ", IP"].map(|unit| sample(&findings, &format!("Maximum received rate{unit}")));
+    // Only the shortest, of 46 bytes, came.
+    let bytes = gigabits * 1e9 / 8.0 / (kpps * 1e3);
+    assert!((bytes - 46.0).abs() < 1e-6, "{bytes} bytes a packet");
 }
 
 #[test]

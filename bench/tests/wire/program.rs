@@ -67,6 +67,20 @@ fn below_its_stated_ceiling_the_tool_loses_nothing() {
 }
 
 #[test]
+fn without_sizes_there_are_some_that_fit() {
+    let Some(_alone) = alone() else { return };
+    for (family, shortest) in [("", "64 B"), (" --ipv6", "82 B")] {
+        let words = "--self-test --rate 1000 --trial 0.1 --wait 0.5 --no-ceiling --json";
+        let output = wire(&format!("{words}{family}")).output().expect("it starts");
+        assert!(output.status.success(), "{}", said(&output));
+        let report = report(&output.stdout);
+        for subject in [shortest, "512 B", "1518 B", "IMIX"] {
+            assert_eq!(sample(&report, subject, "Sent"), 100.0);
+        }
+    }
+}
+
+#[test]
 fn a_generator_that_stands_still_shows_as_latency_and_is_told() {
     let Some(_alone) = alone() else { return };
     let words = "--self-test --frames 64 --rate 2000 --trial 2 --settle 0 --wait 0.5 --no-ceiling --json";
@@ -117,8 +131,9 @@ fn wrong_arguments_are_one_clear_sentence() {
     for (words, sentence) in [
         ("--from no-such-device --to nowhere:eth0 --json", "there is no network namespace \"nowhere\""),
         ("--from lo --to lo", "the same interface"),
-        ("--self-test --frames 64 --ipv6", "too short"),
-        ("--self-test --frames 9000", "too long"),
+        ("--self-test --frames 64 --ipv6", "frames have 82 to 1796 bytes here"),
+        ("--self-test --frames 9000", "frames have 64 to 1796 bytes here"),
+        ("--self-test --max-rate 100000000 --trial 3600", "can be told apart"),
         ("--self-test --frames 63,imix,x", "\"x\" is not a frame size"),
         ("--self-test --min-rate 10 --max-rate 9", "--min-rate is above --max-rate"),
         ("--self-test --cores 0,0,0", "--cores names 3 cores"),
