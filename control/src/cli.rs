@@ -14,9 +14,9 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
+use penstock_connect::CoordinatorUrl;
 
 use crate::control_socket::{self, Answer, AskError};
-use crate::coordinator::CoordinatorUrl;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 

@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use penstock_connect::{CoordinatorUrl, Trust};
 use zeroize::Zeroizing;
 
-use crate::coordinator::{CoordinatorUrl, Trust};
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
 pub use document::{Document, LanMode, WanMode};

@@ -1,8 +1,9 @@
 //! The file of a cached map, and the URLs of coordinators, relays and proxies.
 #![no_main]
 
+use penstock_connect::{CoordinatorUrl, HttpsUrl, Proxy};
 use libfuzzer_sys::fuzz_target;
-use penstock::coordinator::{Cached, CoordinatorUrl, HttpsUrl, Proxy};
+use penstock::coordinator::Cached;
 use penstock::key::PrivateKey;
 
 fuzz_target!(|input: &[u8]| {

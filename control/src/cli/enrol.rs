@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use penstock_connect::{CoordinatorUrl, Proxy};
 use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState};
 use zeroize::Zeroizing;
 
 use super::config::replace;
 use super::{Gateway, run};
-use crate::coordinator::{self, Cached, Config, CoordinatorUrl, EnrolError, Proxy};
+use crate::coordinator::{self, Cached, Config, EnrolError};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::profile::{Environment, Profile, edit, read_file};
 

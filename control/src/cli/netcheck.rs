@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use penstock_connect::{CoordinatorUrl, Proxy};
 use penstock_proto::coordination::Map;
 use tokio::runtime::Runtime;
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::coordinator::{Cached, Config, CoordinatorUrl, Proxy};
+use crate::coordinator::{Cached, Config};
 use crate::netcheck::{Peer, Plan, Report, Silences, add_lifetimes, gather, render};
 use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
 

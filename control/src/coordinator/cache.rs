@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 
 use blake2::Blake2sMac256;
 use blake2::digest::{KeyInit, Mac};
+use penstock_connect::CoordinatorUrl;
 use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Map, Registration};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::CoordinatorUrl;
 use crate::key::PrivateKey;
 
 /// Where cached maps are, unless `PENSTOCK_STATE_DIR` or systemd's `STATE_DIRECTORY` says otherwise.

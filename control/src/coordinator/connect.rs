@@ -1,239 +1,77 @@
-//! A WebSocket to a coordinator or relay: name, TCP or proxy, TLS 1.3, upgrade. Every step has a time.
+//! A gateway's connection to a coordinator or relay; if there is none, what the gateway's administrator can do.
 
-use std::collections::VecDeque;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use penstock_connect::{ConnectError, HttpsUrl, Proxy, Socket, Terms, Trust, TrustError};
 
-use penstock_proto::coordination::limits::HANDSHAKE_TIMEOUT;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{self};
-
-use super::proxy::{Proxy, ProxyError};
-use super::trust::{Trust, TrustError, explain};
-use super::url::HttpsUrl;
-
-/// How long resolving a name, and connecting, may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much later the next address is tried too (RFC 8305, section 8: Connection Attempt Delay).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Most addresses of a name that are tried.
-const ADDRESSES_LIMIT: usize = 16;
-
-/// A connection, above TLS and WebSocket.
-pub(super) type Socket = WebSocketStream<TlsStream<Heard>>;
-
-/// How a WebSocket is to be.
-pub(super) struct Terms {
-    /// Its subprotocol.
-    pub subprotocol: &'static str,
-    /// Longest message, in bytes.
-    pub message_limit: usize,
-    /// After this long without an acknowledgement TCP gives up (tcp(7), TCP_USER_TIMEOUT).
-    pub silence_limit: Duration,
-}
-
-/// Why there is no connection.
+/// Why there is no connection, and what can be done about it: one sentence.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error("{host} cannot be resolved: {error}")]
-    Resolve { host: String, error: io::Error },
-    #[error("{host} has no address")]
-    NoAddress { host: String },
-    #[error("{host}, port {port}, cannot be reached: {error}")]
-    Tcp { host: String, port: u16, error: io::Error },
-    #[error("{what} took longer than {} s", .limit.as_secs())]
-    Slow { what: String, limit: Duration },
-    #[error(transparent)]
-    Proxy(#[from] ProxyError),
-    #[error(transparent)]
+pub(super) enum OpenError {
+    #[error("{}{}", .0, advice_on_trust(.0))]
     Trust(#[from] TrustError),
-    #[error("{}: {}", .host, explain(.error))]
-    Tls { host: String, error: io::Error },
-    #[error("{host} does not know itself by this name: its own names (--name) must include it")]
-    Misdirected { host: String },
-    #[error("{host} answers {status}: is it a Penstock coordinator or relay?")]
-    Status { host: String, status: StatusCode },
-    #[error("{host} does not speak our protocol: {error}")]
-    Protocol { host: String, error: ProtocolError },
-    #[error("{host}: the upgrade to a WebSocket failed: {error}")]
-    Upgrade { host: String, error: Box<tungstenite::Error> },
+    #[error("{}{}", .0, advice(.0))]
+    Connect(#[from] ConnectError),
 }
 
 /// Opens a WebSocket there.
 ///
 /// # Errors
-/// Why there is none, in one sentence.
-pub(super) async fn open(url: &HttpsUrl, trust: &Trust, proxy: &Proxy, terms: &Terms) -> Result<Socket, ConnectError> {
-    let config = trust.client_config()?;
-    let stream = reach(url, proxy).await?;
-    // Messages are written whole; waiting for more would only delay them.
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(terms.silence_limit));
-    let host = || url.host().to_owned();
-    let stream = Heard { stream, at: Instant::now() };
-    let tls = TlsConnector::from(config).connect(url.server_name(), stream);
-    let tls = timeout(HANDSHAKE_TIMEOUT, tls).await.map_err(|_| slow(host(), HANDSHAKE_TIMEOUT))?;
-    let tls = tls.map_err(|error| ConnectError::Tls { host: host(), error })?;
-    let socket = timeout(HANDSHAKE_TIMEOUT, upgrade(url, tls, terms)).await;
-    socket.map_err(|_| slow(host(), HANDSHAKE_TIMEOUT))?
+/// Nobody can be trusted, or there is no connection.
+pub(super) async fn open(url: &HttpsUrl, trust: &Trust, proxy: &Proxy, terms: &Terms) -> Result<Socket, OpenError> {
+    Ok(penstock_connect::open(url, trust.client_config()?, proxy, terms).await?)
 }
 
-/// A TCP connection there, directly or through the proxy.
-///
-/// # Errors
-/// Why there is none, in one sentence.
-pub(super) async fn reach(url: &HttpsUrl, proxy: &Proxy) -> Result<TcpStream, ConnectError> {
-    let Some(hop) = proxy.hop(url)? else { return connect(url.host(), url.port()).await };
-    let stream = connect(&hop.host, hop.port).await?;
-    let answer = timeout(CONNECT_TIMEOUT, hop.connect(stream, url)).await;
-    Ok(answer.map_err(|_| slow(format!("the proxy {hop}"), CONNECT_TIMEOUT))??)
-}
-
-fn slow(what: String, limit: Duration) -> ConnectError {
-    ConnectError::Slow { what, limit }
-}
-
-/// Connects to the first address of the host that answers, of both families in turn (RFC 8305, section 5).
-async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
-    let addresses = timeout(CONNECT_TIMEOUT, lookup_host((host, port))).await;
-    let addresses = addresses.map_err(|_| slow(format!("resolving {host}"), CONNECT_TIMEOUT))?;
-    let addresses = addresses.map_err(|error| ConnectError::Resolve { host: host.to_owned(), error })?;
-    let mut attempts = JoinSet::new();
-    for (delay, address) in in_turn(addresses).into_iter().enumerate() {
-        attempts.spawn(async move {
-            sleep(ATTEMPT_DELAY * delay as u32).await;
-            TcpStream::connect(address).await
-        });
+fn advice_on_trust(error: &TrustError) -> &'static str {
+    match error {
+        TrustError::NoAuthorities => ", or set Coordinator.CaFile",
+        _ => "",
     }
-    let first = async {
-        let mut failure = ConnectError::NoAddress { host: host.to_owned() };
-        while let Some(outcome) = attempts.join_next().await {
-            match outcome {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => failure = ConnectError::Tcp { host: host.to_owned(), port, error },
-                Err(gone) => std::panic::resume_unwind(gone.into_panic()),
-            }
+}
+
+fn advice(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::Changed { .. } => {
+            ". Somebody may be in between; if the certificate was replaced on purpose, enrol again with a new key"
         }
-        Err(failure)
-    };
-    let limit = CONNECT_TIMEOUT;
-    timeout(limit, first).await.map_err(|_| slow(format!("connecting to {host}, port {port},"), limit))?
-}
-
-/// The families in turn, that of the first address first, as the resolver prefers.
-fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let mut addresses = addresses.peekable();
-    let first_is_v4 = addresses.peek().is_some_and(SocketAddr::is_ipv4);
-    let (mut these, mut others): (VecDeque<_>, VecDeque<_>) =
-        addresses.partition(|address| address.is_ipv4() == first_is_v4);
-    let mut result = Vec::new();
-    while result.len() < ADDRESSES_LIMIT && !(these.is_empty() && others.is_empty()) {
-        result.extend(these.pop_front());
-        result.extend(others.pop_front());
-    }
-    result
-}
-
-async fn upgrade(url: &HttpsUrl, tls: TlsStream<Heard>, terms: &Terms) -> Result<Socket, ConnectError> {
-    let host = || url.host().to_owned();
-    let address = format!("wss://{}{}", url.authority(), url.path());
-    let failed = |error| match error {
-        tungstenite::Error::Http(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
-            ConnectError::Misdirected { host: host() }
+        ConnectError::UnknownAuthority { .. } => {
+            "; set Coordinator.CaFile, or pin it by enrolling with a key of its own"
         }
-        tungstenite::Error::Http(response) => ConnectError::Status { host: host(), status: response.status() },
-        tungstenite::Error::Protocol(error) => ConnectError::Protocol { host: host(), error },
-        error => ConnectError::Upgrade { host: host(), error: Box::new(error) },
-    };
-    let mut request = address.into_client_request().map_err(failed)?;
-    let subprotocol = HeaderValue::from_static(terms.subprotocol);
-    request.headers_mut().insert("Sec-WebSocket-Protocol", subprotocol);
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(terms.message_limit))
-        .max_frame_size(Some(terms.message_limit));
-    let upgraded = tokio_tungstenite::client_async_with_config(request, tls, Some(config)).await;
-    upgraded.map(|(socket, _)| socket).map_err(failed)
-}
-
-/// A TCP stream that knows when it last heard anything: a long message may be on its way for long.
-#[derive(Debug)]
-pub(super) struct Heard {
-    stream: TcpStream,
-    at: Instant,
-}
-
-/// When anything last came in.
-pub(super) fn heard(socket: &Socket) -> Instant {
-    socket.get_ref().get_ref().0.at
-}
-
-/// The TCP stream below.
-pub(super) fn tcp(socket: &Socket) -> &TcpStream {
-    &socket.get_ref().get_ref().0.stream
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.at = Instant::now();
-        }
-        outcome
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        _ => "",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use penstock_connect::Changed;
+    use penstock_proto::coordination::Fingerprint;
 
     #[test]
-    fn families_take_turns() {
-        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        let addresses = list(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]);
-        assert_eq!(in_turn(addresses.into_iter()), list(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
-        assert_eq!(in_turn(std::iter::empty()), []);
-        let many = (0..100).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        assert_eq!(in_turn(many).len(), ADDRESSES_LIMIT);
+    fn what_can_be_done_is_said() {
+        let changed = Changed { shown: Fingerprint([1; 32]), pinned: Fingerprint([2; 32]) };
+        let host = || "a.example".to_owned();
+        let sentences: [(OpenError, String); 4] = [
+            (
+                ConnectError::Changed { host: host(), changed }.into(),
+                format!(
+                    "a.example: it shows another certificate than the pinned one: the SHA-256 fingerprint is {}, \
+                    not {}. Somebody may be in between; if the certificate was replaced on purpose, enrol again \
+                    with a new key",
+                    changed.shown, changed.pinned
+                ),
+            ),
+            (
+                ConnectError::UnknownAuthority { host: host() }.into(),
+                "a.example: no certificate authority that is trusted here vouches for its certificate; \
+                set Coordinator.CaFile, or pin it by enrolling with a key of its own"
+                    .into(),
+            ),
+            (
+                TrustError::NoAuthorities.into(),
+                "this system has no certificate authorities: install ca-certificates, or set Coordinator.CaFile".into(),
+            ),
+            (ConnectError::NoAddress { host: host() }.into(), "a.example has no address".into()),
+        ];
+        for (error, sentence) in sentences {
+            assert_eq!(error.to_string(), sentence);
+        }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use penstock_connect::Proxy;
 use penstock_proto::coordination::{CoordinatorMessage, Enrolment, Map, Refusal, Registration, RegistrationState};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Config;
-use super::proxy::Proxy;
 use super::session::{End, Identity, Session};
 
 /// How long the map may take after the approval.

@@ -12,25 +12,21 @@
 //! connection is lost. What is known stays known meanwhile: a coordinator that is down takes nothing away.
 //! [`RelayStream`] is the way to a relay where UDP is blocked.
 //!
-//! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), `connect`, `session`, `task`,
-//! [`cache`], [`stream`](RelayStream).
+//! Reading order: [`penstock_connect`], `connect`, `session`, `task`, [`cache`], [`stream`](RelayStream).
 
-mod backoff;
 pub mod cache;
 mod connect;
 mod enrol;
-mod proxy;
 mod session;
 mod stream;
 mod task;
-mod trust;
-mod url;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use penstock_connect::{CoordinatorUrl, Proxy, Trust};
 use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -40,10 +36,7 @@ use crate::profile::{Name, Profile};
 
 pub use cache::{CacheError, Cached};
 pub use enrol::{EnrolError, Enrolled, enrol};
-pub use proxy::{Proxy, ProxyError};
 pub use stream::RelayStream;
-pub use trust::{Changed, Trust, TrustError};
-pub use url::{CoordinatorUrl, HttpsUrl, UrlError};
 
 /// Events that wait for the gateway. When there is no room, the coordinator waits.
 const EVENT_QUEUE: usize = 16;
@@ -135,7 +128,7 @@ impl Config {
 /// # Errors
 /// Why not: one sentence.
 pub async fn reach(url: &CoordinatorUrl, proxy: &Proxy) -> Result<(), String> {
-    connect::reach(url.endpoint(), proxy).await.map(drop).map_err(|error| error.to_string())
+    penstock_connect::reach(url.endpoint(), proxy).await.map(drop).map_err(|error| error.to_string())
 }
 
 /// The file of the cached map of the gateway of that name.

@@ -4,16 +4,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
-use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
+use penstock_connect::{CoordinatorUrl, Proxy, Socket, Terms, Trust};
+use penstock_proto::coordination::limits::HANDSHAKE_TIMEOUT;
 use penstock_proto::coordination::{
-    CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, SUBPROTOCOL, prove,
+    CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, prove,
 };
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::connect::{self, ConnectError, Socket, Terms};
-use super::proxy::Proxy;
-use super::{CoordinatorUrl, Trust};
+use super::connect::{self, OpenError};
 use crate::key::PrivateKey;
 
 /// How long a message may take to be written. Ours are short.
@@ -39,7 +38,7 @@ pub(super) enum End {
     #[error("{0}")]
     Refused(Refusal),
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(#[from] OpenError),
     #[error("the coordinator closed the connection")]
     Closed,
     #[error("the connection to the coordinator broke: {0}")]
@@ -74,9 +73,7 @@ impl Session {
         known: Option<Known>,
     ) -> Result<(Self, Registration), End> {
         let endpoint = identity.url.endpoint();
-        let terms =
-            Terms { subprotocol: SUBPROTOCOL, message_limit: COORDINATOR_MESSAGE_LIMIT, silence_limit: SILENCE_LIMIT };
-        let socket = connect::open(endpoint, identity.trust, identity.proxy, &terms).await?;
+        let socket = connect::open(endpoint, identity.trust, identity.proxy, &Terms::COORDINATOR).await?;
         let mut session = Self { socket };
         let CoordinatorMessage::Challenge(challenge) = session.answer().await? else {
             return Err(End::Unexpected("no challenge at first"));
@@ -134,7 +131,7 @@ impl Session {
 
     /// When anything last came in.
     pub fn heard(&self) -> Instant {
-        connect::heard(&self.socket)
+        penstock_connect::heard(&self.socket)
     }
 
     async fn send(&mut self, message: Message) -> Result<(), End> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use penstock_connect::{Backoff, HttpsUrl, Proxy, Socket, Terms, Trust};
 use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
@@ -23,9 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
-use super::backoff::Backoff;
-use super::connect::{self, Socket, Terms};
-use super::{HttpsUrl, Proxy, Trust};
+use super::connect;
 
 /// Datagrams that are written together if so many wait.
 const BATCH: usize = 64;
@@ -190,7 +189,7 @@ impl Stream {
             }
         };
         let socket = self.dropping_meanwhile(connect).await?;
-        let _ = SockRef::from(connect::tcp(&socket)).set_tcp_notsent_lowat(UNSENT_LIMIT);
+        let _ = SockRef::from(penstock_connect::tcp(&socket)).set_tcp_notsent_lowat(UNSENT_LIMIT);
         Ok(socket)
     }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use penstock_connect::{Backoff, Proxy};
 use penstock_proto::Bucket;
 use penstock_proto::coordination::limits::{CANDIDATES_LIMIT, PEERS_LIMIT, SILENCE_LIMIT};
 use penstock_proto::coordination::{
@@ -11,9 +12,7 @@ use penstock_proto::coordination::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::backoff::Backoff;
 use super::cache::{self, Cached};
-use super::proxy::Proxy;
 use super::session::{End, Identity, Session};
 use super::{Config, Event, State};
 

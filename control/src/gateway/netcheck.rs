@@ -1,11 +1,12 @@
 //! What a running gateway knows of its network, for `netcheck`: from the tunnel's own socket.
 
+use penstock_connect::Proxy;
 use penstock_dataplane::clock::Millis;
 use penstock_proto::coordination::{MapVersion, RegistrationState};
 
 use super::Gateway;
 use super::overlay::Overlay;
-use crate::coordinator::{Proxy, State};
+use crate::coordinator::State;
 use crate::key::PublicKey;
 use crate::netcheck::{Coordinator, Family, Parts, Peer, Report};
 

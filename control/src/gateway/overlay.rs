@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::IpNet;
+use penstock_connect::CoordinatorUrl;
 use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::{Bucket, PeerConfig};
@@ -14,7 +15,7 @@ use penstock_proto::{Bucket, PeerConfig};
 use super::Gateway;
 use super::network::Network;
 use super::peers::{Found, Peer, Peers};
-use crate::coordinator::{Client, CoordinatorUrl, Event};
+use crate::coordinator::{Client, Event};
 use crate::key::PublicKey;
 use crate::traversal::{self, Selection, Traversal};
 

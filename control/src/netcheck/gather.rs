@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use penstock_connect::{CoordinatorUrl, Proxy};
 use penstock_proto::stun::message::MAX_LENGTH;
 use penstock_proto::stun::{Discovery, NatReport};
 use rand::SeedableRng;
@@ -20,7 +21,7 @@ use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
 
 use super::{Coordinator, Family, NatClass, Parts, Peer, Report};
-use crate::coordinator::{self, CoordinatorUrl, Proxy};
+use crate::coordinator;
 use crate::netlink::Netlink;
 use crate::port_mapping::{Mapping, PortMapper};
 

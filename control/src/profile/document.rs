@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, str};
 
 use ipnet::IpNet;
+use penstock_connect::Trust;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,6 @@ use serde_json::Value;
 use super::environment::{Environment, FIELDS};
 use super::position::{FieldPath, Map, Step};
 use super::{Coordinator, Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
-use crate::coordinator::Trust;
 use crate::key::PublicKey;
 
 /// A profile as it is written. Absent and `null` are the same.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use penstock_connect::Trust;
 use penstock_proto::coordination::FingerprintError;
 use penstock_proto::coordination::limits::SUBNETS_LIMIT;
 
@@ -18,7 +19,6 @@ use super::{
     ALLOWED_IP_LIMIT, Coordinator, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT,
     Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
 };
-use crate::coordinator::Trust;
 use crate::key::{KeyError, PrivateKey, PublicKey};
 
 /// Checks all that needs no key file.

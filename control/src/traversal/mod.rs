@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use penstock_connect::Trust;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
@@ -28,7 +29,6 @@ use penstock_proto::{PublicKey, StaticSecret, Traffic};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::coordinator::Trust;
 use crate::port_mapping::{Mapping, PortMapper};
 use detours::{Detours, Received};
 pub use relays::RelayState;

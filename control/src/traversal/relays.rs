@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use penstock_connect::Trust;
 use penstock_proto::StaticSecret;
 use penstock_proto::coordination;
 use penstock_proto::path::{self, RelayId, RelayKind};
@@ -13,7 +14,7 @@ use penstock_proto::relay::BIND_LENGTH;
 use penstock_proto::relay::client::{Progress, RelayClient};
 use serde::{Deserialize, Serialize};
 
-use crate::coordinator::{RelayStream, Trust};
+use crate::coordinator::RelayStream;
 
 /// How long a UDP address has to answer before the next way is tried: two repetitions.
 const UDP_PATIENCE: Duration = Duration::from_secs(3);

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
-use penstock::coordinator::{Cached, Trust};
+use penstock::coordinator::Cached;
+use penstock_connect::Trust;
 
 use crate::laboratory::{Coordinator, Site};
 

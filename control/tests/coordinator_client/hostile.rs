@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use futures_util::{SinkExt, StreamExt};
-use penstock::coordinator::{Client, Config, Event, Proxy};
+use penstock::coordinator::{Client, Config, Event};
 use penstock::key::PrivateKey;
+use penstock_connect::Proxy;
 use penstock_proto::coordination::limits::COORDINATOR_MESSAGE_LIMIT;
 use penstock_proto::coordination::{
     Challenger, CoordinatorMessage, GatewayMessage, Hello, Map, MapVersion, Registration, RegistrationState,

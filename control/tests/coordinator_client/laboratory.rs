@@ -8,8 +8,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use penstock::coordinator::{Client, Config, Event, Proxy};
+use penstock::coordinator::{Client, Config, Event};
 use penstock::profile::{Environment, Profile};
+use penstock_connect::Proxy;
 use penstock_proto::coordination::{Map, Name};
 use tempfile::TempDir;
 use tokio::time::timeout;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use penstock::coordinator::{Proxy, RelayStream, Trust};
+use penstock::coordinator::RelayStream;
+use penstock_connect::{Proxy, Trust, fingerprint};
 use penstock_proto::coordination::Fingerprint;
 use penstock_proto::relay::SUBPROTOCOL;
 use rustls::ServerConfig;
@@ -36,7 +37,6 @@ impl Certificate {
         let pair = rcgen::KeyPair::generate().unwrap();
         let certificate =
             rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&pair).unwrap();
-        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -44,7 +44,7 @@ impl Certificate {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(pair.serialize_der().into()))
             .unwrap();
-        Self { config: Arc::new(config), pin: Fingerprint(digest.as_ref().try_into().unwrap()) }
+        Self { config: Arc::new(config), pin: fingerprint(certificate.der()) }
     }
 
     pub fn trust(&self) -> Trust {

@@ -1,4 +1,4 @@
-//! Whose certificate is taken for the coordinator's or a relay's: TLS 1.3, by a pin or by authorities.
+//! Whose certificate is taken for the other end's: TLS 1.3, by a pin or by authorities.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use rustls::{
 };
 use subtle::ConstantTimeEq;
 
-/// Whom to believe that they are the coordinator.
+/// Whom to believe that they are the server that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// Who has the key of this certificate. Neither names nor dates in it matter, so neither does our clock.
@@ -40,19 +40,16 @@ pub enum TrustError {
     #[error("the file of certificate authorities {0}: there is no certificate in it")]
     Empty(PathBuf),
     /// The system has no authorities.
-    #[error("this system has no certificate authorities: install ca-certificates, or set Coordinator.CaFile")]
+    #[error("this system has no certificate authorities: install ca-certificates")]
     NoAuthorities,
     /// rustls cannot.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// The coordinator shows another certificate than the pinned one.
+/// The server shows another certificate than the pinned one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}. \
-    Somebody may be in between; if the certificate was replaced on purpose, enrol again with a new key"
-)]
+#[error("it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}")]
 pub struct Changed {
     /// The certificate's.
     pub shown: Fingerprint,
@@ -61,11 +58,11 @@ pub struct Changed {
 }
 
 impl Trust {
-    /// TLS as a client.
+    /// TLS 1.3 as a client that speaks HTTP/1.1. Files are read now.
     ///
     /// # Errors
     /// There are no authorities to ask.
-    pub(super) fn client_config(&self) -> Result<Arc<ClientConfig>, TrustError> {
+    pub fn client_config(&self) -> Result<Arc<ClientConfig>, TrustError> {
         let provider = Arc::new(default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&rustls::version::TLS13])?;
@@ -96,7 +93,8 @@ fn roots(file: Option<&PathBuf>) -> Result<RootCertStore, TrustError> {
 }
 
 /// The SHA-256 of a certificate.
-fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
+#[must_use]
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
     let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
     Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
@@ -153,29 +151,6 @@ impl fmt::Debug for Pinned {
     }
 }
 
-/// What is wrong with the certificate or the handshake, in the words of an administrator.
-pub(super) fn explain(error: &std::io::Error) -> String {
-    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(wrong)) => match wrong {
-            CertificateError::Other(other) => other.0.to_string(),
-            CertificateError::UnknownIssuer => {
-                "no certificate authority that is trusted here vouches for its certificate; \
-                set Coordinator.CaFile, or pin it by enrolling with a key of its own"
-                    .to_owned()
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                format!("its certificate has expired, or this machine's clock is wrong: {wrong}")
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                format!("its certificate is not valid yet, or this machine's clock is wrong: {wrong}")
-            }
-            wrong => format!("its certificate is refused: {wrong}"),
-        },
-        Some(other) => format!("TLS fails: {other}"),
-        None => format!("TLS fails: {error}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,9 +176,9 @@ mod tests {
             assert_eq!(verify(fingerprint(&ours), &ours, seconds), Ok(()));
         }
         let error = verify(fingerprint(&ours), &other, 0).unwrap_err();
-        let sentence = explain(&std::io::Error::other(error));
-        assert!(sentence.contains("another certificate than the pinned one"), "{sentence}");
-        assert!(sentence.contains(&fingerprint(&other).to_string()), "{sentence}");
+        let rustls::Error::InvalidCertificate(CertificateError::Other(other_error)) = error else { panic!("{error}") };
+        let changed = Changed { shown: fingerprint(&other), pinned: fingerprint(&ours) };
+        assert_eq!(other_error.0.downcast_ref(), Some(&changed));
         for bit in 0..256 {
             let mut bent = fingerprint(&ours);
             bent.0[bit / 8] ^= 1 << (bit % 8);

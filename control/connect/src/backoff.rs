@@ -7,7 +7,7 @@ use rand::Rng;
 /// Pauses that double with every failure, each a random part of itself shorter, so that many who lost
 /// the same server do not come back at once.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     first: Duration,
     longest: Duration,
     next: Duration,
@@ -15,6 +15,7 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// Pauses of up to `first` at the beginning and `longest` in the end.
+    #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }

@@ -77,7 +77,7 @@ impl HttpsUrl {
         format!("{}:{}", self.bracketed(), self.port)
     }
 
-    pub(super) fn server_name(&self) -> ServerName<'static> {
+    pub(crate) fn server_name(&self) -> ServerName<'static> {
         ServerName::try_from(self.host.clone()).expect("parsing has tried it")
     }
 
@@ -198,6 +198,7 @@ mod tests {
             "https://a.example:0",
             "https://a.example:",
             "https://a.example:65536",
+            "https://a.example:x",
             "https://a b",
             "https://[::1",
             "https://ä.example",

@@ -10,7 +10,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{CoordinatorUrl, HttpsUrl};
+use crate::{CoordinatorUrl, HttpsUrl};
 
 /// Longest head of a proxy's answer: hyper's least. Those of real proxies have some hundred bytes.
 const HEAD_LIMIT: usize = 8 << 10;
@@ -61,7 +61,7 @@ pub enum ProxyError {
 }
 
 /// A proxy for one connection.
-pub(super) struct Hop {
+pub(crate) struct Hop {
     pub host: String,
     pub port: u16,
     intercept: Intercept,
@@ -104,7 +104,7 @@ impl Proxy {
     }
 
     /// The proxy that leads there, if one is to be used.
-    pub(super) fn hop(&self, url: &HttpsUrl) -> Result<Option<Hop>, ProxyError> {
+    pub(crate) fn hop(&self, url: &HttpsUrl) -> Result<Option<Hop>, ProxyError> {
         let matcher = match &self.0 {
             Kind::None => return Ok(None),
             Kind::Unusable => return Err(ProxyError::Unusable),
@@ -123,7 +123,7 @@ impl Proxy {
 impl Hop {
     /// Asks the proxy at the other end of `stream` for a connection; what comes back is that. The caller
     /// sets a time.
-    pub(super) async fn connect(&self, stream: TcpStream, url: &HttpsUrl) -> Result<TcpStream, ProxyError> {
+    pub(crate) async fn connect(&self, stream: TcpStream, url: &HttpsUrl) -> Result<TcpStream, ProxyError> {
         let garbage = |error| ProxyError::Garbage { proxy: self.to_string(), error };
         let mut builder = http1::Builder::new();
         builder.max_buf_size(HEAD_LIMIT).max_headers(FIELDS_LIMIT);

@@ -1,0 +1,25 @@
+//! Outbound connections to a coordinator or a relay, as gateways and relays make them.
+//!
+//! ```text
+//!   URL ─► name ─► TCP, directly or through a proxy ─► TLS 1.3, trusted by a pin or by authorities ─► WebSocket
+//! ```
+//! [`open`] goes all the way, and every step has a time. What is said over the WebSocket, and when the next is
+//! tried, is the caller's matter; [`Backoff`] says how long to wait.
+//!
+//! Errors say what is wrong. What can be done about it depends on who connects, so that the caller adds it.
+//!
+//! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), [`connect`](open).
+
+mod backoff;
+mod connect;
+mod error;
+mod proxy;
+mod trust;
+mod url;
+
+pub use backoff::Backoff;
+pub use connect::{Heard, Socket, Terms, heard, open, reach, tcp};
+pub use error::ConnectError;
+pub use proxy::{Proxy, ProxyError};
+pub use trust::{Changed, Trust, TrustError, fingerprint};
+pub use url::{CoordinatorUrl, HttpsUrl, UrlError};
