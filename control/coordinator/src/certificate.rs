@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use penstock_connect::fingerprint;
 use penstock_proto::coordination::Fingerprint;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -142,13 +143,6 @@ fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateE
         .map_err(tls)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Identity { tls: Arc::new(config), fingerprint, pinned })
-}
-
-/// The SHA-256 of a certificate.
-#[must_use]
-pub fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
-    let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
-    Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
 #[cfg(test)]

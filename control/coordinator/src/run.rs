@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_connect::TrustError;
 use penstock_proto::relay::RelayLimits;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -26,7 +27,6 @@ use crate::registry::{ChangeError, Reader, Registry, Servers};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
 use crate::relay::key::{self, RelayKeyError};
-use crate::relay::trust::TrustError;
 use crate::server::{self, Server, Stop, Streams};
 use crate::store::{Store, StoreError};
 use crate::udp;

@@ -14,14 +14,13 @@ use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use penstock_connect::{Trust, TrustError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-
-use crate::relay::trust::{self, TrustError};
 
 /// How long a request may take, from the name's resolution to the end of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,11 +47,7 @@ impl Client {
     /// # Errors
     /// The file cannot be read or holds none; the system has none.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TrustError> {
-        let tls = match ca_file {
-            Some(file) => trust::authorities(file)?,
-            None => trust::system()?,
-        };
-        Ok(Self { tls })
+        Ok(Self { tls: Trust::Authorities(ca_file.map(Path::to_owned)).client_config()? })
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use instant_acme::{Account, AccountCredentials, NewAccount};
+use penstock_connect::TrustError;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -25,7 +26,6 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use crate::certificate::{CertificateError, write};
-use crate::relay::trust::TrustError;
 use crate::time::{now, seconds};
 use challenge::Challenges;
 use config::Acme;

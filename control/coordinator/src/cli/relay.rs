@@ -4,19 +4,19 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
+use penstock_connect::{CoordinatorUrl, Trust};
 use penstock_proto::coordination::Fingerprint;
 
 use super::UdpFlags;
 use super::acme::AcmeFlags;
 use crate::config::{Config, Document};
 use crate::relay::process::{RelayConfig, RelayProcess};
-use crate::relay::trust;
 
 #[derive(Debug, Args)]
 pub(super) struct RelayFlags {
     /// The coordinator, https://HOST or https://HOST:PORT
-    #[arg(long, value_name = "URL", value_parser = coordinator)]
-    coordinator: (String, u16),
+    #[arg(long, value_name = "URL")]
+    coordinator: CoordinatorUrl,
     /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts
     #[arg(long, value_name = "HEX", required_unless_present = "ca")]
     fingerprint: Option<Fingerprint>,
@@ -45,8 +45,8 @@ impl RelayFlags {
     fn config(self, state: PathBuf) -> anyhow::Result<RelayConfig> {
         anyhow::ensure!(!self.udp.no_relay, "a relay that is none (--no-relay) has nothing to do");
         let trust = match (self.fingerprint, self.ca) {
-            (Some(pin), _) => trust::pinned(pin),
-            (None, Some(file)) => trust::authorities(&file)?,
+            (Some(pin), _) => Trust::Pinned(pin),
+            (None, file @ Some(_)) => Trust::Authorities(file),
             (None, None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
         };
         let listen = if self.listen.is_empty() { vec![(Ipv6Addr::UNSPECIFIED, 443).into()] } else { self.listen };
@@ -61,7 +61,8 @@ impl RelayFlags {
             ..self.udp.document()
         };
         let Config { listen, names, state, certificate, acme, udp, .. } = document.try_into()?;
-        Ok(RelayConfig { listen, names, state, certificate, acme, udp, coordinator: self.coordinator, trust })
+        let tls = trust.client_config()?;
+        Ok(RelayConfig { listen, names, state, certificate, acme, udp, coordinator: self.coordinator, tls })
     }
 
     /// Starts the relay, and says what the coordinator's configuration needs.
@@ -78,42 +79,5 @@ impl RelayFlags {
         }
         tracing::info!("the relay's public key is {}", process.public_key());
         Ok(process)
-    }
-}
-
-/// `https://HOST[:PORT]`, with an IPv6 address in brackets.
-fn coordinator(text: &str) -> Result<(String, u16), String> {
-    let wrong = || format!("{text:?} is no URL such as https://coordinator.example.net");
-    let rest = text.strip_prefix("https://").ok_or_else(wrong)?;
-    let authority = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, port)) => (host, port.strip_prefix(':')),
-        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
-    };
-    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
-    let port = port.map_or(Ok(443), |port| port.parse().map_err(|_| wrong()))?;
-    let whole = !host.is_empty() && host.bytes().all(sound) && port != 0;
-    if whole { Ok((host.to_ascii_lowercase(), port)) } else { Err(wrong()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_of_a_coordinator() {
-        for (text, host, port) in [
-            ("https://Coordinator.example.net", "coordinator.example.net", 443),
-            ("https://192.0.2.1:8443/", "192.0.2.1", 8443),
-            ("https://[2001:db8::1]", "2001:db8::1", 443),
-            ("https://[2001:db8::1]:8443", "2001:db8::1", 8443),
-        ] {
-            assert_eq!(coordinator(text), Ok((host.to_owned(), port)));
-        }
-        for bad in
-            ["", "coordinator", "http://a", "https://", "https://a:x", "https://a:0", "https://a/b", "https://a@b"]
-        {
-            assert!(coordinator(bad).is_err(), "{bad}");
-        }
     }
 }

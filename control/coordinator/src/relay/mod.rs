@@ -14,7 +14,6 @@ pub mod counters;
 pub mod key;
 pub mod process;
 pub mod stream;
-pub mod trust;
 pub mod uplink;
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use penstock_connect::CoordinatorUrl;
 use penstock_proto::coordination::SiteKey;
 use penstock_proto::relay::RelayLimits;
 use rustls::ClientConfig;
@@ -35,10 +36,10 @@ pub struct RelayConfig {
     pub acme: Option<Acme>,
     /// Its UDP addresses; a STUN server too.
     pub udp: Udp,
-    /// The coordinator's host and port.
-    pub coordinator: (String, u16),
-    /// Whom to take for the coordinator.
-    pub trust: Arc<ClientConfig>,
+    /// Where the coordinator is.
+    pub coordinator: CoordinatorUrl,
+    /// TLS to it, and so whom to take for it.
+    pub tls: Arc<ClientConfig>,
 }
 
 /// A relay that runs until it is dropped.
@@ -86,8 +87,7 @@ impl RelayProcess {
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
-        let (host, port) = config.coordinator;
-        tasks.spawn(Uplink { host, port, tls: config.trust, private_key }.run(relay.clone()));
+        tasks.spawn(Uplink { url: config.coordinator, tls: config.tls, private_key }.run(relay.clone()));
         let tasks = [tasks, udp::serve(&udp, Some(&relay))];
         Ok(Self { addresses, relay, udp, identity, _stop: stop, _certificate: certificate, _tasks: tasks, _lock: lock })
     }

@@ -6,22 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderValue, header};
 use futures_util::{SinkExt, StreamExt};
-use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
-use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, PATH, SUBPROTOCOL, prove};
+use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Proxy, Socket, Terms};
+use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
+use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove};
 use penstock_proto::{PublicKey, StaticSecret};
-use rand::Rng;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::RelayServer;
 use super::access::{FollowError, Follower};
@@ -34,11 +26,9 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 /// The coordinator as the relay knows it.
 #[derive(Clone)]
 pub struct Uplink {
-    /// Its host name, for which the proof is.
-    pub host: String,
-    /// Its TCP port.
-    pub port: u16,
-    /// Whom to trust.
+    /// Where it is. The proof is for the host name.
+    pub url: CoordinatorUrl,
+    /// TLS to it, and so whom to take for it.
     pub tls: Arc<ClientConfig>,
     /// The relay's key.
     pub private_key: StaticSecret,
@@ -47,8 +37,8 @@ pub struct Uplink {
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("{0}")]
     WebSocket(Box<tokio_tungstenite::tungstenite::Error>),
     #[error("it refuses: {0}")]
@@ -57,7 +47,7 @@ enum End {
     Decode(#[from] penstock_proto::coordination::DecodeError),
     #[error("{0}")]
     Follow(#[from] FollowError),
-    #[error("it has no sound key or host name")]
+    #[error("it has no sound key")]
     Unsound,
     #[error("it was silent for too long")]
     Silent,
@@ -73,40 +63,29 @@ impl From<tokio_tungstenite::tungstenite::Error> for End {
     }
 }
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
-
 impl Uplink {
     /// Keeps the relay to what the coordinator says, for ever.
     pub async fn run(self, relay: Arc<RelayServer>) {
-        let mut pause = RETRY_FIRST;
+        // So that not all relays come back at the same moment.
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
         loop {
             match timeout(HANDSHAKE_TIMEOUT, self.connect()).await.unwrap_or(Err(End::Silent)) {
                 Ok(socket) => {
                     tracing::info!("connected to the coordinator");
-                    let end = follow(socket, Follower::new(relay.clone()), &mut pause).await;
+                    let end = follow(socket, Follower::new(relay.clone()), &mut backoff).await;
                     tracing::warn!("the coordinator is gone, the relay goes on by what it knows: {end}");
                 }
                 Err(end) => tracing::warn!("no connection to the coordinator: {end}"),
             }
-            // So that not all relays come back at the same moment.
-            let part = rand::rng().random_range(0.5..1.0);
-            sleep(pause.mul_f64(part)).await;
-            pause = (pause * 2).min(RETRY_LAST);
+            sleep(backoff.pause()).await;
         }
     }
 
     /// Connects and proves who we are.
     async fn connect(&self) -> Result<Socket, End> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        let name = ServerName::try_from(self.host.clone()).map_err(|_| End::Unsound)?;
-        let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await?;
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        let mut request = format!("wss://{host}{PATH}").into_client_request()?;
-        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-        let limits = WebSocketConfig::default()
-            .max_message_size(Some(COORDINATOR_MESSAGE_LIMIT))
-            .max_frame_size(Some(COORDINATOR_MESSAGE_LIMIT));
-        let (mut socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await?;
+        let endpoint = self.url.endpoint();
+        let mut socket =
+            penstock_connect::open(endpoint, self.tls.clone(), &Proxy::none(), &Terms::COORDINATOR).await?;
         let challenge = loop {
             match hear(&mut socket).await? {
                 CoordinatorMessage::Challenge(challenge) => break challenge,
@@ -114,7 +93,7 @@ impl Uplink {
                 _ => {}
             }
         };
-        let proof = prove(&self.private_key, &challenge, &self.host).map_err(|_| End::Unsound)?;
+        let proof = prove(&self.private_key, &challenge, endpoint.host()).map_err(|_| End::Unsound)?;
         let public_key = PublicKey::from(&self.private_key).into();
         let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None };
         socket.send(Message::text(GatewayMessage::Hello(hello).encode())).await?;
@@ -123,11 +102,11 @@ impl Uplink {
 }
 
 /// Takes what the coordinator says until the connection ends.
-async fn follow(mut socket: Socket, mut follower: Follower, pause: &mut Duration) -> End {
+async fn follow(mut socket: Socket, mut follower: Follower, backoff: &mut Backoff) -> End {
     loop {
         match hear(&mut socket).await {
             Ok(CoordinatorMessage::Access(access)) => match follower.take(access) {
-                Ok(()) => *pause = RETRY_FIRST,
+                Ok(()) => backoff.reset(),
                 Err(error) => return error.into(),
             },
             Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_coordinator::certificate::fingerprint;
+use penstock_connect::{Trust, fingerprint};
 use penstock_proto::coordination::{Fingerprint, GatewayMessage, prove};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -71,7 +71,7 @@ async fn a_certificate_is_obtained_served_and_kept_across_a_restart() {
     let error = program.says("no certificate from ");
     assert!(error.contains("refused") && error.contains("gateways cannot connect until"), "{error}");
     let refused = TcpStream::connect(authority.coordinator()[0]).await.unwrap();
-    let anybody = penstock_coordinator::relay::trust::pinned(Fingerprint([0; 32]));
+    let anybody = Trust::Pinned(Fingerprint([0; 32])).client_config().unwrap();
     let connector = TlsConnector::from(anybody);
     assert!(connector.connect(ServerName::try_from(HOST).unwrap(), refused).await.is_err());
     program.says("a connection is refused, as all are until there is a certificate");

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use instant_acme::HttpClient;
+use penstock_connect::Trust;
 use penstock_coordinator::acme::http::Client;
-use penstock_coordinator::relay::trust;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ClientConfig;
 
@@ -109,7 +109,7 @@ impl Authority {
         let root = client.request(request).await.unwrap().body.into_bytes().await.unwrap();
         let file = self.directory.path().join("root.pem");
         std::fs::write(&file, root).unwrap();
-        trust::authorities(&file).unwrap()
+        Trust::Authorities(Some(file)).client_config().unwrap()
     }
 }
 

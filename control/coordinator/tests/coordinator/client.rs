@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
-use penstock_coordinator::relay::trust::verifier;
+use penstock_connect::Trust;
 use penstock_proto::coordination::{
     Candidate, CandidateKind, Challenge, CoordinatorMessage, Enrolment, EnrolmentKey, Fingerprint, GatewayMessage,
     Hello, Known, Map, PATH, Proof, Reachability, RefusalReason, Registration, RegistrationState, SUBPROTOCOL, SiteKey,
@@ -14,7 +14,6 @@ use penstock_proto::coordination::{
 };
 use penstock_proto::{PublicKey, StaticSecret, generate_private_key};
 use rustls::ClientConfig;
-use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use tokio::net::{TcpSocket, TcpStream};
@@ -125,13 +124,8 @@ pub async fn from(source: &str, address: SocketAddr) -> TcpStream {
 
 /// TLS by a client whose clock is wrong by so many seconds.
 pub async fn encrypt(stream: TcpStream, pin: Fingerprint, clock: i64) -> Result<TlsStream<TcpStream>, Failure> {
-    let provider = Arc::new(default_provider());
-    let config = ClientConfig::builder_with_details(provider, Arc::new(Clock(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier(pin))
-        .with_no_client_auth();
+    let mut config = ClientConfig::clone(&*Trust::Pinned(pin).client_config().unwrap());
+    config.time_provider = Arc::new(Clock(clock));
     let connector = TlsConnector::from(Arc::new(config));
     connector.connect(ServerName::try_from(HOST).unwrap(), stream).await.map_err(before)
 }

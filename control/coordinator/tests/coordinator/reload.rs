@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use penstock_coordinator::certificate::fingerprint;
+use penstock_connect::fingerprint;
 use penstock_proto::coordination::Fingerprint;
 
 use crate::client::{Failure, Gateway, HOST};

@@ -1,18 +1,21 @@
 //! A relay of its own: told by the coordinator who may talk, and going on without it.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use penstock_connect::Trust;
 use penstock_coordinator::admin::Request;
 use penstock_coordinator::config::{Config, Document};
 use penstock_coordinator::relay::key;
 use penstock_coordinator::relay::process::{RelayConfig, RelayProcess};
-use penstock_coordinator::relay::trust;
-use penstock_proto::coordination::{Relay, SiteKey};
+use penstock_proto::coordination::{Fingerprint, Relay, SiteKey};
 use penstock_proto::{PublicKey, StaticSecret};
 
 use crate::client::{HOST, PATIENCE};
-use crate::running::{Running, directory, document};
+use crate::program::{PROGRAM, Program};
+use crate::running::{Running, addresses, directory, document};
 use crate::tunnel::{Link, Tunnel, handshake, passes};
 
 /// A relay whose key the coordinator knows, not started yet.
@@ -48,8 +51,8 @@ impl Place {
             certificate: None,
             acme: None,
             udp: config.udp,
-            coordinator: ("127.0.0.1".into(), coordinator.address.port()),
-            trust: trust::pinned(coordinator.pin),
+            coordinator: format!("https://{}", coordinator.address).parse().unwrap(),
+            tls: Trust::Pinned(coordinator.pin).client_config().unwrap(),
         };
         RelayProcess::start(config).await.unwrap()
     }
@@ -108,8 +111,7 @@ async fn it_carries_who_may_talk_and_goes_on_without_the_coordinator() {
 
     // Back again, it tells what changed meanwhile.
     let names = Some(vec![HOST.into(), "127.0.0.1".into()]);
-    let addresses = crate::running::addresses(kept.path());
-    let again = Document { names, listen: Some(vec![addresses[0]]), ..place.announced() };
+    let again = Document { names, listen: Some(vec![addresses(kept.path())[0]]), ..place.announced() };
     let running = Running::start_with(kept, again).await;
     assert_eq!(running.pin, pin);
     running.policy(r#"{"Links": []}"#).await;
@@ -133,4 +135,31 @@ async fn a_stranger_is_no_relay_and_nobody_binds_before_the_coordinator_spoke() 
     assert_eq!(relay.relay.count(), (0, 0));
     assert!(relay.relay.counters.drops()["unknown-site"] > 0);
     assert_eq!(running.status().await.relays_connected, []);
+}
+
+/// The program, as a relay of a coordinator at that URL.
+fn program(state: &Path, url: &str, trust: &[&str]) -> Program {
+    let [tcp, udp] = addresses(state).map(|address| address.to_string());
+    let mut command = Command::new(PROGRAM);
+    command.arg("--state").arg(state).args(["relay", "--listen", &tcp, "--udp", &udp, "--name", HOST]);
+    command.args(["--stun-alternate-port", "0", "--coordinator", url]).args(trust).env_remove("RUST_LOG");
+    Program::spawn(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_why_the_coordinator_is_not_trusted() {
+    let (place, running) = (Place::new(), Running::start().await);
+    let (state, url) = (place.directory.path(), format!("https://{}", running.address));
+    let relay = program(state, &url, &["--fingerprint", &Fingerprint([0; 32]).to_string()]);
+    let why =
+        relay.says("no connection to the coordinator: 127.0.0.1: it shows another certificate than the pinned one");
+    assert!(why.contains(&running.pin.to_string()), "{why}");
+    drop(relay);
+    // A namesake's key.
+    let own = state.join("certificate.pem");
+    let relay = program(state, &url, &["--ca", own.to_str().unwrap()]);
+    relay.says("no connection to the coordinator: 127.0.0.1: its certificate is refused: ");
+    drop(relay);
+    // What cannot be read is said at the start.
+    program(state, &url, &["--ca", "/dev/null"]).says("the file of certificate authorities /dev/null: there is no");
 }
