@@ -22,11 +22,22 @@ pub const STATE: &str = "/var/lib/penstock-coordinator";
 /// A sound configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// TCP addresses to listen at.
+    /// Where and as whom it serves.
+    pub serving: Serving,
+    /// Other relays to tell gateways of; they may connect to be told who may talk.
+    pub relays: Vec<Relay>,
+    /// Other STUN servers to tell gateways of.
+    pub stun_servers: Vec<SocketAddr>,
+}
+
+/// Where and as whom a coordinator, or a relay on a machine of its own, serves.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// TCP addresses to listen at, for TLS.
     pub listen: Vec<SocketAddr>,
     /// The host names and addresses by which gateways reach it, in lower case; at least one.
     pub names: Vec<String>,
-    /// The directory of database, certificate and control socket.
+    /// The directory of keys and certificate, and of a coordinator's database and control socket.
     pub state: PathBuf,
     /// A given certificate; without it, one of its own.
     pub certificate: Option<CertificateFiles>,
@@ -34,10 +45,6 @@ pub struct Config {
     pub acme: Option<Acme>,
     /// Its own STUN server and relay.
     pub udp: Udp,
-    /// Other relays to tell gateways of; they may connect to be told who may talk.
-    pub relays: Vec<Relay>,
-    /// Other STUN servers to tell gateways of.
-    pub stun_servers: Vec<SocketAddr>,
 }
 
 /// A STUN server and a relay on the same UDP port.
@@ -66,17 +73,17 @@ pub struct CertificateFiles {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Document {
-    /// [`Config::listen`].
+    /// [`Serving::listen`].
     pub listen: Option<Vec<SocketAddr>>,
-    /// [`Config::names`].
+    /// [`Serving::names`].
     pub names: Option<Vec<String>>,
-    /// [`Config::state`]; relative to the file.
+    /// [`Serving::state`]; relative to the file.
     pub state: Option<PathBuf>,
     /// [`CertificateFiles::chain`]; relative to the file.
     pub certificate_file: Option<PathBuf>,
     /// [`CertificateFiles::key`]; relative to the file.
     pub certificate_key_file: Option<PathBuf>,
-    /// [`Config::acme`].
+    /// [`Serving::acme`].
     pub acme: Option<AcmeDocument>,
     /// UDP addresses of STUN server and relay: of each IP version two at most, of the same port, or one
     /// for all addresses.
@@ -217,7 +224,8 @@ impl TryFrom<Document> for Config {
             document.relay.unwrap_or(true),
         );
         let udp = udp.map_err(ConfigError::Unsound)?;
-        Ok(Self { listen, names, state, certificate, acme, udp, relays, stun_servers })
+        let serving = Serving { listen, names, state, certificate, acme, udp };
+        Ok(Self { serving, relays, stun_servers })
     }
 }
 
@@ -288,7 +296,7 @@ mod tests {
     fn defaults_and_relative_files() {
         let config =
             read(r#"{"Names": ["Coordinator.example.net"], "CertificateFile": "a", "CertificateKeyFile": "/b"}"#);
-        let config = config.unwrap();
+        let config = config.unwrap().serving;
         assert_eq!(config.listen, ["[::]:443".parse().unwrap()]);
         assert_eq!(config.names, ["coordinator.example.net"]);
         assert_eq!(config.state, Path::new(STATE));
@@ -296,7 +304,7 @@ mod tests {
         assert!(files.chain.is_absolute() && files.chain.ends_with("a"));
         assert_eq!(files.key, Path::new("/b"));
         let acme = r#"{"Names": ["a"], "Acme": {"AgreeToTermsOfService": true, "CaFile": "ca.pem"}}"#;
-        let file = read(acme).unwrap().acme.unwrap().ca_file.unwrap();
+        let file = read(acme).unwrap().serving.acme.unwrap().ca_file.unwrap();
         assert!(file.is_absolute() && file.ends_with("ca.pem"));
     }
 

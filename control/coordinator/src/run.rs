@@ -17,11 +17,10 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use crate::acme::Renewer;
-use crate::acme::config::Acme;
 use crate::admin::{self, Status};
 use crate::admission::Admission;
 use crate::certificate::{CertificateError, Identity};
-use crate::config::{CertificateFiles, Config};
+use crate::config::{CertificateFiles, Config, Serving};
 use crate::public::{self, NoAddress};
 use crate::registry::{ChangeError, Reader, Registry, Servers};
 use crate::relay::RelayServer;
@@ -109,35 +108,35 @@ impl Coordinator {
     /// # Errors
     /// What is missing, in one sentence.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let lock = take(&config.state)?;
-        let Served { tls, identity, acme } =
-            serve(config.certificate.as_ref(), config.acme, &config.names, &config.state)?;
-        let store = Store::open(&config.state.join(DATABASE)).await?;
+        let Config { serving, relays, stun_servers } = config;
+        let lock = take(&serving.state)?;
+        let Served { tls, identity, acme } = serve(&serving)?;
+        let store = Store::open(&serving.state.join(DATABASE)).await?;
         let fingerprint = identity.as_ref().filter(|identity| identity.pinned).map(|identity| identity.fingerprint);
 
-        let (listeners, addresses) = listen(config.listen).await?;
-        let udp = Arc::new(udp::bind(&config.udp.listen).map_err(StartError::Udp)?);
+        let (listeners, addresses) = listen(&serving.listen).await?;
+        let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let udp_addresses: Vec<SocketAddr> = udp.addresses().collect();
-        let told = public::addresses(&config.udp, &udp_addresses, &config.names).await?;
-        let mut servers = Servers { relays: config.relays, stun_servers: config.stun_servers };
-        if config.udp.stun {
+        let told = public::addresses(&serving.udp, &udp_addresses, &serving.names).await?;
+        let mut servers = Servers { relays, stun_servers };
+        if serving.udp.stun {
             servers.stun_servers.splice(0..0, told.iter().copied());
         }
-        let relay = match config.udp.relay {
-            true => Some(Arc::new(RelayServer::new(key::load(&config.state)?, RelayLimits::default()))),
+        let relay = match serving.udp.relay {
+            true => Some(Arc::new(RelayServer::new(key::load(&serving.state)?, RelayLimits::default()))),
             false => None,
         };
         if let Some(relay) = &relay {
-            let told = public::relay(&config.names, addresses.first().copied(), fingerprint, relay.public_key(), told);
+            let told = public::relay(&serving.names, addresses.first().copied(), fingerprint, relay.public_key(), told);
             servers.relays.insert(0, told);
         }
         let registry = Arc::new(Registry::load(store, servers, fingerprint).await?);
-        let socket = config.state.join(admin::SOCKET);
+        let socket = serving.state.join(admin::SOCKET);
         let admin = admin::bind(&socket).map_err(|error| StartError::Directory { path: socket, error })?;
 
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop(stopped);
-        let server = Arc::new(Server { registry: registry.clone(), names: config.names, stop: stopped.clone() });
+        let server = Arc::new(Server { registry: registry.clone(), names: serving.names, stop: stopped.clone() });
         let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
         let router = server::router(Some(server), streams.map(Arc::new));
         let (certificate, tls) = watch::channel(tls);
@@ -158,7 +157,7 @@ impl Coordinator {
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
-        let given = config.certificate;
+        let given = serving.certificate;
         Ok(Self { addresses, udp_addresses, identity, given, certificate, registry, stop, tasks, sockets, _lock: lock })
     }
 
@@ -228,27 +227,22 @@ pub(crate) struct Served {
 }
 
 /// Takes the certificate there is.
-pub(crate) fn serve(
-    given: Option<&CertificateFiles>,
-    acme: Option<Acme>,
-    names: &[String],
-    state: &Path,
-) -> Result<Served, StartError> {
-    if let Some(acme) = acme {
-        let acme = Renewer::new(acme, names, state)?;
+pub(crate) fn serve(serving: &Serving) -> Result<Served, StartError> {
+    if let Some(acme) = &serving.acme {
+        let acme = Renewer::new(acme.clone(), &serving.names, &serving.state)?;
         return Ok(Served { tls: acme.tls(), identity: None, acme: Some(acme) });
     }
-    let identity = match given {
+    let identity = match &serving.certificate {
         Some(files) => Identity::given(files)?,
-        None => Identity::own(state, names)?,
+        None => Identity::own(&serving.state, &serving.names)?,
     };
     Ok(Served { tls: identity.tls.clone(), identity: Some(identity), acme: None })
 }
 
 /// Binds TCP addresses; says which they are.
-pub(crate) async fn listen(addresses: Vec<SocketAddr>) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+pub(crate) async fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
     let mut listeners = Vec::new();
-    for address in addresses {
+    for &address in addresses {
         let listener = TcpListener::bind(address).await;
         listeners.push(listener.map_err(|error| StartError::Listen { address, error })?);
     }

@@ -1,14 +1,14 @@
 //! `penstock-coordinator relay`: a relay on a machine of its own.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 use penstock_connect::{CoordinatorUrl, Trust};
 use penstock_proto::coordination::Fingerprint;
 
-use super::UdpFlags;
 use super::acme::AcmeFlags;
+use super::{UdpFlags, said};
 use crate::config::{Config, Document};
 use crate::relay::process::{RelayConfig, RelayProcess};
 
@@ -49,10 +49,10 @@ impl RelayFlags {
             (None, file @ Some(_)) => Trust::Authorities(file),
             (None, None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
         };
-        let listen = if self.listen.is_empty() { vec![(Ipv6Addr::UNSPECIFIED, 443).into()] } else { self.listen };
+        let tls = trust.client_config()?;
         // The same rules as for the coordinator's own.
         let document = Document {
-            listen: Some(listen),
+            listen: said(self.listen),
             names: Some(self.name),
             state: Some(state),
             certificate_file: self.certificate,
@@ -60,9 +60,8 @@ impl RelayFlags {
             acme: self.acme.document(),
             ..self.udp.document()
         };
-        let Config { listen, names, state, certificate, acme, udp, .. } = document.try_into()?;
-        let tls = trust.client_config()?;
-        Ok(RelayConfig { listen, names, state, certificate, acme, udp, coordinator: self.coordinator, tls })
+        let Config { serving, .. } = document.try_into()?;
+        Ok(RelayConfig { serving, coordinator: self.coordinator, tls })
     }
 
     /// Starts the relay, and says what the coordinator's configuration needs.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use penstock_connect::CoordinatorUrl;
@@ -14,28 +13,17 @@ use tokio::task::JoinSet;
 
 use super::uplink::Uplink;
 use super::{RelayServer, key};
-use crate::acme::config::Acme;
 use crate::admission::Admission;
 use crate::certificate::Identity;
-use crate::config::{CertificateFiles, Udp};
+use crate::config::Serving;
 use crate::run::{Served, StartError, listen, serve, take};
 use crate::server::{self, Stop, Streams};
 use crate::udp::{self, Sockets};
 
 /// The configuration of a relay.
 pub struct RelayConfig {
-    /// TCP addresses for TLS streams.
-    pub listen: Vec<SocketAddr>,
-    /// The host names and addresses by which gateways reach it, for a certificate of its own.
-    pub names: Vec<String>,
-    /// The directory of key and certificate.
-    pub state: PathBuf,
-    /// A given certificate; without it, one of its own.
-    pub certificate: Option<CertificateFiles>,
-    /// Whom to ask for a certificate; not with a given one.
-    pub acme: Option<Acme>,
-    /// Its UDP addresses; a STUN server too.
-    pub udp: Udp,
+    /// Where and as whom it serves: TLS streams, and UDP with STUN.
+    pub serving: Serving,
     /// Where the coordinator is.
     pub coordinator: CoordinatorUrl,
     /// TLS to it, and so whom to take for it.
@@ -66,13 +54,13 @@ impl RelayProcess {
     /// # Errors
     /// What is missing, in one sentence.
     pub async fn start(config: RelayConfig) -> Result<Self, StartError> {
-        let lock = take(&config.state)?;
-        let Served { tls, identity, acme } =
-            serve(config.certificate.as_ref(), config.acme, &config.names, &config.state)?;
-        let private_key = key::load(&config.state)?;
+        let RelayConfig { serving, coordinator, tls: uplink_tls } = config;
+        let lock = take(&serving.state)?;
+        let Served { tls, identity, acme } = serve(&serving)?;
+        let private_key = key::load(&serving.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
-        let (listeners, addresses) = listen(config.listen).await?;
-        let udp = Arc::new(udp::bind(&config.udp.listen).map_err(StartError::Udp)?);
+        let (listeners, addresses) = listen(&serving.listen).await?;
+        let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop(stopped);
         let streams = Streams { relay: relay.clone(), udp: Some(udp.clone()), stop: stopped.clone() };
@@ -87,7 +75,7 @@ impl RelayProcess {
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
-        tasks.spawn(Uplink { url: config.coordinator, tls: config.tls, private_key }.run(relay.clone()));
+        tasks.spawn(Uplink { url: coordinator, tls: uplink_tls, private_key }.run(relay.clone()));
         let tasks = [tasks, udp::serve(&udp, Some(&relay))];
         Ok(Self { addresses, relay, udp, identity, _stop: stop, _certificate: certificate, _tasks: tasks, _lock: lock })
     }

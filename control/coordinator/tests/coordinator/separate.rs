@@ -45,12 +45,7 @@ impl Place {
     async fn start(&self, coordinator: &Running) -> RelayProcess {
         let config: Config = document(self.directory.path()).try_into().unwrap();
         let config = RelayConfig {
-            listen: config.listen,
-            names: config.names,
-            state: config.state,
-            certificate: None,
-            acme: None,
-            udp: config.udp,
+            serving: config.serving,
             coordinator: format!("https://{}", coordinator.address).parse().unwrap(),
             tls: Trust::Pinned(coordinator.pin).client_config().unwrap(),
         };
