@@ -36,6 +36,14 @@ pub enum TrustError {
         /// Why not.
         error: rustls::pki_types::pem::Error,
     },
+    /// A certificate in the file cannot be used.
+    #[error("the file of certificate authorities {path}: {error}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: rustls::Error,
+    },
     /// The file has no certificate that is one.
     #[error("the file of certificate authorities {0}: there is no certificate in it")]
     Empty(PathBuf),
@@ -87,7 +95,8 @@ fn roots(file: Option<&PathBuf>) -> Result<RootCertStore, TrustError> {
     };
     let failed = |error| TrustError::File { path: path.clone(), error };
     for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
-        roots.add(certificate.map_err(failed)?)?;
+        let unusable = |error| TrustError::Unusable { path: path.clone(), error };
+        roots.add(certificate.map_err(failed)?).map_err(unusable)?;
     }
     if roots.is_empty() { Err(TrustError::Empty(path.clone())) } else { Ok(roots) }
 }
@@ -199,6 +208,6 @@ mod tests {
         std::fs::write(&path, authority.pem()).unwrap();
         assert!(trust.client_config().is_ok());
         std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(matches!(trust.client_config(), Err(TrustError::Tls(_))));
+        assert!(matches!(trust.client_config(), Err(TrustError::Unusable { .. })));
     }
 }
