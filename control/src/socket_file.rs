@@ -122,9 +122,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let (first, _) = SocketFile::bind(directory.path(), "a.sock").unwrap();
+        // An open listener keeps its inode, whose number could be the successor's otherwise.
+        let (first, _first_listener) = SocketFile::bind(directory.path(), "a.sock").unwrap();
         std::fs::remove_file(&path).unwrap();
-        let (second, _) = SocketFile::bind(directory.path(), "a.sock").unwrap();
+        let (second, _second_listener) = SocketFile::bind(directory.path(), "a.sock").unwrap();
         drop(first);
         assert!(path.exists());
         drop(second);
