@@ -4,6 +4,7 @@ use crate::BATCH;
 use crate::generator::Generator;
 use crate::packet::Template;
 use crate::program::Filter;
+use crate::report::context::driver;
 use crate::socket::{Batch, Memory, RING_SIZE, Sender, SetupError, Socket};
 
 use super::sink::Inlet;
@@ -11,9 +12,9 @@ use super::{Place, Sink};
 
 /// Queues that are received from at most, of one interface: as many as the XDP program's map has.
 const MOST_QUEUES: u32 = crate::program::MAX_QUEUES;
-/// Frames that wait for a sink which does not get a core at once: 40 ms of 400,000 packets/s, 32 MiB a queue. With
-/// [`RING_SIZE`] a sink that slept on two shared cores lost packets at half of that.
-const SINK_RING: u32 = 1 << 14;
+/// Frames, on all queues together, that wait for a sink which does not get a core at once: 40 ms of 400,000 packets/s,
+/// 32 MiB. With [`RING_SIZE`], the least of a queue, a sink that slept on two shared cores lost packets at half of that.
+const SINK_RINGS: u32 = 1 << 14;
 
 /// An interface, open to send, to receive, or both.
 #[derive(Debug)]
@@ -40,12 +41,14 @@ impl Port {
 
     fn receiver(interface: &str, sends: bool) -> Result<Port, SetupError> {
         let redirect = Socket::attach(interface, Filter::Udp)?;
+        let queues = driver::receive_queues(interface).unwrap_or(1).min(MOST_QUEUES).next_power_of_two();
+        let ring = (SINK_RINGS / queues).max(RING_SIZE);
         let mut port = Port { outlet: None, inlets: vec![], described: String::new() };
         for queue in 0..MOST_QUEUES {
             // A ring of frames to receive into, the batch that is looked at meanwhile, and the generator's own.
             let sends = sends && queue == 0;
             let frames_to_send = if sends { RING_SIZE } else { 0 };
-            let (memory, mut free) = Memory::with_rings(SINK_RING + BATCH as u32 + frames_to_send, SINK_RING)?;
+            let (memory, mut free) = Memory::with_rings(ring + BATCH as u32 + frames_to_send, ring)?;
             let mut to_send = memory.batch(0);
             free.give(&mut to_send, frames_to_send as usize);
             let socket = match Socket::shared_receiver(&memory, interface, queue, &redirect, &mut free) {

@@ -58,10 +58,7 @@ pub fn describe(interface: &str) -> io::Result<String> {
             text.push_str(&value);
         }
     }
-    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
-    // SAFETY: for this command the kernel reads and writes a struct ethtool_channels, which Channels is.
-    if unsafe { ask(interface, &mut channels) }.is_ok() {
-        let Channels { receive, transmit, combined, .. } = channels;
+    if let Ok(Channels { receive, transmit, combined, .. }) = channels(interface) {
         let kinds = [(receive, "receive"), (transmit, "transmit"), (combined, "combined")];
         let queues: Vec<String> =
             kinds.iter().filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{count} {kind}")).collect();
@@ -69,6 +66,19 @@ pub fn describe(interface: &str) -> io::Result<String> {
         text.push_str(&queues.join(", "));
     }
     Ok(text)
+}
+
+/// Queues that it receives on; `None` if its driver does not say.
+pub fn receive_queues(interface: &str) -> Option<u32> {
+    let Channels { receive, combined, .. } = channels(interface).ok()?;
+    Some(receive + combined).filter(|count| *count > 0)
+}
+
+fn channels(interface: &str) -> io::Result<Channels> {
+    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
+    // SAFETY: for this command the kernel reads and writes a struct ethtool_channels, which Channels is.
+    unsafe { ask(interface, &mut channels) }?;
+    Ok(channels)
 }
 
 /// Passes `request` through the ioctl.

@@ -1,7 +1,7 @@
 //! Where, when and how something was measured: what a reader needs to judge a figure or to measure it again.
 //! Everything here is looked up when asked for; what cannot be found out is said to be unknown, never left out.
 
-mod driver;
+pub mod driver;
 
 use std::fs;
 use std::path::Path;
