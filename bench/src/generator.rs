@@ -27,8 +27,10 @@ const FLUSH: Duration = Duration::from_millis(100);
 /// Behind by more packets than this, a generator no longer offers its load but a burst, that short queues lose a
 /// part of. Fewer, a device meets anyway: half of what NAPI takes at once.
 const BURST: u64 = 32;
-/// At high rates those few are less than what any scheduler can promise; this time's worth is let pass too.
+/// At high rates those few are less than what any scheduler can promise; this time's worth is let pass too, up to what
+/// the shortest usual queue holds (veth's; network cards have 512 and more).
 const HICCUP: Duration = Duration::from_millis(1);
+const LONGEST_BURST: u64 = 256;
 
 /// A generator, ready to run.
 #[derive(Debug)]
@@ -146,7 +148,9 @@ impl Generator {
         let total = plan.packets().unwrap_or(plan.most);
         // Paced, what is still due at the end may leave a little later.
         let end = if plan.rate.is_some() { end + FLUSH.as_nanos() as u64 } else { end };
-        let burst = plan.rate.map_or(u64::MAX, |rate| BURST.max((rate.get() as f64 * HICCUP.as_secs_f64()) as u64));
+        let burst = plan.rate.map_or(u64::MAX, |rate| {
+            ((rate.get() as f64 * HICCUP.as_secs_f64()) as u64).clamp(BURST, LONGEST_BURST)
+        });
         let mut lag = latency::histogram();
         let (mut queued, mut most_behind, mut late) = (0, 0, 0);
         let mut time = now();
