@@ -148,9 +148,9 @@ impl Generator {
         let total = plan.packets().unwrap_or(plan.most);
         // Paced, what is still due at the end may leave a little later.
         let end = if plan.rate.is_some() { end + FLUSH.as_nanos() as u64 } else { end };
-        let burst = plan.rate.map_or(u64::MAX, |rate| {
-            ((rate.get() as f64 * HICCUP.as_secs_f64()) as u64).clamp(BURST, LONGEST_BURST)
-        });
+        let burst = plan
+            .rate
+            .map_or(u64::MAX, |rate| ((rate.get() as f64 * HICCUP.as_secs_f64()) as u64).clamp(BURST, LONGEST_BURST));
         let mut lag = latency::histogram();
         let (mut queued, mut most_behind, mut late) = (0, 0, 0);
         let mut time = now();
