@@ -37,6 +37,12 @@ impl Rows {
     }
 }
 
+/// What is compared stage by stage has a quantity a size, so that a plot holds what is of one magnitude.
+pub(super) fn at(quantity: &str, size: Size) -> String {
+    format!("{quantity} at {size}")
+}
+
+/// What is compared size by size has a subject a size.
 pub(super) fn label(name: &str, size: Size) -> String {
     format!("{name}, {size}")
 }
@@ -44,13 +50,14 @@ pub(super) fn label(name: &str, size: Size) -> String {
 pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
     let cycles = meter.cycles().unit();
     let counted = allocations::are_counted();
-    let mut measures = Vec::new();
+    let mut measures: Vec<Measure> =
+        rows.iter().flat_map(|rows| DIRECTIONS.iter().flat_map(|d| rates(rows, d))).collect();
     for rows in rows {
         for (subject, samples) in &rows.subjects {
             let all = |value: fn(&Sample) -> f64| samples.iter().map(value).collect::<Vec<f64>>();
-            let subject = label(subject.name(), rows.size);
-            let lower =
-                |quantity: &str, unit: &str, samples| Measure::new(&subject, quantity, unit, Better::Lower, samples);
+            let lower = |quantity: &str, unit: &str, samples| {
+                Measure::new(subject.name(), at(quantity, rows.size), unit, Better::Lower, samples)
+            };
             measures.push(lower("time", "ns/packet", all(|sample| sample.nanoseconds)));
             if let Some(unit) = cycles {
                 measures.push(lower("cycles", &format!("{unit}/packet"), all(|sample| sample.cycles)));
@@ -59,7 +66,7 @@ pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
                 measures.push(lower("allocations", "1/packet", all(|sample| sample.allocations)));
             }
         }
-        measures.extend(DIRECTIONS.iter().flat_map(|direction| derived(rows, direction)));
+        measures.extend(DIRECTIONS.iter().flat_map(|direction| beside(rows, direction)));
     }
     let context = vec![
         ("core".into(), format!("{core} (pinned)")),
@@ -70,49 +77,33 @@ pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
     Report { measures, notes: notes(rows, counted), ..Report::new("Pipeline", context) }
 }
 
-/// What follows from a direction's samples, round by round.
-fn derived(rows: &Rows, direction: &Direction) -> Vec<Measure> {
+/// What a core carries in a direction, round by round, and how much longer that takes than the AEAD alone.
+fn rates(rows: &Rows, direction: &Direction) -> Vec<Measure> {
+    let (whole, floor) = (rows.nanoseconds(direction.whole), rows.nanoseconds(direction.floor));
+    let subject = label(direction.whole.name(), rows.size);
+    let measure = |quantity, unit, better, samples| Measure::new(&subject, quantity, unit, better, samples);
+    let gigabits = whole.iter().map(|time| rows.mean_bytes * BITS / time).collect();
+    let millions = whole.iter().map(|time| MEGA / time).collect();
+    let beyond = whole.iter().zip(&floor).map(|(whole, floor)| (whole / floor - 1.0) * 100.0).collect();
+    vec![
+        measure("throughput on one core", "Gbit/s", Better::Higher, gigabits),
+        measure("rate on one core", "Mpps", Better::Higher, millions),
+        measure("beyond ring", "% of ring's time", Better::Lower, beyond),
+    ]
+}
+
+/// What of a direction's time is in none of its stages, and what is beyond the AEAD alone, round by round.
+fn beside(rows: &Rows, direction: &Direction) -> [Measure; 2] {
     let (whole, floor) = (rows.nanoseconds(direction.whole), rows.nanoseconds(direction.floor));
     let mut rest = whole.clone();
     for stage in direction.stages {
         rest.iter_mut().zip(rows.nanoseconds(*stage)).for_each(|(rest, stage)| *rest -= stage);
     }
-    let name = direction.whole.name();
-    let measure = |subject: String, quantity, unit, better, samples| {
-        Measure::new(label(&subject, rows.size), quantity, unit, better, samples)
-    };
-    let pairs = || whole.iter().zip(&floor);
-    vec![
-        measure(format!("{name}: rest (ports, batching, queues)"), "time", "ns/packet", Better::Lower, rest),
-        measure(
-            format!("{name}: beyond ring"),
-            "time",
-            "ns/packet",
-            Better::Lower,
-            pairs().map(|(whole, floor)| whole - floor).collect(),
-        ),
-        measure(
-            format!("{name}: beyond ring"),
-            "part of ring's time",
-            "%",
-            Better::Lower,
-            pairs().map(|(whole, floor)| (whole / floor - 1.0) * 100.0).collect(),
-        ),
-        measure(
-            name.into(),
-            "throughput on one core",
-            "Gbit/s",
-            Better::Higher,
-            whole.iter().map(|time| rows.mean_bytes * BITS / time).collect(),
-        ),
-        measure(
-            name.into(),
-            "rate on one core",
-            "Mpps",
-            Better::Higher,
-            whole.iter().map(|time| MEGA / time).collect(),
-        ),
-    ]
+    let beyond = whole.iter().zip(&floor).map(|(whole, floor)| whole - floor).collect();
+    [("rest", rest), ("beyond ring", beyond)].map(|(name, samples)| {
+        let subject = format!("{}: {name}", direction.whole.name());
+        Measure::new(subject, at("time", rows.size), "ns/packet", Better::Lower, samples)
+    })
 }
 
 fn notes(rows: &[Rows], counted: bool) -> Vec<String> {

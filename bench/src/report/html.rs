@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::text::{escape, figure};
-use super::{Plot, Quantity, Report, plot};
+use super::{Measure, Plot, Quantity, Report, plot};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#f6f8fa;--card:#fff;--ink:#1d2733;--faint:#5b6876;--edge:#dde3ea;--accent:#0b7285}\
@@ -21,6 +21,7 @@ svg.plot{display:block;width:100%;height:auto;margin:.75rem 0}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.8125rem;font-variant-numeric:tabular-nums}\
 th,td{padding:.2rem .35rem;text-align:right;white-space:nowrap;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
 font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500}\
+.more td:first-child{white-space:normal;min-width:7rem}.more .subject{text-align:left}\
 .context td{text-align:left;white-space:normal;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint)}\
 ul{margin:0;padding-left:1.2rem}li{margin:.25rem 0;overflow-wrap:anywhere}";
 
@@ -40,13 +41,18 @@ pub fn render(report: &Report) -> String {
     let told = |name: &&str| report.context.iter().find(|(found, _)| found == name).map(|(_, text)| escape(text));
     let headline: Vec<String> = HEADLINE.iter().filter_map(told).collect();
     let _ = writeln!(page, "<p class=\"faint\">{}</p>", headline.join(" · "));
+    let (drawn, told): (Vec<_>, Vec<_>) = report.quantities().into_iter().partition(Quantity::is_drawn);
     section(
         &mut page,
         "Figures",
         "Bars are medians, whiskers the least and the most, dots the n rounds.",
-        report.quantities().iter().map(quantity),
+        drawn.iter().map(quantity),
     );
     section(&mut page, "Curves", "", report.plots().iter().map(curves));
+    if !told.is_empty() {
+        let heading = if drawn.is_empty() { "Figures" } else { "More figures" };
+        let _ = writeln!(page, "<h2>{heading}</h2>\n<div class=\"card wide\">{}</div>", table(&told));
+    }
     if !report.notes.is_empty() {
         let notes: String = report.notes.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
         let _ = writeln!(page, "<h2>What limits these figures</h2>\n<div class=\"card\"><ul>{notes}</ul></div>");
@@ -73,16 +79,8 @@ fn section(page: &mut String, heading: &str, explanation: &str, cards: impl Exac
 
 fn quantity(quantity: &Quantity<'_>) -> String {
     let heading = quantity.heading();
-    let rows: String = quantity
-        .measures
-        .iter()
-        .map(|measure| {
-            let spread = measure.spread();
-            let figures = [spread.median, spread.least, spread.most].map(|value| format!("<td>{}</td>", figure(value)));
-            let (subject, rounds) = (escape(&measure.subject), measure.samples.len());
-            format!("<tr><td>{subject}</td>{}<td>{rounds}</td></tr>\n", figures.concat())
-        })
-        .collect();
+    let row = |measure: &&Measure| format!("<tr><td>{}</td>{}</tr>\n", escape(&measure.subject), figures(measure));
+    let rows: String = quantity.measures.iter().map(row).collect();
     format!(
         "<section class=\"card\"><h3>{}</h3><p class=\"faint\">{}</p>{}<div class=\"wide\"><table><thead><tr><th></th><th>median</th><th>least</th><th>most</th>\
          <th>n</th></tr></thead><tbody>{rows}</tbody></table></div></section>\n",
@@ -90,6 +88,39 @@ fn quantity(quantity: &Quantity<'_>) -> String {
         quantity.better.sentence(),
         plot::bars(quantity).inline(&heading)
     )
+}
+
+/// The quantities that need no plot: a row a subject, or one for all if they are the same.
+fn table(quantities: &[Quantity<'_>]) -> String {
+    let rows = |quantity: &Quantity<'_>| {
+        let measures = &quantity.measures;
+        let row = |heading: &str, subject: &str, measure: &Measure| {
+            format!(
+                "<tr><td>{}</td><td class=\"subject\">{}</td>{}</tr>\n",
+                escape(heading),
+                escape(subject),
+                figures(measure)
+            )
+        };
+        if measures.len() > 1 && quantity.constant().is_some() {
+            return row(&quantity.heading(), &format!("all {}", measures.len()), measures[0]);
+        }
+        // The heading stands in the first of its rows.
+        let headings = std::iter::once(quantity.heading()).chain(std::iter::repeat(String::new()));
+        measures.iter().zip(headings).map(|(measure, heading)| row(&heading, &measure.subject, measure)).collect()
+    };
+    format!(
+        "<table class=\"more\"><thead><tr><th></th><th></th><th>median</th><th>least</th><th>most</th><th>n</th></tr>\
+         </thead><tbody>{}</tbody></table>",
+        quantities.iter().map(rows).collect::<String>()
+    )
+}
+
+/// The cells of a measure: median, least, most, rounds.
+fn figures(measure: &Measure) -> String {
+    let spread = measure.spread();
+    let cells = [spread.median, spread.least, spread.most].map(|value| format!("<td>{}</td>", figure(value)));
+    format!("{}<td>{}</td>", cells.concat(), measure.samples.len())
 }
 
 /// Curves may have hundreds of points: the table has the ends and the middle, the CSV has all.
@@ -126,7 +157,11 @@ mod tests {
         for shown in ["Comparison", "TCP, 1 stream, Gbit/s", "penstock auto", "11.9", "6.18.0", "nebula was skipped"] {
             assert!(page.contains(shown), "{shown}");
         }
-        assert_eq!(page.matches("<svg").count(), 5);
+        // Two quantities of several subjects and two plots; the third has one subject, and is told in the table.
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert!(
+            page.contains("<td>TCP, 1 stream, of kernel</td><td class=\"subject\">penstock auto</td><td>0.270</td>")
+        );
         for loads in ["src=", "href=", "url(", "@import", "http://", "https://", "<script", "<link"] {
             assert!(!page.contains(loads), "{loads}");
         }
@@ -167,6 +202,30 @@ mod tests {
         assert!(page.ends_with("</html>\n") && !page.contains("Figures"));
         let mut report = sample::report();
         report.measures[0].better = Better::Lower;
-        assert_eq!(render(&report).matches("<svg").count(), 6, "another direction is another plot");
+        assert_eq!(
+            render(&report).matches("<td>TCP, 1 stream, Gbit/s</td>").count(),
+            1,
+            "another direction, another quantity"
+        );
+    }
+
+    #[test]
+    fn what_differs_nowhere_is_one_row_and_what_was_counted_has_no_plot() {
+        let mut report = sample::report();
+        let plots = |report: &Report| render(report).matches("<svg").count();
+        for measure in &mut report.measures[..4] {
+            measure.unit = "packets".into();
+        }
+        assert_eq!(plots(&report), 2, "TCP has one subject left, ping none");
+        let mut report = sample::report();
+        for measure in report.measures.iter_mut().filter(|measure| measure.quantity == "idle ping") {
+            measure.samples = vec![0.0; 3];
+        }
+        assert_eq!(plots(&report), 3);
+        let row =
+            "<tr><td>idle ping, µs</td><td class=\"subject\">all 2</td><td>0</td><td>0</td><td>0</td><td>3</td></tr>";
+        assert!(render(&report).contains(row));
+        report.measures[1].samples.push(0.0);
+        assert_eq!(plots(&report), 4, "more rounds are a difference");
     }
 }

@@ -227,7 +227,27 @@ impl Spread {
     }
 }
 
+/// The unit of what was counted.
+const PACKETS: &str = "packets";
+/// How the unit of a core's cycles ends.
+const CYCLES: &str = "cycles/packet";
+
 impl Quantity<'_> {
+    /// Is it worth a plot? That needs two subjects that differ; and what was counted, and cycles, explain the rates
+    /// and times beside them.
+    pub fn is_drawn(&self) -> bool {
+        let explains = self.unit == PACKETS || self.unit.ends_with(CYCLES);
+        self.measures.len() > 1 && self.constant().is_none() && !explains
+    }
+
+    /// The value of all samples, if all subjects have that one and were measured equally often.
+    pub fn constant(&self) -> Option<f64> {
+        let first = self.measures.first()?;
+        let (value, rounds) = (*first.samples.first()?, first.samples.len());
+        let same = |measure: &&Measure| measure.samples.len() == rounds && measure.samples.iter().all(|s| *s == value);
+        self.measures.iter().all(same).then_some(value)
+    }
+
     /// For a heading: "TCP, 1 stream, Gbit/s".
     pub fn heading(&self) -> String {
         match self.unit {

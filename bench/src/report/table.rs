@@ -27,14 +27,20 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-/// A row a subject.
+/// A row a subject, or one for all if they are the same.
 fn figures(quantity: &Quantity<'_>) -> Table {
     let mut table = table();
     let names = ["", "median", "least", "most", "rounds"];
     table.set_header(names.map(|name| Cell::new(name).set_alignment(CellAlignment::Right)));
-    for measure in &quantity.measures {
+    let same = quantity.constant().filter(|_| quantity.measures.len() > 1);
+    let shown = if same.is_some() { 1 } else { quantity.measures.len() };
+    for measure in &quantity.measures[..shown] {
         let spread = measure.spread();
-        let mut row = vec![Cell::new(plain(&measure.subject))];
+        let subject = match same {
+            Some(_) => format!("all {}", quantity.measures.len()),
+            None => plain(&measure.subject),
+        };
+        let mut row = vec![Cell::new(subject)];
         let rounds = measure.samples.len().to_string();
         let figures = [figure(spread.median), figure(spread.least), figure(spread.most), rounds];
         row.extend(figures.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
@@ -92,6 +98,16 @@ plots, in the page and the CSV: Latency; Loss
 - nebula was skipped: nebula is not on this machine.
 ";
         assert_eq!(render(&report), expected);
+    }
+
+    #[test]
+    fn what_differs_nowhere_is_one_row() {
+        let mut report = sample::report();
+        for measure in report.measures.iter_mut().filter(|measure| measure.quantity == "idle ping") {
+            measure.samples = vec![0.0; 3];
+        }
+        let text = render(&report);
+        assert!(text.contains(" all 2       0      0     0       3\n"), "{text}");
     }
 
     #[test]

@@ -37,14 +37,6 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// The start of a text, at most this many characters.
-pub fn shorten(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.into();
-    }
-    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
-}
-
 /// Control characters, which XML forbids too, and Unicode's bidirectional ones (UAX #9); XML also forbids the last
 /// two of the basic plane.
 fn steers(c: char) -> bool {
@@ -74,11 +66,5 @@ mod tests {
     fn nothing_leaves_its_element_or_attribute() {
         assert_eq!(escape(r#"<b a="x" b='y'>&"#), "&lt;b a=&quot;x&quot; b=&#39;y&#39;&gt;&amp;");
         assert_eq!(escape("\u{0}\u{202e}\u{ffff}"), "\u{fffd}\u{fffd}\u{fffd}");
-    }
-
-    #[test]
-    fn long_texts_are_shortened_by_characters() {
-        assert_eq!(shorten("üüüü", 4), "üüüü");
-        assert_eq!(shorten("üüüüü", 4), "üüü…");
     }
 }

@@ -1,22 +1,27 @@
-//! Bars: one a subject, so that long names have a line of their own on the left.
+//! Bars: one a subject, behind its name. Where a name is too long for that, all stand above their bars.
 
 use std::fmt::Write;
 
-use super::super::text::{escape, figure, shorten};
+use super::super::text::{escape, figure};
 use super::super::{Quantity, Scale};
+use super::letters::{fit, width};
 use super::ruler::Ruler;
 use super::{Drawing, WIDTH};
 
 const ROW: f64 = 26.0;
 const BAR: f64 = 14.0;
-/// Where the bars begin, behind the names.
-const LEFT: f64 = 122.0;
-/// Behind the bars, for the median.
-const RIGHT: f64 = 52.0;
+/// Names longer than this would leave the bars too little room, and stand above them.
+const NAMES_MOST: f64 = WIDTH / 2.0;
+/// What a name above its bar adds to the row.
+const NAME_LINE: f64 = 16.0;
+/// Between names, bars and figures.
+const GAP: f64 = 8.0;
+/// Half the label of the first tick, where no name makes room for it.
+const LEFT_LEAST: f64 = 20.0;
+/// The figures are in bold.
+const BOLD: f64 = 1.1;
 /// Under the bars, for the ticks.
 const BOTTOM: f64 = 20.0;
-/// Characters of a name that fit in front of the bars.
-const NAME: usize = 19;
 /// Samples are drawn this far apart, up and down, so that equal ones both show.
 const JITTER: f64 = 3.0;
 /// More dots than this would be a blot.
@@ -25,31 +30,40 @@ const DOTS: usize = 30;
 const OURS: &str = "penstock";
 
 pub(super) fn draw(quantity: &Quantity<'_>) -> Drawing {
-    let samples = quantity.measures.iter().flat_map(|measure| measure.samples.iter().copied());
+    let measures = &quantity.measures;
+    let samples = measures.iter().flat_map(|measure| measure.samples.iter().copied());
     let ruler = Ruler::new(samples, Scale::Linear, true);
-    let x = |value: f64| LEFT + ruler.place(value) * (WIDTH - LEFT - RIGHT);
-    let bottom = quantity.measures.len() as f64 * ROW;
+    let names = measures.iter().map(|measure| width(&measure.subject)).fold(0.0, f64::max);
+    let are_above = names > NAMES_MOST;
+    let left = if are_above { LEFT_LEAST } else { (names + GAP).max(LEFT_LEAST) };
+    let figures = measures.iter().map(|measure| width(&figure(measure.spread().median)) * BOLD).fold(0.0, f64::max);
+    let right = WIDTH - GAP - figures;
+    let x = |value: f64| left + ruler.place(value) * (right - left);
+    let row_height = ROW + if are_above { NAME_LINE } else { 0.0 };
+    let bottom = measures.len() as f64 * row_height;
     let mut body = String::new();
-    for (place, label) in ruler.ticks() {
-        let x = LEFT + place * (WIDTH - LEFT - RIGHT);
+    for (place, label) in spaced(&ruler, right - left) {
+        let x = left + place * (right - left);
         let _ = write!(
             body,
             r#"<path class="grid" d="M{x:.1} 0V{bottom}"/><text class="faint" x="{x:.1}" y="{:.1}" text-anchor="middle">{label}</text>"#,
             bottom + 15.0
         );
     }
-    let any_ours = quantity.measures.iter().any(|measure| measure.subject.starts_with(OURS));
-    for (row, measure) in quantity.measures.iter().enumerate() {
-        let middle = row as f64 * ROW + ROW / 2.0;
+    let any_ours = measures.iter().any(|measure| measure.subject.starts_with(OURS));
+    for (row, measure) in measures.iter().enumerate() {
+        let middle = (row + 1) as f64 * row_height - ROW / 2.0;
         let spread = measure.spread();
         let class = if !any_ours || measure.subject.starts_with(OURS) { "bar ours" } else { "bar" };
         let (zero, end) = (x(0.0), x(spread.median));
+        let (name_x, name_y, anchor) = match are_above {
+            true => (0.0, middle - BAR / 2.0 - 5.0, "start"),
+            false => (left - GAP, middle + 4.0, "end"),
+        };
         let _ = write!(
             body,
-            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}<title>{}</title></text><rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{BAR}" rx="2"/>"#,
-            LEFT - 8.0,
-            middle + 4.0,
-            escape(&shorten(&measure.subject, NAME)),
+            r#"<text class="name" x="{name_x:.1}" y="{name_y:.1}" text-anchor="{anchor}">{}<title>{}</title></text><rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{BAR}" rx="2"/>"#,
+            escape(&fit(&measure.subject, WIDTH)),
             escape(&measure.subject),
             zero.min(end),
             middle - BAR / 2.0,
@@ -78,6 +92,17 @@ pub(super) fn draw(quantity: &Quantity<'_>) -> Drawing {
     Drawing { width: WIDTH, height: bottom + BOTTOM, body }
 }
 
+/// The ticks, or so many of them, 0 among them, that their labels do not touch on an axis of this length.
+fn spaced(ruler: &Ruler, length: f64) -> Vec<(f64, String)> {
+    let ticks = ruler.ticks();
+    let widest = ticks.iter().map(|(_, label)| width(label)).fold(0.0, f64::max) + GAP;
+    let apart = length / (ticks.len().max(2) - 1) as f64;
+    let every = (widest / apart).ceil() as usize;
+    let zero = ticks.iter().position(|(place, _)| *place >= ruler.place(0.0) - f64::EPSILON).unwrap_or(0);
+    let kept = ticks.into_iter().enumerate().filter(|(n, _)| n.abs_diff(zero) % every.max(1) == 0);
+    kept.map(|(_, tick)| tick).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::sample;
@@ -99,5 +124,57 @@ mod tests {
         assert_eq!(of_class("whisker").len(), 3);
         let figures: Vec<_> = of_class("figure").iter().filter_map(|n| n.text().map(String::from)).collect();
         assert_eq!(figures, ["11.9", "2.77", "0.400"]);
+    }
+
+    /// Names as they are drawn: where they begin and end, and what they say.
+    fn names(drawing: &Drawing) -> Vec<(f64, f64, String)> {
+        let drawing = drawing.standalone("");
+        let document = roxmltree::Document::parse(&drawing).expect("well-formed");
+        let names = document.descendants().filter(|node| node.attribute("class") == Some("name"));
+        let place = |node: roxmltree::Node<'_, '_>| {
+            let x: f64 = node.attribute("x").and_then(|x| x.parse().ok()).expect("a place");
+            let text = node.text().unwrap_or_default().to_owned();
+            match node.attribute("text-anchor") {
+                Some("end") => (x - width(&text), x, text),
+                _ => (x, x + width(&text), text),
+            }
+        };
+        names.map(place).collect()
+    }
+
+    #[test]
+    fn names_are_whole_and_inside() {
+        let mut report = sample::report();
+        for (long, height) in
+            [("decrypt: ECN, next hop, TTL", 3.0 * 26.0), ("64 B, from the left to the right, forth", 3.0 * 42.0)]
+        {
+            report.measures[0].subject = long.into();
+            let drawing = draw(&report.quantities()[0]);
+            assert_eq!(drawing.height, height + BOTTOM);
+            let names = names(&drawing);
+            assert_eq!(
+                names.iter().map(|(.., name)| name.as_str()).collect::<Vec<_>>(),
+                [long, "penstock auto", "wireguard-go"]
+            );
+            assert!(names.iter().all(|(from, to, _)| *from >= 0.0 && *to <= WIDTH), "{names:?}");
+        }
+        report.measures[0].subject = "x".repeat(200);
+        let names = names(&draw(&report.quantities()[0]));
+        assert!(names[0].2.ends_with('…') && names[0].1 <= WIDTH, "{names:?}");
+    }
+
+    #[test]
+    fn ticks_do_not_touch_and_keep_their_zero() {
+        for values in [[0.0, 4900.0], [-3000.0, 49_000.0], [-0.001, 0.002]] {
+            let ruler = Ruler::new(values.into_iter(), Scale::Linear, true);
+            for length in [60.0, 150.0, 300.0] {
+                let ticks = spaced(&ruler, length);
+                assert!(ticks.iter().any(|(place, _)| (place - ruler.place(0.0)).abs() < 1e-9), "{ticks:?}");
+                for pair in ticks.windows(2) {
+                    let half = (width(&pair[0].1) + width(&pair[1].1)) / 2.0;
+                    assert!((pair[1].0 - pair[0].0) * length > half, "{ticks:?} on {length}");
+                }
+            }
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::super::text::{escape, shorten};
+use super::super::text::escape;
 use super::super::{Axis, Curve, Plot};
+use super::letters::fit;
 use super::ruler::Ruler;
 use super::{Drawing, WIDTH};
 
@@ -16,8 +17,8 @@ const BOTTOM: f64 = 230.0;
 const LEGEND_ROW: f64 = 18.0;
 /// Where the legend begins.
 const LEGEND: f64 = BOTTOM + 46.0;
-/// Characters of a name in the legend.
-const NAME: usize = 26;
+/// Behind the line of its legend, a name has this much room.
+const NAME: f64 = WIDTH / 2.0 - 36.0;
 /// Colours; further lines are dashed.
 const COLOURS: usize = 8;
 /// Points of a line: more than one a pixel show nothing.
@@ -91,7 +92,7 @@ fn legend(body: &mut String, n: usize, subject: &str) {
         class(n),
         x + 28.0,
         y + 4.0,
-        escape(&shorten(subject, NAME)),
+        escape(&fit(subject, NAME)),
         escape(subject)
     );
 }

@@ -4,6 +4,7 @@
 //! those of a small screen, so that the letters stay legible when a phone shows the plot as wide as it is.
 
 mod bars;
+mod letters;
 mod lines;
 mod ruler;
 
