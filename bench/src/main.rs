@@ -1,5 +1,6 @@
 //! `penstock-bench`: measures gateways. See [`penstock_bench`] for what it is made of.
 
+use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("penstock-bench: {error:#}");
+            // The terminal may be what went.
+            let _ = writeln!(stderr(), "penstock-bench: {error:#}");
             ExitCode::FAILURE
         }
     }

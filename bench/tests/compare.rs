@@ -72,7 +72,7 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    for (signal, wait) in [("-INT", 500), ("-TERM", 4000)] {
+    for (signal, wait) in [("-INT", 500), ("-TERM", 4000), ("-HUP", 2500)] {
         let mut child =
             compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()).spawn().expect("penstock-bench starts");
         let pid = child.id();
@@ -117,8 +117,22 @@ fn a_subject_that_is_none_is_refused_with_the_names() {
 }
 
 fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
-    let mut command = Command::new(BENCH);
-    command.args(["compare", "--only", "kernel", "--only", "forwarder", "--seconds", "1", "--output"]).arg(output);
+    // Whatever the test was started with: SIGHUP is to end it.
+    let mut command = Command::new("env");
+    command
+        .args([
+            "--default-signal=HUP",
+            BENCH,
+            "compare",
+            "--only",
+            "kernel",
+            "--only",
+            "forwarder",
+            "--seconds",
+            "1",
+            "--output",
+        ])
+        .arg(output);
     command.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null());
     command.args(["--rounds", rounds]);
     command

@@ -1,11 +1,15 @@
 //! The pipeline as its users start it: the program with its own allocator, and the files that it writes.
 
-use std::process::{Command, Output};
+use std::io::Read;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use penstock_bench::report::{Report, json};
 
+const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
+
 fn pipeline(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-bench"));
+    let mut command = Command::new(BENCH);
     command.arg("pipeline").args(arguments).output().expect("it starts")
 }
 
@@ -77,4 +81,48 @@ fn what_makes_no_sense_is_refused() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains(sentence), "{wrong:?}: {said}");
     }
+}
+
+#[test]
+fn a_terminal_that_goes_ends_it_unless_it_was_told_to_go_on() {
+    let start = |how: &str| {
+        let mut command = Command::new("env");
+        command.args([how, BENCH, "pipeline", "--rounds", "1000", "--only", "64", "--seconds", "0.1"]);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        // Its first line says that it measures.
+        let mut byte = [0];
+        child.stderr.as_mut().expect("piped").read_exact(&mut byte).expect("a step");
+        child
+    };
+    let send = |child: &Child, signal: &str| {
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+        assert!(sent.expect("kill starts").success());
+    };
+    let mut child = start("--default-signal=HUP");
+    send(&child, "-HUP");
+    assert!(ends_within(&mut child, Duration::from_secs(10)), "it goes on");
+    // By itself, not by the signal.
+    assert_eq!(child.wait().expect("it ended").code(), Some(1));
+
+    let mut child = start("--ignore-signal=HUP");
+    send(&child, "-HUP");
+    assert!(!ends_within(&mut child, Duration::from_secs(1)), "it ended");
+    // Nobody reads any more what it says.
+    drop(child.stderr.take());
+    assert!(!ends_within(&mut child, Duration::from_secs(4)), "it ended");
+    send(&child, "-TERM");
+    assert!(ends_within(&mut child, Duration::from_secs(10)), "it goes on");
+    assert_eq!(child.wait().expect("it ended").code(), Some(1));
+}
+
+fn ends_within(child: &mut Child, time: Duration) -> bool {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        if child.try_wait().expect("own child").is_some() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
 }

@@ -1,8 +1,10 @@
 //! `penstock-bench report` on files.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use penstock_bench::report::{Better, Measure, Report, json};
 
@@ -40,7 +42,7 @@ fn a_report_is_shown_in_every_form() {
     assert!(String::from_utf8_lossy(&shown.stdout).contains("2.00"));
     assert!(report(&["show", &text(&file), "--html", &text(&html), "--csv", &text(&csv)], &[]).status.success());
     assert!(report(&["picture", &text(&file), "--svg", &text(&svg)], &[]).status.success());
-    for (file, holds) in [(&html, "<svg"), (&csv, "Gbit/s"), (&svg, "penstock-auto")] {
+    for (file, holds) in [(&html, "penstock-auto"), (&csv, "Gbit/s"), (&svg, "penstock-auto")] {
         assert!(fs::read_to_string(file).expect("written").contains(holds), "{}", file.display());
     }
 }
@@ -55,6 +57,42 @@ fn what_is_no_report_is_one_clear_sentence() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains(&text(&file)) && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn a_signal_ends_what_waits_for_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
+    for signal in ["INT", "TERM", "HUP"] {
+        // Whatever the test was started with.
+        let mut command = Command::new("env");
+        command.args([&format!("--default-signal={signal}"), BENCH, "report", "show"]).arg(&pipe);
+        let mut child = command.stdin(Stdio::null()).spawn().expect("penstock-bench starts");
+        let _writer = writer(&pipe);
+        let killed = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(killed.expect("kill starts").success());
+        let end = Instant::now() + Duration::from_secs(5);
+        while child.try_wait().expect("own child").is_none() {
+            if Instant::now() > end {
+                child.kill().expect("own child");
+                panic!("it goes on after SIG{signal}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Opens the other end of the pipe as soon as somebody has opened this one.
+fn writer(pipe: &Path) -> fs::File {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(pipe) {
+            Ok(file) => return file,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -1,6 +1,7 @@
 //! `penstock-bench compare`.
 
 use std::fs;
+use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -82,6 +83,6 @@ fn save(report: &Report, options: &Compare) -> anyhow::Result<()> {
     if let Some(file) = &options.results {
         write(file, markdown::render(report).as_bytes())?;
     }
-    eprintln!("the page: {}", page.display());
+    let _ = writeln!(stderr(), "the page: {}", page.display());
     Ok(())
 }

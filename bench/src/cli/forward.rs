@@ -32,7 +32,7 @@ pub(super) struct Forward {
     /// New Ethernet source of what goes from --to to --from
     #[arg(long, value_name = "MAC")]
     return_src_mac: Option<Mac>,
-    /// How long to forward; without it until SIGTERM or SIGINT
+    /// How long to forward; without it until SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
     /// Report as one line of JSON

@@ -9,6 +9,7 @@ mod report;
 mod sink;
 mod wire;
 
+use std::fs;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Measures gateways: generator, sink and crypto-free forwarder on AF_XDP
 #[derive(Parser)]
@@ -48,26 +50,36 @@ enum Command {
 impl Cli {
     /// Does what was asked for.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let stop = stop_flag()?;
         match self.command {
-            Command::Generate(options) => generate::run(&options, &stop),
-            Command::Sink(options) => sink::run(&options, &stop),
-            Command::Pipeline(options) => pipeline::run(&options, &stop),
-            Command::Forward(options) => forward::run(&options, &stop),
-            Command::Compare(options) => compare::run(&options, &stop),
-            Command::Wire(options) => wire::run(&options, &stop),
+            Command::Generate(options) => generate::run(&options, &*stop_flag()?),
+            Command::Sink(options) => sink::run(&options, &*stop_flag()?),
+            Command::Pipeline(options) => pipeline::run(&options, &*stop_flag()?),
+            Command::Forward(options) => forward::run(&options, &*stop_flag()?),
+            Command::Compare(options) => compare::run(&options, &*stop_flag()?),
+            Command::Wire(options) => wire::run(&options, &*stop_flag()?),
+            // It leaves nothing behind, so the signals may end it as they end any program.
             Command::Report(command) => return report::run(command),
         }
         .map(|()| ExitCode::SUCCESS)
     }
 }
 
+/// What is set when the measurement shall end: by SIGTERM, SIGINT, and SIGHUP, which comes when the terminal goes.
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    for signal in [SIGTERM, SIGINT].into_iter().chain(hangup) {
         signal_hook::flag::register(signal, stop.clone()).context("cannot catch signals")?;
     }
     Ok(stop)
+}
+
+/// Was this program started with the signal ignored, as `nohup` does?
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// Tells whoever started us, on standard error, that packets can come.

@@ -101,7 +101,8 @@ fn diff(options: &Diff) -> anyhow::Result<ExitCode> {
         Percent::Percent99 => Confidence::Percent99,
         Percent::Permille999 => Confidence::Permille999,
     };
-    let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, confidence);
+    let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, confidence)
+        .with_context(|| format!("{} and {}", options.old.display(), options.new.display()))?;
     print_text(&comparison.render())?;
     let failed = options.fail_if_slower && comparison.count(Verdict::Slower) > 0;
     Ok(if failed { ExitCode::from(SLOWER) } else { ExitCode::SUCCESS })

@@ -49,7 +49,7 @@ pub struct Options {
 /// Why something could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// SIGINT or SIGTERM.
+    /// SIGINT, SIGTERM or SIGHUP.
     #[error("stopped by a signal")]
     Stopped,
     /// A sentence.

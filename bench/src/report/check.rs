@@ -6,6 +6,8 @@ use super::{Axis, Curve, Measure, Report, Scale, VERSION};
 
 /// The most samples of a measure: a comparison looks at every pair of an old and a new one.
 pub const MOST_SAMPLES: usize = 1000;
+/// The most measures, curves, notes and lines of context each: what shows them looks through all of them for each.
+pub const MOST_ENTRIES: usize = 10_000;
 /// No quantity is larger: nanoseconds of thirty years.
 pub const MOST_VALUE: f64 = 1e18;
 
@@ -21,6 +23,9 @@ pub enum Invalid {
     /// More than anybody measures.
     #[error("{0} has more than {MOST_SAMPLES} samples")]
     TooMany(String),
+    /// More than anybody reads.
+    #[error("it has more than {MOST_ENTRIES} {0}")]
+    TooLong(&'static str),
     /// Neither finite nor of a sensible size.
     #[error("{0} has a value that is no number between -{MOST_VALUE:e} and {MOST_VALUE:e}")]
     Value(String),
@@ -43,6 +48,16 @@ impl Report {
     pub fn check(&self) -> Result<(), Invalid> {
         if self.version != VERSION {
             return Err(Invalid::Version(self.version));
+        }
+        let Report { context, measures, curves, notes, .. } = self;
+        let entries = [
+            ("lines of context", context.len()),
+            ("measures", measures.len()),
+            ("curves", curves.len()),
+            ("notes", notes.len()),
+        ];
+        if let Some((what, _)) = entries.into_iter().find(|(_, count)| *count > MOST_ENTRIES) {
+            return Err(Invalid::TooLong(what));
         }
         let mut seen = HashSet::new();
         for measure in &self.measures {
@@ -115,8 +130,10 @@ mod tests {
     #[test]
     fn what_breaks_a_promise_is_refused() {
         type Breach = fn(&mut Report);
-        let breaches: [(Breach, &str); 10] = [
+        let breaches: [(Breach, &str); 12] = [
             (|r| r.version = 2, "version 2"),
+            (|r| r.notes = vec![String::new(); MOST_ENTRIES + 1], "more than 10000 notes"),
+            (|r| r.context = vec![(String::new(), String::new()); MOST_ENTRIES + 1], "more than 10000 lines"),
             (|r| r.measures[0].samples.clear(), "no samples"),
             (|r| r.measures[0].samples = vec![1.0; MOST_SAMPLES + 1], "more than 1000"),
             (|r| r.measures[0].samples[1] = f64::NAN, "no number between"),

@@ -1,6 +1,6 @@
 //! How far a measurement is, on standard error: a bar on a terminal, elsewhere a line a step.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -40,8 +40,7 @@ impl Progress {
         }
         self.bar.set_message(what.to_owned());
         if !self.on_terminal {
-            let left = self.line();
-            eprintln!("{left}");
+            print(&self.line());
         }
     }
 
@@ -52,13 +51,18 @@ impl Progress {
 
     /// Says something that stays on the screen.
     pub fn say(&self, sentence: &str) {
-        self.bar.suspend(|| eprintln!("{sentence}"));
+        self.bar.suspend(|| print(sentence));
     }
 
     fn line(&self) -> String {
         let of = self.bar.length().unwrap_or(0);
         format!("{} of {of}: {}", self.bar.position() + 1, self.bar.message())
     }
+}
+
+/// The terminal may have gone, which must not end a measurement that is to go on.
+fn print(line: &str) {
+    let _ = writeln!(stderr(), "{line}");
 }
 
 impl Drop for Progress {

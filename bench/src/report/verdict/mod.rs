@@ -24,6 +24,9 @@ use super::{Better, Measure, Report, Spread, table};
 /// Lines of the context that differ between any two runs and say nothing.
 const ALWAYS_DIFFERENT: [&str; 3] = ["time", "load before (1, 5, 15 min)", "command line"];
 
+/// Pairs of samples that are looked at: some seconds' work.
+pub const MOST_PAIRS: usize = 100_000_000;
+
 /// What two reports say of each other.
 #[derive(Debug)]
 pub struct Comparison {
@@ -91,26 +94,59 @@ impl Verdict {
     }
 }
 
+/// Two reports have too many samples to look at every pair of an old and a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "comparing them means {0} pairs of an old and a new sample, and {MOST_PAIRS} are the most; 100 rounds are enough \
+     for any verdict"
+)]
+pub struct TooManyPairs(usize);
+
 /// Compares; `old` is what `new` is measured against.
-pub fn compare(old: &Report, new: &Report, confidence: Confidence) -> Comparison {
+///
+/// # Errors
+/// There are more than [`MOST_PAIRS`] pairs of samples.
+pub fn compare(old: &Report, new: &Report, confidence: Confidence) -> Result<Comparison, TooManyPairs> {
     let key = |measure: &Measure| (measure.subject.clone(), measure.quantity.clone(), measure.unit.clone());
     let mut olds: HashMap<_, &Measure> = old.measures.iter().map(|measure| (key(measure), measure)).collect();
+    let pairs = |measure: &Measure| measure.samples.len() * olds.get(&key(measure)).map_or(0, |old| old.samples.len());
+    let pairs = new.measures.iter().map(pairs).sum();
+    if pairs > MOST_PAIRS {
+        return Err(TooManyPairs(pairs));
+    }
+    let mut outside = Outside::new(confidence);
     let mut compared = Vec::new();
     let mut alone = Vec::new();
     for measure in &new.measures {
         match olds.remove(&key(measure)) {
-            Some(old) => compared.push(judge(old, measure, confidence)),
+            Some(old) => compared.push(judge(old, measure, &mut outside)),
             None => alone.push(format!("{}, {}: only in the new report", measure.subject, measure.quantity)),
         }
     }
     for measure in old.measures.iter().filter(|measure| olds.contains_key(&key(measure))) {
         alone.push(format!("{}, {}: only in the old report", measure.subject, measure.quantity));
     }
-    Comparison { confidence, compared, alone, surroundings: surroundings(old, new) }
+    Ok(Comparison { confidence, compared, alone, surroundings: surroundings(old, new) })
 }
 
-fn judge(old: &Measure, new: &Measure, confidence: Confidence) -> Compared {
-    let change = change(&old.samples, &new.samples, confidence);
+/// [`rank_sum::outside`] by the numbers of samples, which most measures have in common: counting is what takes long.
+struct Outside {
+    confidence: Confidence,
+    known: HashMap<(usize, usize), Option<usize>>,
+}
+
+impl Outside {
+    fn new(confidence: Confidence) -> Outside {
+        Outside { confidence, known: HashMap::new() }
+    }
+
+    fn of(&mut self, m: usize, n: usize) -> Option<usize> {
+        *self.known.entry((m, n)).or_insert_with(|| rank_sum::outside(m, n, self.confidence))
+    }
+}
+
+fn judge(old: &Measure, new: &Measure, outside: &mut Outside) -> Compared {
+    let change = change(&old.samples, &new.samples, outside);
     let verdict = match change {
         None => Verdict::NotEnoughRounds,
         Some(Change { is_ratio, low, high, .. }) => {
@@ -135,12 +171,12 @@ fn judge(old: &Measure, new: &Measure, confidence: Confidence) -> Compared {
 }
 
 /// `None` when there are too few samples for the confidence.
-fn change(old: &[f64], new: &[f64], confidence: Confidence) -> Option<Change> {
+fn change(old: &[f64], new: &[f64], outside: &mut Outside) -> Option<Change> {
+    let outside = outside.of(old.len(), new.len())?;
     let is_ratio = old.iter().chain(new).all(|sample| *sample > 0.0);
     let step: fn(f64, f64) -> f64 = if is_ratio { |new, old| new / old } else { |new, old| new - old };
     let mut steps: Vec<f64> = new.iter().flat_map(|new| old.iter().map(move |old| step(*new, *old))).collect();
-    steps.sort_by(f64::total_cmp);
-    let outside = rank_sum::outside(old.len(), new.len(), confidence)?;
+    steps.sort_unstable_by(f64::total_cmp);
     let [low, high] = [steps[outside], steps[steps.len() - 1 - outside]];
     Some(Change { is_ratio, estimate: Spread::of(&steps).median, low, high })
 }

@@ -32,7 +32,7 @@ fn verdict(old: &[f64], new: &[f64], better: Better, confidence: Confidence) -> 
         better,
         samples: samples.into(),
     };
-    judge(&measure(old), &measure(new), confidence).verdict
+    judge(&measure(old), &measure(new), &mut Outside::new(confidence)).verdict
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn the_interval_holds_the_true_ratio_as_often_as_promised() {
         .filter(|seed| {
             let mut noise = Noise(*seed);
             let (old, new) = (noise.samples(6, 100.0, 0.08), noise.samples(6, 130.0, 0.08));
-            let change = change(&old, &new, Confidence::Percent95).expect("enough rounds");
+            let change = change(&old, &new, &mut Outside::new(Confidence::Percent95)).expect("enough rounds");
             (change.low..=change.high).contains(&1.3)
         })
         .count();
@@ -112,7 +112,7 @@ fn what_only_one_report_has_and_where_they_were_made_is_said() {
     new.measures.remove(1);
     new.context[0].1 = "6.19.0".into();
     new.context.push(("NIC".into(), "\u{1b}[1mmlx5".into()));
-    let comparison = compare(&old, &new, Confidence::Percent95);
+    let comparison = compare(&old, &new, Confidence::Percent95).expect("few samples");
     assert_eq!(comparison.compared.len(), 4);
     assert_eq!(comparison.count(Verdict::NotEnoughRounds), 4);
     let text = comparison.render();
@@ -143,7 +143,7 @@ fn the_table_shows_the_change_and_its_interval() {
             ..Report::new("Comparison", vec![])
         }
     };
-    let text = compare(&report(1.0), &report(1.2), Confidence::Percent95).render();
+    let text = compare(&report(1.0), &report(1.2), Confidence::Percent95).expect("few samples").render();
     let expected = "\
                                       old   new   change       95 % interval
  TCP, 1 stream, Gbit/s  penstock auto  10.1  12.1  × 1.200  × 1.165 to × 1.236  faster
@@ -153,4 +153,17 @@ fn the_table_shows_the_change_and_its_interval() {
     let squeeze =
         |text: &str| text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
     assert_eq!(squeeze(&text), squeeze(expected));
+}
+
+#[test]
+fn more_pairs_than_seconds_are_refused() {
+    let report = |count: usize| {
+        let measure = |n| Measure::new("s", format!("q {n}"), "", Better::Higher, vec![1.0; 1000]);
+        Report { measures: (0..count).map(measure).collect(), ..Report::new("Large", vec![]) }
+    };
+    // A measure that only one of them has costs nothing.
+    let most = MOST_PAIRS / 1_000_000;
+    assert!(compare(&report(1), &report(most + 1), Confidence::Percent95).is_ok());
+    let refused = compare(&report(most + 1), &report(most + 1), Confidence::Percent95).expect_err("too many");
+    assert_eq!(refused, TooManyPairs(MOST_PAIRS + 1_000_000));
 }
