@@ -106,3 +106,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
         false => Err(refuse()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use penstock_bench::socket::SetupError;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let busy = || std::io::Error::from_raw_os_error(libc::EBUSY);
+        let bind = SetupError::Bind { interface: "eth0".into(), queue: 3, source: busy() };
+        for error in [bind, SetupError::Attach { interface: "eth0".into(), source: busy() }] {
+            let said = format!("{:#}", anyhow::Error::new(error));
+            assert_eq!(said.matches("resource busy").count(), 1, "{said}");
+            assert!(said.contains("another program or socket has it"), "{said}");
+        }
+    }
+}

@@ -23,7 +23,7 @@ pub enum ReadError {
     #[error("it is no report of penstock-bench")]
     Format(#[from] serde_json::Error),
     /// It is one that breaks a promise.
-    #[error("it is not a sound report: {0}")]
+    #[error("it is not a sound report")]
     Invalid(#[from] Invalid),
 }
 
@@ -87,13 +87,14 @@ mod tests {
     #[test]
     fn what_is_no_report_is_refused() {
         let text = write(&sample::report()).expect("sound");
-        let refused = |text: &str| parse(text.as_bytes()).expect_err("refused").to_string();
+        let refused = |text: &str| format!("{:#}", anyhow::Error::new(parse(text.as_bytes()).expect_err("refused")));
         assert!(refused("").contains("no report of"));
         assert!(refused(&text.replace("\"Notes\"", "\"Nodes\"")).contains("no report of"));
         assert!(refused(&text.replace("11.9", "1e999")).contains("no report of"));
         assert!(refused(&text.replace("11.9", "null")).contains("no report of"));
         assert!(refused(&text.replace("11.9", "-1e300")).contains("not a sound report"));
-        assert!(refused(&text.replace("\"Version\":1", "\"Version\":2")).contains("version 2"));
+        let old = refused(&text.replace("\"Version\":1", "\"Version\":2"));
+        assert_eq!(old.matches("version 2").count(), 1, "{old}");
         assert!(refused(&" ".repeat(MOST_BYTES + 1)).contains("larger than"));
     }
 

@@ -36,7 +36,8 @@ const TX_BUDGET: u32 = 512;
 /// Every packet on its way through copy mode is charged to the socket's send buffer.
 const SEND_BUFFER: i32 = 64 << 20;
 
-/// Why a socket could not be set up.
+/// Why a socket could not be set up. The texts explain what the kernel said, so it is no source of theirs (`r#source`):
+/// whoever prints the chain would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// There is no such interface in this network namespace.
@@ -51,7 +52,7 @@ pub enum SetupError {
         /// The interface.
         interface: String,
         /// What the kernel said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The socket could not be bound.
     #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {}", explain(source))]
@@ -61,7 +62,7 @@ pub enum SetupError {
         /// Its queue.
         queue: u32,
         /// What the kernel said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

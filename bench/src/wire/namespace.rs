@@ -61,7 +61,7 @@ impl Namespace {
         let thread = std::thread::spawn(|| {
             // SAFETY: only the network namespace of this thread changes, which ends here; no memory or
             // descriptor is touched.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(privileged)?;
             Namespace::own()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -71,7 +71,8 @@ impl Namespace {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                rustix::thread::move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))?;
+                rustix::thread::move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(privileged)?;
                 Ok(work())
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -102,6 +103,18 @@ impl Namespace {
     /// A path under which other processes find it, as long as this one lives.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
+    }
+}
+
+/// Says what is missing where the kernel only says no.
+fn privileged(error: rustix::io::Errno) -> io::Error {
+    match error {
+        rustix::io::Errno::PERM => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "network namespaces are for root: run as root or with CAP_SYS_ADMIN, and AF_XDP needs CAP_NET_RAW, \
+             CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK",
+        ),
+        other => other.into(),
     }
 }
 
