@@ -110,6 +110,15 @@ fn what_a_killed_run_left_goes_with_the_next() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_costs_no_measurement() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("report.csv")).expect("a folder");
+    let output = compare(folder.path(), folder.path(), "50").output().expect("penstock-bench starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cannot write") && said.contains("report.csv"), "{said}");
+}
+
+#[test]
 fn a_subject_that_is_none_is_refused_with_the_names() {
     let output = Command::new(BENCH).args(["compare", "--only", "openvpn"]).output().expect("penstock-bench starts");
     let said = String::from_utf8_lossy(&output.stderr);

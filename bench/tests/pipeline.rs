@@ -84,6 +84,23 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_costs_no_measurement() {
+    // Before it, if that is known then.
+    let long = ["--rounds", "1000", "--seconds", "3"];
+    for option in ["--output", "--csv", "--html"] {
+        let refused = pipeline(&[&long[..], &[option, "/no/such/folder/x"]].concat());
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(option) && said.contains("No such file"), "{said}");
+    }
+    // With its figures, if not: /dev/full can be opened.
+    let short = ["--rounds", "1", "--seconds", "0.005", "--only", "64"];
+    let failed = pipeline(&[&short[..], &["--output", "/dev/full"]].concat());
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(!failed.status.success() && said.contains("cannot write /dev/full"), "{said}");
+    assert!(String::from_utf8_lossy(&failed.stdout).contains("time at 64 B"));
+}
+
+#[test]
 fn a_terminal_that_goes_ends_it_unless_it_was_told_to_go_on() {
     let start = |how: &str| {
         let mut command = Command::new("env");

@@ -11,13 +11,17 @@ use clap::Args;
 use penstock_bench::compare::{self, Options, Subject, markdown, subject};
 use penstock_bench::report::{Report, html, json, table};
 
-use super::output::{rows, write};
+use super::output::{rows, try_to_write, writable, write};
 use super::print_text;
 
 /// More would take days.
 const MOST_ROUNDS: i64 = 100;
 /// Longer than this nothing new is learned.
 const MOST_SECONDS: i64 = 600;
+/// The files of a comparison, in the folder that is asked for.
+const JSON: &str = "report.json";
+const CSV: &str = "report.csv";
+const PAGE: &str = "report.html";
 
 #[derive(Args)]
 pub(super) struct Compare {
@@ -37,7 +41,7 @@ pub(super) struct Compare {
     #[arg(long, value_name = "DIR", default_value = "penstock-compare")]
     output: PathBuf,
     /// Write the tables as Markdown here too
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = writable())]
     results: Option<PathBuf>,
     /// A line about the machine or the build for the report: "instance=c7gn.large"; may be repeated
     #[arg(long, value_name = "NAME=TEXT", value_parser = label)]
@@ -53,6 +57,10 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
     let chosen = |subject: &&'static Subject| options.only.is_empty() || options.only.iter().any(|n| n == subject.name);
     // Before an hour of measuring, not after it.
     fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
+    for name in [JSON, CSV, PAGE] {
+        let file = options.output.join(name);
+        try_to_write(&file).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     let mut report = compare::run(
         &Options {
             subjects: subject::ALL.iter().filter(chosen).collect(),
@@ -66,8 +74,9 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
     )?;
     report.context.extend(options.label.iter().cloned());
     // The files first: whoever reads the tables may have gone.
-    save(&report, options)?;
-    print_text(&table::render(&report))
+    let saved = save(&report, options);
+    print_text(&table::render(&report))?;
+    saved
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -76,9 +85,9 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 fn save(report: &Report, options: &Compare) -> anyhow::Result<()> {
-    let page = options.output.join("report.html");
-    write(&options.output.join("report.json"), json::write(report)?.as_bytes())?;
-    write(&options.output.join("report.csv"), &rows(report)?)?;
+    let page = options.output.join(PAGE);
+    write(&options.output.join(JSON), json::write(report)?.as_bytes())?;
+    write(&options.output.join(CSV), &rows(report)?)?;
     write(&page, html::render(report).as_bytes())?;
     if let Some(file) = &options.results {
         write(file, markdown::render(report).as_bytes())?;
