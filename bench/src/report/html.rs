@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
-use super::text::{escape, figure};
-use super::{Measure, Plot, Quantity, Report, plot};
+use super::text::{escape, figure, percentile};
+use super::{Curve, Measure, Plot, Quantity, Report, Scale, plot};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#f6f8fa;--card:#fff;--ink:#1d2733;--faint:#5b6876;--edge:#dde3ea;--accent:#0b7285}\
@@ -125,13 +125,17 @@ fn figures(measure: &Measure) -> String {
 
 /// Curves may have hundreds of points: the table has the ends and the middle, the CSV has all.
 fn curves(plot: &Plot<'_>) -> String {
-    let point = |(x, y): (f64, f64)| format!("<td>{} → {}</td>", figure(x), figure(y));
+    let x = |curve: &Curve, x: f64| match curve.x.scale {
+        Scale::Percentile => percentile(x),
+        Scale::Linear | Scale::Logarithmic => figure(x),
+    };
     let rows: String = plot
         .curves
         .iter()
         .map(|curve| {
             let [first, middle, last] = [0, (curve.points.len() - 1) / 2, curve.points.len() - 1];
-            let points = [first, middle, last].map(|n| point(curve.points[n])).concat();
+            let points = [first, middle, last].map(|n| curve.points[n]);
+            let points = points.map(|point| format!("<td>{} → {}</td>", x(curve, point.0), figure(point.1))).concat();
             format!("<tr><td>{}</td>{points}</tr>\n", escape(&curve.subject))
         })
         .collect();
@@ -194,6 +198,14 @@ mod tests {
         assert_eq!(page.matches('<').count(), before, "as many tags as without them");
         assert!(!page.contains("<script") && !page.contains("onerror='") && !page.contains('\u{202e}'));
         assert!(page.contains("&lt;script&gt;"));
+    }
+
+    #[test]
+    fn the_last_percentile_is_not_rounded_to_the_maximum() {
+        let mut report = sample::report();
+        report.curves[0].points = vec![(0.0, 60.0), (99.0, 90.0), (99.98, 119_407.0)];
+        let row = "<td>kernel</td><td>0 → 60.0</td><td>99 → 90.0</td><td>99.98 → 119407</td>";
+        assert!(render(&report).contains(row));
     }
 
     #[test]

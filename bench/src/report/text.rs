@@ -15,6 +15,14 @@ pub fn figure(value: f64) -> String {
     }
 }
 
+/// A percentile, from 0 to 100, with as many digits as tell it from 100 and from its neighbours: "50", "99.98".
+pub fn percentile(value: f64) -> String {
+    // Digits behind the point until one is not 9; the largest number below 100 needs 14 in all.
+    let nines = (-(100.0 - value).log10()).clamp(0.0, 13.0).ceil();
+    let written = format!("{value:.*}", nines as usize + 1);
+    written.trim_end_matches('0').trim_end_matches('.').into()
+}
+
 /// A text without what steers a terminal or turns the direction of writing.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
@@ -55,6 +63,13 @@ mod tests {
         let expected =
             ["0", "11.9", "0.232", "197", "123457", "1.00", "0.0123", "-2.50", "10.00", "2.00e-7", "3.00e12"];
         assert_eq!(shown.map(figure), expected);
+    }
+
+    #[test]
+    fn no_percentile_but_the_last_is_100() {
+        let shown = [0.0, 10.0, 25.04, 99.0, 99.9, 99.98, 99.994_3, 99.999_999, 100.0].map(percentile);
+        assert_eq!(shown, ["0", "10", "25", "99", "99.9", "99.98", "99.9943", "99.999999", "100"]);
+        assert_ne!(percentile(100.0_f64.next_down()), "100");
     }
 
     #[test]

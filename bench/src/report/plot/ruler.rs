@@ -66,58 +66,66 @@ impl Ruler {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 
-    /// Places and what stands there.
+    /// Places and what stands there, all written alike.
     pub fn ticks(&self) -> Vec<(f64, String)> {
         let place = |transformed: f64| (transformed - self.low) / (self.high - self.low);
         // Never many, however odd the values.
         let count = ((self.high - self.low) / self.step + EPSILON).floor().min(4.0 * TICKS) as usize;
-        let mut ticks: Vec<(f64, String)> = (0..=count)
-            .map(|n| self.low + n as f64 * self.step)
-            .map(|transformed| (place(transformed), self.label(transformed)))
-            .collect();
-        match self.scale {
-            Scale::Percentile if self.to_the_maximum => {
-                // The label of the last percentile would touch it otherwise.
-                ticks.retain(|(place, _)| *place < 0.86);
-                ticks.push((1.0, "max".into()));
+        let mut values: Vec<f64> = (0..=count).map(|n| self.low + n as f64 * self.step).collect();
+        if self.scale == Scale::Logarithmic && self.high - self.low <= 2.0 {
+            for decade in 0..(self.high - self.low) as i32 {
+                values.extend([2.0_f64, 5.0].map(|factor| self.low + f64::from(decade) + factor.log10()));
             }
-            Scale::Logarithmic if self.high - self.low <= 2.0 => {
-                for decade in 0..(self.high - self.low) as i32 {
-                    for factor in [2.0_f64, 5.0] {
-                        let transformed = self.low + f64::from(decade) + factor.log10();
-                        ticks.push((place(transformed), self.label(transformed)));
-                    }
-                }
-            }
-            _ => {}
+        }
+        let labels = match self.scale {
+            Scale::Linear => self.linear_labels(&values),
+            Scale::Logarithmic => logarithmic_labels(&values),
+            Scale::Percentile => values.iter().map(|value| percentile_label(*value)).collect(),
+        };
+        let mut ticks: Vec<(f64, String)> = values.into_iter().map(place).zip(labels).collect();
+        if self.to_the_maximum {
+            // The label of the last percentile would touch it otherwise.
+            ticks.retain(|(place, _)| *place < 0.86);
+            ticks.push((1.0, "max".into()));
         }
         ticks
     }
 
-    fn label(&self, transformed: f64) -> String {
-        match self.scale {
-            Scale::Linear => {
-                let decimals = (-(self.step.log10() + EPSILON).floor()).max(0.0) as usize;
-                // No "-0".
-                let value = if transformed.abs() < self.step / 2.0 { 0.0 } else { transformed };
-                number(value, decimals)
-            }
-            Scale::Logarithmic => {
-                let decimals = (-(transformed + EPSILON).floor()).max(0.0) as usize;
-                number(10_f64.powf(transformed), decimals)
-            }
-            Scale::Percentile => {
-                let decimals = (transformed - 2.0).max(0.0).round() as usize;
-                format!("{:.decimals$}", 100.0 - 100.0 / 10_f64.powf(transformed))
-            }
-        }
+    fn linear_labels(&self, values: &[f64]) -> Vec<String> {
+        let decimals = (-(self.step.log10() + EPSILON).floor()).max(0.0) as usize;
+        // No "-0".
+        let values = values.iter().map(|value| if value.abs() < self.step / 2.0 { 0.0 } else { *value });
+        let values: Vec<(f64, usize)> = values.map(|value| (value, decimals)).collect();
+        numbers(&values)
     }
 }
 
-/// A tick's value; what would be too wide is written with an exponent.
-fn number(value: f64, decimals: usize) -> String {
-    if decimals <= 5 && value.abs() < 1e5 {
-        return format!("{value:.decimals$}");
+fn logarithmic_labels(values: &[f64]) -> Vec<String> {
+    let decimals = |value: f64| (-(value + EPSILON).floor()).max(0.0) as usize;
+    let values: Vec<(f64, usize)> = values.iter().map(|value| (10_f64.powf(*value), decimals(*value))).collect();
+    numbers(&values)
+}
+
+fn percentile_label(value: f64) -> String {
+    let decimals = (value - 2.0).max(0.0).round() as usize;
+    format!("{:.decimals$}", 100.0 - 100.0 / 10_f64.powf(value))
+}
+
+/// Values with their decimals; if one of them would be too wide, all are written with an exponent.
+fn numbers(values: &[(f64, usize)]) -> Vec<String> {
+    let is_narrow = |(value, decimals): &(f64, usize)| *decimals <= 5 && value.abs() < 1e5;
+    let all_narrow = values.iter().all(is_narrow);
+    let written = |(value, decimals): &(f64, usize)| match all_narrow {
+        true => format!("{value:.decimals$}"),
+        false => with_exponent(*value),
+    };
+    values.iter().map(written).collect()
+}
+
+/// "1.5e6"; 0 is 0.
+fn with_exponent(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
     }
     let written = format!("{value:.2e}");
     let (digits, power) = written.split_once('e').unwrap_or((&written, "0"));
@@ -162,12 +170,14 @@ mod tests {
         assert_eq!(labels(&[110.0, 190.0], Scale::Linear, false), ["100", "120", "140", "160", "180", "200"]);
         assert_eq!(labels(&[-3.0, 2.0], Scale::Linear, true), ["-3", "-2", "-1", "0", "1", "2"]);
         assert_eq!(labels(&[2.5e6], Scale::Linear, true), ["0", "5e5", "1e6", "1.5e6", "2e6", "2.5e6"]);
+        assert_eq!(labels(&[119_407.0], Scale::Linear, true), ["0", "5e4", "1e5", "1.5e5"]);
         assert_eq!(labels(&[0.0], Scale::Linear, true), ["0.0", "0.2"]);
     }
 
     #[test]
     fn logarithmic_ticks_are_decades() {
-        assert_eq!(labels(&[20.0, 90_000.0], Scale::Logarithmic, false), ["10", "100", "1000", "10000", "1e5"]);
+        assert_eq!(labels(&[20.0, 90_000.0], Scale::Logarithmic, false), ["1e1", "1e2", "1e3", "1e4", "1e5"]);
+        assert_eq!(labels(&[20.0, 9_000.0], Scale::Logarithmic, false), ["10", "100", "1000", "10000"]);
         assert_eq!(labels(&[0.2, 0.7], Scale::Logarithmic, false), ["0.1", "1", "0.2", "0.5"]);
     }
 
