@@ -98,13 +98,7 @@ fn writer(pipe: &Path) -> fs::File {
 
 fn file(folder: &Path, name: &str, samples: &[f64]) -> PathBuf {
     let mut report = Report::new("Comparison", vec![]);
-    report.measures.push(Measure {
-        subject: "penstock-auto".into(),
-        quantity: "TCP, 1 stream".into(),
-        unit: "Gbit/s".into(),
-        better: Better::Higher,
-        samples: samples.into(),
-    });
+    report.measures.push(Measure::new("penstock-auto", "TCP, 1 stream", "Gbit/s", Better::Higher, samples.into()));
     let path = folder.join(format!("{name}.json"));
     fs::write(&path, json::write(&report).expect("sound")).expect("written");
     path

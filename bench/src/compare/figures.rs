@@ -77,8 +77,7 @@ impl Figures {
         for quantity in ALL {
             let measured = subjects.iter().filter_map(|subject| {
                 let samples = self.rounds.get(&(subject.name, quantity.name))?;
-                let samples = samples.iter().map(|(_, value)| *value).collect();
-                Some(Measure::new(subject.name, quantity.name, quantity.unit, quantity.better, samples))
+                Some(measure(subject, quantity.name.into(), quantity.unit, quantity.better, samples))
             });
             report.measures.extend(measured);
         }
@@ -88,7 +87,7 @@ impl Figures {
             let ratios = subjects.iter().filter(|subject| subject.name != ceiling).filter_map(|subject| {
                 let samples = self.ratios(subject, quantity, ceiling);
                 let name = name.clone().filter(|_| !samples.is_empty())?;
-                Some(Measure::new(subject.name, name, "", quantity.better, samples))
+                Some(measure(subject, name, "", quantity.better, &samples))
             });
             report.measures.extend(ratios);
         }
@@ -97,10 +96,10 @@ impl Figures {
     }
 
     /// Each round's ratio, so that a slow minute slows both.
-    fn ratios(&self, subject: &Subject, quantity: &Quantity, ceiling: &'static str) -> Vec<f64> {
+    fn ratios(&self, subject: &Subject, quantity: &Quantity, ceiling: &'static str) -> Vec<(usize, f64)> {
         let of = |name: &'static str| self.rounds.get(&(name, quantity.name)).map_or(&[][..], Vec::as_slice);
         let ceilings: HashMap<usize, f64> = of(ceiling).iter().copied().filter(|(_, value)| *value > 0.0).collect();
-        of(subject.name).iter().filter_map(|(round, value)| Some(value / ceilings.get(round)?)).collect()
+        of(subject.name).iter().filter_map(|(round, value)| Some((*round, value / ceilings.get(round)?))).collect()
     }
 
     /// At each percentile that all rounds have, the median of the rounds.
@@ -125,6 +124,12 @@ impl Figures {
         let points = sorted.iter().enumerate().map(|(n, time)| (100.0 * n as f64 / of, *time)).collect();
         Some(curve(subject, PING.name, "round trip", points))
     }
+}
+
+/// A measure of samples with their rounds, which count from 0 here.
+fn measure(subject: &Subject, quantity: String, unit: &str, better: Better, samples: &[(usize, f64)]) -> Measure {
+    let (rounds, samples) = samples.iter().map(|(round, value)| (round + 1, *value)).unzip();
+    Measure::new(subject.name, quantity, unit, better, samples).of_rounds(rounds)
 }
 
 fn curve(subject: &Subject, quantity: &str, label: &str, points: Vec<(f64, f64)>) -> Curve {
@@ -166,6 +171,8 @@ mod tests {
         assert_eq!(report.samples("wireguard-go", "TCP, 1 stream"), Some(&[4.0, 2.0, 7.0][..]));
         assert_eq!(report.samples("wireguard-go", "TCP, 1 stream, of kernel"), Some(&[0.4, 0.4][..]));
         assert_eq!(report.samples("kernel", "TCP, 1 stream, of kernel"), None);
+        let rounds = |n: usize| report.measures[n].by_round().map(|(round, _)| round).collect::<Vec<_>>();
+        assert_eq!([rounds(0), rounds(1), rounds(2)], [vec![1, 2, 4], vec![1, 2, 3], vec![1, 2]]);
         assert_eq!(report.curves[0].points, [(0.0, 10.0), (25.0, 20.0), (50.0, 30.0), (75.0, 40.0)]);
     }
 

@@ -32,6 +32,9 @@ pub enum Invalid {
     /// The same subject and quantity twice.
     #[error("{0} is there twice")]
     Twice(String),
+    /// Samples of no round, or of two.
+    #[error("{0} has rounds that are not one a sample, rising from 1 at the least")]
+    Rounds(String),
     /// The points of a curve are out of order.
     #[error("{0} has points whose x falls")]
     Order(String),
@@ -80,6 +83,12 @@ impl Measure {
             [] => Err(Invalid::Empty(self.name())),
             samples if samples.len() > MOST_SAMPLES => Err(Invalid::TooMany(self.name())),
             samples if !samples.iter().all(|sample| is_sensible(*sample)) => Err(Invalid::Value(self.name())),
+            samples if !self.rounds.is_empty() && self.rounds.len() != samples.len() => {
+                Err(Invalid::Rounds(self.name()))
+            }
+            _ if self.rounds.first() == Some(&0) || !self.rounds.is_sorted_by(|a, b| a < b) => {
+                Err(Invalid::Rounds(self.name()))
+            }
             _ => Ok(()),
         }
     }
@@ -130,7 +139,7 @@ mod tests {
     #[test]
     fn what_breaks_a_promise_is_refused() {
         type Breach = fn(&mut Report);
-        let breaches: [(Breach, &str); 12] = [
+        let breaches: [(Breach, &str); 15] = [
             (|r| r.version = 2, "version 2"),
             (|r| r.notes = vec![String::new(); MOST_ENTRIES + 1], "more than 10000 notes"),
             (|r| r.context = vec![(String::new(), String::new()); MOST_ENTRIES + 1], "more than 10000 lines"),
@@ -138,6 +147,9 @@ mod tests {
             (|r| r.measures[0].samples = vec![1.0; MOST_SAMPLES + 1], "more than 1000"),
             (|r| r.measures[0].samples[1] = f64::NAN, "no number between"),
             (|r| r.measures[0].samples[1] = 1e19, "no number between"),
+            (|r| r.measures[0].rounds = vec![1, 2], "one a sample"),
+            (|r| r.measures[0].rounds = vec![1, 3, 3], "one a sample"),
+            (|r| r.measures[0].rounds = vec![0, 1, 2], "one a sample"),
             (|r| r.measures[2] = r.measures[0].clone(), "there twice"),
             (|r| r.curves[0].points[2].0 = 10.0, "whose x falls"),
             (|r| r.curves[0].points[5].0 = 100.1, "axis \"percentile\""),

@@ -5,7 +5,7 @@
 //! sample,kernel,"TCP, 1 stream",Gbit/s,higher,1,,11.9
 //! point,kernel,Latency,µs,,,99.9,700
 //! ```
-//! Rounds count from 1. What stood around the measurement are rows of the kind `context`, with the name in the
+//! Rounds count from 1; one in which nothing was measured has no row. What stood around the measurement are rows of the kind `context`, with the name in the
 //! column `quantity` and the text in `subject`; notes are rows of the kind `note`.
 
 use std::io;
@@ -32,8 +32,8 @@ pub fn write(report: &Report, into: impl io::Write) -> io::Result<()> {
             Better::Higher => "higher",
             Better::Lower => "lower",
         };
-        for (round, sample) in measure.samples.iter().enumerate() {
-            let (round, sample) = ((round + 1).to_string(), sample.to_string());
+        for (round, sample) in measure.by_round() {
+            let (round, sample) = (round.to_string(), sample.to_string());
             let [subject, quantity, unit] = [&measure.subject, &measure.quantity, &measure.unit];
             rows.write_record(["sample", subject, quantity, unit, better, &round, "", &sample])?;
         }
@@ -56,6 +56,7 @@ mod tests {
     fn every_sample_and_every_text_reads_back() {
         let mut report = sample::report();
         report.measures[0].subject = "a \"quoted\", comma\nand line".into();
+        report.measures[1].rounds = vec![1, 3, 4];
         let mut written = Vec::new();
         write(&report, &mut written).expect("memory");
         let mut rows = csv::Reader::from_reader(&written[..]);
@@ -67,6 +68,7 @@ mod tests {
         assert_eq!(&samples[1][1], "a \"quoted\", comma\nand line");
         assert_eq!((&samples[1][2], &samples[1][3]), ("TCP, 1 stream", "Gbit/s"));
         assert_eq!((&samples[1][5], samples[1][7].parse()), ("2", Ok(8.83)));
+        assert_eq!((&samples[4][5], samples[4][7].parse()), ("3", Ok(60.0)), "round 2 failed");
         assert_eq!(of_kind("point").len(), report.curves.iter().map(|c| c.points.len()).sum::<usize>());
         assert_eq!((of_kind("context").len(), of_kind("note").len()), (2, 1));
     }

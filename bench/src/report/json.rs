@@ -73,7 +73,9 @@ mod tests {
         let mut report = sample::report();
         // Whose digits a quick parser rounds away.
         report.measures[0].samples = (1..1000).map(|n| 1.0 / f64::from(n)).collect();
+        report.measures[1].rounds = vec![1, 2, 4];
         let text = write(&report).expect("sound");
+        assert_eq!(text.matches("\"Rounds\"").count(), 1, "only where one is missing");
         assert_eq!(parse(text.as_bytes()).expect("a report"), report);
     }
 

@@ -53,6 +53,9 @@ pub struct Measure {
     pub better: Better,
     /// Every sample, in the order of the rounds. Never empty, all finite.
     pub samples: Vec<f64>,
+    /// The round of each sample, from 1. Empty if no round is missing: then they are those from 1 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<usize>,
 }
 
 /// Which way a quantity is better.
@@ -194,7 +197,21 @@ impl Measure {
         better: Better,
         samples: Vec<f64>,
     ) -> Measure {
-        Measure { subject: subject.into(), quantity: quantity.into(), unit: unit.into(), better, samples }
+        let (subject, quantity, unit) = (subject.into(), quantity.into(), unit.into());
+        Measure { subject, quantity, unit, better, samples, rounds: Vec::new() }
+    }
+
+    /// The same, of these rounds, counted from 1: one a sample.
+    #[must_use]
+    pub fn of_rounds(self, rounds: Vec<usize>) -> Measure {
+        let rounds = if rounds.iter().copied().eq(1..=rounds.len()) { Vec::new() } else { rounds };
+        Measure { rounds, ..self }
+    }
+
+    /// Round and value of each sample.
+    pub fn by_round(&self) -> impl Iterator<Item = (usize, f64)> {
+        let round = |n| self.rounds.get(n).copied().unwrap_or(n + 1);
+        self.samples.iter().enumerate().map(move |(n, sample)| (round(n), *sample))
     }
 
     /// The middle of the samples, and how far they spread.

@@ -25,13 +25,7 @@ impl Noise {
 }
 
 fn verdict(old: &[f64], new: &[f64], better: Better, confidence: Confidence) -> Verdict {
-    let measure = |samples: &[f64]| Measure {
-        subject: "s".into(),
-        quantity: "q".into(),
-        unit: String::new(),
-        better,
-        samples: samples.into(),
-    };
+    let measure = |samples: &[f64]| Measure::new("s", "q", "", better, samples.into());
     judge(&measure(old), &measure(new), &mut Outside::new(confidence)).verdict
 }
 
@@ -133,13 +127,7 @@ fn the_table_shows_the_change_and_its_interval() {
     let report = |factor: f64| {
         let samples = [10.0, 10.2, 9.9, 10.1].map(|sample| sample * factor).to_vec();
         Report {
-            measures: vec![Measure {
-                subject: "penstock auto".into(),
-                quantity: "TCP, 1 stream".into(),
-                unit: "Gbit/s".into(),
-                better: Better::Higher,
-                samples,
-            }],
+            measures: vec![Measure::new("penstock auto", "TCP, 1 stream", "Gbit/s", Better::Higher, samples)],
             ..Report::new("Comparison", vec![])
         }
     };
