@@ -49,6 +49,9 @@ fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
         ["forwarder", "kernel"].map(|subject| report.samples(subject, "TCP, 1 stream").expect("measured")[0]);
     assert_eq!(ratio, forwarder / kernel);
     assert!(report.context.contains(&("place".into(), "<a lab>".into())));
+    let told = |name: &str| &report.context.iter().find(|(found, _)| found == name).expect(name).1;
+    assert_eq!(told("forwarder bound"), "lan: native XDP, copy; wan: native XDP, copy");
+    assert!(told("links").starts_with("veth") && told("links").ends_with("MTU 1500"), "{}", told("links"));
 
     let mut rows = csv::Reader::from_path(output.join("report.csv")).expect("a table");
     let samples: Vec<csv::StringRecord> =

@@ -49,6 +49,12 @@ impl Process {
         read(&self.output)
     }
 
+    /// The first line of its outputs that begins like this, without the beginning.
+    pub(super) fn line(&self, beginning: &str) -> Option<String> {
+        let text = read(&self.errors) + &self.printed();
+        text.lines().find_map(|line| line.strip_prefix(beginning)).map(Into::into)
+    }
+
     /// What it has complained of, or else printed: the end of it.
     pub(super) fn complaint(&self) -> String {
         let errors = read(&self.errors);

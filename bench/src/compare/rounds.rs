@@ -74,11 +74,12 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         figures: Figures::default(),
         said: vec![],
         bound: BTreeMap::new(),
+        links: None,
     };
     for round in 0..options.rounds {
         run.round(round, &names)?;
     }
-    report.context.extend(surroundings(options));
+    report.context.extend(surroundings(options, run.links.as_deref().unwrap_or("unknown")));
     report.context.extend(names.iter().map(|subject| (format!("{} is", subject.name), subject.about.into())));
     for version in subjects.into_iter().filter_map(|(_, version)| version) {
         if !report.context.contains(&version) {
@@ -104,6 +105,8 @@ struct Run<'a> {
     said: Vec<String>,
     /// By subject, what it really bound.
     bound: BTreeMap<&'static str, String>,
+    /// What the kernel says of the links.
+    links: Option<String>,
 }
 
 impl Run<'_> {
@@ -130,6 +133,7 @@ impl Run<'_> {
     /// Measures one subject in namespaces of its own. Only a signal is an error.
     fn subject(&mut self, round: usize, subject: &'static Subject, idle_load: Option<f64>) -> Result<()> {
         let topology = Topology::new(self.folder, self.options.pin)?;
+        self.links.get_or_insert_with(|| topology.describe_links());
         let mut running = match subject.start(&topology, self.options, self.stop) {
             Ok(running) => running,
             Err(Error::Stopped) => return Err(Error::Stopped),
@@ -188,14 +192,14 @@ fn look_around(options: &Options) -> Result<()> {
     }
 }
 
-fn surroundings(options: &Options) -> Vec<(String, String)> {
+fn surroundings(options: &Options, links: &str) -> Vec<(String, String)> {
     let line = |name: &str, text: &str| (name.to_owned(), text.to_owned());
     let iperf3 = context::version(Path::new("iperf3"), &["--version"]).unwrap_or("version unknown".into());
     let seconds = options.duration.as_secs();
     vec![
         line("rounds", &format!("{} interleaved, {seconds} s a measurement", options.rounds)),
         line("topology", "4 network namespaces (host, gateway, gateway, host)"),
-        line("links", "driver veth, 1 queue, MTU 1500"),
+        line("links", links),
         line("gateways", if options.pin { "A on core 0, B on core 1" } else { "placed by the scheduler" }),
         line("iperf3", &iperf3),
     ]

@@ -180,9 +180,14 @@ impl Subject {
         }
     }
 
-    /// What Penstock really bound, as it says itself: "lan xdp native, wan udp".
+    /// What Penstock and the forwarder really bound on the first gateway, as they say themselves: "lan xdp native,
+    /// wan udp".
     pub(super) fn bound(&self, topology: &Topology, running: &Running, options: &Options) -> Option<String> {
-        let Kind::Penstock { .. } = self.kind else { return None };
+        match self.kind {
+            Kind::Penstock { .. } => {}
+            Kind::Forwarder => return Some(running.processes.first()?.line(READY)?.trim_end_matches(')').into()),
+            _ => return None,
+        }
         let (program, profile) = (options.penstock.to_str()?, topology.file(Side::A, "profile"));
         let words = [program, "status", "--json", "--profile", profile.to_str()?];
         let status: Value = serde_json::from_str(&beside(running.processes.first()?, &words).ok()?).ok()?;

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::process::{self, Process};
 use super::{Result, io_error};
+use crate::report::context;
 
 /// Namespaces and the folder of files are called PREFIX, process id of the run, name.
 const PREFIX: &str = "penstock-compare-";
@@ -99,6 +100,13 @@ impl Topology {
 
     pub(super) fn gateway(&self, side: Side) -> &Namespace {
         &self.gateways[side.index()]
+    }
+
+    /// What the kernel says of the links: they are all alike.
+    pub(super) fn describe_links(&self) -> String {
+        let gateway = crate::wire::Namespace::named(&self.gateway(Side::A).0);
+        let described = gateway.and_then(|gateway| gateway.enter(|| context::interface("wan").1));
+        described.unwrap_or_else(|error| format!("unknown: {error}"))
     }
 
     /// AF_XDP sees a local stack's packets before their checksums are filled in, unless that is switched off.

@@ -36,7 +36,7 @@ struct Channels {
     combined: u32,
 }
 
-/// "mlx5_core 6.18.0, firmware 16.35, bus 0000:01:00.0, queues: 4 combined".
+/// "mlx5_core 6.18.0, firmware 16.35, bus 0000:01:00.0, queues: 4 combined, MTU 1500".
 pub fn describe(interface: &str) -> io::Result<String> {
     let mut info = DriverInfo {
         command: ETHTOOL_GDRVINFO,
@@ -65,6 +65,7 @@ pub fn describe(interface: &str) -> io::Result<String> {
         text.push_str(", queues: ");
         text.push_str(&queues.join(", "));
     }
+    text.push_str(&format!(", MTU {}", mtu(interface)?));
     Ok(text)
 }
 
@@ -81,11 +82,28 @@ fn channels(interface: &str) -> io::Result<Channels> {
     Ok(channels)
 }
 
+/// Bytes of the largest packet.
+fn mtu(interface: &str) -> io::Result<i32> {
+    let mut question = question(interface)?;
+    // SAFETY: this request reads the name and writes the number, both of which are in the question itself.
+    unsafe { call(libc::SIOCGIFMTU, &mut question) }?;
+    // SAFETY: the kernel has just written this one.
+    Ok(unsafe { question.ifr_ifru.ifru_mtu })
+}
+
 /// Passes `request` through the ioctl.
 ///
 /// # Safety
 /// `T` begins with its command and has the layout that the kernel expects for it.
 unsafe fn ask<T>(interface: &str, request: &mut T) -> io::Result<()> {
+    let mut question = question(interface)?;
+    question.ifr_ifru.ifru_data = ptr::from_mut(request).cast();
+    // SAFETY: the request lives during the call, and the caller vouches for its layout.
+    unsafe { call(libc::SIOCETHTOOL, &mut question) }
+}
+
+/// A question about this interface.
+fn question(interface: &str) -> io::Result<libc::ifreq> {
     // SAFETY: an all-zero ifreq is valid; it is plain old data.
     let mut question: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = question.ifr_name.len() - 1;
@@ -95,11 +113,18 @@ unsafe fn ask<T>(interface: &str, request: &mut T) -> io::Result<()> {
     for (place, byte) in question.ifr_name.iter_mut().zip(interface.bytes()) {
         *place = byte as c_char;
     }
-    question.ifr_ifru.ifru_data = ptr::from_mut(request).cast();
+    Ok(question)
+}
+
+/// Asks it.
+///
+/// # Safety
+/// What the question points to, if it points to anything, is what the kernel expects for this request.
+unsafe fn call(request: libc::c_ulong, question: &mut libc::ifreq) -> io::Result<()> {
     // Any socket of this namespace serves; nothing is sent.
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: the question and the request it points to live during the call, and the caller vouches for the layout.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut question) } {
+    // SAFETY: the question lives during the call, and the caller vouches for what it points to.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), request as _, question) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -120,6 +145,13 @@ mod tests {
         for name in ["", "no-such-device", "a-name-longer-than-any-interface"] {
             assert_eq!(describe(name).unwrap_err().raw_os_error(), Some(libc::ENODEV), "{name}");
         }
+    }
+
+    #[test]
+    fn the_mtu_is_the_kernels() {
+        let told = std::fs::read_to_string("/sys/class/net/lo/mtu").expect("every machine has one");
+        assert_eq!(mtu("lo").ok(), told.trim().parse().ok());
+        assert_eq!(mtu("no-such-device").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 
     #[test]
