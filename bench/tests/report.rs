@@ -48,6 +48,18 @@ fn a_report_is_shown_in_every_form() {
 }
 
 #[test]
+fn a_quantity_that_is_not_there_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, svg) = (file(folder.path(), "one", &[1.0]), folder.path().join("svg"));
+    let more = ["--quantity", "TCP, 1 stream", "--quantity", "nosuch"];
+    let output = report(&["picture", &text(&file), "--svg", &text(&svg)], &more);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("\"nosuch\"") && said.contains("\"TCP, 1 stream\""), "{said}");
+    assert!(!svg.exists());
+}
+
+#[test]
 fn what_is_no_report_is_one_clear_sentence() {
     let folder = tempfile::tempdir().expect("a folder");
     let broken = folder.path().join("broken.json");

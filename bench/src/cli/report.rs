@@ -110,7 +110,7 @@ fn diff(options: &Diff) -> anyhow::Result<ExitCode> {
 
 fn picture(options: &Picture) -> anyhow::Result<()> {
     let report = read(&options.file)?;
-    let picture = plot::picture(&report, &options.quantity).context("the report has no such quantity")?;
+    let picture = plot::picture(&report, &options.quantity)?;
     write(&options.svg, picture.standalone(&report.title).as_bytes())
 }
 

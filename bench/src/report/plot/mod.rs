@@ -10,7 +10,7 @@ mod ruler;
 
 use std::fmt::Write;
 
-use super::text::escape;
+use super::text::{escape, plain};
 use super::{Plot, Quantity, Report};
 
 /// Width of a plot: a phone's.
@@ -76,13 +76,37 @@ pub fn lines(plot: &Plot<'_>) -> Drawing {
     lines::draw(plot)
 }
 
-/// The bars of several quantities beside each other, each under its title, two in a row.
-pub fn picture(report: &Report, wanted: &[String]) -> Option<Drawing> {
+/// There is nothing to draw, or not all of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// A quantity that the report does not have, and those that it has.
+    #[error("the report has no quantity \"{}\"; it has: {}", plain(.0), plain(.1))]
+    Quantity(String, String),
+    /// No quantity was named, and the report has no throughput.
+    #[error("the report has no throughput; it has: {}", plain(.0))]
+    Throughput(String),
+}
+
+/// The bars of several quantities beside each other, each under its title, two in a row; without names all
+/// throughputs.
+///
+/// # Errors
+/// A quantity is not in the report.
+pub fn picture(report: &Report, wanted: &[String]) -> Result<Drawing, Missing> {
     let quantities = report.quantities();
-    let chosen: Vec<&Quantity<'_>> = match wanted {
-        [] => quantities.iter().filter(|quantity| quantity.unit.ends_with("/s") || quantity.unit == "kpps").collect(),
-        names => names.iter().filter_map(|name| quantities.iter().find(|quantity| quantity.name == *name)).collect(),
+    let known = || quantities.iter().map(|quantity| format!("\"{}\"", quantity.name)).collect::<Vec<_>>().join(", ");
+    let find = |name: &String| {
+        let found = quantities.iter().find(|quantity| quantity.name == *name);
+        found.ok_or_else(|| Missing::Quantity(name.clone(), known()))
     };
+    let is_throughput = |quantity: &&Quantity<'_>| quantity.unit.ends_with("/s") || quantity.unit == "kpps";
+    let chosen: Vec<&Quantity<'_>> = match wanted {
+        [] => quantities.iter().filter(is_throughput).collect(),
+        names => names.iter().map(find).collect::<Result<_, _>>()?,
+    };
+    if chosen.is_empty() {
+        return Err(Missing::Throughput(known()));
+    }
     let mut body = String::new();
     let mut top = 0.0;
     for pair in chosen.chunks(2) {
@@ -100,7 +124,7 @@ pub fn picture(report: &Report, wanted: &[String]) -> Option<Drawing> {
         top += tallest + GAP;
     }
     let width = if chosen.len() > 1 { 2.0 * WIDTH + GAP } else { WIDTH };
-    (!chosen.is_empty()).then_some(Drawing { width, height: top - GAP, body })
+    Ok(Drawing { width, height: top - GAP, body })
 }
 
 #[cfg(test)]
@@ -124,9 +148,20 @@ mod tests {
     #[test]
     fn a_picture_shows_what_was_asked_for() {
         let report = sample::report();
-        let wanted = ["idle ping".into(), "no such".into()];
-        let picture = picture(&report, &wanted).expect("one").standalone("");
-        assert!(picture.contains("idle ping, µs") && !picture.contains("TCP"));
-        assert!(super::picture(&report, &["no such".into()]).is_none());
+        let drawn = picture(&report, &["idle ping".into()]).expect("one").standalone("");
+        assert!(drawn.contains("idle ping, µs") && !drawn.contains("TCP"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_with_what_is() {
+        let mut report = sample::report();
+        let refused = picture(&report, &["idle ping".into(), "no such".into()]).expect_err("refused").to_string();
+        assert_eq!(
+            refused,
+            "the report has no quantity \"no such\"; it has: \"TCP, 1 stream\", \"idle ping\", \"TCP, 1 stream, of kernel\""
+        );
+        report.measures.retain(|measure| measure.unit == "µs");
+        let refused = picture(&report, &[]).expect_err("refused").to_string();
+        assert_eq!(refused, "the report has no throughput; it has: \"idle ping\"");
     }
 }
