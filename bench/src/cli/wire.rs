@@ -187,10 +187,7 @@ impl Wire {
         let shortest = (least + ETHERNET_LEN + FRAME_CHECK_LEN).max(SHORTEST_FRAME);
         let usual = [&shortest.to_string(), "512", "1518", "imix"].map(String::from);
         let frames = if self.frames.is_empty() { &usual[..] } else { &self.frames };
-        let mixes = frames.iter().map(|text| match text.as_str() {
-            "imix" => Ok(Mix::imix(least)),
-            sizes => sizes.parse::<Mix>().map_err(anyhow::Error::msg),
-        });
+        let mixes = frames.iter().map(|text| Mix::read(text, least).map_err(anyhow::Error::msg));
         let mixes: Vec<Mix> = mixes.collect::<Result<_, _>>()?;
         let longest = Template::LONGEST + ETHERNET_LEN + FRAME_CHECK_LEN;
         for mix in &mixes {

@@ -46,6 +46,17 @@ impl Mix {
         Mix { name: "IMIX".into(), sizes: sizes.collect() }
     }
 
+    /// A mix of the command line: "imix" in any case, or frame sizes.
+    ///
+    /// # Errors
+    /// It is neither, as a sentence.
+    pub fn read(text: &str, least: usize) -> Result<Mix, String> {
+        match text.eq_ignore_ascii_case("imix") {
+            true => Ok(Mix::imix(least)),
+            false => text.parse(),
+        }
+    }
+
     /// For people: "64 B", "IMIX".
     pub fn name(&self) -> &str {
         &self.name
@@ -110,6 +121,11 @@ mod tests {
     fn mixes_are_read_strictly() {
         assert_eq!("64".parse::<Mix>(), Ok(Mix::frames(64).expect("long enough")));
         assert_eq!("64+1518".parse::<Mix>().map(|mix| mix.sizes().to_vec()), Ok(vec![46, 1500]));
+        for imix in ["imix", "IMIX", "Imix"] {
+            assert_eq!(Mix::read(imix, 64), Ok(Mix::imix(64)));
+        }
+        assert_eq!(Mix::read("64", 0), "64".parse());
+        assert!(Mix::read("mix", 0).is_err());
         for wrong in ["", "17", "64+", "-64", "64,64", &"64+".repeat(300)] {
             assert!(wrong.parse::<Mix>().is_err(), "{wrong}");
         }

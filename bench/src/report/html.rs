@@ -48,10 +48,16 @@ pub fn render(report: &Report) -> String {
         "Bars are medians, whiskers the least and the most, dots the n rounds.",
         drawn.iter().map(quantity),
     );
+    let table = match &told[..] {
+        [] => String::new(),
+        told => format!("<div class=\"card wide\">{}</div>\n", table(told)),
+    };
+    if drawn.is_empty() && !told.is_empty() {
+        let _ = write!(page, "<h2>Figures</h2>\n{table}");
+    }
     section(&mut page, "Curves", "", report.plots().iter().map(curves));
-    if !told.is_empty() {
-        let heading = if drawn.is_empty() { "Figures" } else { "More figures" };
-        let _ = writeln!(page, "<h2>{heading}</h2>\n<div class=\"card wide\">{}</div>", table(&told));
+    if !drawn.is_empty() && !told.is_empty() {
+        let _ = write!(page, "<h2>More figures</h2>\n{table}");
     }
     if !report.notes.is_empty() {
         let notes: String = report.notes.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
@@ -237,6 +243,11 @@ mod tests {
         let row =
             "<tr><td>idle ping, µs</td><td class=\"subject\">all 2</td><td>0</td><td>0</td><td>0</td><td>3</td></tr>";
         assert!(render(&report).contains(row));
+        let place = |report: &Report, text: &str| render(report).find(text);
+        assert!(place(&report, "<h2>Curves") < place(&report, "<h2>More figures"), "what is drawn comes first");
+        let mut alone = sample::report();
+        alone.measures.truncate(1);
+        assert!(place(&alone, "<h2>Figures") < place(&alone, "<h2>Curves") && place(&alone, "<h2>More").is_none());
         report.measures[1].samples.push(0.0);
         assert_eq!(plots(&report), 4, "more rounds are a difference");
     }

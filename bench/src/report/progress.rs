@@ -1,9 +1,10 @@
 //! How far a measurement is, on standard error: a bar on a terminal, elsewhere a line a step.
 
-use std::io::{IsTerminal, Write, stderr};
+use std::fmt::Write;
+use std::io::{IsTerminal, Write as _, stderr};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// So often the bar moves although nothing happened: the time left goes on.
 const TICK: Duration = Duration::from_millis(500);
@@ -24,8 +25,10 @@ impl Progress {
     fn on(steps: u64, on_terminal: bool) -> Progress {
         let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target);
-        if let Ok(style) = ProgressStyle::with_template("[{bar:24}] {pos} of {len}, {eta} left: {wide_msg}") {
-            bar.set_style(style.progress_chars("=> "));
+        // Writing to a line of ours does not fail.
+        let key = |state: &ProgressState, line: &mut dyn Write| _ = line.write_str(&left(state.pos(), state.eta()));
+        if let Ok(style) = ProgressStyle::with_template("[{bar:24}] {pos} of {len}{left}: {wide_msg}") {
+            bar.set_style(style.with_key("left", key).progress_chars("=> "));
         }
         if on_terminal {
             bar.enable_steady_tick(TICK);
@@ -60,6 +63,14 @@ impl Progress {
     }
 }
 
+/// ", 5m left"; nothing before the first step is done, when nobody knows.
+fn left(done: u64, time: Duration) -> String {
+    match done {
+        0 => String::new(),
+        _ => format!(", {:#} left", HumanDuration(time)),
+    }
+}
+
 /// The terminal may have gone, which must not end a measurement that is to go on.
 fn print(line: &str) {
     let _ = writeln!(stderr(), "{line}");
@@ -74,6 +85,12 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_left_is_told_when_it_is_known() {
+        assert_eq!(left(0, Duration::ZERO), "");
+        assert_eq!(left(2, Duration::from_secs(300)), ", 5m left");
+    }
 
     #[test]
     fn steps_are_counted_from_one() {
