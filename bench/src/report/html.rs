@@ -21,7 +21,7 @@ svg.plot{display:block;width:100%;height:auto;margin:.75rem 0}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.8125rem;font-variant-numeric:tabular-nums}\
 th,td{padding:.2rem .35rem;text-align:right;white-space:nowrap;border-top:1px solid var(--edge)}thead th{border-top:0;color:var(--faint);\
 font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;font-weight:500}\
-.more td:first-child{white-space:normal;min-width:7rem}.more .subject{text-align:left}\
+.more td:first-child{white-space:normal;min-width:6rem}.more .subject{text-align:left;white-space:normal;min-width:9rem}\
 .context td{text-align:left;white-space:normal;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint)}\
 ul{margin:0;padding-left:1.2rem}li{margin:.25rem 0;overflow-wrap:anywhere}";
 
@@ -98,22 +98,13 @@ fn quantity(quantity: &Quantity<'_>) -> String {
 
 /// The quantities that need no plot: a row a subject, or one for all if they are the same.
 fn table(quantities: &[Quantity<'_>]) -> String {
-    let rows = |quantity: &Quantity<'_>| {
-        let measures = &quantity.measures;
-        let row = |heading: &str, subject: &str, measure: &Measure| {
-            format!(
-                "<tr><td>{}</td><td class=\"subject\">{}</td>{}</tr>\n",
-                escape(heading),
-                escape(subject),
-                figures(measure)
-            )
-        };
-        if measures.len() > 1 && quantity.constant().is_some() {
-            return row(&quantity.heading(), &format!("all {}", measures.len()), measures[0]);
-        }
+    let rows = |quantity: &Quantity<'_>| -> String {
         // The heading stands in the first of its rows.
-        let headings = std::iter::once(quantity.heading()).chain(std::iter::repeat(String::new()));
-        measures.iter().zip(headings).map(|(measure, heading)| row(&heading, &measure.subject, measure)).collect()
+        let headings = std::iter::once(escape(&quantity.heading())).chain(std::iter::repeat(String::new()));
+        let row = |((subject, measure), heading): ((String, &Measure), String)| {
+            format!("<tr><td>{heading}</td><td class=\"subject\">{}</td>{}</tr>\n", escape(&subject), figures(measure))
+        };
+        quantity.rows().into_iter().zip(headings).map(row).collect()
     };
     format!(
         "<table class=\"more\"><thead><tr><th></th><th></th><th>median</th><th>least</th><th>most</th><th>n</th></tr>\

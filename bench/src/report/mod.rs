@@ -11,10 +11,12 @@ pub mod html;
 pub mod json;
 pub mod plot;
 pub mod progress;
+mod quantity;
 pub mod table;
 pub mod text;
 pub mod verdict;
 
+pub use quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this program writes and reads.
@@ -105,19 +107,6 @@ pub enum Scale {
     /// Percentiles as the tail wants them, by 1 / (1 - p): 0, 90, 99, 99.9 are evenly spaced. Values are in
     /// percent, from 0 to 100; 100 is the maximum and is drawn at the edge.
     Percentile,
-}
-
-/// The measures of one quantity, in the order of the report.
-#[derive(Clone, Debug)]
-pub struct Quantity<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its unit, empty for a ratio.
-    pub unit: &'a str,
-    /// Which way it is better.
-    pub better: Better,
-    /// One a subject.
-    pub measures: Vec<&'a Measure>,
 }
 
 /// The curves of one plot, in the order of the report.
@@ -241,36 +230,6 @@ impl Spread {
             _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
         };
         Spread { median, least: sorted[0], most: sorted[sorted.len() - 1] }
-    }
-}
-
-/// The unit of what was counted.
-const PACKETS: &str = "packets";
-/// How the unit of a core's cycles ends.
-const CYCLES: &str = "cycles/packet";
-
-impl Quantity<'_> {
-    /// Is it worth a plot? That needs two subjects that differ; and what was counted, and cycles, explain the rates
-    /// and times beside them.
-    pub fn is_drawn(&self) -> bool {
-        let explains = self.unit == PACKETS || self.unit.ends_with(CYCLES);
-        self.measures.len() > 1 && self.constant().is_none() && !explains
-    }
-
-    /// The value of all samples, if all subjects have that one and were measured equally often.
-    pub fn constant(&self) -> Option<f64> {
-        let first = self.measures.first()?;
-        let (value, rounds) = (*first.samples.first()?, first.samples.len());
-        let same = |measure: &&Measure| measure.samples.len() == rounds && measure.samples.iter().all(|s| *s == value);
-        self.measures.iter().all(same).then_some(value)
-    }
-
-    /// For a heading: "TCP, 1 stream, Gbit/s".
-    pub fn heading(&self) -> String {
-        match self.unit {
-            "" => self.name.into(),
-            unit => format!("{}, {unit}", self.name),
-        }
     }
 }
 

@@ -1,11 +1,11 @@
-//! A report for the terminal: a table a quantity.
+//! A report for the terminal: a table a quantity, and one for all that the page does not draw.
 
 use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use super::text::{figure, plain};
-use super::{Quantity, Report};
+use super::{Measure, Quantity, Report};
 
 /// All of it but the curves, which only a plot can show.
 pub fn render(report: &Report) -> String {
@@ -13,9 +13,15 @@ pub fn render(report: &Report) -> String {
     let mut context = table();
     context.add_rows(report.context.iter().map(|(name, value)| [plain(name), plain(value)]));
     push(&mut text, &context);
-    for quantity in report.quantities() {
+    let (drawn, told): (Vec<_>, Vec<_>) = report.quantities().into_iter().partition(Quantity::is_drawn);
+    for quantity in &drawn {
         let _ = writeln!(text, "{} ({})", plain(&quantity.heading()), quantity.better.sentence());
-        push(&mut text, &figures(&quantity));
+        let mut table = headed(&[""]);
+        table.add_rows(quantity.rows().iter().map(|(subject, measure)| row(&[subject], measure)));
+        push(&mut text, &table);
+    }
+    if !told.is_empty() {
+        push(&mut text, &together(&told));
     }
     if !report.curves.is_empty() {
         let names: Vec<String> = report.plots().iter().map(|plot| plain(plot.name)).collect();
@@ -27,26 +33,31 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-/// A row a subject, or one for all if they are the same.
-fn figures(quantity: &Quantity<'_>) -> Table {
-    let mut table = table();
-    let names = ["", "median", "least", "most", "rounds"];
-    table.set_header(names.map(|name| Cell::new(name).set_alignment(CellAlignment::Right)));
-    let same = quantity.constant().filter(|_| quantity.measures.len() > 1);
-    let shown = if same.is_some() { 1 } else { quantity.measures.len() };
-    for measure in &quantity.measures[..shown] {
-        let spread = measure.spread();
-        let subject = match same {
-            Some(_) => format!("all {}", quantity.measures.len()),
-            None => plain(&measure.subject),
-        };
-        let mut row = vec![Cell::new(subject)];
-        let rounds = measure.samples.len().to_string();
-        let figures = [figure(spread.median), figure(spread.least), figure(spread.most), rounds];
-        row.extend(figures.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
-        table.add_row(row);
+/// What the page does not draw, in one table; the heading of a quantity stands in the first of its rows.
+fn together(quantities: &[Quantity<'_>]) -> Table {
+    let mut table = headed(&["", ""]);
+    for quantity in quantities {
+        let headings = std::iter::once(quantity.heading()).chain(std::iter::repeat(String::new()));
+        table
+            .add_rows(quantity.rows().iter().zip(headings).map(|((subject, m), heading)| row(&[&heading, subject], m)));
     }
     table
+}
+
+/// A table of figures behind so many names.
+fn headed(names: &[&str]) -> Table {
+    let mut table = table();
+    let names = names.iter().chain(&["median", "least", "most", "rounds"]);
+    table.set_header(names.map(|name| Cell::new(name).set_alignment(CellAlignment::Right)));
+    table
+}
+
+fn row(names: &[&str], measure: &Measure) -> Vec<Cell> {
+    let spread = measure.spread();
+    let rounds = measure.samples.len().to_string();
+    let figures = [figure(spread.median), figure(spread.least), figure(spread.most), rounds];
+    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    names.iter().map(|name| Cell::new(plain(name))).chain(figures.map(right)).collect()
 }
 
 /// Without lines, so that it can be copied into a mail.
@@ -66,7 +77,7 @@ fn push(text: &mut String, table: &Table) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Measure, sample};
+    use super::super::sample;
     use super::*;
 
     #[test]
@@ -89,9 +100,8 @@ idle ping, µs (lower is better)
  kernel           64.0   60.0  74.0       3
  penstock auto     318    276   339       3
 
-TCP, 1 stream, of kernel (higher is better)
-                median  least   most  rounds
- penstock auto   0.270  0.232  0.291       3
+                                          median  least   most  rounds
+ TCP, 1 stream, of kernel  penstock auto   0.270  0.232  0.291       3
 
 plots, in the page and the CSV: Latency; Loss
 
@@ -107,7 +117,7 @@ plots, in the page and the CSV: Latency; Loss
             measure.samples = vec![0.0; 3];
         }
         let text = render(&report);
-        assert!(text.contains(" all 2       0      0     0       3\n"), "{text}");
+        assert!(text.contains(" idle ping, µs             all 2               0      0      0       3\n"), "{text}");
     }
 
     #[test]
