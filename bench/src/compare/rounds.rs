@@ -15,9 +15,7 @@ use crate::report::{Report, context};
 
 /// Without these nothing can be measured.
 const TOOLS: [&str; 8] = ["ip", "ethtool", "iperf3", "ping", "sysctl", "nsenter", "mount", "sh"];
-/// A machine with more waiting for its cores is not idle.
-const IDLE_LOAD: f64 = 0.5;
-/// With so many cores busy otherwise, CPU time says nothing of what is measured.
+/// With so many cores busy otherwise, CPU time says nothing of what is measured, and the rest is not to be trusted.
 const BUSY_CORES: f64 = 0.2;
 /// How long one looks what the machine does when nothing is measured.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
@@ -59,11 +57,6 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
     }
     let progress = Progress::new((options.rounds * subjects.len() * measure::ALL.len()) as u64);
     report.notes.iter().for_each(|note| progress.say(note));
-    if let Some(load) = context::load_of_the_last_minute().filter(|load| *load > IDLE_LOAD) {
-        let note = format!("The machine was not idle (load {load}): figures are too low and ratios noisy.");
-        progress.say(&note);
-        report.notes.push(note);
-    }
     let folder = tempfile::Builder::new().prefix(&topology::prefix()).tempdir().map_err(io_error("make a folder"))?;
     let names: Vec<&'static Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
     let mut run = Run {
@@ -117,7 +110,8 @@ impl Run<'_> {
         let idle_load = clock.load()?;
         if idle_load > BUSY_CORES {
             let sentence = format!(
-                "No CPU time in round {}: {idle_load:.1} cores were busy before anything was started.",
+                "The machine was not idle in round {}: {idle_load:.1} cores were busy before anything was started. So its \
+                 figures are too low and noisy, and CPU time was not measured.",
                 round + 1
             );
             self.say(sentence);

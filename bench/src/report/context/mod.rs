@@ -45,11 +45,6 @@ pub fn version(program: &Path, arguments: &[&str]) -> Option<String> {
     Some(line.chars().take(VERSION_LEN).collect())
 }
 
-/// Processes that were running or waiting for a core in the last minute, on average; `None` without /proc.
-pub fn load_of_the_last_minute() -> Option<f64> {
-    load().split(' ').next()?.parse().ok()
-}
-
 /// "2026-11-23 14:05 UTC".
 fn utc(time: OffsetDateTime) -> String {
     let (year, month, day) = time.to_calendar_date();
@@ -126,7 +121,6 @@ mod tests {
         assert!(text("kernel").starts_with("Linux ") && !text("kernel").contains("unknown"));
         assert!(text("machine").contains("GiB memory"), "{}", text("machine"));
         assert_eq!(text("load before (1, 5, 15 min)").split(' ').count(), 3);
-        assert!(load_of_the_last_minute().is_some_and(|load| load >= 0.0));
     }
 
     #[test]
