@@ -14,7 +14,7 @@ use crate::rate::{Rate, Span};
 pub const MOST_PACKETS: u64 = 1 << 31;
 
 /// A sink that did not look for longer than this was not asleep but kept from its core, and packets that are as old
-/// may have waited for nothing else. Sinks sleep for 5 ms at most.
+/// may have waited for nothing else. Sinks sleep for less.
 pub const TARDY: Duration = Duration::from_millis(6);
 
 /// The packets of one trial in one direction.

@@ -27,9 +27,9 @@ const FLUSH: Duration = Duration::from_millis(100);
 /// Behind by more packets than this, a generator no longer offers its load but a burst, that short queues lose a
 /// part of. Fewer, a device meets anyway: half of what NAPI takes at once.
 const BURST: u64 = 32;
-/// At high rates those few are less than what any scheduler can promise; this time's worth is let pass too, up to what
-/// the shortest usual queue holds (veth's; network cards have 512 and more).
+/// At high rates those few are less than what any scheduler can promise; this time's worth is let pass too.
 const HICCUP: Duration = Duration::from_millis(1);
+/// But no more than the shortest usual queue holds: veth's; network cards have 512 and more.
 const LONGEST_BURST: u64 = 256;
 
 /// A generator, ready to run.

@@ -1,12 +1,18 @@
 //! `penstock-bench compare` from start to end, with the subjects that every machine has. Needs root and iperf3;
 //! without them the tests say so and pass.
 
+mod support;
+
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 /// Two subjects, six measurements of a second each, with the set-up of a busy machine.
@@ -21,15 +27,12 @@ fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
     let [output, temporary] = ["output", "tmp"].map(|name| folder.path().join(name));
     fs::create_dir(&temporary).expect("a folder");
     let results = folder.path().join("results.md");
-    let mut child = compare(&output, &temporary, "1")
-        .arg("--results")
-        .arg(&results)
-        .args(["--label", "place=<a lab>"])
-        .spawn()
-        .expect("penstock-bench starts");
-    let pid = child.id();
-    assert!(ends_within(&mut child, LONG_ENOUGH), "it takes too long");
-    assert!(child.wait().expect("it ended").success());
+    let mut command = compare(&output, &temporary, "1");
+    command.arg("--results").arg(&results).args(["--label", "place=<a lab>"]);
+    let mut child = start(&mut command);
+    let pid = child.0.id();
+    assert!(child.ends_within(LONG_ENOUGH), "it takes too long");
+    assert!(child.0.wait().expect("it ended").success());
 
     let text = fs::read(output.join("report.json")).expect("a report");
     let report = penstock_bench::report::json::parse(&text).expect("a sound report");
@@ -75,17 +78,15 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    for (signal, wait) in [("-INT", 500), ("-TERM", 4000), ("-HUP", 2500)] {
-        let mut child =
-            compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()).spawn().expect("penstock-bench starts");
-        let pid = child.id();
+    for (signal, wait) in [(Signal::INT, 500), (Signal::TERM, 4000), (Signal::HUP, 2500)] {
+        let mut child = start(compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()));
+        let pid = child.0.id();
         std::thread::sleep(Duration::from_millis(wait));
-        let killed = Command::new("kill").args([signal, &pid.to_string()]).status();
-        assert!(killed.expect("kill starts").success());
-        assert!(ends_within(&mut child, Duration::from_secs(20)), "it goes on after {signal}");
-        let output = child.wait_with_output().expect("it ended");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains("stopped by a signal"), "{said}");
+        child.signal(signal);
+        assert!(child.ends_within(Duration::from_secs(20)), "it goes on after {signal:?}");
+        let mut said = String::new();
+        child.0.stderr.take().expect("piped").read_to_string(&mut said).expect("standard error reads");
+        assert!(!child.0.wait().expect("it ended").success() && said.contains("stopped by a signal"), "{said}");
         assert!(!folder.path().join("report.json").exists());
         nothing_is_left(pid, folder.path());
     }
@@ -97,19 +98,20 @@ fn what_a_killed_run_left_goes_with_the_next() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let start = |rounds| compare(folder.path(), folder.path(), rounds).stderr(Stdio::null()).spawn();
-    let mut killed = start("50").expect("penstock-bench starts");
+    let begin = || start(compare(folder.path(), folder.path(), "50").stderr(Stdio::null()));
+    let killed = begin();
+    let pid = killed.0.id();
     std::thread::sleep(Duration::from_millis(2500));
-    killed.kill().expect("own child");
-    killed.wait().expect("it ended");
-    assert!(!namespaces_of(killed.id()).is_empty(), "the run was killed before it began");
-    let mut next = start("50").expect("penstock-bench starts");
+    // By SIGKILL.
+    drop(killed);
+    assert!(!namespaces_of(pid).is_empty(), "the run was killed before it began");
+    let mut next = begin();
     std::thread::sleep(Duration::from_millis(2500));
-    let left = namespaces_of(killed.id());
-    let interrupted = Command::new("kill").args(["-INT", &next.id().to_string()]).status();
-    assert!(interrupted.expect("kill starts").success() && ends_within(&mut next, Duration::from_secs(20)));
+    let left = namespaces_of(pid);
+    next.signal(Signal::INT);
+    assert!(next.ends_within(Duration::from_secs(20)));
     assert!(left.is_empty(), "{left:?}");
-    nothing_is_left(killed.id(), folder.path());
+    nothing_is_left(pid, folder.path());
 }
 
 #[test]
@@ -126,6 +128,10 @@ fn a_subject_that_is_none_is_refused_with_the_names() {
     let output = Command::new(BENCH).args(["compare", "--only", "openvpn"]).output().expect("penstock-bench starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("kernel") && said.contains("nebula"), "{said}");
+}
+
+fn start(command: &mut Command) -> Running {
+    Running(command.spawn().expect("penstock-bench starts"))
 }
 
 fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
@@ -148,18 +154,6 @@ fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
     command.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null());
     command.args(["--rounds", rounds]);
     command
-}
-
-fn ends_within(child: &mut Child, time: Duration) -> bool {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        if child.try_wait().expect("own child").is_some() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let _ = child.kill();
-    false
 }
 
 fn namespaces_of(pid: u32) -> Vec<String> {

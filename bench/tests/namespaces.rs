@@ -7,12 +7,16 @@
 //! ```
 //! Needs root; without it the tests say so and pass.
 
+mod support;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
+use support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 /// Slow enough for a debug build on a busy machine.
@@ -153,13 +157,9 @@ impl Drop for Namespace {
     }
 }
 
-/// A penstock-bench process that does not outlive the test.
-struct Running(Child);
-
 impl Running {
     fn stop(self) -> Value {
-        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
-        assert!(killed.expect("kill starts").success());
+        self.signal(Signal::TERM);
         self.report()
     }
 
@@ -169,13 +169,6 @@ impl Running {
         output.read_to_string(&mut printed).expect("output reads");
         assert!(self.0.wait().expect("it ends").success(), "{printed}");
         serde_json::from_str(&printed).expect("JSON")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,10 +1,14 @@
 //! The pipeline as its users start it: the program with its own allocator, and the files that it writes.
 
+mod support;
+
 use std::io::Read;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use penstock_bench::report::{Report, json};
+use rustix::process::Signal;
+use support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 
@@ -105,41 +109,26 @@ fn a_terminal_that_goes_ends_it_unless_it_was_told_to_go_on() {
     let start = |how: &str| {
         let mut command = Command::new("env");
         command.args([how, BENCH, "pipeline", "--rounds", "1000", "--only", "64", "--seconds", "0.1"]);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = Running(child.expect("starts"));
         // Its first line says that it measures.
         let mut byte = [0];
-        child.stderr.as_mut().expect("piped").read_exact(&mut byte).expect("a step");
+        child.0.stderr.as_mut().expect("piped").read_exact(&mut byte).expect("a step");
         child
     };
-    let send = |child: &Child, signal: &str| {
-        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
-        assert!(sent.expect("kill starts").success());
-    };
     let mut child = start("--default-signal=HUP");
-    send(&child, "-HUP");
-    assert!(ends_within(&mut child, Duration::from_secs(10)), "it goes on");
+    child.signal(Signal::HUP);
+    assert!(child.ends_within(Duration::from_secs(10)), "it goes on");
     // By itself, not by the signal.
-    assert_eq!(child.wait().expect("it ended").code(), Some(1));
+    assert_eq!(child.0.wait().expect("it ended").code(), Some(1));
 
     let mut child = start("--ignore-signal=HUP");
-    send(&child, "-HUP");
-    assert!(!ends_within(&mut child, Duration::from_secs(1)), "it ended");
+    child.signal(Signal::HUP);
+    assert!(!child.ends_within(Duration::from_secs(1)), "it ended");
     // Nobody reads any more what it says.
-    drop(child.stderr.take());
-    assert!(!ends_within(&mut child, Duration::from_secs(4)), "it ended");
-    send(&child, "-TERM");
-    assert!(ends_within(&mut child, Duration::from_secs(10)), "it goes on");
-    assert_eq!(child.wait().expect("it ended").code(), Some(1));
-}
-
-fn ends_within(child: &mut Child, time: Duration) -> bool {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        if child.try_wait().expect("own child").is_some() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+    drop(child.0.stderr.take());
+    assert!(!child.ends_within(Duration::from_secs(4)), "it ended");
+    child.signal(Signal::TERM);
+    assert!(child.ends_within(Duration::from_secs(10)), "it goes on");
+    assert_eq!(child.0.wait().expect("it ended").code(), Some(1));
 }

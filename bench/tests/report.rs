@@ -1,5 +1,7 @@
 //! `penstock-bench report` on files.
 
+mod support;
+
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use penstock_bench::report::{Better, Measure, Report, json};
+use rustix::process::Signal;
+use support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 
@@ -77,22 +81,14 @@ fn a_signal_ends_what_waits_for_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
-    for signal in ["INT", "TERM", "HUP"] {
+    for (name, signal) in [("INT", Signal::INT), ("TERM", Signal::TERM), ("HUP", Signal::HUP)] {
         // Whatever the test was started with.
         let mut command = Command::new("env");
-        command.args([&format!("--default-signal={signal}"), BENCH, "report", "show"]).arg(&pipe);
-        let mut child = command.stdin(Stdio::null()).spawn().expect("penstock-bench starts");
+        command.args([&format!("--default-signal={name}"), BENCH, "report", "show"]).arg(&pipe);
+        let mut child = Running(command.stdin(Stdio::null()).spawn().expect("penstock-bench starts"));
         let _writer = writer(&pipe);
-        let killed = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
-        assert!(killed.expect("kill starts").success());
-        let end = Instant::now() + Duration::from_secs(5);
-        while child.try_wait().expect("own child").is_none() {
-            if Instant::now() > end {
-                child.kill().expect("own child");
-                panic!("it goes on after SIG{signal}");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        child.signal(signal);
+        assert!(child.ends_within(Duration::from_secs(5)), "it goes on after SIG{name}");
     }
 }
 

@@ -145,18 +145,18 @@ fn a_port_in_use_is_named() {
         return;
     }
     let (topology, path, _) = with_profile();
-    let occupy = |address: &'static str| topology.a.gateway.enter(move || UdpSocket::bind((address, PORT)));
-    let occupied = occupy("0.0.0.0").expect("the port is free");
+    let occupy = |address: &'static str| {
+        let mut socket = None;
+        eventually(PATIENCE, "the port is free", || {
+            socket = topology.a.gateway.enter(move || UdpSocket::bind((address, PORT))).ok();
+            socket.is_some()
+        });
+        socket
+    };
+    let occupied = occupy("0.0.0.0");
     refuses(&topology.a, &path, &["47100", "in use"]);
     drop(occupied);
-    // What the first gateway had may take the kernel a moment to let go of.
-    let mut occupied = occupy("::");
-    eventually(PATIENCE, "the port is free again", || {
-        if occupied.is_err() {
-            occupied = occupy("::");
-        }
-        occupied.is_ok()
-    });
+    let occupied = occupy("::");
     refuses(&topology.a, &path, &["47100", "in use"]);
     drop(occupied);
 }

@@ -184,12 +184,12 @@ impl Wire {
 
     fn plan(&self, traffic: &Traffic) -> anyhow::Result<Plan> {
         let least = Template::shortest(traffic.addresses[0].source);
-        let shortest = (least + ETHERNET_LEN + FRAME_CHECK_LEN).max(SHORTEST_FRAME);
+        let frame = |packet: usize| packet + ETHERNET_LEN + FRAME_CHECK_LEN;
+        let (shortest, longest) = (frame(least).max(SHORTEST_FRAME), frame(Template::LONGEST));
         let usual = [&shortest.to_string(), "512", "1518", "imix"].map(String::from);
         let frames = if self.frames.is_empty() { &usual[..] } else { &self.frames };
         let mixes = frames.iter().map(|text| Mix::read(text, least).map_err(anyhow::Error::msg));
         let mixes: Vec<Mix> = mixes.collect::<Result<_, _>>()?;
-        let longest = Template::LONGEST + ETHERNET_LEN + FRAME_CHECK_LEN;
         for mix in &mixes {
             let bounds = || format!("--frames {mix}: frames have {shortest} to {longest} bytes here");
             traffic.templates(mix).with_context(bounds)?;

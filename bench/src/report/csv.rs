@@ -5,8 +5,9 @@
 //! sample,kernel,"TCP, 1 stream",Gbit/s,higher,1,,11.9
 //! point,kernel,Latency,µs,,,99.9,700
 //! ```
-//! Rounds count from 1; one in which nothing was measured has no row. What stood around the measurement are rows of the kind `context`, with the name in the
-//! column `quantity` and the text in `subject`; notes are rows of the kind `note`.
+//! Rounds count from 1; one in which nothing was measured has no row. What stood around the measurement are rows of
+//! the kind `context`, with the name in the column `quantity` and the text in `subject`; notes are rows of the kind
+//! `note`.
 
 use std::io;
 

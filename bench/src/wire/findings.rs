@@ -12,6 +12,8 @@ use crate::search::Trial;
 
 /// Percentiles of latency that are told.
 const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
+/// So many packets that waited for the sink are all that is beyond 99 %.
+const TARDY_PART: f64 = 0.01;
 /// From this part of a latency on, the generator's own lateness is more than a detail of it.
 const OWN_PART: f64 = 0.2;
 
@@ -95,7 +97,7 @@ impl Findings {
             ));
         }
         let tardy = outcome.counts.tardy as f64 / outcome.counts.distinct.max(1) as f64;
-        if tardy >= 0.01 {
+        if tardy >= TARDY_PART {
             self.note(format!(
                 "{subject}, {quantity}: limited by the tool: the sink had no core for a while, and {:.0} % of the \
                  packets waited for it.",
@@ -129,10 +131,10 @@ impl Findings {
         }
     }
 
-    /// The curve of loss against offered load: at each load the median of the trials that `are_the_devices`.
-    pub(super) fn losses(&mut self, subject: &str, trials: &[Trial], are_the_devices: impl Fn(&Trial) -> bool) {
+    /// The curve of loss against offered load: at each load the median of its trials.
+    pub(super) fn losses(&mut self, subject: &str, trials: &[&Trial]) {
         let mut loads: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-        for trial in trials.iter().filter(|trial| are_the_devices(trial)) {
+        for trial in trials {
             loads.entry(trial.load).or_default().push(trial.loss * 100.0);
         }
         let median = |losses: Vec<f64>| Spread::of(&losses).median;
@@ -191,7 +193,7 @@ mod tests {
         let mut trials = vec![trial(1000, 0.0, true), trial(3000, 0.9, false)];
         trials.extend([0.5, 0.25, 1.0].map(|loss| trial(2000, loss, true)));
         let mut findings = Findings::default();
-        findings.losses("64 B", &trials, |trial| trial.offered);
+        findings.losses("64 B", &trials.iter().filter(|trial| trial.offered).collect::<Vec<_>>());
         assert_eq!(findings.curves[0].points, [(1.0, 0.0), (2.0, 50.0)]);
     }
 }

@@ -60,7 +60,7 @@ impl<'a> Prober<'a> {
     pub(super) fn highest_held(&mut self, from: u64, duration: Duration) -> io::Result<Option<u64>> {
         let mut load = from;
         for _ in 0..STEPS {
-            let trial = self.measure(load, duration)?;
+            let (trial, _) = self.trial(load, duration)?;
             if trial.offered && trial.loss == 0.0 {
                 return Ok(Some(load));
             }
@@ -70,10 +70,11 @@ impl<'a> Prober<'a> {
     }
 
     /// One trial, with all that it showed in each direction.
-    pub(super) fn outcomes(&mut self, load: u64, duration: Duration) -> io::Result<Vec<Outcome>> {
+    pub(super) fn trial(&mut self, load: u64, duration: Duration) -> io::Result<(Trial, Vec<Outcome>)> {
         let outcomes = self.bench.run(Load { rate: NonZeroU64::new(load.max(1)), duration }, self.stop)?;
-        self.trials.push(Outcome::trial(&outcomes, load, duration));
-        Ok(outcomes)
+        let trial = Outcome::trial(&outcomes, load, duration);
+        self.trials.push(trial);
+        Ok((trial, outcomes))
     }
 }
 
@@ -81,7 +82,6 @@ impl Measurer for Prober<'_> {
     type Error = io::Error;
 
     fn measure(&mut self, load: u64, duration: Duration) -> io::Result<Trial> {
-        let outcomes = self.outcomes(load, duration)?;
-        Ok(Outcome::trial(&outcomes, load, duration))
+        Ok(self.trial(load, duration)?.0)
     }
 }

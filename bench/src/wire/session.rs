@@ -191,7 +191,7 @@ impl Session<'_> {
             if let Some(pdr) = results[1].lower.filter(|_| wants(Kind::Latency)) {
                 for part in LATENCY_LOADS {
                     tell(&format!("latency at {part} % of PDR"));
-                    let outcomes = prober.outcomes(pdr * part / 100, plan.duration_sum)?;
+                    let (_, outcomes) = prober.trial(pdr * part / 100, plan.duration_sum)?;
                     for (direction, outcome) in prober.directions().zip(&outcomes) {
                         let subject = subject(mix, direction, outcomes.len());
                         findings.latency(&subject, &format!("Latency at {part} % of PDR"), outcome);
@@ -267,7 +267,8 @@ impl Found<'_> {
 /// The curve of what the device lost, of trials that no goal disputes.
 fn losses(mix: &Mix, trials: &[Trial], findings: &mut Findings) {
     let is_clear = |trial: &Trial| GOAL_LOSSES.iter().all(|&goal| trial.is_high_loss(goal).is_some());
-    let disputed = trials.iter().filter(|trial| !is_clear(trial)).count();
+    let clear: Vec<&Trial> = trials.iter().filter(|trial| is_clear(trial)).collect();
+    let disputed = trials.len() - clear.len();
     if disputed > 0 {
         findings.note(format!(
             "{mix}: in {disputed} of {} trials the tool itself was late or lost packets, so that they decide nothing: \
@@ -275,7 +276,7 @@ fn losses(mix: &Mix, trials: &[Trial], findings: &mut Findings) {
             trials.len()
         ));
     }
-    findings.losses(mix.name(), trials, is_clear);
+    findings.losses(mix.name(), &clear);
 }
 
 fn near_ceiling(mix: &Mix, name: &str, rate: f64, ceiling: Option<f64>, findings: &mut Findings) {

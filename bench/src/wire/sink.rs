@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::BATCH;
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, TARDY};
 use crate::payload::now;
 use crate::socket::{self, Batch, Receiver, SocketDrops};
 
-/// How long a sleeping sink may overlook that the trial is over.
-const NAP: Duration = Duration::from_millis(5);
+/// How long a sleeping sink may overlook that the trial is over; and it wakes up before it would count as kept from
+/// its core.
+const NAP: Duration = TARDY.saturating_sub(Duration::from_millis(1));
 /// When every packet has come, copies of them may still follow for so long.
 const LINGER: Duration = Duration::from_millis(10);
 /// [`Ending::sent`] while the generator is still running.

@@ -15,6 +15,8 @@ mod device;
 mod honesty;
 mod program;
 mod stall;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;

@@ -8,7 +8,7 @@ use penstock_bench::report::{Report, json};
 use rustix::process::Signal;
 
 use super::alone;
-use super::stall::Running;
+use super::support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 

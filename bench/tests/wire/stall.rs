@@ -1,25 +1,19 @@
 //! Standing still must show, in all the packets that would have been sent meanwhile.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use penstock_bench::packet::Mix;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
+use super::support::Running;
 use super::{MIDDLE_EAST, RIGHT, Row, trial};
 
 const RATE: u64 = 2_000;
 const STALL: Duration = Duration::from_millis(300);
 
-/// A child process that does not outlive the test.
-pub struct Running(pub Child);
-
 impl Running {
-    pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).expect("a signal");
-    }
-
     /// Stops the process for a while; yields for how long it was at least and at most.
     pub fn stall(&self) -> (Duration, Duration) {
         let start = Instant::now();
@@ -29,14 +23,6 @@ impl Running {
         let least = stopped.elapsed();
         self.signal(Signal::CONT);
         (least, start.elapsed())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // SIGKILL ends a stopped process too.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
