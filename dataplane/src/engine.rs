@@ -126,11 +126,9 @@ impl Engine {
     pub fn workers(&self) -> usize {
         self.workers.len()
     }
-}
 
-/// Stops the workers and waits for them; their ports close.
-impl std::ops::Drop for Engine {
-    fn drop(&mut self) {
+    /// Stops the workers and waits for them; their ports close. What they had to say can still be read.
+    pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         for worker in &mut self.workers {
             worker.commands.ring();
@@ -141,6 +139,12 @@ impl std::ops::Drop for Engine {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+impl std::ops::Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -36,12 +37,25 @@ pub struct TunConfig {
     pub queues: usize,
 }
 
-/// One queue of a TUN device. The device goes with the last of its queues.
-pub struct TunPort {
-    device: SyncDevice,
+/// An open queue of a TUN device. The device goes with the last of its queues.
+#[derive(Clone)]
+pub struct TunQueue {
+    device: Arc<SyncDevice>,
     name: String,
     ifindex: u32,
     queue: u32,
+}
+
+impl TunQueue {
+    /// The device's interface index.
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+}
+
+/// A worker's end of one queue of a TUN device.
+pub struct TunPort {
+    queue: TunQueue,
     scatter: Scatter,
     expected: Prediction,
     /// What to do with the segments that wait in the scatter.
@@ -85,30 +99,38 @@ impl TunPort {
         devices.insert(0, first);
         let port = |(queue, device): (usize, SyncDevice)| {
             device.set_nonblocking(true)?;
-            Ok(TunPort {
-                coalescer: Coalescer::new(device.udp_gso()),
-                device,
-                name: config.name.clone(),
-                ifindex,
-                queue: queue as u32,
-                scatter: Scatter::new(EGRESS_ROOM, TAIL_ROOM),
-                expected: Prediction::singles(),
-                pending: Pending::Segments,
-                template: Template::empty(),
-                list: Raw::with_capacity(BATCH + 2),
-            })
+            let device = Arc::new(device);
+            Ok(Self::on(TunQueue { device, name: config.name.clone(), ifindex, queue: queue as u32 }))
         };
         devices.into_iter().enumerate().map(port).collect()
     }
 
+    /// A port on a queue that is open already: for a worker in the place of one that has stopped.
+    pub fn on(queue: TunQueue) -> Self {
+        Self {
+            coalescer: Coalescer::new(queue.device.udp_gso()),
+            queue,
+            scatter: Scatter::new(EGRESS_ROOM, TAIL_ROOM),
+            expected: Prediction::singles(),
+            pending: Pending::Segments,
+            template: Template::empty(),
+            list: Raw::with_capacity(BATCH + 2),
+        }
+    }
+
+    /// The queue, which stays open as long as anybody holds it.
+    pub fn queue(&self) -> &TunQueue {
+        &self.queue
+    }
+
     /// The device's interface index.
     pub fn ifindex(&self) -> u32 {
-        self.ifindex
+        self.queue.ifindex
     }
 
     /// The device's name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.queue.name
     }
 
     /// Reads the next message into the scatter; false when there is none, or no frame for it.
@@ -119,7 +141,7 @@ impl TunPort {
         if !self.scatter.arm(pool, &self.expected, room, &mut self.list) {
             return false;
         }
-        let Ok(read) = readv(self.device.as_raw_fd(), &self.list) else { return false };
+        let Ok(read) = readv(self.queue.device.as_raw_fd(), &self.list) else { return false };
         if let Err((reason, segments)) = self.accept(pool, &header, read.saturating_sub(VNET_LEN)) {
             drops.count_many(reason, segments);
         }
@@ -200,7 +222,7 @@ impl Port for TunPort {
             }
             let mut header = header.emit();
             self.list[0].iov_base = header.as_mut_ptr().cast();
-            if let Err(error) = writev(self.device.as_raw_fd(), &self.list) {
+            if let Err(error) = writev(self.queue.device.as_raw_fd(), &self.list) {
                 let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
                 let reason = if full { Drop::TransmitFull } else { Drop::TransmitError };
                 drops.count_many(reason, run.count() as u64);
@@ -211,7 +233,7 @@ impl Port for TunPort {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: the device keeps its descriptor open for as long as it is borrowed here.
-        Some(unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) })
+        Some(unsafe { BorrowedFd::borrow_raw(self.queue.device.as_raw_fd()) })
     }
 
     fn kernel_routes(&self) -> bool {
@@ -219,7 +241,7 @@ impl Port for TunPort {
     }
 
     fn info(&self) -> PortInfo {
-        PortInfo { interface: self.name.clone(), kind: "tun", queue: self.queue, zero_copy: None }
+        PortInfo { interface: self.queue.name.clone(), kind: "tun", queue: self.queue.queue, zero_copy: None }
     }
 }
 

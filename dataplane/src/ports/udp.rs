@@ -78,15 +78,20 @@ impl UdpPort {
     /// # Errors
     /// `AddrInUse` if anyone else has the port; `PermissionDenied` or `NotFound` for the interface.
     pub fn bind(config: &UdpConfig) -> io::Result<Vec<UdpPort>> {
-        let port = |(queue, socket): (usize, Socket)| UdpPort {
-            socket: Arc::new(socket),
+        let sockets = Socket::bind(config)?.into_iter().map(|socket| UdpSender(Arc::new(socket)));
+        Ok(sockets.enumerate().map(|(queue, sender)| Self::on(&sender, queue as u32, config)).collect())
+    }
+
+    /// A port on a socket that is bound already: for a worker in the place of one that has stopped.
+    pub fn on(sender: &UdpSender, queue: u32, config: &UdpConfig) -> Self {
+        Self {
+            socket: Arc::clone(&sender.0),
             interface: config.interface.clone().unwrap_or_default(),
-            queue: queue as u32,
+            queue,
             gso: config.gso,
             received: Received::new(),
             sending: Sending::new(),
-        };
-        Ok(Socket::bind(config)?.into_iter().enumerate().map(port).collect())
+        }
     }
 
     /// The port that the socket is bound to.
