@@ -2,7 +2,7 @@
 
 use crate::engine::{self, Kernel};
 use crate::message::Message;
-use crate::{MAX_BATCH, Opening, Sealing, plan, self_test};
+use crate::{MAX_BATCH, Opening, Sealing, plan, self_test, wipe};
 
 /// How ChaCha20-Poly1305 is computed. AES-256-GCM is ring's in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Cipher {
 
     fn run<M: Message>(self, batch: &mut [M]) {
         for batch in batch.chunks_mut(MAX_BATCH) {
-            plan::run(self.kernels, self.use_ring, batch);
+            wipe::after(|| plan::run(self.kernels, self.use_ring, batch));
         }
     }
 

@@ -39,18 +39,18 @@ pub(crate) fn kernels(implementation: Implementation) -> Option<&'static [Kernel
     match implementation {
         Implementation::Ring => Some(&[]),
         #[cfg(target_arch = "x86_64")]
-        Implementation::Ifma512 => avx512::Avx512::is_supported().then_some(&IFMA_512),
+        Implementation::Ifma512 => avx512::Avx512::detect().map(|_| IFMA_512.as_slice()),
         #[cfg(target_arch = "x86_64")]
-        Implementation::Ifma256 => avx512::Avx512::is_supported().then_some(&IFMA_256),
+        Implementation::Ifma256 => avx512::Avx512::detect().map(|_| IFMA_256.as_slice()),
         #[cfg(target_arch = "x86_64")]
-        Implementation::Avx2 => avx2::HasAvx2::is_supported().then_some(&AVX2),
+        Implementation::Avx2 => avx2::HasAvx2::detect().map(|_| AVX2.as_slice()),
         #[cfg(not(target_arch = "x86_64"))]
         _ => None,
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-const IFMA_512: [Kernel; 3] = [
+static IFMA_512: [Kernel; 3] = [
     Kernel {
         layout: Layout { lanes: 8, blocks: 1 },
         cost: Cost { call: 2600, block: 2900 },
@@ -72,7 +72,7 @@ const IFMA_512: [Kernel; 3] = [
 ];
 
 #[cfg(target_arch = "x86_64")]
-const IFMA_256: [Kernel; 2] = [
+static IFMA_256: [Kernel; 2] = [
     Kernel {
         layout: Layout { lanes: 4, blocks: 1 },
         cost: Cost { call: 2000, block: 2100 },
@@ -88,7 +88,7 @@ const IFMA_256: [Kernel; 2] = [
 ];
 
 #[cfg(target_arch = "x86_64")]
-const AVX2: [Kernel; 2] = [
+static AVX2: [Kernel; 2] = [
     Kernel {
         layout: Layout { lanes: 4, blocks: 1 },
         cost: Cost { call: 2600, block: 3500 },

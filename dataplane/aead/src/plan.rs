@@ -26,28 +26,34 @@ impl Cost {
     }
 }
 
-/// Seals or opens up to [`MAX_BATCH`] messages.
-pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) {
+/// Seals or opens up to [`MAX_BATCH`] messages. Whether a kernel ran.
+pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) -> bool {
     let mut sorted = Sorted::new(batch);
     for message in &mut *batch {
         if blocks(message).is_none() {
             message.by_ring();
         }
     }
+    let mut kernel_ran = false;
     while let Some(longest) = sorted.left().first().copied() {
         match best(kernels, use_ring, sorted.left()) {
-            Some((kernel, count)) => run_group(kernel, batch, sorted.take(count)),
+            Some((kernel, count)) => {
+                run_group(kernel, batch, sorted.take(count));
+                kernel_ran = true;
+            }
             None => {
                 batch[longest.index()].by_ring();
                 sorted.take(1);
             }
         }
     }
+    kernel_ran
 }
 
 fn run_group<M: Message>(kernel: &Kernel, batch: &mut [M], which: &[Entry]) {
-    let group = Group::new(batch, which.iter().map(|entry| entry.index()), kernel.layout);
-    let verified = if M::SEAL { kernel.seal(&group) } else { kernel.open(&group) };
+    let verified = Group::with(batch, which.iter().map(|entry| entry.index()), kernel.layout, |group| {
+        if M::SEAL { kernel.seal(group) } else { kernel.open(group) }
+    });
     for (place, entry) in which.iter().enumerate() {
         batch[entry.index()].done(verified >> place & 1 != 0);
     }
@@ -71,7 +77,7 @@ fn best<'k>(kernels: &'k [Kernel], use_ring: bool, left: &[Entry]) -> Option<(&'
 /// The blocks of a text that a kernel may have, and `None` for the rest.
 fn blocks<M: Message>(message: &M) -> Option<u32> {
     let len = message.len().filter(|len| *len <= LONGEST)?;
-    (message.key().suite() == Suite::ChaCha20Poly1305).then_some(len.div_ceil(BLOCK) as u32)
+    (message.suite() == Suite::ChaCha20Poly1305).then_some(len.div_ceil(BLOCK) as u32)
 }
 
 /// A message's number of blocks, and below it its index, so that comparing sorts by blocks.
