@@ -122,13 +122,13 @@ fn crypt<V: Vector, const SEAL: bool, const N: usize>(
     key_stream: [[V; 8]; N],
 ) -> [[V; 8]; N] {
     let mut texts = key_stream;
-    for half in 0..N {
-        texts[half] = group.load::<V>(cpu, half, at);
+    for (half, text) in texts.iter_mut().enumerate() {
+        *text = group.load::<V>(cpu, half, at);
     }
-    for half in 0..N {
-        let after = xor(&texts[half], &V::transpose(key_stream[half]));
+    for (half, (text, key_stream)) in texts.iter_mut().zip(key_stream).enumerate() {
+        let after = xor(text, &V::transpose(key_stream));
         group.store(half, at, &after);
-        texts[half] = V::transpose(if SEAL { after } else { texts[half] });
+        *text = V::transpose(if SEAL { after } else { *text });
     }
     texts
 }
@@ -142,13 +142,13 @@ fn crypt_up_to<V: Vector, const SEAL: bool, const N: usize>(
     key_stream: [[V; 8]; N],
 ) -> [[V; 8]; N] {
     let mut texts = key_stream;
-    for half in 0..N {
-        texts[half] = group.load_up_to::<V>(cpu, half, at);
+    for (half, text) in texts.iter_mut().enumerate() {
+        *text = group.load_up_to::<V>(cpu, half, at);
     }
-    for half in 0..N {
-        let mut after = xor(&texts[half], &V::transpose(key_stream[half]));
+    for (half, (text, key_stream)) in texts.iter_mut().zip(key_stream).enumerate() {
+        let mut after = xor(text, &V::transpose(key_stream));
         group.store_up_to(half, at, &mut after);
-        texts[half] = V::transpose(if SEAL { after } else { texts[half] });
+        *text = V::transpose(if SEAL { after } else { *text });
     }
     texts
 }

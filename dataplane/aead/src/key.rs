@@ -25,6 +25,9 @@ pub struct Key {
     suite: Suite,
 }
 
+/// Stack that setting up a key needs, also in a build in which ring is not optimized.
+const SETUP_STACK: usize = 64 << 10;
+
 struct Material {
     ring: LessSafeKey,
     /// As ChaCha20 takes them.
@@ -50,7 +53,7 @@ impl Key {
     /// Sets up `key` for `suite`. The caller's copy stays the caller's to wipe.
     pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
         let mut material = Box::new(MaybeUninit::uninit());
-        wipe::after(|| {
+        wipe::after::<SETUP_STACK>(|| {
             material.write(Material::new(suite, key));
             true
         });

@@ -5,14 +5,12 @@
 //! [`after`], which then overwrites the part of the stack that it used, and the vector registers.
 #![expect(unsafe_code)]
 
-/// What is called needs no more stack than this; `tests/wiping.rs` looks for what is left.
-const STACK: usize = 12 << 10;
-
-/// Calls `secret`, and wipes what it left if it says so.
+/// Calls `secret`, which needs at most `STACK` bytes of stack, and wipes what it left if it says so. `tests/wiping.rs`
+/// looks for what is left.
 #[inline(always)]
-pub(crate) fn after(secret: impl FnOnce() -> bool) {
+pub(crate) fn after<const STACK: usize>(secret: impl FnOnce() -> bool) {
     if on_own_frame(secret) {
-        stack();
+        stack::<STACK>();
         registers();
     }
 }
@@ -24,7 +22,7 @@ fn on_own_frame(secret: impl FnOnce() -> bool) -> bool {
 }
 
 #[inline(never)]
-fn stack() {
+fn stack<const STACK: usize>() {
     let frame = [0_u8; STACK];
     #[cfg(not(miri))]
     // SAFETY: no instruction. The compiler has to believe that the zeros are read here, so that it writes them.
