@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use penstock_aead::{Cipher, Implementation, Key, Opening, Sealing, Suite, TAG};
 
-/// Each message is described by five bytes: suite and gap, length, alignment, and which of its bytes is changed.
+// Each message is described by five bytes: suite and gap, length, alignment, and which of its bytes is changed.
 fuzz_target!(|data: &[u8]| {
     let (descriptions, _) = data.as_chunks::<5>();
     let messages: Vec<Message> =
