@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::vec::Drain;
 
 use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::{self, Inner};
@@ -111,14 +111,14 @@ fn route(
     now: Millis,
     exits: &mut Exits<'_>,
     noticed: &mut bool,
-) -> Result<Exit, Drop> {
+) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
-    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
+    let inner = Inner::parse(pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
-    let peer = table.route(inner.destination).ok_or(Drop::NoPeer)?;
+    let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
     if hop == Hop::ToTake {
         let error = if inner.len > table.mtu {
-            Some((icmp::Error::TooBig(table.mtu), Drop::TooBig))
+            Some((icmp::Error::TooBig(table.mtu), DropReason::TooBig))
         } else {
             inner::take_hop(pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
         };
@@ -137,7 +137,7 @@ fn route(
     if !entry.session().is_some_and(|session| session.alive(now)) {
         *noticed = true;
         let notice = Notice::NoSession { peer: entry.peer.id, packet: pool.packet(frame).into() };
-        return if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) };
+        return if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(DropReason::SlowPathFull) };
     }
     Ok(Exit::Peer(peer))
 }
@@ -168,9 +168,9 @@ struct Way<'a> {
 }
 
 /// The way to a peer for `n` packets.
-fn way(entry: &PeerEntry, n: usize) -> Result<Way<'_>, Drop> {
-    let endpoint = entry.endpoint.ok_or(Drop::NoEndpoint)?;
-    let session = entry.session().ok_or(Drop::ExpiredSession)?;
+fn way(entry: &PeerEntry, n: usize) -> Result<Way<'_>, DropReason> {
+    let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
+    let session = entry.session().ok_or(DropReason::ExpiredSession)?;
     let first = session.reserve(n as u64)?;
     Ok(Way { session, counters: first..first + n as u64, endpoint })
 }
@@ -199,7 +199,7 @@ fn seal_run(
         }
         let plaintext = packet.frame.len();
         if !seal(&mut packet.frame, session, counter, pool, table.mtu) {
-            exits.drops.count(Drop::Oversized);
+            exits.drops.count(DropReason::Oversized);
             pool.give(packet.frame);
             continue;
         }

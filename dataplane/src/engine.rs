@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 use crate::ports::{Port, PortInfo};
 use crate::slow_path::{COMMANDS, Command, Mailbox, NOTICES, Notice};
@@ -113,8 +113,8 @@ impl Engine {
     }
 
     /// How many packets were dropped for each reason, over all workers.
-    pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> + '_ {
-        Drop::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
     }
 
     /// The ports of every worker, as they were bound.
@@ -129,7 +129,7 @@ impl Engine {
 }
 
 /// Stops the workers and waits for them; their ports close.
-impl std::ops::Drop for Engine {
+impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         for worker in &mut self.workers {
@@ -150,7 +150,7 @@ struct Obituary {
     worker: usize,
 }
 
-impl std::ops::Drop for Obituary {
+impl Drop for Obituary {
     fn drop(&mut self) {
         self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
         self.shared.notices.ring();

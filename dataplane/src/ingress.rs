@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 use crate::icmp::{self, Limiter};
 use crate::inner::{self, Inner};
@@ -55,9 +55,9 @@ pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Mil
             Some(_) => {
                 noticed = true;
                 let notice = Notice::Datagram { from: packet.remote, payload: message.into() };
-                if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) }
+                if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(DropReason::SlowPathFull) }
             }
-            None => Err(Drop::Truncated),
+            None => Err(DropReason::Truncated),
         };
     }
     tally.settle(now);
@@ -97,17 +97,17 @@ fn open<'a>(
     tally: &mut Tally<'a>,
     exits: &mut Exits<'_>,
     noticed: &mut bool,
-) -> Result<u32, Drop> {
+) -> Result<u32, DropReason> {
     let Packet { frame, remote, .. } = packet;
     let bytes = frame.len();
     if bytes < DATA_HEADER + TAG {
-        return Err(Drop::Truncated);
+        return Err(DropReason::Truncated);
     }
     let index = pool.packet(frame)[4..8].try_into().map(u32::from_le_bytes).expect("four bytes");
     // Packets of a batch come in runs of one session.
     let entry = match tally.entry {
         Some(entry) if entry.session.local_index == index => entry,
-        _ => table.sessions.get(&index).ok_or(Drop::UnknownSession)?,
+        _ => table.sessions.get(&index).ok_or(DropReason::UnknownSession)?,
     };
     let SessionEntry { session, peer } = entry;
     // The plaintext lands where an Ethernet header in front of it begins at the anchor.
@@ -150,15 +150,15 @@ fn deliver(
     table: &Table,
     now: Millis,
     exits: &mut Exits<'_>,
-) -> Result<Exit, Drop> {
+) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
     if frame.len() == 0 {
         return Ok(Exit::Consumed);
     }
-    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
+    let inner = Inner::parse(pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
-        return Err(Drop::SpoofedSource);
+        return Err(DropReason::SpoofedSource);
     }
     inner::merge_ecn(pool.packet_mut(frame), inner.tos, packet.tos)?;
 

@@ -11,7 +11,7 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::clock::Millis;
-use crate::drop::Drop;
+use crate::drop::DropReason;
 use crate::peer::Peer;
 use crate::replay::ReplayWindow;
 
@@ -124,12 +124,12 @@ impl Session {
     /// Reserves `n` counters and returns the first.
     ///
     /// # Errors
-    /// [`Drop::ExpiredSession`] when the message limit is reached.
+    /// [`DropReason::ExpiredSession`] when the message limit is reached.
     #[inline]
-    pub fn reserve(&self, n: u64) -> Result<u64, Drop> {
+    pub fn reserve(&self, n: u64) -> Result<u64, DropReason> {
         let first = self.send_counter.fetch_add(n, Relaxed);
         // The limit leaves 2^13 counters of slack, more than all workers' batches together.
-        if first >= REJECT_AFTER_MESSAGES { Err(Drop::ExpiredSession) } else { Ok(first) }
+        if first >= REJECT_AFTER_MESSAGES { Err(DropReason::ExpiredSession) } else { Ok(first) }
     }
 
     /// Seals a message in place: `message` is the header's room, the padded plaintext, and the tag's
@@ -154,9 +154,9 @@ impl Session {
     /// replay window after the AEAD has verified.
     ///
     /// # Errors
-    /// [`Drop::Truncated`], [`Drop::ExpiredSession`], [`Drop::BadTag`] or [`Drop::Replayed`].
+    /// [`DropReason::Truncated`], [`DropReason::ExpiredSession`], [`DropReason::BadTag`] or [`DropReason::Replayed`].
     #[inline]
-    pub fn open(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<usize, Drop> {
+    pub fn open(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<usize, DropReason> {
         let (plaintext, counter) = self.decrypt(buffer, message, now)?;
         self.accept(counter)?;
         Ok(plaintext)
@@ -166,22 +166,22 @@ impl Session {
     /// replay. Returns the plaintext's length and the authenticated counter.
     ///
     /// # Errors
-    /// [`Drop::Truncated`], [`Drop::ExpiredSession`] or [`Drop::BadTag`].
+    /// [`DropReason::Truncated`], [`DropReason::ExpiredSession`] or [`DropReason::BadTag`].
     #[inline]
-    pub fn decrypt(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<(usize, u64), Drop> {
-        let header = buffer.get(message..message + DATA_HEADER).ok_or(Drop::Truncated)?;
+    pub fn decrypt(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<(usize, u64), DropReason> {
+        let header = buffer.get(message..message + DATA_HEADER).ok_or(DropReason::Truncated)?;
         if buffer.len() < message + DATA_HEADER + TAG {
-            return Err(Drop::Truncated);
+            return Err(DropReason::Truncated);
         }
         let counter = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
         if counter >= REJECT_AFTER_MESSAGES || now.since(self.born) >= REJECT_AFTER {
-            return Err(Drop::ExpiredSession);
+            return Err(DropReason::ExpiredSession);
         }
         let plaintext = self
             .receive_key
             .key()
             .open_within(nonce(counter), Aad::empty(), buffer, message + DATA_HEADER..)
-            .map_err(|_| Drop::BadTag)?
+            .map_err(|_| DropReason::BadTag)?
             .len();
         Ok((plaintext, counter))
     }
@@ -189,11 +189,11 @@ impl Session {
     /// The second half of [`Session::open`]: marks an authenticated counter as seen.
     ///
     /// # Errors
-    /// [`Drop::Replayed`] when it was already, or is too old to tell.
+    /// [`DropReason::Replayed`] when it was already, or is too old to tell.
     #[inline]
-    pub fn accept(&self, counter: u64) -> Result<(), Drop> {
+    pub fn accept(&self, counter: u64) -> Result<(), DropReason> {
         let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
-        if replay.accept(counter) { Ok(()) } else { Err(Drop::Replayed) }
+        if replay.accept(counter) { Ok(()) } else { Err(DropReason::Replayed) }
     }
 }
 
@@ -222,7 +222,7 @@ impl WipedKey {
     }
 }
 
-impl std::ops::Drop for WipedKey {
+impl Drop for WipedKey {
     #[expect(unsafe_code)]
     fn drop(&mut self) {
         // SAFETY: taken once, here, and not used afterwards.
@@ -272,7 +272,7 @@ mod tests {
                 assert_eq!(opened, Ok(16));
                 assert_eq!(&buffer[..16], b"sixteen bytes ok");
             } else {
-                assert_eq!(opened, Err(Drop::Replayed));
+                assert_eq!(opened, Err(DropReason::Replayed));
             }
         }
     }
@@ -285,10 +285,10 @@ mod tests {
         for bit in DATA_HEADER * 8..sealed.len() * 8 {
             let mut changed = sealed.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(b.open(&mut changed, 0, Millis(0)), Err(Drop::BadTag));
+            assert_eq!(b.open(&mut changed, 0, Millis(0)), Err(DropReason::BadTag));
         }
         for len in 0..sealed.len() {
-            let error = if len < DATA_HEADER + TAG { Drop::Truncated } else { Drop::BadTag };
+            let error = if len < DATA_HEADER + TAG { DropReason::Truncated } else { DropReason::BadTag };
             assert_eq!(b.open(&mut sealed[..len].to_vec(), 0, Millis(0)), Err(error));
         }
         assert_eq!(b.open(&mut sealed, 0, Millis(0)), Ok(32), "none of them burnt the counter");
@@ -300,12 +300,12 @@ mod tests {
         assert!(a.alive(Millis(179_999)) && !a.alive(Millis(180_000)));
         let mut sealed = message(&[0; 16]);
         a.seal(REJECT_AFTER_MESSAGES, &mut sealed);
-        assert_eq!(b.open(&mut sealed, 0, Millis(0)), Err(Drop::ExpiredSession));
+        assert_eq!(b.open(&mut sealed, 0, Millis(0)), Err(DropReason::ExpiredSession));
         let mut sealed = message(&[0; 16]);
         a.seal(0, &mut sealed);
-        assert_eq!(b.open(&mut sealed, 0, Millis(180_000)), Err(Drop::ExpiredSession));
+        assert_eq!(b.open(&mut sealed, 0, Millis(180_000)), Err(DropReason::ExpiredSession));
         a.send_counter.store(REJECT_AFTER_MESSAGES, Relaxed);
         assert!(!a.alive(Millis(0)));
-        assert_eq!(a.reserve(1), Err(Drop::ExpiredSession));
+        assert_eq!(a.reserve(1), Err(DropReason::ExpiredSession));
     }
 }

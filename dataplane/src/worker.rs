@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use arc_swap::{ArcSwap, Cache};
 
 use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::egress::{self, Hop, Routed};
 use crate::engine::{Shared, WorkerSetup};
 use crate::frame::{ANCHOR, Pool};
@@ -261,7 +261,7 @@ impl Worker {
         for _ in 0..COMMANDS_PER_TURN {
             let Some(command) = self.commands.pop() else { return };
             let Some(mut frame) = self.pool.take() else {
-                self.drops.count(Drop::NoFrame);
+                self.drops.count(DropReason::NoFrame);
                 continue;
             };
             let start = ANCHOR + EGRESS_ROOM;
@@ -273,7 +273,7 @@ impl Worker {
                     self.egress(None, now);
                 }
                 Command::Send(_) => {
-                    self.drops.count(Drop::Oversized);
+                    self.drops.count(DropReason::Oversized);
                     self.pool.give(frame);
                 }
                 Command::Keepalive(peer) => {

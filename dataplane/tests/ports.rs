@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::drop::{Drop as Reason, Drops};
+use penstock_dataplane::drop::{DropReason as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::drop::Drop;
+use penstock_dataplane::drop::DropReason;
 use penstock_dataplane::engine::{Engine, WorkerSetup};
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
@@ -51,7 +51,7 @@ impl Gateway {
         while self.worker.turn() > 0 {}
     }
 
-    fn dropped(&self, reason: Drop) -> u64 {
+    fn dropped(&self, reason: DropReason) -> u64 {
         self.engine.drops().find(|(r, _)| *r == reason).unwrap().1
     }
 
@@ -200,7 +200,7 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     }
     b.turn();
     assert_eq!(std::iter::from_fn(|| b.sent_to_lan()).map(|m| m.bytes).collect::<Vec<_>>(), expected);
-    assert_eq!((b.dropped(Drop::BadTag), b.dropped(Drop::SpoofedSource), b.all_drops()), (10, 10, 20));
+    assert_eq!((b.dropped(DropReason::BadTag), b.dropped(DropReason::SpoofedSource), b.all_drops()), (10, 10, 20));
     let received = |place: usize| b.engine.table().peers[place].peer.received.packets.load(Relaxed);
     assert_eq!((received(0), received(1)), (20, 30));
 }
@@ -214,10 +214,10 @@ fn what_must_not_pass_is_dropped_and_counted() {
     a.send_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
     a.send_lan(&[0x45, 0, 0]);
     a.turn();
-    assert_eq!((a.dropped(Drop::NoPeer), a.dropped(Drop::BadInner)), (1, 1));
+    assert_eq!((a.dropped(DropReason::NoPeer), a.dropped(DropReason::BadInner)), (1, 1));
     let sent = carry(&mut a, &mut b);
     b.turn();
-    assert_eq!(b.dropped(Drop::SpoofedSource), 1);
+    assert_eq!(b.dropped(DropReason::SpoofedSource), 1);
     assert!(b.sent_to_lan().is_some() && b.sent_to_lan().is_none());
     // The same again, changed, cut, and to nobody.
     let honest = &sent[1].bytes;
@@ -232,11 +232,11 @@ fn what_must_not_pass_is_dropped_and_counted() {
     b.send_wan(a.address, 0, &nobody);
     b.turn();
     for (reason, times) in [
-        (Drop::Replayed, 1),
-        (Drop::BadTag, 1),
-        (Drop::Truncated, 2),
-        (Drop::UnknownSession, 1),
-        (Drop::SpoofedSource, 1),
+        (DropReason::Replayed, 1),
+        (DropReason::BadTag, 1),
+        (DropReason::Truncated, 2),
+        (DropReason::UnknownSession, 1),
+        (DropReason::SpoofedSource, 1),
     ] {
         assert_eq!(b.dropped(reason), times, "{reason:?}");
     }
@@ -378,7 +378,7 @@ fn the_answer_to_a_new_session_goes_by_it() {
 #[test]
 fn a_confirmation_outlives_a_flood() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
-    while b.dropped(Drop::SlowPathFull) == 0 {
+    while b.dropped(DropReason::SlowPathFull) == 0 {
         b.send_wan(a.address, 0, &[1, 0, 0, 0]);
         b.turn();
     }

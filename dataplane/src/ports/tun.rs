@@ -19,7 +19,7 @@ use super::offload::{Template, VNET_LEN, VnetHeader, Work, complete_checksum, wo
 use super::offload_coalesce::Coalescer;
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, EGRESS_ROOM, Packet, Port, PortInfo};
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 
 /// Bytes left free behind a packet: WireGuard's padding and tag.
@@ -127,11 +127,11 @@ impl TunPort {
     }
 
     /// Decides about a message of `len` bytes that was just read.
-    fn accept(&mut self, pool: &Pool, header: &[u8; VNET_LEN], len: usize) -> Result<(), (Drop, u64)> {
+    fn accept(&mut self, pool: &Pool, header: &[u8; VNET_LEN], len: usize) -> Result<(), (DropReason, u64)> {
         let header = VnetHeader::parse(header);
         let largest = self.scatter.largest();
-        let front = self.scatter.front(pool, len).ok_or((Drop::Oversized, 1))?;
-        let work = work(&header, front, len).map_err(|_| (Drop::BadOffload, 1))?;
+        let front = self.scatter.front(pool, len).ok_or((DropReason::Oversized, 1))?;
+        let work = work(&header, front, len).map_err(|_| (DropReason::BadOffload, 1))?;
         let (head, size) = match work {
             Work::Segment { head, size } => {
                 self.template.load(front, &header, len, head);
@@ -144,7 +144,7 @@ impl TunPort {
             }
         };
         if head + size > largest {
-            return Err((Drop::Oversized, (len - head).div_ceil(size.max(1)).max(1) as u64));
+            return Err((DropReason::Oversized, (len - head).div_ceil(size.max(1)).max(1) as u64));
         }
         self.scatter.split(pool, len, head, size, &mut self.expected);
         Ok(())
@@ -202,7 +202,7 @@ impl Port for TunPort {
             self.list[0].iov_base = header.as_mut_ptr().cast();
             if let Err(error) = writev(self.device.as_raw_fd(), &self.list) {
                 let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
-                let reason = if full { Drop::TransmitFull } else { Drop::TransmitError };
+                let reason = if full { DropReason::TransmitFull } else { DropReason::TransmitError };
                 drops.count_many(reason, run.count() as u64);
             }
         }

@@ -11,7 +11,7 @@ use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig}
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 
 use crate::checksum;
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner};
 use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo};
@@ -168,7 +168,7 @@ impl XdpPort {
                 return;
             }
             if self.tx.wakeup().is_err() {
-                return drops.count(Drop::TransmitError);
+                return drops.count(DropReason::TransmitError);
             }
         }
     }
@@ -232,7 +232,7 @@ impl Port for XdpPort {
             match self.unwrap(frame, pool) {
                 Ok(packet) => batch.push(packet),
                 Err(frame) => {
-                    drops.count(Drop::BadInner);
+                    drops.count(DropReason::BadInner);
                     pool.give(frame);
                 }
             }
@@ -250,9 +250,9 @@ impl Port for XdpPort {
         let mut n = 0;
         for mut packet in batch.drain() {
             let refused = if n >= room {
-                Some(Drop::TransmitFull)
+                Some(DropReason::TransmitFull)
             } else if !self.wrap(&mut packet, pool) {
-                Some(Drop::TransmitError)
+                Some(DropReason::TransmitError)
             } else {
                 None
             };
@@ -267,7 +267,7 @@ impl Port for XdpPort {
         // SAFETY: the frames' tokens were given up; room for all of them was asked for.
         let sent = unsafe { self.tx.produce(&self.descs[..n]) };
         for desc in &self.descs[sent..n] {
-            drops.count(Drop::TransmitFull);
+            drops.count(DropReason::TransmitFull);
             let frame = pool.frame_of(desc);
             pool.give(frame);
         }

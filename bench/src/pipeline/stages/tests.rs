@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use penstock_dataplane::drop::Drop;
+use penstock_dataplane::drop::DropReason;
 
 use super::*;
 use crate::pipeline::size::Size;
@@ -48,7 +48,7 @@ fn a_counter_that_the_replay_stage_accepted_is_refused_afterwards() {
     let first = rig.gateway.session.sent();
     rig.replay(&mut meter);
     for counter in [first, first + 1, rig.gateway.session.sent() - 1] {
-        assert_eq!(rig.gateway.session.accept(counter), Err(Drop::Replayed));
+        assert_eq!(rig.gateway.session.accept(counter), Err(DropReason::Replayed));
     }
     assert_eq!(rig.gateway.session.accept(rig.gateway.session.sent()), Ok(()));
 }
