@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::drop::Drop;
+use penstock_dataplane::drop::DropReason;
 use penstock_dataplane::ports::PortInfo;
 use penstock_proto::coordination::RegistrationState;
 use penstock_proto::path;
@@ -21,7 +21,7 @@ impl Gateway {
     pub(super) fn status(&self) -> Status {
         let now = Millis::now();
         let mut drops: BTreeMap<String, u64> =
-            self.engine.drops().map(|(reason, count)| (Drop::name(reason).to_owned(), count)).collect();
+            self.engine.drops().map(|(reason, count)| (DropReason::name(reason).to_owned(), count)).collect();
         drops.insert("no-session".to_owned(), self.lost_waiting);
         for (reject, count) in &self.rejects {
             drops.insert(format!("handshake-{}", kebab(&format!("{reject:?}"))), *count);
