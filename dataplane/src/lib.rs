@@ -31,3 +31,5 @@ mod checksum;
 mod egress;
 mod icmp;
 mod ingress;
+mod side;
+mod turn;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::drop::DropReason;
-use penstock_dataplane::engine::{Engine, WorkerSetup};
+use penstock_dataplane::engine::{Engine, EngineConfig, WorkerSetup};
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
@@ -43,7 +43,7 @@ impl Gateway {
             core: None,
             busy_poll: false,
         };
-        let (engine, mut workers) = Engine::prepare(vec![setup], table(me, true)).unwrap();
+        let (engine, mut workers) = Engine::prepare(EngineConfig::new(vec![setup], table(me, true))).unwrap();
         Self { engine, worker: workers.remove(0), wan, lan, address: SITES[me].0.parse().unwrap() }
     }
 
@@ -83,8 +83,8 @@ fn table(me: usize, with_session: bool) -> Table {
         local_index: 100 + me as u32,
         remote_index: 100 + other as u32,
         suite: Suite::ChaCha20Poly1305,
-        send_key: [SITES[me].2; 32].into(),
-        receive_key: [SITES[other].2; 32].into(),
+        send_key: &[SITES[me].2; 32],
+        receive_key: &[SITES[other].2; 32],
         born: Millis::now(),
         confirmed: me == 0,
         peer: Arc::clone(&peer),
@@ -167,8 +167,8 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
             local_index,
             remote_index,
             suite: Suite::ChaCha20Poly1305,
-            send_key: [9; 32].into(),
-            receive_key: [9; 32].into(),
+            send_key: &[9; 32],
+            receive_key: &[9; 32],
             born: Millis::now(),
             confirmed: true,
             peer: Arc::clone(peer),
@@ -190,7 +190,8 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     for (round, (sender, source, broken)) in batch.iter().cycle().take(60).enumerate() {
         let inner = packet(*source, B, 64, &[round as u8; 12]);
         let mut message = [&[0; 16][..], &inner, &[0; 16]].concat();
-        senders[*sender].seal(senders[*sender].reserve(1).unwrap(), &mut message);
+        let counter = senders[*sender].reserve(1, 64).unwrap();
+        b.engine.cipher().seal_batch(&mut [senders[*sender].sealing(counter, &mut message)]);
         if *broken {
             *message.last_mut().unwrap() ^= 1;
         } else if (*sender, *source) != (1, A) {
@@ -288,7 +289,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     a.engine.publish(table(0, true));
     assert!(a.engine.command(0, Command::Send(packet)));
     assert!(a.engine.command(0, Command::Keepalive(7)));
-    a.worker.poll(0);
+    a.worker.poll(false);
     let carried = carry(&mut a, &mut b);
     assert_eq!(carried.iter().map(|m| m.bytes.len()).collect::<Vec<_>>(), [64, 32]);
     b.turn();
@@ -350,8 +351,8 @@ fn the_answer_to_a_new_session_goes_by_it() {
         local_index: 900,
         remote_index: 901,
         suite: Suite::ChaCha20Poly1305,
-        send_key: [9; 32].into(),
-        receive_key: [8; 32].into(),
+        send_key: &[9; 32],
+        receive_key: &[8; 32],
         born: Millis::now(),
         confirmed: true,
         peer: Arc::clone(&table.peers[0].peer),

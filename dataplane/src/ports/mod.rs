@@ -165,13 +165,6 @@ impl Batch {
     }
 }
 
-/// What is decided about every packet of a batch, if it is the same and there are any. Most batches go one way.
-#[inline]
-pub(crate) fn same<T: Copy + PartialEq>(steps: &[T]) -> Option<T> {
-    let (first, others) = steps.split_first()?;
-    others.iter().all(|step| step == first).then_some(*first)
-}
-
 /// What a port is, and what it was really bound as; shown by `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
@@ -246,11 +239,5 @@ mod tests {
         second.append_to(&mut all);
         assert_eq!((lens(&first), lens(&second), lens(&all)), (vec![], vec![], vec![1, 2, 3]));
         assert_eq!(all.room(), BATCH - 3);
-    }
-
-    #[test]
-    fn what_is_the_same_is_so_for_all_and_not_for_none() {
-        assert_eq!((same(&[3, 3, 3]), same(&[3, 3, 4]), same(&[4, 3, 3])), (Some(3), None, None));
-        assert_eq!(same::<u8>(&[]), None);
     }
 }
