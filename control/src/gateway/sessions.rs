@@ -10,7 +10,6 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::session::{Session, SessionConfig, Suite};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_proto::{self as proto, Event, PeerId, Role, SessionKeys};
-use zeroize::Zeroizing;
 
 use super::Gateway;
 use crate::profile::Endpoint;
@@ -116,8 +115,8 @@ impl Gateway {
             local_index: keys.local_index,
             remote_index: keys.remote_index,
             suite,
-            send_key: Zeroizing::new(*keys.send.as_bytes()),
-            receive_key: Zeroizing::new(*keys.receive.as_bytes()),
+            send_key: keys.send.as_bytes(),
+            receive_key: keys.receive.as_bytes(),
             born: Millis::at(keys.born),
             confirmed: keys.role == Role::Initiator,
             peer: Arc::clone(&peer.data),

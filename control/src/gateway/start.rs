@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
-use penstock_dataplane::engine::Engine;
+use penstock_dataplane::engine::{Engine, EngineConfig};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
 use penstock_dataplane::table::Table;
@@ -216,7 +216,7 @@ fn build(
         tracing::info!("{}: {how}, because {}", drive.interface.name, drive.reason());
     }
     tracing::info!("{count} workers, tunnel MTU {tunnel_mtu}");
-    let engine = Engine::start(setups, Table::default()).context("cannot start the workers")?;
+    let engine = Engine::start(EngineConfig::new(setups, Table::default())).context("cannot start the workers")?;
     Ok(Built { udp: sender, engine, steering, drives, tun: index, local_port, tunnel_mtu })
 }
 

@@ -94,15 +94,14 @@ mod tests {
 
     use penstock_dataplane::clock::Millis;
     use penstock_dataplane::session::{Session, SessionConfig, Suite};
-    use zeroize::Zeroizing;
 
     fn session(local_index: u32, peer: &Peer) -> Arc<Session> {
         Arc::new(Session::new(SessionConfig {
             local_index,
             remote_index: 9,
             suite: Suite::ChaCha20Poly1305,
-            send_key: Zeroizing::new([1; 32]),
-            receive_key: Zeroizing::new([2; 32]),
+            send_key: &[1; 32],
+            receive_key: &[2; 32],
             born: Millis::now(),
             confirmed: true,
             peer: Arc::clone(&peer.data),
