@@ -15,8 +15,9 @@ mod offload;
 mod offload_coalesce;
 mod scatter;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::drop::Drops;
 use crate::frame::{Frame, Pool};
@@ -215,6 +216,15 @@ pub trait Port: Send {
 
     /// What it is.
     fn info(&self) -> PortInfo;
+}
+
+/// Sets a socket option that rustix does not know.
+#[expect(unsafe_code)]
+fn set_option(socket: impl AsFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+    let (fd, len) = (socket.as_fd().as_raw_fd(), value.len() as libc::socklen_t);
+    // SAFETY: the value is `len` readable bytes.
+    let set = unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), len) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
