@@ -1,6 +1,8 @@
 //! The choice of an implementation, and the two calls.
 
-use crate::{Opening, Sealing, packet, self_test};
+use crate::engine::{self, Kernel};
+use crate::message::Message;
+use crate::{MAX_BATCH, Opening, Sealing, plan, self_test};
 
 /// How ChaCha20-Poly1305 is computed. AES-256-GCM is ring's in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ impl Implementation {
 
     /// Whether this CPU can do it.
     pub fn is_supported(self) -> bool {
-        self == Self::Ring
+        engine::kernels(self).is_some()
     }
 }
 
@@ -61,19 +63,21 @@ impl std::fmt::Display for SelfTestFailed {
 impl std::error::Error for SelfTestFailed {}
 
 /// An implementation that this CPU supports. It holds no secrets and no state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct Cipher {
     implementation: Implementation,
+    kernels: &'static [Kernel],
+    /// Whether ring does what it is faster at.
+    use_ring: bool,
 }
 
 impl Cipher {
     /// ring alone: what to fall back to.
-    pub const RING: Self = Self { implementation: Implementation::Ring };
+    pub const RING: Self = Self { implementation: Implementation::Ring, kernels: &[], use_ring: true };
 
     /// The fastest implementation that this CPU supports.
     pub fn detect() -> Self {
-        let fastest = Implementation::ALL.into_iter().find(|i| i.is_supported());
-        fastest.map_or(Self::RING, |implementation| Self { implementation })
+        Implementation::ALL.into_iter().find_map(|i| Self::new(i).ok()).unwrap_or(Self::RING)
     }
 
     /// A chosen implementation.
@@ -81,7 +85,15 @@ impl Cipher {
     /// # Errors
     /// [`NotSupported`] when this CPU lacks what it needs.
     pub fn new(implementation: Implementation) -> Result<Self, NotSupported> {
-        if implementation.is_supported() { Ok(Self { implementation }) } else { Err(NotSupported(implementation)) }
+        let kernels = engine::kernels(implementation).ok_or(NotSupported(implementation))?;
+        Ok(Self { implementation, kernels, use_ring: true })
+    }
+
+    /// The same implementation, but ring does only what no kernel can, however few messages there are. For tests and
+    /// measurements.
+    #[must_use]
+    pub fn without_ring(self) -> Self {
+        Self { use_ring: false, ..self }
     }
 
     /// The implementation in use.
@@ -91,12 +103,18 @@ impl Cipher {
 
     /// Seals all messages.
     pub fn seal_batch(self, batch: &mut [Sealing<'_>]) {
-        batch.iter_mut().for_each(packet::seal);
+        self.run(batch);
     }
 
     /// Opens all messages; each knows then whether it verified.
     pub fn open_batch(self, batch: &mut [Opening<'_>]) {
-        batch.iter_mut().for_each(packet::open);
+        self.run(batch);
+    }
+
+    fn run<M: Message>(self, batch: &mut [M]) {
+        for batch in batch.chunks_mut(MAX_BATCH) {
+            plan::run(self.kernels, self.use_ring, batch);
+        }
     }
 
     /// Compares the implementation with known answers. Takes well under a millisecond; meant for every start.
@@ -104,7 +122,18 @@ impl Cipher {
     /// # Errors
     /// [`SelfTestFailed`] when it computes anything else. [`Cipher::RING`] is what to use then.
     pub fn self_test(self) -> Result<(), SelfTestFailed> {
-        let passes = self_test::passes(|batch| self.seal_batch(batch), |batch| self.open_batch(batch));
-        if passes { Ok(()) } else { Err(SelfTestFailed(self.implementation)) }
+        let computes_well =
+            |cipher: Self| self_test::passes(|batch| cipher.seal_batch(batch), |batch| cipher.open_batch(batch));
+        if computes_well(self) && computes_well(self.without_ring()) {
+            Ok(())
+        } else {
+            Err(SelfTestFailed(self.implementation))
+        }
+    }
+}
+
+impl std::fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Cipher").field(&self.implementation).finish()
     }
 }

@@ -25,6 +25,8 @@ pub struct Key {
 
 struct Material {
     ring: LessSafeKey,
+    /// As ChaCha20 takes them.
+    words: [u32; 8],
 }
 
 // Wiping takes the place of dropping.
@@ -38,7 +40,10 @@ impl Key {
             Suite::Aes256Gcm => &AES_256_GCM,
         };
         let unbound = UnboundKey::new(algorithm, key).expect("both suites have keys of 32 bytes");
-        Self { material: Box::new(MaybeUninit::new(Material { ring: LessSafeKey::new(unbound) })), suite }
+        let (chunks, _) = key.as_chunks();
+        let material =
+            Material { ring: LessSafeKey::new(unbound), words: std::array::from_fn(|i| u32::from_le_bytes(chunks[i])) };
+        Self { material: Box::new(MaybeUninit::new(material)), suite }
     }
 
     /// The suite that the key is for.
@@ -48,6 +53,10 @@ impl Key {
 
     pub(crate) fn ring(&self) -> &LessSafeKey {
         &self.material().ring
+    }
+
+    pub(crate) fn words(&self) -> &[u32; 8] {
+        &self.material().words
     }
 
     #[expect(unsafe_code)]

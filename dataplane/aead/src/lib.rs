@@ -11,11 +11,18 @@
 //!   was right.
 //! - A call allocates nothing.
 
+mod chacha20;
 mod cipher;
+mod engine;
+mod group;
+mod kernel;
 mod key;
 mod message;
 mod packet;
+mod plan;
+mod poly1305;
 mod self_test;
+mod vector;
 
 pub use cipher::{Cipher, Implementation, NotSupported, SelfTestFailed};
 pub use key::{Key, Suite};
@@ -25,3 +32,5 @@ pub use message::{Opening, Sealing};
 pub const TAG: usize = 16;
 /// Bytes of a nonce, in both suites.
 pub const NONCE: usize = 12;
+/// Messages that are looked at together. Larger batches are cut into such.
+pub const MAX_BATCH: usize = 64;
