@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::drop::DropReason;
@@ -395,6 +396,30 @@ fn a_confirmation_outlives_a_flood() {
         }
     }
     panic!("control never hears of the confirmation");
+}
+
+/// What ends a session is a table without it; a worker that has nothing to do must not keep its keys.
+#[test]
+fn an_idle_worker_lets_go_of_a_session() {
+    let (wan, lan) = (Wire::default(), Wire::default());
+    let setup = WorkerSetup {
+        pool: Pool::heap(FRAMES),
+        wan: vec![Box::new(MemoryPort::new("wan", wan))],
+        lan: vec![Box::new(MemoryPort::new("lan", lan))],
+        core: None,
+        busy_poll: false,
+    };
+    let engine = Engine::start(EngineConfig::new(vec![setup], table(0, true))).unwrap();
+    let session = Arc::downgrade(&engine.table().sessions[&100].session);
+    // It falls asleep.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(session.upgrade().is_some());
+    engine.publish(Table::default());
+    let begun = Instant::now();
+    while session.upgrade().is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the session is kept");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.
