@@ -82,8 +82,10 @@ impl<V: Vector> State<V> {
     #[inline(always)]
     pub(crate) fn finish(self, input: &Input<V>, counters: V) -> [[V; 8]; 2] {
         let mut x = self.0;
-        for i in 0..16 {
-            x[i] = x[i].add32(if i == 12 { counters } else { input.words[i] });
+        let mut before = input.words;
+        before[12] = counters;
+        for (word, before) in x.iter_mut().zip(before) {
+            *word = word.add32(before);
         }
         let (mut first, mut second) = ([x[0]; 8], [x[0]; 8]);
         for i in 0..8 {

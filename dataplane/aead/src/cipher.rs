@@ -2,7 +2,7 @@
 
 use crate::engine::{self, Kernel};
 use crate::message::Message;
-use crate::{MAX_BATCH, Opening, Sealing, plan, self_test};
+use crate::{MAX_BATCH, Opening, Sealing, plan, self_test, wipe};
 
 /// How ChaCha20-Poly1305 is computed. AES-256-GCM is ring's in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,9 @@ impl std::fmt::Display for SelfTestFailed {
 
 impl std::error::Error for SelfTestFailed {}
 
+/// Stack that kernels and the planning need, with something to spare.
+const KERNEL_STACK: usize = 12 << 10;
+
 /// An implementation that this CPU supports. It holds no secrets and no state.
 #[derive(Clone, Copy)]
 pub struct Cipher {
@@ -113,7 +116,7 @@ impl Cipher {
 
     fn run<M: Message>(self, batch: &mut [M]) {
         for batch in batch.chunks_mut(MAX_BATCH) {
-            plan::run(self.kernels, self.use_ring, batch);
+            wipe::after::<KERNEL_STACK>(|| plan::run(self.kernels, self.use_ring, batch));
         }
     }
 

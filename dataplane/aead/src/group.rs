@@ -48,12 +48,15 @@ pub(crate) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The messages `which` of `batch`, from 1 to [`Layout::messages`].
-    pub(crate) fn new<M: Message>(
+    /// Lays out the messages `which` of `batch`, from 1 to [`Layout::messages`], for `run`. The group stays where it
+    /// is made: copying what was just written in small pieces stalls the processor.
+    #[inline(always)]
+    pub(crate) fn with<M: Message, R>(
         batch: &'a mut [M],
         which: impl ExactSizeIterator<Item = usize>,
         layout: Layout,
-    ) -> Self {
+        run: impl FnOnce(&Self) -> R,
+    ) -> R {
         let count = which.len();
         assert!((1..=layout.messages()).contains(&count) && layout.lanes <= MAX_LANES);
         let mut group = Self {
@@ -73,7 +76,7 @@ impl<'a> Group<'a> {
         for place in count..layout.messages() {
             group.repeat_first(place);
         }
-        group
+        run(&group)
     }
 
     fn put<M: Message>(&mut self, place: usize, message: &mut M) {

@@ -2,7 +2,7 @@
 //!
 //! Nothing here depends on anything but the lengths, which are public.
 
-use crate::chacha20::Input;
+use crate::chacha20::{Input, State};
 use crate::group::{BLOCK, Group};
 use crate::poly1305::Authenticator;
 use crate::vector::Vector;
@@ -24,14 +24,11 @@ pub(crate) fn one_block<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<
             Some(ciphertexts) => absorb_meanwhile(&input, counters, &mut authenticators, &ciphertexts),
         };
         if group.is_whole(at) {
-            let [first, second] = key_stream;
-            absorb_next =
-                Some([crypt::<V, SEAL>(cpu, group, 0, at, first), crypt::<V, SEAL>(cpu, group, 1, at, second)]);
+            absorb_next = Some(crypt::<V, SEAL, 2>(cpu, group, at, key_stream));
         } else {
-            for (half, key_stream) in key_stream.into_iter().enumerate() {
-                let ciphertext = crypt_up_to::<V, SEAL>(cpu, group, half, at, key_stream);
-                authenticators[half].absorb_up_to(&ciphertext, &group.left(half, at));
-            }
+            let [first, second] = crypt_up_to::<V, SEAL, 2>(cpu, group, at, key_stream);
+            authenticators[0].absorb_up_to(&first, &group.left(0, at));
+            authenticators[1].absorb_up_to(&second, &group.left(1, at));
         }
         at += BLOCK;
         number += 1;
@@ -75,9 +72,10 @@ fn block<V: Vector, const SEAL: bool>(
     authenticator: &mut Authenticator<V>,
 ) {
     if group.is_whole(at) {
-        authenticator.absorb(&crypt::<V, SEAL>(cpu, group, 0, at, key_stream));
+        let [ciphertext] = crypt::<V, SEAL, 1>(cpu, group, at, [key_stream]);
+        authenticator.absorb(&ciphertext);
     } else if at < group.longest() {
-        let ciphertext = crypt_up_to::<V, SEAL>(cpu, group, 0, at, key_stream);
+        let [ciphertext] = crypt_up_to::<V, SEAL, 1>(cpu, group, at, [key_stream]);
         authenticator.absorb_up_to(&ciphertext, &group.left(0, at));
     }
 }
@@ -91,48 +89,68 @@ fn absorb_meanwhile<V: Vector>(
     ciphertexts: &[[V; 8]; 2],
 ) -> [[V; 8]; 2] {
     let mut state = input.state(counters);
-    for (authenticator, ciphertext) in authenticators.iter_mut().zip(ciphertexts) {
-        let mut absorbing = authenticator.begin(ciphertext);
-        for _ in 0..4 {
-            absorbing.block(authenticator);
-            state.double_round();
-        }
-        absorbing.finish(authenticator);
-        state.double_round();
-    }
+    let [first, second] = authenticators;
+    five_double_rounds(&mut state, first, &ciphertexts[0]);
+    five_double_rounds(&mut state, second, &ciphertexts[1]);
     state.finish(input, counters)
 }
 
-/// Applies key stream to a whole block of each message, and returns the ciphertext as columns.
-///
-/// All is read before anything is written: the processor takes a read after a write 4096 bytes apart for a conflict.
 #[inline(always)]
-fn crypt<V: Vector, const SEAL: bool>(
+fn five_double_rounds<V: Vector>(state: &mut State<V>, authenticator: &mut Authenticator<V>, ciphertext: &[V; 8]) {
+    let mut absorbing = authenticator.begin(ciphertext);
+    absorbing.block::<0>(authenticator);
+    state.double_round();
+    absorbing.block::<1>(authenticator);
+    state.double_round();
+    absorbing.block::<2>(authenticator);
+    state.double_round();
+    absorbing.block::<3>(authenticator);
+    state.double_round();
+    absorbing.finish(authenticator);
+    state.double_round();
+}
+
+/// Applies key stream to a whole block of each message in the first `N` halves, and returns the ciphertext as columns.
+///
+/// All is read before anything is written: frames lie 4096 bytes apart, and the processor holds back a read whose
+/// address has the same low twelve bits as a write that is under way.
+#[inline(always)]
+fn crypt<V: Vector, const SEAL: bool, const N: usize>(
     cpu: V::Cpu,
     group: &Group<'_>,
-    half: usize,
     at: usize,
-    key_stream: [V; 8],
-) -> [V; 8] {
-    let before = group.load::<V>(cpu, half, at);
-    let after = xor(&before, &V::transpose(key_stream));
-    group.store(half, at, &after);
-    V::transpose(if SEAL { after } else { before })
+    key_stream: [[V; 8]; N],
+) -> [[V; 8]; N] {
+    let mut texts = key_stream;
+    for (half, text) in texts.iter_mut().enumerate() {
+        *text = group.load::<V>(cpu, half, at);
+    }
+    for (half, (text, key_stream)) in texts.iter_mut().zip(key_stream).enumerate() {
+        let after = xor(text, &V::transpose(key_stream));
+        group.store(half, at, &after);
+        *text = V::transpose(if SEAL { after } else { *text });
+    }
+    texts
 }
 
 /// Applies key stream to what each message has left, and returns the ciphertext as columns, with zeros behind it.
 #[inline(always)]
-fn crypt_up_to<V: Vector, const SEAL: bool>(
+fn crypt_up_to<V: Vector, const SEAL: bool, const N: usize>(
     cpu: V::Cpu,
     group: &Group<'_>,
-    half: usize,
     at: usize,
-    key_stream: [V; 8],
-) -> [V; 8] {
-    let before = group.load_up_to::<V>(cpu, half, at);
-    let mut after = xor(&before, &V::transpose(key_stream));
-    group.store_up_to(half, at, &mut after);
-    V::transpose(if SEAL { after } else { before })
+    key_stream: [[V; 8]; N],
+) -> [[V; 8]; N] {
+    let mut texts = key_stream;
+    for (half, text) in texts.iter_mut().enumerate() {
+        *text = group.load_up_to::<V>(cpu, half, at);
+    }
+    for (half, (text, key_stream)) in texts.iter_mut().zip(key_stream).enumerate() {
+        let mut after = xor(text, &V::transpose(key_stream));
+        group.store_up_to(half, at, &mut after);
+        *text = V::transpose(if SEAL { after } else { *text });
+    }
+    texts
 }
 
 #[inline(always)]
@@ -182,3 +200,112 @@ macro_rules! entries {
     };
 }
 pub(crate) use entries;
+
+/// The kernels on registers of plain integers: the same code and the same access to memory as on any others.
+#[cfg(test)]
+mod tests {
+    use chacha20poly1305::aead::AeadInPlace;
+    use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
+
+    use crate::group::{Group, Layout};
+    use crate::message::{Message, Text};
+    use crate::vector::portable::kernels;
+    use crate::{NONCE, Suite, TAG};
+
+    /// A message that needs no ring, which Miri can't run.
+    struct Plain<const SEAL: bool> {
+        key: [u32; 8],
+        nonce: [u8; NONCE],
+        data: Vec<u8>,
+        gap: usize,
+    }
+
+    impl<const SEAL: bool> Message for Plain<SEAL> {
+        const SEAL: bool = SEAL;
+
+        fn suite(&self) -> Suite {
+            Suite::ChaCha20Poly1305
+        }
+        fn key_words(&self) -> &[u32; 8] {
+            &self.key
+        }
+        fn nonce(&self) -> &[u8; NONCE] {
+            &self.nonce
+        }
+        fn len(&self) -> Option<usize> {
+            self.data.len().checked_sub(self.gap + TAG)
+        }
+        fn text(&mut self) -> Text {
+            let len = self.data.len() - self.gap - TAG;
+            let to = self.data.as_mut_ptr();
+            Text { from: to.wrapping_add(self.gap), to, len }
+        }
+        fn by_ring(&mut self) {
+            unreachable!("a kernel is called directly");
+        }
+        fn done(&mut self, _: bool) {}
+    }
+
+    fn message<const SEAL: bool>(i: usize, gap: usize, data: Vec<u8>) -> Plain<SEAL> {
+        let key = std::array::from_fn(|word| (i * 0x0101_0107 + word * 0x1234_5677) as u32);
+        Plain { key, nonce: [i as u8; NONCE], data, gap }
+    }
+
+    fn sealed_by_another(message: &Plain<true>) -> Vec<u8> {
+        let key: Vec<u8> = message.key.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let cipher = ChaCha20Poly1305::new_from_slice(&key).unwrap();
+        let mut data = message.data.clone();
+        let (text, tag) = data.split_last_chunk_mut::<TAG>().unwrap();
+        *tag = cipher.encrypt_in_place_detached(&message.nonce.into(), b"", text).unwrap().into();
+        data
+    }
+
+    fn check(
+        blocks: usize,
+        seal: fn(&Group<'_>) -> u32,
+        open: fn(&Group<'_>) -> u32,
+        lengths: impl Iterator<Item = usize>,
+    ) {
+        let layout = Layout { lanes: 4, blocks };
+        let text = |i: usize, len: usize| (0..len + TAG).map(|j| (i * 7 + j * 3) as u8).collect();
+        let mut batch: Vec<_> = lengths.enumerate().map(|(i, len)| message::<true>(i, 0, text(i, len))).collect();
+        let plaintexts: Vec<_> = batch.iter().map(|m| m.data.clone()).collect();
+        let expected: Vec<_> = batch.iter().map(sealed_by_another).collect();
+        let count = batch.len();
+        Group::with(&mut batch, 0..count, layout, seal);
+        assert!(batch.iter().zip(&expected).all(|(message, expected)| message.data == *expected));
+
+        let with_gap = |data: &Vec<u8>, gap| [vec![0; gap], data.clone()].concat();
+        let mut batch: Vec<_> =
+            expected.iter().enumerate().map(|(i, data)| message::<false>(i, i * 5, with_gap(data, i * 5))).collect();
+        *batch[count / 2].data.last_mut().unwrap() ^= 1;
+        let all = (1_u32 << count) - 1;
+        assert_eq!(Group::with(&mut batch, 0..count, layout, open), all ^ 1 << (count / 2));
+        for (message, plaintext) in batch.iter().zip(&plaintexts) {
+            let len = plaintext.len() - TAG;
+            assert!(message.data[..len] == plaintext[..len]);
+        }
+    }
+
+    #[test]
+    fn one_block_at_a_time() {
+        let check = |lengths: &[usize]| {
+            check(1, kernels::seal_one_block, kernels::open_one_block, lengths.iter().copied());
+        };
+        check(&[64; 8]);
+        check(&[130; 8]);
+        check(&[0, 1, 15, 16, 17, 63, 64, 200]);
+        check(&[100, 99, 98, 70, 65]);
+    }
+
+    #[test]
+    fn two_blocks_at_a_time() {
+        let check = |lengths: &[usize]| {
+            check(2, kernels::seal_two_blocks, kernels::open_two_blocks, lengths.iter().copied());
+        };
+        check(&[128; 4]);
+        check(&[0, 1, 17, 200]);
+        check(&[193, 191, 128]);
+        check(&[64]);
+    }
+}

@@ -5,6 +5,8 @@ use std::mem::{MaybeUninit, needs_drop};
 use ring::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use zeroize::Zeroize;
 
+use crate::wipe;
+
 /// An AEAD. Both have keys of 32 bytes, nonces of 12 and tags of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
@@ -23,10 +25,25 @@ pub struct Key {
     suite: Suite,
 }
 
+/// Stack that setting up a key needs, also in a build in which ring is not optimized.
+const SETUP_STACK: usize = 64 << 10;
+
 struct Material {
     ring: LessSafeKey,
     /// As ChaCha20 takes them.
     words: [u32; 8],
+}
+
+impl Material {
+    fn new(suite: Suite, key: &[u8; 32]) -> Self {
+        let algorithm = match suite {
+            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &AES_256_GCM,
+        };
+        let unbound = UnboundKey::new(algorithm, key).expect("both suites have keys of 32 bytes");
+        let (words, _) = key.as_chunks();
+        Self { ring: LessSafeKey::new(unbound), words: std::array::from_fn(|i| u32::from_le_bytes(words[i])) }
+    }
 }
 
 // Wiping takes the place of dropping.
@@ -35,15 +52,12 @@ const _: () = assert!(!needs_drop::<Material>());
 impl Key {
     /// Sets up `key` for `suite`. The caller's copy stays the caller's to wipe.
     pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
-        let algorithm = match suite {
-            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-            Suite::Aes256Gcm => &AES_256_GCM,
-        };
-        let unbound = UnboundKey::new(algorithm, key).expect("both suites have keys of 32 bytes");
-        let (chunks, _) = key.as_chunks();
-        let material =
-            Material { ring: LessSafeKey::new(unbound), words: std::array::from_fn(|i| u32::from_le_bytes(chunks[i])) };
-        Self { material: Box::new(MaybeUninit::new(material)), suite }
+        let mut material = Box::new(MaybeUninit::uninit());
+        wipe::after::<SETUP_STACK>(|| {
+            material.write(Material::new(suite, key));
+            true
+        });
+        Self { material, suite }
     }
 
     /// The suite that the key is for.

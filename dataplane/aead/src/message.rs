@@ -1,7 +1,7 @@
 //! The messages of a batch: what a caller lends to the cipher for one call.
 
 use crate::chacha20::KEY_AND_NONCE;
-use crate::{Key, NONCE, TAG, packet};
+use crate::{Key, NONCE, Suite, TAG, packet};
 
 /// A message to seal in place.
 #[derive(Debug)]
@@ -70,7 +70,8 @@ pub(crate) struct Text {
 /// What kernels and the planning need of a [`Sealing`] or an [`Opening`].
 pub(crate) trait Message {
     const SEAL: bool;
-    fn key(&self) -> &Key;
+    fn suite(&self) -> Suite;
+    fn key_words(&self) -> &[u32; 8];
     fn nonce(&self) -> &[u8; NONCE];
     /// The text's length, unless the message has no room for a tag.
     fn len(&self) -> Option<usize>;
@@ -85,7 +86,7 @@ pub(crate) trait Message {
     #[inline(always)]
     fn key_and_nonce(&self) -> [u32; KEY_AND_NONCE] {
         let mut words = [0; KEY_AND_NONCE];
-        words[..8].copy_from_slice(self.key().words());
+        words[..8].copy_from_slice(self.key_words());
         let (nonce, _) = self.nonce().as_chunks();
         for (word, bytes) in words[8..].iter_mut().zip(nonce) {
             *word = u32::from_le_bytes(*bytes);
@@ -97,8 +98,11 @@ pub(crate) trait Message {
 impl Message for Sealing<'_> {
     const SEAL: bool = true;
 
-    fn key(&self) -> &Key {
-        self.key
+    fn suite(&self) -> Suite {
+        self.key.suite()
+    }
+    fn key_words(&self) -> &[u32; 8] {
+        self.key.words()
     }
     fn nonce(&self) -> &[u8; NONCE] {
         &self.nonce
@@ -119,8 +123,11 @@ impl Message for Sealing<'_> {
 impl Message for Opening<'_> {
     const SEAL: bool = false;
 
-    fn key(&self) -> &Key {
-        self.key
+    fn suite(&self) -> Suite {
+        self.key.suite()
+    }
+    fn key_words(&self) -> &[u32; 8] {
+        self.key.words()
     }
     fn nonce(&self) -> &[u8; NONCE] {
         &self.nonce

@@ -4,7 +4,7 @@
 //! by length, and the longest ones that are left go, again and again, to the kernel that saves most against ring for
 //! them and those next to them. What no kernel saves anything for is ring's.
 
-use crate::engine::{Kernel, RING};
+use crate::engine::{Kernel, ring_cost};
 use crate::group::{BLOCK, Group};
 use crate::message::Message;
 use crate::{MAX_BATCH, Suite};
@@ -12,42 +12,34 @@ use crate::{MAX_BATCH, Suite};
 /// Longer texts are ring's.
 const LONGEST: usize = 1 << 16;
 
-/// Time that a call takes, in units that are the same for all: a part for each call, and one for each block of the
-/// longest message.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cost {
-    pub(crate) call: u32,
-    pub(crate) block: u32,
-}
-
-impl Cost {
-    fn of(self, blocks: u32) -> u64 {
-        u64::from(self.call) + u64::from(self.block) * u64::from(blocks)
-    }
-}
-
-/// Seals or opens up to [`MAX_BATCH`] messages.
-pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) {
+/// Seals or opens up to [`MAX_BATCH`] messages. Whether a kernel ran.
+pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) -> bool {
     let mut sorted = Sorted::new(batch);
     for message in &mut *batch {
         if blocks(message).is_none() {
             message.by_ring();
         }
     }
+    let mut kernel_ran = false;
     while let Some(longest) = sorted.left().first().copied() {
         match best(kernels, use_ring, sorted.left()) {
-            Some((kernel, count)) => run_group(kernel, batch, sorted.take(count)),
+            Some((kernel, count)) => {
+                run_group(kernel, batch, sorted.take(count));
+                kernel_ran = true;
+            }
             None => {
                 batch[longest.index()].by_ring();
                 sorted.take(1);
             }
         }
     }
+    kernel_ran
 }
 
 fn run_group<M: Message>(kernel: &Kernel, batch: &mut [M], which: &[Entry]) {
-    let group = Group::new(batch, which.iter().map(|entry| entry.index()), kernel.layout);
-    let verified = if M::SEAL { kernel.seal(&group) } else { kernel.open(&group) };
+    let verified = Group::with(batch, which.iter().map(|entry| entry.index()), kernel.layout, |group| {
+        if M::SEAL { kernel.seal(group) } else { kernel.open(group) }
+    });
     for (place, entry) in which.iter().enumerate() {
         batch[entry.index()].done(verified >> place & 1 != 0);
     }
@@ -56,11 +48,12 @@ fn run_group<M: Message>(kernel: &Kernel, batch: &mut [M], which: &[Entry]) {
 /// The kernel that takes the smallest part of ring's time, and for how many messages; `None` when ring is better.
 fn best<'k>(kernels: &'k [Kernel], use_ring: bool, left: &[Entry]) -> Option<(&'k Kernel, usize)> {
     let mut best = None;
-    let (mut best_cost, mut best_by_ring) = if use_ring { (1, 1) } else { (u64::from(u32::MAX), 1) };
+    // A kernel has to save a tenth, since costs are not that exact.
+    let (mut best_cost, mut best_by_ring) = if use_ring { (9, 10) } else { (u64::from(u32::MAX), 1) };
     for kernel in kernels {
         let count = left.len().min(kernel.layout.messages());
-        let by_ring = left[..count].iter().map(|entry| RING.of(entry.blocks())).sum();
-        let cost = kernel.cost.of(left[0].blocks());
+        let by_ring = left[..count].iter().map(|entry| ring_cost(entry.blocks())).sum();
+        let cost = kernel.cost(left[0].blocks());
         if cost * best_by_ring < best_cost * by_ring {
             (best, best_cost, best_by_ring) = (Some((kernel, count)), cost, by_ring);
         }
@@ -71,7 +64,7 @@ fn best<'k>(kernels: &'k [Kernel], use_ring: bool, left: &[Entry]) -> Option<(&'
 /// The blocks of a text that a kernel may have, and `None` for the rest.
 fn blocks<M: Message>(message: &M) -> Option<u32> {
     let len = message.len().filter(|len| *len <= LONGEST)?;
-    (message.key().suite() == Suite::ChaCha20Poly1305).then_some(len.div_ceil(BLOCK) as u32)
+    (message.suite() == Suite::ChaCha20Poly1305).then_some(len.div_ceil(BLOCK) as u32)
 }
 
 /// A message's number of blocks, and below it its index, so that comparing sorts by blocks.

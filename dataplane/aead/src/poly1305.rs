@@ -3,6 +3,8 @@
 //! A message's blocks m1, m2, … are absorbed as h ← (h + m)·r, modulo p = 2^130 − 5. Four whole blocks at once are
 //! (h + m1)·r⁴ + m2·r³ + m3·r² + m4·r, which needs one carry instead of four.
 
+#[cfg(test)]
+mod edges;
 mod limbs26;
 mod limbs44;
 
@@ -69,16 +71,17 @@ impl<V: Vector> Authenticator<V> {
     /// Begins to absorb 64 bytes of every message. `words` are the columns that [`Vector::transpose`] makes.
     #[inline(always)]
     pub(crate) fn begin<'a>(&self, words: &'a [V; 8]) -> Absorbing<'a, V> {
-        Absorbing { words, next: 0, products: V::Field::no_products(self.cpu) }
+        Absorbing { words, products: V::Field::no_products(self.cpu) }
     }
 
     /// Absorbs 64 bytes of every message.
     #[inline(always)]
     pub(crate) fn absorb(&mut self, words: &[V; 8]) {
         let mut absorbing = self.begin(words);
-        for _ in 0..4 {
-            absorbing.block(self);
-        }
+        absorbing.block::<0>(self);
+        absorbing.block::<1>(self);
+        absorbing.block::<2>(self);
+        absorbing.block::<3>(self);
         absorbing.finish(self);
     }
 
@@ -121,26 +124,23 @@ impl<V: Vector> Authenticator<V> {
 /// 64 bytes of every message on their way into the [`Authenticator`], so that something else can be computed meanwhile.
 pub(crate) struct Absorbing<'a, V: Vector> {
     words: &'a [V; 8],
-    next: usize,
     products: <V::Field as Field>::Products,
 }
 
 impl<V: Vector> Absorbing<'_, V> {
-    /// The next block of four.
+    /// Block `N` of the four, each once.
     #[inline(always)]
-    pub(crate) fn block(&mut self, to: &Authenticator<V>) {
-        let mut block = V::Field::from_block(to.cpu, self.words[2 * self.next], self.words[2 * self.next + 1], true);
-        if self.next == 0 {
+    pub(crate) fn block<const N: usize>(&mut self, to: &Authenticator<V>) {
+        let mut block = V::Field::from_block(to.cpu, self.words[2 * N], self.words[2 * N + 1], true);
+        if N == 0 {
             block = block.add(to.h);
         }
-        self.products = V::Field::add_product(self.products, block, &to.powers[self.next]);
-        self.next += 1;
+        self.products = V::Field::add_product(self.products, block, &to.powers[N]);
     }
 
-    /// After the fourth block.
+    /// After all four.
     #[inline(always)]
     pub(crate) fn finish(self, to: &mut Authenticator<V>) {
-        debug_assert_eq!(self.next, 4);
         to.h = V::Field::carry(to.cpu, self.products);
     }
 }

@@ -11,8 +11,9 @@ use crate::poly1305::Limbs26;
 pub(crate) struct HasAvx2(());
 
 impl HasAvx2 {
-    pub(crate) fn is_supported() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2")
+    pub(crate) fn detect() -> Option<Self> {
+        let has_all = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+        has_all.then_some(Self(()))
     }
 }
 

@@ -6,19 +6,19 @@ use std::arch::x86_64::*;
 use super::{MAX_LANES, Multiply52, Vector};
 use crate::poly1305::Limbs44;
 
-/// The CPU has AVX-512 F, BW, DQ, VL, IFMA and VBMI2.
+/// The CPU has AVX-512 F, BW, VL, IFMA and VBMI2.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    pub(crate) fn is_supported() -> bool {
-        is_x86_feature_detected!("avx512f")
+    pub(crate) fn detect() -> Option<Self> {
+        let has_all = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
             && is_x86_feature_detected!("avx512vbmi2")
-            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("bmi2");
+        has_all.then_some(Self(()))
     }
 }
 
@@ -226,15 +226,16 @@ impl Multiply52 for Ifma256 {
     }
 }
 
+// Not compiled for AVX-512 DQ: its multiplication is slower than the shifts that stand for small factors.
 crate::kernel::entries!(
     kernels_512,
     Ifma512,
     Avx512(()),
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt"
+    "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt"
 );
 crate::kernel::entries!(
     kernels_256,
     Ifma256,
     Avx512(()),
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt"
+    "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt"
 );
