@@ -100,17 +100,14 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// A session with its keys set up.
     pub fn new(config: SessionConfig<'_>) -> Self {
-        let (send_key, receive_key) =
-            (Key::new(config.suite, config.send_key), Key::new(config.suite, config.receive_key));
-        wipe_stack();
         Self {
             local_index: config.local_index,
             remote_index: config.remote_index,
             peer: config.peer,
             born: config.born,
             confirmed: AtomicBool::new(config.confirmed),
-            send_key,
-            receive_key,
+            send_key: Key::new(config.suite, config.send_key),
+            receive_key: Key::new(config.suite, config.receive_key),
             send_counter: AtomicU64::new(0),
             sent_blocks: AtomicU64::new(0),
             replay: Mutex::default(),
@@ -227,13 +224,6 @@ impl Session {
         });
         nonce
     }
-}
-
-/// Overwrites the stack below the caller's frame. A key is moved several times while ring sets it up, and each move may
-/// leave a copy there.
-#[inline(never)]
-fn wipe_stack() {
-    std::hint::black_box(&mut [0u8; 32 << 10]);
 }
 
 #[cfg(test)]
