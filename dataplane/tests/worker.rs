@@ -37,14 +37,7 @@ impl Gateway {
     /// Site `me` of two, with a session to the other; receiver indices are 100 + the site's number.
     fn new(me: usize) -> Self {
         let (wan, lan) = (Wire::default(), Wire::default());
-        let setup = WorkerSetup {
-            pool: Pool::heap(FRAMES),
-            wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
-            lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
-            core: None,
-            busy_poll: false,
-        };
-        let (engine, mut workers) = Engine::prepare(EngineConfig::new(vec![setup], table(me, true))).unwrap();
+        let (engine, mut workers) = Engine::prepare(config(&wan, &lan, table(me, true))).unwrap();
         Self { engine, worker: workers.remove(0), wan, lan, address: SITES[me].0.parse().unwrap() }
     }
 
@@ -75,6 +68,18 @@ impl Gateway {
     fn all_drops(&self) -> u64 {
         self.engine.drops().map(|(_, n)| n).sum()
     }
+}
+
+/// One worker between these wires.
+fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
+    let setup = WorkerSetup {
+        pool: Pool::heap(FRAMES),
+        wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
+        lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
+        core: None,
+        busy_poll: false,
+    };
+    EngineConfig::new(vec![setup], table)
 }
 
 fn table(me: usize, with_session: bool) -> Table {
@@ -401,15 +406,7 @@ fn a_confirmation_outlives_a_flood() {
 /// What ends a session is a table without it; a worker that has nothing to do must not keep its keys.
 #[test]
 fn an_idle_worker_lets_go_of_a_session() {
-    let (wan, lan) = (Wire::default(), Wire::default());
-    let setup = WorkerSetup {
-        pool: Pool::heap(FRAMES),
-        wan: vec![Box::new(MemoryPort::new("wan", wan))],
-        lan: vec![Box::new(MemoryPort::new("lan", lan))],
-        core: None,
-        busy_poll: false,
-    };
-    let engine = Engine::start(EngineConfig::new(vec![setup], table(0, true))).unwrap();
+    let engine = Engine::start(config(&Wire::default(), &Wire::default(), table(0, true))).unwrap();
     let session = Arc::downgrade(&engine.table().sessions[&100].session);
     // It falls asleep.
     std::thread::sleep(Duration::from_millis(100));
