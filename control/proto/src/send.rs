@@ -16,7 +16,8 @@ use crate::timers::due;
 
 impl Gateway {
     /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
-    /// is under way, in which case it is given another 90 s.
+    /// is under way. That one is given up 90 s after it began, however many packets wait for it; the next
+    /// packet then begins another.
     ///
     /// Returns whether a handshake is under way now. It is not when the peer has no endpoint or a public
     /// key of low order; the packet may be dropped then.
@@ -64,7 +65,7 @@ impl Gateway {
             peer.timers.data_sent(now, &timings);
         }
         if traffic.received_any || traffic.received_data {
-            peer.timers.any_received();
+            peer.timers.any_received(now);
         }
         if traffic.received_data {
             peer.timers.data_received(now, &timings);
@@ -138,6 +139,9 @@ impl Gateway {
             self.drop_pending(id);
             self.events.push_back(Event::HandshakeGaveUp { peer: id });
         } else if due(&mut timers.retry, now) {
+            if timers.is_silent(now, &timings) {
+                self.events.push_back(Event::PathSilent { peer: id });
+            }
             self.send_initiation(now, id);
         }
         let Some(peer) = self.named_mut(id) else {
@@ -193,7 +197,7 @@ impl Gateway {
         if peer.config.endpoint.is_none() || peer.static_static.is_none() {
             return false;
         }
-        peer.timers.give_up = Some(give_up);
+        peer.timers.give_up.get_or_insert(give_up);
         if peer.timers.retry.is_none() {
             match peer.timers.quiet_until.filter(|until| now < *until) {
                 Some(until) => peer.timers.retry = Some(until),

@@ -96,6 +96,8 @@ impl Gateway {
                     self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.data.id)));
                 }
                 Event::EndpointChanged { peer, endpoint } => self.moved(peer, endpoint),
+                // The names of endpoints are asked again when the handshake is given up.
+                Event::PathSilent { .. } => {}
                 Event::HandshakeGaveUp { peer } => self.gave_up(now, peer),
             }
         }
