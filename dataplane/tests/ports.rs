@@ -342,7 +342,7 @@ impl Wire {
         for (i, end) in ends.iter().enumerate() {
             end.ip(&format!("addr add fd08::{}/64 dev w0 nodad", i + 1));
         }
-        let config = UdpConfig { interface: Some("w0".into()), port: 0, workers: 1, gso: true };
+        let config = UdpConfig { interface: Some("w0".into()), port: 0, workers: 1, gso: true, mark: 0 };
         let ports = ends.each_ref().map(|end| end.run(|| UdpPort::bind(&config).unwrap().remove(0)));
         Self { _ends: ends, ports, pool: Pool::heap(4096), drops: Drops::default() }
     }
@@ -473,7 +473,7 @@ fn a_host_without_ipv6_addresses_is_served() {
     }
     let namespace = Namespace::new();
     namespace.sysctl("ipv6/conf/all/disable_ipv6", "1");
-    let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true };
+    let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true, mark: 0 };
     let mut ports = namespace.run(|| UdpPort::bind(&config).unwrap());
     let to = SocketAddr::new("127.0.0.1".parse().unwrap(), ports[0].local_port());
     ports[1].sender().send_to(b"x", to, 0, None).unwrap();
@@ -557,7 +557,7 @@ fn throughput() {
     let drops = [Drops::default(), Drops::default()];
     let gates = [(&gate_a, "10.2.0.0/24"), (&gate_b, "10.1.0.0/24")];
     let mut ports = gates.map(|(gate, route)| {
-        let udp = UdpConfig { interface: Some("w0".into()), port: 47_100, workers: 1, gso: true };
+        let udp = UdpConfig { interface: Some("w0".into()), port: 47_100, workers: 1, gso: true, mark: 0 };
         let ports = gate.run(|| (open("tun0", 1420, 1).remove(0), UdpPort::bind(&udp).unwrap().remove(0)));
         gate.ip(&format!("route replace {route} dev tun0"));
         ports

@@ -226,7 +226,7 @@ fn bind(profile: &Profile, workers: u32) -> Result<Vec<UdpPort>> {
         LocalPort::Pinned(port) => port,
     };
     // Not bound to the WAN interface: what the kernel routes elsewhere is carried as well.
-    let config = UdpConfig { interface: None, port, workers: workers as usize, gso: profile.udp_gso };
+    let config = UdpConfig { interface: None, port, workers: workers as usize, gso: profile.udp_gso, mark: 0 };
     UdpPort::bind(&config).map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => anyhow!("UDP port {port} is in use by another program"),
         std::io::ErrorKind::PermissionDenied => {

@@ -25,6 +25,8 @@ pub struct UdpConfig {
     pub workers: usize,
     /// Whether bundles may be sent as one (UDP_SEGMENT). Some NICs spoil them.
     pub gso: bool,
+    /// The firewall mark of what is sent (SO_MARK); 0 for none.
+    pub mark: u32,
 }
 
 /// A bound socket.
@@ -33,6 +35,7 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     port: u16,
+    mark: u32,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
@@ -65,6 +68,11 @@ impl UdpSender {
     /// The port it is bound to.
     pub fn local_port(&self) -> u16 {
         self.0.port
+    }
+
+    /// The firewall mark of what is sent from it; 0 for none.
+    pub fn mark(&self) -> u32 {
+        self.0.mark
     }
 }
 
@@ -100,7 +108,7 @@ impl Socket {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just opened and nobody else has it.
-        let mut socket = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, v6, port };
+        let mut socket = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, v6, port, mark: config.mark };
         socket.configure(config)?;
         if join {
             socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
@@ -121,6 +129,9 @@ impl Socket {
     fn configure(&self, config: &UdpConfig) -> io::Result<()> {
         if let Some(interface) = &config.interface {
             self.set_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())?;
+        }
+        if config.mark != 0 {
+            self.set_bytes(libc::SOL_SOCKET, libc::SO_MARK, &config.mark.to_ne_bytes())?;
         }
         for (forced, asked) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
             self.set(libc::SOL_SOCKET, forced, BUFFER).or_else(|_| self.set(libc::SOL_SOCKET, asked, BUFFER))?;
@@ -344,7 +355,7 @@ mod tests {
     use super::*;
 
     fn config(port: u16, workers: usize) -> UdpConfig {
-        UdpConfig { interface: None, port, workers, gso: true }
+        UdpConfig { interface: None, port, workers, gso: true, mark: 0 }
     }
 
     #[test]
