@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod port_mapping;
 pub mod profile;
 mod readable;
+pub mod resolver;
 pub mod socket_file;
 pub mod status;
 pub mod traversal;

@@ -14,6 +14,7 @@ mod capture;
 mod control;
 mod gateway;
 mod message;
+pub mod name_server;
 mod namespace;
 pub mod nat;
 pub mod overlay;
