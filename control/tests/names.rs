@@ -22,14 +22,20 @@ const NAME: &str = "gateway.example.net";
 const ZONE: &str = "gateway.example.net.";
 
 /// Counts what leaves with the mark, and what should not leave without it.
-const COUNTERS: &str = "table inet outgoing { \
-    counter dns_udp {} ; counter dns_tcp {} ; counter https {} ; counter unmarked {} ; \
-    chain out { type filter hook output priority 0 ; \
-        meta mark 0x5057 udp dport 53 counter name dns_udp ; \
-        meta mark 0x5057 tcp dport 53 counter name dns_tcp ; \
-        meta mark 0x5057 tcp dport 443 counter name https ; \
-        meta mark 0 tcp dport { 53, 443 } counter name unmarked ; \
-        meta mark 0 udp dport 53 counter name unmarked } }";
+const COUNTERS: &str = "table inet outgoing {
+    counter dns_udp {}
+    counter dns_tcp {}
+    counter https {}
+    counter unmarked {}
+    chain out {
+        type filter hook output priority 0
+        meta mark 0x5057 udp dport 53 counter name dns_udp
+        meta mark 0x5057 tcp dport 53 counter name dns_tcp
+        meta mark 0x5057 tcp dport 443 counter name https
+        meta mark 0 tcp dport { 53, 443 } counter name unmarked
+        meta mark 0 udp dport 53 counter name unmarked
+    }
+}";
 
 struct Bench {
     namespace: Namespace,

@@ -215,3 +215,28 @@ fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<(
 fn bind(address: Ipv4Addr, mark: u32) -> io::Result<UdpSocket> {
     bind_udp((address, 0).into(), mark)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARK: u32 = 0x5057;
+
+    #[tokio::test]
+    async fn ports_to_the_outside_carry_the_mark_and_local_ones_do_not() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        for mark in [MARK, 0] {
+            let mut detours = Detours::new(47_100, mark);
+            let opened = detours.open(3);
+            assert_eq!(opened.len(), 3);
+            for id in opened {
+                assert_eq!(SockRef::from(&*detours.ports[&id].wan).mark().unwrap(), mark);
+            }
+            let inbound = detours.inbound.as_ref().unwrap();
+            assert_eq!(SockRef::from(&**inbound).mark().unwrap(), 0);
+        }
+    }
+}
