@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use penstock_dataplane::drop::{Drop as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
-use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
+use penstock_dataplane::ports::udp::{Source, UdpConfig, UdpPort};
 use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port};
 
 /// Counts the calling thread's allocations.
@@ -481,6 +481,69 @@ fn a_host_without_ipv6_addresses_is_served() {
     ports.iter_mut().for_each(|port| port.receive(&mut pool, &mut batch, &drops));
     assert_eq!(batch.len(), 1);
     assert_eq!(batch.as_slice()[0].remote, to);
+}
+
+#[test]
+fn all_that_leaves_carries_the_mark() {
+    if !is_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    let rules = "table inet t {
+        chain out {
+            type filter hook output priority 0
+            meta mark != 0x5057 drop
+        }
+    }";
+    assert!(Command::new("ip").args(["netns", "exec", &namespace.0, "nft", rules]).status().unwrap().success());
+    for (mark, arrived) in [(0x5057, 3), (0x5058, 0), (0, 0)] {
+        let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark };
+        let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+        let to = SocketAddr::new("127.0.0.1".parse().unwrap(), port.local_port());
+        let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
+        // One by control, and a bundle of two by the worker. What the filter drops is EPERM.
+        assert_eq!(port.sender().mark(), mark);
+        assert_eq!(port.sender().send_to(b"x", to, 0, None).is_ok(), arrived > 0);
+        for _ in 0..2 {
+            let mut frame = pool.take().unwrap();
+            frame.set(ANCHOR + 42, 100);
+            batch.push(Packet { remote: to, ..Packet::new(frame) });
+        }
+        port.transmit(&mut pool, &mut batch, &drops);
+        port.receive(&mut pool, &mut batch, &drops);
+        assert_eq!(batch.len(), arrived, "mark {mark:#x}");
+        batch.drain().for_each(|packet| pool.give(packet.frame));
+    }
+}
+
+#[test]
+fn an_answer_leaves_from_the_address_that_is_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.ip("addr add fd09::1/128 dev lo nodad");
+    namespace.ip("addr add fd09::2/128 dev lo nodad");
+    let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark: 0 };
+    let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+    let (sender, number) = (port.sender(), port.local_port());
+    let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
+    for (from, to, stranger) in [("127.0.0.5", "127.0.0.1", "192.0.2.1"), ("fd09::2", "fd09::1", "fd09::3")] {
+        let to = SocketAddr::new(to.parse().unwrap(), number);
+        let source = |address: &str, interface| Source { address: address.parse().unwrap(), interface };
+        for interface in [0, 1] {
+            sender.send_from(source(from, interface), b"x", to, 0x88).unwrap();
+            port.receive(&mut pool, &mut batch, &drops);
+            let packet = batch.drain().next().unwrap();
+            assert_eq!((packet.remote, packet.tos), (SocketAddr::new(from.parse().unwrap(), number), 0x88));
+            pool.give(packet.frame);
+        }
+        assert!(sender.send_from(source(stranger, 0), b"x", to, 0).is_err(), "{stranger} is not ours");
+        assert!(sender.send_from(source(from, 99), b"x", to, 0).is_err(), "there is no such interface");
+    }
+    let other_family = Source { address: "fd09::1".parse().unwrap(), interface: 0 };
+    let to = SocketAddr::new("127.0.0.1".parse().unwrap(), number);
+    assert_eq!(sender.send_from(other_family, b"x", to, 0).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
 #[test]

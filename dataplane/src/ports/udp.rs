@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use socket::{Control, Name, Socket};
-pub use socket::{UdpConfig, UdpSender};
+pub use socket::{Source, UdpConfig, UdpSender};
 
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, Packet, Port, PortInfo};

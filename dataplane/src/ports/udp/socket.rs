@@ -42,6 +42,15 @@ pub(super) struct Socket {
 #[derive(Clone, Debug)]
 pub struct UdpSender(pub(super) Arc<Socket>);
 
+/// Our end of an exchange: where a datagram was sent to, so that the answer can leave from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// An address of this host; unspecified for the one that the route prefers.
+    pub address: IpAddr,
+    /// The only interface to leave by; 0 for the route's. A link-local address needs its own.
+    pub interface: u32,
+}
+
 impl UdpSender {
     /// Sends one datagram with the given traffic class, and with a TTL or hop limit if it matters. Never
     /// blocks.
@@ -49,6 +58,21 @@ impl UdpSender {
     /// # Errors
     /// What the kernel says; `WouldBlock` when the socket's buffer is full.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
+        self.send(bytes, None, to, tos, ttl)
+    }
+
+    /// As [`send_to`](Self::send_to), from an address of this host, which must be of the family of `to`.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to), also when the address or the interface is not this host's any more.
+    pub fn send_from(&self, source: Source, bytes: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+        if source.address.to_canonical().is_ipv4() != to.ip().to_canonical().is_ipv4() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.send(bytes, Some(source), to, tos, None)
+    }
+
+    fn send(&self, bytes: &[u8], source: Option<Source>, to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
         let mut name = Name::default();
         let mut control = Control::default();
         let mut entry = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -57,6 +81,9 @@ impl UdpSender {
         self.0.address(&mut message, &mut name, to);
         if let Some(ttl) = ttl {
             control.push_ttl(to, ttl);
+        }
+        if let Some(source) = source {
+            control.push_source(source);
         }
         self.0.control(&mut message, &mut control, to, tos, None);
         (message.msg_iov, message.msg_iovlen) = (&mut entry, 1);
@@ -320,6 +347,21 @@ impl Control {
             IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
         };
         self.push(level, kind, &c_int::from(ttl).to_ne_bytes());
+    }
+
+    /// `struct in_pktinfo` (ip(7)) or `struct in6_pktinfo` (RFC 3542, section 6.2).
+    fn push_source(&mut self, source: Source) {
+        let interface = source.interface.to_ne_bytes();
+        match source.address.to_canonical() {
+            IpAddr::V4(ip) => {
+                let data = [interface, ip.octets(), [0; 4]].concat();
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
+            }
+            IpAddr::V6(ip) => {
+                let data = [&ip.octets()[..], &interface].concat();
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            }
+        }
     }
 
     /// What `len` bytes of received control messages say: the traffic class, and the size of segments
