@@ -286,7 +286,7 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stoppi
         let config = config.clone();
         let written = tokio::task::spawn_blocking(move || match latest {
             Content::Keep(cached) => cached.write(&config.cache, &config.private_key, &config.url),
-            Content::Remove => cache::remove(&config.cache),
+            Content::Remove => crate::sealed::remove(&config.cache),
         });
         let why = match written.await {
             Ok(Ok(())) => String::new(),

@@ -31,7 +31,7 @@ pub struct Interface {
 }
 
 /// An address of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// The interface.
     pub interface: u32,
@@ -149,7 +149,7 @@ impl Interface {
 }
 
 impl Address {
-    fn from_message(message: &AddressMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
         let (mut local, mut remote) = (None, None);
         for attribute in &message.attributes {
             match attribute {

@@ -15,6 +15,8 @@ use super::{Netlink, network};
 
 /// The table that routes are in unless rules say otherwise.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+/// The table of this host's own addresses, and of broadcast ones (`rtnetlink(7)`, RT_TABLE_LOCAL).
+pub const LOCAL_TABLE: u32 = 255;
 
 /// What becomes of a packet that follows a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,14 +27,16 @@ pub enum RouteKind {
     Blackhole,
     /// It is for this host.
     Local,
+    /// The next rule decides, as if this table had no route.
+    Throw,
     /// Anything else.
     Other,
 }
 
 /// A route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Whither.
+    /// Where the packets go that follow it.
     pub destination: IpNet,
     /// The table it is in.
     pub table: u32,
@@ -84,6 +88,7 @@ impl Route {
             RouteKind::Unicast => RouteType::Unicast,
             RouteKind::Blackhole => RouteType::BlackHole,
             RouteKind::Local => RouteType::Local,
+            RouteKind::Throw => RouteType::Throw,
             RouteKind::Other => RouteType::Unspec,
         };
         let on_link = self.kind == RouteKind::Unicast && self.gateway.is_none();
@@ -101,7 +106,7 @@ impl Route {
         message
     }
 
-    fn from_message(message: &RouteMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
         let unspecified = match message.header.address_family {
             netlink_packet_route::AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             netlink_packet_route::AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
@@ -116,6 +121,7 @@ impl Route {
                 RouteType::Unicast => RouteKind::Unicast,
                 RouteType::BlackHole => RouteKind::Blackhole,
                 RouteType::Local => RouteKind::Local,
+                RouteType::Throw => RouteKind::Throw,
                 _ => RouteKind::Other,
             },
             interface: None,
@@ -173,8 +179,16 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        self.routes_that(|_| true)
+    }
+
+    /// The routes of all tables that `keep` says yes to; the others, which may be many, take no memory.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn routes_that(&mut self, mut keep: impl FnMut(&Route) -> bool) -> io::Result<Vec<Route>> {
         self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), |m| match m {
-            RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route),
+            RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route).filter(&mut keep),
             _ => None,
         })
     }
