@@ -12,7 +12,7 @@ use penstock_proto::coordination::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::cache::{self, Cached};
+use super::cache::Cached;
 use super::session::{End, Identity, Session};
 use super::{Config, Event, State};
 

@@ -25,8 +25,9 @@ use crate::profile::Name;
 pub struct Filter {
     /// The gateway's name, which is its tun device's too.
     pub name: Name,
-    /// The LAN interfaces.
-    pub lan: BTreeSet<String>,
+    /// The interfaces between which guarded prefixes may travel: the tun device, the LAN's, and the tun devices
+    /// of other gateways.
+    pub inside: BTreeSet<String>,
     /// Destinations that leave by the tun device or a LAN only, none inside another.
     pub outward: BTreeSet<IpNet>,
     /// Sources that come in by the tun device or a LAN only, none inside another.
@@ -42,8 +43,8 @@ impl Filter {
     #[must_use]
     pub fn script(&self) -> String {
         let table = table(&self.name);
-        let inside = quoted(std::iter::once(self.name.as_str()).chain(self.lan.iter().map(String::as_str)));
-        let outside = quoted(["lo", self.name.as_str()].into_iter().chain(self.lan.iter().map(String::as_str)));
+        let inside = quoted(self.inside.iter());
+        let trusted = quoted(self.inside.iter().chain(&["lo".to_owned()]));
         let mut text = String::new();
         // Made first, so that there is one to delete.
         let _ = writeln!(text, "table inet {table} {{\n}}\ndelete table inet {table}\ntable inet {table} {{");
@@ -59,7 +60,7 @@ impl Filter {
             }
         }
         let outward = format!("iifname {{ {inside} }} oifname != {{ {inside} }}");
-        let inward = format!("iifname != {{ {outside} }}");
+        let inward = format!("iifname != {{ {trusted} }}");
         let _ = writeln!(
             text,
             " chain forward {{\n  type filter hook forward priority filter; policy accept;\n  \
@@ -99,6 +100,10 @@ impl Filter {
     /// # Errors
     /// There is no nft, or it refuses; the sentence says what it said.
     pub(super) fn install(&self) -> io::Result<()> {
+        // What these mean to nft is not what they mean to the kernel.
+        if let Some(name) = self.inside.iter().find(|name| name.contains(['"', '\\', '*'])) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nft cannot name the interface {name}")));
+        }
         run(&["-f", "-"], &self.script()).map(drop)
     }
 }
@@ -163,6 +168,6 @@ fn table(name: &Name) -> String {
     format!("{FILTER_PREFIX}{name}")
 }
 
-fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
+fn quoted<'a>(names: impl Iterator<Item = &'a String>) -> String {
     names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -93,6 +94,19 @@ impl Guard {
         now: Instant,
         problems: &mut Problems,
     ) -> Self {
+        Self::of_file(path, key, name, crate::sealed::read(path, FILE_LIMIT), held, now, problems)
+    }
+
+    /// The guard that a file's content says, if it could be read.
+    pub(super) fn of_file(
+        path: &Path,
+        key: &PrivateKey,
+        name: &Name,
+        file: io::Result<Option<Vec<u8>>>,
+        held: &BTreeSet<IpNet>,
+        now: Instant,
+        problems: &mut Problems,
+    ) -> Self {
         let mut guard = Self {
             path: path.to_owned(),
             key: key.clone(),
@@ -100,7 +114,7 @@ impl Guard {
             prefixes: BTreeMap::new(),
             unsaved: false,
         };
-        let wrong = match crate::sealed::read(path, FILE_LIMIT) {
+        let wrong = match file {
             Ok(Some(bytes)) => guard.decode(&bytes).err().map(str::to_owned),
             Ok(None) => (!held.is_empty()).then(|| "it is missing".to_owned()),
             Err(e) => Some(format!("it cannot be read: {e}")),
@@ -211,7 +225,7 @@ impl Guard {
         }
     }
 
-    fn encode(&self) -> String {
+    pub(super) fn encode(&self) -> String {
         let mut text = format!("{HEADER}\n");
         for (prefix, origins) in &self.prefixes {
             text.push_str(&prefix.to_string());
@@ -296,5 +310,123 @@ impl fmt::Display for Origin {
             Self::Runtime => "runtime",
             Self::Found => "found",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn nets(list: &[&str]) -> BTreeSet<IpNet> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn load(path: &Path, held: &[&str], problems: &mut Problems) -> Guard {
+        let name = Name::try_from("amsterdam".to_owned()).unwrap();
+        Guard::load(path, &PrivateKey::from_bytes([1; 32]), &name, &nets(held), Instant::now(), problems)
+    }
+
+    /// A guard with three prefixes, saved.
+    fn saved(path: &Path) -> Guard {
+        let mut problems = Problems::default();
+        let mut guard = load(path, &[], &mut problems);
+        guard.cover(nets(&["10.1.0.0/16", "fd00:1::/48"]), Origin::Profile);
+        assert_eq!(guard.cover(nets(&["10.1.0.0/16", "10.2.0.0/16"]), Origin::Overlay), []);
+        guard.save(Instant::now(), &mut problems);
+        assert!(problems.is_empty());
+        guard
+    }
+
+    #[test]
+    fn the_set_outlives_the_process_until_it_is_released() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/amsterdam.guard");
+        let guard = saved(&path);
+        let mut problems = Problems::default();
+        let mut after = load(&path, &[], &mut problems);
+        assert!(problems.is_empty());
+        assert_eq!(after.prefixes, guard.prefixes);
+        // The coordinator still has the first, and nobody but the profile had the second.
+        assert_eq!(after.profile_changed(&nets(&["10.3.0.0/16"])), []);
+        assert_eq!(after.prefixes(), nets(&["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"]));
+        assert_eq!(after.release(nets(&["10.1.0.0/16", "10.9.0.0/16"])), ["10.9.0.0/16".parse().unwrap()]);
+        after.save(Instant::now(), &mut problems);
+        let mut last = load(&path, &[], &mut problems);
+        assert_eq!(last.prefixes(), nets(&["10.2.0.0/16", "10.3.0.0/16"]));
+        last.release_all();
+        last.save(Instant::now(), &mut problems);
+        assert_eq!(load(&path, &[], &mut problems).prefixes(), nets(&[]));
+        assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn of_a_damaged_file_the_rest_is_taken_and_what_the_kernel_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("amsterdam.guard");
+        let good = saved(&path).encode();
+        let held = ["10.1.0.0/16", "10.2.0.0/16", "fd00:1::/48"];
+        for at in 0..good.len() {
+            for damaged in
+                [&good.as_bytes()[..at], &[&good.as_bytes()[..at], b"\xff", &good.as_bytes()[at + 1..]].concat()[..]]
+            {
+                std::fs::write(&path, damaged).unwrap();
+                let mut problems = Problems::default();
+                let guard = load(&path, &held, &mut problems);
+                assert!(guard.prefixes().is_superset(&nets(&held)), "{at}");
+                assert_eq!(problems.list(Instant::now()).len(), 1, "{at}: {:?}", String::from_utf8_lossy(damaged));
+            }
+        }
+        // The lines that are whole are taken without the kernel, too.
+        std::fs::write(&path, good.replace("10.1.0.0/16 ", "10.1.0.0/33 ")).unwrap();
+        assert_eq!(load(&path, &[], &mut Problems::default()).prefixes(), nets(&["10.2.0.0/16", "fd00:1::/48"]));
+        std::fs::remove_file(&path).unwrap();
+        let mut problems = Problems::default();
+        assert_eq!(load(&path, &held, &mut problems).prefixes(), nets(&held));
+        assert!(!problems.is_empty(), "a lost file is told");
+        assert!(load(&path, &[], &mut Problems::default()).prefixes().is_empty());
+    }
+
+    #[test]
+    fn another_gateways_file_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("amsterdam.guard");
+        saved(&path);
+        let mut problems = Problems::default();
+        let name = Name::try_from("berlin".to_owned()).unwrap();
+        let key = PrivateKey::from_bytes([1; 32]);
+        Guard::load(&path, &key, &name, &BTreeSet::new(), Instant::now(), &mut problems);
+        assert!(!problems.is_empty());
+    }
+
+    #[test]
+    fn a_map_cannot_block_the_internet_and_not_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guard = load(&directory.path().join("a.guard"), &[], &mut Problems::default());
+        let public = nets(&["0.0.0.0/0", "8.0.0.0/7", "198.51.100.0/24", "::/0", "2000::/3", "fc00::/6"]);
+        assert_eq!(guard.cover(public.clone(), Origin::Overlay).len(), public.len());
+        assert!(guard.prefixes().is_empty());
+        assert_eq!(guard.cover(public.clone(), Origin::Accepted), []);
+        guard.release_all();
+        let many = (0..=GUARD_LIMIT as u32).map(|n| IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
+        let refused = guard.cover(many, Origin::Overlay);
+        assert_eq!(refused, [("10.1.0.0/32".parse().unwrap(), Refusal::TooMany)]);
+        assert!(guard.encode().len() < FILE_LIMIT);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_a_problem_that_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, now) = (directory.path().join("state/a.guard"), Instant::now());
+        std::fs::write(directory.path().join("state"), "in the way").unwrap();
+        let mut problems = Problems::default();
+        let mut guard = load(&path, &[], &mut Problems::default());
+        guard.cover(nets(&["10.1.0.0/16"]), Origin::Runtime);
+        guard.save(now, &mut problems);
+        assert!(!problems.is_empty());
+        std::fs::remove_file(directory.path().join("state")).unwrap();
+        guard.save(problems.poll_timeout().unwrap(), &mut problems);
+        assert!(problems.is_empty() && path.exists());
     }
 }

@@ -35,6 +35,8 @@ mod own;
 mod plan;
 mod prefixes;
 mod reconcile;
+#[cfg(test)]
+mod simulation;
 mod sysctls;
 
 use std::collections::BTreeSet;

@@ -43,8 +43,9 @@ pub struct Network {
     pub rules: BTreeSet<Rule>,
     /// Resolved neighbours, by interface and address.
     pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
-    /// Destinations of routes by a LAN interface: other routes inside these matter too.
-    behind_lan: BTreeMap<IpNet, usize>,
+    /// Destinations that routes by a LAN interface have, or had since the routes were read last: other routes
+    /// inside these are kept too. One that flaps is not searched for again and again.
+    behind_lan: BTreeSet<IpNet>,
 }
 
 /// Table, destination and metric. The kernel may have several routes of one key, though seldom.
@@ -120,15 +121,14 @@ impl Network {
     /// The kernel refuses.
     pub fn read_routes(&mut self, kernel: &mut impl Kernel) -> io::Result<()> {
         loop {
-            let before = self.behind_lan.clone();
             let routes = kernel.routes(&mut |route| self.matters(route))?;
             self.routes.clear();
-            self.behind_lan.clear();
+            let searched = std::mem::take(&mut self.behind_lan);
             for route in routes {
                 self.insert(route, false);
             }
             // Routes inside those by a LAN interface may have come before these.
-            if self.behind_lan.keys().all(|destination| before.contains_key(destination)) {
+            if self.behind_lan.is_subset(&searched) {
                 return Ok(());
             }
         }
@@ -164,7 +164,7 @@ impl Network {
     fn is_behind_lan(&self, destination: &IpNet) -> bool {
         !self.behind_lan.is_empty()
             && (1..=destination.prefix_len())
-                .any(|length| self.behind_lan.contains_key(&prefix_of(destination.addr(), length)))
+                .any(|length| self.behind_lan.contains(&prefix_of(destination.addr(), length)))
     }
 
     /// All routes of the snapshot, by table, destination and metric.
@@ -183,22 +183,17 @@ impl Network {
         if !self.matters(&route) {
             return false;
         }
-        let by_lan = self.counts_as_behind_lan(&route);
+        if route.table == MAIN_TABLE && route.destination.prefix_len() > 0 && self.leaves_by_lan(&route) {
+            self.behind_lan.insert(route.destination);
+        }
         let here = self.routes.entry(key(&route)).or_default();
         if here.contains(&route) {
             return false;
         }
-        let mut replaced = None;
         // IPv6 routes of one key are the ways of one route, of which one stands for all.
         match here.first_mut().filter(|_| replaces || route.destination.addr().is_ipv6()) {
-            Some(first) => replaced = Some(std::mem::replace(first, route)),
+            Some(first) => *first = route,
             None => here.push(route),
-        }
-        if let Some(old) = replaced {
-            self.forget_behind_lan(&old);
-        }
-        if by_lan {
-            *self.behind_lan.entry(route.destination).or_default() += 1;
         }
         true
     }
@@ -207,28 +202,11 @@ impl Network {
     pub(super) fn remove(&mut self, route: &Route) -> bool {
         let Some(here) = self.routes.get_mut(&key(route)) else { return false };
         let Some(at) = here.iter().position(|r| same(r, route)) else { return false };
-        let old = here.remove(at);
+        here.remove(at);
         if here.is_empty() {
             self.routes.remove(&key(route));
         }
-        self.forget_behind_lan(&old);
         true
-    }
-
-    fn counts_as_behind_lan(&self, route: &Route) -> bool {
-        route.table == MAIN_TABLE && route.destination.prefix_len() > 0 && self.leaves_by_lan(route)
-    }
-
-    fn forget_behind_lan(&mut self, route: &Route) {
-        if !self.counts_as_behind_lan(route) {
-            return;
-        }
-        if let Some(count) = self.behind_lan.get_mut(&route.destination) {
-            *count -= 1;
-            if *count == 0 {
-                self.behind_lan.remove(&route.destination);
-            }
-        }
     }
 
     /// Follows a piece of news.
@@ -479,4 +457,128 @@ fn key(route: &Route) -> RouteKey {
 /// Whether two routes of one key are the same to the kernel.
 fn same(a: &Route, b: &Route) -> bool {
     a.kind == b.kind && (a.kind != RouteKind::Unicast || (a.interface, a.gateway) == (b.interface, b.gateway))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn route(to: &str, interface: u32, gateway: Option<&str>) -> Route {
+        Route::by(net(to), interface, gateway.map(|g| g.parse().unwrap()), 0, 3)
+    }
+
+    fn network() -> Network {
+        let interface = |index, name: &str| Interface {
+            index,
+            name: name.to_owned(),
+            mac: Some([2, 0, 0, 0, 0, index as u8]),
+            mtu: 1500,
+            up: true,
+            kind: None,
+            queues: 1,
+        };
+        let neighbour = |interface, address: &str, last| Neighbour {
+            interface,
+            address: address.parse().unwrap(),
+            mac: [2, 0, 0, 0, 1, last],
+            stale: false,
+        };
+        let mut network = Network::empty(Interest { table: 47100, lan: BTreeSet::from(["lan0".to_owned()]) });
+        network.interfaces = [interface(2, "wan0"), interface(3, "lan0")].map(|i| (i.index, i)).into();
+        network.addresses.insert(Address {
+            interface: 3,
+            address: "10.101.0.1".parse().unwrap(),
+            length: 24,
+            global: true,
+        });
+        let neighbours = [
+            neighbour(3, "10.101.0.2", 2),
+            neighbour(3, "10.101.0.254", 254),
+            neighbour(3, "10.7.7.7", 7),
+            neighbour(2, "192.0.2.254", 9),
+        ];
+        network.neighbours = neighbours.map(|n| ((n.interface, n.address), n)).into();
+        for route in [
+            Route { kind: RouteKind::Local, table: LOCAL_TABLE, ..route("10.101.0.1/32", 3, None) },
+            route("0.0.0.0/0", 2, Some("192.0.2.254")),
+            route("10.101.0.0/24", 3, None),
+            route("10.7.0.0/16", 3, Some("10.101.0.254")),
+            route("10.8.0.0/16", 3, Some("10.101.0.253")),
+            route("10.7.7.0/24", 2, Some("192.0.2.254")),
+        ] {
+            assert!(network.insert(route, false), "{route:?}");
+        }
+        network
+    }
+
+    #[test]
+    fn hops_follow_neighbours_and_routers_of_the_lan_only() {
+        let hops = network().hops(&[3]);
+        let mac = |to: &str| hops.lookup(to.parse().unwrap()).copied().flatten().map(|l: Link| l.header()[5]);
+        assert_eq!(mac("10.101.0.2"), Some(2), "a neighbour");
+        assert_eq!(mac("10.101.0.3"), None, "on the link, unresolved");
+        assert_eq!(mac("10.101.0.1"), None, "our own address");
+        assert_eq!(mac("10.7.1.1"), Some(254), "behind a resolved router");
+        assert_eq!(mac("10.8.1.1"), None, "behind an unresolved router");
+        assert_eq!(mac("10.7.7.7"), None, "the kernel would send it elsewhere");
+        assert_eq!(mac("203.0.113.1"), None, "the WAN is none of the LAN's hops");
+        assert!(network().hops(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_site_keeps_what_leaves_by_a_lan_interface() {
+        let remote = [net("10.0.0.0/8"), net("10.7.0.0/16")];
+        let text: Vec<String> = network().kept(&remote).iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["10.7.0.0/16", "10.8.0.0/16", "10.101.0.0/24", "10.101.0.1/32"]);
+    }
+
+    #[test]
+    fn the_lan_gives_the_address_to_speak_from() {
+        assert_eq!(network().speaker_v4(&[2, 3]), Some(Ipv4Addr::new(10, 101, 0, 1)));
+        assert_eq!(network().speaker_v6(&[2, 3]), None);
+    }
+
+    /// One of hundreds of thousands of routes by the WAN comes and goes: it is told to who asks for ways to
+    /// endpoints, but not kept, and nothing is planned or read for it.
+    #[test]
+    fn a_flapping_route_of_the_wan_costs_next_to_nothing() {
+        let mut network = network();
+        let before = network.clone();
+        let flapping = route("198.51.100.0/24", 2, Some("192.0.2.254"));
+        for news in [News::Route { route: flapping, replaces: false }, News::RouteGone(flapping)] {
+            let mut changed = Changed::default();
+            assert_eq!(network.follow(news, &mut changed), Follow::Done);
+            assert!(!changed.ground && network == before);
+            assert!(changed.affects("198.51.100.7".parse().unwrap()));
+            assert!(!changed.affects("198.51.101.7".parse().unwrap()));
+        }
+        // Inside a network behind a LAN router it matters.
+        let inside = route("10.8.1.0/24", 2, Some("192.0.2.254"));
+        let mut changed = Changed::default();
+        assert_eq!(network.follow(News::Route { route: inside, replaces: false }, &mut changed), Follow::Done);
+        assert!(changed.ground);
+        // A LAN route that flaps is searched behind once.
+        let lan = route("10.9.0.0/16", 3, Some("10.101.0.254"));
+        for expected in [Follow::ReadRoutes, Follow::Done] {
+            let come = News::Route { route: lan, replaces: false };
+            assert_eq!(network.follow(come, &mut Changed::default()), expected);
+            assert_eq!(network.follow(News::RouteGone(lan), &mut Changed::default()), Follow::Done);
+        }
+    }
+
+    #[test]
+    fn routes_that_go_without_a_word_are_asked_for() {
+        let mut network = network();
+        let mut down = network.interfaces[&3].clone();
+        down.up = false;
+        assert_eq!(network.follow(News::Interface(down), &mut Changed::default()), Follow::ReadRoutes);
+        let address = *network.addresses.first().unwrap();
+        assert_eq!(network.follow(News::AddressGone(address), &mut Changed::default()), Follow::ReadRoutes);
+        assert_eq!(network.follow(News::InterfaceGone(3), &mut Changed::default()), Follow::ReadRoutes);
+        assert_eq!(network.follow(News::InterfaceGone(77), &mut Changed::default()), Follow::Done);
+    }
 }

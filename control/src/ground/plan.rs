@@ -104,7 +104,9 @@ fn routes(
     }
     let gaps: BTreeSet<IpNet> = wanted.outer.iter().map(|a| IpNet::from(*a)).chain(own.far.iter().copied()).collect();
     for prefix in own.guarded.iter().filter(|p| !is_default(p)) {
-        for piece in without(*prefix, &gaps) {
+        // Sorted as they are, those inside follow the prefix.
+        let inside = gaps.range(*prefix..).take_while(|gap| prefix.contains(*gap)).copied().collect();
+        for piece in without(*prefix, &inside) {
             add(Route::blackhole(piece, worst, PROTOCOL));
         }
     }
@@ -224,13 +226,22 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
     let sources: Vec<IpNet> = all.iter().filter(|p| !is_default(p)).copied().collect();
     let filter = Box::new(Filter {
         name: wanted.name.clone(),
-        lan: wanted.lan.clone(),
+        inside: inside(wanted, actual.network),
         outward: IpNet::aggregate(&all).into_iter().collect(),
         inward: IpNet::aggregate(&sources).into_iter().collect(),
         local_port: wanted.local_port,
         mark: sysctls::must_restore_mark(wanted, own, actual).then_some(wanted.mark),
     });
     (*actual.filter != FilterState::Set(filter.clone())).then_some(Operation::SetFilter(filter))
+}
+
+/// The interfaces between which guarded prefixes may travel.
+fn inside(wanted: &Wanted, network: &Network) -> BTreeSet<String> {
+    let best = tunnel_metric(&wanted.name);
+    let others = network.routes_of(wanted.table).filter(|r| r.protocol == PROTOCOL && r.metric != best);
+    let others = others.filter_map(|r| network.interface(r.interface?)).filter(|i| i.name != "lo");
+    let names = others.map(|i| i.name.clone()).chain([wanted.name.to_string()]);
+    names.filter(|name| *name != wanted.wan).chain(wanted.lan.iter().cloned()).collect()
 }
 
 /// What the tun device lacks. Some settings count only from the next time it comes up.

@@ -27,7 +27,6 @@ impl Prefixes {
         }
     }
 
-
     /// The longest prefix of the set that holds, or is, this one.
     pub fn covering(&self, prefix: &IpNet) -> Option<IpNet> {
         let lengths = if prefix.addr().is_ipv4() { &self.lengths_v4 } else { &self.lengths_v6 };

@@ -44,12 +44,16 @@ impl<K: Kernel> Ground<K> {
     /// Reads the network. What cannot be read is a problem, and is read at the next reconciliation.
     /// `runtime` is the directory where the settings' old values are kept.
     pub fn open(kernel: K, name: &Name, interest: Interest, runtime: &Path, now: Instant) -> Self {
+        Self::open_with(kernel, name, interest, Saved::load(&runtime.join(format!("{name}.sysctls"))), now)
+    }
+
+    pub(super) fn open_with(kernel: K, name: &Name, interest: Interest, saved: Saved, now: Instant) -> Self {
         let mut ground = Self {
             kernel,
             name: name.clone(),
             network: Network::empty(interest),
             filter: FilterState::Absent,
-            saved: Saved::load(&runtime.join(format!("{name}.sysctls"))),
+            saved,
             problems: Problems::default(),
             stale: true,
             stale_filter: true,
@@ -72,6 +76,11 @@ impl<K: Kernel> Ground<K> {
     #[must_use]
     pub fn held(&self) -> BTreeSet<IpNet> {
         self.network.held(&self.name)
+    }
+
+    #[cfg(test)]
+    pub(super) fn saved(&self) -> &Saved {
+        &self.saved
     }
 
     /// Follows the kernel's news.
@@ -113,10 +122,13 @@ impl<K: Kernel> Ground<K> {
         if (self.stale || differs) && !self.read(now, Some(interest)) {
             return;
         }
-        if self.stale_filter && !wanted.guarded.is_empty() {
-            // Where it cannot be read it cannot be set either, which is what is said then.
-            self.filter = self.kernel.filter(&self.name).unwrap_or(FilterState::Foreign);
-            self.stale_filter = false;
+        if std::mem::take(&mut self.stale_filter) {
+            self.filter = match self.kernel.filter(&self.name) {
+                Ok(filter) => filter,
+                Err(_) if wanted.guarded.is_empty() => FilterState::Absent,
+                // It cannot be set either, which is what is said then.
+                Err(_) => FilterState::Foreign,
+            };
         }
         let sysctls = self.read_sysctls(wanted);
         let actual =
@@ -128,6 +140,7 @@ impl<K: Kernel> Ground<K> {
             subjects.insert(finding.subject.clone());
         }
         self.carry_out(now, plan.operations, &sysctls, &mut subjects);
+        self.save_settings(now, &mut subjects);
         self.problems.solved_all_but(&subjects);
     }
 
@@ -150,7 +163,7 @@ impl<K: Kernel> Ground<K> {
                 subjects.insert(subject);
                 continue;
             }
-            self.save_before(now, &operation, sysctls, subjects);
+            self.note_before(&operation, sysctls);
             match self.kernel.apply(&operation) {
                 Ok(()) => self.done(operation),
                 Err(e) => {
@@ -163,19 +176,20 @@ impl<K: Kernel> Ground<K> {
         }
     }
 
-    /// Notes the value of a setting before it is changed.
-    fn save_before(
-        &mut self,
-        now: Instant,
-        operation: &Operation,
-        sysctls: &BTreeMap<Sysctl, String>,
-        subjects: &mut BTreeSet<String>,
-    ) {
+    /// Notes the value of a setting before it is changed, in the file too if that can be written.
+    fn note_before(&mut self, operation: &Operation, sysctls: &BTreeMap<Sysctl, String>) {
         let Operation::SetSysctl { sysctl, .. } = operation else { return };
-        let (Some(before), false) = (sysctls.get(sysctl), sysctl.interface == self.name.as_str()) else { return };
-        if let Err(e) = self.saved.note(sysctl, before) {
+        if let (Some(before), false) = (sysctls.get(sysctl), sysctl.interface == self.name.as_str()) {
+            self.saved.note(sysctl, before);
+            // What fails is tried again, and told, when all is done.
+            let _ = self.saved.save();
+        }
+    }
+
+    fn save_settings(&mut self, now: Instant, subjects: &mut BTreeSet<String>) {
+        if let Err(e) = self.saved.save() {
             let sentence = format!("cannot be written: {e}; they are lost if the gateway is killed");
-            self.problems.note(now, SETTINGS_FILE, &sentence, "make the runtime directory writable");
+            self.problems.failed(now, SETTINGS_FILE, &sentence, "make the runtime directory writable");
             subjects.insert(SETTINGS_FILE.to_owned());
         }
     }
@@ -185,10 +199,7 @@ impl<K: Kernel> Ground<K> {
         match operation {
             Operation::SetFilter(filter) => self.filter = FilterState::Set(filter),
             Operation::RemoveFilter(_) => self.filter = FilterState::Absent,
-            Operation::RestoreSysctl { sysctl, .. } => {
-                // At worst the old value is put back once more.
-                let _ = self.saved.forget(&sysctl);
-            }
+            Operation::RestoreSysctl { sysctl, .. } => self.saved.forget(&sysctl),
             other => self.network.done(&other),
         }
     }

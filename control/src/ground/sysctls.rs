@@ -138,8 +138,11 @@ pub(super) fn relevant(wanted: &Wanted, network: &Network) -> Vec<Sysctl> {
 /// The values that settings had before they were changed, in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    path: PathBuf,
+    /// Where the file is; without it, they are known to this process only.
+    path: Option<PathBuf>,
     before: BTreeMap<Sysctl, String>,
+    /// Whether the file says something else.
+    unsaved: bool,
 }
 
 impl Saved {
@@ -148,7 +151,7 @@ impl Saved {
     pub fn load(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let before = text.lines().filter_map(parse).collect();
-        Self { path: path.to_owned(), before }
+        Self { path: Some(path.to_owned()), before, unsaved: false }
     }
 
     /// The settings that were changed, with the values before.
@@ -158,34 +161,34 @@ impl Saved {
     }
 
     /// Notes the value that a setting has before it is changed, unless one is noted.
-    ///
-    /// # Errors
-    /// The file cannot be written; then the value is known to this process only.
-    pub fn note(&mut self, sysctl: &Sysctl, value: &str) -> io::Result<()> {
-        if self.before.contains_key(sysctl) {
-            return Ok(());
+    pub fn note(&mut self, sysctl: &Sysctl, value: &str) {
+        if !self.before.contains_key(sysctl) {
+            self.before.insert(sysctl.clone(), value.to_owned());
+            self.unsaved = true;
         }
-        self.before.insert(sysctl.clone(), value.to_owned());
-        self.store()
     }
 
     /// Forgets a setting that was put back.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn forget(&mut self, sysctl: &Sysctl) -> io::Result<()> {
-        match self.before.remove(sysctl) {
-            Some(_) => self.store(),
-            None => Ok(()),
-        }
+    pub fn forget(&mut self, sysctl: &Sysctl) {
+        self.unsaved |= self.before.remove(sysctl).is_some();
     }
 
-    fn store(&self) -> io::Result<()> {
-        if self.before.is_empty() {
-            return crate::sealed::remove(&self.path);
+    /// Writes the file, if it says something else.
+    ///
+    /// # Errors
+    /// It cannot be written; the values are known to this process only.
+    pub fn save(&mut self) -> io::Result<()> {
+        if let (true, Some(path)) = (self.unsaved, &self.path) {
+            if self.before.is_empty() {
+                crate::sealed::remove(path)?;
+            } else {
+                let line = |(sysctl, value): (&Sysctl, &String)| format!("{sysctl} {value}\n");
+                let lines: Vec<String> = self.before.iter().map(line).collect();
+                crate::sealed::replace(path, lines.concat().as_bytes())?;
+            }
         }
-        let lines: Vec<String> = self.before.iter().map(|(sysctl, value)| format!("{sysctl} {value}\n")).collect();
-        crate::sealed::replace(&self.path, lines.concat().as_bytes())
+        self.unsaved = false;
+        Ok(())
     }
 }
 
@@ -210,14 +213,16 @@ mod tests {
         let path = directory.path().join("run/a.sysctls");
         let (lan, all) = (Sysctl::v4("lan0.7", "forwarding"), Sysctl::v6("all", "forwarding"));
         let mut saved = Saved::load(&path);
-        saved.note(&lan, "0").unwrap();
-        saved.note(&lan, "1").unwrap();
-        saved.note(&all, "0").unwrap();
+        saved.note(&lan, "0");
+        saved.note(&lan, "1");
+        saved.note(&all, "0");
+        saved.save().unwrap();
         let mut after = Saved::load(&path);
         assert_eq!(after, saved);
         assert_eq!(after.before()[&lan], "0");
-        after.forget(&lan).unwrap();
-        after.forget(&all).unwrap();
+        after.forget(&lan);
+        after.forget(&all);
+        after.save().unwrap();
         assert!(!path.exists());
     }
 
