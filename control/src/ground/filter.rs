@@ -80,7 +80,7 @@ impl Filter {
              {inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
         );
         if let Some(mark) = self.mark {
-            let _ = writeln!(text, " chain mark {{\n  type filter hook prerouting priority mangle; policy accept;");
+            let _ = writeln!(text, " chain restore {{\n  type filter hook prerouting priority mangle; policy accept;");
             if let Some(port) = self.local_port {
                 let _ = writeln!(text, "  {inward} udp dport {port} meta mark set {mark}");
             }

@@ -44,7 +44,7 @@ impl Watch {
     pub fn leak(&self, stack: &Stack) -> Option<String> {
         // The packet filter alone holds what is forwarded, else two of the others must not be missing.
         let forwarding = !self.damaged.contains(&Layer::Filter) || self.damaged.len() == 1;
-        let sources = ["lan0", "lan1", "pen0", "pen1"].iter().filter_map(|name| stack.named(name));
+        let sources = ["lan0", "lan1"].iter().filter_map(|name| stack.named(name));
         let sources: Vec<u32> = sources.filter(|index| forwarding && stack.interfaces[index].up).collect();
         for destination in destinations(stack, &self.guarded) {
             let packet = |from| Packet { from, source: None, destination, mark: 0 };
