@@ -62,7 +62,7 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     // Routes by the tunnel go before the blackholes under them.
     let (blackholes, others): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
     operations.extend(others.into_iter().chain(blackholes).map(Operation::RemoveRoute));
-    operations.extend(surplus_rules(wanted, &rules, &own, actual.network).map(Operation::RemoveRule));
+    operations.extend(surplus_rules(wanted, &rules, actual.network).map(Operation::RemoveRule));
     operations.extend(restored(wanted, &settings, actual));
     Plan { operations, findings }
 }
@@ -163,7 +163,10 @@ fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
     let wan = network.named(&wanted.wan).map(|interface| interface.index);
     for address in wan.into_iter().flat_map(|index| network.addresses_of(index)).filter(|a| a.global) {
         let ipv6 = address.address.is_ipv6();
-        if own.guarded.iter().any(|p| p.addr().is_ipv6() == ipv6 && is_default(p)) {
+        // The reverse path of what a neighbour asks by ARP is looked up too, and carries no mark.
+        let link = address.network();
+        let overlaps = |p: &IpNet| is_default(p) || p.contains(&link) || link.contains(p);
+        if own.guarded.iter().any(|p| p.addr().is_ipv6() == ipv6 && overlaps(p)) {
             rules.insert(Rule {
                 priority: WAN_RULE_PRIORITY,
                 from: Some(address.address),
@@ -194,23 +197,20 @@ fn rule(wanted: &Wanted, ipv6: bool) -> Rule {
 fn surplus_rules<'a>(
     wanted: &'a Wanted,
     rules: &'a BTreeSet<Rule>,
-    own: &'a Own,
     network: &'a Network,
 ) -> impl Iterator<Item = Rule> + 'a {
     let metrics = [tunnel_metric(&wanted.name), guard_metric(&wanted.name)];
-    let others = move |table: u32, ipv6: bool, only_default: bool| {
+    let others = move |table: u32, ipv6: bool| {
         network
             .routes()
             .filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && !metrics.contains(&r.metric))
             .filter(|r| table == MAIN_TABLE || r.table == table)
-            .any(|r| r.destination.addr().is_ipv6() == ipv6 && (!only_default || is_default(&r.destination)))
+            .any(|r| r.destination.addr().is_ipv6() == ipv6)
     };
     let needless = move |rule: &Rule| match rule.from {
-        None => rule.priority == RULE_PRIORITY && rule.unmarked.is_some() && !others(rule.table, rule.ipv6, false),
+        None => rule.priority == RULE_PRIORITY && rule.unmarked.is_some() && !others(rule.table, rule.ipv6),
         Some(from) if rule.priority == WAN_RULE_PRIORITY => {
-            let is_here = network.addresses.iter().any(|a| a.address == from);
-            let ours = own.guarded.iter().any(|p| p.addr().is_ipv6() == rule.ipv6 && is_default(p));
-            !is_here || !ours && !others(MAIN_TABLE, rule.ipv6, true)
+            !network.addresses.iter().any(|a| a.address == from) || !others(MAIN_TABLE, rule.ipv6)
         }
         Some(_) => false,
     };
