@@ -16,6 +16,11 @@ pub fn is_private(prefix: &IpNet) -> bool {
     PRIVATE.iter().any(|private| private.contains(prefix))
 }
 
+/// The overlay's virtual addresses, if the prefix lies inside them.
+pub(super) fn overlay_around(prefix: &IpNet) -> Option<IpNet> {
+    OVERLAY.contains(prefix).then_some(OVERLAY)
+}
+
 /// Whether a prefix is one address of those that the coordinator gives to sites.
 #[must_use]
 pub fn is_overlay_address(prefix: &IpNet) -> bool {
@@ -25,6 +30,11 @@ pub fn is_overlay_address(prefix: &IpNet) -> bool {
 /// Whether a prefix has bits beyond its length.
 pub(super) fn has_host_bits(prefix: &IpNet) -> bool {
     prefix.addr() != prefix.network()
+}
+
+/// Whether two prefixes have an address in common.
+pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
 }
 
 /// What no site can have behind it, with the reason. The overlay's own addresses are not among them.
