@@ -170,8 +170,12 @@ impl Pool {
         if self.held.len() >= self.capacity {
             let Some((fullest, prefix)) = self.order.last().copied() else { return false };
             let own = prefixes(newcomer.ip).map(|(prefix, level)| fullness(self.count(prefix) + 1, level)).max();
+            let is_fuller = Some(fullest) > own;
+            if !is_fuller && !prefix.contains(&newcomer.ip.to_canonical()) {
+                return false;
+            }
             let Some(victim) = self.oldest_of_the_fullest_address(prefix) else { return false };
-            if Some(fullest) <= own && address(self.held[&victim].ip) != address(newcomer.ip) {
+            if !is_fuller && address(self.held[&victim].ip) != address(newcomer.ip) {
                 return false;
             }
             self.leave(victim);

@@ -38,7 +38,7 @@ impl Flood {
         outcome
     }
 
-    /// The attackers connect 30,000 times a second between them, and say nothing; meanwhile an honest gateway of each
+    /// The attackers connect 10,000 times a second between them, and say nothing; meanwhile an honest gateway of each
     /// address comes 100 ms after the one before. Returns how many of them got in.
     fn against(&mut self, attackers: &[IpAddr], honest: &[IpAddr]) -> usize {
         let mut let_in = 0;
@@ -47,7 +47,7 @@ impl Flood {
         let mut attacker = attackers.iter().cycle();
         // At first the attack has time to take all that it can have.
         for step in 0..400 + 10 * honest.len() + 200 {
-            for _ in 0..300 {
+            for _ in 0..100 {
                 let _ = attacker.next().map(|attacker| self.admit(*attacker));
             }
             if step >= 400

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 
-use penstock_proto::coordination::limits::ACCESS_PAIRS_LIMIT;
+use penstock_proto::coordination::limits::{ACCESS_PAIRS_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Access, AccessPart, SiteNumber};
 use tokio::sync::Notify;
 
@@ -15,8 +15,14 @@ use crate::site::SiteState;
 
 /// How many changes are remembered. A relay that missed more is told the whole again.
 pub(super) const HISTORY_LIMIT: usize = 65_536;
-/// Most sites in one message, however few pairs they have.
-const SITES_AT_A_TIME: usize = 4096;
+/// Most pairs, and most sites, that are looked at under the lock for one message; of pairs, a site's own are more if
+/// it has more. Two milliseconds.
+const PAIRS_AT_A_TIME: usize = 8192;
+/// See [`PAIRS_AT_A_TIME`].
+const SITES_AT_A_TIME: usize = 2048;
+
+// A relay takes no more in one message.
+const _: () = assert!(PAIRS_AT_A_TIME + PEERS_LIMIT <= ACCESS_PAIRS_LIMIT);
 
 /// Changes of who may talk to whom.
 #[derive(Default)]
@@ -97,7 +103,7 @@ impl State {
                     reader.told = Told::Nothing;
                     return self.access(reader);
                 };
-                let taken: Vec<_> = changes.take(ACCESS_PAIRS_LIMIT).collect();
+                let taken: Vec<_> = changes.take(PAIRS_AT_A_TIME).collect();
                 reader.told = Told::Changes(number + taken.len() as u64);
                 Some(self.change_of(&taken.into_iter().collect()))
             }
@@ -133,9 +139,8 @@ impl State {
         let mut next = first;
         while next < count && access.sites.len() < SITES_AT_A_TIME {
             if self.is_approved(next) {
-                let mut row = self.links().neighbors(next);
-                row.truncate(row.partition_point(|other| *other < next));
-                if !access.joined.is_empty() && access.joined.len() + row.len() > ACCESS_PAIRS_LIMIT {
+                let row = self.links().neighbors_before(next);
+                if !access.joined.is_empty() && access.joined.len() + row.len() > PAIRS_AT_A_TIME {
                     break;
                 }
                 access.sites.push((next, self.key(next)));

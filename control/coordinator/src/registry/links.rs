@@ -101,20 +101,25 @@ impl Links {
 
     /// All who may talk to a site, in order.
     pub fn neighbors(&self, number: SiteNumber) -> Vec<SiteNumber> {
-        let mut neighbors = self.neighbors_of_class(number);
+        let mut neighbors = self.neighbors_of_class(number, SiteNumber::MAX);
         if let Ok(own) = neighbors.binary_search(&number) {
             neighbors.remove(own);
         }
         neighbors
     }
 
-    /// As [`Links::neighbors`], perhaps with the site itself: the same for all sites of its class.
-    fn neighbors_of_class(&self, number: SiteNumber) -> Vec<SiteNumber> {
+    /// Those of them with a lower number.
+    pub fn neighbors_before(&self, number: SiteNumber) -> Vec<SiteNumber> {
+        self.neighbors_of_class(number, number)
+    }
+
+    /// As [`Links::neighbors`] below `end`, perhaps with the site itself: the same for all sites of its class.
+    fn neighbors_of_class(&self, number: SiteNumber, end: SiteNumber) -> Vec<SiteNumber> {
         let class = &self.classes[number as usize];
         let selectors: BTreeSet<SelectorNumber> =
             class.iter().flat_map(|selector| &self.neighbors[*selector as usize]).copied().collect();
-        let mut neighbors: Vec<SiteNumber> =
-            selectors.into_iter().flat_map(|selector| &self.members[selector as usize]).copied().collect();
+        let members = |selector: SelectorNumber| self.members[selector as usize].range(..end).copied();
+        let mut neighbors: Vec<SiteNumber> = selectors.into_iter().flat_map(members).collect();
         neighbors.sort_unstable();
         neighbors.dedup();
         neighbors
@@ -132,10 +137,10 @@ impl Links {
         for number in order {
             let [(old, now), (old_of_last, now_of_last)] = [number, last.unwrap_or(number)].map(|n| classes(&n));
             if last.is_none() || old != old_of_last {
-                before = self.neighbors_of_class(number);
+                before = self.neighbors_of_class(number, SiteNumber::MAX);
             }
             if last.is_none() || now != now_of_last {
-                after = new.neighbors_of_class(number);
+                after = new.neighbors_of_class(number, SiteNumber::MAX);
             }
             each(number, &before, &after);
             last = Some(number);

@@ -279,7 +279,8 @@ impl State {
 
     /// Whether a site may say something more now. It counts as said.
     pub fn may_speak(&mut self, now: Instant, session: &Session) -> bool {
-        let Some(number) = self.current(session) else { return false };
+        // Who was replaced is about to hear that, and not something else.
+        let Some(number) = self.current(session) else { return true };
         let messages = &mut self.records[number as usize].messages;
         messages.take(now, MESSAGE_INTERVAL, MESSAGE_INTERVAL * MESSAGE_BURST)
     }
