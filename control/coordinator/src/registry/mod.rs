@@ -312,7 +312,9 @@ impl Registry {
         while transition.step(&mut self.state()) {
             tokio::task::yield_now().await;
         }
-        drop((rest, store));
+        // Shared links would have to be copied by the next change of a site.
+        drop((transition, rest));
+        drop(store);
         tracing::info!("there is a new policy");
         Ok(())
     }
