@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_proto::coordination::{Fingerprint, GatewayMessage, prove};
+use penstock_coordinator::admission::limits::RECONNECT_BURST;
+use penstock_proto::coordination::{CoordinatorMessage, Fingerprint, GatewayMessage, prove};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -202,8 +203,14 @@ async fn a_member_that_reconnects_and_never_reads_costs_little() {
     let kept = attack.join_all().await;
     let memory = target.program.resident();
     let taken: usize = kept.iter().map(|(_, taken)| taken).sum();
-    println!("{taken} proofs in a row: {} MB before, {} MB after", before >> 20, memory >> 20);
-    assert!(memory < before + (40 << 20), "{memory} after {before}");
+    let mut admitted = 0;
+    for mut connection in kept.into_iter().flat_map(|(kept, _)| kept) {
+        admitted += u32::from(matches!(connection.next().await, Ok(CoordinatorMessage::Registration(_))));
+    }
+    println!("{taken} proofs in a row, {admitted} admitted: {} MB before, {} MB after", before >> 20, memory >> 20);
+    assert!(memory < MEMORY, "{memory} after {before}");
+    // And some more as time passes.
+    assert!(admitted <= RECONNECT_BURST + 10, "{admitted} connections of one site");
 }
 
 #[tokio::test(flavor = "multi_thread")]
