@@ -254,7 +254,8 @@ impl Sources {
         let address = address(ip);
         if self.by_site.len() >= KNOWN_LIMIT && !self.by_site.contains_key(&site) {
             // Sites that are gone; the others are noted again when they come back.
-            (self.by_site.clear(), self.known.clear());
+            self.by_site.clear();
+            self.known.clear();
         }
         let before = self.by_site.insert(site, address);
         if before != Some(address) {
