@@ -1,5 +1,5 @@
 //! Penstock's protocols without I/O: the WireGuard handshake and its timers, and what finds a way to a peer:
-//! [`stun`], [`path`], [`relay`], and the coordinator's messages, [`coordination`].
+//! [`stun`], [`path`], [`pmtu`], [`relay`], and the coordinator's messages, [`coordination`].
 //!
 //! A [`Gateway`] is one end of any number of WireGuard peers. It neither reads a clock nor opens a
 //! socket: time, wall clock and randomness are arguments, datagrams go in by
@@ -31,6 +31,7 @@ pub mod messages;
 mod noise;
 pub mod path;
 mod peer;
+pub mod pmtu;
 mod receive;
 pub mod relay;
 mod send;

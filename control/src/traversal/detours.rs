@@ -167,7 +167,7 @@ async fn carry_in(
         let datagram = &buffer[..length];
         let known = *peer.borrow();
         match datagram {
-            [FIRST_BYTE, ..] if length == PROBE_LENGTH => {
+            [FIRST_BYTE, ..] if length >= PROBE_LENGTH => {
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                 // A full queue is a flood: dropped.
                 let _ = agent.try_send(Received { socket: id, from, datagram: datagram.to_vec() });

@@ -337,6 +337,8 @@ impl Traversal {
                 };
                 self.selections.push_back(Selection { peer, endpoint, path, reason });
             }
+            // Comes only once the agent is told the links.
+            PathEvent::Mtu { .. } => {}
             PathEvent::RefreshCandidates => {
                 self.stun.refresh(now);
                 self.relays.renew(now);

@@ -57,7 +57,7 @@ impl Bench {
         let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();
         let told = |sent: &PathTransmit| match open(sent) {
             Probe::Ping(ping) => Some((sent.to, ping.selected)),
-            Probe::Pong(_) => None,
+            _ => None,
         };
         sent.iter().filter_map(told).collect()
     }
