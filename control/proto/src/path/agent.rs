@@ -167,11 +167,18 @@ impl PathAgent {
     }
 
     /// Takes an ICMP message about a datagram of ours to a peer or relay; `is_receiver` knows the receiver indices
-    /// that the data plane sends to. What it says is tried; it is believed only where nobody answers probes.
-    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(u32) -> bool) {
-        if told.is_plausible() {
-            let proven = told.is_proven(is_receiver);
-            self.each(now, |peer, _| peer.handle_too_big(now, told, proven));
+    /// by which the data plane sends to a peer. What it says is tried; it is believed only where nobody answers
+    /// probes.
+    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
+        if !told.is_plausible() {
+            return;
+        }
+        let meant = self.peers.iter().filter(|(_, peer)| peer.sizes.go_to(told.to));
+        for site in meant.map(|(site, _)| *site).collect::<Vec<_>>() {
+            self.with(now, site, |peer, _| {
+                let proven = told.is_proven(|index| is_receiver(&peer.public_key, index));
+                peer.handle_too_big(now, told, proven);
+            });
         }
     }
 

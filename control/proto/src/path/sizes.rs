@@ -34,6 +34,11 @@ impl Sizes {
         }
     }
 
+    /// Whether the path that is probed leads to this address.
+    pub fn go_to(&self, to: SocketAddr) -> bool {
+        self.on.is_some_and(|route| route.to == to)
+    }
+
     fn is_busy(&self, now: Instant, timings: &PathTimings) -> bool {
         self.data.is_some_and(|at| now < at + timings.active_hold)
     }
@@ -123,8 +128,8 @@ impl Peer {
 
     /// A router speaks of a datagram of ours; `proven` if only who has seen the peers' data can.
     pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, proven: bool) {
-        let meant = self.sizes.on.filter(|route| route.to == told.to).and_then(|route| self.check_mut(route));
-        if let Some(search) = meant.and_then(|check| check.sizes.as_mut()) {
+        let check = self.sizes.on.and_then(|route| self.check_mut(route));
+        if let Some(search) = check.and_then(|check| check.sizes.as_mut()) {
             search.handle_hint(now, told.mtu, proven);
         }
     }

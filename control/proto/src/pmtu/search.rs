@@ -247,7 +247,7 @@ impl Search {
             let mut trial = self.climb.take().unwrap_or_else(|| self.next_climb(now));
             let rounds = if self.answered { CLIMB_ROUNDS } else { ASK_ROUNDS };
             // After the first wait, what was answered so far counts, and the rest may take its time.
-            self.settled |= self.answered && trial.rounds > 0;
+            self.settled |= self.low > 0 && trial.rounds > 0;
             if trial.rounds >= rounds {
                 self.end_climb(now, conditions, &trial);
                 continue;

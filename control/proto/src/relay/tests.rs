@@ -114,6 +114,29 @@ fn a_recorded_message_does_not_move_a_site_back() {
     assert_eq!(bench.send(1, &bench.probe(0)), Ok(Outcome::Forward(address(77))));
 }
 
+#[test]
+fn sized_probes_pass_like_data_up_to_the_same_length() {
+    let mut bench = Bench::new(3);
+    bench.bind(0);
+    bench.bind(1);
+    for (kind, len, passes) in [
+        (6, PROBE_LENGTH - 1, false),
+        (6, PROBE_LENGTH, true),
+        (6, 1472, true),
+        (6, DATAGRAM_LIMIT, true),
+        (6, DATAGRAM_LIMIT + 1, false),
+        (7, PROBE_LENGTH, true),
+        (7, PROBE_LENGTH + 1, false),
+        (1, PROBE_LENGTH + 1, false),
+    ] {
+        let mut probe = bench.probe(1);
+        probe[1] = kind;
+        probe.resize(len, 0xa5);
+        let expected = if passes { Ok(Outcome::Forward(address(2))) } else { Err(RelayDrop::Malformed) };
+        assert_eq!(bench.send(0, &probe), expected, "kind {kind}, {len} bytes");
+    }
+}
+
 /// Two sites behind one source are one to the relay. When the first moves away, the other keeps its place.
 #[test]
 fn a_site_that_leaves_a_source_takes_only_itself_along() {

@@ -271,7 +271,7 @@ fn who_forges_icmp_and_answers_gains_probes_and_nothing_else() {
             let data = [&[4, 0, 0, 0][..], &world.gateways[1].site.0].concat();
             let icmp = TooBig { to, mtu: rng.random_range(0..1500), length: 1500, payload: &data };
             let now = world.now;
-            world.gateways[0].agent.handle_too_big(now, &icmp, |_| true);
+            world.gateways[0].agent.handle_too_big(now, &icmp, |_, _| true);
             world.drain(0);
             // Copies of what has been seen, from where it came, and with a bit turned.
             let seen = world.wire.as_ref().unwrap();

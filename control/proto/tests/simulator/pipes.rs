@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use penstock_proto::PublicKey;
+use penstock_proto::path::SiteId;
 use penstock_proto::pmtu::{LinkMtu, TooBig};
 use rand::Rng;
 
@@ -69,11 +71,8 @@ impl World {
     pub(super) fn too_big(&mut self, sender: usize, datagram: &Datagram, mtu: u16) {
         let told = TooBig { to: datagram.to, mtu, length: datagram.length(), payload: &datagram.bytes };
         // The simulator's data carries the receiver's name where the index stands.
-        let gateways = &self.gateways;
-        let receivers: Vec<u32> =
-            gateways.iter().map(|shell| u32::from_le_bytes(*shell.site.0.first_chunk().unwrap())).collect();
-        let agent = &mut self.gateways[sender].agent;
-        agent.handle_too_big(self.now, &told, |index| receivers.contains(&index));
+        let is_receiver = |peer: &PublicKey, index: u32| SiteId::of(peer).0[..4] == index.to_le_bytes();
+        self.gateways[sender].agent.handle_too_big(self.now, &told, is_receiver);
         self.drain(sender);
     }
 }
