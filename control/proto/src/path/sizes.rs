@@ -47,11 +47,13 @@ impl Sizes {
 impl Peer {
     /// Probes what is due, and tells what has changed. To be called when the path is selected.
     pub fn settle_sizes(&mut self, now: Instant, shared: &mut Shared) {
-        let Some((route, most)) = self.sized_route(shared) else { return };
-        if self.sizes.on != Some(route) {
-            let before = self.sizes.on.replace(route).and_then(|before| self.check_mut(before));
+        let used = self.sized_route(shared);
+        let on = used.map(|(route, _)| route);
+        if self.sizes.on != on {
+            let before = std::mem::replace(&mut self.sizes.on, on).and_then(|before| self.check_mut(before));
             before.and_then(|check| check.sizes.as_mut()).into_iter().for_each(Search::pause);
         }
+        let Some((route, most)) = used else { return };
         let previous = self.sizes.reported.map(|mtu| mtu.inner + overhead(route.to.ip()));
         let busy = self.sizes.is_busy(now, &shared.config.timings);
         let Some(check) = self.check_mut(route) else { return };

@@ -28,8 +28,8 @@
 //! 1. tells it the links by [`PathAgent::set_links`](crate::path::PathAgent::set_links), whenever one changes;
 //!    before it does, nothing is probed, and no event comes,
 //! 2. sends a [`PathTransmit`](crate::path::PathTransmit) that says `dont_fragment` with DF and without regard to
-//!    the kernel's own idea of the path (`IP_PMTUDISC_PROBE`, `IPV6_PMTUDISC_PROBE`); what the kernel refuses
-//!    with `EMSGSIZE` counts as lost and need not be told,
+//!    the kernel's own idea of the path (`IP_PMTUDISC_PROBE`, which Linux has per socket only; `IPV6_DONTFRAG`
+//!    and `IPV6_PMTUDISC_PROBE`); what the kernel refuses with `EMSGSIZE` counts as lost and need not be told,
 //! 3. hands in ICMP by [`PathAgent::handle_too_big`](crate::path::PathAgent::handle_too_big),
 //! 4. applies [`PathEvent::Mtu`](crate::path::PathEvent::Mtu): see [`PathMtu`].
 //!

@@ -157,7 +157,7 @@ impl Search {
         }
     }
 
-    /// Does what is due; gives the probes to send. `total` is the budget of all paths together.
+    /// Does what is due; gives the probes to send.
     pub fn advance(
         &mut self,
         now: Instant,
@@ -167,20 +167,14 @@ impl Search {
     ) -> Vec<SizedProbe> {
         self.hint.expire(now);
         self.outstanding.retain(|(_, at)| now < *at + ANSWER_LIFETIME);
-        let mut probes = Vec::new();
-        self.advance_verify(now, conditions, total, rng, &mut probes);
-        self.advance_climb(now, conditions, total, rng, &mut probes);
-        probes
+        let mut turn = Turn { now, conditions, total, rng, probes: Vec::new() };
+        self.advance_verify(&mut turn);
+        self.advance_climb(&mut turn);
+        turn.probes
     }
 
-    fn advance_verify(
-        &mut self,
-        now: Instant,
-        conditions: &Conditions,
-        total: &mut ByteBudget,
-        rng: &mut dyn RngCore,
-        probes: &mut Vec<SizedProbe>,
-    ) {
+    fn advance_verify(&mut self, turn: &mut Turn<'_>) {
+        let (now, conditions) = (turn.now, turn.conditions);
         if !conditions.busy {
             self.verify = None;
         }
@@ -192,7 +186,7 @@ impl Search {
             return;
         }
         let wait = wait(conditions);
-        if self.send(now, trial.round(), true, total, rng, probes) {
+        if self.send(turn, trial.round(), true) {
             // The first answer is waited for; once it is missed, several are asked for in one wait.
             let hurried = (1..VERIFY_ROUNDS - 1).contains(&trial.rounds);
             trial.sent(now + if hurried { (wait / 3).max(WAIT_MIN / 3) } else { wait });
@@ -234,14 +228,8 @@ impl Search {
         self.climb_to(now, self.candidates());
     }
 
-    fn advance_climb(
-        &mut self,
-        now: Instant,
-        conditions: &Conditions,
-        total: &mut ByteBudget,
-        rng: &mut dyn RngCore,
-        probes: &mut Vec<SizedProbe>,
-    ) {
+    fn advance_climb(&mut self, turn: &mut Turn<'_>) {
+        let (now, conditions) = (turn.now, turn.conditions);
         // The end of one trial may begin the next.
         while self.climb_due(now, conditions).is_some_and(|at| at <= now) {
             let mut trial = self.climb.take().unwrap_or_else(|| self.next_climb(now));
@@ -252,7 +240,7 @@ impl Search {
                 self.end_climb(now, conditions, &trial);
                 continue;
             }
-            if self.send(now, trial.round(), false, total, rng, probes) {
+            if self.send(turn, trial.round(), false) {
                 trial.sent(now + wait(conditions));
             } else {
                 trial.due = now + DEFER;
@@ -310,25 +298,18 @@ impl Search {
     }
 
     /// Notes the probes of a round, if all of them may be sent.
-    fn send(
-        &mut self,
-        now: Instant,
-        sizes: &[u16],
-        urgent: bool,
-        total: &mut ByteBudget,
-        rng: &mut dyn RngCore,
-        probes: &mut Vec<SizedProbe>,
-    ) -> bool {
+    fn send(&mut self, turn: &mut Turn<'_>, sizes: &[u16], urgent: bool) -> bool {
+        let now = turn.now;
         let bytes = sizes.iter().map(|size| u32::from(*size)).sum();
-        let allowed = self.budget.take(now, bytes, urgent) && total.take(now, bytes, urgent);
+        let allowed = self.budget.take(now, bytes, urgent) && turn.total.take(now, bytes, urgent);
         if allowed {
             for size in sizes {
-                let probe = SizedProbe { transaction: rng.next_u64(), size: *size };
+                let probe = SizedProbe { transaction: turn.rng.next_u64(), size: *size };
                 if self.outstanding.len() == MAX_OUTSTANDING {
                     self.outstanding.pop_front();
                 }
                 self.outstanding.push_back((probe, now));
-                probes.push(probe);
+                turn.probes.push(probe);
             }
         }
         allowed
@@ -384,9 +365,23 @@ impl Search {
         let rested = self.told_at.is_none_or(|at| now >= at + HINT_PACE);
         if rested && self.settled && mtu < self.low {
             self.told_at = Some(now);
-            self.verify = Some(self.verification(now, false));
+            // One that has begun goes on, or whoever sends such messages could keep it from an end.
+            match &mut self.verify {
+                Some(trial) => trial.widen(mtu.max(BASE)),
+                None => self.verify = Some(self.verification(now, false)),
+            }
         }
     }
+}
+
+/// One call of [`Search::advance`].
+struct Turn<'a> {
+    now: Instant,
+    conditions: &'a Conditions,
+    /// The budget of all paths together.
+    total: &'a mut ByteBudget,
+    rng: &'a mut dyn RngCore,
+    probes: Vec<SizedProbe>,
 }
 
 /// How long an answer is waited for.

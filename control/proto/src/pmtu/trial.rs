@@ -28,6 +28,15 @@ impl Trial {
         self.sizes.retain(|open| *open > size);
     }
 
+    /// Asks for this size too, and for all at once.
+    pub fn widen(&mut self, size: u16) {
+        self.narrow = false;
+        if size > self.best && !self.sizes.contains(&size) {
+            self.sizes.push(size);
+            self.sizes.sort_unstable_by(|one, other| other.cmp(one));
+        }
+    }
+
     /// What the next round sends.
     pub fn round(&self) -> &[u16] {
         let length = if self.narrow && self.rounds == 0 { 1 } else { self.sizes.len() };
