@@ -62,14 +62,9 @@ impl Peer {
         let smallest = PROBE_LENGTH as u16 + header(route.to.ip());
         let search = check.sizes.get_or_insert_with(|| Search::new(most, smallest, previous));
         search.set_ceiling(now, most);
-        let due = if alive {
-            search.advance(now, &conditions, &mut shared.sized_budget, &mut shared.rng)
-        } else {
-            search.pause();
-            vec![]
-        };
+        let due = alive.then(|| search.advance(now, &conditions, &mut shared.sized_budget, &mut shared.rng));
         let (outer, source) = search.value();
-        for SizedProbe { transaction, size } in due {
+        for SizedProbe { transaction, size } in due.unwrap_or_default() {
             let length = size.saturating_sub(header(route.to.ip()));
             self.transmit(shared, route, None, &Probe::SizedPing(SizeCheck { transaction, length }));
         }

@@ -10,6 +10,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE};
 use super::probe::ProbeKey;
 use super::*;
+use crate::Traffic;
 use crate::coordination::{Candidate, CandidateKind, NatType};
 use crate::pmtu::{LinkMtu, MtuSource};
 
@@ -296,6 +297,19 @@ fn sizes_are_asked_small_first_and_then_all_at_once_and_may_not_be_fragmented() 
     let told: Vec<PathEvent> = std::iter::from_fn(|| bench.agent.poll_event()).collect();
     let mtus = told.iter().filter(|event| matches!(event, PathEvent::Mtu { .. })).count();
     assert_eq!(mtus, 2, "{told:?}");
+    // A link that compresses gains nothing by the padding.
+    let padding = &asked[0].0.bytes[PROBE_LENGTH..];
+    assert!(padding.chunks_exact(8).all(|chunk| chunk != [0; 8]) && padding[..64] != padding[64..128]);
+    // Only while data flows is the size confirmed: keepalives are small.
+    for data in [false, true] {
+        for _ in 0..10 {
+            bench.now += Duration::from_millis(100);
+            let traffic = Traffic { sent_any: true, sent_data: data, ..Traffic::default() };
+            bench.agent.handle_traffic(bench.now, &bench.peer, traffic);
+            bench.agent.handle_timeout(bench.now);
+        }
+        assert_eq!(!bench.size_checks().is_empty(), data);
+    }
 }
 
 #[test]

@@ -314,6 +314,22 @@ fn an_answer_proves_one_probe_and_only_the_one_that_it_names() {
 }
 
 #[test]
+fn an_answer_from_before_a_fall_does_not_undo_it() {
+    let mut link = Link::new(1, 1500, 1500);
+    link.run(seconds(5));
+    link.mtu = 1400;
+    let shrunk = link.now;
+    link.run(seconds(2));
+    assert_eq!(link.search.value(), (1400, MtuSource::Probed));
+    // It had been sent when the path was larger, as far as we know, and was long under way.
+    let late = link.sent.iter().filter(|(at, probe)| *at >= shrunk && probe.size == 1500);
+    let late: Vec<SizedProbe> = late.map(|(_, probe)| *probe).collect();
+    assert!(late.len() >= usize::from(VERIFY_ROUNDS));
+    late.into_iter().for_each(|probe| assert!(!link.search.handle_answer(link.now, probe)));
+    assert_eq!(link.search.value(), (1400, MtuSource::Probed));
+}
+
+#[test]
 fn routers_words_make_us_look_and_nothing_more() {
     let mut link = Link::new(1, 1500, 1500);
     link.run(seconds(5));
@@ -348,6 +364,19 @@ fn bytes_are_bounded_whatever_the_path_does() {
         let span = (link.now - link.start).as_secs() + 1;
         assert!(link.bytes <= u64::from(PATH_BURST) + span * u64::from(PATH_BYTES_PER_SECOND), "seed {seed}");
     }
+    // Not even who changes the link's MTU all the time makes it more.
+    let mut link = Link::new(1, 9000, 1500);
+    for step in 0..2000 {
+        link.search.set_ceiling(link.now, 9000 - step % 2);
+        link.run(Duration::from_millis(1));
+    }
+    assert!(link.bytes <= u64::from(PATH_BURST) + 2 * u64::from(PATH_BYTES_PER_SECOND), "{}", link.bytes);
+    // Nor a path that is less than the link: its size twice a second, and one step more every 30 s.
+    let mut link = Link::new(1, 1500, 1400);
+    link.run(seconds(10));
+    let before = link.bytes;
+    link.run(seconds(100));
+    assert!(link.bytes - before < 100 * 2 * 1400 + 4 * 3 * 1416, "{}", link.bytes - before);
     // And little when nothing happens: 1500 bytes twice a second.
     let mut link = Link::new(1, 1500, 1500);
     link.run(seconds(100));
