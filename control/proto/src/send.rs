@@ -27,17 +27,20 @@ impl Gateway {
     }
 
     /// The peer is reached another way, by an endpoint that is set: an initiation that waits for its response is
-    /// sent anew unless that comes soon, since it may have been lost on the old way. With `renew` a handshake
-    /// begins in any case, for a relay that has not seen the present session's.
+    /// sent anew unless that comes soon, since it may have been lost on the old way.
+    ///
+    /// With `renew` a handshake begins in any case and at once, for a relay that has not seen the present
+    /// session's. A response that is still to come by the old way is then of no use: its session would be
+    /// another one that the relay has not seen.
     pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
         let give_up = now + self.timings.rekey_attempt_time;
         let Some(peer) = self.named_mut(id).filter(|peer| peer.config.endpoint.is_some()) else {
             return;
         };
         let due = match &peer.pending {
+            _ if renew => now,
             // Its response may be on the way, and would find nobody who waits for it.
             Some((_, sent)) => now.max(*sent + INITIATION_PATIENCE),
-            None if renew => now,
             None => return,
         };
         peer.timers.give_up.get_or_insert(give_up);
@@ -45,6 +48,10 @@ impl Gateway {
             peer.timers.retry = Some(peer.timers.retry.map_or(due, |at| at.min(due)));
         } else {
             self.send_initiation(now, id);
+            // The peer leaves this one unanswered if it comes right behind an earlier one, by a quicker way.
+            if let Some(peer) = self.named_mut(id) {
+                peer.timers.retry = Some(now + INITIATION_PATIENCE);
+            }
         }
         self.reschedule(id);
     }

@@ -261,8 +261,10 @@ impl Gateway {
             self.due.paths = true;
         }
         if before.is_none_or(|before| before.path != path) {
-            // A relay knows by handshakes which session is whose, and has seen none of this one's.
-            let unseen = matches!(path, Path::Relay { .. }) && peer.sending.is_some();
+            // A relay knows by handshakes which session is whose, and has seen none of this one's, nor of one
+            // that is in the making.
+            let known = self.proto.peer(id).is_some_and(|peer| peer.handshake_under_way()) || peer.sending.is_some();
+            let unseen = matches!(path, Path::Relay { .. }) && known;
             // We may have been restarted: the peer would send by a session that we have not until it has missed
             // our answers for 15 s.
             let first = peer.sending.is_none() && before.is_some_and(|before| before.path == Path::None);
