@@ -131,6 +131,35 @@ impl GatewayConfig {
         self.environment.push(("PENSTOCK_TEST_REKEY_AFTER_SECONDS", seconds.to_string()));
     }
 
+    /// Keys and peers as `wg setconf` reads them.
+    pub fn wg_conf(&self) -> String {
+        let mut script = format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.private_key, self.port);
+        for peer in &self.peers {
+            script += &format!("[Peer]\nPublicKey = {}\n", peer.public_key);
+            if !peer.allowed_ips.is_empty() {
+                script += &format!("AllowedIPs = {}\n", peer.allowed_ips.join(","));
+            }
+            if let Some(key) = &peer.preshared_key {
+                script += &format!("PresharedKey = {key}\n");
+            }
+            if let Some(endpoint) = peer.endpoint {
+                script += &format!("Endpoint = {endpoint}\n");
+            }
+            if let Some(seconds) = peer.keepalive {
+                script += &format!("PersistentKeepalive = {seconds}\n");
+            }
+        }
+        script
+    }
+
+    /// `ip` commands for a tunnel device that is there.
+    pub fn addresses_and_routes(&self) -> String {
+        let name = &self.name;
+        let device = format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.virtual_address);
+        let prefixes = self.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        device + &prefixes.map(|prefix| format!("route replace {prefix} dev {name}\n")).collect::<String>()
+    }
+
     /// The profile as JSON; key files are written beside it.
     pub fn profile(&self, directory: &Path) -> Value {
         let Kind::Penstock { wan, lan } = self.kind else {
@@ -229,33 +258,10 @@ impl Gateway {
 
     /// What Penstock takes from its profile: keys, peers, addresses and routes.
     fn configure(&self) {
-        let name = &self.config.name;
-        let mut script =
-            format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.config.private_key, self.config.port);
-        let mut routes =
-            format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.config.virtual_address);
-        for peer in &self.config.peers {
-            script += &format!("[Peer]\nPublicKey = {}\n", peer.public_key);
-            if !peer.allowed_ips.is_empty() {
-                script += &format!("AllowedIPs = {}\n", peer.allowed_ips.join(","));
-            }
-            if let Some(key) = &peer.preshared_key {
-                script += &format!("PresharedKey = {key}\n");
-            }
-            if let Some(endpoint) = peer.endpoint {
-                script += &format!("Endpoint = {endpoint}\n");
-            }
-            if let Some(seconds) = peer.keepalive {
-                script += &format!("PersistentKeepalive = {seconds}\n");
-            }
-            for prefix in &peer.allowed_ips {
-                routes += &format!("route replace {prefix} dev {name}\n");
-            }
-        }
         let file = self.profile.with_extension("conf");
-        write_secret(&file, &script);
-        wg(&["setconf", name, file.to_str().expect("UTF-8")]);
-        self.namespace.ip(&routes);
+        write_secret(&file, &self.config.wg_conf());
+        wg(&["setconf", self.name(), file.to_str().expect("UTF-8")]);
+        self.namespace.ip(&self.config.addresses_and_routes());
     }
 
     pub fn name(&self) -> &str {
