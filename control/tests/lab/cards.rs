@@ -1,11 +1,12 @@
 //! Real drivers: site A's WAN and LAN are network cards of the machine (layout B of `scripts/lab`), in each mode.
 
 use super::support::*;
-use super::{note, ready};
+use super::{note, ports, ready};
 use std::time::Duration;
 
-/// What TCP must carry through an emulated card. Where offloads are spoilt it crawls far below, at a few percent.
-const LEAST: f64 = 3e6;
+/// What TCP must carry at least through an emulated card: little, since emulation is slow, and more than the crawl that
+/// is left where offloads are spoilt.
+const LEAST: f64 = 1.5e6;
 
 fn carries(kind: Kind) {
     if !ready(&["iperf3"]) {
@@ -18,9 +19,7 @@ fn carries(kind: Kind) {
     a.workers = 0;
     let a = Gateway::start(&topology.a, a);
     let _b = Gateway::start(&topology.b, b);
-    for port in a.status()["Ports"].as_array().expect("ports") {
-        note(&format!("{kind:?}: {port}"));
-    }
+    note(&format!("{kind:?}: {}", ports(&a.status())));
     await_traffic(&topology);
     let (at_a, at_b) = (&topology.a.host, &topology.b.host);
     for (from, to, server) in [(at_a, at_b, topology.b.host4()), (at_b, at_a, topology.a.host6())] {

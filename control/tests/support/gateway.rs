@@ -220,7 +220,18 @@ impl Gateway {
     }
 
     /// The same in any namespace.
-    pub fn start_in(namespace: &Namespace, scratch: &Path, mut config: GatewayConfig) -> Self {
+    pub fn start_in(namespace: &Namespace, scratch: &Path, config: GatewayConfig) -> Self {
+        let name = config.name.clone();
+        Self::try_start_in(namespace, scratch, config)
+            .unwrap_or_else(|(ended, log)| panic!("{name} has ended, {ended}: {log}"))
+    }
+
+    /// The same for a gateway that may have reasons to end instead: how it ended, and its log.
+    pub fn try_start_in(
+        namespace: &Namespace,
+        scratch: &Path,
+        mut config: GatewayConfig,
+    ) -> Result<Self, (ExitStatus, String)> {
         if let (Kind::Penstock { .. }, Some(other)) = (config.kind, stand_in()) {
             config.kind = other;
         }
@@ -232,28 +243,33 @@ impl Gateway {
         let namespace = namespace.clone();
         let process = spawn(&config, &namespace, &profile, &log);
         let mut gateway = Self { config, process, namespace, profile, log };
-        gateway.await_ready();
-        gateway
+        gateway.await_ready()?;
+        Ok(gateway)
     }
 
     /// Starts the same gateway again after its end.
     pub fn restart(&mut self) {
         self.process = spawn(&self.config, &self.namespace, &self.profile, &self.log);
-        self.await_ready();
+        let ready = self.await_ready();
+        ready.unwrap_or_else(|(ended, log)| panic!("{} has ended, {ended}: {log}", self.config.name));
     }
 
-    fn await_ready(&mut self) {
+    fn await_ready(&mut self) -> Result<(), (ExitStatus, String)> {
         let name = self.config.name.clone();
+        let mut ended = None;
         eventually(PATIENCE, &format!("{name} has its API socket"), || {
-            let ended = self.process.ended();
-            assert!(ended.is_none(), "{name} has ended, {ended:?}: {}", self.process.log());
+            ended = self.process.ended();
             // wg removes a socket on which nobody listens yet, so it must not be the first to try.
-            UnixStream::connect(socket(&name)).is_ok()
+            ended.is_some() || UnixStream::connect(socket(&name)).is_ok()
         });
+        if let Some(ended) = ended {
+            return Err((ended, self.process.log()));
+        }
         wg(&["show", &name]);
         if self.config.kind.program().is_some() {
             self.configure();
         }
+        Ok(())
     }
 
     /// What Penstock takes from its profile: keys, peers, addresses and routes.
