@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// What TCP must carry at least through an emulated card: little, since emulation is slow, and more than the crawl that
 /// is left where offloads are spoilt.
-const LEAST: f64 = 1.5e6;
+const LEAST: f64 = 5e5;
 
 fn carries(kind: Kind) {
     if !ready(&["iperf3"]) {

@@ -6,7 +6,7 @@ use super::{note, ports, ready};
 
 /// What TCP must carry at least: little, since emulation is slow, and more than what is left where super-packets reach
 /// AF_XDP.
-const LEAST: f64 = 1.5e6;
+const LEAST: f64 = 1e6;
 
 /// Puts a device named wan0 in the place of A's, above it. `above` are `ip` commands; B's is treated alike if it must.
 fn works_or_says_why(word: &str, above: &str, b_too: bool, mode: &'static str) {
