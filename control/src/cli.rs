@@ -2,6 +2,7 @@
 
 mod config;
 mod enrol;
+mod guard;
 mod keys;
 mod netcheck;
 mod run;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
 use crate::control_socket::{self, Answer, AskError};
@@ -52,9 +54,35 @@ enum Command {
     /// a process of its own and logs to NAME.log beside its socket.
     Start,
     /// Stop the gateway and wait until it is gone
-    Stop,
-    /// Show the running gateway: its ports, peers and counters
+    ///
+    /// The remote prefixes stay blocked, so that nothing for them leaves in the clear, until `penstock release` or
+    /// the next start.
+    Stop {
+        /// Lift the guard as well: packets to the other sites then leave as the routing table says
+        #[arg(long)]
+        release: bool,
+    },
+    /// Lift the guard: let packets to these remote prefixes leave as the routing table says
+    ///
+    /// A remote prefix is blocked wherever it does not lead into the tunnel, from before the first packet until it
+    /// is released here or its peer is removed from the profile. Prefixes that still lead to a peer stay guarded.
+    Release {
+        /// The prefixes
+        #[arg(required_unless_present = "all", value_name = "PREFIX")]
+        prefixes: Vec<IpNet>,
+        /// All that no peer has
+        #[arg(long, conflicts_with = "prefixes")]
+        all: bool,
+    },
+    /// Block the remote prefixes of a gateway that does not run yet, as at boot before the network comes up
+    Guard,
+    /// Show the gateway: its ports, peers, counters and problems
+    ///
+    /// Exits with 0 if all is well, with 1 if there are problems, with 3 if it does not run.
     Status {
+        /// Print nothing, and fail only when nothing is forwarded, as keepalived's track_script wants it
+        #[arg(long, conflicts_with = "json")]
+        check: bool,
         /// As JSON, whose fields are a contract (docs/commands.md)
         #[arg(long)]
         json: bool,
@@ -113,8 +141,10 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),
         Command::Start => service::start(profile, cli.log.as_deref()),
-        Command::Stop => service::stop(profile),
-        Command::Status { json } => table::status(profile, json),
+        Command::Stop { release } => service::stop(profile, release),
+        Command::Release { prefixes, all } => guard::release(profile, prefixes, all),
+        Command::Guard => guard::guard(profile),
+        Command::Status { json, check } => return table::status(profile, json, check),
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }

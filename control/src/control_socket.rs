@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,7 +25,7 @@ use crate::status::Status;
 /// says otherwise.
 pub const DIRECTORY: &str = "/run/penstock";
 /// Longest command.
-const COMMAND_LIMIT: u64 = 1024;
+const COMMAND_LIMIT: u64 = 64 << 10;
 /// Longest answer: the status of the largest gateway.
 const ANSWER_LIMIT: u64 = 64 << 20;
 /// How long each side may take.
@@ -36,14 +37,38 @@ const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the command line asks a gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Show yourself.
     Status,
     /// What do you know of your network?
     Netcheck,
-    /// Stop in order.
+    /// Lift the guard from prefixes that no peer has any more.
+    Release(Release),
+    /// Stop in order, and keep the guard.
     Stop,
+    /// Stop in order, and lift the guard.
+    StopAndRelease,
+}
+
+/// From which prefixes the guard is lifted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Release {
+    /// From all that no peer has.
+    All,
+    /// From these.
+    Prefixes(Vec<IpNet>),
+}
+
+/// What became of a [`Command::Release`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// No longer blocked.
+    pub released: Vec<IpNet>,
+    /// Still led into the tunnel, so they stay guarded.
+    pub in_use: Vec<IpNet>,
+    /// Not guarded in the first place.
+    pub unknown: Vec<IpNet>,
 }
 
 /// What the gateway answers.
@@ -53,7 +78,9 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Command::Netcheck`].
     Netcheck(Box<Report>),
-    /// To [`Command::Stop`]: it is on its way out.
+    /// To [`Command::Release`].
+    Released(Released),
+    /// To [`Command::Stop`] and [`Command::StopAndRelease`]: it is on its way out.
     Stopping,
     /// It cannot; a sentence.
     Error(String),
@@ -72,8 +99,17 @@ pub enum Request {
         /// For the answer, which is given at once.
         reply: oneshot::Sender<Report>,
     },
+    /// Lift the guard.
+    Release {
+        /// From which prefixes.
+        what: Release,
+        /// What became of it.
+        reply: oneshot::Sender<Released>,
+    },
     /// Stop in order.
     Stop {
+        /// Whether the guard is lifted.
+        release: bool,
         /// To say that it was heard.
         reply: oneshot::Sender<()>,
     },
@@ -238,9 +274,15 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
             let _ = requests.send(Request::Netcheck { reply }).await;
             answer.await.map(|report| Answer::Netcheck(Box::new(report))).ok()
         }
-        Ok(Command::Stop) => {
+        Ok(Command::Release(what)) => {
             let (reply, answer) = oneshot::channel();
-            let _ = requests.send(Request::Stop { reply }).await;
+            let _ = requests.send(Request::Release { what, reply }).await;
+            answer.await.map(Answer::Released).ok()
+        }
+        Ok(command @ (Command::Stop | Command::StopAndRelease)) => {
+            let (reply, answer) = oneshot::channel();
+            let release = command == Command::StopAndRelease;
+            let _ = requests.send(Request::Stop { release, reply }).await;
             answer.await.map(|()| Answer::Stopping).ok()
         }
         Err(_) => Some(Answer::Error("this gateway does not know that command".into())),

@@ -86,8 +86,16 @@ pub struct Profile {
     pub mtu: Option<u16>,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,
+    /// Whether other sites may reach through this one what is not its own.
+    pub transit: bool,
+    /// The routing table of the tunnel's routes.
+    pub table: u32,
+    /// The firewall mark of what the gateway sends outside the tunnel.
+    pub mark: u32,
     /// Who tells of more sites.
     pub coordinator: Option<Coordinator>,
+    /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
+    pub accept: Option<Vec<IpNet>>,
     /// The other sites.
     pub peers: Vec<Peer>,
 }
@@ -177,6 +185,12 @@ impl Profile {
         let source = document::parse(text, path, environment)?;
         rules::check(&source)?;
         rules::build(source, read_key)
+    }
+
+    /// Whether AF_XDP is asked for, and nothing else will do.
+    #[must_use]
+    pub fn demands_xdp(&self) -> bool {
+        self.wan.mode == WanMode::Xdp || self.lan.mode == LanMode::Xdp
     }
 
     /// The profile as it is in force, defaults and overrides included, secrets as file names only.

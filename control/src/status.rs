@@ -10,6 +10,7 @@ use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
+use crate::problem::Problem;
 use crate::traversal::RelayState;
 
 /// A running gateway.
@@ -53,6 +54,29 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Frames seen by the steering programs, by verdict.
     pub steering: Steering,
+    /// Whether all is well.
+    #[serde(default)]
+    pub health: Health,
+    /// Whether packets are forwarded at all: the workers run, and the WAN interface is there and up.
+    #[serde(default)]
+    pub forwarding: bool,
+    /// What is not as it should be.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+    /// Remote prefixes that are blocked wherever they do not lead into the tunnel, until they are released.
+    #[serde(default)]
+    pub guarded: Vec<IpNet>,
+}
+
+/// How a gateway is, all told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It runs and has no problems.
+    #[default]
+    Healthy,
+    /// It runs and has problems.
+    Degraded,
 }
 
 /// The connection to the coordinator.
@@ -208,6 +232,16 @@ pub(crate) fn sample() -> Status {
         }],
         drops: BTreeMap::from([("replayed".into(), 3), ("bad-tag".into(), 0)]),
         steering: Steering { wan: BTreeMap::from([("redirect".into(), 8)]), lan: BTreeMap::new() },
+        health: Health::Degraded,
+        forwarding: true,
+        problems: vec![Problem {
+            subject: "eth1".into(),
+            sentence: "there is no interface eth1".into(),
+            what_to_do: "connect it".into(),
+            since_seconds: 5,
+            next_try_seconds: None,
+        }],
+        guarded: vec!["10.102.0.0/24".parse().expect("a prefix")],
     }
 }
 
@@ -216,7 +250,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}}}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
 
     #[test]
     fn json_is_the_contract() {

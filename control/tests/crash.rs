@@ -161,19 +161,32 @@ fn a_port_in_use_is_named() {
     drop(occupied);
 }
 
+/// An interface that is missing is waited for, and the status says so.
 #[test]
-fn a_missing_interface_is_named() {
+fn a_missing_interface_is_waited_for() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    for (side, spoiled) in [
-        ("Wan", serde_json::json!({ "Interface": "gone7", "Mode": "auto" })),
-        ("Lan", serde_json::json!({ "Interfaces": ["gone7"], "Mode": "auto", "Subnets": [] })),
-    ] {
-        let (topology, path, mut profile) = with_profile();
-        profile[side] = spoiled;
-        write_profile(&path, &profile);
-        refuses(&topology.a, &path, &["gone7"]);
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        for missing in ["wan0", "lan0"] {
+            let topology = Topology::new(Options::default());
+            let (a, b) = pair_config(&topology, kind, kind, Outer::V4);
+            topology.a.gateway.ip(&format!("link set {missing} name away7\n"));
+            let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+            let status = a.status();
+            assert_eq!(status["Health"], "degraded", "{status}");
+            let sentence = format!("there is no interface {missing}");
+            let told = status["Problems"].as_array().is_some_and(|all| all.iter().any(|p| p["Sentence"] == sentence));
+            assert!(told, "{kind:?}: {status}");
+            topology.a.gateway.ip(&format!("link set away7 name {missing}\n"));
+            await_traffic(&topology);
+            let status = a.status();
+            assert_eq!(
+                (&status["Health"], &status["Problems"]),
+                (&"healthy".into(), &serde_json::json!([])),
+                "{status}"
+            );
+        }
     }
 }
 

@@ -24,7 +24,7 @@ fn within<T: Send>(site: &Site, work: impl AsyncFnOnce() -> T + Send) -> T {
 }
 
 fn mapper(site: &Site, timings: Timings) -> PortMapper {
-    PortMapper::start_with(site.router().into(), site.wan().into(), PORT, timings)
+    PortMapper::start_with(site.router().into(), site.wan().into(), PORT, 0, timings)
 }
 
 async fn soon(mapper: &mut PortMapper) -> Mapping {

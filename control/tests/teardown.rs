@@ -87,9 +87,10 @@ fn starts_and_stops_leave_nothing() {
     eventually(LIMIT, "and the programs", || ownerless("prog").is_subset(&programs));
 }
 
-/// A gateway started where nothing was before leaves it like that, in every mode.
+/// A gateway started where nothing was before leaves its guard there when it stops, and nothing once that is
+/// released, in every mode.
 #[test]
-fn a_first_start_and_stop_leave_nothing() {
+fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
     if !ready(&["ss"]) {
         return;
     }
@@ -99,8 +100,26 @@ fn a_first_start_and_stop_leave_nothing() {
         let (mut a, _b) = joined(&topology, kind, kind, Outer::V4);
         assert_ne!(state(&topology.a), before);
         assert!(a.terminate().success(), "{kind:?}: {}", a.process.log());
+        for prefix in topology.b.allowed_ips() {
+            let held = topology.a.gateway.ip_show("-4 route show table all")
+                + &topology.a.gateway.ip_show("-6 route show table all");
+            assert!(
+                held.contains(&format!("blackhole {}", bare(&prefix))),
+                "{kind:?}: {prefix} is not blocked: {held}"
+            );
+        }
+        let stopped = a.command(&["status"]);
+        assert_eq!(stopped.status.code(), Some(3));
+        let says = String::from_utf8_lossy(&stopped.stderr).into_owned();
+        assert!(says.contains("blocked until `penstock release`"), "{says}");
+        a.release();
         same_state(&topology.a, &before, &format!("{kind:?}"));
     }
+}
+
+/// A prefix as `ip route` shows it: a host's without a length.
+fn bare(prefix: &str) -> &str {
+    prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)
 }
 
 /// Peers come and go; file descriptors don't pile up.

@@ -6,18 +6,18 @@ macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
         /// The reason for which a packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Drop {
+        pub enum DropReason {
             $($(#[doc = $doc])+ $reason,)+
         }
 
-        impl Drop {
+        impl DropReason {
             /// All of them, in the order of their counters.
-            pub const ALL: &'static [Drop] = &[$(Drop::$reason,)+];
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$reason,)+];
 
             /// The name by which `status` and the metrics show it.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(Drop::$reason => $name,)+
+                    $(DropReason::$reason => $name,)+
                 }
             }
         }
@@ -65,30 +65,30 @@ reasons! {
 
 /// A worker's drop counters. One thread adds, any may read.
 #[derive(Debug)]
-pub struct Drops([AtomicU64; Drop::ALL.len()]);
+pub struct Drops([AtomicU64; DropReason::ALL.len()]);
 
 impl Default for Drops {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; Drop::ALL.len()])
+        Self([const { AtomicU64::new(0) }; DropReason::ALL.len()])
     }
 }
 
 impl Drops {
     /// Counts one packet.
     #[inline]
-    pub fn count(&self, reason: Drop) {
+    pub fn count(&self, reason: DropReason) {
         self.count_many(reason, 1);
     }
 
     /// Counts several packets.
     #[inline]
-    pub fn count_many(&self, reason: Drop, packets: u64) {
+    pub fn count_many(&self, reason: DropReason, packets: u64) {
         let counter = &self.0[reason as usize];
         counter.store(counter.load(Relaxed) + packets, Relaxed);
     }
 
     /// How many packets were dropped for this reason.
-    pub fn of(&self, reason: Drop) -> u64 {
+    pub fn of(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].load(Relaxed)
     }
 }

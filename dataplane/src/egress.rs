@@ -1,231 +1,138 @@
 //! From the LAN to the WAN: allowed IPs, session, seal.
+//!
+//! Three passes over a batch: whose packet each one is, and whether it can be sent; then runs of packets for one peer
+//! are addressed, with a block of its session's counters; then all are sealed at once.
 
-use std::net::SocketAddr;
-use std::ops::Range;
-use std::vec::Drain;
+use std::iter::repeat_n;
 
-use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
-use crate::frame::{Frame, Pool};
-use crate::icmp::{self, Limiter};
+use smallvec::SmallVec;
+
+use crate::drop::DropReason;
+use crate::frame::Frame;
+use crate::icmp;
 use crate::inner::{self, Inner};
 use crate::ports::{BATCH, Batch, Packet, Port};
 use crate::session::{DATA_HEADER, PADDING, Session, TAG};
-use crate::slow_path::{Mailbox, Notice};
-use crate::table::{PeerEntry, Table};
+use crate::side::Side;
+use crate::slow_path::Notice;
+use crate::turn::{Exit, Turn};
 
-/// Where the packets of a batch go.
-pub(crate) struct Exits<'a> {
-    /// By WAN port; the last one is the kernel's socket.
-    pub wan: &'a mut [Batch],
-    /// The interface of each WAN port that needs links.
-    pub wan_interfaces: &'a [Option<u32>],
-    /// Peers heard from a new address that the table does not have yet.
-    pub roamed: &'a [(u32, SocketAddr)],
-    /// The port that the packets came by, and ICMP errors that go back by it.
-    pub from: Option<&'a dyn Port>,
-    pub errors: &'a mut Batch,
-    pub notices: &'a Mailbox<Notice>,
-    pub drops: &'a Drops,
-    pub limiter: &'a mut Limiter,
-}
-
-/// Who has taken the hop from the packets' TTL.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hop {
-    /// The kernel, or nobody has to.
-    Taken,
-    /// We are the router.
-    ToTake,
-}
-
-/// A batch between its two passes: packets to be sealed, and the peer of each.
-pub(crate) struct Routed {
-    packets: Batch,
-    peers: Vec<u32>,
-}
-
-impl Default for Routed {
-    fn default() -> Self {
-        Self { packets: Batch::default(), peers: Vec::with_capacity(BATCH) }
-    }
-}
-
-/// Takes every packet of `received` to one of the exits. Returns whether control has something to read.
-pub(crate) fn run(
-    received: &mut Batch,
-    routed: &mut Routed,
-    hop: Hop,
-    pool: &mut Pool,
-    table: &Table,
-    now: Millis,
-    exits: &mut Exits<'_>,
-) -> bool {
-    let mut noticed = false;
-    for mut packet in received.drain() {
-        match route(&mut packet, hop, pool, table, now, exits, &mut noticed) {
-            Ok(Exit::Peer(peer)) => {
-                routed.packets.push(packet);
-                routed.peers.push(peer);
-            }
-            Ok(Exit::Error) => exits.errors.push(packet),
-            Ok(Exit::Consumed) => pool.give(packet.frame),
-            Err(reason) => {
-                exits.drops.count(reason);
-                pool.give(packet.frame);
-            }
+/// Takes every packet of `received` to a port of the WAN or to control. They came by the port `from`, or are our own.
+pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, from: Option<&dyn Port>, wan: &mut Side) {
+    let packets = received.as_mut_slice();
+    let mut routes: SmallVec<[_; BATCH]> = SmallVec::new();
+    for i in 0..packets.len() {
+        if let Some(next) = packets.get(i + 1) {
+            turn.pool.prefetch(&next.frame);
         }
+        routes.push(route(&mut packets[i], from, turn));
     }
-    seal_all(routed, pool, table, now, exits);
-    noticed
+    seal(turn, received, &routes, wan);
 }
 
-/// Seals an empty message to the peer at `place`: a keepalive.
-pub(crate) fn keepalive(
-    place: u32,
-    frame: Frame,
-    routed: &mut Routed,
-    pool: &mut Pool,
-    table: &Table,
-    now: Millis,
-    exits: &mut Exits<'_>,
-) {
-    routed.packets.push(Packet::new(frame));
-    routed.peers.push(place);
-    seal_all(routed, pool, table, now, exits);
-}
-
-enum Exit {
-    Peer(u32),
-    Error,
-    Consumed,
-}
-
-/// First pass: whose packet it is, and whether it can be sent.
-#[inline]
-fn route(
-    packet: &mut Packet,
-    hop: Hop,
-    pool: &mut Pool,
-    table: &Table,
-    now: Millis,
-    exits: &mut Exits<'_>,
-    noticed: &mut bool,
-) -> Result<Exit, Drop> {
-    let frame = &mut packet.frame;
-    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
-    frame.truncate(inner.len);
-    let peer = table.route(inner.destination).ok_or(Drop::NoPeer)?;
-    if hop == Hop::ToTake {
-        let error = if inner.len > table.mtu {
-            Some((icmp::Error::TooBig(table.mtu), Drop::TooBig))
-        } else {
-            inner::take_hop(pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
+/// Seals packets for the peers of these places and transmits them; others go to their exits.
+pub(crate) fn seal(turn: &mut Turn<'_>, packets: &mut Batch, routes: &[Result<u32, Exit>], wan: &mut Side) {
+    let mut exits: SmallVec<[Exit; BATCH]> = SmallVec::new();
+    let mut keys: SmallVec<[_; BATCH]> = SmallVec::new();
+    let mut rest = packets.as_mut_slice();
+    for run in routes.chunk_by(|a, b| a == b) {
+        let (packets, behind) = rest.split_at_mut(run.len());
+        let exit = match run[0] {
+            Ok(place) => address(packets, place, turn, wan, &mut keys).unwrap_or_else(Exit::from),
+            Err(exit) => exit,
         };
-        if let Some((error, reason)) = error {
-            let due = error == icmp::Error::TimeExceeded || inner.unfragmentable;
-            packet.link = exits.from.and_then(|port| port.reply_link(pool, packet));
-            let frame = &mut packet.frame;
-            let told = due && exits.limiter.allow(now) && icmp::answer(pool, frame, &inner, error, table);
-            return if told { Ok(Exit::Error) } else { Err(reason) };
+        exits.extend(repeat_n(exit, run.len()));
+        rest = behind;
+    }
+    let sent = packets.as_mut_slice().iter_mut().zip(&exits).filter(|(_, exit)| matches!(exit, Exit::Port(_)));
+    let mut sealings: SmallVec<[_; BATCH]> = turn
+        .pool
+        .packets_mut(sent.map(|(packet, _)| &mut packet.frame))
+        .zip(keys)
+        .map(|(message, (session, counter))| session.sealing(counter, message))
+        .collect();
+    turn.cipher.seal_batch(&mut sealings);
+    drop(sealings);
+    wan.send(turn, packets, &exits);
+}
+
+/// First pass: the place of the peer whose packet it is, if it can be sent.
+#[inline]
+fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> Result<u32, Exit> {
+    let (frame, table) = (&mut packet.frame, turn.table);
+    let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
+    frame.truncate(inner.len);
+    let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
+    // Where the kernel routes, it has taken the hop and told who sends what is too big.
+    if let Some(port) = from.filter(|port| !port.kernel_routes()) {
+        let refused = if inner.len > table.mtu {
+            Some((icmp::Error::TooBig(table.mtu), DropReason::TooBig))
+        } else {
+            inner::take_hop(turn.pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
+        };
+        if let Some((error, reason)) = refused {
+            if error != icmp::Error::TimeExceeded && !inner.unfragmentable {
+                return Err(reason.into());
+            }
+            packet.link = port.reply_link(turn.pool, packet);
+            return Err(turn.error(&mut packet.frame, &inner, error, reason));
         }
     }
-    inner::clamp_mss(pool.packet_mut(frame), &inner, table.mtu);
+    inner::clamp_mss(turn.pool.packet_mut(frame), &inner, table.mtu);
     packet.tos = inner::outer_tos(inner.tos);
-
+    if frame.start() + padded(frame.len(), table.mtu) + TAG > turn.pool.frame_size() {
+        return Err(DropReason::Oversized.into());
+    }
     let entry = &table.peers[peer as usize];
-    if !entry.session().is_some_and(|session| session.alive(now)) {
-        *noticed = true;
-        let notice = Notice::NoSession { peer: entry.peer.id, packet: pool.packet(frame).into() };
-        return if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) };
+    if !entry.session().is_some_and(|session| session.alive(turn.now)) {
+        let packet = turn.pool.packet(frame).into();
+        return Err(turn.notices.hand_over(Notice::NoSession { peer: entry.peer.id, packet }));
     }
-    Ok(Exit::Peer(peer))
+    Ok(peer)
 }
 
-/// Second pass: runs of packets for one peer are sealed with a block of counters.
-fn seal_all(routed: &mut Routed, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) {
-    let Routed { packets, peers } = routed;
-    let mut packets = packets.drain();
-    for run in peers.chunk_by(|a, b| a == b) {
-        let entry = &table.peers[run[0] as usize];
-        match way(entry, run.len()) {
-            Ok(way) => seal_run(&mut packets, way, run[0], pool, table, now, exits),
-            Err(reason) => packets.by_ref().take(run.len()).for_each(|packet| {
-                exits.drops.count(reason);
-                pool.give(packet.frame);
-            }),
-        }
-    }
-    drop(packets);
-    peers.clear();
-}
-
-/// What a run of packets is sealed with and sent to.
-struct Way<'a> {
-    session: &'a Session,
-    counters: Range<u64>,
-    endpoint: SocketAddr,
-}
-
-/// The way to a peer for `n` packets.
-fn way(entry: &PeerEntry, n: usize) -> Result<Way<'_>, Drop> {
-    let endpoint = entry.endpoint.ok_or(Drop::NoEndpoint)?;
-    let session = entry.session().ok_or(Drop::ExpiredSession)?;
-    let first = session.reserve(n as u64)?;
-    Ok(Way { session, counters: first..first + n as u64, endpoint })
-}
-
-fn seal_run(
-    packets: &mut Drain<'_, Packet>,
-    Way { session, counters, endpoint }: Way<'_>,
+/// Second pass: makes packets for one peer messages that are yet to be sealed, appends the session and counter of each
+/// to `keys`, and returns the port by which they leave.
+fn address<'t>(
+    packets: &mut [Packet],
     place: u32,
-    pool: &mut Pool,
-    table: &Table,
-    now: Millis,
-    exits: &mut Exits<'_>,
-) {
-    let entry = &table.peers[place as usize];
-    let roamed = exits.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint);
-    let remote = roamed.unwrap_or(endpoint);
+    turn: &mut Turn<'t>,
+    wan: &Side,
+    keys: &mut SmallVec<[(&'t Session, u64); BATCH]>,
+) -> Result<Exit, DropReason> {
+    let entry = &turn.table.peers[place as usize];
+    let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
+    let session = entry.session().ok_or(DropReason::ExpiredSession)?;
+    let roamed = turn.roamed_to(place);
     // The link of an old endpoint is not that of the new one.
     let link = entry.link.filter(|_| roamed.is_none());
-    let port = link.and_then(|link| exits.wan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
-    let (link, port) = (port.and(link), port.unwrap_or(exits.wan.len() - 1));
-    let (mut sent, mut bytes, mut data) = (0, 0, false);
-    for counter in counters {
-        let Some(mut packet) = packets.next() else { break };
-        if let Some(next) = packets.as_slice().first() {
-            pool.prefetch(&next.frame);
-        }
-        let plaintext = packet.frame.len();
-        if !seal(&mut packet.frame, session, counter, pool, table.mtu) {
-            exits.drops.count(Drop::Oversized);
-            pool.give(packet.frame);
-            continue;
-        }
-        sent += 1;
-        bytes += packet.frame.len() as u64;
-        data |= plaintext > 0;
-        packet.remote = remote;
-        packet.link = link;
-        exits.wan[port].push(packet);
+    let port = link.as_ref().and_then(|link| wan.port_of(link));
+    let count = packets.len() as u64;
+    let data = packets.iter().any(|packet| packet.frame.len() > 0);
+    let mut bytes = 0;
+    for packet in packets {
+        bytes += enclose(&mut packet.frame, turn);
+        packet.remote = roamed.unwrap_or(endpoint);
+        packet.link = port.and(link);
     }
-    entry.peer.sent.count(sent, bytes, data, now);
+    let first = session.reserve(count, bytes)?;
+    keys.extend((first..first + count).map(|counter| (&**session, counter)));
+    entry.peer.sent.count(count, bytes, data, turn.now);
+    Ok(Exit::Port(port.unwrap_or(wan.kernel())))
 }
 
-/// Makes the IP packet in the frame a transport data message. `false` when the frame is too small.
+/// Pads the packet, and extends it to the message: with the room for header and tag. Returns its length.
 #[inline]
-fn seal(frame: &mut Frame, session: &Session, counter: u64, pool: &mut Pool, mtu: usize) -> bool {
+fn enclose(frame: &mut Frame, turn: &mut Turn<'_>) -> u64 {
     let (start, len) = (frame.start(), frame.len());
-    // Padding may not make a packet larger than the tunnel's MTU.
-    let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
-    let (head, end) = (start - DATA_HEADER, start + padded + TAG);
-    let slot = pool.slot_mut(frame);
-    if end > slot.len() {
-        return false;
-    }
-    slot[start + len..start + padded].fill(0);
-    session.seal(counter, &mut slot[head..end]);
-    frame.set(head, end - head);
-    true
+    let padded = padded(len, turn.table.mtu);
+    turn.pool.slot_mut(frame)[start + len..start + padded].fill(0);
+    frame.set(start - DATA_HEADER, DATA_HEADER + padded + TAG);
+    frame.len() as u64
+}
+
+/// Padding may not make a packet larger than the tunnel's MTU.
+#[inline]
+fn padded(len: usize, mtu: usize) -> usize {
+    len.next_multiple_of(PADDING).min(mtu.max(len))
 }

@@ -6,13 +6,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
+use penstock_aead::Cipher;
 
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 use crate::ports::{Port, PortInfo};
 use crate::slow_path::{COMMANDS, Command, Mailbox, NOTICES, Notice};
 use crate::table::Table;
 use crate::worker::Worker;
+
+/// What an engine starts with.
+pub struct EngineConfig {
+    /// The workers.
+    pub workers: Vec<WorkerSetup>,
+    /// The first table.
+    pub table: Table,
+    /// What seals and opens.
+    pub cipher: Cipher,
+}
+
+impl EngineConfig {
+    /// With the fastest cipher of this CPU, or ring when that fails its self-test.
+    pub fn new(workers: Vec<WorkerSetup>, table: Table) -> Self {
+        let fastest = Cipher::detect();
+        let cipher = fastest.self_test().map_or(Cipher::RING, |()| fastest);
+        Self { workers, table, cipher }
+    }
+}
 
 /// What a worker starts with: its memory and its ends of the devices' queues.
 pub struct WorkerSetup {
@@ -31,6 +51,7 @@ pub struct WorkerSetup {
 /// What all workers share with control.
 pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) cipher: Cipher,
     pub(crate) notices: Mailbox<Notice>,
     pub(crate) stop: AtomicBool,
 }
@@ -49,12 +70,12 @@ struct Running {
 }
 
 impl Engine {
-    /// Starts a thread for every setup.
+    /// Starts a thread for every worker.
     ///
     /// # Errors
     /// A thread or a descriptor is not to be had.
-    pub fn start(setups: Vec<WorkerSetup>, table: Table) -> io::Result<Self> {
-        let (mut engine, workers) = Self::prepare(setups, table)?;
+    pub fn start(config: EngineConfig) -> io::Result<Self> {
+        let (mut engine, workers) = Self::prepare(config)?;
         for (index, mut worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
@@ -71,15 +92,16 @@ impl Engine {
     ///
     /// # Errors
     /// A descriptor is not to be had.
-    pub fn prepare(setups: Vec<WorkerSetup>, table: Table) -> io::Result<(Self, Vec<Worker>)> {
+    pub fn prepare(config: EngineConfig) -> io::Result<(Self, Vec<Worker>)> {
         let shared = Arc::new(Shared {
-            table: Arc::new(ArcSwap::from_pointee(table)),
+            table: Arc::new(ArcSwap::from_pointee(config.table)),
+            cipher: config.cipher,
             notices: Mailbox::new(NOTICES)?,
             stop: AtomicBool::new(false),
         });
         let mut engine = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         let mut workers = Vec::new();
-        for setup in setups {
+        for setup in config.workers {
             let commands = Arc::new(Mailbox::new(COMMANDS)?);
             let drops = Arc::new(Drops::default());
             let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
@@ -89,9 +111,16 @@ impl Engine {
         Ok((engine, workers))
     }
 
-    /// Hands the workers a new table; each takes it up before its next batch.
+    /// Hands the workers a new table; each takes it up before its next batch, and an idle one now: it must not keep
+    /// the keys of sessions that have ended.
     pub fn publish(&self, table: Table) {
         self.shared.table.store(Arc::new(table));
+        self.workers.iter().for_each(|worker| worker.commands.ring());
+    }
+
+    /// What seals and opens.
+    pub fn cipher(&self) -> Cipher {
+        self.shared.cipher
     }
 
     /// The table in force.
@@ -113,8 +142,8 @@ impl Engine {
     }
 
     /// How many packets were dropped for each reason, over all workers.
-    pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> + '_ {
-        Drop::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
     }
 
     /// The ports of every worker, as they were bound.
@@ -142,7 +171,7 @@ impl Engine {
     }
 }
 
-impl std::ops::Drop for Engine {
+impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
     }
@@ -154,7 +183,7 @@ struct Obituary {
     worker: usize,
 }
 
-impl std::ops::Drop for Obituary {
+impl Drop for Obituary {
     fn drop(&mut self) {
         self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
         self.shared.notices.ring();

@@ -1,8 +1,8 @@
 //! Frames: fixed slots of a worker's packet memory, and the pool that owns them.
 //!
 //! A [`Frame`] is the token of ownership of one slot: who holds it may read and write the slot, and
-//! nobody else can, because a frame is neither `Clone` nor `Copy`. Frames that the kernel holds (in
-//! a fill or transmit ring) exist only as ring entries until they come back.
+//! nobody else can, because a frame is neither `Clone` nor `Copy` and knows its pool. Frames that the kernel
+//! holds (in a fill or transmit ring) exist only as ring entries until they come back.
 //!
 //! ```text
 //!   0            256 (anchor)                                             4096
@@ -13,6 +13,7 @@
 
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 use xsk_rs::{FrameDesc, Umem};
@@ -26,11 +27,15 @@ pub const ANCHOR: usize = 256;
 pub const FRAME_ROOM: usize = FRAME_SIZE - ANCHOR;
 
 const CACHE_LINE: usize = 64;
+/// What a panic says about a frame in the wrong pool.
+const FOREIGN: &str = "a frame of another pool";
 
 /// One packet's place in the pool: a slot, and the part of it that is the packet now.
 #[derive(Debug)]
 pub struct Frame {
     index: u32,
+    /// The pool that it is of.
+    pool: u32,
     start: u16,
     len: u16,
     /// Bytes of the slot.
@@ -77,6 +82,8 @@ impl Frame {
 
 /// Packet memory and the slots of it that nobody uses.
 pub struct Pool {
+    /// No other pool of the process has it.
+    id: u32,
     base: NonNull<u8>,
     /// Bytes of a slot.
     size: u16,
@@ -116,7 +123,7 @@ impl Pool {
         let mut heap: Box<[Page]> = (0..slots as usize * pages).map(|_| Page([0; FRAME_SIZE])).collect();
         let base = NonNull::new(heap.as_mut_ptr().cast()).expect("a box is never null");
         let descs = vec![FrameDesc::default(); slots as usize];
-        Self { base, size, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
+        Self { id: next_id(), base, size, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
     }
 
     /// A pool in a UMEM, which AF_XDP sockets of several devices can share.
@@ -146,7 +153,7 @@ impl Pool {
         let base = unsafe { anchor.sub(descs[0].addr()) };
         let base = NonNull::new(base.cast_mut()).expect("the UMEM is mapped");
         let free = (0..slots.get()).rev().collect();
-        Ok(Self { base, size: FRAME_SIZE as u16, free, descs, memory: Memory::Umem(umem) })
+        Ok(Self { id: next_id(), base, size: FRAME_SIZE as u16, free, descs, memory: Memory::Umem(umem) })
     }
 
     /// The UMEM, for sockets to be created on it; `None` for a heap pool.
@@ -172,13 +179,16 @@ impl Pool {
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         let index = self.free.pop()?;
-        Some(Frame { index, start: ANCHOR as u16, len: 0, size: self.size })
+        Some(Frame { index, pool: self.id, start: ANCHOR as u16, len: 0, size: self.size })
     }
 
     /// Gives a frame's slot back.
+    ///
+    /// # Panics
+    /// If the frame is another pool's.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
-        debug_assert!(self.free.len() < self.descs.len());
+        assert!(frame.pool == self.id, "{FOREIGN}");
         self.free.push(frame.index);
     }
 
@@ -193,6 +203,23 @@ impl Pool {
     pub fn packet_mut(&mut self, frame: &Frame) -> &mut [u8] {
         let (start, len) = (frame.start(), frame.len());
         &mut self.slot_mut(frame)[start..start + len]
+    }
+
+    /// The packets of several frames at once, in order, to be changed.
+    #[inline]
+    #[expect(unsafe_code)]
+    pub fn packets_mut<'a>(
+        &'a mut self,
+        frames: impl IntoIterator<Item = &'a mut Frame>,
+    ) -> impl Iterator<Item = &'a mut [u8]> {
+        let pool = &*self;
+        frames.into_iter().map(move |frame| {
+            let start = pool.pointer(frame, frame.start());
+            // SAFETY: the packet lies inside its slot, see `Frame::set`. The frame is the only token for the slot and
+            // borrowed exclusively for as long as the slice is, so no two slices are of the same slot; everything
+            // else is kept out by the exclusive borrow of the pool.
+            unsafe { std::slice::from_raw_parts_mut(start, frame.len()) }
+        })
     }
 
     /// The whole slot.
@@ -233,14 +260,14 @@ impl Pool {
     /// A raw pointer into the frame's slot, for scatter and gather lists of system calls.
     ///
     /// # Panics
-    /// If `offset` is past the slot, or the frame is of a pool with slots of another size.
+    /// If `offset` is past the slot, or the frame is another pool's.
     #[inline]
     #[expect(unsafe_code)]
     pub fn pointer(&self, frame: &Frame, offset: usize) -> *mut u8 {
         let size = usize::from(self.size);
-        // The packet's bounds were checked against the frame's idea of its slot, so that must be right.
-        assert!((frame.index as usize) < self.descs.len() && frame.size == self.size && offset <= size);
-        // SAFETY: both offsets were checked to stay inside the mapping.
+        assert!(frame.pool == self.id, "{FOREIGN}");
+        assert!(offset <= size, "an offset leaves the frame");
+        // SAFETY: the frame's slot is one of ours, and the offset was checked to stay inside it.
         unsafe { self.base.as_ptr().add(frame.index as usize * size + offset) }
     }
 
@@ -272,7 +299,7 @@ impl Pool {
         let index = desc.addr() / FRAME_SIZE;
         self.descs[index] = *desc;
         let (start, len) = (desc.addr() % FRAME_SIZE, desc.lengths().data());
-        let mut frame = Frame { index: index as u32, start: 0, len: 0, size: self.size };
+        let mut frame = Frame { index: index as u32, pool: self.id, start: 0, len: 0, size: self.size };
         frame.set(start, len.min(FRAME_SIZE - start));
         frame
     }
@@ -282,6 +309,7 @@ impl Pool {
     #[inline]
     #[expect(unsafe_code)]
     pub(crate) fn desc_of(&mut self, frame: Frame) -> FrameDesc {
+        assert!(frame.pool == self.id, "{FOREIGN}");
         let desc = &mut self.descs[frame.index as usize];
         debug_assert_eq!(desc.addr() % FRAME_SIZE, frame.start());
         if let Memory::Umem(umem) = &self.memory {
@@ -291,6 +319,12 @@ impl Pool {
         }
         *desc
     }
+}
+
+/// A number for a new pool.
+fn next_id() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_update(Relaxed, Relaxed, |id| id.checked_add(1)).expect("fewer than 2^32 pools")
 }
 
 /// Asks the cache for a line, to be written: packets are worked on in place.
@@ -356,9 +390,33 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "frame.size == self.size")]
-    fn a_larger_frame_is_of_no_use_in_another_pool() {
+    fn packets_of_a_batch_are_written_side_by_side() {
+        let mut pool = Pool::heap(3);
+        let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
+        for (i, frame) in frames.iter_mut().enumerate() {
+            frame.set(ANCHOR + i, FRAME_ROOM - 10 * i);
+        }
+        let mut packets: Vec<&mut [u8]> = pool.packets_mut(&mut frames).collect();
+        for (i, packet) in (1..).zip(&mut packets) {
+            packet.fill(i);
+        }
+        for (i, packet) in packets.iter().enumerate() {
+            assert!(packet.len() == FRAME_ROOM - 10 * i && packet.iter().all(|byte| usize::from(*byte) == i + 1));
+        }
+        assert!(frames.iter().zip(1..).all(|(frame, i)| pool.packet(frame).iter().all(|byte| *byte == i)));
+    }
+
+    #[test]
+    #[should_panic(expected = "another pool")]
+    fn a_frame_is_of_no_use_in_another_pool() {
         let frame = Pool::heap_of(1, 2).take().unwrap();
         Pool::heap(1).slot(&frame);
+    }
+
+    #[test]
+    #[should_panic(expected = "another pool")]
+    fn a_frame_is_not_given_to_another_pool() {
+        let frame = Pool::heap(1).take().unwrap();
+        Pool::heap(1).give(frame);
     }
 }

@@ -1,207 +1,204 @@
 //! From the WAN to the LAN: session, open, replay, allowed IPs, next hop.
+//!
+//! Passes over a batch: each message's session is found; all messages are opened at once; those that are authentic are
+//! checked for replays, in the order in which they came; and what is left is delivered. Nothing but authentic messages
+//! touches a replay window, a peer's counters or its address.
 
-use std::net::SocketAddr;
+use smallvec::SmallVec;
 
-use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
-use crate::frame::Pool;
-use crate::icmp::{self, Limiter};
+use crate::drop::DropReason;
+use crate::icmp;
 use crate::inner::{self, Inner};
-use crate::ports::{BATCH, Batch, Packet, same};
-use crate::session::{DATA_HEADER, TAG};
-use crate::slow_path::{Mailbox, Notice};
+use crate::ports::{BATCH, Batch, Packet};
+use crate::session::{DATA, DATA_HEADER, Header, TAG};
+use crate::side::Side;
+use crate::slow_path::Notice;
 use crate::table::{SessionEntry, Table};
+use crate::turn::{Exit, Turn};
 
-/// The first four bytes of a transport data message: its type and three reserved zeros.
-const DATA: [u8; 4] = [4, 0, 0, 0];
-/// Peers that a worker remembers as moved between two tables, at most.
-pub(crate) const ROAMED_MAX: usize = 64;
 /// Bytes of the Ethernet header that a LAN port may have to write in front of the plaintext.
 const ETHERNET: usize = 14;
 
-/// Where the packets of a batch go.
-pub(crate) struct Exits<'a> {
-    /// By LAN port; the last one is the kernel's.
-    pub lan: &'a mut [Batch],
-    /// The interface of each LAN port that needs links.
-    pub lan_interfaces: &'a [Option<u32>],
-    /// Whether the kernel routes behind the last LAN port.
-    pub last_routes: bool,
-    /// ICMP errors that go back into the tunnel.
-    pub errors: &'a mut Batch,
-    /// Peers heard from a new address, by place in the table, until control publishes it.
-    pub roamed: &'a mut Vec<(u32, SocketAddr)>,
-    pub notices: &'a Mailbox<Notice>,
-    pub drops: &'a Drops,
-    pub limiter: &'a mut Limiter,
-}
-
-/// Takes every packet of `received` to one of the exits. Returns whether control has something to read.
-pub(crate) fn run(received: &mut Batch, pool: &mut Pool, table: &Table, now: Millis, exits: &mut Exits<'_>) -> bool {
-    let mut tally = Tally { entry: None, packets: 0, bytes: 0, data: false };
-    let mut noticed = false;
-    let mut steps = [Ok(Exit::Consumed); BATCH];
-    // Packets stay where they are until all are decided: to move one that was just written stalls the processor.
+/// Takes every packet of `received` to a port of the LAN or to control.
+pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) {
     let packets = received.as_mut_slice();
-    for (i, step) in steps.iter_mut().enumerate().take(packets.len()) {
+    let mut messages: SmallVec<[_; BATCH]> = SmallVec::new();
+    let mut last = None;
+    for i in 0..packets.len() {
         if let Some(next) = packets.get(i + 1) {
-            pool.prefetch(&next.frame);
+            turn.pool.prefetch(&next.frame);
         }
-        let packet = &mut packets[i];
-        let message = pool.packet(&packet.frame);
-        *step = match message.first_chunk() {
-            Some(&DATA) => open(packet, pool, table, now, &mut tally, exits, &mut noticed)
-                .and_then(|peer| deliver(packet, peer, pool, table, now, exits)),
-            Some(_) => {
-                noticed = true;
-                let notice = Notice::Datagram { from: packet.remote, payload: message.into() };
-                if exits.notices.push(notice) { Ok(Exit::Consumed) } else { Err(Drop::SlowPathFull) }
-            }
-            None => Err(Drop::Truncated),
-        };
+        messages.push(read(&mut packets[i], turn, &mut last));
     }
-    tally.settle(now);
-    let steps = &steps[..received.len()];
-    if let Some(Ok(Exit::Lan(port))) = same(steps) {
-        received.append_to(&mut exits.lan[port]);
-        return noticed;
-    }
-    for (packet, step) in received.drain().zip(steps) {
-        match *step {
-            Ok(Exit::Lan(port)) => exits.lan[port].push(packet),
-            Ok(Exit::Error) => exits.errors.push(packet),
-            Ok(Exit::Consumed) => pool.give(packet.frame),
-            Err(reason) => {
-                exits.drops.count(reason);
-                pool.give(packet.frame);
-            }
-        }
-    }
-    noticed
+    open_all(turn, packets, &mut messages);
+    refuse_replays(&mut messages);
+    let mut tally = Tally::default();
+    // Packets stay where they are until all are decided: to move one that was just written stalls the processor.
+    let exits: SmallVec<[Exit; BATCH]> = packets
+        .iter_mut()
+        .zip(&messages)
+        .map(|(packet, message)| match message {
+            Ok(message) => accept(packet, message, turn, lan, &mut tally).unwrap_or_else(Exit::from),
+            Err(exit) => *exit,
+        })
+        .collect();
+    tally.settle(turn);
+    lan.send(turn, received, &exits);
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Exit {
-    Lan(usize),
-    Error,
-    Consumed,
+/// A transport data message in its frame.
+struct Message<'t> {
+    entry: &'t SessionEntry,
+    counter: u64,
+    /// Where in the frame's packet the ciphertext begins; the plaintext begins with the packet.
+    ciphertext: usize,
 }
 
-/// Session, AEAD and replay window. The frame holds the plaintext afterwards; returns the peer's place.
+/// Finds the session of a message, and makes room in front of it for its plaintext.
 #[inline]
-fn open<'a>(
+fn read<'t>(
     packet: &mut Packet,
-    pool: &mut Pool,
-    table: &'a Table,
-    now: Millis,
-    tally: &mut Tally<'a>,
-    exits: &mut Exits<'_>,
-    noticed: &mut bool,
-) -> Result<u32, Drop> {
-    let Packet { frame, remote, .. } = packet;
-    let bytes = frame.len();
-    if bytes < DATA_HEADER + TAG {
-        return Err(Drop::Truncated);
+    turn: &mut Turn<'t>,
+    last: &mut Option<&'t SessionEntry>,
+) -> Result<Message<'t>, Exit> {
+    let frame = &mut packet.frame;
+    let message = turn.pool.packet(frame);
+    if *message.first_chunk().ok_or(DropReason::Truncated)? != DATA {
+        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.remote, payload: message.into() }));
     }
-    let index = pool.packet(frame)[4..8].try_into().map(u32::from_le_bytes).expect("four bytes");
+    let Header { index, counter } = Header::read(message).ok_or(DropReason::Truncated)?;
     // Packets of a batch come in runs of one session.
-    let entry = match tally.entry {
+    let entry = match *last {
         Some(entry) if entry.session.local_index == index => entry,
-        _ => table.sessions.get(&index).ok_or(Drop::UnknownSession)?,
+        _ => turn.table.sessions.get(&index).ok_or(DropReason::UnknownSession)?,
     };
-    let SessionEntry { session, peer } = entry;
+    *last = Some(entry);
+    entry.session.admits(counter, turn.now)?;
     // The plaintext lands where an Ethernet header in front of it begins at the anchor.
-    let start = frame.start();
-    let plain = (pool.anchor(frame) + ETHERNET).min(start);
-    let end = start + bytes;
-    let len = session.open(&mut pool.slot_mut(frame)[plain..end], start - plain, now)?;
-    frame.set(plain, len);
+    let (start, len) = (frame.start(), frame.len());
+    let plain = (turn.pool.anchor(frame) + ETHERNET).min(start);
+    frame.set(plain, start - plain + len);
+    Ok(Message { entry, counter, ciphertext: start - plain + DATA_HEADER })
+}
 
-    tally.count(entry, bytes as u64, len > 0, now);
+/// Opens the messages. Afterwards the packet of each is its plaintext; those that did not verify are dropped.
+fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<Message<'_>, Exit>]) {
+    let frames = packets.iter_mut().zip(&*messages).filter(|(_, message)| message.is_ok()).map(|(p, _)| &mut p.frame);
+    let mut openings: SmallVec<[_; BATCH]> = turn
+        .pool
+        .packets_mut(frames)
+        .zip(messages.iter().flatten())
+        .map(|(packet, Message { entry, counter, ciphertext })| entry.session.opening(*counter, packet, *ciphertext))
+        .collect();
+    turn.cipher.open_batch(&mut openings);
+    let verified: SmallVec<[bool; BATCH]> = openings.iter().map(|opening| opening.plaintext().is_some()).collect();
+    drop(openings);
+    let opened = packets.iter_mut().zip(messages).filter(|(_, message)| message.is_ok());
+    for ((packet, message), verified) in opened.zip(verified) {
+        match message {
+            Ok(Message { ciphertext, .. }) if verified => packet.frame.truncate(packet.frame.len() - *ciphertext - TAG),
+            _ => *message = Err(DropReason::BadTag.into()),
+        }
+    }
+}
+
+/// Marks the counters of authentic messages as seen, in order, and drops those that were seen before. Runs of one
+/// session take its lock once.
+fn refuse_replays(messages: &mut [Result<Message<'_>, Exit>]) {
+    let of_one_session = |a: &Result<Message<'_>, Exit>, b: &Result<Message<'_>, Exit>| match (a, b) {
+        (Ok(a), Ok(b)) => std::ptr::eq(a.entry, b.entry),
+        _ => false,
+    };
+    for run in messages.chunk_by_mut(of_one_session) {
+        let Ok(Message { entry, .. }) = run[0] else { continue };
+        let mut window = entry.session.replay();
+        for message in run {
+            if message.as_ref().is_ok_and(|message| !window.accept(message.counter)) {
+                *message = Err(DropReason::Replayed.into());
+            }
+        }
+    }
+}
+
+/// Counters and the peer's address, for an authentic message; then its packet is delivered.
+#[inline]
+fn accept<'t>(
+    packet: &mut Packet,
+    message: &Message<'t>,
+    turn: &mut Turn<'t>,
+    lan: &Side,
+    tally: &mut Tally<'t>,
+) -> Result<Exit, DropReason> {
+    let entry = message.entry;
+    let SessionEntry { session, peer } = entry;
+    let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.remote);
+    tally.count(entry, plaintext, turn);
     // While the queue is full, the next message says it again.
-    if !session.confirmed() && exits.notices.push(Notice::Confirmed { local_index: index }) {
+    if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index }) {
         session.confirm();
-        *noticed = true;
     }
     // The answer goes to the new address already, or the peer would take our old path for a move.
-    let known = exits.roamed.iter().position(|(place, _)| place == peer);
-    let entry = &table.peers[*peer as usize];
-    let endpoint = known.map_or(entry.endpoint.as_ref(), |i| Some(&exits.roamed[i].1));
-    if endpoint != Some(remote)
-        && entry.roams
-        && exits.notices.push(Notice::Roamed { local_index: index, from: *remote })
+    let known = &turn.table.peers[*peer as usize];
+    if turn.roamed_to(*peer).or(known.endpoint) != Some(from)
+        && known.roams
+        && turn.notices.push(Notice::Roamed { local_index, from })
     {
-        *noticed = true;
-        match known {
-            Some(i) => exits.roamed[i].1 = *remote,
-            None if exits.roamed.len() < ROAMED_MAX => exits.roamed.push((*peer, *remote)),
-            None => {}
-        }
+        turn.roam(*peer, from);
     }
-    Ok(*peer)
+    if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
 }
 
 /// Allowed IPs, ECN, next hop.
 #[inline]
-fn deliver(
-    packet: &mut Packet,
-    peer: u32,
-    pool: &mut Pool,
-    table: &Table,
-    now: Millis,
-    exits: &mut Exits<'_>,
-) -> Result<Exit, Drop> {
+fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
-    if frame.len() == 0 {
-        return Ok(Exit::Consumed);
-    }
-    let inner = Inner::parse(pool.packet(frame)).ok_or(Drop::BadInner)?;
+    let table: &Table = turn.table;
+    let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
-        return Err(Drop::SpoofedSource);
+        return Err(DropReason::SpoofedSource);
     }
-    inner::merge_ecn(pool.packet_mut(frame), inner.tos, packet.tos)?;
+    inner::merge_ecn(turn.pool.packet_mut(frame), inner.tos, packet.tos)?;
 
-    let last = exits.lan.len() - 1;
     let hop = match table.hop(inner.destination) {
         hop @ Some(link) if inner.len <= usize::from(link.mtu) => hop,
         _ => &None,
     };
-    let port = hop.and_then(|link| exits.lan_interfaces.iter().position(|i| *i == Some(link.ifindex)));
-    if port.is_none() && exits.last_routes {
-        return Ok(Exit::Lan(last));
+    let port = hop.as_ref().and_then(|link| lan.port_of(link));
+    if port.is_none() && lan.kernel_routes() {
+        return Ok(Exit::Port(lan.kernel()));
     }
-    if let Err(reason) = inner::take_hop(pool.packet_mut(frame)) {
-        let told = exits.limiter.allow(now) && icmp::answer(pool, frame, &inner, icmp::Error::TimeExceeded, table);
-        return if told { Ok(Exit::Error) } else { Err(reason) };
+    if let Err(reason) = inner::take_hop(turn.pool.packet_mut(frame)) {
+        return Ok(turn.error(frame, &inner, icmp::Error::TimeExceeded, reason));
     }
     packet.link = *hop;
-    Ok(Exit::Lan(port.unwrap_or(last)))
+    Ok(Exit::Port(port.unwrap_or(lan.kernel())))
 }
 
 /// Counts of a run of messages by one session, so that the shared counters are touched once a run.
-struct Tally<'a> {
-    entry: Option<&'a SessionEntry>,
+#[derive(Default)]
+struct Tally<'t> {
+    entry: Option<&'t SessionEntry>,
     packets: u64,
-    bytes: u64,
+    bytes: usize,
     data: bool,
 }
 
-impl<'a> Tally<'a> {
+impl<'t> Tally<'t> {
     #[inline]
-    fn count(&mut self, entry: &'a SessionEntry, bytes: u64, data: bool, now: Millis) {
+    fn count(&mut self, entry: &'t SessionEntry, plaintext: usize, turn: &Turn<'_>) {
         if !self.entry.is_some_and(|counted| std::ptr::eq(counted, entry)) {
-            self.settle(now);
-            *self = Tally { entry: Some(entry), packets: 0, bytes: 0, data: false };
+            self.settle(turn);
+            *self = Tally { entry: Some(entry), ..Tally::default() };
         }
         self.packets += 1;
-        self.bytes += bytes;
-        self.data |= data;
+        self.bytes += DATA_HEADER + plaintext + TAG;
+        self.data |= plaintext > 0;
     }
 
-    fn settle(&self, now: Millis) {
+    fn settle(&self, turn: &Turn<'_>) {
         if let Some(entry) = self.entry {
-            entry.session.peer.received.count(self.packets, self.bytes, self.data, now);
+            entry.session.peer.received.count(self.packets, self.bytes as u64, self.data, turn.now);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum;
-use crate::drop::Drop;
+use crate::drop::DropReason;
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
@@ -82,19 +82,19 @@ impl Inner {
 /// Takes one off the TTL or hop limit of a packet that [`Inner::parse`] has read.
 ///
 /// # Errors
-/// [`Drop::HopLimit`] when that would be the last.
+/// [`DropReason::HopLimit`] when that would be the last.
 #[inline]
-pub fn take_hop(packet: &mut [u8]) -> Result<(), Drop> {
+pub fn take_hop(packet: &mut [u8]) -> Result<(), DropReason> {
     if packet[0] >> 4 == 4 {
         if packet[8] <= 1 {
-            return Err(Drop::HopLimit);
+            return Err(DropReason::HopLimit);
         }
         let old = u16::from_be_bytes([packet[8], packet[9]]);
         packet[8] -= 1;
         adjust(packet, 10, old, old - 0x100);
     } else {
         if packet[7] <= 1 {
-            return Err(Drop::HopLimit);
+            return Err(DropReason::HopLimit);
         }
         packet[7] -= 1;
     }
@@ -111,11 +111,11 @@ pub fn outer_tos(inner: u8) -> u8 {
 /// Merges the outer ECN field into the packet as RFC 6040 section 4.2 says.
 ///
 /// # Errors
-/// [`Drop::Congestion`] where it says to drop.
+/// [`DropReason::Congestion`] where it says to drop.
 #[inline]
-pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), Drop> {
+pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason> {
     let merged = match (tos & ECN_CE, outer & ECN_CE) {
-        (0, ECN_CE) => return Err(Drop::Congestion),
+        (0, ECN_CE) => return Err(DropReason::Congestion),
         (0, _) | (ECN_CE, _) => return Ok(()),
         (_, ECN_CE) => ECN_CE,
         (_, ECN_ECT1) => ECN_ECT1,
@@ -243,7 +243,7 @@ pub(crate) mod tests {
             assert_eq!(take_hop(&mut p), Ok(()));
             assert_eq!(p, packet(s, d, 17, 0, 2, &[]));
             assert_eq!(take_hop(&mut p), Ok(()));
-            assert_eq!(take_hop(&mut p), Err(Drop::HopLimit));
+            assert_eq!(take_hop(&mut p), Err(DropReason::HopLimit));
         }
     }
 
@@ -263,7 +263,7 @@ pub(crate) mod tests {
                     let result = merge_ecn(&mut p, 0xb8 | inner, outer | 0x28);
                     match expected {
                         Some(ecn) => assert_eq!((result, p), (Ok(()), packet(s, d, 17, 0xb8 | ecn, 9, &[]))),
-                        None => assert_eq!(result, Err(Drop::Congestion)),
+                        None => assert_eq!(result, Err(DropReason::Congestion)),
                     }
                 }
             }

@@ -3,7 +3,7 @@
 //! The packet's way, each step a module:
 //!
 //! ```text
-//!   steer ─► ports::{xdp,udp} ─► worker ─► ingress: session ─► replay ─► allowed IPs ─► next hop ─► ports::{xdp,tun}
+//!   steer ─► ports::{xdp,udp} ─► worker ─► ingress: session ─► open ─► replay ─► allowed IPs ─► next hop ─► ports::{xdp,tun}
 //!   steer ─► ports::{xdp,tun} ─► worker ─► egress:  allowed IPs ─► session ─► seal ─► ports::{xdp,udp}
 //! ```
 //!
@@ -31,3 +31,5 @@ mod checksum;
 mod egress;
 mod icmp;
 mod ingress;
+mod side;
+mod turn;

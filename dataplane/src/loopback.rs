@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::clock::Millis;
-use crate::engine::{Engine, WorkerSetup};
+use crate::engine::{Engine, EngineConfig, WorkerSetup};
 use crate::frame::Pool;
 use crate::peer::Peer;
 use crate::ports::memory::{MemoryPort, Wire};
@@ -54,8 +54,8 @@ impl Loopback {
             local_index: SESSION,
             remote_index: SESSION,
             suite: Suite::ChaCha20Poly1305,
-            send_key: [1; 32].into(),
-            receive_key: [1; 32].into(),
+            send_key: &[1; 32],
+            receive_key: &[1; 32],
             born: Millis::now(),
             confirmed: true,
             peer: Arc::clone(&peer),
@@ -80,7 +80,7 @@ impl Loopback {
             core: None,
             busy_poll: false,
         };
-        let (engine, mut workers) = Engine::prepare(vec![setup], table)?;
+        let (engine, mut workers) = Engine::prepare(EngineConfig::new(vec![setup], table))?;
         Ok(Self { engine, worker: workers.remove(0), wan, lan, session, endpoint })
     }
 }

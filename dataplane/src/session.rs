@@ -1,50 +1,51 @@
 //! A session: a pair of transport keys with its send counter and replay window.
 //!
 //! Sessions are shared between workers. The send counter is atomic and taken in blocks; the window is
-//! behind a lock that only workers handling the same peer's packets at once would contend for.
+//! behind a lock that only workers handling the same peer's packets at once would contend for. The keys lie where
+//! they were set up until they are wiped there, when the last table that holds the session is gone.
 
-use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use zeroize::Zeroizing;
+pub use penstock_aead::{Cipher, Suite, TAG};
+use penstock_aead::{Key, NONCE, Opening, Sealing};
 
 use crate::clock::Millis;
-use crate::drop::Drop;
+use crate::drop::DropReason;
 use crate::peer::Peer;
 use crate::replay::ReplayWindow;
 
-/// Bytes of a transport data message in front of its ciphertext: type, receiver index, counter.
+/// The first bytes of a transport data message: its type and three reserved zeros.
+pub const DATA: [u8; 4] = [4, 0, 0, 0];
+/// Bytes of a transport data message in front of its ciphertext: [`DATA`], receiver index, counter.
 pub const DATA_HEADER: usize = 16;
-/// Bytes of the Poly1305 tag behind the ciphertext.
-pub const TAG: usize = 16;
 /// Plaintexts are padded with zeros to a multiple of this.
 pub const PADDING: usize = 16;
 /// After this long a session neither sends nor receives (WireGuard's Reject-After-Time).
 pub const REJECT_AFTER: Millis = Millis(180_000);
 /// No counter from here on is used (WireGuard's Reject-After-Messages).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// AES-256-GCM: so many blocks with one key, and it is time for a new one.
+pub const REKEY_AFTER_BLOCKS: u64 = 1 << 35;
+/// AES-256-GCM: no more blocks than this with one key. An attacker's advantage stays below 2^-57
+/// (draft-irtf-cfrg-aead-limits, section 5.1: blocks of plaintext and one for each message).
+pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
 
-/// The AEAD of a session. WireGuard knows one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suite {
-    /// RFC 8439, with WireGuard's nonce: 32 bits of zeros, then the counter in little endian.
-    ChaCha20Poly1305,
-}
+/// Bytes of an AES block.
+const BLOCK: u64 = 16;
 
 /// What a session is made of.
-pub struct SessionConfig {
+pub struct SessionConfig<'a> {
     /// Our receiver index, by which the peer addresses this session.
     pub local_index: u32,
     /// The peer's receiver index.
     pub remote_index: u32,
     /// The AEAD.
     pub suite: Suite,
-    /// Key for what we send.
-    pub send_key: Zeroizing<[u8; 32]>,
-    /// Key for what we receive.
-    pub receive_key: Zeroizing<[u8; 32]>,
+    /// Key for what we send; the caller's to wipe.
+    pub send_key: &'a [u8; 32],
+    /// Key for what we receive; the caller's to wipe.
+    pub receive_key: &'a [u8; 32],
     /// When the handshake was completed.
     pub born: Millis,
     /// Whether the peer is known to have the keys: false for a responder until it receives.
@@ -59,16 +60,35 @@ pub struct Session {
     pub local_index: u32,
     /// The peer's receiver index.
     pub remote_index: u32,
-    /// The AEAD.
-    pub suite: Suite,
     /// Whose session it is.
     pub peer: Arc<Peer>,
     born: Millis,
     confirmed: AtomicBool,
-    send_key: WipedKey,
-    receive_key: WipedKey,
+    send_key: Key,
+    receive_key: Key,
     send_counter: AtomicU64,
+    /// Counted for AES-256-GCM only.
+    sent_blocks: AtomicU64,
     replay: Mutex<ReplayWindow>,
+}
+
+/// What stands in front of a transport data message's ciphertext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The receiver index.
+    pub index: u32,
+    /// The counter.
+    pub counter: u64,
+}
+
+impl Header {
+    /// Reads it; `None` when the message is too short for header and tag.
+    #[inline]
+    pub fn read(message: &[u8]) -> Option<Self> {
+        let [_, _, _, _, a, b, c, d, counter @ ..] = message.first_chunk::<DATA_HEADER>()?;
+        let header = Self { index: u32::from_le_bytes([*a, *b, *c, *d]), counter: u64::from_le_bytes(*counter) };
+        (message.len() >= DATA_HEADER + TAG).then_some(header)
+    }
 }
 
 impl std::fmt::Debug for Session {
@@ -78,20 +98,25 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session with its keys set up; `config`'s copies of them are wiped.
-    pub fn new(config: SessionConfig) -> Self {
+    /// A session with its keys set up.
+    pub fn new(config: SessionConfig<'_>) -> Self {
         Self {
             local_index: config.local_index,
             remote_index: config.remote_index,
-            suite: config.suite,
             peer: config.peer,
             born: config.born,
             confirmed: AtomicBool::new(config.confirmed),
-            send_key: WipedKey::new(config.suite, &config.send_key),
-            receive_key: WipedKey::new(config.suite, &config.receive_key),
+            send_key: Key::new(config.suite, config.send_key),
+            receive_key: Key::new(config.suite, config.receive_key),
             send_counter: AtomicU64::new(0),
+            sent_blocks: AtomicU64::new(0),
             replay: Mutex::default(),
         }
+    }
+
+    /// The AEAD.
+    pub fn suite(&self) -> Suite {
+        self.send_key.suite()
     }
 
     /// How many messages were sent.
@@ -99,15 +124,22 @@ impl Session {
         self.send_counter.load(Relaxed)
     }
 
+    /// How many blocks were sealed, to be compared with [`REKEY_AFTER_BLOCKS`]; 0 where that is no limit.
+    pub fn sent_blocks(&self) -> u64 {
+        self.sent_blocks.load(Relaxed)
+    }
+
     /// When the handshake was completed.
     pub fn born(&self) -> Millis {
         self.born
     }
 
-    /// Whether the session is within WireGuard's limits of age and messages for sending.
+    /// Whether the session is within its limits of age, messages and blocks for sending.
     #[inline]
     pub fn alive(&self, now: Millis) -> bool {
-        now.since(self.born) < REJECT_AFTER && self.send_counter.load(Relaxed) < REJECT_AFTER_MESSAGES
+        now.since(self.born) < REJECT_AFTER
+            && self.send_counter.load(Relaxed) < REJECT_AFTER_MESSAGES
+            && self.sent_blocks.load(Relaxed) < REJECT_AFTER_BLOCKS
     }
 
     /// Whether control was told that the peer has the keys.
@@ -121,113 +153,76 @@ impl Session {
         self.confirmed.store(true, Relaxed);
     }
 
-    /// Reserves `n` counters and returns the first.
+    /// Reserves counters for `messages` of `bytes` in all, and returns the first.
     ///
     /// # Errors
-    /// [`Drop::ExpiredSession`] when the message limit is reached.
+    /// [`DropReason::ExpiredSession`] when a limit is reached.
     #[inline]
-    pub fn reserve(&self, n: u64) -> Result<u64, Drop> {
-        let first = self.send_counter.fetch_add(n, Relaxed);
+    pub fn reserve(&self, messages: u64, bytes: u64) -> Result<u64, DropReason> {
+        if self.suite() == Suite::Aes256Gcm {
+            // Header and tag stand for the block that a message costs besides its plaintext, and for one not full.
+            let blocks = bytes.div_ceil(BLOCK);
+            if self.sent_blocks.fetch_add(blocks, Relaxed) + blocks > REJECT_AFTER_BLOCKS {
+                return Err(DropReason::ExpiredSession);
+            }
+        }
+        let first = self.send_counter.fetch_add(messages, Relaxed);
         // The limit leaves 2^13 counters of slack, more than all workers' batches together.
-        if first >= REJECT_AFTER_MESSAGES { Err(Drop::ExpiredSession) } else { Ok(first) }
+        if first >= REJECT_AFTER_MESSAGES { Err(DropReason::ExpiredSession) } else { Ok(first) }
     }
 
-    /// Seals a message in place: `message` is the header's room, the padded plaintext, and the tag's
-    /// room; all of it is written.
+    /// Writes a message's header, and returns what is to be sealed: `message` is the header's room, the padded
+    /// plaintext, and the tag's room. Each counter is used once, see [`Session::reserve`].
+    ///
+    /// # Panics
+    /// If there is no room for header and tag.
     #[inline]
-    pub fn seal(&self, counter: u64, message: &mut [u8]) {
+    pub fn sealing<'a>(&'a self, counter: u64, message: &'a mut [u8]) -> Sealing<'a> {
         let (header, rest) = message.split_at_mut(DATA_HEADER);
-        let (plaintext, tag) = rest.split_at_mut(rest.len() - TAG);
-        header[..4].copy_from_slice(&4u32.to_le_bytes());
+        header[..4].copy_from_slice(&DATA);
         header[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
         header[8..].copy_from_slice(&counter.to_le_bytes());
-        let sealed = self
-            .send_key
-            .key()
-            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), plaintext)
-            .expect("a frame is far below the AEAD's limit");
-        tag.copy_from_slice(sealed.as_ref());
+        Sealing::new(&self.send_key, self.nonce(counter), rest)
     }
 
-    /// Opens a message: `buffer[message..]` is the whole of it, the plaintext is written from the
-    /// beginning of `buffer`. Returns the plaintext's length. The counter is checked against the
-    /// replay window after the AEAD has verified.
+    /// What is to be opened: `buffer[ciphertext..]` is a message behind its header, the plaintext is written from the
+    /// beginning of `buffer`. A message that verifies may still be a replay: see [`Session::replay`].
+    #[inline]
+    pub fn opening<'a>(&'a self, counter: u64, buffer: &'a mut [u8], ciphertext: usize) -> Opening<'a> {
+        Opening::new(&self.receive_key, self.nonce(counter), buffer, ciphertext)
+    }
+
+    /// Whether a message with this counter may be opened now.
     ///
     /// # Errors
-    /// [`Drop::Truncated`], [`Drop::ExpiredSession`], [`Drop::BadTag`] or [`Drop::Replayed`].
+    /// [`DropReason::ExpiredSession`].
     #[inline]
-    pub fn open(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<usize, Drop> {
-        let (plaintext, counter) = self.decrypt(buffer, message, now)?;
-        self.accept(counter)?;
-        Ok(plaintext)
-    }
-
-    /// The first half of [`Session::open`], which is what to call: a message that was decrypted may still be a
-    /// replay. Returns the plaintext's length and the authenticated counter.
-    ///
-    /// # Errors
-    /// [`Drop::Truncated`], [`Drop::ExpiredSession`] or [`Drop::BadTag`].
-    #[inline]
-    pub fn decrypt(&self, buffer: &mut [u8], message: usize, now: Millis) -> Result<(usize, u64), Drop> {
-        let header = buffer.get(message..message + DATA_HEADER).ok_or(Drop::Truncated)?;
-        if buffer.len() < message + DATA_HEADER + TAG {
-            return Err(Drop::Truncated);
-        }
-        let counter = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
-        if counter >= REJECT_AFTER_MESSAGES || now.since(self.born) >= REJECT_AFTER {
-            return Err(Drop::ExpiredSession);
-        }
-        let plaintext = self
-            .receive_key
-            .key()
-            .open_within(nonce(counter), Aad::empty(), buffer, message + DATA_HEADER..)
-            .map_err(|_| Drop::BadTag)?
-            .len();
-        Ok((plaintext, counter))
-    }
-
-    /// The second half of [`Session::open`]: marks an authenticated counter as seen.
-    ///
-    /// # Errors
-    /// [`Drop::Replayed`] when it was already, or is too old to tell.
-    #[inline]
-    pub fn accept(&self, counter: u64) -> Result<(), Drop> {
-        let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
-        if replay.accept(counter) { Ok(()) } else { Err(Drop::Replayed) }
-    }
-}
-
-#[inline]
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
-}
-
-/// ring keeps no promise to wipe its keys, so the session does.
-struct WipedKey(ManuallyDrop<Box<LessSafeKey>>);
-
-impl WipedKey {
-    fn new(suite: Suite, key: &[u8; 32]) -> Self {
-        let algorithm = match suite {
-            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+    pub fn admits(&self, counter: u64, now: Millis) -> Result<(), DropReason> {
+        let messages = match self.suite() {
+            Suite::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
+            // Each message costs its sender a block at least.
+            Suite::Aes256Gcm => REJECT_AFTER_BLOCKS,
         };
-        let key = UnboundKey::new(algorithm, key).expect("the key has the algorithm's length");
-        Self(ManuallyDrop::new(Box::new(LessSafeKey::new(key))))
+        let expired = counter >= messages || now.since(self.born) >= REJECT_AFTER;
+        if expired { Err(DropReason::ExpiredSession) } else { Ok(()) }
     }
 
+    /// The replay window, for the counters of authentic messages.
     #[inline]
-    fn key(&self) -> &LessSafeKey {
-        &self.0
+    pub fn replay(&self) -> MutexGuard<'_, ReplayWindow> {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl std::ops::Drop for WipedKey {
-    #[expect(unsafe_code)]
-    fn drop(&mut self) {
-        // SAFETY: taken once, here, and not used afterwards.
-        let mut key = Box::new(std::mem::MaybeUninit::new(*unsafe { ManuallyDrop::take(&mut self.0) }));
-        zeroize::Zeroize::zeroize(&mut *key);
+    /// The nonce: 32 bits of zeros, then the counter, for ChaCha20-Poly1305 in little endian and for AES-256-GCM in
+    /// big endian (Noise, sections 12.3 and 12.4).
+    #[inline]
+    fn nonce(&self, counter: u64) -> [u8; NONCE] {
+        let mut nonce = [0; NONCE];
+        nonce[NONCE - 8..].copy_from_slice(&match self.suite() {
+            Suite::ChaCha20Poly1305 => counter.to_le_bytes(),
+            Suite::Aes256Gcm => counter.to_be_bytes(),
+        });
+        nonce
     }
 }
 
@@ -235,14 +230,16 @@ impl std::ops::Drop for WipedKey {
 mod tests {
     use super::*;
 
-    fn pair() -> (Session, Session) {
+    const SUITES: [Suite; 2] = [Suite::ChaCha20Poly1305, Suite::Aes256Gcm];
+
+    fn pair(suite: Suite) -> (Session, Session) {
         let session = |local, remote, send, receive| {
             Session::new(SessionConfig {
                 local_index: local,
                 remote_index: remote,
-                suite: Suite::ChaCha20Poly1305,
-                send_key: Zeroizing::new([send; 32]),
-                receive_key: Zeroizing::new([receive; 32]),
+                suite,
+                send_key: &[send; 32],
+                receive_key: &[receive; 32],
                 born: Millis(0),
                 confirmed: true,
                 peer: Arc::new(Peer::new(0)),
@@ -251,61 +248,93 @@ mod tests {
         (session(1, 2, 10, 20), session(2, 1, 20, 10))
     }
 
-    fn message(plaintext: &[u8]) -> Vec<u8> {
-        let mut message = vec![0; DATA_HEADER];
-        message.extend_from_slice(plaintext);
-        message.extend_from_slice(&[0; TAG]);
+    fn sealed(session: &Session, counter: u64, plaintext: &[u8]) -> Vec<u8> {
+        let mut message = [&[0; DATA_HEADER], plaintext, &[0; TAG]].concat();
+        Cipher::RING.seal_batch(&mut [session.sealing(counter, &mut message)]);
         message
+    }
+
+    /// Opens a message as a worker does; where it is in the buffer is where its plaintext is then.
+    fn open(session: &Session, buffer: &mut [u8], message: usize, now: Millis) -> Result<Vec<u8>, DropReason> {
+        let Header { counter, .. } = Header::read(&buffer[message..]).ok_or(DropReason::Truncated)?;
+        session.admits(counter, now)?;
+        let mut opening = [session.opening(counter, buffer, message + DATA_HEADER)];
+        Cipher::RING.open_batch(&mut opening);
+        let plaintext = opening[0].plaintext().ok_or(DropReason::BadTag)?.to_vec();
+        if session.replay().accept(counter) { Ok(plaintext) } else { Err(DropReason::Replayed) }
     }
 
     #[test]
     fn what_is_sealed_opens_once() {
-        let (a, b) = pair();
-        let mut sealed = message(b"sixteen bytes ok");
-        a.seal(a.reserve(1).unwrap(), &mut sealed);
-        assert_eq!(sealed[..8], [4, 0, 0, 0, 2, 0, 0, 0]);
-        for gap in [0, 44] {
-            let mut buffer = vec![0; gap];
-            buffer.extend_from_slice(&sealed);
-            let opened = b.open(&mut buffer, gap, Millis(1));
-            if gap == 0 {
-                assert_eq!(opened, Ok(16));
+        for (a, b) in SUITES.map(pair) {
+            let sealed = sealed(&a, a.reserve(1, 48).unwrap(), b"sixteen bytes ok");
+            assert_eq!(sealed[..8], [4, 0, 0, 0, 2, 0, 0, 0]);
+            for gap in [0, 44] {
+                let mut buffer = [&vec![0; gap][..], &sealed].concat();
+                let opened = open(&b, &mut buffer, gap, Millis(1));
+                let expected = if gap == 0 { Ok(b"sixteen bytes ok".to_vec()) } else { Err(DropReason::Replayed) };
+                assert_eq!(opened, expected);
                 assert_eq!(&buffer[..16], b"sixteen bytes ok");
-            } else {
-                assert_eq!(opened, Err(Drop::Replayed));
             }
         }
     }
 
     #[test]
     fn every_changed_bit_and_every_truncation_is_refused() {
-        let (a, b) = pair();
-        let mut sealed = message(&[7; 32]);
-        a.seal(3, &mut sealed);
-        for bit in DATA_HEADER * 8..sealed.len() * 8 {
-            let mut changed = sealed.clone();
-            changed[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(b.open(&mut changed, 0, Millis(0)), Err(Drop::BadTag));
+        for (a, b) in SUITES.map(pair) {
+            let mut sealed = sealed(&a, 3, &[7; 32]);
+            for bit in DATA_HEADER * 8..sealed.len() * 8 {
+                let mut changed = sealed.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(open(&b, &mut changed, 0, Millis(0)), Err(DropReason::BadTag));
+            }
+            for len in 0..sealed.len() {
+                let error = if len < DATA_HEADER + TAG { DropReason::Truncated } else { DropReason::BadTag };
+                assert_eq!(open(&b, &mut sealed[..len].to_vec(), 0, Millis(0)), Err(error));
+            }
+            assert_eq!(open(&b, &mut sealed, 0, Millis(0)), Ok(vec![7; 32]), "none of them burnt the counter");
         }
-        for len in 0..sealed.len() {
-            let error = if len < DATA_HEADER + TAG { Drop::Truncated } else { Drop::BadTag };
-            assert_eq!(b.open(&mut sealed[..len].to_vec(), 0, Millis(0)), Err(error));
-        }
-        assert_eq!(b.open(&mut sealed, 0, Millis(0)), Ok(32), "none of them burnt the counter");
     }
 
     #[test]
     fn limits_of_age_and_messages() {
-        let (a, b) = pair();
+        let (a, b) = pair(Suite::ChaCha20Poly1305);
         assert!(a.alive(Millis(179_999)) && !a.alive(Millis(180_000)));
-        let mut sealed = message(&[0; 16]);
-        a.seal(REJECT_AFTER_MESSAGES, &mut sealed);
-        assert_eq!(b.open(&mut sealed, 0, Millis(0)), Err(Drop::ExpiredSession));
-        let mut sealed = message(&[0; 16]);
-        a.seal(0, &mut sealed);
-        assert_eq!(b.open(&mut sealed, 0, Millis(180_000)), Err(Drop::ExpiredSession));
+        let opened = |counter, now| open(&b, &mut sealed(&a, counter, &[0; 16]), 0, now);
+        assert_eq!(opened(REJECT_AFTER_MESSAGES, Millis(0)), Err(DropReason::ExpiredSession));
+        assert_eq!(opened(0, Millis(180_000)), Err(DropReason::ExpiredSession));
+        assert_eq!(opened(REJECT_AFTER_MESSAGES - 1, Millis(0)), Ok(vec![0; 16]));
         a.send_counter.store(REJECT_AFTER_MESSAGES, Relaxed);
         assert!(!a.alive(Millis(0)));
-        assert_eq!(a.reserve(1), Err(Drop::ExpiredSession));
+        assert_eq!(a.reserve(1, 48), Err(DropReason::ExpiredSession));
+    }
+
+    #[test]
+    fn limits_of_blocks() {
+        let (a, b) = pair(Suite::Aes256Gcm);
+        let opened = |counter| open(&b, &mut sealed(&a, counter, &[0; 16]), 0, Millis(0));
+        assert_eq!(opened(REJECT_AFTER_BLOCKS), Err(DropReason::ExpiredSession));
+        assert_eq!(opened(REJECT_AFTER_BLOCKS - 1), Ok(vec![0; 16]));
+        // Full packets reach the limit long before their counter does.
+        assert_eq!(a.reserve(64, 64 * 1452), Ok(0));
+        assert_eq!(a.sent_blocks(), 64 * 1452 / 16);
+        a.sent_blocks.store(REJECT_AFTER_BLOCKS - 91, Relaxed);
+        assert!(a.alive(Millis(0)));
+        assert_eq!(a.reserve(1, 92 * 16), Err(DropReason::ExpiredSession), "not one block more");
+        assert!(!a.alive(Millis(0)));
+
+        // The other suite has no such limit.
+        let (a, b) = pair(Suite::ChaCha20Poly1305);
+        a.reserve(1, u64::MAX).unwrap();
+        assert!(a.alive(Millis(0)) && a.sent_blocks() == 0);
+        assert_eq!(open(&b, &mut sealed(&a, REJECT_AFTER_BLOCKS, &[0; 16]), 0, Millis(0)), Ok(vec![0; 16]));
+    }
+
+    #[test]
+    fn nonces_are_those_of_noise() {
+        let counter = 0x0102_0304_0506_0708;
+        let [chacha, aes] = SUITES.map(|suite| pair(suite).0.nonce(counter));
+        assert_eq!(chacha, [0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(aes, [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }
 }

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crossbeam::queue::ArrayQueue;
+use rustix::event::{EventfdFlags, eventfd};
 
 /// Notices that may wait for control.
 pub const NOTICES: usize = 4096;
@@ -69,15 +70,8 @@ impl<T> Mailbox<T> {
     ///
     /// # Errors
     /// No descriptor is to be had for the bell.
-    #[expect(unsafe_code)]
     pub fn new(capacity: usize) -> io::Result<Self> {
-        // SAFETY: no pointers are passed.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just made, and nobody else has it.
-        let bell = unsafe { OwnedFd::from_raw_fd(fd) };
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self { queue: ArrayQueue::new(capacity), bell })
     }
 
@@ -88,19 +82,15 @@ impl<T> Mailbox<T> {
     }
 
     /// Rings the bell: the reader's poll returns.
-    #[expect(unsafe_code)]
     pub fn ring(&self) {
-        let one = 1u64;
-        // SAFETY: eight bytes of a live integer are read. A full counter (EAGAIN) rings already.
-        unsafe { libc::write(self.bell.as_raw_fd(), (&raw const one).cast(), 8) };
+        // A full counter rings already.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
     /// Silences the bell; to be called before the queue is emptied.
-    #[expect(unsafe_code)]
     pub fn silence(&self) {
-        let mut count = 0u64;
-        // SAFETY: eight bytes of a live integer are written. EAGAIN: it was silent.
-        unsafe { libc::read(self.bell.as_raw_fd(), (&raw mut count).cast(), 8) };
+        // Refused when it was silent.
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 
     /// Takes the oldest message.

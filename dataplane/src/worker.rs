@@ -2,27 +2,32 @@
 //! another, a batch at a time.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use smallvec::SmallVec;
 
 use crate::clock::Millis;
-use crate::drop::{Drop, Drops};
-use crate::egress::{self, Hop, Routed};
+use crate::drop::{DropReason, Drops};
 use crate::engine::{Shared, WorkerSetup};
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
-use crate::ingress;
-use crate::ports::{Batch, EGRESS_ROOM, Packet, Port};
+use crate::ports::{Batch, EGRESS_ROOM, Packet};
+use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
+use crate::turn::{Notices, ROAMED_MAX, Turn};
+use crate::{egress, ingress};
 
 /// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
 const POLL_EVERY: u32 = 8;
 /// Commands carried out in one turn, at most.
 const COMMANDS_PER_TURN: usize = 64;
+/// Descriptors that are polled without an allocation: those of a gateway with a dozen interfaces.
+const DESCRIPTORS: usize = 16;
 
 /// A worker's state. Nothing of it is shared but the table, the mailboxes and the drop counters.
 pub struct Worker {
@@ -30,7 +35,6 @@ pub struct Worker {
     wan: Side,
     lan: Side,
     received: Batch,
-    routed: Routed,
     errors: Batch,
     limiter: Limiter,
     shared: Arc<Shared>,
@@ -43,55 +47,6 @@ pub struct Worker {
     drops: Arc<Drops>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
-    poll_fds: Vec<libc::pollfd>,
-}
-
-/// The ports of one side, and what waits to be sent by each.
-struct Side {
-    ports: Vec<Box<dyn Port>>,
-    interfaces: Vec<Option<u32>>,
-    out: Vec<Batch>,
-    /// Whether the port may have packets. Always so for those that are cheap to ask.
-    ready: Vec<bool>,
-}
-
-impl Side {
-    fn new(ports: Vec<Box<dyn Port>>) -> Self {
-        Self {
-            interfaces: ports.iter().map(|p| p.link_interface()).collect(),
-            out: ports.iter().map(|_| Batch::default()).collect(),
-            ready: vec![true; ports.len()],
-            ports,
-        }
-    }
-
-    fn transmit(&mut self, pool: &mut Pool, drops: &Drops) {
-        for (port, batch) in self.ports.iter_mut().zip(&mut self.out) {
-            if !batch.is_empty() {
-                port.transmit(pool, batch, drops);
-            }
-        }
-    }
-
-    /// Receives from port `i` if it may have packets. Returns how many there were.
-    fn receive(&mut self, i: usize, pool: &mut Pool, received: &mut Batch, drops: &Drops) -> usize {
-        let port = &mut self.ports[i];
-        let cheap = port.cheap_to_ask();
-        if !cheap && !self.ready[i] {
-            return 0;
-        }
-        port.receive(pool, received, drops);
-        self.ready[i] = cheap || !received.is_empty();
-        received.len()
-    }
-
-    fn all_cheap(&self) -> bool {
-        self.ports.iter().all(|p| p.cheap_to_ask())
-    }
-
-    fn none_ready(&self) -> bool {
-        self.ports.iter().zip(&self.ready).all(|(port, ready)| port.cheap_to_ask() || !ready)
-    }
 }
 
 impl Worker {
@@ -101,28 +56,21 @@ impl Worker {
         commands: Arc<Mailbox<Command>>,
         drops: Arc<Drops>,
     ) -> Self {
-        let (wan, lan) = (Side::new(setup.wan), Side::new(setup.lan));
-        let fds = std::iter::once(Some(commands.as_fd())).chain(wan.ports.iter().chain(&lan.ports).map(|p| p.fd()));
-        let poll_fds = fds
-            .map(|fd| libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 })
-            .collect();
         Self {
             pool: setup.pool,
-            wan,
-            lan,
+            wan: Side::new(setup.wan),
+            lan: Side::new(setup.lan),
             received: Batch::default(),
-            routed: Routed::default(),
             errors: Batch::default(),
             limiter: Limiter::default(),
             tables: Cache::new(Arc::clone(&shared.table)),
             table: shared.table.load_full(),
-            roamed: Vec::with_capacity(ingress::ROAMED_MAX),
+            roamed: Vec::with_capacity(ROAMED_MAX),
             shared,
             commands,
             drops,
             core: setup.core,
             busy_poll: setup.busy_poll,
-            poll_fds,
         }
     }
 
@@ -138,7 +86,7 @@ impl Worker {
             turns = turns.wrapping_add(1);
             let idle = packets == 0 && self.wan.none_ready() && self.lan.none_ready();
             if idle && !self.busy_poll {
-                self.poll(-1);
+                self.poll(true);
                 continue;
             }
             if idle {
@@ -146,7 +94,7 @@ impl Worker {
                 std::thread::yield_now();
             }
             if turns.is_multiple_of(POLL_EVERY) {
-                self.poll(0);
+                self.poll(false);
             }
         }
     }
@@ -158,25 +106,41 @@ impl Worker {
 
     /// One turn: a batch from every port, taken to where it goes. Returns how many packets there were.
     pub fn turn(&mut self) -> usize {
-        self.take_up_table();
-        let now = Millis::now();
+        let (mut turn, Ends { wan, lan, received }) = self.begin();
         let mut packets = 0;
-        for i in 0..self.wan.ports.len() {
-            if self.wan.receive(i, &mut self.pool, &mut self.received, &self.drops) > 0 {
-                packets += self.received.len();
-                self.ingress(now);
+        for i in 0..wan.ports().len() {
+            let count = wan.receive(i, &mut turn, received);
+            if count > 0 {
+                packets += count;
+                ingress::run(&mut turn, received, lan);
+                // Errors about what a peer sent are our own packets, and go back into the tunnel.
+                if !turn.errors.is_empty() {
+                    std::mem::swap(received, turn.errors);
+                    egress::run(&mut turn, received, None, wan);
+                }
             }
         }
-        for i in 0..self.lan.ports.len() {
-            if self.lan.receive(i, &mut self.pool, &mut self.received, &self.drops) > 0 {
-                packets += self.received.len();
-                self.egress(Some(i), now);
+        for i in 0..lan.ports().len() {
+            let count = lan.receive(i, &mut turn, received);
+            if count > 0 {
+                packets += count;
+                egress::run(&mut turn, received, Some(&*lan.ports()[i]), wan);
+                lan.answer(i, &mut turn);
             }
         }
         packets
     }
 
-    /// Takes up the newest table.
+    /// Begins a turn, with the newest table.
+    #[inline]
+    fn begin(&mut self) -> (Turn<'_>, Ends<'_>) {
+        self.take_up_table();
+        let Self { pool, table, shared, drops, errors, limiter, roamed, wan, lan, received, .. } = self;
+        let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), Millis::now());
+        (Turn { pool, table, cipher, now, drops, notices, errors, limiter, roamed }, Ends { wan, lan, received })
+    }
+
+    /// Takes up the newest table, and lets go of the one before with its sessions.
     #[inline]
     fn take_up_table(&mut self) {
         let newest = self.tables.load();
@@ -186,122 +150,75 @@ impl Worker {
         }
     }
 
-    /// Takes `received`, datagrams from the WAN, to the LAN.
-    fn ingress(&mut self, now: Millis) {
-        let Self { pool, lan, received, errors, limiter, shared, drops, table, roamed, .. } = self;
-        let mut exits = ingress::Exits {
-            last_routes: lan.ports.last().is_some_and(|p| p.kernel_routes()),
-            lan: &mut lan.out,
-            lan_interfaces: &lan.interfaces,
-            errors,
-            roamed,
-            notices: &shared.notices,
-            drops,
-            limiter,
-        };
-        if ingress::run(received, pool, table, now, &mut exits) {
-            shared.notices.ring();
-        }
-        lan.transmit(pool, drops);
-        if !self.errors.is_empty() {
-            std::mem::swap(&mut self.received, &mut self.errors);
-            self.egress(None, now);
-        }
-    }
-
-    /// Takes `received`, IP packets from LAN port `from` or our own, to the WAN.
-    fn egress(&mut self, from: Option<usize>, now: Millis) {
-        let Self { pool, wan, lan, received, routed, errors, limiter, shared, drops, table, roamed, .. } = self;
-        let port = from.map(|i| &*lan.ports[i]);
-        let hop = if port.is_none_or(|p| p.kernel_routes()) { Hop::Taken } else { Hop::ToTake };
-        let mut exits = egress::Exits {
-            wan: &mut wan.out,
-            wan_interfaces: &wan.interfaces,
-            from: port,
-            errors,
-            roamed,
-            notices: &shared.notices,
-            drops,
-            limiter,
-        };
-        if egress::run(received, routed, hop, pool, table, now, &mut exits) {
-            shared.notices.ring();
-        }
-        wan.transmit(pool, drops);
-        if let Some(i) = from.filter(|_| !errors.is_empty()) {
-            lan.ports[i].transmit(pool, errors, drops);
-        }
-    }
-
-    /// Waits for packets or commands, -1 for as long as it takes, and notes which ports have some.
-    #[expect(unsafe_code)]
-    pub fn poll(&mut self, timeout: i32) {
-        if timeout == 0 && self.wan.all_cheap() && self.lan.all_cheap() && self.commands.is_empty() {
+    /// Looks which ports have packets, and whether there are commands or a table; waits until there is anything, if
+    /// it may.
+    pub fn poll(&mut self, wait: bool) {
+        let (wan, lan) = (&mut self.wan, &mut self.lan);
+        if !wait && wan.all_cheap() && lan.all_cheap() && self.commands.is_empty() {
             return;
         }
-        // SAFETY: the array lives through the call, and its length is given.
-        let n = unsafe { libc::poll(self.poll_fds.as_mut_ptr(), self.poll_fds.len() as libc::nfds_t, timeout) };
-        if n <= 0 {
+        // A port without a descriptor is always ready.
+        let ports = wan.ports().iter().chain(lan.ports()).map(|port| port.fd().unwrap_or(self.commands.as_fd()));
+        let polled = ports.chain([self.commands.as_fd()]);
+        let mut fds: SmallVec<[_; DESCRIPTORS]> =
+            polled.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let timeout = if wait { None } else { Some(&Timespec::default()) };
+        if poll(&mut fds, timeout).unwrap_or(0) == 0 {
             return;
         }
-        let ready = self.wan.ready.iter_mut().chain(&mut self.lan.ready);
-        for (ready, fd) in ready.zip(&self.poll_fds[1..]) {
-            *ready |= fd.revents != 0;
+        let came: SmallVec<[bool; DESCRIPTORS]> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        for (ready, came) in wan.ready_mut().iter_mut().chain(lan.ready_mut()).zip(&came) {
+            *ready |= came;
         }
-        if self.poll_fds[0].revents != 0 {
+        if came.last() == Some(&true) {
             self.commands.silence();
-            self.take_up_table();
             self.carry_out();
         }
     }
 
     /// Carries out what control has asked for.
     fn carry_out(&mut self) {
-        let now = Millis::now();
+        let commands = Arc::clone(&self.commands);
+        let (mut turn, Ends { wan, received, .. }) = self.begin();
         for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.commands.pop() else { return };
-            let Some(mut frame) = self.pool.take() else {
-                self.drops.count(Drop::NoFrame);
+            let Some(command) = commands.pop() else { return };
+            let Some(mut frame) = turn.pool.take() else {
+                turn.drops.count(DropReason::NoFrame);
                 continue;
             };
             let start = ANCHOR + EGRESS_ROOM;
             match command {
-                Command::Send(packet) if start + packet.len() <= self.pool.frame_size() => {
+                Command::Send(packet) if start + packet.len() <= turn.pool.frame_size() => {
                     frame.set(start, packet.len());
-                    self.pool.packet_mut(&frame).copy_from_slice(&packet);
-                    self.received.push(Packet::new(frame));
-                    self.egress(None, now);
+                    turn.pool.packet_mut(&frame).copy_from_slice(&packet);
+                    received.push(Packet::new(frame));
+                    egress::run(&mut turn, received, None, wan);
                 }
                 Command::Send(_) => {
-                    self.drops.count(Drop::Oversized);
-                    self.pool.give(frame);
+                    turn.drops.count(DropReason::Oversized);
+                    turn.pool.give(frame);
                 }
                 Command::Keepalive(peer) => {
                     frame.set(start, 0);
-                    self.keepalive(peer, frame, now);
+                    match turn.table.peers.iter().position(|entry| entry.peer.id == peer) {
+                        Some(place) => {
+                            received.push(Packet::new(frame));
+                            egress::seal(&mut turn, received, &[Ok(place as u32)], wan);
+                        }
+                        None => turn.pool.give(frame),
+                    }
                 }
             }
         }
         // More wait: the bell brings us back after the ports had their turn.
-        self.commands.ring();
+        commands.ring();
     }
+}
 
-    fn keepalive(&mut self, peer: u32, frame: crate::frame::Frame, now: Millis) {
-        let Self { pool, wan, routed, errors, limiter, shared, drops, table, roamed, .. } = self;
-        let Some(place) = table.peers.iter().position(|entry| entry.peer.id == peer) else {
-            return pool.give(frame);
-        };
-        let mut exits = egress::Exits {
-            wan: &mut wan.out,
-            wan_interfaces: &wan.interfaces,
-            from: None,
-            errors,
-            roamed,
-            notices: &shared.notices,
-            drops,
-            limiter,
-        };
-        egress::keepalive(place as u32, frame, routed, pool, table, now, &mut exits);
-        wan.transmit(pool, drops);
-    }
+/// Where a turn's packets come from and go to.
+struct Ends<'a> {
+    wan: &'a mut Side,
+    lan: &'a mut Side,
+    received: &'a mut Batch,
 }

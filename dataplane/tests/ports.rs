@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::drop::{Drop as Reason, Drops};
+use penstock_dataplane::drop::{DropReason as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
-use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
+use penstock_dataplane::ports::udp::{Source, UdpConfig, UdpPort};
 use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port};
 
 /// Counts the calling thread's allocations.
@@ -342,7 +342,7 @@ impl Wire {
         for (i, end) in ends.iter().enumerate() {
             end.ip(&format!("addr add fd08::{}/64 dev w0 nodad", i + 1));
         }
-        let config = UdpConfig { interface: Some("w0".into()), port: 0, workers: 1, gso: true };
+        let config = UdpConfig { interface: Some("w0".into()), port: 0, workers: 1, gso: true, mark: 0 };
         let ports = ends.each_ref().map(|end| end.run(|| UdpPort::bind(&config).unwrap().remove(0)));
         Self { _ends: ends, ports, pool: Pool::heap(4096), drops: Drops::default() }
     }
@@ -473,7 +473,7 @@ fn a_host_without_ipv6_addresses_is_served() {
     }
     let namespace = Namespace::new();
     namespace.sysctl("ipv6/conf/all/disable_ipv6", "1");
-    let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true };
+    let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true, mark: 0 };
     let mut ports = namespace.run(|| UdpPort::bind(&config).unwrap());
     let to = SocketAddr::new("127.0.0.1".parse().unwrap(), ports[0].local_port());
     ports[1].sender().send_to(b"x", to, 0, None).unwrap();
@@ -481,6 +481,69 @@ fn a_host_without_ipv6_addresses_is_served() {
     ports.iter_mut().for_each(|port| port.receive(&mut pool, &mut batch, &drops));
     assert_eq!(batch.len(), 1);
     assert_eq!(batch.as_slice()[0].remote, to);
+}
+
+#[test]
+fn all_that_leaves_carries_the_mark() {
+    if !is_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    let rules = "table inet t {
+        chain out {
+            type filter hook output priority 0
+            meta mark != 0x5057 drop
+        }
+    }";
+    assert!(Command::new("ip").args(["netns", "exec", &namespace.0, "nft", rules]).status().unwrap().success());
+    for (mark, arrived) in [(0x5057, 3), (0x5058, 0), (0, 0)] {
+        let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark };
+        let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+        let to = SocketAddr::new("127.0.0.1".parse().unwrap(), port.local_port());
+        let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
+        // One by control, and a bundle of two by the worker. What the filter drops is EPERM.
+        assert_eq!(port.sender().mark(), mark);
+        assert_eq!(port.sender().send_to(b"x", to, 0, None).is_ok(), arrived > 0);
+        for _ in 0..2 {
+            let mut frame = pool.take().unwrap();
+            frame.set(ANCHOR + 42, 100);
+            batch.push(Packet { remote: to, ..Packet::new(frame) });
+        }
+        port.transmit(&mut pool, &mut batch, &drops);
+        port.receive(&mut pool, &mut batch, &drops);
+        assert_eq!(batch.len(), arrived, "mark {mark:#x}");
+        batch.drain().for_each(|packet| pool.give(packet.frame));
+    }
+}
+
+#[test]
+fn an_answer_leaves_from_the_address_that_is_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.ip("addr add fd09::1/128 dev lo nodad");
+    namespace.ip("addr add fd09::2/128 dev lo nodad");
+    let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark: 0 };
+    let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+    let (sender, number) = (port.sender(), port.local_port());
+    let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
+    for (from, to, stranger) in [("127.0.0.5", "127.0.0.1", "192.0.2.1"), ("fd09::2", "fd09::1", "fd09::3")] {
+        let to = SocketAddr::new(to.parse().unwrap(), number);
+        let source = |address: &str, interface| Source { address: address.parse().unwrap(), interface };
+        for interface in [0, 1] {
+            sender.send_from(source(from, interface), b"x", to, 0x88).unwrap();
+            port.receive(&mut pool, &mut batch, &drops);
+            let packet = batch.drain().next().unwrap();
+            assert_eq!((packet.remote, packet.tos), (SocketAddr::new(from.parse().unwrap(), number), 0x88));
+            pool.give(packet.frame);
+        }
+        assert!(sender.send_from(source(stranger, 0), b"x", to, 0).is_err(), "{stranger} is not ours");
+        assert!(sender.send_from(source(from, 99), b"x", to, 0).is_err(), "there is no such interface");
+    }
+    let other_family = Source { address: "fd09::1".parse().unwrap(), interface: 0 };
+    let to = SocketAddr::new("127.0.0.1".parse().unwrap(), number);
+    assert_eq!(sender.send_from(other_family, b"x", to, 0).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
 #[test]
@@ -557,7 +620,7 @@ fn throughput() {
     let drops = [Drops::default(), Drops::default()];
     let gates = [(&gate_a, "10.2.0.0/24"), (&gate_b, "10.1.0.0/24")];
     let mut ports = gates.map(|(gate, route)| {
-        let udp = UdpConfig { interface: Some("w0".into()), port: 47_100, workers: 1, gso: true };
+        let udp = UdpConfig { interface: Some("w0".into()), port: 47_100, workers: 1, gso: true, mark: 0 };
         let ports = gate.run(|| (open("tun0", 1420, 1).remove(0), UdpPort::bind(&udp).unwrap().remove(0)));
         gate.ip(&format!("route replace {route} dev tun0"));
         ports

@@ -5,10 +5,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::drop::Drop;
-use penstock_dataplane::engine::{Engine, WorkerSetup};
+use penstock_dataplane::drop::DropReason;
+use penstock_dataplane::engine::{Engine, EngineConfig, WorkerSetup};
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
@@ -36,14 +37,7 @@ impl Gateway {
     /// Site `me` of two, with a session to the other; receiver indices are 100 + the site's number.
     fn new(me: usize) -> Self {
         let (wan, lan) = (Wire::default(), Wire::default());
-        let setup = WorkerSetup {
-            pool: Pool::heap(FRAMES),
-            wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
-            lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
-            core: None,
-            busy_poll: false,
-        };
-        let (engine, mut workers) = Engine::prepare(vec![setup], table(me, true)).unwrap();
+        let (engine, mut workers) = Engine::prepare(config(&wan, &lan, table(me, true))).unwrap();
         Self { engine, worker: workers.remove(0), wan, lan, address: SITES[me].0.parse().unwrap() }
     }
 
@@ -51,7 +45,7 @@ impl Gateway {
         while self.worker.turn() > 0 {}
     }
 
-    fn dropped(&self, reason: Drop) -> u64 {
+    fn dropped(&self, reason: DropReason) -> u64 {
         self.engine.drops().find(|(r, _)| *r == reason).unwrap().1
     }
 
@@ -76,6 +70,18 @@ impl Gateway {
     }
 }
 
+/// One worker between these wires.
+fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
+    let setup = WorkerSetup {
+        pool: Pool::heap(FRAMES),
+        wan: vec![Box::new(MemoryPort::new("wan", wan.clone()))],
+        lan: vec![Box::new(MemoryPort::new("lan", lan.clone()))],
+        core: None,
+        busy_poll: false,
+    };
+    EngineConfig::new(vec![setup], table)
+}
+
 fn table(me: usize, with_session: bool) -> Table {
     let other = 1 - me;
     let peer = Arc::new(Peer::new(7));
@@ -83,8 +89,8 @@ fn table(me: usize, with_session: bool) -> Table {
         local_index: 100 + me as u32,
         remote_index: 100 + other as u32,
         suite: Suite::ChaCha20Poly1305,
-        send_key: [SITES[me].2; 32].into(),
-        receive_key: [SITES[other].2; 32].into(),
+        send_key: &[SITES[me].2; 32],
+        receive_key: &[SITES[other].2; 32],
         born: Millis::now(),
         confirmed: me == 0,
         peer: Arc::clone(&peer),
@@ -167,8 +173,8 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
             local_index,
             remote_index,
             suite: Suite::ChaCha20Poly1305,
-            send_key: [9; 32].into(),
-            receive_key: [9; 32].into(),
+            send_key: &[9; 32],
+            receive_key: &[9; 32],
             born: Millis::now(),
             confirmed: true,
             peer: Arc::clone(peer),
@@ -190,7 +196,8 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     for (round, (sender, source, broken)) in batch.iter().cycle().take(60).enumerate() {
         let inner = packet(*source, B, 64, &[round as u8; 12]);
         let mut message = [&[0; 16][..], &inner, &[0; 16]].concat();
-        senders[*sender].seal(senders[*sender].reserve(1).unwrap(), &mut message);
+        let counter = senders[*sender].reserve(1, 64).unwrap();
+        b.engine.cipher().seal_batch(&mut [senders[*sender].sealing(counter, &mut message)]);
         if *broken {
             *message.last_mut().unwrap() ^= 1;
         } else if (*sender, *source) != (1, A) {
@@ -200,7 +207,7 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     }
     b.turn();
     assert_eq!(std::iter::from_fn(|| b.sent_to_lan()).map(|m| m.bytes).collect::<Vec<_>>(), expected);
-    assert_eq!((b.dropped(Drop::BadTag), b.dropped(Drop::SpoofedSource), b.all_drops()), (10, 10, 20));
+    assert_eq!((b.dropped(DropReason::BadTag), b.dropped(DropReason::SpoofedSource), b.all_drops()), (10, 10, 20));
     let received = |place: usize| b.engine.table().peers[place].peer.received.packets.load(Relaxed);
     assert_eq!((received(0), received(1)), (20, 30));
 }
@@ -214,10 +221,10 @@ fn what_must_not_pass_is_dropped_and_counted() {
     a.send_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
     a.send_lan(&[0x45, 0, 0]);
     a.turn();
-    assert_eq!((a.dropped(Drop::NoPeer), a.dropped(Drop::BadInner)), (1, 1));
+    assert_eq!((a.dropped(DropReason::NoPeer), a.dropped(DropReason::BadInner)), (1, 1));
     let sent = carry(&mut a, &mut b);
     b.turn();
-    assert_eq!(b.dropped(Drop::SpoofedSource), 1);
+    assert_eq!(b.dropped(DropReason::SpoofedSource), 1);
     assert!(b.sent_to_lan().is_some() && b.sent_to_lan().is_none());
     // The same again, changed, cut, and to nobody.
     let honest = &sent[1].bytes;
@@ -232,11 +239,11 @@ fn what_must_not_pass_is_dropped_and_counted() {
     b.send_wan(a.address, 0, &nobody);
     b.turn();
     for (reason, times) in [
-        (Drop::Replayed, 1),
-        (Drop::BadTag, 1),
-        (Drop::Truncated, 2),
-        (Drop::UnknownSession, 1),
-        (Drop::SpoofedSource, 1),
+        (DropReason::Replayed, 1),
+        (DropReason::BadTag, 1),
+        (DropReason::Truncated, 2),
+        (DropReason::UnknownSession, 1),
+        (DropReason::SpoofedSource, 1),
     ] {
         assert_eq!(b.dropped(reason), times, "{reason:?}");
     }
@@ -288,7 +295,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     a.engine.publish(table(0, true));
     assert!(a.engine.command(0, Command::Send(packet)));
     assert!(a.engine.command(0, Command::Keepalive(7)));
-    a.worker.poll(0);
+    a.worker.poll(false);
     let carried = carry(&mut a, &mut b);
     assert_eq!(carried.iter().map(|m| m.bytes.len()).collect::<Vec<_>>(), [64, 32]);
     b.turn();
@@ -350,8 +357,8 @@ fn the_answer_to_a_new_session_goes_by_it() {
         local_index: 900,
         remote_index: 901,
         suite: Suite::ChaCha20Poly1305,
-        send_key: [9; 32].into(),
-        receive_key: [8; 32].into(),
+        send_key: &[9; 32],
+        receive_key: &[8; 32],
         born: Millis::now(),
         confirmed: true,
         peer: Arc::clone(&table.peers[0].peer),
@@ -378,7 +385,7 @@ fn the_answer_to_a_new_session_goes_by_it() {
 #[test]
 fn a_confirmation_outlives_a_flood() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
-    while b.dropped(Drop::SlowPathFull) == 0 {
+    while b.dropped(DropReason::SlowPathFull) == 0 {
         b.send_wan(a.address, 0, &[1, 0, 0, 0]);
         b.turn();
     }
@@ -394,6 +401,22 @@ fn a_confirmation_outlives_a_flood() {
         }
     }
     panic!("control never hears of the confirmation");
+}
+
+/// What ends a session is a table without it; a worker that has nothing to do must not keep its keys.
+#[test]
+fn an_idle_worker_lets_go_of_a_session() {
+    let engine = Engine::start(config(&Wire::default(), &Wire::default(), table(0, true))).unwrap();
+    let session = Arc::downgrade(&engine.table().sessions[&100].session);
+    // It falls asleep.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(session.upgrade().is_some());
+    engine.publish(Table::default());
+    let begun = Instant::now();
+    while session.upgrade().is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the session is kept");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.

@@ -1,10 +1,10 @@
 //! The file of a cached map, and the URLs of coordinators, relays and proxies.
 #![no_main]
 
-use penstock_connect::{CoordinatorUrl, HttpsUrl, Proxy};
 use libfuzzer_sys::fuzz_target;
 use penstock::coordinator::Cached;
 use penstock::key::PrivateKey;
+use penstock_connect::{CoordinatorUrl, HttpsUrl, Proxy};
 
 fuzz_target!(|input: &[u8]| {
     let key = PrivateKey::from_bytes([1; 32]);

@@ -14,7 +14,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 fuzz_target!(|input: &[u8]| {
     let now = Instant::now();
     let (ours, theirs) = (StaticSecret::from([1; 32]), StaticSecret::from([2; 32]));
-    let mut gateway = Gateway::new(ours, StdRng::seed_from_u64(1), now, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+    let mut gateway =
+        Gateway::new(ours, StdRng::seed_from_u64(1), now, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
     let from: SocketAddr = ([192, 0, 2, 9], 9).into();
     let peer = gateway
         .add_peer(now, PublicKey::from(&theirs), PeerConfig { endpoint: Some(from), ..PeerConfig::default() })

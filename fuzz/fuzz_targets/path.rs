@@ -27,7 +27,8 @@ fuzz_target!(|input: &[u8]| {
         let (datagram, tail) = tail.split_at(tail.len().min(usize::from(length)));
         let from: SocketAddr = ([192, 0, 2, length], 9).into();
         let _ = agent.handle_datagram(now, SocketId(u32::from(length & 1)), from, datagram);
-        let headed = [&[0x50, 1 + (length & 1), 1, 0][..], &site.0, &SiteId::of(&theirs).0, datagram].concat();
+        let kind = [1, 2, 6, 7][usize::from(length & 3)];
+        let headed = [&[0x50, kind, 1, 0][..], &site.0, &SiteId::of(&theirs).0, datagram].concat();
         assert!(agent.handle_datagram(now, SocketId::TUNNEL, from, &headed).is_err());
         now += Duration::from_millis(100);
         agent.handle_timeout(now);

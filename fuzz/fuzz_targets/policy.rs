@@ -15,6 +15,7 @@ fn site(number: u8) -> Site {
         state: SiteState::Approved,
         created: 0,
         last_seen: None,
+        ends: None,
     }
 }
 

@@ -51,7 +51,7 @@ fuzz_target!(|input: &[u8]| {
         let datagram = match head >> 4 & 3 {
             0 => bytes.to_vec(),
             1 => [&[0x50, 3, 1, 0][..], &named, bytes].concat(),
-            2 => [&[0x50, 1, 1, 0][..], &named, bytes].concat(),
+            2 => [&[0x50, [1, 2, 6, 7][usize::from(head >> 6)], 1, 0][..], &named, bytes].concat(),
             _ => {
                 let kind = 1 + (head >> 6);
                 let mut datagram = [&[kind, 0, 0, 0][..], bytes].concat();

@@ -28,7 +28,9 @@ fuzz_target!(|input: &[u8]| {
             let from: SocketAddr = ([203, 0, 113, 5], 9).into();
             let corners = Corners::new(([192, 0, 2, 1], 3478).into(), Some(([192, 0, 2, 2], 3479).into())).unwrap();
             if let Some(answer) = corners.answer(0, None, from, input) {
-                assert!(answer.to.ip() == from.ip() && answer.bytes.len() <= input.len());
+                assert_eq!(answer.to.ip(), from.ip());
+                assert_eq!(answer.is_larger, answer.bytes.len() > input.len());
+                assert!(!answer.is_larger || answer.bytes.len() == 32 && answer.to == from && answer.by == 0);
                 assert_eq!(answer.to.port(), response_port.map_or(9, NonZeroU16::get));
             }
         }

@@ -35,8 +35,8 @@ fuzz_target!(|input: &[u8]| {
                 let mut message = vec![0; DATA_HEADER];
                 message.extend_from_slice(bytes);
                 message.extend_from_slice(&[0; TAG]);
-                let counter = session.reserve(1).expect("below the limit");
-                session.seal(counter, &mut message);
+                let counter = session.reserve(1, message.len() as u64).expect("below the limit");
+                engine.cipher().seal_batch(&mut [session.sealing(counter, &mut message)]);
                 wan.send(worker.pool(), *endpoint, kind >> 2, &message)
             }
             _ => lan.send(worker.pool(), *endpoint, 0, bytes),

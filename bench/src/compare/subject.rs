@@ -271,7 +271,10 @@ fn start_penstock(topology: &Topology, options: &Options, wan: &str, lan: &str, 
             }]
         });
         let profile = topology.write(side, "profile", &profile.to_string())?;
-        let words = [&options.penstock.to_string_lossy(), "run", "--profile", &profile.to_string_lossy()];
+        // What it keeps goes with the measurement.
+        let state = format!("PENSTOCK_STATE_DIR={}", profile.parent().unwrap_or(&profile).display());
+        let words =
+            ["env", &state, &options.penstock.to_string_lossy(), "run", "--profile", &profile.to_string_lossy()];
         processes.push(topology.start(side, &words)?);
     }
     Ok(Running { processes })

@@ -8,10 +8,11 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::frame::{ANCHOR, Frame, Pool};
 use penstock_dataplane::inner::{self, Inner};
 use penstock_dataplane::loopback::Loopback;
-use penstock_dataplane::ports::EGRESS_ROOM;
 use penstock_dataplane::ports::xdp::{parse_datagram, write_datagram};
-use penstock_dataplane::session::{DATA_HEADER, PADDING, Session, TAG};
+use penstock_dataplane::ports::{BATCH, EGRESS_ROOM};
+use penstock_dataplane::session::{Cipher, DATA_HEADER, PADDING, Session, TAG};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use smallvec::SmallVec;
 
 use super::meter::{Meter, Spent};
 use super::rig::{PORT, Rig};
@@ -24,6 +25,8 @@ const REPEATS: usize = 16;
 /// header.
 const MESSAGE: usize = ANCHOR + EGRESS_ROOM - DATA_HEADER;
 const PLAIN: usize = ANCHOR + 14;
+/// What is sealed or opened at once, without an allocation.
+type Batch<T> = SmallVec<[T; BATCH]>;
 /// Bytes of the headers in front of a message.
 const UDP_IPV4_ETHERNET: usize = 8 + 20 + 14;
 
@@ -54,8 +57,8 @@ impl Rig {
                 let pass = match subject {
                     Subject::RingSeal => once(self.ring_seal(&frames, meter)),
                     Subject::RingOpen => once(self.ring_open(&frames, meter)),
-                    Subject::Seal => once(self.seal(&frames, meter)),
-                    Subject::Open => once(self.open(&frames, meter)),
+                    Subject::Seal => once(self.seal(&mut frames, meter)),
+                    Subject::Open => once(self.open(&mut frames, meter)),
                     Subject::Route => repeated(self.route(&mut frames, meter)),
                     Subject::Hop => repeated(self.hop(&mut frames, meter)),
                     Subject::Lookup => repeated(self.lookup(&mut frames, meter)),
@@ -116,34 +119,44 @@ impl Rig {
         spent
     }
 
-    fn seal(&mut self, frames: &[Frame], meter: &mut Meter) -> Spent {
-        let Loopback { worker, session, .. } = &mut self.gateway;
-        let (pool, mtu) = (worker.pool(), self.table.mtu);
-        meter.take(|| seal_all(session, frames, pool, mtu))
+    fn seal(&mut self, frames: &mut [Frame], meter: &mut Meter) -> Spent {
+        let Loopback { worker, session, engine, .. } = &mut self.gateway;
+        let (pool, mtu, cipher) = (worker.pool(), self.table.mtu, engine.cipher());
+        meter.take(|| seal_all(session, cipher, frames, pool, mtu))
     }
 
-    fn open(&mut self, frames: &[Frame], meter: &mut Meter) -> Spent {
-        let Loopback { worker, session, .. } = &mut self.gateway;
-        let (pool, mtu, now) = (worker.pool(), self.table.mtu, Millis::now());
-        seal_all(session, frames, pool, mtu);
+    fn open(&mut self, frames: &mut [Frame], meter: &mut Meter) -> Spent {
+        let Loopback { worker, session, engine, .. } = &mut self.gateway;
+        let (pool, mtu, cipher) = (worker.pool(), self.table.mtu, engine.cipher());
+        let lens: Vec<usize> = frames.iter().map(Frame::len).collect();
+        let first = session.sent();
+        seal_all(session, cipher, frames, pool, mtu);
+        for frame in &mut *frames {
+            frame.set(PLAIN, MESSAGE - PLAIN + frame.len());
+        }
         let mut opened = 0;
         let spent = meter.take(|| {
-            for frame in frames {
-                let buffer = &mut pool.slot_mut(frame)[PLAIN..message(frame, mtu).end];
-                opened += usize::from(session.decrypt(buffer, MESSAGE - PLAIN, now).is_ok());
-            }
+            let mut openings: Batch<_> = pool
+                .packets_mut(&mut *frames)
+                .zip(first..)
+                .map(|(packet, counter)| session.opening(counter, packet, MESSAGE - PLAIN + DATA_HEADER))
+                .collect();
+            cipher.open_batch(&mut openings);
+            opened = openings.iter().filter(|opening| opening.plaintext().is_some()).count();
         });
         assert_eq!(opened, frames.len(), "what the session sealed opens");
+        frames.iter_mut().zip(lens).for_each(|(frame, len)| frame.set(ANCHOR + EGRESS_ROOM, len));
         spent
     }
 
     fn replay(&mut self, meter: &mut Meter) -> Spent {
         let session = &self.gateway.session;
         let count = (self.packets.len() * REPEATS) as u64;
-        let first = session.reserve(count).expect("the session is young");
+        let first = session.reserve(count, 0).expect("the session is young");
         let mut fresh = 0;
         let spent = meter.take(|| {
-            fresh = (first..first + count).filter(|counter| session.accept(black_box(*counter)).is_ok()).count();
+            let mut window = session.replay();
+            fresh = (first..first + count).filter(|counter| window.accept(black_box(*counter))).count();
         });
         assert_eq!(fresh as u64, count, "counters that were never seen are accepted");
         spent
@@ -169,10 +182,9 @@ impl Rig {
     }
 
     fn lookup(&mut self, frames: &mut [Frame], meter: &mut Meter) -> Spent {
-        let Loopback { worker, session, .. } = &mut self.gateway;
+        let Loopback { worker, session, engine, .. } = &mut self.gateway;
         let (pool, table) = (worker.pool(), &self.table);
-        seal_all(session, frames, pool, table.mtu);
-        frames.iter_mut().for_each(|frame| become_message(frame, table.mtu));
+        seal_all(session, engine.cipher(), frames, pool, table.mtu);
         repeat(frames, meter, |frame| {
             let index = pool.packet(frame)[4..8].try_into().map(u32::from_le_bytes).expect("four bytes");
             black_box(table.sessions.get(&index)).is_some_and(|entry| entry.peer == 0)
@@ -251,12 +263,15 @@ fn become_message(frame: &mut Frame, mtu: usize) {
     frame.set(start, end - start);
 }
 
+/// Makes the inner packets sealed messages.
 #[inline]
-fn seal_all(session: &Session, frames: &[Frame], pool: &mut Pool, mtu: usize) {
-    let first = session.reserve(frames.len() as u64).expect("the session is young");
-    for (frame, counter) in frames.iter().zip(first..) {
-        session.seal(counter, &mut pool.slot_mut(frame)[message(frame, mtu)]);
-    }
+fn seal_all(session: &Session, cipher: Cipher, frames: &mut [Frame], pool: &mut Pool, mtu: usize) {
+    frames.iter_mut().for_each(|frame| become_message(frame, mtu));
+    let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+    let first = session.reserve(frames.len() as u64, bytes).expect("the session is young");
+    let mut sealings: Batch<_> =
+        pool.packets_mut(frames).zip(first..).map(|(message, counter)| session.sealing(counter, message)).collect();
+    cipher.seal_batch(&mut sealings);
 }
 
 fn ring_key() -> LessSafeKey {

@@ -21,7 +21,7 @@ pub enum Subject {
     Lookup,
     /// Ingress: the AEAD, the plaintext moved to its place.
     Open,
-    /// Ingress: the counter accepted by the replay window, its lock included.
+    /// Ingress: the counter accepted by the replay window, whose lock is taken once a batch.
     Replay,
     /// Ingress: the inner header read, the source looked up among the peer's prefixes.
     AllowedIps,

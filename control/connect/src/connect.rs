@@ -1,8 +1,7 @@
 //! A WebSocket to a coordinator or relay: name, TCP or proxy, TLS 1.3, upgrade. Every step has a time.
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +12,7 @@ use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_
 use rustls::ClientConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -24,14 +23,13 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self};
 
-use crate::{ConnectError, HttpsUrl, Proxy};
+use crate::mark::connect_tcp;
+use crate::{ConnectError, HttpsUrl, Outbound};
 
-/// How long resolving a name, and connecting, may take.
+/// How long connecting may take, all addresses together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much later the next address is tried too (RFC 8305, section 8: Connection Attempt Delay).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Most addresses of a name that are tried.
-const ADDRESSES_LIMIT: usize = 16;
 
 /// A connection, above TLS and WebSocket.
 pub type Socket = WebSocketStream<TlsStream<Heard>>;
@@ -60,10 +58,10 @@ impl Terms {
 pub async fn open(
     url: &HttpsUrl,
     tls: Arc<ClientConfig>,
-    proxy: &Proxy,
+    outbound: &Outbound,
     terms: &Terms,
 ) -> Result<Socket, ConnectError> {
-    let stream = reach(url, proxy).await?;
+    let stream = reach(url, outbound).await?;
     // Messages are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(terms.silence_limit));
@@ -80,52 +78,43 @@ pub async fn open(
 ///
 /// # Errors
 /// Why there is none, in one sentence.
-pub async fn reach(url: &HttpsUrl, proxy: &Proxy) -> Result<TcpStream, ConnectError> {
-    let Some(hop) = proxy.hop(url)? else { return connect(url.host(), url.port()).await };
-    let stream = connect(&hop.host, hop.port).await?;
+pub async fn reach(url: &HttpsUrl, outbound: &Outbound) -> Result<TcpStream, ConnectError> {
+    let Some(hop) = outbound.proxy.hop(url)? else { return connect(url.host(), url.port(), outbound).await };
+    let stream = connect(&hop.host, hop.port, outbound).await?;
     let answer = timeout(CONNECT_TIMEOUT, hop.connect(stream, url)).await;
     Ok(answer.map_err(|_| ConnectError::slow(format!("the proxy {hop}"), CONNECT_TIMEOUT))??)
 }
 
-/// Connects to the first address of the host that answers, of both families in turn (RFC 8305, section 5).
-async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
-    let addresses = timeout(CONNECT_TIMEOUT, lookup_host((host, port))).await;
-    let addresses = addresses.map_err(|_| ConnectError::slow(format!("resolving {host}"), CONNECT_TIMEOUT))?;
-    let addresses = addresses.map_err(|error| ConnectError::Resolve { host: host.to_owned(), error })?;
-    let mut attempts = JoinSet::new();
-    for (delay, address) in in_turn(addresses).into_iter().enumerate() {
-        attempts.spawn(async move {
-            sleep(ATTEMPT_DELAY * delay as u32).await;
-            TcpStream::connect(address).await
-        });
-    }
-    let first = async {
-        let mut failure = ConnectError::NoAddress { host: host.to_owned() };
-        while let Some(outcome) = attempts.join_next().await {
-            match outcome {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => failure = ConnectError::Tcp { host: host.to_owned(), port, error },
-                Err(gone) => std::panic::resume_unwind(gone.into_panic()),
-            }
-        }
-        Err(failure)
-    };
+/// Connects to the first address of the host that answers; the next is tried too when one fails or takes long
+/// (RFC 8305, section 5).
+async fn connect(host: &str, port: u16, outbound: &Outbound) -> Result<TcpStream, ConnectError> {
+    let answer = outbound.names.resolve(host, outbound.mark).await;
+    let answer = answer.map_err(|error| ConnectError::Resolve { host: host.to_owned(), error })?;
     let limit = CONNECT_TIMEOUT;
-    timeout(limit, first).await.map_err(|_| ConnectError::slow(format!("connecting to {host}, port {port},"), limit))?
+    match timeout(limit, connect_to_one(answer.addresses, port, outbound.mark)).await {
+        Ok(outcome) => outcome.map_err(|error| ConnectError::Tcp { host: host.to_owned(), port, error }),
+        Err(_) => Err(ConnectError::slow(format!("connecting to {host}, port {port},"), limit)),
+    }
 }
 
-/// The families in turn, that of the first address first, as the resolver prefers.
-fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let mut addresses = addresses.peekable();
-    let first_is_v4 = addresses.peek().is_some_and(SocketAddr::is_ipv4);
-    let (mut these, mut others): (VecDeque<_>, VecDeque<_>) =
-        addresses.partition(|address| address.is_ipv4() == first_is_v4);
-    let mut result = Vec::new();
-    while result.len() < ADDRESSES_LIMIT && !(these.is_empty() && others.is_empty()) {
-        result.extend(these.pop_front());
-        result.extend(others.pop_front());
+async fn connect_to_one(addresses: Vec<IpAddr>, port: u16, mark: u32) -> io::Result<TcpStream> {
+    let mut left = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failure = io::ErrorKind::AddrNotAvailable.into();
+    loop {
+        if let Some(address) = left.next() {
+            attempts.spawn(connect_tcp(SocketAddr::new(address, port), mark));
+        }
+        tokio::select! {
+            outcome = attempts.join_next() => match outcome {
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) => failure = error,
+                Some(Err(gone)) => std::panic::resume_unwind(gone.into_panic()),
+                None => return Err(failure),
+            },
+            () = sleep(ATTEMPT_DELAY), if left.len() > 0 => {}
+        }
     }
-    result
 }
 
 async fn upgrade(url: &HttpsUrl, tls: TlsStream<Heard>, terms: &Terms) -> Result<Socket, ConnectError> {
@@ -200,20 +189,5 @@ impl AsyncWrite for Heard {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_take_turns() {
-        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        let addresses = list(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]);
-        assert_eq!(in_turn(addresses.into_iter()), list(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
-        assert_eq!(in_turn(std::iter::empty()), []);
-        let many = (0..100).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        assert_eq!(in_turn(many).len(), ADDRESSES_LIMIT);
     }
 }

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::http::StatusCode;
 
-use crate::{Changed, ProxyError};
+use crate::{Changed, NameError, ProxyError};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -19,13 +19,7 @@ pub enum ConnectError {
         /// The server, or the proxy.
         host: String,
         /// Why not.
-        error: io::Error,
-    },
-    /// The name has no address.
-    #[error("{host} has no address")]
-    NoAddress {
-        /// The server, or the proxy.
-        host: String,
+        error: NameError,
     },
     /// None of the addresses answers; this is what the last one tried said.
     #[error("{host}, port {port}, cannot be reached: {error}")]

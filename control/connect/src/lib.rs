@@ -8,11 +8,16 @@
 //!
 //! Errors say what is wrong. What can be done about it depends on who connects, so that the caller adds it.
 //!
-//! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), [`connect`](open).
+//! Whatever is sent from here carries a firewall mark, name servers' questions too: [`Outbound`].
+//!
+//! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), [`names`](Names), [`connect`](open).
 
 mod backoff;
 mod connect;
 mod error;
+mod mark;
+mod names;
+mod outbound;
 mod proxy;
 mod trust;
 mod url;
@@ -20,6 +25,9 @@ mod url;
 pub use backoff::Backoff;
 pub use connect::{Heard, Socket, Terms, heard, open, reach, tcp};
 pub use error::ConnectError;
+pub use mark::{bind_udp, connect_tcp, set_mark};
+pub use names::{Answer, NameError, Names};
+pub use outbound::Outbound;
 pub use proxy::{Proxy, ProxyError};
 pub use trust::{Changed, Trust, TrustError, fingerprint};
 pub use url::{CoordinatorUrl, HttpsUrl, UrlError};

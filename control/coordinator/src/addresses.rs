@@ -1,12 +1,12 @@
 //! Who has which addresses: subnets that do not overlap, and the virtual addresses.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use penstock_proto::coordination::Name;
+use penstock_proto::coordination::{Name, SiteKey};
 
-use crate::site::{Site, SiteState};
+use crate::site::Site;
 
 /// Where virtual addresses are taken from: the shared address space (RFC 6598).
 pub const VIRTUAL: Ipv4Net = match Ipv4Net::new(Ipv4Addr::new(100, 64, 0, 0), 10) {
@@ -54,11 +54,52 @@ pub enum SubnetError {
     },
 }
 
-/// Checks whether `site` can have its subnets beside all approved ones of `sites`, itself not counted.
+/// The subnets of sites, none of which overlaps one of another site.
+#[derive(Debug, Default)]
+pub struct Subnets {
+    /// By their first address.
+    owners: BTreeMap<IpAddr, (IpNet, Owner)>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    key: SiteKey,
+    name: Name,
+}
+
+impl Subnets {
+    /// Adds those of a site.
+    pub fn insert(&mut self, site: &Site) {
+        for subnet in &site.subnets {
+            let owner = Owner { key: site.key, name: site.name.clone() };
+            self.owners.insert(subnet.network(), (*subnet, owner));
+        }
+    }
+
+    /// Removes those of a site, if they are its own.
+    pub fn remove(&mut self, site: &Site) {
+        for subnet in &site.subnets {
+            if self.owners.get(&subnet.network()).is_some_and(|(_, owner)| owner.key == site.key) {
+                self.owners.remove(&subnet.network());
+            }
+        }
+    }
+
+    /// A subnet of another site that overlaps this one.
+    fn overlap(&self, subnet: &IpNet, site: &SiteKey) -> Option<(IpNet, &Owner)> {
+        let (first, last) = (subnet.network(), subnet.broadcast());
+        let before = self.owners.range(..first).next_back().filter(|(_, (other, _))| other.contains(subnet));
+        let mut found =
+            before.into_iter().chain(self.owners.range(first..=last)).map(|(_, (net, owner))| (*net, owner));
+        found.find(|(_, owner)| owner.key != *site)
+    }
+}
+
+/// Checks whether `site` can have its subnets beside those of `others`, its own not counted.
 ///
 /// # Errors
 /// The first subnet that it cannot have.
-pub fn check_subnets<'a>(site: &Site, sites: impl Iterator<Item = &'a Site> + Clone) -> Result<(), SubnetError> {
+pub fn check_subnets(site: &Site, others: &Subnets) -> Result<(), SubnetError> {
     for (number, subnet) in site.subnets.iter().enumerate() {
         if *subnet != subnet.trunc() {
             return Err(SubnetError::HostBits(*subnet));
@@ -71,22 +112,22 @@ pub fn check_subnets<'a>(site: &Site, sites: impl Iterator<Item = &'a Site> + Cl
         if let Some(first) = site.subnets[..number].iter().find(|first| overlap(first, subnet)) {
             return Err(SubnetError::Twice { name: site.name.clone(), first: *first, second: *subnet });
         }
-        let others = sites.clone().filter(|other| other.key != site.key && other.state == SiteState::Approved);
-        for other in others {
-            if let Some(others) = other.subnets.iter().find(|others| overlap(others, subnet)) {
-                let (name, other) = (site.name.clone(), other.name.clone());
-                return Err(SubnetError::Overlap { subnet: *subnet, name, others: *others, other });
-            }
+        if let Some((others, owner)) = others.overlap(subnet, &site.key) {
+            let (name, other) = (site.name.clone(), owner.name.clone());
+            return Err(SubnetError::Overlap { subnet: *subnet, name, others, other });
         }
     }
     Ok(())
 }
 
-/// The lowest virtual address that no site has; revoked ones keep theirs. None if all are given.
+/// The lowest virtual address that is not taken. None if all are.
 #[must_use]
-pub fn free_virtual_address<'a>(sites: impl Iterator<Item = &'a Site>) -> Option<Ipv4Addr> {
-    let taken: BTreeSet<Ipv4Addr> = sites.map(|site| site.virtual_address).collect();
-    VIRTUAL.hosts().find(|address| !taken.contains(address))
+pub fn free_virtual_address(taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let mut taken = taken.iter().peekable();
+    VIRTUAL.hosts().find(|address| {
+        while taken.next_if(|taken| *taken < address).is_some() {}
+        taken.peek() != Some(&address)
+    })
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {
@@ -113,6 +154,7 @@ fn reserved() -> [(IpNet, &'static str); 7] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::site::SiteState;
 
     fn site(number: u8, subnets: &[&str]) -> Site {
         Site {
@@ -124,11 +166,14 @@ mod tests {
             state: SiteState::Approved,
             created: 0,
             last_seen: None,
+            ends: None,
         }
     }
 
     fn check(candidate: &Site, others: &[Site]) -> Result<(), String> {
-        check_subnets(candidate, others.iter()).map_err(|error| error.to_string())
+        let mut subnets = Subnets::default();
+        others.iter().for_each(|other| subnets.insert(other));
+        check_subnets(candidate, &subnets).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -146,12 +191,15 @@ mod tests {
     }
 
     #[test]
-    fn only_approved_sites_hold_their_subnets() {
-        for state in [SiteState::Pending, SiteState::Revoked] {
-            let mut other = site(1, &["10.1.0.0/16"]);
-            other.state = state;
-            assert_eq!(check(&site(2, &["10.1.0.0/16"]), &[other]), Ok(()));
-        }
+    fn who_gives_subnets_back_takes_nothing_of_others_along() {
+        let mut subnets = Subnets::default();
+        let (one, other) = (site(1, &["10.1.0.0/16"]), site(2, &["10.2.0.0/16"]));
+        subnets.insert(&one);
+        subnets.insert(&other);
+        // A site whose old record claims what it never had.
+        subnets.remove(&site(1, &["10.1.0.0/16", "10.2.0.0/16"]));
+        assert_eq!(check_subnets(&site(3, &["10.1.0.0/16"]), &subnets), Ok(()));
+        assert!(check_subnets(&site(3, &["10.2.7.0/24"]), &subnets).is_err());
     }
 
     #[test]
@@ -184,11 +232,11 @@ mod tests {
 
     #[test]
     fn virtual_addresses_are_given_from_the_lowest() {
-        let free = |sites: &[Site]| free_virtual_address(sites.iter()).unwrap();
-        assert_eq!(free(&[]), Ipv4Addr::new(100, 64, 0, 1));
-        let mut sites = vec![site(1, &[]), site(3, &[])];
-        assert_eq!(free(&sites), Ipv4Addr::new(100, 64, 0, 2));
-        sites[0].state = SiteState::Revoked;
-        assert_eq!(free(&sites), Ipv4Addr::new(100, 64, 0, 2));
+        let free = |taken: &[u8]| {
+            free_virtual_address(&taken.iter().map(|last| Ipv4Addr::new(100, 64, 0, *last)).collect()).unwrap()
+        };
+        for (taken, expected) in [(&[][..], 1), (&[1, 3], 2), (&[1, 2, 3], 4), (&[2], 1)] {
+            assert_eq!(free(taken), Ipv4Addr::new(100, 64, 0, expected), "{taken:?}");
+        }
     }
 }

@@ -21,7 +21,8 @@ use crate::policy::{self, Policy};
 use crate::registry::{ChangeError, KeyTerms, Registry};
 use crate::relay::RelayServer;
 use crate::site::{Site, SiteState};
-use crate::store::KeyRecord;
+use crate::store::{AuditEntry, KeyRecord, Who};
+use crate::time::{now, rough};
 use crate::udp::Sockets;
 
 /// The socket's name in the state directory.
@@ -48,6 +49,9 @@ pub enum Request {
         tags: BTreeSet<Name>,
         /// They wait for an administrator.
         approve_manually: bool,
+        /// For how long they are let in; none: for good.
+        #[serde(default)]
+        site_lifetime: Option<Duration>,
     },
     /// All enrolment keys.
     ListKeys,
@@ -59,6 +63,20 @@ pub enum Request {
     Approve(String),
     /// Cut a site off.
     Revoke(String),
+    /// Cut a site off and forget it.
+    Remove(String),
+    /// Say when a site is cut off by itself.
+    Limit {
+        /// Its name or key.
+        site: String,
+        /// From now; none: never.
+        lifetime: Option<Duration>,
+    },
+    /// The last changes that were made.
+    Audit {
+        /// So many.
+        last: u32,
+    },
     /// What runs, and what it did.
     Status,
     /// The policy.
@@ -88,6 +106,8 @@ pub enum Answer {
     Status(StatusReport),
     /// To [`Request::ShowPolicy`].
     Policy(Policy),
+    /// To [`Request::Audit`].
+    Audit(Vec<AuditEntry>),
     /// It is done; a sentence.
     Done(String),
     /// It is not; a sentence.
@@ -116,6 +136,8 @@ pub struct StatusReport {
     pub sites: usize,
     /// Sites that are connected.
     pub sites_connected: usize,
+    /// The longest time that all sites had to wait for one change, in microseconds.
+    pub longest_hold: u64,
     /// Relays as gateways are told of them.
     pub relays: Vec<Relay>,
     /// Those of them, by key, that are connected to be told who may talk.
@@ -166,6 +188,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").into(),
             sites: sites.iter().filter(|(site, _)| site.state == SiteState::Approved).count(),
             sites_connected: sites.iter().filter(|(_, connected)| *connected).count(),
+            longest_hold: u64::try_from(self.registry.longest_hold().as_micros()).unwrap_or(u64::MAX),
             relays: servers.relays,
             relays_connected: self.registry.relays_connected(),
             stun_servers: servers.stun_servers,
@@ -221,12 +244,13 @@ pub async fn serve(listener: UnixListener, status: Arc<Status>) {
 }
 
 async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
+    let who = Who::User(stream.peer_cred()?.uid());
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
     // Without a time limit: a change that has begun is made to the end.
     let answer = match Request::parse(&line) {
-        Some(request) => answer(request, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
+        Some(request) => answer(request, &who, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
         None => Answer::Error("this coordinator does not know that request".into()),
     };
     let mut text = serde_json::to_vec(&answer)?;
@@ -234,17 +258,17 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     timeout(PATIENCE, stream.write_all(&text)).await?
 }
 
-async fn answer(request: Request, status: &Status) -> Result<Answer, ChangeError> {
+async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, ChangeError> {
     let registry = &status.registry;
     Ok(match request {
-        Request::CreateKey { uses, lifetime, tags, approve_manually } => {
-            let terms = KeyTerms { uses, lifetime, tags, approve_manually };
-            Answer::Key(registry.create_key(terms).await?.to_text().to_string())
+        Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime } => {
+            let terms = KeyTerms { uses, lifetime, tags, approve_manually, site_lifetime };
+            Answer::Key(registry.create_key(terms, who).await?.to_text().to_string())
         }
         Request::ListKeys => Answer::Keys(registry.keys().await?),
         Request::RevokeKey(id) => match id.parse::<EnrolmentKeyId>() {
             Ok(id) => {
-                registry.revoke_key(id).await?;
+                registry.revoke_key(id, who).await?;
                 Answer::Done(format!("the enrolment key {id} lets in no more"))
             }
             Err(_) => Answer::Error(format!("{id:?} names no enrolment key: see `key list`")),
@@ -253,17 +277,29 @@ async fn answer(request: Request, status: &Status) -> Result<Answer, ChangeError
             registry.sites().into_iter().map(|(site, connected)| SiteStatus { site, connected }).collect(),
         ),
         Request::Approve(site) => {
-            let site = registry.approve(&site).await?;
+            let site = registry.approve(&site, who).await?;
             Answer::Done(format!("{} is approved", site.name))
         }
         Request::Revoke(site) => {
-            let site = registry.revoke(&site).await?;
+            let site = registry.revoke(&site, who).await?;
             Answer::Done(format!("{} is revoked", site.name))
         }
+        Request::Remove(site) => {
+            let site = registry.remove(&site, who).await?;
+            Answer::Done(format!("{} is removed", site.name))
+        }
+        Request::Limit { site, lifetime } => {
+            let site = registry.limit(&site, lifetime, who).await?;
+            Answer::Done(match site.ends {
+                Some(ends) => format!("{} ends in {}", site.name, rough(ends.saturating_sub(now()))),
+                None => format!("{} does not end by itself", site.name),
+            })
+        }
+        Request::Audit { last } => Answer::Audit(registry.audit(last).await?),
         Request::Status => Answer::Status(status.report()),
         Request::ShowPolicy => Answer::Policy(registry.policy()),
         Request::SetPolicy(policy) => {
-            registry.set_policy(policy).await?;
+            registry.set_policy(policy, who).await?;
             Answer::Done("the policy is in force".into())
         }
     })

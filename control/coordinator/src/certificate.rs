@@ -16,6 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::CertificateFiles;
+use crate::owner::{self, Exposed};
 
 const CHAIN: &str = "certificate.pem";
 const KEY: &str = "certificate.key";
@@ -64,6 +65,9 @@ pub enum CertificateError {
         /// The other.
         missing: PathBuf,
     },
+    /// Others may read our own key.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// No certificate can be made for these names.
     #[error("no certificate can be made: {0}")]
     Make(#[from] rcgen::Error),
@@ -98,6 +102,8 @@ impl Identity {
             (false, _) => make(&chain, &key, names)?,
             (true, false) => return Err(CertificateError::Half { present: chain, missing: key }),
         }
+        let metadata = key.metadata().map_err(|error| CertificateError::File { path: key.clone(), error })?;
+        owner::check(&key, &metadata)?;
         read(&chain, &key, true)
     }
 }

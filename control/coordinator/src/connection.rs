@@ -1,15 +1,16 @@
 //! One connection of a gateway or a relay, from the challenge to its end.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
-use penstock_proto::Bucket;
-use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, PING_INTERVAL, SILENCE_LIMIT};
+use penstock_proto::coordination::limits::{PING_INTERVAL, SILENCE_LIMIT};
 use penstock_proto::coordination::{
     Challenger, CoordinatorMessage, GatewayMessage, Hello, Reachability, Refusal, RefusalReason,
 };
+use penstock_proto::path::SiteId;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::admission::Place;
@@ -21,10 +22,6 @@ const PUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a message may take to be written: the largest map over half a Mbit/s takes five minutes,
 /// one of a hundred sites a second.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many messages a gateway may send in a row, and how long until it may send one more. It speaks
-/// when its addresses change.
-const MESSAGE_BURST: u32 = 20;
-const MESSAGE_INTERVAL: Duration = Duration::from_secs(2);
 /// Pings in a row that may stay unanswered: three times the other side's patience. A dead gateway costs us
 /// little and comes back by itself; one that is only slow, cut off while all announce themselves at once,
 /// would come back as well and make all of them slower.
@@ -51,7 +48,12 @@ pub async fn serve(socket: WebSocket, source: SocketAddr, name: String, place: A
             end
         }
         Err(end) => {
-            tracing::info!("{source} is not let in: {end}");
+            if place.may_log() {
+                tracing::info!("{source} is not let in: {end}");
+            }
+            if matches!(end, End::Late) {
+                return;
+            }
             end
         }
     };
@@ -75,6 +77,8 @@ enum End {
     Closed,
     #[error("it was silent for too long")]
     Silent,
+    #[error("it proved nothing in time")]
+    Late,
     #[error("{0}")]
     Broken(axum::Error),
 }
@@ -87,33 +91,46 @@ impl From<RefusalReason> for End {
 
 async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
-    wire.say(&CoordinatorMessage::Challenge(challenger.challenge().clone())).await?;
+    let challenge = CoordinatorMessage::Challenge(challenger.challenge().clone());
+    let hello = async {
+        wire.say(&challenge).await?;
+        hello(wire).await
+    };
     let hello = tokio::select! {
-        hello = timeout(HANDSHAKE_TIMEOUT, hello(wire)) => hello.map_err(|_| End::Silent)?,
+        hello = hello => hello,
+        () = place.over() => return Err(End::Late),
         () = server.stop.stopped() => return Err(End::Stopping),
     };
-    let hello = hello.inspect_err(|end| {
-        if matches!(end, End::Refused(_)) {
-            place.failed(Instant::now());
-        }
-    })?;
+    let hello = match hello {
+        Ok(hello) => hello,
+        Err(refused @ End::Refused(_)) => return Err(failed(place, refused).await),
+        Err(end) => return Err(end),
+    };
     if challenger.verify(&hello.public_key, name, &hello.proof).is_err() {
-        place.failed(Instant::now());
-        return Err(RefusalReason::Proof.into());
+        return Err(failed(place, RefusalReason::Proof.into()).await);
     }
+    let site = SiteId::of(&hello.public_key.into());
     if let Some(session) = server.registry.connect_relay(hello.public_key) {
-        place.proven();
+        place.proven(site);
         return Ok(Admitted::Relay(session));
     }
-    let session = server.registry.connect(hello).await.map_err(|refusal| {
-        // A secret was guessed, or may have been.
-        if refusal.reason == RefusalReason::KeyUnknown {
-            place.failed(Instant::now());
+    match server.registry.connect(hello).await {
+        Ok(session) => {
+            place.proven(site);
+            Ok(Admitted::Site(session))
         }
-        End::Refused(refusal)
-    })?;
-    place.proven();
-    Ok(Admitted::Site(session))
+        // A secret was guessed, or may have been.
+        Err(refusal) if refusal.reason == RefusalReason::KeyUnknown => Err(failed(place, End::Refused(refusal)).await),
+        Err(refusal) => Err(End::Refused(refusal)),
+    }
+}
+
+/// Waits as long as somebody has to who failed; it keeps its place meanwhile, or loses it.
+async fn failed(place: &Place, refused: End) -> End {
+    match timeout(place.failed(), place.over()).await {
+        Ok(()) => End::Late,
+        Err(_) => refused,
+    }
 }
 
 async fn hello(wire: &mut Wire) -> Result<Hello, End> {
@@ -123,18 +140,23 @@ async fn hello(wire: &mut Wire) -> Result<Hello, End> {
     }
 }
 
-/// Talks to a site until the connection ends; says why it did.
+/// Talks to a site until the connection ends; says why it did. Once the site has another connection, or is no
+/// site any more, nothing is written to the end.
 async fn converse(wire: &mut Wire, session: &mut Session, server: &Server) -> End {
-    match exchange(wire, session, server).await {
-        Ok(never) => match never {},
-        Err(end) => end,
+    let cut = session.cut();
+    tokio::select! {
+        outcome = exchange(wire, session, server) => {
+            let Err(end) = outcome;
+            return end;
+        }
+        () = cut.notified() => {}
+        () = server.stop.stopped() => return End::Stopping,
     }
+    End::Refused(server.registry.why_cut(session))
 }
 
-async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Result<std::convert::Infallible, End> {
+async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Result<Infallible, End> {
     let mut pulse = Pulse::new();
-    // Messages that may still come.
-    let mut budget = Bucket::default();
     let mut pushed: Option<Instant> = None;
     let mut due = false;
     loop {
@@ -142,7 +164,7 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
         tokio::select! {
             message = wire.hear() => {
                 let message = message?;
-                if !budget.take(Instant::now(), MESSAGE_INTERVAL, MESSAGE_INTERVAL * MESSAGE_BURST) {
+                if !server.registry.may_speak(session) {
                     return Err(RefusalReason::TooMany.into());
                 }
                 match message {
@@ -157,22 +179,22 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
                 due = false;
                 match server.registry.outgoing(session) {
                     Outgoing::End(refusal) => return Err(End::Refused(refusal)),
-                    Outgoing::Messages(messages) => {
-                        for message in &messages {
-                            wire.say(message).await?;
+                    Outgoing::Messages(draft) => {
+                        for text in draft.texts().await {
+                            wire.send(Message::text(text)).await?;
                         }
                         pushed = Some(Instant::now());
                     }
                 }
             }
             _ = pulse.ticks.tick() => pulse.beat(wire).await?,
-            () = server.stop.stopped() => return Err(End::Stopping),
         }
     }
 }
 
 /// Tells a relay who may talk, until the connection ends; says why it did.
 async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) -> End {
+    let gone = session.gone.clone();
     let told = async {
         let mut pulse = Pulse::new();
         loop {
@@ -183,17 +205,17 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
                 // A relay has nothing to say.
                 message = wire.hear() => return message.and(Err(RefusalReason::Malformed.into())),
                 () = session.reader.changed() => {}
-                () = session.gone.notified() => return Err(RefusalReason::Replaced.into()),
                 _ = pulse.ticks.tick() => pulse.beat(wire).await?,
-                () = server.stop.stopped() => return Err(End::Stopping),
             }
         }
     };
-    let outcome: Result<std::convert::Infallible, End> = told.await;
-    match outcome {
-        Ok(never) => match never {},
-        Err(end) => end,
-    }
+    let outcome: Result<Infallible, End> = tokio::select! {
+        told = told => told,
+        () = gone.notified() => Err(RefusalReason::Replaced.into()),
+        () = server.stop.stopped() => Err(End::Stopping),
+    };
+    let Err(end) = outcome;
+    end
 }
 
 /// Pings, and notices when nothing comes back.
@@ -274,7 +296,7 @@ impl Wire {
         let (refusal, code) = match end {
             End::Refused(refusal) => (Some(refusal), close_code::POLICY),
             End::Stopping => (None, close_code::AWAY),
-            End::Silent => (None, close_code::POLICY),
+            End::Silent | End::Late => (None, close_code::POLICY),
             End::Closed | End::Broken(_) => (None, close_code::NORMAL),
         };
         let farewell = async {

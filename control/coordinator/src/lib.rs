@@ -12,7 +12,8 @@
 //!   gateways ── UDP ──► udp ──► relay, stun
 //! ```
 //! Who owns what: the [`registry`] owns all knowledge and is the only way to change it; a connection owns
-//! its socket and what it has told; [`admission`] counts who is not proven yet.
+//! its socket and what it has told; [`admission`] decides who may be there
+//! without a proof.
 //!
 //! Reading order: [`run`], [`server`], [`connection`], [`registry`], [`store`], [`policy`], [`addresses`]; then
 //! [`udp`], [`stun`], [`relay`].
@@ -25,6 +26,7 @@ pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod owner;
 pub mod policy;
 pub mod public;
 pub mod registry;

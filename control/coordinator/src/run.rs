@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,14 @@ use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::acme::Renewer;
 use crate::admin::{self, Status};
-use crate::admission::Admission;
+use crate::admission::Door;
 use crate::certificate::{CertificateError, Identity};
 use crate::config::{CertificateFiles, Config, Serving};
+use crate::owner::{self, Exposed};
 use crate::public::{self, NoAddress};
 use crate::registry::{ChangeError, Reader, Registry, Servers};
 use crate::relay::RelayServer;
@@ -35,6 +36,8 @@ const LOCK: &str = "lock";
 
 /// How often it is stored when sites were last connected.
 const SEEN_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether a site's time is over.
+const END_INTERVAL: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const STOP_STEP: Duration = Duration::from_millis(10);
@@ -65,9 +68,9 @@ pub enum StartError {
         /// Why not.
         error: io::Error,
     },
-    /// The state directory is open to others, so they could reach the control socket.
-    #[error("{0} is open to other users: chmod 700 it")]
-    Open(PathBuf),
+    /// The state directory, or a file in it, is open to others.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// Another coordinator uses it.
     #[error("another coordinator runs with {0}")]
     Taken(PathBuf),
@@ -140,20 +143,21 @@ impl Coordinator {
         let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
         let router = server::router(Some(server), streams.map(Arc::new));
         let (certificate, tls) = watch::channel(tls);
-        let admission = Arc::new(Admission::default());
+        let door = Arc::new(Door::default());
         let mut tasks = JoinSet::new();
         if let Some(relay) = &relay {
             let (reader, follower) = (registry.read_access(), Follower::new(relay.clone()));
             tasks.spawn(follow(registry.clone(), reader, follower));
         }
         for listener in listeners {
-            tasks.spawn(server::accept(listener, tls.clone(), router.clone(), admission.clone(), stopped.clone()));
+            tasks.spawn(server::accept(listener, tls.clone(), router.clone(), door.clone(), stopped.clone()));
         }
         let sockets = udp::serve(&udp, relay.as_ref());
         let report = acme.as_ref().map(Renewer::report);
         let status = Arc::new(Status { registry: registry.clone(), relay, udp, acme: report });
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
+        tasks.spawn(end_sites(registry.clone()));
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
@@ -266,10 +270,7 @@ async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follo
 pub(crate) fn take(directory: &Path) -> Result<File, StartError> {
     let failed = |path: &Path, error| StartError::Directory { path: path.to_owned(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(directory, error))?;
-    let mode = directory.metadata().map_err(|error| failed(directory, error))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(StartError::Open(directory.to_owned()));
-    }
+    owner::check(directory, &directory.metadata().map_err(|error| failed(directory, error))?)?;
     let path = directory.join(LOCK);
     let lock = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = lock.map_err(|error| failed(&path, error))?;
@@ -286,6 +287,18 @@ async fn store_seen(registry: Arc<Registry>) {
         ticks.tick().await;
         if let Err(error) = registry.store_seen().await {
             tracing::error!("{error}");
+        }
+    }
+}
+
+async fn end_sites(registry: Arc<Registry>) {
+    let mut ticks = interval(END_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = registry.end_sites().await {
+            tracing::error!("{error}");
+            tokio::time::sleep(SEEN_INTERVAL).await;
         }
     }
 }

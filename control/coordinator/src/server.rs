@@ -12,18 +12,17 @@ use axum::routing::any;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use penstock_proto::coordination::limits::{GATEWAY_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT};
+use penstock_proto::coordination::limits::GATEWAY_MESSAGE_LIMIT;
 use penstock_proto::coordination::{PATH, SUBPROTOCOL};
 use penstock_proto::relay;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::acme::challenge;
-use crate::admission::{Admission, Place};
+use crate::admission::{Door, Place};
 use crate::connection;
 use crate::registry::Registry;
 use crate::relay::{RelayServer, stream};
@@ -90,7 +89,7 @@ pub async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
     router: Router,
-    admission: Arc<Admission>,
+    door: Arc<Door>,
     stop: Stop,
 ) {
     loop {
@@ -107,13 +106,16 @@ pub async fn accept(
             }
         };
         // Turned away without a word, which costs us least.
-        match admission.admit(source.ip(), Instant::now()) {
+        match door.admit(source.ip(), Instant::now()) {
             Ok(place) => {
                 let tls = TlsAcceptor::from(tls.borrow().clone());
-                let (handshake, stop) = (handshake(stream, source, place, tls, router.clone()), stop.clone());
+                let place = Arc::new(place);
+                let handshake = handshake(stream, source, place.clone(), tls, router.clone());
+                let stop = stop.clone();
                 tokio::spawn(async move {
                     tokio::select! {
                         () = handshake => {}
+                        () = place.over() => tracing::debug!("{source} took too long, or too many came after it"),
                         () = stop.stopped() => {}
                     }
                 });
@@ -123,30 +125,30 @@ pub async fn accept(
     }
 }
 
-async fn handshake(stream: TcpStream, source: SocketAddr, place: Place, tls: TlsAcceptor, router: Router) {
+/// TLS and HTTP, for as long as there is a place.
+async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls: TlsAcceptor, router: Router) {
     // Messages are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let mut stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!("{source}: TLS: {error}"),
-        Err(_) => return tracing::debug!("{source}: TLS took too long"),
+    let mut stream = match tls.accept(stream).await {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!("{source}: TLS: {error}"),
     };
     if stream.get_ref().1.alpn_protocol() == Some(challenge::PROTOCOL) {
-        tracing::info!("{source} has checked that a name is ours");
-        let _ = timeout(HANDSHAKE_TIMEOUT, stream.shutdown()).await;
+        if place.may_log() {
+            tracing::info!("{source} has checked that a name is ours");
+        }
+        let _ = stream.shutdown().await;
         return;
     }
-    let router = router.layer(Extension(Arc::new(place))).layer(Extension(source));
+    let router = router.layer(Extension(place)).layer(Extension(source));
     let connection = http1::Builder::new()
         .auto_date_header(false)
         .max_buf_size(HEAD_LIMIT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();
     // Ends with the upgrade, whose WebSocket has a task of its own.
-    match timeout(HANDSHAKE_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("{source}: HTTP: {error}"),
-        Err(_) => tracing::debug!("{source}: HTTP took too long"),
+    if let Err(error) = connection.await {
+        tracing::debug!("{source}: HTTP: {error}");
     }
 }
 

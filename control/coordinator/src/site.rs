@@ -28,6 +28,9 @@ pub struct Site {
     pub created: u64,
     /// When it was last connected, in seconds since 1970.
     pub last_seen: Option<u64>,
+    /// When it is revoked by itself, in seconds since 1970; none: never.
+    #[serde(default)]
+    pub ends: Option<u64>,
 }
 
 /// Whether a site is let in.

@@ -7,8 +7,12 @@
 //!   second IP           C                    D
 //! ```
 //! A server with one address is A. One with two of the same IP is A and B. One whose second address differs
-//! in IP and port is all four, and only that tells a NAT's whole behaviour. Nothing is answered that is
-//! smaller than its answer, so a forged source gains nobody anything; gateways fill their requests up.
+//! in IP and port is all four, and only that tells a NAT's whole behaviour.
+//!
+//! No answer is larger than its question, so a forged source gains nobody anything; gateways fill their requests up,
+//! others may by PADDING. There is one exception, as other clients ask with 20 bytes: the least answer, which says
+//! the address and nothing else. [`Answer::is_larger`] tells, and [`udp`](crate::udp) keeps those to a low rate for
+//! each prefix.
 //!
 //! An answer may be asked to another port (RESPONSE-PORT, RFC 5780, section 7.5), but never to another IP than
 //! the request's source. So it reaches nobody whom the same request with a forged source port would not have
@@ -18,7 +22,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use penstock_proto::stun::message::{Change, Message, decode, encode_error, encode_success};
+use penstock_proto::stun::message::{Change, Message, decode, encode_error, encode_least_success, encode_success};
 
 /// RFC 8489, section 14.8: an attribute that must be understood and is not; what RFC 5780, section 7.2, has
 /// a server answer that cannot change its address.
@@ -38,8 +42,10 @@ pub struct Answer {
     pub by: usize,
     /// Where to: always the IP that the request came from.
     pub to: SocketAddr,
-    /// No more than the request's.
+    /// The message.
     pub bytes: Vec<u8>,
+    /// It is larger than the request, though as small as an answer can be.
+    pub is_larger: bool,
 }
 
 impl Corners {
@@ -62,15 +68,15 @@ impl Corners {
     /// Answers a request that came to corner `at`, at our address `local` if that is known.
     #[must_use]
     pub fn answer(&self, at: usize, local: Option<IpAddr>, from: SocketAddr, request: &[u8]) -> Option<Answer> {
-        let Ok(Message::Request { transaction, change: Change { ip, port }, response_port }) = decode(request) else {
-            return None;
-        };
+        let Ok(Message::Request { transaction, change, response_port }) = decode(request) else { return None };
+        let Change { ip, port } = change;
         let mut to = from;
         if let Some(port) = response_port {
             to.set_port(port.get());
         }
         let by = at ^ (usize::from(port) | usize::from(ip) << 1);
         let from = canonical(from);
+        let plain = change == Change::default() && response_port.is_none();
         let (by, bytes) = match self.addresses.get(by) {
             Some(origin) => {
                 // A corner at all addresses answers from the one that was asked.
@@ -80,7 +86,12 @@ impl Corners {
             }
             None => (at, encode_error(&transaction, UNKNOWN_ATTRIBUTE)),
         };
-        (bytes.len() <= request.len()).then_some(Answer { by, to, bytes })
+        if bytes.len() <= request.len() {
+            return Some(Answer { by, to, bytes, is_larger: false });
+        }
+        let least = encode_least_success(&transaction, from);
+        let is_larger = least.len() > request.len();
+        plain.then_some(Answer { by, to, bytes: least, is_larger })
     }
 }
 
@@ -148,15 +159,35 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_answered_that_is_smaller_than_its_answer() {
-        let corners = Corners::new(address("192.0.2.1:3478"), None).expect("a corner");
-        let mut bare = request(false, false)[..20].to_vec();
-        bare[2..4].fill(0);
-        assert!(decode(&bare).is_ok());
-        assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &bare), None);
+    fn a_plain_request_has_the_least_answer_and_nothing_else_that_is_larger() {
+        let corners = Corners::new(address("192.0.2.1:3478"), Some(address("192.0.2.2:3479"))).expect("corners");
+        for (from, length) in [("203.0.113.5:999", 32), ("[2001:db8::5]:999", 44)] {
+            let from = address(from);
+            // Without its filler, and with ever more of it.
+            for filler in [0, 4, 12, 16, 24, 40, 76] {
+                let mut asked = request(false, false)[..20 + filler].to_vec();
+                asked[2..4].copy_from_slice(&(filler as u16).to_be_bytes());
+                if let Some(value) = filler.checked_sub(4) {
+                    asked[22..24].copy_from_slice(&(value as u16).to_be_bytes());
+                }
+                let answer = corners.answer(0, None, from, &asked).expect("an answer");
+                let Ok(Message::Success { mapped, other, .. }) = decode(&answer.bytes) else { panic!("no success") };
+                assert_eq!(mapped, from);
+                assert_eq!(answer.is_larger, answer.bytes.len() > asked.len());
+                assert_eq!(other.is_none(), answer.bytes.len() == length, "the whole, or the least");
+                assert!(!answer.is_larger || answer.bytes.len() == length);
+            }
+            // From elsewhere, or to elsewhere, nothing is larger.
+            for change in [(true, false), (false, true), (true, true)] {
+                let bare = &mut request(change.0, change.1)[..28];
+                bare[2..4].copy_from_slice(&8_u16.to_be_bytes());
+                assert_eq!(corners.answer(0, None, from, bare), None);
+            }
+        }
         // Nor is an answer answered.
-        let answer = corners.answer(0, None, address("203.0.113.5:999"), &request(false, false)).expect("an answer");
-        assert_eq!(corners.answer(0, None, address("203.0.113.5:999"), &answer.bytes), None);
+        let from = address("203.0.113.5:999");
+        let answer = corners.answer(0, None, from, &request(false, false)).expect("an answer");
+        assert_eq!(corners.answer(0, None, from, &answer.bytes), None);
     }
 
     #[test]

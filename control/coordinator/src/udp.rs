@@ -7,8 +7,8 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use penstock_proto::relay::Source;
@@ -20,6 +20,8 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
+use crate::admission::Rates;
+use crate::admission::limits::LARGER_ANSWERS;
 use crate::relay::counters::Loss;
 use crate::relay::{Decision, RelayServer};
 use crate::stun::{Answer, Corners};
@@ -51,6 +53,8 @@ pub struct Sockets {
     pub stun_answers: AtomicU64,
     /// STUN messages that were not.
     pub stun_drops: AtomicU64,
+    /// Answers that are larger than their question, by whom they go to.
+    larger: Mutex<Rates>,
 }
 
 struct Socket {
@@ -102,7 +106,8 @@ pub fn bind(listens: &[Listen]) -> io::Result<Sockets> {
         }
         corners.push(server);
     }
-    Ok(Sockets { all, corners, stun_answers: AtomicU64::new(0), stun_drops: AtomicU64::new(0) })
+    let larger = Mutex::new(Rates::new(LARGER_ANSWERS));
+    Ok(Sockets { all, corners, stun_answers: AtomicU64::new(0), stun_drops: AtomicU64::new(0), larger })
 }
 
 /// Serves all sockets until the tasks are dropped.
@@ -179,7 +184,12 @@ impl Sockets {
 
     fn stun(&self, from: SocketAddr, origin: Origin, request: &[u8]) -> Option<Send> {
         let (server, corner) = self.all[origin.socket].corner?;
-        let Answer { by, to, bytes } = self.corners[server].answer(corner, origin.local, from, request)?;
+        let answer = self.corners[server].answer(corner, origin.local, from, request)?;
+        let Answer { by, to, bytes, is_larger } = answer;
+        if is_larger {
+            let mut larger = self.larger.lock().unwrap_or_else(PoisonError::into_inner);
+            larger.allow(Instant::now(), to.ip()).then_some(())?;
+        }
         // From another IP the kernel chooses the address, which is the socket's own.
         let local = origin.local.filter(|_| (by ^ corner) & 2 == 0);
         Some(Send::Answer(to, Origin { socket: origin.socket - corner + by, local }, bytes))

@@ -63,6 +63,14 @@ pub enum Event {
         /// The new one.
         endpoint: SocketAddr,
     },
+    /// An initiation was not answered in time, and nothing authentic has come from the peer for 15 s, or
+    /// ever: it may have to be reached by another endpoint. Again with each repetition, about every 5 s. An
+    /// initiation is under way to the present endpoint; after [`set_endpoint`](crate::Gateway::set_endpoint),
+    /// [`handle_path`](crate::Gateway::handle_path) sends one to the new endpoint too.
+    PathSilent {
+        /// Whose.
+        peer: PeerId,
+    },
     /// No answer for 90 s: packets that wait for a session may be dropped.
     HandshakeGaveUp {
         /// Whose.

@@ -1,5 +1,5 @@
 //! Penstock's protocols without I/O: the WireGuard handshake and its timers, and what finds a way to a peer:
-//! [`stun`], [`path`], [`relay`], and the coordinator's messages, [`coordination`].
+//! [`stun`], [`path`], [`pmtu`], [`relay`]; the coordinator's messages, [`coordination`]; and who is believed, [`trust`].
 //!
 //! A [`Gateway`] is one end of any number of WireGuard peers. It neither reads a clock nor opens a
 //! socket: time, wall clock and randomness are arguments, datagrams go in by
@@ -31,12 +31,14 @@ pub mod messages;
 mod noise;
 pub mod path;
 mod peer;
+pub mod pmtu;
 mod receive;
 pub mod relay;
 mod send;
 mod session;
 pub mod stun;
 mod timers;
+pub mod trust;
 
 pub use bucket::Bucket;
 pub use constants::Timings;

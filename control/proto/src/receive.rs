@@ -173,7 +173,7 @@ impl Gateway {
         let Some(settled) = peer.sessions.confirmed(local_index, we_lead) else {
             return;
         };
-        peer.timers.any_received();
+        peer.timers.any_received(now);
         peer.traversed(now);
         self.drop_pending(id);
         self.settled(now, id, local_index, &settled);
@@ -198,7 +198,7 @@ impl Gateway {
     fn authenticated(&mut self, now: Instant, id: PeerId, from: SocketAddr) {
         self.roam(id, from);
         if let Some(peer) = self.named_mut(id) {
-            peer.timers.any_received();
+            peer.timers.any_received(now);
             peer.traversed(now);
         }
     }

@@ -16,7 +16,8 @@ use crate::timers::due;
 
 impl Gateway {
     /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
-    /// is under way, in which case it is given another 90 s.
+    /// is under way. That one is given up 90 s after it began, however many packets wait for it; the next
+    /// packet then begins another.
     ///
     /// Returns whether a handshake is under way now. It is not when the peer has no endpoint or a public
     /// key of low order; the packet may be dropped then.
@@ -27,17 +28,20 @@ impl Gateway {
     }
 
     /// The peer is reached another way, by an endpoint that is set: an initiation that waits for its response is
-    /// sent anew unless that comes soon, since it may have been lost on the old way. With `renew` a handshake
-    /// begins in any case, for a relay that has not seen the present session's.
+    /// sent anew unless that comes soon, since it may have been lost on the old way.
+    ///
+    /// With `renew` a handshake begins in any case and at once, for a relay that has not seen the present
+    /// session's. A response that is still to come by the old way is then of no use: its session would be
+    /// another one that the relay has not seen.
     pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
         let give_up = now + self.timings.rekey_attempt_time;
         let Some(peer) = self.named_mut(id).filter(|peer| peer.config.endpoint.is_some()) else {
             return;
         };
         let due = match &peer.pending {
+            _ if renew => now,
             // Its response may be on the way, and would find nobody who waits for it.
             Some((_, sent)) => now.max(*sent + INITIATION_PATIENCE),
-            None if renew => now,
             None => return,
         };
         peer.timers.give_up.get_or_insert(give_up);
@@ -45,6 +49,10 @@ impl Gateway {
             peer.timers.retry = Some(peer.timers.retry.map_or(due, |at| at.min(due)));
         } else {
             self.send_initiation(now, id);
+            // The peer leaves this one unanswered if it comes right behind an earlier one, by a quicker way.
+            if let Some(peer) = self.named_mut(id) {
+                peer.timers.retry = Some(now + INITIATION_PATIENCE);
+            }
         }
         self.reschedule(id);
     }
@@ -64,7 +72,7 @@ impl Gateway {
             peer.timers.data_sent(now, &timings);
         }
         if traffic.received_any || traffic.received_data {
-            peer.timers.any_received();
+            peer.timers.any_received(now);
         }
         if traffic.received_data {
             peer.timers.data_received(now, &timings);
@@ -138,6 +146,9 @@ impl Gateway {
             self.drop_pending(id);
             self.events.push_back(Event::HandshakeGaveUp { peer: id });
         } else if due(&mut timers.retry, now) {
+            if timers.is_silent(now, &timings) {
+                self.events.push_back(Event::PathSilent { peer: id });
+            }
             self.send_initiation(now, id);
         }
         let Some(peer) = self.named_mut(id) else {
@@ -193,7 +204,7 @@ impl Gateway {
         if peer.config.endpoint.is_none() || peer.static_static.is_none() {
             return false;
         }
-        peer.timers.give_up = Some(give_up);
+        peer.timers.give_up.get_or_insert(give_up);
         if peer.timers.retry.is_none() {
             match peer.timers.quiet_until.filter(|until| now < *until) {
                 Some(until) => peer.timers.retry = Some(until),

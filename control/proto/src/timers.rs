@@ -19,6 +19,8 @@ pub(crate) struct Timers {
     pub another_keepalive: bool,
     /// Data was sent, and nothing received since: a new handshake is due.
     pub unanswered: Option<Instant>,
+    /// When something authentic was last received.
+    pub heard: Option<Instant>,
     /// The persistent keepalive.
     pub persistent: Option<Instant>,
     /// The current session has asked for its successor, for reasons of age on receipt.
@@ -42,8 +44,14 @@ impl Timers {
     }
 
     /// Anything authenticated was received, a keepalive and handshake messages included.
-    pub fn any_received(&mut self) {
+    pub fn any_received(&mut self, now: Instant) {
         self.unanswered = None;
+        self.heard = Some(now);
+    }
+
+    /// Nothing authentic has come for longer than a live peer that we send to may be silent.
+    pub fn is_silent(&self, now: Instant, timings: &Timings) -> bool {
+        self.heard.is_none_or(|at| now >= at + timings.unanswered())
     }
 
     pub fn data_received(&mut self, now: Instant, timings: &Timings) {

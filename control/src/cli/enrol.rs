@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use penstock_connect::{CoordinatorUrl, Proxy};
+use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
 use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState};
 use zeroize::Zeroizing;
 
@@ -97,9 +97,9 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
 
     let wait = Duration::from_secs(arguments.wait.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let proxy = Proxy::of_environment();
+    let outbound = Outbound::new(Proxy::of_environment(), config.mark);
     let enrolment = Enrolment { key, name };
-    let enrolled = runtime.block_on(coordinator::enrol(&config, &proxy, enrolment, wait, |registration| {
+    let enrolled = runtime.block_on(coordinator::enrol(&config, &outbound, enrolment, wait, |registration| {
         // Whoever reads our output may have seen enough.
         let _ = say(&config.url, registration);
     }));

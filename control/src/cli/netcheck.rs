@@ -1,12 +1,12 @@
 //! `netcheck`: what the network lets this gateway do, and what to change.
 
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use penstock_connect::{CoordinatorUrl, Proxy};
+use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
 use penstock_proto::coordination::Map;
 use tokio::runtime::Runtime;
 
@@ -23,8 +23,6 @@ const STUN_PORT: u16 = 3478;
 const MEASURING_LIMIT: Duration = Duration::from_secs(15);
 /// Time between looks.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Addresses that are taken of one name: one of each IP version.
-const ADDRESSES_OF_A_NAME: usize = 2;
 
 pub(super) fn netcheck(
     path: &Path,
@@ -47,7 +45,8 @@ pub(super) fn netcheck(
     };
     if let Some(silences) = lifetime {
         let told = |family: &str, progress| eprintln!("penstock: {family}: {progress}");
-        runtime()?.block_on(add_lifetimes(&mut report, &servers, silences, told))?;
+        let mark = mark(profile.as_ref());
+        runtime()?.block_on(add_lifetimes(&mut report, &servers, silences, mark, told))?;
     }
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { render(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
@@ -89,7 +88,10 @@ fn measure(
     coordinator: Option<CoordinatorUrl>,
 ) -> Result<(Report, Vec<SocketAddr>)> {
     let map = known(profile);
-    let servers = if stun.is_empty() { map.stun_servers.clone() } else { servers(stun)? };
+    let outbound = Outbound::new(Proxy::of_environment(), mark(profile));
+    let runtime = runtime()?;
+    let servers =
+        if stun.is_empty() { map.stun_servers.clone() } else { runtime.block_on(servers(stun, &outbound))? };
     if servers.is_empty() {
         bail!("no STUN server is known: name one by --stun");
     }
@@ -101,11 +103,16 @@ fn measure(
         },
         servers,
         coordinator: coordinator.or_else(of_profile),
-        proxy: Proxy::of_environment(),
+        outbound,
         peers: Peer::of_map(&map),
     };
-    let report = runtime()?.block_on(gather(&plan))?;
+    let report = runtime.block_on(gather(&plan))?;
     Ok((report, plan.servers))
+}
+
+/// The firewall mark of a gateway of this profile.
+fn mark(profile: Option<&Profile>) -> u32 {
+    profile.and_then(Config::of).map_or(0, |config| config.mark)
 }
 
 fn runtime() -> std::io::Result<Runtime> {
@@ -124,8 +131,8 @@ fn known(profile: Option<&Profile>) -> Map {
     }
 }
 
-/// STUN servers by address or name, with or without a port.
-fn servers(given: &[String]) -> Result<Vec<SocketAddr>> {
+/// STUN servers by address or name, with or without a port; of a name one address of each IP version.
+async fn servers(given: &[String], outbound: &Outbound) -> Result<Vec<SocketAddr>> {
     let mut servers = vec![];
     for text in given {
         if let Ok(address) = text.parse() {
@@ -133,11 +140,13 @@ fn servers(given: &[String]) -> Result<Vec<SocketAddr>> {
         } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
             servers.push(SocketAddr::new(ip, STUN_PORT));
         } else {
-            let named =
-                if text.contains(':') { text.to_socket_addrs() } else { (text.as_str(), STUN_PORT).to_socket_addrs() };
-            let named: Vec<SocketAddr> = named.with_context(|| format!("STUN server {text}"))?.collect();
-            let first = |ipv4: bool| named.iter().copied().find(|address| address.is_ipv4() == ipv4);
-            servers.extend([first(true), first(false)].into_iter().flatten().take(ADDRESSES_OF_A_NAME));
+            let (name, port) = text.split_once(':').unwrap_or((text, ""));
+            let port = if port.is_empty() { Ok(STUN_PORT) } else { port.parse() };
+            let port = port.with_context(|| format!("STUN server {text}"))?;
+            let named = outbound.names.resolve(name, outbound.mark).await;
+            let named = named.with_context(|| format!("STUN server {text}"))?.addresses;
+            let first = |ipv4: bool| named.iter().find(|address| address.is_ipv4() == ipv4);
+            servers.extend([first(true), first(false)].into_iter().flatten().map(|ip| SocketAddr::new(*ip, port)));
         }
     }
     Ok(servers)

@@ -37,14 +37,15 @@ pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
     }
 }
 
-pub(super) fn stop(profile: &Path) -> Result<()> {
+pub(super) fn stop(profile: &Path, release: bool) -> Result<()> {
     let gateway = Gateway::of(profile)?;
     let name = &gateway.name;
-    match control_socket::ask(&gateway.directory, name, control_socket::Command::Stop) {
+    let command = if release { control_socket::Command::StopAndRelease } else { control_socket::Command::Stop };
+    match control_socket::ask(&gateway.directory, name, command) {
         // It may be gone before it answers.
         Ok(Answer::Stopping) | Err(AskError::Gone) => {}
         Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
-        Ok(Answer::Status(_) | Answer::Netcheck(_)) => bail!("{name} answered another question"),
+        Ok(_) => bail!("{name} answered another question"),
         // On its way down, it ends by itself; on its way up, it is said below.
         Err(AskError::NotRunning) if gateway.is_running() => {}
         Err(AskError::NotRunning) => bail!("{name} is not running"),

@@ -3,24 +3,52 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::status::{Coordinator, PathKind, Peer, Status};
+use crate::status::{Coordinator, Health, PathKind, Peer, Status};
 
-pub(super) fn status(profile: &Path, json: bool) -> Result<()> {
+/// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
+const HEALTHY: u8 = 0;
+const DEGRADED: u8 = 1;
+const STOPPED: u8 = 3;
+
+pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
+    match ask(profile) {
+        Ok(status) if check => if status.forwarding { HEALTHY } else { DEGRADED }.into(),
+        Ok(status) => match print(&status, json) {
+            Ok(()) if status.health == Health::Healthy => HEALTHY.into(),
+            Ok(()) => DEGRADED.into(),
+            // Whoever reads our output may have seen enough.
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            if !check {
+                eprintln!("penstock: {error:#}{}", super::guard::blocked(profile));
+            }
+            STOPPED.into()
+        }
+    }
+}
+
+fn ask(profile: &Path) -> Result<Status> {
     let gateway = Gateway::of(profile)?;
-    let Answer::Status(status) = gateway.ask(Command::Status)? else {
-        bail!("{} answered another question", gateway.name);
-    };
+    match gateway.ask(Command::Status)? {
+        Answer::Status(status) => Ok(*status),
+        _ => bail!("{} answered another question", gateway.name),
+    }
+}
+
+fn print(status: &Status, json: bool) -> Result<()> {
     let text = if json {
-        serde_json::to_string_pretty(&status)? + "\n"
+        serde_json::to_string_pretty(status)? + "\n"
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for_people(&status, now)
+        for_people(status, now)
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -34,6 +62,10 @@ fn for_people(status: &Status, now: Duration) -> String {
         if table.rows.len() > 1 {
             let _ = write!(text, "\n{table}");
         }
+    }
+    for problem in &status.problems {
+        let _ = writeln!(text, "\nproblem: {}: {}", problem.subject, problem.sentence);
+        let _ = writeln!(text, "  to mend it: {}", problem.what_to_do);
     }
     for peer in status.peers.iter().filter(|peer| peer.path != PathKind::Direct) {
         if let Some(reason) = &peer.reason {

@@ -68,7 +68,7 @@ async fn commands_reach_the_gateway() {
         _ => panic!("netcheck next"),
     }
     match service.requests.recv().await.unwrap() {
-        Request::Stop { reply } => reply.send(()).unwrap(),
+        Request::Stop { release: false, reply } => reply.send(()).unwrap(),
         _ => panic!("stop at last"),
     }
     let (answer, netcheck, stopping) = client.await.unwrap();

@@ -7,28 +7,23 @@
 //! that key can put a peer into the file. It covers the URL of the coordinator too: what one coordinator
 //! said is not believed of another.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use blake2::Blake2sMac256;
-use blake2::digest::{KeyInit, Mac};
+use blake2::digest::Mac;
 use penstock_connect::CoordinatorUrl;
 use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Map, Registration};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use crate::key::PrivateKey;
+use crate::sealed;
 
-/// Where cached maps are, unless `PENSTOCK_STATE_DIR` or systemd's `STATE_DIRECTORY` says otherwise.
-pub const DIRECTORY: &str = "/var/lib/penstock";
 /// Longest file: the longest message of a coordinator, and room for the rest.
 pub const FILE_LIMIT: usize = COORDINATOR_MESSAGE_LIMIT + (64 << 10);
 
 const MAGIC: &[u8; 16] = b"penstock map v1\n";
-const MAC: usize = 32;
 const LABEL_KEY: &[u8] = b"penstock cached map v1 key";
 
 /// What a coordinator said last.
@@ -47,9 +42,6 @@ pub enum CacheError {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    /// It is a directory, device or the like.
-    #[error("it is not a regular file")]
-    NotAFile,
     /// It is too long.
     #[error("it is longer than {FILE_LIMIT} bytes")]
     TooLong,
@@ -67,38 +59,13 @@ pub enum CacheError {
     TooManyPeers,
 }
 
-/// The directory of this process's cached maps.
-#[must_use]
-pub fn directory() -> PathBuf {
-    let given = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if let Some(given) = given("PENSTOCK_STATE_DIR") {
-        return given.into();
-    }
-    // systemd gives a list with colons; ours is the first.
-    let given = given("STATE_DIRECTORY").unwrap_or_default();
-    match given.split(':').next() {
-        None | Some("") => DIRECTORY.into(),
-        Some(first) => first.into(),
-    }
-}
-
 impl Cached {
     /// Reads a file. `None`: there is none.
     ///
     /// # Errors
     /// It is not to be believed.
     pub fn read(path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> Result<Option<Self>, CacheError> {
-        // Not blocking: a FIFO in the file's place must not stop us.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let file = match File::options().read(true).custom_flags(flags).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        if !file.metadata()?.is_file() {
-            return Err(CacheError::NotAFile);
-        }
-        let mut bytes = Vec::new();
-        file.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+        let Some(bytes) = sealed::read(path, FILE_LIMIT)? else { return Ok(None) };
         Self::decode(&bytes, key, url).map(Some)
     }
 
@@ -107,18 +74,11 @@ impl Cached {
     /// # Errors
     /// It cannot be written; the old one is as it was.
     pub fn write(&self, path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> io::Result<()> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let bytes = self.encode(key, url);
         if bytes.len() > FILE_LIMIT {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, CacheError::TooLong));
         }
-        crate::socket_file::make_directory(directory)?;
-        // With the mode 0600.
-        let mut file = tempfile::Builder::new().prefix(".map-").tempfile_in(directory)?;
-        file.write_all(&bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(directory)?.sync_all()
+        sealed::replace(path, &bytes)
     }
 
     /// The bytes of a file.
@@ -144,7 +104,7 @@ impl Cached {
             return Err(CacheError::TooLong);
         }
         let rest = bytes.strip_prefix(MAGIC).ok_or(CacheError::Foreign)?;
-        let (tag, text) = rest.split_first_chunk::<MAC>().ok_or(CacheError::Foreign)?;
+        let (tag, text) = rest.split_first_chunk::<{ sealed::MAC }>().ok_or(CacheError::Foreign)?;
         // In constant time, and before anything is made of the text.
         mac(key, url, text).verify_slice(tag).map_err(|_| CacheError::Mac)?;
         let cached: Self = serde_json::from_slice(text)?;
@@ -156,22 +116,8 @@ impl Cached {
 }
 
 fn mac(key: &PrivateKey, url: &CoordinatorUrl, text: &[u8]) -> Blake2sMac256 {
-    let keyed = |key: &[u8; 32]| <Blake2sMac256 as KeyInit>::new(key.into());
-    let derived: Zeroizing<[u8; 32]> =
-        Zeroizing::new(keyed(key.as_bytes()).chain_update(LABEL_KEY).finalize().into_bytes().into());
     let url = url.to_string();
-    keyed(&derived).chain_update((url.len() as u64).to_be_bytes()).chain_update(url).chain_update(text)
-}
-
-/// Removes a file, if it is there.
-///
-/// # Errors
-/// It is there and stays.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
+    sealed::mac(key, LABEL_KEY).chain_update((url.len() as u64).to_be_bytes()).chain_update(url).chain_update(text)
 }
 
 #[cfg(test)]
@@ -213,8 +159,8 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        remove(&path).unwrap();
-        remove(&path).unwrap();
+        sealed::remove(&path).unwrap();
+        sealed::remove(&path).unwrap();
         assert!(!path.exists());
     }
 
@@ -240,12 +186,14 @@ mod tests {
     fn what_is_no_file_or_too_long_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let read = |path: &Path| Cached::read(path, &key(1), &url());
-        assert!(matches!(read(directory.path()), Err(CacheError::NotAFile)));
+        assert!(
+            matches!(read(directory.path()), Err(CacheError::Unreadable(e)) if e.kind() == io::ErrorKind::InvalidInput)
+        );
         let fifo = directory.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-        assert!(matches!(read(&fifo), Err(CacheError::NotAFile)));
+        assert!(matches!(read(&fifo), Err(CacheError::Unreadable(e)) if e.kind() == io::ErrorKind::InvalidInput));
         let long = directory.path().join("long");
-        File::create(&long).unwrap().set_len(FILE_LIMIT as u64 + 1).unwrap();
-        assert!(matches!(read(&long), Err(CacheError::TooLong)));
+        std::fs::File::create(&long).unwrap().set_len(FILE_LIMIT as u64 + 1).unwrap();
+        assert!(matches!(read(&long), Err(CacheError::Unreadable(e)) if e.kind() == io::ErrorKind::FileTooLarge));
     }
 }

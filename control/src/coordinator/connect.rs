@@ -1,6 +1,6 @@
 //! A gateway's connection to a coordinator or relay; if there is none, what the gateway's administrator can do.
 
-use penstock_connect::{ConnectError, HttpsUrl, Proxy, Socket, Terms, Trust, TrustError};
+use penstock_connect::{ConnectError, HttpsUrl, Outbound, Socket, Terms, Trust, TrustError};
 
 /// Why there is no connection, and what can be done about it: one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -15,8 +15,13 @@ pub(super) enum OpenError {
 ///
 /// # Errors
 /// Nobody can be trusted, or there is no connection.
-pub(super) async fn open(url: &HttpsUrl, trust: &Trust, proxy: &Proxy, terms: &Terms) -> Result<Socket, OpenError> {
-    Ok(penstock_connect::open(url, trust.client_config()?, proxy, terms).await?)
+pub(super) async fn open(
+    url: &HttpsUrl,
+    trust: &Trust,
+    outbound: &Outbound,
+    terms: &Terms,
+) -> Result<Socket, OpenError> {
+    Ok(penstock_connect::open(url, trust.client_config()?, outbound, terms).await?)
 }
 
 fn advice_on_trust(error: &TrustError) -> &'static str {
@@ -41,7 +46,7 @@ fn advice(error: &ConnectError) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_connect::Changed;
+    use penstock_connect::{Changed, NameError};
     use penstock_proto::coordination::Fingerprint;
 
     #[test]
@@ -68,7 +73,10 @@ mod tests {
                 TrustError::NoAuthorities.into(),
                 "this system has no certificate authorities: install ca-certificates, or set Coordinator.CaFile".into(),
             ),
-            (ConnectError::NoAddress { host: host() }.into(), "a.example has no address".into()),
+            (
+                ConnectError::Resolve { host: host(), error: NameError::NoAddress }.into(),
+                "a.example cannot be resolved: it has no address".into(),
+            ),
         ];
         for (error, sentence) in sentences {
             assert_eq!(error.to_string(), sentence);

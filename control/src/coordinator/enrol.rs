@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_connect::Proxy;
+use penstock_connect::Outbound;
 use penstock_proto::coordination::{CoordinatorMessage, Enrolment, Map, Refusal, Registration, RegistrationState};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -50,7 +50,7 @@ impl From<End> for EnrolError {
 /// The coordinator refuses, or cannot be talked to.
 pub async fn enrol(
     config: &Config,
-    proxy: &Proxy,
+    outbound: &Outbound,
     enrolment: Enrolment,
     wait: Duration,
     mut told: impl FnMut(&Registration),
@@ -60,7 +60,7 @@ pub async fn enrol(
         let identity = Identity {
             url: &config.url,
             trust: &config.trust,
-            proxy,
+            outbound,
             private_key: &config.private_key,
             subnets: &config.subnets,
         };

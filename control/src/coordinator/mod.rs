@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use penstock_connect::{CoordinatorUrl, Proxy, Trust};
+use penstock_connect::{CoordinatorUrl, Outbound, Proxy, Trust};
 use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -57,6 +57,8 @@ pub struct Config {
     pub subnets: Vec<IpNet>,
     /// The file of the cached map.
     pub cache: PathBuf,
+    /// The firewall mark of our sockets (SO_MARK); 0 for none.
+    pub mark: u32,
 }
 
 /// What a client has to say.
@@ -119,6 +121,7 @@ impl Config {
             private_key: profile.private_key.clone(),
             subnets: profile.lan.subnets.clone(),
             cache: cache_file(&profile.name),
+            mark: profile.mark,
         })
     }
 }
@@ -127,14 +130,14 @@ impl Config {
 ///
 /// # Errors
 /// Why not: one sentence.
-pub async fn reach(url: &CoordinatorUrl, proxy: &Proxy) -> Result<(), String> {
-    penstock_connect::reach(url.endpoint(), proxy).await.map(drop).map_err(|error| error.to_string())
+pub async fn reach(url: &CoordinatorUrl, outbound: &Outbound) -> Result<(), String> {
+    penstock_connect::reach(url.endpoint(), outbound).await.map(drop).map_err(|error| error.to_string())
 }
 
 /// The file of the cached map of the gateway of that name.
 #[must_use]
 pub fn cache_file(name: &Name) -> PathBuf {
-    cache::directory().join(format!("{name}.map"))
+    crate::state::directory().join(format!("{name}.map"))
 }
 
 impl Client {
@@ -142,19 +145,20 @@ impl Client {
     /// runtime.
     #[must_use]
     pub fn start(config: Config) -> Self {
-        Self::start_through(config, Proxy::of_environment())
+        let outbound = Outbound::new(Proxy::of_environment(), config.mark);
+        Self::start_through(config, outbound)
     }
 
-    /// As [`start`](Self::start), through this proxy.
+    /// As [`start`](Self::start), this way.
     #[must_use]
-    pub fn start_through(config: Config, proxy: Proxy) -> Self {
+    pub fn start_through(config: Config, outbound: Outbound) -> Self {
         let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
         let (reachability, announced) = watch::channel(None);
         let hurry = Arc::new(Notify::new());
         let state = Arc::new(Mutex::new(State::Connecting));
         let mut tasks = JoinSet::new();
         let (stop, stopped) = oneshot::channel();
-        tasks.spawn(task::run(config, proxy, event_sender, announced, hurry.clone(), state.clone(), stopped));
+        tasks.spawn(task::run(config, outbound, event_sender, announced, hurry.clone(), state.clone(), stopped));
         Self { events, reachability, hurry, state, stop, task: tasks }
     }
 

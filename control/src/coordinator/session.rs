@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
-use penstock_connect::{CoordinatorUrl, Proxy, Socket, Terms, Trust};
+use penstock_connect::{CoordinatorUrl, Outbound, Socket, Terms, Trust};
 use penstock_proto::coordination::limits::HANDSHAKE_TIMEOUT;
 use penstock_proto::coordination::{
     CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, prove,
@@ -22,7 +22,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Identity<'a> {
     pub url: &'a CoordinatorUrl,
     pub trust: &'a Trust,
-    pub proxy: &'a Proxy,
+    pub outbound: &'a Outbound,
     pub private_key: &'a PrivateKey,
     pub subnets: &'a [IpNet],
 }
@@ -73,7 +73,7 @@ impl Session {
         known: Option<Known>,
     ) -> Result<(Self, Registration), End> {
         let endpoint = identity.url.endpoint();
-        let socket = connect::open(endpoint, identity.trust, identity.proxy, &Terms::COORDINATOR).await?;
+        let socket = connect::open(endpoint, identity.trust, identity.outbound, &Terms::COORDINATOR).await?;
         let mut session = Self { socket };
         let CoordinatorMessage::Challenge(challenge) = session.answer().await? else {
             return Err(End::Unexpected("no challenge at first"));

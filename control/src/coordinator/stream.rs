@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use penstock_connect::{Backoff, HttpsUrl, Proxy, Socket, Terms, Trust};
+use penstock_connect::{Backoff, HttpsUrl, Outbound, Proxy, Socket, Terms, Trust};
 use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
@@ -66,20 +66,20 @@ struct Shared {
 
 impl RelayStream {
     /// Opens a way from `127.0.0.1:tunnel_port`, and no other socket, to the relay at `url`, through the
-    /// proxy that the environment asks for. Returns before the relay is connected. Must be called within a
-    /// tokio runtime.
+    /// proxy that the environment asks for, with this firewall mark. Returns before the relay is connected. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// `url` is no `https` URL, or there is no socket.
-    pub fn open(url: &str, trust: Trust, tunnel_port: u16) -> io::Result<Self> {
-        Self::open_through(url, trust, tunnel_port, Proxy::of_environment())
+    pub fn open(url: &str, trust: Trust, tunnel_port: u16, mark: u32) -> io::Result<Self> {
+        Self::open_through(url, trust, tunnel_port, Outbound::new(Proxy::of_environment(), mark))
     }
 
-    /// As [`open`](Self::open), through this proxy.
+    /// As [`open`](Self::open), this way.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_through(url: &str, trust: Trust, tunnel_port: u16, proxy: Proxy) -> io::Result<Self> {
+    pub fn open_through(url: &str, trust: Trust, tunnel_port: u16, outbound: Outbound) -> io::Result<Self> {
         let url: HttpsUrl = url.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let url = url.with_default_path(PATH);
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -92,7 +92,7 @@ impl RelayStream {
         let socket = UdpSocket::from_std(socket)?;
         let shared = Arc::new(Shared::default());
         let mut task = JoinSet::new();
-        let stream = Stream { url, trust, proxy, socket, shared: shared.clone() };
+        let stream = Stream { url, trust, outbound, socket, shared: shared.clone() };
         task.spawn(stream.run());
         Ok(Self { address, shared, _task: task })
     }
@@ -124,7 +124,7 @@ impl RelayStream {
 struct Stream {
     url: HttpsUrl,
     trust: Trust,
-    proxy: Proxy,
+    outbound: Outbound,
     socket: UdpSocket,
     shared: Arc<Shared>,
 }
@@ -182,7 +182,7 @@ impl Stream {
         let terms = Terms { subprotocol: SUBPROTOCOL, message_limit: DATAGRAM_LIMIT, silence_limit: SILENCE_LIMIT };
         let connect = async {
             tokio::select! {
-                outcome = connect::open(&self.url, &self.trust, &self.proxy, &terms) => {
+                outcome = connect::open(&self.url, &self.trust, &self.outbound, &terms) => {
                     outcome.map_err(|error| error.to_string())
                 }
                 () = self.shared.hurry.notified() => Err(End::Hurried.to_string()),

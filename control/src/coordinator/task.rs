@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use penstock_connect::{Backoff, Proxy};
+use penstock_connect::{Backoff, Outbound};
 use penstock_proto::Bucket;
 use penstock_proto::coordination::limits::{CANDIDATES_LIMIT, PEERS_LIMIT, SILENCE_LIMIT};
 use penstock_proto::coordination::{
@@ -12,7 +12,7 @@ use penstock_proto::coordination::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::cache::{self, Cached};
+use super::cache::Cached;
 use super::session::{End, Identity, Session};
 use super::{Config, Event, State};
 
@@ -40,7 +40,7 @@ const CACHE_BURST: u32 = 10;
 /// Runs until the client is dropped, or told to stop by `stop`; then what is not yet in the file is written.
 pub(super) async fn run(
     config: Config,
-    proxy: Proxy,
+    outbound: Outbound,
     events: mpsc::Sender<Event>,
     announced: watch::Receiver<Option<Reachability>>,
     hurry: Arc<Notify>,
@@ -51,7 +51,7 @@ pub(super) async fn run(
     let known = Cached::read(&config.cache, &config.private_key, &config.url).ok().flatten();
     let (cache, to_be_cached) = watch::channel(None);
     let (map, registration) = known.map_or((None, None), |known| (Some(known.map), Some(known.registration)));
-    let task = Task { map, registration, proxy, events, announced, hurry, state, cache, config };
+    let task = Task { map, registration, outbound, events, announced, hurry, state, cache, config };
     let stopping = Notify::new();
     let writer = write_cache(task.config.clone(), to_be_cached, &stopping);
     let connection = async {
@@ -75,7 +75,7 @@ enum Content {
 
 struct Task {
     config: Config,
-    proxy: Proxy,
+    outbound: Outbound,
     events: mpsc::Sender<Event>,
     announced: watch::Receiver<Option<Reachability>>,
     hurry: Arc<Notify>,
@@ -130,7 +130,7 @@ impl Task {
         let identity = Identity {
             url: &self.config.url,
             trust: &self.config.trust,
-            proxy: &self.proxy,
+            outbound: &self.outbound,
             private_key: &self.config.private_key,
             subnets: &self.config.subnets,
         };
@@ -286,7 +286,7 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stoppi
         let config = config.clone();
         let written = tokio::task::spawn_blocking(move || match latest {
             Content::Keep(cached) => cached.write(&config.cache, &config.private_key, &config.url),
-            Content::Remove => cache::remove(&config.cache),
+            Content::Remove => crate::sealed::remove(&config.cache),
         });
         let why = match written.await {
             Ok(Ok(())) => String::new(),

@@ -1,66 +1,197 @@
-//! Between the handshakes and the data plane: events of the one become sessions, paths and commands
-//! of the other; notices of the other become news for the one.
+//! The peers with their handshakes and sessions: between WireGuard's state, which does no I/O, and the data plane.
+//! Events of the one become sessions, endpoints and commands of the other; notices of the workers become news for
+//! the timers.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
+use penstock_connect::Names;
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::ports::udp::UdpSender;
 use penstock_dataplane::session::{Session, SessionConfig, Suite};
-use penstock_dataplane::slow_path::{Command, Notice};
-use penstock_proto::{self as proto, Event, PeerId, Role, SessionKeys};
-use zeroize::Zeroizing;
+use penstock_dataplane::slow_path::Command;
+use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Timings};
+use rand::SeedableRng;
 
-use super::Gateway;
-use crate::profile::Endpoint;
+use super::peers::{Peer, Peers};
+use super::site::Site;
+use crate::ground::Origin;
+use crate::key::PrivateKey;
+use crate::profile::{self, Endpoint};
+use crate::resolver::Resolver;
+use crate::resolver::rotation::Change;
 
-/// Notices taken at a time: a flood of handshakes may not keep the other inputs waiting.
-const NOTICES_PER_TURN: usize = 256;
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
+/// How often the handshakes are told the time of day, by which initiations are stamped.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// Shortens the handshakes' timings, for tests.
+const TEST_REKEY: &str = "PENSTOCK_TEST_REKEY_AFTER_SECONDS";
 
-impl Gateway {
-    /// Takes what the workers have to say.
+/// What the gateway has to see to after a change here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Sessions, or something else that is in the table.
+    pub table: bool,
+    /// Which prefixes belong to whom, or the order of the peers.
+    pub prefixes: bool,
+    /// The ways to the endpoints.
+    pub paths: bool,
+}
+
+impl Due {
+    /// Peers came, went, or got other prefixes or endpoints.
+    pub const PEERS: Self = Self { table: true, prefixes: true, paths: true };
+
+    /// This and another.
+    pub fn add(&mut self, other: Self) {
+        self.table |= other.table;
+        self.prefixes |= other.prefixes;
+        self.paths |= other.paths;
+    }
+}
+
+/// The handshakes with all peers.
+pub struct Handshakes {
+    /// The peers.
+    pub peers: Peers,
+    /// WireGuard's state.
+    pub proto: proto::Gateway,
+    udp: UdpSender,
+    resolver: Resolver,
+    /// Handshake messages that were dropped, by reason.
+    rejects: HashMap<Reject, u64>,
+    /// Packets that waited for a session in vain.
+    lost_waiting: u64,
+    clock_set: Instant,
+    due: Due,
+    commands: Vec<Command>,
+}
+
+impl Handshakes {
+    /// Handshakes of a site, which go out by `udp`; without peers.
     ///
     /// # Errors
-    /// A worker has died.
-    pub(super) fn take_notices(&mut self, now: Instant) -> Result<()> {
-        self.engine.notices().silence();
-        for _ in 0..NOTICES_PER_TURN {
-            let Some(notice) = self.engine.notices().pop() else { return Ok(()) };
-            match notice {
-                Notice::Datagram { from, payload } => self.take_datagram(now, from, &payload),
-                Notice::NoSession { peer, packet } => self.wait_for_session(now, peer, packet),
-                Notice::Confirmed { local_index } => self.proto.handle_confirmed(now, local_index),
-                Notice::Roamed { local_index, from } => self.proto.handle_roamed(now, local_index, from),
-                Notice::WorkerDied { worker } => {
-                    self.fail_closed = true;
-                    bail!("worker {worker} has died by a panic; remote prefixes stay blocked until the next start");
-                }
-            }
-            self.take_events(now, 0);
+    /// A test asks for timings that cannot be.
+    pub fn new(site: &Site, udp: UdpSender, now: Instant) -> Result<Self> {
+        let rng = rand::rngs::StdRng::from_os_rng();
+        let key = site.private_key.to_secret();
+        let proto = proto::Gateway::with_timings(key, rng, now, SystemTime::now(), timings()?);
+        Ok(Self {
+            peers: Peers::default(),
+            proto,
+            udp,
+            resolver: Resolver::new(Names::default(), site.mark),
+            rejects: HashMap::new(),
+            lost_waiting: 0,
+            clock_set: now,
+            due: Due::default(),
+            commands: Vec::new(),
+        })
+    }
+
+    /// Adds a peer of the profile, and has its name resolved.
+    ///
+    /// # Errors
+    /// It is there already, or it is ourselves.
+    pub fn add(&mut self, now: Instant, given: &profile::Peer) -> Result<()> {
+        let endpoint = match &given.endpoint {
+            Some(Endpoint::Address(address)) => Some(*address),
+            _ => None,
+        };
+        let config = PeerConfig {
+            preshared_key: given.preshared_key.as_ref().map(|key| Key::from(*key.as_bytes())),
+            endpoint,
+            persistent_keepalive: given.persistent_keepalive,
+            fixed_endpoint: false,
+        };
+        let id = self
+            .proto
+            .add_peer(now, given.public_key.into(), config)
+            .map_err(|e| anyhow!("peer {} cannot be added: {e:?}", given.name))?;
+        let number = self.peers.number();
+        let mut peer = Peer::new(id, number, given.public_key, Origin::Profile);
+        peer.name.clone_from(&given.name);
+        peer.preshared_key.clone_from(&given.preshared_key);
+        peer.configured.clone_from(&given.endpoint);
+        peer.endpoint = endpoint;
+        peer.persistent_keepalive = given.persistent_keepalive;
+        self.peers.push(peer);
+        for prefix in &given.allowed_ips {
+            self.peers.allow(*prefix, id);
         }
-        // More wait: the bell brings us back after the other inputs had their turn.
-        self.engine.notices().ring();
+        self.watch_name(now, id);
+        self.due.add(Due::PEERS);
         Ok(())
     }
 
-    fn take_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
-        if self.overlay.as_mut().is_some_and(|overlay| overlay.traversal.handle_datagram(now, from, payload)) {
-            return;
+    /// Forgets a peer.
+    pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        self.proto.remove_peer(id);
+        let peer = self.peers.remove(id)?;
+        self.resolver.forget(&peer.public_key);
+        tracing::info!("{}: removed", peer.label());
+        self.due.add(Due::PEERS);
+        Some(peer)
+    }
+
+    /// Makes this our private key: all sessions begin anew. Returns the peer that had this key, which is gone.
+    pub fn set_private_key(&mut self, key: &PrivateKey) -> Option<Peer> {
+        let ourselves = self.proto.set_private_key(key.to_secret());
+        tracing::info!("private key changed: all sessions begin anew");
+        let peer = self.peers.remove(ourselves?)?;
+        self.resolver.forget(&peer.public_key);
+        tracing::info!("{}: removed, since it is this site", peer.label());
+        self.due.add(Due::PEERS);
+        Some(peer)
+    }
+
+    /// Sends a peer's packets there from now on.
+    pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
+        let Some(peer) = self.peers.of_mut(id) else { return };
+        if peer.endpoint != endpoint {
+            peer.endpoint = endpoint;
+            self.proto.set_endpoint(id, endpoint);
+            self.due.paths = true;
         }
-        match self.proto.handle_datagram(now, from, payload) {
-            Ok(()) => {}
-            Err(reject) => {
-                *self.rejects.entry(reject).or_default() += 1;
-                tracing::debug!("datagram of {} bytes from {from} dropped: {reject:?}", payload.len());
-            }
+    }
+
+    /// Notes that peers were changed from outside.
+    pub fn changed(&mut self, due: Due) {
+        self.due.add(due);
+    }
+
+    /// What has to be seen to, and what the workers have to do; both are taken.
+    pub fn take_due(&mut self) -> (Due, Vec<Command>) {
+        (std::mem::take(&mut self.due), std::mem::take(&mut self.commands))
+    }
+
+    /// Counts packets that were lost while they waited for a session.
+    pub fn lost(&mut self, packets: u64) {
+        self.lost_waiting += packets;
+    }
+
+    /// Drops of control, by reason.
+    pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
+        let rejects =
+            self.rejects.iter().map(|(reject, n)| (format!("handshake-{}", kebab(&format!("{reject:?}"))), *n));
+        rejects.chain([("no-session".to_owned(), self.lost_waiting)])
+    }
+
+    /// Takes a datagram that is WireGuard's.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
+        if let Err(reject) = self.proto.handle_datagram(now, from, payload) {
+            *self.rejects.entry(reject).or_default() += 1;
+            tracing::debug!("datagram of {} bytes from {from} dropped: {reject:?}", payload.len());
         }
         self.take_events(now, payload.len() as u64);
     }
 
-    fn wait_for_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
+    /// Takes a packet to the peer of this number in the data plane, for which there is no session.
+    pub fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
         let Some(peer) = self.peers.numbered_mut(number) else { return };
         let id = peer.id;
         // The session may have come while the packet was on its way to us.
@@ -80,7 +211,7 @@ impl Gateway {
     }
 
     /// Takes all events. `datagram` is the length of the handshake message that caused them, or 0.
-    pub(super) fn take_events(&mut self, now: Instant, datagram: u64) {
+    pub fn take_events(&mut self, now: Instant, datagram: u64) {
         while let Some(event) = self.proto.poll_event() {
             match event {
                 Event::SessionEstablished { peer, session } => self.establish(peer, session, datagram),
@@ -96,7 +227,12 @@ impl Gateway {
                     self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.data.id)));
                 }
                 Event::EndpointChanged { peer, endpoint } => self.moved(peer, endpoint),
-                Event::HandshakeGaveUp { peer } => self.gave_up(now, peer),
+                Event::PathSilent { peer } => {
+                    if let Some(peer) = self.peers.of(peer) {
+                        self.resolver.handle_silence(now, &peer.public_key);
+                    }
+                }
+                Event::HandshakeGaveUp { peer } => self.gave_up(peer),
             }
         }
     }
@@ -116,8 +252,8 @@ impl Gateway {
             local_index: keys.local_index,
             remote_index: keys.remote_index,
             suite,
-            send_key: Zeroizing::new(*keys.send.as_bytes()),
-            receive_key: Zeroizing::new(*keys.receive.as_bytes()),
+            send_key: keys.send.as_bytes(),
+            receive_key: keys.receive.as_bytes(),
             born: Millis::at(keys.born),
             confirmed: keys.role == Role::Initiator,
             peer: Arc::clone(&peer.data),
@@ -145,24 +281,46 @@ impl Gateway {
         }
     }
 
-    fn gave_up(&mut self, _now: Instant, id: PeerId) {
+    fn gave_up(&mut self, id: PeerId) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         tracing::warn!("{}: no answer; {} waiting packets dropped", peer.label(), peer.waiting.len());
         self.lost_waiting += peer.waiting.len() as u64;
         peer.waiting.clear();
-        if let Some(Endpoint::Host { name, port }) = &peer.configured {
-            self.resolver.ask(peer.public_key, name, *port, false);
+    }
+
+    /// The next endpoint that a name leads to. Cancel safe.
+    pub async fn resolved(&mut self) -> Change {
+        self.resolver.next().await
+    }
+
+    /// Takes over an endpoint that a name leads to.
+    pub fn handle_resolved(&mut self, now: Instant, change: Change) {
+        let Some(peer) = self.peers.with_key(&change.peer) else { return };
+        if peer.endpoint == Some(change.endpoint) {
+            return;
+        }
+        tracing::info!("{}: the endpoint's name leads to {}", peer.label(), change.endpoint);
+        let (id, interval) = (peer.id, peer.persistent_keepalive);
+        self.set_endpoint(id, Some(change.endpoint));
+        self.proto.handle_path(now, id, false);
+        if let Some(interval) = interval {
+            self.proto.set_persistent_keepalive(now, id, Some(interval));
+        }
+    }
+
+    /// Follows what was configured as a peer's endpoint.
+    pub fn watch_name(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.of(id) else { return };
+        match &peer.configured {
+            Some(Endpoint::Host { name, port }) => self.resolver.watch(now, peer.public_key, name, *port),
+            _ => self.resolver.forget(&peer.public_key),
         }
     }
 
     /// Sends what the handshakes have to send.
-    pub(super) fn transmit(&mut self) {
+    pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));
-            // An endpoint that is routed into the tunnel would get its handshake wrapped in itself.
-            if peer.as_ref().is_some_and(|p| self.looping.contains(&p.id)) {
-                continue;
-            }
             match self.udp.send_to(&transmit.contents, transmit.to, HANDSHAKE_TOS, None) {
                 Ok(()) => {
                     if let Some(peer) = peer {
@@ -174,33 +332,71 @@ impl Gateway {
         }
     }
 
-    /// Looks at the traffic counters and tells the timers.
-    pub(super) fn sample(&mut self, now: Instant) {
-        let (proto, peers) = (&mut self.proto, &mut self.peers);
-        let mut traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
-        for peer in peers.iter_mut() {
+    /// Looks at the traffic counters and tells the timers. `each` is told of every peer that had traffic.
+    pub fn sample(&mut self, now: Instant, mut each: impl FnMut(&Peer, proto::Traffic)) {
+        for peer in self.peers.iter_mut() {
             let Some(sample) = peer.sample() else { continue };
-            proto.handle_traffic(now, peer.id, sample.traffic);
-            if let Some(traversal) = traversal.as_mut().filter(|_| peer.found.is_some()) {
-                traversal.handle_traffic(now, &peer.public_key.into(), sample.traffic);
-            }
+            self.proto.handle_traffic(now, peer.id, sample.traffic);
+            each(peer, sample.traffic);
             if let Some((index, counter)) = sample.used {
-                proto.handle_session_used(now, peer.id, index, counter);
+                self.proto.handle_session_used(now, peer.id, index, counter);
             }
         }
-        if now.duration_since(self.clock_set) >= super::CLOCK_EVERY {
+        if now.duration_since(self.clock_set) >= CLOCK_EVERY {
             self.clock_set = now;
-            proto.set_clock(now, SystemTime::now());
+            self.proto.set_clock(now, SystemTime::now());
         }
     }
+}
 
-    /// Hands the workers their commands, in order; the table they rely on must be published.
-    pub(super) fn command(&mut self) {
-        for command in self.commands.drain(..) {
-            // One worker for all: packets that waited stay in order.
-            if !self.engine.command(0, command) {
-                self.lost_waiting += 1;
-            }
+/// `UnknownPeer` as `unknown-peer`.
+fn kebab(name: &str) -> String {
+    let mut kebab = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !kebab.is_empty() {
+            kebab.push('-');
         }
+        kebab.push(c.to_ascii_lowercase());
+    }
+    kebab
+}
+
+/// WireGuard's timings, unless a test wants them shorter.
+fn timings() -> Result<Timings> {
+    let Ok(text) = std::env::var(TEST_REKEY) else { return Ok(Timings::default()) };
+    let seconds: u64 = text
+        .parse()
+        .ok()
+        .filter(|seconds| (1..=120).contains(seconds))
+        .ok_or_else(|| anyhow!("{TEST_REKEY}={text:?} is not a number of seconds from 1 to 120"))?;
+    tracing::warn!("{TEST_REKEY}={seconds}: TIMINGS ARE SHORTENED FOR TESTS; never run a site like this");
+    Ok(shortened(Duration::from_secs(seconds)))
+}
+
+fn shortened(rekey_after: Duration) -> Timings {
+    let real = Timings::default();
+    let scale = rekey_after.as_secs_f64() / real.rekey_after_time.as_secs_f64();
+    Timings {
+        rekey_after_time: rekey_after,
+        reject_after_time: real.reject_after_time.mul_f64(scale),
+        rekey_timeout: real.rekey_timeout.mul_f64(scale).max(Duration::from_millis(200)),
+        rekey_timeout_jitter: real.rekey_timeout_jitter.mul_f64(scale),
+        keepalive_timeout: real.keepalive_timeout.mul_f64(scale).max(Duration::from_millis(400)),
+        ..real
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortened_timings_keep_their_order() {
+        for seconds in [1, 3, 10, 120] {
+            let t = shortened(Duration::from_secs(seconds));
+            assert!(t.rekey_after_time < t.reject_after_time);
+            assert!(t.keepalive_timeout + t.rekey_timeout < t.reject_after_time, "{seconds}");
+        }
+        assert_eq!(shortened(Duration::from_secs(120)), Timings::default());
     }
 }

@@ -1,131 +1,87 @@
-//! The running gateway: it starts everything in order, then waits for whatever comes next, and stops
-//! everything in the opposite order.
+//! The running gateway: what should be against what is, again and again.
 //!
 //! ```text
-//!   workers' notices ─┐                              ┌─► table ─► workers
-//!   handshake timers ─┤                              ├─► commands ─► workers
-//!   traffic samples ──┼─► handshakes, peers, network ┼─► routes, blackholes
-//!   netlink news ─────┤                              ├─► steering maps
-//!   coordinator ──────┤                              ├─► handshake datagrams, probes
-//!   wg, status, stop ─┘                              └─► what the coordinator is told
+//!   Site         who we are, from the profile
+//!   Handshakes   peers, WireGuard's state, sessions          ─┐
+//!   Overlay      the coordinator's map, paths to its peers    ├─► what should be
+//!   Guard        the prefixes that are blocked, on disk      ─┘        │
+//!                                                       ┌──────────────┤
+//!   Ground       routes, rules, firewall, settings  ◄───┘  Wanted      │ table, paths, steering
+//!   Plane        interfaces, ports, workers         ◄──────────────────┘
 //! ```
-//! `start` has the start order, `settle` what follows from a change, `sessions` the way between
-//! handshakes and workers, `overlay` what comes of a coordinator. The gateway is owned by one task;
-//! nothing here is shared.
+//! Each part owns its state; [`Gateway`] only passes between them. Inputs change one part and leave a mark of what is
+//! due; [`Gateway::follow_up`] then sees to everything that is due, in the order in which nothing can leak. A start
+//! is the first time of that, and nothing ends the gateway but its administrator, a worker's panic, or a start that
+//! its profile makes impossible: what fails is a problem with a name, and is tried again.
 
 mod configure;
-mod drives;
-mod forwarding;
-mod modes;
+mod handshakes;
 mod netcheck;
-mod network;
 mod overlay;
 mod peers;
+mod plane;
 mod privileges;
 mod report;
-mod resolver;
-mod routes;
-mod sessions;
-mod settle;
-mod start;
-mod steering;
-mod tables;
+mod site;
+mod wanted;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use penstock_dataplane::engine::Engine;
-use penstock_dataplane::ports::udp::UdpSender;
-use penstock_dataplane::slow_path::Command;
-use penstock_proto::{PeerId, Reject};
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use penstock_dataplane::slow_path::Notice;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use crate::control_socket;
-use crate::key::PrivateKey;
-use crate::netlink::{Change, Monitor, Netlink};
+use crate::control_socket::{self, Release, Released};
+use crate::ground::{Changed, Ground, Guard, Interest, Linux, Origin, Refusal};
+use crate::netlink::{Monitor, News};
+use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
 use crate::socket_file::Service;
+use crate::state;
 use crate::uapi;
 
-use drives::Drives;
-use forwarding::Forwarding;
-use network::Network;
-use overlay::Overlay;
-use peers::Peers;
-use resolver::Resolver;
-use routes::{Routes, Tunnel};
-use settle::Due;
-use steering::Steering;
-use tables::{Parts, Path};
+use handshakes::{Due, Handshakes};
+use overlay::{Outcome, Overlay};
+use plane::Plane;
+use site::Site;
 
 /// How often the traffic counters are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
-/// How often neighbours that AF_XDP sends to are confirmed: the kernel does not see that traffic, and
-/// would forget them after a minute.
+/// How often neighbours that AF_XDP sends to are confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 /// How long network news are gathered before they are acted upon.
 const NEWS_DELAY: Duration = Duration::from_millis(20);
-/// How often the handshakes are told the time of day, by which initiations are stamped.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// Notices taken at a time: a flood of handshakes may not keep the other inputs waiting.
+const NOTICES_PER_TURN: usize = 256;
 
 /// A gateway with its workers running.
 pub struct Gateway {
-    name: String,
-    private_key: PrivateKey,
-    local_port: u16,
-    /// Whether the profile says so.
-    pinned: bool,
-    tunnel_mtu: u16,
-    virtual_addresses: Vec<IpAddr>,
-    /// Whether they are the profile's; else the coordinator gives one.
-    own_address: bool,
-
-    proto: penstock_proto::Gateway,
-    peers: Peers,
-    /// Handshake messages that were dropped, by reason.
-    rejects: HashMap<Reject, u64>,
-    /// Packets that waited for a session in vain.
-    lost_waiting: u64,
-    clock_set: Instant,
-    resolver: Resolver,
-    udp: UdpSender,
+    site: Site,
+    handshakes: Handshakes,
     /// With a coordinator.
     overlay: Option<Overlay>,
-
-    netlink: Netlink,
-    network: Network,
-    drives: Drives,
-    tunnel: Tunnel,
-    routes: Routes,
-    forwarding: Forwarding,
-
-    engine: Engine,
-    steering: Steering,
-    parts: Parts,
-    paths: HashMap<PeerId, Path>,
-    /// Peers whose endpoint is routed into the tunnel.
-    looping: HashSet<PeerId>,
-    /// Neighbours that AF_XDP sends the tunnel to, by interface.
-    next_hops: BTreeSet<(u32, IpAddr)>,
-    /// When unresolved neighbours were last asked for.
-    asked: HashMap<(u32, IpAddr), Instant>,
+    guard: Guard,
+    ground: Ground<Linux>,
+    plane: Plane,
+    /// What is wrong with the guard.
+    problems: Problems,
     /// What was changed and is not yet in force.
     due: Due,
-    /// For the workers, when the table is published.
-    commands: Vec<Command>,
-    /// Leave the blackholes when stopping.
-    fail_closed: bool,
+    /// Whether the network changed in a way that matters to the ways to the endpoints.
+    paths_due: bool,
+    /// Whether the kernel is to be compared with what should be.
+    ground_due: bool,
 }
 
 /// Runs a gateway until it is told to stop.
 ///
 /// # Errors
-/// One sentence: why it did not start, or why it had to stop.
+/// One sentence: why it did not start, or why it had to stop. Remote prefixes are blocked all the same.
 pub async fn run(profile: Profile) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = stop_signals(&stopping)?;
@@ -134,14 +90,420 @@ pub async fn run(profile: Profile) -> Result<()> {
     let control = control_socket::serve(&profile.name).context("cannot open the control socket")?;
     let uapi = uapi::socket::serve(&profile.name)
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
+    // From before the first look on, so that nothing is missed between the two.
+    let monitor = Monitor::open().context("cannot hear of network changes")?;
     let mut gateway = Gateway::start(&profile)?;
-    let outcome = gateway.serve(control, uapi, stop).await;
+    let outcome = gateway.serve(monitor, control, uapi, stop).await;
     stopping.store(true, Ordering::Release);
     if let Some(overlay) = gateway.overlay.take() {
         overlay.stop().await;
     }
     gateway.stop();
     outcome
+}
+
+/// Puts up the guard of a gateway that does not run, as at boot.
+///
+/// # Errors
+/// The kernel cannot be spoken to, or something of the guard is not in force.
+pub fn guard(profile: &Profile) -> Result<()> {
+    let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
+    let now = Instant::now();
+    ground.reconcile(now, &wanted::guard_only(&site, &guard));
+    guard.save(now, &mut problems);
+    first_of(ground.problems(now).into_iter().chain(problems.list(now)))
+}
+
+/// Lifts the guard of a gateway that does not run.
+///
+/// # Errors
+/// The kernel cannot be spoken to, or something of the guard is still in force.
+pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
+    let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
+    let now = Instant::now();
+    let released = release_from(&mut guard, what, &BTreeSet::new());
+    ground.reconcile(now, &wanted::guard_only(&site, &guard));
+    guard.save(now, &mut problems);
+    first_of(ground.problems(now).into_iter().chain(problems.list(now)))?;
+    Ok(released)
+}
+
+/// The prefixes that are guarded though the gateway does not run.
+///
+/// # Errors
+/// The kernel cannot be spoken to.
+pub fn guarded(profile: &Profile) -> Result<Vec<IpNet>> {
+    Ok(Standing::of(profile)?.guard.prefixes().into_iter().collect())
+}
+
+fn first_of(mut problems: impl Iterator<Item = Problem>) -> Result<()> {
+    problems.next().map_or(Ok(()), |problem| bail!("{}: {}", problem.subject, problem.sentence))
+}
+
+/// Releases prefixes but those `in_use`.
+fn release_from(guard: &mut Guard, what: &Release, in_use: &BTreeSet<IpNet>) -> Released {
+    let asked: Vec<IpNet> = match what {
+        Release::All => guard.prefixes().difference(in_use).copied().collect(),
+        Release::Prefixes(prefixes) => prefixes.iter().map(IpNet::trunc).collect(),
+    };
+    let (in_use, free): (Vec<IpNet>, Vec<IpNet>) = asked.into_iter().partition(|prefix| in_use.contains(prefix));
+    let unknown = guard.release(free.iter().copied());
+    let released = free.into_iter().filter(|prefix| !unknown.contains(prefix)).collect();
+    Released { released, in_use, unknown }
+}
+
+/// What stands without a running gateway: the guard as it was kept, joined with what the kernel still has of it.
+struct Standing {
+    site: Site,
+    guard: Guard,
+    ground: Ground<Linux>,
+    problems: Problems,
+}
+
+impl Standing {
+    fn of(profile: &Profile) -> Result<Self> {
+        let now = Instant::now();
+        let site = Site::of(profile);
+        let kernel = Linux::open().context("cannot speak netlink")?;
+        let interest = Interest { table: site.table, lan: site.lan.clone() };
+        let ground = Ground::open(kernel, &site.name, interest, &control_socket::directory(), now);
+        let mut problems = Problems::default();
+        let path = Guard::path(&state::directory(), &site.name);
+        let guard = Guard::load(&path, &site.private_key, &site.name, &ground.held(), now, &mut problems);
+        Ok(Self { site, guard, ground, problems })
+    }
+}
+
+impl Gateway {
+    /// Starts a gateway: first the guard, then everything a packet could take.
+    ///
+    /// # Errors
+    /// One sentence: what is missing or in the way. The guard stays.
+    fn start(profile: &Profile) -> Result<Self> {
+        let now = Instant::now();
+        let Standing { site, mut guard, mut ground, mut problems } = Standing::of(profile)?;
+        let prefixes = profile.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
+        note_refused(&mut problems, now, guard.profile_changed(&prefixes));
+        guard.save(now, &mut problems);
+        ground.reconcile(now, &wanted::guard_only(&site, &guard));
+        privileges::check(profile.demands_xdp())?;
+        let name = &site.name;
+        if ground.network().named(name.as_str()).is_some() {
+            bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
+        }
+        let plane = Plane::start(profile, ground.network())?;
+        let mut handshakes = Handshakes::new(&site, plane.sender(), now)?;
+        for peer in &profile.peers {
+            handshakes.add(now, peer)?;
+        }
+        let overlay = Overlay::start(profile, plane.sender());
+        let mut gateway = Self {
+            site,
+            handshakes,
+            overlay,
+            guard,
+            ground,
+            plane,
+            problems,
+            due: Due::PEERS,
+            paths_due: true,
+            ground_due: true,
+        };
+        // With the tun device in it.
+        gateway.ground.refresh(now, [News::Lost]);
+        gateway.take_address();
+        gateway.apply_map(now);
+        gateway.network_changed(now, &Changed::everything());
+        gateway.follow_up(now);
+        Ok(gateway)
+    }
+
+    /// Takes one input after the other, and sees to what follows from each.
+    async fn serve(
+        &mut self,
+        monitor: Monitor,
+        mut control: Service<control_socket::Request>,
+        mut uapi: Service<uapi::Request>,
+        stop: impl Future<Output = &'static str>,
+    ) -> Result<()> {
+        let mut news: Vec<News> = Vec::new();
+        let mut news_due = None;
+        let mut samples = ticks(SAMPLE_EVERY);
+        let mut confirmations = ticks(CONFIRM_EVERY);
+        tokio::pin!(stop);
+        tracing::info!("{} is up, UDP port {}", self.site.name, self.plane.local_port());
+
+        loop {
+            self.follow_up(Instant::now());
+            let timeout = self.poll_timeout(Instant::now()).map(tokio::time::Instant::from_std);
+            tokio::select! {
+                reason = &mut stop => {
+                    tracing::info!("stopping: {reason}");
+                    return Ok(());
+                }
+                ready = self.plane.readable() => {
+                    ready.context("the workers' notices cannot be heard")?;
+                    self.take_notices(Instant::now())?;
+                }
+                () = at(timeout) => self.handle_timeout(Instant::now()),
+                _ = samples.tick() => self.sample(Instant::now()),
+                _ = confirmations.tick() => self.confirm_neighbours(),
+                more = monitor.news() => {
+                    news.extend(more.context("network changes cannot be heard")?);
+                    news_due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
+                }
+                () = at(news_due) => {
+                    news_due = None;
+                    let now = Instant::now();
+                    let changed = self.ground.refresh(now, news.drain(..));
+                    self.network_changed(now, &changed);
+                }
+                input = Overlay::next(&mut self.overlay) => self.take_input(Instant::now(), input),
+                change = self.handshakes.resolved() => self.handshakes.handle_resolved(Instant::now(), change),
+                Some(request) = uapi.requests.recv() => configure::serve(self, Instant::now(), request),
+                Some(request) = control.requests.recv() => {
+                    if self.answer(Instant::now(), request).await {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers over the control socket. Returns whether the gateway is to stop.
+    async fn answer(&mut self, now: Instant, request: control_socket::Request) -> bool {
+        use control_socket::Request;
+        // Whoever asked may have gone.
+        match request {
+            Request::Status { reply } => drop(reply.send(report::status(self, now))),
+            Request::Netcheck { reply } => drop(reply.send(netcheck::report(self))),
+            Request::Release { what, reply } => {
+                let released = release_from(&mut self.guard, &what, &self.handshakes.peers.remote());
+                self.ground_due = true;
+                self.follow_up(now);
+                drop(reply.send(released));
+            }
+            Request::Stop { release, reply } => {
+                if release {
+                    self.guard.release_all();
+                }
+                let _ = reply.send(());
+                // The answer is on its way before its connection ends with us.
+                tokio::task::yield_now().await;
+                tracing::info!("stopping: asked over the control socket");
+                return true;
+            }
+        }
+        false
+    }
+
+    fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(now));
+        let timers =
+            [self.handshakes.proto.poll_timeout(), found, self.ground.poll_timeout(), self.plane.poll_timeout()];
+        timers.into_iter().flatten().min()
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handshakes.proto.handle_timeout(now);
+        self.ground_due |= self.ground.poll_timeout().is_some_and(|at| at <= now);
+    }
+
+    /// Sees to everything that follows from what was changed. Guard and routes come before the table, so that no
+    /// worker is given a packet that has no way, and the table before the commands that rely on it.
+    fn follow_up(&mut self, now: Instant) {
+        self.handshakes.take_events(now, 0);
+        if let Some(overlay) = &mut self.overlay {
+            overlay.follow_paths(now, &mut self.handshakes);
+        }
+        if let Some(notices) = self.plane.renew(now) {
+            notices.into_iter().for_each(|notice| self.take_notice(now, notice));
+            // The tun device may be another.
+            let changed = self.ground.refresh(now, [News::Lost]);
+            self.network_changed(now, &changed);
+            self.due = Due::PEERS;
+        }
+        let (due, commands) = self.handshakes.take_due();
+        self.due.add(due);
+        self.plane.command(commands);
+        let due = std::mem::take(&mut self.due);
+        if due.prefixes {
+            self.plane.renew_allowed_ips(&self.handshakes.peers);
+            self.cover(now);
+        }
+        // An endpoint may lie inside a remote prefix.
+        if std::mem::take(&mut self.ground_due) || due.prefixes || due.paths {
+            let Self { site, handshakes, overlay, guard, plane, ground, .. } = self;
+            let wanted = wanted::wanted(site, &handshakes.peers, overlay.as_ref(), guard, plane, ground.network());
+            self.ground.reconcile(now, &wanted);
+            // What was released is forgotten only now that the kernel has forgotten it.
+            self.guard.save(now, &mut self.problems);
+        }
+        let mut table = due.table || due.prefixes;
+        if std::mem::take(&mut self.paths_due) || due.prefixes || due.paths {
+            table |= self.find_paths();
+        }
+        if table {
+            self.plane.publish(&self.handshakes.peers);
+        }
+        self.handshakes.transmit();
+        let lost = self.plane.send_commands();
+        self.handshakes.lost(lost);
+    }
+
+    /// Takes the prefixes of all peers into the guard.
+    fn cover(&mut self, now: Instant) {
+        let mut refused = Vec::new();
+        for peer in self.handshakes.peers.iter() {
+            let origin = match peer.origin {
+                Origin::Overlay if self.site.accept.is_some() => Origin::Accepted,
+                origin => origin,
+            };
+            refused.extend(self.guard.cover(peer.allowed_ips().iter().copied(), origin));
+        }
+        note_refused(&mut self.problems, now, refused);
+        self.guard.save(now, &mut self.problems);
+    }
+
+    /// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow.
+    fn find_paths(&mut self) -> bool {
+        let (linux, network) = self.ground.parts();
+        let changed = self.plane.find_paths(linux.netlink(), network, &self.handshakes.peers, self.site.mark);
+        let addresses = self.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
+        let remote: Vec<_> = self.handshakes.peers.remote().into_iter().collect();
+        let kept = network.kept(&remote);
+        self.plane.steer(
+            addresses.map(|address| address.address).collect(),
+            plane::steering::prefixes(&self.handshakes.peers, &kept),
+        );
+        changed
+    }
+
+    /// Follows what the kernel says is new.
+    fn network_changed(&mut self, now: Instant, changed: &Changed) {
+        self.ground_due |= changed.ground;
+        let network = self.ground.network();
+        if changed.interfaces {
+            let mtu = self.plane.follow(network);
+            self.due.table |= mtu;
+            self.ground_due |= mtu;
+        }
+        if *changed == Changed::default() {
+            return;
+        }
+        self.due.table |= self.plane.follow_hops(network, &self.site.virtual_addresses);
+        let endpoints = self.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
+        self.paths_due |= changed.neighbours || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
+        if let Some(overlay) = &mut self.overlay {
+            let (hosts, router) = wanted::place(&self.site, &self.plane, network);
+            overlay.set_place(now, hosts, router, wanted::default_routes(network));
+        }
+        if changed.interfaces || changed.addresses {
+            // What of the map is taken depends on the networks here.
+            self.apply_map(now);
+        }
+    }
+
+    /// Makes peers of the coordinator's map.
+    fn apply_map(&mut self, now: Instant) {
+        if let Some(overlay) = &mut self.overlay {
+            let surroundings = wanted::surroundings(&self.site, &self.handshakes.peers, overlay, self.ground.network());
+            overlay.apply(now, &mut self.handshakes, &surroundings);
+        }
+    }
+
+    /// Takes the address that the coordinator gives, unless the profile has one.
+    fn take_address(&mut self) {
+        let Some(address) = self.overlay.as_ref().and_then(Overlay::address) else { return };
+        if !self.site.own_address && self.site.virtual_addresses != [address] {
+            self.site.virtual_addresses = vec![address];
+            self.due.table |= self.plane.follow_hops(self.ground.network(), &self.site.virtual_addresses);
+            self.ground_due = true;
+        }
+    }
+
+    fn take_input(&mut self, now: Instant, input: overlay::Input) {
+        let Some(overlay) = &mut self.overlay else { return };
+        match overlay.handle_input(now, input) {
+            Outcome::Nothing => {}
+            Outcome::Map => self.apply_map(now),
+            Outcome::Address => self.take_address(),
+        }
+    }
+
+    /// Takes what the workers have to say.
+    ///
+    /// # Errors
+    /// A worker has died.
+    fn take_notices(&mut self, now: Instant) -> Result<()> {
+        for notice in self.plane.notices(NOTICES_PER_TURN) {
+            if let Notice::WorkerDied { worker } = notice {
+                bail!("worker {worker} has died by a panic; remote prefixes stay blocked");
+            }
+            self.take_notice(now, notice);
+        }
+        Ok(())
+    }
+
+    fn take_notice(&mut self, now: Instant, notice: Notice) {
+        match notice {
+            Notice::Datagram { from, payload } => {
+                let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
+                if !traversal.is_some_and(|traversal| traversal.handle_datagram(now, from, &payload)) {
+                    self.handshakes.handle_datagram(now, from, &payload);
+                }
+            }
+            Notice::NoSession { peer, packet } => self.handshakes.handle_no_session(now, peer, packet),
+            Notice::Confirmed { local_index } => self.handshakes.proto.handle_confirmed(now, local_index),
+            Notice::Roamed { local_index, from } => self.handshakes.proto.handle_roamed(now, local_index, from),
+            // Of workers that were stopped: they are replaced already.
+            Notice::WorkerDied { .. } => {}
+        }
+        self.handshakes.take_events(now, 0);
+    }
+
+    /// Looks at the traffic counters and tells the timers.
+    fn sample(&mut self, now: Instant) {
+        let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
+        match traversal {
+            Some(traversal) => self.handshakes.sample(now, |peer, traffic| {
+                if peer.found.is_some() {
+                    traversal.handle_traffic(now, &peer.public_key.into(), traffic);
+                }
+            }),
+            None => self.handshakes.sample(now, |_, _| {}),
+        }
+    }
+
+    fn confirm_neighbours(&mut self) {
+        let (linux, network) = self.ground.parts();
+        self.plane.confirm_neighbours(linux.netlink(), network);
+        // Those that were silent get another chance.
+        self.paths_due = true;
+    }
+
+    /// Takes everything down but the guard.
+    fn stop(self) {
+        let Self { site, handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = self;
+        let now = Instant::now();
+        let wanted = wanted::wanted(&site, &handshakes.peers, overlay.as_ref(), &guard, &plane, ground.network());
+        ground.withdraw(now, &wanted);
+        guard.save(now, &mut problems);
+        drop(plane);
+        let blocked = guard.prefixes().len();
+        if blocked > 0 {
+            tracing::info!("stopped; {blocked} remote prefixes stay blocked until `penstock release`");
+        } else {
+            tracing::info!("stopped");
+        }
+    }
+}
+
+fn note_refused(problems: &mut Problems, now: Instant, refused: Vec<(IpNet, Refusal)>) {
+    for (prefix, refusal) in refused {
+        let what_to_do = "remove prefixes, or release those that are no longer needed";
+        problems.note(now, &format!("guard of {prefix}"), &refusal.to_string(), what_to_do);
+    }
 }
 
 /// A future that ends with SIGTERM or SIGINT. Once `stopping` is set, another one kills the process.
@@ -158,100 +520,6 @@ fn stop_signals(stopping: &Arc<AtomicBool>) -> Result<impl Future<Output = &'sta
             _ = interrupt.recv() => "SIGINT",
         }
     })
-}
-
-impl Gateway {
-    /// Takes one input after the other, and sees to what follows from each.
-    async fn serve(
-        &mut self,
-        mut control: Service<control_socket::Request>,
-        mut uapi: Service<uapi::Request>,
-        stop: impl Future<Output = &'static str>,
-    ) -> Result<()> {
-        let notices = crate::readable::watch(self.engine.notices())?;
-        let monitor = Monitor::open().context("cannot hear of network changes")?;
-        // What happened between the first look and the monitor is found by looking again.
-        let mut news = Change::everything();
-        let mut news_due = Some(tokio::time::Instant::now());
-        let mut samples = ticks(SAMPLE_EVERY);
-        let mut confirmations = ticks(CONFIRM_EVERY);
-        tokio::pin!(stop);
-        tracing::info!("{} is up, UDP port {}", self.name, self.local_port);
-
-        loop {
-            self.follow_up();
-            let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(Instant::now()));
-            let timeout = self.proto.poll_timeout().into_iter().chain(found).min().map(tokio::time::Instant::from_std);
-            tokio::select! {
-                reason = &mut stop => {
-                    tracing::info!("stopping: {reason}");
-                    return Ok(());
-                }
-                ready = notices.readable() => {
-                    ready.context("the workers' notices cannot be heard")?.clear_ready();
-                    self.take_notices(Instant::now())?;
-                }
-                () = at(timeout) => self.proto.handle_timeout(Instant::now()),
-                _ = samples.tick() => self.sample(Instant::now()),
-                _ = confirmations.tick() => self.confirm_neighbours(),
-                change = monitor.changed() => {
-                    news.add(change.context("network changes cannot be heard")?);
-                    news_due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
-                }
-                () = at(news_due) => {
-                    news_due = None;
-                    self.network_changed(std::mem::take(&mut news))?;
-                }
-                input = Overlay::next(&mut self.overlay) => self.take_input(Instant::now(), input),
-                resolved = self.resolver.next() => self.resolved(Instant::now(), resolved),
-                Some(request) = uapi.requests.recv() => self.serve_uapi(Instant::now(), request),
-                Some(request) = control.requests.recv() => match request {
-                    control_socket::Request::Status { reply } => {
-                        // The asker may have gone.
-                        let _ = reply.send(self.status());
-                    }
-                    control_socket::Request::Netcheck { reply } => {
-                        let _ = reply.send(self.netcheck());
-                    }
-                    control_socket::Request::Stop { reply } => {
-                        let _ = reply.send(());
-                        // The answer is on its way before its connection ends with us.
-                        tokio::task::yield_now().await;
-                        tracing::info!("stopping: asked over the control socket");
-                        return Ok(());
-                    }
-                },
-            }
-        }
-    }
-
-    /// After an input: what the handshakes want, then what the changes need, then what relies on it.
-    fn follow_up(&mut self) {
-        self.take_events(Instant::now(), 0);
-        self.follow_paths(Instant::now());
-        if let Err(e) = self.settle() {
-            tracing::error!("{e:#}");
-        }
-        self.transmit();
-        self.command();
-    }
-
-    /// Takes everything down, in the opposite order of the start. Blackholes go last, and stay when
-    /// packets could else leave in the clear without anybody having asked for it.
-    fn stop(self) {
-        let Self { mut netlink, mut routes, mut forwarding, steering, engine, udp, fail_closed, .. } = self;
-        drop(steering);
-        routes.leave(&mut netlink);
-        drop(engine);
-        drop(udp);
-        forwarding.restore();
-        if !fail_closed {
-            routes.unguard(&mut netlink);
-        } else if routes.guards() {
-            tracing::warn!("remote prefixes stay blocked by blackhole routes");
-        }
-        tracing::info!("stopped");
-    }
 }
 
 fn ticks(period: Duration) -> tokio::time::Interval {

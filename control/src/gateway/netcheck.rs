@@ -10,39 +10,37 @@ use crate::coordinator::State;
 use crate::key::PublicKey;
 use crate::netcheck::{Coordinator, Family, Parts, Peer, Report};
 
-impl Gateway {
-    /// What is known now; nothing is asked anew. Without a coordinator nobody is asked, and little is known.
-    pub(super) fn netcheck(&self) -> Report {
-        let Some(overlay) = &self.overlay else {
-            let (running, local_port, pinned) = (true, self.local_port, self.pinned);
-            return Report::new(Parts { running, local_port, pinned, ..Parts::default() });
-        };
-        let [ipv4, ipv6] = overlay.traversal.reports().map(|nat| nat.map(Family::new));
-        Report::new(Parts {
-            running: true,
-            measuring: measuring(overlay),
-            local_port: self.local_port,
-            pinned: self.pinned,
-            ipv4,
-            ipv6,
-            port_mapping: overlay.traversal.mapping(),
-            coordinator: Some(coordinator(overlay)),
-            peers: self.peers_on_the_map(overlay),
-        })
-    }
+/// What is known now; nothing is asked anew. Without a coordinator nobody is asked, and little is known.
+pub fn report(gateway: &Gateway) -> Report {
+    let (local_port, pinned) = (gateway.plane.local_port(), gateway.site.pinned);
+    let Some(overlay) = &gateway.overlay else {
+        return Report::new(Parts { running: true, local_port, pinned, ..Parts::default() });
+    };
+    let [ipv4, ipv6] = overlay.traversal.reports().map(|nat| nat.map(Family::new));
+    Report::new(Parts {
+        running: true,
+        measuring: measuring(overlay),
+        local_port,
+        pinned,
+        ipv4,
+        ipv6,
+        port_mapping: overlay.traversal.mapping(),
+        coordinator: Some(coordinator(overlay)),
+        peers: peers_on_the_map(gateway, overlay),
+    })
+}
 
-    fn peers_on_the_map(&self, overlay: &Overlay) -> Vec<Peer> {
-        let now = Millis::now();
-        let with_path = |(key, mut peer): (_, Peer)| {
-            if let Some(known) = self.peers.with_key(&key) {
-                let status = self.peer_status(known, now);
-                (peer.path, peer.reason) = (Some(status.path), status.reason);
-            }
-            peer
-        };
-        let keys = overlay.map.peers.keys().map(|key| PublicKey::from_bytes(*key.as_bytes()));
-        keys.zip(Peer::of_map(&overlay.map)).map(with_path).collect()
-    }
+fn peers_on_the_map(gateway: &Gateway, overlay: &Overlay) -> Vec<Peer> {
+    let now = Millis::now();
+    let with_path = |(key, mut peer): (_, Peer)| {
+        if let Some(known) = gateway.handshakes.peers.with_key(&key) {
+            let status = super::report::peer(gateway, known, now);
+            (peer.path, peer.reason) = (Some(status.path), status.reason);
+        }
+        peer
+    };
+    let keys = overlay.map.peers.keys().map(|key| PublicKey::from_bytes(*key.as_bytes()));
+    keys.zip(Peer::of_map(&overlay.map)).map(with_path).collect()
 }
 
 /// Whether more will be known soon.

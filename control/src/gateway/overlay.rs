@@ -1,23 +1,36 @@
 //! Peers that the coordinator names: its map becomes peers and prefixes, the paths found to them become
 //! endpoints, and what we learn of our own place goes back to it.
+//!
+//! The map is an offer. What of it is taken is judged here ([`trust::judge`]), again whenever the map or the networks
+//! of this site change; what is refused is a problem with a name.
+//!
+//! [`trust::judge`]: penstock_proto::trust::judge
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
+use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
-use penstock_proto::{Bucket, PeerConfig};
+use penstock_proto::trust::{RefusedPrefix, Server, Surroundings, judge};
+use penstock_proto::{Bucket, PeerConfig, PeerId};
 
-use super::Gateway;
-use super::network::Network;
+use super::handshakes::{Due, Handshakes};
 use super::peers::{Found, Peer, Peers};
-use crate::coordinator::{Client, Event};
+use crate::coordinator::{Cached, Client, Config, Event};
+use crate::ground::Origin;
 use crate::key::PublicKey;
-use crate::traversal::{self, Selection, Traversal};
+use crate::problem::{Problem, Problems};
+use crate::profile::Profile;
+use crate::traversal::{self, Selection, Settings, Traversal};
+
+/// First handshakes a second, and at once, that go out before there is anything to send. Half of what a relay
+/// lets one site begin, so that handshakes for traffic find room.
+const FIRST_HANDSHAKES_PER_SECOND: u32 = 10;
+const FIRST_HANDSHAKES_BURST: u32 = 100;
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
@@ -32,13 +45,15 @@ pub struct Overlay {
     /// What it has on record of us.
     pub registration: Option<Registration>,
     /// First handshakes that nobody has asked for, lately.
-    pub greetings: Bucket,
+    first_handshakes: Bucket,
+    /// What of the map was refused.
+    refused: Problems,
+    /// The ways out, when they were last looked at.
+    default_routes: Option<DefaultRoutes>,
 }
 
-/// First handshakes a second, and at once, that go out before there is anything to send. Half of what a relay
-/// lets one site begin, so that handshakes for traffic find room.
-const GREETINGS_PER_SECOND: u32 = 10;
-const GREETING_BURST: u32 = 100;
+/// Interface and router of each default route.
+pub type DefaultRoutes = Vec<(Option<u32>, Option<IpAddr>)>;
 
 /// What came in for the overlay.
 pub enum Input {
@@ -48,17 +63,46 @@ pub enum Input {
     Traversal(traversal::Input),
 }
 
+/// What has become of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing that others have to see to.
+    Nothing,
+    /// There is another map, which has to be applied.
+    Map,
+    /// The coordinator has told this site's address.
+    Address,
+}
+
 impl Overlay {
+    /// Connects to the coordinator, if the profile names one. Until it says more there are the peers of last time.
+    pub fn start(profile: &Profile, udp: UdpSender) -> Option<Self> {
+        let config = Config::of(profile)?;
+        let (map, registration) = match Client::cached(&config) {
+            Some(Cached { map, registration }) => (map, Some(registration)),
+            None => Default::default(),
+        };
+        let settings = Settings {
+            trust: config.trust.clone(),
+            birthday_probing: profile.birthday_probing,
+            port_mapping: profile.port_mapping,
+        };
+        Some(Self {
+            url: config.url.clone(),
+            traversal: Traversal::new(profile.private_key.to_secret(), udp, settings),
+            client: Client::start(config),
+            map,
+            registration,
+            first_handshakes: Bucket::default(),
+            refused: Problems::default(),
+            default_routes: None,
+        })
+    }
+
     /// Gives back what others hold for us, and keeps what is known for the next start.
     pub async fn stop(mut self) {
         self.traversal.release().await;
         self.client.stop().await;
-    }
-
-    /// Whether a peer may be called before there is anything to send to it.
-    fn greets(&mut self, now: Instant) -> bool {
-        let cost = Duration::from_secs(1) / GREETINGS_PER_SECOND;
-        self.greetings.take(now, cost, cost * GREETING_BURST)
     }
 
     /// The next input. Cancel safe.
@@ -69,14 +113,200 @@ impl Overlay {
             input = traversal.next() => Input::Traversal(input),
         }
     }
+
+    /// Takes what came in.
+    pub fn handle_input(&mut self, now: Instant, input: Input) -> Outcome {
+        match input {
+            Input::Traversal(input) => {
+                self.traversal.handle_input(now, &input);
+                Outcome::Nothing
+            }
+            Input::Coordinator(event) => match *event {
+                // The others are told to forget us; so do we.
+                Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => {
+                    self.map = Map::default();
+                    Outcome::Map
+                }
+                Event::Connected | Event::Lost(_) | Event::Refused(_) => Outcome::Nothing,
+                Event::Registered(registration) => {
+                    self.registration = Some(registration);
+                    Outcome::Address
+                }
+                Event::Map(map) => {
+                    self.map = map;
+                    Outcome::Map
+                }
+            },
+        }
+    }
+
+    /// Takes up where we are: our addresses, the router that may map ports with our address towards it, and the
+    /// default routes. When these have changed, every path is tried anew.
+    pub fn set_place(
+        &mut self,
+        now: Instant,
+        hosts: Vec<IpAddr>,
+        router: Option<(IpAddr, IpAddr)>,
+        default_routes: DefaultRoutes,
+    ) {
+        self.traversal.set_hosts(now, hosts);
+        self.traversal.set_route(now, router);
+        if self.default_routes.replace(default_routes.clone()).is_some_and(|before| before != default_routes) {
+            self.traversal.network_changed(now);
+            self.client.hurry();
+        }
+    }
+
+    /// The address that the coordinator gives this site.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.registration.as_ref().map(|registration| IpAddr::from(registration.virtual_address))
+    }
+
+    /// The addresses that must stay outside the tunnel: of the coordinator, relays and STUN servers.
+    pub fn servers(&self) -> impl Iterator<Item = (IpAddr, Server)> + '_ {
+        let coordinator = self.url.endpoint().host().parse().ok().map(|address| (address, Server::Coordinator));
+        let relays = self.map.relays.iter().flat_map(|relay| &relay.udp).map(|at| (at.ip(), Server::Relay));
+        let stun = self.map.stun_servers.iter().map(|at| (at.ip(), Server::Stun));
+        coordinator.into_iter().chain(relays).chain(stun)
+    }
+
+    /// Makes peers of the map's sites, and has paths found to them.
+    pub fn apply(&mut self, now: Instant, handshakes: &mut Handshakes, surroundings: &Surroundings) {
+        let changes = follow_map(&self.map, &mut handshakes.proto, &mut handshakes.peers, now, surroundings);
+        changes.removed.iter().for_each(|key| self.traversal.remove_peer(&(*key).into()));
+        for key in &changes.added {
+            if let Err(e) = self.traversal.add_peer(now, (*key).into()) {
+                tracing::error!("no path can be found to {key}: {e}");
+            }
+        }
+        if changes.any() {
+            handshakes.changed(Due::PEERS);
+        }
+        self.note_refused(now, &changes.refused);
+        self.find_paths(now, handshakes);
+    }
+
+    fn note_refused(&mut self, now: Instant, refused: &[(String, RefusedPrefix)]) {
+        let subjects: BTreeSet<String> = refused.iter().map(|(site, refused)| subject(site, refused)).collect();
+        self.refused.solved_all_but(&subjects);
+        for (site, refusal) in refused {
+            let what_to_do = "have the site offer another prefix, or admit this one by Accept in the profile";
+            self.refused.note(now, &subject(site, refusal), &refusal.to_string(), what_to_do);
+        }
+    }
+
+    /// Tells the traversal of the servers, and where the map's peers may be reached.
+    fn find_paths(&mut self, now: Instant, handshakes: &Handshakes) {
+        self.traversal.set_servers(now, &self.map.relays, &self.map.stun_servers);
+        // What lies behind the tunnel cannot be the way to its end.
+        let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
+        for (key, site) in &self.map.peers {
+            let told = site.reachability.clone().unwrap_or_default();
+            let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
+            self.traversal.set_remote(now, &(*key).into(), &candidates, told.nat_type.unwrap_or_default());
+        }
+    }
+
+    /// Follows the paths: what the agent has chosen becomes endpoints, what it has learnt of us goes to the
+    /// coordinator.
+    pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        self.traversal.step(now);
+        if let Some(reachability) = self.traversal.poll_reachability() {
+            self.client.announce(reachability);
+        }
+        while let Some(selection) = self.traversal.poll_selection() {
+            self.select(now, handshakes, selection);
+        }
+    }
+
+    fn select(
+        &mut self,
+        now: Instant,
+        handshakes: &mut Handshakes,
+        Selection { peer, endpoint, path, reason }: Selection,
+    ) {
+        let relay = |id| self.traversal.relay_name(id).unwrap_or_default();
+        let way = match path {
+            Path::Direct { address, .. } => format!("direct to {address}"),
+            Path::Relay { relay: id, .. } => format!("by relay {}: {reason}", relay(id)),
+            Path::None => format!("no path: {reason}"),
+        };
+        let key = PublicKey::from_bytes(peer.to_bytes());
+        let Some(id) = handshakes.peers.with_key(&key).map(|peer| peer.id) else { return };
+        let Some(peer) = handshakes.peers.of_mut(id) else { return };
+        tracing::info!("{}: {way}", peer.label());
+        let before = peer.found.replace(Found { path, reason });
+        let has_session = peer.sending.is_some();
+        handshakes.set_endpoint(id, endpoint);
+        if before.is_none_or(|before| before.path != path) {
+            // A relay knows by handshakes which session is whose, and has seen none of this one's, nor of one
+            // that is in the making.
+            let known = has_session || handshakes.proto.peer(id).is_some_and(|peer| peer.handshake_under_way());
+            let unseen = matches!(path, Path::Relay { .. }) && known;
+            // We may have been restarted: the peer would send by a session that we have not until it has missed
+            // our answers for 15 s.
+            let first = !has_session && before.is_some_and(|before| before.path == Path::None);
+            let renew = unseen || (first && self.may_call(now));
+            handshakes.proto.handle_path(now, id, renew);
+        }
+    }
+
+    /// Whether a peer may be called before there is anything to send to it.
+    fn may_call(&mut self, now: Instant) -> bool {
+        let cost = Duration::from_secs(1) / FIRST_HANDSHAKES_PER_SECOND;
+        self.first_handshakes.take(now, cost, cost * FIRST_HANDSHAKES_BURST)
+    }
+
+    /// The relay that a peer's WireGuard datagrams go by, for `status`.
+    pub fn relay_of(&self, peer: &Peer) -> Option<String> {
+        match peer.found?.path {
+            Path::Relay { relay, .. } => self.traversal.relay_name(relay),
+            _ => None,
+        }
+    }
+
+    /// What of the map was refused.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.refused.list(now)
+    }
 }
 
-/// Makes peers of a map's sites. What the profile says of a site, or gives to another peer, stays so.
-/// Returns whether anything is new or gone, and the keys of those that came and went.
-pub fn meet(map: &Map, proto: &mut penstock_proto::Gateway, peers: &mut Peers, now: Instant) -> Changes {
+fn subject(site: &str, refused: &RefusedPrefix) -> String {
+    format!("{} of {site}", refused.prefix)
+}
+
+/// What a map has changed.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Who is new.
+    added: Vec<PublicKey>,
+    /// Who is gone.
+    removed: Vec<PublicKey>,
+    /// Whether anybody has other prefixes.
+    prefixes: bool,
+    /// What was refused of whom.
+    refused: Vec<(String, RefusedPrefix)>,
+}
+
+impl Changes {
+    fn any(&self) -> bool {
+        self.prefixes || !self.added.is_empty() || !self.removed.is_empty()
+    }
+}
+
+/// Makes peers of a map's sites, with what is accepted of their prefixes. What the profile says of a site, or gives
+/// to another peer, stays so.
+fn follow_map(
+    map: &Map,
+    proto: &mut penstock_proto::Gateway,
+    peers: &mut Peers,
+    now: Instant,
+    surroundings: &Surroundings,
+) -> Changes {
     let mut changes = Changes::default();
-    let gone =
-        |peer: &&Peer| peer.found.is_some() && !map.peers.contains_key(&SiteKey::from(*peer.public_key.as_bytes()));
+    let gone = |peer: &&Peer| {
+        peer.origin == Origin::Overlay && !map.peers.contains_key(&SiteKey::from(*peer.public_key.as_bytes()))
+    };
     let gone: Vec<_> = peers.iter().filter(gone).map(|peer| peer.id).collect();
     for id in gone {
         proto.remove_peer(id);
@@ -85,249 +315,92 @@ pub fn meet(map: &Map, proto: &mut penstock_proto::Gateway, peers: &mut Peers, n
             changes.removed.push(peer.public_key);
         }
     }
-    let by_profile = |owner| peers.of(owner).is_some_and(|peer| peer.found.is_none());
-    let taken: BTreeSet<IpNet> =
-        peers.allowed_ips().filter(|(_, owner)| by_profile(*owner)).map(|(prefix, _)| *prefix).collect();
+    let mut sites = Vec::new();
     for (key, site) in &map.peers {
         let key = PublicKey::from_bytes(*key.as_bytes());
-        let known = peers.with_key(&key).map(|peer| (peer.id, peer.found.is_some()));
-        let id = match known {
-            Some((_, false)) => continue,
-            Some((id, true)) => id,
-            None => {
-                let config = PeerConfig { fixed_endpoint: true, ..PeerConfig::default() };
-                let id = match proto.add_peer(now, key.into(), config) {
-                    Ok(id) => id,
-                    Err(e) => {
-                        tracing::error!("{} cannot be added: {e:?}", site.name);
-                        continue;
-                    }
-                };
-                let number = peers.number();
-                let mut peer = Peer::new(id, number, key);
-                peer.found = Some(Found::default());
-                peers.push(peer);
-                tracing::info!("{}: {}", site.name, join(&prefixes(site)));
-                changes.added.push(key);
-                id
-            }
+        let id = match peers.with_key(&key) {
+            Some(peer) if peer.origin != Origin::Overlay => continue,
+            Some(peer) => peer.id,
+            None => match add(proto, peers, now, key, site) {
+                Some(id) => {
+                    changes.added.push(key);
+                    id
+                }
+                None => continue,
+            },
         };
-        changes.others |= allow(peers, id, prefixes(site).difference(&taken).copied().collect());
         if let Some(peer) = peers.of_mut(id) {
             peer.name = site.name.to_string();
         }
+        sites.push((id, site));
     }
+    changes.prefixes = allow(peers, &sites, surroundings, &mut changes.refused);
     changes
 }
 
-/// What a new map has changed.
-#[derive(Debug, Default)]
-pub struct Changes {
-    /// Who is new.
-    pub added: Vec<PublicKey>,
-    /// Who is gone.
-    pub removed: Vec<PublicKey>,
-    /// Whether anybody has other prefixes.
-    pub others: bool,
+fn add(
+    proto: &mut penstock_proto::Gateway,
+    peers: &mut Peers,
+    now: Instant,
+    key: PublicKey,
+    site: &coordination::Peer,
+) -> Option<PeerId> {
+    let config = PeerConfig { fixed_endpoint: true, ..PeerConfig::default() };
+    let id = proto
+        .add_peer(now, key.into(), config)
+        .inspect_err(|e| tracing::error!("{} cannot be added: {e:?}", site.name))
+        .ok()?;
+    let number = peers.number();
+    let mut peer = Peer::new(id, number, key, Origin::Overlay);
+    peer.found = Some(Found::default());
+    peers.push(peer);
+    let prefixes: Vec<String> = prefixes(site).map(|prefix| prefix.to_string()).collect();
+    tracing::info!("{}: {}", site.name, prefixes.join(", "));
+    Some(id)
 }
 
-fn prefixes(site: &coordination::Peer) -> BTreeSet<IpNet> {
-    site.subnets.iter().copied().chain([IpNet::from(IpAddr::from(site.virtual_address))]).collect()
-}
-
-/// Gives a peer exactly these prefixes; whether that changes anything.
-fn allow(peers: &mut Peers, id: penstock_proto::PeerId, wanted: BTreeSet<IpNet>) -> bool {
-    let has: BTreeSet<IpNet> = peers.allowed_ips_of(id).into_iter().collect();
-    has.difference(&wanted).for_each(|prefix| peers.disallow(*prefix, id));
-    for prefix in wanted.difference(&has) {
-        peers.allow(*prefix, id);
-    }
-    has != wanted
-}
-
-fn join(prefixes: &BTreeSet<IpNet>) -> String {
-    prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-impl Gateway {
-    /// Takes what came in for the overlay.
-    pub(super) fn take_input(&mut self, now: Instant, input: Input) {
-        match input {
-            Input::Coordinator(event) => self.heard(now, *event),
-            Input::Traversal(input) => {
-                if let Some(overlay) = &mut self.overlay {
-                    overlay.traversal.handle_input(now, &input);
-                }
-            }
-        }
-    }
-
-    fn heard(&mut self, now: Instant, event: Event) {
-        match event {
-            // The others are told to forget us; so do we.
-            Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => self.take_map(now, Map::default()),
-            Event::Connected | Event::Lost(_) | Event::Refused(_) => {}
-            Event::Registered(registration) => self.registered(registration),
-            Event::Map(map) => self.take_map(now, map),
-        }
-    }
-
-    /// Takes over what the coordinator has on record of us: the address, unless the profile has one.
-    pub(super) fn registered(&mut self, registration: Registration) {
-        let Some(overlay) = &mut self.overlay else { return };
-        if overlay.registration.as_ref() == Some(&registration) {
-            return;
-        }
-        let address = IpAddr::from(registration.virtual_address);
-        overlay.registration = Some(registration);
-        if self.own_address || self.virtual_addresses == [address] {
-            return;
-        }
-        if let Err(e) = self.move_to(address) {
-            tracing::error!("{} cannot have the address {address}: {e}", self.name);
-        }
-    }
-
-    fn move_to(&mut self, address: IpAddr) -> Result<()> {
-        let tun = self.tunnel.interface;
-        self.netlink.add_address(tun, address)?;
-        for old in std::mem::replace(&mut self.virtual_addresses, vec![address]) {
-            self.netlink.remove_address(tun, old)?;
-        }
-        self.tunnel = self.tunnel_sources();
-        self.renew_parts();
-        (self.due.routes, self.due.table) = (true, true);
-        Ok(())
-    }
-
-    /// Takes over a map: peers, their prefixes and addresses, and the servers.
-    pub(super) fn take_map(&mut self, now: Instant, map: Map) {
-        let Some(overlay) = &mut self.overlay else { return };
-        let changes = meet(&map, &mut self.proto, &mut self.peers, now);
-        overlay.map = map;
-        self.meet_paths(now, &changes);
-        if changes.others || !changes.added.is_empty() || !changes.removed.is_empty() {
-            self.due.everything_of_peers();
-        }
-    }
-
-    /// Has paths found to the map's peers.
-    pub(super) fn meet_paths(&mut self, now: Instant, changes: &Changes) {
-        let Some(Overlay { traversal, map, .. }) = &mut self.overlay else { return };
-        traversal.set_servers(now, &map.relays, &map.stun_servers);
-        changes.removed.iter().for_each(|key| traversal.remove_peer(&(*key).into()));
-        for key in &changes.added {
-            if let Err(e) = traversal.add_peer(now, (*key).into()) {
-                tracing::error!("no path can be found to {key}: {e}");
-            }
-        }
-        // What lies behind the tunnel cannot be the way to its end.
-        let remote = self.peers.remote();
-        let outside = |candidate: &&Candidate| !remote.iter().any(|prefix| prefix.contains(&candidate.address.ip()));
-        for (key, site) in &map.peers {
-            let told = site.reachability.clone().unwrap_or_default();
-            let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
-            traversal.set_remote(now, &(*key).into(), &candidates, told.nat_type.unwrap_or_default());
-        }
-    }
-
-    /// Has the paths followed: what the agent has chosen becomes endpoints, what it has learnt of us goes
-    /// to the coordinator.
-    pub(super) fn follow_paths(&mut self, now: Instant) {
-        let Some(Overlay { client, traversal, .. }) = &mut self.overlay else { return };
-        traversal.step(now);
-        if let Some(reachability) = traversal.poll_reachability() {
-            client.announce(reachability);
-        }
-        while let Some(selection) = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_selection()) {
-            self.select(now, selection);
-        }
-    }
-
-    fn select(&mut self, now: Instant, Selection { peer, endpoint, path, reason }: Selection) {
-        let relay = |id| self.overlay.as_ref().and_then(|overlay| overlay.traversal.relay_name(id)).unwrap_or_default();
-        let way = match path {
-            Path::Direct { address, .. } => format!("direct to {address}"),
-            Path::Relay { relay: id, .. } => format!("by relay {}: {reason}", relay(id)),
-            Path::None => format!("no path: {reason}"),
-        };
-        let Some(id) = self.peers.with_key(&PublicKey::from_bytes(peer.to_bytes())).map(|peer| peer.id) else { return };
-        let Some(peer) = self.peers.of_mut(id) else { return };
-        tracing::info!("{}: {way}", peer.label());
-        let before = peer.found.replace(Found { path, reason });
-        if peer.endpoint != endpoint {
-            peer.endpoint = endpoint;
-            self.proto.set_endpoint(id, endpoint);
-            self.due.paths = true;
-        }
-        if before.is_none_or(|before| before.path != path) {
-            // A relay knows by handshakes which session is whose, and has seen none of this one's.
-            let unseen = matches!(path, Path::Relay { .. }) && peer.sending.is_some();
-            // We may have been restarted: the peer would send by a session that we have not until it has missed
-            // our answers for 15 s.
-            let first = peer.sending.is_none() && before.is_some_and(|before| before.path == Path::None);
-            let renew = unseen || (first && self.overlay.as_mut().is_some_and(|overlay| overlay.greets(now)));
-            self.proto.handle_path(now, id, renew);
-        }
-    }
-
-    /// The addresses at which a peer might reach us: those of all interfaces that are neither the tunnel's
-    /// nor the LAN's.
-    pub(super) fn hosts(&self) -> Vec<IpAddr> {
-        let inside: Vec<u32> =
-            self.drives.lan.iter().map(|drive| drive.interface.index).chain([self.tunnel.interface]).collect();
-        hosts(&self.network, &inside)
-    }
-
-    /// The network is another: whether that matters to paths.
-    pub(super) fn find_paths_anew(&mut self, before: &Network) {
-        let moved = default_routes(before) != default_routes(&self.network);
-        self.place_paths();
-        if let Some(Overlay { client, traversal, .. }) = self.overlay.as_mut().filter(|_| moved) {
-            traversal.network_changed(Instant::now());
-            client.hurry();
-        }
-    }
-
-    /// Tells the traversal where we are.
-    pub(super) fn place_paths(&mut self) {
-        let (now, hosts, route) = (Instant::now(), self.hosts(), self.router());
-        if let Some(Overlay { traversal, .. }) = &mut self.overlay {
-            traversal.set_hosts(now, hosts);
-            traversal.set_route(now, route);
-        }
-    }
-
-    /// The IPv4 router of the WAN, which may map ports, and our address towards it.
-    fn router(&self) -> Option<(IpAddr, IpAddr)> {
-        let wan = self.drives.wan.interface.index;
-        let default =
-            self.network.routes.iter().filter(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan));
-        let router = default.filter_map(|route| route.gateway).find(IpAddr::is_ipv4)?;
-        let local = self.network.addresses_of(wan).map(|address| address.address).find(IpAddr::is_ipv4)?;
-        Some((router, local))
-    }
-
-    /// Where a peer's WireGuard datagrams go, for `status`.
-    pub(super) fn relay_of(&self, peer: &Peer) -> Option<String> {
-        match peer.found?.path {
-            Path::Relay { relay, .. } => self.overlay.as_ref()?.traversal.relay_name(relay),
-            _ => None,
-        }
-    }
-}
-
-fn hosts(network: &Network, inside: &[u32]) -> Vec<IpAddr> {
-    let outside = |interface: u32| {
-        !inside.contains(&interface) && network.interface(interface).is_some_and(|i| i.up && i.name != "lo")
+/// Gives every peer exactly what is accepted of its site's prefixes; whether that changes anything.
+fn allow(
+    peers: &mut Peers,
+    sites: &[(PeerId, &coordination::Peer)],
+    surroundings: &Surroundings,
+    refused: &mut Vec<(String, RefusedPrefix)>,
+) -> bool {
+    let by_administrator = |prefix: &IpNet| {
+        peers.owner(prefix).and_then(|owner| peers.of(owner)).is_some_and(|peer| peer.origin != Origin::Overlay)
     };
-    let usable = network.addresses.iter().filter(|address| address.global && outside(address.interface));
-    usable.map(|address| address.address).collect()
+    let mut offers: Vec<(PeerId, IpNet)> = sites
+        .iter()
+        .flat_map(|(id, site)| prefixes(site).map(move |prefix| (*id, prefix)))
+        .filter(|(_, prefix)| !by_administrator(prefix))
+        .collect();
+    // Of two sites with the same prefix the one keeps it that has it.
+    offers.sort_by_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
+    let judgement = judge(offers, surroundings);
+    for (id, refusal) in judgement.refused {
+        refused.push((peers.of(id).map(Peer::label).unwrap_or_default(), refusal));
+    }
+    let mut wanted: BTreeMap<PeerId, BTreeSet<IpNet>> = sites.iter().map(|(id, _)| (*id, BTreeSet::new())).collect();
+    for (prefix, id) in judgement.accepted {
+        wanted.entry(id).or_default().insert(prefix);
+    }
+    let mut changed = false;
+    // First all that goes, since a prefix may move from one to another.
+    for (id, wanted) in &wanted {
+        let has = peers.of(*id).map(|peer| peer.allowed_ips().clone()).unwrap_or_default();
+        has.difference(wanted).for_each(|prefix| peers.disallow(*prefix, *id));
+        changed |= has != *wanted;
+    }
+    for (id, wanted) in wanted {
+        for prefix in wanted {
+            peers.allow(prefix, id);
+        }
+    }
+    changed
 }
 
-fn default_routes(network: &Network) -> Vec<(Option<u32>, Option<IpAddr>)> {
-    let default = network.routes.iter().filter(|route| route.destination.prefix_len() == 0);
-    default.map(|route| (route.interface, route.gateway)).collect()
+fn prefixes(site: &coordination::Peer) -> impl Iterator<Item = IpNet> + '_ {
+    site.subnets.iter().copied().chain([IpNet::from(IpAddr::from(site.virtual_address))])
 }
 
 #[cfg(test)]
@@ -353,7 +426,7 @@ mod tests {
 
     fn prefixes_of(peers: &Peers, name: &str) -> Vec<String> {
         let peer = peers.iter().find(|peer| peer.name == name).unwrap();
-        peers.allowed_ips_of(peer.id).iter().map(ToString::to_string).collect()
+        peer.allowed_ips().iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -361,18 +434,18 @@ mod tests {
         let (mut proto, mut peers) = peers(&[]);
         let now = Instant::now();
         let both = map([(7, site("berlin", 7, &["10.7.0.0/16"])), (8, site("cadiz", 8, &["10.8.0.0/16"]))]);
-        let changes = meet(&both, &mut proto, &mut peers, now);
-        assert_eq!((changes.added.len(), changes.removed.len(), changes.others), (2, 0, true));
+        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+        assert_eq!((changes.added.len(), changes.removed.len(), changes.prefixes), (2, 0, true));
         assert_eq!(prefixes_of(&peers, "berlin"), ["10.7.0.0/16", "100.64.0.7/32"]);
         assert!(peers.iter().all(|peer| !peer.roams() && peer.endpoint.is_none()));
 
-        let changes = meet(&both, &mut proto, &mut peers, now);
-        assert!(changes.added.is_empty() && changes.removed.is_empty() && !changes.others, "{changes:?}");
+        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+        assert!(changes.added.is_empty() && changes.removed.is_empty() && !changes.prefixes, "{changes:?}");
 
         // Cadiz is gone, and Berlin takes its subnet over.
         let one = map([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
-        let changes = meet(&one, &mut proto, &mut peers, now);
-        assert_eq!((changes.removed.len(), changes.others), (1, true));
+        let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default());
+        assert_eq!((changes.removed.len(), changes.prefixes), (1, true));
         assert_eq!(prefixes_of(&peers, "berlin"), ["10.8.0.0/16", "100.64.0.7/32"]);
         assert_eq!(peers.remote().len(), 2);
         assert!(proto.peer_of(&PublicKey::from_bytes([8; 32]).into()).is_none(), "its sessions are over");
@@ -386,11 +459,11 @@ mod tests {
         peers.allow("10.7.0.0/16".parse().unwrap(), profiled);
         let greedy =
             map([(7, site("berlin", 7, &["10.9.0.0/16"])), (8, site("cadiz", 8, &["10.7.0.0/16", "10.7.1.0/24"]))]);
-        meet(&greedy, &mut proto, &mut peers, now);
-        assert_eq!(peers.allowed_ips_of(profiled), ["10.7.0.0/16".parse::<IpNet>().unwrap()]);
+        follow_map(&greedy, &mut proto, &mut peers, now, &Surroundings::default());
+        assert_eq!(peers.of(profiled).unwrap().allowed_ips(), &["10.7.0.0/16".parse().unwrap()].into());
         assert!(peers.of(profiled).unwrap().roams());
         assert_eq!(prefixes_of(&peers, "cadiz"), ["10.7.1.0/24", "100.64.0.8/32"]);
-        meet(&Map::default(), &mut proto, &mut peers, now);
+        follow_map(&Map::default(), &mut proto, &mut peers, now, &Surroundings::default());
         assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [profiled]);
     }
 }

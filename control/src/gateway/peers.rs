@@ -1,7 +1,7 @@
 //! The peers as control knows them: who, where, which sessions, what waits. The list's order is the
 //! order of the published table's peers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,6 +13,7 @@ use penstock_dataplane::session::Session;
 use penstock_proto::path::{Path, Reason};
 use penstock_proto::{PeerId, Traffic};
 
+use crate::ground::Origin;
 use crate::key::{PresharedKey, PublicKey};
 use crate::profile::Endpoint;
 
@@ -24,6 +25,8 @@ pub const WAITING: usize = 128;
 pub struct Peer {
     /// Its name in the handshake's state.
     pub id: PeerId,
+    /// Who told of it.
+    pub origin: Origin,
     /// Its counters in the data plane, and its number there.
     pub data: Arc<data::Peer>,
     /// What people call it; empty for one that came over the userspace API.
@@ -48,6 +51,8 @@ pub struct Peer {
     pub waiting: VecDeque<Box<[u8]>>,
     /// Bytes of handshake messages, which do not pass the data plane: received, sent.
     pub handshake_bytes: (u64, u64),
+    /// What is sent to it and may come from it: a part of [`Peers::allowed_ips`].
+    allowed_ips: BTreeSet<IpNet>,
     sampled: Sampled,
 }
 
@@ -87,9 +92,10 @@ pub struct Sample {
 
 impl Peer {
     /// A peer that nothing is known of but who it is.
-    pub fn new(id: PeerId, number: u32, public_key: PublicKey) -> Self {
+    pub fn new(id: PeerId, number: u32, public_key: PublicKey, origin: Origin) -> Self {
         Self {
             id,
+            origin,
             data: Arc::new(data::Peer::new(number)),
             name: String::new(),
             public_key,
@@ -102,6 +108,7 @@ impl Peer {
             sending: None,
             waiting: VecDeque::new(),
             handshake_bytes: (0, 0),
+            allowed_ips: BTreeSet::new(),
             sampled: Sampled::default(),
         }
     }
@@ -109,6 +116,11 @@ impl Peer {
     /// What to call it in the log.
     pub fn label(&self) -> String {
         if self.name.is_empty() { self.public_key.to_string() } else { self.name.clone() }
+    }
+
+    /// What is sent to it and may come from it.
+    pub fn allowed_ips(&self) -> &BTreeSet<IpNet> {
+        &self.allowed_ips
     }
 
     /// Whether it is followed to where its packets come from. Paths that are found are not left for that.
@@ -172,6 +184,10 @@ impl Peer {
 #[derive(Debug, Default)]
 pub struct Peers {
     list: Vec<Peer>,
+    /// Where in the list each is.
+    places: HashMap<PeerId, usize>,
+    by_key: HashMap<PublicKey, PeerId>,
+    by_number: HashMap<u32, PeerId>,
     allowed_ips: BTreeMap<IpNet, PeerId>,
     numbers: u32,
 }
@@ -185,14 +201,23 @@ impl Peers {
 
     /// Appends a peer.
     pub fn push(&mut self, peer: Peer) {
+        self.places.insert(peer.id, self.list.len());
+        self.by_key.insert(peer.public_key, peer.id);
+        self.by_number.insert(peer.data.id, peer.id);
         self.list.push(peer);
     }
 
-    /// Removes a peer and its allowed IPs.
+    /// Removes a peer and its allowed IPs. The last of the list takes its place.
     pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
-        self.allowed_ips.retain(|_, owner| *owner != id);
-        let at = self.place(id)?;
-        Some(self.list.remove(at))
+        self.disallow_all(id);
+        let at = self.places.remove(&id)?;
+        let peer = self.list.swap_remove(at);
+        if let Some(moved) = self.list.get(at) {
+            self.places.insert(moved.id, at);
+        }
+        self.by_key.remove(&peer.public_key);
+        self.by_number.remove(&peer.data.id);
+        Some(peer)
     }
 
     /// The peers, in order.
@@ -207,45 +232,56 @@ impl Peers {
 
     /// Where in the order a peer is.
     pub fn place(&self, id: PeerId) -> Option<usize> {
-        self.list.iter().position(|p| p.id == id)
+        self.places.get(&id).copied()
     }
 
     /// A peer by its name in the handshake's state.
     pub fn of(&self, id: PeerId) -> Option<&Peer> {
-        self.list.iter().find(|p| p.id == id)
+        self.list.get(self.place(id)?)
     }
 
     /// A peer by its name in the handshake's state, to be changed.
     pub fn of_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
-        self.list.iter_mut().find(|p| p.id == id)
+        let place = self.place(id)?;
+        self.list.get_mut(place)
     }
 
     /// A peer by its number in the data plane, to be changed.
     pub fn numbered_mut(&mut self, number: u32) -> Option<&mut Peer> {
-        self.list.iter_mut().find(|p| p.data.id == number)
+        let id = *self.by_number.get(&number)?;
+        self.of_mut(id)
     }
 
     /// A peer by its key.
     pub fn with_key(&self, key: &PublicKey) -> Option<&Peer> {
-        self.list.iter().find(|p| p.public_key == *key)
+        self.of(*self.by_key.get(key)?)
     }
 
     /// Gives a prefix to a peer, whoever had it. Returns who had it, if it was another.
     pub fn allow(&mut self, prefix: IpNet, id: PeerId) -> Option<PeerId> {
-        self.allowed_ips.insert(prefix.trunc(), id).filter(|before| *before != id)
+        let prefix = prefix.trunc();
+        self.of_mut(id)?.allowed_ips.insert(prefix);
+        let before = self.allowed_ips.insert(prefix, id).filter(|before| *before != id)?;
+        if let Some(loser) = self.of_mut(before) {
+            loser.allowed_ips.remove(&prefix);
+        }
+        Some(before)
     }
 
     /// Takes a prefix from a peer, if it has it.
     pub fn disallow(&mut self, prefix: IpNet, id: PeerId) {
         let prefix = prefix.trunc();
-        if self.allowed_ips.get(&prefix) == Some(&id) {
+        if self.of_mut(id).is_some_and(|peer| peer.allowed_ips.remove(&prefix)) {
             self.allowed_ips.remove(&prefix);
         }
     }
 
     /// Takes all prefixes from a peer.
     pub fn disallow_all(&mut self, id: PeerId) {
-        self.allowed_ips.retain(|_, owner| *owner != id);
+        let Some(peer) = self.of_mut(id) else { return };
+        for prefix in std::mem::take(&mut peer.allowed_ips) {
+            self.allowed_ips.remove(&prefix);
+        }
     }
 
     /// The prefixes with their owners.
@@ -253,9 +289,14 @@ impl Peers {
         self.allowed_ips.iter().map(|(prefix, owner)| (prefix, *owner))
     }
 
-    /// The prefixes of a peer.
-    pub fn allowed_ips_of(&self, id: PeerId) -> Vec<IpNet> {
-        self.allowed_ips.iter().filter(|(_, owner)| **owner == id).map(|(prefix, _)| *prefix).collect()
+    /// To whom exactly this prefix belongs.
+    pub fn owner(&self, prefix: &IpNet) -> Option<PeerId> {
+        self.allowed_ips.get(prefix).copied()
+    }
+
+    /// Whether an address or prefix lies in a remote prefix.
+    pub fn is_remote(&self, prefix: impl Into<IpNet>) -> bool {
+        std::iter::successors(Some(prefix.into()), IpNet::supernet).any(|p| self.allowed_ips.contains_key(&p))
     }
 
     /// All remote prefixes.
@@ -284,7 +325,7 @@ pub(super) mod tests {
             let key = PublicKey::from_bytes([*key; 32]);
             let id = proto.add_peer(now, key.into(), PeerConfig::default()).unwrap();
             let number = peers.number();
-            peers.push(Peer::new(id, number, key));
+            peers.push(Peer::new(id, number, key, Origin::Profile));
         }
         (proto, peers)
     }
@@ -301,13 +342,28 @@ pub(super) mod tests {
         assert_eq!(peers.allow(net("10.0.0.0/8"), a), None);
         assert_eq!(peers.allow(net("10.1.0.0/16"), b), None);
         assert_eq!(peers.allow(net("10.9.9.9/8"), b), Some(a), "host bits do not make it another prefix");
-        assert!(peers.allowed_ips_of(a).is_empty());
+        assert!(peers.of(a).unwrap().allowed_ips().is_empty());
         peers.disallow(net("10.1.0.0/16"), a);
-        assert_eq!(peers.allowed_ips_of(b).len(), 2, "only the owner can lose it");
+        assert_eq!(peers.of(b).unwrap().allowed_ips().len(), 2, "only the owner can lose it");
         peers.disallow(net("10.1.0.0/16"), b);
         assert_eq!(peers.remote(), [net("10.0.0.0/8")].into());
         peers.remove(b);
         assert!(peers.remote().is_empty() && peers.iter().count() == 1);
+    }
+
+    #[test]
+    fn peers_are_found_by_id_key_and_number_also_after_a_removal() {
+        let (_proto, mut peers) = peers(&[7, 8, 9]);
+        let first = peers.list[0].id;
+        peers.remove(first);
+        assert!(peers.of(first).is_none() && peers.numbered_mut(0).is_none());
+        for (number, key) in [(1, 8), (2, 9)] {
+            let key = PublicKey::from_bytes([key; 32]);
+            let id = peers.with_key(&key).unwrap().id;
+            assert_eq!(peers.of(id).unwrap().public_key, key);
+            assert_eq!(peers.numbered_mut(number).unwrap().public_key, key);
+            assert_eq!(peers.list[peers.place(id).unwrap()].id, id);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use penstock_connect::{CoordinatorUrl, Proxy};
+use penstock_connect::{CoordinatorUrl, Outbound, bind_udp};
 use penstock_proto::stun::message::MAX_LENGTH;
 use penstock_proto::stun::{Discovery, NatReport};
 use rand::SeedableRng;
@@ -39,8 +39,8 @@ pub struct Plan {
     pub servers: Vec<SocketAddr>,
     /// The coordinator, if there is one.
     pub coordinator: Option<CoordinatorUrl>,
-    /// The way to it.
-    pub proxy: Proxy,
+    /// The way to it; its mark is that of all sockets.
+    pub outbound: Outbound,
     /// The other sites, as far as they are known.
     pub peers: Vec<Peer>,
 }
@@ -70,19 +70,20 @@ pub enum GatherError {
 /// error but in the report.
 pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     let ways = Ways::of(&plan.servers)?;
-    let sockets =
-        [Sockets::bind(plan.local_port, &ways.ipv4).await?, Sockets::bind(plan.local_port, &ways.ipv6).await?];
+    let mark = plan.outbound.mark;
+    let bind = |way| Sockets::bind(plan.local_port, way, mark);
+    let sockets = [bind(&ways.ipv4)?, bind(&ways.ipv6)?];
     let [first, second] = &sockets;
     let local_port = plan.local_port.or(first.as_ref().or(second.as_ref()).map(Sockets::port)).unwrap_or(0);
     let coordinator = async {
         match &plan.coordinator {
-            Some(url) => Some(try_coordinator(url, &plan.proxy).await),
+            Some(url) => Some(try_coordinator(url, &plan.outbound).await),
             None => None,
         }
     };
     let (ipv4, ipv6, coordinator) = tokio::join!(measure(first, &ways.ipv4), measure(second, &ways.ipv6), coordinator);
     let port_mapping = match (ways.router, first) {
-        (Some(router), Some(sockets)) => Some(map(router, sockets.local, local_port).await),
+        (Some(router), Some(sockets)) => Some(map(router, sockets.local, local_port, mark).await),
         _ => None,
     };
     let pinned = plan.local_port.is_some();
@@ -92,11 +93,11 @@ pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     Ok(Report::new(parts))
 }
 
-async fn try_coordinator(url: &CoordinatorUrl, proxy: &Proxy) -> Coordinator {
-    let outcome = coordinator::reach(url, proxy).await;
+async fn try_coordinator(url: &CoordinatorUrl, outbound: &Outbound) -> Coordinator {
+    let outcome = coordinator::reach(url, outbound).await;
     Coordinator {
         address: url.endpoint().host_and_port(),
-        proxy: proxy.towards(url),
+        proxy: outbound.proxy.towards(url),
         reachable: outcome.is_ok(),
         problem: outcome.err(),
     }
@@ -147,17 +148,14 @@ struct Sockets {
 }
 
 impl Sockets {
-    async fn bind(port: Option<u16>, way: &Way) -> Result<Option<Self>, GatherError> {
+    fn bind(port: Option<u16>, way: &Way, mark: u32) -> Result<Option<Self>, GatherError> {
         let Some(local) = way.local else { return Ok(None) };
-        let bind = async |port| {
-            let socket = UdpSocket::bind((local, port)).await;
+        let bind = |port| {
+            let socket = bind_udp(SocketAddr::new(local, port), mark);
             socket.map_err(|error| GatherError::Port { port, ip: local, error })
         };
-        let fresh = bind(0).await?;
-        let pinned = match port {
-            Some(port) => Some(bind(port).await?),
-            None => None,
-        };
+        let fresh = bind(0)?;
+        let pinned = port.map(bind).transpose()?;
         Ok(Some(Self { local, fresh, pinned }))
     }
 
@@ -224,8 +222,8 @@ async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatRe
 }
 
 /// Maps the port, looks, and gives it back.
-async fn map(router: IpAddr, local: IpAddr, port: u16) -> Mapping {
-    let mut mapper = PortMapper::start(router, local, port);
+async fn map(router: IpAddr, local: IpAddr, port: u16, mark: u32) -> Mapping {
+    let mut mapper = PortMapper::start(router, local, port, mark);
     let mapping = tokio::time::timeout(MAPPING_LIMIT, mapper.next()).await.unwrap_or_default();
     mapper.release().await;
     mapping

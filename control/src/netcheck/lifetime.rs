@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use penstock_connect::bind_udp;
 use penstock_proto::stun::lifetime::{MAX_SILENCE, MAX_SILENCES, OVERHEAD};
 use penstock_proto::stun::message::MAX_LENGTH;
 use penstock_proto::stun::{Bracket, Lifetime, LifetimeError};
@@ -125,7 +126,8 @@ impl fmt::Display for Progress {
     }
 }
 
-/// Measures where the report says that there is something to measure, and adds it to the report.
+/// Measures where the report says that there is something to measure, and adds it to the report. `mark` is that
+/// of the sockets.
 ///
 /// # Errors
 /// The kernel says nothing of routes.
@@ -133,6 +135,7 @@ pub async fn add_lifetimes(
     report: &mut Report,
     servers: &[SocketAddr],
     silences: &Silences,
+    mark: u32,
     progress: impl Fn(&str, Progress),
 ) -> Result<(), GatherError> {
     let ways = Ways::of(servers)?;
@@ -141,7 +144,7 @@ pub async fn add_lifetimes(
         Some(match family.nat_type {
             NatClass::None => LifetimeProblem::NoMapping.into(),
             NatClass::UdpBlocked => LifetimeProblem::UdpBlocked.into(),
-            _ => measure(way, silences, |what| progress(title, what)).await,
+            _ => measure(way, silences, mark, |what| progress(title, what)).await,
         })
     };
     let lifetimes = tokio::join!(of(report.ipv4, &ways.ipv4, "IPv4"), of(report.ipv6, &ways.ipv6, "IPv6"));
@@ -154,21 +157,18 @@ pub async fn add_lifetimes(
     Ok(())
 }
 
-async fn measure(way: &Way, silences: &Silences, progress: impl Fn(Progress)) -> MappingLifetime {
+async fn measure(way: &Way, silences: &Silences, mark: u32, progress: impl Fn(Progress)) -> MappingLifetime {
     let lifetime = Lifetime::new(Instant::now(), &way.servers, &silences.durations(), StdRng::from_os_rng());
-    let sockets = bind(way.local, lifetime.sockets()).await.filter(|_| !way.servers.is_empty());
+    let sockets = bind(way.local, lifetime.sockets(), mark).filter(|_| !way.servers.is_empty());
     let Some(sockets) = sockets else { return LifetimeProblem::NoServer.into() };
     let limit = silences.longest() + OVERHEAD;
     progress(Progress::Begun(limit));
     run(lifetime, &sockets, Instant::now() + limit, progress).await
 }
 
-async fn bind(local: Option<IpAddr>, count: usize) -> Option<Vec<UdpSocket>> {
-    let mut sockets = vec![];
-    for _ in 0..count {
-        sockets.push(UdpSocket::bind((local?, 0)).await.ok()?);
-    }
-    Some(sockets)
+fn bind(local: Option<IpAddr>, count: usize, mark: u32) -> Option<Vec<UdpSocket>> {
+    let address = SocketAddr::new(local?, 0);
+    (0..count).map(|_| bind_udp(address, mark).ok()).collect()
 }
 
 async fn run(

@@ -31,7 +31,7 @@ pub struct Interface {
 }
 
 /// An address of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// The interface.
     pub interface: u32,
@@ -82,6 +82,17 @@ impl Netlink {
         link.header.index = interface;
         link.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         link.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Gives an interface another MTU.
+    ///
+    /// # Errors
+    /// No such interface, or it cannot have this MTU.
+    pub fn set_mtu(&mut self, interface: u32, mtu: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = interface;
+        link.attributes.push(LinkAttribute::Mtu(mtu));
         self.change(RouteNetlinkMessage::SetLink(link), 0)
     }
 
@@ -149,7 +160,7 @@ impl Interface {
 }
 
 impl Address {
-    fn from_message(message: &AddressMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
         let (mut local, mut remote) = (None, None);
         for attribute in &message.attributes {
             match attribute {

@@ -6,7 +6,9 @@
 mod links;
 mod monitor;
 mod neighbours;
+mod news;
 mod routes;
+mod rules;
 mod socket;
 
 use std::net::IpAddr;
@@ -14,9 +16,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 pub use links::{Address, Interface};
-pub use monitor::{Change, Monitor};
+pub use monitor::{Change, FILTER_PREFIX, Monitor};
 pub use neighbours::Neighbour;
-pub use routes::{MAIN_TABLE, Route, RouteKind};
+pub use news::News;
+pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};
+pub use rules::Rule;
 pub use socket::Netlink;
 
 /// The network that holds `address`, without host bits; lengths beyond the address are cut.

@@ -8,10 +8,17 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::unix::AsyncFd;
 
+use super::news::{self, News};
 use super::socket::messages;
 
 /// `rtnetlink(7)`, RTMGRP_*: link, neigh, and address, route and rule of both versions.
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
+/// RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF: forwarding and its like were switched.
+const SYSCTL_GROUPS: u32 = 1 << 23 | 1 << 24;
+/// `linux/rtnetlink.h`, RTM_NEWNETCONF.
+const NEW_NETCONF: u16 = 80;
+/// Tables of gateways in the packet filter begin so.
+pub const FILTER_PREFIX: &str = "penstock-";
 
 /// What has changed since the last time, all told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,6 +78,8 @@ pub struct Monitor {
     /// A duplicate, which tokio watches.
     readable: AsyncFd<OwnedFd>,
     socket: Socket,
+    /// The packet filter's news; `None` where the kernel has none.
+    filter: Option<(AsyncFd<OwnedFd>, Socket)>,
 }
 
 impl Monitor {
@@ -80,11 +89,85 @@ impl Monitor {
     /// The system has no descriptor to give.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        socket.bind(&SocketAddr::new(0, GROUPS | SYSCTL_GROUPS))?;
         socket.set_non_blocking(true)?;
         // Bursts of neighbour news are long; when some are lost we ask for everything anew.
         socket.set_rx_buf_sz(1i32 << 20)?;
-        Ok(Self { readable: crate::readable::watch(&socket)?, socket })
+        let filter = match news::filter::open() {
+            Ok(socket) => Some((crate::readable::watch(&socket)?, socket)),
+            Err(e) => {
+                tracing::debug!("no news of the packet filter: {e}");
+                None
+            }
+        };
+        Ok(Self { readable: crate::readable::watch(&socket)?, socket, filter })
+    }
+
+    /// Waits for news, and takes all that there are, in their order. Cancel safe.
+    ///
+    /// # Errors
+    /// A socket is broken.
+    pub async fn news(&self) -> io::Result<Vec<News>> {
+        loop {
+            let filter = async {
+                match &self.filter {
+                    Some((readable, _)) => readable.readable().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut all = Vec::new();
+            tokio::select! {
+                ready = self.readable.readable() => {
+                    self.drain(&mut all)?;
+                    ready?.clear_ready();
+                }
+                ready = filter => {
+                    if self.filter_changed()? {
+                        all.push(News::Filter);
+                    }
+                    ready?.clear_ready();
+                }
+            }
+            if !all.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn drain(&self, all: &mut Vec<News>) -> io::Result<()> {
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => {
+                    if datagram.get(4..6) == Some(&NEW_NETCONF.to_ne_bytes()) {
+                        all.push(News::Sysctl);
+                        continue;
+                    }
+                    for message in messages(&datagram) {
+                        if let NetlinkPayload::InnerMessage(inner) = message.payload {
+                            all.extend(News::from_message(inner, message.header.flags));
+                        }
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => all.push(News::Lost),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn filter_changed(&self) -> io::Result<bool> {
+        let Some((_, socket)) = &self.filter else { return Ok(false) };
+        let mut changed = false;
+        loop {
+            match socket.recv_from_full() {
+                Ok((datagram, _)) => changed |= news::filter::concerns(&datagram, FILTER_PREFIX),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// Waits for news, and takes all that there are. Cancel safe.

@@ -1,7 +1,7 @@
 //! Routes: those we add and remove, and the kernel's choice for a destination.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -15,6 +15,8 @@ use super::{Netlink, network};
 
 /// The table that routes are in unless rules say otherwise.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+/// The table of this host's own addresses, and of broadcast ones (`rtnetlink(7)`, RT_TABLE_LOCAL).
+pub const LOCAL_TABLE: u32 = 255;
 
 /// What becomes of a packet that follows a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,14 +27,16 @@ pub enum RouteKind {
     Blackhole,
     /// It is for this host.
     Local,
+    /// The next rule decides, as if this table had no route.
+    Throw,
     /// Anything else.
     Other,
 }
 
 /// A route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Whither.
+    /// Where the packets go that follow it.
     pub destination: IpNet,
     /// The table it is in.
     pub table: u32,
@@ -48,6 +52,17 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The address of ours that connections over it begin from.
     pub source: Option<IpAddr>,
+}
+
+/// A datagram of the gateway's own, outside the tunnel: what rules choose its route by.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// Its firewall mark.
+    pub mark: u32,
+    /// The UDP port it comes from.
+    pub source_port: u16,
+    /// Where it goes.
+    pub destination: SocketAddr,
 }
 
 impl Route {
@@ -84,6 +99,7 @@ impl Route {
             RouteKind::Unicast => RouteType::Unicast,
             RouteKind::Blackhole => RouteType::BlackHole,
             RouteKind::Local => RouteType::Local,
+            RouteKind::Throw => RouteType::Throw,
             RouteKind::Other => RouteType::Unspec,
         };
         let on_link = self.kind == RouteKind::Unicast && self.gateway.is_none();
@@ -101,7 +117,7 @@ impl Route {
         message
     }
 
-    fn from_message(message: &RouteMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
         let unspecified = match message.header.address_family {
             netlink_packet_route::AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             netlink_packet_route::AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
@@ -116,6 +132,7 @@ impl Route {
                 RouteType::Unicast => RouteKind::Unicast,
                 RouteType::BlackHole => RouteKind::Blackhole,
                 RouteType::Local => RouteKind::Local,
+                RouteType::Throw => RouteKind::Throw,
                 _ => RouteKind::Other,
             },
             interface: None,
@@ -173,21 +190,50 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        self.routes_that(|_| true)
+    }
+
+    /// The routes of all tables that `keep` says yes to; the others, which may be many, take no memory.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn routes_that(&mut self, mut keep: impl FnMut(&Route) -> bool) -> io::Result<Vec<Route>> {
         self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), |m| match m {
-            RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route),
+            RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route).filter(&mut keep),
             _ => None,
         })
     }
 
-    /// The route that a packet of ours to `destination` takes, rules and all; `None` when there is
-    /// none, or it leads nowhere.
+    /// The route that a packet of the gateway's own takes, rules and all; `None` when there is none, or it leads
+    /// nowhere.
     ///
     /// # Errors
     /// The kernel refuses for another reason.
+    pub fn route_of(&mut self, packet: &Outer) -> io::Result<Option<Route>> {
+        self.look_up(
+            packet.destination.ip(),
+            vec![
+                RouteAttribute::Mark(packet.mark),
+                RouteAttribute::IpProto(libc::IPPROTO_UDP as u8),
+                RouteAttribute::Sport(packet.source_port),
+                RouteAttribute::Dport(packet.destination.port()),
+            ],
+        )
+    }
+
+    /// The route that any other packet of this host to `destination` takes.
+    ///
+    /// # Errors
+    /// As [`Self::route_of`].
     pub fn route_to(&mut self, destination: IpAddr) -> io::Result<Option<Route>> {
+        self.look_up(destination, Vec::new())
+    }
+
+    fn look_up(&mut self, destination: IpAddr, selectors: Vec<RouteAttribute>) -> io::Result<Option<Route>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination);
         message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+        message.attributes = selectors;
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         match self.query(RouteNetlinkMessage::GetRoute(message)) {
             Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Route::from_message(&route)),

@@ -10,8 +10,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use penstock_connect::{bind_udp, connect_tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
 /// SSDP (UPnP Device Architecture 1.1, section 1).
@@ -67,17 +67,19 @@ pub struct Place {
 pub struct Igd {
     control: Place,
     service: &'static str,
+    /// The firewall mark of our sockets.
+    mark: u32,
 }
 
 impl Igd {
-    /// Asks `router` from our address `local`.
-    pub async fn find(router: IpAddr, local: IpAddr) -> Option<Self> {
+    /// Asks `router` from our address `local`, with this firewall mark.
+    pub async fn find(router: IpAddr, local: IpAddr, mark: u32) -> Option<Self> {
         let deadline = Instant::now() + SEARCH_LIMIT;
-        let place = timeout_at(deadline, search(router, local)).await.ok()?.ok()?;
+        let place = timeout_at(deadline, search(router, local, mark)).await.ok()?.ok()?;
         let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", place.path, place.address);
-        let (_, body) = exchange(place.address, &request, deadline).await.ok()?;
+        let (_, body) = exchange(place.address, mark, &request, deadline).await.ok()?;
         let (service, control) = service(&body, &place)?;
-        Some(Self { control, service })
+        Some(Self { control, service, mark })
     }
 
     /// The address that the router has outside.
@@ -121,7 +123,7 @@ impl Igd {
 
     /// `arguments` need no escaping: they are numbers, addresses and our own words.
     async fn act(&self, action: &str, arguments: &[(&str, String)]) -> Result<String, IgdError> {
-        let Self { control, service } = self;
+        let Self { control, service, mark } = self;
         let arguments: String = arguments.iter().map(|(name, value)| format!("<{name}>{value}</{name}>")).collect();
         let body = format!(
             "<?xml version=\"1.0\"?><s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\" \
@@ -135,7 +137,7 @@ impl Igd {
             control.address,
             body.len()
         );
-        let (status, body) = exchange(control.address, &request, Instant::now() + ACTION_LIMIT).await?;
+        let (status, body) = exchange(control.address, *mark, &request, Instant::now() + ACTION_LIMIT).await?;
         if status == 200 {
             return Ok(body);
         }
@@ -151,13 +153,13 @@ impl IgdError {
     }
 }
 
-async fn search(router: IpAddr, local: IpAddr) -> io::Result<Place> {
+async fn search(router: IpAddr, local: IpAddr, mark: u32) -> io::Result<Place> {
     // To the router alone (UPnP Device Architecture 1.1, section 1.3.2: unicast M-SEARCH).
     let request = format!(
         "M-SEARCH * HTTP/1.1\r\nHOST: {router}:{SSDP_PORT}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
          ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
     );
-    let socket = UdpSocket::bind((local, 0)).await?;
+    let socket = bind_udp((local, 0).into(), mark)?;
     let mut datagram = [0; DATAGRAM_LIMIT];
     let mut repeat = tokio::time::interval(REPETITION);
     let mut left = 2;
@@ -178,9 +180,9 @@ async fn search(router: IpAddr, local: IpAddr) -> io::Result<Place> {
 }
 
 /// One request and its whole answer: the status and the body.
-async fn exchange(server: SocketAddr, request: &str, deadline: Instant) -> io::Result<(u16, String)> {
+async fn exchange(server: SocketAddr, mark: u32, request: &str, deadline: Instant) -> io::Result<(u16, String)> {
     let whole = async {
-        let mut stream = TcpStream::connect(server).await?;
+        let mut stream = connect_tcp(server, mark).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(DOCUMENT_LIMIT).read_to_end(&mut answer).await?;

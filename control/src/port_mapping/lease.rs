@@ -190,7 +190,7 @@ async fn find_igd(target: &Target) -> Option<Igd> {
     if target.router.is_ipv6() {
         return None;
     }
-    Igd::find(target.router, target.local.ip()).await
+    Igd::find(target.router, target.local.ip(), target.mark).await
 }
 
 /// Maps `port`, the one that was held before, or our own port, or else some other.

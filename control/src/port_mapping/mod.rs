@@ -117,19 +117,21 @@ struct Target {
     local: SocketAddr,
     port: NonZeroU16,
     lifetime: Duration,
+    /// The firewall mark of our sockets.
+    mark: u32,
 }
 
 impl PortMapper {
-    /// Begins to ask the router `gateway` to send UDP for `port` to our address `local`. Within a tokio
-    /// runtime. Nothing is asked for port 0.
+    /// Begins to ask the router `gateway` to send UDP for `port` to our address `local`, from sockets with this
+    /// firewall mark. Within a tokio runtime. Nothing is asked for port 0.
     #[must_use]
-    pub fn start(gateway: IpAddr, local: IpAddr, port: u16) -> Self {
-        Self::start_with(gateway, local, port, Timings::default())
+    pub fn start(gateway: IpAddr, local: IpAddr, port: u16, mark: u32) -> Self {
+        Self::start_with(gateway, local, port, mark, Timings::default())
     }
 
     /// The same with other times.
     #[must_use]
-    pub fn start_with(gateway: IpAddr, local: IpAddr, port: u16, timings: Timings) -> Self {
+    pub fn start_with(gateway: IpAddr, local: IpAddr, port: u16, mark: u32, timings: Timings) -> Self {
         let (publish, mut mapping) = watch::channel(Mapping::default());
         mapping.mark_unchanged();
         let (stop, stopped) = oneshot::channel();
@@ -137,7 +139,7 @@ impl PortMapper {
         let task = match NonZeroU16::new(port) {
             Some(nonzero) => {
                 let local = SocketAddr::new(local, port);
-                let target = Target { router: gateway, local, port: nonzero, lifetime: timings.lifetime };
+                let target = Target { router: gateway, local, port: nonzero, lifetime: timings.lifetime, mark };
                 let upkeep = Upkeep { target, retry: timings.retry, publish, again: again.clone() };
                 tokio::spawn(upkeep.run(stopped))
             }

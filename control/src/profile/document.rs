@@ -33,7 +33,11 @@ pub struct Document {
     pub udp_segmentation: Option<bool>,
     pub birthday_probing: Option<bool>,
     pub port_mapping: Option<bool>,
+    pub transit: Option<bool>,
+    pub table: Option<u32>,
+    pub fw_mark: Option<u32>,
     pub coordinator: Option<CoordinatorDocument>,
+    pub accept: Option<Vec<Prefix>>,
     pub peers: Option<Vec<PeerDocument>>,
     pub metrics: Option<SocketAddr>,
 }
@@ -291,7 +295,11 @@ impl Document {
             udp_segmentation: Some(profile.udp_gso),
             birthday_probing: Some(profile.birthday_probing),
             port_mapping: Some(profile.port_mapping),
+            transit: Some(profile.transit),
+            table: Some(profile.table),
+            fw_mark: Some(profile.mark),
             coordinator: profile.coordinator.as_ref().map(CoordinatorDocument::of),
+            accept: profile.accept.as_deref().and_then(prefixes),
             peers: Some(
                 profile
                     .peers

@@ -50,9 +50,13 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["UdpSegmentation"], shape: Shape::Bool },
     Field { path: &["BirthdayProbing"], shape: Shape::Bool },
     Field { path: &["PortMapping"], shape: Shape::Bool },
+    Field { path: &["Transit"], shape: Shape::Bool },
+    Field { path: &["Table"], shape: Shape::Number },
+    Field { path: &["FwMark"], shape: Shape::Number },
     Field { path: &["Coordinator", "Url"], shape: Shape::Text },
     Field { path: &["Coordinator", "Fingerprint"], shape: Shape::Text },
     Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },
+    Field { path: &["Accept"], shape: Shape::List },
     Field { path: &["Peers"], shape: Shape::Json },
     Field { path: &["Metrics"], shape: Shape::Text },
 ];

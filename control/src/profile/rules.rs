@@ -19,6 +19,7 @@ use super::{
     ALLOWED_IP_LIMIT, Coordinator, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT,
     Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
 };
+use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE};
 use crate::key::{KeyError, PrivateKey, PublicKey};
 
 /// Checks all that needs no key file.
@@ -34,6 +35,14 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     if let Some(mtu) = document.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
         let sentence = format!("{mtu} is not from {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
         return Err(source.error(FieldPath::of(&["Mtu"]), sentence));
+    }
+    // RT_TABLE_COMPAT to RT_TABLE_LOCAL (rtnetlink.h) are the system's.
+    if let Some(table) = document.table.filter(|table| *table == 0 || (252..=255).contains(table)) {
+        let sentence = format!("{table} is the system's; take another number, such as {DEFAULT_TABLE}");
+        return Err(source.error(FieldPath::of(&["Table"]), sentence));
+    }
+    if document.fw_mark == Some(0) {
+        return Err(source.error(FieldPath::of(&["FwMark"]), "0 marks nothing; take another number"));
     }
     coordinator(source)?;
     check_virtual_addresses(source)?;
@@ -239,7 +248,11 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         udp_gso: document.udp_segmentation.unwrap_or(true),
         birthday_probing: document.birthday_probing.unwrap_or(true),
         port_mapping: document.port_mapping.unwrap_or(true),
+        transit: document.transit.unwrap_or(false),
+        table: document.table.unwrap_or(DEFAULT_TABLE),
+        mark: document.fw_mark.unwrap_or(DEFAULT_MARK),
         coordinator: coordinator(&source)?,
+        accept: document.accept.as_deref().map(|accept| bare(Some(accept))),
         peers: profile_peers,
     })
 }

@@ -13,6 +13,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use penstock_connect::bind_udp;
 use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH, SocketId};
 use penstock_proto::relay::DATAGRAM_LIMIT;
 use socket2::SockRef;
@@ -30,6 +31,7 @@ const PORTS_MAX: usize = 512;
 /// The ports.
 pub struct Detours {
     local_port: u16,
+    mark: u32,
     ports: HashMap<SocketId, Port>,
     next_id: u32,
     /// By which all ports hand datagrams to the tunnel's socket; there from the first port on.
@@ -60,10 +62,18 @@ struct Port {
 }
 
 impl Detours {
-    /// No ports yet. `local_port` is the tunnel's.
-    pub fn new(local_port: u16) -> Self {
+    /// No ports yet. `local_port` is the tunnel's, and so is the firewall mark.
+    pub fn new(local_port: u16, mark: u32) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        Self { local_port, ports: HashMap::new(), next_id: SocketId::TUNNEL.0 + 1, inbound: None, sender, receiver }
+        Self {
+            local_port,
+            mark,
+            ports: HashMap::new(),
+            next_id: SocketId::TUNNEL.0 + 1,
+            inbound: None,
+            sender,
+            receiver,
+        }
     }
 
     /// Opens up to `count` ports.
@@ -85,9 +95,9 @@ impl Detours {
     fn open_one(&mut self) -> io::Result<SocketId> {
         let inbound = match &self.inbound {
             Some(inbound) => Arc::clone(inbound),
-            None => Arc::clone(self.inbound.insert(Arc::new(bind(Ipv4Addr::LOCALHOST)?))),
+            None => Arc::clone(self.inbound.insert(Arc::new(bind(Ipv4Addr::LOCALHOST, 0)?))),
         };
-        let wan = Arc::new(bind(Ipv4Addr::UNSPECIFIED)?);
+        let wan = Arc::new(bind(Ipv4Addr::UNSPECIFIED, self.mark)?);
         let id = SocketId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1).max(SocketId::TUNNEL.0 + 1);
         let (peer, of) = watch::channel(None);
@@ -131,7 +141,7 @@ impl Detours {
         let port = self.ports.get_mut(&socket)?;
         port.peer.send_replace(Some(peer));
         if port.outbound.is_none() {
-            match bind(Ipv4Addr::LOCALHOST).and_then(|outbound| Ok((outbound.local_addr()?, outbound))) {
+            match bind(Ipv4Addr::LOCALHOST, 0).and_then(|outbound| Ok((outbound.local_addr()?, outbound))) {
                 Ok((local, outbound)) => {
                     port.tasks.spawn(carry_out(outbound, tunnel, Arc::clone(&port.wan), port.peer.subscribe()));
                     port.outbound = Some(local);
@@ -167,7 +177,7 @@ async fn carry_in(
         let datagram = &buffer[..length];
         let known = *peer.borrow();
         match datagram {
-            [FIRST_BYTE, ..] if length == PROBE_LENGTH => {
+            [FIRST_BYTE, ..] if length >= PROBE_LENGTH => {
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                 // A full queue is a flood: dropped.
                 let _ = agent.try_send(Received { socket: id, from, datagram: datagram.to_vec() });
@@ -202,8 +212,31 @@ fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<(
     SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }
 
-fn bind(address: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind((address, 0))?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+fn bind(address: Ipv4Addr, mark: u32) -> io::Result<UdpSocket> {
+    bind_udp((address, 0).into(), mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARK: u32 = 0x5057;
+
+    #[tokio::test]
+    async fn ports_to_the_outside_carry_the_mark_and_local_ones_do_not() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        for mark in [MARK, 0] {
+            let mut detours = Detours::new(47_100, mark);
+            let opened = detours.open(3);
+            assert_eq!(opened.len(), 3);
+            for id in opened {
+                assert_eq!(SockRef::from(&*detours.ports[&id].wan).mark().unwrap(), mark);
+            }
+            let inbound = detours.inbound.as_ref().unwrap();
+            assert_eq!(SockRef::from(&**inbound).mark().unwrap(), 0);
+        }
+    }
 }

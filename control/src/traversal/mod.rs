@@ -94,15 +94,15 @@ pub enum Input {
 }
 
 impl Traversal {
-    /// Traversal without peers and servers. `udp` is the tunnel's socket.
+    /// Traversal without peers and servers. `udp` is the tunnel's socket, whose firewall mark all others get too.
     pub fn new(private_key: StaticSecret, udp: UdpSender, settings: Settings) -> Self {
         let config = PathConfig { birthday: settings.birthday_probing, ..PathConfig::default() };
-        let local_port = udp.local_port();
+        let (local_port, mark) = (udp.local_port(), udp.mark());
         Self {
             agent: PathAgent::new(private_key.clone(), config, StdRng::from_os_rng()),
             stun: Stun::default(),
-            relays: Relays::new(private_key, settings.trust, local_port),
-            detours: Detours::new(local_port),
+            relays: Relays::new(private_key, settings.trust, local_port, mark),
+            detours: Detours::new(local_port, mark),
             udp,
             hosts: Vec::new(),
             route: None,
@@ -155,9 +155,10 @@ impl Traversal {
             return;
         }
         self.route = route;
-        let port = self.udp.local_port();
+        let (port, mark) = (self.udp.local_port(), self.udp.mark());
         // The old router has us no more; what it has mapped ends by itself.
-        self.mapper = route.filter(|_| self.may_map).map(|(router, local)| PortMapper::start(router, local, port));
+        self.mapper =
+            route.filter(|_| self.may_map).map(|(router, local)| PortMapper::start(router, local, port, mark));
         self.mapping_known = false;
         self.tell_soon(now);
     }
@@ -337,6 +338,8 @@ impl Traversal {
                 };
                 self.selections.push_back(Selection { peer, endpoint, path, reason });
             }
+            // Comes only once the agent is told the links.
+            PathEvent::Mtu { .. } => {}
             PathEvent::RefreshCandidates => {
                 self.stun.refresh(now);
                 self.relays.renew(now);

@@ -30,6 +30,7 @@ pub struct Relays {
     private_key: StaticSecret,
     trust: Trust,
     local_port: u16,
+    mark: u32,
     bindings: Vec<Binding>,
     next_id: u32,
     /// What the path agent was told.
@@ -74,8 +75,8 @@ pub struct RelayState {
 
 impl Relays {
     /// No relays yet.
-    pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16) -> Self {
-        Self { private_key, trust, local_port, bindings: Vec::new(), next_id: 0, told: Vec::new() }
+    pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16, mark: u32) -> Self {
+        Self { private_key, trust, local_port, mark, bindings: Vec::new(), next_id: 0, told: Vec::new() }
     }
 
     /// Takes over the list; bindings that stay in it go on.
@@ -110,7 +111,7 @@ impl Relays {
             return Some(Way::Udp { place, address: *address });
         }
         let Some(url) = &relay.url else { return udp() };
-        match RelayStream::open(url, self.trust_in(relay), self.local_port) {
+        match RelayStream::open(url, self.trust_in(relay), self.local_port, self.mark) {
             Ok(stream) => Some(Way::Tls { stream, up: false }),
             Err(e) => {
                 tracing::warn!("relay {} cannot be reached by TLS: {e}", relay.name);

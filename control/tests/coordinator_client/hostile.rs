@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use futures_util::{SinkExt, StreamExt};
 use penstock::coordinator::{Client, Config, Event};
 use penstock::key::PrivateKey;
-use penstock_connect::Proxy;
+use penstock_connect::{Outbound, Proxy};
 use penstock_proto::coordination::limits::COORDINATOR_MESSAGE_LIMIT;
 use penstock_proto::coordination::{
     Challenger, CoordinatorMessage, GatewayMessage, Hello, Map, MapVersion, Registration, RegistrationState,
@@ -66,8 +66,9 @@ impl Hostile {
             private_key: PrivateKey::generate().unwrap(),
             subnets: Vec::new(),
             cache: directory.path().join("a.map"),
+            mark: 0,
         };
-        let running = Running { client: Client::start_through(config, Proxy::none()), map: None };
+        let running = Running { client: Client::start_through(config, Outbound::new(Proxy::none(), 0)), map: None };
         Self { running, hellos, _server: server, _directory: directory }
     }
 }

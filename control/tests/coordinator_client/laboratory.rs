@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use penstock::coordinator::{Client, Config, Event};
 use penstock::profile::{Environment, Profile};
-use penstock_connect::Proxy;
+use penstock_connect::{Outbound, Proxy};
 use penstock_proto::coordination::{Map, Name};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -241,7 +241,7 @@ impl Site {
     }
 
     pub fn client(&self) -> Running {
-        Running { client: Client::start_through(self.config(), Proxy::none()), map: None }
+        Running { client: Client::start_through(self.config(), Outbound::new(Proxy::none(), 0)), map: None }
     }
 }
 

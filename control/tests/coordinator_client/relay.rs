@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use penstock::coordinator::RelayStream;
-use penstock_connect::{Proxy, Trust, fingerprint};
+use penstock_connect::{Outbound, Proxy, Trust, fingerprint};
 use penstock_proto::coordination::Fingerprint;
 use penstock_proto::relay::SUBPROTOCOL;
 use rustls::ServerConfig;
@@ -123,7 +123,7 @@ async fn up(stream: &RelayStream) {
 
 fn open(certificate: &Certificate, address: SocketAddr, port: u16, proxy: Proxy) -> RelayStream {
     let url = format!("https://{address}/v1/relay");
-    RelayStream::open_through(&url, certificate.trust(), port, proxy).unwrap()
+    RelayStream::open_through(&url, certificate.trust(), port, Outbound::new(proxy, 0)).unwrap()
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn it_goes_through_a_proxy_and_insists_on_the_pin() {
     let stream = open(&other, address, port, Proxy::none());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!stream.is_up());
-    let bad = RelayStream::open("http://127.0.0.1/", certificate.trust(), port);
+    let bad = RelayStream::open("http://127.0.0.1/", certificate.trust(), port, 0);
     assert_eq!(bad.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 

@@ -131,6 +131,35 @@ impl GatewayConfig {
         self.environment.push(("PENSTOCK_TEST_REKEY_AFTER_SECONDS", seconds.to_string()));
     }
 
+    /// Keys and peers as `wg setconf` reads them.
+    pub fn wg_conf(&self) -> String {
+        let mut script = format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.private_key, self.port);
+        for peer in &self.peers {
+            script += &format!("[Peer]\nPublicKey = {}\n", peer.public_key);
+            if !peer.allowed_ips.is_empty() {
+                script += &format!("AllowedIPs = {}\n", peer.allowed_ips.join(","));
+            }
+            if let Some(key) = &peer.preshared_key {
+                script += &format!("PresharedKey = {key}\n");
+            }
+            if let Some(endpoint) = peer.endpoint {
+                script += &format!("Endpoint = {endpoint}\n");
+            }
+            if let Some(seconds) = peer.keepalive {
+                script += &format!("PersistentKeepalive = {seconds}\n");
+            }
+        }
+        script
+    }
+
+    /// `ip` commands for a tunnel device that is there.
+    pub fn addresses_and_routes(&self) -> String {
+        let name = &self.name;
+        let device = format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.virtual_address);
+        let prefixes = self.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        device + &prefixes.map(|prefix| format!("route replace {prefix} dev {name}\n")).collect::<String>()
+    }
+
     /// The profile as JSON; key files are written beside it.
     pub fn profile(&self, directory: &Path) -> Value {
         let Kind::Penstock { wan, lan } = self.kind else {
@@ -191,7 +220,18 @@ impl Gateway {
     }
 
     /// The same in any namespace.
-    pub fn start_in(namespace: &Namespace, scratch: &Path, mut config: GatewayConfig) -> Self {
+    pub fn start_in(namespace: &Namespace, scratch: &Path, config: GatewayConfig) -> Self {
+        let name = config.name.clone();
+        Self::try_start_in(namespace, scratch, config)
+            .unwrap_or_else(|(ended, log)| panic!("{name} has ended, {ended}: {log}"))
+    }
+
+    /// The same for a gateway that may have reasons to end instead: how it ended, and its log.
+    pub fn try_start_in(
+        namespace: &Namespace,
+        scratch: &Path,
+        mut config: GatewayConfig,
+    ) -> Result<Self, (ExitStatus, String)> {
         if let (Kind::Penstock { .. }, Some(other)) = (config.kind, stand_in()) {
             config.kind = other;
         }
@@ -203,59 +243,41 @@ impl Gateway {
         let namespace = namespace.clone();
         let process = spawn(&config, &namespace, &profile, &log);
         let mut gateway = Self { config, process, namespace, profile, log };
-        gateway.await_ready();
-        gateway
+        gateway.await_ready()?;
+        Ok(gateway)
     }
 
     /// Starts the same gateway again after its end.
     pub fn restart(&mut self) {
         self.process = spawn(&self.config, &self.namespace, &self.profile, &self.log);
-        self.await_ready();
+        let ready = self.await_ready();
+        ready.unwrap_or_else(|(ended, log)| panic!("{} has ended, {ended}: {log}", self.config.name));
     }
 
-    fn await_ready(&mut self) {
+    fn await_ready(&mut self) -> Result<(), (ExitStatus, String)> {
         let name = self.config.name.clone();
+        let mut ended = None;
         eventually(PATIENCE, &format!("{name} has its API socket"), || {
-            let ended = self.process.ended();
-            assert!(ended.is_none(), "{name} has ended, {ended:?}: {}", self.process.log());
+            ended = self.process.ended();
             // wg removes a socket on which nobody listens yet, so it must not be the first to try.
-            UnixStream::connect(socket(&name)).is_ok()
+            ended.is_some() || UnixStream::connect(socket(&name)).is_ok()
         });
+        if let Some(ended) = ended {
+            return Err((ended, self.process.log()));
+        }
         wg(&["show", &name]);
         if self.config.kind.program().is_some() {
             self.configure();
         }
+        Ok(())
     }
 
     /// What Penstock takes from its profile: keys, peers, addresses and routes.
     fn configure(&self) {
-        let name = &self.config.name;
-        let mut script =
-            format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.config.private_key, self.config.port);
-        let mut routes =
-            format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.config.virtual_address);
-        for peer in &self.config.peers {
-            script += &format!("[Peer]\nPublicKey = {}\n", peer.public_key);
-            if !peer.allowed_ips.is_empty() {
-                script += &format!("AllowedIPs = {}\n", peer.allowed_ips.join(","));
-            }
-            if let Some(key) = &peer.preshared_key {
-                script += &format!("PresharedKey = {key}\n");
-            }
-            if let Some(endpoint) = peer.endpoint {
-                script += &format!("Endpoint = {endpoint}\n");
-            }
-            if let Some(seconds) = peer.keepalive {
-                script += &format!("PersistentKeepalive = {seconds}\n");
-            }
-            for prefix in &peer.allowed_ips {
-                routes += &format!("route replace {prefix} dev {name}\n");
-            }
-        }
         let file = self.profile.with_extension("conf");
-        write_secret(&file, &script);
-        wg(&["setconf", name, file.to_str().expect("UTF-8")]);
-        self.namespace.ip(&routes);
+        write_secret(&file, &self.config.wg_conf());
+        wg(&["setconf", self.name(), file.to_str().expect("UTF-8")]);
+        self.namespace.ip(&self.config.addresses_and_routes());
     }
 
     pub fn name(&self) -> &str {
@@ -321,8 +343,23 @@ impl Gateway {
     pub fn status(&self) -> Value {
         let profile = self.profile.to_str().expect("UTF-8");
         let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
-        assert!(output.status.success(), "status: {}", String::from_utf8_lossy(&output.stderr));
+        // 1: it has problems.
+        let answered = matches!(output.status.code(), Some(0 | 1));
+        assert!(answered, "status: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("status is JSON")
+    }
+
+    /// Runs another command of `penstock` about this gateway, whether it runs or not.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
+        command.args(arguments).arg("--profile").arg(&self.profile);
+        command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile)).output().expect("penstock starts")
+    }
+
+    /// Lifts the guard of a gateway that was stopped.
+    pub fn release(&self) {
+        let output = self.command(&["release", "--all"]);
+        assert!(output.status.success(), "release: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The count of one drop reason in `status --json`.
@@ -352,6 +389,11 @@ impl Drop for Gateway {
     }
 }
 
+/// Where the gateway of a profile keeps its state: beside it, since names are unique and scratch directories go.
+fn state_directory(profile: &Path) -> &Path {
+    profile.parent().expect("a profile is in a directory")
+}
+
 /// The place of a gateway's API socket.
 pub fn socket(name: &str) -> PathBuf {
     Path::new("/var/run/wireguard").join(format!("{name}.sock"))
@@ -362,6 +404,7 @@ fn spawn(config: &GatewayConfig, namespace: &Namespace, profile: &Path, log: &Pa
         Kind::Penstock { .. } => {
             let mut command = namespace.command(penstock_binary().expect("checked by ready()"));
             command.args(["run", "--profile"]).arg(profile);
+            command.env("PENSTOCK_STATE_DIR", state_directory(profile));
             command
         }
         Kind::WireguardGo => {

@@ -13,7 +13,9 @@
 mod capture;
 mod control;
 mod gateway;
+mod kernel;
 mod message;
+pub mod name_server;
 mod namespace;
 pub mod nat;
 pub mod overlay;
@@ -27,12 +29,13 @@ pub use gateway::{
     Gateway, GatewayConfig, Kind, Peer, await_traffic, joined, pair, pair_config, penstock, penstock_binary, socket,
     write_profile, write_secret,
 };
+pub use kernel::KernelWireguard;
 pub use message::{
     COOKIE_REPLY, HANDSHAKE_INITIATION, HANDSHAKE_RESPONSE, Random, TRANSPORT_DATA, initiation, raw_datagram,
 };
 pub use namespace::Namespace;
 pub use process::Process;
-pub use topology::{Middle, Options, Outer, PORT, Site, Topology};
+pub use topology::{Middle, Options, Outer, PORT, Site, Topology, has_cards};
 pub use traffic::{
     CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,
 };

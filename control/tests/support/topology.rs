@@ -15,6 +15,9 @@
 //!                     192.0.2.254 (b0), IPv4 only
 //! ```
 //!
+//! In a machine of the laboratory that has cards (`scripts/lab`), they are the ends of A's LAN and, with a cable as
+//! the middle, of the WAN.
+//!
 //! The gateways' default routes point at each other, so what a gateway does not catch is forwarded
 //! to the WAN in the clear, as it would be in a real site.
 
@@ -90,7 +93,7 @@ impl Topology {
         let b = Site::new(2, "b", &scratch, options);
         let middle = match options.middle {
             Middle::Cable => {
-                veth(&a.gateway, "wan0", &b.gateway, "wan0", options);
+                cable([1, 3], &a.gateway, "wan0", &b.gateway, "wan0", options);
                 None
             }
             Middle::Switch => Some(switch(&a, &b, options)),
@@ -142,7 +145,11 @@ impl Site {
             wan6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()),
             scratch: scratch.to_owned(),
         };
-        veth(&site.gateway, "lan0", &site.host, "eth0", options);
+        if number == 1 {
+            cable([2, 4], &site.gateway, "lan0", &site.host, "eth0", options);
+        } else {
+            veth(&site.gateway, "lan0", &site.host, "eth0", options);
+        }
         site.gateway.sysctl("net/ipv4/ip_forward", "1");
         site.gateway.sysctl("net/ipv6/conf/all/forwarding", "1");
         site.gateway.ip(&format!(
@@ -223,6 +230,45 @@ impl Site {
             IpAddr::V6(v6) => v6.segments()[..2] == [0xfd00, 0x100 + u16::from(self.number)],
         }
     }
+}
+
+/// Whether this is a machine of the laboratory with cards.
+pub fn has_cards() -> bool {
+    std::env::var_os("PENSTOCK_LAB_CARD").is_some_and(|card| !card.is_empty())
+}
+
+/// A veth pair, or where there are cards the two with these numbers.
+fn cable(cards: [u8; 2], left: &Namespace, left_name: &str, right: &Namespace, right_name: &str, options: Options) {
+    if has_cards() {
+        plug(cards[0], left, left_name, options.mtu);
+        plug(cards[1], right, right_name, options.mtu);
+    } else {
+        veth(left, left_name, right, right_name, options);
+    }
+}
+
+/// Moves a card into a namespace. When that is deleted, it comes back after a while.
+fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
+    let address = format!("02:1a:b0:00:00:0{card}");
+    let find = || {
+        let interfaces = std::fs::read_dir("/sys/class/net").expect("interfaces").flatten();
+        let is_it =
+            |path: &PathBuf| std::fs::read_to_string(path.join("address")).is_ok_and(|text| text.trim() == address);
+        interfaces.map(|entry| entry.path()).find(is_it)
+    };
+    let mut found = None;
+    super::eventually(super::PATIENCE, &format!("card {card} is free"), || {
+        found = find();
+        found.is_some()
+    });
+    let found = found.expect("just seen");
+    let interface = found.file_name().expect("a name").to_str().expect("UTF-8");
+    let output = std::process::Command::new("ip")
+        .args(["link", "set", "dev", interface, "down", "mtu", &mtu.to_string()])
+        .args(["netns", namespace.name(), "name", name])
+        .output()
+        .expect("ip starts");
+    assert!(output.status.success(), "{interface}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A veth pair across two namespaces, both ends down.

@@ -314,7 +314,8 @@ pub fn iperf3(from: &Namespace, to: &Namespace, server: IpAddr, options: &[&str]
     let words = ["iperf3", "-s", "-1", "--forceflush", "-B", &server, "-p", &port];
     let mut listener = to.spawn(&words, &log);
     eventually(PATIENCE, "iperf3 listens", || listener.log().contains("listening"));
-    let mut words = vec!["iperf3", "-J", "-c", &server, "-p", &port];
+    // Where nothing gets through, iperf3 waits for minutes.
+    let mut words = vec!["timeout", "60", "iperf3", "-J", "-c", &server, "-p", &port];
     words.extend(options);
     let (success, text) = from.attempt(&words);
     assert!(success, "iperf3 {options:?}: {text}");

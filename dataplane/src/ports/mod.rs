@@ -15,8 +15,9 @@ mod offload;
 mod offload_coalesce;
 mod scatter;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::drop::Drops;
 use crate::frame::{Frame, Pool};
@@ -165,13 +166,6 @@ impl Batch {
     }
 }
 
-/// What is decided about every packet of a batch, if it is the same and there are any. Most batches go one way.
-#[inline]
-pub(crate) fn same<T: Copy + PartialEq>(steps: &[T]) -> Option<T> {
-    let (first, others) = steps.split_first()?;
-    others.iter().all(|step| step == first).then_some(*first)
-}
-
 /// What a port is, and what it was really bound as; shown by `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
@@ -224,6 +218,15 @@ pub trait Port: Send {
     fn info(&self) -> PortInfo;
 }
 
+/// Sets a socket option that rustix does not know.
+#[expect(unsafe_code)]
+fn set_option(socket: impl AsFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+    let (fd, len) = (socket.as_fd().as_raw_fd(), value.len() as libc::socklen_t);
+    // SAFETY: the value is `len` readable bytes.
+    let set = unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), len) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,11 +249,5 @@ mod tests {
         second.append_to(&mut all);
         assert_eq!((lens(&first), lens(&second), lens(&all)), (vec![], vec![], vec![1, 2, 3]));
         assert_eq!(all.room(), BATCH - 3);
-    }
-
-    #[test]
-    fn what_is_the_same_is_so_for_all_and_not_for_none() {
-        assert_eq!((same(&[3, 3, 3]), same(&[3, 3, 4]), same(&[4, 3, 3])), (Some(3), None, None));
-        assert_eq!(same::<u8>(&[]), None);
     }
 }

@@ -14,13 +14,15 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::offload::{Template, VNET_LEN, VnetHeader, Work, complete_checksum, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, EGRESS_ROOM, Packet, Port, PortInfo};
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 
 /// Bytes left free behind a packet: WireGuard's padding and tag.
@@ -149,11 +151,11 @@ impl TunPort {
     }
 
     /// Decides about a message of `len` bytes that was just read.
-    fn accept(&mut self, pool: &Pool, header: &[u8; VNET_LEN], len: usize) -> Result<(), (Drop, u64)> {
+    fn accept(&mut self, pool: &Pool, header: &[u8; VNET_LEN], len: usize) -> Result<(), (DropReason, u64)> {
         let header = VnetHeader::parse(header);
         let largest = self.scatter.largest();
-        let front = self.scatter.front(pool, len).ok_or((Drop::Oversized, 1))?;
-        let work = work(&header, front, len).map_err(|_| (Drop::BadOffload, 1))?;
+        let front = self.scatter.front(pool, len).ok_or((DropReason::Oversized, 1))?;
+        let work = work(&header, front, len).map_err(|_| (DropReason::BadOffload, 1))?;
         let (head, size) = match work {
             Work::Segment { head, size } => {
                 self.template.load(front, &header, len, head);
@@ -166,7 +168,7 @@ impl TunPort {
             }
         };
         if head + size > largest {
-            return Err((Drop::Oversized, (len - head).div_ceil(size.max(1)).max(1) as u64));
+            return Err((DropReason::Oversized, (len - head).div_ceil(size.max(1)).max(1) as u64));
         }
         self.scatter.split(pool, len, head, size, &mut self.expected);
         Ok(())
@@ -224,7 +226,7 @@ impl Port for TunPort {
             self.list[0].iov_base = header.as_mut_ptr().cast();
             if let Err(error) = writev(self.queue.device.as_raw_fd(), &self.list) {
                 let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
-                let reason = if full { Drop::TransmitFull } else { Drop::TransmitError };
+                let reason = if full { DropReason::TransmitFull } else { DropReason::TransmitError };
                 drops.count_many(reason, run.count() as u64);
             }
         }
@@ -263,10 +265,6 @@ fn writev(fd: RawFd, list: &[libc::iovec]) -> io::Result<()> {
 
 /// The index of the interface of that name.
 fn index_of(name: &str) -> io::Result<u32> {
-    let name = std::ffi::CString::new(name)?;
-    // SAFETY: the name is a NUL-terminated string.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    Ok(name_to_index(socket, name)?)
 }

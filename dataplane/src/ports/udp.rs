@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use socket::{Control, Name, Socket};
-pub use socket::{UdpConfig, UdpSender};
+pub use socket::{Source, UdpConfig, UdpSender};
 
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, Packet, Port, PortInfo};
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 
 /// Bytes of Ethernet (14), IPv4 (20) and UDP (8) headers that are left free before each datagram, as
@@ -168,7 +168,7 @@ impl Received {
                     let (tos, segment) = self.controls[self.current].read(message.msg_hdr.msg_controllen as _);
                     let len = message.msg_len as usize;
                     if let Err(datagrams) = split(scatter, pool, len, segment, &mut self.expected) {
-                        drops.count_many(Drop::Oversized, datagrams);
+                        drops.count_many(DropReason::Oversized, datagrams);
                         self.current += 1;
                         continue;
                     }
@@ -306,9 +306,9 @@ impl Port for UdpPort {
                     self.gso = false;
                     continue;
                 }
-                libc::EAGAIN => (Drop::TransmitFull, packets.len()),
-                libc::ENOBUFS => (Drop::TransmitFull, run),
-                _ => (Drop::TransmitError, run),
+                libc::EAGAIN => (DropReason::TransmitFull, packets.len()),
+                libc::ENOBUFS => (DropReason::TransmitFull, run),
+                _ => (DropReason::TransmitError, run),
             };
             drops.count_many(reason, lost as u64);
             done += lost;

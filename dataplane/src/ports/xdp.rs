@@ -7,14 +7,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::net::sockopt;
+use rustix::net::xdp::XdpOptionsFlags;
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 
 use crate::checksum;
-use crate::drop::{Drop, Drops};
+use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner};
-use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo};
+use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
 /// Entries of each of a socket's rings.
 pub const RING: u32 = 2048;
@@ -22,7 +24,7 @@ pub const RING: u32 = 2048;
 pub const FRAMES: u32 = 2 * RING;
 /// How many packets ahead the first line of a received one is asked for: about a fetch from another core.
 const HEADERS_AHEAD: usize = 4;
-const SOCKET_BUFFER: libc::c_int = 64 << 20;
+const SOCKET_BUFFER: usize = 64 << 20;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.18): frames that one sendto transmits in copy mode.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// What one sendto transmits where that option is not known.
@@ -99,10 +101,11 @@ impl XdpPort {
         })?;
         let (fill, completion) =
             rings.ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "the queue already has a socket of ours"))?;
-        let fd = rx.fd().as_raw_fd();
+        let socket = borrow(&rx);
         // Neither is essential: without them large bursts take more calls.
-        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SOCKET_BUFFER);
-        let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, RING as libc::c_int);
+        let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER);
+        let _ = set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &RING.to_ne_bytes());
+        let zero_copy = sockopt::xdp_options(socket)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
         let mut port = Self {
             role,
             rx,
@@ -114,7 +117,7 @@ impl XdpPort {
             interface: interface.to_owned(),
             ifindex,
             queue,
-            zero_copy: is_zero_copy(fd)?,
+            zero_copy,
         };
         port.refill(pool);
         if port.owed > 0 {
@@ -124,10 +127,8 @@ impl XdpPort {
     }
 
     /// The socket, for the steering program's map.
-    #[expect(unsafe_code)]
     pub fn socket(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket is open for as long as the port is.
-        unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) }
+        borrow(&self.rx)
     }
 
     /// Gives the kernel frames to fill.
@@ -168,7 +169,7 @@ impl XdpPort {
                 return;
             }
             if self.tx.wakeup().is_err() {
-                return drops.count(Drop::TransmitError);
+                return drops.count(DropReason::TransmitError);
             }
         }
     }
@@ -232,7 +233,7 @@ impl Port for XdpPort {
             match self.unwrap(frame, pool) {
                 Ok(packet) => batch.push(packet),
                 Err(frame) => {
-                    drops.count(Drop::BadInner);
+                    drops.count(DropReason::BadInner);
                     pool.give(frame);
                 }
             }
@@ -250,9 +251,9 @@ impl Port for XdpPort {
         let mut n = 0;
         for mut packet in batch.drain() {
             let refused = if n >= room {
-                Some(Drop::TransmitFull)
+                Some(DropReason::TransmitFull)
             } else if !self.wrap(&mut packet, pool) {
-                Some(Drop::TransmitError)
+                Some(DropReason::TransmitError)
             } else {
                 None
             };
@@ -267,7 +268,7 @@ impl Port for XdpPort {
         // SAFETY: the frames' tokens were given up; room for all of them was asked for.
         let sent = unsafe { self.tx.produce(&self.descs[..n]) };
         for desc in &self.descs[sent..n] {
-            drops.count(Drop::TransmitFull);
+            drops.count(DropReason::TransmitFull);
             let frame = pool.frame_of(desc);
             pool.give(frame);
         }
@@ -300,6 +301,13 @@ impl Port for XdpPort {
     fn info(&self) -> PortInfo {
         PortInfo { interface: self.interface.clone(), kind: "xdp", queue: self.queue, zero_copy: Some(self.zero_copy) }
     }
+}
+
+/// The socket of a ring.
+#[expect(unsafe_code)]
+fn borrow(rx: &RxQueue) -> BorrowedFd<'_> {
+    // SAFETY: the socket is open for as long as the ring is.
+    unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) }
 }
 
 /// Bytes of the Ethernet header, with a tag or without; `None` if the frame is shorter.
@@ -404,28 +412,6 @@ pub fn write_datagram(
     };
     frame.set(ip, payload + len - ip);
     write_ethernet(pool, frame, link, ether_type)
-}
-
-#[expect(unsafe_code)]
-fn set_option(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    let size = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the option's value is a live integer of the size given.
-    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Whether the kernel bound the socket without copies between driver and UMEM.
-#[expect(unsafe_code)]
-fn is_zero_copy(fd: i32) -> io::Result<bool> {
-    let mut flags = 0u32;
-    let mut size = size_of_val(&flags) as libc::socklen_t;
-    // SAFETY: the kernel writes one integer of the size given.
-    let result =
-        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut flags).cast(), &raw mut size) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
 }
 
 #[cfg(test)]

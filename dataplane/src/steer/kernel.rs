@@ -7,10 +7,11 @@ use aya::programs::loaded_programs;
 use aya::util::KernelVersion;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::thread::{CapabilitySet, capabilities};
 
-/// Linux capabilities: name and bit (`include/uapi/linux/capability.h`).
-const REQUIRED: [(&str, u32); 2] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12)];
-const CAP_SYS_ADMIN: u32 = 21;
+/// Linux capabilities.
+const REQUIRED: [(&str, CapabilitySet); 2] =
+    [("CAP_BPF", CapabilitySet::BPF), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)];
 
 /// What an interface's RTM_GETLINK says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,18 +131,13 @@ pub(super) fn forbidden_because() -> String {
 
 /// Which of the required capabilities the calling thread lacks.
 pub(super) fn missing_capabilities() -> Vec<&'static str> {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    missing_from(&status)
+    missing_from(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective))
 }
 
-fn missing_from(status: &str) -> Vec<&'static str> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or_default();
+fn missing_from(effective: CapabilitySet) -> Vec<&'static str> {
     // CAP_SYS_ADMIN includes CAP_BPF, and stands for CAP_NET_ADMIN where bpf(2) asks for it.
-    REQUIRED.iter().filter(|(_, bit)| effective & (1 << bit | 1 << CAP_SYS_ADMIN) == 0).map(|(name, _)| *name).collect()
+    let lacks = |capability| !effective.intersects(capability | CapabilitySet::SYS_ADMIN);
+    REQUIRED.iter().filter(|(_, capability)| lacks(*capability)).map(|(name, _)| *name).collect()
 }
 
 /// Whether the kernel lacks `bpf_xdp_get_buff_len`, the newest thing that the programs use.
@@ -161,13 +157,13 @@ mod tests {
 
     #[test]
     fn names_the_missing_capabilities() {
-        let status = |effective: u64| format!("Name:\tx\nCapEff:\t{effective:016x}\nSeccomp:\t0\n");
-        assert_eq!(missing_from(&status(0)), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert_eq!(missing_from(&status(1 << 39)), ["CAP_NET_ADMIN"]);
-        assert_eq!(missing_from(&status(1 << 12)), ["CAP_BPF"]);
-        assert!(missing_from(&status(1 << 12 | 1 << 39)).is_empty());
-        assert!(missing_from(&status(1 << 21)).is_empty());
-        assert_eq!(missing_from("nonsense"), ["CAP_BPF", "CAP_NET_ADMIN"]);
+        use CapabilitySet as Set;
+        assert_eq!(missing_from(Set::empty()), ["CAP_BPF", "CAP_NET_ADMIN"]);
+        assert_eq!(missing_from(Set::BPF), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_from(Set::NET_ADMIN), ["CAP_BPF"]);
+        assert!(missing_from(Set::NET_ADMIN | Set::BPF).is_empty());
+        assert!(missing_from(Set::SYS_ADMIN).is_empty());
+        assert_eq!(missing_from(Set::NET_RAW), ["CAP_BPF", "CAP_NET_ADMIN"]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use yasna::{ASN1Result, BERReader, Tag};
 use zeroize::Zeroizing;
 
 use super::order::Issued;
+use crate::owner;
 use crate::time::{now, rough};
 
 /// Begins the line before the PEM blocks that says whose certificate it is (RFC 7468, section 2, lets us).
@@ -47,7 +48,12 @@ pub fn text(directory: &str, issued: &Issued) -> Zeroizing<String> {
 /// A sentence with the file's name.
 pub fn load(path: &Path) -> Result<Option<Stored>, String> {
     let text = match std::fs::read(path) {
-        Ok(text) => Zeroizing::new(text),
+        Ok(text) => {
+            let text = Zeroizing::new(text);
+            let metadata = path.metadata().map_err(|error| format!("{}: {error}", path.display()))?;
+            owner::check(path, &metadata).map_err(|error| error.to_string())?;
+            text
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };

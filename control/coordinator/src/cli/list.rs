@@ -17,7 +17,7 @@ pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
 }
 
 pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()> {
-    let header = ["NAME", "STATE", "CONNECTED", "ADDRESS", "SUBNETS", "TAGS", "PUBLIC KEY"];
+    let header = ["NAME", "STATE", "ENDS", "CONNECTED", "ADDRESS", "SUBNETS", "TAGS", "PUBLIC KEY"];
     let mut rows = vec![header.map(str::to_owned)];
     for SiteStatus { site, connected } in sites {
         let connected = match (connected, site.last_seen) {
@@ -28,6 +28,7 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
         rows.push([
             site.name.to_string(),
             site.state.as_str().into(),
+            site.ends.map_or("never".into(), from_now),
             connected,
             site.virtual_address.to_string(),
             join(&site.subnets),

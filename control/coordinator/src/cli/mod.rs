@@ -89,6 +89,12 @@ enum Command {
     /// Who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Print who changed what and when, a line of JSON for each change, oldest first
+    Audit {
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        last: u32,
+    },
 }
 
 /// The STUN server and the relay, which share their UDP ports.
@@ -128,6 +134,9 @@ enum KeyCommand {
         /// They wait for `site approve`
         #[arg(long)]
         approve_manually: bool,
+        /// For how long those sites are let in, such as 90d [default: for good]
+        #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+        site_lifetime: Option<Duration>,
     },
     /// Show the enrolment keys, without their secrets
     List {
@@ -159,6 +168,23 @@ enum SiteCommand {
     Revoke {
         /// Its name or public key
         site: String,
+    },
+    /// Cut a site off and forget it; its name, address and subnets are free for others
+    Remove {
+        /// Its name or public key
+        site: String,
+    },
+    /// Say when a site is revoked by itself
+    #[command(group = clap::ArgGroup::new("end").required(true))]
+    Limit {
+        /// Its name or public key
+        site: String,
+        /// After so long from now, such as 90d
+        #[arg(long = "for", value_name = "TIME", group = "end", value_parser = duration::parse)]
+        lifetime: Option<Duration>,
+        /// Never
+        #[arg(long, group = "end")]
+        never: bool,
     },
 }
 
@@ -208,15 +234,20 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Relay { flags, log } => run_relay(*flags, state, log.as_deref()),
         Command::Status { json } => show(&state, &Request::Status, json),
-        Command::Key(KeyCommand::Create { uses, expires, tag, approve_manually }) => {
+        Command::Key(KeyCommand::Create { uses, expires: lifetime, tag, approve_manually, site_lifetime }) => {
             let tags = tag.into_iter().collect();
-            show(&state, &Request::CreateKey { uses, lifetime: expires, tags, approve_manually }, false)
+            show(&state, &Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime }, false)
         }
         Command::Key(KeyCommand::List { json }) => show(&state, &Request::ListKeys, json),
         Command::Key(KeyCommand::Revoke { id }) => show(&state, &Request::RevokeKey(id), false),
         Command::Site(SiteCommand::List { json }) => show(&state, &Request::ListSites, json),
         Command::Site(SiteCommand::Approve { site }) => show(&state, &Request::Approve(site), false),
         Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
+        Command::Site(SiteCommand::Remove { site }) => show(&state, &Request::Remove(site), false),
+        Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {
+            show(&state, &Request::Limit { site, lifetime }, false)
+        }
+        Command::Audit { last } => show(&state, &Request::Audit { last }, true),
         Command::Policy(PolicyCommand::Show) => show(&state, &Request::ShowPolicy, true),
         Command::Policy(PolicyCommand::Set { file }) => {
             let policy = read_policy(&file).with_context(|| file.display().to_string())?;
@@ -327,6 +358,11 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
         Answer::Sites(sites) => list::sites(&mut out, &sites)?,
         Answer::Status(status) if json => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
         Answer::Status(status) => list::status(&mut out, &status)?,
+        Answer::Audit(entries) => {
+            for entry in entries {
+                writeln!(out, "{}", serde_json::to_string(&entry)?)?;
+            }
+        }
         Answer::Policy(policy) => writeln!(out, "{}", policy.to_text())?,
     }
     Ok(())

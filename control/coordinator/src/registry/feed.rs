@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 
-use penstock_proto::coordination::limits::ACCESS_PAIRS_LIMIT;
+use penstock_proto::coordination::limits::{ACCESS_PAIRS_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Access, AccessPart, SiteNumber};
 use tokio::sync::Notify;
 
@@ -14,7 +14,15 @@ use super::state::State;
 use crate::site::SiteState;
 
 /// How many changes are remembered. A relay that missed more is told the whole again.
-const HISTORY_LIMIT: usize = 65_536;
+pub(super) const HISTORY_LIMIT: usize = 65_536;
+/// Most pairs, and most sites, that are looked at under the lock for one message; of pairs, a site's own are more if
+/// it has more. Two milliseconds.
+const PAIRS_AT_A_TIME: usize = 8192;
+/// See [`PAIRS_AT_A_TIME`].
+const SITES_AT_A_TIME: usize = 2048;
+
+// A relay takes no more in one message.
+const _: () = assert!(PAIRS_AT_A_TIME + PEERS_LIMIT <= ACCESS_PAIRS_LIMIT);
 
 /// Changes of who may talk to whom.
 #[derive(Default)]
@@ -47,12 +55,25 @@ impl Reader {
 }
 
 impl Feed {
-    pub fn note(&mut self, one: SiteNumber, other: SiteNumber) {
-        if self.changed.len() == HISTORY_LIMIT {
-            self.changed.pop_front();
+    pub fn note_all(&mut self, pairs: impl IntoIterator<Item = (SiteNumber, SiteNumber)>) {
+        for pair in pairs {
+            if self.changed.len() == HISTORY_LIMIT {
+                self.changed.pop_front();
+            }
+            self.changed.push_back(pair);
+            self.number += 1;
         }
-        self.changed.push_back((one, other));
+        self.wake();
+    }
+
+    /// More changed than is remembered: all have to be told the whole.
+    pub fn forget(&mut self) {
+        self.changed.clear();
         self.number += 1;
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         self.readers.retain(|reader| reader.upgrade().inspect(|wake| wake.notify_one()).is_some());
     }
 
@@ -82,7 +103,7 @@ impl State {
                     reader.told = Told::Nothing;
                     return self.access(reader);
                 };
-                let taken: Vec<_> = changes.take(ACCESS_PAIRS_LIMIT).collect();
+                let taken: Vec<_> = changes.take(PAIRS_AT_A_TIME).collect();
                 reader.told = Told::Changes(number + taken.len() as u64);
                 Some(self.change_of(&taken.into_iter().collect()))
             }
@@ -94,7 +115,7 @@ impl State {
     fn change_of(&self, pairs: &BTreeSet<(SiteNumber, SiteNumber)>) -> Access {
         let mut access = Access::default();
         for &(one, other) in pairs {
-            match (one == other, self.joined(one, other)) {
+            match (one == other, self.links().joins(one, other)) {
                 (true, _) if self.is_approved(one) => access.sites.push((one, self.key(one))),
                 (true, _) => access.gone.push(one),
                 (false, true) => access.joined.push((one, other)),
@@ -110,17 +131,20 @@ impl State {
 
     /// Part of the whole: each site's pairs with those before it, as many sites as fit.
     fn rows(&self, reader: &mut Reader, first: SiteNumber, number: u64) -> Access {
-        let count = self.sites().count() as SiteNumber;
+        let count = self.count();
         let mut access = Access { part: AccessPart::Further, ..Access::default() };
         if first == 0 {
             access.part = AccessPart::First;
         }
-        let (mut next, mut looked_at) = (first, 0);
-        while next < count && looked_at + next as usize <= ACCESS_PAIRS_LIMIT {
-            looked_at += next as usize;
+        let mut next = first;
+        while next < count && access.sites.len() < SITES_AT_A_TIME {
             if self.is_approved(next) {
+                let row = self.links().neighbors_before(next);
+                if !access.joined.is_empty() && access.joined.len() + row.len() > PAIRS_AT_A_TIME {
+                    break;
+                }
                 access.sites.push((next, self.key(next)));
-                access.joined.extend((0..next).filter(|other| self.joined(next, *other)).map(|other| (next, other)));
+                access.joined.extend(row.into_iter().map(|other| (next, other)));
             }
             next += 1;
         }
@@ -136,9 +160,5 @@ impl State {
 
     fn is_approved(&self, number: SiteNumber) -> bool {
         self.site_of(number).state == SiteState::Approved
-    }
-
-    fn joined(&self, one: SiteNumber, other: SiteNumber) -> bool {
-        self.policy().joins(self.site_of(one), self.site_of(other))
     }
 }

@@ -1,12 +1,15 @@
 //! What gateways do: enrol, connect, say where they are.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use ipnet::IpNet;
 use penstock_proto::coordination::{Enrolment, Hello, Known, Reachability, Refusal, RefusalReason, SiteKey};
 
 use super::{Outgoing, Registry, SITES_LIMIT, Session};
-use crate::addresses::{SubnetError, check_subnets, free_virtual_address};
+use crate::addresses::{SubnetError, Subnets, check_subnets, free_virtual_address};
 use crate::site::{Site, SiteState};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Who};
 use crate::time::now;
 
 impl Registry {
@@ -23,7 +26,7 @@ impl Registry {
         let mut store = self.store.lock().await;
         let site = self.state().site(&public_key).cloned();
         match site {
-            Some(site) => self.change_subnets(&mut store, Site { subnets, ..site }).await?,
+            Some(site) => self.change_subnets(&mut store, &site, subnets).await?,
             None => {
                 let enrolment = enrolment.ok_or(refused(RefusalReason::NotEnrolled))?;
                 self.enrol(&mut store, public_key, subnets, enrolment).await?;
@@ -31,7 +34,7 @@ impl Registry {
         }
         drop(store);
         self.note_seen(public_key);
-        self.state().connect(&public_key, known).ok_or(refused(RefusalReason::NotEnrolled))
+        self.state().connect(Instant::now(), &public_key, known).map_err(refused)
     }
 
     fn connect_known(
@@ -49,15 +52,22 @@ impl Registry {
             return Ok(None);
         }
         self.note_seen(*key);
-        Ok(state.connect(key, known))
+        state.connect(Instant::now(), key, known).map(Some).map_err(refused)
     }
 
-    async fn change_subnets(&self, store: &mut Store, site: Site) -> Result<(), Refusal> {
+    async fn change_subnets(&self, store: &mut Store, before: &Site, subnets: Vec<IpNet>) -> Result<(), Refusal> {
+        let site = Site { subnets, ..before.clone() };
         if site.state == SiteState::Revoked {
             return Err(refused(RefusalReason::Revoked));
         }
+        if !self.state().may_change_subnets(Instant::now(), &site.key) {
+            let detail = Some("it changes its subnets too often".into());
+            return Err(Refusal { reason: RefusalReason::TooMany, detail });
+        }
         self.check_subnets_of(&site)?;
-        store.update_site(&site).await.map_err(|error| unavailable(&error))?;
+        let who = Who::Site(site.name.clone());
+        let stored = store.update_site(before, &site, &who, "site offers subnets").await;
+        stored.map_err(|error| unavailable(&error))?;
         tracing::info!("{} offers {:?} now", site.name, site.subnets);
         self.state().put(site);
         Ok(())
@@ -81,12 +91,12 @@ impl Registry {
         }
         let virtual_address = {
             let state = self.state();
-            let taken = |site: &Site| site.state != SiteState::Revoked && site.name == enrolment.name;
+            let taken = |site: &Arc<Site>| site.state != SiteState::Revoked && site.name == enrolment.name;
             if state.sites().any(taken) {
                 return Err(refused(RefusalReason::NameTaken));
             }
             let full = state.sites().count() >= SITES_LIMIT;
-            free_virtual_address(state.sites()).filter(|_| !full)
+            free_virtual_address(state.virtual_addresses()).filter(|_| !full)
         };
         let Some(virtual_address) = virtual_address else {
             tracing::error!("no more than {SITES_LIMIT} sites can enrol");
@@ -101,6 +111,7 @@ impl Registry {
             state: if record.approve_manually { SiteState::Pending } else { SiteState::Approved },
             created: now(),
             last_seen: None,
+            ends: record.site_lifetime.map(|lifetime| now().saturating_add(lifetime)),
         };
         self.check_subnets_of(&site)?;
         if !store.enrol(&site, record.id).await.map_err(|error| unavailable(&error))? {
@@ -115,17 +126,17 @@ impl Registry {
     fn check_subnets_of(&self, site: &Site) -> Result<(), Refusal> {
         let state = self.state();
         // Who waits holds no subnets, so there is nothing to dispute before the approval.
-        let disputes = site.state == SiteState::Approved;
-        let others = state.sites().filter(|_| disputes);
+        let nobody = Subnets::default();
+        let others = if site.state == SiteState::Approved { state.subnets() } else { &nobody };
         let Err(error) = check_subnets(site, others) else { return Ok(()) };
         tracing::warn!("{} is refused: {error}", site.name);
         let detail = match &error {
             SubnetError::Overlap { subnet, other, .. } => {
-                let visible = |candidate: &&Site| candidate.name == *other && state.policy().joins(site, candidate);
-                match state.sites().find(visible) {
-                    Some(_) => error.to_string(),
-                    None => format!("{subnet} overlaps a subnet of another site"),
-                }
+                let other = state.sites().find(|candidate| candidate.name == *other && candidate.key != site.key);
+                let visible = other
+                    .and_then(|other| state.number(&other.key))
+                    .is_some_and(|other| state.links().would_join(site, other));
+                if visible { error.to_string() } else { format!("{subnet} overlaps a subnet of another site") }
             }
             SubnetError::HostBits(_) | SubnetError::Reserved { .. } | SubnetError::Twice { .. } => error.to_string(),
         };
@@ -142,6 +153,18 @@ impl Registry {
     /// What a connection has to say now. It counts as said.
     pub fn outgoing(&self, session: &mut Session) -> Outgoing {
         self.state().outgoing(session)
+    }
+
+    /// Why a connection was cut.
+    #[must_use]
+    pub fn why_cut(&self, session: &Session) -> Refusal {
+        self.state().why_cut(session)
+    }
+
+    /// Whether a site may say something more now. It counts as said.
+    #[must_use]
+    pub fn may_speak(&self, session: &Session) -> bool {
+        self.state().may_speak(Instant::now(), session)
     }
 
     /// Takes note of where a site can be reached.

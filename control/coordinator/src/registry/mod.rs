@@ -4,9 +4,13 @@
 //! when it is on the disk to memory, from where connections are told. So what anybody was told of is
 //! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
 
+mod draft;
 mod feed;
 mod gateways;
+mod held;
+mod links;
 mod state;
+mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,12 +25,15 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use crate::addresses::{SubnetError, check_subnets};
 use crate::policy::Policy;
 use crate::site::{Site, SiteState};
-use crate::store::{KeyRecord, Store, StoreError};
+use crate::store::{AuditEntry, KeyRecord, Store, StoreError, Who};
 use crate::time::now;
 
+pub use draft::Draft;
 pub use feed::Reader;
+use held::{Held, Timed};
 use state::State;
 pub use state::{Outgoing, Session};
+use transition::Transition;
 
 /// Most sites: each but one may be a peer of each.
 const SITES_LIMIT: usize = PEERS_LIMIT + 1;
@@ -35,7 +42,7 @@ const SITES_LIMIT: usize = PEERS_LIMIT + 1;
 pub struct Registry {
     // Locked before `state` if both are, and always for a change that is stored.
     store: AsyncMutex<Store>,
-    state: Mutex<State>,
+    state: Timed<State>,
     /// When sites were connected, not yet stored.
     seen: Mutex<BTreeMap<SiteKey, u64>>,
     relay_links: Mutex<BTreeMap<SiteKey, Arc<Notify>>>,
@@ -73,6 +80,8 @@ pub struct KeyTerms {
     pub tags: BTreeSet<Name>,
     /// They wait for an administrator.
     pub approve_manually: bool,
+    /// For how long they are let in; none: for good.
+    pub site_lifetime: Option<Duration>,
 }
 
 /// Why an administrator's change was not made.
@@ -112,13 +121,10 @@ impl Registry {
             Some(document) => Policy::parse(&document).map_err(ChangeError::Policy)?,
             None => Policy::default(),
         };
-        let mut state = State::new(rand::rng().random(), policy, servers.relays, servers.stun_servers);
-        for site in store.sites().await? {
-            state.put(site);
-        }
+        let state = State::new(rand::rng().random(), policy, servers, store.sites().await?);
         Ok(Self {
             store: AsyncMutex::new(store),
-            state: Mutex::new(state),
+            state: Timed::new(state),
             seen: Mutex::default(),
             relay_links: Mutex::default(),
             fingerprint,
@@ -129,7 +135,7 @@ impl Registry {
     ///
     /// # Errors
     /// It could not be stored.
-    pub async fn create_key(&self, terms: KeyTerms) -> Result<EnrolmentKey, ChangeError> {
+    pub async fn create_key(&self, terms: KeyTerms, who: &Who) -> Result<EnrolmentKey, ChangeError> {
         let key = EnrolmentKey::generate(&mut rand::rng(), self.fingerprint);
         let created = now();
         let record = KeyRecord {
@@ -140,8 +146,9 @@ impl Registry {
             tags: terms.tags,
             approve_manually: terms.approve_manually,
             created,
+            site_lifetime: terms.site_lifetime.map(|lifetime| lifetime.as_secs()),
         };
-        self.store.lock().await.add_key(&record).await?;
+        self.store.lock().await.add_key(&record, who).await?;
         Ok(key)
     }
 
@@ -157,77 +164,165 @@ impl Registry {
     ///
     /// # Errors
     /// There is none, or it could not be stored.
-    pub async fn revoke_key(&self, id: EnrolmentKeyId) -> Result<(), ChangeError> {
-        if self.store.lock().await.remove_key(id).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
+    pub async fn revoke_key(&self, id: EnrolmentKeyId, who: &Who) -> Result<(), ChangeError> {
+        if self.store.lock().await.remove_key(id, who).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
     }
 
     /// All sites, and whether each is connected.
     #[must_use]
     pub fn sites(&self) -> Vec<(Site, bool)> {
         let state = self.state();
-        let mut sites: Vec<(Site, bool)> =
+        let sites: Vec<(Arc<Site>, bool)> =
             state.sites().map(|site| (site.clone(), state.is_connected(&site.key))).collect();
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        for (site, _) in &mut sites {
-            site.last_seen = site.last_seen.max(seen.get(&site.key).copied());
-        }
+        drop(state);
+        let seen = self.seen();
+        let with_time = |(site, connected): (Arc<Site>, bool)| {
+            let last_seen = site.last_seen.max(seen.get(&site.key).copied());
+            (Site { last_seen, ..Site::clone(&site) }, connected)
+        };
+        let mut sites: Vec<(Site, bool)> = sites.into_iter().map(with_time).collect();
+        drop(seen);
         sites.sort_by_key(|(site, _)| site.virtual_address);
         sites
     }
 
-    /// Lets a site in, also one that was revoked.
+    /// Lets a site in, also one that was revoked; then, if its time was over, for good.
     ///
     /// # Errors
     /// There is none, its name or a subnet is another's, or it could not be stored.
-    pub async fn approve(&self, site: &str) -> Result<Site, ChangeError> {
+    pub async fn approve(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
         let mut store = self.store.lock().await;
-        let site = {
+        let (before, after) = {
             let state = self.state();
             let found = find(&state, site)?;
-            let namesake =
-                |other: &Site| other.name == found.name && other.key != found.key && other.state != SiteState::Revoked;
+            let namesake = |other: &Arc<Site>| {
+                other.name == found.name && other.key != found.key && other.state != SiteState::Revoked
+            };
             if state.sites().any(namesake) {
                 return Err(ChangeError::NameTaken(found.name.clone()));
             }
-            let approved = Site { state: SiteState::Approved, ..found.clone() };
-            check_subnets(&approved, state.sites())?;
-            approved
+            let ends = found.ends.filter(|ends| *ends > now());
+            let approved = Site { state: SiteState::Approved, ends, ..Site::clone(found) };
+            check_subnets(&approved, state.subnets())?;
+            (found.clone(), approved)
         };
-        store.update_site(&site).await?;
-        self.state().put(site.clone());
-        tracing::info!("{} is approved", site.name);
-        Ok(site)
+        self.update(&mut store, &before, after, who, "site approve").await
     }
 
     /// Cuts a site off for good.
     ///
     /// # Errors
     /// There is none, or it could not be stored.
-    pub async fn revoke(&self, site: &str) -> Result<Site, ChangeError> {
+    pub async fn revoke(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
         let mut store = self.store.lock().await;
-        let site = Site { state: SiteState::Revoked, ..find(&self.state(), site)?.clone() };
-        store.update_site(&site).await?;
-        self.state().put(site.clone());
-        tracing::info!("{} is revoked", site.name);
-        Ok(site)
+        let before = find(&self.state(), site)?.clone();
+        let after = Site { state: SiteState::Revoked, ..Site::clone(&before) };
+        self.update(&mut store, &before, after, who, "site revoke").await
+    }
+
+    /// Says for how long from now a site is let in; none: for good.
+    ///
+    /// # Errors
+    /// There is none, or it could not be stored.
+    pub async fn limit(&self, site: &str, lifetime: Option<Duration>, who: &Who) -> Result<Site, ChangeError> {
+        let mut store = self.store.lock().await;
+        let before = find(&self.state(), site)?.clone();
+        let ends = lifetime.map(|lifetime| now().saturating_add(lifetime.as_secs()));
+        let after = Site { ends, ..Site::clone(&before) };
+        self.update(&mut store, &before, after, who, "site limit").await
+    }
+
+    /// Cuts a site off and forgets it: its name, its address and its subnets may be others' from now on, and it
+    /// may enrol as if for the first time.
+    ///
+    /// # Errors
+    /// There is none, or it could not be stored.
+    pub async fn remove(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
+        let mut store = self.store.lock().await;
+        let site = find(&self.state(), site)?.clone();
+        store.remove_site(&site, who).await?;
+        self.state().remove(&site.key);
+        self.seen().remove(&site.key);
+        tracing::info!("{} is removed", site.name);
+        Ok(Site::clone(&site))
+    }
+
+    /// Revokes the sites whose time is over. To be called now and then.
+    ///
+    /// # Errors
+    /// It could not be stored; it will be tried again.
+    pub async fn end_sites(&self) -> Result<(), ChangeError> {
+        let now = now();
+        let over = |site: &Arc<Site>| site.state != SiteState::Revoked && site.ends.is_some_and(|ends| ends <= now);
+        if !self.state().sites().any(over) {
+            return Ok(());
+        }
+        let mut store = self.store.lock().await;
+        let ended: Vec<Arc<Site>> = self.state().sites().filter(|site| over(site)).cloned().collect();
+        for before in ended {
+            let after = Site { state: SiteState::Revoked, ..Site::clone(&before) };
+            self.update(&mut store, &before, after, &Who::Clock, "site ends").await?;
+        }
+        Ok(())
+    }
+
+    async fn update(
+        &self,
+        store: &mut Store,
+        before: &Site,
+        after: Site,
+        who: &Who,
+        what: &str,
+    ) -> Result<Site, ChangeError> {
+        store.update_site(before, &after, who, what).await?;
+        self.state().put(after.clone());
+        tracing::info!("{what}: {}, {}, by {who}", after.name, after.state.as_str());
+        Ok(after)
+    }
+
+    /// The last changes that were made, oldest first.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn audit(&self, last: u32) -> Result<Vec<AuditEntry>, ChangeError> {
+        Ok(self.store.lock().await.audit(last).await?)
     }
 
     /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        self.state().policy().clone()
+        let policy = self.state().links().policy().clone();
+        Policy::clone(&policy)
     }
 
     /// Puts another policy in force.
     ///
     /// # Errors
     /// It could not be stored.
-    pub async fn set_policy(&self, policy: Policy) -> Result<(), ChangeError> {
+    pub async fn set_policy(&self, policy: Policy, who: &Who) -> Result<(), ChangeError> {
         let mut store = self.store.lock().await;
-        store.set_policy(&policy.to_text()).await?;
-        self.state().set_policy(policy);
+        let (before, sites) = {
+            let state = self.state();
+            (state.links().clone(), state.numbered())
+        };
+        store.set_policy(before.policy(), &policy, who).await?;
+        let plan = move || Transition::plan(&before, policy, &sites);
+        let mut transition = tokio::task::spawn_blocking(plan).await.expect("plans do not panic");
+        let rest = transition.begin(&mut self.state());
+        while transition.step(&mut self.state()) {
+            tokio::task::yield_now().await;
+        }
+        // Shared links would have to be copied by the next change of a site.
+        drop((transition, rest));
+        drop(store);
         tracing::info!("there is a new policy");
         Ok(())
+    }
+
+    /// The longest time that all others had to wait for one.
+    #[must_use]
+    pub fn longest_hold(&self) -> Duration {
+        self.state.longest()
     }
 
     /// Stores when sites were last connected. To be called now and then, and at the end.
@@ -267,9 +362,8 @@ impl Registry {
     /// What every map holds besides peers.
     #[must_use]
     pub fn servers(&self) -> Servers {
-        let state = self.state();
-        let (relays, stun_servers) = state.servers();
-        Servers { relays: relays.to_vec(), stun_servers: stun_servers.to_vec() }
+        let servers = self.state().servers().clone();
+        Servers::clone(&servers)
     }
 
     /// Relays that are connected.
@@ -281,7 +375,7 @@ impl Registry {
     /// A relay of the configuration connects; a connection of the same one before has to end. `None`: it
     /// is no relay.
     pub fn connect_relay(&self, key: SiteKey) -> Option<RelaySession> {
-        let known = self.state().servers().0.iter().any(|relay| relay.public_key == key);
+        let known = self.state().servers().relays.iter().any(|relay| relay.public_key == key);
         let gone = Arc::new(Notify::new());
         known.then(|| {
             let before = self.relay_links().insert(key, gone.clone());
@@ -311,9 +405,8 @@ impl Registry {
         self.seen().insert(key, now());
     }
 
-    // Neither lock is held while anything can panic half-way through a change.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> Held<'_, State> {
+        self.state.lock()
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<SiteKey, u64>> {
@@ -322,7 +415,7 @@ impl Registry {
 }
 
 /// A site by its name or its public key. Of several of a name, only one is not revoked: that one is meant.
-fn find<'a>(state: &'a State, wanted: &str) -> Result<&'a Site, ChangeError> {
+fn find<'a>(state: &'a State, wanted: &str) -> Result<&'a Arc<Site>, ChangeError> {
     if let Some(site) = wanted.parse().ok().and_then(|key| state.site(&key)) {
         return Ok(site);
     }

@@ -5,45 +5,66 @@
 //! a view tells of a hidden site.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
+use ipnet::IpNet;
+use penstock_proto::Bucket;
 use penstock_proto::coordination::{
-    CoordinatorMessage, Known, Map, MapVersion, Peer, Reachability, Refusal, RefusalReason, Registration,
-    RegistrationState, Relay, SiteKey, Update,
+    Known, MapVersion, Reachability, Refusal, RefusalReason, Registration, RegistrationState, SiteKey, SiteNumber,
 };
 use tokio::sync::Notify;
 
+use super::Servers;
+use super::draft::{Draft, News, Seen};
 use super::feed::{Feed, Reader};
+use super::links::Links;
+use super::transition;
+use crate::addresses::Subnets;
+use crate::admission::limits::{
+    MESSAGE_BURST, MESSAGE_INTERVAL, RECONNECT_BURST, RECONNECT_INTERVAL, SUBNET_CHANGE_BURST, SUBNET_CHANGE_INTERVAL,
+};
 use crate::policy::Policy;
 use crate::site::{Site, SiteState};
 
 /// How many changes a view remembers. Whoever missed more gets the whole map, which is no longer than
 /// that many changes for most.
-const HISTORY_LIMIT: usize = 1024;
+pub(super) const HISTORY_LIMIT: usize = 1024;
 
-/// Everything in memory. Sites have numbers by which views refer to them; none is ever removed.
+/// Everything in memory. Sites have numbers by which views refer to them; none is ever given to another site.
 pub(super) struct State {
     epoch: u64,
-    policy: Policy,
-    relays: Vec<Relay>,
-    stun_servers: Vec<std::net::SocketAddr>,
-    numbers: HashMap<SiteKey, u32>,
+    links: Arc<Links>,
+    servers: Arc<Servers>,
+    numbers: HashMap<SiteKey, SiteNumber>,
     records: Vec<Record>,
+    /// Of approved sites.
+    subnets: Subnets,
+    virtual_addresses: BTreeSet<Ipv4Addr>,
     connections: u64,
     pub(super) feed: Feed,
 }
 
 struct Record {
-    site: Site,
-    reachability: Option<Reachability>,
+    site: Arc<Site>,
+    /// Those of its subnets that others are told of.
+    announced: Arc<[IpNet]>,
+    /// Forgotten by an administrator. Its number stays, since relays and views may refer to it.
+    removed: bool,
+    reachability: Option<Arc<Reachability>>,
     view: View,
     link: Option<Link>,
+    reconnects: Bucket,
+    subnet_changes: Bucket,
+    messages: Bucket,
 }
 
 /// The connection of a site.
 struct Link {
     id: u64,
     wake: Arc<Notify>,
+    cut: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -51,7 +72,7 @@ struct View {
     /// How many changes there were in this epoch.
     number: u64,
     /// The peers of the latest of them, oldest first.
-    changed: VecDeque<u32>,
+    changed: VecDeque<SiteNumber>,
 }
 
 /// A site's connection, and what it was told so far.
@@ -60,6 +81,7 @@ pub struct Session {
     key: SiteKey,
     id: u64,
     wake: Arc<Notify>,
+    cut: Arc<Notify>,
     known: Option<Known>,
     told: Option<MapVersion>,
     registration: Option<Registration>,
@@ -69,7 +91,7 @@ pub struct Session {
 #[derive(Debug)]
 pub enum Outgoing {
     /// Say this, and stay.
-    Messages(Vec<CoordinatorMessage>),
+    Messages(Draft),
     /// Say this, and end.
     End(Refusal),
 }
@@ -80,6 +102,12 @@ impl Session {
         self.wake.notified().await;
     }
 
+    /// Told once when the connection has to end, whatever it does at the moment.
+    #[must_use]
+    pub fn cut(&self) -> Arc<Notify> {
+        self.cut.clone()
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn key(&self) -> SiteKey {
@@ -88,28 +116,67 @@ impl Session {
 }
 
 impl State {
-    pub fn new(epoch: u64, policy: Policy, relays: Vec<Relay>, stun_servers: Vec<std::net::SocketAddr>) -> Self {
-        let (numbers, records) = (HashMap::new(), Vec::new());
-        Self { epoch, policy, relays, stun_servers, numbers, records, connections: 0, feed: Feed::default() }
+    /// With these sites, none of which is connected yet.
+    pub fn new(epoch: u64, policy: Policy, servers: Servers, sites: Vec<Site>) -> Self {
+        let links = Links::compile(Arc::new(policy), sites.iter());
+        let mut subnets = Subnets::default();
+        sites.iter().filter(|site| site.state == SiteState::Approved).for_each(|site| subnets.insert(site));
+        let record = |site: Site| Record { announced: links.policy().announced(&site).into(), ..Record::new(site) };
+        Self {
+            epoch,
+            servers: Arc::new(servers),
+            numbers: sites.iter().map(|site| site.key).zip(0..).collect(),
+            virtual_addresses: sites.iter().map(|site| site.virtual_address).collect(),
+            records: sites.into_iter().map(record).collect(),
+            links: Arc::new(links),
+            subnets,
+            connections: 0,
+            feed: Feed::default(),
+        }
     }
 
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    pub fn links(&self) -> &Arc<Links> {
+        &self.links
     }
 
-    pub fn servers(&self) -> (&[Relay], &[std::net::SocketAddr]) {
-        (&self.relays, &self.stun_servers)
+    pub fn servers(&self) -> &Arc<Servers> {
+        &self.servers
     }
 
-    pub fn sites(&self) -> impl Iterator<Item = &Site> + Clone {
-        self.records.iter().map(|record| &record.site)
+    /// Who has which subnets.
+    pub fn subnets(&self) -> &Subnets {
+        &self.subnets
     }
 
-    pub fn site(&self, key: &SiteKey) -> Option<&Site> {
-        Some(&self.records[*self.numbers.get(key)? as usize].site)
+    /// Which virtual addresses are given.
+    pub fn virtual_addresses(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.virtual_addresses
     }
 
-    pub fn site_of(&self, number: u32) -> &Site {
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> + Clone {
+        self.records.iter().filter(|record| !record.removed).map(|record| &record.site)
+    }
+
+    /// All sites by their numbers, forgotten ones too.
+    pub fn numbered(&self) -> Vec<Arc<Site>> {
+        self.records.iter().map(|record| record.site.clone()).collect()
+    }
+
+    pub fn site(&self, key: &SiteKey) -> Option<&Arc<Site>> {
+        let record = &self.records[*self.numbers.get(key)? as usize];
+        (!record.removed).then_some(&record.site)
+    }
+
+    pub fn number(&self, key: &SiteKey) -> Option<SiteNumber> {
+        self.numbers.get(key).copied()
+    }
+
+    /// How many numbers are given.
+    pub fn count(&self) -> SiteNumber {
+        self.records.len() as SiteNumber
+    }
+
+    pub fn site_of(&self, number: SiteNumber) -> &Site {
         &self.records[number as usize].site
     }
 
@@ -127,64 +194,102 @@ impl State {
         let number = match self.numbers.get(&site.key) {
             Some(number) => *number,
             None => {
-                let number = self.records.len() as u32;
+                let number = self.count();
                 self.numbers.insert(site.key, number);
                 // As if revoked before: then it becomes visible by the same steps as any other.
-                let before = Site { state: SiteState::Revoked, ..site.clone() };
-                let record = Record { site: before, reachability: None, view: View::default(), link: None };
-                self.records.push(record);
+                self.records.push(Record::new(Site { state: SiteState::Revoked, ..site.clone() }));
+                Arc::make_mut(&mut self.links).set(number, self.records[number as usize].site.as_ref());
                 number
             }
         };
-        self.change(number, |record| record.site = site);
+        self.records[number as usize].removed = false;
+        self.change(number, site);
+    }
+
+    /// Forgets a site.
+    pub fn remove(&mut self, key: &SiteKey) {
+        let Some(number) = self.number(key) else { return };
+        let gone = Site { state: SiteState::Revoked, ..self.site_of(number).clone() };
+        let virtual_address = gone.virtual_address;
+        self.change(number, gone);
+        self.virtual_addresses.remove(&virtual_address);
+        let record = &mut self.records[number as usize];
+        (record.removed, record.reachability) = (true, None);
     }
 
     /// Takes note of where a site can be reached. Nothing of it is stored.
     pub fn set_reachability(&mut self, session: &Session, reachability: Reachability) {
         let Some(number) = self.current(session) else { return };
-        if self.records[number as usize].reachability.as_ref() != Some(&reachability) {
-            self.change(number, |record| record.reachability = Some(reachability));
+        let record = &mut self.records[number as usize];
+        if record.reachability.as_deref() != Some(&reachability) {
+            record.reachability = Some(Arc::new(reachability));
+            for other in self.links.neighbors(number) {
+                self.records[other as usize].note(number);
+            }
+            self.wake(number);
         }
     }
 
-    pub fn set_policy(&mut self, policy: Policy) {
-        let before = std::mem::replace(&mut self.policy, policy);
-        let changed: Vec<bool> =
-            self.sites().map(|site| before.announced(site) != self.policy.announced(site)).collect();
-        for one in 0..self.records.len() {
-            for other in 0..one {
-                let (a, b) = (&self.records[one].site, &self.records[other].site);
-                let (was, is) = (before.joins(a, b), self.policy.joins(a, b));
-                if was != is {
-                    self.feed.note(one as u32, other as u32);
-                }
-                if was != is || (is && changed[other]) {
-                    self.records[one].note(other as u32);
-                }
-                if was != is || (is && changed[one]) {
-                    self.records[other].note(one as u32);
-                }
-            }
+    /// The policy changes; see [`transition`]. Returns what was in its place.
+    pub fn change_policy(
+        &mut self,
+        links: Arc<Links>,
+        announced: Vec<Arc<[IpNet]>>,
+    ) -> (Arc<Links>, Vec<Arc<[IpNet]>>) {
+        let before = std::mem::replace(&mut self.links, links);
+        let announced = self.records.iter_mut().zip(announced);
+        let announced = announced.map(|(record, new)| std::mem::replace(&mut record.announced, new)).collect();
+        (before, announced)
+    }
+
+    /// Notes what is new in a site's view.
+    pub fn note_news(&mut self, number: SiteNumber, news: transition::News) {
+        let record = &mut self.records[number as usize];
+        match news {
+            transition::News::Peers(peers) => peers.into_iter().for_each(|peer| record.view.note(peer)),
+            transition::News::Much => record.view.forget(),
         }
-        // Their registration tells what is announced.
-        for (record, _) in self.records.iter().zip(changed).filter(|(_, changed)| *changed) {
-            record.wake();
-        }
+        record.wake();
+    }
+
+    pub fn wake(&self, number: SiteNumber) {
+        self.records[number as usize].wake();
     }
 
     /// Takes a site's connection in the place of an older one, which is told so.
-    pub fn connect(&mut self, key: &SiteKey, known: Option<Known>) -> Option<Session> {
-        let number = *self.numbers.get(key)?;
-        self.connections += 1;
+    ///
+    /// # Errors
+    /// There is no such site, or it connects too often.
+    pub fn connect(&mut self, now: Instant, key: &SiteKey, known: Option<Known>) -> Result<Session, RefusalReason> {
+        let number = self.number(key).ok_or(RefusalReason::NotEnrolled)?;
         let record = &mut self.records[number as usize];
-        record.wake();
-        let link = Link { id: self.connections, wake: Arc::new(Notify::new()) };
+        if !record.reconnects.take(now, RECONNECT_INTERVAL, RECONNECT_INTERVAL * RECONNECT_BURST) {
+            return Err(RefusalReason::TooMany);
+        }
+        record.cut();
+        self.connections += 1;
+        let link = Link { id: self.connections, wake: Arc::default(), cut: Arc::default() };
         // There is something to say from the start.
         link.wake.notify_one();
-        let session =
-            Session { key: *key, id: link.id, wake: link.wake.clone(), known, told: None, registration: None };
+        let (wake, cut) = (link.wake.clone(), link.cut.clone());
+        let session = Session { key: *key, id: link.id, wake, cut, known, told: None, registration: None };
         record.link = Some(link);
-        Some(session)
+        Ok(session)
+    }
+
+    /// Whether a site may say something more now. It counts as said.
+    pub fn may_speak(&mut self, now: Instant, session: &Session) -> bool {
+        // Who was replaced is about to hear that, and not something else.
+        let Some(number) = self.current(session) else { return true };
+        let messages = &mut self.records[number as usize].messages;
+        messages.take(now, MESSAGE_INTERVAL, MESSAGE_INTERVAL * MESSAGE_BURST)
+    }
+
+    /// Whether a site may change its subnets now. It counts as changed.
+    pub fn may_change_subnets(&mut self, now: Instant, key: &SiteKey) -> bool {
+        let Some(number) = self.number(key) else { return true };
+        let changes = &mut self.records[number as usize].subnet_changes;
+        changes.take(now, SUBNET_CHANGE_INTERVAL, SUBNET_CHANGE_INTERVAL * SUBNET_CHANGE_BURST)
     }
 
     /// Returns whether the session was the site's connection until now.
@@ -196,13 +301,19 @@ impl State {
         current.is_some()
     }
 
+    /// Why a connection was cut.
+    pub fn why_cut(&self, session: &Session) -> Refusal {
+        let revoked = self.current(session).is_some_and(|number| self.site_of(number).state == SiteState::Revoked);
+        let reason = if revoked { RefusalReason::Revoked } else { RefusalReason::Replaced };
+        Refusal { reason, detail: None }
+    }
+
     /// What the connection has to say now. It counts as said.
     pub fn outgoing(&self, session: &mut Session) -> Outgoing {
-        let end = |reason| Outgoing::End(Refusal { reason, detail: None });
-        let Some(number) = self.current(session) else { return end(RefusalReason::Replaced) };
+        let Some(number) = self.current(session) else { return Outgoing::End(self.why_cut(session)) };
         let record = &self.records[number as usize];
         let state = match record.site.state {
-            SiteState::Revoked => return end(RefusalReason::Revoked),
+            SiteState::Revoked => return Outgoing::End(self.why_cut(session)),
             SiteState::Pending => RegistrationState::Pending,
             SiteState::Approved => RegistrationState::Approved,
         };
@@ -210,20 +321,20 @@ impl State {
             name: record.site.name.clone(),
             state,
             virtual_address: record.site.virtual_address,
-            subnets: self.policy.announced(&record.site),
+            subnets: record.announced.to_vec(),
         };
-        let mut messages = Vec::new();
+        let mut draft = Draft::default();
         if session.registration.as_ref() != Some(&registration) {
             session.registration = Some(registration.clone());
-            messages.push(CoordinatorMessage::Registration(registration));
+            draft.registration = Some(registration);
         }
         if state == RegistrationState::Approved {
-            messages.extend(self.catch_up(number, session));
+            draft.news = self.catch_up(number, session);
         }
-        Outgoing::Messages(messages)
+        Outgoing::Messages(draft)
     }
 
-    fn catch_up(&self, number: u32, session: &mut Session) -> Option<CoordinatorMessage> {
+    fn catch_up(&self, number: SiteNumber, session: &mut Session) -> Option<News> {
         let view = &self.records[number as usize].view;
         let now = MapVersion { epoch: self.epoch, number: view.number };
         let known = session.known.take();
@@ -233,87 +344,85 @@ impl State {
             return None;
         }
         if let Some(changed) = from.filter(|from| from.epoch == self.epoch).and_then(|from| view.since(from.number)) {
-            let changed: BTreeSet<u32> = changed.collect();
-            let (upsert, remove): (Vec<_>, Vec<_>) = changed.into_iter().partition(|other| self.sees(number, *other));
-            return Some(CoordinatorMessage::Update(Update {
+            let changed: BTreeSet<SiteNumber> = changed.collect();
+            let (upsert, remove): (Vec<_>, Vec<_>) =
+                changed.into_iter().partition(|other| self.links.joins(number, *other));
+            return Some(News::Update {
                 from: from?,
                 to: now,
-                upsert: upsert.into_iter().map(|other| (self.key(other), self.peer(other))).collect(),
+                upsert: upsert.into_iter().map(|other| self.seen(other)).collect(),
                 remove: remove.into_iter().map(|other| self.key(other)).collect(),
-            }));
+            });
         }
-        let map = self.map(number, now);
-        match known {
-            // Of an earlier life of ours. What the peers said of themselves meanwhile is all there is to say.
-            Some(known) if known.digest == map.digest() => {
-                let mut upsert = map.peers;
-                upsert.retain(|_, peer| peer.reachability.is_some());
-                Some(CoordinatorMessage::Update(Update { from: known.version, to: now, upsert, remove: Vec::new() }))
-            }
-            _ => Some(CoordinatorMessage::Map(map)),
-        }
+        let peers = self.links.neighbors(number).into_iter().map(|other| self.seen(other)).collect();
+        Some(News::Whole { version: now, peers, servers: self.servers.clone(), known })
     }
 
-    fn map(&self, number: u32, version: MapVersion) -> Map {
-        let others = (0..self.records.len() as u32).filter(|other| self.sees(number, *other));
-        Map {
-            version,
-            peers: others.map(|other| (self.key(other), self.peer(other))).collect(),
-            relays: self.relays.clone(),
-            stun_servers: self.stun_servers.clone(),
-        }
-    }
-
-    pub(super) fn key(&self, number: u32) -> SiteKey {
+    pub(super) fn key(&self, number: SiteNumber) -> SiteKey {
         self.records[number as usize].site.key
     }
 
-    fn peer(&self, number: u32) -> Peer {
-        let record = &self.records[number as usize];
-        Peer {
-            name: record.site.name.clone(),
-            virtual_address: record.site.virtual_address,
-            subnets: self.policy.announced(&record.site),
-            reachability: record.reachability.clone(),
-        }
+    fn seen(&self, number: SiteNumber) -> Seen {
+        let Record { site, announced, reachability, .. } = &self.records[number as usize];
+        Seen { site: site.clone(), announced: announced.clone(), reachability: reachability.clone() }
     }
 
-    fn sees(&self, observer: u32, other: u32) -> bool {
-        self.policy.joins(&self.records[observer as usize].site, &self.records[other as usize].site)
-    }
-
-    fn current(&self, session: &Session) -> Option<u32> {
+    fn current(&self, session: &Session) -> Option<SiteNumber> {
         let number = *self.numbers.get(&session.key)?;
         let link = self.records[number as usize].link.as_ref()?;
         (link.id == session.id).then_some(number)
     }
 
-    /// Changes one record, and notes it in the views of all who saw it before or see it now.
-    fn change(&mut self, number: u32, change: impl FnOnce(&mut Record)) {
-        let others = 0..self.records.len() as u32;
-        let before: Vec<bool> = others.clone().map(|other| self.sees(number, other)).collect();
-        let approved = |state: &Self| state.site_of(number).state == SiteState::Approved;
-        let was_approved = approved(self);
-        change(&mut self.records[number as usize]);
-        if was_approved != approved(self) {
-            self.feed.note(number, number);
+    /// Changes one site, and notes it in the views of all who saw it before or see it now.
+    fn change(&mut self, number: SiteNumber, site: Site) {
+        let before = self.links.neighbors(number);
+        let was_approved = self.site_of(number).state == SiteState::Approved;
+        self.subnets.remove(self.records[number as usize].site.as_ref());
+        if site.state == SiteState::Approved {
+            self.subnets.insert(&site);
         }
-        for other in others {
-            let (was, is) = (before[other as usize], self.sees(number, other));
-            if was || is {
-                self.records[other as usize].note(number);
-            }
-            if was != is {
-                self.records[number as usize].note(other);
-                self.feed.note(number, other);
+        self.virtual_addresses.insert(site.virtual_address);
+        let links = Arc::make_mut(&mut self.links);
+        links.set(number, &site);
+        let record = &mut self.records[number as usize];
+        record.announced = links.policy().announced(&site).into();
+        record.site = Arc::new(site);
+        let after = self.links.neighbors(number);
+        if was_approved != (self.site_of(number).state == SiteState::Approved) {
+            self.feed.note_all([(number, number)]);
+        }
+        let all: BTreeSet<SiteNumber> = before.iter().chain(&after).copied().collect();
+        for other in all {
+            self.records[other as usize].note(number);
+            if before.binary_search(&other).is_ok() != after.binary_search(&other).is_ok() {
+                self.records[number as usize].view.note(other);
+                self.feed.note_all([(number, other)]);
             }
         }
-        self.records[number as usize].wake();
+        let record = &self.records[number as usize];
+        record.wake();
+        if record.site.state == SiteState::Revoked {
+            record.cut();
+        }
     }
 }
 
 impl Record {
-    fn note(&mut self, peer: u32) {
+    fn new(site: Site) -> Self {
+        Self {
+            site: Arc::new(site),
+            announced: Arc::default(),
+            removed: false,
+            reachability: None,
+            view: View::default(),
+            link: None,
+            reconnects: Bucket::default(),
+            subnet_changes: Bucket::default(),
+            messages: Bucket::default(),
+        }
+    }
+
+    fn note(&mut self, peer: SiteNumber) {
         self.view.note(peer);
         self.wake();
     }
@@ -321,10 +430,15 @@ impl Record {
     fn wake(&self) {
         self.link.iter().for_each(|link| link.wake.notify_one());
     }
+
+    /// Has the connection end, whatever it does.
+    fn cut(&self) {
+        self.link.iter().for_each(|link| link.cut.notify_one());
+    }
 }
 
 impl View {
-    fn note(&mut self, peer: u32) {
+    fn note(&mut self, peer: SiteNumber) {
         if self.changed.len() == HISTORY_LIMIT {
             self.changed.pop_front();
         }
@@ -332,8 +446,14 @@ impl View {
         self.number += 1;
     }
 
+    /// Too much changed to be remembered.
+    fn forget(&mut self) {
+        self.changed.clear();
+        self.number += 1;
+    }
+
     /// The peers that changed after the state of that number; none if it is not remembered so far back.
-    fn since(&self, number: u64) -> Option<impl Iterator<Item = u32> + '_> {
+    fn since(&self, number: u64) -> Option<impl Iterator<Item = SiteNumber> + '_> {
         let missed = usize::try_from(self.number.checked_sub(number)?).ok()?;
         let skipped = self.changed.len().checked_sub(missed)?;
         Some(self.changed.iter().skip(skipped).copied())

@@ -12,6 +12,9 @@ use super::RelayServer;
 /// Most pairs that a relay keeps: a full mesh of some 4,000 sites, which is 400 MB.
 const PAIRS_LIMIT: usize = 8 << 20;
 
+/// So many pairs or sites are changed at a time; datagrams wait no longer than that.
+const STEP: usize = 512;
+
 /// What a relay was told so far.
 pub struct Follower {
     relay: Arc<RelayServer>,
@@ -74,28 +77,37 @@ impl Follower {
         if self.sites.len() + sites.len() > PEERS_LIMIT + 1 {
             return Err(FollowError::TooMany);
         }
-        let mut hub = self.relay.lock();
         // What ends comes first, so that nothing outlives an error.
-        for (one, other) in parted {
-            let keys = (self.sites.get(&one), self.sites.get(&other));
-            if let (Some(one), Some(other)) = keys {
-                hub.relay.set_pair(&(*one).into(), &(*other).into(), false);
+        for pairs in parted.chunks(STEP) {
+            let mut hub = self.relay.lock();
+            for (one, other) in pairs {
+                let keys = (self.sites.get(one), self.sites.get(other));
+                if let (Some(one), Some(other)) = keys {
+                    hub.relay.set_pair(&(*one).into(), &(*other).into(), false);
+                }
             }
         }
-        for number in gone {
-            if let Some(key) = self.sites.remove(&number) {
+        for numbers in gone.chunks(STEP) {
+            let mut hub = self.relay.lock();
+            for key in numbers.iter().filter_map(|number| self.sites.remove(number)) {
                 hub.remove_site(&key.into());
             }
         }
-        for (number, key) in sites {
-            if let Some(before) = self.sites.insert(number, key).filter(|before| *before != key) {
-                hub.remove_site(&before.into());
+        for sites in sites.chunks(STEP) {
+            let mut hub = self.relay.lock();
+            for (number, key) in sites {
+                if let Some(before) = self.sites.insert(*number, *key).filter(|before| before != key) {
+                    hub.remove_site(&before.into());
+                }
+                hub.relay.add_site((*key).into());
             }
-            hub.relay.add_site(key.into());
         }
-        for (one, other) in joined {
-            let key = |number| self.sites.get(&number).ok_or(FollowError::Unknown);
-            hub.relay.set_pair(&(*key(one)?).into(), &(*key(other)?).into(), true);
+        for pairs in joined.chunks(STEP) {
+            let mut hub = self.relay.lock();
+            for (one, other) in pairs {
+                let key = |number| self.sites.get(number).ok_or(FollowError::Unknown);
+                hub.relay.set_pair(&(*key(one)?).into(), &(*key(other)?).into(), true);
+            }
         }
         Ok(())
     }
@@ -117,16 +129,25 @@ impl Follower {
 
     fn replace(&mut self, coming: Coming) {
         let Coming { sites, peers, .. } = coming;
-        let mut hub = self.relay.lock();
-        let known: Vec<PublicKey> = hub.relay.sites().copied().collect();
+        let known: Vec<PublicKey> = self.relay.lock().relay.sites().copied().collect();
         let staying: std::collections::HashSet<SiteKey> = sites.values().copied().collect();
-        for key in known.iter().filter(|key| !staying.contains(&SiteKey::from(**key))) {
-            hub.remove_site(key);
+        let gone: Vec<&PublicKey> = known.iter().filter(|key| !staying.contains(&SiteKey::from(**key))).collect();
+        for keys in gone.chunks(STEP) {
+            let mut hub = self.relay.lock();
+            keys.iter().for_each(|key| hub.remove_site(key));
         }
-        for (number, key) in &sites {
-            // A site that was let in after its turn in the whole is told of after it, and so are its pairs.
-            let peers = peers.get(number).into_iter().flatten().filter_map(|peer| sites.get(peer));
-            hub.relay.set_site((*key).into(), peers.map(|peer| PublicKey::from(*peer)));
+        let mut sites_left = sites.iter().peekable();
+        while sites_left.peek().is_some() {
+            let (mut hub, mut pairs) = (self.relay.lock(), 0);
+            while pairs < STEP
+                && let Some((number, key)) = sites_left.next()
+            {
+                // A site that was let in after its turn in the whole is told of after it, and so are its pairs.
+                let peers = peers.get(number).into_iter().flatten();
+                pairs += 1 + peers.clone().count();
+                let keys = peers.filter_map(|peer| sites.get(peer)).map(|peer| PublicKey::from(*peer));
+                hub.relay.set_site((*key).into(), keys);
+            }
         }
         self.sites = sites;
     }

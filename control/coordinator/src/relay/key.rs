@@ -3,13 +3,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use penstock_proto::{StaticSecret, clamped_private_key, generate_private_key};
 use zeroize::{Zeroize, Zeroizing};
+
+use crate::owner::{self, Exposed};
 
 const FILE: &str = "relay.key";
 /// Longest key file: a key in base64 with generous white space.
@@ -27,8 +29,8 @@ pub enum RelayKeyError {
         error: io::Error,
     },
     /// Others may read it.
-    #[error("{0} is open to other users: chmod 600 it")]
-    Open(PathBuf),
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// It is no key.
     #[error("{0} holds no private key: put a backup in its place, or remove it to get a new key")]
     Malformed(PathBuf),
@@ -46,9 +48,7 @@ pub fn load(directory: &Path) -> Result<StaticSecret, RelayKeyError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return make(&path).map_err(failed),
         Err(error) => return Err(failed(error)),
     };
-    if file.metadata().map_err(failed)?.permissions().mode() & 0o077 != 0 {
-        return Err(RelayKeyError::Open(path));
-    }
+    owner::check(&path, &file.metadata().map_err(failed)?)?;
     // Reserved at once: a growing buffer would leave copies of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(LIMIT as usize));
     file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
@@ -86,6 +86,7 @@ fn make(path: &Path) -> io::Result<StaticSecret> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn it_is_made_once_for_its_owner_only() {
@@ -95,7 +96,7 @@ mod tests {
         let path = directory.path().join(FILE);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(load(directory.path()), Err(RelayKeyError::Open(_))));
+        assert!(matches!(load(directory.path()), Err(RelayKeyError::Exposed(_))));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::time::Instant;
 use axum::body::Bytes;
 use penstock_proto::coordination::SiteKey;
 use penstock_proto::path::SiteId;
-use penstock_proto::relay::{BOUND_LENGTH, Outcome, Relay, RelayDrop, RelayLimits, Source};
+use penstock_proto::relay::{BOUND_LENGTH, Outcome, Relay, RelayDrop, RelayLimits, Source, is_data};
 use penstock_proto::{Key, PublicKey, StaticSecret};
 use rand::RngCore;
 use tokio::sync::mpsc;
@@ -33,9 +33,47 @@ use tokio::sync::mpsc;
 use crate::udp::Origin;
 use counters::{Counters, Loss};
 
-/// Datagrams that wait for a stream; more are dropped and counted. At 1,400 bytes they are 350 kB, a
-/// third of a second at 8 Mbit/s: a longer queue only adds delay.
+/// Data that waits for a stream; more is dropped and counted. At 1,400 bytes it is 350 kB, a third of a second at
+/// 8 Mbit/s: a longer queue only adds delay.
 pub const STREAM_QUEUE: usize = 256;
+/// Handshakes and probes that wait for a stream, which go first: data of one peer must not keep others from
+/// beginning a session.
+pub const STREAM_CONTROL_QUEUE: usize = 64;
+
+/// The queues of a stream: where datagrams for it are put.
+#[derive(Clone)]
+pub struct StreamSender {
+    control: mpsc::Sender<Bytes>,
+    data: mpsc::Sender<Bytes>,
+}
+
+/// The queues of a stream: where it takes datagrams from.
+pub struct StreamReceiver {
+    control: mpsc::Receiver<Bytes>,
+    data: mpsc::Receiver<Bytes>,
+}
+
+impl StreamReceiver {
+    /// The next datagram. None when there is no sender any more.
+    pub async fn recv(&mut self) -> Option<Bytes> {
+        tokio::select! {
+            biased;
+            Some(datagram) = self.control.recv() => Some(datagram),
+            datagram = self.data.recv() => datagram,
+        }
+    }
+
+    /// The next datagram, if one waits.
+    pub fn try_recv(&mut self) -> Option<Bytes> {
+        self.control.try_recv().or_else(|_| self.data.try_recv()).ok()
+    }
+}
+
+fn queues() -> (StreamSender, StreamReceiver) {
+    let ((control, from_control), (data, from_data)) =
+        (mpsc::channel(STREAM_CONTROL_QUEUE), mpsc::channel(STREAM_QUEUE));
+    (StreamSender { control, data }, StreamReceiver { control: from_control, data: from_data })
+}
 
 /// A relay with the places of its sites.
 pub struct RelayServer {
@@ -57,7 +95,7 @@ pub struct Hub {
 #[derive(Clone)]
 enum Way {
     Udp(Origin),
-    Stream(mpsc::Sender<Bytes>),
+    Stream(StreamSender),
 }
 
 /// What is to be done with a datagram.
@@ -65,9 +103,9 @@ pub enum Decision {
     /// Send it there by UDP, from that socket and address of ours.
     Udp(SocketAddr, Origin),
     /// Give it to that stream.
-    Stream(mpsc::Sender<Bytes>),
-    /// Send this back. `true`: its source is a site's now.
-    Answer(Vec<u8>, bool),
+    Stream(StreamSender),
+    /// Send this back. With a site: the source is that site's now.
+    Answer(Vec<u8>, Option<SiteId>),
 }
 
 impl RelayServer {
@@ -103,9 +141,9 @@ impl RelayServer {
     /// Makes a place for a stream: its source, and what it is to send. Without a sender any more, the
     /// stream has to end: its site is elsewhere, or no site any more.
     #[must_use]
-    pub fn open_stream(&self) -> (Source, mpsc::Receiver<Bytes>) {
+    pub fn open_stream(&self) -> (Source, StreamReceiver) {
         let source = Source::Stream(self.streams.fetch_add(1, Ordering::Relaxed));
-        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        let (sender, receiver) = queues();
         self.lock().ways.insert(source, (Way::Stream(sender), None));
         (source, receiver)
     }
@@ -116,8 +154,9 @@ impl RelayServer {
     }
 
     /// Hands a datagram to a stream, or drops it.
-    pub fn queue(&self, stream: &mpsc::Sender<Bytes>, datagram: &[u8]) {
-        match stream.try_send(Bytes::copy_from_slice(datagram)) {
+    pub fn queue(&self, stream: &StreamSender, datagram: &[u8]) {
+        let queue = if is_data(datagram) { &stream.data } else { &stream.control };
+        match queue.try_send(Bytes::copy_from_slice(datagram)) {
             Ok(()) => self.counters.forwarded(1, datagram.len()),
             Err(_) => self.counters.lost(Loss::QueueFull, 1),
         }
@@ -149,11 +188,11 @@ impl Hub {
                 _ => Err(RelayDrop::UnboundReceiver),
             },
             Outcome::Answer(answer) => {
-                let bound = answer.len() == BOUND_LENGTH;
-                if let Some(site) = self.relay.site_at(now, from).filter(|_| bound) {
+                let site = self.relay.site_at(now, from).filter(|_| answer.len() == BOUND_LENGTH);
+                if let Some(site) = site {
                     self.bound(site, from, origin);
                 }
-                Ok(Decision::Answer(answer, bound))
+                Ok(Decision::Answer(answer, site))
             }
         }
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::uplink::Uplink;
 use super::{RelayServer, key};
-use crate::admission::Admission;
+use crate::admission::Door;
 use crate::certificate::Identity;
 use crate::config::Serving;
 use crate::run::{Served, StartError, listen, serve, take};
@@ -66,11 +66,11 @@ impl RelayProcess {
         let streams = Streams { relay: relay.clone(), udp: Some(udp.clone()), stop: stopped.clone() };
         let router = server::router(None, Some(Arc::new(streams)));
         let (certificate, tls) = watch::channel(tls);
-        let admission = Arc::new(Admission::default());
+        let door = Arc::new(Door::default());
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let router = router.clone();
-            tasks.spawn(server::accept(listener, tls.clone(), router, admission.clone(), stopped.clone()));
+            tasks.spawn(server::accept(listener, tls.clone(), router, door.clone(), stopped.clone()));
         }
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));

@@ -1,7 +1,8 @@
 //! A relay's stream: a WebSocket over TLS whose binary frames are datagrams, for sites whose UDP is blocked.
 //!
 //! A stream has to bind itself as a UDP source has, and to renew that: without a binding it ends. A site has
-//! one place, so its streams are bounded by the sites; streams without a proof are [`admission`]'s.
+//! one place, so its streams are bounded by the sites; streams without a proof are [`admission`]'s, and end when
+//! their place there does.
 //!
 //! [`admission`]: crate::admission
 
@@ -12,13 +13,11 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket};
 use futures_util::SinkExt;
-use penstock_proto::coordination::limits::HANDSHAKE_TIMEOUT;
 use penstock_proto::relay::binding::BINDING_LIFETIME;
 use penstock_proto::relay::{RelayDrop, Source};
-use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
-use super::{Decision, RelayServer};
+use super::{Decision, RelayServer, StreamReceiver};
 use crate::admission::Place;
 use crate::server::Stop;
 use crate::udp::Sockets;
@@ -39,7 +38,7 @@ pub async fn serve(
     stop: Stop,
 ) {
     let (source, queue) = relay.open_stream();
-    let stream = Stream { socket, queue, source, until: Instant::now() + HANDSHAKE_TIMEOUT };
+    let stream = Stream { socket, queue, source, until: None };
     let end = tokio::select! {
         end = stream.run(&place, &relay, udp.as_deref()) => end,
         () = stop.stopped() => "the relay stops",
@@ -48,12 +47,20 @@ pub async fn serve(
     tracing::debug!("the stream from {from} ends: {end}");
 }
 
+/// Returns when a binding, or the place of who has none yet, is over.
+async fn over(until: Option<Instant>, place: &Place) {
+    match until {
+        Some(until) => sleep_until(until.into()).await,
+        None => place.over().await,
+    }
+}
+
 struct Stream {
     socket: WebSocket,
-    queue: mpsc::Receiver<Bytes>,
+    queue: StreamReceiver,
     source: Source,
-    /// When it ends unless its binding is renewed.
-    until: Instant,
+    /// When it ends unless its binding is renewed; none as long as it has had none.
+    until: Option<Instant>,
 }
 
 impl Stream {
@@ -70,7 +77,7 @@ impl Stream {
                     Some(datagram) => self.give(datagram).await,
                     None => Err("its site is elsewhere, or none any more"),
                 },
-                () = sleep_until(self.until.into()) => Err("it has no binding"),
+                () = over(self.until, place) => Err("it has no binding"),
             };
             if let Err(end) = outcome {
                 return end;
@@ -95,16 +102,19 @@ impl Stream {
             },
             Ok(Decision::Stream(stream)) => relay.queue(&stream, datagram),
             Ok(Decision::Answer(answer, bound)) => {
-                if bound {
-                    place.proven();
-                    self.until = now + BINDING_LIFETIME;
+                if let Some(site) = bound {
+                    if self.until.is_none() {
+                        place.proven(site);
+                    }
+                    self.until = Some(now + BINDING_LIFETIME);
                 }
                 return self.give(answer.into()).await;
             }
             Err(reason) => {
                 relay.counters.dropped(reason);
                 if reason == RelayDrop::BadProof {
-                    place.failed(now);
+                    let delay = place.failed();
+                    let _ = timeout(delay, place.over()).await;
                     return Err("its proof is wrong");
                 }
             }
@@ -117,7 +127,7 @@ impl Stream {
         let all = async {
             self.socket.feed(Message::Binary(first)).await?;
             for _ in 1..WRITE_BATCH {
-                let Ok(datagram) = self.queue.try_recv() else { break };
+                let Some(datagram) = self.queue.try_recv() else { break };
                 self.socket.feed(Message::Binary(datagram)).await?;
             }
             self.socket.flush().await

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Proxy, Socket, Terms};
+use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Outbound, Proxy, Socket, Terms};
 use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
 use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove};
 use penstock_proto::{PublicKey, StaticSecret};
@@ -85,7 +85,8 @@ impl Uplink {
     async fn connect(&self) -> Result<Socket, End> {
         let endpoint = self.url.endpoint();
         let mut socket =
-            penstock_connect::open(endpoint, self.tls.clone(), &Proxy::none(), &Terms::COORDINATOR).await?;
+            penstock_connect::open(endpoint, self.tls.clone(), &Outbound::new(Proxy::none(), 0), &Terms::COORDINATOR)
+                .await?;
         let challenge = loop {
             match hear(&mut socket).await? {
                 CoordinatorMessage::Challenge(challenge) => break challenge,

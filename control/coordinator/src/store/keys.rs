@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use penstock_proto::coordination::{EnrolmentKeyId, Name};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
+use super::audit::Change;
 use super::sites::{from_json, json, time, wrong};
-use super::{Store, StoreError};
+use super::{Store, StoreError, Who};
 
-const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created";
+const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created, site_lifetime";
 
 /// What is known of an enrolment key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct KeyRecord {
     pub tags: BTreeSet<Name>,
     /// Those sites wait for an administrator.
     pub approve_manually: bool,
+    /// For how many seconds they are let in; none: for good.
+    #[serde(default)]
+    pub site_lifetime: Option<u64>,
     /// When it was made, in seconds since 1970.
     pub created: u64,
 }
@@ -39,22 +43,11 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn add_key(&mut self, key: &KeyRecord) -> Result<(), StoreError> {
-        let failed = self.failed();
-        let sql = "INSERT INTO enrolment_keys (id, hash, uses_left, expires, tags, approve_manually, created) \
-            VALUES (?, ?, ?, ?, ?, ?, ?)";
-        sqlx::query(sql)
-            .bind(&key.id.0[..])
-            .bind(&key.hash[..])
-            .bind(key.uses_left)
-            .bind(key.expires as i64)
-            .bind(json(&key.tags))
-            .bind(key.approve_manually)
-            .bind(key.created as i64)
-            .execute(&mut self.connection)
-            .await
-            .map_err(failed)?;
-        Ok(())
+    pub async fn add_key(&mut self, key: &KeyRecord, who: &Who) -> Result<(), StoreError> {
+        let change = Change::of(who, "key create", None, Some(key));
+        self.begin().await?;
+        let outcome = add(&mut self.connection, key, change).await;
+        self.end(outcome).await
     }
 
     /// One key.
@@ -83,12 +76,37 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn remove_key(&mut self, id: EnrolmentKeyId) -> Result<bool, StoreError> {
-        let failed = self.failed();
-        let query = sqlx::query("DELETE FROM enrolment_keys WHERE id = ?").bind(id.0.to_vec());
-        let outcome = query.execute(&mut self.connection).await.map_err(failed)?;
-        Ok(outcome.rows_affected() > 0)
+    pub async fn remove_key(&mut self, id: EnrolmentKeyId, who: &Who) -> Result<bool, StoreError> {
+        let Some(before) = self.key(id).await? else { return Ok(false) };
+        let change = Change::of(who, "key revoke", Some(&before), None);
+        self.begin().await?;
+        let outcome = remove(&mut self.connection, id, change).await;
+        self.end(outcome).await?;
+        Ok(true)
     }
+}
+
+async fn add(connection: &mut SqliteConnection, key: &KeyRecord, change: Change<'_>) -> Result<(), sqlx::Error> {
+    let values = "VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    let sql = sqlx::AssertSqlSafe(format!("INSERT INTO enrolment_keys ({COLUMNS}) {values}"));
+    sqlx::query(sql)
+        .bind(&key.id.0[..])
+        .bind(&key.hash[..])
+        .bind(key.uses_left)
+        .bind(key.expires as i64)
+        .bind(json(&key.tags))
+        .bind(key.approve_manually)
+        .bind(key.created as i64)
+        .bind(key.site_lifetime.map(|seconds| seconds as i64))
+        .execute(&mut *connection)
+        .await?;
+    change.note(connection).await
+}
+
+async fn remove(connection: &mut SqliteConnection, id: EnrolmentKeyId, change: Change<'_>) -> Result<(), sqlx::Error> {
+    let query = sqlx::query("DELETE FROM enrolment_keys WHERE id = ?").bind(id.0.to_vec());
+    query.execute(&mut *connection).await?;
+    change.note(connection).await
 }
 
 fn key(row: &SqliteRow) -> Result<KeyRecord, sqlx::Error> {
@@ -102,6 +120,7 @@ fn key(row: &SqliteRow) -> Result<KeyRecord, sqlx::Error> {
         tags: from_json(row, "tags")?,
         approve_manually: row.try_get("approve_manually")?,
         created: time(row.try_get("created")?),
+        site_lifetime: row.try_get::<Option<i64>, _>("site_lifetime")?.map(time),
     })
 }
 

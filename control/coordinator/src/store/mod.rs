@@ -3,12 +3,14 @@
 //! One connection, owned by the [`Store`]; the registry puts changes in order. A change that returned
 //! is on the disk: the write-ahead log is synced at every commit (`synchronous = FULL`).
 
+mod audit;
 mod error;
 mod keys;
 mod sites;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{AuditEntry, Who};
 pub use error::StoreError;
 pub use keys::KeyRecord;
 
@@ -17,8 +19,11 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
+use crate::policy::Policy;
+use audit::Change;
+
 /// The schema, a step a version: `PRAGMA user_version` says how many were taken.
-const MIGRATIONS: [&str; 1] = [include_str!("schema-1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 /// The database.
 #[derive(Debug)]
@@ -133,12 +138,11 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says; then the policy is as it was.
-    pub async fn set_policy(&mut self, document: &str) -> Result<(), StoreError> {
-        let failed = self.failed();
-        let sql = "INSERT INTO policy (only_one, document) VALUES (1, ?) \
-            ON CONFLICT (only_one) DO UPDATE SET document = excluded.document";
-        sqlx::query(sql).bind(document).execute(&mut self.connection).await.map_err(failed)?;
-        Ok(())
+    pub async fn set_policy(&mut self, before: &Policy, after: &Policy, who: &Who) -> Result<(), StoreError> {
+        let change = Change::of(who, "policy set", Some(before), Some(after));
+        self.begin().await?;
+        let outcome = set_policy(&mut self.connection, &after.to_text(), change).await;
+        self.end(outcome).await
     }
 
     /// An error that names the database, whatever is borrowed of the store meanwhile.
@@ -146,6 +150,13 @@ impl Store {
         let path = self.path.clone();
         move |error| StoreError::of(&path, error)
     }
+}
+
+async fn set_policy(connection: &mut SqliteConnection, document: &str, change: Change<'_>) -> Result<(), sqlx::Error> {
+    let sql = "INSERT INTO policy (only_one, document) VALUES (1, ?) \
+        ON CONFLICT (only_one) DO UPDATE SET document = excluded.document";
+    sqlx::query(sql).bind(document).execute(&mut *connection).await?;
+    change.note(connection).await
 }
 
 async fn migrate(connection: &mut SqliteConnection, found: u32) -> Result<(), sqlx::Error> {

@@ -6,7 +6,8 @@ use penstock_proto::coordination::{EnrolmentKeyId, SiteKey};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::{Store, StoreError};
+use super::audit::Change;
+use super::{Store, StoreError, Who};
 use crate::site::{Site, SiteState};
 
 impl Store {
@@ -16,7 +17,8 @@ impl Store {
     /// What SQLite says, or a row is not as we write it.
     pub async fn sites(&mut self) -> Result<Vec<Site>, StoreError> {
         let failed = self.failed();
-        let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen FROM sites";
+        let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends \
+            FROM sites";
         let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
         rows.iter().map(|row| site(row).map_err(&failed)).collect()
     }
@@ -27,25 +29,33 @@ impl Store {
     /// # Errors
     /// What SQLite says; then nothing was changed.
     pub async fn enrol(&mut self, site: &Site, key: EnrolmentKeyId) -> Result<bool, StoreError> {
+        let (who, what) = (Who::Site(site.name.clone()), format!("enrol with key {key}"));
+        let change = Change::of(&who, &what, None, Some(site));
         self.begin().await?;
-        let outcome = enrol(&mut self.connection, site, key).await;
+        let outcome = enrol(&mut self.connection, site, key, change).await;
         self.end(outcome).await
     }
 
-    /// Changes a site's state and subnets.
+    /// Changes a site's state, subnets and end.
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn update_site(&mut self, site: &Site) -> Result<(), StoreError> {
-        let failed = self.failed();
-        sqlx::query("UPDATE sites SET state = ?, subnets = ? WHERE public_key = ?")
-            .bind(site.state.as_str())
-            .bind(json(&site.subnets))
-            .bind(&site.key.as_bytes()[..])
-            .execute(&mut self.connection)
-            .await
-            .map_err(failed)?;
-        Ok(())
+    pub async fn update_site(&mut self, before: &Site, after: &Site, who: &Who, what: &str) -> Result<(), StoreError> {
+        let change = Change::of(who, what, Some(before), Some(after));
+        self.begin().await?;
+        let outcome = update(&mut self.connection, after, change).await;
+        self.end(outcome).await
+    }
+
+    /// Forgets a site.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub async fn remove_site(&mut self, site: &Site, who: &Who) -> Result<(), StoreError> {
+        let change = Change::of(who, "site remove", Some(site), None);
+        self.begin().await?;
+        let outcome = remove(&mut self.connection, site, change).await;
+        self.end(outcome).await
     }
 
     /// Notes when sites were last connected, in seconds since 1970.
@@ -59,14 +69,38 @@ impl Store {
     }
 }
 
-async fn enrol(connection: &mut SqliteConnection, site: &Site, key: EnrolmentKeyId) -> Result<bool, sqlx::Error> {
+async fn update(connection: &mut SqliteConnection, site: &Site, change: Change<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE sites SET state = ?, subnets = ?, ends = ? WHERE public_key = ?")
+        .bind(site.state.as_str())
+        .bind(json(&site.subnets))
+        .bind(site.ends.map(|time| time as i64))
+        .bind(&site.key.as_bytes()[..])
+        .execute(&mut *connection)
+        .await?;
+    change.note(connection).await
+}
+
+async fn remove(connection: &mut SqliteConnection, site: &Site, change: Change<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query("DELETE FROM sites WHERE public_key = ?")
+        .bind(&site.key.as_bytes()[..])
+        .execute(&mut *connection)
+        .await?;
+    change.note(connection).await
+}
+
+async fn enrol(
+    connection: &mut SqliteConnection,
+    site: &Site,
+    key: EnrolmentKeyId,
+    change: Change<'_>,
+) -> Result<bool, sqlx::Error> {
     let sql = "UPDATE enrolment_keys SET uses_left = uses_left - 1 WHERE id = ? AND uses_left > 0";
     let taken = sqlx::query(sql).bind(&key.0[..]).execute(&mut *connection).await?;
     if taken.rows_affected() != 1 {
         return Ok(false);
     }
-    let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen) \
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends) \
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
     sqlx::query(sql)
         .bind(&site.key.as_bytes()[..])
         .bind(site.name.as_str())
@@ -76,8 +110,10 @@ async fn enrol(connection: &mut SqliteConnection, site: &Site, key: EnrolmentKey
         .bind(site.state.as_str())
         .bind(site.created as i64)
         .bind(site.last_seen.map(|time| time as i64))
-        .execute(connection)
+        .bind(site.ends.map(|time| time as i64))
+        .execute(&mut *connection)
         .await?;
+    change.note(connection).await?;
     Ok(true)
 }
 
@@ -106,6 +142,7 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
         state: SiteState::of(&state).ok_or_else(|| wrong("a site's state is none"))?,
         created: time(row.try_get("created")?),
         last_seen: row.try_get::<Option<i64>, _>("last_seen")?.map(time),
+        ends: row.try_get::<Option<i64>, _>("ends")?.map(time),
     })
 }
 

@@ -3,6 +3,8 @@ use crate::site::{Site, SiteState};
 use penstock_proto::coordination::{EnrolmentKey, EnrolmentKeyId};
 use std::io::{Seek, SeekFrom, Write};
 
+const WHO: Who = Who::User(1000);
+
 fn site(number: u8) -> Site {
     Site {
         key: [number; 32].into(),
@@ -13,6 +15,7 @@ fn site(number: u8) -> Site {
         state: SiteState::Approved,
         created: 1_700_000_000,
         last_seen: None,
+        ends: Some(1_900_000_000),
     }
 }
 
@@ -26,6 +29,7 @@ fn key(uses_left: u32) -> KeyRecord {
         tags: ["branch".parse().unwrap()].into(),
         approve_manually: true,
         created: 1_700_000_000,
+        site_lifetime: Some(86_400),
     }
 }
 
@@ -35,14 +39,15 @@ async fn what_is_stored_comes_back() {
     let path = directory.path().join("a.db");
     let mut store = Store::open(&path).await.unwrap();
     let record = key(3);
-    store.add_key(&record).await.unwrap();
+    store.add_key(&record, &WHO).await.unwrap();
     let mut first = site(1);
     assert!(store.enrol(&first, record.id).await.unwrap());
-    store.set_policy("{}").await.unwrap();
-    store.set_policy("{\"Links\":[]}").await.unwrap();
+    let policy = Policy { links: Vec::new(), ..Policy::default() };
+    store.set_policy(&Policy::default(), &Policy::default(), &WHO).await.unwrap();
+    store.set_policy(&Policy::default(), &policy, &WHO).await.unwrap();
     first.state = SiteState::Revoked;
     first.subnets.pop();
-    store.update_site(&first).await.unwrap();
+    store.update_site(&site(1), &first, &WHO, "site revoke").await.unwrap();
     store.note_seen(&[(first.key, 1_700_000_005)]).await.unwrap();
     first.last_seen = Some(1_700_000_005);
     // Not closed: what was acknowledged must be there all the same.
@@ -50,9 +55,9 @@ async fn what_is_stored_comes_back() {
     let mut store = Store::open(&path).await.unwrap();
     assert_eq!(store.sites().await.unwrap(), [first]);
     assert_eq!(store.key(record.id).await.unwrap(), Some(KeyRecord { uses_left: 2, ..record.clone() }));
-    assert_eq!(store.policy().await.unwrap().as_deref(), Some("{\"Links\":[]}"));
-    assert!(store.remove_key(record.id).await.unwrap());
-    assert!(!store.remove_key(record.id).await.unwrap());
+    assert_eq!(store.policy().await.unwrap(), Some(policy.to_text()));
+    assert!(store.remove_key(record.id, &WHO).await.unwrap());
+    assert!(!store.remove_key(record.id, &WHO).await.unwrap());
     assert_eq!(store.keys().await.unwrap(), []);
     store.close().await.unwrap();
     assert!(!directory.path().join("a.db-wal").exists(), "an orderly end leaves one file");
@@ -63,7 +68,7 @@ async fn a_key_lets_in_as_many_as_it_may_and_a_failure_takes_no_use() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Store::open(&directory.path().join("a.db")).await.unwrap();
     let record = key(2);
-    store.add_key(&record).await.unwrap();
+    store.add_key(&record, &WHO).await.unwrap();
     assert!(store.enrol(&site(1), record.id).await.unwrap());
     let mut namesake = site(2);
     namesake.name = site(1).name;
@@ -81,7 +86,7 @@ async fn the_secret_of_a_key_is_not_in_the_file() {
     let path = directory.path().join("a.db");
     let mut store = Store::open(&path).await.unwrap();
     let secret_key = EnrolmentKey::generate(&mut rand::rng(), None);
-    store.add_key(&KeyRecord { id: secret_key.id(), hash: secret_key.hash(), ..key(1) }).await.unwrap();
+    store.add_key(&KeyRecord { id: secret_key.id(), hash: secret_key.hash(), ..key(1) }, &WHO).await.unwrap();
     store.close().await.unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
@@ -106,7 +111,7 @@ async fn damaged_files_are_named_so() {
     let path = directory.path().join("a.db");
     let mut store = Store::open(&path).await.unwrap();
     let record = key(100);
-    store.add_key(&record).await.unwrap();
+    store.add_key(&record, &WHO).await.unwrap();
     for number in 1..=100 {
         assert!(store.enrol(&site(number), record.id).await.unwrap());
     }
@@ -129,7 +134,7 @@ async fn a_newer_schema_is_left_alone() {
     store.close().await.unwrap();
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&path).await.unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 99, known: 1, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 99, known: 2, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -139,9 +144,9 @@ async fn a_full_disk_changes_nothing_and_is_named_so() {
     let path = directory.path().join("a.db");
     let mut store = Store::open(&path).await.unwrap();
     let record = key(u32::MAX);
-    store.add_key(&record).await.unwrap();
+    store.add_key(&record, &WHO).await.unwrap();
     // SQLite says the same of a file that may not grow as of a disk that is full.
-    sqlx::raw_sql("PRAGMA max_page_count = 12").execute(&mut store.connection).await.unwrap();
+    sqlx::raw_sql("PRAGMA max_page_count = 16").execute(&mut store.connection).await.unwrap();
     let mut stored = 0;
     let error = loop {
         match store.enrol(&site(stored + 1), record.id).await {
@@ -157,4 +162,55 @@ async fn a_full_disk_changes_nothing_and_is_named_so() {
     let left = store.key(record.id).await.unwrap().unwrap().uses_left;
     assert_eq!(left, u32::MAX - u32::from(stored));
     assert!(store.enrol(&site(stored + 1), record.id).await.unwrap(), "with space again it works");
+}
+
+#[tokio::test]
+async fn the_audit_log_has_each_change_that_was_made_and_can_only_grow() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&directory.path().join("a.db")).await.unwrap();
+    let record = key(1);
+    store.add_key(&record, &WHO).await.unwrap();
+    assert!(store.enrol(&site(1), record.id).await.unwrap());
+    assert!(!store.enrol(&site(2), record.id).await.unwrap(), "used up");
+    let revoked = Site { state: SiteState::Revoked, ..site(1) };
+    store.update_site(&site(1), &revoked, &Who::Clock, "site ends").await.unwrap();
+    store.remove_site(&revoked, &WHO).await.unwrap();
+    assert_eq!(store.sites().await.unwrap(), []);
+    let log = store.audit(10).await.unwrap();
+    let told: Vec<(u64, &str, &str)> =
+        log.iter().map(|entry| (entry.number, entry.who.as_str(), entry.what.as_str())).collect();
+    let enrolled = format!("enrol with key {}", record.id);
+    let expected = [
+        (1, "user 1000", "key create"),
+        (2, "site site-1", enrolled.as_str()),
+        (3, "clock", "site ends"),
+        (4, "user 1000", "site remove"),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!((&log[2].before["State"], &log[2].after["State"]), (&"Approved".into(), &"Revoked".into()));
+    assert!(log[0].before.is_null() && log[3].after.is_null());
+    assert!(!serde_json::to_string(&log).unwrap().contains("Hash"), "no secret, nor what it is known by");
+    assert_eq!(store.audit(1).await.unwrap(), log[3..]);
+    for sql in ["UPDATE audit SET who = 'nobody'", "DELETE FROM audit", "DELETE FROM audit WHERE number = 4"] {
+        let error = sqlx::raw_sql(sql).execute(&mut store.connection).await.unwrap_err();
+        assert!(error.to_string().contains("append-only"), "{error}");
+    }
+}
+
+/// The file of a coordinator of before: what it knows stays, and nothing ends by itself.
+#[tokio::test]
+async fn a_database_of_before_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut before = options.connect().await.unwrap();
+    sqlx::raw_sql(MIGRATIONS[0]).execute(&mut before).await.unwrap();
+    let sql = "PRAGMA user_version = 1; INSERT INTO sites VALUES \
+        (zeroblob(32), 'old', 1681915905, '[]', '[]', 'approved', 5, NULL)";
+    sqlx::raw_sql(sql).execute(&mut before).await.unwrap();
+    before.close().await.unwrap();
+    let mut store = Store::open(&path).await.unwrap();
+    let sites = store.sites().await.unwrap();
+    assert_eq!((sites[0].name.as_str(), sites[0].ends), ("old", None));
+    assert_eq!(store.audit(10).await.unwrap(), []);
 }

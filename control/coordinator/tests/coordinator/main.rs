@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod acme;
+mod administration;
 mod authority;
 mod client;
+mod coturn;
 mod enrol;
+mod flood;
 mod hidden;
 mod hostile;
 mod load;
@@ -14,6 +17,7 @@ mod relay;
 mod reload;
 mod restart;
 mod running;
+mod scale;
 mod separate;
 mod speed;
 mod tunnel;

@@ -58,6 +58,11 @@ impl Program {
         }
     }
 
+    /// All lines of the log since the last time.
+    pub fn lines(&self) -> Vec<String> {
+        self.log.try_iter().collect()
+    }
+
     pub fn address(&self) -> std::net::SocketAddr {
         self.says("listening at ").parse().unwrap()
     }
@@ -226,7 +231,7 @@ async fn a_damaged_or_newer_database_is_named() {
     bytes[60..64].copy_from_slice(&7_u32.to_be_bytes());
     std::fs::write(&database, bytes).unwrap();
     let mut program = Program::start(directory.path());
-    program.says("was made by a newer coordinator (schema 7, this one knows 1)");
+    program.says("was made by a newer coordinator (schema 7, this one knows 2)");
     assert_eq!(program.ends().code(), Some(1));
 }
 

@@ -67,7 +67,8 @@ impl Running {
 
     pub async fn key_for(&self, uses: u32, tags: &[&str], lifetime: Duration, approve_manually: bool) -> EnrolmentKey {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        match self.ask(Request::CreateKey { uses, lifetime, tags, approve_manually }).await {
+        let request = Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime: None };
+        match self.ask(request).await {
             Answer::Key(text) => text.parse().unwrap(),
             other => panic!("{other:?}"),
         }

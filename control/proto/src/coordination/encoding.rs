@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 /// 32 bytes as standard base64 with padding, as WireGuard's tools write keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Base64(pub [u8; 32]);
+pub(crate) struct Base64(pub [u8; 32]);
 
 impl Base64 {
     pub fn parse(text: &str) -> Option<Self> {

@@ -1,8 +1,9 @@
 //! Enrolment keys: what an administrator gives to a new site.
 //!
 //! The text is `penstock1-` and, in URL-safe base64, an identifier of 4 bytes, a secret of 16 and, if the
-//! coordinator's certificate is its own, that certificate's SHA-256 fingerprint of 32. So one string tells
-//! a gateway both how to be let in and whom to trust. The coordinator keeps only a hash of the secret.
+//! coordinator's certificate is its own, that certificate's SHA-256 fingerprint of 32. With `penstock2-` the
+//! overlay's authority key of 32 stands before the fingerprint. So one string tells a gateway both how to be
+//! let in and whom to trust. The coordinator keeps only a hash of the secret.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,11 +19,14 @@ use serde::{Deserialize, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::noise::keyed_hash;
+use crate::trust::AuthorityKey;
 
 const PREFIX: &str = "penstock1-";
+const PREFIX_WITH_AUTHORITY: &str = "penstock2-";
 const LABEL: &[u8] = b"penstock enrolment key v1";
 const ID: usize = 4;
 const SECRET: usize = 16;
+const AUTHORITY: usize = 32;
 const FINGERPRINT: usize = 32;
 
 /// Which enrolment key: what `key list` shows, eight hexadecimal digits. No secret.
@@ -41,12 +45,14 @@ pub struct EnrolmentKey {
     id: EnrolmentKeyId,
     secret: [u8; SECRET],
     #[zeroize(skip)]
+    authority: Option<AuthorityKey>,
+    #[zeroize(skip)]
     fingerprint: Option<Fingerprint>,
 }
 
 /// The text is no enrolment key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no enrolment key: one begins with {PREFIX} and is copied whole")]
+#[error("this is no enrolment key: one begins with {PREFIX} or {PREFIX_WITH_AUTHORITY} and is copied whole")]
 pub struct EnrolmentKeyError;
 
 impl EnrolmentKey {
@@ -56,9 +62,16 @@ impl EnrolmentKey {
         let (mut id, mut secret) = ([0; ID], [0; SECRET]);
         rng.fill_bytes(&mut id);
         rng.fill_bytes(&mut secret);
-        let key = Self { id: EnrolmentKeyId(id), secret, fingerprint };
+        let key = Self { id: EnrolmentKeyId(id), secret, authority: None, fingerprint };
         secret.zeroize();
         key
+    }
+
+    /// The same key, which pins the overlay's authority too.
+    #[must_use]
+    pub fn with_authority(mut self, authority: AuthorityKey) -> Self {
+        self.authority = Some(authority);
+        self
     }
 
     /// Which key it is.
@@ -71,6 +84,12 @@ impl EnrolmentKey {
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.fingerprint
+    }
+
+    /// The authority to believe.
+    #[must_use]
+    pub fn authority(&self) -> Option<AuthorityKey> {
+        self.authority
     }
 
     /// What the coordinator keeps of the secret. It has 128 random bits, so no slow hash is needed.
@@ -88,14 +107,18 @@ impl EnrolmentKey {
     /// The whole key as text, for the one who is to enrol.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(ID + SECRET + FINGERPRINT));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ID + SECRET + AUTHORITY + FINGERPRINT));
         bytes.extend_from_slice(&self.id.0);
         bytes.extend_from_slice(&self.secret);
+        if let Some(authority) = &self.authority {
+            bytes.extend_from_slice(authority.as_bytes());
+        }
         if let Some(fingerprint) = &self.fingerprint {
             bytes.extend_from_slice(&fingerprint.0);
         }
         let encoded = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes));
-        Zeroizing::new([PREFIX, &encoded].concat())
+        let prefix = if self.authority.is_some() { PREFIX_WITH_AUTHORITY } else { PREFIX };
+        Zeroizing::new([prefix, &encoded].concat())
     }
 
     fn mac(&self) -> Blake2sMac<U32> {
@@ -107,19 +130,28 @@ impl FromStr for EnrolmentKey {
     type Err = EnrolmentKeyError;
 
     fn from_str(text: &str) -> Result<Self, EnrolmentKeyError> {
-        let encoded = text.trim().strip_prefix(PREFIX).ok_or(EnrolmentKeyError)?;
+        let text = text.trim();
+        let with_authority = text.strip_prefix(PREFIX_WITH_AUTHORITY);
+        let encoded = with_authority.or_else(|| text.strip_prefix(PREFIX)).ok_or(EnrolmentKeyError)?;
         // Room for the longest key, and no more.
-        if encoded.len() > (ID + SECRET + FINGERPRINT).div_ceil(3) * 4 {
+        if encoded.len() > (ID + SECRET + AUTHORITY + FINGERPRINT).div_ceil(3) * 4 {
             return Err(EnrolmentKeyError);
         }
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| EnrolmentKeyError)?);
         let (id, rest) = bytes.split_first_chunk().ok_or(EnrolmentKeyError)?;
         let (secret, rest) = rest.split_first_chunk().ok_or(EnrolmentKeyError)?;
+        let (authority, rest) = match with_authority {
+            None => (None, rest),
+            Some(_) => {
+                let (authority, rest) = rest.split_first_chunk::<AUTHORITY>().ok_or(EnrolmentKeyError)?;
+                (Some(AuthorityKey::from(*authority)), rest)
+            }
+        };
         let fingerprint = match rest {
             [] => None,
             rest => Some(Fingerprint(rest.try_into().map_err(|_| EnrolmentKeyError)?)),
         };
-        Ok(Self { id: EnrolmentKeyId(*id), secret: *secret, fingerprint })
+        Ok(Self { id: EnrolmentKeyId(*id), secret: *secret, authority, fingerprint })
     }
 }
 
@@ -240,6 +272,12 @@ mod tests {
             assert_eq!(read.fingerprint(), fingerprint);
             assert!(read.matches(&key.hash()));
             assert_eq!(key.id().to_string().parse(), Ok(key.id()));
+            assert_eq!(read.authority(), None);
+            let authority = AuthorityKey::from([0xcd; 32]);
+            let pinning = key.clone().with_authority(authority);
+            let read: EnrolmentKey = pinning.to_text().parse().unwrap();
+            assert_eq!((read.authority(), read.fingerprint()), (Some(authority), fingerprint));
+            assert!(read.matches(&key.hash()));
         }
     }
 
@@ -261,10 +299,15 @@ mod tests {
     fn part_of_a_key_is_no_key_and_the_secret_is_not_shown() {
         let text = key(Some(Fingerprint([7; 32]))).to_text();
         let short = key(None).to_text();
-        for end in (0..text.len()).filter(|end| *end != short.len()) {
-            assert_eq!(text[..end].parse::<EnrolmentKey>().err(), Some(EnrolmentKeyError), "{end}");
+        let authority = AuthorityKey::from([9; 32]);
+        let pinning = key(Some(Fingerprint([7; 32]))).with_authority(authority).to_text();
+        let pinning_short = key(None).with_authority(authority).to_text();
+        for (text, short) in [(&text, short), (&pinning, pinning_short)] {
+            for end in (0..text.len()).filter(|end| *end != short.len()) {
+                assert_eq!(text[..end].parse::<EnrolmentKey>().err(), Some(EnrolmentKeyError), "{end}");
+            }
+            assert!(format!("{}x", text.as_str()).parse::<EnrolmentKey>().is_err());
         }
-        assert!(format!("{}x", text.as_str()).parse::<EnrolmentKey>().is_err());
         let shown = format!("{:?}", key(None));
         assert_eq!(shown, format!("EnrolmentKey({}…)", key(None).id()));
     }

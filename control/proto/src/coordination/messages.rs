@@ -13,6 +13,7 @@ use super::map::{Known, Map, Update};
 use super::{Access, Challenge, EnrolmentKey, Name, Proof, SiteKey};
 
 /// What a gateway says. One [`Hello`] comes first.
+#[expect(clippy::large_enum_variant, reason = "one is read at a time")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "Type")]
 pub enum GatewayMessage {

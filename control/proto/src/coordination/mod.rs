@@ -27,6 +27,8 @@ mod name;
 mod proof;
 mod site_key;
 
+pub(crate) use encoding::Base64;
+
 pub use access::{Access, AccessPart, SiteNumber};
 pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint, FingerprintError};
 pub use map::{ApplyError, Digest, Known, Map, MapVersion, Peer, Relay, Update};

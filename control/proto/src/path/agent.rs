@@ -16,6 +16,8 @@ use super::rounds::digest;
 use super::{Path, PathEvent, PathTransmit, Reason, Relay, SocketId};
 use crate::Traffic;
 use crate::coordination::{Candidate, NatType};
+use crate::pmtu::{ByteBudget, LinkMtu, Links, PathMtu, TooBig};
+use crate::relay::DATAGRAM_LIMIT;
 
 /// How often a peer is settled at one instant: death, then a round, then its probes; the rest waits for the
 /// next timeout.
@@ -26,13 +28,15 @@ const MAX_SETTLES: u32 = 4;
 pub struct PathConfig {
     /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
     pub birthday: bool,
+    /// The profile's `Mtu`: the largest packet inside the tunnel, on whatever path.
+    pub pinned_mtu: Option<u16>,
     /// When things happen.
     pub timings: PathTimings,
 }
 
 impl Default for PathConfig {
     fn default() -> Self {
-        Self { birthday: true, timings: PathTimings::default() }
+        Self { birthday: true, pinned_mtu: None, timings: PathTimings::default() }
     }
 }
 
@@ -70,6 +74,10 @@ pub(crate) struct Shared {
     pub local: Option<u32>,
     pub relays: Vec<Relay>,
     pub budget: Budget,
+    pub links: Links,
+    /// Longer datagrams are of no use to us.
+    pub receive_limit: usize,
+    pub sized_budget: ByteBudget,
     pub transmits: VecDeque<PathTransmit>,
     pub events: VecDeque<PathEvent>,
 }
@@ -88,6 +96,9 @@ impl PathAgent {
             local: None,
             relays: Vec::new(),
             budget: Budget::default(),
+            links: Links::default(),
+            receive_limit: DATAGRAM_LIMIT,
+            sized_budget: ByteBudget::of_all(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         };
@@ -142,6 +153,41 @@ impl PathAgent {
         self.each(now, |peer, shared| peer.set_relays(shared));
     }
 
+    /// Sets the links by which the peers and relays are reached, to be called whenever one changes; until then
+    /// path MTUs are not looked for. For a local address that stands for a relay behind TLS it is the real link's.
+    pub fn set_links(&mut self, now: Instant, links: &[LinkMtu]) {
+        self.shared.links = Links::new(links);
+        self.each(now, |_, _| {});
+    }
+
+    /// Sets the longest datagram, in bytes of UDP payload, that every port of the data plane takes in: the peers'
+    /// longer probes are not answered. At first it is [`DATAGRAM_LIMIT`].
+    pub fn set_receive_limit(&mut self, length: usize) {
+        self.shared.receive_limit = length;
+    }
+
+    /// Takes an ICMP message about a datagram of ours to a peer or relay; `is_receiver` knows the receiver indices
+    /// by which the data plane sends to a peer. What it says is tried; it is believed only where nobody answers
+    /// probes.
+    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
+        if !told.is_plausible() {
+            return;
+        }
+        let meant = self.peers.iter().filter(|(_, peer)| peer.sizes.go_to(told.to));
+        for site in meant.map(|(site, _)| *site).collect::<Vec<_>>() {
+            self.with(now, site, |peer, _| {
+                let proven = told.is_proven(|index| is_receiver(&peer.public_key, index));
+                peer.handle_too_big(now, told, proven);
+            });
+        }
+    }
+
+    /// How large packets to a peer may be on its path, once links were told.
+    #[must_use]
+    pub fn mtu(&self, public_key: &PublicKey) -> Option<PathMtu> {
+        self.peers.get(&SiteId::of(public_key))?.sizes.reported
+    }
+
     /// Takes a datagram that begins with [`FIRST_BYTE`](super::FIRST_BYTE) and came from `from` to `socket`.
     ///
     /// # Errors
@@ -165,6 +211,8 @@ impl PathAgent {
         let result = match peer.open(&envelope)? {
             Probe::Ping(ping) => peer.handle_ping(now, &mut self.shared, socket, from, ping),
             Probe::Pong(pong) => peer.handle_pong(now, socket, from, pong),
+            Probe::SizedPing(ping) => peer.handle_sized_ping(now, &mut self.shared, socket, from, ping),
+            Probe::SizedPong(pong) => peer.handle_sized_pong(now, socket, from, pong),
         };
         self.with(now, envelope.sender, |_, _| {});
         result
@@ -174,7 +222,10 @@ impl PathAgent {
     /// sent, the path is watched closely.
     pub fn handle_traffic(&mut self, now: Instant, public_key: &PublicKey, traffic: Traffic) {
         if traffic.sent_any {
-            self.with(now, SiteId::of(public_key), |peer, _| peer.traffic = Some(now));
+            self.with(now, SiteId::of(public_key), |peer, _| {
+                peer.traffic = Some(now);
+                peer.sizes.note_traffic(now, traffic);
+            });
         }
     }
 

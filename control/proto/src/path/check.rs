@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::constants::{MAX_OUTSTANDING, PathTimings};
 use super::{Path, Relay, SocketId};
 use crate::coordination::CandidateKind;
+use crate::pmtu::Search;
 
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +47,18 @@ pub(crate) struct Check {
     /// Pings since the last one that was answered.
     pub unanswered: u32,
     pub last_sent: Option<Instant>,
+    /// When the last ping that was answered had been sent.
+    pub heard: Option<Instant>,
+    /// What is known of the path's MTU, once it was in use.
+    pub sizes: Option<Search>,
     outstanding: VecDeque<(u64, Instant)>,
 }
 
 impl Check {
     pub fn new(route: Route, kind: Kind) -> Self {
         let outstanding = VecDeque::new();
-        Self { route, kind, state: State::Untried, unanswered: 0, last_sent: None, outstanding }
+        let state = State::Untried;
+        Self { route, kind, state, unanswered: 0, last_sent: None, heard: None, sizes: None, outstanding }
     }
 
     pub fn is_direct(&self) -> bool {
@@ -85,6 +91,7 @@ impl Check {
     /// The network has changed, or a new round begins: what was is not known to be.
     pub fn forget(&mut self) {
         (self.state, self.unanswered, self.last_sent) = (State::Untried, 0, None);
+        (self.heard, self.sizes) = (None, None);
     }
 
     /// Notes a ping. Only one that the peer can get is missed when its answer does not come.
@@ -104,6 +111,7 @@ impl Check {
         };
         // Older ones may still be under way, but say nothing new.
         let sent = self.outstanding.drain(..=position).next_back().map_or(now, |(_, at)| at);
+        self.heard = self.heard.max(Some(sent));
         let sample = now.saturating_duration_since(sent);
         // Smoothed as in RFC 6298, section 2, but for quicker answers: a slow one says as much of the machines
         // as of the way, and with the first one a round of probing is too short to forget it.

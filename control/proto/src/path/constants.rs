@@ -24,6 +24,11 @@ pub const STRANGER_PROBES_PER_SECOND: u32 = 200;
 /// Such probes at once.
 pub const STRANGER_BURST: u32 = 200;
 
+/// Sized pings of one peer that are answered a second: a trial's rounds, and to spare.
+pub const SIZED_ANSWERS_PER_SECOND: u32 = 100;
+/// Such answers at once.
+pub const SIZED_ANSWER_BURST: u32 = 100;
+
 /// Hops that the first probe to a NAT lives: through our own NAT, which thereby opens, and not up to the
 /// peer's, which would take an early probe amiss (`conntrack` then maps the peer's answer to another port).
 pub const OPENING_TTL: u8 = 2;

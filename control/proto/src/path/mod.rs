@@ -15,12 +15,15 @@
 //! way, tell each other so over the relay, and only then probe in earnest: a NAT that sees the other
 //! side's probe before its own may give the flow another port, until both have been quiet for 30 s.
 //!
+//! How large the datagrams on the selected path may be is found by [`pmtu`](crate::pmtu), once the shell has told
+//! the links.
+//!
 //! The shell's loop is that of the [`Gateway`](crate::Gateway): one `handle_*`, then drain
 //! [`poll_event`](PathAgent::poll_event), then [`poll_transmit`](PathAgent::poll_transmit), then sleep
 //! until [`poll_timeout`](PathAgent::poll_timeout). All addresses are canonical: IPv4 is never mapped into
 //! IPv6.
 //!
-//! Reading order: [`PathAgent`], `peer`, `rounds`, `check`, `select`, `birthday`, `probe`, [`constants`].
+//! Reading order: [`PathAgent`], `peer`, `rounds`, `check`, `select`, `birthday`, `sizes`, `probe`, [`constants`].
 
 mod agent;
 mod birthday;
@@ -32,6 +35,7 @@ mod probe;
 mod reason;
 mod rounds;
 mod select;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -39,9 +43,11 @@ use std::net::SocketAddr;
 
 pub use agent::{AddSiteError, PathAgent, PathConfig};
 pub use constants::PathTimings;
-pub use probe::{Envelope, FIRST_BYTE, PROBE_LENGTH, Ping, Pong, Probe, ProbeReject, SiteId};
+pub use probe::{Envelope, FIRST_BYTE, PROBE_LENGTH, Ping, Pong, Probe, ProbeReject, SiteId, SizeCheck};
 pub use reason::Reason;
 use x25519_dalek::PublicKey;
+
+use crate::pmtu::PathMtu;
 
 /// Names a UDP socket of the shell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,7 +107,7 @@ pub enum Path {
 }
 
 /// A probe to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTransmit {
     /// From which socket.
     pub socket: SocketId,
@@ -109,8 +115,10 @@ pub struct PathTransmit {
     pub to: SocketAddr,
     /// The IP time to live or hop limit, if it matters.
     pub ttl: Option<u8>,
+    /// It asks whether a datagram of its length passes: neither we nor anybody on the way may fragment it.
+    pub dont_fragment: bool,
     /// The datagram.
-    pub bytes: [u8; PROBE_LENGTH],
+    pub bytes: Vec<u8>,
 }
 
 /// What the agent tells its shell.
@@ -124,6 +132,13 @@ pub enum PathEvent {
         path: Path,
         /// Why.
         reason: Reason,
+    },
+    /// Packets to the peer may be this large from now on, on the path that was selected last.
+    Mtu {
+        /// Whose.
+        peer: PublicKey,
+        /// How large, and how that is known.
+        mtu: PathMtu,
     },
     /// A selected path has died, and our NAT's mappings may have died with it. Bind at the relays anew, ask the
     /// STUN servers and the port mapping again, and signal what has changed.

@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rand::RngCore;
 use x25519_dalek::PublicKey;
 
 use super::agent::Shared;
 use super::birthday::Birthday;
 use super::check::{Check, Kind, Route, State};
 use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, OPENING_TTL, REPLAY_MEMORY};
-use super::probe::{Envelope, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId};
+use super::probe::{Envelope, PROBE_LENGTH, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId};
 use super::rounds::{Phase, Rounds};
+use super::sizes::Sizes;
 use super::{Path, PathEvent, PathTransmit, Reason, SocketId};
 use crate::coordination::{Candidate, CandidateKind, NatType};
 
@@ -29,6 +31,7 @@ pub(crate) struct Peer {
     pub birthday: Birthday,
     /// When something was last sent to the peer by the data plane.
     pub traffic: Option<Instant>,
+    pub sizes: Sizes,
     /// Whether the last direct path died.
     pub died: bool,
     seen: VecDeque<u64>,
@@ -49,6 +52,7 @@ impl Peer {
             rounds: Rounds::default(),
             birthday: Birthday::default(),
             traffic: None,
+            sizes: Sizes::default(),
             died: false,
             seen: VecDeque::new(),
             scheduled: None,
@@ -67,7 +71,7 @@ impl Peer {
         self.checks.iter().find(|check| check.route == route)
     }
 
-    fn check_mut(&mut self, route: Route) -> Option<&mut Check> {
+    pub fn check_mut(&mut self, route: Route) -> Option<&mut Check> {
         self.checks.iter_mut().find(|check| check.route == route)
     }
 
@@ -155,13 +159,7 @@ impl Peer {
         from: SocketAddr,
         ping: Ping,
     ) -> Result<(), ProbeReject> {
-        if self.seen.contains(&ping.transaction) {
-            return Err(ProbeReject::Replay);
-        }
-        if self.seen.len() == REPLAY_MEMORY {
-            self.seen.pop_front();
-        }
-        self.seen.push_back(ping.transaction);
+        self.remember(ping.transaction)?;
         let route = Route { socket, to: from };
         if shared.budget.urgent(now) {
             let pong = Probe::Pong(Pong { transaction: ping.transaction, seen: from });
@@ -188,6 +186,18 @@ impl Peer {
         {
             self.ping(now, shared, route, None, true);
         }
+        Ok(())
+    }
+
+    /// Notes a ping that is about to be answered.
+    pub fn remember(&mut self, transaction: u64) -> Result<(), ProbeReject> {
+        if self.seen.contains(&transaction) {
+            return Err(ProbeReject::Replay);
+        }
+        if self.seen.len() == REPLAY_MEMORY {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(transaction);
         Ok(())
     }
 
@@ -272,6 +282,7 @@ impl Peer {
         }
         self.select(shared);
         self.report(shared);
+        self.settle_sizes(now, shared);
     }
 
     /// When the next ping to this address is due; `None` is not by itself.
@@ -308,7 +319,8 @@ impl Peer {
 
     pub fn deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
         let pings = self.checks.iter().filter_map(|check| self.due(now, shared, check));
-        pings.chain(self.rounds.deadline()).chain(self.birthday.deadline()).min()
+        let others = [self.rounds.deadline(), self.birthday.deadline(), self.sizes_deadline(now, shared)];
+        pings.chain(others.into_iter().flatten()).min()
     }
 
     /// Pings an address; with a `ttl` only to open our own NAT.
@@ -338,9 +350,17 @@ impl Peer {
         self.ping(now, shared, route, Some(OPENING_TTL), false);
     }
 
-    fn transmit(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, probe: &Probe) {
-        let bytes = self.key.seal(self.site, shared.site, probe, &mut shared.rng);
-        shared.transmits.push_back(PathTransmit { socket: route.socket, to: route.to, ttl, bytes });
+    pub fn transmit(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, probe: &Probe) {
+        let mut bytes = self.key.seal(self.site, shared.site, probe, &mut shared.rng).to_vec();
+        let dont_fragment = if let Probe::SizedPing(ping) = probe {
+            bytes.resize(usize::from(ping.length), 0);
+            shared.rng.fill_bytes(&mut bytes[PROBE_LENGTH..]);
+            true
+        } else {
+            false
+        };
+        let Route { socket, to } = route;
+        shared.transmits.push_back(PathTransmit { socket, to, ttl, dont_fragment, bytes });
     }
 
     fn report(&mut self, shared: &mut Shared) {

@@ -2,13 +2,20 @@
 //!
 //! ```text
 //!  0      1      2         3   4          12       20       44                         76     92
-//!  ├──────┼──────┼─────────┼───┼──────────┼────────┼────────┼──────────────────────────┼──────┤
-//!  │ 0x50 │ kind │ version │ 0 │ receiver │ sender │ nonce  │ 32 bytes, sealed         │ tag  │
-//!                                                            ping: transaction 8, flags 1, 0 × 3, round 4, digest 4, 0 × 12
-//!                                                            pong: transaction 8, address 16, port 2, 0 × 6
+//!  ├──────┼──────┼─────────┼───┼──────────┼────────┼────────┼──────────────────────────┼──────┼─ ─ ─
+//!  │ 0x50 │ kind │ version │ 0 │ receiver │ sender │ nonce  │ 32 bytes, sealed         │ tag  │ padding
+//!    1  ping                                                 transaction 8, flags 1, 0 × 3, round 4, digest 4, 0 × 12
+//!    2  pong                                                 transaction 8, address 16, port 2, 0 × 6
+//!    6  sized ping                                           transaction 8, length 2, 0 × 22
+//!    7  sized pong                                           transaction 8, length 2, 0 × 22
 //! ```
 //! A pong is as long as a ping: who answers multiplies nothing. The header is authenticated too, so that a
 //! ping cannot be made a pong, and what A sealed for B cannot be sent back to A.
+//!
+//! Only a sized ping has padding, up to the length that it asks about (see [`crate::pmtu`]). The padding is random,
+//! or a link that compresses would let more pass than it does of ciphertext, and it is not sealed: its length is,
+//! and one that was cut or stretched on the way is refused. Whoever does not know these kinds drops them, sites and
+//! relays alike, and the sender takes the silence for that.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -19,8 +26,9 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::Key;
 use crate::noise::{diffie_hellman, hash, keyed_hash};
+use crate::relay::DATAGRAM_LIMIT;
 
-/// The length of every probe, in bytes.
+/// The length of every probe, in bytes; of a sized ping it is the least.
 pub const PROBE_LENGTH: usize = 92;
 /// The first byte of all our own messages on the tunnel's port, "P".
 pub const FIRST_BYTE: u8 = 0x50;
@@ -73,6 +81,15 @@ pub struct Pong {
     pub seen: SocketAddr,
 }
 
+/// Asks whether a datagram of this length arrives whole, or says that it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeCheck {
+    /// A random name that the answer repeats.
+    pub transaction: u64,
+    /// The length of the ping's datagram, in bytes.
+    pub length: u16,
+}
+
 /// A probe's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -80,6 +97,10 @@ pub enum Probe {
     Ping(Ping),
     /// Kind 2.
     Pong(Pong),
+    /// Kind 6.
+    SizedPing(SizeCheck),
+    /// Kind 7.
+    SizedPong(SizeCheck),
 }
 
 /// Why a datagram is no probe for us.
@@ -88,7 +109,7 @@ pub enum ProbeReject {
     /// Not the first bytes of a probe of this version.
     #[error("no probe")]
     NotProbe,
-    /// Not [`PROBE_LENGTH`] bytes.
+    /// Not [`PROBE_LENGTH`] bytes, or a sized ping that is not as long as it says, or longer than we can use.
     #[error("a probe of a wrong length")]
     Length,
     /// For another site.
@@ -148,7 +169,7 @@ impl ProbeKey {
     }
 
     /// # Errors
-    /// [`ProbeReject::NotAuthentic`].
+    /// [`ProbeReject::NotAuthentic`], [`ProbeReject::Length`].
     pub fn open(&self, envelope: &Envelope<'_>) -> Result<Probe, ProbeReject> {
         let bytes = envelope.bytes;
         let mut body = [0; BODY_LENGTH];
@@ -161,7 +182,10 @@ impl ProbeKey {
                 bytes[TAG_AT..].into(),
             )
             .map_err(|_| ProbeReject::NotAuthentic)?;
-        Ok(Probe::decode(bytes[1], &body))
+        match Probe::decode(bytes[1], &body) {
+            Probe::SizedPing(ping) if usize::from(ping.length) != envelope.length => Err(ProbeReject::Length),
+            probe => Ok(probe),
+        }
     }
 }
 
@@ -169,6 +193,8 @@ impl ProbeKey {
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
     bytes: &'a [u8; PROBE_LENGTH],
+    /// Of the whole datagram.
+    length: usize,
     /// For whom it says to be.
     pub receiver: SiteId,
     /// From whom it says to be.
@@ -181,17 +207,23 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// [`ProbeReject::NotProbe`], [`ProbeReject::Length`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ProbeReject> {
-        if !matches!(bytes, [FIRST_BYTE, PING | PONG, VERSION, 0, ..]) {
-            return Err(ProbeReject::NotProbe);
-        }
-        let bytes: &[u8; PROBE_LENGTH] = bytes.try_into().map_err(|_| ProbeReject::Length)?;
+        let longest = match bytes {
+            [FIRST_BYTE, PING | PONG | SIZED_PONG, VERSION, 0, ..] => PROBE_LENGTH,
+            [FIRST_BYTE, SIZED_PING, VERSION, 0, ..] => DATAGRAM_LIMIT,
+            _ => return Err(ProbeReject::NotProbe),
+        };
+        let length = bytes.len();
+        let bytes = bytes.first_chunk().filter(|_| length <= longest).ok_or(ProbeReject::Length)?;
         let site = |at: usize| SiteId(std::array::from_fn(|index| bytes[at + index]));
-        Ok(Self { bytes, receiver: site(4), sender: site(12) })
+        Ok(Self { bytes, length, receiver: site(4), sender: site(12) })
     }
 }
 
 const PING: u8 = 1;
 const PONG: u8 = 2;
+// 3 to 5 are bindings at a relay.
+const SIZED_PING: u8 = 6;
+const SIZED_PONG: u8 = 7;
 const OPENED: u8 = 1;
 const BIRTHDAY: u8 = 2;
 const SELECTED: u8 = 4;
@@ -201,6 +233,8 @@ impl Probe {
         match self {
             Self::Ping(_) => PING,
             Self::Pong(_) => PONG,
+            Self::SizedPing(_) => SIZED_PING,
+            Self::SizedPong(_) => SIZED_PONG,
         }
     }
 
@@ -223,6 +257,10 @@ impl Probe {
                 out[8..24].copy_from_slice(&ip.octets());
                 out[24..26].copy_from_slice(&pong.seen.port().to_be_bytes());
             }
+            Self::SizedPing(sized) | Self::SizedPong(sized) => {
+                out[..8].copy_from_slice(&sized.transaction.to_be_bytes());
+                out[8..10].copy_from_slice(&sized.length.to_be_bytes());
+            }
         }
         out
     }
@@ -230,17 +268,23 @@ impl Probe {
     /// The rest is zero today and ignored, so that it may come to mean something.
     fn decode(kind: u8, body: &[u8; BODY_LENGTH]) -> Self {
         let transaction = u64::from_be_bytes(std::array::from_fn(|index| body[index]));
-        if kind == PING {
-            let round = u32::from_be_bytes(std::array::from_fn(|index| body[12 + index]));
-            let digest = u32::from_be_bytes(std::array::from_fn(|index| body[16 + index]));
-            let is = |flag| body[8] & flag != 0;
-            let opened = is(OPENED).then_some(digest);
-            Self::Ping(Ping { transaction, opened, birthday: is(BIRTHDAY), selected: is(SELECTED), round })
-        } else {
-            let ip: [u8; 16] = std::array::from_fn(|index| body[8 + index]);
-            let ip = IpAddr::from(Ipv6Addr::from(ip)).to_canonical();
-            let seen = SocketAddr::new(ip, u16::from_be_bytes([body[24], body[25]]));
-            Self::Pong(Pong { transaction, seen })
+        let sized = SizeCheck { transaction, length: u16::from_be_bytes([body[8], body[9]]) };
+        match kind {
+            PING => {
+                let round = u32::from_be_bytes(std::array::from_fn(|index| body[12 + index]));
+                let digest = u32::from_be_bytes(std::array::from_fn(|index| body[16 + index]));
+                let is = |flag| body[8] & flag != 0;
+                let opened = is(OPENED).then_some(digest);
+                Self::Ping(Ping { transaction, opened, birthday: is(BIRTHDAY), selected: is(SELECTED), round })
+            }
+            SIZED_PING => Self::SizedPing(sized),
+            SIZED_PONG => Self::SizedPong(sized),
+            _ => {
+                let ip: [u8; 16] = std::array::from_fn(|index| body[8 + index]);
+                let ip = IpAddr::from(Ipv6Addr::from(ip)).to_canonical();
+                let seen = SocketAddr::new(ip, u16::from_be_bytes([body[24], body[25]]));
+                Self::Pong(Pong { transaction, seen })
+            }
         }
     }
 }
@@ -277,6 +321,8 @@ mod tests {
         let mut probes =
             vec![Probe::Ping(ping), Probe::Ping(Ping { opened: None, birthday: true, selected: false, ..ping })];
         probes.extend(seen.map(|seen| Probe::Pong(Pong { transaction: 3, seen })));
+        let sized = SizeCheck { transaction: 4, length: PROBE_LENGTH as u16 };
+        probes.extend([Probe::SizedPing(sized), Probe::SizedPong(SizeCheck { length: 9000, ..sized })]);
         probes
     }
 
@@ -308,6 +354,27 @@ mod tests {
         let longer = [&bytes[..], &[0]].concat();
         assert_eq!(Envelope::parse(&longer).unwrap_err(), ProbeReject::Length);
         assert_eq!(Envelope::parse(&vec![FIRST_BYTE; 65_536]).unwrap_err(), ProbeReject::NotProbe);
+    }
+
+    #[test]
+    fn a_sized_ping_is_as_long_as_it_says_or_refused() {
+        let mut pair = pair();
+        for (length, received, expected) in [
+            (PROBE_LENGTH, PROBE_LENGTH, None),
+            (1472, 1472, None),
+            (9000, 9000, None),
+            (1472, 1471, Some(ProbeReject::Length)),
+            (1472, 1473, Some(ProbeReject::Length)),
+            (1472, PROBE_LENGTH, Some(ProbeReject::Length)),
+            (9001, 9001, Some(ProbeReject::Length)),
+            (91, PROBE_LENGTH, Some(ProbeReject::Length)),
+        ] {
+            let probe = Probe::SizedPing(SizeCheck { transaction: 1, length: length as u16 });
+            let mut bytes = pair.key.seal(pair.b, pair.a, &probe, &mut pair.rng).to_vec();
+            bytes.resize(received, 0xa5);
+            let opened = Envelope::parse(&bytes).and_then(|envelope| pair.other_key.open(&envelope));
+            assert_eq!(opened, expected.map_or(Ok(probe), Err), "{length} sent, {received} received");
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE};
 use super::probe::ProbeKey;
 use super::*;
+use crate::Traffic;
 use crate::coordination::{Candidate, CandidateKind, NatType};
+use crate::pmtu::{LinkMtu, MtuSource};
 
 struct Bench {
     now: Instant,
@@ -57,7 +59,7 @@ impl Bench {
         let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();
         let told = |sent: &PathTransmit| match open(sent) {
             Probe::Ping(ping) => Some((sent.to, ping.selected)),
-            Probe::Pong(_) => None,
+            _ => None,
         };
         sent.iter().filter_map(told).collect()
     }
@@ -238,4 +240,104 @@ fn a_candidate_behind_a_nat_is_first_asked_by_a_probe_that_does_not_arrive() {
     bench.agent.handle_timeout(bench.now);
     let sent = bench.transmits();
     assert_eq!(sent.iter().map(|sent| (sent.to, sent.ttl)).collect::<Vec<_>>(), [(from(7), None)]);
+}
+
+/// Gives the bench a direct path that is alive, on a link of 1500 bytes.
+fn with_path() -> Bench {
+    let mut bench = bench();
+    let link = |network: &str| LinkMtu { network: network.parse().unwrap(), mtu: 1500 };
+    bench.agent.set_links(bench.now, &[link("0.0.0.0/0")]);
+    bench.give(from(7), &ping(1)).unwrap();
+    let asked = bench.opened().into_iter().find_map(|(_, probe)| match probe {
+        Probe::Ping(ping) => Some(ping.transaction),
+        _ => None,
+    });
+    bench.give(from(7), &Probe::Pong(Pong { transaction: asked.unwrap(), seen: from(9) })).unwrap();
+    bench
+}
+
+impl Bench {
+    fn opened(&mut self) -> Vec<(PathTransmit, Probe)> {
+        let sent = self.transmits();
+        let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();
+        sent.into_iter().map(|sent| (sent.clone(), open(&sent))).collect()
+    }
+
+    fn size_checks(&mut self) -> Vec<(PathTransmit, SizeCheck)> {
+        let sized = |(sent, probe)| match probe {
+            Probe::SizedPing(check) => Some((sent, check)),
+            _ => None,
+        };
+        self.opened().into_iter().filter_map(sized).collect()
+    }
+}
+
+#[test]
+fn sizes_are_asked_small_first_and_then_all_at_once_and_may_not_be_fragmented() {
+    let mut bench = with_path();
+    let [(sent, first)] = bench.size_checks()[..].to_vec().try_into().unwrap();
+    assert_eq!((sent.bytes.len(), first.length, sent.dont_fragment), (PROBE_LENGTH, 92, true));
+    let mtu = |bench: &Bench| bench.agent.mtu(&bench.peer).map(|mtu| (mtu.outer, mtu.inner, mtu.source)).unwrap();
+    assert_eq!(mtu(&bench), (1500, 1440, MtuSource::Link));
+    // From elsewhere, of another length, of another name: not an answer.
+    assert_eq!(bench.give(from(8), &Probe::SizedPong(first)), Err(ProbeReject::Unasked));
+    for wrong in [SizeCheck { length: 1472, ..first }, SizeCheck { transaction: 9, ..first }] {
+        assert_eq!(bench.give(from(7), &Probe::SizedPong(wrong)), Err(ProbeReject::Unasked));
+    }
+    assert!(bench.size_checks().is_empty());
+    assert_eq!(bench.give(from(7), &Probe::SizedPong(first)), Ok(()));
+    let asked = bench.size_checks();
+    assert!(asked.iter().all(|(sent, check)| sent.bytes.len() == usize::from(check.length) && sent.dont_fragment));
+    let sizes: Vec<u16> = asked.iter().map(|(_, check)| check.length + 28).collect();
+    assert_eq!(sizes, [1500, 1492, 1480, 1452, 1420, 1400, 1360, 1280]);
+    assert_eq!(bench.give(from(7), &Probe::SizedPong(asked[3].1)), Ok(()));
+    assert_eq!(mtu(&bench).2, MtuSource::Link, "more may come");
+    assert_eq!(bench.give(from(7), &Probe::SizedPong(asked[0].1)), Ok(()));
+    assert_eq!(mtu(&bench), (1500, 1440, MtuSource::Probed));
+    let told: Vec<PathEvent> = std::iter::from_fn(|| bench.agent.poll_event()).collect();
+    let mtus = told.iter().filter(|event| matches!(event, PathEvent::Mtu { .. })).count();
+    assert_eq!(mtus, 2, "{told:?}");
+    // A link that compresses gains nothing by the padding.
+    let padding = &asked[0].0.bytes[PROBE_LENGTH..];
+    assert!(padding.chunks_exact(8).all(|chunk| chunk != [0; 8]) && padding[..64] != padding[64..128]);
+    // Only while data flows is the size confirmed: keepalives are small.
+    for data in [false, true] {
+        for _ in 0..10 {
+            bench.now += Duration::from_millis(100);
+            let traffic = Traffic { sent_any: true, sent_data: data, ..Traffic::default() };
+            bench.agent.handle_traffic(bench.now, &bench.peer, traffic);
+            bench.agent.handle_timeout(bench.now);
+        }
+        assert_eq!(!bench.size_checks().is_empty(), data);
+    }
+}
+
+#[test]
+fn a_sized_ping_is_answered_once_by_a_small_datagram_and_changes_nothing() {
+    let mut bench = bench();
+    let give = |bench: &mut Bench, transaction: u64, length: usize| {
+        let probe = Probe::SizedPing(SizeCheck { transaction, length: length as u16 });
+        let mut bytes = bench.key.seal(bench.ours, bench.theirs, &probe, &mut bench.rng).to_vec();
+        bytes.resize(length, 0xa5);
+        bench.agent.handle_datagram(bench.now, SocketId::TUNNEL, from(7), &bytes)
+    };
+    assert_eq!(give(&mut bench, 1, 1472), Ok(()));
+    let [(sent, answer)] = bench.opened()[..].to_vec().try_into().unwrap();
+    assert_eq!((sent.to, sent.bytes.len(), sent.dont_fragment), (from(7), PROBE_LENGTH, false));
+    assert_eq!(answer, Probe::SizedPong(SizeCheck { transaction: 1, length: 1472 }));
+    assert_eq!(give(&mut bench, 1, 1472), Err(ProbeReject::Replay));
+    // What the data plane could not take is not answered.
+    bench.agent.set_receive_limit(1472);
+    assert_eq!(give(&mut bench, 2, 1473), Err(ProbeReject::Length));
+    assert_eq!(give(&mut bench, 3, 1472), Ok(()));
+    assert_eq!(bench.transmits().len(), 1);
+    assert_eq!(bench.agent.path(&bench.peer).unwrap().0, Path::None);
+    // A peer that asks without end is not answered without end, from an address that is known to be its own.
+    bench.give(from(7), &ping(5)).unwrap();
+    bench.transmits();
+    for transaction in 10..1010 {
+        give(&mut bench, transaction, 1472).unwrap();
+    }
+    let answers = bench.transmits().len();
+    assert!((90..=100).contains(&answers), "{answers}");
 }

@@ -7,7 +7,7 @@
 //! - for a handshake initiation by its MAC1, which is keyed by the responder's public key,
 //! - for a probe by the receiver's id in its header,
 //! - for everything else by its receiver index, which the relay learnt from the sender index of the
-//!   handshake message that went the other way ([`routes`]).
+//!   handshake message that went the other way, and that was answered ([`routes`]).
 //!
 //! Everything is between two sites that policy joins, or it is dropped and counted, and no pair carries more
 //! than its [`RelayLimits::pair_bytes_per_second`].
@@ -254,13 +254,11 @@ impl Relay {
             match first {
                 INITIATION if len == INITIATION_LENGTH => {
                     let receiver = self.receiver_of_initiation(now, sender, datagram)?;
-                    self.routes.learn(now, receiver, word(datagram, 4), sender);
+                    self.routes.call(now, sender, receiver, word(datagram, 4));
                     receiver
                 }
                 RESPONSE if len == RESPONSE_LENGTH => {
-                    let receiver = self.routes.find(now, sender, word(datagram, 8))?;
-                    self.routes.learn(now, receiver, word(datagram, 4), sender);
-                    receiver
+                    self.routes.answer(now, sender, word(datagram, 8), word(datagram, 4))?
                 }
                 COOKIE_REPLY if len == COOKIE_REPLY_LENGTH => self.routes.find(now, sender, word(datagram, 4))?,
                 TRANSPORT_DATA if DATA_LENGTHS.contains(&len) => self.routes.find(now, sender, word(datagram, 4))?,
@@ -308,6 +306,12 @@ impl Relay {
         let is_for = |peer: &&SiteId| self.sites.get(peer).is_some_and(|peer| peer.mac.verify(datagram).is_ok());
         site.peers.iter().find(is_for).copied().ok_or(RelayDrop::UnknownReceiver)
     }
+}
+
+/// Whether a datagram is data of a session; everything else is needed to begin one, or to find a path.
+#[must_use]
+pub fn is_data(datagram: &[u8]) -> bool {
+    datagram.starts_with(&[TRANSPORT_DATA, 0, 0, 0])
 }
 
 /// The little-endian number at `at` of a message whose length was checked.

@@ -114,6 +114,29 @@ fn a_recorded_message_does_not_move_a_site_back() {
     assert_eq!(bench.send(1, &bench.probe(0)), Ok(Outcome::Forward(address(77))));
 }
 
+#[test]
+fn sized_probes_pass_like_data_up_to_the_same_length() {
+    let mut bench = Bench::new(3);
+    bench.bind(0);
+    bench.bind(1);
+    for (kind, len, passes) in [
+        (6, PROBE_LENGTH - 1, false),
+        (6, PROBE_LENGTH, true),
+        (6, 1472, true),
+        (6, DATAGRAM_LIMIT, true),
+        (6, DATAGRAM_LIMIT + 1, false),
+        (7, PROBE_LENGTH, true),
+        (7, PROBE_LENGTH + 1, false),
+        (1, PROBE_LENGTH + 1, false),
+    ] {
+        let mut probe = bench.probe(1);
+        probe[1] = kind;
+        probe.resize(len, 0xa5);
+        let expected = if passes { Ok(Outcome::Forward(address(2))) } else { Err(RelayDrop::Malformed) };
+        assert_eq!(bench.send(0, &probe), expected, "kind {kind}, {len} bytes");
+    }
+}
+
 /// Two sites behind one source are one to the relay. When the first moves away, the other keeps its place.
 #[test]
 fn a_site_that_leaves_a_source_takes_only_itself_along() {
@@ -257,7 +280,7 @@ fn policy_cuts_what_it_once_allowed() {
     let mut bench = Bench::new(3);
     (0..2).for_each(|i| assert_eq!(bench.bind(i), 2));
     let (now, ids) = (bench.now, [0, 1].map(|i| SiteId::of(&bench.sites[i].public)));
-    bench.relay.routes.learn(now, ids[0], 5, ids[1]);
+    bench.relay.routes.call(now, ids[1], ids[0], 5);
     assert_eq!(bench.send(0, &data(5, 100)), Ok(Outcome::Forward(address(2))));
     assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
     // One side is enough.
@@ -278,7 +301,7 @@ fn pairs_are_joined_and_parted_one_by_one() {
     let (now, keys) = (bench.now, [0, 1, 2, 3].map(|i| bench.sites[i].public));
     let ids = keys.map(|key| SiteId::of(&key));
     for (from, index, to) in [(0, 5, 1), (0, 6, 2), (1, 7, 0)] {
-        bench.relay.routes.learn(now, ids[from], index, ids[to]);
+        bench.relay.routes.call(now, ids[to], ids[from], index);
     }
     bench.relay.set_pair(&keys[1], &keys[0], false);
     assert!(!bench.relay.are_joined(&keys[0], &keys[1]) && !bench.relay.are_joined(&keys[1], &keys[0]));
@@ -318,7 +341,7 @@ fn pairs_and_sites_are_bounded() {
     let mut bench = Bench::new(3);
     (0..2).for_each(|i| assert_eq!(bench.bind(i), 2));
     let ids = [0, 1].map(|i| SiteId::of(&bench.sites[i].public));
-    bench.relay.routes.learn(bench.now, ids[0], 5, ids[1]);
+    bench.relay.routes.call(bench.now, ids[1], ids[0], 5);
     let RelayLimits { pair_bytes_per_second, pair_burst } = RelayLimits::default();
     let flood = |bench: &mut Bench| (0..).take_while(|_| bench.send(0, &data(5, 1000)).is_ok()).count() as u64;
     assert_eq!(flood(&mut bench), pair_burst / 1000);
@@ -330,14 +353,104 @@ fn pairs_and_sites_are_bounded() {
     initiation[0] = INITIATION;
     let looked_at = (0..).take_while(|_| bench.send(1, &initiation) != Err(RelayDrop::TooManyInitiations)).count();
     assert_eq!(looked_at as u64, INITIATION_BURST);
-    // Indices are forgotten, the oldest first.
-    for index in 0..routes::ROUTES_PER_SITE as u32 + 10 {
-        bench.relay.routes.learn(bench.now, ids[1], index, ids[0]);
+}
+
+/// An initiation with a MAC1 that holds, as whoever knows the receiver's public key can make it.
+fn initiation(to: &PublicKey, index: u32) -> Vec<u8> {
+    let mut datagram = vec![0; INITIATION_LENGTH];
+    datagram[0] = INITIATION;
+    datagram[4..8].copy_from_slice(&index.to_le_bytes());
+    MacKeys::new(to).sign(&mut datagram, None);
+    datagram
+}
+
+fn response(call: u32, index: u32) -> Vec<u8> {
+    let mut datagram = vec![0; RESPONSE_LENGTH];
+    datagram[0] = RESPONSE;
+    datagram[4..8].copy_from_slice(&index.to_le_bytes());
+    datagram[8..12].copy_from_slice(&call.to_le_bytes());
+    datagram
+}
+
+/// Site 1 may talk to 0 and to 2; 2 is hostile, 0 and 1 have a session with the indices 100 and 101.
+fn with_a_hostile_member() -> Bench {
+    let mut bench = Bench::new(3);
+    let keys = [0, 1, 2].map(|i| bench.sites[i].public);
+    bench.relay.set_pair(&keys[1], &keys[2], true);
+    (0..3).for_each(|i| assert_eq!(bench.bind(i), 2));
+    assert!(bench.send(0, &initiation(&keys[1], 100)).is_ok());
+    assert!(bench.send(1, &response(100, 101)).is_ok());
+    bench
+}
+
+fn assert_the_session_holds(bench: &mut Bench) {
+    let at = [0, 1].map(|i| bench.sites[i].at);
+    assert_eq!(bench.send(0, &data(101, 100)), Ok(Outcome::Forward(at[1])));
+    assert_eq!(bench.send(1, &data(100, 100)), Ok(Outcome::Forward(at[0])));
+}
+
+/// As fast as it may, for as long as a session lives.
+#[test]
+fn a_member_that_calls_all_the_time_pushes_out_no_session() {
+    let mut bench = with_a_hostile_member();
+    let victim = bench.sites[1].public;
+    for index in 1000..6000 {
+        bench.now += Duration::from_millis(50);
+        if index % 200 == 0 {
+            (0..3).for_each(|i| assert!(bench.bind(i) > 0));
+        }
+        assert!(bench.send(2, &initiation(&victim, index)).is_ok());
     }
-    assert_eq!(bench.relay.routes.find(bench.now, ids[1], 9), Err(RelayDrop::UnknownReceiver));
-    assert_eq!(bench.relay.routes.find(bench.now, ids[1], 10), Ok(ids[0]));
-    let later = bench.now + routes::ROUTE_LIFETIME;
-    assert_eq!(bench.relay.routes.find(later, ids[1], 10), Err(RelayDrop::UnknownReceiver));
+    assert_the_session_holds(&mut bench);
+}
+
+/// By a member, and by whoever can forge the source of the other end.
+#[test]
+fn calls_that_nobody_answers_move_no_session() {
+    let mut bench = with_a_hostile_member();
+    let keys = [0, 1, 2].map(|i| bench.sites[i].public);
+    assert!(bench.send(2, &initiation(&keys[1], 100)).is_ok(), "with the index of another's session");
+    assert_the_session_holds(&mut bench);
+    for index in 0..100 {
+        assert!(bench.send(0, &initiation(&keys[1], index)).is_ok());
+    }
+    assert_the_session_holds(&mut bench);
+}
+
+#[test]
+fn a_call_is_answered_once() {
+    let mut bench = with_a_hostile_member();
+    let keys = [0, 1, 2].map(|i| bench.sites[i].public);
+    assert!(bench.send(1, &initiation(&keys[2], 500)).is_ok());
+    for index in 600..700 {
+        assert!(bench.send(2, &response(500, index)).is_ok());
+    }
+    assert!(bench.send(1, &data(600, 100)).is_ok());
+    assert_eq!(bench.send(1, &data(601, 100)), Err(RelayDrop::UnknownReceiver));
+    // An answer to a session, which is none to a call.
+    assert_eq!(bench.send(0, &response(101, 700)), Ok(Outcome::Forward(bench.sites[1].at)));
+    assert_eq!(bench.send(1, &data(700, 100)), Err(RelayDrop::UnknownReceiver));
+}
+
+#[test]
+fn indices_are_forgotten_the_oldest_first_and_in_the_end_all() {
+    let mut bench = Bench::new(3);
+    let ids = [0, 1].map(|i| SiteId::of(&bench.sites[i].public));
+    let (routes, now) = (&mut bench.relay.routes, bench.now);
+    for index in 0..routes::CALLS_PER_PAIR as u32 + 10 {
+        routes.call(now, ids[0], ids[1], index);
+    }
+    assert_eq!(routes.find(now, ids[1], 9), Err(RelayDrop::UnknownReceiver));
+    assert_eq!(routes.find(now, ids[1], 10), Ok(ids[0]));
+    for index in 100..100 + routes::SESSIONS_PER_PAIR as u32 + 10 {
+        routes.call(now, ids[0], ids[1], index);
+        assert_eq!(routes.answer(now, ids[1], index, index + 1000), Ok(ids[0]));
+    }
+    for (site, own) in [(ids[1], 0), (ids[0], 1000)] {
+        assert_eq!(routes.find(now, site, 109 + own), Err(RelayDrop::UnknownReceiver));
+        assert!(routes.find(now, site, 110 + own).is_ok());
+        assert_eq!(routes.find(now + routes::ROUTE_LIFETIME, site, 110 + own), Err(RelayDrop::UnknownReceiver));
+    }
 }
 
 #[test]

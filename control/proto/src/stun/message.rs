@@ -16,8 +16,8 @@ pub const HEADER_LENGTH: usize = 20;
 /// The length of the requests that we send: as large as the largest response that we would answer with,
 /// so that a server of ours gains an attacker nothing even when it answers nothing larger than it got.
 pub const REQUEST_LENGTH: usize = 100;
-/// The longest message that is read: an Ethernet frame's payload, far above any Binding.
-pub const MAX_LENGTH: usize = 1500;
+/// The longest message that is read: a request that is padded by an Ethernet frame's payload (RFC 5780, section 7.6).
+pub const MAX_LENGTH: usize = 2048;
 
 const COOKIE: u32 = 0x2112_A442;
 const BINDING_REQUEST: u16 = 0x0001;
@@ -28,6 +28,8 @@ const MAPPED_ADDRESS: u16 = 0x0001;
 const CHANGE_REQUEST: u16 = 0x0003;
 const ERROR_CODE: u16 = 0x0009;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+/// Any bytes, so that a message is as long as its sender wants. Answers carry none.
+const PADDING: u16 = 0x0026;
 const RESPONSE_PORT: u16 = 0x0027;
 const SOFTWARE: u16 = 0x8022;
 const RESPONSE_ORIGIN: u16 = 0x802b;
@@ -159,6 +161,14 @@ pub fn encode_success(
     finish(out)
 }
 
+/// The shortest success response, which says nothing but the address: 32 bytes, or 44 for IPv6.
+#[must_use]
+pub fn encode_least_success(transaction: &TransactionId, mapped: SocketAddr) -> Vec<u8> {
+    let mut out = header(BINDING_SUCCESS, transaction);
+    attribute(&mut out, XOR_MAPPED_ADDRESS, &encode_address(mapped, &mask(transaction)));
+    finish(out)
+}
+
 /// An error response with an empty reason phrase.
 #[must_use]
 pub fn encode_error(transaction: &TransactionId, code: u16) -> Vec<u8> {
@@ -245,6 +255,7 @@ impl Attributes {
                 let &[_, _, class, number, ..] = value else { return Err(malformed) };
                 self.code.get_or_insert(u16::from(class & 7) * 100 + u16::from(number));
             }
+            PADDING => {}
             _ if kind < OPTIONAL => return Err(DecodeError::Attribute(kind)),
             _ => {}
         }
@@ -403,6 +414,19 @@ mod tests {
         for wrong in [&[0, 0][..], &[0; 4], &[], &[1], &[1, 2, 3], &[0, 1, 0, 0, 0, 0]] {
             assert_eq!(read(wrong), Err(DecodeError::Malformed(RESPONSE_PORT)), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_least_answer_says_the_address_and_padding_is_none() {
+        for (mapped, length) in addresses().into_iter().zip([32, 44]) {
+            let bytes = encode_least_success(&NAME, mapped);
+            assert_eq!(bytes.len(), length);
+            assert_eq!(decode(&bytes), Ok(Message::Success { transaction: NAME, mapped, other: None }));
+        }
+        let mut bytes = header(BINDING_REQUEST, &NAME);
+        attribute(&mut bytes, PADDING, &[0; 1500]);
+        let expected = Message::Request { transaction: NAME, change: Change::default(), response_port: None };
+        assert_eq!(decode(&finish(bytes)), Ok(expected));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! datagram is STUN when [`is_stun`] says so; responses belong to whoever knows their transaction, so
 //! the shell offers each to the discovery and to every reflexive in turn.
 //!
-//! The codec is our own since the little that is needed, one method and seven attributes, is shorter than
+//! The codec is our own since the little that is needed, one method and eight attributes, is shorter than
 //! the glue to a library with credentials, hashes and forty attributes.
 
 mod discovery;

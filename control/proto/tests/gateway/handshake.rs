@@ -175,6 +175,25 @@ fn a_new_path_does_not_wait_for_the_old_ones_timeout() {
 }
 
 #[test]
+fn a_renewal_on_a_new_path_takes_no_answer_from_the_old_one() {
+    // The second initiation comes 5 ms after the first, which the peer takes for a repetition, or 40 ms after it.
+    for between in [5, 40] {
+        let (mut world, _, b) = World::pair(1);
+        world.faults.delay = millis(60)..millis(61);
+        world.send(0, b, b"waits for a session");
+        world.run(millis(between));
+        let now = world.now;
+        world.sites[0].gateway.handle_path(now, b, true);
+        world.run(millis(700));
+        let indices = world.sent_by(0, 1).into_iter().map(|sent| sent.bytes[4..8].to_vec()).collect::<Vec<_>>();
+        let (role, local, _) = world.sites[0].sends_on(b).expect("a session long before the usual five seconds");
+        assert_eq!(role, Role::Initiator);
+        assert_ne!(indices[0], local.to_le_bytes(), "the relay on the new path has never seen this session");
+        assert_eq!(world.sites[1].received, [b"waits for a session"]);
+    }
+}
+
+#[test]
 fn a_peer_without_endpoint_waits_for_the_other() {
     let (mut world, a, b) = World::pair(1);
     world.sites[0].gateway.set_endpoint(b, None);

@@ -353,6 +353,7 @@ impl World {
                 return;
             }
             Event::EndpointChanged { endpoint, .. } => Happened::Endpoint(endpoint),
+            Event::PathSilent { .. } => Happened::Silent,
             Event::HandshakeGaveUp { peer } => {
                 plane.staged.remove(&peer);
                 Happened::GaveUp

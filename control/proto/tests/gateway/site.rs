@@ -16,6 +16,7 @@ pub enum Happened {
     Expired(u32),
     Keepalive,
     Endpoint(SocketAddr),
+    Silent,
     GaveUp,
     Rejected(Reject),
 }

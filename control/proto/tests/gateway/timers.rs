@@ -77,6 +77,72 @@ fn an_unanswered_handshake_is_repeated_every_5_seconds_and_given_up_after_90() {
 }
 
 #[test]
+fn a_handshake_is_given_up_after_90_seconds_under_traffic_too() {
+    let (mut world, _, b) = World::pair(1);
+    world.block.extend([1, 2]);
+    while world.elapsed() < seconds(300) {
+        world.send(0, b, b"anyone?");
+        world.run(millis(100));
+    }
+    let gave_up = world.sites[0].times(|h| *h == Happened::GaveUp);
+    assert_eq!(gave_up.len(), 3, "{gave_up:?}");
+    assert_eq!(gave_up[0], seconds(90));
+    for pair in gave_up.windows(2) {
+        assert!((seconds(90)..seconds(96)).contains(&(pair[1] - pair[0])), "{gave_up:?}");
+    }
+    // The next packet begins another, and no initiation leaves sooner for it.
+    for pair in initiations(&world, 0).windows(2) {
+        assert!((millis(5000)..=millis(5433)).contains(&(pair[1] - pair[0])));
+    }
+}
+
+#[test]
+fn a_silent_path_is_told_with_every_repetition() {
+    let (mut world, _, b) = World::pair(1);
+    world.block.extend([1, 2]);
+    world.send(0, b, b"anyone?");
+    world.run_until(seconds(60));
+    let repeated = initiations(&world, 0).split_off(1);
+    assert!(repeated.len() >= 11, "{repeated:?}");
+    assert_eq!(world.sites[0].times(|h| *h == Happened::Silent), repeated);
+}
+
+#[test]
+fn a_lost_rekey_on_a_path_that_works_is_no_silence() {
+    let (mut world, a, b) = World::pair(1);
+    let mut both_ways = |until: Duration| {
+        while world.elapsed() < until {
+            world.send(0, b, b"ping");
+            world.run(millis(500));
+            if world.sites[1].sends_on(a).is_some() {
+                world.send(1, a, b"pong");
+            }
+            world.run(millis(500));
+            if world.elapsed() == seconds(100) {
+                world.block.extend([1, 2]);
+            }
+        }
+        (initiations(&world, 0).len(), world.sites[0].times(|h| *h == Happened::Silent))
+    };
+    let (sent, silent) = both_ways(seconds(175));
+    assert!(sent > 8 && silent.is_empty(), "{sent} initiations, silent at {silent:?}");
+    // The session ends at 180 s, and with it what is heard.
+    let (_, silent) = both_ways(seconds(220));
+    assert!((seconds(195)..seconds(202)).contains(&silent[0]), "{silent:?}");
+}
+
+#[test]
+fn a_path_that_dies_under_traffic_is_silent_20_seconds_later() {
+    let (mut world, _, b) = World::pair(1);
+    world.send(0, b, b"hello");
+    world.run_until(seconds(30));
+    world.block.extend([1, 2, 4]);
+    chatter(&mut world, b, seconds(60));
+    let silent = world.sites[0].times(|h| *h == Happened::Silent);
+    assert!((seconds(50)..=millis(50_500)).contains(&silent[0]), "{silent:?}");
+}
+
+#[test]
 fn wanting_a_session_again_and_again_sends_no_more() {
     let (mut world, _, b) = World::pair(1);
     world.block.insert(1);

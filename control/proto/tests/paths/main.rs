@@ -8,6 +8,7 @@ mod forger;
 mod matrix;
 #[path = "../simulator/mod.rs"]
 mod simulator;
+mod sizes;
 
 use penstock_proto::path::PathConfig;
 

@@ -10,6 +10,7 @@
 //! live of 2 passes the sender's own NAT and dies behind it.
 
 pub mod nat;
+pub mod pipes;
 pub mod servers;
 pub mod shell;
 
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use penstock_proto::coordination::{Candidate, NatType};
 use penstock_proto::path::{
-    FIRST_BYTE, Path, PathAgent, PathConfig, PathEvent, Relay, RelayId, RelayKind, SiteId, SocketId,
+    FIRST_BYTE, Path, PathAgent, PathConfig, PathEvent, PathTransmit, Relay, RelayId, RelayKind, SiteId, SocketId,
 };
 use penstock_proto::stun::{Discovery, Reflexive, is_stun};
 use penstock_proto::{PublicKey, Traffic, generate_private_key};
@@ -28,6 +29,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use nat::{Kind, Nat};
+use pipes::Pipes;
 use servers::{Binding, STUN, bind_message, data_message, stun_answer, stun_server};
 use shell::Shell;
 
@@ -67,6 +69,8 @@ impl Faults {
 pub struct Datagram {
     pub from: SocketAddr,
     pub to: SocketAddr,
+    /// No router may cut it.
+    pub dont_fragment: bool,
     pub bytes: Vec<u8>,
 }
 
@@ -85,6 +89,12 @@ enum Happening {
         nat: NatType,
     },
     Bind(usize),
+    /// ICMP to the gateway that has sent this datagram.
+    TooBig {
+        sender: usize,
+        datagram: Datagram,
+        mtu: u16,
+    },
     /// A packet of data, and the next one.
     Data {
         from: usize,
@@ -104,6 +114,9 @@ pub struct World {
     pub wire: Option<Vec<Datagram>>,
     /// Between two packets of data.
     pub pace: Option<Duration>,
+    /// Packets of data are as large as they may be.
+    pub full_size: bool,
+    pub pipes: Pipes,
     pub signal_delay: Range<Duration>,
     queue: BTreeMap<(Instant, u64), Happening>,
     number: u64,
@@ -123,6 +136,8 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             wire: None,
             pace: None,
+            full_size: false,
+            pipes: Pipes::default(),
             signal_delay: millis(20)..millis(500),
             queue: BTreeMap::new(),
             number: 0,
@@ -172,6 +187,10 @@ impl World {
             ready: false,
             paths: BTreeMap::new(),
             diary: vec![],
+            is_old: false,
+            link: Some(1500),
+            mtus: BTreeMap::new(),
+            mtu_diary: vec![],
             sent: BTreeMap::new(),
             received: BTreeMap::new(),
             arrivals: BTreeMap::new(),
@@ -284,6 +303,7 @@ impl World {
                 self.at(seconds(20), Happening::Bind(number));
             }
             Happening::Data { from, to } => self.data(from, to),
+            Happening::TooBig { sender, datagram, mtu } => self.too_big(sender, &datagram, mtu),
         }
     }
 
@@ -296,6 +316,9 @@ impl World {
         shell.stun.refresh(now);
         shell.discovery = Discovery::new(now, &[stun_server()], &shell.local(), rng);
         shell.agent.set_relays(now, &[relay(RelayKind::Udp, RELAY), relay(RelayKind::Tls, TLS)]);
+        if let Some(mtu) = shell.link {
+            self.set_link(number, mtu);
+        }
         self.happen(Happening::Bind(number));
         self.drain(number);
         // What the others have signalled before is in the map that the coordinator gives now.
@@ -335,19 +358,34 @@ impl World {
         let shell = &mut self.gateways[from];
         let number = shell.sent.entry(to).or_default();
         *number += 1;
-        let message = data_message(receiver, from, *number);
+        let mut message = data_message(receiver, from, *number);
+        let mtu = shell.mtus.get(&to).filter(|_| self.full_size);
+        message.resize(mtu.map_or(message.len(), |mtu| usize::from(mtu.inner) + 32), 0);
+        let dont_fragment = mtu.is_some_and(|mtu| !mtu.fragmented);
         let (socket, address) = match shell.path_to(to) {
             Path::Direct { socket, address } => (socket, address),
             Path::Relay { address, .. } => (SocketId::TUNNEL, address),
             Path::None => return,
         };
         shell.agent.handle_traffic(now, &key, Traffic { sent_any: true, sent_data: true, ..Traffic::default() });
-        self.send(from, socket, address, None, message);
+        self.dispatch(from, socket, address, None, dont_fragment, message);
         self.drain(from);
     }
 
-    /// Sends from a socket of a gateway.
     fn send(&mut self, number: usize, socket: SocketId, to: SocketAddr, ttl: Option<u8>, bytes: Vec<u8>) {
+        self.dispatch(number, socket, to, ttl, false, bytes);
+    }
+
+    /// Sends from a socket of a gateway.
+    fn dispatch(
+        &mut self,
+        number: usize,
+        socket: SocketId,
+        to: SocketAddr,
+        ttl: Option<u8>,
+        dont_fragment: bool,
+        bytes: Vec<u8>,
+    ) {
         if to == TLS {
             let delay = self.rng.random_range(self.faults.delay.clone()) * 2;
             return self.at(delay, Happening::TlsUp(number, bytes));
@@ -360,7 +398,16 @@ impl World {
         if ttl.is_some_and(|ttl| ttl <= 2) || (to.ip() == self.nats[nat].ip && !self.nats[nat].hairpins) {
             return;
         }
-        self.carry(Datagram { from, to, bytes });
+        let datagram = Datagram { from, to, dont_fragment, bytes };
+        if dont_fragment && self.gateways[number].link.is_some_and(|mtu| datagram.length() > mtu) {
+            // The kernel refuses it.
+            return;
+        }
+        match self.pipes.stops(&datagram) {
+            None => self.carry(datagram),
+            Some(pipe) if pipe.tells => self.tell(number, datagram, pipe),
+            Some(_) => {}
+        }
     }
 
     fn carry(&mut self, datagram: Datagram) {
@@ -377,10 +424,10 @@ impl World {
     }
 
     fn arrive(&mut self, datagram: Datagram) {
-        let Datagram { from, to, bytes } = datagram;
+        let Datagram { from, to, bytes, .. } = datagram;
         if STUN.contains(&to.ip()) {
             if let Some((origin, answer)) = stun_answer(from, to, &bytes) {
-                self.carry(Datagram { from: origin, to: from, bytes: answer });
+                self.carry(Datagram { from: origin, to: from, dont_fragment: false, bytes: answer });
             }
             return;
         }
@@ -401,7 +448,7 @@ impl World {
     fn relay(&mut self, from: Binding, bytes: &[u8]) {
         match self.relay.handle(self.now, from, bytes) {
             Some(Binding::Udp(to)) => {
-                self.carry(Datagram { from: RELAY, to, bytes: bytes.to_vec() });
+                self.carry(Datagram { from: RELAY, to, dont_fragment: false, bytes: bytes.to_vec() });
             }
             Some(Binding::Tls(number)) => {
                 let delay = self.rng.random_range(self.faults.delay.clone()) * 2;
@@ -421,7 +468,7 @@ impl World {
             if !shell.stun.handle_datagram(bytes) {
                 shell.discovery.handle_datagram(now, bytes);
             }
-        } else if bytes[0] == FIRST_BYTE {
+        } else if bytes[0] == FIRST_BYTE && !(shell.is_old && servers::is_sized(bytes)) {
             _ = shell.agent.handle_datagram(now, socket, from, bytes);
         } else if bytes[0] == 4 && bytes[4..12] == shell.site.0 {
             let sender = u64::from_be_bytes(bytes[12..20].try_into().unwrap()) as usize;
@@ -439,7 +486,8 @@ impl World {
         let now = self.now;
         while let Some(transmit) = self.gateways[number].agent.poll_transmit() {
             if self.gateways[number].sockets.contains_key(&transmit.socket) {
-                self.send(number, transmit.socket, transmit.to, transmit.ttl, transmit.bytes.to_vec());
+                let PathTransmit { socket, to, ttl, dont_fragment, bytes } = transmit;
+                self.dispatch(number, socket, to, ttl, dont_fragment, bytes);
             }
         }
         if !self.gateways[number].started {
@@ -473,6 +521,12 @@ impl World {
                 let shell = &mut self.gateways[number];
                 shell.paths.insert(peer, (path, reason));
                 shell.diary.push((elapsed, peer, path, reason));
+            }
+            PathEvent::Mtu { peer, mtu } => {
+                let peer = self.gateways.iter().position(|shell| shell.key == peer).unwrap();
+                let shell = &mut self.gateways[number];
+                shell.mtus.insert(peer, mtu);
+                shell.mtu_diary.push((elapsed, peer, mtu));
             }
             PathEvent::RefreshCandidates => {
                 self.gateways[number].stun.refresh(now);

@@ -41,6 +41,8 @@ pub enum Binding {
 #[derive(Default)]
 pub struct Relay {
     pub down: bool,
+    /// It drops sized pings and pongs, as versions before them did.
+    pub is_old: bool,
     udp: BTreeMap<SiteId, (SocketAddr, Instant)>,
     tls: BTreeMap<SiteId, usize>,
     pub forwarded: usize,
@@ -57,10 +59,15 @@ pub fn data_message(receiver: SiteId, sender: usize, number: u64) -> Vec<u8> {
     [&[4, 0, 0, 0][..], &receiver.0, &(sender as u64).to_be_bytes(), &number.to_be_bytes()].concat()
 }
 
+/// Whether it is a sized ping or pong.
+pub fn is_sized(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x50, 6 | 7, ..])
+}
+
 impl Relay {
     /// Where a datagram is to be forwarded.
     pub fn handle(&mut self, now: Instant, from: Binding, bytes: &[u8]) -> Option<Binding> {
-        if self.down {
+        if self.down || self.is_old && is_sized(bytes) {
             return None;
         }
         let receiver = match bytes {

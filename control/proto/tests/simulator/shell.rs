@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use penstock_proto::PublicKey;
 use penstock_proto::coordination::{Candidate, CandidateKind};
 use penstock_proto::path::{Path, PathAgent, Reason, SiteId, SocketId};
+use penstock_proto::pmtu::PathMtu;
 use penstock_proto::stun::{Discovery, NatReport, Reflexive};
 
 pub struct Shell {
@@ -30,6 +31,12 @@ pub struct Shell {
     pub ready: bool,
     pub paths: BTreeMap<usize, (Path, Reason)>,
     pub diary: Vec<(Duration, usize, Path, Reason)>,
+    /// It drops sized pings, as versions before them did.
+    pub is_old: bool,
+    /// The interface's MTU, if the agent is told it.
+    pub link: Option<u16>,
+    pub mtus: BTreeMap<usize, PathMtu>,
+    pub mtu_diary: Vec<(Duration, usize, PathMtu)>,
     pub sent: BTreeMap<usize, u64>,
     /// Of each peer: the numbers that came, and when the last did.
     pub received: BTreeMap<usize, BTreeSet<u64>>,

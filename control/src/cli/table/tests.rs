@@ -44,6 +44,9 @@ berlin                                        direct             1.5 ms      192
 {key}  none               -           -                never      1.5 KiB   10 B  10.102.0.0/24
 cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
 
+problem: eth1: there is no interface eth1
+  to mend it: connect it
+
 cadiz is relayed: UDP is blocked here
 
 dropped: replayed 3

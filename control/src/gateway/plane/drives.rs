@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use penstock_dataplane::engine::WorkerSetup;
@@ -20,9 +20,12 @@ use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, Port};
 use penstock_dataplane::steer::{AttachMode, LanSteering, WanSteering};
 
-use super::modes::{Device, Plan, Wish, plan};
+use super::modes::{Device, ModeSetting, Plan, plan};
 use super::steering::Steering;
+use crate::ground::Network;
 use crate::netlink::Interface;
+use crate::problem::{Problem, Problems};
+use crate::profile::Profile;
 
 /// Frames of a worker besides those in AF_XDP rings: a batch in every hand, and the socket ports'
 /// receive buffers.
@@ -32,27 +35,66 @@ const SOCKET_FRAMES: u32 = 4096;
 /// How often a queue that is taken is tried again, and after which pause.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// What encapsulation takes from the WAN's MTU: outer IPv6 (40) and UDP (8), WireGuard's header (16)
+/// and tag (16).
+const OVERHEAD: u32 = 80;
+/// The smallest inner packet that every IPv4 host takes (RFC 1122, section 3.3.2).
+const SMALLEST_MTU: u32 = 576;
+/// The MTU of the WAN as long as it is not there: Ethernet's.
+const USUAL_WAN_MTU: u32 = 1500;
 
 /// An interface, and how it is driven.
 #[derive(Clone, Debug)]
 pub struct Drive {
-    /// The interface.
-    pub interface: Interface,
+    /// The interface's name, by which the profile knows it.
+    pub name: String,
+    /// The interface, if there is one of this name.
+    pub interface: Option<Interface>,
     /// What it is.
-    pub device: Device,
+    device: Option<Device>,
     /// How it is driven.
-    pub plan: Plan,
+    plan: Plan,
+    setting: ModeSetting,
 }
 
 impl Drive {
-    /// Decides how to drive an interface.
-    pub fn new(interface: &Interface, wish: Wish) -> Self {
-        let device = Device::of(interface);
-        let plan = plan(wish, &device);
-        Self { interface: interface.clone(), device, plan }
+    fn new(name: &str, setting: ModeSetting) -> Self {
+        let plan = Plan::Socket(missing(name));
+        Self { name: name.to_owned(), interface: None, device: None, plan, setting }
     }
 
-    /// Whether AF_XDP does.
+    /// Takes up what has become of the interface. Returns whether its ports have to be made anew.
+    fn follow(&mut self, network: &Network) -> bool {
+        let now = network.named(&self.name).cloned();
+        if now == self.interface {
+            return false;
+        }
+        let was_xdp = self.xdp();
+        let same_device = match (&self.interface, &now) {
+            (Some(before), Some(now)) => (before.index, before.mac, before.queues) == (now.index, now.mac, now.queues),
+            _ => false,
+        };
+        match (&self.interface, &now) {
+            (Some(_), None) => tracing::warn!("interface {} is gone; the gateway waits for it", self.name),
+            (None, Some(_)) => tracing::info!("interface {} is there", self.name),
+            (Some(before), Some(now)) if before.index != now.index => {
+                tracing::info!("interface {} is another one now", self.name);
+            }
+            _ => {}
+        }
+        self.interface = now;
+        if same_device {
+            return false;
+        }
+        self.device = self.interface.as_ref().map(Device::of);
+        self.plan = match &self.device {
+            Some(device) => plan(self.setting, device),
+            None => Plan::Socket(missing(&self.name)),
+        };
+        was_xdp || self.xdp()
+    }
+
+    /// Whether AF_XDP drives it.
     pub fn xdp(&self) -> bool {
         matches!(self.plan, Plan::Xdp { .. })
     }
@@ -64,18 +106,44 @@ impl Drive {
         }
     }
 
-    /// Gives AF_XDP up, if that is allowed.
-    fn fall_back(&mut self, error: anyhow::Error) -> Result<()> {
-        let name = &self.interface.name;
+    /// Its index, while it is there.
+    pub fn index(&self) -> Option<u32> {
+        self.interface.as_ref().map(|interface| interface.index)
+    }
+
+    fn queues(&self) -> u32 {
+        self.device.as_ref().map_or(0, |device| device.queues)
+    }
+
+    /// Gives AF_XDP up, if that is allowed: always but at a start with a profile that demands it.
+    fn fall_back(&mut self, error: anyhow::Error, strict: bool) -> Result<()> {
         match self.plan {
-            Plan::Xdp { optional: true, .. } => {
-                tracing::warn!("{name}: AF_XDP is not possible ({error:#}); sockets instead");
-                self.plan = Plan::Socket(format!("{name} does not support AF_XDP: {error:#}"));
+            Plan::Xdp { optional, .. } if optional || !strict => {
+                tracing::warn!("{}: AF_XDP is not possible ({error:#}); sockets instead", self.name);
+                self.plan = Plan::Socket(format!("{} does not support AF_XDP: {error:#}", self.name));
                 Ok(())
             }
             _ => Err(error),
         }
     }
+
+    /// What is wrong with it: it is missing or down, or not driven as the profile demands.
+    fn problem(&self) -> Option<(String, &'static str)> {
+        match &self.interface {
+            None => Some((missing(&self.name), "connect or create it, or correct its name in the profile")),
+            Some(interface) if !interface.up => {
+                Some((format!("interface {} is down", self.name), "put it up: ip link set dev NAME up"))
+            }
+            Some(_) if self.setting == ModeSetting::Xdp && !self.xdp() => {
+                Some((self.reason().to_owned(), "mend what is named, or set the mode to auto"))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+fn missing(name: &str) -> String {
+    format!("there is no interface {name}")
 }
 
 /// The WAN and the LAN interfaces.
@@ -85,26 +153,95 @@ pub struct Drives {
     pub wan: Drive,
     /// Towards this site.
     pub lan: Vec<Drive>,
+    problems: Problems,
 }
 
 impl Drives {
+    /// Those of the profile, not looked for yet.
+    pub fn of(profile: &Profile) -> Self {
+        let lan = profile.lan.interfaces.iter().map(|name| Drive::new(name, profile.lan.mode.into()));
+        Self {
+            wan: Drive::new(&profile.wan.interface, profile.wan.mode.into()),
+            lan: lan.collect(),
+            problems: Problems::default(),
+        }
+    }
+
+    /// Takes up what has become of the interfaces. Returns whether ports have to be made anew.
+    pub fn follow(&mut self, network: &Network) -> bool {
+        let stale = self.all_mut().fold(false, |stale, drive| drive.follow(network) | stale);
+        self.note_problems();
+        stale
+    }
+
+    fn note_problems(&mut self) {
+        let now = Instant::now();
+        for drive in std::iter::once(&self.wan).chain(&self.lan) {
+            match drive.problem() {
+                Some((sentence, what_to_do)) => self.problems.note(now, &drive.name, &sentence, what_to_do),
+                None => self.problems.solved(&drive.name),
+            }
+        }
+    }
+
+    /// Says how each interface is driven, and why.
+    pub fn announce(&mut self) {
+        self.note_problems();
+        for drive in self.all().filter(|drive| drive.interface.is_some()) {
+            let how = if drive.xdp() { "AF_XDP" } else { "sockets" };
+            tracing::info!("{}: {how}, because {}", drive.name, drive.reason());
+        }
+    }
+
+    /// What is wrong with them.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.problems.list(now)
+    }
+
+    /// The largest inner packet: `pinned`, else what the WAN leaves.
+    pub fn tunnel_mtu(&self, pinned: Option<u16>) -> u16 {
+        let wan = self.wan.interface.as_ref().map_or(USUAL_WAN_MTU, |interface| interface.mtu);
+        tunnel_mtu(pinned, wan)
+    }
+
     /// Whether any interface is driven by AF_XDP.
     pub fn any_xdp(&self) -> bool {
         self.all().any(Drive::xdp)
     }
 
+    /// The indices of the LAN interfaces that are there.
+    pub fn lan_indices(&self) -> Vec<u32> {
+        self.lan.iter().filter_map(Drive::index).collect()
+    }
+
+    /// The same of those that AF_XDP drives.
+    pub fn lan_xdp(&self) -> Vec<u32> {
+        self.lan.iter().filter(|drive| drive.xdp()).filter_map(Drive::index).collect()
+    }
+
     /// The most receive queues of an interface driven by AF_XDP.
     pub fn queues(&self) -> u32 {
-        self.all().filter(|d| d.xdp()).map(|d| d.device.queues).max().unwrap_or(0)
+        self.all().filter(|drive| drive.xdp()).map(Drive::queues).max().unwrap_or(0)
     }
 
     fn all(&self) -> impl Iterator<Item = &Drive> {
         std::iter::once(&self.wan).chain(&self.lan)
     }
 
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Drive> {
+        std::iter::once(&mut self.wan).chain(&mut self.lan)
+    }
+
     fn xdp_ports(&self, worker: u32, workers: u32) -> u32 {
         self.all().filter(|d| d.xdp()).map(|d| queues_of(d, worker, workers).count() as u32).sum()
     }
+}
+
+fn tunnel_mtu(pinned: Option<u16>, wan: u32) -> u16 {
+    pinned.unwrap_or_else(|| {
+        let mtu = wan.saturating_sub(OVERHEAD).clamp(SMALLEST_MTU, u32::from(u16::MAX));
+        u16::try_from(mtu).unwrap_or(u16::MAX)
+    })
 }
 
 /// What the workers get besides the AF_XDP ports, one of each for every worker.
@@ -115,57 +252,58 @@ pub struct KernelPorts {
     pub tun: Vec<TunPort>,
 }
 
-/// What all workers are told.
+/// What all ports are told.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct PortSettings {
     /// The tunnel's UDP port.
     pub local_port: u16,
     /// The tunnel's MTU.
     pub tunnel_mtu: u16,
     /// Never sleep.
     pub busy_poll: bool,
+    /// Whether a mode that the profile demands must be had; else sockets take its place.
+    pub strict: bool,
 }
 
 /// Attaches the programs where AF_XDP is planned. An interface that cannot is given up if it may be.
 ///
 /// # Errors
 /// An interface that must be driven by AF_XDP cannot be.
-pub fn attach(drives: &mut Drives, manner: Manner) -> Result<Steering> {
+pub fn attach(drives: &mut Drives, settings: PortSettings) -> Result<Steering> {
     let mut steering = Steering::default();
     let wan = &mut drives.wan;
-    if let Plan::Xdp { attach, .. } = wan.plan {
-        let Interface { name, index, .. } = &wan.interface;
-        match WanSteering::attach(name, *index, manner.local_port, attach) {
+    if let (Plan::Xdp { attach, .. }, Some(interface)) = (&wan.plan, &wan.interface) {
+        match WanSteering::attach(&interface.name, interface.index, settings.local_port, *attach) {
             Ok(program) => {
-                announce(name, program.mode().name(), program.fallback(), attach);
+                announce(&interface.name, program.mode().name(), program.fallback(), *attach);
                 steering.wan = Some(program);
             }
-            Err(e) => wan.fall_back(e.into())?,
+            Err(e) => wan.fall_back(e.into(), settings.strict)?,
         }
     }
     for lan in &mut drives.lan {
-        let Plan::Xdp { attach, .. } = lan.plan else { continue };
-        let Interface { name, index, mac, .. } = &lan.interface;
+        let (Plan::Xdp { attach, .. }, Some(interface)) = (&lan.plan, &lan.interface) else { continue };
+        let Interface { name, index, mac, .. } = interface;
         let attached = mac
             .ok_or_else(|| anyhow!("{name} is not an Ethernet device"))
-            .and_then(|mac| Ok(LanSteering::attach(name, *index, mac, manner.tunnel_mtu, attach)?));
+            .and_then(|mac| Ok(LanSteering::attach(name, *index, mac, settings.tunnel_mtu, *attach)?));
         match attached {
             Ok(program) => {
-                announce(name, program.mode().name(), program.fallback(), attach);
+                announce(name, program.mode().name(), program.fallback(), *attach);
                 steering.lan.push((*index, program));
             }
-            Err(e) => lan.fall_back(e)?,
+            Err(e) => lan.fall_back(e, settings.strict)?,
         }
     }
     Ok(steering)
 }
 
-fn announce(interface: &str, mode: &str, fallback: Option<&str>, wish: AttachMode) {
+fn announce(interface: &str, mode: &str, fallback: Option<&str>, asked: AttachMode) {
     match fallback {
         Some(reason) => tracing::warn!(
             "{interface}: the driver does not do native XDP ({reason}): it runs in GENERIC mode, which is slow"
         ),
-        None => tracing::info!("{interface}: {mode} XDP attached (wish: {wish:?})"),
+        None => tracing::info!("{interface}: {mode} XDP attached (asked for: {asked:?})"),
     }
 }
 
@@ -177,20 +315,19 @@ pub fn build(
     drives: &mut Drives,
     steering: &mut Steering,
     kernel: KernelPorts,
-    manner: Manner,
+    settings: PortSettings,
     cores: &[core_affinity::CoreId],
 ) -> Result<Vec<WorkerSetup>> {
     let workers = kernel.udp.len() as u32;
     let ports = loop {
-        match bind_all(drives, steering, manner, workers) {
+        match bind_all(drives, steering, settings, workers) {
             Ok(ports) => break ports,
             Err((index, error)) => {
-                let drive = std::iter::once(&mut drives.wan)
-                    .chain(&mut drives.lan)
-                    .find(|d| d.interface.index == index)
-                    .ok_or_else(|| anyhow!("{error:#}"))?;
-                drive.fall_back(error)?;
-                if index == drives.wan.interface.index {
+                let Some(drive) = drives.all_mut().find(|drive| drive.index() == Some(index)) else {
+                    return Err(error);
+                };
+                drive.fall_back(error, settings.strict)?;
+                if drives.wan.index() == Some(index) {
                     steering.wan = None;
                 }
                 steering.lan.retain(|(lan, _)| *lan != index);
@@ -211,7 +348,7 @@ pub fn build(
         wan.push(Box::new(udp));
         lan.push(Box::new(tun));
         let core = (pinned && !cores.is_empty()).then(|| cores[worker % cores.len()]);
-        setups.push(WorkerSetup { pool, wan, lan, core, busy_poll: manner.busy_poll });
+        setups.push(WorkerSetup { pool, wan, lan, core, busy_poll: settings.busy_poll });
     }
     Ok(setups)
 }
@@ -226,18 +363,18 @@ struct WorkerPorts {
 fn bind_all(
     drives: &Drives,
     steering: &mut Steering,
-    manner: Manner,
+    settings: PortSettings,
     workers: u32,
 ) -> Result<Vec<WorkerPorts>, (u32, anyhow::Error)> {
-    let blame = drives.all().find(|d| d.xdp()).map_or(0, |d| d.interface.index);
+    let blame = drives.all().filter(|d| d.xdp()).find_map(Drive::index).unwrap_or(0);
     (0..workers)
         .map(|worker| {
             let pool = pool(drives.xdp_ports(worker, workers)).map_err(|e| (blame, e))?;
             let mut ports = WorkerPorts { pool, wan: Vec::new(), lan: Vec::new() };
             for drive in drives.all().filter(|d| d.xdp()) {
                 for queue in queues_of(drive, worker, workers) {
-                    let index = drive.interface.index;
-                    bind(&mut ports, drive, steering, manner, queue).map_err(|e| (index, e))?;
+                    let index = drive.index().unwrap_or(0);
+                    bind(&mut ports, drive, steering, settings, queue).map_err(|e| (index, e))?;
                 }
             }
             Ok(ports)
@@ -245,8 +382,14 @@ fn bind_all(
         .collect()
 }
 
-fn bind(ports: &mut WorkerPorts, drive: &Drive, steering: &mut Steering, manner: Manner, queue: u32) -> Result<()> {
-    let Interface { name, index, .. } = &drive.interface;
+fn bind(
+    ports: &mut WorkerPorts,
+    drive: &Drive,
+    steering: &mut Steering,
+    settings: PortSettings,
+    queue: u32,
+) -> Result<()> {
+    let Some(Interface { name, index, .. }) = &drive.interface else { bail!(missing(&drive.name)) };
     let failed = || format!("cannot bind an AF_XDP socket to queue {queue} of {name}");
     let pool = &mut ports.pool;
     if let Some((_, program)) = steering.lan.iter_mut().find(|(lan, _)| lan == index) {
@@ -254,7 +397,7 @@ fn bind(ports: &mut WorkerPorts, drive: &Drive, steering: &mut Steering, manner:
         program.set_socket(queue, port.socket())?;
         ports.lan.push(Box::new(port));
     } else if let Some(program) = &mut steering.wan {
-        let port = patiently(|| XdpPort::wan(pool, name, *index, queue, manner.local_port)).with_context(failed)?;
+        let port = patiently(|| XdpPort::wan(pool, name, *index, queue, settings.local_port)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.wan.push(Box::new(port));
     }
@@ -274,7 +417,7 @@ fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn queues_of(drive: &Drive, worker: u32, workers: u32) -> impl Iterator<Item = u32> {
-    (worker..drive.device.queues).step_by(workers.max(1) as usize)
+    (worker..drive.queues()).step_by(workers.max(1) as usize)
 }
 
 fn pool(xdp_ports: u32) -> Result<Pool> {
@@ -283,5 +426,18 @@ fn pool(xdp_ports: u32) -> Result<Pool> {
             "cannot have packet memory for AF_XDP (missing CAP_NET_RAW, or CAP_IPC_LOCK or a larger limit of locked memory)",
         ),
         None => Ok(Pool::heap(SOCKET_FRAMES)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tunnel_leaves_room_for_its_headers() {
+        assert_eq!(tunnel_mtu(None, 1500), 1420);
+        assert_eq!(tunnel_mtu(Some(1300), 1500), 1300);
+        assert_eq!(tunnel_mtu(None, 65536), 65456);
+        assert_eq!(tunnel_mtu(None, 600), 576, "a WAN that is too small fragments");
     }
 }

@@ -5,16 +5,37 @@ use std::path::Path;
 use penstock_dataplane::steer::AttachMode;
 
 use crate::netlink::Interface;
+use crate::profile::{LanMode, WanMode};
 
 /// What the profile asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ModeSetting {
     /// The fastest that the interface really supports.
     Auto,
     /// AF_XDP, and nothing else.
     Xdp,
     /// Sockets: `udp` on the WAN, `tun` on the LAN.
     Socket,
+}
+
+impl From<WanMode> for ModeSetting {
+    fn from(mode: WanMode) -> Self {
+        match mode {
+            WanMode::Auto => Self::Auto,
+            WanMode::Xdp => Self::Xdp,
+            WanMode::Udp => Self::Socket,
+        }
+    }
+}
+
+impl From<LanMode> for ModeSetting {
+    fn from(mode: LanMode) -> Self {
+        match mode {
+            LanMode::Auto => Self::Auto,
+            LanMode::Xdp => Self::Xdp,
+            LanMode::Tun => Self::Socket,
+        }
+    }
 }
 
 /// What an interface is, as far as it matters here.
@@ -49,15 +70,15 @@ pub enum Plan {
 }
 
 /// Decides how to drive an interface.
-pub fn plan(wish: Wish, device: &Device) -> Plan {
+pub fn plan(setting: ModeSetting, device: &Device) -> Plan {
     let name = &device.name;
-    match wish {
-        Wish::Socket => Plan::Socket("the profile asks for it".to_owned()),
-        Wish::Xdp => {
+    match setting {
+        ModeSetting::Socket => Plan::Socket("the profile asks for it".to_owned()),
+        ModeSetting::Xdp => {
             Plan::Xdp { attach: AttachMode::Auto, optional: false, reason: "the profile asks for it".to_owned() }
         }
-        Wish::Auto if !device.ethernet => Plan::Socket(format!("{name} is not an Ethernet device")),
-        Wish::Auto => match (&device.kind, &device.driver) {
+        ModeSetting::Auto if !device.ethernet => Plan::Socket(format!("{name} is not an Ethernet device")),
+        ModeSetting::Auto => match (&device.kind, &device.driver) {
             (Some(kind), _) => Plan::Socket(format!(
                 "{name} is a virtual device ({kind}), where super-packets through sockets beat AF_XDP"
             )),
@@ -92,11 +113,11 @@ impl Device {
     }
 }
 
-/// How many workers to start: `wish` of the profile (0: as many as fit), `queues` the most receive
+/// How many workers to start: `asked` by the profile (0: as many as fit), `queues` the most receive
 /// queues of an interface driven by AF_XDP (0: there is none), `cores` those we may use.
-pub fn workers(wish: u32, queues: u32, cores: u32) -> u32 {
+pub fn workers(asked: u32, queues: u32, cores: u32) -> u32 {
     // Without queues to spread over, one worker keeps both directions of a flow on one core.
-    let most = if wish > 0 { wish } else { queues.max(1) };
+    let most = if asked > 0 { asked } else { queues.max(1) };
     most.min(cores).max(1)
 }
 
@@ -116,23 +137,23 @@ mod tests {
 
     #[test]
     fn auto_takes_xdp_on_network_cards_only() {
-        assert!(matches!(plan(Wish::Auto, &device(Some("veth"), None)), Plan::Socket(r) if r.contains("veth")));
-        assert!(matches!(plan(Wish::Auto, &device(None, None)), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Auto, &device(Some("veth"), None)), Plan::Socket(r) if r.contains("veth")));
+        assert!(matches!(plan(ModeSetting::Auto, &device(None, None)), Plan::Socket(_)));
         assert!(matches!(
-            plan(Wish::Auto, &device(None, Some("ice"))),
+            plan(ModeSetting::Auto, &device(None, Some("ice"))),
             Plan::Xdp { attach: AttachMode::Native, optional: true, .. }
         ));
         let point_to_point = Device { ethernet: false, ..device(None, Some("qmi_wwan")) };
-        assert!(matches!(plan(Wish::Auto, &point_to_point), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Auto, &point_to_point), Plan::Socket(_)));
     }
 
     #[test]
-    fn a_wish_is_a_command() {
+    fn a_mode_that_is_asked_for_is_taken() {
         assert!(matches!(
-            plan(Wish::Xdp, &device(Some("veth"), None)),
+            plan(ModeSetting::Xdp, &device(Some("veth"), None)),
             Plan::Xdp { attach: AttachMode::Auto, optional: false, .. }
         ));
-        assert!(matches!(plan(Wish::Socket, &device(None, Some("ice"))), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Socket, &device(None, Some("ice"))), Plan::Socket(_)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use penstock_dataplane::steer::{LanSteering, OuterFamily, SteerError, WanSteering};
 
-use super::peers::Peers;
+use crate::gateway::peers::Peers;
 
 /// A LAN prefix, and where its packets go: to AF_XDP with room for this family's headers, or (`None`)
 /// to the kernel although a shorter prefix goes to AF_XDP.
@@ -28,6 +28,13 @@ impl Steering {
     /// Whether there is no program at all.
     pub fn is_empty(&self) -> bool {
         self.wan.is_none() && self.lan.is_empty()
+    }
+
+    /// Packets from the LAN may be so large.
+    pub fn set_tunnel_mtu(&mut self, mtu: u16) {
+        for (_, lan) in &mut self.lan {
+            told(lan.set_tunnel_mtu(mtu), "of the tunnel's MTU");
+        }
     }
 
     /// Makes these our addresses on the WAN.
@@ -85,8 +92,8 @@ pub fn prefixes(peers: &Peers, kept: &[IpNet]) -> Prefixes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::peers::tests::peers;
     use super::*;
+    use crate::gateway::peers::tests::peers;
 
     #[test]
     fn prefixes_follow_the_family_of_the_endpoint() {

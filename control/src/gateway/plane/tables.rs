@@ -8,12 +8,13 @@ use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 
-use super::peers::{Peer, Peers};
+use crate::gateway::peers::{Peer, Peers};
+use crate::ground::Network;
 
 /// Where a peer's datagrams go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// Its endpoint; `None` if there is none or its packets would come back into the tunnel.
+    /// Its endpoint, if it is known.
     pub endpoint: Option<SocketAddr>,
     /// How to get there by AF_XDP.
     pub link: Option<Link>,
@@ -25,19 +26,46 @@ pub struct Parts {
     /// By place: to which peer an address belongs. Renewed by [`Parts::renew_allowed_ips`].
     allowed_ips: Arc<PrefixMap<u32>>,
     /// Next hops on the LAN.
-    pub hops: Arc<PrefixMap<Option<Link>>>,
+    hops: Arc<PrefixMap<Option<Link>>>,
     /// Largest inner packet.
-    mtu: usize,
+    mtu: u16,
     /// Our address in ICMP messages about IPv4.
-    pub icmp_v4: Option<Ipv4Addr>,
+    icmp_v4: Option<Ipv4Addr>,
     /// Our address in ICMP messages about IPv6.
-    pub icmp_v6: Option<Ipv6Addr>,
+    icmp_v6: Option<Ipv6Addr>,
 }
 
 impl Parts {
     /// Parts of a tunnel with this MTU, and nothing in it.
     pub fn new(mtu: u16) -> Self {
-        Self { mtu: usize::from(mtu), ..Self::default() }
+        Self { mtu, ..Self::default() }
+    }
+
+    /// The largest inner packet.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Makes this the largest inner packet; whether it was another.
+    pub fn set_mtu(&mut self, mtu: u16) -> bool {
+        std::mem::replace(&mut self.mtu, mtu) != mtu
+    }
+
+    /// Renews what tables have from the network: next hops by the LAN interfaces `xdp`, and addresses of the
+    /// LAN interfaces `lan`, else of our `own`. Whether anything may differ.
+    pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], own: &[IpAddr]) -> bool {
+        let (v4, v6) = (network.speaker_v4(lan), network.speaker_v6(lan));
+        let icmp_v4 = icmp_source(v4, own, |a| if let IpAddr::V4(a) = a { Some(a) } else { None });
+        let icmp_v6 = icmp_source(v6, own, |a| if let IpAddr::V6(a) = a { Some(a) } else { None });
+        let speaks_anew = (icmp_v4, icmp_v6) != (self.icmp_v4, self.icmp_v6);
+        (self.icmp_v4, self.icmp_v6) = (icmp_v4, icmp_v6);
+        if xdp.is_empty() {
+            let had_hops = !self.hops.is_empty();
+            self.hops = Arc::default();
+            return speaks_anew || had_hops;
+        }
+        self.hops = Arc::new(network.hops(xdp));
+        true
     }
 
     /// To be called when allowed IPs or the order of the peers have changed.
@@ -56,7 +84,7 @@ impl Parts {
         let mut table = Table {
             allowed_ips: Arc::clone(&self.allowed_ips),
             hops: Arc::clone(&self.hops),
-            mtu: self.mtu,
+            mtu: usize::from(self.mtu),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
             ..Table::default()
@@ -83,26 +111,25 @@ impl Parts {
 }
 
 /// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
-pub fn icmp_source<A: Copy>(lan: Option<A>, own: &[IpAddr], family: impl Fn(IpAddr) -> Option<A>) -> Option<A> {
+fn icmp_source<A: Copy>(lan: Option<A>, own: &[IpAddr], family: impl Fn(IpAddr) -> Option<A>) -> Option<A> {
     lan.or_else(|| own.iter().find_map(|a| family(*a)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::peers::tests::peers;
     use super::*;
+    use crate::gateway::peers::tests::peers;
 
     use penstock_dataplane::clock::Millis;
     use penstock_dataplane::session::{Session, SessionConfig, Suite};
-    use zeroize::Zeroizing;
 
     fn session(local_index: u32, peer: &Peer) -> Arc<Session> {
         Arc::new(Session::new(SessionConfig {
             local_index,
             remote_index: 9,
             suite: Suite::ChaCha20Poly1305,
-            send_key: Zeroizing::new([1; 32]),
-            receive_key: Zeroizing::new([2; 32]),
+            send_key: &[1; 32],
+            receive_key: &[2; 32],
             born: Millis::now(),
             confirmed: true,
             peer: Arc::clone(&peer.data),

@@ -3,16 +3,22 @@
 //! One dual-stack socket serves both families, so there is one descriptor to poll, one system call to
 //! read, and one port number to find. A host without IPv6 gets an IPv4 socket.
 
-#![expect(unsafe_code, reason = "socket calls")]
+#![expect(unsafe_code, reason = "sendmsg")]
 
 use std::ffi::c_int;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with};
+
+use crate::ports::set_option;
+
 /// Socket buffers: a bundle of 64 KB for each of a hundred peers and more.
-const BUFFER: c_int = 8 << 20;
+const BUFFER: usize = 8 << 20;
 
 /// Which sockets to bind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +31,8 @@ pub struct UdpConfig {
     pub workers: usize,
     /// Whether bundles may be sent as one (UDP_SEGMENT). Some NICs spoil them.
     pub gso: bool,
+    /// The firewall mark of what is sent (SO_MARK); 0 for none.
+    pub mark: u32,
 }
 
 /// A bound socket.
@@ -33,11 +41,21 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     port: u16,
+    mark: u32,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
 #[derive(Clone, Debug)]
 pub struct UdpSender(pub(super) Arc<Socket>);
+
+/// Our end of an exchange: where a datagram was sent to, so that the answer can leave from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// An address of this host; unspecified for the one that the route prefers.
+    pub address: IpAddr,
+    /// The only interface to leave by; 0 for the route's. A link-local address needs its own.
+    pub interface: u32,
+}
 
 impl UdpSender {
     /// Sends one datagram with the given traffic class, and with a TTL or hop limit if it matters. Never
@@ -46,6 +64,21 @@ impl UdpSender {
     /// # Errors
     /// What the kernel says; `WouldBlock` when the socket's buffer is full.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
+        self.send(bytes, None, to, tos, ttl)
+    }
+
+    /// As [`send_to`](Self::send_to), from an address of this host, which must be of the family of `to`.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to), also when the address or the interface is not this host's any more.
+    pub fn send_from(&self, source: Source, bytes: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+        if source.address.to_canonical().is_ipv4() != to.ip().to_canonical().is_ipv4() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.send(bytes, Some(source), to, tos, None)
+    }
+
+    fn send(&self, bytes: &[u8], source: Option<Source>, to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
         let mut name = Name::default();
         let mut control = Control::default();
         let mut entry = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -54,6 +87,9 @@ impl UdpSender {
         self.0.address(&mut message, &mut name, to);
         if let Some(ttl) = ttl {
             control.push_ttl(to, ttl);
+        }
+        if let Some(source) = source {
+            control.push_source(source);
         }
         self.0.control(&mut message, &mut control, to, tos, None);
         (message.msg_iov, message.msg_iovlen) = (&mut entry, 1);
@@ -66,6 +102,11 @@ impl UdpSender {
     pub fn local_port(&self) -> u16 {
         self.0.port
     }
+
+    /// The firewall mark of what is sent from it; 0 for none.
+    pub fn mark(&self) -> u32 {
+        self.0.mark
+    }
 }
 
 impl Socket {
@@ -77,7 +118,7 @@ impl Socket {
         let workers = config.workers.max(1);
         let first = Socket::open(config, config.port, false)?;
         if workers > 1 {
-            first.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+            sockopt::set_socket_reuseport(&first, true)?;
         }
         let port = first.port;
         let mut sockets = vec![first];
@@ -88,65 +129,44 @@ impl Socket {
     }
 
     fn open(config: &UdpConfig, port: u16, join: bool) -> io::Result<Self> {
-        let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // SAFETY: no pointers.
-        let mut fd = unsafe { libc::socket(libc::AF_INET6, kind, 0) };
-        let v6 = fd >= 0;
-        if !v6 && io::Error::last_os_error().raw_os_error() == Some(libc::EAFNOSUPPORT) {
-            // SAFETY: no pointers.
-            fd = unsafe { libc::socket(libc::AF_INET, kind, 0) };
-        }
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just opened and nobody else has it.
-        let mut socket = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, v6, port };
+        let open = |family| socket_with(family, SocketType::DGRAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None);
+        let (fd, v6) = match open(AddressFamily::INET6) {
+            Err(Errno::AFNOSUPPORT) => (open(AddressFamily::INET)?, false),
+            opened => (opened?, true),
+        };
+        let mut socket = Self { fd, v6, port, mark: config.mark };
         socket.configure(config)?;
         if join {
-            socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+            sockopt::set_socket_reuseport(&socket, true)?;
         }
-        let mut name = Name::any(v6, port);
-        // SAFETY: the name is a socket address of the length given.
-        if unsafe { libc::bind(fd, name.as_ptr(), name.len) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the name has room for `len` bytes.
-        if unsafe { libc::getsockname(fd, name.as_ptr(), &mut name.len) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        socket.port = u16::from_be_bytes([name.bytes[2], name.bytes[3]]);
+        let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from([0; 4]) };
+        bind(&socket, &SocketAddr::new(any, port))?;
+        socket.port = SocketAddr::try_from(getsockname(&socket)?)?.port();
         Ok(socket)
     }
 
     fn configure(&self, config: &UdpConfig) -> io::Result<()> {
         if let Some(interface) = &config.interface {
-            self.set_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())?;
+            set_option(self, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())?;
         }
-        for (forced, asked) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-            self.set(libc::SOL_SOCKET, forced, BUFFER).or_else(|_| self.set(libc::SOL_SOCKET, asked, BUFFER))?;
+        if config.mark != 0 {
+            set_option(self, libc::SOL_SOCKET, libc::SO_MARK, &config.mark.to_ne_bytes())?;
         }
+        sockopt::set_socket_recv_buffer_size_force(self, BUFFER)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(self, BUFFER))?;
+        sockopt::set_socket_send_buffer_size_force(self, BUFFER)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(self, BUFFER))?;
         // No don't-fragment outside: a tunnel MTU set too large costs speed, it does not lose packets.
-        self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
-        self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::DONT)?;
+        sockopt::set_ip_recvtos(self, true)?;
         if self.v6 {
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            sockopt::set_ipv6_v6only(self, false)?;
+            sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::DONT)?;
+            sockopt::set_ipv6_recvtclass(self, true)?;
         }
         // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
-        let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
+        let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &1i32.to_ne_bytes());
         Ok(())
-    }
-
-    fn set(&self, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
-        self.set_bytes(level, option, &value.to_ne_bytes())
-    }
-
-    fn set_bytes(&self, level: c_int, option: c_int, value: &[u8]) -> io::Result<()> {
-        let (value, len) = (value.as_ptr().cast(), value.len() as libc::socklen_t);
-        // SAFETY: the value is `len` readable bytes.
-        let set = unsafe { libc::setsockopt(self.as_raw_fd(), level, option, value, len) };
-        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// The port it is bound to.
@@ -209,12 +229,6 @@ impl Name {
     /// Size of the larger one, `sockaddr_in6`.
     pub(super) const LEN: usize = 28;
     const V4_LEN: libc::socklen_t = 16;
-
-    fn any(v6: bool, port: u16) -> Self {
-        let mut name = Self::default();
-        name.set(SocketAddr::new(if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::V4(0.into()) }, port), v6);
-        name
-    }
 
     pub(super) fn as_ptr(&mut self) -> *mut libc::sockaddr {
         self.bytes.as_mut_ptr().cast()
@@ -311,6 +325,21 @@ impl Control {
         self.push(level, kind, &c_int::from(ttl).to_ne_bytes());
     }
 
+    /// `struct in_pktinfo` (ip(7)) or `struct in6_pktinfo` (RFC 3542, section 6.2).
+    fn push_source(&mut self, source: Source) {
+        let interface = source.interface.to_ne_bytes();
+        match source.address.to_canonical() {
+            IpAddr::V4(ip) => {
+                let data = [interface, ip.octets(), [0; 4]].concat();
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
+            }
+            IpAddr::V6(ip) => {
+                let data = [&ip.octets()[..], &interface].concat();
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            }
+        }
+    }
+
     /// What `len` bytes of received control messages say: the traffic class, and the size of segments
     /// if the datagram is a bundle.
     pub(super) fn read(&self, len: usize) -> (u8, Option<usize>) {
@@ -344,7 +373,7 @@ mod tests {
     use super::*;
 
     fn config(port: u16, workers: usize) -> UdpConfig {
-        UdpConfig { interface: None, port, workers, gso: true }
+        UdpConfig { interface: None, port, workers, gso: true, mark: 0 }
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //! nobody is told of a site that was never visible to it.
 
 use super::*;
+use crate::policy::Selector;
+use crate::registry::transition::Transition;
 use crate::relay::RelayServer;
 use crate::relay::access::Follower as RelayFollower;
-use penstock_proto::coordination::{Candidate, CandidateKind};
+use penstock_proto::coordination::{Candidate, CandidateKind, CoordinatorMessage, Map};
 use penstock_proto::relay::RelayLimits;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 const SITES: u8 = 7;
 
@@ -33,6 +35,7 @@ struct World {
     rng: StdRng,
     followers: Vec<Follower>,
     ports: u16,
+    now: Instant,
 }
 
 fn key(number: u8) -> SiteKey {
@@ -45,7 +48,7 @@ fn policy(links: &str) -> Policy {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut state = State::new(1, Policy::default(), Vec::new(), Vec::new());
+        let mut state = State::new(1, Policy::default(), Servers::default(), Vec::new());
         let relay = Arc::new(RelayServer::new([9; 32].into(), RelayLimits::default()));
         let (reader, relay_follower) = (state.read_access(), RelayFollower::new(relay.clone()));
         let follower = |number| Follower {
@@ -58,13 +61,36 @@ impl World {
             updates: 0,
         };
         let followers = (0..SITES).map(follower).collect();
-        Self { state, reader, follower: relay_follower, relay, rng: StdRng::seed_from_u64(seed), followers, ports: 0 }
+        let (rng, now) = (StdRng::seed_from_u64(seed), Instant::now());
+        Self { state, reader, follower: relay_follower, relay, rng, followers, ports: 0, now }
+    }
+
+    /// As the registry does it, but with things that happen between the steps.
+    fn set_policy(&mut self, policy: Policy) {
+        let (before, sites) = (self.state.links().clone(), self.state.numbered());
+        let mut transition = Transition::plan(&before, policy, &sites);
+        drop(before);
+        drop(transition.begin(&mut self.state));
+        self.look();
+        loop {
+            let number = self.rng.random_range(0..SITES);
+            match self.rng.random_range(0..4) {
+                0 => self.speak(number),
+                1 => self.listen(number),
+                2 => self.connect(number),
+                _ => {}
+            }
+            if !transition.step(&mut self.state) {
+                break;
+            }
+        }
     }
 
     /// One thing happens.
     fn step(&mut self) {
         let number = self.rng.random_range(0..SITES);
         match self.rng.random_range(0..10) {
+            0 if self.rng.random_range(0..3) == 0 => self.state.remove(&key(number)),
             0..=1 => {
                 let site = self.site(number);
                 self.state.put(site);
@@ -73,7 +99,7 @@ impl World {
                 let text =
                     ["[]", r#"[["*", "*"]]"#, r#"[["tag:a", "tag:b"]]"#, r#"[["tag:a", "*"]]"#, r#"[["s1", "s2"]]"#];
                 let links = text[self.rng.random_range(0..text.len())];
-                self.state.set_policy(policy(links));
+                self.set_policy(policy(links));
             }
             3..=5 => self.speak(number),
             6 => {
@@ -107,6 +133,7 @@ impl World {
             state: state[self.rng.random_range(0..4)],
             created: 0,
             last_seen: None,
+            ends: None,
         }
     }
 
@@ -129,7 +156,9 @@ impl World {
             }
             _ => follower.map.take(),
         };
-        follower.session = self.state.connect(&key(number), follower.map.as_ref().map(Map::known));
+        self.now += Duration::from_secs(3);
+        let known = follower.map.as_ref().map(Map::known);
+        follower.session = self.state.connect(self.now, &key(number), known).ok();
     }
 
     /// The gateway hears what there is to say.
@@ -138,7 +167,7 @@ impl World {
         let Some(session) = &mut follower.session else { return };
         let messages = match self.state.outgoing(session) {
             Outgoing::End(_) => return follower.session = None,
-            Outgoing::Messages(messages) => messages,
+            Outgoing::Messages(draft) => draft.messages(),
         };
         for message in messages {
             let told: Vec<SiteKey> = match &message {
@@ -165,10 +194,28 @@ impl World {
 
     /// Takes note of who may know whom.
     fn look(&mut self) {
-        let (policy, sites): (_, Vec<&Site>) = (self.state.policy(), self.state.sites().collect());
+        let (policy, sites): (_, Vec<&Arc<Site>>) = (self.state.links().policy(), self.state.sites().collect());
         for follower in &mut self.followers {
             let Some(own) = sites.iter().find(|site| site.key == key(follower.number)) else { continue };
             follower.visible.extend(sites.iter().filter(|site| policy.joins(own, site)).map(|site| site.key));
+        }
+    }
+
+    /// What a site should know, by the policy's own words.
+    fn map(&self, number: SiteNumber, version: MapVersion) -> Map {
+        let others = (0..self.state.count()).filter(|other| {
+            let removed = self.state.records[*other as usize].removed;
+            !removed && self.state.links().policy().joins(self.state.site_of(number), self.state.site_of(*other))
+        });
+        let news = News::Whole {
+            version,
+            peers: others.map(|other| self.state.seen(other)).collect(),
+            servers: Arc::default(),
+            known: None,
+        };
+        match (Draft { registration: None, news: Some(news) }).messages().pop() {
+            Some(CoordinatorMessage::Map(map)) => map,
+            other => panic!("no map but {other:?}"),
         }
     }
 
@@ -183,7 +230,7 @@ impl World {
         assert_eq!(known, approved.map(|site| site.key).collect());
         for (one, other) in self.state.sites().flat_map(|one| self.state.sites().map(move |other| (one, other))) {
             let joined = hub.relay().are_joined(&one.key.into(), &other.key.into());
-            assert_eq!(joined, self.state.policy().joins(one, other), "{} {}", one.name, other.name);
+            assert_eq!(joined, self.state.links().policy().joins(one, other), "{} {}", one.name, other.name);
         }
         drop(hub);
         for number in 0..SITES {
@@ -194,7 +241,8 @@ impl World {
             if self.state.records[place as usize].site.state == SiteState::Approved {
                 let view = &self.state.records[place as usize].view;
                 let now = MapVersion { epoch: 1, number: view.number };
-                assert_eq!(follower.map, Some(self.state.map(place, now)), "site {number}");
+                let expected = self.map(place, now);
+                assert_eq!(follower.map, Some(expected), "site {number}");
             }
         }
     }
@@ -247,10 +295,10 @@ fn a_relay_that_missed_much_is_told_the_whole() {
     }
     world.settle();
     for _ in 0..2000 {
-        world.state.set_policy(policy("[]"));
-        world.state.set_policy(policy(r#"[["*", "*"]]"#));
+        world.set_policy(policy("[]"));
+        world.set_policy(policy(r#"[["*", "*"]]"#));
     }
-    world.state.set_policy(policy(r#"[["s1", "s2"]]"#));
+    world.set_policy(policy(r#"[["s1", "s2"]]"#));
     let access = world.state.access(&mut world.reader).unwrap();
     assert_eq!(access.part, penstock_proto::coordination::AccessPart::First);
     assert_eq!(access.joined.len(), 1);
@@ -272,5 +320,48 @@ fn the_same_said_again_is_no_change() {
     world.ports -= 1;
     world.speak(1);
     let session = world.followers[0].session.as_mut().unwrap();
-    assert!(matches!(world.state.outgoing(session), Outgoing::Messages(messages) if messages.is_empty()));
+    let Outgoing::Messages(draft) = world.state.outgoing(session) else { panic!("it ends") };
+    assert_eq!(draft.messages(), []);
+}
+
+/// Each message concerns the neighbors alone, however many others there are.
+#[test]
+fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
+    const COUNT: u32 = 10_000;
+    let mut rng = StdRng::seed_from_u64(1);
+    let sites = (0..COUNT).map(|number| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        Site {
+            key: key.into(),
+            name: format!("s{number}").parse().unwrap(),
+            virtual_address: std::net::Ipv4Addr::from_bits(0x6440_0001 + number),
+            subnets: vec![format!("10.{}.{}.0/24", number / 250, number % 250).parse().unwrap()],
+            tags: BTreeSet::new(),
+            state: SiteState::Approved,
+            created: 0,
+            last_seen: None,
+            ends: None,
+        }
+    });
+    let mut link = || Selector::Site(format!("s{}", rng.random_range(0..COUNT)).parse().unwrap());
+    let links = (0..100_000).map(|_| (link(), link())).collect();
+    let policy = Policy { links, ..Policy::default() };
+    let sites: Vec<Site> = sites.collect();
+    let mut state = State::new(1, policy, Servers::default(), sites.clone());
+    let now = Instant::now();
+    let mut sessions: Vec<Session> = sites.iter().map(|site| state.connect(now, &site.key, None).unwrap()).collect();
+    let start = Instant::now();
+    for (number, session) in sessions.iter().enumerate().take(1000) {
+        let address = ([192, 0, 2, 1], number as u16 + 1).into();
+        let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
+        state.set_reachability(session, Reachability { candidates, nat_type: None });
+    }
+    let each = start.elapsed() / 1000;
+    let start = Instant::now();
+    for session in sessions.iter_mut().take(1000) {
+        assert!(matches!(state.outgoing(session), Outgoing::Messages(_)));
+    }
+    println!("a message: {each:?}; what one gateway is told: {:?}", start.elapsed() / 1000);
+    assert!(each < Duration::from_millis(1), "{each:?}");
 }

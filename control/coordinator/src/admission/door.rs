@@ -1,0 +1,103 @@
+//! [`Admission`] for connections that are tasks: each waits for its own end beside what it does.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use penstock_proto::path::SiteId;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use super::limits::PATIENCE;
+use super::{Admission, PlaceNumber, Turned};
+
+/// Where all connections come in.
+#[derive(Debug, Default)]
+pub struct Door {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    admission: Admission,
+    /// Tells the connection of a place that the place is lost.
+    lost: HashMap<PlaceNumber, watch::Sender<bool>>,
+}
+
+/// The place of a connection without a proof. Given back when dropped or proven.
+#[derive(Debug)]
+pub struct Place {
+    door: Arc<Door>,
+    number: PlaceNumber,
+    ip: IpAddr,
+    deadline: Instant,
+    lost: watch::Receiver<bool>,
+}
+
+impl Door {
+    /// Takes a place for a connection from that address.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<Place, Turned> {
+        let mut inner = self.lock();
+        let outcome = inner.admission.admit(now, ip);
+        while let Some(evicted) = inner.admission.poll_evicted() {
+            inner.lost.remove(&evicted).into_iter().for_each(|lost| _ = lost.send(true));
+        }
+        let number = outcome?;
+        let (sender, lost) = watch::channel(false);
+        inner.lost.insert(number, sender);
+        drop(inner);
+        Ok(Place { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
+    }
+
+    // Nothing in it is left half-changed.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Returns when the place is another's, or its time is over. Not to be waited for after the proof.
+    pub async fn over(&self) {
+        let mut lost = self.lost.clone();
+        let lost = async {
+            if lost.wait_for(|lost| *lost).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = lost => {}
+            () = sleep_until(self.deadline.into()) => {}
+        }
+    }
+
+    /// The one who connected is a site: it needs no place any more.
+    pub fn proven(&self, site: SiteId) {
+        let mut inner = self.door.lock();
+        inner.lost.remove(&self.number);
+        inner.admission.proven(Instant::now(), self.number, site);
+    }
+
+    /// The one who connected showed a wrong proof or key: tells how long the answer is to wait.
+    #[must_use]
+    pub fn failed(&self) -> Duration {
+        self.door.lock().admission.failed(Instant::now(), self.ip)
+    }
+
+    /// Whether a line may be logged about this connection.
+    #[must_use]
+    pub fn may_log(&self) -> bool {
+        self.door.lock().admission.may_log(Instant::now(), self.ip)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.door.lock();
+        inner.lost.remove(&self.number);
+        inner.admission.leave(self.number);
+    }
+}

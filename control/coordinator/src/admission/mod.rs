@@ -1,0 +1,274 @@
+//! Who may connect: who has proven nothing yet has a place for a short while, and no more than that.
+//!
+//! A proven site has one connection, so their number is bounded by the number of sites. What is bounded here is
+//! everybody else. [`Admission`] decides, without I/O and with the time as an argument; [`Door`] is its lock, and
+//! tells connections when their place is gone. All figures are in [`limits`].
+//!
+//! - In front of TLS each source has a rate of connections.
+//! - When all places are taken, a newcomer gets the place of the oldest connection of the fullest prefix, unless
+//!   a prefix of the newcomer's would be as full then; who is at the same address may be replaced all the same. So a
+//!   flood loses its own places, whatever prefixes it comes from; and where all are equal, as when all gateways come back at once, nobody who has begun is sent away
+//!   for another.
+//! - The more places are taken, the sooner the oldest goes.
+//! - Where a site has proven itself lately, other places are kept: strangers cannot take them.
+//! - A wrong proof is answered late, and holds its place until then. A right one never waits, so that nobody who
+//!   shares a site's address keeps it out by failing. What one cannot tell apart is in front of TLS: who shares
+//!   the site's address and connects faster than the rate takes the site's share of it.
+
+mod door;
+pub mod limits;
+mod rates;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use penstock_proto::path::SiteId;
+
+pub use door::{Door, Place};
+pub use rates::Rates;
+
+use limits::{
+    FAILURE_DELAY, FAILURES, HANDSHAKES, KNOWN_FOR, KNOWN_LIMIT, KNOWN_PLACES, LINES, PATIENCE, PATIENCE_WHEN_FULL,
+    STRANGER_PLACES, V4, V6,
+};
+use rates::{address, prefixes};
+
+/// The number of a place. They are given in order and not used again.
+pub type PlaceNumber = u64;
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Turned {
+    /// All places are taken, and nobody's prefix is fuller than the newcomer's.
+    #[error("there are too many connections without a proof")]
+    Full,
+    /// The source connects too often.
+    #[error("too many connections in a row from there")]
+    TooFast,
+}
+
+/// Decides who has a place.
+#[derive(Debug)]
+pub struct Admission {
+    strangers: Pool,
+    known: Pool,
+    sources: Sources,
+    handshakes: Rates,
+    failures: Rates,
+    lines: Rates,
+    last: PlaceNumber,
+    evicted: Vec<PlaceNumber>,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            strangers: Pool::new(STRANGER_PLACES),
+            known: Pool::new(KNOWN_PLACES),
+            sources: Sources::default(),
+            handshakes: Rates::new(HANDSHAKES),
+            failures: Rates::new(FAILURES),
+            lines: Rates::new(LINES),
+            last: 0,
+            evicted: Vec::new(),
+        }
+    }
+}
+
+impl Admission {
+    /// Gives a place to a connection from that address; others may lose theirs, see [`Admission::poll_evicted`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<PlaceNumber, Turned> {
+        let is_known = self.sources.is_known(now, ip);
+        // A known source does not pay for its neighbors.
+        let in_time = if is_known { self.handshakes.allow_address(now, ip) } else { self.handshakes.allow(now, ip) };
+        if !in_time {
+            return Err(Turned::TooFast);
+        }
+        self.last += 1;
+        let held = Held { ip, since: now };
+        let taken = is_known && self.known.take(self.last, held, &mut self.evicted)
+            || self.strangers.take(self.last, held, &mut self.evicted);
+        if taken { Ok(self.last) } else { Err(Turned::Full) }
+    }
+
+    /// A place that somebody lost to another since the last time.
+    pub fn poll_evicted(&mut self) -> Option<PlaceNumber> {
+        self.evicted.pop()
+    }
+
+    /// The one who connected is a site, and needs no place any more. Its source is known from now on.
+    pub fn proven(&mut self, now: Instant, place: PlaceNumber, site: SiteId) {
+        if let Some(held) = self.remove(place) {
+            self.sources.note(now, held.ip, site);
+        }
+    }
+
+    /// The one who connected showed a wrong proof or key. Returns how long the answer is to wait.
+    pub fn failed(&mut self, now: Instant, ip: IpAddr) -> Duration {
+        self.failures.charge(now, ip, FAILURE_DELAY)
+    }
+
+    /// A place is not needed any more.
+    pub fn leave(&mut self, place: PlaceNumber) {
+        self.remove(place);
+    }
+
+    fn remove(&mut self, place: PlaceNumber) -> Option<Held> {
+        self.strangers.leave(place).or_else(|| self.known.leave(place))
+    }
+
+    /// Whether a line may be logged about somebody at that address.
+    pub fn may_log(&mut self, now: Instant, ip: IpAddr) -> bool {
+        self.lines.allow(now, ip)
+    }
+
+    /// How many places are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.strangers.held.len() + self.known.held.len()
+    }
+}
+
+/// Who holds a place.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    ip: IpAddr,
+    since: Instant,
+}
+
+/// Places, and how many of them each prefix has.
+#[derive(Debug)]
+struct Pool {
+    capacity: usize,
+    /// Oldest first.
+    held: BTreeMap<PlaceNumber, Held>,
+    counts: HashMap<IpNet, u32>,
+    /// The same prefixes, the fullest last.
+    order: BTreeSet<(u32, IpNet)>,
+}
+
+impl Pool {
+    fn new(capacity: usize) -> Self {
+        Self { capacity, held: BTreeMap::new(), counts: HashMap::new(), order: BTreeSet::new() }
+    }
+
+    fn take(&mut self, place: PlaceNumber, newcomer: Held, evicted: &mut Vec<PlaceNumber>) -> bool {
+        while let Some((oldest, held)) = self.held.first_key_value()
+            && newcomer.since.saturating_duration_since(held.since) > self.patience()
+        {
+            let oldest = *oldest;
+            self.leave(oldest);
+            evicted.push(oldest);
+        }
+        if self.held.len() >= self.capacity {
+            let Some((fullest, prefix)) = self.order.last().copied() else { return false };
+            let own = prefixes(newcomer.ip).map(|(prefix, level)| fullness(self.count(prefix) + 1, level)).max();
+            let is_fuller = Some(fullest) > own;
+            if !is_fuller && !prefix.contains(&newcomer.ip.to_canonical()) {
+                return false;
+            }
+            let Some(victim) = self.oldest_of_the_fullest_address(prefix) else { return false };
+            if !is_fuller && address(self.held[&victim].ip) != address(newcomer.ip) {
+                return false;
+            }
+            self.leave(victim);
+            evicted.push(victim);
+        }
+        self.held.insert(place, newcomer);
+        self.count_again(newcomer.ip, |count| count + 1);
+        true
+    }
+
+    fn leave(&mut self, place: PlaceNumber) -> Option<Held> {
+        let held = self.held.remove(&place)?;
+        self.count_again(held.ip, |count| count - 1);
+        Some(held)
+    }
+
+    fn count_again(&mut self, ip: IpAddr, change: impl Fn(u32) -> u32) {
+        for (prefix, level) in prefixes(ip) {
+            let before = self.count(prefix);
+            self.order.remove(&(fullness(before, level), prefix));
+            match change(before) {
+                0 => _ = self.counts.remove(&prefix),
+                count => {
+                    self.counts.insert(prefix, count);
+                    self.order.insert((fullness(count, level), prefix));
+                }
+            }
+        }
+    }
+
+    /// How long connections have at this moment.
+    fn patience(&self) -> Duration {
+        let free = self.capacity.saturating_sub(self.held.len()) as u32;
+        let half = (self.capacity / 2).max(1) as u32;
+        PATIENCE_WHEN_FULL + (PATIENCE - PATIENCE_WHEN_FULL) * free.min(half) / half
+    }
+
+    fn oldest_of_the_fullest_address(&self, prefix: IpNet) -> Option<PlaceNumber> {
+        let within = self.held.iter().filter(|(_, held)| prefix.contains(&held.ip.to_canonical()));
+        let count = |held: &Held| self.count(address(held.ip));
+        // Of equal ones the last is taken: from the youngest to the oldest.
+        within.rev().max_by_key(|(_, held)| count(held)).map(|(place, _)| *place)
+    }
+
+    fn count(&self, prefix: IpNet) -> u32 {
+        self.counts.get(&prefix).copied().unwrap_or_default()
+    }
+}
+
+/// How much a number of places is for a kind of prefix, in parts of an address's one place.
+fn fullness(count: u32, level: &limits::Level) -> u32 {
+    const PARTS: u32 = V4[V4.len() - 1].hosts * V6[V6.len() - 1].hosts;
+    count * PARTS / level.hosts
+}
+
+/// Where sites proved themselves lately. Each site has one source, so that nobody can fill the table.
+#[derive(Debug, Default)]
+struct Sources {
+    by_site: HashMap<SiteId, IpNet>,
+    known: HashMap<IpNet, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    sites: u32,
+    last: Instant,
+}
+
+impl Sources {
+    fn is_known(&self, now: Instant, ip: IpAddr) -> bool {
+        let fresh = |known: &Known| now.saturating_duration_since(known.last) < KNOWN_FOR;
+        self.known.get(&address(ip)).is_some_and(fresh)
+    }
+
+    fn note(&mut self, now: Instant, ip: IpAddr, site: SiteId) {
+        let address = address(ip);
+        if self.by_site.len() >= KNOWN_LIMIT && !self.by_site.contains_key(&site) {
+            // Sites that are gone; the others are noted again when they come back.
+            self.by_site.clear();
+            self.known.clear();
+        }
+        let before = self.by_site.insert(site, address);
+        if before != Some(address) {
+            self.known.entry(address).or_insert(Known { sites: 0, last: now }).sites += 1;
+            if let Some(before) = before
+                && let Some(known) = self.known.get_mut(&before)
+            {
+                known.sites -= 1;
+                if known.sites == 0 {
+                    self.known.remove(&before);
+                }
+            }
+        }
+        self.known.get_mut(&address).into_iter().for_each(|known| known.last = now);
+    }
+}

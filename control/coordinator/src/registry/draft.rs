@@ -1,0 +1,110 @@
+//! What a connection has to say, gathered under the lock and put into words beside it.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use penstock_proto::coordination::{
+    CoordinatorMessage, Known, Map, MapVersion, Peer, Reachability, Registration, SiteKey, Update,
+};
+use tokio::sync::Semaphore;
+
+use super::Servers;
+use crate::site::Site;
+
+/// With so many peers it is left to a thread of its own: a tenth of a millisecond.
+const LONG: usize = 64;
+/// So many of those at a time, which bounds what they take of memory and processors.
+static LONG_AT_A_TIME: Semaphore = Semaphore::const_new(4);
+
+/// Messages to a site.
+#[derive(Debug, Default)]
+pub struct Draft {
+    pub(super) registration: Option<Registration>,
+    pub(super) news: Option<News>,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    Update {
+        from: MapVersion,
+        to: MapVersion,
+        upsert: Vec<Seen>,
+        remove: Vec<SiteKey>,
+    },
+    /// All there is, to somebody who may know it already.
+    Whole {
+        version: MapVersion,
+        peers: Vec<Seen>,
+        servers: Arc<Servers>,
+        known: Option<Known>,
+    },
+}
+
+/// A site as its peers are told of it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub site: Arc<Site>,
+    pub announced: Arc<[IpNet]>,
+    pub reachability: Option<Arc<Reachability>>,
+}
+
+impl Draft {
+    /// The messages as text.
+    pub async fn texts(self) -> Vec<String> {
+        let encode = |draft: Self| draft.messages().iter().map(CoordinatorMessage::encode).collect();
+        let peers = self.news.as_ref().map_or(0, |news| match news {
+            News::Update { upsert, .. } => upsert.len(),
+            News::Whole { peers, .. } => peers.len(),
+        });
+        if peers < LONG {
+            return encode(self);
+        }
+        let _one = LONG_AT_A_TIME.acquire().await;
+        tokio::task::spawn_blocking(move || encode(self)).await.expect("messages can be encoded")
+    }
+
+    /// The messages themselves.
+    #[must_use]
+    pub fn messages(self) -> Vec<CoordinatorMessage> {
+        let registration = self.registration.map(CoordinatorMessage::Registration);
+        registration.into_iter().chain(self.news.map(News::message)).collect()
+    }
+}
+
+impl News {
+    fn message(self) -> CoordinatorMessage {
+        match self {
+            Self::Update { from, to, upsert, remove } => {
+                let upsert = upsert.iter().map(Seen::entry).collect();
+                CoordinatorMessage::Update(Update { from, to, upsert, remove })
+            }
+            Self::Whole { version, peers, servers, known } => {
+                let peers = peers.iter().map(Seen::entry).collect();
+                let (relays, stun_servers) = (servers.relays.clone(), servers.stun_servers.clone());
+                let map = Map { version, peers, relays, stun_servers };
+                match known {
+                    // Of an earlier life of ours. What the peers said of themselves meanwhile is all there is to say.
+                    Some(known) if known.digest == map.digest() => {
+                        let mut upsert = map.peers;
+                        upsert.retain(|_, peer| peer.reachability.is_some());
+                        let (from, to) = (known.version, version);
+                        CoordinatorMessage::Update(Update { from, to, upsert, remove: Vec::new() })
+                    }
+                    _ => CoordinatorMessage::Map(map),
+                }
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn entry(&self) -> (SiteKey, Peer) {
+        let peer = Peer {
+            name: self.site.name.clone(),
+            virtual_address: self.site.virtual_address,
+            subnets: self.announced.to_vec(),
+            reachability: self.reachability.as_deref().cloned(),
+        };
+        (self.site.key, peer)
+    }
+}

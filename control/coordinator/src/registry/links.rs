@@ -1,0 +1,149 @@
+//! The policy, compiled for the sites there are: who is linked to whom, without asking each of all others.
+//!
+//! A site's *class* is the set of the policy's selectors that select it. Selectors that a link joins are neighbors,
+//! and a selector's members are the approved sites that it selects; so the neighbors of a site are the members of
+//! the neighbors of its class, and a change of one site looks at those alone.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use penstock_proto::coordination::SiteNumber;
+
+use crate::policy::{Policy, Selector};
+use crate::site::{Site, SiteState};
+
+type SelectorNumber = u32;
+
+/// Who may talk to whom.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Links {
+    policy: Arc<Policy>,
+    /// The selectors of links; those of subnets have no part in it.
+    selectors: HashMap<Selector, SelectorNumber>,
+    linked: HashSet<(SelectorNumber, SelectorNumber)>,
+    neighbors: Vec<Vec<SelectorNumber>>,
+    members: Vec<BTreeSet<SiteNumber>>,
+    /// By site; empty if it is not approved.
+    classes: Vec<Class>,
+}
+
+/// Selectors, in order.
+type Class = Box<[SelectorNumber]>;
+
+impl Links {
+    /// Of these sites, by their numbers.
+    pub fn compile<'a>(policy: Arc<Policy>, sites: impl Iterator<Item = &'a Site>) -> Self {
+        let mut links = Self { policy, ..Self::default() };
+        for (one, other) in &links.policy.links {
+            let mut number = |selector: &Selector| {
+                let next = links.selectors.len() as SelectorNumber;
+                *links.selectors.entry(selector.clone()).or_insert(next)
+            };
+            let (one, other) = (number(one), number(other));
+            links.neighbors.resize(links.selectors.len(), Vec::new());
+            for (one, other) in [(one, other), (other, one)] {
+                if links.linked.insert((one, other)) {
+                    links.neighbors[one as usize].push(other);
+                }
+            }
+        }
+        links.members.resize(links.selectors.len(), BTreeSet::new());
+        for (number, site) in sites.enumerate() {
+            links.set(number as SiteNumber, site);
+        }
+        links
+    }
+
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// A site is new, or not as it was.
+    pub fn set(&mut self, number: SiteNumber, site: &Site) {
+        let class = self.class_of(site);
+        let place = number as usize;
+        self.classes.resize(self.classes.len().max(place + 1), Class::default());
+        let before = std::mem::replace(&mut self.classes[place], class);
+        for selector in before {
+            self.members[selector as usize].remove(&number);
+        }
+        for selector in &self.classes[place] {
+            self.members[*selector as usize].insert(number);
+        }
+    }
+
+    fn class_of(&self, site: &Site) -> Class {
+        if site.state != SiteState::Approved {
+            return Class::default();
+        }
+        let own = [Selector::All, Selector::Site(site.name.clone())];
+        let tags = site.tags.iter().cloned().map(Selector::Tag);
+        let mut class: Vec<_> =
+            own.into_iter().chain(tags).filter_map(|selector| self.selectors.get(&selector).copied()).collect();
+        class.sort_unstable();
+        class.into()
+    }
+
+    /// Whether these two may talk.
+    pub fn joins(&self, one: SiteNumber, other: SiteNumber) -> bool {
+        one != other && self.links(&self.classes[one as usize], &self.classes[other as usize])
+    }
+
+    /// Whether a site that may not be one yet, once it is approved, may talk to another.
+    pub fn would_join(&self, site: &Site, other: SiteNumber) -> bool {
+        let approved = Site { state: SiteState::Approved, ..site.clone() };
+        self.links(&self.class_of(&approved), &self.classes[other as usize])
+    }
+
+    fn links(&self, one: &[SelectorNumber], other: &[SelectorNumber]) -> bool {
+        one.iter().any(|one| other.iter().any(|other| self.linked.contains(&(*one, *other))))
+    }
+
+    /// All who may talk to a site, in order.
+    pub fn neighbors(&self, number: SiteNumber) -> Vec<SiteNumber> {
+        let mut neighbors = self.neighbors_of_class(number, SiteNumber::MAX);
+        if let Ok(own) = neighbors.binary_search(&number) {
+            neighbors.remove(own);
+        }
+        neighbors
+    }
+
+    /// Those of them with a lower number.
+    pub fn neighbors_before(&self, number: SiteNumber) -> Vec<SiteNumber> {
+        self.neighbors_of_class(number, number)
+    }
+
+    /// As [`Links::neighbors`] below `end`, perhaps with the site itself: the same for all sites of its class.
+    fn neighbors_of_class(&self, number: SiteNumber, end: SiteNumber) -> Vec<SiteNumber> {
+        let class = &self.classes[number as usize];
+        let selectors: BTreeSet<SelectorNumber> =
+            class.iter().flat_map(|selector| &self.neighbors[*selector as usize]).copied().collect();
+        let members = |selector: SelectorNumber| self.members[selector as usize].range(..end).copied();
+        let mut neighbors: Vec<SiteNumber> = selectors.into_iter().flat_map(members).collect();
+        neighbors.sort_unstable();
+        neighbors.dedup();
+        neighbors
+    }
+
+    /// Calls back for each of the sites with its neighbors before, in `self`, and after, in `new`; both may hold the
+    /// site itself.
+    pub fn compare(&self, new: &Self, mut each: impl FnMut(SiteNumber, &[SiteNumber], &[SiteNumber])) {
+        let mut order: Vec<SiteNumber> = (0..self.classes.len() as SiteNumber).collect();
+        // Sites of the same classes behind one another share what is found out.
+        let classes = |number: &SiteNumber| (&self.classes[*number as usize], &new.classes[*number as usize]);
+        order.sort_unstable_by_key(classes);
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        let mut last: Option<SiteNumber> = None;
+        for number in order {
+            let [(old, now), (old_of_last, now_of_last)] = [number, last.unwrap_or(number)].map(|n| classes(&n));
+            if last.is_none() || old != old_of_last {
+                before = self.neighbors_of_class(number, SiteNumber::MAX);
+            }
+            if last.is_none() || now != now_of_last {
+                after = new.neighbors_of_class(number, SiteNumber::MAX);
+            }
+            each(number, &before, &after);
+            last = Some(number);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What an administrator does with sites besides letting them in: taking them away, and having it written down.
+
+use std::time::Duration;
+
+use penstock_coordinator::admin::{Answer, Request};
+use penstock_coordinator::store::AuditEntry;
+use penstock_proto::coordination::RefusalReason;
+use penstock_proto::coordination::RegistrationState;
+
+use crate::client::{Gateway, refusal};
+use crate::running::Running;
+
+async fn audit(running: &Running) -> Vec<AuditEntry> {
+    match running.ask(Request::Audit { last: 100 }).await {
+        Answer::Audit(entries) => entries,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_removed_site_is_cut_off_and_leaves_nothing_behind() {
+    let running = Running::start().await;
+    let (site, mut there) = running.site("amsterdam", &["10.1.0.0/16"], &[]).await;
+    let (_, mut peer) = running.site("berlin", &["10.2.0.0/16"], &[]).await;
+    peer.until_peers(&["amsterdam"]).await;
+    let address = there.registration.as_ref().unwrap().virtual_address;
+    running.done(Request::Remove("amsterdam".into())).await;
+    assert_eq!(there.end().await.reason(), RefusalReason::Revoked);
+    peer.until_peers(&[]).await;
+    assert_eq!(refusal(running.connect(&Gateway { enrolment: None, ..site }).await), RefusalReason::NotEnrolled);
+    assert!(matches!(running.ask(Request::Revoke("amsterdam".into())).await, Answer::Error(_)));
+    // Its name, subnet and address are free; after a restart too.
+    let running = Running::start_in(running.stop().await).await;
+    assert_eq!(running.sites().await.len(), 1);
+    let (_, again) = running.site("amsterdam", &["10.1.0.0/16"], &[]).await;
+    assert_eq!(again.registration.as_ref().unwrap().virtual_address, address);
+}
+
+#[tokio::test]
+async fn who_was_removed_may_enrol_again() {
+    let running = Running::start().await;
+    let (site, there) = running.site("amsterdam", &["10.1.0.0/16"], &["old"]).await;
+    let (_, mut peer) = running.site("berlin", &[], &[]).await;
+    running.done(Request::Remove("amsterdam".into())).await;
+    drop(there);
+    let site = Gateway { name: "utrecht".into(), enrolment: Some(running.key(1, &["new"]).await), ..site };
+    let mut again = running.connect(&site).await.unwrap();
+    again.until_peers(&["berlin"]).await;
+    peer.until_peers(&["utrecht"]).await;
+    let sites = running.sites().await;
+    let found = sites.iter().find(|status| status.site.key == site.key).unwrap();
+    assert_eq!(found.site.tags, ["new".parse().unwrap()].into());
+}
+
+#[tokio::test]
+async fn a_site_ends_when_its_time_is_over() {
+    let running = Running::start().await;
+    let second = Some(Duration::from_secs(1));
+    let tags = [].into();
+    let lifetime = Duration::from_secs(3600);
+    let request = Request::CreateKey { uses: 1, lifetime, tags, approve_manually: false, site_lifetime: second };
+    let Answer::Key(key) = running.ask(request).await else { panic!("no key") };
+    let guest = Gateway::new("guest", &["10.9.0.0/16"]).with_key(&key.parse().unwrap());
+    let mut there = running.connect(&guest).await.unwrap();
+    let (_, mut peer) = running.site("berlin", &[], &[]).await;
+    let (_, mut limited) = running.site("limited", &[], &[]).await;
+    running.done(Request::Limit { site: "limited".into(), lifetime: second }).await;
+    assert_eq!(there.end().await.reason(), RefusalReason::Revoked);
+    assert_eq!(limited.end().await.reason(), RefusalReason::Revoked);
+    peer.until_peers(&[]).await;
+    let ended = audit(&running).await.into_iter().filter(|entry| entry.who == "clock").count();
+    assert_eq!(ended, 2);
+    // Let in again it does not end at once, and may be given a time or none.
+    running.done(Request::Approve("guest".into())).await;
+    let mut there = running.connect(&guest).await.unwrap();
+    running.done(Request::Limit { site: "guest".into(), lifetime: Some(lifetime) }).await;
+    running.done(Request::Limit { site: "guest".into(), lifetime: None }).await;
+    there.until_peers(&["berlin"]).await;
+    assert_eq!(there.state(), RegistrationState::Approved);
+}
+
+#[tokio::test]
+async fn the_audit_log_tells_who_changed_what_also_after_a_restart() {
+    let running = Running::start().await;
+    let (site, _) = running.site("amsterdam", &["10.1.0.0/16"], &[]).await;
+    running.policy(r#"{"Links": [["*", "tag:hub"]]}"#).await;
+    let moved = Gateway { subnets: vec!["10.2.0.0/16".parse().unwrap()], ..site };
+    running.connect(&moved).await.unwrap();
+    running.done(Request::Revoke("amsterdam".into())).await;
+    assert!(matches!(running.ask(Request::Remove("nobody".into())).await, Answer::Error(_)));
+    let running = Running::start_in(running.stop().await).await;
+    let log = audit(&running).await;
+    let us = format!("user {}", rustix::process::geteuid().as_raw());
+    let told: Vec<(&str, &str)> =
+        log.iter().map(|entry| (entry.who.as_str(), entry.what.split(" with").next().unwrap_or_default())).collect();
+    let expected = [
+        (us.as_str(), "key create"),
+        ("site amsterdam", "enrol"),
+        (&us, "policy set"),
+        ("site amsterdam", "site offers subnets"),
+        (&us, "site revoke"),
+    ];
+    assert_eq!(told, expected, "what was refused changed nothing");
+    assert_eq!(
+        (&log[3].before["Subnets"][0], &log[3].after["Subnets"][0]),
+        (&"10.1.0.0/16".into(), &"10.2.0.0/16".into())
+    );
+    assert_eq!(log[2].after["Links"][0][1], "tag:hub");
+    assert!(log.windows(2).all(|pair| pair[0].number + 1 == pair[1].number && pair[0].time <= pair[1].time));
+}

@@ -1,0 +1,258 @@
+//! A hostile stranger and a hostile member against the program itself: who is honest gets in within
+//! [`IN_TIME`], and the program's memory stays below [`MEMORY`].
+//!
+//! Each attack speaks the real protocol, from addresses of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use penstock_coordinator::admission::limits::RECONNECT_BURST;
+use penstock_proto::coordination::{CoordinatorMessage, Fingerprint, GatewayMessage, prove};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::client::{Connection, Failure, Gateway, HOST, challenge, encrypt, upgrade};
+use crate::program::{Program, enrolment_key};
+use crate::running;
+use crate::scale::enrolled;
+
+/// Within what an honest gateway is connected during a flood.
+const IN_TIME: Duration = Duration::from_secs(5);
+/// Most that the program may take of memory during a flood: 1,536 places of 50 kB, and what it is without them.
+const MEMORY: usize = 120 << 20;
+
+/// A coordinator with honest sites that enrolled, and are gone again.
+struct Target {
+    program: Program,
+    address: SocketAddr,
+    pin: Fingerprint,
+    sites: Vec<Gateway>,
+    _directory: tempfile::TempDir,
+}
+
+impl Target {
+    async fn start(sites: usize) -> Self {
+        Self::start_among(sites, 0).await
+    }
+
+    /// With so many other members, whom all are told of.
+    async fn start_among(sites: usize, members: usize) -> Self {
+        let directory = running::directory();
+        let members: Vec<Gateway> = (0..members).map(|number| Gateway::new(&format!("member-{number}"), &[])).collect();
+        if !members.is_empty() {
+            enrolled(directory.path(), &members).await;
+        }
+        let program = Program::start(directory.path());
+        let address = program.address();
+        let key = enrolment_key(directory.path(), &["--uses", &sites.to_string()]);
+        let pin = key.fingerprint().unwrap();
+        let mut enrolled = Vec::new();
+        for number in 0..sites {
+            let site = Gateway::new(&format!("s{number}"), &[]).with_key(&key);
+            connect("127.9.9.9", &site, address, pin).await.unwrap();
+            enrolled.push(Gateway { enrolment: None, ..site });
+        }
+        Self { program, address, pin, sites: enrolled, _directory: directory }
+    }
+
+    /// A site connects from there as a gateway does, trying again a second after each failure. Returns how long it
+    /// took.
+    async fn connects(&self, source: &str, site: &Gateway) -> Duration {
+        let start = Instant::now();
+        while start.elapsed() < 4 * IN_TIME {
+            let outcome = timeout(IN_TIME, connect(source, site, self.address, self.pin)).await;
+            if matches!(outcome, Ok(Ok(_))) {
+                return start.elapsed();
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        start.elapsed()
+    }
+}
+
+/// A TCP connection from that address; an error if it is not taken.
+async fn tcp(source: &str, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
+    // Who does not read holds up the coordinator, not the kernel.
+    socket.set_recv_buffer_size(16 << 10)?;
+    socket.connect(address).await
+}
+
+async fn challenged(
+    source: &str,
+    address: SocketAddr,
+    pin: Fingerprint,
+) -> Result<(Connection, penstock_proto::coordination::Challenge), Failure> {
+    let stream = tcp(source, address).await.map_err(|error| Failure::Before(error.to_string()))?;
+    challenge(upgrade(encrypt(stream, pin, 0).await?, HOST).await?).await
+}
+
+async fn connect(source: &str, site: &Gateway, address: SocketAddr, pin: Fingerprint) -> Result<Connection, Failure> {
+    let (mut connection, challenge) = challenged(source, address, pin).await?;
+    let proof = prove(&site.private, &challenge, HOST).unwrap();
+    connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+    connection.next().await?;
+    Ok(connection)
+}
+
+/// A hostile stranger: so many TCP connections from each of the addresses, silent, opened again when they end.
+fn silent(address: SocketAddr, sources: impl Iterator<Item = String>, each: usize) -> (JoinSet<()>, Arc<AtomicUsize>) {
+    let (mut tasks, open) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for source in sources {
+        for _ in 0..each {
+            let (source, open) = (source.clone(), open.clone());
+            tasks.spawn(async move {
+                loop {
+                    if let Ok(mut stream) = tcp(&source, address).await {
+                        open.fetch_add(1, Ordering::Relaxed);
+                        let _ = stream.read(&mut [0]).await;
+                        open.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+            });
+        }
+    }
+    (tasks, open)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_keep_no_gateway_out() {
+    let target = Target::start(3).await;
+    // 48 addresses of as many networks, with 32 connections each.
+    let (_attack, open) = silent(target.address, (0..48).map(|net| format!("127.2.{net}.1")), 32);
+    let full = async {
+        while open.load(Ordering::Relaxed) < 1024 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(2 * IN_TIME, full).await.expect("the attack has all places");
+    for (number, site) in target.sites.iter().enumerate() {
+        let took = target.connects(&format!("127.3.{number}.1"), site).await;
+        assert!(took < IN_TIME, "{took:?}, with {} silent connections", open.load(Ordering::Relaxed));
+    }
+    let memory = target.program.resident();
+    println!("{} silent connections: {} MB", open.load(Ordering::Relaxed), memory >> 20);
+    assert!(memory < MEMORY, "{memory}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shares_its_address_with_one_who_fails_gets_in() {
+    let target = Target::start(1).await;
+    let source = "127.4.0.1";
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut attack = JoinSet::new();
+    let failures = Arc::new(AtomicUsize::new(0));
+    for _ in 0..4 {
+        let (victim, address, pin) = (target.sites[0].key, target.address, target.pin);
+        let (stop, failures) = (stop.clone(), failures.clone());
+        attack.spawn(async move {
+            let thief = Gateway { key: victim, ..Gateway::new("x", &[]) };
+            while !stop.load(Ordering::Relaxed) {
+                if connect(source, &thief, address, pin).await.is_err() {
+                    failures.fetch_add(1, Ordering::Relaxed);
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    // More in a row than anybody is forgiven, or as many as there can be in a while.
+    let many = async {
+        while failures.load(Ordering::Relaxed) < 30 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = timeout(Duration::from_secs(4), many).await;
+    let took = target.connects(source, &target.sites[0]).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(took < IN_TIME, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_reconnects_and_never_reads_costs_little() {
+    // The map of so many is 600 kB.
+    let target = Target::start_among(1, 4000).await;
+    let before = target.program.resident();
+    let (private, key) = (target.sites[0].private.clone(), target.sites[0].key);
+    let site = Arc::new(Gateway { private, key, ..Gateway::new("s0", &[]) });
+    let mut attack = JoinSet::new();
+    for task in 0..30 {
+        let (site, address, pin) = (site.clone(), target.address, target.pin);
+        attack.spawn(async move {
+            let mut kept = Vec::new();
+            let mut taken = 0;
+            for number in 0..20 {
+                // From many addresses, so that nothing but the site itself is counted.
+                let source = format!("127.5.{task}.{}", 1 + number);
+                let Ok((mut connection, challenge)) = challenged(&source, address, pin).await else { continue };
+                let proof = prove(&site.private, &challenge, HOST).unwrap();
+                connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+                taken += 1;
+                // Kept open, and never read.
+                kept.push(connection);
+            }
+            (kept, taken)
+        });
+    }
+    let kept = attack.join_all().await;
+    let memory = target.program.resident();
+    let taken: usize = kept.iter().map(|(_, taken)| taken).sum();
+    let mut admitted = 0;
+    for mut connection in kept.into_iter().flat_map(|(kept, _)| kept) {
+        admitted += u32::from(matches!(connection.next().await, Ok(CoordinatorMessage::Registration(_))));
+    }
+    println!("{taken} proofs in a row, {admitted} admitted: {} MB before, {} MB after", before >> 20, memory >> 20);
+    assert!(memory < MEMORY, "{memory} after {before}");
+    // And some more as time passes.
+    assert!(admitted <= RECONNECT_BURST + 10, "{admitted} connections of one site");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_one_source_are_bounded_and_so_is_the_log() {
+    let target = Target::start(1).await;
+    let (address, pin) = (target.address, target.pin);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let end = Instant::now() + Duration::from_secs(3);
+    let mut attack = JoinSet::new();
+    for _ in 0..16 {
+        let begun = begun.clone();
+        attack.spawn(async move {
+            while Instant::now() < end {
+                // Complete with TLS, and then something that is refused with a line in the log.
+                let Ok((mut connection, _)) = challenged("127.6.0.1", address, pin).await else { continue };
+                begun.fetch_add(1, Ordering::Relaxed);
+                connection.say_text("{}").await;
+            }
+        });
+    }
+    let took = target.connects("127.7.0.1", &target.sites[0]).await;
+    assert!(took < IN_TIME, "{took:?}");
+    attack.join_all().await;
+    let lines = target.program.lines().iter().filter(|line| line.contains("127.6.0.1")).count();
+    println!("{} handshakes in 3 s, {lines} lines", begun.load(Ordering::Relaxed));
+    // The burst, and 50 a second.
+    assert!(begun.load(Ordering::Relaxed) <= 300);
+    assert!(lines <= 5, "{lines} lines about one source");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_changes_its_subnets_all_the_time_is_slowed() {
+    let target = Target::start(2).await;
+    let (address, pin) = (target.address, target.pin);
+    let (mut changed, start) = (0, Instant::now());
+    let (private, key) = (target.sites[0].private.clone(), target.sites[0].key);
+    for number in 0..60 {
+        let subnets = vec![format!("10.{number}.0.0/16").parse().unwrap()];
+        let site = Gateway { private: private.clone(), key, subnets, ..Gateway::new("s0", &[]) };
+        changed += usize::from(connect(&format!("127.8.{number}.1"), &site, address, pin).await.is_ok());
+    }
+    println!("{changed} changes of 60 in {:?}", start.elapsed());
+    assert!(changed <= 15, "{changed} changes");
+    assert!(target.connects("127.8.0.2", &target.sites[1]).await < IN_TIME);
+}

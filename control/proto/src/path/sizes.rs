@@ -1,0 +1,133 @@
+//! How large a peer's datagrams may be: the search of [`pmtu`](crate::pmtu) on the selected path.
+//!
+//! Each path keeps what was found on it for as long as it lives. Only the one in use is probed, and an idle one
+//! only until there is a first result.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::agent::Shared;
+use super::check::Route;
+use super::constants::{PathTimings, SIZED_ANSWER_BURST, SIZED_ANSWERS_PER_SECOND};
+use super::peer::Peer;
+use super::probe::{PROBE_LENGTH, Probe, ProbeReject, SizeCheck};
+use super::{PathEvent, SocketId};
+use crate::pmtu::{Conditions, PathMtu, Search, SizedProbe, TooBig, ceiling, header, overhead};
+use crate::relay::DATAGRAM_LIMIT;
+use crate::{Bucket, Traffic};
+
+/// Of a peer, whatever its path.
+#[derive(Default)]
+pub(crate) struct Sizes {
+    /// When data was last sent to the peer.
+    data: Option<Instant>,
+    /// The path that is being probed.
+    on: Option<Route>,
+    pub reported: Option<PathMtu>,
+    answers: Bucket,
+}
+
+impl Sizes {
+    pub fn note_traffic(&mut self, now: Instant, traffic: Traffic) {
+        if traffic.sent_data {
+            self.data = Some(now);
+        }
+    }
+
+    /// Whether the path that is probed leads to this address.
+    pub fn go_to(&self, to: SocketAddr) -> bool {
+        self.on.is_some_and(|route| route.to == to)
+    }
+
+    fn is_busy(&self, now: Instant, timings: &PathTimings) -> bool {
+        self.data.is_some_and(|at| now < at + timings.active_hold)
+    }
+}
+
+impl Peer {
+    /// Probes what is due, and tells what has changed. To be called when the path is selected.
+    pub fn settle_sizes(&mut self, now: Instant, shared: &mut Shared) {
+        let used = self.sized_route(shared);
+        let on = used.map(|(route, _)| route);
+        if self.sizes.on != on {
+            let before = std::mem::replace(&mut self.sizes.on, on).and_then(|before| self.check_mut(before));
+            before.and_then(|check| check.sizes.as_mut()).into_iter().for_each(Search::pause);
+        }
+        let Some((route, most)) = used else { return };
+        let previous = self.sizes.reported.map(|mtu| mtu.inner + overhead(route.to.ip()));
+        let busy = self.sizes.is_busy(now, &shared.config.timings);
+        let Some(check) = self.check_mut(route) else { return };
+        let conditions = Conditions { busy, round_trip: check.round_trip(), heard: check.heard };
+        let alive = check.is_alive();
+        let smallest = PROBE_LENGTH as u16 + header(route.to.ip());
+        let search = check.sizes.get_or_insert_with(|| Search::new(most, smallest, previous));
+        search.set_ceiling(now, most);
+        let due = alive.then(|| search.advance(now, &conditions, &mut shared.sized_budget, &mut shared.rng));
+        let (outer, source) = search.value();
+        for SizedProbe { transaction, size } in due.unwrap_or_default() {
+            let length = size.saturating_sub(header(route.to.ip()));
+            self.transmit(shared, route, None, &Probe::SizedPing(SizeCheck { transaction, length }));
+        }
+        let mtu = PathMtu::new(route.to.ip(), outer, source, shared.config.pinned_mtu);
+        if self.sizes.reported != Some(mtu) {
+            self.sizes.reported = Some(mtu);
+            shared.events.push_back(PathEvent::Mtu { peer: self.public_key, mtu });
+        }
+    }
+
+    /// The selected path, and the largest packet that may be tried on it; `None` if that is not known.
+    fn sized_route(&self, shared: &Shared) -> Option<(Route, u16)> {
+        let route = self.selected?;
+        let to = route.to.ip();
+        let link = shared.links.mtu(to)?.min(DATAGRAM_LIMIT as u16 + header(to));
+        Some((route, ceiling(to, link, shared.config.pinned_mtu)))
+    }
+
+    pub fn sizes_deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
+        let check = self.check(self.sized_route(shared)?.0).filter(|check| check.is_alive())?;
+        let busy = self.sizes.is_busy(now, &shared.config.timings);
+        let conditions = Conditions { busy, round_trip: check.round_trip(), heard: check.heard };
+        check.sizes.as_ref()?.deadline(now, &conditions)
+    }
+
+    pub fn handle_sized_ping(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared,
+        socket: SocketId,
+        from: SocketAddr,
+        ping: SizeCheck,
+    ) -> Result<(), ProbeReject> {
+        if usize::from(ping.length) > shared.receive_limit {
+            return Err(ProbeReject::Length);
+        }
+        self.remember(ping.transaction)?;
+        let cost = Duration::from_secs(1) / SIZED_ANSWERS_PER_SECOND;
+        if self.sizes.answers.take(now, cost, cost * SIZED_ANSWER_BURST) && shared.budget.urgent(now) {
+            self.transmit(shared, Route { socket, to: from }, None, &Probe::SizedPong(ping));
+        }
+        Ok(())
+    }
+
+    pub fn handle_sized_pong(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        from: SocketAddr,
+        pong: SizeCheck,
+    ) -> Result<(), ProbeReject> {
+        let answer = SizedProbe { transaction: pong.transaction, size: pong.length.saturating_add(header(from.ip())) };
+        let check = self.check_mut(Route { socket, to: from });
+        let answered =
+            check.and_then(|check| check.sizes.as_mut()).is_some_and(|search| search.handle_answer(now, answer));
+        if answered { Ok(()) } else { Err(ProbeReject::Unasked) }
+    }
+
+    /// A router speaks of a datagram of ours; `proven` if only who has seen the peers' data can.
+    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, proven: bool) {
+        let check = self.sizes.on.and_then(|route| self.check_mut(route));
+        if let Some(search) = check.and_then(|check| check.sizes.as_mut()) {
+            search.handle_hint(now, told.mtu, proven);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What a gateway must not forget of what it was shown.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::statement::{Contents, LeaseCertificate, Revocations, Serial};
+use super::{AuthorityKey, Document, LeaseLength, UnixTime};
+use crate::coordination::SiteKey;
+
+/// A verifier's memory, which the caller keeps in a file that nobody else can write or forge, as it keeps
+/// the cached map. Documents in it were verified when they came, and are not verified again.
+///
+/// It must be on the disk before the gateway acts on what was learnt, and again every few minutes: the hours
+/// that the gateway has run since are given to every lease anew when it restarts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct State {
+    /// The key that was pinned.
+    pub(super) root: AuthorityKey,
+    /// The key that stands for the overlay by now.
+    pub(super) authority: AuthorityKey,
+    /// The keys in between, oldest first.
+    pub(super) past: Vec<AuthorityKey>,
+    /// All lists that were seen, merged.
+    pub(super) revocations: Revocations,
+    pub(super) certificate: Option<Document>,
+    /// Of each site and relay the latest statement.
+    pub(super) subjects: BTreeMap<SiteKey, Subject>,
+    /// For how long the gateway has run, in seconds, all its processes together.
+    pub(super) running: u64,
+    /// A date that has passed.
+    pub(super) date: UnixTime,
+    /// The value of `running` at that date.
+    pub(super) dated: u64,
+}
+
+/// The latest statement about a site or relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(super) struct Subject {
+    pub statement: Document,
+    pub lease: Option<HeldLease>,
+}
+
+/// A lease, and when it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(super) struct HeldLease {
+    pub serial: Serial,
+    pub length: LeaseLength,
+    /// The value of [`State::running`] then.
+    pub since: u64,
+}
+
+impl State {
+    /// Of a gateway that knows nothing but the key it has pinned.
+    #[must_use]
+    pub fn new(authority: AuthorityKey) -> Self {
+        Self {
+            root: authority,
+            authority,
+            past: Vec::new(),
+            revocations: Revocations::default(),
+            certificate: None,
+            subjects: BTreeMap::new(),
+            running: 0,
+            date: UnixTime(0),
+            dated: 0,
+        }
+    }
+
+    /// The key that was pinned: a state of another pin must be dropped.
+    #[must_use]
+    pub fn root(&self) -> AuthorityKey {
+        self.root
+    }
+
+    /// The key that stands for the overlay by now.
+    #[must_use]
+    pub fn authority(&self) -> AuthorityKey {
+        self.authority
+    }
+
+    pub(super) fn certificate(&self) -> Option<&LeaseCertificate> {
+        match self.certificate.as_ref()?.contents() {
+            Contents::LeaseCertificate(certificate) => Some(certificate),
+            _ => None,
+        }
+    }
+
+    /// A date that has certainly passed.
+    pub(super) fn date(&self) -> UnixTime {
+        UnixTime(self.date.0.saturating_add(self.running.saturating_sub(self.dated)))
+    }
+}

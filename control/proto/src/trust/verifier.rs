@@ -1,0 +1,413 @@
+//! What a gateway believes of a coordinator: [`learn`](Verifier::learn) takes in signed documents,
+//! [`admit`](Verifier::admit) says which peers of a map they allow.
+//!
+//! The dates in statements are compared with two clocks, neither of which is trusted alone. A statement
+//! *begins* when the gateway's wall clock says so. It *ends* when a date has certainly passed: one that both
+//! the coordinator, in a lease, and the gateway's own clock have reached, plus the time that the gateway
+//! has run since. Leases are counted in running time only. So a wrong clock ends nothing, and neither does
+//! a coordinator that lies about the date.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::ownership::{OwnershipReason, attribute};
+use super::publication::{DocumentRefusal, ROLLOVERS_LIMIT, SUBJECTS_LIMIT};
+use super::state::{HeldLease, State, Subject};
+use super::statement::{
+    Contents, Lease, LeaseCertificate, RelayStatement, Revocations, Rollover, Serial, SiteGrant, SiteStatement,
+};
+use super::{Document, Now, UnixTime, Validity};
+use crate::coordination::{Name, Peer, SiteKey};
+
+/// Judges what a coordinator says by what the authority has signed.
+#[derive(Debug)]
+pub struct Verifier {
+    own: SiteKey,
+    state: State,
+    /// Until when `state.running` is counted, and what was less than a second.
+    counted: Instant,
+    rest: Duration,
+}
+
+/// What became of documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learnt {
+    /// Whether the state must be stored, and the map judged anew.
+    pub changed: bool,
+    /// What was not taken, which an honest coordinator does not send.
+    pub refused: Vec<DocumentRefusal>,
+}
+
+/// What is believed of a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// The peers, with what may be routed to each, unless [`judge`](super::judge) refuses it.
+    pub peers: BTreeMap<SiteKey, AdmittedPeer>,
+    /// Who is not believed to be a site, and why. What was routed to them stays blocked.
+    pub refused: BTreeMap<SiteKey, PeerReason>,
+    /// What a peer may not have, and why.
+    pub prefixes: Vec<(SiteKey, IpNet, OwnershipReason)>,
+}
+
+/// A peer that the authority vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmittedPeer {
+    /// The name that the authority gives it, whatever the map says.
+    pub name: Name,
+    /// Its virtual address, and its announced subnets, in order.
+    pub prefixes: Vec<IpNet>,
+    /// How long it stays so without the coordinator.
+    pub lease: LeaseStanding,
+}
+
+/// How far a lease has run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseStanding {
+    /// It does not end.
+    Never,
+    /// Less than half of it has.
+    Fresh {
+        /// What is left.
+        left: Duration,
+    },
+    /// Half of it has: time for a warning.
+    Half {
+        /// What is left.
+        left: Duration,
+    },
+}
+
+/// Why a peer or relay of a map is not believed: a sentence for the gateway's administrator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerReason {
+    /// It is the gateway that asks.
+    #[error("it is this gateway itself")]
+    Itself,
+    /// This gateway's own statement is missing or not valid, so nothing tells how old the rest may be.
+    #[error("the coordinator shows no valid statement of this gateway itself")]
+    Own,
+    /// There is no statement, or it was revoked.
+    #[error("the overlay's authority has not signed that it belongs to the overlay, or has revoked it")]
+    Unstated,
+    /// The statement is of a relay where a site is wanted, or the other way round.
+    #[error("the overlay's authority has signed that it is something else")]
+    OtherKind,
+    /// A list of revocations is missing.
+    #[error("the coordinator keeps back revocations: list {needed} is needed, the latest here is {known}")]
+    Revocations {
+        /// What the statement refers to.
+        needed: Serial,
+        /// What is known.
+        known: Serial,
+    },
+    /// It is not a site yet.
+    #[error("it does not belong to the overlay yet")]
+    NotYet,
+    /// It is not a site any more.
+    #[error("its time in the overlay is over")]
+    Ended,
+    /// The coordinator gave no lease.
+    #[error("the coordinator does not keep its statement alive")]
+    Unleased,
+    /// The lease has run out.
+    #[error("the coordinator has not renewed its lease in time")]
+    LeaseEnded,
+}
+
+impl Verifier {
+    /// Goes on by what was stored, or by [`State::new`] and the key from the profile. `own` is this
+    /// gateway's public key.
+    #[must_use]
+    pub fn new(now: Instant, own: SiteKey, state: State) -> Self {
+        Self { own, state, counted: now, rest: Duration::ZERO }
+    }
+
+    /// What must be stored. It changes by [`learn`](Self::learn) and by the passing of time.
+    pub fn state(&mut self, now: Instant) -> &State {
+        self.count(now);
+        &self.state
+    }
+
+    /// Takes documents in, in any order but of rollovers, the oldest of which comes first. Those that are
+    /// known cost next to nothing; each new one costs a verification, a twentieth of a millisecond.
+    pub fn learn<'a>(&mut self, now: Now, documents: impl IntoIterator<Item = &'a Document>) -> Learnt {
+        self.count(now.instant);
+        let mut documents: Vec<&Document> = documents.into_iter().collect();
+        documents.sort_by_key(|document| rank(document.contents()));
+        let mut learnt = Learnt::default();
+        for document in documents {
+            match self.learn_one(now, document) {
+                Ok(changed) => learnt.changed |= changed,
+                Err(refusal) => learnt.refused.push(refusal),
+            }
+        }
+        learnt
+    }
+
+    /// Says which peers of a map are sites of the overlay, and which of the announced prefixes are theirs.
+    pub fn admit(&mut self, now: Now, peers: &BTreeMap<SiteKey, Peer>) -> Admission {
+        self.count(now.instant);
+        let mut admission = Admission::default();
+        let (mut stated, mut announced) = (Vec::new(), Vec::new());
+        let own = self.site(now, &self.own).map_err(|_| PeerReason::Own);
+        for (key, peer) in peers {
+            let verdict = match *key == self.own {
+                true => Err(PeerReason::Itself),
+                false => own.and_then(|_| self.peer(now, key)),
+            };
+            match verdict {
+                Ok((grant, lease)) => {
+                    let own_address = IpNet::from(std::net::IpAddr::from(grant.virtual_address));
+                    let address = IpNet::from(std::net::IpAddr::from(peer.virtual_address));
+                    stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, *key)));
+                    announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, *key)));
+                    let admitted = AdmittedPeer { name: grant.name.clone(), prefixes: Vec::new(), lease };
+                    admission.peers.insert(*key, admitted);
+                }
+                Err(reason) => drop(admission.refused.insert(*key, reason)),
+            }
+        }
+        for (prefix, key, verdict) in attribute(stated, announced) {
+            match (verdict, admission.peers.get_mut(&key)) {
+                (Ok(()), Some(peer)) => peer.prefixes.push(prefix),
+                (Err(reason), _) => admission.prefixes.push((key, prefix, reason)),
+                (Ok(()), None) => {}
+            }
+        }
+        admission
+    }
+
+    /// Whether a key is that of a relay of the overlay. Relays carry nothing in the clear and need no lease.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn admit_relay(&mut self, now: Now, key: &SiteKey) -> Result<&Name, PeerReason> {
+        self.count(now.instant);
+        self.site(now, &self.own).map_err(|_| PeerReason::Own)?;
+        match self.state.subjects.get(key).map(|subject| subject.statement.contents()) {
+            Some(Contents::Relay(RelayStatement { revocations, name, validity, .. })) => {
+                self.holds(now, *revocations, validity).map(|()| name)
+            }
+            Some(_) => Err(PeerReason::OtherKind),
+            None => Err(PeerReason::Unstated),
+        }
+    }
+
+    /// In how long [`admit`](Self::admit) may say something else without anything having been learnt: a
+    /// lease is at its half or end, or a statement begins or ends.
+    #[must_use]
+    pub fn next_change(&self, now: Now) -> Option<Duration> {
+        let running = self.running(now.instant);
+        let leases = self.state.subjects.values().filter_map(|subject| subject.lease).filter_map(|lease| {
+            let (since, length) = (Duration::from_secs(lease.since), self.length(&lease)?);
+            let ahead = |at: Duration| at.checked_sub(running).filter(|left| !left.is_zero());
+            ahead(since + length / 2).or_else(|| ahead(since + length))
+        });
+        let seconds = |at: UnixTime, now: UnixTime| at.0.checked_sub(now.0).filter(|left| *left > 0);
+        let dates = self.state.subjects.values().filter_map(|subject| {
+            let validity = validity(subject.statement.contents())?;
+            let from = validity.from().and_then(|from| seconds(from, now.wall.max(self.state.date())));
+            let until = validity.until().and_then(|until| seconds(until, self.state.date()));
+            from.into_iter().chain(until).min().map(Duration::from_secs)
+        });
+        leases.chain(dates).min()
+    }
+
+    /// The signature is verified last: what would change nothing is refused without the work.
+    fn learn_one(&mut self, now: Now, document: &Document) -> Result<bool, DocumentRefusal> {
+        match document.contents() {
+            Contents::Rollover(rollover) => self.learn_rollover(document, *rollover),
+            Contents::Revocations(list) => self.learn_revocations(document, list),
+            Contents::LeaseCertificate(certificate) => self.learn_certificate(document, certificate),
+            Contents::Site(SiteStatement { serial, grant: SiteGrant { public_key: subject, .. }, .. })
+            | Contents::Relay(RelayStatement { serial, public_key: subject, .. }) => {
+                self.learn_statement(document, *serial, *subject)
+            }
+            Contents::Lease(lease) => self.learn_lease(now, document, lease),
+        }
+    }
+
+    fn learn_rollover(&mut self, document: &Document, rollover: Rollover) -> Result<bool, DocumentRefusal> {
+        // A coordinator tells all of them to everybody.
+        if self.state.past.contains(&rollover.from) {
+            return Ok(false);
+        }
+        if rollover.from != self.state.authority {
+            return Err(DocumentRefusal::Signature);
+        }
+        self.verify(document)?;
+        if self.state.past.contains(&rollover.to) || rollover.to == rollover.from {
+            return Err(DocumentRefusal::Old);
+        }
+        if self.state.past.len() == ROLLOVERS_LIMIT {
+            return Err(DocumentRefusal::TooMany);
+        }
+        self.state.past.push(rollover.from);
+        self.state.authority = rollover.to;
+        // What the old key signed is void, so nothing of it can come back, and its serials have no meaning.
+        self.state.revocations = Revocations::default();
+        self.state.certificate = None;
+        self.state.subjects.clear();
+        Ok(true)
+    }
+
+    fn learn_revocations(&mut self, document: &Document, list: &Revocations) -> Result<bool, DocumentRefusal> {
+        let known = self.state.revocations.serial;
+        if list.serial == known {
+            return Ok(false);
+        }
+        if list.serial < known {
+            return Err(DocumentRefusal::Old);
+        }
+        self.verify(document)?;
+        self.state.revocations.merge(list);
+        let void = &self.state.revocations;
+        self.state.subjects.retain(|key, subject| !void.void(key, subject.statement.contents().serial()));
+        Ok(true)
+    }
+
+    fn learn_certificate(
+        &mut self,
+        document: &Document,
+        certificate: &LeaseCertificate,
+    ) -> Result<bool, DocumentRefusal> {
+        if self.state.certificate.as_ref() == Some(document) {
+            return Ok(false);
+        }
+        let known = self.state.certificate();
+        if known.is_some_and(|known| certificate.serial <= known.serial) {
+            return Err(DocumentRefusal::Old);
+        }
+        self.verify(document)?;
+        if known.is_some_and(|known| certificate.key != known.key) {
+            self.state.subjects.values_mut().for_each(|subject| subject.lease = None);
+        }
+        self.state.certificate = Some(document.clone());
+        Ok(true)
+    }
+
+    fn learn_statement(
+        &mut self,
+        document: &Document,
+        serial: Serial,
+        subject: SiteKey,
+    ) -> Result<bool, DocumentRefusal> {
+        let known = self.state.subjects.get(&subject);
+        if known.is_some_and(|known| known.statement == *document) {
+            return Ok(false);
+        }
+        if self.state.revocations.void(&subject, serial) {
+            return Err(DocumentRefusal::Revoked(subject));
+        }
+        if known.is_some_and(|known| serial <= known.statement.contents().serial()) {
+            return Err(DocumentRefusal::Old);
+        }
+        if known.is_none() && self.state.subjects.len() >= SUBJECTS_LIMIT {
+            return Err(DocumentRefusal::TooMany);
+        }
+        self.verify(document)?;
+        let lease = known.and_then(|known| known.lease);
+        self.state.subjects.insert(subject, Subject { statement: document.clone(), lease });
+        Ok(true)
+    }
+
+    fn learn_lease(&mut self, now: Now, document: &Document, lease: &Lease) -> Result<bool, DocumentRefusal> {
+        let certificate = self.state.certificate().ok_or(DocumentRefusal::Uncertified)?;
+        let known = self.state.subjects.get(&lease.site).ok_or(DocumentRefusal::Unstated(lease.site))?;
+        if known.lease.is_some_and(|known| known.serial == lease.serial) {
+            return Ok(false);
+        }
+        if known.lease.is_some_and(|known| known.serial > lease.serial) {
+            return Err(DocumentRefusal::Old);
+        }
+        if !document.is_leased_by(&certificate.key) {
+            return Err(DocumentRefusal::Signature);
+        }
+        let date = lease.issued.min(now.wall);
+        if date > self.state.date() {
+            (self.state.date, self.state.dated) = (date, self.state.running);
+        }
+        let since = self.state.running;
+        if let Some(subject) = self.state.subjects.get_mut(&lease.site) {
+            subject.lease = Some(HeldLease { serial: lease.serial, length: lease.length, since });
+        }
+        Ok(true)
+    }
+
+    fn verify(&self, document: &Document) -> Result<(), DocumentRefusal> {
+        if document.is_signed_by(&self.state.authority) { Ok(()) } else { Err(DocumentRefusal::Signature) }
+    }
+
+    fn peer(&self, now: Now, key: &SiteKey) -> Result<(&SiteGrant, LeaseStanding), PeerReason> {
+        let grant = self.site(now, key)?;
+        let lease = self.state.subjects.get(key).and_then(|subject| subject.lease).ok_or(PeerReason::Unleased)?;
+        Ok((grant, self.standing(now.instant, &lease)?))
+    }
+
+    /// What is stated of a site at this time, leases apart.
+    fn site(&self, now: Now, key: &SiteKey) -> Result<&SiteGrant, PeerReason> {
+        let subject = self.state.subjects.get(key).ok_or(PeerReason::Unstated)?;
+        let Contents::Site(statement) = subject.statement.contents() else { return Err(PeerReason::OtherKind) };
+        self.holds(now, statement.revocations, &statement.grant.validity)?;
+        Ok(&statement.grant)
+    }
+
+    fn holds(&self, now: Now, needed: Serial, validity: &Validity) -> Result<(), PeerReason> {
+        let (known, date) = (self.state.revocations.serial, self.state.date());
+        if needed > known {
+            return Err(PeerReason::Revocations { needed, known });
+        }
+        if validity.from().is_some_and(|from| from > now.wall.max(date)) {
+            return Err(PeerReason::NotYet);
+        }
+        match validity.until() {
+            Some(until) if until <= date => Err(PeerReason::Ended),
+            _ => Ok(()),
+        }
+    }
+
+    fn standing(&self, now: Instant, lease: &HeldLease) -> Result<LeaseStanding, PeerReason> {
+        let Some(length) = self.length(lease) else { return Ok(LeaseStanding::Never) };
+        let gone = self.running(now).saturating_sub(Duration::from_secs(lease.since));
+        let left = length.checked_sub(gone).filter(|left| !left.is_zero()).ok_or(PeerReason::LeaseEnded)?;
+        Ok(if gone < length / 2 { LeaseStanding::Fresh { left } } else { LeaseStanding::Half { left } })
+    }
+
+    /// The authority limits what a coordinator may promise.
+    fn length(&self, lease: &HeldLease) -> Option<Duration> {
+        let longest = self.state.certificate().map_or(lease.length, |certificate| certificate.longest);
+        lease.length.min(longest).duration()
+    }
+
+    fn running(&self, now: Instant) -> Duration {
+        Duration::from_secs(self.state.running) + self.rest + now.saturating_duration_since(self.counted)
+    }
+
+    fn count(&mut self, now: Instant) {
+        let running = self.running(now);
+        self.state.running = running.as_secs();
+        self.rest = Duration::from_nanos(running.subsec_nanos().into());
+        self.counted = self.counted.max(now);
+    }
+}
+
+/// What must be known before the rest comes first.
+fn rank(contents: &Contents) -> u8 {
+    match contents {
+        Contents::Rollover(_) => 0,
+        Contents::Revocations(_) => 1,
+        Contents::LeaseCertificate(_) => 2,
+        Contents::Site(_) | Contents::Relay(_) => 3,
+        Contents::Lease(_) => 4,
+    }
+}
+
+fn validity(contents: &Contents) -> Option<&Validity> {
+    match contents {
+        Contents::Site(statement) => Some(&statement.grant.validity),
+        Contents::Relay(statement) => Some(&statement.validity),
+        _ => None,
+    }
+}

@@ -1,0 +1,69 @@
+//! `release` and `guard`: the remote prefixes that are blocked wherever they do not lead into the tunnel.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+
+use super::Gateway;
+use crate::control_socket::{self, Answer, Command, Release, Released};
+use crate::gateway;
+use crate::profile::{Environment, Profile};
+
+/// `release`: by the running gateway, or in its place.
+pub(super) fn release(path: &Path, prefixes: Vec<IpNet>, all: bool) -> Result<()> {
+    let what = if all { Release::All } else { Release::Prefixes(prefixes) };
+    let gateway = Gateway::of(path)?;
+    let released = if gateway.is_running() {
+        match gateway.ask(Command::Release(what))? {
+            Answer::Released(released) => released,
+            _ => bail!("{} answered another question", gateway.name),
+        }
+    } else {
+        let profile = Profile::load(path, &Environment::of_process())?;
+        let _lock = control_socket::lock(&profile.name)?;
+        gateway::release(&profile, &what)?
+    };
+    tell(&released)
+}
+
+fn tell(released: &Released) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    for prefix in &released.released {
+        writeln!(stdout, "{prefix} is no longer blocked")?;
+    }
+    if !released.in_use.is_empty() {
+        bail!("{} still lead to peers: remove them there first", join(&released.in_use));
+    }
+    if !released.unknown.is_empty() {
+        bail!("{} are not guarded", join(&released.unknown));
+    }
+    if released.released.is_empty() {
+        writeln!(stdout, "nothing was blocked")?;
+    }
+    Ok(())
+}
+
+/// `guard`: blocks what the profile and the guard's file name, as at boot.
+pub(super) fn guard(path: &Path) -> Result<()> {
+    let profile = Profile::load(path, &Environment::of_process())?;
+    if Gateway::of(path)?.is_running() {
+        // It guards by itself.
+        return Ok(());
+    }
+    gateway::guard(&profile)
+}
+
+/// What is still blocked by a gateway that does not run, as a sentence; empty if nothing is.
+pub(super) fn blocked(path: &Path) -> String {
+    let Ok(profile) = Profile::load(path, &Environment::of_process()) else { return String::new() };
+    match gateway::guarded(&profile).unwrap_or_default().as_slice() {
+        [] => String::new(),
+        prefixes => format!("; blocked until `penstock release`: {}", join(prefixes)),
+    }
+}
+
+fn join(prefixes: &[IpNet]) -> String {
+    prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,58 @@
+//! What this site is called, and what is its own.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::key::PrivateKey;
+use crate::profile::{LocalPort, Name, Profile};
+
+/// This site.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The gateway's name, which is its tun device's too.
+    pub name: Name,
+    /// Whose sessions it has.
+    pub private_key: PrivateKey,
+    /// Whether the profile gives the UDP port.
+    pub pinned: bool,
+    /// The gateway's own addresses in the tunnel.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Whether they are the profile's; else the coordinator gives one.
+    pub own_address: bool,
+    /// The WAN interface.
+    pub wan: String,
+    /// The LAN interfaces.
+    pub lan: BTreeSet<String>,
+    /// This site's subnets.
+    pub subnets: BTreeSet<IpNet>,
+    /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
+    pub accept: Option<Vec<IpNet>>,
+    /// Whether packets from the tunnel may leave for other networks than this site's.
+    pub transit: bool,
+    /// The routing table of the tunnel.
+    pub table: u32,
+    /// The mark of outer traffic.
+    pub mark: u32,
+}
+
+impl Site {
+    /// The site of this profile.
+    pub fn of(profile: &Profile) -> Self {
+        Self {
+            name: profile.name.clone(),
+            private_key: profile.private_key.clone(),
+            pinned: profile.local_port != LocalPort::Random,
+            virtual_addresses: profile.virtual_addresses.clone(),
+            own_address: !profile.virtual_addresses.is_empty(),
+            wan: profile.wan.interface.clone(),
+            lan: profile.lan.interfaces.iter().cloned().collect(),
+            subnets: profile.lan.subnets.iter().copied().collect(),
+            accept: profile.accept.clone(),
+            transit: profile.transit,
+            table: profile.table,
+            mark: profile.mark,
+        }
+    }
+}

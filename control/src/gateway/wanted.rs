@@ -1,0 +1,111 @@
+//! What should be, computed from the parts of the gateway: the kernel's state, what a map may contain, and where this
+//! gateway is found.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use penstock_proto::trust::{Server, Surroundings};
+
+use super::overlay::{DefaultRoutes, Overlay};
+use super::peers::Peers;
+use super::plane::Plane;
+use super::site::Site;
+use crate::ground::{Guard, Network, PROTOCOL, Tun, Wanted};
+
+/// The guard and nothing else: at boot, before a start, after a stop.
+pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
+    Wanted {
+        name: site.name.clone(),
+        table: site.table,
+        mark: site.mark,
+        tun: None,
+        tunnelled: Default::default(),
+        guarded: guard.prefixes(),
+        outer: Default::default(),
+        wan: site.wan.clone(),
+        lan: site.lan.clone(),
+        local: site.subnets.clone(),
+        local_port: None,
+        transit: site.transit,
+        forward: false,
+    }
+}
+
+/// Everything, while the gateway runs.
+pub fn wanted(
+    site: &Site,
+    peers: &Peers,
+    overlay: Option<&Overlay>,
+    guard: &Guard,
+    plane: &Plane,
+    network: &Network,
+) -> Wanted {
+    let servers = overlay.into_iter().flat_map(Overlay::servers).map(|(address, _)| address);
+    let endpoints = peers.iter().filter_map(|peer| peer.endpoint).map(|endpoint| endpoint.ip());
+    let mut guarded = guard.prefixes();
+    // What no peer has any more, but lies inside what one has, goes to that one.
+    guarded.retain(|prefix| peers.owner(prefix).is_some() || !peers.is_remote(*prefix));
+    Wanted {
+        tun: plane.tun().map(|index| tun(site, plane, network, index)),
+        tunnelled: peers.remote(),
+        guarded,
+        outer: servers.chain(endpoints).collect(),
+        local_port: Some(plane.local_port()),
+        forward: true,
+        ..guard_only(site, guard)
+    }
+}
+
+/// The tun device with the addresses that the gateway's own connections begin from: its own in the tunnel, else the
+/// LAN's.
+fn tun(site: &Site, plane: &Plane, network: &Network, index: u32) -> Tun {
+    let lan = plane.drives().lan_indices();
+    let own = |v4: bool| site.virtual_addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+    Tun {
+        index,
+        mtu: Some(u32::from(plane.tunnel_mtu())),
+        addresses: site.virtual_addresses.iter().copied().collect(),
+        source_v4: own(true).or_else(|| network.speaker_v4(&lan).map(IpAddr::V4)),
+        source_v6: own(false).or_else(|| network.speaker_v6(&lan).map(IpAddr::V6)),
+    }
+}
+
+/// What a map is judged by: the networks of this site, what its profile accepts, and what must stay outside.
+pub fn surroundings(site: &Site, peers: &Peers, overlay: &Overlay, network: &Network) -> Surroundings {
+    let endpoints = peers.iter().filter_map(|peer| peer.endpoint).map(|at| (at.ip(), Server::Endpoint));
+    Surroundings::new(own_networks(site, network), site.accept.clone(), overlay.servers().chain(endpoints))
+}
+
+/// The networks that this gateway is connected to other than by the tunnel, and the site's subnets.
+fn own_networks(site: &Site, network: &Network) -> Vec<IpNet> {
+    let connected = network.interfaces.values().filter(|i| i.name != site.name.as_str()).flat_map(|interface| {
+        network.addresses_of(interface.index).filter(|address| address.global).map(|address| address.network())
+    });
+    let own = site.virtual_addresses.iter().map(|address| IpNet::from(*address));
+    connected.chain(site.subnets.iter().copied()).chain(own).collect()
+}
+
+/// The addresses at which a peer might reach us, those of all interfaces that are neither the tunnel's nor the LAN's;
+/// and the IPv4 router of the WAN, which may map ports, with our address towards it.
+pub fn place(site: &Site, plane: &Plane, network: &Network) -> (Vec<IpAddr>, Option<(IpAddr, IpAddr)>) {
+    let outside = |interface: u32| {
+        network
+            .interface(interface)
+            .is_some_and(|i| i.up && i.name != "lo" && i.name != site.name.as_str() && !site.lan.contains(&i.name))
+    };
+    let usable = network.addresses.iter().filter(|address| address.global && outside(address.interface));
+    let hosts = usable.map(|address| address.address).collect();
+    let router = plane.drives().wan.index().and_then(|wan| {
+        let default = network.routes().filter(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan));
+        let router = default.filter_map(|route| route.gateway).find(IpAddr::is_ipv4)?;
+        let local = network.addresses_of(wan).map(|address| address.address).find(IpAddr::is_ipv4)?;
+        Some((router, local))
+    });
+    (hosts, router)
+}
+
+/// The ways out, for whoever has to know that they are others.
+pub fn default_routes(network: &Network) -> DefaultRoutes {
+    let default = network.routes().filter(|r| r.destination.prefix_len() == 0 && r.protocol != PROTOCOL);
+    default.map(|route| (route.interface, route.gateway)).collect()
+}

@@ -1,0 +1,180 @@
+//! The packet filter: the guard's third layer, in a table of the gateway's own.
+//!
+//! ```text
+//!   forward      from LAN or tun, to a guarded prefix, by another interface          drop
+//!   forward      from the tun device by anything but it or a LAN, without transit   drop
+//!   forward      from another interface, in the name of a guarded prefix             drop
+//!   input        the same, but for the tunnel's own packets and neighbour discovery  drop
+//!   prerouting   the tunnel's own packets get the mark, where an outer address is guarded,
+//!                so that a strict reverse path filter takes them
+//! ```
+//! Prefixes are elements of interval sets, so a packet costs one look-up however many there are. A default
+//! route is in the outward set only: as a source it would refuse everything.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use ipnet::IpNet;
+
+use crate::netlink::FILTER_PREFIX;
+use crate::profile::Name;
+
+/// What the packet filter of a gateway does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// The gateway's name, which is its tun device's too.
+    pub name: Name,
+    /// The interfaces between which guarded prefixes may travel: the tun device, the LAN's, and the tun devices
+    /// of other gateways.
+    pub inside: BTreeSet<String>,
+    /// Whether packets from the tunnel may leave by these interfaces only.
+    pub confined: bool,
+    /// Destinations that leave by the tun device or a LAN only, none inside another.
+    pub outward: BTreeSet<IpNet>,
+    /// Sources that come in by the tun device or a LAN only, none inside another.
+    pub inward: BTreeSet<IpNet>,
+    /// The tunnel's port, to which outer packets come even in the name of a guarded prefix.
+    pub local_port: Option<u16>,
+    /// The mark that incoming outer packets get; `None` where no outer address is guarded.
+    pub mark: Option<u32>,
+}
+
+impl Filter {
+    /// The commands for `nft -f`, which make it so in one step whatever was there.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let table = table(&self.name);
+        let inside = quoted(self.inside.iter());
+        let trusted = quoted(self.inside.iter().chain(&["lo".to_owned()]));
+        let mut text = String::new();
+        // Made first, so that there is one to delete.
+        let _ = writeln!(text, "table inet {table} {{\n}}\ndelete table inet {table}\ntable inet {table} {{");
+        for (set, prefixes) in [("outward", &self.outward), ("inward", &self.inward)] {
+            for (version, kind, v4) in [("4", "ipv4_addr", true), ("6", "ipv6_addr", false)] {
+                let elements: Vec<String> =
+                    prefixes.iter().filter(|p| p.addr().is_ipv4() == v4).map(ToString::to_string).collect();
+                let _ = writeln!(text, " set {set}{version} {{\n  type {kind}\n  flags interval");
+                if !elements.is_empty() {
+                    let _ = writeln!(text, "  elements = {{ {} }}", elements.join(", "));
+                }
+                text.push_str(" }\n");
+            }
+        }
+        let outward = format!("iifname {{ {inside} }} oifname != {{ {inside} }}");
+        let inward = format!("iifname != {{ {trusted} }}");
+        let from_tunnel = match self.confined {
+            true => format!("iifname \"{}\" oifname != {{ {inside} }} drop\n  ", self.name),
+            false => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            " chain forward {{\n  type filter hook forward priority filter; policy accept;\n  \
+             {outward} ip daddr @outward4 drop\n  {outward} ip6 daddr @outward6 drop\n  {from_tunnel}\
+             {inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
+        );
+        let _ = writeln!(text, " chain input {{\n  type filter hook input priority filter; policy accept;");
+        if let Some(port) = self.local_port {
+            let _ = writeln!(text, "  udp dport {port} accept");
+        }
+        if let Some(mark) = self.mark {
+            let _ = writeln!(text, "  ct mark {mark} accept");
+        }
+        let _ = writeln!(
+            text,
+            "  icmpv6 type {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept\n  \
+             {inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
+        );
+        if let Some(mark) = self.mark {
+            let _ = writeln!(text, " chain restore {{\n  type filter hook prerouting priority mangle; policy accept;");
+            if let Some(port) = self.local_port {
+                let _ = writeln!(text, "  {inward} udp dport {port} meta mark set {mark}");
+            }
+            let _ = writeln!(
+                text,
+                "  {inward} ct mark {mark} meta mark set {mark}\n }}\n chain remember {{\n  \
+                 type filter hook postrouting priority mangle; policy accept;\n  \
+                 meta mark {mark} ct mark set {mark}\n }}"
+            );
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    /// Makes it so.
+    ///
+    /// # Errors
+    /// There is no nft, or it refuses; the sentence says what it said.
+    pub(super) fn install(&self) -> io::Result<()> {
+        // What these mean to nft is not what they mean to the kernel.
+        if let Some(name) = self.inside.iter().find(|name| name.contains(['"', '\\', '*'])) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nft cannot name the interface {name}")));
+        }
+        run(&["-f", "-"], &self.script()).map(drop)
+    }
+}
+
+/// Removes the filter of the gateway of this name, if it is there.
+///
+/// # Errors
+/// There is no nft, or it refuses.
+pub(super) fn remove(name: &Name) -> io::Result<()> {
+    let table = table(name);
+    run(&["-f", "-"], &format!("table inet {table} {{\n}}\ndelete table inet {table}\n")).map(drop)
+}
+
+/// How nft prints the filter of the gateway of this name, without what differs from one time to the next;
+/// `None` if it is not there.
+///
+/// # Errors
+/// There is no nft, or what it says is not understood.
+pub(super) fn print(name: &Name) -> io::Result<Option<serde_json::Value>> {
+    let table = table(name);
+    let text = match run(&["-j", "list", "table", "inet", &table], "") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(e),
+        Err(_) => return Ok(None),
+        Ok(text) => text,
+    };
+    let mut printed: serde_json::Value = serde_json::from_slice(&text)?;
+    forget_handles(&mut printed);
+    Ok(Some(printed))
+}
+
+/// Handles count up with every change, and say nothing.
+fn forget_handles(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.remove("handle");
+            fields.remove("metainfo");
+            fields.values_mut().for_each(forget_handles);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(forget_handles),
+        _ => {}
+    }
+}
+
+fn run(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| io::Error::new(e.kind(), format!("nft cannot be run: {e}")))?;
+    // nft reads all of its input before it says anything, so neither side waits for the other.
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let first = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gives no reason").trim();
+    Err(io::Error::other(format!("nft: {first}")))
+}
+
+fn table(name: &Name) -> String {
+    format!("{FILTER_PREFIX}{name}")
+}
+
+fn quoted<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,158 @@
+//! What the kernel's network stack must hold for the tunnel, against what it holds.
+//!
+//! [`Wanted`] says what should be, [`Network`] and a few settings say what is; [`plan`] compares them and
+//! yields operations, which a [`Kernel`] carries out. This is done again whenever either side changes or an
+//! operation has failed, so nothing is believed to hold because it was done once. A failed operation is a
+//! problem with a name and is tried again; it keeps no other operation from being done.
+//!
+//! ```text
+//!   gateway ── Wanted ──► plan ──► operations ──► Kernel ─┐
+//!                           ▲                             │ rtnetlink, nft, /proc/sys
+//!   Monitor ── News ──► Network ◄────── what was done ◄───┘
+//! ```
+//!
+//! # The guard
+//! A remote prefix is guarded: its packets go into the tunnel or nowhere. Three layers see to this, and each
+//! suffices for packets from the LAN, since others take rules and routes away now and then:
+//!
+//! 1. A routing table of our own holds the tunnel's routes, blackholes under them, and `throw` routes for the
+//!    site's own networks. A rule leads everything there but our outer traffic, which carries a mark.
+//! 2. The main table has a blackhole of the worst metric for every guarded prefix but a default route, with
+//!    gaps for the outer addresses: the tunnel's own packets have to get there.
+//! 3. The packet filter drops what comes from a LAN or the tunnel for a guarded prefix and would leave by
+//!    another interface, and what comes by another interface in the name of a guarded prefix.
+//!
+//! Blackholes and filter outlive the process. [`Guard`] keeps the set of guarded prefixes, [`Ground::withdraw`]
+//! takes away everything but the guard.
+
+mod actual;
+mod filter;
+mod guard;
+mod kernel;
+mod network;
+mod operation;
+mod own;
+mod plan;
+mod prefixes;
+mod reconcile;
+#[cfg(test)]
+mod simulation;
+mod sysctls;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+pub use actual::{Actual, FilterState};
+pub use filter::Filter;
+pub use guard::{Guard, Origin, Refusal};
+pub use kernel::{Kernel, Linux};
+pub use network::{Changed, Interest, Network};
+pub use operation::Operation;
+pub use plan::{Finding, Plan, plan};
+pub use reconcile::Ground;
+pub use sysctls::{Saved, Sysctl};
+
+use crate::profile::Name;
+
+/// The routing table of tunnel routes and guard, unless the profile names another.
+pub const DEFAULT_TABLE: u32 = 47100;
+/// The mark of the gateway's outer traffic, unless the profile names another.
+pub const DEFAULT_MARK: u32 = 47100;
+/// Priority of the rule that leads to the table.
+pub const RULE_PRIORITY: u32 = 4710;
+/// Priority of the rules that keep the WAN's own addresses in the main table.
+pub const WAN_RULE_PRIORITY: u32 = RULE_PRIORITY - 1;
+/// Who made a route or rule, by the number that `ip route` shows as `proto`. The kernel and
+/// `/etc/iproute2/rt_protos` leave this one free.
+pub const PROTOCOL: u8 = 80;
+/// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
+pub const SMALLEST_MTU_V6: u32 = 1280;
+
+/// The metrics of the blackholes end here: worse than any other route. Each gateway has one of its own.
+const WORST_METRIC: u32 = u32::MAX;
+/// How many metrics there are for the gateways of a machine.
+const METRICS: u32 = 1 << 16;
+
+/// What should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The gateway's name, which is its tun device's too. By it a gateway knows its own routes.
+    pub name: Name,
+    /// The routing table of tunnel routes and guard.
+    pub table: u32,
+    /// The mark (`SO_MARK`) of the gateway's outer traffic.
+    pub mark: u32,
+    /// The tun device; `None` while there is none.
+    pub tun: Option<Tun>,
+    /// Remote prefixes that lead into the tunnel. What is not guarded as well is ignored.
+    pub tunnelled: BTreeSet<IpNet>,
+    /// Remote prefixes that are blocked wherever they are not tunnelled.
+    pub guarded: BTreeSet<IpNet>,
+    /// Addresses that outer traffic goes to: peers' endpoints, the coordinator, relays, STUN servers. Only
+    /// those inside a guarded prefix make a difference.
+    pub outer: BTreeSet<IpAddr>,
+    /// The WAN interface.
+    pub wan: String,
+    /// The LAN interfaces.
+    pub lan: BTreeSet<String>,
+    /// The site's own subnets, `Lan.Subnets`.
+    pub local: BTreeSet<IpNet>,
+    /// The tunnel's UDP port; `None` while it is not bound.
+    pub local_port: Option<u16>,
+    /// Whether packets from the tunnel may leave for other networks than this site's.
+    pub transit: bool,
+    /// Whether packets are to be forwarded. If not, there is only the guard: at boot, and for a gateway that
+    /// was stopped.
+    pub forward: bool,
+}
+
+/// The tun device, and the addresses of ours that connections through it begin from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tun {
+    /// Its index.
+    pub index: u32,
+    /// The largest inner packet; `None` leaves that to others.
+    pub mtu: Option<u32>,
+    /// Its own addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Source of IPv4.
+    pub source_v4: Option<IpAddr>,
+    /// Source of IPv6.
+    pub source_v6: Option<IpAddr>,
+}
+
+/// The metric of the blackholes of the gateway of this name, so that each knows its own after a crash.
+#[must_use]
+pub fn guard_metric(name: &Name) -> u32 {
+    WORST_METRIC - hash(name)
+}
+
+/// The metric of the tunnel's routes and `throw` routes of the gateway of this name.
+#[must_use]
+pub fn tunnel_metric(name: &Name) -> u32 {
+    1 + hash(name)
+}
+
+fn hash(name: &Name) -> u32 {
+    // FNV-1a: the standard library's hash may differ from build to build.
+    let hash = name.as_str().bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    hash % METRICS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_gateway_has_metrics_of_its_own_and_blackholes_are_worse_than_any_route() {
+        let [a, b] = ["amsterdam", "berlin"].map(|n| Name::try_from(n.to_owned()).unwrap());
+        for name in [&a, &b] {
+            assert!(guard_metric(name) > u32::MAX - METRICS);
+            assert!((1..=METRICS).contains(&tunnel_metric(name)));
+        }
+        assert_ne!(guard_metric(&a), guard_metric(&b));
+        assert_ne!(tunnel_metric(&a), tunnel_metric(&b));
+    }
+}

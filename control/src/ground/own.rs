@@ -1,0 +1,157 @@
+//! The site's own networks: which of them a guarded prefix holds, so that they are excepted from it, and which
+//! guarded prefixes they forbid.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::prefixes::{Prefixes, is_default};
+use super::{Finding, Network, PROTOCOL, Wanted};
+use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind};
+
+/// The guarded prefixes, sorted out against the site's own networks.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// Guarded prefixes that are neither one of the site's own networks nor inside one.
+    pub guarded: Prefixes,
+    /// Networks inside guarded prefixes that leave by a LAN interface: the main table decides.
+    pub thrown: BTreeSet<IpNet>,
+    /// Subnets of this site inside guarded prefixes that no LAN interface leads to now. They must not go into
+    /// the tunnel, and must not leave by the WAN.
+    pub lost: BTreeSet<IpNet>,
+    /// Destinations inside thrown networks that the main table would send elsewhere: guarded again.
+    pub strays: BTreeSet<IpNet>,
+    /// Subnets of this site that only a LAN route shorter than the guarded prefix leads to.
+    pub far: BTreeSet<IpNet>,
+}
+
+impl Own {
+    /// Sorts out, and says what stands in the way.
+    pub fn sort_out(wanted: &Wanted, network: &Network, findings: &mut Vec<Finding>) -> Self {
+        let mut own = Self::default();
+        let connected = connected(wanted, network);
+        let mine: Prefixes = connected.keys().chain(&wanted.local).copied().filter(|p| !is_default(p)).collect();
+        for prefix in &wanted.guarded {
+            match mine.covering(prefix) {
+                None => own.guarded.insert(*prefix),
+                Some(here) => {
+                    let place = match connected.get(&here) {
+                        Some(interface) => format!("the network {here} of interface {interface}"),
+                        None => format!("this site's own subnet {here}"),
+                    };
+                    findings.push(Finding {
+                        subject: prefix.to_string(),
+                        sentence: format!("the remote prefix is, or lies inside, {place}; it stays with this site"),
+                        what_to_do: "renumber one of the sites, or take the prefix from the peer's AllowedIPs",
+                    });
+                }
+            }
+        }
+        let routes = best(network);
+        own.except(&routes, network, findings);
+        own.except_subnets(wanted, &routes, network);
+        own.find_strays(&routes, network);
+        foreign_networks(wanted, network, &own, findings);
+        own
+    }
+
+    fn except(&mut self, routes: &BTreeMap<IpNet, &Route>, network: &Network, findings: &mut Vec<Finding>) {
+        for (destination, route) in routes {
+            if is_default(destination) || !network.leaves_by_lan(route) {
+                continue;
+            }
+            let Some(guarded) = self.guarded.covering(destination) else { continue };
+            self.thrown.insert(*destination);
+            if guarded == *destination {
+                findings.push(Finding {
+                    subject: destination.to_string(),
+                    sentence:
+                        "this site has a route of its own to the remote prefix by a LAN interface; that one stays"
+                            .to_owned(),
+                    what_to_do: "remove the route, or take the prefix from the peer's AllowedIPs",
+                });
+            }
+        }
+        // Link-local addresses mean the interface they are used with.
+        let link_local = IpNet::V6("fe80::/10".parse().expect("a prefix"));
+        if self.guarded.covering(&link_local).is_some() {
+            self.thrown.insert(link_local);
+        }
+    }
+
+    fn except_subnets(&mut self, wanted: &Wanted, routes: &BTreeMap<IpNet, &Route>, network: &Network) {
+        let destinations: Prefixes = routes.keys().copied().collect();
+        for subnet in &wanted.local {
+            let Some(guarded) = self.guarded.covering(subnet) else { continue };
+            let by = destinations.covering(subnet);
+            match by.filter(|to| !is_default(to) && network.leaves_by_lan(routes[to])) {
+                None => {
+                    self.lost.insert(*subnet);
+                }
+                // The main table's blackhole of the guarded prefix would be longer than the route.
+                Some(to) if !guarded.contains(&to) => {
+                    self.thrown.insert(*subnet);
+                    self.far.insert(*subnet);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn find_strays(&mut self, routes: &BTreeMap<IpNet, &Route>, network: &Network) {
+        let thrown: Prefixes = self.thrown.iter().copied().collect();
+        for (destination, route) in routes {
+            let elsewhere = route.kind == RouteKind::Unicast && !network.leaves_by_lan(route);
+            if elsewhere && thrown.covering(destination).is_some() && !is_link_local(destination) {
+                self.strays.insert(*destination);
+            }
+        }
+    }
+}
+
+fn is_link_local(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
+}
+
+/// The networks of the LAN interfaces.
+fn connected<'a>(wanted: &Wanted, network: &'a Network) -> BTreeMap<IpNet, &'a str> {
+    let lan: BTreeMap<u32, &Interface> =
+        network.interfaces.values().filter(|i| wanted.lan.contains(&i.name)).map(|i| (i.index, i)).collect();
+    let addresses = network.addresses.iter().filter(|a| a.global);
+    addresses.filter_map(|a| Some((a.network(), lan.get(&a.interface)?.name.as_str()))).collect()
+}
+
+/// The route of the main table that wins for each destination, but for ours.
+fn best(network: &Network) -> BTreeMap<IpNet, &Route> {
+    let mut best = BTreeMap::new();
+    // In order of metric.
+    for route in network.routes_of(MAIN_TABLE).filter(|r| r.protocol != PROTOCOL) {
+        best.entry(route.destination).or_insert(route);
+    }
+    best
+}
+
+/// Networks of other interfaces than a LAN's that overlap a remote prefix: not excepted, and said.
+fn foreign_networks(wanted: &Wanted, network: &Network, own: &Own, findings: &mut Vec<Finding>) {
+    for address in network.addresses.iter().filter(|a| a.global) {
+        let Some(interface) = network.interface(address.interface) else { continue };
+        let here = address.network();
+        let ours = wanted.lan.contains(&interface.name) || interface.name == wanted.name.as_str();
+        if ours || interface.name == "lo" || own.thrown.contains(&here) {
+            continue;
+        }
+        let overlaps = own.guarded.covering(&here).filter(|p| !is_default(p));
+        let inside = || own.guarded.iter().find(|p| here.contains(*p)).copied();
+        if here.prefix_len() < IpNet::from(address.address).prefix_len()
+            && let Some(prefix) = overlaps.or_else(inside)
+        {
+            findings.push(Finding {
+                subject: format!("network {here} of interface {}", interface.name),
+                sentence: format!(
+                    "it overlaps the remote prefix {prefix}, whose packets go into the tunnel or nowhere"
+                ),
+                what_to_do: "renumber one of the networks",
+            });
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The difference between what should be and what is, as operations in an order that is safe at each step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::actual::FilterState;
+use super::own::Own;
+use super::prefixes::{is_default, without};
+use super::sysctls;
+use super::{
+    Actual, Filter, Network, Operation, PROTOCOL, RULE_PRIORITY, SMALLEST_MTU_V6, Sysctl, Tun, WAN_RULE_PRIORITY,
+    Wanted, guard_metric, tunnel_metric,
+};
+use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind, Rule};
+
+/// What is to be done, and what cannot be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What is to be done: first the guard, then the tunnel, then what is not wanted any more.
+    pub operations: Vec<Operation>,
+    /// What stands in the way and no operation can change.
+    pub findings: Vec<Finding>,
+}
+
+/// A condition that is a problem until it is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub subject: String,
+    /// What is wrong.
+    pub sentence: String,
+    /// What an administrator can do.
+    pub what_to_do: &'static str,
+}
+
+/// Compares.
+#[must_use]
+pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
+    let mut findings = Vec::new();
+    let own = Own::sort_out(wanted, actual.network, &mut findings);
+    let device = wanted.tun.as_ref().and_then(|tun| Some((tun, actual.network.interface(tun.index)?)));
+    let routes = routes(wanted, &own, device, &mut findings);
+    let rules = rules(wanted, &own, actual.network);
+    let settings = sysctls::wanted(wanted, &own, actual);
+
+    let mut operations = Vec::new();
+    let (added, removed) = route_changes(wanted, &routes, actual.network);
+    // A throw route that is not wanted any more is an opening.
+    let (openings, removed): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Throw);
+    operations.extend(openings.into_iter().map(Operation::RemoveRoute));
+    let (guard, tunnel): (Vec<_>, Vec<_>) = added.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
+    operations.extend(guard.into_iter().map(Operation::AddRoute));
+    operations.extend(filter(wanted, &own, actual));
+    operations.extend(rules.difference(&actual.network.rules).copied().map(Operation::AddRule));
+    if let Some((tun, interface)) = device {
+        operations.extend(tun_operations(wanted, tun, interface, actual));
+    }
+    operations.extend(setting_operations(&settings, actual));
+    operations.extend(tunnel.into_iter().map(Operation::AddRoute));
+
+    // Routes by the tunnel go before the blackholes under them.
+    let (blackholes, others): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
+    operations.extend(others.into_iter().chain(blackholes).map(Operation::RemoveRoute));
+    operations.extend(surplus_rules(wanted, &rules, actual.network).map(Operation::RemoveRule));
+    operations.extend(restored(wanted, &settings, actual));
+    Plan { operations, findings }
+}
+
+/// The routes there should be, by table, destination and metric.
+fn routes(
+    wanted: &Wanted,
+    own: &Own,
+    device: Option<(&Tun, &Interface)>,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<(u32, IpNet, u32), Route> {
+    let (best, worst) = (tunnel_metric(&wanted.name), guard_metric(&wanted.name));
+    let mut all = BTreeMap::new();
+    let mut add = |route: Route| {
+        all.insert((route.table, route.destination, route.metric), route);
+    };
+    let too_small = device.is_some_and(|(_, interface)| interface.mtu < SMALLEST_MTU_V6);
+    let by_tunnel = |destination: IpNet| {
+        let (tun, _) = device.filter(|_| destination.addr().is_ipv4() || !too_small)?;
+        let source = if destination.addr().is_ipv4() { tun.source_v4 } else { tun.source_v6 };
+        let route = Route::by(destination, tun.index, None, best, PROTOCOL);
+        Some(Route { table: wanted.table, source, ..route })
+    };
+    for prefix in own.guarded.iter().chain(&own.strays) {
+        add(Route { table: wanted.table, ..Route::blackhole(*prefix, worst, PROTOCOL) });
+        let by = own.guarded.covering(prefix);
+        if by.is_some_and(|by| wanted.tunnelled.contains(&by)) {
+            by_tunnel(*prefix).into_iter().for_each(&mut add);
+        }
+    }
+    for network in &own.thrown {
+        if !own.strays.contains(network) {
+            let route = Route::blackhole(*network, best, PROTOCOL);
+            add(Route { table: wanted.table, kind: RouteKind::Throw, ..route });
+        }
+    }
+    for subnet in &own.lost {
+        add(Route { table: wanted.table, ..Route::blackhole(*subnet, best, PROTOCOL) });
+    }
+    let gaps: BTreeSet<IpNet> = wanted.outer.iter().map(|a| IpNet::from(*a)).chain(own.far.iter().copied()).collect();
+    for prefix in own.guarded.iter().filter(|p| !is_default(p)) {
+        // Sorted as they are, those inside follow the prefix.
+        let inside = gaps.range(*prefix..).take_while(|gap| prefix.contains(*gap)).copied().collect();
+        for piece in without(*prefix, &inside) {
+            add(Route::blackhole(piece, worst, PROTOCOL));
+        }
+    }
+    if too_small && wanted.tunnelled.iter().any(|p| p.addr().is_ipv6()) {
+        findings.push(Finding {
+            subject: format!("IPv6 in {}", wanted.name),
+            sentence: format!("the tunnel's MTU is below {SMALLEST_MTU_V6}, the least that IPv6 runs on; remote IPv6 prefixes stay blocked"),
+            what_to_do: "raise Mtu in the profile, or the WAN's MTU",
+        });
+    }
+    all
+}
+
+/// Routes to add, and those of ours to remove.
+fn route_changes(
+    wanted: &Wanted,
+    routes: &BTreeMap<(u32, IpNet, u32), Route>,
+    network: &Network,
+) -> (Vec<Route>, Vec<Route>) {
+    let (best, worst) = (tunnel_metric(&wanted.name), guard_metric(&wanted.name));
+    let (mut there, mut removed) = (BTreeSet::new(), Vec::new());
+    for route in network.routes() {
+        let key = (route.table, route.destination, route.metric);
+        match routes.get(&key) {
+            Some(should) if is(should, route) => {
+                there.insert(key);
+            }
+            // Another of the same key is replaced.
+            Some(_) => {}
+            None if route.protocol == PROTOCOL && (route.metric == best || route.metric == worst) => {
+                removed.push(*route);
+            }
+            None => {}
+        }
+    }
+    let added = routes.iter().filter(|(key, _)| !there.contains(*key)).map(|(_, route)| *route).collect();
+    (added, removed)
+}
+
+/// Whether a route is what it should be. The kernel gives those that lead nowhere an interface of its own.
+fn is(should: &Route, route: &Route) -> bool {
+    let way = |r: &Route| (r.kind == RouteKind::Unicast).then_some((r.interface, r.gateway, r.source));
+    should.kind == route.kind && should.protocol == route.protocol && way(should) == way(route)
+}
+
+/// The rules there should be.
+fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
+    let mut rules = BTreeSet::new();
+    for ipv6 in [false, true] {
+        if !own.guarded.lacks(ipv6) {
+            rules.insert(rule(wanted, ipv6));
+        }
+    }
+    let wan = network.named(&wanted.wan).map(|interface| interface.index);
+    for address in wan.into_iter().flat_map(|index| network.addresses_of(index)).filter(|a| a.global) {
+        let ipv6 = address.address.is_ipv6();
+        // The reverse path of what a neighbour asks by ARP is looked up too, and carries no mark.
+        let link = address.network();
+        let overlaps = |p: &IpNet| is_default(p) || p.contains(&link) || link.contains(p);
+        if own.guarded.iter().any(|p| p.addr().is_ipv6() == ipv6 && overlaps(p)) {
+            rules.insert(Rule {
+                priority: WAN_RULE_PRIORITY,
+                from: Some(address.address),
+                local: true,
+                unmarked: None,
+                table: MAIN_TABLE,
+                ..rule(wanted, ipv6)
+            });
+        }
+    }
+    rules
+}
+
+fn rule(wanted: &Wanted, ipv6: bool) -> Rule {
+    Rule {
+        ipv6,
+        priority: RULE_PRIORITY,
+        from: None,
+        local: false,
+        unmarked: Some(wanted.mark),
+        table: wanted.table,
+        protocol: PROTOCOL,
+    }
+}
+
+/// Rules of ours that nobody needs any more. Gateways of one namespace may share them: a rule stays as long
+/// as its table has routes of another.
+fn surplus_rules<'a>(
+    wanted: &'a Wanted,
+    rules: &'a BTreeSet<Rule>,
+    network: &'a Network,
+) -> impl Iterator<Item = Rule> + 'a {
+    let metrics = [tunnel_metric(&wanted.name), guard_metric(&wanted.name)];
+    let others = move |table: u32, ipv6: bool| {
+        network
+            .routes()
+            .filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && !metrics.contains(&r.metric))
+            .filter(|r| table == MAIN_TABLE || r.table == table)
+            .any(|r| r.destination.addr().is_ipv6() == ipv6)
+    };
+    let needless = move |rule: &Rule| match rule.from {
+        None => rule.priority == RULE_PRIORITY && rule.unmarked.is_some() && !others(rule.table, rule.ipv6),
+        Some(from) if rule.priority == WAN_RULE_PRIORITY => {
+            !network.addresses.iter().any(|a| a.address == from) || !others(MAIN_TABLE, rule.ipv6)
+        }
+        Some(_) => false,
+    };
+    network.rules.difference(rules).filter(|rule| rule.protocol == PROTOCOL).filter(move |r| needless(r)).copied()
+}
+
+/// The change of the packet filter.
+fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> {
+    if own.guarded.lacks(false) && own.guarded.lacks(true) {
+        return (*actual.filter != FilterState::Absent).then(|| Operation::RemoveFilter(wanted.name.clone()));
+    }
+    let all: Vec<IpNet> = own.guarded.iter().copied().collect();
+    let sources: Vec<IpNet> = all.iter().filter(|p| !is_default(p)).copied().collect();
+    let filter = Box::new(Filter {
+        name: wanted.name.clone(),
+        inside: inside(wanted, actual.network),
+        // Where no LAN interface is named, the kernel's routes alone say where this site is.
+        confined: !wanted.transit && !wanted.lan.is_empty(),
+        outward: IpNet::aggregate(&all).into_iter().collect(),
+        inward: IpNet::aggregate(&sources).into_iter().collect(),
+        local_port: wanted.local_port,
+        mark: sysctls::must_restore_mark(wanted, own, actual).then_some(wanted.mark),
+    });
+    (*actual.filter != FilterState::Set(filter.clone())).then_some(Operation::SetFilter(filter))
+}
+
+/// The interfaces between which guarded prefixes may travel.
+fn inside(wanted: &Wanted, network: &Network) -> BTreeSet<String> {
+    let best = tunnel_metric(&wanted.name);
+    let others = network.routes_of(wanted.table).filter(|r| r.protocol == PROTOCOL && r.metric != best);
+    let others = others.filter_map(|r| network.interface(r.interface?)).filter(|i| i.name != "lo");
+    let names = others.map(|i| i.name.clone()).chain([wanted.name.to_string()]);
+    names.filter(|name| *name != wanted.wan).chain(wanted.lan.iter().cloned()).collect()
+}
+
+/// What the tun device lacks. Some settings count only from the next time it comes up.
+fn tun_operations(wanted: &Wanted, tun: &Tun, interface: &Interface, actual: &Actual<'_>) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    let settings = sysctls::of_tun(wanted.name.as_str());
+    let due: Vec<_> = settings.into_iter().filter(|(s, v)| actual.sysctls.get(s).is_some_and(|is| is != v)).collect();
+    let restart = interface.up && due.iter().any(|(sysctl, _)| sysctl.name == sysctls::ADDRESS_GENERATION);
+    if restart {
+        operations.push(Operation::SetUp { interface: tun.index, up: false });
+    }
+    operations.extend(due.into_iter().map(|(sysctl, value)| Operation::SetSysctl { sysctl, value }));
+    if restart || !interface.up {
+        operations.push(Operation::SetUp { interface: tun.index, up: true });
+    }
+    if let Some(mtu) = tun.mtu.filter(|mtu| *mtu != interface.mtu) {
+        operations.push(Operation::SetMtu { interface: tun.index, mtu });
+    }
+    let has: BTreeSet<_> = actual.network.addresses_of(tun.index).filter(|a| a.global).map(|a| a.address).collect();
+    let possible = |a: &&std::net::IpAddr| a.is_ipv4() || interface.mtu >= SMALLEST_MTU_V6;
+    let missing = tun.addresses.difference(&has).filter(possible);
+    let surplus = has.difference(&tun.addresses);
+    operations.extend(missing.map(|a| Operation::AddAddress { interface: tun.index, address: *a }));
+    operations.extend(surplus.map(|a| Operation::RemoveAddress { interface: tun.index, address: *a }));
+    operations
+}
+
+fn setting_operations<'a>(
+    settings: &'a [(Sysctl, String)],
+    actual: &'a Actual<'_>,
+) -> impl Iterator<Item = Operation> + 'a {
+    let due = settings.iter().filter(|(sysctl, value)| actual.sysctls.get(sysctl).is_some_and(|is| is != value));
+    due.map(|(sysctl, value)| Operation::SetSysctl { sysctl: sysctl.clone(), value: value.clone() })
+}
+
+/// Settings that were changed and need not be any more get their values back, the general ones first: they
+/// overwrite those of the interfaces.
+fn restored<'a>(
+    wanted: &'a Wanted,
+    settings: &'a [(Sysctl, String)],
+    actual: &'a Actual<'_>,
+) -> impl Iterator<Item = Operation> + 'a {
+    let kept: BTreeSet<&Sysctl> = settings.iter().map(|(sysctl, _)| sysctl).collect();
+    let surplus = actual.saved.iter().filter(move |(sysctl, _)| {
+        !kept.contains(sysctl)
+            && sysctl.interface != wanted.name.as_str()
+            // That of an interface that is away waits for it.
+            && actual.sysctls.contains_key(sysctl)
+    });
+    let (general, others): (Vec<_>, Vec<_>) = surplus.partition(|(sysctl, _)| sysctl.interface == "all");
+    let back = general.into_iter().chain(others);
+    back.map(|(sysctl, value)| Operation::RestoreSysctl { sysctl: sysctl.clone(), value: value.clone() })
+}

@@ -1,0 +1,118 @@
+//! What must hold of packets, told from their fate alone: nothing here knows how a plan is made.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::stack::{Fate, Packet, Stack};
+use crate::ground::{DEFAULT_TABLE, PROTOCOL};
+use crate::netlink::MAIN_TABLE;
+
+/// A layer of the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// The rules, and the table they lead to.
+    OwnTable,
+    /// The blackholes of the main table.
+    MainTable,
+    /// The packet filter.
+    Filter,
+}
+
+pub const LAYERS: [Layer; 3] = [Layer::OwnTable, Layer::MainTable, Layer::Filter];
+
+/// What must hold, and how much of it at present.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// Prefixes that were guarded once and not released since.
+    pub guarded: BTreeSet<IpNet>,
+    /// Layers that somebody took away or that could not be made.
+    pub damaged: BTreeSet<Layer>,
+}
+
+impl Watch {
+    /// Panics at a leak.
+    pub fn check(&self, stack: &Stack, when: &str) {
+        if let Some(leak) = self.leak(stack) {
+            panic!("{leak}, {when}; damaged: {:?}", self.damaged);
+        }
+    }
+
+    /// A packet of a guarded prefix that leaves in the clear, although the layers that are not damaged should
+    /// hold it.
+    pub fn leak(&self, stack: &Stack) -> Option<String> {
+        // The packet filter alone holds what is forwarded, else two of the others must not be missing.
+        let forwarding = !self.damaged.contains(&Layer::Filter) || self.damaged.len() == 1;
+        let sources = ["lan0", "lan1"].iter().filter_map(|name| stack.named(name));
+        let sources: Vec<u32> = sources.filter(|index| forwarding && stack.interfaces[index].up).collect();
+        for destination in destinations(stack, &self.guarded) {
+            let packet = |from| Packet { from, source: None, destination, mark: 0 };
+            let forwarded = sources.iter().map(|index| packet(Some(*index)));
+            // Of this host's own the routes alone must hold.
+            let held_by_routes = !self.damaged.contains(&Layer::OwnTable)
+                || !self.damaged.contains(&Layer::MainTable) && self.main_holds(stack, destination);
+            let own = held_by_routes.then(|| packet(None));
+            for packet in forwarded.chain(own) {
+                if let Fate::Out(by) = stack.fate(&packet) {
+                    let name = &stack.interfaces[&by].name;
+                    if !name.starts_with("pen") && !name.starts_with("lan") {
+                        return Some(format!("{packet:?} leaves in the clear by {name}"));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the main table's blackholes alone hold a destination: others' routes there may be longer, default
+    /// routes have none, and outer addresses are left out.
+    fn main_holds(&self, stack: &Stack, destination: IpAddr) -> bool {
+        let mut main = stack.routes.iter().filter(|r| r.table == MAIN_TABLE && r.destination.contains(&destination));
+        let blackholed = main.clone().filter(|r| r.protocol == PROTOCOL).map(|r| r.destination.prefix_len()).max();
+        main.all(|r| r.protocol == PROTOCOL || Some(r.destination.prefix_len()) < blackholed)
+    }
+}
+
+/// Addresses in guarded prefixes that may be treated differently: the ends of each prefix, and those that
+/// routes and outer addresses single out.
+fn destinations(stack: &Stack, guarded: &BTreeSet<IpNet>) -> BTreeSet<IpAddr> {
+    let routes = stack.routes.iter().map(|r| &r.destination);
+    let all = guarded.iter().chain(routes).flat_map(ends);
+    all.filter(|address| guarded.iter().any(|p| p.contains(address))).filter(is_reachable).collect()
+}
+
+/// An address near each end of a prefix.
+fn ends(prefix: &IpNet) -> [IpAddr; 2] {
+    match prefix {
+        IpNet::V4(v4) => {
+            let (first, last) = (u32::from(v4.network()), u32::from(v4.broadcast()));
+            [first + u32::from(last > first), last.saturating_sub(u32::from(last > first))]
+                .map(|a| IpAddr::V4(a.into()))
+        }
+        IpNet::V6(v6) => {
+            let (first, last) = (u128::from(v6.network()), u128::from(v6.broadcast()));
+            [first + u128::from(last > first), last].map(|a| IpAddr::V6(a.into()))
+        }
+    }
+}
+
+/// Link-local and multicast addresses are no site's.
+fn is_reachable(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_multicast() && !v4.is_broadcast() && v4.octets()[0] < 240,
+        IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unicast_link_local(),
+    }
+}
+
+/// Takes a layer away, as somebody might.
+pub fn flush(stack: &mut Stack, layer: Layer) {
+    match layer {
+        Layer::OwnTable => {
+            stack.remove_routes(|r| r.table == DEFAULT_TABLE);
+            stack.remove_rules();
+        }
+        Layer::MainTable => stack.remove_routes(|r| r.table == MAIN_TABLE && r.protocol == PROTOCOL),
+        Layer::Filter => stack.filters.clear(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Routing rules (`ip rule`): which table a packet's route is looked up in.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Netlink;
+
+/// A rule that leads to a table, of the shapes that a gateway makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Whether it is about IPv6.
+    pub ipv6: bool,
+    /// The lower is asked first.
+    pub priority: u32,
+    /// Only for packets from this address.
+    pub from: Option<IpAddr>,
+    /// Only for packets of this host, not for those it forwards (`iif lo`).
+    pub local: bool,
+    /// Only for packets without this mark (`not fwmark`).
+    pub unmarked: Option<u32>,
+    /// The table.
+    pub table: u32,
+    /// Who made it (`rtnetlink(7)`, `rtm_protocol`).
+    pub protocol: u8,
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = if self.ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.action = RuleAction::ToTable;
+        let attributes = &mut message.attributes;
+        attributes.push(RuleAttribute::Priority(self.priority));
+        attributes.push(RuleAttribute::Table(self.table));
+        attributes.push(RuleAttribute::Protocol(RouteProtocol::from(self.protocol)));
+        if let Some(from) = self.from {
+            message.header.src_len = IpNet::from(from).prefix_len();
+            attributes.push(RuleAttribute::Source(from));
+        }
+        if self.local {
+            attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+        }
+        if let Some(mark) = self.unmarked {
+            message.header.flags = RuleFlags::Invert;
+            attributes.push(RuleAttribute::FwMark(mark));
+            attributes.push(RuleAttribute::FwMask(u32::MAX));
+        }
+        message
+    }
+
+    /// The rule of a message; `None` if it has another shape than ours.
+    pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
+        let header = &message.header;
+        if header.action != RuleAction::ToTable || header.dst_len != 0 || header.tos != 0 {
+            return None;
+        }
+        let mut rule = Self {
+            ipv6: header.family == AddressFamily::Inet6,
+            priority: 0,
+            from: None,
+            local: false,
+            unmarked: None,
+            table: u32::from(header.table),
+            protocol: 0,
+        };
+        let inverted = header.flags.contains(RuleFlags::Invert);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
+                RuleAttribute::Source(from) if header.src_len == IpNet::from(*from).prefix_len() => {
+                    rule.from = Some(*from);
+                }
+                RuleAttribute::Iifname(name) if name == "lo" => rule.local = true,
+                RuleAttribute::FwMark(mark) if inverted => rule.unmarked = Some(*mark),
+                RuleAttribute::FwMask(u32::MAX) => {}
+                // The kernel tells "no limit" of these with each rule.
+                RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
+                _ => return None,
+            }
+        }
+        (inverted == rule.unmarked.is_some()).then_some(rule)
+    }
+}
+
+impl Netlink {
+    /// All rules of the shapes that a gateway makes.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
+        self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewRule(rule) => Rule::from_message(&rule),
+            _ => None,
+        })
+    }
+
+    /// Adds a rule; one that is there already is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses, or has no rules.
+    pub fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        match self.change(RouteNetlinkMessage::NewRule(rule.message()), NLM_F_CREATE | NLM_F_EXCL) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes a rule; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        match self.change(RouteNetlinkMessage::DelRule(rule.message()), 0) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_survives_its_message_and_a_foreign_one_is_not_taken_for_it() {
+        let rule = Rule {
+            ipv6: false,
+            priority: 4710,
+            from: None,
+            local: false,
+            unmarked: Some(47100),
+            table: 47100,
+            protocol: 80,
+        };
+        let from = Rule { from: Some("192.0.2.1".parse().unwrap()), local: true, unmarked: None, table: 254, ..rule };
+        for rule in [rule, from, Rule { ipv6: true, ..rule }] {
+            assert_eq!(Rule::from_message(&rule.message()), Some(rule));
+            let mut foreign = rule.message();
+            foreign.attributes.push(RuleAttribute::Oifname("eth0".to_owned()));
+            assert_eq!(Rule::from_message(&foreign), None);
+        }
+        let mut all = rule.message();
+        all.header.flags = RuleFlags::empty();
+        assert_eq!(Rule::from_message(&all), None, "of marked packets");
+    }
+}

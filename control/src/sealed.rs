@@ -1,0 +1,73 @@
+//! Files that outlive the process: replaced in one step, read with a limit, and, where they say what is to
+//! be believed, authenticated under a key that is derived from the gateway's private key.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use blake2::Blake2sMac256;
+use blake2::digest::{KeyInit, Mac};
+use zeroize::Zeroizing;
+
+use crate::key::PrivateKey;
+
+/// Length of a MAC, in bytes.
+pub const MAC: usize = 32;
+
+/// The beginning of a MAC under a key derived for `label`: keyed BLAKE2s-256.
+#[must_use]
+pub fn mac(key: &PrivateKey, label: &[u8]) -> Blake2sMac256 {
+    let keyed = |key: &[u8; 32]| <Blake2sMac256 as KeyInit>::new(key.into());
+    let derived: Zeroizing<[u8; 32]> =
+        Zeroizing::new(keyed(key.as_bytes()).chain_update(label).finalize().into_bytes().into());
+    keyed(&derived)
+}
+
+/// Reads a regular file of at most `limit` bytes. `None`: there is none.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is too long ([`io::ErrorKind::FileTooLarge`]).
+pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    // Not blocking: a FIFO in the file's place must not stop us.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// Puts a file in the place of the one that is there, in one step, for its owner only.
+///
+/// # Errors
+/// It cannot be written; the old one is as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    crate::socket_file::make_directory(directory)?;
+    // With the mode 0600.
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(directory)?.sync_all()
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// It is there and stays.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}

@@ -1,0 +1,374 @@
+//! The guard in a real kernel: what is left of it when somebody takes parts away, and how it comes back. There
+//! is no gateway process here; [`Ground`] works in the gateway's namespace on a tun device that nobody reads.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use penstock::ground::{
+    DEFAULT_MARK, DEFAULT_TABLE, FilterState, Ground, Interest, Kernel, Linux, Operation, Sysctl, Tun, Wanted,
+};
+use penstock::netlink::{Address, Interface, Monitor, Neighbour, Route, Rule};
+use penstock::profile::Name;
+use support::*;
+
+/// The kernel, which notes what is asked of it.
+struct Noting {
+    kernel: Linux,
+    asked: Vec<String>,
+}
+
+impl Kernel for Noting {
+    fn apply(&mut self, operation: &Operation) -> io::Result<()> {
+        let outcome = self.kernel.apply(operation);
+        self.asked.push(format!("{operation}: {outcome:?}"));
+        outcome
+    }
+
+    fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
+        self.kernel.interfaces()
+    }
+
+    fn addresses(&mut self) -> io::Result<Vec<Address>> {
+        self.kernel.addresses()
+    }
+
+    fn routes(&mut self, keep: &mut dyn FnMut(&Route) -> bool) -> io::Result<Vec<Route>> {
+        self.kernel.routes(keep)
+    }
+
+    fn rules(&mut self) -> io::Result<Vec<Rule>> {
+        self.kernel.rules()
+    }
+
+    fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
+        self.kernel.neighbours()
+    }
+
+    fn filter(&mut self, name: &Name) -> io::Result<FilterState> {
+        self.kernel.filter(name)
+    }
+
+    fn sysctl(&mut self, sysctl: &Sysctl) -> Option<String> {
+        self.kernel.sysctl(sysctl)
+    }
+}
+
+/// A ground, what it is to make, and the news it hears.
+struct Laboratory<'a> {
+    topology: &'a Topology,
+    runtime: tokio::runtime::Runtime,
+    monitor: Monitor,
+    ground: Ground<Noting>,
+    wanted: Wanted,
+    _directory: tempfile::TempDir,
+}
+
+fn nets(list: &[&str]) -> BTreeSet<IpNet> {
+    list.iter().map(|text| text.parse().expect("a prefix")).collect()
+}
+
+const TUN: &str = "pen0";
+
+impl<'a> Laboratory<'a> {
+    /// Must be called in the gateway's namespace.
+    fn new(topology: &'a Topology, guarded: &[&str]) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let monitor = runtime.block_on(async { Monitor::open() }).expect("a monitor");
+        let directory = tempfile::tempdir().expect("a directory");
+        let name = Name::try_from(TUN.to_owned()).expect("a name");
+        let lan = BTreeSet::from(["lan0".to_owned()]);
+        let interest = Interest { table: DEFAULT_TABLE, lan: lan.clone() };
+        let kernel = Noting { kernel: Linux::open().expect("netlink"), asked: Vec::new() };
+        let ground = Ground::open(kernel, &name, interest, directory.path(), Instant::now());
+        let wanted = Wanted {
+            name,
+            table: DEFAULT_TABLE,
+            mark: DEFAULT_MARK,
+            tun: None,
+            tunnelled: nets(guarded),
+            guarded: nets(guarded),
+            outer: BTreeSet::from([IpAddr::V4(topology.b.wan4)]),
+            wan: "wan0".into(),
+            lan,
+            local: topology.a.subnets().iter().map(|s| s.parse().expect("a prefix")).collect(),
+            local_port: Some(PORT),
+            transit: false,
+            forward: true,
+        };
+        let mut laboratory = Self { topology, runtime, monitor, ground, wanted, _directory: directory };
+        laboratory.make_tun();
+        laboratory.settle();
+        laboratory
+    }
+
+    fn make_tun(&mut self) {
+        let gateway = &self.topology.a.gateway;
+        gateway.run(&["ip", "tuntap", "add", "dev", TUN, "mode", "tun"]);
+        let index = gateway.run(&["cat", &format!("/sys/class/net/{TUN}/ifindex")]).trim().parse().expect("an index");
+        self.wanted.tun = Some(Tun {
+            mtu: None,
+            index,
+            addresses: BTreeSet::from([self.topology.a.virtual_address()]),
+            source_v4: Some(self.topology.a.virtual_address()),
+            source_v6: Some("fd00:101::1".parse().expect("an address")),
+        });
+    }
+
+    /// Answers the news until nothing is left to do.
+    fn settle(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.ground.parts().0.asked.clear();
+            self.ground.reconcile(Instant::now(), &self.wanted);
+            let quiet = Duration::from_millis(100);
+            let news = self.runtime.block_on(async { tokio::time::timeout(quiet, self.monitor.news()).await });
+            match news {
+                Ok(news) => drop(self.ground.refresh(Instant::now(), news.expect("news"))),
+                Err(_) if self.ground.parts().0.asked.is_empty() => break,
+                Err(_) => {}
+            }
+            let asked = &self.ground.parts().0.asked;
+            assert!(Instant::now() < deadline, "it does not settle: {asked:#?}");
+        }
+        // A network that overlaps a remote prefix is told, and there is nothing to try again about it.
+        let mut problems = self.ground.problems(Instant::now());
+        problems.retain(|problem| problem.next_try_seconds.is_some());
+        assert!(problems.is_empty(), "{problems:#?}");
+    }
+
+    /// The way of a packet from the LAN, as the routes say.
+    fn way(&self, destination: IpAddr) -> String {
+        let source = if destination.is_ipv4() { self.topology.a.host4() } else { self.topology.a.host6() };
+        let words = ["ip", "route", "get", &destination.to_string(), "from", &source.to_string(), "iif", "lan0"];
+        self.topology.a.gateway.attempt(&words).1
+    }
+
+    fn leads_into_the_tunnel(&self) {
+        for host in self.topology.b.hosts() {
+            let way = self.way(host);
+            assert!(way.contains(&format!("dev {TUN}")), "{way}");
+        }
+    }
+
+    /// How many packets leave in the clear when the LAN's host pings the other site's.
+    fn leaked(&self) -> usize {
+        let capture = Capture::of_wan(self.topology);
+        for host in self.topology.b.hosts() {
+            ping(&self.topology.a.host, host, &["-c", "3", "-i", "0.05", "-W", "1"]);
+        }
+        capture.stop().iter().filter(|frame| frame.is_clear_text(self.topology)).count()
+    }
+}
+
+fn take_rules(gateway: &Namespace) {
+    gateway.run(&["ip", "rule", "del", "priority", "4710"]);
+    gateway.run(&["ip", "-6", "rule", "del", "priority", "4710"]);
+}
+
+fn take_table(gateway: &Namespace) {
+    for version in ["-4", "-6"] {
+        gateway.attempt(&["ip", version, "route", "flush", "table", &DEFAULT_TABLE.to_string()]);
+    }
+}
+
+fn take_blackholes(gateway: &Namespace) {
+    for version in ["-4", "-6"] {
+        gateway.attempt(&["ip", version, "route", "flush", "table", "main", "proto", "80"]);
+    }
+}
+
+fn take_filter(gateway: &Namespace) {
+    gateway.run(&["nft", "flush", "ruleset"]);
+}
+
+/// Runs a test in the gateway's namespace of site A.
+fn in_gateway(test: impl FnOnce(&Topology) + Send) {
+    if !ready(&["tcpdump", "nft"]) {
+        return;
+    }
+    let topology = Topology::new(Options::switch());
+    topology.a.gateway.enter(|| test(&topology));
+}
+
+#[test]
+fn each_layer_alone_holds_and_what_was_taken_comes_back() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
+        laboratory.leads_into_the_tunnel();
+        type Take = (&'static str, fn(&Namespace));
+        let takes: [Take; 4] =
+            [("rules", take_rules), ("table", take_table), ("blackholes", take_blackholes), ("filter", take_filter)];
+        for (what, take) in takes {
+            take(gateway);
+            assert_eq!(laboratory.leaked(), 0, "without {what}");
+            laboratory.settle();
+            laboratory.leads_into_the_tunnel();
+        }
+        // Any one of the three is enough.
+        type Takes = [fn(&Namespace); 2];
+        let pairs: [(&str, Takes); 3] = [
+            ("the own table", [take_blackholes, take_filter]),
+            ("the main table", [take_rules, take_filter]),
+            ("the filter", [take_table, take_blackholes]),
+        ];
+        for (what, takes) in pairs {
+            takes.iter().for_each(|take| take(gateway));
+            assert_eq!(laboratory.leaked(), 0, "with {what} alone");
+            laboratory.settle();
+        }
+        // What looks for leaks sees them.
+        take_rules(gateway);
+        take_blackholes(gateway);
+        take_filter(gateway);
+        assert!(laboratory.leaked() > 0, "nothing is seen without any layer");
+        laboratory.settle();
+        assert_eq!(laboratory.leaked(), 0);
+        laboratory.leads_into_the_tunnel();
+    });
+}
+
+#[test]
+fn a_tun_device_that_goes_down_or_is_replaced_gets_its_routes_again() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
+        gateway.ip(&format!("link set {TUN} down\n"));
+        assert_eq!(laboratory.leaked(), 0);
+        laboratory.settle();
+        laboratory.leads_into_the_tunnel();
+
+        gateway.ip(&format!("link set {TUN} down\nlink set {TUN} up\n"));
+        laboratory.settle();
+        laboratory.leads_into_the_tunnel();
+
+        gateway.ip(&format!("link del {TUN}\n"));
+        laboratory.wanted.tun = None;
+        laboratory.settle();
+        assert_eq!(laboratory.leaked(), 0);
+        laboratory.make_tun();
+        laboratory.settle();
+        laboratory.leads_into_the_tunnel();
+        let addresses = gateway.ip_show(&format!("-6 addr show dev {TUN}"));
+        assert!(!addresses.contains("fe80"), "{addresses}");
+    });
+}
+
+#[test]
+fn a_foreign_rule_and_a_foreign_route_leak_nothing() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/16", "fd00:102::/64"]);
+        gateway.ip("route add default via 192.0.2.2 table 100\nrule add priority 100 lookup 100\n");
+        let way = laboratory.way(topology.b.host4());
+        assert!(way.contains("dev wan0"), "{way}");
+        assert_eq!(laboratory.leaked(), 0);
+        laboratory.settle();
+        assert_eq!(laboratory.leaked(), 0);
+        gateway.ip("rule del priority 100\n");
+
+        gateway.ip("route add 10.102.0.0/24 via 192.0.2.2\n");
+        assert_eq!(laboratory.leaked(), 0);
+        laboratory.settle();
+        laboratory.leads_into_the_tunnel();
+    });
+}
+
+/// The tunnel's peer lies in a remote prefix, and the WAN has a strict reverse path filter: the tunnel's own
+/// packets come and go nevertheless, while nothing comes in the clear in the name of the prefix.
+#[test]
+fn outer_packets_of_a_guarded_address_pass_a_strict_reverse_path_filter() {
+    in_gateway(|topology| {
+        topology.a.gateway.sysctl("net/ipv4/conf/wan0/rp_filter", "1");
+        for guarded in ["192.0.2.0/28", "0.0.0.0/0"] {
+            let mut laboratory = Laboratory::new(topology, &[guarded]);
+            let inside = UdpSocket::bind((topology.a.wan4, PORT)).expect("the port is free");
+            socket2::SockRef::from(&inside).set_mark(DEFAULT_MARK).expect("a mark");
+            inside.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+            let outside = topology.b.gateway.enter(|| UdpSocket::bind((topology.b.wan4, PORT))).expect("free");
+            outside.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+            outside.send_to(b"in", (topology.a.wan4, PORT)).expect("sent");
+            let mut buffer = [0; 16];
+            let (_, from) = inside.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{guarded}: {e}"));
+            inside.send_to(b"out", from).expect("sent");
+            outside.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{guarded}: {e}"));
+
+            laboratory.wanted.guarded.clear();
+            laboratory.wanted.tun = None;
+            topology.a.gateway.ip(&format!("link del {TUN}\n"));
+            laboratory.settle();
+            let before = topology.a.gateway.run(&["cat", "/proc/sys/net/ipv4/conf/wan0/src_valid_mark"]);
+            assert_eq!(before.trim(), "0", "it was not put back");
+        }
+    });
+}
+
+#[test]
+fn nothing_comes_in_the_clear_in_the_name_of_a_remote_prefix() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
+        for own in topology.a.hosts() {
+            let echo = UdpEcho::start(&topology.a.host, own);
+            udp_echoes(&topology.b.host, echo.address, 2);
+            assert_eq!(echo.received(), 0, "to {own}");
+            take_filter(gateway);
+            udp_echoes(&topology.b.host, echo.address, 2);
+            assert!(echo.received() > 0, "the filter was not what held it");
+            laboratory.settle();
+        }
+    });
+}
+
+#[test]
+fn a_guarded_default_route_locks_nobody_out() {
+    in_gateway(|topology| {
+        let laboratory = Laboratory::new(topology, &["0.0.0.0/0", "::/0"]);
+        laboratory.leads_into_the_tunnel();
+        assert_eq!(laboratory.leaked(), 0);
+        let administrator = &topology.b.gateway;
+        assert!(ping(administrator, topology.a.wan4.into(), &["-c", "2", "-i", "0.1"]).all_answered());
+        assert!(ping(administrator, topology.a.wan6.into(), &["-c", "2", "-i", "0.1"]).all_answered());
+        for own in ["10.101.0.1", "fd00:101::1"] {
+            assert!(ping(&topology.a.host, own.parse().unwrap(), &["-c", "1"]).all_answered(), "from the LAN to {own}");
+        }
+    });
+}
+
+#[test]
+fn the_guard_stays_when_the_gateway_stops_and_goes_when_it_is_released() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let state = || {
+            let routes = ["-4", "-6"].map(|v| gateway.ip_show(&format!("{v} route show table all proto 80")));
+            let rules = ["-4", "-6"].map(|v| gateway.ip_show(&format!("{v} rule show")));
+            let settings = ["all/send_redirects", "lan0/forwarding", "lan0/rp_filter"]
+                .map(|s| gateway.run(&["cat", &format!("/proc/sys/net/ipv4/conf/{s}")]));
+            (routes, rules, settings, gateway.run(&["nft", "list", "ruleset"]))
+        };
+        gateway.sysctl("net/ipv4/conf/lan0/forwarding", "0");
+        let before = state();
+        let mut laboratory = Laboratory::new(topology, &["10.0.0.0/8", "fd00:102::/64"]);
+        assert_eq!(gateway.run(&["cat", "/proc/sys/net/ipv4/conf/lan0/forwarding"]).trim(), "1");
+        let now = Instant::now();
+        laboratory.ground.withdraw(now, &laboratory.wanted);
+        gateway.ip(&format!("link del {TUN}\n"));
+        assert_eq!(state().2, before.2, "settings are put back");
+        // Somebody else forwards.
+        gateway.sysctl("net/ipv4/conf/lan0/forwarding", "1");
+        assert_eq!(laboratory.leaked(), 0);
+        assert!(ping(gateway, topology.a.host4(), &["-c", "1"]).all_answered(), "the own LAN is cut off");
+        gateway.sysctl("net/ipv4/conf/lan0/forwarding", "0");
+
+        laboratory.wanted.tun = None;
+        laboratory.wanted.forward = false;
+        laboratory.wanted.guarded.clear();
+        laboratory.settle();
+        assert_eq!(state(), before);
+    });
+}

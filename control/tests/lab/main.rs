@@ -1,0 +1,41 @@
+//! What needs another kernel than the build machine's: kernel WireGuard, netem, real drivers. `scripts/lab` runs it
+//! in virtual machines.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cards;
+mod kernel_wireguard;
+mod netem;
+mod stacked;
+
+use std::io::Write;
+
+/// Whether the test can run here: in a machine of the laboratory, with `tools`.
+fn ready(tools: &[&str]) -> bool {
+    assert!(std::env::var_os("PENSTOCK_LAB_NOTES").is_some(), "these tests run in the laboratory: scripts/lab run");
+    support::ready(tools)
+}
+
+/// Has `scripts/lab` print what a test has measured or found.
+fn note(text: &str) {
+    let path = std::env::var_os("PENSTOCK_LAB_NOTES").expect("asked in ready");
+    let mut file = std::fs::File::options().append(true).create(true).open(path).expect("the notes");
+    writeln!(file, "{text}").expect("noted");
+}
+
+/// What `penstock status` says that the ports of the cards are bound as, in few words.
+fn ports(status: &serde_json::Value) -> String {
+    let is_card = |port: &&serde_json::Value| port["Interface"] == "wan0" || port["Interface"] == "lan0";
+    let told = |port: &serde_json::Value| {
+        let text = |field: &str| port[field].as_str().unwrap_or_default().to_owned();
+        let copy = match port["ZeroCopy"].as_bool() {
+            Some(true) => " zero-copy",
+            Some(false) => " copy",
+            None => "",
+        };
+        format!("{} {} {} {}{copy}", text("Interface"), port["Queue"], text("Kind"), text("XdpMode")).trim().to_owned()
+    };
+    let all: Vec<String> = status["Ports"].as_array().expect("ports").iter().filter(is_card).map(told).collect();
+    all.join(", ")
+}

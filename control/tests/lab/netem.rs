@@ -1,0 +1,85 @@
+//! Networks that delay, lose, reorder, duplicate and corrupt. The queueing discipline stands in the switch between
+//! the gateways, since what leaves by AF_XDP passes those of its own device by.
+
+use super::support::*;
+use super::{note, ready};
+
+/// Least part of kernel WireGuard's TCP throughput, in the same network, that Penstock must reach. Where the network
+/// is the bottleneck both do alike; one second of TCP through loss varies by half from run to run.
+const RATIO: f64 = 0.4;
+
+/// Both ways of the WAN treated by netem.
+fn disturb(topology: &Topology, netem: &str) {
+    for port in ["a0", "b0"] {
+        let words = ["tc", "qdisc", "add", "dev", port, "root", "netem"];
+        topology.middle().run(&words.into_iter().chain(netem.split(' ')).collect::<Vec<_>>());
+    }
+}
+
+fn throughput(topology: &Topology) -> f64 {
+    let (from, to) = (&topology.a.host, &topology.b.host);
+    iperf3(from, to, topology.b.host4(), &["-t", "6", "-O", "1"], topology.scratch())
+}
+
+fn kernel_throughput(netem: &str) -> f64 {
+    let topology = Topology::new(Options::switch());
+    let (a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let _gateways = (KernelWireguard::start(&topology.a, a), KernelWireguard::start(&topology.b, b));
+    await_traffic(&topology);
+    disturb(&topology, netem);
+    throughput(&topology)
+}
+
+/// TCP in each mode, compared with kernel WireGuard on both sides.
+fn tcp_keeps_up(netem: &str) {
+    if !ready(&["iperf3", "tc"]) {
+        return;
+    }
+    let before = kernel_throughput(netem);
+    let mut rates = Vec::new();
+    for kind in Kind::MODES {
+        let topology = Topology::new(Options::switch());
+        let _gateways = joined(&topology, kind, kind, Outer::V4);
+        disturb(&topology, netem);
+        rates.push((kind, throughput(&topology)));
+        // Whatever the network does to packets, what arrives is what was sent.
+        tcp_both_ways(&topology.a.host, &topology.b.host, topology.b.host6(), 1 << 18);
+    }
+    // Measured twice: what else the host does changes meanwhile.
+    let after = kernel_throughput(netem);
+    note(&format!("netem {netem}: kernel WireGuard {:.1} and {:.1} Mbit/s", before / 1e6, after / 1e6));
+    let mut slow = Vec::new();
+    for (kind, rate) in rates {
+        let ratio = rate / before.min(after);
+        note(&format!("netem {netem}: {kind:?} {:.1} Mbit/s, {ratio:.2} of it", rate / 1e6));
+        if ratio < RATIO {
+            slow.push(kind);
+        }
+    }
+    assert!(slow.is_empty(), "less than {RATIO} of kernel WireGuard's throughput: {slow:?}");
+}
+
+#[test]
+fn delay() {
+    tcp_keeps_up("delay 20ms 2ms");
+}
+
+#[test]
+fn loss() {
+    tcp_keeps_up("delay 5ms loss 1%");
+}
+
+#[test]
+fn reordering() {
+    tcp_keeps_up("delay 10ms reorder 25% 50%");
+}
+
+#[test]
+fn duplication() {
+    tcp_keeps_up("delay 5ms duplicate 5%");
+}
+
+#[test]
+fn corruption() {
+    tcp_keeps_up("delay 5ms corrupt 1%");
+}

@@ -1,0 +1,103 @@
+//! ChaCha20 with one block in each 32-bit lane.
+
+use crate::vector::{MAX_LANES, Vector};
+
+/// Words of a key, and then of a nonce.
+pub(crate) const KEY_AND_NONCE: usize = 11;
+
+const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
+/// What the blocks are computed from, apart from their numbers.
+pub(crate) struct Input<V> {
+    words: [V; 16],
+}
+
+impl<V: Vector> Input<V> {
+    /// `words[w][l]` is word `w` of lane `l`'s key and nonce.
+    #[inline(always)]
+    pub(crate) fn new(cpu: V::Cpu, words: &[[u32; 2 * MAX_LANES]; KEY_AND_NONCE]) -> Self {
+        let [c0, c1, c2, c3] = CONSTANTS.map(|constant| V::splat32(cpu, constant));
+        let mut all = [c0; 16];
+        (all[1], all[2], all[3]) = (c1, c2, c3);
+        for i in 0..8 {
+            all[4 + i] = V::from_words(cpu, &words[i]);
+        }
+        for i in 0..3 {
+            all[13 + i] = V::from_words(cpu, &words[8 + i]);
+        }
+        Self { words: all }
+    }
+
+    /// The state of the blocks with these numbers, before the rounds.
+    #[inline(always)]
+    pub(crate) fn state(&self, counters: V) -> State<V> {
+        let mut words = self.words;
+        words[12] = counters;
+        State(words)
+    }
+
+    /// The key stream of the blocks with these numbers, by [`State::finish`].
+    #[inline(always)]
+    pub(crate) fn key_stream(&self, counters: V) -> [[V; 8]; 2] {
+        let mut state = self.state(counters);
+        for _ in 0..10 {
+            state.double_round();
+        }
+        state.finish(self, counters)
+    }
+}
+
+/// Blocks between the first and the last round.
+pub(crate) struct State<V>([V; 16]);
+
+impl<V: Vector> State<V> {
+    #[inline(always)]
+    pub(crate) fn double_round(&mut self) {
+        self.quarter_rounds([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
+        self.quarter_rounds([0, 1, 2, 3], [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
+    }
+
+    /// Four quarter rounds step by step, since they do not depend on each other.
+    #[inline(always)]
+    fn quarter_rounds(&mut self, a: [usize; 4], b: [usize; 4], c: [usize; 4], d: [usize; 4]) {
+        self.steps::<16>(a, b, d);
+        self.steps::<12>(c, d, b);
+        self.steps::<8>(a, b, d);
+        self.steps::<7>(c, d, b);
+    }
+
+    #[inline(always)]
+    fn steps<const ROTATION: i32>(&mut self, sum: [usize; 4], addend: [usize; 4], mixed: [usize; 4]) {
+        let x = &mut self.0;
+        for i in 0..4 {
+            x[sum[i]] = x[sum[i]].add32(x[addend[i]]);
+        }
+        for i in 0..4 {
+            x[mixed[i]] = x[mixed[i]].xor(x[sum[i]]).rotate_left32::<ROTATION>();
+        }
+    }
+
+    /// The key stream, as columns of 64-bit words: first that of the 32-bit lanes 0, 1, 4, 5, 8, …, then of the
+    /// lanes 2, 3, 6, 7, …
+    #[inline(always)]
+    pub(crate) fn finish(self, input: &Input<V>, counters: V) -> [[V; 8]; 2] {
+        let mut x = self.0;
+        let mut before = input.words;
+        before[12] = counters;
+        for (word, before) in x.iter_mut().zip(before) {
+            *word = word.add32(before);
+        }
+        let (mut first, mut second) = ([x[0]; 8], [x[0]; 8]);
+        for i in 0..8 {
+            first[i] = x[2 * i].unpack_low32(x[2 * i + 1]);
+            second[i] = x[2 * i].unpack_high32(x[2 * i + 1]);
+        }
+        [first, second]
+    }
+}
+
+/// The 32-bit lane whose key stream [`State::finish`] returns as lane `lane` of half `half`.
+#[inline(always)]
+pub(crate) fn word_lane(half: usize, lane: usize) -> usize {
+    lane / 2 * 4 + lane % 2 + 2 * half
+}

@@ -1,0 +1,230 @@
+//! The messages that a kernel works on at once, and all of a kernel's access to their memory.
+#![expect(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ptr;
+
+use crate::TAG;
+use crate::chacha20::{KEY_AND_NONCE, word_lane};
+use crate::message::Message;
+use crate::vector::{MAX_LANES, Vector};
+
+/// Bytes of a block of ChaCha20.
+pub(crate) const BLOCK: usize = 64;
+
+/// How the messages of a group lie in the lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Lanes of the vector.
+    pub(crate) lanes: usize,
+    /// Blocks of each message that are computed at once: with 1 there are twice as many messages as lanes in two
+    /// halves, with 2 as many.
+    pub(crate) blocks: usize,
+}
+
+impl Layout {
+    /// Most messages of a group.
+    pub(crate) fn messages(self) -> usize {
+        2 * self.lanes / self.blocks
+    }
+}
+
+/// Messages of a batch, by lane. Lanes without a message repeat the group's first one and write nothing.
+///
+/// For as long as the batch is borrowed, `from[..]` has `length` bytes of text and a tag behind them, and `to[..]` has
+/// room for the text; `to` may lie in front of `from` and overlap it. The lengths of lanes in use are between
+/// `shortest` and `longest`.
+pub(crate) struct Group<'a> {
+    layout: Layout,
+    from: [[*const u8; MAX_LANES]; 2],
+    to: [[*mut u8; MAX_LANES]; 2],
+    lengths: [[u64; MAX_LANES]; 2],
+    shortest: usize,
+    longest: usize,
+    /// Lanes with a message, in each half.
+    used: [usize; 2],
+    words: [[u32; 2 * MAX_LANES]; KEY_AND_NONCE],
+    batch: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Group<'a> {
+    /// Lays out the messages `which` of `batch`, from 1 to [`Layout::messages`], for `run`. The group stays where it
+    /// is made: copying what was just written in small pieces stalls the processor.
+    #[inline(always)]
+    pub(crate) fn with<M: Message, R>(
+        batch: &'a mut [M],
+        which: impl ExactSizeIterator<Item = usize>,
+        layout: Layout,
+        run: impl FnOnce(&Self) -> R,
+    ) -> R {
+        let count = which.len();
+        assert!((1..=layout.messages()).contains(&count) && layout.lanes <= MAX_LANES);
+        let mut group = Self {
+            layout,
+            from: [[ptr::null(); MAX_LANES]; 2],
+            to: [[ptr::null_mut(); MAX_LANES]; 2],
+            lengths: [[0; MAX_LANES]; 2],
+            shortest: usize::MAX,
+            longest: 0,
+            used: [count.min(layout.lanes), count.saturating_sub(layout.lanes)],
+            words: [[0; 2 * MAX_LANES]; KEY_AND_NONCE],
+            batch: PhantomData,
+        };
+        for (place, index) in which.enumerate() {
+            group.put(place, &mut batch[index]);
+        }
+        for place in count..layout.messages() {
+            group.repeat_first(place);
+        }
+        run(&group)
+    }
+
+    fn put<M: Message>(&mut self, place: usize, message: &mut M) {
+        let (half, lane) = (place / self.layout.lanes, place % self.layout.lanes);
+        for half in half..half + self.layout.blocks {
+            let lane = word_lane(half, lane);
+            for (row, word) in self.words.iter_mut().zip(message.key_and_nonce()) {
+                row[lane] = word;
+            }
+        }
+        let text = message.text();
+        self.from[half][lane] = text.from;
+        self.to[half][lane] = text.to;
+        self.lengths[half][lane] = text.len as u64;
+        self.shortest = self.shortest.min(text.len);
+        self.longest = self.longest.max(text.len);
+    }
+
+    fn repeat_first(&mut self, place: usize) {
+        let (half, lane) = (place / self.layout.lanes, place % self.layout.lanes);
+        for half in half..half + self.layout.blocks {
+            for row in &mut self.words {
+                row[word_lane(half, lane)] = row[0];
+            }
+        }
+        self.from[half][lane] = self.from[0][0];
+        self.to[half][lane] = self.to[0][0];
+        self.lengths[half][lane] = self.lengths[0][0];
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Keys and nonces, by word and 32-bit lane.
+    pub(crate) fn words(&self) -> &[[u32; 2 * MAX_LANES]; KEY_AND_NONCE] {
+        &self.words
+    }
+
+    pub(crate) fn lengths(&self, half: usize) -> &[u64; MAX_LANES] {
+        &self.lengths[half]
+    }
+
+    /// Whether every message has a whole block from byte `at` on.
+    #[inline(always)]
+    pub(crate) fn is_whole(&self, at: usize) -> bool {
+        at < self.shortest && self.shortest - at >= BLOCK
+    }
+
+    /// Bytes that each message has from byte `at` on, at most a block.
+    #[inline(always)]
+    pub(crate) fn left(&self, half: usize, at: usize) -> [u64; MAX_LANES] {
+        self.lengths[half].map(|length| length.saturating_sub(at as u64).min(BLOCK as u64))
+    }
+
+    /// Reads a whole block of every message of a half, as rows.
+    #[inline(always)]
+    pub(crate) fn load<V: Vector>(&self, cpu: V::Cpu, half: usize, at: usize) -> [V; 8] {
+        assert!(self.is_whole(at) && self.layout.lanes == V::LANES);
+        let mut rows = [V::splat64(cpu, 0); 8];
+        for (row, bytes) in rows.iter_mut().enumerate() {
+            let (lane, part) = (row % V::LANES, row / V::LANES);
+            // SAFETY: all lanes, also those that repeat a message, have at least `shortest` bytes of text; this reads
+            // from the 64 that begin at `at`.
+            *bytes = unsafe { V::load(cpu, self.from[half][lane].add(at + part * V::BYTES)) };
+        }
+        rows
+    }
+
+    /// Writes a whole block of every message of a half.
+    #[inline(always)]
+    pub(crate) fn store<V: Vector>(&self, half: usize, at: usize, rows: &[V; 8]) {
+        assert!(self.is_whole(at) && self.layout.lanes == V::LANES);
+        for (row, bytes) in rows.iter().enumerate() {
+            let (lane, part) = (row % V::LANES, row / V::LANES);
+            if lane < self.used[half] {
+                // SAFETY: there is room for at least `shortest` bytes of text; this writes to the 64 that begin at
+                // `at`. The batch is borrowed mutably.
+                unsafe { bytes.store(self.to[half][lane].add(at + part * V::BYTES)) };
+            }
+        }
+    }
+
+    /// Reads what each message of a half has from byte `at` on, at most a block, and zeros behind it.
+    #[inline(always)]
+    pub(crate) fn load_up_to<V: Vector>(&self, cpu: V::Cpu, half: usize, at: usize) -> [V; 8] {
+        assert!(self.layout.lanes == V::LANES);
+        let left = self.left(half, at);
+        let mut rows = [V::splat64(cpu, 0); 8];
+        for (row, bytes) in rows.iter_mut().enumerate() {
+            let (lane, part) = (row % V::LANES, row / V::LANES);
+            let len = (left[lane] as usize).saturating_sub(part * V::BYTES).min(V::BYTES);
+            // SAFETY: `len` bytes of the text are left there, or none; then the address does not count, and may be
+            // outside.
+            *bytes = unsafe { V::load_up_to(cpu, self.from[half][lane].wrapping_add(at + part * V::BYTES), len) };
+        }
+        rows
+    }
+
+    /// Writes as much as [`Group::load_up_to`] reads, and puts zeros behind it in the rows.
+    #[inline(always)]
+    pub(crate) fn store_up_to<V: Vector>(&self, half: usize, at: usize, rows: &mut [V; 8]) {
+        assert!(self.layout.lanes == V::LANES);
+        let left = self.left(half, at);
+        for (row, bytes) in rows.iter_mut().enumerate() {
+            let (lane, part) = (row % V::LANES, row / V::LANES);
+            let len = (left[lane] as usize).saturating_sub(part * V::BYTES).min(V::BYTES);
+            *bytes = bytes.keep(len);
+            if lane < self.used[half] {
+                // SAFETY: as for reading; the batch is borrowed mutably.
+                unsafe { bytes.store_up_to(self.to[half][lane].wrapping_add(at + part * V::BYTES), len) };
+            }
+        }
+    }
+
+    /// Writes the tags of a half's messages behind their texts.
+    #[inline(always)]
+    pub(crate) fn write_tags<V: Vector>(&self, half: usize, tags: [V; 2]) {
+        let [low, high] = tags.map(V::to_lanes);
+        for lane in 0..self.used[half] {
+            let tag = u128::from(low[lane]) | u128::from(high[lane]) << 64;
+            // SAFETY: there is room for a tag behind the text.
+            unsafe {
+                let to = self.to[half][lane].add(self.lengths[half][lane] as usize);
+                to.cast::<[u8; TAG]>().write_unaligned(tag.to_le_bytes());
+            }
+        }
+    }
+
+    /// Compares the tags behind a half's texts with these. Bit `lane` of the result is set where they are equal.
+    #[inline(always)]
+    pub(crate) fn compare_tags<V: Vector>(&self, half: usize, tags: [V; 2]) -> u32 {
+        let [low, high] = tags.map(V::to_lanes);
+        let mut equal = 0;
+        for lane in 0..self.used[half] {
+            // SAFETY: there is a tag behind the text.
+            let tag = u128::from_le_bytes(unsafe {
+                let from = self.from[half][lane].add(self.lengths[half][lane] as usize);
+                from.cast::<[u8; TAG]>().read_unaligned()
+            });
+            // All of it at once: no byte's comparison depends on another's.
+            let difference = (tag as u64 ^ low[lane]) | ((tag >> 64) as u64 ^ high[lane]);
+            equal |= u32::from(difference == 0) << lane;
+        }
+        equal
+    }
+}

@@ -1,0 +1,93 @@
+//! Keys, set up once for every implementation, and wiped where they lie.
+
+use std::mem::{MaybeUninit, needs_drop};
+
+use ring::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
+use zeroize::Zeroize;
+
+use crate::wipe;
+
+/// An AEAD. Both have keys of 32 bytes, nonces of 12 and tags of 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// RFC 8439.
+    ChaCha20Poly1305,
+    /// NIST SP 800-38D; always by ring.
+    Aes256Gcm,
+}
+
+/// A key of one suite, ready for use by any [`Cipher`](crate::Cipher).
+///
+/// It lies on the heap and never moves, so that wiping it when it is dropped leaves no copy.
+pub struct Key {
+    /// Initialized from [`Key::new`] on until it is wiped in `drop`.
+    material: Box<MaybeUninit<Material>>,
+    suite: Suite,
+}
+
+/// Stack that setting up a key needs, also in a build in which ring is not optimized.
+const SETUP_STACK: usize = 64 << 10;
+
+struct Material {
+    ring: LessSafeKey,
+    /// As ChaCha20 takes them.
+    words: [u32; 8],
+}
+
+impl Material {
+    fn new(suite: Suite, key: &[u8; 32]) -> Self {
+        let algorithm = match suite {
+            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &AES_256_GCM,
+        };
+        let unbound = UnboundKey::new(algorithm, key).expect("both suites have keys of 32 bytes");
+        let (words, _) = key.as_chunks();
+        Self { ring: LessSafeKey::new(unbound), words: std::array::from_fn(|i| u32::from_le_bytes(words[i])) }
+    }
+}
+
+// Wiping takes the place of dropping.
+const _: () = assert!(!needs_drop::<Material>());
+
+impl Key {
+    /// Sets up `key` for `suite`. The caller's copy stays the caller's to wipe.
+    pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
+        let mut material = Box::new(MaybeUninit::uninit());
+        wipe::after::<SETUP_STACK>(|| {
+            material.write(Material::new(suite, key));
+            true
+        });
+        Self { material, suite }
+    }
+
+    /// The suite that the key is for.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    pub(crate) fn ring(&self) -> &LessSafeKey {
+        &self.material().ring
+    }
+
+    pub(crate) fn words(&self) -> &[u32; 8] {
+        &self.material().words
+    }
+
+    #[expect(unsafe_code)]
+    fn material(&self) -> &Material {
+        // SAFETY: initialized by `new`; only `drop` changes it.
+        unsafe { self.material.assume_init_ref() }
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.material.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("suite", &self.suite).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,152 @@
+//! The messages of a batch: what a caller lends to the cipher for one call.
+
+use crate::chacha20::KEY_AND_NONCE;
+use crate::{Key, NONCE, Suite, TAG, packet};
+
+/// A message to seal in place.
+#[derive(Debug)]
+pub struct Sealing<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) nonce: [u8; NONCE],
+    pub(crate) data: &'a mut [u8],
+}
+
+impl<'a> Sealing<'a> {
+    /// `data` is the plaintext and [`TAG`] bytes of room for the tag; it becomes the ciphertext and its tag.
+    ///
+    /// # Panics
+    /// When `data` has no room for a tag.
+    pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8]) -> Self {
+        assert!(data.len() >= TAG, "no room for the tag");
+        Self { key, nonce, data }
+    }
+}
+
+/// A message to open in place.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) nonce: [u8; NONCE],
+    pub(crate) data: &'a mut [u8],
+    /// Where the ciphertext begins.
+    pub(crate) ciphertext: usize,
+    pub(crate) verified: bool,
+}
+
+impl<'a> Opening<'a> {
+    /// `data[ciphertext..]` is the ciphertext and its tag; the plaintext is written from the beginning of `data`.
+    ///
+    /// A `data` that is too short for that makes a message that does not verify. When a message does not verify, the
+    /// place of its plaintext is filled with zeros; what lies behind that may have any content.
+    pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8], ciphertext: usize) -> Self {
+        Self { key, nonce, data, ciphertext, verified: false }
+    }
+
+    /// The plaintext, once [`Cipher::open_batch`](crate::Cipher::open_batch) has verified the message.
+    pub fn plaintext(&self) -> Option<&[u8]> {
+        let len = self.plaintext_len()?;
+        self.verified.then(|| &self.data[..len])
+    }
+
+    /// The plaintext as [`Opening::plaintext`] has it, to change it.
+    pub fn into_plaintext(self) -> Option<&'a mut [u8]> {
+        let len = self.plaintext_len()?;
+        self.verified.then(|| &mut self.data[..len])
+    }
+
+    /// `None` when there is no room for a tag.
+    pub(crate) fn plaintext_len(&self) -> Option<usize> {
+        self.data.len().checked_sub(self.ciphertext)?.checked_sub(TAG)
+    }
+}
+
+/// A text in memory: `len` bytes at `from` with a tag behind them, and room for them at `to`.
+pub(crate) struct Text {
+    pub(crate) from: *const u8,
+    pub(crate) to: *mut u8,
+    pub(crate) len: usize,
+}
+
+/// What kernels and the planning need of a [`Sealing`] or an [`Opening`].
+pub(crate) trait Message {
+    const SEAL: bool;
+    fn suite(&self) -> Suite;
+    fn key_words(&self) -> &[u32; 8];
+    fn nonce(&self) -> &[u8; NONCE];
+    /// The text's length, unless the message has no room for a tag.
+    fn len(&self) -> Option<usize>;
+    /// The text, of a message that has a length. The pointers are good while the message is borrowed mutably.
+    fn text(&mut self) -> Text;
+    /// Does it with ring.
+    fn by_ring(&mut self);
+    /// Takes note of a kernel's result.
+    fn done(&mut self, verified: bool);
+
+    /// The words that ChaCha20 takes.
+    #[inline(always)]
+    fn key_and_nonce(&self) -> [u32; KEY_AND_NONCE] {
+        let mut words = [0; KEY_AND_NONCE];
+        words[..8].copy_from_slice(self.key_words());
+        let (nonce, _) = self.nonce().as_chunks();
+        for (word, bytes) in words[8..].iter_mut().zip(nonce) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        words
+    }
+}
+
+impl Message for Sealing<'_> {
+    const SEAL: bool = true;
+
+    fn suite(&self) -> Suite {
+        self.key.suite()
+    }
+    fn key_words(&self) -> &[u32; 8] {
+        self.key.words()
+    }
+    fn nonce(&self) -> &[u8; NONCE] {
+        &self.nonce
+    }
+    fn len(&self) -> Option<usize> {
+        Some(self.data.len() - TAG)
+    }
+    fn text(&mut self) -> Text {
+        let to = self.data.as_mut_ptr();
+        Text { from: to, to, len: self.data.len() - TAG }
+    }
+    fn by_ring(&mut self) {
+        packet::seal(self);
+    }
+    fn done(&mut self, _: bool) {}
+}
+
+impl Message for Opening<'_> {
+    const SEAL: bool = false;
+
+    fn suite(&self) -> Suite {
+        self.key.suite()
+    }
+    fn key_words(&self) -> &[u32; 8] {
+        self.key.words()
+    }
+    fn nonce(&self) -> &[u8; NONCE] {
+        &self.nonce
+    }
+    fn len(&self) -> Option<usize> {
+        self.plaintext_len()
+    }
+    fn text(&mut self) -> Text {
+        let len = self.plaintext_len().expect("a message that has a length");
+        let to = self.data.as_mut_ptr();
+        Text { from: to.wrapping_add(self.ciphertext), to, len }
+    }
+    fn by_ring(&mut self) {
+        packet::open(self);
+    }
+    fn done(&mut self, verified: bool) {
+        self.verified = verified;
+        if let (false, Some(len)) = (verified, self.plaintext_len()) {
+            self.data[..len].fill(0);
+        }
+    }
+}

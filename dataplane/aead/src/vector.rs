@@ -1,0 +1,106 @@
+//! What the kernels need of a vector register, and the registers that have it.
+//!
+//! A register is seen as 64-bit lanes, each a message's, or as twice as many 32-bit lanes.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(test)]
+pub(crate) mod portable;
+
+use crate::poly1305::Field;
+
+/// Most 64-bit lanes of any register.
+pub(crate) const MAX_LANES: usize = 8;
+
+/// A vector register.
+///
+/// Every function is inlined into a kernel's entry, which is compiled for the instructions in question: that is why
+/// they are `#[inline(always)]`, here and in everything generic over them.
+#[expect(unsafe_code)]
+pub(crate) trait Vector: Copy {
+    /// A proof that the CPU has the instructions. Whoever has a register had one.
+    type Cpu: Copy;
+    /// Arithmetic of Poly1305 in these registers.
+    type Field: Field<Vector = Self>;
+    /// Number of 64-bit lanes: 4 or 8.
+    const LANES: usize;
+    /// Bytes of a register.
+    const BYTES: usize = 8 * Self::LANES;
+
+    fn splat32(cpu: Self::Cpu, value: u32) -> Self;
+    fn splat64(cpu: Self::Cpu, value: u64) -> Self;
+    /// The first `2 * LANES` of them.
+    fn from_words(cpu: Self::Cpu, words: &[u32; 2 * MAX_LANES]) -> Self;
+    /// The first `LANES` of them.
+    fn from_lanes(cpu: Self::Cpu, lanes: &[u64; MAX_LANES]) -> Self;
+    /// The lanes, and zeros behind them.
+    fn to_lanes(self) -> [u64; MAX_LANES];
+
+    /// Reads [`Self::BYTES`] bytes.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load(cpu: Self::Cpu, from: *const u8) -> Self;
+    /// Writes [`Self::BYTES`] bytes.
+    ///
+    /// # Safety
+    /// They are writable.
+    unsafe fn store(self, to: *mut u8);
+    /// Reads `len` bytes, at most [`Self::BYTES`], and no other; the rest of the register is zeros.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_up_to(cpu: Self::Cpu, from: *const u8, len: usize) -> Self;
+    /// Writes the first `len` bytes, at most [`Self::BYTES`], and no other.
+    ///
+    /// # Safety
+    /// They are writable.
+    unsafe fn store_up_to(self, to: *mut u8, len: usize);
+
+    /// The first `len` bytes, at most [`Self::BYTES`], and zeros behind them.
+    fn keep(self, len: usize) -> Self;
+    fn and(self, other: Self) -> Self;
+    fn or(self, other: Self) -> Self;
+    fn xor(self, other: Self) -> Self;
+    fn add32(self, other: Self) -> Self;
+    fn rotate_left32<const BITS: i32>(self) -> Self;
+    fn add64(self, other: Self) -> Self;
+    fn sub64(self, other: Self) -> Self;
+    fn shift_left64(self, bits: u32) -> Self;
+    fn shift_right64(self, bits: u32) -> Self;
+    /// Of every four 32-bit lanes: first of `self`, first of `other`, second of `self`, second of `other`.
+    fn unpack_low32(self, other: Self) -> Self;
+    /// Of every four 32-bit lanes: third of `self`, third of `other`, fourth of `self`, fourth of `other`.
+    fn unpack_high32(self, other: Self) -> Self;
+    /// Turns eight columns into rows, or rows into columns. Lane `l` of column `c` is 64-bit word `c` of message `l`;
+    /// row `r` holds the `r / LANES`th part of the 64 bytes of message `r % LANES`.
+    fn transpose(of: [Self; 8]) -> [Self; 8];
+
+    /// `yes` where `mask` is all ones, `no` where it is zero.
+    #[inline(always)]
+    fn select(mask: Self, yes: Self, no: Self) -> Self {
+        no.xor(no.xor(yes).and(mask))
+    }
+
+    /// All ones in the lanes in which `self`, as a signed number, is negative.
+    #[inline(always)]
+    fn is_negative(self, cpu: Self::Cpu) -> Self {
+        Self::splat64(cpu, 0).sub64(self.shift_right64(63))
+    }
+}
+
+/// Registers with 52-bit multiplication (AVX-512 IFMA).
+pub(crate) trait Multiply52: Vector {
+    /// `self` and the low 52 bits of the product of the low 52 bits of `a` and `b`.
+    fn add_product_low(self, a: Self, b: Self) -> Self;
+    /// `self` and the high 52 bits of that product.
+    fn add_product_high(self, a: Self, b: Self) -> Self;
+}
+
+/// Registers with 32-bit multiplication.
+pub(crate) trait Multiply32: Vector {
+    /// The 64-bit product of the low halves of each lane.
+    fn product(self, other: Self) -> Self;
+}

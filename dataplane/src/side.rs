@@ -1,0 +1,124 @@
+//! One side of a worker, WAN or LAN: its ports, and what waits to be sent by each.
+
+use crate::ports::{Batch, Link, Packet, Port};
+use crate::turn::{Exit, Turn};
+
+/// The ports of one side. The last one is the kernel's: the UDP socket, or the tun device.
+pub(crate) struct Side {
+    ports: Vec<Box<dyn Port>>,
+    /// By port: the interface that a [`Link`] must name.
+    interfaces: Vec<Option<u32>>,
+    /// By port.
+    out: Vec<Batch>,
+    /// By port: whether it may have packets. Always so for those that are cheap to ask.
+    ready: Vec<bool>,
+}
+
+impl Side {
+    pub(crate) fn new(ports: Vec<Box<dyn Port>>) -> Self {
+        Self {
+            interfaces: ports.iter().map(|port| port.link_interface()).collect(),
+            out: ports.iter().map(|_| Batch::default()).collect(),
+            ready: vec![true; ports.len()],
+            ports,
+        }
+    }
+
+    pub(crate) fn ports(&self) -> &[Box<dyn Port>] {
+        &self.ports
+    }
+
+    /// By port: whether it may have packets, for whoever polls them.
+    pub(crate) fn ready_mut(&mut self) -> &mut [bool] {
+        &mut self.ready
+    }
+
+    pub(crate) fn all_cheap(&self) -> bool {
+        self.ports.iter().all(|port| port.cheap_to_ask())
+    }
+
+    pub(crate) fn none_ready(&self) -> bool {
+        self.ports.iter().zip(&self.ready).all(|(port, ready)| port.cheap_to_ask() || !ready)
+    }
+
+    /// The port by which a link leaves, if there is one.
+    #[inline]
+    pub(crate) fn port_of(&self, link: &Link) -> Option<usize> {
+        self.interfaces.iter().position(|interface| *interface == Some(link.ifindex))
+    }
+
+    /// The kernel's port.
+    #[inline]
+    pub(crate) fn kernel(&self) -> usize {
+        self.ports.len() - 1
+    }
+
+    /// Whether the kernel routes behind its port.
+    #[inline]
+    pub(crate) fn kernel_routes(&self) -> bool {
+        self.ports[self.kernel()].kernel_routes()
+    }
+
+    /// Receives from port `i` if it may have packets. Returns how many there were.
+    pub(crate) fn receive(&mut self, i: usize, turn: &mut Turn<'_>, received: &mut Batch) -> usize {
+        let port = &mut self.ports[i];
+        let cheap = port.cheap_to_ask();
+        if !cheap && !self.ready[i] {
+            return 0;
+        }
+        port.receive(turn.pool, received, turn.drops);
+        self.ready[i] = cheap || !received.is_empty();
+        received.len()
+    }
+
+    /// Takes each packet to its exit, and transmits by all ports what is for them.
+    pub(crate) fn send(&mut self, turn: &mut Turn<'_>, packets: &mut Batch, exits: &[Exit]) {
+        match same(exits) {
+            // Most batches go one way.
+            Some(Exit::Port(port)) => packets.append_to(&mut self.out[port]),
+            _ => packets.drain().zip(exits).for_each(|(packet, exit)| self.take(turn, packet, *exit)),
+        }
+        for (port, batch) in self.ports.iter_mut().zip(&mut self.out) {
+            if !batch.is_empty() {
+                port.transmit(turn.pool, batch, turn.drops);
+            }
+        }
+    }
+
+    fn take(&mut self, turn: &mut Turn<'_>, packet: Packet, exit: Exit) {
+        match exit {
+            Exit::Port(port) => self.out[port].push(packet),
+            Exit::Error => turn.errors.push(packet),
+            Exit::Consumed => turn.pool.give(packet.frame),
+            Exit::Dropped(reason) => {
+                turn.drops.count(reason);
+                turn.pool.give(packet.frame);
+            }
+        }
+    }
+
+    /// Sends ICMP errors back by the port that their causes came by.
+    pub(crate) fn answer(&mut self, i: usize, turn: &mut Turn<'_>) {
+        if !turn.errors.is_empty() {
+            self.ports[i].transmit(turn.pool, turn.errors, turn.drops);
+        }
+    }
+}
+
+/// What is decided about every packet of a batch, if it is the same and there are any.
+#[inline]
+fn same(exits: &[Exit]) -> Option<Exit> {
+    let (first, others) = exits.split_first()?;
+    others.iter().all(|exit| exit == first).then_some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_the_same_is_so_for_all_and_not_for_none() {
+        let [a, b] = [Exit::Port(3), Exit::Port(4)];
+        assert_eq!((same(&[a, a, a]), same(&[a, a, b]), same(&[b, a, a]), same(&[])), (Some(a), None, None, None));
+    }
+}

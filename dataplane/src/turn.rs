@@ -1,0 +1,104 @@
+//! A worker's turn: what its stages work with besides the packets of a batch.
+
+use std::net::SocketAddr;
+
+use penstock_aead::Cipher;
+
+use crate::clock::Millis;
+use crate::drop::{DropReason, Drops};
+use crate::frame::{Frame, Pool};
+use crate::icmp::{self, Limiter};
+use crate::inner::Inner;
+use crate::ports::Batch;
+use crate::slow_path::{Mailbox, Notice};
+use crate::table::Table;
+
+/// Peers that a worker remembers as moved between two tables, at most.
+pub(crate) const ROAMED_MAX: usize = 64;
+
+/// The same table and time for all packets of the turn; the rest is the worker's and outlives it.
+pub(crate) struct Turn<'a> {
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) table: &'a Table,
+    pub(crate) cipher: Cipher,
+    pub(crate) now: Millis,
+    pub(crate) drops: &'a Drops,
+    pub(crate) notices: Notices<'a>,
+    /// ICMP errors that go back to where their causes came from.
+    pub(crate) errors: &'a mut Batch,
+    pub(crate) limiter: &'a mut Limiter,
+    /// Peers heard from a new address, by place in the table, until control publishes it.
+    pub(crate) roamed: &'a mut Vec<(u32, SocketAddr)>,
+}
+
+/// Where a packet leaves the stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// By this port of the other side.
+    Port(usize),
+    /// As an ICMP error about itself, back to its sender.
+    Error,
+    /// It has done its work here: a keepalive, or what control has a copy of.
+    Consumed,
+    Dropped(DropReason),
+}
+
+impl From<DropReason> for Exit {
+    #[inline]
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
+}
+
+impl Turn<'_> {
+    /// Turns a packet into the ICMP error that it causes; a drop, if none is due or too many were sent.
+    pub(crate) fn error(&mut self, frame: &mut Frame, inner: &Inner, error: icmp::Error, reason: DropReason) -> Exit {
+        let told = self.limiter.allow(self.now) && icmp::answer(self.pool, frame, inner, error, self.table);
+        if told { Exit::Error } else { Exit::Dropped(reason) }
+    }
+
+    /// The address that a peer was heard from since the table was published, if it is another.
+    #[inline]
+    pub(crate) fn roamed_to(&self, place: u32) -> Option<SocketAddr> {
+        self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint)
+    }
+
+    /// Notes that a peer was heard from another address.
+    pub(crate) fn roam(&mut self, place: u32, endpoint: SocketAddr) {
+        self.roamed.retain(|(roamed, _)| *roamed != place);
+        if self.roamed.len() < ROAMED_MAX {
+            self.roamed.push((place, endpoint));
+        }
+    }
+}
+
+/// The queue to control. Its bell rings once, when the turn ends.
+pub(crate) struct Notices<'a> {
+    mailbox: &'a Mailbox<Notice>,
+    pushed: bool,
+}
+
+impl<'a> Notices<'a> {
+    pub(crate) fn new(mailbox: &'a Mailbox<Notice>) -> Self {
+        Self { mailbox, pushed: false }
+    }
+
+    /// Appends a notice; `false` when the queue is full.
+    pub(crate) fn push(&mut self, notice: Notice) -> bool {
+        self.pushed = true;
+        self.mailbox.push(notice)
+    }
+
+    /// Leaves a packet to control.
+    pub(crate) fn hand_over(&mut self, notice: Notice) -> Exit {
+        if self.push(notice) { Exit::Consumed } else { Exit::Dropped(DropReason::SlowPathFull) }
+    }
+}
+
+impl Drop for Notices<'_> {
+    fn drop(&mut self) {
+        if self.pushed {
+            self.mailbox.ring();
+        }
+    }
+}
