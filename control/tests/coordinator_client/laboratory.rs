@@ -91,6 +91,20 @@ impl Coordinator {
     pub fn signal(&self, signal: &str) {
         let id = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        if signal == "-STOP" {
+            // A thread on another core may still answer for a moment.
+            while !self.is_stopped(&id) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Whether every thread of the process has stopped.
+    fn is_stopped(&self, id: &str) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        // The state is behind the name, which is in brackets.
+        stats.into_iter().all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
     }
 
     /// Another certificate takes the place of its own.
