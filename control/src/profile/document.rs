@@ -221,6 +221,9 @@ fn not_json(path: &Path, error: &serde_json::Error) -> ProfileError {
     ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}"))
 }
 
+/// So many fields can be listed in a sentence.
+const FEW: usize = 8;
+
 /// What serde found wrong, in the words of an administrator.
 struct Fault {
     field: FieldPath,
@@ -242,6 +245,7 @@ impl Fault {
             at_name = true;
             match closest(unknown, known) {
                 Some(name) => format!("there is no such field; did you mean {name}?"),
+                None if known.len() > FEW => "there is no such field; docs/profile.md has them all".to_owned(),
                 None => format!("there is no such field; here are {}", known.join(", ")),
             }
         } else if text.starts_with("missing field ") {

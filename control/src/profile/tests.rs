@@ -154,7 +154,7 @@ fn shape_errors_name_line_and_field() {
         ("\"Interface\": \"eth0\", ", "", "6:10: field Wan: Interface is missing"),
         ("\"Name\": \"cairo\",", "", "22:5: field Peers[1]: Name is missing"),
         ("\"Workers\": 0", "\"Name\": 0", "12:3: field Name: given twice in one object"),
-        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; here are "),
+        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; docs/profile.md has them all"),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
