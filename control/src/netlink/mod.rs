@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 pub use links::{Address, Interface};
-pub use monitor::{Change, FILTER_PREFIX, Monitor};
+pub use monitor::{FILTER_PREFIX, Monitor};
 pub use neighbours::Neighbour;
 pub use news::News;
 pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::unix::AsyncFd;
 
@@ -19,59 +18,6 @@ const SYSCTL_GROUPS: u32 = 1 << 23 | 1 << 24;
 const NEW_NETCONF: u16 = 80;
 /// Tables of gateways in the packet filter begin so.
 pub const FILTER_PREFIX: &str = "penstock-";
-
-/// What has changed since the last time, all told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// Interfaces came, went or changed.
-    pub interfaces: bool,
-    /// Addresses changed.
-    pub addresses: bool,
-    /// Routes or rules changed.
-    pub routes: bool,
-    /// Neighbours changed.
-    pub neighbours: bool,
-}
-
-impl Change {
-    /// Whether nothing did.
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-
-    /// Everything may have changed.
-    pub fn everything() -> Self {
-        Self { interfaces: true, addresses: true, routes: true, neighbours: true }
-    }
-
-    /// This and another.
-    pub fn add(&mut self, other: Self) {
-        self.interfaces |= other.interfaces;
-        self.addresses |= other.addresses;
-        self.routes |= other.routes;
-        self.neighbours |= other.neighbours;
-    }
-
-    fn note(&mut self, message: &RouteNetlinkMessage) {
-        match message {
-            // A bridge tells of its ports coming and going as if they were interfaces.
-            RouteNetlinkMessage::NewLink(l) | RouteNetlinkMessage::DelLink(l)
-                if l.header.interface_family == AddressFamily::Bridge => {}
-            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => self.interfaces = true,
-            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => self.addresses = true,
-            RouteNetlinkMessage::NewRoute(_)
-            | RouteNetlinkMessage::DelRoute(_)
-            | RouteNetlinkMessage::NewRule(_)
-            | RouteNetlinkMessage::DelRule(_) => self.routes = true,
-            RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n)
-                if n.header.family != AddressFamily::Bridge =>
-            {
-                self.neighbours = true;
-            }
-            _ => {}
-        }
-    }
-}
 
 /// A socket that hears of changes.
 pub struct Monitor {
@@ -164,43 +110,6 @@ impl Monitor {
                 Ok((datagram, _)) => changed |= news::filter::concerns(&datagram, FILTER_PREFIX),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    /// Waits for news, and takes all that there are. Cancel safe.
-    ///
-    /// # Errors
-    /// The socket is broken.
-    pub async fn changed(&self) -> io::Result<Change> {
-        loop {
-            let mut ready = self.readable.readable().await?;
-            let change = self.take()?;
-            ready.clear_ready();
-            if !change.is_empty() {
-                return Ok(change);
-            }
-        }
-    }
-
-    fn take(&self) -> io::Result<Change> {
-        let mut change = Change::default();
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((datagram, _)) => {
-                    for message in messages(&datagram) {
-                        if let NetlinkPayload::InnerMessage(inner) = &message.payload {
-                            change.note(inner);
-                        }
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(change),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
-                    tracing::debug!("network news were lost; asking for everything");
-                    change = Change::everything();
-                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
