@@ -1,7 +1,8 @@
 //! Relays that are near and far, die and come back, under traffic.
 
-mod support;
-
+use crate::support::nat::{Kind, Lab};
+use crate::support::overlay::{Coordinator, Pair, Relay, now};
+use crate::support::*;
 use serde_json::json;
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -10,9 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::nat::{Kind, Lab};
-use support::overlay::{Coordinator, Pair, Relay, now};
-use support::*;
 
 /// What the path agent promises after a path's death.
 const FALLBACK: f64 = 5.0;

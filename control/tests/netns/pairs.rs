@@ -1,10 +1,8 @@
 //! Two Penstocks: every pair of WAN and LAN modes, both IP versions inside and outside, every size
 //! of packet.
 
-mod support;
-
+use crate::support::*;
 use std::time::Duration;
-use support::*;
 
 /// Everything up to 100 bytes, everything around the MTU, and a part of what is between.
 fn sizes() -> impl Iterator<Item = usize> {

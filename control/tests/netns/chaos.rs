@@ -8,18 +8,16 @@
 //! The sequences are the same each time, and others with `PENSTOCK_TEST_LONG=1`. `PENSTOCK_TEST_SEED=N` replays one,
 //! `PENSTOCK_TEST_STEPS=N` gives each another length.
 
-mod support;
-
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::support::*;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
-use support::*;
 
 /// How soon traffic must flow again once the cause of an outage is gone.
 const RECOVERY: Duration = Duration::from_secs(15);

@@ -1,9 +1,7 @@
 //! Penstock and the WireGuard implementations of others.
 
-mod support;
-
+use crate::support::*;
 use std::time::Duration;
-use support::*;
 
 const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use penstock::coordinator::Cached;
 use penstock_connect::Trust;
 
-use crate::laboratory::{Coordinator, Site};
+use super::laboratory::{Coordinator, Site};
 
 #[test]
 fn a_site_enrols_and_its_profile_knows_the_coordinator() {

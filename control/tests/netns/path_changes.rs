@@ -1,13 +1,11 @@
 //! Paths that change under traffic: found, cut, moved.
 
-mod support;
-
+use crate::support::nat::{Kind, Lab, MappingServer, Offer, Site};
+use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway, Pair};
+use crate::support::*;
 use serde_json::json;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
-use support::nat::{Kind, Lab, MappingServer, Offer, Site};
-use support::overlay::{Coordinator, Heartbeat, OverlayGateway, Pair};
-use support::*;
 
 /// What the path agent promises.
 const FALLBACK: f64 = 5.0;

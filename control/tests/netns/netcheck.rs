@@ -1,14 +1,12 @@
 //! `penstock netcheck` behind every kind of NAT: the name, what follows from it, and what it says to change.
 
-mod support;
-
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
+use crate::support::nat::{Kind, Lab, MappingServer, Offer, Site, Stun};
+use crate::support::overlay::{Coordinator, OverlayGateway};
+use crate::support::{PATIENCE, Process, eventually, genkey, penstock_binary, ready};
 use serde_json::Value;
-use support::nat::{Kind, Lab, MappingServer, Offer, Site, Stun};
-use support::overlay::{Coordinator, OverlayGateway};
-use support::{PATIENCE, Process, eventually, genkey, penstock_binary, ready};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
 const PORT: u16 = 47100;
@@ -42,7 +40,7 @@ fn subjects(report: &Value) -> Vec<&str> {
 /// A profile with a pinned port, or without.
 fn profile(site: &Site, port: u16) -> std::path::PathBuf {
     let key = site.scratch.join(format!("netcheck-{port}.key"));
-    support::write_secret(&key, &genkey());
+    crate::support::write_secret(&key, &genkey());
     let path = site.scratch.join(format!("netcheck-{port}.profile"));
     let text = serde_json::json!({
         "Name": format!("check{}-{port}", site.number),
@@ -240,7 +238,7 @@ fn what_cannot_be_reached_is_told() {
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
     drop(gateway);
     // Its port is another's: no report, one sentence.
-    let _taken = support::nat::socket(&site, PORT);
+    let _taken = crate::support::nat::socket(&site, PORT);
     let mut command = site.gateway.command(penstock_binary().expect("a binary"));
     command.arg("--profile").arg(profile(&site, PORT)).args(["netcheck", "--stun", "11.255.0.1"]);
     let output = command.output().expect("it runs");

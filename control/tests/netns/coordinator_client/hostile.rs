@@ -22,8 +22,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use crate::laboratory::Running;
-use crate::relay::{Certificate, any_port};
+use super::laboratory::Running;
+use super::relay::{Certificate, any_port};
 
 /// What it does with each connection.
 #[derive(Clone, Debug)]

@@ -1,14 +1,12 @@
 //! Coordinated sites whatever the ports of the data plane are, over both IP versions inside and outside, and
 //! beside what the profile says.
 
-mod support;
-
+use crate::support::nat::{Kind, Lab, Site};
+use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
+use crate::support::{Gateway, GatewayConfig, PATIENCE, Peer, eventually, pause, ping, ready, tcp_both_ways};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
-use support::nat::{Kind, Lab, Site};
-use support::overlay::{Coordinator, Heartbeat, OverlayGateway};
-use support::{Gateway, GatewayConfig, PATIENCE, Peer, eventually, pause, ping, ready, tcp_both_ways};
 
 /// Of WAN and LAN; the pair that is left is that of all other tests with a coordinator.
 const MODES: [(&str, &str); 3] = [("xdp", "xdp"), ("xdp", "tun"), ("udp", "xdp")];
@@ -163,7 +161,7 @@ fn a_plain_wireguard_peer_works_beside_the_coordinator_s() {
     let coordinator = Coordinator::start(&lab);
     let key = coordinator.key(2, "site");
     let (a, b, c) = (lab.site(Kind::PortRestricted, 1), lab.site(Kind::FullCone, 2), lab.site(Kind::None, 3));
-    let mut plain = GatewayConfig::elsewhere(support::Kind::WireguardGo, "100.127.0.3");
+    let mut plain = GatewayConfig::elsewhere(crate::support::Kind::WireguardGo, "100.127.0.3");
     let extra = json!({ "Peers": [{
         "Name": "plain",
         "PublicKey": plain.public_key(),

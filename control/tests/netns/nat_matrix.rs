@@ -1,13 +1,11 @@
 //! Every kind of NAT against every other, with real gateways: direct where the oracle says so, relayed
 //! elsewhere, soon, with the reason, and with traffic that does not stop.
 
-mod support;
-
+use crate::support::nat::{Kind, Lab, Site};
+use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
+use crate::support::*;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use support::nat::{Kind, Lab, Site};
-use support::overlay::{Coordinator, Heartbeat, OverlayGateway};
-use support::*;
 
 /// From the start of both gateways.
 const FOUND_WITHIN: Duration = Duration::from_secs(10);

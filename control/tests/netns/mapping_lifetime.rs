@@ -1,14 +1,12 @@
 //! `penstock netcheck --lifetime` behind NATs whose memory is known.
 
-mod support;
-
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use crate::support::nat::{Kind, Lab, Site, Stun, UdpTimeouts, corners};
+use crate::support::overlay::{Coordinator, OverlayGateway};
+use crate::support::{penstock_binary, ready};
 use serde_json::{Value, json};
-use support::nat::{Kind, Lab, Site, Stun, UdpTimeouts, corners};
-use support::overlay::{Coordinator, OverlayGateway};
-use support::{penstock_binary, ready};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
 /// A life of 5 s and one of 12 s are well within two of the gaps, so that a busy machine's second does no harm.
@@ -32,7 +30,7 @@ fn netcheck(site: &Site, server: &str, arguments: &[&str]) -> Output {
     command.env("PENSTOCK_RUNTIME_DIR", &site.scratch).env_remove("HTTPS_PROXY").env_remove("https_proxy");
     command.env("PENSTOCK_PROFILE", site.scratch.join("none.profile"));
     let key = site.scratch.join("none.key");
-    support::write_secret(&key, &support::genkey());
+    crate::support::write_secret(&key, &crate::support::genkey());
     let profile =
         json!({ "Name": format!("life{}", site.number), "PrivateKeyFile": key, "Wan": { "Interface": "wan0" } });
     std::fs::write(site.scratch.join("none.profile"), profile.to_string()).expect("a profile");

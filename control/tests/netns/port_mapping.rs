@@ -1,13 +1,11 @@
 //! Port mapping by a real router daemon, one protocol at a time, and by none.
 
-mod support;
-
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::support::nat::{Kind, Lab, MappingServer, Offer, Site, socket};
+use crate::support::{eventually, holds_within, pause, ready};
 use penstock::port_mapping::{Mapping, PortMapper, Protocol, Timings};
-use support::nat::{Kind, Lab, MappingServer, Offer, Site, socket};
-use support::{eventually, holds_within, pause, ready};
 
 const TOOLS: [&str; 4] = ["nft", "conntrack", "tinyproxy", "miniupnpd"];
 const PORT: u16 = 47100;

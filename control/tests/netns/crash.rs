@@ -1,10 +1,8 @@
 //! Crashes, orderly ends and refusals to start.
 
-mod support;
-
+use crate::support::*;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
-use support::*;
 
 /// SIGKILL under load: what the LAN goes on sending must not leave in the clear, and two seconds
 /// after the next start traffic flows again.

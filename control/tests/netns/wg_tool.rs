@@ -1,11 +1,9 @@
 //! The `wg` command on a running gateway, and the socket behind it.
 
-mod support;
-
+use crate::support::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-use support::*;
 
 const LIMIT: Duration = Duration::from_secs(15);
 

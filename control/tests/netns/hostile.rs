@@ -1,13 +1,11 @@
 //! Bad input: noise, mutations, replays, lies about sources, floods. Nothing may panic, nothing may
 //! come through that should not, and honest peers are served meanwhile.
 
-mod support;
-
+use crate::support::*;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::*;
 
 const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
 

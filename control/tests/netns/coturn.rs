@@ -1,11 +1,9 @@
 //! `penstock netcheck` asks another implementation's STUN server: coturn's.
 
-mod support;
-
 use std::process::Command;
 
+use crate::support::{Namespace, PATIENCE, Process, eventually, penstock_binary, ready};
 use serde_json::Value;
-use support::{Namespace, PATIENCE, Process, eventually, penstock_binary, ready};
 
 #[test]
 fn netcheck_learns_all_from_a_server_of_coturn() {

@@ -1,7 +1,7 @@
 //! Through proxies, good and bad, by the command itself: the environment is what it reads.
 
-use crate::hop::{Hop, Manner};
-use crate::laboratory::{Coordinator, Outcome, Site};
+use super::hop::{Hop, Manner};
+use super::laboratory::{Coordinator, Outcome, Site};
 
 /// Enrols through a proxy.
 fn enrol(coordinator: &Coordinator, variables: &[(&str, &str)]) -> Outcome {

@@ -1,14 +1,12 @@
 //! Whether the laboratory's NATs are what they are called, by the discovery that gateways use and by hole
 //! punching with plain sockets. What follows from them for gateways is tested elsewhere.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::nat::{Kind, Lab, Site, Stun, UdpTimeouts, exchange, nat_report, socket};
-use support::ready;
+use crate::support::nat::{Kind, Lab, Site, Stun, UdpTimeouts, exchange, nat_report, socket};
+use crate::support::ready;
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
 const PORT: u16 = 47100;

@@ -19,8 +19,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use crate::hop::{Hop, Manner};
-use crate::laboratory::{PATIENCE, eventually};
+use super::hop::{Hop, Manner};
+use super::laboratory::{PATIENCE, eventually};
 
 /// An echo at `/v1/relay`. Its connections end when it is dropped.
 struct Echo {

@@ -1,20 +1,18 @@
 //! The guard in a real kernel: what is left of it when somebody takes parts away, and how it comes back. There
 //! is no gateway process here; [`Ground`] works in the gateway's namespace on a tun device that nobody reads.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use ipnet::IpNet;
 use penstock::ground::{
     DEFAULT_MARK, DEFAULT_TABLE, FilterState, Ground, Interest, Kernel, Linux, Operation, Sysctl, Tun, Wanted,
 };
 use penstock::netlink::{Address, Interface, Monitor, Neighbour, Route, Rule};
 use penstock::profile::Name;
-use support::*;
 
 /// The kernel, which notes what is asked of it.
 struct Noting {

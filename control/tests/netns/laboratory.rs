@@ -1,9 +1,7 @@
 //! Whether the instruments measure: two implementations known to be right pass, a missing tunnel
 //! is noticed.
 
-mod support;
-
-use support::*;
+use crate::support::*;
 
 #[test]
 fn wireguard_go_and_boringtun_pass_every_check() {

@@ -6,16 +6,14 @@
 //!     192.0.2.1, 192.0.2.2, 2001:db8::1   where gateways and coordinators would be; some of them drop everything
 //! ```
 
-mod support;
-
+use crate::support::name_server::{Conduct, NameServer};
+use crate::support::*;
 use penstock::key::PublicKey;
 use penstock::resolver::{Resolver, rotation::Change};
 use penstock_connect::{Answer, HttpsUrl, NameError, Names, Outbound, Proxy, reach};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::name_server::{Conduct, NameServer};
-use support::*;
 
 const MARK: u32 = 0x5057;
 const NAME: &str = "gateway.example.net";

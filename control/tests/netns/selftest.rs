@@ -1,11 +1,9 @@
 //! What WireGuard's own network-namespace selftest covers, as far as a gateway with static peers
 //! can: counters, roaming, allowed IPs, keys, NAT, loops, leaks.
 
-mod support;
-
+use crate::support::*;
 use std::net::IpAddr;
 use std::time::Duration;
-use support::*;
 
 const LIMIT: Duration = Duration::from_secs(15);
 

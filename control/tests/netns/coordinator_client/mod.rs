@@ -1,5 +1,4 @@
 //! The gateway's client of the coordinator, against the real `penstock-coordinator`, over loopback.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client;
 mod enrol;

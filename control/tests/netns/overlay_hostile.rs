@@ -1,8 +1,9 @@
 //! Who means ill and can reach a gateway's port, or is enrolled: moves no path, learns nothing, multiplies
 //! nothing. (That nobody passes for another at the coordinator and its relay is the coordinator's own tests'.)
 
-mod support;
-
+use crate::support::nat::{Kind, Lab};
+use crate::support::overlay::{Coordinator, OverlayGateway, Pair, now};
+use crate::support::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use penstock_proto::coordination::{Candidate, CandidateKind, NatType};
@@ -15,9 +16,6 @@ use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
-use support::nat::{Kind, Lab};
-use support::overlay::{Coordinator, OverlayGateway, Pair, now};
-use support::*;
 
 const PORT: u16 = 47100;
 /// Where the attacker is on the internet.
@@ -418,7 +416,7 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     assert!(!relayed.stop().iter().any(from_it), "the hidden site heard of it");
 
     // And traffic of the others goes on as it did.
-    let pings = support::ping(&honest.host, hub.host_address(), &["-c", "5", "-i", "0.1"]);
+    let pings = crate::support::ping(&honest.host, hub.host_address(), &["-c", "5", "-i", "0.1"]);
     assert!(pings.all_answered(), "{}", pings.text);
 }
 

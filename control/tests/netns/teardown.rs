@@ -1,10 +1,8 @@
 //! What a gateway leaves behind: nothing.
 
-mod support;
-
+use crate::support::*;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use support::*;
 
 const LIMIT: Duration = Duration::from_secs(5);
 

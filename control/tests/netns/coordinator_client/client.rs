@@ -8,7 +8,7 @@ use penstock_proto::coordination::{
     Candidate, CandidateKind, Map, Reachability, RefusalReason, RegistrationState, SiteKey,
 };
 
-use crate::laboratory::{Coordinator, Running, Site, eventually};
+use super::laboratory::{Coordinator, Running, Site, eventually};
 
 fn at(address: &str) -> Reachability {
     let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
