@@ -8,9 +8,11 @@ mod netcheck;
 mod run;
 mod service;
 mod table;
+mod wireguard;
 
+use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -119,6 +121,21 @@ enum Command {
     /// The private key is made if its file is not there, and never leaves this machine. Exits with 3 if the
     /// coordinator refuses, with 4 if it cannot be reached, with 5 if the approval does not come in time.
     Enrol(enrol::Arguments),
+    /// Make a WireGuard device without a profile, for wg-quick
+    ///
+    /// `WG_QUICK_USERSPACE_IMPLEMENTATION=penstock-wireguard wg-quick up NAME` makes the device so, and wg-quick does
+    /// the rest: keys, peers, addresses, routes. The device ends when it is deleted, or by SIGTERM or SIGINT.
+    Wireguard {
+        /// Stay in the foreground
+        #[arg(short, long)]
+        foreground: bool,
+        /// Leave the terminal's session, and stay in the process
+        #[arg(long, hide = true)]
+        detached: bool,
+        /// The device's name
+        #[arg(value_parser = |text: &str| Name::try_from(text.to_owned()))]
+        name: Name,
+    },
     /// Print the profile in force as JSON: with defaults and overrides, without secrets
     ListConfig,
     /// Change fields of the profile's file, if a sound profile results
@@ -136,7 +153,7 @@ enum Command {
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
     let profile = cli.profile.as_path();
     let outcome = match cli.command {
         Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),
@@ -151,6 +168,10 @@ pub fn main() -> ExitCode {
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),
+        Command::Wireguard { name, foreground, detached } if foreground || detached => {
+            wireguard::foreground(&name, cli.log.as_deref(), detached)
+        }
+        Command::Wireguard { name, .. } => wireguard::background(&name, cli.log.as_deref()),
         Command::ListConfig => config::list(profile),
         Command::SetConfig { assignments } => config::set(profile, &assignments),
     };
@@ -165,6 +186,15 @@ pub fn main() -> ExitCode {
             enrol::exit_code(&error)
         }
     }
+}
+
+/// The arguments, with the command that the program's name stands for.
+fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let program = arguments.first().and_then(|program| Path::new(program).file_name());
+    if program.is_some_and(|program| program == wireguard::PROGRAM) {
+        arguments.insert(1, "wireguard".into());
+    }
+    arguments
 }
 
 /// The place and name of the gateway that a profile is about, without reading its keys.

@@ -36,7 +36,8 @@ fn device(gateway: &Gateway) -> Device {
     }
 }
 
-fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
+/// A peer as `wg` shows it.
+pub(super) fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
     let last = handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     PeerState {
         public_key: peer.public_key,
@@ -75,12 +76,23 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
         }
     }
     let Gateway { handshakes, overlay, .. } = gateway;
-    if change.replace_peers {
+    set_peers(handshakes, overlay.as_mut(), now, change.replace_peers, change.peers)
+}
+
+/// Changes peers; with `replace`, all that were there go first.
+pub(super) fn set_peers(
+    handshakes: &mut Handshakes,
+    mut overlay: Option<&mut Overlay>,
+    now: Instant,
+    replace: bool,
+    peers: Vec<SetPeer>,
+) -> Result<(), Errno> {
+    if replace {
         for id in handshakes.peers.iter().map(|p| p.id).collect::<Vec<_>>() {
-            remove(handshakes, overlay.as_mut(), id);
+            remove(handshakes, overlay.as_deref_mut(), id);
         }
     }
-    change.peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_mut(), now, peer))
+    peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_deref_mut(), now, peer))
 }
 
 fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {

@@ -17,7 +17,6 @@ use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role
 use rand::SeedableRng;
 
 use super::peers::{Peer, Peers};
-use super::site::Site;
 use crate::ground::Origin;
 use crate::key::PrivateKey;
 use crate::profile::{self, Endpoint};
@@ -72,19 +71,19 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
-    /// Handshakes of a site, which go out by `udp`; without peers.
+    /// Handshakes with this private key, which go out by `udp`; without peers.
     ///
     /// # Errors
     /// A test asks for timings that cannot be.
-    pub fn new(site: &Site, udp: UdpSender, now: Instant) -> Result<Self> {
+    pub fn new(private_key: &PrivateKey, udp: UdpSender, now: Instant) -> Result<Self> {
         let rng = rand::rngs::StdRng::from_os_rng();
-        let key = site.private_key.to_secret();
-        let proto = proto::Gateway::with_timings(key, rng, now, SystemTime::now(), timings()?);
+        let mark = udp.mark();
+        let proto = proto::Gateway::with_timings(private_key.to_secret(), rng, now, SystemTime::now(), timings()?);
         Ok(Self {
             peers: Peers::default(),
             proto,
             udp,
-            resolver: Resolver::new(Names::default(), site.mark),
+            resolver: Resolver::new(Names::default(), mark),
             rejects: HashMap::new(),
             lost_waiting: 0,
             clock_set: now,
@@ -147,6 +146,11 @@ impl Handshakes {
         tracing::info!("{}: removed, since it is this site", peer.label());
         self.due.add(Due::PEERS);
         Some(peer)
+    }
+
+    /// Handshakes go out by `udp` from now on.
+    pub fn set_sender(&mut self, udp: UdpSender) {
+        self.udp = udp;
     }
 
     /// Sends a peer's packets there from now on.

@@ -15,6 +15,7 @@
 //! its profile makes impossible: what fails is a problem with a name, and is tried again.
 
 mod configure;
+pub mod device;
 mod handshakes;
 mod netcheck;
 mod overlay;
@@ -192,7 +193,7 @@ impl Gateway {
             bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
         }
         let plane = Plane::start(profile, ground.network())?;
-        let mut handshakes = Handshakes::new(&site, plane.sender(), now)?;
+        let mut handshakes = Handshakes::new(&site.private_key, plane.sender(), now)?;
         for peer in &profile.peers {
             handshakes.add(now, peer)?;
         }

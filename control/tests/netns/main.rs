@@ -24,4 +24,5 @@ mod port_mapping;
 mod relays;
 mod selftest;
 mod teardown;
+mod wg_quick;
 mod wg_tool;

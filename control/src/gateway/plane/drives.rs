@@ -130,6 +130,7 @@ impl Drive {
     /// What is wrong with it: it is missing or down, or not driven as the profile demands.
     fn problem(&self) -> Option<(String, &'static str)> {
         match &self.interface {
+            None if self.name.is_empty() => None,
             None => Some((missing(&self.name), "connect or create it, or correct its name in the profile")),
             Some(interface) if !interface.up => {
                 Some((format!("interface {} is down", self.name), "put it up: ip link set dev NAME up"))
@@ -165,6 +166,13 @@ impl Drives {
             lan: lan.collect(),
             problems: Problems::default(),
         }
+    }
+
+    /// None of its own: the kernel carries the tunnel by whatever interface its routes lead out of.
+    pub fn none() -> Self {
+        let any = Plan::Socket("the kernel's routes lead to the peers".to_owned());
+        let wan = Drive { plan: any, ..Drive::new("", ModeSetting::Socket) };
+        Self { wan, lan: Vec::new(), problems: Problems::default() }
     }
 
     /// Takes up what has become of the interfaces. Returns whether ports have to be made anew.

@@ -76,6 +76,19 @@ impl PlaneConfig {
             mark: profile.mark,
         }
     }
+
+    /// A WireGuard device without a profile.
+    fn device(name: &Name) -> Self {
+        Self {
+            name: name.clone(),
+            local_port: LocalPort::Random,
+            workers: 0,
+            busy_poll: false,
+            mtu: None,
+            udp_gso: true,
+            mark: 0,
+        }
+    }
 }
 
 /// Workers, ports, programs and tables.
@@ -113,9 +126,21 @@ impl Plane {
     /// # Errors
     /// One sentence: the port, the name of the tun device or a mode that the profile demands is not to be had.
     pub fn start(profile: &Profile, network: &Network) -> Result<Self> {
-        let config = PlaneConfig::of(profile);
         let mut drives = Drives::of(profile);
         drives.follow(network);
+        Self::with(PlaneConfig::of(profile), drives)
+    }
+
+    /// The data plane of a WireGuard device without a profile: the tunnel's sockets, on a port that the kernel picks,
+    /// and the tun device.
+    ///
+    /// # Errors
+    /// One sentence: no port or no device of this name is to be had.
+    pub fn device(name: &Name) -> Result<Self> {
+        Self::with(PlaneConfig::device(name), Drives::none())
+    }
+
+    fn with(config: PlaneConfig, drives: Drives) -> Result<Self> {
         let count = workers(u32::from(config.workers), drives.queues(), cores().len() as u32);
         let sockets = bind(&config, count)?;
         let local_port = sockets.first().map(UdpSender::local_port).ok_or_else(|| anyhow!("there is no worker"))?;
@@ -163,6 +188,44 @@ impl Plane {
             self.steering.set_tunnel_mtu(mtu);
         }
         changed
+    }
+
+    /// Binds the tunnel's port anew. The workers are due to be made anew for it; after an error all is as it was.
+    ///
+    /// # Errors
+    /// The port is not to be had.
+    pub fn rebind(&mut self, port: LocalPort) -> Result<()> {
+        let config = PlaneConfig { local_port: port, ..self.config.clone() };
+        self.sockets = bind(&config, self.sockets.len() as u32)?;
+        self.local_port = self.sockets[0].local_port();
+        self.config = config;
+        self.stale = true;
+        Ok(())
+    }
+
+    /// Whether the kernel picked the port.
+    pub fn port_is_random(&self) -> bool {
+        self.config.local_port == LocalPort::Random
+    }
+
+    /// Marks what is sent from now on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_mark(&mut self, mark: u32) -> io::Result<()> {
+        self.sockets.iter().try_for_each(|socket| socket.set_mark(mark))?;
+        self.config.mark = mark;
+        Ok(())
+    }
+
+    /// The firewall mark of what is sent.
+    pub fn mark(&self) -> u32 {
+        self.config.mark
+    }
+
+    /// Makes this the largest inner packet; whether it was another.
+    pub fn set_tunnel_mtu(&mut self, mtu: u16) -> bool {
+        self.parts.set_mtu(mtu)
     }
 
     /// Makes the workers anew if they are not those of the interfaces that are there. Returns whether it did: then

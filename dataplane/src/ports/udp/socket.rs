@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -41,7 +42,7 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     port: u16,
-    mark: u32,
+    mark: AtomicU32,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
@@ -105,7 +106,17 @@ impl UdpSender {
 
     /// The firewall mark of what is sent from it; 0 for none.
     pub fn mark(&self) -> u32 {
-        self.0.mark
+        self.0.mark.load(Ordering::Relaxed)
+    }
+
+    /// Marks what is sent from it from now on; 0 for no mark.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        set_option(&*self.0, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes())?;
+        self.0.mark.store(mark, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -134,7 +145,7 @@ impl Socket {
             Err(Errno::AFNOSUPPORT) => (open(AddressFamily::INET)?, false),
             opened => (opened?, true),
         };
-        let mut socket = Self { fd, v6, port, mark: config.mark };
+        let mut socket = Self { fd, v6, port, mark: config.mark.into() };
         socket.configure(config)?;
         if join {
             sockopt::set_socket_reuseport(&socket, true)?;
