@@ -3,6 +3,7 @@
 mod config;
 mod enrol;
 mod guard;
+mod import;
 mod keys;
 mod netcheck;
 mod run;
@@ -121,6 +122,13 @@ enum Command {
     /// The private key is made if its file is not there, and never leaves this machine. Exits with 3 if the
     /// coordinator refuses, with 4 if it cannot be reached, with 5 if the approval does not come in time.
     Enrol(enrol::Arguments),
+    /// Make a profile of a file of wg-quick
+    ///
+    /// Keys go into files beside the profile; nothing is overwritten. What a profile cannot take over is listed, with
+    /// what to do in its place.
+    Import(import::Import),
+    /// Print a file of wg-quick for a peer that runs plain WireGuard
+    Export(import::Export),
     /// Make a WireGuard device without a profile, for wg-quick
     ///
     /// `WG_QUICK_USERSPACE_IMPLEMENTATION=penstock-wireguard wg-quick up NAME` makes the device so, and wg-quick does
@@ -168,6 +176,8 @@ pub fn main() -> ExitCode {
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),
+        Command::Import(arguments) => import::import(profile, arguments),
+        Command::Export(arguments) => import::export(profile, arguments),
         Command::Wireguard { name, foreground, detached } if foreground || detached => {
             wireguard::foreground(&name, cli.log.as_deref(), detached)
         }

@@ -19,3 +19,4 @@ pub mod state;
 pub mod status;
 pub mod traversal;
 pub mod uapi;
+pub mod wg_quick;

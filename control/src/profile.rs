@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
 pub use document::{Document, LanMode, WanMode};
-pub use edit::{EditError, edit};
+pub use edit::{EditError, add_peer, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;

@@ -58,6 +58,17 @@ pub fn edit(text: &str, assignments: &[impl AsRef<str>]) -> Result<String, EditE
     Ok(root.to_string())
 }
 
+/// Appends a peer to `Peers` in the text of a profile. Whether a profile results is not checked.
+///
+/// # Errors
+/// The text is no JSON object.
+pub fn add_peer(text: &str, peer: Value) -> Result<String, EditError> {
+    let root = CstRootNode::parse(text, &STRICT).map_err(|_| EditError::NotAnObject)?;
+    let top = root.object_value().ok_or(EditError::NotAnObject)?;
+    top.array_value_or_set("Peers").append(input(peer));
+    Ok(root.to_string())
+}
+
 fn assign(top: &CstObject, key: &str, text: &str) -> Result<(), EditError> {
     if let Some((peer, name)) = key.strip_prefix("Peers.").and_then(|rest| rest.rsplit_once('.')) {
         let shape = PEER_FIELDS.iter().find(|(field, _)| *field == name).map(|(_, shape)| *shape);

@@ -123,7 +123,8 @@ fn the_whole_life_of_a_device() {
 
     quick.succeed("save");
     let saved = std::fs::read_to_string(&quick.file).expect("saved");
-    for part in ["ListenPort = 47177", &a.private_key, &b.public_key(), &format!("Address = {}/32", a.virtual_address)] {
+    for part in ["ListenPort = 47177", &a.private_key, &b.public_key(), &format!("Address = {}/32", a.virtual_address)]
+    {
         assert!(saved.contains(part), "{part} is missing in {saved}");
     }
 
@@ -157,6 +158,57 @@ fn a_default_route_does_not_catch_the_tunnel() {
     quick.succeed("down");
     eventually(LIMIT, "the device is gone", || quick.is_gone());
     assert_eq!(routes(&topology.a), before, "routes and rules are as they were");
+}
+
+/// A profile that was imported meets a wireguard-go that was configured by what it exports.
+#[test]
+fn what_is_imported_and_what_is_exported_meet() {
+    if !here() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::WireguardGo, Outer::V4);
+    a.peers[0].preshared_key = Some(genpsk());
+    let file = topology.a.scratch.join(format!("{}.conf", a.name));
+    let address = format!("[Interface]\nAddress = {}/32\nPostUp = true\n", a.virtual_address);
+    write_secret(&file, &a.wg_conf().replacen("[Interface]\n", &address, 1).replace("[Peer]", "[Peer]\n# Name = b"));
+    let profile = topology.a.scratch.join("profiles").join("imported.profile");
+    let program = penstock_binary().expect("checked by ready()");
+    let run = |arguments: &[&str]| {
+        let mut command = topology.a.gateway.command(&program);
+        let output = command.arg("--profile").arg(&profile).args(arguments).output().expect("penstock starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned(), told)
+    };
+    let subnets = topology.a.subnets().join(",");
+    let path = file.to_str().expect("UTF-8");
+    let import = ["import", path, "--lan", "lan0", "--subnets", &subnets];
+    let (imported, told, error) = run(&import);
+    assert!(imported && told.contains("line 3: PostUp") && told.contains("WAN wan0"), "{told}{error}");
+    let (again, _, error) = run(&import);
+    assert!(!again && error.contains("exists"), "what is there was overwritten: {error}");
+
+    let key = topology.b.scratch.join("b.key");
+    write_secret(&key, &b.private_key);
+    let endpoint = topology.a.endpoint(Outer::V4).ip().to_string();
+    let key_file = key.to_str().expect("UTF-8");
+    let export = ["export", "b", "--private-key-file", key_file, "--endpoint", &endpoint];
+    let (exported, conf, error) = run(&export);
+    assert!(exported, "{error}");
+    let (refused, _, error) = run(&["export", "b", "--qr"]);
+    assert!(!refused && error.contains("private key"), "{error}");
+    let conf: Vec<&str> = conf.lines().filter(|line| !line.starts_with("Address")).collect();
+    let exported = topology.b.scratch.join("exported.conf");
+    write_secret(&exported, &conf.join("\n"));
+
+    let mut command = topology.a.gateway.command(&program);
+    command.args(["run", "--profile"]).arg(&profile).env("PENSTOCK_STATE_DIR", &topology.a.scratch);
+    let log = topology.a.scratch.join("imported.log");
+    let mut process = Process::spawn(command, &log, Some(topology.a.gateway.clone()));
+    let b = Gateway::start(&topology.b, b);
+    wg(&["setconf", b.name(), exported.to_str().expect("UTF-8")]);
+    await_traffic(&topology);
+    assert!(process.terminate().success());
 }
 
 /// In the foreground it ends by a signal and takes its device with it. Without a private key it shows none.
