@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) cipher: Cipher,
     pub(crate) notices: Mailbox<Notice>,
     pub(crate) stop: AtomicBool,
+    /// How often the workers were called.
+    pub(crate) calls: AtomicU32,
 }
 
 /// Running workers.
@@ -66,6 +68,8 @@ struct Running {
     thread: Option<JoinHandle<()>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
+    /// The last call that it answered.
+    answered: Arc<AtomicU32>,
     ports: Vec<PortInfo>,
 }
 
@@ -98,6 +102,7 @@ impl Engine {
             cipher: config.cipher,
             notices: Mailbox::new(NOTICES)?,
             stop: AtomicBool::new(false),
+            calls: AtomicU32::new(0),
         });
         let mut engine = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         let mut workers = Vec::new();
@@ -105,8 +110,9 @@ impl Engine {
             let commands = Arc::new(Mailbox::new(COMMANDS)?);
             let drops = Arc::new(Drops::default());
             let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
-            workers.push(Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops)));
-            engine.workers.push(Running { thread: None, commands, drops, ports });
+            let worker = Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops));
+            engine.workers.push(Running { thread: None, commands, drops, answered: worker.answered(), ports });
+            workers.push(worker);
         }
         Ok((engine, workers))
     }
@@ -139,6 +145,19 @@ impl Engine {
         let taken = worker.commands.push(command);
         worker.commands.ring();
         taken
+    }
+
+    /// Calls every worker, also one that sleeps: whoever does not answer soon is stuck.
+    pub fn call(&self) {
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        self.workers.iter().for_each(|worker| worker.commands.ring());
+    }
+
+    /// The workers that have not answered the last call.
+    pub fn silent(&self) -> impl Iterator<Item = usize> + '_ {
+        let calls = self.shared.calls.load(Ordering::Relaxed);
+        let silent = move |worker: &Running| worker.answered.load(Ordering::Relaxed) != calls;
+        self.workers.iter().enumerate().filter(move |(_, worker)| silent(worker)).map(|(index, _)| index)
     }
 
     /// How many packets were dropped for each reason, over all workers.

@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use smallvec::SmallVec;
 
 use crate::clock::Millis;
@@ -45,6 +46,8 @@ pub struct Worker {
     roamed: Vec<(u32, SocketAddr)>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
+    /// The last call of control that was answered.
+    answered: Arc<AtomicU32>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
 }
@@ -69,19 +72,27 @@ impl Worker {
             shared,
             commands,
             drops,
+            answered: Arc::default(),
             core: setup.core,
             busy_poll: setup.busy_poll,
         }
     }
 
+    /// Where it tells which call it has answered.
+    pub(crate) fn answered(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.answered)
+    }
+
     /// Works until the engine stops.
     pub(crate) fn run(&mut self) {
+        drop_capabilities();
         if let Some(core) = self.core {
             // Refused in a narrower cpuset than at start: then the scheduler decides.
             let _ = core_affinity::set_for_current(core);
         }
         let mut turns = 0u32;
         while !self.shared.stop.load(Ordering::Relaxed) {
+            self.answered.store(self.shared.calls.load(Ordering::Relaxed), Ordering::Relaxed);
             let packets = self.turn();
             turns = turns.wrapping_add(1);
             let idle = packets == 0 && self.wan.none_ready() && self.lan.none_ready();
@@ -214,6 +225,13 @@ impl Worker {
         // More wait: the bell brings us back after the ports had their turn.
         commands.ring();
     }
+}
+
+/// What strangers send is read by threads without privileges: every device and socket is open by now.
+fn drop_capabilities() {
+    let none = CapabilitySet::empty();
+    // Nothing to give up is no failure, and there is no other.
+    let _ = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none });
 }
 
 /// Where a turn's packets come from and go to.

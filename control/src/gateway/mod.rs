@@ -17,6 +17,7 @@
 mod configure;
 pub mod device;
 mod handshakes;
+mod heartbeat;
 mod netcheck;
 mod overlay;
 mod peers;
@@ -47,6 +48,7 @@ use crate::state;
 use crate::uapi;
 
 use handshakes::{Due, Handshakes};
+use heartbeat::Heartbeat;
 use overlay::{Outcome, Overlay};
 use plane::Plane;
 use site::Site;
@@ -94,6 +96,7 @@ pub async fn run(profile: Profile) -> Result<()> {
     // From before the first look on, so that nothing is missed between the two.
     let monitor = Monitor::open().context("cannot hear of network changes")?;
     let mut gateway = Gateway::start(&profile)?;
+    privileges::reduce();
     let outcome = gateway.serve(monitor, control, uapi, stop).await;
     stopping.store(true, Ordering::Release);
     if let Some(overlay) = gateway.overlay.take() {
@@ -231,6 +234,8 @@ impl Gateway {
         let mut news_due = None;
         let mut samples = ticks(SAMPLE_EVERY);
         let mut confirmations = ticks(CONFIRM_EVERY);
+        // Whoever waits for us to be ready finds the guard and the control socket.
+        let mut heartbeat = Heartbeat::begin(self);
         tokio::pin!(stop);
         tracing::info!("{} is up, UDP port {}", self.site.name, self.plane.local_port());
 
@@ -240,8 +245,10 @@ impl Gateway {
             tokio::select! {
                 reason = &mut stop => {
                     tracing::info!("stopping: {reason}");
+                    heartbeat.end();
                     return Ok(());
                 }
+                () = heartbeat.due() => heartbeat.beat(self),
                 ready = self.plane.readable() => {
                     ready.context("the workers' notices cannot be heard")?;
                     self.take_notices(Instant::now())?;
@@ -264,6 +271,7 @@ impl Gateway {
                 Some(request) = uapi.requests.recv() => configure::serve(self, Instant::now(), request),
                 Some(request) = control.requests.recv() => {
                     if self.answer(Instant::now(), request).await {
+                        heartbeat.end();
                         return Ok(());
                     }
                 }

@@ -94,22 +94,45 @@ fn describe_xdp(plane: &Plane, port: &mut Port) {
     }
 }
 
+/// The gateway in a few words, as `systemctl status` shows them.
+pub fn summary(gateway: &Gateway, now: Instant) -> String {
+    let peers = &gateway.handshakes.peers;
+    let millis = Millis::at(now);
+    let count = |kind| peers.iter().filter(|peer| path_kind(peer, millis) == kind).count();
+    let counted = |count: usize, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
+    let mut parts = vec![
+        counted(peers.iter().count(), "peer"),
+        format!("{} direct", count(PathKind::Direct)),
+        format!("{} relayed", count(PathKind::Relay)),
+    ];
+    match problems(gateway, now).as_slice() {
+        [] => {}
+        [problem] => parts.push(format!("1 problem: {}: {}", problem.subject, problem.sentence)),
+        several => parts.push(counted(several.len(), "problem")),
+    }
+    parts.join(", ")
+}
+
+fn path_kind(peer: &Peer, now: Millis) -> PathKind {
+    let live = peer.sending().is_some_and(|session| session.alive(now));
+    match peer.found.map(|found| found.path) {
+        Some(path::Path::Direct { .. }) => PathKind::Direct,
+        Some(path::Path::Relay { .. }) => PathKind::Relay,
+        Some(path::Path::None) => PathKind::None,
+        None if live => PathKind::Direct,
+        None => PathKind::None,
+    }
+}
+
 /// A peer, as `status --json` prints it.
 pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
     let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
-    let live = peer.sending().is_some_and(|session| session.alive(now));
     status::Peer {
         name: peer.name.clone(),
         public_key: peer.public_key,
-        path: match peer.found.map(|found| found.path) {
-            Some(path::Path::Direct { .. }) => PathKind::Direct,
-            Some(path::Path::Relay { .. }) => PathKind::Relay,
-            Some(path::Path::None) => PathKind::None,
-            None if live => PathKind::Direct,
-            None => PathKind::None,
-        },
+        path: path_kind(peer, now),
         reason: peer.found.map(|found| found.reason.to_string()),
         relay: overlay.and_then(|overlay| overlay.relay_of(peer)),
         endpoint: peer.endpoint,

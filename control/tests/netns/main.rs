@@ -23,6 +23,7 @@ mod path_changes;
 mod port_mapping;
 mod relays;
 mod selftest;
+mod service;
 mod teardown;
 mod wg_quick;
 mod wg_tool;

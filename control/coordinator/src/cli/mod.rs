@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use penstock_proto::coordination::Name;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -199,6 +200,12 @@ enum PolicyCommand {
     },
 }
 
+/// The arguments' parser, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -322,6 +329,7 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
         if let Some(identity) = coordinator.identity() {
             tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
         }
+        tell_service_manager(NotifyState::Ready);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -334,9 +342,17 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
             }
         }
         tracing::info!("stopping");
+        tell_service_manager(NotifyState::Stopping);
         coordinator.stop().await?;
         anyhow::Ok(())
     })
+}
+
+/// Without a service manager this does nothing.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
 }
 
 fn read_policy(file: &Path) -> anyhow::Result<Policy> {
@@ -372,7 +388,6 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
 mod tests {
     #[test]
     fn the_arguments_are_sound() {
-        use clap::CommandFactory;
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

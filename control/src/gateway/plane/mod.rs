@@ -377,6 +377,14 @@ impl Plane {
         drops
     }
 
+    /// Calls the workers, who are to answer soon. Returns those who have not answered the last call.
+    pub fn call(&self) -> Vec<usize> {
+        let Some(Running { engine, .. }) = &self.running else { return Vec::new() };
+        let silent = engine.silent().collect();
+        engine.call();
+        silent
+    }
+
     /// Hands the workers a command, once the next table is published.
     pub fn command(&mut self, commands: impl IntoIterator<Item = Command>) {
         self.commands.extend(commands);
