@@ -2,6 +2,7 @@
 
 mod config;
 mod enrol;
+mod firewall;
 mod guard;
 mod import;
 mod keys;
@@ -17,11 +18,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
 use crate::control_socket::{self, Answer, AskError};
+use crate::firewall::rules::Format;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
@@ -113,6 +115,14 @@ enum Command {
               default_missing_value = Silences::DEFAULT)]
         lifetime: Option<Silences>,
     },
+    /// Print what a firewall has to let through for this gateway
+    ///
+    /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
+    Firewall {
+        /// For which firewall
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -158,6 +168,12 @@ enum Command {
     },
 }
 
+/// The arguments' parser, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -173,6 +189,7 @@ pub fn main() -> ExitCode {
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }
+        Command::Firewall { format } => firewall::firewall(profile, format),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),

@@ -7,6 +7,7 @@ mod chaos;
 mod coordinator_client;
 mod coturn;
 mod crash;
+mod firewall;
 mod ground;
 mod hostile;
 mod interop;
