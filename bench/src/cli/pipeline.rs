@@ -3,10 +3,10 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::pipeline::size::Size;
+use crate::pipeline::{self, LONGEST, Options};
+use crate::report::{context, progress::Progress};
 use clap::Args;
-use penstock_bench::pipeline::size::Size;
-use penstock_bench::pipeline::{self, LONGEST, Options};
-use penstock_bench::report::{context, progress::Progress};
 
 use super::output::Output;
 use super::seconds;
