@@ -147,7 +147,10 @@ fn a_default_route_does_not_catch_the_tunnel() {
         return;
     }
     let topology = Topology::new(Options::default());
-    let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::WireguardGo, Outer::V6);
+    let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::WireguardGo, Outer::V4);
+    // An endpoint that only the default route leads to: without the mark its packets would go into the tunnel.
+    topology.b.gateway.ip("addr add 203.0.113.9/32 dev lo\n");
+    a.peers[0].endpoint = Some(([203, 0, 113, 9], PORT).into());
     a.peers[0].allowed_ips = vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()];
     let quick = Quick::new(&topology, &a);
     let _b = Gateway::start(&topology.b, b);
