@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;
+pub mod endpoints;
 pub mod gateway;
 pub mod ground;
 pub mod key;

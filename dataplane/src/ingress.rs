@@ -70,7 +70,10 @@ fn read<'t>(
     // Packets of a batch come in runs of one session.
     let entry = match *last {
         Some(entry) if entry.session.local_index == index => entry,
-        _ => turn.table.sessions.get(&index).ok_or(DropReason::UnknownSession)?,
+        _ => match turn.table.sessions.get(&index) {
+            Some(entry) => entry,
+            None => return Err(turn.unknown_session(packet.remote).into()),
+        },
     };
     *last = Some(entry);
     entry.session.admits(counter, turn.now)?;

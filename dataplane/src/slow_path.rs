@@ -30,6 +30,11 @@ pub enum Notice {
         /// The IP packet.
         packet: Box<[u8]>,
     },
+    /// Data from a peer's endpoint by a session that nobody knows: one of us was started anew. Not every one is told.
+    UnknownSession {
+        /// Its sender.
+        from: SocketAddr,
+    },
     /// The first authenticated message on a session of which we were the responder.
     Confirmed {
         /// Our receiver index of it.

@@ -1,7 +1,7 @@
 //! The tables that control publishes and workers read: peers, allowed IPs, sessions, next hops. A
 //! table is immutable; a change is a new table, which each worker picks up between two batches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct Table {
     pub allowed_ips: Arc<PrefixMap<u32>>,
     /// By our receiver index: the sessions that may receive.
     pub sessions: HashMap<u32, SessionEntry, BuildHasherDefault<Mix>>,
+    /// Where peers are, themselves and not by a relay: data from there is a reason to call them.
+    pub endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
     /// Largest inner packet, in bytes.
@@ -72,6 +74,7 @@ impl Default for Table {
             peers: Vec::new(),
             allowed_ips: Arc::default(),
             sessions: HashMap::default(),
+            endpoints: Arc::default(),
             hops: Arc::default(),
             mtu: 1420,
             icmp_v4: None,

@@ -27,6 +27,8 @@ pub(crate) struct Turn<'a> {
     /// ICMP errors that go back to where their causes came from.
     pub(crate) errors: &'a mut Batch,
     pub(crate) limiter: &'a mut Limiter,
+    /// How often control is told of sessions that nobody knows.
+    pub(crate) unknown: &'a mut Limiter,
     /// Peers heard from a new address, by place in the table, until control publishes it.
     pub(crate) roamed: &'a mut Vec<(u32, SocketAddr)>,
 }
@@ -51,6 +53,15 @@ impl From<DropReason> for Exit {
 }
 
 impl Turn<'_> {
+    /// A message has no session. Control hears of it when a peer is where it came from, and not too often.
+    #[cold]
+    pub(crate) fn unknown_session(&mut self, from: SocketAddr) -> DropReason {
+        if self.table.endpoints.contains(&from) && self.unknown.allow(self.now) {
+            self.notices.push(Notice::UnknownSession { from });
+        }
+        DropReason::UnknownSession
+    }
+
     /// Turns a packet into the ICMP error that it causes; a drop, if none is due or too many were sent.
     pub(crate) fn error(&mut self, frame: &mut Frame, inner: &Inner, error: icmp::Error, reason: DropReason) -> Exit {
         let told = self.limiter.allow(self.now) && icmp::answer(self.pool, frame, inner, error, self.table);

@@ -37,6 +37,7 @@ pub struct Worker {
     received: Batch,
     errors: Batch,
     limiter: Limiter,
+    unknown: Limiter,
     shared: Arc<Shared>,
     tables: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
     /// The table of this turn.
@@ -63,6 +64,7 @@ impl Worker {
             received: Batch::default(),
             errors: Batch::default(),
             limiter: Limiter::default(),
+            unknown: Limiter::default(),
             tables: Cache::new(Arc::clone(&shared.table)),
             table: shared.table.load_full(),
             roamed: Vec::with_capacity(ROAMED_MAX),
@@ -135,9 +137,12 @@ impl Worker {
     #[inline]
     fn begin(&mut self) -> (Turn<'_>, Ends<'_>) {
         self.take_up_table();
-        let Self { pool, table, shared, drops, errors, limiter, roamed, wan, lan, received, .. } = self;
+        let Self { pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, .. } = self;
         let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), Millis::now());
-        (Turn { pool, table, cipher, now, drops, notices, errors, limiter, roamed }, Ends { wan, lan, received })
+        (
+            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, roamed },
+            Ends { wan, lan, received },
+        )
     }
 
     /// Takes up the newest table, and lets go of the one before with its sessions.

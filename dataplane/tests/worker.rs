@@ -347,6 +347,34 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 }
 
+/// One of the sites was started anew, and the other goes on: control hears of data without a session from where a peer
+/// is, and not as often as it comes.
+#[test]
+fn data_without_a_session_is_told_if_a_peer_sent_it() {
+    let mut b = Gateway::new(1);
+    let peer: SocketAddr = SITES[0].0.parse().unwrap();
+    let mut table = table(1, false);
+    table.sessions.clear();
+    table.endpoints = Arc::new([peer].into());
+    b.engine.publish(table);
+    let data: Vec<u8> = [&[4, 0, 0, 0, 9, 9, 9, 9][..], &[0; 24]].concat();
+    let told = |b: &Gateway| {
+        let notices = std::iter::from_fn(|| b.engine.notices().pop());
+        notices.filter(|notice| matches!(notice, Notice::UnknownSession { from } if *from == peer)).count()
+    };
+    for from in ["198.51.100.9:9", "192.0.2.1:9"] {
+        b.send_wan(from.parse().unwrap(), 0, &data);
+    }
+    b.turn();
+    assert!(b.engine.notices().pop().is_none());
+    for _ in 0..1000 {
+        b.send_wan(peer, 0, &data);
+    }
+    b.turn();
+    assert!((1..500).contains(&told(&b)));
+    assert_eq!(b.dropped(DropReason::UnknownSession), 1002);
+}
+
 /// The peer has forgotten the session that we send by, as after its restart, and begun another.
 #[test]
 fn the_answer_to_a_new_session_goes_by_it() {

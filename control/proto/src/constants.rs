@@ -32,6 +32,8 @@ pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// On a new path an initiation that has not been answered for this long is sent anew: a long round trip, and
 /// much more than [`INITIATION_INTERVAL`].
 pub const INITIATION_PATIENCE: Duration = Duration::from_millis(300);
+/// A peer that sends by a session that we do not have is called once in this time, at most.
+pub const CALL_INTERVAL: Duration = Duration::from_secs(1);
 /// Initiation timestamps are rounded down to this many nanoseconds, so that they are no precise clock.
 /// The largest power of two below [`INITIATION_INTERVAL`], as in the kernel.
 pub const TIMESTAMP_GRANULARITY: u32 = 1 << 24;

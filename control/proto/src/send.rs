@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use crate::constants::INITIATION_PATIENCE;
+use crate::constants::{CALL_INTERVAL, INITIATION_PATIENCE};
 use crate::event::{Contents, Event, Traffic, Transmit};
 use crate::gateway::Gateway;
 use crate::messages::Response;
@@ -55,6 +55,20 @@ impl Gateway {
             }
         }
         self.reschedule(id);
+    }
+
+    /// The peer has a session that we do not have, as after a restart of ours: it would send by it until it has
+    /// missed our answers for 15 s. So it is called, unless there is a session or a handshake is a moment old.
+    pub fn handle_unknown_session(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peer(id) else {
+            return;
+        };
+        let recent = |at: Instant| now < at + CALL_INTERVAL;
+        let answered = peer.sessions.next.is_some_and(|next| recent(next.born));
+        let called = peer.pending.as_ref().is_some_and(|(_, sent)| recent(*sent));
+        if peer.sessions.current.is_none() && !answered && !called {
+            self.handle_path(now, id, true);
+        }
     }
 
     /// A note of what the peer's traffic did since the last one, to be taken a few times a second. When

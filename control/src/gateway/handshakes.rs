@@ -2,7 +2,7 @@
 //! Events of the one become sessions, endpoints and commands of the other; notices of the workers become news for
 //! the timers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,16 +18,21 @@ use rand::SeedableRng;
 
 use super::peers::{Peer, Peers};
 use super::site::Site;
+use crate::endpoints::LastEndpoints;
 use crate::ground::Origin;
 use crate::key::PrivateKey;
+use crate::problem::Problems;
 use crate::profile::{self, Endpoint};
 use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
+use crate::state;
 
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How often the handshakes are told the time of day, by which initiations are stamped.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// Peers that are called at a time after a start: each handshake takes some 100 µs of curve arithmetic.
+const CALLS_AT_ONCE: usize = 64;
 /// Shortens the handshakes' timings, for tests.
 const TEST_REKEY: &str = "PENSTOCK_TEST_REKEY_AFTER_SECONDS";
 
@@ -62,6 +67,10 @@ pub struct Handshakes {
     pub proto: proto::Gateway,
     udp: UdpSender,
     resolver: Resolver,
+    /// Where the peers were last, over restarts.
+    last_endpoints: LastEndpoints,
+    /// Peers with which there was a session before the start, to be called.
+    to_call: VecDeque<PeerId>,
     /// Handshake messages that were dropped, by reason.
     rejects: HashMap<Reject, u64>,
     /// Packets that waited for a session in vain.
@@ -85,6 +94,8 @@ impl Handshakes {
             proto,
             udp,
             resolver: Resolver::new(Names::default(), site.mark),
+            last_endpoints: LastEndpoints::load(&state::directory(), &site.private_key, &site.name, now),
+            to_call: VecDeque::new(),
             rejects: HashMap::new(),
             lost_waiting: 0,
             clock_set: now,
@@ -98,10 +109,11 @@ impl Handshakes {
     /// # Errors
     /// It is there already, or it is ourselves.
     pub fn add(&mut self, now: Instant, given: &profile::Peer) -> Result<()> {
-        let endpoint = match &given.endpoint {
+        let last = self.last_endpoints.of(&given.public_key, given.endpoint.as_ref());
+        let endpoint = last.or(match &given.endpoint {
             Some(Endpoint::Address(address)) => Some(*address),
             _ => None,
-        };
+        });
         let config = PeerConfig {
             preshared_key: given.preshared_key.as_ref().map(|key| Key::from(*key.as_bytes())),
             endpoint,
@@ -118,12 +130,15 @@ impl Handshakes {
         peer.preshared_key.clone_from(&given.preshared_key);
         peer.configured.clone_from(&given.endpoint);
         peer.endpoint = endpoint;
+        peer.recalled = last.is_some();
         peer.persistent_keepalive = given.persistent_keepalive;
         self.peers.push(peer);
         for prefix in &given.allowed_ips {
             self.peers.allow(*prefix, id);
         }
         self.watch_name(now, id);
+        // With the others nothing was exchanged: they are not called before there is something to send.
+        self.to_call.extend(last.map(|_| id));
         self.due.add(Due::PEERS);
         Ok(())
     }
@@ -132,6 +147,7 @@ impl Handshakes {
     pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
         self.proto.remove_peer(id);
         let peer = self.peers.remove(id)?;
+        self.last_endpoints.forget(&peer.public_key);
         self.resolver.forget(&peer.public_key);
         tracing::info!("{}: removed", peer.label());
         self.due.add(Due::PEERS);
@@ -210,6 +226,28 @@ impl Handshakes {
         }
     }
 
+    /// Takes the news that data came from there by a session that nobody knows: after a restart of ours a peer goes
+    /// on sending by the session that it had with us before.
+    pub fn handle_unknown_session(&mut self, now: Instant, from: SocketAddr) {
+        let there = self.peers.iter().filter(|peer| peer.is_at(from)).map(|peer| peer.id);
+        for id in there.collect::<Vec<_>>() {
+            self.proto.handle_unknown_session(now, id);
+        }
+    }
+
+    /// Calls some of the peers with which there was a session before the start.
+    pub fn call(&mut self, now: Instant) {
+        for _ in 0..CALLS_AT_ONCE {
+            let Some(id) = self.to_call.pop_front() else { return };
+            self.proto.handle_unknown_session(now, id);
+        }
+    }
+
+    /// Writes what has to outlive the process, when that is due.
+    pub fn save(&mut self, now: Instant, at_end: bool, problems: &mut Problems) {
+        self.last_endpoints.save(now, at_end, problems);
+    }
+
     /// Takes all events. `datagram` is the length of the handshake message that caused them, or 0.
     pub fn take_events(&mut self, now: Instant, datagram: u64) {
         while let Some(event) = self.proto.poll_event() {
@@ -227,11 +265,7 @@ impl Handshakes {
                     self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.data.id)));
                 }
                 Event::EndpointChanged { peer, endpoint } => self.moved(peer, endpoint),
-                Event::PathSilent { peer } => {
-                    if let Some(peer) = self.peers.of(peer) {
-                        self.resolver.handle_silence(now, &peer.public_key);
-                    }
-                }
+                Event::PathSilent { peer } => self.silent(now, peer),
                 Event::HandshakeGaveUp { peer } => self.gave_up(peer),
             }
         }
@@ -268,8 +302,10 @@ impl Handshakes {
             tracing::info!("{}: connected", peer.label());
         }
         peer.sending = Some(local_index);
+        peer.recalled = false;
         self.commands.extend(peer.waiting.drain(..).map(Command::Send));
         self.due.table = true;
+        self.keep_endpoint(id);
     }
 
     fn moved(&mut self, id: PeerId, endpoint: SocketAddr) {
@@ -278,11 +314,32 @@ impl Handshakes {
             tracing::info!("{}: endpoint is now {endpoint}", peer.label());
             peer.endpoint = Some(endpoint);
             self.due.paths = true;
+            self.keep_endpoint(id);
+        }
+    }
+
+    /// Keeps the endpoint of a peer with a session for the next start, unless its path is found anew each time.
+    fn keep_endpoint(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.of(id).filter(|peer| peer.roams() && peer.sending.is_some()) else { return };
+        if let Some(endpoint) = peer.endpoint {
+            self.last_endpoints.note(peer.public_key, endpoint, peer.configured.as_ref());
+        }
+    }
+
+    /// A peer does not answer: it may be reached where its name leads to, or where it was configured to be.
+    fn silent(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.of_mut(id) else { return };
+        self.resolver.handle_silence(now, &peer.public_key);
+        if let (true, Some(Endpoint::Address(configured))) = (std::mem::take(&mut peer.recalled), &peer.configured) {
+            let configured = *configured;
+            self.set_endpoint(id, Some(configured));
+            self.proto.handle_path(now, id, false);
         }
     }
 
     fn gave_up(&mut self, id: PeerId) {
         let Some(peer) = self.peers.of_mut(id) else { return };
+        self.last_endpoints.forget(&peer.public_key);
         tracing::warn!("{}: no answer; {} waiting packets dropped", peer.label(), peer.waiting.len());
         self.lost_waiting += peer.waiting.len() as u64;
         peer.waiting.clear();

@@ -453,6 +453,7 @@ impl Gateway {
                     self.handshakes.handle_datagram(now, from, &payload);
                 }
             }
+            Notice::UnknownSession { from } => self.handshakes.handle_unknown_session(now, from),
             Notice::NoSession { peer, packet } => self.handshakes.handle_no_session(now, peer, packet),
             Notice::Confirmed { local_index } => self.handshakes.proto.handle_confirmed(now, local_index),
             Notice::Roamed { local_index, from } => self.handshakes.proto.handle_roamed(now, local_index, from),
@@ -462,8 +463,10 @@ impl Gateway {
         self.handshakes.take_events(now, 0);
     }
 
-    /// Looks at the traffic counters and tells the timers.
+    /// Looks at the traffic counters and tells the timers, and does what is done little by little.
     fn sample(&mut self, now: Instant) {
+        self.handshakes.call(now);
+        self.handshakes.save(now, false, &mut self.problems);
         let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
         match traversal {
             Some(traversal) => self.handshakes.sample(now, |peer, traffic| {
@@ -484,11 +487,12 @@ impl Gateway {
 
     /// Takes everything down but the guard.
     fn stop(self) {
-        let Self { site, handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = self;
+        let Self { site, mut handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = self;
         let now = Instant::now();
         let wanted = wanted::wanted(&site, &handshakes.peers, overlay.as_ref(), &guard, &plane, ground.network());
         ground.withdraw(now, &wanted);
         guard.save(now, &mut problems);
+        handshakes.save(now, true, &mut problems);
         drop(plane);
         let blocked = guard.prefixes().len();
         if blocked > 0 {

@@ -39,6 +39,8 @@ pub struct Peer {
     pub configured: Option<Endpoint>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// Whether it is only remembered to have been there before the start.
+    pub recalled: bool,
     /// The path found to it, if the coordinator named it.
     pub found: Option<Found>,
     /// Interval of keepalives.
@@ -102,6 +104,7 @@ impl Peer {
             preshared_key: None,
             configured: None,
             endpoint: None,
+            recalled: false,
             found: None,
             persistent_keepalive: None,
             sessions: Vec::new(),
@@ -126,6 +129,12 @@ impl Peer {
     /// Whether it is followed to where its packets come from. Paths that are found are not left for that.
     pub fn roams(&self) -> bool {
         self.found.is_none()
+    }
+
+    /// Whether it is there itself, and not behind a relay that others are behind too.
+    pub fn is_at(&self, endpoint: SocketAddr) -> bool {
+        let relayed = matches!(self.found, Some(Found { path: Path::Relay { .. }, .. }));
+        self.endpoint == Some(endpoint) && !relayed
     }
 
     /// The session to send by.

@@ -22,6 +22,7 @@ mod pairs;
 mod path_changes;
 mod port_mapping;
 mod relays;
+mod restarts;
 mod selftest;
 mod teardown;
 mod wg_tool;

@@ -99,6 +99,44 @@ fn a_restarted_site_is_back_at_once() {
 }
 
 #[test]
+fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
+    let (mut world, a, b) = World::pair(1);
+    world.send(0, b, b"hello");
+    world.run(seconds(1));
+    let peer = world.restart(1, 0);
+    let calls = |world: &World| world.sent_by(1, 1).len();
+    // The first call is lost, and its repetition; another follows a second later at the earliest.
+    world.block.insert(1);
+    for _ in 0..20 {
+        world.sites[1].gateway.handle_unknown_session(world.now, peer);
+        world.run(millis(50));
+    }
+    assert_eq!(calls(&world), 2);
+    world.block.clear();
+    world.run(millis(300));
+    world.sites[1].gateway.handle_unknown_session(world.now, peer);
+    world.run(millis(50));
+    assert_eq!((calls(&world), world.sites[1].established()), (3, 2));
+    world.send(0, b, b"by the new session");
+    world.run(millis(50));
+    assert_eq!(world.sites[1].received, [b"hello".to_vec(), b"by the new session".to_vec()]);
+
+    // With a session, or without an endpoint, nobody is called.
+    for _ in 0..5 {
+        world.sites[1].gateway.handle_unknown_session(world.now, peer);
+        world.sites[0].gateway.handle_unknown_session(world.now, b);
+        world.run(seconds(1));
+    }
+    assert_eq!((calls(&world), world.sent_by(0, 1).len()), (3, 1));
+    let peer = world.restart(1, 0);
+    world.sites[1].gateway.set_endpoint(peer, None);
+    world.sites[1].gateway.handle_unknown_session(world.now, peer);
+    world.run(seconds(1));
+    assert_eq!(calls(&world), 3);
+    let _ = a;
+}
+
+#[test]
 fn only_authentic_packets_move_the_endpoint() {
     let (mut world, a, b) = World::pair(1);
     world.send(0, b, b"hello");

@@ -332,6 +332,9 @@ impl Plane {
         let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, (mark, self.local_port));
         self.next_hops.ask(netlink, Instant::now(), &missing);
         let changed = paths != self.paths;
+        if changed {
+            self.parts.renew_endpoints(peers);
+        }
         self.paths = paths;
         changed
     }

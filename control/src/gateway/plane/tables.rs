@@ -1,6 +1,7 @@
 //! The table that workers read, made of what control knows. Parts that did not change are shared
 //! with the table before.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub struct Path {
 pub struct Parts {
     /// By place: to which peer an address belongs. Renewed by [`Parts::renew_allowed_ips`].
     allowed_ips: Arc<PrefixMap<u32>>,
+    /// Where peers are.
+    endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN.
     hops: Arc<PrefixMap<Option<Link>>>,
     /// Largest inner packet.
@@ -79,10 +82,17 @@ impl Parts {
         self.allowed_ips = Arc::new(map);
     }
 
+    /// To be called when peers have other endpoints.
+    pub fn renew_endpoints(&mut self, peers: &Peers) {
+        let endpoints = peers.iter().filter_map(|peer| peer.endpoint.filter(|at| peer.is_at(*at)));
+        self.endpoints = Arc::new(endpoints.collect());
+    }
+
     /// A table of this moment.
     pub fn table(&self, peers: &Peers, path: impl Fn(&Peer) -> Path) -> Table {
         let mut table = Table {
             allowed_ips: Arc::clone(&self.allowed_ips),
+            endpoints: Arc::clone(&self.endpoints),
             hops: Arc::clone(&self.hops),
             mtu: usize::from(self.mtu),
             icmp_v4: self.icmp_v4,
