@@ -64,7 +64,7 @@ fn read<'t>(
     let frame = &mut packet.frame;
     let message = turn.pool.packet(frame);
     if *message.first_chunk().ok_or(DropReason::Truncated)? != DATA {
-        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.remote, payload: message.into() }));
+        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.endpoint(), payload: message.into() }));
     }
     let Header { index, counter } = Header::read(message).ok_or(DropReason::Truncated)?;
     // Packets of a batch come in runs of one session.
@@ -134,16 +134,16 @@ fn accept<'t>(
 ) -> Result<Exit, DropReason> {
     let entry = message.entry;
     let SessionEntry { session, peer } = entry;
-    let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.remote);
+    let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.endpoint());
     tally.count(entry, plaintext, turn);
     // While the queue is full, the next message says it again.
-    if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index }) {
+    if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index, from }) {
         session.confirm();
     }
     // The answer goes to the new address already, or the peer would take our old path for a move.
     let known = &turn.table.peers[*peer as usize];
-    if turn.roamed_to(*peer).or(known.endpoint) != Some(from)
-        && known.roams
+    if known.roams
+        && turn.roamed_to(*peer).or(known.endpoint()).is_none_or(|known| known.is_moved_by(&from))
         && turn.notices.push(Notice::Roamed { local_index, from })
     {
         turn.roam(*peer, from);

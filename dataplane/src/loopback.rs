@@ -70,7 +70,15 @@ impl Loopback {
             ..Table::default()
         };
         let sending = Some(Arc::clone(&session));
-        table.peers.push(PeerEntry { peer, endpoint: Some(endpoint), roams: true, link: None, sending, next: None });
+        table.peers.push(PeerEntry {
+            peer,
+            endpoint: Some(endpoint),
+            local: None,
+            roams: true,
+            link: None,
+            sending,
+            next: None,
+        });
         table.sessions.insert(SESSION, SessionEntry { session: Arc::clone(&session), peer: 0 });
         let (wan, lan) = (Wire::default(), Wire::default());
         let setup = WorkerSetup {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::peer::Peer;
-use crate::ports::Link;
+use crate::ports::{Endpoint, Link};
 use crate::prefix::{Mix, PrefixMap};
 use crate::session::Session;
 
@@ -40,6 +40,8 @@ pub struct PeerEntry {
     pub peer: Arc<Peer>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that it called last, which packets to it leave from; `None` leaves it to the route.
+    pub local: Option<IpAddr>,
     /// Whether an authentic packet from elsewhere moves it there.
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
@@ -51,6 +53,12 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
+    /// Where it is, and by which address of ours it is reached.
+    #[inline]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.map(|remote| Endpoint { remote, local: self.local })
+    }
+
     /// The session to send by now. The answer to the first packet of a new session goes by that session: the
     /// peer may have no other.
     #[inline]

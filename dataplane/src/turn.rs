@@ -9,7 +9,7 @@ use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::Inner;
-use crate::ports::Batch;
+use crate::ports::{Batch, Endpoint};
 use crate::slow_path::{Mailbox, Notice};
 use crate::table::Table;
 
@@ -30,7 +30,7 @@ pub(crate) struct Turn<'a> {
     /// How often control is told of sessions that nobody knows.
     pub(crate) unknown: &'a mut Limiter,
     /// Peers heard from a new address, by place in the table, until control publishes it.
-    pub(crate) roamed: &'a mut Vec<(u32, SocketAddr)>,
+    pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
 }
 
 /// Where a packet leaves the stages.
@@ -68,14 +68,14 @@ impl Turn<'_> {
         if told { Exit::Error } else { Exit::Dropped(reason) }
     }
 
-    /// The address that a peer was heard from since the table was published, if it is another.
+    /// Where a peer was heard from since the table was published, if that is elsewhere.
     #[inline]
-    pub(crate) fn roamed_to(&self, place: u32) -> Option<SocketAddr> {
+    pub(crate) fn roamed_to(&self, place: u32) -> Option<Endpoint> {
         self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint)
     }
 
     /// Notes that a peer was heard from another address.
-    pub(crate) fn roam(&mut self, place: u32, endpoint: SocketAddr) {
+    pub(crate) fn roam(&mut self, place: u32, endpoint: Endpoint) {
         self.roamed.retain(|(roamed, _)| *roamed != place);
         if self.roamed.len() < ROAMED_MAX {
             self.roamed.push((place, endpoint));

@@ -1,7 +1,6 @@
 //! A worker: one thread that owns a queue of each port and takes packets all the way from one to
 //! another, a batch at a time.
 
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +14,7 @@ use crate::drop::{DropReason, Drops};
 use crate::engine::{Shared, WorkerSetup};
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
-use crate::ports::{Batch, EGRESS_ROOM, Packet};
+use crate::ports::{Batch, EGRESS_ROOM, Endpoint, Packet};
 use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
@@ -43,7 +42,7 @@ pub struct Worker {
     /// The table of this turn.
     table: Arc<Table>,
     /// Peers, by place in the table, that have moved since it was published.
-    roamed: Vec<(u32, SocketAddr)>,
+    roamed: Vec<(u32, Endpoint)>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
     core: Option<core_affinity::CoreId>,

@@ -102,6 +102,7 @@ fn table(me: usize, with_session: bool) -> Table {
         peers: vec![PeerEntry {
             peer,
             endpoint: Some(SITES[other].0.parse().unwrap()),
+            local: None,
             roams: true,
             link: None,
             sending: with_session.then(|| Arc::clone(&session)),
@@ -156,7 +157,9 @@ fn packets_of_every_size_cross_in_order() {
         assert_eq!(message.bytes, packet(A, B, 62, &vec![size as u8; size]));
     }
     assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
-    assert!(matches!(b.engine.notices().pop(), Some(Notice::Confirmed { local_index: 101 })));
+    assert!(
+        matches!(b.engine.notices().pop(), Some(Notice::Confirmed { local_index: 101, from }) if from == a.address.into())
+    );
     let (sent, received) = (&a.engine.table().peers[0].peer.sent, &b.engine.table().peers[0].peer.received);
     assert_eq!(sent.bytes.load(Relaxed), received.bytes.load(Relaxed));
     assert_eq!(sent.packets.load(Relaxed), 1401);
@@ -307,7 +310,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     b.engine.notices().pop();
     assert!(
-        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address && payload.len() == 5)
+        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address.into() && payload.len() == 5)
     );
 
     // An authenticated message from elsewhere is a move; an unauthenticated one is not.
@@ -320,7 +323,9 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.send_wan(elsewhere, 0, &forged);
     b.send_wan(elsewhere, 0, &moved.bytes);
     b.turn();
-    assert!(matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere));
+    assert!(
+        matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere.into())
+    );
     assert!(b.engine.notices().pop().is_none());
     // The answer does not wait for control, which has the last word.
     b.send_lan(&self::packet(B, A, 64, &[]));
@@ -423,7 +428,7 @@ fn a_confirmation_outlives_a_flood() {
         carry(&mut a, &mut b);
         b.turn();
         while let Some(notice) = b.engine.notices().pop() {
-            if matches!(notice, Notice::Confirmed { local_index: 101 }) {
+            if matches!(notice, Notice::Confirmed { local_index: 101, .. }) {
                 return;
             }
         }

@@ -136,7 +136,15 @@ fn add_peer(table: &mut Table, site: u8) {
     }));
     table.sessions.insert(local_index, SessionEntry { session: Arc::clone(&session), peer: u32::from(site) });
     let endpoint = Some(SocketAddr::from(([192, 0, 2, site], PORT)));
-    table.peers.push(PeerEntry { peer, endpoint, roams: true, link: None, sending: Some(session), next: None });
+    table.peers.push(PeerEntry {
+        peer,
+        endpoint,
+        local: None,
+        roams: true,
+        link: None,
+        sending: Some(session),
+        next: None,
+    });
 }
 
 /// An IPv4 UDP packet of `len` bytes, UDP without a checksum.

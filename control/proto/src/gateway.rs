@@ -176,6 +176,7 @@ impl Gateway {
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.endpoint = endpoint;
+            peer.local = None;
         }
     }
 

@@ -42,7 +42,7 @@ pub mod trust;
 
 pub use bucket::Bucket;
 pub use constants::Timings;
-pub use event::{Contents, Event, Traffic, Transmit};
+pub use event::{Contents, Endpoint, Event, Traffic, Transmit};
 pub use gateway::{AddPeerError, Gateway};
 pub use key::{Key, clamped_private_key, generate_private_key};
 pub use peer::{Peer, PeerConfig, PeerId};

@@ -1,7 +1,7 @@
 //! A peer: what is configured about it, and what the handshakes with it have come to.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -40,6 +40,8 @@ pub struct Peer {
     pub(crate) id: PeerId,
     pub(crate) public_key: PublicKey,
     pub(crate) config: PeerConfig,
+    /// The address of ours that the peer called last.
+    pub(crate) local: Option<IpAddr>,
     pub(crate) mac_keys: MacKeys,
     /// The product of both static keys; `None` when the peer's is of low order.
     pub(crate) static_static: Option<Key>,
@@ -64,6 +66,7 @@ impl Peer {
             id,
             public_key,
             config,
+            local: None,
             mac_keys: MacKeys::new(&public_key),
             static_static: None,
             we_lead: false,

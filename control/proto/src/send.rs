@@ -1,12 +1,11 @@
 //! A handshake message goes out, and why: packets that wait, sessions that grow old, timers that pass.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
 use crate::constants::{CALL_INTERVAL, INITIATION_PATIENCE};
-use crate::event::{Contents, Event, Traffic, Transmit};
+use crate::event::{Contents, Endpoint, Event, Traffic, Transmit};
 use crate::gateway::Gateway;
 use crate::messages::Response;
 use crate::noise::Initiator;
@@ -197,7 +196,7 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn send_response(&mut self, now: Instant, id: PeerId, to: SocketAddr, response: &Response) {
+    pub(crate) fn send_response(&mut self, now: Instant, id: PeerId, to: Endpoint, response: &Response) {
         let timings = self.timings;
         let jitter = self.jitter();
         let Some(peer) = self.named_mut(id) else {
@@ -239,7 +238,7 @@ impl Gateway {
         let public_key = self.public_key;
         let started = self.named_mut(id).and_then(|peer| {
             let static_static = peer.static_static.as_ref()?;
-            let to = peer.config.endpoint?;
+            let to = Endpoint { remote: peer.config.endpoint?, local: peer.local };
             let (initiator, initiation) =
                 Initiator::start(&public_key, &peer.public_key, static_static, ephemeral, index, &timestamp).ok()?;
             peer.pending = Some((initiator, now));
@@ -256,7 +255,7 @@ impl Gateway {
     }
 
     /// Signs a handshake message for its receiver and sends it.
-    fn transmit(&mut self, now: Instant, id: PeerId, to: SocketAddr, datagram: &mut [u8]) {
+    fn transmit(&mut self, now: Instant, id: PeerId, to: Endpoint, datagram: &mut [u8]) {
         let use_for = self.timings.cookie_use();
         let Some(peer) = self.named_mut(id) else {
             return;
@@ -266,7 +265,7 @@ impl Gateway {
         peer.timers.any_sent();
         peer.traversed(now);
         let contents = Contents::new(datagram);
-        self.transmits.push_back(Transmit { to, peer: Some(id), contents });
+        self.transmits.push_back(Transmit { to: to.remote, local: to.local, peer: Some(id), contents });
     }
 
     fn expire_old_sessions(&mut self, now: Instant, id: PeerId) {

@@ -148,7 +148,7 @@ fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: Se
     }
     if let Some(endpoint) = change.endpoint {
         peer.configured = Some(Endpoint::Address(endpoint));
-        peer.endpoint = Some(endpoint);
+        (peer.endpoint, peer.local) = (Some(endpoint), None);
         proto.set_endpoint(id, Some(endpoint));
     }
     // Last: with an interval, the first keepalive goes out at once, to the new endpoint.

@@ -3,6 +3,7 @@
 //! the timers.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Result, anyhow};
 use penstock_connect::Names;
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::ports as data;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_dataplane::session::{Session, SessionConfig, Suite};
 use penstock_dataplane::slow_path::Command;
@@ -169,7 +171,7 @@ impl Handshakes {
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         if peer.endpoint != endpoint {
-            peer.endpoint = endpoint;
+            (peer.endpoint, peer.local) = (endpoint, None);
             self.proto.set_endpoint(id, endpoint);
             self.due.paths = true;
         }
@@ -198,10 +200,10 @@ impl Handshakes {
     }
 
     /// Takes a datagram that is WireGuard's.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
-        if let Err(reject) = self.proto.handle_datagram(now, from, payload) {
+    pub fn handle_datagram(&mut self, now: Instant, from: data::Endpoint, payload: &[u8]) {
+        if let Err(reject) = self.proto.handle_datagram(now, ends(from), payload) {
             *self.rejects.entry(reject).or_default() += 1;
-            tracing::debug!("datagram of {} bytes from {from} dropped: {reject:?}", payload.len());
+            tracing::debug!("datagram of {} bytes from {} dropped: {reject:?}", payload.len(), from.remote);
         }
         self.take_events(now, payload.len() as u64);
     }
@@ -308,14 +310,16 @@ impl Handshakes {
         self.keep_endpoint(id);
     }
 
-    fn moved(&mut self, id: PeerId, endpoint: SocketAddr) {
+    fn moved(&mut self, id: PeerId, proto::Endpoint { remote, local }: proto::Endpoint) {
         let Some(peer) = self.peers.of_mut(id) else { return };
-        if peer.endpoint != Some(endpoint) {
-            tracing::info!("{}: endpoint is now {endpoint}", peer.label());
-            peer.endpoint = Some(endpoint);
-            self.due.paths = true;
-            self.keep_endpoint(id);
+        if peer.endpoint != Some(remote) {
+            tracing::info!("{}: endpoint is now {remote}", peer.label());
+        } else if let Some(local) = local.filter(|_| peer.local.is_some() && peer.local != local) {
+            tracing::info!("{}: calls {local} now", peer.label());
         }
+        (peer.endpoint, peer.local) = (Some(remote), local);
+        self.due.paths = true;
+        self.keep_endpoint(id);
     }
 
     /// Keeps the endpoint of a peer with a session for the next start, unless its path is found anew each time.
@@ -378,7 +382,7 @@ impl Handshakes {
     pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));
-            match self.udp.send_to(&transmit.contents, transmit.to, HANDSHAKE_TOS, None) {
+            match send(&self.udp, &transmit) {
                 Ok(()) => {
                     if let Some(peer) = peer {
                         peer.handshake_bytes.1 += transmit.contents.len() as u64;
@@ -404,6 +408,23 @@ impl Handshakes {
             self.proto.set_clock(now, SystemTime::now());
         }
     }
+}
+
+/// Sends a handshake message, from the address that the peer called as long as it is ours.
+fn send(udp: &UdpSender, transmit: &proto::Transmit) -> io::Result<()> {
+    let proto::Transmit { to, local, contents, .. } = transmit;
+    let sent = local.map(|local| udp.send_from(local.into(), contents, *to, HANDSHAKE_TOS));
+    match sent {
+        Some(Err(e)) if e.kind() != io::ErrorKind::WouldBlock => {}
+        Some(sent) => return sent,
+        None => {}
+    }
+    udp.send_to(contents, *to, HANDSHAKE_TOS, None)
+}
+
+/// The ends of a datagram, for the handshakes.
+pub fn ends(data::Endpoint { remote, local }: data::Endpoint) -> proto::Endpoint {
+    proto::Endpoint { remote, local }
 }
 
 /// `UnknownPeer` as `unknown-peer`.

@@ -455,8 +455,12 @@ impl Gateway {
             }
             Notice::UnknownSession { from } => self.handshakes.handle_unknown_session(now, from),
             Notice::NoSession { peer, packet } => self.handshakes.handle_no_session(now, peer, packet),
-            Notice::Confirmed { local_index } => self.handshakes.proto.handle_confirmed(now, local_index),
-            Notice::Roamed { local_index, from } => self.handshakes.proto.handle_roamed(now, local_index, from),
+            Notice::Confirmed { local_index, from } => {
+                self.handshakes.proto.handle_confirmed(now, local_index, handshakes::ends(from));
+            }
+            Notice::Roamed { local_index, from } => {
+                self.handshakes.proto.handle_roamed(now, local_index, handshakes::ends(from));
+            }
             // Of workers that were stopped: they are replaced already.
             Notice::WorkerDied { .. } => {}
         }

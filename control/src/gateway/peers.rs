@@ -2,7 +2,7 @@
 //! order of the published table's peers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub struct Peer {
     pub configured: Option<Endpoint>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that it called last, which packets to it leave from.
+    pub local: Option<IpAddr>,
     /// Whether it is only remembered to have been there before the start.
     pub recalled: bool,
     /// The path found to it, if the coordinator named it.
@@ -104,6 +106,7 @@ impl Peer {
             preshared_key: None,
             configured: None,
             endpoint: None,
+            local: None,
             recalled: false,
             found: None,
             persistent_keepalive: None,

@@ -21,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use penstock_connect::Trust;
+use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
@@ -204,15 +205,16 @@ impl Traversal {
     }
 
     /// Takes a datagram that came to the tunnel's socket, if it is not WireGuard's.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> bool {
+    pub fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8]) -> bool {
         if is_stun(datagram) {
             self.stun.handle_datagram(now, datagram);
         } else if datagram.first() == Some(&path::FIRST_BYTE) {
-            if self.relays.handle_datagram(now, from, datagram) {
+            if self.relays.handle_datagram(now, from.remote, datagram) {
                 // At once: what it forwards may be right behind its answer.
                 self.tell_relays(now);
-            } else if self.relays.may_probe(from) {
-                self.handle_probe(now, SocketId::TUNNEL, from, datagram);
+            } else if self.relays.may_probe(from.remote) {
+                self.handle_probe(now, SocketId::TUNNEL, from.remote, datagram);
+                self.answer(from);
             }
         } else {
             return false;
@@ -223,6 +225,20 @@ impl Traversal {
     fn handle_probe(&mut self, now: Instant, socket: SocketId, from: SocketAddr, datagram: &[u8]) {
         if let Err(reject) = self.agent.handle_datagram(now, socket, from, datagram) {
             tracing::debug!("probe from {from} dropped: {reject}");
+        }
+    }
+
+    /// Sends what a probe brought about; the answer to it leaves from the address that was called.
+    fn answer(&mut self, from: Endpoint) {
+        while let Some(transmit) = self.agent.poll_transmit() {
+            let answer = transmit.socket == SocketId::TUNNEL && transmit.to == from.remote && transmit.ttl.is_none();
+            let sent = from
+                .local
+                .filter(|_| answer)
+                .map(|local| self.udp.send_from(local.into(), &transmit.bytes, transmit.to, 0));
+            if !matches!(sent, Some(Ok(()))) {
+                self.send(transmit.socket, transmit.to, &transmit.bytes, transmit.ttl);
+            }
         }
     }
 

@@ -170,7 +170,7 @@ impl Tunnel {
 
     /// Takes a handshake message, and answers it.
     async fn handle(&mut self, datagram: &[u8]) {
-        let from = ([192, 0, 2, 1], 1).into();
+        let from = SocketAddr::from(([192, 0, 2, 1], 1));
         self.gateway.handle_datagram(Instant::now(), from, datagram).unwrap();
         self.flush().await;
     }

@@ -111,7 +111,7 @@ impl Interop {
             let counter = u64::from_le_bytes(datagram[8..16].try_into().unwrap());
             assert_eq!(index, session.local_index);
             let packet = open(&session.receive, counter, &datagram[16..]).unwrap();
-            self.gateway.handle_confirmed(self.now, index);
+            self.gateway.handle_confirmed(self.now, index, self.address);
             if !packet.is_empty() {
                 self.opened.push(packet);
             }

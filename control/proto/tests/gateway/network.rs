@@ -271,7 +271,7 @@ impl World {
             return;
         }
         if !std::mem::replace(&mut session.confirmed, true) {
-            gateway.handle_confirmed(self.now, index);
+            gateway.handle_confirmed(self.now, index, datagram.from);
         }
         if gateway.peer(session.peer).and_then(|peer| peer.endpoint()) != Some(datagram.from) {
             gateway.handle_roamed(self.now, index, datagram.from);
@@ -352,7 +352,7 @@ impl World {
                 self.seal(site, peer, &[]);
                 return;
             }
-            Event::EndpointChanged { endpoint, .. } => Happened::Endpoint(endpoint),
+            Event::EndpointChanged { endpoint, .. } => Happened::Endpoint(endpoint.remote),
             Event::PathSilent { .. } => Happened::Silent,
             Event::HandshakeGaveUp { peer } => {
                 plane.staged.remove(&peer);

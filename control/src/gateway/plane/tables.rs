@@ -17,6 +17,8 @@ use crate::ground::Network;
 pub struct Path {
     /// Its endpoint, if it is known.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that packets to it leave from, if it called one that is still ours.
+    pub local: Option<IpAddr>,
     /// How to get there by AF_XDP.
     pub link: Option<Link>,
 }
@@ -100,12 +102,13 @@ impl Parts {
             ..Table::default()
         };
         for (place, peer) in peers.iter().enumerate() {
-            let Path { endpoint, link } = path(peer);
+            let Path { endpoint, local, link } = path(peer);
             let sending = peer.sending().cloned();
             let next = peer.sessions.last().filter(|session| !session.confirmed()).cloned();
             table.peers.push(PeerEntry {
                 peer: Arc::clone(&peer.data),
                 endpoint,
+                local,
                 roams: peer.roams(),
                 link,
                 sending,
@@ -159,7 +162,8 @@ mod tests {
         let mut parts = Parts::new(1420);
         parts.renew_allowed_ips(&peers);
         let endpoint = "192.0.2.2:47100".parse().ok();
-        let table = parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), link: None });
+        let table =
+            parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), ..Path::default() });
 
         assert_eq!(table.route("10.1.2.3".parse().unwrap()), Some(0));
         assert_eq!(table.route("10.2.2.3".parse().unwrap()), Some(1));

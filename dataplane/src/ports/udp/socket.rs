@@ -53,8 +53,25 @@ pub struct UdpSender(pub(super) Arc<Socket>);
 pub struct Source {
     /// An address of this host; unspecified for the one that the route prefers.
     pub address: IpAddr,
-    /// The only interface to leave by; 0 for the route's. A link-local address needs its own.
+    /// The only interface to leave by; 0 for the route's, or the zone's of a link-local destination.
     pub interface: u32,
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        Self { address, interface: 0 }
+    }
+}
+
+/// What the control messages of a received datagram say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// The traffic class.
+    pub(super) tos: u8,
+    /// The size of segments, if it is a bundle.
+    pub(super) segment: Option<usize>,
+    /// The address that it was sent to.
+    pub(super) local: Option<IpAddr>,
 }
 
 impl UdpSender {
@@ -159,10 +176,12 @@ impl Socket {
         // No don't-fragment outside: a tunnel MTU set too large costs speed, it does not lose packets.
         sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::DONT)?;
         sockopt::set_ip_recvtos(self, true)?;
+        set_option(self, libc::IPPROTO_IP, libc::IP_PKTINFO, &1i32.to_ne_bytes())?;
         if self.v6 {
             sockopt::set_ipv6_v6only(self, false)?;
             sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::DONT)?;
             sockopt::set_ipv6_recvtclass(self, true)?;
+            set_option(self, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1i32.to_ne_bytes())?;
         }
         // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
         let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &1i32.to_ne_bytes());
@@ -295,7 +314,7 @@ impl Default for Control {
 
 impl Control {
     /// Room for every message that is asked for, and some more.
-    pub(super) const LEN: usize = 128;
+    pub(super) const LEN: usize = 192;
     const HEADER: usize = size_of::<libc::cmsghdr>();
     const WORD: usize = size_of::<usize>();
 
@@ -326,7 +345,7 @@ impl Control {
     }
 
     /// `struct in_pktinfo` (ip(7)) or `struct in6_pktinfo` (RFC 3542, section 6.2).
-    fn push_source(&mut self, source: Source) {
+    pub(super) fn push_source(&mut self, source: Source) {
         let interface = source.interface.to_ne_bytes();
         match source.address.to_canonical() {
             IpAddr::V4(ip) => {
@@ -340,10 +359,9 @@ impl Control {
         }
     }
 
-    /// What `len` bytes of received control messages say: the traffic class, and the size of segments
-    /// if the datagram is a bundle.
-    pub(super) fn read(&self, len: usize) -> (u8, Option<usize>) {
-        let (mut tos, mut segment) = (0, None);
+    /// What `len` bytes of received control messages say.
+    pub(super) fn read(&self, len: usize) -> Said {
+        let mut said = Said::default();
         let mut rest = &self.bytes[..len.min(Self::LEN)];
         while let Some((header, _)) = rest.split_at_checked(Self::HEADER) {
             let mut word = [0; Self::WORD];
@@ -353,18 +371,28 @@ impl Control {
             let (level, kind) = (int(Self::WORD), int(Self::WORD + 4));
             let Some(data) = rest.get(Self::HEADER..len) else { break };
             match (level, kind, data) {
-                (libc::IPPROTO_IP, libc::IP_TOS, [value, ..]) => tos = *value,
+                (libc::IPPROTO_IP, libc::IP_TOS, [value, ..]) => said.tos = *value,
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, [a, b, c, d]) => {
-                    tos = c_int::from_ne_bytes([*a, *b, *c, *d]) as u8
+                    said.tos = c_int::from_ne_bytes([*a, *b, *c, *d]) as u8;
                 }
                 (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d]) => {
-                    segment = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok().filter(|size| *size > 0);
+                    let size = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok();
+                    said.segment = size.filter(|size| *size > 0);
+                }
+                // The interface, the address that an answer may leave from, and the one that was called. For a
+                // datagram to an address of this host they are the same.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, [_, _, _, _, a, b, c, d, ..]) => {
+                    said.local = Some(IpAddr::from([*a, *b, *c, *d]));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, data) => {
+                    let address = data.first_chunk::<16>().map(|octets| IpAddr::from(*octets).to_canonical());
+                    said.local = said.local.or(address);
                 }
                 _ => {}
             }
             rest = rest.get(len.next_multiple_of(Self::WORD)..).unwrap_or_default();
         }
-        (tos, segment)
+        said
     }
 }
 
@@ -412,15 +440,30 @@ mod tests {
         }
     }
 
+    fn address_bytes(address: IpAddr) -> [u8; 16] {
+        let IpAddr::V6(address) = address else { panic!("{address} is of IPv4") };
+        address.octets()
+    }
+
     #[test]
     fn control_messages_of_any_content_are_read() {
         let mut control = Control::default();
         control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         control.push(libc::IPPROTO_IP, libc::IP_TOS, &[0xb8]);
         control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &3i32.to_ne_bytes());
-        assert_eq!(control.read(48), (0xb8, Some(1452)));
-        assert_eq!(control.read(control.len), (3, Some(1452)));
-        assert_eq!(control.read(0), (0, None));
+        let local = IpAddr::from([192, 0, 2, 1]);
+        control.push_source(Source { address: local, interface: 3 });
+        let segment = Some(1452);
+        assert_eq!(control.read(48), Said { tos: 0xb8, segment, local: None });
+        assert_eq!(control.read(control.len), Said { tos: 3, segment, local: Some(local) });
+        assert_eq!(control.read(0), Said::default());
+        for text in ["2001:db8::1", "fe80::1", "::ffff:192.0.2.1"] {
+            let address: IpAddr = text.parse().unwrap();
+            control.clear();
+            let data = [&address_bytes(address)[..], &7u32.to_ne_bytes()].concat();
+            control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            assert_eq!(control.read(control.len).local, Some(address.to_canonical()));
+        }
         let mut state = 5u32;
         for _ in 0..100_000 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
