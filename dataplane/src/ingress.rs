@@ -151,7 +151,7 @@ fn accept<'t>(
     if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
 }
 
-/// Allowed IPs, ECN, next hop.
+/// Allowed IPs, transit, ECN, next hop.
 #[inline]
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
@@ -160,6 +160,9 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
         return Err(DropReason::SpoofedSource);
+    }
+    if !table.admits(inner.destination) {
+        return Err(DropReason::Transit);
     }
     inner::merge_ecn(turn.pool.packet_mut(frame), inner.tos, packet.tos)?;
 

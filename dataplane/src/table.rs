@@ -25,6 +25,8 @@ pub struct Table {
     pub endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
+    /// What the tunnel may reach here: this site's prefixes and the gateway's own addresses. `None`: anything.
+    pub reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet, in bytes.
     pub mtu: usize,
     /// Our address in ICMP messages about IPv4 packets.
@@ -84,6 +86,7 @@ impl Default for Table {
             sessions: HashMap::default(),
             endpoints: Arc::default(),
             hops: Arc::default(),
+            reachable: None,
             mtu: 1420,
             icmp_v4: None,
             icmp_v6: None,
@@ -96,6 +99,12 @@ impl Table {
     #[inline]
     pub fn route(&self, destination: IpAddr) -> Option<u32> {
         self.allowed_ips.lookup(destination).copied()
+    }
+
+    /// Whether what comes out of the tunnel may go there.
+    #[inline]
+    pub fn admits(&self, destination: IpAddr) -> bool {
+        self.reachable.as_ref().is_none_or(|reachable| reachable.lookup(destination).is_some())
     }
 
     /// The link by which packets for a LAN host go; `None` leaves them to the kernel.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -139,6 +139,16 @@ fn packet(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: &[u8]) -> Vec
     p
 }
 
+/// A packet of IPv6 between hosts of the networks with these numbers, which are the sites'.
+fn packet6(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
+    let mut p = vec![0x60, 0, 0, 0, 0, payload.len() as u8, 17, 64];
+    for network in [source, destination] {
+        p.extend_from_slice(&Ipv6Addr::new(0xfd, 0, 0, network, 0, 0, 0, 1).octets());
+    }
+    p.extend_from_slice(payload);
+    p
+}
+
 const A: [u8; 4] = [10, 0, 0, 1];
 const B: [u8; 4] = [10, 1, 0, 1];
 
@@ -251,6 +261,40 @@ fn what_must_not_pass_is_dropped_and_counted() {
         assert_eq!(b.dropped(reason), times, "{reason:?}");
     }
     assert!(b.sent_to_lan().is_none());
+}
+
+/// From the tunnel only what is this site's is delivered, in both families, unless anything may pass.
+#[test]
+fn what_is_not_this_sites_is_not_delivered() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    let packets =
+        [packet(A, B, 64, &[1]), packet(A, [10, 1, 9, 9], 64, &[2]), packet6(0, 1, &[3]), packet6(0, 9, &[4])];
+    for (reachable, delivered) in
+        [(None, 4), (Some(vec![(IpAddr::from(B), 32), ("fd:0:0:1::".parse().unwrap(), 64)]), 2)]
+    {
+        let mut table = Arc::unwrap_or_clone(b.engine.table());
+        table.reachable = reachable.map(|prefixes| {
+            let mut map = PrefixMap::default();
+            for (address, length) in prefixes {
+                map.insert(address, length, ());
+            }
+            Arc::new(map)
+        });
+        b.engine.publish(table);
+        // Everything beyond A is B's.
+        let mut table = Arc::unwrap_or_clone(a.engine.table());
+        let mut all = PrefixMap::default();
+        all.insert(IpAddr::from([0; 4]), 0, 0);
+        all.insert(IpAddr::from([0; 16]), 0, 0);
+        table.allowed_ips = Arc::new(all);
+        a.engine.publish(table);
+        packets.iter().for_each(|packet| assert!(a.send_lan(packet)));
+        a.turn();
+        carry(&mut a, &mut b);
+        b.turn();
+        let arrived = std::iter::from_fn(|| b.sent_to_lan()).count();
+        assert_eq!((arrived, b.dropped(DropReason::Transit)), (delivered, 4 - delivered as u64));
+    }
 }
 
 #[test]

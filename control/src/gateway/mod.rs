@@ -391,7 +391,7 @@ impl Gateway {
         if *changed == Changed::default() {
             return;
         }
-        self.due.table |= self.plane.follow_hops(network, &self.site.virtual_addresses);
+        self.due.table |= self.plane.follow_hops(network, &self.site);
         let endpoints = self.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
         self.paths_due |= changed.neighbours || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
         if let Some(overlay) = &mut self.overlay {
@@ -417,7 +417,7 @@ impl Gateway {
         let Some(address) = self.overlay.as_ref().and_then(Overlay::address) else { return };
         if !self.site.own_address && self.site.virtual_addresses != [address] {
             self.site.virtual_addresses = vec![address];
-            self.due.table |= self.plane.follow_hops(self.ground.network(), &self.site.virtual_addresses);
+            self.due.table |= self.plane.follow_hops(self.ground.network(), &self.site);
             self.ground_due = true;
         }
     }

@@ -26,4 +26,5 @@ mod relays;
 mod restarts;
 mod selftest;
 mod teardown;
+mod transit;
 mod wg_tool;

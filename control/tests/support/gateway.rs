@@ -82,6 +82,8 @@ pub struct GatewayConfig {
     pub virtual_address: String,
     pub subnets: Vec<String>,
     pub workers: u32,
+    /// Whether other sites may pass through.
+    pub transit: bool,
     pub peers: Vec<Peer>,
     /// Environment of the process.
     pub environment: Vec<(&'static str, String)>,
@@ -106,6 +108,7 @@ impl GatewayConfig {
             virtual_address: virtual_address.to_owned(),
             subnets: Vec::new(),
             workers: 1,
+            transit: false,
             peers: Vec::new(),
             environment: Vec::new(),
         }
@@ -195,6 +198,7 @@ impl GatewayConfig {
             "Wan": { "Interface": "wan0", "Mode": wan },
             "Lan": { "Interfaces": ["lan0"], "Mode": lan, "Subnets": self.subnets },
             "Workers": self.workers,
+            "Transit": self.transit,
             "Peers": peers,
         })
     }

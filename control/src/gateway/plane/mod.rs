@@ -29,6 +29,7 @@ use penstock_proto::PeerId;
 use tokio::io::unix::AsyncFd;
 
 use super::peers::Peers;
+use super::site::Site;
 use crate::ground::Network;
 use crate::netlink::Netlink;
 use crate::problem::Problems;
@@ -348,9 +349,9 @@ impl Plane {
         }
     }
 
-    /// Renews the next hops on the LAN, and the addresses that ICMP messages come from. Whether anything may differ.
-    pub fn follow_hops(&mut self, network: &Network, own: &[IpAddr]) -> bool {
-        self.parts.follow(network, &self.drives.lan_indices(), &self.drives.lan_xdp(), own)
+    /// Renews what the tunnel may reach, the next hops on the LAN, and the addresses that ICMP messages come from. Whether anything may differ.
+    pub fn follow_hops(&mut self, network: &Network, site: &Site) -> bool {
+        self.parts.follow(network, &self.drives.lan_indices(), &self.drives.lan_xdp(), site)
     }
 
     /// To be called when allowed IPs or the order of the peers have changed.

@@ -1,16 +1,23 @@
 //! The table that workers read, made of what control knows. Parts that did not change are shared
 //! with the table before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 
 use crate::gateway::peers::{Peer, Peers};
+use crate::gateway::site::Site;
 use crate::ground::Network;
+
+/// The groups of one link: the gateway's own protocols, never forwarded.
+const LOCAL_GROUPS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 24);
+const LOCAL_GROUPS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
 
 /// Where a peer's datagrams go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +39,9 @@ pub struct Parts {
     endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN.
     hops: Arc<PrefixMap<Option<Link>>>,
+    /// What the tunnel may reach here, as prefixes and as a map; `None`: anything.
+    reachable_prefixes: Option<BTreeSet<IpNet>>,
+    reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet.
     mtu: u16,
     /// Our address in ICMP messages about IPv4.
@@ -56,9 +66,16 @@ impl Parts {
         std::mem::replace(&mut self.mtu, mtu) != mtu
     }
 
-    /// Renews what tables have from the network: next hops by the LAN interfaces `xdp`, and addresses of the
-    /// LAN interfaces `lan`, else of our `own`. Whether anything may differ.
-    pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], own: &[IpAddr]) -> bool {
+    /// Renews what tables have from the network: what the tunnel may reach, next hops by the LAN interfaces `xdp`, and
+    /// addresses of the LAN interfaces `lan`, else of our own. Whether anything may differ.
+    pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], site: &Site) -> bool {
+        let reachable = reachable(site, network, lan);
+        let opens = reachable != self.reachable_prefixes;
+        if opens {
+            self.reachable = reachable.as_ref().map(|prefixes| Arc::new(map_of(prefixes)));
+            self.reachable_prefixes = reachable;
+        }
+        let own = &site.virtual_addresses;
         let (v4, v6) = (network.speaker_v4(lan), network.speaker_v6(lan));
         let icmp_v4 = icmp_source(v4, own, |a| if let IpAddr::V4(a) = a { Some(a) } else { None });
         let icmp_v6 = icmp_source(v6, own, |a| if let IpAddr::V6(a) = a { Some(a) } else { None });
@@ -67,7 +84,7 @@ impl Parts {
         if xdp.is_empty() {
             let had_hops = !self.hops.is_empty();
             self.hops = Arc::default();
-            return speaks_anew || had_hops;
+            return opens || speaks_anew || had_hops;
         }
         self.hops = Arc::new(network.hops(xdp));
         true
@@ -96,6 +113,7 @@ impl Parts {
             allowed_ips: Arc::clone(&self.allowed_ips),
             endpoints: Arc::clone(&self.endpoints),
             hops: Arc::clone(&self.hops),
+            reachable: self.reachable.clone(),
             mtu: usize::from(self.mtu),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
@@ -121,6 +139,31 @@ impl Parts {
         }
         table
     }
+}
+
+fn map_of(prefixes: &BTreeSet<IpNet>) -> PrefixMap<()> {
+    let mut map = PrefixMap::default();
+    for prefix in prefixes {
+        map.insert(prefix.addr(), prefix.prefix_len(), ());
+    }
+    map
+}
+
+/// What the tunnel may reach here, unless anything: this site's prefixes, else the networks of its LAN interfaces; and
+/// the gateway itself, by its addresses and the groups that nobody forwards (RFC 5771, section 4; RFC 4291, section 2.7).
+fn reachable(site: &Site, network: &Network, lan: &[u32]) -> Option<BTreeSet<IpNet>> {
+    if site.transit {
+        return None;
+    }
+    let groups = [IpNet::V4(LOCAL_GROUPS_V4), IpNet::V6(LOCAL_GROUPS_V6)];
+    let addresses = network.addresses.iter().map(|address| address.address).filter(|address| !address.is_loopback());
+    let own = addresses.chain(site.virtual_addresses.iter().copied()).map(IpNet::from);
+    let mut reachable: BTreeSet<IpNet> = own.chain(groups).chain(site.subnets.iter().copied()).collect();
+    if site.subnets.is_empty() {
+        let networks = lan.iter().flat_map(|lan| network.addresses_of(*lan)).map(|address| address.network());
+        reachable.extend(networks);
+    }
+    Some(reachable)
 }
 
 /// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
