@@ -380,6 +380,26 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 
+    // Where nothing was known of a peer, the first message says where the answer goes.
+    let mut unknown = Arc::unwrap_or_clone(b.engine.table());
+    unknown.peers[0].endpoint = None;
+    b.engine.publish(unknown);
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.dropped(DropReason::NoEndpoint), 1);
+    a.send_lan(&waiting);
+    a.turn();
+    let first = a.sent_to_wan().unwrap();
+    b.send_wan(elsewhere, 0, &first.bytes);
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
+    b.sent_to_lan().expect("the packet");
+    b.engine.notices().pop();
+    let mut known = Arc::unwrap_or_clone(b.engine.table());
+    known.peers[0].endpoint = Some(a.address);
+    b.engine.publish(known);
+
     // A peer whose path somebody else finds is heard from anywhere, and not followed.
     let mut fixed = Arc::unwrap_or_clone(b.engine.table());
     fixed.peers[0].roams = false;

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,6 +77,8 @@ pub struct Handshakes {
     rejects: HashMap<Reject, u64>,
     /// Packets that waited for a session in vain.
     lost_waiting: u64,
+    /// Probes of paths that came through the tunnel.
+    probes_inside: u64,
     clock_set: Instant,
     due: Due,
     commands: Vec<Command>,
@@ -100,6 +102,7 @@ impl Handshakes {
             to_call: VecDeque::new(),
             rejects: HashMap::new(),
             lost_waiting: 0,
+            probes_inside: 0,
             clock_set: now,
             due: Due::default(),
             commands: Vec::new(),
@@ -196,7 +199,15 @@ impl Handshakes {
     pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
         let rejects =
             self.rejects.iter().map(|(reject, n)| (format!("handshake-{}", kebab(&format!("{reject:?}"))), *n));
-        rejects.chain([("no-session".to_owned(), self.lost_waiting)])
+        let counted = [("no-session", self.lost_waiting), ("probe-from-inside", self.probes_inside)];
+        rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
+    }
+
+    /// Refuses a probe that comes out of the tunnel: a way through the tunnel is no way to its end.
+    pub fn refuses_probe(&mut self, from: IpAddr, payload: &[u8]) -> bool {
+        let refused = payload.first() == Some(&proto::path::FIRST_BYTE) && self.peers.is_behind_a_peer(from);
+        self.probes_inside += u64::from(refused);
+        refused
     }
 
     /// Takes a datagram that is WireGuard's.

@@ -52,7 +52,7 @@ use site::Site;
 
 /// How often the traffic counters are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
-/// How often neighbours that AF_XDP sends to are confirmed.
+/// How often neighbours that AF_XDP sends to are confirmed, and queues counted.
 const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 /// How long network news are gathered before they are acted upon.
 const NEWS_DELAY: Duration = Duration::from_millis(20);
@@ -448,6 +448,9 @@ impl Gateway {
     fn take_notice(&mut self, now: Instant, notice: Notice) {
         match notice {
             Notice::Datagram { from, payload } => {
+                if self.overlay.is_some() && self.handshakes.refuses_probe(from.remote.ip(), &payload) {
+                    return;
+                }
                 let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
                 if !traversal.is_some_and(|traversal| traversal.handle_datagram(now, from, &payload)) {
                     self.handshakes.handle_datagram(now, from, &payload);
@@ -485,6 +488,7 @@ impl Gateway {
     fn confirm_neighbours(&mut self) {
         let (linux, network) = self.ground.parts();
         self.plane.confirm_neighbours(linux.netlink(), network);
+        self.plane.recount_queues();
         // Those that were silent get another chance.
         self.paths_due = true;
     }

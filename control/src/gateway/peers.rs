@@ -311,6 +311,12 @@ impl Peers {
         std::iter::successors(Some(prefix.into()), IpNet::supernet).any(|p| self.allowed_ips.contains_key(&p))
     }
 
+    /// Whether an address lies in a remote prefix that is not a default route: those hold everything outside too.
+    pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
+        let prefixes = std::iter::successors(Some(IpNet::from(address)), IpNet::supernet);
+        prefixes.take_while(|prefix| prefix.prefix_len() > 0).any(|prefix| self.allowed_ips.contains_key(&prefix))
+    }
+
     /// All remote prefixes.
     pub fn remote(&self) -> BTreeSet<IpNet> {
         self.allowed_ips.keys().copied().collect()
@@ -361,6 +367,16 @@ pub(super) mod tests {
         assert_eq!(peers.remote(), [net("10.0.0.0/8")].into());
         peers.remove(b);
         assert!(peers.remote().is_empty() && peers.iter().count() == 1);
+    }
+
+    #[test]
+    fn a_default_route_puts_nobody_behind_a_peer() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let (a, b) = (peers.list[0].id, peers.list[1].id);
+        peers.allow(net("0.0.0.0/0"), a);
+        peers.allow(net("10.1.0.0/16"), b);
+        let behind = |address: &str| peers.is_behind_a_peer(address.parse().unwrap());
+        assert_eq!((behind("10.1.2.3"), behind("192.0.2.1"), behind("fd00::1")), (true, false, false));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, Port};
 use penstock_dataplane::steer::{AttachMode, LanSteering, WanSteering};
 
-use super::modes::{Device, ModeSetting, Plan, plan};
+use super::modes::{Device, ModeSetting, Plan, loses, plan};
 use super::steering::Steering;
 use crate::ground::Network;
 use crate::netlink::Interface;
@@ -109,6 +109,23 @@ impl Drive {
     /// Its index, while it is there.
     pub fn index(&self) -> Option<u32> {
         self.interface.as_ref().map(|interface| interface.index)
+    }
+
+    /// Why its frames would be lost, should AF_XDP drive it.
+    fn refuse(&mut self, strict: bool) -> Result<()> {
+        match self.device.as_ref().filter(|_| self.xdp()).and_then(loses) {
+            Some(reason) => self.fall_back(anyhow!("{reason}"), strict),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts the queues again: some drivers make more when a program is attached. Returns whether there are others.
+    fn recount(&mut self) -> bool {
+        let now = self.interface.as_ref().filter(|_| self.xdp()).map(Device::of);
+        match (&mut self.device, now) {
+            (Some(device), Some(now)) => std::mem::replace(&mut device.queues, now.queues) != now.queues,
+            _ => false,
+        }
     }
 
     fn queues(&self) -> u32 {
@@ -219,6 +236,11 @@ impl Drives {
         self.lan.iter().filter(|drive| drive.xdp()).filter_map(Drive::index).collect()
     }
 
+    /// Counts the queues of interfaces driven by AF_XDP again. Returns whether any has others.
+    pub fn recount(&mut self) -> bool {
+        self.all_mut().fold(false, |changed, drive| drive.recount() | changed)
+    }
+
     /// The most receive queues of an interface driven by AF_XDP.
     pub fn queues(&self) -> u32 {
         self.all().filter(|drive| drive.xdp()).map(Drive::queues).max().unwrap_or(0)
@@ -271,6 +293,7 @@ pub struct PortSettings {
 /// An interface that must be driven by AF_XDP cannot be.
 pub fn attach(drives: &mut Drives, settings: PortSettings) -> Result<Steering> {
     let mut steering = Steering::default();
+    drives.all_mut().try_for_each(|drive| drive.refuse(settings.strict))?;
     let wan = &mut drives.wan;
     if let (Plan::Xdp { attach, .. }, Some(interface)) = (&wan.plan, &wan.interface) {
         match WanSteering::attach(&interface.name, interface.index, settings.local_port, *attach) {
@@ -295,6 +318,7 @@ pub fn attach(drives: &mut Drives, settings: PortSettings) -> Result<Steering> {
             Err(e) => lan.fall_back(e, settings.strict)?,
         }
     }
+    drives.recount();
     Ok(steering)
 }
 

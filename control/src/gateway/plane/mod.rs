@@ -216,6 +216,8 @@ impl Plane {
             PortSettings { local_port: self.local_port, tunnel_mtu: mtu, busy_poll: self.config.busy_poll, strict };
         let mut steering = drives::attach(&mut self.drives, settings)?;
         let setups = drives::build(&mut self.drives, &mut steering, KernelPorts { udp, tun }, settings, &cores())?;
+        // Merged for us below, the tunnel's datagrams would reach a program as frames that are larger than any.
+        self.sockets.iter().for_each(|socket| socket.set_gro(!self.drives.wan.xdp()));
         let engine = Engine::start(EngineConfig::new(setups, Table::default())).context("cannot start the workers")?;
         let notices = crate::readable::watch(engine.notices()).context("cannot hear the workers")?;
         self.steering = steering;
@@ -338,6 +340,14 @@ impl Plane {
         }
         self.paths = paths;
         changed
+    }
+
+    /// Counts the queues again, of which the kernel tells nothing. Other ones mean other workers.
+    pub fn recount_queues(&mut self) {
+        if self.drives.recount() {
+            tracing::info!("an interface has another number of queues");
+            self.stale = true;
+        }
     }
 
     /// Keeps the kernel's entries of neighbours that only AF_XDP sends to: it does not see that traffic, and would

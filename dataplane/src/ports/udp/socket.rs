@@ -115,6 +115,11 @@ impl UdpSender {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Whether the kernel may merge received datagrams into bundles. While it may, devices below do it too.
+    pub fn set_gro(&self, on: bool) {
+        self.0.set_gro(on);
+    }
+
     /// The port it is bound to.
     pub fn local_port(&self) -> u16 {
         self.0.port
@@ -183,9 +188,13 @@ impl Socket {
             sockopt::set_ipv6_recvtclass(self, true)?;
             set_option(self, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1i32.to_ne_bytes())?;
         }
-        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
-        let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &1i32.to_ne_bytes());
+        self.set_gro(true);
         Ok(())
+    }
+
+    fn set_gro(&self, on: bool) {
+        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
+        let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &i32::from(on).to_ne_bytes());
     }
 
     /// The port it is bound to.
