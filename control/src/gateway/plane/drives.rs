@@ -119,15 +119,6 @@ impl Drive {
         }
     }
 
-    /// Counts the queues again: some drivers make more when a program is attached. Returns whether there are others.
-    fn recount(&mut self) -> bool {
-        let now = self.interface.as_ref().filter(|_| self.xdp()).map(Device::of);
-        match (&mut self.device, now) {
-            (Some(device), Some(now)) => std::mem::replace(&mut device.queues, now.queues) != now.queues,
-            _ => false,
-        }
-    }
-
     fn queues(&self) -> u32 {
         self.device.as_ref().map_or(0, |device| device.queues)
     }
@@ -236,11 +227,6 @@ impl Drives {
         self.lan.iter().filter(|drive| drive.xdp()).filter_map(Drive::index).collect()
     }
 
-    /// Counts the queues of interfaces driven by AF_XDP again. Returns whether any has others.
-    pub fn recount(&mut self) -> bool {
-        self.all_mut().fold(false, |changed, drive| drive.recount() | changed)
-    }
-
     /// The most receive queues of an interface driven by AF_XDP.
     pub fn queues(&self) -> u32 {
         self.all().filter(|drive| drive.xdp()).map(Drive::queues).max().unwrap_or(0)
@@ -318,7 +304,6 @@ pub fn attach(drives: &mut Drives, settings: PortSettings) -> Result<Steering> {
             Err(e) => lan.fall_back(e, settings.strict)?,
         }
     }
-    drives.recount();
     Ok(steering)
 }
 
