@@ -342,14 +342,6 @@ impl Plane {
         changed
     }
 
-    /// Counts the queues again, of which the kernel tells nothing. Other ones mean other workers.
-    pub fn recount_queues(&mut self) {
-        if self.drives.recount() {
-            tracing::info!("an interface has another number of queues");
-            self.stale = true;
-        }
-    }
-
     /// Keeps the kernel's entries of neighbours that only AF_XDP sends to: it does not see that traffic, and would
     /// forget them after a minute.
     pub fn confirm_neighbours(&mut self, netlink: &mut Netlink, network: &Network) {
