@@ -40,20 +40,20 @@ impl Loopback {
     /// # Errors
     /// No descriptor is to be had.
     pub fn new(frames: u32) -> io::Result<Self> {
-        Self::with_pool(Pool::heap(frames))
+        Self::with(Pool::heap(frames), Suite::ChaCha20Poly1305)
     }
 
-    /// A worker with this packet memory.
+    /// A worker with this packet memory, and a session of this suite.
     ///
     /// # Errors
     /// No descriptor is to be had.
-    pub fn with_pool(pool: Pool) -> io::Result<Self> {
+    pub fn with(pool: Pool, suite: Suite) -> io::Result<Self> {
         let endpoint: SocketAddr = ([192, 0, 2, 2], 47100).into();
         let peer = Arc::new(Peer::new(0));
         let session = Arc::new(Session::new(SessionConfig {
             local_index: SESSION,
             remote_index: SESSION,
-            suite: Suite::ChaCha20Poly1305,
+            suite,
             send_key: &[1; 32],
             receive_key: &[1; 32],
             born: Millis::now(),
@@ -80,7 +80,8 @@ impl Loopback {
             core: None,
             busy_poll: false,
         };
-        let (engine, mut workers) = Engine::prepare(EngineConfig::new(vec![setup], table))?;
+        let (engine, mut workers) =
+            Engine::prepare(EngineConfig::new(vec![setup], table))?;
         Ok(Self { engine, worker: workers.remove(0), wan, lan, session, endpoint })
     }
 }

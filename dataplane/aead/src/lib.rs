@@ -29,7 +29,7 @@ mod vector;
 mod wipe;
 
 pub use cipher::{Cipher, Implementation, NotSupported, SelfTestFailed};
-pub use key::{Key, Suite};
+pub use key::{Key, Suite, UnknownSuite};
 pub use message::{Opening, Sealing};
 
 /// Bytes of an authentication tag, in both suites.
