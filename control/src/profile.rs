@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
-pub use document::{Document, LanMode, WanMode};
+pub use document::{CipherImplementation, Document, LanMode, SuiteSetting, WanMode};
 pub use edit::{EditError, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
@@ -92,6 +92,8 @@ pub struct Profile {
     pub table: u32,
     /// The firewall mark of what the gateway sends outside the tunnel.
     pub mark: u32,
+    /// What computes ChaCha20-Poly1305.
+    pub cipher: CipherImplementation,
     /// Who tells of more sites.
     pub coordinator: Option<Coordinator>,
     /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
@@ -155,6 +157,8 @@ pub struct Peer {
     pub allowed_ips: Vec<IpNet>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
+    /// The suite of its handshakes and sessions.
+    pub suite: SuiteSetting,
 }
 
 /// Reads the text of a key file: [`read_key_file`], or what a test puts in its place.

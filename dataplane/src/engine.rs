@@ -25,15 +25,6 @@ pub struct EngineConfig {
     pub cipher: Cipher,
 }
 
-impl EngineConfig {
-    /// With the fastest cipher of this CPU, or ring when that fails its self-test.
-    pub fn new(workers: Vec<WorkerSetup>, table: Table) -> Self {
-        let fastest = Cipher::detect();
-        let cipher = fastest.self_test().map_or(Cipher::RING, |()| fastest);
-        Self { workers, table, cipher }
-    }
-}
-
 /// What a worker starts with: its memory and its ends of the devices' queues.
 pub struct WorkerSetup {
     /// Packet memory, shared by the worker's ports.

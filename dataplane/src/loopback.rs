@@ -11,7 +11,7 @@ use crate::frame::Pool;
 use crate::peer::Peer;
 use crate::ports::memory::{MemoryPort, Wire};
 use crate::prefix::PrefixMap;
-use crate::session::{Session, SessionConfig, Suite};
+use crate::session::{Cipher, Session, SessionConfig, Suite};
 use crate::table::{PeerEntry, SessionEntry, Table};
 use crate::worker::Worker;
 
@@ -81,7 +81,7 @@ impl Loopback {
             busy_poll: false,
         };
         let (engine, mut workers) =
-            Engine::prepare(EngineConfig::new(vec![setup], table))?;
+            Engine::prepare(EngineConfig { workers: vec![setup], table, cipher: Cipher::detect() })?;
         Ok(Self { engine, worker: workers.remove(0), wan, lan, session, endpoint })
     }
 }

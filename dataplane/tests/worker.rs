@@ -14,7 +14,7 @@ use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
 use penstock_dataplane::prefix::PrefixMap;
-use penstock_dataplane::session::{Session, SessionConfig, Suite};
+use penstock_dataplane::session::{Cipher, Session, SessionConfig, Suite};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 use penstock_dataplane::worker::Worker;
@@ -79,7 +79,7 @@ fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
         core: None,
         busy_poll: false,
     };
-    EngineConfig::new(vec![setup], table)
+    EngineConfig { workers: vec![setup], table, cipher: Cipher::detect() }
 }
 
 fn table(me: usize, with_session: bool) -> Table {

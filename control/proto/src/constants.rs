@@ -9,6 +9,13 @@ use std::time::Duration;
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// A session carries no message with this counter or a higher one (paper 6.1).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// With AES-256-GCM, a session asks for its successor after this many blocks. A block is 16 bytes of plaintext, and
+/// each message counts for one more. Full packets at 40 Gbit/s reach it within two minutes, before
+/// [`REKEY_AFTER_TIME`].
+pub const REKEY_AFTER_BLOCKS: u64 = 1 << 35;
+/// With AES-256-GCM, a session seals no more blocks than this: an attacker who sees them all has an advantage of less
+/// than 2^-57 (draft-irtf-cfrg-aead-limits, section 5.1.1).
+pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
 /// The initiator of a session asks for its successor at this age (paper 6.2).
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// A session neither sends nor receives from this age on (paper 6.2).
@@ -58,6 +65,10 @@ pub struct Timings {
     pub rekey_after_messages: u64,
     /// See [`REJECT_AFTER_MESSAGES`].
     pub reject_after_messages: u64,
+    /// See [`REKEY_AFTER_BLOCKS`].
+    pub rekey_after_blocks: u64,
+    /// See [`REJECT_AFTER_BLOCKS`].
+    pub reject_after_blocks: u64,
     /// See [`REKEY_AFTER_TIME`].
     pub rekey_after_time: Duration,
     /// See [`REJECT_AFTER_TIME`].
@@ -79,6 +90,8 @@ impl Default for Timings {
         Self {
             rekey_after_messages: REKEY_AFTER_MESSAGES,
             reject_after_messages: REJECT_AFTER_MESSAGES,
+            rekey_after_blocks: REKEY_AFTER_BLOCKS,
+            reject_after_blocks: REJECT_AFTER_BLOCKS,
             rekey_after_time: REKEY_AFTER_TIME,
             reject_after_time: REJECT_AFTER_TIME,
             rekey_timeout: REKEY_TIMEOUT,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 
 use crate::messages::INITIATION_LENGTH;
-use crate::{PeerId, SessionKeys};
+use crate::{PeerId, SessionKeys, Suite};
 
 /// A datagram to be sent from the tunnel's UDP port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,11 +71,28 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
     },
+    /// The peer began a handshake with a suite that it may not use here. It was left unanswered, and will be again
+    /// until one of the two sites changes.
+    SuiteRefused {
+        /// Whose.
+        peer: PeerId,
+        /// Which.
+        suite: Suite,
+    },
     /// No answer for 90 s: packets that wait for a session may be dropped.
     HandshakeGaveUp {
         /// Whose.
         peer: PeerId,
     },
+}
+
+/// How much a session was used for sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Messages; thus its next counter.
+    pub messages: u64,
+    /// Blocks, where they are limited: see [`REKEY_AFTER_BLOCKS`](crate::constants::REKEY_AFTER_BLOCKS).
+    pub blocks: u64,
 }
 
 /// What a peer's traffic did since the last note. Only packets that were authentic count as received;

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::Key;
 use crate::constants::Timings;
 use crate::cookie::{CookieJar, MacKeys};
 use crate::noise::{Initiator, Timestamp, diffie_hellman};
 use crate::session::Sessions;
 use crate::timers::Timers;
+use crate::{Key, Suite};
 
 /// Names a peer of a [`Gateway`](crate::Gateway). The name of a removed peer never names another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,10 @@ pub struct PeerConfig {
     /// The endpoint is what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from:
     /// somebody else, such as a [`PathAgent`](crate::path::PathAgent), knows the way.
     pub fixed_endpoint: bool,
+    /// The suite of handshakes that we begin. We never begin one with the other.
+    pub suite: Suite,
+    /// Whether the peer may begin handshakes with the other suite, too.
+    pub any_suite: bool,
 }
 
 /// A peer as its gateway sees it.

@@ -1,7 +1,7 @@
 //! A handshake message comes in: from the datagram to the session.
 //!
 //! Cheap checks first: length, MAC1, load, and only then curve arithmetic. Every way out is a named
-//! [`Reject`], and none of them changes a peer.
+//! [`Reject`], and none of them but [`Reject::Suite`] changes a peer.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -11,9 +11,10 @@ use crate::cookie::verify_mac2;
 use crate::event::{Contents, Event, Transmit};
 use crate::gateway::Gateway;
 use crate::messages::{CookieReply, Initiation, Message, Response};
-use crate::noise::{Claim, TransportKeys};
+use crate::noise::{Claim, Timestamp, TransportKeys};
 use crate::peer::PeerId;
-use crate::session::{Role, Session, SessionKeys, Settled, Suite};
+use crate::session::{Role, Session, SessionKeys, Settled};
+use crate::suite::Suite;
 
 /// Why a datagram was answered with silence, or with a cookie reply only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,8 @@ pub enum Reject {
     Initiation,
     /// An initiation by a key that is no peer's.
     UnknownPeer,
+    /// An authentic initiation with a suite that the peer may not use.
+    Suite,
     /// An initiation no newer than one we have seen.
     Replay,
     /// An initiation too soon after another of the same peer.
@@ -101,6 +104,11 @@ impl Gateway {
         if peer.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL) {
             return Err(Reject::TooFrequent);
         }
+        let suite = responder.suite();
+        if suite != peer.config.suite && !peer.config.any_suite {
+            self.refuse_suite(now, id, suite, timestamp);
+            return Err(Reject::Suite);
+        }
 
         let preshared_key = peer.config.preshared_key.clone();
         let ephemeral = self.random_secret();
@@ -115,13 +123,23 @@ impl Gateway {
             peer.last_initiation = Some(now);
         }
         self.authenticated(now, id, from);
-        let session = Session { local_index, role: Role::Responder, started: now, born: now };
+        let session = Session { local_index, role: Role::Responder, suite, started: now, born: now };
         let ended = self.named_mut(id).and_then(|peer| peer.sessions.responded(session));
         self.end_session(id, ended);
         self.announce(id, &session, initiation.sender, keys);
         self.send_response(now, id, from, &response);
         self.reschedule(id);
         Ok(())
+    }
+
+    /// The administrators of the two sites have to hear of it. The initiation is remembered all the same: somebody
+    /// else who repeats it later is not the peer.
+    fn refuse_suite(&mut self, now: Instant, id: PeerId, suite: Suite, timestamp: Timestamp) {
+        if let Some(peer) = self.named_mut(id) {
+            peer.latest_timestamp = Some(timestamp);
+            peer.last_initiation = Some(now);
+        }
+        self.events.push_back(Event::SuiteRefused { peer: id, suite });
     }
 
     fn receive_response(
@@ -136,8 +154,8 @@ impl Gateway {
         let preshared_key = peer.config.preshared_key.as_ref();
         let keys = initiator.finish(&self.private_key, preshared_key, response)?;
 
-        let local_index = initiator.index();
-        let session = Session { local_index, role: Role::Initiator, started: *started, born: now };
+        let (local_index, suite) = (initiator.index(), initiator.suite());
+        let session = Session { local_index, role: Role::Initiator, suite, started: *started, born: now };
         let Some(peer) = self.named_mut(id) else {
             return Err(Reject::UnknownIndex);
         };
@@ -221,7 +239,7 @@ impl Gateway {
             receive: keys.receive,
             role: session.role,
             born: session.born,
-            suite: Suite::ChaCha20Poly1305,
+            suite: session.suite,
         };
         self.events.push_back(Event::SessionEstablished { peer, session });
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use crate::constants::INITIATION_PATIENCE;
-use crate::event::{Contents, Event, Traffic, Transmit};
+use crate::event::{Contents, Event, Traffic, Transmit, Used};
 use crate::gateway::Gateway;
 use crate::messages::Response;
 use crate::noise::Initiator;
@@ -82,15 +82,15 @@ impl Gateway {
         }
         let sent = traffic.sent_any || traffic.sent_data;
         let received = traffic.received_any || traffic.received_data;
-        if self.wants_successor(now, id, sent, received, 0) {
+        if self.wants_successor(now, id, sent, received, Used::default()) {
             self.want_handshake(now, id);
         }
         self.reschedule(id);
     }
 
-    /// A session was sent on, and its next counter is `sent_counter`: asks for its successor when it is
-    /// old or much used, ends it when it is used up. A note a second is enough.
-    pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, sent_counter: u64) {
+    /// A session was sent on, so much as `used` says: asks for its successor when it is old or much used, ends it
+    /// when it is used up. A note a second is enough.
+    pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, used: Used) {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return;
@@ -98,9 +98,9 @@ impl Gateway {
         if peer.current_session() != Some(local_index) {
             return;
         }
-        let mut wanted = self.wants_successor(now, id, true, false, sent_counter);
-        if sent_counter >= timings.reject_after_messages {
-            self.expire_sessions(id, |used| used == local_index);
+        let mut wanted = self.wants_successor(now, id, true, false, used);
+        if used.messages >= timings.reject_after_messages || used.blocks >= timings.reject_after_blocks {
+            self.expire_sessions(id, |session| session == local_index);
             wanted = true;
         }
         if wanted {
@@ -110,7 +110,7 @@ impl Gateway {
     }
 
     /// Whether the current session should be replaced (paper 6.2).
-    fn wants_successor(&mut self, now: Instant, id: PeerId, sent: bool, received: bool, counter: u64) -> bool {
+    fn wants_successor(&mut self, now: Instant, id: PeerId, sent: bool, received: bool, used: Used) -> bool {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return false;
@@ -120,7 +120,7 @@ impl Gateway {
         };
         let age = session.age(now);
         let initiator = session.role == Role::Initiator;
-        if sent && counter > timings.rekey_after_messages {
+        if sent && (used.messages > timings.rekey_after_messages || used.blocks > timings.rekey_after_blocks) {
             return true;
         }
         if sent && initiator && age >= timings.rekey_after_time {
@@ -226,8 +226,10 @@ impl Gateway {
         let started = self.named_mut(id).and_then(|peer| {
             let static_static = peer.static_static.as_ref()?;
             let to = peer.config.endpoint?;
+            let suite = peer.config.suite;
             let (initiator, initiation) =
-                Initiator::start(&public_key, &peer.public_key, static_static, ephemeral, index, &timestamp).ok()?;
+                Initiator::start(suite, &public_key, &peer.public_key, static_static, ephemeral, index, &timestamp)
+                    .ok()?;
             peer.pending = Some((initiator, now));
             peer.timers.retry = Some(retry);
             peer.timers.quiet_until = Some(quiet_until);

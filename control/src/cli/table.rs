@@ -10,12 +10,15 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::status::{Coordinator, Health, PathKind, Peer, Status};
+use crate::status::{Cipher, Coordinator, Health, PathKind, Peer, Status};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
 const DEGRADED: u8 = 1;
 const STOPPED: u8 = 3;
+
+/// The suite that all WireGuards have.
+const WIREGUARDS_SUITE: &str = "chacha20-poly1305";
 
 pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
     match ask(profile) {
@@ -73,6 +76,10 @@ fn for_people(status: &Status, now: Duration) -> String {
             let _ = write!(text, "\n{} is {way}: {reason}\n", label(peer));
         }
     }
+    // WireGuard's own suite explains itself.
+    for peer in status.peers.iter().filter(|peer| peer.suite != WIREGUARDS_SUITE) {
+        let _ = write!(text, "\n{} uses {}: {}\n", label(peer), peer.suite, peer.suite_reason);
+    }
     let counters =
         [("dropped", &status.drops), ("steered, WAN", &status.steering.wan), ("steered, LAN", &status.steering.lan)];
     for (title, counts) in counters {
@@ -106,6 +113,9 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;
     writeln!(text, "  workers     {workers}")?;
+    let Cipher { implementation, reason, speeds } = &status.cipher;
+    let speeds: Vec<_> = speeds.iter().map(|(suite, speed)| format!("{suite} {speed} MB/s")).collect();
+    writeln!(text, "  cipher      {implementation}: {reason}; {}", speeds.join(", "))?;
     writeln!(text, "  WAN         {}: {}", status.wan_mode.mode, status.wan_mode.reason)?;
     writeln!(text, "  LAN         {}: {}", status.lan_mode.mode, status.lan_mode.reason)
 }
@@ -141,8 +151,17 @@ fn relays(status: &Status) -> Table {
 }
 
 fn peers(status: &Status, now: Duration) -> Table {
-    let mut table =
-        Table::new(&["PEER", "PATH", "ROUND TRIP", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
+    let mut table = Table::new(&[
+        "PEER",
+        "PATH",
+        "ROUND TRIP",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "SUITE",
+        "RECEIVED",
+        "SENT",
+        "ALLOWED IPS",
+    ]);
     for peer in &status.peers {
         let path = match (peer.path, &peer.relay) {
             (PathKind::Direct, _) => "direct".to_owned(),
@@ -157,6 +176,7 @@ fn peers(status: &Status, now: Duration) -> Table {
             milliseconds(peer.round_trip_ms),
             peer.endpoint.map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
             peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
+            peer.suite.clone(),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
             allowed_ips.join(" "),

@@ -11,16 +11,18 @@ use anyhow::{Result, anyhow};
 use penstock_connect::Names;
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::udp::UdpSender;
-use penstock_dataplane::session::{Session, SessionConfig, Suite};
+use penstock_dataplane::session::{Session, SessionConfig};
 use penstock_dataplane::slow_path::Command;
-use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Timings};
+use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Speeds, Timings};
 use rand::SeedableRng;
 
 use super::peers::{Peer, Peers};
 use super::site::Site;
+use super::suites;
 use crate::ground::Origin;
-use crate::key::PrivateKey;
-use crate::profile::{self, Endpoint};
+use crate::key::{PrivateKey, PublicKey};
+use crate::problem::{Problem, Problems};
+use crate::profile::{self, Endpoint, SuiteSetting};
 use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
 
@@ -69,6 +71,10 @@ pub struct Handshakes {
     clock_set: Instant,
     due: Due,
     commands: Vec<Command>,
+    /// How fast this site is with each suite.
+    speeds: Speeds,
+    /// Peers that insist on another suite.
+    problems: Problems,
 }
 
 impl Handshakes {
@@ -76,7 +82,7 @@ impl Handshakes {
     ///
     /// # Errors
     /// A test asks for timings that cannot be.
-    pub fn new(site: &Site, udp: UdpSender, now: Instant) -> Result<Self> {
+    pub fn new(site: &Site, speeds: Speeds, udp: UdpSender, now: Instant) -> Result<Self> {
         let rng = rand::rngs::StdRng::from_os_rng();
         let key = site.private_key.to_secret();
         let proto = proto::Gateway::with_timings(key, rng, now, SystemTime::now(), timings()?);
@@ -90,6 +96,8 @@ impl Handshakes {
             clock_set: now,
             due: Due::default(),
             commands: Vec::new(),
+            speeds,
+            problems: Problems::default(),
         })
     }
 
@@ -106,7 +114,7 @@ impl Handshakes {
             preshared_key: given.preshared_key.as_ref().map(|key| Key::from(*key.as_bytes())),
             endpoint,
             persistent_keepalive: given.persistent_keepalive,
-            fixed_endpoint: false,
+            ..PeerConfig::default()
         };
         let id = self
             .proto
@@ -120,6 +128,7 @@ impl Handshakes {
         peer.endpoint = endpoint;
         peer.persistent_keepalive = given.persistent_keepalive;
         self.peers.push(peer);
+        self.set_suite(id, given.suite);
         for prefix in &given.allowed_ips {
             self.peers.allow(*prefix, id);
         }
@@ -133,6 +142,7 @@ impl Handshakes {
         self.proto.remove_peer(id);
         let peer = self.peers.remove(id)?;
         self.resolver.forget(&peer.public_key);
+        self.problems.solved(&suites::subject(&peer));
         tracing::info!("{}: removed", peer.label());
         self.due.add(Due::PEERS);
         Some(peer)
@@ -157,6 +167,51 @@ impl Handshakes {
             self.proto.set_endpoint(id, endpoint);
             self.due.paths = true;
         }
+    }
+
+    /// How fast this site is with each suite.
+    pub fn speeds(&self) -> Speeds {
+        self.speeds
+    }
+
+    /// Which suite is used with a peer, from its next handshake on.
+    pub fn set_suite(&mut self, id: PeerId, suite: SuiteSetting) {
+        if let Some(peer) = self.peers.of_mut(id) {
+            peer.suite = suite;
+        }
+        self.choose_suite(id);
+    }
+
+    /// Takes what a site says of its speeds to the coordinator.
+    pub fn set_speeds(&mut self, key: &PublicKey, speeds: Option<Speeds>) {
+        let Some(id) = self.peers.with_key(key).filter(|peer| peer.speeds != speeds).map(|peer| peer.id) else {
+            return;
+        };
+        if let Some(peer) = self.peers.of_mut(id) {
+            peer.speeds = speeds;
+        }
+        self.choose_suite(id);
+    }
+
+    /// The suite of the next handshake with a peer, and the reason.
+    pub fn suite(&self, peer: &Peer) -> suites::Choice {
+        suites::choose(
+            peer.suite,
+            self.speeds,
+            peer.speeds,
+            peer.sending().map(|session| suites::proto(session.suite())),
+        )
+    }
+
+    /// Begins handshakes with the suite that is right for a peer now. To be called after anything that it depends on.
+    fn choose_suite(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.of(id) else { return };
+        self.proto.set_suite(id, self.suite(peer).suite, peer.suite == SuiteSetting::Auto);
+    }
+
+    /// What is wrong with peers.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.problems.list(now)
     }
 
     /// Notes that peers were changed from outside.
@@ -221,6 +276,7 @@ impl Handshakes {
                         peer.sessions.retain(|s| s.local_index != local_index);
                         peer.sending = peer.sending.filter(|sending| *sending != local_index);
                     }
+                    self.choose_suite(peer);
                     self.due.table = true;
                 }
                 Event::SendKeepalive { peer } => {
@@ -232,6 +288,11 @@ impl Handshakes {
                         self.resolver.handle_silence(now, &peer.public_key);
                     }
                 }
+                Event::SuiteRefused { peer, suite } => {
+                    if let Some(peer) = self.peers.of(peer) {
+                        suites::note_refused(&mut self.problems, now, peer, suite);
+                    }
+                }
                 Event::HandshakeGaveUp { peer } => self.gave_up(peer),
             }
         }
@@ -240,14 +301,9 @@ impl Handshakes {
     fn establish(&mut self, id: PeerId, keys: SessionKeys, datagram: u64) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         peer.handshake_bytes.0 += datagram;
-        let suite = match keys.suite {
-            proto::Suite::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
-            other => {
-                tracing::error!("a session with suite {other:?}, which the data plane does not know");
-                return;
-            }
-        };
-        tracing::debug!("{}: handshake done as {:?}", peer.label(), keys.role);
+        let suite = suites::data(keys.suite);
+        self.problems.solved(&suites::subject(peer));
+        tracing::debug!("{}: handshake done as {:?}, {}", peer.label(), keys.role, keys.suite);
         peer.sessions.push(Arc::new(Session::new(SessionConfig {
             local_index: keys.local_index,
             remote_index: keys.remote_index,
@@ -270,6 +326,7 @@ impl Handshakes {
         peer.sending = Some(local_index);
         self.commands.extend(peer.waiting.drain(..).map(Command::Send));
         self.due.table = true;
+        self.choose_suite(id);
     }
 
     fn moved(&mut self, id: PeerId, endpoint: SocketAddr) {
@@ -338,8 +395,8 @@ impl Handshakes {
             let Some(sample) = peer.sample() else { continue };
             self.proto.handle_traffic(now, peer.id, sample.traffic);
             each(peer, sample.traffic);
-            if let Some((index, counter)) = sample.used {
-                self.proto.handle_session_used(now, peer.id, index, counter);
+            if let Some((index, used)) = sample.used {
+                self.proto.handle_session_used(now, peer.id, index, used);
             }
         }
         if now.duration_since(self.clock_set) >= CLOCK_EVERY {

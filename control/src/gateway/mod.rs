@@ -23,6 +23,7 @@ mod plane;
 mod privileges;
 mod report;
 mod site;
+mod suites;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -192,7 +193,7 @@ impl Gateway {
             bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
         }
         let plane = Plane::start(profile, ground.network())?;
-        let mut handshakes = Handshakes::new(&site, plane.sender(), now)?;
+        let mut handshakes = Handshakes::new(&site, plane.speeds(), plane.sender(), now)?;
         for peer in &profile.peers {
             handshakes.add(now, peer)?;
         }

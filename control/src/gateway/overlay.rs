@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 use penstock_dataplane::ports::udp::UdpSender;
-use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{self, Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{RefusedPrefix, Server, Surroundings, judge};
 use penstock_proto::{Bucket, PeerConfig, PeerId};
@@ -183,6 +183,12 @@ impl Overlay {
             handshakes.changed(Due::PEERS);
         }
         self.note_refused(now, &changes.refused);
+        for (key, site) in &self.map.peers {
+            // A coordinator that was restarted has not heard of all sites yet; what they said before still holds.
+            if let Some(told) = &site.reachability {
+                handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
+            }
+        }
         self.find_paths(now, handshakes);
     }
 
@@ -212,7 +218,7 @@ impl Overlay {
     pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
         self.traversal.step(now);
         if let Some(reachability) = self.traversal.poll_reachability() {
-            self.client.announce(reachability);
+            self.client.announce(Reachability { speeds: Some(handshakes.speeds()), ..reachability });
         }
         while let Some(selection) = self.traversal.poll_selection() {
             self.select(now, handshakes, selection);
@@ -345,7 +351,7 @@ fn add(
     key: PublicKey,
     site: &coordination::Peer,
 ) -> Option<PeerId> {
-    let config = PeerConfig { fixed_endpoint: true, ..PeerConfig::default() };
+    let config = PeerConfig { fixed_endpoint: true, any_suite: true, ..PeerConfig::default() };
     let id = proto
         .add_peer(now, key.into(), config)
         .inspect_err(|e| tracing::error!("{} cannot be added: {e:?}", site.name))

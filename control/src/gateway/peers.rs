@@ -11,11 +11,11 @@ use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
 use penstock_proto::path::{Path, Reason};
-use penstock_proto::{PeerId, Traffic};
+use penstock_proto::{PeerId, Speeds, Traffic, Used};
 
 use crate::ground::Origin;
 use crate::key::{PresharedKey, PublicKey};
-use crate::profile::Endpoint;
+use crate::profile::{Endpoint, SuiteSetting};
 
 /// Packets that wait for a peer's session; more push out the oldest.
 pub const WAITING: usize = 128;
@@ -43,6 +43,10 @@ pub struct Peer {
     pub found: Option<Found>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
+    /// Which suite is used with it.
+    pub suite: SuiteSetting,
+    /// How fast it is with each suite, if it has said so to the coordinator.
+    pub speeds: Option<Speeds>,
     /// The sessions that may receive, at most three.
     pub sessions: Vec<Arc<Session>>,
     /// Receiver index of the one to send by.
@@ -86,8 +90,8 @@ struct Sampled {
 pub struct Sample {
     /// For the timers.
     pub traffic: Traffic,
-    /// The session that was sent on, and its next counter.
-    pub used: Option<(u32, u64)>,
+    /// The session that was sent on, and how much.
+    pub used: Option<(u32, Used)>,
 }
 
 impl Peer {
@@ -104,6 +108,9 @@ impl Peer {
             endpoint: None,
             found: None,
             persistent_keepalive: None,
+            // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
+            suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },
+            speeds: None,
             sessions: Vec::new(),
             sending: None,
             waiting: VecDeque::new(),
@@ -158,6 +165,7 @@ impl Peer {
     pub fn sample(&mut self) -> Option<Sample> {
         let session = self.sending();
         let index = session.map(|s| s.local_index);
+        let blocks = session.map_or(0, |s| s.sent_blocks());
         let now = Sampled {
             sent: self.data.sent.packets.load(Relaxed),
             sent_data: self.data.sent.last_data.load(Relaxed),
@@ -175,7 +183,8 @@ impl Peer {
             received_data: now.received_data != before.received_data,
             received_any: now.received != before.received,
         };
-        let used = index.filter(|_| now.counter != before.counter).map(|i| (i, now.counter));
+        let used = Used { messages: now.counter, blocks };
+        let used = index.filter(|_| now.counter != before.counter).map(|index| (index, used));
         Some(Sample { traffic, used })
     }
 }

@@ -5,13 +5,15 @@ use std::time::{Instant, UNIX_EPOCH};
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
 use penstock_proto::coordination::RegistrationState;
-use penstock_proto::path;
+use penstock_proto::{Suite, path};
 
 use super::Gateway;
 use super::overlay::Overlay;
 use super::peers::Peer;
 use super::plane::Plane;
+use super::plane::cipher::Chosen;
 use super::plane::drives::Drive;
+use super::suites;
 use crate::coordinator::State;
 use crate::problem::Problem;
 use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering};
@@ -35,6 +37,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         relays: overlay.as_ref().map(|overlay| overlay.traversal.relays(now)).unwrap_or_default(),
         tunnel_mtu: plane.tunnel_mtu(),
         workers: plane.workers() as u16,
+        cipher: cipher(plane),
         wan_mode: mode(std::slice::from_ref(&plane.drives().wan), "udp"),
         lan_mode: mode(&plane.drives().lan, "tun"),
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
@@ -52,6 +55,7 @@ fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {
     let mut all = gateway.problems.list(now);
     all.extend(gateway.ground.problems(now));
     all.extend(gateway.plane.problems(now));
+    all.extend(gateway.handshakes.problems(now));
     all.extend(gateway.overlay.iter().flat_map(|overlay| overlay.problems(now)));
     all
 }
@@ -99,7 +103,8 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
     let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
-    let live = peer.sending().is_some_and(|session| session.alive(now));
+    let session = peer.sending().filter(|session| session.alive(now));
+    let (suite, suite_reason) = suite(gateway, peer, session.map(|session| suites::proto(session.suite())));
     status::Peer {
         name: peer.name.clone(),
         public_key: peer.public_key,
@@ -107,7 +112,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
             Some(path::Path::Direct { .. }) => PathKind::Direct,
             Some(path::Path::Relay { .. }) => PathKind::Relay,
             Some(path::Path::None) => PathKind::None,
-            None if live => PathKind::Direct,
+            None if session.is_some() => PathKind::Direct,
             None => PathKind::None,
         },
         reason: peer.found.map(|found| found.reason.to_string()),
@@ -115,9 +120,29 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
         endpoint: peer.endpoint,
         round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
+        suite,
+        suite_reason,
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
+    }
+}
+
+/// The suite in use with a peer, or of the next handshake, and why.
+fn suite(gateway: &Gateway, peer: &Peer, present: Option<Suite>) -> (String, String) {
+    let suites::Choice { suite, reason } = gateway.handshakes.suite(peer);
+    match present.filter(|present| *present != suite) {
+        Some(present) => (present.to_string(), format!("until the next handshake, which will be {suite}; {reason}")),
+        None => (suite.to_string(), reason),
+    }
+}
+
+fn cipher(plane: &Plane) -> status::Cipher {
+    let Chosen { implementation, reason, .. } = plane.cipher();
+    status::Cipher {
+        implementation: implementation.to_string(),
+        reason: reason.clone(),
+        speeds: Suite::ALL.into_iter().map(|suite| (suite.to_string(), plane.speeds().of(suite))).collect(),
     }
 }
 

@@ -14,6 +14,7 @@ const PEER_FIELDS: &[(&str, Shape)] = &[
     ("Endpoint", Shape::Text),
     ("AllowedIPs", Shape::List),
     ("PersistentKeepalive", Shape::Number),
+    ("Suite", Shape::Text),
 ];
 
 /// Why an edit is impossible.

@@ -53,6 +53,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Transit"], shape: Shape::Bool },
     Field { path: &["Table"], shape: Shape::Number },
     Field { path: &["FwMark"], shape: Shape::Number },
+    Field { path: &["Cipher", "Implementation"], shape: Shape::Text },
     Field { path: &["Coordinator", "Url"], shape: Shape::Text },
     Field { path: &["Coordinator", "Fingerprint"], shape: Shape::Text },
     Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },

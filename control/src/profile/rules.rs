@@ -223,6 +223,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
             endpoint: peer.endpoint.clone(),
             allowed_ips: bare(peer.allowed_ips.as_deref()),
             persistent_keepalive: keepalive(peer.persistent_keepalive),
+            suite: peer.suite.unwrap_or_default(),
         });
     }
     let lan = lan(&source);
@@ -251,6 +252,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         transit: document.transit.unwrap_or(false),
         table: document.table.unwrap_or(DEFAULT_TABLE),
         mark: document.fw_mark.unwrap_or(DEFAULT_MARK),
+        cipher: document.cipher.as_ref().and_then(|cipher| cipher.implementation).unwrap_or_default(),
         coordinator: coordinator(&source)?,
         accept: document.accept.as_deref().map(|accept| bare(Some(accept))),
         peers: profile_peers,

@@ -394,7 +394,7 @@ impl Traversal {
         candidates.sort_by_key(|candidate| candidate.kind == CandidateKind::Host);
         candidates.truncate(coordination::limits::CANDIDATES_LIMIT);
         let nat = self.stun.report().nat_type();
-        let reachability = Reachability { candidates, nat_type: Some(nat) };
+        let reachability = Reachability { candidates, nat_type: Some(nat), speeds: None };
         if self.told.as_ref() != Some(&reachability) {
             self.agent.set_local(now, &reachability.candidates, nat);
             self.told = Some(reachability.clone());

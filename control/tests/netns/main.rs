@@ -23,5 +23,6 @@ mod path_changes;
 mod port_mapping;
 mod relays;
 mod selftest;
+mod suites;
 mod teardown;
 mod wg_tool;

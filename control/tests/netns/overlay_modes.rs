@@ -177,6 +177,7 @@ fn a_plain_wireguard_peer_works_beside_the_coordinator_s() {
         endpoint: None,
         allowed_ips: vec![a.subnet()],
         keepalive: None,
+        suite: None,
     });
     let _plain = Gateway::start_in(&c.gateway, &c.scratch, plain);
     let both = |gateway_a: &OverlayGateway| {

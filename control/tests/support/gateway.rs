@@ -71,6 +71,8 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     pub allowed_ips: Vec<String>,
     pub keepalive: Option<u16>,
+    /// As the profile has it; other implementations have WireGuard's.
+    pub suite: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +125,7 @@ impl GatewayConfig {
             endpoint: outer.map(|outer| site.endpoint(outer)),
             allowed_ips: site.allowed_ips(),
             keepalive: None,
+            suite: None,
         });
     }
 
@@ -182,6 +185,7 @@ impl GatewayConfig {
                     "Endpoint": peer.endpoint.map(|endpoint| endpoint.to_string()),
                     "AllowedIPs": peer.allowed_ips,
                     "PersistentKeepalive": peer.keepalive.unwrap_or(0),
+                    "Suite": peer.suite,
                 })
             })
             .collect();

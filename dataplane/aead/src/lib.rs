@@ -25,6 +25,7 @@ mod packet;
 mod plan;
 mod poly1305;
 mod self_test;
+mod speed;
 mod vector;
 mod wipe;
 

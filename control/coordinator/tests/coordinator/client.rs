@@ -156,7 +156,7 @@ impl Connection {
 
     pub async fn say_address(&mut self, address: &str) {
         let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
-        let reachability = Reachability { candidates: vec![candidate], nat_type: None };
+        let reachability = Reachability { candidates: vec![candidate], nat_type: None, speeds: None };
         self.say(&GatewayMessage::Reachability(reachability)).await;
     }
 

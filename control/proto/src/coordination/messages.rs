@@ -11,6 +11,7 @@ use super::encoding::at_most;
 use super::limits::{CANDIDATES_LIMIT, SUBNETS_LIMIT};
 use super::map::{Known, Map, Update};
 use super::{Access, Challenge, EnrolmentKey, Name, Proof, SiteKey};
+use crate::Speeds;
 
 /// What a gateway says. One [`Hello`] comes first.
 #[expect(clippy::large_enum_variant, reason = "one is read at a time")]
@@ -98,6 +99,9 @@ pub struct Reachability {
     /// What its NAT is like, once it knows.
     #[serde(default)]
     pub nat_type: Option<NatType>,
+    /// How fast it is with each suite; a site that does not say has WireGuard's only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speeds: Option<Speeds>,
 }
 
 /// One address at which a site may be reached.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::generate_private_key;
+use crate::{Speeds, generate_private_key};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use x25519_dalek::PublicKey;
@@ -32,6 +32,7 @@ fn reachability(candidates: usize) -> GatewayMessage {
             filtering: None,
             udp_blocked: false,
         }),
+        speeds: Some(Speeds { chacha20_poly1305: u32::MAX, aes_256_gcm: u32::MAX }),
     })
 }
 
@@ -96,6 +97,7 @@ fn the_form_of_messages_does_not_change() {
                         address: "192.0.2.2:47100".parse().unwrap(),
                     }],
                     nat_type: None,
+                    speeds: None,
                 }),
             },
         )]
@@ -111,6 +113,19 @@ fn the_form_of_messages_does_not_change() {
     let message = CoordinatorMessage::Map(map);
     assert_eq!(message.encode(), text);
     assert_eq!(CoordinatorMessage::decode(text), Ok(message));
+}
+
+/// A site that does not know of suites sends no speeds and ignores those of others.
+#[test]
+fn speeds_are_told_and_may_be_missing() {
+    let older = r#"{"Candidates":[],"NatType":null}"#;
+    assert_eq!(serde_json::from_str::<Reachability>(older).unwrap(), Reachability::default());
+    assert_eq!(serde_json::to_string(&Reachability::default()).unwrap(), older);
+    let speeds = Some(Speeds { chacha20_poly1305: 2300, aes_256_gcm: 5000 });
+    let newer = r#"{"Candidates":[],"NatType":null,"Speeds":{"ChaCha20Poly1305":2300,"Aes256Gcm":5000}}"#;
+    let told = Reachability { speeds, ..Reachability::default() };
+    assert_eq!(serde_json::to_string(&told).unwrap(), newer);
+    assert_eq!(serde_json::from_str::<Reachability>(newer).unwrap(), told);
 }
 
 #[test]

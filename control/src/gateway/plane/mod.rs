@@ -5,6 +5,7 @@
 //! goes, comes back or changes, or the tun device is lost, the workers are made anew. The tunnel's sockets outlive
 //! them, and so do sessions and counters.
 
+pub mod cipher;
 pub mod drives;
 mod modes;
 mod next_hop;
@@ -25,15 +26,16 @@ use penstock_dataplane::ports::tun::{TunConfig, TunPort, TunQueue};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort, UdpSender};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::Table;
-use penstock_proto::PeerId;
+use penstock_proto::{PeerId, Speeds};
 use tokio::io::unix::AsyncFd;
 
 use super::peers::Peers;
 use crate::ground::Network;
 use crate::netlink::Netlink;
 use crate::problem::Problems;
-use crate::profile::{LocalPort, Name, Profile};
+use crate::profile::{CipherImplementation, LocalPort, Name, Profile};
 
+use cipher::Chosen;
 use drives::{Drives, KernelPorts, PortSettings};
 use modes::workers;
 pub use next_hop::NextHops;
@@ -43,6 +45,8 @@ pub use tables::Path;
 
 /// The subject of the problem that there are no workers.
 const WORKERS: &str = "workers";
+/// The subject of the problem that the cipher is not the one it should be.
+const CIPHER: &str = "cipher";
 
 /// What the profile says of the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub struct PlaneConfig {
     pub udp_gso: bool,
     /// The firewall mark of what is sent.
     pub mark: u32,
+    /// What computes ChaCha20-Poly1305.
+    pub cipher: CipherImplementation,
 }
 
 impl PlaneConfig {
@@ -74,6 +80,7 @@ impl PlaneConfig {
             mtu: profile.mtu,
             udp_gso: profile.udp_gso,
             mark: profile.mark,
+            cipher: profile.cipher,
         }
     }
 }
@@ -81,6 +88,8 @@ impl PlaneConfig {
 /// Workers, ports, programs and tables.
 pub struct Plane {
     config: PlaneConfig,
+    cipher: Chosen,
+    speeds: Speeds,
     drives: Drives,
     local_port: u16,
     /// The tunnel's sockets, one a worker.
@@ -114,6 +123,18 @@ impl Plane {
     /// One sentence: the port, the name of the tun device or a mode that the profile demands is not to be had.
     pub fn start(profile: &Profile, network: &Network) -> Result<Self> {
         let config = PlaneConfig::of(profile);
+        let cipher = Chosen::start(config.cipher)?;
+        let speeds = cipher.measure();
+        let mut problems = Problems::default();
+        if cipher.is_fallback {
+            let sentence = format!("{}; ring is used instead", cipher.reason);
+            problems.note(
+                Instant::now(),
+                CIPHER,
+                &sentence,
+                "set Cipher.Implementation to auto or ring, or replace the CPU",
+            );
+        }
         let mut drives = Drives::of(profile);
         drives.follow(network);
         let count = workers(u32::from(config.workers), drives.queues(), cores().len() as u32);
@@ -122,6 +143,8 @@ impl Plane {
         let parts = Parts::new(drives.tunnel_mtu(config.mtu));
         let mut plane = Self {
             config,
+            cipher,
+            speeds,
             drives,
             local_port,
             sockets,
@@ -134,11 +157,11 @@ impl Plane {
             commands: Vec::new(),
             dropped: BTreeMap::new(),
             stale: false,
-            problems: Problems::default(),
+            problems,
         };
         plane.build(true)?;
         plane.drives.announce();
-        tracing::info!("{count} workers, tunnel MTU {}", plane.tunnel_mtu());
+        tracing::info!("{count} workers, tunnel MTU {}, cipher {}", plane.tunnel_mtu(), plane.cipher.implementation);
         Ok(plane)
     }
 
@@ -215,7 +238,8 @@ impl Plane {
             PortSettings { local_port: self.local_port, tunnel_mtu: mtu, busy_poll: self.config.busy_poll, strict };
         let mut steering = drives::attach(&mut self.drives, settings)?;
         let setups = drives::build(&mut self.drives, &mut steering, KernelPorts { udp, tun }, settings, &cores())?;
-        let engine = Engine::start(EngineConfig::new(setups, Table::default())).context("cannot start the workers")?;
+        let config = EngineConfig { workers: setups, table: Table::default(), cipher: self.cipher.cipher() };
+        let engine = Engine::start(config).context("cannot start the workers")?;
         let notices = crate::readable::watch(engine.notices()).context("cannot hear the workers")?;
         self.steering = steering;
         self.running = Some(Running { engine, notices });
@@ -272,6 +296,16 @@ impl Plane {
     /// The tun device's index, while there is one.
     pub fn tun(&self) -> Option<u32> {
         self.tun.first().map(TunQueue::ifindex)
+    }
+
+    /// The cipher in use.
+    pub fn cipher(&self) -> &Chosen {
+        &self.cipher
+    }
+
+    /// How fast it is.
+    pub fn speeds(&self) -> Speeds {
+        self.speeds
     }
 
     /// The largest inner packet.

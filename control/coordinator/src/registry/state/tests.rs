@@ -142,7 +142,7 @@ impl World {
         let address = (std::net::Ipv4Addr::new(192, 0, 2, number), self.ports).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
         if let Some(session) = &self.followers[usize::from(number)].session {
-            self.state.set_reachability(session, Reachability { candidates, nat_type: None });
+            self.state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
         }
     }
 
@@ -355,7 +355,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
     for (number, session) in sessions.iter().enumerate().take(1000) {
         let address = ([192, 0, 2, 1], number as u16 + 1).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
-        state.set_reachability(session, Reachability { candidates, nat_type: None });
+        state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
     }
     let each = start.elapsed() / 1000;
     let start = Instant::now();
