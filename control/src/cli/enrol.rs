@@ -200,7 +200,7 @@ fn make_key(path: &Path) -> io::Result<()> {
 }
 
 fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
-    let Registration { name, state, virtual_address, subnets } = registration;
+    let Registration { name, state, virtual_address, subnets, waiting: _ } = registration;
     let mut out = io::stdout().lock();
     match state {
         RegistrationState::Approved => {

@@ -133,6 +133,7 @@ mod tests {
                 state: RegistrationState::Approved,
                 virtual_address: "100.64.0.1".parse().unwrap(),
                 subnets: Vec::new(),
+                waiting: Vec::new(),
             },
             map: Map::default(),
         }

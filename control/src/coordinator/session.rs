@@ -86,6 +86,7 @@ impl Session {
             subnets: identity.subnets.to_vec(),
             enrolment,
             known,
+            bound_proof: None,
         };
         session.say(&GatewayMessage::Hello(hello)).await?;
         match session.answer().await? {

@@ -216,7 +216,7 @@ impl Task {
             CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
             CoordinatorMessage::Challenge(_) => return Err(End::Unexpected("a second challenge")),
             // What is for relays is nothing to us.
-            CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
+            CoordinatorMessage::Access(_) | CoordinatorMessage::Documents(_) | CoordinatorMessage::Unknown => {}
         }
         Ok(())
     }

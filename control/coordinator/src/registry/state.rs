@@ -322,6 +322,7 @@ impl State {
             state,
             virtual_address: record.site.virtual_address,
             subnets: record.announced.to_vec(),
+            waiting: Vec::new(),
         };
         let mut draft = Draft::default();
         if session.registration.as_ref() != Some(&registration) {

@@ -96,7 +96,7 @@ impl Uplink {
         };
         let proof = prove(&self.private_key, &challenge, endpoint.host()).map_err(|_| End::Unsound)?;
         let public_key = PublicKey::from(&self.private_key).into();
-        let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None };
+        let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None, bound_proof: None };
         socket.send(Message::text(GatewayMessage::Hello(hello).encode())).await?;
         Ok(socket)
     }

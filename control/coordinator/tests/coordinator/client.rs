@@ -85,7 +85,7 @@ impl Gateway {
     pub fn hello(&self, proof: Proof) -> Hello {
         let enrolment = self.enrolment.clone().map(|key| Enrolment { key, name: self.name.parse().unwrap() });
         let known: Option<Known> = self.map.as_ref().map(Map::known);
-        Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known }
+        Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known, bound_proof: None }
     }
 
     /// Connects, and waits for the first answer.
@@ -184,7 +184,10 @@ impl Connection {
                     self.updates += 1;
                     self.map.as_mut().expect("an update without a map").apply(update.clone()).unwrap();
                 }
-                CoordinatorMessage::Challenge(_) | CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
+                CoordinatorMessage::Challenge(_)
+                | CoordinatorMessage::Access(_)
+                | CoordinatorMessage::Documents(_)
+                | CoordinatorMessage::Unknown => {}
             }
             return Ok(message);
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::generate_private_key;
+use crate::trust::{Authority, LeaseLength, SigningKey, UnixTime};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use x25519_dalek::PublicKey;
@@ -20,6 +21,7 @@ fn hello(subnets: usize) -> GatewayMessage {
             name: "x".repeat(limits::NAME_LIMIT).parse().unwrap(),
         }),
         known: Some(Map::default().known()),
+        bound_proof: None,
     })
 }
 
@@ -149,4 +151,21 @@ fn a_relay_is_told_in_few_bytes_and_no_more_than_it_may_be() {
     assert!(matches!(CoordinatorMessage::decode(&text), Err(DecodeError::Malformed { .. })));
     let empty = CoordinatorMessage::Access(Access::default());
     assert_eq!(CoordinatorMessage::decode(r#"{"Type":"Access","Part":"Change"}"#), Ok(empty));
+}
+
+#[test]
+fn signed_documents_come_a_few_at_a_time() {
+    let key = SigningKey::generate(&mut rng());
+    let lease_key = key.lease_key();
+    let mut authority = Authority::found(key);
+    let documents = authority.certify(UnixTime(5), lease_key, LeaseLength::Never).unwrap();
+    let message =
+        |count| CoordinatorMessage::Documents(Documents { documents: vec![documents[0].clone(); count] }).encode();
+    let text = message(1);
+    assert_eq!(text, format!(r#"{{"Type":"Documents","Documents":["{}"]}}"#, documents[0]));
+    let read = CoordinatorMessage::decode(&text).unwrap();
+    assert_eq!(read, CoordinatorMessage::Documents(Documents { documents: documents.clone() }));
+    assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT)).is_ok());
+    assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT + 1)).is_err());
+    assert!(limits::DOCUMENTS_LIMIT * 2_048 + crate::trust::DOCUMENT_LIMIT < limits::COORDINATOR_MESSAGE_LIMIT);
 }

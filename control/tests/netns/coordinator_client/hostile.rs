@@ -96,6 +96,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, manner: &Manner, hellos: &Mutex
                 state: RegistrationState::Approved,
                 virtual_address: "100.64.0.1".parse().unwrap(),
                 subnets: Vec::new(),
+                waiting: Vec::new(),
             };
             say(&mut socket, &CoordinatorMessage::Registration(registration)).await;
             say(&mut socket, &CoordinatorMessage::Map(Map::default())).await;
