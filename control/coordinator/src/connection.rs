@@ -14,7 +14,7 @@ use penstock_proto::path::SiteId;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::admission::Place;
-use crate::registry::{Outgoing, RelaySession, Session};
+use crate::registry::{Outgoing, RelaySession, Session, messages_of};
 use crate::server::Server;
 
 /// Shortest time between two pushes to one gateway, so that many changes become one message.
@@ -197,7 +197,14 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
     let gone = session.gone.clone();
     let told = async {
         let mut pulse = Pulse::new();
+        let mut told = None;
         loop {
+            let common = server.registry.common();
+            if told.replace(common.number) != Some(common.number) {
+                for message in messages_of(common.documents.to_vec()) {
+                    wire.say(&message).await?;
+                }
+            }
             while let Some(access) = server.registry.access(&mut session.reader) {
                 wire.say(&CoordinatorMessage::Access(access)).await?;
             }

@@ -21,7 +21,7 @@ use crate::profile::{Environment, Profile, edit, read_file};
 /// Longest file or input that holds an enrolment key: its hundred characters with generous white space.
 const KEY_LIMIT: u64 = 1024;
 /// What every enrolment key begins with; anything else names a file.
-const KEY_PREFIX: &str = "penstock1-";
+const KEY_PREFIXES: [&str; 2] = ["penstock1-", "penstock2-"];
 
 /// What `enrol` is told.
 #[derive(Debug, clap::Args)]
@@ -222,7 +222,7 @@ fn failure(code: u8, sentence: impl ToString) -> anyhow::Error {
 impl KeySource {
     fn read(&self) -> Result<EnrolmentKey> {
         let text = self.0.trim();
-        if text.starts_with(KEY_PREFIX) {
+        if KEY_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
             return Ok(text.parse()?);
         }
         let (source, what): (Box<dyn Read>, _) = match text {
