@@ -171,6 +171,7 @@ mod tests {
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     }
 

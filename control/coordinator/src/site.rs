@@ -28,6 +28,9 @@ pub struct Site {
     /// what its enrolment key allows.
     #[serde(default)]
     pub granted: Option<Subnets>,
+    /// It has proved its key in the TLS connection itself, and has to from then on: nobody ends TLS in between.
+    #[serde(default)]
+    pub bound: bool,
     /// Its tags, from its enrolment key.
     pub tags: BTreeSet<Name>,
     /// Whether it is let in.

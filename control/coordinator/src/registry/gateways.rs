@@ -14,23 +14,23 @@ use crate::store::Who;
 use crate::time::now;
 
 impl Registry {
-    /// Lets in a gateway that has proven its key.
+    /// Lets in a gateway that has proven its key, and perhaps that nobody stands in between.
     ///
     /// # Errors
     /// Why it is sent away.
-    pub async fn connect(&self, hello: Hello) -> Result<Session, Refusal> {
+    pub async fn connect(&self, hello: Hello, bound: bool) -> Result<Session, Refusal> {
         let Hello { public_key, subnets, enrolment, known, .. } = hello;
-        if let Some(session) = self.connect_known(&public_key, &subnets, known)? {
+        if let Some(session) = self.connect_known(&public_key, &subnets, bound, known)? {
             return Ok(session);
         }
         // Enrolment, or other subnets: both are stored.
         let mut ledger = self.ledger.lock().await;
         let site = self.state().site(&public_key).cloned();
         match site {
-            Some(site) => self.change_subnets(&mut ledger, &site, subnets).await?,
+            Some(site) => self.note_hello(&mut ledger, &site, subnets, bound).await?,
             None => {
                 let enrolment = enrolment.ok_or(refused(RefusalReason::NotEnrolled))?;
-                self.enrol(&mut ledger, public_key, subnets, enrolment).await?;
+                self.enrol(&mut ledger, public_key, bound, subnets, enrolment).await?;
             }
         }
         drop(ledger);
@@ -42,6 +42,7 @@ impl Registry {
         &self,
         key: &SiteKey,
         subnets: &[IpNet],
+        bound: bool,
         known: Option<Known>,
     ) -> Result<Option<Session>, Refusal> {
         let mut state = self.state();
@@ -49,16 +50,28 @@ impl Registry {
         if site.state == SiteState::Revoked {
             return Err(refused(RefusalReason::Revoked));
         }
-        if site.subnets != subnets {
+        if site.bound && !bound {
+            let detail = "it is for another TLS connection: somebody stands in between. If that is a proxy of yours, approve \
+                the site again";
+            return Err(Refusal { reason: RefusalReason::Proof, detail: Some(detail.into()) });
+        }
+        if site.subnets != subnets || site.bound != bound {
             return Ok(None);
         }
         self.note_seen(*key);
         state.connect(Instant::now(), key, known).map(Some).map_err(refused)
     }
 
-    /// What is in force already stays so until an administrator has allowed the rest, if anything has to be allowed.
-    async fn change_subnets(&self, ledger: &mut Ledger, before: &Site, subnets: Vec<IpNet>) -> Result<(), Refusal> {
-        let mut site = Site { subnets, ..before.clone() };
+    /// Takes note of what a site says that is not as before. What is in force already stays so until an administrator
+    /// has allowed the rest, if anything has to be allowed.
+    async fn note_hello(
+        &self,
+        ledger: &mut Ledger,
+        before: &Site,
+        subnets: Vec<IpNet>,
+        bound: bool,
+    ) -> Result<(), Refusal> {
+        let mut site = Site { subnets, bound: before.bound || bound, ..before.clone() };
         if site.state == SiteState::Revoked {
             return Err(refused(RefusalReason::Revoked));
         }
@@ -83,6 +96,7 @@ impl Registry {
         &self,
         ledger: &mut Ledger,
         key: SiteKey,
+        bound: bool,
         subnets: Vec<IpNet>,
         enrolment: Enrolment,
     ) -> Result<(), Refusal> {
@@ -116,6 +130,7 @@ impl Registry {
             name: enrolment.name,
             virtual_address,
             subnets,
+            bound,
             tags: record.tags,
             state: if record.approve_manually || !here { SiteState::Pending } else { SiteState::Approved },
             created: now(),

@@ -265,7 +265,8 @@ impl Registry {
                 return Err(ChangeError::NameTaken(found.name.clone()));
             }
             let ends = found.ends.filter(|ends| *ends > now());
-            let mut approved = Site { state: SiteState::Approved, ends, ..Site::clone(found) };
+            // Whether anybody ends TLS in between is found out anew.
+            let mut approved = Site { state: SiteState::Approved, ends, bound: false, ..Site::clone(found) };
             approved.granted = Some(match subnets {
                 Some(subnets) => Subnets::new(subnets)?,
                 None => state.grant(found)?,

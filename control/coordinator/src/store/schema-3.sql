@@ -3,6 +3,9 @@ ALTER TABLE sites ADD COLUMN in_force TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE sites ADD COLUMN granted TEXT;
 UPDATE sites SET in_force = subnets, granted = subnets WHERE state = 'approved';
 
+-- The site has proved its key in the TLS connection itself: from then on it always has to.
+ALTER TABLE sites ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
+
 -- Prefixes that the sites of a key may offer at first, whatever they are.
 ALTER TABLE enrolment_keys ADD COLUMN subnets TEXT NOT NULL DEFAULT '[]';
 

@@ -20,7 +20,7 @@ impl Store {
     pub async fn sites(&mut self) -> Result<Vec<Site>, StoreError> {
         let failed = self.failed();
         let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, in_force, \
-            granted FROM sites";
+            granted, bound FROM sites";
         let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
         rows.iter().map(|row| site(row).map_err(&failed)).collect()
     }
@@ -90,15 +90,18 @@ async fn update(
     change: Change<'_>,
 ) -> Result<(), sqlx::Error> {
     publish(connection, documents).await?;
-    sqlx::query("UPDATE sites SET state = ?, subnets = ?, in_force = ?, granted = ?, ends = ? WHERE public_key = ?")
-        .bind(site.state.as_str())
-        .bind(json(&site.subnets))
-        .bind(json(&site.in_force))
-        .bind(site.granted.as_ref().map(json))
-        .bind(site.ends.map(|time| time as i64))
-        .bind(&site.key.as_bytes()[..])
-        .execute(&mut *connection)
-        .await?;
+    sqlx::query(
+        "UPDATE sites SET state = ?, subnets = ?, in_force = ?, granted = ?, bound = ?, ends = ? WHERE public_key = ?",
+    )
+    .bind(site.state.as_str())
+    .bind(json(&site.subnets))
+    .bind(json(&site.in_force))
+    .bind(site.granted.as_ref().map(json))
+    .bind(site.bound)
+    .bind(site.ends.map(|time| time as i64))
+    .bind(&site.key.as_bytes()[..])
+    .execute(&mut *connection)
+    .await?;
     change.note(connection).await
 }
 
@@ -130,7 +133,7 @@ async fn enrol(
     }
     publish(connection, documents).await?;
     let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, \
-        in_force, granted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        in_force, granted, bound) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     sqlx::query(sql)
         .bind(&site.key.as_bytes()[..])
         .bind(site.name.as_str())
@@ -143,6 +146,7 @@ async fn enrol(
         .bind(site.ends.map(|time| time as i64))
         .bind(json(&site.in_force))
         .bind(site.granted.as_ref().map(json))
+        .bind(site.bound)
         .execute(&mut *connection)
         .await?;
     change.note(connection).await?;
@@ -180,6 +184,7 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
             Some(text) => Some(serde_json::from_str(&text).map_err(sqlx::Error::decode)?),
             None => None,
         },
+        bound: row.try_get("bound")?,
     })
 }
 

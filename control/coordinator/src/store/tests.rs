@@ -17,6 +17,7 @@ fn site(number: u8) -> Site {
         created: 1_700_000_000,
         last_seen: None,
         ends: Some(1_900_000_000),
+        bound: true,
         in_force: vec![format!("10.{number}.0.0/16").parse().unwrap()],
         granted: Subnets::new([format!("10.{number}.0.0/16").parse().unwrap()]).ok(),
     }

@@ -9,9 +9,9 @@ use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
 use penstock_connect::Trust;
 use penstock_proto::coordination::{
-    Candidate, CandidateKind, Challenge, CoordinatorMessage, Documents, Enrolment, EnrolmentKey, Fingerprint,
-    GatewayMessage, Hello, Known, Map, PATH, Proof, Reachability, RefusalReason, Registration, RegistrationState,
-    SUBPROTOCOL, SiteKey, prove,
+    Candidate, CandidateKind, Challenge, ChannelBinding, CoordinatorMessage, Documents, EXPORTER_LABEL, Enrolment,
+    EnrolmentKey, Fingerprint, GatewayMessage, Hello, Known, Map, PATH, Proof, Reachability, RefusalReason,
+    Registration, RegistrationState, SUBPROTOCOL, SiteKey, prove, prove_bound,
 };
 use penstock_proto::trust::{AuthorityKey, Contents, Document, Now, State, Verifier};
 use penstock_proto::{PublicKey, StaticSecret, generate_private_key};
@@ -92,6 +92,24 @@ impl Gateway {
         let enrolment = self.enrolment.clone().map(|key| Enrolment { key, name: self.name.parse().unwrap() });
         let known: Option<Known> = self.map.as_ref().map(Map::known);
         Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known, bound_proof: None }
+    }
+
+    /// Connects as an up-to-date gateway does, directly or through something that ends TLS and passes on what is said.
+    pub async fn connect_bound(
+        &self,
+        through: bool,
+        address: SocketAddr,
+        pin: Fingerprint,
+    ) -> Result<Connection, Failure> {
+        let (mut connection, challenge) = challenged(address, pin).await?;
+        let (_, tls) = connection.socket.get_ref().get_ref();
+        let mut channel = tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).unwrap();
+        channel[0] ^= u8::from(through);
+        let bound_proof = prove_bound(&self.private, &challenge, HOST, &ChannelBinding(channel)).ok();
+        let proof = prove(&self.private, &challenge, HOST).unwrap();
+        connection.say(&GatewayMessage::Hello(Hello { bound_proof, ..self.hello(proof) })).await;
+        connection.next().await?;
+        Ok(connection)
     }
 
     /// Connects, and waits for the first answer.

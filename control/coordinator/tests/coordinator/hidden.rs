@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
+use penstock_proto::trust::Contents;
+
 use crate::client::{Connection, Gateway};
 use crate::running::Running;
 
 /// Nothing of the secret site in anything that was said.
 fn assert_no_trace(connection: &Connection, secret: &Gateway) {
+    for document in &connection.documents {
+        match document.contents() {
+            Contents::Site(statement) => assert_ne!(statement.grant.public_key, secret.key),
+            Contents::Lease(lease) => assert_ne!(lease.site, secret.key),
+            _ => {}
+        }
+    }
     let key = secret.key.to_string();
     for text in &connection.texts {
         for trace in ["secret", "10.66", "192.0.2.66", "100.64.0.66", key.as_str()] {

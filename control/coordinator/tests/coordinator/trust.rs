@@ -7,11 +7,11 @@ use ipnet::IpNet;
 use penstock_coordinator::admin::{Answer, Request, SiteStatus};
 use penstock_coordinator::config::Document;
 use penstock_proto::coordination::{Candidate, CandidateKind, GatewayMessage};
-use penstock_proto::coordination::{EnrolmentKey, Reachability, RegistrationState};
+use penstock_proto::coordination::{EnrolmentKey, Reachability, RefusalReason, RegistrationState};
 use penstock_proto::trust::{AuthorityKey, Contents, LeaseLength, Now, PeerReason};
 use sqlx::{ConnectOptions, Connection as _};
 
-use crate::client::{Connection, Gateway};
+use crate::client::{Connection, Gateway, refusal};
 use crate::program::{Program, enrolment_key, succeeds};
 use crate::running::{Running, approve, directory, document, grant};
 
@@ -329,6 +329,30 @@ async fn the_authority_hands_over_and_a_spare_takes_over() {
     let program = Program::start(&state);
     program.address();
     assert_eq!(enrolment_key(&state, &[]).authority(), Some(third));
+}
+
+/// Whoever has a certificate for the coordinator's name and stands in between can pass on a proof, but for a site that
+/// has always come directly.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_that_is_passed_on_is_worth_nothing() {
+    let running = Running::start().await;
+    let key = running.key(2, &[]).await;
+    let (address, pin) = (running.address, running.pin);
+    let direct = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    // By a proxy that ends TLS from the first day.
+    let proxied = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
+    direct.connect_bound(false, address, pin).await.unwrap();
+    proxied.connect_bound(true, address, pin).await.unwrap();
+    assert_eq!(refusal(direct.connect_bound(true, address, pin).await), RefusalReason::Proof);
+    assert_eq!(refusal(direct.connect(address, pin).await), RefusalReason::Proof, "nor without that proof");
+    proxied.connect_bound(true, address, pin).await.unwrap();
+    direct.connect_bound(false, address, pin).await.unwrap();
+    // It is remembered, and an administrator can end it.
+    let running = Running::start_in(running.stop().await).await;
+    let (address, pin) = (running.address, running.pin);
+    assert_eq!(refusal(direct.connect_bound(true, address, pin).await), RefusalReason::Proof);
+    running.done(approve("amsterdam")).await;
+    direct.connect_bound(true, address, pin).await.unwrap();
 }
 
 /// The database of a coordinator that knew no authority: whoever was approved is vouched for, with what was in force.

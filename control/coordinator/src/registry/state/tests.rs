@@ -139,6 +139,7 @@ impl World {
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     }
 
@@ -350,6 +351,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     });
     let mut link = || Selector::Site(format!("s{}", rng.random_range(0..COUNT)).parse().unwrap());
