@@ -167,5 +167,5 @@ fn signed_documents_come_a_few_at_a_time() {
     assert_eq!(read, CoordinatorMessage::Documents(Documents { documents: documents.clone() }));
     assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT)).is_ok());
     assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT + 1)).is_err());
-    assert!(limits::DOCUMENTS_LIMIT * 2_048 + crate::trust::DOCUMENT_LIMIT < limits::COORDINATOR_MESSAGE_LIMIT);
+    const { assert!(limits::DOCUMENTS_LIMIT * 2_048 + crate::trust::DOCUMENT_LIMIT < limits::COORDINATOR_MESSAGE_LIMIT) };
 }
