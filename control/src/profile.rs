@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use penstock_connect::{CoordinatorUrl, Trust};
+use penstock_proto::trust::AuthorityKey;
 use zeroize::Zeroizing;
 
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
@@ -136,6 +137,8 @@ pub struct Coordinator {
     pub url: CoordinatorUrl,
     /// Whose certificate is taken for its.
     pub trust: Trust,
+    /// Who must have signed what it says of sites; `None`: its own word counts.
+    pub authority: Option<AuthorityKey>,
 }
 
 /// Another site.

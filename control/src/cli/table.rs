@@ -95,7 +95,7 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "  seen as     {address}")?;
     }
     if let Some(coordinator) = &status.coordinator {
-        let Coordinator { url, connected, site, pending, error } = coordinator;
+        let Coordinator { url, connected, site, pending, error, authority, refused: _ } = coordinator;
         let state = match (connected, pending) {
             (true, false) => "connected",
             (true, true) => "connected, waiting for an administrator's approval",
@@ -103,6 +103,9 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         };
         let site = site.as_ref().map(|site| format!(" as {site}")).unwrap_or_default();
         writeln!(text, "  coordinator {url}{site}: {state}")?;
+        if let Some(authority) = authority {
+            writeln!(text, "  authority   {authority}")?;
+        }
     }
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;
     writeln!(text, "  workers     {workers}")?;
@@ -141,8 +144,17 @@ fn relays(status: &Status) -> Table {
 }
 
 fn peers(status: &Status, now: Duration) -> Table {
-    let mut table =
-        Table::new(&["PEER", "PATH", "ROUND TRIP", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
+    let mut table = Table::new(&[
+        "PEER",
+        "PATH",
+        "ROUND TRIP",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "LEASE",
+        "ALLOWED IPS",
+    ]);
     for peer in &status.peers {
         let path = match (peer.path, &peer.relay) {
             (PathKind::Direct, _) => "direct".to_owned(),
@@ -159,10 +171,20 @@ fn peers(status: &Status, now: Duration) -> Table {
             peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
+            lease(peer),
             allowed_ips.join(" "),
         ]);
     }
     table
+}
+
+/// For how long the coordinator has let a site in.
+fn lease(peer: &Peer) -> String {
+    match peer.statement.map(|statement| statement.lease_seconds) {
+        None => "-".to_owned(),
+        Some(None) => "for good".to_owned(),
+        Some(Some(seconds)) => span(seconds),
+    }
 }
 
 fn label(peer: &Peer) -> String {
@@ -174,11 +196,16 @@ fn milliseconds(time: Option<f64>) -> String {
 }
 
 fn age(seconds: u64) -> String {
+    format!("{} ago", span(seconds))
+}
+
+/// A length of time in its largest unit.
+fn span(seconds: u64) -> String {
     match seconds {
-        0..60 => format!("{seconds} s ago"),
-        60..3600 => format!("{} min ago", seconds / 60),
-        3600..86_400 => format!("{} h ago", seconds / 3600),
-        _ => format!("{} d ago", seconds / 86_400),
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 

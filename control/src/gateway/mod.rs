@@ -23,6 +23,7 @@ mod plane;
 mod privileges;
 mod report;
 mod site;
+mod statements;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -196,7 +197,7 @@ impl Gateway {
         for peer in &profile.peers {
             handshakes.add(now, peer)?;
         }
-        let overlay = Overlay::start(profile, plane.sender());
+        let overlay = Overlay::start(now, profile, plane.sender());
         let mut gateway = Self {
             site,
             handshakes,
@@ -298,7 +299,7 @@ impl Gateway {
     }
 
     fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(now));
+        let found = self.overlay.as_mut().and_then(|overlay| overlay.poll_timeout(now));
         let timers =
             [self.handshakes.proto.poll_timeout(), found, self.ground.poll_timeout(), self.plane.poll_timeout()];
         timers.into_iter().flatten().min()
@@ -307,6 +308,9 @@ impl Gateway {
     fn handle_timeout(&mut self, now: Instant) {
         self.handshakes.proto.handle_timeout(now);
         self.ground_due |= self.ground.poll_timeout().is_some_and(|at| at <= now);
+        if self.overlay.as_mut().is_some_and(|overlay| overlay.handle_timeout(now)) {
+            self.apply_map(now);
+        }
     }
 
     /// Sees to everything that follows from what was changed. Guard and routes come before the table, so that no
@@ -407,6 +411,7 @@ impl Gateway {
     /// Makes peers of the coordinator's map.
     fn apply_map(&mut self, now: Instant) {
         if let Some(overlay) = &mut self.overlay {
+            overlay.judge(now);
             let surroundings = wanted::surroundings(&self.site, &self.handshakes.peers, overlay, self.ground.network());
             overlay.apply(now, &mut self.handshakes, &surroundings);
         }

@@ -12,7 +12,9 @@ use super::overlay::Overlay;
 use super::peers::Peer;
 use super::plane::Plane;
 use super::plane::drives::Drive;
+use super::statements::Refused;
 use crate::coordinator::State;
+use crate::key::PublicKey;
 use crate::problem::Problem;
 use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering};
 
@@ -38,7 +40,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         wan_mode: mode(std::slice::from_ref(&plane.drives().wan), "udp"),
         lan_mode: mode(&plane.drives().lan, "tun"),
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
-        peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, Millis::at(now))).collect(),
+        peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
         steering: steering(plane),
         health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
@@ -95,11 +97,11 @@ fn describe_xdp(plane: &Plane, port: &mut Port) {
 }
 
 /// A peer, as `status --json` prints it.
-pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
+pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
     let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
-    let live = peer.sending().is_some_and(|session| session.alive(now));
+    let live = peer.sending().is_some_and(|session| session.alive(Millis::at(now)));
     status::Peer {
         name: peer.name.clone(),
         public_key: peer.public_key,
@@ -117,6 +119,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
+        statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
     }
 }
@@ -134,6 +137,17 @@ fn coordinator(overlay: &Overlay) -> status::Coordinator {
         site: registration.as_ref().map(|registration| registration.name.to_string()),
         pending: registration.as_ref().is_some_and(|r| r.state == RegistrationState::Pending),
         error,
+        authority: overlay.statements.authority().map(|key| key.to_string()),
+        refused: overlay.refused().iter().map(refused).collect(),
+    }
+}
+
+fn refused(refused: &Refused) -> status::Refused {
+    status::Refused {
+        name: refused.name.to_string(),
+        public_key: PublicKey::from_bytes(*refused.key.as_bytes()),
+        prefix: refused.prefix,
+        reason: refused.reason.clone(),
     }
 }
 

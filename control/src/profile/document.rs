@@ -69,6 +69,7 @@ pub struct CoordinatorDocument {
     pub url: String,
     pub fingerprint: Option<String>,
     pub ca_file: Option<PathBuf>,
+    pub authority: Option<String>,
 }
 
 /// One of `Peers`.
@@ -331,7 +332,8 @@ impl CoordinatorDocument {
             Trust::Pinned(fingerprint) => (Some(fingerprint.to_string()), None),
             Trust::Authorities(file) => (None, file.clone()),
         };
-        Self { url: coordinator.url.to_string(), fingerprint, ca_file }
+        let authority = coordinator.authority.as_ref().map(ToString::to_string);
+        Self { url: coordinator.url.to_string(), fingerprint, ca_file, authority }
     }
 }
 

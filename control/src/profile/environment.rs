@@ -56,6 +56,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Coordinator", "Url"], shape: Shape::Text },
     Field { path: &["Coordinator", "Fingerprint"], shape: Shape::Text },
     Field { path: &["Coordinator", "CaFile"], shape: Shape::Text },
+    Field { path: &["Coordinator", "Authority"], shape: Shape::Text },
     Field { path: &["Accept"], shape: Shape::List },
     Field { path: &["Peers"], shape: Shape::Json },
     Field { path: &["Metrics"], shape: Shape::Text },

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use penstock_connect::Trust;
 use penstock_proto::coordination::FingerprintError;
 use penstock_proto::coordination::limits::SUBNETS_LIMIT;
+use penstock_proto::trust::PublicKeyError;
 
 use super::document::{LanDocument, PeerDocument, Prefix, Source};
 use super::name::check_interface;
@@ -69,12 +70,14 @@ fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError>
             Trust::Authorities(file.as_ref().map(|file| directory.join(file)))
         }
     };
+    let authority = document.authority.as_deref().map(str::parse).transpose();
+    let authority = authority.map_err(|error: PublicKeyError| source.error(field("Authority"), error))?;
     let subnets = lan(source).subnets.as_ref().map_or(0, Vec::len);
     if subnets > SUBNETS_LIMIT {
         let sentence = format!("{subnets} subnets are more than the {SUBNETS_LIMIT} that a coordinator takes");
         return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
     }
-    Ok(Some(Coordinator { url, trust }))
+    Ok(Some(Coordinator { url, trust, authority }))
 }
 
 fn check_virtual_addresses(source: &Source<'_>) -> Result<(), ProfileError> {

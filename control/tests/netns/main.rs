@@ -18,6 +18,7 @@ mod nat_matrix;
 mod netcheck;
 mod overlay_hostile;
 mod overlay_modes;
+mod overlay_trust;
 mod pairs;
 mod path_changes;
 mod port_mapping;

@@ -183,10 +183,36 @@ pub struct OverlayGateway {
 impl OverlayGateway {
     /// Enrols a site by a key and starts its gateway. `extra` are further fields of the profile.
     pub fn start(site: &Site, coordinator: &Coordinator, key: &str, extra: &Value) -> Self {
+        let (name, profile, environment) = Self::prepare(site, &genkey(), extra);
+        let key_file = site.scratch.join(format!("{name}.enrolment"));
+        write_secret(&key_file, key);
+        let words = [
+            "enrol",
+            key_file.to_str().expect("UTF-8"),
+            "--coordinator",
+            &coordinator.url(),
+            "--profile",
+            profile.to_str().expect("UTF-8"),
+        ];
+        let output = command(&site.gateway, &environment).args(words).output().expect("penstock starts");
+        assert!(output.status.success(), "enrol: {}", String::from_utf8_lossy(&output.stderr));
+        let process = run(&site.gateway, &environment, &profile);
+        Self { process, name, namespace: site.gateway.clone(), profile, environment }
+    }
+
+    /// Starts a gateway with this private key that need not enrol: `extra` has its coordinator.
+    pub fn enrolled(site: &Site, private_key: &str, extra: &Value) -> Self {
+        let (name, profile, environment) = Self::prepare(site, private_key, extra);
+        let process = run(&site.gateway, &environment, &profile);
+        Self { process, name, namespace: site.gateway.clone(), profile, environment }
+    }
+
+    /// A gateway's name, profile and environment.
+    fn prepare(site: &Site, private_key: &str, extra: &Value) -> (String, PathBuf, Vec<(&'static str, String)>) {
         let name = format!("o{}x{}", std::process::id(), unique());
         assert!(name.len() <= 15, "{name} is no interface name");
         let profile = site.scratch.join(format!("{name}.profile"));
-        write_secret(&site.scratch.join(format!("{name}.key")), &genkey());
+        write_secret(&site.scratch.join(format!("{name}.key")), private_key);
         let mut fields = json!({
             "Name": name,
             "PrivateKeyFile": format!("{name}.key"),
@@ -202,20 +228,7 @@ impl OverlayGateway {
         if site.kind() == Kind::ProxyOnly {
             environment.push(("HTTPS_PROXY", format!("http://{}", site.proxy())));
         }
-        let key_file = site.scratch.join(format!("{name}.enrolment"));
-        write_secret(&key_file, key);
-        let words = [
-            "enrol",
-            key_file.to_str().expect("UTF-8"),
-            "--coordinator",
-            &coordinator.url(),
-            "--profile",
-            profile.to_str().expect("UTF-8"),
-        ];
-        let output = command(&site.gateway, &environment).args(words).output().expect("penstock starts");
-        assert!(output.status.success(), "enrol: {}", String::from_utf8_lossy(&output.stderr));
-        let process = run(&site.gateway, &environment, &profile);
-        Self { process, name, namespace: site.gateway.clone(), profile, environment }
+        (name, profile, environment)
     }
 
     /// Starts it again after its end.
@@ -236,7 +249,8 @@ impl OverlayGateway {
             let profile = self.profile.to_str().expect("UTF-8");
             let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
             status = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            output.status.success()
+            // 1: it has problems.
+            matches!(output.status.code(), Some(0 | 1)) && status.is_object()
         });
         status
     }

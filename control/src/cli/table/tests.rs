@@ -5,6 +5,7 @@ fn the_table_is_readable() {
     let mut status = crate::status::sample();
     status.peers.push(crate::status::Peer {
         name: String::new(),
+        statement: None,
         endpoint: None,
         last_handshake: None,
         path: PathKind::None,
@@ -28,6 +29,7 @@ amsterdam: Penstock 0.1.0, process 4711
   UDP port    47100
   NAT         unknown
   coordinator https://coordinator.example.net as amsterdam: connected
+  authority   AuthorityKey
   tunnel MTU  1420
   workers     2
   WAN         xdp: eth0 has zero-copy
@@ -39,10 +41,10 @@ eth0  xdp   1      1       native  yes
 RELAY        BY   ADDRESS         BOUND  ROUND TRIP
 coordinator  udp  192.0.2.9:3478  yes    0.5 ms
 
-PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  RECEIVED  SENT  ALLOWED IPS
-berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
-{key}  none               -           -                never      1.5 KiB   10 B  10.102.0.0/24
-cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
+PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  RECEIVED  SENT  LEASE  ALLOWED IPS
+berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  7 d    10.102.0.0/24
+{key}  none               -           -                never      1.5 KiB   10 B  -      10.102.0.0/24
+cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  7 d    10.102.0.0/24
 
 problem: eth1: there is no interface eth1
   to mend it: connect it

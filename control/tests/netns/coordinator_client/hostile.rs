@@ -65,7 +65,9 @@ impl Hostile {
             trust: certificate.trust(),
             private_key: PrivateKey::generate().unwrap(),
             subnets: Vec::new(),
+            authority: None,
             cache: directory.path().join("a.map"),
+            seen: directory.path().join("a.seen"),
             mark: 0,
         };
         let running = Running { client: Client::start_through(config, Outbound::new(Proxy::none(), 0)), map: None };

@@ -6,4 +6,4 @@ mod hop;
 mod hostile;
 mod laboratory;
 mod proxies;
-mod relay;
+pub mod relay;
