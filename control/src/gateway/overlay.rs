@@ -273,6 +273,7 @@ impl Overlay {
     /// coordinator.
     pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
         self.traversal.step(now);
+        self.statements.learn_from_relays(now, &self.traversal.take_documents());
         if let Some(reachability) = self.traversal.poll_reachability() {
             self.client.announce(reachability);
         }

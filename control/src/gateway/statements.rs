@@ -175,9 +175,8 @@ impl Statements {
                 let learnt = verifier.learn(both_clocks(now), documents);
                 if learnt.changed {
                     let lease = |document: &Document| matches!(document.contents(), Contents::Lease(_));
-                    let unsaved = if documents.iter().all(lease) { Unsaved::Leases } else { Unsaved::Documents };
-                    self.unsaved = self.unsaved.max(Some(unsaved));
-                    self.judge_at = Some(self.judge_at.map_or(now + SETTLE, |at| at.min(now + SETTLE)));
+                    let leases = documents.iter().all(lease);
+                    self.learnt(now, if leases { Unsaved::Leases } else { Unsaved::Documents });
                 }
                 learnt.refused
             }
@@ -186,6 +185,25 @@ impl Statements {
             let what_to_do = "find out whether the coordinator was restored from a backup, or broken into";
             self.problems.note(now, DOCUMENTS, &refusal.to_string(), what_to_do);
         }
+    }
+
+    /// Takes in what relays pass on. They may be late, which is no fault of anybody's.
+    pub fn learn_from_relays(&mut self, now: Instant, documents: &[Document]) {
+        let Standing::Pinned(verifier) = &mut self.standing else { return };
+        let common = |document: &&Document| {
+            let contents = document.contents();
+            matches!(contents, Contents::Rollover(_) | Contents::Revocations(_) | Contents::LeaseCertificate(_))
+        };
+        let learnt = verifier.learn(both_clocks(now), documents.iter().filter(common));
+        if learnt.changed {
+            self.learnt(now, Unsaved::Documents);
+        }
+    }
+
+    /// Something is new: the file and the map have to follow.
+    fn learnt(&mut self, now: Instant, what: Unsaved) {
+        self.unsaved = self.unsaved.max(Some(what));
+        self.judge_at = Some(self.judge_at.map_or(now + SETTLE, |at| at.min(now + SETTLE)));
     }
 
     /// The coordinator begins anew.

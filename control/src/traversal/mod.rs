@@ -25,6 +25,7 @@ use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
 use penstock_proto::stun::{NatReport, is_stun};
+use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret, Traffic};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -262,8 +263,8 @@ impl Traversal {
         if self.stun.take_changed() {
             self.tell_soon(now);
         }
-        for (to, bind) in self.relays.step(now, self.stun.passes()) {
-            self.send(SocketId::TUNNEL, to, &bind, None);
+        for (to, datagram) in self.relays.step(now, self.stun.passes()) {
+            self.send(SocketId::TUNNEL, to, &datagram, None);
         }
         self.tell_relays(now);
         if self.tell_at.is_some_and(|at| at <= now) && self.stun.settles_at().is_some_and(|at| at <= now) {
@@ -295,6 +296,11 @@ impl Traversal {
     /// What the coordinator is to be told, when that has changed.
     pub fn poll_reachability(&mut self) -> Option<Reachability> {
         self.reachability.take()
+    }
+
+    /// The signed documents that relays have passed on since the last time.
+    pub fn take_documents(&mut self) -> Vec<Document> {
+        self.relays.take_documents()
     }
 
     /// The round trip on a peer's path.

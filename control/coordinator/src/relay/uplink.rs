@@ -113,6 +113,7 @@ async fn follow(mut socket: Socket, mut follower: Follower, backoff: &mut Backof
                 Ok(()) => backoff.reset(),
                 Err(error) => return error.into(),
             },
+            Ok(CoordinatorMessage::Documents(more)) => follower.pass_on(&more.documents),
             Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
             Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
             Ok(_) => {}

@@ -1,6 +1,7 @@
 //! Gateways that pin an authority, and a coordinator without its key that means ill: they keep their prefixes and
 //! keep talking. What they do without a pin, when leases end, and after a restart.
 
+mod gossip;
 mod puppet;
 
 use std::collections::BTreeMap;
