@@ -93,6 +93,22 @@ impl Handshakes {
         })
     }
 
+    /// Handshakes with these peers, for tests.
+    #[cfg(test)]
+    pub fn of(proto: proto::Gateway, peers: Peers, udp: UdpSender) -> Self {
+        Self {
+            peers,
+            proto,
+            udp,
+            resolver: Resolver::new(Names::default(), 0),
+            rejects: HashMap::new(),
+            lost_waiting: 0,
+            clock_set: Instant::now(),
+            due: Due::default(),
+            commands: Vec::new(),
+        }
+    }
+
     /// Adds a peer of the profile, and has its name resolved.
     ///
     /// # Errors

@@ -53,6 +53,8 @@ pub struct Overlay {
     pub statements: Statements,
     /// What came of the map when it was last judged.
     pub believed: Believed,
+    /// Whose reachability is another since paths were last looked for.
+    moved: BTreeSet<SiteKey>,
     /// First handshakes that nobody has asked for, lately.
     first_handshakes: Bucket,
     /// What of the map was refused.
@@ -100,6 +102,7 @@ impl Overlay {
             url: config.url.clone(),
             statements: Statements::open(now, &config),
             believed: Believed::default(),
+            moved: BTreeSet::new(),
             traversal: Traversal::new(profile.private_key.to_secret(), udp, settings),
             client: Client::start(config),
             map,
@@ -152,10 +155,18 @@ impl Overlay {
                     self.registration = Some(registration);
                     Outcome::Address
                 }
-                Event::Map(map) => {
-                    self.map = map;
-                    Outcome::Map
-                }
+                // Most news is where somebody is, and concerns nobody else.
+                Event::Map(map) => match moved(&self.map, &map) {
+                    Some(moved) => {
+                        self.moved.extend(moved);
+                        self.map = map;
+                        Outcome::Nothing
+                    }
+                    None => {
+                        self.map = map;
+                        Outcome::Map
+                    }
+                },
             },
         }
     }
@@ -260,18 +271,28 @@ impl Overlay {
     /// Tells the traversal of the servers, and where the map's peers may be reached.
     fn find_paths(&mut self, now: Instant, handshakes: &Handshakes) {
         self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
+        self.moved.extend(self.believed.sites.keys());
+        self.follow_moves(now, handshakes);
+    }
+
+    /// Tells the traversal where those are that have moved.
+    fn follow_moves(&mut self, now: Instant, handshakes: &Handshakes) {
         // What lies behind the tunnel cannot be the way to its end.
         let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
-        for (key, site) in self.map.peers.iter().filter(|(key, _)| self.believed.sites.contains_key(key)) {
+        for key in std::mem::take(&mut self.moved) {
+            let Some(site) = self.map.peers.get(&key).filter(|_| self.believed.sites.contains_key(&key)) else {
+                continue;
+            };
             let told = site.reachability.clone().unwrap_or_default();
             let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
-            self.traversal.set_remote(now, &(*key).into(), &candidates, told.nat_type.unwrap_or_default());
+            self.traversal.set_remote(now, &key.into(), &candidates, told.nat_type.unwrap_or_default());
         }
     }
 
     /// Follows the paths: what the agent has chosen becomes endpoints, what it has learnt of us goes to the
     /// coordinator.
     pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        self.follow_moves(now, handshakes);
         self.traversal.step(now);
         self.statements.learn_from_relays(now, &self.traversal.take_documents());
         if let Some(reachability) = self.traversal.poll_reachability() {
@@ -332,6 +353,26 @@ impl Overlay {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.refused.list(now).into_iter().chain(self.statements.problems(now)).collect()
     }
+}
+
+/// Whose reachability differs between two maps, if nothing else does.
+fn moved(before: &Map, after: &Map) -> Option<Vec<SiteKey>> {
+    if (&before.relays, &before.stun_servers, before.peers.len())
+        != (&after.relays, &after.stun_servers, after.peers.len())
+    {
+        return None;
+    }
+    let mut moved = Vec::new();
+    for ((key, old), (other, new)) in before.peers.iter().zip(&after.peers) {
+        if (key, &old.name, old.virtual_address, &old.subnets) != (other, &new.name, new.virtual_address, &new.subnets)
+        {
+            return None;
+        }
+        if old.reachability != new.reachability {
+            moved.push(*key);
+        }
+    }
+    Some(moved)
 }
 
 /// What a map has changed.
@@ -458,60 +499,6 @@ fn allow(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::peers::tests::peers;
-    use super::*;
-
-    fn site(name: &str, number: u8, subnets: &[&str]) -> Site {
-        let address = IpNet::from(IpAddr::from([100, 64, 0, number]));
-        let prefixes = subnets.iter().map(|subnet| subnet.parse().unwrap()).chain([address]).collect();
-        Site { name: name.parse().unwrap(), prefixes, vouched: None }
-    }
-
-    fn sites<const N: usize>(sites: [(u8, Site); N]) -> BTreeMap<SiteKey, Site> {
-        sites.into_iter().map(|(key, site)| (SiteKey::from([key; 32]), site)).collect()
-    }
-
-    fn prefixes_of(peers: &Peers, name: &str) -> Vec<String> {
-        let peer = peers.iter().find(|peer| peer.name == name).unwrap();
-        peer.allowed_ips().iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn peers_follow_the_map() {
-        let (mut proto, mut peers) = peers(&[]);
-        let now = Instant::now();
-        let both = sites([(7, site("berlin", 7, &["10.7.0.0/16"])), (8, site("cadiz", 8, &["10.8.0.0/16"]))]);
-        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!((changes.added.len(), changes.removed.len(), changes.prefixes), (2, 0, true));
-        assert_eq!(prefixes_of(&peers, "berlin"), ["10.7.0.0/16", "100.64.0.7/32"]);
-        assert!(peers.iter().all(|peer| !peer.roams() && peer.endpoint.is_none()));
-
-        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
-        assert!(changes.added.is_empty() && changes.removed.is_empty() && !changes.prefixes, "{changes:?}");
-
-        // Cadiz is gone, and Berlin takes its subnet over.
-        let one = sites([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
-        let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!((changes.removed.len(), changes.prefixes), (1, true));
-        assert_eq!(prefixes_of(&peers, "berlin"), ["10.8.0.0/16", "100.64.0.7/32"]);
-        assert_eq!(peers.remote().len(), 2);
-        assert!(proto.peer_of(&PublicKey::from_bytes([8; 32]).into()).is_none(), "its sessions are over");
-    }
-
-    #[test]
-    fn the_profile_comes_first() {
-        let (mut proto, mut peers) = peers(&[7]);
-        let now = Instant::now();
-        let profiled = peers.iter().next().unwrap().id;
-        peers.allow("10.7.0.0/16".parse().unwrap(), profiled);
-        let greedy =
-            sites([(7, site("berlin", 7, &["10.9.0.0/16"])), (8, site("cadiz", 8, &["10.7.0.0/16", "10.7.1.0/24"]))]);
-        follow_map(&greedy, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!(peers.of(profiled).unwrap().allowed_ips(), &["10.7.0.0/16".parse().unwrap()].into());
-        assert!(peers.of(profiled).unwrap().roams());
-        assert_eq!(prefixes_of(&peers, "cadiz"), ["10.7.1.0/24", "100.64.0.8/32"]);
-        follow_map(&BTreeMap::new(), &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [profiled]);
-    }
-}
+mod scale;
+#[cfg(test)]
+mod tests;
