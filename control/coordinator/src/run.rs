@@ -261,7 +261,12 @@ pub(crate) async fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>
 
 /// Keeps the coordinator's own relay to what the registry says.
 async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follower) {
+    let mut passed_on = None;
     loop {
+        let common = registry.common();
+        if passed_on.replace(common.number) != Some(common.number) {
+            follower.pass_on(common.documents.iter());
+        }
         while let Some(access) = registry.access(&mut reader) {
             if let Err(error) = follower.take(access) {
                 tracing::error!("the relay does not know who may talk: {error}");
