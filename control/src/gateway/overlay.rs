@@ -21,7 +21,7 @@ use penstock_proto::{Bucket, PeerConfig, PeerId};
 
 use super::handshakes::{Due, Handshakes};
 use super::peers::{Found, Peer, Peers};
-use super::statements::{Believed, Refused, Site, Statements, Vouched};
+use super::statements::{Believed, By, Refused, Site, Statements, Vouched};
 use crate::coordinator::{Cached, Client, Config, Event};
 use crate::ground::Origin;
 use crate::key::PublicKey;
@@ -33,9 +33,6 @@ use crate::traversal::{self, Selection, Settings, Traversal};
 /// lets one site begin, so that handshakes for traffic find room.
 const FIRST_HANDSHAKES_PER_SECOND: u32 = 10;
 const FIRST_HANDSHAKES_BURST: u32 = 100;
-
-/// Refusals that become problems, and that `status` lists; a map could have a million.
-const REFUSED_SHOWN: usize = 64;
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
@@ -230,20 +227,21 @@ impl Overlay {
         }
         for (key, refused) in changes.refused {
             let Some(site) = self.believed.sites.get(&key) else { continue };
-            let (name, reason) = (site.name.clone(), refused.to_string());
-            let prefix = Some(refused.prefix);
-            self.believed.refused.push(Refused { name, key, prefix, reason, here: true });
+            let name = site.name.clone();
+            let (prefix, by) = (Some(refused.prefix), By::Gateway);
+            self.believed.refuse(|| Refused { name, key, prefix, reason: refused.to_string(), by });
         }
         self.note_refused(now);
         self.find_paths(now, handshakes);
     }
 
     fn note_refused(&mut self, now: Instant) {
-        let refused = &self.believed.refused;
-        let shown = &refused[..refused.len().min(REFUSED_SHOWN)];
-        let more = refused.len() - shown.len();
+        // One doubt about this gateway itself concerns all.
+        let mut shown: Vec<&Refused> = self.believed.refused.iter().collect();
+        shown.dedup_by_key(|refused| refused.subject());
+        let more = self.believed.unlisted;
         let rest = "other refusals".to_owned();
-        let mut subjects: BTreeSet<String> = shown.iter().map(Refused::subject).collect();
+        let mut subjects: BTreeSet<String> = shown.iter().map(|refused| refused.subject()).collect();
         if more > 0 {
             subjects.insert(rest.clone());
         }
@@ -265,7 +263,7 @@ impl Overlay {
 
     /// What of the map was refused, as `status` lists it.
     pub fn refused(&self) -> &[Refused] {
-        &self.believed.refused[..self.believed.refused.len().min(REFUSED_SHOWN)]
+        &self.believed.refused
     }
 
     /// Tells the traversal of the servers, and where the map's peers may be reached.
@@ -353,6 +351,14 @@ impl Overlay {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.refused.list(now).into_iter().chain(self.statements.problems(now)).collect()
     }
+}
+
+/// The addresses at which the peers are reached from outside, but for those that are no longer believed. What stands
+/// for a way by TLS or from another port is no address of anybody's.
+pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>) -> impl Iterator<Item = IpAddr> + 'a {
+    let stays = |peer: &&Peer| peer.found.is_none() || sites.contains_key(&SiteKey::from(*peer.public_key.as_bytes()));
+    let endpoints = peers.iter().filter(stays).filter_map(|peer| peer.endpoint);
+    endpoints.map(|endpoint| endpoint.ip()).filter(|address| !address.is_loopback())
 }
 
 /// Whose reachability differs between two maps, if nothing else does.

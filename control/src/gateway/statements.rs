@@ -33,6 +33,9 @@ const LEASES_BURST: u32 = 10;
 /// Names in one sentence.
 const NAMED: usize = 5;
 
+/// Refusals that become problems, and that `status` lists; a map could have a million.
+const REFUSED_LISTED: usize = 64;
+
 /// Subjects of problems.
 const LEASES: &str = "leases";
 const DOCUMENTS: &str = "documents of the coordinator";
@@ -76,8 +79,10 @@ pub struct Believed {
     pub sites: BTreeMap<SiteKey, Site>,
     /// Its relays.
     pub relays: Vec<Relay>,
-    /// What is not.
+    /// What is not: the first of it.
     pub refused: Vec<Refused>,
+    /// How much more there is.
+    pub unlisted: usize,
 }
 
 /// A site that is believed to be one.
@@ -110,8 +115,19 @@ pub struct Refused {
     pub prefix: Option<IpNet>,
     /// Why: a sentence.
     pub reason: String,
-    /// Whether this gateway has something against it, rather than the authority.
-    pub here: bool,
+    /// Who has something against it.
+    pub by: By,
+}
+
+/// Who has something against a part of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// This gateway itself, whoever has signed what.
+    Gateway,
+    /// The authority, which has not signed it.
+    Authority,
+    /// Nobody: this gateway is not vouched for itself, so nothing of the map can be believed.
+    Doubt,
 }
 
 impl Statements {
@@ -231,10 +247,12 @@ impl Statements {
             Standing::Unpinned { .. } => return Believed::unchecked(map),
             Standing::Damaged => {
                 let reason = "the file of signed documents that this gateway has seen cannot be believed";
-                let refuse = |(name, key): (&Name, &SiteKey)| Refused::whole(name, key, reason.to_owned());
-                let relays = map.relays.iter().map(|relay| (&relay.name, &relay.public_key));
-                let all = map.peers.iter().map(|(key, peer)| (&peer.name, key)).chain(relays);
-                return Believed { refused: all.map(refuse).collect(), ..Believed::default() };
+                let mut believed = Believed::default();
+                let relays = map.relays.iter().map(|relay| (&relay.public_key, &relay.name));
+                for (key, name) in map.peers.iter().map(|(key, peer)| (key, &peer.name)).chain(relays) {
+                    believed.refuse(|| Refused::whole(name, key, reason));
+                }
+                return believed;
             }
             Standing::Pinned(verifier) => {
                 let admission = verifier.admit(clocks, &map.peers);
@@ -242,9 +260,7 @@ impl Statements {
                 for relay in &map.relays {
                     match verifier.admit_relay(clocks, &relay.public_key) {
                         Ok(_) => believed.relays.push(relay.clone()),
-                        Err(reason) => {
-                            believed.refused.push(Refused::whole(&relay.name, &relay.public_key, reason.to_string()));
-                        }
+                        Err(reason) => believed.refuse(|| Refused::by(&relay.name, &relay.public_key, reason)),
                     }
                 }
                 let next = verifier.next_change(clocks).unwrap_or(JUDGE_EVERY).min(JUDGE_EVERY);
@@ -344,7 +360,7 @@ impl Believed {
             vouched: None,
         };
         let sites = map.peers.iter().map(|(key, peer)| (*key, site(peer))).collect();
-        Self { sites, relays: map.relays.clone(), refused: Vec::new() }
+        Self { sites, relays: map.relays.clone(), ..Self::default() }
     }
 
     fn of(judged: Instant, admission: Admission, map: &Map) -> Self {
@@ -357,31 +373,57 @@ impl Believed {
         for (key, reason) in &admission.refused {
             // A map does not name the gateway that it is for.
             if let (Some(name), false) = (named(key), *reason == PeerReason::Itself) {
-                believed.refused.push(Refused::whole(name, key, reason.to_string()));
+                believed.refuse(|| Refused::by(name, key, *reason));
             }
         }
         for (key, prefix, reason) in &admission.prefixes {
             if let Some(name) = named(key) {
-                let (name, reason) = (name.clone(), format!("{prefix} is not routed: {reason}"));
-                believed.refused.push(Refused { name, key: *key, prefix: Some(*prefix), reason, here: false });
+                let reason = || format!("{prefix} is not routed: {reason}");
+                believed.refuse(|| Refused {
+                    name: name.clone(),
+                    key: *key,
+                    prefix: Some(*prefix),
+                    reason: reason(),
+                    by: By::Authority,
+                });
             }
         }
         believed
     }
+
+    /// Notes what is not taken, as long as there is not too much of it.
+    pub fn refuse(&mut self, refused: impl FnOnce() -> Refused) {
+        if self.refused.len() < REFUSED_LISTED {
+            self.refused.push(refused());
+        } else {
+            self.unlisted += 1;
+        }
+    }
 }
 
 impl Refused {
-    fn whole(name: &Name, key: &SiteKey, reason: String) -> Self {
+    fn whole(name: &Name, key: &SiteKey, reason: &str) -> Self {
         let reason = format!("it is not taken for a part of the overlay: {reason}");
-        Self { name: name.clone(), key: *key, prefix: None, reason, here: false }
+        Self { name: name.clone(), key: *key, prefix: None, reason, by: By::Authority }
+    }
+
+    fn by(name: &Name, key: &SiteKey, reason: PeerReason) -> Self {
+        let by = if reason == PeerReason::Own { By::Doubt } else { By::Authority };
+        Self { by, ..Self::whole(name, key, &reason.to_string()) }
     }
 
     /// What an administrator can do about it.
     pub fn what_to_do(&self) -> &'static str {
-        match (self.here, self.prefix) {
-            (true, _) => "have the site offer another prefix, or admit this one by Accept in the profile",
-            (false, Some(_)) => "have the authority approve the site with this subnet, or the site offer another",
-            (false, None) => {
+        match (self.by, self.prefix) {
+            (By::Gateway, _) => "have the site offer another prefix, or admit this one by Accept in the profile",
+            (By::Doubt, _) => {
+                "have the authority approve this site, and upgrade the coordinator if it knows no authority; \
+                 without one, take Coordinator.Authority out of the profile"
+            }
+            (By::Authority, Some(_)) => {
+                "have the authority approve the site with this subnet, or the site offer another"
+            }
+            (By::Authority, None) => {
                 "if it belongs to the overlay, have the authority approve it and see to it that this gateway reaches \
                  the coordinator"
             }
@@ -391,6 +433,7 @@ impl Refused {
     /// What the problem is called.
     pub fn subject(&self) -> String {
         match self.prefix {
+            _ if self.by == By::Doubt => "this gateway's statement".to_owned(),
             Some(prefix) => format!("{prefix} of {}", self.name),
             None => format!("{} ({})", self.name, self.key),
         }

@@ -80,6 +80,23 @@ fn who_only_moves_is_told_from_everything_else() {
 }
 
 #[test]
+fn only_endpoints_in_use_stand_against_a_prefix() {
+    let (mut proto, mut peers) = peers(&[9]);
+    let now = Instant::now();
+    let both = sites([(7, site("berlin", 7, &[])), (8, site("cadiz", 8, &[]))]);
+    follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+    for (peer, address) in peers.iter_mut().zip(["192.0.2.9", "10.7.0.1", "127.0.0.1"]) {
+        peer.endpoint = Some((address.parse::<IpAddr>().unwrap(), 47100).into());
+    }
+    let in_use = |sites: &BTreeMap<SiteKey, Site>| {
+        endpoints_in_use(&peers, sites).map(|address| address.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(in_use(&both), ["192.0.2.9", "10.7.0.1"]);
+    // Berlin is revoked: where it was is nothing to the others.
+    assert_eq!(in_use(&sites([(8, site("cadiz", 8, &[]))])), ["192.0.2.9"]);
+}
+
+#[test]
 fn the_profile_comes_first() {
     let (mut proto, mut peers) = peers(&[7]);
     let now = Instant::now();
