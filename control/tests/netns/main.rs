@@ -4,6 +4,7 @@
 mod support;
 
 mod chaos;
+#[cfg(test)]
 mod coordinator_client;
 mod coturn;
 mod crash;
