@@ -79,9 +79,8 @@ impl Engine {
         for (index, mut worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let obituary = Obituary { shared, worker: index };
+                let _obituary = Obituary { shared, worker: index };
                 worker.run();
-                std::mem::forget(obituary);
             })?;
             engine.workers[index].thread = Some(thread);
         }
@@ -185,7 +184,9 @@ struct Obituary {
 
 impl Drop for Obituary {
     fn drop(&mut self) {
-        self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
-        self.shared.notices.ring();
+        if std::thread::panicking() {
+            self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
+            self.shared.notices.ring();
+        }
     }
 }
