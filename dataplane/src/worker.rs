@@ -97,6 +97,8 @@ impl Worker {
                 self.poll(false);
             }
         }
+        // The C library keeps the stack for the next thread.
+        penstock_aead::wipe_stack();
     }
 
     /// The packet memory, for a device that is in memory itself: the far end of a `memory` port.
@@ -147,6 +149,8 @@ impl Worker {
         if !Arc::ptr_eq(newest, &self.table) {
             self.table = Arc::clone(newest);
             self.roamed.clear();
+            // Sessions may have ended whose keys went through this stack.
+            penstock_aead::wipe_stack();
         }
     }
 

@@ -33,8 +33,8 @@ pub enum Event {
     SessionEstablished {
         /// Whose.
         peer: PeerId,
-        /// Its keys, handed out this once.
-        session: SessionKeys,
+        /// Its keys, handed out this once. They are wiped where they lie: moving them would leave copies behind.
+        session: Box<SessionKeys>,
     },
     /// Send on this session from now on, and on no other of this peer.
     SessionPromoted {

@@ -39,6 +39,7 @@ mod session;
 pub mod stun;
 mod timers;
 pub mod trust;
+mod wipe;
 
 pub use bucket::Bucket;
 pub use constants::Timings;

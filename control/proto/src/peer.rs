@@ -50,7 +50,7 @@ pub struct Peer {
     pub(crate) last_initiation: Option<Instant>,
     pub(crate) last_handshake: Option<SystemTime>,
     /// Our initiation that waits for its response, and when it was sent.
-    pub(crate) pending: Option<(Initiator, Instant)>,
+    pub(crate) pending: Option<(Box<Initiator>, Instant)>,
     pub(crate) sessions: Sessions,
     pub(crate) cookies: CookieJar,
     pub(crate) timers: Timers,

@@ -14,6 +14,7 @@ use crate::messages::{CookieReply, Initiation, Message, Response};
 use crate::noise::{Claim, TransportKeys};
 use crate::peer::PeerId;
 use crate::session::{Role, Session, SessionKeys, Settled, Suite};
+use crate::wipe::wiped;
 
 /// Why a datagram was answered with silence, or with a cookie reply only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,13 +62,13 @@ impl Gateway {
             Message::Initiation(initiation) => {
                 self.mac_keys.verify(datagram)?;
                 self.admit(now, from, datagram, initiation.sender)?;
-                self.receive_initiation(now, from, &initiation)
+                wiped(|| self.receive_initiation(now, from, &initiation))
             }
             Message::Response(response) => {
                 self.mac_keys.verify(datagram)?;
                 let id = self.waits_for(response.receiver).ok_or(Reject::UnknownIndex)?;
                 self.admit(now, from, datagram, response.sender)?;
-                self.receive_response(now, from, id, &response)
+                wiped(|| self.receive_response(now, from, id, &response))
             }
             Message::CookieReply(reply) => self.receive_cookie_reply(now, &reply),
         }
@@ -214,7 +215,7 @@ impl Gateway {
     }
 
     fn announce(&mut self, peer: PeerId, session: &Session, remote_index: u32, keys: TransportKeys) {
-        let session = SessionKeys {
+        let session = Box::new(SessionKeys {
             local_index: session.local_index,
             remote_index,
             send: keys.send,
@@ -222,7 +223,7 @@ impl Gateway {
             role: session.role,
             born: session.born,
             suite: Suite::ChaCha20Poly1305,
-        };
+        });
         self.events.push_back(Event::SessionEstablished { peer, session });
     }
 

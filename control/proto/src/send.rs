@@ -13,6 +13,7 @@ use crate::noise::Initiator;
 use crate::peer::PeerId;
 use crate::session::Role;
 use crate::timers::due;
+use crate::wipe::wiped;
 
 impl Gateway {
     /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
@@ -216,6 +217,10 @@ impl Gateway {
 
     /// Sends an initiation in place of the one that is pending, and sees to its repetition.
     fn send_initiation(&mut self, now: Instant, id: PeerId) {
+        wiped(|| self.initiate(now, id));
+    }
+
+    fn initiate(&mut self, now: Instant, id: PeerId) {
         self.drop_pending(id);
         let timestamp = self.stamp(now);
         let ephemeral = self.random_secret();
@@ -228,7 +233,7 @@ impl Gateway {
             let to = peer.config.endpoint?;
             let (initiator, initiation) =
                 Initiator::start(&public_key, &peer.public_key, static_static, ephemeral, index, &timestamp).ok()?;
-            peer.pending = Some((initiator, now));
+            peer.pending = Some((Box::new(initiator), now));
             peer.timers.retry = Some(retry);
             peer.timers.quiet_until = Some(quiet_until);
             Some((to, initiation))

@@ -214,7 +214,7 @@ impl Handshakes {
     pub fn take_events(&mut self, now: Instant, datagram: u64) {
         while let Some(event) = self.proto.poll_event() {
             match event {
-                Event::SessionEstablished { peer, session } => self.establish(peer, session, datagram),
+                Event::SessionEstablished { peer, session } => self.establish(peer, &session, datagram),
                 Event::SessionPromoted { peer, local_index } => self.promote(peer, local_index),
                 Event::SessionExpired { peer, local_index } => {
                     if let Some(peer) = self.peers.of_mut(peer) {
@@ -237,7 +237,7 @@ impl Handshakes {
         }
     }
 
-    fn establish(&mut self, id: PeerId, keys: SessionKeys, datagram: u64) {
+    fn establish(&mut self, id: PeerId, keys: &SessionKeys, datagram: u64) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         peer.handshake_bytes.0 += datagram;
         let suite = match keys.suite {

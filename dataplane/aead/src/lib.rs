@@ -31,6 +31,7 @@ mod wipe;
 pub use cipher::{Cipher, Implementation, NotSupported, SelfTestFailed};
 pub use key::{Key, Suite};
 pub use message::{Opening, Sealing};
+pub use wipe::wipe_stack;
 
 /// Bytes of an authentication tag, in both suites.
 pub const TAG: usize = 16;

@@ -93,6 +93,23 @@ fn no_key_and_no_key_stream_stay_on_the_stack() {
     }
 }
 
+/// What ring leaves goes when it is wiped, from the frame that called for the sealing.
+#[test]
+fn what_ring_left_can_be_wiped() {
+    let key = Key::new(Suite::ChaCha20Poly1305, &KEY);
+    let mut text = vec![7; 200 + TAG];
+    let mut seal = |wipe: bool| {
+        stack_after(|| {
+            Cipher::RING.seal_batch(&mut [Sealing::new(&key, [3; 12], &mut text)]);
+            if wipe {
+                penstock_aead::wipe_stack();
+            }
+        })
+    };
+    assert!(found(&seal(false), &KEY) > 0, "ring has left nothing that could be wiped");
+    assert_eq!(found(&seal(true), &KEY), 0);
+}
+
 #[test]
 fn setting_up_a_key_leaves_nothing() {
     for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {

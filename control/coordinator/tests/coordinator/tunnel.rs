@@ -128,7 +128,7 @@ impl Tunnel {
     async fn flush(&mut self) {
         while let Some(event) = self.gateway.poll_event() {
             if let Event::SessionEstablished { session, .. } = event {
-                (self.session, self.sent) = (Some(session), 0);
+                (self.session, self.sent) = (Some(*session), 0);
             }
         }
         while let Some(transmit) = self.gateway.poll_transmit() {

@@ -56,7 +56,7 @@ impl Interop {
             if let Some(event) = self.gateway.poll_event() {
                 match event {
                     Event::SessionEstablished { session, .. } => {
-                        (self.session, self.sent) = (Some(session), 0);
+                        (self.session, self.sent) = (Some(*session), 0);
                     }
                     Event::SessionPromoted { .. } => self.promoted = true,
                     Event::SendKeepalive { .. } => self.send(&[]),

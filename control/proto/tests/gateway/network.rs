@@ -330,7 +330,7 @@ impl World {
                 let role = keys.role;
                 let confirmed = role == Role::Initiator;
                 let index = keys.local_index;
-                let session = Session { peer, keys, counter: 0, confirmed, seen: HashSet::new() };
+                let session = Session { peer, keys: *keys, counter: 0, confirmed, seen: HashSet::new() };
                 assert!(plane.sessions.insert(index, session).is_none(), "an index is used twice");
                 Happened::Established(role)
             }
