@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -41,7 +42,7 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     port: u16,
-    mark: u32,
+    mark: AtomicU32,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
@@ -105,7 +106,26 @@ impl UdpSender {
 
     /// The firewall mark of what is sent from it; 0 for none.
     pub fn mark(&self) -> u32 {
-        self.0.mark
+        self.0.mark.load(Relaxed)
+    }
+
+    /// Gives what is sent from now on another firewall mark; 0 for none.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        set_option(&*self.0, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes())?;
+        self.0.mark.store(mark, Relaxed);
+        Ok(())
+    }
+
+    /// Binds further sockets to the same port, which then share what comes in.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn siblings(&self, config: &UdpConfig, count: usize) -> io::Result<Vec<UdpSender>> {
+        let siblings = self.0.siblings(config, count)?;
+        Ok(siblings.into_iter().map(|socket| UdpSender(Arc::new(socket))).collect())
     }
 }
 
@@ -115,17 +135,16 @@ impl Socket {
     /// The first is bound alone, so that a port that anyone else has, another gateway with the same
     /// options too, is `AddrInUse`; only then it lets its siblings join.
     pub(super) fn bind(config: &UdpConfig) -> io::Result<Vec<Socket>> {
-        let workers = config.workers.max(1);
         let first = Socket::open(config, config.port, false)?;
-        if workers > 1 {
-            sockopt::set_socket_reuseport(&first, true)?;
+        let siblings = first.siblings(config, config.workers.saturating_sub(1))?;
+        Ok(std::iter::once(first).chain(siblings).collect())
+    }
+
+    fn siblings(&self, config: &UdpConfig, count: usize) -> io::Result<Vec<Socket>> {
+        if count > 0 {
+            sockopt::set_socket_reuseport(self, true)?;
         }
-        let port = first.port;
-        let mut sockets = vec![first];
-        for _ in 1..workers {
-            sockets.push(Socket::open(config, port, true)?);
-        }
-        Ok(sockets)
+        (0..count).map(|_| Socket::open(config, self.port, true)).collect()
     }
 
     fn open(config: &UdpConfig, port: u16, join: bool) -> io::Result<Self> {
@@ -134,7 +153,7 @@ impl Socket {
             Err(Errno::AFNOSUPPORT) => (open(AddressFamily::INET)?, false),
             opened => (opened?, true),
         };
-        let mut socket = Self { fd, v6, port, mark: config.mark };
+        let mut socket = Self { fd, v6, port, mark: AtomicU32::new(config.mark) };
         socket.configure(config)?;
         if join {
             sockopt::set_socket_reuseport(&socket, true)?;
