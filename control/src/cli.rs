@@ -62,6 +62,16 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Have the running gateway read its profile again
+    ///
+    /// Only what differs changes: other peers keep their sessions. An unsound profile changes nothing. Fails if
+    /// something of the profile cannot be in force, and names it. SIGHUP does the same.
+    Reload,
+    /// Write what `wg set` changed on the running gateway into its profile
+    ///
+    /// Peers, their keys, endpoints and allowed IPs, the listen port, the firewall mark and the private key. The rest
+    /// of the file stays as it was written.
+    Save,
     /// Lift the guard: let packets to these remote prefixes leave as the routing table says
     ///
     /// A remote prefix is blocked wherever it does not lead into the tunnel, from before the first packet until it
@@ -124,8 +134,8 @@ enum Command {
     /// Change fields of the profile's file, if a sound profile results
     ///
     /// Keys are those of the profile: LocalPort=47100, Wan.Mode=udp, Lan.Subnets=10.1.0.0/24,10.2.0.0/24,
-    /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. The gateway must be
-    /// stopped, since it reads its profile only when it starts.
+    /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. A running gateway is
+    /// reloaded.
     SetConfig {
         /// Fields and their new values
         #[arg(required = true, value_name = "KEY=VALUE")]
@@ -142,6 +152,8 @@ pub fn main() -> ExitCode {
         Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),
         Command::Start => service::start(profile, cli.log.as_deref()),
         Command::Stop { release } => service::stop(profile, release),
+        Command::Reload => config::reload(profile),
+        Command::Save => config::save(profile),
         Command::Release { prefixes, all } => guard::release(profile, prefixes, all),
         Command::Guard => guard::guard(profile),
         Command::Status { json, check } => return table::status(profile, json, check),

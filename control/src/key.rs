@@ -224,6 +224,12 @@ impl PresharedKey {
         &self.0
     }
 
+    /// The key in base64, for its file.
+    #[must_use]
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64_STANDARD.encode(self.0))
+    }
+
     /// The key in hexadecimal, for WireGuard's socket.
     #[must_use]
     pub fn to_hex(&self) -> Zeroizing<String> {

@@ -15,9 +15,11 @@ mod error;
 mod name;
 mod position;
 mod rules;
+mod save;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
 pub use name::Name;
+pub use save::{Saved, Secret, Unsaved, UnsavedPeer, save};
 
 /// Where the profile is unless `--profile` or `PENSTOCK_PROFILE` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/penstock/profiles/Universe.profile";
@@ -193,11 +196,36 @@ impl Profile {
         self.wan.mode == WanMode::Xdp || self.lan.mode == LanMode::Xdp
     }
 
+    /// All prefixes of the peers.
+    #[must_use]
+    pub fn remote(&self) -> BTreeSet<IpNet> {
+        self.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect()
+    }
+
+    /// The fields outside `Peers` that another profile has otherwise, `Wan.Mode` for example. A private key that is
+    /// another one in the same file counts.
+    #[must_use]
+    pub fn fields_that_differ(&self, other: &Self) -> Vec<String> {
+        let value = |profile: &Self| serde_json::to_value(profile.document()).unwrap_or_default();
+        let (ours, theirs) = (value(self), value(other));
+        let differs = |field: &&Field| match field.path {
+            ["Peers"] => false,
+            ["PrivateKeyFile"] if self.private_key != other.private_key => true,
+            path => ours.pointer(&pointer(path)) != theirs.pointer(&pointer(path)),
+        };
+        FIELDS.iter().filter(differs).map(|field| field.path.join(".")).collect()
+    }
+
     /// The profile as it is in force, defaults and overrides included, secrets as file names only.
     #[must_use]
     pub fn document(&self) -> Document {
         Document::of(self)
     }
+}
+
+/// The place of a field in JSON (RFC 6901).
+fn pointer(path: &[&str]) -> String {
+    path.iter().map(|key| format!("/{key}")).collect()
 }
 
 /// Reads the text of a profile, within [`FILE_LIMIT`].

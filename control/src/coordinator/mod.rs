@@ -45,7 +45,7 @@ const EVENT_QUEUE: usize = 16;
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a client needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where the coordinator is.
     pub url: CoordinatorUrl,

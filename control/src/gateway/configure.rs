@@ -9,7 +9,7 @@ use super::handshakes::{Due, Handshakes};
 use super::overlay::Overlay;
 use super::peers::Peer;
 use crate::ground::Origin;
-use crate::profile::Endpoint;
+use crate::profile::{Endpoint, LocalPort};
 use crate::uapi::{Change, Device, Errno, PeerState, Request, SetDevice, SetPeer};
 
 /// Answers a request.
@@ -51,13 +51,22 @@ fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
 }
 
 fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<(), Errno> {
-    if change.listen_port.is_some_and(|port| port != gateway.plane.local_port()) {
-        tracing::warn!("the listen port cannot be changed while the gateway runs: set LocalPort and restart");
-        return Err(Errno::NotSupported);
+    // Zero is what `wg setconf` sends when its file names no port or mark: any port will do, so that in use stays, and
+    // without a mark the tunnel's packets would go into the tunnel.
+    if let Some(mark) = change.fwmark.filter(|mark| *mark != 0 && *mark != gateway.site.mark) {
+        gateway.site.mark = mark;
+        gateway.plane.set_mark(now, mark);
+        gateway.handshakes.set_mark(now, mark);
+        gateway.ground_due = true;
+        gateway.paths_due = true;
     }
-    if change.fwmark.is_some_and(|mark| mark != gateway.site.mark) {
-        tracing::warn!("the firewall mark cannot be changed while the gateway runs: set FwMark and restart");
-        return Err(Errno::NotSupported);
+    if let Some(port) = change.listen_port.filter(|port| *port != 0 && *port != gateway.plane.local_port()) {
+        let before = gateway.plane.set_local_port(now, LocalPort::Pinned(port));
+        gateway.follow_up(now);
+        if gateway.plane.local_port() != port {
+            gateway.plane.set_local_port(now, before);
+            return Err(Errno::AddressInUse);
+        }
     }
     match change.private_key {
         Change::Keep => {}
@@ -83,7 +92,8 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
     change.peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_mut(), now, peer))
 }
 
-fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {
+/// Removes a peer, and the search for a way to it.
+pub fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {
     if let (Some(peer), Some(overlay)) = (handshakes.remove(id), overlay) {
         overlay.traversal.remove_peer(&peer.public_key.into());
     }
@@ -122,7 +132,8 @@ fn set_peer(
     Ok(())
 }
 
-fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: SetPeer) {
+/// Changes a peer that is there.
+pub fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: SetPeer) {
     let Handshakes { peers, proto, .. } = handshakes;
     if change.replace_allowed_ips {
         peers.disallow_all(id);

@@ -149,6 +149,28 @@ impl Handshakes {
         Some(peer)
     }
 
+    /// The tunnel's socket.
+    pub fn sender(&self) -> UdpSender {
+        self.udp.clone()
+    }
+
+    /// Sends by this socket from now on. One with another port has all peers told at once, since they send to the
+    /// old one until they hear from the new one.
+    pub fn set_sender(&mut self, now: Instant, udp: UdpSender) {
+        let before = std::mem::replace(&mut self.udp, udp);
+        if before.local_port() != self.udp.local_port() {
+            let live = self.peers.iter().filter(|p| p.sending().is_some_and(|s| s.alive(Millis::at(now))));
+            self.commands.extend(live.map(|peer| Command::Keepalive(peer.data.id)));
+        }
+    }
+
+    /// Asks for names with this firewall mark from now on.
+    pub fn set_mark(&mut self, now: Instant, mark: u32) {
+        self.resolver = Resolver::new(Names::default(), mark);
+        let ids: Vec<PeerId> = self.peers.iter().map(|peer| peer.id).collect();
+        ids.into_iter().for_each(|id| self.watch_name(now, id));
+    }
+
     /// Sends a peer's packets there from now on.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         let Some(peer) = self.peers.of_mut(id) else { return };

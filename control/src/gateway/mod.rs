@@ -21,8 +21,10 @@ mod overlay;
 mod peers;
 mod plane;
 mod privileges;
+mod reload;
 mod report;
 mod site;
+mod unsaved;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -33,7 +35,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use penstock_dataplane::slow_path::Notice;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::control_socket::{self, Release, Released};
@@ -58,9 +60,12 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 const NEWS_DELAY: Duration = Duration::from_millis(20);
 /// Notices taken at a time: a flood of handshakes may not keep the other inputs waiting.
 const NOTICES_PER_TURN: usize = 256;
+const SIGNALS: &str = "cannot handle signals";
 
 /// A gateway with its workers running.
 pub struct Gateway {
+    /// The profile in force, but for what `wg set` has changed since.
+    profile: Profile,
     site: Site,
     handshakes: Handshakes,
     /// With a coordinator.
@@ -68,7 +73,7 @@ pub struct Gateway {
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
-    /// What is wrong with the guard.
+    /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.
     due: Due,
@@ -85,6 +90,7 @@ pub struct Gateway {
 pub async fn run(profile: Profile) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = stop_signals(&stopping)?;
+    let reload = signal(SignalKind::hangup()).context(SIGNALS)?;
     let _lock = control_socket::lock(&profile.name)?;
     // Bound before the start: whoever asks meanwhile is answered when it is done.
     let control = control_socket::serve(&profile.name).context("cannot open the control socket")?;
@@ -92,8 +98,8 @@ pub async fn run(profile: Profile) -> Result<()> {
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
     // From before the first look on, so that nothing is missed between the two.
     let monitor = Monitor::open().context("cannot hear of network changes")?;
-    let mut gateway = Gateway::start(&profile)?;
-    let outcome = gateway.serve(monitor, control, uapi, stop).await;
+    let mut gateway = Gateway::start(profile)?;
+    let outcome = gateway.serve(monitor, control, uapi, stop, reload).await;
     stopping.store(true, Ordering::Release);
     if let Some(overlay) = gateway.overlay.take() {
         overlay.stop().await;
@@ -179,11 +185,10 @@ impl Gateway {
     ///
     /// # Errors
     /// One sentence: what is missing or in the way. The guard stays.
-    fn start(profile: &Profile) -> Result<Self> {
+    fn start(profile: Profile) -> Result<Self> {
         let now = Instant::now();
-        let Standing { site, mut guard, mut ground, mut problems } = Standing::of(profile)?;
-        let prefixes = profile.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
-        note_refused(&mut problems, now, guard.profile_changed(&prefixes));
+        let Standing { site, mut guard, mut ground, mut problems } = Standing::of(&profile)?;
+        note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
         guard.save(now, &mut problems);
         ground.reconcile(now, &wanted::guard_only(&site, &guard));
         privileges::check(profile.demands_xdp())?;
@@ -191,13 +196,14 @@ impl Gateway {
         if ground.network().named(name.as_str()).is_some() {
             bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
         }
-        let plane = Plane::start(profile, ground.network())?;
+        let plane = Plane::start(&profile, ground.network())?;
         let mut handshakes = Handshakes::new(&site, plane.sender(), now)?;
         for peer in &profile.peers {
             handshakes.add(now, peer)?;
         }
-        let overlay = Overlay::start(profile, plane.sender());
+        let overlay = Overlay::start(&profile, plane.sender());
         let mut gateway = Self {
+            profile,
             site,
             handshakes,
             overlay,
@@ -225,6 +231,7 @@ impl Gateway {
         mut control: Service<control_socket::Request>,
         mut uapi: Service<uapi::Request>,
         stop: impl Future<Output = &'static str>,
+        mut reload: Signal,
     ) -> Result<()> {
         let mut news: Vec<News> = Vec::new();
         let mut news_due = None;
@@ -241,6 +248,7 @@ impl Gateway {
                     tracing::info!("stopping: {reason}");
                     return Ok(());
                 }
+                Some(()) = reload.recv() => drop(reload::reload(self, Instant::now())),
                 ready = self.plane.readable() => {
                     ready.context("the workers' notices cannot be heard")?;
                     self.take_notices(Instant::now())?;
@@ -277,6 +285,8 @@ impl Gateway {
         match request {
             Request::Status { reply } => drop(reply.send(report::status(self, now))),
             Request::Netcheck { reply } => drop(reply.send(netcheck::report(self))),
+            Request::Reload { reply } => drop(reply.send(reload::reload(self, now))),
+            Request::Unsaved { reply } => drop(reply.send(unsaved::unsaved(self))),
             Request::Release { what, reply } => {
                 let released = release_from(&mut self.guard, &what, &self.handshakes.peers.remote());
                 self.ground_due = true;
@@ -316,8 +326,17 @@ impl Gateway {
         if let Some(overlay) = &mut self.overlay {
             overlay.follow_paths(now, &mut self.handshakes);
         }
-        if let Some(notices) = self.plane.renew(now) {
-            notices.into_iter().for_each(|notice| self.take_notice(now, notice));
+        let renewed = self.plane.renew(now);
+        self.handshakes.set_sender(now, self.plane.sender());
+        let Self { profile, handshakes, overlay, .. } = self;
+        let moved = overlay.as_mut().is_some_and(|overlay| overlay.follow_socket(now, profile, handshakes));
+        if renewed.is_some() || moved {
+            // Peers hear of another port before anything that takes its time.
+            let (due, commands) = self.handshakes.take_due();
+            self.due.add(due);
+            self.plane.command(commands);
+            self.handshakes.lost(self.plane.send_commands());
+            renewed.into_iter().flatten().for_each(|notice| self.take_notice(now, notice));
             // The tun device may be another.
             let changed = self.ground.refresh(now, [News::Lost]);
             self.network_changed(now, &changed);
@@ -508,12 +527,11 @@ fn note_refused(problems: &mut Problems, now: Instant, refused: Vec<(IpNet, Refu
 
 /// A future that ends with SIGTERM or SIGINT. Once `stopping` is set, another one kills the process.
 fn stop_signals(stopping: &Arc<AtomicBool>) -> Result<impl Future<Output = &'static str>> {
-    let context = "cannot handle signals";
     for number in [libc::SIGTERM, libc::SIGINT] {
-        signal_hook::flag::register_conditional_default(number, Arc::clone(stopping)).context(context)?;
+        signal_hook::flag::register_conditional_default(number, Arc::clone(stopping)).context(SIGNALS)?;
     }
-    let mut terminate = signal(SignalKind::terminate()).context(context)?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(context)?;
+    let mut terminate = signal(SignalKind::terminate()).context(SIGNALS)?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(SIGNALS)?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

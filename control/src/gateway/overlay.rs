@@ -36,6 +36,9 @@ const FIRST_HANDSHAKES_BURST: u32 = 100;
 pub struct Overlay {
     /// Where the coordinator is.
     pub url: CoordinatorUrl,
+    config: Config,
+    /// Port and mark of the socket by which the ways are found; `None` once others are to be found.
+    socket: Option<(u16, u32)>,
     /// The connection to the coordinator.
     pub client: Client,
     /// The ways to the peers.
@@ -82,21 +85,63 @@ impl Overlay {
             Some(Cached { map, registration }) => (map, Some(registration)),
             None => Default::default(),
         };
-        let settings = Settings {
-            trust: config.trust.clone(),
-            birthday_probing: profile.birthday_probing,
-            port_mapping: profile.port_mapping,
-        };
         Some(Self {
             url: config.url.clone(),
-            traversal: Traversal::new(profile.private_key.to_secret(), udp, settings),
-            client: Client::start(config),
+            socket: Some((udp.local_port(), udp.mark())),
+            traversal: traversal(profile, &config, udp),
+            client: Client::start(config.clone()),
+            config,
             map,
             registration,
             first_handshakes: Bucket::default(),
             refused: Problems::default(),
             default_routes: None,
         })
+    }
+
+    /// Takes up another profile. To be followed by [`Self::set_place`] and [`Self::apply`].
+    pub fn reload(overlay: &mut Option<Self>, now: Instant, profile: &Profile, handshakes: &mut Handshakes) {
+        let config = Config::of(profile);
+        if let (Some(Self { config: before, client, traversal, socket, .. }), Some(config)) =
+            (overlay.as_mut(), &config)
+            && (&before.url, &before.private_key) == (&config.url, &config.private_key)
+        {
+            if before != config {
+                *client = Client::start(config.clone());
+                traversal.repeat_reachability();
+                // Relays are trusted as the coordinator is.
+                *socket = socket.filter(|_| before.trust == config.trust);
+                before.clone_from(config);
+            }
+            traversal.set_permissions(now, profile.birthday_probing, profile.port_mapping);
+            return;
+        }
+        if let Some(old) = overlay.take() {
+            let named: Vec<_> = handshakes.peers.iter().filter(|p| p.origin == Origin::Overlay).map(|p| p.id).collect();
+            named.into_iter().for_each(|id| drop(handshakes.remove(id)));
+            // Router and disk may take their time.
+            tokio::spawn(old.stop());
+        }
+        *overlay = config.and_then(|_| Self::start(profile, handshakes.sender()));
+    }
+
+    /// Finds the ways to the peers anew if the tunnel has another port or mark, or other relays are to be trusted;
+    /// whether that is so. Peers are sent to where they were until their paths are found. To be followed by
+    /// [`Self::set_place`] and [`Self::apply`].
+    pub fn follow_socket(&mut self, now: Instant, profile: &Profile, handshakes: &mut Handshakes) -> bool {
+        let udp = handshakes.sender();
+        let socket = Some((udp.local_port(), udp.mark()));
+        if std::mem::replace(&mut self.socket, socket) == socket {
+            return false;
+        }
+        self.traversal = traversal(profile, &self.config, udp);
+        for peer in handshakes.peers.iter_mut().filter(|peer| peer.found.is_some()) {
+            peer.found = Some(Found::default());
+            if let Err(e) = self.traversal.add_peer(now, peer.public_key.into()) {
+                tracing::error!("no path can be found to {}: {e}", peer.label());
+            }
+        }
+        true
     }
 
     /// Gives back what others hold for us, and keeps what is known for the next start.
@@ -269,6 +314,15 @@ impl Overlay {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.refused.list(now)
     }
+}
+
+fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {
+    let settings = Settings {
+        trust: config.trust.clone(),
+        birthday_probing: profile.birthday_probing,
+        port_mapping: profile.port_mapping,
+    };
+    Traversal::new(profile.private_key.to_secret(), udp, settings)
 }
 
 fn subject(site: &str, refused: &RefusedPrefix) -> String {

@@ -81,10 +81,10 @@ fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
 fn describe_xdp(plane: &Plane, port: &mut Port) {
     let mut drives = std::iter::once(&plane.drives().wan).chain(&plane.drives().lan);
     let Some(drive) = drives.find(|d| d.name == port.interface) else { return };
-    let lan = plane.steering().lan.iter().find(|(index, _)| Some(*index) == drive.index());
+    let lan = plane.steering().lan.iter().find(|lan| Some(lan.index) == drive.index());
     let attached = match (lan, &plane.steering().wan) {
-        (Some((_, program)), _) => Some((program.mode(), program.fallback())),
-        (None, Some(program)) => Some((program.mode(), program.fallback())),
+        (Some(lan), _) => Some((lan.program.mode(), lan.program.fallback())),
+        (None, Some(wan)) => Some((wan.program.mode(), wan.program.fallback())),
         (None, None) => None,
     };
     port.xdp_mode = attached.map(|(mode, _)| mode.name().to_owned());
@@ -140,10 +140,10 @@ fn coordinator(overlay: &Overlay) -> status::Coordinator {
 fn steering(plane: &Plane) -> Steering {
     let mut steering = Steering::default();
     let counted = |counters: Result<Vec<(&'static str, u64)>, _>| counters.unwrap_or_default();
-    for (verdict, count) in plane.steering().wan.iter().flat_map(|p| counted(p.counters())) {
+    for (verdict, count) in plane.steering().wan.iter().flat_map(|wan| counted(wan.program.counters())) {
         *steering.wan.entry(verdict.to_owned()).or_default() += count;
     }
-    for (verdict, count) in plane.steering().lan.iter().flat_map(|(_, p)| counted(p.counters())) {
+    for (verdict, count) in plane.steering().lan.iter().flat_map(|lan| counted(lan.program.counters())) {
         *steering.lan.entry(verdict.to_owned()).or_default() += count;
     }
     steering

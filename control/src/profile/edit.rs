@@ -95,14 +95,19 @@ fn put(object: &CstObject, name: &str, key: &str, shape: Shape, text: &str) -> R
 }
 
 fn find_peer(top: &CstObject, name: &str) -> Option<CstObject> {
-    top.array_value("Peers")?.elements().into_iter().filter_map(|element| element.as_object()).find(|peer| {
-        let value = peer.get("Name").and_then(|property| property.value());
-        let text = value.and_then(|value| value.as_string_lit()).and_then(|text| text.decoded_value().ok());
-        text.is_some_and(|text| text == name)
-    })
+    top.array_value("Peers")?
+        .elements()
+        .into_iter()
+        .filter_map(|element| element.as_object())
+        .find(|peer| text_of(peer, "Name").is_some_and(|text| text == name))
 }
 
-fn input(value: Value) -> CstInputValue {
+/// The text of a field, if it is one.
+pub(super) fn text_of(object: &CstObject, field: &str) -> Option<String> {
+    object.get(field)?.value()?.as_string_lit()?.decoded_value().ok()
+}
+
+pub(super) fn input(value: Value) -> CstInputValue {
     match value {
         Value::Null => CstInputValue::Null,
         Value::Bool(value) => CstInputValue::Bool(value),

@@ -163,6 +163,24 @@ impl Traversal {
         self.tell_soon(now);
     }
 
+    /// Whether ports may be guessed, and whether the router is asked to map the tunnel's port.
+    pub fn set_permissions(&mut self, now: Instant, birthday_probing: bool, port_mapping: bool) {
+        self.agent.set_birthday(birthday_probing);
+        if std::mem::replace(&mut self.may_map, port_mapping) != port_mapping {
+            let route = self.route.take();
+            if let Some(mapper) = self.mapper.take() {
+                // The router may take its time to answer.
+                tokio::spawn(mapper.release());
+            }
+            self.set_route(now, route);
+        }
+    }
+
+    /// Has the coordinator told again where we are: it is another connection.
+    pub fn repeat_reachability(&mut self) {
+        self.reachability.clone_from(&self.told);
+    }
+
     /// What the router says of a mapping; `None` if none is asked.
     pub fn mapping(&self) -> Option<Mapping> {
         self.mapper.as_ref().map(PortMapper::mapping)

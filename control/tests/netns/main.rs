@@ -23,6 +23,7 @@ mod pairs;
 mod path_changes;
 mod port_mapping;
 mod relays;
+mod reload;
 mod selftest;
 mod teardown;
 mod wg_tool;

@@ -292,6 +292,23 @@ impl Gateway {
         &self.profile
     }
 
+    /// Changes the profile's file.
+    pub fn edit_profile(&self, edit: impl FnOnce(&mut Value)) {
+        let text = std::fs::read(&self.profile).expect("the profile is there");
+        let mut profile = serde_json::from_slice(&text).expect("JSON");
+        edit(&mut profile);
+        write_profile(&self.profile, &profile);
+    }
+
+    /// Changes the profile's file, and has the gateway read it: what it said has changed.
+    pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
+        self.edit_profile(edit);
+        let output = self.command(&["reload"]);
+        let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "reload: {said}{error}\n{}", self.process.log());
+        said.into_owned()
+    }
+
     /// `wg show NAME FIELD`: the value of the line that starts with `peer`.
     pub fn show(&self, field: &str, peer: &str) -> String {
         wg(&["show", self.name(), field])
@@ -351,8 +368,13 @@ impl Gateway {
 
     /// Runs another command of `penstock` about this gateway, whether it runs or not.
     pub fn command(&self, arguments: &[&str]) -> Output {
+        self.command_with(&self.profile, arguments)
+    }
+
+    /// The same with another profile.
+    pub fn command_with(&self, profile: &Path, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
-        command.args(arguments).arg("--profile").arg(&self.profile);
+        command.args(arguments).arg("--profile").arg(profile);
         command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile)).output().expect("penstock starts")
     }
 

@@ -223,6 +223,18 @@ impl OverlayGateway {
         self.process = run(&self.namespace, &self.environment, &self.profile);
     }
 
+    /// Changes the profile, and has the gateway read it: what it said has changed.
+    pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
+        let text = std::fs::read(&self.profile).expect("the profile is there");
+        let mut profile = serde_json::from_slice(&text).expect("JSON");
+        edit(&mut profile);
+        write_profile(&self.profile, &profile);
+        let output = self.penstock(&["reload"]);
+        let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "reload: {said}{error}\n{}", self.process.log());
+        said.into_owned()
+    }
+
     /// `penstock WORDS` for its profile, where it is.
     pub fn penstock(&self, words: &[&str]) -> std::process::Output {
         let mut command = command(&self.namespace, &self.environment);
@@ -299,11 +311,22 @@ pub struct Beats {
 impl Heartbeat {
     /// Begins to ask `target` every `interval`, `count` times at most.
     pub fn start(site: &Site, target: std::net::IpAddr, interval: Duration, count: u32) -> Self {
-        let log = site.scratch.join(format!("heartbeat-{}.log", unique()));
+        Self::start_in(&site.host, &site.scratch, target, interval, count)
+    }
+
+    /// The same from any host.
+    pub fn start_in(
+        host: &Namespace,
+        scratch: &Path,
+        target: std::net::IpAddr,
+        interval: Duration,
+        count: u32,
+    ) -> Self {
+        let log = scratch.join(format!("heartbeat-{}.log", unique()));
         let (interval, count) = (format!("{:.3}", interval.as_secs_f64()), count.to_string());
         let target = target.to_string();
         let words = ["ping", "-n", "-D", "-i", &interval, "-c", &count, "-W", "1", &target];
-        Self { process: site.host.spawn(&words, &log) }
+        Self { process: host.spawn(&words, &log) }
     }
 
     /// What was seen so far.

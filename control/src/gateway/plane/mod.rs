@@ -43,6 +43,10 @@ pub use tables::Path;
 
 /// The subject of the problem that there are no workers.
 const WORKERS: &str = "workers";
+/// The subject of the problem that the tunnel's port is not that of the profile.
+pub const PORT: &str = "LocalPort";
+/// The same of its firewall mark.
+pub const MARK: &str = "FwMark";
 
 /// What the profile says of the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub struct Plane {
     config: PlaneConfig,
     drives: Drives,
     local_port: u16,
+    /// How many workers there should be.
+    workers: u32,
     /// The tunnel's sockets, one a worker.
     sockets: Vec<UdpSender>,
     /// The queues of the tun device, one a worker; none while there is no device.
@@ -124,6 +130,7 @@ impl Plane {
             config,
             drives,
             local_port,
+            workers: count,
             sockets,
             tun: Vec::new(),
             running: None,
@@ -136,7 +143,8 @@ impl Plane {
             stale: false,
             problems: Problems::default(),
         };
-        plane.build(true)?;
+        plane.attach(true)?;
+        plane.build(true, Table::default())?;
         plane.drives.announce();
         tracing::info!("{count} workers, tunnel MTU {}", plane.tunnel_mtu());
         Ok(plane)
@@ -165,14 +173,84 @@ impl Plane {
         changed
     }
 
-    /// Makes the workers anew if they are not those of the interfaces that are there. Returns whether it did: then
-    /// they have an empty table.
+    /// Takes up another profile. What the sockets or the workers have to be made anew for is left to
+    /// [`Self::renew`].
+    pub fn reload(&mut self, now: Instant, profile: &Profile, network: &Network) {
+        let config = PlaneConfig::of(profile);
+        let ports_differ = self.drives.reload(profile, network);
+        if ports_differ || config.workers != self.config.workers {
+            self.workers = workers(u32::from(config.workers), self.drives.queues(), cores().len() as u32);
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.stale |=
+            ports_differ || (before.busy_poll, before.udp_gso) != (self.config.busy_poll, self.config.udp_gso);
+        self.set_mark(now, self.config.mark);
+        self.problems.try_now(now);
+    }
+
+    /// Has the tunnel bound to this port, as soon as [`Self::renew`] is called and the port is to be had. Returns what
+    /// was asked for before.
+    pub fn set_local_port(&mut self, now: Instant, port: LocalPort) -> LocalPort {
+        self.problems.try_now(now);
+        std::mem::replace(&mut self.config.local_port, port)
+    }
+
+    /// Gives the tunnel's packets another firewall mark.
+    pub fn set_mark(&mut self, now: Instant, mark: u32) {
+        self.config.mark = mark;
+        match self.sockets.iter().filter(|socket| socket.mark() != mark).try_for_each(|s| s.set_mark(mark)) {
+            Ok(()) => self.problems.solved(MARK),
+            Err(e) => {
+                let sentence = format!("the sockets cannot be given the mark {mark}: {e}");
+                self.problems.note(now, MARK, &sentence, "give the gateway CAP_NET_ADMIN, and reload it");
+            }
+        }
+    }
+
+    /// Binds the sockets that are wanted, if they are others than those there are. Returns whether there are others
+    /// now.
+    fn rebind(&mut self, now: Instant) -> bool {
+        let moves = matches!(self.config.local_port, LocalPort::Pinned(port) if port != self.local_port);
+        let (there, wanted) = (self.sockets.len(), self.workers as usize);
+        if !moves {
+            self.problems.solved(PORT);
+        }
+        if (!moves && there == wanted) || !self.problems.may_try(now, PORT) {
+            return false;
+        }
+        let config = udp_config(&self.config, self.local_port, wanted);
+        let bound = if moves {
+            bind(&self.config, self.workers).map(|sockets| self.sockets = sockets)
+        } else {
+            self.sockets.truncate(wanted);
+            let more = self.sockets[0].siblings(&config, wanted - self.sockets.len());
+            more.map(|more| self.sockets.extend(more)).map_err(Into::into)
+        };
+        match bound {
+            Ok(()) => {
+                self.local_port = self.sockets[0].local_port();
+                self.problems.solved(PORT);
+                true
+            }
+            Err(e) => {
+                let sentence = format!("{e:#}; the tunnel stays on port {}", self.local_port);
+                self.problems.failed(now, PORT, &sentence, "free the port, or set another LocalPort and reload");
+                false
+            }
+        }
+    }
+
+    /// Makes the workers anew if they are not those of the sockets and interfaces there should be. Returns whether
+    /// it did, with what the old ones had to say: then the tun device may be another.
     pub fn renew(&mut self, now: Instant) -> Option<Vec<Notice>> {
+        self.stale |= self.rebind(now);
         if !self.stale || !self.problems.may_try(now, WORKERS) {
             return None;
         }
-        let notices = self.stop();
-        match self.build(false) {
+        let attached = self.attach(false);
+        // The new workers begin with the old table: it holds until the next one is published.
+        let (notices, table) = self.stop();
+        match attached.and_then(|()| self.build(false, table)) {
             Ok(()) => {
                 self.stale = false;
                 self.problems.solved(WORKERS);
@@ -186,22 +264,35 @@ impl Plane {
         Some(notices)
     }
 
-    /// Stops the workers, and returns what they still had to say.
-    fn stop(&mut self) -> Vec<Notice> {
-        self.steering = Steering::default();
-        let Some(Running { mut engine, .. }) = self.running.take() else { return Vec::new() };
+    /// Stops the workers, and returns what they still had to say and their table.
+    fn stop(&mut self) -> (Vec<Notice>, Table) {
+        let Some(Running { mut engine, .. }) = self.running.take() else { return Default::default() };
         engine.stop();
         for (reason, count) in engine.drops() {
             *self.dropped.entry(DropReason::name(reason)).or_default() += count;
         }
-        std::iter::from_fn(|| engine.notices().pop()).collect()
+        (std::iter::from_fn(|| engine.notices().pop()).collect(), Table::clone(&engine.table()))
+    }
+
+    /// Attaches the programs. `strict`: a mode that the profile demands must be had.
+    fn attach(&mut self, strict: bool) -> Result<()> {
+        let settings = self.port_settings(strict);
+        drives::attach(&mut self.drives, &mut self.steering, settings)
+    }
+
+    fn port_settings(&self, strict: bool) -> PortSettings {
+        let busy_poll = self.config.busy_poll;
+        PortSettings { local_port: self.local_port, tunnel_mtu: self.parts.mtu(), busy_poll, strict }
     }
 
     /// Makes ports and workers. `strict`: a mode that the profile demands must be had.
-    fn build(&mut self, strict: bool) -> Result<()> {
+    fn build(&mut self, strict: bool, table: Table) -> Result<()> {
         let count = self.sockets.len();
         let name = self.config.name.as_str();
         let mtu = self.parts.mtu();
+        if self.tun.len() != count {
+            self.tun.clear();
+        }
         let tun = if self.tun.is_empty() {
             let config = TunConfig { name: name.to_owned(), mtu, queues: count };
             TunPort::open(&config).with_context(|| format!("cannot create the tun device {name}"))?
@@ -211,20 +302,17 @@ impl Plane {
         self.tun = tun.iter().map(|port| port.queue().clone()).collect();
         let udp_config = udp_config(&self.config, self.local_port, count);
         let udp = self.sockets.iter().enumerate().map(|(i, s)| UdpPort::on(s, i as u32, &udp_config)).collect();
-        let settings =
-            PortSettings { local_port: self.local_port, tunnel_mtu: mtu, busy_poll: self.config.busy_poll, strict };
-        let mut steering = drives::attach(&mut self.drives, settings)?;
-        let setups = drives::build(&mut self.drives, &mut steering, KernelPorts { udp, tun }, settings, &cores())?;
-        let engine = Engine::start(EngineConfig::new(setups, Table::default())).context("cannot start the workers")?;
+        let (settings, kernel) = (self.port_settings(strict), KernelPorts { udp, tun });
+        let setups = drives::build(&mut self.drives, &mut self.steering, kernel, settings, &cores())?;
+        let engine = Engine::start(EngineConfig::new(setups, table)).context("cannot start the workers")?;
         let notices = crate::readable::watch(engine.notices()).context("cannot hear the workers")?;
-        self.steering = steering;
         self.running = Some(Running { engine, notices });
         Ok(())
     }
 
     /// When to try again what has failed.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.stale { self.problems.poll_timeout() } else { None }
+        self.problems.poll_timeout()
     }
 
     /// What is wrong with interfaces and workers.
@@ -267,6 +355,11 @@ impl Plane {
     /// The tunnel's UDP port.
     pub fn local_port(&self) -> u16 {
         self.local_port
+    }
+
+    /// The port that is asked for: the profile's, or that of `wg set`.
+    pub fn configured_port(&self) -> LocalPort {
+        self.config.local_port
     }
 
     /// The tun device's index, while there is one.
@@ -359,7 +452,7 @@ impl Plane {
     pub fn steer(&mut self, addresses: BTreeSet<IpAddr>, prefixes: Prefixes) {
         if !self.steering.is_empty() {
             self.steering.set_addresses(addresses);
-            self.steering.set_prefixes(prefixes);
+            self.steering.set_prefixes(&prefixes);
         }
     }
 
