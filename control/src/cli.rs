@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
 use crate::control_socket::{self, Answer, AskError};
+use crate::memory;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
@@ -147,6 +148,11 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before any key is read.
+    if let Err(error) = memory::keep_private() {
+        eprintln!("penstock: keys cannot be kept out of core dumps: {error}");
+        return ExitCode::FAILURE;
+    }
     let profile = cli.profile.as_path();
     let outcome = match cli.command {
         Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),

@@ -6,6 +6,7 @@ pub mod coordinator;
 pub mod gateway;
 pub mod ground;
 pub mod key;
+mod memory;
 pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;

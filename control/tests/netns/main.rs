@@ -11,6 +11,7 @@ mod crash;
 mod ground;
 mod hostile;
 mod interop;
+mod keys;
 mod laboratory;
 mod mapping_lifetime;
 mod names;
