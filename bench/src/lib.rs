@@ -12,6 +12,7 @@
 //! the few instructions that redirect packets to a socket.
 
 pub mod arrivals;
+pub mod cli;
 pub mod compare;
 pub mod forwarder;
 pub mod generator;

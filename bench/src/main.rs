@@ -4,9 +4,8 @@ use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
+use penstock_bench::cli;
 use penstock_bench::pipeline::allocations::Counting;
-
-mod cli;
 
 /// So that `pipeline` can tell how often a packet asks for memory; it costs the others an addition.
 #[global_allocator]

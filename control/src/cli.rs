@@ -2,23 +2,29 @@
 
 mod config;
 mod enrol;
+mod firewall;
 mod guard;
+mod import;
 mod keys;
 mod netcheck;
 mod run;
 mod service;
 mod table;
+mod wireguard;
 
+use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
 use crate::control_socket::{self, Answer, AskError};
+use crate::firewall::rules::Format;
+use crate::memory;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
 
@@ -62,6 +68,16 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Have the running gateway read its profile again
+    ///
+    /// Only what differs changes: other peers keep their sessions. An unsound profile changes nothing. Fails if
+    /// something of the profile cannot be in force, and names it. SIGHUP does the same.
+    Reload,
+    /// Write what `wg set` changed on the running gateway into its profile
+    ///
+    /// Peers, their keys, endpoints and allowed IPs, the listen port, the firewall mark and the private key. The rest
+    /// of the file stays as it was written.
+    Save,
     /// Lift the guard: let packets to these remote prefixes leave as the routing table says
     ///
     /// A remote prefix is blocked wherever it does not lead into the tunnel, from before the first packet until it
@@ -110,6 +126,14 @@ enum Command {
               default_missing_value = Silences::DEFAULT)]
         lifetime: Option<Silences>,
     },
+    /// Print what a firewall has to let through for this gateway
+    ///
+    /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
+    Firewall {
+        /// For which firewall
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -119,13 +143,35 @@ enum Command {
     /// The private key is made if its file is not there, and never leaves this machine. Exits with 3 if the
     /// coordinator refuses, with 4 if it cannot be reached, with 5 if the approval does not come in time.
     Enrol(enrol::Arguments),
+    /// Make a profile of a file of wg-quick
+    ///
+    /// Keys go into files beside the profile; nothing is overwritten. What a profile cannot take over is listed, with
+    /// what to do in its place.
+    Import(import::Import),
+    /// Print a file of wg-quick for a peer that runs plain WireGuard
+    Export(import::Export),
+    /// Make a WireGuard device without a profile, for wg-quick
+    ///
+    /// `WG_QUICK_USERSPACE_IMPLEMENTATION=penstock-wireguard wg-quick up NAME` makes the device so, and wg-quick does
+    /// the rest: keys, peers, addresses, routes. The device ends when it is deleted, or by SIGTERM or SIGINT.
+    Wireguard {
+        /// Stay in the foreground
+        #[arg(short, long)]
+        foreground: bool,
+        /// Leave the terminal's session, and stay in the process
+        #[arg(long, hide = true)]
+        detached: bool,
+        /// The device's name
+        #[arg(value_parser = |text: &str| Name::try_from(text.to_owned()))]
+        name: Name,
+    },
     /// Print the profile in force as JSON: with defaults and overrides, without secrets
     ListConfig,
     /// Change fields of the profile's file, if a sound profile results
     ///
     /// Keys are those of the profile: LocalPort=47100, Wan.Mode=udp, Lan.Subnets=10.1.0.0/24,10.2.0.0/24,
-    /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. The gateway must be
-    /// stopped, since it reads its profile only when it starts.
+    /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. A running gateway is
+    /// reloaded.
     SetConfig {
         /// Fields and their new values
         #[arg(required = true, value_name = "KEY=VALUE")]
@@ -133,24 +179,44 @@ enum Command {
     },
 }
 
+/// The arguments' parser, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
+    // Before any key is read.
+    if let Err(error) = memory::keep_private() {
+        eprintln!("penstock: keys cannot be kept out of core dumps: {error}");
+        return ExitCode::FAILURE;
+    }
     let profile = cli.profile.as_path();
     let outcome = match cli.command {
         Command::Run { detached } => run::run(profile, cli.log.as_deref(), detached),
         Command::Start => service::start(profile, cli.log.as_deref()),
         Command::Stop { release } => service::stop(profile, release),
+        Command::Reload => config::reload(profile),
+        Command::Save => config::save(profile),
         Command::Release { prefixes, all } => guard::release(profile, prefixes, all),
         Command::Guard => guard::guard(profile),
         Command::Status { json, check } => return table::status(profile, json, check),
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }
+        Command::Firewall { format } => firewall::firewall(profile, format),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),
+        Command::Import(arguments) => import::import(profile, arguments),
+        Command::Export(arguments) => import::export(profile, arguments),
+        Command::Wireguard { name, foreground, detached } if foreground || detached => {
+            wireguard::foreground(&name, cli.log.as_deref(), detached)
+        }
+        Command::Wireguard { name, .. } => wireguard::background(&name, cli.log.as_deref()),
         Command::ListConfig => config::list(profile),
         Command::SetConfig { assignments } => config::set(profile, &assignments),
     };
@@ -165,6 +231,15 @@ pub fn main() -> ExitCode {
             enrol::exit_code(&error)
         }
     }
+}
+
+/// The arguments, with the command that the program's name stands for.
+fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let program = arguments.first().and_then(|program| Path::new(program).file_name());
+    if program.is_some_and(|program| program == wireguard::PROGRAM) {
+        arguments.insert(1, "wireguard".into());
+    }
+    arguments
 }
 
 /// The place and name of the gateway that a profile is about, without reading its keys.

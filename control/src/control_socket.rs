@@ -15,9 +15,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::netcheck::Report;
-use crate::profile::Name;
+use crate::profile::{Name, Unsaved};
 use crate::socket_file::{Service, make_directory};
 use crate::status::Status;
 
@@ -43,6 +44,10 @@ pub enum Command {
     Status,
     /// What do you know of your network?
     Netcheck,
+    /// Read your profile again.
+    Reload,
+    /// What did `wg set` change that the profile does not say?
+    Unsaved,
     /// Lift the guard from prefixes that no peer has any more.
     Release(Release),
     /// Stop in order, and keep the guard.
@@ -71,6 +76,15 @@ pub struct Released {
     pub unknown: Vec<IpNet>,
 }
 
+/// What became of a [`Command::Reload`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is in force now, as fields of the profile or as sentences.
+    pub changed: Vec<String>,
+    /// What is not in force, with the reason.
+    pub not_applied: Vec<String>,
+}
+
 /// What the gateway answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -78,6 +92,10 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Command::Netcheck`].
     Netcheck(Box<Report>),
+    /// To [`Command::Reload`].
+    Reloaded(Reloaded),
+    /// To [`Command::Unsaved`].
+    Unsaved(Box<Unsaved>),
     /// To [`Command::Release`].
     Released(Released),
     /// To [`Command::Stop`] and [`Command::StopAndRelease`]: it is on its way out.
@@ -98,6 +116,16 @@ pub enum Request {
     Netcheck {
         /// For the answer, which is given at once.
         reply: oneshot::Sender<Report>,
+    },
+    /// Read the profile again.
+    Reload {
+        /// What became of it, or what is wrong with the profile.
+        reply: oneshot::Sender<Result<Reloaded, String>>,
+    },
+    /// What did `wg set` change?
+    Unsaved {
+        /// For the answer.
+        reply: oneshot::Sender<Unsaved>,
     },
     /// Lift the guard.
     Release {
@@ -274,6 +302,16 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
             let _ = requests.send(Request::Netcheck { reply }).await;
             answer.await.map(|report| Answer::Netcheck(Box::new(report))).ok()
         }
+        Ok(Command::Reload) => {
+            let (reply, answer) = oneshot::channel();
+            let _ = requests.send(Request::Reload { reply }).await;
+            answer.await.map(|outcome| outcome.map_or_else(Answer::Error, Answer::Reloaded)).ok()
+        }
+        Ok(Command::Unsaved) => {
+            let (reply, answer) = oneshot::channel();
+            let _ = requests.send(Request::Unsaved { reply }).await;
+            answer.await.map(|unsaved| Answer::Unsaved(Box::new(unsaved))).ok()
+        }
         Ok(Command::Release(what)) => {
             let (reply, answer) = oneshot::channel();
             let _ = requests.send(Request::Release { what, reply }).await;
@@ -288,9 +326,31 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
         Err(_) => Some(Answer::Error("this gateway does not know that command".into())),
     };
     let answer = answer.unwrap_or_else(|| Answer::Error("the gateway is on its way out".into()));
-    let mut text = serde_json::to_vec(&answer)?;
+    stream.write_all(&encode(&answer)?).await
+}
+
+/// An answer as a line. It may hold secrets: of a buffer that grows, copies would stay behind.
+fn encode(answer: &Answer) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut length = Length(1);
+    serde_json::to_writer(&mut length, answer)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *text, answer)?;
     text.push(b'\n');
-    stream.write_all(&text).await
+    Ok(text)
+}
+
+/// Counts what is written to it.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Why there is no answer.

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -89,7 +89,8 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
         return Err(KeyFileError::Foreign { owner });
     }
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    let group_may_read = if is_credential(path) { 0o040 } else { 0 };
+    if mode & 0o077 & !group_may_read != 0 {
         return Err(KeyFileError::Exposed { mode });
     }
     let limit = KEY_FILE_LIMIT as usize;
@@ -101,6 +102,13 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::NotBase64)?;
     Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Whether systemd made the file for this service alone (`LoadCredential=`): its access list for the service's user
+/// shows as bits of the group, and nobody else gets into the directory.
+fn is_credential(path: &Path) -> bool {
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    directory.is_some_and(|directory| directory.is_absolute() && path.parent() == Some(&directory))
 }
 
 impl PrivateKey {
@@ -222,6 +230,12 @@ impl PresharedKey {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
+    }
+
+    /// The key in base64, for its file.
+    #[must_use]
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64_STANDARD.encode(self.0))
     }
 
     /// The key in hexadecimal, for WireGuard's socket.
@@ -411,6 +425,30 @@ mod tests {
         for mode in [0o600, 0o400] {
             let file = scratch_file(text.as_bytes(), mode);
             assert!(read_key_file(&file).unwrap().parse::<PrivateKey>().unwrap() == key);
+        }
+    }
+
+    /// A process of its own, since the variable is the process's: this test runs itself again.
+    #[test]
+    fn a_credential_may_show_bits_of_the_group_and_no_others() {
+        const SELF: &str = "key::tests::a_credential_may_show_bits_of_the_group_and_no_others";
+        const VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+        let Some(directory) = std::env::var_os(VARIABLE) else {
+            let directory = tempfile::tempdir().unwrap();
+            let program = std::env::current_exe().unwrap();
+            let mut again = std::process::Command::new(program);
+            let status = again.args(["--exact", SELF]).env(VARIABLE, directory.path()).status().unwrap();
+            assert!(status.success());
+            return;
+        };
+        let text = PrivateKey::generate().unwrap().to_base64();
+        let beside = scratch_file(text.as_bytes(), 0o440);
+        assert!(matches!(read_key_file(&beside), Err(KeyFileError::Exposed { .. })));
+        let file = Path::new(&directory).join("private-key");
+        std::fs::write(&file, &*text).unwrap();
+        for (mode, sound) in [(0o400, true), (0o440, true), (0o460, false), (0o444, false), (0o450, false)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_key_file(&file).is_ok(), sound, "{mode:o}");
         }
     }
 

@@ -3,9 +3,12 @@
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;
+pub mod endpoints;
+pub mod firewall;
 pub mod gateway;
 pub mod ground;
 pub mod key;
+mod memory;
 pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;
@@ -19,3 +22,4 @@ pub mod state;
 pub mod status;
 pub mod traversal;
 pub mod uapi;
+pub mod wg_quick;

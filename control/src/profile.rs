@@ -15,9 +15,11 @@ mod error;
 mod name;
 mod position;
 mod rules;
+mod save;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,16 +27,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use penstock_connect::{CoordinatorUrl, Trust};
+use penstock_proto::trust::AuthorityKey;
 use zeroize::Zeroizing;
 
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
-pub use document::{Document, LanMode, WanMode};
-pub use edit::{EditError, edit};
+pub use document::{CipherImplementation, Document, LanMode, SuiteSetting, WanMode};
+pub use edit::{EditError, add_peer, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
 pub use name::Name;
+pub use save::{Saved, Secret, Unsaved, UnsavedPeer, save};
 
 /// Where the profile is unless `--profile` or `PENSTOCK_PROFILE` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/penstock/profiles/Universe.profile";
@@ -92,6 +96,8 @@ pub struct Profile {
     pub table: u32,
     /// The firewall mark of what the gateway sends outside the tunnel.
     pub mark: u32,
+    /// What computes ChaCha20-Poly1305.
+    pub cipher: CipherImplementation,
     /// Who tells of more sites.
     pub coordinator: Option<Coordinator>,
     /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
@@ -136,6 +142,8 @@ pub struct Coordinator {
     pub url: CoordinatorUrl,
     /// Whose certificate is taken for its.
     pub trust: Trust,
+    /// Who must have signed what it says of sites; `None`: its own word counts.
+    pub authority: Option<AuthorityKey>,
 }
 
 /// Another site.
@@ -155,6 +163,8 @@ pub struct Peer {
     pub allowed_ips: Vec<IpNet>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
+    /// The suite of its handshakes and sessions.
+    pub suite: SuiteSetting,
 }
 
 /// Reads the text of a key file: [`read_key_file`], or what a test puts in its place.
@@ -193,11 +203,36 @@ impl Profile {
         self.wan.mode == WanMode::Xdp || self.lan.mode == LanMode::Xdp
     }
 
+    /// All prefixes of the peers.
+    #[must_use]
+    pub fn remote(&self) -> BTreeSet<IpNet> {
+        self.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect()
+    }
+
+    /// The fields outside `Peers` that another profile has otherwise, `Wan.Mode` for example. A private key that is
+    /// another one in the same file counts.
+    #[must_use]
+    pub fn fields_that_differ(&self, other: &Self) -> Vec<String> {
+        let value = |profile: &Self| serde_json::to_value(profile.document()).unwrap_or_default();
+        let (ours, theirs) = (value(self), value(other));
+        let differs = |field: &&Field| match field.path {
+            ["Peers"] => false,
+            ["PrivateKeyFile"] if self.private_key != other.private_key => true,
+            path => ours.pointer(&pointer(path)) != theirs.pointer(&pointer(path)),
+        };
+        FIELDS.iter().filter(differs).map(|field| field.path.join(".")).collect()
+    }
+
     /// The profile as it is in force, defaults and overrides included, secrets as file names only.
     #[must_use]
     pub fn document(&self) -> Document {
         Document::of(self)
     }
+}
+
+/// The place of a field in JSON (RFC 6901).
+fn pointer(path: &[&str]) -> String {
+    path.iter().map(|key| format!("/{key}")).collect()
 }
 
 /// Reads the text of a profile, within [`FILE_LIMIT`].

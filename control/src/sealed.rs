@@ -24,6 +24,36 @@ pub fn mac(key: &PrivateKey, label: &[u8]) -> Blake2sMac256 {
     keyed(&derived)
 }
 
+/// Why the bytes of a file are not what this gateway wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// It does not begin as it should.
+    #[error("it is a file of another kind")]
+    Foreign,
+    /// The MAC is wrong.
+    #[error("it is damaged, or another gateway or coordinator made it")]
+    Mac,
+}
+
+/// The bytes of a file with this text: `magic`, the MAC of the text, the text. `mac` is the MAC's beginning.
+#[must_use]
+pub fn seal(magic: &[u8; 16], mac: Blake2sMac256, text: &[u8]) -> Vec<u8> {
+    let mac = mac.chain_update(text).finalize().into_bytes();
+    [magic, mac.as_slice(), text].concat()
+}
+
+/// The text of a file that [`seal`] made.
+///
+/// # Errors
+/// It did not.
+pub fn open<'a>(magic: &[u8; 16], mac: Blake2sMac256, bytes: &'a [u8]) -> Result<&'a [u8], SealError> {
+    let rest = bytes.strip_prefix(magic).ok_or(SealError::Foreign)?;
+    let (tag, text) = rest.split_first_chunk::<MAC>().ok_or(SealError::Foreign)?;
+    // In constant time, and before anything is made of the text.
+    mac.chain_update(text).verify_slice(tag).map_err(|_| SealError::Mac)?;
+    Ok(text)
+}
+
 /// Reads a regular file of at most `limit` bytes. `None`: there is none.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Where state is kept that outlives the process: the cached map and the guarded prefixes.
+//! Where state is kept that outlives the process: the cached map, the guarded prefixes, the peers' last endpoints.
 
 use std::path::PathBuf;
 

@@ -42,6 +42,9 @@ pub struct Status {
     pub tunnel_mtu: u16,
     /// Worker threads.
     pub workers: u16,
+    /// What seals and opens, and how fast.
+    #[serde(default)]
+    pub cipher: Cipher,
     /// How the WAN is driven.
     pub wan_mode: Mode,
     /// How the LAN is driven.
@@ -93,6 +96,36 @@ pub struct Coordinator {
     pub pending: bool,
     /// Why there is no connection: a sentence.
     pub error: Option<String>,
+    /// The key of the overlay's authority, if the profile pins one: the pinned one, or its latest successor.
+    #[serde(default)]
+    pub authority: Option<String>,
+    /// What of the coordinator's map is not taken; the first of it, if there is much.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
+}
+
+/// A site, relay or prefix of the coordinator's map that this gateway does not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Refused {
+    /// As the map names it.
+    pub name: String,
+    /// Who.
+    pub public_key: PublicKey,
+    /// What of it; null: all.
+    pub prefix: Option<IpNet>,
+    /// Why: a sentence.
+    pub reason: String,
+}
+
+/// How long the overlay's authority and the coordinator vouch for a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Statement {
+    /// When the authority's statement ends, in seconds since the epoch; null: it does not.
+    pub until: Option<u64>,
+    /// For how long the coordinator's lease keeps it alive, in seconds of this gateway's running; null: for good.
+    pub lease_seconds: Option<u64>,
 }
 
 /// A mode that was chosen, and why.
@@ -103,6 +136,18 @@ pub struct Mode {
     pub mode: String,
     /// A sentence.
     pub reason: String,
+}
+
+/// What seals and opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Cipher {
+    /// What computes ChaCha20-Poly1305: "ifma512", "ifma256", "avx2" or "ring". AES-256-GCM is ring's.
+    pub implementation: String,
+    /// Why it is that one: a sentence.
+    pub reason: String,
+    /// Megabytes a second of one core, measured at the start, by suite.
+    pub speeds: BTreeMap<String, u32>,
 }
 
 /// A worker's end of a device queue.
@@ -147,10 +192,19 @@ pub struct Peer {
     pub round_trip_ms: Option<f64>,
     /// Seconds since the epoch.
     pub last_handshake: Option<u64>,
+    /// The suite of the present session, or of the next one: "chacha20-poly1305" or "aes-256-gcm".
+    #[serde(default)]
+    pub suite: String,
+    /// Why it is that one: a sentence.
+    #[serde(default)]
+    pub suite_reason: String,
     /// Bytes of WireGuard messages received.
     pub rx_bytes: u64,
     /// Bytes of WireGuard messages sent.
     pub tx_bytes: u64,
+    /// What vouches for it; null for a peer of the profile, or where no authority is pinned.
+    #[serde(default)]
+    pub statement: Option<Statement>,
     /// What the peer may send and is sent.
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Vec<IpNet>,
@@ -196,6 +250,13 @@ pub(crate) fn sample() -> Status {
             site: Some("amsterdam".into()),
             pending: false,
             error: None,
+            authority: Some("AuthorityKey".into()),
+            refused: vec![Refused {
+                name: "cadiz".into(),
+                public_key: key,
+                prefix: Some("10.103.0.0/24".parse().expect("a prefix")),
+                reason: "another has it".into(),
+            }],
         }),
         relays: vec![RelayState {
             name: "coordinator".into(),
@@ -206,6 +267,11 @@ pub(crate) fn sample() -> Status {
         }],
         tunnel_mtu: 1420,
         workers: 2,
+        cipher: Cipher {
+            implementation: "ifma512".into(),
+            reason: "the fastest that this CPU has".into(),
+            speeds: BTreeMap::from([("chacha20-poly1305".into(), 4500), ("aes-256-gcm".into(), 7500)]),
+        },
         wan_mode: Mode { mode: "xdp".into(), reason: "eth0 has zero-copy".into() },
         lan_mode: Mode { mode: "tun".into(), reason: "asked for".into() },
         ports: vec![Port {
@@ -226,8 +292,11 @@ pub(crate) fn sample() -> Status {
             endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
             round_trip_ms: Some(1.5),
             last_handshake: Some(1_700_000_000),
+            suite: "aes-256-gcm".into(),
+            suite_reason: "the profile says so".into(),
             rx_bytes: 1536,
             tx_bytes: 10,
+            statement: Some(Statement { until: None, lease_seconds: Some(604_800) }),
             allowed_ips: vec!["10.102.0.0/24".parse().expect("a prefix")],
         }],
         drops: BTreeMap::from([("replayed".into(), 3), ("bad-tag".into(), 0)]),
@@ -250,7 +319,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"RxBytes":1536,"TxBytes":10,"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
 
     #[test]
     fn json_is_the_contract() {

@@ -41,6 +41,8 @@ reasons! {
     BadInner = "bad-inner",
     /// WAN: the inner source is not among the peer's allowed IPs.
     SpoofedSource = "spoofed-source",
+    /// WAN: the inner destination is neither this site's nor the gateway's own, and other sites may not pass through.
+    Transit = "transit",
     /// RFC 6040: congestion experienced outside on a packet whose inside cannot carry it.
     Congestion = "congestion",
     /// LAN: no peer's allowed IPs hold the destination.

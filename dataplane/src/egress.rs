@@ -11,7 +11,7 @@ use crate::drop::DropReason;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::inner::{self, Inner};
-use crate::ports::{BATCH, Batch, Packet, Port};
+use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
 use crate::session::{DATA_HEADER, PADDING, Session, TAG};
 use crate::side::Side;
 use crate::slow_path::Notice;
@@ -101,9 +101,9 @@ fn address<'t>(
     keys: &mut SmallVec<[(&'t Session, u64); BATCH]>,
 ) -> Result<Exit, DropReason> {
     let entry = &turn.table.peers[place as usize];
-    let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
     let session = entry.session().ok_or(DropReason::ExpiredSession)?;
     let roamed = turn.roamed_to(place);
+    let endpoint = roamed.or(entry.endpoint()).ok_or(DropReason::NoEndpoint)?;
     // The link of an old endpoint is not that of the new one.
     let link = entry.link.filter(|_| roamed.is_none());
     let port = link.as_ref().and_then(|link| wan.port_of(link));
@@ -112,7 +112,7 @@ fn address<'t>(
     let mut bytes = 0;
     for packet in packets {
         bytes += enclose(&mut packet.frame, turn);
-        packet.remote = roamed.unwrap_or(endpoint);
+        Endpoint { remote: packet.remote, local: packet.local } = endpoint;
         packet.link = port.and(link);
     }
     let first = session.reserve(count, bytes)?;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
@@ -25,15 +25,6 @@ pub struct EngineConfig {
     pub cipher: Cipher,
 }
 
-impl EngineConfig {
-    /// With the fastest cipher of this CPU, or ring when that fails its self-test.
-    pub fn new(workers: Vec<WorkerSetup>, table: Table) -> Self {
-        let fastest = Cipher::detect();
-        let cipher = fastest.self_test().map_or(Cipher::RING, |()| fastest);
-        Self { workers, table, cipher }
-    }
-}
-
 /// What a worker starts with: its memory and its ends of the devices' queues.
 pub struct WorkerSetup {
     /// Packet memory, shared by the worker's ports.
@@ -54,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) cipher: Cipher,
     pub(crate) notices: Mailbox<Notice>,
     pub(crate) stop: AtomicBool,
+    /// How often the workers were called.
+    pub(crate) calls: AtomicU32,
 }
 
 /// Running workers.
@@ -66,6 +59,8 @@ struct Running {
     thread: Option<JoinHandle<()>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
+    /// The last call that it answered.
+    answered: Arc<AtomicU32>,
     ports: Vec<PortInfo>,
 }
 
@@ -79,9 +74,8 @@ impl Engine {
         for (index, mut worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let obituary = Obituary { shared, worker: index };
+                let _obituary = Obituary { shared, worker: index };
                 worker.run();
-                std::mem::forget(obituary);
             })?;
             engine.workers[index].thread = Some(thread);
         }
@@ -98,6 +92,7 @@ impl Engine {
             cipher: config.cipher,
             notices: Mailbox::new(NOTICES)?,
             stop: AtomicBool::new(false),
+            calls: AtomicU32::new(0),
         });
         let mut engine = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         let mut workers = Vec::new();
@@ -105,8 +100,9 @@ impl Engine {
             let commands = Arc::new(Mailbox::new(COMMANDS)?);
             let drops = Arc::new(Drops::default());
             let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
-            workers.push(Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops)));
-            engine.workers.push(Running { thread: None, commands, drops, ports });
+            let worker = Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops));
+            engine.workers.push(Running { thread: None, commands, drops, answered: worker.answered(), ports });
+            workers.push(worker);
         }
         Ok((engine, workers))
     }
@@ -139,6 +135,19 @@ impl Engine {
         let taken = worker.commands.push(command);
         worker.commands.ring();
         taken
+    }
+
+    /// Calls every worker, also one that sleeps: whoever does not answer soon is stuck.
+    pub fn call(&self) {
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        self.workers.iter().for_each(|worker| worker.commands.ring());
+    }
+
+    /// The workers that have not answered the last call.
+    pub fn silent(&self) -> impl Iterator<Item = usize> + '_ {
+        let calls = self.shared.calls.load(Ordering::Relaxed);
+        let silent = move |worker: &Running| worker.answered.load(Ordering::Relaxed) != calls;
+        self.workers.iter().enumerate().filter(move |(_, worker)| silent(worker)).map(|(index, _)| index)
     }
 
     /// How many packets were dropped for each reason, over all workers.
@@ -185,7 +194,9 @@ struct Obituary {
 
 impl Drop for Obituary {
     fn drop(&mut self) {
-        self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
-        self.shared.notices.ring();
+        if std::thread::panicking() {
+            self.shared.notices.push(Notice::WorkerDied { worker: self.worker });
+            self.shared.notices.ring();
+        }
     }
 }

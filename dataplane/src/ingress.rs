@@ -64,13 +64,16 @@ fn read<'t>(
     let frame = &mut packet.frame;
     let message = turn.pool.packet(frame);
     if *message.first_chunk().ok_or(DropReason::Truncated)? != DATA {
-        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.remote, payload: message.into() }));
+        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.endpoint(), payload: message.into() }));
     }
     let Header { index, counter } = Header::read(message).ok_or(DropReason::Truncated)?;
     // Packets of a batch come in runs of one session.
     let entry = match *last {
         Some(entry) if entry.session.local_index == index => entry,
-        _ => turn.table.sessions.get(&index).ok_or(DropReason::UnknownSession)?,
+        _ => match turn.table.sessions.get(&index) {
+            Some(entry) => entry,
+            None => return Err(turn.unknown_session(packet.remote).into()),
+        },
     };
     *last = Some(entry);
     entry.session.admits(counter, turn.now)?;
@@ -131,16 +134,16 @@ fn accept<'t>(
 ) -> Result<Exit, DropReason> {
     let entry = message.entry;
     let SessionEntry { session, peer } = entry;
-    let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.remote);
+    let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.endpoint());
     tally.count(entry, plaintext, turn);
     // While the queue is full, the next message says it again.
-    if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index }) {
+    if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index, from }) {
         session.confirm();
     }
     // The answer goes to the new address already, or the peer would take our old path for a move.
     let known = &turn.table.peers[*peer as usize];
-    if turn.roamed_to(*peer).or(known.endpoint) != Some(from)
-        && known.roams
+    if known.roams
+        && turn.roamed_to(*peer).or(known.endpoint()).is_none_or(|known| known.is_moved_by(&from))
         && turn.notices.push(Notice::Roamed { local_index, from })
     {
         turn.roam(*peer, from);
@@ -148,7 +151,7 @@ fn accept<'t>(
     if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
 }
 
-/// Allowed IPs, ECN, next hop.
+/// Allowed IPs, transit, ECN, next hop.
 #[inline]
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
@@ -157,6 +160,9 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
         return Err(DropReason::SpoofedSource);
+    }
+    if !table.admits(inner.destination) {
+        return Err(DropReason::Transit);
     }
     inner::merge_ecn(turn.pool.packet_mut(frame), inner.tos, packet.tos)?;
 

@@ -11,7 +11,7 @@ use crate::frame::Pool;
 use crate::peer::Peer;
 use crate::ports::memory::{MemoryPort, Wire};
 use crate::prefix::PrefixMap;
-use crate::session::{Session, SessionConfig, Suite};
+use crate::session::{Cipher, Session, SessionConfig, Suite};
 use crate::table::{PeerEntry, SessionEntry, Table};
 use crate::worker::Worker;
 
@@ -40,20 +40,20 @@ impl Loopback {
     /// # Errors
     /// No descriptor is to be had.
     pub fn new(frames: u32) -> io::Result<Self> {
-        Self::with_pool(Pool::heap(frames))
+        Self::with(Pool::heap(frames), Suite::ChaCha20Poly1305)
     }
 
-    /// A worker with this packet memory.
+    /// A worker with this packet memory, and a session of this suite.
     ///
     /// # Errors
     /// No descriptor is to be had.
-    pub fn with_pool(pool: Pool) -> io::Result<Self> {
+    pub fn with(pool: Pool, suite: Suite) -> io::Result<Self> {
         let endpoint: SocketAddr = ([192, 0, 2, 2], 47100).into();
         let peer = Arc::new(Peer::new(0));
         let session = Arc::new(Session::new(SessionConfig {
             local_index: SESSION,
             remote_index: SESSION,
-            suite: Suite::ChaCha20Poly1305,
+            suite,
             send_key: &[1; 32],
             receive_key: &[1; 32],
             born: Millis::now(),
@@ -70,7 +70,15 @@ impl Loopback {
             ..Table::default()
         };
         let sending = Some(Arc::clone(&session));
-        table.peers.push(PeerEntry { peer, endpoint: Some(endpoint), roams: true, link: None, sending, next: None });
+        table.peers.push(PeerEntry {
+            peer,
+            endpoint: Some(endpoint),
+            local: None,
+            roams: true,
+            link: None,
+            sending,
+            next: None,
+        });
         table.sessions.insert(SESSION, SessionEntry { session: Arc::clone(&session), peer: 0 });
         let (wan, lan) = (Wire::default(), Wire::default());
         let setup = WorkerSetup {
@@ -80,7 +88,8 @@ impl Loopback {
             core: None,
             busy_poll: false,
         };
-        let (engine, mut workers) = Engine::prepare(EngineConfig::new(vec![setup], table))?;
+        let (engine, mut workers) =
+            Engine::prepare(EngineConfig { workers: vec![setup], table, cipher: Cipher::detect() })?;
         Ok(Self { engine, worker: workers.remove(0), wan, lan, session, endpoint })
     }
 }

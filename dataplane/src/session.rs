@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use penstock_aead::{Cipher, Suite, TAG};
+pub use penstock_aead::{Cipher, Implementation, SelfTestFailed, Suite, TAG};
 use penstock_aead::{Key, NONCE, Opening, Sealing};
 
 use crate::clock::Millis;
@@ -25,8 +25,6 @@ pub const PADDING: usize = 16;
 pub const REJECT_AFTER: Millis = Millis(180_000);
 /// No counter from here on is used (WireGuard's Reject-After-Messages).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// AES-256-GCM: so many blocks with one key, and it is time for a new one.
-pub const REKEY_AFTER_BLOCKS: u64 = 1 << 35;
 /// AES-256-GCM: no more blocks than this with one key. An attacker's advantage stays below 2^-57
 /// (draft-irtf-cfrg-aead-limits, section 5.1: blocks of plaintext and one for each message).
 pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
@@ -124,7 +122,7 @@ impl Session {
         self.send_counter.load(Relaxed)
     }
 
-    /// How many blocks were sealed, to be compared with [`REKEY_AFTER_BLOCKS`]; 0 where that is no limit.
+    /// How many blocks were sealed; 0 where they are not limited.
     pub fn sent_blocks(&self) -> u64 {
         self.sent_blocks.load(Relaxed)
     }

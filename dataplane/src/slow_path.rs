@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::ports::Endpoint;
+
 /// Notices that may wait for control.
 pub const NOTICES: usize = 4096;
 /// Commands that may wait for a worker.
@@ -18,8 +20,8 @@ pub const COMMANDS: usize = 4096;
 pub enum Notice {
     /// A datagram that is not transport data: a handshake, a cookie, STUN, a probe.
     Datagram {
-        /// Its sender.
-        from: SocketAddr,
+        /// Its sender, and whom of us it called.
+        from: Endpoint,
         /// The UDP payload.
         payload: Box<[u8]>,
     },
@@ -30,17 +32,24 @@ pub enum Notice {
         /// The IP packet.
         packet: Box<[u8]>,
     },
+    /// Data from a peer's endpoint by a session that nobody knows: one of us was started anew. Not every one is told.
+    UnknownSession {
+        /// Its sender.
+        from: SocketAddr,
+    },
     /// The first authenticated message on a session of which we were the responder.
     Confirmed {
         /// Our receiver index of it.
         local_index: u32,
+        /// Its sender.
+        from: Endpoint,
     },
-    /// An authenticated message from another address than the peer's endpoint.
+    /// An authenticated message from another address than the peer's endpoint, or to another of ours.
     Roamed {
         /// Our receiver index of the session it came by.
         local_index: u32,
         /// Its sender.
-        from: SocketAddr,
+        from: Endpoint,
     },
     /// A worker has ended by a panic: packets of its queues are not served any more.
     WorkerDied {

@@ -1,13 +1,13 @@
 //! The tables that control publishes and workers read: peers, allowed IPs, sessions, next hops. A
 //! table is immutable; a change is a new table, which each worker picks up between two batches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::peer::Peer;
-use crate::ports::Link;
+use crate::ports::{Endpoint, Link};
 use crate::prefix::{Mix, PrefixMap};
 use crate::session::Session;
 
@@ -21,8 +21,12 @@ pub struct Table {
     pub allowed_ips: Arc<PrefixMap<u32>>,
     /// By our receiver index: the sessions that may receive.
     pub sessions: HashMap<u32, SessionEntry, BuildHasherDefault<Mix>>,
+    /// Where peers are, themselves and not by a relay: data from there is a reason to call them.
+    pub endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
+    /// What the tunnel may reach here: this site's prefixes and the gateway's own addresses. `None`: anything.
+    pub reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet, in bytes.
     pub mtu: usize,
     /// Our address in ICMP messages about IPv4 packets.
@@ -38,6 +42,8 @@ pub struct PeerEntry {
     pub peer: Arc<Peer>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that it called last, which packets to it leave from; `None` leaves it to the route.
+    pub local: Option<IpAddr>,
     /// Whether an authentic packet from elsewhere moves it there.
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
@@ -49,6 +55,12 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
+    /// Where it is, and by which address of ours it is reached.
+    #[inline]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.map(|remote| Endpoint { remote, local: self.local })
+    }
+
     /// The session to send by now. The answer to the first packet of a new session goes by that session: the
     /// peer may have no other.
     #[inline]
@@ -72,7 +84,9 @@ impl Default for Table {
             peers: Vec::new(),
             allowed_ips: Arc::default(),
             sessions: HashMap::default(),
+            endpoints: Arc::default(),
             hops: Arc::default(),
+            reachable: None,
             mtu: 1420,
             icmp_v4: None,
             icmp_v6: None,
@@ -85,6 +99,12 @@ impl Table {
     #[inline]
     pub fn route(&self, destination: IpAddr) -> Option<u32> {
         self.allowed_ips.lookup(destination).copied()
+    }
+
+    /// Whether what comes out of the tunnel may go there.
+    #[inline]
+    pub fn admits(&self, destination: IpAddr) -> bool {
+        self.reachable.as_ref().is_none_or(|reachable| reachable.lookup(destination).is_some())
     }
 
     /// The link by which packets for a LAN host go; `None` leaves them to the kernel.

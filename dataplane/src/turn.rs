@@ -9,7 +9,7 @@ use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::Inner;
-use crate::ports::Batch;
+use crate::ports::{Batch, Endpoint};
 use crate::slow_path::{Mailbox, Notice};
 use crate::table::Table;
 
@@ -27,8 +27,10 @@ pub(crate) struct Turn<'a> {
     /// ICMP errors that go back to where their causes came from.
     pub(crate) errors: &'a mut Batch,
     pub(crate) limiter: &'a mut Limiter,
+    /// How often control is told of sessions that nobody knows.
+    pub(crate) unknown: &'a mut Limiter,
     /// Peers heard from a new address, by place in the table, until control publishes it.
-    pub(crate) roamed: &'a mut Vec<(u32, SocketAddr)>,
+    pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
 }
 
 /// Where a packet leaves the stages.
@@ -51,20 +53,29 @@ impl From<DropReason> for Exit {
 }
 
 impl Turn<'_> {
+    /// A message has no session. Control hears of it when a peer is where it came from, and not too often.
+    #[cold]
+    pub(crate) fn unknown_session(&mut self, from: SocketAddr) -> DropReason {
+        if self.table.endpoints.contains(&from) && self.unknown.allow(self.now) {
+            self.notices.push(Notice::UnknownSession { from });
+        }
+        DropReason::UnknownSession
+    }
+
     /// Turns a packet into the ICMP error that it causes; a drop, if none is due or too many were sent.
     pub(crate) fn error(&mut self, frame: &mut Frame, inner: &Inner, error: icmp::Error, reason: DropReason) -> Exit {
         let told = self.limiter.allow(self.now) && icmp::answer(self.pool, frame, inner, error, self.table);
         if told { Exit::Error } else { Exit::Dropped(reason) }
     }
 
-    /// The address that a peer was heard from since the table was published, if it is another.
+    /// Where a peer was heard from since the table was published, if that is elsewhere.
     #[inline]
-    pub(crate) fn roamed_to(&self, place: u32) -> Option<SocketAddr> {
+    pub(crate) fn roamed_to(&self, place: u32) -> Option<Endpoint> {
         self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint)
     }
 
     /// Notes that a peer was heard from another address.
-    pub(crate) fn roam(&mut self, place: u32, endpoint: SocketAddr) {
+    pub(crate) fn roam(&mut self, place: u32, endpoint: Endpoint) {
         self.roamed.retain(|(roamed, _)| *roamed != place);
         if self.roamed.len() < ROAMED_MAX {
             self.roamed.push((place, endpoint));

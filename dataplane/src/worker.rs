@@ -1,13 +1,13 @@
 //! A worker: one thread that owns a queue of each port and takes packets all the way from one to
 //! another, a batch at a time.
 
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use smallvec::SmallVec;
 
 use crate::clock::Millis;
@@ -15,7 +15,7 @@ use crate::drop::{DropReason, Drops};
 use crate::engine::{Shared, WorkerSetup};
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
-use crate::ports::{Batch, EGRESS_ROOM, Packet};
+use crate::ports::{Batch, EGRESS_ROOM, Endpoint, Packet};
 use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
@@ -37,14 +37,17 @@ pub struct Worker {
     received: Batch,
     errors: Batch,
     limiter: Limiter,
+    unknown: Limiter,
     shared: Arc<Shared>,
     tables: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
     /// The table of this turn.
     table: Arc<Table>,
     /// Peers, by place in the table, that have moved since it was published.
-    roamed: Vec<(u32, SocketAddr)>,
+    roamed: Vec<(u32, Endpoint)>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
+    /// The last call of control that was answered.
+    answered: Arc<AtomicU32>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
 }
@@ -63,25 +66,34 @@ impl Worker {
             received: Batch::default(),
             errors: Batch::default(),
             limiter: Limiter::default(),
+            unknown: Limiter::default(),
             tables: Cache::new(Arc::clone(&shared.table)),
             table: shared.table.load_full(),
             roamed: Vec::with_capacity(ROAMED_MAX),
             shared,
             commands,
             drops,
+            answered: Arc::default(),
             core: setup.core,
             busy_poll: setup.busy_poll,
         }
     }
 
+    /// Where it tells which call it has answered.
+    pub(crate) fn answered(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.answered)
+    }
+
     /// Works until the engine stops.
     pub(crate) fn run(&mut self) {
+        drop_capabilities();
         if let Some(core) = self.core {
             // Refused in a narrower cpuset than at start: then the scheduler decides.
             let _ = core_affinity::set_for_current(core);
         }
         let mut turns = 0u32;
         while !self.shared.stop.load(Ordering::Relaxed) {
+            self.answered.store(self.shared.calls.load(Ordering::Relaxed), Ordering::Relaxed);
             let packets = self.turn();
             turns = turns.wrapping_add(1);
             let idle = packets == 0 && self.wan.none_ready() && self.lan.none_ready();
@@ -97,6 +109,8 @@ impl Worker {
                 self.poll(false);
             }
         }
+        // The C library keeps the stack for the next thread.
+        penstock_aead::wipe_stack();
     }
 
     /// The packet memory, for a device that is in memory itself: the far end of a `memory` port.
@@ -135,9 +149,12 @@ impl Worker {
     #[inline]
     fn begin(&mut self) -> (Turn<'_>, Ends<'_>) {
         self.take_up_table();
-        let Self { pool, table, shared, drops, errors, limiter, roamed, wan, lan, received, .. } = self;
+        let Self { pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, .. } = self;
         let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), Millis::now());
-        (Turn { pool, table, cipher, now, drops, notices, errors, limiter, roamed }, Ends { wan, lan, received })
+        (
+            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, roamed },
+            Ends { wan, lan, received },
+        )
     }
 
     /// Takes up the newest table, and lets go of the one before with its sessions.
@@ -147,6 +164,8 @@ impl Worker {
         if !Arc::ptr_eq(newest, &self.table) {
             self.table = Arc::clone(newest);
             self.roamed.clear();
+            // Sessions may have ended whose keys went through this stack.
+            penstock_aead::wipe_stack();
         }
     }
 
@@ -214,6 +233,13 @@ impl Worker {
         // More wait: the bell brings us back after the ports had their turn.
         commands.ring();
     }
+}
+
+/// What strangers send is read by threads without privileges: every device and socket is open by now.
+fn drop_capabilities() {
+    let none = CapabilitySet::empty();
+    // Nothing to give up is no failure, and there is no other.
+    let _ = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none });
 }
 
 /// Where a turn's packets come from and go to.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
 use penstock_dataplane::prefix::PrefixMap;
-use penstock_dataplane::session::{Session, SessionConfig, Suite};
+use penstock_dataplane::session::{Cipher, Session, SessionConfig, Suite};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 use penstock_dataplane::worker::Worker;
@@ -79,7 +79,7 @@ fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
         core: None,
         busy_poll: false,
     };
-    EngineConfig::new(vec![setup], table)
+    EngineConfig { workers: vec![setup], table, cipher: Cipher::detect() }
 }
 
 fn table(me: usize, with_session: bool) -> Table {
@@ -102,6 +102,7 @@ fn table(me: usize, with_session: bool) -> Table {
         peers: vec![PeerEntry {
             peer,
             endpoint: Some(SITES[other].0.parse().unwrap()),
+            local: None,
             roams: true,
             link: None,
             sending: with_session.then(|| Arc::clone(&session)),
@@ -138,6 +139,16 @@ fn packet(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: &[u8]) -> Vec
     p
 }
 
+/// A packet of IPv6 between hosts of the networks with these numbers, which are the sites'.
+fn packet6(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
+    let mut p = vec![0x60, 0, 0, 0, 0, payload.len() as u8, 17, 64];
+    for network in [source, destination] {
+        p.extend_from_slice(&Ipv6Addr::new(0xfd, 0, 0, network, 0, 0, 0, 1).octets());
+    }
+    p.extend_from_slice(payload);
+    p
+}
+
 const A: [u8; 4] = [10, 0, 0, 1];
 const B: [u8; 4] = [10, 1, 0, 1];
 
@@ -156,7 +167,9 @@ fn packets_of_every_size_cross_in_order() {
         assert_eq!(message.bytes, packet(A, B, 62, &vec![size as u8; size]));
     }
     assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
-    assert!(matches!(b.engine.notices().pop(), Some(Notice::Confirmed { local_index: 101 })));
+    assert!(
+        matches!(b.engine.notices().pop(), Some(Notice::Confirmed { local_index: 101, from }) if from == a.address.into())
+    );
     let (sent, received) = (&a.engine.table().peers[0].peer.sent, &b.engine.table().peers[0].peer.received);
     assert_eq!(sent.bytes.load(Relaxed), received.bytes.load(Relaxed));
     assert_eq!(sent.packets.load(Relaxed), 1401);
@@ -250,6 +263,40 @@ fn what_must_not_pass_is_dropped_and_counted() {
     assert!(b.sent_to_lan().is_none());
 }
 
+/// From the tunnel only what is this site's is delivered, in both families, unless anything may pass.
+#[test]
+fn what_is_not_this_sites_is_not_delivered() {
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    let packets =
+        [packet(A, B, 64, &[1]), packet(A, [10, 1, 9, 9], 64, &[2]), packet6(0, 1, &[3]), packet6(0, 9, &[4])];
+    for (reachable, delivered) in
+        [(None, 4), (Some(vec![(IpAddr::from(B), 32), ("fd:0:0:1::".parse().unwrap(), 64)]), 2)]
+    {
+        let mut table = Arc::unwrap_or_clone(b.engine.table());
+        table.reachable = reachable.map(|prefixes| {
+            let mut map = PrefixMap::default();
+            for (address, length) in prefixes {
+                map.insert(address, length, ());
+            }
+            Arc::new(map)
+        });
+        b.engine.publish(table);
+        // Everything beyond A is B's.
+        let mut table = Arc::unwrap_or_clone(a.engine.table());
+        let mut all = PrefixMap::default();
+        all.insert(IpAddr::from([0; 4]), 0, 0);
+        all.insert(IpAddr::from([0; 16]), 0, 0);
+        table.allowed_ips = Arc::new(all);
+        a.engine.publish(table);
+        packets.iter().for_each(|packet| assert!(a.send_lan(packet)));
+        a.turn();
+        carry(&mut a, &mut b);
+        b.turn();
+        let arrived = std::iter::from_fn(|| b.sent_to_lan()).count();
+        assert_eq!((arrived, b.dropped(DropReason::Transit)), (delivered, 4 - delivered as u64));
+    }
+}
+
 #[test]
 fn routers_answer_what_they_cannot_forward() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -307,7 +354,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     b.engine.notices().pop();
     assert!(
-        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address && payload.len() == 5)
+        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address.into() && payload.len() == 5)
     );
 
     // An authenticated message from elsewhere is a move; an unauthenticated one is not.
@@ -320,7 +367,9 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.send_wan(elsewhere, 0, &forged);
     b.send_wan(elsewhere, 0, &moved.bytes);
     b.turn();
-    assert!(matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere));
+    assert!(
+        matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere.into())
+    );
     assert!(b.engine.notices().pop().is_none());
     // The answer does not wait for control, which has the last word.
     b.send_lan(&self::packet(B, A, 64, &[]));
@@ -330,6 +379,26 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
+
+    // Where nothing was known of a peer, the first message says where the answer goes.
+    let mut unknown = Arc::unwrap_or_clone(b.engine.table());
+    unknown.peers[0].endpoint = None;
+    b.engine.publish(unknown);
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.dropped(DropReason::NoEndpoint), 1);
+    a.send_lan(&waiting);
+    a.turn();
+    let first = a.sent_to_wan().unwrap();
+    b.send_wan(elsewhere, 0, &first.bytes);
+    b.send_lan(&self::packet(B, A, 64, &[]));
+    b.turn();
+    assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
+    b.sent_to_lan().expect("the packet");
+    b.engine.notices().pop();
+    let mut known = Arc::unwrap_or_clone(b.engine.table());
+    known.peers[0].endpoint = Some(a.address);
+    b.engine.publish(known);
 
     // A peer whose path somebody else finds is heard from anywhere, and not followed.
     let mut fixed = Arc::unwrap_or_clone(b.engine.table());
@@ -345,6 +414,34 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
+}
+
+/// One of the sites was started anew, and the other goes on: control hears of data without a session from where a peer
+/// is, and not as often as it comes.
+#[test]
+fn data_without_a_session_is_told_if_a_peer_sent_it() {
+    let mut b = Gateway::new(1);
+    let peer: SocketAddr = SITES[0].0.parse().unwrap();
+    let mut table = table(1, false);
+    table.sessions.clear();
+    table.endpoints = Arc::new([peer].into());
+    b.engine.publish(table);
+    let data: Vec<u8> = [&[4, 0, 0, 0, 9, 9, 9, 9][..], &[0; 24]].concat();
+    let told = |b: &Gateway| {
+        let notices = std::iter::from_fn(|| b.engine.notices().pop());
+        notices.filter(|notice| matches!(notice, Notice::UnknownSession { from } if *from == peer)).count()
+    };
+    for from in ["198.51.100.9:9", "192.0.2.1:9"] {
+        b.send_wan(from.parse().unwrap(), 0, &data);
+    }
+    b.turn();
+    assert!(b.engine.notices().pop().is_none());
+    for _ in 0..1000 {
+        b.send_wan(peer, 0, &data);
+    }
+    b.turn();
+    assert!((1..500).contains(&told(&b)));
+    assert_eq!(b.dropped(DropReason::UnknownSession), 1002);
 }
 
 /// The peer has forgotten the session that we send by, as after its restart, and begun another.
@@ -395,7 +492,7 @@ fn a_confirmation_outlives_a_flood() {
         carry(&mut a, &mut b);
         b.turn();
         while let Some(notice) = b.engine.notices().pop() {
-            if matches!(notice, Notice::Confirmed { local_index: 101 }) {
+            if matches!(notice, Notice::Confirmed { local_index: 101, .. }) {
                 return;
             }
         }

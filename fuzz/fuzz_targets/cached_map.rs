@@ -1,8 +1,8 @@
-//! The file of a cached map, and the URLs of coordinators, relays and proxies.
+//! The files of a cached map and of the signed documents that were seen, and the URLs of coordinators, relays and proxies.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use penstock::coordinator::Cached;
+use penstock::coordinator::{Cached, seen};
 use penstock::key::PrivateKey;
 use penstock_connect::{CoordinatorUrl, HttpsUrl, Proxy};
 
@@ -15,6 +15,10 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(cached) = Cached::decode(&Cached::seal(input, &key, &url), &key, &url) {
         let again = Cached::decode(&cached.encode(&key, &url), &key, &url);
         assert_eq!(again.ok().as_ref(), Some(&cached));
+    }
+    assert!(seen::decode(input, &key).is_err());
+    if let Ok(state) = seen::decode(&seen::seal(input, &key), &key) {
+        assert_eq!(seen::decode(&seen::encode(&state, &key), &key).ok().as_ref(), Some(&state));
     }
 
     let Ok(text) = std::str::from_utf8(input) else { return };

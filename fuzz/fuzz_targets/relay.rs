@@ -1,5 +1,6 @@
 //! Datagrams to a relay, from bound sources and strangers: bind messages too, with the head of a site.
-//! Nothing leaves but to a site that the sender may talk to, and no answer is longer than its question.
+//! Nothing leaves but to a site that the sender may talk to, and no answer is longer than its question. And what a
+//! site takes for a relay's answer about signed documents.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -7,7 +8,11 @@ use std::time::{Duration, Instant};
 use libfuzzer_sys::fuzz_target;
 use penstock_proto::path::SiteId;
 use penstock_proto::relay::client::RelayClient;
+use penstock_proto::relay::gossip::Gossip;
 use penstock_proto::relay::{Outcome, Relay, RelayLimits, Source};
+use penstock_proto::trust::{Authority, SigningKey, UnixTime};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const SITES: usize = 3;
@@ -25,6 +30,9 @@ fn relay(now: Instant) -> (Relay, [PublicKey; SITES]) {
     let mut relay = Relay::new(private, [7; 32].into(), RelayLimits::default());
     keys.iter().for_each(|key| relay.add_site(*key));
     relay.set_pair(&keys[0], &keys[1], true);
+    let mut authority = Authority::found(SigningKey::from_seed([6; 32].into()));
+    let documents = authority.revoke(UnixTime(1), [[4; 32].into()]).expect("room for one");
+    relay.set_documents(&documents);
     for (number, secret) in secrets.iter().enumerate() {
         let mut client = RelayClient::new(now, secret, &public).expect("a sound key");
         while let Some(message) = client.poll_transmit(now) {
@@ -41,6 +49,7 @@ fn relay(now: Instant) -> (Relay, [PublicKey; SITES]) {
 fuzz_target!(|input: &[u8]| {
     let mut now = Instant::now();
     let (mut relay, keys) = relay(now);
+    let mut gossip = Gossip::new(now, StdRng::seed_from_u64(1));
     // More in one input only makes it slow.
     let mut rest = &input[..input.len().min(4096)];
     while let [head, length, tail @ ..] = rest {
@@ -51,7 +60,7 @@ fuzz_target!(|input: &[u8]| {
         let datagram = match head >> 4 & 3 {
             0 => bytes.to_vec(),
             1 => [&[0x50, 3, 1, 0][..], &named, bytes].concat(),
-            2 => [&[0x50, [1, 2, 6, 7][usize::from(head >> 6)], 1, 0][..], &named, bytes].concat(),
+            2 => [&[0x50, [1, 6, 7, 8][usize::from(head >> 6)], 1, 0][..], &named, bytes].concat(),
             _ => {
                 let kind = 1 + (head >> 6);
                 let mut datagram = [&[kind, 0, 0, 0][..], bytes].concat();
@@ -64,6 +73,14 @@ fuzz_target!(|input: &[u8]| {
             Ok(Outcome::Forward(to)) => assert!(sender < 2 && to == at(1 - sender), "{sender} reaches {to:?}"),
             Ok(Outcome::Answer(answer)) => assert!(answer.len() <= datagram.len()),
             Err(_) => {}
+        }
+        if let Some(mut ask) = gossip.poll_transmit(now) {
+            // With its nonce, which only the relay knows.
+            ask[1] = 9;
+            ask.truncate(12);
+            ask.extend_from_slice(bytes);
+            assert!(gossip.handle_datagram(now, &ask).is_none_or(|documents| documents.len() <= bytes.len()));
+            gossip.handle_datagram(now, bytes);
         }
         now += Duration::from_millis(u64::from(*length));
     }

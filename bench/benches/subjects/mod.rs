@@ -7,6 +7,7 @@ use penstock_bench::pipeline::meter::Meter;
 use penstock_bench::pipeline::rig::Rig;
 use penstock_bench::pipeline::size::Size;
 use penstock_bench::pipeline::subject::Subject;
+use penstock_dataplane::session::Suite;
 
 /// Short, since there are many, and the machine's noise is not less in a longer time.
 pub fn config() -> Criterion {
@@ -23,7 +24,7 @@ pub fn bench(c: &mut Criterion, name: &str, subject: Subject) {
         group.bench_function(BenchmarkId::from_parameter(size), |b| {
             b.iter_custom(|wanted| {
                 // A session lives for 180 s: each measurement has a fresh one.
-                let mut rig = Rig::new(size).expect("descriptors");
+                let mut rig = Rig::new(size, Suite::ChaCha20Poly1305).expect("descriptors");
                 let (mut time, mut packets) = (Duration::ZERO, 0);
                 while packets < wanted {
                     let pass = rig.pass(subject, &mut meter);

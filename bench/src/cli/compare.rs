@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::compare::{self, Options, Subject, markdown, subject};
+use crate::report::{Report, html, json, table};
 use anyhow::Context;
 use clap::Args;
-use penstock_bench::compare::{self, Options, Subject, markdown, subject};
-use penstock_bench::report::{Report, html, json, table};
 
 use super::output::{rows, try_to_write, writable, write};
 use super::print_text;

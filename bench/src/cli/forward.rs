@@ -3,9 +3,9 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::forwarder::{Forwarder, Passed, Rewrite};
+use crate::packet::Mac;
 use clap::Args;
-use penstock_bench::forwarder::{Forwarder, Passed, Rewrite};
-use penstock_bench::packet::Mac;
 
 use super::{announce, print_json, seconds};
 

@@ -5,9 +5,9 @@ use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::generator::{Generator, Plan, Sent};
+use crate::packet::{Addresses, Flows, Mac, Mix, Template};
 use clap::Args;
-use penstock_bench::generator::{Generator, Plan, Sent};
-use penstock_bench::packet::{Addresses, Flows, Mac, Mix, Template};
 
 use super::{announce, print_json, seconds};
 

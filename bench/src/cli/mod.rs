@@ -17,8 +17,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// The arguments' parser, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Measures gateways: generator, sink and crypto-free forwarder on AF_XDP
 #[derive(Parser)]
@@ -109,7 +115,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use penstock_bench::socket::SetupError;
+    use crate::socket::SetupError;
 
     #[test]
     fn a_cause_is_told_once() {

@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::report::{Report, csv, html, json, table};
 use anyhow::Context;
 use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use penstock_bench::report::{Report, csv, html, json, table};
 
 use super::print_text;
 

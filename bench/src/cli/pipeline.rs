@@ -3,10 +3,11 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::pipeline::size::Size;
+use crate::pipeline::{self, LONGEST, Options};
+use crate::report::{context, progress::Progress};
 use clap::Args;
-use penstock_bench::pipeline::size::Size;
-use penstock_bench::pipeline::{self, LONGEST, Options};
-use penstock_bench::report::{context, progress::Progress};
+use penstock_dataplane::session::Suite;
 
 use super::output::Output;
 use super::seconds;
@@ -25,6 +26,9 @@ pub(super) struct Pipeline {
     /// Only this size of the inner packet, in bytes or "imix"; may be repeated; without it 64, 512, 1420, imix, 9000
     #[arg(long, value_name = "SIZE")]
     only: Vec<Size>,
+    /// The suite: "chacha20-poly1305" or "aes-256-gcm"
+    #[arg(long, default_value_t = Suite::ChaCha20Poly1305)]
+    suite: Suite,
     /// The core to measure on; without it the last one
     #[arg(long)]
     core: Option<usize>,
@@ -41,6 +45,7 @@ pub(super) fn run(arguments: &Pipeline, stop: &AtomicBool) -> anyhow::Result<()>
     }
     let options = Options {
         sizes: if sizes.is_empty() { Size::ALL.to_vec() } else { sizes },
+        suite: arguments.suite,
         rounds: usize::from(arguments.rounds),
         time: arguments.seconds,
         core: arguments.core,

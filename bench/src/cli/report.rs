@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::report::verdict::rank_sum::Confidence;
+use crate::report::verdict::{self, Verdict};
+use crate::report::{Report, html, json, plot, table};
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
-use penstock_bench::report::verdict::rank_sum::Confidence;
-use penstock_bench::report::verdict::{self, Verdict};
-use penstock_bench::report::{Report, html, json, plot, table};
 
 use super::output::{rows, write};
 use super::print_text;

@@ -3,12 +3,12 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::arrivals::{Arrivals, MOST_PACKETS};
+use crate::latency;
+use crate::payload::now;
+use crate::socket::SocketDrops;
+use crate::wire::{Ending, Interface, Place, Port};
 use clap::Args;
-use penstock_bench::arrivals::{Arrivals, MOST_PACKETS};
-use penstock_bench::latency;
-use penstock_bench::payload::now;
-use penstock_bench::socket::SocketDrops;
-use penstock_bench::wire::{Ending, Interface, Place, Port};
 use serde::Serialize;
 
 use super::{announce, print_json, seconds};

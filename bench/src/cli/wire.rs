@@ -5,13 +5,13 @@ use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::packet::{Addresses, ETHERNET_LEN, FRAME_CHECK_LEN, Flows, Mac, Mix, Template};
+use crate::report::{Report, context, progress::Progress};
+use crate::search::Limits;
+use crate::wire::topology::{self, Line};
+use crate::wire::{Bench, Direction, Interface, Kind, Load, Options, Place, Plan, Port, Session, Traffic};
 use anyhow::{Context, bail};
 use clap::Args;
-use penstock_bench::packet::{Addresses, ETHERNET_LEN, FRAME_CHECK_LEN, Flows, Mac, Mix, Template};
-use penstock_bench::report::{Report, context, progress::Progress};
-use penstock_bench::search::Limits;
-use penstock_bench::wire::topology::{self, Line};
-use penstock_bench::wire::{Bench, Direction, Interface, Kind, Load, Options, Place, Plan, Port, Session, Traffic};
 
 use super::output::Output;
 use super::seconds;

@@ -1,5 +1,7 @@
 //! A report of the rounds' samples.
 
+use penstock_dataplane::session::Suite;
+
 use super::Sample;
 use super::allocations;
 use super::meter::Meter;
@@ -47,7 +49,7 @@ pub(super) fn label(name: &str, size: Size) -> String {
     format!("{name}, {size}")
 }
 
-pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
+pub(super) fn report(rows: &[Rows], suite: Suite, meter: &mut Meter, core: usize) -> Report {
     let cycles = meter.cycles().unit();
     let counted = allocations::are_counted();
     let mut measures: Vec<Measure> =
@@ -69,6 +71,7 @@ pub(super) fn report(rows: &[Rows], meter: &mut Meter, core: usize) -> Report {
         measures.extend(DIRECTIONS.iter().flat_map(|direction| beside(rows, direction)));
     }
     let context = vec![
+        ("suite".into(), suite.to_string()),
         ("core".into(), format!("{core} (pinned)")),
         ("cycles".into(), meter.cycles().describe()),
         ("clock's own time".into(), format!("{} ns a measurement, taken off", meter.own().time.as_nanos())),

@@ -21,6 +21,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use penstock_dataplane::session::Suite;
+
 use crate::report::Report;
 use figures::Rows;
 use meter::Meter;
@@ -45,6 +47,8 @@ const LEAST_PASSES: usize = 1;
 pub struct Options {
     /// Sizes of the inner packets.
     pub sizes: Vec<Size>,
+    /// The AEAD of all sessions, and of ring alone.
+    pub suite: Suite,
     /// How often everything is measured.
     pub rounds: usize,
     /// Time of one measurement: a subject at a size in a round. At most [`LONGEST`].
@@ -75,14 +79,14 @@ pub fn run(options: &Options, stop: &AtomicBool, step: &mut dyn FnMut(&str)) -> 
     let mut rows: Vec<Rows> = options.sizes.iter().map(|size| Rows::new(*size, &subjects)).collect();
     for nth in 1..=options.rounds {
         for rows in &mut rows {
-            let mut rig = Rig::new(rows.size)?;
+            let mut rig = Rig::new(rows.size, options.suite)?;
             rows.mean_bytes = rig.bytes() as f64 / rig.batch() as f64;
             step(&format!("round {nth}, {}", rows.size));
             let samples = round(&mut rig, &subjects, &mut meter, options.time.min(LONGEST), stop)?;
             rows.subjects.iter_mut().zip(samples).for_each(|((_, samples), sample)| samples.push(sample));
         }
     }
-    Ok(figures::report(&rows, &mut meter, core))
+    Ok(figures::report(&rows, options.suite, &mut meter, core))
 }
 
 /// Pins the calling thread.

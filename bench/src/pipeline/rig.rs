@@ -41,16 +41,16 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A worker for packets of `size`. Its session lives for
+    /// A worker for packets of `size`, sealed with `suite`. Its session lives for
     /// [`REJECT_AFTER`](penstock_dataplane::session::REJECT_AFTER).
     ///
     /// # Errors
     /// No descriptors are to be had.
-    pub fn new(size: Size) -> io::Result<Self> {
+    pub fn new(size: Size, suite: Suite) -> io::Result<Self> {
         let packets: Vec<Vec<u8>> = size.packets().into_iter().map(packet).collect();
         let largest = packets.iter().map(Vec::len).max().unwrap_or_default();
         let pages = (ANCHOR + EGRESS_ROOM + largest + TAG).div_ceil(FRAME_SIZE);
-        let gateway = Loopback::with_pool(Pool::heap_of(FRAMES, pages))?;
+        let gateway = Loopback::with(Pool::heap_of(FRAMES, pages), suite)?;
         let link = Link::new(1, [192, 0, 2, 1].into(), [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], None);
         gateway.engine.publish(table(&gateway, largest.max(MTU), link));
         let table = gateway.engine.table();
@@ -106,7 +106,7 @@ fn table(gateway: &Loopback, mtu: usize, link: Link) -> Table {
     let mut allowed_ips = PrefixMap::default();
     for site in 0..SITES {
         if site > 0 {
-            add_peer(&mut table, site);
+            add_peer(&mut table, site, gateway.session.suite());
         }
         let address = |host| IpAddr::from([10, 101 + site, 0, host]);
         allowed_ips.insert(address(0), 24, u32::from(site));
@@ -120,14 +120,14 @@ fn table(gateway: &Loopback, mtu: usize, link: Link) -> Table {
     table
 }
 
-fn add_peer(table: &mut Table, site: u8) {
+fn add_peer(table: &mut Table, site: u8, suite: Suite) {
     let peer = Arc::new(Peer::new(u32::from(site)));
     // Indices are random in earnest; here they must differ, from each other and from the first peer's.
     let local_index = SESSION + u32::from(site) * 0x0101_0107;
     let session = Arc::new(Session::new(SessionConfig {
         local_index,
         remote_index: local_index,
-        suite: Suite::ChaCha20Poly1305,
+        suite,
         send_key: &[site; 32],
         receive_key: &[site; 32],
         born: Millis::now(),
@@ -136,7 +136,15 @@ fn add_peer(table: &mut Table, site: u8) {
     }));
     table.sessions.insert(local_index, SessionEntry { session: Arc::clone(&session), peer: u32::from(site) });
     let endpoint = Some(SocketAddr::from(([192, 0, 2, site], PORT)));
-    table.peers.push(PeerEntry { peer, endpoint, roams: true, link: None, sending: Some(session), next: None });
+    table.peers.push(PeerEntry {
+        peer,
+        endpoint,
+        local: None,
+        roams: true,
+        link: None,
+        sending: Some(session),
+        next: None,
+    });
 }
 
 /// An IPv4 UDP packet of `len` bytes, UDP without a checksum.

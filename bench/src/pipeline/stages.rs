@@ -10,8 +10,8 @@ use penstock_dataplane::inner::{self, Inner};
 use penstock_dataplane::loopback::Loopback;
 use penstock_dataplane::ports::xdp::{parse_datagram, write_datagram};
 use penstock_dataplane::ports::{BATCH, EGRESS_ROOM};
-use penstock_dataplane::session::{Cipher, DATA_HEADER, PADDING, Session, TAG};
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use penstock_dataplane::session::{Cipher, DATA_HEADER, PADDING, Session, Suite, TAG};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use smallvec::SmallVec;
 
 use super::meter::{Meter, Spent};
@@ -98,21 +98,21 @@ impl Rig {
     }
 
     fn ring_seal(&mut self, frames: &[Frame], meter: &mut Meter) -> Spent {
-        let (key, mtu) = (ring_key(), self.table.mtu);
+        let (floor, mtu) = (Floor::new(self.gateway.session.suite()), self.table.mtu);
         let pool = self.gateway.worker.pool();
-        meter.take(|| ring_seal_all(&key, frames, pool, mtu))
+        meter.take(|| floor.seal_all(frames, pool, mtu))
     }
 
     fn ring_open(&mut self, frames: &[Frame], meter: &mut Meter) -> Spent {
-        let (key, mtu) = (ring_key(), self.table.mtu);
+        let (floor, mtu) = (Floor::new(self.gateway.session.suite()), self.table.mtu);
         let pool = self.gateway.worker.pool();
-        ring_seal_all(&key, frames, pool, mtu);
+        floor.seal_all(frames, pool, mtu);
         let mut opened = 0;
         let spent = meter.take(|| {
             for (frame, counter) in frames.iter().zip(0..) {
                 let Range { start, end } = message(frame, mtu);
                 let sealed = &mut pool.slot_mut(frame)[start + DATA_HEADER..end];
-                opened += usize::from(key.open_in_place(ring_nonce(counter), Aad::empty(), sealed).is_ok());
+                opened += usize::from(floor.key.open_in_place(floor.nonce(counter), Aad::empty(), sealed).is_ok());
             }
         });
         assert_eq!(opened, frames.len(), "what ring sealed opens");
@@ -274,27 +274,43 @@ fn seal_all(session: &Session, cipher: Cipher, frames: &mut [Frame], pool: &mut 
     cipher.seal_batch(&mut sealings);
 }
 
-fn ring_key() -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).expect("32 bytes are a key"))
+/// ring alone.
+struct Floor {
+    key: LessSafeKey,
+    suite: Suite,
 }
 
-/// WireGuard's nonce: four zero bytes and the counter, little-endian.
-#[inline]
-fn ring_nonce(counter: u64) -> Nonce {
-    let mut bytes = [0; NONCE_LEN];
-    bytes[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
-}
+impl Floor {
+    fn new(suite: Suite) -> Self {
+        let algorithm = match suite {
+            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &AES_256_GCM,
+        };
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("32 bytes are a key"));
+        Self { key, suite }
+    }
 
-/// Seals the plaintexts where they are, each with its tag behind it.
-#[inline]
-fn ring_seal_all(key: &LessSafeKey, frames: &[Frame], pool: &mut Pool, mtu: usize) {
-    for (frame, counter) in frames.iter().zip(0..) {
-        let Range { start, end } = message(frame, mtu);
-        let (plaintext, tag) =
-            pool.slot_mut(frame)[start + DATA_HEADER..end].split_at_mut(end - start - DATA_HEADER - TAG);
-        let sealed = key.seal_in_place_separate_tag(ring_nonce(counter), Aad::empty(), plaintext);
-        tag.copy_from_slice(sealed.expect("a frame is far below the AEAD's limit").as_ref());
+    /// Noise's nonce: four zero bytes and the counter.
+    #[inline]
+    fn nonce(&self, counter: u64) -> Nonce {
+        let mut bytes = [0; NONCE_LEN];
+        bytes[4..].copy_from_slice(&match self.suite {
+            Suite::ChaCha20Poly1305 => counter.to_le_bytes(),
+            Suite::Aes256Gcm => counter.to_be_bytes(),
+        });
+        Nonce::assume_unique_for_key(bytes)
+    }
+
+    /// Seals the plaintexts where they are, each with its tag behind it.
+    #[inline]
+    fn seal_all(&self, frames: &[Frame], pool: &mut Pool, mtu: usize) {
+        for (frame, counter) in frames.iter().zip(0..) {
+            let Range { start, end } = message(frame, mtu);
+            let (plaintext, tag) =
+                pool.slot_mut(frame)[start + DATA_HEADER..end].split_at_mut(end - start - DATA_HEADER - TAG);
+            let sealed = self.key.seal_in_place_separate_tag(self.nonce(counter), Aad::empty(), plaintext);
+            tag.copy_from_slice(sealed.expect("a frame is far below the AEAD's limit").as_ref());
+        }
     }
 }
 

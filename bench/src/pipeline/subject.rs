@@ -5,7 +5,7 @@
 pub enum Subject {
     /// A turn of the worker: a batch from the LAN port to the WAN port.
     Encrypt,
-    /// ring's ChaCha20-Poly1305 sealing the batch: the floor under [`Subject::Encrypt`].
+    /// ring's AEAD sealing the batch: the floor under [`Subject::Encrypt`].
     RingSeal,
     /// Egress: the inner header read, the peer by longest prefix, its session found alive.
     Route,
@@ -15,7 +15,7 @@ pub enum Subject {
     Seal,
     /// A turn of the worker: a batch from the WAN port to the LAN port.
     Decrypt,
-    /// ring's ChaCha20-Poly1305 opening the batch: the floor under [`Subject::Decrypt`].
+    /// ring's AEAD opening the batch: the floor under [`Subject::Decrypt`].
     RingOpen,
     /// Ingress: the session by receiver index.
     Lookup,

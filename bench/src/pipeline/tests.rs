@@ -3,8 +3,11 @@ use super::subject::DIRECTIONS;
 use super::*;
 use crate::report::Measure;
 
+const SUITE: Suite = Suite::ChaCha20Poly1305;
+
 fn measured(sizes: &[Size]) -> Report {
-    let options = Options { sizes: sizes.to_vec(), rounds: 2, time: Duration::from_millis(1), core: None };
+    let options =
+        Options { sizes: sizes.to_vec(), suite: SUITE, rounds: 2, time: Duration::from_millis(1), core: None };
     let mut steps = 0;
     let report = run(&options, &AtomicBool::new(false), &mut |_| steps += 1).expect("measured");
     assert_eq!(steps, options.steps());
@@ -81,14 +84,20 @@ fn a_plot_holds_one_size_or_one_figure_of_each() {
 
 #[test]
 fn a_core_that_is_not_there_is_refused() {
-    let options = Options { sizes: vec![Size::Imix], rounds: 1, time: Duration::from_millis(1), core: Some(100_000) };
+    let options = Options {
+        sizes: vec![Size::Imix],
+        suite: SUITE,
+        rounds: 1,
+        time: Duration::from_millis(1),
+        core: Some(100_000),
+    };
     let refused = run(&options, &AtomicBool::new(false), &mut |_| {}).expect_err("no such core");
     assert_eq!(refused.to_string(), "cannot be pinned to core 100000");
 }
 
 #[test]
 fn it_stops_when_told() {
-    let options = Options { sizes: Size::ALL.to_vec(), rounds: 1000, time: LONGEST, core: None };
+    let options = Options { sizes: Size::ALL.to_vec(), suite: SUITE, rounds: 1000, time: LONGEST, core: None };
     let stopped = run(&options, &AtomicBool::new(true), &mut |_| {}).expect_err("stopped");
     assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use penstock_proto::coordination::SUBPROTOCOL;
 use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
+use penstock_proto::coordination::{ChannelBinding, EXPORTER_LABEL, SUBPROTOCOL};
 use rustls::ClientConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,6 +33,14 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection, above TLS and WebSocket.
 pub type Socket = WebSocketStream<TlsStream<Heard>>;
+
+/// What both ends of a connection's TLS know of it and nobody can choose. `None` only if TLS is not 1.3, or does not
+/// know itself any more.
+#[must_use]
+pub fn channel_binding(socket: &Socket) -> Option<ChannelBinding> {
+    let (_, tls) = socket.get_ref().get_ref();
+    tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok().map(ChannelBinding)
+}
 
 /// How a WebSocket is to be.
 #[derive(Clone, Copy, Debug)]

@@ -23,7 +23,7 @@ mod trust;
 mod url;
 
 pub use backoff::Backoff;
-pub use connect::{Heard, Socket, Terms, heard, open, reach, tcp};
+pub use connect::{Heard, Socket, Terms, channel_binding, heard, open, reach, tcp};
 pub use error::ConnectError;
 pub use mark::{bind_udp, connect_tcp, set_mark};
 pub use names::{Answer, NameError, Names};

@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use penstock_proto::coordination::{EnrolmentKeyId, Name, Relay, SiteKey};
+use ipnet::IpNet;
+use penstock_proto::coordination::{EnrolmentKeyId, Name, Relay, SiteKey, Waiting};
+use penstock_proto::trust::{AuthorityKey, Document, Publication};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,8 +20,9 @@ use tokio::time::timeout;
 
 use crate::acme::AcmeReport;
 use crate::policy::{self, Policy};
-use crate::registry::{ChangeError, KeyTerms, Registry};
+use crate::registry::{AuthorityReport, ChangeError, KeyTerms, Registry};
 use crate::relay::RelayServer;
+use crate::signer::{Requests, Spare};
 use crate::site::{Site, SiteState};
 use crate::store::{AuditEntry, KeyRecord, Who};
 use crate::time::{now, rough};
@@ -49,6 +52,9 @@ pub enum Request {
         tags: BTreeSet<Name>,
         /// They wait for an administrator.
         approve_manually: bool,
+        /// What those sites may offer at first, whatever it is.
+        #[serde(default)]
+        subnets: Vec<IpNet>,
         /// For how long they are let in; none: for good.
         #[serde(default)]
         site_lifetime: Option<Duration>,
@@ -59,8 +65,13 @@ pub enum Request {
     RevokeKey(String),
     /// All sites.
     ListSites,
-    /// Let a site in.
-    Approve(String),
+    /// Let a site in, or let it offer other subnets.
+    Approve {
+        /// Its name or key.
+        site: String,
+        /// What it may offer; none: what needs no grant.
+        subnets: Option<Vec<IpNet>>,
+    },
     /// Cut a site off.
     Revoke(String),
     /// Cut a site off and forget it.
@@ -77,6 +88,20 @@ pub enum Request {
         /// So many.
         last: u32,
     },
+    /// Who stands for the overlay.
+    Authority,
+    /// What waits for the authority's signature.
+    Requests,
+    /// All that the authority has signed.
+    Publication,
+    /// The authority has signed something elsewhere.
+    AddDocuments(Box<Publication>),
+    /// Another key is to stand for the overlay: a new one, or the key of a file.
+    RollOver(Option<Spare>),
+    /// Sign in advance that another key may take over.
+    MakeSpare(AuthorityKey),
+    /// The authority's key is to be removed.
+    RemoveAuthority,
     /// What runs, and what it did.
     Status,
     /// The policy.
@@ -102,6 +127,14 @@ pub enum Answer {
     Keys(Vec<KeyRecord>),
     /// To [`Request::ListSites`].
     Sites(Vec<SiteStatus>),
+    /// To [`Request::Authority`].
+    Authority(AuthorityReport),
+    /// To [`Request::Requests`].
+    Requests(Requests),
+    /// To [`Request::Publication`].
+    Publication(Box<Publication>),
+    /// To [`Request::MakeSpare`].
+    Document(Document),
     /// To [`Request::Status`].
     Status(StatusReport),
     /// To [`Request::ShowPolicy`].
@@ -212,6 +245,9 @@ pub struct SiteStatus {
     pub site: Site,
     /// It is connected to the coordinator.
     pub connected: bool,
+    /// What of its offer is not in force, and why.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
 }
 
 /// Listens at the socket. The state directory must be ours alone: what is there is of a dead
@@ -261,8 +297,8 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
 async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, ChangeError> {
     let registry = &status.registry;
     Ok(match request {
-        Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime } => {
-            let terms = KeyTerms { uses, lifetime, tags, approve_manually, site_lifetime };
+        Request::CreateKey { uses, lifetime, tags, approve_manually, subnets, site_lifetime } => {
+            let terms = KeyTerms { uses, lifetime, tags, approve_manually, subnets, site_lifetime };
             Answer::Key(registry.create_key(terms, who).await?.to_text().to_string())
         }
         Request::ListKeys => Answer::Keys(registry.keys().await?),
@@ -274,11 +310,44 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
             Err(_) => Answer::Error(format!("{id:?} names no enrolment key: see `key list`")),
         },
         Request::ListSites => Answer::Sites(
-            registry.sites().into_iter().map(|(site, connected)| SiteStatus { site, connected }).collect(),
+            registry
+                .sites()
+                .into_iter()
+                .map(|(site, connected)| {
+                    let waiting = registry.waiting(&site.key).into_iter();
+                    let waiting = waiting.map(|(subnet, why)| Waiting { subnet, reason: why.to_string() }).collect();
+                    SiteStatus { site, connected, waiting }
+                })
+                .collect(),
         ),
-        Request::Approve(site) => {
-            let site = registry.approve(&site, who).await?;
-            Answer::Done(format!("{} is approved", site.name))
+        Request::Approve { site, subnets } => {
+            let site = registry.approve(&site, subnets, who).await?;
+            let mut sentence = format!("{} is approved", site.name);
+            for (subnet, why) in registry.waiting(&site.key) {
+                sentence.push_str(&format!("; {subnet} still waits: {why}"));
+            }
+            Answer::Done(sentence)
+        }
+        Request::Authority => Answer::Authority(registry.authority().await?),
+        Request::Requests => Answer::Requests(registry.requests().await?),
+        Request::Publication => Answer::Publication(Box::new(registry.publication().await?)),
+        Request::AddDocuments(signed) => {
+            let count = registry.add_documents(&signed, who).await?;
+            Answer::Done(format!("{count} signed documents are new and in force"))
+        }
+        Request::RollOver(spare) => {
+            let spare = match spare.map(Spare::open) {
+                Some(None) => return Ok(Answer::Error("this is not a spare key with its document".into())),
+                Some(spare) => spare,
+                None => None,
+            };
+            let authority = registry.roll_over(spare, who).await?;
+            Answer::Done(format!("{authority} stands for the overlay from now on: make a new spare"))
+        }
+        Request::MakeSpare(to) => Answer::Document(registry.spare(to).await?),
+        Request::RemoveAuthority => {
+            registry.forget_authority(who).await?;
+            Answer::Done("the authority's key is removed from this coordinator".into())
         }
         Request::Revoke(site) => {
             let site = registry.revoke(&site, who).await?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
+use penstock_proto::trust::LeaseLength;
 use serde::{Deserialize, Serialize};
 
 use crate::acme::config::{Acme, AcmeDocument};
@@ -28,6 +29,8 @@ pub struct Config {
     pub relays: Vec<Relay>,
     /// Other STUN servers to tell gateways of.
     pub stun_servers: Vec<SocketAddr>,
+    /// How long a site's statement stays alive without this coordinator.
+    pub lease: LeaseLength,
 }
 
 /// Where and as whom a coordinator, or a relay on a machine of its own, serves.
@@ -100,6 +103,8 @@ pub struct Document {
     pub relays: Option<Vec<Relay>>,
     /// [`Config::stun_servers`].
     pub stun_servers: Option<Vec<SocketAddr>>,
+    /// [`Config::lease`], in seconds; 0: it does not end.
+    pub lease: Option<LeaseLength>,
 }
 
 /// The first thing that is wrong with a configuration, in one line.
@@ -169,6 +174,7 @@ impl Document {
             relay: self.relay.or(other.relay),
             relays: self.relays.or(other.relays),
             stun_servers: self.stun_servers.or(other.stun_servers),
+            lease: self.lease.or(other.lease),
         }
     }
 
@@ -225,7 +231,7 @@ impl TryFrom<Document> for Config {
         );
         let udp = udp.map_err(ConfigError::Unsound)?;
         let serving = Serving { listen, names, state, certificate, acme, udp };
-        Ok(Self { serving, relays, stun_servers })
+        Ok(Self { serving, relays, stun_servers, lease: document.lease.unwrap_or(LeaseLength::DEFAULT) })
     }
 }
 

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use penstock_proto::coordination::limits::{PING_INTERVAL, SILENCE_LIMIT};
 use penstock_proto::coordination::{
-    Challenger, CoordinatorMessage, GatewayMessage, Hello, Reachability, Refusal, RefusalReason,
+    Challenger, ChannelBinding, CoordinatorMessage, GatewayMessage, Hello, Reachability, Refusal, RefusalReason,
 };
 use penstock_proto::path::SiteId;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::admission::Place;
-use crate::registry::{Outgoing, RelaySession, Session};
+use crate::registry::{Outgoing, RelaySession, Session, messages_of};
 use crate::server::Server;
 
 /// Shortest time between two pushes to one gateway, so that many changes become one message.
@@ -29,10 +29,21 @@ const UNANSWERED_PINGS: u32 = 3 * (SILENCE_LIMIT.as_secs() / PING_INTERVAL.as_se
 /// How long we wait for the other's half of the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Who connects, as far as that shows before any proof.
+pub struct Peer {
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// By which name of ours.
+    pub name: String,
+    /// In which TLS connection.
+    pub channel: Option<ChannelBinding>,
+}
+
 /// Serves a WebSocket until it ends.
-pub async fn serve(socket: WebSocket, source: SocketAddr, name: String, place: Arc<Place>, server: Arc<Server>) {
+pub async fn serve(socket: WebSocket, peer: Peer, place: Arc<Place>, server: Arc<Server>) {
     let mut wire = Wire { socket, heard: false };
-    let end = match greet(&mut wire, &name, &place, &server).await {
+    let source = peer.source;
+    let end = match greet(&mut wire, &peer, &place, &server).await {
         Ok(Admitted::Site(mut session)) => {
             tracing::info!("{} connected from {source}", session.key());
             let end = converse(&mut wire, &mut session, &server).await;
@@ -89,7 +100,7 @@ impl From<RefusalReason> for End {
     }
 }
 
-async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> Result<Admitted, End> {
+async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
     let challenge = CoordinatorMessage::Challenge(challenger.challenge().clone());
     let hello = async {
@@ -106,7 +117,7 @@ async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> R
         Err(refused @ End::Refused(_)) => return Err(failed(place, refused).await),
         Err(end) => return Err(end),
     };
-    if challenger.verify(&hello.public_key, name, &hello.proof).is_err() {
+    if challenger.verify(&hello.public_key, &peer.name, &hello.proof).is_err() {
         return Err(failed(place, RefusalReason::Proof.into()).await);
     }
     let site = SiteId::of(&hello.public_key.into());
@@ -114,13 +125,19 @@ async fn greet(wire: &mut Wire, name: &str, place: &Place, server: &Server) -> R
         place.proven(site);
         return Ok(Admitted::Relay(session));
     }
-    match server.registry.connect(hello).await {
+    let bound = match (&hello.bound_proof, &peer.channel) {
+        (Some(proof), Some(channel)) => challenger.verify_bound(&hello.public_key, &peer.name, channel, proof).is_ok(),
+        _ => false,
+    };
+    match server.registry.connect(hello, bound).await {
         Ok(session) => {
             place.proven(site);
             Ok(Admitted::Site(session))
         }
         // A secret was guessed, or may have been.
-        Err(refusal) if refusal.reason == RefusalReason::KeyUnknown => Err(failed(place, End::Refused(refusal)).await),
+        Err(refusal) if matches!(refusal.reason, RefusalReason::KeyUnknown | RefusalReason::Proof) => {
+            Err(failed(place, End::Refused(refusal)).await)
+        }
         Err(refusal) => Err(End::Refused(refusal)),
     }
 }
@@ -197,7 +214,14 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
     let gone = session.gone.clone();
     let told = async {
         let mut pulse = Pulse::new();
+        let mut told = None;
         loop {
+            let common = server.registry.common();
+            if told.replace(common.number) != Some(common.number) {
+                for message in messages_of(common.documents.to_vec()) {
+                    wire.say(&message).await?;
+                }
+            }
             while let Some(access) = server.registry.access(&mut session.reader) {
                 wire.say(&CoordinatorMessage::Access(access)).await?;
             }

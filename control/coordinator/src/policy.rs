@@ -88,16 +88,16 @@ impl Policy {
                 .any(|(a, b)| (a.selects(one) && b.selects(other)) || (a.selects(other) && b.selects(one)))
     }
 
-    /// Those of the site's subnets that the others are told of.
+    /// Those of the site's subnets in force that the others are told of.
     #[must_use]
     pub fn announced(&self, site: &Site) -> Vec<IpNet> {
         let mut rules = self.subnets.iter().filter(|(selector, _)| selector.selects(site)).peekable();
         if rules.peek().is_none() {
-            return site.subnets.clone();
+            return site.in_force.clone();
         }
         let within: Vec<&IpNet> = rules.flat_map(|(_, within)| within).collect();
         let allowed = |subnet: &&IpNet| within.iter().any(|within| within.contains(*subnet));
-        site.subnets.iter().filter(allowed).copied().collect()
+        site.in_force.iter().filter(allowed).copied().collect()
     }
 }
 
@@ -153,19 +153,25 @@ impl fmt::Display for Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use penstock_proto::trust::Subnets;
     use std::net::Ipv4Addr;
 
     fn site(number: u8, tags: &[&str]) -> Site {
+        let subnets: Vec<IpNet> =
+            vec![format!("10.{number}.0.0/16").parse().unwrap(), "192.168.0.0/24".parse().unwrap()];
         Site {
             key: [number; 32].into(),
             name: format!("site-{number}").parse().unwrap(),
             virtual_address: Ipv4Addr::new(100, 64, 0, number),
-            subnets: vec![format!("10.{number}.0.0/16").parse().unwrap(), "192.168.0.0/24".parse().unwrap()],
+            in_force: subnets.clone(),
+            granted: Subnets::new(subnets.clone()).ok(),
+            subnets,
             tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
             state: SiteState::Approved,
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     }
 

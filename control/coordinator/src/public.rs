@@ -1,6 +1,6 @@
 //! What gateways are told of our own STUN server and relay.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use penstock_proto::coordination::{Fingerprint, Name, Relay, SiteKey};
@@ -58,6 +58,17 @@ pub async fn addresses(udp: &Udp, bound: &[SocketAddr], names: &[String]) -> Res
         told.extend(found);
     }
     Ok(first_of_each_version(&told))
+}
+
+/// The coordinator's own addresses, which no site may have behind it: those of its names, and those that it listens at.
+pub async fn coordinator(names: &[String], listened: &[SocketAddr]) -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> =
+        listened.iter().map(SocketAddr::ip).filter(|address| !address.is_unspecified()).collect();
+    for name in names {
+        let lookup = timeout(RESOLVE_TIMEOUT, lookup_host((name.as_str(), HTTPS))).await;
+        found.extend(lookup.ok().and_then(Result::ok).into_iter().flatten().map(|address| address.ip()));
+    }
+    found
 }
 
 fn first_of_each_version(addresses: &[SocketAddr]) -> Vec<SocketAddr> {

@@ -23,11 +23,13 @@ use crate::certificate::{CertificateError, Identity};
 use crate::config::{CertificateFiles, Config, Serving};
 use crate::owner::{self, Exposed};
 use crate::public::{self, NoAddress};
-use crate::registry::{ChangeError, Reader, Registry, Servers};
+use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
-use crate::relay::key::{self, RelayKeyError};
+use crate::relay::key;
+use crate::secret::SecretError;
 use crate::server::{self, Server, Stop, Streams};
+use crate::signer::Keys;
 use crate::store::{Store, StoreError};
 use crate::udp;
 
@@ -86,9 +88,9 @@ pub enum StartError {
     /// The authorities that are to vouch for the ACME server are of no use.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The relay has no key.
+    /// A private key cannot be used.
     #[error(transparent)]
-    RelayKey(#[from] RelayKeyError),
+    Secret(#[from] SecretError),
     /// A UDP address cannot be listened at.
     #[error("cannot listen at {0}")]
     Udp(io::Error),
@@ -111,7 +113,7 @@ impl Coordinator {
     /// # Errors
     /// What is missing, in one sentence.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let Config { serving, relays, stun_servers } = config;
+        let Config { serving, relays, stun_servers, lease } = config;
         let lock = take(&serving.state)?;
         let Served { tls, identity, acme } = serve(&serving)?;
         let store = Store::open(&serving.state.join(DATABASE)).await?;
@@ -121,7 +123,8 @@ impl Coordinator {
         let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let udp_addresses: Vec<SocketAddr> = udp.addresses().collect();
         let told = public::addresses(&serving.udp, &udp_addresses, &serving.names).await?;
-        let mut servers = Servers { relays, stun_servers };
+        let coordinator = public::coordinator(&serving.names, &addresses).await;
+        let mut servers = Servers { relays, stun_servers, coordinator };
         if serving.udp.stun {
             servers.stun_servers.splice(0..0, told.iter().copied());
         }
@@ -133,7 +136,8 @@ impl Coordinator {
             let told = public::relay(&serving.names, addresses.first().copied(), fingerprint, relay.public_key(), told);
             servers.relays.insert(0, told);
         }
-        let registry = Arc::new(Registry::load(store, servers, fingerprint).await?);
+        let signing = Signing { keys: Keys::of(&serving.state), lease };
+        let registry = Arc::new(Registry::load(store, servers, fingerprint, signing).await?);
         let socket = serving.state.join(admin::SOCKET);
         let admin = admin::bind(&socket).map_err(|error| StartError::Directory { path: socket, error })?;
 
@@ -158,6 +162,7 @@ impl Coordinator {
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
         tasks.spawn(end_sites(registry.clone()));
+        tasks.spawn(renew_leases(registry.clone()));
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
@@ -256,7 +261,12 @@ pub(crate) async fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>
 
 /// Keeps the coordinator's own relay to what the registry says.
 async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follower) {
+    let mut passed_on = None;
     loop {
+        let common = registry.common();
+        if passed_on.replace(common.number) != Some(common.number) {
+            follower.pass_on(common.documents.iter());
+        }
         while let Some(access) = registry.access(&mut reader) {
             if let Err(error) = follower.take(access) {
                 tracing::error!("the relay does not know who may talk: {error}");
@@ -299,6 +309,17 @@ async fn end_sites(registry: Arc<Registry>) {
         if let Err(error) = registry.end_sites().await {
             tracing::error!("{error}");
             tokio::time::sleep(SEEN_INTERVAL).await;
+        }
+    }
+}
+
+async fn renew_leases(registry: Arc<Registry>) {
+    let mut ticks = interval(registry.lease_interval());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = registry.renew_leases().await {
+            tracing::error!("leases are not renewed: {error}");
         }
     }
 }

@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use penstock_proto::coordination::limits::GATEWAY_MESSAGE_LIMIT;
-use penstock_proto::coordination::{PATH, SUBPROTOCOL};
+use penstock_proto::coordination::{ChannelBinding, EXPORTER_LABEL, PATH, SUBPROTOCOL};
 use penstock_proto::relay;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::acme::challenge;
 use crate::admission::{Door, Place};
-use crate::connection;
+use crate::connection::{self, Peer};
 use crate::registry::Registry;
 use crate::relay::{RelayServer, stream};
 use crate::udp::Sockets;
@@ -140,7 +140,10 @@ async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls
         let _ = stream.shutdown().await;
         return;
     }
-    let router = router.layer(Extension(place)).layer(Extension(source));
+    // Without one, whoever has to be bound to the channel is not let in.
+    let (_, tls) = stream.get_ref();
+    let channel = tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok().map(ChannelBinding);
+    let router = router.layer(Extension(place)).layer(Extension(source)).layer(Extension(channel));
     let connection = http1::Builder::new()
         .auto_date_header(false)
         .max_buf_size(HEAD_LIMIT)
@@ -156,6 +159,7 @@ async fn upgrade(
     State(server): State<Arc<Server>>,
     Extension(place): Extension<Arc<Place>>,
     Extension(source): Extension<SocketAddr>,
+    Extension(channel): Extension<Option<ChannelBinding>>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -173,7 +177,10 @@ async fn upgrade(
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(GATEWAY_MESSAGE_LIMIT)
         .max_frame_size(GATEWAY_MESSAGE_LIMIT)
-        .on_upgrade(move |socket| connection::serve(socket, source, name, place, server))
+        .on_upgrade(move |socket| {
+            let peer = Peer { source, name, channel };
+            connection::serve(socket, peer, place, server)
+        })
 }
 
 async fn upgrade_stream(

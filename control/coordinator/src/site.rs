@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use penstock_proto::coordination::{Name, SiteKey};
+use penstock_proto::trust::Subnets;
 use serde::{Deserialize, Serialize};
 
 /// What lasts of a site.
@@ -20,6 +21,16 @@ pub struct Site {
     pub virtual_address: Ipv4Addr,
     /// The subnets it offers, as it says itself.
     pub subnets: Vec<IpNet>,
+    /// Those that are in force; the others are told of them as far as the policy allows.
+    #[serde(default)]
+    pub in_force: Vec<IpNet>,
+    /// What it may offer: what its statement says. Without it nobody has said anything. Of a site that waits it is
+    /// what its enrolment key allows.
+    #[serde(default)]
+    pub granted: Option<Subnets>,
+    /// It has proved its key in the TLS connection itself, and has to from then on: nobody ends TLS in between.
+    #[serde(default)]
+    pub bound: bool,
     /// Its tags, from its enrolment key.
     pub tags: BTreeSet<Name>,
     /// Whether it is let in.

@@ -9,6 +9,13 @@ use std::time::Duration;
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// A session carries no message with this counter or a higher one (paper 6.1).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// With AES-256-GCM, a session asks for its successor after this many blocks. A block is 16 bytes of plaintext, and
+/// each message counts for one more. Full packets at 40 Gbit/s reach it within two minutes, before
+/// [`REKEY_AFTER_TIME`].
+pub const REKEY_AFTER_BLOCKS: u64 = 1 << 35;
+/// With AES-256-GCM, a session seals no more blocks than this: an attacker who sees them all has an advantage of less
+/// than 2^-57 (draft-irtf-cfrg-aead-limits, section 5.1.1).
+pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
 /// The initiator of a session asks for its successor at this age (paper 6.2).
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// A session neither sends nor receives from this age on (paper 6.2).
@@ -32,6 +39,8 @@ pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// On a new path an initiation that has not been answered for this long is sent anew: a long round trip, and
 /// much more than [`INITIATION_INTERVAL`].
 pub const INITIATION_PATIENCE: Duration = Duration::from_millis(300);
+/// A peer that sends by a session that we do not have is called once in this time, at most.
+pub const CALL_INTERVAL: Duration = Duration::from_secs(1);
 /// Initiation timestamps are rounded down to this many nanoseconds, so that they are no precise clock.
 /// The largest power of two below [`INITIATION_INTERVAL`], as in the kernel.
 pub const TIMESTAMP_GRANULARITY: u32 = 1 << 24;
@@ -58,6 +67,10 @@ pub struct Timings {
     pub rekey_after_messages: u64,
     /// See [`REJECT_AFTER_MESSAGES`].
     pub reject_after_messages: u64,
+    /// See [`REKEY_AFTER_BLOCKS`].
+    pub rekey_after_blocks: u64,
+    /// See [`REJECT_AFTER_BLOCKS`].
+    pub reject_after_blocks: u64,
     /// See [`REKEY_AFTER_TIME`].
     pub rekey_after_time: Duration,
     /// See [`REJECT_AFTER_TIME`].
@@ -79,6 +92,8 @@ impl Default for Timings {
         Self {
             rekey_after_messages: REKEY_AFTER_MESSAGES,
             reject_after_messages: REJECT_AFTER_MESSAGES,
+            rekey_after_blocks: REKEY_AFTER_BLOCKS,
+            reject_after_blocks: REJECT_AFTER_BLOCKS,
             rekey_after_time: REKEY_AFTER_TIME,
             reject_after_time: REJECT_AFTER_TIME,
             rekey_timeout: REKEY_TIMEOUT,

@@ -2,17 +2,34 @@
 //! and notes of the traffic.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 use crate::messages::INITIATION_LENGTH;
-use crate::{PeerId, SessionKeys};
+use crate::{PeerId, SessionKeys, Suite};
+
+/// The two ends of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Ours: the address that the peer called, and that answers leave from. `None`: whatever the route prefers.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
 
 /// A datagram to be sent from the tunnel's UDP port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
+    /// The address of ours that it leaves from; `None` for the one that the route prefers.
+    pub local: Option<IpAddr>,
     /// Whom it is for; a cookie reply is for nobody known.
     pub peer: Option<PeerId>,
     /// What.
@@ -33,8 +50,8 @@ pub enum Event {
     SessionEstablished {
         /// Whose.
         peer: PeerId,
-        /// Its keys, handed out this once.
-        session: SessionKeys,
+        /// Its keys, handed out this once. They are wiped where they lie: moving them would leave copies behind.
+        session: Box<SessionKeys>,
     },
     /// Send on this session from now on, and on no other of this peer.
     SessionPromoted {
@@ -56,12 +73,13 @@ pub enum Event {
         /// To whom.
         peer: PeerId,
     },
-    /// An authenticated packet came from a new address: send there from now on.
+    /// An authenticated packet came from a new address, or to another one of ours: send there, from there, from now
+    /// on.
     EndpointChanged {
         /// Whose.
         peer: PeerId,
         /// The new one.
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     },
     /// An initiation was not answered in time, and nothing authentic has come from the peer for 15 s, or
     /// ever: it may have to be reached by another endpoint. Again with each repetition, about every 5 s. An
@@ -71,11 +89,28 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
     },
+    /// The peer began a handshake with a suite that it may not use here. It was left unanswered, and will be again
+    /// until one of the two sites changes.
+    SuiteRefused {
+        /// Whose.
+        peer: PeerId,
+        /// Which.
+        suite: Suite,
+    },
     /// No answer for 90 s: packets that wait for a session may be dropped.
     HandshakeGaveUp {
         /// Whose.
         peer: PeerId,
     },
+}
+
+/// How much a session was used for sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Messages; thus its next counter.
+    pub messages: u64,
+    /// Blocks, where they are limited: see [`REKEY_AFTER_BLOCKS`](crate::constants::REKEY_AFTER_BLOCKS).
+    pub blocks: u64,
 }
 
 /// What a peer's traffic did since the last note. Only packets that were authentic count as received;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::{CryptoRng, RngCore};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::Key;
 use crate::clock::Clock;
 use crate::constants::Timings;
 use crate::cookie::{CookieSecret, MacKeys};
@@ -19,6 +18,7 @@ use crate::noise::Timestamp;
 use crate::peer::{Peer, PeerConfig, PeerId, Peers};
 use crate::session::Session;
 use crate::timers::Timers;
+use crate::{Key, Suite};
 
 /// One end of any number of WireGuard peers.
 pub struct Gateway {
@@ -172,10 +172,19 @@ impl Gateway {
         }
     }
 
+    /// Changes the suites, from the next handshake on; sessions live on. See [`PeerConfig`].
+    pub fn set_suite(&mut self, id: PeerId, suite: Suite, any_suite: bool) {
+        if let Some(peer) = self.peers.named_mut(id) {
+            peer.config.suite = suite;
+            peer.config.any_suite = any_suite;
+        }
+    }
+
     /// Changes the endpoint. No [`Event::EndpointChanged`] follows: the caller knows.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.endpoint = endpoint;
+            peer.local = None;
         }
     }
 

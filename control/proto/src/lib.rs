@@ -16,7 +16,7 @@
 //! to the data plane from the moment of [`Event::SessionEstablished`].
 //!
 //! Reading order: [`gateway`], `receive` (a handshake message comes in), `send` (one goes out),
-//! `timers`, `session`, `noise`, `cookie`, `limiter`, [`messages`], [`constants`].
+//! `timers`, `session`, `suite`, `noise`, `cookie`, `limiter`, [`messages`], [`constants`].
 
 mod bucket;
 mod clock;
@@ -37,15 +37,18 @@ pub mod relay;
 mod send;
 mod session;
 pub mod stun;
+mod suite;
 mod timers;
 pub mod trust;
+mod wipe;
 
 pub use bucket::Bucket;
 pub use constants::Timings;
-pub use event::{Contents, Event, Traffic, Transmit};
+pub use event::{Contents, Endpoint, Event, Traffic, Transmit, Used};
 pub use gateway::{AddPeerError, Gateway};
 pub use key::{Key, clamped_private_key, generate_private_key};
 pub use peer::{Peer, PeerConfig, PeerId};
 pub use receive::Reject;
-pub use session::{Role, SessionKeys, Suite};
+pub use session::{Role, SessionKeys};
+pub use suite::{Speeds, Suite, choose as choose_suite};
 pub use x25519_dalek::{PublicKey, StaticSecret};

@@ -1,10 +1,12 @@
-//! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s as WireGuard uses it (paper 5.4.1 to 5.4.5).
+//! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s as WireGuard uses it (paper 5.4.1 to 5.4.5), and the same with AESGCM in
+//! place of ChaChaPoly. The name is hashed first, so each suite's messages mean nothing in the other.
 //!
 //! The two sides of one handshake, and nothing about peers, time or datagrams. A failed step changes
 //! no state: an [`Initiator`] survives forged responses, and a message that fails anywhere leaves no
 //! trace. Every Diffie-Hellman result is checked to be contributory, so low-order points end in a
 //! [`Reject`] and thus in silence.
 
+use aes_gcm::Aes256Gcm;
 use blake2::digest::Mac;
 use blake2::digest::consts::U32;
 use blake2::{Blake2s256, Blake2sMac, Digest};
@@ -13,9 +15,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroize;
 
 use crate::messages::{Initiation, Response, TAG_LENGTH, TIMESTAMP_LENGTH};
-use crate::{Key, Reject};
+use crate::{Key, Reject, Suite};
 
-const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
 /// A TAI64N timestamp: seconds and nanoseconds, big-endian, so that bytes compare as times.
@@ -35,11 +36,12 @@ pub(crate) struct Initiator {
 }
 
 impl Initiator {
-    /// Begins a handshake with the owner of `remote`; `static_static` is the product of both static keys.
+    /// Begins a handshake of this suite with the owner of `remote`; `static_static` is the product of both static keys.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`] when `remote` is of low order.
     pub fn start(
+        suite: Suite,
         public: &PublicKey,
         remote: &PublicKey,
         static_static: &Key,
@@ -47,7 +49,7 @@ impl Initiator {
         index: u32,
         timestamp: &Timestamp,
     ) -> Result<(Self, Initiation), Reject> {
-        let mut state = State::new(remote);
+        let mut state = State::new(suite, remote);
         let ephemeral_public = state.mix_ephemeral(PublicKey::from(&ephemeral).as_bytes());
         let key = state.mix_key(&diffie_hellman(&ephemeral, remote)?);
         let sealed_static = state.seal(&key, public.as_bytes());
@@ -60,6 +62,11 @@ impl Initiator {
     /// Our index for the session to be.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The suite that it was begun with.
+    pub fn suite(&self) -> Suite {
+        self.state.suite
     }
 
     /// Ends the handshake with the response, leaving `self` as it was.
@@ -91,16 +98,21 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Opens the first half of an initiation: who claims to have sent it.
+    /// Opens the first half of an initiation: who claims to have sent it, and with which suite. Nothing in the
+    /// message tells the suite, so it is opened with one after the other; they share the Diffie-Hellman.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`], [`Reject::Initiation`].
     pub fn open(public: &PublicKey, private: &StaticSecret, initiation: &Initiation) -> Result<Self, Reject> {
-        let mut state = State::new(public);
-        let ephemeral = PublicKey::from(state.mix_ephemeral(&initiation.ephemeral));
-        let key = state.mix_key(&diffie_hellman(private, &ephemeral)?);
-        let remote: [u8; 32] = state.open(&key, &initiation.sealed_static).ok_or(Reject::Initiation)?;
-        Ok(Self { state, remote: PublicKey::from(remote) })
+        let shared = diffie_hellman(private, &PublicKey::from(initiation.ephemeral))?;
+        let claim = |suite| {
+            let mut state = State::new(suite, public);
+            state.mix_ephemeral(&initiation.ephemeral);
+            let key = state.mix_key(&shared);
+            let remote: [u8; 32] = state.open(&key, &initiation.sealed_static)?;
+            Some(Self { state, remote: PublicKey::from(remote) })
+        };
+        Suite::ALL.into_iter().find_map(claim).ok_or(Reject::Initiation)
     }
 
     /// The static key of the claimed sender.
@@ -134,6 +146,11 @@ pub(crate) struct Responder {
 }
 
 impl Responder {
+    /// The suite that the initiator has chosen.
+    pub fn suite(&self) -> Suite {
+        self.state.suite
+    }
+
     /// Ends the handshake and makes the response.
     ///
     /// # Errors
@@ -184,6 +201,7 @@ pub(crate) fn keyed_hash(key: &[u8], parts: &[&[u8]]) -> Blake2sMac<U32> {
 /// The chaining key and the transcript hash of a handshake.
 #[derive(Clone)]
 struct State {
+    suite: Suite,
     chaining_key: Key,
     hash: [u8; 32],
 }
@@ -195,10 +213,10 @@ impl Drop for State {
 }
 
 impl State {
-    fn new(responder: &PublicKey) -> Self {
-        let chaining_key = hash(&[CONSTRUCTION]);
+    fn new(suite: Suite, responder: &PublicKey) -> Self {
+        let chaining_key = hash(&[suite.noise_name().as_bytes()]);
         let identified = hash(&[&chaining_key, IDENTIFIER]);
-        Self { chaining_key: Key::from(chaining_key), hash: hash(&[&identified, responder.as_bytes()]) }
+        Self { suite, chaining_key: Key::from(chaining_key), hash: hash(&[&identified, responder.as_bytes()]) }
     }
 
     fn mix_hash(&mut self, data: &[u8]) {
@@ -238,9 +256,12 @@ impl State {
         let mut sealed = [0; M];
         let (text, tag) = sealed.split_at_mut(N);
         text.copy_from_slice(plain);
-        let computed = aead(key)
-            .encrypt_in_place_detached(&Default::default(), &self.hash, text)
-            .expect("a handshake field is far below ChaCha20's limit of 256 GiB");
+        let (nonce, hash) = (Default::default(), &self.hash);
+        let computed = match self.suite {
+            Suite::ChaCha20Poly1305 => chacha20_poly1305(key).encrypt_in_place_detached(&nonce, hash, text),
+            Suite::Aes256Gcm => aes_256_gcm(key).encrypt_in_place_detached(&nonce, hash, text),
+        };
+        let computed = computed.expect("a handshake field is far below the limit of either suite");
         tag.copy_from_slice(&computed);
         self.mix_hash(&sealed);
         sealed
@@ -251,14 +272,23 @@ impl State {
         let (text, tag) = sealed.split_at(N);
         let mut plain = [0; N];
         plain.copy_from_slice(text);
-        aead(key).decrypt_in_place_detached(&Default::default(), &self.hash, &mut plain, tag.into()).ok()?;
+        let (nonce, hash, tag) = (Default::default(), &self.hash, tag.into());
+        match self.suite {
+            Suite::ChaCha20Poly1305 => chacha20_poly1305(key).decrypt_in_place_detached(&nonce, hash, &mut plain, tag),
+            Suite::Aes256Gcm => aes_256_gcm(key).decrypt_in_place_detached(&nonce, hash, &mut plain, tag),
+        }
+        .ok()?;
         self.mix_hash(sealed);
         Some(plain)
     }
 }
 
-fn aead(key: &Key) -> ChaCha20Poly1305 {
+fn chacha20_poly1305(key: &Key) -> ChaCha20Poly1305 {
     ChaCha20Poly1305::new(key.as_bytes().into())
+}
+
+fn aes_256_gcm(key: &Key) -> Aes256Gcm {
+    Aes256Gcm::new(key.as_bytes().into())
 }
 
 /// HKDF with HMAC-BLAKE2s: `N` keys from a key and an input (paper 5.4, "KDF").

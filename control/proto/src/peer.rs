@@ -1,17 +1,17 @@
 //! A peer: what is configured about it, and what the handshakes with it have come to.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::Key;
 use crate::constants::Timings;
 use crate::cookie::{CookieJar, MacKeys};
 use crate::noise::{Initiator, Timestamp, diffie_hellman};
 use crate::session::Sessions;
 use crate::timers::Timers;
+use crate::{Key, Suite};
 
 /// Names a peer of a [`Gateway`](crate::Gateway). The name of a removed peer never names another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,10 @@ pub struct PeerConfig {
     /// The endpoint is what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from:
     /// somebody else, such as a [`PathAgent`](crate::path::PathAgent), knows the way.
     pub fixed_endpoint: bool,
+    /// The suite of handshakes that we begin. We never begin one with the other.
+    pub suite: Suite,
+    /// Whether the peer may begin handshakes with the other suite, too.
+    pub any_suite: bool,
 }
 
 /// A peer as its gateway sees it.
@@ -40,6 +44,8 @@ pub struct Peer {
     pub(crate) id: PeerId,
     pub(crate) public_key: PublicKey,
     pub(crate) config: PeerConfig,
+    /// The address of ours that the peer called last.
+    pub(crate) local: Option<IpAddr>,
     pub(crate) mac_keys: MacKeys,
     /// The product of both static keys; `None` when the peer's is of low order.
     pub(crate) static_static: Option<Key>,
@@ -50,7 +56,7 @@ pub struct Peer {
     pub(crate) last_initiation: Option<Instant>,
     pub(crate) last_handshake: Option<SystemTime>,
     /// Our initiation that waits for its response, and when it was sent.
-    pub(crate) pending: Option<(Initiator, Instant)>,
+    pub(crate) pending: Option<(Box<Initiator>, Instant)>,
     pub(crate) sessions: Sessions,
     pub(crate) cookies: CookieJar,
     pub(crate) timers: Timers,
@@ -64,6 +70,7 @@ impl Peer {
             id,
             public_key,
             config,
+            local: None,
             mac_keys: MacKeys::new(&public_key),
             static_static: None,
             we_lead: false,

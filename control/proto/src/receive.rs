@@ -1,19 +1,20 @@
 //! A handshake message comes in: from the datagram to the session.
 //!
 //! Cheap checks first: length, MAC1, load, and only then curve arithmetic. Every way out is a named
-//! [`Reject`], and none of them changes a peer.
+//! [`Reject`], and none of them but [`Reject::Suite`] changes a peer.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::constants::INITIATION_INTERVAL;
 use crate::cookie::verify_mac2;
-use crate::event::{Contents, Event, Transmit};
+use crate::event::{Contents, Endpoint, Event, Transmit};
 use crate::gateway::Gateway;
 use crate::messages::{CookieReply, Initiation, Message, Response};
-use crate::noise::{Claim, TransportKeys};
+use crate::noise::{Claim, Timestamp, TransportKeys};
 use crate::peer::PeerId;
-use crate::session::{Role, Session, SessionKeys, Settled, Suite};
+use crate::session::{Role, Session, SessionKeys, Settled};
+use crate::suite::Suite;
+use crate::wipe::wiped;
 
 /// Why a datagram was answered with silence, or with a cookie reply only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,8 @@ pub enum Reject {
     Initiation,
     /// An initiation by a key that is no peer's.
     UnknownPeer,
+    /// An authentic initiation with a suite that the peer may not use.
+    Suite,
     /// An initiation no newer than one we have seen.
     Replay,
     /// An initiation too soon after another of the same peer.
@@ -56,40 +59,41 @@ impl Gateway {
     ///
     /// # Errors
     /// The reason why it was dropped. [`Reject::UnderLoad`] means that a cookie reply goes out.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), Reject> {
+    pub fn handle_datagram(&mut self, now: Instant, from: impl Into<Endpoint>, datagram: &[u8]) -> Result<(), Reject> {
+        let from = from.into();
         match Message::parse(datagram)? {
             Message::Initiation(initiation) => {
                 self.mac_keys.verify(datagram)?;
                 self.admit(now, from, datagram, initiation.sender)?;
-                self.receive_initiation(now, from, &initiation)
+                wiped(|| self.receive_initiation(now, from, &initiation))
             }
             Message::Response(response) => {
                 self.mac_keys.verify(datagram)?;
                 let id = self.waits_for(response.receiver).ok_or(Reject::UnknownIndex)?;
                 self.admit(now, from, datagram, response.sender)?;
-                self.receive_response(now, from, id, &response)
+                wiped(|| self.receive_response(now, from, id, &response))
             }
             Message::CookieReply(reply) => self.receive_cookie_reply(now, &reply),
         }
     }
 
     /// Decides whether there is time for the curve arithmetic that this message asks for.
-    fn admit(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], sender: u32) -> Result<(), Reject> {
+    fn admit(&mut self, now: Instant, from: Endpoint, datagram: &[u8], sender: u32) -> Result<(), Reject> {
         if !self.load.note(now) {
             return Ok(());
         }
-        let cookie = self.cookie_secret.cookie(now, from, &mut self.rng);
+        let cookie = self.cookie_secret.cookie(now, from.remote, &mut self.rng);
         if verify_mac2(datagram, &cookie) {
-            let allowed = self.limiter.allow(now, from.ip());
+            let allowed = self.limiter.allow(now, from.remote.ip());
             return if allowed { Ok(()) } else { Err(Reject::RateLimited) };
         }
         let reply = self.mac_keys.reply(datagram, sender, &cookie, &mut self.rng);
         let contents = Contents::new(&reply.encode());
-        self.transmits.push_back(Transmit { to: from, peer: None, contents });
+        self.transmits.push_back(Transmit { to: from.remote, local: from.local, peer: None, contents });
         Err(Reject::UnderLoad)
     }
 
-    fn receive_initiation(&mut self, now: Instant, from: SocketAddr, initiation: &Initiation) -> Result<(), Reject> {
+    fn receive_initiation(&mut self, now: Instant, from: Endpoint, initiation: &Initiation) -> Result<(), Reject> {
         let claim = Claim::open(&self.public_key, &self.private_key, initiation)?;
         let id = self.peer_of(claim.remote()).ok_or(Reject::UnknownPeer)?;
         let peer = self.peer(id).ok_or(Reject::UnknownPeer)?;
@@ -100,6 +104,11 @@ impl Gateway {
         }
         if peer.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL) {
             return Err(Reject::TooFrequent);
+        }
+        let suite = responder.suite();
+        if suite != peer.config.suite && !peer.config.any_suite {
+            self.refuse_suite(now, id, suite, timestamp);
+            return Err(Reject::Suite);
         }
 
         let preshared_key = peer.config.preshared_key.clone();
@@ -114,8 +123,10 @@ impl Gateway {
             peer.latest_timestamp = Some(timestamp);
             peer.last_initiation = Some(now);
         }
-        self.authenticated(now, id, from);
-        let session = Session { local_index, role: Role::Responder, started: now, born: now };
+        // Not the endpoint: the initiation may be an old one that somebody replays to us after a restart. Who sends
+        // the first packet of the session has its keys.
+        self.authenticated(now, id);
+        let session = Session { local_index, role: Role::Responder, suite, started: now, born: now };
         let ended = self.named_mut(id).and_then(|peer| peer.sessions.responded(session));
         self.end_session(id, ended);
         self.announce(id, &session, initiation.sender, keys);
@@ -124,10 +135,20 @@ impl Gateway {
         Ok(())
     }
 
+    /// The administrators of the two sites have to hear of it. The initiation is remembered all the same: somebody
+    /// else who repeats it later is not the peer.
+    fn refuse_suite(&mut self, now: Instant, id: PeerId, suite: Suite, timestamp: Timestamp) {
+        if let Some(peer) = self.named_mut(id) {
+            peer.latest_timestamp = Some(timestamp);
+            peer.last_initiation = Some(now);
+        }
+        self.events.push_back(Event::SuiteRefused { peer: id, suite });
+    }
+
     fn receive_response(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Endpoint,
         id: PeerId,
         response: &Response,
     ) -> Result<(), Reject> {
@@ -136,14 +157,15 @@ impl Gateway {
         let preshared_key = peer.config.preshared_key.as_ref();
         let keys = initiator.finish(&self.private_key, preshared_key, response)?;
 
-        let local_index = initiator.index();
-        let session = Session { local_index, role: Role::Initiator, started: *started, born: now };
+        let (local_index, suite) = (initiator.index(), initiator.suite());
+        let session = Session { local_index, role: Role::Initiator, suite, started: *started, born: now };
         let Some(peer) = self.named_mut(id) else {
             return Err(Reject::UnknownIndex);
         };
         peer.pending = None;
         let settled = peer.sessions.initiated(session, peer.we_lead);
-        self.authenticated(now, id, from);
+        self.roam(id, from);
+        self.authenticated(now, id);
         self.announce(id, &session, response.sender, keys);
         self.settled(now, id, local_index, &settled);
         if settled.promoted {
@@ -161,8 +183,9 @@ impl Gateway {
         peer.cookies.accept(now, &peer.mac_keys, reply)
     }
 
-    /// The data plane opened the first packet of a session that we responded to.
-    pub fn handle_confirmed(&mut self, now: Instant, local_index: u32) {
+    /// The data plane opened the first packet of a session that we responded to: the peer has the keys, and is where
+    /// that came from.
+    pub fn handle_confirmed(&mut self, now: Instant, local_index: u32, from: impl Into<Endpoint>) {
         let Some(id) = self.peer_of_index(local_index) else {
             return;
         };
@@ -175,15 +198,17 @@ impl Gateway {
         };
         peer.timers.any_received(now);
         peer.traversed(now);
+        self.roam(id, from.into());
         self.drop_pending(id);
         self.settled(now, id, local_index, &settled);
         self.reschedule(id);
     }
 
-    /// The data plane opened a packet that came from another address than the peer's endpoint.
-    pub fn handle_roamed(&mut self, _now: Instant, local_index: u32, from: SocketAddr) {
+    /// The data plane opened a packet that came from another address than the peer's endpoint, or to another one of
+    /// ours.
+    pub fn handle_roamed(&mut self, _now: Instant, local_index: u32, from: impl Into<Endpoint>) {
         if let Some(id) = self.peer_of_index(local_index) {
-            self.roam(id, from);
+            self.roam(id, from.into());
         }
     }
 
@@ -195,34 +220,38 @@ impl Gateway {
     }
 
     /// A handshake message proved to be the peer's.
-    fn authenticated(&mut self, now: Instant, id: PeerId, from: SocketAddr) {
-        self.roam(id, from);
+    fn authenticated(&mut self, now: Instant, id: PeerId) {
         if let Some(peer) = self.named_mut(id) {
             peer.timers.any_received(now);
             peer.traversed(now);
         }
     }
 
-    fn roam(&mut self, id: PeerId, from: SocketAddr) {
+    fn roam(&mut self, id: PeerId, from: Endpoint) {
         let Some(peer) = self.named_mut(id) else {
             return;
         };
-        if !peer.config.fixed_endpoint && peer.config.endpoint != Some(from) {
-            peer.config.endpoint = Some(from);
-            self.events.push_back(Event::EndpointChanged { peer: id, endpoint: from });
+        // Without knowing what was called, the address of before may hold as long as the peer's does.
+        let same_remote = peer.config.endpoint == Some(from.remote);
+        let local = if same_remote { from.local.or(peer.local) } else { from.local };
+        if !peer.config.fixed_endpoint && (!same_remote || peer.local != local) {
+            peer.config.endpoint = Some(from.remote);
+            peer.local = local;
+            let endpoint = Endpoint { remote: from.remote, local };
+            self.events.push_back(Event::EndpointChanged { peer: id, endpoint });
         }
     }
 
     fn announce(&mut self, peer: PeerId, session: &Session, remote_index: u32, keys: TransportKeys) {
-        let session = SessionKeys {
+        let session = Box::new(SessionKeys {
             local_index: session.local_index,
             remote_index,
             send: keys.send,
             receive: keys.receive,
             role: session.role,
             born: session.born,
-            suite: Suite::ChaCha20Poly1305,
-        };
+            suite: session.suite,
+        });
         self.events.push_back(Event::SessionEstablished { peer, session });
     }
 

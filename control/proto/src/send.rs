@@ -1,18 +1,18 @@
 //! A handshake message goes out, and why: packets that wait, sessions that grow old, timers that pass.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use crate::constants::INITIATION_PATIENCE;
-use crate::event::{Contents, Event, Traffic, Transmit};
+use crate::constants::{CALL_INTERVAL, INITIATION_PATIENCE};
+use crate::event::{Contents, Endpoint, Event, Traffic, Transmit, Used};
 use crate::gateway::Gateway;
 use crate::messages::Response;
 use crate::noise::Initiator;
 use crate::peer::PeerId;
 use crate::session::Role;
 use crate::timers::due;
+use crate::wipe::wiped;
 
 impl Gateway {
     /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
@@ -57,6 +57,20 @@ impl Gateway {
         self.reschedule(id);
     }
 
+    /// The peer has a session that we do not have, as after a restart of ours: it would send by it until it has
+    /// missed our answers for 15 s. So it is called, unless there is a session or a handshake is a moment old.
+    pub fn handle_unknown_session(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peer(id) else {
+            return;
+        };
+        let recent = |at: Instant| now < at + CALL_INTERVAL;
+        let answered = peer.sessions.next.is_some_and(|next| recent(next.born));
+        let called = peer.pending.as_ref().is_some_and(|(_, sent)| recent(*sent));
+        if peer.sessions.current.is_none() && !answered && !called {
+            self.handle_path(now, id, true);
+        }
+    }
+
     /// A note of what the peer's traffic did since the last one, to be taken a few times a second. When
     /// it is not known what came first, it is taken that the receiving came last: that costs a keepalive
     /// at worst.
@@ -82,15 +96,15 @@ impl Gateway {
         }
         let sent = traffic.sent_any || traffic.sent_data;
         let received = traffic.received_any || traffic.received_data;
-        if self.wants_successor(now, id, sent, received, 0) {
+        if self.wants_successor(now, id, sent, received, Used::default()) {
             self.want_handshake(now, id);
         }
         self.reschedule(id);
     }
 
-    /// A session was sent on, and its next counter is `sent_counter`: asks for its successor when it is
-    /// old or much used, ends it when it is used up. A note a second is enough.
-    pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, sent_counter: u64) {
+    /// A session was sent on, so much as `used` says: asks for its successor when it is old or much used, ends it
+    /// when it is used up. A note a second is enough.
+    pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, used: Used) {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return;
@@ -98,9 +112,9 @@ impl Gateway {
         if peer.current_session() != Some(local_index) {
             return;
         }
-        let mut wanted = self.wants_successor(now, id, true, false, sent_counter);
-        if sent_counter >= timings.reject_after_messages {
-            self.expire_sessions(id, |used| used == local_index);
+        let mut wanted = self.wants_successor(now, id, true, false, used);
+        if used.messages >= timings.reject_after_messages || used.blocks >= timings.reject_after_blocks {
+            self.expire_sessions(id, |session| session == local_index);
             wanted = true;
         }
         if wanted {
@@ -110,7 +124,7 @@ impl Gateway {
     }
 
     /// Whether the current session should be replaced (paper 6.2).
-    fn wants_successor(&mut self, now: Instant, id: PeerId, sent: bool, received: bool, counter: u64) -> bool {
+    fn wants_successor(&mut self, now: Instant, id: PeerId, sent: bool, received: bool, used: Used) -> bool {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
             return false;
@@ -120,7 +134,7 @@ impl Gateway {
         };
         let age = session.age(now);
         let initiator = session.role == Role::Initiator;
-        if sent && counter > timings.rekey_after_messages {
+        if sent && (used.messages > timings.rekey_after_messages || used.blocks > timings.rekey_after_blocks) {
             return true;
         }
         if sent && initiator && age >= timings.rekey_after_time {
@@ -183,7 +197,7 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn send_response(&mut self, now: Instant, id: PeerId, to: SocketAddr, response: &Response) {
+    pub(crate) fn send_response(&mut self, now: Instant, id: PeerId, to: Endpoint, response: &Response) {
         let timings = self.timings;
         let jitter = self.jitter();
         let Some(peer) = self.named_mut(id) else {
@@ -216,6 +230,10 @@ impl Gateway {
 
     /// Sends an initiation in place of the one that is pending, and sees to its repetition.
     fn send_initiation(&mut self, now: Instant, id: PeerId) {
+        wiped(|| self.initiate(now, id));
+    }
+
+    fn initiate(&mut self, now: Instant, id: PeerId) {
         self.drop_pending(id);
         let timestamp = self.stamp(now);
         let ephemeral = self.random_secret();
@@ -225,10 +243,12 @@ impl Gateway {
         let public_key = self.public_key;
         let started = self.named_mut(id).and_then(|peer| {
             let static_static = peer.static_static.as_ref()?;
-            let to = peer.config.endpoint?;
+            let to = Endpoint { remote: peer.config.endpoint?, local: peer.local };
+            let suite = peer.config.suite;
             let (initiator, initiation) =
-                Initiator::start(&public_key, &peer.public_key, static_static, ephemeral, index, &timestamp).ok()?;
-            peer.pending = Some((initiator, now));
+                Initiator::start(suite, &public_key, &peer.public_key, static_static, ephemeral, index, &timestamp)
+                    .ok()?;
+            peer.pending = Some((Box::new(initiator), now));
             peer.timers.retry = Some(retry);
             peer.timers.quiet_until = Some(quiet_until);
             Some((to, initiation))
@@ -242,7 +262,7 @@ impl Gateway {
     }
 
     /// Signs a handshake message for its receiver and sends it.
-    fn transmit(&mut self, now: Instant, id: PeerId, to: SocketAddr, datagram: &mut [u8]) {
+    fn transmit(&mut self, now: Instant, id: PeerId, to: Endpoint, datagram: &mut [u8]) {
         let use_for = self.timings.cookie_use();
         let Some(peer) = self.named_mut(id) else {
             return;
@@ -252,7 +272,7 @@ impl Gateway {
         peer.timers.any_sent();
         peer.traversed(now);
         let contents = Contents::new(datagram);
-        self.transmits.push_back(Transmit { to, peer: Some(id), contents });
+        self.transmits.push_back(Transmit { to: to.remote, local: to.local, peer: Some(id), contents });
     }
 
     fn expire_old_sessions(&mut self, now: Instant, id: PeerId) {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Key;
+use crate::{Key, Suite};
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +15,6 @@ pub enum Role {
     Initiator,
     /// We sent the response; we may send after the first authenticated packet.
     Responder,
-}
-
-/// The AEAD of a session's transport data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Suite {
-    /// WireGuard's own (RFC 8439), nonce: 4 zero bytes, then the counter, little-endian.
-    ChaCha20Poly1305,
 }
 
 /// All that the data plane needs to open and seal a session's packets.
@@ -50,6 +42,7 @@ pub struct SessionKeys {
 pub(crate) struct Session {
     pub local_index: u32,
     pub role: Role,
+    pub suite: Suite,
     /// When our initiation was sent; for a responder the same as `born`.
     pub started: Instant,
     pub born: Instant,
@@ -138,7 +131,7 @@ mod tests {
     use super::*;
 
     fn session(local_index: u32, role: Role, started: Instant, born: Instant) -> Session {
-        Session { local_index, role, started, born }
+        Session { local_index, role, suite: Suite::default(), started, born }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Computes one WireGuard handshake from the paper alone, to check src/noise.rs against.
+"""Computes a WireGuard handshake from the paper alone, in both suites, to check src/noise.rs against.
 
-Primitives: Python's hashlib and hmac, and X25519 and ChaCha20-Poly1305 of the package `cryptography`.
+Primitives: Python's hashlib and hmac, and X25519 and the AEADs of the package `cryptography`.
 Prints the constants of src/noise/tests.rs; run it again only to change the inputs.
 """
 
@@ -10,7 +10,7 @@ import hmac
 import struct
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 
@@ -40,10 +40,6 @@ def dh(private, public):
     return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
 
 
-def aead(key, plain, auth):
-    return ChaCha20Poly1305(key).encrypt(bytes(12), plain, auth)
-
-
 def hchacha20(key, nonce):
     def rotate(value, bits):
         return (value << bits | value >> 32 - bits) & 0xFFFFFFFF
@@ -64,7 +60,7 @@ def xaead(key, nonce, plain, auth):
 
 
 def show(name, value):
-    print(f'pub const {name}: &str = "{value.hex()}";')
+    print(f'    {name}: "{value.hex()}",')
 
 
 # draft-irtf-cfrg-xchacha-03, section 2.2.1
@@ -76,45 +72,57 @@ psk, cookie, nonce = bytes([5] * 32), bytes([6] * 16), bytes([7] * 24)
 timestamp = bytes.fromhex("400000006b49d20a01000000")
 index_i, index_r = 0x11223344, 0x55667788
 
-# 5.4.2
-c = hash_(b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s")
-show("CHAINING_KEY", c)
-h = hash_(c + b"WireGuard v1 zx2c4 Jason@zx2c4.com")
-show("IDENTIFIED", h)
-h = hash_(h + public(sr))
-(c,) = kdf(1, c, public(ei))
-h = hash_(h + public(ei))
-c, k = kdf(2, c, dh(ei, public(sr)))
-sealed_static = aead(k, public(si), h)
-h = hash_(h + sealed_static)
-c, k = kdf(2, c, dh(si, public(sr)))
-sealed_timestamp = aead(k, timestamp, h)
-h = hash_(h + sealed_timestamp)
-initiation = struct.pack("<II", 1, index_i) + public(ei) + sealed_static + sealed_timestamp
-# 5.4.4
-initiation += mac(hash_(b"mac1----" + public(sr)), initiation)
-initiation_mac1 = initiation[-16:]
-initiation += mac(cookie, initiation)
-show("INITIATION", initiation)
 
-# 5.4.3
-(c,) = kdf(1, c, public(er))
-h = hash_(h + public(er))
-(c,) = kdf(1, c, dh(er, public(ei)))
-(c,) = kdf(1, c, dh(er, public(si)))
-c, t, k = kdf(3, c, psk)
-h = hash_(h + t)
-sealed_nothing = aead(k, b"", h)
-response = struct.pack("<III", 2, index_r, index_i) + public(er) + sealed_nothing
-response += mac(hash_(b"mac1----" + public(si)), response)
-response += bytes(16)
-show("RESPONSE", response)
+def handshake(name, aead):
+    """Prints the handshake, and returns the initiation's MAC1."""
+    # 5.4.2
+    c = hash_(name)
+    show("chaining_key", c)
+    h = hash_(c + b"WireGuard v1 zx2c4 Jason@zx2c4.com")
+    show("identified", h)
+    h = hash_(h + public(sr))
+    (c,) = kdf(1, c, public(ei))
+    h = hash_(h + public(ei))
+    c, k = kdf(2, c, dh(ei, public(sr)))
+    sealed_static = aead(k).encrypt(bytes(12), public(si), h)
+    h = hash_(h + sealed_static)
+    c, k = kdf(2, c, dh(si, public(sr)))
+    sealed_timestamp = aead(k).encrypt(bytes(12), timestamp, h)
+    h = hash_(h + sealed_timestamp)
+    initiation = struct.pack("<II", 1, index_i) + public(ei) + sealed_static + sealed_timestamp
+    # 5.4.4
+    initiation += mac(hash_(b"mac1----" + public(sr)), initiation)
+    initiation_mac1 = initiation[-16:]
+    initiation += mac(cookie, initiation)
+    show("initiation", initiation)
 
-# 5.4.5
-send, receive = kdf(2, c, b"")
-show("INITIATOR_SENDS", send)
-show("RESPONDER_SENDS", receive)
+    # 5.4.3
+    (c,) = kdf(1, c, public(er))
+    h = hash_(h + public(er))
+    (c,) = kdf(1, c, dh(er, public(ei)))
+    (c,) = kdf(1, c, dh(er, public(si)))
+    c, t, k = kdf(3, c, psk)
+    h = hash_(h + t)
+    sealed_nothing = aead(k).encrypt(bytes(12), b"", h)
+    response = struct.pack("<III", 2, index_r, index_i) + public(er) + sealed_nothing
+    response += mac(hash_(b"mac1----" + public(si)), response)
+    response += bytes(16)
+    show("response", response)
+
+    # 5.4.5
+    send, receive = kdf(2, c, b"")
+    show("initiator_sends", send)
+    show("responder_sends", receive)
+    return initiation_mac1
+
+
+print("const CHACHA20_POLY1305: Vector = Vector {")
+initiation_mac1 = handshake(b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s", ChaCha20Poly1305)
+print("};\nconst AES_256_GCM: Vector = Vector {")
+handshake(b"Noise_IKpsk2_25519_AESGCM_BLAKE2s", AESGCM)
+print("};")
 
 # 5.4.7
 sealed_cookie = xaead(hash_(b"cookie--" + public(sr)), nonce, cookie, initiation_mac1)
-show("COOKIE_REPLY", struct.pack("<II", 3, index_i) + nonce + sealed_cookie)
+cookie_reply = struct.pack("<II", 3, index_i) + nonce + sealed_cookie
+print(f'const COOKIE_REPLY: &str = "{cookie_reply.hex()}";')

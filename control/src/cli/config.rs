@@ -1,14 +1,17 @@
-//! `list-config` and `set-config`.
+//! `list-config`, `set-config`, `reload` and `save`.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use zeroize::Zeroizing;
 
 use super::Gateway;
+use crate::control_socket::{Answer, Command, Reloaded};
 use crate::key::read_key_file;
-use crate::profile::{Environment, Profile, edit, read_file};
+use crate::profile::{self, Environment, Profile, ReadKey, Saved, edit, read_file};
 
 pub(super) fn list(path: &Path) -> Result<()> {
     let profile = Profile::load(path, &Environment::of_process())?;
@@ -19,18 +22,83 @@ pub(super) fn list(path: &Path) -> Result<()> {
 
 pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
     // A profile that cannot be read has no name, so nothing runs by it; it may be what is mended here.
-    if let Ok(gateway) = Gateway::of(path)
-        && gateway.is_running()
-    {
-        bail!("{} is running and reads its profile only when it starts: stop it first", gateway.name);
+    let running = Gateway::of(path).ok().filter(Gateway::is_running);
+    let edited = edit(&text(path)?, assignments)?;
+    let profile = check(path, &edited, &mut read_key_file)?;
+    if let Some(gateway) = running.as_ref().filter(|gateway| gateway.name != profile.name) {
+        bail!("{} is running, and keeps its name until it is stopped: stop it first", gateway.name);
     }
+    write(path, &edited)?;
+    running.map_or(Ok(()), |gateway| reload_by(&gateway))
+}
+
+/// `reload`: has the running gateway read its profile again.
+pub(super) fn reload(path: &Path) -> Result<()> {
+    reload_by(&Gateway::of(path)?)
+}
+
+/// `save`: what `wg set` changed on the running gateway goes into the profile.
+pub(super) fn save(path: &Path) -> Result<()> {
+    let environment = Environment::of_process();
+    if environment.overrides_any() {
+        bail!("variables override the profile here, so that what is written into it may not be what counts");
+    }
+    let gateway = Gateway::of(path)?;
+    let Answer::Unsaved(unsaved) = gateway.ask(Command::Unsaved)? else {
+        bail!("{} answered another question", gateway.name)
+    };
+    if unsaved.is_empty() {
+        writeln!(std::io::stdout(), "the profile says all that is in force")?;
+        return Ok(());
+    }
+    let Saved { text, secrets } = profile::save(&text(path)?, *unsaved)?;
+    let directory = path.canonicalize()?.parent().map(Path::to_owned).unwrap_or_default();
+    let secrets: HashMap<PathBuf, Zeroizing<String>> =
+        secrets.into_iter().map(|(file, key)| (directory.join(file), key.0)).collect();
+    check(path, &text, &mut |file| match secrets.get(file) {
+        Some(key) => Ok(key.clone()),
+        None => read_key_file(file),
+    })?;
+    for (file, key) in &secrets {
+        let line = Zeroizing::new(format!("{}\n", **key));
+        let written = match file.canonicalize() {
+            Ok(there) => replace(&there, line.as_bytes()),
+            Err(_) => crate::sealed::replace(file, line.as_bytes()),
+        };
+        written.with_context(|| file.display().to_string())?;
+    }
+    write(path, &text)?;
+    reload_by(&gateway)
+}
+
+fn reload_by(gateway: &Gateway) -> Result<()> {
+    let Answer::Reloaded(Reloaded { changed, not_applied }) = gateway.ask(Command::Reload)? else {
+        bail!("{} answered another question", gateway.name)
+    };
+    let mut stdout = std::io::stdout();
+    match changed.as_slice() {
+        [] => writeln!(stdout, "nothing has changed")?,
+        changed => writeln!(stdout, "changed: {}", changed.join(", "))?,
+    }
+    if !not_applied.is_empty() {
+        bail!("not in force: {}", not_applied.join("; "));
+    }
+    Ok(())
+}
+
+fn text(path: &Path) -> Result<String> {
+    String::from_utf8(read_file(path)?).with_context(|| path.display().to_string())
+}
+
+fn check(path: &Path, text: &str, read_key: &mut ReadKey<'_>) -> Result<Profile> {
+    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    Profile::parse(text.as_bytes(), &path, &Environment::of_process(), read_key).context("nothing was changed")
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
     // Behind a symbolic link is the file that must be replaced.
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    let text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
-    let edited = edit(&text, assignments)?;
-    Profile::parse(edited.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)
-        .context("nothing was changed")?;
-    replace(&path, edited.as_bytes()).with_context(|| path.display().to_string())
+    replace(&path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
 /// Puts a file with that text in the place of one, in one step, with its mode and owner.

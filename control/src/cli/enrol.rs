@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
-use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState};
+use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState, Waiting};
 use zeroize::Zeroizing;
 
 use super::config::replace;
 use super::{Gateway, run};
-use crate::coordinator::{self, Cached, Config, EnrolError};
+use crate::coordinator::{self, Cached, Config, EnrolError, seen};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::profile::{Environment, Profile, edit, read_file};
 
-/// Longest file or input that holds an enrolment key: its hundred characters with generous white space.
+/// Longest file or input that holds an enrolment key: its 150 characters with generous white space.
 const KEY_LIMIT: u64 = 1024;
-/// What every enrolment key begins with; anything else names a file.
-const KEY_PREFIX: &str = "penstock1-";
+/// What enrolment keys begin with; anything else names a file.
+const KEY_PREFIXES: [&str; 2] = ["penstock1-", "penstock2-"];
 
 /// What `enrol` is told.
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,7 @@ pub(super) struct Arguments {
     /// Wait up to so many seconds for the approval of an administrator
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     wait: u32,
-    /// The directory of the cached map [default: /var/lib/penstock]
+    /// The directory of the cached map and the signed documents [default: /var/lib/penstock]
     #[arg(long, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
 }
@@ -91,6 +91,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     };
     if let Some(directory) = arguments.state {
         config.cache = directory.join(format!("{}.map", profile.name));
+        config.seen = directory.join(format!("{}.seen", profile.name));
     }
     let name = arguments.name.as_deref().unwrap_or(profile.name.as_str());
     let name = name.parse().with_context(|| format!("{name:?} is no name of a site (--name)"))?;
@@ -120,6 +121,11 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
             eprintln!("penstock: {}: {error}; the first start will need the coordinator", config.cache.display());
         }
     }
+    if let Some(authority) = config.authority
+        && let Err(error) = seen::learn(&config.seen, &config.private_key, authority, &enrolled.documents)
+    {
+        eprintln!("penstock: {}: {error}; the first start will need the coordinator", config.seen.display());
+    }
     if registration.state == RegistrationState::Pending && !wait.is_zero() {
         let sentence = format!("{} is still to be approved after {} s", registration.name, wait.as_secs());
         return Err(failure(PENDING, sentence));
@@ -127,7 +133,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     Ok(())
 }
 
-/// The profile's text with the coordinator, and the pin of the key.
+/// The profile's text with the coordinator, and what the key pins.
 fn with_coordinator(
     text: &str,
     url: Option<&CoordinatorUrl>,
@@ -145,6 +151,8 @@ fn with_coordinator(
         None if url.is_some() => assignments.push("Coordinator.Fingerprint=".into()),
         None => {}
     }
+    // A key of an older coordinator has none, which is no reason to give up the one that is pinned.
+    assignments.extend(key.authority().map(|authority| format!("Coordinator.Authority={authority}")));
     if let Some(file) = ca_file {
         // The profile's relative paths are relative to itself, ours are not.
         let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
@@ -200,7 +208,7 @@ fn make_key(path: &Path) -> io::Result<()> {
 }
 
 fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
-    let Registration { name, state, virtual_address, subnets } = registration;
+    let Registration { name, state, virtual_address, subnets, waiting } = registration;
     let mut out = io::stdout().lock();
     match state {
         RegistrationState::Approved => {
@@ -212,7 +220,12 @@ fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
             writeln!(out, "{name} is enrolled at {url} and waits for approval: address {virtual_address}")?;
             writeln!(out, "  an administrator approves it with `penstock-coordinator site approve {name}`")
         }
+    }?;
+    for Waiting { subnet, reason } in waiting {
+        let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
+        writeln!(out, "  {subnet} waits for an administrator of the coordinator: {reason}")?;
     }
+    Ok(())
 }
 
 fn failure(code: u8, sentence: impl ToString) -> anyhow::Error {
@@ -222,7 +235,7 @@ fn failure(code: u8, sentence: impl ToString) -> anyhow::Error {
 impl KeySource {
     fn read(&self) -> Result<EnrolmentKey> {
         let text = self.0.trim();
-        if text.starts_with(KEY_PREFIX) {
+        if KEY_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
             return Ok(text.parse()?);
         }
         let (source, what): (Box<dyn Read>, _) = match text {

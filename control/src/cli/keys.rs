@@ -11,15 +11,20 @@ use crate::key::{KEY_FILE_LIMIT, PrivateKey};
 
 pub(super) fn genkey() -> Result<()> {
     let stdout = std::io::stdout();
-    if let Ok(status) = rustix::fs::fstat(stdout.as_fd())
+    warn_if_exposed(&stdout);
+    let key = PrivateKey::generate().context("no randomness")?;
+    writeln!(stdout.lock(), "{}", *key.to_base64())?;
+    Ok(())
+}
+
+/// Says so when a secret is about to be written to a file that others can read.
+pub(super) fn warn_if_exposed(output: &impl AsFd) {
+    if let Ok(status) = rustix::fs::fstat(output.as_fd())
         && FileType::from_raw_mode(status.st_mode).is_file()
         && status.st_mode & 0o077 != 0
     {
         eprintln!("penstock: others can read the file this writes to; `chmod 600` it, or a gateway will refuse it");
     }
-    let key = PrivateKey::generate().context("no randomness")?;
-    writeln!(stdout.lock(), "{}", *key.to_base64())?;
-    Ok(())
 }
 
 pub(super) fn pubkey() -> Result<()> {

@@ -14,13 +14,18 @@ const DEFAULT_FILTER: &str = "info";
 
 pub(super) fn run(path: &Path, filter: Option<&str>, detached: bool) -> Result<()> {
     if detached {
-        rustix::process::setsid().context("cannot leave the terminal's session")?;
+        leave_session()?;
     }
     log_to_stderr(filter)?;
     let profile = Profile::load(path, &Environment::of_process())?;
     // The daemon only publishes to the workers, which are threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(gateway::run(profile))
+}
+
+pub(super) fn leave_session() -> Result<()> {
+    rustix::process::setsid().context("cannot leave the terminal's session")?;
+    Ok(())
 }
 
 pub(super) fn log_to_stderr(filter: Option<&str>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `start` and `stop`: the gateway in the background, with or without systemd.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{self, Answer, AskError};
-use crate::profile::{DEFAULT_PATH, Environment, Profile};
+use crate::profile::{DEFAULT_PATH, Environment, Name, Profile};
 use crate::socket_file::make_directory;
 
 /// How long a gateway may take to be up.
@@ -76,23 +77,34 @@ fn start_unit(gateway: &Gateway, unit: &str) -> Result<()> {
 }
 
 fn start_process(gateway: &Gateway, profile: &Path, filter: Option<&str>) -> Result<()> {
-    let name = &gateway.name;
-    let log_path = gateway.directory.join(format!("{name}.log"));
-    make_directory(&gateway.directory).with_context(|| gateway.directory.display().to_string())?;
+    let profile = std::path::absolute(profile)?;
+    let arguments = ["--profile".as_ref(), profile.as_os_str(), "run".as_ref(), "--detached".as_ref()];
+    in_background(&gateway.directory, &gateway.name, filter, &arguments, &|| is_up(gateway))
+}
+
+/// Starts this program as `name` with these arguments, logging to a file in `directory`, and waits until it is up.
+pub(super) fn in_background(
+    directory: &Path,
+    name: &Name,
+    filter: Option<&str>,
+    arguments: &[impl AsRef<OsStr>],
+    is_up: &dyn Fn() -> Result<bool>,
+) -> Result<()> {
+    let log_path = directory.join(format!("{name}.log"));
+    make_directory(directory).with_context(|| directory.display().to_string())?;
     let log = open_log(&log_path).with_context(|| log_path.display().to_string())?;
     let mut command = Command::new(std::env::current_exe().context("our own program file")?);
-    command.arg("--profile").arg(std::path::absolute(profile)?);
     if let Some(filter) = filter {
         command.args(["--log", filter]);
     }
-    command.args(["run", "--detached"]).current_dir("/");
+    command.args(arguments).current_dir("/");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut child = command.spawn().context("cannot start a process")?;
     let up = wait(START_PATIENCE, || {
         if child.try_wait()?.is_some() {
             bail!("{name} did not start: {}", last_words(&log_path));
         }
-        is_up(gateway)
+        is_up()
     })?;
     if !up {
         end(&mut child);

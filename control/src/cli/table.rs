@@ -10,12 +10,15 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::status::{Coordinator, Health, PathKind, Peer, Status};
+use crate::status::{Cipher, Coordinator, Health, PathKind, Peer, Status};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
 const DEGRADED: u8 = 1;
 const STOPPED: u8 = 3;
+
+/// The suite that all WireGuards have.
+const WIREGUARDS_SUITE: &str = "chacha20-poly1305";
 
 pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
     match ask(profile) {
@@ -73,6 +76,10 @@ fn for_people(status: &Status, now: Duration) -> String {
             let _ = write!(text, "\n{} is {way}: {reason}\n", label(peer));
         }
     }
+    // WireGuard's own suite explains itself.
+    for peer in status.peers.iter().filter(|peer| peer.suite != WIREGUARDS_SUITE) {
+        let _ = write!(text, "\n{} uses {}: {}\n", label(peer), peer.suite, peer.suite_reason);
+    }
     let counters =
         [("dropped", &status.drops), ("steered, WAN", &status.steering.wan), ("steered, LAN", &status.steering.lan)];
     for (title, counts) in counters {
@@ -95,7 +102,7 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "  seen as     {address}")?;
     }
     if let Some(coordinator) = &status.coordinator {
-        let Coordinator { url, connected, site, pending, error } = coordinator;
+        let Coordinator { url, connected, site, pending, error, authority, refused: _ } = coordinator;
         let state = match (connected, pending) {
             (true, false) => "connected",
             (true, true) => "connected, waiting for an administrator's approval",
@@ -103,9 +110,15 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         };
         let site = site.as_ref().map(|site| format!(" as {site}")).unwrap_or_default();
         writeln!(text, "  coordinator {url}{site}: {state}")?;
+        if let Some(authority) = authority {
+            writeln!(text, "  authority   {authority}")?;
+        }
     }
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;
     writeln!(text, "  workers     {workers}")?;
+    let Cipher { implementation, reason, speeds } = &status.cipher;
+    let speeds: Vec<_> = speeds.iter().map(|(suite, speed)| format!("{suite} {speed} MB/s")).collect();
+    writeln!(text, "  cipher      {implementation}: {reason}; {}", speeds.join(", "))?;
     writeln!(text, "  WAN         {}: {}", status.wan_mode.mode, status.wan_mode.reason)?;
     writeln!(text, "  LAN         {}: {}", status.lan_mode.mode, status.lan_mode.reason)
 }
@@ -141,8 +154,18 @@ fn relays(status: &Status) -> Table {
 }
 
 fn peers(status: &Status, now: Duration) -> Table {
-    let mut table =
-        Table::new(&["PEER", "PATH", "ROUND TRIP", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"]);
+    let mut table = Table::new(&[
+        "PEER",
+        "PATH",
+        "ROUND TRIP",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "SUITE",
+        "RECEIVED",
+        "SENT",
+        "LEASE",
+        "ALLOWED IPS",
+    ]);
     for peer in &status.peers {
         let path = match (peer.path, &peer.relay) {
             (PathKind::Direct, _) => "direct".to_owned(),
@@ -157,12 +180,23 @@ fn peers(status: &Status, now: Duration) -> Table {
             milliseconds(peer.round_trip_ms),
             peer.endpoint.map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
             peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
+            peer.suite.clone(),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
+            lease(peer),
             allowed_ips.join(" "),
         ]);
     }
     table
+}
+
+/// For how long the coordinator has let a site in.
+fn lease(peer: &Peer) -> String {
+    match peer.statement.map(|statement| statement.lease_seconds) {
+        None => "-".to_owned(),
+        Some(None) => "for good".to_owned(),
+        Some(Some(seconds)) => span(seconds),
+    }
 }
 
 fn label(peer: &Peer) -> String {
@@ -174,11 +208,16 @@ fn milliseconds(time: Option<f64>) -> String {
 }
 
 fn age(seconds: u64) -> String {
+    format!("{} ago", span(seconds))
+}
+
+/// A length of time in its largest unit.
+fn span(seconds: u64) -> String {
     match seconds {
-        0..60 => format!("{seconds} s ago"),
-        60..3600 => format!("{} min ago", seconds / 60),
-        3600..86_400 => format!("{} h ago", seconds / 3600),
-        _ => format!("{} d ago", seconds / 86_400),
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -192,16 +231,16 @@ fn bytes(count: u64) -> String {
 }
 
 /// Rows of text in columns.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(titles: &[&str]) -> Self {
+    pub(super) fn new(titles: &[&str]) -> Self {
         Self { rows: vec![titles.iter().map(|&title| title.to_owned()).collect()] }
     }
 
-    fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into());
     }
 }

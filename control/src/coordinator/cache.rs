@@ -18,7 +18,7 @@ use penstock_proto::coordination::{Map, Registration};
 use serde::{Deserialize, Serialize};
 
 use crate::key::PrivateKey;
-use crate::sealed;
+use crate::sealed::{self, SealError};
 
 /// Longest file: the longest message of a coordinator, and room for the rest.
 pub const FILE_LIMIT: usize = COORDINATOR_MESSAGE_LIMIT + (64 << 10);
@@ -45,12 +45,9 @@ pub enum CacheError {
     /// It is too long.
     #[error("it is longer than {FILE_LIMIT} bytes")]
     TooLong,
-    /// It does not begin as it should.
-    #[error("it is no cached map")]
-    Foreign,
-    /// The MAC is wrong.
-    #[error("it is damaged, or another gateway or coordinator made it")]
-    Mac,
+    /// This gateway did not write it.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
     /// We wrote something else than we read.
     #[error("another version of Penstock wrote it: {0}")]
     Version(#[from] serde_json::Error),
@@ -91,8 +88,7 @@ impl Cached {
     /// The bytes of a file of any text: what [`decode`](Self::decode) believes to be ours.
     #[must_use]
     pub fn seal(text: &[u8], key: &PrivateKey, url: &CoordinatorUrl) -> Vec<u8> {
-        let mac = mac(key, url, text).finalize().into_bytes();
-        [MAGIC, mac.as_slice(), text].concat()
+        sealed::seal(MAGIC, mac(key, url), text)
     }
 
     /// What the bytes of a file say.
@@ -103,11 +99,7 @@ impl Cached {
         if bytes.len() > FILE_LIMIT {
             return Err(CacheError::TooLong);
         }
-        let rest = bytes.strip_prefix(MAGIC).ok_or(CacheError::Foreign)?;
-        let (tag, text) = rest.split_first_chunk::<{ sealed::MAC }>().ok_or(CacheError::Foreign)?;
-        // In constant time, and before anything is made of the text.
-        mac(key, url, text).verify_slice(tag).map_err(|_| CacheError::Mac)?;
-        let cached: Self = serde_json::from_slice(text)?;
+        let cached: Self = serde_json::from_slice(sealed::open(MAGIC, mac(key, url), bytes)?)?;
         if cached.map.peers.len() > PEERS_LIMIT {
             return Err(CacheError::TooManyPeers);
         }
@@ -115,9 +107,9 @@ impl Cached {
     }
 }
 
-fn mac(key: &PrivateKey, url: &CoordinatorUrl, text: &[u8]) -> Blake2sMac256 {
+fn mac(key: &PrivateKey, url: &CoordinatorUrl) -> Blake2sMac256 {
     let url = url.to_string();
-    sealed::mac(key, LABEL_KEY).chain_update((url.len() as u64).to_be_bytes()).chain_update(url).chain_update(text)
+    sealed::mac(key, LABEL_KEY).chain_update((url.len() as u64).to_be_bytes()).chain_update(url)
 }
 
 #[cfg(test)]
@@ -133,6 +125,7 @@ mod tests {
                 state: RegistrationState::Approved,
                 virtual_address: "100.64.0.1".parse().unwrap(),
                 subnets: Vec::new(),
+                waiting: Vec::new(),
             },
             map: Map::default(),
         }
@@ -170,16 +163,16 @@ mod tests {
         let decode = |bytes: &[u8]| Cached::decode(bytes, &key(1), &url());
         assert_eq!(decode(&good).unwrap(), cached());
         for end in 0..good.len() {
-            assert!(matches!(decode(&good[..end]), Err(CacheError::Foreign | CacheError::Mac)), "{end}");
+            assert!(matches!(decode(&good[..end]), Err(CacheError::Sealed(_))), "{end}");
         }
         for at in 0..good.len() {
             let mut bent = good.clone();
             bent[at] ^= 1;
-            assert!(matches!(decode(&bent), Err(CacheError::Foreign | CacheError::Mac)), "{at}");
+            assert!(matches!(decode(&bent), Err(CacheError::Sealed(_))), "{at}");
         }
-        assert!(matches!(Cached::decode(&good, &key(2), &url()), Err(CacheError::Mac)));
+        assert!(matches!(Cached::decode(&good, &key(2), &url()), Err(CacheError::Sealed(SealError::Mac))));
         let elsewhere = "https://other.test".parse().unwrap();
-        assert!(matches!(Cached::decode(&good, &key(1), &elsewhere), Err(CacheError::Mac)));
+        assert!(matches!(Cached::decode(&good, &key(1), &elsewhere), Err(CacheError::Sealed(SealError::Mac))));
     }
 
     #[test]

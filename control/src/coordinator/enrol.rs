@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use penstock_connect::Outbound;
 use penstock_proto::coordination::{CoordinatorMessage, Enrolment, Map, Refusal, Registration, RegistrationState};
+use penstock_proto::trust::{Document, SUBJECTS_LIMIT};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Config;
@@ -14,6 +15,9 @@ const MAP_PATIENCE: Duration = Duration::from_secs(3);
 /// How long after a lost connection the next is tried, while we wait for the approval.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
+/// Documents that are kept: more than an honest coordinator shows.
+const DOCUMENTS_LIMIT: usize = 2 * SUBJECTS_LIMIT;
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolled {
@@ -21,6 +25,8 @@ pub struct Enrolled {
     pub registration: Registration,
     /// The map, if the site is approved.
     pub map: Option<Map>,
+    /// The signed documents that came with it.
+    pub documents: Vec<Document>,
 }
 
 /// Why the site is not enrolled.
@@ -70,7 +76,7 @@ pub async fn enrol(
     told(&registration);
     while registration.state == RegistrationState::Pending {
         match timeout_at(deadline, session.hear()).await {
-            Err(_) => return Ok(Enrolled { registration, map: None }),
+            Err(_) => return Ok(Enrolled { registration, map: None, documents: Vec::new() }),
             Ok(Ok(CoordinatorMessage::Registration(latest))) => {
                 registration = latest;
                 told(&registration);
@@ -82,7 +88,7 @@ pub async fn enrol(
                 sleep(RETRY_PAUSE).await;
                 // The enrolment is on record; only the wait goes on.
                 if Instant::now() >= deadline {
-                    return Ok(Enrolled { registration, map: None });
+                    return Ok(Enrolled { registration, map: None, documents: Vec::new() });
                 }
                 match open().await {
                     Ok((again, latest)) => (session, registration) = (again, latest),
@@ -96,14 +102,18 @@ pub async fn enrol(
         }
     }
     let patience = Instant::now() + MAP_PATIENCE;
+    let mut documents = Vec::new();
     let map = loop {
         match timeout_at(patience, session.hear()).await {
             Ok(Ok(CoordinatorMessage::Map(map))) => break Some(map),
             Ok(Ok(CoordinatorMessage::Refused(refusal))) => return Err(EnrolError::Refused(refusal)),
+            Ok(Ok(CoordinatorMessage::Documents(more))) if documents.len() < DOCUMENTS_LIMIT => {
+                documents.extend(more.documents);
+            }
             Ok(Ok(_)) => {}
             // The gateway will ask for it.
             Ok(Err(_)) | Err(_) => break None,
         }
     };
-    Ok(Enrolled { registration, map })
+    Ok(Enrolled { registration, map, documents })
 }

@@ -17,6 +17,7 @@
 pub mod cache;
 mod connect;
 mod enrol;
+pub mod seen;
 mod session;
 mod stream;
 mod task;
@@ -28,6 +29,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use penstock_connect::{CoordinatorUrl, Outbound, Proxy, Trust};
 use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
+use penstock_proto::trust::{AuthorityKey, Document};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -45,7 +47,7 @@ const EVENT_QUEUE: usize = 16;
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a client needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where the coordinator is.
     pub url: CoordinatorUrl,
@@ -55,8 +57,12 @@ pub struct Config {
     pub private_key: PrivateKey,
     /// What we offer, without host bits.
     pub subnets: Vec<IpNet>,
+    /// Who must have signed what the coordinator says of sites; `None`: its own word counts.
+    pub authority: Option<AuthorityKey>,
     /// The file of the cached map.
     pub cache: PathBuf,
+    /// The file of the signed documents that this gateway has seen.
+    pub seen: PathBuf,
     /// The firewall mark of our sockets (SO_MARK); 0 for none.
     pub mark: u32,
 }
@@ -68,6 +74,8 @@ pub enum Event {
     Connected,
     /// What it has on record of us; again whenever it changes. While it is pending, no map comes.
     Registered(Registration),
+    /// Signed documents, ahead of what depends on them.
+    Documents(Vec<Document>),
     /// The whole map, after what changed was applied.
     Map(Map),
     /// The connection is lost, or none could be made: one sentence. It will be tried again. All that is
@@ -120,7 +128,9 @@ impl Config {
             trust: coordinator.trust.clone(),
             private_key: profile.private_key.clone(),
             subnets: profile.lan.subnets.clone(),
+            authority: coordinator.authority,
             cache: cache_file(&profile.name),
+            seen: seen::file(&profile.name),
             mark: profile.mark,
         })
     }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
-use penstock_connect::{CoordinatorUrl, Outbound, Socket, Terms, Trust};
+use penstock_connect::{CoordinatorUrl, Outbound, Socket, Terms, Trust, channel_binding};
 use penstock_proto::coordination::limits::HANDSHAKE_TIMEOUT;
 use penstock_proto::coordination::{
-    CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, prove,
+    CoordinatorMessage, DecodeError, Enrolment, GatewayMessage, Hello, Known, Refusal, Registration, prove, prove_bound,
 };
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -86,6 +86,8 @@ impl Session {
             subnets: identity.subnets.to_vec(),
             enrolment,
             known,
+            bound_proof: channel_binding(&session.socket)
+                .and_then(|channel| prove_bound(&private, &challenge, endpoint.host(), &channel).ok()),
         };
         session.say(&GatewayMessage::Hello(hello)).await?;
         match session.answer().await? {

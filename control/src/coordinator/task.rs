@@ -7,7 +7,7 @@ use penstock_connect::{Backoff, Outbound};
 use penstock_proto::Bucket;
 use penstock_proto::coordination::limits::{CANDIDATES_LIMIT, PEERS_LIMIT, SILENCE_LIMIT};
 use penstock_proto::coordination::{
-    CoordinatorMessage, GatewayMessage, Map, Reachability, RefusalReason, Registration, RegistrationState,
+    CoordinatorMessage, Documents, GatewayMessage, Map, Reachability, RefusalReason, Registration, RegistrationState,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
@@ -213,6 +213,7 @@ impl Task {
                 }
                 self.tell_map().await;
             }
+            CoordinatorMessage::Documents(Documents { documents }) => self.tell(Event::Documents(documents)).await,
             CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
             CoordinatorMessage::Challenge(_) => return Err(End::Unexpected("a second challenge")),
             // What is for relays is nothing to us.

@@ -9,7 +9,7 @@ use super::handshakes::{Due, Handshakes};
 use super::overlay::Overlay;
 use super::peers::Peer;
 use crate::ground::Origin;
-use crate::profile::Endpoint;
+use crate::profile::{Endpoint, LocalPort};
 use crate::uapi::{Change, Device, Errno, PeerState, Request, SetDevice, SetPeer};
 
 /// Answers a request.
@@ -36,7 +36,8 @@ fn device(gateway: &Gateway) -> Device {
     }
 }
 
-fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
+/// A peer as `wg` shows it.
+pub(super) fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
     let last = handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     PeerState {
         public_key: peer.public_key,
@@ -51,13 +52,22 @@ fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
 }
 
 fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<(), Errno> {
-    if change.listen_port.is_some_and(|port| port != gateway.plane.local_port()) {
-        tracing::warn!("the listen port cannot be changed while the gateway runs: set LocalPort and restart");
-        return Err(Errno::NotSupported);
+    // Zero is what `wg setconf` sends when its file names no port or mark: any port will do, so that in use stays, and
+    // without a mark the tunnel's packets would go into the tunnel.
+    if let Some(mark) = change.fwmark.filter(|mark| *mark != 0 && *mark != gateway.site.mark) {
+        gateway.site.mark = mark;
+        gateway.plane.set_mark(now, mark);
+        gateway.handshakes.set_mark(now, mark);
+        gateway.ground_due = true;
+        gateway.paths_due = true;
     }
-    if change.fwmark.is_some_and(|mark| mark != gateway.site.mark) {
-        tracing::warn!("the firewall mark cannot be changed while the gateway runs: set FwMark and restart");
-        return Err(Errno::NotSupported);
+    if let Some(port) = change.listen_port.filter(|port| *port != 0 && *port != gateway.plane.local_port()) {
+        let before = gateway.plane.set_local_port(now, LocalPort::Pinned(port));
+        gateway.follow_up(now);
+        if gateway.plane.local_port() != port {
+            gateway.plane.set_local_port(now, before);
+            return Err(Errno::AddressInUse);
+        }
     }
     match change.private_key {
         Change::Keep => {}
@@ -75,15 +85,27 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
         }
     }
     let Gateway { handshakes, overlay, .. } = gateway;
-    if change.replace_peers {
-        for id in handshakes.peers.iter().map(|p| p.id).collect::<Vec<_>>() {
-            remove(handshakes, overlay.as_mut(), id);
-        }
-    }
-    change.peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_mut(), now, peer))
+    set_peers(handshakes, overlay.as_mut(), now, change.replace_peers, change.peers)
 }
 
-fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {
+/// Changes peers; with `replace`, all that were there go first.
+pub(super) fn set_peers(
+    handshakes: &mut Handshakes,
+    mut overlay: Option<&mut Overlay>,
+    now: Instant,
+    replace: bool,
+    peers: Vec<SetPeer>,
+) -> Result<(), Errno> {
+    if replace {
+        for id in handshakes.peers.iter().map(|p| p.id).collect::<Vec<_>>() {
+            remove(handshakes, overlay.as_deref_mut(), id);
+        }
+    }
+    peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_deref_mut(), now, peer))
+}
+
+/// Removes a peer, and the search for a way to it.
+pub fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {
     if let (Some(peer), Some(overlay)) = (handshakes.remove(id), overlay) {
         overlay.traversal.remove_peer(&peer.public_key.into());
     }
@@ -122,7 +144,8 @@ fn set_peer(
     Ok(())
 }
 
-fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: SetPeer) {
+/// Changes a peer that is there.
+pub fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: SetPeer) {
     let Handshakes { peers, proto, .. } = handshakes;
     if change.replace_allowed_ips {
         peers.disallow_all(id);
@@ -148,7 +171,7 @@ fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: Se
     }
     if let Some(endpoint) = change.endpoint {
         peer.configured = Some(Endpoint::Address(endpoint));
-        peer.endpoint = Some(endpoint);
+        (peer.endpoint, peer.local) = (Some(endpoint), None);
         proto.set_endpoint(id, Some(endpoint));
     }
     // Last: with an interval, the first keepalive goes out at once, to the new endpoint.

@@ -2,25 +2,29 @@
 //! Events of the one become sessions, endpoints and commands of the other; notices of the workers become news for
 //! the timers.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, anyhow};
 use penstock_connect::Names;
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::ports as data;
 use penstock_dataplane::ports::udp::UdpSender;
-use penstock_dataplane::session::{Session, SessionConfig, Suite};
-use penstock_dataplane::slow_path::Command;
-use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Timings};
+use penstock_dataplane::session::{Session, SessionConfig};
+use penstock_dataplane::slow_path::{Command, Notice};
+use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Speeds, Timings};
 use rand::SeedableRng;
 
 use super::peers::{Peer, Peers};
-use super::site::Site;
+use super::suites;
+use crate::endpoints::LastEndpoints;
 use crate::ground::Origin;
-use crate::key::PrivateKey;
-use crate::profile::{self, Endpoint};
+use crate::key::{PrivateKey, PublicKey};
+use crate::problem::{Problem, Problems};
+use crate::profile::{self, Endpoint, SuiteSetting};
 use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
 
@@ -28,6 +32,8 @@ use crate::resolver::rotation::Change;
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How often the handshakes are told the time of day, by which initiations are stamped.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// Peers that are called at a time after a start: each handshake takes some 100 µs of curve arithmetic.
+const CALLS_AT_ONCE: usize = 64;
 /// Shortens the handshakes' timings, for tests.
 const TEST_REKEY: &str = "PENSTOCK_TEST_REKEY_AFTER_SECONDS";
 
@@ -62,35 +68,77 @@ pub struct Handshakes {
     pub proto: proto::Gateway,
     udp: UdpSender,
     resolver: Resolver,
+    /// Where the peers were last, over restarts.
+    last_endpoints: LastEndpoints,
+    /// Peers with which there was a session before the start, to be called.
+    to_call: VecDeque<PeerId>,
     /// Handshake messages that were dropped, by reason.
     rejects: HashMap<Reject, u64>,
     /// Packets that waited for a session in vain.
     lost_waiting: u64,
+    /// Probes of paths that came through the tunnel.
+    probes_inside: u64,
     clock_set: Instant,
     due: Due,
     commands: Vec<Command>,
+    /// How fast this site is with each suite.
+    speeds: Speeds,
+    /// Peers that insist on another suite.
+    problems: Problems,
 }
 
 impl Handshakes {
-    /// Handshakes of a site, which go out by `udp`; without peers.
+    /// Handshakes with this private key, which go out by `udp`; without peers.
     ///
     /// # Errors
     /// A test asks for timings that cannot be.
-    pub fn new(site: &Site, udp: UdpSender, now: Instant) -> Result<Self> {
+    pub fn new(
+        private_key: &PrivateKey,
+        last_endpoints: LastEndpoints,
+        speeds: Speeds,
+        udp: UdpSender,
+        now: Instant,
+    ) -> Result<Self> {
         let rng = rand::rngs::StdRng::from_os_rng();
-        let key = site.private_key.to_secret();
-        let proto = proto::Gateway::with_timings(key, rng, now, SystemTime::now(), timings()?);
+        let mark = udp.mark();
+        let proto = proto::Gateway::with_timings(private_key.to_secret(), rng, now, SystemTime::now(), timings()?);
         Ok(Self {
             peers: Peers::default(),
             proto,
             udp,
-            resolver: Resolver::new(Names::default(), site.mark),
+            resolver: Resolver::new(Names::default(), mark),
+            last_endpoints,
+            to_call: VecDeque::new(),
             rejects: HashMap::new(),
             lost_waiting: 0,
+            probes_inside: 0,
             clock_set: now,
             due: Due::default(),
             commands: Vec::new(),
+            speeds,
+            problems: Problems::default(),
         })
+    }
+
+    /// Handshakes with these peers, for tests.
+    #[cfg(test)]
+    pub fn of(proto: proto::Gateway, peers: Peers, udp: UdpSender) -> Self {
+        Self {
+            peers,
+            proto,
+            udp,
+            resolver: Resolver::new(Names::default(), 0),
+            last_endpoints: LastEndpoints::unkept(Instant::now()),
+            to_call: VecDeque::new(),
+            rejects: HashMap::new(),
+            lost_waiting: 0,
+            clock_set: Instant::now(),
+            due: Due::default(),
+            commands: Vec::new(),
+            speeds: Speeds { chacha20_poly1305: 1, aes_256_gcm: 1 },
+            probes_inside: 0,
+            problems: Problems::default(),
+        }
     }
 
     /// Adds a peer of the profile, and has its name resolved.
@@ -98,15 +146,16 @@ impl Handshakes {
     /// # Errors
     /// It is there already, or it is ourselves.
     pub fn add(&mut self, now: Instant, given: &profile::Peer) -> Result<()> {
-        let endpoint = match &given.endpoint {
+        let last = self.last_endpoints.of(&given.public_key, given.endpoint.as_ref());
+        let endpoint = last.or(match &given.endpoint {
             Some(Endpoint::Address(address)) => Some(*address),
             _ => None,
-        };
+        });
         let config = PeerConfig {
             preshared_key: given.preshared_key.as_ref().map(|key| Key::from(*key.as_bytes())),
             endpoint,
             persistent_keepalive: given.persistent_keepalive,
-            fixed_endpoint: false,
+            ..PeerConfig::default()
         };
         let id = self
             .proto
@@ -118,12 +167,16 @@ impl Handshakes {
         peer.preshared_key.clone_from(&given.preshared_key);
         peer.configured.clone_from(&given.endpoint);
         peer.endpoint = endpoint;
+        peer.recalled = last.is_some();
         peer.persistent_keepalive = given.persistent_keepalive;
         self.peers.push(peer);
+        self.set_suite(id, given.suite);
         for prefix in &given.allowed_ips {
             self.peers.allow(*prefix, id);
         }
         self.watch_name(now, id);
+        // With the others nothing was exchanged: they are not called before there is something to send.
+        self.to_call.extend(last.map(|_| id));
         self.due.add(Due::PEERS);
         Ok(())
     }
@@ -132,7 +185,9 @@ impl Handshakes {
     pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
         self.proto.remove_peer(id);
         let peer = self.peers.remove(id)?;
+        self.last_endpoints.forget(&peer.public_key);
         self.resolver.forget(&peer.public_key);
+        self.problems.solved(&suites::subject(&peer));
         tracing::info!("{}: removed", peer.label());
         self.due.add(Due::PEERS);
         Some(peer)
@@ -149,14 +204,90 @@ impl Handshakes {
         Some(peer)
     }
 
+    /// The tunnel's socket.
+    pub fn sender(&self) -> UdpSender {
+        self.udp.clone()
+    }
+
+    /// Sends by this socket from now on. One with another port has all peers told at once, since they send to the
+    /// old one until they hear from the new one.
+    pub fn set_sender(&mut self, now: Instant, udp: UdpSender) {
+        let before = std::mem::replace(&mut self.udp, udp);
+        if before.local_port() != self.udp.local_port() {
+            let live = self.peers.iter().filter(|p| p.sending().is_some_and(|s| s.alive(Millis::at(now))));
+            self.commands.extend(live.map(|peer| Command::Keepalive(peer.data.id)));
+        }
+    }
+
+    /// Asks for names with this firewall mark from now on.
+    pub fn set_mark(&mut self, now: Instant, mark: u32) {
+        self.resolver = Resolver::new(Names::default(), mark);
+        let ids: Vec<PeerId> = self.peers.iter().map(|peer| peer.id).collect();
+        ids.into_iter().for_each(|id| self.watch_name(now, id));
+    }
+
     /// Sends a peer's packets there from now on.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         if peer.endpoint != endpoint {
-            peer.endpoint = endpoint;
+            (peer.endpoint, peer.local) = (endpoint, None);
             self.proto.set_endpoint(id, endpoint);
             self.due.paths = true;
         }
+    }
+
+    /// How fast this site is with each suite.
+    pub fn speeds(&self) -> Speeds {
+        self.speeds
+    }
+
+    /// This site is as fast as that with each suite now.
+    pub fn set_own_speeds(&mut self, speeds: Speeds) {
+        if self.speeds != speeds {
+            self.speeds = speeds;
+            let ids: Vec<PeerId> = self.peers.iter().map(|peer| peer.id).collect();
+            ids.into_iter().for_each(|id| self.choose_suite(id));
+        }
+    }
+
+    /// Which suite is used with a peer, from its next handshake on.
+    pub fn set_suite(&mut self, id: PeerId, suite: SuiteSetting) {
+        if let Some(peer) = self.peers.of_mut(id) {
+            peer.suite = suite;
+        }
+        self.choose_suite(id);
+    }
+
+    /// Takes what a site says of its speeds to the coordinator.
+    pub fn set_speeds(&mut self, key: &PublicKey, speeds: Option<Speeds>) {
+        let Some(id) = self.peers.with_key(key).filter(|peer| peer.speeds != speeds).map(|peer| peer.id) else {
+            return;
+        };
+        if let Some(peer) = self.peers.of_mut(id) {
+            peer.speeds = speeds;
+        }
+        self.choose_suite(id);
+    }
+
+    /// The suite of the next handshake with a peer, and the reason.
+    pub fn suite(&self, peer: &Peer) -> suites::Choice {
+        suites::choose(
+            peer.suite,
+            self.speeds,
+            peer.speeds,
+            peer.sending().map(|session| suites::proto(session.suite())),
+        )
+    }
+
+    /// Begins handshakes with the suite that is right for a peer now. To be called after anything that it depends on.
+    fn choose_suite(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.of(id) else { return };
+        self.proto.set_suite(id, self.suite(peer).suite, peer.suite == SuiteSetting::Auto);
+    }
+
+    /// What is wrong with peers.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.problems.list(now)
     }
 
     /// Notes that peers were changed from outside.
@@ -178,20 +309,42 @@ impl Handshakes {
     pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
         let rejects =
             self.rejects.iter().map(|(reject, n)| (format!("handshake-{}", kebab(&format!("{reject:?}"))), *n));
-        rejects.chain([("no-session".to_owned(), self.lost_waiting)])
+        let counted = [("no-session", self.lost_waiting), ("probe-from-inside", self.probes_inside)];
+        rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
+    }
+
+    /// Refuses a probe that comes out of the tunnel: a way through the tunnel is no way to its end.
+    pub fn refuses_probe(&mut self, from: IpAddr, payload: &[u8]) -> bool {
+        let refused = payload.first() == Some(&proto::path::FIRST_BYTE) && self.peers.is_behind_a_peer(from);
+        self.probes_inside += u64::from(refused);
+        refused
+    }
+
+    /// Takes what a worker has to say.
+    pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
+        match notice {
+            Notice::Datagram { from, payload } => self.handle_datagram(now, from, &payload),
+            Notice::UnknownSession { from } => self.handle_unknown_session(now, from),
+            Notice::NoSession { peer, packet } => self.handle_no_session(now, peer, packet),
+            Notice::Confirmed { local_index, from } => self.proto.handle_confirmed(now, local_index, ends(from)),
+            Notice::Roamed { local_index, from } => self.proto.handle_roamed(now, local_index, ends(from)),
+            // Of workers that were stopped: they are replaced already.
+            Notice::WorkerDied { .. } => {}
+        }
+        self.take_events(now, 0);
     }
 
     /// Takes a datagram that is WireGuard's.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
-        if let Err(reject) = self.proto.handle_datagram(now, from, payload) {
+    fn handle_datagram(&mut self, now: Instant, from: data::Endpoint, payload: &[u8]) {
+        if let Err(reject) = self.proto.handle_datagram(now, ends(from), payload) {
             *self.rejects.entry(reject).or_default() += 1;
-            tracing::debug!("datagram of {} bytes from {from} dropped: {reject:?}", payload.len());
+            tracing::debug!("datagram of {} bytes from {} dropped: {reject:?}", payload.len(), from.remote);
         }
         self.take_events(now, payload.len() as u64);
     }
 
     /// Takes a packet to the peer of this number in the data plane, for which there is no session.
-    pub fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
+    fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
         let Some(peer) = self.peers.numbered_mut(number) else { return };
         let id = peer.id;
         // The session may have come while the packet was on its way to us.
@@ -210,26 +363,50 @@ impl Handshakes {
         }
     }
 
+    /// Takes the news that data came from there by a session that nobody knows: after a restart of ours a peer goes
+    /// on sending by the session that it had with us before.
+    fn handle_unknown_session(&mut self, now: Instant, from: SocketAddr) {
+        let there = self.peers.iter().filter(|peer| peer.is_at(from)).map(|peer| peer.id);
+        for id in there.collect::<Vec<_>>() {
+            self.proto.handle_unknown_session(now, id);
+        }
+    }
+
+    /// Calls some of the peers with which there was a session before the start.
+    pub fn call(&mut self, now: Instant) {
+        for _ in 0..CALLS_AT_ONCE {
+            let Some(id) = self.to_call.pop_front() else { return };
+            self.proto.handle_unknown_session(now, id);
+        }
+    }
+
+    /// Writes what has to outlive the process, when that is due.
+    pub fn save(&mut self, now: Instant, at_end: bool, problems: &mut Problems) {
+        self.last_endpoints.save(now, at_end, problems);
+    }
+
     /// Takes all events. `datagram` is the length of the handshake message that caused them, or 0.
     pub fn take_events(&mut self, now: Instant, datagram: u64) {
         while let Some(event) = self.proto.poll_event() {
             match event {
-                Event::SessionEstablished { peer, session } => self.establish(peer, session, datagram),
+                Event::SessionEstablished { peer, session } => self.establish(peer, &session, datagram),
                 Event::SessionPromoted { peer, local_index } => self.promote(peer, local_index),
                 Event::SessionExpired { peer, local_index } => {
                     if let Some(peer) = self.peers.of_mut(peer) {
                         peer.sessions.retain(|s| s.local_index != local_index);
                         peer.sending = peer.sending.filter(|sending| *sending != local_index);
                     }
+                    self.choose_suite(peer);
                     self.due.table = true;
                 }
                 Event::SendKeepalive { peer } => {
                     self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.data.id)));
                 }
                 Event::EndpointChanged { peer, endpoint } => self.moved(peer, endpoint),
-                Event::PathSilent { peer } => {
+                Event::PathSilent { peer } => self.silent(now, peer),
+                Event::SuiteRefused { peer, suite } => {
                     if let Some(peer) = self.peers.of(peer) {
-                        self.resolver.handle_silence(now, &peer.public_key);
+                        suites::note_refused(&mut self.problems, now, peer, suite);
                     }
                 }
                 Event::HandshakeGaveUp { peer } => self.gave_up(peer),
@@ -237,17 +414,12 @@ impl Handshakes {
         }
     }
 
-    fn establish(&mut self, id: PeerId, keys: SessionKeys, datagram: u64) {
+    fn establish(&mut self, id: PeerId, keys: &SessionKeys, datagram: u64) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         peer.handshake_bytes.0 += datagram;
-        let suite = match keys.suite {
-            proto::Suite::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
-            other => {
-                tracing::error!("a session with suite {other:?}, which the data plane does not know");
-                return;
-            }
-        };
-        tracing::debug!("{}: handshake done as {:?}", peer.label(), keys.role);
+        let suite = suites::data(keys.suite);
+        self.problems.solved(&suites::subject(peer));
+        tracing::debug!("{}: handshake done as {:?}, {}", peer.label(), keys.role, keys.suite);
         peer.sessions.push(Arc::new(Session::new(SessionConfig {
             local_index: keys.local_index,
             remote_index: keys.remote_index,
@@ -268,21 +440,47 @@ impl Handshakes {
             tracing::info!("{}: connected", peer.label());
         }
         peer.sending = Some(local_index);
+        peer.recalled = false;
         self.commands.extend(peer.waiting.drain(..).map(Command::Send));
         self.due.table = true;
+        self.keep_endpoint(id);
+        self.choose_suite(id);
     }
 
-    fn moved(&mut self, id: PeerId, endpoint: SocketAddr) {
+    fn moved(&mut self, id: PeerId, proto::Endpoint { remote, local }: proto::Endpoint) {
         let Some(peer) = self.peers.of_mut(id) else { return };
-        if peer.endpoint != Some(endpoint) {
-            tracing::info!("{}: endpoint is now {endpoint}", peer.label());
-            peer.endpoint = Some(endpoint);
-            self.due.paths = true;
+        if peer.endpoint != Some(remote) {
+            tracing::info!("{}: endpoint is now {remote}", peer.label());
+        } else if let Some(local) = local.filter(|_| peer.local.is_some() && peer.local != local) {
+            tracing::info!("{}: calls {local} now", peer.label());
+        }
+        (peer.endpoint, peer.local) = (Some(remote), local);
+        self.due.paths = true;
+        self.keep_endpoint(id);
+    }
+
+    /// Keeps the endpoint of a peer with a session for the next start, unless its path is found anew each time.
+    fn keep_endpoint(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.of(id).filter(|peer| peer.roams() && peer.sending.is_some()) else { return };
+        if let Some(endpoint) = peer.endpoint {
+            self.last_endpoints.note(peer.public_key, endpoint, peer.configured.as_ref());
+        }
+    }
+
+    /// A peer does not answer: it may be reached where its name leads to, or where it was configured to be.
+    fn silent(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.of_mut(id) else { return };
+        self.resolver.handle_silence(now, &peer.public_key);
+        if let (true, Some(Endpoint::Address(configured))) = (std::mem::take(&mut peer.recalled), &peer.configured) {
+            let configured = *configured;
+            self.set_endpoint(id, Some(configured));
+            self.proto.handle_path(now, id, false);
         }
     }
 
     fn gave_up(&mut self, id: PeerId) {
         let Some(peer) = self.peers.of_mut(id) else { return };
+        self.last_endpoints.forget(&peer.public_key);
         tracing::warn!("{}: no answer; {} waiting packets dropped", peer.label(), peer.waiting.len());
         self.lost_waiting += peer.waiting.len() as u64;
         peer.waiting.clear();
@@ -321,7 +519,7 @@ impl Handshakes {
     pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));
-            match self.udp.send_to(&transmit.contents, transmit.to, HANDSHAKE_TOS, None) {
+            match send(&self.udp, &transmit) {
                 Ok(()) => {
                     if let Some(peer) = peer {
                         peer.handshake_bytes.1 += transmit.contents.len() as u64;
@@ -338,8 +536,8 @@ impl Handshakes {
             let Some(sample) = peer.sample() else { continue };
             self.proto.handle_traffic(now, peer.id, sample.traffic);
             each(peer, sample.traffic);
-            if let Some((index, counter)) = sample.used {
-                self.proto.handle_session_used(now, peer.id, index, counter);
+            if let Some((index, used)) = sample.used {
+                self.proto.handle_session_used(now, peer.id, index, used);
             }
         }
         if now.duration_since(self.clock_set) >= CLOCK_EVERY {
@@ -347,6 +545,23 @@ impl Handshakes {
             self.proto.set_clock(now, SystemTime::now());
         }
     }
+}
+
+/// Sends a handshake message, from the address that the peer called as long as it is ours.
+fn send(udp: &UdpSender, transmit: &proto::Transmit) -> io::Result<()> {
+    let proto::Transmit { to, local, contents, .. } = transmit;
+    let sent = local.map(|local| udp.send_from(local.into(), contents, *to, HANDSHAKE_TOS));
+    match sent {
+        Some(Err(e)) if e.kind() != io::ErrorKind::WouldBlock => {}
+        Some(sent) => return sent,
+        None => {}
+    }
+    udp.send_to(contents, *to, HANDSHAKE_TOS, None)
+}
+
+/// The ends of a datagram, for the handshakes.
+fn ends(data::Endpoint { remote, local }: data::Endpoint) -> proto::Endpoint {
+    proto::Endpoint { remote, local }
 }
 
 /// `UnknownPeer` as `unknown-peer`.
@@ -361,8 +576,11 @@ fn kebab(name: &str) -> String {
     kebab
 }
 
-/// WireGuard's timings, unless a test wants them shorter.
+/// WireGuard's timings, unless a test wants them shorter. Release builds have no such switch.
 fn timings() -> Result<Timings> {
+    if !cfg!(debug_assertions) {
+        return Ok(Timings::default());
+    }
     let Ok(text) = std::env::var(TEST_REKEY) else { return Ok(Timings::default()) };
     let seconds: u64 = text
         .parse()

@@ -15,14 +15,20 @@
 //! its profile makes impossible: what fails is a problem with a name, and is tried again.
 
 mod configure;
+pub mod device;
 mod handshakes;
+mod heartbeat;
 mod netcheck;
 mod overlay;
 mod peers;
 mod plane;
 mod privileges;
+mod reload;
 mod report;
 mod site;
+mod statements;
+mod suites;
+mod unsaved;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -33,10 +39,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use penstock_dataplane::slow_path::Notice;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::control_socket::{self, Release, Released};
+use crate::endpoints::LastEndpoints;
 use crate::ground::{Changed, Ground, Guard, Interest, Linux, Origin, Refusal};
 use crate::netlink::{Monitor, News};
 use crate::problem::{Problem, Problems};
@@ -46,6 +53,7 @@ use crate::state;
 use crate::uapi;
 
 use handshakes::{Due, Handshakes};
+use heartbeat::Heartbeat;
 use overlay::{Outcome, Overlay};
 use plane::Plane;
 use site::Site;
@@ -58,9 +66,12 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 const NEWS_DELAY: Duration = Duration::from_millis(20);
 /// Notices taken at a time: a flood of handshakes may not keep the other inputs waiting.
 const NOTICES_PER_TURN: usize = 256;
+const SIGNALS: &str = "cannot handle signals";
 
 /// A gateway with its workers running.
 pub struct Gateway {
+    /// The profile in force, but for what `wg set` has changed since.
+    profile: Profile,
     site: Site,
     handshakes: Handshakes,
     /// With a coordinator.
@@ -68,7 +79,7 @@ pub struct Gateway {
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
-    /// What is wrong with the guard.
+    /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.
     due: Due,
@@ -85,6 +96,7 @@ pub struct Gateway {
 pub async fn run(profile: Profile) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = stop_signals(&stopping)?;
+    let reload = signal(SignalKind::hangup()).context(SIGNALS)?;
     let _lock = control_socket::lock(&profile.name)?;
     // Bound before the start: whoever asks meanwhile is answered when it is done.
     let control = control_socket::serve(&profile.name).context("cannot open the control socket")?;
@@ -92,8 +104,9 @@ pub async fn run(profile: Profile) -> Result<()> {
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
     // From before the first look on, so that nothing is missed between the two.
     let monitor = Monitor::open().context("cannot hear of network changes")?;
-    let mut gateway = Gateway::start(&profile)?;
-    let outcome = gateway.serve(monitor, control, uapi, stop).await;
+    let mut gateway = Gateway::start(profile)?;
+    privileges::reduce();
+    let outcome = gateway.serve(monitor, control, uapi, stop, reload).await;
     stopping.store(true, Ordering::Release);
     if let Some(overlay) = gateway.overlay.take() {
         overlay.stop().await;
@@ -179,11 +192,10 @@ impl Gateway {
     ///
     /// # Errors
     /// One sentence: what is missing or in the way. The guard stays.
-    fn start(profile: &Profile) -> Result<Self> {
+    fn start(profile: Profile) -> Result<Self> {
         let now = Instant::now();
-        let Standing { site, mut guard, mut ground, mut problems } = Standing::of(profile)?;
-        let prefixes = profile.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
-        note_refused(&mut problems, now, guard.profile_changed(&prefixes));
+        let Standing { site, mut guard, mut ground, mut problems } = Standing::of(&profile)?;
+        note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
         guard.save(now, &mut problems);
         ground.reconcile(now, &wanted::guard_only(&site, &guard));
         privileges::check(profile.demands_xdp())?;
@@ -191,13 +203,15 @@ impl Gateway {
         if ground.network().named(name.as_str()).is_some() {
             bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
         }
-        let plane = Plane::start(profile, ground.network())?;
-        let mut handshakes = Handshakes::new(&site, plane.sender(), now)?;
+        let plane = Plane::start(&profile, ground.network())?;
+        let last_endpoints = LastEndpoints::load(&state::directory(), &site.private_key, name, now);
+        let mut handshakes = Handshakes::new(&site.private_key, last_endpoints, plane.speeds(), plane.sender(), now)?;
         for peer in &profile.peers {
             handshakes.add(now, peer)?;
         }
-        let overlay = Overlay::start(profile, plane.sender());
+        let overlay = Overlay::start(now, &profile, plane.sender());
         let mut gateway = Self {
+            profile,
             site,
             handshakes,
             overlay,
@@ -225,11 +239,14 @@ impl Gateway {
         mut control: Service<control_socket::Request>,
         mut uapi: Service<uapi::Request>,
         stop: impl Future<Output = &'static str>,
+        mut reload: Signal,
     ) -> Result<()> {
         let mut news: Vec<News> = Vec::new();
         let mut news_due = None;
         let mut samples = ticks(SAMPLE_EVERY);
         let mut confirmations = ticks(CONFIRM_EVERY);
+        // Whoever waits for us to be ready finds the guard and the control socket.
+        let mut heartbeat = Heartbeat::begin(self);
         tokio::pin!(stop);
         tracing::info!("{} is up, UDP port {}", self.site.name, self.plane.local_port());
 
@@ -239,8 +256,11 @@ impl Gateway {
             tokio::select! {
                 reason = &mut stop => {
                     tracing::info!("stopping: {reason}");
+                    heartbeat.end();
                     return Ok(());
                 }
+                () = heartbeat.due() => heartbeat.beat(self),
+                Some(()) = reload.recv() => drop(reload::reload(self, Instant::now())),
                 ready = self.plane.readable() => {
                     ready.context("the workers' notices cannot be heard")?;
                     self.take_notices(Instant::now())?;
@@ -263,6 +283,7 @@ impl Gateway {
                 Some(request) = uapi.requests.recv() => configure::serve(self, Instant::now(), request),
                 Some(request) = control.requests.recv() => {
                     if self.answer(Instant::now(), request).await {
+                        heartbeat.end();
                         return Ok(());
                     }
                 }
@@ -277,6 +298,8 @@ impl Gateway {
         match request {
             Request::Status { reply } => drop(reply.send(report::status(self, now))),
             Request::Netcheck { reply } => drop(reply.send(netcheck::report(self))),
+            Request::Reload { reply } => drop(reply.send(reload::reload(self, now))),
+            Request::Unsaved { reply } => drop(reply.send(unsaved::unsaved(self))),
             Request::Release { what, reply } => {
                 let released = release_from(&mut self.guard, &what, &self.handshakes.peers.remote());
                 self.ground_due = true;
@@ -298,7 +321,7 @@ impl Gateway {
     }
 
     fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        let found = self.overlay.as_mut().and_then(|overlay| overlay.traversal.poll_timeout(now));
+        let found = self.overlay.as_mut().and_then(|overlay| overlay.poll_timeout(now));
         let timers =
             [self.handshakes.proto.poll_timeout(), found, self.ground.poll_timeout(), self.plane.poll_timeout()];
         timers.into_iter().flatten().min()
@@ -307,6 +330,9 @@ impl Gateway {
     fn handle_timeout(&mut self, now: Instant) {
         self.handshakes.proto.handle_timeout(now);
         self.ground_due |= self.ground.poll_timeout().is_some_and(|at| at <= now);
+        if self.overlay.as_mut().is_some_and(|overlay| overlay.handle_timeout(now)) {
+            self.apply_map(now);
+        }
     }
 
     /// Sees to everything that follows from what was changed. Guard and routes come before the table, so that no
@@ -316,8 +342,17 @@ impl Gateway {
         if let Some(overlay) = &mut self.overlay {
             overlay.follow_paths(now, &mut self.handshakes);
         }
-        if let Some(notices) = self.plane.renew(now) {
-            notices.into_iter().for_each(|notice| self.take_notice(now, notice));
+        let renewed = self.plane.renew(now);
+        self.handshakes.set_sender(now, self.plane.sender());
+        let Self { profile, handshakes, overlay, .. } = self;
+        let moved = overlay.as_mut().is_some_and(|overlay| overlay.follow_socket(now, profile, handshakes));
+        if renewed.is_some() || moved {
+            // Peers hear of another port before anything that takes its time.
+            let (due, commands) = self.handshakes.take_due();
+            self.due.add(due);
+            self.plane.command(commands);
+            self.handshakes.lost(self.plane.send_commands());
+            renewed.into_iter().flatten().for_each(|notice| self.take_notice(now, notice));
             // The tun device may be another.
             let changed = self.ground.refresh(now, [News::Lost]);
             self.network_changed(now, &changed);
@@ -391,7 +426,7 @@ impl Gateway {
         if *changed == Changed::default() {
             return;
         }
-        self.due.table |= self.plane.follow_hops(network, &self.site.virtual_addresses);
+        self.due.table |= self.plane.follow_hops(network, &self.site.virtual_addresses, self.site.behind());
         let endpoints = self.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
         self.paths_due |= changed.neighbours || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
         if let Some(overlay) = &mut self.overlay {
@@ -407,6 +442,7 @@ impl Gateway {
     /// Makes peers of the coordinator's map.
     fn apply_map(&mut self, now: Instant) {
         if let Some(overlay) = &mut self.overlay {
+            overlay.judge(now);
             let surroundings = wanted::surroundings(&self.site, &self.handshakes.peers, overlay, self.ground.network());
             overlay.apply(now, &mut self.handshakes, &surroundings);
         }
@@ -417,7 +453,8 @@ impl Gateway {
         let Some(address) = self.overlay.as_ref().and_then(Overlay::address) else { return };
         if !self.site.own_address && self.site.virtual_addresses != [address] {
             self.site.virtual_addresses = vec![address];
-            self.due.table |= self.plane.follow_hops(self.ground.network(), &self.site.virtual_addresses);
+            self.due.table |=
+                self.plane.follow_hops(self.ground.network(), &self.site.virtual_addresses, self.site.behind());
             self.ground_due = true;
         }
     }
@@ -446,24 +483,19 @@ impl Gateway {
     }
 
     fn take_notice(&mut self, now: Instant, notice: Notice) {
-        match notice {
-            Notice::Datagram { from, payload } => {
-                let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
-                if !traversal.is_some_and(|traversal| traversal.handle_datagram(now, from, &payload)) {
-                    self.handshakes.handle_datagram(now, from, &payload);
-                }
-            }
-            Notice::NoSession { peer, packet } => self.handshakes.handle_no_session(now, peer, packet),
-            Notice::Confirmed { local_index } => self.handshakes.proto.handle_confirmed(now, local_index),
-            Notice::Roamed { local_index, from } => self.handshakes.proto.handle_roamed(now, local_index, from),
-            // Of workers that were stopped: they are replaced already.
-            Notice::WorkerDied { .. } => {}
+        if let (Some(overlay), Notice::Datagram { from, payload }) = (&mut self.overlay, &notice)
+            && (self.handshakes.refuses_probe(from.remote.ip(), payload)
+                || overlay.traversal.handle_datagram(now, *from, payload))
+        {
+            return;
         }
-        self.handshakes.take_events(now, 0);
+        self.handshakes.handle_notice(now, notice);
     }
 
-    /// Looks at the traffic counters and tells the timers.
+    /// Looks at the traffic counters and tells the timers, and does what is done little by little.
     fn sample(&mut self, now: Instant) {
+        self.handshakes.call(now);
+        self.handshakes.save(now, false, &mut self.problems);
         let traversal = self.overlay.as_mut().map(|overlay| &mut overlay.traversal);
         match traversal {
             Some(traversal) => self.handshakes.sample(now, |peer, traffic| {
@@ -484,11 +516,12 @@ impl Gateway {
 
     /// Takes everything down but the guard.
     fn stop(self) {
-        let Self { site, handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = self;
+        let Self { site, mut handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = self;
         let now = Instant::now();
         let wanted = wanted::wanted(&site, &handshakes.peers, overlay.as_ref(), &guard, &plane, ground.network());
         ground.withdraw(now, &wanted);
         guard.save(now, &mut problems);
+        handshakes.save(now, true, &mut problems);
         drop(plane);
         let blocked = guard.prefixes().len();
         if blocked > 0 {
@@ -508,12 +541,11 @@ fn note_refused(problems: &mut Problems, now: Instant, refused: Vec<(IpNet, Refu
 
 /// A future that ends with SIGTERM or SIGINT. Once `stopping` is set, another one kills the process.
 fn stop_signals(stopping: &Arc<AtomicBool>) -> Result<impl Future<Output = &'static str>> {
-    let context = "cannot handle signals";
     for number in [libc::SIGTERM, libc::SIGINT] {
-        signal_hook::flag::register_conditional_default(number, Arc::clone(stopping)).context(context)?;
+        signal_hook::flag::register_conditional_default(number, Arc::clone(stopping)).context(SIGNALS)?;
     }
-    let mut terminate = signal(SignalKind::terminate()).context(context)?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(context)?;
+    let mut terminate = signal(SignalKind::terminate()).context(SIGNALS)?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(SIGNALS)?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

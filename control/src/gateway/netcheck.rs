@@ -1,7 +1,8 @@
 //! What a running gateway knows of its network, for `netcheck`: from the tunnel's own socket.
 
+use std::time::Instant;
+
 use penstock_connect::Proxy;
-use penstock_dataplane::clock::Millis;
 use penstock_proto::coordination::{MapVersion, RegistrationState};
 
 use super::Gateway;
@@ -31,7 +32,7 @@ pub fn report(gateway: &Gateway) -> Report {
 }
 
 fn peers_on_the_map(gateway: &Gateway, overlay: &Overlay) -> Vec<Peer> {
-    let now = Millis::now();
+    let now = Instant::now();
     let with_path = |(key, mut peer): (_, Peer)| {
         if let Some(known) = gateway.handshakes.peers.with_key(&key) {
             let status = super::report::peer(gateway, known, now);

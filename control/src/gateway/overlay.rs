@@ -1,25 +1,27 @@
 //! Peers that the coordinator names: its map becomes peers and prefixes, the paths found to them become
 //! endpoints, and what we learn of our own place goes back to it.
 //!
-//! The map is an offer. What of it is taken is judged here ([`trust::judge`]), again whenever the map or the networks
-//! of this site change; what is refused is a problem with a name.
+//! The map is an offer. Only sites and relays that the authority has signed for are taken of it ([`Statements`]), and
+//! of their prefixes those that this gateway has nothing against ([`trust::judge`]); both again whenever the map, the
+//! networks of this site or the signed documents change. What is refused is a problem with a name.
 //!
 //! [`trust::judge`]: penstock_proto::trust::judge
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 use penstock_dataplane::ports::udp::UdpSender;
-use penstock_proto::coordination::{self, Candidate, Map, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{RefusedPrefix, Server, Surroundings, judge};
 use penstock_proto::{Bucket, PeerConfig, PeerId};
 
 use super::handshakes::{Due, Handshakes};
 use super::peers::{Found, Peer, Peers};
+use super::statements::{Believed, By, Refused, Site, Statements, Vouched};
 use crate::coordinator::{Cached, Client, Config, Event};
 use crate::ground::Origin;
 use crate::key::PublicKey;
@@ -36,6 +38,9 @@ const FIRST_HANDSHAKES_BURST: u32 = 100;
 pub struct Overlay {
     /// Where the coordinator is.
     pub url: CoordinatorUrl,
+    config: Config,
+    /// Port and mark of the socket by which the ways are found; `None` once others are to be found.
+    socket: Option<(u16, u32)>,
     /// The connection to the coordinator.
     pub client: Client,
     /// The ways to the peers.
@@ -44,6 +49,12 @@ pub struct Overlay {
     pub map: Map,
     /// What it has on record of us.
     pub registration: Option<Registration>,
+    /// Whom of the map this gateway believes.
+    pub statements: Statements,
+    /// What came of the map when it was last judged.
+    pub believed: Believed,
+    /// Whose reachability is another since paths were last looked for.
+    moved: BTreeSet<SiteKey>,
     /// First handshakes that nobody has asked for, lately.
     first_handshakes: Bucket,
     /// What of the map was refused.
@@ -76,21 +87,21 @@ pub enum Outcome {
 
 impl Overlay {
     /// Connects to the coordinator, if the profile names one. Until it says more there are the peers of last time.
-    pub fn start(profile: &Profile, udp: UdpSender) -> Option<Self> {
+    pub fn start(now: Instant, profile: &Profile, udp: UdpSender) -> Option<Self> {
         let config = Config::of(profile)?;
         let (map, registration) = match Client::cached(&config) {
             Some(Cached { map, registration }) => (map, Some(registration)),
             None => Default::default(),
         };
-        let settings = Settings {
-            trust: config.trust.clone(),
-            birthday_probing: profile.birthday_probing,
-            port_mapping: profile.port_mapping,
-        };
         Some(Self {
             url: config.url.clone(),
-            traversal: Traversal::new(profile.private_key.to_secret(), udp, settings),
-            client: Client::start(config),
+            socket: Some((udp.local_port(), udp.mark())),
+            statements: Statements::open(now, &config),
+            believed: Believed::default(),
+            moved: BTreeSet::new(),
+            traversal: traversal(profile, &config, udp),
+            client: Client::start(config.clone()),
+            config,
             map,
             registration,
             first_handshakes: Bucket::default(),
@@ -99,8 +110,55 @@ impl Overlay {
         })
     }
 
+    /// Takes up another profile. To be followed by [`Self::set_place`] and [`Self::apply`].
+    pub fn reload(overlay: &mut Option<Self>, now: Instant, profile: &Profile, handshakes: &mut Handshakes) {
+        let config = Config::of(profile);
+        if let (Some(Self { config: before, client, traversal, socket, statements, .. }), Some(config)) =
+            (overlay.as_mut(), &config)
+            && (&before.url, &before.private_key) == (&config.url, &config.private_key)
+        {
+            if before != config {
+                *client = Client::start(config.clone());
+                *statements = Statements::open(now, config);
+                traversal.repeat_reachability();
+                // Relays are trusted as the coordinator is.
+                *socket = socket.filter(|_| before.trust == config.trust);
+                before.clone_from(config);
+            }
+            traversal.set_permissions(now, profile.birthday_probing, profile.port_mapping);
+            return;
+        }
+        if let Some(old) = overlay.take() {
+            let named: Vec<_> = handshakes.peers.iter().filter(|p| p.origin == Origin::Overlay).map(|p| p.id).collect();
+            named.into_iter().for_each(|id| drop(handshakes.remove(id)));
+            // Router and disk may take their time.
+            tokio::spawn(old.stop());
+        }
+        *overlay = config.and_then(|_| Self::start(now, profile, handshakes.sender()));
+    }
+
+    /// Finds the ways to the peers anew if the tunnel has another port or mark, or other relays are to be trusted;
+    /// whether that is so. Peers are sent to where they were until their paths are found. To be followed by
+    /// [`Self::set_place`] and [`Self::apply`].
+    pub fn follow_socket(&mut self, now: Instant, profile: &Profile, handshakes: &mut Handshakes) -> bool {
+        let udp = handshakes.sender();
+        let socket = Some((udp.local_port(), udp.mark()));
+        if std::mem::replace(&mut self.socket, socket) == socket {
+            return false;
+        }
+        self.traversal = traversal(profile, &self.config, udp);
+        for peer in handshakes.peers.iter_mut().filter(|peer| peer.found.is_some()) {
+            peer.found = Some(Found::default());
+            if let Err(e) = self.traversal.add_peer(now, peer.public_key.into()) {
+                tracing::error!("no path can be found to {}: {e}", peer.label());
+            }
+        }
+        true
+    }
+
     /// Gives back what others hold for us, and keeps what is known for the next start.
     pub async fn stop(mut self) {
+        self.statements.stop(Instant::now());
         self.traversal.release().await;
         self.client.stop().await;
     }
@@ -127,17 +185,43 @@ impl Overlay {
                     self.map = Map::default();
                     Outcome::Map
                 }
-                Event::Connected | Event::Lost(_) | Event::Refused(_) => Outcome::Nothing,
+                Event::Connected => {
+                    self.statements.connected();
+                    Outcome::Nothing
+                }
+                Event::Documents(documents) => {
+                    self.statements.learn(now, &documents);
+                    Outcome::Nothing
+                }
+                Event::Lost(_) | Event::Refused(_) => Outcome::Nothing,
                 Event::Registered(registration) => {
                     self.registration = Some(registration);
                     Outcome::Address
                 }
-                Event::Map(map) => {
-                    self.map = map;
-                    Outcome::Map
-                }
+                // Most news is where somebody is, and concerns nobody else.
+                Event::Map(map) => match moved(&self.map, &map) {
+                    Some(moved) => {
+                        self.moved.extend(moved);
+                        self.map = map;
+                        Outcome::Nothing
+                    }
+                    None => {
+                        self.map = map;
+                        Outcome::Map
+                    }
+                },
             },
         }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) or [`follow_paths`](Self::follow_paths) has something to do.
+    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        self.traversal.poll_timeout(now).into_iter().chain(self.statements.poll_timeout()).min()
+    }
+
+    /// Does what has become due; whether the map has to be applied again.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+        self.statements.handle_timeout(now)
     }
 
     /// Takes up where we are: our addresses, the router that may map ports with our address towards it, and the
@@ -165,14 +249,19 @@ impl Overlay {
     /// The addresses that must stay outside the tunnel: of the coordinator, relays and STUN servers.
     pub fn servers(&self) -> impl Iterator<Item = (IpAddr, Server)> + '_ {
         let coordinator = self.url.endpoint().host().parse().ok().map(|address| (address, Server::Coordinator));
-        let relays = self.map.relays.iter().flat_map(|relay| &relay.udp).map(|at| (at.ip(), Server::Relay));
+        let relays = self.believed.relays.iter().flat_map(|relay| &relay.udp).map(|at| (at.ip(), Server::Relay));
         let stun = self.map.stun_servers.iter().map(|at| (at.ip(), Server::Stun));
         coordinator.into_iter().chain(relays).chain(stun)
     }
 
-    /// Makes peers of the map's sites, and has paths found to them.
+    /// Judges the map by what the authority has signed. [`apply`](Self::apply) is to follow.
+    pub fn judge(&mut self, now: Instant) {
+        self.believed = self.statements.judge(now, &self.map);
+    }
+
+    /// Makes peers of the sites that are believed, and has paths found to them.
     pub fn apply(&mut self, now: Instant, handshakes: &mut Handshakes, surroundings: &Surroundings) {
-        let changes = follow_map(&self.map, &mut handshakes.proto, &mut handshakes.peers, now, surroundings);
+        let changes = follow_map(&self.believed.sites, &mut handshakes.proto, &mut handshakes.peers, now, surroundings);
         changes.removed.iter().for_each(|key| self.traversal.remove_peer(&(*key).into()));
         for key in &changes.added {
             if let Err(e) = self.traversal.add_peer(now, (*key).into()) {
@@ -182,37 +271,80 @@ impl Overlay {
         if changes.any() {
             handshakes.changed(Due::PEERS);
         }
-        self.note_refused(now, &changes.refused);
+        for (key, refused) in changes.refused {
+            let Some(site) = self.believed.sites.get(&key) else { continue };
+            let name = site.name.clone();
+            let (prefix, by) = (Some(refused.prefix), By::Gateway);
+            self.believed.refuse(|| Refused { name, key, prefix, reason: refused.to_string(), by });
+        }
+        self.note_refused(now);
         self.find_paths(now, handshakes);
     }
 
-    fn note_refused(&mut self, now: Instant, refused: &[(String, RefusedPrefix)]) {
-        let subjects: BTreeSet<String> = refused.iter().map(|(site, refused)| subject(site, refused)).collect();
+    fn note_refused(&mut self, now: Instant) {
+        // One doubt about this gateway itself concerns all.
+        let mut shown: Vec<&Refused> = self.believed.refused.iter().collect();
+        shown.dedup_by_key(|refused| refused.subject());
+        let more = self.believed.unlisted;
+        let rest = "other refusals".to_owned();
+        let mut subjects: BTreeSet<String> = shown.iter().map(|refused| refused.subject()).collect();
+        if more > 0 {
+            subjects.insert(rest.clone());
+        }
         self.refused.solved_all_but(&subjects);
-        for (site, refusal) in refused {
-            let what_to_do = "have the site offer another prefix, or admit this one by Accept in the profile";
-            self.refused.note(now, &subject(site, refusal), &refusal.to_string(), what_to_do);
+        for refused in shown {
+            self.refused.note(now, &refused.subject(), &refused.reason, refused.what_to_do());
+        }
+        if more > 0 {
+            let sentence = format!("{more} more sites or prefixes of the coordinator's map are refused");
+            self.refused.note(now, &rest, &sentence, "see to the first ones");
         }
     }
 
+    /// What vouches for a peer, unless it is the profile's.
+    pub fn vouched(&self, peer: &Peer) -> Option<Vouched> {
+        peer.found?;
+        self.believed.sites.get(&SiteKey::from(*peer.public_key.as_bytes()))?.vouched
+    }
+
+    /// What of the map was refused, as `status` lists it.
+    pub fn refused(&self) -> &[Refused] {
+        &self.believed.refused
+    }
+
     /// Tells the traversal of the servers, and where the map's peers may be reached.
-    fn find_paths(&mut self, now: Instant, handshakes: &Handshakes) {
-        self.traversal.set_servers(now, &self.map.relays, &self.map.stun_servers);
-        // What lies behind the tunnel cannot be the way to its end.
-        let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
-        for (key, site) in &self.map.peers {
+    fn find_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
+        self.moved.extend(self.believed.sites.keys());
+        self.follow_moves(now, handshakes);
+    }
+
+    /// Takes up what those say of themselves that have moved: where they are, and how fast.
+    fn follow_moves(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        for key in std::mem::take(&mut self.moved) {
+            let Some(site) = self.map.peers.get(&key).filter(|_| self.believed.sites.contains_key(&key)) else {
+                continue;
+            };
+            // A coordinator that was restarted has not heard of all sites yet; what they said before still holds.
+            if let Some(told) = &site.reachability {
+                handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
+            }
             let told = site.reachability.clone().unwrap_or_default();
+            // What lies behind the tunnel cannot be the way to its end.
+            let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
             let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
-            self.traversal.set_remote(now, &(*key).into(), &candidates, told.nat_type.unwrap_or_default());
+            self.traversal.set_remote(now, &key.into(), &candidates, told.nat_type.unwrap_or_default());
         }
     }
 
     /// Follows the paths: what the agent has chosen becomes endpoints, what it has learnt of us goes to the
     /// coordinator.
     pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        self.follow_moves(now, handshakes);
         self.traversal.step(now);
+        self.statements.learn_from_relays(now, &self.traversal.take_documents());
         if let Some(reachability) = self.traversal.poll_reachability() {
-            self.client.announce(reachability);
+            self.client.announce(Reachability { speeds: Some(handshakes.speeds()), ..reachability });
         }
         while let Some(selection) = self.traversal.poll_selection() {
             self.select(now, handshakes, selection);
@@ -265,14 +397,47 @@ impl Overlay {
         }
     }
 
-    /// What of the map was refused.
+    /// What of the map was refused, and what is wrong with the signed documents.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
-        self.refused.list(now)
+        self.refused.list(now).into_iter().chain(self.statements.problems(now)).collect()
     }
 }
 
-fn subject(site: &str, refused: &RefusedPrefix) -> String {
-    format!("{} of {site}", refused.prefix)
+/// The addresses at which the peers are reached from outside, but for those that are no longer believed. What stands
+/// for a way by TLS or from another port is no address of anybody's.
+pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>) -> impl Iterator<Item = IpAddr> + 'a {
+    let stays = |peer: &&Peer| peer.found.is_none() || sites.contains_key(&SiteKey::from(*peer.public_key.as_bytes()));
+    let endpoints = peers.iter().filter(stays).filter_map(|peer| peer.endpoint);
+    endpoints.map(|endpoint| endpoint.ip()).filter(|address| !address.is_loopback())
+}
+
+/// Whose reachability differs between two maps, if nothing else does.
+fn moved(before: &Map, after: &Map) -> Option<Vec<SiteKey>> {
+    if (&before.relays, &before.stun_servers, before.peers.len())
+        != (&after.relays, &after.stun_servers, after.peers.len())
+    {
+        return None;
+    }
+    let mut moved = Vec::new();
+    for ((key, old), (other, new)) in before.peers.iter().zip(&after.peers) {
+        if (key, &old.name, old.virtual_address, &old.subnets) != (other, &new.name, new.virtual_address, &new.subnets)
+        {
+            return None;
+        }
+        if old.reachability != new.reachability {
+            moved.push(*key);
+        }
+    }
+    Some(moved)
+}
+
+fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {
+    let settings = Settings {
+        trust: config.trust.clone(),
+        birthday_probing: profile.birthday_probing,
+        port_mapping: profile.port_mapping,
+    };
+    Traversal::new(profile.private_key.to_secret(), udp, settings)
 }
 
 /// What a map has changed.
@@ -285,7 +450,7 @@ struct Changes {
     /// Whether anybody has other prefixes.
     prefixes: bool,
     /// What was refused of whom.
-    refused: Vec<(String, RefusedPrefix)>,
+    refused: Vec<(SiteKey, RefusedPrefix)>,
 }
 
 impl Changes {
@@ -294,10 +459,10 @@ impl Changes {
     }
 }
 
-/// Makes peers of a map's sites, with what is accepted of their prefixes. What the profile says of a site, or gives
+/// Makes peers of these sites, with what is accepted of their prefixes. What the profile says of a site, or gives
 /// to another peer, stays so.
 fn follow_map(
-    map: &Map,
+    sites: &BTreeMap<SiteKey, Site>,
     proto: &mut penstock_proto::Gateway,
     peers: &mut Peers,
     now: Instant,
@@ -305,19 +470,19 @@ fn follow_map(
 ) -> Changes {
     let mut changes = Changes::default();
     let gone = |peer: &&Peer| {
-        peer.origin == Origin::Overlay && !map.peers.contains_key(&SiteKey::from(*peer.public_key.as_bytes()))
+        peer.origin == Origin::Overlay && !sites.contains_key(&SiteKey::from(*peer.public_key.as_bytes()))
     };
     let gone: Vec<_> = peers.iter().filter(gone).map(|peer| peer.id).collect();
     for id in gone {
         proto.remove_peer(id);
         if let Some(peer) = peers.remove(id) {
-            tracing::info!("{}: gone from the coordinator's map", peer.label());
+            tracing::info!("{}: no longer a peer by the coordinator's map", peer.label());
             changes.removed.push(peer.public_key);
         }
     }
-    let mut sites = Vec::new();
-    for (key, site) in &map.peers {
-        let key = PublicKey::from_bytes(*key.as_bytes());
+    let mut members = Vec::new();
+    for (site_key, site) in sites {
+        let key = PublicKey::from_bytes(*site_key.as_bytes());
         let id = match peers.with_key(&key) {
             Some(peer) if peer.origin != Origin::Overlay => continue,
             Some(peer) => peer.id,
@@ -332,9 +497,9 @@ fn follow_map(
         if let Some(peer) = peers.of_mut(id) {
             peer.name = site.name.to_string();
         }
-        sites.push((id, site));
+        members.push((id, *site_key, site));
     }
-    changes.prefixes = allow(peers, &sites, surroundings, &mut changes.refused);
+    changes.prefixes = allow(peers, &members, surroundings, &mut changes.refused);
     changes
 }
 
@@ -343,9 +508,9 @@ fn add(
     peers: &mut Peers,
     now: Instant,
     key: PublicKey,
-    site: &coordination::Peer,
+    site: &Site,
 ) -> Option<PeerId> {
-    let config = PeerConfig { fixed_endpoint: true, ..PeerConfig::default() };
+    let config = PeerConfig { fixed_endpoint: true, any_suite: true, ..PeerConfig::default() };
     let id = proto
         .add_peer(now, key.into(), config)
         .inspect_err(|e| tracing::error!("{} cannot be added: {e:?}", site.name))
@@ -354,7 +519,7 @@ fn add(
     let mut peer = Peer::new(id, number, key, Origin::Overlay);
     peer.found = Some(Found::default());
     peers.push(peer);
-    let prefixes: Vec<String> = prefixes(site).map(|prefix| prefix.to_string()).collect();
+    let prefixes: Vec<String> = site.prefixes.iter().map(ToString::to_string).collect();
     tracing::info!("{}: {}", site.name, prefixes.join(", "));
     Some(id)
 }
@@ -362,25 +527,24 @@ fn add(
 /// Gives every peer exactly what is accepted of its site's prefixes; whether that changes anything.
 fn allow(
     peers: &mut Peers,
-    sites: &[(PeerId, &coordination::Peer)],
+    sites: &[(PeerId, SiteKey, &Site)],
     surroundings: &Surroundings,
-    refused: &mut Vec<(String, RefusedPrefix)>,
+    refused: &mut Vec<(SiteKey, RefusedPrefix)>,
 ) -> bool {
     let by_administrator = |prefix: &IpNet| {
         peers.owner(prefix).and_then(|owner| peers.of(owner)).is_some_and(|peer| peer.origin != Origin::Overlay)
     };
     let mut offers: Vec<(PeerId, IpNet)> = sites
         .iter()
-        .flat_map(|(id, site)| prefixes(site).map(move |prefix| (*id, prefix)))
+        .flat_map(|(id, _, site)| site.prefixes.iter().map(move |prefix| (*id, *prefix)))
         .filter(|(_, prefix)| !by_administrator(prefix))
         .collect();
     // Of two sites with the same prefix the one keeps it that has it.
     offers.sort_by_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
     let judgement = judge(offers, surroundings);
-    for (id, refusal) in judgement.refused {
-        refused.push((peers.of(id).map(Peer::label).unwrap_or_default(), refusal));
-    }
-    let mut wanted: BTreeMap<PeerId, BTreeSet<IpNet>> = sites.iter().map(|(id, _)| (*id, BTreeSet::new())).collect();
+    let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();
+    refused.extend(judgement.refused.into_iter().map(|(id, refusal)| (keys[&id], refusal)));
+    let mut wanted: BTreeMap<PeerId, BTreeSet<IpNet>> = sites.iter().map(|(id, ..)| (*id, BTreeSet::new())).collect();
     for (prefix, id) in judgement.accepted {
         wanted.entry(id).or_default().insert(prefix);
     }
@@ -399,71 +563,7 @@ fn allow(
     changed
 }
 
-fn prefixes(site: &coordination::Peer) -> impl Iterator<Item = IpNet> + '_ {
-    site.subnets.iter().copied().chain([IpNet::from(IpAddr::from(site.virtual_address))])
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::peers::tests::peers;
-    use super::*;
-
-    use std::net::Ipv4Addr;
-
-    fn site(name: &str, number: u8, subnets: &[&str]) -> coordination::Peer {
-        coordination::Peer {
-            name: name.parse().unwrap(),
-            virtual_address: Ipv4Addr::new(100, 64, 0, number),
-            subnets: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            reachability: None,
-        }
-    }
-
-    fn map<const N: usize>(sites: [(u8, coordination::Peer); N]) -> Map {
-        let peers = sites.into_iter().map(|(key, site)| (SiteKey::from([key; 32]), site)).collect();
-        Map { peers, ..Map::default() }
-    }
-
-    fn prefixes_of(peers: &Peers, name: &str) -> Vec<String> {
-        let peer = peers.iter().find(|peer| peer.name == name).unwrap();
-        peer.allowed_ips().iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn peers_follow_the_map() {
-        let (mut proto, mut peers) = peers(&[]);
-        let now = Instant::now();
-        let both = map([(7, site("berlin", 7, &["10.7.0.0/16"])), (8, site("cadiz", 8, &["10.8.0.0/16"]))]);
-        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!((changes.added.len(), changes.removed.len(), changes.prefixes), (2, 0, true));
-        assert_eq!(prefixes_of(&peers, "berlin"), ["10.7.0.0/16", "100.64.0.7/32"]);
-        assert!(peers.iter().all(|peer| !peer.roams() && peer.endpoint.is_none()));
-
-        let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
-        assert!(changes.added.is_empty() && changes.removed.is_empty() && !changes.prefixes, "{changes:?}");
-
-        // Cadiz is gone, and Berlin takes its subnet over.
-        let one = map([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
-        let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!((changes.removed.len(), changes.prefixes), (1, true));
-        assert_eq!(prefixes_of(&peers, "berlin"), ["10.8.0.0/16", "100.64.0.7/32"]);
-        assert_eq!(peers.remote().len(), 2);
-        assert!(proto.peer_of(&PublicKey::from_bytes([8; 32]).into()).is_none(), "its sessions are over");
-    }
-
-    #[test]
-    fn the_profile_comes_first() {
-        let (mut proto, mut peers) = peers(&[7]);
-        let now = Instant::now();
-        let profiled = peers.iter().next().unwrap().id;
-        peers.allow("10.7.0.0/16".parse().unwrap(), profiled);
-        let greedy =
-            map([(7, site("berlin", 7, &["10.9.0.0/16"])), (8, site("cadiz", 8, &["10.7.0.0/16", "10.7.1.0/24"]))]);
-        follow_map(&greedy, &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!(peers.of(profiled).unwrap().allowed_ips(), &["10.7.0.0/16".parse().unwrap()].into());
-        assert!(peers.of(profiled).unwrap().roams());
-        assert_eq!(prefixes_of(&peers, "cadiz"), ["10.7.1.0/24", "100.64.0.8/32"]);
-        follow_map(&Map::default(), &mut proto, &mut peers, now, &Surroundings::default());
-        assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [profiled]);
-    }
-}
+mod scale;
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //! order of the published table's peers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
 use penstock_proto::path::{Path, Reason};
-use penstock_proto::{PeerId, Traffic};
+use penstock_proto::{PeerId, Speeds, Traffic, Used};
 
 use crate::ground::Origin;
 use crate::key::{PresharedKey, PublicKey};
-use crate::profile::Endpoint;
+use crate::profile::{Endpoint, SuiteSetting};
 
 /// Packets that wait for a peer's session; more push out the oldest.
 pub const WAITING: usize = 128;
@@ -39,10 +39,18 @@ pub struct Peer {
     pub configured: Option<Endpoint>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that it called last, which packets to it leave from.
+    pub local: Option<IpAddr>,
+    /// Whether it is only remembered to have been there before the start.
+    pub recalled: bool,
     /// The path found to it, if the coordinator named it.
     pub found: Option<Found>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
+    /// Which suite is used with it.
+    pub suite: SuiteSetting,
+    /// How fast it is with each suite, if it has said so to the coordinator.
+    pub speeds: Option<Speeds>,
     /// The sessions that may receive, at most three.
     pub sessions: Vec<Arc<Session>>,
     /// Receiver index of the one to send by.
@@ -86,8 +94,8 @@ struct Sampled {
 pub struct Sample {
     /// For the timers.
     pub traffic: Traffic,
-    /// The session that was sent on, and its next counter.
-    pub used: Option<(u32, u64)>,
+    /// The session that was sent on, and how much.
+    pub used: Option<(u32, Used)>,
 }
 
 impl Peer {
@@ -102,8 +110,13 @@ impl Peer {
             preshared_key: None,
             configured: None,
             endpoint: None,
+            local: None,
+            recalled: false,
             found: None,
             persistent_keepalive: None,
+            // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
+            suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },
+            speeds: None,
             sessions: Vec::new(),
             sending: None,
             waiting: VecDeque::new(),
@@ -126,6 +139,12 @@ impl Peer {
     /// Whether it is followed to where its packets come from. Paths that are found are not left for that.
     pub fn roams(&self) -> bool {
         self.found.is_none()
+    }
+
+    /// Whether it is there itself, and not behind a relay that others are behind too.
+    pub fn is_at(&self, endpoint: SocketAddr) -> bool {
+        let relayed = matches!(self.found, Some(Found { path: Path::Relay { .. }, .. }));
+        self.endpoint == Some(endpoint) && !relayed
     }
 
     /// The session to send by.
@@ -158,6 +177,7 @@ impl Peer {
     pub fn sample(&mut self) -> Option<Sample> {
         let session = self.sending();
         let index = session.map(|s| s.local_index);
+        let blocks = session.map_or(0, |s| s.sent_blocks());
         let now = Sampled {
             sent: self.data.sent.packets.load(Relaxed),
             sent_data: self.data.sent.last_data.load(Relaxed),
@@ -175,7 +195,8 @@ impl Peer {
             received_data: now.received_data != before.received_data,
             received_any: now.received != before.received,
         };
-        let used = index.filter(|_| now.counter != before.counter).map(|i| (i, now.counter));
+        let used = Used { messages: now.counter, blocks };
+        let used = index.filter(|_| now.counter != before.counter).map(|index| (index, used));
         Some(Sample { traffic, used })
     }
 }
@@ -299,6 +320,12 @@ impl Peers {
         std::iter::successors(Some(prefix.into()), IpNet::supernet).any(|p| self.allowed_ips.contains_key(&p))
     }
 
+    /// Whether an address lies in a remote prefix that is not a default route: those hold everything outside too.
+    pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
+        let prefixes = std::iter::successors(Some(IpNet::from(address)), IpNet::supernet);
+        prefixes.take_while(|prefix| prefix.prefix_len() > 0).any(|prefix| self.allowed_ips.contains_key(&prefix))
+    }
+
     /// All remote prefixes.
     pub fn remote(&self) -> BTreeSet<IpNet> {
         self.allowed_ips.keys().copied().collect()
@@ -349,6 +376,16 @@ pub(super) mod tests {
         assert_eq!(peers.remote(), [net("10.0.0.0/8")].into());
         peers.remove(b);
         assert!(peers.remote().is_empty() && peers.iter().count() == 1);
+    }
+
+    #[test]
+    fn a_default_route_puts_nobody_behind_a_peer() {
+        let (_proto, mut peers) = peers(&[7, 8]);
+        let (a, b) = (peers.list[0].id, peers.list[1].id);
+        peers.allow(net("0.0.0.0/0"), a);
+        peers.allow(net("10.1.0.0/16"), b);
+        let behind = |address: &str| peers.is_behind_a_peer(address.parse().unwrap());
+        assert_eq!((behind("10.1.2.3"), behind("192.0.2.1"), behind("fd00::1")), (true, false, false));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the answer is a sentence and not an errno from the middle of the start.
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 /// A capability and its bit (`capability.h`).
 type Capability = (&'static str, u32);
@@ -25,6 +26,28 @@ pub fn check(xdp: bool) -> Result<()> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc is not to be read")?;
     capable(effective(&status).context("/proc/self/status tells no capabilities")?, xdp)?;
     recent(release.trim(), xdp)
+}
+
+/// Gives up what a running gateway needs no more; workers have given up everything. What is kept makes ports anew when
+/// interfaces come back: sockets, XDP programs, locked memory, routes.
+pub fn reduce() {
+    let kept = CapabilitySet::NET_ADMIN
+        | CapabilitySet::NET_RAW
+        | CapabilitySet::NET_BIND_SERVICE
+        | CapabilitySet::BPF
+        | CapabilitySet::IPC_LOCK
+        // Keys and profiles of another user are read by a root that was not started by the unit.
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::DAC_READ_SEARCH;
+    let reduced = capabilities(None).and_then(|mut sets| {
+        sets.permitted &= kept;
+        sets.effective &= kept;
+        sets.inheritable &= kept;
+        set_capabilities(None, sets)
+    });
+    if let Err(error) = reduced {
+        tracing::warn!("capabilities that are not needed any more cannot be given up: {error}");
+    }
 }
 
 fn effective(status: &str) -> Option<u64> {

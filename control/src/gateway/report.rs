@@ -5,14 +5,18 @@ use std::time::{Instant, UNIX_EPOCH};
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
 use penstock_proto::coordination::RegistrationState;
-use penstock_proto::path;
+use penstock_proto::{Suite, path};
 
 use super::Gateway;
 use super::overlay::Overlay;
 use super::peers::Peer;
 use super::plane::Plane;
+use super::plane::cipher::Chosen;
 use super::plane::drives::Drive;
+use super::statements::Refused;
+use super::suites;
 use crate::coordinator::State;
+use crate::key::PublicKey;
 use crate::problem::Problem;
 use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering};
 
@@ -35,10 +39,11 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         relays: overlay.as_ref().map(|overlay| overlay.traversal.relays(now)).unwrap_or_default(),
         tunnel_mtu: plane.tunnel_mtu(),
         workers: plane.workers() as u16,
+        cipher: cipher(plane),
         wan_mode: mode(std::slice::from_ref(&plane.drives().wan), "udp"),
         lan_mode: mode(&plane.drives().lan, "tun"),
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
-        peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, Millis::at(now))).collect(),
+        peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
         steering: steering(plane),
         health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
@@ -52,6 +57,7 @@ fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {
     let mut all = gateway.problems.list(now);
     all.extend(gateway.ground.problems(now));
     all.extend(gateway.plane.problems(now));
+    all.extend(gateway.handshakes.problems(now));
     all.extend(gateway.overlay.iter().flat_map(|overlay| overlay.problems(now)));
     all
 }
@@ -81,10 +87,10 @@ fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
 fn describe_xdp(plane: &Plane, port: &mut Port) {
     let mut drives = std::iter::once(&plane.drives().wan).chain(&plane.drives().lan);
     let Some(drive) = drives.find(|d| d.name == port.interface) else { return };
-    let lan = plane.steering().lan.iter().find(|(index, _)| Some(*index) == drive.index());
+    let lan = plane.steering().lan.iter().find(|lan| Some(lan.index) == drive.index());
     let attached = match (lan, &plane.steering().wan) {
-        (Some((_, program)), _) => Some((program.mode(), program.fallback())),
-        (None, Some(program)) => Some((program.mode(), program.fallback())),
+        (Some(lan), _) => Some((lan.program.mode(), lan.program.fallback())),
+        (None, Some(wan)) => Some((wan.program.mode(), wan.program.fallback())),
         (None, None) => None,
     };
     port.xdp_mode = attached.map(|(mode, _)| mode.name().to_owned());
@@ -94,30 +100,76 @@ fn describe_xdp(plane: &Plane, port: &mut Port) {
     }
 }
 
+/// The gateway in a few words, as `systemctl status` shows them.
+pub fn summary(gateway: &Gateway, now: Instant) -> String {
+    let peers = &gateway.handshakes.peers;
+    let millis = Millis::at(now);
+    let count = |kind| peers.iter().filter(|peer| path_kind(peer, millis) == kind).count();
+    let counted = |count: usize, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
+    let mut parts = vec![
+        counted(peers.iter().count(), "peer"),
+        format!("{} direct", count(PathKind::Direct)),
+        format!("{} relayed", count(PathKind::Relay)),
+    ];
+    match problems(gateway, now).as_slice() {
+        [] => {}
+        [problem] => parts.push(format!("1 problem: {}: {}", problem.subject, problem.sentence)),
+        several => parts.push(counted(several.len(), "problem")),
+    }
+    parts.join(", ")
+}
+
+fn path_kind(peer: &Peer, now: Millis) -> PathKind {
+    let live = peer.sending().is_some_and(|session| session.alive(now));
+    match peer.found.map(|found| found.path) {
+        Some(path::Path::Direct { .. }) => PathKind::Direct,
+        Some(path::Path::Relay { .. }) => PathKind::Relay,
+        Some(path::Path::None) => PathKind::None,
+        None if live => PathKind::Direct,
+        None => PathKind::None,
+    }
+}
+
 /// A peer, as `status --json` prints it.
-pub fn peer(gateway: &Gateway, peer: &Peer, now: Millis) -> status::Peer {
+pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
     let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
-    let live = peer.sending().is_some_and(|session| session.alive(now));
+    let session = peer.sending().filter(|session| session.alive(Millis::at(now)));
+    let (suite, suite_reason) = suite(gateway, peer, session.map(|session| suites::proto(session.suite())));
     status::Peer {
         name: peer.name.clone(),
         public_key: peer.public_key,
-        path: match peer.found.map(|found| found.path) {
-            Some(path::Path::Direct { .. }) => PathKind::Direct,
-            Some(path::Path::Relay { .. }) => PathKind::Relay,
-            Some(path::Path::None) => PathKind::None,
-            None if live => PathKind::Direct,
-            None => PathKind::None,
-        },
+        path: path_kind(peer, Millis::at(now)),
         reason: peer.found.map(|found| found.reason.to_string()),
         relay: overlay.and_then(|overlay| overlay.relay_of(peer)),
         endpoint: peer.endpoint,
         round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
+        suite,
+        suite_reason,
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
+        statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
+    }
+}
+
+/// The suite in use with a peer, or of the next handshake, and why.
+fn suite(gateway: &Gateway, peer: &Peer, present: Option<Suite>) -> (String, String) {
+    let suites::Choice { suite, reason } = gateway.handshakes.suite(peer);
+    match present.filter(|present| *present != suite) {
+        Some(present) => (present.to_string(), format!("until the next handshake, which will be {suite}; {reason}")),
+        None => (suite.to_string(), reason),
+    }
+}
+
+fn cipher(plane: &Plane) -> status::Cipher {
+    let Chosen { implementation, reason, .. } = plane.cipher();
+    status::Cipher {
+        implementation: implementation.to_string(),
+        reason: reason.clone(),
+        speeds: Suite::ALL.into_iter().map(|suite| (suite.to_string(), plane.speeds().of(suite))).collect(),
     }
 }
 
@@ -134,16 +186,27 @@ fn coordinator(overlay: &Overlay) -> status::Coordinator {
         site: registration.as_ref().map(|registration| registration.name.to_string()),
         pending: registration.as_ref().is_some_and(|r| r.state == RegistrationState::Pending),
         error,
+        authority: overlay.statements.authority().map(|key| key.to_string()),
+        refused: overlay.refused().iter().map(refused).collect(),
+    }
+}
+
+fn refused(refused: &Refused) -> status::Refused {
+    status::Refused {
+        name: refused.name.to_string(),
+        public_key: PublicKey::from_bytes(*refused.key.as_bytes()),
+        prefix: refused.prefix,
+        reason: refused.reason.clone(),
     }
 }
 
 fn steering(plane: &Plane) -> Steering {
     let mut steering = Steering::default();
     let counted = |counters: Result<Vec<(&'static str, u64)>, _>| counters.unwrap_or_default();
-    for (verdict, count) in plane.steering().wan.iter().flat_map(|p| counted(p.counters())) {
+    for (verdict, count) in plane.steering().wan.iter().flat_map(|wan| counted(wan.program.counters())) {
         *steering.wan.entry(verdict.to_owned()).or_default() += count;
     }
-    for (verdict, count) in plane.steering().lan.iter().flat_map(|(_, p)| counted(p.counters())) {
+    for (verdict, count) in plane.steering().lan.iter().flat_map(|lan| counted(lan.program.counters())) {
         *steering.lan.entry(verdict.to_owned()).or_default() += count;
     }
     steering

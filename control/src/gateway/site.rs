@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::plane::Behind;
 use crate::key::PrivateKey;
 use crate::profile::{LocalPort, Name, Profile};
 
@@ -54,5 +55,10 @@ impl Site {
             table: profile.table,
             mark: profile.mark,
         }
+    }
+
+    /// What the tunnel leads to on this side.
+    pub fn behind(&self) -> Behind<'_> {
+        if self.transit { Behind::Anything } else { Behind::Subnets(&self.subnets) }
     }
 }

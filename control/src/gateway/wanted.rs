@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use penstock_proto::trust::{Server, Surroundings};
 
-use super::overlay::{DefaultRoutes, Overlay};
+use super::overlay::{DefaultRoutes, Overlay, endpoints_in_use};
 use super::peers::Peers;
 use super::plane::Plane;
 use super::site::Site;
@@ -72,7 +72,7 @@ fn tun(site: &Site, plane: &Plane, network: &Network, index: u32) -> Tun {
 
 /// What a map is judged by: the networks of this site, what its profile accepts, and what must stay outside.
 pub fn surroundings(site: &Site, peers: &Peers, overlay: &Overlay, network: &Network) -> Surroundings {
-    let endpoints = peers.iter().filter_map(|peer| peer.endpoint).map(|at| (at.ip(), Server::Endpoint));
+    let endpoints = endpoints_in_use(peers, &overlay.believed.sites).map(|address| (address, Server::Endpoint));
     Surroundings::new(own_networks(site, network), site.accept.clone(), overlay.servers().chain(endpoints))
 }
 

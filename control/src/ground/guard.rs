@@ -139,6 +139,12 @@ impl Guard {
         guard
     }
 
+    /// The gateway has this private key now, by which the file is authenticated.
+    pub fn set_key(&mut self, key: &PrivateKey) {
+        self.unsaved |= self.key != *key;
+        self.key.clone_from(key);
+    }
+
     fn subject(&self) -> String {
         self.path.display().to_string()
     }

@@ -363,6 +363,11 @@ impl Network {
         self.addresses.iter().filter(move |a| a.interface == interface)
     }
 
+    /// Whether an address is this host's, on any interface.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.address == address)
+    }
+
     /// An IPv4 address to speak from: the first of the LAN interfaces in order.
     #[must_use]
     pub fn speaker_v4(&self, lan: &[u32]) -> Option<Ipv4Addr> {

@@ -105,7 +105,7 @@ impl Operation {
                 "use a kernel with CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
             }
             Self::SetSysctl { .. } | Self::RestoreSysctl { .. } => {
-                "let the service write /proc/sys/net (ProtectKernelTunables=no)"
+                "let the service write /proc/sys/net (ReadWritePaths=/proc/sys/net)"
             }
             _ => "see what the kernel says; it is tried again by itself",
         }

@@ -111,6 +111,13 @@ impl<K: Kernel> Ground<K> {
         changed
     }
 
+    /// Reads the network anew, for other interfaces or another table.
+    pub fn set_interest(&mut self, now: Instant, interest: Interest) {
+        if *self.network.interest() != interest {
+            self.read(now, Some(interest));
+        }
+    }
+
     /// Makes what is what should be, as far as the kernel lets it. What fails is a problem and is tried again
     /// after a while; see [`Self::poll_timeout`].
     pub fn reconcile(&mut self, now: Instant, wanted: &Wanted) {

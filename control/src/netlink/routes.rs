@@ -59,6 +59,8 @@ pub struct Route {
 pub struct Outer {
     /// Its firewall mark.
     pub mark: u32,
+    /// The address it comes from; `None` for the one that the route prefers.
+    pub source: Option<IpAddr>,
     /// The UDP port it comes from.
     pub source_port: u16,
     /// Where it goes.
@@ -210,15 +212,20 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses for another reason.
     pub fn route_of(&mut self, packet: &Outer) -> io::Result<Option<Route>> {
-        self.look_up(
-            packet.destination.ip(),
-            vec![
-                RouteAttribute::Mark(packet.mark),
-                RouteAttribute::IpProto(libc::IPPROTO_UDP as u8),
-                RouteAttribute::Sport(packet.source_port),
-                RouteAttribute::Dport(packet.destination.port()),
-            ],
-        )
+        let mut selectors = vec![
+            RouteAttribute::Mark(packet.mark),
+            RouteAttribute::IpProto(libc::IPPROTO_UDP as u8),
+            RouteAttribute::Sport(packet.source_port),
+            RouteAttribute::Dport(packet.destination.port()),
+        ];
+        selectors.extend(packet.source.map(|source| RouteAttribute::Source(source.into())));
+        // Link-local addresses are everywhere; the zone says where this one is.
+        if let SocketAddr::V6(v6) = packet.destination
+            && v6.scope_id() != 0
+        {
+            selectors.push(RouteAttribute::Oif(v6.scope_id()));
+        }
+        self.look_up(packet.destination.ip(), selectors)
     }
 
     /// The route that any other packet of this host to `destination` takes.
@@ -233,6 +240,8 @@ impl Netlink {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination);
         message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+        let by_source = selectors.iter().any(|selector| matches!(selector, RouteAttribute::Source(_)));
+        message.header.source_prefix_length = if by_source { message.header.destination_prefix_length } else { 0 };
         message.attributes = selectors;
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         match self.query(RouteNetlinkMessage::GetRoute(message)) {

@@ -36,6 +36,7 @@ pub struct Document {
     pub transit: Option<bool>,
     pub table: Option<u32>,
     pub fw_mark: Option<u32>,
+    pub cipher: Option<CipherDocument>,
     pub coordinator: Option<CoordinatorDocument>,
     pub accept: Option<Vec<Prefix>>,
     pub peers: Option<Vec<PeerDocument>>,
@@ -61,6 +62,14 @@ pub struct LanDocument {
     pub subnets: Option<Vec<Prefix>>,
 }
 
+/// `Cipher`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct CipherDocument {
+    pub implementation: Option<CipherImplementation>,
+}
+
 /// `Coordinator`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
@@ -69,6 +78,7 @@ pub struct CoordinatorDocument {
     pub url: String,
     pub fingerprint: Option<String>,
     pub ca_file: Option<PathBuf>,
+    pub authority: Option<String>,
 }
 
 /// One of `Peers`.
@@ -83,6 +93,7 @@ pub struct PeerDocument {
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Option<Vec<Prefix>>,
     pub persistent_keepalive: Option<u16>,
+    pub suite: Option<SuiteSetting>,
 }
 
 /// How the WAN is driven.
@@ -109,6 +120,38 @@ pub enum LanMode {
     Xdp,
     /// The tun device only.
     Tun,
+}
+
+/// What computes ChaCha20-Poly1305.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CipherImplementation {
+    /// The fastest that the CPU has.
+    #[default]
+    Auto,
+    /// AVX-512 with IFMA, registers of 512 bits.
+    Ifma512,
+    /// AVX-512 with IFMA, registers of 256 bits.
+    Ifma256,
+    /// AVX2.
+    Avx2,
+    /// ring alone.
+    Ring,
+}
+
+/// Which suite is used with a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum SuiteSetting {
+    /// What is faster for both sites, by what they announce to the coordinator.
+    #[serde(rename = "auto")]
+    Auto,
+    /// WireGuard's own, and no other.
+    #[default]
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+    /// This, and no other.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
 }
 
 /// A prefix; its host bits are cut, and a bare address is a prefix of its own.
@@ -302,6 +345,7 @@ impl Document {
             transit: Some(profile.transit),
             table: Some(profile.table),
             fw_mark: Some(profile.mark),
+            cipher: Some(CipherDocument { implementation: Some(profile.cipher) }),
             coordinator: profile.coordinator.as_ref().map(CoordinatorDocument::of),
             accept: profile.accept.as_deref().and_then(prefixes),
             peers: Some(
@@ -317,6 +361,7 @@ impl Document {
                         persistent_keepalive: Some(
                             peer.persistent_keepalive.map_or(0, |interval| interval.as_secs() as u16),
                         ),
+                        suite: Some(peer.suite),
                     })
                     .collect(),
             ),
@@ -331,7 +376,8 @@ impl CoordinatorDocument {
             Trust::Pinned(fingerprint) => (Some(fingerprint.to_string()), None),
             Trust::Authorities(file) => (None, file.clone()),
         };
-        Self { url: coordinator.url.to_string(), fingerprint, ca_file }
+        let authority = coordinator.authority.as_ref().map(ToString::to_string);
+        Self { url: coordinator.url.to_string(), fingerprint, ca_file, authority }
     }
 }
 

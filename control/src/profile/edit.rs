@@ -14,6 +14,7 @@ const PEER_FIELDS: &[(&str, Shape)] = &[
     ("Endpoint", Shape::Text),
     ("AllowedIPs", Shape::List),
     ("PersistentKeepalive", Shape::Number),
+    ("Suite", Shape::Text),
 ];
 
 /// Why an edit is impossible.
@@ -58,6 +59,17 @@ pub fn edit(text: &str, assignments: &[impl AsRef<str>]) -> Result<String, EditE
     Ok(root.to_string())
 }
 
+/// Appends a peer to `Peers` in the text of a profile. Whether a profile results is not checked.
+///
+/// # Errors
+/// The text is no JSON object.
+pub fn add_peer(text: &str, peer: Value) -> Result<String, EditError> {
+    let root = CstRootNode::parse(text, &STRICT).map_err(|_| EditError::NotAnObject)?;
+    let top = root.object_value().ok_or(EditError::NotAnObject)?;
+    top.array_value_or_set("Peers").append(input(peer));
+    Ok(root.to_string())
+}
+
 fn assign(top: &CstObject, key: &str, text: &str) -> Result<(), EditError> {
     if let Some((peer, name)) = key.strip_prefix("Peers.").and_then(|rest| rest.rsplit_once('.')) {
         let shape = PEER_FIELDS.iter().find(|(field, _)| *field == name).map(|(_, shape)| *shape);
@@ -95,14 +107,19 @@ fn put(object: &CstObject, name: &str, key: &str, shape: Shape, text: &str) -> R
 }
 
 fn find_peer(top: &CstObject, name: &str) -> Option<CstObject> {
-    top.array_value("Peers")?.elements().into_iter().filter_map(|element| element.as_object()).find(|peer| {
-        let value = peer.get("Name").and_then(|property| property.value());
-        let text = value.and_then(|value| value.as_string_lit()).and_then(|text| text.decoded_value().ok());
-        text.is_some_and(|text| text == name)
-    })
+    top.array_value("Peers")?
+        .elements()
+        .into_iter()
+        .filter_map(|element| element.as_object())
+        .find(|peer| text_of(peer, "Name").is_some_and(|text| text == name))
 }
 
-fn input(value: Value) -> CstInputValue {
+/// The text of a field, if it is one.
+pub(super) fn text_of(object: &CstObject, field: &str) -> Option<String> {
+    object.get(field)?.value()?.as_string_lit()?.decoded_value().ok()
+}
+
+pub(super) fn input(value: Value) -> CstInputValue {
     match value {
         Value::Null => CstInputValue::Null,
         Value::Bool(value) => CstInputValue::Bool(value),

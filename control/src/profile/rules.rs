@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use penstock_connect::Trust;
 use penstock_proto::coordination::FingerprintError;
 use penstock_proto::coordination::limits::SUBNETS_LIMIT;
+use penstock_proto::trust::PublicKeyError;
 
 use super::document::{LanDocument, PeerDocument, Prefix, Source};
 use super::name::check_interface;
@@ -69,12 +70,14 @@ fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError>
             Trust::Authorities(file.as_ref().map(|file| directory.join(file)))
         }
     };
+    let authority = document.authority.as_deref().map(str::parse).transpose();
+    let authority = authority.map_err(|error: PublicKeyError| source.error(field("Authority"), error))?;
     let subnets = lan(source).subnets.as_ref().map_or(0, Vec::len);
     if subnets > SUBNETS_LIMIT {
         let sentence = format!("{subnets} subnets are more than the {SUBNETS_LIMIT} that a coordinator takes");
         return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
     }
-    Ok(Some(Coordinator { url, trust }))
+    Ok(Some(Coordinator { url, trust, authority }))
 }
 
 fn check_virtual_addresses(source: &Source<'_>) -> Result<(), ProfileError> {
@@ -223,6 +226,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
             endpoint: peer.endpoint.clone(),
             allowed_ips: bare(peer.allowed_ips.as_deref()),
             persistent_keepalive: keepalive(peer.persistent_keepalive),
+            suite: peer.suite.unwrap_or_default(),
         });
     }
     let lan = lan(&source);
@@ -251,6 +255,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         transit: document.transit.unwrap_or(false),
         table: document.table.unwrap_or(DEFAULT_TABLE),
         mark: document.fw_mark.unwrap_or(DEFAULT_MARK),
+        cipher: document.cipher.as_ref().and_then(|cipher| cipher.implementation).unwrap_or_default(),
         coordinator: coordinator(&source)?,
         accept: document.accept.as_deref().map(|accept| bare(Some(accept))),
         peers: profile_peers,

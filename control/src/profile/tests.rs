@@ -35,7 +35,7 @@ const FULL: &str = r#"{
       "PublicKey": "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=",
       "PresharedKeyFile": "cairo.psk",
       "Endpoint": "gateway.cairo.example:47100",
-      "AllowedIPs": ["10.103.0.0/24"]
+      "AllowedIPs": ["10.103.0.0/24"], "Suite": "aes-256-gcm"
     }
   ],
   "Mtu": 1400
@@ -94,6 +94,7 @@ fn the_full_profile() {
     assert_eq!(cairo.preshared_key_file.as_deref(), Some(Path::new("/etc/penstock/profiles/cairo.psk")));
     assert!(cairo.preshared_key.is_some());
     assert_eq!(cairo.persistent_keepalive, None);
+    assert_eq!((berlin.suite, cairo.suite), (SuiteSetting::ChaCha20Poly1305, SuiteSetting::Aes256Gcm));
 }
 
 #[test]
@@ -105,6 +106,7 @@ fn the_smallest_profile_has_defaults() {
     assert!(profile.lan.interfaces.is_empty() && profile.peers.is_empty());
     assert_eq!((profile.workers, profile.mtu), (0, None));
     assert!(profile.udp_gso && !profile.busy_poll);
+    assert_eq!(profile.cipher, CipherImplementation::Auto);
 }
 
 #[test]
@@ -150,6 +152,16 @@ fn shape_errors_name_line_and_field() {
         ),
         ("\"auto\" }", "\"fast\" }", "6:41: field Wan.Mode: \"fast\" is none of auto, xdp, udp"),
         ("\"auto\",", "\"udp\",", "9:13: field Lan.Mode: \"udp\" is none of auto, xdp, tun"),
+        (
+            "\"aes-256-gcm\"",
+            "\"aes\"",
+            "27:49: field Peers[1].Suite: \"aes\" is none of auto, chacha20-poly1305, aes-256-gcm",
+        ),
+        (
+            "\"Workers\": 0",
+            "\"Cipher\": { \"Implementation\": \"neon\" }",
+            "12:33: field Cipher.Implementation: \"neon\" is none of auto, ifma512, ifma256, avx2, ring",
+        ),
         ("  \"Name\": \"amsterdam\",\n", "", "1:1: Name is missing"),
         ("\"Interface\": \"eth0\", ", "", "6:10: field Wan: Interface is missing"),
         ("\"Name\": \"cairo\",", "", "22:5: field Peers[1]: Name is missing"),

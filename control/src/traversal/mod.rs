@@ -21,10 +21,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use penstock_connect::Trust;
+use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
 use penstock_proto::stun::{NatReport, is_stun};
+use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret, Traffic};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -163,6 +165,24 @@ impl Traversal {
         self.tell_soon(now);
     }
 
+    /// Whether ports may be guessed, and whether the router is asked to map the tunnel's port.
+    pub fn set_permissions(&mut self, now: Instant, birthday_probing: bool, port_mapping: bool) {
+        self.agent.set_birthday(birthday_probing);
+        if std::mem::replace(&mut self.may_map, port_mapping) != port_mapping {
+            let route = self.route.take();
+            if let Some(mapper) = self.mapper.take() {
+                // The router may take its time to answer.
+                tokio::spawn(mapper.release());
+            }
+            self.set_route(now, route);
+        }
+    }
+
+    /// Has the coordinator told again where we are: it is another connection.
+    pub fn repeat_reachability(&mut self) {
+        self.reachability.clone_from(&self.told);
+    }
+
     /// What the router says of a mapping; `None` if none is asked.
     pub fn mapping(&self) -> Option<Mapping> {
         self.mapper.as_ref().map(PortMapper::mapping)
@@ -204,15 +224,16 @@ impl Traversal {
     }
 
     /// Takes a datagram that came to the tunnel's socket, if it is not WireGuard's.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> bool {
+    pub fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8]) -> bool {
         if is_stun(datagram) {
             self.stun.handle_datagram(now, datagram);
         } else if datagram.first() == Some(&path::FIRST_BYTE) {
-            if self.relays.handle_datagram(now, from, datagram) {
+            if self.relays.handle_datagram(now, from.remote, datagram) {
                 // At once: what it forwards may be right behind its answer.
                 self.tell_relays(now);
-            } else if self.relays.may_probe(from) {
-                self.handle_probe(now, SocketId::TUNNEL, from, datagram);
+            } else if self.relays.may_probe(from.remote) {
+                self.handle_probe(now, SocketId::TUNNEL, from.remote, datagram);
+                self.answer(from);
             }
         } else {
             return false;
@@ -223,6 +244,20 @@ impl Traversal {
     fn handle_probe(&mut self, now: Instant, socket: SocketId, from: SocketAddr, datagram: &[u8]) {
         if let Err(reject) = self.agent.handle_datagram(now, socket, from, datagram) {
             tracing::debug!("probe from {from} dropped: {reject}");
+        }
+    }
+
+    /// Sends what a probe brought about; the answer to it leaves from the address that was called.
+    fn answer(&mut self, from: Endpoint) {
+        while let Some(transmit) = self.agent.poll_transmit() {
+            let answer = transmit.socket == SocketId::TUNNEL && transmit.to == from.remote && transmit.ttl.is_none();
+            let sent = from
+                .local
+                .filter(|_| answer)
+                .map(|local| self.udp.send_from(local.into(), &transmit.bytes, transmit.to, 0));
+            if !matches!(sent, Some(Ok(()))) {
+                self.send(transmit.socket, transmit.to, &transmit.bytes, transmit.ttl);
+            }
         }
     }
 
@@ -262,8 +297,8 @@ impl Traversal {
         if self.stun.take_changed() {
             self.tell_soon(now);
         }
-        for (to, bind) in self.relays.step(now, self.stun.passes()) {
-            self.send(SocketId::TUNNEL, to, &bind, None);
+        for (to, datagram) in self.relays.step(now, self.stun.passes()) {
+            self.send(SocketId::TUNNEL, to, &datagram, None);
         }
         self.tell_relays(now);
         if self.tell_at.is_some_and(|at| at <= now) && self.stun.settles_at().is_some_and(|at| at <= now) {
@@ -295,6 +330,11 @@ impl Traversal {
     /// What the coordinator is to be told, when that has changed.
     pub fn poll_reachability(&mut self) -> Option<Reachability> {
         self.reachability.take()
+    }
+
+    /// The signed documents that relays have passed on since the last time.
+    pub fn take_documents(&mut self) -> Vec<Document> {
+        self.relays.take_documents()
     }
 
     /// The round trip on a peer's path.
@@ -394,7 +434,7 @@ impl Traversal {
         candidates.sort_by_key(|candidate| candidate.kind == CandidateKind::Host);
         candidates.truncate(coordination::limits::CANDIDATES_LIMIT);
         let nat = self.stun.report().nat_type();
-        let reachability = Reachability { candidates, nat_type: Some(nat) };
+        let reachability = Reachability { candidates, nat_type: Some(nat), speeds: None };
         if self.told.as_ref() != Some(&reachability) {
             self.agent.set_local(now, &reachability.candidates, nat);
             self.told = Some(reachability.clone());

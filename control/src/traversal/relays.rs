@@ -10,8 +10,11 @@ use penstock_connect::Trust;
 use penstock_proto::StaticSecret;
 use penstock_proto::coordination;
 use penstock_proto::path::{self, RelayId, RelayKind};
-use penstock_proto::relay::BIND_LENGTH;
 use penstock_proto::relay::client::{Progress, RelayClient};
+use penstock_proto::relay::gossip::Gossip;
+use penstock_proto::trust::Document;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::RelayStream;
@@ -35,6 +38,8 @@ pub struct Relays {
     next_id: u32,
     /// What the path agent was told.
     told: Vec<path::Relay>,
+    /// Signed documents that relays have passed on.
+    documents: Vec<Document>,
 }
 
 struct Binding {
@@ -42,6 +47,7 @@ struct Binding {
     relay: coordination::Relay,
     way: Way,
     client: RelayClient,
+    gossip: Gossip,
     /// When this way was taken.
     since: Instant,
     /// Whether the relay did not know us.
@@ -76,7 +82,8 @@ pub struct RelayState {
 impl Relays {
     /// No relays yet.
     pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16, mark: u32) -> Self {
-        Self { private_key, trust, local_port, mark, bindings: Vec::new(), next_id: 0, told: Vec::new() }
+        let (bindings, told, documents) = (Vec::new(), Vec::new(), Vec::new());
+        Self { private_key, trust, local_port, mark, bindings, next_id: 0, told, documents }
     }
 
     /// Takes over the list; bindings that stay in it go on.
@@ -97,7 +104,9 @@ impl Relays {
         let way = self.way(relay, 0)?;
         let id = RelayId(self.next_id);
         self.next_id += 1;
-        Some(Binding { id, relay: relay.clone(), way, client, since: now, challenged: false, round_trip: None })
+        let gossip = Gossip::new(now, StdRng::from_os_rng());
+        let (relay, challenged, round_trip) = (relay.clone(), false, None);
+        Some(Binding { id, relay, way, client, gossip, since: now, challenged, round_trip })
     }
 
     fn client(&self, now: Instant, relay: &coordination::Relay) -> Option<RelayClient> {
@@ -155,8 +164,18 @@ impl Relays {
                 binding.challenged = true;
                 true
             }
-            None => false,
+            None => {
+                let heard = binding.gossip.handle_datagram(now, datagram);
+                let is_answer = heard.is_some();
+                self.documents.extend(heard.into_iter().flatten());
+                is_answer
+            }
         }
+    }
+
+    /// The signed documents that relays have passed on since the last time.
+    pub fn take_documents(&mut self) -> Vec<Document> {
+        std::mem::take(&mut self.documents)
     }
 
     /// Whether the agent may take probes from there: what comes by a relay that it does not know of would
@@ -168,9 +187,9 @@ impl Relays {
     }
 
     /// What is to be sent where. `udp_passes` is what STUN knows.
-    pub fn step(&mut self, now: Instant, udp_passes: bool) -> Vec<(SocketAddr, [u8; BIND_LENGTH])> {
+    pub fn step(&mut self, now: Instant, udp_passes: bool) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut bindings = std::mem::take(&mut self.bindings);
-        let mut binds = Vec::new();
+        let mut datagrams = Vec::new();
         for binding in &mut bindings {
             let next = match &binding.way {
                 _ if binding.client.is_bound(now) && binding.may_leave_tls(now, udp_passes) => Some(0),
@@ -187,16 +206,20 @@ impl Relays {
             }
             binding.watch_stream(now);
             let to = binding.address();
-            binds.extend(std::iter::from_fn(|| binding.client.poll_transmit(now)).map(|bind| (to, bind)));
+            datagrams.extend(std::iter::from_fn(|| binding.client.poll_transmit(now)).map(|bind| (to, bind.to_vec())));
+            if binding.client.is_bound(now) {
+                datagrams.extend(binding.gossip.poll_transmit(now).map(|ask| (to, ask)));
+            }
         }
         self.bindings = bindings;
-        binds
+        datagrams
     }
 
     /// When there is more to do.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let due = |binding: &Binding| match &binding.way {
             Way::Tls { up: false, .. } => binding.client.poll_timeout().min(now + STREAM_WATCH),
+            _ if binding.client.is_bound(now) => binding.client.poll_timeout().min(binding.gossip.poll_timeout()),
             _ => binding.client.poll_timeout(),
         };
         self.bindings.iter().map(due).min()

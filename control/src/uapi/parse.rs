@@ -3,7 +3,7 @@
 //! The order of keys matters: those after `public_key` are that peer's, those after `allowed_ip`
 //! still are. A request with any fault changes nothing.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::str;
 use std::time::Duration;
 
@@ -193,11 +193,23 @@ fn fwmark(value: &str) -> Result<u32, Errno> {
 }
 
 fn endpoint(value: &str) -> Result<SocketAddr, Errno> {
-    let endpoint: SocketAddr = value.parse().map_err(|_| Errno::Invalid)?;
+    let endpoint: SocketAddr = match value.parse() {
+        Ok(endpoint) => endpoint,
+        Err(_) => in_named_zone(value).ok_or(Errno::Invalid)?,
+    };
     if endpoint.port() == 0 || endpoint.ip().is_unspecified() {
         return Err(Errno::Invalid);
     }
     Ok(endpoint)
+}
+
+/// `[fe80::1%eth0]:47100`, with the interface's name where Rust knows only its index. `wg` writes it so.
+fn in_named_zone(value: &str) -> Option<SocketAddr> {
+    let (address, port) = value.strip_prefix('[')?.split_once("]:")?;
+    let (address, zone) = address.split_once('%')?;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::DGRAM, None).ok()?;
+    let index = rustix::net::netdevice::name_to_index(socket, zone).ok()?;
+    Some(SocketAddrV6::new(address.parse().ok()?, port.parse().ok()?, 0, index).into())
 }
 
 fn allowed_ip(value: &str) -> Result<SetAllowedIp, Errno> {

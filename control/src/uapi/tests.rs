@@ -66,6 +66,10 @@ fn every_key_of_a_peer() {
     assert!(allowed.iter().map(|(prefix, remove)| (prefix.as_str(), *remove)).eq(expected));
     // The newer way of asking for a link-local endpoint.
     assert!(set_peer("endpoint=[fe80::1%2]:5").is_ok());
+    assert!(set_peer("endpoint=[fe80::1%lo]:5").is_ok());
+    for wrong in ["[fe80::1%nosuch0]:5", "[fe80::1%]:5", "[fe80::1%lo]:0", "[fe80::1%lo]", "[1.2.3.4%lo]:5"] {
+        assert!(set_peer(&format!("endpoint={wrong}")).is_err(), "{wrong}");
+    }
 }
 
 #[test]

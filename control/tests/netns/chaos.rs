@@ -18,6 +18,7 @@ use crate::support::*;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
+use serde_json::json;
 
 /// How soon traffic must flow again once the cause of an outage is gone.
 const RECOVERY: Duration = Duration::from_secs(15);
@@ -43,6 +44,8 @@ enum Event {
     Terminated,
     Killed,
     FailedStart,
+    Reloaded,
+    ReloadedUnsound,
     StateLost,
     StateDamaged,
     OurTableFlushed,
@@ -52,7 +55,7 @@ enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::TunDeleted,
         Self::TunDownAndUp,
         Self::WanRecreated,
@@ -66,6 +69,8 @@ impl Event {
         Self::Terminated,
         Self::Killed,
         Self::FailedStart,
+        Self::Reloaded,
+        Self::ReloadedUnsound,
         Self::StateLost,
         Self::StateDamaged,
         Self::OurTableFlushed,
@@ -175,6 +180,15 @@ impl Scene {
                 self.fail_to_start();
                 self.a.restart();
             }
+            Event::Reloaded => self.reload(rng),
+            Event::ReloadedUnsound => {
+                let sound = std::fs::read(self.a.profile_path()).expect("a profile");
+                std::fs::write(self.a.profile_path(), &sound[..rng.random_range(0..sound.len())]).expect("written");
+                self.a.process.signal(Signal::HUP);
+                pause(outage);
+                std::fs::write(self.a.profile_path(), &sound).expect("written");
+                self.a.process.signal(Signal::HUP);
+            }
             Event::StateLost => {
                 self.a.kill();
                 let _ = std::fs::remove_file(self.guard_file());
@@ -194,9 +208,34 @@ impl Scene {
         }
     }
 
+    /// Another value for some field, and perhaps a further peer. The peer that has the traffic stays.
+    fn reload(&self, rng: &mut StdRng) {
+        self.a.edit_profile(|profile| {
+            let Kind::Penstock { wan, lan } = self.a.config.kind else { panic!("a gateway of ours") };
+            match rng.random_range(0..7) {
+                0 => profile["LocalPort"] = json!(PORT + rng.random_range(0..3)),
+                1 => profile["Workers"] = json!(rng.random_range(1..=2)),
+                2 => profile["Lan"]["Mode"] = json!([lan, "tun"].choose(rng).expect("two")),
+                3 => profile["Wan"]["Mode"] = json!([wan, "udp"].choose(rng).expect("two")),
+                4 => profile["Table"] = json!(47_100 + rng.random_range(0..2)),
+                5 => profile["FwMark"] = json!(47_100 + rng.random_range(0..2)),
+                _ => profile["Mtu"] = json!(rng.random_range(1280..=1400)),
+            }
+            let peers = profile["Peers"].as_array_mut().expect("peers");
+            peers.truncate(1);
+            if rng.random_bool(0.5) {
+                peers.push(json!({ "Name": "further", "PublicKey": pubkey(&genkey()), "AllowedIPs": ["10.0.0.0/8"] }));
+            }
+        });
+        self.a.process.signal(Signal::HUP);
+    }
+
     fn flush_table(&self) {
         for family in ["-4", "-6"] {
-            self.attempt(&["ip", family, "route", "flush", "table", "47100"]);
+            // The table that a reload may have named, too.
+            for table in ["47100", "47101"] {
+                self.attempt(&["ip", family, "route", "flush", "table", table]);
+            }
         }
     }
 
@@ -219,7 +258,10 @@ impl Scene {
 
     /// A start that its profile makes impossible.
     fn fail_to_start(&self) {
-        let occupied = self.topology.a.gateway.enter(|| UdpSocket::bind(("0.0.0.0", PORT)).expect("a free port"));
+        let text = std::fs::read(self.a.profile_path()).expect("a profile");
+        let profile: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let port = profile["LocalPort"].as_u64().expect("a port") as u16;
+        let occupied = self.topology.a.gateway.enter(|| UdpSocket::bind(("0.0.0.0", port)).expect("a free port"));
         let failed = self.a.command(&["run"]);
         assert!(!failed.status.success(), "it started on a port that is taken");
         drop(occupied);

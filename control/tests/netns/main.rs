@@ -3,13 +3,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod addresses;
 mod chaos;
 mod coordinator_client;
 mod coturn;
 mod crash;
+mod firewall;
 mod ground;
 mod hostile;
 mod interop;
+mod keys;
 mod laboratory;
 mod mapping_lifetime;
 mod names;
@@ -18,10 +21,18 @@ mod nat_matrix;
 mod netcheck;
 mod overlay_hostile;
 mod overlay_modes;
+mod overlay_trust;
 mod pairs;
 mod path_changes;
 mod port_mapping;
 mod relays;
+mod reload;
+mod restarts;
+mod scenarios;
 mod selftest;
+mod service;
+mod suites;
 mod teardown;
+mod transit;
+mod wg_quick;
 mod wg_tool;

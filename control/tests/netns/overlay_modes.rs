@@ -5,7 +5,7 @@ use crate::support::nat::{Kind, Lab, Site};
 use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
 use crate::support::{Gateway, GatewayConfig, PATIENCE, Peer, eventually, pause, ping, ready, tcp_both_ways};
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 /// Of WAN and LAN; the pair that is left is that of all other tests with a coordinator.
@@ -90,6 +90,30 @@ fn virtual_address(by: &OverlayGateway, of: &OverlayGateway) -> IpAddr {
         prefixes.filter(|prefix| prefix.starts_with("100.")).filter_map(|prefix| prefix.split_once('/'));
     let (address, _) = addresses.next().unwrap_or_else(|| panic!("no virtual address: {peer}"));
     address.parse().expect("an address")
+}
+
+/// What comes through the tunnel and looks like a probe is no sign of a path.
+#[test]
+fn probes_from_inside_are_refused() {
+    if !tools() {
+        return;
+    }
+    let lab = Lab::new();
+    let coordinator = Coordinator::start(&lab);
+    let key = coordinator.key(2, "site");
+    let a = start(&lab, &coordinator, &key, (Kind::FullCone, 1), ("udp", "tun"));
+    let b = start(&lab, &coordinator, &key, (Kind::FullCone, 2), ("udp", "tun"));
+    a.gateway.await_path(&b.gateway.name, "direct", PATH);
+    b.gateway.await_path(&a.gateway.name, "direct", PATH);
+    let target = virtual_address(&b.gateway, &a.gateway);
+    eventually(PATIENCE, "B's host reaches A", || ping(&b.site.host, target, &["-c", "1"]).all_answered());
+    let port = a.gateway.status()["LocalPort"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
+    let socket = b.site.host.enter(|| UdpSocket::bind(("0.0.0.0", 0))).expect("a socket");
+    for _ in 0..5 {
+        socket.send_to(&[0x50; 100], (target, port)).expect("sent");
+    }
+    eventually(PATIENCE, "they are counted", || a.gateway.status()["Drops"]["probe-from-inside"] == 5);
+    a.gateway.await_path(&b.gateway.name, "direct", Duration::ZERO);
 }
 
 #[test]
@@ -177,6 +201,7 @@ fn a_plain_wireguard_peer_works_beside_the_coordinator_s() {
         endpoint: None,
         allowed_ips: vec![a.subnet()],
         keepalive: None,
+        suite: None,
     });
     let _plain = Gateway::start_in(&c.gateway, &c.scratch, plain);
     let both = |gateway_a: &OverlayGateway| {

@@ -237,3 +237,41 @@ fn a_revoked_site_is_cut_off_on_its_peers_too() {
     let pings = ping(&pair.b.host, pair.a.host_address(), &["-c", "2", "-i", "0.2"]);
     assert_eq!(pings.received, 0, "{}", pings.text);
 }
+
+/// A reload that does not touch the port leaves the coordinator's peers alone; the coordinator hears of other subnets.
+/// From another port the paths are found anew. Without a coordinator its peers are gone.
+#[test]
+fn a_reload_keeps_the_paths() {
+    if !tools() {
+        return;
+    }
+    let pair = Scene::new(Kind::PortRestricted, Kind::PortRestricted, &json!({ "BirthdayProbing": true }));
+    pair.await_both("direct");
+    let beat = Heartbeat::start(&pair.a, pair.b.host_address(), Duration::from_millis(20), 100_000);
+    eventually(PATIENCE, "the first answer", || !beat.beats().answers.is_empty());
+    let handshake = pair.peers()[0]["LastHandshake"].clone();
+    let said = pair.gateway_a.reload(|profile| {
+        profile["BirthdayProbing"] = json!(false);
+        profile["PortMapping"] = json!(false);
+        profile["Accept"] = json!(["10.0.0.0/8", "192.168.0.0/16", "100.64.0.0/10"]);
+        profile["Lan"]["Subnets"] = json!([pair.a.subnet(), "10.99.0.0/24"]);
+    });
+    assert!(said.contains("Lan.Subnets"), "{said}");
+    let hears = || pair.peers()[1]["AllowedIPs"].to_string().contains("10.99.0.0/24");
+    eventually(PATIENCE, "B hears of the other subnet", hears);
+    let beats = beat.stop();
+    assert_eq!(beats.lost(), 0, "longest gap {} s", beats.longest_gap());
+    assert_eq!(pair.peers()[0]["LastHandshake"], handshake);
+    assert_eq!(pair.peers()[0]["Path"], "direct");
+
+    for (field, value) in [("LocalPort", json!(47_155)), ("FwMark", json!(4711))] {
+        pair.gateway_a.reload(|profile| profile[field] = value);
+        pair.await_both("direct");
+        let answers = || ping(&pair.a.host, pair.b.host_address(), &["-c", "1"]).all_answered();
+        eventually(PATIENCE, &format!("B answers after another {field}"), answers);
+    }
+    let said = pair.gateway_a.reload(|profile| profile["Coordinator"] = json!(null));
+    assert!(said.contains("Coordinator.Url"), "{said}");
+    assert_eq!(pair.gateway_a.status()["Peers"], json!([]));
+    assert!(!ping(&pair.a.host, pair.b.host_address(), &["-c", "1"]).all_answered());
+}

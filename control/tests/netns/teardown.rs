@@ -1,7 +1,7 @@
 //! What a gateway leaves behind: nothing.
 
 use crate::support::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -30,11 +30,19 @@ fn state(site: &Site) -> String {
 fn ownerless(kind: &str) -> BTreeSet<u64> {
     let output = std::process::Command::new("bpftool").args([kind, "list", "-j"]).output().expect("bpftool starts");
     let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter(|object| object.get("pids").is_none())
-        .filter_map(|object| object["id"].as_u64())
+    let all: BTreeSet<u64> = list.as_array().into_iter().flatten().filter_map(|object| object["id"].as_u64()).collect();
+    // Not every bpftool tells whose they are.
+    let held = held_objects(&format!("{kind}_id:"));
+    all.difference(&held).copied().collect()
+}
+
+/// The identifiers that the descriptors of all processes have by this name.
+fn held_objects(name: &str) -> BTreeSet<u64> {
+    let entries = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let descriptors = entries("/proc".into()).flat_map(|process| entries(process.path().join("fdinfo")));
+    let texts = descriptors.filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok());
+    texts
+        .flat_map(|text| text.lines().filter_map(|l| l.strip_prefix(name)?.trim().parse().ok()).collect::<Vec<_>>())
         .collect()
 }
 
@@ -118,6 +126,85 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
 /// A prefix as `ip route` shows it: a host's without a length.
 fn bare(prefix: &str) -> &str {
     prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)
+}
+
+/// What a gateway holds while it runs: descriptors, those of maps and programs among them, and what is in its
+/// namespace.
+fn held(site: &Site, gateway: &Gateway) -> String {
+    let pid = gateway.process.pid();
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
+    let targets = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    // Sockets have numbers.
+    let name = |target: std::path::PathBuf| target.display().to_string().split('[').next().map(str::to_owned);
+    let mut descriptors = BTreeMap::<String, usize>::new();
+    targets.filter_map(name).for_each(|name| *descriptors.entry(name).or_default() += 1);
+    let mut held = format!("{descriptors:#?}\n");
+    for query in ["-br link", "-br addr", "rule", "-4 route show table all", "-6 route show table all"] {
+        held += &site.gateway.ip_show(query);
+    }
+    held + &site.gateway.attempt(&["ss", "-Hlnu"]).1
+}
+
+/// Resident memory of a process, in KiB.
+fn resident(gateway: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.pid())).expect("a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Reloads there and back, and restarts now and then, leave what a gateway holds as it was.
+#[test]
+fn cycles_of_reloads_and_restarts_leak_nothing() {
+    if !ready(&["ss"]) || !is_penstock() {
+        return;
+    }
+    let cycles = if long() { 1000 } else { 32 };
+    /// KiB. What one set of packet memory takes would show within a round.
+    const GROWTH: u64 = 8 << 10;
+    /// A round of all variants.
+    const ROUND: usize = 8;
+    let topology = Topology::new(Options::default());
+    let (mut a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    let stranger = pubkey(&genkey());
+    let variant = |profile: &mut serde_json::Value, cycle: usize| match cycle % ROUND {
+        0 => profile["LocalPort"] = (PORT + 1).into(),
+        1 => profile["Workers"] = 2.into(),
+        2 => profile["Lan"]["Mode"] = "tun".into(),
+        3 => profile["Wan"]["Mode"] = "udp".into(),
+        4 => profile["Table"] = 4242.into(),
+        5 => profile["FwMark"] = 4242.into(),
+        6 => profile["Wan"]["Interface"] = "none0".into(),
+        _ => profile["Peers"].as_array_mut().expect("a list").push(serde_json::json!({
+            "Name": "stranger", "PublicKey": stranger, "Endpoint": "192.0.2.99:9", "AllowedIPs": ["10.250.0.0/16"]
+        })),
+    };
+    let original: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(a.profile_path()).expect("a profile")).expect("JSON");
+    let before = held(&topology.a, &a);
+    let mut memory = Vec::new();
+    for cycle in 0..cycles {
+        // The interface that is not there is a problem, as it should be.
+        a.edit_profile(|profile| variant(profile, cycle));
+        a.command(&["reload"]);
+        a.reload(|profile| profile.clone_from(&original));
+        await_traffic(&topology);
+        let mut after = String::new();
+        let same = holds_within(LIMIT, || {
+            after = held(&topology.a, &a);
+            after == before
+        });
+        assert!(same, "cycle {cycle}: before:\n{before}\nafter:\n{after}");
+        memory.push(resident(&a));
+        if (cycle + 1) % (2 * ROUND) == 0 {
+            // In the first round each variant is there for the first time.
+            let most = |round: &[u64]| round.iter().max().copied().expect("cycles");
+            let grown = most(&memory[ROUND..]).saturating_sub(most(&memory[..ROUND]));
+            assert!(grown < GROWTH, "cycle {cycle}: {grown} KiB more than in the first round: {memory:?}");
+            assert!(a.terminate().success(), "{}", a.process.log());
+            a.restart();
+            memory.clear();
+        }
+    }
 }
 
 /// Peers come and go; file descriptors don't pile up.

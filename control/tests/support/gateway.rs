@@ -71,6 +71,8 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     pub allowed_ips: Vec<String>,
     pub keepalive: Option<u16>,
+    /// As the profile has it; other implementations have WireGuard's.
+    pub suite: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +84,8 @@ pub struct GatewayConfig {
     pub virtual_address: String,
     pub subnets: Vec<String>,
     pub workers: u32,
+    /// Whether other sites may pass through.
+    pub transit: bool,
     pub peers: Vec<Peer>,
     /// Environment of the process.
     pub environment: Vec<(&'static str, String)>,
@@ -106,6 +110,7 @@ impl GatewayConfig {
             virtual_address: virtual_address.to_owned(),
             subnets: Vec::new(),
             workers: 1,
+            transit: false,
             peers: Vec::new(),
             environment: Vec::new(),
         }
@@ -123,6 +128,7 @@ impl GatewayConfig {
             endpoint: outer.map(|outer| site.endpoint(outer)),
             allowed_ips: site.allowed_ips(),
             keepalive: None,
+            suite: None,
         });
     }
 
@@ -182,6 +188,7 @@ impl GatewayConfig {
                     "Endpoint": peer.endpoint.map(|endpoint| endpoint.to_string()),
                     "AllowedIPs": peer.allowed_ips,
                     "PersistentKeepalive": peer.keepalive.unwrap_or(0),
+                    "Suite": peer.suite,
                 })
             })
             .collect();
@@ -195,6 +202,7 @@ impl GatewayConfig {
             "Wan": { "Interface": "wan0", "Mode": wan },
             "Lan": { "Interfaces": ["lan0"], "Mode": lan, "Subnets": self.subnets },
             "Workers": self.workers,
+            "Transit": self.transit,
             "Peers": peers,
         })
     }
@@ -292,6 +300,23 @@ impl Gateway {
         &self.profile
     }
 
+    /// Changes the profile's file.
+    pub fn edit_profile(&self, edit: impl FnOnce(&mut Value)) {
+        let text = std::fs::read(&self.profile).expect("the profile is there");
+        let mut profile = serde_json::from_slice(&text).expect("JSON");
+        edit(&mut profile);
+        write_profile(&self.profile, &profile);
+    }
+
+    /// Changes the profile's file, and has the gateway read it: what it said has changed.
+    pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
+        self.edit_profile(edit);
+        let output = self.command(&["reload"]);
+        let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "reload: {said}{error}\n{}", self.process.log());
+        said.into_owned()
+    }
+
     /// `wg show NAME FIELD`: the value of the line that starts with `peer`.
     pub fn show(&self, field: &str, peer: &str) -> String {
         wg(&["show", self.name(), field])
@@ -351,8 +376,13 @@ impl Gateway {
 
     /// Runs another command of `penstock` about this gateway, whether it runs or not.
     pub fn command(&self, arguments: &[&str]) -> Output {
+        self.command_with(&self.profile, arguments)
+    }
+
+    /// The same with another profile.
+    pub fn command_with(&self, profile: &Path, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
-        command.args(arguments).arg("--profile").arg(&self.profile);
+        command.args(arguments).arg("--profile").arg(profile);
         command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile)).output().expect("penstock starts")
     }
 

@@ -183,25 +183,7 @@ pub struct OverlayGateway {
 impl OverlayGateway {
     /// Enrols a site by a key and starts its gateway. `extra` are further fields of the profile.
     pub fn start(site: &Site, coordinator: &Coordinator, key: &str, extra: &Value) -> Self {
-        let name = format!("o{}x{}", std::process::id(), unique());
-        assert!(name.len() <= 15, "{name} is no interface name");
-        let profile = site.scratch.join(format!("{name}.profile"));
-        write_secret(&site.scratch.join(format!("{name}.key")), &genkey());
-        let mut fields = json!({
-            "Name": name,
-            "PrivateKeyFile": format!("{name}.key"),
-            "Wan": { "Interface": "wan0", "Mode": "udp" },
-            "Lan": { "Interfaces": ["lan0"], "Mode": "tun", "Subnets": [site.subnet()] },
-            "Workers": 1,
-        });
-        for (field, value) in extra.as_object().expect("fields") {
-            fields[field] = value.clone();
-        }
-        write_profile(&profile, &fields);
-        let mut environment = vec![("PENSTOCK_STATE_DIR", site.scratch.to_str().expect("UTF-8").to_owned())];
-        if site.kind() == Kind::ProxyOnly {
-            environment.push(("HTTPS_PROXY", format!("http://{}", site.proxy())));
-        }
+        let (name, profile, environment) = Self::prepare(site, &genkey(), extra);
         let key_file = site.scratch.join(format!("{name}.enrolment"));
         write_secret(&key_file, key);
         let words = [
@@ -218,9 +200,52 @@ impl OverlayGateway {
         Self { process, name, namespace: site.gateway.clone(), profile, environment }
     }
 
+    /// Starts a gateway with this private key that need not enrol: `extra` has its coordinator.
+    pub fn enrolled(site: &Site, private_key: &str, extra: &Value) -> Self {
+        let (name, profile, environment) = Self::prepare(site, private_key, extra);
+        let process = run(&site.gateway, &environment, &profile);
+        Self { process, name, namespace: site.gateway.clone(), profile, environment }
+    }
+
+    /// A gateway's name, profile and environment.
+    fn prepare(site: &Site, private_key: &str, extra: &Value) -> (String, PathBuf, Vec<(&'static str, String)>) {
+        let name = format!("o{}x{}", std::process::id(), unique());
+        assert!(name.len() <= 15, "{name} is no interface name");
+        let profile = site.scratch.join(format!("{name}.profile"));
+        write_secret(&site.scratch.join(format!("{name}.key")), private_key);
+        let mut fields = json!({
+            "Name": name,
+            "PrivateKeyFile": format!("{name}.key"),
+            "Wan": { "Interface": "wan0", "Mode": "udp" },
+            "Lan": { "Interfaces": ["lan0"], "Mode": "tun", "Subnets": [site.subnet()] },
+            "Workers": 1,
+        });
+        for (field, value) in extra.as_object().expect("fields") {
+            fields[field] = value.clone();
+        }
+        write_profile(&profile, &fields);
+        let mut environment = vec![("PENSTOCK_STATE_DIR", site.scratch.to_str().expect("UTF-8").to_owned())];
+        if site.kind() == Kind::ProxyOnly {
+            environment.push(("HTTPS_PROXY", format!("http://{}", site.proxy())));
+        }
+        (name, profile, environment)
+    }
+
     /// Starts it again after its end.
     pub fn restart(&mut self) {
         self.process = run(&self.namespace, &self.environment, &self.profile);
+    }
+
+    /// Changes the profile, and has the gateway read it: what it said has changed.
+    pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
+        let text = std::fs::read(&self.profile).expect("the profile is there");
+        let mut profile = serde_json::from_slice(&text).expect("JSON");
+        edit(&mut profile);
+        write_profile(&self.profile, &profile);
+        let output = self.penstock(&["reload"]);
+        let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "reload: {said}{error}\n{}", self.process.log());
+        said.into_owned()
     }
 
     /// `penstock WORDS` for its profile, where it is.
@@ -236,7 +261,8 @@ impl OverlayGateway {
             let profile = self.profile.to_str().expect("UTF-8");
             let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
             status = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            output.status.success()
+            // 1: it has problems.
+            matches!(output.status.code(), Some(0 | 1)) && status.is_object()
         });
         status
     }
@@ -299,11 +325,22 @@ pub struct Beats {
 impl Heartbeat {
     /// Begins to ask `target` every `interval`, `count` times at most.
     pub fn start(site: &Site, target: std::net::IpAddr, interval: Duration, count: u32) -> Self {
-        let log = site.scratch.join(format!("heartbeat-{}.log", unique()));
+        Self::start_in(&site.host, &site.scratch, target, interval, count)
+    }
+
+    /// The same from any host.
+    pub fn start_in(
+        host: &Namespace,
+        scratch: &Path,
+        target: std::net::IpAddr,
+        interval: Duration,
+        count: u32,
+    ) -> Self {
+        let log = scratch.join(format!("heartbeat-{}.log", unique()));
         let (interval, count) = (format!("{:.3}", interval.as_secs_f64()), count.to_string());
         let target = target.to_string();
         let words = ["ping", "-n", "-D", "-i", &interval, "-c", &count, "-W", "1", &target];
-        Self { process: site.host.spawn(&words, &log) }
+        Self { process: host.spawn(&words, &log) }
     }
 
     /// What was seen so far.

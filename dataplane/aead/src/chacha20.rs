@@ -1,9 +1,6 @@
 //! ChaCha20 with one block in each 32-bit lane.
 
-use crate::vector::{MAX_LANES, Vector};
-
-/// Words of a key, and then of a nonce.
-pub(crate) const KEY_AND_NONCE: usize = 11;
+use crate::vector::Vector;
 
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
@@ -13,19 +10,14 @@ pub(crate) struct Input<V> {
 }
 
 impl<V: Vector> Input<V> {
-    /// `words[w][l]` is word `w` of lane `l`'s key and nonce.
+    /// Words 4 to 15 of the first state of every lane: its key, a word that does not count, and its nonce.
     #[inline(always)]
-    pub(crate) fn new(cpu: V::Cpu, words: &[[u32; 2 * MAX_LANES]; KEY_AND_NONCE]) -> Self {
+    pub(crate) fn new(cpu: V::Cpu, keys_and_nonces: [V; 12]) -> Self {
         let [c0, c1, c2, c3] = CONSTANTS.map(|constant| V::splat32(cpu, constant));
-        let mut all = [c0; 16];
-        (all[1], all[2], all[3]) = (c1, c2, c3);
-        for i in 0..8 {
-            all[4 + i] = V::from_words(cpu, &words[i]);
-        }
-        for i in 0..3 {
-            all[13 + i] = V::from_words(cpu, &words[8 + i]);
-        }
-        Self { words: all }
+        let mut words = [c0; 16];
+        (words[1], words[2], words[3]) = (c1, c2, c3);
+        words[4..].copy_from_slice(&keys_and_nonces);
+        Self { words }
     }
 
     /// The state of the blocks with these numbers, before the rounds.
@@ -77,8 +69,8 @@ impl<V: Vector> State<V> {
         }
     }
 
-    /// The key stream, as columns of 64-bit words: first that of the 32-bit lanes 0, 1, 4, 5, 8, …, then of the
-    /// lanes 2, 3, 6, 7, …
+    /// The key stream, as columns of 64-bit words: first that of the 32-bit lanes 0, 1, 4, 5, 8, …, which are the first
+    /// half's, then of the lanes 2, 3, 6, 7, …, the second half's.
     #[inline(always)]
     pub(crate) fn finish(self, input: &Input<V>, counters: V) -> [[V; 8]; 2] {
         let mut x = self.0;
@@ -94,10 +86,4 @@ impl<V: Vector> State<V> {
         }
         [first, second]
     }
-}
-
-/// The 32-bit lane whose key stream [`State::finish`] returns as lane `lane` of half `half`.
-#[inline(always)]
-pub(crate) fn word_lane(half: usize, lane: usize) -> usize {
-    lane / 2 * 4 + lane % 2 + 2 * half
 }

@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use std::ptr;
 
 use crate::TAG;
-use crate::chacha20::{KEY_AND_NONCE, word_lane};
 use crate::message::Message;
 use crate::vector::{MAX_LANES, Vector};
 
@@ -43,7 +42,8 @@ pub(crate) struct Group<'a> {
     longest: usize,
     /// Lanes with a message, in each half.
     used: [usize; 2],
-    words: [[u32; 2 * MAX_LANES]; KEY_AND_NONCE],
+    keys: [[*const [u32; 8]; MAX_LANES]; 2],
+    nonces: [[*const [u32; 4]; MAX_LANES]; 2],
     batch: PhantomData<&'a mut [u8]>,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Group<'a> {
     #[inline(always)]
     pub(crate) fn with<M: Message, R>(
         batch: &'a mut [M],
-        which: impl ExactSizeIterator<Item = usize>,
+        mut which: impl ExactSizeIterator<Item = usize>,
         layout: Layout,
         run: impl FnOnce(&Self) -> R,
     ) -> R {
@@ -67,25 +67,26 @@ impl<'a> Group<'a> {
             shortest: usize::MAX,
             longest: 0,
             used: [count.min(layout.lanes), count.saturating_sub(layout.lanes)],
-            words: [[0; 2 * MAX_LANES]; KEY_AND_NONCE],
+            keys: [[ptr::null(); MAX_LANES]; 2],
+            nonces: [[ptr::null(); MAX_LANES]; 2],
             batch: PhantomData,
         };
-        for (place, index) in which.enumerate() {
-            group.put(place, &mut batch[index]);
-        }
-        for place in count..layout.messages() {
-            group.repeat_first(place);
+        for half in 0..layout.messages() / layout.lanes {
+            for lane in 0..layout.lanes {
+                match which.next() {
+                    Some(index) => group.put(half, lane, &mut batch[index]),
+                    None => group.repeat_first(half, lane),
+                }
+            }
         }
         run(&group)
     }
 
-    fn put<M: Message>(&mut self, place: usize, message: &mut M) {
-        let (half, lane) = (place / self.layout.lanes, place % self.layout.lanes);
+    #[inline(always)]
+    fn put<M: Message>(&mut self, half: usize, lane: usize, message: &mut M) {
         for half in half..half + self.layout.blocks {
-            let lane = word_lane(half, lane);
-            for (row, word) in self.words.iter_mut().zip(message.key_and_nonce()) {
-                row[lane] = word;
-            }
+            self.keys[half][lane] = message.key_words();
+            self.nonces[half][lane] = &raw const message.nonce().0;
         }
         let text = message.text();
         self.from[half][lane] = text.from;
@@ -95,12 +96,10 @@ impl<'a> Group<'a> {
         self.longest = self.longest.max(text.len);
     }
 
-    fn repeat_first(&mut self, place: usize) {
-        let (half, lane) = (place / self.layout.lanes, place % self.layout.lanes);
+    fn repeat_first(&mut self, half: usize, lane: usize) {
         for half in half..half + self.layout.blocks {
-            for row in &mut self.words {
-                row[word_lane(half, lane)] = row[0];
-            }
+            self.keys[half][lane] = self.keys[0][0];
+            self.nonces[half][lane] = self.nonces[0][0];
         }
         self.from[half][lane] = self.from[0][0];
         self.to[half][lane] = self.to[0][0];
@@ -115,9 +114,17 @@ impl<'a> Group<'a> {
         self.longest
     }
 
-    /// Keys and nonces, by word and 32-bit lane.
-    pub(crate) fn words(&self) -> &[[u32; 2 * MAX_LANES]; KEY_AND_NONCE] {
-        &self.words
+    /// Eight words of key, one that does not count and three of nonce, for each 32-bit lane. Of every four lanes the
+    /// first two are the first half's, and the others the second half's.
+    #[inline(always)]
+    pub(crate) fn keys_and_nonces<V: Vector>(&self, cpu: V::Cpu) -> [V; 12] {
+        assert!(self.layout.lanes == V::LANES);
+        let keys = |words: usize| self.keys.map(|half| half.map(|key| key.wrapping_byte_add(4 * words).cast()));
+        // SAFETY: all lanes have a key of eight words and a nonce of four, which the batch holds.
+        let all = unsafe { [four_words(cpu, keys(0)), four_words(cpu, keys(4)), four_words(cpu, self.nonces)] };
+        let mut flat = [V::splat32(cpu, 0); 12];
+        flat.copy_from_slice(all.as_flattened());
+        flat
     }
 
     pub(crate) fn lengths(&self, half: usize) -> &[u64; MAX_LANES] {
@@ -227,4 +234,28 @@ impl<'a> Group<'a> {
         }
         equal
     }
+}
+
+/// Word by word, what lies at these addresses.
+///
+/// # Safety
+/// The first [`Vector::LANES`] addresses of each half are readable.
+#[inline(always)]
+unsafe fn four_words<V: Vector>(cpu: V::Cpu, from: [[*const [u32; 4]; MAX_LANES]; 2]) -> [V; 4] {
+    let every_second = |half: usize, first: usize| {
+        let mut some = [ptr::null(); MAX_LANES / 2];
+        for (part, address) in some.iter_mut().enumerate() {
+            *address = from[half][2 * part + first];
+        }
+        // SAFETY: the caller's promise.
+        unsafe { V::load_parts(cpu, some) }
+    };
+    let [a, b, c, d] = [every_second(0, 0), every_second(0, 1), every_second(1, 0), every_second(1, 1)];
+    let (low, high) = ([a.unpack_low32(b), c.unpack_low32(d)], [a.unpack_high32(b), c.unpack_high32(d)]);
+    [
+        low[0].unpack_low64(low[1]),
+        low[0].unpack_high64(low[1]),
+        high[0].unpack_low64(high[1]),
+        high[0].unpack_high64(high[1]),
+    ]
 }

@@ -12,7 +12,7 @@ use crate::vector::Vector;
 #[inline(always)]
 pub(crate) fn one_block<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<'_>) -> u32 {
     assert_eq!(group.layout().blocks, 1);
-    let input = Input::new(cpu, group.words());
+    let input = Input::new(cpu, group.keys_and_nonces(cpu));
     let [first, second] = input.key_stream(V::splat32(cpu, 0));
     let mut authenticators = [Authenticator::new(cpu, &first), Authenticator::new(cpu, &second)];
     let mut absorb_next: Option<[[V; 8]; 2]> = None;
@@ -45,9 +45,9 @@ pub(crate) fn one_block<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<
 #[inline(always)]
 pub(crate) fn two_blocks<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<'_>) -> u32 {
     assert_eq!(group.layout().blocks, 2);
-    let input = Input::new(cpu, group.words());
+    let input = Input::new(cpu, group.keys_and_nonces(cpu));
     // 0 in the lanes of the first half, 1 in those of the second.
-    let halves = V::from_words(cpu, &[0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1]);
+    let halves = V::splat32(cpu, 0).unpack_low64(V::splat32(cpu, 1));
     let [keys, key_stream] = input.key_stream(halves);
     let mut authenticator = Authenticator::new(cpu, &keys);
     block::<V, SEAL>(cpu, group, 0, key_stream, &mut authenticator);
@@ -208,14 +208,14 @@ mod tests {
     use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 
     use crate::group::{Group, Layout};
-    use crate::message::{Message, Text};
+    use crate::message::{Message, Nonce, Text};
     use crate::vector::portable::kernels;
     use crate::{NONCE, Suite, TAG};
 
     /// A message that needs no ring, which Miri can't run.
     struct Plain<const SEAL: bool> {
         key: [u32; 8],
-        nonce: [u8; NONCE],
+        nonce: Nonce,
         data: Vec<u8>,
         gap: usize,
     }
@@ -229,7 +229,7 @@ mod tests {
         fn key_words(&self) -> &[u32; 8] {
             &self.key
         }
-        fn nonce(&self) -> &[u8; NONCE] {
+        fn nonce(&self) -> &Nonce {
             &self.nonce
         }
         fn len(&self) -> Option<usize> {
@@ -248,7 +248,7 @@ mod tests {
 
     fn message<const SEAL: bool>(i: usize, gap: usize, data: Vec<u8>) -> Plain<SEAL> {
         let key = std::array::from_fn(|word| (i * 0x0101_0107 + word * 0x1234_5677) as u32);
-        Plain { key, nonce: [i as u8; NONCE], data, gap }
+        Plain { key, nonce: Nonce::new([i as u8; NONCE]), data, gap }
     }
 
     fn sealed_by_another(message: &Plain<true>) -> Vec<u8> {
@@ -256,7 +256,7 @@ mod tests {
         let cipher = ChaCha20Poly1305::new_from_slice(&key).unwrap();
         let mut data = message.data.clone();
         let (text, tag) = data.split_last_chunk_mut::<TAG>().unwrap();
-        *tag = cipher.encrypt_in_place_detached(&message.nonce.into(), b"", text).unwrap().into();
+        *tag = cipher.encrypt_in_place_detached(&message.nonce.bytes().into(), b"", text).unwrap().into();
         data
     }
 

@@ -16,6 +16,38 @@ pub enum Suite {
     Aes256Gcm,
 }
 
+impl std::fmt::Display for Suite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+            Self::Aes256Gcm => "aes-256-gcm",
+        })
+    }
+}
+
+impl std::str::FromStr for Suite {
+    type Err = UnknownSuite;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSuite> {
+        [Self::ChaCha20Poly1305, Self::Aes256Gcm]
+            .into_iter()
+            .find(|suite| suite.to_string() == text)
+            .ok_or(UnknownSuite)
+    }
+}
+
+/// A text names no suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownSuite;
+
+impl std::fmt::Display for UnknownSuite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the suites are chacha20-poly1305 and aes-256-gcm")
+    }
+}
+
+impl std::error::Error for UnknownSuite {}
+
 /// A key of one suite, ready for use by any [`Cipher`](crate::Cipher).
 ///
 /// It lies on the heap and never moves, so that wiping it when it is dropped leaves no copy.

@@ -25,12 +25,14 @@ mod packet;
 mod plan;
 mod poly1305;
 mod self_test;
+mod speed;
 mod vector;
 mod wipe;
 
 pub use cipher::{Cipher, Implementation, NotSupported, SelfTestFailed};
-pub use key::{Key, Suite};
+pub use key::{Key, Suite, UnknownSuite};
 pub use message::{Opening, Sealing};
+pub use wipe::wipe_stack;
 
 /// Bytes of an authentication tag, in both suites.
 pub const TAG: usize = 16;

@@ -1,13 +1,12 @@
 //! The messages of a batch: what a caller lends to the cipher for one call.
 
-use crate::chacha20::KEY_AND_NONCE;
 use crate::{Key, NONCE, Suite, TAG, packet};
 
 /// A message to seal in place.
 #[derive(Debug)]
 pub struct Sealing<'a> {
     pub(crate) key: &'a Key,
-    pub(crate) nonce: [u8; NONCE],
+    pub(crate) nonce: Nonce,
     pub(crate) data: &'a mut [u8],
 }
 
@@ -18,7 +17,7 @@ impl<'a> Sealing<'a> {
     /// When `data` has no room for a tag.
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8]) -> Self {
         assert!(data.len() >= TAG, "no room for the tag");
-        Self { key, nonce, data }
+        Self { key, nonce: Nonce::new(nonce), data }
     }
 }
 
@@ -26,7 +25,7 @@ impl<'a> Sealing<'a> {
 #[derive(Debug)]
 pub struct Opening<'a> {
     pub(crate) key: &'a Key,
-    pub(crate) nonce: [u8; NONCE],
+    pub(crate) nonce: Nonce,
     pub(crate) data: &'a mut [u8],
     /// Where the ciphertext begins.
     pub(crate) ciphertext: usize,
@@ -39,7 +38,7 @@ impl<'a> Opening<'a> {
     /// A `data` that is too short for that makes a message that does not verify. When a message does not verify, the
     /// place of its plaintext is filled with zeros; what lies behind that may have any content.
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8], ciphertext: usize) -> Self {
-        Self { key, nonce, data, ciphertext, verified: false }
+        Self { key, nonce: Nonce::new(nonce), data, ciphertext, verified: false }
     }
 
     /// The plaintext, once [`Cipher::open_batch`](crate::Cipher::open_batch) has verified the message.
@@ -60,6 +59,27 @@ impl<'a> Opening<'a> {
     }
 }
 
+/// A nonce as ChaCha20 takes it: a word that does not count, and three words in little endian.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nonce(pub(crate) [u32; 4]);
+
+impl Nonce {
+    pub(crate) fn new(bytes: [u8; NONCE]) -> Self {
+        let (words, _) = bytes.as_chunks();
+        let [first, second, third] = [words[0], words[1], words[2]].map(u32::from_le_bytes);
+        Self([0, first, second, third])
+    }
+
+    pub(crate) fn bytes(self) -> [u8; NONCE] {
+        let [_, words @ ..] = self.0;
+        let mut bytes = [0; NONCE];
+        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+        bytes
+    }
+}
+
 /// A text in memory: `len` bytes at `from` with a tag behind them, and room for them at `to`.
 pub(crate) struct Text {
     pub(crate) from: *const u8,
@@ -72,7 +92,7 @@ pub(crate) trait Message {
     const SEAL: bool;
     fn suite(&self) -> Suite;
     fn key_words(&self) -> &[u32; 8];
-    fn nonce(&self) -> &[u8; NONCE];
+    fn nonce(&self) -> &Nonce;
     /// The text's length, unless the message has no room for a tag.
     fn len(&self) -> Option<usize>;
     /// The text, of a message that has a length. The pointers are good while the message is borrowed mutably.
@@ -81,18 +101,6 @@ pub(crate) trait Message {
     fn by_ring(&mut self);
     /// Takes note of a kernel's result.
     fn done(&mut self, verified: bool);
-
-    /// The words that ChaCha20 takes.
-    #[inline(always)]
-    fn key_and_nonce(&self) -> [u32; KEY_AND_NONCE] {
-        let mut words = [0; KEY_AND_NONCE];
-        words[..8].copy_from_slice(self.key_words());
-        let (nonce, _) = self.nonce().as_chunks();
-        for (word, bytes) in words[8..].iter_mut().zip(nonce) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        words
-    }
 }
 
 impl Message for Sealing<'_> {
@@ -104,7 +112,7 @@ impl Message for Sealing<'_> {
     fn key_words(&self) -> &[u32; 8] {
         self.key.words()
     }
-    fn nonce(&self) -> &[u8; NONCE] {
+    fn nonce(&self) -> &Nonce {
         &self.nonce
     }
     fn len(&self) -> Option<usize> {
@@ -129,7 +137,7 @@ impl Message for Opening<'_> {
     fn key_words(&self) -> &[u32; 8] {
         self.key.words()
     }
-    fn nonce(&self) -> &[u8; NONCE] {
+    fn nonce(&self) -> &Nonce {
         &self.nonce
     }
     fn len(&self) -> Option<usize> {

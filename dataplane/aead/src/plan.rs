@@ -15,11 +15,6 @@ const LONGEST: usize = 1 << 16;
 /// Seals or opens up to [`MAX_BATCH`] messages. Whether a kernel ran.
 pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) -> bool {
     let mut sorted = Sorted::new(batch);
-    for message in &mut *batch {
-        if blocks(message).is_none() {
-            message.by_ring();
-        }
-    }
     let mut kernel_ran = false;
     while let Some(longest) = sorted.left().first().copied() {
         match best(kernels, use_ring, sorted.left()) {
@@ -91,12 +86,17 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn new<M: Message>(batch: &[M]) -> Self {
+    /// Does the others with ring.
+    fn new<M: Message>(batch: &mut [M]) -> Self {
         let mut sorted = Self { entries: [Entry(0); MAX_BATCH], begin: 0, end: 0 };
-        let mut is_sorted = true;
-        for (index, message) in batch.iter().enumerate() {
-            let Some(blocks) = blocks(message) else { continue };
-            is_sorted &= sorted.left().last().is_none_or(|last| last.blocks() >= blocks);
+        let (mut is_sorted, mut shortest) = (true, u32::MAX);
+        for (index, message) in batch.iter_mut().enumerate() {
+            let Some(blocks) = blocks(message) else {
+                message.by_ring();
+                continue;
+            };
+            is_sorted &= shortest >= blocks;
+            shortest = blocks;
             sorted.entries[sorted.end] = Entry::new(blocks, index);
             sorted.end += 1;
         }

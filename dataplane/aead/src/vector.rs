@@ -31,8 +31,6 @@ pub(crate) trait Vector: Copy {
 
     fn splat32(cpu: Self::Cpu, value: u32) -> Self;
     fn splat64(cpu: Self::Cpu, value: u64) -> Self;
-    /// The first `2 * LANES` of them.
-    fn from_words(cpu: Self::Cpu, words: &[u32; 2 * MAX_LANES]) -> Self;
     /// The first `LANES` of them.
     fn from_lanes(cpu: Self::Cpu, lanes: &[u64; MAX_LANES]) -> Self;
     /// The lanes, and zeros behind them.
@@ -43,6 +41,11 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load(cpu: Self::Cpu, from: *const u8) -> Self;
+    /// Reads four words from each of the first `LANES / 2` addresses, into one 128-bit part after another.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_parts(cpu: Self::Cpu, from: [*const [u32; 4]; MAX_LANES / 2]) -> Self;
     /// Writes [`Self::BYTES`] bytes.
     ///
     /// # Safety
@@ -74,6 +77,10 @@ pub(crate) trait Vector: Copy {
     fn unpack_low32(self, other: Self) -> Self;
     /// Of every four 32-bit lanes: third of `self`, third of `other`, fourth of `self`, fourth of `other`.
     fn unpack_high32(self, other: Self) -> Self;
+    /// Of every two 64-bit lanes: the first of `self`, and the first of `other`.
+    fn unpack_low64(self, other: Self) -> Self;
+    /// Of every two 64-bit lanes: the second of `self`, and the second of `other`.
+    fn unpack_high64(self, other: Self) -> Self;
     /// Turns eight columns into rows, or rows into columns. Lane `l` of column `c` is 64-bit word `c` of message `l`;
     /// row `r` holds the `r / LANES`th part of the 64 bytes of message `r % LANES`.
     fn transpose(of: [Self; 8]) -> [Self; 8];

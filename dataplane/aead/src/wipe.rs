@@ -5,6 +5,9 @@
 //! [`after`], which then overwrites the part of the stack that it used, and the vector registers.
 #![expect(unsafe_code)]
 
+/// Stack between a worker's turn and the end of what ring uses, also in a build that is not optimized.
+const RING_STACK: usize = 128 << 10;
+
 /// Calls `secret`, which needs at most `STACK` bytes of stack, and wipes what it left if it says so. `tests/wiping.rs`
 /// looks for what is left.
 #[inline(always)]
@@ -13,6 +16,13 @@ pub(crate) fn after<const STACK: usize>(secret: impl FnOnce() -> bool) {
         stack::<STACK>();
         registers();
     }
+}
+
+/// Wipes what ring left on the stack of this thread, below the caller's frame, and in vector registers. [`after`] is not
+/// for every message of ring's: wiping costs more than sealing one does. So whoever lets go of a session calls this.
+pub fn wipe_stack() {
+    stack::<RING_STACK>();
+    registers();
 }
 
 /// Not inlined, so that its frame begins where that of [`stack`] begins.

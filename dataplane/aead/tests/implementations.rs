@@ -176,6 +176,30 @@ fn suites_mixed_in_a_batch() {
     }
 }
 
+/// ring against the crate `aes-gcm`, in batches: every length, and every batch size.
+#[test]
+fn aes_256_gcm_is_that_of_another_library() {
+    use aes_gcm::aead::{AeadInPlace, KeyInit};
+    let mut random = Random(11);
+    let mut case = |len| {
+        let bytes: [u8; 32] = random.bytes();
+        let mut case = Case::new(Suite::Aes256Gcm, &mut random, len);
+        case.key = Key::new(Suite::Aes256Gcm, &bytes);
+        let (text, tag) = case.sealed.split_at_mut(len);
+        text.copy_from_slice(&case.plaintext);
+        let other = aes_gcm::Aes256Gcm::new(&bytes.into());
+        let computed = other.encrypt_in_place_detached(&case.nonce.into(), b"", text).expect("short");
+        tag.copy_from_slice(&computed);
+        case
+    };
+    for first in (0..2112).step_by(64) {
+        check(Cipher::detect(), &(first..first + 64).map(&mut case).collect::<Vec<_>>(), USUAL);
+    }
+    for count in 1..=64 {
+        check(Cipher::detect(), &(0..count).map(|i| case(i * 23)).collect::<Vec<_>>(), USUAL);
+    }
+}
+
 /// Opens `sealed` as one batch, and returns which messages verified. What did not has left nothing but zeros.
 fn verified(cipher: Cipher, cases: &[Case], sealed: &mut [Vec<u8>], nonces: &[[u8; 12]]) -> Vec<bool> {
     let mut batch: Vec<_> = sealed

@@ -93,6 +93,63 @@ fn no_key_and_no_key_stream_stay_on_the_stack() {
     }
 }
 
+/// What AES-256-GCM must not leave: the key, GHASH's key, and for each message the mask of its tag and its key stream.
+fn secrets_of_aes(nonce: [u8; 12], blocks: u32) -> Vec<u8> {
+    use aes_gcm::aes::cipher::{BlockEncrypt, KeyInit};
+    let aes = aes_gcm::aes::Aes256::new(&KEY.into());
+    let encrypted = |input: [u8; 16]| {
+        let mut block = input.into();
+        aes.encrypt_block(&mut block);
+        <[u8; 16]>::from(block)
+    };
+    let counters = (1..=blocks + 1).map(|counter| {
+        let mut input = [0; 16];
+        input[..12].copy_from_slice(&nonce);
+        input[12..].copy_from_slice(&counter.to_be_bytes());
+        encrypted(input)
+    });
+    KEY.into_iter().chain(encrypted([0; 16])).chain(counters.flatten()).collect()
+}
+
+#[test]
+fn aes_256_gcm_leaves_nothing_on_the_stack() {
+    let key = Key::new(Suite::Aes256Gcm, &KEY);
+    let nonce = [3; 12];
+    for (count, len) in [(1, 16), (16, 200), (31, 1000)] {
+        let secrets = secrets_of_aes(nonce, len as u32 / 16);
+        // A ciphertext of zeros is key stream.
+        let mut zeros = [0; 16 + TAG];
+        Cipher::RING.seal_batch(&mut [Sealing::new(&key, nonce, &mut zeros)]);
+        assert_eq!(zeros[..16], secrets[KEY.len() + 16 + 16..][..16], "these are the secrets");
+        let mut texts: Vec<Vec<u8>> =
+            (0..count).map(|i| (0..len + TAG).map(|j| (i * 31 + j * j * 7 + j) as u8 | 1).collect()).collect();
+        let mut batch: Vec<_> = texts.iter_mut().map(|t| Sealing::new(&key, nonce, t)).collect();
+        let sealing = stack_after(|| Cipher::detect().seal_batch(&mut batch));
+        let mut batch: Vec<_> = texts.iter_mut().map(|t| Opening::new(&key, nonce, t, 0)).collect();
+        let opening = stack_after(|| Cipher::detect().open_batch(&mut batch));
+        assert!(batch.iter().all(|message| message.plaintext().is_some()));
+        assert_eq!(found(&sealing, &secrets), 0, "sealing {count} of {len} B");
+        assert_eq!(found(&opening, &secrets), 0, "opening {count} of {len} B");
+    }
+}
+
+/// What ring leaves goes when it is wiped, from the frame that called for the sealing.
+#[test]
+fn what_ring_left_can_be_wiped() {
+    let key = Key::new(Suite::ChaCha20Poly1305, &KEY);
+    let mut text = vec![7; 200 + TAG];
+    let mut seal = |wipe: bool| {
+        stack_after(|| {
+            Cipher::RING.seal_batch(&mut [Sealing::new(&key, [3; 12], &mut text)]);
+            if wipe {
+                penstock_aead::wipe_stack();
+            }
+        })
+    };
+    assert!(found(&seal(false), &KEY) > 0, "ring has left nothing that could be wiped");
+    assert_eq!(found(&seal(true), &KEY), 0);
+}
+
 #[test]
 fn setting_up_a_key_leaves_nothing() {
     for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {

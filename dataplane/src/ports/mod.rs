@@ -29,6 +29,30 @@ pub const BATCH: usize = 128;
 /// leaves between the anchor and the IP packet, so that the sealed frame begins at the anchor.
 pub const EGRESS_ROOM: usize = 58;
 
+/// The two ends of a datagram outside the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Ours: what the peer called, and what an answer leaves from. `None` leaves it to the route.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
+
+impl Endpoint {
+    /// Whether a datagram that came from there shows that a peer known to be here has moved, or calls another of our
+    /// addresses. One of which it is not known what it called says nothing about that.
+    #[inline]
+    pub fn is_moved_by(&self, from: &Self) -> bool {
+        self.remote != from.remote || (from.local.is_some() && self.local != from.local)
+    }
+}
+
 /// A packet in a worker's hands.
 #[derive(Debug)]
 pub struct Packet {
@@ -36,6 +60,8 @@ pub struct Packet {
     pub frame: Frame,
     /// On the WAN: whom it is from or for.
     pub remote: SocketAddr,
+    /// On the WAN: the address of ours that it was sent to, or leaves from; `None` leaves it to the route.
+    pub local: Option<IpAddr>,
     /// On the WAN: the outer traffic class (DSCP and ECN), as received or to be sent.
     pub tos: u8,
     /// Link to send it by; `None` on receive and for ports that leave it to the kernel.
@@ -46,7 +72,14 @@ impl Packet {
     /// A packet of the LAN, or of the WAN before its addresses are known.
     #[inline]
     pub fn new(frame: Frame) -> Self {
-        Self { frame, remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), tos: 0, link: None }
+        let remote = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        Self { frame, remote, local: None, tos: 0, link: None }
+    }
+
+    /// On the WAN: both ends.
+    #[inline]
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint { remote: self.remote, local: self.local }
     }
 }
 
@@ -55,7 +88,7 @@ impl Packet {
 pub struct Link {
     /// The interface.
     pub ifindex: u32,
-    /// Our address on it, the source of outer packets.
+    /// Our address, the source of outer packets.
     pub source: IpAddr,
     /// The interface's MTU, in bytes.
     pub mtu: u16,

@@ -11,7 +11,6 @@
 mod socket;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use socket::{Control, Name, Socket};
 pub use socket::{Source, UdpConfig, UdpSender};
 
 use super::scatter::{Prediction, Raw, Scatter};
-use super::{BATCH, Batch, Packet, Port, PortInfo};
+use super::{BATCH, Batch, Endpoint, Packet, Port, PortInfo};
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 
@@ -57,8 +56,8 @@ struct Received {
     /// How many messages there are, and which one is being taken.
     count: usize,
     current: usize,
-    /// The current message's sender and traffic class, once it is being split.
-    from: Option<(SocketAddr, u8)>,
+    /// The current message's ends and traffic class, once it is being split.
+    from: Option<(Endpoint, u8)>,
 }
 
 /// Messages about to be sent.
@@ -161,24 +160,25 @@ impl Received {
     fn take(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         while self.current < self.count {
             let scatter = &mut self.scatters[self.current];
-            let (remote, tos) = match self.from {
+            let (Endpoint { remote, local }, tos) = match self.from {
                 Some(from) => from,
                 None => {
                     let message = &self.headers[self.current];
-                    let (tos, segment) = self.controls[self.current].read(message.msg_hdr.msg_controllen as _);
+                    let said = self.controls[self.current].read(message.msg_hdr.msg_controllen as _);
                     let len = message.msg_len as usize;
-                    if let Err(datagrams) = split(scatter, pool, len, segment, &mut self.expected) {
+                    if let Err(datagrams) = split(scatter, pool, len, said.segment, &mut self.expected) {
                         drops.count_many(DropReason::Oversized, datagrams);
                         self.current += 1;
                         continue;
                     }
-                    *self.from.insert((self.names[self.current].address(), tos))
+                    let remote = self.names[self.current].address();
+                    *self.from.insert((Endpoint { remote, local: said.local }, said.tos))
                 }
             };
             while batch.room() > 0
                 && let Some((_, frame)) = scatter.next(pool)
             {
-                batch.push(Packet { remote, tos, ..Packet::new(frame) });
+                batch.push(Packet { remote, local, tos, ..Packet::new(frame) });
             }
             if scatter.pending() > 0 {
                 return;
@@ -234,7 +234,7 @@ impl Sending {
                     && len > 0
                     && len <= first.frame.len()
                     && last.frame.len() == first.frame.len()
-                    && packet.remote == first.remote
+                    && packet.endpoint() == first.endpoint()
                     && packet.tos == first.tos;
                 if joins {
                     *run += 1;
@@ -252,6 +252,9 @@ impl Sending {
             let mut message = empty_message();
             socket.address(&mut message.msg_hdr, &mut self.names[i], first.remote);
             self.controls[i].clear();
+            if let Some(local) = first.local {
+                self.controls[i].push_source(local.into());
+            }
             let segment = (*run > 1).then_some(first.frame.len() as u16);
             socket.control(&mut message.msg_hdr, &mut self.controls[i], first.remote, first.tos, segment);
             (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (list.as_mut_ptr(), *run as _);
@@ -297,6 +300,11 @@ impl Port for UdpPort {
             };
             let (reason, lost) = match error {
                 libc::EINTR => continue,
+                // The address that the peer called is not ours any more: the route chooses one.
+                libc::EINVAL | libc::EADDRNOTAVAIL if packets[0].local.is_some() => {
+                    batch.as_mut_slice()[done..done + run].iter_mut().for_each(|packet| packet.local = None);
+                    continue;
+                }
                 // Larger than this path's MTU: the kernel fragments datagrams, but no bundles.
                 libc::EMSGSIZE if run > 1 => {
                     single = run;

@@ -4,7 +4,7 @@
 //! came by one `xdp` port leaves by another without a copy: see [`crate::frame`] for the geometry.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::net::sockopt;
@@ -181,7 +181,9 @@ impl XdpPort {
                 Some(datagram) => {
                     frame.trim_front(datagram.payload);
                     frame.truncate(datagram.len);
-                    Ok(Packet { remote: datagram.source, tos: datagram.tos, ..Packet::new(frame) })
+                    let remote = in_zone(datagram.source, self.ifindex);
+                    let local = Some(datagram.destination);
+                    Ok(Packet { remote, local, tos: datagram.tos, ..Packet::new(frame) })
                 }
                 None => Err(frame),
             },
@@ -323,8 +325,10 @@ pub struct Datagram {
     pub payload: usize,
     /// Its length in bytes.
     pub len: usize,
-    /// Its sender.
+    /// Its sender, without a zone.
     pub source: SocketAddr,
+    /// The address that it was sent to.
+    pub destination: IpAddr,
     /// The traffic class: DSCP and ECN.
     pub tos: u8,
 }
@@ -344,8 +348,19 @@ pub fn parse_datagram(frame: &[u8], local_port: u16) -> Option<Datagram> {
         payload: ethernet + outer.header + UDP_HEADER,
         len: len - UDP_HEADER,
         source: SocketAddr::new(outer.source, u16::from_be_bytes([udp[0], udp[1]])),
+        destination: outer.destination,
         tos: outer.tos,
     })
+}
+
+/// A sender with the zone that a link-local address is in, as the kernel's sockets tell it.
+fn in_zone(source: SocketAddr, ifindex: u32) -> SocketAddr {
+    match source {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), 0, ifindex).into()
+        }
+        _ => source,
+    }
 }
 
 /// Writes the Ethernet header in front of the packet.
@@ -440,6 +455,7 @@ mod tests {
                 let datagram = parse_datagram(bytes, 5).unwrap();
                 assert_eq!((datagram.len, datagram.tos), (len, 3));
                 assert_eq!(datagram.source, SocketAddr::new(link.source, 47100));
+                assert_eq!(datagram.destination, remote.ip());
                 let ethernet = ethernet_len(bytes).unwrap();
                 if remote.is_ipv4() {
                     assert_eq!(naive(&bytes[ethernet..ethernet + 20]), 0);
@@ -454,6 +470,14 @@ mod tests {
                 assert_eq!(parse_datagram(bytes, 6), None, "another port");
             }
         }
+    }
+
+    #[test]
+    fn only_link_local_senders_are_in_a_zone() {
+        let zoned = |text: &str| in_zone(text.parse().unwrap(), 7).to_string();
+        assert_eq!(zoned("[fe80::1]:5"), "[fe80::1%7]:5");
+        assert_eq!(zoned("[2001:db8::1]:5"), "[2001:db8::1]:5");
+        assert_eq!(zoned("192.0.2.1:5"), "192.0.2.1:5");
     }
 
     #[test]

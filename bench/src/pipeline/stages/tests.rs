@@ -7,13 +7,19 @@ use crate::pipeline::size::Size;
 const SIZES: [Size; 5] = [Size::Bytes(28), Size::Bytes(1420), Size::Imix, Size::Bytes(9000), Size::Bytes(60_000)];
 
 fn rig(size: Size) -> (Rig, Meter) {
-    (Rig::new(size).expect("descriptors"), Meter::new())
+    rig_of(size, Suite::ChaCha20Poly1305)
+}
+
+fn rig_of(size: Size, suite: Suite) -> (Rig, Meter) {
+    (Rig::new(size, suite).expect("descriptors"), Meter::new())
 }
 
 #[test]
 fn every_subject_does_its_work_at_every_size_again_and_again() {
-    for size in SIZES {
-        let (mut rig, mut meter) = rig(size);
+    for (size, suite) in
+        SIZES.into_iter().flat_map(|size| [Suite::ChaCha20Poly1305, Suite::Aes256Gcm].map(|s| (size, s)))
+    {
+        let (mut rig, mut meter) = rig_of(size, suite);
         for _ in 0..3 {
             for subject in Subject::all() {
                 let pass = rig.pass(subject, &mut meter);

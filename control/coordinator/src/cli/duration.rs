@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use penstock_proto::trust::LeaseLength;
+
 /// Longest duration: a century, so that no sum of times overflows.
 const LONGEST: u64 = 100 * 366 * 86_400;
 
@@ -25,6 +27,15 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads how long leases last: a time, or `never`.
+pub(super) fn parse_lease(text: &str) -> Result<LeaseLength, String> {
+    if text == "never" {
+        return Ok(LeaseLength::Never);
+    }
+    let seconds = parse(text)?.as_secs();
+    u32::try_from(seconds).map(LeaseLength::from).map_err(|_| "that is more than a century: write never".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +45,9 @@ mod tests {
         for (text, seconds) in [("1s", 1), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)] {
             assert_eq!(parse(text), Ok(Duration::from_secs(seconds)));
         }
+        assert_eq!(parse_lease("never"), Ok(LeaseLength::Never));
+        assert_eq!(parse_lease("7d"), Ok(LeaseLength::DEFAULT));
+        assert!(parse_lease("0s").is_err() && parse_lease("forever").is_err());
         for bad in ["", "h", "24", "-1h", "+1h", "1.5h", "24 h", "0s", "99999999999999999999d", "40000d", "3ä", "ä"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

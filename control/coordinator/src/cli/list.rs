@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
+use penstock_proto::coordination::Waiting;
+
 use crate::admin::{RelayReport, SiteStatus, StatusReport};
+use crate::registry::AuthorityReport;
 use crate::store::KeyRecord;
 use crate::time::{now, rough};
 
@@ -17,9 +20,9 @@ pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
 }
 
 pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()> {
-    let header = ["NAME", "STATE", "ENDS", "CONNECTED", "ADDRESS", "SUBNETS", "TAGS", "PUBLIC KEY"];
+    let header = ["NAME", "STATE", "ENDS", "CONNECTED", "ADDRESS", "IN FORCE", "WAITING", "TAGS", "PUBLIC KEY"];
     let mut rows = vec![header.map(str::to_owned)];
-    for SiteStatus { site, connected } in sites {
+    for SiteStatus { site, connected, waiting } in sites {
         let connected = match (connected, site.last_seen) {
             (true, _) => "yes".into(),
             (false, Some(time)) => from_now(time),
@@ -31,12 +34,33 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
             site.ends.map_or("never".into(), from_now),
             connected,
             site.virtual_address.to_string(),
-            join(&site.subnets),
+            join(&site.in_force),
+            join(waiting.iter().map(|waiting| waiting.subnet)),
             join(&site.tags),
             site.key.to_string(),
         ]);
     }
-    table(out, &rows)
+    table(out, &rows)?;
+    for SiteStatus { site, waiting, .. } in sites {
+        for Waiting { subnet, reason } in waiting {
+            writeln!(out, "{subnet} of {} waits for `site approve`: {reason}", site.name)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn authority(out: &mut dyn Write, report: &AuthorityReport) -> io::Result<()> {
+    let place = if report.here { "in the state directory of this coordinator" } else { "on another machine" };
+    writeln!(out, "authority: {}", report.authority)?;
+    writeln!(out, "  its private key is {place}; it has handed over {} times", report.rollovers)?;
+    writeln!(out, "  it vouches for {} sites and relays, and has revoked {}", report.statements, report.revoked)?;
+    let certified = if report.lease_certified { "" } else { ", which do NOT count: the authority must certify them" };
+    writeln!(out, "leases: {}{certified}", report.lease)?;
+    if !report.here {
+        writeln!(out, "waiting for its signature: {} (see `authority requests`)", report.requests)?;
+    }
+    writeln!(out, "A gateway that pins no authority yet gets it by this line in the Coordinator of its profile:")?;
+    writeln!(out, "  \"Authority\": \"{}\"", report.authority)
 }
 
 pub(super) fn status(out: &mut dyn Write, status: &StatusReport) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
 mod acme;
+mod authority;
 mod duration;
 mod list;
 mod relay;
@@ -12,8 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipnet::IpNet;
 use penstock_proto::coordination::Name;
+use penstock_proto::trust::LeaseLength;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -62,6 +66,10 @@ enum Command {
         acme: Box<acme::AcmeFlags>,
         #[command(flatten)]
         udp: UdpFlags,
+        /// How long gateways believe in a site without hearing from this coordinator, such as 3d, or "never" for
+        /// no end [default: 7d]
+        #[arg(long, value_name = "TIME", value_parser = duration::parse_lease)]
+        lease: Option<LeaseLength>,
         /// What to log, such as "debug"; RUST_LOG is the default
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
@@ -86,6 +94,9 @@ enum Command {
     /// The sites
     #[command(subcommand)]
     Site(SiteCommand),
+    /// The key by which sites are vouched for
+    #[command(subcommand)]
+    Authority(authority::AuthorityCommand),
     /// Who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -134,6 +145,10 @@ enum KeyCommand {
         /// They wait for `site approve`
         #[arg(long)]
         approve_manually: bool,
+        /// A prefix inside which those sites may offer at first whatever they like, again for more; without it, private
+        /// prefixes that are nobody else's
+        #[arg(long, value_name = "PREFIX")]
+        subnet: Vec<IpNet>,
         /// For how long those sites are let in, such as 90d [default: for good]
         #[arg(long, value_name = "TIME", value_parser = duration::parse)]
         site_lifetime: Option<Duration>,
@@ -159,10 +174,19 @@ enum SiteCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Let a site in
+    /// Let a site in, or let it offer other subnets than before
     Approve {
         /// Its name or public key
-        site: String,
+        #[arg(required_unless_present = "offline")]
+        site: Option<String>,
+        /// What it may offer, public prefixes and default routes too, instead of what it may already [default: that,
+        /// and what it offers as far as that needs no grant]
+        #[arg(long, value_name = "PREFIX", value_delimiter = ',', conflicts_with = "offline")]
+        subnets: Option<Vec<IpNet>>,
+        /// Sign by the authority's key in --state what this file of `authority requests` asks for, of the one site or
+        /// of all, and print what to bring back
+        #[arg(long, value_name = "FILE")]
+        offline: Option<PathBuf>,
     },
     /// Cut a site off, at once and on its peers too
     Revoke {
@@ -199,6 +223,12 @@ enum PolicyCommand {
     },
 }
 
+/// The arguments' parser, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -220,7 +250,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let document = Document { state: cli.place.state, ..Document::default() }.or(file);
     let state = document.state();
     match cli.command {
-        Command::Run { listen, name, certificate, certificate_key, acme, udp, log } => {
+        Command::Run { listen, name, certificate, certificate_key, acme, udp, lease, log } => {
             let names = if name.is_empty() { None } else { Some(name) };
             let flags = Document {
                 listen: said(listen),
@@ -228,20 +258,28 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
                 certificate_file: certificate,
                 certificate_key_file: certificate_key,
                 acme: acme.document(),
+                lease,
                 ..udp.document()
             };
             run(flags.or(document).try_into()?, log.as_deref())
         }
         Command::Relay { flags, log } => run_relay(*flags, state, log.as_deref()),
         Command::Status { json } => show(&state, &Request::Status, json),
-        Command::Key(KeyCommand::Create { uses, expires: lifetime, tag, approve_manually, site_lifetime }) => {
+        Command::Key(KeyCommand::Create { uses, expires: lifetime, tag, approve_manually, subnet, site_lifetime }) => {
             let tags = tag.into_iter().collect();
-            show(&state, &Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime }, false)
+            let request = Request::CreateKey { uses, lifetime, tags, approve_manually, subnets: subnet, site_lifetime };
+            show(&state, &request, false)
         }
         Command::Key(KeyCommand::List { json }) => show(&state, &Request::ListKeys, json),
         Command::Key(KeyCommand::Revoke { id }) => show(&state, &Request::RevokeKey(id), false),
         Command::Site(SiteCommand::List { json }) => show(&state, &Request::ListSites, json),
-        Command::Site(SiteCommand::Approve { site }) => show(&state, &Request::Approve(site), false),
+        Command::Site(SiteCommand::Approve { site, offline: Some(file), .. }) => {
+            authority::sign(&state, &file, site.as_deref())
+        }
+        Command::Site(SiteCommand::Approve { site, subnets, offline: None }) => {
+            show(&state, &Request::Approve { site: site.unwrap_or_default(), subnets }, false)
+        }
+        Command::Authority(command) => authority::execute(&state, command),
         Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
         Command::Site(SiteCommand::Remove { site }) => show(&state, &Request::Remove(site), false),
         Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {
@@ -322,6 +360,7 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
         if let Some(identity) = coordinator.identity() {
             tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
         }
+        tell_service_manager(NotifyState::Ready);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -334,9 +373,17 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
             }
         }
         tracing::info!("stopping");
+        tell_service_manager(NotifyState::Stopping);
         coordinator.stop().await?;
         anyhow::Ok(())
     })
+}
+
+/// Without a service manager this does nothing.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
 }
 
 fn read_policy(file: &Path) -> anyhow::Result<Policy> {
@@ -364,6 +411,11 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
             }
         }
         Answer::Policy(policy) => writeln!(out, "{}", policy.to_text())?,
+        Answer::Authority(report) if json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
+        Answer::Authority(report) => list::authority(&mut out, &report)?,
+        Answer::Requests(requests) => writeln!(out, "{}", serde_json::to_string_pretty(&requests)?)?,
+        Answer::Publication(publication) => writeln!(out, "{}", serde_json::to_string_pretty(&publication)?)?,
+        Answer::Document(document) => writeln!(out, "{document}")?,
     }
     Ok(())
 }
@@ -372,7 +424,6 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
 mod tests {
     #[test]
     fn the_arguments_are_sound() {
-        use clap::CommandFactory;
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

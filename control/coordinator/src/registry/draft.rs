@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use penstock_proto::coordination::limits::DOCUMENTS_LIMIT;
 use penstock_proto::coordination::{
-    CoordinatorMessage, Known, Map, MapVersion, Peer, Reachability, Registration, SiteKey, Update,
+    CoordinatorMessage, Documents, Known, Map, MapVersion, Peer, Reachability, Registration, SiteKey, Update,
 };
+use penstock_proto::trust::Document;
 use tokio::sync::Semaphore;
 
 use super::Servers;
+use super::papers::Bundle;
 use crate::site::Site;
 
 /// With so many peers it is left to a thread of its own: a tenth of a millisecond.
@@ -20,6 +23,7 @@ static LONG_AT_A_TIME: Semaphore = Semaphore::const_new(4);
 #[derive(Debug, Default)]
 pub struct Draft {
     pub(super) registration: Option<Registration>,
+    pub(super) documents: Bundle,
     pub(super) news: Option<News>,
 }
 
@@ -56,7 +60,7 @@ impl Draft {
             News::Update { upsert, .. } => upsert.len(),
             News::Whole { peers, .. } => peers.len(),
         });
-        if peers < LONG {
+        if peers + self.documents.len() < LONG {
             return encode(self);
         }
         let _one = LONG_AT_A_TIME.acquire().await;
@@ -67,8 +71,18 @@ impl Draft {
     #[must_use]
     pub fn messages(self) -> Vec<CoordinatorMessage> {
         let registration = self.registration.map(CoordinatorMessage::Registration);
-        registration.into_iter().chain(self.news.map(News::message)).collect()
+        let documents = messages_of(self.documents.into_documents());
+        registration.into_iter().chain(documents).chain(self.news.map(News::message)).collect()
     }
+}
+
+/// Documents in as many messages as it takes.
+pub fn messages_of(documents: Vec<Document>) -> impl Iterator<Item = CoordinatorMessage> {
+    let mut documents = documents.into_iter();
+    std::iter::from_fn(move || {
+        let documents: Vec<Document> = documents.by_ref().take(DOCUMENTS_LIMIT).collect();
+        (!documents.is_empty()).then_some(CoordinatorMessage::Documents(Documents { documents }))
+    })
 }
 
 impl News {

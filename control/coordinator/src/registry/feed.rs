@@ -73,7 +73,7 @@ impl Feed {
         self.wake();
     }
 
-    fn wake(&mut self) {
+    pub fn wake(&mut self) {
         self.readers.retain(|reader| reader.upgrade().inspect(|wake| wake.notify_one()).is_some());
     }
 

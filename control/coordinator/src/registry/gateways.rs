@@ -5,34 +5,35 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use penstock_proto::coordination::{Enrolment, Hello, Known, Reachability, Refusal, RefusalReason, SiteKey};
+use penstock_proto::trust::Subnets;
 
-use super::{Outgoing, Registry, SITES_LIMIT, Session};
-use crate::addresses::{SubnetError, Subnets, check_subnets, free_virtual_address};
+use super::{ChangeError, Ledger, Outgoing, Registry, SITES_LIMIT, Session};
+use crate::addresses::free_virtual_address;
 use crate::site::{Site, SiteState};
-use crate::store::{Store, StoreError, Who};
+use crate::store::Who;
 use crate::time::now;
 
 impl Registry {
-    /// Lets in a gateway that has proven its key.
+    /// Lets in a gateway that has proven its key, and perhaps that nobody stands in between.
     ///
     /// # Errors
     /// Why it is sent away.
-    pub async fn connect(&self, hello: Hello) -> Result<Session, Refusal> {
+    pub async fn connect(&self, hello: Hello, bound: bool) -> Result<Session, Refusal> {
         let Hello { public_key, subnets, enrolment, known, .. } = hello;
-        if let Some(session) = self.connect_known(&public_key, &subnets, known)? {
+        if let Some(session) = self.connect_known(&public_key, &subnets, bound, known)? {
             return Ok(session);
         }
         // Enrolment, or other subnets: both are stored.
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let site = self.state().site(&public_key).cloned();
         match site {
-            Some(site) => self.change_subnets(&mut store, &site, subnets).await?,
+            Some(site) => self.note_hello(&mut ledger, &site, subnets, bound).await?,
             None => {
                 let enrolment = enrolment.ok_or(refused(RefusalReason::NotEnrolled))?;
-                self.enrol(&mut store, public_key, subnets, enrolment).await?;
+                self.enrol(&mut ledger, public_key, bound, subnets, enrolment).await?;
             }
         }
-        drop(store);
+        drop(ledger);
         self.note_seen(public_key);
         self.state().connect(Instant::now(), &public_key, known).map_err(refused)
     }
@@ -41,6 +42,7 @@ impl Registry {
         &self,
         key: &SiteKey,
         subnets: &[IpNet],
+        bound: bool,
         known: Option<Known>,
     ) -> Result<Option<Session>, Refusal> {
         let mut state = self.state();
@@ -48,15 +50,28 @@ impl Registry {
         if site.state == SiteState::Revoked {
             return Err(refused(RefusalReason::Revoked));
         }
-        if site.subnets != subnets {
+        if site.bound && !bound {
+            let detail = "it is for another TLS connection: somebody stands in between. If that is a proxy of yours, approve \
+                the site again";
+            return Err(Refusal { reason: RefusalReason::Proof, detail: Some(detail.into()) });
+        }
+        if site.subnets != subnets || site.bound != bound {
             return Ok(None);
         }
         self.note_seen(*key);
         state.connect(Instant::now(), key, known).map(Some).map_err(refused)
     }
 
-    async fn change_subnets(&self, store: &mut Store, before: &Site, subnets: Vec<IpNet>) -> Result<(), Refusal> {
-        let site = Site { subnets, ..before.clone() };
+    /// Takes note of what a site says that is not as before. What is in force already stays so until an administrator
+    /// has allowed the rest, if anything has to be allowed.
+    async fn note_hello(
+        &self,
+        ledger: &mut Ledger,
+        before: &Site,
+        subnets: Vec<IpNet>,
+        bound: bool,
+    ) -> Result<(), Refusal> {
+        let mut site = Site { subnets, bound: before.bound || bound, ..before.clone() };
         if site.state == SiteState::Revoked {
             return Err(refused(RefusalReason::Revoked));
         }
@@ -64,23 +79,28 @@ impl Registry {
             let detail = Some("it changes its subnets too often".into());
             return Err(Refusal { reason: RefusalReason::TooMany, detail });
         }
-        self.check_subnets_of(&site)?;
+        if site.state == SiteState::Approved {
+            site.in_force = self.state().decide(&site, site.granted.as_ref()).in_force;
+            if site.granted.is_none() {
+                site.granted = granted(&site.in_force);
+            }
+        }
         let who = Who::Site(site.name.clone());
-        let stored = store.update_site(before, &site, &who, "site offers subnets").await;
-        stored.map_err(|error| unavailable(&error))?;
-        tracing::info!("{} offers {:?} now", site.name, site.subnets);
-        self.state().put(site);
+        let stored = self.update(ledger, before, site, &who, "site offers subnets").await;
+        let site = stored.map_err(|error| unavailable(&error))?;
+        tracing::info!("{} offers {:?} now, of which {:?} are in force", site.name, site.subnets, site.in_force);
         Ok(())
     }
 
     async fn enrol(
         &self,
-        store: &mut Store,
+        ledger: &mut Ledger,
         key: SiteKey,
+        bound: bool,
         subnets: Vec<IpNet>,
         enrolment: Enrolment,
     ) -> Result<(), Refusal> {
-        let record = store.key(enrolment.key.id()).await.map_err(|error| unavailable(&error))?;
+        let record = ledger.store.key(enrolment.key.id()).await.map_err(|error| unavailable(&error.into()))?;
         let record = record.filter(|record| enrolment.key.matches(&record.hash));
         let record = record.ok_or(refused(RefusalReason::KeyUnknown))?;
         if record.expires <= now() {
@@ -102,45 +122,36 @@ impl Registry {
             tracing::error!("no more than {SITES_LIMIT} sites can enrol");
             return Err(refused(RefusalReason::Unavailable));
         };
-        let site = Site {
+        // Without the authority's key somebody who has it must approve the site.
+        let here = ledger.signer().await.map_err(|error| unavailable(&error))?.is_here();
+        let allowed = Subnets::new(record.subnets.iter().copied()).ok().filter(|_| !record.subnets.is_empty());
+        let mut site = Site {
             key,
             name: enrolment.name,
             virtual_address,
             subnets,
+            bound,
             tags: record.tags,
-            state: if record.approve_manually { SiteState::Pending } else { SiteState::Approved },
+            state: if record.approve_manually || !here { SiteState::Pending } else { SiteState::Approved },
             created: now(),
             last_seen: None,
             ends: record.site_lifetime.map(|lifetime| now().saturating_add(lifetime)),
+            in_force: Vec::new(),
+            granted: allowed,
         };
-        self.check_subnets_of(&site)?;
-        if !store.enrol(&site, record.id).await.map_err(|error| unavailable(&error))? {
+        if site.state == SiteState::Approved {
+            site.in_force = self.state().decide(&site, site.granted.as_ref()).in_force;
+            site.granted = granted(&site.in_force);
+        }
+        let documents = ledger.sign(&site).await.map_err(|error| unavailable(&error))?;
+        let stored = ledger.store.enrol(&site, record.id, &documents).await;
+        if !ledger.stored(&documents, stored).map_err(|error| unavailable(&error))? {
+            // Nothing was stored, so nothing may be signed.
+            ledger.signer = None;
             return Err(refused(RefusalReason::KeyUsedUp));
         }
         tracing::info!("{} enrolled with key {}, {}, {key}", site.name, record.id, site.state.as_str());
-        self.state().put(site);
-        Ok(())
-    }
-
-    /// The other site is named in the log; the gateway is told of it only if it may know of it.
-    fn check_subnets_of(&self, site: &Site) -> Result<(), Refusal> {
-        let state = self.state();
-        // Who waits holds no subnets, so there is nothing to dispute before the approval.
-        let nobody = Subnets::default();
-        let others = if site.state == SiteState::Approved { state.subnets() } else { &nobody };
-        let Err(error) = check_subnets(site, others) else { return Ok(()) };
-        tracing::warn!("{} is refused: {error}", site.name);
-        let detail = match &error {
-            SubnetError::Overlap { subnet, other, .. } => {
-                let other = state.sites().find(|candidate| candidate.name == *other && candidate.key != site.key);
-                let visible = other
-                    .and_then(|other| state.number(&other.key))
-                    .is_some_and(|other| state.links().would_join(site, other));
-                if visible { error.to_string() } else { format!("{subnet} overlaps a subnet of another site") }
-            }
-            SubnetError::HostBits(_) | SubnetError::Reserved { .. } | SubnetError::Twice { .. } => error.to_string(),
-        };
-        Err(Refusal { reason: RefusalReason::Subnets, detail: Some(detail) })
+        self.put(ledger, site, &documents).await.map_err(|error| unavailable(&error))
     }
 
     /// Ends a connection.
@@ -177,7 +188,13 @@ fn refused(reason: RefusalReason) -> Refusal {
     Refusal { reason, detail: None }
 }
 
-fn unavailable(error: &StoreError) -> Refusal {
+/// What a site may offer after its first offer: what of it is in force. A site that has offered nothing so far has
+/// its first offer still before it.
+fn granted(in_force: &[IpNet]) -> Option<Subnets> {
+    Subnets::new(in_force.iter().copied()).ok().filter(|_| !in_force.is_empty())
+}
+
+fn unavailable(error: &ChangeError) -> Refusal {
     tracing::error!("a gateway is put off: {error}");
     refused(RefusalReason::Unavailable)
 }

@@ -1,36 +1,46 @@
 //! The one place where the coordinator's knowledge changes.
 //!
-//! Owns the [`Store`] and the state in memory. A change goes to the store first, under its lock, and only
+//! Owns the [`Store`], the [`Signer`] and the state in memory. A change goes to the store first, under its lock, and only
 //! when it is on the disk to memory, from where connections are told. So what anybody was told of is
 //! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
 
+mod authority;
 mod draft;
 mod feed;
 mod gateways;
 mod held;
+mod leases;
 mod links;
+mod offers;
+mod papers;
 mod state;
 mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use penstock_proto::coordination::limits::PEERS_LIMIT;
 use penstock_proto::coordination::{Access, EnrolmentKey, EnrolmentKeyId, Fingerprint, Name, Relay, SiteKey};
+use penstock_proto::trust::{LeaseLength, Serial, Subnets, SubnetsError, Tags, TooManyTags};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
-use crate::addresses::{SubnetError, check_subnets};
 use crate::policy::Policy;
+use crate::signer::{Keys, Signer, SignerError};
 use crate::site::{Site, SiteState};
 use crate::store::{AuditEntry, KeyRecord, Store, StoreError, Who};
 use crate::time::now;
 
-pub use draft::Draft;
+pub use authority::AuthorityReport;
+pub use draft::{Draft, messages_of};
 pub use feed::Reader;
 use held::{Held, Timed};
+use leases::Leases;
+pub use offers::WaitingSubnets;
+pub use papers::Common;
 use state::State;
 pub use state::{Outgoing, Session};
 use transition::Transition;
@@ -41,13 +51,34 @@ const SITES_LIMIT: usize = PEERS_LIMIT + 1;
 /// Sites, keys and policy.
 pub struct Registry {
     // Locked before `state` if both are, and always for a change that is stored.
-    store: AsyncMutex<Store>,
+    ledger: AsyncMutex<Ledger>,
+    // Locked after `ledger` and before `state`.
+    leases: Leases,
     state: Timed<State>,
     /// When sites were connected, not yet stored.
     seen: Mutex<BTreeMap<SiteKey, u64>>,
     relay_links: Mutex<BTreeMap<SiteKey, Arc<Notify>>>,
     /// For enrolment keys: our own certificate's.
     fingerprint: Option<Fingerprint>,
+}
+
+/// What is on the disk, and who signs it.
+struct Ledger {
+    store: Store,
+    keys: Keys,
+    /// Missing after it had signed what could not be stored: then it goes on by what is stored.
+    signer: Option<Signer>,
+    /// No lease has a higher serial.
+    lease_bound: Serial,
+}
+
+/// How a coordinator is to sign, and where.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    /// The keys in its state directory.
+    pub keys: Keys,
+    /// How long its leases last.
+    pub lease: LeaseLength,
 }
 
 /// A relay's connection.
@@ -67,6 +98,8 @@ pub struct Servers {
     pub relays: Vec<Relay>,
     /// STUN servers.
     pub stun_servers: Vec<SocketAddr>,
+    /// The coordinator's own addresses, of which gateways are not told here.
+    pub coordinator: Vec<IpAddr>,
 }
 
 /// What a new enrolment key may do.
@@ -80,6 +113,8 @@ pub struct KeyTerms {
     pub tags: BTreeSet<Name>,
     /// They wait for an administrator.
     pub approve_manually: bool,
+    /// What those sites may offer at first, whatever it is; empty: what needs no grant.
+    pub subnets: Vec<IpNet>,
     /// For how long they are let in; none: for good.
     pub site_lifetime: Option<Duration>,
 }
@@ -96,9 +131,15 @@ pub enum ChangeError {
     /// Another site has that name.
     #[error("another site is named {0}: revoke that one first")]
     NameTaken(Name),
-    /// A subnet cannot be had.
+    /// A subnet cannot be granted.
     #[error(transparent)]
-    Subnet(#[from] SubnetError),
+    Subnets(#[from] SubnetsError),
+    /// There are too many tags.
+    #[error(transparent)]
+    Tags(#[from] TooManyTags),
+    /// It cannot be signed.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,19 +157,32 @@ impl Registry {
         mut store: Store,
         servers: Servers,
         fingerprint: Option<Fingerprint>,
+        signing: Signing,
     ) -> Result<Self, ChangeError> {
         let policy = match store.policy().await? {
             Some(document) => Policy::parse(&document).map_err(ChangeError::Policy)?,
             None => Policy::default(),
         };
-        let state = State::new(rand::rng().random(), policy, servers, store.sites().await?);
-        Ok(Self {
-            store: AsyncMutex::new(store),
+        let sites = store.sites().await?;
+        let Signing { keys, lease } = signing;
+        let trust = store.trust().await?;
+        let lease_bound = trust.as_ref().map(|trust| trust.lease_serial).unwrap_or_default();
+        let leases = Leases::new(keys.leases()?, lease, lease_bound);
+        let mut ledger = Ledger { store, keys, signer: None, lease_bound };
+        ledger.sign_all(trust, &sites, &servers.relays, &leases).await?;
+        ledger.reserve_leases(&leases).await?;
+        let mut state = State::new(rand::rng().random(), policy, servers, sites);
+        state.publish(ledger.signer().await?.publication());
+        let registry = Self {
+            ledger: AsyncMutex::new(ledger),
+            leases,
             state: Timed::new(state),
             seen: Mutex::default(),
             relay_links: Mutex::default(),
             fingerprint,
-        })
+        };
+        registry.renew_leases().await?;
+        Ok(registry)
     }
 
     /// Makes an enrolment key. This is the only time that its secret is seen.
@@ -136,7 +190,11 @@ impl Registry {
     /// # Errors
     /// It could not be stored.
     pub async fn create_key(&self, terms: KeyTerms, who: &Who) -> Result<EnrolmentKey, ChangeError> {
-        let key = EnrolmentKey::generate(&mut rand::rng(), self.fingerprint);
+        Tags::new(terms.tags.iter().cloned())?;
+        Subnets::new(terms.subnets.iter().copied())?;
+        let mut ledger = self.ledger.lock().await;
+        let authority = ledger.signer().await?.publication().authority();
+        let key = EnrolmentKey::generate(&mut rand::rng(), self.fingerprint).with_authority(authority);
         let created = now();
         let record = KeyRecord {
             id: key.id(),
@@ -147,8 +205,9 @@ impl Registry {
             approve_manually: terms.approve_manually,
             created,
             site_lifetime: terms.site_lifetime.map(|lifetime| lifetime.as_secs()),
+            subnets: terms.subnets,
         };
-        self.store.lock().await.add_key(&record, who).await?;
+        ledger.store.add_key(&record, who).await?;
         Ok(key)
     }
 
@@ -157,7 +216,7 @@ impl Registry {
     /// # Errors
     /// What the store says.
     pub async fn keys(&self) -> Result<Vec<KeyRecord>, ChangeError> {
-        Ok(self.store.lock().await.keys().await?)
+        Ok(self.ledger.lock().await.store.keys().await?)
     }
 
     /// Forgets an enrolment key. The sites that it let in stay.
@@ -165,7 +224,7 @@ impl Registry {
     /// # Errors
     /// There is none, or it could not be stored.
     pub async fn revoke_key(&self, id: EnrolmentKeyId, who: &Who) -> Result<(), ChangeError> {
-        if self.store.lock().await.remove_key(id, who).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
+        if self.ledger.lock().await.store.remove_key(id, who).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
     }
 
     /// All sites, and whether each is connected.
@@ -186,12 +245,16 @@ impl Registry {
         sites
     }
 
-    /// Lets a site in, also one that was revoked; then, if its time was over, for good.
+    /// Lets a site in, also one that was revoked; then, if its time was over, for good. It may offer these subnets
+    /// from now on; if none are named, what it offers as far as that needs no grant, besides what it may already.
     ///
     /// # Errors
-    /// There is none, its name or a subnet is another's, or it could not be stored.
-    pub async fn approve(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
-        let mut store = self.store.lock().await;
+    /// There is none, its name or a subnet is another's, or it cannot be signed or stored.
+    pub async fn approve(&self, site: &str, subnets: Option<Vec<IpNet>>, who: &Who) -> Result<Site, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        if !ledger.signer().await?.is_here() {
+            return Err(SignerError::Elsewhere.into());
+        }
         let (before, after) = {
             let state = self.state();
             let found = find(&state, site)?;
@@ -202,11 +265,16 @@ impl Registry {
                 return Err(ChangeError::NameTaken(found.name.clone()));
             }
             let ends = found.ends.filter(|ends| *ends > now());
-            let approved = Site { state: SiteState::Approved, ends, ..Site::clone(found) };
-            check_subnets(&approved, state.subnets())?;
+            // Whether anybody ends TLS in between is found out anew.
+            let mut approved = Site { state: SiteState::Approved, ends, bound: false, ..Site::clone(found) };
+            approved.granted = Some(match subnets {
+                Some(subnets) => Subnets::new(subnets)?,
+                None => state.grant(found)?,
+            });
+            approved.in_force = state.put_in_force(&approved);
             (found.clone(), approved)
         };
-        self.update(&mut store, &before, after, who, "site approve").await
+        self.update(&mut ledger, &before, after, who, "site approve").await
     }
 
     /// Cuts a site off for good.
@@ -214,10 +282,10 @@ impl Registry {
     /// # Errors
     /// There is none, or it could not be stored.
     pub async fn revoke(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let before = find(&self.state(), site)?.clone();
         let after = Site { state: SiteState::Revoked, ..Site::clone(&before) };
-        self.update(&mut store, &before, after, who, "site revoke").await
+        self.update(&mut ledger, &before, after, who, "site revoke").await
     }
 
     /// Says for how long from now a site is let in; none: for good.
@@ -225,11 +293,11 @@ impl Registry {
     /// # Errors
     /// There is none, or it could not be stored.
     pub async fn limit(&self, site: &str, lifetime: Option<Duration>, who: &Who) -> Result<Site, ChangeError> {
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let before = find(&self.state(), site)?.clone();
         let ends = lifetime.map(|lifetime| now().saturating_add(lifetime.as_secs()));
         let after = Site { ends, ..Site::clone(&before) };
-        self.update(&mut store, &before, after, who, "site limit").await
+        self.update(&mut ledger, &before, after, who, "site limit").await
     }
 
     /// Cuts a site off and forgets it: its name, its address and its subnets may be others' from now on, and it
@@ -238,11 +306,14 @@ impl Registry {
     /// # Errors
     /// There is none, or it could not be stored.
     pub async fn remove(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let site = find(&self.state(), site)?.clone();
-        store.remove_site(&site, who).await?;
+        let documents = ledger.signer().await?.revoke(site.key)?;
+        let stored = ledger.store.remove_site(&site, &documents, who).await;
+        ledger.stored(&documents, stored)?;
         self.state().remove(&site.key);
         self.seen().remove(&site.key);
+        self.publish(&mut ledger, &documents).await?;
         tracing::info!("{} is removed", site.name);
         Ok(Site::clone(&site))
     }
@@ -257,25 +328,27 @@ impl Registry {
         if !self.state().sites().any(over) {
             return Ok(());
         }
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let ended: Vec<Arc<Site>> = self.state().sites().filter(|site| over(site)).cloned().collect();
         for before in ended {
             let after = Site { state: SiteState::Revoked, ..Site::clone(&before) };
-            self.update(&mut store, &before, after, &Who::Clock, "site ends").await?;
+            self.update(&mut ledger, &before, after, &Who::Clock, "site ends").await?;
         }
         Ok(())
     }
 
     async fn update(
         &self,
-        store: &mut Store,
+        ledger: &mut Ledger,
         before: &Site,
         after: Site,
         who: &Who,
         what: &str,
     ) -> Result<Site, ChangeError> {
-        store.update_site(before, &after, who, what).await?;
-        self.state().put(after.clone());
+        let documents = ledger.sign(&after).await?;
+        let stored = ledger.store.update_site(before, &after, &documents, who, what).await;
+        ledger.stored(&documents, stored)?;
+        self.put(ledger, after.clone(), &documents).await?;
         tracing::info!("{what}: {}, {}, by {who}", after.name, after.state.as_str());
         Ok(after)
     }
@@ -285,7 +358,13 @@ impl Registry {
     /// # Errors
     /// What the store says.
     pub async fn audit(&self, last: u32) -> Result<Vec<AuditEntry>, ChangeError> {
-        Ok(self.store.lock().await.audit(last).await?)
+        Ok(self.ledger.lock().await.store.audit(last).await?)
+    }
+
+    /// What of a site's offer is not in force, and why.
+    #[must_use]
+    pub fn waiting(&self, site: &SiteKey) -> WaitingSubnets {
+        self.state().waiting_of(site).to_vec()
     }
 
     /// The policy in force.
@@ -300,12 +379,12 @@ impl Registry {
     /// # Errors
     /// It could not be stored.
     pub async fn set_policy(&self, policy: Policy, who: &Who) -> Result<(), ChangeError> {
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let (before, sites) = {
             let state = self.state();
             (state.links().clone(), state.numbered())
         };
-        store.set_policy(before.policy(), &policy, who).await?;
+        ledger.store.set_policy(before.policy(), &policy, who).await?;
         let plan = move || Transition::plan(&before, policy, &sites);
         let mut transition = tokio::task::spawn_blocking(plan).await.expect("plans do not panic");
         let rest = transition.begin(&mut self.state());
@@ -314,7 +393,7 @@ impl Registry {
         }
         // Shared links would have to be copied by the next change of a site.
         drop((transition, rest));
-        drop(store);
+        drop(ledger);
         tracing::info!("there is a new policy");
         Ok(())
     }
@@ -330,7 +409,7 @@ impl Registry {
     /// # Errors
     /// What the store says; it will be tried again.
     pub async fn store_seen(&self) -> Result<(), ChangeError> {
-        let mut store = self.store.lock().await;
+        let mut ledger = self.ledger.lock().await;
         let mut seen: BTreeMap<SiteKey, u64> = self.seen().clone();
         for (site, connected) in self.sites() {
             if connected {
@@ -338,7 +417,7 @@ impl Registry {
             }
         }
         let list: Vec<(SiteKey, u64)> = seen.iter().map(|(key, time)| (*key, *time)).collect();
-        store.note_seen(&list).await?;
+        ledger.store.note_seen(&list).await?;
         // In memory they stay: they are later than what was read at the start.
         self.seen().extend(seen);
         Ok(())
@@ -350,7 +429,7 @@ impl Registry {
     /// What the store says; nothing that was acknowledged is lost.
     pub async fn close(self) -> Result<(), ChangeError> {
         self.store_seen().await?;
-        Ok(self.store.into_inner().close().await?)
+        Ok(self.ledger.into_inner().store.close().await?)
     }
 
     /// For a relay: what there is to know of who may talk to whom, from the start.
@@ -399,6 +478,12 @@ impl Registry {
     /// What a relay is to be told next, if anything. It counts as told.
     pub fn access(&self, reader: &mut Reader) -> Option<Access> {
         self.state().access(reader)
+    }
+
+    /// The documents that concern everybody.
+    #[must_use]
+    pub fn common(&self) -> Common {
+        self.state().common().clone()
     }
 
     fn note_seen(&self, key: SiteKey) {

@@ -12,16 +12,20 @@ use std::time::Instant;
 use ipnet::IpNet;
 use penstock_proto::Bucket;
 use penstock_proto::coordination::{
-    Known, MapVersion, Reachability, Refusal, RefusalReason, Registration, RegistrationState, SiteKey, SiteNumber,
+    Candidate, Known, MapVersion, Reachability, Refusal, RefusalReason, Registration, RegistrationState, SiteKey,
+    SiteNumber,
 };
+use penstock_proto::trust::WaitReason;
 use tokio::sync::Notify;
 
 use super::Servers;
 use super::draft::{Draft, News, Seen};
 use super::feed::{Feed, Reader};
 use super::links::Links;
+use super::offers::WaitingSubnets;
+use super::papers::{Common, Latest, Papers, ToldPapers};
 use super::transition;
-use crate::addresses::Subnets;
+use crate::addresses::Owners;
 use crate::admission::limits::{
     MESSAGE_BURST, MESSAGE_INTERVAL, RECONNECT_BURST, RECONNECT_INTERVAL, SUBNET_CHANGE_BURST, SUBNET_CHANGE_INTERVAL,
 };
@@ -39,17 +43,22 @@ pub(super) struct State {
     servers: Arc<Servers>,
     numbers: HashMap<SiteKey, SiteNumber>,
     records: Vec<Record>,
-    /// Of approved sites.
-    subnets: Subnets,
+    /// What approved sites may offer.
+    owners: Owners,
     virtual_addresses: BTreeSet<Ipv4Addr>,
     connections: u64,
     pub(super) feed: Feed,
+    pub(super) common: Common,
+    pub(super) latest: Latest,
 }
 
 struct Record {
     site: Arc<Site>,
     /// Those of its subnets that others are told of.
     announced: Arc<[IpNet]>,
+    /// Those that it offers and that are not in force.
+    waiting: WaitingSubnets,
+    papers: Papers,
     /// Forgotten by an administrator. Its number stays, since relays and views may refer to it.
     removed: bool,
     reachability: Option<Arc<Reachability>>,
@@ -85,6 +94,7 @@ pub struct Session {
     known: Option<Known>,
     told: Option<MapVersion>,
     registration: Option<Registration>,
+    papers: ToldPapers,
 }
 
 /// What a connection is to do next.
@@ -119,20 +129,28 @@ impl State {
     /// With these sites, none of which is connected yet.
     pub fn new(epoch: u64, policy: Policy, servers: Servers, sites: Vec<Site>) -> Self {
         let links = Links::compile(Arc::new(policy), sites.iter());
-        let mut subnets = Subnets::default();
-        sites.iter().filter(|site| site.state == SiteState::Approved).for_each(|site| subnets.insert(site));
+        let mut owners = Owners::default();
+        for (number, site) in (0..).zip(&sites).filter(|(_, site)| site.state == SiteState::Approved) {
+            owners.insert(number, site.granted.iter().flat_map(|granted| granted.iter()));
+        }
         let record = |site: Site| Record { announced: links.policy().announced(&site).into(), ..Record::new(site) };
-        Self {
+        let mut state = Self {
             epoch,
             servers: Arc::new(servers),
             numbers: sites.iter().map(|site| site.key).zip(0..).collect(),
             virtual_addresses: sites.iter().map(|site| site.virtual_address).collect(),
             records: sites.into_iter().map(record).collect(),
             links: Arc::new(links),
-            subnets,
+            owners,
             connections: 0,
             feed: Feed::default(),
+            common: Common::default(),
+            latest: Latest::default(),
+        };
+        for number in 0..state.records.len() {
+            state.records[number].waiting = state.waiting(&state.records[number].site);
         }
+        state
     }
 
     pub fn links(&self) -> &Arc<Links> {
@@ -143,9 +161,35 @@ impl State {
         &self.servers
     }
 
-    /// Who has which subnets.
-    pub fn subnets(&self) -> &Subnets {
-        &self.subnets
+    /// Who may offer which subnets.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// Where all sites but one say that they can be reached.
+    pub(super) fn candidates(&self, but: SiteNumber) -> impl Iterator<Item = &Candidate> {
+        let others = self.records.iter().enumerate().filter(move |(number, _)| *number != but as usize);
+        others
+            .filter_map(|(_, record)| record.reachability.as_deref())
+            .flat_map(|reachability| &reachability.candidates)
+    }
+
+    pub(super) fn papers(&self, number: SiteNumber) -> &Papers {
+        &self.records[number as usize].papers
+    }
+
+    pub(super) fn papers_of(&mut self, number: SiteNumber) -> &mut Papers {
+        &mut self.records[number as usize].papers
+    }
+
+    pub(super) fn approved(&self) -> impl Iterator<Item = (SiteKey, &Papers)> {
+        let approved = self.records.iter().filter(|record| record.site.state == SiteState::Approved);
+        approved.map(|record| (record.site.key, &record.papers))
+    }
+
+    /// What of a site's offer is not in force, as it was found when the site was changed last.
+    pub fn waiting_of(&self, key: &SiteKey) -> &[(IpNet, WaitReason)] {
+        self.number(key).map_or(&[], |number| &self.records[number as usize].waiting)
     }
 
     /// Which virtual addresses are given.
@@ -272,7 +316,16 @@ impl State {
         // There is something to say from the start.
         link.wake.notify_one();
         let (wake, cut) = (link.wake.clone(), link.cut.clone());
-        let session = Session { key: *key, id: link.id, wake, cut, known, told: None, registration: None };
+        let session = Session {
+            key: *key,
+            id: link.id,
+            wake,
+            cut,
+            known,
+            told: None,
+            registration: None,
+            papers: ToldPapers::default(),
+        };
         record.link = Some(link);
         Ok(session)
     }
@@ -322,6 +375,7 @@ impl State {
             state,
             virtual_address: record.site.virtual_address,
             subnets: record.announced.to_vec(),
+            waiting: self.told_waiting(&record.site, &record.waiting),
         };
         let mut draft = Draft::default();
         if session.registration.as_ref() != Some(&registration) {
@@ -329,12 +383,15 @@ impl State {
             draft.registration = Some(registration);
         }
         if state == RegistrationState::Approved {
-            draft.news = self.catch_up(number, session);
+            let mut peers = Vec::new();
+            draft.news = self.catch_up(number, session, &mut peers);
+            draft.documents = self.bundle(number, &peers, &mut session.papers);
         }
         Outgoing::Messages(draft)
     }
 
-    fn catch_up(&self, number: SiteNumber, session: &mut Session) -> Option<News> {
+    /// `told` are the peers in the news, in order.
+    fn catch_up(&self, number: SiteNumber, session: &mut Session, told: &mut Vec<SiteNumber>) -> Option<News> {
         let view = &self.records[number as usize].view;
         let now = MapVersion { epoch: self.epoch, number: view.number };
         let known = session.known.take();
@@ -347,6 +404,7 @@ impl State {
             let changed: BTreeSet<SiteNumber> = changed.collect();
             let (upsert, remove): (Vec<_>, Vec<_>) =
                 changed.into_iter().partition(|other| self.links.joins(number, *other));
+            *told = upsert.clone();
             return Some(News::Update {
                 from: from?,
                 to: now,
@@ -354,7 +412,8 @@ impl State {
                 remove: remove.into_iter().map(|other| self.key(other)).collect(),
             });
         }
-        let peers = self.links.neighbors(number).into_iter().map(|other| self.seen(other)).collect();
+        *told = self.links.neighbors(number);
+        let peers = told.iter().map(|other| self.seen(*other)).collect();
         Some(News::Whole { version: now, peers, servers: self.servers.clone(), known })
     }
 
@@ -373,28 +432,38 @@ impl State {
         (link.id == session.id).then_some(number)
     }
 
-    /// Changes one site, and notes it in the views of all who saw it before or see it now.
+    /// Changes one site, and notes it in the views of all who saw it before or see it now, if they see another than
+    /// before. They are woken in any case: other documents may vouch for it now.
     fn change(&mut self, number: SiteNumber, site: Site) {
         let before = self.links.neighbors(number);
         let was_approved = self.site_of(number).state == SiteState::Approved;
-        self.subnets.remove(self.records[number as usize].site.as_ref());
+        let before_granted = self.records[number as usize].site.granted.iter().flat_map(|granted| granted.iter());
+        self.owners.remove(number, before_granted);
         if site.state == SiteState::Approved {
-            self.subnets.insert(&site);
+            self.owners.insert(number, site.granted.iter().flat_map(|granted| granted.iter()));
         }
+        let waiting = self.waiting(&site);
         self.virtual_addresses.insert(site.virtual_address);
         let links = Arc::make_mut(&mut self.links);
         links.set(number, &site);
         let record = &mut self.records[number as usize];
-        record.announced = links.policy().announced(&site).into();
-        record.site = Arc::new(site);
+        let announced: Arc<[IpNet]> = links.policy().announced(&site).into();
+        let seen = |site: &Site, announced: &[IpNet]| (site.name.clone(), site.virtual_address, announced.to_vec());
+        let looks_new = seen(&record.site, &record.announced) != seen(&site, &announced);
+        record.announced = announced;
+        (record.site, record.waiting) = (Arc::new(site), waiting);
         let after = self.links.neighbors(number);
         if was_approved != (self.site_of(number).state == SiteState::Approved) {
             self.feed.note_all([(number, number)]);
         }
         let all: BTreeSet<SiteNumber> = before.iter().chain(&after).copied().collect();
         for other in all {
-            self.records[other as usize].note(number);
-            if before.binary_search(&other).is_ok() != after.binary_search(&other).is_ok() {
+            let linked_anew = before.binary_search(&other).is_ok() != after.binary_search(&other).is_ok();
+            match looks_new || linked_anew {
+                true => self.records[other as usize].note(number),
+                false => self.records[other as usize].wake(),
+            }
+            if linked_anew {
                 self.records[number as usize].view.note(other);
                 self.feed.note_all([(number, other)]);
             }
@@ -412,6 +481,8 @@ impl Record {
         Self {
             site: Arc::new(site),
             announced: Arc::default(),
+            waiting: Vec::new(),
+            papers: Papers::default(),
             removed: false,
             reachability: None,
             view: View::default(),

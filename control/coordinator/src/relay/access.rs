@@ -6,6 +6,7 @@ use std::sync::Arc;
 use penstock_proto::PublicKey;
 use penstock_proto::coordination::limits::PEERS_LIMIT;
 use penstock_proto::coordination::{Access, AccessPart, SiteKey, SiteNumber};
+use penstock_proto::trust::{Contents, Document};
 
 use super::RelayServer;
 
@@ -69,6 +70,19 @@ impl Follower {
                 self.replace(coming);
                 Ok(())
             }
+        }
+    }
+
+    /// Has these documents passed on to the sites: of what a relay is told, what all sites need.
+    pub fn pass_on<'a>(&self, documents: impl IntoIterator<Item = &'a Document>) {
+        let common = |document: &&Document| {
+            let contents = document.contents();
+            matches!(contents, Contents::Rollover(_) | Contents::Revocations(_) | Contents::LeaseCertificate(_))
+        };
+        let mut common = documents.into_iter().filter(common).peekable();
+        // They come in one message, ahead of the statements of relays, which may take another.
+        if common.peek().is_some() {
+            self.relay.lock().relay.set_documents(common);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Outbound, Proxy, Socket, Terms};
 use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
-use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove};
+use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove, prove_bound};
 use penstock_proto::{PublicKey, StaticSecret};
 use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
@@ -96,7 +96,10 @@ impl Uplink {
         };
         let proof = prove(&self.private_key, &challenge, endpoint.host()).map_err(|_| End::Unsound)?;
         let public_key = PublicKey::from(&self.private_key).into();
-        let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None };
+        let channel = penstock_connect::channel_binding(&socket);
+        let bound = |channel| prove_bound(&self.private_key, &challenge, endpoint.host(), &channel).ok();
+        let bound_proof = channel.and_then(bound);
+        let hello = Hello { public_key, proof, subnets: Vec::new(), enrolment: None, known: None, bound_proof };
         socket.send(Message::text(GatewayMessage::Hello(hello).encode())).await?;
         Ok(socket)
     }
@@ -110,6 +113,7 @@ async fn follow(mut socket: Socket, mut follower: Follower, backoff: &mut Backof
                 Ok(()) => backoff.reset(),
                 Err(error) => return error.into(),
             },
+            Ok(CoordinatorMessage::Documents(more)) => follower.pass_on(&more.documents),
             Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
             Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
             Ok(_) => {}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use penstock_proto::coordination::{EnrolmentKeyId, Name};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
@@ -11,7 +12,7 @@ use super::audit::Change;
 use super::sites::{from_json, json, time, wrong};
 use super::{Store, StoreError, Who};
 
-const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created, site_lifetime";
+const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created, site_lifetime, subnets";
 
 /// What is known of an enrolment key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct KeyRecord {
     /// For how many seconds they are let in; none: for good.
     #[serde(default)]
     pub site_lifetime: Option<u64>,
+    /// What those sites may offer at first, whatever it is; empty: what needs no grant.
+    #[serde(default)]
+    pub subnets: Vec<IpNet>,
     /// When it was made, in seconds since 1970.
     pub created: u64,
 }
@@ -87,7 +91,7 @@ impl Store {
 }
 
 async fn add(connection: &mut SqliteConnection, key: &KeyRecord, change: Change<'_>) -> Result<(), sqlx::Error> {
-    let values = "VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    let values = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
     let sql = sqlx::AssertSqlSafe(format!("INSERT INTO enrolment_keys ({COLUMNS}) {values}"));
     sqlx::query(sql)
         .bind(&key.id.0[..])
@@ -98,6 +102,7 @@ async fn add(connection: &mut SqliteConnection, key: &KeyRecord, change: Change<
         .bind(key.approve_manually)
         .bind(key.created as i64)
         .bind(key.site_lifetime.map(|seconds| seconds as i64))
+        .bind(json(&key.subnets))
         .execute(&mut *connection)
         .await?;
     change.note(connection).await
@@ -121,6 +126,7 @@ fn key(row: &SqliteRow) -> Result<KeyRecord, sqlx::Error> {
         approve_manually: row.try_get("approve_manually")?,
         created: time(row.try_get("created")?),
         site_lifetime: row.try_get::<Option<i64>, _>("site_lifetime")?.map(time),
+        subnets: from_json(row, "subnets")?,
     })
 }
 

@@ -4,6 +4,7 @@
 //! is on the disk: the write-ahead log is synced at every commit (`synchronous = FULL`).
 
 mod audit;
+mod documents;
 mod error;
 mod keys;
 mod sites;
@@ -11,6 +12,7 @@ mod sites;
 mod tests;
 
 pub use audit::{AuditEntry, Who};
+pub use documents::Trust;
 pub use error::StoreError;
 pub use keys::KeyRecord;
 
@@ -23,7 +25,8 @@ use crate::policy::Policy;
 use audit::Change;
 
 /// The schema, a step a version: `PRAGMA user_version` says how many were taken.
-const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// The database.
 #[derive(Debug)]

@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 
 use penstock_proto::coordination::{EnrolmentKeyId, SiteKey};
+use penstock_proto::trust::Document;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::audit::Change;
+use super::documents::publish;
 use super::{Store, StoreError, Who};
 use crate::site::{Site, SiteState};
 
@@ -17,8 +19,8 @@ impl Store {
     /// What SQLite says, or a row is not as we write it.
     pub async fn sites(&mut self) -> Result<Vec<Site>, StoreError> {
         let failed = self.failed();
-        let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends \
-            FROM sites";
+        let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, in_force, \
+            granted, bound FROM sites";
         let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
         rows.iter().map(|row| site(row).map_err(&failed)).collect()
     }
@@ -28,22 +30,34 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn enrol(&mut self, site: &Site, key: EnrolmentKeyId) -> Result<bool, StoreError> {
+    pub async fn enrol(
+        &mut self,
+        site: &Site,
+        key: EnrolmentKeyId,
+        documents: &[Document],
+    ) -> Result<bool, StoreError> {
         let (who, what) = (Who::Site(site.name.clone()), format!("enrol with key {key}"));
         let change = Change::of(&who, &what, None, Some(site));
         self.begin().await?;
-        let outcome = enrol(&mut self.connection, site, key, change).await;
+        let outcome = enrol(&mut self.connection, site, key, documents, change).await;
         self.end(outcome).await
     }
 
-    /// Changes a site's state, subnets and end.
+    /// Changes a site's state, subnets and end, and what the authority says of it.
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn update_site(&mut self, before: &Site, after: &Site, who: &Who, what: &str) -> Result<(), StoreError> {
+    pub async fn update_site(
+        &mut self,
+        before: &Site,
+        after: &Site,
+        documents: &[Document],
+        who: &Who,
+        what: &str,
+    ) -> Result<(), StoreError> {
         let change = Change::of(who, what, Some(before), Some(after));
         self.begin().await?;
-        let outcome = update(&mut self.connection, after, change).await;
+        let outcome = update(&mut self.connection, after, documents, change).await;
         self.end(outcome).await
     }
 
@@ -51,10 +65,10 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn remove_site(&mut self, site: &Site, who: &Who) -> Result<(), StoreError> {
+    pub async fn remove_site(&mut self, site: &Site, documents: &[Document], who: &Who) -> Result<(), StoreError> {
         let change = Change::of(who, "site remove", Some(site), None);
         self.begin().await?;
-        let outcome = remove(&mut self.connection, site, change).await;
+        let outcome = remove(&mut self.connection, site, documents, change).await;
         self.end(outcome).await
     }
 
@@ -69,18 +83,35 @@ impl Store {
     }
 }
 
-async fn update(connection: &mut SqliteConnection, site: &Site, change: Change<'_>) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE sites SET state = ?, subnets = ?, ends = ? WHERE public_key = ?")
-        .bind(site.state.as_str())
-        .bind(json(&site.subnets))
-        .bind(site.ends.map(|time| time as i64))
-        .bind(&site.key.as_bytes()[..])
-        .execute(&mut *connection)
-        .await?;
+async fn update(
+    connection: &mut SqliteConnection,
+    site: &Site,
+    documents: &[Document],
+    change: Change<'_>,
+) -> Result<(), sqlx::Error> {
+    publish(connection, documents).await?;
+    sqlx::query(
+        "UPDATE sites SET state = ?, subnets = ?, in_force = ?, granted = ?, bound = ?, ends = ? WHERE public_key = ?",
+    )
+    .bind(site.state.as_str())
+    .bind(json(&site.subnets))
+    .bind(json(&site.in_force))
+    .bind(site.granted.as_ref().map(json))
+    .bind(site.bound)
+    .bind(site.ends.map(|time| time as i64))
+    .bind(&site.key.as_bytes()[..])
+    .execute(&mut *connection)
+    .await?;
     change.note(connection).await
 }
 
-async fn remove(connection: &mut SqliteConnection, site: &Site, change: Change<'_>) -> Result<(), sqlx::Error> {
+async fn remove(
+    connection: &mut SqliteConnection,
+    site: &Site,
+    documents: &[Document],
+    change: Change<'_>,
+) -> Result<(), sqlx::Error> {
+    publish(connection, documents).await?;
     sqlx::query("DELETE FROM sites WHERE public_key = ?")
         .bind(&site.key.as_bytes()[..])
         .execute(&mut *connection)
@@ -92,6 +123,7 @@ async fn enrol(
     connection: &mut SqliteConnection,
     site: &Site,
     key: EnrolmentKeyId,
+    documents: &[Document],
     change: Change<'_>,
 ) -> Result<bool, sqlx::Error> {
     let sql = "UPDATE enrolment_keys SET uses_left = uses_left - 1 WHERE id = ? AND uses_left > 0";
@@ -99,8 +131,9 @@ async fn enrol(
     if taken.rows_affected() != 1 {
         return Ok(false);
     }
-    let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends) \
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    publish(connection, documents).await?;
+    let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, \
+        in_force, granted, bound) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     sqlx::query(sql)
         .bind(&site.key.as_bytes()[..])
         .bind(site.name.as_str())
@@ -111,6 +144,9 @@ async fn enrol(
         .bind(site.created as i64)
         .bind(site.last_seen.map(|time| time as i64))
         .bind(site.ends.map(|time| time as i64))
+        .bind(json(&site.in_force))
+        .bind(site.granted.as_ref().map(json))
+        .bind(site.bound)
         .execute(&mut *connection)
         .await?;
     change.note(connection).await?;
@@ -143,6 +179,12 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
         created: time(row.try_get("created")?),
         last_seen: row.try_get::<Option<i64>, _>("last_seen")?.map(time),
         ends: row.try_get::<Option<i64>, _>("ends")?.map(time),
+        in_force: from_json(row, "in_force")?,
+        granted: match row.try_get::<Option<String>, _>("granted")? {
+            Some(text) => Some(serde_json::from_str(&text).map_err(sqlx::Error::decode)?),
+            None => None,
+        },
+        bound: row.try_get("bound")?,
     })
 }
 

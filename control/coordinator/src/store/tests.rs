@@ -1,6 +1,7 @@
 use super::*;
 use crate::site::{Site, SiteState};
 use penstock_proto::coordination::{EnrolmentKey, EnrolmentKeyId};
+use penstock_proto::trust::Subnets;
 use std::io::{Seek, SeekFrom, Write};
 
 const WHO: Who = Who::User(1000);
@@ -16,6 +17,9 @@ fn site(number: u8) -> Site {
         created: 1_700_000_000,
         last_seen: None,
         ends: Some(1_900_000_000),
+        bound: true,
+        in_force: vec![format!("10.{number}.0.0/16").parse().unwrap()],
+        granted: Subnets::new([format!("10.{number}.0.0/16").parse().unwrap()]).ok(),
     }
 }
 
@@ -30,6 +34,7 @@ fn key(uses_left: u32) -> KeyRecord {
         approve_manually: true,
         created: 1_700_000_000,
         site_lifetime: Some(86_400),
+        subnets: vec!["0.0.0.0/0".parse().unwrap()],
     }
 }
 
@@ -41,13 +46,13 @@ async fn what_is_stored_comes_back() {
     let record = key(3);
     store.add_key(&record, &WHO).await.unwrap();
     let mut first = site(1);
-    assert!(store.enrol(&first, record.id).await.unwrap());
+    assert!(store.enrol(&first, record.id, &[]).await.unwrap());
     let policy = Policy { links: Vec::new(), ..Policy::default() };
     store.set_policy(&Policy::default(), &Policy::default(), &WHO).await.unwrap();
     store.set_policy(&Policy::default(), &policy, &WHO).await.unwrap();
     first.state = SiteState::Revoked;
     first.subnets.pop();
-    store.update_site(&site(1), &first, &WHO, "site revoke").await.unwrap();
+    store.update_site(&site(1), &first, &[], &WHO, "site revoke").await.unwrap();
     store.note_seen(&[(first.key, 1_700_000_005)]).await.unwrap();
     first.last_seen = Some(1_700_000_005);
     // Not closed: what was acknowledged must be there all the same.
@@ -69,14 +74,14 @@ async fn a_key_lets_in_as_many_as_it_may_and_a_failure_takes_no_use() {
     let mut store = Store::open(&directory.path().join("a.db")).await.unwrap();
     let record = key(2);
     store.add_key(&record, &WHO).await.unwrap();
-    assert!(store.enrol(&site(1), record.id).await.unwrap());
+    assert!(store.enrol(&site(1), record.id, &[]).await.unwrap());
     let mut namesake = site(2);
     namesake.name = site(1).name;
-    assert!(store.enrol(&namesake, record.id).await.is_err());
+    assert!(store.enrol(&namesake, record.id, &[]).await.is_err());
     assert_eq!(store.key(record.id).await.unwrap().unwrap().uses_left, 1);
-    assert!(store.enrol(&site(2), record.id).await.unwrap());
-    assert!(!store.enrol(&site(3), record.id).await.unwrap());
-    assert!(!store.enrol(&site(3), EnrolmentKeyId([9; 4])).await.unwrap());
+    assert!(store.enrol(&site(2), record.id, &[]).await.unwrap());
+    assert!(!store.enrol(&site(3), record.id, &[]).await.unwrap());
+    assert!(!store.enrol(&site(3), EnrolmentKeyId([9; 4]), &[]).await.unwrap());
     assert_eq!(store.sites().await.unwrap().len(), 2);
 }
 
@@ -113,7 +118,7 @@ async fn damaged_files_are_named_so() {
     let record = key(100);
     store.add_key(&record, &WHO).await.unwrap();
     for number in 1..=100 {
-        assert!(store.enrol(&site(number), record.id).await.unwrap());
+        assert!(store.enrol(&site(number), record.id, &[]).await.unwrap());
     }
     store.close().await.unwrap();
     // The middle of the file is pages of tables and indices.
@@ -134,7 +139,7 @@ async fn a_newer_schema_is_left_alone() {
     store.close().await.unwrap();
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&path).await.unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 99, known: 2, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 99, known: 3, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -149,7 +154,7 @@ async fn a_full_disk_changes_nothing_and_is_named_so() {
     sqlx::raw_sql("PRAGMA max_page_count = 16").execute(&mut store.connection).await.unwrap();
     let mut stored = 0;
     let error = loop {
-        match store.enrol(&site(stored + 1), record.id).await {
+        match store.enrol(&site(stored + 1), record.id, &[]).await {
             Ok(true) => stored += 1,
             Ok(false) => panic!("the key has uses left"),
             Err(error) => break error,
@@ -161,7 +166,7 @@ async fn a_full_disk_changes_nothing_and_is_named_so() {
     assert_eq!(store.sites().await.unwrap().len(), usize::from(stored));
     let left = store.key(record.id).await.unwrap().unwrap().uses_left;
     assert_eq!(left, u32::MAX - u32::from(stored));
-    assert!(store.enrol(&site(stored + 1), record.id).await.unwrap(), "with space again it works");
+    assert!(store.enrol(&site(stored + 1), record.id, &[]).await.unwrap(), "with space again it works");
 }
 
 #[tokio::test]
@@ -170,11 +175,11 @@ async fn the_audit_log_has_each_change_that_was_made_and_can_only_grow() {
     let mut store = Store::open(&directory.path().join("a.db")).await.unwrap();
     let record = key(1);
     store.add_key(&record, &WHO).await.unwrap();
-    assert!(store.enrol(&site(1), record.id).await.unwrap());
-    assert!(!store.enrol(&site(2), record.id).await.unwrap(), "used up");
+    assert!(store.enrol(&site(1), record.id, &[]).await.unwrap());
+    assert!(!store.enrol(&site(2), record.id, &[]).await.unwrap(), "used up");
     let revoked = Site { state: SiteState::Revoked, ..site(1) };
-    store.update_site(&site(1), &revoked, &Who::Clock, "site ends").await.unwrap();
-    store.remove_site(&revoked, &WHO).await.unwrap();
+    store.update_site(&site(1), &revoked, &[], &Who::Clock, "site ends").await.unwrap();
+    store.remove_site(&revoked, &[], &WHO).await.unwrap();
     assert_eq!(store.sites().await.unwrap(), []);
     let log = store.audit(10).await.unwrap();
     let told: Vec<(u64, &str, &str)> =

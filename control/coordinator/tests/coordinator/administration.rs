@@ -8,7 +8,7 @@ use penstock_proto::coordination::RefusalReason;
 use penstock_proto::coordination::RegistrationState;
 
 use crate::client::{Gateway, refusal};
-use crate::running::Running;
+use crate::running::{Running, approve};
 
 async fn audit(running: &Running) -> Vec<AuditEntry> {
     match running.ask(Request::Audit { last: 100 }).await {
@@ -58,7 +58,8 @@ async fn a_site_ends_when_its_time_is_over() {
     let second = Some(Duration::from_secs(1));
     let tags = [].into();
     let lifetime = Duration::from_secs(3600);
-    let request = Request::CreateKey { uses: 1, lifetime, tags, approve_manually: false, site_lifetime: second };
+    let request =
+        Request::CreateKey { uses: 1, lifetime, tags, approve_manually: false, subnets: vec![], site_lifetime: second };
     let Answer::Key(key) = running.ask(request).await else { panic!("no key") };
     let guest = Gateway::new("guest", &["10.9.0.0/16"]).with_key(&key.parse().unwrap());
     let mut there = running.connect(&guest).await.unwrap();
@@ -68,10 +69,10 @@ async fn a_site_ends_when_its_time_is_over() {
     assert_eq!(there.end().await.reason(), RefusalReason::Revoked);
     assert_eq!(limited.end().await.reason(), RefusalReason::Revoked);
     peer.until_peers(&[]).await;
-    let ended = audit(&running).await.into_iter().filter(|entry| entry.who == "clock").count();
+    let ended = audit(&running).await.into_iter().filter(|entry| entry.what == "site ends").count();
     assert_eq!(ended, 2);
     // Let in again it does not end at once, and may be given a time or none.
-    running.done(Request::Approve("guest".into())).await;
+    running.done(approve("guest")).await;
     let mut there = running.connect(&guest).await.unwrap();
     running.done(Request::Limit { site: "guest".into(), lifetime: Some(lifetime) }).await;
     running.done(Request::Limit { site: "guest".into(), lifetime: None }).await;
@@ -94,6 +95,7 @@ async fn the_audit_log_tells_who_changed_what_also_after_a_restart() {
     let told: Vec<(&str, &str)> =
         log.iter().map(|entry| (entry.who.as_str(), entry.what.split(" with").next().unwrap_or_default())).collect();
     let expected = [
+        ("clock", "authority founded"),
         (us.as_str(), "key create"),
         ("site amsterdam", "enrol"),
         (&us, "policy set"),
@@ -102,9 +104,9 @@ async fn the_audit_log_tells_who_changed_what_also_after_a_restart() {
     ];
     assert_eq!(told, expected, "what was refused changed nothing");
     assert_eq!(
-        (&log[3].before["Subnets"][0], &log[3].after["Subnets"][0]),
+        (&log[4].before["Subnets"][0], &log[4].after["Subnets"][0]),
         (&"10.1.0.0/16".into(), &"10.2.0.0/16".into())
     );
-    assert_eq!(log[2].after["Links"][0][1], "tag:hub");
+    assert_eq!(log[3].after["Links"][0][1], "tag:hub");
     assert!(log.windows(2).all(|pair| pair[0].number + 1 == pair[1].number && pair[0].time <= pair[1].time));
 }

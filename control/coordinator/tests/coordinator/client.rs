@@ -1,5 +1,6 @@
 //! A gateway's side of the protocol: its key, its pin, its connection, its map.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,10 +9,11 @@ use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
 use penstock_connect::Trust;
 use penstock_proto::coordination::{
-    Candidate, CandidateKind, Challenge, CoordinatorMessage, Enrolment, EnrolmentKey, Fingerprint, GatewayMessage,
-    Hello, Known, Map, PATH, Proof, Reachability, RefusalReason, Registration, RegistrationState, SUBPROTOCOL, SiteKey,
-    prove,
+    Candidate, CandidateKind, Challenge, ChannelBinding, CoordinatorMessage, Documents, EXPORTER_LABEL, Enrolment,
+    EnrolmentKey, Fingerprint, GatewayMessage, Hello, Known, Map, PATH, Proof, Reachability, RefusalReason,
+    Registration, RegistrationState, SUBPROTOCOL, SiteKey, prove, prove_bound,
 };
+use penstock_proto::trust::{AuthorityKey, Contents, Document, Now, State, Verifier};
 use penstock_proto::{PublicKey, StaticSecret, generate_private_key};
 use rustls::ClientConfig;
 use rustls::pki_types::{ServerName, UnixTime};
@@ -46,7 +48,7 @@ pub enum Failure {
     /// Before the first message: TCP, TLS or HTTP.
     Before(String),
     /// The coordinator said why.
-    Refused(RefusalReason, Option<String>),
+    Refused(RefusalReason),
     /// The connection ended without a word.
     Ended,
     /// Nothing came in time.
@@ -60,6 +62,10 @@ pub struct Connection {
     pub map: Option<Map>,
     pub maps: usize,
     pub updates: usize,
+    /// All signed documents.
+    pub documents: Vec<Document>,
+    stated: BTreeSet<SiteKey>,
+    leased: BTreeSet<SiteKey>,
     /// All that was said, as it was said.
     pub texts: Vec<String>,
 }
@@ -85,7 +91,25 @@ impl Gateway {
     pub fn hello(&self, proof: Proof) -> Hello {
         let enrolment = self.enrolment.clone().map(|key| Enrolment { key, name: self.name.parse().unwrap() });
         let known: Option<Known> = self.map.as_ref().map(Map::known);
-        Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known }
+        Hello { public_key: self.key, proof, subnets: self.subnets.clone(), enrolment, known, bound_proof: None }
+    }
+
+    /// Connects as an up-to-date gateway does, directly or through something that ends TLS and passes on what is said.
+    pub async fn connect_bound(
+        &self,
+        through: bool,
+        address: SocketAddr,
+        pin: Fingerprint,
+    ) -> Result<Connection, Failure> {
+        let (mut connection, challenge) = challenged(address, pin).await?;
+        let (_, tls) = connection.socket.get_ref().get_ref();
+        let mut channel = tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).unwrap();
+        channel[0] ^= u8::from(through);
+        let bound_proof = prove_bound(&self.private, &challenge, HOST, &ChannelBinding(channel)).ok();
+        let proof = prove(&self.private, &challenge, HOST).unwrap();
+        connection.say(&GatewayMessage::Hello(Hello { bound_proof, ..self.hello(proof) })).await;
+        connection.next().await?;
+        Ok(connection)
     }
 
     /// Connects, and waits for the first answer.
@@ -107,7 +131,17 @@ pub async fn challenged(address: SocketAddr, pin: Fingerprint) -> Result<(Connec
 }
 
 pub async fn challenge(socket: WebSocketStream<TlsStream<TcpStream>>) -> Result<(Connection, Challenge), Failure> {
-    let mut connection = Connection { socket, registration: None, map: None, maps: 0, updates: 0, texts: Vec::new() };
+    let mut connection = Connection {
+        socket,
+        registration: None,
+        map: None,
+        maps: 0,
+        updates: 0,
+        documents: Vec::new(),
+        stated: BTreeSet::new(),
+        leased: BTreeSet::new(),
+        texts: Vec::new(),
+    };
     match connection.next().await? {
         CoordinatorMessage::Challenge(challenge) => Ok((connection, challenge)),
         other => panic!("no challenge but {other:?}"),
@@ -156,7 +190,7 @@ impl Connection {
 
     pub async fn say_address(&mut self, address: &str) {
         let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
-        let reachability = Reachability { candidates: vec![candidate], nat_type: None };
+        let reachability = Reachability { candidates: vec![candidate], nat_type: None, speeds: None };
         self.say(&GatewayMessage::Reachability(reachability)).await;
     }
 
@@ -173,16 +207,28 @@ impl Connection {
             let message = CoordinatorMessage::decode(&text).unwrap();
             match &message {
                 CoordinatorMessage::Refused(refusal) => {
-                    return Err(Failure::Refused(refusal.reason, refusal.detail.clone()));
+                    return Err(Failure::Refused(refusal.reason));
                 }
                 CoordinatorMessage::Registration(registration) => self.registration = Some(registration.clone()),
                 CoordinatorMessage::Map(map) => {
+                    self.are_vouched_for(map.peers.keys());
                     self.maps += 1;
                     self.map = Some(map.clone());
                 }
                 CoordinatorMessage::Update(update) => {
+                    self.are_vouched_for(update.upsert.keys());
                     self.updates += 1;
                     self.map.as_mut().expect("an update without a map").apply(update.clone()).unwrap();
+                }
+                CoordinatorMessage::Documents(Documents { documents }) => {
+                    for document in documents {
+                        match document.contents() {
+                            Contents::Site(statement) => drop(self.stated.insert(statement.grant.public_key)),
+                            Contents::Lease(lease) => drop(self.leased.insert(lease.site)),
+                            _ => {}
+                        }
+                    }
+                    self.documents.extend(documents.iter().cloned());
                 }
                 CoordinatorMessage::Challenge(_) | CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
             }
@@ -216,10 +262,49 @@ impl Connection {
         .await;
     }
 
-    /// Checks that nothing is said for a while.
+    /// Checks that nothing is said for a while, but signed documents that concern everybody.
     pub async fn stays_silent(&mut self) {
-        let said = timeout(Duration::from_millis(600), self.next()).await;
+        let silence = async {
+            loop {
+                let said = self.next().await;
+                if !matches!(said, Ok(CoordinatorMessage::Documents(_))) {
+                    return said;
+                }
+            }
+        };
+        let said = timeout(Duration::from_millis(600), silence).await;
         assert!(said.is_err(), "{said:?}");
+    }
+
+    /// What the coordinator showed and the authority has signed, as a gateway understands it. None of it may be
+    /// wrong.
+    pub fn verifier(&self, own: SiteKey, authority: AuthorityKey) -> Verifier {
+        let now = Now { instant: std::time::Instant::now(), wall: SystemTime::now().into() };
+        let mut verifier = Verifier::new(now.instant, own, State::new(authority));
+        for document in &self.documents {
+            assert_eq!(verifier.learn(now, [document]).refused, [], "{document:?}");
+        }
+        verifier
+    }
+
+    /// Whom a gateway believes to be a peer, in order of their names, each with what may be routed to it.
+    pub fn admitted(&self, own: SiteKey, authority: AuthorityKey) -> Vec<(String, Vec<IpNet>)> {
+        let now = Now { instant: std::time::Instant::now(), wall: SystemTime::now().into() };
+        let map = self.map.as_ref().expect("there is a map");
+        let admission = self.verifier(own, authority).admit(now, &map.peers);
+        assert_eq!(admission.refused, [].into());
+        assert_eq!(admission.prefixes, []);
+        let mut admitted: Vec<_> =
+            admission.peers.into_values().map(|peer| (peer.name.to_string(), peer.prefixes)).collect();
+        admitted.sort();
+        admitted
+    }
+
+    /// Of each new peer a statement and a lease were told before.
+    fn are_vouched_for<'a>(&self, peers: impl Iterator<Item = &'a SiteKey>) {
+        for peer in peers {
+            assert!(self.stated.contains(peer) && self.leased.contains(peer), "nobody vouches for {peer}");
+        }
     }
 
     /// The names of the peers, in order.
@@ -245,7 +330,7 @@ impl Connection {
 impl Failure {
     pub fn reason(&self) -> RefusalReason {
         match self {
-            Self::Refused(reason, _) => *reason,
+            Self::Refused(reason) => *reason,
             other => panic!("not refused but {other:?}"),
         }
     }

@@ -96,7 +96,7 @@ async fn messages_that_are_none_end_the_connection() {
 fn assert_malformed(failure: Failure, what: &str) {
     let what = &what[..what.len().min(40)];
     match failure {
-        Failure::Refused(RefusalReason::Malformed, _) => {}
+        Failure::Refused(RefusalReason::Malformed) => {}
         // Too long for the WebSocket itself.
         Failure::Ended => assert!(what.starts_with("xxx"), "{what:?}"),
         other => panic!("{what:?}: {other:?}"),

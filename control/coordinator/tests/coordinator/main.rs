@@ -20,4 +20,5 @@ mod running;
 mod scale;
 mod separate;
 mod speed;
+mod trust;
 mod tunnel;

@@ -67,7 +67,8 @@ impl Running {
 
     pub async fn key_for(&self, uses: u32, tags: &[&str], lifetime: Duration, approve_manually: bool) -> EnrolmentKey {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        let request = Request::CreateKey { uses, lifetime, tags, approve_manually, site_lifetime: None };
+        let request =
+            Request::CreateKey { uses, lifetime, tags, approve_manually, subnets: Vec::new(), site_lifetime: None };
         match self.ask(request).await {
             Answer::Key(text) => text.parse().unwrap(),
             other => panic!("{other:?}"),
@@ -132,4 +133,15 @@ pub fn document(state: &Path) -> Document {
         stun_servers: Some(vec!["192.0.2.1:3478".parse().unwrap()]),
         ..Document::default()
     }
+}
+
+/// Approval of a site, of what it offers as far as that needs no grant.
+pub fn approve(site: impl ToString) -> Request {
+    Request::Approve { site: site.to_string(), subnets: None }
+}
+
+/// Approval of a site with these subnets.
+pub fn grant(site: &str, subnets: &[&str]) -> Request {
+    let subnets = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
+    Request::Approve { site: site.to_owned(), subnets: Some(subnets) }
 }

@@ -128,7 +128,7 @@ impl Tunnel {
     async fn flush(&mut self) {
         while let Some(event) = self.gateway.poll_event() {
             if let Event::SessionEstablished { session, .. } = event {
-                (self.session, self.sent) = (Some(session), 0);
+                (self.session, self.sent) = (Some(*session), 0);
             }
         }
         while let Some(transmit) = self.gateway.poll_transmit() {
@@ -170,7 +170,7 @@ impl Tunnel {
 
     /// Takes a handshake message, and answers it.
     async fn handle(&mut self, datagram: &[u8]) {
-        let from = ([192, 0, 2, 1], 1).into();
+        let from = SocketAddr::from(([192, 0, 2, 1], 1));
         self.gateway.handle_datagram(Instant::now(), from, datagram).unwrap();
         self.flush().await;
     }

@@ -22,6 +22,9 @@ pub const NAME_LIMIT: usize = 63;
 /// Longest host name of a coordinator (RFC 1035, section 2.3.4).
 pub const HOST_LIMIT: usize = 253;
 
+/// Most signed documents in one message, about 100 kB: statements and leases are a few hundred bytes each, and
+/// there is one list of revocations.
+pub const DOCUMENTS_LIMIT: usize = 256;
 /// Most pairs of sites in one message to a relay, about 1 MB; a row of the largest coordinator fits.
 pub const ACCESS_PAIRS_LIMIT: usize = 65_536;
 

@@ -8,9 +8,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::encoding::at_most;
-use super::limits::{CANDIDATES_LIMIT, SUBNETS_LIMIT};
+use super::limits::{CANDIDATES_LIMIT, DOCUMENTS_LIMIT, SUBNETS_LIMIT};
 use super::map::{Known, Map, Update};
 use super::{Access, Challenge, EnrolmentKey, Name, Proof, SiteKey};
+use crate::Speeds;
+use crate::trust::Document;
 
 /// What a gateway says. One [`Hello`] comes first.
 #[expect(clippy::large_enum_variant, reason = "one is read at a time")]
@@ -39,6 +41,9 @@ pub enum CoordinatorMessage {
     Update(Update),
     /// To a relay: which sites may talk.
     Access(Access),
+    /// Signed documents. They come before the map, update or access that depends on them, and after the
+    /// registration.
+    Documents(Documents),
     /// Something of a newer coordinator, to be ignored.
     #[serde(other)]
     Unknown,
@@ -62,16 +67,20 @@ pub struct Hello {
     /// The map that it has.
     #[serde(default)]
     pub known: Option<Known>,
+    /// The proof once more, of this TLS connection ([`prove_bound`](super::prove_bound)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_proof: Option<Proof>,
 }
 
 /// An enrolment key is not compared but by its hash.
 impl PartialEq for Hello {
     fn eq(&self, other: &Self) -> bool {
-        let Self { public_key, proof, subnets, enrolment, known } = self;
+        let Self { public_key, proof, subnets, enrolment, known, bound_proof } = self;
         let enrolment_of = |hello: &Option<Enrolment>| {
             hello.as_ref().map(|enrolment| (enrolment.name.clone(), enrolment.key.id(), enrolment.key.hash()))
         };
         (public_key, proof, subnets, known) == (&other.public_key, &other.proof, &other.subnets, &other.known)
+            && *bound_proof == other.bound_proof
             && enrolment_of(enrolment) == enrolment_of(&other.enrolment)
     }
 }
@@ -98,6 +107,9 @@ pub struct Reachability {
     /// What its NAT is like, once it knows.
     #[serde(default)]
     pub nat_type: Option<NatType>,
+    /// How fast it is with each suite; a site that does not say has WireGuard's only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speeds: Option<Speeds>,
 }
 
 /// One address at which a site may be reached.
@@ -174,6 +186,28 @@ pub struct Registration {
     pub virtual_address: Ipv4Addr,
     /// Those of its subnets that the others are told of.
     pub subnets: Vec<IpNet>,
+    /// Subnets that it offers and that wait for an administrator.
+    #[serde(default, deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
+}
+
+/// A subnet that a site offers, and that is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Waiting {
+    /// The subnet.
+    pub subnet: IpNet,
+    /// Why not, for the administrator of the gateway.
+    pub reason: String,
+}
+
+/// Some of the signed documents that a gateway or relay needs; the rest comes in further messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Documents {
+    /// Up to [`DOCUMENTS_LIMIT`] of them.
+    #[serde(deserialize_with = "at_most::<DOCUMENTS_LIMIT, _, _>")]
+    pub documents: Vec<Document>,
 }
 
 /// Whether a site is let in.

@@ -6,11 +6,12 @@
 //!   gateway                                           coordinator
 //!           ◄── Challenge
 //!   Hello   ──►     public key, proof, subnets; an enrolment key the first time; the known map
-//!           ◄── Refused, and the end; or Registration, and once approved Map or Update
+//!           ◄── Refused, and the end; or Registration, and once approved Documents, Map or Update
 //!   Reachability ──►                 whenever it changes
-//!           ◄── Update, Registration  whenever they change
+//!           ◄── Documents, Update, Registration  whenever they change
 //! ```
-//! A relay on a machine of its own connects in the same way, by its own key, and is told [`Access`] instead.
+//! A relay on a machine of its own connects in the same way, by its own key, and is told [`Access`] instead of
+//! maps.
 //!
 //! Before the proof the coordinator says nothing but the challenge. There is no clock in the protocol.
 //!
@@ -33,11 +34,11 @@ pub use access::{Access, AccessPart, SiteNumber};
 pub use enrolment::{EnrolmentKey, EnrolmentKeyError, EnrolmentKeyId, Fingerprint, FingerprintError};
 pub use map::{ApplyError, Digest, Known, Map, MapVersion, Peer, Relay, Update};
 pub use messages::{
-    Candidate, CandidateKind, CoordinatorMessage, Dependence, Enrolment, GatewayMessage, Hello, NatType, Reachability,
-    Refusal, RefusalReason, Registration, RegistrationState,
+    Candidate, CandidateKind, CoordinatorMessage, Dependence, Documents, Enrolment, GatewayMessage, Hello, NatType,
+    Reachability, Refusal, RefusalReason, Registration, RegistrationState, Waiting,
 };
 pub use name::{Name, NameError};
-pub use proof::{Challenge, Challenger, Proof, ProofError, prove};
+pub use proof::{Challenge, Challenger, ChannelBinding, EXPORTER_LABEL, Proof, ProofError, prove, prove_bound};
 pub use site_key::{SiteKey, SiteKeyError};
 
 use serde::Serialize;

@@ -9,6 +9,10 @@
 //! ```
 //! MAC is keyed BLAKE2s-256. A challenge serves one try. The host name of the coordinator is in the
 //! transcript, so a proof made for one coordinator is worth nothing at another. No clock is involved.
+//!
+//! A second proof has the TLS connection's [`ChannelBinding`] in its transcript too, so that nobody who stands in
+//! between with a certificate of the same name can pass it on. It is a second one since a proxy that ends TLS
+//! stands there rightly; the coordinator knows which sites come by one.
 
 use blake2::Blake2sMac;
 use blake2::digest::Mac;
@@ -24,6 +28,10 @@ use crate::{Key, generate_private_key};
 
 const LABEL_KEY: &[u8] = b"penstock coordination v1 key";
 const LABEL_PROOF: &[u8] = b"penstock coordination v1 proof";
+const LABEL_BOUND: &[u8] = b"penstock coordination v1 bound proof";
+/// Label of the TLS exporter whose 32 bytes are the [`ChannelBinding`]; it has an empty context (RFC 9266,
+/// section 2).
+pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
 /// What the coordinator says first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +47,10 @@ pub struct Challenge {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Proof(Base64);
+
+/// What both ends of one TLS connection know of it and nobody can choose: `tls-exporter` of RFC 9266.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelBinding(pub [u8; 32]);
 
 /// A proof is wrong, or none can be made since the other's key is of low order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,9 +84,35 @@ impl Challenger {
     /// # Errors
     /// Whoever made the proof does not have the private key of `site`, or made it for another challenge
     /// or coordinator.
-    pub fn verify(self, site: &SiteKey, host: &str, proof: &Proof) -> Result<(), ProofError> {
+    pub fn verify(&self, site: &SiteKey, host: &str, proof: &Proof) -> Result<(), ProofError> {
+        self.verify_by(LABEL_PROOF, site, host, &[], proof)
+    }
+
+    /// Checks the proof of [`prove_bound`], as [`verify`](Self::verify) does that of [`prove`].
+    ///
+    /// # Errors
+    /// As there; or it was made for another TLS connection.
+    pub fn verify_bound(
+        &self,
+        site: &SiteKey,
+        host: &str,
+        channel: &ChannelBinding,
+        proof: &Proof,
+    ) -> Result<(), ProofError> {
+        self.verify_by(LABEL_BOUND, site, host, &channel.0, proof)
+    }
+
+    fn verify_by(
+        &self,
+        label: &[u8],
+        site: &SiteKey,
+        host: &str,
+        channel: &[u8],
+        proof: &Proof,
+    ) -> Result<(), ProofError> {
         let shared = diffie_hellman(&self.ephemeral, &(*site).into()).map_err(|_| ProofError)?;
-        transcript(&shared, site, &self.challenge, host).verify_slice(&proof.0.0).map_err(|_| ProofError)
+        let transcript = transcript(label, &shared, site, &self.challenge, host, channel);
+        transcript.verify_slice(&proof.0.0).map_err(|_| ProofError)
     }
 }
 
@@ -83,20 +121,50 @@ impl Challenger {
 /// # Errors
 /// The coordinator's key is of low order.
 pub fn prove(private: &StaticSecret, challenge: &Challenge, host: &str) -> Result<Proof, ProofError> {
+    prove_by(LABEL_PROOF, private, challenge, host, &[])
+}
+
+/// Answers a challenge for one TLS connection only.
+///
+/// # Errors
+/// The coordinator's key is of low order.
+pub fn prove_bound(
+    private: &StaticSecret,
+    challenge: &Challenge,
+    host: &str,
+    channel: &ChannelBinding,
+) -> Result<Proof, ProofError> {
+    prove_by(LABEL_BOUND, private, challenge, host, &channel.0)
+}
+
+fn prove_by(
+    label: &[u8],
+    private: &StaticSecret,
+    challenge: &Challenge,
+    host: &str,
+    channel: &[u8],
+) -> Result<Proof, ProofError> {
     let site = PublicKey::from(private).into();
     let shared = diffie_hellman(private, &challenge.ephemeral.into()).map_err(|_| ProofError)?;
-    let mac = transcript(&shared, &site, challenge, host);
+    let mac = transcript(label, &shared, &site, challenge, host, channel);
     Ok(Proof(Base64(mac.finalize().into_bytes().into())))
 }
 
-fn transcript(shared: &Key, site: &SiteKey, challenge: &Challenge, host: &str) -> Blake2sMac<U32> {
+fn transcript(
+    label: &[u8],
+    shared: &Key,
+    site: &SiteKey,
+    challenge: &Challenge,
+    host: &str,
+    channel: &[u8],
+) -> Blake2sMac<U32> {
     let key: [u8; 32] = keyed_hash(shared.as_bytes(), &[LABEL_KEY, &challenge.nonce.0]).finalize().into_bytes().into();
     let key = Key::from(key);
     // Host names are equal whatever their case (RFC 4343).
     let host = host.to_ascii_lowercase();
     let length = (host.len() as u64).to_be_bytes();
-    let parts: [&[u8]; 6] =
-        [LABEL_PROOF, site.as_bytes(), challenge.ephemeral.as_bytes(), &challenge.nonce.0, &length, host.as_bytes()];
+    let (ephemeral, nonce) = (challenge.ephemeral.as_bytes(), &challenge.nonce.0);
+    let parts: [&[u8]; 7] = [label, site.as_bytes(), ephemeral, nonce, &length, host.as_bytes(), channel];
     keyed_hash(key.as_bytes(), &parts)
 }
 
@@ -160,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_proof_is_for_one_channel() {
+        let (private, public) = site(1);
+        let challenger = Challenger::new(&mut rng(2));
+        let (here, elsewhere) = (ChannelBinding([1; 32]), ChannelBinding([2; 32]));
+        let bound = prove_bound(&private, challenger.challenge(), HOST, &here).unwrap();
+        assert_eq!(challenger.verify_bound(&public, HOST, &here, &bound), Ok(()));
+        assert_eq!(challenger.verify_bound(&public, HOST, &elsewhere, &bound), Err(ProofError));
+        assert_eq!(challenger.verify(&public, HOST, &bound), Err(ProofError), "neither stands for the other");
+        let unbound = prove(&private, challenger.challenge(), HOST).unwrap();
+        assert_eq!(challenger.verify_bound(&public, HOST, &here, &unbound), Err(ProofError));
+    }
+
+    #[test]
     fn low_order_keys_prove_nothing() {
         let (private, _) = site(1);
         let mut challenge = Challenger::new(&mut rng(2)).challenge().clone();
@@ -168,7 +249,8 @@ mod tests {
         // With the point zero the shared secret would be zero, which anybody knows.
         let challenger = Challenger::new(&mut rng(2));
         let zero = SiteKey::from([0; 32]);
-        let forged = transcript(&Key::zero(), &zero, challenger.challenge(), HOST).finalize().into_bytes();
+        let forged = transcript(LABEL_PROOF, &Key::zero(), &zero, challenger.challenge(), HOST, &[]);
+        let forged = forged.finalize().into_bytes();
         assert_eq!(challenger.verify(&zero, HOST, &Proof(Base64(forged.into()))), Err(ProofError));
     }
 }

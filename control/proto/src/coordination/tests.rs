@@ -1,5 +1,6 @@
 use super::*;
-use crate::generate_private_key;
+use crate::trust::{Authority, LeaseLength, SigningKey, UnixTime};
+use crate::{Speeds, generate_private_key};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use x25519_dalek::PublicKey;
@@ -20,6 +21,7 @@ fn hello(subnets: usize) -> GatewayMessage {
             name: "x".repeat(limits::NAME_LIMIT).parse().unwrap(),
         }),
         known: Some(Map::default().known()),
+        bound_proof: None,
     })
 }
 
@@ -32,6 +34,7 @@ fn reachability(candidates: usize) -> GatewayMessage {
             filtering: None,
             udp_blocked: false,
         }),
+        speeds: Some(Speeds { chacha20_poly1305: u32::MAX, aes_256_gcm: u32::MAX }),
     })
 }
 
@@ -96,6 +99,7 @@ fn the_form_of_messages_does_not_change() {
                         address: "192.0.2.2:47100".parse().unwrap(),
                     }],
                     nat_type: None,
+                    speeds: None,
                 }),
             },
         )]
@@ -111,6 +115,19 @@ fn the_form_of_messages_does_not_change() {
     let message = CoordinatorMessage::Map(map);
     assert_eq!(message.encode(), text);
     assert_eq!(CoordinatorMessage::decode(text), Ok(message));
+}
+
+/// A site that does not know of suites sends no speeds and ignores those of others.
+#[test]
+fn speeds_are_told_and_may_be_missing() {
+    let older = r#"{"Candidates":[],"NatType":null}"#;
+    assert_eq!(serde_json::from_str::<Reachability>(older).unwrap(), Reachability::default());
+    assert_eq!(serde_json::to_string(&Reachability::default()).unwrap(), older);
+    let speeds = Some(Speeds { chacha20_poly1305: 2300, aes_256_gcm: 5000 });
+    let newer = r#"{"Candidates":[],"NatType":null,"Speeds":{"ChaCha20Poly1305":2300,"Aes256Gcm":5000}}"#;
+    let told = Reachability { speeds, ..Reachability::default() };
+    assert_eq!(serde_json::to_string(&told).unwrap(), newer);
+    assert_eq!(serde_json::from_str::<Reachability>(newer).unwrap(), told);
 }
 
 #[test]
@@ -149,4 +166,21 @@ fn a_relay_is_told_in_few_bytes_and_no_more_than_it_may_be() {
     assert!(matches!(CoordinatorMessage::decode(&text), Err(DecodeError::Malformed { .. })));
     let empty = CoordinatorMessage::Access(Access::default());
     assert_eq!(CoordinatorMessage::decode(r#"{"Type":"Access","Part":"Change"}"#), Ok(empty));
+}
+
+#[test]
+fn signed_documents_come_a_few_at_a_time() {
+    let key = SigningKey::generate(&mut rng());
+    let lease_key = key.lease_key();
+    let mut authority = Authority::found(key);
+    let documents = authority.certify(UnixTime(5), lease_key, LeaseLength::Never).unwrap();
+    let message =
+        |count| CoordinatorMessage::Documents(Documents { documents: vec![documents[0].clone(); count] }).encode();
+    let text = message(1);
+    assert_eq!(text, format!(r#"{{"Type":"Documents","Documents":["{}"]}}"#, documents[0]));
+    let read = CoordinatorMessage::decode(&text).unwrap();
+    assert_eq!(read, CoordinatorMessage::Documents(Documents { documents: documents.clone() }));
+    assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT)).is_ok());
+    assert!(CoordinatorMessage::decode(&message(limits::DOCUMENTS_LIMIT + 1)).is_err());
+    const { assert!(limits::DOCUMENTS_LIMIT * 2_048 + crate::trust::DOCUMENT_LIMIT < limits::COORDINATOR_MESSAGE_LIMIT) };
 }

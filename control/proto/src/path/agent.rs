@@ -147,6 +147,11 @@ impl PathAgent {
         self.each(now, |_, _| {});
     }
 
+    /// Whether ports may be guessed from now on. What has begun goes on to its end.
+    pub fn set_birthday(&mut self, birthday: bool) {
+        self.shared.config.birthday = birthday;
+    }
+
     /// Sets the relays that we are bound at, the best first.
     pub fn set_relays(&mut self, now: Instant, relays: &[Relay]) {
         self.shared.relays = relays.iter().copied().take(MAX_RELAYS).collect();

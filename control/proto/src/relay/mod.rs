@@ -12,10 +12,13 @@
 //! Everything is between two sites that policy joins, or it is dropped and counted, and no pair carries more
 //! than its [`RelayLimits::pair_bytes_per_second`].
 //!
+//! Sites that are bound here are told of the authority's revocations, too ([`gossip`]).
+//!
 //! [`client`] is the gateway's side of a binding.
 
 pub mod binding;
 pub mod client;
+pub mod gossip;
 mod message;
 mod routes;
 
@@ -31,8 +34,10 @@ use crate::messages::{
     COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, RESPONSE, RESPONSE_LENGTH, TRANSPORT_DATA,
 };
 use crate::path::{Envelope, FIRST_BYTE, SiteId};
+use crate::trust::Document;
 
 use binding::Bindings;
+use gossip::Board;
 use message::Kind;
 pub use message::{BIND_LENGTH, BOUND_LENGTH, CHALLENGE_LENGTH};
 use routes::Routes;
@@ -134,6 +139,7 @@ pub struct Relay {
     routes: Routes,
     pairs: HashMap<(SiteId, SiteId), Bucket>,
     limits: RelayLimits,
+    board: Board,
 }
 
 struct Site {
@@ -153,7 +159,13 @@ impl Relay {
             routes: Routes::default(),
             pairs: HashMap::new(),
             limits,
+            board: Board::default(),
         }
+    }
+
+    /// Passes these documents on from now on: [`Publication::common`](crate::trust::Publication::common).
+    pub fn set_documents<'a>(&mut self, documents: impl IntoIterator<Item = &'a Document>) {
+        self.board = Board::new(documents);
     }
 
     /// Makes a site known, or changes whom it may talk to. A pair is joined only when each names the other.
@@ -246,6 +258,9 @@ impl Relay {
             return self.bind(now, from, datagram);
         }
         let sender = self.bindings.site_of(now, from).ok_or(RelayDrop::UnboundSource)?;
+        if first == FIRST_BYTE && kind == gossip::Kind::Ask as u8 {
+            return self.board.answer(datagram).map(Outcome::Answer).ok_or(RelayDrop::Malformed);
+        }
         let receiver = if first == FIRST_BYTE {
             Envelope::parse(datagram).map_err(|_| RelayDrop::Malformed)?.receiver
         } else if datagram[1..4] != [0; 3] {

@@ -18,7 +18,7 @@ use super::state::{HeldLease, State, Subject};
 use super::statement::{
     Contents, Lease, LeaseCertificate, RelayStatement, Revocations, Rollover, Serial, SiteGrant, SiteStatement,
 };
-use super::{Document, Now, UnixTime, Validity};
+use super::{AuthorityKey, Document, Now, UnixTime, Validity};
 use crate::coordination::{Name, Peer, SiteKey};
 
 /// Judges what a coordinator says by what the authority has signed.
@@ -58,6 +58,8 @@ pub struct AdmittedPeer {
     pub name: Name,
     /// Its virtual address, and its announced subnets, in order.
     pub prefixes: Vec<IpNet>,
+    /// When its statement ends, if it does.
+    pub until: Option<UnixTime>,
     /// How long it stays so without the coordinator.
     pub lease: LeaseStanding,
 }
@@ -124,6 +126,12 @@ impl Verifier {
         Self { own, state, counted: now, rest: Duration::ZERO }
     }
 
+    /// The key that stands for the overlay: the pinned one, or its latest successor.
+    #[must_use]
+    pub fn authority(&self) -> AuthorityKey {
+        self.state.authority()
+    }
+
     /// What must be stored. It changes by [`learn`](Self::learn) and by the passing of time.
     pub fn state(&mut self, now: Instant) -> &State {
         self.count(now);
@@ -163,7 +171,8 @@ impl Verifier {
                     let address = IpNet::from(std::net::IpAddr::from(peer.virtual_address));
                     stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, *key)));
                     announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, *key)));
-                    let admitted = AdmittedPeer { name: grant.name.clone(), prefixes: Vec::new(), lease };
+                    let (name, until) = (grant.name.clone(), grant.validity.until());
+                    let admitted = AdmittedPeer { name, prefixes: Vec::new(), until, lease };
                     admission.peers.insert(*key, admitted);
                 }
                 Err(reason) => drop(admission.refused.insert(*key, reason)),

@@ -42,8 +42,7 @@ impl Interop {
         let config = PeerConfig {
             preshared_key: preshared_key.map(Key::from),
             endpoint: Some(address),
-            persistent_keepalive: None,
-            fixed_endpoint: false,
+            ..PeerConfig::default()
         };
         let peer = gateway.add_peer(now, their_public, config).unwrap();
         let theirs = Tunn::new(theirs, our_public, preshared_key, None, 7, None);
@@ -56,7 +55,7 @@ impl Interop {
             if let Some(event) = self.gateway.poll_event() {
                 match event {
                     Event::SessionEstablished { session, .. } => {
-                        (self.session, self.sent) = (Some(session), 0);
+                        (self.session, self.sent) = (Some(*session), 0);
                     }
                     Event::SessionPromoted { .. } => self.promoted = true,
                     Event::SendKeepalive { .. } => self.send(&[]),
@@ -77,7 +76,7 @@ impl Interop {
         let mut datagram = vec![4, 0, 0, 0];
         datagram.extend(session.remote_index.to_le_bytes());
         datagram.extend(self.sent.to_le_bytes());
-        datagram.extend(seal(&session.send, self.sent, packet));
+        datagram.extend(seal(session, self.sent, packet));
         self.sent += 1;
         self.they_receive(&datagram);
     }
@@ -110,8 +109,8 @@ impl Interop {
             let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());
             let counter = u64::from_le_bytes(datagram[8..16].try_into().unwrap());
             assert_eq!(index, session.local_index);
-            let packet = open(&session.receive, counter, &datagram[16..]).unwrap();
-            self.gateway.handle_confirmed(self.now, index);
+            let packet = open(session, counter, &datagram[16..]).unwrap();
+            self.gateway.handle_confirmed(self.now, index, self.address);
             if !packet.is_empty() {
                 self.opened.push(packet);
             }

@@ -1,6 +1,6 @@
 //! Two sites come together: first packets, preshared keys, restarts, roaming, changes of configuration.
 
-use penstock_proto::{AddPeerError, Gateway, Key, PeerConfig, Reject, Role};
+use penstock_proto::{AddPeerError, Gateway, Key, PeerConfig, PeerId, Reject, Role, Suite, Timings};
 
 use crate::network::*;
 
@@ -96,6 +96,44 @@ fn a_restarted_site_is_back_at_once() {
         world.run(millis(50));
         assert_eq!(world.sites[site].received.last().unwrap(), b"welcome");
     }
+}
+
+#[test]
+fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
+    let (mut world, a, b) = World::pair(1);
+    world.send(0, b, b"hello");
+    world.run(seconds(1));
+    let peer = world.restart(1, 0);
+    let calls = |world: &World| world.sent_by(1, 1).len();
+    // The first call is lost, and its repetition; another follows a second later at the earliest.
+    world.block.insert(1);
+    for _ in 0..20 {
+        world.sites[1].gateway.handle_unknown_session(world.now, peer);
+        world.run(millis(50));
+    }
+    assert_eq!(calls(&world), 2);
+    world.block.clear();
+    world.run(millis(300));
+    world.sites[1].gateway.handle_unknown_session(world.now, peer);
+    world.run(millis(50));
+    assert_eq!((calls(&world), world.sites[1].established()), (3, 2));
+    world.send(0, b, b"by the new session");
+    world.run(millis(50));
+    assert_eq!(world.sites[1].received, [b"hello".to_vec(), b"by the new session".to_vec()]);
+
+    // With a session, or without an endpoint, nobody is called.
+    for _ in 0..5 {
+        world.sites[1].gateway.handle_unknown_session(world.now, peer);
+        world.sites[0].gateway.handle_unknown_session(world.now, b);
+        world.run(seconds(1));
+    }
+    assert_eq!((calls(&world), world.sent_by(0, 1).len()), (3, 1));
+    let peer = world.restart(1, 0);
+    world.sites[1].gateway.set_endpoint(peer, None);
+    world.sites[1].gateway.handle_unknown_session(world.now, peer);
+    world.run(seconds(1));
+    assert_eq!(calls(&world), 3);
+    let _ = a;
 }
 
 #[test]
@@ -268,4 +306,76 @@ fn peers_come_and_go() {
 fn a_gateway_can_move_to_another_thread() {
     fn sendable<T: Send>() {}
     sendable::<Gateway>();
+}
+
+/// Two sites with these suites, and what each accepts of the other.
+fn suites(ours: (Suite, bool), theirs: (Suite, bool)) -> (World, PeerId, PeerId) {
+    let config = |(suite, any_suite)| PeerConfig { suite, any_suite, ..PeerConfig::default() };
+    let mut world = World::new(1, Timings::default(), 2);
+    let b = world.introduce(0, 1, config(ours));
+    let a = world.introduce(1, 0, config(theirs));
+    (world, a, b)
+}
+
+#[test]
+fn the_initiator_decides_the_suite_where_both_are_accepted() {
+    for (initiator, responder) in Suite::ALL.into_iter().flat_map(|i| Suite::ALL.map(|r| (i, r))) {
+        let (mut world, a, b) = suites((initiator, false), (responder, true));
+        world.send(0, b, b"hello");
+        world.run(seconds(1));
+        world.send(1, a, b"welcome");
+        world.run(seconds(1));
+        assert_eq!((world.sites[1].received.len(), world.sites[0].received.len()), (1, 1));
+        for (site, peer) in [(0, b), (1, a)] {
+            let index = world.sites[site].plane.current[&peer];
+            assert_eq!(world.sites[site].plane.sessions[&index].keys.suite, initiator);
+        }
+    }
+}
+
+#[test]
+fn sites_that_disagree_about_the_suite_never_complete_a_handshake() {
+    for suite in Suite::ALL {
+        let (mut world, a, b) = suites((suite, false), (suite.other(), false));
+        world.send(0, b, b"hello");
+        world.send(1, a, b"hello");
+        world.run(seconds(80));
+        for (site, theirs) in [(0, suite.other()), (1, suite)] {
+            assert_eq!(world.sites[site].established(), 0);
+            assert!(world.sent_by(site, 2).is_empty(), "no initiation is answered");
+            assert!(world.sent_by(site, 1).len() > 10, "it goes on trying, with its own suite");
+            let refused = world.sites[site].count(|h| *h == Happened::SuiteRefused(theirs));
+            assert!(refused > 10, "each side knows why: {refused}");
+        }
+
+        // An initiation that was refused is not refused once more for somebody who repeats it.
+        let repeated = world.sent_by(0, 1).last().unwrap().bytes.clone();
+        let from = world.sites[0].address;
+        assert_eq!(world.inject(1, from, &repeated), Err(Reject::Replay));
+
+        // Agreement comes with the next initiation.
+        world.sites[1].gateway.set_suite(a, suite, false);
+        world.send(0, b, b"hello");
+        world.run(seconds(10));
+        assert!(world.sites[0].established() > 0);
+    }
+}
+
+#[test]
+fn another_suite_comes_with_the_next_handshake() {
+    let (mut world, _, b) = suites((Suite::ChaCha20Poly1305, true), (Suite::ChaCha20Poly1305, true));
+    world.send(0, b, b"one");
+    world.run(seconds(1));
+    let suite = |world: &World| world.sites[0].plane.sessions[&world.sites[0].plane.current[&b]].keys.suite;
+    world.sites[0].gateway.set_suite(b, Suite::Aes256Gcm, true);
+    world.send(0, b, b"two");
+    world.run(seconds(1));
+    assert_eq!(suite(&world), Suite::ChaCha20Poly1305, "sessions live on");
+    world.run_until(seconds(125));
+    world.send(0, b, b"three");
+    world.run(seconds(1));
+    assert_eq!(suite(&world), Suite::Aes256Gcm);
+    world.send(0, b, b"four");
+    world.run(seconds(1));
+    assert_eq!(world.sites[1].received.len(), 4);
 }

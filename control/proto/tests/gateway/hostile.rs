@@ -106,7 +106,7 @@ fn random_bytes_never_panic_and_never_pass() {
     let mut rng = StdRng::seed_from_u64(7);
     let now = Instant::now();
     let mut gateway = lone_gateway(1, now);
-    let from = "192.0.2.9:9".parse().unwrap();
+    let from: std::net::SocketAddr = "192.0.2.9:9".parse().unwrap();
     for round in 0..100_000 {
         let length = rng.random_range(0..300);
         let mut bytes = vec![0; length];

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use penstock_proto::{
-    Event, Gateway, PeerConfig, PeerId, PublicKey, Reject, Role, StaticSecret, Timings, generate_private_key,
+    Event, Gateway, PeerConfig, PeerId, PublicKey, Reject, Role, StaticSecret, Timings, Used, generate_private_key,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -241,14 +241,14 @@ impl World {
         let mut bytes = vec![4, 0, 0, 0];
         bytes.extend(session.keys.remote_index.to_le_bytes());
         bytes.extend(session.counter.to_le_bytes());
-        bytes.extend(seal(&session.keys.send, session.counter, packet));
+        bytes.extend(seal(&session.keys, session.counter, packet));
         session.counter += 1;
         let to = gateway.peer(peer).unwrap().endpoint().unwrap();
         let traffic = plane.traffic.entry(peer).or_default();
         traffic.sent_any = true;
         traffic.sent_data |= !packet.is_empty();
-        let (index, counter) = (*index, session.counter);
-        gateway.handle_session_used(self.now, peer, index, counter);
+        let (index, used) = (*index, Used { messages: session.counter, blocks: 0 });
+        gateway.handle_session_used(self.now, peer, index, used);
         self.transmit(site, to, bytes);
         self.report_at_once(site);
     }
@@ -264,14 +264,14 @@ impl World {
         if self.now >= session.keys.born + LIFETIME {
             return;
         }
-        let Some(packet) = open(&session.keys.receive, counter, &bytes[16..]) else {
+        let Some(packet) = open(&session.keys, counter, &bytes[16..]) else {
             return;
         };
         if !session.seen.insert(counter) {
             return;
         }
         if !std::mem::replace(&mut session.confirmed, true) {
-            gateway.handle_confirmed(self.now, index);
+            gateway.handle_confirmed(self.now, index, datagram.from);
         }
         if gateway.peer(session.peer).and_then(|peer| peer.endpoint()) != Some(datagram.from) {
             gateway.handle_roamed(self.now, index, datagram.from);
@@ -330,7 +330,7 @@ impl World {
                 let role = keys.role;
                 let confirmed = role == Role::Initiator;
                 let index = keys.local_index;
-                let session = Session { peer, keys, counter: 0, confirmed, seen: HashSet::new() };
+                let session = Session { peer, keys: *keys, counter: 0, confirmed, seen: HashSet::new() };
                 assert!(plane.sessions.insert(index, session).is_none(), "an index is used twice");
                 Happened::Established(role)
             }
@@ -352,8 +352,9 @@ impl World {
                 self.seal(site, peer, &[]);
                 return;
             }
-            Event::EndpointChanged { endpoint, .. } => Happened::Endpoint(endpoint),
+            Event::EndpointChanged { endpoint, .. } => Happened::Endpoint(endpoint.remote),
             Event::PathSilent { .. } => Happened::Silent,
+            Event::SuiteRefused { suite, .. } => Happened::SuiteRefused(suite),
             Event::HandshakeGaveUp { peer } => {
                 plane.staged.remove(&peer);
                 Happened::GaveUp

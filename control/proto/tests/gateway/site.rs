@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aes_gcm::Aes256Gcm;
 use chacha20poly1305::aead::{Aead, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce};
-use penstock_proto::{Gateway, Key, PeerId, Reject, Role, SessionKeys, Traffic};
+use penstock_proto::{Gateway, PeerId, Reject, Role, SessionKeys, Suite, Traffic};
 
 /// Something that happened at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,7 @@ pub enum Happened {
     Keepalive,
     Endpoint(SocketAddr),
     Silent,
+    SuiteRefused(Suite),
     GaveUp,
     Rejected(Reject),
 }
@@ -66,20 +68,29 @@ impl Site {
     }
 }
 
-pub fn seal(key: &Key, counter: u64, packet: &[u8]) -> Vec<u8> {
-    cipher(key).encrypt(&nonce(counter), packet).unwrap()
+pub fn seal(keys: &SessionKeys, counter: u64, packet: &[u8]) -> Vec<u8> {
+    let (key, nonce) = (keys.send.as_bytes().into(), nonce(keys.suite, counter));
+    match keys.suite {
+        Suite::ChaCha20Poly1305 => ChaCha20Poly1305::new(key).encrypt(&nonce, packet),
+        Suite::Aes256Gcm => Aes256Gcm::new(key).encrypt(&nonce, packet),
+    }
+    .unwrap()
 }
 
-pub fn open(key: &Key, counter: u64, sealed: &[u8]) -> Option<Vec<u8>> {
-    cipher(key).decrypt(&nonce(counter), sealed).ok()
+pub fn open(keys: &SessionKeys, counter: u64, sealed: &[u8]) -> Option<Vec<u8>> {
+    let (key, nonce) = (keys.receive.as_bytes().into(), nonce(keys.suite, counter));
+    match keys.suite {
+        Suite::ChaCha20Poly1305 => ChaCha20Poly1305::new(key).decrypt(&nonce, sealed),
+        Suite::Aes256Gcm => Aes256Gcm::new(key).decrypt(&nonce, sealed),
+    }
+    .ok()
 }
 
-fn cipher(key: &Key) -> ChaCha20Poly1305 {
-    ChaCha20Poly1305::new(key.as_bytes().into())
-}
-
-fn nonce(counter: u64) -> Nonce {
+fn nonce(suite: Suite, counter: u64) -> Nonce {
     let mut nonce = Nonce::default();
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    nonce[4..].copy_from_slice(&match suite {
+        Suite::ChaCha20Poly1305 => counter.to_le_bytes(),
+        Suite::Aes256Gcm => counter.to_be_bytes(),
+    });
     nonce
 }

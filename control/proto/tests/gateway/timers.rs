@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_proto::{PeerConfig, PeerId, Role, Timings, Traffic};
+use penstock_proto::{PeerConfig, PeerId, Role, Suite, Timings, Traffic, Used};
 
 use crate::network::*;
 
@@ -276,6 +276,10 @@ fn the_responder_rekeys_at_170_seconds_when_the_initiator_does_not() {
     assert!((seconds(170)..seconds(172)).contains(&times[0]), "{times:?}");
 }
 
+fn messages(messages: u64) -> Used {
+    Used { messages, blocks: 0 }
+}
+
 #[test]
 fn used_up_sessions_are_replaced_and_then_refused() {
     let (mut world, a, b) = World::pair(1);
@@ -284,19 +288,45 @@ fn used_up_sessions_are_replaced_and_then_refused() {
     let (_, index, _) = world.sites[0].sends_on(b).unwrap();
     let (_, other, _) = world.sites[1].sends_on(a).unwrap();
     let now = world.now;
-    world.sites[0].gateway.handle_session_used(now, b, index, 1 << 60);
+    world.sites[0].gateway.handle_session_used(now, b, index, messages(1 << 60));
     world.run(seconds(1));
     assert_eq!(world.sites[0].established(), 1, "2^60 messages are allowed");
     let now = world.now;
-    world.sites[1].gateway.handle_session_used(now, a, other, (1 << 60) + 1);
+    world.sites[1].gateway.handle_session_used(now, a, other, messages((1 << 60) + 1));
     world.run(seconds(1));
     assert_eq!(world.sites[0].established(), 2, "the responder asks too");
 
     let (_, index, _) = world.sites[0].sends_on(b).unwrap();
     let now = world.now;
-    world.sites[0].gateway.handle_session_used(now, b, index, u64::MAX - (1 << 13));
+    world.sites[0].gateway.handle_session_used(now, b, index, messages(u64::MAX - (1 << 13)));
     world.drain(0);
     assert_eq!(world.sites[0].sends_on(b), None);
+    world.run(seconds(6));
+    assert!(world.sites[0].sends_on(b).is_some());
+}
+
+#[test]
+fn many_blocks_are_as_many_messages() {
+    let aes = PeerConfig { suite: Suite::Aes256Gcm, ..PeerConfig::default() };
+    let mut world = World::new(1, Timings::default(), 2);
+    let b = world.introduce(0, 1, aes.clone());
+    world.introduce(1, 0, aes);
+    world.send(0, b, b"hello");
+    world.run_until(seconds(10));
+    let used = |world: &mut World, blocks| {
+        let (_, index, _) = world.sites[0].sends_on(b).unwrap();
+        let now = world.now;
+        world.sites[0].gateway.handle_session_used(now, b, index, Used { messages: 1000, blocks });
+        world.drain(0);
+        world.sites[0].sends_on(b).is_some()
+    };
+    assert!(used(&mut world, 1 << 35));
+    world.run(seconds(1));
+    assert_eq!(world.sites[0].established(), 1, "2^35 blocks are allowed");
+    assert!(used(&mut world, (1 << 35) + 1), "the session lives while its successor is made");
+    world.run(seconds(1));
+    assert_eq!(world.sites[0].established(), 2);
+    assert!(!used(&mut world, 1 << 36), "no more than 2^36");
     world.run(seconds(6));
     assert!(world.sites[0].sends_on(b).is_some());
 }

@@ -5,11 +5,14 @@ fn the_table_is_readable() {
     let mut status = crate::status::sample();
     status.peers.push(crate::status::Peer {
         name: String::new(),
+        statement: None,
         endpoint: None,
         last_handshake: None,
         path: PathKind::None,
         reason: None,
         round_trip_ms: None,
+        suite: "chacha20-poly1305".into(),
+        suite_reason: "WireGuard's own suite".into(),
         ..status.peers[0].clone()
     });
     status.peers.push(crate::status::Peer {
@@ -28,8 +31,10 @@ amsterdam: Penstock 0.1.0, process 4711
   UDP port    47100
   NAT         unknown
   coordinator https://coordinator.example.net as amsterdam: connected
+  authority   AuthorityKey
   tunnel MTU  1420
   workers     2
+  cipher      ifma512: the fastest that this CPU has; aes-256-gcm 7500 MB/s, chacha20-poly1305 4500 MB/s
   WAN         xdp: eth0 has zero-copy
   LAN         tun: asked for
 
@@ -39,15 +44,19 @@ eth0  xdp   1      1       native  yes
 RELAY        BY   ADDRESS         BOUND  ROUND TRIP
 coordinator  udp  192.0.2.9:3478  yes    0.5 ms
 
-PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  RECEIVED  SENT  ALLOWED IPS
-berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
-{key}  none               -           -                never      1.5 KiB   10 B  10.102.0.0/24
-cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   1.5 KiB   10 B  10.102.0.0/24
+PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  SUITE              RECEIVED  SENT  LEASE  ALLOWED IPS
+berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1.5 KiB   10 B  7 d    10.102.0.0/24
+{key}  none               -           -                never      chacha20-poly1305  1.5 KiB   10 B  -      10.102.0.0/24
+cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1.5 KiB   10 B  7 d    10.102.0.0/24
 
 problem: eth1: there is no interface eth1
   to mend it: connect it
 
 cadiz is relayed: UDP is blocked here
+
+berlin uses aes-256-gcm: the profile says so
+
+cadiz uses aes-256-gcm: the profile says so
 
 dropped: replayed 3
 

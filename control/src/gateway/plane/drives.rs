@@ -18,10 +18,10 @@ use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
 use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, Port};
-use penstock_dataplane::steer::{AttachMode, LanSteering, WanSteering};
+use penstock_dataplane::steer::AttachMode;
 
-use super::modes::{Device, ModeSetting, Plan, plan};
-use super::steering::Steering;
+use super::modes::{Device, ModeSetting, Plan, loses, plan};
+use super::steering::{Lan, Steering, Wan};
 use crate::ground::Network;
 use crate::netlink::Interface;
 use crate::problem::{Problem, Problems};
@@ -33,8 +33,8 @@ const SPARE_FRAMES: u32 = 16 * BATCH as u32;
 /// Frames of a worker without AF_XDP.
 const SOCKET_FRAMES: u32 = 4096;
 /// How often a queue that is taken is tried again, and after which pause.
-const BUSY_TRIES: u32 = 20;
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
+const BUSY_TRIES: u32 = 200;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// What encapsulation takes from the WAN's MTU: outer IPv6 (40) and UDP (8), WireGuard's header (16)
 /// and tag (16).
 const OVERHEAD: u32 = 80;
@@ -111,6 +111,22 @@ impl Drive {
         self.interface.as_ref().map(|interface| interface.index)
     }
 
+    /// The interface that a program is to be attached to, and how.
+    fn attachment(&self) -> Option<(&Interface, AttachMode)> {
+        match (&self.interface, &self.plan) {
+            (Some(interface), Plan::Xdp { attach, .. }) => Some((interface, *attach)),
+            _ => None,
+        }
+    }
+
+    /// Why its frames would be lost, should AF_XDP drive it.
+    fn refuse(&mut self, strict: bool) -> Result<()> {
+        match self.device.as_ref().filter(|_| self.xdp()).and_then(loses) {
+            Some(reason) => self.fall_back(anyhow!("{reason}"), strict),
+            None => Ok(()),
+        }
+    }
+
     fn queues(&self) -> u32 {
         self.device.as_ref().map_or(0, |device| device.queues)
     }
@@ -130,6 +146,7 @@ impl Drive {
     /// What is wrong with it: it is missing or down, or not driven as the profile demands.
     fn problem(&self) -> Option<(String, &'static str)> {
         match &self.interface {
+            None if self.name.is_empty() => None,
             None => Some((missing(&self.name), "connect or create it, or correct its name in the profile")),
             Some(interface) if !interface.up => {
                 Some((format!("interface {} is down", self.name), "put it up: ip link set dev NAME up"))
@@ -140,6 +157,11 @@ impl Drive {
             Some(_) => None,
         }
     }
+}
+
+/// The interface that AF_XDP ports are bound to, if there are any.
+fn ports(drive: &Drive) -> Option<String> {
+    drive.xdp().then(|| drive.name.clone())
 }
 
 fn missing(name: &str) -> String {
@@ -165,6 +187,31 @@ impl Drives {
             lan: lan.collect(),
             problems: Problems::default(),
         }
+    }
+
+    /// None of its own: the kernel carries the tunnel by whatever interface its routes lead out of.
+    pub fn none() -> Self {
+        let any = Plan::Socket("the kernel's routes lead to the peers".to_owned());
+        let wan = Drive { plan: any, ..Drive::new("", ModeSetting::Socket) };
+        Self { wan, lan: Vec::new(), problems: Problems::default() }
+    }
+
+    /// Takes up another profile. An interface that is driven as before stays as it is. Returns whether ports have to
+    /// be made anew.
+    pub fn reload(&mut self, profile: &Profile, network: &Network) -> bool {
+        let Self { wan, lan, problems } = std::mem::replace(self, Self::of(profile));
+        let before = (ports(&wan), lan.iter().flat_map(ports).collect::<Vec<_>>());
+        let same = |new: &mut Drive, old: &Drive| {
+            if (&new.name, new.setting) == (&old.name, old.setting) {
+                new.clone_from(old);
+            }
+        };
+        same(&mut self.wan, &wan);
+        self.lan.iter_mut().for_each(|new| lan.iter().for_each(|old| same(new, old)));
+        self.problems = problems;
+        self.problems.solved_all_but(&self.all().map(|drive| drive.name.clone()).collect());
+        let followed = self.follow(network);
+        followed || before != (ports(&self.wan), self.lan.iter().flat_map(ports).collect())
     }
 
     /// Takes up what has become of the interfaces. Returns whether ports have to be made anew.
@@ -265,37 +312,48 @@ pub struct PortSettings {
     pub strict: bool,
 }
 
-/// Attaches the programs where AF_XDP is planned. An interface that cannot is given up if it may be.
+/// Attaches the programs where AF_XDP is planned, and detaches those that are of no use any more. An interface that
+/// cannot is given up if it may be. Workers may run meanwhile: packets are the kernel's until the program has sockets.
 ///
 /// # Errors
 /// An interface that must be driven by AF_XDP cannot be.
-pub fn attach(drives: &mut Drives, settings: PortSettings) -> Result<Steering> {
-    let mut steering = Steering::default();
-    let wan = &mut drives.wan;
-    if let (Plan::Xdp { attach, .. }, Some(interface)) = (&wan.plan, &wan.interface) {
-        match WanSteering::attach(&interface.name, interface.index, settings.local_port, *attach) {
-            Ok(program) => {
-                announce(&interface.name, program.mode().name(), program.fallback(), *attach);
-                steering.wan = Some(program);
+pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettings) -> Result<()> {
+    let PortSettings { local_port, tunnel_mtu, strict, .. } = settings;
+    drives.all_mut().try_for_each(|drive| drive.refuse(strict))?;
+    // An interface can have one program, so that the old one goes first.
+    steering
+        .wan
+        .take_if(|wan| drives.wan.attachment().is_none_or(|(interface, mode)| !wan.fits(interface, local_port, mode)));
+    let fits =
+        |lan: &Lan| drives.lan.iter().filter_map(Drive::attachment).any(|(interface, mode)| lan.fits(interface, mode));
+    steering.lan.retain(fits);
+    if let (Some((interface, mode)), None) = (drives.wan.attachment(), &steering.wan) {
+        match Wan::attach(interface, local_port, mode) {
+            Ok(wan) => {
+                announce(&interface.name, wan.program.mode().name(), wan.program.fallback(), mode);
+                steering.wan = Some(wan);
             }
-            Err(e) => wan.fall_back(e.into(), settings.strict)?,
+            Err(e) => drives.wan.fall_back(e.into(), strict)?,
         }
     }
-    for lan in &mut drives.lan {
-        let (Plan::Xdp { attach, .. }, Some(interface)) = (&lan.plan, &lan.interface) else { continue };
-        let Interface { name, index, mac, .. } = interface;
-        let attached = mac
-            .ok_or_else(|| anyhow!("{name} is not an Ethernet device"))
-            .and_then(|mac| Ok(LanSteering::attach(name, *index, mac, settings.tunnel_mtu, *attach)?));
+    for drive in &mut drives.lan {
+        let Some((interface, mode)) = drive.attachment() else { continue };
+        if steering.lan.iter().any(|lan| lan.fits(interface, mode)) {
+            continue;
+        }
+        let attached = interface
+            .mac
+            .ok_or_else(|| anyhow!("{} is not an Ethernet device", interface.name))
+            .and_then(|mac| Ok(Lan::attach(interface, mac, tunnel_mtu, mode)?));
         match attached {
-            Ok(program) => {
-                announce(name, program.mode().name(), program.fallback(), *attach);
-                steering.lan.push((*index, program));
+            Ok(lan) => {
+                announce(&interface.name, lan.program.mode().name(), lan.program.fallback(), mode);
+                steering.lan.push(lan);
             }
-            Err(e) => lan.fall_back(e, settings.strict)?,
+            Err(e) => drive.fall_back(e, strict)?,
         }
     }
-    Ok(steering)
+    Ok(())
 }
 
 fn announce(interface: &str, mode: &str, fallback: Option<&str>, asked: AttachMode) {
@@ -330,7 +388,7 @@ pub fn build(
                 if drives.wan.index() == Some(index) {
                     steering.wan = None;
                 }
-                steering.lan.retain(|(lan, _)| *lan != index);
+                steering.lan.retain(|lan| lan.index != index);
             }
         }
     };
@@ -392,11 +450,11 @@ fn bind(
     let Some(Interface { name, index, .. }) = &drive.interface else { bail!(missing(&drive.name)) };
     let failed = || format!("cannot bind an AF_XDP socket to queue {queue} of {name}");
     let pool = &mut ports.pool;
-    if let Some((_, program)) = steering.lan.iter_mut().find(|(lan, _)| lan == index) {
+    if let Some(Lan { program, .. }) = steering.lan.iter_mut().find(|lan| lan.index == *index) {
         let port = patiently(|| XdpPort::lan(pool, name, *index, queue)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.lan.push(Box::new(port));
-    } else if let Some(program) = &mut steering.wan {
+    } else if let Some(Wan { program, .. }) = &mut steering.wan {
         let port = patiently(|| XdpPort::wan(pool, name, *index, queue, settings.local_port)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.wan.push(Box::new(port));

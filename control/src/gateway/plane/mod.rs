@@ -5,6 +5,7 @@
 //! goes, comes back or changes, or the tun device is lost, the workers are made anew. The tunnel's sockets outlive
 //! them, and so do sessions and counters.
 
+pub mod cipher;
 pub mod drives;
 mod modes;
 mod next_hop;
@@ -25,24 +26,31 @@ use penstock_dataplane::ports::tun::{TunConfig, TunPort, TunQueue};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort, UdpSender};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::Table;
-use penstock_proto::PeerId;
+use penstock_proto::{PeerId, Speeds};
 use tokio::io::unix::AsyncFd;
 
 use super::peers::Peers;
 use crate::ground::Network;
 use crate::netlink::Netlink;
 use crate::problem::Problems;
-use crate::profile::{LocalPort, Name, Profile};
+use crate::profile::{CipherImplementation, LocalPort, Name, Profile};
 
+use cipher::Chosen;
 use drives::{Drives, KernelPorts, PortSettings};
 use modes::workers;
 pub use next_hop::NextHops;
 use steering::{Prefixes, Steering};
 use tables::Parts;
-pub use tables::Path;
+pub use tables::{Behind, Path};
 
 /// The subject of the problem that there are no workers.
 const WORKERS: &str = "workers";
+/// The subject of the problem that the cipher is not the one it should be.
+const CIPHER: &str = "cipher";
+/// The subject of the problem that the tunnel's port is not that of the profile.
+pub const PORT: &str = "LocalPort";
+/// The same of its firewall mark.
+pub const MARK: &str = "FwMark";
 
 /// What the profile says of the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +69,8 @@ pub struct PlaneConfig {
     pub udp_gso: bool,
     /// The firewall mark of what is sent.
     pub mark: u32,
+    /// What computes ChaCha20-Poly1305.
+    pub cipher: CipherImplementation,
 }
 
 impl PlaneConfig {
@@ -74,6 +84,21 @@ impl PlaneConfig {
             mtu: profile.mtu,
             udp_gso: profile.udp_gso,
             mark: profile.mark,
+            cipher: profile.cipher,
+        }
+    }
+
+    /// A WireGuard device without a profile.
+    fn device(name: &Name) -> Self {
+        Self {
+            name: name.clone(),
+            local_port: LocalPort::Random,
+            workers: 0,
+            busy_poll: false,
+            mtu: None,
+            udp_gso: true,
+            mark: 0,
+            cipher: CipherImplementation::Auto,
         }
     }
 }
@@ -81,8 +106,12 @@ impl PlaneConfig {
 /// Workers, ports, programs and tables.
 pub struct Plane {
     config: PlaneConfig,
+    cipher: Chosen,
+    speeds: Speeds,
     drives: Drives,
     local_port: u16,
+    /// How many workers there should be.
+    workers: u32,
     /// The tunnel's sockets, one a worker.
     sockets: Vec<UdpSender>,
     /// The queues of the tun device, one a worker; none while there is no device.
@@ -113,17 +142,36 @@ impl Plane {
     /// # Errors
     /// One sentence: the port, the name of the tun device or a mode that the profile demands is not to be had.
     pub fn start(profile: &Profile, network: &Network) -> Result<Self> {
-        let config = PlaneConfig::of(profile);
         let mut drives = Drives::of(profile);
         drives.follow(network);
+        Self::with(PlaneConfig::of(profile), drives)
+    }
+
+    /// The data plane of a WireGuard device without a profile: the tunnel's sockets, on a port that the kernel picks,
+    /// and the tun device.
+    ///
+    /// # Errors
+    /// One sentence: no port or no device of this name is to be had.
+    pub fn device(name: &Name) -> Result<Self> {
+        Self::with(PlaneConfig::device(name), Drives::none())
+    }
+
+    fn with(config: PlaneConfig, drives: Drives) -> Result<Self> {
+        let cipher = Chosen::start(config.cipher)?;
+        let speeds = cipher.measure();
+        let mut problems = Problems::default();
+        note_fallback(&mut problems, Instant::now(), &cipher);
         let count = workers(u32::from(config.workers), drives.queues(), cores().len() as u32);
         let sockets = bind(&config, count)?;
         let local_port = sockets.first().map(UdpSender::local_port).ok_or_else(|| anyhow!("there is no worker"))?;
         let parts = Parts::new(drives.tunnel_mtu(config.mtu));
         let mut plane = Self {
             config,
+            cipher,
+            speeds,
             drives,
             local_port,
+            workers: count,
             sockets,
             tun: Vec::new(),
             running: None,
@@ -134,11 +182,12 @@ impl Plane {
             commands: Vec::new(),
             dropped: BTreeMap::new(),
             stale: false,
-            problems: Problems::default(),
+            problems,
         };
-        plane.build(true)?;
+        plane.attach(true)?;
+        plane.build(true, Table::default())?;
         plane.drives.announce();
-        tracing::info!("{count} workers, tunnel MTU {}", plane.tunnel_mtu());
+        tracing::info!("{count} workers, tunnel MTU {}, cipher {}", plane.tunnel_mtu(), plane.cipher.implementation);
         Ok(plane)
     }
 
@@ -165,14 +214,110 @@ impl Plane {
         changed
     }
 
-    /// Makes the workers anew if they are not those of the interfaces that are there. Returns whether it did: then
-    /// they have an empty table.
+    /// The firewall mark of what is sent.
+    pub fn mark(&self) -> u32 {
+        self.config.mark
+    }
+
+    /// Makes this the largest inner packet; whether it was another.
+    pub fn set_tunnel_mtu(&mut self, mtu: u16) -> bool {
+        self.parts.set_mtu(mtu)
+    }
+
+    /// Takes up another profile. What the sockets or the workers have to be made anew for is left to
+    /// [`Self::renew`].
+    pub fn reload(&mut self, now: Instant, profile: &Profile, network: &Network) {
+        let config = PlaneConfig::of(profile);
+        let ports_differ = self.drives.reload(profile, network);
+        if ports_differ || config.workers != self.config.workers {
+            self.workers = workers(u32::from(config.workers), self.drives.queues(), cores().len() as u32);
+        }
+        if config.cipher != self.config.cipher {
+            self.change_cipher(now, config.cipher);
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.stale |=
+            ports_differ || (before.busy_poll, before.udp_gso) != (self.config.busy_poll, self.config.udp_gso);
+        self.set_mark(now, self.config.mark);
+        self.problems.try_now(now);
+    }
+
+    /// Has the next workers compute by this implementation.
+    fn change_cipher(&mut self, now: Instant, asked: CipherImplementation) {
+        match Chosen::start(asked) {
+            Ok(cipher) => {
+                note_fallback(&mut self.problems, now, &cipher);
+                self.stale |= cipher.implementation != self.cipher.implementation;
+                self.speeds = cipher.measure();
+                self.cipher = cipher;
+            }
+            Err(e) => self.problems.note(now, CIPHER, &format!("{e:#}"), "replace the CPU"),
+        }
+    }
+
+    /// Has the tunnel bound to this port, as soon as [`Self::renew`] is called and the port is to be had. Returns what
+    /// was asked for before.
+    pub fn set_local_port(&mut self, now: Instant, port: LocalPort) -> LocalPort {
+        self.problems.try_now(now);
+        std::mem::replace(&mut self.config.local_port, port)
+    }
+
+    /// Gives the tunnel's packets another firewall mark.
+    pub fn set_mark(&mut self, now: Instant, mark: u32) {
+        self.config.mark = mark;
+        match self.sockets.iter().filter(|socket| socket.mark() != mark).try_for_each(|s| s.set_mark(mark)) {
+            Ok(()) => self.problems.solved(MARK),
+            Err(e) => {
+                let sentence = format!("the sockets cannot be given the mark {mark}: {e}");
+                self.problems.note(now, MARK, &sentence, "give the gateway CAP_NET_ADMIN, and reload it");
+            }
+        }
+    }
+
+    /// Binds the sockets that are wanted, if they are others than those there are. Returns whether there are others
+    /// now.
+    fn rebind(&mut self, now: Instant) -> bool {
+        let moves = matches!(self.config.local_port, LocalPort::Pinned(port) if port != self.local_port);
+        let (there, wanted) = (self.sockets.len(), self.workers as usize);
+        if !moves {
+            self.problems.solved(PORT);
+        }
+        if (!moves && there == wanted) || !self.problems.may_try(now, PORT) {
+            return false;
+        }
+        let config = udp_config(&self.config, self.local_port, wanted);
+        let bound = if moves {
+            bind(&self.config, self.workers).map(|sockets| self.sockets = sockets)
+        } else {
+            self.sockets.truncate(wanted);
+            let more = self.sockets[0].siblings(&config, wanted - self.sockets.len());
+            more.map(|more| self.sockets.extend(more)).map_err(Into::into)
+        };
+        match bound {
+            Ok(()) => {
+                self.local_port = self.sockets[0].local_port();
+                self.problems.solved(PORT);
+                true
+            }
+            Err(e) => {
+                let sentence = format!("{e:#}; the tunnel stays on port {}", self.local_port);
+                self.problems.failed(now, PORT, &sentence, "free the port, or set another LocalPort and reload");
+                false
+            }
+        }
+    }
+
+    /// Makes the workers anew if they are not those of the sockets and interfaces there should be. Returns whether
+    /// it did, with what the old ones had to say: then the tun device may be another.
     pub fn renew(&mut self, now: Instant) -> Option<Vec<Notice>> {
+        self.stale |= self.rebind(now);
         if !self.stale || !self.problems.may_try(now, WORKERS) {
             return None;
         }
-        let notices = self.stop();
-        match self.build(false) {
+        let attached = self.attach(false);
+        // The new workers begin with the old table: it holds until the next one is published.
+        let (notices, table) = self.stop();
+        match attached.and_then(|()| self.build(false, table)) {
             Ok(()) => {
                 self.stale = false;
                 self.problems.solved(WORKERS);
@@ -186,22 +331,35 @@ impl Plane {
         Some(notices)
     }
 
-    /// Stops the workers, and returns what they still had to say.
-    fn stop(&mut self) -> Vec<Notice> {
-        self.steering = Steering::default();
-        let Some(Running { mut engine, .. }) = self.running.take() else { return Vec::new() };
+    /// Stops the workers, and returns what they still had to say and their table.
+    fn stop(&mut self) -> (Vec<Notice>, Table) {
+        let Some(Running { mut engine, .. }) = self.running.take() else { return Default::default() };
         engine.stop();
         for (reason, count) in engine.drops() {
             *self.dropped.entry(DropReason::name(reason)).or_default() += count;
         }
-        std::iter::from_fn(|| engine.notices().pop()).collect()
+        (std::iter::from_fn(|| engine.notices().pop()).collect(), Table::clone(&engine.table()))
+    }
+
+    /// Attaches the programs. `strict`: a mode that the profile demands must be had.
+    fn attach(&mut self, strict: bool) -> Result<()> {
+        let settings = self.port_settings(strict);
+        drives::attach(&mut self.drives, &mut self.steering, settings)
+    }
+
+    fn port_settings(&self, strict: bool) -> PortSettings {
+        let busy_poll = self.config.busy_poll;
+        PortSettings { local_port: self.local_port, tunnel_mtu: self.parts.mtu(), busy_poll, strict }
     }
 
     /// Makes ports and workers. `strict`: a mode that the profile demands must be had.
-    fn build(&mut self, strict: bool) -> Result<()> {
+    fn build(&mut self, strict: bool, table: Table) -> Result<()> {
         let count = self.sockets.len();
         let name = self.config.name.as_str();
         let mtu = self.parts.mtu();
+        if self.tun.len() != count {
+            self.tun.clear();
+        }
         let tun = if self.tun.is_empty() {
             let config = TunConfig { name: name.to_owned(), mtu, queues: count };
             TunPort::open(&config).with_context(|| format!("cannot create the tun device {name}"))?
@@ -211,20 +369,20 @@ impl Plane {
         self.tun = tun.iter().map(|port| port.queue().clone()).collect();
         let udp_config = udp_config(&self.config, self.local_port, count);
         let udp = self.sockets.iter().enumerate().map(|(i, s)| UdpPort::on(s, i as u32, &udp_config)).collect();
-        let settings =
-            PortSettings { local_port: self.local_port, tunnel_mtu: mtu, busy_poll: self.config.busy_poll, strict };
-        let mut steering = drives::attach(&mut self.drives, settings)?;
-        let setups = drives::build(&mut self.drives, &mut steering, KernelPorts { udp, tun }, settings, &cores())?;
-        let engine = Engine::start(EngineConfig::new(setups, Table::default())).context("cannot start the workers")?;
+        let (settings, kernel) = (self.port_settings(strict), KernelPorts { udp, tun });
+        let setups = drives::build(&mut self.drives, &mut self.steering, kernel, settings, &cores())?;
+        // Merged for us below, the tunnel's datagrams would reach a program as frames that are larger than any.
+        self.sockets.iter().for_each(|socket| socket.set_gro(!self.drives.wan.xdp()));
+        let engine = Engine::start(EngineConfig { workers: setups, table, cipher: self.cipher.cipher() })
+            .context("cannot start the workers")?;
         let notices = crate::readable::watch(engine.notices()).context("cannot hear the workers")?;
-        self.steering = steering;
         self.running = Some(Running { engine, notices });
         Ok(())
     }
 
     /// When to try again what has failed.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.stale { self.problems.poll_timeout() } else { None }
+        self.problems.poll_timeout()
     }
 
     /// What is wrong with interfaces and workers.
@@ -269,9 +427,24 @@ impl Plane {
         self.local_port
     }
 
+    /// The port that is asked for: the profile's, or that of `wg set`.
+    pub fn configured_port(&self) -> LocalPort {
+        self.config.local_port
+    }
+
     /// The tun device's index, while there is one.
     pub fn tun(&self) -> Option<u32> {
         self.tun.first().map(TunQueue::ifindex)
+    }
+
+    /// The cipher in use.
+    pub fn cipher(&self) -> &Chosen {
+        &self.cipher
+    }
+
+    /// How fast it is.
+    pub fn speeds(&self) -> Speeds {
+        self.speeds
     }
 
     /// The largest inner packet.
@@ -314,6 +487,14 @@ impl Plane {
         drops
     }
 
+    /// Calls the workers, who are to answer soon. Returns those who have not answered the last call.
+    pub fn call(&self) -> Vec<usize> {
+        let Some(Running { engine, .. }) = &self.running else { return Vec::new() };
+        let silent = engine.silent().collect();
+        engine.call();
+        silent
+    }
+
     /// Hands the workers a command, once the next table is published.
     pub fn command(&mut self, commands: impl IntoIterator<Item = Command>) {
         self.commands.extend(commands);
@@ -332,6 +513,9 @@ impl Plane {
         let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, (mark, self.local_port));
         self.next_hops.ask(netlink, Instant::now(), &missing);
         let changed = paths != self.paths;
+        if changed {
+            self.parts.renew_endpoints(peers);
+        }
         self.paths = paths;
         changed
     }
@@ -345,9 +529,10 @@ impl Plane {
         }
     }
 
-    /// Renews the next hops on the LAN, and the addresses that ICMP messages come from. Whether anything may differ.
-    pub fn follow_hops(&mut self, network: &Network, own: &[IpAddr]) -> bool {
-        self.parts.follow(network, &self.drives.lan_indices(), &self.drives.lan_xdp(), own)
+    /// Renews what the tunnel may reach, the next hops on the LAN, and the addresses that ICMP messages come from.
+    /// Whether anything may differ.
+    pub fn follow_hops(&mut self, network: &Network, own: &[IpAddr], behind: Behind<'_>) -> bool {
+        self.parts.follow(network, &self.drives.lan_indices(), &self.drives.lan_xdp(), own, behind)
     }
 
     /// To be called when allowed IPs or the order of the peers have changed.
@@ -359,7 +544,7 @@ impl Plane {
     pub fn steer(&mut self, addresses: BTreeSet<IpAddr>, prefixes: Prefixes) {
         if !self.steering.is_empty() {
             self.steering.set_addresses(addresses);
-            self.steering.set_prefixes(prefixes);
+            self.steering.set_prefixes(&prefixes);
         }
     }
 
@@ -369,6 +554,15 @@ impl Plane {
             engine.publish(self.parts.table(peers, |peer| self.paths.get(&peer.id).copied().unwrap_or_default()));
         }
     }
+}
+
+fn note_fallback(problems: &mut Problems, now: Instant, cipher: &Chosen) {
+    if !cipher.is_fallback {
+        problems.solved(CIPHER);
+        return;
+    }
+    let sentence = format!("{}; ring is used instead", cipher.reason);
+    problems.note(now, CIPHER, &sentence, "set Cipher.Implementation to auto or ring, or replace the CPU");
 }
 
 fn cores() -> Vec<core_affinity::CoreId> {

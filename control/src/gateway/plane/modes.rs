@@ -113,6 +113,28 @@ impl Device {
     }
 }
 
+/// Why AF_XDP would lose packets on a device although it can be attached there, if it would.
+pub fn loses(device: &Device) -> Option<String> {
+    let name = &device.name;
+    let merged = |what: &str| {
+        Some(format!(
+            "{name} is a {what}: AF_XDP above it gets frames that the device below has merged, and loses them; use \
+             sockets, or name the device below"
+        ))
+    };
+    match device.kind.as_deref()? {
+        "bond" | "team" => Some(format!(
+            "{name} is a bond or team: its frames come by its members, and the kernel hands none of them to a socket on \
+             the whole; use sockets"
+        )),
+        "vlan" => merged("VLAN"),
+        "bridge" => merged("bridge"),
+        "macvlan" | "macvtap" => merged("macvlan"),
+        "ipvlan" | "ipvtap" => merged("ipvlan"),
+        _ => None,
+    }
+}
+
 /// How many workers to start: `asked` by the profile (0: as many as fit), `queues` the most receive
 /// queues of an interface driven by AF_XDP (0: there is none), `cores` those we may use.
 pub fn workers(asked: u32, queues: u32, cores: u32) -> u32 {
@@ -154,6 +176,16 @@ mod tests {
             Plan::Xdp { attach: AttachMode::Auto, optional: false, .. }
         ));
         assert!(matches!(plan(ModeSetting::Socket, &device(None, Some("ice"))), Plan::Socket(_)));
+    }
+
+    #[test]
+    fn devices_above_others_are_refused_with_the_reason() {
+        for (kind, word) in [("bond", "bond"), ("team", "members"), ("vlan", "VLAN"), ("bridge", "merged")] {
+            let reason = loses(&device(Some(kind), None)).unwrap();
+            assert!(reason.starts_with("eth0 is a ") && reason.contains(word), "{reason}");
+        }
+        assert_eq!(loses(&device(Some("veth"), None)), None);
+        assert_eq!(loses(&device(None, Some("ice"))), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! to a neighbour that is resolved, the workers send there themselves.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use penstock_proto::PeerId;
@@ -41,8 +41,10 @@ impl NextHops {
         let mut paths = HashMap::new();
         for peer in peers.iter() {
             let Some(endpoint) = peer.endpoint else { continue };
-            let mut path = Path { endpoint: Some(endpoint), link: None };
-            if let Some((wan, hop)) = wan.and_then(|wan| Some((wan, next_hop(netlink, wan, endpoint, mark, port)?))) {
+            let local = peer.local.filter(|local| network.has_address(*local));
+            let outer = Outer { mark, source: local, source_port: port, destination: endpoint };
+            let mut path = Path { endpoint: Some(endpoint), local, link: None };
+            if let Some((wan, hop)) = wan.and_then(|wan| Some((wan, next_hop(netlink, wan, &outer)?))) {
                 path.link = network.link(wan, hop.address, hop.source);
                 self.used.insert((wan.index, hop.address));
             }
@@ -81,12 +83,12 @@ struct Hop {
     source: IpAddr,
 }
 
-/// The next hop to `endpoint`, if the kernel's route leads out of `wan`.
-fn next_hop(netlink: &mut Netlink, wan: &Interface, endpoint: SocketAddr, mark: u32, port: u16) -> Option<Hop> {
-    let outer = Outer { mark, source_port: port, destination: endpoint };
-    let route = netlink.route_of(&outer).ok()??;
+/// The next hop of an outer packet, if the kernel's route leads out of `wan`.
+fn next_hop(netlink: &mut Netlink, wan: &Interface, outer: &Outer) -> Option<Hop> {
+    let route = netlink.route_of(outer).ok()??;
     if route.interface != Some(wan.index) || route.kind != RouteKind::Unicast {
         return None;
     }
-    Some(Hop { address: route.gateway.unwrap_or(endpoint.ip()), source: route.source? })
+    let source = outer.source.or(route.source)?;
+    Some(Hop { address: route.gateway.unwrap_or(outer.destination.ip()), source })
 }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_dataplane::steer::{LanSteering, OuterFamily, SteerError, WanSteering};
+use penstock_dataplane::steer::{AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering};
 
 use crate::gateway::peers::Peers;
+use crate::netlink::Interface;
 
 /// A LAN prefix, and where its packets go: to AF_XDP with room for this family's headers, or (`None`)
 /// to the kernel although a shorter prefix goes to AF_XDP.
@@ -17,11 +18,91 @@ pub type Prefixes = BTreeMap<IpNet, Option<OuterFamily>>;
 #[derive(Debug, Default)]
 pub struct Steering {
     /// On the WAN, if that is driven by AF_XDP.
-    pub wan: Option<WanSteering>,
-    /// On the LAN interfaces that are driven by AF_XDP, by index.
-    pub lan: Vec<(u32, LanSteering)>,
+    pub wan: Option<Wan>,
+    /// On the LAN interfaces that are driven by AF_XDP.
+    pub lan: Vec<Lan>,
+}
+
+/// The program on the WAN, and what it was told.
+#[derive(Debug)]
+pub struct Wan {
+    /// The interface.
+    pub index: u32,
+    /// The program.
+    pub program: WanSteering,
+    port: u16,
+    asked: AttachMode,
     addresses: BTreeSet<IpAddr>,
+}
+
+/// The program on a LAN interface, and what it was told.
+#[derive(Debug)]
+pub struct Lan {
+    /// The interface.
+    pub index: u32,
+    /// The program.
+    pub program: LanSteering,
+    mac: [u8; 6],
+    asked: AttachMode,
     prefixes: Prefixes,
+}
+
+impl Wan {
+    /// Attaches to an interface.
+    ///
+    /// # Errors
+    /// The driver or another owner of the interface is in the way.
+    pub fn attach(interface: &Interface, port: u16, asked: AttachMode) -> Result<Self, AttachError> {
+        let Interface { name, index, .. } = interface;
+        let program = WanSteering::attach(name, *index, port, asked)?;
+        Ok(Self { index: *index, program, port, asked, addresses: BTreeSet::new() })
+    }
+
+    /// Whether it is what [`Self::attach`] would make.
+    pub fn fits(&self, interface: &Interface, port: u16, asked: AttachMode) -> bool {
+        (self.index, self.port, self.asked) == (interface.index, port, asked)
+    }
+}
+
+impl Lan {
+    /// Attaches to an Ethernet interface with this address.
+    ///
+    /// # Errors
+    /// The driver or another owner of the interface is in the way.
+    pub fn attach(
+        interface: &Interface,
+        mac: [u8; 6],
+        tunnel_mtu: u16,
+        asked: AttachMode,
+    ) -> Result<Self, AttachError> {
+        let Interface { name, index, .. } = interface;
+        let program = LanSteering::attach(name, *index, mac, tunnel_mtu, asked)?;
+        Ok(Self { index: *index, program, mac, asked, prefixes: Prefixes::new() })
+    }
+
+    /// Whether it is what [`Self::attach`] would make.
+    pub fn fits(&self, interface: &Interface, asked: AttachMode) -> bool {
+        (self.index, Some(self.mac), self.asked) == (interface.index, interface.mac, asked)
+    }
+
+    /// Makes these the steered prefixes.
+    fn set_prefixes(&mut self, wanted: &Prefixes) {
+        // What the kernel is to keep comes first: a default route must not catch it for a moment.
+        let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
+        changes.sort_by_key(|(_, to)| to.is_some());
+        for (prefix, to) in changes {
+            let (address, len) = (prefix.addr(), prefix.prefix_len());
+            let result = match to {
+                Some(outer) => self.program.insert_prefix(address, len, *outer),
+                None => self.program.insert_local_prefix(address, len),
+            };
+            told(result, "of a prefix");
+        }
+        for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)) {
+            told(self.program.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that went");
+        }
+        self.prefixes.clone_from(wanted);
+    }
 }
 
 impl Steering {
@@ -32,42 +113,26 @@ impl Steering {
 
     /// Packets from the LAN may be so large.
     pub fn set_tunnel_mtu(&mut self, mtu: u16) {
-        for (_, lan) in &mut self.lan {
-            told(lan.set_tunnel_mtu(mtu), "of the tunnel's MTU");
+        for lan in &mut self.lan {
+            told(lan.program.set_tunnel_mtu(mtu), "of the tunnel's MTU");
         }
     }
 
     /// Makes these our addresses on the WAN.
     pub fn set_addresses(&mut self, wanted: BTreeSet<IpAddr>) {
-        let Some(wan) = &mut self.wan else { return };
-        for address in self.addresses.difference(&wanted) {
-            told(wan.remove_local(*address), "of an address that went");
+        let Some(Wan { program, addresses, .. }) = &mut self.wan else { return };
+        for address in addresses.difference(&wanted) {
+            told(program.remove_local(*address), "of an address that went");
         }
-        for address in wanted.difference(&self.addresses) {
-            told(wan.insert_local(*address), "of an address");
+        for address in wanted.difference(addresses) {
+            told(program.insert_local(*address), "of an address");
         }
-        self.addresses = wanted;
+        *addresses = wanted;
     }
 
     /// Makes these the steered prefixes, on every LAN interface.
-    pub fn set_prefixes(&mut self, wanted: Prefixes) {
-        for (_, lan) in &mut self.lan {
-            // What the kernel is to keep comes first: a default route must not catch it for a moment.
-            let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
-            changes.sort_by_key(|(_, to)| to.is_some());
-            for (prefix, to) in changes {
-                let (address, len) = (prefix.addr(), prefix.prefix_len());
-                let result = match to {
-                    Some(outer) => lan.insert_prefix(address, len, *outer),
-                    None => lan.insert_local_prefix(address, len),
-                };
-                told(result, "of a prefix");
-            }
-            for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)) {
-                told(lan.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that went");
-            }
-        }
-        self.prefixes = wanted;
+    pub fn set_prefixes(&mut self, wanted: &Prefixes) {
+        self.lan.iter_mut().for_each(|lan| lan.set_prefixes(wanted));
     }
 }
 

@@ -1,8 +1,11 @@
 //! The table that workers read, made of what control knows. Parts that did not change are shared
 //! with the table before.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
@@ -11,11 +14,26 @@ use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 use crate::gateway::peers::{Peer, Peers};
 use crate::ground::Network;
 
+/// The groups of one link: the gateway's own protocols, never forwarded.
+const LOCAL_GROUPS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 24);
+const LOCAL_GROUPS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
+
+/// What the tunnel leads to on this side.
+#[derive(Clone, Copy, Debug)]
+pub enum Behind<'a> {
+    /// These prefixes; without any, the networks of the LAN interfaces.
+    Subnets(&'a BTreeSet<IpNet>),
+    /// Whatever the kernel has a route to.
+    Anything,
+}
+
 /// Where a peer's datagrams go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path {
     /// Its endpoint, if it is known.
     pub endpoint: Option<SocketAddr>,
+    /// The address of ours that packets to it leave from, if it called one that is still ours.
+    pub local: Option<IpAddr>,
     /// How to get there by AF_XDP.
     pub link: Option<Link>,
 }
@@ -25,8 +43,13 @@ pub struct Path {
 pub struct Parts {
     /// By place: to which peer an address belongs. Renewed by [`Parts::renew_allowed_ips`].
     allowed_ips: Arc<PrefixMap<u32>>,
+    /// Where peers are.
+    endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN.
     hops: Arc<PrefixMap<Option<Link>>>,
+    /// What the tunnel may reach here, as prefixes and as a map; `None`: anything.
+    reachable_prefixes: Option<BTreeSet<IpNet>>,
+    reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet.
     mtu: u16,
     /// Our address in ICMP messages about IPv4.
@@ -51,9 +74,15 @@ impl Parts {
         std::mem::replace(&mut self.mtu, mtu) != mtu
     }
 
-    /// Renews what tables have from the network: next hops by the LAN interfaces `xdp`, and addresses of the
-    /// LAN interfaces `lan`, else of our `own`. Whether anything may differ.
-    pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], own: &[IpAddr]) -> bool {
+    /// Renews what tables have from the network: what the tunnel may reach, next hops by the LAN interfaces `xdp`, and
+    /// addresses of the LAN interfaces `lan`, else of our own. Whether anything may differ.
+    pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], own: &[IpAddr], behind: Behind<'_>) -> bool {
+        let reachable = reachable(own, behind, network, lan);
+        let opens = reachable != self.reachable_prefixes;
+        if opens {
+            self.reachable = reachable.as_ref().map(|prefixes| Arc::new(map_of(prefixes)));
+            self.reachable_prefixes = reachable;
+        }
         let (v4, v6) = (network.speaker_v4(lan), network.speaker_v6(lan));
         let icmp_v4 = icmp_source(v4, own, |a| if let IpAddr::V4(a) = a { Some(a) } else { None });
         let icmp_v6 = icmp_source(v6, own, |a| if let IpAddr::V6(a) = a { Some(a) } else { None });
@@ -62,7 +91,7 @@ impl Parts {
         if xdp.is_empty() {
             let had_hops = !self.hops.is_empty();
             self.hops = Arc::default();
-            return speaks_anew || had_hops;
+            return opens || speaks_anew || had_hops;
         }
         self.hops = Arc::new(network.hops(xdp));
         true
@@ -79,23 +108,32 @@ impl Parts {
         self.allowed_ips = Arc::new(map);
     }
 
+    /// To be called when peers have other endpoints.
+    pub fn renew_endpoints(&mut self, peers: &Peers) {
+        let endpoints = peers.iter().filter_map(|peer| peer.endpoint.filter(|at| peer.is_at(*at)));
+        self.endpoints = Arc::new(endpoints.collect());
+    }
+
     /// A table of this moment.
     pub fn table(&self, peers: &Peers, path: impl Fn(&Peer) -> Path) -> Table {
         let mut table = Table {
             allowed_ips: Arc::clone(&self.allowed_ips),
+            endpoints: Arc::clone(&self.endpoints),
             hops: Arc::clone(&self.hops),
+            reachable: self.reachable.clone(),
             mtu: usize::from(self.mtu),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
             ..Table::default()
         };
         for (place, peer) in peers.iter().enumerate() {
-            let Path { endpoint, link } = path(peer);
+            let Path { endpoint, local, link } = path(peer);
             let sending = peer.sending().cloned();
             let next = peer.sessions.last().filter(|session| !session.confirmed()).cloned();
             table.peers.push(PeerEntry {
                 peer: Arc::clone(&peer.data),
                 endpoint,
+                local,
                 roams: peer.roams(),
                 link,
                 sending,
@@ -108,6 +146,29 @@ impl Parts {
         }
         table
     }
+}
+
+fn map_of(prefixes: &BTreeSet<IpNet>) -> PrefixMap<()> {
+    let mut map = PrefixMap::default();
+    for prefix in prefixes {
+        map.insert(prefix.addr(), prefix.prefix_len(), ());
+    }
+    map
+}
+
+/// What the tunnel may reach here, unless anything: this site's prefixes, else the networks of its LAN interfaces; and
+/// the gateway itself, by its addresses and the groups that nobody forwards (RFC 5771, section 4; RFC 4291, section 2.7).
+fn reachable(own: &[IpAddr], behind: Behind<'_>, network: &Network, lan: &[u32]) -> Option<BTreeSet<IpNet>> {
+    let Behind::Subnets(subnets) = behind else { return None };
+    let groups = [IpNet::V4(LOCAL_GROUPS_V4), IpNet::V6(LOCAL_GROUPS_V6)];
+    let addresses = network.addresses.iter().map(|address| address.address).filter(|address| !address.is_loopback());
+    let own = addresses.chain(own.iter().copied()).map(IpNet::from);
+    let mut reachable: BTreeSet<IpNet> = own.chain(groups).chain(subnets.iter().copied()).collect();
+    if subnets.is_empty() {
+        let networks = lan.iter().flat_map(|lan| network.addresses_of(*lan)).map(|address| address.network());
+        reachable.extend(networks);
+    }
+    Some(reachable)
 }
 
 /// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
@@ -149,7 +210,8 @@ mod tests {
         let mut parts = Parts::new(1420);
         parts.renew_allowed_ips(&peers);
         let endpoint = "192.0.2.2:47100".parse().ok();
-        let table = parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), link: None });
+        let table =
+            parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), ..Path::default() });
 
         assert_eq!(table.route("10.1.2.3".parse().unwrap()), Some(0));
         assert_eq!(table.route("10.2.2.3".parse().unwrap()), Some(1));

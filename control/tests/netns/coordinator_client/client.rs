@@ -12,7 +12,7 @@ use super::laboratory::{Coordinator, Running, Site, eventually};
 
 fn at(address: &str) -> Reachability {
     let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
-    Reachability { candidates: vec![candidate], nat_type: None }
+    Reachability { candidates: vec![candidate], nat_type: None, speeds: None }
 }
 
 fn key(site: &Site) -> SiteKey {

@@ -65,7 +65,9 @@ impl Hostile {
             trust: certificate.trust(),
             private_key: PrivateKey::generate().unwrap(),
             subnets: Vec::new(),
+            authority: None,
             cache: directory.path().join("a.map"),
+            seen: directory.path().join("a.seen"),
             mark: 0,
         };
         let running = Running { client: Client::start_through(config, Outbound::new(Proxy::none(), 0)), map: None };
@@ -96,6 +98,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, manner: &Manner, hellos: &Mutex
                 state: RegistrationState::Approved,
                 virtual_address: "100.64.0.1".parse().unwrap(),
                 subnets: Vec::new(),
+                waiting: Vec::new(),
             };
             say(&mut socket, &CoordinatorMessage::Registration(registration)).await;
             say(&mut socket, &CoordinatorMessage::Map(Map::default())).await;

@@ -1,4 +1,5 @@
 //! The gateway's client of the coordinator, against the real `penstock-coordinator`, over loopback.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client;
 mod enrol;
@@ -6,4 +7,4 @@ mod hop;
 mod hostile;
 mod laboratory;
 mod proxies;
-mod relay;
+pub mod relay;

@@ -47,6 +47,10 @@ impl Certificate {
         Self { config: Arc::new(config), pin: fingerprint(certificate.der()) }
     }
 
+    pub fn pin(&self) -> Fingerprint {
+        self.pin
+    }
+
     pub fn trust(&self) -> Trust {
         Trust::Pinned(self.pin)
     }

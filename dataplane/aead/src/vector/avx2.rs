@@ -41,10 +41,6 @@ macro_rules! same_in_256_bits {
             instruction!(_mm256_set1_epi64x(value.cast_signed()))
         }
         #[inline(always)]
-        fn from_words(_: $cpu, words: &[u32; 2 * MAX_LANES]) -> Self {
-            instruction!(_mm256_loadu_si256(words.as_ptr().cast()))
-        }
-        #[inline(always)]
         fn from_lanes(_: $cpu, lanes: &[u64; MAX_LANES]) -> Self {
             instruction!(_mm256_loadu_si256(lanes.as_ptr().cast()))
         }
@@ -58,6 +54,11 @@ macro_rules! same_in_256_bits {
         #[inline(always)]
         unsafe fn load(_: $cpu, from: *const u8) -> Self {
             instruction!(_mm256_loadu_si256(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn load_parts(_: $cpu, from: [*const [u32; 4]; MAX_LANES / 2]) -> Self {
+            let [first, second, ..] = from;
+            instruction!(_mm256_loadu2_m128i(second.cast(), first.cast()))
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut u8) {
@@ -103,6 +104,14 @@ macro_rules! same_in_256_bits {
         #[inline(always)]
         fn unpack_high32(self, other: Self) -> Self {
             instruction!(_mm256_unpackhi_epi32(self.0, other.0))
+        }
+        #[inline(always)]
+        fn unpack_low64(self, other: Self) -> Self {
+            instruction!(_mm256_unpacklo_epi64(self.0, other.0))
+        }
+        #[inline(always)]
+        fn unpack_high64(self, other: Self) -> Self {
+            instruction!(_mm256_unpackhi_epi64(self.0, other.0))
         }
         #[inline(always)]
         fn transpose(of: [Self; 8]) -> [Self; 8] {

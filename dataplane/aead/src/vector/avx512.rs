@@ -53,10 +53,6 @@ impl Vector for Ifma512 {
         instruction!(_mm512_set1_epi64(value.cast_signed()))
     }
     #[inline(always)]
-    fn from_words(_: Avx512, words: &[u32; 2 * MAX_LANES]) -> Self {
-        instruction!(_mm512_loadu_si512(words.as_ptr().cast()))
-    }
-    #[inline(always)]
     fn from_lanes(_: Avx512, lanes: &[u64; MAX_LANES]) -> Self {
         instruction!(_mm512_loadu_si512(lanes.as_ptr().cast()))
     }
@@ -70,6 +66,15 @@ impl Vector for Ifma512 {
     #[inline(always)]
     unsafe fn load(_: Avx512, from: *const u8) -> Self {
         instruction!(_mm512_loadu_si512(from.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_parts(_: Avx512, from: [*const [u32; 4]; MAX_LANES / 2]) -> Self {
+        // SAFETY: the CPU has AVX-512, since there is a proof; the words are the caller's promise.
+        unsafe {
+            let [first, second, third, fourth] = from.map(|words| _mm_loadu_si128(words.cast()));
+            let register = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(first), second);
+            Self(_mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(register, third), fourth))
+        }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u8) {
@@ -134,6 +139,14 @@ impl Vector for Ifma512 {
         instruction!(_mm512_unpackhi_epi32(self.0, other.0))
     }
     #[inline(always)]
+    fn unpack_low64(self, other: Self) -> Self {
+        instruction!(_mm512_unpacklo_epi64(self.0, other.0))
+    }
+    #[inline(always)]
+    fn unpack_high64(self, other: Self) -> Self {
+        instruction!(_mm512_unpackhi_epi64(self.0, other.0))
+    }
+    #[inline(always)]
     fn transpose(of: [Self; 8]) -> [Self; 8] {
         // 2 × 2 in each 128 bits, then the 128-bit parts.
         let [p0, p1] = pair(of[0], of[1]);
@@ -160,8 +173,7 @@ impl Vector for Ifma512 {
 /// Even lanes of both, alternating; odd lanes of both, alternating.
 #[inline(always)]
 fn pair(a: Ifma512, b: Ifma512) -> [Ifma512; 2] {
-    // SAFETY: the CPU has AVX-512, since `a` exists.
-    unsafe { [Ifma512(_mm512_unpacklo_epi64(a.0, b.0)), Ifma512(_mm512_unpackhi_epi64(a.0, b.0))] }
+    [a.unpack_low64(b), a.unpack_high64(b)]
 }
 
 /// The 128-bit parts 0 and 2 of `a`, then of `b`.

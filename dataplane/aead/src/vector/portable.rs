@@ -38,9 +38,6 @@ impl Vector for Portable {
     fn splat64(_: (), value: u64) -> Self {
         Self([value; 4])
     }
-    fn from_words(_: (), words: &[u32; 2 * MAX_LANES]) -> Self {
-        Self(std::array::from_fn(|i| u64::from(words[2 * i]) | u64::from(words[2 * i + 1]) << 32))
-    }
     fn from_lanes(_: (), lanes: &[u64; MAX_LANES]) -> Self {
         Self(std::array::from_fn(|i| lanes[i]))
     }
@@ -50,6 +47,13 @@ impl Vector for Portable {
     unsafe fn load(cpu: (), from: *const u8) -> Self {
         // SAFETY: the caller's promise.
         unsafe { Self::load_up_to(cpu, from, 32) }
+    }
+    unsafe fn load_parts(_: (), from: [*const [u32; 4]; MAX_LANES / 2]) -> Self {
+        // SAFETY: the caller's promise.
+        let [first, second] = unsafe { [from[0].read(), from[1].read()] };
+        let lane = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let [a, b] = [first, second].map(|part| [lane(part[0], part[1]), lane(part[2], part[3])]);
+        Self([a[0], a[1], b[0], b[1]])
     }
     unsafe fn store(self, to: *mut u8) {
         // SAFETY: the caller's promise.
@@ -110,6 +114,12 @@ impl Vector for Portable {
             let word = i / 2 * 4 + 2 + i % 2;
             self.word(word) | other.word(word) << 32
         }))
+    }
+    fn unpack_low64(self, other: Self) -> Self {
+        Self([self.0[0], other.0[0], self.0[2], other.0[2]])
+    }
+    fn unpack_high64(self, other: Self) -> Self {
+        Self([self.0[1], other.0[1], self.0[3], other.0[3]])
     }
     fn transpose(of: [Self; 8]) -> [Self; 8] {
         std::array::from_fn(|row| Self(std::array::from_fn(|i| of[row / 4 * 4 + i].0[row % 4])))

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -41,7 +42,7 @@ pub(super) struct Socket {
     fd: OwnedFd,
     v6: bool,
     port: u16,
-    mark: u32,
+    mark: AtomicU32,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
@@ -53,8 +54,25 @@ pub struct UdpSender(pub(super) Arc<Socket>);
 pub struct Source {
     /// An address of this host; unspecified for the one that the route prefers.
     pub address: IpAddr,
-    /// The only interface to leave by; 0 for the route's. A link-local address needs its own.
+    /// The only interface to leave by; 0 for the route's, or the zone's of a link-local destination.
     pub interface: u32,
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        Self { address, interface: 0 }
+    }
+}
+
+/// What the control messages of a received datagram say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// The traffic class.
+    pub(super) tos: u8,
+    /// The size of segments, if it is a bundle.
+    pub(super) segment: Option<usize>,
+    /// The address that it was sent to.
+    pub(super) local: Option<IpAddr>,
 }
 
 impl UdpSender {
@@ -98,6 +116,11 @@ impl UdpSender {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Whether the kernel may merge received datagrams into bundles. While it may, devices below do it too.
+    pub fn set_gro(&self, on: bool) {
+        self.0.set_gro(on);
+    }
+
     /// The port it is bound to.
     pub fn local_port(&self) -> u16 {
         self.0.port
@@ -105,7 +128,26 @@ impl UdpSender {
 
     /// The firewall mark of what is sent from it; 0 for none.
     pub fn mark(&self) -> u32 {
-        self.0.mark
+        self.0.mark.load(Relaxed)
+    }
+
+    /// Gives what is sent from now on another firewall mark; 0 for none.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        set_option(&*self.0, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes())?;
+        self.0.mark.store(mark, Relaxed);
+        Ok(())
+    }
+
+    /// Binds further sockets to the same port, which then share what comes in.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn siblings(&self, config: &UdpConfig, count: usize) -> io::Result<Vec<UdpSender>> {
+        let siblings = self.0.siblings(config, count)?;
+        Ok(siblings.into_iter().map(|socket| UdpSender(Arc::new(socket))).collect())
     }
 }
 
@@ -115,17 +157,16 @@ impl Socket {
     /// The first is bound alone, so that a port that anyone else has, another gateway with the same
     /// options too, is `AddrInUse`; only then it lets its siblings join.
     pub(super) fn bind(config: &UdpConfig) -> io::Result<Vec<Socket>> {
-        let workers = config.workers.max(1);
         let first = Socket::open(config, config.port, false)?;
-        if workers > 1 {
-            sockopt::set_socket_reuseport(&first, true)?;
+        let siblings = first.siblings(config, config.workers.saturating_sub(1))?;
+        Ok(std::iter::once(first).chain(siblings).collect())
+    }
+
+    fn siblings(&self, config: &UdpConfig, count: usize) -> io::Result<Vec<Socket>> {
+        if count > 0 {
+            sockopt::set_socket_reuseport(self, true)?;
         }
-        let port = first.port;
-        let mut sockets = vec![first];
-        for _ in 1..workers {
-            sockets.push(Socket::open(config, port, true)?);
-        }
-        Ok(sockets)
+        (0..count).map(|_| Socket::open(config, self.port, true)).collect()
     }
 
     fn open(config: &UdpConfig, port: u16, join: bool) -> io::Result<Self> {
@@ -134,7 +175,7 @@ impl Socket {
             Err(Errno::AFNOSUPPORT) => (open(AddressFamily::INET)?, false),
             opened => (opened?, true),
         };
-        let mut socket = Self { fd, v6, port, mark: config.mark };
+        let mut socket = Self { fd, v6, port, mark: AtomicU32::new(config.mark) };
         socket.configure(config)?;
         if join {
             sockopt::set_socket_reuseport(&socket, true)?;
@@ -159,14 +200,20 @@ impl Socket {
         // No don't-fragment outside: a tunnel MTU set too large costs speed, it does not lose packets.
         sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::DONT)?;
         sockopt::set_ip_recvtos(self, true)?;
+        set_option(self, libc::IPPROTO_IP, libc::IP_PKTINFO, &1i32.to_ne_bytes())?;
         if self.v6 {
             sockopt::set_ipv6_v6only(self, false)?;
             sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::DONT)?;
             sockopt::set_ipv6_recvtclass(self, true)?;
+            set_option(self, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1i32.to_ne_bytes())?;
         }
-        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
-        let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &1i32.to_ne_bytes());
+        self.set_gro(true);
         Ok(())
+    }
+
+    fn set_gro(&self, on: bool) {
+        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
+        let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &i32::from(on).to_ne_bytes());
     }
 
     /// The port it is bound to.
@@ -295,7 +342,7 @@ impl Default for Control {
 
 impl Control {
     /// Room for every message that is asked for, and some more.
-    pub(super) const LEN: usize = 128;
+    pub(super) const LEN: usize = 192;
     const HEADER: usize = size_of::<libc::cmsghdr>();
     const WORD: usize = size_of::<usize>();
 
@@ -326,7 +373,7 @@ impl Control {
     }
 
     /// `struct in_pktinfo` (ip(7)) or `struct in6_pktinfo` (RFC 3542, section 6.2).
-    fn push_source(&mut self, source: Source) {
+    pub(super) fn push_source(&mut self, source: Source) {
         let interface = source.interface.to_ne_bytes();
         match source.address.to_canonical() {
             IpAddr::V4(ip) => {
@@ -340,10 +387,9 @@ impl Control {
         }
     }
 
-    /// What `len` bytes of received control messages say: the traffic class, and the size of segments
-    /// if the datagram is a bundle.
-    pub(super) fn read(&self, len: usize) -> (u8, Option<usize>) {
-        let (mut tos, mut segment) = (0, None);
+    /// What `len` bytes of received control messages say.
+    pub(super) fn read(&self, len: usize) -> Said {
+        let mut said = Said::default();
         let mut rest = &self.bytes[..len.min(Self::LEN)];
         while let Some((header, _)) = rest.split_at_checked(Self::HEADER) {
             let mut word = [0; Self::WORD];
@@ -353,18 +399,28 @@ impl Control {
             let (level, kind) = (int(Self::WORD), int(Self::WORD + 4));
             let Some(data) = rest.get(Self::HEADER..len) else { break };
             match (level, kind, data) {
-                (libc::IPPROTO_IP, libc::IP_TOS, [value, ..]) => tos = *value,
+                (libc::IPPROTO_IP, libc::IP_TOS, [value, ..]) => said.tos = *value,
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, [a, b, c, d]) => {
-                    tos = c_int::from_ne_bytes([*a, *b, *c, *d]) as u8
+                    said.tos = c_int::from_ne_bytes([*a, *b, *c, *d]) as u8;
                 }
                 (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d]) => {
-                    segment = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok().filter(|size| *size > 0);
+                    let size = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok();
+                    said.segment = size.filter(|size| *size > 0);
+                }
+                // The interface, the address that an answer may leave from, and the one that was called. For a
+                // datagram to an address of this host they are the same.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, [_, _, _, _, a, b, c, d, ..]) => {
+                    said.local = Some(IpAddr::from([*a, *b, *c, *d]));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, data) => {
+                    let address = data.first_chunk::<16>().map(|octets| IpAddr::from(*octets).to_canonical());
+                    said.local = said.local.or(address);
                 }
                 _ => {}
             }
             rest = rest.get(len.next_multiple_of(Self::WORD)..).unwrap_or_default();
         }
-        (tos, segment)
+        said
     }
 }
 
@@ -412,15 +468,30 @@ mod tests {
         }
     }
 
+    fn address_bytes(address: IpAddr) -> [u8; 16] {
+        let IpAddr::V6(address) = address else { panic!("{address} is of IPv4") };
+        address.octets()
+    }
+
     #[test]
     fn control_messages_of_any_content_are_read() {
         let mut control = Control::default();
         control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         control.push(libc::IPPROTO_IP, libc::IP_TOS, &[0xb8]);
         control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &3i32.to_ne_bytes());
-        assert_eq!(control.read(48), (0xb8, Some(1452)));
-        assert_eq!(control.read(control.len), (3, Some(1452)));
-        assert_eq!(control.read(0), (0, None));
+        let local = IpAddr::from([192, 0, 2, 1]);
+        control.push_source(Source { address: local, interface: 3 });
+        let segment = Some(1452);
+        assert_eq!(control.read(48), Said { tos: 0xb8, segment, local: None });
+        assert_eq!(control.read(control.len), Said { tos: 3, segment, local: Some(local) });
+        assert_eq!(control.read(0), Said::default());
+        for text in ["2001:db8::1", "fe80::1", "::ffff:192.0.2.1"] {
+            let address: IpAddr = text.parse().unwrap();
+            control.clear();
+            let data = [&address_bytes(address)[..], &7u32.to_ne_bytes()].concat();
+            control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            assert_eq!(control.read(control.len).local, Some(address.to_canonical()));
+        }
         let mut state = 5u32;
         for _ in 0..100_000 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

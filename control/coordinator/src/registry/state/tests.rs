@@ -8,6 +8,7 @@ use crate::relay::RelayServer;
 use crate::relay::access::Follower as RelayFollower;
 use penstock_proto::coordination::{Candidate, CandidateKind, CoordinatorMessage, Map};
 use penstock_proto::relay::RelayLimits;
+use penstock_proto::trust::Subnets;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
@@ -124,16 +125,21 @@ impl World {
     fn site(&mut self, number: u8) -> Site {
         let tags = [vec![], vec!["a"], vec!["b"], vec!["a", "b"]];
         let state = [SiteState::Pending, SiteState::Approved, SiteState::Approved, SiteState::Revoked];
+        let subnets: Vec<ipnet::IpNet> =
+            vec![format!("10.{number}.{}.0/24", self.rng.random_range(0..3)).parse().unwrap()];
         Site {
             key: key(number),
             name: format!("s{number}").parse().unwrap(),
             virtual_address: std::net::Ipv4Addr::new(100, 64, 0, number),
-            subnets: vec![format!("10.{number}.{}.0/24", self.rng.random_range(0..3)).parse().unwrap()],
+            in_force: subnets.clone(),
+            granted: Subnets::new(subnets.clone()).ok(),
+            subnets,
             tags: tags[self.rng.random_range(0..4)].iter().map(|tag| tag.parse().unwrap()).collect(),
             state: state[self.rng.random_range(0..4)],
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     }
 
@@ -142,7 +148,7 @@ impl World {
         let address = (std::net::Ipv4Addr::new(192, 0, 2, number), self.ports).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
         if let Some(session) = &self.followers[usize::from(number)].session {
-            self.state.set_reachability(session, Reachability { candidates, nat_type: None });
+            self.state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
         }
     }
 
@@ -213,7 +219,7 @@ impl World {
             servers: Arc::default(),
             known: None,
         };
-        match (Draft { registration: None, news: Some(news) }).messages().pop() {
+        match (Draft { news: Some(news), ..Draft::default() }).messages().pop() {
             Some(CoordinatorMessage::Map(map)) => map,
             other => panic!("no map but {other:?}"),
         }
@@ -332,16 +338,20 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
     let sites = (0..COUNT).map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_be_bytes());
+        let subnets: Vec<ipnet::IpNet> = vec![format!("10.{}.{}.0/24", number / 250, number % 250).parse().unwrap()];
         Site {
             key: key.into(),
             name: format!("s{number}").parse().unwrap(),
             virtual_address: std::net::Ipv4Addr::from_bits(0x6440_0001 + number),
-            subnets: vec![format!("10.{}.{}.0/24", number / 250, number % 250).parse().unwrap()],
+            in_force: subnets.clone(),
+            granted: Subnets::new(subnets.clone()).ok(),
+            subnets,
             tags: BTreeSet::new(),
             state: SiteState::Approved,
             created: 0,
             last_seen: None,
             ends: None,
+            bound: false,
         }
     });
     let mut link = || Selector::Site(format!("s{}", rng.random_range(0..COUNT)).parse().unwrap());
@@ -355,7 +365,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
     for (number, session) in sessions.iter().enumerate().take(1000) {
         let address = ([192, 0, 2, 1], number as u16 + 1).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
-        state.set_reachability(session, Reachability { candidates, nat_type: None });
+        state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
     }
     let each = start.elapsed() / 1000;
     let start = Instant::now();

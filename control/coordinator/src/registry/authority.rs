@@ -1,0 +1,339 @@
+//! What the authority signs, in step with what is stored: documents are on the disk with the change that they are
+//! about before anybody is told of either.
+
+use penstock_proto::coordination::{Relay, SiteKey};
+use penstock_proto::trust::{Authority, AuthorityKey, Contents, Document, LeaseLength, Publication};
+use penstock_proto::trust::{SigningKey, Subnets};
+use serde::{Deserialize, Serialize};
+
+use super::leases::Leases;
+use super::{ChangeError, Ledger, Registry};
+use crate::signer::{self, Requests, Signer, SignerError};
+use crate::site::{Site, SiteState};
+use crate::store::{StoreError, Trust, Who};
+
+/// Who stands for the overlay, and what there is to do about it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AuthorityReport {
+    /// The key for gateways to pin.
+    pub authority: AuthorityKey,
+    /// Its private key is in the coordinator's state directory.
+    pub here: bool,
+    /// How often it has handed over to another key.
+    pub rollovers: usize,
+    /// Sites and relays that it vouches for.
+    pub statements: usize,
+    /// Sites and relays in its present list of revocations.
+    pub revoked: usize,
+    /// How long a lease of this coordinator lasts.
+    pub lease: LeaseLength,
+    /// Those leases count.
+    pub lease_certified: bool,
+    /// What waits for its signature.
+    pub requests: usize,
+}
+
+impl Ledger {
+    /// Who signs. After a change that could not be stored it goes on by what is stored.
+    pub(super) async fn signer(&mut self) -> Result<&mut Signer, ChangeError> {
+        let signer = match self.signer.take() {
+            Some(signer) => signer,
+            None => match self.store.trust().await? {
+                Some(Trust { publication, .. }) => Signer::resume(&self.keys, publication)?,
+                None => Signer::found(&self.keys)?,
+            },
+        };
+        Ok(self.signer.insert(signer))
+    }
+
+    /// Signs whatever is known and not signed, at the start: everything, in the first start and after an upgrade.
+    pub(super) async fn sign_all(
+        &mut self,
+        trust: Option<Trust>,
+        sites: &[Site],
+        relays: &[Relay],
+        leases: &Leases,
+    ) -> Result<(), ChangeError> {
+        let new = trust.is_none();
+        let signer = match trust {
+            Some(Trust { publication, .. }) => Signer::resume(&self.keys, publication)?,
+            None => Signer::found(&self.keys)?,
+        };
+        let signer = self.signer.insert(signer);
+        let mut documents = signer.certify(leases.key(), leases.length)?;
+        for site in sites {
+            let signed = match site.state {
+                SiteState::Approved => signer.approve(site),
+                SiteState::Pending | SiteState::Revoked => signer.revoke(site.key),
+            };
+            match signed {
+                Ok(signed) => documents.extend(signed),
+                // Two sites of an older coordinator may have the same subnet, or a name in common.
+                Err(error) => tracing::error!("{} is not vouched for: {error}", site.name),
+            }
+        }
+        documents.extend(signer.approve_relays(relays)?);
+        let publication = signer.publication();
+        if !signer.certifies(leases.key(), leases.length) {
+            tracing::error!("the authority has not certified this coordinator's leases: see `authority requests`");
+        }
+        if new {
+            let root = publication.root();
+            tracing::info!("the overlay's authority is {root}, and its private key is in the state directory");
+            self.store.found(root, &documents).await?;
+        } else if !documents.is_empty() {
+            self.store.publish(&documents, &Who::Clock, "authority signs what is in force").await?;
+        }
+        Ok(())
+    }
+
+    /// Signs what there is to say of a site that is about to change.
+    pub(super) async fn sign(&mut self, site: &Site) -> Result<Vec<Document>, ChangeError> {
+        let signer = self.signer().await?;
+        Ok(match site.state {
+            SiteState::Approved => signer.approve(site)?,
+            SiteState::Revoked => signer.revoke(site.key)?,
+            SiteState::Pending => Vec::new(),
+        })
+    }
+
+    /// What was signed and not stored is not signed.
+    pub(super) fn stored<T>(
+        &mut self,
+        documents: &[Document],
+        stored: Result<T, StoreError>,
+    ) -> Result<T, ChangeError> {
+        if stored.is_err() && !documents.is_empty() {
+            self.signer = None;
+        }
+        Ok(stored?)
+    }
+}
+
+impl Registry {
+    /// Tells all concerned of a site that has changed, and of what was signed of it.
+    pub(super) async fn put(&self, ledger: &mut Ledger, site: Site, documents: &[Document]) -> Result<(), ChangeError> {
+        let key = site.key;
+        if site.state == SiteState::Approved {
+            ledger.reserve_leases(&self.leases).await?;
+            // All at once, so that nobody is told of the site before what vouches for it.
+            self.lease(&[key], |state| {
+                state.put(site);
+                state.take_statements(documents.iter());
+            });
+        } else {
+            let mut state = self.state();
+            state.put(site);
+            state.drop_papers(&key);
+        }
+        self.publish(ledger, documents).await
+    }
+
+    /// Tells everybody of documents that concern everybody.
+    pub(super) async fn publish(&self, ledger: &mut Ledger, documents: &[Document]) -> Result<(), ChangeError> {
+        if documents.iter().all(|document| matches!(document.contents(), Contents::Site(_))) {
+            return Ok(());
+        }
+        let publication = ledger.signer().await?.publication();
+        {
+            let mut state = self.state();
+            state.take_statements(documents.iter());
+            state.set_common(publication);
+        }
+        self.wake_all().await;
+        Ok(())
+    }
+
+    /// Who stands for the overlay.
+    ///
+    /// # Errors
+    /// It cannot be read what was signed.
+    pub async fn authority(&self) -> Result<AuthorityReport, ChangeError> {
+        let requests = self.requests().await?;
+        let mut ledger = self.ledger.lock().await;
+        let signer = ledger.signer().await?;
+        let publication = signer.publication();
+        let rollovers = publication.documents().filter(|document| matches!(document.contents(), Contents::Rollover(_)));
+        Ok(AuthorityReport {
+            authority: publication.authority(),
+            here: signer.is_here(),
+            rollovers: rollovers.count(),
+            statements: publication.sites().count() + publication.relays().count(),
+            revoked: publication.revocations().map_or(0, |list| list.subjects().len()),
+            lease: self.leases.length,
+            lease_certified: signer.certifies(self.leases.key(), self.leases.length),
+            requests: requests.sites.len()
+                + requests.revoke.len()
+                + requests.relays.len()
+                + usize::from(requests.lease_key.is_some()),
+        })
+    }
+
+    /// All that the authority has signed and is in force.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn publication(&self) -> Result<Publication, ChangeError> {
+        Ok(self.ledger.lock().await.signer().await?.publication().clone())
+    }
+
+    /// What an authority elsewhere has to sign, for what this coordinator knows to be in force.
+    ///
+    /// # Errors
+    /// It cannot be read what was signed.
+    pub async fn requests(&self) -> Result<Requests, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        let signer = ledger.signer().await?;
+        let publication = signer.publication();
+        let sites = self.sites();
+        let mut requests = Requests {
+            authority: publication.authority(),
+            sites: Vec::new(),
+            revoke: Vec::new(),
+            relays: Vec::new(),
+            lease_key: None,
+            lease: None,
+        };
+        for (site, _) in sites.iter().filter(|(site, _)| site.state != SiteState::Revoked) {
+            let offered = site.subnets.iter().chain(site.granted.iter().flat_map(|granted| granted.iter())).copied();
+            // What cannot be granted to anybody need not be asked for.
+            let sound = offered.filter(|subnet| Subnets::new([*subnet]).is_ok());
+            let granted = Subnets::new(sound).ok().or_else(|| site.granted.clone());
+            let wanted = signer::grant(&Site { granted, ..site.clone() });
+            if publication.site(&site.key).is_none_or(|statement| statement.grant != wanted) {
+                requests.sites.push(wanted);
+            }
+        }
+        let stays = |key: &SiteKey| sites.iter().any(|(site, _)| site.key == *key && site.state == SiteState::Approved);
+        requests.revoke.extend(publication.sites().map(|site| site.grant.public_key).filter(|key| !stays(key)));
+        let relays = self.servers().relays;
+        let configured = |key: &SiteKey| relays.iter().any(|relay| relay.public_key == *key);
+        requests.revoke.extend(publication.relays().map(|relay| relay.public_key).filter(|key| !configured(key)));
+        let stated = |relay: &&Relay| publication.statement(&relay.public_key).is_some();
+        let missing = relays.iter().filter(|relay| !stated(relay));
+        requests.relays.extend(missing.map(|relay| (relay.public_key, relay.name.clone())));
+        if !signer.certifies(self.leases.key(), self.leases.length) {
+            (requests.lease_key, requests.lease) = (Some(self.leases.key()), Some(self.leases.length));
+        }
+        Ok(requests)
+    }
+
+    /// Takes in what the authority has signed elsewhere, and lets in and cuts off sites as it says.
+    ///
+    /// # Errors
+    /// The key is here, the authority has not signed it, or it could not be stored.
+    pub async fn add_documents(&self, signed: &Publication, who: &Who) -> Result<usize, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        let documents = match ledger.signer().await?.add(signed) {
+            Ok(documents) => documents,
+            Err(error) => {
+                // Some may have been taken in.
+                ledger.signer = None;
+                return Err(error.into());
+            }
+        };
+        let stored = ledger.store.publish(&documents, who, "authority add").await;
+        ledger.stored(&documents, stored)?;
+        let publication = ledger.signer().await?.publication().clone();
+        self.state().publish(&publication);
+        for (before, _) in self.sites() {
+            let new = documents.iter().any(|document| match document.contents() {
+                Contents::Site(statement) => statement.grant.public_key == before.key,
+                _ => false,
+            });
+            // What was revoked here, and is not yet there, stays revoked.
+            if before.state == SiteState::Revoked && !new {
+                continue;
+            }
+            let Some(after) = self.as_stated(&mut ledger, &before).await? else { continue };
+            self.update(&mut ledger, &before, after, who, "authority add").await?;
+        }
+        self.wake_all().await;
+        Ok(documents.len())
+    }
+
+    /// A site as the authority has stated it, if it is not so already.
+    async fn as_stated(&self, ledger: &mut Ledger, site: &Site) -> Result<Option<Site>, ChangeError> {
+        let statement = ledger.signer().await?.publication().site(&site.key).cloned();
+        let after = match statement {
+            Some(statement) if statement.grant.name != site.name => {
+                tracing::error!("{} is stated by another name, {}: nothing is done", site.name, statement.grant.name);
+                return Ok(None);
+            }
+            Some(statement) if statement.grant.virtual_address != site.virtual_address => {
+                tracing::error!("{} is stated with another virtual address: nothing is done", site.name);
+                return Ok(None);
+            }
+            Some(statement) => {
+                let (granted, ends) = (statement.grant.subnets, statement.grant.validity.until().map(|until| until.0));
+                let mut after = Site { state: SiteState::Approved, granted: Some(granted), ends, ..site.clone() };
+                after.in_force = self.state().put_in_force(&after);
+                after
+            }
+            None if site.state == SiteState::Approved => Site { state: SiteState::Revoked, ..site.clone() },
+            None => return Ok(None),
+        };
+        Ok((after != *site).then_some(after))
+    }
+
+    /// Lets another key stand for the overlay: a new one, or a spare that takes over by a document of before.
+    ///
+    /// # Errors
+    /// The key is elsewhere and there is no such document, or it could not be stored.
+    pub async fn roll_over(
+        &self,
+        spare: Option<(SigningKey, Document)>,
+        who: &Who,
+    ) -> Result<AuthorityKey, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        ledger.signer().await?;
+        let (key, outcome) = match (ledger.signer.take(), spare) {
+            (Some(Signer::Here(authority)), None) => {
+                let key = SigningKey::generate(&mut rand::rng());
+                ledger.keys.prepare(&key)?;
+                let copy = SigningKey::from_seed(key.seed().clone());
+                (key, authority.roll_over(signer::now(), copy))
+            }
+            (Some(signer), Some((key, rollover))) => {
+                ledger.keys.prepare(&key)?;
+                let copy = SigningKey::from_seed(key.seed().clone());
+                (key, Authority::take_over(signer::now(), copy, signer.publication().clone(), rollover))
+            }
+            _ => return Err(SignerError::Elsewhere.into()),
+        };
+        let (authority, documents) = outcome.map_err(SignerError::from)?;
+        ledger.store.publish(&documents, who, "authority rollover").await?;
+        ledger.keys.replace_authority(&key)?;
+        ledger.signer = Some(Signer::Here(Box::new(authority)));
+        self.publish(&mut ledger, &documents).await?;
+        Ok(key.authority())
+    }
+
+    /// Signs in advance that another key may take over.
+    ///
+    /// # Errors
+    /// The key is elsewhere.
+    pub async fn spare(&self, to: AuthorityKey) -> Result<Document, ChangeError> {
+        match self.ledger.lock().await.signer().await? {
+            Signer::Here(authority) => Ok(authority.spare(to)),
+            Signer::Elsewhere(_) => Err(SignerError::Elsewhere.into()),
+        }
+    }
+
+    /// Forgets the authority's key, which is on another machine from now on.
+    ///
+    /// # Errors
+    /// It is elsewhere already, or the file cannot be removed.
+    pub async fn forget_authority(&self, who: &Who) -> Result<(), ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        let publication = match ledger.signer().await? {
+            Signer::Here(authority) => authority.publication().clone(),
+            Signer::Elsewhere(_) => return Err(SignerError::Elsewhere.into()),
+        };
+        ledger.store.publish(&[], who, "authority key removed").await?;
+        ledger.keys.remove_authority()?;
+        ledger.signer = Some(Signer::Elsewhere(Box::new(publication)));
+        Ok(())
+    }
+}

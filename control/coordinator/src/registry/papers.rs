@@ -1,0 +1,168 @@
+//! The signed documents that gateways and relays are told, each with what depends on it.
+//!
+//! A connection is told what concerns all, its own statement, and the statement and lease of each peer: of all peers
+//! at first, then of those that are told of again, and of those whose documents are newer than what it was told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock_proto::coordination::{SiteKey, SiteNumber};
+use penstock_proto::trust::{Contents, Document, Publication, Serial};
+
+use super::state::State;
+use crate::site::SiteState;
+
+/// So many connections are woken under the lock at a time: well below a millisecond.
+const WOKEN_AT_A_TIME: SiteNumber = 1024;
+
+/// What is signed of a site.
+#[derive(Default)]
+pub(super) struct Papers {
+    statement: Option<Arc<Document>>,
+    lease: Option<Arc<Document>>,
+    leased: Option<Instant>,
+}
+
+/// What every gateway and relay is told.
+#[derive(Clone, Debug, Default)]
+pub struct Common {
+    /// It was changed so often.
+    pub number: u64,
+    /// How the authority's key changed, what is revoked, whose leases count, and who is a relay.
+    pub documents: Arc<[Document]>,
+}
+
+/// How much a connection was told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ToldPapers {
+    common: Option<u64>,
+    statements: Serial,
+    leases: Serial,
+}
+
+/// The latest of what there is to tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Latest {
+    statement: Serial,
+    lease: Serial,
+}
+
+/// Documents for one connection.
+#[derive(Debug, Default)]
+pub(super) struct Bundle {
+    pub common: Arc<[Document]>,
+    pub others: Vec<Arc<Document>>,
+}
+
+impl Papers {
+    fn newer_than(&self, told: &ToldPapers) -> impl Iterator<Item = &Arc<Document>> {
+        let statement = self.statement.iter().filter(|document| serial(document) > told.statements);
+        statement.chain(self.lease.iter().filter(|document| serial(document) > told.leases))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Document>> {
+        self.statement.iter().chain(&self.lease)
+    }
+}
+
+impl State {
+    /// Takes in what the authority has signed, all of it; nobody is woken by that.
+    pub fn publish(&mut self, publication: &Publication) {
+        self.take_statements(publication.documents());
+        self.set_common(publication);
+    }
+
+    /// Takes in statements of sites; nobody is woken by that.
+    pub fn take_statements<'a>(&mut self, documents: impl Iterator<Item = &'a Document>) {
+        for document in documents {
+            let Contents::Site(statement) = document.contents() else { continue };
+            self.latest.statement = self.latest.statement.max(statement.serial);
+            if let Some(number) = self.number(&statement.grant.public_key) {
+                self.papers_of(number).statement = Some(Arc::new(document.clone()));
+            }
+        }
+    }
+
+    /// Takes in what concerns all.
+    pub fn set_common(&mut self, publication: &Publication) {
+        let relays = publication.relays().filter_map(|relay| publication.statement(&relay.public_key));
+        let documents = publication.common().chain(relays).cloned().collect();
+        self.common = Common { number: self.common.number + 1, documents };
+        self.feed.wake();
+    }
+
+    pub fn common(&self) -> &Common {
+        &self.common
+    }
+
+    /// Forgets what was signed of a site.
+    pub fn drop_papers(&mut self, key: &SiteKey) {
+        if let Some(number) = self.number(key) {
+            *self.papers_of(number) = Papers::default();
+        }
+    }
+
+    /// Takes in the lease of a site, unless it is not approved by now.
+    pub fn take_lease(&mut self, now: Instant, lease: Document) {
+        let Contents::Lease(contents) = lease.contents() else { return };
+        let approved = self.number(&contents.site).filter(|number| self.site_of(*number).state == SiteState::Approved);
+        if let Some(number) = approved {
+            self.latest.lease = self.latest.lease.max(contents.serial);
+            let papers = self.papers_of(number);
+            (papers.lease, papers.leased) = (Some(Arc::new(lease)), Some(now));
+        }
+    }
+
+    /// The approved sites whose lease is so old, or that have none.
+    pub fn leases_due(&self, now: Instant, age: Duration) -> Vec<SiteKey> {
+        let due = |papers: &Papers| papers.leased.is_none_or(|leased| now.duration_since(leased) >= age);
+        self.approved().filter(|(_, papers)| due(papers)).map(|(key, _)| key).collect()
+    }
+
+    /// Wakes the connections of some sites; returns which is the next, if there is one.
+    pub fn wake_some(&self, first: SiteNumber) -> Option<SiteNumber> {
+        let end = self.count().min(first.saturating_add(WOKEN_AT_A_TIME));
+        (first..end).for_each(|number| self.wake(number));
+        (end < self.count()).then_some(end)
+    }
+
+    /// What a site is to be told of documents, with news of these peers. It counts as told.
+    pub(super) fn bundle(&self, number: SiteNumber, peers: &[SiteNumber], told: &mut ToldPapers) -> Bundle {
+        let mut bundle = Bundle::default();
+        if told.common != Some(self.common.number) {
+            bundle.common = self.common.documents.clone();
+        }
+        let own = self.papers(number).newer_than(told).filter(|document| !is_lease(document));
+        bundle.others.extend(own.cloned());
+        if self.latest.statement > told.statements || self.latest.lease > told.leases {
+            let stale = self.links().neighbors(number).into_iter().filter(|peer| peers.binary_search(peer).is_err());
+            bundle.others.extend(stale.flat_map(|peer| self.papers(peer).newer_than(told)).cloned());
+        }
+        bundle.others.extend(peers.iter().flat_map(|peer| self.papers(*peer).all()).cloned());
+        let Latest { statement: statements, lease: leases } = self.latest;
+        *told = ToldPapers { common: Some(self.common.number), statements, leases };
+        bundle
+    }
+}
+
+impl Bundle {
+    pub fn len(&self) -> usize {
+        self.common.len() + self.others.len()
+    }
+
+    pub fn into_documents(self) -> Vec<Document> {
+        self.common.iter().chain(self.others.iter().map(|document| &**document)).cloned().collect()
+    }
+}
+
+fn is_lease(document: &Document) -> bool {
+    matches!(document.contents(), Contents::Lease(_))
+}
+
+fn serial(document: &Document) -> Serial {
+    match document.contents() {
+        Contents::Site(statement) => statement.serial,
+        Contents::Lease(lease) => lease.serial,
+        _ => Serial::default(),
+    }
+}

@@ -1,0 +1,259 @@
+//! `import` and `export`: from and to files of wg-quick.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use qrcode::QrCode;
+use qrcode::render::unicode::Dense1x2;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::Gateway;
+use super::config::replace;
+use super::keys::warn_if_exposed;
+use crate::ground::{Interest, Linux, Network, PROTOCOL};
+use crate::key::{KeyFileError, PrivateKey, read_key_file};
+use crate::netlink::{Interface, RouteKind};
+use crate::profile::{Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer, read_file};
+use crate::wg_quick::export::{export as file_for, public};
+use crate::wg_quick::import::{Imported, Site, import as profile_of};
+use crate::wg_quick::parse;
+
+/// What `import` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Import {
+    /// The file, such as /etc/wireguard/wg0.conf
+    file: PathBuf,
+    /// The gateway's name; the file's by default
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The interface towards the other sites; that of the default route by default
+    #[arg(long, value_name = "INTERFACE")]
+    wan: Option<String>,
+    /// The interfaces towards this site
+    #[arg(long, value_name = "INTERFACE,…", value_delimiter = ',')]
+    lan: Vec<String>,
+    /// The subnets of this site
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', value_parser = prefix)]
+    subnets: Vec<IpNet>,
+}
+
+/// What `export` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Export {
+    /// The peer's name in the profile
+    peer: String,
+    /// Make a key pair for a new peer of this name and put it into the profile. The private key is printed and kept
+    /// nowhere
+    #[arg(long, requires = "allowed_ips")]
+    new: bool,
+    /// The addresses and subnets of the new peer
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', value_parser = prefix, requires = "new")]
+    allowed_ips: Vec<IpNet>,
+    /// The peer's private key, if it is at hand; else a comment stands in its place
+    #[arg(long, value_name = "FILE", conflicts_with = "new")]
+    private_key_file: Option<PathBuf>,
+    /// Where the peer finds this gateway; its WAN address by default, if that is a public one
+    #[arg(long, value_name = "HOST[:PORT]")]
+    endpoint: Option<String>,
+    /// Print a QR code, as the WireGuard apps scan it
+    #[arg(long)]
+    qr: bool,
+}
+
+/// A prefix without host bits, or an address.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse().map(|prefix: IpNet| prefix.trunc()));
+    prefix.map_err(|_| format!("{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64"))
+}
+
+pub(super) fn import(path: &Path, arguments: Import) -> Result<()> {
+    let Import { file, name, wan, lan, subnets } = arguments;
+    let shown = file.display();
+    let mut text = Zeroizing::new(Vec::with_capacity(FILE_LIMIT as usize + 1));
+    let opened = File::open(&file).with_context(|| shown.to_string())?;
+    opened.take(FILE_LIMIT + 1).read_to_end(&mut text).with_context(|| shown.to_string())?;
+    let parsed = parse(&text).with_context(|| shown.to_string())?;
+
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let name = Name::try_from(name.unwrap_or_else(|| stem.to_owned())).map_err(|e| anyhow::anyhow!("{e} (--name)"))?;
+    let wan = match wan {
+        Some(wan) => wan,
+        None => default_interface().context("there is no default route to tell the WAN interface by: give --wan")?,
+    };
+    let imported = profile_of(parsed, &Site { name, wan, lan, subnets }).with_context(|| shown.to_string())?;
+
+    let path = std::path::absolute(path)?;
+    let mut keys = |file: &Path| key_of(&imported, &path, file);
+    let profile = Profile::parse(imported.profile.as_bytes(), &path, &Environment::default(), &mut keys)
+        .context("the profile made from this file would not be valid, so nothing was written")?;
+    write_all(&imported, &path)?;
+    tell(&imported, &profile)
+}
+
+/// The key that will be in a file beside the profile.
+fn key_of(imported: &Imported, profile: &Path, file: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let name = file.strip_prefix(profile.parent().unwrap_or(Path::new("/"))).unwrap_or(file);
+    if name == imported.private_key.0 {
+        return Ok(imported.private_key.1.to_base64());
+    }
+    let key = imported.preshared_keys.iter().find(|(file, _)| file == name);
+    key.map(|(_, key)| key.to_base64()).ok_or(KeyFileError::Unreadable(io::ErrorKind::NotFound.into()))
+}
+
+/// Writes the key files, and the profile last. Nothing is overwritten, and nothing stays behind if anything fails.
+fn write_all(imported: &Imported, profile: &Path) -> Result<()> {
+    let directory = profile.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let (file, key) = &imported.private_key;
+    let preshared = imported.preshared_keys.iter().map(|(file, key)| (directory.join(file), key.to_base64()));
+    let keys = [(directory.join(file), key.to_base64())].into_iter().chain(preshared);
+    let lines = keys.map(|(file, key)| (file, Zeroizing::new(format!("{}\n", *key))));
+    let mut written: Vec<PathBuf> = Vec::new();
+    for (file, text) in lines.chain([(profile.to_owned(), Zeroizing::new(imported.profile.clone()))]) {
+        if let Err(error) = write_new(&file, text.as_bytes()) {
+            written.iter().for_each(|file| drop(std::fs::remove_file(file)));
+            return Err(error).with_context(|| format!("{}; nothing was written", file.display()));
+        }
+        written.push(file);
+    }
+    File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = file.write_all(text).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let peers = match profile.peers.len() {
+        1 => "1 peer".to_owned(),
+        count => format!("{count} peers"),
+    };
+    let (path, name, wan) = (profile.path.display(), &profile.name, &profile.wan.interface);
+    writeln!(out, "{path}: gateway {name} with {peers}, WAN {wan}")?;
+    if profile.lan.interfaces.is_empty() {
+        writeln!(out, "The profile has no LAN. With --lan and --subnets, the gateway would forward for this site.")?;
+    }
+    if !imported.notes.is_empty() {
+        writeln!(out, "Not taken over:")?;
+        for note in &imported.notes {
+            writeln!(out, "  {note}")?;
+        }
+    }
+    writeln!(out, "Before `penstock start`: `wg-quick down {}`, and disable what starts it at boot.", profile.name)?;
+    Ok(())
+}
+
+pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
+    let Export { peer: name, new, allowed_ips, private_key_file, endpoint, qr } = arguments;
+    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let mut text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
+    let mut private_key = private_key_file.as_deref().map(read_private_key).transpose()?;
+    if new {
+        let key = PrivateKey::generate().context("no randomness")?;
+        let peer = json!({ "Name": name, "PublicKey": key.public_key(), "AllowedIPs": allowed_ips });
+        text = add_peer(&text, peer)?;
+        private_key = Some(key);
+    }
+    let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)?;
+    let peer = find(&profile, &name)?;
+    if let Some(key) = &private_key
+        && key.public_key() != peer.public_key
+    {
+        bail!("this private key is not {name}'s: it belongs to {}", key.public_key());
+    }
+    if qr && private_key.is_none() {
+        bail!("a QR code without the private key is of no use: give --private-key-file, or --new for a new peer");
+    }
+    let endpoint = endpoint_of(&profile, endpoint.as_deref())?;
+    if endpoint.is_none() && peer.endpoint.is_none() {
+        eprintln!("penstock: neither side knows where the other is: say with --endpoint where {name} finds this one");
+    }
+    let file = file_for(&profile, peer, private_key.as_ref(), endpoint.as_ref());
+    let shown = if qr { Zeroizing::new(qr_code(&file)?) } else { file };
+    if new {
+        replace(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+        if Gateway::of(&path)?.is_running() {
+            eprintln!("penstock: {name} is in the profile, which {} reads when it starts", profile.name);
+        }
+    }
+    let stdout = io::stdout();
+    if private_key.is_some() || peer.preshared_key.is_some() {
+        warn_if_exposed(&stdout);
+    }
+    stdout.lock().write_all(shown.as_bytes())?;
+    Ok(())
+}
+
+fn find<'a>(profile: &'a Profile, name: &str) -> Result<&'a Peer> {
+    let names = || profile.peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(", ");
+    let found = profile.peers.iter().find(|peer| peer.name == name);
+    found.with_context(|| format!("the profile has no peer {name}; it has {}; --new makes one", names()))
+}
+
+fn read_private_key(file: &Path) -> Result<PrivateKey> {
+    let text = read_key_file(file).with_context(|| file.display().to_string())?;
+    text.parse().with_context(|| file.display().to_string())
+}
+
+/// Where the peer finds this gateway: as given, else at the WAN's public address.
+fn endpoint_of(profile: &Profile, given: Option<&str>) -> Result<Option<Endpoint>> {
+    let port = match profile.local_port {
+        LocalPort::Pinned(port) => Some(port),
+        LocalPort::Random => None,
+    };
+    let parse = |text: String| Endpoint::try_from(text).map_err(anyhow::Error::msg);
+    let Some(given) = given else {
+        let Some(port) = port else { return Ok(None) };
+        let wan = |network: &Network| {
+            let wan = network.named(&profile.wan.interface)?.index;
+            public(network.addresses_of(wan).map(|address| address.address))
+        };
+        let address = network().ok().as_ref().and_then(wan);
+        return Ok(address.map(|address| Endpoint::Address((address, port).into())));
+    };
+    if let Ok(endpoint) = Endpoint::try_from(given.to_owned()) {
+        return Ok(Some(endpoint));
+    }
+    let Some(port) = port else { bail!("the profile has no LocalPort, so --endpoint needs a port: {given}:47100") };
+    // A bare address of IPv6 stands in brackets before a port.
+    let host = if given.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{given}]") } else { given.to_owned() };
+    parse(format!("{host}:{port}")).map(Some)
+}
+
+fn qr_code(file: &str) -> Result<String> {
+    // Comments are for people, and make the code larger.
+    let lines = file.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let text = Zeroizing::new(lines.collect::<Vec<_>>().join("\n"));
+    let code = QrCode::new(text.as_bytes()).context("too much for a QR code; leave out prefixes")?;
+    // Light on dark, as terminals are.
+    let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    Ok(image + "\n")
+}
+
+fn network() -> Result<Network> {
+    let mut linux = Linux::open().context("cannot speak netlink")?;
+    Network::read(&mut linux, Interest::default()).context("the network cannot be read")
+}
+
+/// The interface of the default route.
+fn default_interface() -> Option<String> {
+    let network = network().ok()?;
+    let usable = |kind| kind == RouteKind::Unicast;
+    let default =
+        network.routes().filter(|r| r.destination.prefix_len() == 0 && r.protocol != PROTOCOL && usable(r.kind));
+    let best = default.min_by_key(|route| (!route.destination.addr().is_ipv4(), route.metric))?;
+    network.interface(best.interface?).map(|Interface { name, .. }| name.clone())
+}

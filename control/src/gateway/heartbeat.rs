@@ -1,0 +1,78 @@
+//! What the service manager is told (sd_notify(3)): that the gateway is ready, how it does, and that it is alive.
+//!
+//! It is alive as long as control comes here and every worker answers a call of control's, which wakes it if it
+//! sleeps. When one of them is stuck nothing is told any more, and the service manager kills the gateway and starts
+//! another; the guard holds meanwhile.
+
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::time::Interval;
+
+use super::{Gateway, report, ticks};
+
+/// How often what is told is looked at.
+const EVERY: Duration = Duration::from_secs(5);
+/// Heartbeats within the service manager's limit: a worker has one interval to answer, and a few may come late.
+const BEATS: u32 = 4;
+
+/// The service manager's side of a gateway; idle where there is none.
+pub struct Heartbeat {
+    /// `None` without a service manager.
+    ticks: Option<Interval>,
+    watched: bool,
+    told: String,
+}
+
+impl Heartbeat {
+    /// Tells that the gateway is ready.
+    pub fn begin(gateway: &Gateway) -> Self {
+        let watchdog = sd_notify::watchdog_enabled();
+        let every = watchdog.map_or(EVERY, |limit| EVERY.min(limit / BEATS));
+        let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
+        let mut heartbeat =
+            Self { ticks: managed.then(|| ticks(every)), watched: watchdog.is_some(), told: String::new() };
+        heartbeat.tell(&[NotifyState::Ready]);
+        heartbeat.beat(gateway);
+        heartbeat
+    }
+
+    /// Waits for the next beat. Cancel safe.
+    pub async fn due(&mut self) {
+        match &mut self.ticks {
+            Some(ticks) => drop(ticks.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells how the gateway does, and that it is alive if it is.
+    pub fn beat(&mut self, gateway: &Gateway) {
+        if self.ticks.is_none() {
+            return;
+        }
+        let summary = report::summary(gateway, Instant::now());
+        if summary != self.told {
+            self.tell(&[NotifyState::Status(&summary)]);
+            self.told = summary;
+        }
+        if !self.watched {
+            return;
+        }
+        match gateway.plane.call().as_slice() {
+            [] => self.tell(&[NotifyState::Watchdog]),
+            silent => tracing::error!("workers {silent:?} do not answer; the service manager will end this gateway"),
+        }
+    }
+
+    /// Tells that the gateway is about to end.
+    pub fn end(&self) {
+        self.tell(&[NotifyState::Stopping]);
+    }
+
+    fn tell(&self, state: &[NotifyState<'_>]) {
+        // Without a service manager this does nothing.
+        if let Err(error) = sd_notify::notify(state) {
+            tracing::warn!("the service manager cannot be told: {error}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+use super::*;
+use crate::gateway::peers::tests::peers;
+
+use penstock_proto::coordination::{Peer as MapPeer, Reachability};
+
+fn site(name: &str, number: u8, subnets: &[&str]) -> Site {
+    let address = IpNet::from(IpAddr::from([100, 64, 0, number]));
+    let prefixes = subnets.iter().map(|subnet| subnet.parse().unwrap()).chain([address]).collect();
+    Site { name: name.parse().unwrap(), prefixes, vouched: None }
+}
+
+fn sites<const N: usize>(sites: [(u8, Site); N]) -> BTreeMap<SiteKey, Site> {
+    sites.into_iter().map(|(key, site)| (SiteKey::from([key; 32]), site)).collect()
+}
+
+fn prefixes_of(peers: &Peers, name: &str) -> Vec<String> {
+    let peer = peers.iter().find(|peer| peer.name == name).unwrap();
+    peer.allowed_ips().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn peers_follow_the_map() {
+    let (mut proto, mut peers) = peers(&[]);
+    let now = Instant::now();
+    let both = sites([(7, site("berlin", 7, &["10.7.0.0/16"])), (8, site("cadiz", 8, &["10.8.0.0/16"]))]);
+    let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+    assert_eq!((changes.added.len(), changes.removed.len(), changes.prefixes), (2, 0, true));
+    assert_eq!(prefixes_of(&peers, "berlin"), ["10.7.0.0/16", "100.64.0.7/32"]);
+    assert!(peers.iter().all(|peer| !peer.roams() && peer.endpoint.is_none()));
+
+    let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+    assert!(changes.added.is_empty() && changes.removed.is_empty() && !changes.prefixes, "{changes:?}");
+
+    // Cadiz is gone, and Berlin takes its subnet over.
+    let one = sites([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
+    let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default());
+    assert_eq!((changes.removed.len(), changes.prefixes), (1, true));
+    assert_eq!(prefixes_of(&peers, "berlin"), ["10.8.0.0/16", "100.64.0.7/32"]);
+    assert_eq!(peers.remote().len(), 2);
+    assert!(proto.peer_of(&PublicKey::from_bytes([8; 32]).into()).is_none(), "its sessions are over");
+}
+
+#[test]
+fn who_only_moves_is_told_from_everything_else() {
+    let peer = |number: u8| {
+        let peer = MapPeer {
+            name: format!("site-{number}").parse().unwrap(),
+            virtual_address: [100, 64, 0, number].into(),
+            subnets: vec!["10.1.0.0/16".parse().unwrap()],
+            reachability: None,
+        };
+        (SiteKey::from([number; 32]), peer)
+    };
+    let before = Map { peers: [peer(1), peer(2)].into(), ..Map::default() };
+    let after = |change: &dyn Fn(&mut Map)| {
+        let mut after = before.clone();
+        after.version.number += 1;
+        change(&mut after);
+        moved(&before, &after)
+    };
+    let two = SiteKey::from([2; 32]);
+    let of_two = |map: &mut Map, change: &dyn Fn(&mut MapPeer)| change(map.peers.get_mut(&two).unwrap());
+    assert_eq!(after(&|_| {}), Some(vec![]));
+    assert_eq!(after(&|map| of_two(map, &|peer| peer.reachability = Some(Reachability::default()))), Some(vec![two]));
+    let others: [&dyn Fn(&mut Map); 7] = [
+        &|map| of_two(map, &|peer| peer.name = "x".parse().unwrap()),
+        &|map| of_two(map, &|peer| peer.virtual_address = [100, 64, 0, 9].into()),
+        &|map| of_two(map, &|peer| peer.subnets.clear()),
+        &|map| drop(map.peers.remove(&two)),
+        &|map| map.peers.extend([peer(3)]),
+        &|map| {
+            map.peers.remove(&two);
+            map.peers.extend([peer(3)]);
+        },
+        &|map| map.stun_servers.push("192.0.2.1:3478".parse().unwrap()),
+    ];
+    for (number, change) in others.into_iter().enumerate() {
+        assert_eq!(after(change), None, "{number}");
+    }
+}
+
+#[test]
+fn only_endpoints_in_use_stand_against_a_prefix() {
+    let (mut proto, mut peers) = peers(&[9]);
+    let now = Instant::now();
+    let both = sites([(7, site("berlin", 7, &[])), (8, site("cadiz", 8, &[]))]);
+    follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default());
+    for (peer, address) in peers.iter_mut().zip(["192.0.2.9", "10.7.0.1", "127.0.0.1"]) {
+        peer.endpoint = Some((address.parse::<IpAddr>().unwrap(), 47100).into());
+    }
+    let in_use = |sites: &BTreeMap<SiteKey, Site>| {
+        endpoints_in_use(&peers, sites).map(|address| address.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(in_use(&both), ["192.0.2.9", "10.7.0.1"]);
+    // Berlin is revoked: where it was is nothing to the others.
+    assert_eq!(in_use(&sites([(8, site("cadiz", 8, &[]))])), ["192.0.2.9"]);
+}
+
+#[test]
+fn the_profile_comes_first() {
+    let (mut proto, mut peers) = peers(&[7]);
+    let now = Instant::now();
+    let profiled = peers.iter().next().unwrap().id;
+    peers.allow("10.7.0.0/16".parse().unwrap(), profiled);
+    let greedy =
+        sites([(7, site("berlin", 7, &["10.9.0.0/16"])), (8, site("cadiz", 8, &["10.7.0.0/16", "10.7.1.0/24"]))]);
+    follow_map(&greedy, &mut proto, &mut peers, now, &Surroundings::default());
+    assert_eq!(peers.of(profiled).unwrap().allowed_ips(), &["10.7.0.0/16".parse().unwrap()].into());
+    assert!(peers.of(profiled).unwrap().roams());
+    assert_eq!(prefixes_of(&peers, "cadiz"), ["10.7.1.0/24", "100.64.0.8/32"]);
+    follow_map(&BTreeMap::new(), &mut proto, &mut peers, now, &Surroundings::default());
+    assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [profiled]);
+}

@@ -1,0 +1,44 @@
+//! What `penstock firewall` prints, in force where everything else is dropped.
+
+use crate::support::*;
+
+/// Drops everything but answers and what IPv6 needs on a link.
+const STRICT: &str = "table inet filter {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        ct state established accept
+        meta l4proto ipv6-icmp accept
+    }
+    chain output {
+        type filter hook output priority 0; policy drop;
+        ct state established accept
+        meta l4proto ipv6-icmp accept
+    }
+    chain forward {
+        type filter hook forward priority 0; policy drop;
+    }
+}
+";
+
+#[test]
+fn the_rules_let_the_gateway_work_and_nothing_less_does() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (mut a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    // One side only calls, the other only answers.
+    (a.peers[0].keepalive, b.peers[0].endpoint) = (Some(1), None);
+    let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+    for site in [&topology.a, &topology.b] {
+        site.gateway.nft(STRICT);
+    }
+    let reached = |count| ping(&topology.a.host, topology.b.host4(), &["-c", count, "-W", "0.5"]);
+    assert_eq!(reached("2").received, 0, "nothing is dropped, so the rules show nothing");
+    for (site, gateway) in [(&topology.a, &a), (&topology.b, &b)] {
+        let output = gateway.command(&["firewall", "--format", "nftables"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        site.gateway.nft(&String::from_utf8_lossy(&output.stdout));
+    }
+    await_traffic(&topology);
+}

@@ -1,0 +1,147 @@
+//! Cases of WireGuard's own test script (`netns.sh` of the Linux kernel) that no other module covers;
+//! `docs/scenarios.md` lists where each case is tested.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::support::*;
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Two WireGuard devices on the hosts reach each other through the gateways' tunnel: WireGuard in WireGuard. Then the
+/// inner tunnel becomes its own way: its endpoint lies inside it, and what goes in must not go round and round.
+#[test]
+fn a_tunnel_runs_through_the_tunnel() {
+    if !ready(&["wireguard-go"]) {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (a, _b) = joined(&topology, kind, kind, Outer::V4);
+        let inner = |address: &str| GatewayConfig::elsewhere(Kind::WireguardGo, address);
+        let (mut config_a, mut config_b) = (inner("10.55.0.1"), inner("10.55.0.2"));
+        let peer = |of: &GatewayConfig, host: IpAddr| Peer {
+            public_key: of.public_key(),
+            preshared_key: None,
+            endpoint: Some((host, PORT).into()),
+            allowed_ips: vec![format!("{}/32", of.virtual_address)],
+            keepalive: None,
+            suite: None,
+        };
+        config_a.peers.push(peer(&config_b, topology.b.host6()));
+        config_b.peers.push(peer(&config_a, topology.a.host6()));
+        let inner_a = Gateway::start_in(&topology.a.host, topology.scratch(), config_a);
+        let inner_b = Gateway::start_in(&topology.b.host, topology.scratch(), config_b);
+        for (site, gateway) in [(&topology.a, &inner_a), (&topology.b, &inner_b)] {
+            site.host.ip(&format!("link set {} mtu 1340\n", gateway.name()));
+        }
+        let far = IpAddr::from([10, 55, 0, 2]);
+        eventually(LIMIT, &format!("{kind:?}: the inner tunnel carries a ping"), || {
+            ping(&topology.a.host, far, &["-c", "1"]).all_answered()
+        });
+        tcp_both_ways(&topology.a.host, &topology.b.host, far, 1 << 20);
+
+        let endpoint = format!("{far}:{PORT}");
+        inner_a.set(&["peer", &inner_b.public_key(), "endpoint", &endpoint]);
+        let sent = |gateway: &Gateway| -> u64 {
+            gateway.config.peers.iter().map(|peer| gateway.transfer(&peer.public_key).1).sum()
+        };
+        let before = sent(&a);
+        // They are lost, unless the far end has called before and so given its outer address again.
+        ping(&topology.a.host, far, &["-c", "20", "-i", "0.01", "-W", "1"]);
+        assert!(sent(&a) - before < 70_000, "{kind:?}: it went round");
+    }
+}
+
+/// A socket that is bound to the tunnel's device, and packets that get a mark after they were routed.
+#[test]
+fn bound_sockets_and_marked_packets_pass() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (a, _b) = joined(&topology, kind, kind, Outer::V4);
+        let (gateway, target) = (&topology.a.gateway, topology.b.host4());
+        let answered = |what: &str, options: &[&str]| {
+            let pings = ping(gateway, target, &[&["-c", "2", "-i", "0.1"], options].concat());
+            assert!(pings.all_answered(), "{kind:?}, {what}: {}", pings.text);
+        };
+        answered("bound", &["-I", a.name()]);
+        gateway.nft(
+            "table inet marks {
+                chain output {
+                    type route hook output priority mangle
+                    icmp type echo-request meta mark set 1
+                }
+            }\n",
+        );
+        answered("marked", &[]);
+        answered("marked and bound", &["-I", a.name()]);
+    }
+}
+
+/// Answers of `wg show` that fill many reads, and requests that fill many writes.
+#[test]
+fn large_configurations_pass_over_the_socket() {
+    if !ready(&[]) {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (config, _) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let gateway = Gateway::start(&topology.a, config);
+    let set_configuration = |peers: &str| {
+        let text = format!("[Interface]\nPrivateKey = {}\n{peers}", gateway.config.private_key);
+        let file = gateway.secret_file("large.conf", &text);
+        wg(&["setconf", gateway.name(), &file]);
+    };
+    let prefixes = || {
+        let lines = wg(&["show", gateway.name(), "allowed-ips"]);
+        lines.lines().map(|line| line.split_whitespace().count() - 1).collect::<Vec<_>>()
+    };
+
+    let mut one = format!("[Peer]\nPublicKey = {}\n", pubkey(&genkey()));
+    for (a, b) in (1..=100).flat_map(|a| (0..=255).map(move |b| (a, b))) {
+        writeln!(one, "AllowedIPs = {a}.{b}.0.0/16,fd{a:02x}::{b:x}/128").expect("a string");
+    }
+    set_configuration(&one);
+    assert_eq!(prefixes(), [100 * 256 * 2]);
+
+    let mut many = String::new();
+    for a in 1..=40 {
+        let prefixes: Vec<String> = (1..=52).map(|b| format!("10.{a}.{b}.0/24")).collect();
+        writeln!(many, "[Peer]\nPublicKey = {}\nAllowedIPs = {}", pubkey(&genkey()), prefixes.join(","))
+            .expect("a string");
+    }
+    set_configuration(&many);
+    assert_eq!(prefixes(), [52; 40]);
+}
+
+/// What `wg set` says of keys: none, one of the peers', and one whose bits are not clamped.
+#[test]
+fn keys_are_set_as_the_kernel_sets_them() {
+    if !ready(&[]) {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (config, _) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let gateway = Gateway::start(&topology.a, config);
+    let shows = |field: &str| wg(&["show", gateway.name(), field]).trim().to_owned();
+    let peer = gateway.config.peers[0].public_key.clone();
+
+    let preshared = genpsk();
+    gateway.set(&["peer", &peer, "preshared-key", &gateway.secret_file("one.psk", &preshared)]);
+    assert_eq!(shows("preshared-keys"), format!("{peer}\t{preshared}"));
+    gateway.set(&["peer", &peer, "preshared-key", "/dev/null"]);
+    assert_eq!(shows("preshared-keys"), format!("{peer}\t(none)"));
+
+    let private = genkey();
+    let own = pubkey(&private);
+    gateway.set(&["peer", &own]);
+    gateway.set(&["private-key", &gateway.secret_file("own.key", &private)]);
+    assert_eq!(shows("public-key"), own);
+    assert_eq!(shows("peers"), peer, "a peer with the gateway's own key goes");
+    gateway.set(&["peer", &own]);
+    assert_eq!(shows("peers"), peer, "and does not come");
+}

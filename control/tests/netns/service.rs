@@ -1,0 +1,179 @@
+//! A gateway as systemd runs it: what it may do, what it tells the service manager, and when it counts as dead.
+
+use crate::support::*;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The time after which the service manager takes a silent gateway for dead.
+const WATCHDOG: Duration = Duration::from_secs(2);
+
+fn unit(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/packaging").join(name)
+}
+
+/// The capabilities that the unit leaves, as setpriv takes them.
+fn bounding_set() -> String {
+    let text = std::fs::read_to_string(unit("penstock@.service")).expect("the unit");
+    let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("its capabilities");
+    let names = line.split(' ').map(|name| name.strip_prefix("CAP_").expect("a capability").to_lowercase());
+    // The last is in the place of LimitMEMLOCK, which not every machine lets root raise.
+    names.fold("--bounding-set=-all".to_owned(), |set, name| format!("{set},+{name}")) + ",+ipc_lock"
+}
+
+/// Starts the gateway of `config` in site A with the unit's capabilities.
+fn start(topology: &Topology, config: &GatewayConfig, environment: &[(&str, &str)]) -> Process {
+    let site = &topology.a;
+    let profile = site.scratch.join("service.profile");
+    write_profile(&profile, &config.profile(&site.scratch));
+    let mut command = site.gateway.command("setpriv");
+    command.arg(bounding_set());
+    command.arg(penstock_binary().expect("checked by ready()")).args(["run", "--profile"]).arg(&profile);
+    command.env("PENSTOCK_STATE_DIR", &site.scratch).envs(environment.iter().copied());
+    Process::spawn(command, &site.scratch.join("service.log"), Some(site.gateway.clone()))
+}
+
+/// The threads of a process: their names and their directories in /proc.
+fn threads(process: &Process) -> Vec<(String, PathBuf)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).expect("it runs");
+    let tasks = tasks.map(|task| task.expect("a task").path());
+    tasks.map(|task| (std::fs::read_to_string(task.join("comm")).expect("its name").trim().to_owned(), task)).collect()
+}
+
+#[test]
+fn the_units_expose_little() {
+    if !ready(&["systemd-analyze"]) {
+        return;
+    }
+    // A worker is pinned to a core by a call of a group that costs the gateway's unit 0.2.
+    for (name, most) in [("penstock@.service", "24"), ("penstock-coordinator.service", "19")] {
+        let mut command = Command::new("systemd-analyze");
+        command.args(["security", "--offline=true", "--threshold", most]).arg(unit(name));
+        let output = command.output().expect("systemd-analyze starts");
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn the_units_capabilities_suffice_and_workers_have_none() {
+    if !ready(&["setpriv"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    topology.a.finish_checksums();
+    let (a, b) = pair_config(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    let process = start(&topology, &a, &[]);
+    let _b = Gateway::start(&topology.b, b);
+    await_traffic(&topology);
+    let mut workers = 0;
+    for (name, directory) in threads(&process) {
+        let status = std::fs::read_to_string(directory.join("status")).expect("its status");
+        let held = status.lines().filter(|line| ["CapPrm", "CapEff", "CapInh"].iter().any(|set| line.starts_with(set)));
+        if name.starts_with("worker-") {
+            workers += 1;
+            held.for_each(|line| assert!(line.ends_with("\t0000000000000000"), "{name} has {line}"));
+        }
+    }
+    assert_eq!(workers, 1);
+}
+
+/// A service manager, as far as it listens.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn listen(site: &Site) -> Self {
+        let path = site.scratch.join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        Self { socket, path }
+    }
+
+    /// What is told within `limit`, message by message, until `enough`.
+    fn hear(&self, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut buffer = [0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.socket.set_read_timeout(Some(left)).expect("a timeout");
+            let Ok(length) = self.socket.recv(&mut buffer) else { return false };
+            if String::from_utf8_lossy(&buffer[..length]).lines().any(&mut enough) {
+                return true;
+            }
+        }
+    }
+}
+
+/// A thread that is stopped while the others run.
+struct Stuck(i32);
+
+#[expect(unsafe_code, reason = "ptrace")]
+impl Stuck {
+    fn stop(thread: &Path) -> Self {
+        let id: i32 = thread.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok()).expect("a thread");
+        // SAFETY: these requests read and write no memory of ours.
+        let stopped = unsafe {
+            libc::ptrace(libc::PTRACE_SEIZE, id, 0, 0) == 0
+                && libc::ptrace(libc::PTRACE_INTERRUPT, id, 0, 0) == 0
+                && libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) == id
+        };
+        assert!(stopped, "{}", std::io::Error::last_os_error());
+        Self(id)
+    }
+}
+
+#[expect(unsafe_code, reason = "ptrace")]
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        // SAFETY: as above. The thread may be gone.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
+    }
+}
+
+/// Ready, how it does, alive as long as control and the worker are, which sleeps when nobody calls.
+#[test]
+fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
+    if !ready(&["setpriv"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let manager = Manager::listen(&topology.a);
+    let socket = manager.path.to_str().expect("UTF-8");
+    let limit = WATCHDOG.as_micros().to_string();
+    let mut process = start(&topology, &a, &[("NOTIFY_SOCKET", socket), ("WATCHDOG_USEC", &limit)]);
+    assert!(manager.hear(PATIENCE, |line| line == "READY=1"), "{}", process.log());
+    assert!(topology.a.scratch.join(format!("{}.guard", a.name)).exists(), "ready without a guard");
+    assert!(manager.hear(PATIENCE, |line| line == "STATUS=1 peer, 0 direct, 0 relayed"));
+    let b = Gateway::start(&topology.b, b);
+    await_traffic(&topology);
+    assert!(manager.hear(PATIENCE, |line| line == "STATUS=1 peer, 1 direct, 0 relayed"));
+    drop(b);
+
+    let is_alive = || manager.hear(WATCHDOG, |line| line == "WATCHDOG=1");
+    // Those that were told before the thread was stopped, and one that it answered just before.
+    let falls_silent = || {
+        manager.hear(WATCHDOG, |_| false);
+        !is_alive()
+    };
+    for _ in 0..3 {
+        assert!(is_alive(), "a gateway with nothing to do is taken for dead");
+    }
+    for name in ["worker-0", "penstock"] {
+        let found = threads(&process).into_iter().find(|(thread, _)| thread == name);
+        let (_, thread) = found.unwrap_or_else(|| panic!("no thread {name}"));
+        let stuck = Stuck::stop(&thread);
+        assert!(falls_silent(), "{name} is stuck and nobody notices");
+        drop(stuck);
+        assert!(is_alive(), "{name} goes on and nobody notices");
+    }
+    assert!(process.log().contains("do not answer"), "{}", process.log());
+    process.signal(rustix::process::Signal::TERM);
+    assert!(manager.hear(PATIENCE, |line| line == "STOPPING=1"));
+    assert!(process.wait(PATIENCE).success());
+}
