@@ -209,7 +209,8 @@ fn instead(kind: ExtraKind, value: &str, name: &str) -> Option<String> {
             .to_owned(),
         ExtraKind::SaveConfig if value.eq_ignore_ascii_case("false") => return None,
         ExtraKind::SaveConfig => {
-            "the profile is never written by a gateway that stops; put what `wg set` changed into it".to_owned()
+            "a gateway that stops writes nothing; `penstock save` writes what `wg set` changed into the profile"
+                .to_owned()
         }
     })
 }
