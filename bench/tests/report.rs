@@ -79,9 +79,10 @@ fn what_is_no_report_is_one_clear_sentence() {
 #[test]
 fn a_signal_ends_what_waits_for_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
-    let pipe = folder.path().join("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
     for (name, signal) in [("INT", Signal::INT), ("TERM", Signal::TERM), ("HUP", Signal::HUP)] {
+        // A pipe for each: a process that another test is starting may still hold the other end of the last one.
+        let pipe = folder.path().join(name);
+        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
         // Whatever the test was started with.
         let mut command = Command::new("env");
         command.args([&format!("--default-signal={name}"), BENCH, "report", "show"]).arg(&pipe);

@@ -11,6 +11,9 @@ fn site(number: u8) -> Site {
         name: ["a", "b", "c"][usize::from(number)].parse().expect("a name"),
         virtual_address: [100, 64, 0, number].into(),
         subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],
+        in_force: vec!["10.0.0.0/24".parse().expect("a subnet")],
+        granted: None,
+        bound: false,
         tags: [["x", "y"][usize::from(number & 1)].parse().expect("a name")].into(),
         state: SiteState::Approved,
         created: 0,
@@ -28,7 +31,7 @@ fuzz_target!(|input: &[u8]| {
             for (one, other) in sites.iter().flat_map(|one| sites.iter().map(move |other| (one, other))) {
                 assert_eq!(policy.joins(one, other), policy.joins(other, one));
                 assert!(!policy.joins(one, one));
-                assert!(policy.announced(one).iter().all(|subnet| one.subnets.contains(subnet)));
+                assert!(policy.announced(one).iter().all(|subnet| one.in_force.contains(subnet)));
             }
         }
         Err(sentence) => assert!(!sentence.is_empty()),
