@@ -257,6 +257,13 @@ fn a_reload_keeps_the_paths() {
         profile["Lan"]["Subnets"] = json!([pair.a.subnet(), "10.99.0.0/24"]);
     });
     assert!(said.contains("Lan.Subnets"), "{said}");
+    // A changed offer waits until it is granted.
+    let subnets = format!("{},10.99.0.0/24", pair.a.subnet());
+    let granted = || {
+        let (done, _) = pair.coordinator.attempt(&["site", "approve", &pair.gateway_a.name, "--subnets", &subnets]);
+        done
+    };
+    eventually(PATIENCE, "the offer is granted", granted);
     let hears = || pair.peers()[1]["AllowedIPs"].to_string().contains("10.99.0.0/24");
     eventually(PATIENCE, "B hears of the other subnet", hears);
     let beats = beat.stop();
