@@ -26,24 +26,39 @@ fn state(site: &Site) -> String {
     state
 }
 
-/// Identifiers of the BPF objects that no process holds: pinned or leaked.
-fn ownerless(kind: &str) -> BTreeSet<u64> {
+/// Maps and programs by kind and identifier.
+type BpfObjects = BTreeSet<(&'static str, u64)>;
+
+fn bpftool_list(kind: &str) -> Vec<serde_json::Value> {
     let output = std::process::Command::new("bpftool").args([kind, "list", "-j"]).output().expect("bpftool starts");
-    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let all: BTreeSet<u64> = list.as_array().into_iter().flatten().filter_map(|object| object["id"].as_u64()).collect();
-    // Not every bpftool tells whose they are.
-    let held = held_objects(&format!("{kind}_id:"));
-    all.difference(&held).copied().collect()
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    list.as_array().cloned().unwrap_or_default()
 }
 
-/// The identifiers that the descriptors of all processes have by this name.
-fn held_objects(name: &str) -> BTreeSet<u64> {
-    let entries = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let descriptors = entries("/proc".into()).flat_map(|process| entries(process.path().join("fdinfo")));
-    let texts = descriptors.filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok());
-    texts
-        .flat_map(|text| text.lines().filter_map(|l| l.strip_prefix(name)?.trim().parse().ok()).collect::<Vec<_>>())
-        .collect()
+/// All maps and programs of the machine, other tests' among them.
+fn bpf_objects() -> BpfObjects {
+    let ids = |kind| bpftool_list(kind).into_iter().filter_map(move |object| Some((kind, object["id"].as_u64()?)));
+    ids("map").chain(ids("prog")).collect()
+}
+
+/// The maps and programs that a gateway has: those of its descriptors, and the maps that its programs use.
+fn bpf_objects_of(gateway: &Gateway) -> BpfObjects {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", gateway.process.pid())).expect("a process");
+    let texts = descriptors.flatten().filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok());
+    let id = |line: &str, kind| line.strip_prefix(kind)?.strip_prefix("_id:")?.trim().parse::<u64>().ok();
+    let mut objects = texts
+        .flat_map(|text| {
+            let ids = ["map", "prog"].map(|kind| text.lines().filter_map(|l| Some((kind, id(l, kind)?))).collect());
+            ids.into_iter().flat_map(|ids: Vec<_>| ids)
+        })
+        .collect::<BpfObjects>();
+    for program in bpftool_list("prog") {
+        if program["id"].as_u64().is_some_and(|id| objects.contains(&("prog", id))) {
+            let maps = program["map_ids"].as_array().into_iter().flatten();
+            objects.extend(maps.filter_map(|map| Some(("map", map.as_u64()?))));
+        }
+    }
+    objects
 }
 
 fn files_named(directory: &str, name: &str) -> Vec<String> {
@@ -74,11 +89,14 @@ fn starts_and_stops_leave_nothing() {
     pause(300);
     let (before_a, before_b) = (state(&topology.a), state(&topology.b));
     assert!(!before_a.contains(a.name()), "{before_a}");
-    let (maps, programs) = (ownerless("map"), ownerless("prog"));
+    let mut held = BpfObjects::new();
     for cycle in 0..cycles {
         a.restart();
         b.restart();
         await_traffic(&topology);
+        let objects = bpf_objects_of(&a);
+        assert!(["map", "prog"].iter().all(|kind| objects.iter().any(|(k, _)| k == kind)), "{objects:?}");
+        held.extend(objects);
         assert!(a.terminate().success());
         assert!(b.terminate().success());
         same_state(&topology.a, &before_a, &format!("cycle {cycle}"));
@@ -89,8 +107,7 @@ fn starts_and_stops_leave_nothing() {
         }
     }
     // The kernel frees maps and programs a little later.
-    eventually(LIMIT, "the kernel has freed the maps", || ownerless("map").is_subset(&maps));
-    eventually(LIMIT, "and the programs", || ownerless("prog").is_subset(&programs));
+    eventually(LIMIT, "the kernel has freed its maps and programs", || bpf_objects().is_disjoint(&held));
 }
 
 /// A gateway started where nothing was before leaves its guard there when it stops, and nothing once that is
