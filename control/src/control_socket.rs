@@ -88,17 +88,17 @@ pub struct Reloaded {
 /// What the gateway answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// To [`Command::Status`].
+    /// The answer to [`Command::Status`].
     Status(Box<Status>),
-    /// To [`Command::Netcheck`].
+    /// The answer to [`Command::Netcheck`].
     Netcheck(Box<Report>),
-    /// To [`Command::Reload`].
+    /// The answer to [`Command::Reload`].
     Reloaded(Reloaded),
-    /// To [`Command::Unsaved`].
+    /// The answer to [`Command::Unsaved`].
     Unsaved(Box<Unsaved>),
-    /// To [`Command::Release`].
+    /// The answer to [`Command::Release`].
     Released(Released),
-    /// To [`Command::Stop`] and [`Command::StopAndRelease`]: it is on its way out.
+    /// The answer to [`Command::Stop`] and [`Command::StopAndRelease`]: it is on its way out.
     Stopping,
     /// It cannot; a sentence.
     Error(String),

@@ -91,6 +91,20 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Makes a file for its owner only; one that is there stays as it is. It is on the disk when this returns.
+///
+/// # Errors
+/// There is a file already ([`io::ErrorKind::AlreadyExists`]), or it cannot be written; then there is none.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
 /// Removes a file, if it is there.
 ///
 /// # Errors

@@ -274,7 +274,7 @@ fn seal_all(session: &Session, cipher: Cipher, frames: &mut [Frame], pool: &mut 
     cipher.seal_batch(&mut sealings);
 }
 
-/// ring alone.
+/// What a worker is compared with: ring by itself, with nothing around it.
 struct Floor {
     key: LessSafeKey,
     suite: Suite,

@@ -123,23 +123,23 @@ impl Request {
 pub enum Answer {
     /// A new enrolment key, as text.
     Key(String),
-    /// To [`Request::ListKeys`].
+    /// The answer to [`Request::ListKeys`].
     Keys(Vec<KeyRecord>),
-    /// To [`Request::ListSites`].
+    /// The answer to [`Request::ListSites`].
     Sites(Vec<SiteStatus>),
-    /// To [`Request::Authority`].
+    /// The answer to [`Request::Authority`].
     Authority(AuthorityReport),
-    /// To [`Request::Requests`].
+    /// The answer to [`Request::Requests`]: what waits for the authority's signature.
     Requests(Requests),
-    /// To [`Request::Publication`].
+    /// The answer to [`Request::Publication`]: all that the authority has signed.
     Publication(Box<Publication>),
-    /// To [`Request::MakeSpare`].
+    /// The answer to [`Request::MakeSpare`]: the rollover to the spare key.
     Document(Document),
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(StatusReport),
-    /// To [`Request::ShowPolicy`].
+    /// The answer to [`Request::ShowPolicy`].
     Policy(Policy),
-    /// To [`Request::Audit`].
+    /// The answer to [`Request::Audit`].
     Audit(Vec<AuditEntry>),
     /// It is done; a sentence.
     Done(String),

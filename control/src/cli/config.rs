@@ -86,7 +86,8 @@ fn reload_by(gateway: &Gateway) -> Result<()> {
     Ok(())
 }
 
-fn text(path: &Path) -> Result<String> {
+/// The profile's text.
+pub(super) fn text(path: &Path) -> Result<String> {
     String::from_utf8(read_file(path)?).with_context(|| path.display().to_string())
 }
 
@@ -95,7 +96,8 @@ fn check(path: &Path, text: &str, read_key: &mut ReadKey<'_>) -> Result<Profile>
     Profile::parse(text.as_bytes(), &path, &Environment::of_process(), read_key).context("nothing was changed")
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+/// Puts another text in the place of the profile's.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     // Behind a symbolic link is the file that must be replaced.
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     replace(&path, text.as_bytes()).with_context(|| path.display().to_string())

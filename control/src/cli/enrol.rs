@@ -1,8 +1,7 @@
 //! `enrol`: a key of the coordinator lets this site in.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,11 +11,11 @@ use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
 use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState, Waiting};
 use zeroize::Zeroizing;
 
-use super::config::replace;
-use super::{Gateway, run};
+use super::{Gateway, config, run};
 use crate::coordinator::{self, Cached, Config, EnrolError, seen};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
-use crate::profile::{Environment, Profile, edit, read_file};
+use crate::profile::{Environment, Profile, edit};
+use crate::sealed;
 
 /// Longest file or input that holds an enrolment key: its 150 characters with generous white space.
 const KEY_LIMIT: u64 = 1024;
@@ -82,7 +81,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     }
     let key = arguments.key.read()?;
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    let text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
+    let text = config::text(&path)?;
     let text = with_coordinator(&text, arguments.coordinator.as_ref(), arguments.ca_file.as_deref(), &key)?;
     // Before the coordinator is asked, so that what is wrong here costs nothing there.
     let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut key_made_if_missing())?;
@@ -112,7 +111,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
 
     let registration = &enrolled.registration;
     let text = with_address(text, &profile, registration)?;
-    replace(&path, text.as_bytes()).with_context(|| {
+    config::replace(&path, text.as_bytes()).with_context(|| {
         format!("{} is enrolled, but {} was not changed; enrol again", registration.name, path.display())
     })?;
     if let Some(map) = enrolled.map {
@@ -196,15 +195,9 @@ fn key_made_if_missing() -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFi
 
 fn make_key(path: &Path) -> io::Result<()> {
     let key = PrivateKey::generate()?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let line = Zeroizing::new(format!("{}\n", *key.to_base64()));
     // A site is its key, so it must be on the disk before anybody knows of it.
-    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
-    if written.is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-    written?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    let line = Zeroizing::new(format!("{}\n", *key.to_base64()));
+    sealed::create(path, line.as_bytes())
 }
 
 fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {

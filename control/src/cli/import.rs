@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -13,13 +13,13 @@ use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::Gateway;
-use super::config::replace;
 use super::keys::warn_if_exposed;
-use crate::ground::{Interest, Linux, Network, PROTOCOL};
+use super::{Gateway, config};
+use crate::ground::{Interest, Linux, Network};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::netlink::{Interface, RouteKind};
-use crate::profile::{Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer, read_file};
+use crate::profile::{Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer};
+use crate::sealed;
 use crate::wg_quick::export::{export as file_for, public};
 use crate::wg_quick::import::{Imported, Site, import as profile_of};
 use crate::wg_quick::parse;
@@ -116,23 +116,13 @@ fn write_all(imported: &Imported, profile: &Path) -> Result<()> {
     let lines = keys.map(|(file, key)| (file, Zeroizing::new(format!("{}\n", *key))));
     let mut written: Vec<PathBuf> = Vec::new();
     for (file, text) in lines.chain([(profile.to_owned(), Zeroizing::new(imported.profile.clone()))]) {
-        if let Err(error) = write_new(&file, text.as_bytes()) {
+        if let Err(error) = sealed::create(&file, text.as_bytes()) {
             written.iter().for_each(|file| drop(std::fs::remove_file(file)));
             return Err(error).with_context(|| format!("{}; nothing was written", file.display()));
         }
         written.push(file);
     }
-    File::open(directory)?.sync_all()?;
     Ok(())
-}
-
-fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    let written = file.write_all(text).and_then(|()| file.sync_all());
-    if written.is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-    written
 }
 
 fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
@@ -159,7 +149,7 @@ fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
 pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
     let Export { peer: name, new, allowed_ips, private_key_file, endpoint, qr } = arguments;
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    let mut text = String::from_utf8(read_file(&path)?).with_context(|| path.display().to_string())?;
+    let mut text = config::text(&path)?;
     let mut private_key = private_key_file.as_deref().map(read_private_key).transpose()?;
     if new {
         let key = PrivateKey::generate().context("no randomness")?;
@@ -184,9 +174,9 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
     let file = file_for(&profile, peer, private_key.as_ref(), endpoint.as_ref());
     let shown = if qr { Zeroizing::new(qr_code(&file)?) } else { file };
     if new {
-        replace(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+        config::write(&path, &text)?;
         if Gateway::of(&path)?.is_running() {
-            eprintln!("penstock: {name} is in the profile, which {} reads when it starts", profile.name);
+            eprintln!("penstock: {name} is in the profile; `penstock reload` has {} take it up", profile.name);
         }
     }
     let stdout = io::stdout();
@@ -251,9 +241,7 @@ fn network() -> Result<Network> {
 /// The interface of the default route.
 fn default_interface() -> Option<String> {
     let network = network().ok()?;
-    let usable = |kind| kind == RouteKind::Unicast;
-    let default =
-        network.routes().filter(|r| r.destination.prefix_len() == 0 && r.protocol != PROTOCOL && usable(r.kind));
-    let best = default.min_by_key(|route| (!route.destination.addr().is_ipv4(), route.metric))?;
+    let usable = network.default_routes().filter(|route| route.kind == RouteKind::Unicast);
+    let best = usable.min_by_key(|route| (!route.destination.addr().is_ipv4(), route.metric))?;
     network.interface(best.interface?).map(|Interface { name, .. }| name.clone())
 }

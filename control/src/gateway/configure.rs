@@ -9,7 +9,7 @@ use super::handshakes::{Due, Handshakes};
 use super::overlay::Overlay;
 use super::peers::Peer;
 use crate::ground::Origin;
-use crate::profile::{Endpoint, LocalPort};
+use crate::profile::Endpoint;
 use crate::uapi::{Change, Device, Errno, PeerState, Request, SetDevice, SetPeer};
 
 /// Answers a request.
@@ -52,8 +52,8 @@ pub(super) fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
 }
 
 fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<(), Errno> {
-    // Zero is what `wg setconf` sends when its file names no port or mark: any port will do, so that in use stays, and
-    // without a mark the tunnel's packets would go into the tunnel.
+    // Zero is what `wg setconf` sends when its file names no mark: without one the tunnel's packets would go into the
+    // tunnel.
     if let Some(mark) = change.fwmark.filter(|mark| *mark != 0 && *mark != gateway.site.mark) {
         gateway.site.mark = mark;
         gateway.plane.set_mark(now, mark);
@@ -61,13 +61,8 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
         gateway.ground_due = true;
         gateway.paths_due = true;
     }
-    if let Some(port) = change.listen_port.filter(|port| *port != 0 && *port != gateway.plane.local_port()) {
-        let before = gateway.plane.set_local_port(now, LocalPort::Pinned(port));
-        gateway.follow_up(now);
-        if gateway.plane.local_port() != port {
-            gateway.plane.set_local_port(now, before);
-            return Err(Errno::AddressInUse);
-        }
+    if change.listen_port.is_some_and(|port| !gateway.plane.move_to_port(now, port)) {
+        return Err(Errno::AddressInUse);
     }
     match change.private_key {
         Change::Keep => {}

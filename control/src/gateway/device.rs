@@ -21,7 +21,7 @@ use crate::endpoints::LastEndpoints;
 use crate::ground::{Interest, Network};
 use crate::key::PrivateKey;
 use crate::netlink::{Monitor, Netlink};
-use crate::profile::{LocalPort, Name};
+use crate::profile::Name;
 use crate::socket_file::Service;
 use crate::uapi::{self, Change, Errno, Request, SetDevice};
 
@@ -137,8 +137,7 @@ impl Device {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
         }
         if due.prefixes || due.paths {
-            let mark = self.plane.mark();
-            self.plane.find_paths(&mut self.netlink, &self.network, &self.handshakes.peers, mark);
+            self.plane.find_paths(&mut self.netlink, &self.network, &self.handshakes.peers);
         }
         if due != Due::default() {
             self.plane.publish(&self.handshakes.peers);
@@ -180,8 +179,8 @@ impl Device {
     }
 
     fn set(&mut self, now: Instant, change: SetDevice) -> Result<(), Errno> {
-        if let Some(port) = change.listen_port {
-            self.set_port(now, port)?;
+        if change.listen_port.is_some_and(|port| !self.plane.move_to_port(now, port)) {
+            return Err(Errno::AddressInUse);
         }
         if let Some(mark) = change.fwmark {
             self.plane.set_mark(now, mark);
@@ -200,20 +199,6 @@ impl Device {
             }
         }
         set_peers(&mut self.handshakes, None, now, change.replace_peers, change.peers)
-    }
-
-    fn set_port(&mut self, now: Instant, port: u16) -> Result<(), Errno> {
-        if port == 0 || port == self.plane.local_port() {
-            // Any port will do, so the present one does.
-            return Ok(());
-        }
-        let before = self.plane.set_local_port(now, LocalPort::Pinned(port));
-        self.follow_up(now);
-        if self.plane.local_port() == port {
-            return Ok(());
-        }
-        self.plane.set_local_port(now, before);
-        Err(Errno::AddressInUse)
     }
 
     fn set_key(&mut self, key: PrivateKey) {

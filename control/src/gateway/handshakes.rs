@@ -123,22 +123,10 @@ impl Handshakes {
     /// Handshakes with these peers, for tests.
     #[cfg(test)]
     pub fn of(proto: proto::Gateway, peers: Peers, udp: UdpSender) -> Self {
-        Self {
-            peers,
-            proto,
-            udp,
-            resolver: Resolver::new(Names::default(), 0),
-            last_endpoints: LastEndpoints::unkept(Instant::now()),
-            to_call: VecDeque::new(),
-            rejects: HashMap::new(),
-            lost_waiting: 0,
-            clock_set: Instant::now(),
-            due: Due::default(),
-            commands: Vec::new(),
-            speeds: Speeds { chacha20_poly1305: 1, aes_256_gcm: 1 },
-            probes_inside: 0,
-            problems: Problems::default(),
-        }
+        let (now, key) = (Instant::now(), PrivateKey::from_bytes([1; 32]));
+        let speeds = Speeds { chacha20_poly1305: 1, aes_256_gcm: 1 };
+        let empty = Self::new(&key, LastEndpoints::unkept(now), speeds, udp, now).expect("the usual timings");
+        Self { peers, proto, ..empty }
     }
 
     /// Adds a peer of the profile, and has its name resolved.

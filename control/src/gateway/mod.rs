@@ -403,7 +403,7 @@ impl Gateway {
     /// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow.
     fn find_paths(&mut self) -> bool {
         let (linux, network) = self.ground.parts();
-        let changed = self.plane.find_paths(linux.netlink(), network, &self.handshakes.peers, self.site.mark);
+        let changed = self.plane.find_paths(linux.netlink(), network, &self.handshakes.peers);
         let addresses = self.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
         let remote: Vec<_> = self.handshakes.peers.remote().into_iter().collect();
         let kept = network.kept(&remote);

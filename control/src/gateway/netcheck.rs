@@ -64,9 +64,9 @@ fn coordinator(overlay: &Overlay) -> Coordinator {
         State::Disconnected { why, .. } => (false, Some(why)),
     };
     Coordinator {
-        address: overlay.url.endpoint().host_and_port(),
+        address: overlay.config.url.endpoint().host_and_port(),
         // What the connection uses too.
-        proxy: Proxy::of_environment().towards(&overlay.url),
+        proxy: Proxy::of_environment().towards(&overlay.config.url),
         reachable,
         problem,
     }

@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use penstock_connect::CoordinatorUrl;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
@@ -36,9 +35,8 @@ const FIRST_HANDSHAKES_BURST: u32 = 100;
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
-    /// Where the coordinator is.
-    pub url: CoordinatorUrl,
-    config: Config,
+    /// Where the coordinator is, and how this site connects to it.
+    pub config: Config,
     /// Port and mark of the socket by which the ways are found; `None` once others are to be found.
     socket: Option<(u16, u32)>,
     /// The connection to the coordinator.
@@ -94,7 +92,6 @@ impl Overlay {
             None => Default::default(),
         };
         Some(Self {
-            url: config.url.clone(),
             socket: Some((udp.local_port(), udp.mark())),
             statements: Statements::open(now, &config),
             believed: Believed::default(),
@@ -248,7 +245,7 @@ impl Overlay {
 
     /// The addresses that must stay outside the tunnel: of the coordinator, relays and STUN servers.
     pub fn servers(&self) -> impl Iterator<Item = (IpAddr, Server)> + '_ {
-        let coordinator = self.url.endpoint().host().parse().ok().map(|address| (address, Server::Coordinator));
+        let coordinator = self.config.url.endpoint().host().parse().ok().map(|address| (address, Server::Coordinator));
         let relays = self.believed.relays.iter().flat_map(|relay| &relay.udp).map(|at| (at.ip(), Server::Relay));
         let stun = self.map.stun_servers.iter().map(|at| (at.ip(), Server::Stun));
         coordinator.into_iter().chain(relays).chain(stun)

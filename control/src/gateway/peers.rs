@@ -317,13 +317,17 @@ impl Peers {
 
     /// Whether an address or prefix lies in a remote prefix.
     pub fn is_remote(&self, prefix: impl Into<IpNet>) -> bool {
-        std::iter::successors(Some(prefix.into()), IpNet::supernet).any(|p| self.allowed_ips.contains_key(&p))
+        self.covering(prefix.into()).next().is_some()
     }
 
     /// Whether an address lies in a remote prefix that is not a default route: those hold everything outside too.
     pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
-        let prefixes = std::iter::successors(Some(IpNet::from(address)), IpNet::supernet);
-        prefixes.take_while(|prefix| prefix.prefix_len() > 0).any(|prefix| self.allowed_ips.contains_key(&prefix))
+        self.covering(address.into()).any(|prefix| prefix.prefix_len() > 0)
+    }
+
+    /// The remote prefixes that this one is or lies in, the longest first.
+    fn covering(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        std::iter::successors(Some(prefix), IpNet::supernet).filter(|prefix| self.allowed_ips.contains_key(prefix))
     }
 
     /// All remote prefixes.

@@ -174,14 +174,14 @@ fn cipher(plane: &Plane) -> status::Cipher {
 }
 
 fn coordinator(overlay: &Overlay) -> status::Coordinator {
-    let Overlay { url, client, registration, .. } = overlay;
+    let Overlay { config, client, registration, .. } = overlay;
     let (connected, error) = match client.state() {
         State::Connected { .. } => (true, None),
         State::Connecting => (false, None),
         State::Disconnected { why, .. } => (false, Some(why)),
     };
     status::Coordinator {
-        url: url.to_string(),
+        url: config.url.to_string(),
         connected,
         site: registration.as_ref().map(|registration| registration.name.to_string()),
         pending: registration.as_ref().is_some_and(|r| r.state == RegistrationState::Pending),

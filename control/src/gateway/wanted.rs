@@ -10,7 +10,7 @@ use super::overlay::{DefaultRoutes, Overlay, endpoints_in_use};
 use super::peers::Peers;
 use super::plane::Plane;
 use super::site::Site;
-use crate::ground::{Guard, Network, PROTOCOL, Tun, Wanted};
+use crate::ground::{Guard, Network, Tun, Wanted};
 
 /// The guard and nothing else: at boot, before a start, after a stop.
 pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
@@ -106,6 +106,5 @@ pub fn place(site: &Site, plane: &Plane, network: &Network) -> (Vec<IpAddr>, Opt
 
 /// The ways out, for whoever has to know that they are others.
 pub fn default_routes(network: &Network) -> DefaultRoutes {
-    let default = network.routes().filter(|r| r.destination.prefix_len() == 0 && r.protocol != PROTOCOL);
-    default.map(|route| (route.interface, route.gateway)).collect()
+    network.default_routes().map(|route| (route.interface, route.gateway)).collect()
 }

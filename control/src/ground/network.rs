@@ -172,6 +172,11 @@ impl Network {
         self.routes.values().flatten()
     }
 
+    /// The default routes that are not the tunnel's.
+    pub fn default_routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes().filter(|route| route.destination.prefix_len() == 0 && route.protocol != PROTOCOL)
+    }
+
     /// The routes of a table.
     pub fn routes_of(&self, table: u32) -> impl Iterator<Item = &Route> {
         let first = (table, IpNet::V4(Default::default()), 0);

@@ -135,7 +135,7 @@ pub enum CipherImplementation {
     Ifma256,
     /// AVX2.
     Avx2,
-    /// ring alone.
+    /// ring, one message at a time.
     Ring,
 }
 

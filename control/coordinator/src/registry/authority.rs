@@ -1,6 +1,8 @@
 //! What the authority signs, in step with what is stored: documents are on the disk with the change that they are
 //! about before anybody is told of either.
 
+use std::collections::BTreeSet;
+
 use penstock_proto::coordination::{Relay, SiteKey};
 use penstock_proto::trust::{Authority, AuthorityKey, Contents, Document, LeaseLength, Publication};
 use penstock_proto::trust::{SigningKey, Subnets};
@@ -237,13 +239,14 @@ impl Registry {
         ledger.stored(&documents, stored)?;
         let publication = ledger.signer().await?.publication().clone();
         self.state().publish(&publication);
+        let stated = documents.iter().filter_map(|document| match document.contents() {
+            Contents::Site(statement) => Some(statement.grant.public_key),
+            _ => None,
+        });
+        let stated: BTreeSet<SiteKey> = stated.collect();
         for (before, _) in self.sites() {
-            let new = documents.iter().any(|document| match document.contents() {
-                Contents::Site(statement) => statement.grant.public_key == before.key,
-                _ => false,
-            });
-            // What was revoked here, and is not yet there, stays revoked.
-            if before.state == SiteState::Revoked && !new {
+            // A site that this coordinator has revoked stays so until the authority has signed a new statement for it.
+            if before.state == SiteState::Revoked && !stated.contains(&before.key) {
                 continue;
             }
             let Some(after) = self.as_stated(&mut ledger, &before).await? else { continue };

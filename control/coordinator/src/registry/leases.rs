@@ -20,7 +20,7 @@ const RESERVED: u64 = 3_600_000;
 /// With so few left, more are reserved.
 const FEW: u64 = 600_000;
 
-/// Gives leases.
+/// Signs the leases of sites, and renews them.
 pub(super) struct Leases {
     lessor: Mutex<Lessor>,
     pub length: LeaseLength,

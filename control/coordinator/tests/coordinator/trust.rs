@@ -1,6 +1,7 @@
 //! What the overlay's authority signs, where its key is, and what a site may offer.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -10,6 +11,7 @@ use penstock_proto::coordination::{Candidate, CandidateKind, GatewayMessage};
 use penstock_proto::coordination::{EnrolmentKey, Reachability, RefusalReason, RegistrationState};
 use penstock_proto::trust::{AuthorityKey, Contents, LeaseLength, Now, PeerReason};
 use sqlx::{ConnectOptions, Connection as _};
+use tempfile::TempDir;
 
 use crate::client::{Connection, Gateway, refusal};
 use crate::program::{Program, enrolment_key, succeeds};
@@ -219,15 +221,31 @@ async fn leases_are_renewed_without_a_word_to_the_disk() {
     assert!(learnt.changed);
 }
 
+/// A coordinator of its own, with a key that lets sites in.
+struct Started {
+    directory: TempDir,
+    state: PathBuf,
+    program: Program,
+    address: SocketAddr,
+    key: EnrolmentKey,
+}
+
+impl Started {
+    fn new() -> Self {
+        let directory = directory();
+        let state = directory.path().join("coordinator");
+        std::fs::create_dir(&state).unwrap();
+        private(&state);
+        let program = Program::start(&state);
+        let address = program.address();
+        let key = enrolment_key(&state, &["--uses", "9"]);
+        Self { directory, state, program, address, key }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
-    let directory = directory();
-    let state = directory.path().join("coordinator");
-    std::fs::create_dir(&state).unwrap();
-    private(&state);
-    let program = Program::start(&state);
-    let address = program.address();
-    let key = enrolment_key(&state, &["--uses", "9"]);
+    let Started { directory, state, program, address, key } = Started::new();
     let (authority, pin) = (key.authority().unwrap(), key.fingerprint().unwrap());
     let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
     let mut a = amsterdam.connect(address, pin).await.unwrap();
@@ -293,13 +311,7 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authority_hands_over_and_a_spare_takes_over() {
-    let directory = directory();
-    let state = directory.path().join("coordinator");
-    std::fs::create_dir(&state).unwrap();
-    private(&state);
-    let program = Program::start(&state);
-    let address = program.address();
-    let key = enrolment_key(&state, &["--uses", "9"]);
+    let Started { directory, state, program, address, key } = Started::new();
     let (first, pin) = (key.authority().unwrap(), key.fingerprint().unwrap());
     let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
     let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);

@@ -51,7 +51,6 @@ impl Lab {
         let port = UdpPort::bind(&UdpConfig { interface: None, port: 0, workers: 1, gso: false, mark: 0 }).unwrap();
         let settings = Settings { trust: config.trust.clone(), birthday_probing: false, port_mapping: false };
         let overlay = Overlay {
-            url: config.url.clone(),
             statements: Statements::open(Instant::now(), &config),
             believed: Believed::default(),
             moved: BTreeSet::new(),

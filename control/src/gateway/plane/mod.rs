@@ -255,11 +255,20 @@ impl Plane {
         }
     }
 
-    /// Has the tunnel bound to this port, as soon as [`Self::renew`] is called and the port is to be had. Returns what
-    /// was asked for before.
-    pub fn set_local_port(&mut self, now: Instant, port: LocalPort) -> LocalPort {
+    /// Binds the tunnel to this port, if it is to be had; [`Self::renew`] is to follow. Returns whether it was. With 0
+    /// any port will do, so the present one does.
+    pub fn move_to_port(&mut self, now: Instant, port: u16) -> bool {
+        if port == 0 || port == self.local_port {
+            return true;
+        }
+        let before = std::mem::replace(&mut self.config.local_port, LocalPort::Pinned(port));
         self.problems.try_now(now);
-        std::mem::replace(&mut self.config.local_port, port)
+        self.stale |= self.rebind(now);
+        let moved = self.local_port == port;
+        if !moved {
+            self.config.local_port = before;
+        }
+        moved
     }
 
     /// Gives the tunnel's packets another firewall mark.
@@ -508,9 +517,9 @@ impl Plane {
     }
 
     /// Finds the way to every endpoint anew; whether any differs.
-    pub fn find_paths(&mut self, netlink: &mut Netlink, network: &Network, peers: &Peers, mark: u32) -> bool {
+    pub fn find_paths(&mut self, netlink: &mut Netlink, network: &Network, peers: &Peers) -> bool {
         let wan = self.drives.wan.interface.as_ref().filter(|_| self.drives.wan.xdp());
-        let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, (mark, self.local_port));
+        let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, (self.config.mark, self.local_port));
         self.next_hops.ask(netlink, Instant::now(), &missing);
         let changed = paths != self.paths;
         if changed {
