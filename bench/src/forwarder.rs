@@ -11,8 +11,7 @@ use std::time::Duration;
 use crate::BATCH;
 use crate::packet::Mac;
 use crate::payload::now;
-use crate::program::Filter;
-use crate::socket::{self, Batch, Memory, RING_SIZE, SetupError, Socket, SocketDrops};
+use crate::socket::{self, Batch, Filter, Memory, RING_SIZE, SetupError, Socket, SocketDrops};
 
 /// How long a sleeping forwarder may overlook that it should stop.
 const NAP: Duration = Duration::from_millis(50);
@@ -93,13 +92,13 @@ impl Forwarder {
         [&self.from, &self.to]
     }
 
-    /// Forwards until `stop`, or for `duration` if there is one.
-    pub fn run(mut self, duration: Option<Duration>, stop: &AtomicBool) -> io::Result<Report> {
+    /// Forwards until `stop`, or for `duration` if there is one. With `poll` it never sleeps.
+    pub fn run(mut self, duration: Option<Duration>, poll: bool, stop: &AtomicBool) -> io::Result<Report> {
         let end = duration.map_or(u64::MAX, |d| now() + d.as_nanos() as u64);
         while !stop.load(Ordering::Relaxed) && now() < end {
             let Forwarder { forth, back, from, to, batch, free } = &mut self;
             let moved = forth.step(from, to, batch, free)? + back.step(to, from, batch, free)?;
-            if moved == 0 {
+            if moved == 0 && !poll {
                 let outstanding = from.sender.in_flight() + to.sender.in_flight();
                 socket::wait([&from.receiver, &to.receiver], if outstanding > 0 { SHORT_NAP } else { NAP })?;
             }

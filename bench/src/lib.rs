@@ -8,8 +8,8 @@
 //! What a packet carries is in [`payload`], how it is built and read in [`packet`], when it is due in
 //! [`schedule`]; [`arrivals`] finds loss, copies and disorder. [`wire`] runs trials and [`search`] decides at which
 //! load the next one is; [`pipeline`] measures the data plane without devices, [`compare`] gateways against each
-//! other; [`report`] is what every measurement yields. [`socket`] owns the AF_XDP rings and the frames, [`program`]
-//! the few instructions that redirect packets to a socket.
+//! other; [`report`] is what every measurement yields. [`socket`] owns the AF_XDP rings and the frames; the XDP
+//! program that redirects packets to them is one of `ebpf/steer`.
 
 pub mod arrivals;
 pub mod cli;
@@ -20,7 +20,6 @@ pub mod latency;
 pub mod packet;
 pub mod payload;
 pub mod pipeline;
-pub mod program;
 pub mod rate;
 pub mod report;
 pub mod schedule;

@@ -28,7 +28,7 @@ fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
     fs::create_dir(&temporary).expect("a folder");
     let results = folder.path().join("results.md");
     let mut command = compare(&output, &temporary, "1");
-    command.arg("--results").arg(&results).args(["--label", "place=<a lab>"]);
+    command.arg("--results").arg(&results).args(["--label", "place=<a lab>", "--rival", "newest=/none/wireguard"]);
     let mut child = start(&mut command);
     let pid = child.0.id();
     assert!(child.ends_within(LONG_ENOUGH), "it takes too long");
@@ -52,6 +52,8 @@ fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
         ["forwarder", "kernel"].map(|subject| report.samples(subject, "TCP, 1 stream").expect("measured")[0]);
     assert_eq!(ratio, forwarder / kernel);
     assert!(report.context.contains(&("place".into(), "<a lab>".into())));
+    let skipped = "newest was skipped: /none/wireguard is not on this machine.";
+    assert!(report.notes.iter().any(|note| note == skipped), "{:?}", report.notes);
     let told = |name: &str| &report.context.iter().find(|(found, _)| found == name).expect(name).1;
     assert_eq!(told("forwarder bound"), "lan: native XDP, copy; wan: native XDP, copy");
     assert!(told("links").starts_with("veth") && told("links").ends_with("MTU 1500"), "{}", told("links"));
@@ -124,7 +126,7 @@ fn a_file_that_cannot_be_written_costs_no_measurement() {
 }
 
 #[test]
-fn a_subject_that_is_none_is_refused_with_the_names() {
+fn an_unknown_subject_is_refused_with_the_names() {
     let output = Command::new(BENCH).args(["compare", "--only", "openvpn"]).output().expect("penstock-bench starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("kernel") && said.contains("nebula"), "{said}");
@@ -146,6 +148,8 @@ fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
             "kernel",
             "--only",
             "forwarder",
+            "--placement",
+            "scheduler",
             "--seconds",
             "1",
             "--output",

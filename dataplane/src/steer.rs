@@ -17,7 +17,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
 use aya::{Ebpf, Pod};
 use penstock_wire::{AddressKey, LanConfig, LanVerdict, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
-pub use penstock_wire::{MAX_SHIFT, OuterFamily, ethernet_offset};
+pub use penstock_wire::{BenchFilter, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
 pub use error::{AttachError, SteerError};
@@ -25,7 +25,7 @@ use error::{
     accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader, refused_by_verifier, too_old,
 };
 
-/// Both programs, built by `scripts/build-ebpf`.
+/// All programs, built by `scripts/build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");
 
 /// How to attach.
@@ -166,7 +166,24 @@ impl LanSteering {
     }
 }
 
-/// What both kinds of steering do alike.
+/// The benchmark's steering: what the filter takes goes to the receive queue's socket. Dropping it detaches.
+pub struct BenchSteering {
+    attachment: Attachment,
+}
+
+impl BenchSteering {
+    /// Attaches to the interface, as the others do.
+    pub fn attach(interface: &str, ifindex: u32, filter: BenchFilter, mode: AttachMode) -> Result<Self, AttachError> {
+        let program = match filter {
+            BenchFilter::Udp => penstock_wire::BENCH_UDP_PROGRAM,
+            BenchFilter::Ip => penstock_wire::BENCH_IP_PROGRAM,
+        };
+        let attachment = Attachment::new(load()?, program, &Target { interface, ifindex }, mode)?;
+        Ok(Self { attachment })
+    }
+}
+
+/// What all kinds of steering do alike.
 macro_rules! delegate_to_attachment {
     ($($steering:ident),+) => {$(
         impl $steering {
@@ -203,7 +220,7 @@ macro_rules! delegate_to_attachment {
         }
     )+};
 }
-delegate_to_attachment!(WanSteering, LanSteering);
+delegate_to_attachment!(WanSteering, LanSteering, BenchSteering);
 
 /// A configuration that lies in a map as it lies in memory.
 #[derive(Clone, Copy)]
@@ -223,7 +240,7 @@ struct Target<'a> {
     ifindex: u32,
 }
 
-/// An attached program and the maps that both programs have.
+/// An attached program and the maps that all programs use or could.
 struct Attachment {
     /// Keeps the program attached.
     _link: FdLink,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::compare::{self, Options, Subject, markdown, subject};
+use crate::compare::{self, Options, Placement, Subject, markdown, subject};
 use crate::report::{Report, html, json, table};
 use anyhow::Context;
 use clap::Args;
@@ -34,9 +34,12 @@ pub(super) struct Compare {
     /// How long one measurement lasts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MOST_SECONDS))]
     seconds: u16,
-    /// Gateway A on core 0, gateway B on core 1; without it the scheduler places them
-    #[arg(long)]
-    pin: bool,
+    /// Another userspace WireGuard, started as PATH -f wg0; of a known name it takes that one's place; may be repeated
+    #[arg(long, value_name = "NAME=PATH", value_parser = subject::rival)]
+    rival: Vec<Subject>,
+    /// Who chooses the gateways' cores: the scheduler, a core for each of the two, or what is better for each figure
+    #[arg(long, value_enum, default_value_t)]
+    placement: Choice,
     /// Where report.json, report.csv and report.html go
     #[arg(long, value_name = "DIR", default_value = "penstock-compare")]
     output: PathBuf,
@@ -51,10 +54,23 @@ pub(super) struct Compare {
     penstock: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum Choice {
+    #[default]
+    Best,
+    Scheduler,
+    Pinned,
+}
+
 pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
     let bench = std::env::current_exe().context("cannot find this program")?;
     let penstock = options.penstock.clone().unwrap_or_else(|| bench.with_file_name("penstock"));
-    let chosen = |subject: &&'static Subject| options.only.is_empty() || options.only.iter().any(|n| n == subject.name);
+    let mut subjects = subject::ALL.to_vec();
+    subjects.retain(|subject| options.only.is_empty() || options.only.iter().any(|name| *name == subject.name));
+    for rival in &options.rival {
+        subjects.retain(|subject| subject.name != rival.name);
+        subjects.push(rival.clone());
+    }
     // Before an hour of measuring, not after it.
     fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
     for name in [JSON, CSV, PAGE] {
@@ -63,10 +79,14 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
     }
     let mut report = compare::run(
         &Options {
-            subjects: subject::ALL.iter().filter(chosen).collect(),
+            subjects,
             rounds: options.rounds.into(),
             duration: Duration::from_secs(options.seconds.into()),
-            pin: options.pin,
+            placements: match options.placement {
+                Choice::Best => Placement::ALL.into(),
+                Choice::Scheduler => vec![Placement::Scheduler],
+                Choice::Pinned => vec![Placement::Pinned],
+            },
             bench,
             penstock,
         },

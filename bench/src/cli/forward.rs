@@ -32,6 +32,9 @@ pub(super) struct Forward {
     /// New Ethernet source of what goes from --to to --from
     #[arg(long, value_name = "MAC")]
     return_src_mac: Option<Mac>,
+    /// Never sleep: look for packets all the time
+    #[arg(long)]
+    poll: bool,
     /// How long to forward; without it until SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
@@ -46,7 +49,7 @@ pub(super) fn run(options: &Forward, stop: &AtomicBool) -> anyhow::Result<()> {
     let forwarder = Forwarder::new(&options.from, &options.to, options.queue, forth, back)?;
     let [from, to] = forwarder.sockets().map(|socket| socket.describe());
     announce(&[(&options.from, from), (&options.to, to)]);
-    let report = forwarder.run(options.seconds, stop)?;
+    let report = forwarder.run(options.seconds, options.poll, stop)?;
     if options.json {
         return print_json(&report);
     }

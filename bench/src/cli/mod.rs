@@ -119,12 +119,10 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_once() {
-        let busy = || std::io::Error::from_raw_os_error(libc::EBUSY);
-        let bind = SetupError::Bind { interface: "eth0".into(), queue: 3, source: busy() };
-        for error in [bind, SetupError::Attach { interface: "eth0".into(), source: busy() }] {
-            let said = format!("{:#}", anyhow::Error::new(error));
-            assert_eq!(said.matches("resource busy").count(), 1, "{said}");
-            assert!(said.contains("another program or socket has it"), "{said}");
-        }
+        let busy = std::io::Error::from_raw_os_error(libc::EBUSY);
+        let error = SetupError::Bind { interface: "eth0".into(), queue: 3, source: busy };
+        let said = format!("{:#}", anyhow::Error::new(error));
+        assert_eq!(said.matches("resource busy").count(), 1, "{said}");
+        assert!(said.contains("another program or socket has it"), "{said}");
     }
 }

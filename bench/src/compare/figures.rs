@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::Placement;
 use super::subject::Subject;
 use crate::report::{Axis, Better, Curve, Measure, Report, Scale, Spread};
 
@@ -25,9 +26,9 @@ pub static TCP_1: Quantity = quantity("TCP, 1 stream", "Gbit/s", Better::Higher,
 /// What four of them receive together.
 pub static TCP_4: Quantity = quantity("TCP, 4 streams", "Gbit/s", Better::Higher, Some("kernel"));
 /// Small packets that arrive.
-pub static SMALL: Quantity = quantity("UDP, 64 B", "kpps", Better::Higher, Some("forwarder"));
+pub static SMALL: Quantity = quantity("UDP, 64 B", "kpps", Better::Higher, Some("forwarder-busy"));
 /// Large packets that arrive.
-pub static LARGE: Quantity = quantity("UDP, 1434 B", "kpps", Better::Higher, Some("forwarder"));
+pub static LARGE: Quantity = quantity("UDP, 1434 B", "kpps", Better::Higher, Some("forwarder-busy"));
 /// The median of a round's pings.
 pub static PING: Quantity = quantity("idle ping", "µs", Better::Lower, None);
 /// One-way latency of small packets under a load that all carry.
@@ -47,36 +48,40 @@ pub static LARGE_LOST: Quantity = quantity("UDP, 1434 B, lost", "%", Better::Low
 static ALL: [&Quantity; 11] =
     [&TCP_1, &TCP_4, &SMALL, &LARGE, &PING, &LATENCY_50, &LATENCY_99, &COST_1, &COST_4, &SMALL_LOST, &LARGE_LOST];
 
-/// All that has been measured.
+/// A subject by name, as it was placed.
+type Placed = (String, Placement);
+
+/// All that has been measured. Of a subject that was measured in several placements, each figure is reported as it was
+/// in the placement that is best for that figure, so that none profits from where another one happens to run.
 #[derive(Debug, Default)]
 pub struct Figures {
-    rounds: HashMap<(&'static str, &'static str), Vec<(usize, f64)>>,
-    round_trips: HashMap<&'static str, Vec<f64>>,
+    rounds: HashMap<(Placed, &'static str), Vec<(usize, f64)>>,
+    round_trips: HashMap<Placed, Vec<f64>>,
     /// A curve a round.
-    latencies: HashMap<&'static str, Vec<Vec<(f64, f64)>>>,
+    latencies: HashMap<Placed, Vec<Vec<(f64, f64)>>>,
 }
 
 impl Figures {
     /// Adds what a round yielded. A round in which nothing was is left out.
-    pub fn add(&mut self, subject: &Subject, round: usize, quantity: &Quantity, value: f64) {
-        self.rounds.entry((subject.name, quantity.name)).or_default().push((round, value));
+    pub fn add(&mut self, subject: &Subject, placement: Placement, round: usize, quantity: &Quantity, value: f64) {
+        self.rounds.entry((placed(subject, placement), quantity.name)).or_default().push((round, value));
     }
 
     /// Adds round trips in µs.
-    pub fn add_round_trips(&mut self, subject: &Subject, round_trips: &[f64]) {
-        self.round_trips.entry(subject.name).or_default().extend(round_trips);
+    pub fn add_round_trips(&mut self, subject: &Subject, placement: Placement, round_trips: &[f64]) {
+        self.round_trips.entry(placed(subject, placement)).or_default().extend(round_trips);
     }
 
     /// Adds a round's percentiles of latency: pairs of percentile and µs.
-    pub fn add_latency(&mut self, subject: &Subject, percentiles: Vec<(f64, f64)>) {
-        self.latencies.entry(subject.name).or_default().push(percentiles);
+    pub fn add_latency(&mut self, subject: &Subject, placement: Placement, percentiles: Vec<(f64, f64)>) {
+        self.latencies.entry(placed(subject, placement)).or_default().push(percentiles);
     }
 
     /// Puts measures and curves into a report, subjects in this order.
     pub fn report(&self, subjects: &[&Subject], report: &mut Report) {
         for quantity in ALL {
             let measured = subjects.iter().filter_map(|subject| {
-                let samples = self.rounds.get(&(subject.name, quantity.name))?;
+                let samples = self.best(&subject.name, quantity)?.1;
                 Some(measure(subject, quantity.name.into(), quantity.unit, quantity.better, samples))
             });
             report.measures.extend(measured);
@@ -95,16 +100,41 @@ impl Figures {
         report.curves.extend(subjects.iter().filter_map(|subject| self.round_trip(subject)));
     }
 
+    /// The placement with the best median, and its samples.
+    fn best(&self, subject: &str, quantity: &Quantity) -> Option<(Placement, &[(usize, f64)])> {
+        let measured = Placement::ALL.into_iter().filter_map(|placement| {
+            let samples = self.rounds.get(&((subject.into(), placement), quantity.name))?;
+            let values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
+            Some((placement, Spread::of(&values).median, samples.as_slice()))
+        });
+        let best = measured.reduce(|best, other| match quantity.better {
+            Better::Higher if other.1 > best.1 => other,
+            Better::Lower if other.1 < best.1 => other,
+            _ => best,
+        });
+        best.map(|(placement, _, samples)| (placement, samples))
+    }
+
+    /// Which figures a subject owes to having been pinned: "TCP, 1 stream; idle ping".
+    pub fn pinned(&self, subject: &Subject) -> Option<String> {
+        let is_pinned = |quantity: &&&Quantity| {
+            self.best(&subject.name, quantity).is_some_and(|(placement, _)| placement == Placement::Pinned)
+        };
+        let names: Vec<&str> = ALL.iter().filter(is_pinned).map(|quantity| quantity.name).collect();
+        (!names.is_empty()).then(|| names.join("; "))
+    }
+
     /// Each round's ratio, so that a slow minute slows both.
-    fn ratios(&self, subject: &Subject, quantity: &Quantity, ceiling: &'static str) -> Vec<(usize, f64)> {
-        let of = |name: &'static str| self.rounds.get(&(name, quantity.name)).map_or(&[][..], Vec::as_slice);
+    fn ratios(&self, subject: &Subject, quantity: &Quantity, ceiling: &str) -> Vec<(usize, f64)> {
+        let of = |name: &str| self.best(name, quantity).map_or(&[][..], |(_, samples)| samples);
         let ceilings: HashMap<usize, f64> = of(ceiling).iter().copied().filter(|(_, value)| *value > 0.0).collect();
-        of(subject.name).iter().filter_map(|(round, value)| Some((*round, value / ceilings.get(round)?))).collect()
+        of(&subject.name).iter().filter_map(|(round, value)| Some((*round, value / ceilings.get(round)?))).collect()
     }
 
     /// At each percentile that all rounds have, the median of the rounds.
     fn latency(&self, subject: &Subject) -> Option<Curve> {
-        let rounds = self.latencies.get(subject.name)?;
+        let (placement, _) = self.best(&subject.name, &LATENCY_50)?;
+        let rounds = self.latencies.get(&placed(subject, placement))?;
         let (first, others) = rounds.split_first()?;
         let of_all = |(percentile, time): &(f64, f64)| {
             let at = |round: &Vec<(f64, f64)>| round.iter().find(|(p, _)| p == percentile).map(|(_, time)| *time);
@@ -118,7 +148,8 @@ impl Figures {
 
     /// The part of the pings, of all rounds, that were faster than each.
     fn round_trip(&self, subject: &Subject) -> Option<Curve> {
-        let mut sorted = self.round_trips.get(subject.name)?.clone();
+        let (placement, _) = self.best(&subject.name, &PING)?;
+        let mut sorted = self.round_trips.get(&placed(subject, placement))?.clone();
         sorted.sort_by(f64::total_cmp);
         let of = sorted.len() as f64;
         let points = sorted.iter().enumerate().map(|(n, time)| (100.0 * n as f64 / of, *time)).collect();
@@ -126,15 +157,19 @@ impl Figures {
     }
 }
 
+fn placed(subject: &Subject, placement: Placement) -> Placed {
+    (subject.name.to_string(), placement)
+}
+
 /// A measure of samples with their rounds, which count from 0 here.
 fn measure(subject: &Subject, quantity: String, unit: &str, better: Better, samples: &[(usize, f64)]) -> Measure {
     let (rounds, samples) = samples.iter().map(|(round, value)| (round + 1, *value)).unzip();
-    Measure::new(subject.name, quantity, unit, better, samples).of_rounds(rounds)
+    Measure::new(&*subject.name, quantity, unit, better, samples).of_rounds(rounds)
 }
 
 fn curve(subject: &Subject, quantity: &str, label: &str, points: Vec<(f64, f64)>) -> Curve {
     Curve {
-        subject: subject.name.into(),
+        subject: subject.name.to_string(),
         quantity: quantity.into(),
         x: Axis::new("percentile", "%", Scale::Percentile),
         y: Axis::new(label, "µs", Scale::Logarithmic),
@@ -158,13 +193,23 @@ mod tests {
         let mut figures = Figures::default();
         // The machine was half as fast in round 1; in round 2 the ceiling failed, in round 3 the other.
         for (round, value) in [(0, 10.0), (1, 5.0), (3, 10.0)] {
-            figures.add(kernel, round, &TCP_1, value);
+            figures.add(kernel, Placement::Scheduler, round, &TCP_1, value);
         }
         for (round, value) in [(0, 4.0), (1, 2.0), (2, 7.0)] {
-            figures.add(other, round, &TCP_1, value);
+            figures.add(other, Placement::Pinned, round, &TCP_1, value);
         }
-        figures.add_round_trips(other, &[30.0, 10.0]);
-        figures.add_round_trips(other, &[20.0, 40.0]);
+        // The scheduler's placement is worse for TCP and better for pings.
+        figures.add(other, Placement::Scheduler, 0, &TCP_1, 3.0);
+        for (placement, round, ping, round_trips) in [
+            (Placement::Pinned, 0, 31.0, [31.0, 31.0]),
+            (Placement::Scheduler, 0, 20.0, [30.0, 10.0]),
+            (Placement::Scheduler, 1, 30.0, [20.0, 40.0]),
+        ] {
+            figures.add(other, placement, round, &PING, ping);
+            figures.add_round_trips(other, placement, &round_trips);
+        }
+        assert_eq!(figures.pinned(other).as_deref(), Some("TCP, 1 stream"));
+        assert_eq!(figures.pinned(kernel), None);
         let mut report = Report::new("Comparison", vec![]);
         figures.report(&[kernel, other], &mut report);
         assert_eq!(report.check(), Ok(()));
@@ -172,7 +217,7 @@ mod tests {
         assert_eq!(report.samples("wireguard-go", "TCP, 1 stream, of kernel"), Some(&[0.4, 0.4][..]));
         assert_eq!(report.samples("kernel", "TCP, 1 stream, of kernel"), None);
         let rounds = |n: usize| report.measures[n].by_round().map(|(round, _)| round).collect::<Vec<_>>();
-        assert_eq!([rounds(0), rounds(1), rounds(2)], [vec![1, 2, 4], vec![1, 2, 3], vec![1, 2]]);
+        assert_eq!([rounds(0), rounds(1), rounds(3)], [vec![1, 2, 4], vec![1, 2, 3], vec![1, 2]]);
         assert_eq!(report.curves[0].points, [(0.0, 10.0), (25.0, 20.0), (50.0, 30.0), (75.0, 40.0)]);
     }
 
@@ -181,9 +226,10 @@ mod tests {
         let kernel = subject::find("kernel").expect("a subject");
         let mut figures = Figures::default();
         for round in [[(0.0, 10.0), (50.0, 30.0), (90.0, 50.0)], [(0.0, 12.0), (50.0, 20.0), (99.0, 99.0)]] {
-            figures.add_latency(kernel, round.into());
+            figures.add_latency(kernel, Placement::Scheduler, round.into());
         }
-        figures.add_latency(kernel, vec![(0.0, 90.0), (50.0, 90.0), (90.0, 90.0)]);
+        figures.add(kernel, Placement::Scheduler, 0, &LATENCY_50, 20.0);
+        figures.add_latency(kernel, Placement::Scheduler, vec![(0.0, 90.0), (50.0, 90.0), (90.0, 90.0)]);
         let mut report = Report::new("Comparison", vec![]);
         figures.report(&[kernel], &mut report);
         assert_eq!(report.curves[0].points, [(0.0, 12.0), (50.0, 30.0)]);

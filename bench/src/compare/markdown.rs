@@ -81,7 +81,7 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::subject;
+    use super::super::{Placement, subject};
     use super::*;
 
     #[test]
@@ -89,9 +89,9 @@ mod tests {
         let [kernel, other] = ["kernel", "wireguard-go"].map(|name| subject::find(name).expect("a subject"));
         let mut figures = figures::Figures::default();
         for round in 0..3 {
-            figures.add(kernel, round, &figures::TCP_1, 10.0 + round as f64);
-            figures.add(other, round, &figures::TCP_1, 5.0 + round as f64 / 2.0);
-            figures.add(kernel, round, &figures::PING, 60.0);
+            figures.add(kernel, Placement::Scheduler, round, &figures::TCP_1, 10.0 + round as f64);
+            figures.add(other, Placement::Scheduler, round, &figures::TCP_1, 5.0 + round as f64 / 2.0);
+            figures.add(kernel, Placement::Scheduler, round, &figures::PING, 60.0);
         }
         let context = vec![("command line".into(), "penstock-bench compare".into()), ("a|b".into(), "c".into())];
         let mut report = Report::new("Comparison", context);

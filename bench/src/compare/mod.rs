@@ -33,17 +33,31 @@ pub use subject::Subject;
 #[derive(Debug)]
 pub struct Options {
     /// In this order.
-    pub subjects: Vec<&'static Subject>,
+    pub subjects: Vec<Subject>,
     /// How often everything is measured.
     pub rounds: usize,
     /// How long one measurement lasts.
     pub duration: Duration,
-    /// Gateway A on core 0, gateway B on core 1; otherwise the scheduler places them.
-    pub pin: bool,
+    /// Every subject is measured in each of these that it can be.
+    pub placements: Vec<Placement>,
     /// This program, for generator, sink and forwarder.
     pub bench: PathBuf,
     /// The gateway that all this is about.
     pub penstock: PathBuf,
+}
+
+/// Who chooses the cores on which the gateways run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// The kernel's scheduler.
+    Scheduler,
+    /// Gateway A has core 0, gateway B core 1.
+    Pinned,
+}
+
+impl Placement {
+    /// Both.
+    pub const ALL: [Placement; 2] = [Placement::Scheduler, Placement::Pinned];
 }
 
 /// Why something could not be measured.

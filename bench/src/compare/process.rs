@@ -144,11 +144,14 @@ pub(super) fn until(within: Duration, stop: &AtomicBool, mut condition: impl FnM
     }
 }
 
-/// Where the shell would find a program.
+/// Where the shell would find a program; a path is one already.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let is_program =
         |path: &PathBuf| fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(is_program);
+    }
     std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(is_program)
 }
 

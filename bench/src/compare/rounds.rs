@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::figures::Figures;
 use super::measure::{self, CpuClock, Place};
 use super::topology::{self, Topology};
-use super::{Error, Options, Result, Subject, io_error, process};
+use super::{Error, Options, Placement, Result, Subject, io_error, process};
 use crate::report::progress::Progress;
 use crate::report::{Report, context};
 
@@ -48,17 +48,18 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
     let mut subjects = Vec::new();
     for subject in &options.subjects {
         match subject.look(options) {
-            Ok(version) => subjects.push((*subject, version)),
+            Ok(version) => subjects.push((subject, version)),
             Err(why) => report.notes.push(format!("{} was skipped: {why}.", subject.name)),
         }
     }
     if subjects.is_empty() {
         return Err(Error::Failed(format!("nothing to measure: {}", report.notes.join(" "))));
     }
-    let progress = Progress::new((options.rounds * subjects.len() * measure::ALL.len()) as u64);
+    let names: Vec<&Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
+    let places: usize = names.iter().map(|subject| placements(subject, options).count()).sum();
+    let progress = Progress::new((options.rounds * places * measure::ALL.len()) as u64);
     report.notes.iter().for_each(|note| progress.say(note));
     let folder = tempfile::Builder::new().prefix(&topology::prefix()).tempdir().map_err(io_error("make a folder"))?;
-    let names: Vec<&'static Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
     let mut run = Run {
         options,
         stop,
@@ -73,7 +74,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         run.round(round, &names)?;
     }
     report.context.extend(surroundings(options, run.links.as_deref().unwrap_or("unknown")));
-    report.context.extend(names.iter().map(|subject| (format!("{} is", subject.name), subject.about.into())));
+    report.context.extend(names.iter().map(|subject| (format!("{} is", subject.name), subject.about.to_string())));
     for version in subjects.into_iter().filter_map(|(_, version)| version) {
         if !report.context.contains(&version) {
             report.context.push(version);
@@ -81,6 +82,10 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
     }
     let bound = run.bound.iter().map(|(name, modes)| (format!("{name} bound"), modes.clone()));
     report.context.extend(bound);
+    if options.placements.len() > 1 {
+        let pinned = |subject: &&Subject| Some((format!("{} pinned for", subject.name), run.figures.pinned(subject)?));
+        report.context.extend(names.iter().filter_map(pinned));
+    }
     report.notes.append(&mut run.said);
     report.notes.extend(ALWAYS.map(String::from));
     run.figures.report(&names, &mut report);
@@ -97,14 +102,14 @@ struct Run<'a> {
     /// What went wrong.
     said: Vec<String>,
     /// By subject, what it really bound.
-    bound: BTreeMap<&'static str, String>,
+    bound: BTreeMap<String, String>,
     /// What the kernel says of the links.
     links: Option<String>,
 }
 
 impl Run<'_> {
     /// Each round begins with another subject, so that none is always the first.
-    fn round(&mut self, round: usize, subjects: &[&'static Subject]) -> Result<()> {
+    fn round(&mut self, round: usize, subjects: &[&Subject]) -> Result<()> {
         let clock = CpuClock::start()?;
         thread::sleep(IDLE_LOOK);
         let idle_load = clock.load()?;
@@ -119,14 +124,16 @@ impl Run<'_> {
         let idle_load = (idle_load <= BUSY_CORES).then_some(idle_load);
         for n in 0..subjects.len() {
             let subject = subjects[(n + round) % subjects.len()];
-            self.subject(round, subject, idle_load)?;
+            for placement in placements(subject, self.options) {
+                self.subject(round, subject, placement, idle_load)?;
+            }
         }
         Ok(())
     }
 
     /// Measures one subject in namespaces of its own. Only a signal is an error.
-    fn subject(&mut self, round: usize, subject: &'static Subject, idle_load: Option<f64>) -> Result<()> {
-        let topology = Topology::new(self.folder, self.options.pin)?;
+    fn subject(&mut self, round: usize, subject: &Subject, placement: Placement, idle_load: Option<f64>) -> Result<()> {
+        let topology = Topology::new(self.folder, placement)?;
         self.links.get_or_insert_with(|| topology.describe_links());
         let mut running = match subject.start(&topology, self.options, self.stop) {
             Ok(running) => running,
@@ -138,7 +145,7 @@ impl Run<'_> {
             }
         };
         let bound = subject.bound(&topology, &running, self.options);
-        self.bound.extend(bound.map(|modes| (subject.name, modes)));
+        self.bound.extend(bound.map(|modes| (subject.name.to_string(), modes)));
         let place = Place { topology: &topology, options: self.options, idle_load, stop: self.stop };
         for measurement in &measure::ALL {
             let of = self.options.rounds;
@@ -146,11 +153,11 @@ impl Run<'_> {
             match measurement.take(&place) {
                 Ok(taken) => {
                     for (quantity, value) in taken.figures {
-                        self.figures.add(subject, round, quantity, value);
+                        self.figures.add(subject, placement, round, quantity, value);
                     }
-                    self.figures.add_round_trips(subject, &taken.round_trips);
+                    self.figures.add_round_trips(subject, placement, &taken.round_trips);
                     if !taken.latency.is_empty() {
-                        self.figures.add_latency(subject, taken.latency);
+                        self.figures.add_latency(subject, placement, taken.latency);
                     }
                 }
                 Err(Error::Stopped) => return Err(Error::Stopped),
@@ -173,12 +180,29 @@ impl Run<'_> {
     }
 }
 
+/// Where a subject is measured.
+fn placements<'a>(subject: &'a Subject, options: &'a Options) -> impl Iterator<Item = Placement> + 'a {
+    let chosen = options.placements.iter().copied();
+    match subject.can_be_pinned() {
+        true => Box::new(chosen) as Box<dyn Iterator<Item = Placement>>,
+        false => Box::new(std::iter::once(Placement::Scheduler)),
+    }
+}
+
+fn placed(placements: &[Placement]) -> &'static str {
+    match placements {
+        [Placement::Scheduler] => "placed by the scheduler",
+        [Placement::Pinned] => "A on core 0, B on core 1",
+        _ => "placed by the scheduler, and A on core 0 with B on core 1; each figure is that of the better one",
+    }
+}
+
 /// Is all there that every subject needs?
 fn look_around(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::Failed("network namespaces and AF_XDP need root".into()));
     }
-    let pinning = options.pin.then_some("taskset");
+    let pinning = options.placements.contains(&Placement::Pinned).then_some("taskset");
     let missing: Vec<&str> = TOOLS.into_iter().chain(pinning).filter(|tool| process::find(tool).is_none()).collect();
     match missing[..] {
         [] => Ok(()),
@@ -194,7 +218,7 @@ fn surroundings(options: &Options, links: &str) -> Vec<(String, String)> {
         line("rounds", &format!("{} interleaved, {seconds} s a measurement", options.rounds)),
         line("topology", "4 network namespaces (host, gateway, gateway, host)"),
         line("links", links),
-        line("gateways", if options.pin { "A on core 0, B on core 1" } else { "placed by the scheduler" }),
+        line("gateways", placed(&options.placements)),
         line("iperf3", &iperf3),
     ]
 }

@@ -1,5 +1,6 @@
 //! What is measured: the ceilings, Penstock in each mode, and the rivals.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -16,21 +17,23 @@ use crate::report::context;
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// A gateway, or what takes its place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject {
     /// As `--only` has it.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// For people.
-    pub about: &'static str,
+    pub about: Cow<'static, str>,
     pub(super) kind: Kind,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// Routes and nothing else.
     Kernel,
     /// Our forwarder, twice.
-    Forwarder,
+    Forwarder {
+        poll: bool,
+    },
     Penstock {
         wan: &'static str,
         lan: &'static str,
@@ -38,7 +41,7 @@ pub(super) enum Kind {
     },
     /// A program that makes a WireGuard interface and is configured by `wg`.
     Userspace {
-        program: &'static str,
+        program: Cow<'static, str>,
         arguments: &'static [&'static str],
     },
     KernelWireguard,
@@ -52,34 +55,36 @@ const fn penstock(
     lan: &'static str,
     busy: bool,
 ) -> Subject {
-    Subject { name, about, kind: Kind::Penstock { wan, lan, busy } }
+    subject(name, about, Kind::Penstock { wan, lan, busy })
+}
+
+const fn subject(name: &'static str, about: &'static str, kind: Kind) -> Subject {
+    Subject { name: Cow::Borrowed(name), about: Cow::Borrowed(about), kind }
+}
+
+const fn userspace(
+    name: &'static str,
+    about: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
+) -> Subject {
+    subject(name, about, Kind::Userspace { program: Cow::Borrowed(program), arguments })
 }
 
 /// All that can be measured, in the order of the report.
-pub static ALL: [Subject; 11] = [
-    Subject { name: "kernel", about: "plain forwarding, no tunnel: the ceiling for TCP", kind: Kind::Kernel },
-    Subject { name: "forwarder", about: "AF_XDP without crypto: the ceiling for AF_XDP", kind: Kind::Forwarder },
+pub static ALL: [Subject; 12] = [
+    subject("kernel", "plain forwarding, no tunnel: the ceiling for TCP", Kind::Kernel),
+    subject("forwarder", "AF_XDP without crypto", Kind::Forwarder { poll: false }),
+    subject("forwarder-busy", "the same, polling busily: the ceiling for AF_XDP", Kind::Forwarder { poll: true }),
     penstock("penstock-xdp", "WAN xdp, LAN xdp", "xdp", "xdp", false),
     penstock("penstock-busy", "the same, polling busily", "xdp", "xdp", true),
     penstock("penstock-tun", "WAN udp, LAN tun", "udp", "tun", false),
     penstock("penstock-auto", "as it chooses itself", "auto", "auto", false),
-    Subject { name: "kernel-wireguard", about: "the kernel's WireGuard", kind: Kind::KernelWireguard },
-    Subject {
-        name: "wireguard-go",
-        about: "WireGuard in Go",
-        kind: Kind::Userspace { program: "wireguard-go", arguments: &["-f"] },
-    },
-    Subject {
-        name: "boringtun",
-        about: "WireGuard in Rust",
-        kind: Kind::Userspace { program: "boringtun-cli", arguments: &["-f", "--disable-drop-privileges"] },
-    },
-    Subject {
-        name: "gotatun",
-        about: "WireGuard in Rust, a fork of boringtun",
-        kind: Kind::Userspace { program: "gotatun", arguments: &["-f", "--disable-drop-privileges"] },
-    },
-    Subject { name: "nebula", about: "nebula with AES-256-GCM, its default", kind: Kind::Nebula },
+    subject("kernel-wireguard", "the kernel's WireGuard", Kind::KernelWireguard),
+    userspace("wireguard-go", "WireGuard in Go", "wireguard-go", &["-f"]),
+    userspace("boringtun", "WireGuard in Rust", "boringtun-cli", &["-f", "--disable-drop-privileges"]),
+    userspace("gotatun", "WireGuard in Rust, a fork of boringtun", "gotatun", &["-f", "--disable-drop-privileges"]),
+    subject("nebula", "nebula with AES-256-GCM, its default", Kind::Nebula),
 ];
 
 /// The names of [`ALL`].
@@ -87,11 +92,30 @@ pub const NAMES: [&str; ALL.len()] = {
     let mut names = [""; ALL.len()];
     let mut n = 0;
     while n < names.len() {
-        names[n] = ALL[n].name;
+        if let Cow::Borrowed(name) = ALL[n].name {
+            names[n] = name;
+        }
         n += 1;
     }
     names
 };
+
+/// Any userspace WireGuard that is started as `PROGRAM -f INTERFACE` and configured by `wg`: "NAME=PATH".
+///
+/// # Errors
+/// A sentence: the name is not a word of lower-case letters, digits and dashes, or there is no path.
+pub fn rival(text: &str) -> std::result::Result<Subject, String> {
+    let (name, path) = text.split_once('=').ok_or("a rival looks like name=path")?;
+    let is_word = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if name.is_empty() || name.len() > 32 || !is_word(name) {
+        return Err("a rival's name has 1 to 32 lower-case letters, digits and dashes".into());
+    }
+    if path.is_empty() {
+        return Err("a rival needs a path".into());
+    }
+    let kind = Kind::Userspace { program: Cow::Owned(path.into()), arguments: &["-f"] };
+    Ok(Subject { name: Cow::Owned(name.into()), about: Cow::Borrowed("a userspace WireGuard"), kind })
+}
 
 /// The subject of this name.
 pub fn find(name: &str) -> Option<&'static Subject> {
@@ -117,6 +141,11 @@ impl Running {
 }
 
 impl Subject {
+    /// Has it a program that can be given a core? In-kernel forwarding runs where its packets arrive.
+    pub(super) fn can_be_pinned(&self) -> bool {
+        !matches!(self.kind, Kind::Kernel | Kind::KernelWireguard)
+    }
+
     /// Its program and version, if it has one, or why it cannot be measured here, as the end of a sentence.
     pub(super) fn look(&self, options: &Options) -> std::result::Result<Option<(String, String)>, String> {
         let tun = || match Path::new("/dev/net/tun").exists() {
@@ -124,7 +153,7 @@ impl Subject {
             false => Err("there is no /dev/net/tun".to_owned()),
         };
         match &self.kind {
-            Kind::Kernel | Kind::Forwarder => Ok(None),
+            Kind::Kernel | Kind::Forwarder { .. } => Ok(None),
             Kind::Penstock { .. } => {
                 installed("wg").map(drop).and(tun())?;
                 let missing = || format!("{} is not there or does not run", options.penstock.display());
@@ -134,7 +163,7 @@ impl Subject {
             Kind::Userspace { program, .. } => {
                 let path = installed(program)?;
                 installed("wg").map(drop).and(tun())?;
-                Ok(Some(versioned(program, &path, "--version")))
+                Ok(Some(versioned(&self.name, &path, "--version")))
             }
             Kind::KernelWireguard => {
                 installed("wg")?;
@@ -154,7 +183,7 @@ impl Subject {
     pub(super) fn start(&self, topology: &Topology, options: &Options, stop: &AtomicBool) -> Result<Running> {
         let mut running = match &self.kind {
             Kind::Kernel => start_kernel(topology)?,
-            Kind::Forwarder => start_forwarder(topology, options, stop)?,
+            Kind::Forwarder { poll } => start_forwarder(topology, options, *poll, stop)?,
             Kind::Penstock { wan, lan, busy } => start_penstock(topology, options, wan, lan, *busy)?,
             Kind::Userspace { program, arguments } => rivals::start_userspace(topology, program, arguments, stop)?,
             Kind::KernelWireguard => {
@@ -185,7 +214,9 @@ impl Subject {
     pub(super) fn bound(&self, topology: &Topology, running: &Running, options: &Options) -> Option<String> {
         match self.kind {
             Kind::Penstock { .. } => {}
-            Kind::Forwarder => return Some(running.processes.first()?.line(READY)?.trim_end_matches(')').into()),
+            Kind::Forwarder { .. } => {
+                return Some(running.processes.first()?.line(READY)?.trim_end_matches(')').into());
+            }
             _ => return None,
         }
         let (program, profile) = (options.penstock.to_str()?, topology.file(Side::A, "profile"));
@@ -225,7 +256,7 @@ fn start_kernel(topology: &Topology) -> Result<Running> {
     Ok(Running::without_processes())
 }
 
-fn start_forwarder(topology: &Topology, options: &Options, stop: &AtomicBool) -> Result<Running> {
+fn start_forwarder(topology: &Topology, options: &Options, poll: bool, stop: &AtomicBool) -> Result<Running> {
     topology.let_hosts_fill_in_checksums()?;
     let bench = options.bench.to_string_lossy().into_owned();
     let start = |side, from: &str, to: &str, [out, next, back, origin]: [End; 4]| {
@@ -237,6 +268,7 @@ fn start_forwarder(topology: &Topology, options: &Options, stop: &AtomicBool) ->
         ];
         let mut words = vec![bench.as_str(), "forward", "--from", from, "--to", to];
         words.extend(rewrites.iter().map(String::as_str));
+        words.extend(poll.then_some("--poll"));
         topology.start(side, &words)
     };
     let a = start(Side::A, "lan", "wan", [End::WanA, End::WanB, End::LanA, End::HostA])?;
@@ -278,4 +310,19 @@ fn start_penstock(topology: &Topology, options: &Options, wan: &str, lan: &str, 
         processes.push(topology.start(side, &words)?);
     }
     Ok(Running { processes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rival_has_a_name_and_a_path() {
+        let found = rival("wireguard-go=/opt/new/wireguard-go").expect("a rival");
+        assert_eq!(found.name, "wireguard-go");
+        assert!(matches!(found.kind, Kind::Userspace { program, arguments: ["-f"] } if program.starts_with("/opt")));
+        for bad in ["wireguard-go", "=path", "name=", "a b=/path", "Name=/path"] {
+            assert!(rival(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::process::{self, Process};
-use super::{Result, io_error};
+use super::{Placement, Result, io_error};
 use crate::report::context;
 
 /// Namespaces and the folder of files are called PREFIX, process id of the run, name.
@@ -44,7 +44,7 @@ pub(super) struct Topology {
     gateways: [Namespace; 2],
     /// For files of the subject: keys, profiles, logs.
     pub(super) folder: PathBuf,
-    pin: bool,
+    placement: Placement,
 }
 
 /// A network namespace that goes with its guard.
@@ -72,10 +72,10 @@ impl Side {
 }
 
 impl Topology {
-    pub(super) fn new(folder: &Path, pin: bool) -> Result<Topology> {
+    pub(super) fn new(folder: &Path, placement: Placement) -> Result<Topology> {
         let hosts = [Namespace::new("host-a")?, Namespace::new("host-b")?];
         let gateways = [Namespace::new("gateway-a")?, Namespace::new("gateway-b")?];
-        let topology = Topology { hosts, gateways, folder: folder.into(), pin };
+        let topology = Topology { hosts, gateways, folder: folder.into(), placement };
         let ([host_a, host_b], [gateway_a, gateway_b]) = (&topology.hosts, &topology.gateways);
         link((host_a, "lan", End::HostA), (gateway_a, "lan", End::LanA))?;
         link((gateway_a, "wan", End::WanA), (gateway_b, "wan", End::WanB))?;
@@ -119,7 +119,7 @@ impl Topology {
         let core = side.index().to_string();
         let own_run = ["sh", "-c", "mount -t tmpfs tmpfs /run && exec \"$@\"", "sh"];
         let pinned = ["taskset", "-c", &core];
-        let pinned = if self.pin { &pinned[..] } else { &[] };
+        let pinned = if self.placement == Placement::Pinned { &pinned[..] } else { &[] };
         let words: Vec<&str> = own_run.iter().chain(pinned).chain(words).copied().collect();
         Process::start(self.gateway(side).command(&words), &self.file(side, "gateway"))
     }

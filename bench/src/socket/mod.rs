@@ -9,13 +9,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use penstock_dataplane::steer::{AttachError, AttachMode, BenchSteering, SteerError, XdpMode};
+pub use penstock_dataplane::steer::{BenchFilter as Filter, MAX_QUEUES};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
-
-use crate::program::{Filter, Redirect, XdpMode};
 
 mod memory;
 mod rings;
@@ -26,7 +26,9 @@ pub use rings::{Receiver, Sender};
 /// Bytes of a frame.
 const FRAME_SIZE: u32 = 2048;
 /// Bytes of a frame that can hold a packet; the rest is the XDP program's headroom.
-pub const FRAME_ROOM: usize = FRAME_SIZE as usize - libxdp_sys::XDP_PACKET_HEADROOM as usize;
+pub const FRAME_ROOM: usize = FRAME_SIZE as usize - XDP_PACKET_HEADROOM;
+/// What the kernel leaves free in front of a packet (linux/bpf.h).
+const XDP_PACKET_HEADROOM: usize = 256;
 /// Entries of each of a socket's four rings, where nothing else is chosen.
 pub const RING_SIZE: u32 = 2048;
 
@@ -47,13 +49,11 @@ pub enum SetupError {
     #[error("cannot register the packet memory: {}", explain(.0))]
     Memory(io::Error),
     /// The XDP program could not be loaded or attached.
-    #[error("cannot attach the XDP program to {interface}: {}", explain(source))]
-    Attach {
-        /// The interface.
-        interface: String,
-        /// What the kernel said.
-        r#source: io::Error,
-    },
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The XDP program could not be told of the socket.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
     /// The socket could not be bound.
     #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {}", explain(source))]
     Bind {
@@ -74,6 +74,9 @@ pub struct Socket {
     /// What goes.
     pub sender: Sender,
 }
+
+/// The attached program that sends packets to the sockets of one interface. It is detached with the last of them.
+pub type Steering = Arc<Mutex<BenchSteering>>;
 
 /// What the kernel counted for a socket (`struct xdp_statistics`).
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
@@ -122,9 +125,9 @@ impl Socket {
     }
 
     /// The program that [`Socket::shared_receiver`]s of one interface need.
-    pub fn attach(interface: &str, filter: Filter) -> Result<Arc<Redirect>, SetupError> {
-        let attach_error = |source| SetupError::Attach { interface: interface.into(), source };
-        Redirect::attach(index_of(interface)?, filter).map(Arc::new).map_err(attach_error)
+    pub fn attach(interface: &str, filter: Filter) -> Result<Steering, SetupError> {
+        let steering = BenchSteering::attach(interface, index_of(interface)?, filter, AttachMode::Auto)?;
+        Ok(Arc::new(Mutex::new(steering)))
     }
 
     /// A [`Socket::receiver`] beside others on the same interface.
@@ -132,23 +135,18 @@ impl Socket {
         memory: &Memory,
         interface: &str,
         queue: u32,
-        redirect: &Arc<Redirect>,
+        steering: &Steering,
         frames: &mut Batch,
     ) -> Result<Socket, SetupError> {
-        let mut socket = Socket::bind(memory, interface, queue, Some(redirect.clone()))?;
+        let mut socket = Socket::bind(memory, interface, queue, Some(steering.clone()))?;
         socket.receiver.fill(frames);
-        redirect
-            .insert(queue, socket.receiver.as_fd())
-            .map_err(|source| SetupError::Attach { interface: interface.into(), source })?;
+        // Its fill ring has frames already.
+        let mut steering = steering.lock().unwrap_or_else(PoisonError::into_inner);
+        steering.set_socket(queue, socket.receiver.as_fd())?;
         Ok(socket)
     }
 
-    fn bind(
-        memory: &Memory,
-        interface: &str,
-        queue: u32,
-        redirect: Option<Arc<Redirect>>,
-    ) -> Result<Socket, SetupError> {
+    fn bind(memory: &Memory, interface: &str, queue: u32, steering: Option<Steering>) -> Result<Socket, SetupError> {
         index_of(interface)?;
         let bind_error = |source| SetupError::Bind { interface: interface.into(), queue, source };
         let name: Interface = interface.parse().map_err(|_| SetupError::NoInterface(interface.into()))?;
@@ -170,7 +168,7 @@ impl Socket {
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);
         let zero_copy = is_zero_copy(fd);
         Ok(Socket {
-            receiver: Receiver { redirect, rx, fill, id: memory.id, ring_size: memory.ring_size },
+            receiver: Receiver { steering, rx, fill, id: memory.id, ring_size: memory.ring_size },
             sender: Sender { tx, completion, id: memory.id, ring_size: memory.ring_size, in_flight: 0, zero_copy },
         })
     }

@@ -3,18 +3,18 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::PoisonError;
 
+use penstock_dataplane::steer::XdpMode;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
-use super::{Batch, SocketDrops};
-use crate::program::{Redirect, XdpMode};
+use super::{Batch, SocketDrops, Steering};
 
 /// The receiving half of a [`super::Socket`].
 #[derive(Debug)]
 pub struct Receiver {
     // Detached before the rings go.
-    pub(super) redirect: Option<Arc<Redirect>>,
+    pub(super) steering: Option<Steering>,
     pub(super) rx: RxQueue,
     pub(super) fill: FillQueue,
     pub(super) id: u64,
@@ -62,7 +62,7 @@ impl Receiver {
 
     /// Mode of the program; `None` for a socket that only sends.
     pub fn xdp_mode(&self) -> Option<XdpMode> {
-        self.redirect.as_ref().map(|redirect| redirect.mode())
+        self.steering.as_ref().map(|steering| steering.lock().unwrap_or_else(PoisonError::into_inner).mode())
     }
 
     /// What the kernel dropped on the way to this socket.

@@ -3,15 +3,12 @@
 use crate::BATCH;
 use crate::generator::Generator;
 use crate::packet::Template;
-use crate::program::Filter;
 use crate::report::context::driver;
-use crate::socket::{Batch, Memory, RING_SIZE, Sender, SetupError, Socket};
+use crate::socket::{Batch, Filter, MAX_QUEUES, Memory, RING_SIZE, Sender, SetupError, Socket};
 
 use super::sink::Inlet;
 use super::{Place, Sink};
 
-/// Queues that are received from at most, of one interface: as many as the XDP program's map has.
-const MOST_QUEUES: u32 = crate::program::MAX_QUEUES;
 /// Frames, on all queues together, that wait for a sink which does not get a core at once: 40 ms of 400,000 packets/s,
 /// 32 MiB. With [`RING_SIZE`], the least of a queue, a sink that slept on two shared cores lost packets at half of that.
 const SINK_RINGS: u32 = 1 << 14;
@@ -41,10 +38,10 @@ impl Port {
 
     fn receiver(interface: &str, sends: bool) -> Result<Port, SetupError> {
         let redirect = Socket::attach(interface, Filter::Udp)?;
-        let queues = driver::receive_queues(interface).unwrap_or(1).min(MOST_QUEUES).next_power_of_two();
+        let queues = driver::receive_queues(interface).unwrap_or(1).min(MAX_QUEUES).next_power_of_two();
         let ring = (SINK_RINGS / queues).max(RING_SIZE);
         let mut port = Port { outlet: None, inlets: vec![], described: String::new() };
-        for queue in 0..MOST_QUEUES {
+        for queue in 0..MAX_QUEUES {
             // A ring of frames to receive into, the batch that is looked at meanwhile, and the generator's own.
             let sends = sends && queue == 0;
             let frames_to_send = if sends { RING_SIZE } else { 0 };

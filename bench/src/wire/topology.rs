@@ -55,7 +55,8 @@ pub fn with_forwarder() -> anyhow::Result<Line> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     // The thread may stay in our namespace: the sockets are where they were made.
-    let thread = std::thread::Builder::new().name("forwarder".into()).spawn(move || forwarder.run(None, &stopped))?;
+    let thread =
+        std::thread::Builder::new().name("forwarder".into()).spawn(move || forwarder.run(None, false, &stopped))?;
     let device = Device { stop, thread: Some(thread), described };
     Ok(Line { left: place(left, "east"), right: place(right, "west"), device: Some(device) })
 }

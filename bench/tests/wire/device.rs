@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use penstock_bench::BATCH;
 use penstock_bench::payload::now;
-use penstock_bench::program::Filter;
-use penstock_bench::socket::{Memory, RING_SIZE, Socket, wait};
+use penstock_bench::socket::{Filter, Memory, RING_SIZE, Socket, wait};
 
 use super::{RIGHT, Row};
 

@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use penstock_wire::{
-    ADDRESS_BITS, AddressKey, COUNTER_SLOTS, LanConfig, LanVerdict, MAX_LOCAL, MAX_PREFIXES,
+    ADDRESS_BITS, AddressKey, BenchFilter, COUNTER_SLOTS, LanConfig, LanVerdict, MAX_LOCAL, MAX_PREFIXES,
     MAX_QUEUES, OuterFamily, SHIFT_LEN, Unread, WanConfig, WanVerdict, steer_lan, steer_wan,
 };
 
@@ -67,6 +67,25 @@ fn penstock_lan(ctx: XdpContext) -> u32 {
     }
     count(verdict.index());
     action
+}
+
+#[xdp]
+fn penstock_bench_udp(ctx: XdpContext) -> u32 {
+    redirect_for_bench(&ctx, BenchFilter::Udp)
+}
+
+#[xdp]
+fn penstock_bench_ip(ctx: XdpContext) -> u32 {
+    redirect_for_bench(&ctx, BenchFilter::Ip)
+}
+
+#[inline(always)]
+fn redirect_for_bench(ctx: &XdpContext, filter: BenchFilter) -> u32 {
+    if !filter.takes(Packet::of(ctx)) {
+        return XDP_PASS;
+    }
+    let socket = SOCKETS.redirect(ctx.rx_queue_index(), XDP_PASS.into());
+    socket.unwrap_or(XDP_PASS)
 }
 
 /// Makes room for the outer headers and redirects to the receive queue's socket. On an error the

@@ -14,6 +14,7 @@ const IPV4_FRAGMENT: u16 = 0x2000 | 0x1fff;
 /// Next header values (IANA "Protocol Numbers").
 pub(crate) const HOP_BY_HOP: u8 = 0;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
 
 /// An IPv4 or IPv6 header whose lengths agree with the frame.
 #[derive(Clone, Copy)]

@@ -8,6 +8,10 @@ use core::net::IpAddr;
 pub const WAN_PROGRAM: &str = "penstock_wan";
 /// The program for a LAN interface.
 pub const LAN_PROGRAM: &str = "penstock_lan";
+/// The benchmark's program for a sink of UDP.
+pub const BENCH_UDP_PROGRAM: &str = "penstock_bench_udp";
+/// The benchmark's program for a forwarder of IP.
+pub const BENCH_IP_PROGRAM: &str = "penstock_bench_ip";
 
 /// XSKMAP, receive queue to AF_XDP socket.
 pub const SOCKETS: &str = "SOCKETS";

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use frames::{
     Case, OUR_MAC, PORT, WAN_V4, WAN_V6, decide_lan, decide_wan, ethernet, ipv4, ipv6, lan_cases, transport, udp,
-    wan_cases,
+    wan_cases, with_mac,
 };
 use penstock_wire::{
-    AddressKey, ETHERNET_LEN, LanVerdict, MAX_SHIFT, OuterFamily, WanVerdict, address_key, ethernet_offset, prefix_bits,
+    AddressKey, BenchFilter, ETHERNET_LEN, LanVerdict, MAX_SHIFT, OuterFamily, WanVerdict, address_key,
+    ethernet_offset, prefix_bits,
 };
 
 fn check<Verdict: PartialEq + Copy + std::fmt::Debug>(
@@ -149,6 +150,28 @@ fn keys_keep_the_families_apart() {
     assert_ne!(address_key(IpAddr::V4(v4)), address_key(IpAddr::V6(v4.to_ipv6_mapped())));
     assert_eq!(prefix_bits(0), 32);
     assert_eq!(prefix_bits(128), 8 * size_of::<AddressKey>() as u32);
+}
+
+#[test]
+fn the_benchmark_takes_unicast_and_leaves_neighbours_to_the_kernel() {
+    let v4 = |protocol| ethernet(&[], 0x0800, ipv4(WAN_V4, protocol, udp(9, vec![0; 20])));
+    let v6 = |protocol| ethernet(&[], 0x86dd, ipv6(WAN_V6, protocol, udp(9, vec![0; 20])));
+    let (udp, tcp, icmp, icmpv6) = (17, 6, 1, 58);
+    for (frame, by_udp, by_ip) in [
+        (v4(udp), true, true),
+        (v6(udp), true, true),
+        (v4(tcp), false, true),
+        (v6(tcp), false, true),
+        (v4(icmp), false, true),
+        (v6(icmpv6), false, false),
+        (ethernet(&[], 0x0806, vec![0; 28]), false, false),
+        (with_mac(v4(udp), [0x33, 0x33, 0, 0, 0, 1]), false, false),
+        (v6(udp)[..50].to_vec(), false, false),
+        (vec![], false, false),
+    ] {
+        let taken = [BenchFilter::Udp, BenchFilter::Ip].map(|filter| filter.takes(&frame[..]));
+        assert_eq!(taken, [by_udp, by_ip], "{frame:02x?}");
+    }
 }
 
 #[test]

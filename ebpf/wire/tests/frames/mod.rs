@@ -11,8 +11,8 @@ use penstock_wire::{
     steer_wan,
 };
 
-use packet::{TAGGINGS, add_at, flagged, set, set16, typed, udp_of_len, with_mac, with_options};
-pub use packet::{ethernet, ipv4, ipv6, transport, udp};
+use packet::{TAGGINGS, add_at, flagged, set, set16, typed, udp_of_len, with_options};
+pub use packet::{ethernet, ipv4, ipv6, transport, udp, with_mac};
 pub use table::Case;
 use table::Table;
 
