@@ -1,0 +1,171 @@
+//! The documentation, as far as a program can check it: every link leads somewhere, every page is in the book, and
+//! every command in a code block is one that the programs take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+
+/// The folder of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").canonicalize().expect("the repository")
+}
+
+/// The pages of a folder, by their paths from the repository's.
+fn pages_in(folder: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join(folder)).expect("a folder").flatten();
+    let paths = entries.map(|entry| Path::new(folder).join(entry.file_name()));
+    let mut pages: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    pages.sort();
+    pages
+}
+
+fn pages() -> Vec<PathBuf> {
+    ["", "bench", "docs"].into_iter().flat_map(pages_in).collect()
+}
+
+/// What is checked of a page.
+#[derive(Default)]
+struct Page {
+    /// What headings can be linked to by, as GitHub and mdBook name them.
+    anchors: BTreeSet<String>,
+    links: Vec<String>,
+    /// Lines of code blocks.
+    code: Vec<String>,
+}
+
+fn read(path: &Path) -> Page {
+    let text = std::fs::read_to_string(root().join(path)).expect("a page");
+    let mut page = Page::default();
+    let (mut heading, mut code) = (None::<String>, None::<String>);
+    for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::End(TagEnd::Heading(_)) => page.anchors.extend(heading.take().map(|text| anchor(&text))),
+            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => page.links.push(dest_url.into()),
+            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) if matches!(&*language, "" | "sh") => {
+                code = Some(String::new());
+            }
+            Event::End(TagEnd::CodeBlock) => {
+                let whole_lines = code.take().unwrap_or_default().replace("\\\n", " ");
+                page.code.extend(whole_lines.lines().map(str::to_owned));
+            }
+            Event::Text(text) | Event::Code(text) => {
+                heading.as_mut().into_iter().chain(code.as_mut()).for_each(|found| found.push_str(&text));
+            }
+            _ => {}
+        }
+    }
+    page
+}
+
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let pages: BTreeMap<PathBuf, Page> = pages().into_iter().map(|path| (path.clone(), read(&path))).collect();
+    let mut dead = Vec::new();
+    for (path, page) in &pages {
+        for link in page.links.iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => root().join(path),
+                _ => root().join(path.parent().expect("a folder")).join(file),
+            };
+            let Ok(target) = target.canonicalize() else {
+                dead.push(format!("{}: {link}", path.display()));
+                continue;
+            };
+            let known = target.strip_prefix(root()).ok().and_then(|target| pages.get(target));
+            if !anchor.is_empty() && !known.is_some_and(|page| page.anchors.contains(anchor)) {
+                dead.push(format!("{}: {link} (no such heading)", path.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:#?}");
+}
+
+#[test]
+fn every_page_is_in_the_book() {
+    let summary = read(Path::new("docs/SUMMARY.md"));
+    let missing: Vec<PathBuf> = pages_in("docs")
+        .into_iter()
+        .filter(|page| {
+            let name = page.file_name().expect("a name").to_string_lossy().into_owned();
+            name != "SUMMARY.md" && !summary.links.contains(&name)
+        })
+        .collect();
+    assert!(missing.is_empty(), "docs/SUMMARY.md lacks {missing:?}");
+}
+
+#[test]
+fn every_command_is_one() {
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for path in pages() {
+        for line in read(&path).code {
+            for words in commands(&line) {
+                let command = match words[0].as_str() {
+                    "penstock" => penstock::cli::command(),
+                    "penstock-coordinator" => penstock_coordinator::cli::command(),
+                    "penstock-bench" => penstock_bench::cli::command(),
+                    _ => continue,
+                };
+                checked += 1;
+                if line.contains("[--") {
+                    let unknown = unknown_options(&command, &words);
+                    wrong.extend(unknown.into_iter().map(|option| format!("{}: {line}: {option}", path.display())));
+                } else if let Err(error) = command.try_get_matches_from(&words)
+                    // What stands for a value, such as HEX, need not be one.
+                    && error.use_stderr() && error.kind() != clap::error::ErrorKind::ValueValidation
+                {
+                    let said = error.to_string();
+                    wrong.push(format!("{}: {line}: {}", path.display(), said.lines().next().unwrap_or_default()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(checked > 20, "only {checked} commands were found");
+}
+
+/// The options of a synopsis, "penstock status [--json]", that its command does not have.
+fn unknown_options(command: &clap::Command, words: &[String]) -> Vec<String> {
+    let mut found = command;
+    for word in &words[1..] {
+        found = found.find_subcommand(word).unwrap_or(found);
+    }
+    let options = words.iter().filter_map(|word| {
+        let name = word.trim_start_matches('[').strip_prefix("--")?;
+        Some(name.split(['[', ']', '=']).next().unwrap_or_default().to_owned())
+    });
+    options.filter(|name| !found.get_arguments().any(|argument| argument.get_long() == Some(name))).collect()
+}
+
+/// The commands of a shell line as far as they are simple: neither what sets a variable or runs another program nor
+/// what is redirected is part of one.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let mut commands = vec![Vec::new()];
+    let line = line.trim_start_matches("$ ");
+    let mut words = line.split_whitespace().map(|word| word.trim_matches(['(', ')', '\'', '"']));
+    while let Some(word) = words.next() {
+        match word {
+            _ if word.starts_with('#') => break,
+            "|" | "&&" | "||" | ";" | "&" => commands.push(Vec::new()),
+            ">" | "<" | ">>" => drop(words.next()),
+            "sudo" if commands.last().is_some_and(Vec::is_empty) => {}
+            _ => {
+                let (word, ends) = word.strip_suffix(';').map_or((word, false), |word| (word, true));
+                commands.last_mut().expect("one").push(word.to_owned());
+                if ends {
+                    commands.push(Vec::new());
+                }
+            }
+        }
+    }
+    commands.retain(|words| !words.is_empty());
+    commands
+}
