@@ -5,7 +5,8 @@ use std::time::Instant;
 use penstock_proto::{AddPeerError, Key, PeerConfig, PeerId};
 
 use super::Gateway;
-use super::handshakes::{Due, Handshakes};
+use super::due::Due;
+use super::handshakes::Handshakes;
 use super::overlay::Overlay;
 use super::peers::Peer;
 use crate::ground::Origin;
@@ -58,8 +59,8 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
         gateway.site.mark = mark;
         gateway.plane.set_mark(now, mark);
         gateway.handshakes.set_mark(now, mark);
-        gateway.ground_due = true;
-        gateway.paths_due = true;
+        gateway.due.ground = true;
+        gateway.due.paths = true;
     }
     if change.listen_port.is_some_and(|port| !gateway.plane.move_to_port(now, port)) {
         return Err(Errno::AddressInUse);

@@ -14,9 +14,12 @@ use anyhow::{Context, Result, bail};
 use penstock_dataplane::slow_path::Notice;
 
 use super::configure::{peer_state, set_peers};
-use super::handshakes::{Due, Handshakes};
+use super::due::Due;
+use super::handshakes::Handshakes;
 use super::plane::{Behind, Plane};
-use super::{NOTICES_PER_TURN, SAMPLE_EVERY, at, privileges, stop_signals, ticks};
+use super::privileges;
+use super::run::{SAMPLE_EVERY, at, stop_signals, ticks};
+use super::traffic::NOTICES_PER_TURN;
 use crate::endpoints::LastEndpoints;
 use crate::ground::{Interest, Network};
 use crate::key::PrivateKey;
@@ -136,7 +139,7 @@ impl Device {
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
         }
-        if due.prefixes || due.paths {
+        if due.endpoints {
             self.plane.find_paths(&mut self.netlink, &self.network, &self.handshakes.peers);
         }
         if due != Due::default() {

@@ -2,7 +2,10 @@
 //! Events of the one become sessions, endpoints and commands of the other; notices of the workers become news for
 //! the timers.
 
-use std::collections::{HashMap, VecDeque};
+mod drops;
+mod timings;
+
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,9 +18,10 @@ use penstock_dataplane::ports as data;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_dataplane::session::{Session, SessionConfig};
 use penstock_dataplane::slow_path::{Command, Notice};
-use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Reject, Role, SessionKeys, Speeds, Timings};
+use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Role, SessionKeys, Speeds};
 use rand::SeedableRng;
 
+use super::due::Due;
 use super::peers::{Peer, Peers};
 use super::suites;
 use crate::endpoints::LastEndpoints;
@@ -28,37 +32,15 @@ use crate::profile::{self, Endpoint, SuiteSetting};
 use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
 
+use drops::Drops;
+use timings::timings;
+
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How often the handshakes are told the time of day, by which initiations are stamped.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// Peers that are called at a time after a start: each handshake takes some 100 µs of curve arithmetic.
 const CALLS_AT_ONCE: usize = 64;
-/// Shortens the handshakes' timings, for tests.
-const TEST_REKEY: &str = "PENSTOCK_TEST_REKEY_AFTER_SECONDS";
-
-/// What the gateway has to see to after a change here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Due {
-    /// Sessions, or something else that is in the table.
-    pub table: bool,
-    /// Which prefixes belong to whom, or the order of the peers.
-    pub prefixes: bool,
-    /// The ways to the endpoints.
-    pub paths: bool,
-}
-
-impl Due {
-    /// Peers came, went, or got other prefixes or endpoints.
-    pub const PEERS: Self = Self { table: true, prefixes: true, paths: true };
-
-    /// This and another.
-    pub fn add(&mut self, other: Self) {
-        self.table |= other.table;
-        self.prefixes |= other.prefixes;
-        self.paths |= other.paths;
-    }
-}
 
 /// The handshakes with all peers.
 pub struct Handshakes {
@@ -72,12 +54,7 @@ pub struct Handshakes {
     last_endpoints: LastEndpoints,
     /// Peers with which there was a session before the start, to be called.
     to_call: VecDeque<PeerId>,
-    /// Handshake messages that were dropped, by reason.
-    rejects: HashMap<Reject, u64>,
-    /// Packets that waited for a session in vain.
-    lost_waiting: u64,
-    /// Probes of paths that came through the tunnel.
-    probes_inside: u64,
+    drops: Drops,
     clock_set: Instant,
     due: Due,
     commands: Vec<Command>,
@@ -109,9 +86,7 @@ impl Handshakes {
             resolver: Resolver::new(Names::default(), mark),
             last_endpoints,
             to_call: VecDeque::new(),
-            rejects: HashMap::new(),
-            lost_waiting: 0,
-            probes_inside: 0,
+            drops: Drops::default(),
             clock_set: now,
             due: Due::default(),
             commands: Vec::new(),
@@ -220,7 +195,7 @@ impl Handshakes {
         if peer.endpoint != endpoint {
             (peer.endpoint, peer.local) = (endpoint, None);
             self.proto.set_endpoint(id, endpoint);
-            self.due.paths = true;
+            self.due.endpoints = true;
         }
     }
 
@@ -290,21 +265,20 @@ impl Handshakes {
 
     /// Counts packets that were lost while they waited for a session.
     pub fn lost(&mut self, packets: u64) {
-        self.lost_waiting += packets;
+        self.drops.waited(packets);
     }
 
     /// Drops of control, by reason.
     pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
-        let rejects =
-            self.rejects.iter().map(|(reject, n)| (format!("handshake-{}", kebab(&format!("{reject:?}"))), *n));
-        let counted = [("no-session", self.lost_waiting), ("probe-from-inside", self.probes_inside)];
-        rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
+        self.drops.by_reason()
     }
 
     /// Refuses a probe that comes out of the tunnel: a way through the tunnel is no way to its end.
     pub fn refuses_probe(&mut self, from: IpAddr, payload: &[u8]) -> bool {
         let refused = payload.first() == Some(&proto::path::FIRST_BYTE) && self.peers.is_behind_a_peer(from);
-        self.probes_inside += u64::from(refused);
+        if refused {
+            self.drops.probe_inside();
+        }
         refused
     }
 
@@ -325,7 +299,7 @@ impl Handshakes {
     /// Takes a datagram that is WireGuard's.
     fn handle_datagram(&mut self, now: Instant, from: data::Endpoint, payload: &[u8]) {
         if let Err(reject) = self.proto.handle_datagram(now, ends(from), payload) {
-            *self.rejects.entry(reject).or_default() += 1;
+            self.drops.rejected(reject);
             tracing::debug!("datagram of {} bytes from {} dropped: {reject:?}", payload.len(), from.remote);
         }
         self.take_events(now, payload.len() as u64);
@@ -344,10 +318,10 @@ impl Handshakes {
             if let Some(peer) = self.peers.of_mut(id)
                 && !peer.wait(packet)
             {
-                self.lost_waiting += 1;
+                self.drops.waited(1);
             }
         } else {
-            self.lost_waiting += 1;
+            self.drops.waited(1);
         }
     }
 
@@ -443,7 +417,7 @@ impl Handshakes {
             tracing::info!("{}: calls {local} now", peer.label());
         }
         (peer.endpoint, peer.local) = (Some(remote), local);
-        self.due.paths = true;
+        self.due.endpoints = true;
         self.keep_endpoint(id);
     }
 
@@ -470,7 +444,7 @@ impl Handshakes {
         let Some(peer) = self.peers.of_mut(id) else { return };
         self.last_endpoints.forget(&peer.public_key);
         tracing::warn!("{}: no answer; {} waiting packets dropped", peer.label(), peer.waiting.len());
-        self.lost_waiting += peer.waiting.len() as u64;
+        self.drops.waited(peer.waiting.len() as u64);
         peer.waiting.clear();
     }
 
@@ -550,59 +524,4 @@ fn send(udp: &UdpSender, transmit: &proto::Transmit) -> io::Result<()> {
 /// The ends of a datagram, for the handshakes.
 fn ends(data::Endpoint { remote, local }: data::Endpoint) -> proto::Endpoint {
     proto::Endpoint { remote, local }
-}
-
-/// `UnknownPeer` as `unknown-peer`.
-fn kebab(name: &str) -> String {
-    let mut kebab = String::new();
-    for c in name.chars() {
-        if c.is_ascii_uppercase() && !kebab.is_empty() {
-            kebab.push('-');
-        }
-        kebab.push(c.to_ascii_lowercase());
-    }
-    kebab
-}
-
-/// WireGuard's timings, unless a test wants them shorter. Release builds have no such switch.
-fn timings() -> Result<Timings> {
-    if !cfg!(debug_assertions) {
-        return Ok(Timings::default());
-    }
-    let Ok(text) = std::env::var(TEST_REKEY) else { return Ok(Timings::default()) };
-    let seconds: u64 = text
-        .parse()
-        .ok()
-        .filter(|seconds| (1..=120).contains(seconds))
-        .ok_or_else(|| anyhow!("{TEST_REKEY}={text:?} is not a number of seconds from 1 to 120"))?;
-    tracing::warn!("{TEST_REKEY}={seconds}: TIMINGS ARE SHORTENED FOR TESTS; never run a site like this");
-    Ok(shortened(Duration::from_secs(seconds)))
-}
-
-fn shortened(rekey_after: Duration) -> Timings {
-    let real = Timings::default();
-    let scale = rekey_after.as_secs_f64() / real.rekey_after_time.as_secs_f64();
-    Timings {
-        rekey_after_time: rekey_after,
-        reject_after_time: real.reject_after_time.mul_f64(scale),
-        rekey_timeout: real.rekey_timeout.mul_f64(scale).max(Duration::from_millis(200)),
-        rekey_timeout_jitter: real.rekey_timeout_jitter.mul_f64(scale),
-        keepalive_timeout: real.keepalive_timeout.mul_f64(scale).max(Duration::from_millis(400)),
-        ..real
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shortened_timings_keep_their_order() {
-        for seconds in [1, 3, 10, 120] {
-            let t = shortened(Duration::from_secs(seconds));
-            assert!(t.rekey_after_time < t.reject_after_time);
-            assert!(t.keepalive_timeout + t.rekey_timeout < t.reject_after_time, "{seconds}");
-        }
-        assert_eq!(shortened(Duration::from_secs(120)), Timings::default());
-    }
 }

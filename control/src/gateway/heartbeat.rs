@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::time::Interval;
 
-use super::{Gateway, report, ticks};
+use super::run::ticks;
+use super::{Gateway, report};
 
 /// How often what is told is looked at.
 const EVERY: Duration = Duration::from_secs(5);

@@ -5,12 +5,14 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::due::Due;
 use super::overlay::Overlay;
 use super::peers::Peer;
 use super::plane::{MARK, PORT};
 use super::site::Site;
+use super::standing::note_refused;
 use super::unsaved::unsaved;
-use super::{Due, Gateway, configure, note_refused};
+use super::{Gateway, configure, map, network};
 use crate::control_socket::Reloaded;
 use crate::ground::{Changed, Interest, Origin};
 use crate::profile::{self, Endpoint, Environment, Profile};
@@ -60,9 +62,9 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     gateway.handshakes.set_own_speeds(gateway.plane.speeds());
     Overlay::reload(&mut gateway.overlay, now, &profile, &mut gateway.handshakes);
     gateway.profile = profile;
-    gateway.take_address();
+    map::take_address(gateway);
     gateway.due.add(Due::PEERS);
-    gateway.network_changed(now, &Changed::everything());
+    network::changed(gateway, now, &Changed::everything());
     gateway.follow_up(now);
     // An interface that was down before is no matter of the profile.
     let known = |subject: &str| ![PORT, MARK].contains(&subject) && before.iter().any(|p| p.subject == subject);

@@ -1,0 +1,30 @@
+//! What was changed and is not yet in force.
+
+/// What has to be seen to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Sessions, or something else that is in the table.
+    pub table: bool,
+    /// Which prefixes belong to whom, or the order of the peers.
+    pub prefixes: bool,
+    /// Where peers are: the ways to them, and the kernel's routes, since an endpoint may lie inside a remote prefix.
+    pub endpoints: bool,
+    /// The ways to the endpoints, which lead over other neighbours or interfaces.
+    pub paths: bool,
+    /// The kernel is to be compared with what should be.
+    pub ground: bool,
+}
+
+impl Due {
+    /// Peers came, went, or got other prefixes or endpoints.
+    pub const PEERS: Self = Self { table: true, prefixes: true, endpoints: true, paths: true, ground: true };
+
+    /// This and another.
+    pub fn add(&mut self, other: Self) {
+        self.table |= other.table;
+        self.prefixes |= other.prefixes;
+        self.endpoints |= other.endpoints;
+        self.paths |= other.paths;
+        self.ground |= other.ground;
+    }
+}

@@ -1,0 +1,138 @@
+//! Which sites of a map are peers, and with which prefixes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use ipnet::IpNet;
+use penstock_proto::coordination::SiteKey;
+use penstock_proto::trust::{RefusedPrefix, Surroundings, judge};
+use penstock_proto::{PeerConfig, PeerId};
+
+use crate::gateway::peers::{Found, Peer, Peers};
+use crate::gateway::statements::Site;
+use crate::ground::Origin;
+use crate::key::PublicKey;
+
+/// What a map has changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Who is new.
+    pub added: Vec<PublicKey>,
+    /// Who is gone.
+    pub removed: Vec<PublicKey>,
+    /// Whether anybody has other prefixes.
+    pub prefixes: bool,
+    /// What was refused of whom.
+    pub refused: Vec<(SiteKey, RefusedPrefix)>,
+}
+
+impl Changes {
+    /// Whether anything has to follow.
+    pub fn any(&self) -> bool {
+        self.prefixes || !self.added.is_empty() || !self.removed.is_empty()
+    }
+}
+
+/// Makes peers of these sites, with what is accepted of their prefixes. What the profile says of a site, or gives
+/// to another peer, stays so.
+pub fn follow_map(
+    sites: &BTreeMap<SiteKey, Site>,
+    proto: &mut penstock_proto::Gateway,
+    peers: &mut Peers,
+    now: Instant,
+    surroundings: &Surroundings,
+) -> Changes {
+    let mut changes = Changes::default();
+    let gone = |peer: &&Peer| {
+        peer.origin == Origin::Overlay && !sites.contains_key(&SiteKey::from(*peer.public_key.as_bytes()))
+    };
+    let gone: Vec<_> = peers.iter().filter(gone).map(|peer| peer.id).collect();
+    for id in gone {
+        proto.remove_peer(id);
+        if let Some(peer) = peers.remove(id) {
+            tracing::info!("{}: no longer a peer by the coordinator's map", peer.label());
+            changes.removed.push(peer.public_key);
+        }
+    }
+    let mut members = Vec::new();
+    for (site_key, site) in sites {
+        let key = PublicKey::from_bytes(*site_key.as_bytes());
+        let id = match peers.with_key(&key) {
+            Some(peer) if peer.origin != Origin::Overlay => continue,
+            Some(peer) => peer.id,
+            None => match add(proto, peers, now, key, site) {
+                Some(id) => {
+                    changes.added.push(key);
+                    id
+                }
+                None => continue,
+            },
+        };
+        if let Some(peer) = peers.of_mut(id) {
+            peer.name = site.name.to_string();
+        }
+        members.push((id, *site_key, site));
+    }
+    changes.prefixes = allow(peers, &members, surroundings, &mut changes.refused);
+    changes
+}
+
+fn add(
+    proto: &mut penstock_proto::Gateway,
+    peers: &mut Peers,
+    now: Instant,
+    key: PublicKey,
+    site: &Site,
+) -> Option<PeerId> {
+    let config = PeerConfig { fixed_endpoint: true, any_suite: true, ..PeerConfig::default() };
+    let id = proto
+        .add_peer(now, key.into(), config)
+        .inspect_err(|e| tracing::error!("{} cannot be added: {e:?}", site.name))
+        .ok()?;
+    let number = peers.number();
+    let mut peer = Peer::new(id, number, key, Origin::Overlay);
+    peer.found = Some(Found::default());
+    peers.push(peer);
+    let prefixes: Vec<String> = site.prefixes.iter().map(ToString::to_string).collect();
+    tracing::info!("{}: {}", site.name, prefixes.join(", "));
+    Some(id)
+}
+
+/// Gives every peer exactly what is accepted of its site's prefixes; whether that changes anything.
+fn allow(
+    peers: &mut Peers,
+    sites: &[(PeerId, SiteKey, &Site)],
+    surroundings: &Surroundings,
+    refused: &mut Vec<(SiteKey, RefusedPrefix)>,
+) -> bool {
+    let by_administrator = |prefix: &IpNet| {
+        peers.owner(prefix).and_then(|owner| peers.of(owner)).is_some_and(|peer| peer.origin != Origin::Overlay)
+    };
+    let mut offers: Vec<(PeerId, IpNet)> = sites
+        .iter()
+        .flat_map(|(id, _, site)| site.prefixes.iter().map(move |prefix| (*id, *prefix)))
+        .filter(|(_, prefix)| !by_administrator(prefix))
+        .collect();
+    // Of two sites with the same prefix the one keeps it that has it.
+    offers.sort_by_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
+    let judgement = judge(offers, surroundings);
+    let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();
+    refused.extend(judgement.refused.into_iter().map(|(id, refusal)| (keys[&id], refusal)));
+    let mut wanted: BTreeMap<PeerId, BTreeSet<IpNet>> = sites.iter().map(|(id, ..)| (*id, BTreeSet::new())).collect();
+    for (prefix, id) in judgement.accepted {
+        wanted.entry(id).or_default().insert(prefix);
+    }
+    let mut changed = false;
+    // First all that goes, since a prefix may move from one to another.
+    for (id, wanted) in &wanted {
+        let has = peers.of(*id).map(|peer| peer.allowed_ips().clone()).unwrap_or_default();
+        has.difference(wanted).for_each(|prefix| peers.disallow(*prefix, *id));
+        changed |= has != *wanted;
+    }
+    for (id, wanted) in wanted {
+        for prefix in wanted {
+            peers.allow(prefix, id);
+        }
+    }
+    changed
+}
