@@ -198,6 +198,9 @@ pub struct Peer {
     /// Why it is that one: a sentence.
     #[serde(default)]
     pub suite_reason: String,
+    /// How large packets to it may be; null as long as nobody knows where it is.
+    #[serde(default)]
+    pub mtu: Option<PathMtu>,
     /// Bytes of WireGuard messages received.
     pub rx_bytes: u64,
     /// Bytes of WireGuard messages sent.
@@ -208,6 +211,20 @@ pub struct Peer {
     /// What the peer may send and is sent.
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Vec<IpNet>,
+}
+
+/// How large packets to a peer may be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PathMtu {
+    /// The largest inside the tunnel, in bytes.
+    pub inner: u16,
+    /// The largest IP packet outside, in bytes.
+    pub outer: u16,
+    /// Whether even that is too small for the inside, so that outer packets are fragmented.
+    pub fragmented: bool,
+    /// How that is known: a few words.
+    pub reason: String,
 }
 
 /// How a peer is reached.
@@ -294,6 +311,7 @@ pub(crate) fn sample() -> Status {
             last_handshake: Some(1_700_000_000),
             suite: "aes-256-gcm".into(),
             suite_reason: "the profile says so".into(),
+            mtu: Some(PathMtu { inner: 1340, outer: 1400, fragmented: false, reason: "probed".into() }),
             rx_bytes: 1536,
             tx_bytes: 10,
             statement: Some(Statement { until: None, lease_seconds: Some(604_800) }),
@@ -319,7 +337,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
 
     #[test]
     fn json_is_the_contract() {

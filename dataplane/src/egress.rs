@@ -63,10 +63,14 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
-    // Where the kernel routes, it has taken the hop and told who sends what is too big.
-    if let Some(port) = from.filter(|port| !port.kernel_routes()) {
-        let refused = if inner.len > table.mtu {
-            Some((icmp::Error::TooBig(table.mtu), DropReason::TooBig))
+    let entry = &table.peers[peer as usize];
+    let mtu = entry.mtu.min(table.mtu);
+    if let Some(port) = from {
+        let refused = if inner.len > mtu {
+            Some((icmp::Error::TooBig(mtu), DropReason::TooBig))
+        } else if port.kernel_routes() {
+            // Where the kernel routes, it has taken the hop.
+            None
         } else {
             inner::take_hop(turn.pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
         };
@@ -78,12 +82,11 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
             return Err(turn.error(&mut packet.frame, &inner, error, reason));
         }
     }
-    inner::clamp_mss(turn.pool.packet_mut(frame), &inner, table.mtu);
+    inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
     packet.tos = inner::outer_tos(inner.tos);
-    if frame.start() + padded(frame.len(), table.mtu) + TAG > turn.pool.frame_size() {
+    if frame.start() + padded(frame.len(), mtu) + TAG > turn.pool.frame_size() {
         return Err(DropReason::Oversized.into());
     }
-    let entry = &table.peers[peer as usize];
     if !entry.session().is_some_and(|session| session.alive(turn.now)) {
         let packet = turn.pool.packet(frame).into();
         return Err(turn.notices.hand_over(Notice::NoSession { peer: entry.peer.id, packet }));
@@ -110,8 +113,9 @@ fn address<'t>(
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
     let mut bytes = 0;
+    let mtu = entry.mtu.min(turn.table.mtu);
     for packet in packets {
-        bytes += enclose(&mut packet.frame, turn);
+        bytes += enclose(&mut packet.frame, turn, mtu);
         Endpoint { remote: packet.remote, local: packet.local } = endpoint;
         packet.link = port.and(link);
     }
@@ -123,15 +127,15 @@ fn address<'t>(
 
 /// Pads the packet, and extends it to the message: with the room for header and tag. Returns its length.
 #[inline]
-fn enclose(frame: &mut Frame, turn: &mut Turn<'_>) -> u64 {
+fn enclose(frame: &mut Frame, turn: &mut Turn<'_>, mtu: usize) -> u64 {
     let (start, len) = (frame.start(), frame.len());
-    let padded = padded(len, turn.table.mtu);
+    let padded = padded(len, mtu);
     turn.pool.slot_mut(frame)[start + len..start + padded].fill(0);
     frame.set(start - DATA_HEADER, DATA_HEADER + padded + TAG);
     frame.len() as u64
 }
 
-/// Padding may not make a packet larger than the tunnel's MTU.
+/// Padding may not make a packet larger than the path's MTU.
 #[inline]
 fn padded(len: usize, mtu: usize) -> usize {
     len.next_multiple_of(PADDING).min(mtu.max(len))

@@ -151,7 +151,7 @@ fn accept<'t>(
     if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
 }
 
-/// Allowed IPs, transit, ECN, next hop.
+/// Allowed IPs, transit, ECN, segment size, next hop.
 #[inline]
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
@@ -164,7 +164,10 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     if !table.admits(inner.destination) {
         return Err(DropReason::Transit);
     }
-    inner::merge_ecn(turn.pool.packet_mut(frame), inner.tos, packet.tos)?;
+    let packet_bytes = turn.pool.packet_mut(frame);
+    inner::merge_ecn(packet_bytes, inner.tos, packet.tos)?;
+    // The peer's SYN says what our side may send to it.
+    inner::clamp_mss(packet_bytes, &inner, table.peers[peer as usize].mtu.min(table.mtu));
 
     let hop = match table.hop(inner.destination) {
         hop @ Some(link) if inner.len <= usize::from(link.mtu) => hop,

@@ -76,6 +76,7 @@ impl Loopback {
             local: None,
             roams: true,
             link: None,
+            mtu: usize::MAX,
             sending,
             next: None,
         });

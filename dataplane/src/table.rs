@@ -27,7 +27,7 @@ pub struct Table {
     pub hops: Arc<PrefixMap<Option<Link>>>,
     /// What the tunnel may reach here: this site's prefixes and the gateway's own addresses. `None`: anything.
     pub reachable: Option<Arc<PrefixMap<()>>>,
-    /// Largest inner packet, in bytes.
+    /// Largest inner packet of any peer, in bytes.
     pub mtu: usize,
     /// Our address in ICMP messages about IPv4 packets.
     pub icmp_v4: Option<Ipv4Addr>,
@@ -48,6 +48,8 @@ pub struct PeerEntry {
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
     pub link: Option<Link>,
+    /// Largest inner packet that its path takes, in bytes.
+    pub mtu: usize,
     /// The session to send by. (One; lanes will make it several.)
     pub sending: Option<Arc<Session>>,
     /// A newer one that the peer began, to send by as soon as the peer shows that it has the keys.

@@ -105,6 +105,7 @@ fn table(me: usize, with_session: bool) -> Table {
             local: None,
             roams: true,
             link: None,
+            mtu: usize::MAX,
             sending: with_session.then(|| Arc::clone(&session)),
             next: None,
         }],

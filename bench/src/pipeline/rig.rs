@@ -142,6 +142,7 @@ fn add_peer(table: &mut Table, site: u8, suite: Suite) {
         local: None,
         roams: true,
         link: None,
+        mtu: usize::MAX,
         sending: Some(session),
         next: None,
     });

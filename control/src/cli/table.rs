@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::status::{Cipher, Coordinator, Health, PathKind, Peer, Status};
+use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Status};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
@@ -79,6 +79,15 @@ fn for_people(status: &Status, now: Duration) -> String {
     // WireGuard's own suite explains itself.
     for peer in status.peers.iter().filter(|peer| peer.suite != WIREGUARDS_SUITE) {
         let _ = write!(text, "\n{} uses {}: {}\n", label(peer), peer.suite, peer.suite_reason);
+    }
+    for peer in &status.peers {
+        if let Some(PathMtu { inner, outer, fragmented, reason }) = &peer.mtu
+            && (*fragmented || *inner < status.tunnel_mtu)
+        {
+            let how = if *fragmented { ", which take several outer packets" } else { "" };
+            let label = label(peer);
+            let _ = write!(text, "\n{label} takes packets of {inner} bytes{how}: its path carries {outer}, {reason}\n");
+        }
     }
     let counters =
         [("dropped", &status.drops), ("steered, WAN", &status.steering.wan), ("steered, LAN", &status.steering.lan)];
@@ -161,6 +170,7 @@ fn peers(status: &Status, now: Duration) -> Table {
         "ENDPOINT",
         "HANDSHAKE",
         "SUITE",
+        "MTU",
         "RECEIVED",
         "SENT",
         "LEASE",
@@ -181,6 +191,7 @@ fn peers(status: &Status, now: Duration) -> Table {
             peer.endpoint.map_or_else(|| "-".into(), |endpoint| endpoint.to_string()),
             peer.last_handshake.map_or_else(|| "never".into(), |at| age(now.as_secs().saturating_sub(at))),
             peer.suite.clone(),
+            peer.mtu.as_ref().map_or_else(|| "-".into(), |mtu| mtu.inner.to_string()),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
             lease(peer),

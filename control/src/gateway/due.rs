@@ -19,6 +19,9 @@ impl Due {
     /// Peers came, went, or got other prefixes or endpoints.
     pub const PEERS: Self = Self { table: true, prefixes: true, endpoints: true, paths: true, ground: true };
 
+    /// Packets to a peer may be of another size.
+    pub const SIZES: Self = Self { table: true, prefixes: false, endpoints: false, paths: false, ground: true };
+
     /// This and another.
     pub fn add(&mut self, other: Self) {
         self.table |= other.table;

@@ -23,6 +23,7 @@ mod map;
 mod netcheck;
 mod network;
 mod overlay;
+mod path_mtu;
 mod peers;
 mod plane;
 mod privileges;
@@ -96,11 +97,12 @@ impl Gateway {
         let (due, commands) = self.handshakes.take_due();
         self.due.add(due);
         self.plane.command(commands);
-        let due = std::mem::take(&mut self.due);
+        let mut due = std::mem::take(&mut self.due);
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
             standing::cover(self, now);
         }
+        path_mtu::follow(self, now, &mut due);
         if due.ground || due.endpoints {
             network::reconcile(self, now);
         }

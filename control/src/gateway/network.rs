@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::due::Due;
 use super::{Gateway, map, plane, wanted};
 use crate::ground::Changed;
 
@@ -10,9 +11,8 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     gateway.due.ground |= changed.ground;
     let network = gateway.ground.network();
     if changed.interfaces {
-        let mtu = gateway.plane.follow(network);
-        gateway.due.table |= mtu;
-        gateway.due.ground |= mtu;
+        let sizes = gateway.plane.follow(network);
+        gateway.due.add(if sizes { Due { paths: true, ..Due::SIZES } } else { Due::default() });
     }
     if *changed == Changed::default() {
         return;

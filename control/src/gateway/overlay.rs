@@ -22,6 +22,7 @@ use penstock_proto::trust::{Server, Surroundings};
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::peers::{Found, Peer, Peers};
+use super::plane::Sizes;
 use super::statements::{Believed, By, Refused, Site, Statements, Vouched};
 use crate::coordinator::{Cached, Client, Config, Event};
 use crate::ground::Origin;
@@ -43,6 +44,8 @@ pub struct Overlay {
     pub config: Config,
     /// Port and mark of the socket by which the ways are found; `None` once others are to be found.
     socket: Option<(u16, u32)>,
+    /// What the path agent was told of the sizes of packets.
+    sizes: Option<Sizes>,
     /// The connection to the coordinator.
     pub client: Client,
     /// The ways to the peers.
@@ -97,6 +100,7 @@ impl Overlay {
         };
         Some(Self {
             socket: Some((udp.local_port(), udp.mark())),
+            sizes: None,
             statements: Statements::open(now, &config),
             believed: Believed::default(),
             moved: BTreeSet::new(),
@@ -148,6 +152,7 @@ impl Overlay {
             return false;
         }
         self.traversal = traversal(profile, &self.config, udp);
+        self.sizes = None;
         for peer in handshakes.peers.iter_mut().filter(|peer| peer.found.is_some()) {
             peer.found = Some(Found::default());
             if let Err(e) = self.traversal.add_peer(now, peer.public_key.into()) {
@@ -155,6 +160,13 @@ impl Overlay {
             }
         }
         true
+    }
+
+    /// How large packets may be, for the paths that are probed.
+    pub fn set_sizes(&mut self, now: Instant, sizes: Sizes) {
+        if self.sizes.replace(sizes) != Some(sizes) {
+            self.traversal.set_sizes(now, sizes.link, sizes.pinned, sizes.receive_limit);
+        }
     }
 
     /// Gives back what others hold for us, and keeps what is known for the next start.
@@ -350,6 +362,9 @@ impl Overlay {
         while let Some(selection) = self.traversal.poll_selection() {
             self.select(now, handshakes, selection);
         }
+        while let Some((peer, mtu)) = self.traversal.poll_mtu() {
+            handshakes.set_path_mtu(&PublicKey::from_bytes(peer.to_bytes()), mtu);
+        }
     }
 
     fn select(
@@ -437,6 +452,7 @@ fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {
         trust: config.trust.clone(),
         birthday_probing: profile.birthday_probing,
         port_mapping: profile.port_mapping,
+        pinned_mtu: profile.mtu,
     };
     Traversal::new(profile.private_key.to_secret(), udp, settings)
 }

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
 use penstock_proto::path::{Path, Reason};
+use penstock_proto::pmtu::{PathMtu, PlainPath};
 use penstock_proto::{PeerId, Speeds, Traffic, Used};
 
 use crate::ground::Origin;
@@ -45,6 +46,10 @@ pub struct Peer {
     pub recalled: bool,
     /// The path found to it, if the coordinator named it.
     pub found: Option<Found>,
+    /// How large packets to it may be; `None` as long as nobody knows where it is.
+    pub mtu: Option<PathMtu>,
+    /// The same as far as the link and routers say, for a peer without a path agent.
+    pub plain_path: Option<PlainPath>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// Which suite is used with it.
@@ -113,6 +118,8 @@ impl Peer {
             local: None,
             recalled: false,
             found: None,
+            mtu: None,
+            plain_path: None,
             persistent_keepalive: None,
             // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
             suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },

@@ -5,6 +5,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
 use penstock_proto::coordination::RegistrationState;
+use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{Suite, path};
 
 use super::Gateway;
@@ -148,11 +149,17 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
         suite,
         suite_reason,
+        mtu: peer.mtu.map(|mtu| path_mtu(mtu, gateway.plane.tunnel_mtu())),
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
         statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
     }
+}
+
+fn path_mtu(mtu: PathMtu, tunnel: u16) -> status::PathMtu {
+    let PathMtu { outer, inner, fragmented, source } = mtu;
+    status::PathMtu { inner: inner.min(tunnel), outer, fragmented, reason: source.to_string() }
 }
 
 /// The suite in use with a peer, or of the next handshake, and why.

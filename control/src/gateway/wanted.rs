@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use penstock_proto::trust::{Server, Surroundings};
 
 use super::overlay::{DefaultRoutes, Overlay, endpoints_in_use};
+use super::path_mtu;
 use super::peers::Peers;
 use super::plane::Plane;
 use super::site::Site;
@@ -20,6 +21,7 @@ pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
         mark: site.mark,
         tun: None,
         tunnelled: Default::default(),
+        mtus: Default::default(),
         guarded: guard.prefixes(),
         outer: Default::default(),
         wan: site.wan.clone(),
@@ -48,6 +50,7 @@ pub fn wanted(
     Wanted {
         tun: plane.tun().map(|index| tun(site, plane, network, index)),
         tunnelled: peers.remote(),
+        mtus: path_mtu::of_prefixes(peers, plane.tunnel_mtu()),
         guarded,
         outer: servers.chain(endpoints).collect(),
         local_port: Some(plane.local_port()),

@@ -39,7 +39,7 @@ mod reconcile;
 mod simulation;
 mod sysctls;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -88,6 +88,8 @@ pub struct Wanted {
     pub tun: Option<Tun>,
     /// Remote prefixes that lead into the tunnel. What is not guarded as well is ignored.
     pub tunnelled: BTreeSet<IpNet>,
+    /// Those of them to whose peers only smaller packets than the tunnel's MTU may be sent, in bytes.
+    pub mtus: BTreeMap<IpNet, u32>,
     /// Remote prefixes that are blocked wherever they are not tunnelled.
     pub guarded: BTreeSet<IpNet>,
     /// Addresses that outer traffic goes to: peers' endpoints, the coordinator, relays, STUN servers. Only

@@ -80,17 +80,17 @@ fn routes(
         all.insert((route.table, route.destination, route.metric), route);
     };
     let too_small = device.is_some_and(|(_, interface)| interface.mtu < SMALLEST_MTU_V6);
-    let by_tunnel = |destination: IpNet| {
+    let by_tunnel = |destination: IpNet, of: IpNet| {
         let (tun, _) = device.filter(|_| destination.addr().is_ipv4() || !too_small)?;
         let source = if destination.addr().is_ipv4() { tun.source_v4 } else { tun.source_v6 };
         let route = Route::by(destination, tun.index, None, best, PROTOCOL);
-        Some(Route { table: wanted.table, source, ..route })
+        Some(Route { table: wanted.table, source, mtu: wanted.mtus.get(&of).copied(), ..route })
     };
     for prefix in own.guarded.iter().chain(&own.strays) {
         add(Route { table: wanted.table, ..Route::blackhole(*prefix, worst, PROTOCOL) });
         let by = own.guarded.covering(prefix);
-        if by.is_some_and(|by| wanted.tunnelled.contains(&by)) {
-            by_tunnel(*prefix).into_iter().for_each(&mut add);
+        if let Some(by) = by.filter(|by| wanted.tunnelled.contains(by)) {
+            by_tunnel(*prefix, by).into_iter().for_each(&mut add);
         }
     }
     for network in &own.thrown {
@@ -148,7 +148,7 @@ fn route_changes(
 
 /// Whether a route is what it should be. The kernel gives those that lead nowhere an interface of its own.
 fn is(should: &Route, route: &Route) -> bool {
-    let way = |r: &Route| (r.kind == RouteKind::Unicast).then_some((r.interface, r.gateway, r.source));
+    let way = |r: &Route| (r.kind == RouteKind::Unicast).then_some((r.interface, r.gateway, r.source, r.mtu));
     should.kind == route.kind && should.protocol == route.protocol && way(should) == way(route)
 }
 

@@ -230,6 +230,7 @@ impl<K: Kernel> Ground<K> {
             // Its addresses go with the device, which is removed by who made it.
             tun: None::<Tun>,
             tunnelled: BTreeSet::new(),
+            mtus: BTreeMap::new(),
             outer: BTreeSet::new(),
             local_port: None,
             forward: false,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
 use super::links::family;
@@ -52,6 +52,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The address of ours that connections over it begin from.
     pub source: Option<IpAddr>,
+    /// The largest packet that may follow it, in bytes; `None` for the interface's.
+    pub mtu: Option<u32>,
 }
 
 /// A datagram of the gateway's own, outside the tunnel: what rules choose its route by.
@@ -79,6 +81,7 @@ impl Route {
             interface: None,
             gateway: None,
             source: None,
+            mtu: None,
         }
     }
 
@@ -116,6 +119,7 @@ impl Route {
         attributes.extend(self.interface.map(RouteAttribute::Oif));
         attributes.extend(self.gateway.map(|g| RouteAttribute::Gateway(g.into())));
         attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
+        attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
         message
     }
 
@@ -140,6 +144,7 @@ impl Route {
             interface: None,
             gateway: None,
             source: None,
+            mtu: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -151,6 +156,12 @@ impl Route {
                 RouteAttribute::Oif(interface) => route.interface = Some(*interface),
                 RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
                 RouteAttribute::PrefSource(source) => route.source = address(source),
+                RouteAttribute::Metrics(metrics) => {
+                    route.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 RouteAttribute::Via(via) => route.gateway = via_address(via),
                 // Several ways: the first stands for all. `route_to` gives the kernel's choice.
                 RouteAttribute::MultiPath(hops) => {

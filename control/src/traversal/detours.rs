@@ -16,6 +16,7 @@ use std::sync::Arc;
 use penstock_connect::bind_udp;
 use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH, SocketId};
 use penstock_proto::relay::DATAGRAM_LIMIT;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -132,6 +133,19 @@ impl Detours {
         if let Some(before) = before {
             port.wan.set_ttl(before)?;
         }
+        sent
+    }
+
+    /// Sends by a port what nobody on the way may fragment.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; `EMSGSIZE` when the interface itself carries no such packet.
+    pub fn send_unfragmented(&self, socket: SocketId, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let port = self.ports.get(&socket).ok_or(io::ErrorKind::NotFound)?;
+        let before = sockopt::ip_mtu_discover(&*port.wan)?;
+        sockopt::set_ip_mtu_discover(&*port.wan, Ipv4PathMtuDiscovery::PROBE)?;
+        let sent = send_now(&port.wan, datagram, to);
+        sockopt::set_ip_mtu_discover(&*port.wan, before)?;
         sent
     }
 

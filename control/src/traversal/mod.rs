@@ -20,11 +20,13 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use penstock_connect::Trust;
 use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
-use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, Reason, SocketId};
+use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, PathTransmit, Reason, SocketId};
+use penstock_proto::pmtu::{LinkMtu, PathMtu};
 use penstock_proto::stun::{NatReport, is_stun};
 use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret, Traffic};
@@ -59,6 +61,7 @@ pub struct Traversal {
     /// When to look whether there is something to tell.
     tell_at: Option<Instant>,
     selections: VecDeque<Selection>,
+    mtus: VecDeque<(PublicKey, PathMtu)>,
     reachability: Option<Reachability>,
 }
 
@@ -71,6 +74,8 @@ pub struct Settings {
     pub birthday_probing: bool,
     /// Whether the router is asked to map the tunnel's port.
     pub port_mapping: bool,
+    /// The largest packet inside the tunnel, if the profile says so.
+    pub pinned_mtu: Option<u16>,
 }
 
 /// Where a peer's packets go from now on, and why.
@@ -98,7 +103,11 @@ pub enum Input {
 impl Traversal {
     /// Traversal without peers and servers. `udp` is the tunnel's socket, whose firewall mark all others get too.
     pub fn new(private_key: StaticSecret, udp: UdpSender, settings: Settings) -> Self {
-        let config = PathConfig { birthday: settings.birthday_probing, ..PathConfig::default() };
+        let config = PathConfig {
+            birthday: settings.birthday_probing,
+            pinned_mtu: settings.pinned_mtu,
+            ..PathConfig::default()
+        };
         let (local_port, mark) = (udp.local_port(), udp.mark());
         Self {
             agent: PathAgent::new(private_key.clone(), config, StdRng::from_os_rng()),
@@ -114,6 +123,7 @@ impl Traversal {
             told: None,
             tell_at: None,
             selections: VecDeque::new(),
+            mtus: VecDeque::new(),
             reachability: None,
         }
     }
@@ -176,6 +186,15 @@ impl Traversal {
             }
             self.set_route(now, route);
         }
+    }
+
+    /// How large packets may be: by the WAN's link, by the profile, and the longest datagrams that are taken in.
+    pub fn set_sizes(&mut self, now: Instant, link: u16, pinned: Option<u16>, receive_limit: usize) {
+        let networks = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+        let links = networks.map(|network| LinkMtu { network, mtu: link });
+        self.agent.set_receive_limit(receive_limit);
+        self.agent.set_pinned_mtu(now, pinned);
+        self.agent.set_links(now, &links);
     }
 
     /// Has the coordinator told again where we are: it is another connection.
@@ -256,7 +275,7 @@ impl Traversal {
                 .filter(|_| answer)
                 .map(|local| self.udp.send_from(local.into(), &transmit.bytes, transmit.to, 0));
             if !matches!(sent, Some(Ok(()))) {
-                self.send(transmit.socket, transmit.to, &transmit.bytes, transmit.ttl);
+                self.send_probe(&transmit);
             }
         }
     }
@@ -309,7 +328,7 @@ impl Traversal {
             self.handle_event(now, event);
         }
         while let Some(transmit) = self.agent.poll_transmit() {
-            self.send(transmit.socket, transmit.to, &transmit.bytes, transmit.ttl);
+            self.send_probe(&transmit);
         }
     }
 
@@ -325,6 +344,11 @@ impl Traversal {
     /// The next change of a peer's path.
     pub fn poll_selection(&mut self) -> Option<Selection> {
         self.selections.pop_front()
+    }
+
+    /// The next change of how large packets to a peer may be.
+    pub fn poll_mtu(&mut self) -> Option<(PublicKey, PathMtu)> {
+        self.mtus.pop_front()
     }
 
     /// What the coordinator is to be told, when that has changed.
@@ -378,8 +402,7 @@ impl Traversal {
                 };
                 self.selections.push_back(Selection { peer, endpoint, path, reason });
             }
-            // Comes only once the agent is told the links.
-            PathEvent::Mtu { .. } => {}
+            PathEvent::Mtu { peer, mtu } => self.mtus.push_back((peer, mtu)),
             PathEvent::RefreshCandidates => {
                 self.stun.refresh(now);
                 self.relays.renew(now);
@@ -393,6 +416,20 @@ impl Traversal {
                 self.agent.handle_sockets(now, &peer, sockets);
             }
             PathEvent::CloseSockets { sockets } => self.detours.close(&sockets),
+        }
+    }
+
+    fn send_probe(&self, probe: &PathTransmit) {
+        let PathTransmit { socket, to, ttl, dont_fragment, bytes } = probe;
+        if !*dont_fragment {
+            return self.send(*socket, *to, bytes, *ttl);
+        }
+        let sent = match *socket {
+            SocketId::TUNNEL => self.udp.send_unfragmented(bytes, *to),
+            other => self.detours.send_unfragmented(other, *to, bytes),
+        };
+        if let Err(e) = sent {
+            tracing::trace!("no probe of {} bytes can be sent to {to}: {e}", bytes.len());
         }
     }
 

@@ -84,6 +84,7 @@ impl<'a> Laboratory<'a> {
         let kernel = Noting { kernel: Linux::open().expect("netlink"), asked: Vec::new() };
         let ground = Ground::open(kernel, &name, interest, directory.path(), Instant::now());
         let wanted = Wanted {
+            mtus: Default::default(),
             name,
             table: DEFAULT_TABLE,
             mark: DEFAULT_MARK,

@@ -24,6 +24,7 @@ mod overlay_modes;
 mod overlay_trust;
 mod pairs;
 mod path_changes;
+mod path_mtu;
 mod port_mapping;
 mod relays;
 mod reload;

@@ -20,7 +20,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::drop::Drops;
-use crate::frame::{Frame, Pool};
+use crate::frame::{FRAME_ROOM, Frame, Pool};
+use crate::session::{DATA_HEADER, TAG};
+use penstock_wire::{ETHERNET_LEN, MAX_SHIFT};
 
 /// Packets a worker takes from a port at a time, at most.
 pub const BATCH: usize = 128;
@@ -28,6 +30,12 @@ pub const BATCH: usize = 128;
 /// Bytes of Ethernet (14), IPv4 (20), UDP (8) and WireGuard (16) headers: the room that a LAN port
 /// leaves between the anchor and the IP packet, so that the sealed frame begins at the anchor.
 pub const EGRESS_ROOM: usize = 58;
+
+/// Largest inner packet that every port takes, in bytes: one in a slot of a UMEM, with the most that a LAN program puts
+/// in front of its Ethernet header, and a tag behind.
+pub const INNER_MAX: usize = FRAME_ROOM - MAX_SHIFT - ETHERNET_LEN - TAG;
+/// Largest datagram of the tunnel that every port takes, in bytes of UDP payload.
+pub const DATAGRAM_MAX: usize = INNER_MAX + DATA_HEADER + TAG;
 
 /// The two ends of a datagram outside the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

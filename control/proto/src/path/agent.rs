@@ -152,6 +152,13 @@ impl PathAgent {
         self.shared.config.birthday = birthday;
     }
 
+    /// Sets the profile's `Mtu`.
+    pub fn set_pinned_mtu(&mut self, now: Instant, pinned: Option<u16>) {
+        if std::mem::replace(&mut self.shared.config.pinned_mtu, pinned) != pinned {
+            self.each(now, |_, _| {});
+        }
+    }
+
     /// Sets the relays that we are bound at, the best first.
     pub fn set_relays(&mut self, now: Instant, relays: &[Relay]) {
         self.shared.relays = relays.iter().copied().take(MAX_RELAYS).collect();

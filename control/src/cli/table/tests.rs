@@ -12,6 +12,7 @@ fn the_table_is_readable() {
         reason: None,
         round_trip_ms: None,
         suite: "chacha20-poly1305".into(),
+        mtu: None,
         suite_reason: "WireGuard's own suite".into(),
         ..status.peers[0].clone()
     });
@@ -44,10 +45,10 @@ eth0  xdp   1      1       native  yes
 RELAY        BY   ADDRESS         BOUND  ROUND TRIP
 coordinator  udp  192.0.2.9:3478  yes    0.5 ms
 
-PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  SUITE              RECEIVED  SENT  LEASE  ALLOWED IPS
-berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1.5 KiB   10 B  7 d    10.102.0.0/24
-{key}  none               -           -                never      chacha20-poly1305  1.5 KiB   10 B  -      10.102.0.0/24
-cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1.5 KiB   10 B  7 d    10.102.0.0/24
+PEER                                          PATH               ROUND TRIP  ENDPOINT         HANDSHAKE  SUITE              MTU   RECEIVED  SENT  LEASE  ALLOWED IPS
+berlin                                        direct             1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1340  1.5 KiB   10 B  7 d    10.102.0.0/24
+{key}  none               -           -                never      chacha20-poly1305  -     1.5 KiB   10 B  -      10.102.0.0/24
+cadiz                                         relay coordinator  1.5 ms      192.0.2.2:47100  42 s ago   aes-256-gcm        1340  1.5 KiB   10 B  7 d    10.102.0.0/24
 
 problem: eth1: there is no interface eth1
   to mend it: connect it
@@ -57,6 +58,10 @@ cadiz is relayed: UDP is blocked here
 berlin uses aes-256-gcm: the profile says so
 
 cadiz uses aes-256-gcm: the profile says so
+
+berlin takes packets of 1340 bytes: its path carries 1400, probed
+
+cadiz takes packets of 1340 bytes: its path carries 1400, probed
 
 dropped: replayed 3
 

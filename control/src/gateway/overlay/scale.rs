@@ -49,7 +49,8 @@ impl Lab {
             mark: 0,
         };
         let port = UdpPort::bind(&UdpConfig { interface: None, port: 0, workers: 1, gso: false, mark: 0 }).unwrap();
-        let settings = Settings { trust: config.trust.clone(), birthday_probing: false, port_mapping: false };
+        let settings =
+            Settings { trust: config.trust.clone(), birthday_probing: false, port_mapping: false, pinned_mtu: None };
         let overlay = Overlay {
             statements: Statements::open(Instant::now(), &config),
             believed: Believed::default(),
@@ -57,6 +58,7 @@ impl Lab {
             traversal: Traversal::new(private_key.to_secret(), port[0].sender(), settings),
             client: Client::start(config.clone()),
             socket: None,
+            sizes: None,
             config,
             map: Map::default(),
             registration: None,

@@ -17,7 +17,7 @@ use penstock_dataplane::frame::Pool;
 use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
 use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
-use penstock_dataplane::ports::{BATCH, Port};
+use penstock_dataplane::ports::{BATCH, INNER_MAX, Port};
 use penstock_dataplane::steer::AttachMode;
 
 use super::modes::{Device, ModeSetting, Plan, loses, plan};
@@ -37,9 +37,9 @@ const BUSY_TRIES: u32 = 200;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// What encapsulation takes from the WAN's MTU: outer IPv6 (40) and UDP (8), WireGuard's header (16)
 /// and tag (16).
-const OVERHEAD: u32 = 80;
-/// The smallest inner packet that every IPv4 host takes (RFC 1122, section 3.3.2).
-const SMALLEST_MTU: u32 = 576;
+const OVERHEAD: u16 = 80;
+/// The inside is never smaller, since IPv6 needs it (RFC 8200, section 5): outer packets are fragmented instead.
+const SMALLEST_MTU: u16 = 1280;
 /// The MTU of the WAN as long as it is not there: Ethernet's.
 const USUAL_WAN_MTU: u32 = 1500;
 
@@ -245,10 +245,15 @@ impl Drives {
         self.problems.list(now)
     }
 
-    /// The largest inner packet: `pinned`, else what the WAN leaves.
-    pub fn tunnel_mtu(&self, pinned: Option<u16>) -> u16 {
+    /// The MTU of the WAN interface.
+    pub fn link_mtu(&self) -> u16 {
         let wan = self.wan.interface.as_ref().map_or(USUAL_WAN_MTU, |interface| interface.mtu);
-        tunnel_mtu(pinned, wan)
+        u16::try_from(wan).unwrap_or(u16::MAX)
+    }
+
+    /// The largest inner packet on any path: `pinned`, else what the WAN leaves.
+    pub fn tunnel_mtu(&self, pinned: Option<u16>) -> u16 {
+        tunnel_mtu(pinned, self.link_mtu())
     }
 
     /// Whether any interface is driven by AF_XDP.
@@ -284,11 +289,8 @@ impl Drives {
     }
 }
 
-fn tunnel_mtu(pinned: Option<u16>, wan: u32) -> u16 {
-    pinned.unwrap_or_else(|| {
-        let mtu = wan.saturating_sub(OVERHEAD).clamp(SMALLEST_MTU, u32::from(u16::MAX));
-        u16::try_from(mtu).unwrap_or(u16::MAX)
-    })
+fn tunnel_mtu(pinned: Option<u16>, wan: u16) -> u16 {
+    pinned.unwrap_or_else(|| wan.saturating_sub(OVERHEAD).max(SMALLEST_MTU)).min(INNER_MAX as u16)
 }
 
 /// What the workers get besides the AF_XDP ports, one of each for every worker.
@@ -495,7 +497,7 @@ mod tests {
     fn the_tunnel_leaves_room_for_its_headers() {
         assert_eq!(tunnel_mtu(None, 1500), 1420);
         assert_eq!(tunnel_mtu(Some(1300), 1500), 1300);
-        assert_eq!(tunnel_mtu(None, 65536), 65456);
-        assert_eq!(tunnel_mtu(None, 600), 576, "a WAN that is too small fragments");
+        assert_eq!(tunnel_mtu(None, 65535), INNER_MAX as u16, "no port carries more");
+        assert_eq!(tunnel_mtu(None, 600), 1280, "a WAN that is too small fragments");
     }
 }

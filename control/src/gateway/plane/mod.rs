@@ -21,9 +21,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use penstock_dataplane::drop::DropReason;
 use penstock_dataplane::engine::{Engine, EngineConfig};
-use penstock_dataplane::ports::PortInfo;
 use penstock_dataplane::ports::tun::{TunConfig, TunPort, TunQueue};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort, UdpSender};
+use penstock_dataplane::ports::{DATAGRAM_MAX, PortInfo};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::Table;
 use penstock_proto::{PeerId, Speeds};
@@ -119,6 +119,10 @@ pub struct Plane {
     running: Option<Running>,
     steering: Steering,
     parts: Parts,
+    /// The MTU of the WAN interface.
+    link_mtu: u16,
+    /// What the steering programs were told.
+    smallest_mtu: u16,
     paths: HashMap<PeerId, Path>,
     next_hops: NextHops,
     /// For the workers, when the table is published.
@@ -128,6 +132,17 @@ pub struct Plane {
     /// Whether the workers are to be made anew.
     stale: bool,
     problems: Problems,
+}
+
+/// What bounds the size of packets outside the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The MTU of the WAN interface.
+    pub link: u16,
+    /// The profile's `Mtu`, for the inside.
+    pub pinned: Option<u16>,
+    /// The longest datagram that every port takes in, in bytes of UDP payload.
+    pub receive_limit: usize,
 }
 
 /// Workers, and a watch over what they have to say.
@@ -165,6 +180,7 @@ impl Plane {
         let sockets = bind(&config, count)?;
         let local_port = sockets.first().map(UdpSender::local_port).ok_or_else(|| anyhow!("there is no worker"))?;
         let parts = Parts::new(drives.tunnel_mtu(config.mtu));
+        let drives_link_mtu = drives.link_mtu();
         let mut plane = Self {
             config,
             cipher,
@@ -176,6 +192,8 @@ impl Plane {
             tun: Vec::new(),
             running: None,
             steering: Steering::default(),
+            link_mtu: drives_link_mtu,
+            smallest_mtu: parts.mtu(),
             parts,
             paths: HashMap::new(),
             next_hops: NextHops::default(),
@@ -191,7 +209,7 @@ impl Plane {
         Ok(plane)
     }
 
-    /// Takes up what has become of the interfaces. Returns whether the largest inner packet is another.
+    /// Takes up what has become of the interfaces. Returns whether packets may be of another size.
     pub fn follow(&mut self, network: &Network) -> bool {
         if self.drives.follow(network) {
             self.stale = true;
@@ -209,9 +227,23 @@ impl Plane {
         let changed = self.parts.set_mtu(mtu);
         if changed {
             tracing::info!("tunnel MTU {mtu}");
+        }
+        let link = self.drives.link_mtu();
+        std::mem::replace(&mut self.link_mtu, link) != link || changed
+    }
+
+    /// What bounds the size of packets.
+    pub fn sizes(&self) -> Sizes {
+        Sizes { link: self.link_mtu, pinned: self.config.mtu, receive_limit: DATAGRAM_MAX }
+    }
+
+    /// Tells the steering programs the smallest MTU of a peer: what is larger and may be fragmented is the kernel's to
+    /// fragment, by the route to that peer.
+    pub fn set_smallest_mtu(&mut self, smallest: Option<u16>) {
+        let mtu = smallest.map_or(self.parts.mtu(), |mtu| mtu.min(self.parts.mtu()));
+        if std::mem::replace(&mut self.smallest_mtu, mtu) != mtu {
             self.steering.set_tunnel_mtu(mtu);
         }
-        changed
     }
 
     /// The firewall mark of what is sent.
@@ -358,7 +390,7 @@ impl Plane {
 
     fn port_settings(&self, strict: bool) -> PortSettings {
         let busy_poll = self.config.busy_poll;
-        PortSettings { local_port: self.local_port, tunnel_mtu: self.parts.mtu(), busy_poll, strict }
+        PortSettings { local_port: self.local_port, tunnel_mtu: self.smallest_mtu, busy_poll, strict }
     }
 
     /// Makes ports and workers. `strict`: a mode that the profile demands must be had.

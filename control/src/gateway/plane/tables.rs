@@ -135,7 +135,9 @@ impl Parts {
                 endpoint,
                 local,
                 roams: peer.roams(),
-                link,
+                // The kernel's socket fragments, AF_XDP does not.
+                link: link.filter(|_| !peer.mtu.is_some_and(|mtu| mtu.fragmented)),
+                mtu: peer.mtu.map_or(self.mtu, |mtu| mtu.inner).into(),
                 sending,
                 next,
             });

@@ -1,7 +1,7 @@
 //! Two gateways on one simulated stack, and what happens to them.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -477,6 +477,7 @@ impl World {
             mark: DEFAULT_MARK,
             tun,
             tunnelled: gateway.profile.union(&gateway.overlay).copied().collect(),
+            mtus: BTreeMap::new(),
             guarded: running.guard.prefixes(),
             outer: gateway.outer.clone(),
             wan: "wan0".into(),

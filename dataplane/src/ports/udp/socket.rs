@@ -116,6 +116,20 @@ impl UdpSender {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Sends a datagram that nobody on the way may fragment, however large the kernel takes the path to be. What other
+    /// threads send at this moment may be caught by it.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to); `EMSGSIZE` when the interface itself carries no such packet.
+    pub fn send_unfragmented(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+        // Linux has this per socket only, and a socket of its own would take a part of what comes in.
+        let v4 = to.ip().to_canonical().is_ipv4();
+        self.0.set_discovery(v4, true)?;
+        let sent = self.send(bytes, None, to, 0, None);
+        self.0.set_discovery(v4, false)?;
+        sent
+    }
+
     /// Whether the kernel may merge received datagrams into bundles. While it may, devices below do it too.
     pub fn set_gro(&self, on: bool) {
         self.0.set_gro(on);
@@ -197,17 +211,28 @@ impl Socket {
             .or_else(|_| sockopt::set_socket_recv_buffer_size(self, BUFFER))?;
         sockopt::set_socket_send_buffer_size_force(self, BUFFER)
             .or_else(|_| sockopt::set_socket_send_buffer_size(self, BUFFER))?;
-        // No don't-fragment outside: a tunnel MTU set too large costs speed, it does not lose packets.
-        sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::DONT)?;
+        self.set_discovery(true, false)?;
         sockopt::set_ip_recvtos(self, true)?;
         set_option(self, libc::IPPROTO_IP, libc::IP_PKTINFO, &1i32.to_ne_bytes())?;
         if self.v6 {
             sockopt::set_ipv6_v6only(self, false)?;
-            sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::DONT)?;
+            self.set_discovery(false, false)?;
             sockopt::set_ipv6_recvtclass(self, true)?;
             set_option(self, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1i32.to_ne_bytes())?;
         }
         self.set_gro(true);
+        Ok(())
+    }
+
+    /// Whether what is sent over IPv4, or over IPv6, asks how large the path is. Else packets may be fragmented: a size
+    /// that turns out to be too large costs speed, it does not lose packets.
+    fn set_discovery(&self, v4: bool, asks: bool) -> io::Result<()> {
+        match (v4, asks) {
+            (true, true) => sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::PROBE),
+            (true, false) => sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::DONT),
+            (false, true) => sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::PROBE),
+            (false, false) => sockopt::set_ipv6_mtu_discover(self, Ipv6PathMtuDiscovery::DONT),
+        }?;
         Ok(())
     }
 

@@ -1,0 +1,68 @@
+//! How large packets to each peer may be: what its path agent has found, else what the link and routers say.
+//!
+//! [`PathMtu`] says what follows from it. The table has the size of each peer, the kernel's routes to its prefixes
+//! have it, and the steering programs leave to the kernel what has to be fragmented for any peer.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use penstock_proto::pmtu::{PathMtu, PlainPath};
+
+use super::Gateway;
+use super::due::Due;
+use super::peers::{Peer, Peers};
+use super::plane::Sizes;
+
+/// Follows the link and the peers' endpoints, and tells the path agent and the steering programs.
+pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
+    let Gateway { handshakes, overlay, plane, .. } = gateway;
+    if due.paths || due.endpoints {
+        let sizes = plane.sizes();
+        if let Some(overlay) = overlay {
+            overlay.set_sizes(now, sizes);
+        }
+        if follow_plain(now, &mut handshakes.peers, sizes) {
+            due.add(Due::SIZES);
+        }
+    }
+    if due.table {
+        let sizes = handshakes.peers.iter().filter_map(|peer| peer.mtu);
+        plane.set_smallest_mtu(sizes.map(|mtu| mtu.inner).min());
+    }
+}
+
+/// The prefixes whose routes have an MTU of their own, smaller than the tunnel's.
+pub fn of_prefixes(peers: &Peers, tunnel: u16) -> BTreeMap<IpNet, u32> {
+    let smaller = |owner| peers.of(owner)?.mtu.map(|mtu| mtu.inner).filter(|mtu| *mtu < tunnel);
+    peers.allowed_ips().filter_map(|(prefix, owner)| Some((*prefix, u32::from(smaller(owner)?)))).collect()
+}
+
+/// Looks at the peers without a path agent; whether packets to any may be of another size.
+fn follow_plain(now: Instant, peers: &mut Peers, Sizes { link, pinned, .. }: Sizes) -> bool {
+    let mut changed = false;
+    for peer in peers.iter_mut().filter(|peer| peer.found.is_none()) {
+        let Some(to) = peer.endpoint.map(|endpoint| endpoint.ip()) else { continue };
+        let path = peer.plain_path.get_or_insert_with(|| PlainPath::new(to, link, pinned));
+        path.set_link(to, link);
+        path.handle_timeout(now);
+        let mtu = path.mtu();
+        changed |= note(peer, mtu);
+    }
+    changed
+}
+
+/// Takes how large packets to a peer may be; whether that is news.
+pub fn note(peer: &mut Peer, mtu: PathMtu) -> bool {
+    let before = peer.mtu.replace(mtu);
+    if before.is_some_and(|before| before.inner != mtu.inner) {
+        tracing::info!(
+            "{}: packets of {} bytes inside, {} outside: {}",
+            peer.label(),
+            mtu.inner,
+            mtu.outer,
+            mtu.source
+        );
+    }
+    before != Some(mtu)
+}
