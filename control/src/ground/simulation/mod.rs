@@ -3,6 +3,7 @@
 //!
 //! `PENSTOCK_TEST_SEEDS` says how many sequences, `PENSTOCK_TEST_SEED` runs one of them again.
 
+mod lookup;
 mod oracle;
 mod stack;
 mod world;
