@@ -28,6 +28,7 @@ mod port_mapping;
 mod relays;
 mod reload;
 mod restarts;
+mod routes;
 mod scenarios;
 mod selftest;
 mod service;
