@@ -155,6 +155,12 @@ impl Lookup {
         })
     }
 
+    /// Whether a gateway's table leaves a destination to the main table.
+    pub fn is_thrown(&self, destination: IpAddr) -> bool {
+        let mut ours = self.routes.iter().filter(|r| r.ours && r.table != MAIN_TABLE);
+        ours.find(|r| r.destination.contains(destination)).is_some_and(|r| r.kind == RouteKind::Throw)
+    }
+
     /// Whether the main table's blackholes alone hold a destination: others' routes there may be longer, default
     /// routes have none, and outer addresses are left out.
     pub fn main_holds(&self, destination: IpAddr) -> bool {

@@ -51,9 +51,11 @@ impl Watch {
         for destination in destinations(stack, &self.guarded) {
             let packet = |from| Packet { from, source: None, destination, mark: 0 };
             let forwarded = sources.iter().map(|index| packet(Some(*index)));
-            // Of this host's own the routes alone must hold.
-            let held_by_routes = !self.damaged.contains(&Layer::OwnTable)
-                || !self.damaged.contains(&Layer::MainTable) && lookup.main_holds(destination);
+            // Of this host's own the routes alone must hold. What belongs to this site's own networks is left to the
+            // main table: when somebody has flushed that, nobody knows any more that it is the LAN's.
+            let main = !self.damaged.contains(&Layer::MainTable);
+            let held_by_routes = !self.damaged.contains(&Layer::OwnTable) && (main || !lookup.is_thrown(destination))
+                || main && lookup.main_holds(destination);
             let own = held_by_routes.then(|| packet(None));
             for packet in forwarded.chain(own) {
                 if let Fate::Out(by) = lookup.fate(&packet) {
