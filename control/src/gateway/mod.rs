@@ -60,7 +60,7 @@ use site::Site;
 
 /// How often the traffic counters are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
-/// How often neighbours that AF_XDP sends to are confirmed.
+/// How often receive queues are counted again, and neighbours that AF_XDP sends to are confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 /// How long network news are gathered before they are acted upon.
 const NEWS_DELAY: Duration = Duration::from_millis(20);
@@ -510,6 +510,7 @@ impl Gateway {
     fn confirm_neighbours(&mut self) {
         let (linux, network) = self.ground.parts();
         self.plane.confirm_neighbours(linux.netlink(), network);
+        self.plane.recount_queues();
         // Those that were silent get another chance.
         self.paths_due = true;
     }
