@@ -61,6 +61,15 @@ reasons! {
     TransmitFull = "transmit-full",
     /// The device refused the packet.
     TransmitError = "transmit-error",
+    /// AF_XDP, lost by the kernel: the receive ring was full, since the worker did not take packets in time.
+    RingFull = "xdp-ring-full",
+    /// AF_XDP, lost by the kernel: no free frame was in the fill ring, since the worker did not give any back in time.
+    /// Of a zero-copy socket the driver's vain attempts, which are no more packets than it loses.
+    FillRingEmpty = "xdp-fill-ring-empty",
+    /// AF_XDP, lost by the kernel: it did not fit a frame, or the socket refused it.
+    SocketRefused = "xdp-refused",
+    /// AF_XDP, lost by the kernel: a descriptor of ours was not valid.
+    InvalidDescriptor = "xdp-invalid-descriptor",
     /// TUN or LAN: headers or checksum offload that do not fit the packet.
     BadOffload = "bad-offload",
 }

@@ -1,5 +1,6 @@
 //! One side of a worker, WAN or LAN: its ports, and what waits to be sent by each.
 
+use crate::drop::Drops;
 use crate::ports::{Batch, Link, Packet, Port};
 use crate::turn::{Exit, Turn};
 
@@ -57,6 +58,11 @@ impl Side {
     #[inline]
     pub(crate) fn kernel_routes(&self) -> bool {
         self.ports[self.kernel()].kernel_routes()
+    }
+
+    /// Counts what the kernel has lost by these ports; whether any can tell.
+    pub(crate) fn count_losses(&mut self, drops: &Drops) -> bool {
+        self.ports.iter_mut().fold(false, |any, port| port.count_losses(drops) | any)
     }
 
     /// Receives from port `i` if it may have packets. Returns how many there were.

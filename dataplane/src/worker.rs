@@ -24,6 +24,8 @@ use crate::{egress, ingress};
 
 /// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
 const POLL_EVERY: u32 = 8;
+/// How often the kernel is asked what it has lost.
+const LOSSES_EVERY: Millis = Millis(1000);
 /// Commands carried out in one turn, at most.
 const COMMANDS_PER_TURN: usize = 64;
 /// Descriptors that are polled without an allocation: those of a gateway with a dozen interfaces.
@@ -48,6 +50,8 @@ pub struct Worker {
     drops: Arc<Drops>,
     /// The last call of control that was answered.
     answered: Arc<AtomicU32>,
+    /// When the kernel was last asked what it has lost; `None` when no port can tell.
+    losses: Option<Millis>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
 }
@@ -74,6 +78,7 @@ impl Worker {
             commands,
             drops,
             answered: Arc::default(),
+            losses: Some(Millis::default()),
             core: setup.core,
             busy_poll: setup.busy_poll,
         }
@@ -95,6 +100,7 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Relaxed) {
             self.answered.store(self.shared.calls.load(Ordering::Relaxed), Ordering::Relaxed);
             let packets = self.turn();
+            self.count_losses();
             turns = turns.wrapping_add(1);
             let idle = packets == 0 && self.wan.none_ready() && self.lan.none_ready();
             if idle && !self.busy_poll {
@@ -109,8 +115,21 @@ impl Worker {
                 self.poll(false);
             }
         }
+        // What was lost since the last look must not go uncounted.
+        self.losses = self.losses.map(|_| Millis::default());
+        self.count_losses();
         // The C library keeps the stack for the next thread.
         penstock_aead::wipe_stack();
+    }
+
+    /// Counts what the kernel has lost, once a second.
+    fn count_losses(&mut self) {
+        let now = Millis::now();
+        if self.losses.is_some_and(|last| now.since(last) >= LOSSES_EVERY) {
+            let wan = self.wan.count_losses(&self.drops);
+            let told = self.lan.count_losses(&self.drops) || wan;
+            self.losses = told.then_some(now);
+        }
     }
 
     /// The packet memory, for a device that is in memory itself: the far end of a `memory` port.
@@ -181,7 +200,12 @@ impl Worker {
         let polled = ports.chain([self.commands.as_fd()]);
         let mut fds: SmallVec<[_; DESCRIPTORS]> =
             polled.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let timeout = if wait { None } else { Some(&Timespec::default()) };
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let timeout = match wait {
+            false => Some(&Timespec::default()),
+            // A loss in the kernel wakes nobody.
+            true => self.losses.map(|_| &second),
+        };
         if poll(&mut fds, timeout).unwrap_or(0) == 0 {
             return;
         }

@@ -21,7 +21,9 @@ use penstock_dataplane::drop::{DropReason as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{Source, UdpConfig, UdpPort};
+use penstock_dataplane::ports::xdp::{RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port};
+use penstock_dataplane::steer::{AttachMode, WanSteering};
 
 /// Counts the calling thread's allocations.
 struct Counting;
@@ -583,6 +585,55 @@ fn nothing_is_allocated_once_it_runs() {
     });
     glued.echo("10.9.0.2".parse().unwrap(), 20_000_000);
     assert_eq!(counted.load(Relaxed), 0);
+}
+
+/// A worker that does not come round loses packets in the kernel, and each is counted with who lost it.
+#[test]
+fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
+    if !is_root() {
+        return;
+    }
+    const SENT: u64 = 3000;
+    let ends = [Namespace::new(), Namespace::new()];
+    link([&ends[0], &ends[1]], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
+    let (mut batch, drops) = (Batch::default(), Drops::default());
+    // The memory is a socket too, which belongs to the namespace that it was made in.
+    let (steering, mut port, mut pool) = ends[0].run(|| {
+        let mut pool = Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap();
+        let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
+        let mut steering = WanSteering::attach("w0", ifindex, 47_100, AttachMode::Native).unwrap();
+        steering.insert_local("10.8.0.1".parse().unwrap()).unwrap();
+        let port = XdpPort::wan(&mut pool, "w0", ifindex, 0, 47_100).unwrap();
+        steering.set_socket(0, port.socket()).unwrap();
+        (steering, port, pool)
+    });
+    let sender = ends[1].run(|| UdpSocket::bind("10.8.0.2:0").unwrap());
+    for n in 0..SENT {
+        sender.send_to(&[&[4, 0, 0, 0][..], &[0; 28]].concat(), "10.8.0.1:47100").unwrap();
+        if n % 32 == 0 {
+            // The pair's own ring is shorter.
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    thread::sleep(Duration::from_millis(50));
+    let mut received = 0;
+    loop {
+        port.receive(&mut pool, &mut batch, &drops);
+        received += batch.len() as u64;
+        if batch.is_empty() {
+            break;
+        }
+        batch.drain().for_each(|packet| pool.give(packet.frame));
+    }
+    let steered = steering.counters().unwrap();
+    assert!(received < SENT);
+    assert!(steered.contains(&("redirect", SENT)), "{steered:?}");
+    for _ in 0..2 {
+        assert!(port.count_losses(&drops));
+        let lost = drops.of(Reason::RingFull) + drops.of(Reason::FillRingEmpty) + drops.of(Reason::SocketRefused);
+        assert_eq!(lost, SENT - received, "each once");
+        assert_eq!(drops.of(Reason::SocketRefused) + drops.of(Reason::InvalidDescriptor), 0);
+    }
 }
 
 /// Host, gateway, gateway, host: what the ports alone make of a TCP stream, against kernel forwarding.

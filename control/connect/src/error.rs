@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_certificate_is_refused_for_a_reason() {
-        let changed = Changed { shown: Fingerprint([1; 32]), pinned: Fingerprint([2; 32]) };
+        let changed = Changed { shown: Fingerprint([1; 32]), pinned: Fingerprint([2; 32]), second: None };
         let error = refused(CertificateError::Other(OtherError(Arc::new(changed))));
         assert!(matches!(&error, ConnectError::Changed { changed: other, .. } if *other == changed));
         let expected = format!(

@@ -1,6 +1,7 @@
 //! Whose certificate is taken for the other end's: TLS 1.3, by a pin or by authorities.
 
 use std::fmt;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ use subtle::ConstantTimeEq;
 pub enum Trust {
     /// Who has the key of this certificate. Neither names nor dates in it matter, so neither does our clock.
     Pinned(Fingerprint),
+    /// Who has the key of either: the certificate is about to be replaced, or just was.
+    Rolling([Fingerprint; 2]),
     /// Whom these certificate authorities vouch for: those of a PEM file, or the system's.
     Authorities(Option<PathBuf>),
 }
@@ -57,12 +60,17 @@ pub enum TrustError {
 
 /// The server shows another certificate than the pinned one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}")]
+#[error(
+    "it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}{}",
+    second.map(|second| format!(" or {second}")).unwrap_or_default()
+)]
 pub struct Changed {
     /// The certificate's.
     pub shown: Fingerprint,
     /// What was expected.
     pub pinned: Fingerprint,
+    /// What was expected as well.
+    pub second: Option<Fingerprint>,
 }
 
 impl Trust {
@@ -74,11 +82,13 @@ impl Trust {
         let provider = Arc::new(default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&rustls::version::TLS13])?;
-        let builder: ConfigBuilder<ClientConfig, WantsClientCert> = match self {
-            Self::Pinned(pin) => {
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { pin: *pin, provider }))
+        let pinned = |pin, second| Arc::new(Pinned { pin, second, provider });
+        let builder: ConfigBuilder<ClientConfig, WantsClientCert> = match *self {
+            Self::Pinned(pin) => builder.dangerous().with_custom_certificate_verifier(pinned(pin, None)),
+            Self::Rolling([pin, second]) => {
+                builder.dangerous().with_custom_certificate_verifier(pinned(pin, Some(second)))
             }
-            Self::Authorities(file) => builder.with_root_certificates(roots(file.as_ref())?),
+            Self::Authorities(ref file) => builder.with_root_certificates(roots(file.as_ref())?),
         };
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -108,9 +118,10 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
     Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
-/// Takes one certificate for good, and whoever has its key.
+/// Takes one certificate for good, or either of two, and whoever has its key.
 struct Pinned {
     pin: Fingerprint,
+    second: Option<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -124,10 +135,10 @@ impl ServerCertVerifier for Pinned {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let shown = fingerprint(end_entity);
-        if shown.0.ct_eq(&self.pin.0).into() {
+        if iter::once(self.pin).chain(self.second).any(|pin| shown.0.ct_eq(&pin.0).into()) {
             return Ok(ServerCertVerified::assertion());
         }
-        let changed = Changed { shown, pinned: self.pin };
+        let changed = Changed { shown, pinned: self.pin, second: self.second };
         Err(CertificateError::Other(OtherError(Arc::new(changed))).into())
     }
 
@@ -156,7 +167,7 @@ impl ServerCertVerifier for Pinned {
 
 impl fmt::Debug for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pinned({})", self.pin)
+        f.debug_struct("Pinned").field("pin", &self.pin).field("second", &self.second).finish_non_exhaustive()
     }
 }
 
@@ -172,7 +183,16 @@ mod tests {
     }
 
     fn verify(pin: Fingerprint, certificate: &CertificateDer<'_>, seconds: u64) -> Result<(), rustls::Error> {
-        let verifier = Pinned { pin, provider: Arc::new(default_provider()) };
+        verify_either(pin, None, certificate, seconds)
+    }
+
+    fn verify_either(
+        pin: Fingerprint,
+        second: Option<Fingerprint>,
+        certificate: &CertificateDer<'_>,
+        seconds: u64,
+    ) -> Result<(), rustls::Error> {
+        let verifier = Pinned { pin, second, provider: Arc::new(default_provider()) };
         let name = ServerName::try_from("another.test").unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         verifier.verify_server_cert(certificate, &[], &name, &[], now).map(|_| ())
@@ -186,13 +206,25 @@ mod tests {
         }
         let error = verify(fingerprint(&ours), &other, 0).unwrap_err();
         let rustls::Error::InvalidCertificate(CertificateError::Other(other_error)) = error else { panic!("{error}") };
-        let changed = Changed { shown: fingerprint(&other), pinned: fingerprint(&ours) };
+        let changed = Changed { shown: fingerprint(&other), pinned: fingerprint(&ours), second: None };
         assert_eq!(other_error.0.downcast_ref(), Some(&changed));
         for bit in 0..256 {
             let mut bent = fingerprint(&ours);
             bent.0[bit / 8] ^= 1 << (bit % 8);
             assert!(verify(bent, &ours, 0).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn either_of_two_pins_will_do_and_no_third() {
+        let (old, new, other) = (certificate(), certificate(), certificate());
+        let (pin, second) = (fingerprint(&old), fingerprint(&new));
+        assert_eq!(verify_either(pin, Some(second), &old, 0), Ok(()));
+        assert_eq!(verify_either(pin, Some(second), &new, 0), Ok(()));
+        let error = verify_either(pin, Some(second), &other, 0).unwrap_err();
+        let rustls::Error::InvalidCertificate(CertificateError::Other(error)) = error else { panic!("{error}") };
+        let sentence = error.0.to_string();
+        assert!(sentence.ends_with(&format!("is {}, not {pin} or {second}", fingerprint(&other))), "{sentence}");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The coordinator's certificate: given, or made at the first start and kept. The third way is [`crate::acme`].
 //!
 //! Its own certificate is never renewed: gateways pin its fingerprint, so it ends when its key is
-//! replaced, not by a date, and no clock is needed to check it.
+//! replaced, not by a date, and no clock is needed to check it. To replace it, the next one is made while the
+//! first still serves, so that gateways can pin both before the change.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ use crate::owner::{self, Exposed};
 
 const CHAIN: &str = "certificate.pem";
 const KEY: &str = "certificate.key";
+const NEXT_CHAIN: &str = "certificate-next.pem";
+const NEXT_KEY: &str = "certificate-next.key";
 
 /// What TLS needs, and what gateways are to pin.
 #[derive(Clone, Debug)]
@@ -65,6 +68,9 @@ pub enum CertificateError {
         /// The other.
         missing: PathBuf,
     },
+    /// There is no next certificate to switch to.
+    #[error("{0} is not there: make it first, and have all gateways pin it beside the present one")]
+    NoNext(PathBuf),
     /// Others may read our own key.
     #[error(transparent)]
     Exposed(#[from] Exposed),
@@ -95,6 +101,7 @@ impl Identity {
     /// # Errors
     /// The files cannot be written or read, or one of them is missing.
     pub fn own(directory: &Path, names: &[String]) -> Result<Self, CertificateError> {
+        finish_switch(directory)?;
         let (chain, key) = (directory.join(CHAIN), directory.join(KEY));
         match (chain.exists(), key.exists()) {
             (true, true) => {}
@@ -108,6 +115,49 @@ impl Identity {
     }
 }
 
+/// Makes the certificate that is to take the place of the coordinator's own, unless it is there already, and says
+/// what gateways are to pin beside the present one.
+///
+/// # Errors
+/// The files cannot be written or read.
+pub fn next(directory: &Path, names: &[String]) -> Result<Fingerprint, CertificateError> {
+    finish_switch(directory)?;
+    let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
+    if !chain.exists() {
+        make(&chain, &key, names)?;
+    }
+    Ok(read(&chain, &key, true)?.fingerprint)
+}
+
+/// Puts the next certificate in the place of the present one, which is gone then. The coordinator shows it from its
+/// next start on.
+///
+/// # Errors
+/// There is no next one, it cannot be used, or the files cannot be renamed.
+pub fn switch(directory: &Path) -> Result<Fingerprint, CertificateError> {
+    finish_switch(directory)?;
+    let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
+    if !chain.exists() {
+        return Err(CertificateError::NoNext(chain));
+    }
+    let fingerprint = read(&chain, &key, true)?.fingerprint;
+    rename(&key, &directory.join(KEY))?;
+    finish_switch(directory)?;
+    Ok(fingerprint)
+}
+
+/// A switch takes the key first, and [`make`] writes the key first: so a next certificate without its key is
+/// that of a switch which was interrupted.
+fn finish_switch(directory: &Path) -> Result<(), CertificateError> {
+    let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
+    if chain.exists() && !key.exists() { rename(&chain, &directory.join(CHAIN)) } else { Ok(()) }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), CertificateError> {
+    let failed = |error| CertificateError::File { path: from.to_owned(), error };
+    fs::rename(from, to).and_then(|()| sync_directory(to)).map_err(failed)
+}
+
 fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateError> {
     let mut parameters = rcgen::CertificateParams::new(names)?;
     parameters.distinguished_name = rcgen::DistinguishedName::new();
@@ -118,16 +168,22 @@ fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateErr
     write(chain, certificate.pem().as_bytes())
 }
 
-/// Readable by us alone, and either whole or not there.
+/// Readable by the owner of the directory alone, who need not be the administrator, and either whole or not there.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
     let failed = |error| CertificateError::File { path: path.to_owned(), error };
     let new = path.with_extension("new");
     let _ = fs::remove_file(&new);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    let owner = path.parent().unwrap_or(Path::new(".")).metadata().map_err(failed)?;
+    if owner.uid() != file.metadata().map_err(failed)?.uid() {
+        fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+    }
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&new, path).map_err(failed)?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    fs::rename(&new, path).and_then(|()| sync_directory(path)).map_err(failed)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateError> {
@@ -154,7 +210,6 @@ fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
 
     fn names() -> Vec<String> {
         vec!["coordinator.example.net".into(), "192.0.2.1".into()]
@@ -179,6 +234,23 @@ mod tests {
         fs::remove_file(directory.path().join(KEY)).unwrap();
         let error = Identity::own(directory.path(), &names()).unwrap_err();
         assert!(matches!(error, CertificateError::Half { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_switch_that_was_interrupted_is_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name| directory.path().join(name);
+        let first = Identity::own(directory.path(), &names()).unwrap();
+        assert!(matches!(switch(directory.path()), Err(CertificateError::NoNext(_))));
+        // A crash after the key was written, and before the certificate was.
+        fs::write(at(NEXT_KEY), "half a key").unwrap();
+        assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, first.fingerprint);
+        let second = next(directory.path(), &names()).unwrap();
+        assert_eq!(next(directory.path(), &names()).unwrap(), second, "it is made once");
+        // A crash after the key was renamed, and before the certificate was.
+        fs::rename(at(NEXT_KEY), at(KEY)).unwrap();
+        assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, second);
+        assert!(!at(NEXT_CHAIN).exists());
     }
 
     #[test]

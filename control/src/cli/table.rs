@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
-use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Status};
+use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Status, Waiting};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
@@ -111,7 +111,7 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "  seen as     {address}")?;
     }
     if let Some(coordinator) = &status.coordinator {
-        let Coordinator { url, connected, site, pending, error, authority, refused: _ } = coordinator;
+        let Coordinator { url, connected, site, pending, error, authority, refused: _, waiting } = coordinator;
         let state = match (connected, pending) {
             (true, false) => "connected",
             (true, true) => "connected, waiting for an administrator's approval",
@@ -121,6 +121,9 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "  coordinator {url}{site}: {state}")?;
         if let Some(authority) = authority {
             writeln!(text, "  authority   {authority}")?;
+        }
+        for Waiting { subnet, reason } in waiting {
+            writeln!(text, "  not offered {subnet}, which waits for an administrator of the coordinator: {reason}")?;
         }
     }
     writeln!(text, "  tunnel MTU  {tunnel_mtu}")?;

@@ -34,7 +34,7 @@ fn advice_on_trust(error: &TrustError) -> &'static str {
 fn advice(error: &ConnectError) -> &'static str {
     match error {
         ConnectError::Changed { .. } => {
-            ". Somebody may be in between; if the certificate was replaced on purpose, enrol again with a new key"
+            ". Somebody may be in between; if the certificate was replaced on purpose, set Coordinator.Fingerprint or enrol again with a new key"
         }
         ConnectError::UnknownAuthority { .. } => {
             "; set Coordinator.CaFile, or pin it by enrolling with a key of its own"
@@ -51,15 +51,15 @@ mod tests {
 
     #[test]
     fn what_can_be_done_is_said() {
-        let changed = Changed { shown: Fingerprint([1; 32]), pinned: Fingerprint([2; 32]) };
+        let changed = Changed { shown: Fingerprint([1; 32]), pinned: Fingerprint([2; 32]), second: None };
         let host = || "a.example".to_owned();
         let sentences: [(OpenError, String); 4] = [
             (
                 ConnectError::Changed { host: host(), changed }.into(),
                 format!(
                     "a.example: it shows another certificate than the pinned one: the SHA-256 fingerprint is {}, \
-                    not {}. Somebody may be in between; if the certificate was replaced on purpose, enrol again \
-                    with a new key",
+                    not {}. Somebody may be in between; if the certificate was replaced on purpose, set \
+                    Coordinator.Fingerprint or enrol again with a new key",
                     changed.shown, changed.pinned
                 ),
             ),

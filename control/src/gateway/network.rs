@@ -53,10 +53,11 @@ pub fn find_paths(gateway: &mut Gateway) -> bool {
     changed
 }
 
-/// Has neighbours confirmed that only AF_XDP sends to.
-pub fn confirm_neighbours(gateway: &mut Gateway) {
+/// Counts receive queues again, and has neighbours confirmed that only AF_XDP sends to.
+pub fn confirm(gateway: &mut Gateway) {
     let (linux, network) = gateway.ground.parts();
     gateway.plane.confirm_neighbours(linux.netlink(), network);
+    gateway.plane.recount_queues();
     // Those that were silent get another chance.
     gateway.due.paths = true;
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{self, Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{Server, Surroundings};
 
@@ -58,7 +58,7 @@ pub struct Overlay {
     pub statements: Statements,
     /// What came of the map when it was last judged.
     pub believed: Believed,
-    /// Whose reachability is another since paths were last looked for.
+    /// Whose reachability is another, or to be seen otherwise, since paths were last looked for.
     moved: BTreeSet<SiteKey>,
     /// First handshakes that nobody has asked for, lately.
     first_handshakes: Bucket,
@@ -153,6 +153,7 @@ impl Overlay {
         }
         self.traversal = traversal(profile, &self.config, udp);
         self.sizes = None;
+        self.moved.extend(self.believed.sites.keys());
         for peer in handshakes.peers.iter_mut().filter(|peer| peer.found.is_some()) {
             peer.found = Some(Found::default());
             if let Err(e) = self.traversal.add_peer(now, peer.public_key.into()) {
@@ -211,18 +212,12 @@ impl Overlay {
                     self.registration = Some(registration);
                     Outcome::Address
                 }
-                // Most news is where somebody is, and concerns nobody else.
-                Event::Map(map) => match moved(&self.map, &map) {
-                    Some(moved) => {
-                        self.moved.extend(moved);
-                        self.map = map;
-                        Outcome::Nothing
-                    }
-                    None => {
-                        self.map = map;
-                        Outcome::Map
-                    }
-                },
+                Event::Map(map) => {
+                    let before = std::mem::replace(&mut self.map, map);
+                    self.moved.extend(moved(&before, &self.map));
+                    // Most news is where somebody is, and concerns nobody else.
+                    if same_sites(&before, &self.map) { Outcome::Nothing } else { Outcome::Map }
+                }
             },
         }
     }
@@ -291,7 +286,13 @@ impl Overlay {
             self.believed.refuse(|| Refused { name, key, prefix, reason: refused.to_string(), by });
         }
         self.note_refused(now);
-        self.find_paths(now, handshakes);
+        self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
+        self.moved.extend(changes.added.iter().map(|key| SiteKey::from(*key.as_bytes())));
+        let told = |site: &SiteKey| self.map.peers.get(site)?.reachability.as_ref();
+        let inside = |at: &Candidate| changes.prefixes.iter().any(|prefix| prefix.contains(&at.address.ip()));
+        let touched = |site: &&SiteKey| told(site).is_some_and(|told| told.candidates.iter().any(inside));
+        self.moved.extend(self.believed.sites.keys().filter(touched));
+        self.follow_moves(now, handshakes);
     }
 
     fn note_refused(&mut self, now: Instant) {
@@ -323,13 +324,6 @@ impl Overlay {
     /// What of the map was refused, as `status` lists it.
     pub fn refused(&self) -> &[Refused] {
         &self.believed.refused
-    }
-
-    /// Tells the traversal of the servers, and where the map's peers may be reached.
-    fn find_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
-        self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
-        self.moved.extend(self.believed.sites.keys());
-        self.follow_moves(now, handshakes);
     }
 
     /// Takes up what those say of themselves that have moved: where they are, and how fast.
@@ -427,24 +421,21 @@ pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>
     endpoints.map(|endpoint| endpoint.ip()).filter(|address| !address.is_loopback())
 }
 
-/// Whose reachability differs between two maps, if nothing else does.
-fn moved(before: &Map, after: &Map) -> Option<Vec<SiteKey>> {
-    if (&before.relays, &before.stun_servers, before.peers.len())
-        != (&after.relays, &after.stun_servers, after.peers.len())
-    {
-        return None;
-    }
-    let mut moved = Vec::new();
-    for ((key, old), (other, new)) in before.peers.iter().zip(&after.peers) {
-        if (key, &old.name, old.virtual_address, &old.subnets) != (other, &new.name, new.virtual_address, &new.subnets)
-        {
-            return None;
-        }
-        if old.reachability != new.reachability {
-            moved.push(*key);
-        }
-    }
-    Some(moved)
+/// Whose reachability differs between two maps.
+fn moved<'a>(before: &'a Map, after: &'a Map) -> impl Iterator<Item = SiteKey> + 'a {
+    let differs =
+        |key, new: &coordination::Peer| before.peers.get(key).is_none_or(|old| old.reachability != new.reachability);
+    after.peers.iter().filter(move |(key, new)| differs(key, new)).map(|(key, _)| *key)
+}
+
+/// Whether two maps have the same relays, servers and sites, wherever these are.
+fn same_sites(before: &Map, after: &Map) -> bool {
+    let same = |((key, old), (other, new)): ((&SiteKey, &coordination::Peer), (&SiteKey, &coordination::Peer))| {
+        (key, &old.name, old.virtual_address, &old.subnets) == (other, &new.name, new.virtual_address, &new.subnets)
+    };
+    (&before.relays, &before.stun_servers, before.peers.len())
+        == (&after.relays, &after.stun_servers, after.peers.len())
+        && before.peers.iter().zip(&after.peers).all(same)
 }
 
 fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {

@@ -1,7 +1,9 @@
 //! The peers as control knows them: who, where, which sessions, what waits. The list's order is the
 //! order of the published table's peers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod owners;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,6 +19,8 @@ use penstock_proto::{PeerId, Speeds, Traffic, Used};
 use crate::ground::Origin;
 use crate::key::{PresharedKey, PublicKey};
 use crate::profile::{Endpoint, SuiteSetting};
+
+use owners::Owners;
 
 /// Packets that wait for a peer's session; more push out the oldest.
 pub const WAITING: usize = 128;
@@ -216,7 +220,7 @@ pub struct Peers {
     places: HashMap<PeerId, usize>,
     by_key: HashMap<PublicKey, PeerId>,
     by_number: HashMap<u32, PeerId>,
-    allowed_ips: BTreeMap<IpNet, PeerId>,
+    allowed_ips: Owners,
     numbers: u32,
 }
 
@@ -314,32 +318,27 @@ impl Peers {
 
     /// The prefixes with their owners.
     pub fn allowed_ips(&self) -> impl Iterator<Item = (&IpNet, PeerId)> {
-        self.allowed_ips.iter().map(|(prefix, owner)| (prefix, *owner))
+        self.allowed_ips.iter()
     }
 
     /// To whom exactly this prefix belongs.
     pub fn owner(&self, prefix: &IpNet) -> Option<PeerId> {
-        self.allowed_ips.get(prefix).copied()
+        self.allowed_ips.get(prefix)
     }
 
     /// Whether an address or prefix lies in a remote prefix.
     pub fn is_remote(&self, prefix: impl Into<IpNet>) -> bool {
-        self.covering(prefix.into()).next().is_some()
+        self.allowed_ips.covering(prefix.into()).next().is_some()
     }
 
     /// Whether an address lies in a remote prefix that is not a default route: those hold everything outside too.
     pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
-        self.covering(address.into()).any(|prefix| prefix.prefix_len() > 0)
-    }
-
-    /// The remote prefixes that this one is or lies in, the longest first.
-    fn covering(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
-        std::iter::successors(Some(prefix), IpNet::supernet).filter(|prefix| self.allowed_ips.contains_key(prefix))
+        self.allowed_ips.covering(address.into()).any(|prefix| prefix.prefix_len() > 0)
     }
 
     /// All remote prefixes.
     pub fn remote(&self) -> BTreeSet<IpNet> {
-        self.allowed_ips.keys().copied().collect()
+        self.allowed_ips.iter().map(|(prefix, _)| *prefix).collect()
     }
 }
 

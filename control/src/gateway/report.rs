@@ -4,7 +4,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
-use penstock_proto::coordination::RegistrationState;
+use penstock_proto::coordination::{RegistrationState, Waiting};
 use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{Suite, path};
 
@@ -195,7 +195,14 @@ fn coordinator(overlay: &Overlay) -> status::Coordinator {
         error,
         authority: overlay.statements.authority().map(|key| key.to_string()),
         refused: overlay.refused().iter().map(refused).collect(),
+        waiting: registration.iter().flat_map(|registration| &registration.waiting).map(waiting).collect(),
     }
+}
+
+/// Whoever holds the coordinator may say what it likes, but not to the administrator's terminal.
+fn waiting(waiting: &Waiting) -> status::Waiting {
+    let reason = waiting.reason.chars().filter(|c| !c.is_control()).collect();
+    status::Waiting { subnet: waiting.subnet, reason }
 }
 
 fn refused(refused: &Refused) -> status::Refused {

@@ -126,7 +126,7 @@ async fn serve(
             }
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
-            _ = confirmations.tick() => network::confirm_neighbours(gateway),
+            _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {
                 news.extend(more.context("network changes cannot be heard")?);
                 news_due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
@@ -188,7 +188,11 @@ fn poll_timeout(gateway: &mut Gateway, now: Instant) -> Option<Instant> {
 
 fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     gateway.handshakes.proto.handle_timeout(now);
-    gateway.due.ground |= gateway.ground.poll_timeout().is_some_and(|at| at <= now);
+    if gateway.ground.poll_timeout().is_some_and(|at| at <= now) {
+        gateway.due.ground = true;
+        let changed = gateway.ground.refresh(now, []);
+        network::changed(gateway, now, &changed);
+    }
     if gateway.overlay.as_mut().is_some_and(|overlay| overlay.handle_timeout(now)) {
         map::apply(gateway, now);
     }

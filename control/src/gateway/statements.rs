@@ -6,7 +6,6 @@
 //! Where the profile pins no authority the coordinator's own word counts, as it did before there was one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
@@ -16,6 +15,7 @@ use penstock_proto::trust::{
     Admission, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime, Verifier,
 };
 
+use crate::coordinator::seen::Seen;
 use crate::coordinator::{Config, seen};
 use crate::key::PrivateKey;
 use crate::problem::{Problem, Problems};
@@ -43,7 +43,7 @@ const PIN: &str = "Coordinator.Authority";
 
 /// Whom of a map this gateway believes.
 pub struct Statements {
-    file: PathBuf,
+    file: Seen,
     private_key: PrivateKey,
     url: String,
     standing: Standing,
@@ -134,7 +134,7 @@ impl Statements {
     /// Goes on by what was kept, if the profile pins an authority.
     pub fn open(now: Instant, config: &Config) -> Self {
         let mut statements = Self {
-            file: config.seen.clone(),
+            file: Seen::new(&config.seen, &config.private_key),
             private_key: config.private_key.clone(),
             url: config.url.to_string(),
             standing: Standing::Unpinned { signed: false },
@@ -151,7 +151,7 @@ impl Statements {
     }
 
     fn pin(&mut self, now: Instant, authority: AuthorityKey) {
-        let state = match seen::read(&self.file, &self.private_key) {
+        let state = match seen::read(self.file.path(), &self.private_key) {
             Ok(Some(state)) if state.root() == authority => state,
             Ok(kept) => {
                 if kept.is_some() {
@@ -160,7 +160,7 @@ impl Statements {
                 State::new(authority)
             }
             Err(error) => {
-                let file = self.file.display();
+                let file = self.file.path().display();
                 let sentence = format!(
                     "the signed documents that this gateway has seen: {error}; without them revoked sites could come \
                     back, so no site of the coordinator is believed"
@@ -306,7 +306,7 @@ impl Statements {
     /// Writes the file, if there is something new of at least this weight.
     fn save(&mut self, now: Instant, least: Unsaved) {
         let (Some(unsaved), Standing::Pinned(verifier)) = (self.unsaved, &mut self.standing) else { return };
-        let subject = self.file.display().to_string();
+        let subject = self.file.path().display().to_string();
         if !self.problems.may_try(now, &subject) {
             return;
         }
@@ -314,7 +314,7 @@ impl Statements {
             self.write_at = self.write_at.min(Some(now + LEASES_INTERVAL));
             return;
         }
-        match seen::write(&self.file, &self.private_key, verifier.state(now)) {
+        match self.file.save(both_clocks(now), verifier) {
             Ok(()) => {
                 (self.unsaved, self.write_at) = (None, Some(now + WRITE_EVERY));
                 self.problems.solved(&subject);
@@ -334,6 +334,8 @@ impl Statements {
     /// Keeps what is known for the next start.
     pub fn stop(&mut self, now: Instant) {
         self.unsaved.get_or_insert(Unsaved::Documents);
+        // As a whole, whatever has become of it meanwhile.
+        self.file.renew();
         self.save(now, Unsaved::Leases);
     }
 

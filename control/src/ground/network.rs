@@ -21,6 +21,9 @@ use crate::netlink::{
 /// `rtnetlink(7)`, RTPROT_KERNEL: routes that come with addresses.
 const PROTOCOL_KERNEL: u8 = 2;
 
+/// How many destinations that had a route by a LAN interface, and have none now, are remembered.
+const REMEMBERED: usize = 256;
+
 /// Which routes can matter: the gateway's table and interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
@@ -43,8 +46,8 @@ pub struct Network {
     pub rules: BTreeSet<Rule>,
     /// Resolved neighbours, by interface and address.
     pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
-    /// Destinations that routes by a LAN interface have, or had since the routes were read last: other routes
-    /// inside these are kept too. One that flaps is not searched for again and again.
+    /// Destinations that routes by a LAN interface have, or had lately: other routes inside these are kept too. One
+    /// that flaps is not searched for again and again.
     behind_lan: BTreeSet<IpNet>,
 }
 
@@ -123,15 +126,21 @@ impl Network {
         loop {
             let routes = kernel.routes(&mut |route| self.matters(route))?;
             self.routes.clear();
-            let searched = std::mem::take(&mut self.behind_lan);
+            let searched = self.behind_lan.len();
             for route in routes {
                 self.insert(route, false);
             }
             // Routes inside those by a LAN interface may have come before these.
-            if self.behind_lan.is_subset(&searched) {
-                return Ok(());
+            if self.behind_lan.len() == searched {
+                break;
             }
         }
+        let by_lan = self.routes_of(MAIN_TABLE).filter(|r| r.destination.prefix_len() > 0 && self.leaves_by_lan(r));
+        let by_lan: BTreeSet<IpNet> = by_lan.map(|route| route.destination).collect();
+        if self.behind_lan.len() > by_lan.len() + REMEMBERED {
+            self.behind_lan = by_lan;
+        }
+        Ok(())
     }
 
     /// What the snapshot keeps routes for.

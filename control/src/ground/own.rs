@@ -23,6 +23,8 @@ pub struct Own {
     pub strays: BTreeSet<IpNet>,
     /// Subnets of this site that only a LAN route shorter than the guarded prefix leads to.
     pub far: BTreeSet<IpNet>,
+    /// Longer prefixes that another gateway of this machine guards in another table, which is to be asked for them.
+    pub others: BTreeSet<IpNet>,
 }
 
 impl Own {
@@ -51,6 +53,7 @@ impl Own {
         own.except(&routes, network, findings);
         own.except_subnets(wanted, &routes, network);
         own.find_strays(&routes, network);
+        own.except_others(wanted, network);
         foreign_networks(wanted, network, &own, findings);
         own
     }
@@ -94,6 +97,16 @@ impl Own {
                     self.far.insert(*subnet);
                 }
                 Some(_) => {}
+            }
+        }
+    }
+
+    fn except_others(&mut self, wanted: &Wanted, network: &Network) {
+        let theirs = |r: &&Route| r.protocol == PROTOCOL && r.kind == RouteKind::Blackhole;
+        let elsewhere = |r: &&Route| r.table != MAIN_TABLE && r.table != wanted.table;
+        for prefix in network.routes().filter(theirs).filter(elsewhere).map(|r| r.destination) {
+            if self.guarded.covering(&prefix).is_some_and(|guarded| guarded != prefix) {
+                self.others.insert(prefix);
             }
         }
     }

@@ -93,7 +93,7 @@ fn routes(
             by_tunnel(*prefix, by).into_iter().for_each(&mut add);
         }
     }
-    for network in &own.thrown {
+    for network in own.thrown.union(&own.others) {
         if !own.strays.contains(network) {
             let route = Route::blackhole(*network, best, PROTOCOL);
             add(Route { table: wanted.table, kind: RouteKind::Throw, ..route });
@@ -240,7 +240,8 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
 /// The interfaces between which guarded prefixes may travel.
 fn inside(wanted: &Wanted, network: &Network) -> BTreeSet<String> {
     let best = tunnel_metric(&wanted.name);
-    let others = network.routes_of(wanted.table).filter(|r| r.protocol == PROTOCOL && r.metric != best);
+    // Whatever table they have.
+    let others = network.routes().filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && r.metric != best);
     let others = others.filter_map(|r| network.interface(r.interface?)).filter(|i| i.name != "lo");
     let names = others.map(|i| i.name.clone()).chain([wanted.name.to_string()]);
     names.filter(|name| *name != wanted.wan).chain(wanted.lan.iter().cloned()).collect()

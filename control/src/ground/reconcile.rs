@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use penstock_proto::Bucket;
 
 use super::actual::FilterState;
 use super::network::Follow;
@@ -21,6 +22,10 @@ use crate::profile::Name;
 /// After so many failures the rest of a plan is left for the next time: they have one cause, and an
 /// administrator is not told each.
 const MANY_FAILURES: usize = 16;
+
+/// Times between readings of all routes because of news: in the long run, and in a row.
+const READ_INTERVAL: Duration = Duration::from_secs(5);
+const READ_BURST: u32 = 4;
 
 const READING: &str = "the kernel's network state";
 const MORE: &str = "further operations";
@@ -38,6 +43,10 @@ pub struct Ground<K: Kernel> {
     stale: bool,
     /// Whether the packet filter is to be read anew.
     stale_filter: bool,
+    /// How often the routes were read because of news, lately.
+    reads: Bucket,
+    /// When the routes are to be read, which was put off.
+    read_at: Option<Instant>,
 }
 
 impl<K: Kernel> Ground<K> {
@@ -57,6 +66,8 @@ impl<K: Kernel> Ground<K> {
             problems: Problems::default(),
             stale: true,
             stale_filter: true,
+            reads: Bucket::default(),
+            read_at: None,
         };
         ground.read(now, None);
         ground
@@ -98,7 +109,7 @@ impl<K: Kernel> Ground<K> {
         if self.stale {
             self.read(now, None);
             changed = Changed::everything();
-        } else if read_routes {
+        } else if (read_routes || self.read_at.is_some_and(|at| at <= now)) && self.may_read(now) {
             (changed.everywhere, changed.ground) = (true, true);
             if let Err(e) = self.network.read_routes(&mut self.kernel) {
                 self.reading_failed(now, &e);
@@ -109,6 +120,13 @@ impl<K: Kernel> Ground<K> {
             self.problems.try_now(now);
         }
         changed
+    }
+
+    /// Whether the routes may be read now; else they will be later. There may be very many of them.
+    fn may_read(&mut self, now: Instant) -> bool {
+        let may = self.reads.take(now, READ_INTERVAL, READ_INTERVAL * READ_BURST);
+        self.read_at = (!may).then(|| self.read_at.filter(|at| *at > now).unwrap_or(now + READ_INTERVAL));
+        may
     }
 
     /// Reads the network anew, for other interfaces or another table.
@@ -217,10 +235,11 @@ impl<K: Kernel> Ground<K> {
         self.problems.list(now)
     }
 
-    /// When [`Self::reconcile`] is to be called at the latest, since something failed.
+    /// When [`Self::refresh`] and [`Self::reconcile`] are to be called at the latest, since something failed or was
+    /// put off.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.problems.poll_timeout()
+        self.problems.poll_timeout().into_iter().chain(self.read_at).min()
     }
 
     /// At an orderly stop: takes away everything but the guard. Settings get their values back. The exceptions
@@ -246,7 +265,7 @@ impl<K: Kernel> Ground<K> {
         match Network::read(&mut self.kernel, interest) {
             Ok(network) => {
                 self.network = network;
-                (self.stale, self.stale_filter) = (false, true);
+                (self.stale, self.stale_filter, self.read_at) = (false, true, None);
                 self.problems.solved(READING);
                 true
             }

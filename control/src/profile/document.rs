@@ -374,6 +374,7 @@ impl CoordinatorDocument {
     fn of(coordinator: &Coordinator) -> Self {
         let (fingerprint, ca_file) = match &coordinator.trust {
             Trust::Pinned(fingerprint) => (Some(fingerprint.to_string()), None),
+            Trust::Rolling([first, second]) => (Some(format!("{first},{second}")), None),
             Trust::Authorities(file) => (None, file.clone()),
         };
         let authority = coordinator.authority.as_ref().map(ToString::to_string);

@@ -52,6 +52,12 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     check_prefixes(source)
 }
 
+/// One fingerprint, or two with a comma between them while the certificate is replaced.
+fn pins(text: &str) -> Result<Trust, FingerprintError> {
+    let Some((first, second)) = text.split_once(',') else { return text.trim().parse().map(Trust::Pinned) };
+    Ok(Trust::Rolling([first.trim().parse()?, second.trim().parse()?]))
+}
+
 /// The coordinator, if there is one.
 fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError> {
     let Some(document) = &source.document.coordinator else { return Ok(None) };
@@ -62,9 +68,7 @@ fn coordinator(source: &Source<'_>) -> Result<Option<Coordinator>, ProfileError>
             let sentence = "a certificate that is pinned by Fingerprint needs no authorities: leave one of them out";
             return Err(source.error(field("CaFile"), sentence));
         }
-        (Some(text), None) => {
-            Trust::Pinned(text.parse().map_err(|error: FingerprintError| source.error(field("Fingerprint"), error))?)
-        }
+        (Some(text), None) => pins(text).map_err(|error| source.error(field("Fingerprint"), error))?,
         (None, file) => {
             let directory = source.path.parent().unwrap_or(Path::new(""));
             Trust::Authorities(file.as_ref().map(|file| directory.join(file)))

@@ -291,6 +291,13 @@ fn a_coordinator_is_trusted_by_a_pin_or_by_authorities() {
     assert_eq!(with(", \"CaFile\": \"ca.pem\""), Trust::Authorities(Some("/etc/penstock/profiles/ca.pem".into())));
     let pin = format!(", \"Fingerprint\": \"{}\", \"CaFile\": null", "aB".repeat(32));
     assert_eq!(with(&pin), Trust::Pinned(Fingerprint([0xab; 32])));
+    let pins = format!(", \"Fingerprint\": \"{}, {}\"", "ab".repeat(32), "cd".repeat(32));
+    assert_eq!(with(&pins), Trust::Rolling([Fingerprint([0xab; 32]), Fingerprint([0xcd; 32])]));
+    for wrong in [format!("{0},{0},{0}", "ab".repeat(32)), format!("{},", "ab".repeat(32))] {
+        let variables = [("PENSTOCK_COORDINATOR_URL", "https://c"), ("PENSTOCK_COORDINATOR_FINGERPRINT", &wrong)];
+        let error = parse_with(SMALL, &variables).unwrap_err().to_string();
+        assert!(error.contains("a SHA-256 fingerprint is 64 hexadecimal digits"), "{error}");
+    }
     let many: Vec<String> = (0..65).map(|number| format!("10.{number}.0.0/16")).collect();
     let variables = [("PENSTOCK_LAN_SUBNETS", many.join(",")), ("PENSTOCK_COORDINATOR_URL", "https://c".into())];
     let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();

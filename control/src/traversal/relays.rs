@@ -133,7 +133,7 @@ impl Relays {
     fn trust_in(&self, relay: &coordination::Relay) -> Trust {
         match (relay.fingerprint, &self.trust) {
             (Some(fingerprint), _) => Trust::Pinned(fingerprint),
-            (None, Trust::Pinned(_)) => Trust::Authorities(None),
+            (None, Trust::Pinned(_) | Trust::Rolling(_)) => Trust::Authorities(None),
             (None, authorities) => authorities.clone(),
         }
     }

@@ -371,3 +371,52 @@ fn the_guard_stays_when_the_gateway_stops_and_goes_when_it_is_released() {
         assert_eq!(state(), before);
     });
 }
+
+/// A prefix for which the machine has a route already, and one that the tunnel's MTU leaves no room for, are told and
+/// keep nothing else from its routes.
+#[test]
+fn a_prefix_that_cannot_have_a_route_holds_up_no_other() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        gateway.ip("route add 10.50.0.0/16 via 10.101.0.2 dev lan0 proto static\n");
+        let mut laboratory =
+            Laboratory::new(topology, &["10.50.0.0/16", "10.102.0.0/24", "fd00:99::/48", "fd00:102::/64"]);
+        laboratory.leads_into_the_tunnel();
+        let way = laboratory.way("10.50.0.1".parse().unwrap());
+        assert!(way.contains("dev lan0"), "{way}");
+        let told = |laboratory: &Laboratory<'_>, subject: &str| {
+            laboratory.ground.problems(Instant::now()).iter().any(|problem| problem.subject == subject)
+        };
+        assert!(told(&laboratory, "10.50.0.0/16"));
+        gateway.ip(&format!("link set {TUN} mtu 1200\n"));
+        laboratory.settle();
+        assert!(told(&laboratory, &format!("IPv6 in {TUN}")));
+        let way = laboratory.way(topology.b.host4());
+        assert!(way.contains(&format!("dev {TUN}")), "{way}");
+        assert_eq!(laboratory.leaked(), 0, "IPv6 is blocked meanwhile");
+        gateway.ip(&format!("link set {TUN} mtu 1420\n"));
+        laboratory.settle();
+        laboratory.leads_into_the_tunnel();
+    });
+}
+
+/// A peer that has the prefixes of this site's own LAN, or parts of them, does not get what belongs to the LAN.
+#[test]
+fn the_sites_own_prefixes_stay_with_the_lan_in_both_versions() {
+    in_gateway(|topology| {
+        let own = ["10.101.0.0/24", "fd00:101::/64", "10.101.0.0/28", "fd00:101::/96"];
+        let laboratory = Laboratory::new(topology, &[&own[..], &["10.102.0.0/24", "fd00:102::/64"]].concat());
+        laboratory.leads_into_the_tunnel();
+        for host in topology.a.hosts() {
+            let way = topology.a.gateway.run(&["ip", "route", "get", &host.to_string()]);
+            assert!(way.contains("dev lan0"), "{way}");
+            let ping = ping(&topology.a.gateway, host, &["-c", "3", "-i", "0.2", "-W", "1"]);
+            assert!(ping.received > 0, "{host} of the LAN, {way}: {}", ping.text);
+        }
+        let subjects: BTreeSet<String> =
+            laboratory.ground.problems(Instant::now()).into_iter().map(|problem| problem.subject).collect();
+        for prefix in own {
+            assert!(subjects.contains(prefix), "{prefix} is not told: {subjects:?}");
+        }
+    });
+}

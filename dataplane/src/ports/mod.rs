@@ -230,6 +230,12 @@ pub trait Port: Send {
     /// is dropped and counted. Frames return to the pool now or when the device is done with them.
     fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops);
 
+    /// Counts what the kernel has lost in front of this port or behind it since it was last asked: a system call.
+    /// Returns whether the port can tell of any such thing.
+    fn count_losses(&mut self, _drops: &Drops) -> bool {
+        false
+    }
+
     /// The descriptor to poll for received packets.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::net::sockopt;
-use rustix::net::xdp::XdpOptionsFlags;
+use rustix::net::xdp::{XdpOptionsFlags, XdpStatistics};
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 
@@ -59,6 +59,8 @@ pub struct XdpPort {
     ifindex: u32,
     queue: u32,
     zero_copy: bool,
+    /// What the kernel's counters showed when they were last looked at.
+    lost: Lost,
 }
 
 impl XdpPort {
@@ -118,6 +120,7 @@ impl XdpPort {
             ifindex,
             queue,
             zero_copy,
+            lost: Lost::default(),
         };
         port.refill(pool);
         if port.owed > 0 {
@@ -277,6 +280,13 @@ impl Port for XdpPort {
         self.kick(drops);
     }
 
+    fn count_losses(&mut self, drops: &Drops) -> bool {
+        if let Ok(now) = sockopt::xdp_statistics(self.socket()) {
+            self.lost.count(&now, self.zero_copy, drops);
+        }
+        true
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket())
     }
@@ -302,6 +312,38 @@ impl Port for XdpPort {
 
     fn info(&self) -> PortInfo {
         PortInfo { interface: self.interface.clone(), kind: "xdp", queue: self.queue, zero_copy: Some(self.zero_copy) }
+    }
+}
+
+/// Counters of the kernel (XDP_STATISTICS), as they were.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    dropped: u64,
+    ring_full: u64,
+    fill_empty: u64,
+    invalid: u64,
+}
+
+impl Lost {
+    /// Counts what has come since the last look. Where frames are copied, a packet for which there was no free frame is
+    /// among the dropped ones too.
+    fn count(&mut self, now: &XdpStatistics, zero_copy: bool, drops: &Drops) {
+        let now = Self {
+            dropped: now.rx_dropped,
+            ring_full: now.rx_ring_full.unwrap_or(0),
+            fill_empty: now.rx_fill_ring_empty_descs.unwrap_or(0),
+            invalid: now.rx_invalid_descs + now.tx_invalid_descs,
+        };
+        let before = std::mem::replace(self, now);
+        let empty = now.fill_empty.saturating_sub(before.fill_empty);
+        let mut refused = now.dropped.saturating_sub(before.dropped);
+        if !zero_copy {
+            refused = refused.saturating_sub(empty);
+        }
+        drops.count_many(DropReason::RingFull, now.ring_full.saturating_sub(before.ring_full));
+        drops.count_many(DropReason::FillRingEmpty, empty);
+        drops.count_many(DropReason::SocketRefused, refused);
+        drops.count_many(DropReason::InvalidDescriptor, now.invalid.saturating_sub(before.invalid));
     }
 }
 

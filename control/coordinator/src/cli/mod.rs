@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Answer, Request, ask};
+use crate::certificate;
 use crate::config::{Config, Document};
 use crate::policy::{LIMIT, Policy};
 use crate::run::Coordinator;
@@ -97,6 +98,9 @@ enum Command {
     /// The key by which sites are vouched for
     #[command(subcommand)]
     Authority(authority::AuthorityCommand),
+    /// The coordinator's own certificate, which gateways pin
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
     /// Who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -213,6 +217,15 @@ enum SiteCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum CertificateCommand {
+    /// Make the certificate that is to take the place of the present one, and print the fingerprint that gateways and
+    /// relays are to pin besides
+    Next,
+    /// Put the next certificate in the place of the present one; the coordinator shows it when it is restarted
+    Switch,
+}
+
+#[derive(Debug, Subcommand)]
 enum PolicyCommand {
     /// Print the policy in force
     Show,
@@ -280,6 +293,14 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             show(&state, &Request::Approve { site: site.unwrap_or_default(), subnets }, false)
         }
         Command::Authority(command) => authority::execute(&state, command),
+        Command::Certificate(CertificateCommand::Next) => {
+            let names = document.names.unwrap_or_default();
+            Ok(writeln!(io::stdout(), "{}", certificate::next(&state, &names)?)?)
+        }
+        Command::Certificate(CertificateCommand::Switch) => {
+            let fingerprint = certificate::switch(&state)?;
+            Ok(writeln!(io::stdout(), "restart the coordinator: its certificate is {fingerprint} then")?)
+        }
         Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
         Command::Site(SiteCommand::Remove { site }) => show(&state, &Request::Remove(site), false),
         Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {

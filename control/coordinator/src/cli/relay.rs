@@ -17,9 +17,10 @@ pub(super) struct RelayFlags {
     /// The coordinator, https://HOST or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     coordinator: CoordinatorUrl,
-    /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts
+    /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts; again for the
+    /// one that is to take its place
     #[arg(long, value_name = "HEX", required_unless_present = "ca")]
-    fingerprint: Option<Fingerprint>,
+    fingerprint: Vec<Fingerprint>,
     /// The certificate authorities that vouch for the coordinator, in PEM
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
@@ -44,10 +45,12 @@ pub(super) struct RelayFlags {
 impl RelayFlags {
     fn config(self, state: PathBuf) -> anyhow::Result<RelayConfig> {
         anyhow::ensure!(!self.udp.no_relay, "a relay that is none (--no-relay) has nothing to do");
-        let trust = match (self.fingerprint, self.ca) {
-            (Some(pin), _) => Trust::Pinned(pin),
-            (None, file @ Some(_)) => Trust::Authorities(file),
-            (None, None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
+        let trust = match (self.fingerprint.as_slice(), self.ca) {
+            ([], None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
+            ([], file) => Trust::Authorities(file),
+            (&[pin], _) => Trust::Pinned(pin),
+            (&[pin, second], _) => Trust::Rolling([pin, second]),
+            _ => anyhow::bail!("--fingerprint may be given twice at most"),
         };
         let tls = trust.client_config()?;
         // The same rules as for the coordinator's own.

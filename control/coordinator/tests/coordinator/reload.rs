@@ -1,10 +1,13 @@
-//! A given certificate that is renewed, and the status, by the program itself.
+//! A given certificate that is renewed, an own one that is replaced, and the status, by the program itself.
 
 use std::path::Path;
 use std::process::Command;
 
-use penstock_connect::fingerprint;
+use penstock_connect::{Trust, fingerprint};
 use penstock_proto::coordination::Fingerprint;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::client::{Failure, Gateway, HOST};
 use crate::program::{PROGRAM, Program, enrolment_key, run, succeeds};
@@ -47,6 +50,35 @@ async fn a_renewed_certificate_is_read_again_and_an_unsound_one_is_not_used() {
     program.signal("-HUP");
     program.says("the certificate in use stays");
     site.connect(address, second).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_two_pins_stays_through_a_change_of_the_certificate() {
+    let state = running::directory();
+    let program = Program::start(state.path());
+    let address = program.address();
+    program.keep_addresses(state.path(), address);
+    let key = enrolment_key(state.path(), &[]);
+    let old = key.fingerprint().unwrap();
+    let new: Fingerprint = succeeds(state.path(), &["certificate", "next"]).trim().parse().unwrap();
+    let again: Fingerprint = succeeds(state.path(), &["certificate", "next"]).trim().parse().unwrap();
+    assert!(new == again && new != old);
+    let reaches = async |trust: Trust| {
+        let tls = TlsConnector::from(trust.client_config().unwrap());
+        let stream = TcpStream::connect(address).await.unwrap();
+        tls.connect(ServerName::try_from(HOST).unwrap(), stream).await.is_ok()
+    };
+    assert!(reaches(Trust::Rolling([old, new])).await && reaches(Trust::Pinned(old)).await);
+    assert!(!reaches(Trust::Pinned(new)).await, "the next one serves too early");
+
+    succeeds(state.path(), &["certificate", "switch"]);
+    drop(program);
+    let program = Program::start(state.path());
+    program.says("listening at ");
+    assert!(reaches(Trust::Rolling([old, new])).await && reaches(Trust::Pinned(new)).await);
+    assert!(!reaches(Trust::Pinned(old)).await, "the old one still serves");
+    assert_eq!(enrolment_key(state.path(), &[]).fingerprint(), Some(new));
+    Gateway::new("amsterdam", &[]).with_key(&key).connect(address, new).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

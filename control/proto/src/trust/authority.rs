@@ -5,6 +5,7 @@
 //! one site. What is to move is first taken from where it is, which makes the old statement void by a list
 //! of revocations that the next statements refer to.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
@@ -24,6 +25,7 @@ pub struct Authority {
     key: SigningKey,
     publication: Publication,
     last: Serial,
+    holders: Holders,
 }
 
 /// Why the authority does not sign.
@@ -51,7 +53,7 @@ impl Authority {
     #[must_use]
     pub fn found(key: SigningKey) -> Self {
         let publication = Publication::new(key.authority());
-        Self { key, publication, last: Serial(0) }
+        Self { key, publication, last: Serial(0), holders: Holders::default() }
     }
 
     /// Goes on where it was, by what was stored.
@@ -63,7 +65,9 @@ impl Authority {
             return Err(AuthorityError::WrongKey(publication.authority()));
         }
         let last = publication.last_serial();
-        Ok(Self { key, publication, last })
+        let mut holders = Holders::default();
+        publication.sites().for_each(|site| holders.note(&site.grant));
+        Ok(Self { key, publication, last, holders })
     }
 
     /// All that must be stored beside the key.
@@ -205,16 +209,20 @@ impl Authority {
     }
 
     fn check(&self, grant: &SiteGrant) -> Result<(), AuthorityError> {
-        for other in self.publication.sites().map(|site| &site.grant).filter(|site| site.public_key != grant.public_key)
-        {
-            if other.name == grant.name {
-                return Err(AuthorityError::NameTaken(grant.name.clone()));
-            }
-            if other.virtual_address == grant.virtual_address {
-                return Err(AuthorityError::AddressTaken(grant.virtual_address, other.name.clone()));
-            }
-            if let Some(subnet) = grant.subnets.iter().find(|subnet| other.subnets.has(subnet)) {
-                return Err(AuthorityError::SubnetTaken(other.name.clone(), *subnet));
+        let other = |holder: Option<&SiteKey>| {
+            let site = self.publication.site(holder.filter(|key| **key != grant.public_key)?)?;
+            Some(&site.grant)
+        };
+        if other(self.holders.names.get(&grant.name)).is_some_and(|site| site.name == grant.name) {
+            return Err(AuthorityError::NameTaken(grant.name.clone()));
+        }
+        let address = grant.virtual_address;
+        if let Some(site) = other(self.holders.addresses.get(&address)).filter(|site| site.virtual_address == address) {
+            return Err(AuthorityError::AddressTaken(address, site.name.clone()));
+        }
+        for subnet in grant.subnets.iter() {
+            if let Some(site) = other(self.holders.subnets.get(subnet)).filter(|site| site.subnets.has(subnet)) {
+                return Err(AuthorityError::SubnetTaken(site.name.clone(), *subnet));
             }
         }
         Ok(())
@@ -233,6 +241,7 @@ impl Authority {
 
     fn state_site(&mut self, now: UnixTime, grant: SiteGrant) -> Result<Document, AuthorityError> {
         let (serial, revocations) = (self.next(now), self.last_revocations());
+        self.holders.note(&grant);
         self.publish(Contents::Site(SiteStatement { serial, revocations, grant }))
     }
 
@@ -260,6 +269,24 @@ impl Authority {
     fn next(&mut self, now: UnixTime) -> Serial {
         self.last = next_serial(self.last, now);
         self.last
+    }
+}
+
+/// Who was last stated to have a name, an address or a subnet. What was taken away since is still here, so what is
+/// found counts only if the statement in force says the same.
+#[derive(Debug, Default)]
+struct Holders {
+    names: HashMap<Name, SiteKey>,
+    addresses: HashMap<Ipv4Addr, SiteKey>,
+    subnets: HashMap<IpNet, SiteKey>,
+}
+
+impl Holders {
+    fn note(&mut self, grant: &SiteGrant) {
+        let key = grant.public_key;
+        self.names.insert(grant.name.clone(), key);
+        self.addresses.insert(grant.virtual_address, key);
+        self.subnets.extend(grant.subnets.iter().map(|subnet| (*subnet, key)));
     }
 }
 

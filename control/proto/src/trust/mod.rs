@@ -60,7 +60,7 @@ pub use key::{AuthorityKey, LeaseKey, PublicKeyError, SigningKey};
 pub use ownership::OwnershipReason;
 pub use prefix::{Server, is_overlay_address, is_private};
 pub use publication::{DocumentRefusal, Publication, ROLLOVERS_LIMIT, SUBJECTS_LIMIT};
-pub use state::State;
+pub use state::{Increment, State};
 pub use statement::{
     Contents, Lease, LeaseCertificate, REVOCATIONS_LIMIT, RelayStatement, Revocations, Rollover, Serial, SiteGrant,
     SiteStatement, Subnets, SubnetsError, TAGS_LIMIT, Tags, TooManyTags,

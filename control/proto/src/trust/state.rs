@@ -53,6 +53,19 @@ pub(super) struct HeldLease {
     pub since: u64,
 }
 
+/// What was learnt at one time, so that not the whole state must be stored for a few documents. Added to the
+/// state that was stored before, in order, increments yield the state again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Increment {
+    /// The value of [`State::running`] then.
+    pub(super) running: u64,
+    /// The date by the gateway's own clock.
+    pub(super) wall: UnixTime,
+    /// What was new; none to keep the hours of running alone.
+    pub(super) documents: Vec<Document>,
+}
+
 impl State {
     /// Of a gateway that knows nothing but the key it has pinned.
     #[must_use]

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::ownership::{OwnershipReason, attribute};
 use super::publication::{DocumentRefusal, ROLLOVERS_LIMIT, SUBJECTS_LIMIT};
-use super::state::{HeldLease, State, Subject};
+use super::state::{HeldLease, Increment, State, Subject};
 use super::statement::{
     Contents, Lease, LeaseCertificate, RelayStatement, Revocations, Rollover, Serial, SiteGrant, SiteStatement,
 };
@@ -29,6 +29,8 @@ pub struct Verifier {
     /// Until when `state.running` is counted, and what was less than a second.
     counted: Instant,
     rest: Duration,
+    /// What was learnt since [`take_increments`](Verifier::take_increments) was called last.
+    increments: Vec<Increment>,
 }
 
 /// What became of documents.
@@ -123,7 +125,7 @@ impl Verifier {
     /// gateway's public key.
     #[must_use]
     pub fn new(now: Instant, own: SiteKey, state: State) -> Self {
-        Self { own, state, counted: now, rest: Duration::ZERO }
+        Self { own, state, counted: now, rest: Duration::ZERO, increments: Vec::new() }
     }
 
     /// The key that stands for the overlay: the pinned one, or its latest successor.
@@ -138,20 +140,49 @@ impl Verifier {
         &self.state
     }
 
+    /// What would have to be stored, when nothing more is to be learnt.
+    #[must_use]
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
     /// Takes documents in, in any order but of rollovers, the oldest of which comes first. Those that are
     /// known cost next to nothing; each new one costs a verification, a twentieth of a millisecond.
     pub fn learn<'a>(&mut self, now: Now, documents: impl IntoIterator<Item = &'a Document>) -> Learnt {
         self.count(now.instant);
         let mut documents: Vec<&Document> = documents.into_iter().collect();
         documents.sort_by_key(|document| rank(document.contents()));
-        let mut learnt = Learnt::default();
+        let (mut new, mut refused) = (Vec::new(), Vec::new());
         for document in documents {
             match self.learn_one(now, document) {
-                Ok(changed) => learnt.changed |= changed,
-                Err(refusal) => learnt.refused.push(refusal),
+                Ok(true) => new.push(document.clone()),
+                Ok(false) => {}
+                Err(refusal) => refused.push(refusal),
             }
         }
-        learnt
+        let changed = !new.is_empty();
+        if changed {
+            self.increments.push(Increment { running: self.state.running, wall: now.wall, documents: new });
+        }
+        Learnt { changed, refused }
+    }
+
+    /// What has to be added to the state that was stored last, so that it is the present one: what was learnt since
+    /// this was called last, and the hours of running.
+    pub fn take_increments(&mut self, now: Now) -> Vec<Increment> {
+        self.count(now.instant);
+        let mut increments = std::mem::take(&mut self.increments);
+        increments.push(Increment { running: self.state.running, wall: now.wall, documents: Vec::new() });
+        increments
+    }
+
+    /// Learns again what was learnt, and stored, before this process began.
+    pub fn replay(&mut self, increments: &[Increment]) {
+        for Increment { running, wall, documents } in increments {
+            self.state.running = self.state.running.max(*running);
+            self.learn(Now { instant: self.counted, wall: *wall }, documents);
+        }
+        self.increments.clear();
     }
 
     /// Says which peers of a map are sites of the overlay, and which of the announced prefixes are theirs.

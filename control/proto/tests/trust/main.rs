@@ -5,5 +5,6 @@
 mod hostile;
 mod leases;
 mod overlay;
+mod page;
 mod scale;
 mod statements;

@@ -148,6 +148,15 @@ fn one_thing_has_one_site() {
     site = grant(3, &["10.2.7.0/24"]);
     site.virtual_address = [100, 64, 0, 2].into();
     assert!(matches!(approve(&mut overlay, site), Err(AuthorityError::AddressTaken(..))));
+    // Also for an authority that was started again, and only until the first site has lost it.
+    let authority = |publication: &Publication| Authority::resume(signing_key(1), publication.clone()).unwrap();
+    let mut again = authority(overlay.publication());
+    let taken = grant(3, &["10.2.0.0/16"]);
+    assert!(matches!(again.approve(START, taken.clone()), Err(AuthorityError::SubnetTaken(..))));
+    again.approve(START, grant(2, &["10.9.0.0/16"])).unwrap();
+    again.approve(START, taken).unwrap();
+    let back = again.approve(START, grant(2, &["10.2.0.0/16"]));
+    assert!(matches!(back, Err(AuthorityError::SubnetTaken(..))), "{back:?}");
     // An administrator may have a subnet within a subnet.
     let mut gateway = Gateway::new(1, &overlay);
     overlay.approve(3, &["10.2.7.0/24"]);

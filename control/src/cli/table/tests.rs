@@ -33,6 +33,7 @@ amsterdam: Penstock 0.1.0, process 4711
   NAT         unknown
   coordinator https://coordinator.example.net as amsterdam: connected
   authority   AuthorityKey
+  not offered 10.101.9.0/24, which waits for an administrator of the coordinator: it is larger than what was granted
   tunnel MTU  1420
   workers     2
   cipher      ifma512: the fastest that this CPU has; aes-256-gcm 7500 MB/s, chacha20-poly1305 4500 MB/s

@@ -20,8 +20,8 @@ pub struct Changes {
     pub added: Vec<PublicKey>,
     /// Who is gone.
     pub removed: Vec<PublicKey>,
-    /// Whether anybody has other prefixes.
-    pub prefixes: bool,
+    /// Prefixes that came, went, or moved to another.
+    pub prefixes: BTreeSet<IpNet>,
     /// What was refused of whom.
     pub refused: Vec<(SiteKey, RefusedPrefix)>,
 }
@@ -29,7 +29,7 @@ pub struct Changes {
 impl Changes {
     /// Whether anything has to follow.
     pub fn any(&self) -> bool {
-        self.prefixes || !self.added.is_empty() || !self.removed.is_empty()
+        !self.prefixes.is_empty() || !self.added.is_empty() || !self.removed.is_empty()
     }
 }
 
@@ -49,6 +49,7 @@ pub fn follow_map(
     let gone: Vec<_> = peers.iter().filter(gone).map(|peer| peer.id).collect();
     for id in gone {
         proto.remove_peer(id);
+        changes.prefixes.extend(peers.of(id).into_iter().flat_map(Peer::allowed_ips));
         if let Some(peer) = peers.remove(id) {
             tracing::info!("{}: no longer a peer by the coordinator's map", peer.label());
             changes.removed.push(peer.public_key);
@@ -68,12 +69,12 @@ pub fn follow_map(
                 None => continue,
             },
         };
-        if let Some(peer) = peers.of_mut(id) {
+        if let Some(peer) = peers.of_mut(id).filter(|peer| peer.name != site.name.as_str()) {
             peer.name = site.name.to_string();
         }
         members.push((id, *site_key, site));
     }
-    changes.prefixes = allow(peers, &members, surroundings, &mut changes.refused);
+    allow(peers, &members, surroundings, &mut changes);
     changes
 }
 
@@ -98,13 +99,8 @@ fn add(
     Some(id)
 }
 
-/// Gives every peer exactly what is accepted of its site's prefixes; whether that changes anything.
-fn allow(
-    peers: &mut Peers,
-    sites: &[(PeerId, SiteKey, &Site)],
-    surroundings: &Surroundings,
-    refused: &mut Vec<(SiteKey, RefusedPrefix)>,
-) -> bool {
+/// Gives every peer exactly what is accepted of its site's prefixes.
+fn allow(peers: &mut Peers, sites: &[(PeerId, SiteKey, &Site)], surroundings: &Surroundings, changes: &mut Changes) {
     let by_administrator = |prefix: &IpNet| {
         peers.owner(prefix).and_then(|owner| peers.of(owner)).is_some_and(|peer| peer.origin != Origin::Overlay)
     };
@@ -114,25 +110,27 @@ fn allow(
         .filter(|(_, prefix)| !by_administrator(prefix))
         .collect();
     // Of two sites with the same prefix the one keeps it that has it.
-    offers.sort_by_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
+    offers.sort_by_cached_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
     let judgement = judge(offers, surroundings);
-    let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();
-    refused.extend(judgement.refused.into_iter().map(|(id, refusal)| (keys[&id], refusal)));
-    let mut wanted: BTreeMap<PeerId, BTreeSet<IpNet>> = sites.iter().map(|(id, ..)| (*id, BTreeSet::new())).collect();
-    for (prefix, id) in judgement.accepted {
-        wanted.entry(id).or_default().insert(prefix);
+    if !judgement.refused.is_empty() {
+        let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();
+        changes.refused.extend(judgement.refused.into_iter().map(|(id, refusal)| (keys[&id], refusal)));
     }
-    let mut changed = false;
+    let gone = |prefix: &IpNet, id: PeerId| judgement.accepted.get(prefix) != Some(&id);
+    let mut moved: Vec<(IpNet, PeerId)> = Vec::new();
+    for (id, ..) in sites {
+        let has = peers.of(*id).into_iter().flat_map(Peer::allowed_ips);
+        moved.extend(has.filter(|prefix| gone(prefix, *id)).map(|prefix| (*prefix, *id)));
+    }
     // First all that goes, since a prefix may move from one to another.
-    for (id, wanted) in &wanted {
-        let has = peers.of(*id).map(|peer| peer.allowed_ips().clone()).unwrap_or_default();
-        has.difference(wanted).for_each(|prefix| peers.disallow(*prefix, *id));
-        changed |= has != *wanted;
+    for (prefix, id) in moved {
+        peers.disallow(prefix, id);
+        changes.prefixes.insert(prefix);
     }
-    for (id, wanted) in wanted {
-        for prefix in wanted {
+    for (prefix, id) in judgement.accepted {
+        if peers.owner(&prefix) != Some(id) {
             peers.allow(prefix, id);
+            changes.prefixes.insert(prefix);
         }
     }
-    changed
 }

@@ -127,6 +127,15 @@ impl Drive {
         }
     }
 
+    /// Counts the queues again. Returns whether their number is another.
+    fn recount(&mut self) -> bool {
+        let now = self.interface.as_ref().filter(|_| self.xdp()).map(Device::of);
+        match (&mut self.device, now) {
+            (Some(device), Some(now)) => std::mem::replace(&mut device.queues, now.queues) != now.queues,
+            _ => false,
+        }
+    }
+
     fn queues(&self) -> u32 {
         self.device.as_ref().map_or(0, |device| device.queues)
     }
@@ -271,6 +280,11 @@ impl Drives {
         self.lan.iter().filter(|drive| drive.xdp()).filter_map(Drive::index).collect()
     }
 
+    /// Counts the queues of interfaces driven by AF_XDP again. Returns whether any has another number of them.
+    pub fn recount(&mut self) -> bool {
+        self.all_mut().fold(false, |changed, drive| drive.recount() | changed)
+    }
+
     /// The most receive queues of an interface driven by AF_XDP.
     pub fn queues(&self) -> u32 {
         self.all().filter(|drive| drive.xdp()).map(Drive::queues).max().unwrap_or(0)
@@ -355,6 +369,8 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
             Err(e) => drive.fall_back(e, strict)?,
         }
     }
+    // Some drivers, virtio_net for one, have more queues once a program is attached.
+    drives.recount();
     Ok(())
 }
 

@@ -561,6 +561,15 @@ impl Plane {
         changed
     }
 
+    /// Counts the queues of the interfaces again: the kernel announces no change of them. Another number needs other
+    /// ports.
+    pub fn recount_queues(&mut self) {
+        if self.drives.recount() {
+            tracing::info!("an interface has another number of receive queues");
+            self.stale = true;
+        }
+    }
+
     /// Keeps the kernel's entries of neighbours that only AF_XDP sends to: it does not see that traffic, and would
     /// forget them after a minute.
     pub fn confirm_neighbours(&mut self, netlink: &mut Netlink, network: &Network) {

@@ -1,8 +1,9 @@
 //! Gateways on a simulated network stack: thousands of random sequences of what can happen to one, and after
 //! every single operation the question whether a packet of a guarded prefix could leave in the clear.
 //!
-//! `PENSTOCK_TEST_SEEDS` says how many sequences, `PENSTOCK_TEST_SEED` runs one of them again.
+//! `PENSTOCK_TEST_SEQUENCES` says how many sequences, `PENSTOCK_TEST_SEED` runs one of them again.
 
+mod lookup;
 mod oracle;
 mod stack;
 mod world;
@@ -34,7 +35,7 @@ fn nothing_leaks_whatever_happens() {
     if let Some(seed) = number("PENSTOCK_TEST_SEED") {
         return run(seed);
     }
-    let sequences = number("PENSTOCK_TEST_SEEDS").unwrap_or(SEQUENCES);
+    let sequences = number("PENSTOCK_TEST_SEQUENCES").unwrap_or(SEQUENCES);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     std::thread::scope(|scope| {
         for thread in 0..threads {

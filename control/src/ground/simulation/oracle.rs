@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::stack::{Fate, Packet, Stack};
-use crate::ground::{DEFAULT_TABLE, PROTOCOL};
+use super::lookup::{Fate, Lookup, Packet, Span};
+use super::stack::Stack;
+use crate::ground::PROTOCOL;
 use crate::netlink::MAIN_TABLE;
 
 /// A layer of the guard.
@@ -33,9 +34,9 @@ pub struct Watch {
 
 impl Watch {
     /// Panics at a leak.
-    pub fn check(&self, stack: &Stack, when: &str) {
+    pub fn check(&self, stack: &Stack, when: impl FnOnce() -> String) {
         if let Some(leak) = self.leak(stack) {
-            panic!("{leak}, {when}; damaged: {:?}", self.damaged);
+            panic!("{leak}, {}; damaged: {:?}", when(), self.damaged);
         }
     }
 
@@ -46,15 +47,18 @@ impl Watch {
         let forwarding = !self.damaged.contains(&Layer::Filter) || self.damaged.len() == 1;
         let sources = ["lan0", "lan1"].iter().filter_map(|name| stack.named(name));
         let sources: Vec<u32> = sources.filter(|index| forwarding && stack.interfaces[index].up).collect();
+        let lookup = Lookup::of(stack);
         for destination in destinations(stack, &self.guarded) {
             let packet = |from| Packet { from, source: None, destination, mark: 0 };
             let forwarded = sources.iter().map(|index| packet(Some(*index)));
-            // Of this host's own the routes alone must hold.
-            let held_by_routes = !self.damaged.contains(&Layer::OwnTable)
-                || !self.damaged.contains(&Layer::MainTable) && self.main_holds(stack, destination);
+            // Of this host's own the routes alone must hold. What belongs to this site's own networks is left to the
+            // main table: when somebody has flushed that, nobody knows any more that it is the LAN's.
+            let main = !self.damaged.contains(&Layer::MainTable);
+            let held_by_routes = !self.damaged.contains(&Layer::OwnTable) && (main || !lookup.is_thrown(destination))
+                || main && lookup.main_holds(destination);
             let own = held_by_routes.then(|| packet(None));
             for packet in forwarded.chain(own) {
-                if let Fate::Out(by) = stack.fate(&packet) {
+                if let Fate::Out(by) = lookup.fate(&packet) {
                     let name = &stack.interfaces[&by].name;
                     if !name.starts_with("pen") && !name.starts_with("lan") {
                         return Some(format!("{packet:?} leaves in the clear by {name}"));
@@ -64,37 +68,25 @@ impl Watch {
         }
         None
     }
-
-    /// Whether the main table's blackholes alone hold a destination: others' routes there may be longer, default
-    /// routes have none, and outer addresses are left out.
-    fn main_holds(&self, stack: &Stack, destination: IpAddr) -> bool {
-        let mut main = stack.routes.iter().filter(|r| r.table == MAIN_TABLE && r.destination.contains(&destination));
-        let blackholed = main.clone().filter(|r| r.protocol == PROTOCOL).map(|r| r.destination.prefix_len()).max();
-        main.all(|r| r.protocol == PROTOCOL || Some(r.destination.prefix_len()) < blackholed)
-    }
 }
 
-/// Addresses in guarded prefixes that may be treated differently: the ends of each prefix, and those that
+/// Addresses in guarded prefixes that may be treated differently: near the ends of each prefix, and of those that
 /// routes and outer addresses single out.
 fn destinations(stack: &Stack, guarded: &BTreeSet<IpNet>) -> BTreeSet<IpAddr> {
-    let routes = stack.routes.iter().map(|r| &r.destination);
-    let all = guarded.iter().chain(routes).flat_map(ends);
-    all.filter(|address| guarded.iter().any(|p| p.contains(address))).filter(is_reachable).collect()
+    let guarded: Vec<Span> = guarded.iter().map(Span::of).collect();
+    if guarded.is_empty() {
+        return BTreeSet::new();
+    }
+    let routes: BTreeSet<&IpNet> = stack.routes.iter().map(|r| &r.destination).collect();
+    let all = guarded.iter().copied().chain(routes.into_iter().map(Span::of)).flat_map(|span| ends(&span));
+    all.filter(|address| guarded.iter().any(|p| p.contains(*address))).filter(is_reachable).collect()
 }
 
 /// An address near each end of a prefix.
-fn ends(prefix: &IpNet) -> [IpAddr; 2] {
-    match prefix {
-        IpNet::V4(v4) => {
-            let (first, last) = (u32::from(v4.network()), u32::from(v4.broadcast()));
-            [first + u32::from(last > first), last.saturating_sub(u32::from(last > first))]
-                .map(|a| IpAddr::V4(a.into()))
-        }
-        IpNet::V6(v6) => {
-            let (first, last) = (u128::from(v6.network()), u128::from(v6.broadcast()));
-            [first + u128::from(last > first), last].map(|a| IpAddr::V6(a.into()))
-        }
-    }
+fn ends(span: &Span) -> [IpAddr; 2] {
+    let several = u128::from(span.last > span.first);
+    let broadcast = several * u128::from(span.address(0).is_ipv4());
+    [span.address(span.first + several), span.address(span.last - broadcast)]
 }
 
 /// Link-local and multicast addresses are no site's.
@@ -109,7 +101,7 @@ fn is_reachable(address: &IpAddr) -> bool {
 pub fn flush(stack: &mut Stack, layer: Layer) {
     match layer {
         Layer::OwnTable => {
-            stack.remove_routes(|r| r.table == DEFAULT_TABLE);
+            stack.remove_routes(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL);
             stack.remove_rules();
         }
         Layer::MainTable => stack.remove_routes(|r| r.table == MAIN_TABLE && r.protocol == PROTOCOL),

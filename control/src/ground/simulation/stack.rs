@@ -267,70 +267,7 @@ fn key(route: &Route) -> (u32, IpNet, u32) {
     (route.table, route.destination, route.metric)
 }
 
-/// A packet that leaves, of this host or forwarded.
-#[derive(Clone, Copy, Debug)]
-pub struct Packet {
-    /// The interface it came in by; `None` for one of this host.
-    pub from: Option<u32>,
-    pub source: Option<IpAddr>,
-    pub destination: IpAddr,
-    pub mark: u32,
-}
-
-/// What becomes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    Out(u32),
-    Here,
-    Dropped,
-}
-
 impl Stack {
-    pub fn fate(&self, packet: &Packet) -> Fate {
-        match self.routed(packet) {
-            Fate::Out(by) if packet.from.is_some() && self.filtered(packet, by) => Fate::Dropped,
-            fate => fate,
-        }
-    }
-
-    fn routed(&self, packet: &Packet) -> Fate {
-        if self.is_own(packet.destination) {
-            return Fate::Here;
-        }
-        let mut rules: Vec<(u32, u32)> = self
-            .rules
-            .iter()
-            .filter(|rule| rule.ipv6 == packet.destination.is_ipv6())
-            .filter(|rule| rule.unmarked != Some(packet.mark))
-            .filter(|rule| rule.from.is_none() || rule.from == packet.source)
-            .filter(|rule| !rule.local || packet.from.is_none())
-            .map(|rule| (rule.priority, rule.table))
-            .collect();
-        rules.sort_unstable();
-        for table in rules.into_iter().map(|(_, table)| table).chain([MAIN_TABLE]) {
-            let matching =
-                self.routes.iter().filter(|r| r.table == table && r.destination.contains(&packet.destination));
-            let best = matching.min_by_key(|r| (std::cmp::Reverse(r.destination.prefix_len()), r.metric));
-            match best.map(|route| (route.kind, route.interface)) {
-                None | Some((RouteKind::Throw, _)) => {}
-                Some((RouteKind::Unicast, Some(by))) => return Fate::Out(by),
-                Some(_) => return Fate::Dropped,
-            }
-        }
-        Fate::Dropped
-    }
-
-    fn filtered(&self, packet: &Packet, by: u32) -> bool {
-        let name = |index: u32| &self.interfaces[&index].name;
-        let (Some(from), by) = (packet.from.map(name), name(by)) else { return false };
-        self.filters.values().flatten().any(|filter| {
-            let outward = filter.inside.contains(from) && !filter.inside.contains(by);
-            let inward = !filter.inside.contains(from);
-            outward && filter.outward.iter().any(|p| p.contains(&packet.destination))
-                || inward && packet.source.is_some_and(|source| filter.inward.iter().any(|p| p.contains(&source)))
-        })
-    }
-
     /// Without anything that a gateway has made.
     pub fn without_gateways(&self) -> Self {
         let mut bare = self.clone();
@@ -354,7 +291,11 @@ impl Kernel for Handle {
         if let (Ok(()), Operation::SetFilter(filter)) = (&outcome, operation) {
             self.printed = Some(Filter::clone(filter));
         }
-        stack.watch.check(&stack, &format!("after: {operation} ({outcome:?})"));
+        // Settings decide no fate here, and what failed has changed nothing.
+        let settings = matches!(operation, Operation::SetSysctl { .. } | Operation::RestoreSysctl { .. });
+        if outcome.is_ok() && !settings {
+            stack.watch.check(&stack, || format!("after: {operation}"));
+        }
         outcome
     }
 

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use penstock_proto::coordination::{
     Candidate, CandidateKind, Map, MapVersion, Peer, Reachability, Registration, RegistrationState, Relay, SiteKey,
+    Waiting,
 };
 use penstock_proto::trust::{
     Authority, Document, LeaseLength, Lessor, Serial, SigningKey, SiteGrant, Subnets, UnixTime, Validity,
@@ -370,4 +371,31 @@ fn a_coordinator_without_statements_has_no_sites_for_a_gateway_with_a_pin() {
     world.be_honest();
     world.await_direct();
     assert_eq!(world.problems(0), []);
+}
+
+/// Subnets that are offered and not granted are told by the running gateway, without what a terminal would obey.
+#[test]
+fn status_names_the_subnets_that_wait() {
+    if !tools() {
+        return;
+    }
+    let mut world = World::new(LeaseLength::DEFAULT);
+    world.be_honest();
+    let subnet = "10.77.0.0/24".parse().expect("a prefix");
+    let waiting = vec![Waiting { subnet, reason: "it is\x1b[2J cadiz's".into() }];
+    let registration = Registration {
+        name: name(0).parse().expect("a name"),
+        state: RegistrationState::Approved,
+        virtual_address: [100, 64, 0, 1].into(),
+        subnets: Vec::new(),
+        waiting,
+    };
+    let shown = Shown { registration, documents: world.documents(), map: world.map_for(0) };
+    world.puppet.show(world.keys[0].1, shown);
+    world.start(true);
+    world.await_direct();
+    let status = world.gateways[0].status();
+    let expected = json!([{ "Subnet": "10.77.0.0/24", "Reason": "it is[2J cadiz's" }]);
+    assert_eq!(status["Coordinator"]["Waiting"], expected);
+    assert_eq!(world.gateways[1].status()["Coordinator"]["Waiting"], json!([]));
 }

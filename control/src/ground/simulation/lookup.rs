@@ -1,0 +1,173 @@
+//! A stack as packets meet it, prepared once for the fates of many: this is what the simulation does most.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::stack::Stack;
+use crate::ground::PROTOCOL;
+use crate::netlink::{MAIN_TABLE, RouteKind, Rule};
+
+/// A packet that leaves, of this host or forwarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// The interface it came in by; `None` for one of this host.
+    pub from: Option<u32>,
+    pub source: Option<IpAddr>,
+    pub destination: IpAddr,
+    pub mark: u32,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Out(u32),
+    Here,
+    Dropped,
+}
+
+/// The addresses of a prefix, as numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    ipv6: bool,
+    pub first: u128,
+    pub last: u128,
+}
+
+impl Span {
+    pub fn of(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(v4) => {
+                Self { ipv6: false, first: u32::from(v4.network()).into(), last: u32::from(v4.broadcast()).into() }
+            }
+            IpNet::V6(v6) => Self { ipv6: true, first: v6.network().into(), last: v6.broadcast().into() },
+        }
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (ipv6, number) = number(address);
+        self.ipv6 == ipv6 && self.first <= number && number <= self.last
+    }
+
+    /// An address of the same version of IP.
+    pub fn address(&self, number: u128) -> IpAddr {
+        if self.ipv6 { IpAddr::V6(number.into()) } else { IpAddr::V4((number as u32).into()) }
+    }
+}
+
+fn number(address: IpAddr) -> (bool, u128) {
+    match address {
+        IpAddr::V4(v4) => (false, u32::from(v4).into()),
+        IpAddr::V6(v6) => (true, v6.into()),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    table: u32,
+    destination: Span,
+    ours: bool,
+    kind: RouteKind,
+    interface: Option<u32>,
+}
+
+struct FilterEntry {
+    /// Indices of the interfaces inside.
+    inside: BTreeSet<u32>,
+    outward: Vec<Span>,
+    inward: Vec<Span>,
+}
+
+pub struct Lookup {
+    own: BTreeSet<IpAddr>,
+    /// In the order in which they are asked.
+    rules: Vec<Rule>,
+    /// The longest prefixes first, of one length the lowest metric.
+    routes: Vec<Entry>,
+    filters: Vec<FilterEntry>,
+}
+
+impl Lookup {
+    pub fn of(stack: &Stack) -> Self {
+        let mut rules: Vec<Rule> = stack.rules.iter().copied().collect();
+        rules.sort_by_key(|rule| (rule.priority, rule.table));
+        let mut routes: Vec<_> = stack.routes.iter().collect();
+        routes.sort_by_key(|r| (Reverse(r.destination.prefix_len()), r.metric));
+        let entry = |r: &crate::netlink::Route| Entry {
+            table: r.table,
+            destination: Span::of(&r.destination),
+            ours: r.protocol == PROTOCOL,
+            kind: r.kind,
+            interface: r.interface,
+        };
+        let filters = stack.filters.values().flatten().map(|filter| FilterEntry {
+            inside: filter.inside.iter().filter_map(|name| stack.named(name)).collect(),
+            outward: filter.outward.iter().map(Span::of).collect(),
+            inward: filter.inward.iter().map(Span::of).collect(),
+        });
+        Self {
+            own: stack.addresses.iter().map(|a| a.address).collect(),
+            rules,
+            routes: routes.into_iter().map(entry).collect(),
+            filters: filters.collect(),
+        }
+    }
+
+    pub fn fate(&self, packet: &Packet) -> Fate {
+        match self.routed(packet) {
+            Fate::Out(by) if packet.from.is_some() && self.filtered(packet, by) => Fate::Dropped,
+            fate => fate,
+        }
+    }
+
+    fn routed(&self, packet: &Packet) -> Fate {
+        if self.own.contains(&packet.destination) {
+            return Fate::Here;
+        }
+        let tables = self
+            .rules
+            .iter()
+            .filter(|rule| rule.ipv6 == packet.destination.is_ipv6())
+            .filter(|rule| rule.unmarked != Some(packet.mark))
+            .filter(|rule| rule.from.is_none() || rule.from == packet.source)
+            .filter(|rule| !rule.local || packet.from.is_none())
+            .map(|rule| rule.table);
+        for table in tables.chain([MAIN_TABLE]) {
+            let best = self.routes.iter().find(|r| r.table == table && r.destination.contains(packet.destination));
+            match best.map(|route| (route.kind, route.interface)) {
+                None | Some((RouteKind::Throw, _)) => {}
+                Some((RouteKind::Unicast, Some(by))) => return Fate::Out(by),
+                Some(_) => return Fate::Dropped,
+            }
+        }
+        Fate::Dropped
+    }
+
+    fn filtered(&self, packet: &Packet, by: u32) -> bool {
+        let Some(from) = packet.from else { return false };
+        self.filters.iter().any(|filter| {
+            let outward = filter.inside.contains(&from) && !filter.inside.contains(&by);
+            let inward = !filter.inside.contains(&from);
+            outward && filter.outward.iter().any(|p| p.contains(packet.destination))
+                || inward && packet.source.is_some_and(|source| filter.inward.iter().any(|p| p.contains(source)))
+        })
+    }
+
+    /// Whether a gateway's table leaves a destination to the main table.
+    pub fn is_thrown(&self, destination: IpAddr) -> bool {
+        let mut ours = self.routes.iter().filter(|r| r.ours && r.table != MAIN_TABLE);
+        ours.find(|r| r.destination.contains(destination)).is_some_and(|r| r.kind == RouteKind::Throw)
+    }
+
+    /// Whether the main table's blackholes alone hold a destination: others' routes there may be longer, default
+    /// routes have none, and outer addresses are left out.
+    pub fn main_holds(&self, destination: IpAddr) -> bool {
+        let size = |entry: &Entry| entry.destination.last - entry.destination.first;
+        let main = self.routes.iter().filter(|r| r.table == MAIN_TABLE && r.destination.contains(destination));
+        let blackholed = main.clone().filter(|r| r.ours).map(size).min();
+        // The longest is the smallest.
+        main.filter(|r| !r.ours).all(|r| blackholed.is_some_and(|blackhole| blackhole < size(r)))
+    }
+}
