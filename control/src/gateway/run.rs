@@ -27,7 +27,7 @@ use crate::uapi;
 
 /// How often the traffic counters are looked at.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(200);
-/// How often neighbours that AF_XDP sends to are confirmed.
+/// How often receive queues are counted again, and neighbours that AF_XDP sends to are confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_secs(15);
 /// How long network news are gathered before they are acted upon.
 const NEWS_DELAY: Duration = Duration::from_millis(20);

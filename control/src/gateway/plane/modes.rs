@@ -49,7 +49,7 @@ pub struct Device {
     pub driver: Option<String>,
     /// Whether frames on it begin with an Ethernet header.
     pub ethernet: bool,
-    /// Receive queues.
+    /// Queues that both receive and send.
     pub queues: u32,
 }
 
@@ -99,18 +99,26 @@ impl Device {
         let driver = std::fs::read_link(sysfs.join("device/driver"))
             .ok()
             .and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
-        let queues = std::fs::read_dir(sysfs.join("queues")).map_or(0, |entries| {
-            entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("rx-")).count()
-        });
+        let queues = queues_in(&sysfs.join("queues"));
         Self {
             name: interface.name.clone(),
             kind: interface.kind.clone(),
             driver,
             ethernet: interface.mac.is_some() && interface.name != "lo",
             // sysfs may be of another namespace; netlink tells how many queues there are at most.
-            queues: if queues > 0 { queues as u32 } else { interface.queues.max(1) },
+            queues: if queues > 0 { queues } else { interface.queues.max(1) },
         }
     }
+}
+
+/// The queues of a device by its folder in sysfs. A socket sends by the queue that it receives from, and what it sends
+/// by one that only receives is lost.
+fn queues_in(folder: &Path) -> u32 {
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    let count = |direction: &str| names.iter().filter(|name| name.starts_with(direction)).count() as u32;
+    count("rx-").min(count("tx-"))
 }
 
 /// Why AF_XDP would lose packets on a device although it can be attached there, if it would.
@@ -196,5 +204,16 @@ mod tests {
         assert_eq!(workers(3, 0, 8), 3);
         assert_eq!(workers(3, 1, 2), 2);
         assert_eq!(workers(0, 0, 0), 1);
+    }
+
+    #[test]
+    fn queues_that_only_receive_are_the_kernel_s() {
+        let folder = std::env::temp_dir().join(format!("penstock-queues-{}", std::process::id()));
+        for name in ["rx-0", "rx-1", "tx-0"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        let counted = queues_in(&folder);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((counted, queues_in(&folder)), (1, 0));
     }
 }
