@@ -7,6 +7,7 @@ pub mod endpoints;
 pub mod firewall;
 pub mod gateway;
 pub mod ground;
+pub mod icmp;
 pub mod key;
 mod memory;
 pub mod netcheck;

@@ -318,6 +318,45 @@ fn routers_answer_what_they_cannot_forward() {
     assert_eq!((answer[20], &answer[12..20]), (11, &[10, 1, 0, 254, 10, 0, 0, 1][..]));
 }
 
+/// A SYN that offers this segment size.
+fn syn(source: [u8; 4], destination: [u8; 4], mss: u16) -> Vec<u8> {
+    let [high, low] = mss.to_be_bytes();
+    let tcp = [0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, 0x02, 0, 0, 0, 0, 0, 0, 2, 4, high, low];
+    let mut packet = packet(source, destination, 64, &tcp);
+    packet[9] = 6;
+    packet
+}
+
+/// What one side's path takes is what it answers and what both sides' segments are made for.
+#[test]
+fn each_peer_has_its_own_mtu() {
+    let mss = |message: &Message| u16::from_be_bytes([message.bytes[42], message.bytes[43]]);
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    let mut table = (*a.engine.table()).clone();
+    table.peers[0].mtu = 1300;
+    a.engine.publish(table);
+    a.send_lan(&packet(A, B, 64, &[0; 1281]));
+    a.turn();
+    let too_big = a.sent_to_lan().unwrap().bytes;
+    assert_eq!((&too_big[20..22], &too_big[26..28]), (&[3, 4][..], &1300u16.to_be_bytes()[..]));
+    a.send_lan(&packet(A, B, 64, &[0; 1280]));
+    a.turn();
+    assert_eq!(carry(&mut a, &mut b).len(), 1);
+    b.turn();
+    assert_eq!(b.sent_to_lan().unwrap().bytes.len(), 1300);
+
+    a.send_lan(&syn(A, B, 1460));
+    a.turn();
+    carry(&mut a, &mut b);
+    b.turn();
+    assert_eq!(mss(&b.sent_to_lan().unwrap()), 1260, "what comes back will not fit more");
+    b.send_lan(&syn(B, A, 1460));
+    b.turn();
+    carry(&mut b, &mut a);
+    a.turn();
+    assert_eq!(mss(&a.sent_to_lan().unwrap()), 1260, "what is sent there will not fit more");
+}
+
 #[test]
 fn ecn_crosses_the_tunnel() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));

@@ -13,6 +13,8 @@ use super::Gateway;
 use super::due::Due;
 use super::peers::{Peer, Peers};
 use super::plane::Sizes;
+use crate::icmp::Told;
+use crate::key::PublicKey;
 
 /// Follows the link and the peers' endpoints, and tells the path agent and the steering programs.
 pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
@@ -29,6 +31,27 @@ pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
     if due.table {
         let sizes = handshakes.peers.iter().filter_map(|peer| peer.mtu);
         plane.set_smallest_mtu(sizes.map(|mtu| mtu.inner).min());
+    }
+}
+
+/// Takes what routers say of the tunnel's datagrams.
+pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
+    let Gateway { handshakes, overlay, plane, due, .. } = gateway;
+    for told in told.iter().filter(|told| told.source_port == plane.local_port()) {
+        let told = told.too_big();
+        if let Some(overlay) = overlay {
+            let peers = &handshakes.peers;
+            overlay.traversal.handle_too_big(now, &told, |key, index| {
+                peers.with_key(&PublicKey::from_bytes(key.to_bytes())).is_some_and(|peer| peer.receives_by(index))
+            });
+        }
+        for peer in handshakes.peers.iter_mut().filter(|peer| peer.endpoint == Some(told.to)) {
+            let Some(mut path) = peer.plain_path.take() else { continue };
+            if path.handle_too_big(now, &told, |index| peer.receives_by(index)) && note(peer, path.mtu()) {
+                due.add(Due::SIZES);
+            }
+            peer.plain_path = Some(path);
+        }
     }
 }
 

@@ -158,6 +158,11 @@ impl Peer {
         self.endpoint == Some(endpoint) && !relayed
     }
 
+    /// Whether it receives by this index of its own.
+    pub fn receives_by(&self, index: u32) -> bool {
+        self.sessions.iter().any(|session| session.remote_index == index)
+    }
+
     /// The session to send by.
     pub fn sending(&self) -> Option<&Arc<Session>> {
         let index = self.sending?;

@@ -15,10 +15,13 @@ use super::heartbeat::Heartbeat;
 use super::overlay::Overlay;
 use super::plane::Plane;
 use super::standing::{self, Standing};
-use super::{Gateway, configure, map, netcheck, network, privileges, reload, report, traffic, unsaved, wanted};
+use super::{
+    Gateway, configure, map, netcheck, network, path_mtu, privileges, reload, report, traffic, unsaved, wanted,
+};
 use crate::control_socket;
 use crate::endpoints::LastEndpoints;
 use crate::ground::Changed;
+use crate::icmp::Routers;
 use crate::netlink::{Monitor, News};
 use crate::profile::Profile;
 use crate::socket_file::Service;
@@ -102,6 +105,7 @@ async fn serve(
 ) -> Result<()> {
     let mut news: Vec<News> = Vec::new();
     let mut news_due = None;
+    let routers = Routers::open();
     let mut samples = ticks(SAMPLE_EVERY);
     let mut confirmations = ticks(CONFIRM_EVERY);
     // Whoever waits for us to be ready finds the guard and the control socket.
@@ -125,6 +129,7 @@ async fn serve(
                 traffic::take_notices(gateway, Instant::now())?;
             }
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
+            told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
             _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {

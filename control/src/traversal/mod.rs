@@ -26,7 +26,7 @@ use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, PathTransmit, Reason, SocketId};
-use penstock_proto::pmtu::{LinkMtu, PathMtu};
+use penstock_proto::pmtu::{LinkMtu, PathMtu, TooBig};
 use penstock_proto::stun::{NatReport, is_stun};
 use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret, Traffic};
@@ -195,6 +195,11 @@ impl Traversal {
         self.agent.set_receive_limit(receive_limit);
         self.agent.set_pinned_mtu(now, pinned);
         self.agent.set_links(now, &links);
+    }
+
+    /// Takes what a router says of a datagram of ours; `is_receiver` knows the receiver indices by which a peer is sent to.
+    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
+        self.agent.handle_too_big(now, told, is_receiver);
     }
 
     /// Has the coordinator told again where we are: it is another connection.

@@ -123,6 +123,34 @@ fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
     }
 }
 
+/// A router on the way has a smaller link and says so; peers of the profile are not probed. Over IPv4 routers fragment.
+#[test]
+fn a_router_that_says_what_its_link_takes_is_heard() {
+    if !ready(&[]) {
+        return;
+    }
+    for kind in MODES {
+        let topology = Topology::new(Options::router());
+        let (a, b) = joined(&topology, kind, kind, Outer::V6);
+        // A smaller MTU of the links would have a veth pair drop what comes in, before there is a router to say so.
+        for (site, port) in [(&topology.a, "a0"), (&topology.b, "b0")] {
+            topology.middle().ip(&format!("route replace {}/128 dev {port} mtu 1400\n", site.wan6));
+        }
+        let full = ["-c", "1", "-M", "dont", "-s", "1380"];
+        for (gateway, [from, to]) in [(&a, [&topology.a, &topology.b]), (&b, [&topology.b, &topology.a])] {
+            let mut mtu = Value::Null;
+            let told = holds_within(SOON, || {
+                ping(&from.host, to.host4(), &full);
+                mtu = gateway.status()["Peers"][0]["Mtu"].clone();
+                mtu["Outer"] == 1400 && mtu["Reason"] == "told by a router"
+            });
+            assert!(told, "{kind:?}: {mtu}: {}", gateway.process.log());
+        }
+        forget_learnt(&topology);
+        carries(&topology, 1320, &format!("{kind:?}"));
+    }
+}
+
 struct Coordinated {
     lab: Lab,
     sites: [nat::Site; 2],

@@ -39,6 +39,8 @@ pub enum Outer {
 pub enum Middle {
     Cable,
     Switch,
+    /// Each gateway's WAN is a link of its own, with nothing on it but the router.
+    Router,
     Nat,
 }
 
@@ -59,6 +61,10 @@ impl Default for Options {
 impl Options {
     pub fn switch() -> Self {
         Self { middle: Middle::Switch, ..Self::default() }
+    }
+
+    pub fn router() -> Self {
+        Self { middle: Middle::Router, ..Self::default() }
     }
 
     pub fn nat() -> Self {
@@ -97,6 +103,7 @@ impl Topology {
                 None
             }
             Middle::Switch => Some(switch(&a, &b, options)),
+            Middle::Router => Some(router(&a, &b, options)),
             Middle::Nat => {
                 a.wan4 = Ipv4Addr::new(10, 0, 0, 1);
                 Some(nat(&a, &b, options))
@@ -107,6 +114,8 @@ impl Topology {
                 a.address_wan("10.0.0.254");
                 b.address_wan("192.0.2.254");
             }
+            // Done, with the router.
+            Middle::Router => {}
             Middle::Cable | Middle::Switch => {
                 a.address_wan("192.0.2.2");
                 b.address_wan("192.0.2.1");
@@ -292,6 +301,34 @@ fn switch(a: &Site, b: &Site, options: Options) -> Namespace {
          addr add 2001:db8::66/64 dev br0 nodad\n\
          link set br0 up\n");
     switch
+}
+
+/// A router between two links, "a0" and "b0".
+fn router(a: &Site, b: &Site, options: Options) -> Namespace {
+    let router = Namespace::new("router");
+    router.sysctl("net/ipv4/ip_forward", "1");
+    router.sysctl("net/ipv6/conf/all/forwarding", "1");
+    for (site, interface) in [(a, "a0"), (b, "b0")] {
+        veth(&site.gateway, "wan0", &router, interface, options);
+        let (wan4, wan6, n) = (site.wan4, site.wan6, 250 + site.number);
+        router.ip(&format!(
+            "addr add 192.0.2.{n}/32 dev {interface}\n\
+             addr add 2001:db8::{n}/128 dev {interface} nodad\n\
+             link set {interface} up\n\
+             route add {wan4}/32 dev {interface}\n\
+             route add {wan6}/128 dev {interface}\n"
+        ));
+        site.gateway.ip(&format!(
+            "addr add {wan4}/32 dev wan0\n\
+             addr add {wan6}/128 dev wan0 nodad\n\
+             link set wan0 up\n\
+             route add 192.0.2.{n}/32 dev wan0\n\
+             route add 2001:db8::{n}/128 dev wan0\n\
+             route add default via 192.0.2.{n} src {wan4}\n\
+             route add default via 2001:db8::{n} src {wan6}\n"
+        ));
+    }
+    router
 }
 
 fn nat(a: &Site, b: &Site, options: Options) -> Namespace {

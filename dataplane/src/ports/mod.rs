@@ -266,8 +266,11 @@ pub trait Port: Send {
 }
 
 /// Sets a socket option that rustix does not know.
+///
+/// # Errors
+/// The kernel refuses.
 #[expect(unsafe_code)]
-fn set_option(socket: impl AsFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+pub fn set_option(socket: impl AsFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
     let (fd, len) = (socket.as_fd().as_raw_fd(), value.len() as libc::socklen_t);
     // SAFETY: the value is `len` readable bytes.
     let set = unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), len) };

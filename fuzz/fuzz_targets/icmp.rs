@@ -1,0 +1,13 @@
+//! What routers say of our datagrams, as raw sockets give it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use penstock::icmp;
+
+fuzz_target!(|message: &[u8]| {
+    for told in [icmp::parse_v4(message), icmp::parse_v6(message)].into_iter().flatten() {
+        let too_big = told.too_big();
+        assert!(too_big.payload.len() < message.len());
+        let _ = too_big.is_plausible();
+    }
+});
