@@ -192,11 +192,11 @@ impl XdpPort {
             },
             Role::Lan => {
                 let header = penstock_wire::ethernet_offset(pool.packet(&frame))
-                    .and_then(|at| Some(at + ethernet_len(pool.packet(&frame).get(at..)?)?));
+                    .and_then(|at| Some((at, ethernet_len(pool.packet(&frame).get(at..)?)?)));
                 match header {
-                    Some(header) => {
-                        frame.trim_front(header);
-                        Ok(Packet::new(frame))
+                    Some((at, len)) => {
+                        frame.trim_front(at + len);
+                        Ok(Packet { ethernet: len as u8, ..Packet::new(frame) })
                     }
                     None => Err(frame),
                 }
@@ -300,14 +300,9 @@ impl Port for XdpPort {
     }
 
     fn reply_link(&self, pool: &Pool, packet: &Packet) -> Option<Link> {
+        let at = packet.frame.start().checked_sub(usize::from(packet.ethernet))?;
         // The Ethernet header still stands in front of the packet.
-        let slot = pool.slot(&packet.frame);
-        let end = packet.frame.start();
-        let tagged = end >= 18 && slot[end - 6..end - 4] == TYPE_VLAN;
-        let at = end.checked_sub(if tagged { 18 } else { 14 })?;
-        let mac = |at: usize| -> [u8; MAC] { slot[at..at + MAC].try_into().expect("six bytes") };
-        let vlan = tagged.then(|| u16::from_be_bytes([slot[at + 14], slot[at + 15]]));
-        Some(Link::new(self.ifindex, IpAddr::from([0, 0, 0, 0]), mac(at + MAC), mac(at), vlan))
+        link_back(self.ifindex, &pool.slot(&packet.frame)[at..packet.frame.start()])
     }
 
     fn info(&self) -> PortInfo {
@@ -352,6 +347,16 @@ impl Lost {
 fn borrow(rx: &RxQueue) -> BorrowedFd<'_> {
     // SAFETY: the socket is open for as long as the ring is.
     unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) }
+}
+
+/// The way back to the sender of a frame with this Ethernet header.
+fn link_back(ifindex: u32, header: &[u8]) -> Option<Link> {
+    let (to, from) = (*header.first_chunk()?, *header.get(MAC..)?.first_chunk()?);
+    let vlan = match ethernet_len(header)? {
+        18 => Some(u16::from_be_bytes([header[14], header[15]])),
+        _ => None,
+    };
+    Some(Link::new(ifindex, IpAddr::from([0, 0, 0, 0]), from, to, vlan))
 }
 
 /// Bytes of the Ethernet header, with a tag or without; `None` if the frame is shorter.
@@ -520,6 +525,18 @@ mod tests {
         assert_eq!(zoned("[fe80::1]:5"), "[fe80::1%7]:5");
         assert_eq!(zoned("[2001:db8::1]:5"), "[2001:db8::1]:5");
         assert_eq!(zoned("192.0.2.1:5"), "192.0.2.1:5");
+    }
+
+    /// Bytes of a MAC address that look like a tag's type are not taken for one.
+    #[test]
+    fn answers_go_back_to_every_mac() {
+        let (to, from) = ([2, 0, 0, 0, 0, 1], [2, 0, 0x81, 0, 0, 5]);
+        for (vlan, rest) in [(None, &[8, 0][..]), (Some(10), &[0x81, 0, 0, 10, 8, 0])] {
+            let header = [&to[..], &from, rest].concat();
+            let expected = Link::new(1, IpAddr::from([0, 0, 0, 0]), from, to, vlan);
+            assert_eq!(format!("{:?}", link_back(1, &header)), format!("{:?}", Some(expected)));
+            assert!(link_back(1, &header[..header.len() - 1]).is_none());
+        }
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn wan_data_reaches_the_socket() {
             assert_eq!((wan.mode(), wan.fallback()), (expected, None));
             let (mut near, mut far) = (Port::new("near"), Port::new("far"));
             let data = ethernet(&[], 0x0800, ipv4(WAN_V4, 17, udp(PORT, transport(64))));
-            let tagged = ethernet(&[0x8100_0007], 0x0800, data[14..].to_vec());
+            let tagged = ethernet(&[0x8100_e000], 0x0800, data[14..].to_vec());
             let handshake = ethernet(&[], 0x0800, ipv4(WAN_V4, 17, udp(PORT, [1, 0, 0, 0].repeat(37))));
 
             far.send(&data);
@@ -187,7 +187,7 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
             let frames = [
                 ethernet(&[], 0x0800, ipv4(inside, 6, vec![0x5a; 1400])),
                 ethernet(&[], 0x0800, ipv4(inside, 6, vec![0x5a; 40])),
-                ethernet(&[0x8100_0007], 0x0800, ipv4(inside, 6, vec![0x5a; 1400])),
+                ethernet(&[0x8100_e000], 0x0800, ipv4(inside, 6, vec![0x5a; 1400])),
             ];
             far.send(&frames[0]);
             assert_eq!(near.next(), None, "the prefix is not remote yet");

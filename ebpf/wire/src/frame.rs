@@ -4,6 +4,8 @@
 pub const ETHERNET_LEN: usize = 14;
 
 const TAG_LEN: usize = 4;
+/// The bits of a tag that name its VLAN.
+const VLAN: u16 = 0x0fff;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ETHERTYPE_TAG: [u8; 2] = [0x81, 0x00];
@@ -35,6 +37,8 @@ impl<'a> Unread<'a> for &'a [u8] {
 /// An Ethernet header, with at most one 802.1Q tag.
 pub(crate) struct Ethernet<'a, U> {
     pub(crate) destination: &'a [u8; 6],
+    /// The VLAN of the tag; 0 without one, and for a tag that only has a priority (IEEE 802.1Q, section 9.6).
+    pub(crate) vlan: u16,
     pub(crate) ethertype: EtherType,
     pub(crate) payload: U,
 }
@@ -58,11 +62,12 @@ pub(crate) fn parse<'a, U: Unread<'a>>(frame: U) -> Option<Ethernet<'a, U>> {
     let ethertype = [*high, *low];
     if ethertype != ETHERTYPE_TAG {
         let ethertype = classify(ethertype);
-        return Some(Ethernet { destination, ethertype, payload: rest });
+        return Some(Ethernet { destination, vlan: 0, ethertype, payload: rest });
     }
-    let ([_, _, high, low], payload) = rest.take::<TAG_LEN>()?;
+    let ([control_high, control_low, high, low], payload) = rest.take::<TAG_LEN>()?;
+    let vlan = u16::from_be_bytes([*control_high, *control_low]) & VLAN;
     let ethertype = classify([*high, *low]);
-    Some(Ethernet { destination, ethertype, payload })
+    Some(Ethernet { destination, vlan, ethertype, payload })
 }
 
 #[inline(always)]

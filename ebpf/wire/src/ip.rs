@@ -36,6 +36,9 @@ pub(crate) struct Ip<U> {
 /// Reads and checks the IP header behind an Ethernet header.
 #[inline(always)]
 pub(crate) fn parse<'a, U: Unread<'a>>(ethernet: &Ethernet<'a, U>) -> Result<Ip<U>, Unparsed> {
+    if ethernet.vlan != 0 {
+        return Err(Unparsed::OtherVlan);
+    }
     match ethernet.ethertype {
         EtherType::Ipv4 => parse_v4(ethernet.payload),
         EtherType::Ipv6 => parse_v6(ethernet.payload),

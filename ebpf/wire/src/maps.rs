@@ -33,7 +33,7 @@ pub const MAX_LOCAL: u32 = 1024;
 /// Remote and local prefixes together.
 pub const MAX_PREFIXES: u32 = 65_536;
 /// Slots in [`COUNTERS`]; at least the verdicts of the side that has more of them.
-pub const COUNTER_SLOTS: u32 = 16;
+pub const COUNTER_SLOTS: u32 = 32;
 
 const _: () = assert!(crate::WanVerdict::ALL.len() <= COUNTER_SLOTS as usize);
 const _: () = assert!(crate::LanVerdict::ALL.len() <= COUNTER_SLOTS as usize);

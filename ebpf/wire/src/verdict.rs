@@ -7,6 +7,8 @@ pub enum Unparsed {
     Truncated,
     /// Neither IPv4 nor IPv6.
     NotIp,
+    /// Of a VLAN, which is another interface of the kernel's.
+    OtherVlan,
     /// More than one VLAN tag, or an 802.1ad service tag.
     DoubleTagged,
     /// The version field, or an IHL below 5, contradicts the EtherType.
@@ -50,6 +52,7 @@ macro_rules! verdicts {
                 match reason {
                     Unparsed::Truncated => Self::Truncated,
                     Unparsed::NotIp => Self::NotIp,
+                    Unparsed::OtherVlan => Self::OtherVlan,
                     Unparsed::DoubleTagged => Self::DoubleTagged,
                     Unparsed::BadVersion => Self::BadVersion,
                     Unparsed::Options => Self::Options,
@@ -72,6 +75,8 @@ verdicts! {
         Truncated = "truncated",
         /// Neither IPv4 nor IPv6.
         NotIp = "not_ip",
+        /// Of a VLAN, which is another interface of the kernel's.
+        OtherVlan = "other_vlan",
         /// More than one VLAN tag, or an 802.1ad service tag.
         DoubleTagged = "double_tagged",
         /// The IP version, or an IHL below 5, contradicts the EtherType.
@@ -117,6 +122,8 @@ verdicts! {
         Multicast = "multicast",
         /// Neither IPv4 nor IPv6.
         NotIp = "not_ip",
+        /// Of a VLAN, which is another interface of the kernel's.
+        OtherVlan = "other_vlan",
         /// More than one VLAN tag, or an 802.1ad service tag.
         DoubleTagged = "double_tagged",
         /// The IP version, or an IHL below 5, contradicts the EtherType.

@@ -141,7 +141,7 @@ pub fn wan_cases() -> Vec<Case<WanVerdict>> {
         case("v4 longest length", v4(set16(to_us_v4(17, udp(PORT, data())), 2, 0xffff)), BadLength);
         case("v6 longest length", v6(set16(to_us_v6(17, udp(PORT, data())), 4, 0xffff)), BadLength);
     }
-    table.link_layer(&to_us_v4(17, udp(PORT, data())), NotIp, DoubleTagged);
+    table.link_layer(&to_us_v4(17, udp(PORT, data())), NotIp, OtherVlan, DoubleTagged);
     table.cut(BadLength, Truncated);
     table.random(0x57a7);
     table.0
@@ -229,7 +229,7 @@ pub fn lan_cases() -> Vec<Case<LanVerdict>> {
             case(&format!("MAC byte {byte}"), with_mac(frame(), mac), OtherMac);
         }
     }
-    table.link_layer(&ipv4(over_v4, 6, body()), NotIp, DoubleTagged);
+    table.link_layer(&ipv4(over_v4, 6, body()), NotIp, OtherVlan, DoubleTagged);
     table.cut(BadLength, Truncated);
     table.random(0x1a9);
     table.0

@@ -7,14 +7,10 @@ use super::OUR_MAC;
 /// Wraps a packet with an EtherType into a frame to us.
 pub type Tagging = fn(u16, Vec<u8>) -> Vec<u8>;
 
-pub const TAGGINGS: [(&str, Tagging); 3] = [("", untagged), ("tagged ", tagged), ("priority-tagged ", priority_tagged)];
+pub const TAGGINGS: [(&str, Tagging); 2] = [("", untagged), ("priority-tagged ", priority_tagged)];
 
 fn untagged(ethertype: u16, packet: Vec<u8>) -> Vec<u8> {
     ethernet(&[], ethertype, packet)
-}
-
-fn tagged(ethertype: u16, packet: Vec<u8>) -> Vec<u8> {
-    ethernet(&[0x8100_0064], ethertype, packet)
 }
 
 fn priority_tagged(ethertype: u16, packet: Vec<u8>) -> Vec<u8> {

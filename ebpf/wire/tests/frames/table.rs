@@ -22,20 +22,24 @@ impl<Verdict: Copy> Table<Verdict> {
         self.0.push(Case { name, frame, expected: Some(verdict) });
     }
 
-    /// A good packet behind what is no IP, and behind two tags.
-    pub fn link_layer(&mut self, packet: &[u8], not_ip: Verdict, double_tagged: Verdict) {
+    /// A good packet behind what is no IP, behind the tag of a VLAN, and behind two tags.
+    pub fn link_layer(&mut self, packet: &[u8], not_ip: Verdict, other_vlan: Verdict, double_tagged: Verdict) {
+        for vlan in [1, 10, 100, 4000, 4095] {
+            let frame = ethernet(&[0x8100_0000 | vlan], 0x0800, packet.to_vec());
+            self.case(format!("VLAN {vlan}"), frame, other_vlan);
+        }
         for ethertype in [0x0000, 0x0806, 0x05dc, 0x0801, 0x8847, 0x8864, 0x88cc, 0xdd86, 0xffff] {
             let name = format!("EtherType {ethertype:04x}");
             self.case(name.clone(), ethernet(&[], ethertype, packet.to_vec()), not_ip);
-            let frame = ethernet(&[0x8100_0001], ethertype, packet.to_vec());
+            let frame = ethernet(&[0x8100_0000], ethertype, packet.to_vec());
             self.case(format!("tagged {name}"), frame, not_ip);
         }
         for tags in [
-            &[0x8100_0001, 0x8100_0002][..],
+            &[0x8100_0000, 0x8100_0002][..],
             &[0x88a8_0001],
             &[0x88a8_0001, 0x8100_0002],
-            &[0x8100_0001, 0x88a8_0002],
-            &[0x8100_0001, 0x8100_0002, 0x8100_0003],
+            &[0x8100_0000, 0x88a8_0002],
+            &[0x8100_0000, 0x8100_0002, 0x8100_0003],
         ] {
             let frame = ethernet(tags, 0x0800, packet.to_vec());
             self.case(format!("tags {tags:x?}"), frame, double_tagged);
@@ -44,10 +48,10 @@ impl<Verdict: Copy> Table<Verdict> {
 
     /// The first frame of each family, untagged and tagged, cut at every byte.
     pub fn cut(&mut self, bad_length: Verdict, truncated: Verdict) {
-        for name in ["v4 ", "v6 ", "tagged v4 ", "tagged v6 "] {
+        for name in ["v4 ", "v6 ", "priority-tagged v4 ", "priority-tagged v6 "] {
             let whole = self.0.iter().find(|case| case.name.starts_with(name));
             let whole = whole.expect("the table has one").frame.clone();
-            let ip = if name.starts_with("tagged") { 18 } else { 14 };
+            let ip = if name.starts_with("priority-tagged") { 18 } else { 14 };
             let header = if name.ends_with("v4 ") { 20 } else { 40 };
             for len in 0..whole.len() {
                 let verdict = if len < ip + header { truncated } else { bad_length };
