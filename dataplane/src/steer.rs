@@ -16,7 +16,9 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Xs
 use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
 use aya::{Ebpf, Pod};
-use penstock_wire::{AddressKey, LanConfig, LanVerdict, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
+use penstock_wire::{
+    AddressKey, LanConfig, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
+};
 pub use penstock_wire::{BenchFilter, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
@@ -136,9 +138,14 @@ impl LanSteering {
     }
 
     /// Keeps a prefix with the kernel although a shorter remote prefix covers it: the gateway's own
-    /// subnets and addresses under a remote default route.
+    /// addresses under a remote default route.
     pub fn insert_local_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
         self.set_prefix(address, len, STAYS_LOCAL)
+    }
+
+    /// Declares a subnet this site's: only what comes from one is redirected.
+    pub fn insert_own_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
+        self.set_prefix(address, len, OWN_SUBNET)
     }
 
     fn set_prefix(&mut self, address: IpAddr, len: u8, value: u32) -> Result<(), SteerError> {

@@ -16,9 +16,9 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapError, PerCpuArray, XskMap};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, TestRun as _, TestRunOptions};
-use frames::{Case, OUR_ADDRESSES, OUR_MAC, PORT, PREFIXES, TUNNEL_MTU, decide_lan, decide_wan};
+use frames::{Case, OUR_ADDRESSES, OUR_MAC, OWN, PORT, PREFIXES, TUNNEL_MTU, decide_lan, decide_wan};
 use penstock_wire::{
-    AddressKey, COUNTERS, ETHERNET_LEN, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanVerdict, MAX_LOCAL, OuterFamily,
+    AddressKey, COUNTERS, ETHERNET_LEN, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanVerdict, MAX_LOCAL, OWN_SUBNET, OuterFamily,
     STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanVerdict, address_key, ethernet_offset, prefix_bits,
 };
 
@@ -99,6 +99,10 @@ fn configure(object: &mut Ebpf) {
     }
     let prefixes = object.map_mut(penstock_wire::PREFIXES).unwrap();
     let mut prefixes = LpmTrie::<_, AddressKey, u32>::try_from(prefixes).unwrap();
+    for (address, len) in OWN {
+        let key = Key::new(prefix_bits(len), address_key(address));
+        prefixes.insert(&key, OWN_SUBNET, 0).unwrap();
+    }
     for (address, len, outer) in PREFIXES {
         let key = Key::new(prefix_bits(len), address_key(address));
         prefixes.insert(&key, outer.map_or(STAYS_LOCAL, OuterFamily::shift), 0).unwrap();

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::due::Due;
 use super::{Gateway, map, plane, wanted};
 use crate::ground::Changed;
@@ -20,6 +22,8 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     gateway.due.table |= gateway.plane.follow_hops(network, &gateway.site.virtual_addresses, gateway.site.behind());
     let endpoints = gateway.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
     gateway.due.paths |= changed.neighbours || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
+    // Without subnets of its own a site is what the LAN interfaces are connected to.
+    gateway.due.paths |= changed.addresses;
     if let Some(overlay) = &mut gateway.overlay {
         let (hosts, router) = wanted::place(&gateway.site, &gateway.plane, network);
         overlay.set_place(now, hosts, router, wanted::default_routes(network));
@@ -41,6 +45,7 @@ pub fn reconcile(gateway: &mut Gateway, now: Instant) {
 
 /// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow.
 pub fn find_paths(gateway: &mut Gateway) -> bool {
+    let own = own_subnets(gateway);
     let (linux, network) = gateway.ground.parts();
     let changed = gateway.plane.find_paths(linux.netlink(), network, &gateway.handshakes.peers);
     let addresses = gateway.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
@@ -48,9 +53,19 @@ pub fn find_paths(gateway: &mut Gateway) -> bool {
     let kept = network.kept(&remote);
     gateway.plane.steer(
         addresses.map(|address| address.address).collect(),
-        plane::steering::prefixes(&gateway.handshakes.peers, &kept),
+        plane::steering::prefixes(&gateway.handshakes.peers, &kept, own),
     );
     changed
+}
+
+/// The networks of this site's hosts: its subnets, else those of the LAN interfaces.
+fn own_subnets(gateway: &Gateway) -> Vec<IpNet> {
+    let Gateway { site, plane, ground, .. } = gateway;
+    if !site.subnets.is_empty() {
+        return site.subnets.iter().copied().collect();
+    }
+    let lan = plane.drives().lan_indices().into_iter();
+    lan.flat_map(|lan| ground.network().addresses_of(lan)).map(|address| address.network()).collect()
 }
 
 /// Counts receive queues again, and has neighbours confirmed that only AF_XDP sends to.

@@ -27,3 +27,21 @@ fn a_queue_that_comes_later_gets_a_socket() {
     eventually(LIMIT, "the second queue has a socket", || queues() == 2);
     await_traffic(&topology);
 }
+
+/// What comes from an address that is not of the site's subnets goes by the kernel, and so by its rules.
+#[test]
+fn other_sources_are_the_kernel_s() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
+    let steered = |verdict: &str| a.status()["Steering"]["Lan"][verdict].as_u64().unwrap_or_default();
+    let redirected = steered("redirect_over_v4");
+    assert!(redirected > 0 && steered("other_source") == 0);
+    // One of the other site's.
+    let host = &topology.a.host;
+    host.ip("addr add 10.102.0.99/32 dev lo\n");
+    ping(host, topology.b.host4(), &["-c", "3", "-i", "0.1", "-I", "10.102.0.99"]);
+    assert_eq!((steered("other_source"), steered("redirect_over_v4")), (3, redirected));
+}

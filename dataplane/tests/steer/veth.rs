@@ -193,6 +193,11 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
             assert_eq!(near.next(), None, "the prefix is not remote yet");
             assert_eq!(count(lan.counters(), "not_remote"), 1);
 
+            lan.insert_prefix(prefix, 16, OuterFamily::V4).unwrap();
+            far.send(&frames[0]);
+            assert_eq!(near.next(), None, "the source is not of this site");
+            assert_eq!(count(lan.counters(), "other_source"), 1);
+            lan.insert_own_prefix(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 24).unwrap();
             for (outer, shift) in [(OuterFamily::V4, 44), (OuterFamily::V6, 64)] {
                 lan.insert_prefix(prefix, 16, outer).unwrap();
                 for frame in &frames {
@@ -234,6 +239,7 @@ fn outer_headers_fit_the_room() {
         let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
         let default_route = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
         lan.insert_prefix(default_route, 0, OuterFamily::V6).unwrap();
+        lan.insert_own_prefix("2001:db8:ffff::".parse().unwrap(), 64).unwrap();
         let (mut near, mut far) = (Port::new("near"), Port::new("far"));
         lan.set_socket(0, near.fd()).unwrap();
         let packet = ipv6("2001:db8:5::1".parse().unwrap(), 17, vec![7; 99]);

@@ -5,9 +5,9 @@ use crate::maps::{AddressKey, FAMILY_V6, address_key_v4, address_key_v6};
 use crate::verdict::Unparsed;
 
 const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = IPV6_START_LEN + 16;
-/// Up to the destination address.
-const IPV6_START_LEN: usize = 24;
+const IPV6_LEN: usize = IPV6_START_LEN + 2 * 16;
+/// Up to the addresses.
+const IPV6_START_LEN: usize = 8;
 const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 const IPV4_FRAGMENT: u16 = 0x2000 | 0x1fff;
 
@@ -19,6 +19,7 @@ pub(crate) const ICMPV6: u8 = 58;
 /// An IPv4 or IPv6 header whose lengths agree with the frame.
 #[derive(Clone, Copy)]
 pub(crate) struct Ip<U> {
+    pub(crate) source: AddressKey,
     pub(crate) destination: AddressKey,
     /// Protocol (IPv4) or next header (IPv6).
     pub(crate) protocol: u8,
@@ -62,6 +63,7 @@ fn parse_v4<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     Ok(Ip {
+        source: address_key_v4([header[12], header[13], header[14], header[15]]),
         destination: address_key_v4([header[16], header[17], header[18], header[19]]),
         protocol: header[9],
         is_fragment: fragment & IPV4_FRAGMENT != 0,
@@ -76,6 +78,7 @@ fn parse_v4<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
 #[inline(always)]
 fn parse_v6<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
     let (header, rest) = packet.take::<IPV6_START_LEN>().ok_or(Unparsed::Truncated)?;
+    let (source, rest) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
     let (destination, payload) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
     if header[0] >> 4 != 6 {
         return Err(Unparsed::BadVersion);
@@ -85,6 +88,7 @@ fn parse_v6<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
         return Err(Unparsed::BadLength);
     }
     Ok(Ip {
+        source: address_key_v6(*source),
         destination: address_key_v6(*destination),
         protocol: header[6],
         is_fragment: false,

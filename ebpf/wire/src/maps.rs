@@ -23,7 +23,7 @@ pub const WAN_CONFIG: &str = "WAN_CONFIG";
 pub const LAN_CONFIG: &str = "LAN_CONFIG";
 /// Hash of our WAN addresses, [`AddressKey`] to `u8`; the value means nothing.
 pub const LOCAL: &str = "LOCAL";
-/// LPM trie of [`AddressKey`] to `u32`: an [`OuterFamily::shift`] or [`STAYS_LOCAL`].
+/// LPM trie of [`AddressKey`] to `u32`: an [`OuterFamily::shift`], [`STAYS_LOCAL`] or [`OWN_SUBNET`].
 pub const PREFIXES: &str = "PREFIXES";
 
 /// Receive queues that can have a socket; the frames of any beyond pass.
@@ -130,8 +130,11 @@ impl OuterFamily {
 }
 
 /// The value in [`PREFIXES`] for a prefix that the kernel keeps although a remote one covers it:
-/// the gateway's own subnets under a remote default route.
+/// the gateway's own addresses under a remote default route.
 pub const STAYS_LOCAL: u32 = 0;
+/// The value in [`PREFIXES`] for a subnet of this site: packets for it stay with the kernel, and only what comes from
+/// one is redirected.
+pub const OWN_SUBNET: u32 = 1;
 
 /// The largest number of bytes that are prepended, in bytes.
 pub const MAX_SHIFT: usize = OuterFamily::V6.shift() as usize;

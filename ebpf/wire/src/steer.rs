@@ -3,7 +3,7 @@
 
 use crate::frame::{self, Unread};
 use crate::ip::{self, Ip};
-use crate::maps::{AddressKey, LanConfig, OuterFamily, WanConfig};
+use crate::maps::{AddressKey, LanConfig, OWN_SUBNET, OuterFamily, WanConfig};
 use crate::verdict::{LanVerdict, WanVerdict};
 
 /// The shortest transport message, a keepalive, in bytes: header (16) and tag (16). WireGuard
@@ -73,8 +73,8 @@ fn steer_udp<'a, U: Unread<'a>>(
     }
 }
 
-/// Decides about a frame received on a LAN: IP packets to our MAC address for a remote prefix are
-/// redirected, with the room in front of them that the peer's endpoint needs.
+/// Decides about a frame received on a LAN: IP packets to our MAC address, from this site's subnets and
+/// for a remote prefix, are redirected, with the room in front of them that the peer's endpoint needs.
 ///
 /// `route` finds the longest prefix that covers an address and returns its value in
 /// [`PREFIXES`](crate::PREFIXES).
@@ -82,7 +82,7 @@ fn steer_udp<'a, U: Unread<'a>>(
 pub fn steer_lan<'a, U: Unread<'a>>(
     frame: U,
     config: &LanConfig,
-    route: impl FnOnce(AddressKey) -> Option<u32>,
+    route: impl Fn(AddressKey) -> Option<u32>,
 ) -> LanVerdict {
     let Some(ethernet) = frame::parse(frame) else {
         return LanVerdict::Truncated;
@@ -109,6 +109,9 @@ pub fn steer_lan<'a, U: Unread<'a>>(
     let Some(outer) = route(ip.destination).and_then(OuterFamily::from_shift) else {
         return LanVerdict::NotRemote;
     };
+    if route(ip.source) != Some(OWN_SUBNET) {
+        return LanVerdict::OtherSource;
+    }
     if ip.may_fragment && ip.total_len > usize::from(config.tunnel_mtu) {
         return LanVerdict::NeedsFragmenting;
     }

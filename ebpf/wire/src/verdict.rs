@@ -138,6 +138,8 @@ verdicts! {
         NotForwardable = "not_forwardable",
         /// No remote prefix covers the destination, or a local one inside it does.
         NotRemote = "not_remote",
+        /// For a remote prefix, from an address outside this site's subnets.
+        OtherSource = "other_source",
         /// IPv4 longer than the tunnel's MTU that allows fragmentation, which is the kernel's work.
         NeedsFragmenting = "needs_fragmenting",
     }

@@ -96,7 +96,7 @@ fn lan_v4_byte_by_byte() {
         6..12 => true,
         17 => (20..=50).contains(&value), // total length
         32 => value != 6,                 // the /24 over IPv6 inside
-        15 | 18..30 | 33.. => true,       // fragments and protocols too
+        15 | 18..26 | 29 | 33.. => true,  // fragments, protocols and hosts of our subnet too
         _ => false,
     });
 }
@@ -111,7 +111,7 @@ fn lan_v6_byte_by_byte() {
         14 => value >> 4 == 6,
         19 => value <= 30,
         20 => value != 0, // hop-by-hop
-        15..=17 | 21..38 | 44.. => true,
+        15..=17 | 21 | 30..38 | 44.. => true,
         _ => false,
     });
 }

@@ -10,9 +10,19 @@ use penstock_dataplane::steer::{AttachError, AttachMode, LanSteering, OuterFamil
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;
 
-/// A LAN prefix, and where its packets go: to AF_XDP with room for this family's headers, or (`None`)
-/// to the kernel although a shorter prefix goes to AF_XDP.
-pub type Prefixes = BTreeMap<IpNet, Option<OuterFamily>>;
+/// What the LAN programs know of prefixes.
+pub type Prefixes = BTreeMap<IpNet, Leads>;
+
+/// Where the packets for a prefix go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leads {
+    /// To AF_XDP, with room for this family's headers.
+    Tunnel(OuterFamily),
+    /// To the kernel, although a shorter prefix leads into the tunnel.
+    Kernel,
+    /// To this site: to the kernel, and only what comes from there goes to AF_XDP.
+    Site,
+}
 
 /// The programs that are attached. Dropping it detaches them.
 #[derive(Debug, Default)]
@@ -89,12 +99,13 @@ impl Lan {
     fn set_prefixes(&mut self, wanted: &Prefixes) {
         // What the kernel is to keep comes first: a default route must not catch it for a moment.
         let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
-        changes.sort_by_key(|(_, to)| to.is_some());
+        changes.sort_by_key(|(_, to)| matches!(to, Leads::Tunnel(_)));
         for (prefix, to) in changes {
             let (address, len) = (prefix.addr(), prefix.prefix_len());
             let result = match to {
-                Some(outer) => self.program.insert_prefix(address, len, *outer),
-                None => self.program.insert_local_prefix(address, len),
+                Leads::Tunnel(outer) => self.program.insert_prefix(address, len, *outer),
+                Leads::Kernel => self.program.insert_local_prefix(address, len),
+                Leads::Site => self.program.insert_own_prefix(address, len),
             };
             told(result, "of a prefix");
         }
@@ -144,13 +155,16 @@ fn told(result: Result<(), SteerError>, what: &str) {
     }
 }
 
-/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's.
-pub fn prefixes(peers: &Peers, kept: &[IpNet]) -> Prefixes {
-    let mut all: Prefixes = kept.iter().map(|p| (*p, None)).collect();
+/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `site` this site's subnets.
+pub fn prefixes(peers: &Peers, kept: &[IpNet], site: impl IntoIterator<Item = IpNet>) -> Prefixes {
+    let mut all: Prefixes = site.into_iter().map(|prefix| (prefix, Leads::Site)).collect();
+    for prefix in kept {
+        all.entry(*prefix).or_insert(Leads::Kernel);
+    }
     for (prefix, owner) in peers.allowed_ips() {
         let endpoint = peers.of(owner).and_then(|p| p.endpoint);
-        let family = endpoint.map(|e| if e.is_ipv4() { OuterFamily::V4 } else { OuterFamily::V6 });
-        all.insert(*prefix, family);
+        let over = endpoint.map(|e| if e.is_ipv4() { OuterFamily::V4 } else { OuterFamily::V6 });
+        all.insert(*prefix, over.map_or(Leads::Kernel, Leads::Tunnel));
     }
     all
 }
@@ -171,10 +185,12 @@ mod tests {
         for (prefix, id) in [("fd00:1::/64", ids[0]), ("10.0.0.0/8", ids[1]), ("10.3.0.0/16", ids[2])] {
             peers.allow(net(prefix), id);
         }
-        let all = prefixes(&peers, &[net("10.101.0.0/24")]);
-        assert_eq!(all[&net("fd00:1::/64")], Some(OuterFamily::V4));
-        assert_eq!(all[&net("10.0.0.0/8")], Some(OuterFamily::V6));
-        assert_eq!(all[&net("10.3.0.0/16")], None, "nowhere to send it yet: the tun device's packets wait");
-        assert_eq!(all[&net("10.101.0.0/24")], None);
+        let site = [net("10.101.0.0/24"), net("10.3.0.0/16")];
+        let all = prefixes(&peers, &[net("10.101.0.0/24"), net("10.101.0.1/32")], site);
+        assert_eq!(all[&net("fd00:1::/64")], Leads::Tunnel(OuterFamily::V4));
+        assert_eq!(all[&net("10.0.0.0/8")], Leads::Tunnel(OuterFamily::V6));
+        assert_eq!(all[&net("10.3.0.0/16")], Leads::Kernel, "nowhere to send it yet: the tun device's packets wait");
+        assert_eq!(all[&net("10.101.0.0/24")], Leads::Site);
+        assert_eq!(all[&net("10.101.0.1/32")], Leads::Kernel);
     }
 }

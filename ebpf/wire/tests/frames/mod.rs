@@ -7,8 +7,8 @@ mod table;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use penstock_wire::{
-    AddressKey, LanConfig, LanVerdict, OuterFamily, STAYS_LOCAL, WanConfig, WanVerdict, address_key, steer_lan,
-    steer_wan,
+    AddressKey, LanConfig, LanVerdict, OWN_SUBNET, OuterFamily, STAYS_LOCAL, WanConfig, WanVerdict, address_key,
+    steer_lan, steer_wan,
 };
 
 use packet::{TAGGINGS, add_at, flagged, set, set16, typed, udp_of_len, with_options};
@@ -26,6 +26,12 @@ pub const OUR_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(WAN_V4), IpAddr::V6(WAN_V6)];
 
 /// Address, length in bits, and the peer's outer family; none for a prefix that stays local.
 pub type Prefix = (IpAddr, u8, Option<OuterFamily>);
+
+/// This site's subnets: where the packets of `packet` come from, but for one host of a remote prefix.
+pub const OWN: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 24),
+    (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0)), 64),
+];
 
 pub const PREFIXES: [Prefix; 6] = [
     (IpAddr::V4(Ipv4Addr::new(10, 102, 0, 0)), 16, Some(OuterFamily::V4)),
@@ -52,14 +58,16 @@ fn longest_prefix(key: AddressKey) -> Option<u32> {
         let word = u32::from_be(key[1 + usize::from(at / 32)]);
         word >> (31 - at % 32) & 1
     };
-    PREFIXES
-        .iter()
+    let steered =
+        PREFIXES.iter().map(|(address, len, outer)| (*address, *len, outer.map_or(STAYS_LOCAL, OuterFamily::shift)));
+    steered
+        .chain(OWN.iter().map(|(address, len)| (*address, *len, OWN_SUBNET)))
         .filter(|(address, len, _)| {
             let prefix = address_key(*address);
             prefix[0] == key[0] && (0..*len).all(|at| bit(prefix, at) == bit(key, at))
         })
         .max_by_key(|(_, len, _)| *len)
-        .map(|(_, _, outer)| outer.map_or(STAYS_LOCAL, OuterFamily::shift))
+        .map(|(_, _, value)| value)
 }
 
 pub fn wan_cases() -> Vec<Case<WanVerdict>> {
@@ -208,6 +216,15 @@ pub fn lan_cases() -> Vec<Case<LanVerdict>> {
 
         for address in ["10.101.0.1", "10.103.0.0", "10.102.6.1", "192.0.2.1", "2001:db8:101::1"] {
             case(address, to(address), NotRemote);
+        }
+        for (n, source) in [[10, 102, 3, 9], [10, 102, 6, 1], [192, 0, 2, 7], [198, 51, 101, 7]].into_iter().enumerate()
+        {
+            let packet = ipv4(over_v4, 6, body());
+            let packet = (0..4).fold(packet, |packet, byte| set(packet, 12 + byte, source[byte]));
+            case(&format!("v4 source {n}"), v4(packet), OtherSource);
+        }
+        for (at, value) in [(8, 0xfe), (12, 0x01), (15, 1)] {
+            case(&format!("v6 source {at}"), v6(set(ipv6(six_over_v4, 6, body()), at, value)), OtherSource);
         }
         case("prefix's first", to("10.102.0.0"), RedirectOverV4);
         case("prefix's last", to("10.102.255.255"), RedirectOverV4);
