@@ -9,6 +9,7 @@ pub mod gateway;
 pub mod ground;
 pub mod key;
 mod memory;
+pub mod metrics;
 pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;

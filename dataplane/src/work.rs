@@ -1,5 +1,6 @@
 //! What a worker has done: batches, packets, and how long it slept for want of them.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -23,6 +24,15 @@ pub struct WorkDone {
     pub sleeps: u64,
     /// How long it slept in all, not counting a sleep that still lasts.
     pub slept: Duration,
+}
+
+impl AddAssign for WorkDone {
+    fn add_assign(&mut self, more: Self) {
+        self.batches += more.batches;
+        self.packets += more.packets;
+        self.sleeps += more.sleeps;
+        self.slept += more.slept;
+    }
 }
 
 impl Work {

@@ -18,6 +18,7 @@ mod configure;
 pub mod device;
 mod handshakes;
 mod heartbeat;
+mod metrics;
 mod netcheck;
 mod overlay;
 mod peers;
@@ -54,6 +55,7 @@ use crate::uapi;
 
 use handshakes::{Due, Handshakes};
 use heartbeat::Heartbeat;
+use metrics::Metrics;
 use overlay::{Outcome, Overlay};
 use plane::Plane;
 use site::Site;
@@ -79,6 +81,7 @@ pub struct Gateway {
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
+    metrics: Metrics,
     /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.
@@ -210,6 +213,7 @@ impl Gateway {
             handshakes.add(now, peer)?;
         }
         let overlay = Overlay::start(now, &profile, plane.sender());
+        let metrics = Metrics::new(profile.metrics);
         let mut gateway = Self {
             profile,
             site,
@@ -218,6 +222,7 @@ impl Gateway {
             guard,
             ground,
             plane,
+            metrics,
             problems,
             due: Due::PEERS,
             paths_due: true,
@@ -229,6 +234,7 @@ impl Gateway {
         gateway.apply_map(now);
         gateway.network_changed(now, &Changed::everything());
         gateway.follow_up(now);
+        gateway.metrics.follow(now);
         Ok(gateway)
     }
 
@@ -280,6 +286,7 @@ impl Gateway {
                 }
                 input = Overlay::next(&mut self.overlay) => self.take_input(Instant::now(), input),
                 change = self.handshakes.resolved() => self.handshakes.handle_resolved(Instant::now(), change),
+                Some(reply) = self.metrics.asked() => drop(reply.send(report::status(self, Instant::now()))),
                 Some(request) = uapi.requests.recv() => configure::serve(self, Instant::now(), request),
                 Some(request) = control.requests.recv() => {
                     if self.answer(Instant::now(), request).await {
@@ -322,13 +329,19 @@ impl Gateway {
 
     fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let found = self.overlay.as_mut().and_then(|overlay| overlay.poll_timeout(now));
-        let timers =
-            [self.handshakes.proto.poll_timeout(), found, self.ground.poll_timeout(), self.plane.poll_timeout()];
+        let timers = [
+            self.handshakes.proto.poll_timeout(),
+            found,
+            self.ground.poll_timeout(),
+            self.plane.poll_timeout(),
+            self.metrics.poll_timeout(),
+        ];
         timers.into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         self.handshakes.proto.handle_timeout(now);
+        self.metrics.follow(now);
         self.ground_due |= self.ground.poll_timeout().is_some_and(|at| at <= now);
         if self.overlay.as_mut().is_some_and(|overlay| overlay.handle_timeout(now)) {
             self.apply_map(now);

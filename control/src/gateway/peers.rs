@@ -45,6 +45,8 @@ pub struct Peer {
     pub recalled: bool,
     /// The path found to it, if the coordinator named it.
     pub found: Option<Found>,
+    /// How often another one was found.
+    pub path_changes: u64,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// Which suite is used with it.
@@ -113,6 +115,7 @@ impl Peer {
             local: None,
             recalled: false,
             found: None,
+            path_changes: 0,
             persistent_keepalive: None,
             // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
             suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },
