@@ -430,6 +430,27 @@ mod tests {
         assert!(page.ends_with("# EOF\n"));
     }
 
+    /// A rule or a panel on a metric that nobody serves shows nothing, and nobody notices.
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let page = page(status::sample()).unwrap();
+        let served: Vec<&str> = page
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .collect();
+        for text in [
+            include_str!("../../scripts/packaging/monitoring/penstock.rules.yml"),
+            include_str!("../../scripts/packaging/monitoring/grafana-dashboard.json"),
+        ] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let asked: Vec<&str> = words.filter(|word| word.starts_with("penstock_")).collect();
+            assert!(!asked.is_empty());
+            let unknown: Vec<&&str> = asked.iter().filter(|name| !served.contains(name)).collect();
+            assert!(unknown.is_empty(), "{unknown:?}");
+        }
+    }
+
     /// One duplicate, and Prometheus refuses the whole page; one quotation mark too many, and it cannot be read.
     #[test]
     fn labels_stay_unique_and_quoted() {
