@@ -10,6 +10,7 @@ pub mod ground;
 pub mod icmp;
 pub mod key;
 mod memory;
+pub mod metrics;
 pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;

@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -102,6 +102,8 @@ pub struct Profile {
     pub coordinator: Option<Coordinator>,
     /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
     pub accept: Option<Vec<IpNet>>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
     /// The other sites.
     pub peers: Vec<Peer>,
 }

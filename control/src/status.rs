@@ -69,6 +69,9 @@ pub struct Status {
     /// Remote prefixes that are blocked wherever they do not lead into the tunnel, until they are released.
     #[serde(default)]
     pub guarded: Vec<IpNet>,
+    /// What each worker has done since the start, in their order.
+    #[serde(default)]
+    pub worker_loads: Vec<WorkerLoad>,
 }
 
 /// How a gateway is, all told.
@@ -199,6 +202,9 @@ pub struct Peer {
     /// The relay's name, if there is one on the path.
     #[serde(default)]
     pub relay: Option<String>,
+    /// How often another path to it was chosen. Only of peers that the coordinator names; else 0.
+    #[serde(default)]
+    pub path_changes: u64,
     /// Where the peer was last heard or is expected.
     pub endpoint: Option<SocketAddr>,
     /// Round trip of the last probe.
@@ -262,6 +268,20 @@ pub struct Steering {
     pub lan: BTreeMap<String, u64>,
 }
 
+/// What a worker has done. It sleeps when it has no packets, so the time not slept is its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct WorkerLoad {
+    /// Batches received from its ports, without empty ones.
+    pub batches: u64,
+    /// Packets in these batches.
+    pub packets: u64,
+    /// How often it went to sleep and was woken.
+    pub sleeps: u64,
+    /// How long it slept in all, not counting a sleep that still lasts.
+    pub slept_ms: u64,
+}
+
 /// A status with something in every field, for tests here and elsewhere.
 #[cfg(test)]
 pub(crate) fn sample() -> Status {
@@ -323,6 +343,7 @@ pub(crate) fn sample() -> Status {
             path: PathKind::Direct,
             reason: Some("the peer answers directly".into()),
             relay: None,
+            path_changes: 2,
             endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
             round_trip_ms: Some(1.5),
             last_handshake: Some(1_700_000_000),
@@ -346,6 +367,7 @@ pub(crate) fn sample() -> Status {
             next_try_seconds: None,
         }],
         guarded: vec!["10.102.0.0/24".parse().expect("a prefix")],
+        worker_loads: vec![WorkerLoad { batches: 3, packets: 40, sleeps: 2, slept_ms: 900 }],
     }
 }
 
@@ -354,7 +376,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":""}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"Packets":40,"Sleeps":2,"SleptMs":900}]}"#;
 
     #[test]
     fn json_is_the_contract() {

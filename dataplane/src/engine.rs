@@ -13,6 +13,7 @@ use crate::frame::Pool;
 use crate::ports::{Port, PortInfo};
 use crate::slow_path::{COMMANDS, Command, Mailbox, NOTICES, Notice};
 use crate::table::Table;
+use crate::work::{Work, WorkDone};
 use crate::worker::Worker;
 
 /// What an engine starts with.
@@ -61,6 +62,7 @@ struct Running {
     drops: Arc<Drops>,
     /// The last call that it answered.
     answered: Arc<AtomicU32>,
+    work: Arc<Work>,
     ports: Vec<PortInfo>,
 }
 
@@ -101,7 +103,8 @@ impl Engine {
             let drops = Arc::new(Drops::default());
             let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
             let worker = Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops));
-            engine.workers.push(Running { thread: None, commands, drops, answered: worker.answered(), ports });
+            let (answered, work) = (worker.answered(), worker.work());
+            engine.workers.push(Running { thread: None, commands, drops, answered, work, ports });
             workers.push(worker);
         }
         Ok((engine, workers))
@@ -153,6 +156,11 @@ impl Engine {
     /// How many packets were dropped for each reason, over all workers.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.iter().map(|&reason| (reason, self.workers.iter().map(|w| w.drops.of(reason)).sum()))
+    }
+
+    /// What each worker has done since the start.
+    pub fn work(&self) -> impl Iterator<Item = WorkDone> + '_ {
+        self.workers.iter().map(|worker| worker.work.done())
     }
 
     /// The ports of every worker, as they were bound.

@@ -25,6 +25,7 @@ pub mod session;
 pub mod slow_path;
 pub mod steer;
 pub mod table;
+pub mod work;
 pub mod worker;
 
 mod checksum;

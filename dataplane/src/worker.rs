@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,6 +21,7 @@ use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
 use crate::turn::{Notices, ROAMED_MAX, Turn};
+use crate::work::Work;
 use crate::{egress, ingress};
 
 /// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
@@ -31,7 +33,7 @@ const COMMANDS_PER_TURN: usize = 64;
 /// Descriptors that are polled without an allocation: those of a gateway with a dozen interfaces.
 const DESCRIPTORS: usize = 16;
 
-/// A worker's state. Nothing of it is shared but the table, the mailboxes and the drop counters.
+/// A worker's state. Nothing of it is shared but the table, the mailboxes and the counters.
 pub struct Worker {
     pool: Pool,
     wan: Side,
@@ -52,6 +54,7 @@ pub struct Worker {
     answered: Arc<AtomicU32>,
     /// When the kernel was last asked what it has lost; `None` when no port can tell.
     losses: Option<Millis>,
+    work: Arc<Work>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
 }
@@ -79,6 +82,7 @@ impl Worker {
             drops,
             answered: Arc::default(),
             losses: Some(Millis::default()),
+            work: Arc::default(),
             core: setup.core,
             busy_poll: setup.busy_poll,
         }
@@ -87,6 +91,11 @@ impl Worker {
     /// Where it tells which call it has answered.
     pub(crate) fn answered(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.answered)
+    }
+
+    /// Where it counts what it does.
+    pub(crate) fn work(&self) -> Arc<Work> {
+        Arc::clone(&self.work)
     }
 
     /// Works until the engine stops.
@@ -139,12 +148,13 @@ impl Worker {
 
     /// One turn: a batch from every port, taken to where it goes. Returns how many packets there were.
     pub fn turn(&mut self) -> usize {
-        let (mut turn, Ends { wan, lan, received }) = self.begin();
+        let (mut turn, Ends { wan, lan, received, work }) = self.begin();
         let mut packets = 0;
         for i in 0..wan.ports().len() {
             let count = wan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
+                work.received(count);
                 ingress::run(&mut turn, received, lan);
                 // Errors about what a peer sent are our own packets, and go back into the tunnel.
                 if !turn.errors.is_empty() {
@@ -157,6 +167,7 @@ impl Worker {
             let count = lan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
+                work.received(count);
                 egress::run(&mut turn, received, Some(&*lan.ports()[i]), wan);
                 lan.answer(i, &mut turn);
             }
@@ -168,11 +179,11 @@ impl Worker {
     #[inline]
     fn begin(&mut self) -> (Turn<'_>, Ends<'_>) {
         self.take_up_table();
-        let Self { pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, .. } = self;
+        let Self { pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, work, .. } = self;
         let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), Millis::now());
         (
             Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, roamed },
-            Ends { wan, lan, received },
+            Ends { wan, lan, received, work },
         )
     }
 
@@ -206,7 +217,12 @@ impl Worker {
             // A loss in the kernel wakes nobody.
             true => self.losses.map(|_| &second),
         };
-        if poll(&mut fds, timeout).unwrap_or(0) == 0 {
+        let asleep = wait.then(Instant::now);
+        let count = poll(&mut fds, timeout).unwrap_or(0);
+        if let Some(asleep) = asleep {
+            self.work.slept(asleep.elapsed());
+        }
+        if count == 0 {
             return;
         }
         let came: SmallVec<[bool; DESCRIPTORS]> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
@@ -271,4 +287,5 @@ struct Ends<'a> {
     wan: &'a mut Side,
     lan: &'a mut Side,
     received: &'a mut Batch,
+    work: &'a Work,
 }

@@ -176,6 +176,36 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(sent.packets.load(Relaxed), 1401);
 }
 
+/// A busy worker counts batches and packets, and no empty turn.
+#[test]
+fn a_workers_batches_and_packets_are_counted() {
+    let mut gateway = Gateway::new(0);
+    for packets in [3, 1] {
+        for _ in 0..packets {
+            gateway.send_lan(&packet(A, B, 64, b"counted"));
+        }
+        gateway.turn();
+    }
+    let done = gateway.engine.work().next().unwrap();
+    assert_eq!((done.batches, done.packets, done.sleeps), (2, 4, 0));
+}
+
+/// A worker without packets sleeps: its sleeps and their time are counted when it wakes.
+#[test]
+fn a_workers_sleep_is_counted() {
+    let begun = Instant::now();
+    let engine = Engine::start(config(&Wire::default(), &Wire::default(), table(0, true))).unwrap();
+    let asleep = Duration::from_millis(50);
+    while engine.work().next().unwrap().slept < asleep {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it does not sleep");
+        std::thread::sleep(Duration::from_millis(10));
+        engine.call();
+    }
+    let done = engine.work().next().unwrap();
+    assert!(done.sleeps > 0 && done.slept <= begun.elapsed(), "{done:?}");
+    assert_eq!(done.packets, 0);
+}
+
 /// Sessions take turns in a batch, and what is dropped leaves a gap: order, peers and counters stay right.
 #[test]
 fn a_batch_of_two_peers_and_all_fates_stays_in_order() {

@@ -20,6 +20,7 @@ mod due;
 mod handshakes;
 mod heartbeat;
 mod map;
+mod metrics;
 mod netcheck;
 mod network;
 mod overlay;
@@ -47,6 +48,7 @@ use crate::profile::Profile;
 
 use due::Due;
 use handshakes::Handshakes;
+use metrics::Metrics;
 use overlay::Overlay;
 use plane::Plane;
 pub use run::run;
@@ -64,6 +66,7 @@ pub struct Gateway {
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
+    metrics: Metrics,
     /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.

@@ -378,6 +378,7 @@ impl Overlay {
         let Some(peer) = handshakes.peers.of_mut(id) else { return };
         tracing::info!("{}: {way}", peer.label());
         let before = peer.found.replace(Found { path, reason });
+        peer.path_changes += u64::from(before.is_none_or(|before| before.path != path));
         let has_session = peer.sending.is_some();
         handshakes.set_endpoint(id, endpoint);
         if before.is_none_or(|before| before.path != path) {

@@ -54,6 +54,8 @@ pub struct Peer {
     pub mtu: Option<PathMtu>,
     /// The same as far as the link and routers say, for a peer without a path agent.
     pub plain_path: Option<PlainPath>,
+    /// How often another one was found.
+    pub path_changes: u64,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// Which suite is used with it.
@@ -124,6 +126,7 @@ impl Peer {
             found: None,
             mtu: None,
             plain_path: None,
+            path_changes: 0,
             persistent_keepalive: None,
             // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
             suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },

@@ -61,6 +61,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     gateway.plane.reload(now, &profile, gateway.ground.network());
     gateway.handshakes.set_own_speeds(gateway.plane.speeds());
     Overlay::reload(&mut gateway.overlay, now, &profile, &mut gateway.handshakes);
+    gateway.metrics.reload(now, profile.metrics);
     gateway.profile = profile;
     map::take_address(gateway);
     gateway.due.add(Due::PEERS);
@@ -69,6 +70,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     // An interface that was down before is no matter of the profile.
     let known = |subject: &str| ![PORT, MARK].contains(&subject) && before.iter().any(|p| p.subject == subject);
     let new = gateway.plane.problems(now).into_iter().filter(|problem| !known(&problem.subject));
+    let new = new.chain(gateway.metrics.problems(now));
     reloaded.not_applied.extend(new.map(|problem| format!("{}: {}", problem.subject, problem.sentence)));
     match reloaded.changed.as_slice() {
         [] => tracing::info!("the profile was reloaded; nothing has changed"),

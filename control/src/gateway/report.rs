@@ -4,6 +4,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
+use penstock_dataplane::work::WorkDone;
 use penstock_proto::coordination::{RegistrationState, Waiting};
 use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{Suite, path};
@@ -19,7 +20,7 @@ use super::suites;
 use crate::coordinator::State;
 use crate::key::PublicKey;
 use crate::problem::Problem;
-use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering};
+use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering, WorkerLoad};
 
 /// The gateway's state, as `status --json` prints it.
 pub fn status(gateway: &Gateway, now: Instant) -> Status {
@@ -51,6 +52,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         forwarding: plane.forwards(),
         problems,
         guarded: guard.prefixes().into_iter().collect(),
+        worker_loads: plane.work().into_iter().map(worker_load).collect(),
     }
 }
 
@@ -58,9 +60,19 @@ fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {
     let mut all = gateway.problems.list(now);
     all.extend(gateway.ground.problems(now));
     all.extend(gateway.plane.problems(now));
+    all.extend(gateway.metrics.problems(now));
     all.extend(gateway.handshakes.problems(now));
     all.extend(gateway.overlay.iter().flat_map(|overlay| overlay.problems(now)));
     all
+}
+
+fn worker_load(work: WorkDone) -> WorkerLoad {
+    WorkerLoad {
+        batches: work.batches,
+        packets: work.packets,
+        sleeps: work.sleeps,
+        slept_ms: work.slept.as_millis() as u64,
+    }
 }
 
 fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
@@ -144,6 +156,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         path: path_kind(peer, Millis::at(now)),
         reason: peer.found.map(|found| found.reason.to_string()),
         relay: overlay.and_then(|overlay| overlay.relay_of(peer)),
+        path_changes: peer.path_changes,
         endpoint: peer.endpoint,
         round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),

@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::heartbeat::Heartbeat;
+use super::metrics::Metrics;
 use super::overlay::Overlay;
 use super::plane::Plane;
 use super::standing::{self, Standing};
@@ -84,13 +85,16 @@ fn start(profile: Profile) -> Result<Gateway> {
         handshakes.add(now, peer)?;
     }
     let overlay = Overlay::start(now, &profile, plane.sender());
-    let mut gateway = Gateway { profile, site, handshakes, overlay, guard, ground, plane, problems, due: Due::PEERS };
+    let metrics = Metrics::new(profile.metrics);
+    let mut gateway =
+        Gateway { profile, site, handshakes, overlay, guard, ground, plane, metrics, problems, due: Due::PEERS };
     // With the tun device in it.
     gateway.ground.refresh(now, [News::Lost]);
     map::take_address(&mut gateway);
     map::apply(&mut gateway, now);
     network::changed(&mut gateway, now, &Changed::everything());
     gateway.follow_up(now);
+    gateway.metrics.follow(now);
     Ok(gateway)
 }
 
@@ -144,6 +148,7 @@ async fn serve(
             }
             input = Overlay::next(&mut gateway.overlay) => map::handle_input(gateway, Instant::now(), input),
             change = gateway.handshakes.resolved() => gateway.handshakes.handle_resolved(Instant::now(), change),
+            Some(reply) = gateway.metrics.asked() => drop(reply.send(report::status(gateway, Instant::now()))),
             Some(request) = uapi.requests.recv() => configure::serve(gateway, Instant::now(), request),
             Some(request) = control.requests.recv() => {
                 if answer(gateway, Instant::now(), request).await {
@@ -186,13 +191,19 @@ async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Re
 
 fn poll_timeout(gateway: &mut Gateway, now: Instant) -> Option<Instant> {
     let found = gateway.overlay.as_mut().and_then(|overlay| overlay.poll_timeout(now));
-    let timers =
-        [gateway.handshakes.proto.poll_timeout(), found, gateway.ground.poll_timeout(), gateway.plane.poll_timeout()];
+    let timers = [
+        gateway.handshakes.proto.poll_timeout(),
+        found,
+        gateway.ground.poll_timeout(),
+        gateway.plane.poll_timeout(),
+        gateway.metrics.poll_timeout(),
+    ];
     timers.into_iter().flatten().min()
 }
 
 fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     gateway.handshakes.proto.handle_timeout(now);
+    gateway.metrics.follow(now);
     if gateway.ground.poll_timeout().is_some_and(|at| at <= now) {
         gateway.due.ground = true;
         let changed = gateway.ground.refresh(now, []);

@@ -365,7 +365,7 @@ impl Document {
                     })
                     .collect(),
             ),
-            metrics: None,
+            metrics: profile.metrics,
         }
     }
 }

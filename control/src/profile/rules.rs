@@ -26,8 +26,9 @@ use crate::key::{KeyError, PrivateKey, PublicKey};
 /// Checks all that needs no key file.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     let document = &source.document;
-    if document.metrics.is_some() {
-        return Err(source.error(FieldPath::of(&["Metrics"]), "this version serves no metrics yet; leave this out"));
+    if let Some(metrics) = document.metrics.filter(|metrics| metrics.port() == 0) {
+        let sentence = format!("{metrics} has port 0, where nobody finds them; take another, such as 9586");
+        return Err(source.error(FieldPath::of(&["Metrics"]), sentence));
     }
     if let Some(workers) = document.workers.filter(|&workers| workers > WORKER_LIMIT) {
         let sentence = format!("{workers} workers are more than the {WORKER_LIMIT} there can be");
@@ -261,6 +262,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         mark: document.fw_mark.unwrap_or(DEFAULT_MARK),
         cipher: document.cipher.as_ref().and_then(|cipher| cipher.implementation).unwrap_or_default(),
         coordinator: coordinator(&source)?,
+        metrics: document.metrics,
         accept: document.accept.as_deref().map(|accept| bare(Some(accept))),
         peers: profile_peers,
     })

@@ -253,11 +253,7 @@ fn rules_name_both_sides() {
             "\"Coordinator\": {\"Url\": \"https://c.example\", \"Fingerprint\": \"ab\", \"CaFile\": \"ca.pem\"}",
             "30:78: field Coordinator.CaFile: a certificate that is pinned by Fingerprint needs no authorities",
         ),
-        (
-            "\"Mtu\": 1400",
-            "\"Metrics\": \"127.0.0.1:9586\"",
-            "30:14: field Metrics: this version serves no metrics yet",
-        ),
+        ("\"Mtu\": 1400", "\"Metrics\": \"127.0.0.1:0\"", "30:14: field Metrics: 127.0.0.1:0 has port 0"),
         ("\"amsterdam.key\"", "\"x.missing\"", "5:21: field PrivateKeyFile: /etc/penstock/profiles/x.missing: "),
         (
             "\"amsterdam.key\"",
@@ -274,6 +270,16 @@ fn rules_name_both_sides() {
         let error = error.strip_prefix(&format!("{PATH}:")).unwrap_or(&error);
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
+}
+
+#[test]
+fn metrics_are_served_where_the_profile_says() {
+    let profile = parse(&FULL.replacen("\"Mtu\": 1400", "\"Metrics\": \"[::1]:9586\"", 1)).unwrap();
+    assert_eq!(profile.metrics, Some("[::1]:9586".parse().unwrap()));
+    let shown = serde_json::to_string(&profile.document()).unwrap();
+    assert_eq!(parse(&shown).unwrap().metrics, profile.metrics);
+    assert_eq!(parse(FULL).unwrap().metrics, None);
+    assert_eq!(profile.fields_that_differ(&parse(FULL).unwrap()), ["Mtu", "Metrics"]);
 }
 
 #[test]

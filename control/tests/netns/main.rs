@@ -16,6 +16,7 @@ mod interop;
 mod keys;
 mod laboratory;
 mod mapping_lifetime;
+mod metrics;
 mod names;
 mod nat_lab;
 mod nat_matrix;

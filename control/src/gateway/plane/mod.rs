@@ -26,6 +26,7 @@ use penstock_dataplane::ports::udp::{UdpConfig, UdpPort, UdpSender};
 use penstock_dataplane::ports::{DATAGRAM_MAX, PortInfo};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::Table;
+use penstock_dataplane::work::WorkDone;
 use penstock_proto::{PeerId, Speeds};
 use tokio::io::unix::AsyncFd;
 
@@ -129,6 +130,8 @@ pub struct Plane {
     commands: Vec<Command>,
     /// What workers that have ended had dropped.
     dropped: BTreeMap<&'static str, u64>,
+    /// What they had done, by their number.
+    worked: Vec<WorkDone>,
     /// Whether the workers are to be made anew.
     stale: bool,
     problems: Problems,
@@ -199,6 +202,7 @@ impl Plane {
             next_hops: NextHops::default(),
             commands: Vec::new(),
             dropped: BTreeMap::new(),
+            worked: Vec::new(),
             stale: false,
             problems,
         };
@@ -379,6 +383,7 @@ impl Plane {
         for (reason, count) in engine.drops() {
             *self.dropped.entry(DropReason::name(reason)).or_default() += count;
         }
+        add_work(&mut self.worked, engine.work());
         (std::iter::from_fn(|| engine.notices().pop()).collect(), Table::clone(&engine.table()))
     }
 
@@ -528,6 +533,13 @@ impl Plane {
         drops
     }
 
+    /// What each worker has done since the start of the gateway; also of one that there is no more.
+    pub fn work(&self) -> Vec<WorkDone> {
+        let mut all = self.worked.clone();
+        add_work(&mut all, self.running.iter().flat_map(|running| running.engine.work()));
+        all
+    }
+
     /// Calls the workers, who are to answer soon. Returns those who have not answered the last call.
     pub fn call(&self) -> Vec<usize> {
         let Some(Running { engine, .. }) = &self.running else { return Vec::new() };
@@ -602,6 +614,16 @@ impl Plane {
     pub fn publish(&self, peers: &Peers) {
         if let Some(Running { engine, .. }) = &self.running {
             engine.publish(self.parts.table(peers, |peer| self.paths.get(&peer.id).copied().unwrap_or_default()));
+        }
+    }
+}
+
+/// Adds what each worker did to what those of the same number did before.
+fn add_work(all: &mut Vec<WorkDone>, more: impl Iterator<Item = WorkDone>) {
+    for (worker, done) in more.enumerate() {
+        match all.get_mut(worker) {
+            Some(before) => *before += done,
+            None => all.push(done),
         }
     }
 }

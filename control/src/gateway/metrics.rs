@@ -1,0 +1,86 @@
+//! Where the gateway's metrics are served: the listener that the profile asks for. An address that cannot be had is a
+//! problem, and is tried again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::metrics::http::{self, Ask};
+use crate::problem::{Problem, Problems};
+
+/// The subject of the problem that they cannot be served.
+const METRICS: &str = "Metrics";
+
+/// The listener, and what is asked through it.
+pub struct Metrics {
+    wanted: Option<SocketAddr>,
+    /// Where it is served now, and the task that does it, which is aborted when dropped.
+    serving: Option<(SocketAddr, JoinSet<()>)>,
+    ask: mpsc::Sender<Ask>,
+    asked: mpsc::Receiver<Ask>,
+    problems: Problems,
+}
+
+impl Metrics {
+    /// To be served there; [`Self::follow`] begins it.
+    pub fn new(wanted: Option<SocketAddr>) -> Self {
+        let (ask, asked) = mpsc::channel(1);
+        Self { wanted, serving: None, ask, asked, problems: Problems::default() }
+    }
+
+    /// Takes up another profile.
+    pub fn reload(&mut self, now: Instant, wanted: Option<SocketAddr>) {
+        self.wanted = wanted;
+        self.problems.try_now(now);
+        self.follow(now);
+    }
+
+    /// Listens where it should, if it does not. Must be called within a tokio runtime.
+    pub fn follow(&mut self, now: Instant) {
+        if self.serving.as_ref().map(|(address, _)| *address) != self.wanted {
+            self.serving = None;
+        }
+        let Some(wanted) = self.wanted else { return self.problems.solved(METRICS) };
+        if self.serving.is_some() || !self.problems.may_try(now, METRICS) {
+            return;
+        }
+        match listen(wanted) {
+            Ok(listener) => {
+                let mut task = JoinSet::new();
+                task.spawn(http::serve(listener, self.ask.clone()));
+                self.serving = Some((wanted, task));
+                self.problems.solved(METRICS);
+                tracing::info!("metrics are served at http://{wanted}/metrics");
+            }
+            Err(error) => {
+                let sentence = format!("metrics cannot be served at {wanted}: {error}");
+                self.problems.failed(now, METRICS, &sentence, "free the address, or set another and reload");
+            }
+        }
+    }
+
+    /// Waits until somebody asks. Cancel safe.
+    pub async fn asked(&mut self) -> Option<Ask> {
+        self.asked.recv().await
+    }
+
+    /// When to try again what has failed.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.problems.poll_timeout()
+    }
+
+    /// What is wrong.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.problems.list(now)
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
