@@ -8,6 +8,7 @@ mod chaos;
 mod coordinator_client;
 mod coturn;
 mod crash;
+mod doctor;
 mod firewall;
 mod ground;
 mod hostile;
