@@ -1,6 +1,6 @@
 //! What the checks look at: plain values, gathered once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -38,6 +38,17 @@ pub struct Facts {
     pub port_owner: Option<PortOwner>,
     /// What could not be seen: sentences.
     pub unseen: Vec<String>,
+}
+
+impl Facts {
+    /// The remote prefixes: the profile's, and what a running gateway knows of a coordinator.
+    pub(super) fn remote(&self) -> BTreeSet<IpNet> {
+        let mut remote = self.profile.as_ref().map(Profile::remote).unwrap_or_default();
+        if let Running::Yes(status) = &self.gateway {
+            remote.extend(&status.guarded);
+        }
+        remote
+    }
 }
 
 /// Who runs `doctor`.

@@ -155,7 +155,7 @@ fn ask_kernel(facts: &mut Facts, profile: &Profile) -> io::Result<()> {
 
     facts.rules = netlink.every_rule()?.into_iter().filter(|rule| rule.protocol != PROTOCOL).collect();
     let tables: BTreeSet<u32> = facts.rules.iter().filter_map(|rule| rule.table).collect();
-    let remote = profile.remote();
+    let remote = facts.remote();
     let mut kept = 0;
     facts.routes = netlink.routes_that(|route| {
         let matters = kept < ROUTE_LIMIT

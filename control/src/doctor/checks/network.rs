@@ -50,7 +50,7 @@ pub(super) fn rule_catches(facts: &Facts, profile: &Profile, rule: &ForeignRule)
     if !may_catch(profile, rule) {
         return None;
     }
-    let remote = profile.remote();
+    let remote = facts.remote();
     let of_family = remote.iter().filter(|prefix| prefix.addr().is_ipv6() == rule.ipv6);
     let caught = of_family.clone().find(|prefix| {
         let meant = match &rule.destination {
