@@ -1,6 +1,7 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
 mod config;
+mod doctor;
 mod enrol;
 mod firewall;
 mod guard;
@@ -126,6 +127,19 @@ enum Command {
               default_missing_value = Silences::DEFAULT)]
         lifetime: Option<Silences>,
     },
+    /// Find out what on this machine stands in the gateway's way, and print the command that mends it
+    ///
+    /// Looks at the kernel, interfaces, offloads, rules, filters, files and the clock, and changes nothing. What only
+    /// root may see is named. Exits with 0 if nothing is wrong, with 1 if there are warnings, with 2 if there are
+    /// errors.
+    Doctor {
+        /// The gateway's profile, if not that of --profile
+        #[arg(value_name = "PROFILE")]
+        of: Option<PathBuf>,
+        /// As JSON, whose fields are a contract (docs/doctor.md)
+        #[arg(long)]
+        json: bool,
+    },
     /// Print what a firewall has to let through for this gateway
     ///
     /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
@@ -207,6 +221,7 @@ pub fn main() -> ExitCode {
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }
+        Command::Doctor { of, json } => return doctor::doctor(of.as_deref().unwrap_or(profile), json),
         Command::Firewall { format } => firewall::firewall(profile, format),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),

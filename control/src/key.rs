@@ -106,7 +106,7 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
 
 /// Whether systemd made the file for this service alone (`LoadCredential=`): its access list for the service's user
 /// shows as bits of the group, and nobody else gets into the directory.
-fn is_credential(path: &Path) -> bool {
+pub(crate) fn is_credential(path: &Path) -> bool {
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     directory.is_some_and(|directory| directory.is_absolute() && path.parent() == Some(&directory))
 }

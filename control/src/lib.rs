@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;
+pub mod doctor;
 pub mod endpoints;
 pub mod firewall;
 pub mod gateway;

@@ -1,12 +1,13 @@
 //! Interfaces and their addresses.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, network};
@@ -28,6 +29,15 @@ pub struct Interface {
     pub kind: Option<String>,
     /// Receive queues it was made with; the driver may use fewer.
     pub queues: u32,
+}
+
+/// The XDP program of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpAttachment {
+    /// The kernel's number for the program.
+    pub program: u32,
+    /// Whether it runs after the driver has made a socket buffer, not in the driver.
+    pub generic: bool,
 }
 
 /// An address of an interface.
@@ -60,6 +70,21 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link) => Some(Interface::from_message(link)),
             _ => None,
         })
+    }
+
+    /// The interfaces that have an XDP program, by index.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn xdp_programs(&mut self) -> io::Result<BTreeMap<u32, XdpAttachment>> {
+        let programs = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewLink(link) => {
+                let index = link.header.index;
+                link.attributes.iter().find_map(XdpAttachment::from_attribute).map(|xdp| (index, xdp))
+            }
+            _ => None,
+        })?;
+        Ok(programs.into_iter().collect())
     }
 
     /// All addresses of all interfaces.
@@ -156,6 +181,17 @@ impl Interface {
             }
         }
         interface
+    }
+}
+
+impl XdpAttachment {
+    fn from_attribute(attribute: &LinkAttribute) -> Option<Self> {
+        let LinkAttribute::Xdp(facts) = attribute else { return None };
+        let generic = facts.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+        facts.iter().find_map(|fact| match fact {
+            LinkXdp::ProgId(program) if *program != 0 => Some(Self { program: *program, generic }),
+            _ => None,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Netlink`] asks and waits for the answer, which the kernel gives before `send` returns, so no
 //! runtime is needed and clean-up works from a destructor. [`Monitor`] listens.
 
+mod generic;
 mod links;
 mod monitor;
 mod neighbours;
@@ -15,12 +16,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-pub use links::{Address, Interface};
+pub use generic::{Channels, Generic, Offloads};
+pub use links::{Address, Interface, XdpAttachment};
 pub use monitor::{FILTER_PREFIX, Monitor};
 pub use neighbours::Neighbour;
 pub use news::News;
 pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};
-pub use rules::Rule;
+pub use rules::{ForeignRule, Rule};
 pub use socket::Netlink;
 
 /// The network that holds `address`, without host bits; lengths beyond the address are cut.

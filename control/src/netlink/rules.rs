@@ -9,7 +9,7 @@ use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::Netlink;
+use super::{Netlink, network};
 
 /// A rule that leads to a table, of the shapes that a gateway makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +90,72 @@ impl Rule {
     }
 }
 
+/// A rule of any shape, as far as it tells which packets it takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForeignRule {
+    /// Whether it is about IPv6.
+    pub ipv6: bool,
+    /// The lower is asked first.
+    pub priority: u32,
+    /// Who made it.
+    pub protocol: u8,
+    /// Only for packets to this prefix.
+    pub destination: Option<IpNet>,
+    /// Only for packets that came by this interface.
+    pub input: Option<String>,
+    /// Only for packets of sockets bound to this interface, or of an L3 master device.
+    pub bound: bool,
+    /// Only for packets with this mark.
+    pub mark: Option<u32>,
+    /// Whether it is for all other packets.
+    pub inverted: bool,
+    /// The table it leads to; `None` for a rule that drops.
+    pub table: Option<u32>,
+    /// Routes of the table that are no longer than this do not count.
+    pub suppressed: Option<u32>,
+}
+
+impl ForeignRule {
+    /// The rule of a message; `None` if it decides nothing itself.
+    fn from_message(message: &RuleMessage) -> Option<Self> {
+        let header = &message.header;
+        let table = match header.action {
+            RuleAction::ToTable => Some(u32::from(header.table)),
+            RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => None,
+            _ => return None,
+        };
+        let ipv6 = header.family == AddressFamily::Inet6;
+        let inverted = header.flags.contains(RuleFlags::Invert);
+        let mut rule = Self { ipv6, inverted, table, ..Self::default() };
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Table(number) => rule.table = table.and(Some(*number)),
+                RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
+                RuleAttribute::Destination(to) => rule.destination = Some(network(*to, header.dst_len)),
+                RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
+                RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true) => rule.bound = true,
+                RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
+                RuleAttribute::SuppressPrefixLen(length) if *length != u32::MAX => rule.suppressed = Some(*length),
+                _ => {}
+            }
+        }
+        Some(rule)
+    }
+}
+
 impl Netlink {
+    /// All rules that lead to a table or drop, whoever made them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn every_rule(&mut self) -> io::Result<Vec<ForeignRule>> {
+        self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewRule(rule) => ForeignRule::from_message(&rule),
+            _ => None,
+        })
+    }
+
     /// All rules of the shapes that a gateway makes.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod coordinator_client;
 mod coturn;
 mod crash;
 mod devices;
+mod doctor;
 mod firewall;
 mod ground;
 mod hostile;

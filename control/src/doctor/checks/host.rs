@@ -1,0 +1,193 @@
+//! The machine, its kernel, and files.
+
+use super::{error, path, set_config, warning, without_xdp};
+use crate::doctor::Finding;
+use crate::doctor::facts::{Facts, KeyFile};
+use crate::profile::WanMode;
+
+/// `bpf_xdp_get_buff_len`, which the steering programs call.
+const XDP_KERNEL: [u32; 3] = [5, 18, 0];
+/// UDP_SEGMENT and UDP_GRO together.
+const SOCKET_KERNEL: [u32; 3] = [5, 0, 0];
+/// The first and last kernel in which trains of equally long segments are spoilt on the way through some drivers.
+const UDP_SEGMENTATION_SPOILT: ([u32; 3], [u32; 3]) = ([7, 0, 0], [7, 1, 4]);
+/// Share of the connection table, in percent, from which on new connections are at risk.
+const CONNECTIONS_PERCENT: u64 = 80;
+/// Of a queue's frames: 4096 of 4 kB.
+const QUEUE_MEMORY: u64 = 4096 * 4096;
+
+const CAP_NET_ADMIN: (&str, u32) = ("CAP_NET_ADMIN", 12);
+const CAP_NET_RAW: (&str, u32) = ("CAP_NET_RAW", 13);
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: (&str, u32) = ("CAP_BPF", 39);
+
+pub(super) fn profile_unsound(facts: &Facts) -> Option<Finding> {
+    let file = &facts.file;
+    let (subject, sentence) = (file.path.display().to_string(), file.error.as_ref()?);
+    let sentence = sentence.strip_prefix(&format!("{subject}: ")).unwrap_or(sentence).trim_end_matches('.');
+    let command = format!("\"${{EDITOR:-vi}}\" {}", path(&file.path));
+    error(&subject, sentence, command)
+}
+
+pub(super) fn profile_writable(facts: &Facts) -> Option<Finding> {
+    let mode = facts.file.mode.filter(|mode| mode & 0o022 != 0)?;
+    error(
+        facts.file.path.display().to_string(),
+        format!("its mode {mode:04o} lets others than its owner change the profile"),
+        format!("chmod go-w {}", path(&facts.file.path)),
+    )
+}
+
+pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
+    let subject = key.path.display().to_string();
+    let Some((mode, owner)) = key.status else {
+        let private = facts.profile.as_ref().is_some_and(|profile| profile.private_key_file == key.path);
+        // A preshared key is the one that the peer has.
+        let source = if private { "penstock genkey | " } else { "" };
+        let command = format!("{source}install -m 600 /dev/stdin {}", path(&key.path));
+        return error(subject, "there is no such key file, and the profile names it", command);
+    };
+    if owner != 0 && facts.user.id == 0 {
+        let command = format!("chown root: {}", path(&key.path));
+        return error(subject, format!("it belongs to user {owner}, and keys must belong to root"), command);
+    }
+    let allowed = if key.credential { 0o040 } else { 0 };
+    if mode & 0o077 & !allowed == 0 {
+        return None;
+    }
+    let sentence = format!("its mode {mode:04o} lets others than its owner use the key");
+    error(subject, sentence, format!("chmod 600 {}", path(&key.path)))
+}
+
+pub(super) fn kernel_too_old(facts: &Facts) -> Option<Finding> {
+    let version = version(&facts.host.release)?;
+    if version < SOCKET_KERNEL {
+        let sentence = format!("Linux {} is too old, Penstock needs 5.0 or newer", facts.host.release);
+        return error("kernel", sentence, "apt-get update && apt-get full-upgrade && reboot");
+    }
+    let profile = facts.profile.as_ref().filter(|profile| profile.demands_xdp())?;
+    if version >= XDP_KERNEL {
+        return None;
+    }
+    let sentence = format!("Linux {} is too old for mode xdp, which needs 5.18 or newer", facts.host.release);
+    error("kernel", sentence, set_config(facts, without_xdp(profile)))
+}
+
+pub(super) fn kernel_lacks(facts: &Facts) -> Option<Finding> {
+    if facts.host.tun == Some(false) {
+        return error("kernel", "there are no TUN devices (CONFIG_TUN, /dev/net/tun)", "modprobe tun");
+    }
+    let profile = facts.profile.as_ref().filter(|profile| profile.demands_xdp())?;
+    let lacking = [(facts.host.xdp_sockets, "CONFIG_XDP_SOCKETS"), (facts.host.bpf, "CONFIG_BPF_SYSCALL")];
+    let (_, option) = lacking.into_iter().find(|(has, _)| *has == Some(false))?;
+    let sentence = format!("it was built without {option}, which mode xdp needs");
+    error("kernel", sentence, set_config(facts, without_xdp(profile)))
+}
+
+pub(super) fn udp_segmentation_spoilt(facts: &Facts) -> Option<Finding> {
+    facts.profile.as_ref().filter(|profile| profile.udp_gso && profile.wan.mode != WanMode::Xdp)?;
+    let (first, last) = UDP_SEGMENTATION_SPOILT;
+    let version = version(&facts.host.release)?;
+    if version < first || version > last {
+        return None;
+    }
+    let sentence = format!(
+        "UDP segmentation offload loses packets with some drivers on Linux {} (7.0 to 7.1.4): ping works, TCP crawls",
+        facts.host.release
+    );
+    warning("kernel", sentence, set_config(facts, "UdpSegmentation=false"))
+}
+
+pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
+    // Another user's are not those that the gateway will have.
+    let held = facts.user.capabilities.filter(|_| facts.user.id == 0)?;
+    let profile = facts.profile.as_ref()?;
+    let holds = |bit: u32| held & (1 << bit) != 0;
+    let mut missing = vec![];
+    if !holds(CAP_NET_ADMIN.1) {
+        missing.push(CAP_NET_ADMIN.0);
+    }
+    if profile.demands_xdp() && !holds(CAP_NET_RAW.1) {
+        missing.push(CAP_NET_RAW.0);
+    }
+    if profile.demands_xdp() && !holds(CAP_BPF.1) && !holds(CAP_SYS_ADMIN) {
+        missing.push(CAP_BPF.0);
+    }
+    if missing.is_empty() {
+        return None;
+    }
+    let sentence = format!(
+        "root lacks {} in this session or container, and the gateway does not run without",
+        missing.join(" and ")
+    );
+    let run = format!("systemd-run \"$(command -v penstock)\" run --profile {}", path(&facts.file.path));
+    error("capabilities", sentence, run)
+}
+
+pub(super) fn locked_memory_short(facts: &Facts) -> Option<Finding> {
+    let limit = facts.user.locked_memory.filter(|_| facts.user.id == 0)?;
+    let profile = facts.profile.as_ref().filter(|profile| profile.demands_xdp())?;
+    if facts.user.capabilities? & (1 << CAP_IPC_LOCK) != 0 {
+        return None;
+    }
+    let queues = profile.lan.interfaces.len() as u64 + 1;
+    let needed = queues * QUEUE_MEMORY;
+    if limit >= needed {
+        return None;
+    }
+    let sentence = format!("{limit} bytes may be locked, and AF_XDP needs at least {needed}");
+    error("locked memory", sentence, "ulimit -l unlimited")
+}
+
+pub(super) fn clock_before_build(facts: &Facts) -> Option<Finding> {
+    let (now, built) = (facts.host.now?, facts.host.built?);
+    if now >= built {
+        return None;
+    }
+    let sentence =
+        "it is set to a time before this program was made, so peers that know a later time refuse handshakes";
+    error("clock", sentence, "timedatectl set-ntp true")
+}
+
+pub(super) fn clock_unsynchronised(facts: &Facts) -> Option<Finding> {
+    if facts.host.synchronised? {
+        return None;
+    }
+    let sentence =
+        "no time source keeps it, and after a jump back peers refuse handshakes until the old time is reached";
+    warning("clock", sentence, "timedatectl set-ntp true")
+}
+
+pub(super) fn connections_near_limit(facts: &Facts) -> Option<Finding> {
+    let (count, most) = facts.host.connections?;
+    if most == 0 || count.saturating_mul(100) < most.saturating_mul(CONNECTIONS_PERCENT) {
+        return None;
+    }
+    let sentence =
+        format!("{count} of {most} entries are taken; when it is full, packets of new connections are dropped");
+    warning("conntrack", sentence, format!("sysctl -w net.netfilter.nf_conntrack_max={}", most.saturating_mul(2)))
+}
+
+pub(super) fn networkd_removes_rules(facts: &Facts) -> Option<Finding> {
+    if facts.host.networkd_leaves_alone? {
+        return None;
+    }
+    warning(
+        "systemd-networkd",
+        "it removes routes and rules that it did not make, the gateway's too, whenever it is restarted",
+        "mkdir -p /etc/systemd/networkd.conf.d && printf \
+         '[Network]\\nManageForeignRoutes=no\\nManageForeignRoutingPolicyRules=no\\n' \
+         > /etc/systemd/networkd.conf.d/penstock.conf && systemctl restart systemd-networkd",
+    )
+}
+
+/// Of "6.18.44-rc1" and the like.
+pub(super) fn version(release: &str) -> Option<[u32; 3]> {
+    let numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    let found: Vec<u32> = numbers.take(3).collect();
+    let &[major, minor, ..] = &*found else { return None };
+    // "7.1-rc1" has no third number of its own.
+    let patch = release.split('-').next().and_then(|plain| plain.split('.').nth(2)).and_then(|n| n.parse().ok());
+    Some([major, minor, patch.unwrap_or(0)])
+}

@@ -1,0 +1,147 @@
+//! The profile's interfaces.
+
+use super::{Port, error, finding, quoted, set_config, warning, without_xdp};
+use crate::doctor::facts::{Facts, Link, Running};
+use crate::doctor::{Finding, Severity};
+use crate::profile::Profile;
+
+/// Bytes of an outer packet of IPv4 whose inside has the 1280 bytes that IPv6 needs.
+const WAN_MTU: u32 = 1340;
+/// Of Ethernet.
+const USUAL_MTU: u32 = 1500;
+
+fn link<'a>(facts: &'a Facts, port: &Port<'_>) -> Option<&'a Link> {
+    facts.links.get(port.name)
+}
+
+/// Whether AF_XDP is, or may be, used on it: as the gateway decides, on network cards unless the profile says otherwise.
+fn may_use_xdp(port: &Port<'_>, link: &Link) -> bool {
+    port.demands_xdp || port.prefers_xdp && link.interface.kind.is_none() && link.xdp_features != Some(0)
+}
+
+pub(super) fn missing(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    if link(facts, port).is_some() {
+        return None;
+    }
+    let side = if port.wan { "Wan.Interface" } else { "Lan.Interfaces" };
+    let command = match facts.default_route.as_ref().filter(|_| port.wan) {
+        Some(other) => set_config(facts, &format!("Wan.Interface={}", quoted(other))),
+        None => "ip -brief link show".to_owned(),
+    };
+    error(port.name, format!("there is no such interface, and {side} names it"), command)
+}
+
+pub(super) fn down(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    if link(facts, port)?.interface.up {
+        return None;
+    }
+    error(port.name, "the interface is down", format!("ip link set dev {} up", quoted(port.name)))
+}
+
+pub(super) fn without_native_xdp(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+    link(facts, port)?.xdp_features.filter(|features| *features == 0 && port.demands_xdp)?;
+    warning(
+        port.name,
+        "its driver has no native XDP, so mode xdp is generic there, which is slower than sockets",
+        set_config(facts, without_xdp(profile)),
+    )
+}
+
+pub(super) fn foreign_program(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let link = link(facts, port)?;
+    let attachment = link.xdp?;
+    let ours = match &facts.gateway {
+        Running::Unknown => return None,
+        Running::No => false,
+        Running::Yes(status) => status.ports.iter().any(|p| p.interface == port.name && p.kind == "xdp"),
+    };
+    if ours || !may_use_xdp(port, link) {
+        return None;
+    }
+    let severity = if port.demands_xdp { Severity::Error } else { Severity::Warning };
+    let mode = if attachment.generic { "xdpgeneric" } else { "xdpdrv" };
+    finding(
+        severity,
+        port.name,
+        format!("another XDP program (id {}) is attached, and there can be only one", attachment.program),
+        format!("ip link set dev {} {mode} off", quoted(port.name)),
+    )
+}
+
+fn switched_on(facts: &Facts, port: &Port<'_>, offload: &str) -> bool {
+    let offloads = link(facts, port).and_then(|link| link.offloads.as_ref());
+    offloads.is_some_and(|offloads| offloads.active.contains(offload) && offloads.switchable.contains(offload))
+}
+
+fn switch_off(port: &Port<'_>, offload: &str) -> String {
+    format!("ethtool -K {} {offload} off", quoted(port.name))
+}
+
+pub(super) fn large_receive(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    if !switched_on(facts, port, "rx-lro") {
+        return None;
+    }
+    let sentence =
+        "large receive offload (LRO) merges packets for good, and a gateway has to forward them as they came";
+    warning(port.name, sentence, switch_off(port, "lro"))
+}
+
+pub(super) fn hardware_gro(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    if !switched_on(facts, port, "rx-gro-hw") || !may_use_xdp(port, link(facts, port)?) {
+        return None;
+    }
+    let sentence =
+        "GRO in hardware (rx-gro-hw) merges packets before XDP sees them, or keeps native XDP from attaching";
+    warning(port.name, sentence, switch_off(port, "rx-gro-hw"))
+}
+
+pub(super) fn vlan_stripping(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let link = link(facts, port)?;
+    // Known to hurt on network cards only.
+    if !switched_on(facts, port, "rx-vlan-hw-parse") || link.interface.kind.is_some() || !may_use_xdp(port, link) {
+        return None;
+    }
+    let sentence =
+        "VLAN tags are taken off in hardware (rx-vlan-offload), so XDP takes tagged frames for untagged ones";
+    warning(port.name, sentence, switch_off(port, "rxvlan"))
+}
+
+pub(super) fn one_queue(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let link = link(facts, port)?;
+    let channels = link.channels?;
+    let most = channels.combined_most.max(channels.receive_most).min(facts.host.cores as u32);
+    let one = channels.combined + channels.receive == 1;
+    if !one || most < 2 || profile.workers == 1 || !may_use_xdp(port, link) {
+        return None;
+    }
+    let kind = if channels.combined_most > 1 { "combined" } else { "rx" };
+    let sentence = "one receive queue is in use and the device has more, so one core does all the work";
+    warning(port.name, sentence, format!("ethtool -L {} {kind} {most}", quoted(port.name)))
+}
+
+pub(super) fn small_mtu(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let interface = &link(facts, port)?.interface;
+    if !port.wan || interface.mtu >= WAN_MTU {
+        return None;
+    }
+    // Whether another kind of link takes more than what suffices is not known.
+    let mtu = if interface.mac.is_some() { USUAL_MTU } else { WAN_MTU };
+    warning(
+        port.name,
+        format!("its MTU of {} is below {WAN_MTU}, so full packets of the tunnel leave in fragments", interface.mtu),
+        format!("ip link set dev {} mtu {mtu}", quoted(port.name)),
+    )
+}
+
+pub(super) fn forwarding_off(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    // The gateway switches it on itself when it starts, and does not need it where AF_XDP takes the packets.
+    let Running::Yes(status) = &facts.gateway else { return None };
+    if port.wan || status.lan_mode.mode != "tun" || link(facts, port)?.forwarding? {
+        return None;
+    }
+    error(
+        port.name,
+        "the kernel does not forward what comes by this interface, and so nothing from the LAN reaches the tunnel",
+        format!("sysctl -w net/ipv4/conf/{}/forwarding=1", quoted(port.name)),
+    )
+}

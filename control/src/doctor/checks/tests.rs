@@ -1,0 +1,276 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use zeroize::Zeroizing;
+
+use super::{check, quoted};
+use crate::doctor::Severity::{self, Error, Warning};
+use crate::doctor::facts::{Facts, Host, KeyFile, Link, PortOwner, ProfileFile, Running, User};
+use crate::ground::RULE_PRIORITY;
+use crate::netlink::{Channels, ForeignRule, Interface, Offloads, Route, RouteKind, XdpAttachment};
+use crate::profile::{Environment, LanMode, Profile, WanMode};
+
+const PATH: &str = "/etc/penstock/profiles/a.profile";
+
+fn key(byte: u8) -> String {
+    BASE64_STANDARD.encode([byte; 32])
+}
+
+fn profile() -> Profile {
+    let text = format!(
+        r#"{{"Name":"pen0","LocalPort":47100,"PrivateKeyFile":"a.key","Wan":{{"Interface":"eth0"}},
+            "Lan":{{"Interfaces":["eth1"],"Subnets":["10.1.0.0/24"]}},
+            "Peers":[{{"Name":"b","PublicKey":"{}","AllowedIPs":["10.2.0.0/24"]}}]}}"#,
+        key(9)
+    );
+    let mut read_key = |_: &std::path::Path| Ok(Zeroizing::new(key(1)));
+    let environment = Environment::default();
+    Profile::parse(text.as_bytes(), PATH.as_ref(), &environment, &mut read_key).unwrap()
+}
+
+fn link(name: &str) -> Link {
+    let interface =
+        Interface { index: 2, name: name.to_owned(), mac: Some([2; 6]), mtu: 1500, up: true, kind: None, queues: 4 };
+    Link {
+        interface,
+        xdp: None,
+        offloads: Some(Offloads::default()),
+        channels: Some(Channels { combined: 4, combined_most: 4, ..Channels::default() }),
+        xdp_features: Some(7),
+        rp_filter: Some(2),
+        forwarding: Some(true),
+    }
+}
+
+/// A machine on which all is well.
+fn sound() -> Facts {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    Facts {
+        user: User { id: 0, capabilities: Some(0x1ff_ffff_ffff), locked_memory: Some(8 << 20) },
+        host: Host {
+            release: "6.18.44".to_owned(),
+            xdp_sockets: Some(true),
+            bpf: Some(true),
+            tun: Some(true),
+            connections: Some((79, 100)),
+            synchronised: Some(true),
+            now: Some(now),
+            built: Some(now),
+            networkd_leaves_alone: Some(true),
+            cores: 4,
+        },
+        file: ProfileFile { path: PATH.into(), error: None, mode: Some(0o644) },
+        profile: Some(profile()),
+        gateway: Running::No,
+        links: BTreeMap::from(["eth0", "eth1", "pen0"].map(|name| (name.to_owned(), link(name)))),
+        default_route: Some("eth0".to_owned()),
+        keys: vec![KeyFile { path: PathBuf::from("/etc/a.key"), status: Some((0o600, 0)), credential: false }],
+        ..Facts::default()
+    }
+}
+
+fn of(facts: &mut Facts) -> &mut Profile {
+    facts.profile.as_mut().unwrap()
+}
+
+fn wan(facts: &mut Facts) -> &mut Link {
+    facts.links.get_mut("eth0").unwrap()
+}
+
+fn demand_xdp(facts: &mut Facts) {
+    of(facts).wan.mode = WanMode::Xdp;
+}
+
+fn rule(facts: &mut Facts, rule: ForeignRule) {
+    let route = Route {
+        destination: "10.0.0.0/8".parse().unwrap(),
+        table: 200,
+        metric: 0,
+        protocol: 4,
+        kind: RouteKind::Unicast,
+        interface: Some(2),
+        gateway: None,
+        source: None,
+        mtu: None,
+    };
+    facts.rules = vec![ForeignRule { priority: 100, table: Some(200), ..rule }];
+    facts.routes = vec![route];
+}
+
+/// A fault, and what is said of it.
+type Case = (fn(&mut Facts), Severity, &'static str, &'static str);
+
+#[test]
+fn each_fault_is_one_finding_with_its_command() {
+    assert_eq!(check(&sound()), []);
+    let cases: &[Case] = &[
+        (
+            |f| f.file.error = Some("line 3: no".into()),
+            Error,
+            PATH,
+            "\"${EDITOR:-vi}\" /etc/penstock/profiles/a.profile",
+        ),
+        (|f| f.file.mode = Some(0o664), Error, PATH, "chmod go-w /etc/penstock/profiles/a.profile"),
+        (|f| f.keys[0].status = Some((0o640, 0)), Error, "/etc/a.key", "chmod 600 /etc/a.key"),
+        (|f| f.keys[0].status = Some((0o600, 7)), Error, "/etc/a.key", "chown root: /etc/a.key"),
+        (|f| f.keys[0].status = None, Error, "/etc/a.key", "install -m 600 /dev/stdin /etc/a.key"),
+        (|f| f.host.release = "4.19.0-1".into(), Error, "kernel", "apt-get update && apt-get full-upgrade && reboot"),
+        (|f| f.host.tun = Some(false), Error, "kernel", "modprobe tun"),
+        (
+            |f| f.host.connections = Some((80, 100)),
+            Warning,
+            "conntrack",
+            "sysctl -w net.netfilter.nf_conntrack_max=200",
+        ),
+        (|f| f.host.synchronised = Some(false), Warning, "clock", "timedatectl set-ntp true"),
+        (|f| f.host.now = Some(SystemTime::UNIX_EPOCH), Error, "clock", "timedatectl set-ntp true"),
+        (|f| f.links.remove("eth1").map(drop).unwrap(), Error, "eth1", "ip -brief link show"),
+        (|f| wan(f).interface.up = false, Error, "eth0", "ip link set dev eth0 up"),
+        (|f| wan(f).interface.mtu = 1339, Warning, "eth0", "ip link set dev eth0 mtu 1500"),
+        (|f| wan(f).channels.as_mut().unwrap().combined = 1, Warning, "eth0", "ethtool -L eth0 combined 4"),
+        (
+            |f| wan(f).xdp = Some(XdpAttachment { program: 7, generic: true }),
+            Warning,
+            "eth0",
+            "ip link set dev eth0 xdpgeneric off",
+        ),
+        (
+            |f| f.links.get_mut("pen0").unwrap().rp_filter = Some(1),
+            Warning,
+            "pen0",
+            "sysctl -w net/ipv4/conf/pen0/rp_filter=2",
+        ),
+        (|f| rule(f, ForeignRule::default()), Error, "rule 100", "ip rule del priority 100 table 200"),
+        (
+            |f| f.port_owner = Some(PortOwner { address: [0; 4].into(), process: Some((12, "wg".into())) }),
+            Error,
+            "UDP port 47100",
+            "kill 12",
+        ),
+        (
+            |f| f.user.capabilities = Some(!(1 << 12)),
+            Error,
+            "capabilities",
+            "systemd-run \"$(command -v penstock)\" run --profile /etc/penstock/profiles/a.profile",
+        ),
+    ];
+    for (break_it, severity, subject, command) in cases {
+        let mut facts = sound();
+        break_it(&mut facts);
+        let findings = check(&facts);
+        let found: Vec<_> = findings.iter().map(|f| (f.severity, f.subject.as_str(), f.command.as_str())).collect();
+        assert_eq!(found, [(*severity, *subject, *command)], "{findings:?}");
+    }
+    let mut facts = sound();
+    facts.host.networkd_leaves_alone = Some(false);
+    assert!(check(&facts)[0].command.contains("ManageForeignRoutingPolicyRules=no"));
+}
+
+#[test]
+fn offloads_are_found_where_they_hurt_and_can_be_switched() {
+    for (offload, name, sockets) in
+        [("rx-lro", "lro", true), ("rx-gro-hw", "rx-gro-hw", false), ("rx-vlan-hw-parse", "rxvlan", false)]
+    {
+        let mut facts = sound();
+        let only = BTreeSet::from([offload.to_owned()]);
+        wan(&mut facts).offloads = Some(Offloads { active: only.clone(), switchable: only });
+        assert_eq!(check(&facts)[0].command, format!("ethtool -K eth0 {name} off"));
+        of(&mut facts).wan.mode = WanMode::Udp;
+        assert_eq!(!check(&facts).is_empty(), sockets, "{offload} with sockets");
+        of(&mut facts).wan.mode = WanMode::Auto;
+        wan(&mut facts).offloads.as_mut().unwrap().switchable.clear();
+        assert_eq!(check(&facts), [], "{offload} is fixed");
+    }
+}
+
+#[test]
+fn kernels_are_known_by_their_versions() {
+    use super::host::version;
+    assert_eq!(version("6.18.44-fc-v595"), Some([6, 18, 44]));
+    assert_eq!(version("7.1-rc3"), Some([7, 1, 0]));
+    assert_eq!(version("strange"), None);
+    let spoilt = |release: &str| {
+        let mut facts = sound();
+        facts.host.release = release.to_owned();
+        let found = check(&facts);
+        assert!(found.iter().all(|finding| finding.command.starts_with("penstock set-config UdpSegmentation=false ")));
+        !found.is_empty()
+    };
+    let all = ["6.19.12", "7.0.0-14-generic", "7.1.4", "7.1.5", "7.2.0"];
+    assert_eq!(all.map(spoilt), [false, true, true, false, false]);
+    let mut facts = sound();
+    facts.host.release = "7.0.3".to_owned();
+    of(&mut facts).udp_gso = false;
+    assert_eq!(check(&facts), []);
+}
+
+#[test]
+fn mode_xdp_needs_more_than_auto() {
+    let needs: [fn(&mut Facts); 5] = [
+        |f| f.host.release = "5.17.9".to_owned(),
+        |f| f.host.xdp_sockets = Some(false),
+        |f| f.user.capabilities = Some(!(1 << 13)),
+        |f| f.user.capabilities = Some(!(1 << 14)),
+        |f| wan(f).xdp_features = Some(0),
+    ];
+    for need in needs {
+        let mut facts = sound();
+        need(&mut facts);
+        assert_eq!(check(&facts), [], "auto does without");
+        demand_xdp(&mut facts);
+        assert_eq!(check(&facts).len(), 1, "{:?}", check(&facts));
+    }
+    let mut facts = sound();
+    facts.user.capabilities = Some(0);
+    facts.user.id = 1000;
+    assert_eq!(check(&facts), [], "another user's capabilities are not the gateway's");
+    of(&mut facts).lan.mode = LanMode::Xdp;
+    wan(&mut facts).xdp = Some(XdpAttachment { program: 7, generic: false });
+    demand_xdp(&mut facts);
+    assert_eq!(check(&facts)[0].severity, Error);
+    facts.gateway = Running::Unknown;
+    assert_eq!(check(&facts), [], "the program may be ours");
+}
+
+#[test]
+fn only_rules_that_come_first_and_decide_are_found() {
+    let found = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = sound();
+        rule(&mut facts, ForeignRule::default());
+        change(&mut facts);
+        !check(&facts).is_empty()
+    };
+    assert!(found(&|_| {}));
+    assert!(found(&|f| f.rules[0].input = Some("eth1".to_owned())));
+    assert!(found(&|f| f.rules[0].mark = Some(1)));
+    assert!(found(&|f| (f.rules[0].table, f.routes) = (None, vec![])), "it drops");
+    assert!(found(&|f| f.rules[0].destination = Some("10.2.0.128/25".parse().unwrap())));
+    assert!(!found(&|f| f.rules[0].destination = Some("10.3.0.0/24".parse().unwrap())));
+    assert!(!found(&|f| f.rules[0].priority = RULE_PRIORITY));
+    assert!(!found(&|f| f.rules[0].ipv6 = true));
+    assert!(!found(&|f| f.rules[0].input = Some("eth0".to_owned())));
+    assert!(!found(&|f| f.rules[0].mark = Some(of(f).mark)));
+    assert!(!found(&|f| f.rules[0].suppressed = Some(8)));
+    assert!(!found(&|f| f.routes[0].kind = RouteKind::Throw));
+    assert!(!found(&|f| f.routes[0].destination = "10.3.0.0/24".parse().unwrap()));
+}
+
+#[test]
+fn the_wan_may_filter_strictly_where_the_default_route_leaves_by_it() {
+    let mut facts = sound();
+    wan(&mut facts).rp_filter = Some(1);
+    assert_eq!(check(&facts), []);
+    facts.default_route = Some("eth1".to_owned());
+    assert_eq!(check(&facts)[0].command, "sysctl -w net/ipv4/conf/eth0/rp_filter=2");
+}
+
+#[test]
+fn words_are_quoted_for_the_shell() {
+    assert_eq!(quoted("eth0.100"), "eth0.100");
+    assert_eq!(quoted("a b"), "'a b'");
+    assert_eq!(quoted("it's"), r"'it'\''s'");
+    assert_eq!(quoted(""), "''");
+}

@@ -1,0 +1,99 @@
+//! What on this machine stands in the gateway's way, and the command that mends it: `penstock doctor`.
+//!
+//! ```text
+//!   /proc, /sys, netlink, profile, running gateway ──gather──► Facts ──checks──► Findings ─► words, JSON
+//! ```
+//! Gathering reads and never changes anything. The checks are pure functions of the facts. [`Report`] is a contract
+//! (docs/doctor.md).
+
+mod checks;
+mod clock;
+mod facts;
+mod gather;
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+pub use checks::check;
+pub use facts::{Facts, Running};
+pub use gather::gather;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The gateway works, though slower or less reliably than it could.
+    Warning,
+    /// The gateway does not start, or does not forward.
+    Error,
+}
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is about: an interface, a file, a setting.
+    pub subject: String,
+    /// What is wrong.
+    pub sentence: String,
+    /// A command line that mends it.
+    pub command: String,
+}
+
+/// The outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Report {
+    /// The profile's file.
+    pub profile: String,
+    /// Whether its gateway runs; `None` if that is unknown.
+    pub running: Option<bool>,
+    /// What is wrong, the worst first.
+    pub findings: Vec<Finding>,
+    /// What could not be seen: sentences.
+    pub unseen: Vec<String>,
+}
+
+impl Report {
+    /// Looks at the facts.
+    #[must_use]
+    pub fn of(facts: &Facts) -> Self {
+        Self {
+            profile: facts.file.path.display().to_string(),
+            running: match facts.gateway {
+                Running::Unknown => None,
+                Running::No => Some(false),
+                Running::Yes(_) => Some(true),
+            },
+            findings: check(facts),
+            unseen: facts.unseen.clone(),
+        }
+    }
+
+    /// The worst of the findings.
+    #[must_use]
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    /// For people, with line ends.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        for Finding { severity, subject, sentence, command } in &self.findings {
+            let severity = if *severity == Severity::Error { "error" } else { "warning" };
+            let _ = writeln!(text, "{severity}: {subject}: {sentence}.\n    {command}");
+        }
+        for sentence in &self.unseen {
+            let _ = writeln!(text, "not seen: {sentence}.");
+        }
+        if self.findings.is_empty() {
+            text.push_str("Nothing is wrong as far as can be seen.\n");
+        }
+        text
+    }
+}
