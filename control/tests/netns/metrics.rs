@@ -70,6 +70,15 @@ fn serve(gateway: &Gateway, address: Option<&str>) -> String {
     gateway.reload(|profile| profile["Metrics"] = json!(address))
 }
 
+/// Two sites, of which A serves its metrics since it was told to.
+fn serving(kind: Kind) -> (Topology, Gateway, Gateway) {
+    let topology = Topology::new(Options::switch());
+    let (a, b) = joined(&topology, kind, kind, Outer::V4);
+    assert!(connect(&topology.a.gateway, ADDRESS).is_err(), "it is served though nobody asked for it");
+    assert!(serve(&a, Some(ADDRESS)).contains("Metrics"));
+    (topology, a, b)
+}
+
 /// What is served is what is documented, agrees with `wg` and `status`, and counts on when the workers are made anew.
 #[test]
 fn a_page_says_what_wg_and_status_say() {
@@ -77,11 +86,8 @@ fn a_page_says_what_wg_and_status_say() {
         return;
     }
     for kind in [Kind::SOCKET, Kind::XDP] {
-        let topology = Topology::new(Options::switch());
-        let (a, b) = joined(&topology, kind, kind, Outer::V4);
+        let (topology, a, b) = serving(kind);
         let gateway = &topology.a.gateway;
-        assert!(connect(gateway, ADDRESS).is_err(), "it is served though nobody asked for it");
-        assert!(serve(&a, Some(ADDRESS)).contains("Metrics"));
         await_traffic(&topology);
 
         let peer = b.public_key();
@@ -122,10 +128,8 @@ fn a_reload_moves_it_and_a_taken_address_is_a_problem() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    let topology = Topology::new(Options::switch());
-    let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let (topology, a, _b) = serving(Kind::SOCKET);
     let gateway = &topology.a.gateway;
-    serve(&a, Some(ADDRESS));
     scrape(gateway, ADDRESS).expect("it is served");
 
     let taken = gateway.enter(|| TcpListener::bind(OTHER)).expect("the address is free");
@@ -150,10 +154,8 @@ fn clients_get_the_page_and_nothing_else() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    let topology = Topology::new(Options::switch());
-    let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let (topology, a, _b) = serving(Kind::SOCKET);
     let gateway = &topology.a.gateway;
-    serve(&a, Some(ADDRESS));
     let long = format!("GET /metrics HTTP/1.1\r\nHost: gateway\r\nX: {}\r\n\r\n", "x".repeat(16 << 10));
     let many = format!("GET /metrics HTTP/1.1\r\nHost: gateway\r\n{}\r\n", "X: x\r\n".repeat(100));
     for (request, expected) in [

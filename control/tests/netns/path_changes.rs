@@ -74,6 +74,9 @@ fn a_cut_path_falls_back_to_the_relay_and_comes_back() {
     for kinds in [(Kind::PortRestricted, Kind::FullCone), (Kind::None, Kind::Symmetric)] {
         let pair = Scene::new(kinds.0, kinds.1, &json!({}));
         pair.await_both("direct");
+        let changes = || pair.gateway_a.peer(&pair.gateway_b.name)["PathChanges"].as_u64().expect("a number");
+        let before = changes();
+        assert!(before > 0, "the first path is a change");
         let beat = pair.heartbeat();
         pair.a.cut(pair.b.public());
         pair.await_both("relay");
@@ -86,6 +89,7 @@ fn a_cut_path_falls_back_to_the_relay_and_comes_back() {
         pair.await_both("direct");
         let beats = beat.stop();
         assert_eq!(beats.lost(), 0, "{kinds:?}: going direct again");
+        assert!(changes() >= before + 2, "to the relay and back: {before}, then {}", changes());
     }
 }
 
