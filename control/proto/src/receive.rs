@@ -53,6 +53,30 @@ pub enum Reject {
     CookieReply,
 }
 
+impl Reject {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Empty,
+        Self::UnknownType,
+        Self::TransportData,
+        Self::Length,
+        Self::Mac1,
+        Self::UnderLoad,
+        Self::RateLimited,
+        Self::LowOrderKey,
+        Self::Initiation,
+        Self::UnknownPeer,
+        Self::Suite,
+        Self::Replay,
+        Self::TooFrequent,
+        Self::UnknownIndex,
+        Self::Response,
+        Self::CookieReply,
+    ];
+}
+
+const _: () = assert!(Reject::ALL.len() == Reject::CookieReply as usize + 1, "the last reason, and all before it");
+
 impl Gateway {
     /// Takes a datagram of type 1, 2 or 3 that came from `from` to the tunnel's UDP port. An IPv4 address
     /// is to be given as such, not mapped into IPv6: it may become the peer's endpoint.

@@ -35,6 +35,7 @@ use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
 
 use drops::Drops;
+pub use drops::reasons as drop_reasons;
 use timings::timings;
 
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.

@@ -41,6 +41,8 @@ mod wanted;
 
 use std::time::Instant;
 
+use penstock_dataplane::drop::DropReason;
+
 use crate::ground::{Ground, Guard, Linux};
 use crate::netlink::News;
 use crate::problem::Problems;
@@ -54,6 +56,12 @@ use plane::Plane;
 pub use run::run;
 use site::Site;
 pub use standing::{guard, guarded, release};
+
+/// The reasons for which a gateway drops packets, by the names that `status` shows.
+pub fn drop_reasons() -> impl Iterator<Item = String> {
+    let workers = DropReason::ALL.iter().map(|reason| reason.name().to_owned());
+    workers.chain(handshakes::drop_reasons())
+}
 
 /// A gateway with its workers running.
 pub struct Gateway {

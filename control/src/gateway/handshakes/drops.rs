@@ -4,6 +4,11 @@ use std::collections::HashMap;
 
 use penstock_proto::Reject;
 
+/// Packets that waited for a session in vain.
+const WAITED: &str = "no-session";
+/// Probes of paths that came through the tunnel.
+const PROBE_INSIDE: &str = "probe-from-inside";
+
 /// Counters of what was dropped.
 #[derive(Debug, Default)]
 pub struct Drops {
@@ -33,11 +38,20 @@ impl Drops {
 
     /// All of them, by reason.
     pub fn by_reason(&self) -> impl Iterator<Item = (String, u64)> {
-        let rejects =
-            self.rejects.iter().map(|(reject, n)| (format!("handshake-{}", kebab(&format!("{reject:?}"))), *n));
-        let counted = [("no-session", self.waiting), ("probe-from-inside", self.probes_inside)];
+        let rejects = self.rejects.iter().map(|(reject, n)| (name(*reject), *n));
+        let counted = [(WAITED, self.waiting), (PROBE_INSIDE, self.probes_inside)];
         rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
     }
+}
+
+/// The reasons for which control drops packets, by the names that `status` shows.
+pub fn reasons() -> impl Iterator<Item = String> {
+    let rejects = Reject::ALL.iter().map(|reject| name(*reject));
+    rejects.chain([WAITED, PROBE_INSIDE].map(str::to_owned))
+}
+
+fn name(reject: Reject) -> String {
+    format!("handshake-{}", kebab(&format!("{reject:?}")))
 }
 
 /// `UnknownPeer` as `unknown-peer`.

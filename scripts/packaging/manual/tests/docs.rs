@@ -102,6 +102,14 @@ fn every_page_is_in_the_book() {
 }
 
 #[test]
+fn every_drop_reason_is_explained() {
+    let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).expect("a page");
+    let missing: Vec<String> =
+        penstock::gateway::drop_reasons().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md lacks {missing:?}");
+}
+
+#[test]
 fn every_command_is_one() {
     let mut wrong = Vec::new();
     let mut checked = 0;
