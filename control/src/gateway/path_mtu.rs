@@ -67,7 +67,7 @@ fn follow_plain(now: Instant, peers: &mut Peers, Sizes { link, pinned, .. }: Siz
     for peer in peers.iter_mut().filter(|peer| peer.found.is_none()) {
         let Some(to) = peer.endpoint.map(|endpoint| endpoint.ip()) else { continue };
         let path = peer.plain_path.get_or_insert_with(|| PlainPath::new(to, link, pinned));
-        path.set_link(to, link);
+        path.set_link(to, link, pinned);
         path.handle_timeout(now);
         let mtu = path.mtu();
         changed |= note(peer, mtu);

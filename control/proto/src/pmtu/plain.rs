@@ -22,12 +22,12 @@ impl PlainPath {
         Self { to, link, pinned, hint: Hint::default() }
     }
 
-    /// The endpoint or the link has changed. What routers said of another endpoint is forgotten.
-    pub fn set_link(&mut self, to: IpAddr, link: u16) {
+    /// The endpoint, the link or the profile has changed. What routers said of another endpoint is forgotten.
+    pub fn set_link(&mut self, to: IpAddr, link: u16, pinned: Option<u16>) {
         if to != self.to {
             self.hint = Hint::default();
         }
-        (self.to, self.link) = (to, link);
+        (self.to, self.link, self.pinned) = (to, link, pinned);
     }
 
     /// Takes an ICMP message; `is_receiver` knows the receiver indices of the peer's sessions that we send by.

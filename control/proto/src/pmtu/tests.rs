@@ -449,12 +449,16 @@ fn a_plain_peer_has_the_links_mtu_and_what_routers_prove() {
     assert_eq!(path.mtu().outer, 1500);
     assert!(path.handle_too_big(now, &told, known));
     assert_eq!((path.mtu().outer, path.mtu().inner, path.mtu().source), (1400, 1320, MtuSource::Icmp));
-    path.set_link(to.ip(), 1300);
+    path.set_link(to.ip(), 1300, None);
     assert_eq!((path.mtu().outer, path.mtu().fragmented, path.mtu().source), (1300, true, MtuSource::Link));
-    path.set_link(to.ip(), 1500);
+    path.set_link(to.ip(), 1500, None);
     assert_eq!(path.poll_timeout(), Some(now + HINT_LIFETIME));
     path.handle_timeout(now + HINT_LIFETIME);
     assert_eq!((path.mtu().outer, path.poll_timeout()), (1500, None));
+    path.set_link(to.ip(), 1500, Some(1300));
+    assert_eq!(path.mtu().inner, 1300, "the profile was reloaded");
+    path.set_link(to.ip(), 1500, None);
+    assert_eq!(path.mtu().inner, 1420);
 }
 
 #[test]
