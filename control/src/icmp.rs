@@ -16,7 +16,7 @@ use crate::readable;
 
 /// Longer than what routers quote (RFC 4443, section 2.4: up to 1280 bytes in all).
 const LONGEST: usize = 1500;
-/// Messages that are looked at in one go; the rest of a flood is thrown away.
+/// Messages that are taken in one go: a flood may not keep the other inputs waiting.
 const AT_ONCE: usize = 64;
 const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;

@@ -89,8 +89,7 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
         return Err(KeyFileError::Foreign { owner });
     }
     let mode = metadata.mode() & 0o7777;
-    let group_may_read = if is_credential(path) { 0o040 } else { 0 };
-    if mode & 0o077 & !group_may_read != 0 {
+    if is_exposed(mode, is_credential(path)) {
         return Err(KeyFileError::Exposed { mode });
     }
     let limit = KEY_FILE_LIMIT as usize;
@@ -102,6 +101,12 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::NotBase64)?;
     Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Whether a key file of this mode shows the key to others than its owner. The group of a credential is the service's.
+pub(crate) fn is_exposed(mode: u32, credential: bool) -> bool {
+    let group_may_read = if credential { 0o040 } else { 0 };
+    mode & 0o077 & !group_may_read != 0
 }
 
 /// Whether systemd made the file for this service alone (`LoadCredential=`): its access list for the service's user

@@ -12,6 +12,7 @@ pub mod icmp;
 pub mod key;
 mod memory;
 pub mod metrics;
+mod needs;
 pub mod netcheck;
 pub mod netlink;
 pub mod port_mapping;

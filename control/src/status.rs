@@ -114,7 +114,7 @@ pub struct Coordinator {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Waiting {
-    /// Which.
+    /// The subnet.
     pub subnet: IpNet,
     /// Why: a sentence of the coordinator's, without control characters.
     pub reason: String,

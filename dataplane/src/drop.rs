@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::work;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
         /// The reason for which a packet was dropped.
@@ -94,8 +96,7 @@ impl Drops {
     /// Counts several packets.
     #[inline]
     pub fn count_many(&self, reason: DropReason, packets: u64) {
-        let counter = &self.0[reason as usize];
-        counter.store(counter.load(Relaxed) + packets, Relaxed);
+        work::add(&self.0[reason as usize], packets);
     }
 
     /// How many packets were dropped for this reason.

@@ -64,7 +64,7 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     frame.truncate(inner.len);
     let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
     let entry = &table.peers[peer as usize];
-    let mtu = entry.mtu.min(table.mtu);
+    let mtu = entry.mtu;
     if let Some(port) = from {
         let refused = if inner.len > mtu {
             Some((icmp::Error::TooBig(mtu), DropReason::TooBig))
@@ -113,9 +113,8 @@ fn address<'t>(
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
     let mut bytes = 0;
-    let mtu = entry.mtu.min(turn.table.mtu);
     for packet in packets {
-        bytes += enclose(&mut packet.frame, turn, mtu);
+        bytes += enclose(&mut packet.frame, turn, entry.mtu);
         Endpoint { remote: packet.remote, local: packet.local } = endpoint;
         packet.link = port.and(link);
     }

@@ -167,7 +167,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     let packet_bytes = turn.pool.packet_mut(frame);
     inner::merge_ecn(packet_bytes, inner.tos, packet.tos)?;
     // The peer's SYN says what our side may send to it.
-    inner::clamp_mss(packet_bytes, &inner, table.peers[peer as usize].mtu.min(table.mtu));
+    inner::clamp_mss(packet_bytes, &inner, table.peers[peer as usize].mtu);
 
     let hop = match table.hop(inner.destination) {
         hop @ Some(link) if inner.len <= usize::from(link.mtu) => hop,

@@ -76,7 +76,7 @@ impl Loopback {
             local: None,
             roams: true,
             link: None,
-            mtu: usize::MAX,
+            mtu: table.mtu,
             sending,
             next: None,
         });

@@ -48,7 +48,7 @@ pub struct PeerEntry {
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
     pub link: Option<Link>,
-    /// Largest inner packet that its path takes, in bytes.
+    /// Largest inner packet to it, in bytes: what its path takes, and no more than [`Table::mtu`].
     pub mtu: usize,
     /// The session to send by. (One; lanes will make it several.)
     pub sending: Option<Arc<Session>>,

@@ -61,6 +61,6 @@ impl Work {
 
 /// Adds without a locked instruction: nobody else writes.
 #[inline]
-fn add(counter: &AtomicU64, count: u64) {
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(count), Relaxed);
 }

@@ -52,6 +52,8 @@ pub struct Worker {
     drops: Arc<Drops>,
     /// The last call of control that was answered.
     answered: Arc<AtomicU32>,
+    /// The time of the last turn.
+    now: Millis,
     /// When the kernel was last asked what it has lost; `None` when no port can tell.
     losses: Option<Millis>,
     work: Arc<Work>,
@@ -81,6 +83,7 @@ impl Worker {
             commands,
             drops,
             answered: Arc::default(),
+            now: Millis::default(),
             losses: Some(Millis::default()),
             work: Arc::default(),
             core: setup.core,
@@ -133,7 +136,7 @@ impl Worker {
 
     /// Counts what the kernel has lost, once a second.
     fn count_losses(&mut self) {
-        let now = Millis::now();
+        let now = self.now;
         if self.losses.is_some_and(|last| now.since(last) >= LOSSES_EVERY) {
             let wan = self.wan.count_losses(&self.drops);
             let told = self.lan.count_losses(&self.drops) || wan;
@@ -179,8 +182,11 @@ impl Worker {
     #[inline]
     fn begin(&mut self) -> (Turn<'_>, Ends<'_>) {
         self.take_up_table();
-        let Self { pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, work, .. } = self;
-        let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), Millis::now());
+        self.now = Millis::now();
+        let Self {
+            pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, work, now, ..
+        } = self;
+        let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), *now);
         (
             Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, roamed },
             Ends { wan, lan, received, work },

@@ -105,7 +105,7 @@ fn table(me: usize, with_session: bool) -> Table {
             local: None,
             roams: true,
             link: None,
-            mtu: usize::MAX,
+            mtu: 1420,
             sending: with_session.then(|| Arc::clone(&session)),
             next: None,
         }],

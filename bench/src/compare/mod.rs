@@ -56,7 +56,7 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// Both.
+    /// All that a subject can be measured in.
     pub const ALL: [Placement; 2] = [Placement::Scheduler, Placement::Pinned];
 }
 

@@ -56,7 +56,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report> {
         return Err(Error::Failed(format!("nothing to measure: {}", report.notes.join(" "))));
     }
     let names: Vec<&Subject> = subjects.iter().map(|(subject, _)| *subject).collect();
-    let places: usize = names.iter().map(|subject| placements(subject, options).count()).sum();
+    let places: usize = names.iter().map(|subject| placements(subject, options).len()).sum();
     let progress = Progress::new((options.rounds * places * measure::ALL.len()) as u64);
     report.notes.iter().for_each(|note| progress.say(note));
     let folder = tempfile::Builder::new().prefix(&topology::prefix()).tempdir().map_err(io_error("make a folder"))?;
@@ -125,7 +125,7 @@ impl Run<'_> {
         for n in 0..subjects.len() {
             let subject = subjects[(n + round) % subjects.len()];
             for placement in placements(subject, self.options) {
-                self.subject(round, subject, placement, idle_load)?;
+                self.subject(round, subject, *placement, idle_load)?;
             }
         }
         Ok(())
@@ -181,12 +181,8 @@ impl Run<'_> {
 }
 
 /// Where a subject is measured.
-fn placements<'a>(subject: &'a Subject, options: &'a Options) -> impl Iterator<Item = Placement> + 'a {
-    let chosen = options.placements.iter().copied();
-    match subject.can_be_pinned() {
-        true => Box::new(chosen) as Box<dyn Iterator<Item = Placement>>,
-        false => Box::new(std::iter::once(Placement::Scheduler)),
-    }
+fn placements<'a>(subject: &Subject, options: &'a Options) -> &'a [Placement] {
+    if subject.can_be_pinned() { &options.placements } else { &[Placement::Scheduler] }
 }
 
 fn placed(placements: &[Placement]) -> &'static str {

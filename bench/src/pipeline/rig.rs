@@ -103,6 +103,7 @@ impl Rig {
 fn table(gateway: &Loopback, mtu: usize, link: Link) -> Table {
     let own = gateway.engine.table();
     let mut table = Table { mtu, ..(*own).clone() };
+    table.peers.iter_mut().for_each(|peer| peer.mtu = mtu);
     let mut allowed_ips = PrefixMap::default();
     for site in 0..SITES {
         if site > 0 {
@@ -142,7 +143,7 @@ fn add_peer(table: &mut Table, site: u8, suite: Suite) {
         local: None,
         roams: true,
         link: None,
-        mtu: usize::MAX,
+        mtu: table.mtu,
         sending: Some(session),
         next: None,
     });

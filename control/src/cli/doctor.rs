@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::doctor::{Report, Severity, gather};
 
-/// Exit codes.
+/// Exit codes: nothing found, warnings, errors.
 const SOUND: u8 = 0;
 const WARNINGS: u8 = 1;
 const ERRORS: u8 = 2;

@@ -22,7 +22,7 @@ pub struct Facts {
     pub file: ProfileFile,
     /// What is in it; keys are left out.
     pub profile: Option<Profile>,
-    /// The gateway.
+    /// Whether the gateway runs, and what it says.
     pub gateway: Running,
     /// The profile's interfaces and the tunnel's, by name, as far as they exist.
     pub links: BTreeMap<String, Link>,
@@ -77,13 +77,13 @@ pub struct Host {
     pub connections: Option<(u64, u64)>,
     /// Whether the clock is disciplined by a time source.
     pub synchronised: Option<bool>,
-    /// Now.
+    /// The time by this machine's clock.
     pub now: Option<SystemTime>,
     /// When this program's file was made.
     pub built: Option<SystemTime>,
     /// Whether systemd-networkd, if it runs, leaves foreign rules and routes alone.
     pub networkd_leaves_alone: Option<bool>,
-    /// Processors.
+    /// How many processors there are.
     pub cores: usize,
 }
 
@@ -110,16 +110,16 @@ pub enum Running {
     Yes(Box<Status>),
 }
 
-/// An interface.
+/// An interface, as the kernel and its driver tell of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// What rtnetlink tells.
     pub interface: Interface,
     /// The XDP program on it.
     pub xdp: Option<XdpAttachment>,
-    /// Offloads.
+    /// Which offloads its driver has, and which are on.
     pub offloads: Option<Offloads>,
-    /// Receive queues.
+    /// How many receive queues are in use and how many there could be.
     pub channels: Option<Channels>,
     /// What native XDP can do; 0: nothing.
     pub xdp_features: Option<u64>,

@@ -17,6 +17,7 @@ use super::facts::{Facts, Host, KeyFile, Link, PortOwner, ProfileFile, Running, 
 use crate::control_socket::{self, Answer, AskError, Command, Lock};
 use crate::ground::PROTOCOL;
 use crate::key::is_credential;
+use crate::needs::effective_capabilities;
 use crate::netlink::{Generic, Interface, MAIN_TABLE, Netlink, RouteKind};
 use crate::profile::{Environment, LocalPort, Profile, read_file};
 
@@ -55,12 +56,11 @@ pub fn gather(path: &Path) -> Facts {
 
 fn user() -> User {
     let status = text("/proc/self/status").unwrap_or_default();
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let limits = text("/proc/self/limits").unwrap_or_default();
     let locked = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"));
     User {
         id: rustix::process::geteuid().as_raw(),
-        capabilities: capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()),
+        capabilities: effective_capabilities(&status),
         locked_memory: locked.and_then(|line| line.split_whitespace().next()?.parse().ok()),
     }
 }

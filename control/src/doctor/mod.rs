@@ -43,7 +43,7 @@ pub struct Finding {
     pub command: String,
 }
 
-/// The outcome.
+/// What `doctor` has found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Report {

@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use ipnet::IpNet;
-
 use super::due::Due;
 use super::{Gateway, map, plane, wanted};
 use crate::ground::Changed;
@@ -45,8 +43,8 @@ pub fn reconcile(gateway: &mut Gateway, now: Instant) {
 
 /// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow.
 pub fn find_paths(gateway: &mut Gateway) -> bool {
-    let own = own_subnets(gateway);
     let (linux, network) = gateway.ground.parts();
+    let own = network.of_site(&gateway.site.subnets, &gateway.plane.drives().lan_indices());
     let changed = gateway.plane.find_paths(linux.netlink(), network, &gateway.handshakes.peers);
     let addresses = gateway.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
     let remote: Vec<_> = gateway.handshakes.peers.remote().into_iter().collect();
@@ -56,16 +54,6 @@ pub fn find_paths(gateway: &mut Gateway) -> bool {
         plane::steering::prefixes(&gateway.handshakes.peers, &kept, own),
     );
     changed
-}
-
-/// The networks of this site's hosts: its subnets, else those of the LAN interfaces.
-fn own_subnets(gateway: &Gateway) -> Vec<IpNet> {
-    let Gateway { site, plane, ground, .. } = gateway;
-    if !site.subnets.is_empty() {
-        return site.subnets.iter().copied().collect();
-    }
-    let lan = plane.drives().lan_indices().into_iter();
-    lan.flat_map(|lan| ground.network().addresses_of(lan)).map(|address| address.network()).collect()
 }
 
 /// Counts receive queues again, and has neighbours confirmed that only AF_XDP sends to.

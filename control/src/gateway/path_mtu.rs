@@ -29,8 +29,8 @@ pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
         }
     }
     if due.table {
-        let sizes = handshakes.peers.iter().filter_map(|peer| peer.mtu);
-        plane.set_smallest_mtu(sizes.map(|mtu| mtu.inner).min());
+        let tunnel = plane.tunnel_mtu();
+        plane.set_smallest_mtu(handshakes.peers.iter().map(|peer| peer.mtu_within(tunnel)).min().unwrap_or(tunnel));
     }
 }
 
@@ -57,7 +57,7 @@ pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
 
 /// The prefixes whose routes have an MTU of their own, smaller than the tunnel's.
 pub fn of_prefixes(peers: &Peers, tunnel: u16) -> BTreeMap<IpNet, u32> {
-    let smaller = |owner| peers.of(owner)?.mtu.map(|mtu| mtu.inner).filter(|mtu| *mtu < tunnel);
+    let smaller = |owner| Some(peers.of(owner)?.mtu_within(tunnel)).filter(|mtu| *mtu < tunnel);
     peers.allowed_ips().filter_map(|(prefix, owner)| Some((*prefix, u32::from(smaller(owner)?)))).collect()
 }
 

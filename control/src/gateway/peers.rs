@@ -161,6 +161,11 @@ impl Peer {
         self.endpoint == Some(endpoint) && !relayed
     }
 
+    /// The largest packet to it, inside a tunnel of this MTU.
+    pub fn mtu_within(&self, tunnel: u16) -> u16 {
+        self.mtu.map_or(tunnel, |mtu| mtu.inner.min(tunnel))
+    }
+
     /// Whether it receives by this index of its own.
     pub fn receives_by(&self, index: u32) -> bool {
         self.sessions.iter().any(|session| session.remote_index == index)

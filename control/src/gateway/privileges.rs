@@ -4,18 +4,7 @@
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-/// A capability and its bit (`capability.h`).
-type Capability = (&'static str, u32);
-
-const NET_ADMIN: Capability = ("CAP_NET_ADMIN", 12);
-const NET_RAW: Capability = ("CAP_NET_RAW", 13);
-const SYS_ADMIN: Capability = ("CAP_SYS_ADMIN", 21);
-const BPF: Capability = ("CAP_BPF", 39);
-
-/// UDP_SEGMENT and UDP_GRO together.
-const SOCKET_KERNEL: (u32, u32) = (5, 0);
-/// `bpf_xdp_get_buff_len`, which the steering programs call.
-const XDP_KERNEL: (u32, u32) = (5, 18);
+use crate::needs;
 
 /// Checks capabilities and kernel; `xdp` if AF_XDP is asked for.
 ///
@@ -24,7 +13,7 @@ const XDP_KERNEL: (u32, u32) = (5, 18);
 pub fn check(xdp: bool) -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc is not to be read")?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc is not to be read")?;
-    capable(effective(&status).context("/proc/self/status tells no capabilities")?, xdp)?;
+    capable(needs::effective_capabilities(&status).context("/proc/self/status tells no capabilities")?, xdp)?;
     recent(release.trim(), xdp)
 }
 
@@ -50,24 +39,8 @@ pub fn reduce() {
     }
 }
 
-fn effective(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
 fn capable(held: u64, xdp: bool) -> Result<()> {
-    let holds = |(_, bit): Capability| held & (1 << bit) != 0;
-    let mut missing: Vec<&str> = Vec::new();
-    if !holds(NET_ADMIN) {
-        missing.push(NET_ADMIN.0);
-    }
-    if xdp && !holds(NET_RAW) {
-        missing.push(NET_RAW.0);
-    }
-    // CAP_SYS_ADMIN was the capability for BPF before CAP_BPF, and still is one.
-    if xdp && !holds(BPF) && !holds(SYS_ADMIN) {
-        missing.push(BPF.0);
-    }
+    let missing = needs::missing_capabilities(held, xdp);
     if missing.is_empty() {
         return Ok(());
     }
@@ -75,14 +48,12 @@ fn capable(held: u64, xdp: bool) -> Result<()> {
 }
 
 fn recent(release: &str, xdp: bool) -> Result<()> {
-    let (major, minor) = if xdp { XDP_KERNEL } else { SOCKET_KERNEL };
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let oldest = needs::oldest_kernel(xdp);
     // A release that tells no version is left to fail where it fails.
-    let (Some(has_major), Some(has_minor)) = (numbers.next(), numbers.next()) else { return Ok(()) };
-    if (has_major, has_minor) >= (major, minor) {
+    if needs::version(release).is_none_or(|version| version >= oldest) {
         return Ok(());
     }
-    let what = if xdp { "mode xdp" } else { "Penstock" };
+    let ([major, minor, _], what) = (oldest, if xdp { "mode xdp" } else { "Penstock" });
     bail!("the kernel ({release}) is too old: {what} needs Linux {major}.{minor} or newer")
 }
 
@@ -94,7 +65,7 @@ mod tests {
 
     #[test]
     fn says_which_capability_is_missing() {
-        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(ALL));
+        assert_eq!(needs::effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(ALL));
         assert!(capable(ALL, true).is_ok());
         let without = |bit: u32, xdp| capable(ALL & !(1 << 21) & !(1 << bit), xdp).map_err(|e| e.to_string());
         assert!(without(12, false).unwrap_err().contains("CAP_NET_ADMIN"));

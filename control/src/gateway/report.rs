@@ -162,7 +162,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
         suite,
         suite_reason,
-        mtu: peer.mtu.map(|mtu| path_mtu(mtu, gateway.plane.tunnel_mtu())),
+        mtu: path_mtu(peer, gateway.plane.tunnel_mtu()),
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
         statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
@@ -170,9 +170,9 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
     }
 }
 
-fn path_mtu(mtu: PathMtu, tunnel: u16) -> status::PathMtu {
-    let PathMtu { outer, inner, fragmented, source } = mtu;
-    status::PathMtu { inner: inner.min(tunnel), outer, fragmented, reason: source.to_string() }
+fn path_mtu(peer: &Peer, tunnel: u16) -> Option<status::PathMtu> {
+    let PathMtu { outer, fragmented, source, .. } = peer.mtu?;
+    Some(status::PathMtu { inner: peer.mtu_within(tunnel), outer, fragmented, reason: source.to_string() })
 }
 
 /// The suite in use with a peer, or of the next handshake, and why.

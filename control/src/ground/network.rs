@@ -448,6 +448,15 @@ impl Network {
         hops
     }
 
+    /// The networks of a site's hosts: its `subnets`, else those of the interfaces `lan`.
+    #[must_use]
+    pub fn of_site(&self, subnets: &BTreeSet<IpNet>, lan: &[u32]) -> BTreeSet<IpNet> {
+        if !subnets.is_empty() {
+            return subnets.clone();
+        }
+        lan.iter().flat_map(|lan| self.addresses_of(*lan)).map(|address| address.network()).collect()
+    }
+
     /// Prefixes inside remote ones that the kernel keeps for this site: our addresses, and what leaves by a
     /// LAN interface.
     #[must_use]

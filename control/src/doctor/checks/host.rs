@@ -3,24 +3,19 @@
 use super::{error, path, set_config, warning, without_xdp};
 use crate::doctor::Finding;
 use crate::doctor::facts::{Facts, KeyFile};
+use crate::key::is_exposed;
+use crate::needs::{Version, missing_capabilities, oldest_kernel, version};
 use crate::profile::WanMode;
 
-/// `bpf_xdp_get_buff_len`, which the steering programs call.
-const XDP_KERNEL: [u32; 3] = [5, 18, 0];
-/// UDP_SEGMENT and UDP_GRO together.
-const SOCKET_KERNEL: [u32; 3] = [5, 0, 0];
 /// The first and last kernel in which trains of equally long segments are spoilt on the way through some drivers.
-const UDP_SEGMENTATION_SPOILT: ([u32; 3], [u32; 3]) = ([7, 0, 0], [7, 1, 4]);
+const UDP_SEGMENTATION_SPOILT: (Version, Version) = ([7, 0, 0], [7, 1, 4]);
 /// Share of the connection table, in percent, from which on new connections are at risk.
 const CONNECTIONS_PERCENT: u64 = 80;
 /// Of a queue's frames: 4096 of 4 kB.
 const QUEUE_MEMORY: u64 = 4096 * 4096;
 
-const CAP_NET_ADMIN: (&str, u32) = ("CAP_NET_ADMIN", 12);
-const CAP_NET_RAW: (&str, u32) = ("CAP_NET_RAW", 13);
-const CAP_IPC_LOCK: u32 = 14;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: (&str, u32) = ("CAP_BPF", 39);
+/// The bit of CAP_IPC_LOCK (`capability.h`).
+const IPC_LOCK: u32 = 14;
 
 pub(super) fn profile_unsound(facts: &Facts) -> Option<Finding> {
     let file = &facts.file;
@@ -52,8 +47,7 @@ pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
         let command = format!("chown root: {}", path(&key.path));
         return error(subject, format!("it belongs to user {owner}, and keys must belong to root"), command);
     }
-    let allowed = if key.credential { 0o040 } else { 0 };
-    if mode & 0o077 & !allowed == 0 {
+    if !is_exposed(mode, key.credential) {
         return None;
     }
     let sentence = format!("its mode {mode:04o} lets others than its owner use the key");
@@ -62,12 +56,12 @@ pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
 
 pub(super) fn kernel_too_old(facts: &Facts) -> Option<Finding> {
     let version = version(&facts.host.release)?;
-    if version < SOCKET_KERNEL {
+    if version < oldest_kernel(false) {
         let sentence = format!("Linux {} is too old, Penstock needs 5.0 or newer", facts.host.release);
         return error("kernel", sentence, "apt-get update && apt-get full-upgrade && reboot");
     }
     let profile = facts.profile.as_ref().filter(|profile| profile.demands_xdp())?;
-    if version >= XDP_KERNEL {
+    if version >= oldest_kernel(true) {
         return None;
     }
     let sentence = format!("Linux {} is too old for mode xdp, which needs 5.18 or newer", facts.host.release);
@@ -103,17 +97,7 @@ pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
     // Another user's are not those that the gateway will have.
     let held = facts.user.capabilities.filter(|_| facts.user.id == 0)?;
     let profile = facts.profile.as_ref()?;
-    let holds = |bit: u32| held & (1 << bit) != 0;
-    let mut missing = vec![];
-    if !holds(CAP_NET_ADMIN.1) {
-        missing.push(CAP_NET_ADMIN.0);
-    }
-    if profile.demands_xdp() && !holds(CAP_NET_RAW.1) {
-        missing.push(CAP_NET_RAW.0);
-    }
-    if profile.demands_xdp() && !holds(CAP_BPF.1) && !holds(CAP_SYS_ADMIN) {
-        missing.push(CAP_BPF.0);
-    }
+    let missing = missing_capabilities(held, profile.demands_xdp());
     if missing.is_empty() {
         return None;
     }
@@ -128,7 +112,7 @@ pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
 pub(super) fn locked_memory_short(facts: &Facts) -> Option<Finding> {
     let limit = facts.user.locked_memory.filter(|_| facts.user.id == 0)?;
     let profile = facts.profile.as_ref().filter(|profile| profile.demands_xdp())?;
-    if facts.user.capabilities? & (1 << CAP_IPC_LOCK) != 0 {
+    if facts.user.capabilities? & (1 << IPC_LOCK) != 0 {
         return None;
     }
     let queues = profile.lan.interfaces.len() as u64 + 1;
@@ -180,14 +164,4 @@ pub(super) fn networkd_removes_rules(facts: &Facts) -> Option<Finding> {
          '[Network]\\nManageForeignRoutes=no\\nManageForeignRoutingPolicyRules=no\\n' \
          > /etc/systemd/networkd.conf.d/penstock.conf && systemctl restart systemd-networkd",
     )
-}
-
-/// Of "6.18.44-rc1" and the like.
-pub(super) fn version(release: &str) -> Option<[u32; 3]> {
-    let numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
-    let found: Vec<u32> = numbers.take(3).collect();
-    let &[major, minor, ..] = &*found else { return None };
-    // "7.1-rc1" has no third number of its own.
-    let patch = release.split('-').next().and_then(|plain| plain.split('.').nth(2)).and_then(|n| n.parse().ok());
-    Some([major, minor, patch.unwrap_or(0)])
 }

@@ -7,7 +7,7 @@ use crate::profile::Profile;
 
 /// Bytes of an outer packet of IPv4 whose inside has the 1280 bytes that IPv6 needs.
 const WAN_MTU: u32 = 1340;
-/// Of Ethernet.
+/// The MTU of Ethernet.
 const USUAL_MTU: u32 = 1500;
 
 fn link<'a>(facts: &'a Facts, port: &Port<'_>) -> Option<&'a Link> {

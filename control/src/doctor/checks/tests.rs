@@ -188,7 +188,7 @@ fn offloads_are_found_where_they_hurt_and_can_be_switched() {
 
 #[test]
 fn kernels_are_known_by_their_versions() {
-    use super::host::version;
+    use crate::needs::version;
     assert_eq!(version("6.18.44-fc-v595"), Some([6, 18, 44]));
     assert_eq!(version("7.1-rc3"), Some([7, 1, 0]));
     assert_eq!(version("strange"), None);

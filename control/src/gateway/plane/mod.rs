@@ -183,7 +183,7 @@ impl Plane {
         let sockets = bind(&config, count)?;
         let local_port = sockets.first().map(UdpSender::local_port).ok_or_else(|| anyhow!("there is no worker"))?;
         let parts = Parts::new(drives.tunnel_mtu(config.mtu));
-        let drives_link_mtu = drives.link_mtu();
+        let link_mtu = drives.link_mtu();
         let mut plane = Self {
             config,
             cipher,
@@ -195,7 +195,7 @@ impl Plane {
             tun: Vec::new(),
             running: None,
             steering: Steering::default(),
-            link_mtu: drives_link_mtu,
+            link_mtu,
             smallest_mtu: parts.mtu(),
             parts,
             paths: HashMap::new(),
@@ -243,8 +243,7 @@ impl Plane {
 
     /// Tells the steering programs the smallest MTU of a peer: what is larger and may be fragmented is the kernel's to
     /// fragment, by the route to that peer.
-    pub fn set_smallest_mtu(&mut self, smallest: Option<u16>) {
-        let mtu = smallest.map_or(self.parts.mtu(), |mtu| mtu.min(self.parts.mtu()));
+    pub fn set_smallest_mtu(&mut self, mtu: u16) {
         if std::mem::replace(&mut self.smallest_mtu, mtu) != mtu {
             self.steering.set_tunnel_mtu(mtu);
         }

@@ -137,7 +137,7 @@ impl Parts {
                 roams: peer.roams(),
                 // The kernel's socket fragments, AF_XDP does not.
                 link: link.filter(|_| !peer.mtu.is_some_and(|mtu| mtu.fragmented)),
-                mtu: peer.mtu.map_or(self.mtu, |mtu| mtu.inner).into(),
+                mtu: peer.mtu_within(self.mtu).into(),
                 sending,
                 next,
             });
@@ -165,12 +165,7 @@ fn reachable(own: &[IpAddr], behind: Behind<'_>, network: &Network, lan: &[u32])
     let groups = [IpNet::V4(LOCAL_GROUPS_V4), IpNet::V6(LOCAL_GROUPS_V6)];
     let addresses = network.addresses.iter().map(|address| address.address).filter(|address| !address.is_loopback());
     let own = addresses.chain(own.iter().copied()).map(IpNet::from);
-    let mut reachable: BTreeSet<IpNet> = own.chain(groups).chain(subnets.iter().copied()).collect();
-    if subnets.is_empty() {
-        let networks = lan.iter().flat_map(|lan| network.addresses_of(*lan)).map(|address| address.network());
-        reachable.extend(networks);
-    }
-    Some(reachable)
+    Some(own.chain(groups).chain(network.of_site(subnets, lan)).collect())
 }
 
 /// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
