@@ -74,8 +74,12 @@ const fn userspace(
 /// All that can be measured, in the order of the report.
 pub static ALL: [Subject; 12] = [
     subject("kernel", "plain forwarding, no tunnel: the ceiling for TCP", Kind::Kernel),
-    subject("forwarder", "AF_XDP without crypto", Kind::Forwarder { poll: false }),
-    subject("forwarder-busy", "the same, polling busily: the ceiling for AF_XDP", Kind::Forwarder { poll: true }),
+    subject(
+        "forwarder",
+        "AF_XDP without crypto; the better of the two is the ceiling for AF_XDP",
+        Kind::Forwarder { poll: false },
+    ),
+    subject("forwarder-busy", "the same, polling busily", Kind::Forwarder { poll: true }),
     penstock("penstock-xdp", "WAN xdp, LAN xdp", "xdp", "xdp", false),
     penstock("penstock-busy", "the same, polling busily", "xdp", "xdp", true),
     penstock("penstock-tun", "WAN udp, LAN tun", "udp", "tun", false),
