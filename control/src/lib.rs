@@ -1,5 +1,6 @@
 //! Penstock: the gateway daemon and its command line
 
+pub mod bypass;
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;
@@ -24,6 +25,7 @@ mod sealed;
 pub mod socket_file;
 pub mod state;
 pub mod status;
+mod tool;
 pub mod traversal;
 pub mod uapi;
 pub mod wg_quick;

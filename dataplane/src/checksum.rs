@@ -118,6 +118,20 @@ pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u32 {
     sum(addresses) + u32::from(protocol) + (len >> 16) as u32 + (len & 0xffff) as u32
 }
 
+/// Completes the checksum at `field` over `packet[start..]`. The field holds the sum of the pseudo-header.
+///
+/// # Panics
+/// If the field lies beyond the packet.
+#[inline]
+pub fn complete(packet: &mut [u8], start: usize, field: usize) {
+    let checksum = match !fold(sum(&packet[start..])) {
+        // The two zeros are equal, and to UDP this one does not mean "none".
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// The checksum that belongs into an IPv4 header, whatever its checksum field holds now.
 ///
 /// # Panics

@@ -109,9 +109,11 @@ fn address<'t>(
     let endpoint = roamed.or(entry.endpoint()).ok_or(DropReason::NoEndpoint)?;
     // The link of an old endpoint is not that of the new one.
     let link = entry.link.filter(|_| roamed.is_none());
-    let port = link.as_ref().and_then(|link| wan.port_of(link));
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
+    // Keepalives are the kernel's to send: its connection tracking sees nothing of what AF_XDP carries, and a firewall
+    // that has forgotten the flow does not let the peer call.
+    let port = link.as_ref().filter(|_| data).and_then(|link| wan.port_of(link));
     let mut bytes = 0;
     for packet in packets {
         bytes += enclose(&mut packet.frame, turn, entry.mtu);

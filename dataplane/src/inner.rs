@@ -10,6 +10,9 @@ pub(crate) const IPV6_HEADER: usize = 40;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// IPv4's flag that more fragments follow, in the upper byte of its word.
+const MORE_FRAGMENTS: u8 = 0x20;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
 const ECN_CE: u8 = 0b11;
 const ECN_ECT1: u8 = 0b01;
@@ -131,6 +134,30 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
         packet[1] = packet[1] & 0x0f | tos << 4;
     }
     Ok(())
+}
+
+/// Completes the checksum of TCP or UDP if its sender has left that to the network device: then the field holds the sum
+/// of the pseudo-header alone. So do containers and virtual machines on this host, and the kernel with what it has merged.
+/// A complete checksum that happens to equal that sum stays as it is.
+#[inline]
+pub fn complete_checksum(packet: &mut [u8]) {
+    let Some(inner) = Inner::parse(packet) else { return };
+    let (addresses, fragmented) = match inner.source {
+        IpAddr::V4(_) => (12..20, inner.later_fragment || packet[6] & MORE_FRAGMENTS != 0),
+        IpAddr::V6(_) => (8..40, false),
+    };
+    let field = match inner.protocol {
+        TCP => inner.header + 16,
+        UDP => inner.header + 6,
+        _ => return,
+    };
+    if fragmented || inner.len < field + 2 {
+        return;
+    }
+    let pseudo = checksum::pseudo_header(&packet[addresses], inner.protocol, inner.len - inner.header);
+    if packet[field..field + 2] == checksum::fold(pseudo).to_be_bytes() {
+        checksum::complete(&mut packet[..inner.len], inner.header, field);
+    }
 }
 
 /// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
@@ -294,6 +321,51 @@ pub(crate) mod tests {
                     let mss = usize::from(u16::from_be_bytes([p[at], p[at + 1]]));
                     assert_eq!(mss, expected.unwrap_or(mtu - inner.header - 20));
                     assert_eq!(naive(&p[inner.header..]), 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn checksums_left_to_the_device_are_completed_and_no_others() {
+        for (s, d) in PAIRS {
+            for (protocol, field, min) in [(TCP, 16, 20), (UDP, 6, 8)] {
+                for len in [min, min + 1, 1300] {
+                    let mut body = vec![0x5a; len];
+                    body[field..field + 2].fill(0);
+                    let mut complete = packet(s, d, protocol, 0, 9, &body);
+                    let inner = Inner::parse(&complete).unwrap();
+                    let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
+                    let pseudo = [&complete[addresses], &[0, protocol], &(len as u16).to_be_bytes()].concat();
+                    let at = inner.header + field;
+                    let mut partial = complete.clone();
+                    partial[at..at + 2].copy_from_slice(&(!naive(&pseudo)).to_be_bytes());
+                    let sum = naive(&[&pseudo[..], &complete[inner.header..], &[0][..len % 2]].concat());
+                    complete[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+
+                    let mut repaired = [&partial[..], &[7; 5]].concat();
+                    complete_checksum(&mut repaired);
+                    assert_eq!(repaired, [&complete[..], &[7; 5]].concat(), "{s} {protocol} {len}");
+                    complete_checksum(&mut complete);
+                    assert_eq!(complete[..], repaired[..partial.len()]);
+                    // One that is wrong otherwise stays wrong.
+                    let mut wrong = complete.clone();
+                    wrong[at] ^= 0x80;
+                    let before = wrong.clone();
+                    complete_checksum(&mut wrong);
+                    assert_eq!(wrong, before);
+                    if inner.source.is_ipv4() {
+                        for (upper, lower) in [(MORE_FRAGMENTS, 0), (0, 1)] {
+                            let mut fragment = partial.clone();
+                            fragment[6..8].copy_from_slice(&[upper, lower]);
+                            let before = fragment.clone();
+                            complete_checksum(&mut fragment);
+                            assert_eq!(fragment, before);
+                        }
+                    }
+                    for cut in 0..partial.len() {
+                        complete_checksum(&mut partial.clone()[..cut]);
+                    }
                 }
             }
         }

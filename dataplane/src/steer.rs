@@ -17,12 +17,13 @@ use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
 use aya::{Ebpf, Pod};
 use penstock_wire::{
-    AddressKey, LanConfig, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
+    AddressKey, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
 };
-pub use penstock_wire::{BenchFilter, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
+pub use penstock_wire::{BenchFilter, LanConfig, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
 pub use error::{AttachError, SteerError};
+pub use kernel::has_tcx_programs;
 use error::{
     accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader, refused_by_verifier, too_old,
 };
@@ -105,30 +106,23 @@ impl WanSteering {
 pub struct LanSteering {
     attachment: Attachment,
     config: Array<MapData, Shared<LanConfig>>,
-    mac: [u8; 6],
     prefixes: LpmTrie<MapData, AddressKey, u32>,
 }
 
 impl LanSteering {
-    /// Attaches to the interface with the MAC address. No prefix is remote yet. IPv4 packets longer
-    /// than `tunnel_mtu` (bytes, IP header included) that may be fragmented stay with the kernel.
+    /// Attaches to the interface with this MAC address and MTU. No prefix is remote yet. IPv4 packets longer
+    /// than the tunnel's MTU that may be fragmented stay with the kernel.
     ///
     /// The interface is found by its index in the calling thread's network namespace; the name is
     /// for messages.
-    pub fn attach(
-        interface: &str,
-        ifindex: u32,
-        mac: [u8; 6],
-        tunnel_mtu: u16,
-        mode: AttachMode,
-    ) -> Result<Self, AttachError> {
+    pub fn attach(interface: &str, ifindex: u32, config: LanConfig, mode: AttachMode) -> Result<Self, AttachError> {
         let mut object = load()?;
-        let mut config: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
-        config.set(0, Shared(LanConfig { mac, tunnel_mtu }), 0).map_err(|error| loading(&error))?;
+        let mut map: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
+        map.set(0, Shared(config), 0).map_err(|error| loading(&error))?;
         let prefixes = take(&mut object, penstock_wire::PREFIXES)?;
         let target = Target { interface, ifindex };
         let attachment = Attachment::new(object, penstock_wire::LAN_PROGRAM, &target, mode)?;
-        Ok(Self { attachment, config, mac, prefixes })
+        Ok(Self { attachment, config: map, prefixes })
     }
 
     /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the
@@ -159,11 +153,9 @@ impl LanSteering {
         removed(self.prefixes.remove(&key), penstock_wire::PREFIXES)
     }
 
-    /// Changes the tunnel's MTU, in bytes with the inner IP header.
-    pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) -> Result<(), SteerError> {
-        self.config
-            .set(0, Shared(LanConfig { mac: self.mac, tunnel_mtu }), 0)
-            .map_err(accessing(penstock_wire::LAN_CONFIG))
+    /// Changes what the program compares with.
+    pub fn set_config(&mut self, config: LanConfig) -> Result<(), SteerError> {
+        self.config.set(0, Shared(config), 0).map_err(accessing(penstock_wire::LAN_CONFIG))
     }
 
     /// Frames by verdict since the attachment, summed over the CPUs, in the order of
@@ -237,7 +229,7 @@ struct Shared<T>(T);
 // SAFETY: `repr(C)` integers without padding: every byte is initialised.
 #[allow(unsafe_code)]
 unsafe impl Pod for Shared<WanConfig> {}
-// SAFETY: `repr(C)` integers without padding (6 + 2 bytes, aligned to 2): every byte is initialised.
+// SAFETY: `repr(C)` integers without padding (6 + 2 + 2 bytes, aligned to 2): every byte is initialised.
 #[allow(unsafe_code)]
 unsafe impl Pod for Shared<LanConfig> {}
 

@@ -116,7 +116,7 @@ impl Device {
         let Some(interface) = interfaces.into_iter().find(|interface| Some(interface.index) == index) else {
             return Ok(false);
         };
-        let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+        let mtu = interface.largest_packet();
         let addresses = self.netlink.addresses().context("the addresses cannot be listed")?;
         let own = addresses.into_iter().filter(|address| Some(address.interface) == index && address.global);
         let own: Vec<IpAddr> = own.map(|address| address.address).collect();

@@ -504,6 +504,14 @@ impl Handshakes {
         }
     }
 
+    /// Has the kernel send a keepalive to the peers with whom AF_XDP exchanges data, so that connection tracking goes on
+    /// to know their flows: a firewall that admits only answers would not let them call after a restart.
+    pub fn show_flows(&mut self, now: Instant) {
+        let live = self.peers.iter_mut().filter(|peer| peer.sending.is_some());
+        let due = live.filter_map(|peer| peer.is_to_be_shown(now).then(|| Command::Keepalive(peer.data.id)));
+        self.commands.extend(due);
+    }
+
     /// Looks at the traffic counters and tells the timers. `each` is told of every peer that had traffic.
     pub fn sample(&mut self, now: Instant, mut each: impl FnMut(&Peer, proto::Traffic)) {
         for peer in self.peers.iter_mut() {

@@ -14,6 +14,7 @@
 //! is the first time of that, and nothing ends the gateway but its administrator, a worker's panic, or a start that
 //! its profile makes impossible: what fails is a problem with a name, and is tried again.
 
+mod bypass;
 mod configure;
 pub mod device;
 mod due;
@@ -48,6 +49,7 @@ use crate::netlink::News;
 use crate::problem::Problems;
 use crate::profile::Profile;
 
+use bypass::Bypass;
 use due::Due;
 use handshakes::Handshakes;
 use metrics::Metrics;
@@ -74,6 +76,8 @@ pub struct Gateway {
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
+    /// What AF_XDP would pass by.
+    bypass: Bypass,
     metrics: Metrics,
     /// What is wrong with the guard and the profile.
     problems: Problems,
@@ -112,6 +116,7 @@ impl Gateway {
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
             standing::cover(self, now);
+            self.bypass.note_prefixes(now);
         }
         path_mtu::follow(self, now, &mut due);
         if due.ground || due.endpoints {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::due::Due;
-use super::{Gateway, map, plane, wanted};
+use super::{Gateway, bypass, map, plane, wanted};
 use crate::ground::Changed;
 
 /// Follows what the kernel says is new.
@@ -13,9 +13,19 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     if changed.interfaces {
         let sizes = gateway.plane.follow(network);
         gateway.due.add(if sizes { Due { paths: true, ..Due::SIZES } } else { Due::default() });
+        bypass::judge_again(gateway, now);
+        // An interface brings its traffic control with it.
+        gateway.bypass.note_rules(now);
+    }
+    if changed.filters {
+        gateway.bypass.note_rules(now);
     }
     if *changed == Changed::default() {
         return;
+    }
+    let network = gateway.ground.network();
+    if changed.addresses {
+        gateway.bypass.note_prefixes(now);
     }
     gateway.due.table |= gateway.plane.follow_hops(network, &gateway.site.virtual_addresses, gateway.site.behind());
     let endpoints = gateway.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
@@ -48,10 +58,10 @@ pub fn find_paths(gateway: &mut Gateway) -> bool {
     let changed = gateway.plane.find_paths(linux.netlink(), network, &gateway.handshakes.peers);
     let addresses = gateway.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
     let remote: Vec<_> = gateway.handshakes.peers.remote().into_iter().collect();
-    let kept = network.kept(&remote);
+    let (kept, ruled) = (network.kept(&remote), network.ruled_from_lan());
     gateway.plane.steer(
         addresses.map(|address| address.address).collect(),
-        plane::steering::prefixes(&gateway.handshakes.peers, &kept, own),
+        plane::steering::prefixes(&gateway.handshakes.peers, &kept, &ruled, own),
     );
     changed
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use penstock_dataplane::peer as data;
@@ -22,6 +22,9 @@ use crate::profile::{Endpoint, SuiteSetting};
 
 use owners::Owners;
 
+/// How often the kernel sends a packet to a peer with whom AF_XDP exchanges data. Connection tracking forgets a flow of
+/// UDP after 30 s (`nf_conntrack_udp_timeout`).
+const SHOW_EVERY: Duration = Duration::from_secs(20);
 /// Packets that wait for a peer's session; more push out the oldest.
 pub const WAITING: usize = 128;
 
@@ -73,6 +76,14 @@ pub struct Peer {
     /// What is sent to it and may come from it: a part of [`Peers::allowed_ips`].
     allowed_ips: BTreeSet<IpNet>,
     sampled: Sampled,
+    shown: Option<Shown>,
+}
+
+/// When the flow was last shown to the kernel's connection tracking, and when data had last passed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shown {
+    at: Instant,
+    data: u64,
 }
 
 /// How a peer of the coordinator's is reached.
@@ -137,6 +148,7 @@ impl Peer {
             handshake_bytes: (0, 0),
             allowed_ips: BTreeSet::new(),
             sampled: Sampled::default(),
+            shown: None,
         }
     }
 
@@ -222,6 +234,19 @@ impl Peer {
         let used = Used { messages: now.counter, blocks };
         let used = index.filter(|_| now.counter != before.counter).map(|index| (index, used));
         Some(Sample { traffic, used })
+    }
+
+    /// Whether it is time to show the flow to the kernel's connection tracking; then it counts as shown. Only a flow
+    /// with data since the last time has to be: one that is idle is forgotten with any WireGuard.
+    pub fn is_to_be_shown(&mut self, now: Instant) -> bool {
+        let data = self.sampled.sent_data.max(self.sampled.received_data);
+        // The handshake was the kernel's.
+        let shown = *self.shown.get_or_insert(Shown { at: now, data });
+        let due = now.duration_since(shown.at) >= SHOW_EVERY && data != shown.data;
+        if due {
+            self.shown = Some(Shown { at: now, data });
+        }
+        due
     }
 }
 
@@ -359,7 +384,7 @@ impl Peers {
 pub(super) mod tests {
     use super::*;
 
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     use penstock_dataplane::clock::Millis;
     use penstock_proto::{Gateway, PeerConfig, clamped_private_key};
@@ -443,6 +468,22 @@ pub(super) mod tests {
         }
         assert!(!peer.wait([255].into()));
         assert_eq!((peer.waiting.len(), peer.waiting[0][0], peer.waiting[WAITING - 1][0]), (WAITING, 1, 255));
+    }
+
+    #[test]
+    fn a_flow_is_shown_every_20_s_while_it_has_data() {
+        let (_proto, mut peers) = peers(&[7]);
+        let peer = &mut peers.list[0];
+        let start = Instant::now();
+        let mut shown = Vec::new();
+        for second in 0..100 {
+            // Data flows for the first 50 s.
+            peer.sampled.received_data = second.min(50);
+            if peer.is_to_be_shown(start + Duration::from_secs(second)) {
+                shown.push(second);
+            }
+        }
+        assert_eq!(shown, [20, 40, 60]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::plane::{MARK, PORT};
 use super::site::Site;
 use super::standing::note_refused;
 use super::unsaved::unsaved;
-use super::{Gateway, configure, map, network};
+use super::{Gateway, bypass, configure, map, network};
 use crate::control_socket::Reloaded;
 use crate::ground::{Changed, Interest, Origin};
 use crate::profile::{self, Endpoint, Environment, Profile};
@@ -59,6 +59,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     let interest = Interest { table: profile.table, lan: gateway.site.lan.clone() };
     gateway.ground.set_interest(now, interest);
     gateway.plane.reload(now, &profile, gateway.ground.network());
+    bypass::judge_again(gateway, now);
     gateway.handshakes.set_own_speeds(gateway.plane.speeds());
     Overlay::reload(&mut gateway.overlay, now, &profile, &mut gateway.handshakes);
     gateway.metrics.reload(now, profile.metrics);

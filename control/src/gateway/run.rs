@@ -9,15 +9,17 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use super::bypass::Bypass;
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::heartbeat::Heartbeat;
 use super::metrics::Metrics;
 use super::overlay::Overlay;
 use super::plane::Plane;
+use super::plane::drives::Drives;
 use super::standing::{self, Standing};
 use super::{
-    Gateway, configure, map, netcheck, network, path_mtu, privileges, reload, report, traffic, unsaved, wanted,
+    Gateway, bypass, configure, map, netcheck, network, path_mtu, privileges, reload, report, traffic, unsaved, wanted,
 };
 use crate::control_socket;
 use crate::endpoints::LastEndpoints;
@@ -78,7 +80,10 @@ fn start(profile: Profile) -> Result<Gateway> {
     if ground.network().named(name.as_str()).is_some() {
         bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
     }
-    let plane = Plane::start(&profile, ground.network())?;
+    let mut drives = Drives::of(&profile);
+    drives.follow(ground.network());
+    let bypass = Bypass::start(now, &mut drives, &site, &guard.prefixes(), ground.network());
+    let plane = Plane::start(&profile, drives)?;
     let last_endpoints = LastEndpoints::load(&state::directory(), &site.private_key, name, now);
     let mut handshakes = Handshakes::new(&site.private_key, last_endpoints, plane.speeds(), plane.sender(), now)?;
     for peer in &profile.peers {
@@ -87,7 +92,7 @@ fn start(profile: Profile) -> Result<Gateway> {
     let overlay = Overlay::start(now, &profile, plane.sender());
     let metrics = Metrics::new(profile.metrics);
     let mut gateway =
-        Gateway { profile, site, handshakes, overlay, guard, ground, plane, metrics, problems, due: Due::PEERS };
+        Gateway { profile, site, handshakes, overlay, guard, ground, plane, bypass, metrics, problems, due: Due::PEERS };
     // With the tun device in it.
     gateway.ground.refresh(now, [News::Lost]);
     map::take_address(&mut gateway);
@@ -133,6 +138,7 @@ async fn serve(
                 traffic::take_notices(gateway, Instant::now())?;
             }
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
+            ruleset = gateway.bypass.next() => bypass::take(gateway, Instant::now(), ruleset),
             told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
             _ = confirmations.tick() => network::confirm(gateway),
@@ -196,6 +202,7 @@ fn poll_timeout(gateway: &mut Gateway, now: Instant) -> Option<Instant> {
         found,
         gateway.ground.poll_timeout(),
         gateway.plane.poll_timeout(),
+        gateway.bypass.poll_timeout(),
         gateway.metrics.poll_timeout(),
     ];
     timers.into_iter().flatten().min()
@@ -204,6 +211,7 @@ fn poll_timeout(gateway: &mut Gateway, now: Instant) -> Option<Instant> {
 fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     gateway.handshakes.proto.handle_timeout(now);
     gateway.metrics.follow(now);
+    bypass::handle_timeout(gateway, now);
     if gateway.ground.poll_timeout().is_some_and(|at| at <= now) {
         gateway.due.ground = true;
         let changed = gateway.ground.refresh(now, []);

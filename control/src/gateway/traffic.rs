@@ -48,4 +48,7 @@ pub fn sample(gateway: &mut Gateway, now: Instant) {
         }),
         None => gateway.handshakes.sample(now, |_, _| {}),
     }
+    if gateway.plane.drives().wan.xdp() {
+        gateway.handshakes.show_flows(now);
+    }
 }

@@ -13,13 +13,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::io;
 
 use ipnet::IpNet;
 
 use crate::netlink::FILTER_PREFIX;
 use crate::profile::Name;
+use crate::tool;
 
 /// What the packet filter of a gateway does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Filter {
         if let Some(name) = self.inside.iter().find(|name| name.contains(['"', '\\', '*'])) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nft cannot name the interface {name}")));
         }
-        run(&["-f", "-"], &self.script()).map(drop)
+        tool::run("nft", &["-f", "-"], &self.script()).map(drop)
     }
 }
 
@@ -121,7 +121,7 @@ impl Filter {
 /// There is no nft, or it refuses.
 pub(super) fn remove(name: &Name) -> io::Result<()> {
     let table = table(name);
-    run(&["-f", "-"], &format!("table inet {table} {{\n}}\ndelete table inet {table}\n")).map(drop)
+    tool::run("nft", &["-f", "-"], &format!("table inet {table} {{\n}}\ndelete table inet {table}\n")).map(drop)
 }
 
 /// How nft prints the filter of the gateway of this name, without what differs from one time to the next;
@@ -131,7 +131,7 @@ pub(super) fn remove(name: &Name) -> io::Result<()> {
 /// There is no nft, or what it says is not understood.
 pub(super) fn print(name: &Name) -> io::Result<Option<serde_json::Value>> {
     let table = table(name);
-    let text = match run(&["-j", "list", "table", "inet", &table], "") {
+    let text = match tool::run("nft", &["-j", "list", "table", "inet", &table], "") {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(e),
         Err(_) => return Ok(None),
         Ok(text) => text,
@@ -152,23 +152,6 @@ fn forget_handles(value: &mut serde_json::Value) {
         serde_json::Value::Array(items) => items.iter_mut().for_each(forget_handles),
         _ => {}
     }
-}
-
-fn run(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
-    let mut command = Command::new("nft");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| io::Error::new(e.kind(), format!("nft cannot be run: {e}")))?;
-    // nft reads all of its input before it says anything, so neither side waits for the other.
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let first = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gives no reason").trim();
-    Err(io::Error::other(format!("nft: {first}")))
 }
 
 fn table(name: &Name) -> String {

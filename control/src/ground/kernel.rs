@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Filter, FilterState, Operation, Sysctl, filter};
-use crate::netlink::{Address, Interface, Neighbour, Netlink, Route, Rule};
+use crate::netlink::{Address, ForeignRule, Interface, Neighbour, Netlink, Route, Rule};
 use crate::profile::Name;
 
 /// A network stack.
@@ -37,6 +37,12 @@ pub trait Kernel {
     /// # Errors
     /// The kernel refuses.
     fn rules(&mut self) -> io::Result<Vec<Rule>>;
+
+    /// The rules of other shapes that lead to a table or drop.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>>;
 
     /// All resolved neighbours.
     ///
@@ -121,6 +127,10 @@ impl Kernel for Linux {
 
     fn rules(&mut self) -> io::Result<Vec<Rule>> {
         self.netlink.rules()
+    }
+
+    fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {
+        self.netlink.other_rules()
     }
 
     fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {

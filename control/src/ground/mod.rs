@@ -33,6 +33,7 @@ mod network;
 mod operation;
 mod own;
 mod plan;
+mod policy;
 mod prefixes;
 mod reconcile;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use penstock_dataplane::prefix::PrefixMap;
 
 use super::{Kernel, Operation, PROTOCOL};
 use crate::netlink::{
-    Address, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule, network as prefix_of,
+    Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule, network as prefix_of,
 };
 
 /// `rtnetlink(7)`, RTPROT_KERNEL: routes that come with addresses.
@@ -44,6 +44,8 @@ pub struct Network {
     routes: BTreeMap<RouteKey, Vec<Route>>,
     /// Rules of the shapes that a gateway makes.
     pub rules: BTreeSet<Rule>,
+    /// Those of other shapes.
+    pub other_rules: Vec<ForeignRule>,
     /// Resolved neighbours, by interface and address.
     pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     /// Destinations that routes by a LAN interface have, or had lately: other routes inside these are kept too. One
@@ -67,6 +69,8 @@ pub struct Changed {
     pub destinations: BTreeSet<IpNet>,
     /// Whether any other destination may have changed too.
     pub everywhere: bool,
+    /// Packet filters of others.
+    pub filters: bool,
     /// Whether [`Ground::reconcile`](super::Ground::reconcile) has to look.
     pub ground: bool,
 }
@@ -81,6 +85,7 @@ impl Changed {
             neighbours: true,
             destinations: BTreeSet::new(),
             everywhere: true,
+            filters: true,
             ground: true,
         }
     }
@@ -114,6 +119,7 @@ impl Network {
         network.addresses = kernel.addresses()?.into_iter().collect();
         network.neighbours = kernel.neighbours()?.into_iter().map(|n| ((n.interface, n.address), n)).collect();
         network.rules = kernel.rules()?.into_iter().collect();
+        network.other_rules = kernel.other_rules()?;
         network.read_routes(kernel)?;
         Ok(network)
     }
@@ -279,6 +285,16 @@ impl Network {
                 changed.ground |= self.rules.remove(&rule);
                 changed.everywhere = true;
             }
+            News::OtherRule(rule) => {
+                if !self.other_rules.contains(&rule) {
+                    self.other_rules.push(rule);
+                }
+                changed.everywhere = true;
+            }
+            News::OtherRuleGone(rule) => {
+                self.other_rules.retain(|there| *there != rule);
+                changed.everywhere = true;
+            }
             News::Neighbour(neighbour) => {
                 let known = |n: Neighbour| Neighbour { stale: false, ..n };
                 let before = self.neighbours.insert((neighbour.interface, neighbour.address), neighbour);
@@ -287,6 +303,7 @@ impl Network {
             News::NeighbourGone { interface, address } => {
                 changed.neighbours |= self.neighbours.remove(&(interface, address)).is_some();
             }
+            News::OtherFilter => changed.filters = true,
             News::Sysctl | News::Filter | News::Lost => {}
         }
         Follow::Done
@@ -403,7 +420,7 @@ impl Network {
     pub fn link(&self, interface: &Interface, neighbour: IpAddr, source: IpAddr) -> Option<Link> {
         let mac = self.neighbours.get(&(interface.index, neighbour))?.mac;
         let link = Link::new(interface.index, source, mac, interface.mac?, None);
-        Some(link.with_mtu(u16::try_from(interface.mtu).unwrap_or(u16::MAX)))
+        Some(link.with_mtu(interface.largest_packet()))
     }
 
     /// The routes that choose between interfaces, the one the kernel prefers last among equals.
@@ -414,8 +431,8 @@ impl Network {
     }
 
     /// Next hops on these LAN interfaces: hosts that are neighbours, prefixes behind routers. What the
-    /// kernel would send elsewhere has an entry without a link, so that no shorter prefix catches it.
-    /// Rules (`ip rule`) are not followed.
+    /// kernel would send elsewhere, or by the rules of others (`ip rule`), has an entry without a link, so that no
+    /// shorter prefix catches it.
     #[must_use]
     pub fn hops(&self, lan: &[u32]) -> PrefixMap<Option<Link>> {
         let lan: Vec<&Interface> = lan.iter().filter_map(|i| self.interface(*i)).collect();
@@ -423,11 +440,18 @@ impl Network {
         if lan.is_empty() {
             return hops;
         }
+        let ruled = self.ruled_from_tunnel();
+        let is_ruled = |to: IpNet| ruled.iter().any(|prefix| prefix.contains(&to));
         let mut on_link = PrefixMap::default();
+        for prefix in &ruled {
+            hops.insert(prefix.addr(), prefix.prefix_len(), None);
+        }
         for route in self.forwarding() {
             let interface = lan.iter().find(|i| Some(i.index) == route.interface);
             let link = match (interface, route.gateway) {
-                (Some(interface), Some(gateway)) if route.kind == RouteKind::Unicast => {
+                (Some(interface), Some(gateway))
+                    if route.kind == RouteKind::Unicast && !is_ruled(route.destination) =>
+                {
                     self.link(interface, gateway, gateway)
                 }
                 _ => None,
@@ -440,7 +464,7 @@ impl Network {
         for neighbour in self.neighbours.values() {
             let interface = lan.iter().find(|i| i.index == neighbour.interface);
             let direct = on_link.lookup(neighbour.address).copied().flatten() == Some(neighbour.interface);
-            if let (Some(interface), true) = (interface, direct) {
+            if let (Some(interface), true) = (interface, direct && !is_ruled(neighbour.address.into())) {
                 let link = self.link(interface, neighbour.address, neighbour.address);
                 hops.insert(neighbour.address, 128, link);
             }

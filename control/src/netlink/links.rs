@@ -155,6 +155,11 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
 }
 
 impl Interface {
+    /// The largest IP packet, as far as the headers of IP can say.
+    pub fn largest_packet(&self) -> u16 {
+        u16::try_from(self.mtu).unwrap_or(u16::MAX)
+    }
+
     pub(super) fn from_message(message: LinkMessage) -> Self {
         let mut interface = Self {
             index: message.header.index,

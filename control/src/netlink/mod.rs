@@ -11,6 +11,7 @@ mod news;
 mod routes;
 mod rules;
 mod socket;
+mod traffic_control;
 
 use std::net::IpAddr;
 
@@ -24,6 +25,7 @@ pub use news::News;
 pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};
 pub use rules::{ForeignRule, Rule};
 pub use socket::Netlink;
+pub use traffic_control::Side;
 
 /// The network that holds `address`, without host bits; lengths beyond the address are cut.
 pub fn network(address: IpAddr, length: u8) -> IpNet {

@@ -7,6 +7,7 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::unix::AsyncFd;
 
+use super::news::filter::Concerns;
 use super::news::{self, News};
 use super::socket::messages;
 
@@ -68,9 +69,9 @@ impl Monitor {
                     ready?.clear_ready();
                 }
                 ready = filter => {
-                    if self.filter_changed()? {
-                        all.push(News::Filter);
-                    }
+                    let changed = self.filter_changed()?;
+                    all.extend(changed.ours.then_some(News::Filter));
+                    all.extend(changed.others.then_some(News::OtherFilter));
                     ready?.clear_ready();
                 }
             }
@@ -102,14 +103,17 @@ impl Monitor {
         }
     }
 
-    fn filter_changed(&self) -> io::Result<bool> {
-        let Some((_, socket)) = &self.filter else { return Ok(false) };
-        let mut changed = false;
+    fn filter_changed(&self) -> io::Result<Concerns> {
+        let mut changed = Concerns::default();
+        let Some((_, socket)) = &self.filter else { return Ok(changed) };
         loop {
             match socket.recv_from_full() {
-                Ok((datagram, _)) => changed |= news::filter::concerns(&datagram, FILTER_PREFIX),
+                Ok((datagram, _)) => {
+                    let told = news::filter::concerns(&datagram, FILTER_PREFIX);
+                    changed = Concerns { ours: changed.ours | told.ours, others: changed.others | told.others };
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => changed = Concerns { ours: true, others: true },
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }

@@ -9,7 +9,7 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::RouteFlags;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Address, Interface, Neighbour, Route, Rule};
+use super::{Address, ForeignRule, Interface, Neighbour, Route, Rule};
 
 /// Something that the kernel said of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +31,14 @@ pub enum News {
     },
     /// A route went.
     RouteGone(Route),
-    /// A rule came.
+    /// A rule came, of a shape that a gateway makes.
     Rule(Rule),
-    /// A rule went.
+    /// Such a rule went.
     RuleGone(Rule),
+    /// A rule of another shape came.
+    OtherRule(ForeignRule),
+    /// Such a rule went.
+    OtherRuleGone(ForeignRule),
     /// A neighbour was resolved.
     Neighbour(Neighbour),
     /// A neighbour is not known any more.
@@ -48,6 +52,8 @@ pub enum News {
     Sysctl,
     /// Packet filter rules of a gateway changed.
     Filter,
+    /// Those of somebody else did.
+    OtherFilter,
     /// News were lost: everything may have changed.
     Lost,
 }
@@ -69,8 +75,14 @@ impl News {
                 Route::from_message(&route).map(|route| Self::Route { route, replaces })
             }
             M::DelRoute(route) => Route::from_message(&route).map(Self::RouteGone),
-            M::NewRule(rule) => Rule::from_message(&rule).map(Self::Rule),
-            M::DelRule(rule) => Rule::from_message(&rule).map(Self::RuleGone),
+            M::NewRule(message) => match Rule::from_message(&message) {
+                Some(rule) => Some(Self::Rule(rule)),
+                None => ForeignRule::from_message(&message).map(Self::OtherRule),
+            },
+            M::DelRule(message) => match Rule::from_message(&message) {
+                Some(rule) => Some(Self::RuleGone(rule)),
+                None => ForeignRule::from_message(&message).map(Self::OtherRuleGone),
+            },
             M::NewNeighbour(n) | M::DelNeighbour(n) if n.header.family == AddressFamily::Bridge => None,
             // One that does not answer any more comes as news with the state "failed".
             M::NewNeighbour(n) => Neighbour::from_message(&n).map(Self::Neighbour).or_else(|| Self::neighbour_gone(&n)),
@@ -102,6 +114,19 @@ pub(super) mod filter {
     /// `linux/netfilter/nf_tables.h`: in every message but a generation's, attribute 1 is the table's name.
     const TABLE_NAME: u16 = 1;
 
+    /// `linux/netfilter/nf_tables.h`: messages from 0 on are about tables, chains and rules; behind NFT_MSG_DELRULE come
+    /// those about sets, their elements and the rest.
+    const LAST_OF_RULES: u16 = 8;
+
+    /// Whose packet filter has changed.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Concerns {
+        /// A gateway's.
+        pub ours: bool,
+        /// Somebody else's.
+        pub others: bool,
+    }
+
     /// Begins to listen.
     pub fn open() -> io::Result<Socket> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
@@ -110,16 +135,18 @@ pub(super) mod filter {
         Ok(socket)
     }
 
-    /// Whether a datagram tells of a table whose name begins so.
-    pub fn concerns(datagram: &[u8], prefix: &str) -> bool {
+    /// What a datagram tells of: tables whose name begins so, and the tables, chains and rules of others.
+    pub fn concerns(datagram: &[u8], prefix: &str) -> Concerns {
+        let mut concerns = Concerns::default();
         let mut rest = datagram;
         while let Some((message, next)) = split(rest) {
-            if table(message).is_some_and(|name| name.starts_with(prefix.as_bytes())) {
-                return true;
-            }
+            let ours = table(message).is_some_and(|name| name.starts_with(prefix.as_bytes()));
+            concerns.ours |= ours;
+            let kind = u16::from_ne_bytes([message[4], message[5]]) & 0xff;
+            concerns.others |= !ours && kind <= LAST_OF_RULES;
             rest = next;
         }
-        false
+        concerns
     }
 
     fn table(message: &[u8]) -> Option<&[u8]> {

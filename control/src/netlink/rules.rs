@@ -99,6 +99,8 @@ pub struct ForeignRule {
     pub priority: u32,
     /// Who made it.
     pub protocol: u8,
+    /// Only for packets from this prefix.
+    pub source: Option<IpNet>,
     /// Only for packets to this prefix.
     pub destination: Option<IpNet>,
     /// Only for packets that came by this interface.
@@ -115,9 +117,25 @@ pub struct ForeignRule {
     pub suppressed: Option<u32>,
 }
 
+impl From<&Rule> for ForeignRule {
+    fn from(rule: &Rule) -> Self {
+        Self {
+            ipv6: rule.ipv6,
+            priority: rule.priority,
+            protocol: rule.protocol,
+            source: rule.from.map(IpNet::from),
+            input: rule.local.then(|| "lo".to_owned()),
+            mark: rule.unmarked,
+            inverted: rule.unmarked.is_some(),
+            table: Some(rule.table),
+            ..Self::default()
+        }
+    }
+}
+
 impl ForeignRule {
     /// The rule of a message; `None` if it decides nothing itself.
-    fn from_message(message: &RuleMessage) -> Option<Self> {
+    pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
         let table = match header.action {
             RuleAction::ToTable => Some(u32::from(header.table)),
@@ -132,6 +150,7 @@ impl ForeignRule {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
                 RuleAttribute::Table(number) => rule.table = table.and(Some(*number)),
                 RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
+                RuleAttribute::Source(from) => rule.source = Some(network(*from, header.src_len)),
                 RuleAttribute::Destination(to) => rule.destination = Some(network(*to, header.dst_len)),
                 RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
                 RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true) => rule.bound = true,
@@ -152,6 +171,19 @@ impl Netlink {
     pub fn every_rule(&mut self) -> io::Result<Vec<ForeignRule>> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
             RouteNetlinkMessage::NewRule(rule) => ForeignRule::from_message(&rule),
+            _ => None,
+        })
+    }
+
+    /// The rules that lead to a table or drop, and have another shape than those that a gateway makes.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {
+        self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewRule(rule) if Rule::from_message(&rule).is_none() => {
+                ForeignRule::from_message(&rule)
+            }
             _ => None,
         })
     }
@@ -211,6 +243,7 @@ mod tests {
             let mut foreign = rule.message();
             foreign.attributes.push(RuleAttribute::Oifname("eth0".to_owned()));
             assert_eq!(Rule::from_message(&foreign), None);
+            assert_eq!(ForeignRule::from_message(&rule.message()), Some(ForeignRule::from(&rule)));
         }
         let mut all = rule.message();
         all.header.flags = RuleFlags::empty();

@@ -133,7 +133,7 @@ impl Scene {
             Event::LanRecreated => {
                 self.ip("link del lan0\n");
                 pause(outage);
-                lan_again(&self.topology, matches!(self.a.config.kind, Kind::Penstock { lan: "xdp", .. }));
+                lan_again(&self.topology);
             }
             Event::WanDownAndUp => {
                 self.ip("link set wan0 down\n");
@@ -310,7 +310,7 @@ fn routes_again(topology: &Topology) {
          route replace default via 2001:db8::2\n");
 }
 
-fn lan_again(topology: &Topology, finish_checksums: bool) {
+fn lan_again(topology: &Topology) {
     topology.a.gateway.ip(&format!("link add lan0 type veth peer name eth0 netns {}\n", topology.a.host.name()));
     topology
         .a
@@ -318,9 +318,6 @@ fn lan_again(topology: &Topology, finish_checksums: bool) {
         .ip("addr add 10.101.0.1/24 dev lan0\naddr add fd00:101::1/64 dev lan0 nodad\nlink set lan0 up\n");
     topology.a.host.ip("addr add 10.101.0.2/24 dev eth0\naddr add fd00:101::2/64 dev eth0 nodad\nlink set eth0 up\n\
          route add default via 10.101.0.1\nroute add default via fd00:101::1\n");
-    if finish_checksums {
-        topology.a.finish_checksums();
-    }
 }
 
 /// Sees every packet on the WANs, and remembers the inner ones in the clear.

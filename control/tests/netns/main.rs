@@ -4,6 +4,7 @@
 mod support;
 
 mod addresses;
+mod bypass;
 mod chaos;
 mod coordinator_client;
 mod coturn;

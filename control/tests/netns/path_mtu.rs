@@ -170,9 +170,6 @@ fn coordinated(modes: (&str, &str)) -> Coordinated {
         let site = &sites[n];
         // Else veth pairs pass bundles whole, which are longer than any packet.
         site.gateway.run(&["ethtool", "-K", "wan0", "tx-udp-segmentation", "off"]);
-        if modes.1 == "xdp" {
-            site.host.run(&["ethtool", "-K", "eth0", "tx", "off"]);
-        }
         let extra = json!({
             "Wan": { "Interface": "wan0", "Mode": modes.0 },
             "Lan": { "Interfaces": ["lan0"], "Mode": modes.1, "Subnets": [site.subnet()] },

@@ -61,7 +61,6 @@ fn the_units_capabilities_suffice_and_workers_have_none() {
         return;
     }
     let topology = Topology::new(Options::default());
-    topology.a.finish_checksums();
     let (a, b) = pair_config(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let process = start(&topology, &a, &[]);
     let _b = Gateway::start(&topology.b, b);

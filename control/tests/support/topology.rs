@@ -226,12 +226,6 @@ impl Site {
         }
     }
 
-    /// Makes the host compute its checksums and segments as a network card would have before the
-    /// wire. On veth they are left undone, which is garbage to who reads the packets raw.
-    pub fn finish_checksums(&self) {
-        self.host.run(&["ethtool", "-K", "eth0", "tx", "off"]);
-    }
-
     /// Whether `address` belongs inside this site, and so never in clear on the WAN.
     pub fn is_inside(&self, address: IpAddr) -> bool {
         match address {

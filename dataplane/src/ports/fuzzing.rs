@@ -2,7 +2,7 @@
 //! sets `cfg(fuzzing)`.
 
 use super::BATCH;
-use super::offload::{VNET_LEN, VnetHeader, Work, complete_checksum, cut, work};
+use super::offload::{VNET_LEN, VnetHeader, Work, cut, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::FRONT;
 
@@ -45,7 +45,7 @@ fn segments(header: &VnetHeader, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
     match work(header, front, packet.len()).ok()? {
         Work::None => Some(vec![whole]),
         Work::Checksum { start, field } => {
-            complete_checksum(&mut whole, start, field);
+            checksum::complete(&mut whole, start, field);
             Some(vec![whole])
         }
         Work::Segment { head, size } => Some(cut(header, packet, head, size)),

@@ -172,18 +172,6 @@ pub(super) fn transport(packet: &[u8]) -> Option<(u8, usize)> {
     (!matches!(protocol, 0 | 43 | 44 | 60)).then_some((protocol, at))
 }
 
-/// Completes the checksum at `field` over `packet[start..]`. The field holds the sum of the
-/// pseudo-header.
-#[inline]
-pub(super) fn complete_checksum(packet: &mut [u8], start: usize, field: usize) {
-    let checksum = match !checksum::fold(checksum::sum(&packet[start..])) {
-        // The two zeros are equal, and to UDP this one does not mean "none".
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
 /// The headers of a super-packet, from which those of its segments are made.
 pub(super) struct Template {
     bytes: [u8; FRONT],
@@ -241,7 +229,7 @@ impl Template {
             transport + UDP_CSUM
         };
         put16(segment, field, checksum::fold(self.pseudo + (len - transport) as u32));
-        complete_checksum(segment, transport, field);
+        checksum::complete(segment, transport, field);
     }
 }
 
@@ -322,7 +310,7 @@ pub(super) mod tests {
         let field = l4 + if shape.tcp { TCP_CSUM } else { UDP_CSUM };
         let seed = checksum::fold(pseudo(&packet, l4));
         put16(&mut packet, field, seed);
-        complete_checksum(&mut packet, l4, field);
+        checksum::complete(&mut packet, l4, field);
         packet
     }
 
@@ -385,7 +373,7 @@ pub(super) mod tests {
             let (mut header, mut bytes) = super_packet(shape, b"payload", 1);
             header.gso_type = GSO_NONE;
             let Ok(Work::Checksum { start, field }) = work(&header, &bytes, bytes.len()) else { panic!() };
-            complete_checksum(&mut bytes, start, field);
+            checksum::complete(&mut bytes, start, field);
             assert_eq!(bytes, packet(shape, b"payload"));
         }
     }
@@ -467,7 +455,7 @@ pub(super) mod tests {
                         template.write(index, &mut [&bytes[..head], payload].concat());
                     }
                 }
-                Ok(Work::Checksum { start, field }) => complete_checksum(&mut bytes, start, field),
+                Ok(Work::Checksum { start, field }) => checksum::complete(&mut bytes, start, field),
                 Ok(Work::None) | Err(BadOffload) => {}
             }
         }

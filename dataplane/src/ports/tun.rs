@@ -18,7 +18,7 @@ use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::offload::{Template, VNET_LEN, VnetHeader, Work, complete_checksum, work};
+use super::offload::{Template, VNET_LEN, VnetHeader, Work, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, EGRESS_ROOM, Packet, Port, PortInfo};
@@ -182,7 +182,7 @@ impl TunPort {
             let bytes = pool.packet_mut(&frame);
             match self.pending {
                 Pending::Segments => self.template.write(index, bytes),
-                Pending::Whole(Work::Checksum { start, field }) => complete_checksum(bytes, start, field),
+                Pending::Whole(Work::Checksum { start, field }) => checksum::complete(bytes, start, field),
                 Pending::Whole(_) => {}
             }
             batch.push(Packet::new(frame));

@@ -15,7 +15,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
-use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner};
+use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, complete_checksum};
 use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
 /// Entries of each of a socket's rings.
@@ -41,7 +41,16 @@ const HOPS: u8 = 64;
 #[derive(Clone, Copy, Debug)]
 enum Role {
     Wan { local_port: u16, next_id: u16 },
-    Lan,
+    Lan { checksums: Checksums },
+}
+
+/// What a LAN interface's frames have for checksums of TCP and UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// They are complete: the frames come from a wire.
+    Complete,
+    /// Some are left to the network device, which AF_XDP comes before.
+    MaybePartial,
 }
 
 /// An AF_XDP socket.
@@ -77,8 +86,14 @@ impl XdpPort {
     ///
     /// # Errors
     /// As [`XdpPort::wan`].
-    pub fn lan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32) -> io::Result<Self> {
-        Self::open(pool, interface, ifindex, queue, Role::Lan)
+    pub fn lan(
+        pool: &mut Pool,
+        interface: &str,
+        ifindex: u32,
+        queue: u32,
+        checksums: Checksums,
+    ) -> io::Result<Self> {
+        Self::open(pool, interface, ifindex, queue, Role::Lan { checksums })
     }
 
     #[expect(unsafe_code)]
@@ -190,7 +205,7 @@ impl XdpPort {
                 }
                 None => Err(frame),
             },
-            Role::Lan => {
+            Role::Lan { .. } => {
                 let header = penstock_wire::ethernet_offset(pool.packet(&frame))
                     .and_then(|at| Some((at, ethernet_len(pool.packet(&frame).get(at..)?)?)));
                 match header {
@@ -213,7 +228,7 @@ impl XdpPort {
                 *next_id = next_id.wrapping_add(1);
                 write_datagram(pool, frame, &link, packet.remote, packet.tos, *local_port, *next_id)
             }
-            Role::Lan => {
+            Role::Lan { .. } => {
                 let ether_type =
                     if pool.packet(frame).first().is_some_and(|b| b >> 4 == 6) { TYPE_IPV6 } else { TYPE_IPV4 };
                 write_ethernet(pool, frame, &link, ether_type)
@@ -230,13 +245,19 @@ impl Port for XdpPort {
         let room = batch.room();
         // SAFETY: what the receive ring yields is ours.
         let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
+        let partial = matches!(self.role, Role::Lan { checksums: Checksums::MaybePartial });
         for i in 0..n {
             if let Some(soon) = self.descs[..n].get(i + HEADERS_AHEAD) {
                 pool.prefetch_header(soon);
             }
             let frame = pool.frame_of(&self.descs[i]);
             match self.unwrap(frame, pool) {
-                Ok(packet) => batch.push(packet),
+                Ok(mut packet) => {
+                    if partial {
+                        complete_checksum(pool.packet_mut(&mut packet.frame));
+                    }
+                    batch.push(packet);
+                }
                 Err(frame) => {
                     drops.count(DropReason::BadInner);
                     pool.give(frame);

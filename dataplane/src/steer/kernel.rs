@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use aya::programs::loaded_programs;
+use aya::programs::tc::TcAttachType;
+use aya::programs::{SchedClassifier, loaded_programs};
 use aya::util::KernelVersion;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
@@ -12,6 +13,12 @@ use rustix::thread::{CapabilitySet, capabilities};
 /// Linux capabilities.
 const REQUIRED: [(&str, CapabilitySet); 2] =
     [("CAP_BPF", CapabilitySet::BPF), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)];
+
+/// Whether eBPF programs of traffic control look at what an interface receives, or sends (tcx, since Linux 6.6).
+pub fn has_tcx_programs(interface: &str, received: bool) -> bool {
+    let side = if received { TcAttachType::Ingress } else { TcAttachType::Egress };
+    SchedClassifier::query_tcx(interface, side).is_ok_and(|(_, programs)| !programs.is_empty())
+}
 
 /// What an interface's RTM_GETLINK says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,14 +16,14 @@ use std::process::Command;
 use std::thread;
 
 use penstock_dataplane::steer::{
-    AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode, ethernet_offset,
+    AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode, ethernet_offset,
 };
 use penstock_wire::MAX_QUEUES;
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, set_capabilities};
 use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfig};
 use xsk_rs::{FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
-use super::frames::{OUR_ADDRESSES, OUR_MAC, PORT, TUNNEL_MTU, WAN_V4, ethernet, ipv4, ipv6, transport, udp};
+use super::frames::{LAN_CONFIG, OUR_ADDRESSES, PORT, WAN_V4, ethernet, ipv4, ipv6, transport, udp};
 use super::is_root;
 
 /// Runs a test in a fresh network namespace with the veth pair `near` and `far`, both up.
@@ -180,7 +180,7 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
         let inside = Ipv4Addr::new(10, 102, 3, 4);
         for (mode, expected) in MODES {
             let index = index_of("near");
-            let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, mode).unwrap();
+            let mut lan = LanSteering::attach("near", index, LAN_CONFIG, mode).unwrap();
             assert_eq!((lan.mode(), lan.fallback()), (expected, None));
             let (mut near, mut far) = (Port::new("near"), Port::new("far"));
             lan.set_socket(0, near.fd()).unwrap();
@@ -210,11 +210,15 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
             assert_eq!(count(lan.counters(), "redirect_over_v4"), 3);
             assert_eq!(count(lan.counters(), "redirect_over_v6"), 3);
 
-            lan.set_tunnel_mtu(1000).unwrap();
+            lan.set_config(LanConfig { tunnel_mtu: 1000, ..LAN_CONFIG }).unwrap();
             far.send(&frames[0]);
             assert_eq!(near.next(), None, "the kernel fragments it");
             assert_eq!(count(lan.counters(), "needs_fragmenting"), 1);
-            lan.set_tunnel_mtu(TUNNEL_MTU).unwrap();
+            lan.set_config(LanConfig { link_mtu: 1000, ..LAN_CONFIG }).unwrap();
+            far.send(&frames[0]);
+            assert_eq!(near.next(), None, "the kernel takes it apart");
+            assert_eq!(count(lan.counters(), "merged"), 1);
+            lan.set_config(LAN_CONFIG).unwrap();
 
             lan.insert_local_prefix(IpAddr::V4(inside), 32).unwrap();
             far.send(&frames[1]);
@@ -236,7 +240,7 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
 fn outer_headers_fit_the_room() {
     in_namespace(|| {
         let index = index_of("near");
-        let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
+        let mut lan = LanSteering::attach("near", index, LAN_CONFIG, AttachMode::Auto).unwrap();
         let default_route = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
         lan.insert_prefix(default_route, 0, OuterFamily::V6).unwrap();
         lan.insert_own_prefix("2001:db8:ffff::".parse().unwrap(), 64).unwrap();
@@ -278,7 +282,7 @@ fn refusals_are_clear_sentences() {
 #[test]
 fn auto_falls_back_to_generic_and_says_why() {
     in_namespace(|| {
-        let attach = |interface, mode| LanSteering::attach(interface, index_of(interface), OUR_MAC, TUNNEL_MTU, mode);
+        let attach = |interface, mode| LanSteering::attach(interface, index_of(interface), LAN_CONFIG, mode);
         let lo = attach("lo", AttachMode::Auto).unwrap();
         assert_eq!((lo.mode(), lo.fallback()), (XdpMode::Generic, Some("its driver has none")));
         drop(lo);
@@ -311,7 +315,7 @@ fn two_capabilities_are_enough_and_their_lack_is_named() {
             set_capabilities(None, rustix::thread::CapabilitySets { effective, ..sets }).unwrap();
         };
         restrict(enough);
-        drop(LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap());
+        drop(LanSteering::attach("near", index, LAN_CONFIG, AttachMode::Auto).unwrap());
         let attached = attach().unwrap();
         let error = attach().unwrap_err();
         assert!(error.to_string().contains("another XDP program (id "), "{error}");
@@ -333,7 +337,7 @@ fn two_capabilities_are_enough_and_their_lack_is_named() {
 fn wrong_arguments_are_errors() {
     in_namespace(|| {
         let index = index_of("near");
-        let mut lan = LanSteering::attach("near", index, OUR_MAC, TUNNEL_MTU, AttachMode::Auto).unwrap();
+        let mut lan = LanSteering::attach("near", index, LAN_CONFIG, AttachMode::Auto).unwrap();
         let v4 = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0));
         let error = lan.insert_prefix(v4, 33, OuterFamily::V4).unwrap_err();
         assert!(matches!(error, SteerError::PrefixTooLong { .. }), "{error}");

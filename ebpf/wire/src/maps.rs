@@ -54,6 +54,8 @@ pub struct LanConfig {
     pub mac: [u8; 6],
     /// The longest IP packet that fits the tunnel, in bytes.
     pub tunnel_mtu: u16,
+    /// The longest IP packet that the link carries, in bytes.
+    pub link_mtu: u16,
 }
 
 /// An IP address as a map key: a word that tells the family, then 16 bytes of address in network

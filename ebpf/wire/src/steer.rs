@@ -112,6 +112,9 @@ pub fn steer_lan<'a, U: Unread<'a>>(
     if route(ip.source) != Some(OWN_SUBNET) {
         return LanVerdict::OtherSource;
     }
+    if ip.total_len > usize::from(config.link_mtu) {
+        return LanVerdict::Merged;
+    }
     if ip.may_fragment && ip.total_len > usize::from(config.tunnel_mtu) {
         return LanVerdict::NeedsFragmenting;
     }

@@ -140,6 +140,9 @@ verdicts! {
         NotRemote = "not_remote",
         /// For a remote prefix, from an address outside this site's subnets.
         OtherSource = "other_source",
+        /// For a remote prefix, but longer than the link carries: what a receive offload has merged is the kernel's to
+        /// take apart.
+        Merged = "merged",
         /// IPv4 longer than the tunnel's MTU that allows fragmentation, which is the kernel's work.
         NeedsFragmenting = "needs_fragmenting",
     }

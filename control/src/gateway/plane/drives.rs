@@ -16,12 +16,13 @@ use penstock_dataplane::engine::WorkerSetup;
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
-use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
+use penstock_dataplane::ports::xdp::{Checksums, FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, INNER_MAX, Port};
-use penstock_dataplane::steer::AttachMode;
+use penstock_dataplane::steer::{AttachMode, XdpMode};
 
 use super::modes::{Device, ModeSetting, Plan, loses, plan};
 use super::steering::{Lan, Steering, Wan};
+use crate::gateway::bypass::Bypassed;
 use crate::ground::Network;
 use crate::netlink::Interface;
 use crate::problem::{Problem, Problems};
@@ -41,7 +42,7 @@ const OVERHEAD: u16 = 80;
 /// The inside is never smaller, since IPv6 needs it (RFC 8200, section 5): outer packets are fragmented instead.
 const SMALLEST_MTU: u16 = 1280;
 /// The MTU of the WAN as long as it is not there: Ethernet's.
-const USUAL_WAN_MTU: u32 = 1500;
+const USUAL_WAN_MTU: u16 = 1500;
 
 /// An interface, and how it is driven.
 #[derive(Clone, Debug)]
@@ -55,12 +56,39 @@ pub struct Drive {
     /// How it is driven.
     plan: Plan,
     setting: ModeSetting,
+    /// A rule of the kernel's that AF_XDP would pass by.
+    bypassed: Option<String>,
 }
 
 impl Drive {
     fn new(name: &str, setting: ModeSetting) -> Self {
         let plan = Plan::Socket(missing(name));
-        Self { name: name.to_owned(), interface: None, device: None, plan, setting }
+        Self { name: name.to_owned(), interface: None, device: None, plan, setting, bypassed: None }
+    }
+
+    fn plan(&self) -> Plan {
+        match &self.device {
+            Some(device) => plan(self.setting, device, self.bypassed.as_deref()),
+            None => Plan::Socket(missing(&self.name)),
+        }
+    }
+
+    /// Takes up a rule that AF_XDP would pass by, or that there is none. Returns whether its ports have to be made anew.
+    fn set_bypassed(&mut self, rule: Option<&String>) -> bool {
+        if self.bypassed.as_ref() == rule {
+            return false;
+        }
+        let was_xdp = self.xdp();
+        self.bypassed = rule.cloned();
+        if self.setting == ModeSetting::Auto {
+            self.plan = self.plan();
+        }
+        was_xdp != self.xdp()
+    }
+
+    /// Whether AF_XDP would drive it if there were no rules.
+    fn heeds_rules(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| matches!(plan(self.setting, device, None), Plan::Xdp { .. }))
     }
 
     /// Takes up what has become of the interface. Returns whether its ports have to be made anew.
@@ -87,10 +115,7 @@ impl Drive {
             return false;
         }
         self.device = self.interface.as_ref().map(Device::of);
-        self.plan = match &self.device {
-            Some(device) => plan(self.setting, device),
-            None => Plan::Socket(missing(&self.name)),
-        };
+        self.plan = self.plan();
         was_xdp || self.xdp()
     }
 
@@ -136,6 +161,12 @@ impl Drive {
         }
     }
 
+    /// What its frames have for checksums: generic XDP comes behind receive offload, which leaves partial ones.
+    fn checksums(&self, mode: XdpMode) -> Checksums {
+        let from_wire = self.device.as_ref().is_some_and(Device::is_wired);
+        if from_wire && mode == XdpMode::Native { Checksums::Complete } else { Checksums::MaybePartial }
+    }
+
     fn queues(&self) -> u32 {
         self.device.as_ref().map_or(0, |device| device.queues)
     }
@@ -163,7 +194,9 @@ impl Drive {
             Some(_) if self.setting == ModeSetting::Xdp && !self.xdp() => {
                 Some((self.reason().to_owned(), "mend what is named, or set the mode to auto"))
             }
-            Some(_) => None,
+            Some(_) => self.bypassed.as_ref().filter(|_| self.xdp()).map(|rule| {
+                (format!("what AF_XDP carries on {} passes by {rule}", self.name), "set the mode to auto, or remove the rule")
+            }),
         }
     }
 }
@@ -256,13 +289,27 @@ impl Drives {
 
     /// The MTU of the WAN interface.
     pub fn link_mtu(&self) -> u16 {
-        let wan = self.wan.interface.as_ref().map_or(USUAL_WAN_MTU, |interface| interface.mtu);
-        u16::try_from(wan).unwrap_or(u16::MAX)
+        self.wan.interface.as_ref().map_or(USUAL_WAN_MTU, Interface::largest_packet)
     }
 
     /// The largest inner packet on any path: `pinned`, else what the WAN leaves.
     pub fn tunnel_mtu(&self, pinned: Option<u16>) -> u16 {
         tunnel_mtu(pinned, self.link_mtu())
+    }
+
+    /// Takes up the rules that AF_XDP would pass by. Returns whether ports have to be made anew.
+    pub fn set_bypassed(&mut self, bypassed: &Bypassed) -> bool {
+        let stale = self.all_mut().fold(false, |stale, drive| {
+            let rule = bypassed.get(&drive.name);
+            drive.set_bypassed(rule) | stale
+        });
+        self.note_problems();
+        stale
+    }
+
+    /// Whether rules that AF_XDP would pass by matter to any interface.
+    pub fn heed_rules(&self) -> bool {
+        self.all().any(Drive::heeds_rules)
     }
 
     /// Whether any interface is driven by AF_XDP.
@@ -469,7 +516,8 @@ fn bind(
     let failed = || format!("cannot bind an AF_XDP socket to queue {queue} of {name}");
     let pool = &mut ports.pool;
     if let Some(Lan { program, .. }) = steering.lan.iter_mut().find(|lan| lan.index == *index) {
-        let port = patiently(|| XdpPort::lan(pool, name, *index, queue)).with_context(failed)?;
+        let checksums = drive.checksums(program.mode());
+        let port = patiently(|| XdpPort::lan(pool, name, *index, queue, checksums)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.lan.push(Box::new(port));
     } else if let Some(Wan { program, .. }) = &mut steering.wan {

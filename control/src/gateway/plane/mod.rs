@@ -30,6 +30,7 @@ use penstock_dataplane::work::WorkDone;
 use penstock_proto::{PeerId, Speeds};
 use tokio::io::unix::AsyncFd;
 
+use super::bypass::Bypassed;
 use super::peers::Peers;
 use crate::ground::Network;
 use crate::netlink::Netlink;
@@ -159,9 +160,7 @@ impl Plane {
     ///
     /// # Errors
     /// One sentence: the port, the name of the tun device or a mode that the profile demands is not to be had.
-    pub fn start(profile: &Profile, network: &Network) -> Result<Self> {
-        let mut drives = Drives::of(profile);
-        drives.follow(network);
+    pub fn start(profile: &Profile, drives: Drives) -> Result<Self> {
         Self::with(PlaneConfig::of(profile), drives)
     }
 
@@ -227,6 +226,9 @@ impl Plane {
             // What was in the way may have gone with what has changed.
             self.problems.try_now(Instant::now());
         }
+        for lan in self.drives.lan.iter().filter_map(|drive| drive.interface.as_ref()) {
+            self.steering.set_link_mtu(lan.index, lan.largest_packet());
+        }
         let mtu = self.drives.tunnel_mtu(self.config.mtu);
         let changed = self.parts.set_mtu(mtu);
         if changed {
@@ -234,6 +236,11 @@ impl Plane {
         }
         let link = self.drives.link_mtu();
         std::mem::replace(&mut self.link_mtu, link) != link || changed
+    }
+
+    /// Takes up what AF_XDP on the interfaces would pass by.
+    pub fn set_bypassed(&mut self, bypassed: &Bypassed) {
+        self.stale |= self.drives.set_bypassed(bypassed);
     }
 
     /// What bounds the size of packets.

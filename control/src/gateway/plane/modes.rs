@@ -69,8 +69,8 @@ pub enum Plan {
     },
 }
 
-/// Decides how to drive an interface.
-pub fn plan(setting: ModeSetting, device: &Device) -> Plan {
+/// Decides how to drive an interface. `bypassed` is a rule of the kernel's that AF_XDP would pass by.
+pub fn plan(setting: ModeSetting, device: &Device, bypassed: Option<&str>) -> Plan {
     let name = &device.name;
     match setting {
         ModeSetting::Socket => Plan::Socket("the profile asks for it".to_owned()),
@@ -78,21 +78,30 @@ pub fn plan(setting: ModeSetting, device: &Device) -> Plan {
             Plan::Xdp { attach: AttachMode::Auto, optional: false, reason: "the profile asks for it".to_owned() }
         }
         ModeSetting::Auto if !device.ethernet => Plan::Socket(format!("{name} is not an Ethernet device")),
-        ModeSetting::Auto => match (&device.kind, &device.driver) {
-            (Some(kind), _) => Plan::Socket(format!(
+        ModeSetting::Auto => match (&device.kind, &device.driver, bypassed) {
+            (Some(kind), ..) => Plan::Socket(format!(
                 "{name} is a virtual device ({kind}), where super-packets through sockets beat AF_XDP"
             )),
-            (None, Some(driver)) => Plan::Xdp {
+            (None, Some(_), Some(rule)) => Plan::Socket(format!("AF_XDP would pass by {rule}")),
+            (None, Some(driver), None) => Plan::Xdp {
                 attach: AttachMode::Native,
                 optional: true,
                 reason: format!("{name} is a network card with native XDP ({driver})"),
             },
-            (None, None) => Plan::Socket(format!("{name} has no driver that is known to do native XDP")),
+            (None, None, _) => Plan::Socket(format!("{name} has no driver that is known to do native XDP")),
         },
     }
 }
 
+/// Drivers of cards whose other end is a virtual machine's host, and maybe a neighbour there.
+const PARAVIRTUAL: [&str; 4] = ["virtio_net", "vmxnet3", "xen-netfront", "hv_netvsc"];
+
 impl Device {
+    /// Whether its frames come from a wire, not from other software on this machine or its host.
+    pub fn is_wired(&self) -> bool {
+        self.kind.is_none() && self.driver.as_deref().is_some_and(|driver| !PARAVIRTUAL.contains(&driver))
+    }
+
     /// The facts about an interface, from the kernel.
     pub fn of(interface: &Interface) -> Self {
         let sysfs = Path::new("/sys/class/net").join(&interface.name);
@@ -167,23 +176,41 @@ mod tests {
 
     #[test]
     fn auto_takes_xdp_on_network_cards_only() {
-        assert!(matches!(plan(ModeSetting::Auto, &device(Some("veth"), None)), Plan::Socket(r) if r.contains("veth")));
-        assert!(matches!(plan(ModeSetting::Auto, &device(None, None)), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Auto, &device(Some("veth"), None), None), Plan::Socket(r) if r.contains("veth")));
+        assert!(matches!(plan(ModeSetting::Auto, &device(None, None), None), Plan::Socket(_)));
         assert!(matches!(
-            plan(ModeSetting::Auto, &device(None, Some("ice"))),
+            plan(ModeSetting::Auto, &device(None, Some("ice")), None),
             Plan::Xdp { attach: AttachMode::Native, optional: true, .. }
         ));
         let point_to_point = Device { ethernet: false, ..device(None, Some("qmi_wwan")) };
-        assert!(matches!(plan(ModeSetting::Auto, &point_to_point), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Auto, &point_to_point, None), Plan::Socket(_)));
+    }
+
+    #[test]
+    fn auto_leaves_to_the_kernel_what_its_rules_are_for() {
+        let plan = plan(ModeSetting::Auto, &device(None, Some("ice")), Some("the policy of chain forward"));
+        assert!(matches!(&plan, Plan::Socket(reason) if reason.contains("the policy of chain forward")), "{plan:?}");
     }
 
     #[test]
     fn a_mode_that_is_asked_for_is_taken() {
         assert!(matches!(
-            plan(ModeSetting::Xdp, &device(Some("veth"), None)),
+            plan(ModeSetting::Xdp, &device(Some("veth"), None), Some("a rule")),
             Plan::Xdp { attach: AttachMode::Auto, optional: false, .. }
         ));
-        assert!(matches!(plan(ModeSetting::Socket, &device(None, Some("ice"))), Plan::Socket(_)));
+        assert!(matches!(plan(ModeSetting::Socket, &device(None, Some("ice")), None), Plan::Socket(_)));
+    }
+
+    #[test]
+    fn frames_of_virtual_devices_come_from_no_wire() {
+        for (kind, driver, wired) in [
+            (None, Some("ice"), true),
+            (None, Some("virtio_net"), false),
+            (Some("veth"), None, false),
+            (None, None, false),
+        ] {
+            assert_eq!(device(kind, driver).is_wired(), wired, "{kind:?} {driver:?}");
+        }
     }
 
     #[test]

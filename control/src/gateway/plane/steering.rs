@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_dataplane::steer::{AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering};
+use penstock_dataplane::steer::{AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering};
 
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;
@@ -52,7 +52,7 @@ pub struct Lan {
     pub index: u32,
     /// The program.
     pub program: LanSteering,
-    mac: [u8; 6],
+    config: LanConfig,
     asked: AttachMode,
     prefixes: Prefixes,
 }
@@ -86,13 +86,20 @@ impl Lan {
         asked: AttachMode,
     ) -> Result<Self, AttachError> {
         let Interface { name, index, .. } = interface;
-        let program = LanSteering::attach(name, *index, mac, tunnel_mtu, asked)?;
-        Ok(Self { index: *index, program, mac, asked, prefixes: Prefixes::new() })
+        let config = LanConfig { mac, tunnel_mtu, link_mtu: interface.largest_packet() };
+        let program = LanSteering::attach(name, *index, config, asked)?;
+        Ok(Self { index: *index, program, config, asked, prefixes: Prefixes::new() })
     }
 
     /// Whether it is what [`Self::attach`] would make.
     pub fn fits(&self, interface: &Interface, asked: AttachMode) -> bool {
-        (self.index, Some(self.mac), self.asked) == (interface.index, interface.mac, asked)
+        (self.index, Some(self.config.mac), self.asked) == (interface.index, interface.mac, asked)
+    }
+
+    fn set_config(&mut self, config: LanConfig) {
+        if std::mem::replace(&mut self.config, config) != config {
+            told(self.program.set_config(config), "of an MTU");
+        }
     }
 
     /// Makes these the steered prefixes.
@@ -123,10 +130,14 @@ impl Steering {
     }
 
     /// Packets from the LAN may be so large.
-    pub fn set_tunnel_mtu(&mut self, mtu: u16) {
-        for lan in &mut self.lan {
-            told(lan.program.set_tunnel_mtu(mtu), "of the tunnel's MTU");
-        }
+    pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) {
+        self.lan.iter_mut().for_each(|lan| lan.set_config(LanConfig { tunnel_mtu, ..lan.config }));
+    }
+
+    /// The link of this LAN interface carries packets so large.
+    pub fn set_link_mtu(&mut self, index: u32, link_mtu: u16) {
+        let here = self.lan.iter_mut().filter(|lan| lan.index == index);
+        here.for_each(|lan| lan.set_config(LanConfig { link_mtu, ..lan.config }));
     }
 
     /// Makes these our addresses on the WAN.
@@ -155,14 +166,16 @@ fn told(result: Result<(), SteerError>, what: &str) {
     }
 }
 
-/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `site` this site's subnets.
-pub fn prefixes(peers: &Peers, kept: &[IpNet], site: impl IntoIterator<Item = IpNet>) -> Prefixes {
+/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `ruled` those that rules of others
+/// may decide about, `site` this site's subnets.
+pub fn prefixes(peers: &Peers, kept: &[IpNet], ruled: &[IpNet], site: impl IntoIterator<Item = IpNet>) -> Prefixes {
     let mut all: Prefixes = site.into_iter().map(|prefix| (prefix, Leads::Site)).collect();
-    for prefix in kept {
+    for prefix in kept.iter().chain(ruled.iter().filter(|prefix| peers.is_remote(**prefix))) {
         all.entry(*prefix).or_insert(Leads::Kernel);
     }
     for (prefix, owner) in peers.allowed_ips() {
-        let endpoint = peers.of(owner).and_then(|p| p.endpoint);
+        let free = !ruled.iter().any(|ruled| ruled.contains(prefix));
+        let endpoint = peers.of(owner).and_then(|p| p.endpoint).filter(|_| free);
         let over = endpoint.map(|e| if e.is_ipv4() { OuterFamily::V4 } else { OuterFamily::V6 });
         all.insert(*prefix, over.map_or(Leads::Kernel, Leads::Tunnel));
     }
@@ -186,11 +199,17 @@ mod tests {
             peers.allow(net(prefix), id);
         }
         let site = [net("10.101.0.0/24"), net("10.3.0.0/16")];
-        let all = prefixes(&peers, &[net("10.101.0.0/24"), net("10.101.0.1/32")], site);
+        let kept = [net("10.101.0.0/24"), net("10.101.0.1/32")];
+        let all = prefixes(&peers, &kept, &[], site);
         assert_eq!(all[&net("fd00:1::/64")], Leads::Tunnel(OuterFamily::V4));
         assert_eq!(all[&net("10.0.0.0/8")], Leads::Tunnel(OuterFamily::V6));
         assert_eq!(all[&net("10.3.0.0/16")], Leads::Kernel, "nowhere to send it yet: the tun device's packets wait");
         assert_eq!(all[&net("10.101.0.0/24")], Leads::Site);
         assert_eq!(all[&net("10.101.0.1/32")], Leads::Kernel);
+        // Rules of others decide about these.
+        let ruled = [net("fd00::/16"), net("10.7.0.0/16"), net("192.0.2.0/24")];
+        let all = prefixes(&peers, &kept, &ruled, site);
+        assert_eq!((all[&net("fd00:1::/64")], all[&net("10.7.0.0/16")]), (Leads::Kernel, Leads::Kernel));
+        assert_eq!((all[&net("10.0.0.0/8")], all.get(&ruled[2])), (Leads::Tunnel(OuterFamily::V6), None));
     }
 }

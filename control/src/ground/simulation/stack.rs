@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::oracle::Watch;
 use crate::ground::{Filter, FilterState, Kernel, Operation, PROTOCOL, Sysctl};
-use crate::netlink::{Address, Interface, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule};
+use crate::netlink::{Address, ForeignRule, Interface, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule};
 use crate::profile::Name;
 
 /// What can be refused.
@@ -313,6 +313,10 @@ impl Kernel for Handle {
 
     fn rules(&mut self) -> io::Result<Vec<Rule>> {
         Ok(self.stack.borrow().rules.iter().copied().collect())
+    }
+
+    fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {
+        Ok(Vec::new())
     }
 
     fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {

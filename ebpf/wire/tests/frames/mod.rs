@@ -19,6 +19,9 @@ use table::Table;
 pub const PORT: u16 = 47_100;
 pub const OUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub const TUNNEL_MTU: u16 = 1420;
+pub const LINK_MTU: u16 = 1500;
+
+pub const LAN_CONFIG: LanConfig = LanConfig { mac: OUR_MAC, tunnel_mtu: TUNNEL_MTU, link_mtu: LINK_MTU };
 
 pub const WAN_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const WAN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -49,7 +52,7 @@ pub fn decide_wan(frame: &[u8]) -> WanVerdict {
 
 /// The pure decision with this module's configuration.
 pub fn decide_lan(frame: &[u8]) -> LanVerdict {
-    steer_lan(frame, &LanConfig { mac: OUR_MAC, tunnel_mtu: TUNNEL_MTU }, longest_prefix)
+    steer_lan(frame, &LAN_CONFIG, longest_prefix)
 }
 
 /// The trie as a list: the longest of the prefixes that cover the address.
@@ -212,6 +215,11 @@ pub fn lan_cases() -> Vec<Case<LanVerdict>> {
         case("v4 MTU + 1, DF", v4(flagged(ipv4(over_v4, 17, beyond(20)), 0x4000)), RedirectOverV4);
         case("v4 MTU + 1, MF", v4(flagged(ipv4(over_v4, 17, beyond(20)), 0x2000)), NeedsFragmenting);
         case("v6 MTU + 1", v6(ipv6(six_over_v4, 17, beyond(40))), RedirectOverV4);
+        let merged = || of_len(LINK_MTU - 19);
+        case("v4 link's MTU, DF", v4(flagged(ipv4(over_v4, 6, of_len(LINK_MTU - 20)), 0x4000)), RedirectOverV4);
+        case("v4 link's MTU + 1, DF", v4(flagged(ipv4(over_v4, 6, merged()), 0x4000)), Merged);
+        case("v4 link's MTU + 1", v4(ipv4(over_v4, 6, merged())), Merged);
+        case("v6 link's MTU + 1", v6(ipv6(six_over_v4, 6, of_len(LINK_MTU - 39))), Merged);
         case("v4 MTU + 1, not remote", v4(ipv4(Ipv4Addr::new(10, 9, 9, 9), 17, beyond(20))), NotRemote);
 
         for address in ["10.101.0.1", "10.103.0.0", "10.102.6.1", "192.0.2.1", "2001:db8:101::1"] {

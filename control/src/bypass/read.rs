@@ -1,0 +1,67 @@
+//! Asks the kernel, by its own tools, for what may concern the tunnel's packets.
+
+use std::io;
+
+use super::{Ruleset, iptables, nft, traffic_control};
+use crate::netlink::{Interface, Netlink};
+use crate::tool;
+
+/// The tables of iptables that are not in nftables: the kernel names them here while there are any.
+const LEGACY: [(&str, &str); 2] = [
+    ("/proc/net/ip_tables_names", "iptables"),
+    ("/proc/net/ip6_tables_names", "ip6tables"),
+];
+
+/// Reads the rules of this network namespace, and what traffic control does on these interfaces. What cannot be read is
+/// taken for a rule that concerns everything.
+#[must_use]
+pub fn read(interfaces: &[Interface]) -> Ruleset {
+    let mut ruleset = Ruleset::default();
+    match tool::run("nft", &["--json", "--terse", "list", "ruleset"], "") {
+        Ok(text) => match nft::parse(&text) {
+            Some(nft) => take_nft(&mut ruleset, nft),
+            None => ruleset.unread.push("the rules of nftables, which are not understood".to_owned()),
+        },
+        // Without nf_tables in the kernel there are none.
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(e) => ruleset.unread.push(format!("the rules of nftables, which cannot be read: {e}")),
+    }
+    for (ipv6, (file, family)) in [false, true].into_iter().zip(LEGACY) {
+        if std::fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty()) {
+            let program = format!("{family}-legacy");
+            match save(&program) {
+                Ok(text) => ruleset.chains.extend(iptables::parse(&text, &program, ipv6)),
+                Err(e) => ruleset.unread.push(format!("the rules of {program}, which cannot be read: {e}")),
+            }
+        }
+    }
+    let controls = Netlink::open().and_then(|mut netlink| {
+        let each = interfaces.iter().map(|interface| traffic_control::read(&mut netlink, interface));
+        each.collect::<io::Result<Vec<_>>>()
+    });
+    match controls {
+        Ok(chains) => ruleset.chains.extend(chains.into_iter().flatten()),
+        Err(e) => ruleset.unread.push(format!("traffic control, which cannot be read: {e}")),
+    }
+    ruleset
+}
+
+/// Takes over what nftables holds. Of rules that iptables has made there, only that names all conditions.
+fn take_nft(ruleset: &mut Ruleset, nft: nft::Nft) {
+    ruleset.chains = nft.chains;
+    for (ipv6, family, program) in [(false, "ip", "iptables"), (true, "ip6", "ip6tables")] {
+        if !nft.of_iptables[usize::from(ipv6)] {
+            continue;
+        }
+        if let Ok(text) = save(&format!("{program}-nft")) {
+            let replaced = nft::OF_IPTABLES.map(|table| format!("{family} {table}"));
+            ruleset.chains.retain(|chain| !replaced.contains(&chain.table));
+            ruleset.chains.extend(iptables::parse(&text, program, ipv6));
+        }
+    }
+}
+
+fn save(program: &str) -> io::Result<String> {
+    let text = tool::run(&format!("{program}-save"), &[], "")?;
+    String::from_utf8(text).map_err(|_| io::Error::other("it prints no text"))
+}

@@ -1,0 +1,252 @@
+use super::*;
+
+/// What concerns a LAN lan0 with 10.1.0.0/24 and fd01::/64, the tunnel p0 to 10.2.0.0/16 and fd02::/48.
+fn lan(chains: Vec<Chain>) -> Option<String> {
+    let prefixes = |all: &[&str]| all.iter().map(|prefix| prefix.parse().unwrap()).collect();
+    let inside = Inside {
+        lan: "lan0".to_owned(),
+        tunnel: "p0".to_owned(),
+        own: prefixes(&["10.1.0.0/24", "fd01::/64"]),
+        remote: prefixes(&["10.2.0.0/16", "fd02::/48"]),
+    };
+    Ruleset { chains, unread: Vec::new() }.concerns_lan(&inside)
+}
+
+/// What concerns UDP port 47100 at 192.0.2.1 on wan0.
+fn wan(chains: Vec<Chain>) -> Option<String> {
+    let addresses = ["192.0.2.1/32".parse().unwrap()].into();
+    let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses };
+    Ruleset { chains, unread: Vec::new() }.concerns_wan(&outside)
+}
+
+/// A table of nftables, with rules by chain: chain, its place, its rules.
+fn nft(chains: &[(&str, Option<&str>, &[&str])]) -> Vec<Chain> {
+    let mut objects = Vec::new();
+    for (name, base, rules) in chains {
+        let base = base.map(|base| format!(", {base}")).unwrap_or_default();
+        objects.push(format!(r#"{{"chain": {{"family": "inet", "table": "fw", "name": "{name}"{base}}}}}"#));
+        for (handle, rule) in rules.iter().enumerate() {
+            objects.push(format!(
+                r#"{{"rule": {{"family": "inet", "table": "fw", "chain": "{name}", "handle": {handle}, "expr": [{rule}]}}}}"#
+            ));
+        }
+    }
+    nft::parse(format!(r#"{{"nftables": [{}]}}"#, objects.join(", ")).as_bytes()).unwrap().chains
+}
+
+const FORWARD: Option<&str> = Some(r#""hook": "forward", "policy": "accept""#);
+const DROPPING: Option<&str> = Some(r#""hook": "forward", "policy": "drop""#);
+const INPUT: Option<&str> = Some(r#""hook": "input", "policy": "drop""#);
+const POSTROUTING: Option<&str> = Some(r#""hook": "postrouting", "policy": "accept""#);
+
+fn meta(key: &str, op: &str, right: &str) -> String {
+    format!(r#"{{"match": {{"op": "{op}", "left": {{"meta": {{"key": "{key}"}}}}, "right": {right}}}}}"#)
+}
+
+fn field(protocol: &str, field: &str, op: &str, right: &str) -> String {
+    let left = format!(r#"{{"payload": {{"protocol": "{protocol}", "field": "{field}"}}}}"#);
+    format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)
+}
+
+fn prefix(address: &str, len: u8) -> String {
+    format!(r#"{{"prefix": {{"addr": "{address}", "len": {len}}}}}"#)
+}
+
+#[test]
+fn a_rule_of_nftables_concerns_the_packets_that_it_may_match() {
+    let drop = r#"{"drop": null}"#;
+    for (concerned, conditions) in [
+        (true, String::new()),
+        (true, meta("iifname", "==", r#""lan0""#)),
+        (true, meta("iifname", "==", r#""lan*""#)),
+        (true, meta("oifname", "==", r#"{"set": ["docker0", "p0"]}"#)),
+        (true, meta("iifname", "!=", r#""wan0""#)),
+        (false, meta("iifname", "==", r#""docker0""#)),
+        (false, meta("iifname", "!=", r#"{"set": ["lan0", "p0"]}"#)),
+        (true, field("ip", "daddr", "==", &prefix("10.2.3.0", 24))),
+        (true, field("ip", "saddr", "==", r#"{"range": ["10.1.0.5", "10.1.0.9"]}"#)),
+        (false, field("ip", "saddr", "==", &prefix("172.17.0.0", 16))),
+        (false, field("ip", "daddr", "!=", &prefix("10.0.0.0", 8))),
+        (true, field("ip6", "daddr", "==", &prefix("fd02::", 16))),
+        (false, field("ip6", "daddr", "==", &prefix("fd03::", 16))),
+        (true, field("ip", "daddr", "==", r#""@blocked""#)),
+        (true, field("tcp", "dport", "==", "22")),
+        (true, r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}"#.to_owned()),
+        (true, r#"{"new": "statement of tomorrow"}"#.to_owned()),
+    ] {
+        let rule = [&conditions, drop].into_iter().filter(|part| !part.is_empty()).cloned();
+        let rule = rule.collect::<Vec<String>>().join(", ");
+        let found = lan(nft(&[("forward", FORWARD, &[&rule])]));
+        assert_eq!(found.is_some(), concerned, "{conditions}: {found:?}");
+    }
+    let both = format!("{}, {}, {drop}", meta("iifname", "==", r#""lan0""#), meta("oifname", "==", r#""wan0""#));
+    assert_eq!(lan(nft(&[("forward", FORWARD, &[&both])])), None, "another way out");
+}
+
+#[test]
+fn what_accepts_them_lets_them_pass_the_rest_and_the_policy() {
+    let accept = |from: &str, to: &str| {
+        let (from, to) = (format!("\"{from}\""), format!("\"{to}\""));
+        format!(r#"{}, {}, {{"accept": null}}"#, meta("iifname", "==", &from), meta("oifname", "==", &to))
+    };
+    let (out, back) = (accept("lan0", "p0"), accept("p0", "lan0"));
+    let found = lan(nft(&[("forward", DROPPING, &[&out])]));
+    assert_eq!(found.as_deref(), Some("the policy of chain forward, table inet fw"), "what comes back");
+    assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back])])), None);
+    assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back, r#"{"drop": null}"#])])), None);
+    let found = lan(nft(&[("forward", FORWARD, &[&out, r#"{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}"#])]));
+    assert_eq!(found.as_deref(), Some("rule handle 1 of chain forward, table inet fw"));
+    // One that may accept does not keep the others from being asked.
+    let some = format!("{}, {{\"accept\": null}}", field("tcp", "dport", "==", "443"));
+    assert!(lan(nft(&[("forward", DROPPING, &[&some])])).is_some());
+}
+
+#[test]
+fn what_is_only_counted_logged_or_marked_is_noticed_too() {
+    for (concerned, rule) in [
+        (true, r#"{"counter": {"packets": 0, "bytes": 0}}"#),
+        (false, r#"{"counter": {"packets": 0, "bytes": 0}}, {"accept": null}"#),
+        (true, r#"{"counter": "traffic"}, {"accept": null}"#),
+        (true, r#"{"log": {"prefix": "x"}}"#),
+        (true, r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}"#),
+        (false, r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#),
+        (true, r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["established", {"accept": null}], ["invalid", {"drop": null}]]}}}"#),
+        (false, r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["wan0", {"drop": null}]]}}}"#),
+        (true, r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@verdicts"}}"#),
+    ] {
+        assert_eq!(lan(nft(&[("forward", FORWARD, &[rule])])).is_some(), concerned, "{rule}");
+    }
+}
+
+#[test]
+fn chains_are_followed() {
+    let jump = r#"{"jump": {"target": "sub"}}"#;
+    let goto = r#"{"goto": {"target": "sub"}}"#;
+    let (accept, drop, back) = (r#"{"accept": null}"#, r#"{"drop": null}"#, r#"{"return": null}"#);
+    for (concerned, way, sub) in [
+        (false, jump, accept),
+        (true, jump, drop),
+        (true, jump, back),
+        (false, goto, accept),
+        (false, goto, back),
+    ] {
+        let rules = [way, drop];
+        let found = lan(nft(&[("forward", FORWARD, &rules), ("sub", None, &[sub])]));
+        assert_eq!(found.is_some(), concerned, "{way} {sub}: {found:?}");
+    }
+    // The kernel allows no circles, and we do not depend on it.
+    assert!(lan(nft(&[("forward", FORWARD, &[jump]), ("sub", None, &[jump])])).is_some());
+}
+
+#[test]
+fn masquerading_to_the_wan_is_no_concern_of_the_tunnel() {
+    let masquerade = r#"{"masquerade": null}"#;
+    let rule = format!("{}, {masquerade}", meta("oifname", "==", r#""wan0""#));
+    assert_eq!(lan(nft(&[("post", POSTROUTING, &[&rule])])), None);
+    let rule = format!("{}, {masquerade}", field("ip", "saddr", "==", &prefix("10.1.0.0", 24)));
+    assert!(lan(nft(&[("post", POSTROUTING, &[&rule])])).is_some());
+}
+
+/// Handshakes go by the kernel, so data is of a connection that is established.
+#[test]
+fn the_tunnel_s_own_packets_are_of_an_established_connection() {
+    let established =
+        r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}"#;
+    let invalid = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}, {"drop": null}"#;
+    assert_eq!(wan(nft(&[("input", INPUT, &[invalid, established])])), None);
+    let port = |port: u16| format!("{}, {{\"accept\": null}}", field("udp", "dport", "==", &port.to_string()));
+    assert_eq!(wan(nft(&[("input", INPUT, &[&port(47100)])])), None);
+    assert!(wan(nft(&[("input", INPUT, &[&port(51820)])])).is_some());
+    let counted = format!("{}, {{\"counter\": \"vpn\"}}", field("udp", "dport", "==", "47100"));
+    assert!(wan(nft(&[("input", INPUT, &[&counted, established])])).is_some());
+}
+
+#[test]
+fn our_own_tables_and_bridges_are_left_out() {
+    for (concerned, family, table) in
+        [(true, "inet", "fw"), (false, "inet", "penstock-a"), (false, "bridge", "fw"), (true, "netdev", "fw")]
+    {
+        let hook = if family == "netdev" { "ingress" } else { "forward" };
+        let text = format!(
+            r#"{{"nftables": [{{"chain": {{"family": "{family}", "table": "{table}", "name": "c", "hook": "{hook}", "policy": "drop"}}}}]}}"#
+        );
+        let found = lan(nft::parse(text.as_bytes()).unwrap().chains);
+        assert_eq!(found.is_some(), concerned, "{family} {table}");
+    }
+}
+
+/// What Docker leaves on a host with a published port: nothing of it is for the site's packets.
+#[test]
+fn docker_s_rules_are_for_its_own_interfaces() {
+    let text = "*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -m comment --comment \"a \\\"web\\\" server\" -j ACCEPT
+-A DOCKER ! -i docker0 -o docker0 -j DROP
+-A DOCKER-USER -j RETURN
+COMMIT
+";
+    assert_eq!(lan(iptables::parse(text, "iptables", false)), None);
+    assert_eq!(wan(iptables::parse(text, "iptables", false)), None);
+    let dropping = text.replace(":FORWARD ACCEPT", ":FORWARD DROP");
+    let found = lan(iptables::parse(&dropping, "iptables", false));
+    assert_eq!(found.as_deref(), Some("the policy of chain FORWARD, table filter of iptables"));
+    let user = text.replace("-A DOCKER-USER -j RETURN", "-A DOCKER-USER -s 10.2.3.4/32 -j DROP");
+    let found = lan(iptables::parse(&user, "iptables", false));
+    assert_eq!(found.as_deref(), Some("the rule -A DOCKER-USER -s 10.2.3.4/32 -j DROP, table filter of iptables"));
+}
+
+#[test]
+fn the_words_of_iptables_are_understood() {
+    for (concerned, rule) in [
+        (true, "-j DROP"),
+        (true, "-i lan+ -j DROP"),
+        (false, "! -i lan+ -o wan0 -j DROP"),
+        (false, "-s 192.0.2.0/24 -j DROP"),
+        (true, "! -s 192.0.2.0/24 -j DROP"),
+        (true, "-p tcp -m multiport --dports 80,443 -j REJECT --reject-with tcp-reset"),
+        (true, "-m limit --limit 3/min -j LOG"),
+        (true, ""),
+        (false, "-j ACCEPT"),
+        (false, "-g NOWHERE -j ACCEPT"),
+    ] {
+        let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n:NOWHERE - [0:0]\n-A FORWARD {rule}\nCOMMIT\n");
+        assert_eq!(lan(iptables::parse(&text, "iptables", false)).is_some(), concerned, "{rule}");
+    }
+    let of_ipv6 = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n";
+    assert!(lan(iptables::parse(of_ipv6, "ip6tables", true)).is_some());
+    assert_eq!(wan(iptables::parse(of_ipv6, "ip6tables", true)), None, "there is no IPv6 on this WAN");
+}
+
+#[test]
+fn what_cannot_be_read_may_be_anything() {
+    let ruleset = Ruleset { unread: vec!["the rules of nftables".to_owned()], ..Ruleset::default() };
+    let inside =
+        Inside { lan: "lan0".to_owned(), tunnel: "p0".to_owned(), own: Default::default(), remote: Default::default() };
+    assert_eq!(ruleset.concerns_lan(&inside).as_deref(), Some("the rules of nftables"));
+}
+
+#[test]
+fn a_long_way_is_given_up() {
+    let sub = vec![r#"{"continue": null}"#; 2000];
+    let jumps = vec![r#"{"jump": {"target": "sub"}}"#; 2000];
+    let found = lan(nft(&[("forward", FORWARD, &jumps), ("sub", None, &sub)]));
+    assert!(found.is_some_and(|found| found.contains("too long")));
+}

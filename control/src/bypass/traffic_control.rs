@@ -1,0 +1,46 @@
+//! Queueing disciplines, filters and eBPF programs of traffic control (`tc(8)`): AF_XDP comes before those of ingress, and
+//! past those of egress.
+
+use std::io;
+
+use penstock_dataplane::steer::has_tcx_programs;
+
+use super::{Action, Base, Chain, Hook, Rule};
+use crate::netlink::{Interface, Netlink, Side};
+
+/// Disciplines that only choose the order in which packets leave when there are more than the device takes.
+const PLAIN: [&str; 9] = ["noqueue", "pfifo_fast", "pfifo", "bfifo", "fq", "fq_codel", "codel", "sfq", "mq"];
+/// Where filters are attached, which does nothing itself.
+const HOLDERS: [&str; 2] = ["ingress", "clsact"];
+
+/// What there is on an interface, as chains that do something with every packet.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn read(netlink: &mut Netlink, interface: &Interface) -> io::Result<Vec<Chain>> {
+    let Interface { name, index, .. } = interface;
+    let mut chains = Vec::new();
+    let mut add = |hook, what: String| {
+        chains.push(Chain {
+            table: "traffic control".to_owned(),
+            name: name.clone(),
+            families: [true, true],
+            base: Some(Base { hook, device: Some(name.clone()), drops: false }),
+            rules: vec![Rule { name: what, conditions: Vec::new(), action: Action::Change }],
+        });
+    };
+    let disciplines = netlink.queueing_disciplines(*index)?;
+    if let Some(kind) = disciplines.iter().find(|k| !PLAIN.contains(&k.as_str()) && !HOLDERS.contains(&k.as_str())) {
+        add(Hook::Egress, format!("the queueing discipline {kind} of {name}"));
+    }
+    let has_holder = disciplines.iter().any(|kind| HOLDERS.contains(&kind.as_str()));
+    for (side, hook, word) in [(Side::Ingress, Hook::Ingress, "ingress"), (Side::Egress, Hook::Egress, "egress")] {
+        if has_holder && netlink.has_filters(*index, side)? {
+            add(hook, format!("a filter on {word} of {name}"));
+        }
+        if has_tcx_programs(name, side == Side::Ingress) {
+            add(hook, format!("an eBPF program on {word} of {name}"));
+        }
+    }
+    Ok(chains)
+}

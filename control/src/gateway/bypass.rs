@@ -1,0 +1,156 @@
+//! Whether AF_XDP may carry packets, given what the kernel's packet filter and traffic control would do with them: in the
+//! mode `auto` a rule that may concern the tunnel's packets keeps them with the kernel, else it is a problem in `status`.
+//!
+//! nftables tells when it changes. What iptables keeps outside of it, and traffic control, are read once a minute.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::task::JoinHandle;
+
+use super::Gateway;
+use super::plane::drives::Drives;
+use super::site::Site;
+use crate::bypass::{Inside, Outside, Ruleset, read};
+use crate::ground::Network;
+use crate::netlink::Interface;
+
+/// How long after a change the rules are read: they come in bursts.
+const READ_DELAY: Duration = Duration::from_millis(500);
+/// How often they are read without one.
+const READ_EVERY: Duration = Duration::from_secs(60);
+/// How long after a change of prefixes or addresses the rules are held against them.
+const JUDGE_DELAY: Duration = Duration::from_secs(1);
+
+/// Rules by the interface whose packets AF_XDP would carry past them.
+pub type Bypassed = BTreeMap<String, String>;
+
+/// The rules, as they were last read.
+#[derive(Debug, Default)]
+pub struct Bypass {
+    /// `None` while no interface may be driven by AF_XDP.
+    ruleset: Option<Ruleset>,
+    reading: Option<JoinHandle<Ruleset>>,
+    read_at: Option<Instant>,
+    judge_at: Option<Instant>,
+}
+
+impl Bypass {
+    /// Reads the rules if they matter to these interfaces, and tells those what they would pass by.
+    pub fn start(now: Instant, drives: &mut Drives, site: &Site, remote: &BTreeSet<IpNet>, network: &Network) -> Self {
+        let mut bypass = Self::default();
+        bypass.begin(now, drives, network);
+        if let Some(ruleset) = &bypass.ruleset {
+            drives.set_bypassed(&judge(ruleset, drives, site, remote, network, 0));
+        }
+        bypass
+    }
+
+    /// Reads the rules, if that has become necessary.
+    fn begin(&mut self, now: Instant, drives: &Drives, network: &Network) {
+        if self.ruleset.is_none() && drives.heed_rules() {
+            self.ruleset = Some(read(&interfaces(drives, network)));
+            self.read_at = Some(now + READ_EVERY);
+        }
+    }
+
+    /// Rules have changed.
+    pub fn note_rules(&mut self, now: Instant) {
+        if self.ruleset.is_some() {
+            self.read_at = self.read_at.map(|at| at.min(now + READ_DELAY));
+        }
+    }
+
+    /// Prefixes, addresses or interfaces have changed.
+    pub fn note_prefixes(&mut self, now: Instant) {
+        if self.ruleset.is_some() {
+            self.judge_at.get_or_insert(now + JUDGE_DELAY);
+        }
+    }
+
+    /// When [`handle_timeout`] is to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.read_at, self.judge_at].into_iter().flatten().min()
+    }
+
+    /// The rules, when they have been read anew. Cancel safe.
+    pub async fn next(&mut self) -> Ruleset {
+        loop {
+            let Some(reading) = &mut self.reading else { std::future::pending().await };
+            let read = reading.await;
+            self.reading = None;
+            if let Ok(ruleset) = read {
+                return ruleset;
+            }
+        }
+    }
+}
+
+/// Does what is due.
+pub fn handle_timeout(gateway: &mut Gateway, now: Instant) {
+    let Gateway { bypass, plane, ground, .. } = gateway;
+    if bypass.read_at.is_some_and(|at| at <= now) {
+        bypass.read_at = Some(now + READ_EVERY);
+        if bypass.reading.is_none() && plane.drives().heed_rules() {
+            let interfaces = interfaces(plane.drives(), ground.network());
+            bypass.reading = Some(tokio::task::spawn_blocking(move || read(&interfaces)));
+        }
+    }
+    if bypass.judge_at.is_some_and(|at| at <= now) {
+        judge_again(gateway, now);
+    }
+}
+
+/// Takes rules that were read anew.
+pub fn take(gateway: &mut Gateway, now: Instant, ruleset: Ruleset) {
+    if gateway.bypass.ruleset.as_ref() != Some(&ruleset) {
+        gateway.bypass.ruleset = Some(ruleset);
+        judge_again(gateway, now);
+    }
+}
+
+/// To be called before ports are made for other interfaces or modes.
+pub fn judge_again(gateway: &mut Gateway, now: Instant) {
+    let Gateway { bypass, plane, ground, site, handshakes, .. } = gateway;
+    let network = ground.network();
+    bypass.judge_at = None;
+    bypass.begin(now, plane.drives(), network);
+    let Some(ruleset) = &bypass.ruleset else { return };
+    let remote = handshakes.peers.remote();
+    plane.set_bypassed(&judge(ruleset, plane.drives(), site, &remote, network, plane.local_port()));
+}
+
+/// The rules that AF_XDP on these interfaces would pass by.
+fn judge(
+    ruleset: &Ruleset,
+    drives: &Drives,
+    site: &Site,
+    remote: &BTreeSet<IpNet>,
+    network: &Network,
+    port: u16,
+) -> Bypassed {
+    let own = network.of_site(&site.subnets, &drives.lan_indices());
+    let inside = |lan: &String| Inside {
+        lan: lan.clone(),
+        tunnel: site.name.to_string(),
+        own: own.clone(),
+        remote: remote.clone(),
+    };
+    let lans = drives.lan.iter().map(|drive| &drive.name);
+    let mut bypassed: Bypassed =
+        lans.filter_map(|lan| Some((lan.clone(), ruleset.concerns_lan(&inside(lan))?))).collect();
+    let addresses = drives.wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
+    let outside = Outside {
+        wan: drives.wan.name.clone(),
+        port,
+        addresses: addresses.map(|address| address.address.into()).collect(),
+    };
+    bypassed.extend(ruleset.concerns_wan(&outside).map(|rule| (outside.wan.clone(), rule)));
+    bypassed
+}
+
+fn interfaces(drives: &Drives, network: &Network) -> Vec<Interface> {
+    let names = std::iter::once(&drives.wan.name).chain(drives.lan.iter().map(|drive| &drive.name));
+    names.filter_map(|name| network.named(name)).cloned().collect()
+}
