@@ -19,7 +19,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -88,6 +88,8 @@ pub struct Profile {
     pub port_mapping: bool,
     /// Largest inner packet; `None`: the WAN's MTU less 80.
     pub mtu: Option<u16>,
+    /// Whether outer packets have the DSCP of the inner ones.
+    pub copy_dscp: bool,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,
     /// Whether other sites may reach through this one what is not its own.
@@ -135,6 +137,15 @@ pub struct Lan {
     pub mode: LanMode,
     /// This site's prefixes, without host bits.
     pub subnets: Vec<IpNet>,
+    /// Those of them that the other sites know by another prefix.
+    pub shown: BTreeMap<IpNet, IpNet>,
+}
+
+impl Lan {
+    /// This site's prefixes as the other sites know them.
+    pub fn announced(&self) -> Vec<IpNet> {
+        self.subnets.iter().map(|subnet| *self.shown.get(subnet).unwrap_or(subnet)).collect()
+    }
 }
 
 /// Who tells of other sites.

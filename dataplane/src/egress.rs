@@ -11,6 +11,7 @@ use crate::drop::DropReason;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::inner::{self, Inner};
+use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
 use crate::session::{DATA_HEADER, PADDING, Session, TAG};
 use crate::side::Side;
@@ -82,8 +83,11 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
             return Err(turn.error(&mut packet.frame, &inner, error, reason));
         }
     }
+    if let Some(mapping) = &table.mapping {
+        mapping.translate(turn.pool.packet_mut(frame), &inner, Way::Out);
+    }
     inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
-    packet.tos = inner::outer_tos(inner.tos);
+    packet.tos = inner::outer_tos(inner.tos, table.copy_dscp);
     if frame.start() + padded(frame.len(), mtu) + TAG > turn.pool.frame_size() {
         return Err(DropReason::Oversized.into());
     }

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use crate::drop::DropReason;
 use crate::icmp;
 use crate::inner::{self, Inner};
+use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Packet};
 use crate::session::{DATA, DATA_HEADER, Header, TAG};
 use crate::side::Side;
@@ -156,10 +157,15 @@ fn accept<'t>(
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
     let table: &Table = turn.table;
-    let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
+    let mut inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
         return Err(DropReason::SpoofedSource);
+    }
+    if let Some(mapping) = &table.mapping
+        && let Some(real) = mapping.translate(turn.pool.packet_mut(frame), &inner, Way::In)
+    {
+        inner.destination = real;
     }
     if !table.admits(inner.destination) {
         return Err(DropReason::Transit);

@@ -9,8 +9,8 @@ pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 /// IPv4's flag that more fragments follow, in the upper byte of its word.
 const MORE_FRAGMENTS: u8 = 0x20;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
@@ -42,13 +42,19 @@ impl Inner {
     /// Reads the header, checking that the packet holds what the header says.
     #[inline]
     pub fn parse(packet: &[u8]) -> Option<Self> {
+        Self::parse_header(packet).filter(|inner| packet.len() >= inner.len)
+    }
+
+    /// Reads the header of a packet whose end may be missing.
+    #[inline]
+    pub fn parse_header(packet: &[u8]) -> Option<Self> {
         match packet.first()? >> 4 {
             4 => {
                 let h: &[u8; IPV4_HEADER] = packet.first_chunk()?;
                 let header = usize::from(h[0] & 0xf) * 4;
                 let len = usize::from(u16::from_be_bytes([h[2], h[3]]));
                 let fragment = u16::from_be_bytes([h[6], h[7]]);
-                (header >= IPV4_HEADER && len >= header && packet.len() >= len).then(|| Self {
+                (header >= IPV4_HEADER && len >= header).then(|| Self {
                     source: IpAddr::V4(Ipv4Addr::new(h[12], h[13], h[14], h[15])),
                     destination: IpAddr::V4(Ipv4Addr::new(h[16], h[17], h[18], h[19])),
                     len,
@@ -66,7 +72,7 @@ impl Inner {
                     let bytes: [u8; 16] = h[at..at + 16].try_into().expect("sixteen bytes");
                     IpAddr::V6(Ipv6Addr::from(bytes))
                 };
-                (packet.len() >= len).then(|| Self {
+                Some(Self {
                     source: address(8),
                     destination: address(24),
                     len,
@@ -104,11 +110,11 @@ pub fn take_hop(packet: &mut [u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN; DSCP stays inside, so
-/// that the kinds of traffic are not told to the networks between.
+/// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN. DSCP stays inside unless it is asked for,
+/// so that the kinds of traffic are not told to the networks between (RFC 2983, section 3.1).
 #[inline]
-pub fn outer_tos(inner: u8) -> u8 {
-    inner & ECN_CE
+pub fn outer_tos(inner: u8, copy_dscp: bool) -> u8 {
+    if copy_dscp { inner } else { inner & ECN_CE }
 }
 
 /// Merges the outer ECN field into the packet as RFC 6040 section 4.2 says.
@@ -199,7 +205,7 @@ pub fn clamp_mss(packet: &mut [u8], inner: &Inner, mtu: usize) {
 
 /// Updates the checksum at `at` for a word of its data that changed.
 #[inline]
-fn adjust(data: &mut [u8], at: usize, old: u16, new: u16) {
+pub(crate) fn adjust(data: &mut [u8], at: usize, old: u16, new: u16) {
     let checksum = checksum::update(u16::from_be_bytes([data[at], data[at + 1]]), old, new);
     data[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }

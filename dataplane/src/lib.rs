@@ -17,6 +17,7 @@ pub mod engine;
 pub mod frame;
 pub mod inner;
 pub mod loopback;
+pub mod mapping;
 pub mod peer;
 pub mod ports;
 pub mod prefix;

@@ -16,17 +16,15 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Xs
 use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
 use aya::{Ebpf, Pod};
-use penstock_wire::{
-    AddressKey, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits,
-};
+use penstock_wire::{AddressKey, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
 pub use penstock_wire::{BenchFilter, LanConfig, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
 pub use error::{AttachError, SteerError};
-pub use kernel::has_tcx_programs;
 use error::{
     accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader, refused_by_verifier, too_old,
 };
+pub use kernel::has_tcx_programs;
 
 /// All programs, built by `scripts/build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");

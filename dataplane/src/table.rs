@@ -6,6 +6,7 @@ use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::mapping::Mapping;
 use crate::peer::Peer;
 use crate::ports::{Endpoint, Link};
 use crate::prefix::{Mix, PrefixMap};
@@ -29,6 +30,10 @@ pub struct Table {
     pub reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet of any peer, in bytes.
     pub mtu: usize,
+    /// Whether outer packets have the DSCP of the inner ones.
+    pub copy_dscp: bool,
+    /// What this site's prefixes are shown to the others as, if any is.
+    pub mapping: Option<Arc<Mapping>>,
     /// Our address in ICMP messages about IPv4 packets.
     pub icmp_v4: Option<Ipv4Addr>,
     /// Our address in ICMP messages about IPv6 packets.
@@ -90,6 +95,8 @@ impl Default for Table {
             hops: Arc::default(),
             reachable: None,
             mtu: 1420,
+            copy_dscp: false,
+            mapping: None,
             icmp_v4: None,
             icmp_v6: None,
         }

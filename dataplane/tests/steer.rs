@@ -16,7 +16,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapError, PerCpuArray, XskMap};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, TestRun as _, TestRunOptions};
-use frames::{Case, OUR_ADDRESSES, OUR_MAC, OWN, PORT, PREFIXES, TUNNEL_MTU, decide_lan, decide_wan};
+use frames::{Case, LINK_MTU, OUR_ADDRESSES, OUR_MAC, OWN, PORT, PREFIXES, TUNNEL_MTU, decide_lan, decide_wan};
 use penstock_wire::{
     AddressKey, COUNTERS, ETHERNET_LEN, LAN_CONFIG, LAN_PROGRAM, LOCAL, LanVerdict, MAX_LOCAL, OWN_SUBNET, OuterFamily,
     STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanVerdict, address_key, ethernet_offset, prefix_bits,
@@ -89,10 +89,9 @@ fn configure(object: &mut Ebpf) {
     // The configurations as bytes: what the programs read must be what user space writes.
     let mut wan = Array::<_, [u8; 2]>::try_from(object.map_mut(WAN_CONFIG).unwrap()).unwrap();
     wan.set(0, PORT.to_ne_bytes(), 0).unwrap();
-    let mut lan = Array::<_, [u8; 8]>::try_from(object.map_mut(LAN_CONFIG).unwrap()).unwrap();
-    let [low, high] = TUNNEL_MTU.to_ne_bytes();
-    let [a, b, c, d, e, f] = OUR_MAC;
-    lan.set(0, [a, b, c, d, e, f, low, high], 0).unwrap();
+    let mut lan = Array::<_, [u8; 10]>::try_from(object.map_mut(LAN_CONFIG).unwrap()).unwrap();
+    let bytes = [&OUR_MAC[..], &TUNNEL_MTU.to_ne_bytes(), &LINK_MTU.to_ne_bytes()].concat();
+    lan.set(0, <[u8; 10]>::try_from(bytes).unwrap(), 0).unwrap();
     let mut local = HashMap::<_, AddressKey, u8>::try_from(object.map_mut(LOCAL).unwrap()).unwrap();
     for address in OUR_ADDRESSES {
         local.insert(address_key(address), 0, 0).unwrap();

@@ -396,6 +396,10 @@ fn ecn_crosses_the_tunnel() {
     a.turn();
     let message = a.sent_to_wan().unwrap();
     assert_eq!(message.tos, 2, "ECN is copied, DSCP is not");
+    a.engine.publish(Table { copy_dscp: true, ..table(0, true) });
+    a.send_lan(&marked);
+    a.turn();
+    assert_eq!(a.sent_to_wan().unwrap().tos, 0xb8 | 2);
     b.send_wan(a.address, 3, &message.bytes);
     b.turn();
     assert_eq!(b.sent_to_lan().unwrap().bytes[1], 0xb8 | 3);

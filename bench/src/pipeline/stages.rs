@@ -176,7 +176,7 @@ impl Rig {
         repeat(&mut with_inner(frames, pool), meter, |(frame, inner)| {
             let forwarded = inner::take_hop(pool.packet_mut(frame)).is_ok();
             inner::clamp_mss(pool.packet_mut(frame), inner, mtu);
-            black_box(inner::outer_tos(inner.tos));
+            black_box(inner::outer_tos(inner.tos, false));
             forwarded
         })
     }

@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-pub use packets::{Inside, Outside};
 use packets::{Holds, Packets};
+pub use packets::{Inside, Outside};
 pub use read::read;
 
 /// Chains entered from chains, at most. The kernel has the same limit (`NFT_JUMP_STACK_SIZE`).
@@ -195,7 +195,10 @@ impl Walk<'_> {
         for rule in &chain.rules {
             self.steps += 1;
             if self.steps > STEPS || depth > DEPTH {
-                return Fate::Concerned(format!("{}, table {}, which is too long a way to follow", rule.name, chain.table));
+                return Fate::Concerned(format!(
+                    "{}, table {}, which is too long a way to follow",
+                    rule.name, chain.table
+                ));
             }
             let holds = packets.hold(&rule.conditions);
             if holds == Holds::Never {

@@ -280,12 +280,8 @@ fn prefixes(value: &Value) -> Option<Vec<IpNet>> {
 /// The prefixes that a range of addresses is.
 fn range(first: IpAddr, last: IpAddr) -> Option<Vec<IpNet>> {
     match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => {
-            Some(ipnet::Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect())
-        }
-        (IpAddr::V6(first), IpAddr::V6(last)) => {
-            Some(ipnet::Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect())
-        }
+        (IpAddr::V4(first), IpAddr::V4(last)) => Some(ipnet::Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect()),
+        (IpAddr::V6(first), IpAddr::V6(last)) => Some(ipnet::Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect()),
         _ => None,
     }
 }

@@ -199,7 +199,8 @@ impl Packets {
             return if prefixes.iter().any(|prefix| prefix.prefix_len() == 0) { Holds::Always } else { Holds::Maybe };
         }
         let inside = |packet: &&IpNet| prefixes.iter().any(|prefix| prefix.contains(*packet));
-        let meets = |packet: &&IpNet| prefixes.iter().any(|prefix| prefix.contains(*packet) || packet.contains(*prefix));
+        let meets =
+            |packet: &&IpNet| prefixes.iter().any(|prefix| prefix.contains(*packet) || packet.contains(*prefix));
         match (packets.iter().all(|packet| inside(&packet)), packets.iter().any(|packet| meets(&packet))) {
             (true, _) => Holds::Always,
             (false, true) => Holds::Maybe,

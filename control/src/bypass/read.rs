@@ -7,10 +7,8 @@ use crate::netlink::{Interface, Netlink};
 use crate::tool;
 
 /// The tables of iptables that are not in nftables: the kernel names them here while there are any.
-const LEGACY: [(&str, &str); 2] = [
-    ("/proc/net/ip_tables_names", "iptables"),
-    ("/proc/net/ip6_tables_names", "ip6tables"),
-];
+const LEGACY: [(&str, &str); 2] =
+    [("/proc/net/ip_tables_names", "iptables"), ("/proc/net/ip6_tables_names", "ip6tables")];
 
 /// Reads the rules of this network namespace, and what traffic control does on these interfaces. What cannot be read is
 /// taken for a rule that concerns everything.

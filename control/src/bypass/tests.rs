@@ -74,8 +74,7 @@ fn a_rule_of_nftables_concerns_the_packets_that_it_may_match() {
         (true, r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}"#.to_owned()),
         (true, r#"{"new": "statement of tomorrow"}"#.to_owned()),
     ] {
-        let rule = [&conditions, drop].into_iter().filter(|part| !part.is_empty()).cloned();
-        let rule = rule.collect::<Vec<String>>().join(", ");
+        let rule = if conditions.is_empty() { drop.to_owned() } else { format!("{conditions}, {drop}") };
         let found = lan(nft(&[("forward", FORWARD, &[&rule])]));
         assert_eq!(found.is_some(), concerned, "{conditions}: {found:?}");
     }
@@ -94,7 +93,8 @@ fn what_accepts_them_lets_them_pass_the_rest_and_the_policy() {
     assert_eq!(found.as_deref(), Some("the policy of chain forward, table inet fw"), "what comes back");
     assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back])])), None);
     assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back, r#"{"drop": null}"#])])), None);
-    let found = lan(nft(&[("forward", FORWARD, &[&out, r#"{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}"#])]));
+    let found =
+        lan(nft(&[("forward", FORWARD, &[&out, r#"{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}"#])]));
     assert_eq!(found.as_deref(), Some("rule handle 1 of chain forward, table inet fw"));
     // One that may accept does not keep the others from being asked.
     let some = format!("{}, {{\"accept\": null}}", field("tcp", "dport", "==", "443"));
@@ -110,7 +110,10 @@ fn what_is_only_counted_logged_or_marked_is_noticed_too() {
         (true, r#"{"log": {"prefix": "x"}}"#),
         (true, r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}"#),
         (false, r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#),
-        (true, r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["established", {"accept": null}], ["invalid", {"drop": null}]]}}}"#),
+        (
+            true,
+            r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["established", {"accept": null}], ["invalid", {"drop": null}]]}}}"#,
+        ),
         (false, r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["wan0", {"drop": null}]]}}}"#),
         (true, r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@verdicts"}}"#),
     ] {
@@ -123,13 +126,9 @@ fn chains_are_followed() {
     let jump = r#"{"jump": {"target": "sub"}}"#;
     let goto = r#"{"goto": {"target": "sub"}}"#;
     let (accept, drop, back) = (r#"{"accept": null}"#, r#"{"drop": null}"#, r#"{"return": null}"#);
-    for (concerned, way, sub) in [
-        (false, jump, accept),
-        (true, jump, drop),
-        (true, jump, back),
-        (false, goto, accept),
-        (false, goto, back),
-    ] {
+    for (concerned, way, sub) in
+        [(false, jump, accept), (true, jump, drop), (true, jump, back), (false, goto, accept), (false, goto, back)]
+    {
         let rules = [way, drop];
         let found = lan(nft(&[("forward", FORWARD, &rules), ("sub", None, &[sub])]));
         assert_eq!(found.is_some(), concerned, "{way} {sub}: {found:?}");
@@ -150,8 +149,7 @@ fn masquerading_to_the_wan_is_no_concern_of_the_tunnel() {
 /// Handshakes go by the kernel, so data is of a connection that is established.
 #[test]
 fn the_tunnel_s_own_packets_are_of_an_established_connection() {
-    let established =
-        r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}"#;
+    let established = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}"#;
     let invalid = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}, {"drop": null}"#;
     assert_eq!(wan(nft(&[("input", INPUT, &[invalid, established])])), None);
     let port = |port: u16| format!("{}, {{\"accept\": null}}", field("udp", "dport", "==", &port.to_string()));

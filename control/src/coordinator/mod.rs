@@ -127,7 +127,7 @@ impl Config {
             url: coordinator.url.clone(),
             trust: coordinator.trust.clone(),
             private_key: profile.private_key.clone(),
-            subnets: profile.lan.subnets.clone(),
+            subnets: profile.lan.announced(),
             authority: coordinator.authority,
             cache: cache_file(&profile.name),
             seen: seen::file(&profile.name),

@@ -91,8 +91,19 @@ fn start(profile: Profile) -> Result<Gateway> {
     }
     let overlay = Overlay::start(now, &profile, plane.sender());
     let metrics = Metrics::new(profile.metrics);
-    let mut gateway =
-        Gateway { profile, site, handshakes, overlay, guard, ground, plane, bypass, metrics, problems, due: Due::PEERS };
+    let mut gateway = Gateway {
+        profile,
+        site,
+        handshakes,
+        overlay,
+        guard,
+        ground,
+        plane,
+        bypass,
+        metrics,
+        problems,
+        due: Due::PEERS,
+    };
     // With the tun device in it.
     gateway.ground.refresh(now, [News::Lost]);
     map::take_address(&mut gateway);

@@ -28,6 +28,8 @@ pub struct Site {
     pub lan: BTreeSet<String>,
     /// This site's subnets.
     pub subnets: BTreeSet<IpNet>,
+    /// Those prefixes by which the other sites know subnets.
+    pub shown: BTreeSet<IpNet>,
     /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
     pub accept: Option<Vec<IpNet>>,
     /// Whether packets from the tunnel may leave for other networks than this site's.
@@ -50,6 +52,7 @@ impl Site {
             wan: profile.wan.interface.clone(),
             lan: profile.lan.interfaces.iter().cloned().collect(),
             subnets: profile.lan.subnets.iter().copied().collect(),
+            shown: profile.lan.shown.values().copied().collect(),
             accept: profile.accept.clone(),
             transit: profile.transit,
             table: profile.table,

@@ -85,7 +85,7 @@ fn own_networks(site: &Site, network: &Network) -> Vec<IpNet> {
         network.addresses_of(interface.index).filter(|address| address.global).map(|address| address.network())
     });
     let own = site.virtual_addresses.iter().map(|address| IpNet::from(*address));
-    connected.chain(site.subnets.iter().copied()).chain(own).collect()
+    connected.chain(site.subnets.iter().chain(&site.shown).copied()).chain(own).collect()
 }
 
 /// The addresses at which a peer might reach us, those of all interfaces that are neither the tunnel's nor the LAN's;

@@ -15,7 +15,8 @@ use penstock_dataplane::prefix::PrefixMap;
 
 use super::{Kernel, Operation, PROTOCOL};
 use crate::netlink::{
-    Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule, network as prefix_of,
+    Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule,
+    network as prefix_of,
 };
 
 /// `rtnetlink(7)`, RTPROT_KERNEL: routes that come with addresses.

@@ -32,11 +32,7 @@ impl Network {
         self.ruled(|rule| rule.priority < RULE_PRIORITY, |interface| lan.contains(&interface.name))
     }
 
-    fn ruled(
-        &self,
-        comes_first: impl Fn(&ForeignRule) -> bool,
-        brings: impl Fn(&Interface) -> bool,
-    ) -> Vec<IpNet> {
+    fn ruled(&self, comes_first: impl Fn(&ForeignRule) -> bool, brings: impl Fn(&Interface) -> bool) -> Vec<IpNet> {
         let others = self.addresses.iter().filter(|a| self.interface(a.interface).is_some_and(|i| !brings(i)));
         let elsewhere: Vec<IpNet> = others.map(|address| address.network()).collect();
         let means = |rule: &ForeignRule| {
@@ -45,7 +41,8 @@ impl Network {
             rule.inverted || (input && source && rule.mark.is_none_or(|mark| mark == 0))
         };
         let table = |rule: &ForeignRule| rule.table != Some(LOCAL_TABLE) && rule.table != Some(self.interest().table);
-        let rules = self.rules_of_others().filter(|rule| !rule.bound && table(rule) && comes_first(rule) && means(rule));
+        let rules =
+            self.rules_of_others().filter(|rule| !rule.bound && table(rule) && comes_first(rule) && means(rule));
         rules.map(|rule| destinations(&rule)).collect()
     }
 
@@ -61,7 +58,15 @@ impl Network {
         let for_all = |rule: &ForeignRule| {
             let ForeignRule { priority, protocol, .. } = *rule;
             let suppressed = rule.suppressed.filter(|length| *length == 0);
-            *rule == ForeignRule { ipv6, priority, protocol, suppressed, table: Some(MAIN_TABLE), ..ForeignRule::default() }
+            *rule
+                == ForeignRule {
+                    ipv6,
+                    priority,
+                    protocol,
+                    suppressed,
+                    table: Some(MAIN_TABLE),
+                    ..ForeignRule::default()
+                }
         };
         let first = self.rules_of_others().filter(for_all).map(|rule| rule.priority).min();
         first.unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
@@ -124,7 +129,12 @@ mod tests {
         for (name, rule, from_tunnel, from_lan) in [
             ("all", rule.clone(), everything, everything),
             ("a prefix", ForeignRule { destination: to, ..rule.clone() }, Some("10.9.0.0/16"), Some("10.9.0.0/16")),
-            ("all but a prefix", ForeignRule { destination: to, inverted: true, ..rule.clone() }, everything, everything),
+            (
+                "all but a prefix",
+                ForeignRule { destination: to, inverted: true, ..rule.clone() },
+                everything,
+                everything,
+            ),
             ("that drops", ForeignRule { table: None, ..rule.clone() }, everything, everything),
             ("from a remote site", ForeignRule { source: net("10.7.0.0/16"), ..rule.clone() }, everything, everything),
             ("from the LAN", ForeignRule { source: net("10.1.0.7/32"), ..rule.clone() }, None, everything),
@@ -151,7 +161,8 @@ mod tests {
     /// As wg-quick has it for a default route: the main table's longer routes come first.
     #[test]
     fn a_rule_behind_the_main_table_s_longer_routes_decides_nothing() {
-        let main = ForeignRule { priority: 32_764, table: Some(MAIN_TABLE), suppressed: Some(0), ..ForeignRule::default() };
+        let main =
+            ForeignRule { priority: 32_764, table: Some(MAIN_TABLE), suppressed: Some(0), ..ForeignRule::default() };
         let rest = ForeignRule {
             priority: 32_765,
             table: Some(51_820),
@@ -160,7 +171,7 @@ mod tests {
             ..ForeignRule::default()
         };
         assert!(network(&[main.clone(), rest.clone()]).ruled_from_tunnel().is_empty());
-        assert!(!network(&[rest.clone()]).ruled_from_tunnel().is_empty());
+        assert!(!network(std::slice::from_ref(&rest)).ruled_from_tunnel().is_empty());
         let v6 = ForeignRule { ipv6: true, ..main };
         assert!(!network(&[v6, rest]).ruled_from_tunnel().is_empty(), "of the other family");
     }

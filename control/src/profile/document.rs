@@ -30,6 +30,7 @@ pub struct Document {
     pub workers: Option<u16>,
     pub busy_poll: Option<bool>,
     pub mtu: Option<u16>,
+    pub copy_dscp: Option<bool>,
     pub udp_segmentation: Option<bool>,
     pub birthday_probing: Option<bool>,
     pub port_mapping: Option<bool>,
@@ -59,7 +60,7 @@ pub struct WanDocument {
 pub struct LanDocument {
     pub interfaces: Option<Vec<String>>,
     pub mode: Option<LanMode>,
-    pub subnets: Option<Vec<Prefix>>,
+    pub subnets: Option<Vec<Subnet>>,
 }
 
 /// `Cipher`.
@@ -158,6 +159,24 @@ pub enum SuiteSetting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(pub IpNet);
+
+/// One of `Lan.Subnets`: a prefix, or one that is shown to the other sites as another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// What it is shown as.
+    pub shown: Option<IpNet>,
+}
+
+/// A subnet that is shown as another.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct MappedSubnet {
+    prefix: Prefix,
+    #[serde(rename = "As")]
+    shown: Prefix,
+}
 
 /// An address, or a list of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -319,6 +338,7 @@ impl Document {
     /// The document that gives this profile.
     pub(super) fn of(profile: &Profile) -> Self {
         let prefixes = |list: &[IpNet]| Some(list.iter().copied().map(Prefix).collect());
+        let subnet = |prefix: &IpNet| Subnet { prefix: *prefix, shown: profile.lan.shown.get(prefix).copied() };
         Self {
             name: profile.name.clone(),
             local_port: Some(match profile.local_port {
@@ -334,11 +354,12 @@ impl Document {
             lan: Some(LanDocument {
                 interfaces: Some(profile.lan.interfaces.clone()),
                 mode: Some(profile.lan.mode),
-                subnets: prefixes(&profile.lan.subnets),
+                subnets: Some(profile.lan.subnets.iter().map(subnet).collect()),
             }),
             workers: Some(profile.workers),
             busy_poll: Some(profile.busy_poll),
             mtu: profile.mtu,
+            copy_dscp: Some(profile.copy_dscp),
             udp_segmentation: Some(profile.udp_gso),
             birthday_probing: Some(profile.birthday_probing),
             port_mapping: Some(profile.port_mapping),
@@ -400,6 +421,42 @@ impl TryFrom<String> for Prefix {
 impl Serialize for Prefix {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+impl Serialize for Subnet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let prefix = Prefix(self.prefix);
+        match self.shown {
+            None => prefix.serialize(serializer),
+            Some(shown) => MappedSubnet { prefix, shown: Prefix(shown) }.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Subnet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PlainOrMapped;
+
+        impl<'de> de::Visitor<'de> for PlainOrMapped {
+            type Value = Subnet;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a prefix, or { \"Prefix\": …, \"As\": … }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Subnet, E> {
+                let Prefix(prefix) = Prefix::try_from(text.to_owned()).map_err(E::custom)?;
+                Ok(Subnet { prefix, shown: None })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Subnet, A::Error> {
+                let mapped = MappedSubnet::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Subnet { prefix: mapped.prefix.0, shown: Some(mapped.shown.0) })
+            }
+        }
+
+        deserializer.deserialize_any(PlainOrMapped)
     }
 }
 

@@ -47,6 +47,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Workers"], shape: Shape::Number },
     Field { path: &["BusyPoll"], shape: Shape::Bool },
     Field { path: &["Mtu"], shape: Shape::Number },
+    Field { path: &["CopyDscp"], shape: Shape::Bool },
     Field { path: &["UdpSegmentation"], shape: Shape::Bool },
     Field { path: &["BirthdayProbing"], shape: Shape::Bool },
     Field { path: &["PortMapping"], shape: Shape::Bool },

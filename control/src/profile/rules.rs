@@ -13,7 +13,7 @@ use penstock_proto::coordination::FingerprintError;
 use penstock_proto::coordination::limits::SUBNETS_LIMIT;
 use penstock_proto::trust::PublicKeyError;
 
-use super::document::{LanDocument, PeerDocument, Prefix, Source};
+use super::document::{LanDocument, PeerDocument, Prefix, Source, Subnet};
 use super::name::check_interface;
 use super::position::FieldPath;
 use super::{
@@ -166,10 +166,17 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
     }
     let mut local: HashMap<IpNet, &str> = HashMap::new();
     local.extend(virtual_addresses(source).iter().map(|&address| (IpNet::from(address), "VirtualAddress")));
-    for (at, Prefix(subnet)) in subnets.iter().enumerate() {
-        if local.insert(*subnet, "Lan.Subnets") == Some("Lan.Subnets") {
-            let field = FieldPath::of(&["Lan", "Subnets"]).index(at);
-            return Err(source.error(field, format_args!("{subnet} is listed twice")));
+    for (at, Subnet { prefix, shown }) in subnets.iter().enumerate() {
+        let field = || FieldPath::of(&["Lan", "Subnets"]).index(at);
+        for subnet in [prefix].into_iter().chain(shown) {
+            if local.insert(*subnet, "Lan.Subnets") == Some("Lan.Subnets") {
+                return Err(source.error(field(), format_args!("{subnet} is listed twice")));
+            }
+        }
+        if let Some(shown) = shown.filter(|shown| !are_alike(prefix, shown)) {
+            let sentence =
+                format!("{prefix} cannot be shown as {shown}, which has not as many addresses of its family");
+            return Err(source.error(field(), sentence));
         }
     }
     let mut remote: HashMap<IpNet, &str> = HashMap::new();
@@ -195,6 +202,11 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
         }
     }
     Ok(())
+}
+
+/// Whether each address of one prefix has its like in the other.
+fn are_alike(a: &IpNet, b: &IpNet) -> bool {
+    a.addr().is_ipv6() == b.addr().is_ipv6() && a.prefix_len() == b.prefix_len()
 }
 
 /// The prefix among `local` that holds `prefix`: itself or one of those above it.
@@ -235,6 +247,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         });
     }
     let lan = lan(&source);
+    let subnets = lan.subnets.as_deref().unwrap_or_default();
     Ok(Profile {
         path: source.path.to_owned(),
         name: document.name.clone(),
@@ -249,11 +262,13 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         lan: Lan {
             interfaces: lan.interfaces.clone().unwrap_or_default(),
             mode: lan.mode.unwrap_or_default(),
-            subnets: bare(lan.subnets.as_deref()),
+            subnets: subnets.iter().map(|subnet| subnet.prefix).collect(),
+            shown: subnets.iter().filter_map(|subnet| Some((subnet.prefix, subnet.shown?))).collect(),
         },
         workers: document.workers.unwrap_or(0),
         busy_poll: document.busy_poll.unwrap_or(false),
         mtu: document.mtu,
+        copy_dscp: document.copy_dscp.unwrap_or(false),
         udp_gso: document.udp_segmentation.unwrap_or(true),
         birthday_probing: document.birthday_probing.unwrap_or(true),
         port_mapping: document.port_mapping.unwrap_or(true),

@@ -105,7 +105,7 @@ fn the_smallest_profile_has_defaults() {
     assert_eq!((profile.wan.mode, profile.lan.mode), (WanMode::Auto, LanMode::Auto));
     assert!(profile.lan.interfaces.is_empty() && profile.peers.is_empty());
     assert_eq!((profile.workers, profile.mtu), (0, None));
-    assert!(profile.udp_gso && !profile.busy_poll);
+    assert!(profile.udp_gso && !profile.busy_poll && !profile.copy_dscp);
     assert_eq!(profile.cipher, CipherImplementation::Auto);
 }
 

@@ -77,9 +77,7 @@ fn write(
 fn allowed_ips(profile: &Profile, peer: &Peer) -> Vec<IpNet> {
     let own = profile.virtual_addresses.iter().copied().map(IpNet::from);
     let others = profile.peers.iter().filter(|other| profile.transit && other.public_key != peer.public_key);
-    own.chain(profile.lan.subnets.iter().copied())
-        .chain(others.flat_map(|other| other.allowed_ips.iter().copied()))
-        .collect()
+    own.chain(profile.lan.announced()).chain(others.flat_map(|other| other.allowed_ips.iter().copied())).collect()
 }
 
 /// The addresses among prefixes that are one host each; the first of each family.

@@ -48,7 +48,9 @@ fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
                 answered_by_the_other() == Some(false)
             });
             topology.b.gateway.ip(&format!("rule add {rule}\n"));
-            eventually(SOON, &format!("{kind:?}, round {round}: by the rule"), || answered_by_the_other() == Some(true));
+            eventually(SOON, &format!("{kind:?}, round {round}: by the rule"), || {
+                answered_by_the_other() == Some(true)
+            });
             topology.b.gateway.ip(&format!("rule del {rule}\n"));
         }
     }
@@ -86,7 +88,7 @@ fn behind_a_firewall_that_admits_answers_a_restarted_peer_is_answered() {
         gateway.nft(&format!(
             "table inet fw {{ chain in {{ type filter hook input priority 0; policy accept;\n\
              iifname \"wan0\" ct state established,related accept\n\
-             iifname \"wan0\" udp dport {PORT} counter drop\n }} }}"
+             iifname \"wan0\" udp dport {PORT} counter drop\n }}\n}}"
         ));
         // So that a flow is forgotten within the time of a test.
         for name in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
@@ -105,6 +107,35 @@ fn behind_a_firewall_that_admits_answers_a_restarted_peer_is_answered() {
     }
 }
 
+/// DSCP is shown outside when the profile says so, by AF_XDP as by sockets.
+#[test]
+fn the_class_of_traffic_is_copied_outward_on_demand() {
+    if !ready(&["tcpdump"]) || !is_penstock() {
+        return;
+    }
+    const EXPEDITED: u8 = 0xb8;
+    for (kind, outer) in [(Kind::SOCKET, Outer::V4), (Kind::XDP, Outer::V4), (Kind::XDP, Outer::V6)] {
+        let topology = Topology::new(Options::switch());
+        let (a, _b) = joined(&topology, kind, Kind::SOCKET, outer);
+        for copy in [false, true] {
+            a.reload(|profile| profile["CopyDscp"] = copy.into());
+            let capture =
+                Capture::start(topology.middle(), "a0", &format!("inbound and src port {PORT}"), topology.scratch());
+            let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "3", "-i", "0.05", "-Q", "0xb8"]);
+            assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
+            let class = |frame: &Frame| match outer {
+                Outer::V4 => frame.bytes[15],
+                Outer::V6 => frame.bytes[14] << 4 | frame.bytes[15] >> 4,
+            };
+            let frames = capture.stop();
+            // On a busy machine the last one may not be in the file.
+            assert!(frames.len() >= 2, "{kind:?} {outer:?}");
+            let expected = if copy { EXPEDITED } else { 0 };
+            assert!(frames.iter().all(|frame| class(frame) & 0xfc == expected), "{kind:?} {outer:?}");
+        }
+    }
+}
+
 /// Where the profile demands AF_XDP, `status` names the rules that are not applied to what it carries.
 #[test]
 fn rules_that_are_not_applied_are_problems() {
@@ -113,8 +144,10 @@ fn rules_that_are_not_applied_are_problems() {
     }
     let topology = Topology::new(Options::default());
     let gateway = &topology.a.gateway;
-    gateway.nft("table inet elsewhere { chain forward { type filter hook forward priority 0; policy accept;\n\
-                 iifname \"docker0\" counter drop\n } }");
+    gateway.nft(
+        "table inet elsewhere { chain forward { type filter hook forward priority 0; policy accept;\n\
+                 iifname \"docker0\" counter drop\n }\n}",
+    );
     let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let problems = || a.status()["Problems"].to_string();
     assert!(!problems().contains("passes by"), "{}", problems());
@@ -124,7 +157,7 @@ fn rules_that_are_not_applied_are_problems() {
         ("wan0", "input", "udp dport 47100 log"),
     ] {
         gateway.nft(&format!(
-            "table inet fw {{ chain c {{ type filter hook {hook} priority 0; policy accept;\n {rule}\n }} }}"
+            "table inet fw {{ chain c {{ type filter hook {hook} priority 0; policy accept;\n {rule}\n }}\n}}"
         ));
         eventually(SOON, &format!("{rule} is named"), || {
             let told = format!("what AF_XDP carries on {interface} passes by rule handle");

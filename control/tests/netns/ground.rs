@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use penstock::ground::{
     DEFAULT_MARK, DEFAULT_TABLE, FilterState, Ground, Interest, Kernel, Linux, Operation, Sysctl, Tun, Wanted,
 };
-use penstock::netlink::{Address, Interface, Monitor, Neighbour, Route, Rule};
+use penstock::netlink::{Address, ForeignRule, Interface, Monitor, Neighbour, Route, Rule};
 use penstock::profile::Name;
 
 /// The kernel, which notes what is asked of it.
@@ -41,6 +41,10 @@ impl Kernel for Noting {
 
     fn rules(&mut self) -> io::Result<Vec<Rule>> {
         self.kernel.rules()
+    }
+
+    fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {
+        self.kernel.other_rules()
     }
 
     fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {

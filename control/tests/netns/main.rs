@@ -4,6 +4,7 @@
 mod support;
 
 mod addresses;
+mod alike;
 mod bypass;
 mod chaos;
 mod coordinator_client;

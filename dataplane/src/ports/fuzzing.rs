@@ -5,6 +5,7 @@ use super::BATCH;
 use super::offload::{VNET_LEN, VnetHeader, Work, cut, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::FRONT;
+use crate::checksum;
 
 /// A virtio-net header with a packet behind it: cut into segments as a port does, which are then joined as
 /// a port does and, as the kernel would, cut again.

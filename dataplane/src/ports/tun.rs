@@ -22,6 +22,7 @@ use super::offload::{Template, VNET_LEN, VnetHeader, Work, work};
 use super::offload_coalesce::Coalescer;
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, EGRESS_ROOM, Packet, Port, PortInfo};
+use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 

@@ -86,13 +86,7 @@ impl XdpPort {
     ///
     /// # Errors
     /// As [`XdpPort::wan`].
-    pub fn lan(
-        pool: &mut Pool,
-        interface: &str,
-        ifindex: u32,
-        queue: u32,
-        checksums: Checksums,
-    ) -> io::Result<Self> {
+    pub fn lan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, checksums: Checksums) -> io::Result<Self> {
         Self::open(pool, interface, ifindex, queue, Role::Lan { checksums })
     }
 
@@ -252,9 +246,9 @@ impl Port for XdpPort {
             }
             let frame = pool.frame_of(&self.descs[i]);
             match self.unwrap(frame, pool) {
-                Ok(mut packet) => {
+                Ok(packet) => {
                     if partial {
-                        complete_checksum(pool.packet_mut(&mut packet.frame));
+                        complete_checksum(pool.packet_mut(&packet.frame));
                     }
                     batch.push(packet);
                 }

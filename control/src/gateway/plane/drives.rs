@@ -195,7 +195,10 @@ impl Drive {
                 Some((self.reason().to_owned(), "mend what is named, or set the mode to auto"))
             }
             Some(_) => self.bypassed.as_ref().filter(|_| self.xdp()).map(|rule| {
-                (format!("what AF_XDP carries on {} passes by {rule}", self.name), "set the mode to auto, or remove the rule")
+                (
+                    format!("what AF_XDP carries on {} passes by {rule}", self.name),
+                    "set the mode to auto, or remove the rule",
+                )
             }),
         }
     }

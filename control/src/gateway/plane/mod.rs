@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use ipnet::IpNet;
 use penstock_dataplane::drop::DropReason;
 use penstock_dataplane::engine::{Engine, EngineConfig};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort, TunQueue};
@@ -67,6 +68,10 @@ pub struct PlaneConfig {
     pub busy_poll: bool,
     /// The largest inner packet, if it does not follow the WAN.
     pub mtu: Option<u16>,
+    /// Whether outer packets have the DSCP of the inner ones.
+    pub copy_dscp: bool,
+    /// Prefixes of this site with what the other sites know them by.
+    pub shown: BTreeMap<IpNet, IpNet>,
     /// Whether bundles may be sent as one.
     pub udp_gso: bool,
     /// The firewall mark of what is sent.
@@ -84,6 +89,8 @@ impl PlaneConfig {
             workers: profile.workers,
             busy_poll: profile.busy_poll,
             mtu: profile.mtu,
+            copy_dscp: profile.copy_dscp,
+            shown: profile.lan.shown.clone(),
             udp_gso: profile.udp_gso,
             mark: profile.mark,
             cipher: profile.cipher,
@@ -98,6 +105,8 @@ impl PlaneConfig {
             workers: 0,
             busy_poll: false,
             mtu: None,
+            copy_dscp: false,
+            shown: BTreeMap::new(),
             udp_gso: true,
             mark: 0,
             cipher: CipherImplementation::Auto,
@@ -181,7 +190,7 @@ impl Plane {
         let count = workers(u32::from(config.workers), drives.queues(), cores().len() as u32);
         let sockets = bind(&config, count)?;
         let local_port = sockets.first().map(UdpSender::local_port).ok_or_else(|| anyhow!("there is no worker"))?;
-        let parts = Parts::new(drives.tunnel_mtu(config.mtu));
+        let parts = Parts::new(drives.tunnel_mtu(config.mtu), &config);
         let link_mtu = drives.link_mtu();
         let mut plane = Self {
             config,
@@ -280,6 +289,7 @@ impl Plane {
         let before = std::mem::replace(&mut self.config, config);
         self.stale |=
             ports_differ || (before.busy_poll, before.udp_gso) != (self.config.busy_poll, self.config.udp_gso);
+        self.parts.set_config(&self.config);
         self.set_mark(now, self.config.mark);
         self.problems.try_now(now);
     }

@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn auto_takes_xdp_on_network_cards_only() {
-        assert!(matches!(plan(ModeSetting::Auto, &device(Some("veth"), None), None), Plan::Socket(r) if r.contains("veth")));
+        assert!(
+            matches!(plan(ModeSetting::Auto, &device(Some("veth"), None), None), Plan::Socket(r) if r.contains("veth"))
+        );
         assert!(matches!(plan(ModeSetting::Auto, &device(None, None), None), Plan::Socket(_)));
         assert!(matches!(
             plan(ModeSetting::Auto, &device(None, Some("ice")), None),

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_dataplane::steer::{AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering};
+use penstock_dataplane::steer::{
+    AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering,
+};
 
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;

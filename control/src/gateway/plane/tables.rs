@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use penstock_dataplane::mapping::Mapping;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 
+use super::PlaneConfig;
 use crate::gateway::peers::{Peer, Peers};
 use crate::ground::Network;
 
@@ -52,6 +54,10 @@ pub struct Parts {
     reachable: Option<Arc<PrefixMap<()>>>,
     /// Largest inner packet.
     mtu: u16,
+    /// Whether outer packets have the DSCP of the inner ones.
+    copy_dscp: bool,
+    /// What this site's prefixes are shown as, if any is.
+    mapping: Option<Arc<Mapping>>,
     /// Our address in ICMP messages about IPv4.
     icmp_v4: Option<Ipv4Addr>,
     /// Our address in ICMP messages about IPv6.
@@ -60,8 +66,20 @@ pub struct Parts {
 
 impl Parts {
     /// Parts of a tunnel with this MTU, and nothing in it.
-    pub fn new(mtu: u16) -> Self {
-        Self { mtu, ..Self::default() }
+    pub fn new(mtu: u16, config: &PlaneConfig) -> Self {
+        let mut parts = Self { mtu, ..Self::default() };
+        parts.set_config(config);
+        parts
+    }
+
+    /// Takes up what the profile says of packets, for the next table.
+    pub fn set_config(&mut self, config: &PlaneConfig) {
+        self.copy_dscp = config.copy_dscp;
+        let mut mapping = Mapping::default();
+        for (real, shown) in &config.shown {
+            mapping.insert(real.addr(), shown.addr(), real.prefix_len());
+        }
+        self.mapping = (!config.shown.is_empty()).then(|| Arc::new(mapping));
     }
 
     /// The largest inner packet.
@@ -122,6 +140,8 @@ impl Parts {
             hops: Arc::clone(&self.hops),
             reachable: self.reachable.clone(),
             mtu: usize::from(self.mtu),
+            copy_dscp: self.copy_dscp,
+            mapping: self.mapping.clone(),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
             ..Table::default()
@@ -204,7 +224,7 @@ mod tests {
             peer.sessions = vec![session(100, peer), session(101, peer)];
             peer.sending = Some(101);
         }
-        let mut parts = Parts::new(1420);
+        let mut parts = Parts { mtu: 1420, ..Parts::default() };
         parts.renew_allowed_ips(&peers);
         let endpoint = "192.0.2.2:47100".parse().ok();
         let table =

@@ -1,0 +1,113 @@
+//! Sites that are numbered alike: each shows its hosts to the other under another prefix.
+
+use crate::support::*;
+use serde_json::json;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+const BYTES: usize = 300_000;
+
+/// The host of either site, by its own address in each family, and the prefix with what site `number` shows it as.
+struct Numbering {
+    gateway: &'static str,
+    host: &'static str,
+    length: &'static str,
+    prefix: &'static str,
+    shown: fn(u8) -> String,
+    shown_host: fn(u8) -> String,
+}
+
+const NUMBERINGS: [Numbering; 2] = [
+    Numbering {
+        gateway: "192.168.1.1",
+        host: "192.168.1.5",
+        length: "/24",
+        prefix: "192.168.1.0/24",
+        shown: |site| format!("10.77.{site}.0/24"),
+        shown_host: |site| format!("10.77.{site}.5"),
+    },
+    Numbering {
+        gateway: "fd00:192::1",
+        host: "fd00:192::5",
+        length: "/64 nodad",
+        prefix: "fd00:192::/64",
+        shown: |site| format!("fd00:77{site}::/64"),
+        shown_host: |site| format!("fd00:77{site}::5"),
+    },
+];
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Sends from one host to the other and back.
+fn tcp(from: &Namespace, to: &Namespace, own: IpAddr, shown: IpAddr) {
+    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(own, 9000)).expect("a port"));
+    let echo = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("all");
+        stream.write_all(&all).expect("the same");
+    });
+    let mut stream = from
+        .enter(|| TcpStream::connect_timeout(&SocketAddr::new(shown, 9000), PATIENCE).expect("the other host listens"));
+    let sent: Vec<u8> = (0..BYTES).map(|i| (i % 251) as u8).collect();
+    stream.write_all(&sent).expect("all");
+    stream.shutdown(Shutdown::Write).expect("a socket");
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("all of it");
+    assert!(back == sent, "{} of {BYTES} bytes", back.len());
+    echo.join().expect("an echo");
+}
+
+/// Sends to a port where nobody listens: the error that comes back quotes the datagram as it was sent.
+fn refused(from: &Namespace, shown: IpAddr) {
+    let error = from.enter(|| {
+        let any = if shown.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).expect("a socket");
+        socket.connect(SocketAddr::new(shown, 9)).expect("a route");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket");
+        socket.send(b"x").expect("sent");
+        socket.recv(&mut [0; 9]).expect_err("nobody listens")
+    });
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+}
+
+#[test]
+fn hosts_with_the_same_addresses_talk_both_ways() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        let topology = Topology::new(Options::default());
+        for site in [&topology.a, &topology.b] {
+            for Numbering { gateway, host, length, .. } in &NUMBERINGS {
+                site.gateway.ip(&format!("addr add {gateway}{length} dev lan0\n"));
+                site.host.ip(&format!("addr add {host}{length} dev eth0\n"));
+                // Else the host speaks from its address in the other network.
+                let family = if host.contains(':') { "-6 " } else { "" };
+                site.host.run(&["sh", "-c", &format!("ip {family}route replace default via {gateway} src {host}")]);
+            }
+        }
+        let (a, b) = pair(&topology, kind, kind, Outer::V4);
+        for (gateway, own, other) in [(&a, 1, 2), (&b, 2, 1)] {
+            gateway.reload(|profile| {
+                let mapped = NUMBERINGS.iter().map(|n| json!({ "Prefix": n.prefix, "As": (n.shown)(own) }));
+                profile["Lan"]["Subnets"] = mapped.collect();
+                profile["Peers"][0]["AllowedIPs"] = NUMBERINGS.iter().map(|n| json!((n.shown)(other))).collect();
+            });
+        }
+        for n in &NUMBERINGS {
+            let own = address(n.host);
+            for (from, to, number) in [(&topology.a, &topology.b, 2), (&topology.b, &topology.a, 1)] {
+                let shown = address(&(n.shown_host)(number));
+                eventually(PATIENCE, &format!("{kind:?}: {shown} answers"), || {
+                    ping(&from.host, shown, &["-c", "1"]).all_answered()
+                });
+                tcp(&from.host, &to.host, own, shown);
+                refused(&from.host, shown);
+            }
+        }
+    }
+}
