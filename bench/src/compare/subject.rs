@@ -34,11 +34,7 @@ pub(super) enum Kind {
     Forwarder {
         poll: bool,
     },
-    Penstock {
-        wan: &'static str,
-        lan: &'static str,
-        busy: bool,
-    },
+    Penstock(Settings),
     /// A program that makes a WireGuard interface and is configured by `wg`.
     Userspace {
         program: Cow<'static, str>,
@@ -48,15 +44,17 @@ pub(super) enum Kind {
     Nebula,
 }
 
-const fn penstock(
-    name: &'static str,
-    about: &'static str,
+/// What differs between the profiles of Penstock's subjects.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
     wan: &'static str,
     lan: &'static str,
     busy: bool,
-) -> Subject {
-    subject(name, about, Kind::Penstock { wan, lan, busy })
+    suite: &'static str,
 }
+
+const AUTO: Settings = Settings { wan: "auto", lan: "auto", busy: false, suite: "chacha20-poly1305" };
+const XDP: Settings = Settings { wan: "xdp", lan: "xdp", ..AUTO };
 
 const fn subject(name: &'static str, about: &'static str, kind: Kind) -> Subject {
     Subject { name: Cow::Borrowed(name), about: Cow::Borrowed(about), kind }
@@ -72,7 +70,7 @@ const fn userspace(
 }
 
 /// All that can be measured, in the order of the report.
-pub static ALL: [Subject; 12] = [
+pub static ALL: [Subject; 13] = [
     subject("kernel", "plain forwarding, no tunnel: the ceiling for TCP", Kind::Kernel),
     subject(
         "forwarder",
@@ -80,10 +78,11 @@ pub static ALL: [Subject; 12] = [
         Kind::Forwarder { poll: false },
     ),
     subject("forwarder-busy", "the same, polling busily", Kind::Forwarder { poll: true }),
-    penstock("penstock-xdp", "WAN xdp, LAN xdp", "xdp", "xdp", false),
-    penstock("penstock-busy", "the same, polling busily", "xdp", "xdp", true),
-    penstock("penstock-tun", "WAN udp, LAN tun", "udp", "tun", false),
-    penstock("penstock-auto", "as it chooses itself", "auto", "auto", false),
+    subject("penstock-xdp", "WAN xdp, LAN xdp", Kind::Penstock(XDP)),
+    subject("penstock-busy", "the same, polling busily", Kind::Penstock(Settings { busy: true, ..XDP })),
+    subject("penstock-tun", "WAN udp, LAN tun", Kind::Penstock(Settings { wan: "udp", lan: "tun", ..AUTO })),
+    subject("penstock-auto", "as it chooses itself", Kind::Penstock(AUTO)),
+    subject("penstock-aes", "the same with AES-256-GCM", Kind::Penstock(Settings { suite: "aes-256-gcm", ..AUTO })),
     subject("kernel-wireguard", "the kernel's WireGuard", Kind::KernelWireguard),
     userspace("wireguard-go", "WireGuard in Go", "wireguard-go", &["-f"]),
     userspace("boringtun", "WireGuard in Rust", "boringtun-cli", &["-f", "--disable-drop-privileges"]),
@@ -158,7 +157,7 @@ impl Subject {
         };
         match &self.kind {
             Kind::Kernel | Kind::Forwarder { .. } => Ok(None),
-            Kind::Penstock { .. } => {
+            Kind::Penstock(_) => {
                 installed("wg").map(drop).and(tun())?;
                 let missing = || format!("{} is not there or does not run", options.penstock.display());
                 let version = context::version(&options.penstock, &["--version"]).ok_or_else(missing)?;
@@ -188,7 +187,7 @@ impl Subject {
         let mut running = match &self.kind {
             Kind::Kernel => start_kernel(topology)?,
             Kind::Forwarder { poll } => start_forwarder(topology, options, *poll, stop)?,
-            Kind::Penstock { wan, lan, busy } => start_penstock(topology, options, wan, lan, *busy)?,
+            Kind::Penstock(settings) => start_penstock(topology, options, settings)?,
             Kind::Userspace { program, arguments } => rivals::start_userspace(topology, program, arguments, stop)?,
             Kind::KernelWireguard => {
                 rivals::start_kernel_wireguard(topology)?;
@@ -217,7 +216,7 @@ impl Subject {
     /// wan udp".
     pub(super) fn bound(&self, topology: &Topology, running: &Running, options: &Options) -> Option<String> {
         match self.kind {
-            Kind::Penstock { .. } => {}
+            Kind::Penstock(_) => {}
             Kind::Forwarder { .. } => {
                 return Some(running.processes.first()?.line(READY)?.trim_end_matches(')').into());
             }
@@ -282,7 +281,8 @@ fn start_forwarder(topology: &Topology, options: &Options, poll: bool, stop: &At
     Ok(running)
 }
 
-fn start_penstock(topology: &Topology, options: &Options, wan: &str, lan: &str, busy: bool) -> Result<Running> {
+fn start_penstock(topology: &Topology, options: &Options, settings: &Settings) -> Result<Running> {
+    let Settings { wan, lan, busy, suite } = *settings;
     if lan == "xdp" {
         topology.let_hosts_fill_in_checksums()?;
     }
@@ -303,6 +303,7 @@ fn start_penstock(topology: &Topology, options: &Options, wan: &str, lan: &str, 
                 "PublicKey": keys[other],
                 "Endpoint": format!("{}:{PORT}", WAN[other]),
                 "AllowedIPs": [NETWORKS[other]],
+                "Suite": suite,
                 "PersistentKeepalive": 25
             }]
         });
