@@ -24,10 +24,22 @@ pub struct Problem {
     pub sentence: String,
     /// What an administrator can do about it.
     pub what_to_do: String,
+    /// How bad it is.
+    pub severity: Severity,
     /// Seconds since it was first seen.
     pub since_seconds: u64,
     /// Seconds until it is tried again; `None`: when something changes.
     pub next_try_seconds: Option<u64>,
+}
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something does not work.
+    Error,
+    /// What the profile demands has a consequence that somebody may not want. It does not make the gateway unhealthy.
+    Warning,
 }
 
 /// Problems by subject.
@@ -40,6 +52,7 @@ pub struct Problems {
 struct Entry {
     sentence: String,
     what_to_do: String,
+    severity: Severity,
     since: Instant,
     /// When to try again, and how long the wait before it was.
     retry: Option<(Instant, Duration)>,
@@ -49,6 +62,14 @@ impl Problems {
     /// A condition that lasts until somebody changes something.
     pub fn note(&mut self, now: Instant, subject: &str, sentence: &str, what_to_do: &str) {
         self.set(now, subject, sentence, what_to_do, None);
+    }
+
+    /// A consequence of what the profile demands.
+    pub fn warn(&mut self, now: Instant, subject: &str, sentence: &str, what_to_do: &str) {
+        self.note(now, subject, sentence, what_to_do);
+        if let Some(entry) = self.entries.get_mut(subject) {
+            entry.severity = Severity::Warning;
+        }
     }
 
     /// An operation failed, which is worth trying again. Each failure doubles the wait.
@@ -68,8 +89,10 @@ impl Problems {
     ) {
         let entry = self.entries.entry(subject.to_owned()).or_insert_with(|| {
             tracing::warn!("{subject}: {sentence}");
-            Entry { sentence: String::new(), what_to_do: String::new(), since: now, retry: None }
+            let severity = Severity::Error;
+            Entry { sentence: String::new(), what_to_do: String::new(), severity, since: now, retry: None }
         });
+        entry.severity = Severity::Error;
         sentence.clone_into(&mut entry.sentence);
         what_to_do.clone_into(&mut entry.what_to_do);
         entry.retry = retry;
@@ -128,6 +151,7 @@ impl Problems {
             subject: subject.clone(),
             sentence: entry.sentence.clone(),
             what_to_do: entry.what_to_do.clone(),
+            severity: entry.severity,
             since_seconds: now.saturating_duration_since(entry.since).as_secs(),
             next_try_seconds: entry.retry.map(|(at, _)| at.saturating_duration_since(now).as_secs()),
         };
@@ -172,7 +196,7 @@ mod tests {
         assert_eq!(
             json,
             serde_json::json!([{
-                "Subject": "10.1.0.0/16", "Sentence": "is here too", "WhatToDo": "renumber",
+                "Subject": "10.1.0.0/16", "Sentence": "is here too", "WhatToDo": "renumber", "Severity": "error",
                 "SinceSeconds": 0, "NextTrySeconds": null
             }])
         );

@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str, program: &str, ipv6: bool) -> Vec<Chain> {
             let is_chain = |target: &str| chains.iter().any(|chain| chain.table == table && chain.name == target);
             let (conditions, action) = read_rule(&words(rest), ipv6, is_chain);
             if let Some(chain) = chains.iter_mut().rev().find(|chain| chain.table == table && chain.name == name) {
-                chain.rules.push(Rule { name: format!("the rule {line}"), conditions, action });
+                chain.rules.push(Rule { name: format!("firewall rule {line}"), conditions, action });
             }
         }
     }

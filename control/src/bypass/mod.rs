@@ -170,7 +170,7 @@ impl Ruleset {
                 match walk.chain(chain, packets, 0) {
                     Fate::Concerned(rule) => return Some(rule),
                     Fate::End if base.drops => {
-                        return Some(format!("the policy of chain {}, table {}", chain.name, chain.table));
+                        return Some(format!("the firewall's policy of chain {}, table {}", chain.name, chain.table));
                     }
                     Fate::End | Fate::Accepted => {}
                 }

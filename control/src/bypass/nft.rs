@@ -77,7 +77,7 @@ fn read_rule(object: &Value, nft: &mut Nft) {
     let handle = object.get("handle").and_then(Value::as_u64).unwrap_or_default();
     let table = format!("{family} {table}");
     let Some(chain) = nft.chains.iter_mut().rev().find(|c| c.table == table && c.name == name) else { return };
-    chain.rules.extend(rules(&format!("rule handle {handle} of chain {name}"), expressions));
+    chain.rules.extend(rules(&format!("firewall rule handle {handle} of chain {name}"), expressions));
 }
 
 /// A verdict map is as many rules as it has verdicts; all others are one.

@@ -90,12 +90,12 @@ fn what_accepts_them_lets_them_pass_the_rest_and_the_policy() {
     };
     let (out, back) = (accept("lan0", "p0"), accept("p0", "lan0"));
     let found = lan(nft(&[("forward", DROPPING, &[&out])]));
-    assert_eq!(found.as_deref(), Some("the policy of chain forward, table inet fw"), "what comes back");
+    assert_eq!(found.as_deref(), Some("the firewall's policy of chain forward, table inet fw"), "what comes back");
     assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back])])), None);
     assert_eq!(lan(nft(&[("forward", DROPPING, &[&out, &back, r#"{"drop": null}"#])])), None);
     let found =
         lan(nft(&[("forward", FORWARD, &[&out, r#"{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}"#])]));
-    assert_eq!(found.as_deref(), Some("rule handle 1 of chain forward, table inet fw"));
+    assert_eq!(found.as_deref(), Some("firewall rule handle 1 of chain forward, table inet fw"));
     // One that may accept does not keep the others from being asked.
     let some = format!("{}, {{\"accept\": null}}", field("tcp", "dport", "==", "443"));
     assert!(lan(nft(&[("forward", DROPPING, &[&some])])).is_some());
@@ -205,10 +205,10 @@ COMMIT
     assert_eq!(wan(iptables::parse(text, "iptables", false)), None);
     let dropping = text.replace(":FORWARD ACCEPT", ":FORWARD DROP");
     let found = lan(iptables::parse(&dropping, "iptables", false));
-    assert_eq!(found.as_deref(), Some("the policy of chain FORWARD, table filter of iptables"));
+    assert_eq!(found.as_deref(), Some("the firewall's policy of chain FORWARD, table filter of iptables"));
     let user = text.replace("-A DOCKER-USER -j RETURN", "-A DOCKER-USER -s 10.2.3.4/32 -j DROP");
     let found = lan(iptables::parse(&user, "iptables", false));
-    assert_eq!(found.as_deref(), Some("the rule -A DOCKER-USER -s 10.2.3.4/32 -j DROP, table filter of iptables"));
+    assert_eq!(found.as_deref(), Some("firewall rule -A DOCKER-USER -s 10.2.3.4/32 -j DROP, table filter of iptables"));
 }
 
 #[test]

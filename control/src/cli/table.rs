@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
+use crate::problem::Severity;
 use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Status, Waiting};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
@@ -67,7 +68,11 @@ fn for_people(status: &Status, now: Duration) -> String {
         }
     }
     for problem in &status.problems {
-        let _ = writeln!(text, "\nproblem: {}: {}", problem.subject, problem.sentence);
+        let word = match problem.severity {
+            Severity::Error => "problem",
+            Severity::Warning => "warning",
+        };
+        let _ = writeln!(text, "\n{word}: {}: {}", problem.subject, problem.sentence);
         let _ = writeln!(text, "  to mend it: {}", problem.what_to_do);
     }
     for peer in status.peers.iter().filter(|peer| peer.path != PathKind::Direct) {

@@ -19,7 +19,7 @@ use super::statements::Refused;
 use super::suites;
 use crate::coordinator::State;
 use crate::key::PublicKey;
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
 use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering, WorkerLoad};
 
 /// The gateway's state, as `status --json` prints it.
@@ -48,7 +48,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
         steering: steering(plane),
-        health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
+        health: if problems.iter().any(|p| p.severity == Severity::Error) { Health::Degraded } else { Health::Healthy },
         forwarding: plane.forwards(),
         problems,
         guarded: guard.prefixes().into_iter().collect(),

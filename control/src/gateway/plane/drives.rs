@@ -25,7 +25,7 @@ use super::steering::{Lan, Steering, Wan};
 use crate::gateway::bypass::Bypassed;
 use crate::ground::Network;
 use crate::netlink::Interface;
-use crate::problem::{Problem, Problems};
+use crate::problem::{Problem, Problems, Severity};
 use crate::profile::Profile;
 
 /// Frames of a worker besides those in AF_XDP rings: a batch in every hand, and the socket ports'
@@ -184,23 +184,23 @@ impl Drive {
     }
 
     /// What is wrong with it: it is missing or down, or not driven as the profile demands.
-    fn problem(&self) -> Option<(String, &'static str)> {
-        match &self.interface {
-            None if self.name.is_empty() => None,
-            None => Some((missing(&self.name), "connect or create it, or correct its name in the profile")),
+    fn problem(&self) -> Option<(String, &'static str, Severity)> {
+        let (sentence, what_to_do) = match &self.interface {
+            None if self.name.is_empty() => return None,
+            None => (missing(&self.name), "connect or create it, or correct its name in the profile"),
             Some(interface) if !interface.up => {
-                Some((format!("interface {} is down", self.name), "put it up: ip link set dev NAME up"))
+                (format!("interface {} is down", self.name), "put it up: ip link set dev NAME up")
             }
             Some(_) if self.setting == ModeSetting::Xdp && !self.xdp() => {
-                Some((self.reason().to_owned(), "mend what is named, or set the mode to auto"))
+                (self.reason().to_owned(), "mend what is named, or set the mode to auto")
             }
-            Some(_) => self.bypassed.as_ref().filter(|_| self.xdp()).map(|rule| {
-                (
-                    format!("what AF_XDP carries on {} passes by {rule}", self.name),
-                    "set the mode to auto, or remove the rule",
-                )
-            }),
-        }
+            Some(_) => {
+                let rule = self.bypassed.as_ref().filter(|_| self.xdp())?;
+                let sentence = format!("what AF_XDP carries on {} passes by {rule}", self.name);
+                return Some((sentence, "set the mode to auto, or remove the rule", Severity::Warning));
+            }
+        };
+        Some((sentence, what_to_do, Severity::Error))
     }
 }
 
@@ -270,7 +270,12 @@ impl Drives {
         let now = Instant::now();
         for drive in std::iter::once(&self.wan).chain(&self.lan) {
             match drive.problem() {
-                Some((sentence, what_to_do)) => self.problems.note(now, &drive.name, &sentence, what_to_do),
+                Some((sentence, what_to_do, Severity::Error)) => {
+                    self.problems.note(now, &drive.name, &sentence, what_to_do);
+                }
+                Some((sentence, what_to_do, Severity::Warning)) => {
+                    self.problems.warn(now, &drive.name, &sentence, what_to_do);
+                }
                 None => self.problems.solved(&drive.name),
             }
         }
