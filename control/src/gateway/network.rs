@@ -41,11 +41,12 @@ pub fn reconcile(gateway: &mut Gateway, now: Instant) {
     guard.save(now, problems);
 }
 
-/// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow.
-pub fn find_paths(gateway: &mut Gateway) -> bool {
+/// Finds the ways to the endpoints and tells the steering programs; whether the table has to follow. The kernel is
+/// asked about those that are new, or `anew` about all.
+pub fn find_paths(gateway: &mut Gateway, anew: bool) -> bool {
     let (linux, network) = gateway.ground.parts();
     let own = network.of_site(&gateway.site.subnets, &gateway.plane.drives().lan_indices());
-    let changed = gateway.plane.find_paths(linux.netlink(), network, &gateway.handshakes.peers);
+    let changed = gateway.plane.find_paths(linux.netlink(), network, &gateway.handshakes.peers, anew);
     let addresses = gateway.plane.drives().wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
     let remote: Vec<_> = gateway.handshakes.peers.remote().into_iter().collect();
     let kept = network.kept(&remote);
