@@ -187,6 +187,43 @@ fn a_missing_interface_is_waited_for() {
     }
 }
 
+/// A way to make a state directory useless, and the way back.
+type Obstacle = (&'static str, fn(&StateDirectory), fn(&StateDirectory));
+
+/// A state directory that is full or read-only is told of and holds nothing else up; what belongs there is written as
+/// soon as it can be.
+#[test]
+fn a_state_directory_that_cannot_be_written_holds_nothing_up() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let obstacles: [Obstacle; 2] = [
+        ("full", StateDirectory::fill, StateDirectory::make_room),
+        ("read-only", |state| state.set_read_only(true), |state| state.set_read_only(false)),
+    ];
+    for (what, obstruct, clear) in obstacles {
+        let topology = Topology::new(Options::default());
+        let state = StateDirectory::new(&topology.a.scratch);
+        let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+        a.environment.push(state.variable());
+        obstruct(&state);
+        let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+        await_traffic(&topology);
+        let file = state.path().join(format!("{}.guard", a.name()));
+        let subject = file.to_str().expect("UTF-8");
+        let status = a.status();
+        let told = status["Problems"].as_array().is_some_and(|all| all.iter().any(|p| p["Subject"] == subject));
+        assert!(told, "{what}: {status}");
+        let held = topology.a.gateway.ip_show("route show table all type blackhole");
+        let prefix = &topology.b.subnets()[0];
+        assert!(held.contains(prefix.as_str()), "{what}: {held}");
+        clear(&state);
+        let well = holds_within(PATIENCE, || a.status()["Health"] == "healthy");
+        assert!(well, "{what}: {}", a.status()["Problems"]);
+        assert!(std::fs::read_to_string(&file).expect("it is written").contains(prefix.as_str()), "{what}");
+    }
+}
+
 #[test]
 fn a_missing_capability_is_named() {
     if !ready(&["setpriv"]) || !is_penstock() {

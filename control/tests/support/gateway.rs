@@ -383,7 +383,9 @@ impl Gateway {
     pub fn command_with(&self, profile: &Path, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
         command.args(arguments).arg("--profile").arg(profile);
-        command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile)).output().expect("penstock starts")
+        command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile));
+        command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
+        command.output().expect("penstock starts")
     }
 
     /// Lifts the guard of a gateway that was stopped.
