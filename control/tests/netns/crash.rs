@@ -187,6 +187,27 @@ fn a_missing_interface_is_waited_for() {
     }
 }
 
+/// So is an address.
+#[test]
+fn a_missing_address_is_waited_for() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        let topology = Topology::new(Options::default());
+        let (a, b) = pair_config(&topology, kind, kind, Outer::V4);
+        topology.a.gateway.ip("addr flush dev wan0\n");
+        let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+        let status = a.status();
+        let told = |p: &serde_json::Value| p["Subject"] == "outer addresses";
+        assert!(status["Problems"].as_array().is_some_and(|all| all.iter().any(told)), "{kind:?}: {status}");
+        topology.a.gateway.ip("addr add 192.0.2.1/24 dev wan0\naddr add 2001:db8::1/64 dev wan0 nodad\n\
+             route replace default via 192.0.2.2\nroute replace default via 2001:db8::2\n");
+        await_traffic(&topology);
+        eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
+    }
+}
+
 /// A way to make a state directory useless, and the way back.
 type Obstacle = (&'static str, fn(&StateDirectory), fn(&StateDirectory));
 
