@@ -87,6 +87,8 @@ pub struct GatewayConfig {
     /// Whether other sites may pass through.
     pub transit: bool,
     pub peers: Vec<Peer>,
+    /// As the profile has it.
+    pub coordinator: Option<Value>,
     /// Environment of the process.
     pub environment: Vec<(&'static str, String)>,
 }
@@ -112,6 +114,7 @@ impl GatewayConfig {
             workers: 1,
             transit: false,
             peers: Vec::new(),
+            coordinator: None,
             environment: Vec::new(),
         }
     }
@@ -194,7 +197,7 @@ impl GatewayConfig {
             .collect();
         let key_file = format!("{}.key", self.name);
         write_secret(&directory.join(&key_file), &self.private_key);
-        json!({
+        let mut profile = json!({
             "Name": self.name,
             "LocalPort": self.port,
             "VirtualAddress": self.virtual_address,
@@ -204,7 +207,11 @@ impl GatewayConfig {
             "Workers": self.workers,
             "Transit": self.transit,
             "Peers": peers,
-        })
+        });
+        if let Some(coordinator) = &self.coordinator {
+            profile["Coordinator"] = coordinator.clone();
+        }
+        profile
     }
 }
 
