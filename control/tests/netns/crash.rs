@@ -245,6 +245,34 @@ fn a_state_directory_that_cannot_be_written_holds_nothing_up() {
     }
 }
 
+/// The settings that a gateway may change, of all interfaces.
+fn settings(gateway: &Namespace) -> String {
+    let names = ["forwarding", "force_forwarding", "accept_ra", "send_redirects", "rp_filter", "src_valid_mark"];
+    let files = names.map(|name| format!("/proc/sys/net/ipv?/conf/*/{name}")).join(" ");
+    gateway.run(&["sh", "-c", &format!("grep -s . {files}; true")])
+}
+
+/// The settings of before the first start are put back, although the process that changed them was killed.
+#[test]
+fn settings_of_before_a_crash_are_put_back() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let gateway = &topology.a.gateway;
+    gateway.sysctl("net/ipv4/ip_forward", "0");
+    gateway.sysctl("net/ipv6/conf/all/forwarding", "0");
+    let before = settings(gateway);
+    let (mut a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    a.kill();
+    let left = settings(gateway);
+    assert!(left.contains("ipv4/conf/lan0/forwarding:1"), "nothing was changed: {left}");
+    a.restart();
+    await_traffic(&topology);
+    assert!(a.terminate().success(), "{}", a.process.log());
+    assert_eq!(settings(gateway), before);
+}
+
 #[test]
 fn a_missing_capability_is_named() {
     if !ready(&["setpriv"]) || !is_penstock() {
