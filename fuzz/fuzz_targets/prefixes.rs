@@ -44,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let accept = (!accept.is_empty()).then_some(accept);
     let surroundings = Surroundings::new(own.clone(), accept.clone(), servers);
-    let judgement = judge(offered.iter().map(|net| (0, *net)), &surroundings);
+    let judgement = judge(offered.iter().map(|net| (0, *net)), &surroundings, |_| false, 0);
     for prefix in judgement.accepted.keys() {
         assert!(!own.iter().any(|own| own.contains(prefix)));
         assert!(accept.is_some() || prefix.prefix_len() > 0);

@@ -77,7 +77,7 @@ pub enum Event {
     /// Signed documents, ahead of what depends on them.
     Documents(Vec<Document>),
     /// The whole map, after what changed was applied.
-    Map(Map),
+    Map(Arc<Map>),
     /// The connection is lost, or none could be made: one sentence. It will be tried again. All that is
     /// known stays in force.
     Lost(String),

@@ -50,7 +50,7 @@ pub(super) async fn run(
     // What is wrong with the file was said by whoever asked for it before.
     let known = Cached::read(&config.cache, &config.private_key, &config.url).ok().flatten();
     let (cache, to_be_cached) = watch::channel(None);
-    let (map, registration) = known.map_or((None, None), |known| (Some(known.map), Some(known.registration)));
+    let (map, registration) = known.map_or((None, None), |known| (Some(Arc::new(known.map)), Some(known.registration)));
     let task = Task { map, registration, outbound, events, announced, hurry, state, cache, config };
     let stopping = Notify::new();
     let writer = write_cache(task.config.clone(), to_be_cached, &stopping);
@@ -69,7 +69,7 @@ type Write = Option<Content>;
 
 #[derive(Clone)]
 enum Content {
-    Keep(Cached),
+    Keep(Registration, Arc<Map>),
     Remove,
 }
 
@@ -82,7 +82,7 @@ struct Task {
     state: Arc<Mutex<State>>,
     cache: watch::Sender<Write>,
     /// What we know. `None`: the coordinator is to tell it whole.
-    map: Option<Map>,
+    map: Option<Arc<Map>>,
     registration: Option<Registration>,
 }
 
@@ -126,7 +126,7 @@ impl Task {
 
     /// One connection, from its beginning to its end.
     async fn connect(&mut self) -> Result<std::convert::Infallible, End> {
-        let known = self.map.as_ref().map(Map::known);
+        let known = self.map.as_ref().map(|map| map.known());
         let identity = Identity {
             url: &self.config.url,
             trust: &self.config.trust,
@@ -201,11 +201,11 @@ impl Task {
                 return Err(End::Unexpected("a map of too many peers"));
             }
             CoordinatorMessage::Map(map) => {
-                self.map = Some(map);
+                self.map = Some(Arc::new(map));
                 self.tell_map().await;
             }
             CoordinatorMessage::Update(update) => {
-                let applied = self.map.as_mut().map(|map| map.apply(update));
+                let applied = self.map.as_mut().map(|map| Arc::make_mut(map).apply(update));
                 if !matches!(applied, Some(Ok(()))) {
                     // The next connection asks for the whole map. The gateway keeps what it has.
                     self.map = None;
@@ -250,8 +250,7 @@ impl Task {
     /// Has what we know written to the file.
     fn keep(&self) {
         if let (Some(registration), Some(map)) = (&self.registration, &self.map) {
-            let cached = Cached { registration: registration.clone(), map: map.clone() };
-            self.cache.send_replace(Some(Content::Keep(cached)));
+            self.cache.send_replace(Some(Content::Keep(registration.clone(), map.clone())));
         }
     }
 
@@ -286,7 +285,10 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stoppi
         let Some(latest) = content.borrow_and_update().clone() else { continue };
         let config = config.clone();
         let written = tokio::task::spawn_blocking(move || match latest {
-            Content::Keep(cached) => cached.write(&config.cache, &config.private_key, &config.url),
+            Content::Keep(registration, map) => {
+                let cached = Cached { registration, map: Arc::unwrap_or_clone(map) };
+                cached.write(&config.cache, &config.private_key, &config.url)
+            }
             Content::Remove => crate::sealed::remove(&config.cache),
         });
         let why = match written.await {

@@ -22,6 +22,7 @@ pub fn serve(gateway: &mut Gateway, now: Instant, request: Request) {
         }
         Request::Set { change, reply } => {
             let outcome = set_device(gateway, now, change);
+            gateway.overlay.iter_mut().for_each(Overlay::judge_all);
             gateway.follow_up(now);
             let _ = reply.send(outcome);
         }

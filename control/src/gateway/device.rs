@@ -140,7 +140,7 @@ impl Device {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
         }
         if due.endpoints {
-            self.plane.find_paths(&mut self.netlink, &self.network, &self.handshakes.peers);
+            self.plane.find_paths(&mut self.netlink, &self.network, &self.handshakes.peers, true);
         }
         if due != Due::default() {
             self.plane.publish(&self.handshakes.peers);

@@ -9,7 +9,7 @@ pub struct Due {
     pub prefixes: bool,
     /// Where peers are: the ways to them, and the kernel's routes, since an endpoint may lie inside a remote prefix.
     pub endpoints: bool,
-    /// The ways to the endpoints, which lead over other neighbours or interfaces.
+    /// The ways to all endpoints, which may lead over other neighbours or interfaces.
     pub paths: bool,
     /// The kernel is to be compared with what should be.
     pub ground: bool,
@@ -17,7 +17,7 @@ pub struct Due {
 
 impl Due {
     /// Peers came, went, or got other prefixes or endpoints.
-    pub const PEERS: Self = Self { table: true, prefixes: true, endpoints: true, paths: true, ground: true };
+    pub const PEERS: Self = Self { table: true, prefixes: true, endpoints: true, paths: false, ground: true };
 
     /// Packets to a peer may be of another size.
     pub const SIZES: Self = Self { table: true, prefixes: false, endpoints: false, paths: false, ground: true };

@@ -22,7 +22,7 @@ pub fn apply(gateway: &mut Gateway, now: Instant) {
         overlay.judge(now);
         let surroundings =
             wanted::surroundings(&gateway.site, &gateway.handshakes.peers, overlay, gateway.ground.network());
-        overlay.apply(now, &mut gateway.handshakes, &surroundings);
+        overlay.apply(now, &mut gateway.handshakes, surroundings);
     }
 }
 

@@ -124,7 +124,7 @@ impl Gateway {
         }
         let mut table = due.table;
         if due.paths || due.endpoints {
-            table |= network::find_paths(self);
+            table |= network::find_paths(self, due.paths);
         }
         if table {
             self.plane.publish(&self.handshakes.peers);

@@ -11,11 +11,12 @@ mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{self, Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{Server, Surroundings};
 
@@ -25,7 +26,7 @@ use super::peers::{Found, Peer, Peers};
 use super::plane::Sizes;
 use super::statements::{Believed, By, Refused, Site, Statements, Vouched};
 use crate::coordinator::{Cached, Client, Config, Event};
-use crate::ground::Origin;
+use crate::ground::{Origin, Prefixes};
 use crate::key::PublicKey;
 use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
@@ -51,13 +52,15 @@ pub struct Overlay {
     /// The ways to the peers.
     pub traversal: Traversal,
     /// What the coordinator said last.
-    pub map: Map,
+    pub map: Arc<Map>,
     /// What it has on record of us.
     pub registration: Option<Registration>,
     /// Whom of the map this gateway believes.
     pub statements: Statements,
     /// What came of the map when it was last judged.
     pub believed: Believed,
+    /// The surroundings in which its prefixes were last judged; `None` if anybody else has given peers prefixes since.
+    surroundings: Option<Surroundings>,
     /// Whose reachability is another, or to be seen otherwise, since paths were last looked for.
     moved: BTreeSet<SiteKey>,
     /// First handshakes that nobody has asked for, lately.
@@ -95,7 +98,7 @@ impl Overlay {
     pub fn start(now: Instant, profile: &Profile, udp: UdpSender) -> Option<Self> {
         let config = Config::of(profile)?;
         let (map, registration) = match Client::cached(&config) {
-            Some(Cached { map, registration }) => (map, Some(registration)),
+            Some(Cached { map, registration }) => (Arc::new(map), Some(registration)),
             None => Default::default(),
         };
         Some(Self {
@@ -103,6 +106,7 @@ impl Overlay {
             sizes: None,
             statements: Statements::open(now, &config),
             believed: Believed::default(),
+            surroundings: None,
             moved: BTreeSet::new(),
             traversal: traversal(profile, &config, udp),
             client: Client::start(config.clone()),
@@ -196,7 +200,7 @@ impl Overlay {
             Input::Coordinator(event) => match *event {
                 // The others are told to forget us; so do we.
                 Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => {
-                    self.map = Map::default();
+                    self.map = Arc::default();
                     Outcome::Map
                 }
                 Event::Connected => {
@@ -214,9 +218,10 @@ impl Overlay {
                 }
                 Event::Map(map) => {
                     let before = std::mem::replace(&mut self.map, map);
-                    self.moved.extend(moved(&before, &self.map));
+                    let Difference { moved, sites } = Difference::between(&before, &self.map);
+                    self.moved.extend(moved);
                     // Most news is where somebody is, and concerns nobody else.
-                    if same_sites(&before, &self.map) { Outcome::Nothing } else { Outcome::Map }
+                    if sites { Outcome::Map } else { Outcome::Nothing }
                 }
             },
         }
@@ -268,8 +273,11 @@ impl Overlay {
     }
 
     /// Makes peers of the sites that are believed, and has paths found to them.
-    pub fn apply(&mut self, now: Instant, handshakes: &mut Handshakes, surroundings: &Surroundings) {
-        let changes = follow_map(&self.believed.sites, &mut handshakes.proto, &mut handshakes.peers, now, surroundings);
+    pub fn apply(&mut self, now: Instant, handshakes: &mut Handshakes, surroundings: Surroundings) {
+        let before = self.surroundings.as_ref();
+        let Handshakes { proto, peers, .. } = handshakes;
+        let changes = follow_map(&self.believed.sites, proto, peers, now, &surroundings, before);
+        self.surroundings = Some(surroundings);
         changes.removed.iter().for_each(|key| self.traversal.remove_peer(&(*key).into()));
         for key in &changes.added {
             if let Err(e) = self.traversal.add_peer(now, (*key).into()) {
@@ -288,11 +296,16 @@ impl Overlay {
         self.note_refused(now);
         self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
         self.moved.extend(changes.added.iter().map(|key| SiteKey::from(*key.as_bytes())));
-        let told = |site: &SiteKey| self.map.peers.get(site)?.reachability.as_ref();
-        let inside = |at: &Candidate| changes.prefixes.iter().any(|prefix| prefix.contains(&at.address.ip()));
-        let touched = |site: &&SiteKey| told(site).is_some_and(|told| told.candidates.iter().any(inside));
-        self.moved.extend(self.believed.sites.keys().filter(touched));
+        let changed: Prefixes = changes.prefixes.into_iter().collect();
+        let inside = |at: &Candidate| changed.holding(at.address.ip()).is_some();
+        let told = self.map.peers.iter().filter_map(|(site, peer)| Some((site, peer.reachability.as_ref()?)));
+        self.moved.extend(told.filter(|(_, told)| told.candidates.iter().any(inside)).map(|(site, _)| *site));
         self.follow_moves(now, handshakes);
+    }
+
+    /// Has every prefix judged anew at the next [`apply`](Self::apply): somebody else has changed whose they are.
+    pub fn judge_all(&mut self) {
+        self.surroundings = None;
     }
 
     fn note_refused(&mut self, now: Instant) {
@@ -422,21 +435,36 @@ pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>
     endpoints.map(|endpoint| endpoint.ip()).filter(|address| !address.is_loopback())
 }
 
-/// Whose reachability differs between two maps.
-fn moved<'a>(before: &'a Map, after: &'a Map) -> impl Iterator<Item = SiteKey> + 'a {
-    let differs =
-        |key, new: &coordination::Peer| before.peers.get(key).is_none_or(|old| old.reachability != new.reachability);
-    after.peers.iter().filter(move |(key, new)| differs(key, new)).map(|(key, _)| *key)
+/// How a map differs from the one before.
+#[derive(Debug, PartialEq, Eq)]
+struct Difference {
+    /// Whose reachability is another.
+    moved: Vec<SiteKey>,
+    /// Whether relays, servers or sites are others, wherever these are.
+    sites: bool,
 }
 
-/// Whether two maps have the same relays, servers and sites, wherever these are.
-fn same_sites(before: &Map, after: &Map) -> bool {
-    let same = |((key, old), (other, new)): ((&SiteKey, &coordination::Peer), (&SiteKey, &coordination::Peer))| {
-        (key, &old.name, old.virtual_address, &old.subnets) == (other, &new.name, new.virtual_address, &new.subnets)
-    };
-    (&before.relays, &before.stun_servers, before.peers.len())
-        == (&after.relays, &after.stun_servers, after.peers.len())
-        && before.peers.iter().zip(&after.peers).all(same)
+impl Difference {
+    fn between(before: &Map, after: &Map) -> Self {
+        let servers = (&before.relays, &before.stun_servers) != (&after.relays, &after.stun_servers);
+        // Of as many sites as before one is new if one is gone.
+        let mut difference = Self { moved: Vec::new(), sites: servers || before.peers.len() != after.peers.len() };
+        let mut old = before.peers.iter().peekable();
+        for (key, new) in &after.peers {
+            while old.next_if(|(other, _)| *other < key).is_some() {}
+            let Some((_, old)) = old.next_if(|(other, _)| *other == key) else {
+                difference.moved.push(*key);
+                difference.sites = true;
+                continue;
+            };
+            if old.reachability != new.reachability {
+                difference.moved.push(*key);
+            }
+            difference.sites |=
+                (&old.name, old.virtual_address, &old.subnets) != (&new.name, new.virtual_address, &new.subnets);
+        }
+        difference
+    }
 }
 
 fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {

@@ -5,14 +5,15 @@
 //!
 //! Where the profile pins no authority the coordinator's own word counts, as it did before there was one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use penstock_proto::Bucket;
 use penstock_proto::coordination::{self, Map, Name, Relay, SiteKey};
 use penstock_proto::trust::{
-    Admission, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime, Verifier,
+    Admission, AdmittedPeer, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime,
+    Verifier,
 };
 
 use crate::coordinator::seen::Seen;
@@ -90,7 +91,7 @@ pub struct Believed {
 pub struct Site {
     /// Its name.
     pub name: Name,
-    /// What it may have, unless this gateway itself has something against it.
+    /// What it may have, unless this gateway itself has something against it; in order.
     pub prefixes: Vec<IpNet>,
     /// What keeps it so, if an authority does.
     pub vouched: Option<Vouched>,
@@ -356,10 +357,9 @@ impl Statements {
 impl Believed {
     /// The whole map.
     fn unchecked(map: &Map) -> Self {
-        let site = |peer: &coordination::Peer| Site {
-            name: peer.name.clone(),
-            prefixes: prefixes(peer).collect(),
-            vouched: None,
+        let site = |peer: &coordination::Peer| {
+            let prefixes: BTreeSet<IpNet> = prefixes(peer).collect();
+            Site { name: peer.name.clone(), prefixes: prefixes.into_iter().collect(), vouched: None }
         };
         let sites = map.peers.iter().map(|(key, peer)| (*key, site(peer))).collect();
         Self { sites, relays: map.relays.clone(), ..Self::default() }
@@ -367,11 +367,12 @@ impl Believed {
 
     fn of(judged: Instant, admission: Admission, map: &Map) -> Self {
         let named = |key: &SiteKey| map.peers.get(key).map(|peer| &peer.name);
-        let mut believed = Self::default();
-        for (key, peer) in admission.peers {
-            let vouched = Some(Vouched { until: peer.until, lease: peer.lease, judged });
-            believed.sites.insert(key, Site { name: peer.name, prefixes: peer.prefixes, vouched });
-        }
+        let site = |AdmittedPeer { name, prefixes, until, lease }| {
+            let vouched = Some(Vouched { until, lease, judged });
+            Site { name, prefixes, vouched }
+        };
+        let sites = admission.peers.into_iter().map(|(key, peer)| (key, site(peer))).collect();
+        let mut believed = Self { sites, ..Self::default() };
         for (key, reason) in &admission.refused {
             // A map does not name the gateway that it is for.
             if let (Some(name), false) = (named(key), *reason == PeerReason::Itself) {

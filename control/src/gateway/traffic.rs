@@ -38,6 +38,8 @@ pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
 /// Looks at the traffic counters and tells the timers, and does what is done little by little.
 pub fn sample(gateway: &mut Gateway, now: Instant) {
     gateway.handshakes.call(now);
+    // What could not be written when it changed.
+    gateway.guard.save(now, &mut gateway.problems);
     gateway.handshakes.save(now, false, &mut gateway.problems);
     let traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
     match traversal {

@@ -52,6 +52,7 @@ pub use kernel::{Kernel, Linux};
 pub use network::{Changed, Interest, Network};
 pub use operation::Operation;
 pub use plan::{Finding, Plan, plan};
+pub use prefixes::Prefixes;
 pub use reconcile::Ground;
 pub use sysctls::{Saved, Sysctl};
 

@@ -75,10 +75,9 @@ fn routes(
     findings: &mut Vec<Finding>,
 ) -> BTreeMap<(u32, IpNet, u32), Route> {
     let (best, worst) = (tunnel_metric(&wanted.name), guard_metric(&wanted.name));
-    let mut all = BTreeMap::new();
-    let mut add = |route: Route| {
-        all.insert((route.table, route.destination, route.metric), route);
-    };
+    // Of two for the same place the later counts.
+    let mut all = Vec::new();
+    let mut add = |route: Route| all.push(((route.table, route.destination, route.metric), route));
     let too_small = device.is_some_and(|(_, interface)| interface.mtu < SMALLEST_MTU_V6);
     let by_tunnel = |destination: IpNet, of: IpNet| {
         let (tun, _) = device.filter(|_| destination.addr().is_ipv4() || !too_small)?;
@@ -86,9 +85,9 @@ fn routes(
         let route = Route::by(destination, tun.index, None, best, PROTOCOL);
         Some(Route { table: wanted.table, source, mtu: wanted.mtus.get(&of).copied(), ..route })
     };
-    for prefix in own.guarded.iter().chain(&own.strays) {
+    let strays = own.strays.iter().map(|stray| (stray, own.guarded.covering(stray)));
+    for (prefix, by) in own.guarded.iter().map(|prefix| (prefix, Some(*prefix))).chain(strays) {
         add(Route { table: wanted.table, ..Route::blackhole(*prefix, worst, PROTOCOL) });
-        let by = own.guarded.covering(prefix);
         if let Some(by) = by.filter(|by| wanted.tunnelled.contains(by)) {
             by_tunnel(*prefix, by).into_iter().for_each(&mut add);
         }
@@ -117,7 +116,7 @@ fn routes(
             what_to_do: "raise Mtu in the profile, or the WAN's MTU",
         });
     }
-    all
+    all.into_iter().collect()
 }
 
 /// Routes to add, and those of ours to remove.
@@ -127,22 +126,25 @@ fn route_changes(
     network: &Network,
 ) -> (Vec<Route>, Vec<Route>) {
     let (best, worst) = (tunnel_metric(&wanted.name), guard_metric(&wanted.name));
-    let (mut there, mut removed) = (BTreeSet::new(), Vec::new());
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    // Both are in the same order, and there may be tens of thousands.
+    let mut should = routes.iter().peekable();
+    let mut is_there = false;
     for route in network.routes() {
         let key = (route.table, route.destination, route.metric);
-        match routes.get(&key) {
-            Some(should) if is(should, route) => {
-                there.insert(key);
-            }
+        while let Some((_, before)) = should.next_if(|(next, _)| **next < key) {
+            added.extend((!std::mem::take(&mut is_there)).then_some(*before));
+        }
+        match should.peek() {
             // Another of the same key is replaced.
-            Some(_) => {}
-            None if route.protocol == PROTOCOL && (route.metric == best || route.metric == worst) => {
-                removed.push(*route);
-            }
-            None => {}
+            Some((next, wanted)) if **next == key => is_there |= is(wanted, route),
+            _ if route.protocol == PROTOCOL && (route.metric == best || route.metric == worst) => removed.push(*route),
+            _ => {}
         }
     }
-    let added = routes.iter().filter(|(key, _)| !there.contains(*key)).map(|(_, route)| *route).collect();
+    for (_, last) in should {
+        added.extend((!std::mem::take(&mut is_there)).then_some(*last));
+    }
     (added, removed)
 }
 
@@ -297,4 +299,85 @@ fn restored<'a>(
     let (general, others): (Vec<_>, Vec<_>) = surplus.partition(|(sysctl, _)| sysctl.interface == "all");
     let back = general.into_iter().chain(others);
     back.map(|(sysctl, value)| Operation::RestoreSysctl { sysctl: sysctl.clone(), value: value.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE, Interest};
+    use crate::profile::Name;
+
+    /// The figure of 5,000 sites:
+    /// `PENSTOCK_TEST_LONG=1 cargo test --release --workspace --lib ground::plan -- --nocapture`.
+    fn sites() -> u16 {
+        if std::env::var_os("PENSTOCK_TEST_LONG").is_some() { 5_000 } else { 300 }
+    }
+
+    /// A subnet and an address of each.
+    fn prefixes(sites: u16) -> BTreeSet<IpNet> {
+        let of = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            [format!("10.{high}.{low}.0/24"), format!("100.64.{high}.{low}/32")].map(|text| text.parse().unwrap())
+        };
+        (1..=sites).flat_map(of).collect()
+    }
+
+    #[test]
+    fn one_site_more_is_a_few_operations() {
+        let name = Name::try_from("pen0".to_owned()).unwrap();
+        let interest = Interest { table: DEFAULT_TABLE, lan: BTreeSet::from(["lan0".to_owned()]) };
+        let mut network = Network::empty(interest.clone());
+        let up = |index, name: &str| Interface {
+            index,
+            name: name.into(),
+            mac: None,
+            mtu: 1420,
+            up: true,
+            kind: None,
+            queues: 1,
+        };
+        network.interfaces = [up(1, "wan0"), up(2, "lan0"), up(3, "pen0")].map(|i| (i.index, i)).into();
+        let tun = Tun { index: 3, mtu: None, addresses: BTreeSet::new(), source_v4: None, source_v6: None };
+        let wanted = |sites| Wanted {
+            name: name.clone(),
+            table: DEFAULT_TABLE,
+            mark: DEFAULT_MARK,
+            tun: Some(tun.clone()),
+            tunnelled: prefixes(sites),
+            mtus: BTreeMap::new(),
+            guarded: prefixes(sites),
+            outer: BTreeSet::new(),
+            wan: "wan0".into(),
+            lan: interest.lan.clone(),
+            local: BTreeSet::new(),
+            local_port: Some(47100),
+            transit: false,
+            forward: true,
+        };
+        let (sysctls, saved) = (BTreeMap::new(), BTreeMap::new());
+        let compare = |wanted: &Wanted, network: &Network, filter: &FilterState| {
+            plan(wanted, &Actual { network, sysctls: &sysctls, saved: &saved, filter })
+        };
+        let count = sites();
+        let mut filter = FilterState::Absent;
+        let first = compare(&wanted(count), &network, &filter);
+        assert!(first.operations.len() > 6 * usize::from(count), "two blackholes and a route of each prefix");
+        for operation in first.operations {
+            match operation {
+                Operation::AddRoute(route) => drop(network.insert(route, false)),
+                Operation::AddRule(rule) => drop(network.rules.insert(rule)),
+                Operation::SetFilter(set) => filter = FilterState::Set(set),
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(compare(&wanted(count), &network, &filter).operations, []);
+        let more = wanted(count + 1);
+        let begun = Instant::now();
+        let operations = compare(&more, &network, &filter).operations;
+        println!("{count} sites and one more: planned in {:.1?}", begun.elapsed());
+        let is_route = |operation: &&Operation| matches!(operation, Operation::AddRoute(_));
+        assert_eq!((operations.iter().filter(is_route).count(), operations.len()), (6, 7), "{operations:#?}");
+    }
 }

@@ -187,6 +187,92 @@ fn a_missing_interface_is_waited_for() {
     }
 }
 
+/// So is an address.
+#[test]
+fn a_missing_address_is_waited_for() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        let topology = Topology::new(Options::default());
+        let (a, b) = pair_config(&topology, kind, kind, Outer::V4);
+        topology.a.gateway.ip("addr flush dev wan0\n");
+        let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+        let status = a.status();
+        let told = |p: &serde_json::Value| p["Subject"] == "outer addresses";
+        assert!(status["Problems"].as_array().is_some_and(|all| all.iter().any(told)), "{kind:?}: {status}");
+        topology.a.gateway.ip("addr add 192.0.2.1/24 dev wan0\naddr add 2001:db8::1/64 dev wan0 nodad\n\
+             route replace default via 192.0.2.2\nroute replace default via 2001:db8::2\n");
+        await_traffic(&topology);
+        eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
+    }
+}
+
+/// A way to make a state directory useless, and the way back.
+type Obstacle = (&'static str, fn(&StateDirectory), fn(&StateDirectory));
+
+/// A state directory that is full or read-only is told of and holds nothing else up; what belongs there is written as
+/// soon as it can be.
+#[test]
+fn a_state_directory_that_cannot_be_written_holds_nothing_up() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let obstacles: [Obstacle; 2] = [
+        ("full", StateDirectory::fill, StateDirectory::make_room),
+        ("read-only", |state| state.set_read_only(true), |state| state.set_read_only(false)),
+    ];
+    for (what, obstruct, clear) in obstacles {
+        let topology = Topology::new(Options::default());
+        let state = StateDirectory::new(&topology.a.scratch);
+        let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+        a.environment.push(state.variable());
+        obstruct(&state);
+        let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+        await_traffic(&topology);
+        let file = state.path().join(format!("{}.guard", a.name()));
+        let subject = file.to_str().expect("UTF-8");
+        let status = a.status();
+        let told = status["Problems"].as_array().is_some_and(|all| all.iter().any(|p| p["Subject"] == subject));
+        assert!(told, "{what}: {status}");
+        let held = topology.a.gateway.ip_show("route show table all type blackhole");
+        let prefix = &topology.b.subnets()[0];
+        assert!(held.contains(prefix.as_str()), "{what}: {held}");
+        clear(&state);
+        let well = holds_within(PATIENCE, || a.status()["Health"] == "healthy");
+        assert!(well, "{what}: {}", a.status()["Problems"]);
+        assert!(std::fs::read_to_string(&file).expect("it is written").contains(prefix.as_str()), "{what}");
+    }
+}
+
+/// The settings that a gateway may change, of all interfaces.
+fn settings(gateway: &Namespace) -> String {
+    let names = ["forwarding", "force_forwarding", "accept_ra", "send_redirects", "rp_filter", "src_valid_mark"];
+    let files = names.map(|name| format!("/proc/sys/net/ipv?/conf/*/{name}")).join(" ");
+    gateway.run(&["sh", "-c", &format!("grep -s . {files}; true")])
+}
+
+/// The settings of before the first start are put back, although the process that changed them was killed.
+#[test]
+fn settings_of_before_a_crash_are_put_back() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let gateway = &topology.a.gateway;
+    gateway.sysctl("net/ipv4/ip_forward", "0");
+    gateway.sysctl("net/ipv6/conf/all/forwarding", "0");
+    let before = settings(gateway);
+    let (mut a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    a.kill();
+    let left = settings(gateway);
+    assert!(left.contains("ipv4/conf/lan0/forwarding:1"), "nothing was changed: {left}");
+    a.restart();
+    await_traffic(&topology);
+    assert!(a.terminate().success(), "{}", a.process.log());
+    assert_eq!(settings(gateway), before);
+}
+
 #[test]
 fn a_missing_capability_is_named() {
     if !ready(&["setpriv"]) || !is_penstock() {

@@ -1,5 +1,7 @@
 //! Interfaces that AF_XDP drives change under it.
 
+use crate::chaos::network::lan_again;
+use crate::support::overlay::Heartbeat;
 use crate::support::*;
 use std::time::Duration;
 
@@ -44,4 +46,40 @@ fn other_sources_are_the_kernel_s() {
     host.ip("addr add 10.102.0.99/32 dev lo\n");
     ping(host, topology.b.host4(), &["-c", "3", "-i", "0.1", "-I", "10.102.0.99"]);
     assert_eq!((steered("other_source"), steered("redirect_over_v4")), (3, redirected));
+}
+
+/// A LAN interface that goes and comes back as another device is all that is made anew: the WAN's ports and the sessions
+/// stay, and what the LAN has nothing to do with passes meanwhile.
+#[test]
+fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
+    if !ready(&["ethtool"]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (a, b) = joined(&topology, kind, kind, Outer::V4);
+        let peer = b.public_key();
+        let wan_ports = || {
+            let ports = a.status()["Ports"].as_array().cloned().unwrap_or_default();
+            ports.into_iter().filter(|port| port["Interface"] == "wan0").collect::<Vec<_>>()
+        };
+        let (handshake, received, ports) = (a.latest_handshake(&peer), a.transfer(&peer).0, wan_ports());
+        let target = topology.a.virtual_address();
+        let every = Duration::from_millis(10);
+        let beat = Heartbeat::start_in(&topology.b.host, &topology.b.scratch, target, every, 100_000);
+        eventually(PATIENCE, "the gateway answers", || beat.beats().answers.len() > 10);
+
+        topology.a.gateway.ip("link del lan0\n");
+        let problems = || a.status()["Problems"].to_string();
+        eventually(PATIENCE, "it is told", || problems().contains("there is no interface lan0"));
+        lan_again(&topology, 2, kind == Kind::XDP);
+        await_traffic(&topology);
+        eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
+
+        let beats = beat.stop();
+        assert_eq!(beats.lost(), 0, "{kind:?}: longest gap {} s", beats.longest_gap());
+        assert_eq!(a.latest_handshake(&peer), handshake, "{kind:?}: another session");
+        assert!(a.transfer(&peer).0 > received, "{kind:?}: other counters");
+        assert_eq!(wan_ports(), ports, "{kind:?}");
+    }
 }

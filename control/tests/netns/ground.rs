@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddrV6, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -13,11 +13,14 @@ use penstock::ground::{
 };
 use penstock::netlink::{Address, ForeignRule, Interface, Monitor, Neighbour, Route, Rule};
 use penstock::profile::Name;
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The kernel, which notes what is asked of it.
 struct Noting {
     kernel: Linux,
     asked: Vec<String>,
+    /// Whether it can forward IPv6 by interface, as Linux can since 6.17.
+    forwards_by_interface: bool,
 }
 
 impl Kernel for Noting {
@@ -56,7 +59,7 @@ impl Kernel for Noting {
     }
 
     fn sysctl(&mut self, sysctl: &Sysctl) -> Option<String> {
-        self.kernel.sysctl(sysctl)
+        self.kernel.sysctl(sysctl).filter(|_| self.forwards_by_interface || sysctl.name != "force_forwarding")
     }
 }
 
@@ -79,13 +82,17 @@ const TUN: &str = "pen0";
 impl<'a> Laboratory<'a> {
     /// Must be called in the gateway's namespace.
     fn new(topology: &'a Topology, guarded: &[&str]) -> Self {
+        Self::with_kernel(topology, guarded, true)
+    }
+
+    fn with_kernel(topology: &'a Topology, guarded: &[&str], forwards_by_interface: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let monitor = runtime.block_on(async { Monitor::open() }).expect("a monitor");
         let directory = tempfile::tempdir().expect("a directory");
         let name = Name::try_from(TUN.to_owned()).expect("a name");
         let lan = BTreeSet::from(["lan0".to_owned()]);
         let interest = Interest { table: DEFAULT_TABLE, lan: lan.clone() };
-        let kernel = Noting { kernel: Linux::open().expect("netlink"), asked: Vec::new() };
+        let kernel = Noting { kernel: Linux::open().expect("netlink"), asked: Vec::new(), forwards_by_interface };
         let ground = Ground::open(kernel, &name, interest, directory.path(), Instant::now());
         let wanted = Wanted {
             mtus: Default::default(),
@@ -423,4 +430,71 @@ fn the_sites_own_prefixes_stay_with_the_lan_in_both_versions() {
             assert!(subjects.contains(prefix), "{prefix} is not told: {subjects:?}");
         }
     });
+}
+
+/// Networks inside a remote prefix that are behind the LAN stay there, also those behind a router of the LAN. A network
+/// of the WAN is told, and its packets go into the tunnel.
+#[test]
+fn networks_inside_a_remote_prefix_stay_with_the_lan_and_not_with_the_wan() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        gateway.ip("route add 10.102.50.0/24 via 10.101.0.2 dev lan0 proto static\n\
+             addr add 10.102.60.1/24 dev wan0\naddr add 10.102.70.1/24 dev lan0\n");
+        let laboratory = Laboratory::new(topology, &["10.102.0.0/16"]);
+        for (host, device) in [("10.102.50.1", "lan0"), ("10.102.60.9", TUN), ("10.102.70.9", "lan0")] {
+            let way = laboratory.way(host.parse().unwrap());
+            assert!(way.contains(&format!("dev {device}")), "{host}: {way}");
+        }
+        let problems = laboratory.ground.problems(Instant::now());
+        let subjects: Vec<&str> = problems.iter().map(|problem| problem.subject.as_str()).collect();
+        assert_eq!(subjects, ["network 10.102.60.0/24 of interface wan0"]);
+    });
+}
+
+/// A router advertises itself.
+fn advertise(router: &Namespace, interface: &str) {
+    let index = router.run(&["cat", &format!("/sys/class/net/{interface}/ifindex")]).trim().parse().expect("an index");
+    router.enter(|| {
+        let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("a socket");
+        socket.set_multicast_hops_v6(255).expect("hops");
+        socket.set_multicast_if_v6(index).expect("an interface");
+        // RFC 4861, 4.2: a default router for half an hour. The kernel adds the checksum.
+        let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        let all = SocketAddrV6::new("ff02::1".parse().expect("an address"), 0, 0, index);
+        socket.send_to(&advertisement, &all.into()).expect("sent");
+    });
+}
+
+/// An uplink that follows router advertisements keeps its default route and goes on following while IPv6 is forwarded,
+/// whichever way the kernel has of doing that. Then its settings are what they were.
+#[test]
+fn router_advertisements_are_followed_while_ipv6_is_forwarded() {
+    for forwards_by_interface in [true, false] {
+        in_gateway(|topology| {
+            let (gateway, router) = (&topology.a.gateway, topology.middle());
+            gateway.sysctl("net/ipv6/conf/all/forwarding", "0");
+            gateway.ip(&format!("link add wan1 type veth peer name r1 netns {}\n", router.name()));
+            gateway.sysctl("net/ipv6/conf/wan1/accept_ra", "1");
+            gateway.ip("link set wan1 up\n");
+            router.ip("link set r1 up\n");
+            let is_followed = || gateway.ip_show("-6 route show default dev wan1").contains("proto ra");
+            let learns = |when: &str| {
+                eventually(PATIENCE, when, || {
+                    advertise(router, "r1");
+                    is_followed()
+                });
+            };
+            learns("the router is heard");
+            let guarded = ["10.102.0.0/24", "fd00:102::/64"];
+            let mut laboratory = Laboratory::with_kernel(topology, &guarded, forwards_by_interface);
+            assert!(is_followed(), "by interface: {forwards_by_interface}: the default route is gone");
+            gateway.run(&["ip", "-6", "route", "flush", "default", "dev", "wan1"]);
+            learns("the router is heard while IPv6 is forwarded");
+            laboratory.ground.withdraw(Instant::now(), &laboratory.wanted);
+            for (setting, value) in [("wan1/accept_ra", "1"), ("wan1/forwarding", "0"), ("all/forwarding", "0")] {
+                let now = gateway.run(&["cat", &format!("/proc/sys/net/ipv6/conf/{setting}")]);
+                assert_eq!(now.trim(), value, "by interface: {forwards_by_interface}: {setting}");
+            }
+        });
+    }
 }

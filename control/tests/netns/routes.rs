@@ -1,6 +1,7 @@
 //! Machines with more than one gateway, and machines with very many routes.
 
 use crate::support::*;
+use penstock::ground::DEFAULT_MARK;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,33 @@ fn nested_prefixes_of_gateways_with_different_tables_go_each_its_way() {
     assert_eq!(way(&topology, "10.102.0.200"), None, "what its gateway guards is nobody else's");
     inner.release();
     goes("10.102.0.200", a.name());
+}
+
+/// What leaves outside the tunnel goes where the system's rules send its mark, also where AF_XDP drives the WAN.
+#[test]
+fn outer_packets_follow_a_rule_for_their_mark() {
+    if !ready(&["tcpdump"]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (a, b) = (&topology.a.gateway, &topology.b.gateway);
+        a.ip(&format!("link add wan1 type veth peer name wan1 netns {}\n", b.name()));
+        a.ip("addr add 198.51.100.1/24 dev wan1\nlink set wan1 up\n");
+        b.ip("addr add 198.51.100.2/24 dev wan1\nlink set wan1 up\n");
+        a.ip(&format!(
+            "route add 192.0.2.2 via 198.51.100.2 dev wan1 table 200\nrule add fwmark {DEFAULT_MARK} table 200\n"
+        ));
+        for (namespace, interface) in [(a, "all"), (a, "wan1"), (b, "all"), (b, "wan0"), (b, "wan1")] {
+            namespace.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
+        }
+        let capture = Capture::start(b, "wan1", "udp and inbound", topology.scratch());
+        let _gateways = joined(&topology, kind, kind, Outer::V4);
+        let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "20", "-i", "0.02"]);
+        assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
+        let by_rule = count_messages(&capture.stop(), TRANSPORT_DATA);
+        assert!(by_rule >= 20, "{kind:?}: {by_rule} packets went where the rule says");
+    }
 }
 
 /// Routes come and go a thousand times a second on a router with many: control follows without most of a core.

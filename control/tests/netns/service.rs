@@ -55,6 +55,51 @@ fn the_units_expose_little() {
     }
 }
 
+/// A gateway that fails is started again for good, ever more rarely; another profile is taken up by a reload; the guard
+/// is there before the network; and no core is written.
+#[test]
+fn the_units_restart_without_end_reload_and_guard_early() {
+    let settings = |name: &str| {
+        let text = std::fs::read_to_string(unit(name)).expect("the unit");
+        move |key: &str| {
+            let values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            values.collect::<Vec<_>>().join(" ")
+        }
+    };
+    let (gateway, guard) = (settings("penstock@.service"), settings("penstock-guard@.service"));
+    assert_eq!((gateway("Restart"), gateway("StartLimitIntervalSec")), ("on-failure".into(), "0".into()));
+    assert_eq!((gateway("RestartSec"), gateway("RestartMaxDelaySec")), ("1s".into(), "60s".into()));
+    assert_ne!(gateway("RestartSteps"), "");
+    assert!(gateway("ExecReload").ends_with(" reload"));
+    assert!(guard("Before").split(' ').any(|unit| unit == "network-pre.target"));
+    assert_eq!((gateway("LimitCORE"), guard("LimitCORE")), ("0".into(), "0".into()));
+}
+
+/// `status` ends as the Linux Standard Base has it: 0 healthy, 1 degraded, 3 stopped. With `--check` it says only
+/// whether anything is forwarded.
+#[test]
+fn exit_codes_tell_health_and_with_check_whether_it_forwards() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (mut a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let code = |gateway: &Gateway, words: &[&str]| gateway.command(words).status.code();
+    let ends = |gateway: &Gateway, what: &str, status: i32, check: i32| {
+        let codes = || [code(gateway, &["status"]), code(gateway, &["status", "--check"])];
+        eventually(PATIENCE, &format!("{what}: {status}, {check}"), || codes() == [Some(status), Some(check)]);
+    };
+    ends(&a, "all is well", 0, 0);
+    topology.a.gateway.ip("link set lan0 name away7\n");
+    ends(&a, "without its LAN", 1, 0);
+    topology.a.gateway.ip("link set away7 name lan0\n");
+    ends(&a, "with its LAN", 0, 0);
+    topology.a.gateway.ip("link set wan0 name away7\n");
+    ends(&a, "without its WAN", 1, 1);
+    assert!(a.terminate().success());
+    ends(&a, "stopped", 3, 3);
+}
+
 #[test]
 fn the_units_capabilities_suffice_and_workers_have_none() {
     if !ready(&["setpriv"]) || !is_penstock() {

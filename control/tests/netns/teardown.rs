@@ -140,6 +140,39 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
     }
 }
 
+/// A prefix that leads to a peer is not released. What no peer has any more is blocked until it is released, one prefix
+/// by itself or all of them at a stop.
+#[test]
+fn a_release_lifts_what_no_peer_has() {
+    if !ready(&["ss"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let before = state(&topology.a);
+    let (mut a, b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let [v4, v6] = topology.b.subnets().try_into().expect("two subnets");
+    let blocked = || {
+        let routes = ["-4", "-6"]
+            .map(|version| topology.a.gateway.ip_show(&format!("{version} route show table all type blackhole")));
+        [&v4, &v6].map(|prefix| routes.iter().any(|routes| routes.contains(prefix.as_str())))
+    };
+    let refused = |arguments: &[&str], reason: &str| {
+        let output = a.command(arguments);
+        let says = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && says.contains(reason), "{arguments:?}: {says}");
+    };
+    refused(&["release", &v4], "still lead to peers");
+    a.set(&["peer", &b.public_key(), "remove"]);
+    assert_eq!(blocked(), [true, true]);
+    assert!(a.command(&["release", &v4]).status.success());
+    assert_eq!(blocked(), [false, true]);
+    refused(&["release", &v4], "not guarded");
+    assert!(a.command(&["stop", "--release"]).status.success());
+    assert!(a.process.wait(LIMIT).success());
+    assert_eq!(blocked(), [false, false]);
+    same_state(&topology.a, &before, "released");
+}
+
 /// A prefix as `ip route` shows it: a host's without a length.
 fn bare(prefix: &str) -> &str {
     prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)

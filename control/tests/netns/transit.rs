@@ -57,6 +57,30 @@ fn other_networks_are_reached_only_where_the_profile_says_so() {
     }
 }
 
+/// A and a third site, 100.64.0.3, which reach each other by B.
+fn hub(topology: &Topology, kind: Kind, transit: bool) -> [Gateway; 3] {
+    let (mut a, mut b) = pair_config(topology, kind, kind, Outer::V4);
+    let mut third = GatewayConfig::elsewhere(Kind::WireguardGo, "100.64.0.3");
+    third.add_peer(&topology.b, &b, Some(Outer::V4));
+    third.peers[0].allowed_ips.extend(topology.a.subnets());
+    third.peers[0].keepalive = Some(1);
+    b.transit = transit;
+    b.peers.push(Peer {
+        public_key: third.public_key(),
+        preshared_key: None,
+        endpoint: None,
+        allowed_ips: vec!["100.64.0.3/32".to_owned()],
+        keepalive: None,
+        suite: None,
+    });
+    a.peers[0].allowed_ips.push("100.64.0.3/32".to_owned());
+    let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+    let third = Gateway::start_in(topology.middle(), topology.scratch(), third);
+    await_traffic(topology);
+    eventually(PATIENCE, "the third site is connected", || b.latest_handshake(&third.public_key()) > 0);
+    [a, b, third]
+}
+
 /// From one tunnel into another by a hub is transit too.
 #[test]
 fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
@@ -66,29 +90,35 @@ fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
     for kind in [Kind::XDP, Kind::SOCKET] {
         for transit in [false, true] {
             let topology = Topology::new(Options::switch());
-            let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
-            let mut third = GatewayConfig::elsewhere(Kind::WireguardGo, "100.64.0.3");
-            third.add_peer(&topology.b, &b, Some(Outer::V4));
-            third.peers[0].allowed_ips.extend(topology.a.subnets());
-            third.peers[0].keepalive = Some(1);
-            b.transit = transit;
-            b.peers.push(Peer {
-                public_key: third.public_key(),
-                preshared_key: None,
-                endpoint: None,
-                allowed_ips: vec!["100.64.0.3/32".to_owned()],
-                keepalive: None,
-                suite: None,
-            });
-            a.peers[0].allowed_ips.push("100.64.0.3/32".to_owned());
-            let (_a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
-            let third = Gateway::start_in(topology.middle(), topology.scratch(), third);
-            await_traffic(&topology);
-            eventually(PATIENCE, "the third site is connected", || b.latest_handshake(&third.public_key()) > 0);
+            let [_a, b, _third] = hub(&topology, kind, transit);
             // B may not answer for the hop: the host of A asks, the third site answers.
             let pings = ping(&topology.a.host, "100.64.0.3".parse().expect("an address"), &["-c", "5", "-i", "0.1"]);
             assert_eq!(pings.received > 0, transit, "{kind:?}: {}", pings.text);
             assert_eq!(b.drops("transit") >= 5, !transit, "{kind:?}");
         }
     }
+}
+
+/// Sites that talk through a hub are not told by ICMP to do so without it.
+#[test]
+fn a_hub_sends_no_redirects() {
+    if !ready(&["wireguard-go", "tcpdump"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::switch());
+    let gateway = &topology.b.gateway;
+    gateway.sysctl("net/ipv4/conf/all/send_redirects", "1");
+    let [_a, b, _third] = hub(&topology, Kind::SOCKET, true);
+    let redirects = || {
+        let capture = Capture::start(&topology.a.host, "eth0", "icmp[icmptype] == icmp-redirect", topology.scratch());
+        let pings = ping(&topology.a.host, "100.64.0.3".parse().expect("an address"), &["-c", "5", "-i", "0.1"]);
+        assert!(pings.received > 0, "{}", pings.text);
+        capture.stop().len()
+    };
+    assert_eq!(redirects(), 0);
+    // Somebody switches them on.
+    for interface in ["all", b.name()] {
+        gateway.sysctl(&format!("net/ipv4/conf/{interface}/send_redirects"), "1");
+    }
+    assert!(redirects() > 0, "nothing would be seen");
 }

@@ -87,6 +87,8 @@ pub struct GatewayConfig {
     /// Whether other sites may pass through.
     pub transit: bool,
     pub peers: Vec<Peer>,
+    /// As the profile has it.
+    pub coordinator: Option<Value>,
     /// Environment of the process.
     pub environment: Vec<(&'static str, String)>,
 }
@@ -112,6 +114,7 @@ impl GatewayConfig {
             workers: 1,
             transit: false,
             peers: Vec::new(),
+            coordinator: None,
             environment: Vec::new(),
         }
     }
@@ -194,7 +197,7 @@ impl GatewayConfig {
             .collect();
         let key_file = format!("{}.key", self.name);
         write_secret(&directory.join(&key_file), &self.private_key);
-        json!({
+        let mut profile = json!({
             "Name": self.name,
             "LocalPort": self.port,
             "VirtualAddress": self.virtual_address,
@@ -204,7 +207,11 @@ impl GatewayConfig {
             "Workers": self.workers,
             "Transit": self.transit,
             "Peers": peers,
-        })
+        });
+        if let Some(coordinator) = &self.coordinator {
+            profile["Coordinator"] = coordinator.clone();
+        }
+        profile
     }
 }
 
@@ -379,7 +386,9 @@ impl Gateway {
     pub fn command_with(&self, profile: &Path, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
         command.args(arguments).arg("--profile").arg(profile);
-        command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile)).output().expect("penstock starts")
+        command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile));
+        command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
+        command.output().expect("penstock starts")
     }
 
     /// Lifts the guard of a gateway that was stopped.

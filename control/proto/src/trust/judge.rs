@@ -51,6 +51,17 @@ impl Surroundings {
         self.reason_against(&prefix).map_or(Ok(()), |reason| Err(RefusedPrefix { prefix, reason }))
     }
 
+    /// [`admit`](Self::admit) for prefixes that passed in the surroundings of `before`, if there are such. Of these only
+    /// what is new is looked at: a gateway has thousands of prefixes, and its surroundings change whenever a peer moves.
+    pub fn still_admit(&self, before: Option<&Self>) -> impl Fn(IpNet) -> Result<(), RefusedPrefix> + '_ {
+        let same = |before: &&Self| (&before.own, &before.accept) == (&self.own, &self.accept);
+        let new = before.filter(same).map(|before| self.servers.beyond(&before.servers));
+        move |prefix| match &new {
+            Some(new) if new.within(&prefix).is_none() => Ok(()),
+            _ => self.admit(prefix),
+        }
+    }
+
     fn reason_against(&self, prefix: &IpNet) -> Option<PrefixReason> {
         if has_host_bits(prefix) {
             return Some(PrefixReason::HostBits);
@@ -86,22 +97,26 @@ pub struct Judgement<P> {
     pub refused: Vec<(P, RefusedPrefix)>,
 }
 
-/// Judges all prefixes that a map offers. Of two peers with the same prefix the earlier has it, and when
-/// there are too many the later ones go without: so offers that are in force already come first.
+/// Judges the prefixes that a map offers besides those in force: `in_force` says which these are, and there
+/// are so many of them. Of two peers with the same prefix the earlier has it, and when there are too many the
+/// later ones go without.
 pub fn judge<P: Copy + PartialEq>(
     offers: impl IntoIterator<Item = (P, IpNet)>,
     surroundings: &Surroundings,
+    in_force: impl Fn(&IpNet) -> bool,
+    count: usize,
 ) -> Judgement<P> {
     let mut judgement = Judgement { accepted: BTreeMap::new(), refused: Vec::new() };
     for (peer, prefix) in offers {
         let reason = match judgement.accepted.get(&prefix) {
             Some(owner) if *owner == peer => continue,
             Some(_) => Some(PrefixReason::Taken),
+            None if in_force(&prefix) => Some(PrefixReason::Taken),
             None => surroundings.reason_against(&prefix),
         };
         match reason {
             Some(reason) => judgement.refused.push((peer, RefusedPrefix { prefix, reason })),
-            None if judgement.accepted.len() == PREFIXES_LIMIT => {
+            None if count + judgement.accepted.len() >= PREFIXES_LIMIT => {
                 judgement.refused.push((peer, RefusedPrefix { prefix, reason: PrefixReason::TooMany }));
             }
             None => drop(judgement.accepted.insert(prefix, peer)),

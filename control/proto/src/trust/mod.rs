@@ -30,9 +30,10 @@
 //!    its [`root`](State::root) is another.
 //! 2. Whatever comes, from the coordinator or a relay: [`Verifier::learn`]. If something changed, store the
 //!    state before acting on it.
-//! 3. After that, with each map, and after [`Verifier::next_change`]: [`Verifier::admit`], then [`judge`]
-//!    over the prefixes of all admitted peers. What both let through is routed. Prefixes that were in force
-//!    before and no longer are stay blocked. Relays: [`Verifier::admit_relay`].
+//! 3. After that, with each map, and after [`Verifier::next_change`]: [`Verifier::admit`], then of the prefixes
+//!    of all admitted peers [`Surroundings::still_admit`] for those in force and [`judge`] for the others. What
+//!    both let through is routed. Prefixes that were in force before and no longer are stay blocked. Relays:
+//!    [`Verifier::admit_relay`].
 //!
 //! Reading order: [`statement`](SiteStatement), [`document`](Document), [`authority`](Authority),
 //! [`publication`](Publication), [`verifier`](Verifier), [`state`](State), `ownership`; [`judge`] and

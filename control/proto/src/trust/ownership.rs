@@ -29,22 +29,32 @@ impl fmt::Display for OwnershipReason {
     }
 }
 
-/// Says of each announced prefix whether it is the site's that it is announced of, in the order of the
-/// prefixes, and once.
-pub(super) fn attribute(
-    mut stated: Vec<(IpNet, SiteKey)>,
-    mut announced: Vec<(IpNet, SiteKey)>,
-) -> impl Iterator<Item = (IpNet, SiteKey, Result<(), OwnershipReason>)> {
+/// Whose an announced prefix is, `S` being what sites are called by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner<S> {
+    /// The site's that it is announced of.
+    Itself,
+    /// It lies in no subnet of that site's statement.
+    NotStated,
+    /// It lies in one, and in this longer one of another site.
+    Another(IpNet, S),
+}
+
+/// Says of each announced prefix whose it is, in the order of the prefixes, and once.
+pub(super) fn attribute<S: Copy + Ord>(
+    mut stated: Vec<(IpNet, S)>,
+    mut announced: Vec<(IpNet, S)>,
+) -> impl Iterator<Item = (IpNet, S, Owner<S>)> {
     // A prefix sorts before all that lie inside it.
     stated.sort_unstable();
     announced.sort_unstable();
     announced.dedup();
     let mut stated = stated.into_iter().peekable();
     // The stated subnets around the present prefix, the longest last.
-    let mut around: Vec<(IpNet, SiteKey)> = Vec::new();
+    let mut around: Vec<(IpNet, S)> = Vec::new();
     announced.into_iter().map(move |(prefix, site)| {
         if has_host_bits(&prefix) {
-            return (prefix, site, Err(OwnershipReason::NotStated));
+            return (prefix, site, Owner::NotStated);
         }
         while let Some(next) = stated.next_if(|(subnet, _)| *subnet <= prefix) {
             leave(&mut around, &next.0);
@@ -56,23 +66,23 @@ pub(super) fn attribute(
 }
 
 /// Forgets the subnets that a prefix does not lie in.
-fn leave(around: &mut Vec<(IpNet, SiteKey)>, prefix: &IpNet) {
+fn leave<S>(around: &mut Vec<(IpNet, S)>, prefix: &IpNet) {
     while around.pop_if(|(subnet, _)| !subnet.contains(prefix)).is_some() {}
 }
 
-fn owner(around: &[(IpNet, SiteKey)], prefix: &IpNet, site: SiteKey) -> Result<(), OwnershipReason> {
-    let Some((longest, another)) = around.last() else { return Err(OwnershipReason::NotStated) };
+fn owner<S: Copy + Ord>(around: &[(IpNet, S)], prefix: &IpNet, site: S) -> Owner<S> {
+    let Some((longest, another)) = around.last() else { return Owner::NotStated };
     // A default route says nothing of virtual addresses: that of a site which is not in the map is not in
     // the lists.
     if overlay_around(prefix).is_some() && longest != prefix {
-        return Err(OwnershipReason::NotStated);
+        return Owner::NotStated;
     }
     if around.iter().rev().take_while(|(subnet, _)| subnet == longest).any(|(_, owner)| *owner == site) {
-        return Ok(());
+        return Owner::Itself;
     }
     match around.iter().any(|(_, owner)| *owner == site) {
-        true => Err(OwnershipReason::Owned(*longest, *another)),
-        false => Err(OwnershipReason::NotStated),
+        true => Owner::Another(*longest, *another),
+        false => Owner::NotStated,
     }
 }
 
@@ -121,13 +131,13 @@ mod tests {
                     2
                 };
                 let actual = match verdict {
-                    Ok(()) => 0,
-                    Err(OwnershipReason::Owned(subnet, owner)) => {
+                    Owner::Itself => 0,
+                    Owner::Another(subnet, owner) => {
                         assert_eq!(Some(subnet), longest);
                         assert!(owner != site && stated.contains(&(subnet, owner)));
                         1
                     }
-                    Err(OwnershipReason::NotStated) => 2,
+                    Owner::NotStated => 2,
                 };
                 assert_eq!(actual, expected, "{prefix} of {site}, {stated:?}");
                 outcomes[expected] += 1;
@@ -136,23 +146,23 @@ mod tests {
         assert!(outcomes.iter().all(|count| *count > 500), "{outcomes:?}");
     }
 
-    fn verdict(stated: &str, announced: &str) -> Result<(), OwnershipReason> {
+    fn verdict(stated: &str, announced: &str) -> Owner<SiteKey> {
         let of_site = |prefix: &str| vec![(prefix.parse().unwrap(), site(1))];
         attribute(of_site(stated), of_site(announced)).next().unwrap().2
     }
 
     #[test]
     fn host_bits_are_no_way_around() {
-        assert_eq!(verdict("10.1.0.0/16", "10.1.0.0/16"), Ok(()));
-        assert_eq!(verdict("10.1.0.0/16", "10.1.0.1/16"), Err(OwnershipReason::NotStated));
+        assert_eq!(verdict("10.1.0.0/16", "10.1.0.0/16"), Owner::Itself);
+        assert_eq!(verdict("10.1.0.0/16", "10.1.0.1/16"), Owner::NotStated);
     }
 
     #[test]
     fn a_default_route_is_no_claim_to_virtual_addresses() {
-        assert_eq!(verdict("0.0.0.0/0", "8.0.0.0/8"), Ok(()));
-        assert_eq!(verdict("100.64.0.7/32", "100.64.0.7/32"), Ok(()));
+        assert_eq!(verdict("0.0.0.0/0", "8.0.0.0/8"), Owner::Itself);
+        assert_eq!(verdict("100.64.0.7/32", "100.64.0.7/32"), Owner::Itself);
         for others in ["100.64.0.7/32", "100.64.0.0/24", "100.64.0.0/10"] {
-            assert_eq!(verdict("0.0.0.0/0", others), Err(OwnershipReason::NotStated), "{others}");
+            assert_eq!(verdict("0.0.0.0/0", others), Owner::NotStated, "{others}");
         }
     }
 }

@@ -92,6 +92,11 @@ impl Servers {
         Self(servers)
     }
 
+    /// Those that the others lack.
+    pub fn beyond(&self, others: &Self) -> Self {
+        Self(self.0.iter().filter(|(address, _)| !others.0.contains_key(*address)).map(|(a, s)| (*a, *s)).collect())
+    }
+
     /// The lowest address that lies in the prefix.
     pub fn within(&self, prefix: &IpNet) -> Option<(IpAddr, Server)> {
         let mut range = self.0.range(prefix.network()..=prefix.broadcast());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::ownership::{OwnershipReason, attribute};
+use super::ownership::{Owner, OwnershipReason, attribute};
 use super::publication::{DocumentRefusal, ROLLOVERS_LIMIT, SUBJECTS_LIMIT};
 use super::state::{HeldLease, Increment, State, Subject};
 use super::statement::{
@@ -188,35 +188,46 @@ impl Verifier {
     /// Says which peers of a map are sites of the overlay, and which of the announced prefixes are theirs.
     pub fn admit(&mut self, now: Now, peers: &BTreeMap<SiteKey, Peer>) -> Admission {
         self.count(now.instant);
-        let mut admission = Admission::default();
+        let mut refused = BTreeMap::new();
+        // Called by their places here meanwhile, in the order of the keys: a map may have thousands of sites, and this
+        // is done for each change of it.
+        let mut admitted: Vec<(SiteKey, AdmittedPeer)> = Vec::new();
         let (mut stated, mut announced) = (Vec::new(), Vec::new());
-        let own = self.site(now, &self.own).map_err(|_| PeerReason::Own);
+        let own = self.site(now, self.state.subjects.get(&self.own)).map_err(|_| PeerReason::Own);
+        let mut subjects = self.state.subjects.iter().peekable();
         for (key, peer) in peers {
+            while subjects.next_if(|(subject, _)| *subject < key).is_some() {}
+            let subject = subjects.next_if(|(subject, _)| *subject == key).map(|(_, subject)| subject);
             let verdict = match *key == self.own {
                 true => Err(PeerReason::Itself),
-                false => own.and_then(|_| self.peer(now, key)),
+                false => own.and_then(|_| self.peer(now, subject)),
             };
             match verdict {
                 Ok((grant, lease)) => {
+                    let place = admitted.len();
                     let own_address = IpNet::from(std::net::IpAddr::from(grant.virtual_address));
                     let address = IpNet::from(std::net::IpAddr::from(peer.virtual_address));
-                    stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, *key)));
-                    announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, *key)));
+                    stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, place)));
+                    announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, place)));
                     let (name, until) = (grant.name.clone(), grant.validity.until());
-                    let admitted = AdmittedPeer { name, prefixes: Vec::new(), until, lease };
-                    admission.peers.insert(*key, admitted);
+                    admitted.push((*key, AdmittedPeer { name, prefixes: Vec::new(), until, lease }));
                 }
-                Err(reason) => drop(admission.refused.insert(*key, reason)),
+                Err(reason) => drop(refused.insert(*key, reason)),
             }
         }
-        for (prefix, key, verdict) in attribute(stated, announced) {
-            match (verdict, admission.peers.get_mut(&key)) {
-                (Ok(()), Some(peer)) => peer.prefixes.push(prefix),
-                (Err(reason), _) => admission.prefixes.push((key, prefix, reason)),
-                (Ok(()), None) => {}
-            }
+        let mut prefixes = Vec::new();
+        for (prefix, place, owner) in attribute(stated, announced) {
+            let reason = match owner {
+                Owner::Itself => {
+                    admitted[place].1.prefixes.push(prefix);
+                    continue;
+                }
+                Owner::NotStated => OwnershipReason::NotStated,
+                Owner::Another(subnet, another) => OwnershipReason::Owned(subnet, admitted[another].0),
+            };
+            prefixes.push((admitted[place].0, prefix, reason));
         }
-        admission
+        Admission { peers: admitted.into_iter().collect(), refused, prefixes }
     }
 
     /// Whether a key is that of a relay of the overlay. Relays carry nothing in the clear and need no lease.
@@ -225,7 +236,7 @@ impl Verifier {
     /// Why it is not.
     pub fn admit_relay(&mut self, now: Now, key: &SiteKey) -> Result<&Name, PeerReason> {
         self.count(now.instant);
-        self.site(now, &self.own).map_err(|_| PeerReason::Own)?;
+        self.site(now, self.state.subjects.get(&self.own)).map_err(|_| PeerReason::Own)?;
         match self.state.subjects.get(key).map(|subject| subject.statement.contents()) {
             Some(Contents::Relay(RelayStatement { revocations, name, validity, .. })) => {
                 self.holds(now, *revocations, validity).map(|()| name)
@@ -380,15 +391,15 @@ impl Verifier {
         if document.is_signed_by(&self.state.authority) { Ok(()) } else { Err(DocumentRefusal::Signature) }
     }
 
-    fn peer(&self, now: Now, key: &SiteKey) -> Result<(&SiteGrant, LeaseStanding), PeerReason> {
-        let grant = self.site(now, key)?;
-        let lease = self.state.subjects.get(key).and_then(|subject| subject.lease).ok_or(PeerReason::Unleased)?;
+    fn peer<'a>(&self, now: Now, subject: Option<&'a Subject>) -> Result<(&'a SiteGrant, LeaseStanding), PeerReason> {
+        let grant = self.site(now, subject)?;
+        let lease = subject.and_then(|subject| subject.lease).ok_or(PeerReason::Unleased)?;
         Ok((grant, self.standing(now.instant, &lease)?))
     }
 
     /// What is stated of a site at this time, leases apart.
-    fn site(&self, now: Now, key: &SiteKey) -> Result<&SiteGrant, PeerReason> {
-        let subject = self.state.subjects.get(key).ok_or(PeerReason::Unstated)?;
+    fn site<'a>(&self, now: Now, subject: Option<&'a Subject>) -> Result<&'a SiteGrant, PeerReason> {
+        let subject = subject.ok_or(PeerReason::Unstated)?;
         let Contents::Site(statement) = subject.statement.contents() else { return Err(PeerReason::OtherKind) };
         self.holds(now, statement.revocations, &statement.grant.validity)?;
         Ok(&statement.grant)

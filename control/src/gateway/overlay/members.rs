@@ -34,13 +34,15 @@ impl Changes {
 }
 
 /// Makes peers of these sites, with what is accepted of their prefixes. What the profile says of a site, or gives
-/// to another peer, stays so.
+/// to another peer, stays so. `before` are the surroundings in which this was done last, if nobody else has given the
+/// peers prefixes since.
 pub fn follow_map(
     sites: &BTreeMap<SiteKey, Site>,
     proto: &mut penstock_proto::Gateway,
     peers: &mut Peers,
     now: Instant,
     surroundings: &Surroundings,
+    before: Option<&Surroundings>,
 ) -> Changes {
     let mut changes = Changes::default();
     let gone = |peer: &&Peer| {
@@ -74,7 +76,7 @@ pub fn follow_map(
         }
         members.push((id, *site_key, site));
     }
-    allow(peers, &members, surroundings, &mut changes);
+    allow(peers, &members, surroundings, before, &mut changes);
     changes
 }
 
@@ -99,38 +101,46 @@ fn add(
     Some(id)
 }
 
-/// Gives every peer exactly what is accepted of its site's prefixes.
-fn allow(peers: &mut Peers, sites: &[(PeerId, SiteKey, &Site)], surroundings: &Surroundings, changes: &mut Changes) {
-    let by_administrator = |prefix: &IpNet| {
-        peers.owner(prefix).and_then(|owner| peers.of(owner)).is_some_and(|peer| peer.origin != Origin::Overlay)
-    };
-    let mut offers: Vec<(PeerId, IpNet)> = sites
-        .iter()
-        .flat_map(|(id, _, site)| site.prefixes.iter().map(move |prefix| (*id, *prefix)))
-        .filter(|(_, prefix)| !by_administrator(prefix))
-        .collect();
+/// Gives every peer exactly what is accepted of its site's prefixes. What was given to it in the surroundings of
+/// `before` is in force.
+fn allow(
+    peers: &mut Peers,
+    sites: &[(PeerId, SiteKey, &Site)],
+    surroundings: &Surroundings,
+    before: Option<&Surroundings>,
+    changes: &mut Changes,
+) {
+    let still_admit = surroundings.still_admit(before);
+    let (mut in_force, mut lost, mut offers) = (0, Vec::new(), Vec::new());
+    for (id, key, site) in sites {
+        let Some(has) = peers.of(*id).map(Peer::allowed_ips) else { continue };
+        for prefix in has {
+            let offered = site.prefixes.binary_search(prefix).is_ok();
+            match still_admit(*prefix) {
+                Ok(()) if offered => in_force += 1,
+                verdict => {
+                    lost.push((*prefix, *id));
+                    changes.refused.extend(verdict.err().filter(|_| offered).map(|refusal| (*key, refusal)));
+                }
+            }
+        }
+        offers.extend(site.prefixes.iter().filter(|prefix| !has.contains(*prefix)).map(|prefix| (*id, *prefix)));
+    }
+    // First all that goes, since a prefix may move from one to another.
+    for (prefix, id) in lost {
+        peers.disallow(prefix, id);
+        changes.prefixes.insert(prefix);
+    }
+    let of_overlay = |id| peers.of(id).is_some_and(|peer| peer.origin == Origin::Overlay);
+    offers.retain(|(_, prefix)| peers.owner(prefix).is_none_or(of_overlay));
     // Of two sites with the same prefix the one keeps it that has it.
-    offers.sort_by_cached_key(|(id, prefix)| peers.owner(prefix) != Some(*id));
-    let judgement = judge(offers, surroundings);
+    let judgement = judge(offers, surroundings, |prefix| peers.owner(prefix).is_some(), in_force);
     if !judgement.refused.is_empty() {
         let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();
         changes.refused.extend(judgement.refused.into_iter().map(|(id, refusal)| (keys[&id], refusal)));
     }
-    let gone = |prefix: &IpNet, id: PeerId| judgement.accepted.get(prefix) != Some(&id);
-    let mut moved: Vec<(IpNet, PeerId)> = Vec::new();
-    for (id, ..) in sites {
-        let has = peers.of(*id).into_iter().flat_map(Peer::allowed_ips);
-        moved.extend(has.filter(|prefix| gone(prefix, *id)).map(|prefix| (*prefix, *id)));
-    }
-    // First all that goes, since a prefix may move from one to another.
-    for (prefix, id) in moved {
-        peers.disallow(prefix, id);
-        changes.prefixes.insert(prefix);
-    }
     for (prefix, id) in judgement.accepted {
-        if peers.owner(&prefix) != Some(id) {
-            peers.allow(prefix, id);
-            changes.prefixes.insert(prefix);
-        }
+        peers.allow(prefix, id);
+        changes.prefixes.insert(prefix);
     }
 }

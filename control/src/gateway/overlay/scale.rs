@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
-use penstock_proto::coordination::{Candidate, CandidateKind, MapVersion, Peer as MapPeer, Reachability};
+use penstock_proto::coordination::{CandidateKind, MapVersion, Peer as MapPeer, Update};
 use penstock_proto::trust::{
     Authority, Document, LeaseLength, Lessor, Serial, SigningKey, SiteGrant, Subnets, UnixTime, Validity,
 };
@@ -24,7 +24,7 @@ struct Lab {
     lessor: Lessor,
     overlay: Overlay,
     handshakes: Handshakes,
-    map: Map,
+    map: Arc<Map>,
     _directory: tempfile::TempDir,
 }
 
@@ -54,13 +54,14 @@ impl Lab {
         let overlay = Overlay {
             statements: Statements::open(Instant::now(), &config),
             believed: Believed::default(),
+            surroundings: None,
             moved: BTreeSet::new(),
             traversal: Traversal::new(private_key.to_secret(), port[0].sender(), settings),
             client: Client::start(config.clone()),
             socket: None,
             sizes: None,
             config,
-            map: Map::default(),
+            map: Arc::default(),
             registration: None,
             first_handshakes: Bucket::default(),
             refused: Problems::default(),
@@ -68,7 +69,7 @@ impl Lab {
         };
         let (proto, peers) = peers(&[]);
         let handshakes = Handshakes::of(proto, peers, port[0].sender());
-        let map = Map::default();
+        let map = Arc::default();
         let mut lab = Self { authority, lessor, overlay, handshakes, map, _directory: directory };
         lab.approve(own, u16::MAX);
         lab
@@ -89,8 +90,8 @@ impl Lab {
         documents
     }
 
-    /// A new site in the map.
-    fn join(&mut self, number: u16) -> Vec<Document> {
+    /// A new site: what is signed of it, and what the map says.
+    fn join(&mut self, number: u16) -> (Vec<Document>, (SiteKey, MapPeer)) {
         let public_key = key(number);
         let documents = self.approve(public_key, number);
         let grant = &self.authority.publication().site(&public_key).unwrap().grant;
@@ -100,16 +101,18 @@ impl Lab {
             subnets: grant.subnets.iter().copied().collect(),
             reachability: Some(at(number, 47100)),
         };
-        self.map.peers.insert(public_key, peer);
-        documents
+        (documents, (public_key, peer))
     }
 
-    /// What the gateway does with what the coordinator says.
-    fn hear(&mut self, documents: Vec<Document>) -> Duration {
-        self.map.version = MapVersion { epoch: 1, number: self.map.version.number + 1 };
-        let surroundings = Surroundings::new([], None, []);
+    /// What the gateway does with what the coordinator says: these documents, and of these sites that they are new or
+    /// not as they were.
+    fn hear(&mut self, documents: Vec<Document>, upsert: BTreeMap<SiteKey, MapPeer>) -> Duration {
+        let from = self.map.version;
+        let to = MapVersion { epoch: 1, number: from.number + 1 };
+        let update = Update { from, to, upsert, remove: Vec::new() };
         let begun = Instant::now();
-        // The client keeps one and has another written.
+        // The client keeps one, has it written, and tells it.
+        Arc::make_mut(&mut self.map).apply(update).unwrap();
         let (map, written) = (self.map.clone(), self.map.clone());
         let now = Instant::now();
         for documents in documents.chunks(256) {
@@ -118,7 +121,11 @@ impl Lab {
         }
         if self.overlay.handle_input(now, Input::Coordinator(Box::new(Event::Map(map)))) == Outcome::Map {
             self.overlay.judge(now);
-            self.overlay.apply(now, &mut self.handshakes, &surroundings);
+            // What `wanted::surroundings` does as far as it depends on the number of sites.
+            let endpoints = endpoints_in_use(&self.handshakes.peers, &self.overlay.believed.sites);
+            let servers = self.overlay.servers().chain(endpoints.map(|address| (address, Server::Endpoint)));
+            let surroundings = Surroundings::new([], None, servers);
+            self.overlay.apply(now, &mut self.handshakes, surroundings);
         }
         self.overlay.follow_paths(now, &mut self.handshakes);
         drop(written);
@@ -148,19 +155,26 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
     let mut lab = Lab::new();
     let own = lab.authority.publication().documents().cloned().collect::<Vec<_>>();
     let count = sites();
-    let documents: Vec<Document> = own.into_iter().chain((1..=count).flat_map(|number| lab.join(number))).collect();
-    let whole = lab.hear(documents);
+    let (documents, all): (Vec<_>, Vec<_>) = (1..=count).map(|number| lab.join(number)).unzip();
+    let documents = own.into_iter().chain(documents.into_iter().flatten()).collect();
+    let whole = lab.hear(documents, all.into_iter().collect());
     assert_eq!(lab.overlay.believed.sites.len(), usize::from(count));
+    for (number, peer) in (1..).zip(lab.handshakes.peers.iter_mut()) {
+        peer.endpoint = Some(at(number, 47_100).candidates[0].address);
+    }
     let least = |run: &mut dyn FnMut(u16) -> Duration| (0..10).map(run).min().unwrap();
 
     let moved = least(&mut |round| {
-        let site = lab.map.peers.get_mut(&key(7)).unwrap();
-        site.reachability = Some(at(7, 47_101 + round));
-        lab.hear(Vec::new())
+        let moved = MapPeer { reachability: Some(at(7, 47_101 + round)), ..lab.map.peers[&key(7)].clone() };
+        lab.hear(Vec::new(), [(key(7), moved)].into())
     });
     let joined = least(&mut |round| {
-        let documents = lab.join(count + 1 + round);
-        lab.hear(documents)
+        let (documents, site) = lab.join(count + 1 + round);
+        // The one before it was found meanwhile.
+        if let Some(peer) = lab.handshakes.peers.iter_mut().last() {
+            peer.endpoint = Some(SocketAddr::from(([198, 51, 100, round as u8], 47_100)));
+        }
+        lab.hear(documents, [site].into())
     });
     assert_eq!(lab.overlay.believed.sites.len(), usize::from(count) + 10);
     println!("{count} sites: the whole map {whole:.1?}; a site that moves {moved:.1?}; one that joins {joined:.1?}");

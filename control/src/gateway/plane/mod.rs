@@ -576,10 +576,11 @@ impl Plane {
         self.commands.drain(..).map(|command| u64::from(!engine.command(0, command))).sum()
     }
 
-    /// Finds the way to every endpoint anew; whether any differs.
-    pub fn find_paths(&mut self, netlink: &mut Netlink, network: &Network, peers: &Peers) -> bool {
+    /// Finds the ways to the endpoints that are new, or `anew` to all; whether any differs.
+    pub fn find_paths(&mut self, netlink: &mut Netlink, network: &Network, peers: &Peers, anew: bool) -> bool {
         let wan = self.drives.wan.interface.as_ref().filter(|_| self.drives.wan.xdp());
-        let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, (self.config.mark, self.local_port));
+        let outer = (self.config.mark, self.local_port);
+        let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, outer, anew);
         self.next_hops.ask(netlink, Instant::now(), &missing);
         let changed = paths != self.paths;
         if changed {

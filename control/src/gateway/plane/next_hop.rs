@@ -2,7 +2,7 @@
 //! to a neighbour that is resolved, the workers send there themselves.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use penstock_proto::PeerId;
@@ -22,13 +22,16 @@ type Neighbour = (u32, IpAddr);
 #[derive(Debug, Default)]
 pub struct NextHops {
     used: BTreeSet<Neighbour>,
+    /// What the kernel said of each peer's endpoint, and of packets from which address of ours.
+    found: HashMap<PeerId, (SocketAddr, Option<IpAddr>, Option<Hop>)>,
     /// When unresolved neighbours were last asked for.
     asked: HashMap<Neighbour, Instant>,
 }
 
 impl NextHops {
     /// The path to every peer's endpoint, and the neighbours that are not resolved yet. `wan` is the interface that
-    /// AF_XDP drives, if it is there; `outer` the mark and UDP port of the tunnel's packets.
+    /// AF_XDP drives, if it is there; `outer` the mark and UDP port of the tunnel's packets. The kernel is asked
+    /// about endpoints that are new, or `anew` about all of them.
     pub fn find(
         &mut self,
         netlink: &mut Netlink,
@@ -36,17 +39,27 @@ impl NextHops {
         wan: Option<&Interface>,
         peers: &Peers,
         (mark, port): (u32, u16),
+        anew: bool,
     ) -> (HashMap<PeerId, Path>, Vec<Neighbour>) {
         self.used.clear();
+        let known = std::mem::take(&mut self.found);
+        let known = |id, asked| known.get(&id).filter(|(at, from, _)| !anew && (*at, *from) == asked);
         let mut paths = HashMap::new();
         for peer in peers.iter() {
             let Some(endpoint) = peer.endpoint else { continue };
             let local = peer.local.filter(|local| network.has_address(*local));
             let outer = Outer { mark, source: local, source_port: port, destination: endpoint };
             let mut path = Path { endpoint: Some(endpoint), local, link: None };
-            if let Some((wan, hop)) = wan.and_then(|wan| Some((wan, next_hop(netlink, wan, &outer)?))) {
-                path.link = network.link(wan, hop.address, hop.source);
-                self.used.insert((wan.index, hop.address));
+            if let Some(wan) = wan {
+                let hop = match known(peer.id, (endpoint, local)) {
+                    Some((.., hop)) => *hop,
+                    None => next_hop(netlink, wan, &outer),
+                };
+                self.found.insert(peer.id, (endpoint, local, hop));
+                if let Some(hop) = hop {
+                    path.link = network.link(wan, hop.address, hop.source);
+                    self.used.insert((wan.index, hop.address));
+                }
             }
             paths.insert(peer.id, path);
         }
@@ -78,6 +91,7 @@ impl NextHops {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
 struct Hop {
     address: IpAddr,
     source: IpAddr,

@@ -47,7 +47,10 @@ impl Span {
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
-        let (ipv6, number) = number(address);
+        self.holds(number(address))
+    }
+
+    fn holds(&self, (ipv6, number): (bool, u128)) -> bool {
         self.ipv6 == ipv6 && self.first <= number && number <= self.last
     }
 
@@ -115,6 +118,27 @@ impl Lookup {
         }
     }
 
+    /// The ways to a destination, whatever becomes of each packet to it.
+    pub fn to(&self, destination: IpAddr) -> Ways<'_> {
+        let number = number(destination);
+        let covering = self.routes.iter().filter(|route| route.destination.holds(number)).collect();
+        Ways { lookup: self, destination, covering }
+    }
+
+    pub fn fate(&self, packet: &Packet) -> Fate {
+        self.to(packet.destination).fate(packet)
+    }
+}
+
+/// The routes that hold one destination, looked for once: there are many routes, and several packets to each.
+pub struct Ways<'a> {
+    lookup: &'a Lookup,
+    destination: IpAddr,
+    covering: Vec<&'a Entry>,
+}
+
+impl Ways<'_> {
+    /// What becomes of a packet to this destination.
     pub fn fate(&self, packet: &Packet) -> Fate {
         match self.routed(packet) {
             Fate::Out(by) if packet.from.is_some() && self.filtered(packet, by) => Fate::Dropped,
@@ -123,19 +147,18 @@ impl Lookup {
     }
 
     fn routed(&self, packet: &Packet) -> Fate {
-        if self.own.contains(&packet.destination) {
+        if self.lookup.own.contains(&self.destination) {
             return Fate::Here;
         }
-        let tables = self
-            .rules
-            .iter()
-            .filter(|rule| rule.ipv6 == packet.destination.is_ipv6())
+        let rules = self.lookup.rules.iter();
+        let tables = rules
+            .filter(|rule| rule.ipv6 == self.destination.is_ipv6())
             .filter(|rule| rule.unmarked != Some(packet.mark))
             .filter(|rule| rule.from.is_none() || rule.from == packet.source)
             .filter(|rule| !rule.local || packet.from.is_none())
             .map(|rule| rule.table);
         for table in tables.chain([MAIN_TABLE]) {
-            let best = self.routes.iter().find(|r| r.table == table && r.destination.contains(packet.destination));
+            let best = self.covering.iter().find(|route| route.table == table);
             match best.map(|route| (route.kind, route.interface)) {
                 None | Some((RouteKind::Throw, _)) => {}
                 Some((RouteKind::Unicast, Some(by))) => return Fate::Out(by),
@@ -147,26 +170,26 @@ impl Lookup {
 
     fn filtered(&self, packet: &Packet, by: u32) -> bool {
         let Some(from) = packet.from else { return false };
-        self.filters.iter().any(|filter| {
+        self.lookup.filters.iter().any(|filter| {
             let outward = filter.inside.contains(&from) && !filter.inside.contains(&by);
             let inward = !filter.inside.contains(&from);
-            outward && filter.outward.iter().any(|p| p.contains(packet.destination))
+            outward && filter.outward.iter().any(|p| p.contains(self.destination))
                 || inward && packet.source.is_some_and(|source| filter.inward.iter().any(|p| p.contains(source)))
         })
     }
 
-    /// Whether a gateway's table leaves a destination to the main table.
-    pub fn is_thrown(&self, destination: IpAddr) -> bool {
-        let mut ours = self.routes.iter().filter(|r| r.ours && r.table != MAIN_TABLE);
-        ours.find(|r| r.destination.contains(destination)).is_some_and(|r| r.kind == RouteKind::Throw)
+    /// Whether a gateway's table leaves the destination to the main table.
+    pub fn is_thrown(&self) -> bool {
+        let ours = self.covering.iter().find(|r| r.ours && r.table != MAIN_TABLE);
+        ours.is_some_and(|r| r.kind == RouteKind::Throw)
     }
 
-    /// Whether the main table's blackholes alone hold a destination: others' routes there may be longer, default
+    /// Whether the main table's blackholes alone hold the destination: others' routes there may be longer, default
     /// routes have none, and outer addresses are left out.
-    pub fn main_holds(&self, destination: IpAddr) -> bool {
+    pub fn main_holds(&self) -> bool {
         let size = |entry: &Entry| entry.destination.last - entry.destination.first;
-        let main = self.routes.iter().filter(|r| r.table == MAIN_TABLE && r.destination.contains(destination));
-        let blackholed = main.clone().filter(|r| r.ours).map(size).min();
+        let main = self.covering.iter().filter(|r| r.table == MAIN_TABLE);
+        let blackholed = main.clone().filter(|r| r.ours).map(|r| size(r)).min();
         // The longest is the smallest.
         main.filter(|r| !r.ours).all(|r| blackholed.is_some_and(|blackhole| blackhole < size(r)))
     }

@@ -49,16 +49,17 @@ impl Watch {
         let sources: Vec<u32> = sources.filter(|index| forwarding && stack.interfaces[index].up).collect();
         let lookup = Lookup::of(stack);
         for destination in destinations(stack, &self.guarded) {
+            let ways = lookup.to(destination);
             let packet = |from| Packet { from, source: None, destination, mark: 0 };
             let forwarded = sources.iter().map(|index| packet(Some(*index)));
             // Of this host's own the routes alone must hold. What belongs to this site's own networks is left to the
             // main table: when somebody has flushed that, nobody knows any more that it is the LAN's.
             let main = !self.damaged.contains(&Layer::MainTable);
-            let held_by_routes = !self.damaged.contains(&Layer::OwnTable) && (main || !lookup.is_thrown(destination))
-                || main && lookup.main_holds(destination);
+            let held_by_routes =
+                !self.damaged.contains(&Layer::OwnTable) && (main || !ways.is_thrown()) || main && ways.main_holds();
             let own = held_by_routes.then(|| packet(None));
             for packet in forwarded.chain(own) {
-                if let Fate::Out(by) = lookup.fate(&packet) {
+                if let Fate::Out(by) = ways.fate(&packet) {
                     let name = &stack.interfaces[&by].name;
                     if !name.starts_with("pen") && !name.starts_with("lan") {
                         return Some(format!("{packet:?} leaves in the clear by {name}"));

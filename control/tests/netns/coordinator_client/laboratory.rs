@@ -281,7 +281,7 @@ impl Running {
     pub async fn next(&mut self) -> Event {
         let event = timeout(PATIENCE, self.client.next()).await.expect("an event");
         if let Event::Map(map) = &event {
-            self.map = Some(map.clone());
+            self.map = Some(Map::clone(map));
         }
         event
     }

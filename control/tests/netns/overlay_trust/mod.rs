@@ -2,7 +2,7 @@
 //! keep talking. What they do without a pin, when leases end, and after a restart.
 
 mod gossip;
-mod puppet;
+pub mod puppet;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -51,7 +51,7 @@ impl World {
         let mut authority = Authority::found(signing_key(1));
         let lessor = Lessor::new(signing_key(2), lease, Serial(0));
         authority.certify(wall(), lessor.key(), LeaseLength::DEFAULT).expect("room");
-        let puppet = Puppet::start(&lab);
+        let puppet = Puppet::start(lab.internet(), lab.server(1).into());
         let mut world = Self { gateways: Vec::new(), puppet, authority, lessor, keys, sites, lab };
         for number in 0..2 {
             let (key, subnet) = (world.keys[number].1, world.sites[number].subnet());

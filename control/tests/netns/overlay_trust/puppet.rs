@@ -2,7 +2,7 @@
 //! key and every document that was ever signed, and not the authority's key.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt, StreamExt};
@@ -21,7 +21,6 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::coordinator_client::relay::Certificate;
 use crate::support::Namespace;
-use crate::support::nat::Lab;
 
 /// What a gateway is shown, at once and whenever it connects again.
 #[derive(Clone)]
@@ -44,14 +43,15 @@ pub struct Puppet {
 }
 
 impl Puppet {
-    pub fn start(lab: &Lab) -> Self {
+    /// Starts it at an address of a namespace.
+    pub fn start(namespace: &Namespace, address: IpAddr) -> Self {
         let mut puppet = Self {
-            address: SocketAddr::new(lab.server(1).into(), 443),
+            address: SocketAddr::new(address, 443),
             certificate: Certificate::new(),
             script: Script::default(),
             changed: watch::channel(()).0,
             runtime: None,
-            namespace: lab.internet().clone(),
+            namespace: namespace.clone(),
         };
         puppet.run();
         puppet

@@ -109,6 +109,106 @@ fn every_drop_reason_is_explained() {
     assert!(missing.is_empty(), "docs/troubleshooting.md lacks {missing:?}");
 }
 
+/// Where the pages that name tests do so: below these headings.
+const NAMING_TESTS: [(&str, &str); 2] = [("docs/guard.md", "## Where each"), ("docs/scenarios.md", "# ")];
+/// Where the events are that `chaos` goes through.
+const CHAOS: &str = "control/tests/netns/chaos/mod.rs";
+
+#[test]
+fn every_test_that_a_page_names_is_there() {
+    let (tests, chaos) = (tests(), std::fs::read_to_string(root().join(CHAOS)).expect("a source"));
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    for (page, heading) in NAMING_TESTS {
+        let text = std::fs::read_to_string(root().join(page)).expect("a page");
+        let (_, naming) = text.split_once(heading).expect("such a heading");
+        let cells = naming.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "));
+        for (of, cell) in cells {
+            let pieces: Vec<&str> = cell.split('`').collect();
+            let events = pieces.windows(2).filter(|pair| pair[0] == "chaos").filter_map(|pair| pair[1].split_once(')'));
+            for event in events.flat_map(|(events, _)| events.trim_start_matches(" (").split(", ")) {
+                checked += 1;
+                wrong.extend(
+                    (!chaos.contains(&format!("Self::{event},"))).then(|| format!("{page}: {of}: event {event}")),
+                );
+            }
+            // What is a field or a command in this column is no name of a test.
+            let is_name = |name: &&str| !name.contains(' ') && name.starts_with(|c: char| c.is_ascii_lowercase());
+            for name in pieces.iter().skip(1).step_by(2).copied().filter(is_name) {
+                checked += 1;
+                let path = root().join(name);
+                let found = if name.contains('/') { path.exists() } else { leads_to_a_test(name, &tests) };
+                wrong.extend((!found).then(|| format!("{page}: {of}: {name}")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(checked > 150, "only {checked} names were found");
+}
+
+/// Every test of the gateway, by the folders, files and functions that lead to it.
+fn tests() -> Vec<Vec<String>> {
+    let mut tests = Vec::new();
+    let mut folders = Vec::from(["control", "dataplane"].map(|folder| root().join(folder)));
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source");
+                let file = path.strip_prefix(root()).expect("a part of it").with_extension("");
+                let parts = file.iter().map(|part| part.to_string_lossy().into_owned());
+                let module: Vec<String> = parts.filter(|part| is_said(part)).collect();
+                tests.extend(test_names(&text).into_iter().map(|name| [&module[..], &[name]].concat()));
+            }
+        }
+    }
+    tests
+}
+
+/// Names of tests leave out what only groups them.
+fn is_said(part: &str) -> bool {
+    !matches!(part, "mod" | "main" | "tests")
+}
+
+/// The tests of a source, those too whose names are given to a macro, one a line.
+fn test_names(source: &str) -> Vec<String> {
+    let (mut marked, mut in_macro, mut names) = (false, false, Vec::new());
+    for line in source.lines().map(str::trim_start) {
+        let word = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().map(str::to_owned);
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            marked = true;
+        } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
+            names.extend(word(rest));
+            marked = false;
+        } else if line.ends_with("! {") {
+            in_macro = true;
+        } else if line == "}" {
+            in_macro = false;
+        } else if in_macro {
+            names.extend(word(line));
+        }
+    }
+    names
+}
+
+/// Whether a name like `module::te*t` is that of a test, or of a module that has one.
+fn leads_to_a_test(name: &str, tests: &[Vec<String>]) -> bool {
+    let parts: Vec<&str> = name.split("::").filter(|part| is_said(part)).collect();
+    let same = |place: &[String]| parts.iter().zip(place).all(|(pattern, part)| fits(pattern, part));
+    tests.iter().any(|test| test.windows(parts.len()).any(same))
+}
+
+/// Whether a text is as a pattern has it, in which `*` stands for anything.
+fn fits(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, end)) => {
+            let rest = text.strip_prefix(start);
+            rest.is_some_and(|rest| rest.char_indices().any(|(at, _)| fits(end, &rest[at..])) || fits(end, ""))
+        }
+    }
+}
+
 #[test]
 fn every_command_is_one() {
     let mut wrong = Vec::new();

@@ -107,20 +107,28 @@ fn some_addresses_are_behind_nobody() {
 fn a_prefix_has_one_peer() {
     let here = surroundings(None);
     let offers = [(1, "10.102.0.0/24"), (1, "10.102.0.0/24"), (2, "10.102.0.0/24"), (2, "10.102.0.0/25")];
-    let judgement = judge(offers.map(|(peer, prefix)| (peer, net(prefix))), &here);
+    let offers = offers.map(|(peer, prefix)| (peer, net(prefix)));
+    let taken = RefusedPrefix { prefix: net("10.102.0.0/24"), reason: PrefixReason::Taken };
+    let judgement = judge(offers, &here, |_| false, 0);
     assert_eq!(judgement.accepted, [(net("10.102.0.0/24"), 1), (net("10.102.0.0/25"), 2)].into());
-    let [(2, refused)] = judgement.refused[..] else { panic!("{:?}", judgement.refused) };
-    assert_eq!(refused, RefusedPrefix { prefix: net("10.102.0.0/24"), reason: PrefixReason::Taken });
+    assert_eq!(judgement.refused, [(2, taken)]);
+    // Another peer has it already.
+    let judgement = judge(offers, &here, |prefix| *prefix == net("10.102.0.0/24"), 1);
+    assert_eq!(judgement.accepted, [(net("10.102.0.0/25"), 2)].into());
+    assert_eq!(judgement.refused, [(1, taken), (1, taken), (2, taken)]);
 }
 
 #[test]
 fn a_map_cannot_grow_without_end() {
     let prefix = |number: u32| IpNet::new(IpAddr::from((0x0a00_0000 + number).to_be_bytes()), 32).unwrap();
     let offers = (0..PREFIXES_LIMIT as u32 + 3).map(|number| (number / 65, prefix(number)));
-    let judgement = judge(offers, &Surroundings::default());
-    assert_eq!(judgement.accepted.len(), PREFIXES_LIMIT);
-    let reasons: Vec<_> = judgement.refused.iter().map(|(_, refused)| refused.reason).collect();
-    assert_eq!(reasons, [PrefixReason::TooMany; 3]);
+    for in_force in [0, 7, PREFIXES_LIMIT + 1] {
+        let judgement = judge(offers.clone(), &Surroundings::default(), |_| false, in_force);
+        let room = PREFIXES_LIMIT.saturating_sub(in_force);
+        assert_eq!(judgement.accepted.len(), room);
+        assert_eq!(judgement.refused.len(), PREFIXES_LIMIT + 3 - room);
+        assert!(judgement.refused.iter().all(|(_, refused)| refused.reason == PrefixReason::TooMany));
+    }
 }
 
 /// Thousands of random gateways and offers, against the rules as issue and documentation word them,
@@ -145,14 +153,18 @@ fn the_rules_hold_for_any_offer() {
         let length = if rng.random_ratio(1, 20) { rng.random_range(0..9) } else { bits - rng.random_range(0..9) };
         IpNet::new(address, length).unwrap().trunc()
     };
-    let (mut passed, mut refused) = (0, 0);
+    let (mut passed, mut refused, mut still) = (0, 0, [0; 2]);
     for _ in 0..5_000 {
         let own: Vec<IpNet> = (0..rng.random_range(0..3)).map(|_| prefix(&mut rng)).collect();
         let accept: Option<Vec<IpNet>> =
             rng.random::<bool>().then(|| (0..rng.random_range(0..4)).map(|_| prefix(&mut rng)).collect());
         let servers: Vec<IpAddr> = (0..rng.random_range(0..3)).map(|_| address(&mut rng)).collect();
-        let here =
-            Surroundings::new(own.clone(), accept.clone(), servers.iter().map(|address| (*address, Server::Relay)));
+        let surroundings = |servers: &[IpAddr], own: &[IpNet]| {
+            let servers = servers.iter().map(|address| (*address, Server::Relay));
+            Surroundings::new(own.iter().copied(), accept.clone(), servers)
+        };
+        let here = surroundings(&servers, &own);
+        let before = surroundings(&servers[..servers.len() / 2], if rng.random() { &own } else { &[] });
         for _ in 0..10 {
             let prefix = prefix(&mut rng);
             let inside = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&prefix));
@@ -165,8 +177,14 @@ fn the_rules_hold_for_any_offer() {
             // 0.0.0.0/8 and ::/16 are nobody's.
             let nobodys = inside(&nets(&["0.0.0.0/8", "::/16"]));
             assert_eq!(here.admit(prefix).is_ok(), expected && !nobodys, "{prefix}, {here:?}");
+            // What passed before is judged by what is new, with the same outcome.
+            if before.admit(prefix).is_ok() {
+                assert_eq!(here.still_admit(Some(&before))(prefix), here.admit(prefix), "{before:?}, {here:?}");
+                still[usize::from(here.admit(prefix).is_ok())] += 1;
+            }
             *(if expected { &mut passed } else { &mut refused }) += 1;
         }
     }
     assert!(passed > 5_000 && refused > 5_000, "{passed} passed, {refused} refused");
+    assert!(still.iter().all(|count| *count > 500), "{still:?}");
 }

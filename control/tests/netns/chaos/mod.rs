@@ -4,14 +4,17 @@
 //! ```text
 //!   host A ── lan0 gateway A wan0 ── a0 ┐
 //!                          wan1 ── a1 ──┤ switch ── b0 ── wan0 gateway B ── host B
+//!                                       └ coordinator
 //! ```
 //! The sequences are the same each time, and others with `PENSTOCK_TEST_LONG=1`. `PENSTOCK_TEST_SEED=N` replays one,
 //! `PENSTOCK_TEST_STEPS=N` gives each another length.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+mod coordinator;
+pub mod network;
+mod oracle;
+
+use std::net::UdpSocket;
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::support::*;
@@ -20,13 +23,17 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
 use serde_json::json;
 
+use coordinator::{Coordinator, Word};
+use network::{lan_again, routes_again, second_uplink, wan_again};
+use oracle::{Flow, Oracle};
+
 /// How soon traffic must flow again once the cause of an outage is gone.
 const RECOVERY: Duration = Duration::from_secs(15);
 /// Steps of each of the sequences that run at once.
 const STEPS: usize = 34;
 const LONG_STEPS: usize = 400;
-/// Time between two packets of each flow.
-const PACKET_EVERY: Duration = Duration::from_micros(500);
+/// The ports that A may have.
+const LOCAL_PORTS: Range<u16> = PORT..PORT + 3;
 
 /// What can happen to a gateway and its machine.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +44,7 @@ enum Event {
     LanRecreated,
     WanDownAndUp,
     LanDownAndUp,
+    LanEnslaved,
     WanRenamed,
     WanMtu,
     WanAddressMoved,
@@ -48,20 +56,29 @@ enum Event {
     ReloadedUnsound,
     StateLost,
     StateDamaged,
+    StateFull,
+    StateReadOnly,
     OurTableFlushed,
     MainBlackholesFlushed,
     RulesFlushed,
     FirewallFlushed,
+    CoordinatorGone,
+    SitesUnlinked,
+    MapEmptied,
+    PrefixesConflicting,
+    PrefixesCovering,
+    DefaultsOffered,
 }
 
 impl Event {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 24] = [
         Self::TunDeleted,
         Self::TunDownAndUp,
         Self::WanRecreated,
         Self::LanRecreated,
         Self::WanDownAndUp,
         Self::LanDownAndUp,
+        Self::LanEnslaved,
         Self::WanRenamed,
         Self::WanMtu,
         Self::WanAddressMoved,
@@ -73,37 +90,61 @@ impl Event {
         Self::ReloadedUnsound,
         Self::StateLost,
         Self::StateDamaged,
+        Self::StateFull,
+        Self::StateReadOnly,
         Self::OurTableFlushed,
         Self::MainBlackholesFlushed,
         Self::RulesFlushed,
         Self::FirewallFlushed,
     ];
+    /// These besides, where there is a coordinator.
+    const OF_A_COORDINATOR: [Self; 6] = [
+        Self::CoordinatorGone,
+        Self::SitesUnlinked,
+        Self::MapEmptied,
+        Self::PrefixesConflicting,
+        Self::PrefixesCovering,
+        Self::DefaultsOffered,
+    ];
+}
+
+/// Who tells the gateways of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    ByProfile,
+    ByCoordinator,
 }
 
 /// Two gateways, a second uplink of the first, traffic both ways, and the oracle.
 struct Scene {
+    // Unmounted before the topology removes its directories.
+    state: StateDirectory,
     topology: Topology,
     a: Gateway,
     _b: Gateway,
+    coordinator: Option<Coordinator>,
     oracle: Oracle,
     _flows: Vec<Flow>,
 }
 
 impl Scene {
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, told: Told) -> Self {
         let topology = Topology::new(Options::switch());
         second_uplink(&topology);
-        let (a, b) = pair_config(&topology, kind, kind, Outer::V4);
-        let (mut a, mut b) = (a, b);
+        let state = StateDirectory::new(&topology.a.scratch);
+        let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
+        a.environment.push(state.variable());
         for config in [&mut a, &mut b] {
             config.peers[0].keepalive = Some(1);
         }
+        let coordinator = (told == Told::ByCoordinator).then(|| Coordinator::start(&topology, &mut a, &mut b));
         let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         await_traffic(&topology);
         let oracle = Oracle::start(&topology);
         let there = topology.b.hosts().map(|to| Flow::start(&topology.a.host, to));
         let back = topology.a.hosts().map(|to| Flow::start(&topology.b.host, to));
-        Self { oracle, _flows: there.into_iter().chain(back).collect(), a, _b: b, topology }
+        let flows = there.into_iter().chain(back).collect();
+        Self { state, topology, a, _b: b, coordinator, oracle, _flows: flows }
     }
 
     fn ip(&self, script: &str) {
@@ -128,12 +169,12 @@ impl Scene {
             Event::WanRecreated => {
                 self.ip("link del wan0\n");
                 pause(outage);
-                wan_again(&self.topology, *[1500, 1400].choose(rng).expect("two"));
+                wan_again(&self.topology, *[1500, 1400].choose(rng).expect("two"), rng.random_range(1..=2));
             }
             Event::LanRecreated => {
                 self.ip("link del lan0\n");
                 pause(outage);
-                lan_again(&self.topology);
+                lan_again(&self.topology, rng.random_range(1..=2));
             }
             Event::WanDownAndUp => {
                 self.ip("link set wan0 down\n");
@@ -147,6 +188,11 @@ impl Scene {
                 // IPv6 addresses go with the link.
                 self.ip("link set lan0 up\naddr replace fd00:101::1/64 dev lan0 nodad\n");
             }
+            Event::LanEnslaved => {
+                self.ip("link add br9 type bridge\nlink set br9 up\nlink set lan0 master br9\n");
+                pause(outage);
+                self.ip("link del br9\n");
+            }
             Event::WanRenamed => {
                 self.ip("link set wan0 name old0\n");
                 pause(outage);
@@ -156,8 +202,11 @@ impl Scene {
             Event::WanMtu => self.ip(&format!("link set wan0 mtu {}\n", rng.random_range(1360..=1500))),
             Event::WanAddressMoved => {
                 self.ip("addr del 192.0.2.1/24 dev wan0\n");
-                pause(outage);
-                self.ip("addr add 192.0.2.1/24 dev wan0\n");
+                pause(outage / 2);
+                self.ip("addr add 192.0.2.3/24 dev wan0\n");
+                routes_again(&self.topology);
+                pause(outage / 2);
+                self.ip("addr del 192.0.2.3/24 dev wan0\naddr add 192.0.2.1/24 dev wan0\n");
                 routes_again(&self.topology);
             }
             Event::OtherUplink => {
@@ -191,7 +240,7 @@ impl Scene {
             }
             Event::StateLost => {
                 self.a.kill();
-                let _ = std::fs::remove_file(self.guard_file());
+                self.state.empty();
                 pause(outage);
                 self.a.restart();
             }
@@ -201,10 +250,55 @@ impl Scene {
                 pause(outage);
                 self.a.restart();
             }
+            Event::StateFull => {
+                self.state.fill();
+                self.disturb(rng);
+                pause(outage);
+                self.state.make_room();
+            }
+            Event::StateReadOnly => {
+                self.state.set_read_only(true);
+                self.disturb(rng);
+                pause(outage);
+                self.state.set_read_only(false);
+            }
             Event::OurTableFlushed => self.flush_table(),
             Event::MainBlackholesFlushed => self.flush_main(),
             Event::RulesFlushed => self.flush_rules(),
             Event::FirewallFlushed => self.attempt(&["nft", "flush", "ruleset"]),
+            Event::CoordinatorGone => {
+                self.coordinator().stop();
+                self.disturb(rng);
+                // Its port is free a little later.
+                pause(outage.max(100));
+                self.coordinator().run();
+            }
+            Event::SitesUnlinked => self.lie(Word::Unlinked, outage),
+            Event::MapEmptied => self.lie(Word::Nobody, outage),
+            Event::PrefixesConflicting => self.lie(Word::ThirdHas(&["10.102.0.0/24", "fd00:102::/64"]), outage),
+            Event::PrefixesCovering => self.lie(Word::ThirdHas(&["10.0.0.0/8", "fd00::/8"]), outage),
+            Event::DefaultsOffered => self.lie(Word::ThirdHas(&["0.0.0.0/0", "8.0.0.0/7", "::/0"]), outage),
+        }
+    }
+
+    fn coordinator(&mut self) -> &mut Coordinator {
+        self.coordinator.as_mut().expect("its events happen where there is one")
+    }
+
+    /// The coordinator says something else than the truth for a while.
+    fn lie(&mut self, word: Word, outage: u64) {
+        self.coordinator().say(word);
+        pause(outage);
+        self.coordinator().say(Word::Truth);
+    }
+
+    /// Has the gateway read and write its state: it starts, or another peer comes or goes.
+    fn disturb(&mut self, rng: &mut StdRng) {
+        if rng.random_bool(0.5) {
+            self.a.kill();
+            self.a.restart();
+        } else {
+            self.reload(rng);
         }
     }
 
@@ -213,7 +307,7 @@ impl Scene {
         self.a.edit_profile(|profile| {
             let Kind::Penstock { wan, lan } = self.a.config.kind else { panic!("a gateway of ours") };
             match rng.random_range(0..7) {
-                0 => profile["LocalPort"] = json!(PORT + rng.random_range(0..3)),
+                0 => profile["LocalPort"] = json!(rng.random_range(LOCAL_PORTS)),
                 1 => profile["Workers"] = json!(rng.random_range(1..=2)),
                 2 => profile["Lan"]["Mode"] = json!([lan, "tun"].choose(rng).expect("two")),
                 3 => profile["Wan"]["Mode"] = json!([wan, "udp"].choose(rng).expect("two")),
@@ -222,7 +316,7 @@ impl Scene {
                 _ => profile["Mtu"] = json!(rng.random_range(1280..=1400)),
             }
             let peers = profile["Peers"].as_array_mut().expect("peers");
-            peers.truncate(1);
+            peers.truncate(self.a.config.peers.len());
             if rng.random_bool(0.5) {
                 peers.push(json!({ "Name": "further", "PublicKey": pubkey(&genkey()), "AllowedIPs": ["10.0.0.0/8"] }));
             }
@@ -253,7 +347,7 @@ impl Scene {
     }
 
     fn guard_file(&self) -> std::path::PathBuf {
-        self.topology.a.scratch.join(format!("{}.guard", self.a.name()))
+        self.state.path().join(format!("{}.guard", self.a.name()))
     }
 
     /// A start that its profile makes impossible.
@@ -282,108 +376,7 @@ impl Scene {
     }
 }
 
-/// The other uplink of A's gateway: another port of the switch, in networks of its own.
-fn second_uplink(topology: &Topology) {
-    topology.a.gateway.ip(&format!(
-        "link add wan1 type veth peer name a1 netns {}\n\
-         addr add 198.51.100.1/24 dev wan1\n\
-         addr add 2001:db8:1::1/64 dev wan1 nodad\n\
-         link set wan1 up\n",
-        topology.middle().name()
-    ));
-    topology.middle().ip("addr add 198.51.100.66/24 dev a1\naddr add 2001:db8:1::66/64 dev a1 nodad\nlink set a1 up\n");
-}
-
-fn wan_again(topology: &Topology, mtu: u32) {
-    topology
-        .a
-        .gateway
-        .ip(&format!("link add wan0 mtu {mtu} type veth peer name a0 netns {}\n", topology.middle().name()));
-    topology.middle().ip("link set a0 master br0 up\n");
-    topology.a.gateway.ip("addr add 192.0.2.1/24 dev wan0\nlink set wan0 up\n");
-    routes_again(topology);
-}
-
-fn routes_again(topology: &Topology) {
-    topology.a.gateway.ip("addr replace 2001:db8::1/64 dev wan0 nodad\n\
-         route replace default via 192.0.2.2\n\
-         route replace default via 2001:db8::2\n");
-}
-
-fn lan_again(topology: &Topology) {
-    topology.a.gateway.ip(&format!("link add lan0 type veth peer name eth0 netns {}\n", topology.a.host.name()));
-    topology
-        .a
-        .gateway
-        .ip("addr add 10.101.0.1/24 dev lan0\naddr add fd00:101::1/64 dev lan0 nodad\nlink set lan0 up\n");
-    topology.a.host.ip("addr add 10.101.0.2/24 dev eth0\naddr add fd00:101::2/64 dev eth0 nodad\nlink set eth0 up\n\
-         route add default via 10.101.0.1\nroute add default via fd00:101::1\n");
-}
-
-/// Sees every packet on the WANs, and remembers the inner ones in the clear.
-struct Oracle {
-    namespace: Namespace,
-}
-
-impl Oracle {
-    fn start(topology: &Topology) -> Self {
-        let namespace = topology.middle().clone();
-        // Of all devices, those too that are made later: a bridge's ports are forwarded by it, a1 is routed.
-        namespace.nft(
-            "table bridge oracle { counter leaked { }; chain forward { type filter hook prerouting priority -300; \
-             ip saddr { 10.101.0.0/16, 10.102.0.0/16 } counter name leaked; \
-             ip6 saddr { fd00:101::/64, fd00:102::/64 } counter name leaked; }; }; \
-             table inet oracle { counter leaked { }; chain input { type filter hook prerouting priority -300; \
-             ip saddr { 10.101.0.0/16, 10.102.0.0/16 } counter name leaked; \
-             ip6 saddr { fd00:101::/64, fd00:102::/64 } counter name leaked; }; }",
-        );
-        Self { namespace }
-    }
-
-    /// Inner packets that were seen in the clear.
-    fn leaked(&self) -> u64 {
-        let counted = |family| {
-            let text = self.namespace.run(&["nft", "list", "counter", family, "oracle", "leaked"]);
-            let mut words = text.split_whitespace().skip_while(|word| *word != "packets");
-            words.nth(1).and_then(|count| count.parse::<u64>().ok()).expect("a counter")
-        };
-        counted("bridge") + counted("inet")
-    }
-}
-
-/// Packets from a host, whatever happens.
-struct Flow {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Flow {
-    fn start(host: &Namespace, to: IpAddr) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (namespace, ended) = (host.clone(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            namespace.enter(|| {
-                let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
-                let socket = UdpSocket::bind(any).expect("a socket");
-                while !ended.load(Ordering::Relaxed) {
-                    // The host's own link may be away.
-                    let _ = socket.send_to(&[0x55; 64], (to, 9));
-                    std::thread::sleep(PACKET_EVERY);
-                }
-            });
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Flow {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-fn run(kind: Kind, salt: u64) {
+fn run(kind: Kind, told: Told, salt: u64) {
     if !ready(&["nft"]) || !is_penstock() {
         return;
     }
@@ -393,10 +386,14 @@ fn run(kind: Kind, salt: u64) {
     let steps = number("PENSTOCK_TEST_STEPS").map_or(if long() { LONG_STEPS } else { STEPS }, |steps| steps as usize);
     println!("{kind:?}: PENSTOCK_TEST_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed ^ salt);
-    let mut scene = Scene::new(kind);
+    let mut scene = Scene::new(kind, told);
+    let mut events = Event::ALL.to_vec();
+    if told == Told::ByCoordinator {
+        events.extend(Event::OF_A_COORDINATOR);
+    }
     let mut story = format!("{kind:?}, PENSTOCK_TEST_SEED={seed}:");
     for _ in 0..steps {
-        let event = *Event::ALL.choose(&mut rng).expect("there are events");
+        let event = *events.choose(&mut rng).expect("there are events");
         story += &format!(" {event:?}");
         scene.happen(event, &mut rng);
         assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
@@ -412,17 +409,17 @@ fn run(kind: Kind, salt: u64) {
 
 #[test]
 fn nothing_leaks_with_sockets() {
-    run(Kind::SOCKET, 1);
+    run(Kind::SOCKET, Told::ByProfile, 1);
 }
 
 #[test]
 fn nothing_leaks_with_xdp() {
-    run(Kind::XDP, 2);
+    run(Kind::XDP, Told::ByProfile, 2);
 }
 
 #[test]
-fn nothing_leaks_with_xdp_and_tun() {
-    run(Kind::Penstock { wan: "xdp", lan: "tun" }, 3);
+fn nothing_leaks_with_xdp_and_tun_and_a_coordinator() {
+    run(Kind::Penstock { wan: "xdp", lan: "tun" }, Told::ByCoordinator, 3);
 }
 
 /// A layer of the guard, and how to take it away.
@@ -434,7 +431,7 @@ fn each_layer_holds_and_the_oracle_can_fail() {
     if !ready(&["nft"]) || !is_penstock() {
         return;
     }
-    let mut scene = Scene::new(Kind::SOCKET);
+    let mut scene = Scene::new(Kind::SOCKET, Told::ByProfile);
     // Stopped in order, so that nobody mends what is taken away here.
     scene.a.process.signal(Signal::TERM);
     scene.a.process.wait(Duration::from_secs(5));
