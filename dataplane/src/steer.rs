@@ -105,7 +105,8 @@ impl WanSteering {
 pub struct LanSteering {
     attachment: Attachment,
     config: Array<MapData, Shared<LanConfig>>,
-    mac: [u8; 6],
+    /// What it says.
+    told: LanConfig,
     prefixes: LpmTrie<MapData, AddressKey, u32>,
 }
 
@@ -124,11 +125,12 @@ impl LanSteering {
     ) -> Result<Self, AttachError> {
         let mut object = load()?;
         let mut config: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
-        config.set(0, Shared(LanConfig { mac, tunnel_mtu }), 0).map_err(|error| loading(&error))?;
+        let told = LanConfig { mac, tunnel_mtu };
+        config.set(0, Shared(told), 0).map_err(|error| loading(&error))?;
         let prefixes = take(&mut object, penstock_wire::PREFIXES)?;
         let target = Target { interface, ifindex };
         let attachment = Attachment::new(object, penstock_wire::LAN_PROGRAM, &target, mode)?;
-        Ok(Self { attachment, config, mac, prefixes })
+        Ok(Self { attachment, config, told, prefixes })
     }
 
     /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the
@@ -161,9 +163,18 @@ impl LanSteering {
 
     /// Changes the tunnel's MTU, in bytes with the inner IP header.
     pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) -> Result<(), SteerError> {
-        self.config
-            .set(0, Shared(LanConfig { mac: self.mac, tunnel_mtu }), 0)
-            .map_err(accessing(penstock_wire::LAN_CONFIG))
+        self.configure(LanConfig { tunnel_mtu, ..self.told })
+    }
+
+    /// Follows another MAC address of the interface.
+    pub fn set_mac(&mut self, mac: [u8; 6]) -> Result<(), SteerError> {
+        self.configure(LanConfig { mac, ..self.told })
+    }
+
+    fn configure(&mut self, config: LanConfig) -> Result<(), SteerError> {
+        self.config.set(0, Shared(config), 0).map_err(accessing(penstock_wire::LAN_CONFIG))?;
+        self.told = config;
+        Ok(())
     }
 
     /// Frames by verdict since the attachment, summed over the CPUs, in the order of
@@ -202,6 +213,12 @@ macro_rules! delegate_to_attachment {
             /// Why the mode is generic although native was tried.
             pub fn fallback(&self) -> Option<&str> {
                 self.attachment.fallback.as_deref()
+            }
+
+            /// Frames redirected to a socket since the attachment, summed over the CPUs, by receive queue, of the
+            /// first so many queues.
+            pub fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
+                self.attachment.redirected(queues)
             }
 
             /// Redirects to the AF_XDP socket what the receive queue gets. A socket that is bound
@@ -255,12 +272,14 @@ struct Attachment {
     fallback: Option<String>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    redirected: PerCpuArray<MapData, u64>,
 }
 
 impl Attachment {
     fn new(mut object: Ebpf, name: &'static str, target: &Target<'_>, mode: AttachMode) -> Result<Self, AttachError> {
         let sockets = take(&mut object, penstock_wire::SOCKETS)?;
         let counters = take(&mut object, penstock_wire::COUNTERS)?;
+        let redirected = take(&mut object, penstock_wire::REDIRECTED)?;
         let program: &mut Xdp = object
             .program_mut(name)
             .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
@@ -280,21 +299,26 @@ impl Attachment {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self { _link: link, mode, fallback, sockets, counters })
+        Ok(Self { _link: link, mode, fallback, sockets, counters, redirected })
     }
 
     fn counters(
         &self,
         verdicts: impl Iterator<Item = (&'static str, u32)>,
     ) -> Result<Vec<(&'static str, u64)>, SteerError> {
-        verdicts
-            .map(|(name, index)| {
-                let per_cpu = self.counters.get(&index, 0);
-                let per_cpu = per_cpu.map_err(accessing(penstock_wire::COUNTERS))?;
-                Ok((name, per_cpu.iter().sum()))
-            })
-            .collect()
+        verdicts.map(|(name, index)| Ok((name, sum(&self.counters, index, penstock_wire::COUNTERS)?))).collect()
     }
+
+    fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
+        let queues = 0..queues.min(MAX_QUEUES);
+        queues.map(|queue| sum(&self.redirected, queue, penstock_wire::REDIRECTED)).collect()
+    }
+}
+
+/// A counter over all CPUs.
+fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, map: &'static str) -> Result<u64, SteerError> {
+    let per_cpu = counters.get(&index, 0).map_err(accessing(map))?;
+    Ok(per_cpu.iter().sum())
 }
 
 /// Parses the object and creates its maps.
