@@ -6,26 +6,31 @@
 //! ```
 //! The last port of each side is the kernel's, and takes what has no link.
 
+mod proving;
+
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use penstock_dataplane::clock::Millis;
 use penstock_dataplane::engine::WorkerSetup;
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
-use penstock_dataplane::ports::xdp::{FRAMES, RING, XdpPort};
+use penstock_dataplane::ports::xdp::{Binding, FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, INNER_MAX, Port};
 use penstock_dataplane::steer::AttachMode;
 
 use super::modes::{Device, ModeSetting, Plan, loses, plan};
+use super::proof::Proof;
 use super::steering::{Lan, Steering, Wan};
 use crate::ground::Network;
 use crate::netlink::Interface;
 use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
+use proving::note_bound;
 
 /// Frames of a worker besides those in AF_XDP rings: a batch in every hand, and the socket ports'
 /// receive buffers.
@@ -55,12 +60,14 @@ pub struct Drive {
     /// How it is driven.
     plan: Plan,
     setting: ModeSetting,
+    /// Whether AF_XDP carries what it is given.
+    proof: Proof,
 }
 
 impl Drive {
     fn new(name: &str, setting: ModeSetting) -> Self {
         let plan = Plan::Socket(missing(name));
-        Self { name: name.to_owned(), interface: None, device: None, plan, setting }
+        Self { name: name.to_owned(), interface: None, device: None, plan, setting, proof: Proof::default() }
     }
 
     /// Takes up what has become of the interface. Returns whether its ports have to be made anew.
@@ -84,8 +91,12 @@ impl Drive {
         }
         self.interface = now;
         if same_device {
+            if self.interface.as_ref().is_some_and(|interface| interface.up) {
+                self.proof.handle_link_event(Millis::now());
+            }
             return false;
         }
+        self.proof = Proof::default();
         self.device = self.interface.as_ref().map(Device::of);
         self.plan = match &self.device {
             Some(device) => plan(self.setting, device),
@@ -160,10 +171,10 @@ impl Drive {
             Some(interface) if !interface.up => {
                 Some((format!("interface {} is down", self.name), "put it up: ip link set dev NAME up"))
             }
-            Some(_) if self.setting == ModeSetting::Xdp && !self.xdp() => {
-                Some((self.reason().to_owned(), "mend what is named, or set the mode to auto"))
-            }
-            Some(_) => None,
+            Some(_) => self.lost().or_else(|| {
+                let refused = self.setting == ModeSetting::Xdp && !self.xdp();
+                refused.then(|| (self.reason().to_owned(), "mend what is named, or set the mode to auto"))
+            }),
         }
     }
 }
@@ -184,6 +195,8 @@ pub struct Drives {
     pub wan: Drive,
     /// Towards this site.
     pub lan: Vec<Drive>,
+    /// Why frames are copied whatever the drivers can, if they are.
+    pub copies: Option<String>,
     problems: Problems,
 }
 
@@ -194,6 +207,7 @@ impl Drives {
         Self {
             wan: Drive::new(&profile.wan.interface, profile.wan.mode.into()),
             lan: lan.collect(),
+            copies: None,
             problems: Problems::default(),
         }
     }
@@ -202,13 +216,13 @@ impl Drives {
     pub fn none() -> Self {
         let any = Plan::Socket("the kernel's routes lead to the peers".to_owned());
         let wan = Drive { plan: any, ..Drive::new("", ModeSetting::Socket) };
-        Self { wan, lan: Vec::new(), problems: Problems::default() }
+        Self { wan, lan: Vec::new(), copies: None, problems: Problems::default() }
     }
 
     /// Takes up another profile. An interface that is driven as before stays as it is. Returns whether ports have to
     /// be made anew.
     pub fn reload(&mut self, profile: &Profile, network: &Network) -> bool {
-        let Self { wan, lan, problems } = std::mem::replace(self, Self::of(profile));
+        let Self { wan, lan, copies, problems } = std::mem::replace(self, Self::of(profile));
         let before = (ports(&wan), lan.iter().flat_map(ports).collect::<Vec<_>>());
         let same = |new: &mut Drive, old: &Drive| {
             if (&new.name, new.setting) == (&old.name, old.setting) {
@@ -217,7 +231,7 @@ impl Drives {
         };
         same(&mut self.wan, &wan);
         self.lan.iter_mut().for_each(|new| lan.iter().for_each(|old| same(new, old)));
-        self.problems = problems;
+        (self.copies, self.problems) = (copies, problems);
         self.problems.solved_all_but(&self.all().map(|drive| drive.name.clone()).collect());
         let followed = self.follow(network);
         followed || before != (ports(&self.wan), self.lan.iter().flat_map(ports).collect())
@@ -395,10 +409,16 @@ pub fn build(
     cores: &[core_affinity::CoreId],
 ) -> Result<Vec<WorkerSetup>> {
     let workers = kernel.udp.len() as u32;
+    let copies = drives.all().filter(|drive| drive.xdp()).find_map(Drive::copies);
+    drives.copies = copies;
     let ports = loop {
         match bind_all(drives, steering, settings, workers) {
             Ok(ports) => break ports,
-            Err((index, error)) => {
+            Err(unbound) if drives.copies.is_none() && unbound.must_copy().is_some() => {
+                drives.copies = unbound.must_copy();
+                tracing::warn!("{}", drives.copies.as_deref().unwrap_or_default());
+            }
+            Err(Unbound { index, error, .. }) => {
                 let Some(drive) = drives.all_mut().find(|drive| drive.index() == Some(index)) else {
                     return Err(error);
                 };
@@ -410,6 +430,7 @@ pub fn build(
             }
         }
     };
+    note_bound(drives, steering, &ports);
     if workers < drives.queues() {
         tracing::info!("{workers} workers share {} queues", drives.queues());
     }
@@ -435,22 +456,57 @@ struct WorkerPorts {
     lan: Vec<Box<dyn Port>>,
 }
 
+impl WorkerPorts {
+    /// The interface of one of them that does without copies.
+    fn zero_copy(&self) -> Option<String> {
+        let infos = self.wan.iter().chain(&self.lan).map(|port| port.info());
+        infos.into_iter().find(|info| info.zero_copy == Some(true)).map(|info| info.interface)
+    }
+}
+
+/// A port that cannot be bound.
+struct Unbound {
+    /// The interface's index and name.
+    index: u32,
+    name: String,
+    error: anyhow::Error,
+    /// An interface that does without copies, with which it would share memory.
+    zero_copy: Option<String>,
+}
+
+impl Unbound {
+    /// Why all frames have to be copied, if that is what is wrong: memory that one driver uses without copies cannot be
+    /// shared with a driver that copies.
+    fn must_copy(&self) -> Option<String> {
+        let Self { name, error, zero_copy, .. } = self;
+        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let other = zero_copy.as_ref().filter(|_| matches!(errno, Some(libc::EINVAL | libc::EOPNOTSUPP)))?;
+        Some(format!(
+            "all frames are copied, since the driver of {name} cannot do without, as that of {other} can, and the two \
+             share their memory"
+        ))
+    }
+}
+
 /// All AF_XDP ports, or the interface that has none and why.
 fn bind_all(
     drives: &Drives,
     steering: &mut Steering,
     settings: PortSettings,
     workers: u32,
-) -> Result<Vec<WorkerPorts>, (u32, anyhow::Error)> {
+) -> Result<Vec<WorkerPorts>, Unbound> {
     let blame = drives.all().filter(|d| d.xdp()).find_map(Drive::index).unwrap_or(0);
     (0..workers)
         .map(|worker| {
-            let pool = pool(drives.xdp_ports(worker, workers)).map_err(|e| (blame, e))?;
+            let pool = pool(drives.xdp_ports(worker, workers));
+            let pool = pool.map_err(|error| Unbound { index: blame, name: String::new(), error, zero_copy: None })?;
             let mut ports = WorkerPorts { pool, wan: Vec::new(), lan: Vec::new() };
             for drive in drives.all().filter(|d| d.xdp()) {
                 for queue in queues_of(drive, worker, workers) {
                     let index = drive.index().unwrap_or(0);
-                    bind(&mut ports, drive, steering, settings, queue).map_err(|e| (index, e))?;
+                    bind(&mut ports, drive, steering, settings, (queue, drives.copies.is_some())).map_err(|error| {
+                        Unbound { index, name: drive.name.clone(), error, zero_copy: ports.zero_copy() }
+                    })?;
                 }
             }
             Ok(ports)
@@ -463,17 +519,18 @@ fn bind(
     drive: &Drive,
     steering: &mut Steering,
     settings: PortSettings,
-    queue: u32,
+    (queue, copy): (u32, bool),
 ) -> Result<()> {
     let Some(Interface { name, index, .. }) = &drive.interface else { bail!(missing(&drive.name)) };
     let failed = || format!("cannot bind an AF_XDP socket to queue {queue} of {name}");
     let pool = &mut ports.pool;
+    let at = Binding { interface: name, ifindex: *index, queue, copy };
     if let Some(Lan { program, .. }) = steering.lan.iter_mut().find(|lan| lan.index == *index) {
-        let port = patiently(|| XdpPort::lan(pool, name, *index, queue)).with_context(failed)?;
+        let port = patiently(|| XdpPort::lan(pool, &at)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.lan.push(Box::new(port));
     } else if let Some(Wan { program, .. }) = &mut steering.wan {
-        let port = patiently(|| XdpPort::wan(pool, name, *index, queue, settings.local_port)).with_context(failed)?;
+        let port = patiently(|| XdpPort::wan(pool, &at, settings.local_port)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.wan.push(Box::new(port));
     }
@@ -508,6 +565,20 @@ fn pool(xdp_ports: u32) -> Result<Pool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_one_driver_cannot_share_without_copies_is_copied_by_all() {
+        let unbound = |errno, zero_copy: Option<&str>| Unbound {
+            index: 3,
+            name: "eth1".to_owned(),
+            error: anyhow::Error::new(io::Error::from_raw_os_error(errno)).context("cannot bind"),
+            zero_copy: zero_copy.map(str::to_owned),
+        };
+        let why = unbound(libc::EINVAL, Some("eth0")).must_copy().unwrap();
+        assert!(why.contains("the driver of eth1 cannot do without, as that of eth0 can"), "{why}");
+        assert_eq!(unbound(libc::EINVAL, None).must_copy(), None, "nothing else is without copies");
+        assert_eq!(unbound(libc::EBUSY, Some("eth0")).must_copy(), None, "another reason");
+    }
 
     #[test]
     fn the_tunnel_leaves_room_for_its_headers() {

@@ -9,6 +9,7 @@ pub mod cipher;
 pub mod drives;
 mod modes;
 mod next_hop;
+pub mod proof;
 pub mod steering;
 mod tables;
 
@@ -132,6 +133,8 @@ pub struct Plane {
     dropped: BTreeMap<&'static str, u64>,
     /// What they had done, by their number.
     worked: Vec<WorkDone>,
+    /// When it was last looked at what has passed the AF_XDP ports.
+    proved: Instant,
     /// Whether the workers are to be made anew.
     stale: bool,
     problems: Problems,
@@ -203,6 +206,7 @@ impl Plane {
             commands: Vec::new(),
             dropped: BTreeMap::new(),
             worked: Vec::new(),
+            proved: Instant::now(),
             stale: false,
             problems,
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_dataplane::steer::{AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering};
+use penstock_dataplane::steer::{AttachError, AttachMode, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode};
 
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;
@@ -126,6 +126,25 @@ impl Steering {
     pub fn set_tunnel_mtu(&mut self, mtu: u16) {
         for lan in &mut self.lan {
             told(lan.program.set_tunnel_mtu(mtu), "of the tunnel's MTU");
+        }
+    }
+
+    /// The mode of the program on an interface.
+    pub fn mode(&self, index: u32) -> Option<XdpMode> {
+        let wan = self.wan.iter().filter(|wan| wan.index == index).map(|wan| wan.program.mode());
+        wan.chain(self.lan.iter().filter(|lan| lan.index == index).map(|lan| lan.program.mode())).next()
+    }
+
+    /// Frames by verdict that the program on an interface was shown, and those that it redirected by receive queue, of
+    /// so many queues.
+    pub fn counted(&self, index: u32, queues: u32) -> Result<(u64, Vec<u64>), SteerError> {
+        let sum = |verdicts: Vec<(&'static str, u64)>| verdicts.into_iter().map(|(_, frames)| frames).sum();
+        if let Some(Wan { program, .. }) = self.wan.as_ref().filter(|wan| wan.index == index) {
+            return Ok((sum(program.counters()?), program.redirected(queues)?));
+        }
+        match self.lan.iter().find(|lan| lan.index == index) {
+            Some(Lan { program, .. }) => Ok((sum(program.counters()?), program.redirected(queues)?)),
+            None => Ok((0, vec![0; queues as usize])),
         }
     }
 
