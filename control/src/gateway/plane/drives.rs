@@ -21,9 +21,9 @@ use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
 use penstock_dataplane::ports::xdp::{Binding, FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, INNER_MAX, Port};
-use penstock_dataplane::steer::AttachMode;
+use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 
-use super::modes::{Device, ModeSetting, Plan, loses, plan};
+use super::modes::{Device, ModeSetting, Plan, loses, merges, plan};
 use super::proof::Proof;
 use super::steering::{Lan, Steering, Wan};
 use crate::ground::Network;
@@ -358,12 +358,12 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
         |lan: &Lan| drives.lan.iter().filter_map(Drive::attachment).any(|(interface, mode)| lan.fits(interface, mode));
     steering.lan.retain(fits);
     if let (Some((interface, mode)), None) = (drives.wan.attachment(), &steering.wan) {
-        match Wan::attach(interface, local_port, mode) {
+        match sound(Wan::attach(interface, local_port, mode), interface, |wan| wan.program.mode()) {
             Ok(wan) => {
                 announce(&interface.name, wan.program.mode().name(), wan.program.fallback(), mode);
                 steering.wan = Some(wan);
             }
-            Err(e) => drives.wan.fall_back(e.into(), strict)?,
+            Err(e) => drives.wan.fall_back(e, strict)?,
         }
     }
     for drive in &mut drives.lan {
@@ -374,7 +374,7 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
         let attached = interface
             .mac
             .ok_or_else(|| anyhow!("{} is not an Ethernet device", interface.name))
-            .and_then(|mac| Ok(Lan::attach(interface, mac, tunnel_mtu, mode)?));
+            .and_then(|mac| sound(Lan::attach(interface, mac, tunnel_mtu, mode), interface, |lan| lan.program.mode()));
         match attached {
             Ok(lan) => {
                 announce(&interface.name, lan.program.mode().name(), lan.program.fallback(), mode);
@@ -386,6 +386,18 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
     // Some drivers, virtio_net for one, have more queues once a program is attached.
     drives.recount();
     Ok(())
+}
+
+/// A program that the driver did not take is of no use where the driver merges packets.
+fn sound<T>(attached: Result<T, AttachError>, interface: &Interface, mode: impl Fn(&T) -> XdpMode) -> Result<T> {
+    let refused = match &attached {
+        Ok(program) => mode(program) == XdpMode::Generic,
+        Err(error) => matches!(error, AttachError::NoNative { .. }),
+    };
+    match refused.then(|| merges(interface)).flatten() {
+        Some(reason) => Err(anyhow!(reason)),
+        None => Ok(attached?),
+    }
 }
 
 fn announce(interface: &str, mode: &str, fallback: Option<&str>, asked: AttachMode) {
