@@ -78,7 +78,10 @@ impl Drive {
         }
         let was_xdp = self.xdp();
         let same_device = match (&self.interface, &now) {
-            (Some(before), Some(now)) => (before.index, before.mac, before.queues) == (now.index, now.mac, now.queues),
+            (Some(before), Some(now)) => {
+                let ethernet = before.mac.is_some() == now.mac.is_some();
+                ethernet && (before.index, before.queues) == (now.index, now.queues)
+            }
             _ => false,
         };
         match (&self.interface, &now) {

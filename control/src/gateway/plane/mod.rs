@@ -222,6 +222,7 @@ impl Plane {
         if self.drives.follow(network) {
             self.stale = true;
         }
+        self.drives.lan.iter().filter_map(|drive| drive.interface.as_ref()).for_each(|lan| self.steering.set_mac(lan));
         if self.tun.first().is_some_and(|tun| network.interface(tun.ifindex()).is_none()) {
             tracing::warn!("the tun device {} is gone; it is made again", self.config.name);
             self.tun.clear();

@@ -92,7 +92,7 @@ impl Lan {
 
     /// Whether it is what [`Self::attach`] would make.
     pub fn fits(&self, interface: &Interface, asked: AttachMode) -> bool {
-        (self.index, Some(self.mac), self.asked) == (interface.index, interface.mac, asked)
+        (self.index, self.asked) == (interface.index, asked)
     }
 
     /// Makes these the steered prefixes.
@@ -145,6 +145,15 @@ impl Steering {
         match self.lan.iter().find(|lan| lan.index == index) {
             Some(Lan { program, .. }) => Ok((sum(program.counters()?), program.redirected(queues)?)),
             None => Ok((0, vec![0; queues as usize])),
+        }
+    }
+
+    /// Follows the MAC address of a LAN interface: frames to another one are not ours.
+    pub fn set_mac(&mut self, interface: &Interface) {
+        let Some(mac) = interface.mac else { return };
+        for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index && lan.mac != mac) {
+            lan.mac = mac;
+            told(lan.program.set_mac(mac), "of the interface's MAC address");
         }
     }
 
