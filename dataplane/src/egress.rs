@@ -13,7 +13,7 @@ use crate::icmp;
 use crate::inner::{self, Inner};
 use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
-use crate::session::{DATA_HEADER, PADDING, Session, TAG};
+use crate::session::{BY_KERNEL, DATA_HEADER, PADDING, Session, TAG};
 use crate::side::Side;
 use crate::slow_path::Notice;
 use crate::turn::{Exit, Turn};
@@ -125,6 +125,7 @@ fn address<'t>(
         packet.link = port.and(link);
     }
     let first = session.reserve(count, bytes)?;
+    session.leaves_by(if port.is_some() { turn.ring } else { BY_KERNEL }, data, turn.now);
     keys.extend((first..first + count).map(|counter| (&**session, counter)));
     entry.peer.sent.count(count, bytes, data, turn.now);
     Ok(Exit::Port(port.unwrap_or(wan.kernel())))

@@ -10,6 +10,7 @@ use penstock_aead::Cipher;
 
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
+use crate::ports::evidence::{Evidence, Passed};
 use crate::ports::{Port, PortInfo};
 use crate::slow_path::{COMMANDS, Command, Mailbox, NOTICES, Notice};
 use crate::table::Table;
@@ -64,6 +65,8 @@ struct Running {
     answered: Arc<AtomicU32>,
     work: Arc<Work>,
     ports: Vec<PortInfo>,
+    /// By port: what has passed it.
+    evidence: Vec<Option<Arc<Evidence>>>,
 }
 
 impl Engine {
@@ -98,13 +101,15 @@ impl Engine {
         });
         let mut engine = Self { shared: Arc::clone(&shared), workers: Vec::new() };
         let mut workers = Vec::new();
-        for setup in config.workers {
+        for (index, setup) in config.workers.into_iter().enumerate() {
             let commands = Arc::new(Mailbox::new(COMMANDS)?);
             let drops = Arc::new(Drops::default());
-            let ports = setup.wan.iter().chain(&setup.lan).map(|p| p.info()).collect();
-            let worker = Worker::new(setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops));
+            let ports = || setup.wan.iter().chain(&setup.lan);
+            let evidence = ports().map(|port| port.evidence()).collect();
+            let ports = ports().map(|port| port.info()).collect();
+            let worker = Worker::new(index, setup, Arc::clone(&shared), Arc::clone(&commands), Arc::clone(&drops));
             let (answered, work) = (worker.answered(), worker.work());
-            engine.workers.push(Running { thread: None, commands, drops, answered, work, ports });
+            engine.workers.push(Running { thread: None, commands, drops, answered, work, ports, evidence });
             workers.push(worker);
         }
         Ok((engine, workers))
@@ -166,6 +171,14 @@ impl Engine {
     /// The ports of every worker, as they were bound.
     pub fn ports(&self) -> impl Iterator<Item = (usize, &PortInfo)> {
         self.workers.iter().enumerate().flat_map(|(i, w)| w.ports.iter().map(move |p| (i, p)))
+    }
+
+    /// The ports that may lose packets without a word, with what has passed each.
+    pub fn passed(&self) -> impl Iterator<Item = (usize, &PortInfo, Passed)> {
+        self.workers.iter().enumerate().flat_map(|(i, worker)| {
+            let ports = worker.ports.iter().zip(&worker.evidence);
+            ports.filter_map(move |(port, evidence)| Some((i, port, evidence.as_ref()?.passed())))
+        })
     }
 
     /// How many workers there are.

@@ -20,8 +20,15 @@ use crate::turn::{Exit, Turn};
 /// Bytes of the Ethernet header that a LAN port may have to write in front of the plaintext.
 const ETHERNET: usize = 14;
 
+/// How many messages of known sessions verified, and how many did not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Opened {
+    pub(crate) verified: usize,
+    pub(crate) damaged: usize,
+}
+
 /// Takes every packet of `received` to a port of the LAN or to control.
-pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) {
+pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) -> Opened {
     let packets = received.as_mut_slice();
     let mut messages: SmallVec<[_; BATCH]> = SmallVec::new();
     let mut last = None;
@@ -31,7 +38,7 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) {
         }
         messages.push(read(&mut packets[i], turn, &mut last));
     }
-    open_all(turn, packets, &mut messages);
+    let opened = open_all(turn, packets, &mut messages);
     refuse_replays(&mut messages);
     let mut tally = Tally::default();
     // Packets stay where they are until all are decided: to move one that was just written stalls the processor.
@@ -45,6 +52,7 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) {
         .collect();
     tally.settle(turn);
     lan.send(turn, received, &exits);
+    opened
 }
 
 /// A transport data message in its frame.
@@ -86,7 +94,7 @@ fn read<'t>(
 }
 
 /// Opens the messages. Afterwards the packet of each is its plaintext; those that did not verify are dropped.
-fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<Message<'_>, Exit>]) {
+fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<Message<'_>, Exit>]) -> Opened {
     let frames = packets.iter_mut().zip(&*messages).filter(|(_, message)| message.is_ok()).map(|(p, _)| &mut p.frame);
     let mut openings: SmallVec<[_; BATCH]> = turn
         .pool
@@ -97,6 +105,8 @@ fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<
     turn.cipher.open_batch(&mut openings);
     let verified: SmallVec<[bool; BATCH]> = openings.iter().map(|opening| opening.plaintext().is_some()).collect();
     drop(openings);
+    let intact = verified.iter().filter(|verified| **verified).count();
+    let tally = Opened { verified: intact, damaged: verified.len() - intact };
     let opened = packets.iter_mut().zip(messages).filter(|(_, message)| message.is_ok());
     for ((packet, message), verified) in opened.zip(verified) {
         match message {
@@ -104,6 +114,7 @@ fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<
             _ => *message = Err(DropReason::BadTag.into()),
         }
     }
+    tally
 }
 
 /// Marks the counters of authentic messages as seen, in order, and drops those that were seen before. Runs of one
@@ -213,6 +224,7 @@ impl<'t> Tally<'t> {
 
     fn settle(&self, turn: &Turn<'_>) {
         if let Some(entry) = self.entry {
+            entry.session.hear();
             entry.session.peer.received.count(self.packets, self.bytes as u64, self.data, turn.now);
         }
     }

@@ -29,6 +29,18 @@ pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// (draft-irtf-cfrg-aead-limits, section 5.1: blocks of plaintext and one for each message).
 pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
 
+/// The bit of the kernel's socket among the ways by which a session's messages leave.
+pub const BY_KERNEL: u64 = 1 << 63;
+/// Workers from this number on share a bit with the last one before.
+const RINGS: usize = 62;
+/// Set once the peer was heard.
+const HEARD: u64 = 1 << 62;
+
+/// The bit of a worker's AF_XDP rings among those ways.
+pub fn by_ring(worker: usize) -> u64 {
+    1 << worker.min(RINGS - 1)
+}
+
 /// Bytes of an AES block.
 const BLOCK: u64 = 16;
 
@@ -54,6 +66,8 @@ pub struct SessionConfig<'a> {
 
 /// A pair of transport keys in use.
 pub struct Session {
+    /// Whether we began the handshake.
+    pub ours: bool,
     /// Our receiver index.
     pub local_index: u32,
     /// The peer's receiver index.
@@ -68,6 +82,12 @@ pub struct Session {
     /// Counted for AES-256-GCM only.
     sent_blocks: AtomicU64,
     replay: Mutex<ReplayWindow>,
+    /// The ways by which messages have left.
+    left_by: AtomicU64,
+    /// When the first message that was not a keepalive was sent ([`Millis`]; 0: none was).
+    first_data: AtomicU64,
+    /// Those ways when the peer was first heard, with [`HEARD`]; before that 0.
+    answered: AtomicU64,
 }
 
 /// What stands in front of a transport data message's ciphertext.
@@ -99,6 +119,7 @@ impl Session {
     /// A session with its keys set up.
     pub fn new(config: SessionConfig<'_>) -> Self {
         Self {
+            ours: config.confirmed,
             local_index: config.local_index,
             remote_index: config.remote_index,
             peer: config.peer,
@@ -109,6 +130,9 @@ impl Session {
             send_counter: AtomicU64::new(0),
             sent_blocks: AtomicU64::new(0),
             replay: Mutex::default(),
+            left_by: AtomicU64::new(0),
+            first_data: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
         }
     }
 
@@ -149,6 +173,41 @@ impl Session {
     /// Notes that control was told. Two workers may both tell it; that does no harm.
     pub fn confirm(&self) {
         self.confirmed.store(true, Relaxed);
+    }
+
+    /// Notes by which way messages leave, [`by_ring`] or [`BY_KERNEL`], and whether there is data among them.
+    #[inline]
+    pub fn leaves_by(&self, way: u64, data: bool, now: Millis) {
+        if self.left_by.load(Relaxed) & way == 0 {
+            self.left_by.fetch_or(way, Relaxed);
+        }
+        if data && self.first_data.load(Relaxed) == 0 {
+            self.first_data.store(now.0, Relaxed);
+        }
+    }
+
+    /// When the first data was sent by it.
+    pub fn first_data(&self) -> Option<Millis> {
+        Some(self.first_data.load(Relaxed)).filter(|at| *at != 0).map(Millis)
+    }
+
+    /// The ways by which messages have left.
+    pub fn left_by(&self) -> u64 {
+        self.left_by.load(Relaxed)
+    }
+
+    /// Notes an authentic message of the peer.
+    #[inline]
+    pub fn hear(&self) {
+        if self.answered.load(Relaxed) == 0 {
+            self.answered.store(HEARD | self.left_by(), Relaxed);
+        }
+    }
+
+    /// The ways by which messages had left when the peer was first heard by this session, if it was. Who responded to
+    /// the handshake may not send before it has received, so that of a session that we began these ways are proven.
+    pub fn answered(&self) -> Option<u64> {
+        Some(self.answered.load(Relaxed)).filter(|ways| *ways != 0).map(|ways| ways & !HEARD)
     }
 
     /// Reserves counters for `messages` of `bytes` in all, and returns the first.

@@ -1,6 +1,10 @@
 //! One side of a worker, WAN or LAN: its ports, and what waits to be sent by each.
 
+use std::sync::Arc;
+
 use crate::drop::Drops;
+use crate::ingress::Opened;
+use crate::ports::evidence::Evidence;
 use crate::ports::{Batch, Link, Packet, Port};
 use crate::turn::{Exit, Turn};
 
@@ -13,6 +17,8 @@ pub(crate) struct Side {
     out: Vec<Batch>,
     /// By port: whether it may have packets. Always so for those that are cheap to ask.
     ready: Vec<bool>,
+    /// By port: what has passed it.
+    evidence: Vec<Option<Arc<Evidence>>>,
 }
 
 impl Side {
@@ -21,6 +27,7 @@ impl Side {
             interfaces: ports.iter().map(|port| port.link_interface()).collect(),
             out: ports.iter().map(|_| Batch::default()).collect(),
             ready: vec![true; ports.len()],
+            evidence: ports.iter().map(|port| port.evidence()).collect(),
             ports,
         }
     }
@@ -63,6 +70,14 @@ impl Side {
     /// Counts what the kernel has lost by these ports; whether any can tell.
     pub(crate) fn count_losses(&mut self, drops: &Drops) -> bool {
         self.ports.iter_mut().fold(false, |any, port| port.count_losses(drops) | any)
+    }
+
+    /// Notes what became of the messages that came by port `i`.
+    #[inline]
+    pub(crate) fn opened(&self, i: usize, opened: Opened) {
+        if let Some(evidence) = &self.evidence[i] {
+            evidence.opened(opened.verified, opened.damaged);
+        }
     }
 
     /// Receives from port `i` if it may have packets. Returns how many there were.

@@ -194,6 +194,12 @@ macro_rules! delegate_to_attachment {
                 self.attachment.fallback.as_deref()
             }
 
+            /// Frames redirected to a socket since the attachment, summed over the CPUs, by receive queue, of the
+            /// first so many queues.
+            pub fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
+                self.attachment.redirected(queues)
+            }
+
             /// Redirects to the AF_XDP socket what the receive queue gets. A socket that is bound
             /// to another interface or queue would lose it silently.
             pub fn set_socket(&mut self, queue: u32, fd: BorrowedFd<'_>) -> Result<(), SteerError> {
@@ -245,12 +251,14 @@ struct Attachment {
     fallback: Option<String>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    redirected: PerCpuArray<MapData, u64>,
 }
 
 impl Attachment {
     fn new(mut object: Ebpf, name: &'static str, target: &Target<'_>, mode: AttachMode) -> Result<Self, AttachError> {
         let sockets = take(&mut object, penstock_wire::SOCKETS)?;
         let counters = take(&mut object, penstock_wire::COUNTERS)?;
+        let redirected = take(&mut object, penstock_wire::REDIRECTED)?;
         let program: &mut Xdp = object
             .program_mut(name)
             .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
@@ -270,21 +278,26 @@ impl Attachment {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self { _link: link, mode, fallback, sockets, counters })
+        Ok(Self { _link: link, mode, fallback, sockets, counters, redirected })
     }
 
     fn counters(
         &self,
         verdicts: impl Iterator<Item = (&'static str, u32)>,
     ) -> Result<Vec<(&'static str, u64)>, SteerError> {
-        verdicts
-            .map(|(name, index)| {
-                let per_cpu = self.counters.get(&index, 0);
-                let per_cpu = per_cpu.map_err(accessing(penstock_wire::COUNTERS))?;
-                Ok((name, per_cpu.iter().sum()))
-            })
-            .collect()
+        verdicts.map(|(name, index)| Ok((name, sum(&self.counters, index, penstock_wire::COUNTERS)?))).collect()
     }
+
+    fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
+        let queues = 0..queues.min(MAX_QUEUES);
+        queues.map(|queue| sum(&self.redirected, queue, penstock_wire::REDIRECTED)).collect()
+    }
+}
+
+/// A counter over all CPUs.
+fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, map: &'static str) -> Result<u64, SteerError> {
+    let per_cpu = counters.get(&index, 0).map_err(accessing(map))?;
+    Ok(per_cpu.iter().sum())
 }
 
 /// Parses the object and creates its maps.

@@ -29,6 +29,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) limiter: &'a mut Limiter,
     /// How often control is told of sessions that nobody knows.
     pub(crate) unknown: &'a mut Limiter,
+    /// The bit of this worker's AF_XDP rings in [`Session::left_by`](crate::session::Session::left_by).
+    pub(crate) ring: u64,
     /// Peers heard from a new address, by place in the table, until control publishes it.
     pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
 }

@@ -17,6 +17,7 @@ use crate::engine::{Shared, WorkerSetup};
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
 use crate::ports::{Batch, EGRESS_ROOM, Endpoint, Packet};
+use crate::session::by_ring;
 use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
@@ -59,10 +60,13 @@ pub struct Worker {
     work: Arc<Work>,
     core: Option<core_affinity::CoreId>,
     busy_poll: bool,
+    /// See [`Turn::ring`].
+    ring: u64,
 }
 
 impl Worker {
     pub(crate) fn new(
+        index: usize,
         setup: WorkerSetup,
         shared: Arc<Shared>,
         commands: Arc<Mailbox<Command>>,
@@ -88,6 +92,7 @@ impl Worker {
             work: Arc::default(),
             core: setup.core,
             busy_poll: setup.busy_poll,
+            ring: by_ring(index),
         }
     }
 
@@ -158,7 +163,8 @@ impl Worker {
             if count > 0 {
                 packets += count;
                 work.received(count);
-                ingress::run(&mut turn, received, lan);
+                let opened = ingress::run(&mut turn, received, lan);
+                wan.opened(i, opened);
                 // Errors about what a peer sent are our own packets, and go back into the tunnel.
                 if !turn.errors.is_empty() {
                     std::mem::swap(received, turn.errors);
@@ -184,11 +190,25 @@ impl Worker {
         self.take_up_table();
         self.now = Millis::now();
         let Self {
-            pool, table, shared, drops, errors, limiter, unknown, roamed, wan, lan, received, work, now, ..
+            pool,
+            table,
+            shared,
+            drops,
+            errors,
+            limiter,
+            unknown,
+            roamed,
+            wan,
+            lan,
+            received,
+            work,
+            now,
+            ring,
+            ..
         } = self;
-        let (cipher, notices, now) = (shared.cipher, Notices::new(&shared.notices), *now);
+        let (cipher, notices, now, ring) = (shared.cipher, Notices::new(&shared.notices), *now, *ring);
         (
-            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, roamed },
+            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, ring, roamed },
             Ends { wan, lan, received, work },
         )
     }

@@ -21,7 +21,7 @@ use penstock_dataplane::drop::{DropReason as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
 use penstock_dataplane::ports::udp::{Source, UdpConfig, UdpPort};
-use penstock_dataplane::ports::xdp::{RING, XdpPort};
+use penstock_dataplane::ports::xdp::{Binding, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port};
 use penstock_dataplane::steer::{AttachMode, WanSteering};
 
@@ -617,7 +617,8 @@ fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
         let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
         let mut steering = WanSteering::attach("w0", ifindex, 47_100, AttachMode::Native).unwrap();
         steering.insert_local("10.8.0.1".parse().unwrap()).unwrap();
-        let port = XdpPort::wan(&mut pool, "w0", ifindex, 0, 47_100).unwrap();
+        let port =
+            XdpPort::wan(&mut pool, &Binding { interface: "w0", ifindex, queue: 0, copy: false }, 47_100).unwrap();
         steering.set_socket(0, port.socket()).unwrap();
         (steering, port, pool)
     });
@@ -642,12 +643,50 @@ fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
     let steered = steering.counters().unwrap();
     assert!(received < SENT);
     assert!(steered.contains(&("redirect", SENT)), "{steered:?}");
+    assert_eq!(steering.redirected(2).unwrap(), [SENT, 0]);
+    assert_eq!(port.evidence().unwrap().passed().received, received);
     for _ in 0..2 {
         assert!(port.count_losses(&drops));
         let lost = drops.of(Reason::RingFull) + drops.of(Reason::FillRingEmpty) + drops.of(Reason::SocketRefused);
         assert_eq!(lost, SENT - received, "each once");
         assert_eq!(drops.of(Reason::SocketRefused) + drops.of(Reason::InvalidDescriptor), 0);
     }
+}
+
+/// A UMEM that was made in another namespace binds to that one's device: everything is lost, and only the program's
+/// counter of the queue and the port's own, side by side, tell of it.
+#[test]
+fn what_a_socket_of_another_namespace_swallows_shows_in_the_evidence() {
+    if !is_root() {
+        return;
+    }
+    const SENT: u64 = 20;
+    let ends = [Namespace::new(), Namespace::new()];
+    link([&ends[0], &ends[1]], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
+    let (mut batch, drops) = (Batch::default(), Drops::default());
+    let mut pool = ends[1].run(|| Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap());
+    let (steering, mut port) = ends[0].run(|| {
+        let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
+        let mut steering = WanSteering::attach("w0", ifindex, 47_100, AttachMode::Native).unwrap();
+        steering.insert_local("10.8.0.1".parse().unwrap()).unwrap();
+        let at = Binding { interface: "w0", ifindex, queue: 0, copy: true };
+        let port = XdpPort::wan(&mut pool, &at, 47_100).unwrap();
+        steering.set_socket(0, port.socket()).unwrap();
+        (steering, port)
+    });
+    let sender = ends[1].run(|| UdpSocket::bind("10.8.0.2:0").unwrap());
+    for _ in 0..SENT {
+        sender.send_to(&[&[4, 0, 0, 0][..], &[0; 28]].concat(), "10.8.0.1:47100").unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while steering.redirected(1).unwrap() != [SENT] {
+        assert!(Instant::now() < deadline, "{:?}", steering.redirected(1));
+        thread::sleep(Duration::from_millis(5));
+    }
+    port.receive(&mut pool, &mut batch, &drops);
+    assert!(port.count_losses(&drops));
+    assert_eq!((batch.len(), port.evidence().unwrap().passed().received), (0, 0));
+    assert!(Reason::ALL.iter().all(|reason| drops.of(*reason) == 0), "{drops:?}");
 }
 
 /// Host, gateway, gateway, host: what the ports alone make of a TCP stream, against kernel forwarding.

@@ -3,18 +3,21 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::drop::DropReason;
+use penstock_dataplane::drop::{DropReason, Drops};
 use penstock_dataplane::engine::{Engine, EngineConfig, WorkerSetup};
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::peer::Peer;
+use penstock_dataplane::ports::evidence::Evidence;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
+use penstock_dataplane::ports::{Batch, Link, Port, PortInfo};
 use penstock_dataplane::prefix::PrefixMap;
-use penstock_dataplane::session::{Cipher, Session, SessionConfig, Suite};
+use penstock_dataplane::session::{BY_KERNEL, Cipher, Session, SessionConfig, Suite, by_ring};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 use penstock_dataplane::worker::Worker;
@@ -254,6 +257,99 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     assert_eq!((b.dropped(DropReason::BadTag), b.dropped(DropReason::SpoofedSource), b.all_drops()), (10, 10, 20));
     let received = |place: usize| b.engine.table().peers[place].peer.received.packets.load(Relaxed);
     assert_eq!((received(0), received(1)), (20, 30));
+}
+
+/// A port that links lead to, as they do to an AF_XDP ring.
+struct Ring {
+    port: MemoryPort,
+    evidence: Arc<Evidence>,
+}
+
+const RING_INTERFACE: u32 = 7;
+
+impl Port for Ring {
+    fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
+        self.port.receive(pool, batch, drops);
+    }
+
+    fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
+        self.port.transmit(pool, batch, drops);
+    }
+
+    fn evidence(&self) -> Option<Arc<Evidence>> {
+        Some(Arc::clone(&self.evidence))
+    }
+
+    fn link_interface(&self) -> Option<u32> {
+        Some(RING_INTERFACE)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.port.fd()
+    }
+
+    fn cheap_to_ask(&self) -> bool {
+        true
+    }
+
+    fn info(&self) -> PortInfo {
+        self.port.info()
+    }
+}
+
+/// What proves a ring: by which ways a session's messages had left when the peer was first heard by it, and what of
+/// the messages that came by the ring was intact.
+#[test]
+fn a_session_tells_by_which_ways_it_was_answered() {
+    let (ring, kernel, lan) = (Wire::default(), Wire::default(), Wire::default());
+    let evidence = Arc::<Evidence>::default();
+    let mut config = config(&kernel, &lan, table(0, true));
+    let port = MemoryPort::new("ring", ring.clone());
+    config.workers[0].wan.insert(0, Box::new(Ring { port, evidence: Arc::clone(&evidence) }));
+    let (engine, mut workers) = Engine::prepare(config).unwrap();
+    let (mut worker, mut b) = (workers.remove(0), Gateway::new(1));
+    let link = Link::new(RING_INTERFACE, SITES[0].0.parse::<SocketAddr>().unwrap().ip(), [2; 6], [4; 6], None);
+    let from: SocketAddr = SITES[0].0.parse().unwrap();
+
+    for (links, wires, ways) in [
+        (&[Some(link)][..], &[&ring][..], by_ring(0)),
+        (&[None], &[&kernel], BY_KERNEL),
+        (&[None, Some(link)], &[&kernel, &ring], by_ring(0) | BY_KERNEL),
+    ] {
+        // New sessions on both sides.
+        b.engine.publish(table(1, true));
+        let mut fresh = table(0, true);
+        let session = Arc::clone(&fresh.sessions[&100].session);
+        assert_eq!((session.ours, session.left_by(), session.answered(), session.first_data()), (true, 0, None, None));
+        for (link, wire) in links.iter().zip(wires) {
+            fresh.peers[0].link = *link;
+            engine.publish(fresh.clone());
+            assert!(lan.send(worker.pool(), from, 0, &packet(A, B, 64, b"asked")));
+            worker.turn();
+            let message = wire.receive(worker.pool()).unwrap();
+            assert!(b.send_wan(from, message.tos, &message.bytes));
+        }
+        assert_eq!((session.left_by(), session.answered()), (ways, None), "nothing was heard yet");
+        assert!(session.first_data().is_some());
+        b.turn();
+        b.send_lan(&packet(B, A, 64, b"answered"));
+        b.turn();
+        let answer = b.sent_to_wan().unwrap();
+        assert!(ring.send(worker.pool(), answer.remote, 0, &answer.bytes));
+        worker.turn();
+        assert_eq!(session.answered(), Some(ways));
+        // What leaves by another way later has not been answered.
+        session.leaves_by(by_ring(3), true, Millis::now());
+        session.hear();
+        assert_eq!(session.answered(), Some(ways));
+        let mut damaged = answer.bytes;
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(ring.send(worker.pool(), answer.remote, 0, &damaged));
+        worker.turn();
+        std::iter::from_fn(|| lan.receive(worker.pool())).for_each(drop);
+    }
+    let passed = evidence.passed();
+    assert_eq!((passed.verified, passed.damaged), (3, 3));
 }
 
 #[test]

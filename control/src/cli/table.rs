@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
 use crate::problem::Severity;
-use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Status, Waiting};
+use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Proof, Status, Waiting};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
@@ -141,7 +141,7 @@ fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {
 }
 
 fn ports(status: &Status) -> Table {
-    let mut table = Table::new(&["PORT", "KIND", "QUEUE", "WORKER", "XDP", "ZERO-COPY", ""]);
+    let mut table = Table::new(&["PORT", "KIND", "QUEUE", "WORKER", "XDP", "ZERO-COPY", "RECEIVES", "SENDS", ""]);
     for port in &status.ports {
         table.row([
             port.interface.clone(),
@@ -150,10 +150,21 @@ fn ports(status: &Status) -> Table {
             port.worker.to_string(),
             port.xdp_mode.clone().unwrap_or_else(|| "-".into()),
             port.zero_copy.map_or("-", |zero_copy| if zero_copy { "yes" } else { "no" }).into(),
+            proof(port.receiving.as_ref()),
+            proof(port.sending.as_ref()),
             port.reason.clone(),
         ]);
     }
     table
+}
+
+/// Whether it was proven, and when.
+fn proof(proof: Option<&Proof>) -> String {
+    match proof {
+        None => "-".to_owned(),
+        Some(Proof { state, proven_seconds_ago: Some(seconds), .. }) => format!("{state} {}", age(*seconds)),
+        Some(Proof { state, .. }) => state.clone(),
+    }
 }
 
 fn relays(status: &Status) -> Table {

@@ -33,7 +33,10 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     }
     gateway.due.table |= gateway.plane.follow_hops(network, &gateway.site.virtual_addresses, gateway.site.behind());
     let endpoints = gateway.handshakes.peers.iter().filter_map(|peer| peer.endpoint);
-    gateway.due.paths |= changed.neighbours || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
+    // An interface's MAC address is a part of the links.
+    gateway.due.paths |= changed.neighbours
+        || changed.interfaces
+        || endpoints.into_iter().any(|endpoint| changed.affects(endpoint.ip()));
     // Without subnets of its own a site is what the LAN interfaces are connected to.
     gateway.due.paths |= changed.addresses;
     if let Some(overlay) = &mut gateway.overlay {

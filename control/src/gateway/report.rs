@@ -15,6 +15,7 @@ use super::peers::Peer;
 use super::plane::Plane;
 use super::plane::cipher::Chosen;
 use super::plane::drives::Drive;
+use super::plane::proof::Verdict;
 use super::statements::Refused;
 use super::suites;
 use crate::coordinator::State;
@@ -44,7 +45,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         cipher: cipher(plane),
         wan_mode: mode(std::slice::from_ref(&plane.drives().wan), "udp"),
         lan_mode: mode(&plane.drives().lan, "tun"),
-        ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
+        ports: plane.ports().map(|(worker, info)| port(plane, worker, info, Millis::at(now))).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
         steering: steering(plane),
@@ -75,7 +76,7 @@ fn worker_load(work: WorkDone) -> WorkerLoad {
     }
 }
 
-fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
+fn port(plane: &Plane, worker: usize, info: &PortInfo, now: Millis) -> Port {
     let mut port = Port {
         interface: info.interface.clone(),
         kind: info.kind.to_owned(),
@@ -84,10 +85,12 @@ fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
         xdp_mode: None,
         zero_copy: info.zero_copy,
         reason: String::new(),
+        receiving: None,
+        sending: None,
     };
     let drives = plane.drives();
     match info.kind {
-        "xdp" => describe_xdp(plane, &mut port),
+        "xdp" => describe_xdp(plane, &mut port, now),
         "udp" => {
             port.interface.clone_from(&drives.wan.name);
             port.reason = kernels_reason(std::slice::from_ref(&drives.wan));
@@ -97,7 +100,7 @@ fn port(plane: &Plane, worker: usize, info: &PortInfo) -> Port {
     port
 }
 
-fn describe_xdp(plane: &Plane, port: &mut Port) {
+fn describe_xdp(plane: &Plane, port: &mut Port, now: Millis) {
     let mut drives = std::iter::once(&plane.drives().wan).chain(&plane.drives().lan);
     let Some(drive) = drives.find(|d| d.name == port.interface) else { return };
     let lan = plane.steering().lan.iter().find(|lan| Some(lan.index) == drive.index());
@@ -111,6 +114,18 @@ fn describe_xdp(plane: &Plane, port: &mut Port) {
     if let Some((_, Some(fallback))) = attached {
         port.reason = format!("{}; not native: {fallback}", drive.reason());
     }
+    if let Some(copies) = &plane.drives().copies {
+        port.reason = format!("{}; {copies}", port.reason);
+    }
+    if let Some([receiving, sending]) = drive.verdicts(port.queue) {
+        (port.receiving, port.sending) = (Some(proof(receiving, now)), Some(proof(sending, now)));
+    }
+}
+
+fn proof(verdict: Verdict, now: Millis) -> status::Proof {
+    let Verdict { state, proven, seen } = verdict;
+    let proven_seconds_ago = proven.map(|at| now.since(at).0 / 1_000);
+    status::Proof { state: state.name().to_owned(), proven_seconds_ago, seen }
 }
 
 /// The gateway in a few words, as `systemctl status` shows them.

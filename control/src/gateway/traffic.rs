@@ -37,6 +37,10 @@ pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
 
 /// Looks at the traffic counters and tells the timers, and does what is done little by little.
 pub fn sample(gateway: &mut Gateway, now: Instant) {
+    let (linux, _) = gateway.ground.parts();
+    if let Some(peer) = gateway.plane.prove(now, linux.netlink(), &gateway.handshakes.peers) {
+        gateway.handshakes.proto.handle_path(now, peer, true);
+    }
     gateway.handshakes.call(now);
     // What could not be written when it changed.
     gateway.guard.save(now, &mut gateway.problems);

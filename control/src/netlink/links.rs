@@ -87,6 +87,24 @@ impl Netlink {
         Ok(programs.into_iter().collect())
     }
 
+    /// How many frames have arrived at an interface, those among them that the kernel could not take; `None`: there is no
+    /// such interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn arrived(&mut self, interface: u32) -> io::Result<Option<u64>> {
+        let all = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewLink(link) if link.header.index == interface => {
+                link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(s) => Some(s.rx_packets + s.rx_missed_errors + s.rx_dropped),
+                    _ => None,
+                })
+            }
+            _ => None,
+        })?;
+        Ok(all.first().copied())
+    }
+
     /// All addresses of all interfaces.
     ///
     /// # Errors

@@ -30,6 +30,29 @@ fn a_queue_that_comes_later_gets_a_socket() {
     await_traffic(&topology);
 }
 
+/// Frames to another MAC address of a LAN are not ours, and its own may change. Nothing is bound anew for that.
+#[test]
+fn another_mac_of_the_lan_is_followed() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
+    let steered = |verdict: &str| a.status()["Steering"]["Lan"][verdict].as_u64().unwrap_or_default();
+    let (before, program_before) = (steered("redirect_over_v4"), program(&topology.a.gateway, "lan0"));
+    topology.a.gateway.ip("link set lan0 address 02:00:00:00:00:99\n");
+    topology.a.host.ip("neigh flush dev eth0\n");
+    let host = &topology.a.host;
+    eventually(Duration::from_secs(1), "the program knows the new address", || {
+        ping(host, topology.b.host4(), &["-c", "1"]);
+        steered("redirect_over_v4") > before
+    });
+    let pinged = ping(host, topology.b.host4(), &["-c", "5", "-i", "0.1"]);
+    assert!(pinged.all_answered(), "{}", pinged.text);
+    assert_eq!(program(&topology.a.gateway, "lan0"), program_before);
+    assert!(steered("redirect_over_v4") >= before + 6, "{before}, then {}", steered("redirect_over_v4"));
+}
+
 /// What comes from an address that is not of the site's subnets goes by the kernel, and so by its rules.
 #[test]
 fn other_sources_are_the_kernel_s() {

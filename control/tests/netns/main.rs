@@ -31,6 +31,7 @@ mod pairs;
 mod path_changes;
 mod path_mtu;
 mod port_mapping;
+mod proofs;
 mod relays;
 mod reload;
 mod restarts;

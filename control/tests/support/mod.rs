@@ -21,6 +21,7 @@ pub mod nat;
 pub mod overlay;
 mod process;
 mod state_directory;
+mod steering;
 mod topology;
 mod traffic;
 
@@ -37,6 +38,7 @@ pub use message::{
 pub use namespace::Namespace;
 pub use process::Process;
 pub use state_directory::StateDirectory;
+pub use steering::{Swallower, program};
 pub use topology::{Middle, Options, Outer, PORT, Site, Topology, has_cards};
 pub use traffic::{
     CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,

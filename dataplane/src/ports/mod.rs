@@ -4,6 +4,7 @@
 //! address. A LAN port carries IP packets: the packet begins at the IP header. Link and outer headers
 //! are the ports' own business, so the worker's stages are the same for all of them.
 
+pub mod evidence;
 pub mod memory;
 pub mod tun;
 pub mod udp;
@@ -18,9 +19,11 @@ mod scatter;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use crate::drop::Drops;
 use crate::frame::{FRAME_ROOM, Frame, Pool};
+use crate::ports::evidence::Evidence;
 use crate::session::{DATA_HEADER, TAG};
 use penstock_wire::{ETHERNET_LEN, MAX_SHIFT};
 
@@ -236,6 +239,11 @@ pub trait Port: Send {
     /// Returns whether the port can tell of any such thing.
     fn count_losses(&mut self, _drops: &Drops) -> bool {
         false
+    }
+
+    /// What has passed the port, if it may lose packets without a word.
+    fn evidence(&self) -> Option<Arc<Evidence>> {
+        None
     }
 
     /// The descriptor to poll for received packets.

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::net::sockopt;
 use rustix::net::xdp::{XdpOptionsFlags, XdpStatistics};
@@ -16,6 +17,7 @@ use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
 use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, complete_checksum};
+use crate::ports::evidence::Evidence;
 use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
 /// Entries of each of a socket's rings.
@@ -53,6 +55,19 @@ pub enum Checksums {
     MaybePartial,
 }
 
+/// Where a socket is bound, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// The interface's name.
+    pub interface: &'a str,
+    /// Its index.
+    pub ifindex: u32,
+    /// The queue.
+    pub queue: u32,
+    /// Whether frames are copied even where the driver could do without.
+    pub copy: bool,
+}
+
 /// An AF_XDP socket.
 #[derive(Debug)]
 pub struct XdpPort {
@@ -70,6 +85,7 @@ pub struct XdpPort {
     zero_copy: bool,
     /// What the kernel's counters showed when they were last looked at.
     lost: Lost,
+    evidence: Arc<Evidence>,
 }
 
 impl XdpPort {
@@ -77,31 +93,34 @@ impl XdpPort {
     ///
     /// # Errors
     /// The socket cannot be bound: the queue is taken (EBUSY), there is no such queue or interface, a
-    /// capability is missing (EPERM); or the pool is not a UMEM or has too few frames.
-    pub fn wan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, local_port: u16) -> io::Result<Self> {
-        Self::open(pool, interface, ifindex, queue, Role::Wan { local_port, next_id: 0 })
+    /// capability is missing (EPERM); the pool has a zero-copy socket and this driver cannot do that (EINVAL); or the
+    /// pool is not a UMEM or has too few frames.
+    pub fn wan(pool: &mut Pool, at: &Binding<'_>, local_port: u16) -> io::Result<Self> {
+        Self::open(pool, at, Role::Wan { local_port, next_id: 0 })
     }
 
     /// A port for the site's IP packets.
     ///
     /// # Errors
     /// As [`XdpPort::wan`].
-    pub fn lan(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, checksums: Checksums) -> io::Result<Self> {
-        Self::open(pool, interface, ifindex, queue, Role::Lan { checksums })
+    pub fn lan(pool: &mut Pool, at: &Binding<'_>, checksums: Checksums) -> io::Result<Self> {
+        Self::open(pool, at, Role::Lan { checksums })
     }
 
     #[expect(unsafe_code)]
-    fn open(pool: &mut Pool, interface: &str, ifindex: u32, queue: u32, role: Role) -> io::Result<Self> {
+    fn open(pool: &mut Pool, at: &Binding<'_>, role: Role) -> io::Result<Self> {
+        let Binding { interface, ifindex, queue, copy } = *at;
         let Some(umem) = pool.shared_umem() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pool is not a UMEM"));
         };
         let name: Interface = interface.parse().map_err(io::Error::other)?;
         let ring = QueueSize::new(RING).map_err(io::Error::other)?;
+        let copy = if copy { BindFlags::XDP_COPY } else { BindFlags::empty() };
         let config = SocketConfig::builder()
             .rx_queue_size(ring)
             .tx_queue_size(ring)
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP)
+            .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP | copy)
             .build();
         // SAFETY: the frames belong to the pool, which gives each to one holder at a time.
         let created = unsafe { Socket::new(config, umem, &name, queue) };
@@ -130,6 +149,7 @@ impl XdpPort {
             queue,
             zero_copy,
             lost: Lost::default(),
+            evidence: Arc::default(),
         };
         port.refill(pool);
         if port.owed > 0 {
@@ -171,6 +191,9 @@ impl XdpPort {
         for desc in &self.descs[..n] {
             let frame = pool.frame_of(desc);
             pool.give(frame);
+        }
+        if n > 0 {
+            self.evidence.completed(n);
         }
     }
 
@@ -258,6 +281,9 @@ impl Port for XdpPort {
                 }
             }
         }
+        if n > 0 {
+            self.evidence.received(n);
+        }
         self.owed += n;
         if self.owed > 0 {
             self.refill(pool);
@@ -287,6 +313,7 @@ impl Port for XdpPort {
         }
         // SAFETY: the frames' tokens were given up; room for all of them was asked for.
         let sent = unsafe { self.tx.produce(&self.descs[..n]) };
+        self.evidence.sent(sent);
         for desc in &self.descs[sent..n] {
             drops.count(DropReason::TransmitFull);
             let frame = pool.frame_of(desc);
@@ -300,6 +327,10 @@ impl Port for XdpPort {
             self.lost.count(&now, self.zero_copy, drops);
         }
         true
+    }
+
+    fn evidence(&self) -> Option<Arc<Evidence>> {
+        Some(Arc::clone(&self.evidence))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -155,6 +155,7 @@ fn wan_data_reaches_the_socket() {
             assert_eq!(near.next(), None);
             assert_eq!(count(wan.counters(), "other_type"), 1);
             assert_eq!(count(wan.counters(), "redirect"), 2);
+            assert_eq!(wan.redirected(2).unwrap(), [2, 0]);
 
             wan.remove_local(IpAddr::V4(WAN_V4)).unwrap();
             wan.remove_local(IpAddr::V4(WAN_V4)).unwrap();
@@ -209,6 +210,13 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
             }
             assert_eq!(count(lan.counters(), "redirect_over_v4"), 3);
             assert_eq!(count(lan.counters(), "redirect_over_v6"), 3);
+            assert_eq!(lan.redirected(1).unwrap(), [6]);
+
+            lan.set_config(LanConfig { mac: [0x02, 0, 0, 0, 0, 0x77], ..LAN_CONFIG }).unwrap();
+            far.send(&frames[0]);
+            assert_eq!(near.next(), None, "the interface has another address now");
+            assert_eq!(count(lan.counters(), "other_mac"), 1);
+            lan.set_config(LAN_CONFIG).unwrap();
 
             lan.set_config(LanConfig { tunnel_mtu: 1000, ..LAN_CONFIG }).unwrap();
             far.send(&frames[0]);

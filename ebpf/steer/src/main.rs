@@ -24,6 +24,8 @@ static SOCKETS: XskMap<{ MAX_QUEUES as usize }> = XskMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]
+static REDIRECTED: PerCpuArray<u64, { MAX_QUEUES as usize }> = PerCpuArray::new();
+#[btf_map]
 static WAN_CONFIG: Array<WanConfig, 1> = Array::new();
 #[btf_map]
 static LAN_CONFIG: Array<LanConfig, 1> = Array::new();
@@ -43,11 +45,14 @@ fn penstock_wan(ctx: XdpContext) -> u32 {
     let mut action = XDP_PASS;
     if verdict == WanVerdict::Redirect {
         match SOCKETS.redirect(ctx.rx_queue_index(), XDP_PASS.into()) {
-            Ok(redirect) => action = redirect,
+            Ok(redirect) => {
+                count(&REDIRECTED, ctx.rx_queue_index());
+                action = redirect;
+            }
             Err(_) => verdict = WanVerdict::NoSocket,
         }
     }
-    count(verdict.index());
+    count(&COUNTERS, verdict.index());
     action
 }
 
@@ -61,11 +66,14 @@ fn penstock_lan(ctx: XdpContext) -> u32 {
     let mut action = XDP_PASS;
     if let Some(outer) = verdict.outer() {
         match redirect_with_room(&ctx, outer) {
-            Ok(()) => action = XDP_REDIRECT,
+            Ok(()) => {
+                count(&REDIRECTED, ctx.rx_queue_index());
+                action = XDP_REDIRECT;
+            }
             Err(reason) => verdict = reason,
         }
     }
-    count(verdict.index());
+    count(&COUNTERS, verdict.index());
     action
 }
 
@@ -114,8 +122,8 @@ fn redirect_with_room(ctx: &XdpContext, outer: OuterFamily) -> Result<(), LanVer
 }
 
 #[inline(always)]
-fn count(index: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+fn count<const N: usize>(counters: &PerCpuArray<u64, N>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
         // SAFETY: the slot is this CPU's own, and XDP programs don't nest on a CPU.
         unsafe { *counter += 1 };
     }

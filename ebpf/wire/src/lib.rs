@@ -21,8 +21,8 @@ pub use bench::BenchFilter;
 pub use frame::{ETHERNET_LEN, Unread};
 pub use maps::{
     ADDRESS_BITS, AddressKey, BENCH_IP_PROGRAM, BENCH_UDP_PROGRAM, COUNTER_SLOTS, COUNTERS, LAN_CONFIG, LAN_PROGRAM,
-    LOCAL, LanConfig, MAX_LOCAL, MAX_PREFIXES, MAX_QUEUES, MAX_SHIFT, OWN_SUBNET, OuterFamily, PREFIXES, SHIFT_LEN,
-    SOCKETS, STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanConfig, address_key, ethernet_offset, prefix_bits,
+    LOCAL, LanConfig, MAX_LOCAL, MAX_PREFIXES, MAX_QUEUES, MAX_SHIFT, OWN_SUBNET, OuterFamily, PREFIXES, REDIRECTED,
+    SHIFT_LEN, SOCKETS, STAYS_LOCAL, WAN_CONFIG, WAN_PROGRAM, WanConfig, address_key, ethernet_offset, prefix_bits,
 };
 pub use steer::{TRANSPORT_MIN_LEN, steer_lan, steer_wan};
 pub use verdict::{LanVerdict, Unparsed, WanVerdict};

@@ -17,6 +17,8 @@ pub const BENCH_IP_PROGRAM: &str = "penstock_bench_ip";
 pub const SOCKETS: &str = "SOCKETS";
 /// Per-CPU array of `u64`, indexed by the verdict's [`index`](crate::WanVerdict::index).
 pub const COUNTERS: &str = "COUNTERS";
+/// Per-CPU array of `u64`, indexed by receive queue: frames redirected to its socket.
+pub const REDIRECTED: &str = "REDIRECTED";
 /// Array of one [`WanConfig`].
 pub const WAN_CONFIG: &str = "WAN_CONFIG";
 /// Array of one [`LanConfig`].

@@ -40,8 +40,8 @@ amsterdam: Penstock 0.1.0, process 4711
   WAN         xdp: eth0 has zero-copy
   LAN         tun: asked for
 
-PORT  KIND  QUEUE  WORKER  XDP     ZERO-COPY
-eth0  xdp   1      1       native  yes
+PORT  KIND  QUEUE  WORKER  XDP     ZERO-COPY  RECEIVES        SENDS
+eth0  xdp   1      1       native  yes        proven 3 s ago  unproven
 
 RELAY        BY   ADDRESS         BOUND  ROUND TRIP
 coordinator  udp  192.0.2.9:3478  yes    0.5 ms

@@ -6,27 +6,32 @@
 //! ```
 //! The last port of each side is the kernel's, and takes what has no link.
 
+mod proving;
+
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use penstock_dataplane::clock::Millis;
 use penstock_dataplane::engine::WorkerSetup;
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::ports::tun::TunPort;
 use penstock_dataplane::ports::udp::UdpPort;
-use penstock_dataplane::ports::xdp::{Checksums, FRAMES, RING, XdpPort};
+use penstock_dataplane::ports::xdp::{Binding, Checksums, FRAMES, RING, XdpPort};
 use penstock_dataplane::ports::{BATCH, INNER_MAX, Port};
-use penstock_dataplane::steer::{AttachMode, XdpMode};
+use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 
-use super::modes::{Device, ModeSetting, Plan, loses, plan};
+use super::modes::{Device, ModeSetting, Plan, loses, merges, plan};
+use super::proof::Proof;
 use super::steering::{Lan, Steering, Wan};
 use crate::gateway::bypass::Bypassed;
 use crate::ground::Network;
 use crate::netlink::Interface;
 use crate::problem::{Problem, Problems, Severity};
 use crate::profile::Profile;
+use proving::note_bound;
 
 /// Frames of a worker besides those in AF_XDP rings: a batch in every hand, and the socket ports'
 /// receive buffers.
@@ -58,12 +63,15 @@ pub struct Drive {
     setting: ModeSetting,
     /// A rule of the kernel's that AF_XDP would pass by.
     bypassed: Option<String>,
+    /// Whether AF_XDP carries what it is given.
+    proof: Proof,
 }
 
 impl Drive {
     fn new(name: &str, setting: ModeSetting) -> Self {
         let plan = Plan::Socket(missing(name));
-        Self { name: name.to_owned(), interface: None, device: None, plan, setting, bypassed: None }
+        let proof = Proof::default();
+        Self { name: name.to_owned(), interface: None, device: None, plan, setting, bypassed: None, proof }
     }
 
     fn plan(&self) -> Plan {
@@ -81,7 +89,10 @@ impl Drive {
         let was_xdp = self.xdp();
         self.bypassed = rule.cloned();
         if self.setting == ModeSetting::Auto {
-            self.plan = self.plan();
+            match self.proof.fallen() {
+                Some(_) => self.take_rung(),
+                None => self.plan = self.plan(),
+            }
         }
         was_xdp != self.xdp()
     }
@@ -99,7 +110,10 @@ impl Drive {
         }
         let was_xdp = self.xdp();
         let same_device = match (&self.interface, &now) {
-            (Some(before), Some(now)) => (before.index, before.mac, before.queues) == (now.index, now.mac, now.queues),
+            (Some(before), Some(now)) => {
+                let ethernet = before.mac.is_some() == now.mac.is_some();
+                ethernet && (before.index, before.queues) == (now.index, now.queues)
+            }
             _ => false,
         };
         match (&self.interface, &now) {
@@ -112,8 +126,12 @@ impl Drive {
         }
         self.interface = now;
         if same_device {
+            if self.interface.as_ref().is_some_and(|interface| interface.up) {
+                self.proof.handle_link_event(Millis::now());
+            }
             return false;
         }
+        self.proof = Proof::default();
         self.device = self.interface.as_ref().map(Device::of);
         self.plan = self.plan();
         was_xdp || self.xdp()
@@ -191,14 +209,17 @@ impl Drive {
             Some(interface) if !interface.up => {
                 (format!("interface {} is down", self.name), "put it up: ip link set dev NAME up")
             }
-            Some(_) if self.setting == ModeSetting::Xdp && !self.xdp() => {
-                (self.reason().to_owned(), "mend what is named, or set the mode to auto")
-            }
-            Some(_) => {
-                let rule = self.bypassed.as_ref().filter(|_| self.xdp())?;
-                let sentence = format!("what AF_XDP carries on {} passes by {rule}", self.name);
-                return Some((sentence, "set the mode to auto, or remove the rule", Severity::Warning));
-            }
+            Some(_) => match self.lost() {
+                Some(lost) => lost,
+                None if self.setting == ModeSetting::Xdp && !self.xdp() => {
+                    (self.reason().to_owned(), "mend what is named, or set the mode to auto")
+                }
+                None => {
+                    let rule = self.bypassed.as_ref().filter(|_| self.xdp())?;
+                    let sentence = format!("what AF_XDP carries on {} passes by {rule}", self.name);
+                    return Some((sentence, "set the mode to auto, or remove the rule", Severity::Warning));
+                }
+            },
         };
         Some((sentence, what_to_do, Severity::Error))
     }
@@ -220,6 +241,8 @@ pub struct Drives {
     pub wan: Drive,
     /// Towards this site.
     pub lan: Vec<Drive>,
+    /// Why frames are copied whatever the drivers can, if they are.
+    pub copies: Option<String>,
     problems: Problems,
 }
 
@@ -230,6 +253,7 @@ impl Drives {
         Self {
             wan: Drive::new(&profile.wan.interface, profile.wan.mode.into()),
             lan: lan.collect(),
+            copies: None,
             problems: Problems::default(),
         }
     }
@@ -238,13 +262,13 @@ impl Drives {
     pub fn none() -> Self {
         let any = Plan::Socket("the kernel's routes lead to the peers".to_owned());
         let wan = Drive { plan: any, ..Drive::new("", ModeSetting::Socket) };
-        Self { wan, lan: Vec::new(), problems: Problems::default() }
+        Self { wan, lan: Vec::new(), copies: None, problems: Problems::default() }
     }
 
     /// Takes up another profile. An interface that is driven as before stays as it is. Returns whether ports have to
     /// be made anew.
     pub fn reload(&mut self, profile: &Profile, network: &Network) -> bool {
-        let Self { wan, lan, problems } = std::mem::replace(self, Self::of(profile));
+        let Self { wan, lan, copies, problems } = std::mem::replace(self, Self::of(profile));
         let before = (ports(&wan), lan.iter().flat_map(ports).collect::<Vec<_>>());
         let same = |new: &mut Drive, old: &Drive| {
             if (&new.name, new.setting) == (&old.name, old.setting) {
@@ -253,7 +277,7 @@ impl Drives {
         };
         same(&mut self.wan, &wan);
         self.lan.iter_mut().for_each(|new| lan.iter().for_each(|old| same(new, old)));
-        self.problems = problems;
+        (self.copies, self.problems) = (copies, problems);
         self.problems.solved_all_but(&self.all().map(|drive| drive.name.clone()).collect());
         let followed = self.follow(network);
         followed || before != (ports(&self.wan), self.lan.iter().flat_map(ports).collect())
@@ -399,12 +423,12 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
         |lan: &Lan| drives.lan.iter().filter_map(Drive::attachment).any(|(interface, mode)| lan.fits(interface, mode));
     steering.lan.retain(fits);
     if let (Some((interface, mode)), None) = (drives.wan.attachment(), &steering.wan) {
-        match Wan::attach(interface, local_port, mode) {
+        match sound(Wan::attach(interface, local_port, mode), interface, |wan| wan.program.mode()) {
             Ok(wan) => {
                 announce(&interface.name, wan.program.mode().name(), wan.program.fallback(), mode);
                 steering.wan = Some(wan);
             }
-            Err(e) => drives.wan.fall_back(e.into(), strict)?,
+            Err(e) => drives.wan.fall_back(e, strict)?,
         }
     }
     for drive in &mut drives.lan {
@@ -415,7 +439,7 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
         let attached = interface
             .mac
             .ok_or_else(|| anyhow!("{} is not an Ethernet device", interface.name))
-            .and_then(|mac| Ok(Lan::attach(interface, mac, tunnel_mtu, mode)?));
+            .and_then(|mac| sound(Lan::attach(interface, mac, tunnel_mtu, mode), interface, |lan| lan.program.mode()));
         match attached {
             Ok(lan) => {
                 announce(&interface.name, lan.program.mode().name(), lan.program.fallback(), mode);
@@ -427,6 +451,18 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
     // Some drivers, virtio_net for one, have more queues once a program is attached.
     drives.recount();
     Ok(())
+}
+
+/// A program that the driver did not take is of no use where the driver merges packets.
+fn sound<T>(attached: Result<T, AttachError>, interface: &Interface, mode: impl Fn(&T) -> XdpMode) -> Result<T> {
+    let refused = match &attached {
+        Ok(program) => mode(program) == XdpMode::Generic,
+        Err(error) => matches!(error, AttachError::NoNative { .. }),
+    };
+    match refused.then(|| merges(interface)).flatten() {
+        Some(reason) => Err(anyhow!(reason)),
+        None => Ok(attached?),
+    }
 }
 
 fn announce(interface: &str, mode: &str, fallback: Option<&str>, asked: AttachMode) {
@@ -450,10 +486,16 @@ pub fn build(
     cores: &[core_affinity::CoreId],
 ) -> Result<Vec<WorkerSetup>> {
     let workers = kernel.udp.len() as u32;
+    let copies = drives.all().filter(|drive| drive.xdp()).find_map(Drive::copies);
+    drives.copies = copies;
     let ports = loop {
         match bind_all(drives, steering, settings, workers) {
             Ok(ports) => break ports,
-            Err((index, error)) => {
+            Err(unbound) if drives.copies.is_none() && unbound.must_copy().is_some() => {
+                drives.copies = unbound.must_copy();
+                tracing::warn!("{}", drives.copies.as_deref().unwrap_or_default());
+            }
+            Err(Unbound { index, error, .. }) => {
                 let Some(drive) = drives.all_mut().find(|drive| drive.index() == Some(index)) else {
                     return Err(error);
                 };
@@ -465,6 +507,7 @@ pub fn build(
             }
         }
     };
+    note_bound(drives, steering, &ports);
     if workers < drives.queues() {
         tracing::info!("{workers} workers share {} queues", drives.queues());
     }
@@ -490,22 +533,57 @@ struct WorkerPorts {
     lan: Vec<Box<dyn Port>>,
 }
 
+impl WorkerPorts {
+    /// The interface of one of them that does without copies.
+    fn zero_copy(&self) -> Option<String> {
+        let infos = self.wan.iter().chain(&self.lan).map(|port| port.info());
+        infos.into_iter().find(|info| info.zero_copy == Some(true)).map(|info| info.interface)
+    }
+}
+
+/// A port that cannot be bound.
+struct Unbound {
+    /// The interface's index and name.
+    index: u32,
+    name: String,
+    error: anyhow::Error,
+    /// An interface that does without copies, with which it would share memory.
+    zero_copy: Option<String>,
+}
+
+impl Unbound {
+    /// Why all frames have to be copied, if that is what is wrong: memory that one driver uses without copies cannot be
+    /// shared with a driver that copies.
+    fn must_copy(&self) -> Option<String> {
+        let Self { name, error, zero_copy, .. } = self;
+        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let other = zero_copy.as_ref().filter(|_| matches!(errno, Some(libc::EINVAL | libc::EOPNOTSUPP)))?;
+        Some(format!(
+            "all frames are copied, since the driver of {name} cannot do without, as that of {other} can, and the two \
+             share their memory"
+        ))
+    }
+}
+
 /// All AF_XDP ports, or the interface that has none and why.
 fn bind_all(
     drives: &Drives,
     steering: &mut Steering,
     settings: PortSettings,
     workers: u32,
-) -> Result<Vec<WorkerPorts>, (u32, anyhow::Error)> {
+) -> Result<Vec<WorkerPorts>, Unbound> {
     let blame = drives.all().filter(|d| d.xdp()).find_map(Drive::index).unwrap_or(0);
     (0..workers)
         .map(|worker| {
-            let pool = pool(drives.xdp_ports(worker, workers)).map_err(|e| (blame, e))?;
+            let pool = pool(drives.xdp_ports(worker, workers));
+            let pool = pool.map_err(|error| Unbound { index: blame, name: String::new(), error, zero_copy: None })?;
             let mut ports = WorkerPorts { pool, wan: Vec::new(), lan: Vec::new() };
             for drive in drives.all().filter(|d| d.xdp()) {
                 for queue in queues_of(drive, worker, workers) {
                     let index = drive.index().unwrap_or(0);
-                    bind(&mut ports, drive, steering, settings, queue).map_err(|e| (index, e))?;
+                    bind(&mut ports, drive, steering, settings, (queue, drives.copies.is_some())).map_err(|error| {
+                        Unbound { index, name: drive.name.clone(), error, zero_copy: ports.zero_copy() }
+                    })?;
                 }
             }
             Ok(ports)
@@ -518,18 +596,19 @@ fn bind(
     drive: &Drive,
     steering: &mut Steering,
     settings: PortSettings,
-    queue: u32,
+    (queue, copy): (u32, bool),
 ) -> Result<()> {
     let Some(Interface { name, index, .. }) = &drive.interface else { bail!(missing(&drive.name)) };
     let failed = || format!("cannot bind an AF_XDP socket to queue {queue} of {name}");
     let pool = &mut ports.pool;
+    let at = Binding { interface: name, ifindex: *index, queue, copy };
     if let Some(Lan { program, .. }) = steering.lan.iter_mut().find(|lan| lan.index == *index) {
         let checksums = drive.checksums(program.mode());
-        let port = patiently(|| XdpPort::lan(pool, name, *index, queue, checksums)).with_context(failed)?;
+        let port = patiently(|| XdpPort::lan(pool, &at, checksums)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.lan.push(Box::new(port));
     } else if let Some(Wan { program, .. }) = &mut steering.wan {
-        let port = patiently(|| XdpPort::wan(pool, name, *index, queue, settings.local_port)).with_context(failed)?;
+        let port = patiently(|| XdpPort::wan(pool, &at, settings.local_port)).with_context(failed)?;
         program.set_socket(queue, port.socket())?;
         ports.wan.push(Box::new(port));
     }
@@ -564,6 +643,20 @@ fn pool(xdp_ports: u32) -> Result<Pool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_one_driver_cannot_share_without_copies_is_copied_by_all() {
+        let unbound = |errno, zero_copy: Option<&str>| Unbound {
+            index: 3,
+            name: "eth1".to_owned(),
+            error: anyhow::Error::new(io::Error::from_raw_os_error(errno)).context("cannot bind"),
+            zero_copy: zero_copy.map(str::to_owned),
+        };
+        let why = unbound(libc::EINVAL, Some("eth0")).must_copy().unwrap();
+        assert!(why.contains("the driver of eth1 cannot do without, as that of eth0 can"), "{why}");
+        assert_eq!(unbound(libc::EINVAL, None).must_copy(), None, "nothing else is without copies");
+        assert_eq!(unbound(libc::EBUSY, Some("eth0")).must_copy(), None, "another reason");
+    }
 
     #[test]
     fn the_tunnel_leaves_room_for_its_headers() {

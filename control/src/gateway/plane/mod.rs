@@ -9,6 +9,7 @@ pub mod cipher;
 pub mod drives;
 mod modes;
 mod next_hop;
+pub mod proof;
 pub mod steering;
 mod tables;
 
@@ -142,6 +143,8 @@ pub struct Plane {
     dropped: BTreeMap<&'static str, u64>,
     /// What they had done, by their number.
     worked: Vec<WorkDone>,
+    /// When it was last looked at what has passed the AF_XDP ports.
+    proved: Instant,
     /// Whether the workers are to be made anew.
     stale: bool,
     problems: Problems,
@@ -211,6 +214,7 @@ impl Plane {
             commands: Vec::new(),
             dropped: BTreeMap::new(),
             worked: Vec::new(),
+            proved: Instant::now(),
             stale: false,
             problems,
         };
@@ -226,6 +230,7 @@ impl Plane {
         if self.drives.follow(network) {
             self.stale = true;
         }
+        self.drives.lan.iter().filter_map(|drive| drive.interface.as_ref()).for_each(|lan| self.steering.follow(lan));
         if self.tun.first().is_some_and(|tun| network.interface(tun.ifindex()).is_none()) {
             tracing::warn!("the tun device {} is gone; it is made again", self.config.name);
             self.tun.clear();
@@ -234,9 +239,6 @@ impl Plane {
         if self.stale {
             // What was in the way may have gone with what has changed.
             self.problems.try_now(Instant::now());
-        }
-        for lan in self.drives.lan.iter().filter_map(|drive| drive.interface.as_ref()) {
-            self.steering.set_link_mtu(lan.index, lan.largest_packet());
         }
         let mtu = self.drives.tunnel_mtu(self.config.mtu);
         let changed = self.parts.set_mtu(mtu);

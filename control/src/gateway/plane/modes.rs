@@ -4,7 +4,7 @@ use std::path::Path;
 
 use penstock_dataplane::steer::AttachMode;
 
-use crate::netlink::Interface;
+use crate::netlink::{Generic, Interface, Offloads};
 use crate::profile::{LanMode, WanMode};
 
 /// What the profile asks for.
@@ -152,6 +152,23 @@ pub fn loses(device: &Device) -> Option<String> {
     }
 }
 
+/// Why XDP would lose packets on an interface whose driver did not take the program, if it would. On such interfaces the
+/// kernel switches off what merges packets, where that can be done.
+pub fn merges(interface: &Interface) -> Option<String> {
+    let offloads = Generic::open().and_then(|mut generic| generic.offloads(interface.index)).ok()?;
+    let offload = merging(&offloads)?;
+    Some(format!(
+        "the driver of {} merges received packets ({offload}), which XDP cannot take apart, and it cannot be told not to; \
+         use sockets, or a device that lets {offload} be switched off",
+        interface.name
+    ))
+}
+
+/// The offload by which received packets are merged before XDP sees them, if one is on.
+fn merging(offloads: &Offloads) -> Option<&'static str> {
+    ["rx-gro-hw", "rx-lro"].into_iter().find(|offload| offloads.active.contains(*offload))
+}
+
 /// How many workers to start: `asked` by the profile (0: as many as fit), `queues` the most receive
 /// queues of an interface driven by AF_XDP (0: there is none), `cores` those we may use.
 pub fn workers(asked: u32, queues: u32, cores: u32) -> u32 {
@@ -223,6 +240,17 @@ mod tests {
         }
         assert_eq!(loses(&device(Some("veth"), None)), None);
         assert_eq!(loses(&device(None, Some("ice"))), None);
+    }
+
+    #[test]
+    fn offloads_that_merge_packets_are_told_from_others() {
+        let on = |names: &[&str]| Offloads {
+            active: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Offloads::default()
+        };
+        assert_eq!(merging(&on(&["rx-gro", "rx-checksum", "tx-gso-robust"])), None);
+        assert_eq!(merging(&on(&["rx-gro", "rx-gro-hw"])), Some("rx-gro-hw"));
+        assert_eq!(merging(&on(&["rx-lro"])), Some("rx-lro"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use penstock_dataplane::steer::{
-    AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering,
+    AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode,
 };
 
 use crate::gateway::peers::Peers;
@@ -95,12 +95,12 @@ impl Lan {
 
     /// Whether it is what [`Self::attach`] would make.
     pub fn fits(&self, interface: &Interface, asked: AttachMode) -> bool {
-        (self.index, Some(self.config.mac), self.asked) == (interface.index, interface.mac, asked)
+        (self.index, self.asked) == (interface.index, asked)
     }
 
     fn set_config(&mut self, config: LanConfig) {
         if std::mem::replace(&mut self.config, config) != config {
-            told(self.program.set_config(config), "of an MTU");
+            told(self.program.set_config(config), "of an MTU or MAC address");
         }
     }
 
@@ -136,10 +136,31 @@ impl Steering {
         self.lan.iter_mut().for_each(|lan| lan.set_config(LanConfig { tunnel_mtu, ..lan.config }));
     }
 
-    /// The link of this LAN interface carries packets so large.
-    pub fn set_link_mtu(&mut self, index: u32, link_mtu: u16) {
-        let here = self.lan.iter_mut().filter(|lan| lan.index == index);
-        here.for_each(|lan| lan.set_config(LanConfig { link_mtu, ..lan.config }));
+    /// The mode of the program on an interface.
+    pub fn mode(&self, index: u32) -> Option<XdpMode> {
+        let wan = self.wan.iter().filter(|wan| wan.index == index).map(|wan| wan.program.mode());
+        wan.chain(self.lan.iter().filter(|lan| lan.index == index).map(|lan| lan.program.mode())).next()
+    }
+
+    /// Frames by verdict that the program on an interface was shown, and those that it redirected by receive queue, of
+    /// so many queues.
+    pub fn counted(&self, index: u32, queues: u32) -> Result<(u64, Vec<u64>), SteerError> {
+        let sum = |verdicts: Vec<(&'static str, u64)>| verdicts.into_iter().map(|(_, frames)| frames).sum();
+        if let Some(Wan { program, .. }) = self.wan.as_ref().filter(|wan| wan.index == index) {
+            return Ok((sum(program.counters()?), program.redirected(queues)?));
+        }
+        match self.lan.iter().find(|lan| lan.index == index) {
+            Some(Lan { program, .. }) => Ok((sum(program.counters()?), program.redirected(queues)?)),
+            None => Ok((0, vec![0; queues as usize])),
+        }
+    }
+
+    /// Follows another MAC address or MTU of a LAN interface.
+    pub fn follow(&mut self, interface: &Interface) {
+        for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index) {
+            let (mac, link_mtu) = (interface.mac.unwrap_or(lan.config.mac), interface.largest_packet());
+            lan.set_config(LanConfig { mac, link_mtu, ..lan.config });
+        }
     }
 
     /// Makes these our addresses on the WAN.

@@ -1,0 +1,180 @@
+//! Gathers what the proofs of the ports are made of: counters of the programs, the rings and the kernel, and how the
+//! peers have answered. What a proof has given up is driven otherwise.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use penstock_dataplane::clock::Millis;
+use penstock_dataplane::session::{BY_KERNEL, Session, by_ring};
+use penstock_dataplane::steer::{AttachMode, XdpMode};
+use penstock_proto::{PeerId, path};
+
+use super::{Drive, Drives, WorkerPorts};
+use crate::gateway::peers::{Found, Peer, Peers};
+use crate::gateway::plane::modes::Plan;
+use crate::gateway::plane::proof::{Bound, Counters, Fallen, Rung, Talk, Verdict};
+use crate::gateway::plane::steering::Steering;
+use crate::gateway::plane::{Plane, Running};
+use crate::netlink::Netlink;
+
+/// How often.
+const EVERY: Duration = Duration::from_secs(1);
+
+impl Plane {
+    /// Looks at what has passed the AF_XDP ports. Where packets are lost, other ports take their place when the workers
+    /// are next renewed. Returns a peer with which a session should be begun, for the sake of a proof.
+    pub fn prove(&mut self, now: Instant, netlink: &mut Netlink, peers: &Peers) -> Option<PeerId> {
+        if now.duration_since(self.proved) < EVERY {
+            return None;
+        }
+        self.proved = now;
+        let now = Millis::at(now);
+        let Self { running, drives, steering, .. } = self;
+        if let Some(running) = running {
+            for drive in drives.all_mut().filter(|drive| drive.xdp()) {
+                drive.prove(now, running, steering, netlink);
+            }
+            if drives.wan.xdp() {
+                tell_talks(now, drives, running, peers);
+            }
+        }
+        let mut changed = false;
+        for drive in drives.all_mut() {
+            if drive.proof.handle_timeout(now) {
+                drive.take_rung();
+                changed = true;
+            }
+        }
+        if changed {
+            drives.note_problems();
+            self.stale = true;
+        }
+        drives.wan.proof.asks(now).then(|| sent_to(peers)).flatten()
+    }
+}
+
+/// The peer that was last sent to by a ring.
+fn sent_to(peers: &Peers) -> Option<PeerId> {
+    let by_ring = |peer: &&Peer| peer.sending().is_some_and(|session| session.left_by() & !BY_KERNEL != 0);
+    let direct = peers.iter().filter(|peer| is_direct(peer)).filter(by_ring);
+    direct.max_by_key(|peer| peer.data.sent.last.load(Relaxed)).map(|peer| peer.id)
+}
+
+impl Drive {
+    fn prove(&mut self, now: Millis, running: &Running, steering: &Steering, netlink: &mut Netlink) {
+        let Some(interface) = self.interface.as_ref().filter(|interface| interface.up) else { return };
+        let passed: Vec<_> = running.engine.passed().filter(|(_, port, _)| port.interface == self.name).collect();
+        let queues = passed.iter().map(|(_, port, _)| port.queue + 1).max().unwrap_or(0);
+        let Ok((shown, redirected)) = steering.counted(interface.index, queues) else { return };
+        self.proof.begin(now);
+        for (_, port, passed) in passed {
+            let redirected = redirected.get(port.queue as usize).copied().unwrap_or_default();
+            self.proof.handle_counters(now, port.queue, Counters { redirected, passed });
+        }
+        if self.proof.zero_copy()
+            && let Ok(Some(arrived)) = netlink.arrived(interface.index)
+        {
+            self.proof.handle_arrivals(now, arrived, shown);
+        }
+    }
+
+    /// Drives it as the proof says.
+    pub(super) fn take_rung(&mut self) {
+        let mut plan = self.plan();
+        let Some(fallen) = self.proof.fallen() else {
+            tracing::info!("{}: AF_XDP is tried again", self.name);
+            self.plan = plan;
+            return;
+        };
+        let why = format!("{} in its place, since {}", fallen.rung.name(), fallen.fault);
+        tracing::warn!("{}: {why}", self.name);
+        match &mut plan {
+            Plan::Xdp { attach, reason, .. } if fallen.rung < Rung::Sockets => {
+                *attach = if fallen.rung == Rung::Generic { AttachMode::Generic } else { *attach };
+                *reason = format!("{reason}; {why}");
+            }
+            _ => plan = Plan::Socket(why),
+        }
+        self.plan = plan;
+    }
+
+    /// Why frames are copied on all interfaces, if it is for this one: they share memory, and so the way.
+    pub(super) fn copies(&self) -> Option<String> {
+        let copies = self.proof.rung() >= Rung::Copy;
+        copies.then(|| format!("all frames are copied, since those of {} have to be", self.name))
+    }
+
+    /// How it stands with a queue: receiving, sending.
+    pub fn verdicts(&self, queue: u32) -> Option<[Verdict; 2]> {
+        self.proof.verdicts(queue)
+    }
+
+    /// What AF_XDP was given up for.
+    pub(super) fn lost(&self) -> Option<(String, &'static str)> {
+        let Fallen { fault, rung, .. } = self.proof.fallen()?;
+        let sentence = format!(
+            "AF_XDP lost packets: {fault}; {} took its place until the interface changes, or for some minutes",
+            rung.name()
+        );
+        Some((sentence, "try another kernel or driver, or set the mode of this side to sockets for good"))
+    }
+}
+
+/// Tells the proofs what was bound.
+pub(super) fn note_bound(drives: &mut Drives, steering: &Steering, ports: &[WorkerPorts]) {
+    let now = Millis::now();
+    let infos: Vec<_> = ports.iter().flat_map(|p| p.wan.iter().chain(&p.lan)).map(|port| port.info()).collect();
+    let wan = drives.wan.index();
+    for drive in drives.all_mut() {
+        let mut ports = infos.iter().filter(|info| info.interface == drive.name).peekable();
+        let bound = ports.peek().is_some().then(|| Bound {
+            wan: drive.index() == wan,
+            zero_copy: ports.any(|info| info.zero_copy == Some(true)),
+            native: drive.index().and_then(|index| steering.mode(index)) == Some(XdpMode::Native),
+            generic_will_do: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
+        });
+        drive.proof.bound(now, bound);
+    }
+}
+
+/// Tells the proof of the WAN how it stands with every session.
+fn tell_talks(now: Millis, drives: &mut Drives, running: &Running, peers: &Peers) {
+    // A worker sends by the first ring that it has there.
+    let mut rings: Vec<(usize, u32)> = Vec::new();
+    for (worker, port, _) in running.engine.passed().filter(|(_, port, _)| port.interface == drives.wan.name) {
+        if rings.last().is_none_or(|(last, _)| *last != worker) {
+            rings.push((worker, port.queue));
+        }
+    }
+    for peer in peers.iter().filter(|peer| is_direct(peer) && !peer.sessions.is_empty()) {
+        let label = peer.label();
+        let mut sessions: Vec<&Session> = peer.sessions.iter().map(|session| &**session).collect();
+        sessions.sort_by_key(|session| session.born());
+        for (i, session) in sessions.iter().enumerate() {
+            let next_born = sessions.get(i + 1).map(|next| next.born());
+            let talk = talk(&label, session, next_born);
+            for &(worker, queue) in &rings {
+                drives.wan.proof.handle_talk(now, queue, by_ring(worker), &talk);
+            }
+        }
+    }
+}
+
+/// A relay may lose data as well.
+fn is_direct(peer: &Peer) -> bool {
+    matches!(peer.found, None | Some(Found { path: path::Path::Direct { .. }, .. }))
+}
+
+fn talk<'a>(peer: &'a str, session: &Session, next_born: Option<Millis>) -> Talk<'a> {
+    Talk {
+        peer,
+        index: session.local_index,
+        ours: session.ours,
+        left_by: session.left_by(),
+        answered: session.answered(),
+        sent: session.sent(),
+        first_data: session.first_data(),
+        born: session.born(),
+        next_born,
+    }
+}

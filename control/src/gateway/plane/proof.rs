@@ -1,0 +1,474 @@
+//! Whether AF_XDP carries what it is given on an interface, and what takes its place when it does not.
+//!
+//! ```text
+//!   unproven ──► proven ──► failing ──► fallen back ──► tried again: the link has changed, or the wait is over
+//! ```
+//! That a socket was bound is not believed to mean anything. Each queue is proven by itself, in each direction:
+//!
+//! - *Receiving*: what the program redirects comes out of the ring; on the WAN there are messages that verify among it.
+//! - *Sending*, on the WAN: a peer sends by a session that we began and whose messages left by this ring alone. Who
+//!   responded to a handshake may not send before it has received. On the LAN nobody answers to us: it can be seen
+//!   only that the driver gives back what it has sent.
+//!
+//! There is no I/O here, and time is an argument. Counters are to be told about once a second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use penstock_dataplane::clock::Millis;
+use penstock_dataplane::ports::evidence::Passed;
+use penstock_dataplane::ports::xdp::RING;
+
+#[cfg(test)]
+mod tests;
+
+/// How long a frame may be on its way through a ring.
+const MOMENT: Millis = Millis(900);
+/// How long nothing may come out while frames are put in.
+const PATIENCE: Millis = Millis(3_000);
+/// How long a driver may show the program none of the frames that the kernel counts.
+const UNSEEN_PATIENCE: Millis = Millis(5_000);
+/// How long a peer may leave data unanswered: WireGuard's 10 s (section 6.5 of its paper), and the way there and back.
+const ANSWER: Millis = Millis(12_000);
+/// So many frames, not fewer, are taken for a fault and not for a coincidence.
+const SWALLOWED: u64 = 4;
+const DAMAGED: u64 = 8;
+const UNANSWERED: u64 = 8;
+const UNSEEN: u64 = 16;
+const STALLED: u64 = 8;
+/// Drivers without a copy give frames back when a part of their own ring is used up.
+const STALLED_ZERO_COPY: u64 = RING as u64 / 2;
+/// Counters that were not told for so long say nothing of the time between.
+const GAP: Millis = Millis(2_500);
+/// How long packets may be sent without a proof until a session is begun for the sake of one, and again without one.
+const ASK: Millis = Millis(30_000);
+const ASK_AGAIN: Millis = Millis(120_000);
+/// The wait for another try. Each one that fails soon doubles it.
+const FIRST_WAIT: Millis = Millis(5 * 60_000);
+const LONGEST_WAIT: Millis = Millis(6 * 3_600_000);
+/// A link that flaps does not have the ports made anew more often than this.
+const SETTLING: Millis = Millis(10_000);
+
+/// How an interface is driven, the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// By AF_XDP, as the driver can.
+    #[default]
+    Best,
+    /// By AF_XDP, with frames copied.
+    Copy,
+    /// The same, in the kernel's generic path.
+    Generic,
+    /// By the kernel's sockets.
+    Sockets,
+}
+
+impl Rung {
+    /// What is in place now, as a sentence ends.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Best => "AF_XDP as the driver can",
+            Self::Copy => "AF_XDP with copies",
+            Self::Generic => "generic XDP",
+            Self::Sockets => "sockets",
+        }
+    }
+}
+
+/// What the ports of an interface were bound as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Whether they carry the tunnel, and not the site's packets.
+    pub wan: bool,
+    /// Whether frames are not copied.
+    pub zero_copy: bool,
+    /// Whether the program runs in the driver.
+    pub native: bool,
+    /// Whether generic mode would do.
+    pub generic_will_do: bool,
+}
+
+/// What was counted of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames that the program redirected to its socket.
+    pub redirected: u64,
+    /// What has passed its port.
+    pub passed: Passed,
+}
+
+/// A session with a peer that is reached without a relay.
+#[derive(Clone, Debug)]
+pub struct Talk<'a> {
+    /// What to call the peer.
+    pub peer: &'a str,
+    /// Our receiver index of it.
+    pub index: u32,
+    /// Whether we began it.
+    pub ours: bool,
+    /// The ways by which its messages left.
+    pub left_by: u64,
+    /// Those ways when the peer was first heard by it.
+    pub answered: Option<u64>,
+    /// How many messages were sent by it.
+    pub sent: u64,
+    /// When the first data was.
+    pub first_data: Option<Millis>,
+    /// When its handshake was done.
+    pub born: Millis,
+    /// The same of the next session with this peer.
+    pub next_born: Option<Millis>,
+}
+
+/// What was seen to go wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Swallowed { queue: u32, frames: u64 },
+    Damaged { queue: u32, messages: u64 },
+    Unseen { frames: u64 },
+    Stalled { queue: u32, frames: u64 },
+    Unanswered { queue: u32, messages: u64, peer: String },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Swallowed { queue, frames } => {
+                write!(f, "of {frames} frames that the program redirected to queue {queue}'s socket none arrived there")
+            }
+            Self::Damaged { queue, messages } => {
+                write!(f, "all of {messages} messages that came by queue {queue} were damaged")
+            }
+            Self::Unseen { frames } => {
+                write!(f, "the kernel counts {frames} received frames, of which the program was shown none")
+            }
+            Self::Stalled { queue, frames } => {
+                write!(f, "queue {queue} has {frames} frames to send, and has sent none of them")
+            }
+            Self::Unanswered { queue, messages, peer } => write!(
+                f,
+                "{messages} messages sent by queue {queue} were not answered, and {peer} answers handshakes, which leave \
+                 by the kernel's socket"
+            ),
+        }
+    }
+}
+
+impl Fault {
+    fn of_receiving(&self) -> bool {
+        matches!(self, Self::Swallowed { .. } | Self::Damaged { .. } | Self::Unseen { .. })
+    }
+}
+
+/// What has taken the place of the best, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallen {
+    /// What is in place now.
+    pub rung: Rung,
+    /// What was seen.
+    pub fault: Fault,
+    since: Millis,
+    /// When the best is tried again.
+    pub retry: Millis,
+}
+
+/// How it stands with a queue in one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is proven, not, or about to be given up.
+    pub state: State,
+    /// When it was last proven.
+    pub proven: Option<Millis>,
+    /// What was seen: a sentence.
+    pub seen: String,
+}
+
+/// See [`Verdict::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Unproven,
+    Proven,
+    Failing,
+}
+
+impl State {
+    /// Its name in `status --json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unproven => "unproven",
+            Self::Proven => "proven",
+            Self::Failing => "failing",
+        }
+    }
+
+    fn of(proven: Option<Millis>, failing: bool) -> Self {
+        match proven {
+            _ if failing => Self::Failing,
+            Some(_) => Self::Proven,
+            None => Self::Unproven,
+        }
+    }
+}
+
+/// The proofs of an interface.
+#[derive(Clone, Debug, Default)]
+pub struct Proof {
+    /// What is bound, and since when.
+    bound: Option<(Bound, Millis)>,
+    queues: BTreeMap<u32, Queue>,
+    /// Frames that arrived at the interface, against those that the program was shown.
+    shown: Flow,
+    told: Millis,
+    /// When a session was last begun for the sake of a proof.
+    asked: Option<Millis>,
+    fault: Option<Fault>,
+    fallen: Option<Fallen>,
+    wait: Millis,
+}
+
+impl Proof {
+    /// The ports were made anew: as this, or as none.
+    pub fn bound(&mut self, now: Millis, bound: Option<Bound>) {
+        self.bound = bound.map(|bound| (bound, now));
+        self.queues.clear();
+        self.shown = Flow::default();
+        (self.asked, self.fault) = (None, None);
+    }
+
+    /// How the interface is to be driven.
+    pub fn rung(&self) -> Rung {
+        self.fallen.as_ref().map_or(Rung::Best, |fallen| fallen.rung)
+    }
+
+    /// What has taken the place of the best.
+    pub fn fallen(&self) -> Option<&Fallen> {
+        self.fallen.as_ref()
+    }
+
+    /// Whether frames are not copied.
+    pub fn zero_copy(&self) -> bool {
+        self.bound.is_some_and(|(bound, _)| bound.zero_copy)
+    }
+
+    /// To be called before what was counted at this time is told.
+    pub fn begin(&mut self, now: Millis) {
+        if now.since(self.told) >= GAP {
+            self.queues.values_mut().for_each(Queue::forgive);
+            self.shown.stuck = None;
+        }
+        self.queues.values_mut().for_each(|queue| (queue.waits, queue.hopes) = (false, false));
+        self.told = now;
+    }
+
+    /// Takes what was counted of a queue.
+    pub fn handle_counters(&mut self, now: Millis, queue: u32, counters: Counters) {
+        let Some((bound, _)) = self.bound else { return };
+        let seen = self.queues.entry(queue).or_default().handle_counters(now, queue, bound, counters);
+        self.fault = self.fault.take().or(seen);
+    }
+
+    /// Takes how many frames the kernel has counted at the interface, and how many the program was shown.
+    pub fn handle_arrivals(&mut self, now: Millis, arrived: u64, shown: u64) {
+        let Some((Bound { zero_copy: true, .. }, _)) = self.bound else { return };
+        let lost = self.shown.handle(now, arrived, shown);
+        if let Some((frames, _)) = lost.filter(|(frames, time)| *frames >= UNSEEN && *time >= UNSEEN_PATIENCE) {
+            self.fault.get_or_insert(Fault::Unseen { frames });
+        }
+    }
+
+    /// Takes how it stands with a session. `way` is that of the ring by which `queue` sends.
+    pub fn handle_talk(&mut self, now: Millis, queue: u32, way: u64, talk: &Talk<'_>) {
+        // A ring proves nothing by what began before it.
+        if !self.bound.is_some_and(|(bound, since)| bound.wan && talk.born >= since) {
+            return;
+        }
+        let seen = self.queues.entry(queue).or_default().handle_talk(now, queue, way, talk);
+        self.fault = self.fault.take().or(seen);
+    }
+
+    /// Whether a session should be begun with a peer that is sent to, since no other proves sending or is about to.
+    pub fn asks(&mut self, now: Millis) -> bool {
+        let Some((_, since)) = self.bound.filter(|(bound, _)| bound.wan) else { return false };
+        let due = self.asked.map_or(after(since, ASK), |asked| after(asked, ASK_AGAIN));
+        let sends = self.queues.values().any(|queue| queue.counters.passed.sent > 0);
+        let asks = now >= due && sends && self.queues.values().all(|queue| queue.answered.is_none() && !queue.hopes);
+        if asks {
+            self.asked = Some(now);
+        }
+        asks
+    }
+
+    /// The interface has changed, or has come up again: what failed may do better.
+    pub fn handle_link_event(&mut self, now: Millis) {
+        if let Some(fallen) = &mut self.fallen {
+            fallen.retry = fallen.retry.min(now.max(after(fallen.since, SETTLING)));
+        }
+    }
+
+    /// Gives up what failed, and tries again what is due. Returns whether the ports are to be made anew.
+    pub fn handle_timeout(&mut self, now: Millis) -> bool {
+        if let Some(fault) = self.fault.take()
+            && let Some((bound, since)) = self.bound.take()
+        {
+            self.fall(now, fault, bound, since);
+            return true;
+        }
+        self.fallen.take_if(|fallen| fallen.retry <= now).is_some()
+    }
+
+    fn fall(&mut self, now: Millis, fault: Fault, bound: Bound, since: Millis) {
+        let rung = match &fault {
+            _ if bound.zero_copy => Rung::Copy,
+            fault if fault.of_receiving() && bound.native && bound.generic_will_do => Rung::Generic,
+            _ => Rung::Sockets,
+        };
+        if self.rung() == Rung::Best {
+            let soon = self.wait > Millis(0) && now.since(since) < self.wait;
+            self.wait = if soon { Millis(self.wait.0 * 2).min(LONGEST_WAIT) } else { FIRST_WAIT };
+        }
+        self.fallen = Some(Fallen { rung, fault, since: now, retry: after(now, self.wait) });
+    }
+
+    /// How it stands with a queue: receiving, sending.
+    pub fn verdicts(&self, queue: u32) -> Option<[Verdict; 2]> {
+        let (bound, _) = self.bound?;
+        let of = self.queues.get(&queue)?;
+        Some([of.receiving(self.told, bound.wan, &self.shown), of.sending(self.told, bound.wan)])
+    }
+}
+
+/// A queue of the interface.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    counters: Counters,
+    /// Frames redirected, against those that came out of the ring.
+    taken: Flow,
+    /// Messages damaged, against those that verified.
+    intact: Flow,
+    /// Frames put into the ring, against those that came back.
+    completed: Flow,
+    received: Option<Millis>,
+    /// When a session that proves sending was first heard of, and when it was born.
+    answered: Option<(Millis, Millis)>,
+    /// Messages of sessions that ended without an answer, and which these are.
+    unanswered: u64,
+    counted: BTreeSet<u32>,
+    /// Whether a session waits for an answer for too long.
+    waits: bool,
+    /// Whether one may still prove something.
+    hopes: bool,
+}
+
+impl Queue {
+    fn handle_counters(&mut self, now: Millis, queue: u32, bound: Bound, counters: Counters) -> Option<Fault> {
+        let Counters { redirected, passed } = counters;
+        let before = std::mem::replace(&mut self.counters, counters).passed;
+        let good = |passed: Passed| if bound.wan { passed.verified } else { passed.received };
+        if good(passed) > good(before) {
+            self.received = Some(now);
+        }
+        let lost = self.taken.handle(now, redirected, passed.received);
+        if let Some((frames, _)) = lost.filter(|(frames, time)| *frames >= SWALLOWED && *time >= PATIENCE) {
+            return Some(Fault::Swallowed { queue, frames });
+        }
+        let damaged = self.intact.handle(now, passed.damaged, passed.verified);
+        // Later it may be the doing of somebody on the way, and sockets would fare no better.
+        let damaged = damaged.filter(|(messages, time)| *messages >= DAMAGED && *time >= PATIENCE);
+        if let Some((messages, _)) = damaged.filter(|_| self.received.is_none()) {
+            return Some(Fault::Damaged { queue, messages });
+        }
+        let stalled = self.completed.handle(now, passed.sent, passed.completed);
+        let enough = if bound.zero_copy { STALLED_ZERO_COPY } else { STALLED };
+        stalled
+            .filter(|(frames, time)| *frames >= enough && *time >= PATIENCE)
+            .map(|(frames, _)| Fault::Stalled { queue, frames })
+    }
+
+    fn handle_talk(&mut self, now: Millis, queue: u32, way: u64, talk: &Talk<'_>) -> Option<Fault> {
+        if !talk.ours {
+            return None;
+        }
+        if let Some(ways) = talk.answered {
+            if ways == way && self.answered.is_none_or(|(_, born)| born < talk.born) {
+                self.answered = Some((now, talk.born));
+                (self.unanswered, self.waits) = (0, false);
+                self.counted.clear();
+            }
+            return None;
+        }
+        self.hopes |= talk.left_by & !way == 0;
+        let due = after(talk.first_data.filter(|_| talk.left_by == way)?, ANSWER);
+        match talk.next_born {
+            // Before it and after it the peer could be reached.
+            Some(next) if next >= due => {
+                if self.counted.insert(talk.index) {
+                    self.unanswered += talk.sent;
+                }
+            }
+            Some(_) => {}
+            None => self.waits |= now >= due,
+        }
+        let fault = Fault::Unanswered { queue, messages: self.unanswered, peer: talk.peer.to_owned() };
+        (self.unanswered >= UNANSWERED).then_some(fault)
+    }
+
+    /// Time has passed that nothing is known of.
+    fn forgive(&mut self) {
+        [&mut self.taken, &mut self.intact, &mut self.completed].into_iter().for_each(|flow| flow.stuck = None);
+    }
+
+    fn receiving(&self, now: Millis, wan: bool, shown: &Flow) -> Verdict {
+        let Counters { redirected, passed: Passed { received, verified, damaged, .. } } = self.counters;
+        let failing = shown.is_stuck(now) || self.taken.is_stuck(now);
+        let mut seen = format!("the program redirected {redirected} frames, and {received} came out of the ring");
+        if wan {
+            seen += &format!("; {verified} messages were intact, {damaged} damaged");
+        }
+        Verdict { state: State::of(self.received, failing), proven: self.received, seen }
+    }
+
+    fn sending(&self, now: Millis, wan: bool) -> Verdict {
+        let Passed { sent, completed, .. } = self.counters.passed;
+        let proven = self.answered.map(|(at, _)| at);
+        let answer = match proven {
+            _ if !wan => "no host of a LAN answers to us",
+            Some(_) => "a peer has answered by a session whose messages left by this queue alone",
+            None => "no peer has answered by a session whose messages left by this queue alone",
+        };
+        let seen = format!("{sent} frames were put into the ring, and {completed} came back; {answer}");
+        let failing = self.waits || self.completed.is_stuck(now);
+        Verdict { state: State::of(proven, failing), proven, seen }
+    }
+}
+
+/// What is put in, and has to come out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// What had been put in when something last came out, or when nothing was outstanding.
+    put: Option<u64>,
+    came: u64,
+    /// Since when something is put in and nothing comes out.
+    stuck: Option<Millis>,
+}
+
+impl Flow {
+    /// How much was put in since something last came out, and for how long that has been so.
+    fn handle(&mut self, now: Millis, put: u64, came: u64) -> Option<(u64, Millis)> {
+        let before = self.put.filter(|before| self.came == came && *before < put);
+        let Some(before) = before else {
+            *self = Self { put: Some(put), came, stuck: None };
+            return None;
+        };
+        let since = *self.stuck.get_or_insert(now);
+        Some((put - before, now.since(since)))
+    }
+
+    /// Whether it looks so for more than a moment, in which a frame may be on its way.
+    fn is_stuck(&self, now: Millis) -> bool {
+        self.stuck.is_some_and(|since| now.since(since) >= MOMENT)
+    }
+}
+
+fn after(at: Millis, wait: Millis) -> Millis {
+    Millis(at.0.saturating_add(wait.0))
+}

@@ -1,0 +1,357 @@
+//! Ports that fail in every way, seen by what they count.
+
+use super::*;
+
+const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, generic_will_do: true };
+const LAN: Bound = Bound { wan: false, ..WAN };
+const SECOND: u64 = 1_000;
+/// The way of the ring, and that of the kernel's socket.
+const RING_WAY: u64 = 1;
+const KERNEL_WAY: u64 = 1 << 63;
+
+/// What a port makes of its frames.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Does {
+    Work,
+    SwallowReceived,
+    Duplicate,
+    Corrupt,
+    Merge,
+    StallSending,
+}
+
+/// A port that works for so many frames each way, and then does something else.
+struct Port {
+    works_for: u64,
+    then: Does,
+    counters: Counters,
+}
+
+impl Port {
+    fn new(works_for: u64, then: Does) -> Self {
+        Self { works_for, then, counters: Counters::default() }
+    }
+
+    /// Another frame comes and another one is to be sent.
+    fn step(&mut self) {
+        let Counters { redirected, passed } = &mut self.counters;
+        *redirected += 1;
+        passed.sent += 1;
+        let does = if *redirected > self.works_for { self.then } else { Does::Work };
+        passed.completed += u64::from(does != Does::StallSending);
+        let (received, verified, damaged) = match does {
+            Does::Work | Does::StallSending => (1, 1, 0),
+            Does::SwallowReceived => (0, 0, 0),
+            // The second is a replay, which verifies.
+            Does::Duplicate => (2, 2, 0),
+            Does::Corrupt => (1, 0, 1),
+            // Three frames become one.
+            Does::Merge => {
+                let merged = u64::from(redirected.is_multiple_of(3));
+                (merged, 0, merged)
+            }
+        };
+        passed.received += received;
+        passed.verified += verified;
+        passed.damaged += damaged;
+    }
+}
+
+/// A proof that is told of a port every second.
+struct Watch {
+    proof: Proof,
+    now: u64,
+}
+
+impl Watch {
+    fn new(bound: Bound) -> Self {
+        let mut watch = Self { proof: Proof::default(), now: SECOND };
+        watch.proof.bound(Millis(SECOND), Some(bound));
+        watch
+    }
+
+    fn bind(&mut self, bound: Bound) {
+        self.proof.bound(Millis(self.now), Some(bound));
+    }
+
+    /// A second with so many frames. Returns whether the ports have to be made anew.
+    fn second(&mut self, port: &mut Port, frames: u64) -> bool {
+        (0..frames).for_each(|_| port.step());
+        self.tell(port)
+    }
+
+    fn tell(&mut self, port: &Port) -> bool {
+        self.now += SECOND;
+        let now = Millis(self.now);
+        self.proof.begin(now);
+        self.proof.handle_counters(now, 0, port.counters);
+        self.proof.handle_timeout(now)
+    }
+
+    /// Seconds until the port is given up, if it is within a minute.
+    fn falls_after(&mut self, port: &mut Port, frames: u64) -> Option<u64> {
+        (1..=60).find(|_| self.second(port, frames))
+    }
+
+    fn talk(&mut self, talk: &Talk<'_>) -> bool {
+        self.now += SECOND;
+        let now = Millis(self.now);
+        self.proof.begin(now);
+        self.proof.handle_talk(now, 0, RING_WAY, talk);
+        self.proof.handle_timeout(now)
+    }
+
+    fn states(&self) -> [State; 2] {
+        self.proof.verdicts(0).map(|verdicts| verdicts.map(|verdict| verdict.state)).expect("bound, and told of")
+    }
+
+    fn fault(&self) -> &Fault {
+        &self.proof.fallen().expect("it has fallen").fault
+    }
+}
+
+fn talk(index: u32, born: u64) -> Talk<'static> {
+    Talk {
+        peer: "berlin",
+        index,
+        ours: true,
+        left_by: RING_WAY,
+        answered: None,
+        sent: 10,
+        first_data: Some(Millis(born)),
+        born: Millis(born),
+        next_born: None,
+    }
+}
+
+#[test]
+fn what_works_is_proven_and_stays() {
+    for bound in [WAN, LAN] {
+        let mut watch = Watch::new(bound);
+        let mut port = Port::new(u64::MAX, Does::Work);
+        assert_eq!(watch.proof.verdicts(0), None);
+        assert!(!watch.tell(&port));
+        assert_eq!(watch.states(), [State::Unproven; 2], "nothing has passed");
+        assert_eq!(watch.falls_after(&mut port, 5), None);
+        assert_eq!(watch.states(), [State::Proven, State::Unproven], "nobody has answered");
+        assert_eq!(watch.falls_after(&mut port, 0), None);
+        assert_eq!(watch.states()[0], State::Proven, "an idle port is no faulty one");
+    }
+}
+
+#[test]
+fn each_way_to_fail_is_seen_within_seconds_also_when_it_begins_late() {
+    for (does, bound, works_for, limit) in [
+        (Does::SwallowReceived, WAN, 0, 6),
+        (Does::SwallowReceived, LAN, 0, 6),
+        (Does::SwallowReceived, LAN, 1_000, 60),
+        (Does::Corrupt, WAN, 0, 6),
+        (Does::Merge, WAN, 0, 6),
+        (Does::StallSending, WAN, 0, 6),
+        (Does::StallSending, LAN, 1_000, 60),
+    ] {
+        let mut watch = Watch::new(bound);
+        let mut port = Port::new(works_for, does);
+        watch.tell(&port);
+        let fell = watch.falls_after(&mut port, 20).unwrap_or_else(|| panic!("{does:?} is not seen"));
+        assert!(fell >= 3 && fell <= limit, "{does:?} after {fell} s");
+        assert!(works_for == 0 || fell - works_for / 20 <= 6, "{does:?} after {fell} s");
+        let sentence = watch.fault().to_string();
+        let word = match does {
+            Does::SwallowReceived => "none arrived",
+            Does::StallSending => "has sent none",
+            _ => "were damaged",
+        };
+        assert!(sentence.contains(word) && sentence.contains("queue 0"), "{sentence}");
+    }
+}
+
+#[test]
+fn what_does_no_harm_is_left_alone() {
+    // A duplicate is a replay. What is damaged after something was intact may be so by anybody on the way.
+    for (does, works_for) in [(Does::Duplicate, 0), (Does::Corrupt, 40)] {
+        let mut watch = Watch::new(WAN);
+        let mut port = Port::new(works_for, does);
+        watch.tell(&port);
+        assert_eq!(watch.falls_after(&mut port, 20), None, "{does:?}");
+    }
+    // Three frames may be lost by chance.
+    let mut watch = Watch::new(LAN);
+    let mut port = Port::new(0, Does::SwallowReceived);
+    watch.tell(&port);
+    watch.second(&mut port, 3);
+    assert_eq!(watch.falls_after(&mut port, 0), None);
+    assert_eq!(watch.states()[0], State::Failing);
+    // Nothing is known of a time in which nothing was told.
+    watch.now += 60 * SECOND;
+    assert!(!watch.second(&mut port, 20));
+    assert_eq!(watch.states()[0], State::Unproven);
+}
+
+#[test]
+fn frames_redirected_before_the_socket_was_bound_are_not_missed() {
+    let mut watch = Watch::new(LAN);
+    let mut port = Port::new(u64::MAX, Does::Work);
+    port.counters.redirected = 1_000_000;
+    assert_eq!(watch.falls_after(&mut port, 1), None);
+}
+
+#[test]
+fn the_ladder_is_climbed_down_and_up_again() {
+    let mut watch = Watch::new(Bound { zero_copy: true, ..LAN });
+    let mut port = Port::new(0, Does::SwallowReceived);
+    let mut rungs = Vec::new();
+    for bound in [Bound { zero_copy: true, ..LAN }, LAN, Bound { native: false, ..LAN }] {
+        watch.bind(bound);
+        watch.tell(&port);
+        assert!(watch.falls_after(&mut port, 20).is_some());
+        rungs.push(watch.proof.rung());
+    }
+    assert_eq!(rungs, [Rung::Copy, Rung::Generic, Rung::Sockets]);
+    watch.proof.bound(Millis(watch.now), None);
+    let fallen = watch.proof.fallen().expect("it has").clone();
+    assert_eq!(fallen.retry, after(fallen.since, FIRST_WAIT));
+    watch.now = fallen.retry.0 - SECOND;
+    assert!(!watch.proof.handle_timeout(Millis(watch.now)));
+    assert!(watch.proof.handle_timeout(fallen.retry), "the wait is over");
+    assert_eq!(watch.proof.rung(), Rung::Best);
+}
+
+#[test]
+fn generic_mode_takes_the_place_of_native_only_where_it_will_do() {
+    let mut watch = Watch::new(Bound { generic_will_do: false, ..LAN });
+    let mut port = Port::new(0, Does::SwallowReceived);
+    watch.tell(&port);
+    assert!(watch.falls_after(&mut port, 20).is_some());
+    assert_eq!(watch.proof.rung(), Rung::Sockets);
+}
+
+#[test]
+fn tries_that_fail_soon_become_rare_and_a_link_event_is_a_reason_for_one() {
+    let mut watch = Watch::new(LAN);
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        let mut port = Port::new(0, Does::SwallowReceived);
+        watch.bind(Bound { native: false, ..LAN });
+        watch.tell(&port);
+        assert!(watch.falls_after(&mut port, 20).is_some());
+        let Fallen { since, retry, .. } = *watch.proof.fallen().expect("it has");
+        waits.push(retry.since(since));
+        watch.now = retry.0;
+        assert!(watch.proof.handle_timeout(retry));
+    }
+    assert_eq!(waits[..3], [FIRST_WAIT, Millis(FIRST_WAIT.0 * 2), Millis(FIRST_WAIT.0 * 4)]);
+    assert_eq!(waits[8], LONGEST_WAIT);
+
+    watch.bind(LAN);
+    let mut port = Port::new(0, Does::SwallowReceived);
+    watch.tell(&port);
+    assert!(watch.falls_after(&mut port, 20).is_some());
+    watch.proof.handle_link_event(Millis(watch.now));
+    assert!(!watch.proof.handle_timeout(Millis(watch.now)), "it may flap");
+    watch.now += SETTLING.0;
+    assert!(watch.proof.handle_timeout(Millis(watch.now)));
+}
+
+#[test]
+fn zero_copy_that_shows_no_frame_becomes_copy() {
+    let mut watch = Watch::new(Bound { zero_copy: true, ..WAN });
+    let fell = (1..60).find(|second| {
+        watch.now += SECOND;
+        let now = Millis(watch.now);
+        watch.proof.begin(now);
+        watch.proof.handle_counters(now, 0, Counters::default());
+        watch.proof.handle_arrivals(now, second * 10, 0);
+        watch.proof.handle_timeout(now)
+    });
+    assert!(fell.is_some_and(|seconds| seconds <= 8), "{fell:?}");
+    assert_eq!((watch.proof.rung(), watch.fault()), (Rung::Copy, &Fault::Unseen { frames: 60 }));
+    // Where frames are copied, or where some are shown, it is no sign.
+    for (bound, shown) in [(WAN, 0), (Bound { zero_copy: true, ..WAN }, 1)] {
+        let mut watch = Watch::new(bound);
+        for second in 1..60 {
+            watch.now += SECOND;
+            watch.proof.begin(Millis(watch.now));
+            watch.proof.handle_arrivals(Millis(watch.now), second * 10, second * shown);
+            assert!(!watch.proof.handle_timeout(Millis(watch.now)), "{bound:?}");
+        }
+    }
+}
+
+#[test]
+fn sending_is_proven_by_a_session_of_ours_that_left_by_this_ring_alone() {
+    let answered = |ways| Talk { answered: Some(ways), ..talk(1, 2 * SECOND) };
+    for (what, proves) in [
+        (answered(RING_WAY), true),
+        (answered(RING_WAY | KERNEL_WAY), false),
+        (answered(KERNEL_WAY), false),
+        (answered(2), false),
+        (Talk { ours: false, ..answered(RING_WAY) }, false),
+        (Talk { born: Millis(1), ..answered(RING_WAY) }, false),
+    ] {
+        let mut watch = Watch::new(WAN);
+        watch.tell(&Port::new(0, Does::Work));
+        assert!(!watch.talk(&what));
+        assert_eq!(watch.states()[1] == State::Proven, proves, "{what:?}");
+    }
+}
+
+#[test]
+fn a_session_is_begun_when_nothing_else_proves_sending() {
+    let asks = |port: &Port, what: Option<Talk<'_>>| {
+        let mut watch = Watch::new(WAN);
+        let seconds = (1..=200).filter(|_| {
+            watch.tell(port);
+            let now = Millis(watch.now);
+            what.iter().for_each(|talk| watch.proof.handle_talk(now, 0, RING_WAY, talk));
+            watch.proof.asks(now)
+        });
+        seconds.collect::<Vec<_>>()
+    };
+    let mut busy = Port::new(u64::MAX, Does::Work);
+    assert!(asks(&busy, None).is_empty(), "nothing is sent");
+    busy.step();
+    let mixed = Talk { left_by: RING_WAY | KERNEL_WAY, answered: Some(KERNEL_WAY), ..talk(1, 2 * SECOND) };
+    for what in [None, Some(mixed.clone()), Some(Talk { ours: false, left_by: RING_WAY, ..mixed })] {
+        assert_eq!(asks(&busy, what.clone()), [30, 150], "{what:?}");
+    }
+    for ways in [None, Some(RING_WAY)] {
+        assert!(asks(&busy, Some(Talk { answered: ways, ..talk(1, 2 * SECOND) })).is_empty(), "{ways:?}");
+    }
+}
+
+#[test]
+fn data_that_is_not_answered_between_two_handshakes_was_not_sent() {
+    let (begin, late) = (2 * SECOND, 17 * SECOND);
+    let successor = |at| Some(Millis(at));
+    for (what, falls) in [
+        (Talk { next_born: successor(late), ..talk(1, begin) }, true),
+        // The network may be down, or the peer.
+        (talk(1, begin), false),
+        // The peer sends by the newer one.
+        (Talk { next_born: successor(begin + 1_000), ..talk(1, begin) }, false),
+        (Talk { next_born: successor(late), answered: Some(RING_WAY), ..talk(1, begin) }, false),
+        (Talk { next_born: successor(late), left_by: RING_WAY | KERNEL_WAY, ..talk(1, begin) }, false),
+        (Talk { next_born: successor(late), ours: false, ..talk(1, begin) }, false),
+        (Talk { next_born: successor(late), first_data: None, ..talk(1, begin) }, false),
+        (Talk { next_born: successor(late), sent: 7, ..talk(1, begin) }, false),
+    ] {
+        let mut watch = Watch::new(WAN);
+        let fell = (0..40).any(|_| watch.talk(&what));
+        assert_eq!(fell, falls, "{what:?}");
+        if fell {
+            assert_eq!(watch.proof.rung(), Rung::Sockets, "generic mode sends by the same ring");
+            assert!(watch.fault().to_string().contains("berlin answers handshakes"), "{}", watch.fault());
+        }
+    }
+}
+
+#[test]
+fn few_messages_of_several_sessions_add_up_until_one_is_answered() {
+    let unanswered = |index, born| Talk { sent: 5, next_born: Some(Millis(born + 15_000)), ..talk(index, born) };
+    let mut watch = Watch::new(WAN);
+    assert!(!watch.talk(&unanswered(1, 2 * SECOND)) && !watch.talk(&unanswered(1, 2 * SECOND)));
+    assert!(!watch.talk(&Talk { answered: Some(RING_WAY), ..talk(2, 17 * SECOND) }));
+    assert!(!watch.talk(&unanswered(3, 32 * SECOND)));
+    assert!(watch.talk(&unanswered(4, 47 * SECOND)));
+}

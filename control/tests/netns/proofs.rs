@@ -1,0 +1,149 @@
+//! AF_XDP ports prove that they carry what they are given, and give way when they do not.
+
+use crate::support::*;
+use serde_json::Value;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Three seconds of traffic to notice it, and what a busy machine adds.
+const SECONDS: Duration = Duration::from_secs(15);
+/// A peer has to be silent for the time that WireGuard gives it, and to answer a handshake then.
+const SILENCE: Duration = Duration::from_secs(40);
+
+/// The first AF_XDP port of an interface; null: it has none.
+fn port(gateway: &Gateway, interface: &str) -> Value {
+    let status = gateway.status();
+    let ports = status["Ports"].as_array().cloned().unwrap_or_default();
+    ports.into_iter().find(|port| port["Interface"] == interface && port["Kind"] == "xdp").unwrap_or_default()
+}
+
+/// What is wrong with an interface; empty: nothing.
+fn problem(gateway: &Gateway, interface: &str) -> String {
+    let status = gateway.status();
+    let problems = status["Problems"].as_array().cloned().unwrap_or_default();
+    let of = problems.iter().find(|problem| problem["Subject"] == interface);
+    of.and_then(|problem| problem["Sentence"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// Pings for so long at most, five a second, until one is answered after `ready` holds.
+fn answered_within(limit: Duration, from: &Namespace, to: IpAddr, what: &str, mut ready: impl FnMut() -> bool) {
+    eventually(limit, what, || {
+        let pinged = ping(from, to, &["-c", "5", "-i", "0.2"]);
+        ready() && pinged.received > 0
+    });
+}
+
+#[test]
+fn what_works_is_proven() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    // The first packets would leave by the kernel's socket, which finds the neighbour.
+    ping(&topology.a.gateway, topology.b.wan4.into(), &["-c", "1"]);
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
+    let state = |interface: &str, direction: &str| port(&a, interface)[direction]["State"].clone();
+    eventually(SECONDS, "all that can be proven is", || {
+        ping(&topology.a.host, topology.b.host4(), &["-c", "1"]);
+        state("wan0", "Receiving") == "proven"
+            && state("wan0", "Sending") == "proven"
+            && state("lan0", "Receiving") == "proven"
+    });
+    let lan = port(&a, "lan0");
+    assert_eq!(lan["Sending"]["State"], "unproven", "{lan:#}");
+    assert!(lan["Receiving"]["ProvenSecondsAgo"].as_u64().is_some_and(|seconds| seconds < 60), "{lan:#}");
+    let text = a.command(&["status"]);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert!(text.contains("RECEIVES") && text.contains("proven 0 s ago"), "{text}");
+}
+
+/// Native XDP swallows, then generic does; sockets are left. A link event is a reason to try again.
+#[test]
+fn a_lan_that_swallows_what_it_receives_gives_way_aloud() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    let (gateway, host, target) = (&topology.a.gateway, &topology.a.host, topology.b.host4());
+    let swallower = Swallower::new();
+    assert_eq!(port(&a, "lan0")["XdpMode"], "native");
+
+    swallower.take_over(gateway, "lan0");
+    assert_eq!(ping(host, target, &["-c", "3", "-i", "0.2"]).received, 0);
+    answered_within(SECONDS, host, target, "generic XDP takes its place", || port(&a, "lan0")["XdpMode"] == "generic");
+    let sentence = problem(&a, "lan0");
+    assert!(sentence.contains("redirected to queue 0's socket none arrived"), "{sentence}");
+    assert!(sentence.contains("generic XDP took its place"), "{sentence}");
+    assert!(a.process.log().contains("lan0: generic XDP in its place"), "{}", a.process.log());
+
+    swallower.take_over(gateway, "lan0");
+    answered_within(SECONDS, host, target, "sockets take its place", || port(&a, "lan0").is_null());
+    assert!(problem(&a, "lan0").contains("sockets took its place"), "{}", problem(&a, "lan0"));
+    assert_eq!(a.status()["LanMode"]["Mode"], "tun");
+
+    gateway.ip("link set lan0 down\n");
+    eventually(PATIENCE, "the gateway sees it", || problem(&a, "lan0").contains("is down"));
+    gateway.ip("link set lan0 up\n");
+    answered_within(SECONDS * 2, host, target, "native XDP is tried again", || port(&a, "lan0")["XdpMode"] == "native");
+    assert_eq!(problem(&a, "lan0"), "");
+}
+
+#[test]
+fn a_wan_that_swallows_what_it_receives_gives_way_within_seconds() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    let swallower = Swallower::new();
+    swallower.take_over(&topology.a.gateway, "wan0");
+    let begun = Instant::now();
+    answered_within(SECONDS, &topology.a.host, topology.b.host4(), "generic XDP takes its place", || {
+        port(&a, "wan0")["XdpMode"] == "generic"
+    });
+    assert!(problem(&a, "wan0").contains("none arrived"), "{} after {:?}", problem(&a, "wan0"), begun.elapsed());
+}
+
+/// A router that damages all that the peer sends as data.
+#[test]
+fn a_wan_by_which_all_comes_damaged_gives_way_aloud() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::router());
+    topology.middle().nft(
+        "table ip faulty { chain forward { type filter hook forward priority 0; \
+         iifname \"b0\" udp sport 47100 @th,64,32 0x04000000 @th,192,32 set 0x55555555; }; }",
+    );
+    let (a, _b) = pair(&topology, Kind::Penstock { wan: "xdp", lan: "tun" }, Kind::SOCKET, Outer::V4);
+    eventually(SECONDS * 2, "generic XDP takes its place, then sockets", || {
+        ping(&topology.a.host, topology.b.host4(), &["-c", "5", "-i", "0.2"]);
+        port(&a, "wan0").is_null()
+    });
+    let log = a.process.log();
+    assert!(log.contains("wan0: generic XDP in its place") && log.contains("wan0: sockets in its place"), "{log}");
+    assert!(problem(&a, "wan0").contains("were damaged"), "{}", problem(&a, "wan0"));
+}
+
+/// A router that drops what the ring sends, which has no UDP checksum, and passes what the kernel's socket sends.
+#[test]
+fn a_wan_whose_data_is_not_answered_gives_way_to_the_kernel_s_socket() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::router());
+    topology.middle().nft(
+        "table ip faulty { chain forward { type filter hook forward priority 0; \
+         iifname \"a0\" udp checksum 0 counter drop; }; }",
+    );
+    ping(&topology.a.gateway, topology.b.wan4.into(), &["-c", "1"]);
+    let (a, _b) = pair(&topology, Kind::Penstock { wan: "xdp", lan: "tun" }, Kind::SOCKET, Outer::V4);
+    assert_eq!(port(&a, "wan0")["Kind"], "xdp");
+    answered_within(SILENCE, &topology.a.host, topology.b.host4(), "sockets take its place", || {
+        port(&a, "wan0").is_null()
+    });
+    let sentence = problem(&a, "wan0");
+    assert!(sentence.contains("were not answered, and peer-0 answers handshakes"), "{sentence}");
+    assert!(sentence.contains("sockets took its place"), "{sentence}");
+}
