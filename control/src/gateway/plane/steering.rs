@@ -152,8 +152,11 @@ impl Steering {
     pub fn set_mac(&mut self, interface: &Interface) {
         let Some(mac) = interface.mac else { return };
         for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index && lan.mac != mac) {
-            lan.mac = mac;
-            told(lan.program.set_mac(mac), "of the interface's MAC address");
+            let result = lan.program.set_mac(mac);
+            if result.is_ok() {
+                lan.mac = mac;
+            }
+            told(result, "of the interface's MAC address");
         }
     }
 
