@@ -102,7 +102,7 @@ fn two_queues_and_two_workers_in_each_mode() {
     }
     for kind in Kind::MODES {
         let topology = Topology::new(Options { queues: 2, ..Options::default() });
-        let _gateways = joined(&topology, kind, kind, Outer::V4);
+        let (a, b) = joined(&topology, kind, kind, Outer::V4);
         for server in topology.b.hosts() {
             let echo = UdpEcho::start(&topology.b.host, server);
             // A flow each: source ports spread them over the queues.
@@ -115,6 +115,11 @@ fn two_queues_and_two_workers_in_each_mode() {
                 assert!(rate > 10e6, "{kind:?} {server} {options:?}: {rate:.0} bit/s");
             }
             tcp_both_ways(&topology.a.host, &topology.b.host, server, 1 << 21);
+        }
+        // No port was taken for a faulty one.
+        for gateway in [a, b].iter().filter(|_| is_penstock()) {
+            assert_eq!(gateway.status()["Health"], "healthy", "{kind:?}: {:#}", gateway.status()["Problems"]);
+            assert!(!gateway.process.log().contains(" in its place"), "{}", gateway.process.log());
         }
     }
 }

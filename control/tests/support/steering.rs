@@ -4,7 +4,7 @@ use super::namespace::Namespace;
 use aya::maps::{Map, MapData, MapInfo, XskMap};
 use aya::programs::loaded_programs;
 use penstock_dataplane::frame::Pool;
-use penstock_dataplane::ports::xdp::{Binding, RING, XdpPort};
+use penstock_dataplane::ports::xdp::{Binding, Checksums, RING, XdpPort};
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
@@ -26,7 +26,7 @@ impl Swallower {
             let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
             let ifindex = rustix::net::netdevice::name_to_index(&socket, "s0").expect("just made");
             let at = Binding { interface: "s0", ifindex, queue: 0, copy: true };
-            (XdpPort::lan(&mut pool, &at).expect("a port"), pool)
+            (XdpPort::lan(&mut pool, &at, Checksums::Complete).expect("a port"), pool)
         });
         Self { port, _pool: pool, _namespace: namespace }
     }

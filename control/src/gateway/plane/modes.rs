@@ -152,8 +152,8 @@ pub fn loses(device: &Device) -> Option<String> {
     }
 }
 
-/// Why XDP would lose packets on an interface whose driver did not take the program, if it would. On such interfaces the
-/// kernel switches off what merges packets, where that can be done.
+/// Why XDP would lose packets on an interface whose driver did not take the program, if it would. What can be switched
+/// off the kernel does switch off for a program.
 pub fn merges(interface: &Interface) -> Option<String> {
     let offloads = Generic::open().and_then(|mut generic| generic.offloads(interface.index)).ok()?;
     let offload = merging(&offloads)?;
@@ -164,9 +164,10 @@ pub fn merges(interface: &Interface) -> Option<String> {
     ))
 }
 
-/// The offload by which received packets are merged before XDP sees them, if one is on.
+/// The offload by which received packets are merged before XDP sees them, if one is on for good.
 fn merging(offloads: &Offloads) -> Option<&'static str> {
-    ["rx-gro-hw", "rx-lro"].into_iter().find(|offload| offloads.active.contains(*offload))
+    let fixed = |offload: &&str| offloads.active.contains(*offload) && !offloads.switchable.contains(*offload);
+    ["rx-gro-hw", "rx-lro"].into_iter().find(fixed)
 }
 
 /// How many workers to start: `asked` by the profile (0: as many as fit), `queues` the most receive
@@ -243,14 +244,15 @@ mod tests {
     }
 
     #[test]
-    fn offloads_that_merge_packets_are_told_from_others() {
-        let on = |names: &[&str]| Offloads {
-            active: names.iter().map(|name| (*name).to_owned()).collect(),
-            ..Offloads::default()
+    fn offloads_that_merge_packets_for_good_are_told_from_others() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let merging = |active: &[&str], switchable: &[&str]| {
+            super::merging(&Offloads { active: names(active), switchable: names(switchable) })
         };
-        assert_eq!(merging(&on(&["rx-gro", "rx-checksum", "tx-gso-robust"])), None);
-        assert_eq!(merging(&on(&["rx-gro", "rx-gro-hw"])), Some("rx-gro-hw"));
-        assert_eq!(merging(&on(&["rx-lro"])), Some("rx-lro"));
+        assert_eq!(merging(&["rx-gro", "rx-checksum", "tx-gso-robust"], &[]), None);
+        assert_eq!(merging(&["rx-gro", "rx-gro-hw"], &["rx-gro", "rx-lro"]), Some("rx-gro-hw"));
+        assert_eq!(merging(&["rx-lro"], &[]), Some("rx-lro"));
+        assert_eq!(merging(&["rx-lro", "rx-gro-hw"], &["rx-lro", "rx-gro-hw"]), None);
     }
 
     #[test]

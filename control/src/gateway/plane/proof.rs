@@ -30,7 +30,7 @@ const PATIENCE: Millis = Millis(3_000);
 const UNSEEN_PATIENCE: Millis = Millis(5_000);
 /// How long a peer may leave data unanswered: WireGuard's 10 s (section 6.5 of its paper), and the way there and back.
 const ANSWER: Millis = Millis(12_000);
-/// So many frames, not fewer, are taken for a fault and not for a coincidence.
+/// Fewer frames or messages than these may have been lost by chance.
 const SWALLOWED: u64 = 4;
 const DAMAGED: u64 = 8;
 const UNANSWERED: u64 = 8;

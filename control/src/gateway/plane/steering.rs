@@ -99,8 +99,12 @@ impl Lan {
     }
 
     fn set_config(&mut self, config: LanConfig) {
-        if std::mem::replace(&mut self.config, config) != config {
-            told(self.program.set_config(config), "of an MTU or MAC address");
+        if self.config != config {
+            let result = self.program.set_config(config);
+            if result.is_ok() {
+                self.config = config;
+            }
+            told(result, "of an MTU or MAC address");
         }
     }
 
