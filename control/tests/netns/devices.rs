@@ -95,7 +95,7 @@ fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
         topology.a.gateway.ip("link del lan0\n");
         let problems = || a.status()["Problems"].to_string();
         eventually(PATIENCE, "it is told", || problems().contains("there is no interface lan0"));
-        lan_again(&topology, 2, kind == Kind::XDP);
+        lan_again(&topology, 2);
         await_traffic(&topology);
         eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
 
