@@ -8,6 +8,7 @@ use std::iter::repeat_n;
 use smallvec::SmallVec;
 
 use crate::drop::DropReason;
+use crate::filter::Direction;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::inner::{self, Inner};
@@ -63,6 +64,7 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
+    turn.filter(frame, &inner, peer, Direction::Out)?;
     let entry = &table.peers[peer as usize];
     let mtu = entry.mtu;
     if let Some(port) = from {
