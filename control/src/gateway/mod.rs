@@ -111,6 +111,7 @@ impl Gateway {
         let mut due = std::mem::take(&mut self.due);
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
+            self.plane.renew_firewall(self.profile.firewall.as_ref(), &self.handshakes.peers);
             standing::cover(self, now);
         }
         path_mtu::follow(self, now, &mut due);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
+use penstock_proto::coordination;
 use penstock_proto::path::{Path, Reason};
 use penstock_proto::pmtu::{PathMtu, PlainPath};
 use penstock_proto::{PeerId, Speeds, Traffic, Used};
@@ -36,6 +37,8 @@ pub struct Peer {
     pub data: Arc<data::Peer>,
     /// What people call it; empty for one that came over the userspace API.
     pub name: String,
+    /// What rules of the firewall select it by, besides its name.
+    pub tags: Vec<coordination::Name>,
     /// Who it is.
     pub public_key: PublicKey,
     /// A key shared beside the key pairs.
@@ -117,6 +120,7 @@ impl Peer {
             origin,
             data: Arc::new(data::Peer::new(number)),
             name: String::new(),
+            tags: Vec::new(),
             public_key,
             preshared_key: None,
             configured: None,

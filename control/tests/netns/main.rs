@@ -10,6 +10,7 @@ mod coturn;
 mod crash;
 mod devices;
 mod doctor;
+mod filter;
 mod firewall;
 mod ground;
 mod hostile;

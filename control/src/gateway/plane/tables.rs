@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use penstock_dataplane::filter::Firewall;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
@@ -50,6 +51,8 @@ pub struct Parts {
     /// What the tunnel may reach here, as prefixes and as a map; `None`: anything.
     reachable_prefixes: Option<BTreeSet<IpNet>>,
     reachable: Option<Arc<PrefixMap<()>>>,
+    /// Which flows may pass; `None`: all.
+    firewall: Option<Arc<Firewall>>,
     /// Largest inner packet.
     mtu: u16,
     /// Our address in ICMP messages about IPv4.
@@ -108,6 +111,11 @@ impl Parts {
         self.allowed_ips = Arc::new(map);
     }
 
+    /// Makes this the firewall of the tables to come.
+    pub fn set_firewall(&mut self, firewall: Option<Arc<Firewall>>) {
+        self.firewall = firewall;
+    }
+
     /// To be called when peers have other endpoints.
     pub fn renew_endpoints(&mut self, peers: &Peers) {
         let endpoints = peers.iter().filter_map(|peer| peer.endpoint.filter(|at| peer.is_at(*at)));
@@ -121,6 +129,7 @@ impl Parts {
             endpoints: Arc::clone(&self.endpoints),
             hops: Arc::clone(&self.hops),
             reachable: self.reachable.clone(),
+            firewall: self.firewall.clone(),
             mtu: usize::from(self.mtu),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
