@@ -101,7 +101,7 @@ fn ring_and_the_worker_have_the_same_frames() {
         };
         let before = places(&mut rig);
         assert_eq!(before.len(), rig.batch());
-        for subject in Subject::all() {
+        for subject in Subject::all().filter(|subject| !subject.is_filtered()) {
             rig.pass(subject, &mut meter);
             assert_eq!(places(&mut rig), before, "{subject:?}");
         }
