@@ -432,7 +432,9 @@ fn moved<'a>(before: &'a Map, after: &'a Map) -> impl Iterator<Item = SiteKey> +
 /// Whether two maps have the same relays, servers and sites, wherever these are.
 fn same_sites(before: &Map, after: &Map) -> bool {
     let same = |((key, old), (other, new)): ((&SiteKey, &coordination::Peer), (&SiteKey, &coordination::Peer))| {
-        (key, &old.name, old.virtual_address, &old.subnets) == (other, &new.name, new.virtual_address, &new.subnets)
+        let coordination::Peer { name, virtual_address, subnets, tags, allow, reachability: _ } = new;
+        (key, &old.name, old.virtual_address, &old.subnets) == (other, name, *virtual_address, subnets)
+            && (&old.tags, &old.allow) == (tags, allow)
     };
     (&before.relays, &before.stun_servers, before.peers.len())
         == (&after.relays, &after.stun_servers, after.peers.len())

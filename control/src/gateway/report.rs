@@ -47,7 +47,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
-        firewall: plane.firewall(),
+        firewall: plane.firewall(&handshakes.peers),
         steering: steering(plane),
         health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
         forwarding: plane.forwards(),

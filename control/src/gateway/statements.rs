@@ -10,9 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{self, Map, Name, Relay, SiteKey};
+use penstock_proto::coordination::{self, Map, Name, Relay, Service, SiteKey};
 use penstock_proto::trust::{
-    Admission, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime, Verifier,
+    Admission, AdmittedPeer, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime,
+    Verifier,
 };
 
 use crate::coordinator::seen::Seen;
@@ -90,6 +91,10 @@ pub struct Believed {
 pub struct Site {
     /// Its name.
     pub name: Name,
+    /// Its tags.
+    pub tags: Vec<Name>,
+    /// What it may begin here; `None`: everything. Nobody signs that: the coordinator can only forbid by it.
+    pub allow: Option<Vec<Service>>,
     /// What it may have, unless this gateway itself has something against it.
     pub prefixes: Vec<IpNet>,
     /// What keeps it so, if an authority does.
@@ -358,6 +363,8 @@ impl Believed {
     fn unchecked(map: &Map) -> Self {
         let site = |peer: &coordination::Peer| Site {
             name: peer.name.clone(),
+            tags: peer.tags.clone(),
+            allow: peer.allow.clone(),
             prefixes: prefixes(peer).collect(),
             vouched: None,
         };
@@ -370,7 +377,9 @@ impl Believed {
         let mut believed = Self::default();
         for (key, peer) in admission.peers {
             let vouched = Some(Vouched { until: peer.until, lease: peer.lease, judged });
-            believed.sites.insert(key, Site { name: peer.name, prefixes: peer.prefixes, vouched });
+            let allow = map.peers.get(&key).and_then(|peer| peer.allow.clone());
+            let AdmittedPeer { name, tags, prefixes, .. } = peer;
+            believed.sites.insert(key, Site { name, tags, allow, prefixes, vouched });
         }
         for (key, reason) in &admission.refused {
             // A map does not name the gateway that it is for.

@@ -1,5 +1,9 @@
-//! The firewall of the profile under real traffic, in every mode and both families, and what a reload of it does.
+//! The firewall of the profile, and what a coordinator's policy allows, under real traffic, in every mode and both
+//! families; and what a reload does.
 
+use crate::overlay_modes::{End, host6, start};
+use crate::support::nat::{Kind as Nat, Lab};
+use crate::support::overlay::Coordinator;
 use crate::support::*;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
@@ -149,5 +153,60 @@ fn a_reload_keeps_connections_that_the_new_rules_accept_and_ends_others() {
         b.reload(|profile| profile["Firewall"] = Value::Null);
         assert_eq!(b.status()["Firewall"], Value::Null);
         await_traffic(&topology);
+    }
+}
+
+/// What the policy lets one site begin at another is enforced by the other, at once, whatever the first one does.
+#[test]
+fn the_receiver_enforces_what_the_policy_allows() {
+    if !ready(&["nft", "conntrack"]) || !is_penstock() {
+        return;
+    }
+    const PATH: Duration = Duration::from_secs(30);
+    for modes in [("udp", "tun"), ("xdp", "xdp")] {
+        let lab = Lab::new();
+        let coordinator = Coordinator::start(&lab);
+        let allow = |services: Value| {
+            coordinator.policy(&json!({ "Links": [{ "From": "tag:branch", "To": "tag:hub", "Allow": services }] }));
+        };
+        allow(json!([format!("tcp/{WEB}")]));
+        let (branch, hub) = (coordinator.key(1, "branch"), coordinator.key(1, "hub"));
+        let a = start(&lab, &coordinator, &branch, (Nat::FullCone, 1), modes);
+        let b = start(&lab, &coordinator, &hub, (Nat::FullCone, 2), modes);
+        a.gateway.await_path(&b.gateway.name, "direct", PATH);
+        b.gateway.await_path(&a.gateway.name, "direct", PATH);
+        let restricted = |end: &End| end.gateway.status()["Firewall"]["Restrictions"][0]["Allow"].clone();
+        assert_eq!((restricted(&a), restricted(&b)), (json!([]), json!([format!("tcp/{WEB}")])), "{modes:?}");
+
+        let [to_b, to_a] = [&b, &a].map(|end| [end.site.host_address(), host6(&end.site)]);
+        let pinged = |from: &End, to: IpAddr| ping(&from.site.host, to, &["-c", "2", "-i", "0.1", "-W", "1"]).received;
+        let listeners = |end: &End, at: [IpAddr; 2], port| at.map(|address| listen(&end.site.host, address, port));
+        let (web, _hidden) = (listeners(&b, to_b, WEB), listeners(&b, to_b, HIDDEN));
+        let _refused = listeners(&a, to_a, WEB);
+        let mut connections = Vec::new();
+        for (target, web) in to_b.into_iter().zip(&web) {
+            let mut client = connect(&a.site.host, target, WEB, PATIENCE).expect("the policy allows it");
+            let (mut server, _) = web.accept().expect("a connection");
+            assert!(passes(&mut client, &mut server) && passes(&mut server, &mut client), "{modes:?} {target}");
+            assert!(connect(&a.site.host, target, HIDDEN, SHORT).is_none(), "{modes:?} {target}");
+            assert_eq!(pinged(&a, target), 0, "{modes:?} {target}");
+            connections.push((client, server));
+        }
+        for target in to_a {
+            assert!(connect(&b.site.host, target, WEB, SHORT).is_none(), "{modes:?} {target}: the other way");
+        }
+
+        allow(json!(["icmp"]));
+        eventually(PATIENCE, "the hub has heard of it", || restricted(&b) == json!(["icmp"]));
+        for ((client, server), target) in connections.iter_mut().zip(to_b) {
+            assert!(!passes(client, server), "{modes:?} {target}: what stands ends as well");
+            assert_eq!(pinged(&a, target), 2, "{modes:?} {target}");
+        }
+        coordinator.policy(&json!({ "Links": [["tag:branch", "tag:hub"]] }));
+        let free = |end: &End| end.gateway.status()["Firewall"].is_null();
+        eventually(PATIENCE, "nobody is restricted", || free(&a) && free(&b));
+        for (from, target) in to_b.map(|target| (&a, target)).into_iter().chain(to_a.map(|target| (&b, target))) {
+            assert!(connect(&from.site.host, target, WEB, PATIENCE).is_some(), "{modes:?} {target}");
+        }
     }
 }

@@ -58,6 +58,8 @@ pub struct Admission {
 pub struct AdmittedPeer {
     /// The name that the authority gives it, whatever the map says.
     pub name: Name,
+    /// The tags that the authority gives it, in order.
+    pub tags: Vec<Name>,
     /// Its virtual address, and its announced subnets, in order.
     pub prefixes: Vec<IpNet>,
     /// When its statement ends, if it does.
@@ -203,7 +205,8 @@ impl Verifier {
                     stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, *key)));
                     announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, *key)));
                     let (name, until) = (grant.name.clone(), grant.validity.until());
-                    let admitted = AdmittedPeer { name, prefixes: Vec::new(), until, lease };
+                    let tags = grant.tags.iter().cloned().collect();
+                    let admitted = AdmittedPeer { name, tags, prefixes: Vec::new(), until, lease };
                     admission.peers.insert(*key, admitted);
                 }
                 Err(reason) => drop(admission.refused.insert(*key, reason)),

@@ -615,8 +615,8 @@ impl Plane {
     }
 
     /// What `status` says of the firewall.
-    pub fn firewall(&self) -> Option<status::Firewall> {
-        self.filter.status(Millis::now())
+    pub fn firewall(&self, peers: &Peers) -> Option<status::Firewall> {
+        self.filter.status(peers, Millis::now())
     }
 
     /// Tells the steering programs our addresses, and where the prefixes lead.
