@@ -12,7 +12,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::status::{self, Health, PathKind, Status, WorkerLoad};
+use crate::profile::firewall::{Direction, Verdict};
+use crate::status::{self, FirewallRule, Health, PathKind, Status, WorkerLoad};
 
 /// The media type of a page.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -127,6 +128,20 @@ const FAMILIES: &[Family] = &[
         labels: &["reason"],
         help: "Packets dropped, by reason",
         samples: |status| status.drops.iter().map(|(reason, &count)| (vec![reason.clone()], count as f64)).collect(),
+    },
+    Family {
+        name: "penstock_firewall_packets",
+        kind: MetricType::Counter,
+        labels: &["rule", "name", "direction", "verdict"],
+        help: "Packets that a rule of the firewall (by its place from 1) or its default decided about: the first of each accepted flow and every dropped one; begins anew when a rule is changed",
+        samples: firewall_packets,
+    },
+    Family {
+        name: "penstock_firewall_flows",
+        kind: MetricType::Gauge,
+        labels: &[],
+        help: "Flows that the firewall knows; only with a firewall",
+        samples: |status| status.firewall.iter().map(|firewall| (Vec::new(), firewall.flows as f64)).collect(),
     },
     Family {
         name: "penstock_steering_frames",
@@ -290,6 +305,28 @@ fn problem_ages(status: &Status) -> Vec<Sample> {
     ages.into_iter().map(|(subject, age)| (vec![subject.to_owned()], age as f64)).collect()
 }
 
+fn firewall_packets(status: &Status) -> Vec<Sample> {
+    let Some(firewall) = &status.firewall else { return Vec::new() };
+    let verdict = |verdict| if verdict == Verdict::Accept { "accept" } else { "drop" };
+    let labels = |rule: &str, name: &str, direction: &str, verdict: &str| {
+        [rule, name, direction, verdict].map(str::to_owned).to_vec()
+    };
+    let rules = firewall.rules.iter().zip(1..).map(|(FirewallRule { rule, packets }, place)| {
+        let direction = match rule.direction {
+            Some(Direction::In) => "in",
+            Some(Direction::Out) => "out",
+            None => "both",
+        };
+        let name = rule.name.as_deref().unwrap_or_default();
+        (labels(&place.to_string(), name, direction, verdict(rule.verdict)), *packets as f64)
+    });
+    let defaults = [("in", firewall.r#in), ("out", firewall.out)];
+    let defaults = defaults.map(|(direction, default)| {
+        (labels("default", "", direction, verdict(default.verdict)), default.packets as f64)
+    });
+    rules.chain(defaults).collect()
+}
+
 fn relays(status: &Status, value: impl Fn(&crate::traversal::RelayState) -> Option<f64>) -> Vec<Sample> {
     let sample = |relay: &crate::traversal::RelayState| {
         let labels = vec![relay.name.clone(), relay.transport.clone(), relay.address.to_string()];
@@ -414,6 +451,10 @@ mod tests {
             "penstock_forwarding 1.0".to_owned(),
             "penstock_problem_age_seconds{subject=\"eth1\"} 5.0".to_owned(),
             "penstock_drops_total{reason=\"replayed\"} 3.0".to_owned(),
+            "penstock_firewall_packets_total{rule=\"1\",name=\"web\",direction=\"in\",verdict=\"accept\"} 7.0"
+                .to_owned(),
+            "penstock_firewall_packets_total{rule=\"default\",name=\"\",direction=\"out\",verdict=\"accept\"} 9.0"
+                .to_owned(),
             "penstock_steering_frames_total{side=\"wan\",verdict=\"redirect\"} 8.0".to_owned(),
             "penstock_worker_sleep_seconds_total{worker=\"0\"} 0.9".to_owned(),
             format!("penstock_peer_path{{peer=\"berlin\",public_key=\"{key}\",path=\"direct\"}} 1.0"),

@@ -12,6 +12,7 @@ mod edit;
 mod endpoint;
 mod environment;
 mod error;
+pub mod firewall;
 mod name;
 mod position;
 mod rules;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use penstock_connect::{CoordinatorUrl, Trust};
+use penstock_proto::coordination;
 use penstock_proto::trust::AuthorityKey;
 use zeroize::Zeroizing;
 
@@ -37,6 +39,7 @@ pub use edit::{EditError, add_peer, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
+pub use firewall::Firewall;
 pub use name::Name;
 pub use save::{Saved, Secret, Unsaved, UnsavedPeer, save};
 
@@ -56,6 +59,8 @@ pub const SUBNET_LIMIT: usize = 1024;
 pub const WORKER_LIMIT: u16 = 256;
 /// Characters of a peer's name.
 pub const PEER_NAME_LIMIT: usize = 64;
+/// Tags of a peer.
+pub const TAG_LIMIT: usize = 64;
 /// Inner packets may be at least (IPv4's minimum) and at most (jumbo frames) so large.
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 576..=9000;
 
@@ -92,6 +97,8 @@ pub struct Profile {
     pub copy_dscp: bool,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,
+    /// Which flows may pass between the sites and the LAN; `None`: all.
+    pub firewall: Option<Firewall>,
     /// Whether other sites may reach through this one what is not its own.
     pub transit: bool,
     /// The routing table of the tunnel's routes.
@@ -174,6 +181,8 @@ pub struct Peer {
     pub endpoint: Option<Endpoint>,
     /// What it may send and is sent, without host bits.
     pub allowed_ips: Vec<IpNet>,
+    /// What rules of the firewall select it by, besides its name.
+    pub tags: Vec<coordination::Name>,
     /// Interval of keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// The suite of its handshakes and sessions.

@@ -6,11 +6,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use penstock_proto::coordination::Service;
 use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
 use crate::problem::Problem;
+#[cfg(test)]
+use crate::profile::firewall::Direction;
+use crate::profile::firewall::{Rule, Verdict};
 use crate::traversal::RelayState;
 
 /// A running gateway.
@@ -55,6 +59,9 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What the firewall has done; null if the profile has none and no peer is restricted.
+    #[serde(default)]
+    pub firewall: Option<Firewall>,
     /// Frames seen by the steering programs, by verdict.
     pub steering: Steering,
     /// Whether all is well.
@@ -276,6 +283,59 @@ pub enum PathKind {
     None,
 }
 
+/// The firewall and its counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Firewall {
+    /// Flows that are known: accepted, and not silent for too long.
+    pub flows: u64,
+    /// How many there can be.
+    pub flow_limit: u64,
+    /// Of flows that begin in the tunnel, where no rule decides.
+    pub r#in: FirewallDefault,
+    /// Of flows that begin on the LAN, where no rule decides.
+    pub out: FirewallDefault,
+    /// The rules, in their order.
+    pub rules: Vec<FirewallRule>,
+    /// The peers that may not reach everything here by the coordinator's policy.
+    #[serde(default)]
+    pub restrictions: Vec<Restriction>,
+}
+
+/// What a peer may reach here, by the coordinator's policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Restriction {
+    /// Its name.
+    pub peer: String,
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// What it may begin here: "tcp/443", "icmp".
+    pub allow: Vec<Service>,
+    /// Packets that were dropped for it.
+    pub packets: u64,
+}
+
+/// What is done where no rule decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct FirewallDefault {
+    /// "accept" or "drop".
+    pub verdict: Verdict,
+    /// Packets that it decided about: the first of each accepted flow, every one that was dropped.
+    pub packets: u64,
+}
+
+/// A rule of the firewall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct FirewallRule {
+    /// As the profile has it.
+    pub rule: Rule,
+    /// Packets that it decided about: the first of each accepted flow, every one that was dropped.
+    pub packets: u64,
+}
+
 /// Counters of the steering programs; empty without them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -376,6 +436,30 @@ pub(crate) fn sample() -> Status {
             allowed_ips: vec!["10.102.0.0/24".parse().expect("a prefix")],
         }],
         drops: BTreeMap::from([("replayed".into(), 3), ("bad-tag".into(), 0)]),
+        firewall: Some(Firewall {
+            flows: 12,
+            flow_limit: 262_144,
+            r#in: FirewallDefault { verdict: Verdict::Drop, packets: 4 },
+            out: FirewallDefault { verdict: Verdict::Accept, packets: 9 },
+            rules: vec![FirewallRule {
+                rule: Rule {
+                    name: Some("web".into()),
+                    verdict: Verdict::Accept,
+                    direction: Some(Direction::In),
+                    sites: Some(vec!["tag:branch".parse().expect("a selector")]),
+                    sources: None,
+                    destinations: None,
+                    services: Some(vec!["tcp/443".parse().expect("a service")]),
+                },
+                packets: 7,
+            }],
+            restrictions: vec![Restriction {
+                peer: "berlin".into(),
+                public_key: key,
+                allow: vec!["udp/53".parse().expect("a service")],
+                packets: 2,
+            }],
+        }),
         steering: Steering { wan: BTreeMap::from([("redirect".into(), 8)]), lan: BTreeMap::new() },
         health: Health::Degraded,
         forwarding: true,
@@ -397,7 +481,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"Packets":40,"Sleeps":2,"SleptMs":900}]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"Packets":40,"Sleeps":2,"SleptMs":900}]}"#;
 
     #[test]
     fn json_is_the_contract() {

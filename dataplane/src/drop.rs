@@ -45,6 +45,14 @@ reasons! {
     SpoofedSource = "spoofed-source",
     /// WAN: the inner destination is neither this site's nor the gateway's own, and other sites may not pass through.
     Transit = "transit",
+    /// The firewall's rules, or what a coordinator says that the peer may reach, do not accept it.
+    FilterDenied = "filter-denied",
+    /// Firewall: a fragment whose first was not accepted or did not come yet, or whose transport header is cut.
+    FilterFragment = "filter-fragment",
+    /// Firewall: a new flow, when there are too many.
+    FilterFull = "filter-full",
+    /// Firewall: the headers behind that of IP are cut, or too many.
+    FilterMalformed = "filter-malformed",
     /// RFC 6040: congestion experienced outside on a packet whose inside cannot carry it.
     Congestion = "congestion",
     /// LAN: no peer's allowed IPs hold the destination.

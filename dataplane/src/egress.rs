@@ -8,6 +8,7 @@ use std::iter::repeat_n;
 use smallvec::SmallVec;
 
 use crate::drop::DropReason;
+use crate::filter::Direction;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::inner::{self, Inner};
@@ -64,6 +65,7 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
+    turn.filter(frame, &inner, peer, Direction::Out)?;
     let entry = &table.peers[peer as usize];
     let mtu = entry.mtu;
     if let Some(port) = from {
@@ -83,9 +85,6 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
             return Err(turn.error(&mut packet.frame, &inner, error, reason));
         }
     }
-    if let Some(mapping) = &table.mapping {
-        mapping.translate(turn.pool.packet_mut(frame), &inner, Way::Out);
-    }
     inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
     packet.tos = inner::outer_tos(inner.tos, table.copy_dscp);
     if frame.start() + padded(frame.len(), mtu) + TAG > turn.pool.frame_size() {
@@ -94,6 +93,10 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     if !entry.session().is_some_and(|session| session.alive(turn.now)) {
         let packet = turn.pool.packet(frame).into();
         return Err(turn.notices.hand_over(Notice::NoSession { peer: entry.peer.id, packet }));
+    }
+    // Last, since what waits for a session comes here again.
+    if let Some(mapping) = &table.mapping {
+        mapping.translate(turn.pool.packet_mut(frame), &inner, Way::Out);
     }
     Ok(peer)
 }

@@ -7,6 +7,7 @@
 use smallvec::SmallVec;
 
 use crate::drop::DropReason;
+use crate::filter::Direction;
 use crate::icmp;
 use crate::inner::{self, Inner};
 use crate::mapping::Way;
@@ -163,7 +164,7 @@ fn accept<'t>(
     if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
 }
 
-/// Allowed IPs, transit, ECN, segment size, next hop.
+/// Allowed IPs, transit, firewall, ECN, segment size, next hop.
 #[inline]
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
@@ -181,6 +182,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     if !table.admits(inner.destination) {
         return Err(DropReason::Transit);
     }
+    turn.filter(frame, &inner, peer, Direction::In)?;
     let packet_bytes = turn.pool.packet_mut(frame);
     inner::merge_ecn(packet_bytes, inner.tos, packet.tos)?;
     // The peer's SYN says what our side may send to it.

@@ -7,6 +7,7 @@
 //!   steer ─► ports::{xdp,tun} ─► worker ─► egress:  allowed IPs ─► session ─► seal ─► ports::{xdp,udp}
 //! ```
 //!
+//! Between allowed IPs and what follows, both ways, stands the [`filter`], if there are rules.
 //! [`engine`] starts the workers. [`table`] is what control publishes to them, [`slow_path`] the queues
 //! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`mod@drop`] reason.
 //! There is no tokio here, no netlink, and no log line per packet.
@@ -14,6 +15,7 @@
 pub mod clock;
 pub mod drop;
 pub mod engine;
+pub mod filter;
 pub mod frame;
 pub mod inner;
 pub mod loopback;

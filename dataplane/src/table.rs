@@ -6,6 +6,7 @@ use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::filter::Firewall;
 use crate::mapping::Mapping;
 use crate::peer::Peer;
 use crate::ports::{Endpoint, Link};
@@ -28,6 +29,8 @@ pub struct Table {
     pub hops: Arc<PrefixMap<Option<Link>>>,
     /// What the tunnel may reach here: this site's prefixes and the gateway's own addresses. `None`: anything.
     pub reachable: Option<Arc<PrefixMap<()>>>,
+    /// Which flows may pass; `None`: all.
+    pub firewall: Option<Arc<Firewall>>,
     /// Largest inner packet of any peer, in bytes.
     pub mtu: usize,
     /// Whether outer packets have the DSCP of the inner ones.
@@ -94,6 +97,7 @@ impl Default for Table {
             endpoints: Arc::default(),
             hops: Arc::default(),
             reachable: None,
+            firewall: None,
             mtu: 1420,
             copy_dscp: false,
             mapping: None,

@@ -6,6 +6,7 @@ use penstock_aead::Cipher;
 
 use crate::clock::Millis;
 use crate::drop::{DropReason, Drops};
+use crate::filter::{Direction, FlowCache};
 use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::Inner;
@@ -33,6 +34,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) ring: u64,
     /// Peers heard from a new address, by place in the table, until control publishes it.
     pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
+    /// What the worker knows of the flows that the firewall accepted.
+    pub(crate) flows: &'a mut FlowCache,
 }
 
 /// Where a packet leaves the stages.
@@ -55,6 +58,20 @@ impl From<DropReason> for Exit {
 }
 
 impl Turn<'_> {
+    /// Asks the firewall, if there is one, about a packet from or for the peer of this place.
+    #[inline]
+    pub(crate) fn filter(
+        &mut self,
+        frame: &Frame,
+        inner: &Inner,
+        place: u32,
+        direction: Direction,
+    ) -> Result<(), DropReason> {
+        let Some(firewall) = &self.table.firewall else { return Ok(()) };
+        let peer = self.table.peers[place as usize].peer.id;
+        firewall.admit(self.flows, self.pool.packet(frame), inner, (peer, direction), self.now)
+    }
+
     /// A message has no session. Control hears of it when a peer is where it came from, and not too often.
     #[cold]
     pub(crate) fn unknown_session(&mut self, from: SocketAddr) -> DropReason {

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::clock::Millis;
 use crate::drop::{DropReason, Drops};
 use crate::engine::{Shared, WorkerSetup};
+use crate::filter::FlowCache;
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
 use crate::ports::{Batch, EGRESS_ROOM, Endpoint, Packet};
@@ -49,6 +50,8 @@ pub struct Worker {
     table: Arc<Table>,
     /// Peers, by place in the table, that have moved since it was published.
     roamed: Vec<(u32, Endpoint)>,
+    /// Without memory as long as there is no firewall.
+    flows: FlowCache,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
     /// The last call of control that was answered.
@@ -72,6 +75,7 @@ impl Worker {
         commands: Arc<Mailbox<Command>>,
         drops: Arc<Drops>,
     ) -> Self {
+        let table = shared.table.load_full();
         Self {
             pool: setup.pool,
             wan: Side::new(setup.wan),
@@ -81,7 +85,8 @@ impl Worker {
             limiter: Limiter::default(),
             unknown: Limiter::default(),
             tables: Cache::new(Arc::clone(&shared.table)),
-            table: shared.table.load_full(),
+            flows: FlowCache::for_table(&table),
+            table,
             roamed: Vec::with_capacity(ROAMED_MAX),
             shared,
             commands,
@@ -198,6 +203,7 @@ impl Worker {
             limiter,
             unknown,
             roamed,
+            flows,
             wan,
             lan,
             received,
@@ -208,7 +214,7 @@ impl Worker {
         } = self;
         let (cipher, notices, now, ring) = (shared.cipher, Notices::new(&shared.notices), *now, *ring);
         (
-            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, ring, roamed },
+            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, ring, roamed, flows },
             Ends { wan, lan, received, work },
         )
     }
@@ -220,6 +226,9 @@ impl Worker {
         if !Arc::ptr_eq(newest, &self.table) {
             self.table = Arc::clone(newest);
             self.roamed.clear();
+            if self.flows.is_empty() {
+                self.flows = FlowCache::for_table(&self.table);
+            }
             // Sessions may have ended whose keys went through this stack.
             penstock_aead::wipe_stack();
         }

@@ -3,9 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use penstock_dataplane::filter::{Counter, DefaultRule, Firewall, Rules, Verdict};
 use penstock_dataplane::loopback::Loopback;
+use penstock_dataplane::table::Table;
 
 struct Counting;
 
@@ -30,17 +34,35 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn no_allocation_per_packet() {
-    let Loopback { mut worker, wan, lan, endpoint, .. } = Loopback::new(512).unwrap();
+    // One test, since all threads share the counter.
+    none_is_allocated(false);
+    none_is_allocated(true);
+}
+
+/// Everything passes, as flows that are known and as new ones.
+fn firewall() -> Firewall {
+    let default = || DefaultRule { verdict: Verdict::Accept, counter: Counter::default() };
+    let rules = Rules { inward: default(), outward: default(), rules: Vec::new(), restrictions: HashMap::new() };
+    Firewall::new(rules, Arc::default())
+}
+
+fn none_is_allocated(filtered: bool) {
+    let Loopback { engine, mut worker, wan, lan, endpoint, .. } = Loopback::new(512).unwrap();
+    if filtered {
+        engine.publish(Table { firewall: Some(Arc::new(firewall())), ..Table::clone(&engine.table()) });
+    }
 
     let mut packet = vec![0x45, 0, 0, 84, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     packet.resize(84, 7);
     let mut before = 0;
-    for round in 0..200 {
+    for round in 0..200u8 {
         if round == 20 {
             // Buffers have grown to what the traffic needs.
             before = ALLOCATIONS.load(Relaxed);
         }
-        for _ in 0..100 {
+        for port in 0..100 {
+            packet[20] = round;
+            packet[21] = port % 2 * port;
             assert!(lan.send(worker.pool(), endpoint, 0, &packet));
         }
         worker.turn();

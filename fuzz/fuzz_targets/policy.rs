@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use penstock_coordinator::policy::Policy;
+use penstock_coordinator::policy::{Policy, Reach};
 use penstock_coordinator::site::{Site, SiteState};
 
 fn site(number: u8) -> Site {
@@ -31,6 +31,10 @@ fuzz_target!(|input: &[u8]| {
             for (one, other) in sites.iter().flat_map(|one| sites.iter().map(move |other| (one, other))) {
                 assert_eq!(policy.joins(one, other), policy.joins(other, one));
                 assert!(!policy.joins(one, one));
+                let nothing = |from, to| policy.reach(from, to) == Reach::NOTHING;
+                assert!(
+                    policy.joins(one, other) || one.key == other.key || (nothing(one, other) && nothing(other, one))
+                );
                 assert!(policy.announced(one).iter().all(|subnet| one.in_force.contains(subnet)));
             }
         }

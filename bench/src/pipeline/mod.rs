@@ -79,10 +79,10 @@ pub fn run(options: &Options, stop: &AtomicBool, step: &mut dyn FnMut(&str)) -> 
     let mut rows: Vec<Rows> = options.sizes.iter().map(|size| Rows::new(*size, &subjects)).collect();
     for nth in 1..=options.rounds {
         for rows in &mut rows {
-            let mut rig = Rig::new(rows.size, options.suite)?;
-            rows.mean_bytes = rig.bytes() as f64 / rig.batch() as f64;
+            let mut rigs = Rigs::new(rows.size, options.suite)?;
+            rows.mean_bytes = rigs.plain.bytes() as f64 / rigs.plain.batch() as f64;
             step(&format!("round {nth}, {}", rows.size));
-            let samples = round(&mut rig, &subjects, &mut meter, options.time.min(LONGEST), stop)?;
+            let samples = round(&mut rigs, &subjects, &mut meter, options.time.min(LONGEST), stop)?;
             rows.subjects.iter_mut().zip(samples).for_each(|((_, samples), sample)| samples.push(sample));
         }
     }
@@ -102,6 +102,23 @@ fn pin(core: Option<usize>) -> io::Result<usize> {
         let which = core.map_or("a core".into(), |core| format!("core {core}"));
         io::Error::new(io::ErrorKind::InvalidInput, format!("cannot be pinned to {which}"))
     })
+}
+
+/// The workers of a round.
+struct Rigs {
+    plain: Rig,
+    filtered: Rig,
+}
+
+impl Rigs {
+    fn new(size: Size, suite: Suite) -> io::Result<Self> {
+        Ok(Self { plain: Rig::new(size, suite)?, filtered: Rig::filtered(size, suite)? })
+    }
+
+    /// The one in which a subject is measured.
+    fn of(&mut self, subject: Subject) -> &mut Rig {
+        if subject.is_filtered() { &mut self.filtered } else { &mut self.plain }
+    }
 }
 
 /// A round's figures of one subject, all per packet.
@@ -148,7 +165,7 @@ impl Passes {
 
 /// Measures all subjects of a size once, in turns.
 fn round(
-    rig: &mut Rig,
+    rigs: &mut Rigs,
     subjects: &[Subject],
     meter: &mut Meter,
     time: Duration,
@@ -160,7 +177,7 @@ fn round(
             return Err(io::ErrorKind::Interrupted.into());
         }
         for (passes, subject) in measured.iter_mut().zip(subjects) {
-            passes.extend(rig, *subject, meter, time / SLICES);
+            passes.extend(rigs.of(*subject), *subject, meter, time / SLICES);
         }
     }
     Ok(measured.into_iter().map(Passes::sample).collect())

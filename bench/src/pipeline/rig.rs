@@ -1,10 +1,12 @@
 //! One worker whose WAN is joined to itself, and the packets that go round.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::filter::{Counter, DefaultRule, Firewall, FlowCache, Protocol, Rule, Rules, Service, Verdict};
 use penstock_dataplane::frame::{ANCHOR, FRAME_SIZE, Frame, Pool};
 use penstock_dataplane::loopback::{Loopback, SESSION};
 use penstock_dataplane::peer::Peer;
@@ -34,6 +36,8 @@ const DESTINATION: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 9);
 pub struct Rig {
     pub(super) gateway: Loopback,
     pub(super) table: Arc<Table>,
+    /// What is known of flows where the firewall is asked without the worker.
+    pub(super) flows: FlowCache,
     /// The inner packets of a batch, as a LAN host sends them.
     pub(super) packets: Vec<Vec<u8>>,
     /// The way to the peer.
@@ -47,14 +51,26 @@ impl Rig {
     /// # Errors
     /// No descriptors are to be had.
     pub fn new(size: Size, suite: Suite) -> io::Result<Self> {
+        Self::with(size, suite, None)
+    }
+
+    /// The same with a firewall that lets the packets pass.
+    ///
+    /// # Errors
+    /// No descriptors are to be had.
+    pub fn filtered(size: Size, suite: Suite) -> io::Result<Self> {
+        Self::with(size, suite, Some(Arc::new(firewall())))
+    }
+
+    fn with(size: Size, suite: Suite, firewall: Option<Arc<Firewall>>) -> io::Result<Self> {
         let packets: Vec<Vec<u8>> = size.packets().into_iter().map(packet).collect();
         let largest = packets.iter().map(Vec::len).max().unwrap_or_default();
         let pages = (ANCHOR + EGRESS_ROOM + largest + TAG).div_ceil(FRAME_SIZE);
         let gateway = Loopback::with(Pool::heap_of(FRAMES, pages), suite)?;
         let link = Link::new(1, [192, 0, 2, 1].into(), [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], None);
-        gateway.engine.publish(table(&gateway, largest.max(MTU), link));
+        gateway.engine.publish(Table { firewall, ..table(&gateway, largest.max(MTU), link) });
         let table = gateway.engine.table();
-        Ok(Self { gateway, table, packets, link })
+        Ok(Self { gateway, table, flows: FlowCache::new(), packets, link })
     }
 
     /// How many packets go round at a time.
@@ -97,6 +113,27 @@ impl Rig {
         let pool = self.gateway.worker.pool();
         frames.into_iter().rev().for_each(|frame| pool.give(frame));
     }
+}
+
+/// A firewall that lets what the packets are begin from this side, by the last of its rules.
+fn firewall() -> Firewall {
+    let default = || DefaultRule { verdict: Verdict::Drop, counter: Counter::default() };
+    let rule = |number, verdict| Rule {
+        direction: None,
+        peers: None,
+        sources: None,
+        destinations: None,
+        services: Some(vec![Service { protocol: Protocol::Number(number), ports: None }]),
+        verdict,
+        counter: Counter::default(),
+    };
+    let rules = Rules {
+        inward: default(),
+        outward: default(),
+        rules: vec![rule(6, Verdict::Drop), rule(17, Verdict::Accept)],
+        restrictions: HashMap::new(),
+    };
+    Firewall::new(rules, Arc::default())
 }
 
 /// The table of a gateway that knows [`SITES`] sites, of which the first is the worker itself.

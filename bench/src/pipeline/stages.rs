@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::filter::Direction;
 use penstock_dataplane::frame::{ANCHOR, Frame, Pool};
 use penstock_dataplane::inner::{self, Inner};
 use penstock_dataplane::loopback::Loopback;
@@ -50,8 +51,8 @@ impl Rig {
         let once = |spent| Pass { spent, packets };
         let repeated = |spent| Pass { spent, packets: packets * REPEATS };
         match subject {
-            Subject::Encrypt => once(self.encrypt(meter)),
-            Subject::Decrypt => once(self.decrypt(meter)),
+            Subject::Encrypt | Subject::FilteredEncrypt => once(self.encrypt(meter)),
+            Subject::Decrypt | Subject::FilteredDecrypt => once(self.decrypt(meter)),
             _ => {
                 let mut frames = self.frames();
                 let pass = match subject {
@@ -67,7 +68,10 @@ impl Rig {
                     Subject::NextHop => repeated(self.next_hop(&mut frames, meter)),
                     Subject::WriteHeaders => repeated(self.write_headers(&mut frames, meter)),
                     Subject::ReadHeaders => repeated(self.read_headers(&mut frames, meter)),
-                    Subject::Encrypt | Subject::Decrypt => unreachable!("measured above"),
+                    Subject::Filter => repeated(self.filter(&mut frames, meter)),
+                    Subject::Encrypt | Subject::Decrypt | Subject::FilteredEncrypt | Subject::FilteredDecrypt => {
+                        unreachable!("measured above")
+                    }
                 };
                 self.give(frames);
                 pass
@@ -95,6 +99,15 @@ impl Rig {
         let sent = lan.discard(worker.pool());
         assert_eq!((worked, sent), (self.packets.len(), self.packets.len()), "packets were lost");
         spent
+    }
+
+    fn filter(&mut self, frames: &mut [Frame], meter: &mut Meter) -> Spent {
+        let Self { gateway, table, flows, .. } = self;
+        let (pool, now) = (gateway.worker.pool(), Millis::now());
+        let firewall = table.firewall.as_ref().expect("this rig has one");
+        repeat(&mut with_inner(frames, pool), meter, |(frame, inner)| {
+            firewall.admit(flows, pool.packet(frame), inner, (0, Direction::Out), now).is_ok()
+        })
     }
 
     fn ring_seal(&mut self, frames: &[Frame], meter: &mut Meter) -> Spent {

@@ -27,6 +27,12 @@ pub enum Subject {
     AllowedIps,
     /// Ingress: ECN merged, the next hop by longest prefix, the TTL.
     NextHop,
+    /// [`Subject::Encrypt`] with a firewall that knows the flow.
+    FilteredEncrypt,
+    /// [`Subject::Decrypt`] with a firewall that knows the flow.
+    FilteredDecrypt,
+    /// The firewall alone, asked about a packet of a flow that it knows.
+    Filter,
     /// UDP, IPv4 and Ethernet written in front of a message, as the AF_XDP port does.
     WriteHeaders,
     /// The same read.
@@ -57,10 +63,16 @@ pub const DIRECTIONS: [Direction; 2] = [
     },
 ];
 
-/// Stages of AF_XDP ports, which a worker between `memory` ports does not have.
-pub const BESIDE: [Subject; 2] = [Subject::WriteHeaders, Subject::ReadHeaders];
+/// What the worker above does not have: a firewall, and the stages of AF_XDP ports.
+pub const BESIDE: [Subject; 5] =
+    [Subject::FilteredEncrypt, Subject::FilteredDecrypt, Subject::Filter, Subject::WriteHeaders, Subject::ReadHeaders];
 
 impl Subject {
+    /// Whether it is measured in a worker whose table has a firewall.
+    pub fn is_filtered(self) -> bool {
+        matches!(self, Subject::FilteredEncrypt | Subject::FilteredDecrypt | Subject::Filter)
+    }
+
     /// Every subject, in the order of a report.
     pub fn all() -> impl Iterator<Item = Subject> {
         let directions = DIRECTIONS.iter().flat_map(|d| [d.whole, d.floor].into_iter().chain(d.stages.iter().copied()));
@@ -82,6 +94,9 @@ impl Subject {
             Subject::Replay => "decrypt: replay window",
             Subject::AllowedIps => "decrypt: allowed IPs",
             Subject::NextHop => "decrypt: ECN, next hop, TTL",
+            Subject::FilteredEncrypt => "encrypt, with a firewall",
+            Subject::FilteredDecrypt => "decrypt, with a firewall",
+            Subject::Filter => "firewall: known flow",
             Subject::WriteHeaders => "headers written",
             Subject::ReadHeaders => "headers read",
         }

@@ -2,19 +2,28 @@
 //!
 //! ```json
 //! {
-//!   "Links":   [["tag:branch", "tag:hub"], ["amsterdam", "berlin"]],
+//!   "Links":   [
+//!     ["amsterdam", "berlin"],
+//!     { "From": "tag:branch", "To": "tag:hub", "Allow": ["tcp/443", "udp/53", "icmp"] }
+//!   ],
 //!   "Subnets": { "tag:branch": ["10.128.0.0/9"] }
 //! }
 //! ```
-//! A tunnel needs both ends, so a link has no direction. Without a policy all approved sites may talk to
-//! each other and offer what they like.
+//! A tunnel needs both ends, so a pair has no direction: each may reach everything at the other. A link with `Allow` has
+//! a tunnel too, but only its first end may begin anything, and at the other only that; the receiving gateway sees to
+//! it. Where several links join two sites, all that any of them allows is allowed. Without a policy all approved sites
+//! may talk to each other and offer what they like.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use penstock_proto::coordination::{Name, NameError};
+use penstock_proto::coordination::limits::SERVICES_LIMIT;
+use penstock_proto::coordination::{Name, NameError, Service};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{self, Deserializer};
+use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use crate::site::{Site, SiteState};
@@ -27,12 +36,42 @@ pub const LIMIT: usize = 8 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Policy {
-    /// Pairs that may talk.
-    pub links: Vec<(Selector, Selector)>,
+    /// Who may talk.
+    pub links: Vec<Link>,
     /// What the sites of a selector may offer: subnets within these. A site that none selects offers
     /// what it likes; one that several select, what any of them allows.
     #[serde(default)]
     pub subnets: BTreeMap<Selector, Vec<IpNet>>,
+}
+
+/// Sites that may talk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Each may reach everything at the other. Written as a list of two.
+    Pair(Selector, Selector),
+    /// The one may begin some things at the other. Written as an object.
+    Directed(Directed),
+}
+
+/// A link on which only one end may begin anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Directed {
+    /// Who may.
+    pub from: Selector,
+    /// Where.
+    pub to: Selector,
+    /// What.
+    pub allow: Vec<Service>,
+}
+
+/// What one site may begin at another. The larger of two is what either allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Everything.
+    All,
+    /// These.
+    Only(BTreeSet<Service>),
 }
 
 /// Some sites: `*`, `tag:NAME` or the name of one.
@@ -49,7 +88,7 @@ pub enum Selector {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { links: vec![(Selector::All, Selector::All)], subnets: BTreeMap::new() }
+        Self { links: vec![Link::Pair(Selector::All, Selector::All)], subnets: BTreeMap::new() }
     }
 }
 
@@ -66,6 +105,11 @@ impl Policy {
         let policy: Self = serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| format!("field {}: {}", error.path(), error.inner()))?;
         deserializer.end().map_err(|error| error.to_string())?;
+        // A map carries all that several links allow.
+        let services: BTreeSet<&Service> = policy.links.iter().flat_map(Link::allow).collect();
+        if services.len() > SERVICES_LIMIT {
+            return Err(format!("field Links: {} different services are more than {SERVICES_LIMIT}", services.len()));
+        }
         Ok(policy)
     }
 
@@ -82,10 +126,29 @@ impl Policy {
         approved(one)
             && approved(other)
             && one.key != other.key
-            && self
-                .links
-                .iter()
-                .any(|(a, b)| (a.selects(one) && b.selects(other)) || (a.selects(other) && b.selects(one)))
+            && self.links.iter().any(|link| {
+                let (a, b) = link.ends();
+                (a.selects(one) && b.selects(other)) || (a.selects(other) && b.selects(one))
+            })
+    }
+
+    /// What one site may begin at another, if they may talk.
+    #[must_use]
+    pub fn reach(&self, from: &Site, to: &Site) -> Reach {
+        let mut reach = Reach::NOTHING;
+        for link in &self.links {
+            let (a, b) = link.ends();
+            match link {
+                Link::Pair(..) if (a.selects(from) && b.selects(to)) || (a.selects(to) && b.selects(from)) => {
+                    return Reach::All;
+                }
+                Link::Directed(link) if a.selects(from) && b.selects(to) => {
+                    reach.add(&Reach::Only(link.allow.iter().cloned().collect()));
+                }
+                _ => {}
+            }
+        }
+        reach
     }
 
     /// Those of the site's subnets in force that the others are told of.
@@ -98,6 +161,77 @@ impl Policy {
         let within: Vec<&IpNet> = rules.flat_map(|(_, within)| within).collect();
         let allowed = |subnet: &&IpNet| within.iter().any(|within| within.contains(*subnet));
         site.in_force.iter().filter(allowed).copied().collect()
+    }
+}
+
+impl Link {
+    /// Those whom it joins.
+    #[must_use]
+    pub fn ends(&self) -> (&Selector, &Selector) {
+        match self {
+            Self::Pair(one, other) => (one, other),
+            Self::Directed(Directed { from, to, .. }) => (from, to),
+        }
+    }
+
+    fn allow(&self) -> &[Service] {
+        if let Self::Directed(directed) = self { &directed.allow } else { &[] }
+    }
+}
+
+impl Reach {
+    /// Answers, and nothing else.
+    pub const NOTHING: Self = Self::Only(BTreeSet::new());
+
+    /// Makes it what this or the other allows.
+    pub fn add(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::Only(services), Self::Only(more)) => services.extend(more.iter().cloned()),
+            _ => *self = Self::All,
+        }
+    }
+
+    /// As a map says it.
+    #[must_use]
+    pub fn into_allow(self) -> Option<Vec<Service>> {
+        match self {
+            Self::All => None,
+            Self::Only(services) => Some(services.into_iter().collect()),
+        }
+    }
+}
+
+impl Serialize for Link {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Pair(one, other) => (one, other).serialize(serializer),
+            Self::Directed(directed) => directed.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Link {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> de::Visitor<'de> for Either {
+            type Value = Link;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of two selectors, or an object with From, To and Allow")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<Link, A::Error> {
+                let (one, other) = Deserialize::deserialize(SeqAccessDeserializer::new(list))?;
+                Ok(Link::Pair(one, other))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, object: A) -> Result<Link, A::Error> {
+                Directed::deserialize(MapAccessDeserializer::new(object)).map(Link::Directed)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
     }
 }
 
@@ -200,6 +334,38 @@ mod tests {
     }
 
     #[test]
+    fn a_link_with_services_lets_one_end_begin_them() {
+        let text = r#"{"Links": [
+            {"From": "tag:branch", "To": "tag:hub", "Allow": ["udp/53", "tcp/443", "icmp"]},
+            {"From": "site-1", "To": "tag:hub", "Allow": ["tcp/22", "icmp"]},
+            {"From": "tag:hub", "To": "site-2", "Allow": []},
+            ["site-1", "site-4"]
+        ]}"#;
+        let policy = Policy::parse(text).unwrap();
+        let sites = [site(1, &["branch"]), site(2, &["branch"]), site(3, &["hub"]), site(4, &["branch", "hub"])];
+        let reach = |from: usize, to: usize| {
+            let allow = policy.reach(&sites[from], &sites[to]).into_allow();
+            allow.map(|allow| allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        for (from, to, expected) in [
+            (0, 2, Some("icmp tcp/22 tcp/443 udp/53")),
+            (1, 2, Some("icmp tcp/443 udp/53")),
+            (2, 0, Some("")),
+            (2, 1, Some("")),
+            (0, 3, None),
+            (3, 0, None),
+            (1, 3, Some("icmp tcp/443 udp/53")),
+            (3, 2, Some("icmp tcp/443 udp/53")),
+        ] {
+            assert!(policy.joins(&sites[from], &sites[to]) && policy.joins(&sites[to], &sites[from]));
+            assert_eq!(reach(from, to), expected.map(str::to_owned), "{from} {to}");
+        }
+        assert!(!policy.joins(&sites[0], &sites[1]));
+        assert_eq!(Policy::default().reach(&sites[0], &sites[1]), Reach::All);
+        assert_eq!(Policy::parse(&policy.to_text()), Ok(policy));
+    }
+
+    #[test]
     fn subnets_beyond_the_allowed_are_not_announced() {
         let text = r#"{"Links": [], "Subnets": {"tag:branch": ["10.1.0.0/16"], "site-1": ["192.168.0.0/16"]}}"#;
         let policy = Policy::parse(text).unwrap();
@@ -216,6 +382,11 @@ mod tests {
             (r#"{"Links": [["*", "tag:"]]}"#, "Links[0]"),
             (r#"{"Links": [], "Lynx": 1}"#, "Lynx"),
             (r#"{"Links": [["a"]]}"#, "Links[0]"),
+            (r#"{"Links": [["a", "b", "c"]]}"#, "Links"),
+            (r#"{"Links": ["a"]}"#, "Links[0]"),
+            (r#"{"Links": [{"From": "a", "To": "b"}]}"#, "Allow"),
+            (r#"{"Links": [{"From": "a", "To": "b", "Allow": ["http"]}]}"#, "Links[0].Allow[0]"),
+            (r#"{"Links": [{"From": "a", "To": "b", "Allow": [], "Ports": 1}]}"#, "Ports"),
             (r#"{"Subnets": {}}"#, "Links"),
             (r#"{"Links": []} {}"#, "trailing"),
             (r#"{"Links": [], "Subnets": {"*": ["10.0.0.0/33"]}}"#, "Subnets"),
@@ -224,6 +395,12 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
         }
         assert!(Policy::parse(&" ".repeat(LIMIT + 1)).is_err());
+        let with = |count: usize| {
+            let services: Vec<String> = (0..count).map(|port| format!("\"tcp/{port}\"")).collect();
+            format!(r#"{{"Links": [{{"From": "a", "To": "b", "Allow": [{}]}}]}}"#, services.join(","))
+        };
+        assert!(Policy::parse(&with(SERVICES_LIMIT)).is_ok());
+        assert!(Policy::parse(&with(SERVICES_LIMIT + 1)).unwrap_err().contains("257"));
         let policy = Policy::parse(r#"{"Links": [["*", "tag:hub"]], "Subnets": {"a": ["10.0.0.0/8"]}}"#).unwrap();
         assert_eq!(Policy::parse(&policy.to_text()), Ok(policy));
     }

@@ -11,7 +11,11 @@ use anyhow::{Result, bail};
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
 use crate::problem::Severity;
-use crate::status::{Cipher, Coordinator, Health, PathKind, PathMtu, Peer, Proof, Status, Waiting};
+use crate::profile::firewall::Verdict;
+use crate::status::{
+    Cipher, Coordinator, Firewall, FirewallDefault, FirewallRule, Health, PathKind, PathMtu, Peer, Proof, Restriction,
+    Status, Waiting,
+};
 
 /// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
 const HEALTHY: u8 = 0;
@@ -94,6 +98,9 @@ fn for_people(status: &Status, now: Duration) -> String {
             let _ = write!(text, "\n{label} takes packets of {inner} bytes{how}: its path carries {outer}, {reason}\n");
         }
     }
+    if let Some(firewall) = &status.firewall {
+        let _ = write_firewall(&mut text, firewall);
+    }
     let counters =
         [("dropped", &status.drops), ("steered, WAN", &status.steering.wan), ("steered, LAN", &status.steering.lan)];
     for (title, counts) in counters {
@@ -104,6 +111,25 @@ fn for_people(status: &Status, now: Duration) -> String {
         }
     }
     text
+}
+
+/// The rules with what they counted, as the profile has them.
+fn write_firewall(text: &mut String, firewall: &Firewall) -> std::fmt::Result {
+    let verdict = |verdict| if verdict == Verdict::Accept { "accept" } else { "drop" };
+    writeln!(text, "\nfirewall: {} of {} flows", firewall.flows, firewall.flow_limit)?;
+    for (place, FirewallRule { rule, packets }) in (1..).zip(&firewall.rules) {
+        let name = rule.name.as_deref().unwrap_or("rule");
+        writeln!(text, "  {place} {name}: {} {packets}", verdict(rule.verdict))?;
+    }
+    for (direction, FirewallDefault { verdict: default, packets }) in [("in", firewall.r#in), ("out", firewall.out)] {
+        writeln!(text, "  else {direction}: {} {packets}", verdict(default))?;
+    }
+    for Restriction { peer, allow, packets, .. } in &firewall.restrictions {
+        let allow: Vec<String> = allow.iter().map(ToString::to_string).collect();
+        let allow = if allow.is_empty() { "nothing".to_owned() } else { allow.join(" ") };
+        writeln!(text, "  {peer} may begin {allow}, by the coordinator: drop {packets}")?;
+    }
+    Ok(())
 }
 
 fn write_head(text: &mut String, status: &Status) -> std::fmt::Result {

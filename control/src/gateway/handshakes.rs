@@ -130,6 +130,7 @@ impl Handshakes {
         let number = self.peers.number();
         let mut peer = Peer::new(id, number, given.public_key, Origin::Profile);
         peer.name.clone_from(&given.name);
+        peer.tags.clone_from(&given.tags);
         peer.preshared_key.clone_from(&given.preshared_key);
         peer.configured.clone_from(&given.endpoint);
         peer.endpoint = endpoint;

@@ -115,6 +115,7 @@ impl Gateway {
         let mut due = std::mem::take(&mut self.due);
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
+            self.plane.renew_firewall(self.profile.firewall.as_ref(), &self.handshakes.peers);
             standing::cover(self, now);
             self.bypass.note_prefixes(now);
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{self, Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{Server, Surroundings};
 
@@ -460,8 +460,9 @@ impl Difference {
             if old.reachability != new.reachability {
                 difference.moved.push(*key);
             }
-            difference.sites |=
-                (&old.name, old.virtual_address, &old.subnets) != (&new.name, new.virtual_address, &new.subnets);
+            let coordination::Peer { name, virtual_address, subnets, tags, allow, reachability: _ } = new;
+            difference.sites |= (&old.name, old.virtual_address, &old.subnets) != (name, *virtual_address, subnets)
+                || (&old.tags, &old.allow) != (tags, allow);
         }
         difference
     }

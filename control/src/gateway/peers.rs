@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use penstock_dataplane::peer as data;
 use penstock_dataplane::session::Session;
+use penstock_proto::coordination::{self, Service};
 use penstock_proto::path::{Path, Reason};
 use penstock_proto::pmtu::{PathMtu, PlainPath};
 use penstock_proto::{PeerId, Speeds, Traffic, Used};
@@ -39,6 +40,10 @@ pub struct Peer {
     pub data: Arc<data::Peer>,
     /// What people call it; empty for one that came over the userspace API.
     pub name: String,
+    /// What rules of the firewall select it by, besides its name.
+    pub tags: Vec<coordination::Name>,
+    /// What it may begin here, by the coordinator's policy; `None`: everything.
+    pub allow: Option<Vec<Service>>,
     /// Who it is.
     pub public_key: PublicKey,
     /// A key shared beside the key pairs.
@@ -128,6 +133,8 @@ impl Peer {
             origin,
             data: Arc::new(data::Peer::new(number)),
             name: String::new(),
+            tags: Vec::new(),
+            allow: None,
             public_key,
             preshared_key: None,
             configured: None,

@@ -136,6 +136,7 @@ fn follow_peers(gateway: &mut Gateway, now: Instant, wanted: &[profile::Peer]) -
         let Some(peer) = handshakes.peers.of_mut(id) else { continue };
         peer.origin = Origin::Profile;
         peer.name.clone_from(&given.name);
+        peer.tags.clone_from(&given.tags);
         peer.configured.clone_from(&given.endpoint);
         if !fields.is_empty() {
             configure::change_peer(handshakes, now, id, change);
@@ -154,6 +155,9 @@ fn difference(peer: &Peer, given: &profile::Peer) -> (SetPeer, Vec<&'static str>
     let mut fields = Vec::new();
     if peer.name != given.name {
         fields.push("Name");
+    }
+    if peer.tags != given.tags {
+        fields.push("Tags");
     }
     if peer.preshared_key != given.preshared_key {
         fields.push("PresharedKeyFile");

@@ -48,6 +48,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info, Millis::at(now))).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops,
+        firewall: plane.firewall(&handshakes.peers),
         steering: steering(plane),
         health: if problems.iter().any(|p| p.severity == Severity::Error) { Health::Degraded } else { Health::Healthy },
         forwarding: plane.forwards(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{self, Map, Name, Relay, SiteKey};
+use penstock_proto::coordination::{self, Map, Name, Relay, Service, SiteKey};
 use penstock_proto::trust::{
     Admission, AdmittedPeer, AuthorityKey, Contents, Document, LeaseStanding, Now, PeerReason, State, UnixTime,
     Verifier,
@@ -91,6 +91,10 @@ pub struct Believed {
 pub struct Site {
     /// Its name.
     pub name: Name,
+    /// Its tags.
+    pub tags: Vec<Name>,
+    /// What it may begin here; `None`: everything. Nobody signs that: the coordinator can only forbid by it.
+    pub allow: Option<Vec<Service>>,
     /// What it may have, unless this gateway itself has something against it; in order.
     pub prefixes: Vec<IpNet>,
     /// What keeps it so, if an authority does.
@@ -359,7 +363,13 @@ impl Believed {
     fn unchecked(map: &Map) -> Self {
         let site = |peer: &coordination::Peer| {
             let prefixes: BTreeSet<IpNet> = prefixes(peer).collect();
-            Site { name: peer.name.clone(), prefixes: prefixes.into_iter().collect(), vouched: None }
+            Site {
+                name: peer.name.clone(),
+                tags: peer.tags.clone(),
+                allow: peer.allow.clone(),
+                prefixes: prefixes.into_iter().collect(),
+                vouched: None,
+            }
         };
         let sites = map.peers.iter().map(|(key, peer)| (*key, site(peer))).collect();
         Self { sites, relays: map.relays.clone(), ..Self::default() }
@@ -367,12 +377,12 @@ impl Believed {
 
     fn of(judged: Instant, admission: Admission, map: &Map) -> Self {
         let named = |key: &SiteKey| map.peers.get(key).map(|peer| &peer.name);
-        let site = |AdmittedPeer { name, prefixes, until, lease }| {
+        let sites = admission.peers.into_iter().map(|(key, AdmittedPeer { name, tags, prefixes, until, lease })| {
             let vouched = Some(Vouched { until, lease, judged });
-            Site { name, prefixes, vouched }
-        };
-        let sites = admission.peers.into_iter().map(|(key, peer)| (key, site(peer))).collect();
-        let mut believed = Self { sites, ..Self::default() };
+            let allow = map.peers.get(&key).and_then(|peer| peer.allow.clone());
+            (key, Site { name, tags, allow, prefixes, vouched })
+        });
+        let mut believed = Self { sites: sites.collect(), ..Self::default() };
         for (key, reason) in &admission.refused {
             // A map does not name the gateway that it is for.
             if let (Some(name), false) = (named(key), *reason == PeerReason::Itself) {

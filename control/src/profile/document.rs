@@ -6,12 +6,14 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
+use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::environment::{Environment, FIELDS};
+use super::firewall::{Firewall, FirewallDocument};
 use super::position::{FieldPath, Map, Step};
 use super::{Coordinator, Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
 use crate::key::PublicKey;
@@ -34,6 +36,7 @@ pub struct Document {
     pub udp_segmentation: Option<bool>,
     pub birthday_probing: Option<bool>,
     pub port_mapping: Option<bool>,
+    pub firewall: Option<FirewallDocument>,
     pub transit: Option<bool>,
     pub table: Option<u32>,
     pub fw_mark: Option<u32>,
@@ -93,6 +96,7 @@ pub struct PeerDocument {
     pub endpoint: Option<Endpoint>,
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Option<Vec<Prefix>>,
+    pub tags: Option<Vec<coordination::Name>>,
     pub persistent_keepalive: Option<u16>,
     pub suite: Option<SuiteSetting>,
 }
@@ -363,6 +367,7 @@ impl Document {
             udp_segmentation: Some(profile.udp_gso),
             birthday_probing: Some(profile.birthday_probing),
             port_mapping: Some(profile.port_mapping),
+            firewall: profile.firewall.as_ref().map(Firewall::document),
             transit: Some(profile.transit),
             table: Some(profile.table),
             fw_mark: Some(profile.mark),
@@ -379,6 +384,7 @@ impl Document {
                         preshared_key_file: peer.preshared_key_file.clone(),
                         endpoint: peer.endpoint.clone(),
                         allowed_ips: prefixes(&peer.allowed_ips),
+                        tags: Some(peer.tags.clone()),
                         persistent_keepalive: Some(
                             peer.persistent_keepalive.map_or(0, |interval| interval.as_secs() as u16),
                         ),

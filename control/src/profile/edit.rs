@@ -13,6 +13,7 @@ const PEER_FIELDS: &[(&str, Shape)] = &[
     ("PresharedKeyFile", Shape::Text),
     ("Endpoint", Shape::Text),
     ("AllowedIPs", Shape::List),
+    ("Tags", Shape::List),
     ("PersistentKeepalive", Shape::Number),
     ("Suite", Shape::Text),
 ];

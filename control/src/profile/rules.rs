@@ -14,11 +14,12 @@ use penstock_proto::coordination::limits::SUBNETS_LIMIT;
 use penstock_proto::trust::PublicKeyError;
 
 use super::document::{LanDocument, PeerDocument, Prefix, Source, Subnet};
+use super::firewall::{self, Firewall};
 use super::name::check_interface;
 use super::position::FieldPath;
 use super::{
     ALLOWED_IP_LIMIT, Coordinator, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT,
-    Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, WORKER_LIMIT, Wan,
+    Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, TAG_LIMIT, WORKER_LIMIT, Wan,
 };
 use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE};
 use crate::key::{KeyError, PrivateKey, PublicKey};
@@ -50,6 +51,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     check_virtual_addresses(source)?;
     check_interfaces(source)?;
     check_peers(source)?;
+    firewall::check(source)?;
     check_prefixes(source)
 }
 
@@ -147,6 +149,11 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
         if !names.insert(name) {
             return Err(source.error(field("Name"), format_args!("there are two peers named {name}")));
         }
+        let tags = peer.tags.as_ref().map_or(0, Vec::len);
+        if tags > TAG_LIMIT {
+            let sentence = format!("{tags} tags are more than the {TAG_LIMIT} there can be");
+            return Err(source.error(field("Tags"), sentence));
+        }
         if let Some(other) = keys.insert(peer.public_key, name) {
             let sentence = format!("{name} has the same public key as {other}");
             return Err(source.error(field("PublicKey"), sentence));
@@ -242,6 +249,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
             preshared_key_file,
             endpoint: peer.endpoint.clone(),
             allowed_ips: bare(peer.allowed_ips.as_deref()),
+            tags: peer.tags.clone().unwrap_or_default(),
             persistent_keepalive: keepalive(peer.persistent_keepalive),
             suite: peer.suite.unwrap_or_default(),
         });
@@ -272,6 +280,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         udp_gso: document.udp_segmentation.unwrap_or(true),
         birthday_probing: document.birthday_probing.unwrap_or(true),
         port_mapping: document.port_mapping.unwrap_or(true),
+        firewall: document.firewall.as_ref().map(Firewall::of),
         transit: document.transit.unwrap_or(false),
         table: document.table.unwrap_or(DEFAULT_TABLE),
         mark: document.fw_mark.unwrap_or(DEFAULT_MARK),

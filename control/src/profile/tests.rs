@@ -282,6 +282,95 @@ fn metrics_are_served_where_the_profile_says() {
     assert_eq!(profile.fields_that_differ(&parse(FULL).unwrap()), ["Mtu", "Metrics"]);
 }
 
+/// The full profile with a firewall, on its line 30.
+fn with_firewall(firewall: &str) -> String {
+    FULL.replacen("\"Mtu\": 1400", &format!("\"Firewall\": {firewall}"), 1).replacen(
+        "\"Suite\": \"aes-256-gcm\"",
+        "\"Tags\": [\"hub\"]",
+        1,
+    )
+}
+
+#[test]
+fn a_firewall_has_defaults_and_rules() {
+    use firewall::{Direction, SiteSelector, Verdict};
+
+    assert_eq!(parse(FULL).unwrap().firewall, None);
+    let least = parse(&with_firewall("{}")).unwrap().firewall.unwrap();
+    assert_eq!((least.inward, least.outward, least.rules.len()), (Verdict::Drop, Verdict::Accept, 0));
+
+    let text = with_firewall(
+        r#"{"In": "accept", "Out": "drop", "Rules": [
+            {"Name": "web", "Verdict": "accept", "Direction": "out", "Sites": ["berlin", "tag:hub"],
+             "Sources": ["10.101.0.7"], "Destinations": ["10.102.0.9/24"], "Services": ["tcp/443", "icmp"]},
+            {"Verdict": "drop"}]}"#,
+    );
+    let profile = parse(&text).unwrap();
+    assert_eq!(profile.peers[1].tags, ["hub".parse().unwrap()]);
+    let firewall = profile.firewall.clone().unwrap();
+    assert_eq!((firewall.inward, firewall.outward), (Verdict::Accept, Verdict::Drop));
+    let [web, rest] = firewall.rules.as_slice() else { panic!("two rules") };
+    assert_eq!((web.name.as_deref(), web.direction), (Some("web"), Some(Direction::Out)));
+    let sites = [SiteSelector::Site("berlin".into()), SiteSelector::Tag("hub".parse().unwrap())];
+    assert_eq!(web.sites.as_deref(), Some(&sites[..]));
+    assert_eq!(web.destinations.as_ref().unwrap()[0].0, "10.102.0.0/24".parse().unwrap());
+    assert_eq!((rest.verdict, rest.services.is_none()), (Verdict::Drop, true));
+    // It is shown as it is read, and its parts can be overridden.
+    let shown = serde_json::to_string(&profile.document()).unwrap();
+    assert_eq!(parse(&shown).unwrap().firewall, profile.firewall);
+    assert_eq!(
+        profile.fields_that_differ(&parse(&with_firewall("{}")).unwrap()),
+        ["Firewall.In", "Firewall.Out", "Firewall.Rules"]
+    );
+    let overridden = parse_with(&text, &[("PENSTOCK_FIREWALL_IN", "drop"), ("PENSTOCK_FIREWALL_RULES", "[]")]).unwrap();
+    assert_eq!(overridden.firewall, Some(Firewall { inward: Verdict::Drop, outward: Verdict::Drop, rules: vec![] }));
+}
+
+#[test]
+fn what_is_wrong_with_a_firewall_is_named() {
+    let rule = |rest: &str| format!(r#"{{"Rules": [{{"Verdict": "accept"{rest}}}]}}"#);
+    let many = |what: &str, count: usize| format!("[{}]", vec![what; count].join(","));
+    for (firewall, expected) in [
+        (r#"{"In": "reject"}"#.to_owned(), "30:22: field Firewall.In: \"reject\" is none of accept, drop"),
+        (r#"{"Inn": "drop"}"#.into(), "30:16: field Firewall.Inn: there is no such field; did you mean In?"),
+        (r#"{"Rules": [{}]}"#.into(), "30:26: field Firewall.Rules[0]: Verdict is missing"),
+        (rule(r#", "Port": 1"#), "30:48: field Firewall.Rules[0].Port: there is no such field"),
+        (rule(r#", "Direction": "both""#), "30:61: field Firewall.Rules[0].Direction: \"both\" is none of in, out"),
+        (
+            rule(r#", "Services": ["http"]"#),
+            "30:61: field Firewall.Rules[0].Services[0]: \"http\" is no service such as tcp/443",
+        ),
+        (
+            rule(r#", "Sources": ["10.0.0.0/33"]"#),
+            "30:60: field Firewall.Rules[0].Sources[0]: \"10.0.0.0/33\" is no prefix",
+        ),
+        (rule(r#", "Sites": []"#), "30:57: field Firewall.Rules[0].Sites: an empty list selects nothing"),
+        (rule(r#", "Sites": ["tag:"]"#), "30:58: field Firewall.Rules[0].Sites[0]: \"tag:\" is no tag"),
+        (rule(r#", "Sites": ["rome"]"#), "30:58: field Firewall.Rules[0].Sites[0]: there is no peer named rome"),
+        (rule(r#", "Sites": ["tag:x"]"#), "30:58: field Firewall.Rules[0].Sites[0]: there is no peer with the tag x"),
+        (rule(r#", "Name": """#), "30:56: field Firewall.Rules[0].Name: \"\" is no name"),
+        (
+            r#"{"Rules": [{"Name": "a", "Verdict": "drop"}, {"Name": "a", "Verdict": "drop"}]}"#.into(),
+            "30:69: field Firewall.Rules[1].Name: there are two rules named a",
+        ),
+        (
+            rule(&format!(r#", "Services": {}"#, many("\"icmp\"", 257))),
+            "30:60: field Firewall.Rules[0].Services: 257 entries are more than the 256",
+        ),
+        (
+            format!(r#"{{"Rules": {}}}"#, many(r#"{"Verdict":"drop"}"#, 513)),
+            "30:25: field Firewall.Rules: 513 rules are more than the 512",
+        ),
+    ] {
+        let error = parse(&with_firewall(&firewall)).expect_err(&firewall).to_string();
+        let error = error.strip_prefix(&format!("{PATH}:")).unwrap_or(&error);
+        assert!(error.starts_with(expected), "{error}\n{expected}");
+    }
+    // With a coordinator others may come.
+    let text = with_firewall(&rule(r#", "Sites": ["rome"]"#));
+    assert!(parse_with(&text, &[("PENSTOCK_COORDINATOR_URL", "https://c.example")]).is_ok());
+}
+
 #[test]
 fn a_coordinator_is_trusted_by_a_pin_or_by_authorities() {
     let with = |fields: &str| {

@@ -12,6 +12,7 @@ mod coturn;
 mod crash;
 mod devices;
 mod doctor;
+mod filter;
 mod firewall;
 mod ground;
 mod hostile;

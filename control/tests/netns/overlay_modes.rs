@@ -17,12 +17,12 @@ fn tools() -> bool {
 }
 
 /// The host's inner IPv6 address.
-fn host6(site: &Site) -> IpAddr {
+pub fn host6(site: &Site) -> IpAddr {
     Ipv6Addr::new(0xfd00, site.number.into(), 0, 0, 0, 0, 0, 2).into()
 }
 
 /// A site with IPv6 inside as well, and its gateway.
-fn start(lab: &Lab, coordinator: &Coordinator, key: &str, place: (Kind, u8), modes: (&str, &str)) -> End {
+pub fn start(lab: &Lab, coordinator: &Coordinator, key: &str, place: (Kind, u8), modes: (&str, &str)) -> End {
     let site = lab.site(place.0, place.1);
     let n = site.number;
     site.gateway.ip(&format!("addr add fd00:{n:x}::1/64 dev lan0 nodad\n"));
@@ -37,9 +37,9 @@ fn start(lab: &Lab, coordinator: &Coordinator, key: &str, place: (Kind, u8), mod
     End { gateway, site }
 }
 
-struct End {
-    gateway: OverlayGateway,
-    site: Site,
+pub struct End {
+    pub gateway: OverlayGateway,
+    pub site: Site,
 }
 
 /// Traffic of both IP versions inside, both ways, between sites that find such a path.

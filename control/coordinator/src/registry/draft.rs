@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::Servers;
 use super::papers::Bundle;
+use crate::policy::Reach;
 use crate::site::Site;
 
 /// With so many peers it is left to a thread of its own: a tenth of a millisecond.
@@ -49,6 +50,8 @@ pub(super) enum News {
 pub(super) struct Seen {
     pub site: Arc<Site>,
     pub announced: Arc<[IpNet]>,
+    /// What it may begin at whom is told.
+    pub reach: Reach,
     pub reachability: Option<Arc<Reachability>>,
 }
 
@@ -117,6 +120,8 @@ impl Seen {
             name: self.site.name.clone(),
             virtual_address: self.site.virtual_address,
             subnets: self.announced.to_vec(),
+            tags: self.site.tags.iter().cloned().collect(),
+            allow: self.reach.clone().into_allow(),
             reachability: self.reachability.as_deref().cloned(),
         };
         (self.site.key, peer)

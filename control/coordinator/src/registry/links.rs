@@ -4,12 +4,12 @@
 //! and a selector's members are the approved sites that it selects; so the neighbors of a site are the members of
 //! the neighbors of its class, and a change of one site looks at those alone.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use penstock_proto::coordination::SiteNumber;
 
-use crate::policy::{Policy, Selector};
+use crate::policy::{Link, Policy, Reach, Selector};
 use crate::site::{Site, SiteState};
 
 type SelectorNumber = u32;
@@ -20,7 +20,10 @@ pub(super) struct Links {
     policy: Arc<Policy>,
     /// The selectors of links; those of subnets have no part in it.
     selectors: HashMap<Selector, SelectorNumber>,
-    linked: HashSet<(SelectorNumber, SelectorNumber)>,
+    /// What those of the first may begin at those of the second. Both orders of linked selectors are there.
+    linked: HashMap<(SelectorNumber, SelectorNumber), Reach>,
+    /// Whether all who may talk may reach everything.
+    unrestricted: bool,
     neighbors: Vec<Vec<SelectorNumber>>,
     members: Vec<BTreeSet<SiteNumber>>,
     /// By site; empty if it is not approved.
@@ -28,23 +31,33 @@ pub(super) struct Links {
 }
 
 /// Selectors, in order.
-type Class = Box<[SelectorNumber]>;
+pub(super) type Class = Box<[SelectorNumber]>;
 
 impl Links {
     /// Of these sites, by their numbers.
     pub fn compile<'a>(policy: Arc<Policy>, sites: impl Iterator<Item = &'a Site>) -> Self {
-        let mut links = Self { policy, ..Self::default() };
-        for (one, other) in &links.policy.links {
+        let mut links = Self { policy, unrestricted: true, ..Self::default() };
+        for link in &links.policy.links {
             let mut number = |selector: &Selector| {
                 let next = links.selectors.len() as SelectorNumber;
                 *links.selectors.entry(selector.clone()).or_insert(next)
             };
+            let (one, other) = link.ends();
             let (one, other) = (number(one), number(other));
             links.neighbors.resize(links.selectors.len(), Vec::new());
-            for (one, other) in [(one, other), (other, one)] {
-                if links.linked.insert((one, other)) {
-                    links.neighbors[one as usize].push(other);
+            let (there, back) = match link {
+                Link::Pair(..) => (Reach::All, Reach::All),
+                Link::Directed(directed) => {
+                    links.unrestricted = false;
+                    (Reach::Only(directed.allow.iter().cloned().collect()), Reach::NOTHING)
                 }
+            };
+            for (one, other, reach) in [(one, other, there), (other, one, back)] {
+                let known = links.linked.entry((one, other)).or_insert_with(|| {
+                    links.neighbors[one as usize].push(other);
+                    Reach::NOTHING
+                });
+                known.add(&reach);
             }
         }
         links.members.resize(links.selectors.len(), BTreeSet::new());
@@ -96,7 +109,73 @@ impl Links {
     }
 
     fn links(&self, one: &[SelectorNumber], other: &[SelectorNumber]) -> bool {
-        one.iter().any(|one| other.iter().any(|other| self.linked.contains(&(*one, *other))))
+        one.iter().any(|one| other.iter().any(|other| self.linked.contains_key(&(*one, *other))))
+    }
+
+    /// What one site may begin at another, if they may talk.
+    pub fn reach(&self, from: SiteNumber, to: SiteNumber) -> Reach {
+        self.reach_of(&self.classes[from as usize], &self.classes[to as usize])
+    }
+
+    fn reach_of(&self, from: &[SelectorNumber], to: &[SelectorNumber]) -> Reach {
+        if self.unrestricted {
+            return Reach::All;
+        }
+        let mut reach = Reach::NOTHING;
+        for pair in from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to))) {
+            match self.linked.get(&pair) {
+                Some(Reach::All) => return Reach::All,
+                Some(more) => reach.add(more),
+                None => {}
+            }
+        }
+        reach
+    }
+
+    /// What a site is in the eyes of the links: those of one class may reach the same.
+    pub fn class(&self, number: SiteNumber) -> Class {
+        self.classes[number as usize].clone()
+    }
+
+    /// Those among the sites that may begin something else at a site than when its class was `before`, and those at
+    /// which it may begin something else.
+    pub fn reach_changes(
+        &self,
+        number: SiteNumber,
+        before: &Class,
+        among: &BTreeSet<SiteNumber>,
+    ) -> (Vec<SiteNumber>, Vec<SiteNumber>) {
+        let now = &self.classes[number as usize];
+        if self.unrestricted || now == before {
+            return Default::default();
+        }
+        // Most sites are of few classes.
+        let mut known: HashMap<&Class, (bool, bool)> = HashMap::new();
+        let mut changed = (Vec::new(), Vec::new());
+        for other in among {
+            let class = &self.classes[*other as usize];
+            let (hither, thither) = *known.entry(class).or_insert_with(|| {
+                let hither = self.reach_of(class, before) != self.reach_of(class, now);
+                (hither, self.reach_of(before, class) != self.reach_of(now, class))
+            });
+            changed.0.extend(hither.then_some(*other));
+            changed.1.extend(thither.then_some(*other));
+        }
+        changed
+    }
+
+    /// What the new links change of who may begin what; none if neither restrict anybody.
+    pub fn compare_reach<'a>(&'a self, new: &'a Self) -> Option<ReachChanges<'a>> {
+        if self.unrestricted && new.unrestricted {
+            return None;
+        }
+        let mut known: HashMap<(&Class, &Class), usize> = HashMap::new();
+        let mut kind = |classes| {
+            let next = known.len();
+            *known.entry(classes).or_insert(next)
+        };
+        let kinds = self.classes.iter().zip(&new.classes).map(&mut kind).collect();
+        Some(ReachChanges { before: self, now: new, kinds, row: (usize::MAX, Vec::new()) })
     }
 
     /// All who may talk to a site, in order.
@@ -145,5 +224,27 @@ impl Links {
             each(number, &before, &after);
             last = Some(number);
         }
+    }
+}
+
+/// What changes of who may begin what, from some links to others.
+pub(super) struct ReachChanges<'a> {
+    before: &'a Links,
+    now: &'a Links,
+    /// By site: the same number for all whose classes are the same before and now.
+    kinds: Vec<usize>,
+    /// For the last one asked about: its kind, and by kind of the others what was found out.
+    row: (usize, Vec<Option<bool>>),
+}
+
+impl ReachChanges<'_> {
+    /// Whether `from` may begin something else at `to` than before. Best asked for one kind of `to` after the other.
+    pub fn concern(&mut self, from: SiteNumber, to: SiteNumber) -> bool {
+        let (kind, other) = (self.kinds[to as usize], self.kinds[from as usize]);
+        if self.row.0 != kind {
+            self.row = (kind, vec![None; self.kinds.len()]);
+        }
+        let differs = || self.before.reach(from, to) != self.now.reach(from, to);
+        *self.row.1[other].get_or_insert_with(differs)
     }
 }

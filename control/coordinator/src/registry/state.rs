@@ -408,12 +408,12 @@ impl State {
             return Some(News::Update {
                 from: from?,
                 to: now,
-                upsert: upsert.into_iter().map(|other| self.seen(other)).collect(),
+                upsert: upsert.into_iter().map(|other| self.seen(other, number)).collect(),
                 remove: remove.into_iter().map(|other| self.key(other)).collect(),
             });
         }
         *told = self.links.neighbors(number);
-        let peers = told.iter().map(|other| self.seen(*other)).collect();
+        let peers = told.iter().map(|other| self.seen(*other, number)).collect();
         Some(News::Whole { version: now, peers, servers: self.servers.clone(), known })
     }
 
@@ -421,9 +421,11 @@ impl State {
         self.records[number as usize].site.key
     }
 
-    fn seen(&self, number: SiteNumber) -> Seen {
+    /// A site as another one is told of it.
+    fn seen(&self, number: SiteNumber, by: SiteNumber) -> Seen {
         let Record { site, announced, reachability, .. } = &self.records[number as usize];
-        Seen { site: site.clone(), announced: announced.clone(), reachability: reachability.clone() }
+        let (announced, reachability) = (announced.clone(), reachability.clone());
+        Seen { site: site.clone(), announced, reach: self.links.reach(number, by), reachability }
     }
 
     fn current(&self, session: &Session) -> Option<SiteNumber> {
@@ -445,10 +447,13 @@ impl State {
         let waiting = self.waiting(&site);
         self.virtual_addresses.insert(site.virtual_address);
         let links = Arc::make_mut(&mut self.links);
+        let class = links.class(number);
         links.set(number, &site);
         let record = &mut self.records[number as usize];
         let announced: Arc<[IpNet]> = links.policy().announced(&site).into();
-        let seen = |site: &Site, announced: &[IpNet]| (site.name.clone(), site.virtual_address, announced.to_vec());
+        let seen = |site: &Site, announced: &[IpNet]| {
+            (site.name.clone(), site.virtual_address, site.tags.clone(), announced.to_vec())
+        };
         let looks_new = seen(&record.site, &record.announced) != seen(&site, &announced);
         record.announced = announced;
         (record.site, record.waiting) = (Arc::new(site), waiting);
@@ -457,14 +462,17 @@ impl State {
             self.feed.note_all([(number, number)]);
         }
         let all: BTreeSet<SiteNumber> = before.iter().chain(&after).copied().collect();
+        let (hither, thither) = self.links.reach_changes(number, &class, &all);
         for other in all {
             let linked_anew = before.binary_search(&other).is_ok() != after.binary_search(&other).is_ok();
-            match looks_new || linked_anew {
+            match looks_new || linked_anew || thither.binary_search(&other).is_ok() {
                 true => self.records[other as usize].note(number),
                 false => self.records[other as usize].wake(),
             }
-            if linked_anew {
+            if linked_anew || hither.binary_search(&other).is_ok() {
                 self.records[number as usize].view.note(other);
+            }
+            if linked_anew {
                 self.feed.note_all([(number, other)]);
             }
         }

@@ -47,6 +47,7 @@ impl Transition {
             (0..sites.len() as SiteNumber).filter(|number| changed[*number as usize]).collect();
         let mut pairs = Some(Vec::new());
         let mut views = Vec::new();
+        let mut reach = before.compare_reach(&links);
         before.compare(&links, |number, was, is| {
             let news = match differences(was, is).filter(|differences| differences.len() <= HISTORY_LIMIT) {
                 None => {
@@ -58,10 +59,11 @@ impl Transition {
                     if let Some(pairs) = &mut pairs {
                         pairs.extend(differences.iter().filter(|other| **other < number).map(|other| (number, *other)));
                     }
-                    if !announcers.is_empty() {
+                    if !announcers.is_empty() || reach.is_some() {
                         let stays = |other: &&SiteNumber| **other != number && was.binary_search(other).is_ok();
-                        let announces = |other: &&SiteNumber| changed[**other as usize];
-                        differences.extend(is.iter().filter(announces).filter(stays));
+                        let mut reaches = |other| reach.as_mut().is_some_and(|reach| reach.concern(other, number));
+                        let looks_new = |other: &&SiteNumber| changed[**other as usize] || reaches(**other);
+                        differences.extend(is.iter().filter(stays).filter(looks_new));
                     }
                     if differences.len() > HISTORY_LIMIT { News::Much } else { News::Peers(differences) }
                 }

@@ -59,6 +59,15 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
+/// As [`at_most`], where the list may be left out.
+pub(super) fn some_at_most<'de, const LIMIT: usize, T, D>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    at_most::<LIMIT, T, D>(deserializer).map(Some)
+}
+
 /// Reads a list of no more than `LIMIT` elements, and no further.
 pub(super) fn at_most<'de, const LIMIT: usize, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
 where

@@ -13,6 +13,8 @@ pub const COORDINATOR_MESSAGE_LIMIT: usize = 16 << 20;
 pub const PEERS_LIMIT: usize = 20_000;
 /// Most subnets that a site may offer: what an administrator can still read.
 pub const SUBNETS_LIMIT: usize = 64;
+/// Most services that a policy names.
+pub const SERVICES_LIMIT: usize = 256;
 /// Most candidates of a site: its addresses of both families, and what STUN and port mapping found.
 pub const CANDIDATES_LIMIT: usize = 16;
 /// Most relays, and most STUN servers, of a map.

@@ -11,10 +11,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::encoding::{Base64, at_most};
-use super::limits::{PEERS_LIMIT, SERVERS_LIMIT, SUBNETS_LIMIT};
-use super::{Fingerprint, Name, Reachability, SiteKey};
+use super::encoding::{Base64, at_most, some_at_most};
+use super::limits::{PEERS_LIMIT, SERVERS_LIMIT, SERVICES_LIMIT, SUBNETS_LIMIT};
+use super::{Fingerprint, Name, Reachability, Service, SiteKey};
 use crate::noise::hash;
+use crate::trust::TAGS_LIMIT;
 
 /// Which state of a map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +54,17 @@ pub struct Peer {
     /// The subnets behind it.
     #[serde(deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>")]
     pub subnets: Vec<IpNet>,
+    /// By what an administrator of the coordinator selects it.
+    #[serde(default, deserialize_with = "at_most::<TAGS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Name>,
+    /// What it may reach at the site whose map this is: that site is to drop everything else that it begins. Without
+    /// it, everything. A gateway that does not know this field drops nothing.
+    #[serde(
+        default,
+        deserialize_with = "some_at_most::<SERVICES_LIMIT, _, _>",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub allow: Option<Vec<Service>>,
     /// Where it can be reached, if it said so to this coordinator process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reachability: Option<Reachability>,
@@ -155,6 +167,10 @@ impl Map {
         for (key, peer) in &self.peers {
             let lasting = as_bytes(&(key, &peer.name, peer.virtual_address, &peer.subnets));
             state = hash(&[&state, &lasting]);
+            // Gateways that do not know them have the same digest as long as there are none.
+            if !peer.tags.is_empty() || peer.allow.is_some() {
+                state = hash(&[&state, &as_bytes(&(&peer.tags, &peer.allow))]);
+            }
         }
         Digest(Base64(state))
     }
@@ -173,6 +189,8 @@ mod tests {
             name: name.parse().unwrap(),
             virtual_address: Ipv4Addr::new(100, 64, 0, 1),
             subnets: vec!["10.1.0.0/24".parse().unwrap()],
+            tags: Vec::new(),
+            allow: None,
             reachability: None,
         }
     }
@@ -238,17 +256,51 @@ mod tests {
         same.version = version(8);
         same.peers.get_mut(&key(1)).unwrap().reachability = Some(Reachability::default());
         assert_eq!(first.digest(), same.digest());
-        let changes: [fn(&mut Map); 5] = [
+        let changes: [fn(&mut Map); 8] = [
             |map| drop(map.peers.remove(&key(2))),
             |map| map.peers.get_mut(&key(1)).unwrap().name = "x".parse().unwrap(),
             |map| map.peers.get_mut(&key(1)).unwrap().subnets.clear(),
             |map| map.peers.get_mut(&key(1)).unwrap().virtual_address = Ipv4Addr::new(100, 64, 0, 9),
             |map| map.stun_servers.push("192.0.2.1:3478".parse().unwrap()),
+            |map| map.peers.get_mut(&key(1)).unwrap().tags.push("branch".parse().unwrap()),
+            |map| map.peers.get_mut(&key(1)).unwrap().allow = Some(Vec::new()),
+            |map| map.peers.get_mut(&key(1)).unwrap().allow = Some(vec!["tcp/443".parse().unwrap()]),
         ];
         for (number, change) in changes.iter().enumerate() {
             let mut other = first.clone();
             change(&mut other);
             assert_ne!(first.digest(), other.digest(), "{number}");
+        }
+    }
+
+    /// What gateways read that know neither tags nor what is allowed.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    #[expect(dead_code)]
+    struct OldPeer {
+        name: Name,
+        virtual_address: Ipv4Addr,
+        subnets: Vec<IpNet>,
+        reachability: Option<Reachability>,
+    }
+
+    #[test]
+    fn tags_and_what_is_allowed_are_told_and_nothing_else_is_new() {
+        let plain = peer("a");
+        let text = serde_json::to_string(&plain).unwrap();
+        assert_eq!(text, r#"{"Name":"a","VirtualAddress":"100.64.0.1","Subnets":["10.1.0.0/24"]}"#);
+        assert_eq!(serde_json::from_str::<Peer>(&text).unwrap(), plain);
+        let tags = vec!["branch".parse().unwrap()];
+        for allow in [vec![], vec!["tcp/443".parse().unwrap(), "icmp".parse().unwrap()]] {
+            let restricted = Peer { tags: tags.clone(), allow: Some(allow), ..plain.clone() };
+            let text = serde_json::to_string(&restricted).unwrap();
+            assert_eq!(serde_json::from_str::<Peer>(&text).unwrap(), restricted);
+            assert!(serde_json::from_str::<OldPeer>(&text).is_ok());
+        }
+        // What is not understood is not taken for a permission.
+        for allow in [r#"["gopher"]"#.to_owned(), "null".into(), format!("[{}]", vec!["\"icmp\""; 257].join(","))] {
+            let text = text.replace('}', &format!(",\"Allow\":{allow}}}"));
+            assert!(serde_json::from_str::<Peer>(&text).is_err(), "{text}");
         }
     }
 }

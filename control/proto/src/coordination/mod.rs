@@ -26,6 +26,7 @@ mod map;
 mod messages;
 mod name;
 mod proof;
+mod service;
 mod site_key;
 
 pub(crate) use encoding::Base64;
@@ -39,6 +40,7 @@ pub use messages::{
 };
 pub use name::{Name, NameError};
 pub use proof::{Challenge, Challenger, ChannelBinding, EXPORTER_LABEL, Proof, ProofError, prove, prove_bound};
+pub use service::{Service, ServiceError};
 pub use site_key::{SiteKey, SiteKeyError};
 
 use serde::Serialize;

@@ -93,6 +93,8 @@ fn the_form_of_messages_does_not_change() {
                 name: "berlin".parse().unwrap(),
                 virtual_address: "100.64.0.2".parse().unwrap(),
                 subnets: vec!["10.102.0.0/24".parse().unwrap()],
+                tags: Vec::new(),
+                allow: None,
                 reachability: Some(Reachability {
                     candidates: vec![Candidate {
                         kind: CandidateKind::Host,

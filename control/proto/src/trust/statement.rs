@@ -182,9 +182,11 @@ pub struct SiteGrant {
 }
 
 impl SiteGrant {
-    /// Whether a gateway that still believes `before` believes anything that this does not say.
+    /// Whether a gateway that still believes `before` believes anything that this does not say. By name and tags its
+    /// firewall selects whom it lets in.
     pub(super) fn takes_from(&self, before: &Self) -> bool {
         self.virtual_address != before.virtual_address
+            || (&self.name, &self.tags) != (&before.name, &before.tags)
             || !before.subnets.iter().all(|subnet| self.subnets.contain(subnet))
             || !self.validity.covers(&before.validity)
     }

@@ -58,6 +58,8 @@ pub struct Admission {
 pub struct AdmittedPeer {
     /// The name that the authority gives it, whatever the map says.
     pub name: Name,
+    /// The tags that the authority gives it, in order.
+    pub tags: Vec<Name>,
     /// Its virtual address, and its announced subnets, in order.
     pub prefixes: Vec<IpNet>,
     /// When its statement ends, if it does.
@@ -210,7 +212,8 @@ impl Verifier {
                     stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, place)));
                     announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, place)));
                     let (name, until) = (grant.name.clone(), grant.validity.until());
-                    admitted.push((*key, AdmittedPeer { name, prefixes: Vec::new(), until, lease }));
+                    let tags = grant.tags.iter().cloned().collect();
+                    admitted.push((*key, AdmittedPeer { name, tags, prefixes: Vec::new(), until, lease }));
                 }
                 Err(reason) => drop(refused.insert(*key, reason)),
             }

@@ -64,6 +64,12 @@ berlin takes packets of 1340 bytes: its path carries 1400, probed
 
 cadiz takes packets of 1340 bytes: its path carries 1400, probed
 
+firewall: 12 of 262144 flows
+  1 web: accept 7
+  else in: drop 4
+  else out: accept 9
+  berlin may begin udp/53, by the coordinator: drop 2
+
 dropped: replayed 3
 
 steered, WAN: redirect 8

@@ -22,6 +22,8 @@ pub struct Changes {
     pub removed: Vec<PublicKey>,
     /// Prefixes that came, went, or moved to another.
     pub prefixes: BTreeSet<IpNet>,
+    /// Whether the firewall may select others, or others are restricted.
+    pub selected: bool,
     /// What was refused of whom.
     pub refused: Vec<(SiteKey, RefusedPrefix)>,
 }
@@ -29,7 +31,7 @@ pub struct Changes {
 impl Changes {
     /// Whether anything has to follow.
     pub fn any(&self) -> bool {
-        !self.prefixes.is_empty() || !self.added.is_empty() || !self.removed.is_empty()
+        self.selected || !self.prefixes.is_empty() || !self.added.is_empty() || !self.removed.is_empty()
     }
 }
 
@@ -71,8 +73,13 @@ pub fn follow_map(
                 None => continue,
             },
         };
-        if let Some(peer) = peers.of_mut(id).filter(|peer| peer.name != site.name.as_str()) {
+        let differs = |peer: &Peer| {
+            (peer.name.as_str(), &peer.tags, &peer.allow) != (site.name.as_str(), &site.tags, &site.allow)
+        };
+        if let Some(peer) = peers.of_mut(id).filter(|peer| differs(peer)) {
             peer.name = site.name.to_string();
+            (peer.tags, peer.allow) = (site.tags.clone(), site.allow.clone());
+            changes.selected = true;
         }
         members.push((id, *site_key, site));
     }

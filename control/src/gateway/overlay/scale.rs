@@ -99,6 +99,8 @@ impl Lab {
             name: grant.name.clone(),
             virtual_address: grant.virtual_address,
             subnets: grant.subnets.iter().copied().collect(),
+            tags: grant.tags.iter().cloned().collect(),
+            allow: None,
             reachability: Some(at(number, 47100)),
         };
         (documents, (public_key, peer))

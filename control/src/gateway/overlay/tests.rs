@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 fn site(name: &str, number: u8, subnets: &[&str]) -> Site {
     let address = IpNet::from(IpAddr::from([100, 64, 0, number]));
     let prefixes = subnets.iter().map(|subnet| subnet.parse().unwrap()).chain([address]).collect();
-    Site { name: name.parse().unwrap(), prefixes, vouched: None }
+    Site { name: name.parse().unwrap(), tags: Vec::new(), allow: None, prefixes, vouched: None }
 }
 
 fn sites<const N: usize>(sites: [(u8, Site); N]) -> BTreeMap<SiteKey, Site> {
@@ -35,6 +35,16 @@ fn peers_follow_the_map() {
     let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default(), None);
     assert!(!changes.any(), "{changes:?}");
 
+    // What it is selected by and what it may reach are taken up, and nothing else.
+    let mut other = both.clone();
+    let cadiz = other.get_mut(&SiteKey::from([8; 32])).unwrap();
+    (cadiz.tags, cadiz.allow) = (vec!["a".parse().unwrap()], Some(vec!["tcp/443".parse().unwrap()]));
+    let changes = follow_map(&other, &mut proto, &mut peers, now, &Surroundings::default(), None);
+    assert!(changes.any() && changes.prefixes.is_empty() && changes.added.is_empty(), "{changes:?}");
+    let cadiz = peers.iter().find(|peer| peer.name == "cadiz").unwrap();
+    assert_eq!((cadiz.tags.len(), cadiz.allow.as_ref().map(Vec::len)), (1, Some(1)));
+    assert!(!follow_map(&other, &mut proto, &mut peers, now, &Surroundings::default(), None).any());
+
     // Cadiz is gone, and Berlin takes its subnet over.
     let one = sites([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
     let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default(), None);
@@ -55,6 +65,8 @@ fn who_only_moves_is_told_from_everything_else() {
             name: format!("site-{number}").parse().unwrap(),
             virtual_address: [100, 64, 0, number].into(),
             subnets: vec!["10.1.0.0/16".parse().unwrap()],
+            tags: Vec::new(),
+            allow: None,
             reachability: None,
         };
         (SiteKey::from([number; 32]), peer)
@@ -71,10 +83,12 @@ fn who_only_moves_is_told_from_everything_else() {
     assert_eq!(after(&|_| {}), Difference { moved: vec![], sites: false });
     let moves = after(&|map| of_two(map, &|peer| peer.reachability = Some(Reachability::default())));
     assert_eq!(moves, Difference { moved: vec![two], sites: false });
-    let others: [&dyn Fn(&mut Map); 7] = [
+    let others: [&dyn Fn(&mut Map); 9] = [
         &|map| of_two(map, &|peer| peer.name = "x".parse().unwrap()),
         &|map| of_two(map, &|peer| peer.virtual_address = [100, 64, 0, 9].into()),
         &|map| of_two(map, &|peer| peer.subnets.clear()),
+        &|map| of_two(map, &|peer| peer.tags.push("a".parse().unwrap())),
+        &|map| of_two(map, &|peer| peer.allow = Some(Vec::new())),
         &|map| drop(map.peers.remove(&two)),
         &|map| map.peers.extend([peer(3)]),
         &|map| {

@@ -7,6 +7,7 @@
 
 pub mod cipher;
 pub mod drives;
+mod firewall;
 mod modes;
 mod next_hop;
 pub mod proof;
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
+use penstock_dataplane::clock::Millis;
 use penstock_dataplane::drop::DropReason;
 use penstock_dataplane::engine::{Engine, EngineConfig};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort, TunQueue};
@@ -37,10 +39,12 @@ use super::peers::Peers;
 use crate::ground::Network;
 use crate::netlink::Netlink;
 use crate::problem::Problems;
-use crate::profile::{CipherImplementation, LocalPort, Name, Profile};
+use crate::profile::{CipherImplementation, Firewall, LocalPort, Name, Profile};
+use crate::status;
 
 use cipher::Chosen;
 use drives::{Drives, KernelPorts, PortSettings};
+use firewall::Filter;
 use modes::workers;
 pub use next_hop::NextHops;
 use steering::{Prefixes, Steering};
@@ -131,6 +135,7 @@ pub struct Plane {
     running: Option<Running>,
     steering: Steering,
     parts: Parts,
+    filter: Filter,
     /// The MTU of the WAN interface.
     link_mtu: u16,
     /// What the steering programs were told.
@@ -209,6 +214,7 @@ impl Plane {
             link_mtu,
             smallest_mtu: parts.mtu(),
             parts,
+            filter: Filter::default(),
             paths: HashMap::new(),
             next_hops: NextHops::default(),
             commands: Vec::new(),
@@ -619,6 +625,18 @@ impl Plane {
     /// To be called when allowed IPs or the order of the peers have changed.
     pub fn renew_allowed_ips(&mut self, peers: &Peers) {
         self.parts.renew_allowed_ips(peers);
+    }
+
+    /// To be called when the profile or the peers have changed.
+    pub fn renew_firewall(&mut self, firewall: Option<&Firewall>, peers: &Peers) {
+        if self.filter.follow(firewall, peers) {
+            self.parts.set_firewall(self.filter.compiled());
+        }
+    }
+
+    /// What `status` says of the firewall.
+    pub fn firewall(&self, peers: &Peers) -> Option<status::Firewall> {
+        self.filter.status(peers, Millis::now())
     }
 
     /// Tells the steering programs our addresses, and where the prefixes lead.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use penstock_dataplane::filter::Firewall;
 use penstock_dataplane::mapping::Mapping;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
@@ -52,6 +53,8 @@ pub struct Parts {
     /// What the tunnel may reach here, as prefixes and as a map; `None`: anything.
     reachable_prefixes: Option<BTreeSet<IpNet>>,
     reachable: Option<Arc<PrefixMap<()>>>,
+    /// Which flows may pass; `None`: all.
+    firewall: Option<Arc<Firewall>>,
     /// Largest inner packet.
     mtu: u16,
     /// Whether outer packets have the DSCP of the inner ones.
@@ -126,6 +129,11 @@ impl Parts {
         self.allowed_ips = Arc::new(map);
     }
 
+    /// Makes this the firewall of the tables to come.
+    pub fn set_firewall(&mut self, firewall: Option<Arc<Firewall>>) {
+        self.firewall = firewall;
+    }
+
     /// To be called when peers have other endpoints.
     pub fn renew_endpoints(&mut self, peers: &Peers) {
         let endpoints = peers.iter().filter_map(|peer| peer.endpoint.filter(|at| peer.is_at(*at)));
@@ -139,6 +147,7 @@ impl Parts {
             endpoints: Arc::clone(&self.endpoints),
             hops: Arc::clone(&self.hops),
             reachable: self.reachable.clone(),
+            firewall: self.firewall.clone(),
             mtu: usize::from(self.mtu),
             copy_dscp: self.copy_dscp,
             mapping: self.mapping.clone(),

@@ -92,6 +92,8 @@ fn map(sites: &[(u8, &[&str])]) -> Map {
             name: format!("site-{number}").parse().unwrap(),
             virtual_address: [100, 64, 0, *number].into(),
             subnets: subnets.iter().map(|text| text.parse().unwrap()).collect(),
+            tags: Vec::new(),
+            allow: None,
             reachability: None,
         };
         (key(*number), peer)

@@ -96,6 +96,8 @@ fn listed<'a>(number: u8, subnets: impl Iterator<Item = &'a str>, reachability: 
         name: format!("site-{number}").parse().expect("a name"),
         virtual_address: [100, 64, 0, number].into(),
         subnets: subnets.map(|subnet| subnet.parse().expect("a prefix")).collect(),
+        tags: Vec::new(),
+        allow: None,
         reachability,
     }
 }

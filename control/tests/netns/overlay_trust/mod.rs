@@ -196,6 +196,8 @@ fn liar(number: u8, subnets: &[&str]) -> Peer {
         name: name(number).parse().expect("a name"),
         virtual_address: [100, 64, 0, number + 1].into(),
         subnets: subnets.iter().map(|subnet| subnet.parse::<IpNet>().expect("a prefix")).collect(),
+        tags: Vec::new(),
+        allow: None,
         reachability: None,
     }
 }

@@ -2,7 +2,7 @@
 //! nobody is told of a site that was never visible to it.
 
 use super::*;
-use crate::policy::Selector;
+use crate::policy::{Link as PolicyLink, Selector};
 use crate::registry::transition::Transition;
 use crate::relay::RelayServer;
 use crate::relay::access::Follower as RelayFollower;
@@ -97,8 +97,16 @@ impl World {
                 self.state.put(site);
             }
             2 => {
-                let text =
-                    ["[]", r#"[["*", "*"]]"#, r#"[["tag:a", "tag:b"]]"#, r#"[["tag:a", "*"]]"#, r#"[["s1", "s2"]]"#];
+                let text = [
+                    "[]",
+                    r#"[["*", "*"]]"#,
+                    r#"[["tag:a", "tag:b"]]"#,
+                    r#"[["tag:a", "*"]]"#,
+                    r#"[["s1", "s2"]]"#,
+                    r#"[{"From": "tag:a", "To": "*", "Allow": ["icmp"]}]"#,
+                    r#"[{"From": "*", "To": "*", "Allow": ["tcp/443"]}, {"From": "tag:a", "To": "tag:b", "Allow": ["tcp"]}]"#,
+                    r#"[{"From": "s1", "To": "tag:b", "Allow": []}, ["tag:a", "tag:a"]]"#,
+                ];
                 let links = text[self.rng.random_range(0..text.len())];
                 self.set_policy(policy(links));
             }
@@ -207,6 +215,12 @@ impl World {
         }
     }
 
+    /// A site as another should be told of it, by the policy's own words.
+    fn seen(&self, number: SiteNumber, by: SiteNumber) -> Seen {
+        let reach = self.state.links().policy().reach(self.state.site_of(number), self.state.site_of(by));
+        Seen { reach, ..self.state.seen(number, by) }
+    }
+
     /// What a site should know, by the policy's own words.
     fn map(&self, number: SiteNumber, version: MapVersion) -> Map {
         let others = (0..self.state.count()).filter(|other| {
@@ -215,7 +229,7 @@ impl World {
         });
         let news = News::Whole {
             version,
-            peers: others.map(|other| self.state.seen(other)).collect(),
+            peers: others.map(|other| self.seen(other, number)).collect(),
             servers: Arc::default(),
             known: None,
         };
@@ -355,7 +369,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
         }
     });
     let mut link = || Selector::Site(format!("s{}", rng.random_range(0..COUNT)).parse().unwrap());
-    let links = (0..100_000).map(|_| (link(), link())).collect();
+    let links = (0..100_000).map(|_| PolicyLink::Pair(link(), link())).collect();
     let policy = Policy { links, ..Policy::default() };
     let sites: Vec<Site> = sites.collect();
     let mut state = State::new(1, policy, Servers::default(), sites.clone());

@@ -1,0 +1,289 @@
+//! Which flow a packet belongs to, and what it does there.
+//!
+//! Packets are those of strangers: nothing is read that the packet does not hold, and what cannot be read is dropped
+//! by name rather than taken for something else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Direction;
+use super::key::Key;
+use crate::drop::DropReason;
+use crate::inner::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Inner};
+
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const DCCP: u8 = 33;
+pub(super) const SCTP: u8 = 132;
+pub(super) const UDP_LITE: u8 = 136;
+
+/// IPv6's extension headers in front of the transport header that are looked behind, at most.
+const EXTENSIONS: usize = 8;
+/// Bytes of the shortest header: TCP, and all others that have ports or identifiers.
+const TCP_HEADER: usize = 20;
+const SHORT_HEADER: usize = 8;
+/// What every ICMP error has in front of the packet it quotes.
+const ICMP_HEADER: usize = 8;
+
+/// TCP's control bits (RFC 9293, section 3.1); none of other protocols.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags(pub(super) u8);
+
+impl Flags {
+    pub(super) const FIN: u8 = 0x01;
+    pub(super) const SYN: u8 = 0x02;
+    pub(super) const RST: u8 = 0x04;
+    pub(super) const ACK: u8 = 0x10;
+
+    #[inline]
+    pub(super) fn any(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether it asks for a new connection.
+    #[inline]
+    pub(super) fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
+    }
+}
+
+/// What a packet is to its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It belongs to a flow, or begins it.
+    Begins,
+    /// It may belong to a flow, but begins none: an echo's reply, the end of a TCP connection.
+    Continues,
+    /// It is about a flow, or else stands by itself: an ICMP error.
+    Error,
+    /// It is judged by itself: ICMP that is neither an echo nor an error.
+    Alone,
+    /// It shares the fate of the first fragment of the same packet.
+    LaterFragment,
+}
+
+/// What the filter has to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class {
+    /// Of the packet's flow; of the flow that it quotes, if it is an error.
+    pub(super) key: Key,
+    pub(super) role: Role,
+    pub(super) flags: Flags,
+    /// The identification of a packet of which this is the first fragment.
+    pub(super) more_fragments: Option<u32>,
+}
+
+impl Class {
+    /// Whether it changes nothing about its flow but the time of its last packet.
+    #[inline]
+    pub(super) fn is_steady(&self) -> bool {
+        matches!(self.role, Role::Begins | Role::Continues)
+            && !self.flags.any(Flags::SYN | Flags::FIN | Flags::RST)
+            && self.more_fragments.is_none()
+    }
+}
+
+/// Reads the class of a packet that goes in this direction, from or to this peer.
+///
+/// # Errors
+/// Its headers are cut, too many, or split over fragments.
+#[inline]
+pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direction) -> Result<Class, DropReason> {
+    let transport =
+        transport(packet.get(..inner.len).unwrap_or(packet), inner.header).ok_or(DropReason::FilterMalformed)?;
+    let key = Key::new((inner.source, inner.destination), transport.protocol, (peer, direction))
+        .ok_or(DropReason::FilterMalformed)?;
+    let Some(fragment) = transport.fragment else {
+        return whole(&transport, key, direction).ok_or(DropReason::FilterMalformed);
+    };
+    if fragment.offset == 0 {
+        let class = whole(&transport, key, direction).ok_or(DropReason::FilterFragment)?;
+        return Ok(Class { more_fragments: Some(fragment.identification), ..class });
+    }
+    // RFC 1858, section 3.2.2: such a fragment would overwrite the flags that were judged.
+    if transport.protocol == TCP && fragment.offset == 1 {
+        return Err(DropReason::FilterFragment);
+    }
+    Ok(Class {
+        key: key.of_fragments(fragment.identification, direction),
+        role: Role::LaterFragment,
+        flags: Flags::default(),
+        more_fragments: None,
+    })
+}
+
+/// The class of what has its transport header with it.
+#[inline]
+fn whole(transport: &Transport<'_>, key: Key, direction: Direction) -> Option<Class> {
+    let Transport { protocol, payload, .. } = *transport;
+    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: None };
+    match protocol {
+        UDP => Some(class(with_ports(key, payload.get(..SHORT_HEADER)?, direction)?, Role::Begins)),
+        TCP => {
+            let header = payload.get(..TCP_HEADER)?;
+            let flags = Flags(header[13]);
+            let role = if flags.any(Flags::FIN | Flags::RST) { Role::Continues } else { Role::Begins };
+            Some(Class { flags, ..class(with_ports(key, header, direction)?, role) })
+        }
+        ICMP | ICMPV6 if (protocol == ICMPV6) == key.is_v6() => icmp(payload, key, direction),
+        _ => Some(class(of_others(protocol, payload, key, direction)?, Role::Begins)),
+    }
+}
+
+#[inline]
+fn with_ports(key: Key, payload: &[u8], direction: Direction) -> Option<Key> {
+    let [a, b, c, d] = *payload.first_chunk()?;
+    Some(key.with_ports(u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]), direction))
+}
+
+fn of_others(protocol: u8, payload: &[u8], key: Key, direction: Direction) -> Option<Key> {
+    match protocol {
+        DCCP | SCTP | UDP_LITE => with_ports(key, payload.get(..SHORT_HEADER)?, direction),
+        _ => Some(key),
+    }
+}
+
+fn icmp(payload: &[u8], key: Key, direction: Direction) -> Option<Class> {
+    let header: &[u8; ICMP_HEADER] = payload.first_chunk()?;
+    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: None };
+    match Message::of(header[0], key.is_v6()) {
+        Message::Request => Some(class(key.with_echo(identifier(header), direction), Role::Begins)),
+        Message::Reply => Some(class(key.with_echo(identifier(header), direction.opposite()), Role::Continues)),
+        // What quotes no flow is an error all the same, which the rules may accept.
+        Message::Error => Some(match quoted(&payload[ICMP_HEADER..], &key, direction) {
+            Some(about) => class(about, Role::Error),
+            None => class(key, Role::Alone),
+        }),
+        Message::Other => Some(class(key, Role::Alone)),
+    }
+}
+
+fn identifier(header: &[u8; ICMP_HEADER]) -> u16 {
+    u16::from_be_bytes([header[4], header[5]])
+}
+
+/// What the filter tells apart of ICMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    Request,
+    Reply,
+    /// About a packet that it quotes (RFC 792, RFC 4443). A redirect is none: routers send it on their own link.
+    Error,
+    Other,
+}
+
+impl Message {
+    fn of(kind: u8, v6: bool) -> Self {
+        match (v6, kind) {
+            (false, 8) | (true, 128) => Self::Request,
+            (false, 0) | (true, 129) => Self::Reply,
+            (false, 3 | 4 | 11 | 12) | (true, 1..=4) => Self::Error,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The flow of the packet that an error with the key `error` quotes. The packet went the other way, and the error goes
+/// to who sent it. The quotation may end anywhere behind the ports.
+fn quoted(packet: &[u8], error: &Key, direction: Direction) -> Option<Key> {
+    let went = direction.opposite();
+    let (source, destination, header) = match packet.first()? >> 4 {
+        4 => {
+            let h: &[u8; IPV4_HEADER] = packet.first_chunk()?;
+            let address = |at: usize| Ipv4Addr::new(h[at], h[at + 1], h[at + 2], h[at + 3]);
+            let header = usize::from(h[0] & 0xf) * 4;
+            (IpAddr::V4(address(12)), IpAddr::V4(address(16)), header.max(IPV4_HEADER))
+        }
+        6 => {
+            let h: &[u8; IPV6_HEADER] = packet.first_chunk()?;
+            let address = |at: usize| <[u8; 16]>::try_from(&h[at..at + 16]).map(Ipv6Addr::from).ok();
+            (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?), IPV6_HEADER)
+        }
+        _ => return None,
+    };
+    if source != error.addresses(direction).1 {
+        return None;
+    }
+    let Transport { protocol, payload, fragment } = transport(packet, header)?;
+    if fragment.is_some_and(|fragment| fragment.offset > 0) {
+        return None;
+    }
+    let key = Key::new((source, destination), protocol, (error.peer(), went))?;
+    match protocol {
+        TCP | UDP | DCCP | SCTP | UDP_LITE => with_ports(key, payload, went),
+        ICMP | ICMPV6 if (protocol == ICMPV6) == key.is_v6() => {
+            let header: &[u8; ICMP_HEADER] = payload.first_chunk()?;
+            match Message::of(header[0], key.is_v6()) {
+                Message::Request => Some(key.with_echo(identifier(header), went)),
+                Message::Reply => Some(key.with_echo(identifier(header), direction)),
+                Message::Error | Message::Other => None,
+            }
+        }
+        _ => Some(key),
+    }
+}
+
+/// What is behind the IP headers.
+#[derive(Clone, Copy, Debug)]
+struct Transport<'p> {
+    protocol: u8,
+    payload: &'p [u8],
+    /// If it is not the whole packet.
+    fragment: Option<Fragment>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Fragment {
+    identification: u32,
+    /// In units of eight bytes.
+    offset: u16,
+}
+
+/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut or too many.
+#[inline]
+fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
+    let payload = packet.get(header..)?;
+    if packet[0] >> 4 == 6 {
+        return match packet[6] {
+            protocol @ (TCP | UDP | ICMPV6) => Some(Transport { protocol, payload, fragment: None }),
+            next => behind_extensions(payload, next),
+        };
+    }
+    let word = u16::from_be_bytes([packet[6], packet[7]]);
+    // More fragments, or an offset.
+    let fragment = (word & 0x3fff != 0)
+        .then(|| Fragment { identification: u16::from_be_bytes([packet[4], packet[5]]).into(), offset: word & 0x1fff });
+    Some(Transport { protocol: packet[9], payload, fragment })
+}
+
+/// Goes over IPv6's extension headers (RFC 8200, section 4).
+fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+
+    let mut fragment = None;
+    for _ in 0..EXTENSIONS {
+        let len = match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION => usize::from(*payload.get(1)?) * 8 + 8,
+            FRAGMENT => {
+                let h: &[u8; 8] = payload.first_chunk()?;
+                let (word, identification) = (u16::from_be_bytes([h[2], h[3]]), [h[4], h[5], h[6], h[7]]);
+                // Neither an offset nor more to come: the whole packet (RFC 6946).
+                if word & 0xfff9 != 0 {
+                    let identification = u32::from_be_bytes(identification);
+                    fragment = Some(Fragment { identification, offset: word >> 3 });
+                }
+                8
+            }
+            _ => return Some(Transport { protocol, payload, fragment }),
+        };
+        protocol = *payload.first()?;
+        payload = payload.get(len..)?;
+        // Behind an offset is the middle of something.
+        if fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return Some(Transport { protocol, payload, fragment });
+        }
+    }
+    None
+}
