@@ -160,7 +160,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_worker_sleep_seconds",
         kind: MetricType::Counter,
         labels: WORKER,
-        help: "How long a worker slept; a sleep is counted when it ends, and the time not slept is load",
+        help: "How long a worker slept, with a sleep that still lasts; the time not slept is load",
         samples: |status| workers(status, |load| load.slept_ms as f64 / 1e3),
     },
     Family {

@@ -278,7 +278,7 @@ pub struct WorkerLoad {
     pub packets: u64,
     /// How often it went to sleep and was woken.
     pub sleeps: u64,
-    /// How long it slept in all, not counting a sleep that still lasts.
+    /// How long it slept in all, with a sleep that still lasts.
     pub slept_ms: u64,
 }
 

@@ -1,16 +1,19 @@
 //! What a worker has done: batches, packets, and how long it slept for want of them.
 
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// A worker's counters since it was started. One thread adds, any may read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Work {
+    begun: Instant,
     batches: AtomicU64,
     packets: AtomicU64,
     sleeps: AtomicU64,
-    slept_nanos: AtomicU64,
+    /// Nanoseconds slept. During a sleep, those before it less the time at which it began, which is negative: so one
+    /// number tells at any moment how long the worker has slept.
+    slept_nanos: AtomicI64,
 }
 
 /// The counters of a [`Work`] as they were read.
@@ -22,7 +25,7 @@ pub struct WorkDone {
     pub packets: u64,
     /// How often it went to sleep and was woken.
     pub sleeps: u64,
-    /// How long it slept in all, not counting a sleep that still lasts.
+    /// How long it slept in all, with a sleep that still lasts.
     pub slept: Duration,
 }
 
@@ -35,6 +38,18 @@ impl AddAssign for WorkDone {
     }
 }
 
+impl Default for Work {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            batches: AtomicU64::new(0),
+            packets: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
+            slept_nanos: AtomicI64::new(0),
+        }
+    }
+}
+
 impl Work {
     /// Counts a batch.
     #[inline]
@@ -43,19 +58,33 @@ impl Work {
         add(&self.packets, packets as u64);
     }
 
-    /// Counts a sleep.
-    pub(crate) fn slept(&self, how_long: Duration) {
+    /// A sleep begins.
+    pub(crate) fn falls_asleep(&self) {
+        self.slept_nanos.store(self.slept_nanos.load(Relaxed) - self.nanos(), Relaxed);
+    }
+
+    /// The sleep has ended.
+    pub(crate) fn wakes(&self) {
+        self.slept_nanos.store(self.slept_nanos.load(Relaxed) + self.nanos(), Relaxed);
         add(&self.sleeps, 1);
-        add(&self.slept_nanos, u64::try_from(how_long.as_nanos()).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn done(&self) -> WorkDone {
+        let slept = match self.slept_nanos.load(Relaxed) {
+            asleep @ ..0 => asleep + self.nanos(),
+            slept => slept,
+        };
         WorkDone {
             batches: self.batches.load(Relaxed),
             packets: self.packets.load(Relaxed),
             sleeps: self.sleeps.load(Relaxed),
-            slept: Duration::from_nanos(self.slept_nanos.load(Relaxed)),
+            slept: Duration::from_nanos(slept.try_into().unwrap_or(0)),
         }
+    }
+
+    /// The time since the start. Longer than any time slept, so that subtracting it makes that negative.
+    fn nanos(&self) -> i64 {
+        self.begun.elapsed().as_nanos() as i64 + 1
     }
 }
 

@@ -4,7 +4,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -223,10 +222,12 @@ impl Worker {
             // A loss in the kernel wakes nobody.
             true => self.losses.map(|_| &second),
         };
-        let asleep = wait.then(Instant::now);
+        if wait {
+            self.work.falls_asleep();
+        }
         let count = poll(&mut fds, timeout).unwrap_or(0);
-        if let Some(asleep) = asleep {
-            self.work.slept(asleep.elapsed());
+        if wait {
+            self.work.wakes();
         }
         if count == 0 {
             return;
