@@ -11,6 +11,7 @@ mod netcheck;
 mod run;
 mod service;
 mod table;
+mod top;
 mod wireguard;
 
 use std::ffi::OsString;
@@ -103,6 +104,15 @@ enum Command {
         /// As JSON, whose fields are a contract (docs/commands.md)
         #[arg(long)]
         json: bool,
+    },
+    /// Watch the gateway: traffic, peers and their paths, drops, load and problems, once a second
+    ///
+    /// What passed in the last minutes and hours is there at once: the gateway remembers it. Ends with q, Esc or
+    /// Ctrl-C.
+    Top {
+        /// The gateway's name, if not that of the profile
+        #[arg(value_parser = |text: &str| Name::try_from(text.to_owned()))]
+        name: Option<Name>,
     },
     /// Find out what the network lets this gateway do, and what to change on the firewall
     ///
@@ -218,6 +228,7 @@ pub fn main() -> ExitCode {
         Command::Release { prefixes, all } => guard::release(profile, prefixes, all),
         Command::Guard => guard::guard(profile),
         Command::Status { json, check } => return table::status(profile, json, check),
+        Command::Top { name } => top::top(profile, name),
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }

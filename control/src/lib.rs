@@ -8,6 +8,7 @@ pub mod endpoints;
 pub mod firewall;
 pub mod gateway;
 pub mod ground;
+pub mod history;
 pub mod icmp;
 pub mod key;
 mod memory;

@@ -19,6 +19,7 @@ pub mod device;
 mod due;
 mod handshakes;
 mod heartbeat;
+mod history;
 mod map;
 mod metrics;
 mod netcheck;
@@ -50,6 +51,7 @@ use crate::profile::Profile;
 
 use due::Due;
 use handshakes::Handshakes;
+use history::Recorder;
 use metrics::Metrics;
 use overlay::Overlay;
 use plane::Plane;
@@ -75,6 +77,7 @@ pub struct Gateway {
     ground: Ground<Linux>,
     plane: Plane,
     metrics: Metrics,
+    history: Recorder,
     /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.

@@ -1,5 +1,6 @@
 //! What the gateway tells about itself.
 
+use std::collections::BTreeMap;
 use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
@@ -25,8 +26,6 @@ use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering, Worker
 /// The gateway's state, as `status --json` prints it.
 pub fn status(gateway: &Gateway, now: Instant) -> Status {
     let Gateway { site, handshakes, overlay, guard, plane, .. } = gateway;
-    let mut drops = plane.drops();
-    drops.extend(handshakes.drops());
     let nat = overlay.as_ref().map(|overlay| overlay.traversal.report()).filter(|report| report.is_known());
     let problems = problems(gateway, now);
     Status {
@@ -46,7 +45,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         lan_mode: mode(&plane.drives().lan, "tun"),
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info)).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
-        drops,
+        drops: drops(gateway),
         steering: steering(plane),
         health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
         forwarding: plane.forwards(),
@@ -54,6 +53,13 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         guarded: guard.prefixes().into_iter().collect(),
         worker_loads: plane.work().into_iter().map(worker_load).collect(),
     }
+}
+
+/// How many packets were dropped for each reason, since the start of the gateway.
+pub fn drops(gateway: &Gateway) -> BTreeMap<String, u64> {
+    let mut drops = gateway.plane.drops();
+    drops.extend(gateway.handshakes.drops());
+    drops
 }
 
 fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {

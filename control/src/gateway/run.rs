@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::heartbeat::Heartbeat;
+use super::history::{self, Recorder};
 use super::metrics::Metrics;
 use super::overlay::Overlay;
 use super::plane::Plane;
@@ -86,8 +87,10 @@ fn start(profile: Profile) -> Result<Gateway> {
     }
     let overlay = Overlay::start(now, &profile, plane.sender());
     let metrics = Metrics::new(profile.metrics);
+    let history = Recorder::new(Instant::now());
+    let due = Due::PEERS;
     let mut gateway =
-        Gateway { profile, site, handshakes, overlay, guard, ground, plane, metrics, problems, due: Due::PEERS };
+        Gateway { profile, site, handshakes, overlay, guard, ground, plane, metrics, history, problems, due };
     // With the tun device in it.
     gateway.ground.refresh(now, [News::Lost]);
     map::take_address(&mut gateway);
@@ -111,6 +114,7 @@ async fn serve(
     let mut news_due = None;
     let routers = Routers::open();
     let mut samples = ticks(SAMPLE_EVERY);
+    let mut points = ticks(history::EVERY);
     let mut confirmations = ticks(CONFIRM_EVERY);
     // Whoever waits for us to be ready finds the guard and the control socket.
     let mut heartbeat = Heartbeat::begin(gateway);
@@ -135,6 +139,7 @@ async fn serve(
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
             told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
+            _ = points.tick() => history::sample(gateway, Instant::now()),
             _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {
                 news.extend(more.context("network changes cannot be heard")?);
@@ -166,6 +171,7 @@ async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Re
     // Whoever asked may have gone.
     match request {
         Request::Status { reply } => drop(reply.send(report::status(gateway, now))),
+        Request::History { wanted, reply } => drop(reply.send(gateway.history.answer(&wanted))),
         Request::Netcheck { reply } => drop(reply.send(netcheck::report(gateway))),
         Request::Reload { reply } => drop(reply.send(reload::reload(gateway, now))),
         Request::Unsaved { reply } => drop(reply.send(unsaved::unsaved(gateway))),

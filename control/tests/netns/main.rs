@@ -38,6 +38,7 @@ mod selftest;
 mod service;
 mod suites;
 mod teardown;
+mod top;
 mod transit;
 mod wg_quick;
 mod wg_tool;

@@ -20,6 +20,7 @@ mod namespace;
 pub mod nat;
 pub mod overlay;
 mod process;
+mod terminal;
 mod topology;
 mod traffic;
 
@@ -35,6 +36,7 @@ pub use message::{
 };
 pub use namespace::Namespace;
 pub use process::Process;
+pub use terminal::Terminal;
 pub use topology::{Middle, Options, Outer, PORT, Site, Topology, has_cards};
 pub use traffic::{
     CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,
