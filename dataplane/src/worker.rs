@@ -20,7 +20,7 @@ use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
 use crate::turn::{Notices, ROAMED_MAX, Turn};
-use crate::work::Work;
+use crate::work::{Origin, Work};
 use crate::{egress, ingress};
 
 /// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
@@ -156,7 +156,7 @@ impl Worker {
             let count = wan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
-                work.received(count);
+                work.received(Origin::Wan, count, wan.ports()[i].waiting());
                 ingress::run(&mut turn, received, lan);
                 // Errors about what a peer sent are our own packets, and go back into the tunnel.
                 if !turn.errors.is_empty() {
@@ -169,7 +169,7 @@ impl Worker {
             let count = lan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
-                work.received(count);
+                work.received(Origin::Lan, count, lan.ports()[i].waiting());
                 egress::run(&mut turn, received, Some(&*lan.ports()[i]), wan);
                 lan.answer(i, &mut turn);
             }

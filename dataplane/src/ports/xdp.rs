@@ -54,6 +54,8 @@ pub struct XdpPort {
     completion: CompQueue,
     /// Frames that the kernel may fill and has not been given, for want of free ones.
     owed: usize,
+    /// Packets that were still in the receive ring after the last look.
+    waiting: usize,
     descs: Vec<FrameDesc>,
     interface: String,
     ifindex: u32,
@@ -115,6 +117,7 @@ impl XdpPort {
             fill,
             completion,
             owed: RING as usize,
+            waiting: 0,
             descs: vec![FrameDesc::default(); RING as usize],
             interface: interface.to_owned(),
             ifindex,
@@ -230,6 +233,8 @@ impl Port for XdpPort {
         let room = batch.room();
         // SAFETY: what the receive ring yields is ours.
         let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
+        // Of a ring with less than was asked for nothing is left, and it need not be looked at again.
+        self.waiting = if n < room { 0 } else { self.rx.nb_avail_exact() as usize };
         for i in 0..n {
             if let Some(soon) = self.descs[..n].get(i + HEADERS_AHEAD) {
                 pool.prefetch_header(soon);
@@ -285,6 +290,10 @@ impl Port for XdpPort {
             self.lost.count(&now, self.zero_copy, drops);
         }
         true
+    }
+
+    fn waiting(&self) -> Option<usize> {
+        Some(self.waiting)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
