@@ -1,5 +1,6 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
+mod bugreport;
 mod config;
 mod doctor;
 mod enrol;
@@ -150,6 +151,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put everything that is needed to look for a fault into one archive, without any key
+    ///
+    /// Status, history, log, profile, map, routes, rules, packet filter, settings of the kernel, drivers and offloads.
+    /// Nothing is changed or sent anywhere. docs/bugreport.md says what each file is.
+    Bugreport(bugreport::Arguments),
     /// Print what a firewall has to let through for this gateway
     ///
     /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
@@ -233,6 +239,7 @@ pub fn main() -> ExitCode {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }
         Command::Doctor { of, json } => return doctor::doctor(of.as_deref().unwrap_or(profile), json),
+        Command::Bugreport(arguments) => bugreport::bugreport(profile, arguments),
         Command::Firewall { format } => firewall::firewall(profile, format),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),

@@ -1,5 +1,6 @@
 //! Penstock: the gateway daemon and its command line
 
+pub mod bugreport;
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;

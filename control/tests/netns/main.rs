@@ -4,6 +4,7 @@
 mod support;
 
 mod addresses;
+mod bugreport;
 mod chaos;
 mod coordinator_client;
 mod coturn;
