@@ -37,6 +37,7 @@ mod routes;
 mod scenarios;
 mod selftest;
 mod service;
+mod start;
 mod suites;
 mod teardown;
 mod top;
