@@ -1,5 +1,6 @@
 //! The command line: one clear sentence on standard error and exit code 1 for whatever fails.
 
+mod bugreport;
 mod config;
 mod doctor;
 mod enrol;
@@ -11,6 +12,7 @@ mod netcheck;
 mod run;
 mod service;
 mod table;
+mod top;
 mod wireguard;
 
 use std::ffi::OsString;
@@ -104,6 +106,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Watch the gateway: traffic, peers and their paths, drops, load and problems, once a second
+    ///
+    /// What passed in the last minutes and hours is there at once: the gateway remembers it. Ends with q, Esc or
+    /// Ctrl-C.
+    Top {
+        /// The gateway's name, if not that of the profile
+        #[arg(value_parser = |text: &str| Name::try_from(text.to_owned()))]
+        name: Option<Name>,
+    },
     /// Find out what the network lets this gateway do, and what to change on the firewall
     ///
     /// Asks STUN servers how the NAT maps and filters, the router whether it maps ports, and tells which peers
@@ -140,6 +151,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put everything that is needed to look for a fault into one archive, without any key
+    ///
+    /// Status, history, log, profile, map, routes, rules, packet filter, settings of the kernel, drivers and offloads.
+    /// Nothing is changed or sent anywhere. docs/bugreport.md says what each file is.
+    Bugreport(bugreport::Arguments),
     /// Print what a firewall has to let through for this gateway
     ///
     /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
@@ -218,10 +234,12 @@ pub fn main() -> ExitCode {
         Command::Release { prefixes, all } => guard::release(profile, prefixes, all),
         Command::Guard => guard::guard(profile),
         Command::Status { json, check } => return table::status(profile, json, check),
+        Command::Top { name } => top::top(profile, name),
         Command::Netcheck { json, stun, coordinator, lifetime } => {
             netcheck::netcheck(profile, json, &stun, coordinator, lifetime.as_ref())
         }
         Command::Doctor { of, json } => return doctor::doctor(of.as_deref().unwrap_or(profile), json),
+        Command::Bugreport(arguments) => bugreport::bugreport(profile, arguments),
         Command::Firewall { format } => firewall::firewall(profile, format),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::history::{History, Wanted};
 use crate::netcheck::Report;
 use crate::profile::{Name, Unsaved};
 use crate::socket_file::{Service, make_directory};
@@ -42,6 +43,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub enum Command {
     /// Show yourself.
     Status,
+    /// What passed lately?
+    History(Wanted),
     /// What do you know of your network?
     Netcheck,
     /// Read your profile again.
@@ -90,6 +93,8 @@ pub struct Reloaded {
 pub enum Answer {
     /// The answer to [`Command::Status`].
     Status(Box<Status>),
+    /// The answer to [`Command::History`].
+    History(Box<History>),
     /// The answer to [`Command::Netcheck`].
     Netcheck(Box<Report>),
     /// The answer to [`Command::Reload`].
@@ -111,6 +116,13 @@ pub enum Request {
     Status {
         /// For the answer.
         reply: oneshot::Sender<Status>,
+    },
+    /// What passed lately?
+    History {
+        /// Which part of it.
+        wanted: Wanted,
+        /// For the answer.
+        reply: oneshot::Sender<History>,
     },
     /// What do you know of your network?
     Netcheck {
@@ -296,6 +308,11 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
             // A refused request drops its reply, which shows below.
             let _ = requests.send(Request::Status { reply }).await;
             answer.await.map(|status| Answer::Status(Box::new(status))).ok()
+        }
+        Ok(Command::History(wanted)) => {
+            let (reply, answer) = oneshot::channel();
+            let _ = requests.send(Request::History { wanted, reply }).await;
+            answer.await.map(|history| Answer::History(Box::new(history))).ok()
         }
         Ok(Command::Netcheck) => {
             let (reply, answer) = oneshot::channel();

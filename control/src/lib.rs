@@ -1,6 +1,7 @@
 //! Penstock: the gateway daemon and its command line
 
 pub mod bypass;
+pub mod bugreport;
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;
@@ -9,6 +10,7 @@ pub mod endpoints;
 pub mod firewall;
 pub mod gateway;
 pub mod ground;
+pub mod history;
 pub mod icmp;
 pub mod key;
 mod memory;

@@ -1,22 +1,17 @@
-//! The metrics of a gateway: a [`Status`] as an OpenMetrics page, and the small web server that hands it out.
+//! The metrics of a gateway: what a [`Status`] says for Prometheus.
 //!
 //! [`FAMILIES`] is the one list of what is served. docs/metrics.md describes the same, and a test compares the two.
-
-pub mod http;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
+use penstock_dataplane::work::{BATCH_SIZES, RING_FILLS};
+use penstock_metrics::{MetricType, Sample, Value, one, truth};
 
 use crate::profile::firewall::{Direction, Verdict};
-use crate::status::{self, FirewallRule, Health, PathKind, Status, WorkerLoad};
+use crate::status::{self, FirewallRule, Health, PathKind, RingFill, Status, WorkerLoad};
 
-/// The media type of a page.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+type Family = penstock_metrics::Family<Status>;
 
 /// The labels of a peer.
 const PEER: &[&str] = &["peer", "public_key"];
@@ -24,20 +19,6 @@ const PEER: &[&str] = &["peer", "public_key"];
 const WIREGUARD: &[&str] = &["interface", "public_key", "allowed_ips", "friendly_name"];
 const RELAY: &[&str] = &["relay", "transport", "address"];
 const WORKER: &[&str] = &["worker"];
-
-/// Metrics of one name.
-struct Family {
-    /// Without the `_total` of a counter and the `_info` of an info, which are only in the names of samples.
-    name: &'static str,
-    kind: MetricType,
-    labels: &'static [&'static str],
-    /// Without a backslash or a line feed.
-    help: &'static str,
-    samples: fn(&Status) -> Vec<Sample>,
-}
-
-/// The values of a family's labels, in their order, and the sample's own.
-type Sample = (Vec<String>, f64);
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -97,9 +78,7 @@ const FAMILIES: &[Family] = &[
         kind: MetricType::Gauge,
         labels: &[],
         help: "Whether there is a connection to the coordinator; only with a coordinator",
-        samples: |status| {
-            status.coordinator.iter().map(|coordinator| (Vec::new(), truth(coordinator.connected))).collect()
-        },
+        samples: |status| status.coordinator.iter().flat_map(|coordinator| one(truth(coordinator.connected))).collect(),
     },
     Family {
         name: "penstock_relay_bound",
@@ -120,14 +99,14 @@ const FAMILIES: &[Family] = &[
         kind: MetricType::Info,
         labels: &["interface", "kind", "queue", "worker", "xdp_mode", "zero_copy"],
         help: "The device queues that each worker serves, and how",
-        samples: |status| status.ports.iter().map(|port| (port_labels(port), 1.0)).collect(),
+        samples: |status| status.ports.iter().map(|port| (port_labels(port), Value::Number(1.0))).collect(),
     },
     Family {
         name: "penstock_drops",
         kind: MetricType::Counter,
         labels: &["reason"],
         help: "Packets dropped, by reason",
-        samples: |status| status.drops.iter().map(|(reason, &count)| (vec![reason.clone()], count as f64)).collect(),
+        samples: |status| drops(&status.drops),
     },
     Family {
         name: "penstock_firewall_packets",
@@ -175,8 +154,22 @@ const FAMILIES: &[Family] = &[
         name: "penstock_worker_sleep_seconds",
         kind: MetricType::Counter,
         labels: WORKER,
-        help: "How long a worker slept; a sleep is counted when it ends, and the time not slept is load",
+        help: "How long a worker slept, with a sleep that still lasts; the time not slept is load",
         samples: |status| workers(status, |load| load.slept_ms as f64 / 1e3),
+    },
+    Family {
+        name: "penstock_worker_batch_packets",
+        kind: MetricType::Histogram,
+        labels: WORKER,
+        help: "Sizes of the batches that a worker received",
+        samples: batch_sizes,
+    },
+    Family {
+        name: "penstock_worker_ring_packets",
+        kind: MetricType::Histogram,
+        labels: &["worker", "side"],
+        help: "Packets in an AF_XDP receive ring whenever a worker took some from it; it holds 2048",
+        samples: ring_fills,
     },
     Family {
         name: "penstock_peer_path",
@@ -221,6 +214,20 @@ const FAMILIES: &[Family] = &[
         samples: |status| peers(status, |peer| peer.round_trip_ms.map(|millis| millis / 1e3)),
     },
     Family {
+        name: "penstock_peer_path_round_trip_seconds",
+        kind: MetricType::Gauge,
+        labels: &["peer", "public_key", "path", "relay"],
+        help: "The round trip of the last probe by each kind of path (direct or relay) that answers, in use or not",
+        samples: path_round_trips,
+    },
+    Family {
+        name: "penstock_peer_mtu_bytes",
+        kind: MetricType::Gauge,
+        labels: &["peer", "public_key", "side"],
+        help: "The largest packet to a peer: inside the tunnel (inner) and outside (outer); nothing until it is known",
+        samples: mtus,
+    },
+    Family {
         name: "wireguard_sent_bytes",
         kind: MetricType::Counter,
         labels: WIREGUARD,
@@ -248,51 +255,11 @@ const FAMILIES: &[Family] = &[
 /// # Errors
 /// Never, as far as the encoder goes: it writes to a string.
 pub fn page(status: Status) -> Result<String, fmt::Error> {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page(status)));
-    let mut text = String::new();
-    text::encode(&mut text, &registry)?;
-    Ok(text)
-}
-
-#[derive(Debug)]
-struct Page(Status);
-
-impl Collector for Page {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in FAMILIES {
-            let mut encoder = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
-            for (values, value) in (family.samples)(&self.0) {
-                debug_assert_eq!(values.len(), family.labels.len(), "{}", family.name);
-                let labels: Vec<(&str, String)> = family.labels.iter().copied().zip(values).collect();
-                match (family.kind, labels.is_empty()) {
-                    (MetricType::Info, _) => encoder.encode_info(&labels)?,
-                    (kind, true) => encode(&mut encoder, kind, value)?,
-                    (kind, false) => encode(&mut encoder.encode_family(&labels)?, kind, value)?,
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: f64) -> fmt::Result {
-    match kind {
-        MetricType::Counter => encoder.encode_counter::<NoLabelSet, _, f64>(&value, None),
-        _ => encoder.encode_gauge(&value),
-    }
-}
-
-fn one(value: f64) -> Vec<Sample> {
-    vec![(Vec::new(), value)]
+    penstock_metrics::page(FAMILIES, status)
 }
 
 fn info<const N: usize>(values: [&String; N]) -> Vec<Sample> {
-    vec![(values.into_iter().cloned().collect(), 1.0)]
-}
-
-fn truth(is_true: bool) -> f64 {
-    f64::from(u8::from(is_true))
+    vec![(values.into_iter().cloned().collect(), Value::Number(1.0))]
 }
 
 /// Two parts of the gateway may have a problem with the same subject, but a sample's labels must be unique.
@@ -302,7 +269,7 @@ fn problem_ages(status: &Status) -> Vec<Sample> {
         let age = ages.entry(&problem.subject).or_default();
         *age = problem.since_seconds.max(*age);
     }
-    ages.into_iter().map(|(subject, age)| (vec![subject.to_owned()], age as f64)).collect()
+    ages.into_iter().map(|(subject, age)| (vec![subject.to_owned()], (age as f64).into())).collect()
 }
 
 fn firewall_packets(status: &Status) -> Vec<Sample> {
@@ -330,7 +297,7 @@ fn firewall_packets(status: &Status) -> Vec<Sample> {
 fn relays(status: &Status, value: impl Fn(&crate::traversal::RelayState) -> Option<f64>) -> Vec<Sample> {
     let sample = |relay: &crate::traversal::RelayState| {
         let labels = vec![relay.name.clone(), relay.transport.clone(), relay.address.to_string()];
-        value(relay).map(|value| (labels, value))
+        value(relay).map(|value| (labels, value.into()))
     };
     status.relays.iter().filter_map(sample).collect()
 }
@@ -342,16 +309,76 @@ fn port_labels(port: &status::Port) -> Vec<String> {
     vec![interface.clone(), kind.clone(), queue.to_string(), worker.to_string(), xdp_mode, zero_copy]
 }
 
+fn drops(drops: &BTreeMap<String, u64>) -> Vec<Sample> {
+    drops.iter().map(|(reason, &count)| (vec![reason.clone()], (count as f64).into())).collect()
+}
+
 fn verdicts(side: &str, counters: &BTreeMap<String, u64>) -> impl Iterator<Item = Sample> {
-    counters.iter().map(move |(verdict, &count)| (vec![side.to_owned(), verdict.clone()], count as f64))
+    counters.iter().map(move |(verdict, &count)| (vec![side.to_owned(), verdict.clone()], (count as f64).into()))
 }
 
 fn workers(status: &Status, value: impl Fn(&WorkerLoad) -> f64) -> Vec<Sample> {
-    status.worker_loads.iter().enumerate().map(|(worker, load)| (vec![worker.to_string()], value(load))).collect()
+    status
+        .worker_loads
+        .iter()
+        .enumerate()
+        .map(|(worker, load)| (vec![worker.to_string()], value(load).into()))
+        .collect()
+}
+
+fn batch_sizes(status: &Status) -> Vec<Sample> {
+    let sample = |(worker, load): (usize, &WorkerLoad)| {
+        (vec![worker.to_string()], histogram(&BATCH_SIZES, &load.batch_sizes, load.packets))
+    };
+    status.worker_loads.iter().enumerate().map(sample).collect()
+}
+
+/// Of the sides that have rings.
+fn ring_fills(status: &Status) -> Vec<Sample> {
+    let sample = |worker: usize, side: &str, RingFill { times, packets }: RingFill| {
+        let labels = vec![worker.to_string(), side.to_owned()];
+        (packets > 0).then(|| (labels, histogram(&RING_FILLS, &times, packets)))
+    };
+    let of = |(worker, load): (usize, &WorkerLoad)| {
+        [sample(worker, "wan", load.wan_rings), sample(worker, "lan", load.lan_rings)]
+    };
+    status.worker_loads.iter().enumerate().flat_map(of).flatten().collect()
+}
+
+fn histogram(bounds: &[usize], counts: &[u64], sum: u64) -> Value {
+    let buckets = bounds.iter().zip(counts).map(|(bound, count)| (*bound as f64, *count));
+    Value::Histogram { sum: sum as f64, buckets: buckets.collect() }
+}
+
+/// The shortest round trip of each kind of path that answers, and of each relay: addresses would make too many series.
+fn path_round_trips(status: &Status) -> Vec<Sample> {
+    let mut shortest: BTreeMap<Vec<String>, f64> = BTreeMap::new();
+    for peer in &status.peers {
+        for path in &peer.answering {
+            let kind = if path.path == PathKind::Relay { "relay" } else { "direct" };
+            let mut labels = peer_labels(peer);
+            labels.extend([kind.to_owned(), path.relay.clone().unwrap_or_default()]);
+            let known = shortest.entry(labels).or_insert(f64::INFINITY);
+            *known = known.min(path.round_trip_ms / 1e3);
+        }
+    }
+    shortest.into_iter().map(|(labels, seconds)| (labels, seconds.into())).collect()
+}
+
+fn mtus(status: &Status) -> Vec<Sample> {
+    let of = |peer: &status::Peer| {
+        let sizes = peer.mtu.as_ref().map(|mtu| [("inner", mtu.inner), ("outer", mtu.outer)]);
+        let labels = peer_labels(peer);
+        sizes.into_iter().flatten().map(move |(side, bytes)| {
+            let labels = [labels.as_slice(), &[side.to_owned()]].concat();
+            (labels, f64::from(bytes).into())
+        })
+    };
+    status.peers.iter().flat_map(of).collect()
 }
 
 fn peers(status: &Status, value: impl Fn(&status::Peer) -> Option<f64>) -> Vec<Sample> {
-    status.peers.iter().filter_map(|peer| value(peer).map(|value| (peer_labels(peer), value))).collect()
+    status.peers.iter().filter_map(|peer| value(peer).map(|value| (peer_labels(peer), value.into()))).collect()
 }
 
 fn peer_labels(peer: &status::Peer) -> Vec<String> {
@@ -364,7 +391,7 @@ fn paths(status: &Status) -> Vec<Sample> {
         paths.map(|(path, kind)| {
             let mut labels = peer_labels(peer);
             labels.push(path.to_owned());
-            (labels, truth(peer.path == kind))
+            (labels, truth(peer.path == kind).into())
         })
     };
     status.peers.iter().flat_map(of).collect()
@@ -374,7 +401,7 @@ fn wireguard(status: &Status, value: impl Fn(&status::Peer) -> f64) -> Vec<Sampl
     let sample = |peer: &status::Peer| {
         let allowed_ips: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         let labels = vec![status.name.clone(), peer.public_key.to_string(), allowed_ips.join(","), peer.name.clone()];
-        (labels, value(peer))
+        (labels, value(peer).into())
     };
     status.peers.iter().map(sample).collect()
 }
@@ -383,57 +410,12 @@ fn wireguard(status: &Status, value: impl Fn(&status::Peer) -> f64) -> Vec<Sampl
 mod tests {
     use super::*;
 
-    /// Name, type, labels and meaning of a family.
-    type Row = [String; 4];
-
-    /// What a page says of its families; the labels are those of its samples.
-    fn served(page: &str) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::new();
-        for line in page.lines() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                let (name, help) = help.split_once(' ').expect("a name and a help");
-                rows.push([name.to_owned(), String::new(), String::new(), help.to_owned()]);
-            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-                let row = rows.last_mut().expect("HELP comes first");
-                let (name, kind) = kind.split_once(' ').expect("a name and a type");
-                assert_eq!(name, row[0]);
-                kind.clone_into(&mut row[1]);
-            } else if !line.starts_with('#') {
-                let row = rows.last_mut().expect("a family comes first");
-                let name = line.split(['{', ' ']).next().expect("a name");
-                let suffix = match row[1].as_str() {
-                    "counter" => "_total",
-                    "info" => "_info",
-                    _ => "",
-                };
-                assert_eq!(name, format!("{}{suffix}", row[0]));
-                // No value of the sample's labels holds these characters.
-                let labels = line.split_once('{').map_or("", |(_, rest)| rest.split_once('}').expect("an end").0);
-                let names: Vec<&str> =
-                    labels.split("\",").filter_map(|label| label.split_once('=')).map(|l| l.0).collect();
-                row[2] = names.join(", ");
-            }
-        }
-        rows
-    }
-
-    /// The table of docs/metrics.md; names there are those of the samples.
-    fn documented() -> Vec<Row> {
-        let rows = include_str!("../../docs/metrics.md").lines().filter(|line| line.starts_with("| `"));
-        let plain = |row: &str| -> Row {
-            let cells: Vec<String> = row.trim_matches('|').split('|').map(|c| c.trim().replace('`', "")).collect();
-            cells.try_into().expect("four cells")
-        };
-        let family = |[name, kind, labels, help]: Row| {
-            let name = name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
-            [name, kind, labels, help.trim_end_matches('.').to_owned()]
-        };
-        rows.map(plain).map(family).collect()
-    }
+    use penstock_metrics::table::{documented, served};
 
     #[test]
     fn what_is_documented_is_what_is_served() {
-        let (documented, served) = (documented(), served(&page(status::sample()).unwrap()));
+        let (documented, served) =
+            (documented(include_str!("../../docs/metrics.md")), served(&page(status::sample()).unwrap()));
         for (documented, served) in documented.iter().zip(&served) {
             assert_eq!(documented, served);
         }
@@ -460,6 +442,15 @@ mod tests {
             format!("penstock_peer_path{{peer=\"berlin\",public_key=\"{key}\",path=\"direct\"}} 1.0"),
             format!("penstock_peer_path{{peer=\"berlin\",public_key=\"{key}\",path=\"relay\"}} 0.0"),
             format!("penstock_peer_path_changes_total{{peer=\"berlin\",public_key=\"{key}\"}} 2.0"),
+            "penstock_worker_batch_packets_bucket{le=\"16.0\",worker=\"0\"} 1".to_owned(),
+            "penstock_worker_batch_packets_bucket{le=\"32.0\",worker=\"0\"} 3".to_owned(),
+            "penstock_worker_batch_packets_count{worker=\"0\"} 3".to_owned(),
+            "penstock_worker_ring_packets_sum{worker=\"0\",side=\"wan\"} 170.0".to_owned(),
+            format!(
+                "penstock_peer_path_round_trip_seconds{{peer=\"berlin\",public_key=\"{key}\",path=\"relay\",\
+                 relay=\"coordinator\"}} 0.008"
+            ),
+            format!("penstock_peer_mtu_bytes{{peer=\"berlin\",public_key=\"{key}\",side=\"outer\"}} 1400.0"),
             format!("penstock_peer_round_trip_seconds{{peer=\"berlin\",public_key=\"{key}\"}} 0.0015"),
             format!(
                 "wireguard_received_bytes_total{{interface=\"amsterdam\",public_key=\"{key}\",\

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use penstock_proto::coordination::Service;
+use penstock_dataplane::work::{BATCH_SIZES, RING_FILLS};
 use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 
@@ -234,6 +235,9 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// Round trip of the last probe.
     pub round_trip_ms: Option<f64>,
+    /// The paths that answer, and the one in use among them. Only of peers that the coordinator names.
+    #[serde(default)]
+    pub answering: Vec<Answering>,
     /// Seconds since the epoch.
     pub last_handshake: Option<u64>,
     /// The suite of the present session, or of the next one: "chacha20-poly1305" or "aes-256-gcm".
@@ -255,6 +259,20 @@ pub struct Peer {
     /// What the peer may send and is sent.
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Vec<IpNet>,
+}
+
+/// A path to a peer that answers probes, whether it is in use or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Answering {
+    /// "direct" or "relay".
+    pub path: PathKind,
+    /// The relay's name, if there is one on the path.
+    pub relay: Option<String>,
+    /// Where its datagrams are sent.
+    pub address: SocketAddr,
+    /// Round trip of the last probe.
+    pub round_trip_ms: f64,
 }
 
 /// How large packets to a peer may be.
@@ -352,12 +370,31 @@ pub struct Steering {
 pub struct WorkerLoad {
     /// Batches received from its ports, without empty ones.
     pub batches: u64,
+    /// The same by size: of one packet, of two, of up to 4, 8, 16, 32, 64 and 128.
+    #[serde(default)]
+    pub batch_sizes: [u64; BATCH_SIZES.len()],
     /// Packets in these batches.
     pub packets: u64,
+    /// How full the AF_XDP receive rings of the WAN were.
+    #[serde(default)]
+    pub wan_rings: RingFill,
+    /// How full those of the LAN were.
+    #[serde(default)]
+    pub lan_rings: RingFill,
     /// How often it went to sleep and was woken.
     pub sleeps: u64,
-    /// How long it slept in all, not counting a sleep that still lasts.
+    /// How long it slept in all, with a sleep that still lasts.
     pub slept_ms: u64,
+}
+
+/// How full receive rings were whenever a worker took packets from one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RingFill {
+    /// How often there were up to 128 packets in it, up to 256, 512, 1024 and 2048: then it is full.
+    pub times: [u64; RING_FILLS.len()],
+    /// The sum of these numbers of packets.
+    pub packets: u64,
 }
 
 /// A status with something in every field, for tests here and elsewhere.
@@ -426,6 +463,12 @@ pub(crate) fn sample() -> Status {
             path_changes: 2,
             endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
             round_trip_ms: Some(1.5),
+            answering: vec![Answering {
+                path: PathKind::Relay,
+                relay: Some("coordinator".into()),
+                address: "192.0.2.9:3478".parse().expect("an address"),
+                round_trip_ms: 8.0,
+            }],
             last_handshake: Some(1_700_000_000),
             suite: "aes-256-gcm".into(),
             suite_reason: "the profile says so".into(),
@@ -472,7 +515,15 @@ pub(crate) fn sample() -> Status {
             next_try_seconds: None,
         }],
         guarded: vec!["10.102.0.0/24".parse().expect("a prefix")],
-        worker_loads: vec![WorkerLoad { batches: 3, packets: 40, sleeps: 2, slept_ms: 900 }],
+        worker_loads: vec![WorkerLoad {
+            batches: 3,
+            batch_sizes: [1, 0, 0, 0, 0, 2, 0, 0],
+            packets: 40,
+            wan_rings: RingFill { times: [2, 1, 0, 0, 0], packets: 170 },
+            lan_rings: RingFill::default(),
+            sleeps: 2,
+            slept_ms: 900,
+        }],
     }
 }
 
@@ -481,7 +532,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"Packets":40,"Sleeps":2,"SleptMs":900}]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"Answering":[{"Path":"relay","Relay":"coordinator","Address":"192.0.2.9:3478","RoundTripMs":8.0}],"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"BatchSizes":[1,0,0,0,0,2,0,0],"Packets":40,"WanRings":{"Times":[2,1,0,0,0],"Packets":170},"LanRings":{"Times":[0,0,0,0,0],"Packets":0},"Sleeps":2,"SleptMs":900}]}"#;
 
     #[test]
     fn json_is_the_contract() {

@@ -4,7 +4,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,7 +22,7 @@ use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
 use crate::turn::{Notices, ROAMED_MAX, Turn};
-use crate::work::Work;
+use crate::work::{Origin, Work};
 use crate::{egress, ingress};
 
 /// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
@@ -167,7 +166,7 @@ impl Worker {
             let count = wan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
-                work.received(count);
+                work.received(Origin::Wan, count, wan.ports()[i].waiting());
                 let opened = ingress::run(&mut turn, received, lan);
                 wan.opened(i, opened);
                 // Errors about what a peer sent are our own packets, and go back into the tunnel.
@@ -181,7 +180,7 @@ impl Worker {
             let count = lan.receive(i, &mut turn, received);
             if count > 0 {
                 packets += count;
-                work.received(count);
+                work.received(Origin::Lan, count, lan.ports()[i].waiting());
                 egress::run(&mut turn, received, Some(&*lan.ports()[i]), wan);
                 lan.answer(i, &mut turn);
             }
@@ -252,10 +251,12 @@ impl Worker {
             // A loss in the kernel wakes nobody.
             true => self.losses.map(|_| &second),
         };
-        let asleep = wait.then(Instant::now);
+        if wait {
+            self.work.falls_asleep();
+        }
         let count = poll(&mut fds, timeout).unwrap_or(0);
-        if let Some(asleep) = asleep {
-            self.work.slept(asleep.elapsed());
+        if wait {
+            self.work.wakes();
         }
         if count == 0 {
             return;

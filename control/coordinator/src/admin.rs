@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use crate::acme::AcmeReport;
+use crate::admission::{Door, DoorReport};
 use crate::policy::{self, Policy};
 use crate::registry::{AuthorityReport, ChangeError, KeyTerms, Registry};
 use crate::relay::RelayServer;
@@ -155,6 +156,8 @@ pub struct Status {
     pub relay: Option<Arc<RelayServer>>,
     /// Its UDP sockets.
     pub udp: Arc<Sockets>,
+    /// Where connections come in.
+    pub door: Arc<Door>,
     /// How it goes with its certificate, if that is of an authority.
     pub acme: Option<Arc<Mutex<AcmeReport>>>,
 }
@@ -169,6 +172,21 @@ pub struct StatusReport {
     pub sites: usize,
     /// Sites that are connected.
     pub sites_connected: usize,
+    /// Sites that wait for an administrator.
+    #[serde(default)]
+    pub sites_waiting: usize,
+    /// Sites that were revoked.
+    #[serde(default)]
+    pub sites_revoked: usize,
+    /// Subnets that wait for an administrator.
+    #[serde(default)]
+    pub subnets_waiting: usize,
+    /// Leases that were given.
+    #[serde(default)]
+    pub leases_given: u64,
+    /// Connections without a proof, and those that were not let in.
+    #[serde(default)]
+    pub door: DoorReport,
     /// The longest time that all sites had to wait for one change, in microseconds.
     pub longest_hold: u64,
     /// Relays as gateways are told of them.
@@ -214,13 +232,21 @@ impl RelayReport {
 }
 
 impl Status {
-    fn report(&self) -> StatusReport {
+    /// What is so at this moment.
+    #[must_use]
+    pub fn report(&self) -> StatusReport {
         let sites = self.registry.sites();
+        let in_state = |state| sites.iter().filter(|(site, _)| site.state == state).count();
         let servers = self.registry.servers();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
-            sites: sites.iter().filter(|(site, _)| site.state == SiteState::Approved).count(),
+            sites: in_state(SiteState::Approved),
             sites_connected: sites.iter().filter(|(_, connected)| *connected).count(),
+            sites_waiting: in_state(SiteState::Pending),
+            sites_revoked: in_state(SiteState::Revoked),
+            subnets_waiting: self.registry.subnets_waiting(),
+            leases_given: self.registry.leases_given(),
+            door: self.door.report(),
             longest_hold: u64::try_from(self.registry.longest_hold().as_micros()).unwrap_or(u64::MAX),
             relays: servers.relays,
             relays_connected: self.registry.relays_connected(),

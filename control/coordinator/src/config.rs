@@ -48,6 +48,8 @@ pub struct Serving {
     pub acme: Option<Acme>,
     /// Its own STUN server and relay.
     pub udp: Udp,
+    /// Where its metrics are served; none: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A STUN server and a relay on the same UDP port.
@@ -99,6 +101,8 @@ pub struct Document {
     pub stun: Option<bool>,
     /// [`Udp::relay`].
     pub relay: Option<bool>,
+    /// [`Serving::metrics`].
+    pub metrics: Option<SocketAddr>,
     /// [`Config::relays`].
     pub relays: Option<Vec<Relay>>,
     /// [`Config::stun_servers`].
@@ -172,6 +176,7 @@ impl Document {
             stun_alternate_port: self.stun_alternate_port.or(other.stun_alternate_port),
             stun: self.stun.or(other.stun),
             relay: self.relay.or(other.relay),
+            metrics: self.metrics.or(other.metrics),
             relays: self.relays.or(other.relays),
             stun_servers: self.stun_servers.or(other.stun_servers),
             lease: self.lease.or(other.lease),
@@ -230,7 +235,7 @@ impl TryFrom<Document> for Config {
             document.relay.unwrap_or(true),
         );
         let udp = udp.map_err(ConfigError::Unsound)?;
-        let serving = Serving { listen, names, state, certificate, acme, udp };
+        let serving = Serving { listen, names, state, certificate, acme, udp, metrics: document.metrics };
         Ok(Self { serving, relays, stun_servers, lease: document.lease.unwrap_or(LeaseLength::DEFAULT) })
     }
 }

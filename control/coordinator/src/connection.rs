@@ -59,6 +59,7 @@ pub async fn serve(socket: WebSocket, peer: Peer, place: Arc<Place>, server: Arc
             end
         }
         Err(end) => {
+            place.refused(end.name());
             if place.may_log() {
                 tracing::info!("{source} is not let in: {end}");
             }
@@ -92,6 +93,18 @@ enum End {
     Late,
     #[error("{0}")]
     Broken(axum::Error),
+}
+
+impl End {
+    /// The reason in a word, for counters.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.reason.name(),
+            Self::Stopping => "stopping",
+            Self::Late => "late",
+            Self::Closed | Self::Silent | Self::Broken(_) => "gone",
+        }
+    }
 }
 
 impl From<RefusalReason> for End {

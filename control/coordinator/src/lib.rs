@@ -26,6 +26,7 @@ pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod metrics;
 pub mod owner;
 pub mod policy;
 pub mod public;

@@ -1,6 +1,7 @@
 //! A running coordinator: puts the parts together, and takes them apart in order.
 
 use std::fs::{DirBuilder, File, TryLockError};
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_connect::TrustError;
+use penstock_metrics::http;
 use penstock_proto::relay::RelayLimits;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -21,6 +23,7 @@ use crate::admin::{self, Status};
 use crate::admission::Door;
 use crate::certificate::{CertificateError, Identity};
 use crate::config::{CertificateFiles, Config, Serving};
+use crate::metrics;
 use crate::owner::{self, Exposed};
 use crate::public::{self, NoAddress};
 use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
@@ -48,6 +51,7 @@ const STOP_STEP: Duration = Duration::from_millis(10);
 pub struct Coordinator {
     addresses: Vec<SocketAddr>,
     udp_addresses: Vec<SocketAddr>,
+    page_addresses: Vec<SocketAddr>,
     identity: Option<Identity>,
     given: Option<CertificateFiles>,
     certificate: watch::Sender<Arc<ServerConfig>>,
@@ -120,6 +124,7 @@ impl Coordinator {
         let fingerprint = identity.as_ref().filter(|identity| identity.pinned).map(|identity| identity.fingerprint);
 
         let (listeners, addresses) = listen(&serving.listen).await?;
+        let (page, page_addresses) = listen(serving.metrics.as_slice()).await?;
         let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let udp_addresses: Vec<SocketAddr> = udp.addresses().collect();
         let told = public::addresses(&serving.udp, &udp_addresses, &serving.names).await?;
@@ -158,7 +163,11 @@ impl Coordinator {
         }
         let sockets = udp::serve(&udp, relay.as_ref());
         let report = acme.as_ref().map(Renewer::report);
-        let status = Arc::new(Status { registry: registry.clone(), relay, udp, acme: report });
+        let status = Arc::new(Status { registry: registry.clone(), relay, udp, door, acme: report });
+        for listener in page {
+            let status = status.clone();
+            tasks.spawn(http::serve(listener, move || ready(metrics::page(status.report().into()).ok())));
+        }
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
         tasks.spawn(end_sites(registry.clone()));
@@ -167,7 +176,19 @@ impl Coordinator {
             tasks.spawn(acme.run(certificate.clone()));
         }
         let given = serving.certificate;
-        Ok(Self { addresses, udp_addresses, identity, given, certificate, registry, stop, tasks, sockets, _lock: lock })
+        Ok(Self {
+            addresses,
+            udp_addresses,
+            page_addresses,
+            identity,
+            given,
+            certificate,
+            registry,
+            stop,
+            tasks,
+            sockets,
+            _lock: lock,
+        })
     }
 
     /// Reads a given certificate again, and says whether there is one. What cannot be used is not: the one in
@@ -182,6 +203,12 @@ impl Coordinator {
             self.identity = Some(identity);
         }
         Ok(self.given.is_some())
+    }
+
+    /// Where its metrics are served, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.page_addresses.first().copied()
     }
 
     /// Where it listens by UDP.

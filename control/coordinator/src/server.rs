@@ -115,7 +115,10 @@ pub async fn accept(
                 tokio::spawn(async move {
                     tokio::select! {
                         () = handshake => {}
-                        () = place.over() => tracing::debug!("{source} took too long, or too many came after it"),
+                        () = place.over() => {
+                            place.refused("late");
+                            tracing::debug!("{source} took too long, or too many came after it");
+                        }
                         () = stop.stopped() => {}
                     }
                 });
@@ -131,7 +134,10 @@ async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls
     let _ = stream.set_nodelay(true);
     let mut stream = match tls.accept(stream).await {
         Ok(stream) => stream,
-        Err(error) => return tracing::debug!("{source}: TLS: {error}"),
+        Err(error) => {
+            place.refused("tls");
+            return tracing::debug!("{source}: TLS: {error}");
+        }
     };
     if stream.get_ref().1.alpn_protocol() == Some(challenge::PROTOCOL) {
         if place.may_log() {

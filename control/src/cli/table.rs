@@ -255,15 +255,15 @@ fn lease(peer: &Peer) -> String {
     }
 }
 
-fn label(peer: &Peer) -> String {
+pub(super) fn label(peer: &Peer) -> String {
     if peer.name.is_empty() { peer.public_key.to_string() } else { peer.name.clone() }
 }
 
-fn milliseconds(time: Option<f64>) -> String {
+pub(super) fn milliseconds(time: Option<f64>) -> String {
     time.map_or_else(|| "-".into(), |time| format!("{time:.1} ms"))
 }
 
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     format!("{} ago", span(seconds))
 }
 

@@ -5,12 +5,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use penstock_metrics::http;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::metrics::http::{self, Ask};
+use crate::metrics::page;
 use crate::problem::{Problem, Problems};
+use crate::status::Status;
+
+/// A question for the gateway's state.
+pub type Ask = oneshot::Sender<Status>;
 
 /// The subject of the problem that they cannot be served.
 const METRICS: &str = "Metrics";
@@ -51,7 +56,8 @@ impl Metrics {
         match listen(wanted) {
             Ok(listener) => {
                 let mut task = JoinSet::new();
-                task.spawn(http::serve(listener, self.ask.clone()));
+                let ask = self.ask.clone();
+                task.spawn(http::serve(listener, move || self::ask(ask.clone())));
                 self.serving = Some((wanted, task));
                 self.problems.solved(METRICS);
                 tracing::info!("metrics are served at http://{wanted}/metrics");
@@ -77,6 +83,14 @@ impl Metrics {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.problems.list(now)
     }
+}
+
+/// The page of this moment. A gateway that is on its way out does not answer.
+async fn ask(ask: mpsc::Sender<Ask>) -> Option<String> {
+    let (reply, status) = oneshot::channel();
+    // A refused question drops its reply, which shows below.
+    let _ = ask.send(reply).await;
+    page(status.await.ok()?).ok()
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

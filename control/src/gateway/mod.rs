@@ -20,6 +20,7 @@ pub mod device;
 mod due;
 mod handshakes;
 mod heartbeat;
+mod history;
 mod map;
 mod metrics;
 mod netcheck;
@@ -52,6 +53,7 @@ use crate::profile::Profile;
 use bypass::Bypass;
 use due::Due;
 use handshakes::Handshakes;
+use history::Recorder;
 use metrics::Metrics;
 use overlay::Overlay;
 use plane::Plane;
@@ -79,6 +81,7 @@ pub struct Gateway {
     /// What AF_XDP would pass by.
     bypass: Bypass,
     metrics: Metrics,
+    history: Recorder,
     /// What is wrong with the guard and the profile.
     problems: Problems,
     /// What was changed and is not yet in force.

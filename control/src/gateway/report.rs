@@ -1,10 +1,11 @@
 //! What the gateway tells about itself.
 
+use std::collections::BTreeMap;
 use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::PortInfo;
-use penstock_dataplane::work::WorkDone;
+use penstock_dataplane::work::{RingFilled, WorkDone};
 use penstock_proto::coordination::{RegistrationState, Waiting};
 use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{Suite, path};
@@ -21,13 +22,11 @@ use super::suites;
 use crate::coordinator::State;
 use crate::key::PublicKey;
 use crate::problem::{Problem, Severity};
-use crate::status::{self, Health, Mode, PathKind, Port, Status, Steering, WorkerLoad};
+use crate::status::{self, Health, Mode, PathKind, Port, RingFill, Status, Steering, WorkerLoad};
 
 /// The gateway's state, as `status --json` prints it.
 pub fn status(gateway: &Gateway, now: Instant) -> Status {
     let Gateway { site, handshakes, overlay, guard, plane, .. } = gateway;
-    let mut drops = plane.drops();
-    drops.extend(handshakes.drops());
     let nat = overlay.as_ref().map(|overlay| overlay.traversal.report()).filter(|report| report.is_known());
     let problems = problems(gateway, now);
     Status {
@@ -47,7 +46,7 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         lan_mode: mode(&plane.drives().lan, "tun"),
         ports: plane.ports().map(|(worker, info)| port(plane, worker, info, Millis::at(now))).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
-        drops,
+        drops: drops(gateway),
         firewall: plane.firewall(&handshakes.peers),
         steering: steering(plane),
         health: if problems.iter().any(|p| p.severity == Severity::Error) { Health::Degraded } else { Health::Healthy },
@@ -56,6 +55,13 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         guarded: guard.prefixes().into_iter().collect(),
         worker_loads: plane.work().into_iter().map(worker_load).collect(),
     }
+}
+
+/// How many packets were dropped for each reason, since the start of the gateway.
+pub fn drops(gateway: &Gateway) -> BTreeMap<String, u64> {
+    let mut drops = gateway.plane.drops();
+    drops.extend(gateway.handshakes.drops());
+    drops
 }
 
 fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {
@@ -70,11 +76,18 @@ fn problems(gateway: &Gateway, now: Instant) -> Vec<Problem> {
 
 fn worker_load(work: WorkDone) -> WorkerLoad {
     WorkerLoad {
-        batches: work.batches,
+        batches: work.batches.iter().sum(),
+        batch_sizes: work.batches,
         packets: work.packets,
+        wan_rings: ring_fill(work.wan_rings),
+        lan_rings: ring_fill(work.lan_rings),
         sleeps: work.sleeps,
         slept_ms: work.slept.as_millis() as u64,
     }
+}
+
+fn ring_fill(filled: RingFilled) -> RingFill {
+    RingFill { times: filled.times, packets: filled.packets }
 }
 
 fn port(plane: &Plane, worker: usize, info: &PortInfo, now: Millis) -> Port {
@@ -175,6 +188,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         path_changes: peer.path_changes,
         endpoint: peer.endpoint,
         round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
+        answering: overlay.map(|overlay| answering(overlay, peer)).unwrap_or_default(),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
         suite,
         suite_reason,
@@ -184,6 +198,18 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
     }
+}
+
+fn answering(overlay: &Overlay, peer: &Peer) -> Vec<status::Answering> {
+    let answering = overlay.traversal.answering(&peer.public_key.into()).filter_map(|(path, round_trip)| {
+        let (path, relay, address) = match path {
+            path::Path::Direct { address, .. } => (PathKind::Direct, None, address),
+            path::Path::Relay { relay, address, .. } => (PathKind::Relay, overlay.traversal.relay_name(relay), address),
+            path::Path::None => return None,
+        };
+        Some(status::Answering { path, relay, address, round_trip_ms: round_trip.as_secs_f64() * 1e3 })
+    });
+    answering.collect()
 }
 
 fn path_mtu(peer: &Peer, tunnel: u16) -> Option<status::PathMtu> {

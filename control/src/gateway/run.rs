@@ -13,6 +13,7 @@ use super::bypass::Bypass;
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::heartbeat::Heartbeat;
+use super::history::{self, Recorder};
 use super::metrics::Metrics;
 use super::overlay::Overlay;
 use super::plane::Plane;
@@ -101,6 +102,7 @@ fn start(profile: Profile) -> Result<Gateway> {
         plane,
         bypass,
         metrics,
+        history: Recorder::new(Instant::now()),
         problems,
         due: Due::PEERS,
     };
@@ -127,6 +129,7 @@ async fn serve(
     let mut news_due = None;
     let routers = Routers::open();
     let mut samples = ticks(SAMPLE_EVERY);
+    let mut points = ticks(history::EVERY);
     let mut confirmations = ticks(CONFIRM_EVERY);
     // Whoever waits for us to be ready finds the guard and the control socket.
     let mut heartbeat = Heartbeat::begin(gateway);
@@ -152,6 +155,7 @@ async fn serve(
             ruleset = gateway.bypass.next() => bypass::take(gateway, Instant::now(), ruleset),
             told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
+            _ = points.tick() => history::sample(gateway, Instant::now()),
             _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {
                 news.extend(more.context("network changes cannot be heard")?);
@@ -183,6 +187,7 @@ async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Re
     // Whoever asked may have gone.
     match request {
         Request::Status { reply } => drop(reply.send(report::status(gateway, now))),
+        Request::History { wanted, reply } => drop(reply.send(gateway.history.answer(&wanted))),
         Request::Netcheck { reply } => drop(reply.send(netcheck::report(gateway))),
         Request::Reload { reply } => drop(reply.send(reload::reload(gateway, now))),
         Request::Unsaved { reply } => drop(reply.send(unsaved::unsaved(gateway))),

@@ -371,6 +371,11 @@ impl Traversal {
         self.agent.path(peer).and_then(|(_, _, round_trip)| round_trip)
     }
 
+    /// The paths to a peer that answer, with the round trip on each.
+    pub fn answering(&self, peer: &PublicKey) -> impl Iterator<Item = (path::Path, Duration)> + '_ {
+        self.agent.answering(peer)
+    }
+
     /// What is known of the NAT.
     pub fn report(&self) -> &NatReport {
         self.stun.report()

@@ -116,6 +116,15 @@ fn a_page_says_what_wg_and_status_say() {
             ("penstock_worker_batches_total{worker=\"0\"}", "penstock_worker_sleeps_total{worker=\"0\"}");
         assert!(packets(&page) >= value(&page, batches) && value(&page, batches) > 0.0, "{page}");
         assert!(value(&page, sleeps) > 0.0, "{page}");
+        let histogram = |name: &str| value(&page, &format!("penstock_worker_{name}{{worker=\"0\""));
+        assert_eq!(histogram("batch_packets_count"), value(&page, batches));
+        assert_eq!(histogram("batch_packets_sum"), packets(&page));
+        for side in ["wan", "lan"] {
+            let rings = format!("penstock_worker_ring_packets_count{{worker=\"0\",side=\"{side}\"}}");
+            assert_eq!(page.contains(&rings), kind == Kind::XDP, "{side}: {page}");
+        }
+        let outer = format!("penstock_peer_mtu_bytes{{peer=\"peer-0\",public_key=\"{peer}\",side=\"outer\"}}");
+        assert_eq!(value(&page, &outer), 1500.0);
         // Other sockets, so other workers.
         a.reload(|profile| profile["LocalPort"] = json!(47_119));
         assert!(packets(&scrape(gateway, ADDRESS).expect("it is served")) >= packets(&page), "the counters began anew");

@@ -105,6 +105,14 @@ fn the_nearest_is_taken_and_another_when_it_dies() {
     let states = pair.gateway_a.status()["Relays"].clone();
     let bound = states.as_array().expect("relays").iter().filter(|relay| relay["Bound"] == true).count();
     assert_eq!(bound, 2, "{states}");
+    // What is not in use is measured as well, and the middleman keeps everything back both ways.
+    let answering = pair.peers()[0]["Answering"].clone();
+    let round_trip = |relay: &str| {
+        let path = answering.as_array()?.iter().find(|path| path["Path"] == "relay" && path["Relay"] == relay)?;
+        path["RoundTripMs"].as_f64()
+    };
+    let (near_one, far_one) = (round_trip("near"), round_trip("far"));
+    assert!(near_one.is_some() && far_one > near_one.map(|millis| millis + 20.0), "{answering}");
 
     near.process.kill();
     let killed = now();

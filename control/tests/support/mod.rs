@@ -22,6 +22,7 @@ pub mod overlay;
 mod process;
 mod state_directory;
 mod steering;
+mod terminal;
 mod topology;
 mod traffic;
 
@@ -39,6 +40,7 @@ pub use namespace::Namespace;
 pub use process::Process;
 pub use state_directory::StateDirectory;
 pub use steering::{Swallower, program};
+pub use terminal::Terminal;
 pub use topology::{Middle, Options, Outer, PORT, Site, Topology, has_cards};
 pub use traffic::{
     CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,

@@ -246,6 +246,11 @@ pub trait Port: Send {
         None
     }
 
+    /// Packets that are still in the receive ring after those received last; `None` if there is no ring.
+    fn waiting(&self) -> Option<usize> {
+        None
+    }
+
     /// The descriptor to poll for received packets.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 

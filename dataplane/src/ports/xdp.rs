@@ -78,6 +78,8 @@ pub struct XdpPort {
     completion: CompQueue,
     /// Frames that the kernel may fill and has not been given, for want of free ones.
     owed: usize,
+    /// Packets that were still in the receive ring after the last look.
+    waiting: usize,
     descs: Vec<FrameDesc>,
     interface: String,
     ifindex: u32,
@@ -143,6 +145,7 @@ impl XdpPort {
             fill,
             completion,
             owed: RING as usize,
+            waiting: 0,
             descs: vec![FrameDesc::default(); RING as usize],
             interface: interface.to_owned(),
             ifindex,
@@ -263,6 +266,8 @@ impl Port for XdpPort {
         // SAFETY: what the receive ring yields is ours.
         let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
         let partial = matches!(self.role, Role::Lan { checksums: Checksums::MaybePartial });
+        // Of a ring with less than was asked for nothing is left, and it need not be looked at again.
+        self.waiting = if n < room { 0 } else { self.rx.nb_avail_exact() as usize };
         for i in 0..n {
             if let Some(soon) = self.descs[..n].get(i + HEADERS_AHEAD) {
                 pool.prefetch_header(soon);
@@ -331,6 +336,10 @@ impl Port for XdpPort {
 
     fn evidence(&self) -> Option<Arc<Evidence>> {
         Some(Arc::clone(&self.evidence))
+    }
+
+    fn waiting(&self) -> Option<usize> {
+        Some(self.waiting)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,11 +1,12 @@
 //! [`Admission`] for connections that are tasks: each waits for its own end beside what it does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use penstock_proto::path::SiteId;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
@@ -23,6 +24,20 @@ struct Inner {
     admission: Admission,
     /// Tells the connection of a place that the place is lost.
     lost: HashMap<PlaceNumber, watch::Sender<bool>>,
+    refused: BTreeMap<&'static str, u64>,
+    lines_left_out: u64,
+}
+
+/// What a door did since it was opened, and who stands in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DoorReport {
+    /// Connections that have proven nothing yet.
+    pub unproven: usize,
+    /// Connections that were not let in, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Lines about these that were not logged, since there were too many.
+    pub lines_left_out: u64,
 }
 
 /// The place of a connection without a proof. Given back when dropped or proven.
@@ -46,11 +61,22 @@ impl Door {
         while let Some(evicted) = inner.admission.poll_evicted() {
             inner.lost.remove(&evicted).into_iter().for_each(|lost| _ = lost.send(true));
         }
-        let number = outcome?;
+        let number = outcome.inspect_err(|turned| inner.refuse(turned.name()))?;
         let (sender, lost) = watch::channel(false);
         inner.lost.insert(number, sender);
         drop(inner);
         Ok(Place { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
+    }
+
+    /// What happened here, and who has a place.
+    #[must_use]
+    pub fn report(&self) -> DoorReport {
+        let inner = self.lock();
+        DoorReport {
+            unproven: inner.admission.taken(),
+            refused: inner.refused.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+            lines_left_out: inner.lines_left_out,
+        }
     }
 
     // Nothing in it is left half-changed.
@@ -59,7 +85,18 @@ impl Door {
     }
 }
 
+impl Inner {
+    fn refuse(&mut self, reason: &'static str) {
+        *self.refused.entry(reason).or_default() += 1;
+    }
+}
+
 impl Place {
+    /// Counts that the one who connected is not let in.
+    pub fn refused(&self, reason: &'static str) {
+        self.door.lock().refuse(reason);
+    }
+
     /// Returns when the place is another's, or its time is over. Not to be waited for after the proof.
     pub async fn over(&self) {
         let mut lost = self.lost.clone();
@@ -90,7 +127,10 @@ impl Place {
     /// Whether a line may be logged about this connection.
     #[must_use]
     pub fn may_log(&self) -> bool {
-        self.door.lock().admission.may_log(Instant::now(), self.ip)
+        let mut inner = self.door.lock();
+        let may = inner.admission.may_log(Instant::now(), self.ip);
+        inner.lines_left_out += u64::from(!may);
+        may
     }
 }
 

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use penstock_proto::path::SiteId;
 
-pub use door::{Door, Place};
+pub use door::{Door, DoorReport, Place};
 pub use rates::Rates;
 
 use limits::{
@@ -49,6 +49,17 @@ pub enum Turned {
     /// The source connects too often.
     #[error("too many connections in a row from there")]
     TooFast,
+}
+
+impl Turned {
+    /// The reason in a word, for counters.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::TooFast => "too-fast",
+        }
+    }
 }
 
 /// Decides who has a place.

@@ -66,6 +66,14 @@ pub(super) fn authority(out: &mut dyn Write, report: &AuthorityReport) -> io::Re
 pub(super) fn status(out: &mut dyn Write, status: &StatusReport) -> io::Result<()> {
     writeln!(out, "penstock-coordinator {}", status.version)?;
     writeln!(out, "sites: {} approved, {} connected", status.sites, status.sites_connected)?;
+    if status.sites_waiting + status.subnets_waiting > 0 {
+        let StatusReport { sites_waiting, subnets_waiting, .. } = status;
+        writeln!(out, "waiting for an administrator: {sites_waiting} sites, {subnets_waiting} subnets")?;
+    }
+    if !status.door.refused.is_empty() {
+        let refused = status.door.refused.iter().map(|(reason, count)| format!("{reason} {count}"));
+        writeln!(out, "connections not let in: {}", refused.collect::<Vec<_>>().join(", "))?;
+    }
     if let Some(acme) = &status.acme {
         let certificate = acme.not_after.map_or("none yet".into(), |end| format!("ends {}", from_now(end)));
         let order = from_now(acme.next_order);

@@ -67,6 +67,8 @@ enum Command {
         acme: Box<acme::AcmeFlags>,
         #[command(flatten)]
         udp: UdpFlags,
+        #[command(flatten)]
+        metrics: MetricsFlag,
         /// How long gateways believe in a site without hearing from this coordinator, such as 3d, or "never" for
         /// no end [default: 7d]
         #[arg(long, value_name = "TIME", value_parser = duration::parse_lease)]
@@ -131,6 +133,13 @@ struct UdpFlags {
     /// Be no relay
     #[arg(long)]
     no_relay: bool,
+}
+
+#[derive(Debug, Args)]
+struct MetricsFlag {
+    /// Serve metrics for Prometheus at this address and port, to whoever can reach it
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -263,7 +272,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let document = Document { state: cli.place.state, ..Document::default() }.or(file);
     let state = document.state();
     match cli.command {
-        Command::Run { listen, name, certificate, certificate_key, acme, udp, lease, log } => {
+        Command::Run { listen, name, certificate, certificate_key, acme, udp, metrics, lease, log } => {
             let names = if name.is_empty() { None } else { Some(name) };
             let flags = Document {
                 listen: said(listen),
@@ -271,6 +280,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
                 certificate_file: certificate,
                 certificate_key_file: certificate_key,
                 acme: acme.document(),
+                metrics: metrics.metrics,
                 lease,
                 ..udp.document()
             };

@@ -8,7 +8,7 @@ use penstock_connect::{CoordinatorUrl, Trust};
 use penstock_proto::coordination::Fingerprint;
 
 use super::acme::AcmeFlags;
-use super::{UdpFlags, said};
+use super::{MetricsFlag, UdpFlags, said};
 use crate::config::{Config, Document};
 use crate::relay::process::{RelayConfig, RelayProcess};
 
@@ -40,6 +40,8 @@ pub(super) struct RelayFlags {
     acme: AcmeFlags,
     #[command(flatten)]
     udp: UdpFlags,
+    #[command(flatten)]
+    metrics: MetricsFlag,
 }
 
 impl RelayFlags {
@@ -61,6 +63,7 @@ impl RelayFlags {
             certificate_file: self.certificate,
             certificate_key_file: self.certificate_key,
             acme: self.acme.document(),
+            metrics: self.metrics.metrics,
             ..self.udp.document()
         };
         let Config { serving, .. } = document.try_into()?;

@@ -3,6 +3,7 @@
 //! Each site's lease is renewed when an eighth of it is over, and pushed to whoever is connected. Nothing of it is
 //! stored but a bound on the serials, once an hour.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,12 +25,13 @@ const FEW: u64 = 600_000;
 pub(super) struct Leases {
     lessor: Mutex<Lessor>,
     pub length: LeaseLength,
+    given: AtomicU64,
 }
 
 impl Leases {
     /// `last` is a serial that no lease had until now.
     pub fn new(key: SigningKey, length: LeaseLength, last: Serial) -> Self {
-        Self { lessor: Mutex::new(Lessor::new(key, length, last)), length }
+        Self { lessor: Mutex::new(Lessor::new(key, length, last)), length, given: AtomicU64::new(0) }
     }
 
     pub fn key(&self) -> LeaseKey {
@@ -61,6 +63,12 @@ impl Registry {
         (self.leases.length.renewal() / 8).clamp(Duration::from_millis(250), Duration::from_secs(60))
     }
 
+    /// How many leases were given since the start.
+    #[must_use]
+    pub fn leases_given(&self) -> u64 {
+        self.leases.given.load(Relaxed)
+    }
+
     /// Gives new leases to the sites whose lease is due, and has the others told.
     ///
     /// # Errors
@@ -86,6 +94,7 @@ impl Registry {
         let mut lessor = self.leases.lessor();
         let now = signer::now();
         let leases: Vec<_> = sites.iter().map(|site| lessor.lease(now, *site)).collect();
+        self.leases.given.fetch_add(leases.len() as u64, Relaxed);
         let mut state = self.state();
         change(&mut state);
         leases.into_iter().for_each(|lease| state.take_lease(Instant::now(), lease));

@@ -367,6 +367,13 @@ impl Registry {
         self.state().waiting_of(site).to_vec()
     }
 
+    /// How many subnets wait for an administrator, of all sites together.
+    #[must_use]
+    pub fn subnets_waiting(&self) -> usize {
+        let state = self.state();
+        state.sites().map(|site| state.waiting_of(&site.key).len()).sum()
+    }
+
     /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> Policy {

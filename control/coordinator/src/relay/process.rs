@@ -1,10 +1,12 @@
 //! A relay on a machine of its own: UDP and TLS streams as the coordinator's, told by it who may talk.
 
 use std::fs::File;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock_connect::CoordinatorUrl;
+use penstock_metrics::http;
 use penstock_proto::coordination::SiteKey;
 use penstock_proto::relay::RelayLimits;
 use rustls::ClientConfig;
@@ -16,6 +18,7 @@ use super::{RelayServer, key};
 use crate::admission::Door;
 use crate::certificate::Identity;
 use crate::config::Serving;
+use crate::metrics::{self, Snapshot};
 use crate::run::{Served, StartError, listen, serve, take};
 use crate::server::{self, Stop, Streams};
 use crate::udp::{self, Sockets};
@@ -34,6 +37,8 @@ pub struct RelayConfig {
 pub struct RelayProcess {
     /// Where it takes TLS streams.
     pub addresses: Vec<SocketAddr>,
+    /// Where its metrics are served, if they are.
+    pub metrics_address: Option<SocketAddr>,
     /// The relay.
     pub relay: Arc<RelayServer>,
     /// Its UDP sockets.
@@ -60,6 +65,7 @@ impl RelayProcess {
         let private_key = key::load(&serving.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
         let (listeners, addresses) = listen(&serving.listen).await?;
+        let (page, page_addresses) = listen(serving.metrics.as_slice()).await?;
         let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop(stopped);
@@ -72,12 +78,28 @@ impl RelayProcess {
             let router = router.clone();
             tasks.spawn(server::accept(listener, tls.clone(), router, door.clone(), stopped.clone()));
         }
+        for listener in page {
+            let (relay, udp) = (relay.clone(), udp.clone());
+            let door = door.clone();
+            let snapshot = move || Snapshot::of_relay(&relay, &udp, &door);
+            tasks.spawn(http::serve(listener, move || ready(metrics::page(snapshot()).ok())));
+        }
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
         tasks.spawn(Uplink { url: coordinator, tls: uplink_tls, private_key }.run(relay.clone()));
         let tasks = [tasks, udp::serve(&udp, Some(&relay))];
-        Ok(Self { addresses, relay, udp, identity, _stop: stop, _certificate: certificate, _tasks: tasks, _lock: lock })
+        Ok(Self {
+            addresses,
+            metrics_address: page_addresses.first().copied(),
+            relay,
+            udp,
+            identity,
+            _stop: stop,
+            _certificate: certificate,
+            _tasks: tasks,
+            _lock: lock,
+        })
     }
 
     /// The key that the coordinator's configuration has to name.

@@ -77,7 +77,12 @@ impl Stream {
                     Some(datagram) => self.give(datagram).await,
                     None => Err("its site is elsewhere, or none any more"),
                 },
-                () = over(self.until, place) => Err("it has no binding"),
+                () = over(self.until, place) => {
+                    if self.until.is_none() {
+                        place.refused("late");
+                    }
+                    Err("it has no binding")
+                }
             };
             if let Err(end) = outcome {
                 return end;
@@ -113,6 +118,7 @@ impl Stream {
             Err(reason) => {
                 relay.counters.dropped(reason);
                 if reason == RelayDrop::BadProof {
+                    place.refused("proof");
                     let delay = place.failed();
                     let _ = timeout(delay, place.over()).await;
                     return Err("its proof is wrong");

@@ -11,6 +11,7 @@ mod flood;
 mod hidden;
 mod hostile;
 mod load;
+mod metrics;
 mod policy;
 mod program;
 mod relay;

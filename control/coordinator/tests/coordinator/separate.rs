@@ -19,13 +19,13 @@ use crate::running::{Running, addresses, directory, document};
 use crate::tunnel::{Link, Tunnel, handshake, passes};
 
 /// A relay whose key the coordinator knows, not started yet.
-struct Place {
+pub struct Place {
     directory: tempfile::TempDir,
     key: SiteKey,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = directory();
         let key = PublicKey::from(&key::load(directory.path()).unwrap()).into();
         Self { directory, key }
@@ -43,7 +43,12 @@ impl Place {
     }
 
     async fn start(&self, coordinator: &Running) -> RelayProcess {
-        let config: Config = document(self.directory.path()).try_into().unwrap();
+        self.start_with(coordinator, |document| document).await
+    }
+
+    /// With what `change` makes of the usual configuration.
+    pub async fn start_with(&self, coordinator: &Running, change: fn(Document) -> Document) -> RelayProcess {
+        let config: Config = change(document(self.directory.path())).try_into().unwrap();
         let config = RelayConfig {
             serving: config.serving,
             coordinator: format!("https://{}", coordinator.address).parse().unwrap(),

@@ -263,6 +263,26 @@ pub enum RefusalReason {
 }
 
 impl RefusalReason {
+    /// The reason in a word, for counters.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Proof => "proof",
+            Self::NotEnrolled => "not-enrolled",
+            Self::KeyUnknown => "key-unknown",
+            Self::KeyExpired => "key-expired",
+            Self::KeyUsedUp => "key-used-up",
+            Self::NameTaken => "name-taken",
+            Self::Subnets => "subnets",
+            Self::Revoked => "revoked",
+            Self::Replaced => "replaced",
+            Self::Malformed => "malformed",
+            Self::TooMany => "too-many",
+            Self::Unavailable => "unavailable",
+            Self::Other => "other",
+        }
+    }
+
     /// Whether trying again unchanged may help.
     #[must_use]
     pub fn is_passing(self) -> bool {

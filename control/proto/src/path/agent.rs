@@ -289,6 +289,12 @@ impl PathAgent {
         Some((path, reason, peer.round_trip()))
     }
 
+    /// The paths to a peer that answer, with the round trip on each.
+    pub fn answering(&self, public_key: &PublicKey) -> impl Iterator<Item = (Path, std::time::Duration)> + '_ {
+        let checks = self.peers.get(&SiteId::of(public_key)).into_iter().flat_map(|peer| &peer.checks);
+        checks.filter_map(|check| Some((check.path(), check.round_trip()?)))
+    }
+
     fn each(&mut self, now: Instant, mut change: impl FnMut(&mut Peer, &mut Shared)) {
         let sites: Vec<SiteId> = self.peers.keys().copied().collect();
         for site in sites {

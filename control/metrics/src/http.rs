@@ -4,6 +4,7 @@
 //! there are few of them at once: the others wait in the listener's queue.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,15 +15,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-
-use super::page;
-use crate::status::Status;
-
-/// A question for the gateway's state.
-pub type Ask = oneshot::Sender<Status>;
 
 /// Connections at once.
 const CONNECTION_LIMIT: usize = 8;
@@ -36,14 +30,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long after a failed connection the next is taken.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves until dropped, and ends all connections then.
-pub async fn serve(listener: TcpListener, ask: mpsc::Sender<Ask>) {
+/// Serves until dropped, and ends all connections then. `page` makes the page of the moment; there is none when the
+/// program is about to end.
+pub async fn serve<P, F>(listener: TcpListener, page: P)
+where
+    P: Fn() -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Option<String>> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTION_LIMIT => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(timeout(PATIENCE, converse(stream, ask.clone())))),
+                Ok((stream, _)) => drop(connections.spawn(timeout(PATIENCE, converse(stream, page.clone())))),
                 Err(error) => {
                     tracing::debug!("metrics: {error}");
                     tokio::time::sleep(ERROR_PAUSE).await;
@@ -53,8 +52,8 @@ pub async fn serve(listener: TcpListener, ask: mpsc::Sender<Ask>) {
     }
 }
 
-async fn converse(stream: TcpStream, ask: mpsc::Sender<Ask>) {
-    let service = service_fn(|request| answer(request, ask.clone()));
+async fn converse<F: Future<Output = Option<String>>>(stream: TcpStream, page: impl Fn() -> F + Clone) {
+    let service = service_fn(|request| answer(request, page.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_PATIENCE)
@@ -67,7 +66,10 @@ async fn converse(stream: TcpStream, ask: mpsc::Sender<Ask>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, ask: mpsc::Sender<Ask>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer<F: Future<Output = Option<String>>>(
+    request: Request<Incoming>,
+    page: impl Fn() -> F,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.uri().path() != "/metrics" {
         return Ok(refusal(StatusCode::NOT_FOUND, "the metrics are at /metrics\n"));
     }
@@ -76,11 +78,8 @@ async fn answer(request: Request<Incoming>, ask: mpsc::Sender<Ask>) -> Result<Re
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return Ok(response);
     }
-    let (reply, status) = oneshot::channel();
-    // A refused question drops its reply, which shows below.
-    let _ = ask.send(reply).await;
-    let Some(text) = status.await.ok().and_then(|status| page(status).ok()) else {
-        return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping\n"));
+    let Some(text) = page().await else {
+        return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, "this program is stopping\n"));
     };
     let mut response = Response::new(Full::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(super::CONTENT_TYPE));

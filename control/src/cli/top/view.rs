@@ -1,0 +1,589 @@
+//! What `top` shows, and what its keys do. Sections give way in order of importance when the terminal is small.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use ratatui::Frame;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style, Stylize};
+use ratatui::symbols::bar::NINE_LEVELS;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, RenderDirection, Row, Sparkline, Table, TableState, Wrap};
+
+use super::super::table::{age, label, milliseconds};
+use super::Answered;
+use crate::history::{History, TIERS, Traffic, Wanted};
+use crate::key::PublicKey;
+use crate::problem::Problem;
+use crate::status::{Health, PathKind, Peer, Status};
+
+/// Points that are asked for: as many as a wide terminal has columns.
+const POINTS: usize = 240;
+/// Columns of what stands beside a chart.
+const CAPTION: u16 = 30;
+/// Columns of a table's cells that have always the same width: path, round trip, received, sent.
+const FIXED: [u16; 4] = [15, 8, 12, 12];
+/// Columns of a peer's name.
+const NAME: u16 = 16;
+/// Problems that are shown, and peers that a page key passes over.
+const PROBLEMS: usize = 3;
+const PAGE: isize = 10;
+
+/// The sections, from the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    Title,
+    Site,
+    Received,
+    Sent,
+    Load,
+    Workers,
+    Dropped,
+    Reasons,
+    Problems,
+    Peers,
+    Peer,
+    Keys,
+}
+
+/// What is to follow a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing but to draw.
+    Stay,
+    /// Another part of the history is wanted.
+    Ask,
+    /// The end.
+    End,
+}
+
+/// What is shown.
+pub struct View {
+    name: String,
+    answered: Option<Box<Answered>>,
+    /// Why there is no newer answer.
+    error: Option<String>,
+    /// The length of a point, in [`TIERS`].
+    tier: usize,
+    /// Whether peers are in order of their traffic, and not in the gateway's.
+    busiest_first: bool,
+    selected: Option<PublicKey>,
+    /// Where the list of peers begins.
+    offset: usize,
+}
+
+impl View {
+    /// Of the gateway of this name, which has not been asked yet.
+    pub fn new(name: String) -> Self {
+        Self { name, answered: None, error: None, tier: 0, busiest_first: false, selected: None, offset: 0 }
+    }
+
+    /// The part of the history that is shown.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { seconds: TIERS[self.tier].seconds, points: POINTS }
+    }
+
+    /// Takes the gateway's answer. Without one the last is shown on.
+    pub fn take(&mut self, answer: Result<Box<Answered>>) {
+        match answer {
+            Ok(answered) => (self.answered, self.error) = (Some(answered), None),
+            Err(error) => self.error = Some(format!("{error:#}")),
+        }
+    }
+
+    /// Does what a key says.
+    pub fn press(&mut self, key: KeyEvent) -> Next {
+        if key.kind == KeyEventKind::Release {
+            return Next::Stay;
+        }
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return Next::End,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Next::End,
+            KeyCode::Char('t') | KeyCode::Tab => {
+                self.tier = (self.tier + 1) % TIERS.len();
+                return Next::Ask;
+            }
+            KeyCode::Char('b') => self.busiest_first = !self.busiest_first,
+            KeyCode::Up | KeyCode::Char('k') => self.select(-1),
+            KeyCode::Down | KeyCode::Char('j') => self.select(1),
+            KeyCode::PageUp => self.select(-PAGE),
+            KeyCode::PageDown => self.select(PAGE),
+            KeyCode::Home => self.select(isize::MIN),
+            KeyCode::End => self.select(isize::MAX),
+            _ => {}
+        }
+        Next::Stay
+    }
+
+    /// Selects the peer so many lines further down.
+    fn select(&mut self, lines: isize) {
+        let Some(answered) = self.answered.take() else { return };
+        let peers = self.peers(&answered);
+        let place = peers.iter().position(|peer| Some(peer.public_key) == self.selected).unwrap_or(0);
+        let place = place.saturating_add_signed(lines).min(peers.len().saturating_sub(1));
+        self.selected = peers.get(place).map(|peer| peer.public_key);
+        self.answered = Some(answered);
+    }
+
+    /// The peers in the order in which they are shown.
+    fn peers<'a>(&self, answered: &'a Answered) -> Vec<&'a Peer> {
+        let mut peers: Vec<&Peer> = answered.status.peers.iter().collect();
+        if self.busiest_first {
+            let traffic = traffic(answered.history.as_ref());
+            let rate = |peer: &&Peer| traffic.get(&peer.public_key).map_or(0.0, |t| last(&t.received) + last(&t.sent));
+            peers.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+        }
+        peers
+    }
+
+    /// Draws all of it, as far as there is room.
+    pub fn draw(&mut self, frame: &mut Frame<'_>) {
+        let Some(answered) = self.answered.take() else { return };
+        let sections = sections(frame.area().height, answered.status.problems.len());
+        let rows = sections.values().map(|rows| Constraint::Length(*rows));
+        let areas = Layout::vertical(rows).split(frame.area());
+        for (section, area) in sections.keys().zip(areas.iter()) {
+            self.draw_section(frame, *section, *area, &answered);
+        }
+        self.answered = Some(answered);
+    }
+
+    fn draw_section(&mut self, frame: &mut Frame<'_>, section: Section, area: Rect, answered: &Answered) {
+        let Answered { status, history } = answered;
+        let none = History::default();
+        let history = history.as_ref().unwrap_or(&none);
+        match section {
+            Section::Title => frame.render_widget(self.title(status, history), area),
+            Section::Site => frame.render_widget(site(status), area),
+            Section::Received => {
+                let rates = &history.total.received;
+                chart(frame, area, "received", &bits(rates.last().copied()), rates, None);
+            }
+            Section::Sent => {
+                let rates = &history.total.sent;
+                chart(frame, area, "sent", &bits(rates.last().copied()), rates, None);
+            }
+            Section::Load => {
+                let percent = history.load.last().map_or_else(|| "-".to_owned(), |load| percent(*load));
+                chart(frame, area, "busiest worker", &percent, &history.load, Some(1.0));
+            }
+            Section::Workers => {
+                let loads: Vec<String> = history.loads.iter().map(|load| percent(*load)).collect();
+                frame.render_widget(format!("  workers: {}", loads.join("  ")), area);
+            }
+            Section::Dropped => {
+                let rate = history.dropped.last().map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0} /s"));
+                chart(frame, area, "dropped", &rate, &history.dropped, None);
+            }
+            Section::Reasons => frame.render_widget(reasons(&status.drops, &history.drops), area),
+            Section::Problems => frame.render_widget(problems(&status.problems, area.height), area),
+            Section::Peers => self.draw_peers(frame, area, answered),
+            Section::Peer => {
+                let peers = self.peers(answered);
+                let selected = peers.iter().find(|peer| Some(peer.public_key) == self.selected).or(peers.first());
+                if let Some(peer) = selected {
+                    frame.render_widget(details(peer), area);
+                }
+            }
+            Section::Keys => frame.render_widget(keys(self.busiest_first), area),
+        }
+    }
+
+    fn title(&self, status: &Status, history: &History) -> Line<'_> {
+        let mut line = Line::from(format!(" {}", self.name).bold());
+        line.push_span(format!("  Penstock {}  ", status.version));
+        line.push_span(match (&self.error, status.health) {
+            (Some(error), _) => error.clone().red().bold(),
+            (None, _) if !status.forwarding => "forwards nothing".red().bold(),
+            (None, Health::Healthy) => "healthy".green(),
+            (None, Health::Degraded) => format!("degraded, problems: {}", status.problems.len()).yellow(),
+        });
+        if history.seconds > 0 {
+            line.push_span(format!("  a column is {} s", history.seconds).dim());
+        }
+        line
+    }
+
+    fn draw_peers(&mut self, frame: &mut Frame<'_>, area: Rect, answered: &Answered) {
+        let peers = self.peers(answered);
+        let traffic = traffic(answered.history.as_ref());
+        // What the other columns leave.
+        let spacing = FIXED.len() as u16 + 1;
+        let name = if area.width > 100 { 2 * NAME } else { NAME };
+        let chart = area.width.saturating_sub(name + FIXED.iter().sum::<u16>() + spacing);
+        let rows = peers.iter().map(|peer| {
+            let traffic = traffic.get(&peer.public_key);
+            let rate = |rates: fn(&Traffic) -> &Vec<f32>| bits(traffic.map(|traffic| last(rates(traffic))));
+            Row::new([
+                Span::from(label(peer)),
+                path(peer),
+                Span::from(milliseconds(peer.round_trip_ms)),
+                Span::from(rate(|traffic| &traffic.received)),
+                Span::from(rate(|traffic| &traffic.sent)),
+                Span::from(traffic.map(|traffic| sparks(traffic, chart.into())).unwrap_or_default()),
+            ])
+        });
+        let widths = [name].into_iter().chain(FIXED).chain([chart]).map(Constraint::Length);
+        let titles = Row::new(["PEER", "PATH", "TRIP", "RECEIVED", "SENT", "BOTH"]);
+        let table = Table::new(rows, widths)
+            .header(titles.style(Style::new().bold()))
+            .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+        let selected = peers.iter().position(|peer| Some(peer.public_key) == self.selected);
+        let place = selected.or((!peers.is_empty()).then_some(0));
+        let mut state = TableState::new().with_offset(self.offset).with_selected(place);
+        frame.render_stateful_widget(table, area, &mut state);
+        self.offset = state.offset();
+    }
+}
+
+/// How many rows each section has, of so many. What is more important comes first, and what does not fit is left out;
+/// the peers have the rest.
+fn sections(height: u16, problems: usize) -> BTreeMap<Section, u16> {
+    use Section::*;
+    let wanted = [
+        (Title, 1),
+        (Peers, 2),
+        (Problems, problems.min(PROBLEMS) as u16),
+        (Received, 1),
+        (Sent, 1),
+        (Peer, 3),
+        (Keys, 1),
+        (Dropped, 1),
+        (Load, 1),
+        (Reasons, 1),
+        (Workers, 1),
+        (Site, 1),
+        (Peers, 4),
+        (Received, 1),
+        (Sent, 1),
+    ];
+    let mut sections = BTreeMap::new();
+    let mut left = height;
+    for (section, rows) in wanted {
+        if rows > 0 && rows <= left {
+            *sections.entry(section).or_default() += rows;
+            left -= rows;
+        }
+    }
+    if let Some(peers) = sections.get_mut(&Peers) {
+        *peers += left;
+    }
+    sections
+}
+
+fn site(status: &Status) -> String {
+    let Status { local_port, wan_mode, lan_mode, nat_type, .. } = status;
+    let coordinator = match &status.coordinator {
+        None => String::new(),
+        Some(coordinator) if coordinator.connected => "  coordinator connected".to_owned(),
+        Some(coordinator) => {
+            let why = coordinator.error.as_deref().unwrap_or("not yet");
+            format!("  coordinator not connected: {why}")
+        }
+    };
+    format!(" port {local_port}  WAN {}  LAN {}  NAT {nat_type}{coordinator}", wan_mode.mode, lan_mode.mode)
+}
+
+/// A caption, a figure, and the points of which it is the last.
+fn chart(frame: &mut Frame<'_>, area: Rect, caption: &str, figure: &str, points: &[f32], most: Option<f32>) {
+    let [left, right] = Layout::horizontal([Constraint::Length(CAPTION), Constraint::Min(0)]).areas(area);
+    frame.render_widget(format!(" {caption:<15}{figure:>13}"), left);
+    // In thousandths, for the sake of small numbers.
+    let thousandths = |point: &f32| (*point * 1e3) as u64;
+    let bars: Vec<u64> = points.iter().rev().map(thousandths).collect();
+    let most =
+        most.as_ref().map_or_else(|| bars.iter().take(right.width.into()).copied().max().unwrap_or(0), thousandths);
+    let chart = Sparkline::default().data(bars).max(most.max(1)).direction(RenderDirection::RightToLeft);
+    frame.render_widget(chart.cyan(), right);
+}
+
+/// Why packets are dropped: what happens now first.
+fn reasons<'a>(counts: &BTreeMap<String, u64>, rates: &BTreeMap<String, f32>) -> Line<'a> {
+    let rate = |reason: &str| rates.get(reason).copied().unwrap_or(0.0);
+    let mut seen: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    seen.sort_by(|a, b| rate(b.0).total_cmp(&rate(a.0)).then(b.1.cmp(a.1)));
+    let mut line = Line::from("  by reason: ");
+    if seen.is_empty() {
+        line.push_span("nothing was dropped");
+    }
+    for (reason, count) in seen {
+        match rate(reason) {
+            rate if rate > 0.0 => line.push_span(format!("{reason} {count} (+{rate:.0}/s)  ").yellow()),
+            _ => line.push_span(format!("{reason} {count}  ")),
+        }
+    }
+    line
+}
+
+fn problems(problems: &[Problem], rows: u16) -> Paragraph<'_> {
+    let shown = if problems.len() > rows.into() { usize::from(rows).saturating_sub(1) } else { problems.len() };
+    let mut lines: Vec<Line<'_>> = problems[..shown]
+        .iter()
+        .map(|problem| Line::from(format!(" ! {}: {}", problem.subject, problem.sentence).yellow()))
+        .collect();
+    if shown < problems.len() {
+        lines.push(Line::from(format!(" ! {} more: penstock status", problems.len() - shown).yellow()));
+    }
+    Paragraph::new(lines)
+}
+
+fn path(peer: &Peer) -> Span<'static> {
+    match (peer.path, &peer.relay) {
+        (PathKind::Direct, _) => "direct".green(),
+        (PathKind::Relay, Some(relay)) => format!("relay {relay}").yellow(),
+        (PathKind::Relay, None) => "relay".yellow(),
+        (PathKind::None, _) => "none".red(),
+    }
+}
+
+/// The selected peer: how it is reached and why, and where.
+fn details(peer: &Peer) -> Paragraph<'_> {
+    let way = match peer.path {
+        PathKind::Direct => "is reached directly",
+        PathKind::Relay => "is relayed",
+        PathKind::None => "is not reached",
+    };
+    let reason = peer.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut facts = vec![
+        peer.endpoint.map_or_else(|| "nobody knows where it is".to_owned(), |endpoint| format!("at {endpoint}")),
+        peer.last_handshake
+            .map_or_else(|| "no handshake yet".to_owned(), |at| format!("handshake {}", age(now.saturating_sub(at)))),
+        peer.suite.clone(),
+    ];
+    facts.extend(peer.mtu.as_ref().map(|mtu| format!("MTU {}", mtu.inner)));
+    if peer.path_changes > 0 {
+        facts.push(format!("path changes: {}", peer.path_changes));
+    }
+    let allowed_ips: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+    facts.push(allowed_ips.join(" "));
+    let lines =
+        [Line::from(format!(" {} {way}{reason}", label(peer)).bold()), Line::from(format!(" {}", facts.join(", ")))];
+    Paragraph::new(Vec::from(lines)).wrap(Wrap { trim: false })
+}
+
+fn keys(busiest_first: bool) -> Line<'static> {
+    let order = if busiest_first { "in order" } else { "busiest first" };
+    Line::from(format!(" q end   t another time scale   b {order}   \u{2191}\u{2193} select a peer")).dim()
+}
+
+/// The traffic of the peers that have any.
+fn traffic(history: Option<&History>) -> HashMap<PublicKey, &Traffic> {
+    history.iter().flat_map(|history| &history.peers).map(|peer| (peer.public_key, &peer.traffic)).collect()
+}
+
+fn last(points: &[f32]) -> f32 {
+    points.last().copied().unwrap_or(0.0)
+}
+
+/// The traffic of both ways in one row of so many columns, the latest on the right.
+fn sparks(traffic: &Traffic, columns: usize) -> String {
+    let latest = |points: &[f32]| points[points.len().saturating_sub(columns)..].to_vec();
+    let both: Vec<f32> =
+        latest(&traffic.received).iter().zip(latest(&traffic.sent)).map(|(received, sent)| received + sent).collect();
+    let most = both.iter().copied().fold(1.0, f32::max);
+    let symbols = [
+        NINE_LEVELS.empty,
+        NINE_LEVELS.one_eighth,
+        NINE_LEVELS.one_quarter,
+        NINE_LEVELS.three_eighths,
+        NINE_LEVELS.half,
+        NINE_LEVELS.five_eighths,
+        NINE_LEVELS.three_quarters,
+        NINE_LEVELS.seven_eighths,
+        NINE_LEVELS.full,
+    ];
+    let level = |rate: &f32| (rate / most * 8.0).ceil() as usize;
+    let row: String = both.iter().map(|rate| symbols[level(rate).min(8)]).collect();
+    format!("{row:>columns$}")
+}
+
+fn percent(load: f32) -> String {
+    format!("{:.0} %", load * 100.0)
+}
+
+/// A rate in bytes a second as bits a second.
+fn bits(rate: Option<f32>) -> String {
+    const UNITS: [&str; 5] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    let Some(mut rate) = rate.map(|rate| rate * 8.0) else { return "-".to_owned() };
+    let mut unit = 0;
+    while rate >= 999.5 && unit + 1 < UNITS.len() {
+        rate /= 1e3;
+        unit += 1;
+    }
+    let digits = usize::from(unit > 0);
+    format!("{rate:.digits$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::KeyEvent;
+
+    use crate::history::PeerTraffic;
+    use crate::status::sample;
+
+    /// What the view shows on a terminal of this size.
+    fn screen(view: &mut View, columns: u16, rows: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let cells: Vec<&str> = buffer.content().iter().map(|cell| cell.symbol()).collect();
+        let lines = cells.chunks(columns.into()).map(|line| line.concat().trim_end().to_owned() + "\n");
+        lines.collect()
+    }
+
+    fn press(view: &mut View, code: KeyCode) -> Next {
+        view.press(KeyEvent::from(code))
+    }
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32])
+    }
+
+    /// Berlin, which is direct, Cadiz, which is relayed and busier, and Oslo, which is silent.
+    fn view() -> View {
+        let mut status = sample();
+        let berlin = Peer { public_key: key(1), ..status.peers[0].clone() };
+        let cadiz = Peer {
+            name: "cadiz".into(),
+            public_key: key(2),
+            path: PathKind::Relay,
+            relay: Some("coordinator".into()),
+            reason: Some("UDP is blocked here".into()),
+            ..berlin.clone()
+        };
+        let oslo =
+            Peer { name: "oslo".into(), public_key: key(3), path: PathKind::None, reason: None, ..berlin.clone() };
+        status.peers = vec![berlin, cadiz, oslo];
+        let traffic = |rates: [f32; 4]| Traffic { received: rates.to_vec(), sent: vec![0.0; 4] };
+        let peer = |number, rates| PeerTraffic { public_key: key(number), traffic: traffic(rates) };
+        let history = History {
+            seconds: 1,
+            total: traffic([0.0, 125e6, 0.0, 250e6]),
+            dropped: vec![0.0, 0.0, 0.0, 4.0],
+            load: vec![0.0, 0.5, 0.0, 1.0],
+            peers: vec![peer(1, [0.0, 50e3, 0.0, 100e3]), peer(2, [0.0, 0.0, 125e6, 250e6])],
+            drops: BTreeMap::from([("replayed".into(), 4.0)]),
+            loads: vec![1.0, 0.04],
+        };
+        let mut view = View::new("amsterdam".into());
+        view.take(Ok(Box::new(Answered { status, history: Some(history) })));
+        view
+    }
+
+    #[test]
+    fn a_screen_of_80_by_24_shows_all_of_it() {
+        let shown = screen(&mut view(), 80, 24);
+        let lines: Vec<&str> = shown.lines().collect();
+        let line =
+            |start: &str| *lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{shown}"));
+        assert_eq!(line(" amsterdam"), " amsterdam  Penstock 0.1.0  degraded, problems: 1  a column is 1 s");
+        assert_eq!(line(" port"), " port 47100  WAN xdp  LAN tun  NAT unknown  coordinator connected");
+        assert!(line(" received").contains("2.0 Gbit/s") && line(" sent").contains("0 bit/s"), "{shown}");
+        assert!(line(" busiest worker").contains("100 %") && line(" busiest worker").ends_with("\u{2584} \u{2588}"));
+        assert_eq!(line("  workers"), "  workers: 100 %  4 %");
+        assert!(line(" dropped").contains("4 /s") && line(" dropped").ends_with('\u{2588}'), "{shown}");
+        assert_eq!(line("  by reason"), "  by reason: replayed 3 (+4/s)");
+        assert_eq!(line(" ! "), " ! eth1: there is no interface eth1");
+        let berlin = ["berlin", "direct", "1.5 ms", "800.0 kbit/s", "0 bit/s", "\u{2584} \u{2588}"];
+        let [name, path, trip, received, sent, both] = berlin;
+        assert_eq!(line(name), format!("{name:<16} {path:<15} {trip:<8} {received:<12} {sent:<12} {both:>12}"));
+        assert!(line("cadiz").starts_with("cadiz            relay coordinat 1.5 ms   2.0 Gbit/s"), "{shown}");
+        assert_eq!(line("oslo"), "oslo             none            1.5 ms   -            -");
+        assert_eq!(line(" berlin"), " berlin is reached directly: the peer answers directly");
+        assert!(line(" at 192.0.2.2:47100").contains(", aes-256-gcm, MTU 1340, path"));
+        assert!(line(" q end").contains("busiest first"));
+        assert_eq!(lines.len(), 24);
+    }
+
+    #[test]
+    fn every_size_is_drawn_and_the_most_important_stays() {
+        for (columns, rows) in [(0, 0), (1, 1), (1, 50), (200, 1), (3, 7), (29, 12), (31, 9), (500, 100)] {
+            let mut view = view();
+            let shown = screen(&mut view, columns.max(1), rows.max(1));
+            assert_eq!(shown.lines().count(), usize::from(rows.max(1)));
+            view.answered = None;
+            screen(&mut view, columns.max(1), rows.max(1));
+        }
+        let shown = screen(&mut view(), 80, 4);
+        assert!(shown.contains("amsterdam") && shown.contains("berlin") && shown.contains("eth1"), "{shown}");
+        for height in 0..60 {
+            assert_eq!(sections(height, 9).values().sum::<u16>(), height);
+        }
+    }
+
+    #[test]
+    fn keys_select_peers_order_them_and_change_the_scale() {
+        let mut view = view();
+        let selected = |view: &mut View| {
+            let shown = screen(view, 80, 24);
+            let line = shown.lines().find(|line| line.starts_with(' ') && line.contains(" is re")).map(str::to_owned);
+            line.or_else(|| shown.contains(" oslo is not reached").then(|| "oslo".to_owned())).expect("a selected peer")
+        };
+        assert_eq!(press(&mut view, KeyCode::Down), Next::Stay);
+        assert_eq!(selected(&mut view), " cadiz is relayed: UDP is blocked here");
+        press(&mut view, KeyCode::End);
+        press(&mut view, KeyCode::Down);
+        assert_eq!(selected(&mut view), "oslo");
+        press(&mut view, KeyCode::Char('b'));
+        assert_eq!(selected(&mut view), "oslo");
+        press(&mut view, KeyCode::Home);
+        assert!(selected(&mut view).starts_with(" cadiz"), "the busiest is the first");
+        press(&mut view, KeyCode::PageDown);
+        press(&mut view, KeyCode::PageUp);
+        assert!(selected(&mut view).starts_with(" cadiz"));
+
+        let scales = [(); 3].map(|()| {
+            assert_eq!(press(&mut view, KeyCode::Char('t')), Next::Ask);
+            view.wanted().seconds
+        });
+        assert_eq!(scales, [10, 60, 1]);
+        for end in [KeyEvent::from(KeyCode::Char('q')), KeyEvent::from(KeyCode::Esc), ctrl_c()] {
+            assert_eq!(view.press(end), Next::End);
+        }
+        assert_eq!(press(&mut view, KeyCode::Char('c')), Next::Stay);
+    }
+
+    fn ctrl_c() -> KeyEvent {
+        KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_leaves_its_last_answer() {
+        let mut view = view();
+        view.take(Err(anyhow::anyhow!("amsterdam is not running")));
+        let shown = screen(&mut view, 80, 24);
+        assert!(shown.starts_with(" amsterdam  Penstock 0.1.0  amsterdam is not running"), "{shown}");
+        assert!(shown.contains("cadiz"));
+        // One from before this command, and one without peers.
+        let status = Status { peers: Vec::new(), ..sample() };
+        view.take(Ok(Box::new(Answered { status, history: None })));
+        let shown = screen(&mut view, 80, 24);
+        assert!(shown.contains(" received                   -") && !shown.contains("cadiz"), "{shown}");
+    }
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        let mut view = view();
+        let mut answered = view.answered.take().unwrap();
+        answered.status.peers[0].name = "a\u{1b}[2Jb\nc".into();
+        view.take(Ok(answered));
+        assert!(screen(&mut view, 80, 24).contains("a[2Jbc"));
+    }
+
+    #[test]
+    fn rates_are_in_bits() {
+        let shown = [0.0, 100.0, 124.99, 125.0, 125e3, 2.5e9, 1e15].map(|rate| bits(Some(rate)));
+        assert_eq!(
+            shown,
+            ["0 bit/s", "800 bit/s", "1.0 kbit/s", "1.0 kbit/s", "1.0 Mbit/s", "20.0 Gbit/s", "8000.0 Tbit/s"]
+        );
+        assert_eq!(bits(None), "-");
+    }
+}
