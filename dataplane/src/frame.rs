@@ -304,6 +304,13 @@ impl Pool {
         frame
     }
 
+    /// The descriptor under which the frame is handed to the kernel to be filled. The kernel takes the whole slot, wherever
+    /// the packet that it had there began: without copies that is where a program has moved it to.
+    pub(crate) fn desc_to_fill(&self, frame: Frame) -> FrameDesc {
+        assert!(frame.pool == self.id, "{FOREIGN}");
+        self.descs[frame.index as usize]
+    }
+
     /// The descriptor under which the frame is handed to the kernel, carrying the packet's length.
     /// The packet must begin at the anchor (see [`Pool::move_to_anchor`]).
     #[inline]

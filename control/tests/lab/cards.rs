@@ -32,6 +32,7 @@ fn carries(kind: Kind) {
         note(&format!("{kind:?}: iperf3 {options:?}: {:.1} Mbit/s", rate / 1e6));
         assert!(rate > LEAST, "{options:?}: {rate:.0} bit/s; drops: {}", a.status()["Drops"]);
     }
+    note(&format!("{kind:?}, after that: {}", ports(&a.status())));
     // The link goes and comes back.
     for interface in ["wan0", "lan0"] {
         topology.a.gateway.ip(&format!("link set {interface} down\n"));

@@ -24,7 +24,7 @@ fn note(text: &str) {
     writeln!(file, "{text}").expect("noted");
 }
 
-/// What `penstock status` says that the ports of the cards are bound as, in few words.
+/// What `penstock status` says that the ports of the cards are bound as and what they were seen to do, in few words.
 fn ports(status: &serde_json::Value) -> String {
     let is_card = |port: &&serde_json::Value| port["Interface"] == "wan0" || port["Interface"] == "lan0";
     let told = |port: &serde_json::Value| {
@@ -34,8 +34,13 @@ fn ports(status: &serde_json::Value) -> String {
             Some(false) => " copy",
             None => "",
         };
-        format!("{} {} {} {}{copy}", text("Interface"), port["Queue"], text("Kind"), text("XdpMode")).trim().to_owned()
+        let proven = match (port["Receiving"]["State"].as_str(), port["Sending"]["State"].as_str()) {
+            (Some(receiving), Some(sending)) => format!(", receiving {receiving}, sending {sending}"),
+            _ => String::new(),
+        };
+        let port = format!("{} {} {} {}{copy}", text("Interface"), port["Queue"], text("Kind"), text("XdpMode"));
+        format!("{}{proven}", port.trim())
     };
     let all: Vec<String> = status["Ports"].as_array().expect("ports").iter().filter(is_card).map(told).collect();
-    all.join(", ")
+    all.join("; ")
 }

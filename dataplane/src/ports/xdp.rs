@@ -171,7 +171,7 @@ impl XdpPort {
     fn refill(&mut self, pool: &mut Pool) {
         let n = self.owed.min(pool.available());
         for desc in &mut self.descs[..n] {
-            *desc = pool.take().map(|frame| pool.desc_of(frame)).expect("as many are available");
+            *desc = pool.take().map(|frame| pool.desc_to_fill(frame)).expect("as many are available");
         }
         // SAFETY: the frames were taken from the pool and their tokens given up.
         let given = unsafe { self.fill.produce(&self.descs[..n]) };
