@@ -1,7 +1,7 @@
 //! Penstock: the gateway daemon and its command line
 
-pub mod bypass;
 pub mod bugreport;
+pub mod bypass;
 pub mod cli;
 pub mod control_socket;
 pub mod coordinator;

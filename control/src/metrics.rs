@@ -120,7 +120,7 @@ const FAMILIES: &[Family] = &[
         kind: MetricType::Gauge,
         labels: &[],
         help: "Flows that the firewall knows; only with a firewall",
-        samples: |status| status.firewall.iter().map(|firewall| (Vec::new(), firewall.flows as f64)).collect(),
+        samples: |status| status.firewall.iter().map(|firewall| (Vec::new(), (firewall.flows as f64).into())).collect(),
     },
     Family {
         name: "penstock_steering_frames",
@@ -285,11 +285,11 @@ fn firewall_packets(status: &Status) -> Vec<Sample> {
             None => "both",
         };
         let name = rule.name.as_deref().unwrap_or_default();
-        (labels(&place.to_string(), name, direction, verdict(rule.verdict)), *packets as f64)
+        (labels(&place.to_string(), name, direction, verdict(rule.verdict)), (*packets as f64).into())
     });
     let defaults = [("in", firewall.r#in), ("out", firewall.out)];
     let defaults = defaults.map(|(direction, default)| {
-        (labels("default", "", direction, verdict(default.verdict)), default.packets as f64)
+        (labels("default", "", direction, verdict(default.verdict)), (default.packets as f64).into())
     });
     rules.chain(defaults).collect()
 }

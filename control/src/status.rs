@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use penstock_proto::coordination::Service;
 use penstock_dataplane::work::{BATCH_SIZES, RING_FILLS};
+use penstock_proto::coordination::Service;
 use penstock_proto::stun::NatReport;
 use serde::{Deserialize, Serialize};
 

@@ -5,8 +5,8 @@ mod support;
 
 mod addresses;
 mod alike;
-mod bypass;
 mod bugreport;
+mod bypass;
 mod chaos;
 mod coordinator_client;
 mod coturn;
