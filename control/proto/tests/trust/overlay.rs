@@ -46,6 +46,8 @@ pub fn peer(number: u8, subnets: &[&str]) -> (SiteKey, Peer) {
         name: format!("site-{number}").parse().unwrap(),
         virtual_address: [100, 64, 0, number].into(),
         subnets: subnets.iter().map(|text| net(text)).collect(),
+        tags: Vec::new(),
+        allow: None,
         reachability: None,
     };
     (key(number), peer)
