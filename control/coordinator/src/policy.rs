@@ -193,10 +193,10 @@ impl Reach {
 
     /// As a map says it.
     #[must_use]
-    pub fn into_allow(self) -> Option<Vec<Service>> {
+    pub fn to_allow(&self) -> Option<Vec<Service>> {
         match self {
             Self::All => None,
-            Self::Only(services) => Some(services.into_iter().collect()),
+            Self::Only(services) => Some(services.iter().cloned().collect()),
         }
     }
 }
@@ -344,7 +344,7 @@ mod tests {
         let policy = Policy::parse(text).unwrap();
         let sites = [site(1, &["branch"]), site(2, &["branch"]), site(3, &["hub"]), site(4, &["branch", "hub"])];
         let reach = |from: usize, to: usize| {
-            let allow = policy.reach(&sites[from], &sites[to]).into_allow();
+            let allow = policy.reach(&sites[from], &sites[to]).to_allow();
             allow.map(|allow| allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
         };
         for (from, to, expected) in [

@@ -51,7 +51,7 @@ pub(super) struct Seen {
     pub site: Arc<Site>,
     pub announced: Arc<[IpNet]>,
     /// What it may begin at whom is told.
-    pub reach: Reach,
+    pub reach: Arc<Reach>,
     pub reachability: Option<Arc<Reachability>>,
 }
 
@@ -121,7 +121,7 @@ impl Seen {
             virtual_address: self.site.virtual_address,
             subnets: self.announced.to_vec(),
             tags: self.site.tags.iter().cloned().collect(),
-            allow: self.reach.clone().into_allow(),
+            allow: self.reach.to_allow(),
             reachability: self.reachability.as_deref().cloned(),
         };
         (self.site.key, peer)

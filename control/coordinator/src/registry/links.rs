@@ -117,6 +117,20 @@ impl Links {
         self.reach_of(&self.classes[from as usize], &self.classes[to as usize])
     }
 
+    /// The same of many who may talk to one site.
+    pub fn reach_at(&self, to: SiteNumber) -> impl FnMut(SiteNumber) -> Arc<Reach> + '_ {
+        let (to, everything) = (&self.classes[to as usize], Arc::new(Reach::All));
+        // Most sites are of few classes.
+        let mut known: HashMap<&Class, Arc<Reach>> = HashMap::new();
+        move |from| {
+            if self.unrestricted {
+                return everything.clone();
+            }
+            let from = &self.classes[from as usize];
+            known.entry(from).or_insert_with(|| Arc::new(self.reach_of(from, to))).clone()
+        }
+    }
+
     fn reach_of(&self, from: &[SelectorNumber], to: &[SelectorNumber]) -> Reach {
         if self.unrestricted {
             return Reach::All;
@@ -149,7 +163,6 @@ impl Links {
         if self.unrestricted || now == before {
             return Default::default();
         }
-        // Most sites are of few classes.
         let mut known: HashMap<&Class, (bool, bool)> = HashMap::new();
         let mut changed = (Vec::new(), Vec::new());
         for other in among {

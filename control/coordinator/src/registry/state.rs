@@ -29,7 +29,7 @@ use crate::addresses::Owners;
 use crate::admission::limits::{
     MESSAGE_BURST, MESSAGE_INTERVAL, RECONNECT_BURST, RECONNECT_INTERVAL, SUBNET_CHANGE_BURST, SUBNET_CHANGE_INTERVAL,
 };
-use crate::policy::Policy;
+use crate::policy::{Policy, Reach};
 use crate::site::{Site, SiteState};
 
 /// How many changes a view remembers. Whoever missed more gets the whole map, which is no longer than
@@ -404,16 +404,18 @@ impl State {
             let changed: BTreeSet<SiteNumber> = changed.collect();
             let (upsert, remove): (Vec<_>, Vec<_>) =
                 changed.into_iter().partition(|other| self.links.joins(number, *other));
+            let mut reach = self.links.reach_at(number);
             *told = upsert.clone();
             return Some(News::Update {
                 from: from?,
                 to: now,
-                upsert: upsert.into_iter().map(|other| self.seen(other, number)).collect(),
+                upsert: upsert.into_iter().map(|other| self.seen(other, reach(other))).collect(),
                 remove: remove.into_iter().map(|other| self.key(other)).collect(),
             });
         }
         *told = self.links.neighbors(number);
-        let peers = told.iter().map(|other| self.seen(*other, number)).collect();
+        let mut reach = self.links.reach_at(number);
+        let peers = told.iter().map(|other| self.seen(*other, reach(*other))).collect();
         Some(News::Whole { version: now, peers, servers: self.servers.clone(), known })
     }
 
@@ -421,11 +423,11 @@ impl State {
         self.records[number as usize].site.key
     }
 
-    /// A site as another one is told of it.
-    fn seen(&self, number: SiteNumber, by: SiteNumber) -> Seen {
+    /// A site as another one is told of it, at which it may begin so much.
+    fn seen(&self, number: SiteNumber, reach: Arc<Reach>) -> Seen {
         let Record { site, announced, reachability, .. } = &self.records[number as usize];
         let (announced, reachability) = (announced.clone(), reachability.clone());
-        Seen { site: site.clone(), announced, reach: self.links.reach(number, by), reachability }
+        Seen { site: site.clone(), announced, reach, reachability }
     }
 
     fn current(&self, session: &Session) -> Option<SiteNumber> {

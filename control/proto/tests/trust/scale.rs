@@ -49,10 +49,8 @@ fn what_is_known_is_not_verified_again() {
     assert!(!changed);
     let peer = |grant: &SiteGrant| -> (SiteKey, Peer) {
         let SiteGrant { public_key, name, virtual_address, subnets, .. } = grant.clone();
-        (
-            public_key,
-            Peer { name, virtual_address, subnets: subnets.into(), tags: Vec::new(), allow: None, reachability: None },
-        )
+        let (tags, allow, reachability) = (Vec::new(), None, None);
+        (public_key, Peer { name, virtual_address, subnets: subnets.into(), tags, allow, reachability })
     };
     let map: BTreeMap<SiteKey, Peer> = grants[1..].iter().map(peer).collect();
     let now = gateway.now();

@@ -218,7 +218,7 @@ impl World {
     /// A site as another should be told of it, by the policy's own words.
     fn seen(&self, number: SiteNumber, by: SiteNumber) -> Seen {
         let reach = self.state.links().policy().reach(self.state.site_of(number), self.state.site_of(by));
-        Seen { reach, ..self.state.seen(number, by) }
+        self.state.seen(number, reach.into())
     }
 
     /// What a site should know, by the policy's own words.
