@@ -232,7 +232,7 @@ impl RelayReport {
 }
 
 impl Status {
-    /// What is so at this moment.
+    /// The state at this moment.
     #[must_use]
     pub fn report(&self) -> StatusReport {
         let sites = self.registry.sites();

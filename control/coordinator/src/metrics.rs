@@ -16,7 +16,7 @@ use crate::udp::Sockets;
 
 type Family = penstock_metrics::Family<Snapshot>;
 
-/// What is so at one moment.
+/// The state at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
     door: DoorReport,

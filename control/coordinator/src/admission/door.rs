@@ -28,7 +28,7 @@ struct Inner {
     lines_left_out: u64,
 }
 
-/// What a door did since it was opened, and who stands in it.
+/// How many connections wait to prove themselves, and how many were turned away since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DoorReport {
@@ -68,7 +68,7 @@ impl Door {
         Ok(Place { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
     }
 
-    /// What happened here, and who has a place.
+    /// How many wait at this moment, and how many were turned away so far.
     #[must_use]
     pub fn report(&self) -> DoorReport {
         let inner = self.lock();
