@@ -26,6 +26,7 @@ use crate::public::{self, NoAddress};
 use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
+use crate::relay::kept::KeptError;
 use crate::relay::key;
 use crate::secret::SecretError;
 use crate::server::{self, Server, Stop, Streams};
@@ -91,6 +92,9 @@ pub enum StartError {
     /// A private key cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// What a relay has kept of signed documents cannot be used.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// A UDP address cannot be listened at.
     #[error("cannot listen at {0}")]
     Udp(io::Error),
