@@ -147,6 +147,7 @@ impl Coordinator {
 
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop(stopped);
+        let names = serving.names.clone();
         let server = Arc::new(Server { registry: registry.clone(), names: serving.names, stop: stopped.clone() });
         let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
         let router = server::router(Some(server), streams.map(Arc::new));
@@ -162,7 +163,8 @@ impl Coordinator {
         }
         let sockets = udp::serve(&udp, relay.as_ref());
         let report = acme.as_ref().map(Renewer::report);
-        let status = Arc::new(Status { registry: registry.clone(), relay, udp, acme: report });
+        let state = serving.state;
+        let status = Arc::new(Status { registry: registry.clone(), relay, udp, acme: report, state, names });
         tasks.spawn(admin::serve(admin, status));
         tasks.spawn(store_seen(registry.clone()));
         tasks.spawn(end_sites(registry.clone()));
@@ -310,7 +312,7 @@ async fn end_sites(registry: Arc<Registry>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = registry.end_sites().await {
+        if let Err(error) = registry.end_sites().await.and(registry.end_keys().await) {
             tracing::error!("{error}");
             tokio::time::sleep(SEEN_INTERVAL).await;
         }

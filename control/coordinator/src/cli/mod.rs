@@ -22,7 +22,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Answer, Request, ask};
-use crate::certificate;
 use crate::config::{Config, Document};
 use crate::policy::{LIMIT, Policy};
 use crate::run::Coordinator;
@@ -293,14 +292,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             show(&state, &Request::Approve { site: site.unwrap_or_default(), subnets }, false)
         }
         Command::Authority(command) => authority::execute(&state, command),
-        Command::Certificate(CertificateCommand::Next) => {
-            let names = document.names.unwrap_or_default();
-            Ok(writeln!(io::stdout(), "{}", certificate::next(&state, &names)?)?)
-        }
-        Command::Certificate(CertificateCommand::Switch) => {
-            let fingerprint = certificate::switch(&state)?;
-            Ok(writeln!(io::stdout(), "restart the coordinator: its certificate is {fingerprint} then")?)
-        }
+        Command::Certificate(CertificateCommand::Next) => show(&state, &Request::NextCertificate, false),
+        Command::Certificate(CertificateCommand::Switch) => show(&state, &Request::SwitchCertificate, false),
         Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
         Command::Site(SiteCommand::Remove { site }) => show(&state, &Request::Remove(site), false),
         Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {
