@@ -184,7 +184,7 @@ enum SiteCommand {
         site: Option<String>,
         /// What it may offer, public prefixes and default routes too, instead of what it may already [default: that,
         /// and what it offers as far as that needs no grant]
-        #[arg(long, value_name = "PREFIX", value_delimiter = ',', conflicts_with = "offline")]
+        #[arg(long, value_name = "PREFIX", value_delimiter = ',', requires = "site")]
         subnets: Option<Vec<IpNet>>,
         /// Sign by the authority's key in --state what this file of `authority requests` asks for, of the one site or
         /// of all, and print what to bring back
@@ -285,8 +285,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Key(KeyCommand::List { json }) => show(&state, &Request::ListKeys, json),
         Command::Key(KeyCommand::Revoke { id }) => show(&state, &Request::RevokeKey(id), false),
         Command::Site(SiteCommand::List { json }) => show(&state, &Request::ListSites, json),
-        Command::Site(SiteCommand::Approve { site, offline: Some(file), .. }) => {
-            authority::sign(&state, &file, site.as_deref())
+        Command::Site(SiteCommand::Approve { site, subnets, offline: Some(file) }) => {
+            authority::sign(&state, &file, site.as_deref(), subnets)
         }
         Command::Site(SiteCommand::Approve { site, subnets, offline: None }) => {
             show(&state, &Request::Approve { site: site.unwrap_or_default(), subnets }, false)
