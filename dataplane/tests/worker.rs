@@ -676,6 +676,35 @@ fn a_confirmation_outlives_a_flood() {
     panic!("control never hears of the confirmation");
 }
 
+/// What comes in great numbers, whatever it is, leaves the rest of what control must hear its room, and its turn.
+#[test]
+fn a_flood_of_one_kind_leaves_room_for_the_others() {
+    let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
+    let kinds = [vec![1, 0, 0, 0, 9], stun, vec![0x50, 1, 1, 0], vec![0xff; 40]];
+    for flood in &kinds {
+        let mut b = Gateway::new(1);
+        let from: SocketAddr = SITES[0].0.parse().unwrap();
+        while b.dropped(DropReason::SlowPathFull) == 0 {
+            b.send_wan(from, 0, flood);
+            b.turn();
+        }
+        let dropped = b.dropped(DropReason::SlowPathFull);
+        let others = || kinds.iter().filter(move |kind| *kind != flood);
+        others().for_each(|kind| _ = b.send_wan(from, 0, kind));
+        b.engine.publish(table(1, false));
+        b.send_lan(&packet(B, A, 64, &[]));
+        b.turn();
+        assert_eq!(b.dropped(DropReason::SlowPathFull), dropped, "{flood:?}");
+        let heard: Vec<Notice> = std::iter::from_fn(|| b.engine.notices().pop()).take(10).collect();
+        let is =
+            |notice: &Notice, kind: &[u8]| matches!(notice, Notice::Datagram { payload, .. } if **payload == *kind);
+        for kind in others() {
+            assert!(heard.iter().any(|notice| is(notice, kind)), "{flood:?} keeps {kind:?} back: {heard:?}");
+        }
+        assert!(heard.iter().any(|notice| matches!(notice, Notice::NoSession { peer: 7, .. })), "{heard:?}");
+    }
+}
+
 /// What ends a session is a table without it; a worker that has nothing to do must not keep its keys.
 #[test]
 fn an_idle_worker_lets_go_of_a_session() {

@@ -103,6 +103,10 @@ pub enum Request {
     MakeSpare(AuthorityKey),
     /// The authority's key is to be removed.
     RemoveAuthority,
+    /// Make the certificate that is to take the place of the coordinator's own.
+    NextCertificate,
+    /// Put it there.
+    SwitchCertificate,
     /// What runs, and what it did.
     Status,
     /// The policy.
@@ -160,6 +164,10 @@ pub struct Status {
     pub door: Arc<Door>,
     /// How it goes with its certificate, if that is of an authority.
     pub acme: Option<Arc<Mutex<AcmeReport>>>,
+    /// The state directory.
+    pub state: PathBuf,
+    /// The names by which gateways reach it, for its own certificate.
+    pub names: Vec<String>,
 }
 
 /// What runs, and what it did since it started.
@@ -370,10 +378,18 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
             let authority = registry.roll_over(spare, who).await?;
             Answer::Done(format!("{authority} stands for the overlay from now on: make a new spare"))
         }
-        Request::MakeSpare(to) => Answer::Document(registry.spare(to).await?),
+        Request::MakeSpare(to) => Answer::Document(registry.spare(to, who).await?),
         Request::RemoveAuthority => {
             registry.forget_authority(who).await?;
             Answer::Done("the authority's key is removed from this coordinator".into())
+        }
+        Request::NextCertificate => {
+            let made = registry.next_certificate(status.state.clone(), status.names.clone(), who);
+            Answer::Done(made.await?.to_string())
+        }
+        Request::SwitchCertificate => {
+            let fingerprint = registry.switch_certificate(status.state.clone(), who).await?;
+            Answer::Done(format!("restart the coordinator: its certificate is {fingerprint} then"))
         }
         Request::Revoke(site) => {
             let site = registry.revoke(&site, who).await?;

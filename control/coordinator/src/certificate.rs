@@ -115,35 +115,37 @@ impl Identity {
     }
 }
 
-/// Makes the certificate that is to take the place of the coordinator's own, unless it is there already, and says
-/// what gateways are to pin beside the present one.
+/// Makes the certificate that is to take the place of the coordinator's own, unless it is there already: what gateways
+/// are to pin beside the present one, and whether it is new.
 ///
 /// # Errors
 /// The files cannot be written or read.
-pub fn next(directory: &Path, names: &[String]) -> Result<Fingerprint, CertificateError> {
+pub fn next(directory: &Path, names: &[String]) -> Result<(Fingerprint, bool), CertificateError> {
     finish_switch(directory)?;
     let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
-    if !chain.exists() {
+    let is_new = !chain.exists();
+    if is_new {
         make(&chain, &key, names)?;
     }
-    Ok(read(&chain, &key, true)?.fingerprint)
+    Ok((read(&chain, &key, true)?.fingerprint, is_new))
 }
 
-/// Puts the next certificate in the place of the present one, which is gone then. The coordinator shows it from its
-/// next start on.
+/// Puts the next certificate in the place of the present one, which is gone then: the fingerprints of the two. The
+/// coordinator shows it from its next start on.
 ///
 /// # Errors
 /// There is no next one, it cannot be used, or the files cannot be renamed.
-pub fn switch(directory: &Path) -> Result<Fingerprint, CertificateError> {
+pub fn switch(directory: &Path) -> Result<(Option<Fingerprint>, Fingerprint), CertificateError> {
     finish_switch(directory)?;
     let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
     if !chain.exists() {
         return Err(CertificateError::NoNext(chain));
     }
-    let fingerprint = read(&chain, &key, true)?.fingerprint;
+    let next = read(&chain, &key, true)?.fingerprint;
+    let present = read(&directory.join(CHAIN), &directory.join(KEY), true).ok();
     rename(&key, &directory.join(KEY))?;
     finish_switch(directory)?;
-    Ok(fingerprint)
+    Ok((present.map(|present| present.fingerprint), next))
 }
 
 /// A switch takes the key first, and [`make`] writes the key first: so a next certificate without its key is
@@ -245,8 +247,9 @@ mod tests {
         // A crash after the key was written, and before the certificate was.
         fs::write(at(NEXT_KEY), "half a key").unwrap();
         assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, first.fingerprint);
-        let second = next(directory.path(), &names()).unwrap();
-        assert_eq!(next(directory.path(), &names()).unwrap(), second, "it is made once");
+        let (second, is_new) = next(directory.path(), &names()).unwrap();
+        assert!(is_new);
+        assert_eq!(next(directory.path(), &names()).unwrap(), (second, false), "it is made once");
         // A crash after the key was renamed, and before the certificate was.
         fs::rename(at(NEXT_KEY), at(KEY)).unwrap();
         assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, second);

@@ -39,6 +39,23 @@ pub fn check(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
     if owner != ours && owner != 0 {
         return Err(Exposed::Owner { path: path.to_owned(), owner, ours });
     }
+    check_mode(path, metadata)
+}
+
+/// Checks a key file. An administrator who is root may read the keys of a service: those that belong to whom their
+/// directory belongs to.
+///
+/// # Errors
+/// It is neither ours alone nor the service's.
+pub fn check_key(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
+    let service = || path.parent()?.metadata().ok().map(|directory| directory.uid());
+    match check(path, metadata) {
+        Err(Exposed::Owner { owner, ours: 0, .. }) if service() == Some(owner) => check_mode(path, metadata),
+        outcome => outcome,
+    }
+}
+
+fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
     if metadata.permissions().mode() & 0o077 != 0 {
         let wanted = if metadata.is_dir() { "700" } else { "600" };
         return Err(Exposed::Mode { path: path.to_owned(), wanted });
@@ -71,5 +88,16 @@ mod tests {
         chown(&path, Some(12_345), None).unwrap();
         let error = outcome(0o600).unwrap_err();
         assert!(error.to_string().contains("belongs to user 12345, not to user 0"), "{error}");
+        // Root reads the key of a service in the service's directory, and nobody else's.
+        let key = |mode| {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            check_key(&path, &fs::metadata(&path).unwrap())
+        };
+        assert_eq!(key(0o600), Err(error));
+        chown(directory.path(), Some(12_345), None).unwrap();
+        assert_eq!(key(0o600), Ok(()));
+        assert!(matches!(key(0o640), Err(Exposed::Mode { .. })));
+        chown(directory.path(), Some(12_346), None).unwrap();
+        assert!(matches!(key(0o600), Err(Exposed::Owner { owner: 12_345, .. })));
     }
 }

@@ -29,6 +29,7 @@ use crate::public::{self, NoAddress};
 use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
+use crate::relay::kept::KeptError;
 use crate::relay::key;
 use crate::secret::SecretError;
 use crate::server::{self, Server, Stop, Streams};
@@ -95,6 +96,9 @@ pub enum StartError {
     /// A private key cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// What a relay has kept of signed documents cannot be used.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// A UDP address cannot be listened at.
     #[error("cannot listen at {0}")]
     Udp(io::Error),
@@ -148,6 +152,7 @@ impl Coordinator {
 
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop(stopped);
+        let names = serving.names.clone();
         let server = Arc::new(Server { registry: registry.clone(), names: serving.names, stop: stopped.clone() });
         let streams = relay.clone().map(|relay| Streams { relay, udp: Some(udp.clone()), stop: stopped.clone() });
         let router = server::router(Some(server), streams.map(Arc::new));
@@ -163,7 +168,8 @@ impl Coordinator {
         }
         let sockets = udp::serve(&udp, relay.as_ref());
         let report = acme.as_ref().map(Renewer::report);
-        let status = Arc::new(Status { registry: registry.clone(), relay, udp, door, acme: report });
+        let state = serving.state;
+        let status = Arc::new(Status { registry: registry.clone(), relay, udp, door, acme: report, state, names });
         for listener in page {
             let status = status.clone();
             tasks.spawn(http::serve(listener, move || ready(metrics::page(status.report().into()).ok())));
@@ -333,7 +339,7 @@ async fn end_sites(registry: Arc<Registry>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = registry.end_sites().await {
+        if let Err(error) = registry.end_sites().await.and(registry.end_keys().await) {
             tracing::error!("{error}");
             tokio::time::sleep(SEEN_INTERVAL).await;
         }

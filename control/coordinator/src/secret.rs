@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<Option<Secret>, SecretError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    owner::check(path, &file.metadata().map_err(failed)?)?;
+    owner::check_key(path, &file.metadata().map_err(failed)?)?;
     // Reserved at once: a growing buffer would leave copies of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(LIMIT as usize));
     file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;

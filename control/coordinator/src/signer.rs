@@ -126,6 +126,9 @@ pub enum SignerError {
         `penstock-coordinator authority add`"
     )]
     Elsewhere,
+    /// The key is not here, and would have to be.
+    #[error("the authority's key is on another machine: run this there")]
+    NotHere,
     /// The key is here.
     #[error("the authority's key is on this coordinator: there is nothing to bring back")]
     Here,

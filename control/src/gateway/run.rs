@@ -76,6 +76,7 @@ fn start(profile: Profile) -> Result<Gateway> {
     standing::note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
     guard.save(now, &mut problems);
     ground.reconcile(now, &wanted::guard_only(&site, &guard));
+    state::check(&state::directory())?;
     privileges::check(profile.demands_xdp())?;
     let name = &site.name;
     if ground.network().named(name.as_str()).is_some() {

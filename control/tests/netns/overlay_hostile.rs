@@ -428,6 +428,52 @@ fn relay_key(kept: &str) -> PublicKey {
     bytes.into()
 }
 
+/// It offers what would draw the others' connections and the Internet to it, and in the end an administrator falls for it.
+#[test]
+fn a_site_that_offers_what_is_not_its_own_takes_nothing() {
+    if !tools() {
+        return;
+    }
+    let mut target = Target::new("udp");
+    let (site, coordinator) = (target.lab.site(Kind::None, 3), target.lab.server(1));
+    let mut wanted: Vec<String> = ["8.0.0.0/7", "8.0.0.0/5", "2000::/3", "0.0.0.0/0"].map(str::to_owned).to_vec();
+    wanted.extend([format!("{coordinator}/32"), format!("{}/32", target.b().ip())]);
+    let offered = [&wanted[..], &[site.subnet()]].concat();
+    let lan = json!({ "Interfaces": ["lan0"], "Mode": "tun", "Subnets": offered });
+    let beat = target.pair.heartbeat();
+    let key = target.coordinator.key(1, "site");
+    let thief = OverlayGateway::start(&site, &target.coordinator, &key, &json!({ "LocalPort": PORT, "Lan": lan }));
+    let routed = |gateway: &OverlayGateway| -> Vec<String> {
+        let prefixes = gateway.peer(&thief.name)["AllowedIPs"].as_array().cloned().unwrap_or_default();
+        prefixes.iter().filter_map(|prefix| prefix.as_str().map(str::to_owned)).collect()
+    };
+    let only_its_own = |gateway: &OverlayGateway| {
+        let prefixes = routed(gateway);
+        prefixes.len() == 2 && prefixes.contains(&site.subnet())
+    };
+    let honest = [&target.pair.gateway_a, &target.pair.gateway_b];
+    eventually(PATIENCE, "it is a peer, with its own", || honest.iter().all(|gateway| only_its_own(gateway)));
+
+    target.coordinator.run(&["site", "approve", &thief.name, "--subnets", &offered.join(",")]);
+    let refused = |gateway: &OverlayGateway| {
+        let status = gateway.status();
+        let refused = status["Coordinator"]["Refused"].as_array().cloned().unwrap_or_default();
+        wanted.iter().all(|prefix| refused.iter().any(|refused| refused["Prefix"] == json!(prefix)))
+    };
+    eventually(PATIENCE, "the gateways judge for themselves", || honest.iter().all(|gateway| refused(gateway)));
+    pause(2000);
+    for (gateway, site) in honest.iter().zip([&target.pair.a, &target.pair.b]) {
+        assert!(only_its_own(gateway), "{:?}", routed(gateway));
+        assert_eq!(gateway.status()["Coordinator"]["Connected"], json!(true));
+        let route = site.gateway.ip_show(&format!("route get {coordinator}"));
+        assert!(route.contains("dev wan0"), "{route}");
+    }
+    let gap = beat.stop().longest_gap();
+    assert!(gap <= 1.0, "{gap:.2} s");
+    target.pair.await_both("direct", Duration::ZERO);
+    target.assert_alive();
+}
+
 #[test]
 fn a_link_that_policy_removes_stops_and_comes_back() {
     if !tools() {

@@ -114,8 +114,11 @@ impl Relay {
         let ip = address.ip().to_string();
         let log = coordinator.process.log();
         let fingerprint = after(&log, "SHA-256 fingerprint is ").expect("a fingerprint");
+        let report: Value = serde_json::from_str(&coordinator.run(&["authority", "show", "--json"])).expect("JSON");
+        let authority = report["Authority"].as_str().expect("a key");
         let arguments: Vec<String> = [
             &["relay", "--coordinator", &coordinator.url(), "--fingerprint", fingerprint, "--name", &ip][..],
+            &["--authority", authority],
             &["--listen", &format!("{ip}:443"), "--udp", &address.to_string(), "--no-stun"],
         ]
         .concat()

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Subcommand;
-use penstock_proto::trust::{Authority, Publication, SigningKey, Validity};
+use ipnet::IpNet;
+use penstock_proto::trust::{
+    Authority, Elsewhere, Offer, Publication, SigningKey, SiteGrant, Subnets, SubnetsError, Validity, WaitReason,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -54,9 +57,10 @@ pub(super) enum AuthorityCommand {
         /// What `site approve --offline` has printed, or - for standard input
         file: PathBuf,
     },
-    /// Hand over to a new key; gateways follow by themselves
+    /// Hand over to a new key; gateways follow by themselves. Where an authority was imported, this prints what to
+    /// bring back, for `authority add`
     Rollover,
-    /// Make a spare key that can take over when the authority's key is lost
+    /// Make a spare key that can take over when the authority's key is lost, on the machine that has that key
     Spare {
         /// A new file, which is a secret and belongs into a safe
         file: PathBuf,
@@ -79,23 +83,66 @@ pub(super) fn execute(state: &Path, command: AuthorityCommand) -> anyhow::Result
         }
         AuthorityCommand::Requests => show(state, &Request::Requests, true),
         AuthorityCommand::Add { file } => show(state, &Request::AddDocuments(Box::new(read(&file)?)), false),
+        AuthorityCommand::Rollover if Offline::is_in(state) => Offline::open(state)?.roll_over(),
         AuthorityCommand::Rollover => show(state, &Request::RollOver(None), false),
         AuthorityCommand::Spare { file } => spare(state, &file),
         AuthorityCommand::Recover { file } => show(state, &Request::RollOver(Some(read(&file)?)), false),
     }
 }
 
-/// Signs what was asked for, of one site or of all, and prints all that is in force then.
-pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>) -> anyhow::Result<()> {
+/// An authority on a machine where no coordinator runs.
+struct Offline {
+    file: PathBuf,
+    keys: Keys,
+    authority: Authority,
+}
+
+impl Offline {
+    fn is_in(state: &Path) -> bool {
+        state.join(PUBLICATION).exists()
+    }
+
+    fn open(state: &Path) -> anyhow::Result<Self> {
+        let (file, keys) = (state.join(PUBLICATION), Keys::of(state));
+        let publication: Publication = read(&file).with_context(|| "no authority was imported here")?;
+        let key = keys.authority(publication.authority())?;
+        let key = key.with_context(|| format!("the authority's key is not in {}", state.display()))?;
+        Ok(Self { file, keys, authority: Authority::resume(key, publication)? })
+    }
+
+    fn roll_over(self) -> anyhow::Result<()> {
+        let key = SigningKey::generate(&mut rand::rng());
+        self.keys.prepare(&key)?;
+        let copy = SigningKey::from_seed(key.seed().clone());
+        let (authority, _) = self.authority.roll_over(signer::now(), copy)?;
+        let after = Self { authority, ..self };
+        after.publish()?;
+        after.keys.replace_authority(&key)?;
+        eprintln!("{} stands for the overlay once this is brought back: make a new spare", key.authority());
+        Ok(())
+    }
+
+    /// Prints all that is in force now. First it is on this disk: what is forgotten here cannot be revoked.
+    fn publish(&self) -> anyhow::Result<()> {
+        write(&self.file, self.authority.publication(), false)?;
+        let text = serde_json::to_string_pretty(self.authority.publication())?;
+        Ok(writeln!(io::stdout().lock(), "{text}")?)
+    }
+}
+
+/// Signs what was asked for, of one site or of all, and prints all that is in force then. The coordinator asks for
+/// whatever a site offers: what nobody has granted it is signed only if it needs no grant, unless `subnets` say what the
+/// one site may offer.
+pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>, subnets: Option<Vec<IpNet>>) -> anyhow::Result<()> {
     let requests: Requests = read(file)?;
-    let path = state.join(PUBLICATION);
-    let publication: Publication = read(&path).with_context(|| "no authority was imported here")?;
-    let key = Keys::of(state).authority(publication.authority())?;
-    let key = key.with_context(|| format!("the authority's key is not in {}", state.display()))?;
-    let mut authority = Authority::resume(key, publication)?;
+    let mut offline = Offline::open(state)?;
+    let authority = &mut offline.authority;
     let asked = requests.authority;
     let ours = authority.publication().authority();
-    anyhow::ensure!(asked == ours, "the requests are for the authority {asked}, and this is {ours}");
+    anyhow::ensure!(
+        asked == ours,
+        "the requests are for the authority {asked}, and this is {ours}: after a rollover bring that back first"
+    );
     let now = signer::now();
     let mut found = false;
     let mut wanted = |name: &str, key: &str| {
@@ -113,9 +160,16 @@ pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>) -> anyhow::Res
     }
     for grant in requests.sites {
         if wanted(grant.name.as_str(), &grant.public_key.to_string()) {
-            let subnets: Vec<String> = grant.subnets.iter().map(ToString::to_string).collect();
-            eprintln!("approved: {} {}, may offer {}", grant.name, grant.public_key, subnets.join(" "));
-            authority.approve(now, grant)?;
+            let (may, waiting) = match &subnets {
+                Some(subnets) => (Subnets::new(subnets.iter().copied())?, Vec::new()),
+                None => without_a_grant(authority.publication(), &grant)?,
+            };
+            let shown: Vec<String> = may.iter().map(ToString::to_string).collect();
+            eprintln!("approved: {} {}, may offer {}", grant.name, grant.public_key, shown.join(" "));
+            for (subnet, why) in waiting {
+                eprintln!("  not {subnet}: {why} (by --subnets, which says all that the site may offer)");
+            }
+            authority.approve(now, SiteGrant { subnets: may, ..grant })?;
         }
     }
     for (relay, name) in requests.relays {
@@ -131,10 +185,22 @@ pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>) -> anyhow::Res
         found = true;
     }
     anyhow::ensure!(found || only.is_none(), "{}: nothing is asked for {}", file.display(), only.unwrap_or_default());
-    // First on this disk: what is forgotten here cannot be revoked.
-    write(&path, authority.publication(), false)?;
-    let text = serde_json::to_string_pretty(authority.publication())?;
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    offline.publish()
+}
+
+/// What a site may offer without anybody having said so: what it may already, and what needs no grant. The rest, with
+/// the reasons.
+fn without_a_grant(
+    publication: &Publication,
+    asked: &SiteGrant,
+) -> Result<(Subnets, Vec<(IpNet, WaitReason)>), SubnetsError> {
+    let has = publication.site(&asked.public_key).map(|statement| statement.grant.subnets.clone()).unwrap_or_default();
+    let new: Vec<IpNet> = asked.subnets.iter().filter(|subnet| !has.contain(subnet)).copied().collect();
+    let others =
+        publication.sites().map(|statement| &statement.grant).filter(|site| site.public_key != asked.public_key);
+    let others = others.flat_map(|site| site.subnets.iter().map(|subnet| (*subnet, site.name.clone())));
+    let decision = Elsewhere::new(others, []).decide(Offer { subnets: &new, in_force: &[], granted: None });
+    Ok((Subnets::new(has.iter().copied().chain(decision.in_force))?, decision.waiting))
 }
 
 fn export(state: &Path, file: &Path) -> anyhow::Result<()> {
@@ -163,10 +229,14 @@ fn import(state: &Path, file: &Path) -> anyhow::Result<()> {
 
 fn spare(state: &Path, file: &Path) -> anyhow::Result<()> {
     let key = SigningKey::generate(&mut rand::rng());
-    let rollover = match ask(state, &Request::MakeSpare(key.authority()))? {
-        Answer::Document(rollover) => rollover,
-        Answer::Error(sentence) => anyhow::bail!(sentence),
-        _ => anyhow::bail!("the coordinator does not understand"),
+    let rollover = if Offline::is_in(state) {
+        Offline::open(state)?.authority.spare(key.authority())
+    } else {
+        match ask(state, &Request::MakeSpare(key.authority()))? {
+            Answer::Document(rollover) => rollover,
+            Answer::Error(sentence) => anyhow::bail!(sentence),
+            _ => anyhow::bail!("the coordinator does not understand"),
+        }
     };
     write(file, &Spare { key: key.seed().clone(), rollover }, true)?;
     Ok(writeln!(io::stdout().lock(), "{} is a secret: put it into a safe", file.display())?)

@@ -22,7 +22,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Answer, Request, ask};
-use crate::certificate;
 use crate::config::{Config, Document};
 use crate::policy::{LIMIT, Policy};
 use crate::run::Coordinator;
@@ -194,7 +193,7 @@ enum SiteCommand {
         site: Option<String>,
         /// What it may offer, public prefixes and default routes too, instead of what it may already [default: that,
         /// and what it offers as far as that needs no grant]
-        #[arg(long, value_name = "PREFIX", value_delimiter = ',', conflicts_with = "offline")]
+        #[arg(long, value_name = "PREFIX", value_delimiter = ',', requires = "site")]
         subnets: Option<Vec<IpNet>>,
         /// Sign by the authority's key in --state what this file of `authority requests` asks for, of the one site or
         /// of all, and print what to bring back
@@ -296,21 +295,15 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Key(KeyCommand::List { json }) => show(&state, &Request::ListKeys, json),
         Command::Key(KeyCommand::Revoke { id }) => show(&state, &Request::RevokeKey(id), false),
         Command::Site(SiteCommand::List { json }) => show(&state, &Request::ListSites, json),
-        Command::Site(SiteCommand::Approve { site, offline: Some(file), .. }) => {
-            authority::sign(&state, &file, site.as_deref())
+        Command::Site(SiteCommand::Approve { site, subnets, offline: Some(file) }) => {
+            authority::sign(&state, &file, site.as_deref(), subnets)
         }
         Command::Site(SiteCommand::Approve { site, subnets, offline: None }) => {
             show(&state, &Request::Approve { site: site.unwrap_or_default(), subnets }, false)
         }
         Command::Authority(command) => authority::execute(&state, command),
-        Command::Certificate(CertificateCommand::Next) => {
-            let names = document.names.unwrap_or_default();
-            Ok(writeln!(io::stdout(), "{}", certificate::next(&state, &names)?)?)
-        }
-        Command::Certificate(CertificateCommand::Switch) => {
-            let fingerprint = certificate::switch(&state)?;
-            Ok(writeln!(io::stdout(), "restart the coordinator: its certificate is {fingerprint} then")?)
-        }
+        Command::Certificate(CertificateCommand::Next) => show(&state, &Request::NextCertificate, false),
+        Command::Certificate(CertificateCommand::Switch) => show(&state, &Request::SwitchCertificate, false),
         Command::Site(SiteCommand::Revoke { site }) => show(&state, &Request::Revoke(site), false),
         Command::Site(SiteCommand::Remove { site }) => show(&state, &Request::Remove(site), false),
         Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {

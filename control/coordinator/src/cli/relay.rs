@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use penstock_connect::{CoordinatorUrl, Trust};
 use penstock_proto::coordination::Fingerprint;
+use penstock_proto::trust::AuthorityKey;
 
 use super::acme::AcmeFlags;
 use super::{MetricsFlag, UdpFlags, said};
@@ -24,6 +25,10 @@ pub(super) struct RelayFlags {
     /// The certificate authorities that vouch for the coordinator, in PEM
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
+    /// The overlay's authority, as `authority show` prints it. The relay keeps what that key has revoked and tells
+    /// gateways of it, whatever the coordinator shows later
+    #[arg(long, value_name = "KEY")]
+    authority: Option<AuthorityKey>,
     /// The TCP address and port to take TLS streams at, again for more [default: [::]:443]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
@@ -67,11 +72,12 @@ impl RelayFlags {
             ..self.udp.document()
         };
         let Config { serving, .. } = document.try_into()?;
-        Ok(RelayConfig { serving, coordinator: self.coordinator, tls })
+        Ok(RelayConfig { serving, coordinator: self.coordinator, tls, authority: self.authority })
     }
 
     /// Starts the relay, and says what the coordinator's configuration needs.
     pub async fn start(self, state: PathBuf) -> anyhow::Result<RelayProcess> {
+        let pinned = self.authority.is_some();
         let process = RelayProcess::start(self.config(state)?).await?;
         for address in &process.addresses {
             tracing::info!("listening at {address}");
@@ -81,6 +87,9 @@ impl RelayFlags {
         }
         if let Some(identity) = &process.identity {
             tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
+        }
+        if !pinned {
+            tracing::info!("no --authority was given: revocations are passed on as the coordinator shows them");
         }
         tracing::info!("the relay's public key is {}", process.public_key());
         Ok(process)

@@ -85,7 +85,10 @@ impl Ledger {
             tracing::info!("the overlay's authority is {root}, and its private key is in the state directory");
             self.store.found(root, &documents).await?;
         } else if !documents.is_empty() {
-            self.store.publish(&documents, &Who::Clock, "authority signs what is in force").await?;
+            let signed = named(&documents);
+            self.store
+                .publish(&documents, &Who::Clock, "authority signs what is in force", None, Some(&signed))
+                .await?;
         }
         Ok(())
     }
@@ -235,7 +238,7 @@ impl Registry {
                 return Err(error.into());
             }
         };
-        let stored = ledger.store.publish(&documents, who, "authority add").await;
+        let stored = ledger.store.publish(&documents, who, "authority add", None, Some(&named(&documents))).await;
         ledger.stored(&documents, stored)?;
         let publication = ledger.signer().await?.publication().clone();
         self.state().publish(&publication);
@@ -290,7 +293,7 @@ impl Registry {
         who: &Who,
     ) -> Result<AuthorityKey, ChangeError> {
         let mut ledger = self.ledger.lock().await;
-        ledger.signer().await?;
+        let before = ledger.signer().await?.publication().authority();
         let (key, outcome) = match (ledger.signer.take(), spare) {
             (Some(Signer::Here(authority)), None) => {
                 let key = SigningKey::generate(&mut rand::rng());
@@ -303,25 +306,29 @@ impl Registry {
                 let copy = SigningKey::from_seed(key.seed().clone());
                 (key, Authority::take_over(signer::now(), copy, signer.publication().clone(), rollover))
             }
-            _ => return Err(SignerError::Elsewhere.into()),
+            _ => return Err(SignerError::NotHere.into()),
         };
         let (authority, documents) = outcome.map_err(SignerError::from)?;
-        ledger.store.publish(&documents, who, "authority rollover").await?;
+        let after = key.authority();
+        ledger.store.publish(&documents, who, "authority rollover", Some(&before), Some(&after)).await?;
         ledger.keys.replace_authority(&key)?;
         ledger.signer = Some(Signer::Here(Box::new(authority)));
         self.publish(&mut ledger, &documents).await?;
-        Ok(key.authority())
+        Ok(after)
     }
 
     /// Signs in advance that another key may take over.
     ///
     /// # Errors
-    /// The key is elsewhere.
-    pub async fn spare(&self, to: AuthorityKey) -> Result<Document, ChangeError> {
-        match self.ledger.lock().await.signer().await? {
-            Signer::Here(authority) => Ok(authority.spare(to)),
-            Signer::Elsewhere(_) => Err(SignerError::Elsewhere.into()),
-        }
+    /// The key is elsewhere, or it could not be noted.
+    pub async fn spare(&self, to: AuthorityKey, who: &Who) -> Result<Document, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        let document = match ledger.signer().await? {
+            Signer::Here(authority) => authority.spare(to),
+            Signer::Elsewhere(_) => return Err(SignerError::NotHere.into()),
+        };
+        ledger.store.note(who, "authority spare", None, Some(&to)).await?;
+        Ok(document)
     }
 
     /// Forgets the authority's key, which is on another machine from now on.
@@ -334,9 +341,27 @@ impl Registry {
             Signer::Here(authority) => authority.publication().clone(),
             Signer::Elsewhere(_) => return Err(SignerError::Elsewhere.into()),
         };
-        ledger.store.publish(&[], who, "authority key removed").await?;
+        ledger.store.note(who, "authority key removed", Some(&publication.authority()), None).await?;
         ledger.keys.remove_authority()?;
         ledger.signer = Some(Signer::Elsewhere(Box::new(publication)));
         Ok(())
     }
+}
+
+/// What documents are, for the log.
+fn named(documents: &[Document]) -> Vec<String> {
+    const MOST: usize = 64;
+    let name = |document: &Document| match document.contents() {
+        Contents::Site(site) => format!("site {}", site.grant.name),
+        Contents::Relay(relay) => format!("relay {}", relay.name),
+        Contents::Revocations(list) => format!("revocations of {}", list.subjects().len()),
+        Contents::LeaseCertificate(_) => "lease certificate".to_owned(),
+        Contents::Rollover(rollover) => format!("rollover to {}", rollover.to),
+        Contents::Lease(_) => "lease".to_owned(),
+    };
+    let mut names: Vec<String> = documents.iter().take(MOST).map(name).collect();
+    if documents.len() > MOST {
+        names.push(format!("and {} more", documents.len() - MOST));
+    }
+    names
 }

@@ -5,6 +5,7 @@
 //! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
 
 mod authority;
+mod certificates;
 mod draft;
 mod feed;
 mod gateways;
@@ -28,6 +29,7 @@ use penstock_proto::trust::{LeaseLength, Serial, Subnets, SubnetsError, Tags, To
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
+use crate::certificate::CertificateError;
 use crate::policy::Policy;
 use crate::signer::{Keys, Signer, SignerError};
 use crate::site::{Site, SiteState};
@@ -146,6 +148,9 @@ pub enum ChangeError {
     /// The stored policy is none.
     #[error("the policy: {0}")]
     Policy(String),
+    /// There is no other certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
 }
 
 impl Registry {
@@ -316,6 +321,17 @@ impl Registry {
         self.publish(&mut ledger, &documents).await?;
         tracing::info!("{} is removed", site.name);
         Ok(Site::clone(&site))
+    }
+
+    /// Notes that the time of enrolment keys is over. To be called now and then.
+    ///
+    /// # Errors
+    /// It could not be stored; it will be tried again.
+    pub async fn end_keys(&self) -> Result<(), ChangeError> {
+        for key in self.ledger.lock().await.store.end_keys(now()).await? {
+            tracing::info!("the time of the enrolment key {} is over", key.id);
+        }
+        Ok(())
     }
 
     /// Revokes the sites whose time is over. To be called now and then.

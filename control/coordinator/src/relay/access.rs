@@ -45,6 +45,12 @@ pub enum FollowError {
     TooMany,
 }
 
+/// Whether all sites need it.
+pub(super) fn is_common(document: &Document) -> bool {
+    let contents = document.contents();
+    matches!(contents, Contents::Rollover(_) | Contents::Revocations(_) | Contents::LeaseCertificate(_))
+}
+
 impl Follower {
     /// Of a relay that may know sites already, from before.
     #[must_use]
@@ -75,11 +81,7 @@ impl Follower {
 
     /// Has these documents passed on to the sites: of what a relay is told, what all sites need.
     pub fn pass_on<'a>(&self, documents: impl IntoIterator<Item = &'a Document>) {
-        let common = |document: &&Document| {
-            let contents = document.contents();
-            matches!(contents, Contents::Rollover(_) | Contents::Revocations(_) | Contents::LeaseCertificate(_))
-        };
-        let mut common = documents.into_iter().filter(common).peekable();
+        let mut common = documents.into_iter().filter(|document| is_common(document)).peekable();
         // They come in one message, ahead of the statements of relays, which may take another.
         if common.peek().is_some() {
             self.relay.lock().relay.set_documents(common);

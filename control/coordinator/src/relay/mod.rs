@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod counters;
+pub mod kept;
 pub mod key;
 pub mod process;
 pub mod stream;

@@ -9,10 +9,12 @@ use penstock_connect::CoordinatorUrl;
 use penstock_metrics::http;
 use penstock_proto::coordination::SiteKey;
 use penstock_proto::relay::RelayLimits;
+use penstock_proto::trust::AuthorityKey;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::kept::Kept;
 use super::uplink::Uplink;
 use super::{RelayServer, key};
 use crate::admission::Door;
@@ -31,6 +33,8 @@ pub struct RelayConfig {
     pub coordinator: CoordinatorUrl,
     /// TLS to it, and so whom to take for it.
     pub tls: Arc<ClientConfig>,
+    /// The overlay's authority. Without it the relay passes on whatever the coordinator showed last.
+    pub authority: Option<AuthorityKey>,
 }
 
 /// A relay that runs until it is dropped.
@@ -59,8 +63,9 @@ impl RelayProcess {
     /// # Errors
     /// What is missing, in one sentence.
     pub async fn start(config: RelayConfig) -> Result<Self, StartError> {
-        let RelayConfig { serving, coordinator, tls: uplink_tls } = config;
+        let RelayConfig { serving, coordinator, tls: uplink_tls, authority } = config;
         let lock = take(&serving.state)?;
+        let kept = authority.map(|authority| Kept::load(&serving.state, authority)).transpose()?;
         let Served { tls, identity, acme } = serve(&serving)?;
         let private_key = key::load(&serving.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
@@ -87,7 +92,7 @@ impl RelayProcess {
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
-        tasks.spawn(Uplink { url: coordinator, tls: uplink_tls, private_key }.run(relay.clone()));
+        tasks.spawn(Uplink { url: coordinator, tls: uplink_tls, private_key, kept }.run(relay.clone()));
         let tasks = [tasks, udp::serve(&udp, Some(&relay))];
         Ok(Self {
             addresses,

@@ -1,7 +1,8 @@
 //! A relay's connection to the coordinator: proves its key and is told who may talk.
 //!
 //! Without the connection it goes on by what it was told last: a coordinator that is down takes nothing
-//! away, and changes wait until it is back.
+//! away, and changes wait until it is back. A relay that knows the authority's key passes on what it has
+//! [`Kept`], whatever the coordinator shows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Outbound, Proxy, Socket, Terms};
 use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
 use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove, prove_bound};
+use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret};
 use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
@@ -17,6 +19,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::RelayServer;
 use super::access::{FollowError, Follower};
+use super::kept::Kept;
 
 /// How long after a connection ended the next is tried, at first; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -24,7 +27,6 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
 /// The coordinator as the relay knows it.
-#[derive(Clone)]
 pub struct Uplink {
     /// Where it is. The proof is for the host name.
     pub url: CoordinatorUrl,
@@ -32,6 +34,8 @@ pub struct Uplink {
     pub tls: Arc<ClientConfig>,
     /// The relay's key.
     pub private_key: StaticSecret,
+    /// What the authority has signed, if its key is known.
+    pub kept: Option<Kept>,
 }
 
 /// Why a connection ended.
@@ -65,14 +69,14 @@ impl From<tokio_tungstenite::tungstenite::Error> for End {
 
 impl Uplink {
     /// Keeps the relay to what the coordinator says, for ever.
-    pub async fn run(self, relay: Arc<RelayServer>) {
+    pub async fn run(mut self, relay: Arc<RelayServer>) {
         // So that not all relays come back at the same moment.
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
         loop {
             match timeout(HANDSHAKE_TIMEOUT, self.connect()).await.unwrap_or(Err(End::Silent)) {
                 Ok(socket) => {
                     tracing::info!("connected to the coordinator");
-                    let end = follow(socket, Follower::new(relay.clone()), &mut backoff).await;
+                    let end = self.follow(socket, Follower::new(relay.clone()), &mut backoff).await;
                     tracing::warn!("the coordinator is gone, the relay goes on by what it knows: {end}");
                 }
                 Err(end) => tracing::warn!("no connection to the coordinator: {end}"),
@@ -103,21 +107,33 @@ impl Uplink {
         socket.send(Message::text(GatewayMessage::Hello(hello).encode())).await?;
         Ok(socket)
     }
-}
 
-/// Takes what the coordinator says until the connection ends.
-async fn follow(mut socket: Socket, mut follower: Follower, backoff: &mut Backoff) -> End {
-    loop {
-        match hear(&mut socket).await {
-            Ok(CoordinatorMessage::Access(access)) => match follower.take(access) {
-                Ok(()) => backoff.reset(),
-                Err(error) => return error.into(),
-            },
-            Ok(CoordinatorMessage::Documents(more)) => follower.pass_on(&more.documents),
-            Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
-            Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
-            Ok(_) => {}
-            Err(end) => return end,
+    /// Takes what the coordinator says until the connection ends.
+    async fn follow(&mut self, mut socket: Socket, mut follower: Follower, backoff: &mut Backoff) -> End {
+        self.pass_on(&follower, &[]);
+        loop {
+            match hear(&mut socket).await {
+                Ok(CoordinatorMessage::Access(access)) => match follower.take(access) {
+                    Ok(()) => backoff.reset(),
+                    Err(error) => return error.into(),
+                },
+                Ok(CoordinatorMessage::Documents(more)) => self.pass_on(&follower, &more.documents),
+                Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
+                Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
+                Ok(_) => {}
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Has documents passed on: those that the coordinator shows, or the newest that the authority has signed.
+    fn pass_on(&mut self, follower: &Follower, shown: &[Document]) {
+        match &mut self.kept {
+            Some(kept) => {
+                kept.learn(shown);
+                follower.pass_on(kept.documents());
+            }
+            None => follower.pass_on(shown),
         }
     }
 }

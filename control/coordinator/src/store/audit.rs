@@ -79,6 +79,21 @@ impl<'a> Change<'a> {
 }
 
 impl Store {
+    /// Notes a change of something that is kept elsewhere.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub async fn note<T: Serialize>(
+        &mut self,
+        who: &Who,
+        what: &str,
+        before: Option<&T>,
+        after: Option<&T>,
+    ) -> Result<(), StoreError> {
+        let failed = self.failed();
+        Change::of(who, what, before, after).note(&mut self.connection).await.map_err(failed)
+    }
+
     /// The last so many entries, oldest first.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What the authority has signed and is in force.
 
 use penstock_proto::trust::{AuthorityKey, Contents, Document, Publication, Serial};
+use serde::Serialize;
 use sqlx::{Row, SqliteConnection};
 
 use super::audit::Change;
@@ -52,12 +53,19 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Stores signed documents that concern no site of ours alone.
+    /// Stores signed documents that concern no site of ours alone, with what the log is to say of them.
     ///
     /// # Errors
     /// What SQLite says; then nothing was changed.
-    pub async fn publish(&mut self, documents: &[Document], who: &Who, what: &str) -> Result<(), StoreError> {
-        let change = Change::of::<usize>(who, what, None, Some(&documents.len()));
+    pub async fn publish<T: Serialize>(
+        &mut self,
+        documents: &[Document],
+        who: &Who,
+        what: &str,
+        before: Option<&T>,
+        after: Option<&T>,
+    ) -> Result<(), StoreError> {
+        let change = Change::of(who, what, before, after);
         self.begin().await?;
         let outcome = async {
             publish(&mut self.connection, documents).await?;

@@ -88,6 +88,33 @@ impl Store {
         self.end(outcome).await?;
         Ok(true)
     }
+
+    /// Notes that the time of keys is over that could still let somebody in, each once. Returns them.
+    ///
+    /// # Errors
+    /// What SQLite says; then none was noted.
+    pub async fn end_keys(&mut self, now: u64) -> Result<Vec<KeyRecord>, StoreError> {
+        let failed = self.failed();
+        let over = "ended = 0 AND uses_left > 0 AND expires <= ?";
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM enrolment_keys WHERE {over}"));
+        let rows = sqlx::query(sql).bind(now as i64).fetch_all(&mut self.connection).await.map_err(&failed)?;
+        let over = rows.iter().map(|row| key(row).map_err(&failed)).collect::<Result<Vec<KeyRecord>, StoreError>>()?;
+        if !over.is_empty() {
+            self.begin().await?;
+            let outcome = end(&mut self.connection, &over).await;
+            self.end(outcome).await?;
+        }
+        Ok(over)
+    }
+}
+
+async fn end(connection: &mut SqliteConnection, keys: &[KeyRecord]) -> Result<(), sqlx::Error> {
+    for key in keys {
+        let query = sqlx::query("UPDATE enrolment_keys SET ended = 1 WHERE id = ?").bind(key.id.0.to_vec());
+        query.execute(&mut *connection).await?;
+        Change::of(&Who::Clock, "key ends", Some(key), None).note(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 async fn add(connection: &mut SqliteConnection, key: &KeyRecord, change: Change<'_>) -> Result<(), sqlx::Error> {

@@ -25,8 +25,12 @@ use crate::policy::Policy;
 use audit::Change;
 
 /// The schema, a step a version: `PRAGMA user_version` says how many were taken.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("schema-1.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 /// The database.
 #[derive(Debug)]

@@ -139,7 +139,7 @@ async fn a_newer_schema_is_left_alone() {
     store.close().await.unwrap();
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&path).await.unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 99, known: 3, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 99, known: 4, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -200,6 +200,24 @@ async fn the_audit_log_has_each_change_that_was_made_and_can_only_grow() {
         let error = sqlx::raw_sql(sql).execute(&mut store.connection).await.unwrap_err();
         assert!(error.to_string().contains("append-only"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_key_ends_once_when_its_time_is_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&directory.path().join("a.db")).await.unwrap();
+    let (record, used_up) = (key(2), key(1));
+    store.add_key(&record, &WHO).await.unwrap();
+    store.add_key(&used_up, &WHO).await.unwrap();
+    assert!(store.enrol(&site(1), used_up.id, &[]).await.unwrap());
+    assert_eq!(store.end_keys(record.expires - 1).await.unwrap(), []);
+    assert_eq!(store.end_keys(record.expires).await.unwrap(), std::slice::from_ref(&record));
+    assert_eq!(store.end_keys(record.expires + 1).await.unwrap(), []);
+    let log = store.audit(10).await.unwrap();
+    let last = log.last().unwrap();
+    assert_eq!((log.len(), last.who.as_str(), last.what.as_str()), (4, "clock", "key ends"));
+    assert_eq!((&last.before["Id"], &last.before["UsesLeft"]), (&record.id.to_string().into(), &2.into()));
+    assert!(store.keys().await.unwrap().contains(&record), "it is listed all the same");
 }
 
 /// The file of a coordinator of before: what it knows stays, and nothing ends by itself.

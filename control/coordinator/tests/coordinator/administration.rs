@@ -6,8 +6,10 @@ use penstock_coordinator::admin::{Answer, Request};
 use penstock_coordinator::store::AuditEntry;
 use penstock_proto::coordination::RefusalReason;
 use penstock_proto::coordination::RegistrationState;
+use penstock_proto::trust::SigningKey;
+use serde_json::Value;
 
-use crate::client::{Gateway, refusal};
+use crate::client::{Gateway, PATIENCE, refusal};
 use crate::running::{Running, approve};
 
 async fn audit(running: &Running) -> Vec<AuditEntry> {
@@ -109,4 +111,46 @@ async fn the_audit_log_tells_who_changed_what_also_after_a_restart() {
     );
     assert_eq!(log[3].after["Links"][0][1], "tag:hub");
     assert!(log.windows(2).all(|pair| pair[0].number + 1 == pair[1].number && pair[0].time <= pair[1].time));
+}
+
+#[tokio::test]
+async fn the_audit_log_tells_of_keys_that_end_certificates_and_the_authority() {
+    let running = Running::start().await;
+    let authority = async || match running.ask(Request::Authority).await {
+        Answer::Authority(report) => serde_json::to_value(report.authority).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let founded = authority().await;
+    let key = running.key_for(2, &[], Duration::from_secs(1), false).await;
+    running.done(Request::NextCertificate).await;
+    // The same again is no change, and neither is what fails.
+    running.done(Request::NextCertificate).await;
+    running.done(Request::SwitchCertificate).await;
+    assert!(matches!(running.ask(Request::SwitchCertificate).await, Answer::Error(_)));
+    running.done(Request::RollOver(None)).await;
+    let spare = SigningKey::generate(&mut rand::rng()).authority();
+    assert!(matches!(running.ask(Request::MakeSpare(spare)).await, Answer::Document(_)));
+    let ended = async {
+        loop {
+            let log = audit(&running).await;
+            if log.iter().any(|entry| entry.what == "key ends") {
+                return log;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let log = tokio::time::timeout(PATIENCE, ended).await.expect("the key ends");
+    let find = |what: &str| {
+        let found: Vec<&AuditEntry> = log.iter().filter(|entry| entry.what == what).collect();
+        assert_eq!(found.len(), 1, "{what}");
+        (found[0].who.clone(), found[0].before.clone(), found[0].after.clone())
+    };
+    let us = format!("user {}", rustix::process::geteuid().as_raw());
+    let (who, before, next) = find("certificate next");
+    assert_eq!((who, before), (us.clone(), Value::Null));
+    assert_eq!(find("certificate switch"), (us.clone(), running.pin.to_string().into(), next));
+    assert_eq!(find("authority rollover"), (us.clone(), founded, authority().await));
+    assert_eq!(find("authority spare"), (us, Value::Null, spare.to_string().into()));
+    let (who, before, after) = find("key ends");
+    assert_eq!((who.as_str(), &before["Id"], after), ("clock", &key.id().to_string().into(), Value::Null));
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use ipnet::IpNet;
 use penstock_connect::Trust;
 use penstock_proto::coordination::{
@@ -234,6 +234,14 @@ impl Connection {
             }
             return Ok(message);
         }
+    }
+
+    /// Takes what has come already.
+    pub async fn next_now(&mut self) -> Result<(), Failure> {
+        while let Some(outcome) = self.next().now_or_never() {
+            outcome?;
+        }
+        Ok(())
     }
 
     /// Reads until the condition holds.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_coordinator::admission::limits::RECONNECT_BURST;
+use penstock_coordinator::admission::limits::{MESSAGE_BURST, RECONNECT_BURST};
 use penstock_proto::coordination::{CoordinatorMessage, Fingerprint, GatewayMessage, prove};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
@@ -255,4 +255,48 @@ async fn a_member_that_changes_its_subnets_all_the_time_is_slowed() {
     println!("{changed} changes of 60 in {:?}", start.elapsed());
     assert!(changed <= 15, "{changed} changes");
     assert!(target.connects("127.8.0.2", &target.sites[1]).await < IN_TIME);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_announces_without_end_is_slowed() {
+    const RATE: u32 = 259;
+    const WHILE: Duration = Duration::from_secs(3);
+    const FIRST_PORT: u32 = 1000;
+    let target = Target::start(3).await;
+    let (address, pin) = (target.address, target.pin);
+    let (private, key) = (target.sites[0].private.clone(), target.sites[0].key);
+    let mut watching = connect("127.10.0.1", &target.sites[1], address, pin).await.unwrap();
+    let attack = tokio::spawn(async move {
+        let member = Gateway { private, key, ..Gateway::new("s0", &[]) };
+        let (end, mut announced) = (Instant::now() + WHILE, 0);
+        while Instant::now() < end {
+            if let Ok(mut connection) = connect("127.10.0.2", &member, address, pin).await {
+                // It goes on, whether it is sent away or not, until it finds that the connection has ended.
+                for port in FIRST_PORT.. {
+                    if connection.next_now().await.is_err() || Instant::now() >= end {
+                        break;
+                    }
+                    connection.say_address(&format!("198.51.100.1:{port}")).await;
+                    announced += 1;
+                    sleep(Duration::from_secs(1) / RATE).await;
+                }
+            } else {
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        announced
+    });
+    let took = target.connects("127.10.0.3", &target.sites[2]).await;
+    assert!(took < IN_TIME, "{took:?}");
+    let announced = attack.await.unwrap();
+    let mut highest = 0;
+    while let Ok(said) = timeout(Duration::from_millis(600), watching.next()).await {
+        said.unwrap();
+        let ports = watching.addresses(&key).into_iter().filter_map(|address| address.rsplit(':').next()?.parse().ok());
+        highest = ports.max().unwrap_or(0).max(highest);
+    }
+    println!("{announced} announcements, of which {} in a row were passed on", highest + 1 - FIRST_PORT);
+    assert!(announced > MESSAGE_BURST, "{announced} is no flood");
+    assert!((FIRST_PORT..FIRST_PORT + MESSAGE_BURST + 3).contains(&highest), "{highest}");
+    assert!(target.program.resident() < MEMORY, "{}", target.program.resident());
 }

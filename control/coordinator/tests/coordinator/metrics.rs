@@ -78,7 +78,7 @@ async fn a_coordinator_tells_of_sites_refusals_and_its_relay() {
 async fn a_relay_of_its_own_tells_of_itself() {
     let place = Place::new();
     let coordinator = Running::start().await;
-    let relay = place.start_with(&coordinator, with_metrics).await;
+    let relay = place.start_with(&coordinator, None, with_metrics).await;
     let page = page(relay.metrics_address.unwrap()).await;
     assert_eq!(value(&page, "penstock_coordinator_build_info{version=\"0.1.0\",role=\"relay\"}"), 1.0, "{page}");
     assert!(page.contains("\npenstock_relay_sessions 0.0\n"), "{page}");

@@ -74,6 +74,14 @@ impl Program {
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
+    /// How long it has kept a core busy (proc(5), `utime` and `stime` in hundredths of a second).
+    pub fn busy(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks = |field: usize| fields[field].parse::<u64>().unwrap();
+        Duration::from_millis(10 * (ticks(11) + ticks(12)))
+    }
+
     pub fn signal(&self, signal: &str) {
         let outcome = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(outcome.success());
@@ -231,7 +239,7 @@ async fn a_damaged_or_newer_database_is_named() {
     bytes[60..64].copy_from_slice(&7_u32.to_be_bytes());
     std::fs::write(&database, bytes).unwrap();
     let mut program = Program::start(directory.path());
-    program.says("was made by a newer coordinator (schema 7, this one knows 3)");
+    program.says("was made by a newer coordinator (schema 7, this one knows 4)");
     assert_eq!(program.ends().code(), Some(1));
 }
 

@@ -1,26 +1,32 @@
-//! A relay of its own: told by the coordinator who may talk, and going on without it.
+//! A relay of its own: told by the coordinator who may talk, and going on without it. What it passes on of signed
+//! documents.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_connect::Trust;
-use penstock_coordinator::admin::Request;
+use penstock_coordinator::admin::{Answer, Request};
 use penstock_coordinator::config::{Config, Document};
 use penstock_coordinator::relay::key;
 use penstock_coordinator::relay::process::{RelayConfig, RelayProcess};
 use penstock_proto::coordination::{Fingerprint, Relay, SiteKey};
+use penstock_proto::relay::gossip::Gossip;
+use penstock_proto::trust::{AuthorityKey, Contents};
 use penstock_proto::{PublicKey, StaticSecret};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tempfile::TempDir;
 
 use crate::client::{HOST, PATIENCE};
 use crate::program::{PROGRAM, Program};
 use crate::running::{Running, addresses, directory, document};
-use crate::tunnel::{Link, Tunnel, handshake, passes};
+use crate::tunnel::{Link, SILENCE, Tunnel, handshake, passes};
 
 /// A relay whose key the coordinator knows, not started yet.
 pub struct Place {
-    directory: tempfile::TempDir,
+    directory: TempDir,
     key: SiteKey,
 }
 
@@ -43,16 +49,22 @@ impl Place {
     }
 
     async fn start(&self, coordinator: &Running) -> RelayProcess {
-        self.start_with(coordinator, |document| document).await
+        self.start_with(coordinator, None, |document| document).await
     }
 
-    /// With what `change` makes of the usual configuration.
-    pub async fn start_with(&self, coordinator: &Running, change: fn(Document) -> Document) -> RelayProcess {
+    /// With the overlay's authority, and with what `change` makes of the usual configuration.
+    pub async fn start_with(
+        &self,
+        coordinator: &Running,
+        authority: Option<AuthorityKey>,
+        change: fn(Document) -> Document,
+    ) -> RelayProcess {
         let config: Config = change(document(self.directory.path())).try_into().unwrap();
         let config = RelayConfig {
             serving: config.serving,
             coordinator: format!("https://{}", coordinator.address).parse().unwrap(),
             tls: Trust::Pinned(coordinator.pin).client_config().unwrap(),
+            authority,
         };
         RelayProcess::start(config).await.unwrap()
     }
@@ -71,9 +83,42 @@ async fn tunnel(private: &StaticSecret, relay: &RelayProcess, by_udp: bool) -> T
 }
 
 async fn start(place: &Place) -> Running {
+    start_in(place, directory()).await
+}
+
+async fn start_in(place: &Place, state: TempDir) -> Running {
     // The proof is for the name by which the relay reaches the coordinator.
     let names = Some(vec![HOST.into(), "127.0.0.1".into()]);
-    Running::start_with(directory(), Document { names, ..place.announced() }).await
+    Running::start_with(state, Document { names, ..place.announced() }).await
+}
+
+/// Of which revoked sites a relay tells a site that binds itself there.
+async fn revoked(site: &StaticSecret, relay: &RelayProcess) -> Vec<SiteKey> {
+    let mut tunnel = tunnel(site, relay, true).await;
+    tunnel.bind().await;
+    let mut gossip = Gossip::new(Instant::now(), StdRng::from_os_rng());
+    let mut sites = Vec::new();
+    while let Some(ask) = gossip.poll_transmit(Instant::now()) {
+        tunnel.link.send(&ask).await;
+        let answer = tunnel.link.receive(10 * SILENCE).await.expect("the relay answers");
+        for document in gossip.handle_datagram(Instant::now(), &answer).expect("an answer") {
+            if let Contents::Revocations(list) = document.contents() {
+                sites.extend(list.subjects().map(|(site, _)| *site));
+            }
+        }
+    }
+    sites
+}
+
+/// A copy of a coordinator's state.
+fn copy(state: &Path) -> TempDir {
+    let copy = directory();
+    for entry in std::fs::read_dir(state).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+    }
+    copy
 }
 
 #[tokio::test]
@@ -121,6 +166,35 @@ async fn it_carries_who_may_talk_and_goes_on_without_the_coordinator() {
         }
     };
     tokio::time::timeout(PATIENCE, cut).await.expect("the relay comes back and parts them");
+}
+
+/// A coordinator that is hostile, or was restored from a backup, shows what was signed before a revocation.
+#[tokio::test]
+async fn a_coordinator_that_shows_older_documents_does_not_undo_a_revocation() {
+    let place = Place::new();
+    let running = start(&place).await;
+    let Answer::Authority(report) = running.ask(Request::Authority).await else { panic!("no authority") };
+    let (site, _) = running.site("a", &[], &[]).await;
+    let (stolen, _) = running.site("b", &[], &[]).await;
+    let state = running.stop().await;
+    let backup = copy(state.path());
+
+    let running = start_in(&place, state).await;
+    let pinned = place.start_with(&running, Some(report.authority), |document| document).await;
+    assert_eq!(revoked(&site.private, &pinned).await, []);
+    running.done(Request::Revoke("b".into())).await;
+    let told = async { while revoked(&site.private, &pinned).await != [stolen.key] {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("the relay tells of the revocation");
+    running.stop().await;
+
+    let running = start_in(&place, backup).await;
+    drop(pinned);
+    let pinned = place.start_with(&running, Some(report.authority), |document| document).await;
+    assert_eq!(revoked(&site.private, &pinned).await, [stolen.key]);
+    // Without the authority's key it has nothing but the coordinator's word.
+    drop(pinned);
+    let relay = place.start(&running).await;
+    assert_eq!(revoked(&site.private, &relay).await, []);
 }
 
 #[tokio::test]

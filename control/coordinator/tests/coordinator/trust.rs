@@ -288,6 +288,20 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
     a.until_peers(&["berlin"]).await;
     assert_eq!(a.admitted(amsterdam.key, authority)[0].1, nets(&["10.102.0.0/24", "100.64.0.2/32"]));
 
+    // What is public, or inside another's, is signed for nobody who has only asked for it.
+    let more = nets(&["10.102.0.0/24", "8.0.0.0/7", "10.101.0.128/25"]);
+    let berlin = Gateway { subnets: more, private: berlin.private.clone(), ..berlin };
+    let mut b = berlin.connect(address, pin).await.unwrap();
+    told(&mut b, &["10.102.0.0/24"], 2).await;
+    b.until_peers(&["amsterdam"]).await;
+    sign(&["berlin"]);
+    sign(&[]);
+    told(&mut b, &["10.102.0.0/24"], 2).await;
+    sign(&["berlin", "--subnets", "10.102.0.0/24,8.0.0.0/7"]);
+    told(&mut b, &["10.102.0.0/24", "8.0.0.0/7"], 1).await;
+    let public = |a: &Connection| a.admitted(amsterdam.key, authority)[0].1.contains(&nets(&["8.0.0.0/7"])[0]);
+    a.until("the grant is told", public).await;
+
     // The coordinator cuts off at once; for good it is when the authority has signed that.
     succeeds(&state, &["site", "revoke", "berlin"]);
     a.until_peers(&[]).await;
@@ -307,6 +321,40 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
     let mut a = amsterdam.connect(program.address(), pin).await.unwrap();
     a.until("there is a map", |a| a.map.is_some()).await;
     assert_eq!(a.admitted(amsterdam.key, authority), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_elsewhere_hands_over_and_makes_a_spare() {
+    let Started { directory, state, program: _program, address, key } = Started::new();
+    let (first, pin) = (key.authority().unwrap(), key.fingerprint().unwrap());
+    let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
+    let mut a = amsterdam.connect(address, pin).await.unwrap();
+    let _b = berlin.connect(address, pin).await.unwrap();
+    a.until_peers(&["berlin"]).await;
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (elsewhere, exported) = (file("authority"), file("export.json"));
+    let elsewhere = Path::new(&elsewhere);
+    succeeds(&state, &["authority", "export", &exported]);
+    succeeds(elsewhere, &["authority", "import", &exported]);
+    succeeds(&state, &["authority", "remove", "--exported"]);
+
+    let now_in_force = || enrolment_key(&state, &[]).authority().unwrap();
+    std::fs::write(file("signed.json"), succeeds(elsewhere, &["authority", "rollover"])).unwrap();
+    assert_eq!(now_in_force(), first, "it is not brought back yet");
+    succeeds(&state, &["authority", "add", &file("signed.json")]);
+    let second = now_in_force();
+    assert_ne!(second, first);
+    // It signs for the new key, also after a restart, and its spare is good.
+    std::fs::write(file("requests.json"), succeeds(&state, &["authority", "requests"])).unwrap();
+    succeeds(elsewhere, &["site", "approve", "--offline", &file("requests.json")]);
+    succeeds(elsewhere, &["authority", "spare", &file("spare.json")]);
+    succeeds(&state, &["authority", "recover", &file("spare.json")]);
+    assert!(![first, second].contains(&now_in_force()));
+    // Who pins the first key follows through all of that.
+    let mut a = amsterdam.connect(address, pin).await.unwrap();
+    a.until("there is a map", |a| a.map.is_some()).await;
+    assert_eq!(a.admitted(amsterdam.key, first)[0].0, "berlin");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,10 @@ use std::time::Instant;
 use rand::{CryptoRng, RngCore};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::constants::{MAX_RELAYS, PathTimings};
-use super::limits::{Budget, Strangers};
+use super::constants::{
+    MAX_RELAYS, PathTimings, STRANGER_BURST, STRANGER_PROBES_PER_SECOND, TARGET_BURST, TARGET_PINGS_PER_SECOND,
+};
+use super::limits::{Budget, PerAddress};
 use super::peer::Peer;
 use super::probe::{Envelope, Probe, ProbeKey, ProbeReject, SiteId};
 use super::rounds::digest;
@@ -60,7 +62,7 @@ pub struct PathAgent {
     public: PublicKey,
     peers: BTreeMap<SiteId, Peer>,
     deadlines: BTreeSet<(Instant, SiteId)>,
-    strangers: Strangers,
+    strangers: PerAddress,
     shared: Shared,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     pub local: Option<u32>,
     pub relays: Vec<Relay>,
     pub budget: Budget,
+    /// Pings to addresses that have not answered yet.
+    pub targets: PerAddress,
     pub links: Links,
     /// Longer datagrams are of no use to us.
     pub receive_limit: usize,
@@ -87,7 +91,8 @@ impl PathAgent {
     pub fn new(private: StaticSecret, config: PathConfig, rng: impl CryptoRng + Send + 'static) -> Self {
         let mut rng: Box<dyn CryptoRng + Send> = Box::new(rng);
         let public = PublicKey::from(&private);
-        let strangers = Strangers::new(&mut rng);
+        let strangers = PerAddress::new(&mut rng, STRANGER_PROBES_PER_SECOND, STRANGER_BURST);
+        let targets = PerAddress::new(&mut rng, TARGET_PINGS_PER_SECOND, TARGET_BURST);
         let shared = Shared {
             site: SiteId::of(&public),
             rng,
@@ -96,6 +101,7 @@ impl PathAgent {
             local: None,
             relays: Vec::new(),
             budget: Budget::default(),
+            targets,
             links: Links::default(),
             receive_limit: DATAGRAM_LIMIT,
             sized_budget: ByteBudget::of_all(),

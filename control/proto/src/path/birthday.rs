@@ -8,7 +8,7 @@
 //! One socket on the hard side would have one mapping, thus one port of 64,512 to be guessed. With 256 a
 //! hit is likely ([`BIRTHDAY_SOCKETS`]); the shell then carries the peer's datagrams between that socket
 //! and the data plane. It is tried after a round that came to nothing, by agreement over the relay, at
-//! most once in ten minutes, then ever more rarely; a change of candidates allows it anew.
+//! most once in ten minutes, and ever more rarely as long as no candidates change.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -37,7 +37,9 @@ pub(crate) struct Birthday {
     /// On the easy side: where the peer's pings came from once it had chosen. Several guesses may have hit,
     /// and the hard side keeps one socket.
     chosen: Option<Route>,
-    next: Option<Instant>,
+    /// When the last attempt began.
+    last: Option<Instant>,
+    /// Attempts since the network or the peer's has changed.
     attempts: u32,
 }
 
@@ -70,9 +72,10 @@ impl Birthday {
         self.guesses.contains(&(transaction, from))
     }
 
-    /// The network or the peer's has changed: another attempt is not the same one again.
-    pub fn allow(&mut self) {
-        (self.next, self.attempts) = (None, 0);
+    /// The network or the peer's has changed: another attempt is not the same one again. It has to wait all the same,
+    /// since the peer can say at any time that its addresses are others.
+    pub fn change(&mut self) {
+        self.attempts = 0;
     }
 
     pub fn chosen(&self) -> Option<Route> {
@@ -94,9 +97,10 @@ impl Birthday {
 
     /// Whether an attempt may begin; if so, it counts.
     fn begin(&mut self, now: Instant, interval: Duration) -> bool {
-        let allowed = matches!(self.state, State::Idle) && self.next.is_none_or(|at| now >= at);
+        let pause = interval * 2u32.saturating_pow(self.attempts.saturating_sub(1).min(8));
+        let allowed = matches!(self.state, State::Idle) && self.last.is_none_or(|last| now >= last + pause);
         if allowed {
-            self.next = Some(now + interval * 2u32.saturating_pow(self.attempts.min(8)));
+            self.last = Some(now);
             self.attempts += 1;
         }
         allowed
@@ -239,7 +243,7 @@ impl Peer {
     }
 
     fn guess(&mut self, now: Instant, shared: &mut Shared, to: SocketAddr) {
-        if !shared.budget.searching(now) {
+        if !shared.targets.allow(now, to.ip()) || !shared.budget.searching(now) {
             return;
         }
         let transaction = shared.random();

@@ -19,6 +19,15 @@ pub const PINGS_PER_SECOND: u32 = 2000;
 /// Pings that may leave at once. Rounds may use half of it; keeping a chosen path alive may use all.
 pub const PING_BURST: u32 = 2000;
 
+/// Pings a second to one address, by all peers' candidates together, as long as it does not answer: a birthday attempt
+/// and the rounds of two dozen peers.
+pub const TARGET_PINGS_PER_SECOND: u32 = 200;
+/// Such pings at once.
+pub const TARGET_BURST: u32 = 1000;
+/// Rounds in a row that a peer may cause by other addresses, or by rounds that it begins; then one for each
+/// [`PathTimings::round_interval`].
+pub const ROUND_BURST: u32 = 8;
+
 /// Probes a second from one address that is nobody's candidate. 1 µs each.
 pub const STRANGER_PROBES_PER_SECOND: u32 = 200;
 /// Such probes at once.
@@ -75,7 +84,7 @@ pub struct PathTimings {
     pub birthday_pace: Duration,
     /// Extra sockets are kept open this long for a hit: all probes, and 2 s.
     pub birthday_hold: Duration,
-    /// The first birthday attempt may be repeated after this time; it doubles.
+    /// A birthday attempt may be repeated after this time, whatever has changed meanwhile; it doubles if nothing has.
     pub birthday_interval: Duration,
 }
 

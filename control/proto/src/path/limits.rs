@@ -1,11 +1,12 @@
-//! How many probes are sent, and how many from strangers are looked at.
+//! How many probes are sent, in all and to one address, how often a peer has us begin a round, and how many probes
+//! from strangers are looked at.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand::RngCore;
 
-use super::constants::{PING_BURST, PINGS_PER_SECOND, STRANGER_BURST, STRANGER_PROBES_PER_SECOND};
+use super::constants::{PING_BURST, PINGS_PER_SECOND, ROUND_BURST};
 use crate::cookie::mac;
 use crate::{Bucket, Key};
 
@@ -31,20 +32,38 @@ impl Budget {
     }
 }
 
-const BUCKETS: usize = 1024;
+/// The rounds of one peer that others cause: it announces other addresses, or names a round of its own.
+#[derive(Default)]
+pub(crate) struct Prompted(Bucket);
 
-/// Probes from addresses that are nobody's candidate. A table of fixed size: sources may share a bucket,
-/// and who shares one with a flood waits until it is over, with its relayed path working meanwhile.
-pub(crate) struct Strangers {
-    secret: Key,
-    buckets: Vec<Bucket>,
+impl Prompted {
+    /// Whether a round may begin; if not, when it may. One more may after each `interval`.
+    pub fn allow(&mut self, now: Instant, interval: Duration) -> Result<(), Instant> {
+        let full = interval * ROUND_BURST;
+        if self.0.take(now, interval, full) {
+            return Ok(());
+        }
+        Err(now + (self.0.backlog(now) + interval).saturating_sub(full))
+    }
 }
 
-impl Strangers {
-    pub fn new(rng: &mut dyn RngCore) -> Self {
+const BUCKETS: usize = 1024;
+
+/// Rates of addresses: of those that probes come from and that are nobody's candidate, or of those that are probed. A
+/// table of fixed size: addresses may share a bucket, and who shares one with a flood waits until it is over, with its
+/// relayed path working meanwhile.
+pub(crate) struct PerAddress {
+    secret: Key,
+    buckets: Vec<Bucket>,
+    per_second: u32,
+    burst: u32,
+}
+
+impl PerAddress {
+    pub fn new(rng: &mut dyn RngCore, per_second: u32, burst: u32) -> Self {
         let mut secret = Key::zero();
         rng.fill_bytes(secret.as_mut());
-        Self { secret, buckets: vec![Bucket::default(); BUCKETS] }
+        Self { secret, buckets: vec![Bucket::default(); BUCKETS], per_second, burst }
     }
 
     pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
@@ -54,13 +73,14 @@ impl Strangers {
             IpAddr::V6(ip) => mac(self.secret.as_bytes(), &[&ip.octets()[..8]]),
         };
         let bucket = usize::from(u16::from_le_bytes([low, high])) % BUCKETS;
-        take(&mut self.buckets[bucket], now, STRANGER_PROBES_PER_SECOND, STRANGER_BURST)
+        take(&mut self.buckets[bucket], now, self.per_second, self.burst)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::constants::{STRANGER_BURST, STRANGER_PROBES_PER_SECOND};
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
@@ -79,11 +99,22 @@ mod tests {
     #[test]
     fn a_strangers_flood_is_cut_and_does_not_last() {
         let now = Instant::now();
-        let mut strangers = Strangers::new(&mut StdRng::seed_from_u64(1));
+        let rng = &mut StdRng::seed_from_u64(1);
+        let mut strangers = PerAddress::new(rng, STRANGER_PROBES_PER_SECOND, STRANGER_BURST);
         let source = "2001:db8::1".parse().unwrap();
         assert_eq!((0..10_000).filter(|_| strangers.allow(now, source)).count(), STRANGER_BURST as usize);
         assert!(!strangers.allow(now, "2001:db8::2".parse().unwrap()), "the same /64");
         assert!(strangers.allow(now, "192.0.2.1".parse().unwrap()));
         assert!(strangers.allow(now + Duration::from_secs(1), source));
+    }
+
+    #[test]
+    fn a_peer_prompts_some_rounds_and_then_one_at_a_time() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(30));
+        let mut prompted = Prompted::default();
+        assert_eq!((0..100).filter(|_| prompted.allow(start, interval).is_ok()).count(), ROUND_BURST as usize);
+        let next = prompted.allow(start, interval).unwrap_err();
+        assert_eq!(next, start + interval);
+        assert!(prompted.allow(next, interval).is_ok() && prompted.allow(next, interval).is_err());
     }
 }

@@ -29,6 +29,7 @@ pub(crate) struct Peer {
     pub reported: Option<(Path, Reason)>,
     pub rounds: Rounds,
     pub birthday: Birthday,
+    postponed: Option<Postponed>,
     /// When something was last sent to the peer by the data plane.
     pub traffic: Option<Instant>,
     pub sizes: Sizes,
@@ -36,6 +37,13 @@ pub(crate) struct Peer {
     pub died: bool,
     seen: VecDeque<u64>,
     pub scheduled: Option<Instant>,
+}
+
+/// What a peer has signalled last, while it does so too often.
+struct Postponed {
+    until: Instant,
+    candidates: Vec<Candidate>,
+    nat: NatType,
 }
 
 impl Peer {
@@ -51,6 +59,7 @@ impl Peer {
             reported: None,
             rounds: Rounds::default(),
             birthday: Birthday::default(),
+            postponed: None,
             traffic: None,
             sizes: Sizes::default(),
             died: false,
@@ -98,9 +107,10 @@ impl Peer {
         }
     }
 
-    /// Takes over what the peer signals; new addresses begin a round.
+    /// Takes over what the peer signals; new addresses begin a round. If they come too often the last ones wait: the
+    /// peer could have us probe whatever addresses it names, without end.
     pub fn set_remote(&mut self, now: Instant, shared: &mut Shared, candidates: &[Candidate], nat: NatType) {
-        self.nat = nat;
+        self.postponed = None;
         let mut wanted: Vec<Candidate> = Vec::new();
         for candidate in candidates.iter().filter(|candidate| candidate.is_sound()) {
             let address = SocketAddr::new(candidate.address.ip().to_canonical(), candidate.address.port());
@@ -113,29 +123,34 @@ impl Peer {
                 _ => {}
             }
         }
+        let is_gone = |check: &Check| {
+            matches!(check.kind, Kind::Signalled(_)) && wanted.iter().all(|known| known.address != check.route.to)
+        };
+        let is_known = |candidate: &Candidate| self.check(Route::tunnel(candidate.address)).is_some();
+        let changed = self.checks.iter().any(is_gone) || !wanted.iter().all(is_known);
+        if changed && let Err(until) = self.rounds.prompted(now, shared) {
+            self.postponed = Some(Postponed { until, candidates: wanted, nat });
+            return;
+        }
+        self.nat = nat;
         let selected = self.selected;
-        let mut changed = false;
         self.checks.retain_mut(|check| {
-            if !matches!(check.kind, Kind::Signalled(_)) || wanted.iter().any(|known| known.address == check.route.to) {
+            if !is_gone(check) {
                 return true;
             }
             // A path in use lives until it is silent, whatever the coordinator has heard.
             check.kind = Kind::PeerReflexive;
-            changed = true;
             selected == Some(check.route)
         });
         for candidate in wanted {
             let kind = Kind::Signalled(candidate.kind);
             match self.check_mut(Route::tunnel(candidate.address)) {
                 Some(check) => check.kind = kind,
-                None => {
-                    self.checks.push(Check::new(Route::tunnel(candidate.address), kind));
-                    changed = true;
-                }
+                None => self.checks.push(Check::new(Route::tunnel(candidate.address), kind)),
             }
         }
         if changed {
-            self.birthday.allow();
+            self.birthday.change();
             self.start_round(now, shared, None);
         }
     }
@@ -147,7 +162,7 @@ impl Peer {
         self.checks.iter_mut().for_each(Check::forget);
         self.selected = None;
         self.died = false;
-        self.birthday.allow();
+        self.birthday.change();
         self.start_round(now, shared, None);
     }
 
@@ -250,6 +265,9 @@ impl Peer {
 
     /// Does what is due, selects, and tells what has changed.
     pub fn settle(&mut self, now: Instant, shared: &mut Shared) {
+        if let Some(Postponed { candidates, nat, .. }) = self.postponed.take_if(|postponed| postponed.until <= now) {
+            self.set_remote(now, shared, &candidates, nat);
+        }
         self.advance_round(now, shared);
         self.advance_birthday(now, shared);
         self.select(shared);
@@ -319,13 +337,17 @@ impl Peer {
 
     pub fn deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
         let pings = self.checks.iter().filter_map(|check| self.due(now, shared, check));
-        let others = [self.rounds.deadline(), self.birthday.deadline(), self.sizes_deadline(now, shared)];
+        let postponed = self.postponed.as_ref().map(|postponed| postponed.until);
+        let others = [self.rounds.deadline(), self.birthday.deadline(), self.sizes_deadline(now, shared), postponed];
         pings.chain(others.into_iter().flatten()).min()
     }
 
     /// Pings an address; with a `ttl` only to open our own NAT.
     pub fn ping(&mut self, now: Instant, shared: &mut Shared, route: Route, ttl: Option<u8>, urgent: bool) {
-        let allowed = if urgent { shared.budget.urgent(now) } else { shared.budget.searching(now) };
+        // Nothing tells yet whether who is there wants to be asked.
+        let stranger = !urgent && self.check(route).is_some_and(|check| !check.is_alive());
+        let allowed = (!stranger || shared.targets.allow(now, route.to.ip()))
+            && if urgent { shared.budget.urgent(now) } else { shared.budget.searching(now) };
         let transaction = shared.random();
         if let Some(check) = self.check_mut(route) {
             // Without a place in the budget the ping is left out, and not missed.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::agent::Shared;
 use super::check::{Check, Kind, Route, State};
+use super::limits::Prompted;
 use super::peer::Peer;
 use super::probe::Ping;
 use crate::coordination::Candidate;
@@ -41,6 +42,7 @@ pub(crate) struct Rounds {
     next: Option<Instant>,
     /// Rounds since the candidates changed that came to nothing.
     fruitless: u32,
+    prompted: Prompted,
 }
 
 /// These candidates' addresses in 4 bytes: what a site's NAT is opened towards.
@@ -74,6 +76,11 @@ impl Rounds {
     pub fn remote_digest(&self, checks: &[Check]) -> u32 {
         let signalled = checks.iter().filter(|check| matches!(check.kind, Kind::Signalled(_)));
         digest_of(signalled.map(|check| check.route.to).collect())
+    }
+
+    /// Whether the peer may cause a round now; if not, when it may.
+    pub fn prompted(&mut self, now: Instant, shared: &Shared) -> Result<(), Instant> {
+        self.prompted.allow(now, shared.config.timings.round_interval)
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -119,7 +126,7 @@ impl Peer {
     pub fn peer_opened(&mut self, now: Instant, shared: &mut Shared, ping: &Ping) {
         let known = self.rounds.heard == Some(ping.round) || self.rounds.id == ping.round;
         self.rounds.heard = Some(ping.round);
-        if self.rounds.phase == Phase::Idle && !known {
+        if self.rounds.phase == Phase::Idle && !known && self.rounds.prompted(now, shared).is_ok() {
             let fruitless = self.rounds.fruitless;
             self.start_round(now, shared, Some(ping.round));
             self.rounds.fruitless = fruitless;
@@ -127,10 +134,12 @@ impl Peer {
         if ping.opened.is_none() || ping.opened != shared.local {
             return;
         }
-        let until = now + shared.config.timings.checking;
-        match self.rounds.phase {
+        let (until, phase) = (now + shared.config.timings.checking, self.rounds.phase);
+        match phase {
             Phase::Opening { .. } => self.begin_checking(until),
-            Phase::Checking { .. } if !known => self.rounds.phase = Phase::Checking { until },
+            Phase::Checking { .. } if !known && self.rounds.prompted(now, shared).is_ok() => {
+                self.rounds.phase = Phase::Checking { until };
+            }
             Phase::Checking { .. } | Phase::Idle => {}
         }
     }

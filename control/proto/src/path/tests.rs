@@ -7,8 +7,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE};
+use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, ROUND_BURST, TARGET_BURST, TARGET_PINGS_PER_SECOND};
 use super::probe::ProbeKey;
+use super::rounds::digest;
 use super::*;
 use crate::Traffic;
 use crate::coordination::{Candidate, CandidateKind, NatType};
@@ -66,6 +67,19 @@ impl Bench {
 
     fn transmits(&mut self) -> Vec<PathTransmit> {
         std::iter::from_fn(|| self.agent.poll_transmit()).collect()
+    }
+
+    /// Does what becomes due in so long a time; what was sent.
+    fn run(&mut self, span: Duration) -> Vec<PathTransmit> {
+        let end = self.now + span;
+        let mut sent = self.transmits();
+        while let Some(at) = self.agent.poll_timeout().filter(|at| *at <= end) {
+            self.now = at.max(self.now);
+            self.agent.handle_timeout(self.now);
+            sent.extend(self.transmits());
+        }
+        self.now = end;
+        sent
     }
 }
 
@@ -340,4 +354,77 @@ fn a_sized_ping_is_answered_once_by_a_small_datagram_and_changes_nothing() {
     }
     let answers = bench.transmits().len();
     assert!((90..=100).contains(&answers), "{answers}");
+}
+
+/// Somebody who has nothing to do with the overlay.
+const VICTIM: [u8; 4] = [203, 0, 113, 9];
+/// Most probes to the addresses of one announcement: four a second while our NAT is opened, and while they are checked.
+const PER_ROUND: usize = MAX_CANDIDATES * 4 * 7;
+
+/// As many addresses as a member may announce, all of them the victim's, and each time others.
+fn announced(number: u32) -> Vec<Candidate> {
+    let address = |place: u32| SocketAddr::from((VICTIM, 1024 + ((number * 16 + place) % 60_000) as u16));
+    let candidate = |place| Candidate { kind: CandidateKind::ServerReflexive, address: address(place) };
+    (0..MAX_CANDIDATES as u32).map(candidate).collect()
+}
+
+fn to_victim(sent: &[PathTransmit]) -> usize {
+    sent.iter().filter(|sent| sent.to.ip() == SocketAddr::from((VICTIM, 0)).ip()).count()
+}
+
+#[test]
+fn a_member_that_announces_other_addresses_all_the_time_has_few_probes_sent() {
+    const RATE: u32 = 259;
+    const SECONDS: u32 = 70;
+    let mut bench = bench();
+    let mut probes = 0;
+    for number in 0..RATE * SECONDS {
+        bench.agent.set_remote(bench.now, &bench.peer, &announced(number), NatType::default());
+        probes += to_victim(&bench.run(Duration::from_secs(1) / RATE));
+    }
+    let interval = PathTimings::default().round_interval.as_secs() as u32;
+    let rounds = (ROUND_BURST + SECONDS / interval) as usize;
+    assert!(probes <= rounds * PER_ROUND, "{probes} probes in {SECONDS} s");
+    // What it said last counts in the end.
+    let honest = [Candidate { kind: CandidateKind::Host, address: from(7) }];
+    bench.agent.set_remote(bench.now, &bench.peer, &honest, NatType::default());
+    let sent = bench.run(PathTimings::default().round_interval);
+    assert!(sent.iter().any(|sent| sent.to == from(7)));
+}
+
+#[test]
+fn a_member_that_begins_rounds_all_the_time_has_few_probes_sent() {
+    const SECONDS: u32 = 600;
+    let mut bench = bench();
+    let (relays, ours) = (two_relays(), [Candidate { kind: CandidateKind::Host, address: from(9) }]);
+    bench.agent.set_local(bench.now, &ours, NatType::default());
+    bench.agent.set_relays(bench.now, &relays);
+    bench.agent.set_remote(bench.now, &bench.peer, &announced(0), NatType::default());
+    let mut probes = 0;
+    for round in 1..=10 * SECONDS {
+        let (transaction, opened) = (round.into(), Some(digest(&ours)));
+        let ping = Ping { transaction, opened, birthday: false, selected: true, round };
+        bench.give(relays[0].address, &Probe::Ping(ping)).unwrap();
+        probes += to_victim(&bench.run(Duration::from_millis(100)));
+    }
+    let interval = PathTimings::default().round_interval.as_secs() as u32;
+    // As many as it may begin, and our own, which become rarer.
+    let rounds = (ROUND_BURST + SECONDS / interval + 5) as usize;
+    assert!(probes <= rounds * PER_ROUND, "{probes} probes in {SECONDS} s");
+    assert!(probes > PER_ROUND / 2, "{probes} probes: the rounds are there");
+}
+
+#[test]
+fn one_address_that_many_members_name_is_probed_no_faster() {
+    const SECONDS: u64 = 5;
+    let mut bench = bench();
+    for number in 10..250 {
+        let member = PublicKey::from(&StaticSecret::from([number; 32]));
+        bench.agent.add_peer(bench.now, member).unwrap();
+        bench.agent.set_remote(bench.now, &member, &announced(number.into()), NatType::default());
+    }
+    let probes = to_victim(&bench.run(Duration::from_secs(SECONDS)));
+    let most = u64::from(TARGET_BURST) + SECONDS * u64::from(TARGET_PINGS_PER_SECOND);
+    assert!(probes as u64 <= most, "{probes} probes");
+    assert!(probes as u64 > most / 2, "{probes} probes: it is tried");
 }

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::simulator::nat::Kind;
-use crate::simulator::{Faults, World, millis, seconds};
+use crate::simulator::{Faults, RELAY, World, millis, seconds};
 use crate::{plain, seeds};
 
 const PAIRS: [(Kind, Kind); 2] = [(Kind::Symmetric, Kind::PortRestricted), (Kind::Symmetric, Kind::Masquerade)];
@@ -77,4 +77,28 @@ fn the_switch_turns_it_off_on_either_side() {
         assert_eq!(world.gateways[0].opened_sockets + world.gateways[1].opened_sockets, 0);
         assert!(world.gateways[0].is_relayed(1));
     }
+}
+
+/// A member can say at any time that its addresses are others.
+#[test]
+fn guessing_is_once_in_ten_minutes_whatever_changes() {
+    let mut world = World::new(5, &[Kind::Symmetric, Kind::PortRestricted], PathConfig::default());
+    world.run(seconds(4));
+    let easy = world.nats[1].ip;
+    world.nats[0].cut.push(easy);
+    world.wire = Some(vec![]);
+    for minute in 1..=20 {
+        for _ in 0..2 {
+            world.run(seconds(30));
+            world.change_address(0);
+        }
+        let attempts = world.gateways[0].opened_sockets.div_ceil(256);
+        assert!(attempts <= 1 + minute / 10, "{attempts} attempts in {minute} minutes");
+    }
+    assert!(world.gateways[0].opened_sockets >= 256, "it was tried");
+    // Each guess goes to another port.
+    let wire = world.wire.take().unwrap();
+    let sent = wire.iter().filter(|sent| sent.from.ip() == easy && sent.to.ip() != RELAY.ip());
+    let guessed: std::collections::BTreeSet<_> = sent.map(|sent| sent.to).collect();
+    assert!(guessed.len() <= 2 * 1024 + 200, "{} addresses were probed", guessed.len());
 }

@@ -8,10 +8,11 @@ const HEADING: &str = "## Who can do what to whom";
 
 #[test]
 fn every_line_of_the_page_names_tests_that_exist() {
-    let control = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let page = fs::read_to_string(control.with_file_name("docs").join("trust.md")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let page = fs::read_to_string(root.join("docs/trust.md")).unwrap();
     let mut tests = BTreeSet::new();
-    gather(control, &mut tests);
+    gather(&root.join("control"), &mut tests);
+    gather(&root.join("dataplane/tests"), &mut tests);
 
     let (_, section) = page.split_once(HEADING).unwrap();
     let section = section.split("\n## ").next().unwrap();

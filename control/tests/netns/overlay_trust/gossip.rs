@@ -1,4 +1,5 @@
-//! A relay tells of a revocation that the coordinator cannot.
+//! A relay elsewhere tells of a revocation that the coordinator cannot: a relay of which every step is seen, and the
+//! program beside a real coordinator.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,8 @@ use rand::rngs::StdRng;
 use serde_json::json;
 
 use super::{World, name, tools, wall};
-use crate::support::nat::Lab;
+use crate::support::nat::{Kind, Lab};
+use crate::support::overlay::{Coordinator, OverlayGateway, Pair, Relay as RelayProgram};
 use crate::support::*;
 
 /// A relay by UDP that somebody else runs.
@@ -106,4 +108,35 @@ fn keeping_a_gateway_from_its_coordinator_does_not_undo_a_revocation() {
     let status = world.await_refused(0, &[&name(1)]);
     assert_eq!((&status["Peers"], &status["Coordinator"]["Connected"]), (&json!([]), &json!(false)));
     assert!(!world.ping());
+}
+
+/// From the moment of the revocation on one gateway reaches nothing of the coordinator, and only the relay elsewhere.
+#[test]
+fn a_gateway_that_reaches_only_a_relay_learns_of_a_revocation() {
+    if !tools() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut coordinator = Coordinator::start(&lab);
+    let relay = RelayProgram::start(&lab, &coordinator, 3);
+    coordinator.list_relays(&[relay.listing("elsewhere", relay.address)], &["--no-relay"]);
+    let pair = Pair::start(&lab, &coordinator, [Kind::None, Kind::None], &json!({}));
+    pair.await_both("direct", 2 * PATIENCE);
+    let bound = |gateway: &OverlayGateway| gateway.status()["Relays"][0]["Bound"] == json!(true);
+    eventually(PATIENCE, "the relay has bound it", || bound(&pair.gateway_a));
+
+    let ip = lab.server(1);
+    pair.a.gateway.nft(&format!(
+        "table inet blocked {{
+            chain in {{ type filter hook input priority -10; ip saddr {ip} drop; }}
+            chain out {{ type filter hook output priority -10; ip daddr {ip} drop; }}
+        }}"
+    ));
+    coordinator.run(&["site", "revoke", &pair.gateway_b.name]);
+    let alone = || pair.gateway_a.status()["Peers"] == json!([]);
+    eventually(ASK_EVERY + PATIENCE, "the revocation gets there", alone);
+    let refused = pair.gateway_a.status()["Coordinator"]["Refused"].clone();
+    assert_eq!(refused[0]["Name"], json!(pair.gateway_b.name), "{refused}");
+    let pings = ping(&pair.a.host, pair.b.host_address(), &["-c", "3", "-i", "0.2"]);
+    assert_eq!(pings.received, 0, "{}", pings.text);
 }
