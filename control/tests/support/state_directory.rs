@@ -1,11 +1,17 @@
 //! A state directory that can be full or read-only: a file system of its own, of a few pages.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{PATIENCE, holds_within};
+
+/// `enum fsconfig_command` of the kernel's `mount.h`.
+const SET_FLAG: u32 = 0;
+const RECONFIGURE: u32 = 7;
 
 /// The file system is gone when this is dropped, and must be so before the directory it stands in.
 pub struct StateDirectory {
@@ -18,7 +24,9 @@ impl StateDirectory {
         let path = scratch.join("state");
         std::fs::create_dir(&path).expect("a directory");
         let directory = Self { path };
-        assert!(directory.mount(&["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"]), "a tmpfs cannot be mounted");
+        let mount = ["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"];
+        let status = Command::new("mount").args(mount).arg(&directory.path).status();
+        assert!(status.expect("mount starts").success(), "a tmpfs cannot be mounted");
         directory
     }
 
@@ -47,9 +55,29 @@ impl StateDirectory {
     }
 
     pub fn set_read_only(&self, read_only: bool) {
-        let options = if read_only { "remount,ro" } else { "remount,rw" };
         // While a file is being written it cannot be.
-        assert!(holds_within(PATIENCE, || self.mount(&["-o", options])), "{options} is refused");
+        let set = || self.reconfigure(if read_only { c"ro" } else { c"rw" });
+        assert!(holds_within(PATIENCE, set), "read-only {read_only}: {}", std::io::Error::last_os_error());
+    }
+
+    /// Changes the file system itself: processes have mounts of their own, which would keep what they began with.
+    #[expect(unsafe_code, reason = "system calls that no crate here offers")]
+    fn reconfigure(&self, flag: &CStr) -> bool {
+        let path = CString::new(self.path.to_str().expect("UTF-8")).expect("a path");
+        let none = std::ptr::null::<libc::c_void>();
+        // SAFETY: the texts end with a zero and outlive the calls, which write no memory of ours. The descriptor that
+        // is made here is closed by its owner.
+        unsafe {
+            let picked = libc::syscall(libc::SYS_fspick, libc::AT_FDCWD, path.as_ptr(), 0);
+            if picked < 0 {
+                return false;
+            }
+            let picked = OwnedFd::from_raw_fd(picked as i32);
+            let config = |command: u32, key: *const libc::c_char| {
+                libc::syscall(libc::SYS_fsconfig, picked.as_raw_fd(), command, key, none, 0) == 0
+            };
+            config(SET_FLAG, flag.as_ptr()) && config(RECONFIGURE, std::ptr::null())
+        }
     }
 
     /// Removes every file.
@@ -62,11 +90,6 @@ impl StateDirectory {
 
     fn filler(&self) -> PathBuf {
         self.path.join("filler")
-    }
-
-    fn mount(&self, arguments: &[&str]) -> bool {
-        let status = Command::new("mount").args(arguments).arg(&self.path).stderr(std::process::Stdio::null()).status();
-        status.expect("mount starts").success()
     }
 }
 
