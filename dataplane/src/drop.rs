@@ -47,7 +47,7 @@ reasons! {
     Transit = "transit",
     /// The firewall's rules, or what a coordinator says that the peer may reach, do not accept it.
     FilterDenied = "filter-denied",
-    /// Firewall: a fragment whose first was not accepted or did not come yet, or whose transport header is cut.
+    /// Firewall: a later fragment between hosts without an accepted flow, or a first one whose transport header is cut.
     FilterFragment = "filter-fragment",
     /// Firewall: a new flow, when there are too many.
     FilterFull = "filter-full",

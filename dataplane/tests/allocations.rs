@@ -47,7 +47,7 @@ fn firewall() -> Firewall {
 }
 
 fn none_is_allocated(filtered: bool) {
-    let Loopback { engine, mut worker, wan, lan, endpoint, .. } = Loopback::new(512).expect("a prefix");
+    let Loopback { engine, mut worker, wan, lan, endpoint, .. } = Loopback::new(512).expect("descriptors");
     if filtered {
         engine.publish(Table { firewall: Some(Arc::new(firewall())), ..Table::clone(&engine.table()) });
     }

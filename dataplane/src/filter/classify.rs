@@ -57,7 +57,7 @@ pub(super) enum Role {
     Error,
     /// It is judged by itself: ICMP that is neither an echo nor an error.
     Alone,
-    /// It shares the fate of the first fragment of the same packet.
+    /// A fragment other than the first.
     LaterFragment,
 }
 
@@ -68,8 +68,8 @@ pub(super) struct Class {
     pub(super) key: Key,
     pub(super) role: Role,
     pub(super) flags: Flags,
-    /// The identification of a packet of which this is the first fragment.
-    pub(super) more_fragments: Option<u32>,
+    /// Whether it is the first fragment of its packet.
+    pub(super) more_fragments: bool,
 }
 
 impl Class {
@@ -78,7 +78,7 @@ impl Class {
     pub(super) fn is_steady(&self) -> bool {
         matches!(self.role, Role::Begins | Role::Continues)
             && !self.flags.any(Flags::SYN | Flags::FIN | Flags::RST)
-            && self.more_fragments.is_none()
+            && !self.more_fragments
     }
 }
 
@@ -97,25 +97,20 @@ pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direc
     };
     if fragment.offset == 0 {
         let class = whole(&transport, key, direction).ok_or(DropReason::FilterFragment)?;
-        return Ok(Class { more_fragments: Some(fragment.identification), ..class });
+        return Ok(Class { more_fragments: true, ..class });
     }
     // RFC 1858, section 3.2.2: such a fragment would overwrite the flags that were judged.
     if transport.protocol == TCP && fragment.offset == 1 {
         return Err(DropReason::FilterFragment);
     }
-    Ok(Class {
-        key: key.of_fragments(fragment.identification, direction),
-        role: Role::LaterFragment,
-        flags: Flags::default(),
-        more_fragments: None,
-    })
+    Ok(Class { key: key.of_fragments(), role: Role::LaterFragment, flags: Flags::default(), more_fragments: false })
 }
 
 /// The class of what has its transport header with it.
 #[inline]
 fn whole(transport: &Transport<'_>, key: Key, direction: Direction) -> Option<Class> {
     let Transport { protocol, payload, .. } = *transport;
-    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: None };
+    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: false };
     match protocol {
         UDP => Some(class(with_ports(key, payload.get(..SHORT_HEADER)?, direction)?, Role::Begins)),
         TCP => {
@@ -144,7 +139,7 @@ fn of_others(protocol: u8, payload: &[u8], key: Key, direction: Direction) -> Op
 
 fn icmp(payload: &[u8], key: Key, direction: Direction) -> Option<Class> {
     let header: &[u8; ICMP_HEADER] = payload.first_chunk()?;
-    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: None };
+    let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: false };
     match Message::of(header[0], key.is_v6()) {
         Message::Request => Some(class(key.with_echo(identifier(header), direction), Role::Begins)),
         Message::Reply => Some(class(key.with_echo(identifier(header), direction.opposite()), Role::Continues)),
@@ -233,7 +228,6 @@ struct Transport<'p> {
 
 #[derive(Clone, Copy, Debug)]
 struct Fragment {
-    identification: u32,
     /// In units of eight bytes.
     offset: u16,
 }
@@ -250,8 +244,7 @@ fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     }
     let word = u16::from_be_bytes([packet[6], packet[7]]);
     // More fragments, or an offset.
-    let fragment = (word & 0x3fff != 0)
-        .then(|| Fragment { identification: u16::from_be_bytes([packet[4], packet[5]]).into(), offset: word & 0x1fff });
+    let fragment = (word & 0x3fff != 0).then_some(Fragment { offset: word & 0x1fff });
     Some(Transport { protocol: packet[9], payload, fragment })
 }
 
@@ -268,11 +261,10 @@ fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'
             HOP_BY_HOP | ROUTING | DESTINATION => usize::from(*payload.get(1)?) * 8 + 8,
             FRAGMENT => {
                 let h: &[u8; 8] = payload.first_chunk()?;
-                let (word, identification) = (u16::from_be_bytes([h[2], h[3]]), [h[4], h[5], h[6], h[7]]);
+                let word = u16::from_be_bytes([h[2], h[3]]);
                 // Neither an offset nor more to come: the whole packet (RFC 6946).
                 if word & 0xfff9 != 0 {
-                    let identification = u32::from_be_bytes(identification);
-                    fragment = Some(Fragment { identification, offset: word >> 3 });
+                    fragment = Some(Fragment { offset: word >> 3 });
                 }
                 8
             }

@@ -32,7 +32,7 @@ const TCP_RESET: u32 = 10;
 const DATAGRAMS_UNANSWERED: u32 = 30;
 const DATAGRAMS_ANSWERED: u32 = 120;
 const ECHO: u32 = 30;
-const FRAGMENTS: u32 = 30;
+const FRAGMENTS: u32 = 120;
 const OTHERS: u32 = 600;
 
 /// The bits of both directions.
@@ -122,12 +122,12 @@ impl Flows {
     pub(super) fn touch(&self, key: &Key, flags: Flags, arrival: &Arrival) -> Found {
         let mut shard = self.lock(shard_of(arrival.hash));
         let Some(entry) = find(&mut shard, key, arrival) else { return Found::New };
-        if entry.generation != arrival.generation {
-            return Found::Stale { initiator: entry.initiator };
-        }
         let over = matches!(entry.phase, Phase::Closing | Phase::Reset);
         if flags.opens() && (over || arrival.direction != entry.initiator) {
             return Found::New;
+        }
+        if entry.generation != arrival.generation {
+            return Found::Stale { initiator: entry.initiator };
         }
         entry.advance(flags, arrival);
         Found::Known { steady: entry.steady() }
@@ -162,10 +162,11 @@ impl Flows {
         }
     }
 
-    /// Forgets a flow.
-    pub(super) fn close(&self, key: &Key, arrival: &Arrival) {
+    /// Notes that the present rules do not accept a flow. It stays, to be judged again by what it began with: were it
+    /// forgotten, what the other side repeats would begin it anew.
+    pub(super) fn refuse(&self, key: &Key, arrival: &Arrival) {
         if let Some(entry) = find(&mut self.lock(shard_of(arrival.hash)), key, arrival) {
-            *entry = Entry::FREE;
+            entry.second = entry.second.max(arrival.second);
         }
     }
 

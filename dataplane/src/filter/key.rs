@@ -7,9 +7,9 @@ use super::Direction;
 
 /// In [`Key::kind`], above the protocol: the addresses are those of IPv6.
 const V6: u32 = 1 << 8;
-/// The key is that of the fragments of one packet.
+/// The key is that of fragments between two hosts.
 const FRAGMENTS: u32 = 1 << 9;
-/// What the key stands for goes out: a fragmented packet, or the request of an echo.
+/// The request of an echo goes out.
 const OUT: u32 = 1 << 10;
 
 /// A flow: both directions of it have the same key, since one end is always the remote one.
@@ -19,7 +19,7 @@ pub(super) struct Key {
     remote: u128,
     /// The address on this side.
     local: u128,
-    /// The remote and the local port; an echo's identifier; the identification of a fragmented packet.
+    /// The remote and the local port, or an echo's identifier.
     ports: u32,
     /// The peer behind which the remote address is, so that what one site was allowed no other may use.
     peer: u32,
@@ -66,10 +66,9 @@ impl Key {
         Self { ports: identifier.into(), kind: self.kind | out(request), ..self }
     }
 
-    /// The key of the fragments of one packet. RFC 791 identifies them by protocol too, RFC 8200 does not.
-    pub(super) fn of_fragments(self, identification: u32, direction: Direction) -> Self {
-        let protocol = if self.is_v6() { 0 } else { u32::from(self.protocol()) };
-        Self { ports: identification, kind: protocol | self.kind & V6 | FRAGMENTS | out(direction), ..self }
+    /// The key of fragments between these two hosts.
+    pub(super) fn of_fragments(self) -> Self {
+        Self { ports: 0, kind: self.kind & V6 | FRAGMENTS, ..self }
     }
 
     #[inline]

@@ -32,7 +32,7 @@ use crate::inner::{ICMP, ICMPV6, Inner};
 use crate::prefix::PrefixMap;
 
 pub use cache::FlowCache;
-use classify::{Class, Flags, Role, classify};
+use classify::{Class, Flags, Role, TCP, classify};
 use flows::Found;
 pub use flows::{FLOWS, Flows};
 use key::Key;
@@ -211,7 +211,8 @@ impl Firewall {
             Role::Alone => self.judge(&class.key, arrival.direction),
             Role::Begins | Role::Continues => {
                 self.follow(cache, class, arrival)?;
-                self.note_fragment(class, arrival)
+                self.note_fragments(class, arrival);
+                Ok(())
             }
         }
     }
@@ -222,7 +223,7 @@ impl Firewall {
         let mut found = self.flows.touch(key, class.flags, arrival);
         if let Found::Stale { initiator } = found {
             if let Err(reason) = self.judge(key, initiator) {
-                self.flows.close(key, arrival);
+                self.flows.refuse(key, arrival);
                 return Err(reason);
             }
             self.flows.renew(key, arrival);
@@ -239,12 +240,17 @@ impl Firewall {
         Err(DropReason::FilterFull)
     }
 
-    /// Remembers that the other fragments of an accepted first one may pass.
-    fn note_fragment(&self, class: &Class, arrival: &Arrival) -> Result<(), DropReason> {
-        let Some(identification) = class.more_fragments else { return Ok(()) };
-        let key = class.key.of_fragments(identification, arrival.direction);
+    /// Lets later fragments pass between two hosts that have an accepted flow, before the first one too: on their way
+    /// they overtake each other, and without the first, which is judged, they are of no use. TCP's do so only when there
+    /// are any.
+    fn note_fragments(&self, class: &Class, arrival: &Arrival) {
+        if class.key.protocol() == TCP && !class.more_fragments {
+            return;
+        }
+        let key = class.key.of_fragments();
         let arrival = Arrival { hash: self.flows.hash(&key), ..*arrival };
-        if self.flows.open(&key, Flags::default(), &arrival) { Ok(()) } else { Err(DropReason::FilterFull) }
+        // Without a place for it, later fragments are dropped.
+        let _ = self.flows.open(&key, Flags::default(), &arrival);
     }
 
     /// What the rules say of a flow that begins with a packet in this direction.

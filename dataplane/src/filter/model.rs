@@ -83,8 +83,8 @@ pub(super) struct Model {
     /// To be changed whenever the rules are.
     pub(super) version: u32,
     flows: Vec<Flow>,
-    /// Identification, ends and direction of packets whose first fragment has passed, and when.
-    fragments: Vec<(u16, u32, IpAddr, IpAddr, Direction, u64)>,
+    /// Peer and both ends of the latest packets that were no TCP, and when they passed.
+    fragments: Vec<(u32, IpAddr, IpAddr, u64)>,
 }
 
 impl Described {
@@ -186,12 +186,14 @@ impl Model {
     /// Whether a packet passes at this second.
     pub(super) fn passes(&mut self, packet: &Described, now: u64) -> bool {
         self.flows.retain(|flow| now - flow.last <= flow.lifetime());
-        self.fragments.retain(|fragment| now - fragment.5 <= 30);
-        if let Content::Later(identification) = packet.content {
-            return self.fragments.iter().any(|(id, peer, source, destination, direction, _)| {
-                (*id, *peer, *source, *destination, *direction)
-                    == (identification, packet.peer, packet.source, packet.destination, packet.direction)
-            });
+        self.fragments.retain(|fragment| now - fragment.3 <= 120);
+        let (remote, local) = match packet.direction {
+            Direction::In => (packet.source, packet.destination),
+            Direction::Out => (packet.destination, packet.source),
+        };
+        let hosts = |known: &(u32, IpAddr, IpAddr, u64)| (known.0, known.1, known.2) == (packet.peer, remote, local);
+        if let Content::Later(_) = packet.content {
+            return self.fragments.iter().any(hosts);
         }
         if let Content::Error(about) = &packet.content
             && packet.destination == about.source
@@ -202,10 +204,9 @@ impl Model {
             return true;
         }
         let passes = self.passes_alone(packet, now);
-        if let (Content::First(_, _, id), true) = (&packet.content, passes) {
-            let Described { peer, source, destination, direction, .. } = *packet;
-            self.fragments.retain(|f| (f.0, f.1, f.2, f.3, f.4) != (*id, peer, source, destination, direction));
-            self.fragments.push((*id, peer, source, destination, direction, now));
+        if passes && packet.name().is_some_and(|name| name.protocol != "tcp") {
+            self.fragments.retain(|known| !hosts(known));
+            self.fragments.push((packet.peer, remote, local, now));
         }
         passes
     }
@@ -214,16 +215,15 @@ impl Model {
         let Some(name) = packet.name() else { return self.accepts(packet) };
         let [syn, ack, fin, reset] = packet.flags();
         if let Some(at) = self.flows.iter().position(|flow| flow.name == name) {
-            if self.flows[at].rules != self.version {
-                if !self.accepts(&self.flows[at].began) {
-                    self.flows.remove(at);
-                    return false;
-                }
-                self.flows[at].rules = self.version;
+            let flow = &self.flows[at];
+            let again = syn && !ack && !reset && (flow.is_over() || flow.began.direction != packet.direction);
+            if !again && flow.rules != self.version && !self.accepts(&flow.began) {
+                self.flows[at].last = now;
+                return false;
             }
             let flow = &mut self.flows[at];
-            let again = syn && !ack && !reset && (flow.is_over() || flow.began.direction != packet.direction);
             if !again {
+                flow.rules = self.version;
                 flow.take(packet, now);
                 return true;
             }

@@ -320,27 +320,34 @@ fn errors_pass_that_quote_a_known_flow() {
 }
 
 #[test]
-fn fragments_follow_the_first() {
+fn later_fragments_pass_between_hosts_with_an_accepted_flow() {
     for (remote, local) in PAIRS {
         let all = vec![rule(Direction::In, &[service(UDP, 53..=53), service(TCP, 443..=443)], Verdict::Accept)];
-        let mut workers = Workers::new(rules(all));
+        let mut workers = Workers::new(rules(all.clone()));
         let udp = |port| segment(remote, local, UDP, [5000, port], 0);
         let unseen = Err(DropReason::FilterFragment);
         let (first, later) = (fragment(&udp(53), 9, 0, true), fragment(&udp(53), 9, 2, false));
-        assert_eq!(workers.pass(0, Direction::In, &later), unseen, "before the first");
+        assert_eq!(workers.pass(0, Direction::In, &later), unseen, "nothing was accepted");
+        assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(54), 7, 0, true)), Err(DropReason::FilterDenied));
+        assert_eq!(workers.pass(0, Direction::In, &later), unseen, "the first was dropped");
         assert_eq!(workers.pass(0, Direction::In, &first), Ok(()));
         assert_eq!(workers.pass(1, Direction::In, &later), Ok(()));
-        assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(53), 8, 2, true)), unseen, "of another packet");
-        assert_eq!(workers.pass(0, Direction::Out, &fragment(&udp(53), 9, 2, true)), unseen, "the other way");
-        assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(54), 7, 0, true)), Err(DropReason::FilterDenied));
-        assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(54), 7, 2, false)), unseen, "of one that was dropped");
+        assert_eq!(workers.pass_of(PEER + 1, 1, Direction::In, &later), unseen, "another site's");
         assert_eq!(workers.flows(), 1, "fragments are no flows");
-        workers.second += 31;
+        workers.second += 121;
         assert_eq!(workers.pass(0, Direction::In, &later), unseen, "too late");
 
+        // Those of an answer overtake its first.
+        let mut workers = Workers::new(rules(all.clone()));
+        assert_eq!(workers.pass(0, Direction::Out, &segment(local, remote, UDP, [53, 5000], 0)), Ok(()));
+        assert_eq!(workers.pass(1, Direction::In, &later), Ok(()));
+
+        let mut workers = Workers::new(rules(all));
         let tcp = segment(remote, local, TCP, [5000, 443], SYN);
         let cut = packet(remote, local, TCP, 0, 64, &[0; 19]);
         assert_eq!(workers.pass(0, Direction::In, &fragment(&cut, 6, 0, true)), unseen, "without all flags");
+        assert_eq!(workers.pass(0, Direction::In, &tcp), Ok(()));
+        assert_eq!(workers.pass(0, Direction::In, &fragment(&tcp, 6, 3, true)), unseen, "TCP has none");
         assert_eq!(workers.pass(0, Direction::In, &fragment(&tcp, 6, 0, true)), Ok(()));
         assert_eq!(workers.pass(0, Direction::In, &fragment(&tcp, 6, 1, true)), unseen, "over the flags");
         assert_eq!(workers.pass(0, Direction::In, &fragment(&tcp, 6, 3, true)), Ok(()));
@@ -414,8 +421,12 @@ fn a_reload_keeps_the_flows_that_the_new_rules_accept_and_ends_the_others() {
         assert_eq!(step(&mut workers, 1, Direction::Out, 20, ACK), Ok(()));
         assert_eq!(step(&mut workers, 0, Direction::In, 20, ACK), Ok(()));
         assert_eq!(step(&mut workers, 0, Direction::In, 30, ACK), Err(DropReason::FilterDenied));
+        // What the server repeats does not begin it anew, though it may begin flows.
+        workers.reload(accept(20..=25));
         assert_eq!(step(&mut workers, 1, Direction::Out, 30, ACK), Err(DropReason::FilterDenied));
-        assert_eq!(workers.flows(), 1);
+        workers.second += 7000;
+        assert_eq!(step(&mut workers, 1, Direction::Out, 30, ACK), Err(DropReason::FilterDenied));
+        assert_eq!(step(&mut workers, 1, Direction::Out, 30, SYN), Ok(()), "another connection");
     }
 }
 
