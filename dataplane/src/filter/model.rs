@@ -75,11 +75,14 @@ struct Flow {
     rules: u32,
 }
 
+/// A peer, a protocol and ports that it may reach.
+pub(super) type Reach = (u32, &'static str, Option<(u16, u16)>);
+
 pub(super) struct Model {
     pub(super) rules: Vec<ModelRule>,
     pub(super) defaults: [Verdict; 2],
     /// What these peers may reach.
-    pub(super) restricted: Vec<(u32, &'static str, Option<(u16, u16)>)>,
+    pub(super) restricted: Vec<Reach>,
     /// To be changed whenever the rules are.
     pub(super) version: u32,
     flows: Vec<Flow>,

@@ -497,13 +497,13 @@ fn pick<T: Clone>(seed: &mut u64, from: &[T]) -> T {
 }
 
 fn maybe<T>(seed: &mut u64, value: impl FnOnce(&mut u64) -> T) -> Option<T> {
-    (random(seed) % 2 == 0).then(|| value(seed))
+    (random(seed).is_multiple_of(2)).then(|| value(seed))
 }
 
 /// Few hosts, ports and identifications, so that flows meet.
 fn random_packet(seed: &mut u64, quotes: bool) -> Described {
     let direction = pick(seed, &[Direction::In, Direction::Out]);
-    let v6 = random(seed) % 2 == 0;
+    let v6 = random(seed).is_multiple_of(2);
     let remote = ip(pick(seed, if v6 { &["fd02::1", "fd02::2"] } else { &["10.2.0.1", "10.2.0.2"] }));
     let local = ip(pick(seed, if v6 { &["fd01::1", "fd01::2"] } else { &["10.1.0.1", "10.1.0.2"] }));
     let (source, destination) = if direction == Direction::In { (remote, local) } else { (local, remote) };
@@ -523,7 +523,7 @@ fn random_packet(seed: &mut u64, quotes: bool) -> Described {
             Content::Tcp(port(seed), port(seed), flags)
         }
         4..7 => Content::Udp(port(seed), port(seed)),
-        7..10 => Content::Echo(random(seed) % 2 == 0, port(seed)),
+        7..10 => Content::Echo(random(seed).is_multiple_of(2), port(seed)),
         10 => Content::Gre,
         11 => Content::Query,
         12 => Content::First(port(seed), port(seed), pick(seed, &[1, 2])),
@@ -533,7 +533,7 @@ fn random_packet(seed: &mut u64, quotes: bool) -> Described {
             while about.source.is_ipv6() != v6 {
                 about = random_packet(seed, false);
             }
-            if random(seed) % 4 > 0 {
+            if !random(seed).is_multiple_of(4) {
                 (about.direction, about.source, about.destination) = (direction.opposite(), destination, source);
             }
             Content::Error(about.into())
@@ -647,10 +647,10 @@ fn agrees_with_the_model() {
             let described = random_packet(&mut seed, true);
             let asks_anew = matches!(described.content, Content::Tcp(_, _, [true, false, ..]));
             // What a worker remembers of the present second does not tell a connection from the next by the same ports.
-            if asks_anew || random(&mut seed) % 3 == 0 {
+            if asks_anew || random(&mut seed).is_multiple_of(3) {
                 workers.second += pick(&mut seed, &[1, 1, 1, 2, 9, 10, 11, 30, 31, 61, 120, 121, 600]);
             }
-            if random(&mut seed) % 200 == 0 {
+            if random(&mut seed).is_multiple_of(200) {
                 random_rules(&mut seed, &mut model);
                 workers.reload(compiled(&model));
             }
@@ -673,7 +673,7 @@ fn random_packets_are_judged() {
     for _ in 0..100_000 {
         let mut bytes: Vec<u8> = (0..20 + random(&mut seed) % 100).map(|_| random(&mut seed) as u8).collect();
         let len = bytes.len() as u16;
-        if random(&mut seed) % 2 == 0 {
+        if random(&mut seed).is_multiple_of(2) {
             bytes[0] = 0x45;
             bytes[2..4].copy_from_slice(&len.to_be_bytes());
             bytes[9] = pick(&mut seed, &[TCP, UDP, ICMP, GRE]);
