@@ -54,7 +54,7 @@ fuzz_target!(|input: &[u8]| {
     let firewall = firewall(FLOWS.with(Arc::clone));
     CACHES.with_borrow_mut(|[one, other]| {
         let now = Millis(1000);
-        let mut admit = |cache| firewall.admit(cache, bytes, &inner, (7, direction), now);
+        let admit = |cache: &mut FlowCache| firewall.admit(cache, bytes, &inner, (7, direction), now);
         match admit(one) {
             Ok(()) => assert_eq!((admit(other), admit(one)), (Ok(()), Ok(())), "what passed once passes again"),
             Err(DropReason::FilterDenied | DropReason::FilterFragment | DropReason::FilterMalformed) => {}
