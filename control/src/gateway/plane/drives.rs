@@ -217,7 +217,11 @@ impl Drive {
                 None => {
                     let rule = self.bypassed.as_ref().filter(|_| self.xdp())?;
                     let sentence = format!("what AF_XDP carries on {} passes by {rule}", self.name);
-                    return Some((sentence, "set the mode to auto, or remove the rule", Severity::Warning));
+                    return Some((
+                        sentence,
+                        "set the mode to auto, or say in Firewall what it is for, and remove it",
+                        Severity::Warning,
+                    ));
                 }
             },
         };
