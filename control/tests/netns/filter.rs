@@ -82,10 +82,11 @@ fn what_no_rule_accepts_does_not_pass_and_answers_do() {
             assert!(b.drops("filter-denied") >= before.1 + 3, "{kind:?}");
             // What B's host asks is answered, in fragments too, and so is B's gateway.
             for size in ["56", "2000"] {
-                let options = ["-c", "3", "-i", "0.1", "-W", "2", "-s", size, "-M", "dont"];
+                let options = ["-c", "5", "-i", "0.1", "-W", "2", "-s", size, "-M", "dont"];
                 let pings = ping(&topology.b.host, source, &options);
-                // The first fragmented packet may be lost, whose fragments overtake each other.
-                assert!(pings.received >= 2, "{kind:?} {size}: {}", pings.text);
+                // Of those in fragments the first may be lost, which overtake each other; of IPv6 both hosts lose one
+                // until they know how large fragments may be.
+                assert!(pings.received >= 3, "{kind:?} {size}: {}", pings.text);
             }
             assert!(ping(&topology.b.gateway, source, &["-c", "2", "-i", "0.1", "-W", "2"]).all_answered(), "{kind:?}");
         }
