@@ -119,8 +119,9 @@ fn address<'t>(
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
     // Keepalives are the kernel's to send: its connection tracking sees nothing of what AF_XDP carries, and a firewall
-    // that has forgotten the flow does not let the peer call.
-    let port = link.as_ref().filter(|_| data).and_then(|link| wan.port_of(link));
+    // that has forgotten the flow does not let the peer call. The first of a session proves the ring instead.
+    let by_ring = data || session.answered().is_none();
+    let port = link.as_ref().filter(|_| by_ring).and_then(|link| wan.port_of(link));
     let mut bytes = 0;
     for packet in packets {
         bytes += enclose(&mut packet.frame, turn, entry.mtu);
