@@ -34,7 +34,7 @@ impl Shell {
         // Seen by this shell and what it starts only; gone with them.
         for place in PLACES {
             std::fs::create_dir_all(place).expect("a directory to mount at");
-            shell.must(&format!("mount -t tmpfs tmpfs {place}"));
+            shell.must(&format!("mount -t tmpfs -o mode=755 tmpfs {place}"));
         }
         // A systemd of this machine has nothing to do with it.
         shell.must("[ ! -d /run/systemd ] || mount -t tmpfs tmpfs /run/systemd");
