@@ -11,6 +11,9 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+/// Offset of the checksum in the header of TCP and of UDP.
+pub(crate) const TCP_CSUM: usize = 16;
+pub(crate) const UDP_CSUM: usize = 6;
 /// IPv4's flag that more fragments follow, in the upper byte of its word.
 const MORE_FRAGMENTS: u8 = 0x20;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
@@ -153,8 +156,8 @@ pub fn complete_checksum(packet: &mut [u8]) {
         IpAddr::V6(_) => (8..40, false),
     };
     let field = match inner.protocol {
-        TCP => inner.header + 16,
-        UDP => inner.header + 6,
+        TCP => inner.header + TCP_CSUM,
+        UDP => inner.header + UDP_CSUM,
         _ => return,
     };
     if fragmented || inner.len < field + 2 {

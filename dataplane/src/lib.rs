@@ -36,4 +36,5 @@ mod egress;
 mod icmp;
 mod ingress;
 mod side;
+mod transport;
 mod turn;

@@ -7,15 +7,10 @@
 use std::net::IpAddr;
 
 use crate::checksum;
-use crate::inner::{ICMP, ICMPV6, Inner, TCP, UDP, adjust};
+use crate::inner::{ICMP, ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, adjust};
+use crate::transport::{Transport, transport};
 
 const ICMP_HEADER: usize = 8;
-/// IPv6's extension headers (RFC 8200, section 4).
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const OPTIONS: u8 = 60;
-const EXTENSIONS_MAX: usize = 8;
 
 /// Prefixes with what they are shown as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +67,7 @@ impl Mapping {
 
     /// Translates the packet that an ICMP error quotes. It went the other way, so its other end is this site's.
     fn translate_quoted(&self, packet: &mut [u8], inner: &Inner, way: Way) {
-        let Some((protocol, icmp)) = transport(packet, inner) else { return };
+        let Some((protocol, icmp)) = transport_of(packet, inner) else { return };
         let is_error = match (protocol, packet.get(icmp)) {
             (ICMP, Some(kind)) => matches!(kind, 3 | 11 | 12),
             (ICMPV6, Some(kind)) => *kind < 128,
@@ -152,10 +147,10 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
         adjust(packet, 10, old, new);
     }
     // TCP, UDP and ICMPv6 cover a pseudo-header; what is quoted may end before their checksum.
-    let Some((protocol, at)) = transport(packet, inner) else { return };
+    let Some((protocol, at)) = transport_of(packet, inner) else { return };
     let field = match protocol {
-        TCP => at + 16,
-        UDP => at + 6,
+        TCP => at + TCP_CSUM,
+        UDP => at + UDP_CSUM,
         ICMPV6 => at + 2,
         _ => return,
     };
@@ -168,29 +163,11 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
     }
 }
 
-/// The transport protocol and where its header begins, behind the extension headers of IPv6; `None` in a fragment other
-/// than the first. What is quoted may end before.
-fn transport(packet: &[u8], inner: &Inner) -> Option<(u8, usize)> {
-    if inner.later_fragment {
-        return None;
-    }
-    let (mut protocol, mut at) = (inner.protocol, inner.header);
-    if inner.source.is_ipv4() {
-        return Some((protocol, at));
-    }
-    for _ in 0..EXTENSIONS_MAX {
-        if !matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | OPTIONS) {
-            return Some((protocol, at));
-        }
-        let header: &[u8; 4] = packet.get(at..)?.first_chunk()?;
-        let length = match protocol {
-            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) >= 8 => return None,
-            FRAGMENT => 8,
-            _ => 8 * (usize::from(header[1]) + 1),
-        };
-        (protocol, at) = (header[0], at + length);
-    }
-    None
+/// The transport protocol and where its header begins; `None` in a fragment other than the first.
+fn transport_of(packet: &[u8], inner: &Inner) -> Option<(u8, usize)> {
+    let Transport { protocol, payload, fragment } = transport(packet, inner.header)?;
+    let begins = fragment.is_none_or(|fragment| fragment.offset == 0);
+    begins.then(|| (protocol, packet.len() - payload.len()))
 }
 
 #[cfg(test)]
@@ -242,6 +219,8 @@ mod tests {
     }
 
     const BODY: [u8; 32] = [0x5a; 32];
+    /// IPv6's header for the destination (RFC 8200, section 4.6).
+    const OPTIONS: u8 = 60;
 
     #[test]
     fn packets_are_sound_in_both_ways_and_the_longest_prefix_wins() {
@@ -310,6 +289,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn transport_headers_are_found_behind_those_of_ipv6() {
+        // A destination option, then the first fragment of more.
+        let extensions = [44, 0, 1, 4, 0, 0, 0, 0, UDP, 0, 0, 1, 0, 0, 0, 7];
+        let behind = |source: &str| {
+            let mut packet = sound(source, "fd02::1", UDP, &BODY);
+            packet.splice(40..40, extensions);
+            packet[6] = OPTIONS;
+            packet[4..6].copy_from_slice(&(16 + BODY.len() as u16).to_be_bytes());
+            packet
+        };
+        assert_eq!(translated(behind("fd00:1::9"), Way::Out), behind("fd77:1::9"));
+        let mut later = behind("fd00:1::9");
+        later[50..52].copy_from_slice(&[1, 1]);
+        let after = translated(later.clone(), Way::Out);
+        assert_eq!((&after[8..16], &after[40..]), (&behind("fd77:1::9")[8..16], &later[40..]));
     }
 
     #[test]

@@ -8,16 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Direction;
 use super::key::Key;
 use crate::drop::DropReason;
-use crate::inner::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Inner};
+use crate::inner::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Inner, TCP, UDP};
+use crate::transport::{Transport, transport};
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 pub(super) const DCCP: u8 = 33;
 pub(super) const SCTP: u8 = 132;
 pub(super) const UDP_LITE: u8 = 136;
 
-/// IPv6's extension headers in front of the transport header that are looked behind, at most.
-const EXTENSIONS: usize = 8;
 /// Bytes of the shortest header: TCP, and all others that have ports or identifiers.
 const TCP_HEADER: usize = 20;
 const SHORT_HEADER: usize = 8;
@@ -215,67 +212,4 @@ fn quoted(packet: &[u8], error: &Key, direction: Direction) -> Option<Key> {
         }
         _ => Some(key),
     }
-}
-
-/// What is behind the IP headers.
-#[derive(Clone, Copy, Debug)]
-struct Transport<'p> {
-    protocol: u8,
-    payload: &'p [u8],
-    /// If it is not the whole packet.
-    fragment: Option<Fragment>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Fragment {
-    /// In units of eight bytes.
-    offset: u16,
-}
-
-/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut or too many.
-#[inline]
-fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
-    let payload = packet.get(header..)?;
-    if packet[0] >> 4 == 6 {
-        return match packet[6] {
-            protocol @ (TCP | UDP | ICMPV6) => Some(Transport { protocol, payload, fragment: None }),
-            next => behind_extensions(payload, next),
-        };
-    }
-    let word = u16::from_be_bytes([packet[6], packet[7]]);
-    // More fragments, or an offset.
-    let fragment = (word & 0x3fff != 0).then_some(Fragment { offset: word & 0x1fff });
-    Some(Transport { protocol: packet[9], payload, fragment })
-}
-
-/// Goes over IPv6's extension headers (RFC 8200, section 4).
-fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const DESTINATION: u8 = 60;
-
-    let mut fragment = None;
-    for _ in 0..EXTENSIONS {
-        let len = match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION => usize::from(*payload.get(1)?) * 8 + 8,
-            FRAGMENT => {
-                let h: &[u8; 8] = payload.first_chunk()?;
-                let word = u16::from_be_bytes([h[2], h[3]]);
-                // Neither an offset nor more to come: the whole packet (RFC 6946).
-                if word & 0xfff9 != 0 {
-                    fragment = Some(Fragment { offset: word >> 3 });
-                }
-                8
-            }
-            _ => return Some(Transport { protocol, payload, fragment }),
-        };
-        protocol = *payload.first()?;
-        payload = payload.get(len..)?;
-        // Behind an offset is the middle of something.
-        if fragment.is_some_and(|fragment| fragment.offset > 0) {
-            return Some(Transport { protocol, payload, fragment });
-        }
-    }
-    None
 }

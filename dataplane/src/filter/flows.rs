@@ -8,11 +8,11 @@
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::classify::{DCCP, Flags, SCTP, TCP, UDP, UDP_LITE};
+use super::classify::{DCCP, Flags, SCTP, UDP_LITE};
 use super::key::{HashKey, Key};
 use super::{Arrival, Direction};
 use crate::clock::Millis;
-use crate::inner::{ICMP, ICMPV6};
+use crate::inner::{ICMP, ICMPV6, TCP, UDP};
 
 /// Flows that are remembered, at most: 16 MiB.
 pub const FLOWS: usize = 1 << 18;

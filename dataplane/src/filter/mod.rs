@@ -28,11 +28,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Millis;
 use crate::drop::DropReason;
-use crate::inner::{ICMP, ICMPV6, Inner};
+use crate::inner::{ICMP, ICMPV6, Inner, TCP};
 use crate::prefix::PrefixMap;
 
 pub use cache::FlowCache;
-use classify::{Class, Flags, Role, TCP, classify};
+use classify::{Class, Flags, Role, classify};
 use flows::Found;
 pub use flows::{FLOWS, Flows};
 use key::Key;

@@ -1,6 +1,7 @@
-use super::classify::{DCCP, TCP, UDP};
+use super::classify::DCCP;
 use super::model::{Content, Described, Model, ModelRule};
 use super::*;
+use crate::inner::UDP;
 use crate::inner::tests::packet;
 
 const GRE: u8 = 47;

@@ -6,6 +6,7 @@
 
 use super::scatter::FRONT;
 use crate::checksum;
+use crate::inner::{TCP, TCP_CSUM, UDP, UDP_CSUM};
 
 /// Bytes of the header, which is in host byte order on a TUN device.
 pub(super) const VNET_LEN: usize = 10;
@@ -17,12 +18,6 @@ pub(super) const GSO_TCPV6: u8 = 4;
 pub(super) const GSO_UDP_L4: u8 = 5;
 /// The first segment carries CWR: nothing we would not do anyway.
 const GSO_ECN: u8 = 0x80;
-
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-/// Offset of the checksum in the TCP and the UDP header.
-pub(super) const TCP_CSUM: usize = 16;
-pub(super) const UDP_CSUM: usize = 6;
 
 pub(super) const FIN: u8 = 0x01;
 pub(super) const PSH: u8 = 0x08;

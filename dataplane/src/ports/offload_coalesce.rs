@@ -9,10 +9,10 @@
 
 use super::BATCH;
 use super::offload::{
-    ACK, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PSH, TCP, TCP_CSUM, UDP, UDP_CSUM, VnetHeader, be16,
-    network_len, put16, transport,
+    ACK, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PSH, VnetHeader, be16, network_len, put16, transport,
 };
 use crate::checksum;
+use crate::inner::{TCP, TCP_CSUM, UDP, UDP_CSUM};
 
 /// A super-packet is an IP packet, and no longer than one.
 const SUPER_MAX: usize = 65_535;
