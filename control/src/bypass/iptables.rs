@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Action, Base, Chain, Condition, Hook, Rule, What};
+use super::{Action, Base, Chain, Condition, Hook, Rule, What, protocols};
 
 /// Reads it. `program` names where it stands, for people.
 pub(super) fn parse(text: &str, program: &str, ipv6: bool) -> Vec<Chain> {
@@ -76,7 +76,7 @@ fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (
             "-o" => What::Output(interface(value())),
             "-s" => prefix(value()).map_or(What::Unknown, What::Source),
             "-d" => prefix(value()).map_or(What::Unknown, What::Destination),
-            "-p" => protocol(value()).map_or(What::Unknown, What::Protocol),
+            "-p" => protocols::number(value()).map_or(What::Unknown, |number| What::Protocol(vec![number])),
             "--sport" => ports(value()).map_or(What::Unknown, What::SourcePort),
             "--dport" => ports(value()).map_or(What::Unknown, What::DestinationPort),
             "--ctstate" | "--state" => What::Connection(value().split(',').map(str::to_ascii_lowercase).collect()),
@@ -124,20 +124,6 @@ fn interface(name: &str) -> Vec<String> {
 fn prefix(text: &str) -> Option<Vec<IpNet>> {
     let host = || text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse().ok().or_else(host).map(|prefix| vec![prefix])
-}
-
-fn protocol(text: &str) -> Option<Vec<u8>> {
-    Some(vec![match text {
-        "tcp" => 6,
-        "udp" => 17,
-        "icmp" => 1,
-        "ipv6-icmp" | "icmpv6" => 58,
-        "sctp" => 132,
-        "gre" => 47,
-        "esp" => 50,
-        "ah" => 51,
-        _ => text.parse().ok()?,
-    }])
 }
 
 fn ports(text: &str) -> Option<Vec<(u16, u16)>> {

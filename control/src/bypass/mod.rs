@@ -9,6 +9,7 @@
 mod iptables;
 mod nft;
 mod packets;
+mod protocols;
 mod read;
 mod traffic_control;
 
@@ -149,7 +150,7 @@ enum Fate {
 impl Ruleset {
     /// A rule that may be noticed by packets between the LAN interface and the tunnel, as words; `None` if there is none.
     #[must_use]
-    pub fn concerns_lan(&self, inside: &Inside) -> Option<String> {
+    pub fn concerns_lan(&self, inside: &Inside<'_>) -> Option<String> {
         self.concern(&inside.packets())
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Action, Base, Chain, Condition, Hook, Rule, What};
+use super::{Action, Base, Chain, Condition, Hook, Rule, What, protocols};
 
 /// Tables that are the gateways' own.
 const OWN: &str = crate::netlink::FILTER_PREFIX;
@@ -237,17 +237,8 @@ fn strings(value: &Value) -> Option<Vec<String>> {
 
 fn protocols(value: &Value) -> Option<Vec<u8>> {
     let number = |element: &Value| match element.as_str() {
-        Some("tcp") => Some(6),
-        Some("udp") => Some(17),
-        Some("udplite") => Some(136),
-        Some("icmp") => Some(1),
-        Some("icmpv6" | "ipv6-icmp") => Some(58),
-        Some("sctp") => Some(132),
-        Some("dccp") => Some(33),
-        Some("gre") => Some(47),
-        Some("esp") => Some(50),
-        Some("ah") => Some(51),
-        _ => element.as_u64().and_then(|number| u8::try_from(number).ok()),
+        Some(name) => protocols::number(name),
+        None => element.as_u64().and_then(|number| u8::try_from(number).ok()),
     };
     elements(value)?.into_iter().map(number).collect()
 }

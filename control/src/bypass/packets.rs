@@ -4,21 +4,20 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+use super::protocols::UDP;
 use super::{Base, Condition, Hook, What};
-
-const UDP: u8 = 17;
 
 /// Packets between a LAN interface and the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inside {
+pub struct Inside<'a> {
     /// The LAN interface.
-    pub lan: String,
-    /// The tunnel's.
-    pub tunnel: String,
+    pub lan: &'a str,
+    /// The tunnel's interface.
+    pub tunnel: &'a str,
     /// This site's prefixes.
-    pub own: BTreeSet<IpNet>,
+    pub own: &'a BTreeSet<IpNet>,
     /// Those of the other sites.
-    pub remote: BTreeSet<IpNet>,
+    pub remote: &'a BTreeSet<IpNet>,
 }
 
 /// The tunnel's own packets.
@@ -73,23 +72,23 @@ struct Ports {
     destination: Option<u16>,
 }
 
-impl Inside {
+impl Inside<'_> {
     pub(super) fn packets(&self) -> Vec<Packets> {
         let of = |prefixes: &BTreeSet<IpNet>, ipv6: bool| -> Vec<IpNet> {
             prefixes.iter().filter(|prefix| prefix.addr().is_ipv6() == ipv6).copied().collect()
         };
         let mut all = Vec::new();
         for ipv6 in [false, true] {
-            let (own, remote) = (of(&self.own, ipv6), of(&self.remote, ipv6));
+            let (own, remote) = (of(self.own, ipv6), of(self.remote, ipv6));
             if remote.is_empty() {
                 continue;
             }
             for (input, output, sources, destinations) in
-                [(&self.lan, &self.tunnel, &own, &remote), (&self.tunnel, &self.lan, &remote, &own)]
+                [(self.lan, self.tunnel, &own, &remote), (self.tunnel, self.lan, &remote, &own)]
             {
                 all.push(Packets {
-                    input: Some(input.clone()),
-                    output: Some(output.clone()),
+                    input: Some(input.to_owned()),
+                    output: Some(output.to_owned()),
                     ipv6,
                     sources: sources.clone(),
                     destinations: destinations.clone(),

@@ -3,12 +3,8 @@ use super::*;
 /// What concerns a LAN lan0 with 10.1.0.0/24 and fd01::/64, the tunnel p0 to 10.2.0.0/16 and fd02::/48.
 fn lan(chains: Vec<Chain>) -> Option<String> {
     let prefixes = |all: &[&str]| all.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    let inside = Inside {
-        lan: "lan0".to_owned(),
-        tunnel: "p0".to_owned(),
-        own: prefixes(&["10.1.0.0/24", "fd01::/64"]),
-        remote: prefixes(&["10.2.0.0/16", "fd02::/48"]),
-    };
+    let (own, remote) = (prefixes(&["10.1.0.0/24", "fd01::/64"]), prefixes(&["10.2.0.0/16", "fd02::/48"]));
+    let inside = Inside { lan: "lan0", tunnel: "p0", own: &own, remote: &remote };
     Ruleset { chains, unread: Vec::new() }.concerns_lan(&inside)
 }
 
@@ -236,8 +232,7 @@ fn the_words_of_iptables_are_understood() {
 #[test]
 fn what_cannot_be_read_may_be_anything() {
     let ruleset = Ruleset { unread: vec!["the rules of nftables".to_owned()], ..Ruleset::default() };
-    let inside =
-        Inside { lan: "lan0".to_owned(), tunnel: "p0".to_owned(), own: Default::default(), remote: Default::default() };
+    let inside = Inside { lan: "lan0", tunnel: "p0", own: &Default::default(), remote: &Default::default() };
     assert_eq!(ruleset.concerns_lan(&inside).as_deref(), Some("the rules of nftables"));
 }
 

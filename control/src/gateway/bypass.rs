@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::task::JoinHandle;
 
 use super::Gateway;
-use super::plane::drives::Drives;
+use super::plane::drives::{Drive, Drives};
 use super::site::Site;
 use crate::bypass::{Inside, Outside, Ruleset, read};
 use crate::ground::Network;
@@ -32,6 +32,8 @@ pub struct Bypass {
     /// `None` while no interface may be driven by AF_XDP.
     ruleset: Option<Ruleset>,
     reading: Option<JoinHandle<Ruleset>>,
+    /// Those that were last judged for.
+    interfaces: Vec<Interface>,
     read_at: Option<Instant>,
     judge_at: Option<Instant>,
 }
@@ -110,11 +112,21 @@ pub fn take(gateway: &mut Gateway, now: Instant, ruleset: Ruleset) {
     }
 }
 
+/// Follows what has become of the gateway's interfaces; others, which may come and go all the time, change nothing here.
+pub fn follow_interfaces(gateway: &mut Gateway, now: Instant) {
+    if interfaces(gateway.plane.drives(), gateway.ground.network()) != gateway.bypass.interfaces {
+        judge_again(gateway, now);
+        // An interface brings its traffic control with it.
+        gateway.bypass.note_rules(now);
+    }
+}
+
 /// To be called before ports are made for other interfaces or modes.
 pub fn judge_again(gateway: &mut Gateway, now: Instant) {
     let Gateway { bypass, plane, ground, site, handshakes, .. } = gateway;
     let network = ground.network();
     bypass.judge_at = None;
+    bypass.interfaces = interfaces(plane.drives(), network);
     bypass.begin(now, plane.drives(), network);
     let Some(ruleset) = &bypass.ruleset else { return };
     let remote = handshakes.peers.remote();
@@ -131,15 +143,11 @@ fn judge(
     port: u16,
 ) -> Bypassed {
     let own = network.of_site(&site.subnets, &drives.lan_indices());
-    let inside = |lan: &String| Inside {
-        lan: lan.clone(),
-        tunnel: site.name.to_string(),
-        own: own.clone(),
-        remote: remote.clone(),
-    };
-    let lans = drives.lan.iter().map(|drive| &drive.name);
-    let mut bypassed: Bypassed =
-        lans.filter_map(|lan| Some((lan.clone(), ruleset.concerns_lan(&inside(lan))?))).collect();
+    let lans = drives.lan.iter().filter_map(|Drive { name, .. }| {
+        let inside = Inside { lan: name, tunnel: site.name.as_str(), own: &own, remote };
+        Some((name.clone(), ruleset.concerns_lan(&inside)?))
+    });
+    let mut bypassed: Bypassed = lans.collect();
     let addresses = drives.wan.index().into_iter().flat_map(|wan| network.addresses_of(wan));
     let outside = Outside {
         wan: drives.wan.name.clone(),

@@ -17,9 +17,7 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     if changed.interfaces {
         let sizes = gateway.plane.follow(network);
         gateway.due.add(if sizes { Due { paths: true, ..Due::SIZES } } else { Due::default() });
-        bypass::judge_again(gateway, now);
-        // An interface brings its traffic control with it.
-        gateway.bypass.note_rules(now);
+        bypass::follow_interfaces(gateway, now);
     }
     if changed.filters {
         gateway.bypass.note_rules(now);

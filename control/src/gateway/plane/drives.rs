@@ -74,10 +74,13 @@ impl Drive {
         Self { name: name.to_owned(), interface: None, device: None, plan, setting, bypassed: None, proof }
     }
 
+    /// How it is to be driven: as its device can, as far as no rule and no proof is against it.
     fn plan(&self) -> Plan {
-        match &self.device {
-            Some(device) => plan(self.setting, device, self.bypassed.as_deref()),
-            None => Plan::Socket(missing(&self.name)),
+        let Some(device) = &self.device else { return Plan::Socket(missing(&self.name)) };
+        let plan = plan(self.setting, device, self.bypassed.as_deref());
+        match self.proof.fallen() {
+            Some(fallen) => proving::fall(plan, fallen),
+            None => plan,
         }
     }
 
@@ -89,10 +92,7 @@ impl Drive {
         let was_xdp = self.xdp();
         self.bypassed = rule.cloned();
         if self.setting == ModeSetting::Auto {
-            match self.proof.fallen() {
-                Some(_) => self.take_rung(),
-                None => self.plan = self.plan(),
-            }
+            self.plan = self.plan();
         }
         was_xdp != self.xdp()
     }

@@ -17,7 +17,7 @@ use crate::gateway::plane::steering::Steering;
 use crate::gateway::plane::{Plane, Running};
 use crate::netlink::Netlink;
 
-/// How often.
+/// How often the ports are looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
 impl Plane {
@@ -78,24 +78,13 @@ impl Drive {
         }
     }
 
-    /// Drives it as the proof says.
-    pub(super) fn take_rung(&mut self) {
-        let mut plan = self.plan();
-        let Some(fallen) = self.proof.fallen() else {
-            tracing::info!("{}: AF_XDP is tried again", self.name);
-            self.plan = plan;
-            return;
-        };
-        let why = format!("{} in its place, since {}", fallen.rung.name(), fallen.fault);
-        tracing::warn!("{}: {why}", self.name);
-        match &mut plan {
-            Plan::Xdp { attach, reason, .. } if fallen.rung < Rung::Sockets => {
-                *attach = if fallen.rung == Rung::Generic { AttachMode::Generic } else { *attach };
-                *reason = format!("{reason}; {why}");
-            }
-            _ => plan = Plan::Socket(why),
+    /// Drives it as the proof says, and tells of it.
+    fn take_rung(&mut self) {
+        match self.proof.fallen() {
+            Some(fallen) => tracing::warn!("{}: {}", self.name, why(fallen)),
+            None => tracing::info!("{}: AF_XDP is tried again", self.name),
         }
-        self.plan = plan;
+        self.plan = self.plan();
     }
 
     /// Why frames are copied on all interfaces, if it is for this one: they share memory, and so the way.
@@ -118,6 +107,22 @@ impl Drive {
         );
         Some((sentence, "try another kernel or driver, or set the mode of this side to sockets for good"))
     }
+}
+
+/// A plan with what has taken its place.
+pub(super) fn fall(mut plan: Plan, fallen: &Fallen) -> Plan {
+    match &mut plan {
+        Plan::Xdp { attach, reason, .. } if fallen.rung < Rung::Sockets => {
+            *attach = if fallen.rung == Rung::Generic { AttachMode::Generic } else { *attach };
+            *reason = format!("{reason}; {}", why(fallen));
+            plan
+        }
+        _ => Plan::Socket(why(fallen)),
+    }
+}
+
+fn why(fallen: &Fallen) -> String {
+    format!("{} in its place, since {}", fallen.rung.name(), fallen.fault)
 }
 
 /// Tells the proofs what was bound.
