@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{Prefix, Source};
 use super::position::FieldPath;
+use super::rules::is_readable;
 use super::{PEER_NAME_LIMIT, ProfileError};
 
 /// Rules: every new flow may be compared with all of them.
@@ -113,7 +114,7 @@ impl FromStr for SiteSelector {
         if let Some(tag) = text.strip_prefix("tag:") {
             return tag.parse().map(Self::Tag).map_err(|error| format!("{text:?} is no tag: {error}"));
         }
-        if text.trim().is_empty() || text.chars().count() > PEER_NAME_LIMIT || text.chars().any(char::is_control) {
+        if !is_readable(text) {
             return Err(format!("{text:?} is neither tag:NAME nor the name of a site"));
         }
         Ok(Self::Site(text.to_owned()))
@@ -180,7 +181,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     for (at, rule) in rules.iter().enumerate() {
         let field = |key| field.clone().index(at).key(key);
         if let Some(name) = &rule.name {
-            if name.trim().is_empty() || name.chars().count() > PEER_NAME_LIMIT || name.chars().any(char::is_control) {
+            if !is_readable(name) {
                 let sentence = format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
                 return Err(source.error(field("Name"), sentence));
             }

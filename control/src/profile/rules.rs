@@ -142,7 +142,7 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
     for (at, peer) in peers.iter().enumerate() {
         let name = peer.name.as_str();
         let field = |key| peer_field(at).key(key);
-        if name.trim().is_empty() || name.chars().count() > PEER_NAME_LIMIT || name.chars().any(char::is_control) {
+        if !is_readable(name) {
             let sentence = format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
             return Err(source.error(field("Name"), sentence));
         }
@@ -305,6 +305,11 @@ fn read_secret<K: FromStr<Err = KeyError>>(
 
 fn keepalive(seconds: Option<u16>) -> Option<Duration> {
     seconds.filter(|&seconds| seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+/// Whether it will do for a name of a peer or rule: 1 to [`PEER_NAME_LIMIT`] printable characters.
+pub(super) fn is_readable(name: &str) -> bool {
+    !name.trim().is_empty() && name.chars().count() <= PEER_NAME_LIMIT && !name.chars().any(char::is_control)
 }
 
 fn bare(prefixes: Option<&[Prefix]>) -> Vec<IpNet> {

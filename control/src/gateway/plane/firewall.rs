@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ipnet::IpNet;
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::filter as data;
 use penstock_dataplane::filter::{Counter, FLOWS, Flows};
-use penstock_dataplane::prefix::PrefixMap;
 use penstock_proto::coordination::Service;
 
+use super::tables::map_of;
 use crate::gateway::peers::Peers;
 use crate::profile::Firewall;
 use crate::profile::firewall::{Direction, Rule, Verdict};
@@ -174,14 +173,6 @@ fn services(services: &[Service]) -> Vec<data::Service> {
         ports: service.ports(),
     };
     services.iter().map(compile).collect()
-}
-
-fn map_of(prefixes: impl Iterator<Item = IpNet>) -> PrefixMap<()> {
-    let mut map = PrefixMap::default();
-    for prefix in prefixes {
-        map.insert(prefix.addr(), prefix.prefix_len(), ());
-    }
-    map
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl Parts {
         let reachable = reachable(own, behind, network, lan);
         let opens = reachable != self.reachable_prefixes;
         if opens {
-            self.reachable = reachable.as_ref().map(|prefixes| Arc::new(map_of(prefixes)));
+            self.reachable = reachable.as_ref().map(|prefixes| Arc::new(map_of(prefixes.iter().copied())));
             self.reachable_prefixes = reachable;
         }
         let (v4, v6) = (network.speaker_v4(lan), network.speaker_v6(lan));
@@ -179,7 +179,8 @@ impl Parts {
     }
 }
 
-fn map_of(prefixes: &BTreeSet<IpNet>) -> PrefixMap<()> {
+/// A map that says of an address whether it lies in one of these.
+pub(super) fn map_of(prefixes: impl IntoIterator<Item = IpNet>) -> PrefixMap<()> {
     let mut map = PrefixMap::default();
     for prefix in prefixes {
         map.insert(prefix.addr(), prefix.prefix_len(), ());
