@@ -54,9 +54,9 @@ pub struct History {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Traffic {
-    /// From peers.
+    /// What came from peers, the latest point last.
     pub received: Vec<f32>,
-    /// To peers.
+    /// What went to them.
     pub sent: Vec<f32>,
 }
 
@@ -64,8 +64,8 @@ pub struct Traffic {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PeerTraffic {
-    /// With whom.
+    /// The peer.
     pub public_key: PublicKey,
-    /// How much.
+    /// What passed between it and this gateway.
     pub traffic: Traffic,
 }

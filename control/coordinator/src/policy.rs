@@ -57,20 +57,20 @@ pub enum Link {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Directed {
-    /// Who may.
+    /// The sites that may begin.
     pub from: Selector,
-    /// Where.
+    /// The sites at which they may.
     pub to: Selector,
-    /// What.
+    /// What they may begin there.
     pub allow: Vec<Service>,
 }
 
 /// What one site may begin at another. The larger of two is what either allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Everything.
+    /// It may begin everything.
     All,
-    /// These.
+    /// It may begin these services and nothing else.
     Only(BTreeSet<Service>),
 }
 

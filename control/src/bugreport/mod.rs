@@ -30,7 +30,7 @@ pub struct Entry {
     pub name: &'static str,
     /// What it is: half a sentence.
     pub what: &'static str,
-    /// Its contents.
+    /// What is in it.
     pub text: String,
 }
 
@@ -77,7 +77,7 @@ pub fn contents(entries: &[Entry], is_anonymous: bool) -> Entry {
     for entry in entries {
         text += &format!("{:<18} {}\n", entry.name, entry.what);
     }
-    Entry { name: "README", what: "This.", text }
+    Entry { name: "README", what: "This list.", text }
 }
 
 /// Writes a compressed archive of these files, all in one directory.

@@ -27,7 +27,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// No flow's.
+    /// Of a place that holds no flow.
     pub(super) const NONE: Self = Self { remote: 0, local: 0, ports: 0, peer: 0, kind: 0 };
 
     /// The key of a packet that goes in this direction, as yet without ports; `None` if its addresses are of

@@ -31,9 +31,9 @@ pub enum KeptError {
     /// It cannot be read.
     #[error("{path}: {error}")]
     File {
-        /// The file.
+        /// The file of the documents.
         path: PathBuf,
-        /// Why not.
+        /// Why it cannot be read.
         error: io::Error,
     },
     /// It is not as it was written.
@@ -42,9 +42,9 @@ pub enum KeptError {
         until the coordinator tells of it"
     )]
     Damaged {
-        /// The file.
+        /// The file of the documents.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         error: serde_json::Error,
     },
 }

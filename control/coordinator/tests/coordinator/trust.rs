@@ -241,6 +241,17 @@ impl Started {
         let key = enrolment_key(&state, &["--uses", "9"]);
         Self { directory, state, program, address, key }
     }
+
+    /// Amsterdam and Berlin, connected and joined: the one with its connection, and that of the other.
+    async fn two_sites(&self) -> (Gateway, Connection, Connection) {
+        let pin = self.key.fingerprint().unwrap();
+        let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&self.key);
+        let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&self.key);
+        let mut a = amsterdam.connect(self.address, pin).await.unwrap();
+        let b = berlin.connect(self.address, pin).await.unwrap();
+        a.until_peers(&["berlin"]).await;
+        (amsterdam, a, b)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,13 +336,10 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_elsewhere_hands_over_and_makes_a_spare() {
-    let Started { directory, state, program: _program, address, key } = Started::new();
+    let started = Started::new();
+    let (amsterdam, _a, _b) = started.two_sites().await;
+    let Started { directory, state, program: _program, address, key } = started;
     let (first, pin) = (key.authority().unwrap(), key.fingerprint().unwrap());
-    let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
-    let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
-    let mut a = amsterdam.connect(address, pin).await.unwrap();
-    let _b = berlin.connect(address, pin).await.unwrap();
-    a.until_peers(&["berlin"]).await;
     let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let (elsewhere, exported) = (file("authority"), file("export.json"));
     let elsewhere = Path::new(&elsewhere);
@@ -359,13 +367,10 @@ async fn an_authority_elsewhere_hands_over_and_makes_a_spare() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authority_hands_over_and_a_spare_takes_over() {
-    let Started { directory, state, program, address, key } = Started::new();
+    let started = Started::new();
+    let (amsterdam, _a, _b) = started.two_sites().await;
+    let Started { directory, state, program, key, .. } = started;
     let (first, pin) = (key.authority().unwrap(), key.fingerprint().unwrap());
-    let amsterdam = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
-    let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
-    let mut a = amsterdam.connect(address, pin).await.unwrap();
-    let _b = berlin.connect(address, pin).await.unwrap();
-    a.until_peers(&["berlin"]).await;
     succeeds(&state, &["authority", "rollover"]);
     let second = enrolment_key(&state, &[]).authority().unwrap();
     assert_ne!(second, first);

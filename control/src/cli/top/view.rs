@@ -55,7 +55,7 @@ pub enum Next {
     Stay,
     /// Another part of the history is wanted.
     Ask,
-    /// The end.
+    /// `top` ends.
     End,
 }
 
