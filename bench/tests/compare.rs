@@ -161,7 +161,7 @@ fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
 }
 
 fn namespaces_of(pid: u32) -> Vec<String> {
-    let prefix = format!("penstock-compare-{pid}-");
+    let prefix = format!("penstock-lab-{pid}-");
     let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with(&prefix)).collect()
@@ -174,7 +174,7 @@ fn nothing_is_left(pid: u32, temporary: &Path) {
     let folders: Vec<_> = fs::read_dir(temporary)
         .expect("the folder")
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("penstock-compare-"))
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("penstock-lab-"))
         .collect();
     assert!(folders.is_empty(), "{folders:?}");
     let mark = format!("TMPDIR={}", temporary.display());

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use penstock_netns::{End, Namespace, veth};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::Running;
@@ -30,12 +31,12 @@ const SINK_MAC: &str = "02:00:00:00:02:02";
 
 #[test]
 fn ipv4_packets_arrive_whole_and_in_order() {
-    packets_arrive_whole_and_in_order("v4", "10.77.1.1", "10.77.2.1", "64");
+    packets_arrive_whole_and_in_order("10.77.1.1", "10.77.2.1", "64");
 }
 
 #[test]
 fn ipv6_packets_arrive_whole_and_in_order() {
-    packets_arrive_whole_and_in_order("v6", "fd77:1::1", "fd77:2::1", "1434");
+    packets_arrive_whole_and_in_order("fd77:1::1", "fd77:2::1", "1434");
 }
 
 #[test]
@@ -44,20 +45,23 @@ fn a_sink_ends_in_time_though_packets_keep_coming() {
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let [generator, sink] = ["gen", "sink"].map(|role| Namespace::new(&format!("end-{role}")));
+    let [generator, sink] = ["gen", "sink"].map(Namespace::new);
     link(&generator, GENERATOR_MAC, &sink, SINK_MAC);
-    let sending = generator.start(&[
-        "generate",
-        "--interface=east",
-        &format!("--src-mac={GENERATOR_MAC}"),
-        &format!("--dst-mac={SINK_MAC}"),
-        "--src=10.77.1.1",
-        "--dst=10.77.2.1",
-        &format!("--rate={RATE}"),
-        "--seconds=20",
-    ]);
+    let sending = start(
+        &generator,
+        &[
+            "generate",
+            "--interface=east",
+            &format!("--src-mac={GENERATOR_MAC}"),
+            &format!("--dst-mac={SINK_MAC}"),
+            "--src=10.77.1.1",
+            "--dst=10.77.2.1",
+            &format!("--rate={RATE}"),
+            "--seconds=20",
+        ],
+    );
     let began = Instant::now();
-    let received = sink.start(&["sink", "--interface=west", "--seconds=1", "--latency", "--json"]).report();
+    let received = start(&sink, &["sink", "--interface=west", "--seconds=1", "--latency", "--json"]).report();
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(number(&received["Packets"]) > 0 && number(&received["Lost"]) < RATE, "{received}");
     let ages = received["Latency"].as_array().expect("asked for");
@@ -75,38 +79,44 @@ fn a_missing_interface_is_one_clear_sentence() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-fn packets_arrive_whole_and_in_order(name: &str, source: &str, destination: &str, size: &str) {
+fn packets_arrive_whole_and_in_order(source: &str, destination: &str, size: &str) {
     if !is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let [generator, forwarder, sink] = ["gen", "fwd", "sink"].map(|role| Namespace::new(&format!("{name}-{role}")));
+    let [generator, forwarder, sink] = ["gen", "fwd", "sink"].map(Namespace::new);
     link(&generator, GENERATOR_MAC, &forwarder, FORWARDER_WEST_MAC);
     link(&forwarder, FORWARDER_EAST_MAC, &sink, SINK_MAC);
 
-    let receiving = sink.start(&["sink", "--interface=west", "--seconds=20", "--verify", "--json"]);
-    let forwarding = forwarder.start(&[
-        "forward",
-        "--from=west",
-        "--to=east",
-        &format!("--rewrite-src-mac={FORWARDER_EAST_MAC}"),
-        &format!("--rewrite-dst-mac={SINK_MAC}"),
-        "--seconds=20",
-        "--json",
-    ]);
-    let sending = generator.start(&[
-        "generate",
-        "--interface=east",
-        &format!("--src-mac={GENERATOR_MAC}"),
-        &format!("--dst-mac={FORWARDER_WEST_MAC}"),
-        &format!("--src={source}"),
-        &format!("--dst={destination}"),
-        &format!("--size={size}"),
-        &format!("--rate={RATE}"),
-        &format!("--seconds={SECONDS}"),
-        "--flows=4",
-        "--json",
-    ]);
+    let receiving = start(&sink, &["sink", "--interface=west", "--seconds=20", "--verify", "--json"]);
+    let forwarding = start(
+        &forwarder,
+        &[
+            "forward",
+            "--from=west",
+            "--to=east",
+            &format!("--rewrite-src-mac={FORWARDER_EAST_MAC}"),
+            &format!("--rewrite-dst-mac={SINK_MAC}"),
+            "--seconds=20",
+            "--json",
+        ],
+    );
+    let sending = start(
+        &generator,
+        &[
+            "generate",
+            "--interface=east",
+            &format!("--src-mac={GENERATOR_MAC}"),
+            &format!("--dst-mac={FORWARDER_WEST_MAC}"),
+            &format!("--src={source}"),
+            &format!("--dst={destination}"),
+            &format!("--size={size}"),
+            &format!("--rate={RATE}"),
+            &format!("--seconds={SECONDS}"),
+            "--flows=4",
+            "--json",
+        ],
+    );
     let sent = sending.report();
     let passed = forwarding.stop();
     let received = receiving.stop();
@@ -122,39 +132,16 @@ fn packets_arrive_whole_and_in_order(name: &str, source: &str, destination: &str
     assert_eq!(number(&received["Bytes"]), bytes);
 }
 
-/// A network namespace that goes with the test.
-struct Namespace(String);
-
-impl Namespace {
-    fn new(name: &str) -> Namespace {
-        let namespace = Namespace(format!("pstkb{}-{name}", std::process::id()));
-        ip(&["netns", "add", &namespace.0]);
-        namespace
-    }
-
-    /// Starts penstock-bench here and waits until it is ready.
-    fn start(&self, arguments: &[&str]) -> Running {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &self.0, BENCH])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("ip starts");
-        let mut said = BufReader::new(child.stderr.take().expect("piped"));
-        let running = Running(child);
-        let mut line = String::new();
-        said.read_line(&mut line).expect("standard error reads");
-        assert!(line.starts_with("ready"), "{arguments:?}: {line}");
-        running
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // While unwinding nothing more can be done about a failure.
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
+/// Starts penstock-bench in a namespace and waits until it is ready.
+fn start(namespace: &Namespace, arguments: &[&str]) -> Running {
+    let mut command = namespace.command(BENCH);
+    let child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut running = Running(child.expect("ip starts"));
+    let mut line = String::new();
+    let mut said = BufReader::new(running.0.stderr.take().expect("piped"));
+    said.read_line(&mut line).expect("standard error reads");
+    assert!(line.starts_with("ready"), "{arguments:?}: {line}");
+    running
 }
 
 impl Running {
@@ -174,20 +161,8 @@ impl Running {
 
 /// Joins "east" of one namespace with "west" of another.
 fn link(left: &Namespace, left_mac: &str, right: &Namespace, right_mac: &str) {
-    let one_queue = ["numrxqueues", "1", "numtxqueues", "1"];
-    let mut arguments = vec!["link", "add", "east", "address", left_mac, "netns", &left.0];
-    arguments.extend(one_queue);
-    arguments.extend(["type", "veth", "peer", "name", "west", "address", right_mac]);
-    arguments.extend(["netns", &right.0]);
-    arguments.extend(one_queue);
-    ip(&arguments);
-    ip(&["-n", &left.0, "link", "set", "east", "up"]);
-    ip(&["-n", &right.0, "link", "set", "west", "up"]);
-}
-
-fn ip(arguments: &[&str]) {
-    let status = Command::new("ip").args(arguments).status();
-    assert!(status.expect("ip starts").success(), "ip {arguments:?}");
+    let east = End { namespace: left, name: "east", address: left_mac };
+    veth([east, End { namespace: right, name: "west", address: right_mac }], 1).expect("a veth pair");
 }
 
 fn number(value: &Value) -> u64 {

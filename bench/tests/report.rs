@@ -30,7 +30,7 @@ fn a_slower_report_is_noticed_and_a_like_one_is_not() {
 
     let output = diff(&like, &["--fail-if-slower"]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("no difference the noise allows"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("no difference beyond the noise"));
     // Five rounds are too few for one in a thousand.
     let output = diff(&slower, &["--fail-if-slower", "--confidence", "99.9"]);
     assert_eq!(output.status.code(), Some(0));

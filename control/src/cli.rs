@@ -25,18 +25,18 @@ use clap::{CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
-use crate::control_socket::{self, Answer, AskError};
+use crate::control_socket::{self, Answer, AskError, Lock};
 use crate::firewall::rules::Format;
 use crate::memory;
 use crate::netcheck::Silences;
-use crate::profile::{DEFAULT_PATH, Environment, Name, ProfileError, read_name};
+use crate::profile::{DEFAULT_PATH, Environment, Name, Prefix, ProfileError, read_name};
 
 /// A site-to-site WireGuard gateway with an AF_XDP data plane.
 #[derive(Debug, Parser)]
 #[command(name = "penstock", version, max_term_width = 100)]
 #[command(after_help = "Every field of the profile can be overridden by an environment variable: \
-    Wan.Mode by PENSTOCK_WAN_MODE. Sockets, locks and logs are in /run/penstock, or where \
-    PENSTOCK_RUNTIME_DIR says.")]
+    Wan.Mode by PENSTOCK_WAN_MODE. Sockets, locks and logs are in /run/penstock, or in \
+    the directory named by PENSTOCK_RUNTIME_DIR.")]
 struct Cli {
     /// The gateway's profile
     #[arg(long, global = true, value_name = "FILE", env = "PENSTOCK_PROFILE", default_value = DEFAULT_PATH)]
@@ -58,8 +58,8 @@ enum Command {
     },
     /// Start the gateway in the background and wait until it is up
     ///
-    /// A profile in /etc/penstock/profiles is started by systemd, if systemd runs and has the unit
-    /// penstock@.service, and no PENSTOCK_ variable overrides the profile. Otherwise the gateway is
+    /// A profile in /etc/penstock/profiles is started by systemd, if systemd is running and has the unit
+    /// penstock@.service, and no PENSTOCK_ variable overrides the profile. Otherwise the gateway becomes
     /// a process of its own and logs to NAME.log beside its socket.
     Start,
     /// Stop the gateway and wait until it is gone
@@ -73,13 +73,13 @@ enum Command {
     },
     /// Have the running gateway read its profile again
     ///
-    /// Only what differs changes: other peers keep their sessions. An unsound profile changes nothing. Fails if
-    /// something of the profile cannot be in force, and names it. SIGHUP does the same.
+    /// Only what differs is changed, and all other peers keep their sessions. An invalid profile changes nothing.
+    /// Fails if part of the profile cannot be put in force, and names that part. SIGHUP does the same.
     Reload,
     /// Write what `wg set` changed on the running gateway into its profile
     ///
-    /// Peers, their keys, endpoints and allowed IPs, the listen port, the firewall mark and the private key. The rest
-    /// of the file stays as it was written.
+    /// This covers peers, their keys, endpoints and allowed IPs, the listen port, the firewall mark and the private
+    /// key. The rest of the file stays as it was written.
     Save,
     /// Lift the guard: let packets to these remote prefixes leave as the routing table says
     ///
@@ -87,19 +87,20 @@ enum Command {
     /// is released here or its peer is removed from the profile. Prefixes that still lead to a peer stay guarded.
     Release {
         /// The prefixes
-        #[arg(required_unless_present = "all", value_name = "PREFIX")]
+        #[arg(required_unless_present = "all", value_name = "PREFIX", value_parser = prefix)]
         prefixes: Vec<IpNet>,
-        /// All that no peer has
+        /// All prefixes that no longer belong to a peer
         #[arg(long, conflicts_with = "prefixes")]
         all: bool,
     },
-    /// Block the remote prefixes of a gateway that does not run yet, as at boot before the network comes up
+    /// Block the remote prefixes of a gateway that is not running yet, as at boot before the network comes up
     Guard,
     /// Show the gateway: its ports, peers, counters and problems
     ///
-    /// Exits with 0 if all is well, with 1 if there are problems, with 3 if it does not run.
+    /// Exits with 0 if all is well, with 1 if there are problems, with 3 if it is not running, with 4 if the profile
+    /// cannot be read.
     Status {
-        /// Print nothing, and fail only when nothing is forwarded, as keepalived's track_script wants it
+        /// Print nothing, and fail only when nothing is forwarded, as keepalived's track_script needs
         #[arg(long, conflicts_with = "json")]
         check: bool,
         /// As JSON, whose fields are a contract (docs/commands.md)
@@ -108,8 +109,8 @@ enum Command {
     },
     /// Watch the gateway: traffic, peers and their paths, drops, load and problems, once a second
     ///
-    /// What passed in the last minutes and hours is there at once: the gateway remembers it. Ends with q, Esc or
-    /// Ctrl-C.
+    /// The traffic of the last minutes and hours is shown at once, because the gateway remembers it. Quit with q, Esc
+    /// or Ctrl-C.
     Top {
         /// The gateway's name, if not that of the profile
         #[arg(value_parser = |text: &str| Name::try_from(text.to_owned()))]
@@ -117,32 +118,32 @@ enum Command {
     },
     /// Find out what the network lets this gateway do, and what to change on the firewall
     ///
-    /// Asks STUN servers how the NAT maps and filters, the router whether it maps ports, and tells which peers
+    /// Asks STUN servers how the NAT maps and filters, asks the router whether it maps ports, and tells which peers
     /// can be reached directly. A running gateway with a coordinator is asked what it knows of the tunnel's own
     /// port, and how its peers are reached now.
     Netcheck {
         /// As JSON, whose fields are a contract (docs/nat.md)
         #[arg(long)]
         json: bool,
-        /// Ask this STUN server, by address or name, in place of those that the coordinator named last; a server
+        /// Ask this STUN server, by address or name, instead of those that the coordinator named last; a server
         /// with two addresses tells more. Only while the gateway is stopped
         #[arg(long, value_name = "ADDR")]
         stun: Vec<String>,
-        /// Try TCP to this coordinator in place of the profile's, by HTTPS_PROXY where it is set. Only
+        /// Try TCP to this coordinator instead of the profile's, through HTTPS_PROXY if it is set. Only
         /// while the gateway is stopped
         #[arg(long, value_name = "URL")]
         coordinator: Option<CoordinatorUrl>,
-        /// Measure as well how long the NAT keeps a mapping that is silent for these many seconds. Takes as long as
-        /// the shortest that is too long, five minutes at most if no silences are given
+        /// Also measure whether the NAT keeps a mapping through silences of this many seconds. Takes as long as the
+        /// shortest silence that is too long; without values at most five minutes
         #[arg(long, value_name = "SECONDS,…", num_args = 0..=1, require_equals = true,
               default_missing_value = Silences::DEFAULT)]
         lifetime: Option<Silences>,
     },
-    /// Find out what on this machine stands in the gateway's way, and print the command that mends it
+    /// Find out what on this machine stands in the gateway's way, and print the command that fixes it
     ///
-    /// Looks at the kernel, interfaces, offloads, rules, filters, files and the clock, and changes nothing. What only
-    /// root may see is named. Exits with 0 if nothing is wrong, with 1 if there are warnings, with 2 if there are
-    /// errors.
+    /// Looks at the kernel, interfaces, offloads, queues, routing rules, firewall, files and the clock, and changes
+    /// nothing. Lists what could not be seen, for instance without root. Exits with 0 if nothing is wrong, with 1 if
+    /// there are warnings, with 2 if there are errors.
     Doctor {
         /// The gateway's profile, if not that of --profile
         #[arg(value_name = "PROFILE")]
@@ -153,37 +154,40 @@ enum Command {
     },
     /// Put everything that is needed to look for a fault into one archive, without any key
     ///
-    /// Status, history, log, profile, map, routes, rules, packet filter, settings of the kernel, drivers and offloads.
-    /// Nothing is changed or sent anywhere. docs/bugreport.md says what each file is.
+    /// It contains status, history, log, profile, map, routes, rules, packet filter, kernel settings, drivers and
+    /// offloads. Nothing is changed or sent anywhere. docs/bugreport.md says what each file is.
     Bugreport(bugreport::Arguments),
     /// Print what a firewall has to let through for this gateway
     ///
-    /// Which ports, which way, to whom, and why: as a table, or as rules to paste.
+    /// Which ports, in which direction, to whom, and why: as a table, or as rules to paste.
     Firewall {
         /// For which firewall
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
+        /// As JSON, whose fields are a contract (docs/firewall.md)
+        #[arg(long, conflicts_with = "format")]
+        json: bool,
     },
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
     Pubkey,
-    /// Enrol this site at a coordinator with a key of its, and write the coordinator into the profile
+    /// Enrol this site at a coordinator with an enrolment key, and write the coordinator into the profile
     ///
-    /// The private key is made if its file is not there, and never leaves this machine. Exits with 3 if the
+    /// The private key is created if its file does not exist, and never leaves this machine. Exits with 3 if the
     /// coordinator refuses, with 4 if it cannot be reached, with 5 if the approval does not come in time.
     Enrol(enrol::Arguments),
-    /// Make a profile of a file of wg-quick
+    /// Make a profile from a wg-quick file
     ///
     /// Keys go into files beside the profile; nothing is overwritten. What a profile cannot take over is listed, with
-    /// what to do in its place.
+    /// what to do instead.
     Import(import::Import),
-    /// Print a file of wg-quick for a peer that runs plain WireGuard
+    /// Print a wg-quick file for a peer that runs plain WireGuard
     Export(import::Export),
     /// Make a WireGuard device without a profile, for wg-quick
     ///
-    /// `WG_QUICK_USERSPACE_IMPLEMENTATION=penstock-wireguard wg-quick up NAME` makes the device so, and wg-quick does
-    /// the rest: keys, peers, addresses, routes. The device ends when it is deleted, or by SIGTERM or SIGINT.
+    /// `WG_QUICK_USERSPACE_IMPLEMENTATION=penstock-wireguard wg-quick up NAME` makes the device in this way, and wg-quick
+    /// does the rest: keys, peers, addresses, routes. It runs until the device is deleted, or until SIGTERM or SIGINT.
     Wireguard {
         /// Stay in the foreground
         #[arg(short, long)]
@@ -197,7 +201,7 @@ enum Command {
     },
     /// Print the profile in force as JSON: with defaults and overrides, without secrets
     ListConfig,
-    /// Change fields of the profile's file, if a sound profile results
+    /// Change fields in the profile's file, provided that the result is a valid profile
     ///
     /// Keys are those of the profile: LocalPort=47100, Wan.Mode=udp, Lan.Subnets=10.1.0.0/24,10.2.0.0/24,
     /// Peers.berlin.Endpoint=192.0.2.2:47100. An empty value removes the field. A running gateway is
@@ -219,7 +223,7 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
-    // Before any key is read.
+    // Before any key is read into memory.
     if let Err(error) = memory::keep_private() {
         eprintln!("penstock: keys cannot be kept out of core dumps: {error}");
         return ExitCode::FAILURE;
@@ -240,7 +244,7 @@ pub fn main() -> ExitCode {
         }
         Command::Doctor { of, json } => return doctor::doctor(of.as_deref().unwrap_or(profile), json),
         Command::Bugreport(arguments) => bugreport::bugreport(profile, arguments),
-        Command::Firewall { format } => firewall::firewall(profile, format),
+        Command::Firewall { format, json } => firewall::firewall(profile, format, json),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Enrol(arguments) => enrol::enrol(profile, cli.log.as_deref(), arguments),
@@ -259,14 +263,14 @@ pub fn main() -> ExitCode {
             // Whoever reads our output may have seen enough.
             let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(broken) {
-                eprintln!("penstock: {error:#}");
+                penstock_messages::print_fatal("penstock", format_args!("{error:#}"));
             }
             enrol::exit_code(&error)
         }
     }
 }
 
-/// The arguments, with the command that the program's name stands for.
+/// The arguments, with the command that the program's own name stands for.
 fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let program = arguments.first().and_then(|program| Path::new(program).file_name());
     if program.is_some_and(|program| program == wireguard::PROGRAM) {
@@ -275,19 +279,31 @@ fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// The place and name of the gateway that a profile is about, without reading its keys.
+/// A prefix without host bits, or an address, as in the profile.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    Prefix::try_from(text.to_owned()).map(|prefix| prefix.0)
+}
+
+/// Directory and name of the gateway that a profile describes, without reading its keys.
 struct Gateway {
     directory: PathBuf,
     name: Name,
 }
 
 impl Gateway {
-    fn of(profile: &std::path::Path) -> Result<Self, ProfileError> {
-        let name = read_name(profile, &Environment::of_process())?;
-        Ok(Self { directory: control_socket::directory(), name })
+    /// A running gateway is known by its profile's file too, so that it can still be reached when the file is not valid
+    /// any more, or names another.
+    fn of(profile: &Path) -> Result<Self, ProfileError> {
+        let directory = control_socket::directory();
+        let environment = Environment::of_process();
+        let named = read_name(profile, &environment);
+        let is_sure = environment.overrides_any() || named.as_ref().is_ok_and(|name| Lock::is_taken(&directory, name));
+        let running = if is_sure { None } else { Lock::running_with(&directory, profile) };
+        let name = running.map_or(named, Ok)?;
+        Ok(Self { directory, name })
     }
 
-    /// Asks the running gateway for something to show. Why there is nothing is one sentence.
+    /// Asks the running gateway for something to show. Failures are told in one sentence.
     fn ask(&self, command: control_socket::Command) -> anyhow::Result<Answer> {
         let name = &self.name;
         match control_socket::ask(&self.directory, name, command) {
@@ -301,6 +317,6 @@ impl Gateway {
     }
 
     fn is_running(&self) -> bool {
-        control_socket::Lock::is_taken(&self.directory, &self.name)
+        Lock::is_taken(&self.directory, &self.name)
     }
 }

@@ -1,10 +1,11 @@
-//! The gateway's own control socket, `/run/penstock/NAME.sock`, and the lock beside it that keeps a
-//! name to one gateway.
+//! The gateway's own control socket, `/run/penstock/NAME.sock`, and the lock beside it that allows only one gateway per
+//! name.
 //!
 //! A connection is one line of JSON each way: a [`Command`] and its [`Answer`].
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,69 +27,71 @@ use crate::status::Status;
 /// Where sockets, locks and logs are, unless `PENSTOCK_RUNTIME_DIR` or systemd's `RUNTIME_DIRECTORY`
 /// says otherwise.
 pub const DIRECTORY: &str = "/run/penstock";
-/// Longest command.
+/// Longest command, in bytes.
 const COMMAND_LIMIT: u64 = 64 << 10;
 /// Longest answer: the status of the largest gateway.
 const ANSWER_LIMIT: u64 = 64 << 20;
 /// How long each side may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long after a failed connection the next is taken.
+/// How long to wait after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-/// How often the lock is tried again, and how long after.
+/// How often taking the lock is retried, and the pause in between.
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Longest lock file: a process and the path of a profile.
+const LOCK_LIMIT: u64 = 64 << 10;
 
 /// What the command line asks a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Show yourself.
+    /// The state of the gateway.
     Status,
-    /// What passed lately?
+    /// What has passed lately.
     History(Wanted),
-    /// What do you know of your network?
+    /// What the gateway knows of its network.
     Netcheck,
-    /// Read your profile again.
+    /// Read the profile again.
     Reload,
-    /// What did `wg set` change that the profile does not say?
+    /// What `wg set` has changed that the profile does not say.
     Unsaved,
     /// Lift the guard from prefixes that no peer has any more.
     Release(Release),
-    /// Stop in order, and keep the guard.
+    /// Stop in an orderly way, and keep the guard.
     Stop,
-    /// Stop in order, and lift the guard.
+    /// Stop in an orderly way, and lift the guard.
     StopAndRelease,
 }
 
-/// From which prefixes the guard is lifted.
+/// The prefixes from which the guard is lifted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Release {
-    /// From all that no peer has.
+    /// All that no peer has.
     All,
-    /// From these.
+    /// These.
     Prefixes(Vec<IpNet>),
 }
 
-/// What became of a [`Command::Release`].
+/// The result of a [`Command::Release`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Released {
     /// No longer blocked.
     pub released: Vec<IpNet>,
-    /// Still led into the tunnel, so they stay guarded.
+    /// Still routed into the tunnel, so they stay guarded.
     pub in_use: Vec<IpNet>,
     /// Not guarded in the first place.
     pub unknown: Vec<IpNet>,
 }
 
-/// What became of a [`Command::Reload`].
+/// The result of a [`Command::Reload`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// What is in force now, as fields of the profile or as sentences.
+    /// What is in force now, as names of profile fields or as sentences.
     pub changed: Vec<String>,
     /// What is not in force, with the reason.
     pub not_applied: Vec<String>,
 }
 
-/// What the gateway answers.
+/// A gateway's answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
     /// The answer to [`Command::Status`].
@@ -103,54 +106,54 @@ pub enum Answer {
     Unsaved(Box<Unsaved>),
     /// The answer to [`Command::Release`].
     Released(Released),
-    /// The answer to [`Command::Stop`] and [`Command::StopAndRelease`]: it is on its way out.
+    /// The answer to [`Command::Stop`] and [`Command::StopAndRelease`]: it is stopping.
     Stopping,
-    /// It cannot; a sentence.
+    /// It could not be done; the reason in a sentence.
     Error(String),
 }
 
-/// What the gateway is asked over the socket. A dropped `reply` is answered as an error.
+/// A request to the gateway from the socket. A dropped `reply` is answered as an error.
 #[derive(Debug)]
 pub enum Request {
-    /// Show yourself.
+    /// The state of the gateway.
     Status {
-        /// For the answer.
+        /// Takes the answer.
         reply: oneshot::Sender<Status>,
     },
-    /// What passed lately?
+    /// What has passed lately.
     History {
         /// Which part of it.
         wanted: Wanted,
-        /// For the answer.
+        /// Takes the answer.
         reply: oneshot::Sender<History>,
     },
-    /// What do you know of your network?
+    /// What the gateway knows of its network.
     Netcheck {
-        /// For the answer, which is given at once.
+        /// Takes the answer, which comes at once.
         reply: oneshot::Sender<Report>,
     },
     /// Read the profile again.
     Reload {
-        /// What became of it, or what is wrong with the profile.
+        /// Takes the result, or what is wrong with the profile.
         reply: oneshot::Sender<Result<Reloaded, String>>,
     },
-    /// What did `wg set` change?
+    /// What `wg set` has changed.
     Unsaved {
-        /// For the answer.
+        /// Takes the answer.
         reply: oneshot::Sender<Unsaved>,
     },
     /// Lift the guard.
     Release {
-        /// From which prefixes.
+        /// The prefixes.
         what: Release,
-        /// What became of it.
+        /// Takes the result.
         reply: oneshot::Sender<Released>,
     },
-    /// Stop in order.
+    /// Stop in an orderly way.
     Stop {
         /// Whether the guard is lifted.
         release: bool,
-        /// To say that it was heard.
+        /// Confirms that the request was received.
         reply: oneshot::Sender<()>,
     },
 }
@@ -162,7 +165,7 @@ pub fn directory() -> PathBuf {
     if let Some(given) = given {
         return given.into();
     }
-    // systemd gives a list with colons; ours is the first.
+    // systemd gives a list separated by colons; ours is the first.
     let given = std::env::var("RUNTIME_DIRECTORY").unwrap_or_default();
     match given.split(':').next() {
         None | Some("") => DIRECTORY.into(),
@@ -170,7 +173,7 @@ pub fn directory() -> PathBuf {
     }
 }
 
-/// The right to run under a name. Held by one process; given back when dropped or dead.
+/// The right to run under a name. One process holds it; it is given back when dropped, or when the process dies.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -180,12 +183,12 @@ pub struct Lock {
 /// Takes the right to run as `name`, in the usual [`directory`].
 ///
 /// # Errors
-/// Another gateway has it, or there is no lock file to be had.
+/// Another gateway has the name, or the lock file cannot be created.
 pub fn lock(name: &Name) -> Result<Lock, LockError> {
     Lock::take(&directory(), name)
 }
 
-/// Why a name is not to be had.
+/// Why a name cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another gateway has it.
@@ -193,15 +196,15 @@ pub enum LockError {
     Taken {
         /// The name.
         name: Name,
-        /// The other's process.
+        /// The other gateway's process.
         pid: Option<u32>,
     },
-    /// The lock file cannot be had.
+    /// The lock file cannot be used.
     #[error("the lock {path}: {error}")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
 }
@@ -210,7 +213,7 @@ impl Lock {
     /// Takes the right to run as `name`.
     ///
     /// # Errors
-    /// Another gateway has it, or there is no lock file to be had.
+    /// Another gateway has the name, or the lock file cannot be created.
     pub fn take(directory: &Path, name: &Name) -> Result<Self, LockError> {
         let path = directory.join(format!("{name}.lock"));
         let failed = |error| LockError::File { path: path.clone(), error };
@@ -227,7 +230,7 @@ impl Lock {
                 .map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                // Perhaps somebody is only looking: see is_taken.
+                // Perhaps somebody is only checking: see is_taken.
                 Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
                     tries += 1;
                     std::thread::sleep(LOCK_PAUSE);
@@ -235,12 +238,13 @@ impl Lock {
                 }
                 Err(TryLockError::WouldBlock) => {
                     let mut text = String::new();
-                    let _ = file.take(32).read_to_string(&mut text);
-                    return Err(LockError::Taken { name: name.clone(), pid: text.trim().parse().ok() });
+                    let _ = file.take(LOCK_LIMIT).read_to_string(&mut text);
+                    let pid = text.lines().next().and_then(|line| line.parse().ok());
+                    return Err(LockError::Taken { name: name.clone(), pid });
                 }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
-            // The last owner removed its file between our open and our lock: nobody else sees it.
+            // The last owner removed its file between our open and our lock, so nobody else can see it.
             let named = std::fs::metadata(&path).ok().map(|metadata| metadata.ino());
             if named != Some(file.metadata().map_err(failed)?.ino()) {
                 continue;
@@ -250,18 +254,42 @@ impl Lock {
         }
     }
 
+    /// Says which profile the gateway runs with.
+    ///
+    /// # Errors
+    /// The lock file cannot be written.
+    pub fn set_profile(&mut self, profile: &Path) -> io::Result<()> {
+        let profile = profile.canonicalize()?;
+        self.file.write_all(profile.as_os_str().as_bytes())
+    }
+
+    /// The gateway that runs with this profile, if there is exactly one.
+    #[must_use]
+    pub fn running_with(directory: &Path, profile: &Path) -> Option<Name> {
+        let profile = profile.canonicalize().ok()?;
+        let mut names = std::fs::read_dir(directory).ok()?.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let name = Name::try_from(path.file_name()?.to_str()?.strip_suffix(".lock")?.to_owned()).ok()?;
+            let mut text = Vec::new();
+            File::open(&path).ok()?.take(LOCK_LIMIT).read_to_end(&mut text).ok()?;
+            let (_, of) = text.split_at(text.iter().position(|byte| *byte == b'\n')? + 1);
+            (of == profile.as_os_str().as_bytes() && Self::is_taken(directory, &name)).then_some(name)
+        });
+        names.next().filter(|_| names.next().is_none())
+    }
+
     /// Whether a gateway of this name runs.
     #[must_use]
     pub fn is_taken(directory: &Path, name: &Name) -> bool {
         let path = directory.join(format!("{name}.lock"));
-        // Shared, so that those who look are not in each other's way.
+        // A shared lock, so that those who check do not get in each other's way.
         File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While still locked: whoever opened the file meanwhile will see that it lost its name.
+        // While still locked, so that whoever opened the file meanwhile notices that it has lost its name.
         let _ = std::fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
@@ -271,12 +299,12 @@ impl Drop for Lock {
 /// runtime.
 ///
 /// # Errors
-/// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says.
+/// [`io::ErrorKind::AddrInUse`] if somebody else is serving it; other errors of the file system.
 pub fn serve(name: &Name) -> io::Result<Service<Request>> {
     serve_in(&directory(), name)
 }
 
-/// Serves another directory than [`directory`].
+/// As [`serve`], in another directory.
 ///
 /// # Errors
 /// As [`serve`].
@@ -286,7 +314,7 @@ pub fn serve_in(directory: &Path, name: &Name) -> io::Result<Service<Request>> {
 
 async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
     loop {
-        // One after the other: the clients are administrators.
+        // One after the other, since the clients are administrators.
         let outcome = match listener.accept().await {
             Ok((stream, _)) => timeout(PATIENCE, converse(stream, &requests)).await.unwrap_or(Ok(())),
             Err(error) => Err(error),
@@ -305,7 +333,7 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
     let answer = match serde_json::from_slice(&line) {
         Ok(Command::Status) => {
             let (reply, answer) = oneshot::channel();
-            // A refused request drops its reply, which shows below.
+            // When the request is refused its reply is dropped, which shows below.
             let _ = requests.send(Request::Status { reply }).await;
             answer.await.map(|status| Answer::Status(Box::new(status))).ok()
         }
@@ -342,11 +370,11 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
         }
         Err(_) => Some(Answer::Error("this gateway does not know that command".into())),
     };
-    let answer = answer.unwrap_or_else(|| Answer::Error("the gateway is on its way out".into()));
+    let answer = answer.unwrap_or_else(|| Answer::Error("the gateway is stopping".into()));
     stream.write_all(&encode(&answer)?).await
 }
 
-/// An answer as a line. It may hold secrets: of a buffer that grows, copies would stay behind.
+/// An answer as a line. It may hold secrets, and a growing buffer would leave copies behind.
 fn encode(answer: &Answer) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut length = Length(1);
     serde_json::to_writer(&mut length, answer)?;
@@ -356,7 +384,7 @@ fn encode(answer: &Answer) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(text)
 }
 
-/// Counts what is written to it.
+/// Counts the bytes written to it.
 struct Length(usize);
 
 impl Write for Length {
@@ -373,18 +401,18 @@ impl Write for Length {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// The gateway is not running.
     #[error("it is not running")]
     NotRunning,
-    /// The connection ended without an answer: it stops, or crashed.
-    #[error("it went away without an answer")]
+    /// The connection ended without an answer: the gateway is stopping, or has crashed.
+    #[error("it closed the connection without an answer")]
     Gone,
-    /// The socket, or what came out of it, is not as it should be.
+    /// Something is wrong with the socket or the answer.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Asks the gateway of that name.
+/// Sends a command to the gateway of this name.
 ///
 /// # Errors
 /// There is no answer.

@@ -1,11 +1,11 @@
-//! Where the peers were last, in a file that outlives the process: a gateway that starts calls the peers it had
-//! sessions with, and need not wait until they notice that their packets are not answered.
+//! The peers' last endpoints, in a file that survives the process: a gateway that starts calls the peers that it had
+//! sessions with, and need not wait until they notice that their packets go unanswered.
 //!
 //! ```text
 //!   magic, 16 bytes │ MAC, 32 bytes │ JSON: {"PUBLIC KEY": {"Endpoint": …, "Configured": …}, …}
 //! ```
-//! The MAC is under a key derived from the gateway's private key, as that of the cached map. A file that is damaged or
-//! missing costs no more than the wait. Peers of the coordinator are not in it: their paths are found anew.
+//! The MAC is made with a key derived from the gateway's private key, like that of the cached map. A damaged or missing
+//! file costs no more than the wait. The coordinator's peers are not in it: their paths are found again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,8 +13,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use blake2::Blake2sMac256;
-use blake2::digest::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::key::{PrivateKey, PublicKey};
@@ -22,7 +20,7 @@ use crate::problem::Problems;
 use crate::profile::{Endpoint, Name};
 use crate::sealed;
 
-/// Most peers that are kept.
+/// The most peers that are kept.
 const PEERS_LIMIT: usize = 20_000;
 /// Longest file: an entry has at most 44 bytes of key, 260 of a name with a port, and 60 of address and punctuation.
 pub const FILE_LIMIT: usize = 512 * PEERS_LIMIT;
@@ -34,15 +32,15 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 const MAGIC: &[u8; 16] = b"penstock ends v1";
 const LABEL: &[u8] = b"penstock last endpoints v1 key";
 
-/// The last endpoint of every peer that there was a session with.
+/// The last endpoint of every peer that we had a session with.
 #[derive(Debug)]
 pub struct LastEndpoints {
-    /// `None` if nothing outlives the process.
+    /// `None` if nothing is to survive the process.
     file: Option<File>,
     peers: BTreeMap<PublicKey, Last>,
-    /// Whether the file says something else.
+    /// Whether the file is out of date.
     unsaved: bool,
-    /// When it is to be written then, once the change was seen.
+    /// When it is to be written, once the change was noticed.
     due: Option<Instant>,
     /// When it may be written again.
     not_before: Instant,
@@ -55,7 +53,7 @@ struct File {
     name: Name,
 }
 
-/// Where a peer was, and what was configured as its endpoint then.
+/// A peer's endpoint, and what was configured as its endpoint at the time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct Last {
@@ -64,7 +62,7 @@ struct Last {
 }
 
 impl LastEndpoints {
-    /// Reads the file of the gateway of this name in the state directory, if it is to be believed.
+    /// Reads the file of the gateway of this name in the state directory, if it can be believed.
     pub fn load(directory: &Path, key: &PrivateKey, name: &Name, now: Instant) -> Self {
         let path = directory.join(format!("{name}.endpoints"));
         let peers = match sealed::read(&path, FILE_LIMIT) {
@@ -82,18 +80,18 @@ impl LastEndpoints {
         Self { file: Some(file), peers, unsaved: false, due: None, not_before: now }
     }
 
-    /// For who has no state directory: remembers no peer.
+    /// Without a state directory: remembers no peer.
     pub fn unkept(now: Instant) -> Self {
         Self { file: None, peers: BTreeMap::new(), unsaved: false, due: None, not_before: now }
     }
 
-    /// Where a peer was last. Nothing, if its endpoint was configured otherwise then: the administrator knows better.
+    /// A peer's last endpoint. `None` if its configured endpoint was different then: the administrator knows better.
     pub fn of(&self, peer: &PublicKey, configured: Option<&Endpoint>) -> Option<SocketAddr> {
         let last = self.peers.get(peer)?;
         (last.configured == configured.map(Endpoint::to_string)).then_some(last.endpoint)
     }
 
-    /// A peer has a session and is there.
+    /// A peer has a session at this endpoint.
     pub fn note(&mut self, peer: PublicKey, endpoint: SocketAddr, configured: Option<&Endpoint>) {
         if self.file.is_none() {
             return;
@@ -111,8 +109,8 @@ impl LastEndpoints {
         self.unsaved |= self.peers.remove(peer).is_some();
     }
 
-    /// Writes the file a while after it was first called with a change, at the end at once. A file that cannot be
-    /// written is a problem.
+    /// Writes the file a while after the first call with a change, or at once at the end. A file that cannot be written
+    /// is a problem.
     pub fn save(&mut self, now: Instant, at_end: bool, problems: &mut Problems) {
         let Some(File { path, key, name }) = self.file.as_ref().filter(|_| self.unsaved) else { return };
         let subject = path.display().to_string();
@@ -140,27 +138,26 @@ fn encode(peers: &BTreeMap<PublicKey, Last>, key: &PrivateKey, name: &Name) -> V
     seal(&serde_json::to_vec(peers).expect("keys and addresses are text"), key, name)
 }
 
-/// The bytes of a file of any text.
+/// The bytes of a file with arbitrary text.
 fn seal(text: &[u8], key: &PrivateKey, name: &Name) -> Vec<u8> {
     sealed::seal(MAGIC, mac(key, name), text)
 }
 
-/// What the bytes of a file say, if they are to be believed.
+/// The contents of a file, if they can be believed.
 fn decode(bytes: &[u8], key: &PrivateKey, name: &Name) -> Option<BTreeMap<PublicKey, Last>> {
     let text = sealed::open(MAGIC, mac(key, name), bytes).ok()?;
     let peers: BTreeMap<PublicKey, Last> = serde_json::from_slice(text).ok()?;
     (peers.len() <= PEERS_LIMIT).then_some(peers)
 }
 
-fn mac(key: &PrivateKey, name: &Name) -> Blake2sMac256 {
-    let name = name.as_str();
-    sealed::mac(key, LABEL).chain_update((name.len() as u64).to_be_bytes()).chain_update(name)
+fn mac(key: &PrivateKey, name: &Name) -> sealed::Mac {
+    sealed::mac_of(key.as_bytes(), LABEL, name.as_str().as_bytes())
 }
 
-/// For the fuzzer: whether a file of this text, as if we had written it, is read and written back as it was.
+/// For the fuzzer: whether a file with this text, as if we had written it, is read and written back unchanged.
 ///
 /// # Errors
-/// It is read, and not written back so.
+/// It is read, but written back differently.
 #[doc(hidden)]
 pub fn round_trip(input: &[u8], key: &PrivateKey, name: &Name) -> io::Result<bool> {
     if decode(input, key, name).is_some() {

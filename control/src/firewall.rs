@@ -1,7 +1,7 @@
-//! What a firewall on a gateway, or in front of it, has to let through: a list of flows computed from the profile, which
-//! [`rules`] writes as rules of the usual firewalls.
+//! What a firewall on a gateway, or in front of it, has to let through: a list of flows computed from the profile,
+//! which [`rules`] writes as rules of the usual firewalls.
 //!
-//! Firewalls are assumed to let the answers to what they have let out come back in.
+//! Firewalls are assumed to let in the answers to what they have let out.
 
 pub mod rules;
 
@@ -17,7 +17,7 @@ const PORT_MAPPING: u16 = 5351;
 /// DNS.
 const DNS: u16 = 53;
 
-/// Which way the first packet goes.
+/// The direction of the first packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// To this gateway.
@@ -35,30 +35,30 @@ pub enum Protocol {
     Udp,
 }
 
-/// Who is at the other end.
+/// The other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remote {
-    /// Anybody.
+    /// Anyone.
     Any,
     /// This address.
     Address(IpAddr),
-    /// Whatever this name leads to.
+    /// Whatever this name resolves to.
     Name(String),
 }
 
-/// Whether it works without.
+/// Whether it also works without this flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Nothing works without.
+    /// Nothing works without it.
     Required,
-    /// Without it some peers are relayed, or must call first.
+    /// Without it some peers are relayed, or have to call first.
     Better,
 }
 
 /// Packets that have to pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Which way the first packet goes.
+    /// The direction of the first packet.
     pub direction: Direction,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -68,9 +68,9 @@ pub struct Flow {
     pub remote: Remote,
     /// The port there; `None` for any.
     pub remote_port: Option<u16>,
-    /// Whether it works without.
+    /// Whether it also works without this flow.
     pub need: Need,
-    /// What for.
+    /// Its purpose.
     pub why: String,
 }
 
@@ -85,7 +85,7 @@ pub struct Needs {
     pub tunnel: String,
 }
 
-/// What has to pass for the gateway of this profile. `port` is the tunnel's port while it runs.
+/// What has to pass for the gateway with this profile. `port` is the tunnel's port while it runs.
 #[must_use]
 pub fn needs(profile: &Profile, port: Option<u16>) -> Needs {
     let pinned = match profile.local_port {
@@ -118,9 +118,9 @@ fn tunnel(profile: &Profile, port: Option<u16>, pinned: Option<u16>, flows: &mut
     let (need, why) = match calls.as_slice() {
         [] if profile.coordinator.is_some() => (Need::Better, "other sites reach this one directly".to_owned()),
         [] => (Need::Better, "peers call first as well".to_owned()),
-        names => (Need::Required, format!("{} have no endpoint and must call first", names.join(", "))),
+        names => (Need::Required, format!("no endpoint is known, so these must call first: {}", names.join(", "))),
     };
-    // A port that is another one at each start cannot be let in.
+    // A port that changes with each start cannot be let in.
     if let Some(port) = pinned {
         flows.push(Flow {
             direction: Direction::In,
@@ -167,9 +167,9 @@ fn coordinator(profile: &Profile, port: Option<u16>, flows: &mut Vec<Flow>) {
             host,
             Some(COORDINATOR_UDP),
             Need::Better,
-            "STUN and relay: without it relayed by TCP, no direct path",
+            "STUN and relay: without it, traffic is relayed over TCP and no path is direct",
         ),
-        out(udp, port, Remote::Any, None, Need::Better, "direct paths to other sites, at whatever port of their NATs"),
+        out(udp, port, Remote::Any, None, Need::Better, "direct paths to other sites, at any port of their NATs"),
     ]);
     if profile.port_mapping {
         flows.push(out(
@@ -183,7 +183,7 @@ fn coordinator(profile: &Profile, port: Option<u16>, flows: &mut Vec<Flow>) {
     }
 }
 
-/// Name servers, if there are names.
+/// Name servers, if there are names to resolve.
 fn names(profile: &Profile, flows: &mut Vec<Flow>) {
     if !flows.iter().any(|flow| matches!(flow.remote, Remote::Name(_))) {
         return;

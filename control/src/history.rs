@@ -1,5 +1,5 @@
-//! What passed lately, as a gateway remembers it: traffic of each peer, and traffic, drops and load of all together,
-//! the coarser the longer ago. `penstock top` asks for it over the control socket.
+//! Recent traffic as a gateway remembers it: each peer's traffic, and traffic, drops and load in total, the coarser the
+//! longer ago. `penstock top` asks for it over the control socket.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,18 @@ use crate::key::PublicKey;
 /// How far back points of one length reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier {
-    /// What a point stands for.
+    /// The time that a point stands for, in seconds.
     pub seconds: u32,
-    /// How many there are at most.
+    /// The most points of this length.
     pub points: usize,
 }
 
-/// Five minutes by seconds, an hour by ten seconds, half a day by minutes. Each length is a multiple of the one before.
+/// Five minutes in seconds, an hour in steps of ten seconds, half a day in minutes. Each length is a multiple of the
+/// one before.
 pub const TIERS: [Tier; 3] =
     [Tier { seconds: 1, points: 300 }, Tier { seconds: 10, points: 360 }, Tier { seconds: 60, points: 720 }];
 
-/// What is asked for.
+/// Which part is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Wanted {
@@ -30,7 +31,7 @@ pub struct Wanted {
     pub points: usize,
 }
 
-/// The answer. Where there are several points, the last is the latest, and those that are missing are zero.
+/// The answer. Of several points, the last is the latest, and missing ones are zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct History {
@@ -38,11 +39,11 @@ pub struct History {
     pub seconds: u32,
     /// With all peers together.
     pub total: Traffic,
-    /// Packets dropped a second.
+    /// Packets dropped per second.
     pub dropped: Vec<f32>,
     /// The load of the busiest worker, 0 to 1.
     pub load: Vec<f32>,
-    /// With each peer that had much traffic lately.
+    /// With each peer that has had much traffic lately.
     pub peers: Vec<PeerTraffic>,
     /// Packets dropped in the last second, by reason; only reasons with any.
     pub drops: BTreeMap<String, f32>,
@@ -50,13 +51,13 @@ pub struct History {
     pub loads: Vec<f32>,
 }
 
-/// Bytes of WireGuard messages a second.
+/// Bytes of WireGuard messages per second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Traffic {
-    /// What came from peers, the latest point last.
+    /// Received from peers, the latest point last.
     pub received: Vec<f32>,
-    /// What went to them.
+    /// Sent to peers.
     pub sent: Vec<f32>,
 }
 
@@ -66,6 +67,6 @@ pub struct Traffic {
 pub struct PeerTraffic {
     /// The peer.
     pub public_key: PublicKey,
-    /// What passed between it and this gateway.
+    /// Its traffic with this gateway.
     pub traffic: Traffic,
 }

@@ -1,8 +1,8 @@
-//! What routers say of datagrams of ours that were too large for them: ICMP "fragmentation needed" (RFC 792, RFC 1191)
-//! and ICMPv6 "packet too big" (RFC 4443).
+//! What routers report about datagrams of ours that were too large for them: ICMP "fragmentation needed" (RFC 792, RFC
+//! 1191) and ICMPv6 "packet too big" (RFC 4443).
 //!
-//! It is read from raw sockets, since errors on the tunnel's own sockets would interrupt its traffic. Anybody can send
-//! such a message; whoever takes it decides what it is worth.
+//! It is read from raw sockets, since errors on the tunnel's own sockets would interrupt its traffic. Anyone can send
+//! such a message; whoever uses it decides what it is worth.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,13 +16,13 @@ use crate::readable;
 
 /// Longer than what routers quote (RFC 4443, section 2.4: up to 1280 bytes in all).
 const LONGEST: usize = 1500;
-/// Messages that are taken in one go: a flood may not keep the other inputs waiting.
+/// Messages that are taken at once: a flood must not keep the other inputs waiting.
 const AT_ONCE: usize = 64;
 const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;
 const IPV6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
-/// `linux/icmp.h` and `linux/icmpv6.h`: options of raw sockets that let through chosen types only.
+/// `linux/icmp.h` and `linux/icmpv6.h`: options of raw sockets that select the types to receive.
 const ICMP_FILTER: i32 = 1;
 const ICMPV6_FILTER: i32 = 1;
 const SOL_RAW: i32 = 255;
@@ -31,7 +31,7 @@ const UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
 const PACKET_TOO_BIG: u8 = 2;
 
-/// Hears what routers say, as far as this process may.
+/// Receives what routers report, as far as this process may.
 pub struct Routers {
     v4: Option<AsyncFd<OwnedFd>>,
     v6: Option<AsyncFd<OwnedFd>>,
@@ -49,20 +49,22 @@ pub struct Told {
 }
 
 impl Told {
-    /// The message as the protocol takes it.
+    /// The message in the protocol's terms.
     pub fn too_big(&self) -> TooBig<'_> {
         TooBig { to: self.to, mtu: self.mtu, length: self.length, payload: &self.payload }
     }
 }
 
 impl Routers {
-    /// Opens the sockets; without CAP_NET_RAW or a family nothing is heard of it.
+    /// Opens the sockets; without CAP_NET_RAW, or without a family, nothing is received of it.
     pub fn open() -> Self {
         let open = |family, protocol, level, option, filter: &[u8]| {
             let opened = socket(family, protocol, level, option, filter);
-            opened.inspect_err(|e| tracing::debug!("routers cannot be heard over {family:?}: {e}")).ok()
+            opened
+                .inspect_err(|e| tracing::debug!("ICMP errors of routers cannot be received over {family:?}: {e}"))
+                .ok()
         };
-        // A set bit keeps a type out.
+        // A set bit blocks a type.
         let v4 = !(1u32 << UNREACHABLE);
         let mut v6 = [0xff_u8; 32];
         let word = !(1u32 << PACKET_TOO_BIG);
@@ -116,7 +118,7 @@ async fn heard(socket: Option<&AsyncFd<OwnedFd>>, parse: fn(&[u8]) -> Option<Tol
     }
 }
 
-/// Reads what a raw ICMP socket gives: an IPv4 packet.
+/// Parses what a raw ICMP socket returns: an IPv4 packet.
 pub fn parse_v4(packet: &[u8]) -> Option<Told> {
     let (_, icmp) = ipv4(packet)?;
     if icmp.len() < ICMP_HEADER || icmp[..2] != [UNREACHABLE, FRAGMENTATION_NEEDED] {
@@ -132,7 +134,7 @@ pub fn parse_v4(packet: &[u8]) -> Option<Told> {
     udp(to.into(), mtu, length, datagram)
 }
 
-/// Reads what a raw ICMPv6 socket gives: an ICMPv6 message.
+/// Parses what a raw ICMPv6 socket returns: an ICMPv6 message.
 pub fn parse_v6(icmp: &[u8]) -> Option<Told> {
     let quoted = icmp.get(ICMP_HEADER..)?;
     if icmp[0] != PACKET_TOO_BIG || quoted.len() < IPV6_HEADER || quoted[0] >> 4 != 6 || quoted[6] != UDP {
@@ -150,7 +152,7 @@ fn udp(to: IpAddr, mtu: u16, length: u16, datagram: &[u8]) -> Option<Told> {
     Some(Told { source_port: word(datagram, 0)?, to, mtu, length, payload })
 }
 
-/// Header and payload of an IPv4 packet that may have been cut off.
+/// Header and payload of an IPv4 packet that may have been truncated.
 fn ipv4(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::from(packet.first()? & 0x0f) * 4;
     if packet[0] >> 4 != 4 || length < 20 || packet.len() < length {

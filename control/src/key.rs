@@ -1,4 +1,4 @@
-//! Keys as people write them: base64 in files and profiles, hex on WireGuard's socket.
+//! Keys in their written forms: base64 in files and profiles, hex on WireGuard's socket.
 //!
 //! Secret keys are zeroed when dropped and never printed by `Debug`.
 
@@ -14,7 +14,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
-/// Longest key file: a key in base64 with generous white space.
+/// Longest key file: a key in base64 with plenty of white space.
 pub const KEY_FILE_LIMIT: u64 = 256;
 
 /// The private key of a gateway, clamped (RFC 7748, section 5).
@@ -25,7 +25,7 @@ pub struct PrivateKey([u8; KEY_BYTES]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey([u8; KEY_BYTES]);
 
-/// A key two peers share beside their key pairs. Never all zeros: on the wire that means none.
+/// A key that two peers share in addition to their key pairs. Never all zeros, which means no key on the wire.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct PresharedKey([u8; KEY_BYTES]);
 
@@ -38,8 +38,8 @@ pub enum KeyError {
     /// Not 32 bytes in hexadecimal.
     #[error("a key is 64 hexadecimal digits here")]
     NotHex,
-    /// All bits are zero, which no peer can have.
-    #[error("a key of zeros is none")]
+    /// All bytes are zero, which no peer can have.
+    #[error("a key of zeros is not valid")]
     Zero,
 }
 
@@ -49,11 +49,11 @@ pub enum KeyFileError {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(#[from] std::io::Error),
-    /// It is a directory, device or the like.
+    /// It is a directory, a device or the like.
     #[error("not a regular file")]
     NotAFile,
     /// Group or others may read or write it.
-    #[error("its mode {mode:04o} lets others than its owner use it; `chmod 600` it")]
+    #[error("its mode {mode:04o} lets users other than its owner use it; `chmod 600` it")]
     Exposed {
         /// The permission bits.
         mode: u32,
@@ -64,20 +64,20 @@ pub enum KeyFileError {
         /// The owner.
         owner: u32,
     },
-    /// No key file is so long.
-    #[error("longer than {KEY_FILE_LIMIT} bytes, so it is no key file")]
+    /// It is too long for a key file.
+    #[error("longer than {KEY_FILE_LIMIT} bytes, so it is not a key file")]
     TooLong,
     /// Its text is not a key.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
 
-/// Reads the text of a key file, which must belong to root or us and be closed to everybody else.
+/// Reads the text of a key file, which must belong to root or to us and be closed to everybody else.
 ///
 /// # Errors
 /// It cannot be read, is open to others, or is too long to be a key.
 pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-    // Not blocking: a FIFO in the file's place must not stop us.
+    // Non-blocking, because a FIFO in the file's place must not stop us.
     let file =
         std::fs::File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
@@ -93,7 +93,7 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
         return Err(KeyFileError::Exposed { mode });
     }
     let limit = KEY_FILE_LIMIT as usize;
-    // Reserved at once: a growing buffer would leave copies of the secret behind.
+    // Allocated in advance: a growing buffer would leave copies of the secret behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
     file.take(KEY_FILE_LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() > limit {
@@ -103,31 +103,32 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Whether a key file of this mode shows the key to others than its owner. The group of a credential is the service's.
+/// Whether a key file with this mode exposes the key to others than its owner. A credential's group is the service's
+/// own.
 pub(crate) fn is_exposed(mode: u32, credential: bool) -> bool {
     let group_may_read = if credential { 0o040 } else { 0 };
     mode & 0o077 & !group_may_read != 0
 }
 
 /// Whether systemd made the file for this service alone (`LoadCredential=`): its access list for the service's user
-/// shows as bits of the group, and nobody else gets into the directory.
+/// shows as group permissions, and nobody else gets into the directory.
 pub(crate) fn is_credential(path: &Path) -> bool {
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     directory.is_some_and(|directory| directory.is_absolute() && path.parent() == Some(&directory))
 }
 
 impl PrivateKey {
-    /// A new private key of the system's randomness.
+    /// A new private key from the system's randomness.
     ///
     /// # Errors
-    /// The system has none.
+    /// The system has no randomness.
     pub fn generate() -> std::io::Result<Self> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rand::rngs::OsRng.try_fill_bytes(&mut *bytes).map_err(std::io::Error::other)?;
         Ok(Self::from_bytes(*bytes))
     }
 
-    /// The key of these bytes, clamped.
+    /// The private key with these bytes, clamped.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; KEY_BYTES]) -> Self {
         bytes[0] &= 0b1111_1000;
@@ -142,7 +143,7 @@ impl PrivateKey {
     /// [`KeyError::Zero`].
     ///
     /// # Errors
-    /// It is no key.
+    /// It is not a valid key.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
         let bytes = from_hex(text)?;
         if *bytes == [0; KEY_BYTES] {
@@ -157,7 +158,7 @@ impl PrivateKey {
         x25519_dalek::PublicKey::from(&self.to_secret()).into()
     }
 
-    /// The key as the handshake takes it.
+    /// The key in the form that the handshake takes.
     #[must_use]
     pub fn to_secret(&self) -> x25519_dalek::StaticSecret {
         x25519_dalek::StaticSecret::from(self.0)
@@ -183,7 +184,7 @@ impl PrivateKey {
 }
 
 impl PublicKey {
-    /// The key of these bytes.
+    /// The key with these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
@@ -192,7 +193,7 @@ impl PublicKey {
     /// Parses 64 hexadecimal digits.
     ///
     /// # Errors
-    /// It is no key.
+    /// It is not a valid key.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
         from_hex(text).map(|bytes| Self(*bytes))
     }
@@ -211,7 +212,7 @@ impl PublicKey {
 }
 
 impl PresharedKey {
-    /// The key of these bytes; `None` for all zeros, which mean no key.
+    /// The key with these bytes; `None` for all zeros, which mean no key.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; KEY_BYTES]) -> Option<Self> {
         if bytes == [0; KEY_BYTES] {
@@ -226,7 +227,7 @@ impl PresharedKey {
     /// [`KeyError::Zero`].
     ///
     /// # Errors
-    /// It is no key.
+    /// It is not a valid key.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
         Self::from_bytes(*from_hex(text)?).ok_or(KeyError::Zero)
     }
@@ -324,9 +325,11 @@ impl From<PublicKey> for x25519_dalek::PublicKey {
 }
 
 fn from_base64(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
-    // The decoder asks for room by its own estimate, a byte more than the key.
+    // The decoder asks for space by its own estimate, which is a byte more than the key.
     let mut decoded = Zeroizing::new([0; KEY_BYTES + 1]);
-    match BASE64_STANDARD.decode_slice(text.trim(), &mut *decoded) {
+    // Editors on Windows put a byte order mark in front.
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+    match BASE64_STANDARD.decode_slice(text, &mut *decoded) {
         Ok(KEY_BYTES) => {
             let mut bytes = Zeroizing::new([0; KEY_BYTES]);
             bytes.copy_from_slice(&decoded[..KEY_BYTES]);
@@ -420,7 +423,7 @@ mod tests {
     #[test]
     fn key_files_open_to_others_are_refused() {
         let key = PrivateKey::generate().unwrap();
-        let text = format!(" {}\n", *key.to_base64());
+        let text = format!("\u{feff} {}\r\n", *key.to_base64());
         for mode in [0o640, 0o604, 0o620, 0o601] {
             let file = scratch_file(text.as_bytes(), mode);
             let error = read_key_file(&file).unwrap_err();
@@ -433,7 +436,7 @@ mod tests {
         }
     }
 
-    /// A process of its own, since the variable is the process's: this test runs itself again.
+    /// Runs itself again as a process of its own, since the environment variable belongs to the process.
     #[test]
     fn a_credential_may_show_bits_of_the_group_and_no_others() {
         const SELF: &str = "key::tests::a_credential_may_show_bits_of_the_group_and_no_others";

@@ -1,6 +1,6 @@
-//! The metrics of a gateway: what a [`Status`] says for Prometheus.
+//! The metrics of a gateway: a [`Status`] in Prometheus's terms.
 //!
-//! [`FAMILIES`] is the one list of what is served. docs/metrics.md describes the same, and a test compares the two.
+//! [`FAMILIES`] is the only list of what is served. docs/metrics.md describes the same, and a test compares the two.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ type Family = penstock_metrics::Family<Status>;
 
 /// The labels of a peer.
 const PEER: &[&str] = &["peer", "public_key"];
-/// The labels of a peer as Prometheus WireGuard exporters have them, for which there are dashboards.
+/// The labels of a peer as existing Prometheus exporters for WireGuard have them, so that their dashboards work.
 const WIREGUARD: &[&str] = &["interface", "public_key", "allowed_ips", "friendly_name"];
 const RELAY: &[&str] = &["relay", "transport", "address"];
 const WORKER: &[&str] = &["worker"];
@@ -156,6 +156,20 @@ const FAMILIES: &[Family] = &[
         labels: WORKER,
         help: "How long a worker slept, with a sleep that still lasts; the time not slept is load",
         samples: |status| workers(status, |load| load.slept_ms as f64 / 1e3),
+    },
+    Family {
+        name: "penstock_worker_shaped_bytes",
+        kind: MetricType::Counter,
+        labels: WORKER,
+        help: "Bytes of outer IP packets that a worker sent and held to WanRate",
+        samples: |status| workers(status, |load| load.shaped.bytes as f64),
+    },
+    Family {
+        name: "penstock_worker_waiting_packets",
+        kind: MetricType::Gauge,
+        labels: WORKER,
+        help: "Packets that wait in a worker for WanRate",
+        samples: |status| workers(status, |load| load.shaped.waiting_packets as f64),
     },
     Family {
         name: "penstock_worker_batch_packets",
@@ -333,7 +347,7 @@ fn batch_sizes(status: &Status) -> Vec<Sample> {
     status.worker_loads.iter().enumerate().map(sample).collect()
 }
 
-/// Of the sides that have rings.
+/// For the sides that have rings.
 fn ring_fills(status: &Status) -> Vec<Sample> {
     let sample = |worker: usize, side: &str, RingFill { times, packets }: RingFill| {
         let labels = vec![worker.to_string(), side.to_owned()];
@@ -350,7 +364,8 @@ fn histogram(bounds: &[usize], counts: &[u64], sum: u64) -> Value {
     Value::Histogram { sum: sum as f64, buckets: buckets.collect() }
 }
 
-/// The shortest round trip of each kind of path that answers, and of each relay: addresses would make too many series.
+/// The shortest round trip of each kind of path that answers, and of each relay: a series per address would be too
+/// many.
 fn path_round_trips(status: &Status) -> Vec<Sample> {
     let mut shortest: BTreeMap<Vec<String>, f64> = BTreeMap::new();
     for peer in &status.peers {
@@ -366,7 +381,7 @@ fn path_round_trips(status: &Status) -> Vec<Sample> {
 }
 
 fn mtus(status: &Status) -> Vec<Sample> {
-    let of = |peer: &status::Peer| {
+    let of = |peer: &status::PeerStatus| {
         let sizes = peer.mtu.as_ref().map(|mtu| [("inner", mtu.inner), ("outer", mtu.outer)]);
         let labels = peer_labels(peer);
         sizes.into_iter().flatten().map(move |(side, bytes)| {
@@ -377,17 +392,17 @@ fn mtus(status: &Status) -> Vec<Sample> {
     status.peers.iter().flat_map(of).collect()
 }
 
-fn peers(status: &Status, value: impl Fn(&status::Peer) -> Option<f64>) -> Vec<Sample> {
+fn peers(status: &Status, value: impl Fn(&status::PeerStatus) -> Option<f64>) -> Vec<Sample> {
     status.peers.iter().filter_map(|peer| value(peer).map(|value| (peer_labels(peer), value.into()))).collect()
 }
 
-fn peer_labels(peer: &status::Peer) -> Vec<String> {
+fn peer_labels(peer: &status::PeerStatus) -> Vec<String> {
     vec![peer.name.clone(), peer.public_key.to_string()]
 }
 
 fn paths(status: &Status) -> Vec<Sample> {
     let paths = [("direct", PathKind::Direct), ("relay", PathKind::Relay), ("none", PathKind::None)];
-    let of = |peer: &status::Peer| {
+    let of = |peer: &status::PeerStatus| {
         paths.map(|(path, kind)| {
             let mut labels = peer_labels(peer);
             labels.push(path.to_owned());
@@ -397,8 +412,8 @@ fn paths(status: &Status) -> Vec<Sample> {
     status.peers.iter().flat_map(of).collect()
 }
 
-fn wireguard(status: &Status, value: impl Fn(&status::Peer) -> f64) -> Vec<Sample> {
-    let sample = |peer: &status::Peer| {
+fn wireguard(status: &Status, value: impl Fn(&status::PeerStatus) -> f64) -> Vec<Sample> {
+    let sample = |peer: &status::PeerStatus| {
         let allowed_ips: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         let labels = vec![status.name.clone(), peer.public_key.to_string(), allowed_ips.join(","), peer.name.clone()];
         (labels, value(peer).into())
@@ -462,7 +477,7 @@ mod tests {
         assert!(page.ends_with("# EOF\n"));
     }
 
-    /// A rule or a panel on a metric that nobody serves shows nothing, and nobody notices.
+    /// A rule or panel about a metric that nobody serves shows nothing, and nobody would notice.
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
         let page = page(status::sample()).unwrap();
@@ -483,7 +498,7 @@ mod tests {
         }
     }
 
-    /// One duplicate, and Prometheus refuses the whole page; one quotation mark too many, and it cannot be read.
+    /// One duplicate, and Prometheus refuses the whole page; one quotation mark too many, and it cannot parse it.
     #[test]
     fn labels_stay_unique_and_quoted() {
         let mut status = status::sample();

@@ -1,8 +1,8 @@
-//! What is not as it should be, by name: since when, when it is tried again, what an administrator can do.
+//! What is wrong, under a name: since when, when it is tried again, and what an administrator can do.
 //!
-//! A failed operation becomes a problem and is tried again with exponential back-off; it ends nothing and
-//! hides nothing. A condition that cannot be retried from here (two networks numbered alike) is a problem
-//! as well, until it is no more. Time is an argument.
+//! A failed operation becomes a problem and is retried with exponential back-off; it ends nothing and hides nothing. A
+//! condition that cannot be retried from here (two networks numbered alike) is a problem too, as long as it lasts. Time
+//! is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 
 /// Time to the first retry of an operation that failed. Each further failure doubles it.
 pub const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Longest time between two tries.
+/// Longest time between two attempts.
 pub const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// A problem as `penstock status --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Problem {
-    /// What it is about: a prefix, an interface, a file, a setting. One subject has one problem.
+    /// What it is about: a prefix, an interface, a file, a setting. Each subject has at most one problem.
     pub subject: String,
-    /// What is wrong, as a sentence.
+    /// What is wrong, in a sentence.
     pub sentence: String,
     /// What an administrator can do about it.
     pub what_to_do: String,
@@ -38,7 +38,7 @@ pub struct Problem {
 pub enum Severity {
     /// Something does not work.
     Error,
-    /// What the profile demands has a consequence that somebody may not want. It does not make the gateway unhealthy.
+    /// A consequence of the profile that somebody may not want. It does not make the gateway unhealthy.
     Warning,
 }
 
@@ -54,7 +54,7 @@ struct Entry {
     what_to_do: String,
     severity: Severity,
     since: Instant,
-    /// When to try again, and how long the wait before it was.
+    /// When to retry, and how long the wait was before that.
     retry: Option<(Instant, Duration)>,
 }
 
@@ -72,7 +72,7 @@ impl Problems {
         }
     }
 
-    /// An operation failed, which is worth trying again. Each failure doubles the wait.
+    /// An operation failed that is worth retrying. Each failure doubles the wait.
     pub fn failed(&mut self, now: Instant, subject: &str, sentence: &str, what_to_do: &str) {
         let last = self.entries.get(subject).and_then(|entry| entry.retry);
         let wait = last.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
@@ -98,32 +98,32 @@ impl Problems {
         entry.retry = retry;
     }
 
-    /// Whether the time has come to try this again; also true of what never failed.
+    /// Whether it is time to try this again; also true of what has never failed.
     #[must_use]
     pub fn may_try(&self, now: Instant, subject: &str) -> bool {
         let retry = self.entries.get(subject).and_then(|entry| entry.retry);
         retry.is_none_or(|(at, _)| at <= now)
     }
 
-    /// It is well again.
+    /// The problem is gone.
     pub fn solved(&mut self, subject: &str) {
         if self.entries.remove(subject).is_some() {
-            tracing::info!("{subject}: well again");
+            tracing::info!("{subject}: resolved");
         }
     }
 
-    /// Everything is well again, but for these subjects.
+    /// All problems are gone, except those with these subjects.
     pub fn solved_all_but(&mut self, subjects: &BTreeSet<String>) {
         self.entries.retain(|subject, _| {
             let stays = subjects.contains(subject);
             if !stays {
-                tracing::info!("{subject}: well again");
+                tracing::info!("{subject}: resolved");
             }
             stays
         });
     }
 
-    /// Tries what has failed again at once: something changed that may have been the cause.
+    /// Retries at once what has failed, because something has changed that may have been the cause.
     pub fn try_now(&mut self, now: Instant) {
         for entry in self.entries.values_mut() {
             if let Some((at, _)) = &mut entry.retry {
@@ -132,7 +132,7 @@ impl Problems {
         }
     }
 
-    /// When the next failed operation is to be tried again.
+    /// When the next failed operation is to be retried.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.entries.values().filter_map(|entry| entry.retry).map(|(at, _)| at).min()
@@ -144,7 +144,7 @@ impl Problems {
         self.entries.is_empty()
     }
 
-    /// All of them, for people and machines to read.
+    /// All problems, for people and machines to read.
     #[must_use]
     pub fn list(&self, now: Instant) -> Vec<Problem> {
         let problem = |(subject, entry): (&String, &Entry)| Problem {

@@ -15,6 +15,7 @@ mod error;
 pub mod firewall;
 mod name;
 mod position;
+mod rate;
 mod rules;
 mod save;
 #[cfg(test)]
@@ -34,34 +35,35 @@ use zeroize::Zeroizing;
 
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
-pub use document::{CipherImplementation, Document, LanMode, SuiteSetting, WanMode};
+pub use document::{CipherImplementation, Document, LanMode, Prefix, SuiteSetting, WanMode};
 pub use edit::{EditError, add_peer, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
 pub use firewall::Firewall;
 pub use name::Name;
+pub use rate::Rate;
 pub use save::{Saved, Secret, Unsaved, UnsavedPeer, save};
 
-/// Where the profile is unless `--profile` or `PENSTOCK_PROFILE` says otherwise.
+/// The profile's path, unless `--profile` or `PENSTOCK_PROFILE` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/penstock/profiles/Universe.profile";
-/// Bytes of a profile.
+/// Longest profile, in bytes.
 pub const FILE_LIMIT: u64 = 1 << 20;
-/// Peers of a gateway.
+/// The most peers.
 pub const PEER_LIMIT: usize = 4096;
-/// Allowed IPs of all peers together.
+/// The most allowed IPs of all peers together.
 pub const ALLOWED_IP_LIMIT: usize = 65_536;
-/// LAN interfaces.
+/// The most LAN interfaces.
 pub const INTERFACE_LIMIT: usize = 64;
-/// Subnets of the LAN.
+/// The most LAN subnets.
 pub const SUBNET_LIMIT: usize = 1024;
-/// Worker threads.
+/// The most worker threads.
 pub const WORKER_LIMIT: u16 = 256;
-/// Characters of a peer's name.
+/// Longest name of a peer, in characters.
 pub const PEER_NAME_LIMIT: usize = 64;
-/// Tags of a peer.
+/// The most tags of a peer.
 pub const TAG_LIMIT: usize = 64;
-/// Inner packets may be at least (IPv4's minimum) and at most (jumbo frames) so large.
+/// The possible sizes of inner packets: at least IPv4's minimum, at most jumbo frames.
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 576..=9000;
 
 /// A gateway's configuration.
@@ -69,7 +71,7 @@ pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 576..=9000;
 pub struct Profile {
     /// The file it was read from.
     pub path: PathBuf,
-    /// The gateway's name; the tun device and the sockets bear it too.
+    /// The gateway's name, which is also that of the tun device and the sockets.
     pub name: Name,
     /// The tunnel's UDP port.
     pub local_port: LocalPort,
@@ -77,41 +79,43 @@ pub struct Profile {
     pub virtual_addresses: Vec<IpAddr>,
     /// Our private key.
     pub private_key: PrivateKey,
-    /// Where it was read from.
+    /// The file that it was read from.
     pub private_key_file: PathBuf,
-    /// Towards the other sites.
+    /// The side of the other sites.
     pub wan: Wan,
-    /// Towards this site.
+    /// The side of this site.
     pub lan: Lan,
     /// Worker threads; 0: one per queue, at most one per core.
     pub workers: u16,
     /// Workers never sleep.
     pub busy_poll: bool,
-    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    /// Whether ports may be guessed when one of the NATs has endpoint-dependent mapping.
     pub birthday_probing: bool,
     /// Whether the router is asked to map the tunnel's port.
     pub port_mapping: bool,
     /// Largest inner packet; `None`: the WAN's MTU less 80.
     pub mtu: Option<u16>,
-    /// Whether outer packets have the DSCP of the inner ones.
+    /// Whether outer packets get the DSCP of the inner ones.
     pub copy_dscp: bool,
+    /// What all that is sent over the WAN is held to.
+    pub wan_rate: Option<Rate>,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,
-    /// Which flows may pass between the sites and the LAN; `None`: all.
+    /// Which flows may pass between the sites and the LAN; `None`: all of them.
     pub firewall: Option<Firewall>,
-    /// Whether other sites may reach through this one what is not its own.
+    /// Whether other sites may pass through this one to networks that are not its own.
     pub transit: bool,
     /// The routing table of the tunnel's routes.
     pub table: u32,
-    /// The firewall mark of what the gateway sends outside the tunnel.
+    /// The firewall mark of everything that the gateway sends outside the tunnel.
     pub mark: u32,
-    /// What computes ChaCha20-Poly1305.
+    /// Which implementation of ChaCha20-Poly1305 is used.
     pub cipher: CipherImplementation,
-    /// Who tells of more sites.
+    /// The coordinator that names further sites.
     pub coordinator: Option<Coordinator>,
-    /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
+    /// The prefixes within which a coordinator may give prefixes to other sites; `None`: private ones.
     pub accept: Option<Vec<IpNet>>,
-    /// Where metrics are served.
+    /// The address where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// The other sites.
     pub peers: Vec<Peer>,
@@ -120,16 +124,16 @@ pub struct Profile {
 /// The tunnel's UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalPort {
-    /// Another one at each start.
+    /// A different one at each start.
     Random,
-    /// This one or none.
+    /// This one and no other.
     Pinned(u16),
 }
 
 /// The side of the other sites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wan {
-    /// The device.
+    /// The network interface.
     pub interface: String,
     /// How it is driven.
     pub mode: WanMode,
@@ -138,76 +142,76 @@ pub struct Wan {
 /// The side of this site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lan {
-    /// The devices.
+    /// The network interfaces.
     pub interfaces: Vec<String>,
     /// How they are driven.
     pub mode: LanMode,
     /// This site's prefixes, without host bits.
     pub subnets: Vec<IpNet>,
-    /// Those of them that the other sites know by another prefix.
+    /// Those of them that other sites know under another prefix.
     pub shown: BTreeMap<IpNet, IpNet>,
 }
 
 impl Lan {
-    /// This site's prefixes as the other sites know them.
+    /// This site's prefixes, as the other sites know them.
     pub fn announced(&self) -> Vec<IpNet> {
         self.subnets.iter().map(|subnet| *self.shown.get(subnet).unwrap_or(subnet)).collect()
     }
 }
 
-/// Who tells of other sites.
+/// The coordinator that names other sites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coordinator {
-    /// Where it is.
+    /// Its URL.
     pub url: CoordinatorUrl,
-    /// Whose certificate is taken for its.
+    /// Which certificates it may have.
     pub trust: Trust,
-    /// Who must have signed what it says of sites; `None`: its own word counts.
+    /// The authority that must have signed what it says about sites; `None`: its own word counts.
     pub authority: Option<AuthorityKey>,
 }
 
 /// Another site.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// For people.
+    /// Its name, for people.
     pub name: String,
-    /// Who it is.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// A key shared beside the key pairs.
+    /// The preshared key, if there is one.
     pub preshared_key: Option<PresharedKey>,
-    /// Where that was read from.
+    /// The file that it was read from.
     pub preshared_key_file: Option<PathBuf>,
-    /// Where it is, if known before it calls.
+    /// Its endpoint, if known before it calls.
     pub endpoint: Option<Endpoint>,
-    /// What it may send and is sent, without host bits.
+    /// What is sent to it and accepted from it, without host bits.
     pub allowed_ips: Vec<IpNet>,
-    /// What rules of the firewall select it by, besides its name.
+    /// What firewall rules can select it by, besides its name.
     pub tags: Vec<coordination::Name>,
-    /// Interval of keepalives.
+    /// Interval of persistent keepalives.
     pub persistent_keepalive: Option<Duration>,
     /// The suite of its handshakes and sessions.
     pub suite: SuiteSetting,
 }
 
-/// Reads the text of a key file: [`read_key_file`], or what a test puts in its place.
+/// Reads the text of a key file: [`read_key_file`], or a test's substitute.
 pub type ReadKey<'a> = dyn FnMut(&Path) -> Result<Zeroizing<String>, KeyFileError> + 'a;
 
 impl Profile {
     /// Reads the profile and the key files it names.
     ///
     /// # Errors
-    /// One sentence with the place of the first thing that is wrong.
+    /// One sentence with the place of the first error.
     pub fn load(path: &Path, environment: &Environment) -> Result<Self, ProfileError> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let text = read_file(&path)?;
         Self::parse(&text, &path, environment, &mut read_key_file)
     }
 
-    /// Parses the text of a profile. Reads no file itself; `path` gives the place that errors name
-    /// and that relative key files are relative to.
+    /// Parses the text of a profile. Reads no file itself; `path` is the file that errors name, and that relative names
+    /// of key files are relative to.
     ///
     /// # Errors
-    /// One sentence with the place of the first thing that is wrong.
+    /// One sentence with the place of the first error.
     pub fn parse(
         text: &[u8],
         path: &Path,
@@ -219,7 +223,7 @@ impl Profile {
         rules::build(source, read_key)
     }
 
-    /// Whether AF_XDP is asked for, and nothing else will do.
+    /// Whether AF_XDP is required by a mode.
     #[must_use]
     pub fn demands_xdp(&self) -> bool {
         self.wan.mode == WanMode::Xdp || self.lan.mode == LanMode::Xdp
@@ -231,8 +235,8 @@ impl Profile {
         self.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect()
     }
 
-    /// The fields outside `Peers` that another profile has otherwise, `Wan.Mode` for example. A private key that is
-    /// another one in the same file counts.
+    /// The fields outside `Peers` in which another profile differs, such as `Wan.Mode`. A different private key in the
+    /// same file counts.
     #[must_use]
     pub fn fields_that_differ(&self, other: &Self) -> Vec<String> {
         let value = |profile: &Self| serde_json::to_value(profile.document()).unwrap_or_default();
@@ -245,34 +249,43 @@ impl Profile {
         FIELDS.iter().filter(differs).map(|field| field.path.join(".")).collect()
     }
 
-    /// The profile as it is in force, defaults and overrides included, secrets as file names only.
+    /// The profile in force as a document, with defaults and overrides, and secrets only as file names.
     #[must_use]
     pub fn document(&self) -> Document {
         Document::of(self)
     }
 }
 
-/// The place of a field in JSON (RFC 6901).
+/// The path of a field in JSON (RFC 6901).
 fn pointer(path: &[&str]) -> String {
     path.iter().map(|key| format!("/{key}")).collect()
 }
 
-/// Reads the text of a profile, within [`FILE_LIMIT`].
+/// Reads the text of a profile, within [`FILE_LIMIT`]. A byte order mark, which editors on Windows put in front, is left
+/// out.
 ///
 /// # Errors
 /// It cannot be read or is too long.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
-    let file = std::fs::File::open(path).map_err(|error| ProfileError::file(path, error))?;
+    let unreadable = |error: std::io::Error| {
+        let is_forbidden = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let hint = if is_forbidden && !rustix::process::geteuid().is_root() { ": run this as root" } else { "" };
+        ProfileError::file(path, format_args!("{error}{hint}"))
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
-    file.take(FILE_LIMIT + 1).read_to_end(&mut text).map_err(|error| ProfileError::file(path, error))?;
+    file.take(FILE_LIMIT + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    }
     Ok(text)
 }
 
-/// The name that a profile gives its gateway. Rules are not checked and key files are not read, so
-/// that a running gateway can be talked to when they have become wrong.
+/// The name that a profile gives its gateway. Rules are not checked and key files are not read, so that a running
+/// gateway can still be reached when they have become invalid.
 ///
 /// # Errors
-/// It cannot be read, or has not the shape of a profile.
+/// It cannot be read, or does not have the shape of a profile.
 pub fn read_name(path: &Path, environment: &Environment) -> Result<Name, ProfileError> {
     let text = read_file(path)?;
     Ok(document::parse(&text, path, environment)?.document.name)

@@ -1,4 +1,4 @@
-//! A descriptor of somebody else's, watched by tokio.
+//! Lets tokio watch a descriptor that belongs to somebody else.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Watches a duplicate of the descriptor, so that neither side minds when the other closes its own.
+/// Watches a duplicate of the descriptor, so that each side can close its own at any time.
 ///
 /// # Errors
-/// No descriptor is to be had.
+/// There are no descriptors left.
 pub fn watch(source: &impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
     let fd = source.as_fd().try_clone_to_owned()?;
     register(fd)

@@ -1,5 +1,4 @@
-//! Unix sockets as files: only for their owner, in the place of a dead predecessor's, and gone when
-//! dropped.
+//! Unix sockets as files: only for their owner, taking the place of a dead predecessor's, and removed when dropped.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -9,7 +8,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// The file of a listening Unix socket, removed when dropped, on a panic too.
+/// The file of a listening Unix socket, removed when dropped, including on a panic.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -17,12 +16,11 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens at `directory/file_name`, with the mode 0600, in a directory that is made with 0700 if
-    /// it is not there. Must be called within a tokio runtime.
+    /// Listens at `directory/file_name`, with mode 0600, in a directory that is created with mode 0700 if it does not
+    /// exist. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says. The
-    /// path is named.
+    /// [`io::ErrorKind::AddrInUse`] if somebody else is serving it; other errors of the file system. The path is named.
     pub fn bind(directory: &Path, file_name: &str) -> io::Result<(Self, UnixListener)> {
         let path = directory.join(file_name);
         bind(directory, &path).map_err(|error| {
@@ -35,10 +33,10 @@ impl SocketFile {
     }
 }
 
-/// A socket being served. Dropped, its file is gone and its connections end.
+/// A socket being served. Dropping it removes its file and ends its connections.
 #[derive(Debug)]
 pub struct Service<Request> {
-    /// What clients ask, one at a time: each is answered before the next is taken.
+    /// The clients' requests, one at a time: each is answered before the next is taken.
     pub requests: mpsc::Receiver<Request>,
     _file: SocketFile,
     // Aborts the task when dropped.
@@ -46,8 +44,8 @@ pub struct Service<Request> {
 }
 
 impl<Request> Service<Request> {
-    /// Serves `directory/file_name`: `accept` takes connections and passes on what they ask. Must be called
-    /// within a tokio runtime.
+    /// Serves `directory/file_name`: `accept` takes connections and passes on their requests. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// As [`SocketFile::bind`].
@@ -72,8 +70,8 @@ fn bind(directory: &Path, path: &Path) -> io::Result<(SocketFile, UnixListener)>
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // Made where nobody else can reach it, then moved: it is never there with a laxer mode, and it
-    // takes a dead predecessor's place in one step.
+    // Created where nobody else can reach it, then moved: so it never exists with a laxer mode, and it takes a dead
+    // predecessor's place in one step.
     let private = tempfile::Builder::new().prefix(".new-").tempdir_in(directory)?;
     let new = private.path().join("s");
     let listener = UnixListener::bind(&new)?;
@@ -85,17 +83,17 @@ fn bind(directory: &Path, path: &Path) -> io::Result<(SocketFile, UnixListener)>
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // A successor may have taken the place.
+        // A successor may have taken its place.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Makes a directory for sockets, with the mode 0700, unless it is there.
+/// Creates a directory for sockets, with mode 0700, unless it exists.
 ///
 /// # Errors
-/// It cannot be made.
+/// It cannot be created.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
@@ -122,7 +120,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        // An open listener keeps its inode, whose number could be the successor's otherwise.
+        // An open listener keeps its inode, whose number the successor might get otherwise.
         let (first, _first_listener) = SocketFile::bind(directory.path(), "a.sock").unwrap();
         std::fs::remove_file(&path).unwrap();
         let (second, _second_listener) = SocketFile::bind(directory.path(), "a.sock").unwrap();

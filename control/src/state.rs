@@ -1,4 +1,4 @@
-//! Where state is kept that outlives the process: the cached map, the guarded prefixes, the peers' last endpoints.
+//! Where state is kept that survives the process: the cached map, the guarded prefixes, the peers' last endpoints.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub fn directory() -> PathBuf {
     if let Some(given) = given("PENSTOCK_STATE_DIR") {
         return given.into();
     }
-    // systemd gives a list with colons; ours is the first.
+    // systemd gives a list separated by colons; ours is the first.
     let given = given("STATE_DIRECTORY").unwrap_or_default();
     match given.split(':').next() {
         None | Some("") => DIRECTORY.into(),
@@ -23,11 +23,12 @@ pub fn directory() -> PathBuf {
     }
 }
 
-/// Checks that nobody but root and we can put files into the directory: they tell whom the gateway believes, and older
-/// ones in their place would bring revoked sites back. One that is not there yet is made for its owner only.
+/// Checks that nobody but root and we can put files into the directory: they decide whom the gateway believes, and
+/// older ones in their place would bring revoked sites back. A directory that does not exist yet is created for its
+/// owner only.
 ///
 /// # Errors
-/// Says whose it is, or how to close it.
+/// Says who owns it, or how to close it.
 pub fn check(directory: &Path) -> Result<()> {
     let shown = directory.display();
     let metadata = match directory.metadata() {

@@ -24,20 +24,20 @@ use crate::traversal::RelayState;
 pub struct Status {
     /// Name of the profile and the tun device.
     pub name: String,
-    /// Process.
+    /// Process id.
     pub pid: u32,
-    /// Of Penstock.
+    /// Version of Penstock.
     pub version: String,
-    /// Of this gateway.
+    /// This gateway's public key.
     pub public_key: PublicKey,
     /// The tunnel's UDP port.
     pub local_port: u16,
-    /// What kind of NAT there is, in words; "unknown" as long as nobody asked a STUN server.
+    /// The kind of NAT, in words; "unknown" as long as no STUN server was asked.
     pub nat_type: String,
     /// The same in RFC 4787's terms, once STUN has told.
     #[serde(default)]
     pub nat: Option<NatReport>,
-    /// How it stands with the coordinator, if there is one.
+    /// The state of the connection to the coordinator, if there is one.
     #[serde(default)]
     pub coordinator: Option<Coordinator>,
     /// The relays that the coordinator names.
@@ -54,10 +54,10 @@ pub struct Status {
     pub wan_mode: Mode,
     /// How the LAN is driven.
     pub lan_mode: Mode,
-    /// Each worker's end of each device queue.
+    /// Each worker's end of each device's queue.
     pub ports: Vec<Port>,
     /// The other sites.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerStatus>,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// What the firewall has done; null if the profile has none and no peer is restricted.
@@ -65,24 +65,24 @@ pub struct Status {
     pub firewall: Option<Firewall>,
     /// Frames seen by the steering programs, by verdict.
     pub steering: Steering,
-    /// Whether all is well.
+    /// The overall state.
     #[serde(default)]
     pub health: Health,
-    /// Whether packets are forwarded at all: the workers run, and the WAN interface is there and up.
+    /// Whether packets are forwarded at all: the workers run, and the WAN interface exists and is up.
     #[serde(default)]
     pub forwarding: bool,
-    /// What is not as it should be.
+    /// What is wrong.
     #[serde(default)]
     pub problems: Vec<Problem>,
     /// Remote prefixes that are blocked wherever they do not lead into the tunnel, until they are released.
     #[serde(default)]
     pub guarded: Vec<IpNet>,
-    /// What each worker has done since the start, in their order.
+    /// What each worker has done since the start, in the workers' order.
     #[serde(default)]
     pub worker_loads: Vec<WorkerLoad>,
 }
 
-/// How a gateway is, all told.
+/// The overall state of a gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -97,23 +97,23 @@ pub enum Health {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Coordinator {
-    /// Where it is.
+    /// The coordinator's URL.
     pub url: String,
     /// Whether there is a connection.
     pub connected: bool,
-    /// What it calls this site, once known.
+    /// Its name for this site, once known.
     pub site: Option<String>,
-    /// Whether this site still waits for an administrator.
+    /// Whether this site still waits for an administrator's approval.
     pub pending: bool,
-    /// Why there is no connection: a sentence.
+    /// Why there is no connection, in a sentence.
     pub error: Option<String>,
     /// The key of the overlay's authority, if the profile pins one: the pinned one, or its latest successor.
     #[serde(default)]
     pub authority: Option<String>,
-    /// What of the coordinator's map is not taken; the first of it, if there is much.
+    /// What was refused of the coordinator's map, up to a limit.
     #[serde(default)]
     pub refused: Vec<Refused>,
-    /// Subnets of this site that the coordinator does not tell the others of, since they wait for an administrator.
+    /// Subnets of this site that the coordinator does not announce to the others, since they wait for an administrator.
     #[serde(default)]
     pub waiting: Vec<Waiting>,
 }
@@ -124,21 +124,21 @@ pub struct Coordinator {
 pub struct Waiting {
     /// The subnet.
     pub subnet: IpNet,
-    /// Why: a sentence of the coordinator's, without control characters.
+    /// The coordinator's reason, in a sentence without control characters.
     pub reason: String,
 }
 
-/// A site, relay or prefix of the coordinator's map that this gateway does not take.
+/// A site, relay or prefix of the coordinator's map that this gateway refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Refused {
     /// As the map names it.
     pub name: String,
-    /// Who.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// What of it; null: all.
+    /// The refused prefix; null: the whole entry.
     pub prefix: Option<IpNet>,
-    /// Why: a sentence.
+    /// Why, in a sentence.
     pub reason: String,
 }
 
@@ -146,31 +146,32 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Statement {
-    /// When the authority's statement ends, in seconds since the epoch; null: it does not.
+    /// When the authority's statement ends, in seconds since the epoch; null: never.
     pub until: Option<u64>,
-    /// For how long the coordinator's lease keeps it alive, in seconds of this gateway's running; null: for good.
+    /// How long the coordinator's lease keeps it alive, in seconds of this gateway's running time; null: without end.
     pub lease_seconds: Option<u64>,
 }
 
-/// A mode that was chosen, and why.
+/// The mode that was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Mode {
     /// "xdp", "udp" or "tun".
     pub mode: String,
-    /// A sentence.
+    /// Why, in a sentence.
     pub reason: String,
 }
 
-/// What seals and opens.
+/// The implementation of the ciphers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Cipher {
-    /// What computes ChaCha20-Poly1305: "ifma512", "ifma256", "avx2" or "ring". AES-256-GCM is ring's.
+    /// Which implementation of ChaCha20-Poly1305 is used: "ifma512", "ifma256", "avx2" or "ring". AES-256-GCM is always
+    /// ring's.
     pub implementation: String,
-    /// Why it is that one: a sentence.
+    /// Why it is that one, in a sentence.
     pub reason: String,
-    /// Megabytes a second of one core, measured at the start, by suite.
+    /// Megabytes per second on one core, measured at the start, by suite.
     pub speeds: BTreeMap<String, u32>,
 }
 
@@ -178,77 +179,80 @@ pub struct Cipher {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Port {
-    /// Device.
+    /// The device's name.
     pub interface: String,
     /// "xdp", "udp" or "tun".
     pub kind: String,
-    /// Of the device.
+    /// The device's queue.
     pub queue: u32,
     /// The worker that serves it.
     pub worker: u16,
     /// "native" or "generic"; AF_XDP only.
     pub xdp_mode: Option<String>,
-    /// Whether frames go without a copy between driver and us; AF_XDP only.
+    /// Whether frames are not copied between driver and worker; AF_XDP only.
     pub zero_copy: Option<bool>,
-    /// Why it is bound as it is: a sentence, or empty.
+    /// Why it is bound in this way, in a sentence, or empty.
     pub reason: String,
-    /// Whether what comes by it arrives here; AF_XDP only.
+    /// Whether what arrives on the device is received here; AF_XDP only.
     #[serde(default)]
     pub receiving: Option<Proof>,
-    /// Whether what is sent by it leaves; AF_XDP only.
+    /// Whether what is sent here leaves the device; AF_XDP only.
     #[serde(default)]
     pub sending: Option<Proof>,
 }
 
-/// Whether a port was seen to do what it was bound for.
+/// Whether a port was seen to work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Proof {
     /// "unproven", "proven" or "failing".
     pub state: String,
-    /// Seconds since it was last proven; null: never since it was bound.
+    /// Seconds since it was last proven; null: not since it was bound.
     pub proven_seconds_ago: Option<u64>,
-    /// What was seen: a sentence.
+    /// What was seen, in a sentence.
     pub seen: String,
 }
 
 /// Another site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Peer {
+pub struct PeerStatus {
     /// As in the profile; empty for a peer that came by `wg set`.
     pub name: String,
-    /// Who.
+    /// Its public key.
     pub public_key: PublicKey,
     /// "direct", "relay" or "none".
     pub path: PathKind,
-    /// Why it is that and nothing better: a sentence. Only of peers that the coordinator names.
+    /// Why it is that and nothing better, in a sentence. Only for peers that the coordinator names.
     #[serde(default)]
     pub reason: Option<String>,
     /// The relay's name, if there is one on the path.
     #[serde(default)]
     pub relay: Option<String>,
-    /// How often another path to it was chosen. Only of peers that the coordinator names; else 0.
+    /// How many times its path has changed. Only for peers that the coordinator names; otherwise 0.
     #[serde(default)]
     pub path_changes: u64,
-    /// Where the peer was last heard or is expected.
+    /// Where the peer was last heard, or is expected.
     pub endpoint: Option<SocketAddr>,
     /// Round trip of the last probe.
     pub round_trip_ms: Option<f64>,
-    /// The paths that answer, and the one in use among them. Only of peers that the coordinator names.
+    /// The paths that answer, including the one in use. Only for peers that the coordinator names.
     #[serde(default)]
     pub answering: Vec<Answering>,
-    /// Seconds since the epoch.
+    /// When the last handshake was, in seconds since the epoch.
     pub last_handshake: Option<u64>,
     /// The suite of the present session, or of the next one: "chacha20-poly1305" or "aes-256-gcm".
     #[serde(default)]
     pub suite: String,
-    /// Why it is that one: a sentence.
+    /// Why it is that one, in a sentence.
     #[serde(default)]
     pub suite_reason: String,
-    /// How large packets to it may be; null as long as nobody knows where it is.
+    /// How large packets to it may be; null as long as its endpoint is unknown.
     #[serde(default)]
     pub mtu: Option<PathMtu>,
+    /// Whether trains of datagrams arrive there whole; null where nobody can tell.
+    #[serde(default)]
+    pub trains: Option<Proof>,
     /// Bytes of WireGuard messages received.
     pub rx_bytes: u64,
     /// Bytes of WireGuard messages sent.
@@ -256,7 +260,7 @@ pub struct Peer {
     /// What vouches for it; null for a peer of the profile, or where no authority is pinned.
     #[serde(default)]
     pub statement: Option<Statement>,
-    /// What the peer may send and is sent.
+    /// What is sent to it and accepted from it.
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Vec<IpNet>,
 }
@@ -269,7 +273,7 @@ pub struct Answering {
     pub path: PathKind,
     /// The relay's name, if there is one on the path.
     pub relay: Option<String>,
-    /// Where its datagrams are sent.
+    /// The address that its datagrams are sent to.
     pub address: SocketAddr,
     /// Round trip of the last probe.
     pub round_trip_ms: f64,
@@ -279,13 +283,13 @@ pub struct Answering {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PathMtu {
-    /// The largest inside the tunnel, in bytes.
+    /// The largest packet inside the tunnel, in bytes.
     pub inner: u16,
-    /// The largest IP packet outside, in bytes.
+    /// The largest outer IP packet, in bytes.
     pub outer: u16,
     /// Whether even that is too small for the inside, so that outer packets are fragmented.
     pub fragmented: bool,
-    /// How that is known: a few words.
+    /// How that is known, in a few words.
     pub reason: String,
 }
 
@@ -293,11 +297,11 @@ pub struct PathMtu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathKind {
-    /// Straight to its endpoint, with a live session.
+    /// Directly at its endpoint, with a live session.
     Direct,
     /// Through a relay.
     Relay,
-    /// Not at all: no live session.
+    /// Not at all: there is no live session.
     None,
 }
 
@@ -305,17 +309,17 @@ pub enum PathKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Firewall {
-    /// Flows that are known: accepted, and not silent for too long.
+    /// Known flows: accepted, and not idle for too long.
     pub flows: u64,
-    /// How many there can be.
+    /// The most flows that can be known.
     pub flow_limit: u64,
-    /// Of flows that begin in the tunnel, where no rule decides.
+    /// For flows that begin in the tunnel, where no rule decides.
     pub r#in: FirewallDefault,
-    /// Of flows that begin on the LAN, where no rule decides.
+    /// For flows that begin on the LAN, where no rule decides.
     pub out: FirewallDefault,
     /// The rules, in their order.
     pub rules: Vec<FirewallRule>,
-    /// The peers that may not reach everything here by the coordinator's policy.
+    /// The peers that the coordinator's policy keeps from reaching everything here.
     #[serde(default)]
     pub restrictions: Vec<Restriction>,
 }
@@ -326,21 +330,21 @@ pub struct Firewall {
 pub struct Restriction {
     /// Its name.
     pub peer: String,
-    /// Who it is.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// What it may begin here: "tcp/443", "icmp".
+    /// What it may begin here, such as "tcp/443" or "icmp".
     pub allow: Vec<Service>,
-    /// Packets that were dropped for it.
+    /// Packets that were dropped because of it.
     pub packets: u64,
 }
 
-/// What is done where no rule decides.
+/// What happens where no rule decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct FirewallDefault {
     /// "accept" or "drop".
     pub verdict: Verdict,
-    /// Packets that it decided about: the first of each accepted flow, every one that was dropped.
+    /// Packets that it decided on: the first of each accepted flow, and every dropped one.
     pub packets: u64,
 }
 
@@ -350,7 +354,7 @@ pub struct FirewallDefault {
 pub struct FirewallRule {
     /// As the profile has it.
     pub rule: Rule,
-    /// Packets that it decided about: the first of each accepted flow, every one that was dropped.
+    /// Packets that it decided on: the first of each accepted flow, and every dropped one.
     pub packets: u64,
 }
 
@@ -364,7 +368,7 @@ pub struct Steering {
     pub lan: BTreeMap<String, u64>,
 }
 
-/// What a worker has done. It sleeps when it has no packets, so the time not slept is its load.
+/// What a worker has done. It sleeps when it has no packets, so the time awake is its load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct WorkerLoad {
@@ -383,17 +387,34 @@ pub struct WorkerLoad {
     pub lan_rings: RingFill,
     /// How often it went to sleep and was woken.
     pub sleeps: u64,
-    /// How long it slept in all, with a sleep that still lasts.
+    /// How long it slept in total, including a sleep that has not ended.
     pub slept_ms: u64,
+    /// What it held to the profile's `WanRate`.
+    #[serde(default)]
+    pub shaped: Shaped,
 }
 
-/// How full receive rings were whenever a worker took packets from one.
+/// What a worker has held to `WanRate`. Bytes are those of outer IP packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Shaped {
+    /// Packets that were sent.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that wait now.
+    pub waiting_packets: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+}
+
+/// How full receive rings were when a worker took packets from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RingFill {
-    /// How often there were up to 128 packets in it, up to 256, 512, 1024 and 2048: then it is full.
+    /// How often up to 128 packets were in one, up to 256, 512, 1024, and up to 2048, which is a full ring.
     pub times: [u64; RING_FILLS.len()],
-    /// The sum of these numbers of packets.
+    /// The sum of all these packets.
     pub packets: u64,
 }
 
@@ -438,7 +459,7 @@ pub(crate) fn sample() -> Status {
         workers: 2,
         cipher: Cipher {
             implementation: "ifma512".into(),
-            reason: "the fastest that this CPU has".into(),
+            reason: "the fastest that this CPU supports".into(),
             speeds: BTreeMap::from([("chacha20-poly1305".into(), 4500), ("aes-256-gcm".into(), 7500)]),
         },
         wan_mode: Mode { mode: "xdp".into(), reason: "eth0 has zero-copy".into() },
@@ -454,7 +475,7 @@ pub(crate) fn sample() -> Status {
             receiving: Some(Proof { state: "proven".into(), proven_seconds_ago: Some(3), seen: "8 of 8 came".into() }),
             sending: Some(Proof { state: "unproven".into(), proven_seconds_ago: None, seen: "no answer".into() }),
         }],
-        peers: vec![Peer {
+        peers: vec![PeerStatus {
             name: "berlin".into(),
             public_key: key,
             path: PathKind::Direct,
@@ -473,6 +494,7 @@ pub(crate) fn sample() -> Status {
             suite: "aes-256-gcm".into(),
             suite_reason: "the profile says so".into(),
             mtu: Some(PathMtu { inner: 1340, outer: 1400, fragmented: false, reason: "probed".into() }),
+            trains: None,
             rx_bytes: 1536,
             tx_bytes: 10,
             statement: Some(Statement { until: None, lease_seconds: Some(604_800) }),
@@ -523,6 +545,7 @@ pub(crate) fn sample() -> Status {
             lan_rings: RingFill::default(),
             sleeps: 2,
             slept_ms: 900,
+            shaped: Shaped { packets: 30, bytes: 44_000, waiting_packets: 2, waiting_bytes: 2900 },
         }],
     }
 }
@@ -532,7 +555,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU has","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"Answering":[{"Path":"relay","Relay":"coordinator","Address":"192.0.2.9:3478","RoundTripMs":8.0}],"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"BatchSizes":[1,0,0,0,0,2,0,0],"Packets":40,"WanRings":{"Times":[2,1,0,0,0],"Packets":170},"LanRings":{"Times":[0,0,0,0,0],"Packets":0},"Sleeps":2,"SleptMs":900}]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU supports","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"Answering":[{"Path":"relay","Relay":"coordinator","Address":"192.0.2.9:3478","RoundTripMs":8.0}],"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"Trains":null,"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"BatchSizes":[1,0,0,0,0,2,0,0],"Packets":40,"WanRings":{"Times":[2,1,0,0,0],"Packets":170},"LanRings":{"Times":[0,0,0,0,0],"Packets":0},"Sleeps":2,"SleptMs":900,"Shaped":{"Packets":30,"Bytes":44000,"WaitingPackets":2,"WaitingBytes":2900}}]}"#;
 
     #[test]
     fn json_is_the_contract() {

@@ -1,13 +1,13 @@
-//! Runs the tools of the system that know what the kernel holds: nft, iptables-save.
+//! Runs the system's tools for what the kernel holds: nft, iptables-save.
 
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
-/// Runs a tool with this input; what it prints. Tools that print before they have read all of a long input would wait for
-/// ever.
+/// Runs a tool with this input and returns its output. The input has to be short for tools that print before they have
+/// read all of it, or both sides would wait forever.
 ///
 /// # Errors
-/// `NotFound`: it is not installed. `Unsupported`: it says that the kernel does not do this. Else its first line.
+/// `NotFound`: it is not installed. `Unsupported`: it says that the kernel cannot do this. Otherwise its first line.
 pub fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

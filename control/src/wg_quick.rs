@@ -1,7 +1,7 @@
 //! `wg-quick`'s files: read to make a profile ([`import`]), written for a peer that runs plain WireGuard ([`export`]).
 //!
-//! The format is that of wg-quick(8) and wg(8): sections, `Key = Value`, `#` begins a comment. Keys are compared
-//! without regard to case, and may be given again.
+//! The format is that of wg-quick(8) and wg(8): sections, `Key = Value`, `#` begins a comment. Keys are not
+//! case-sensitive, and may be repeated.
 
 pub mod export;
 pub mod import;
@@ -15,33 +15,33 @@ use ipnet::IpNet;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::profile::{ALLOWED_IP_LIMIT, Endpoint, FILE_LIMIT, PEER_LIMIT};
 
-/// Hooks and the like in a file.
+/// The most hooks and the like in a file.
 const EXTRA_LIMIT: usize = 1024;
-/// Addresses of the interface.
+/// The most addresses of the interface.
 const ADDRESS_LIMIT: usize = 64;
-/// Characters of a value that are shown in an error.
+/// How many characters of a value are shown in an error.
 const SHOWN: usize = 60;
 
 /// Why a file cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {sentence}")]
 pub struct FileError {
-    /// Where, counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
     /// What is wrong.
     pub sentence: String,
 }
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub struct File {
     /// Our private key.
     pub private_key: Option<PrivateKey>,
-    /// The UDP port; 0 for one that the kernel picks.
+    /// The UDP port; 0 for one that the kernel chooses.
     pub listen_port: Option<u16>,
-    /// The mark of outer packets; 0 for none.
+    /// The mark of outer packets; 0 for no mark.
     pub fw_mark: Option<u32>,
-    /// The device's addresses with the lengths of their networks.
+    /// The device's addresses with their prefix lengths.
     pub addresses: Vec<IpNet>,
     /// The device's MTU.
     pub mtu: Option<u32>,
@@ -51,10 +51,10 @@ pub struct File {
     pub peers: Vec<Peer>,
 }
 
-/// A line that is about more than WireGuard.
+/// A line that concerns more than WireGuard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extra {
-    /// Where, counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
     /// What it asks for.
     pub kind: ExtraKind,
@@ -69,15 +69,15 @@ pub enum ExtraKind {
     PreUp,
     /// A command when the device is up.
     PostUp,
-    /// A command before the device goes.
+    /// A command before the device is removed.
     PreDown,
-    /// A command when the device is gone.
+    /// A command when the device has been removed.
     PostDown,
     /// Name servers and search domains.
     Dns,
-    /// The routing table, or none.
+    /// The routing table, or "off".
     Table,
-    /// The file is to be written when the device goes.
+    /// The file is to be written when the device is removed.
     SaveConfig,
 }
 
@@ -93,23 +93,23 @@ impl fmt::Display for ExtraKind {
 /// A `[Peer]`.
 #[derive(Debug)]
 pub struct Peer {
-    /// Where the section begins, counted from 1.
+    /// The line where the section begins, counted from 1.
     pub line: usize,
-    /// What a comment calls it: `# Name = …`, `# friendly_name = …` or `# Client: …`.
+    /// Its name according to a comment: `# Name = …`, `# friendly_name = …` or `# Client: …`.
     pub name: Option<String>,
-    /// Who it is.
+    /// Its public key.
     pub public_key: Option<PublicKey>,
-    /// A key shared beside the key pairs.
+    /// The preshared key, if there is one.
     pub preshared_key: Option<PresharedKey>,
-    /// Where it is.
+    /// Its endpoint.
     pub endpoint: Option<Endpoint>,
-    /// What it may send and is sent, without host bits.
+    /// What is sent to it and accepted from it, without host bits.
     pub allowed_ips: Vec<IpNet>,
     /// Seconds between keepalives; 0 for none.
     pub persistent_keepalive: Option<u16>,
 }
 
-/// Where a line belongs.
+/// The section a line belongs to.
 #[derive(Clone, Copy, PartialEq)]
 enum Section {
     None,
@@ -117,16 +117,17 @@ enum Section {
     Peer,
 }
 
-/// Reads a file.
+/// Parses a file.
 ///
 /// # Errors
-/// The first thing that is wrong, with its line.
+/// The first error, with its line.
 pub fn parse(text: &[u8]) -> Result<File, FileError> {
     let whole = |sentence: &str| FileError { line: 1, sentence: sentence.to_owned() };
     if text.len() as u64 > FILE_LIMIT {
-        return Err(whole(&format!("longer than {FILE_LIMIT} bytes, so it is no file of wg-quick")));
+        return Err(whole(&format!("longer than {FILE_LIMIT} bytes, so it is not a wg-quick file")));
     }
-    let text = std::str::from_utf8(text).map_err(|_| whole("not UTF-8, so it is no file of wg-quick"))?;
+    let text = std::str::from_utf8(text).map_err(|_| whole("not UTF-8, so it is not a wg-quick file"))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut file = File::default();
     let mut section = Section::None;
     let mut name = None;
@@ -136,7 +137,7 @@ pub fn parse(text: &[u8]) -> Result<File, FileError> {
         let fail = |sentence: String| FileError { line: number, sentence };
         let (content, comment) = line.split_once('#').unwrap_or((line, ""));
         if let Some(given) = named(comment) {
-            // Above its section or in it.
+            // The comment may be above its section or in it.
             match file.peers.last_mut().filter(|peer| section == Section::Peer && peer.name.is_none()) {
                 Some(peer) => peer.name = Some(given),
                 None => name = Some(given),
@@ -153,7 +154,7 @@ pub fn parse(text: &[u8]) -> Result<File, FileError> {
         }
         if content.eq_ignore_ascii_case("[Peer]") {
             if file.peers.len() == PEER_LIMIT {
-                return Err(fail(format!("more than the {PEER_LIMIT} peers there can be")));
+                return Err(fail(format!("more than {PEER_LIMIT} peers")));
             }
             section = Section::Peer;
             file.peers.push(Peer::new(number, name.take()));
@@ -230,7 +231,7 @@ impl Peer {
                 for text in list(value) {
                     *allowed_ips += 1;
                     if *allowed_ips > ALLOWED_IP_LIMIT {
-                        return Err(format!("more than the {ALLOWED_IP_LIMIT} allowed IPs there can be"));
+                        return Err(format!("more than {ALLOWED_IP_LIMIT} allowed IPs"));
                     }
                     self.allowed_ips.push(prefix(key, text)?.trunc());
                 }
@@ -241,13 +242,13 @@ impl Peer {
     }
 }
 
-/// The last one given counts, as `wg` has it.
+/// The last value counts, as with `wg`.
 fn put<T>(field: &mut Option<T>, value: T) -> Result<(), String> {
     *field = Some(value);
     Ok(())
 }
 
-/// A key. What was given in its place is not shown: it may be one that is mistyped.
+/// A key. What was given instead is not shown: it may be a mistyped key.
 fn secret<K: FromStr<Err = crate::key::KeyError>>(key: &str, value: &str) -> Result<K, String> {
     value.parse().map_err(|error| format!("{key}: {error}"))
 }
@@ -255,7 +256,7 @@ fn secret<K: FromStr<Err = crate::key::KeyError>>(key: &str, value: &str) -> Res
 fn number<N: FromStr>(key: &str, value: &str) -> Result<N, String> {
     let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
     let parsed = value.parse().ok().filter(|_| digits);
-    parsed.ok_or_else(|| format!("{key}: {} is no number that it can have", shown(value)))
+    parsed.ok_or_else(|| format!("{key}: {} is not a valid number", shown(value)))
 }
 
 fn mark(value: &str) -> Result<u32, String> {
@@ -264,7 +265,7 @@ fn mark(value: &str) -> Result<u32, String> {
     }
     match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(digits) if !digits.starts_with('+') => {
-            u32::from_str_radix(digits, 16).map_err(|_| format!("FwMark: {} is no mark", shown(value)))
+            u32::from_str_radix(digits, 16).map_err(|_| format!("FwMark: {} is not a mark", shown(value)))
         }
         _ => number("FwMark", value),
     }
@@ -272,7 +273,7 @@ fn mark(value: &str) -> Result<u32, String> {
 
 fn prefix(key: &str, text: &str) -> Result<IpNet, String> {
     let prefix = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse());
-    prefix.map_err(|_| format!("{key}: {} is no address or prefix", shown(text)))
+    prefix.map_err(|_| format!("{key}: {} is not an address or prefix", shown(text)))
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
@@ -288,7 +289,7 @@ fn named(comment: &str) -> Option<String> {
     (known && !value.is_empty()).then(|| value.to_owned())
 }
 
-/// A value of a stranger's file, for a terminal.
+/// A value from a stranger's file, made safe for a terminal.
 fn shown(value: &str) -> String {
     let short: String = value.chars().take(SHOWN).collect();
     let more = if short.len() < value.len() { "…" } else { "" };

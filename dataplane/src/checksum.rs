@@ -1,14 +1,14 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! Partial sums are plain numbers, sums of big-endian 16-bit words: add them, and [`fold`] the total.
-//! The checksum of a header is the complement of the folded sum. Every piece of a packet but its last
-//! must have an even length for the sums to add up.
+//! Partial sums are plain numbers, sums of big-endian 16-bit words: add them, and [`fold`] the total. A header's
+//! checksum is the complement of the folded sum. For the sums to add up, every piece of a packet except the last must
+//! have an even length.
 
-/// From here on vectors are worth their setup.
+/// From this length on, vectors are worth their setup.
 const WIDE: usize = 64;
 
-/// The sum of the bytes as big-endian 16-bit words, an odd last byte being the upper half of its word.
-/// At most 0xffff, so that 65,537 of them can be added.
+/// The sum of the bytes as big-endian 16-bit words; an odd last byte is the upper half of its word. At most 0xffff, so
+/// that 65,537 of these can be added.
 #[inline]
 pub fn sum(bytes: &[u8]) -> u32 {
     let total = if bytes.len() < WIDE { words(bytes) } else { wide(bytes) };
@@ -28,7 +28,7 @@ fn wide(bytes: &[u8]) -> u64 {
     lanes(bytes)
 }
 
-/// Adds 32-bit words in 64-bit lanes, a shape that compiles to vectors of the baseline.
+/// Adds 32-bit words in 64-bit lanes, in a form that compiles to the baseline's vectors.
 fn lanes(bytes: &[u8]) -> u64 {
     let (strides, rest) = bytes.as_chunks::<32>();
     let mut lanes = [0u64; 8];
@@ -40,8 +40,8 @@ fn lanes(bytes: &[u8]) -> u64 {
     lanes.iter().sum::<u64>() + words(rest)
 }
 
-/// The same by hand: what the compiler makes of [`lanes`] for AVX2 changes with every edit. 55 GB/s at
-/// 1400 B, where the baseline makes 9.
+/// The same by hand, since the compiler's AVX2 code for [`lanes`] changes with every edit. 55 GB/s at 1400 B, where the
+/// baseline reaches 9.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code)]
 mod avx2 {
@@ -50,7 +50,7 @@ mod avx2 {
         _mm256_setzero_si256, _mm256_srli_epi64,
     };
 
-    /// The sum, if the processor can.
+    /// The sum, if the processor has AVX2.
     #[inline]
     pub(super) fn sum(bytes: &[u8]) -> Option<u64> {
         // SAFETY: the processor has AVX2.
@@ -110,8 +110,8 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
 
 /// The sum of the pseudo-header of TCP, UDP and ICMPv6 (RFC 9293 section 3.1, RFC 8200 section 8.1).
 ///
-/// `addresses` are source and destination as they stand in the IP header, 8 or 32 bytes; `len` is the
-/// length of what follows the IP header.
+/// `addresses` are source and destination as in the IP header, 8 or 32 bytes; `len` is the length of what follows the
+/// IP header.
 #[inline]
 pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u32 {
     debug_assert!(matches!(addresses.len(), 8 | 32));
@@ -121,18 +121,18 @@ pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u32 {
 /// Completes the checksum at `field` over `packet[start..]`. The field holds the sum of the pseudo-header.
 ///
 /// # Panics
-/// If the field lies beyond the packet.
+/// If the field lies outside the packet.
 #[inline]
 pub fn complete(packet: &mut [u8], start: usize, field: usize) {
     let checksum = match !fold(sum(&packet[start..])) {
-        // The two zeros are equal, and to UDP this one does not mean "none".
+        // The two zeros are equal, and in UDP this one does not mean "no checksum".
         0 => 0xffff,
         checksum => checksum,
     };
     packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// The checksum that belongs into an IPv4 header, whatever its checksum field holds now.
+/// The right checksum for an IPv4 header, whatever its checksum field contains now.
 ///
 /// # Panics
 /// If the header is shorter than 20 bytes.
@@ -146,7 +146,7 @@ pub fn ipv4_header(header: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    /// RFC 1071 as written.
+    /// RFC 1071, literally.
     fn naive(bytes: &[u8]) -> u16 {
         let mut total = 0u32;
         for pair in bytes.chunks(2) {

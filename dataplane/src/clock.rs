@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub u64);
 
+/// Nanoseconds on the same clock, for what is paced.
+pub(crate) fn nanos() -> u64 {
+    start().elapsed().as_nanos() as u64
+}
+
 static START: OnceLock<Instant> = OnceLock::new();
 
 impl Millis {
@@ -20,10 +25,7 @@ impl Millis {
     /// A point in time on this clock; times before its beginning are its beginning.
     #[inline]
     pub fn at(instant: Instant) -> Self {
-        // The clock begins before "now", so that instants a little in the past can be told.
-        let start =
-            START.get_or_init(|| Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now));
-        Self(instant.saturating_duration_since(*start).as_millis() as u64 + 1)
+        Self(instant.saturating_duration_since(start()).as_millis() as u64 + 1)
     }
 
     /// The time between an earlier point and this one; zero if it is not earlier.
@@ -31,4 +33,9 @@ impl Millis {
     pub fn since(self, earlier: Self) -> Self {
         Self(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// When the clock begins: before the first look at it, so that instants a little in the past can be told.
+fn start() -> Instant {
+    *START.get_or_init(|| Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now))
 }

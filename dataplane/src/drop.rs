@@ -63,6 +63,8 @@ reasons! {
     HopLimit = "hop-limit",
     /// Larger than the tunnel's MTU; the sender was told where that is due.
     TooBig = "too-big",
+    /// `WanRate`: more packets waited than may, and this was one of a flow that has most of them; or the worker ended.
+    ShaperFull = "shaper-full",
     /// The queue to the slow path was full.
     SlowPathFull = "slow-path-full",
     /// No free frame.

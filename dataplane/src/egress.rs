@@ -1,12 +1,14 @@
 //! From the LAN to the WAN: allowed IPs, session, seal.
 //!
 //! Three passes over a batch: whose packet each one is, and whether it can be sent; then runs of packets for one peer
-//! are addressed, with a block of its session's counters; then all are sealed at once.
+//! are addressed, with a block of its session's counters; then all are sealed at once. With a rate packets wait between
+//! the first pass and the others ([`crate::shaper`]).
 
 use std::iter::repeat_n;
 
 use smallvec::SmallVec;
 
+use crate::clock;
 use crate::drop::DropReason;
 use crate::filter::Direction;
 use crate::frame::Frame;
@@ -15,11 +17,14 @@ use crate::inner::{self, Inner};
 use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
 use crate::session::{BY_KERNEL, DATA_HEADER, PADDING, Session, TAG};
+use crate::shaper::{self, Waiting};
 use crate::side::Side;
 use crate::slow_path::Notice;
 use crate::turn::{Exit, Turn};
+use crate::work::Work;
 
-/// Takes every packet of `received` to a port of the WAN or to control. They came by the port `from`, or are our own.
+/// Sends every packet of `received` to a port of the WAN or to control. They came in by the port `from`, or are our
+/// own.
 pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, from: Option<&dyn Port>, wan: &mut Side) {
     let packets = received.as_mut_slice();
     let mut routes: SmallVec<[_; BATCH]> = SmallVec::new();
@@ -29,7 +34,76 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, from: Option<&dyn P
         }
         routes.push(route(&mut packets[i], from, turn));
     }
-    seal(turn, received, &routes, wan);
+    if turn.table.wan_rate.is_some() {
+        hold(turn, received, &routes, wan);
+    } else {
+        seal(turn, received, &routes, wan);
+    }
+}
+
+/// Queues packets that can be sent until it is their time; the others go to their exits.
+fn hold(turn: &mut Turn<'_>, received: &mut Batch, routes: &[Result<u32, Exit>], wan: &mut Side) {
+    for (packet, route) in received.drain().zip(routes) {
+        match (route, turn.shaper.as_mut(), Inner::parse(turn.pool.packet(&packet.frame))) {
+            (Ok(place), Some(shaper), Some(inner)) => {
+                let entry = &turn.table.peers[*place as usize];
+                let Packet { frame, tos, .. } = packet;
+                let bytes = turn.pool.packet(&frame);
+                let (bytes, endpoint) = (&bytes[..inner.len], entry.endpoint);
+                shaper.push(Waiting { frame, tos, peer: entry.peer.id }, bytes, &inner, endpoint);
+                while let Some(refused) = shaper.overflow() {
+                    turn.drops.count(DropReason::ShaperFull);
+                    turn.pool.give(refused.frame);
+                }
+            }
+            (route, ..) => wan.take(turn, packet, route.err().unwrap_or(DropReason::BadInner.into())),
+        }
+    }
+}
+
+/// Sends what has waited and whose time has come, up to a batch; returns how many packets that were. `packets` is
+/// empty, before and after.
+pub(crate) fn release(turn: &mut Turn<'_>, packets: &mut Batch, wan: &mut Side, work: &Work) -> usize {
+    let Some(mut shaper) = turn.shaper.take() else { return 0 };
+    let now = clock::nanos();
+    let rate = turn.table.wan_rate.as_deref();
+    let mut routes: SmallVec<[_; BATCH]> = SmallVec::new();
+    while packets.room() > 0
+        && let Some((Waiting { frame, tos, peer }, bytes)) = shaper.pop(rate, now)
+    {
+        let mut packet = Packet { tos, ..Packet::new(frame) };
+        match route_again(&mut packet, peer, turn) {
+            Ok(place) => {
+                work.shaped(bytes);
+                packets.push(packet);
+                routes.push(Ok(place));
+            }
+            Err(exit) => {
+                shaper.refund(bytes);
+                wan.take(turn, packet, exit);
+            }
+        }
+    }
+    seal(turn, packets, &routes, wan);
+    let waiting = shaper.waiting();
+    work.waiting(waiting);
+    if rate.is_some() || waiting.0 > 0 {
+        *turn.shaper = Some(shaper);
+    }
+    routes.len()
+}
+
+/// The place of the peer of a packet that has waited. The table may have been replaced since.
+fn route_again(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>) -> Result<u32, Exit> {
+    let frame = &packet.frame;
+    let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
+    let place = turn.table.route(inner.destination).ok_or(DropReason::NoPeer)?;
+    if turn.table.peers[place as usize].peer.id != peer {
+        return Err(DropReason::NoPeer.into());
+    }
+    packet.urgent = shaper::is_urgent_or_small(&inner);
+    depart(frame, &inner, place, turn)?;
+    Ok(place)
 }
 
 /// Seals packets for the peers of these places and transmits them; others go to their exits.
@@ -69,13 +143,18 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     let entry = &table.peers[peer as usize];
     let mtu = entry.mtu;
     if let Some(port) = from {
-        let refused = if inner.len > mtu {
+        // Where the kernel routes, it has decremented the TTL.
+        let routes = !port.kernel_routes();
+        let bytes = turn.pool.packet_mut(frame);
+        let refused = if routes && inner.is_at_end(bytes) {
+            Some((icmp::Error::TimeExceeded, DropReason::HopLimit))
+        } else if inner.len > mtu {
             Some((icmp::Error::TooBig(mtu), DropReason::TooBig))
-        } else if port.kernel_routes() {
-            // Where the kernel routes, it has taken the hop.
-            None
         } else {
-            inner::take_hop(turn.pool.packet_mut(frame)).err().map(|reason| (icmp::Error::TimeExceeded, reason))
+            if routes {
+                inner::take_hop(bytes)?;
+            }
+            None
         };
         if let Some((error, reason)) = refused {
             if error != icmp::Error::TimeExceeded && !inner.unfragmentable {
@@ -87,18 +166,31 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     }
     inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
     packet.tos = inner::outer_tos(inner.tos, table.copy_dscp);
-    if frame.start() + padded(frame.len(), mtu) + TAG > turn.pool.frame_size() {
+    packet.urgent = shaper::is_urgent_or_small(&inner);
+    // With a rate this is checked when the packet's time has come.
+    if table.wan_rate.is_none() {
+        depart(frame, &inner, peer, turn)?;
+    }
+    Ok(peer)
+}
+
+/// The last checks before a packet is sealed: room for the message, a session, a mapping.
+#[inline]
+fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Result<(), Exit> {
+    let table = turn.table;
+    let entry = &table.peers[place as usize];
+    if frame.start() + padded(frame.len(), entry.mtu) + TAG > turn.pool.frame_size() {
         return Err(DropReason::Oversized.into());
     }
     if !entry.session().is_some_and(|session| session.alive(turn.now)) {
         let packet = turn.pool.packet(frame).into();
         return Err(turn.notices.hand_over(Notice::NoSession { peer: entry.peer.id, packet }));
     }
-    // Last, since what waits for a session comes here again.
+    // Last, since a packet that waits for a session comes here again.
     if let Some(mapping) = &table.mapping {
-        mapping.translate(turn.pool.packet_mut(frame), &inner, Way::Out);
+        mapping.translate(turn.pool.packet_mut(frame), inner, Way::Out);
     }
-    Ok(peer)
+    Ok(())
 }
 
 /// Second pass: makes packets for one peer messages that are yet to be sealed, appends the session and counter of each
@@ -118,8 +210,8 @@ fn address<'t>(
     let link = entry.link.filter(|_| roamed.is_none());
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
-    // Keepalives are the kernel's to send: its connection tracking sees nothing of what AF_XDP carries, and a firewall
-    // that has forgotten the flow does not let the peer call. The first of a session proves the ring instead.
+    // The kernel's socket sends keepalives: its connection tracking sees nothing of what AF_XDP carries, and a firewall
+    // that has forgotten the flow does not let the peer in. The first one of a session proves the ring instead.
     let by_ring = data || session.answered().is_none();
     let port = link.as_ref().filter(|_| by_ring).and_then(|link| wan.port_of(link));
     let mut bytes = 0;

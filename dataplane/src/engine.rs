@@ -1,4 +1,4 @@
-//! Starts workers, hands them tables, and stops them.
+//! Starts workers, gives them tables, and stops them.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct EngineConfig {
     pub workers: Vec<WorkerSetup>,
     /// The first table.
     pub table: Table,
-    /// What seals and opens.
+    /// The implementation of the ciphers.
     pub cipher: Cipher,
 }
 
@@ -31,13 +31,13 @@ pub struct EngineConfig {
 pub struct WorkerSetup {
     /// Packet memory, shared by the worker's ports.
     pub pool: Pool,
-    /// Ports that carry the tunnel. The last is the kernel's UDP socket, which takes what has no link.
+    /// Ports that carry the tunnel. The last one is the kernel's UDP socket, which takes what has no link.
     pub wan: Vec<Box<dyn Port>>,
-    /// Ports that carry the site's packets. The last is the tun device, which takes what has no link.
+    /// Ports that carry the site's packets. The last one is the tun device, which takes what has no link.
     pub lan: Vec<Box<dyn Port>>,
-    /// The core to be pinned to; `None` leaves that to the scheduler.
+    /// The core to pin the worker to; `None` leaves it to the scheduler.
     pub core: Option<core_affinity::CoreId>,
-    /// Never sleep: lower latency for a whole core.
+    /// Whether it never sleeps: lower latency at the price of a whole core.
     pub busy_poll: bool,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) cipher: Cipher,
     pub(crate) notices: Mailbox<Notice>,
     pub(crate) stop: AtomicBool,
-    /// How often the workers were called.
+    /// How many times the workers were called.
     pub(crate) calls: AtomicU32,
 }
 
@@ -61,11 +61,11 @@ struct Running {
     thread: Option<JoinHandle<()>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
-    /// The last call that it answered.
+    /// The last call that the worker has answered.
     answered: Arc<AtomicU32>,
     work: Arc<Work>,
     ports: Vec<PortInfo>,
-    /// By port: what has passed it.
+    /// What has passed each port.
     evidence: Vec<Option<Arc<Evidence>>>,
 }
 
@@ -73,7 +73,7 @@ impl Engine {
     /// Starts a thread for every worker.
     ///
     /// # Errors
-    /// A thread or a descriptor is not to be had.
+    /// A thread or a descriptor could not be created.
     pub fn start(config: EngineConfig) -> io::Result<Self> {
         let (mut engine, workers) = Self::prepare(config)?;
         for (index, mut worker) in workers.into_iter().enumerate() {
@@ -87,10 +87,10 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Makes the workers but no threads: the caller gives them their [`Worker::turn`]s.
+    /// Creates the workers without threads: the caller calls their [`Worker::turn`].
     ///
     /// # Errors
-    /// A descriptor is not to be had.
+    /// A descriptor could not be created.
     pub fn prepare(config: EngineConfig) -> io::Result<(Self, Vec<Worker>)> {
         let shared = Arc::new(Shared {
             table: Arc::new(ArcSwap::from_pointee(config.table)),
@@ -115,8 +115,8 @@ impl Engine {
         Ok((engine, workers))
     }
 
-    /// Hands the workers a new table; each takes it up before its next batch, and an idle one now: it must not keep
-    /// the keys of sessions that have ended.
+    /// Gives the workers a new table. Each one adopts it before its next batch, an idle one at once, since it must not
+    /// keep the keys of sessions that have ended.
     pub fn publish(&self, table: Table) {
         self.shared.table.store(Arc::new(table));
         self.workers.iter().for_each(|worker| worker.commands.ring());
@@ -132,12 +132,12 @@ impl Engine {
         self.shared.table.load_full()
     }
 
-    /// What workers have to say; poll it as a descriptor, silence it, then empty it.
+    /// The workers' notices: poll it as a descriptor, silence it, then empty it.
     pub fn notices(&self) -> &Mailbox<Notice> {
         &self.shared.notices
     }
 
-    /// Asks a worker for something; `false` when its queue is full or there is no such worker.
+    /// Sends a worker a command; `false` when its queue is full or there is no such worker.
     pub fn command(&self, worker: usize, command: Command) -> bool {
         let Some(worker) = self.workers.get(worker) else { return false };
         let taken = worker.commands.push(command);
@@ -145,7 +145,7 @@ impl Engine {
         taken
     }
 
-    /// Calls every worker, also one that sleeps: whoever does not answer soon is stuck.
+    /// Calls every worker, including sleeping ones: one that does not answer soon is stuck.
     pub fn call(&self) {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
         self.workers.iter().for_each(|worker| worker.commands.ring());
@@ -168,12 +168,12 @@ impl Engine {
         self.workers.iter().map(|worker| worker.work.done())
     }
 
-    /// The ports of every worker, as they were bound.
+    /// The ports of every worker, as bound.
     pub fn ports(&self) -> impl Iterator<Item = (usize, &PortInfo)> {
         self.workers.iter().enumerate().flat_map(|(i, w)| w.ports.iter().map(move |p| (i, p)))
     }
 
-    /// The ports that may lose packets without a word, with what has passed each.
+    /// The ports that may lose packets silently, with what has passed each.
     pub fn passed(&self) -> impl Iterator<Item = (usize, &PortInfo, Passed)> {
         self.workers.iter().enumerate().flat_map(|(i, worker)| {
             let ports = worker.ports.iter().zip(&worker.evidence);
@@ -186,7 +186,7 @@ impl Engine {
         self.workers.len()
     }
 
-    /// Stops the workers and waits for them; their ports close. What they had to say can still be read.
+    /// Stops the workers and waits for them; their ports close. Their last notices can still be read.
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         for worker in &mut self.workers {
@@ -194,7 +194,7 @@ impl Engine {
         }
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take() {
-                // A worker that panicked has said so by a notice.
+                // A worker that panicked has said so in a notice.
                 let _ = thread.join();
             }
         }
@@ -207,7 +207,7 @@ impl Drop for Engine {
     }
 }
 
-/// Tells control when a worker's thread unwinds.
+/// Tells control when a worker's thread panics.
 struct Obituary {
     shared: Arc<Shared>,
     worker: usize,

@@ -170,6 +170,11 @@ impl Pool {
         usize::from(self.size)
     }
 
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.descs.len()
+    }
+
     /// How many slots are free.
     pub fn available(&self) -> usize {
         self.free.len()

@@ -8,10 +8,11 @@ use crate::frame::{ANCHOR, Frame, Pool};
 use crate::inner::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Inner};
 use crate::ports::EGRESS_ROOM;
 use crate::table::Table;
+use crate::transport::transport;
 
 /// ICMP errors a worker sends in a second, at most (the kernel's default, too).
 const ERRORS_PER_SECOND: u64 = 1000;
-/// And at once.
+/// And how many at once.
 const BURST: u64 = 50;
 /// Bytes of an IPv4 error; RFC 1812 says up to 576.
 const V4_ERROR_MAX: usize = 576;
@@ -29,10 +30,10 @@ pub(crate) enum Error {
     TooBig(usize),
 }
 
-/// How many errors may be sent now: a token bucket.
+/// How many errors may be sent now, as a token bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Limiter {
-    /// Thousandths of an error.
+    /// Its level, in thousandths of an error.
     tokens: u64,
     filled: Millis,
 }
@@ -117,18 +118,16 @@ fn due(packet: &[u8], inner: &Inner) -> bool {
         IpAddr::V4(a) => !a.is_unspecified() && !a.is_broadcast() && !a.is_multicast() && !a.is_loopback(),
         IpAddr::V6(a) => !a.is_unspecified() && !a.is_multicast() && !a.is_loopback(),
     };
-    let error = match (inner.protocol, packet.get(inner.header)) {
-        (ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
-        (ICMPV6, Some(kind)) => *kind < 128,
-        (ICMP | ICMPV6, None) => true,
-        _ => false,
-    };
+    // What cannot be read may be an error too.
+    let error =
+        transport(packet, inner.header).is_none_or(|transport| transport.may_be_icmp_error(inner.source.is_ipv6()));
     single && !error && !inner.later_fragment && !inner.destination.is_multicast()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inner::HOP_BY_HOP;
     use crate::inner::tests::{naive, packet};
 
     fn table() -> Table {
@@ -173,10 +172,17 @@ mod tests {
 
     #[test]
     fn no_errors_about_errors_groups_or_without_an_address() {
+        const FRAGMENT: u8 = 44;
+        const DESTINATION: u8 = 60;
+        let behind_another = [FRAGMENT, 0, 1, 4, 0, 0, 0, 0, ICMPV6, 0, 0, 0, 0, 0, 0, 1];
         let cases = [
             packet("10.0.0.1", "10.1.0.1", ICMP, 0, 1, &[3, 0, 0, 0]),
             packet("10.0.0.1", "10.1.0.1", ICMP, 0, 1, &[]),
             packet("fd00::1", "fd01::1", ICMPV6, 0, 1, &[1, 0, 0, 0]),
+            packet("fd00::1", "fd01::1", HOP_BY_HOP, 0, 1, &[ICMPV6, 0, 1, 4, 0, 0, 0, 0, 3, 0, 0, 0]),
+            packet("fd00::1", "fd01::1", DESTINATION, 0, 1, &[&behind_another[..], &[2, 0, 0, 0]].concat()),
+            packet("fd00::1", "fd01::1", FRAGMENT, 0, 1, &[ICMPV6, 0, 0, 8, 0, 0, 0, 1, 128, 0]),
+            packet("fd00::1", "fd01::1", HOP_BY_HOP, 0, 1, &[ICMPV6]),
             packet("0.0.0.0", "10.1.0.1", 17, 0, 1, &[]),
             packet("10.0.0.1", "224.0.0.1", 17, 0, 1, &[]),
         ];
@@ -184,7 +190,12 @@ mod tests {
             assert_eq!(answered(&original, Error::TimeExceeded, &table()), None);
         }
         let echo = packet("10.0.0.1", "10.1.0.1", ICMP, 0, 1, &[8, 0, 0, 0]);
-        assert!(answered(&echo, Error::TimeExceeded, &table()).is_some());
+        let extended =
+            packet("fd00::1", "fd01::1", DESTINATION, 0, 1, &[&behind_another[..], &[128, 0, 0, 0]].concat());
+        let datagram = packet("fd00::1", "fd01::1", DESTINATION, 0, 1, &[17, 0, 1, 4, 0, 0, 0, 0, 3]);
+        for owed in [&echo, &extended, &datagram] {
+            assert!(answered(owed, Error::TimeExceeded, &table()).is_some());
+        }
         assert_eq!(answered(&echo, Error::TimeExceeded, &Table::default()), None);
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct Opened {
     pub(crate) damaged: usize,
 }
 
-/// Takes every packet of `received` to a port of the LAN or to control.
+/// Sends every packet of `received` to a port of the LAN or to control.
 pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) -> Opened {
     let packets = received.as_mut_slice();
     let mut messages: SmallVec<[_; BATCH]> = SmallVec::new();
@@ -149,7 +149,7 @@ fn accept<'t>(
     let SessionEntry { session, peer } = entry;
     let (plaintext, local_index, from) = (packet.frame.len(), session.local_index, packet.endpoint());
     tally.count(entry, plaintext, turn);
-    // While the queue is full, the next message says it again.
+    // While the queue is full, the next message reports it again.
     if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index, from }) {
         session.confirm();
     }
@@ -188,8 +188,9 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     // The peer's SYN says what our side may send to it.
     inner::clamp_mss(packet_bytes, &inner, table.peers[peer as usize].mtu);
 
+    // All parts of a packet leave by the kernel, whose connection tracking may put them together.
     let hop = match table.hop(inner.destination) {
-        hop @ Some(link) if inner.len <= usize::from(link.mtu) => hop,
+        hop @ Some(link) if inner.len <= usize::from(link.mtu) && !inner.fragment && !inner.has_router_options() => hop,
         _ => &None,
     };
     let port = hop.as_ref().and_then(|link| lan.port_of(link));

@@ -1,12 +1,17 @@
 //! The inner packet: what the data plane reads of IPv4 and IPv6, and the few fields it changes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+use penstock_wire::IpHeader;
 
 use crate::checksum;
 use crate::drop::DropReason;
+use crate::transport::{Transport, transport};
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
+/// IPv6's extension header for all routers on the way.
+pub(crate) const HOP_BY_HOP: u8 = 0;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const TCP: u8 = 6;
@@ -14,8 +19,8 @@ pub(crate) const UDP: u8 = 17;
 /// Offset of the checksum in the header of TCP and of UDP.
 pub(crate) const TCP_CSUM: usize = 16;
 pub(crate) const UDP_CSUM: usize = 6;
-/// IPv4's flag that more fragments follow, in the upper byte of its word.
-const MORE_FRAGMENTS: u8 = 0x20;
+/// IPv6's fragment header.
+const FRAGMENT_HEADER: u8 = 44;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
 const ECN_CE: u8 = 0b11;
 const ECN_ECT1: u8 = 0b01;
@@ -37,7 +42,9 @@ pub struct Inner {
     pub tos: u8,
     /// Whether it may not be fragmented on the way; always so for IPv6.
     pub unfragmentable: bool,
-    /// Whether it is a fragment other than the first (IPv4; IPv6's fragment header is not looked at).
+    /// Whether it is a part of a packet (of IPv6: with the fragment header behind IPv6's own).
+    pub fragment: bool,
+    /// Whether it is a fragment other than the first (IPv4; IPv6's fragment header is not looked into).
     pub later_fragment: bool,
 }
 
@@ -51,43 +58,43 @@ impl Inner {
     /// Reads the header of a packet whose end may be missing.
     #[inline]
     pub fn parse_header(packet: &[u8]) -> Option<Self> {
-        match packet.first()? >> 4 {
-            4 => {
-                let h: &[u8; IPV4_HEADER] = packet.first_chunk()?;
-                let header = usize::from(h[0] & 0xf) * 4;
-                let len = usize::from(u16::from_be_bytes([h[2], h[3]]));
-                let fragment = u16::from_be_bytes([h[6], h[7]]);
-                (header >= IPV4_HEADER && len >= header).then(|| Self {
-                    source: IpAddr::V4(Ipv4Addr::new(h[12], h[13], h[14], h[15])),
-                    destination: IpAddr::V4(Ipv4Addr::new(h[16], h[17], h[18], h[19])),
-                    len,
-                    header,
-                    protocol: h[9],
-                    tos: h[1],
-                    unfragmentable: fragment & 0x4000 != 0,
-                    later_fragment: fragment & 0x1fff != 0,
-                })
-            }
-            6 => {
-                let h: &[u8; IPV6_HEADER] = packet.first_chunk()?;
-                let len = IPV6_HEADER + usize::from(u16::from_be_bytes([h[4], h[5]]));
-                let address = |at: usize| {
-                    let bytes: [u8; 16] = h[at..at + 16].try_into().expect("sixteen bytes");
-                    IpAddr::V6(Ipv6Addr::from(bytes))
-                };
-                Some(Self {
-                    source: address(8),
-                    destination: address(24),
-                    len,
-                    header: IPV6_HEADER,
-                    protocol: h[6],
-                    tos: h[0] << 4 | h[1] >> 4,
-                    unfragmentable: true,
-                    later_fragment: false,
-                })
-            }
-            _ => None,
+        let ip = IpHeader::<IpAddr, _>::read(packet).ok()?;
+        Some(Self {
+            source: ip.source,
+            destination: ip.destination,
+            len: ip.total_len,
+            header: ip.len,
+            protocol: ip.protocol,
+            tos: ip.tos,
+            unfragmentable: !ip.may_fragment(),
+            fragment: ip.is_fragment() || (packet[0] >> 4 == 6 && ip.protocol == FRAGMENT_HEADER),
+            later_fragment: ip.fragment_offset() != 0,
+        })
+    }
+
+    /// Whether a router has to drop it: TTL or hop limit would run out.
+    #[inline]
+    pub(crate) fn is_at_end(&self, packet: &[u8]) -> bool {
+        packet[if self.source.is_ipv4() { 8 } else { 7 }] <= 1
+    }
+
+    /// Whether every router on the way has to read options of it: IPv4's, or IPv6's hop by hop.
+    #[inline]
+    pub(crate) fn has_router_options(&self) -> bool {
+        match self.source {
+            IpAddr::V4(_) => self.header > IPV4_HEADER,
+            IpAddr::V6(_) => self.protocol == HOP_BY_HOP,
         }
+    }
+}
+
+/// Whether IPv4's header checksum is right, which every router checks (RFC 1812, section 5.2.2).
+#[inline]
+pub(crate) fn has_intact_header(packet: &[u8]) -> bool {
+    match packet.first_chunk::<IPV4_HEADER>() {
+        Some(header) if header[0] == 0x45 => checksum::fold(checksum::sum(header)) == 0xffff,
+        // IPv6 has none, and options are the kernel's.
+        _ => true,
     }
 }
 
@@ -113,8 +120,8 @@ pub fn take_hop(packet: &mut [u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN. DSCP stays inside unless it is asked for,
-/// so that the kinds of traffic are not told to the networks between (RFC 2983, section 3.1).
+/// The outer traffic class for an inner one: RFC 6040's normal mode copies ECN. DSCP stays inside unless asked for, so
+/// that networks on the path do not learn the kinds of traffic (RFC 2983, section 3.1).
 #[inline]
 pub fn outer_tos(inner: u8, copy_dscp: bool) -> u8 {
     if copy_dscp { inner } else { inner & ECN_CE }
@@ -151,21 +158,18 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
 #[inline]
 pub fn complete_checksum(packet: &mut [u8]) {
     let Some(inner) = Inner::parse(packet) else { return };
-    let (addresses, fragmented) = match inner.source {
-        IpAddr::V4(_) => (12..20, inner.later_fragment || packet[6] & MORE_FRAGMENTS != 0),
-        IpAddr::V6(_) => (8..40, false),
-    };
-    let field = match inner.protocol {
-        TCP => inner.header + TCP_CSUM,
-        UDP => inner.header + UDP_CSUM,
+    let packet = &mut packet[..inner.len];
+    let Some(Transport { protocol, payload, fragment: None }) = transport(packet, inner.header) else { return };
+    let (at, len) = (inner.len - payload.len(), payload.len());
+    let field = match protocol {
+        TCP => at + TCP_CSUM,
+        UDP => at + UDP_CSUM,
         _ => return,
     };
-    if fragmented || inner.len < field + 2 {
-        return;
-    }
-    let pseudo = checksum::pseudo_header(&packet[addresses], inner.protocol, inner.len - inner.header);
-    if packet[field..field + 2] == checksum::fold(pseudo).to_be_bytes() {
-        checksum::complete(&mut packet[..inner.len], inner.header, field);
+    let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
+    let pseudo = checksum::pseudo_header(&packet[addresses], protocol, len);
+    if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
+        checksum::complete(packet, at, field);
     }
 }
 
@@ -273,6 +277,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn damage_to_a_header_is_seen() {
+        for (s, d) in PAIRS {
+            assert!(has_intact_header(&packet(s, d, 17, 0, 3, &[7; 9])));
+        }
+        let sound = packet("10.0.0.1", "10.1.0.1", 17, 0, 3, &[]);
+        for at in 1..IPV4_HEADER {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 0x10;
+            assert!(!has_intact_header(&damaged), "{at}");
+        }
+    }
+
+    #[test]
     fn hops_run_out() {
         for (s, d) in PAIRS {
             let mut p = packet(s, d, 17, 0, 3, &[]);
@@ -364,13 +381,19 @@ pub(crate) mod tests {
                     complete_checksum(&mut wrong);
                     assert_eq!(wrong, before);
                     if inner.source.is_ipv4() {
-                        for (upper, lower) in [(MORE_FRAGMENTS, 0), (0, 1)] {
+                        for (upper, lower) in [(0x20, 0), (0, 1)] {
                             let mut fragment = partial.clone();
                             fragment[6..8].copy_from_slice(&[upper, lower]);
                             let before = fragment.clone();
                             complete_checksum(&mut fragment);
                             assert_eq!(fragment, before);
                         }
+                    } else {
+                        let extension = [protocol, 0, 1, 4, 0, 0, 0, 0];
+                        let behind = |p: &[u8]| packet(s, d, 60, 0, 9, &[&extension[..], &p[IPV6_HEADER..]].concat());
+                        let mut repaired = behind(&partial);
+                        complete_checksum(&mut repaired);
+                        assert_eq!(repaired, behind(&complete), "behind destination options");
                     }
                     for cut in 0..partial.len() {
                         complete_checksum(&mut partial.clone()[..cut]);

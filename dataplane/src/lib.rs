@@ -7,7 +7,8 @@
 //!   steer ─► ports::{xdp,tun} ─► worker ─► egress:  allowed IPs ─► session ─► seal ─► ports::{xdp,udp}
 //! ```
 //!
-//! Between allowed IPs and what follows, both ways, stands the [`filter`], if there are rules.
+//! Between allowed IPs and what follows, both ways, stands the [`filter`], if there are rules; before session and seal the
+//! [`shaper`], if there is a rate.
 //! [`engine`] starts the workers. [`table`] is what control publishes to them, [`slow_path`] the queues
 //! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`mod@drop`] reason.
 //! There is no tokio here, no netlink, and no log line per packet.
@@ -25,6 +26,7 @@ pub mod ports;
 pub mod prefix;
 pub mod replay;
 pub mod session;
+pub mod shaper;
 pub mod slow_path;
 pub mod steer;
 pub mod table;
@@ -33,6 +35,7 @@ pub mod worker;
 
 mod checksum;
 mod egress;
+mod fair;
 mod icmp;
 mod ingress;
 mod side;

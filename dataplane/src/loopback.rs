@@ -1,5 +1,5 @@
-//! One worker between two `memory` ports, with a session to itself: what it seals it can open again. For
-//! tests, fuzzing and benchmarks that need a data plane and no devices.
+//! One worker between two `memory` ports, with a session to itself: what it seals it can open again. For tests, fuzzing
+//! and benchmarks that need a data plane without devices.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,48 +8,48 @@ use std::sync::Arc;
 use crate::clock::Millis;
 use crate::engine::{Engine, EngineConfig, WorkerSetup};
 use crate::frame::Pool;
-use crate::peer::Peer;
+use crate::peer::PeerCounters;
 use crate::ports::memory::{MemoryPort, Wire};
 use crate::prefix::PrefixMap;
 use crate::session::{Cipher, Session, SessionConfig, Suite};
 use crate::table::{PeerEntry, SessionEntry, Table};
 use crate::worker::Worker;
 
-/// The receiver index of the session, on both of its ends.
+/// The receiver index of the session, at both of its ends.
 pub const SESSION: u32 = 9;
 
-/// The worker and what surrounds it. Its only peer has all addresses, and is itself.
+/// The worker and its surroundings. Its only peer has all addresses, and is the worker itself.
 pub struct Loopback {
-    /// Who publishes the table and reads the notices.
+    /// Publishes the table and reads the notices.
     pub engine: Engine,
-    /// Whom the caller gives its turns.
+    /// The worker; the caller calls its turns.
     pub worker: Worker,
     /// The far end of its WAN port.
     pub wan: Wire,
     /// The far end of its LAN port.
     pub lan: Wire,
-    /// The session, fresh: it lives for [`crate::session::REJECT_AFTER`].
+    /// The session, newly made: it lives for [`crate::session::REJECT_AFTER`].
     pub session: Arc<Session>,
-    /// Where the peer is.
+    /// The peer's endpoint.
     pub endpoint: SocketAddr,
 }
 
 impl Loopback {
-    /// A worker with so many frames.
+    /// A worker with this many frames.
     ///
     /// # Errors
-    /// No descriptor is to be had.
+    /// A descriptor could not be created.
     pub fn new(frames: u32) -> io::Result<Self> {
         Self::with(Pool::heap(frames), Suite::ChaCha20Poly1305)
     }
 
-    /// A worker with this packet memory, and a session of this suite.
+    /// A worker with this packet memory, and a session with this suite.
     ///
     /// # Errors
-    /// No descriptor is to be had.
+    /// A descriptor could not be created.
     pub fn with(pool: Pool, suite: Suite) -> io::Result<Self> {
         let endpoint: SocketAddr = ([192, 0, 2, 2], 47100).into();
-        let peer = Arc::new(Peer::new(0));
+        let peer = Arc::new(PeerCounters::new(0));
         let session = Arc::new(Session::new(SessionConfig {
             local_index: SESSION,
             remote_index: SESSION,

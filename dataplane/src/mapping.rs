@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use crate::checksum;
-use crate::inner::{ICMP, ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, adjust};
+use crate::inner::{ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, adjust};
 use crate::transport::{Transport, transport};
 
 const ICMP_HEADER: usize = 8;
@@ -67,14 +67,13 @@ impl Mapping {
 
     /// Translates the packet that an ICMP error quotes. It went the other way, so its other end is this site's.
     fn translate_quoted(&self, packet: &mut [u8], inner: &Inner, way: Way) {
-        let Some((protocol, icmp)) = transport_of(packet, inner) else { return };
-        let is_error = match (protocol, packet.get(icmp)) {
-            (ICMP, Some(kind)) => matches!(kind, 3 | 11 | 12),
-            (ICMPV6, Some(kind)) => *kind < 128,
-            _ => false,
+        let v6 = inner.source.is_ipv6();
+        let error = transport(packet, inner.header).filter(|transport| transport.may_be_icmp_error(v6));
+        let Some(icmp) = error.filter(Transport::begins).map(|error| packet.len() - error.payload.len()) else {
+            return;
         };
         let at = icmp + ICMP_HEADER;
-        let Some(quoted) = packet.get(at..).filter(|_| is_error).and_then(Inner::parse_header) else { return };
+        let Some(quoted) = packet.get(at..).and_then(Inner::parse_header) else { return };
         let address = match way {
             Way::Out => quoted.destination,
             Way::In => quoted.source,
@@ -165,14 +164,14 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
 
 /// The transport protocol and where its header begins; `None` in a fragment other than the first.
 fn transport_of(packet: &[u8], inner: &Inner) -> Option<(u8, usize)> {
-    let Transport { protocol, payload, fragment } = transport(packet, inner.header)?;
-    let begins = fragment.is_none_or(|fragment| fragment.offset == 0);
-    begins.then(|| (protocol, packet.len() - payload.len()))
+    let transport = transport(packet, inner.header).filter(Transport::begins)?;
+    Some((transport.protocol, packet.len() - transport.payload.len()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inner::ICMP;
     use crate::inner::tests::{naive, packet};
 
     fn mapping() -> Mapping {

@@ -1,15 +1,14 @@
-//! A peer as the data plane sees it: counters and times of its traffic, which live longer than any
-//! snapshot of the tables.
+//! A peer in the data plane's view: counters and times of its traffic, which outlive each snapshot of the tables.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Millis;
 
-/// What has passed between us and a peer. Bytes are those of WireGuard messages: headers, padding and
-/// tags included, UDP and IP not.
+/// The traffic between us and a peer. Bytes are those of WireGuard messages, including headers, padding and tags, but
+/// not UDP and IP.
 #[derive(Debug)]
 #[repr(align(64))]
-pub struct Peer {
+pub struct PeerCounters {
     /// The controller's number for it.
     pub id: u32,
     /// Sending side.
@@ -32,15 +31,15 @@ pub struct Traffic {
     pub last_data: AtomicU64,
 }
 
-impl Peer {
-    /// A peer nothing was exchanged with.
+impl PeerCounters {
+    /// A peer with which nothing has been exchanged.
     pub fn new(id: u32) -> Self {
         Self { id, sent: Traffic::default(), received: Traffic::default() }
     }
 }
 
 impl Traffic {
-    /// Counts messages of `bytes` in all; `data` if one of them was not a keepalive.
+    /// Counts messages of `bytes` in total; `data` if one of them was not a keepalive.
     #[inline]
     pub fn count(&self, packets: u64, bytes: u64, data: bool, now: Millis) {
         self.packets.fetch_add(packets, Relaxed);

@@ -1,11 +1,11 @@
-//! Longest-prefix match, as an immutable snapshot: one hash table per prefix length in use, asked from
-//! the longest to the shortest. A site has few distinct lengths, so a lookup is a probe or two.
+//! Longest-prefix match, as an immutable snapshot: one hash table per prefix length in use, searched from the longest
+//! to the shortest. A site has few different lengths, so a lookup is a probe or two.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 
-/// A map from prefixes to values; the most specific prefix that holds an address wins.
+/// A map from prefixes to values; the most specific prefix that contains an address wins.
 #[derive(Clone, Debug)]
 pub struct PrefixMap<T> {
     v4: Vec<Length<u32, T>>,
@@ -25,8 +25,8 @@ impl<T> Default for PrefixMap<T> {
 }
 
 impl<T> PrefixMap<T> {
-    /// Maps a prefix; host bits of `address` are ignored, lengths beyond the address are cut.
-    /// A value that was there is replaced and returned.
+    /// Adds a prefix; host bits of `address` are ignored, lengths beyond the address are cut. An existing value is
+    /// replaced and returned.
     pub fn insert(&mut self, address: IpAddr, length: u8, value: T) -> Option<T> {
         match address {
             IpAddr::V4(a) => {
@@ -40,7 +40,7 @@ impl<T> PrefixMap<T> {
         }
     }
 
-    /// The value of the longest prefix that holds the address.
+    /// The value of the longest prefix that contains the address.
     #[inline]
     pub fn lookup(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -60,7 +60,7 @@ impl<T> PrefixMap<T> {
         self.v4.iter().map(|l| l.entries.len()).sum::<usize>() + self.v6.iter().map(|l| l.entries.len()).sum::<usize>()
     }
 
-    /// Whether there is none.
+    /// Whether there are no prefixes.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
@@ -70,7 +70,7 @@ fn insert<K, T>(lengths: &mut Vec<Length<K, T>>, address: K, mask: K, value: T) 
 where
     K: Copy + Ord + Eq + std::hash::Hash + std::ops::BitAnd<Output = K>,
 {
-    // Longer prefixes have larger masks: the list is kept from large to small.
+    // Longer prefixes have larger masks: the list is kept in descending order.
     let at = match lengths.binary_search_by(|l| mask.cmp(&l.mask)) {
         Ok(at) => at,
         Err(at) => {
@@ -81,8 +81,8 @@ where
     lengths[at].entries.insert(address & mask, value)
 }
 
-/// A multiplicative hash. The keys come from configuration, so nobody can choose collisions; it also
-/// serves receiver indices, which are ours and random.
+/// A multiplicative hash. The keys come from configuration, so nobody can choose collisions; it also serves receiver
+/// indices, which we choose at random.
 #[derive(Clone, Debug, Default)]
 pub struct Mix(u64);
 
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(map.lookup(ip("fd00::1")), None);
     }
 
-    /// Against the naive list, with prefixes that nest and collide.
+    /// Compared with a naive list, with prefixes that nest and collide.
     #[test]
     fn agrees_with_a_linear_search() {
         let mut seed = 1u64;
@@ -167,7 +167,7 @@ mod tests {
         for v6 in [false, true] {
             let bits: u32 = if v6 { 128 } else { 32 };
             let address = |r: u64| {
-                // Few distinct high bits, so that prefixes nest.
+                // Few different high bits, so that prefixes nest.
                 if v6 {
                     IpAddr::from(((u128::from(r & 0x0303_0303)) << 96 | u128::from(r >> 32)).to_be_bytes())
                 } else {

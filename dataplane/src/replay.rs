@@ -1,5 +1,5 @@
-//! The replay window of RFC 6479: a ring of blocks of bits, of which the newest block is cleared as
-//! the window moves, so that nothing is ever shifted.
+//! The replay window of RFC 6479: a ring of blocks of bits, of which the newest block is cleared as the window moves,
+//! so that nothing is ever shifted.
 
 /// Bits in the ring.
 const BITS: u64 = 8192;
@@ -9,7 +9,7 @@ const BLOCKS: usize = (BITS / BLOCK_BITS) as usize;
 /// How far behind the newest counter a packet may be: one block is always being cleared.
 pub const WINDOW: u64 = BITS - BLOCK_BITS;
 
-/// Which counters were seen.
+/// The counters that were seen.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
     /// One more than the highest counter seen.
@@ -24,11 +24,11 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Marks a counter as seen; `false` if it was already, or is too old to tell. To be asked only
-    /// after the packet was authenticated.
+    /// Marks a counter as seen; `false` if it already was, or is too old to know. To be called only after the packet
+    /// was authenticated.
     #[inline]
     pub fn accept(&mut self, counter: u64) -> bool {
-        // The reject limit keeps counters far below the top.
+        // The reject limit keeps counters far below the maximum.
         if counter == u64::MAX || counter + WINDOW + 1 < self.next {
             return false;
         }
@@ -89,7 +89,7 @@ mod tests {
         assert!((0..=WINDOW + 1).all(|c| !window.accept(c)));
     }
 
-    /// Against a set that remembers everything.
+    /// Compared with a set that remembers everything.
     #[test]
     fn agrees_with_a_set() {
         let (mut window, mut seen, mut highest) = (ReplayWindow::default(), HashSet::new(), 0u64);

@@ -1,8 +1,8 @@
 //! A session: a pair of transport keys with its send counter and replay window.
 //!
-//! Sessions are shared between workers. The send counter is atomic and taken in blocks; the window is
-//! behind a lock that only workers handling the same peer's packets at once would contend for. The keys lie where
-//! they were set up until they are wiped there, when the last table that holds the session is gone.
+//! Sessions are shared between workers. The send counter is atomic and taken in blocks; the window is behind a lock
+//! that is contended only by workers with packets of the same peer at the same time. The keys stay where they were set
+//! up, and are wiped there when the last table that holds the session is gone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,31 +12,31 @@ use penstock_aead::{Key, NONCE, Opening, Sealing};
 
 use crate::clock::Millis;
 use crate::drop::DropReason;
-use crate::peer::Peer;
+use crate::peer::PeerCounters;
 use crate::replay::ReplayWindow;
 
 /// The first bytes of a transport data message: its type and three reserved zeros.
 pub const DATA: [u8; 4] = [4, 0, 0, 0];
-/// Bytes of a transport data message in front of its ciphertext: [`DATA`], receiver index, counter.
+/// Bytes of a transport data message before its ciphertext: [`DATA`], receiver index, counter.
 pub const DATA_HEADER: usize = 16;
 /// Plaintexts are padded with zeros to a multiple of this.
 pub const PADDING: usize = 16;
-/// After this long a session neither sends nor receives (WireGuard's Reject-After-Time).
+/// A session older than this neither sends nor receives (WireGuard's Reject-After-Time).
 pub const REJECT_AFTER: Millis = Millis(180_000);
-/// No counter from here on is used (WireGuard's Reject-After-Messages).
+/// Counters from here on are not used (WireGuard's Reject-After-Messages).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// AES-256-GCM: no more blocks than this with one key. An attacker's advantage stays below 2^-57
-/// (draft-irtf-cfrg-aead-limits, section 5.1: blocks of plaintext and one for each message).
+/// AES-256-GCM: the most blocks sealed with one key. It keeps an attacker's advantage below 2^-57
+/// (draft-irtf-cfrg-aead-limits, section 5.1: blocks of plaintext, and one for each message).
 pub const REJECT_AFTER_BLOCKS: u64 = 1 << 36;
 
-/// The bit of the kernel's socket among the ways by which a session's messages leave.
+/// The bit for the kernel's socket among the ways by which a session's messages have left.
 pub const BY_KERNEL: u64 = 1 << 63;
-/// Workers from this number on share a bit with the last one before.
+/// Workers from this number on share a bit with the last one below it.
 const RINGS: usize = 62;
 /// Set once the peer was heard.
 const HEARD: u64 = 1 << 62;
 
-/// The bit of a worker's AF_XDP rings among those ways.
+/// The bit for a worker's AF_XDP rings.
 pub fn by_ring(worker: usize) -> u64 {
     1 << worker.min(RINGS - 1)
 }
@@ -44,7 +44,7 @@ pub fn by_ring(worker: usize) -> u64 {
 /// Bytes of an AES block.
 const BLOCK: u64 = 16;
 
-/// What a session is made of.
+/// What a session is made from.
 pub struct SessionConfig<'a> {
     /// Our receiver index, by which the peer addresses this session.
     pub local_index: u32,
@@ -52,16 +52,16 @@ pub struct SessionConfig<'a> {
     pub remote_index: u32,
     /// The AEAD.
     pub suite: Suite,
-    /// Key for what we send; the caller's to wipe.
+    /// Key for sending; wiping it is up to the caller.
     pub send_key: &'a [u8; 32],
-    /// Key for what we receive; the caller's to wipe.
+    /// Key for receiving; wiping it is up to the caller.
     pub receive_key: &'a [u8; 32],
     /// When the handshake was completed.
     pub born: Millis,
     /// Whether the peer is known to have the keys: false for a responder until it receives.
     pub confirmed: bool,
-    /// The peer whose session it is.
-    pub peer: Arc<Peer>,
+    /// The peer that the session is with.
+    pub peer: Arc<PeerCounters>,
 }
 
 /// A pair of transport keys in use.
@@ -72,25 +72,25 @@ pub struct Session {
     pub local_index: u32,
     /// The peer's receiver index.
     pub remote_index: u32,
-    /// Whose session it is.
-    pub peer: Arc<Peer>,
+    /// The peer that the session is with.
+    pub peer: Arc<PeerCounters>,
     born: Millis,
     confirmed: AtomicBool,
     send_key: Key,
     receive_key: Key,
     send_counter: AtomicU64,
-    /// Counted for AES-256-GCM only.
+    /// Counted only for AES-256-GCM.
     sent_blocks: AtomicU64,
     replay: Mutex<ReplayWindow>,
-    /// The ways by which messages have left.
+    /// The ways by which messages have left, one bit each.
     left_by: AtomicU64,
-    /// When the first message that was not a keepalive was sent ([`Millis`]; 0: none was).
+    /// When the first message other than a keepalive was sent ([`Millis`]; 0: none was).
     first_data: AtomicU64,
-    /// Those ways when the peer was first heard, with [`HEARD`]; before that 0.
+    /// The value of `left_by` when the peer was first heard, with [`HEARD`]; 0 before that.
     answered: AtomicU64,
 }
 
-/// What stands in front of a transport data message's ciphertext.
+/// The header in front of a transport data message's ciphertext.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The receiver index.
@@ -100,7 +100,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads it; `None` when the message is too short for header and tag.
+    /// Parses it; `None` when the message is too short for header and tag.
     #[inline]
     pub fn read(message: &[u8]) -> Option<Self> {
         let [_, _, _, _, a, b, c, d, counter @ ..] = message.first_chunk::<DATA_HEADER>()?;
@@ -170,12 +170,12 @@ impl Session {
         self.confirmed.load(Relaxed)
     }
 
-    /// Notes that control was told. Two workers may both tell it; that does no harm.
+    /// Notes that control was told. Two workers may both tell it, which does no harm.
     pub fn confirm(&self) {
         self.confirmed.store(true, Relaxed);
     }
 
-    /// Notes by which way messages leave, [`by_ring`] or [`BY_KERNEL`], and whether there is data among them.
+    /// Notes how messages leave, [`by_ring`] or [`BY_KERNEL`], and whether there is data among them.
     #[inline]
     pub fn leaves_by(&self, way: u64, data: bool, now: Millis) {
         if self.left_by.load(Relaxed) & way == 0 {
@@ -186,7 +186,7 @@ impl Session {
         }
     }
 
-    /// When the first data was sent by it.
+    /// When data was first sent on it.
     pub fn first_data(&self) -> Option<Millis> {
         Some(self.first_data.load(Relaxed)).filter(|at| *at != 0).map(Millis)
     }
@@ -196,7 +196,7 @@ impl Session {
         self.left_by.load(Relaxed)
     }
 
-    /// Notes an authentic message of the peer.
+    /// Notes an authentic message from the peer.
     #[inline]
     pub fn hear(&self) {
         if self.answered.load(Relaxed) == 0 {
@@ -204,32 +204,34 @@ impl Session {
         }
     }
 
-    /// The ways by which messages had left when the peer was first heard by this session, if it was. Who responded to
-    /// the handshake may not send before it has received, so that of a session that we began these ways are proven.
+    /// The ways by which messages had left when the peer was first heard on this session; `None` if it was not. The
+    /// responder of a handshake may not send before it has received something, so for a session that we began these
+    /// ways are proven.
     pub fn answered(&self) -> Option<u64> {
         Some(self.answered.load(Relaxed)).filter(|ways| *ways != 0).map(|ways| ways & !HEARD)
     }
 
-    /// Reserves counters for `messages` of `bytes` in all, and returns the first.
+    /// Reserves counters for `messages` of `bytes` in total, and returns the first.
     ///
     /// # Errors
     /// [`DropReason::ExpiredSession`] when a limit is reached.
     #[inline]
     pub fn reserve(&self, messages: u64, bytes: u64) -> Result<u64, DropReason> {
         if self.suite() == Suite::Aes256Gcm {
-            // Header and tag stand for the block that a message costs besides its plaintext, and for one not full.
+            // Header and tag make up for the block that a message costs besides its plaintext, and for an incomplete
+            // one.
             let blocks = bytes.div_ceil(BLOCK);
             if self.sent_blocks.fetch_add(blocks, Relaxed) + blocks > REJECT_AFTER_BLOCKS {
                 return Err(DropReason::ExpiredSession);
             }
         }
         let first = self.send_counter.fetch_add(messages, Relaxed);
-        // The limit leaves 2^13 counters of slack, more than all workers' batches together.
+        // The limit leaves 2^13 counters of slack, more than the batches of all workers together.
         if first >= REJECT_AFTER_MESSAGES { Err(DropReason::ExpiredSession) } else { Ok(first) }
     }
 
-    /// Writes a message's header, and returns what is to be sealed: `message` is the header's room, the padded
-    /// plaintext, and the tag's room. Each counter is used once, see [`Session::reserve`].
+    /// Writes a message's header, and returns what is to be sealed: `message` is room for the header, the padded
+    /// plaintext, and room for the tag. Each counter is used once, see [`Session::reserve`].
     ///
     /// # Panics
     /// If there is no room for header and tag.
@@ -242,8 +244,8 @@ impl Session {
         Sealing::new(&self.send_key, self.nonce(counter), rest)
     }
 
-    /// What is to be opened: `buffer[ciphertext..]` is a message behind its header, the plaintext is written from the
-    /// beginning of `buffer`. A message that verifies may still be a replay: see [`Session::replay`].
+    /// Returns what is to be opened: `buffer[ciphertext..]` is a message after its header, and the plaintext is written
+    /// to the beginning of `buffer`. A message that verifies may still be a replay: see [`Session::replay`].
     #[inline]
     pub fn opening<'a>(&'a self, counter: u64, buffer: &'a mut [u8], ciphertext: usize) -> Opening<'a> {
         Opening::new(&self.receive_key, self.nonce(counter), buffer, ciphertext)
@@ -257,7 +259,7 @@ impl Session {
     pub fn admits(&self, counter: u64, now: Millis) -> Result<(), DropReason> {
         let messages = match self.suite() {
             Suite::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
-            // Each message costs its sender a block at least.
+            // Each message costs its sender at least one block.
             Suite::Aes256Gcm => REJECT_AFTER_BLOCKS,
         };
         let expired = counter >= messages || now.since(self.born) >= REJECT_AFTER;
@@ -270,8 +272,8 @@ impl Session {
         self.replay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The nonce: 32 bits of zeros, then the counter, for ChaCha20-Poly1305 in little endian and for AES-256-GCM in
-    /// big endian (Noise, sections 12.3 and 12.4).
+    /// The nonce: 32 zero bits, then the counter, little-endian for ChaCha20-Poly1305 and big-endian for AES-256-GCM
+    /// (Noise, sections 12.3 and 12.4).
     #[inline]
     fn nonce(&self, counter: u64) -> [u8; NONCE] {
         let mut nonce = [0; NONCE];
@@ -299,7 +301,7 @@ mod tests {
                 receive_key: &[receive; 32],
                 born: Millis(0),
                 confirmed: true,
-                peer: Arc::new(Peer::new(0)),
+                peer: Arc::new(PeerCounters::new(0)),
             })
         };
         (session(1, 2, 10, 20), session(2, 1, 20, 10))
@@ -311,7 +313,7 @@ mod tests {
         message
     }
 
-    /// Opens a message as a worker does; where it is in the buffer is where its plaintext is then.
+    /// Opens a message as a worker does; the plaintext is where the message is in the buffer.
     fn open(session: &Session, buffer: &mut [u8], message: usize, now: Millis) -> Result<Vec<u8>, DropReason> {
         let Header { counter, .. } = Header::read(&buffer[message..]).ok_or(DropReason::Truncated)?;
         session.admits(counter, now)?;
@@ -372,7 +374,7 @@ mod tests {
         let opened = |counter| open(&b, &mut sealed(&a, counter, &[0; 16]), 0, Millis(0));
         assert_eq!(opened(REJECT_AFTER_BLOCKS), Err(DropReason::ExpiredSession));
         assert_eq!(opened(REJECT_AFTER_BLOCKS - 1), Ok(vec![0; 16]));
-        // Full packets reach the limit long before their counter does.
+        // Full-size packets reach the limit long before their counter does.
         assert_eq!(a.reserve(64, 64 * 1452), Ok(0));
         assert_eq!(a.sent_blocks(), 64 * 1452 / 16);
         a.sent_blocks.store(REJECT_AFTER_BLOCKS - 91, Relaxed);

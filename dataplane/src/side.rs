@@ -106,7 +106,8 @@ impl Side {
         }
     }
 
-    fn take(&mut self, turn: &mut Turn<'_>, packet: Packet, exit: Exit) {
+    /// Takes one packet to its exit; what leaves by a port waits for [`Self::send`].
+    pub(crate) fn take(&mut self, turn: &mut Turn<'_>, packet: Packet, exit: Exit) {
         match exit {
             Exit::Port(port) => self.out[port].push(packet),
             Exit::Error => turn.errors.push(packet),

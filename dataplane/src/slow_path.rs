@@ -1,6 +1,6 @@
-//! The queues between workers and control. All are bounded: what does not fit is dropped and
-//! counted, and nobody ever waits. Notices have a queue for each kind, which control empties by turns, so that a flood of
-//! one kind keeps no other from being heard.
+//! The queues between workers and control. All are bounded: what does not fit is dropped and counted, and nobody ever
+//! waits. There is a queue for each kind of notice, and control takes from them in turn, so that a flood of one kind
+//! does not keep the others from being heard.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::ports::Endpoint;
 
 /// Notices of each kind that may wait for control.
 pub const NOTICES: usize = 2048;
-/// Commands that may wait for a worker.
+/// Commands that may wait for one worker.
 pub const COMMANDS: usize = 4096;
 
 /// What a worker tells control.
@@ -22,19 +22,20 @@ pub const COMMANDS: usize = 4096;
 pub enum Notice {
     /// A datagram that is not transport data: a handshake, a cookie, STUN, a probe.
     Datagram {
-        /// Its sender, and whom of us it called.
+        /// Its sender, and the address of ours that it was sent to.
         from: Endpoint,
         /// The UDP payload.
         payload: Box<[u8]>,
     },
-    /// An inner packet for a peer with which there is no session to send by.
+    /// An inner packet for a peer with which there is no session to send on.
     NoSession {
-        /// [`crate::peer::Peer::id`].
+        /// [`crate::peer::PeerCounters::id`].
         peer: u32,
         /// The IP packet.
         packet: Box<[u8]>,
     },
-    /// Data from a peer's endpoint by a session that nobody knows: one of us was started anew. Not every one is told.
+    /// Data from a peer's endpoint on a session that nobody knows: one side has restarted. Not every such message is
+    /// reported.
     UnknownSession {
         /// Its sender.
         from: SocketAddr,
@@ -46,26 +47,26 @@ pub enum Notice {
         /// Its sender.
         from: Endpoint,
     },
-    /// An authenticated message from another address than the peer's endpoint, or to another of ours.
+    /// An authenticated message from an address other than the peer's endpoint, or to a different address of ours.
     Roamed {
-        /// Our receiver index of the session it came by.
+        /// Our receiver index of the session that it came on.
         local_index: u32,
         /// Its sender.
         from: Endpoint,
     },
-    /// A worker has ended by a panic: packets of its queues are not served any more.
+    /// A worker has panicked: the packets of its queues are no longer served.
     WorkerDied {
-        /// Which one.
+        /// Its number.
         worker: usize,
     },
 }
 
-/// What control asks of a worker.
+/// What control tells a worker to do.
 #[derive(Debug)]
 pub enum Command {
-    /// Route this IP packet to its peer and seal it: one that waited for a session.
+    /// Route this IP packet to its peer and seal it: one that has waited for a session.
     Send(Box<[u8]>),
-    /// Send an empty message to this peer ([`crate::peer::Peer::id`]).
+    /// Send an empty message to this peer ([`crate::peer::PeerCounters::id`]).
     Keepalive(u32),
 }
 
@@ -74,21 +75,21 @@ pub enum Command {
 enum Kind {
     /// Authentic messages of sessions, and a worker's end.
     Session,
-    /// WireGuard's messages that are not data.
+    /// WireGuard's messages other than data.
     Handshake,
     Stun,
-    /// Path probes, and what relays say.
+    /// Path probes, and relays' messages.
     Probe,
     /// Packets and data for which there is no session.
     NoSession,
-    /// Datagrams that are nothing of ours.
+    /// Datagrams that are not of our protocols.
     Other,
 }
 
 impl Kind {
     const COUNT: usize = Self::Other as usize + 1;
 
-    /// Of a datagram on the tunnel's port, by its first bytes.
+    /// The kind of a datagram on the tunnel's port, by its first bytes.
     fn of(datagram: &[u8]) -> Self {
         match datagram {
             [1..=3, 0, 0, 0, ..] => Self::Handshake,
@@ -100,12 +101,12 @@ impl Kind {
     }
 }
 
-/// What a [`Mailbox`] carries.
+/// The messages that a [`Mailbox`] carries.
 pub trait Mail {
-    /// In how many queues it waits.
+    /// The number of queues.
     const QUEUES: usize = 1;
 
-    /// In which of them this waits.
+    /// The queue that this message goes into.
     fn queue(&self) -> usize {
         0
     }
@@ -126,41 +127,41 @@ impl Mail for Notice {
     }
 }
 
-/// Bounded queues with a bell that their one reader can poll for.
+/// Bounded queues, with a bell that their only reader can poll.
 #[derive(Debug)]
 pub struct Mailbox<T> {
     queues: Box<[ArrayQueue<T>]>,
-    /// Whose turn it is.
+    /// The queue whose turn it is.
     next: AtomicUsize,
     bell: OwnedFd,
 }
 
 impl<T: Mail> Mailbox<T> {
-    /// Empty queues for so many messages each.
+    /// Empty queues for this many messages each.
     ///
     /// # Errors
-    /// No descriptor is to be had for the bell.
+    /// The descriptor of the bell could not be created.
     pub fn new(capacity: usize) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let queues = (0..T::QUEUES).map(|_| ArrayQueue::new(capacity)).collect();
         Ok(Self { queues, next: AtomicUsize::new(0), bell })
     }
 
-    /// Appends without ringing; `false` when the message's queue is full.
+    /// Appends a message without ringing; `false` when its queue is full.
     #[inline]
     pub fn push(&self, message: T) -> bool {
         self.queues[message.queue()].push(message).is_ok()
     }
 
-    /// Rings the bell: the reader's poll returns.
+    /// Rings the bell, so that the reader's poll returns.
     pub fn ring(&self) {
-        // A full counter rings already.
+        // It fails when the counter is full, and then the bell is ringing already.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// Silences the bell; to be called before the queue is emptied.
+    /// Silences the bell; to be called before the queues are emptied.
     pub fn silence(&self) {
-        // Refused when it was silent.
+        // It fails when the bell was silent.
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 
@@ -174,7 +175,7 @@ impl<T: Mail> Mailbox<T> {
         Some(message)
     }
 
-    /// Whether nothing waits.
+    /// Whether no message waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.queues.iter().all(ArrayQueue::is_empty)

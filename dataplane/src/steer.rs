@@ -1,8 +1,8 @@
 //! Attaches the XDP programs of `ebpf/steer` and feeds their maps.
 //!
-//! A [`WanSteering`] or [`LanSteering`] owns one attached program and its maps; the decision itself
-//! is `penstock_wire`'s. The program is attached through a bpf_link, so it dies with the value and
-//! with the process. Until a queue has a socket, everything passes to the kernel.
+//! A [`WanSteering`] or [`LanSteering`] owns one attached program and its maps; the decision itself is in
+//! `penstock_wire`. The program is attached through a bpf_link, so it is detached with the value and with the process.
+//! As long as a queue has no socket, everything passes to the kernel.
 
 mod error;
 mod kernel;
@@ -10,14 +10,15 @@ mod kernel;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{Xdp, xdp};
-use aya::{Ebpf, Pod};
-use penstock_wire::{AddressKey, LanVerdict, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
-pub use penstock_wire::{BenchFilter, LanConfig, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
+use aya::{Ebpf, EbpfLoader, Pod};
+use penstock_wire::{AddressKey, OWN_SUBNET, STAYS_LOCAL, WanConfig, WanVerdict, address_key, prefix_bits};
+pub use penstock_wire::{BenchFilter, LanConfig, LanVerdict, MAX_QUEUES, MAX_SHIFT, OuterFamily, ethernet_offset};
 use rustix::io::Errno;
 
 pub use error::{AttachError, SteerError};
@@ -29,10 +30,19 @@ pub use kernel::has_tcx_programs;
 /// All programs, built by `scripts/build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");
 
+/// One for all attachments: each new loader parses the kernel's type information, which takes a hundred times as long as
+/// the rest, and whoever attaches waits for it.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let mut loader = EbpfLoader::new();
+    // Nothing in the object depends on it.
+    loader.btf(None);
+    Mutex::new(loader)
+});
+
 /// How to attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// In the driver, else in the kernel's generic path.
+    /// In the driver or, if that fails, in the kernel's generic path.
     Auto,
     /// In the driver or not at all.
     Native,
@@ -50,7 +60,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
-    /// `native` or `generic`, as `status --json` has it.
+    /// `native` or `generic`, as in `status --json`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -69,8 +79,8 @@ pub struct WanSteering {
 impl WanSteering {
     /// Attaches to the interface for the UDP port (host byte order). No address is ours yet.
     ///
-    /// The interface is found by its index in the calling thread's network namespace; the name is
-    /// for messages.
+    /// The interface is found by its index in the calling thread's network namespace; the name is used only in
+    /// messages.
     pub fn attach(interface: &str, ifindex: u32, port: u16, mode: AttachMode) -> Result<Self, AttachError> {
         let mut object = load()?;
         let mut config: Array<_, Shared<WanConfig>> = take(&mut object, penstock_wire::WAN_CONFIG)?;
@@ -81,12 +91,12 @@ impl WanSteering {
         Ok(Self { attachment, local })
     }
 
-    /// Declares an address ours; again is no error.
+    /// Declares an address ours; repeating that is no error.
     pub fn insert_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
         self.local.insert(address_key(address), 0, 0).map_err(accessing(penstock_wire::LOCAL))
     }
 
-    /// Declares an address not ours any more; again is no error.
+    /// Declares an address no longer ours; repeating that is no error.
     pub fn remove_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
         removed(self.local.remove(&address_key(address)), penstock_wire::LOCAL)
     }
@@ -98,9 +108,8 @@ impl WanSteering {
     }
 }
 
-/// The steering of a LAN interface: IP packets to our MAC address for a remote prefix go to the
-/// receive queue's socket, with room in front and the mark that [`ethernet_offset`] reads. Dropping
-/// it detaches.
+/// The steering of a LAN interface: IP packets to our MAC address for a remote prefix go to the receive queue's socket,
+/// with room in front and the mark that [`ethernet_offset`] reads. Dropping it detaches.
 pub struct LanSteering {
     attachment: Attachment,
     config: Array<MapData, Shared<LanConfig>>,
@@ -108,11 +117,11 @@ pub struct LanSteering {
 }
 
 impl LanSteering {
-    /// Attaches to the interface with this MAC address and MTU. No prefix is remote yet. IPv4 packets longer
-    /// than the tunnel's MTU that may be fragmented stay with the kernel.
+    /// Attaches to the interface with this MAC address and MTU. No prefix is remote yet. IPv4 packets longer than the
+    /// tunnel's MTU that may be fragmented stay with the kernel.
     ///
-    /// The interface is found by its index in the calling thread's network namespace; the name is
-    /// for messages.
+    /// The interface is found by its index in the calling thread's network namespace; the name is used only in
+    /// messages.
     pub fn attach(interface: &str, ifindex: u32, config: LanConfig, mode: AttachMode) -> Result<Self, AttachError> {
         let mut object = load()?;
         let mut map: Array<_, Shared<LanConfig>> = take(&mut object, penstock_wire::LAN_CONFIG)?;
@@ -123,19 +132,19 @@ impl LanSteering {
         Ok(Self { attachment, config: map, prefixes })
     }
 
-    /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the
-    /// address beyond the prefix don't matter.
+    /// Makes a prefix remote, or changes the family of the packets that carry it. Bits of the address beyond the prefix
+    /// are ignored.
     pub fn insert_prefix(&mut self, address: IpAddr, len: u8, outer: OuterFamily) -> Result<(), SteerError> {
         self.set_prefix(address, len, outer.shift())
     }
 
-    /// Keeps a prefix with the kernel although a shorter remote prefix covers it: the gateway's own
-    /// addresses under a remote default route.
+    /// Leaves a prefix to the kernel although a shorter remote prefix covers it: the gateway's own addresses under a
+    /// remote default route.
     pub fn insert_local_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
         self.set_prefix(address, len, STAYS_LOCAL)
     }
 
-    /// Declares a subnet this site's: only what comes from one is redirected.
+    /// Declares a subnet this site's own: only packets from such subnets are redirected.
     pub fn insert_own_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
         self.set_prefix(address, len, OWN_SUBNET)
     }
@@ -145,13 +154,13 @@ impl LanSteering {
         self.prefixes.insert(&key, value, 0).map_err(accessing(penstock_wire::PREFIXES))
     }
 
-    /// Forgets a prefix, remote or local; again is no error.
+    /// Removes a prefix, remote or local; repeating that is no error.
     pub fn remove_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
         let key = prefix_key(address, len)?;
         removed(self.prefixes.remove(&key), penstock_wire::PREFIXES)
     }
 
-    /// Changes what the program compares with.
+    /// Changes the values that the program compares with.
     pub fn set_config(&mut self, config: LanConfig) -> Result<(), SteerError> {
         self.config.set(0, Shared(config), 0).map_err(accessing(penstock_wire::LAN_CONFIG))
     }
@@ -163,7 +172,7 @@ impl LanSteering {
     }
 }
 
-/// The benchmark's steering: what the filter takes goes to the receive queue's socket. Dropping it detaches.
+/// The benchmark's steering: what the filter selects goes to the receive queue's socket. Dropping it detaches.
 pub struct BenchSteering {
     attachment: Attachment,
 }
@@ -180,7 +189,7 @@ impl BenchSteering {
     }
 }
 
-/// What all kinds of steering do alike.
+/// What all kinds of steering have in common.
 macro_rules! delegate_to_attachment {
     ($($steering:ident),+) => {$(
         impl $steering {
@@ -195,7 +204,7 @@ macro_rules! delegate_to_attachment {
             }
 
             /// Frames redirected to a socket since the attachment, summed over the CPUs, by receive queue, of the
-            /// first so many queues.
+            /// first `queues` queues.
             pub fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
                 self.attachment.redirected(queues)
             }
@@ -302,7 +311,7 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, map: &'static str) -> R
 
 /// Parses the object and creates its maps.
 fn load() -> Result<Ebpf, AttachError> {
-    Ebpf::load(OBJECT).map_err(|error| refused_by_loader(&error))
+    LOADER.lock().unwrap_or_else(PoisonError::into_inner).load(OBJECT).map_err(|error| refused_by_loader(&error))
 }
 
 /// Takes a map out of the object.

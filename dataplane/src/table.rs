@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::filter::Firewall;
 use crate::mapping::Mapping;
-use crate::peer::Peer;
+use crate::peer::PeerCounters;
 use crate::ports::{Endpoint, Link};
 use crate::prefix::{Mix, PrefixMap};
 use crate::session::Session;
+use crate::shaper::WanRate;
 
 /// All that a worker must know to decide about a packet.
 #[derive(Clone, Debug)]
@@ -27,7 +28,7 @@ pub struct Table {
     pub endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
-    /// What the tunnel may reach here: this site's prefixes and the gateway's own addresses. `None`: anything.
+    /// Where packets from the tunnel may go: this site's prefixes and the gateway's own addresses. `None`: anywhere.
     pub reachable: Option<Arc<PrefixMap<()>>>,
     /// Which flows may pass; `None`: all.
     pub firewall: Option<Arc<Firewall>>,
@@ -35,7 +36,9 @@ pub struct Table {
     pub mtu: usize,
     /// Whether outer packets have the DSCP of the inner ones.
     pub copy_dscp: bool,
-    /// What this site's prefixes are shown to the others as, if any is.
+    /// The rate limit of everything that is sent over the WAN; `None`: nothing waits.
+    pub wan_rate: Option<Arc<WanRate>>,
+    /// How this site's prefixes are mapped for the other sites, if any is.
     pub mapping: Option<Arc<Mapping>>,
     /// Our address in ICMP messages about IPv4 packets.
     pub icmp_v4: Option<Ipv4Addr>,
@@ -47,12 +50,12 @@ pub struct Table {
 #[derive(Clone, Debug)]
 pub struct PeerEntry {
     /// Its counters.
-    pub peer: Arc<Peer>,
+    pub peer: Arc<PeerCounters>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
     /// The address of ours that it called last, which packets to it leave from; `None` leaves it to the route.
     pub local: Option<IpAddr>,
-    /// Whether an authentic packet from elsewhere moves it there.
+    /// Whether an authentic packet from another address moves the endpoint there.
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
     pub link: Option<Link>,
@@ -100,6 +103,7 @@ impl Default for Table {
             firewall: None,
             mtu: 1420,
             copy_dscp: false,
+            wan_rate: None,
             mapping: None,
             icmp_v4: None,
             icmp_v6: None,
@@ -114,7 +118,7 @@ impl Table {
         self.allowed_ips.lookup(destination).copied()
     }
 
-    /// Whether what comes out of the tunnel may go there.
+    /// Whether a packet from the tunnel may go there.
     #[inline]
     pub fn admits(&self, destination: IpAddr) -> bool {
         self.reachable.as_ref().is_none_or(|reachable| reachable.lookup(destination).is_some())

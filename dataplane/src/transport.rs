@@ -1,7 +1,7 @@
 //! What stands behind the headers of IP: the transport protocol, behind IPv6's extension headers, and whether the packet
 //! is a fragment. Packets are those of strangers, and what is quoted may end anywhere.
 
-use crate::inner::{ICMPV6, TCP, UDP};
+use crate::inner::{HOP_BY_HOP, ICMP, ICMPV6, TCP, UDP};
 
 /// IPv6's extension headers in front of the transport header that are looked behind, at most.
 const EXTENSIONS: usize = 8;
@@ -22,8 +22,29 @@ pub(crate) struct Fragment {
     pub(crate) offset: u16,
 }
 
+impl Transport<'_> {
+    /// Whether its header is here: not in a fragment other than the first.
+    #[inline]
+    pub(crate) fn begins(&self) -> bool {
+        self.fragment.is_none_or(|fragment| fragment.offset == 0)
+    }
+
+    /// Whether it is an ICMP error, of a packet of this IP version. So is what may be one: ICMP without its type, as in a
+    /// fragment other than the first, and of a type that nobody knows.
+    #[inline]
+    pub(crate) fn may_be_icmp_error(&self, v6: bool) -> bool {
+        let kind = self.payload.first().filter(|_| self.begins());
+        match (self.protocol, v6, kind) {
+            (ICMP, false, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12 | 19..),
+            (ICMPV6, true, Some(kind)) => *kind < 128,
+            (ICMP, false, None) | (ICMPV6, true, None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut or too many.
-#[inline]
+#[inline(always)]
 pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     let payload = packet.get(header..)?;
     if packet[0] >> 4 == 6 {
@@ -39,8 +60,8 @@ pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
 }
 
 /// Goes over IPv6's extension headers (RFC 8200, section 4).
+#[inline(never)]
 fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
-    const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const DESTINATION: u8 = 60;

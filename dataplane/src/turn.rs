@@ -11,6 +11,7 @@ use crate::frame::{Frame, Pool};
 use crate::icmp::{self, Limiter};
 use crate::inner::Inner;
 use crate::ports::{Batch, Endpoint};
+use crate::shaper::Shaper;
 use crate::slow_path::{Mailbox, Notice};
 use crate::table::Table;
 
@@ -36,6 +37,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
     /// What the worker knows of the flows that the firewall accepted.
     pub(crate) flows: &'a mut FlowCache,
+    /// What waits for its time to be sent, once there was a rate.
+    pub(crate) shaper: &'a mut Option<Box<Shaper>>,
 }
 
 /// Where a packet leaves the stages.

@@ -26,12 +26,16 @@ pub(crate) struct Work {
     /// Nanoseconds slept. During a sleep, those before it less the time at which it began, which is negative: so one
     /// number tells at any moment how long the worker has slept.
     slept_nanos: AtomicI64,
+    /// Packets that waited for their time and were sent, and their bytes.
+    shaped: [AtomicU64; 2],
+    /// Packets that wait, and their bytes.
+    waiting: [AtomicU64; 2],
 }
 
 /// How full the receive rings of a side were whenever packets were taken from one.
 #[derive(Debug, Default)]
 struct RingFill {
-    /// How often there were so many packets, as in [`RING_FILLS`].
+    /// How often the rings held up to this many packets, as in [`RING_FILLS`].
     times: [AtomicU64; RING_FILLS.len()],
     /// The sum of these numbers of packets.
     packets: AtomicU64,
@@ -52,12 +56,27 @@ pub struct WorkDone {
     pub sleeps: u64,
     /// How long it slept in all, with a sleep that still lasts.
     pub slept: Duration,
+    /// What was held to a rate.
+    pub shaped: Shaped,
+}
+
+/// What a worker has held to a rate. Bytes are those of outer IP packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shaped {
+    /// Packets that were sent.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that wait now.
+    pub waiting_packets: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
 }
 
 /// How full rings were whenever packets were taken from one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingFilled {
-    /// How often there were so many packets, as in [`RING_FILLS`].
+    /// How often the rings held up to this many packets, as in [`RING_FILLS`].
     pub times: [u64; RING_FILLS.len()],
     /// The sum of these numbers of packets.
     pub packets: u64,
@@ -70,6 +89,15 @@ impl AddAssign for RingFilled {
     }
 }
 
+impl AddAssign for Shaped {
+    fn add_assign(&mut self, more: Self) {
+        self.packets += more.packets;
+        self.bytes += more.bytes;
+        self.waiting_packets += more.waiting_packets;
+        self.waiting_bytes += more.waiting_bytes;
+    }
+}
+
 impl AddAssign for WorkDone {
     fn add_assign(&mut self, more: Self) {
         self.batches.iter_mut().zip(more.batches).for_each(|(batches, more)| *batches += more);
@@ -78,6 +106,7 @@ impl AddAssign for WorkDone {
         self.lan_rings += more.lan_rings;
         self.sleeps += more.sleeps;
         self.slept += more.slept;
+        self.shaped += more.shaped;
     }
 }
 
@@ -90,6 +119,8 @@ impl Default for Work {
             rings: Default::default(),
             sleeps: AtomicU64::default(),
             slept_nanos: AtomicI64::default(),
+            shaped: Default::default(),
+            waiting: Default::default(),
         }
     }
 }
@@ -106,6 +137,18 @@ impl Work {
             add(&ring.times[class(&RING_FILLS, packets + waiting)], 1);
             add(&ring.packets, (packets + waiting) as u64);
         }
+    }
+
+    /// Counts a packet that has waited and is sent.
+    pub(crate) fn shaped(&self, bytes: usize) {
+        add(&self.shaped[0], 1);
+        add(&self.shaped[1], bytes as u64);
+    }
+
+    /// Tells how many packets wait now, and their bytes.
+    pub(crate) fn waiting(&self, (packets, bytes): (usize, usize)) {
+        self.waiting[0].store(packets as u64, Relaxed);
+        self.waiting[1].store(bytes as u64, Relaxed);
     }
 
     /// A sleep begins.
@@ -128,7 +171,10 @@ impl Work {
             times: ring.times.each_ref().map(|times| times.load(Relaxed)),
             packets: ring.packets.load(Relaxed),
         });
+        let [packets, bytes] = self.shaped.each_ref().map(|count| count.load(Relaxed));
+        let [waiting_packets, waiting_bytes] = self.waiting.each_ref().map(|count| count.load(Relaxed));
         WorkDone {
+            shaped: Shaped { packets, bytes, waiting_packets, waiting_bytes },
             batches: self.batches.each_ref().map(|batches| batches.load(Relaxed)),
             packets: self.packets.load(Relaxed),
             wan_rings,

@@ -4,20 +4,22 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use smallvec::SmallVec;
 
-use crate::clock::Millis;
+use crate::clock::{self, Millis};
 use crate::drop::{DropReason, Drops};
 use crate::engine::{Shared, WorkerSetup};
 use crate::filter::FlowCache;
 use crate::frame::{ANCHOR, Pool};
 use crate::icmp::Limiter;
-use crate::ports::{Batch, EGRESS_ROOM, Endpoint, Packet};
+use crate::ports::{BATCH, Batch, EGRESS_ROOM, Endpoint, Packet};
 use crate::session::by_ring;
+use crate::shaper::Shaper;
 use crate::side::Side;
 use crate::slow_path::{Command, Mailbox};
 use crate::table::Table;
@@ -25,7 +27,7 @@ use crate::turn::{Notices, ROAMED_MAX, Turn};
 use crate::work::{Origin, Work};
 use crate::{egress, ingress};
 
-/// While packets come by ports that are cheap to ask, the others are polled once in so many turns.
+/// While the ports that are cheap to ask have packets, the others are polled only once in this many turns.
 const POLL_EVERY: u32 = 8;
 /// How often the kernel is asked what it has lost.
 const LOSSES_EVERY: Millis = Millis(1000);
@@ -49,8 +51,10 @@ pub struct Worker {
     table: Arc<Table>,
     /// Peers, by place in the table, that have moved since it was published.
     roamed: Vec<(u32, Endpoint)>,
-    /// Without memory as long as there is no firewall.
+    /// Takes no memory as long as there is no firewall.
     flows: FlowCache,
+    /// Exists while there is a rate, or while packets still wait for one.
+    shaper: Option<Box<Shaper>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
     /// The last call of control that was answered.
@@ -75,7 +79,7 @@ impl Worker {
         drops: Arc<Drops>,
     ) -> Self {
         let table = shared.table.load_full();
-        Self {
+        let mut worker = Self {
             pool: setup.pool,
             wan: Side::new(setup.wan),
             lan: Side::new(setup.lan),
@@ -85,6 +89,7 @@ impl Worker {
             unknown: Limiter::default(),
             tables: Cache::new(Arc::clone(&shared.table)),
             flows: FlowCache::for_table(&table),
+            shaper: None,
             table,
             roamed: Vec::with_capacity(ROAMED_MAX),
             shared,
@@ -97,7 +102,9 @@ impl Worker {
             core: setup.core,
             busy_poll: setup.busy_poll,
             ring: by_ring(index),
-        }
+        };
+        worker.follow_rate();
+        worker
     }
 
     /// Where it tells which call it has answered.
@@ -129,7 +136,7 @@ impl Worker {
                 continue;
             }
             if idle {
-                // Whoever else wants the core has it now, rather than when the scheduler takes it from us.
+                // Gives the core to others now, instead of when the scheduler takes it from us.
                 std::thread::yield_now();
             }
             if turns.is_multiple_of(POLL_EVERY) {
@@ -139,6 +146,10 @@ impl Worker {
         // What was lost since the last look must not go uncounted.
         self.losses = self.losses.map(|_| Millis::default());
         self.count_losses();
+        if let Some(shaper) = &self.shaper {
+            self.drops.count_many(DropReason::ShaperFull, shaper.waiting().0 as u64);
+            self.work.waiting((0, 0));
+        }
         // The C library keeps the stack for the next thread.
         penstock_aead::wipe_stack();
     }
@@ -185,6 +196,7 @@ impl Worker {
                 lan.answer(i, &mut turn);
             }
         }
+        while egress::release(&mut turn, received, wan, work) == BATCH {}
         packets
     }
 
@@ -203,6 +215,7 @@ impl Worker {
             unknown,
             roamed,
             flows,
+            shaper,
             wan,
             lan,
             received,
@@ -213,12 +226,12 @@ impl Worker {
         } = self;
         let (cipher, notices, now, ring) = (shared.cipher, Notices::new(&shared.notices), *now, *ring);
         (
-            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, ring, roamed, flows },
+            Turn { pool, table, cipher, now, drops, notices, errors, limiter, unknown, ring, roamed, flows, shaper },
             Ends { wan, lan, received, work },
         )
     }
 
-    /// Takes up the newest table, and lets go of the one before with its sessions.
+    /// Switches to the newest table, and drops the previous one with its sessions.
     #[inline]
     fn take_up_table(&mut self) {
         let newest = self.tables.load();
@@ -228,13 +241,23 @@ impl Worker {
             if self.flows.is_empty() {
                 self.flows = FlowCache::for_table(&self.table);
             }
+            self.follow_rate();
             // Sessions may have ended whose keys went through this stack.
             penstock_aead::wipe_stack();
         }
     }
 
-    /// Looks which ports have packets, and whether there are commands or a table; waits until there is anything, if
-    /// it may.
+    /// Applies the rate of a new table. Without one, the packets that still wait are sent.
+    fn follow_rate(&mut self) {
+        let Some(rate) = &self.table.wan_rate else { return };
+        match &mut self.shaper {
+            Some(shaper) => shaper.set_rate(rate),
+            None => self.shaper = Some(Shaper::new(&self.pool, rate).into()),
+        }
+    }
+
+    /// Checks which ports have packets, and whether there are commands or a new table. If `wait` is set, it sleeps
+    /// until there is something to do.
     pub fn poll(&mut self, wait: bool) {
         let (wan, lan) = (&mut self.wan, &mut self.lan);
         if !wait && wan.all_cheap() && lan.all_cheap() && self.commands.is_empty() {
@@ -245,16 +268,18 @@ impl Worker {
         let polled = ports.chain([self.commands.as_fd()]);
         let mut fds: SmallVec<[_; DESCRIPTORS]> =
             polled.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        // The kernel wakes nobody when it loses packets.
+        let look = self.losses.map(|_| Duration::from_secs(1));
+        let release = self.shaper.as_ref().and_then(|shaper| shaper.pause(clock::nanos()));
         let timeout = match wait {
-            false => Some(&Timespec::default()),
-            // A loss in the kernel wakes nobody.
-            true => self.losses.map(|_| &second),
+            false => Some(Duration::ZERO),
+            true => look.into_iter().chain(release).min(),
         };
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         if wait {
             self.work.falls_asleep();
         }
-        let count = poll(&mut fds, timeout).unwrap_or(0);
+        let count = poll(&mut fds, timeout.as_ref()).unwrap_or(0);
         if wait {
             self.work.wakes();
         }
@@ -306,7 +331,7 @@ impl Worker {
                 }
             }
         }
-        // More wait: the bell brings us back after the ports had their turn.
+        // More commands wait: the bell brings us back after the ports had their turn.
         commands.ring();
     }
 }
@@ -314,7 +339,7 @@ impl Worker {
 /// What strangers send is read by threads without privileges: every device and socket is open by now.
 fn drop_capabilities() {
     let none = CapabilitySet::empty();
-    // Nothing to give up is no failure, and there is no other.
+    // Having nothing to give up is not a failure, and no other failure is possible.
     let _ = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none });
 }
 

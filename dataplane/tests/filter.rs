@@ -1,4 +1,4 @@
-//! The firewall in whole workers: two of them behind memory ports, between which a flow's packets are spread.
+//! The firewall in whole workers: two behind memory ports, with the packets of a flow spread over both.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ const FRAMES: u32 = 128;
 const PAIRS: [(&str, &str); 2] = [("10.2.0.1", "10.1.0.1"), ("fd02::1", "fd01::1")];
 const UDP: u8 = 17;
 
-/// A gateway of two workers with a session to itself, whose only peer has all addresses.
+/// A gateway of two workers with a session to itself; its only peer may use all addresses.
 struct Gateway {
     engine: Engine,
     workers: Vec<(Worker, Wire, Wire)>,
@@ -60,7 +60,7 @@ impl Gateway {
         self.engine.publish(Table { firewall, ..Table::clone(&self.engine.table()) });
     }
 
-    /// A packet comes from the LAN to this worker; the messages that it sends into the tunnel.
+    /// Gives this worker a packet from the LAN; returns the messages that it sends into the tunnel.
     fn send(&mut self, worker: usize, packet: &[u8]) -> usize {
         let (worker, wan, lan) = &mut self.workers[worker];
         assert!(lan.send(worker.pool(), ([0; 4], 0).into(), 0, packet));
@@ -68,7 +68,7 @@ impl Gateway {
         wan.discard(worker.pool())
     }
 
-    /// A packet comes out of the tunnel to this worker; what it gives to the LAN.
+    /// Gives this worker a packet out of the tunnel; returns what it delivers to the LAN.
     fn receive(&mut self, worker: usize, packet: &[u8]) -> Option<Vec<u8>> {
         let mut message = [&[0; DATA_HEADER], packet, &[0; TAG]].concat();
         let counter = self.session.reserve(1, message.len() as u64).unwrap();
@@ -79,7 +79,7 @@ impl Gateway {
         lan.receive(worker.pool()).map(|message| message.bytes)
     }
 
-    /// Messages that a worker has sent into the tunnel of its own.
+    /// Messages that a worker has sent into its own tunnel.
     fn told_the_peer(&mut self, worker: usize) -> usize {
         let (worker, wan, _) = &mut self.workers[worker];
         wan.discard(worker.pool())
@@ -159,13 +159,13 @@ fn without_a_firewall_all_pass_and_a_new_one_holds_at_once() {
         assert!(gateway.receive(0, &packet).is_some() && gateway.receive(1, &other).is_some());
         gateway.protect(vec![accept_in(53)]);
         assert!(gateway.receive(0, &packet).is_some() && gateway.receive(1, &other).is_none());
-        // Other rules: what is no longer accepted ends, though it is known.
+        // With other rules a flow that is no longer accepted ends, although it is known.
         gateway.protect(vec![accept_in(54)]);
         assert!(gateway.receive(1, &packet).is_none() && gateway.receive(0, &other).is_some());
     }
 }
 
-/// The gateway's own ICMP errors pass if what they are about did, and there are none about what was dropped.
+/// The gateway's own ICMP errors pass if the packet they are about did; a dropped packet causes none.
 #[test]
 fn errors_about_what_passed_go_back_into_the_tunnel() {
     for (remote, local) in PAIRS {
@@ -181,7 +181,7 @@ fn errors_about_what_passed_go_back_into_the_tunnel() {
     }
 }
 
-/// What waited for a session is still one of its flow.
+/// A packet that waited for a session still belongs to its flow.
 #[test]
 fn a_packet_that_waited_in_control_passes() {
     let (remote, local) = PAIRS[0];

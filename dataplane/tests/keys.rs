@@ -1,4 +1,4 @@
-//! What is left of session keys in the process's memory when their sessions have ended: nothing.
+//! When sessions have ended, none of their keys is left in the process's memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,15 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::peer::Peer;
+use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::session::{Cipher, DATA_HEADER, Session, SessionConfig, Suite, TAG};
 
-/// A key that stands nowhere in the program: byte `i` of it.
+/// Byte `i` of a key that the program contains nowhere.
 fn byte(seed: u8, i: usize) -> u8 {
     (i as u8 + 1).wrapping_mul(151) ^ seed.wrapping_mul(29)
 }
 
-/// How often the key is in memory that the process can write.
+/// How often the key occurs in memory that the process can write.
 fn copies(seed: u8) -> usize {
     let (memory, mut found) = (File::open("/proc/self/mem").unwrap(), 0);
     let mut buffer = vec![0; 1 << 20];
@@ -31,7 +31,7 @@ fn copies(seed: u8) -> usize {
             let len = buffer.len().min((end - start) as usize);
             let Ok(read) = memory.read_at(&mut buffer[..len], start) else { break };
             found += buffer[..read].windows(32).filter(|w| (0..32).all(|i| w[i] == byte(seed, i))).count();
-            // The copy here is not to be found in its turn; a key on the edge is found with the next piece.
+            // This copy must not be found itself; a key across the boundary is found with the next piece.
             buffer.fill(0);
             start += if read < len || start + read as u64 == end { end - start } else { read as u64 - 31 };
         }
@@ -39,7 +39,7 @@ fn copies(seed: u8) -> usize {
     found
 }
 
-/// A session whose keys only it has, and which was used.
+/// A session that was used, and whose keys exist nowhere else.
 fn session(suite: Suite, seed: u8) -> Arc<Session> {
     let mut key = [0; 32];
     (0..32).for_each(|i| key[i] = byte(seed, i));
@@ -51,9 +51,9 @@ fn session(suite: Suite, seed: u8) -> Arc<Session> {
         receive_key: &key,
         born: Millis(1),
         confirmed: true,
-        peer: Arc::new(Peer::new(0)),
+        peer: Arc::new(PeerCounters::new(0)),
     });
-    // As the caller does.
+    // As the real caller does.
     key.fill(0);
     std::hint::black_box(&key);
     let mut messages = [[0; DATA_HEADER + 64 + TAG]; 32];

@@ -2,28 +2,28 @@
 //!
 //! Needs root; without it the tests say that they were skipped.
 
-#![expect(unsafe_code, reason = "entering namespaces, counting allocations")]
+#![expect(unsafe_code, reason = "counting allocations, and system calls without a safe wrapper")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::drop::{DropReason as Reason, Drops};
 use penstock_dataplane::frame::{ANCHOR, Pool};
 use penstock_dataplane::ports::tun::{TunConfig, TunPort};
-use penstock_dataplane::ports::udp::{Source, UdpConfig, UdpPort};
+use penstock_dataplane::ports::udp::{Bundling, Source, UdpConfig, UdpPort};
 use penstock_dataplane::ports::xdp::{Binding, RING, XdpPort};
-use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port};
+use penstock_dataplane::ports::{BATCH, Batch, EGRESS_ROOM, Packet, Port, set_option};
 use penstock_dataplane::steer::{AttachMode, WanSteering};
+use penstock_netns::Namespace;
 
 /// Counts the calling thread's allocations.
 struct Counting;
@@ -49,58 +49,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A network namespace that goes when it is dropped.
-struct Namespace(String);
-
-impl Namespace {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("pspt-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        ip(&format!("netns add {name}"));
-        let namespace = Self(name);
-        namespace.ip("link set lo up");
-        // Addresses shall be usable at once.
-        for knob in ["all", "default"] {
-            namespace.sysctl(&format!("ipv6/conf/{knob}/accept_dad"), "0");
-        }
-        namespace
-    }
-
-    fn ip(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.0));
-    }
-
-    fn sysctl(&self, knob: &str, value: &str) {
-        let path = format!("/proc/sys/net/{knob}");
-        self.run(|| std::fs::write(&path, value).unwrap());
-    }
-
-    /// Runs the function on a thread inside.
-    fn run<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| scope.spawn(|| self.enter(function)).join().unwrap())
-    }
-
-    /// Moves the calling thread inside and runs the function there.
-    fn enter<T>(&self, function: impl FnOnce() -> T) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        // SAFETY: no pointers; only this thread moves.
-        assert_eq!(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
-        function()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        ip(&format!("netns del {}", self.0));
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {error}");
-}
-
 fn is_root() -> bool {
     // SAFETY: no arguments.
     let root = unsafe { libc::geteuid() } == 0;
@@ -110,12 +58,12 @@ fn is_root() -> bool {
     root
 }
 
-/// Bytes that tell where they belong.
+/// Bytes that depend on their position.
 fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(0x9e37_79b1) >> 13) as u8
 }
 
-/// Moves packets both ways between two ports until told to stop.
+/// Moves packets between two ports in both directions until told to stop.
 fn glue(ports: [&mut dyn Port; 2], stop: &AtomicBool, drops: &Drops, mut change: impl FnMut(&mut Pool, &mut Batch)) {
     let mut pool = Pool::heap(1024);
     let mut batch = Batch::default();
@@ -138,12 +86,12 @@ fn glue(ports: [&mut dyn Port; 2], stop: &AtomicBool, drops: &Drops, mut change:
 fn wait<const N: usize>(ports: [&dyn Port; N], milliseconds: i32) {
     let mut fds =
         ports.map(|port| libc::pollfd { fd: port.fd().unwrap().as_raw_fd(), events: libc::POLLIN, revents: 0 });
-    // SAFETY: the list is as long as said.
+    // SAFETY: the list has the given length.
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, milliseconds) };
 }
 
-/// Receives until so many packets are there. The loopback device delivers from a softirq, which may run only after the
-/// sender's system call has returned.
+/// Receives until this many packets are there. The loopback device delivers from a softirq, which may run only after
+/// the sender's system call has returned.
 fn receive(port: &mut UdpPort, pool: &mut Pool, batch: &mut Batch, drops: &Drops, packets: usize) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while batch.len() < packets {
@@ -153,7 +101,7 @@ fn receive(port: &mut UdpPort, pool: &mut Pool, batch: &mut Batch, drops: &Drops
     }
 }
 
-/// Two namespaces whose TUN devices are glued together.
+/// Two namespaces whose TUN devices are connected.
 struct Glued {
     ends: [Namespace; 2],
     stop: Arc<AtomicBool>,
@@ -163,8 +111,8 @@ struct Glued {
 
 impl Glued {
     fn new(mtu: u16, queues: usize, change: impl FnMut(&mut Pool, &mut Batch) + Send + 'static) -> Self {
-        let ends = [Namespace::new(), Namespace::new()];
-        let mut ports = ends.each_ref().map(|end| end.run(|| open("tun0", mtu, queues)));
+        let ends = [Namespace::new("port"), Namespace::new("port")];
+        let mut ports = ends.each_ref().map(|end| end.enter(|| open("tun0", mtu, queues)));
         for (i, end) in ends.iter().enumerate() {
             end.ip(&format!("addr add 10.9.0.{}/24 dev tun0", i + 1));
             if mtu >= 1280 {
@@ -183,7 +131,7 @@ impl Glued {
     /// Sends `len` bytes by TCP from one end to the other and back, and checks them.
     fn echo(&self, address: IpAddr, len: usize) {
         let [client, server] = &self.ends;
-        let listener = server.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
+        let listener = server.enter(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
         let address = listener.local_addr().unwrap();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -191,7 +139,7 @@ impl Glued {
                 let bytes = read_pattern(&mut stream, len);
                 stream.write_all(&bytes).unwrap();
             });
-            let mut stream = client.run(|| TcpStream::connect(address).unwrap());
+            let mut stream = client.enter(|| TcpStream::connect(address).unwrap());
             let mut sender = stream.try_clone().unwrap();
             scope.spawn(move || sender.write_all(&(0..len).map(pattern).collect::<Vec<_>>()).unwrap());
             read_pattern(&mut stream, len);
@@ -286,7 +234,7 @@ fn udp_of_every_size_between_two_tun_devices() {
     let glued = Glued::new(1420, 1, |_, _| ());
     for (a, b, headers) in [("10.9.0.1", "10.9.0.2", 28), ("fd09::1", "fd09::2", 48)] {
         let bind = |end: &Namespace, address: &str| {
-            end.run(|| UdpSocket::bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap())
+            end.enter(|| UdpSocket::bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap())
         };
         let (a, b) = (bind(&glued.ends[0], a), bind(&glued.ends[1], b));
         b.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -319,9 +267,9 @@ fn a_device_has_queues_and_goes_with_them() {
     if !is_root() {
         return;
     }
-    let namespace = Namespace::new();
+    let namespace = Namespace::new("port");
     for queues in [1, 3] {
-        namespace.run(|| {
+        namespace.enter(|| {
             let ports = open("tun7", 1400, queues);
             assert_eq!(ports.len(), queues);
             assert!(ports.iter().enumerate().all(|(i, port)| port.info().queue == i as u32));
@@ -329,7 +277,7 @@ fn a_device_has_queues_and_goes_with_them() {
             let again = TunPort::open(&TunConfig { name: "tun7".into(), mtu: 1400, queues });
             assert_eq!(again.err().unwrap().kind(), std::io::ErrorKind::AlreadyExists);
             drop(ports);
-            // A process that another test forks holds the descriptors for a moment, until it executes.
+            // A process that another test forks holds the descriptors for a moment, until it calls exec.
             let exists = || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("tun7");
             let deadline = Instant::now() + Duration::from_secs(5);
             while exists() {
@@ -350,13 +298,13 @@ struct Wire {
 
 impl Wire {
     fn new(mtu: u16) -> Self {
-        let ends = [Namespace::new(), Namespace::new()];
+        let ends = [Namespace::new("port"), Namespace::new("port")];
         link([&ends[0], &ends[1]], ["w0", "w0"], mtu, ["10.8.0.1/24", "10.8.0.2/24"]);
         for (i, end) in ends.iter().enumerate() {
             end.ip(&format!("addr add fd08::{}/64 dev w0 nodad", i + 1));
         }
         let config = UdpConfig { interface: Some("w0".into()), port: 0, workers: 1, gso: true, mark: 0 };
-        let ports = ends.each_ref().map(|end| end.run(|| UdpPort::bind(&config).unwrap().remove(0)));
+        let ports = ends.each_ref().map(|end| end.enter(|| UdpPort::bind(&config).unwrap().remove(0)));
         Self { _ends: ends, ports, pool: Pool::heap(4096), drops: Drops::default() }
     }
 
@@ -398,7 +346,7 @@ impl Wire {
 /// A veth pair between namespaces.
 fn link(ends: [&Namespace; 2], names: [&str; 2], mtu: u16, addresses: [&str; 2]) {
     let [a, b] = ends;
-    a.ip(&format!("link add {} mtu {mtu} type veth peer name {} mtu {mtu} netns {}", names[0], names[1], b.0));
+    a.ip(&format!("link add {} mtu {mtu} type veth peer name {} mtu {mtu} netns {}", names[0], names[1], b.name()));
     for ((end, name), address) in ends.into_iter().zip(names).zip(addresses) {
         end.ip(&format!("addr add {address} dev {name}"));
         end.ip(&format!("link set {name} up"));
@@ -419,7 +367,55 @@ fn bundles_arrive_whole_in_order_with_their_class() {
             wire.carry(family, &sizes, tos);
         }
     }
-    assert!(wire.ports[0].gso());
+    assert!(wire.ports[0].sender().refused().is_none());
+    no_drops(&wire.drops);
+}
+
+#[test]
+fn bundles_go_as_one_only_to_whom_they_may() {
+    if !is_root() {
+        return;
+    }
+    let mut wire = Wire::new(1500);
+    let sender = wire.ports[0].sender();
+    let there = SocketAddr::new("10.8.0.2".parse().unwrap(), wire.ports[1].local_port());
+    let sends = |wire: &mut Wire, usual: bool, except: &[SocketAddr]| {
+        sender.set_bundling(&Bundling { usual, except: except.to_vec() });
+        let before = sender.bundles();
+        wire.carry(4, &[1452; 100], 0);
+        sender.bundles() > before
+    };
+    assert!(sends(&mut wire, true, &[]) && sends(&mut wire, false, &[there]));
+    assert!(!sends(&mut wire, false, &[]) && !sends(&mut wire, true, &[there]));
+    // Except from somebody else.
+    let elsewhere = SocketAddr::new(there.ip(), there.port() ^ 1);
+    assert!(sends(&mut wire, true, &[elsewhere]));
+    no_drops(&wire.drops);
+}
+
+#[test]
+fn a_bundle_that_the_kernel_refuses_arrives_in_pieces() {
+    if !is_root() {
+        return;
+    }
+    let mut wire = Wire::new(1500);
+    let sender = wire.ports[0].sender();
+    // The kernel refuses bundles of sockets that send no checksums.
+    let send_checksums = |wire: &Wire, on: bool| {
+        let socket = wire.ports[0].fd().expect("a socket");
+        set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, &i32::from(!on).to_ne_bytes()).expect("set");
+    };
+    send_checksums(&wire, false);
+    wire.carry(4, &[1452; 100], 0);
+    assert_eq!(sender.refused().and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
+    assert_eq!(sender.bundles(), 0);
+    // It stays so until control wants another attempt.
+    send_checksums(&wire, true);
+    wire.carry(4, &[1452; 100], 0);
+    assert_eq!(sender.bundles(), 0);
+    sender.forget_refusal();
+    wire.carry(4, &[1452; 100], 0);
+    assert!(sender.refused().is_none() && sender.bundles() > 0);
     no_drops(&wire.drops);
 }
 
@@ -484,14 +480,14 @@ fn a_host_without_ipv6_addresses_is_served() {
     if !is_root() {
         return;
     }
-    let namespace = Namespace::new();
-    namespace.sysctl("ipv6/conf/all/disable_ipv6", "1");
+    let namespace = Namespace::new("port");
+    namespace.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
     let config = UdpConfig { interface: None, port: 0, workers: 2, gso: true, mark: 0 };
-    let mut ports = namespace.run(|| UdpPort::bind(&config).unwrap());
+    let mut ports = namespace.enter(|| UdpPort::bind(&config).unwrap());
     let to = SocketAddr::new("127.0.0.1".parse().unwrap(), ports[0].local_port());
     ports[1].sender().send_to(b"x", to, 0, None).unwrap();
     let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
-    // Any of the two may get it.
+    // Either of them may get it.
     wait([&ports[0], &ports[1]], 5000);
     ports.iter_mut().for_each(|port| port.receive(&mut pool, &mut batch, &drops));
     assert_eq!(batch.len(), 1);
@@ -503,20 +499,20 @@ fn all_that_leaves_carries_the_mark() {
     if !is_root() {
         return;
     }
-    let namespace = Namespace::new();
+    let namespace = Namespace::new("port");
     let rules = "table inet t {
         chain out {
             type filter hook output priority 0
             meta mark != 0x5057 drop
         }
     }";
-    assert!(Command::new("ip").args(["netns", "exec", &namespace.0, "nft", rules]).status().unwrap().success());
+    namespace.nft(rules);
     for (mark, arrived) in [(0x5057, 3), (0x5058, 0), (0, 0)] {
         let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark };
-        let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+        let mut port = namespace.enter(|| UdpPort::bind(&config).unwrap()).remove(0);
         let to = SocketAddr::new("127.0.0.1".parse().unwrap(), port.local_port());
         let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
-        // One by control, and a bundle of two by the worker. What the filter drops is EPERM.
+        // One by control, and a bundle of two by the worker. What the firewall drops returns EPERM.
         assert_eq!(port.sender().mark(), mark);
         assert_eq!(port.sender().send_to(b"x", to, 0, None).is_ok(), arrived > 0);
         for _ in 0..2 {
@@ -537,11 +533,11 @@ fn an_answer_leaves_from_the_address_that_is_asked_for() {
     if !is_root() {
         return;
     }
-    let namespace = Namespace::new();
+    let namespace = Namespace::new("port");
     namespace.ip("addr add fd09::1/128 dev lo nodad");
     namespace.ip("addr add fd09::2/128 dev lo nodad");
     let config = UdpConfig { interface: None, port: 0, workers: 1, gso: true, mark: 0 };
-    let mut port = namespace.run(|| UdpPort::bind(&config).unwrap()).remove(0);
+    let mut port = namespace.enter(|| UdpPort::bind(&config).unwrap()).remove(0);
     let (sender, number) = (port.sender(), port.local_port());
     let (mut pool, mut batch, drops) = (Pool::heap(256), Batch::default(), Drops::default());
     for (from, to, stranger) in [("127.0.0.5", "127.0.0.1", "192.0.2.1"), ("fd09::2", "fd09::1", "fd09::3")] {
@@ -601,18 +597,18 @@ fn nothing_is_allocated_once_it_runs() {
     assert_eq!(counted.load(Relaxed), 0);
 }
 
-/// A worker that does not come round loses packets in the kernel, and each is counted with who lost it.
+/// A worker that does not get a turn loses packets in the kernel; each is counted by where it was lost.
 #[test]
 fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
     if !is_root() {
         return;
     }
     const SENT: u64 = 3000;
-    let ends = [Namespace::new(), Namespace::new()];
+    let ends = [Namespace::new("port"), Namespace::new("port")];
     link([&ends[0], &ends[1]], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
     let (mut batch, drops) = (Batch::default(), Drops::default());
-    // The memory is a socket too, which belongs to the namespace that it was made in.
-    let (steering, mut port, mut pool) = ends[0].run(|| {
+    // The memory is a socket as well, which belongs to the namespace that it was made in.
+    let (steering, mut port, mut pool) = ends[0].enter(|| {
         let mut pool = Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap();
         let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
         let mut steering = WanSteering::attach("w0", ifindex, 47_100, AttachMode::Native).unwrap();
@@ -622,11 +618,11 @@ fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
         steering.set_socket(0, port.socket()).unwrap();
         (steering, port, pool)
     });
-    let sender = ends[1].run(|| UdpSocket::bind("10.8.0.2:0").unwrap());
+    let sender = ends[1].enter(|| UdpSocket::bind("10.8.0.2:0").unwrap());
     for n in 0..SENT {
         sender.send_to(&[&[4, 0, 0, 0][..], &[0; 28]].concat(), "10.8.0.1:47100").unwrap();
         if n % 32 == 0 {
-            // The pair's own ring is shorter.
+            // The ring of the veth pair is shorter.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -653,19 +649,19 @@ fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
     }
 }
 
-/// A UMEM that was made in another namespace binds to that one's device: everything is lost, and only the program's
-/// counter of the queue and the port's own, side by side, tell of it.
+/// A UMEM made in one namespace binds to the device of another: everything is lost, and only the difference between the
+/// program's counter for the queue and the port's own shows it.
 #[test]
 fn what_a_socket_of_another_namespace_swallows_shows_in_the_evidence() {
     if !is_root() {
         return;
     }
     const SENT: u64 = 20;
-    let ends = [Namespace::new(), Namespace::new()];
+    let ends = [Namespace::new("port"), Namespace::new("port")];
     link([&ends[0], &ends[1]], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
     let (mut batch, drops) = (Batch::default(), Drops::default());
-    let mut pool = ends[1].run(|| Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap());
-    let (steering, mut port) = ends[0].run(|| {
+    let mut pool = ends[1].enter(|| Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap());
+    let (steering, mut port) = ends[0].enter(|| {
         let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
         let mut steering = WanSteering::attach("w0", ifindex, 47_100, AttachMode::Native).unwrap();
         steering.insert_local("10.8.0.1".parse().unwrap()).unwrap();
@@ -674,7 +670,7 @@ fn what_a_socket_of_another_namespace_swallows_shows_in_the_evidence() {
         steering.set_socket(0, port.socket()).unwrap();
         (steering, port)
     });
-    let sender = ends[1].run(|| UdpSocket::bind("10.8.0.2:0").unwrap());
+    let sender = ends[1].enter(|| UdpSocket::bind("10.8.0.2:0").unwrap());
     for _ in 0..SENT {
         sender.send_to(&[&[4, 0, 0, 0][..], &[0; 28]].concat(), "10.8.0.1:47100").unwrap();
     }
@@ -689,7 +685,7 @@ fn what_a_socket_of_another_namespace_swallows_shows_in_the_evidence() {
     assert!(Reason::ALL.iter().all(|reason| drops.of(*reason) == 0), "{drops:?}");
 }
 
-/// Host, gateway, gateway, host: what the ports alone make of a TCP stream, against kernel forwarding.
+/// Host, gateway, gateway, host: the throughput of a TCP stream through the ports alone, beside kernel forwarding.
 /// `cargo test --release -p penstock-dataplane --test ports -- --ignored --nocapture throughput`
 #[test]
 #[ignore = "prints throughput"]
@@ -697,22 +693,22 @@ fn throughput() {
     if !is_root() {
         return;
     }
-    let [host_a, gate_a, gate_b, host_b] = std::array::from_fn(|_| Namespace::new());
+    let [host_a, gate_a, gate_b, host_b] = std::array::from_fn(|_| Namespace::new("port"));
     link([&host_a, &gate_a], ["h0", "l0"], 1500, ["10.1.0.2/24", "10.1.0.1/24"]);
     link([&gate_a, &gate_b], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
     link([&gate_b, &host_b], ["l0", "h0"], 1500, ["10.2.0.1/24", "10.2.0.2/24"]);
     host_a.ip("route add default via 10.1.0.1");
     host_b.ip("route add default via 10.2.0.1");
-    gate_a.sysctl("ipv4/ip_forward", "1");
-    gate_b.sysctl("ipv4/ip_forward", "1");
+    gate_a.sysctl("net/ipv4/ip_forward", "1");
+    gate_b.sysctl("net/ipv4/ip_forward", "1");
     gate_a.ip("route add 10.2.0.0/24 via 10.8.0.2");
     gate_b.ip("route add 10.1.0.0/24 via 10.8.0.1");
     let measure = |what: &str| {
         let mut server = host_b
-            .run(|| Command::new("iperf3").args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap());
+            .enter(|| Command::new("iperf3").args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap());
         thread::sleep(Duration::from_millis(300));
         let arguments = ["-c", "10.2.0.2", "-t", "5", "-O", "1", "-f", "g"];
-        let output = host_a.run(|| Command::new("iperf3").args(arguments).output().unwrap());
+        let output = host_a.enter(|| Command::new("iperf3").args(arguments).output().unwrap());
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find(|line| line.contains("receiver")).unwrap_or("nothing");
         println!("{what}: {line}");
@@ -725,7 +721,7 @@ fn throughput() {
     let gates = [(&gate_a, "10.2.0.0/24"), (&gate_b, "10.1.0.0/24")];
     let mut ports = gates.map(|(gate, route)| {
         let udp = UdpConfig { interface: Some("w0".into()), port: 47_100, workers: 1, gso: true, mark: 0 };
-        let ports = gate.run(|| (open("tun0", 1420, 1).remove(0), UdpPort::bind(&udp).unwrap().remove(0)));
+        let ports = gate.enter(|| (open("tun0", 1420, 1).remove(0), UdpPort::bind(&udp).unwrap().remove(0)));
         gate.ip(&format!("route replace {route} dev tun0"));
         ports
     });
@@ -740,7 +736,7 @@ fn throughput() {
                     batches += 1;
                     for packet in batch.as_mut_slice() {
                         let (start, len) = (packet.frame.start(), packet.frame.len());
-                        // Headers and tag come and go as with encryption.
+                        // Room for headers and tag is added and removed, as with encryption.
                         if start == ANCHOR + EGRESS_ROOM {
                             packet.frame.set(start - 16, len + 32);
                             packet.remote = peer;
@@ -773,9 +769,10 @@ fn throughput() {
     let glued = Glued::new(1420, 1, |_, _| ());
     let [client, server] = &glued.ends;
     let mut listener =
-        server.run(|| Command::new("iperf3").args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap());
+        server.enter(|| Command::new("iperf3").args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn().unwrap());
     thread::sleep(Duration::from_millis(300));
-    let output = client.run(|| Command::new("iperf3").args(["-c", "10.9.0.2", "-t", "4", "-f", "g"]).output().unwrap());
+    let output =
+        client.enter(|| Command::new("iperf3").args(["-c", "10.9.0.2", "-t", "4", "-f", "g"]).output().unwrap());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("tun, tun: {}", text.lines().find(|line| line.contains("receiver")).unwrap_or("nothing"));
     listener.wait().unwrap();

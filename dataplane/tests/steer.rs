@@ -1,5 +1,5 @@
-//! The XDP programs as the kernel runs them: the table of the pure decision through
-//! BPF_PROG_TEST_RUN, then (`veth`) attached, with AF_XDP sockets.
+//! The XDP programs as the kernel runs them: the table of the pure decision by BPF_PROG_TEST_RUN, and then (`veth`)
+//! attached, with AF_XDP sockets.
 //!
 //! Needs root; without it each test says so and passes.
 #![allow(unsafe_code, clippy::unwrap_used)]
@@ -59,7 +59,7 @@ impl Loaded {
         Self { object, program, _socket: socket }
     }
 
-    /// The action, and the frame as the program left it.
+    /// The action, and the frame after the program.
     fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramError> {
         self.run_in(frame, None)
     }
@@ -86,7 +86,7 @@ fn xdp<'a>(object: &'a mut Ebpf, program: &str) -> &'a mut Xdp {
 }
 
 fn configure(object: &mut Ebpf) {
-    // The configurations as bytes: what the programs read must be what user space writes.
+    // The configurations as bytes: the programs must read what user space writes.
     let mut wan = Array::<_, [u8; 2]>::try_from(object.map_mut(WAN_CONFIG).unwrap()).unwrap();
     wan.set(0, PORT.to_ne_bytes(), 0).unwrap();
     let mut lan = Array::<_, [u8; 10]>::try_from(object.map_mut(LAN_CONFIG).unwrap()).unwrap();
@@ -108,7 +108,7 @@ fn configure(object: &mut Ebpf) {
     }
 }
 
-/// What a frame does to a verdict's counter and to itself.
+/// The effect of a frame on a verdict's counter, and on itself.
 struct Effect<Verdict> {
     verdict: Verdict,
     action: u32,
@@ -116,7 +116,7 @@ struct Effect<Verdict> {
     shift: usize,
 }
 
-/// Runs the table and compares with the pure decision, seen through `effect`.
+/// Runs the table and compares with the pure decision, as mapped by `effect`.
 fn check<Verdict: PartialEq + Copy + Debug>(
     loaded: &mut Loaded,
     cases: &[Case<Verdict>],
@@ -128,7 +128,7 @@ fn check<Verdict: PartialEq + Copy + Debug>(
     let mut runs = 0;
     for Case { name, frame, expected } in cases {
         if frame.len() < ETHERNET_LEN {
-            // No driver delivers it, and neither does a test run.
+            // No driver delivers such a frame, and neither does a test run.
             assert!(loaded.run(frame).is_err(), "{name}");
             continue;
         }
@@ -248,7 +248,7 @@ fn the_verifier_finds_little_to_do() {
             info.size_translated(),
             info.size_jitted(),
         );
-        // The kernel's limit is a million; far below it no verifier of any version will balk.
+        // The kernel's limit is a million; far below that, no version of the verifier will refuse.
         assert!(verified < 20_000, "{program}: {verified}");
     }
 }

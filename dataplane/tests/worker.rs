@@ -1,4 +1,4 @@
-//! Workers through memory ports: two gateways whose WANs are joined by hand.
+//! Workers behind memory ports: two gateways whose WANs the test connects.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,12 +12,13 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::drop::{DropReason, Drops};
 use penstock_dataplane::engine::{Engine, EngineConfig, WorkerSetup};
 use penstock_dataplane::frame::Pool;
-use penstock_dataplane::peer::Peer;
+use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::ports::evidence::Evidence;
 use penstock_dataplane::ports::memory::{MemoryPort, Message, Wire};
 use penstock_dataplane::ports::{Batch, Link, Port, PortInfo};
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::session::{BY_KERNEL, Cipher, Session, SessionConfig, Suite, by_ring};
+use penstock_dataplane::shaper::WanRate;
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 use penstock_dataplane::worker::Worker;
@@ -73,7 +74,7 @@ impl Gateway {
     }
 }
 
-/// One worker between these wires.
+/// One worker between these queues.
 fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
     let setup = WorkerSetup {
         pool: Pool::heap(FRAMES),
@@ -87,7 +88,7 @@ fn config(wan: &Wire, lan: &Wire, table: Table) -> EngineConfig {
 
 fn table(me: usize, with_session: bool) -> Table {
     let other = 1 - me;
-    let peer = Arc::new(Peer::new(7));
+    let peer = Arc::new(PeerCounters::new(7));
     let session = Arc::new(Session::new(SessionConfig {
         local_index: 100 + me as u32,
         remote_index: 100 + other as u32,
@@ -167,7 +168,7 @@ fn packets_of_every_size_cross_in_order() {
     b.turn();
     for size in 0..=1400 {
         let message = b.sent_to_lan().unwrap();
-        // Each gateway is a router: two hops are gone.
+        // Each gateway is a router: the TTL is lower by two.
         assert_eq!(message.bytes, packet(A, B, 62, &vec![size as u8; size]));
     }
     assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
@@ -179,7 +180,7 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(sent.packets.load(Relaxed), 1401);
 }
 
-/// A busy worker counts batches and packets, and no empty turn.
+/// A busy worker counts batches and packets, but no turns without any.
 #[test]
 fn a_workers_batches_and_packets_are_counted() {
     let mut gateway = Gateway::new(0);
@@ -193,7 +194,7 @@ fn a_workers_batches_and_packets_are_counted() {
     assert_eq!((done.batches, done.packets, done.sleeps), ([1, 0, 1, 0, 0, 0, 0, 0], 4, 0));
 }
 
-/// A worker without packets sleeps. The time of a sleep is counted while it lasts, and the sleep when it ends.
+/// A worker without packets sleeps. The time of a sleep is counted while it lasts, the sleep when it ends.
 #[test]
 fn a_workers_sleep_is_counted() {
     let begun = Instant::now();
@@ -215,13 +216,13 @@ fn a_workers_sleep_is_counted() {
     assert_eq!(done.packets, 0);
 }
 
-/// Sessions take turns in a batch, and what is dropped leaves a gap: order, peers and counters stay right.
+/// Sessions alternate in a batch, and dropped packets leave gaps: order, peers and counters stay right.
 #[test]
 fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     const SECOND: [u8; 4] = [10, 2, 0, 1];
     let mut b = Gateway::new(1);
     let mut table = (*b.engine.table()).clone();
-    let session = |local_index, remote_index, peer: &Arc<Peer>| {
+    let session = |local_index, remote_index, peer: &Arc<PeerCounters>| {
         Arc::new(Session::new(SessionConfig {
             local_index,
             remote_index,
@@ -233,7 +234,7 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
             peer: Arc::clone(peer),
         }))
     };
-    let second = Arc::new(Peer::new(8));
+    let second = Arc::new(PeerCounters::new(8));
     table.sessions.insert(151, SessionEntry { session: session(151, 0, &second), peer: 1 });
     table.peers.push(PeerEntry { peer: second, ..table.peers[0].clone() });
     let mut allowed_ips = (*table.allowed_ips).clone();
@@ -241,9 +242,9 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     table.allowed_ips = Arc::new(allowed_ips);
     b.engine.publish(table);
     let first = self::table(0, true).sessions[&100].session.clone();
-    let senders = [first, session(0, 151, &Arc::new(Peer::new(0)))];
+    let senders = [first, session(0, 151, &Arc::new(PeerCounters::new(0)))];
 
-    // By whom, from where, and whether it arrives broken.
+    // The sender, the source, and whether it arrives damaged.
     let batch = [(0, A, false), (1, SECOND, false), (0, A, true), (0, A, false), (1, A, false), (1, SECOND, false)];
     let mut expected = Vec::new();
     for (round, (sender, source, broken)) in batch.iter().cycle().take(60).enumerate() {
@@ -265,25 +266,22 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     assert_eq!((received(0), received(1)), (20, 30));
 }
 
-/// A port that links lead to, as they do to an AF_XDP ring.
-struct Ring {
-    port: MemoryPort,
-    evidence: Arc<Evidence>,
-}
+/// A port that links lead to, like an AF_XDP ring.
+struct Ring(MemoryPort);
 
 const RING_INTERFACE: u32 = 7;
 
 impl Port for Ring {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
-        self.port.receive(pool, batch, drops);
+        self.0.receive(pool, batch, drops);
     }
 
     fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
-        self.port.transmit(pool, batch, drops);
+        self.0.transmit(pool, batch, drops);
     }
 
     fn evidence(&self) -> Option<Arc<Evidence>> {
-        Some(Arc::clone(&self.evidence))
+        self.0.evidence()
     }
 
     fn link_interface(&self) -> Option<u32> {
@@ -291,7 +289,7 @@ impl Port for Ring {
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.port.fd()
+        self.0.fd()
     }
 
     fn cheap_to_ask(&self) -> bool {
@@ -299,19 +297,19 @@ impl Port for Ring {
     }
 
     fn info(&self) -> PortInfo {
-        self.port.info()
+        self.0.info()
     }
 }
 
-/// What proves a ring: by which ways a session's messages had left when the peer was first heard by it, and what of
-/// the messages that came by the ring was intact.
+/// What proves a ring: the links by which a session's messages had left when the peer was first heard in it, and
+/// whether the messages received from the ring were intact.
 #[test]
 fn a_session_tells_by_which_ways_it_was_answered() {
     let (ring, kernel, lan) = (Wire::default(), Wire::default(), Wire::default());
-    let evidence = Arc::<Evidence>::default();
     let mut config = config(&kernel, &lan, table(0, true));
-    let port = MemoryPort::new("ring", ring.clone());
-    config.workers[0].wan.insert(0, Box::new(Ring { port, evidence: Arc::clone(&evidence) }));
+    let port = Ring(MemoryPort::new("ring", ring.clone()));
+    let evidence = port.evidence().expect("it counts");
+    config.workers[0].wan.insert(0, Box::new(port));
     let (engine, mut workers) = Engine::prepare(config).unwrap();
     let (mut worker, mut b) = (workers.remove(0), Gateway::new(1));
     let link = Link::new(RING_INTERFACE, SITES[0].0.parse::<SocketAddr>().unwrap().ip(), [2; 6], [4; 6], None);
@@ -344,7 +342,7 @@ fn a_session_tells_by_which_ways_it_was_answered() {
         assert!(ring.send(worker.pool(), answer.remote, 0, &answer.bytes));
         worker.turn();
         assert_eq!(session.answered(), Some(ways));
-        // What leaves by another way later has not been answered.
+        // What leaves by another link later has not been answered.
         session.leaves_by(by_ring(3), true, Millis::now());
         session.hear();
         assert_eq!(session.answered(), Some(ways));
@@ -361,7 +359,7 @@ fn a_session_tells_by_which_ways_it_was_answered() {
 #[test]
 fn what_must_not_pass_is_dropped_and_counted() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
-    // A foreign source inside an honest session.
+    // A foreign source inside a genuine session.
     a.send_lan(&packet([10, 9, 0, 1], B, 64, &[]));
     a.send_lan(&packet(A, B, 64, &[1, 2, 3]));
     a.send_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
@@ -372,7 +370,7 @@ fn what_must_not_pass_is_dropped_and_counted() {
     b.turn();
     assert_eq!(b.dropped(DropReason::SpoofedSource), 1);
     assert!(b.sent_to_lan().is_some() && b.sent_to_lan().is_none());
-    // The same again, changed, cut, and to nobody.
+    // The same again, altered, truncated, and addressed to nobody.
     let honest = &sent[1].bytes;
     b.send_wan(a.address, 0, honest);
     let mut changed = honest.clone();
@@ -396,7 +394,7 @@ fn what_must_not_pass_is_dropped_and_counted() {
     assert!(b.sent_to_lan().is_none());
 }
 
-/// From the tunnel only what is this site's is delivered, in both families, unless anything may pass.
+/// From the tunnel only packets to this site are delivered, in both families, unless transit is allowed.
 #[test]
 fn what_is_not_this_sites_is_not_delivered() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -414,7 +412,7 @@ fn what_is_not_this_sites_is_not_delivered() {
             Arc::new(map)
         });
         b.engine.publish(table);
-        // Everything beyond A is B's.
+        // Everything beyond A belongs to B.
         let mut table = Arc::unwrap_or_clone(a.engine.table());
         let mut all = PrefixMap::default();
         all.insert(IpAddr::from([0; 4]), 0, 0);
@@ -439,7 +437,7 @@ fn routers_answer_what_they_cannot_forward() {
     let (expired, too_big) = (a.sent_to_lan().unwrap().bytes, a.sent_to_lan().unwrap().bytes);
     assert_eq!((expired[20], &expired[12..20]), (11, &[10, 0, 0, 254, 10, 0, 0, 1][..]));
     assert_eq!((&too_big[20..22], &too_big[26..28]), (&[3, 4][..], &1420u16.to_be_bytes()[..]));
-    // A hop that runs out behind the tunnel is answered through the tunnel.
+    // A packet whose TTL runs out behind the tunnel is answered through the tunnel.
     a.send_lan(&packet(A, B, 2, &[0; 8]));
     a.turn();
     carry(&mut a, &mut b);
@@ -459,7 +457,7 @@ fn syn(source: [u8; 4], destination: [u8; 4], mss: u16) -> Vec<u8> {
     packet
 }
 
-/// What one side's path takes is what it answers and what both sides' segments are made for.
+/// One side's path MTU is in its answers, and in the segment sizes of both sides.
 #[test]
 fn each_peer_has_its_own_mtu() {
     let mss = |message: &Message| u16::from_be_bytes([message.bytes[42], message.bytes[43]]);
@@ -533,7 +531,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
         matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address.into() && payload.len() == 5)
     );
 
-    // An authenticated message from elsewhere is a move; an unauthenticated one is not.
+    // An authenticated message from another address moves the endpoint; an unauthenticated one does not.
     a.send_lan(&waiting);
     a.turn();
     let moved = a.sent_to_wan().unwrap();
@@ -556,7 +554,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 
-    // Where nothing was known of a peer, the first message says where the answer goes.
+    // If nothing was known of a peer, its first message says where the answer goes.
     let mut unknown = Arc::unwrap_or_clone(b.engine.table());
     unknown.peers[0].endpoint = None;
     b.engine.publish(unknown);
@@ -576,7 +574,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     known.peers[0].endpoint = Some(a.address);
     b.engine.publish(known);
 
-    // A peer whose path somebody else finds is heard from anywhere, and not followed.
+    // A peer whose path is chosen by control is heard from any address, and not followed.
     let mut fixed = Arc::unwrap_or_clone(b.engine.table());
     fixed.peers[0].roams = false;
     b.engine.publish(fixed);
@@ -592,8 +590,8 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 }
 
-/// One of the sites was started anew, and the other goes on: control hears of data without a session from where a peer
-/// is, and not as often as it comes.
+/// One site was restarted, and the other goes on sending: control is told of data without a session from a known peer's
+/// address, and less often than it comes.
 #[test]
 fn data_without_a_session_is_told_if_a_peer_sent_it() {
     let mut b = Gateway::new(1);
@@ -620,7 +618,7 @@ fn data_without_a_session_is_told_if_a_peer_sent_it() {
     assert_eq!(b.dropped(DropReason::UnknownSession), 1002);
 }
 
-/// The peer has forgotten the session that we send by, as after its restart, and begun another.
+/// The peer has forgotten the session by which we send, as after its restart, and begun another.
 #[test]
 fn the_answer_to_a_new_session_goes_by_it() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -654,7 +652,7 @@ fn the_answer_to_a_new_session_goes_by_it() {
     assert_eq!(index(&b.sent_to_wan().unwrap()), 100);
 }
 
-/// A flood that fills the queue to control does not lose what a session needs to be used.
+/// A flood that fills the queue to control does not lose the notices that a session depends on.
 #[test]
 fn a_confirmation_outlives_a_flood() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -676,7 +674,7 @@ fn a_confirmation_outlives_a_flood() {
     panic!("control never hears of the confirmation");
 }
 
-/// What comes in great numbers, whatever it is, leaves the rest of what control must hear its room, and its turn.
+/// Notices of any kind, in any number, leave room and turns for the others that control must hear.
 #[test]
 fn a_flood_of_one_kind_leaves_room_for_the_others() {
     let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
@@ -705,12 +703,12 @@ fn a_flood_of_one_kind_leaves_room_for_the_others() {
     }
 }
 
-/// What ends a session is a table without it; a worker that has nothing to do must not keep its keys.
+/// A session ends with a table without it; an idle worker must not keep its keys.
 #[test]
 fn an_idle_worker_lets_go_of_a_session() {
     let engine = Engine::start(config(&Wire::default(), &Wire::default(), table(0, true))).unwrap();
     let session = Arc::downgrade(&engine.table().sessions[&100].session);
-    // It falls asleep.
+    // It goes to sleep.
     std::thread::sleep(Duration::from_millis(100));
     assert!(session.upgrade().is_some());
     engine.publish(Table::default());
@@ -721,7 +719,7 @@ fn an_idle_worker_lets_go_of_a_session() {
     }
 }
 
-/// Datagrams of every size and many contents: nothing panics, nothing is delivered, no frame is lost.
+/// Datagrams of every size with many contents: nothing panics, nothing is delivered, no frame is lost.
 #[test]
 fn random_datagrams_do_nothing() {
     let mut b = Gateway::new(1);
@@ -743,4 +741,115 @@ fn random_datagrams_do_nothing() {
     }
     assert!(b.sent_to_lan().is_none());
     assert_eq!(b.worker.pool().available(), FRAMES as usize - b.wan.discard(b.worker.pool()), "a frame is lost");
+}
+
+/// A table with a rate in bits per second.
+fn slow(me: usize, rate: u64) -> Table {
+    Table { wan_rate: Some(Arc::new(WanRate::new(rate))), ..table(me, true) }
+}
+
+/// With a rate packets wait, urgent and sparse ones go first, and counters are in the order of sending.
+#[test]
+fn what_waits_for_the_rate_leaves_in_another_order_with_counters_in_order() {
+    const RATE: u64 = 8_000_000;
+    let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
+    a.engine.publish(slow(0, RATE));
+    let bulk = |n: u8| packet(A, B, 64, &[&[1, 1, 1, 1, n][..], &[0; 1375]].concat());
+    (0..60).for_each(|n| assert!(a.send_lan(&bulk(n))));
+    a.turn();
+    let mut urgent = packet(A, B, 64, &[2; 40]);
+    urgent[1] = 0xc0;
+    a.send_lan(&urgent);
+    a.send_lan(&packet(A, B, 64, &[3; 40]));
+    let begun = Instant::now();
+    let mut order = Vec::new();
+    while order.len() < 62 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{order:?}");
+        a.turn();
+        let carried = carry(&mut a, &mut b);
+        order.extend(carried.iter().map(|message| u64::from_le_bytes(message.bytes[8..16].try_into().unwrap())));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // 60 outer packets of 1,468 bytes, less the allowed burst.
+    let least = Duration::from_secs_f64(60.0 * 1468.0 * 8.0 / RATE as f64) - Duration::from_millis(10);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    assert!(order.into_iter().eq(0..62), "counters are in the order of sending");
+    b.turn();
+    let inner: Vec<_> = std::iter::from_fn(|| b.sent_to_lan()).map(|message| message.bytes).collect();
+    let place = |mark: u8| inner.iter().position(|packet| packet[20] == mark).unwrap();
+    let (urgent, sparse) = (place(2), place(3));
+    assert!(urgent < sparse && sparse < 12, "{urgent} {sparse}");
+    let bulk: Vec<u8> = inner.iter().filter(|packet| packet[20] == 1).map(|packet| packet[24]).collect();
+    assert!(bulk.into_iter().eq(0..60), "a flow stays in order");
+    let shaped = a.engine.work().next().unwrap().shaped;
+    assert_eq!((shaped.packets, shaped.waiting_packets, shaped.waiting_bytes), (62, 0, 0));
+    assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
+}
+
+/// What the queue refuses is counted, all frames come back, and without a rate everything that waits is sent.
+#[test]
+fn a_flood_at_a_rate_is_dropped_by_name_and_frames_come_back() {
+    let mut a = Gateway::new(0);
+    a.engine.publish(slow(0, 1_000_000));
+    let sent = 500;
+    for n in 0..sent {
+        assert!(a.send_lan(&packet(A, B, 64, &[n as u8; 1380])));
+        a.turn();
+    }
+    let shaped = a.engine.work().next().unwrap().shaped;
+    assert!(shaped.waiting_packets > 5 && shaped.waiting_bytes <= 15_140, "{shaped:?}");
+    assert_eq!(shaped.packets + shaped.waiting_packets + a.dropped(DropReason::ShaperFull), sent);
+    a.engine.publish(table(0, true));
+    a.turn();
+    assert_eq!(a.wan.discard(a.worker.pool()) as u64, sent - a.dropped(DropReason::ShaperFull));
+    assert_eq!((a.all_drops(), a.worker.pool().available()), (a.dropped(DropReason::ShaperFull), FRAMES as usize));
+}
+
+/// A packet that waits is sent only to the peer that it was judged to be for, and by a session that is alive.
+#[test]
+fn what_waits_follows_the_table() {
+    let mut a = Gateway::new(0);
+    let wait = |a: &mut Gateway| {
+        a.engine.publish(slow(0, 1_000_000));
+        (0..8).for_each(|_| assert!(a.send_lan(&packet(A, B, 64, &[9; 1380]))));
+        a.turn();
+        let waiting = a.engine.work().next().unwrap().shaped.waiting_packets;
+        a.wan.discard(a.worker.pool());
+        assert!(waiting > 0);
+        waiting
+    };
+    let waiting = wait(&mut a);
+    let mut other = table(0, true);
+    other.peers[0].peer = Arc::new(PeerCounters::new(8));
+    a.engine.publish(other);
+    a.turn();
+    assert_eq!((a.dropped(DropReason::NoPeer), a.wan.discard(a.worker.pool())), (waiting, 0));
+
+    let waiting = wait(&mut a);
+    a.engine.publish(table(0, false));
+    a.turn();
+    let told = std::iter::from_fn(|| a.engine.notices().pop()).filter(|n| matches!(n, Notice::NoSession { .. }));
+    assert_eq!((told.count() as u64, a.wan.discard(a.worker.pool())), (waiting, 0));
+}
+
+/// A sleeping worker wakes up when a waiting packet may be sent.
+#[test]
+fn a_sleeping_worker_wakes_for_what_waits() {
+    let (wan, lan) = (Wire::default(), Wire::default());
+    let (mut engine, mut workers) = Engine::prepare(config(&wan, &lan, slow(0, 1_000_000))).unwrap();
+    let mut worker = workers.remove(0);
+    (0..8).for_each(|_| assert!(lan.send(worker.pool(), ([0; 4], 0).into(), 0, &packet(A, B, 64, &[9; 1380]))));
+    while worker.turn() > 0 {}
+    let mut sent = wan.discard(worker.pool());
+    assert!(sent < 8);
+    let begun = Instant::now();
+    while sent < 8 {
+        worker.poll(true);
+        worker.turn();
+        sent += wan.discard(worker.pool());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+    // 12 ms per packet, after a second without anything else that would have woken it.
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    engine.stop();
 }

@@ -59,7 +59,7 @@ fuzz_target!(|input: &[u8]| {
             Ok(()) => assert_eq!((admit(other), admit(one)), (Ok(()), Ok(())), "what passed once passes again"),
             Err(DropReason::FilterDenied | DropReason::FilterFragment | DropReason::FilterMalformed) => {}
             Err(DropReason::FilterFull) => {}
-            Err(reason) => panic!("{reason:?} is none of the firewall's reasons"),
+            Err(reason) => panic!("{reason:?} is not one of the firewall's reasons"),
         }
     });
 });

@@ -1,5 +1,6 @@
-//! Handshake messages and cookies as anybody can send them, to a gateway with a peer of each suite. A MAC1 of zeros
-//! is made right, as whoever knows our public key can: without that hardly an input would come further.
+//! Handshake messages and cookies as anybody can send them, to a gateway with a peer of each suite. A MAC1 of zeros is
+//! replaced by the right one, which anybody who knows our public key can compute: without that, hardly any input would
+//! get further.
 #![no_main]
 
 use std::net::SocketAddr;

@@ -4,19 +4,19 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
-use penstock::port_mapping::igd::{Place, location, parse_answer, service, text_of};
+use penstock::port_mapping::igd::{Url, location, parse_answer, service, text_of};
 
 fuzz_target!(|input: &[u8]| {
     let router = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1));
     // Nothing leads to another host, and nothing can break a request line.
-    let sound = |place: &Place| {
-        assert_eq!(place.address.ip(), router);
-        assert!(place.path.starts_with('/') && place.path.bytes().all(|byte| byte.is_ascii_graphic()));
+    let sound = |url: &Url| {
+        assert_eq!(url.address.ip(), router);
+        assert!(url.path.starts_with('/') && url.path.bytes().all(|byte| byte.is_ascii_graphic()));
     };
-    if let Some(place) = location(input, router) {
-        sound(&place);
+    if let Some(url) = location(input, router) {
+        sound(&url);
     }
-    let at = Place { address: SocketAddr::new(router, 5000), path: "/".into() };
+    let at = Url { address: SocketAddr::new(router, 5000), path: "/".into() };
     let text = String::from_utf8_lossy(input).into_owned();
     for body in [Some(text), parse_answer(input).map(|(_, body)| body)].into_iter().flatten() {
         if let Some((_, control)) = service(&body, &at) {

@@ -1,5 +1,5 @@
-//! Two path agents with a live path of 1400 bytes, and somebody on it who drops, cuts, stretches, damages and
-//! repeats datagrams, and sends ICMP. Whatever he does, no size is believed that did not arrive.
+//! Two path agents with a live path of 1400 bytes, and somebody on it who drops, truncates, extends, damages and
+//! repeats datagrams and sends ICMP. Whatever he does, no size is believed that did not arrive.
 #![no_main]
 
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ fn site(number: u8) -> Site {
         subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],
         in_force: vec!["10.0.0.0/24".parse().expect("a subnet")],
         granted: None,
-        bound: false,
+        channel_binding: Default::default(),
         tags: [["x", "y"][usize::from(number & 1)].parse().expect("a name")].into(),
         state: SiteState::Approved,
         created: 0,

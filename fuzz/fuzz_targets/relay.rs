@@ -1,5 +1,5 @@
-//! Datagrams to a relay, from bound sources and strangers: bind messages too, with the head of a site.
-//! Nothing leaves but to a site that the sender may talk to, and no answer is longer than its question. And what a
+//! Datagrams to a relay, from bound sources and from strangers, including bind messages with the header of a site.
+//! Nothing is sent except to a site that the sender may talk to, and no answer is longer than its question. Also what a
 //! site takes for a relay's answer about signed documents.
 #![no_main]
 

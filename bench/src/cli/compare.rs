@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::compare::{self, Options, Placement, Subject, markdown, subject};
+use crate::laboratory::compare::{self, Options, Placement, Subject, markdown, subject};
 use crate::report::{Report, html, json, table};
 use anyhow::Context;
 use clap::Args;
@@ -14,9 +14,9 @@ use clap::Args;
 use super::output::{rows, try_to_write, writable, write};
 use super::print_text;
 
-/// More would take days.
+/// A run with more rounds would take days.
 const MOST_ROUNDS: i64 = 100;
-/// Longer than this nothing new is learned.
+/// A longer measurement yields nothing new.
 const MOST_SECONDS: i64 = 600;
 /// The files of a comparison, in the folder that is asked for.
 const JSON: &str = "report.json";
@@ -25,7 +25,7 @@ const PAGE: &str = "report.html";
 
 #[derive(Args)]
 pub(super) struct Compare {
-    /// Only this one; may be repeated
+    /// Measure only this gateway; may be repeated
     #[arg(long, value_name = "NAME", value_parser = subject::NAMES)]
     only: Vec<String>,
     /// How often everything is measured; a verdict on two reports needs at least 4
@@ -34,7 +34,7 @@ pub(super) struct Compare {
     /// How long one measurement lasts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=MOST_SECONDS))]
     seconds: u16,
-    /// Another userspace WireGuard, started as PATH -f wg0; of a known name it takes that one's place; may be repeated
+    /// Another userspace WireGuard, started as PATH -f wg0; a known name replaces that gateway; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = subject::rival)]
     rival: Vec<Subject>,
     /// Who chooses the gateways' cores: the scheduler, a core for each of the two, or what is better for each figure
@@ -46,7 +46,7 @@ pub(super) struct Compare {
     /// Write the tables as Markdown here too
     #[arg(long, value_name = "FILE", value_parser = writable())]
     results: Option<PathBuf>,
-    /// A line about the machine or the build for the report: "instance=c7gn.large"; may be repeated
+    /// A line about the machine or the build for the report, such as "instance=c7gn.large"; may be repeated
     #[arg(long, value_name = "NAME=TEXT", value_parser = label)]
     label: Vec<(String, String)>,
     /// The penstock to measure; without it the one beside this program
@@ -71,7 +71,7 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
         subjects.retain(|subject| subject.name != rival.name);
         subjects.push(rival.clone());
     }
-    // Before an hour of measuring, not after it.
+    // Better before an hour of measuring than after it.
     fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
     for name in [JSON, CSV, PAGE] {
         let file = options.output.join(name);
@@ -93,7 +93,7 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
         stop,
     )?;
     report.context.extend(options.label.iter().cloned());
-    // The files first: whoever reads the tables may have gone.
+    // Files first: whoever reads the tables may be gone by then.
     let saved = save(&report, options);
     print_text(&table::render(&report))?;
     saved

@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::forwarder::{Forwarder, Passed, Rewrite};
-use crate::packet::Mac;
+use crate::traffic::forwarder::{Forwarder, Passed, Rewrite};
+use crate::traffic::packet::Mac;
 use clap::Args;
 
 use super::{announce, print_json, seconds};
@@ -14,22 +14,22 @@ pub(super) struct Forward {
     /// One interface
     #[arg(long)]
     from: String,
-    /// The other
+    /// The other interface
     #[arg(long)]
     to: String,
-    /// Queue of both
+    /// The queue to use on both
     #[arg(long, default_value_t = 0)]
     queue: u32,
-    /// New Ethernet destination of what goes from --from to --to
+    /// New Ethernet destination of frames from --from to --to
     #[arg(long, value_name = "MAC")]
     rewrite_dst_mac: Option<Mac>,
-    /// New Ethernet source of what goes from --from to --to
+    /// New Ethernet source of frames from --from to --to
     #[arg(long, value_name = "MAC")]
     rewrite_src_mac: Option<Mac>,
-    /// New Ethernet destination of what goes from --to to --from
+    /// New Ethernet destination of frames from --to to --from
     #[arg(long, value_name = "MAC")]
     return_dst_mac: Option<Mac>,
-    /// New Ethernet source of what goes from --to to --from
+    /// New Ethernet source of frames from --to to --from
     #[arg(long, value_name = "MAC")]
     return_src_mac: Option<Mac>,
     /// Never sleep: look for packets all the time

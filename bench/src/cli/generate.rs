@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::generator::{Generator, Plan, Sent};
-use crate::packet::{Addresses, Flows, Mac, Mix, Template};
+use crate::traffic::generator::{Generator, Plan, Sent};
+use crate::traffic::packet::{Addresses, Flows, Mac, Mix, Template};
 use clap::Args;
 
 use super::{announce, print_json, seconds};
@@ -16,7 +16,7 @@ pub(super) struct Generate {
     /// Interface to send from
     #[arg(long)]
     interface: String,
-    /// Its queue
+    /// The queue to use
     #[arg(long, default_value_t = 0)]
     queue: u32,
     /// Ethernet address of the next hop
@@ -49,7 +49,7 @@ pub(super) struct Generate {
     /// Flows, told apart by their source ports
     #[arg(long, default_value_t = 1)]
     flows: u16,
-    /// So many source and destination addresses are taken in turn by the flows, counted up from --src and --dst
+    /// The flows take this many source and destination addresses in turn, counted up from --src and --dst
     #[arg(long, default_value_t = 1)]
     hosts: u16,
     /// Report as one line of JSON

@@ -10,7 +10,7 @@ mod sink;
 mod wire;
 
 use std::fs;
-use std::io::{Write, stdout};
+use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,7 +20,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// The arguments' parser, for man pages and completions.
+/// The parser of the arguments, for man pages and completions.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
@@ -36,7 +36,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Send UDP packets that carry a sequence number and their send time
+    /// Send UDP packets that carry a sequence number and the time they were sent
     Generate(generate::Generate),
     /// Count what a generator sent: rate, loss, order
     Sink(sink::SinkOptions),
@@ -53,8 +53,21 @@ enum Command {
     Report(report::Command),
 }
 
+/// The parsed command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            // The error may be that the terminal is gone.
+            let _ = writeln!(stderr(), "penstock-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 impl Cli {
-    /// Does what was asked for.
+    /// Runs the command.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Generate(options) => generate::run(&options, &*stop_flag()?),
@@ -63,14 +76,14 @@ impl Cli {
             Command::Forward(options) => forward::run(&options, &*stop_flag()?),
             Command::Compare(options) => compare::run(&options, &*stop_flag()?),
             Command::Wire(options) => wire::run(&options, &*stop_flag()?),
-            // It leaves nothing behind, so the signals may end it as they end any program.
+            // It leaves nothing behind, so signals may end it at once.
             Command::Report(command) => return report::run(command),
         }
         .map(|()| ExitCode::SUCCESS)
     }
 }
 
-/// What is set when the measurement shall end: by SIGTERM, SIGINT, and SIGHUP, which comes when the terminal goes.
+/// A flag that SIGTERM and SIGINT set, and SIGHUP, which comes when the terminal is closed. The measurement then ends.
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
@@ -88,13 +101,13 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// Tells whoever started us, on standard error, that packets can come.
+/// Tells the program that started this one, on standard error, that packets can be sent.
 fn announce(sockets: &[(&str, String)]) {
     let modes: Vec<String> = sockets.iter().map(|(name, mode)| format!("{name}: {mode}")).collect();
     eprintln!("ready ({})", modes.join("; "));
 }
 
-/// Prints a text; whoever reads it may have gone, which is no reason to panic.
+/// Prints a text. The reader may be gone, which is no reason to panic.
 fn print_text(text: &str) -> anyhow::Result<()> {
     stdout().write_all(text.as_bytes()).context("cannot print")
 }
@@ -115,7 +128,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::socket::SetupError;
+    use crate::traffic::socket::SetupError;
 
     #[test]
     fn a_cause_is_told_once() {

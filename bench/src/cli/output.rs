@@ -11,26 +11,26 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use super::print_text;
 
-/// What a command that measures does with its report.
+/// Where a command that measures puts its report.
 #[derive(Args)]
 pub(super) struct Output {
     /// Report as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Write the report's JSON here too
+    /// Also write the report's JSON here
     #[arg(long, value_name = "FILE", value_parser = writable())]
     output: Option<PathBuf>,
-    /// Write a row a sample here
+    /// Write the samples here as CSV, a row each
     #[arg(long, value_name = "FILE", value_parser = writable())]
     csv: Option<PathBuf>,
-    /// Write the report as a page here
+    /// Write the report here as a web page
     #[arg(long, value_name = "FILE", value_parser = writable())]
     html: Option<PathBuf>,
 }
 
 impl Output {
-    /// Writes the files, then prints: whoever reads the tables may have gone. What cannot be written is no reason to
-    /// keep the figures back.
+    /// Writes the files, then prints, because the reader of the tables may be gone. A file that cannot be written does
+    /// not keep the figures from being printed.
     pub(super) fn show(&self, report: &Report) -> anyhow::Result<()> {
         let text = json::write(report)?;
         let written = self.write(report, &text);
@@ -52,7 +52,8 @@ impl Output {
     }
 }
 
-/// For a path of the command line that is written to in the end: tried before anything is measured.
+/// For a path on the command line that is only written to at the end: whether it can be is checked before anything is
+/// measured.
 pub(super) fn writable() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| match try_to_write(&path) {
         Ok(()) => Ok(path),
@@ -60,10 +61,10 @@ pub(super) fn writable() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
-/// Can the file be written? What is there stays as it is.
+/// Checks that the file can be written. Existing contents are kept.
 pub(super) fn try_to_write(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
-        // Whoever waits at the other end of a pipe would take our look for the whole of it.
+        // Opening and closing a pipe would look like the end of the output to its reader.
         Ok(found) if !found.is_file() && !found.is_dir() => Ok(()),
         Ok(_) => fs::OpenOptions::new().append(true).open(path).map(drop),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -81,7 +82,7 @@ pub(super) fn rows(report: &Report) -> anyhow::Result<Vec<u8>> {
     Ok(rows)
 }
 
-/// Writes a file whole.
+/// Writes a whole file.
 pub(super) fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }

@@ -3,16 +3,16 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::pipeline::size::Size;
-use crate::pipeline::{self, LONGEST, Options};
-use crate::report::{context, progress::Progress};
+use crate::laboratory::pipeline::size::Size;
+use crate::laboratory::pipeline::{self, LONGEST, Options};
+use crate::laboratory::{context, progress::Progress};
 use clap::Args;
 use penstock_dataplane::session::Suite;
 
 use super::output::Output;
 use super::seconds;
 
-/// More rounds than a report takes samples.
+/// A report takes no more samples.
 const MOST_ROUNDS: i64 = 1000;
 
 #[derive(Args)]

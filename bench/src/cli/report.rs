@@ -7,12 +7,12 @@ use crate::report::verdict::rank_sum::Confidence;
 use crate::report::verdict::{self, Verdict};
 use crate::report::{Report, html, json, plot, table};
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use super::output::{rows, write};
 use super::print_text;
 
-/// What `--fail-if-slower` exits with; 1 and 2 are errors.
+/// The exit code of `--fail-if-slower`; 1 and 2 are errors.
 const SLOWER: u8 = 3;
 
 #[derive(Subcommand)]
@@ -21,7 +21,7 @@ pub(super) enum Command {
     Show(Show),
     /// Compare two reports by a rule that knows the noise
     Diff(Diff),
-    /// Draw bars of a report as a picture for another page
+    /// Draw bars from a report as a picture for another page
     Picture(Picture),
 }
 
@@ -32,20 +32,20 @@ pub(super) struct Show {
     /// Write the page here
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write a row a sample here
+    /// Write the samples here as CSV, a row each
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub(super) struct Diff {
-    /// What is compared with
+    /// The report to compare with
     old: PathBuf,
-    /// What is judged
+    /// The report to judge
     new: PathBuf,
     /// How sure a verdict must be, in percent
     #[arg(long, value_enum, default_value = "95")]
-    confidence: Percent,
+    confidence: Confidence,
     /// Exit with 3 if anything is slower
     #[arg(long)]
     fail_if_slower: bool,
@@ -61,16 +61,6 @@ pub(super) struct Picture {
     /// Only this quantity; may be repeated; without it all throughputs
     #[arg(long, value_name = "NAME")]
     quantity: Vec<String>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Percent {
-    #[value(name = "95")]
-    Percent95,
-    #[value(name = "99")]
-    Percent99,
-    #[value(name = "99.9")]
-    Permille999,
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -96,12 +86,7 @@ fn show(options: &Show) -> anyhow::Result<()> {
 }
 
 fn diff(options: &Diff) -> anyhow::Result<ExitCode> {
-    let confidence = match options.confidence {
-        Percent::Percent95 => Confidence::Percent95,
-        Percent::Percent99 => Confidence::Percent99,
-        Percent::Permille999 => Confidence::Permille999,
-    };
-    let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, confidence)
+    let comparison = verdict::compare(&read(&options.old)?, &read(&options.new)?, options.confidence)
         .with_context(|| format!("{} and {}", options.old.display(), options.new.display()))?;
     print_text(&comparison.render())?;
     let failed = options.fail_if_slower && comparison.count(Verdict::Slower) > 0;

@@ -3,11 +3,13 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::arrivals::{Arrivals, MOST_PACKETS};
-use crate::latency;
-use crate::payload::now;
-use crate::socket::SocketDrops;
-use crate::wire::{Ending, Interface, Place, Port};
+use crate::traffic::arrivals::{Arrivals, MOST_PACKETS};
+use crate::traffic::interface::{Interface, InterfaceName};
+use crate::traffic::latency;
+use crate::traffic::payload::now;
+use crate::traffic::port::Port;
+use crate::traffic::sink::Ending;
+use crate::traffic::socket::SocketDrops;
 use clap::Args;
 use serde::Serialize;
 
@@ -17,11 +19,11 @@ use super::{announce, print_json, seconds};
 pub(super) struct SinkOptions {
     /// Interface to receive from, on all its queues: NAME, or NAMESPACE:NAME
     #[arg(long)]
-    interface: Interface,
+    interface: InterfaceName,
     /// Verify checksums and every byte of the payload
     #[arg(long)]
     verify: bool,
-    /// Tell how old the packets were, as percentiles; of a paced generator's packets, since they were due
+    /// Report the age of the packets as percentiles; if the generator was paced, since they were due
     #[arg(long)]
     latency: bool,
     /// How long to receive, unless SIGTERM or SIGINT comes first
@@ -32,7 +34,7 @@ pub(super) struct SinkOptions {
     json: bool,
 }
 
-/// What came, of packets whose number nobody told.
+/// What was received. How many were sent is not known here.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Report {
@@ -46,15 +48,15 @@ struct Report {
     packets_per_second: f64,
     /// IP packets' bits a second in that time.
     bits_per_second: f64,
-    /// Numbers missing between the lowest and the highest that came: what is lost before or behind does not show.
+    /// Numbers missing between the lowest and the highest received; losses before and after these do not show.
     lost: u64,
-    /// Packets that came again.
+    /// Packets received more than once.
     duplicates: u64,
-    /// Packets behind a later one of their flow.
+    /// Packets that came after a later one of their flow.
     reordered: u64,
-    /// Packets with a wrong checksum or payload, only when verifying; they count as nothing else.
+    /// Packets with a wrong checksum or payload, if these are verified; they are in no other count.
     corrupt: u64,
-    /// Other packets, or with numbers that no sink can tell apart any more.
+    /// Packets that are not the generator's, or whose numbers are too old to be judged.
     foreign: u64,
     /// Time since packets were sent, or were due if the generator was paced: pairs of percentile and µs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +68,7 @@ struct Report {
 }
 
 pub(super) fn run(options: &SinkOptions, stop: &AtomicBool) -> anyhow::Result<()> {
-    let mut port = Port::open(&Place::find(&options.interface)?, false, true)?;
+    let mut port = Port::open(&Interface::find(&options.interface)?, false, true)?;
     announce(&[(&options.interface.name, port.describe().into())]);
     let mut arrivals = Arrivals::new(0..MOST_PACKETS, options.verify);
     let ending = Ending::at(now() + options.seconds.as_nanos() as u64);

@@ -5,11 +5,14 @@ use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::packet::{Addresses, ETHERNET_LEN, FRAME_CHECK_LEN, Flows, Mac, Mix, Template};
-use crate::report::{Report, context, progress::Progress};
-use crate::search::Limits;
-use crate::wire::topology::{self, Line};
-use crate::wire::{Bench, Direction, Interface, Kind, Load, Options, Place, Plan, Port, Session, Traffic};
+use crate::laboratory::search::Limits;
+use crate::laboratory::wire::topology::{self, Line};
+use crate::laboratory::wire::{Bench, Direction, Kind, Load, Options, Plan, Session, Traffic};
+use crate::laboratory::{context, progress::Progress};
+use crate::report::Report;
+use crate::traffic::interface::{Interface, InterfaceName};
+use crate::traffic::packet::{Addresses, ETHERNET_LEN, FRAME_CHECK_LEN, Flows, Mac, Mix, Template};
+use crate::traffic::port::Port;
 use anyhow::{Context, bail};
 use clap::Args;
 
@@ -20,22 +23,22 @@ use super::seconds;
 const IPV4: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V4(Ipv4Addr::new(198, 19, 0, 1))];
 const IPV6: [IpAddr; 2] =
     [IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 1, 0, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 2, 0, 0, 0, 1))];
-/// Highest load that can be asked for: 64 B frames at 100 Gbit/s.
+/// The highest load that can be requested: 64-byte frames at 100 Gbit/s.
 const FASTEST: u64 = 148_809_523;
-/// Of Ethernet, check sequence included.
+/// The shortest Ethernet frame, including its check sequence.
 const SHORTEST_FRAME: usize = 64;
-/// Rounds that can be asked for.
+/// The most rounds that can be requested.
 const MOST_ROUNDS: i64 = 1000;
 
 #[derive(Args)]
 pub(super) struct Wire {
     /// Interface to send from: NAME, or NAMESPACE:NAME
     #[arg(long, value_name = "INTERFACE", required_unless_present = "self_test", requires = "to")]
-    from: Option<Interface>,
+    from: Option<InterfaceName>,
     /// Interface to receive on
     #[arg(long, value_name = "INTERFACE", requires = "from")]
-    to: Option<Interface>,
-    /// Measure the crypto-free forwarder in namespaces of our own
+    to: Option<InterfaceName>,
+    /// Measure the crypto-free forwarder in namespaces that the command makes itself
     #[arg(long, conflicts_with_all = ["from", "to"])]
     self_test: bool,
     /// Ethernet address that packets from --from are sent to; without it that of --to
@@ -44,13 +47,13 @@ pub(super) struct Wire {
     /// The same for packets from --to
     #[arg(long, value_name = "MAC", conflicts_with = "self_test")]
     return_next_hop: Option<Mac>,
-    /// Send both ways at once, the rate in each
+    /// Send in both directions at once, each at the given rate
     #[arg(long)]
     bidirectional: bool,
-    /// IPv6 packets
+    /// Send IPv6 packets
     #[arg(long, conflicts_with_all = ["src", "dst"])]
     ipv6: bool,
-    /// First source address; without it one of those for benchmarks
+    /// First source address; without it one of the addresses reserved for benchmarks
     #[arg(long, value_name = "IP", requires = "dst")]
     src: Option<IpAddr>,
     /// First destination address
@@ -65,12 +68,12 @@ pub(super) struct Wire {
     /// Flows in each direction, told apart by their source ports
     #[arg(long, default_value_t = 1)]
     flows: u16,
-    /// So many source and destination addresses are taken in turn by the flows
+    /// The flows take this many source and destination addresses in turn
     #[arg(long, default_value_t = 1)]
     hosts: u16,
-    /// Sizes of Ethernet frames with check sequence, as RFC 2544 counts; "64+1518" alternates; "imix"
+    /// Sizes of Ethernet frames including the check sequence, as in RFC 2544; "64+1518" alternates; "imix"
     ///
-    /// Without it 64, 512, 1518 and imix; in IPv6 82, since that is its shortest.
+    /// Without it 64, 512, 1518 and imix; with IPv6, whose shortest is 82, that instead of 64
     #[arg(long, value_delimiter = ',')]
     frames: Vec<String>,
     /// What to measure
@@ -82,13 +85,13 @@ pub(super) struct Wire {
     /// Seconds of a trial
     #[arg(long, default_value = "1", value_parser = trial)]
     trial: Duration,
-    /// Seconds of trials that decide about a load (RFC 9971)
+    /// Total seconds of trials that decide about a load (RFC 9971)
     #[arg(long, default_value = "5", value_parser = trial)]
     duration_sum: Duration,
-    /// Part of that time in which there may be more loss (RFC 9971)
+    /// Fraction of that time in which more loss is allowed (RFC 9971)
     #[arg(long, default_value_t = 0.5, value_parser = ratio)]
     exceed_ratio: f64,
-    /// How close the bounds must be, as a part of the upper one
+    /// How close together the bounds must get, as a fraction of the upper one
     #[arg(long, default_value_t = 0.01, value_parser = width)]
     width: f64,
     /// Lowest load to try
@@ -97,7 +100,7 @@ pub(super) struct Wire {
     /// Highest load to try; without it what the generator sends when unpaced
     #[arg(long, value_name = "PPS", value_parser = rate)]
     max_rate: Option<NonZeroU64>,
-    /// Seconds to wait for packets that did not come
+    /// Seconds to wait for packets still on their way
     #[arg(long, default_value = "2", value_parser = seconds)]
     wait: Duration,
     /// Seconds of rest before each trial (RFC 2544: 5)
@@ -112,7 +115,7 @@ pub(super) struct Wire {
     /// Do not verify checksums and payloads
     #[arg(long)]
     no_verify: bool,
-    /// Cores for generator and sink of each direction in turn; they do not sleep then
+    /// Cores for the generator and the sink of each direction in turn, which then never sleep
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
     #[command(flatten)]
@@ -150,7 +153,7 @@ impl Wire {
                 if from == to {
                     bail!("--from and --to are the same interface");
                 }
-                Ok(Line { left: Place::find(from)?, right: Place::find(to)?, device: None })
+                Ok(Line { left: Interface::find(from)?, right: Interface::find(to)?, device: None })
             }
             _ => topology::with_forwarder(),
         }
@@ -219,7 +222,7 @@ impl Wire {
         let threads = if self.bidirectional { 4 } else { 2 };
         let known: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
         let cores = match self.cores.len() {
-            // The device and the kernel need some too.
+            // The device and the kernel need some as well.
             0 if known.len() > 2 * threads => known[known.len() - threads..].to_vec(),
             0 => vec![],
             given if given == threads => self.cores.clone(),
@@ -253,7 +256,7 @@ impl Wire {
     }
 }
 
-/// Opens both ends of a line for the traffic's directions.
+/// Opens both ends of a line, for the directions of the traffic.
 fn open(
     line: &Line,
     traffic: &Traffic,
@@ -265,9 +268,9 @@ fn open(
     let mut left = Port::open(&line.left, true, both)?;
     let mut right = Port::open(&line.right, both, true)?;
     if let Some(context) = context {
-        for (place, port) in [(&line.left, &left), (&line.right, &right)] {
-            context.push(place.namespace.enter(|| context::interface(&place.name))?);
-            context.push((format!("Bound to {}", place.name), port.describe().into()));
+        for (interface, port) in [(&line.left, &left), (&line.right, &right)] {
+            context.push(context::interface(interface));
+            context.push((format!("Bound to {}", interface.name), port.describe().into()));
         }
     }
     let names = ["forth", "back"];
@@ -285,7 +288,7 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
     rate.ok_or_else(|| format!("\"{text}\" is not a number of packets a second from 1 to {FASTEST}"))
 }
 
-/// From the shortest in which a trial means something to an hour.
+/// A trial's duration: long enough to mean something, and at most an hour.
 fn trial(text: &str) -> Result<Duration, String> {
     let duration = seconds(text)?;
     match (0.01..=3600.0).contains(&duration.as_secs_f64()) {

@@ -1,56 +1,36 @@
-//! What a report must hold before it is written, and after it is read.
+//! What must hold of a report before it is written, and after it is read.
 
 use std::collections::HashSet;
 
 use super::{Axis, Curve, Measure, Report, Scale, VERSION};
 
-/// The most samples of a measure: a comparison looks at every pair of an old and a new one.
+/// The most samples of a measure: a comparison looks at every pair of an old and a new sample.
 pub const MOST_SAMPLES: usize = 1000;
-/// The most measures, curves, notes and lines of context each: what shows them looks through all of them for each.
+/// The most measures, curves, notes and lines of context, each: displays search all of them for each.
 pub const MOST_ENTRIES: usize = 10_000;
-/// No quantity is larger: nanoseconds of thirty years.
+/// The largest value of a quantity: thirty years in nanoseconds.
 pub const MOST_VALUE: f64 = 1e18;
 
-/// What is wrong with a report.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Invalid {
-    /// Of another format.
-    #[error("it has version {0} of the format, this program reads version {VERSION}")]
-    Version(u32),
-    /// A measure that says nothing.
-    #[error("{0} has no samples")]
-    Empty(String),
-    /// More than anybody measures.
-    #[error("{0} has more than {MOST_SAMPLES} samples")]
-    TooMany(String),
-    /// More than anybody reads.
-    #[error("it has more than {MOST_ENTRIES} {0}")]
-    TooLong(&'static str),
-    /// Neither finite nor of a sensible size.
-    #[error("{0} has a value that is no number between -{MOST_VALUE:e} and {MOST_VALUE:e}")]
-    Value(String),
-    /// The same subject and quantity twice.
-    #[error("{0} is there twice")]
-    Twice(String),
-    /// Samples of no round, or of two.
-    #[error("{0} has rounds that are not one a sample, rising from 1 at the least")]
-    Rounds(String),
-    /// The points of a curve are out of order.
-    #[error("{0} has points whose x falls")]
-    Order(String),
-    /// A value that its axis cannot show.
-    #[error("{0} has a value that its axis \"{1}\" cannot show")]
-    Axis(String, String),
+/// What is wrong with a report, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+fn refuse<T>(sentence: String) -> Result<T, Invalid> {
+    Err(Invalid(sentence))
 }
 
 impl Report {
-    /// Is all in it as its types promise?
+    /// Checks everything that the types promise.
     ///
     /// # Errors
-    /// The first thing that is not.
+    /// The first promise that is broken.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.version != VERSION {
-            return Err(Invalid::Version(self.version));
+            return refuse(format!(
+                "it has version {} of the format, this program reads version {VERSION}",
+                self.version
+            ));
         }
         let Report { context, measures, curves, notes, .. } = self;
         let entries = [
@@ -60,13 +40,13 @@ impl Report {
             ("notes", notes.len()),
         ];
         if let Some((what, _)) = entries.into_iter().find(|(_, count)| *count > MOST_ENTRIES) {
-            return Err(Invalid::TooLong(what));
+            return refuse(format!("it has more than {MOST_ENTRIES} {what}"));
         }
         let mut seen = HashSet::new();
         for measure in &self.measures {
             measure.check()?;
             if !seen.insert((&measure.subject, &measure.quantity)) {
-                return Err(Invalid::Twice(measure.name()));
+                return refuse(format!("{} is there twice", measure.name()));
             }
         }
         self.curves.iter().try_for_each(Curve::check)
@@ -79,18 +59,20 @@ impl Measure {
     }
 
     fn check(&self) -> Result<(), Invalid> {
-        match &self.samples[..] {
-            [] => Err(Invalid::Empty(self.name())),
-            samples if samples.len() > MOST_SAMPLES => Err(Invalid::TooMany(self.name())),
-            samples if !samples.iter().all(|sample| is_sensible(*sample)) => Err(Invalid::Value(self.name())),
-            samples if !self.rounds.is_empty() && self.rounds.len() != samples.len() => {
-                Err(Invalid::Rounds(self.name()))
-            }
-            _ if self.rounds.first() == Some(&0) || !self.rounds.is_sorted_by(|a, b| a < b) => {
-                Err(Invalid::Rounds(self.name()))
-            }
-            _ => Ok(()),
-        }
+        let Measure { samples, rounds, .. } = self;
+        let rising = rounds.first() != Some(&0) && rounds.is_sorted_by(|a, b| a < b);
+        let breach = if samples.is_empty() {
+            " has no samples".into()
+        } else if samples.len() > MOST_SAMPLES {
+            format!(" has more than {MOST_SAMPLES} samples")
+        } else if !samples.iter().all(|sample| is_sensible(*sample)) {
+            no_number()
+        } else if !rising || !rounds.is_empty() && rounds.len() != samples.len() {
+            " has rounds that are not one a sample, rising from 1 at the least".into()
+        } else {
+            return Ok(());
+        };
+        refuse(self.name() + &breach)
     }
 }
 
@@ -98,21 +80,21 @@ impl Curve {
     fn check(&self) -> Result<(), Invalid> {
         let name = || format!("the curve \"{}\" of \"{}\"", self.quantity, self.subject);
         if self.points.is_empty() {
-            return Err(Invalid::Empty(name()));
+            return refuse(format!("{} has no points", name()));
         }
         for &(x, y) in &self.points {
             if !is_sensible(x) || !is_sensible(y) {
-                return Err(Invalid::Value(name()));
+                return refuse(name() + &no_number());
             }
             for (axis, value) in [(&self.x, x), (&self.y, y)] {
                 if !axis.shows(value) {
-                    return Err(Invalid::Axis(name(), axis.label.clone()));
+                    return refuse(format!("{} has a value that its axis \"{}\" cannot show", name(), axis.label));
                 }
             }
         }
         match self.points.is_sorted_by(|a, b| a.0 <= b.0) {
             true => Ok(()),
-            false => Err(Invalid::Order(name())),
+            false => refuse(format!("{} has points whose x falls", name())),
         }
     }
 }
@@ -125,6 +107,10 @@ impl Axis {
             Scale::Percentile => (0.0..=100.0).contains(&value),
         }
     }
+}
+
+fn no_number() -> String {
+    format!(" has a value that is no number between -{MOST_VALUE:e} and {MOST_VALUE:e}")
 }
 
 fn is_sensible(value: f64) -> bool {

@@ -1,13 +1,12 @@
-//! A report as CSV (RFC 4180), a row a sample or a curve's point, for a spreadsheet or a data frame.
+//! A report as CSV (RFC 4180), one row per sample or point of a curve, for a spreadsheet or a data frame.
 //!
 //! ```text
 //! kind,subject,quantity,unit,better,round,x,y
 //! sample,kernel,"TCP, 1 stream",Gbit/s,higher,1,,11.9
 //! point,kernel,Latency,µs,,,99.9,700
 //! ```
-//! Rounds count from 1; one in which nothing was measured has no row. What stood around the measurement are rows of
-//! the kind `context`, with the name in the column `quantity` and the text in `subject`; notes are rows of the kind
-//! `note`.
+//! Rounds count from 1; a round without a sample has no row. The context of the measurement is in rows of the kind
+//! `context`, with the name in the column `quantity` and the text in `subject`; notes are in rows of the kind `note`.
 
 use std::io;
 

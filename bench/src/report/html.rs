@@ -1,5 +1,5 @@
-//! A report as one page that needs nothing else: no script, no font, no network. Its policy forbids them, so that
-//! even a text that escaped its escaping could load nothing.
+//! A report as a page that needs nothing else: no script, no font, no network. Its content security policy forbids
+//! them, so that even a text that got around the escaping could load nothing.
 
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ font-weight:500}th:first-child,td:first-child{text-align:left;padding-left:0;fon
 .context td{text-align:left;white-space:normal;overflow-wrap:anywhere}.context td:first-child{width:12rem;color:var(--faint)}\
 ul{margin:0;padding-left:1.2rem}li{margin:.25rem 0;overflow-wrap:anywhere}";
 
-/// The lines of the context that stand under the title, if they are there.
+/// The lines of the context shown under the title, if present.
 const HEADLINE: [&str; 3] = ["time", "machine", "kernel"];
 
 /// The whole page.
@@ -96,10 +96,10 @@ fn quantity(quantity: &Quantity<'_>) -> String {
     )
 }
 
-/// The quantities that need no plot: a row a subject, or one for all if they are the same.
+/// The quantities that need no plot: a row per subject, or one for all if they are the same.
 fn table(quantities: &[Quantity<'_>]) -> String {
     let rows = |quantity: &Quantity<'_>| -> String {
-        // The heading stands in the first of its rows.
+        // The heading is in the first of its rows.
         let headings = std::iter::once(escape(&quantity.heading())).chain(std::iter::repeat(String::new()));
         let row = |((subject, measure), heading): ((String, &Measure), String)| {
             format!("<tr><td>{heading}</td><td class=\"subject\">{}</td>{}</tr>\n", escape(&subject), figures(measure))
@@ -120,7 +120,7 @@ fn figures(measure: &Measure) -> String {
     format!("{}<td>{}</td>", cells.concat(), measure.samples.len())
 }
 
-/// Curves may have hundreds of points: the table has the ends and the middle, the CSV has all.
+/// Curves may have hundreds of points: the table has the ends and the middle, the CSV file all of them.
 fn curves(plot: &Plot<'_>) -> String {
     let x = |curve: &Curve, x: f64| match curve.x.scale {
         Scale::Percentile => percentile(x),
@@ -158,7 +158,7 @@ mod tests {
         for shown in ["Comparison", "TCP, 1 stream, Gbit/s", "penstock auto", "11.9", "6.18.0", "nebula was skipped"] {
             assert!(page.contains(shown), "{shown}");
         }
-        // Two quantities of several subjects and two plots; the third has one subject, and is told in the table.
+        // Two quantities with several subjects and two plots; the third has one subject, and is only in the table.
         assert_eq!(page.matches("<svg").count(), 4);
         assert!(
             page.contains("<td>TCP, 1 stream, of kernel</td><td class=\"subject\">penstock auto</td><td>0.270</td>")

@@ -1,16 +1,14 @@
-//! What a measurement yields, whoever measured. All that prints, plots or compares works on a [`Report`].
+//! The results of a measurement, whichever tool measured. Everything that prints, plots or compares works on a
+//! [`Report`].
 //!
-//! [`json`] is its file, [`check`] what such a file must hold; [`table`], [`csv`] and [`html`] show it, [`plot`]
-//! draws it, [`verdict`] compares two. [`context`] and [`progress`] serve whoever measures. A report may come
-//! from anywhere, so its texts are shown by [`text`] only.
+//! [`json`] is its file, and [`check`] what must hold of such a file; [`table`], [`csv`] and [`html`] show it, [`plot`]
+//! draws it, [`verdict`] compares two. A report may come from anywhere, so its texts are only shown through [`text`].
 
 pub mod check;
-pub mod context;
 pub mod csv;
 pub mod html;
 pub mod json;
 pub mod plot;
-pub mod progress;
 mod quantity;
 pub mod table;
 pub mod text;
@@ -22,45 +20,45 @@ use serde::{Deserialize, Serialize};
 /// The version of the format that this program writes and reads.
 pub const VERSION: u32 = 1;
 
-/// One run of one of the tools, as its JSON has it.
+/// One run of one of the tools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Report {
-    /// Of the format: [`VERSION`].
+    /// The version of the format: [`VERSION`].
     pub version: u32,
     /// What was measured, for a heading: "Pipeline", "Wire", "Comparison".
     pub title: String,
-    /// Where, when and how: machine, kernel, drivers, bound modes, versions, command line; in the order of
-    /// printing.
+    /// Where, when and how it was measured: machine, kernel, drivers, bound modes, versions, command line; in the order
+    /// in which they are printed.
     pub context: Vec<(String, String)>,
     /// The figures.
     pub measures: Vec<Measure>,
-    /// What is not a figure but a line.
+    /// The curves.
     pub curves: Vec<Curve>,
-    /// What limits the figures, what was skipped, and why: whole sentences.
+    /// What limits the figures, what was skipped, and why, in whole sentences.
     pub notes: Vec<String>,
 }
 
-/// One quantity of one subject, once a round.
+/// One quantity of one subject, with a sample per round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Measure {
     /// What was measured: "penstock auto", "open, 64 B".
     pub subject: String,
-    /// Which of its quantities: "TCP, 1 stream".
+    /// The quantity: "TCP, 1 stream".
     pub quantity: String,
-    /// In which unit: "Gbit/s"; empty for a ratio.
+    /// The unit: "Gbit/s"; empty for a ratio.
     pub unit: String,
     /// Which way is better.
     pub better: Better,
     /// Every sample, in the order of the rounds. Never empty, all finite.
     pub samples: Vec<f64>,
-    /// The round of each sample, from 1. Empty if no round is missing: then they are those from 1 on.
+    /// The round of each sample, from 1. Empty if no round is missing: then they count from 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<usize>,
 }
 
-/// Which way a quantity is better.
+/// Which direction of a quantity is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Better {
     /// As throughput.
@@ -73,15 +71,15 @@ pub enum Better {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Curve {
-    /// What was measured.
+    /// The subject.
     pub subject: String,
     /// Which plot it belongs to: "Latency at 50 % of PDR".
     pub quantity: String,
-    /// Across.
+    /// The horizontal axis.
     pub x: Axis,
-    /// Up.
+    /// The vertical axis.
     pub y: Axis,
-    /// Pairs of x and y, x rising.
+    /// Pairs of x and y, with x ascending.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -91,21 +89,21 @@ pub struct Curve {
 pub struct Axis {
     /// "Offered load".
     pub label: String,
-    /// "kpps"; empty where there is none.
+    /// "kpps"; empty if it has none.
     pub unit: String,
     /// How values are laid out.
     pub scale: Scale,
 }
 
-/// How the values of an axis are laid out.
+/// The scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scale {
-    /// Evenly.
+    /// Linear.
     Linear,
-    /// By their logarithm; all are above 0.
+    /// Logarithmic; all values are above 0.
     Logarithmic,
-    /// Percentiles as the tail wants them, by 1 / (1 - p): 0, 90, 99, 99.9 are evenly spaced. Values are in
-    /// percent, from 0 to 100; 100 is the maximum and is drawn at the edge.
+    /// Percentiles by 1 / (1 - p), which shows the tail: 0, 90, 99, 99.9 are evenly spaced. Values are in percent, from
+    /// 0 to 100; 100 is the maximum and is drawn at the edge.
     Percentile,
 }
 
@@ -114,14 +112,14 @@ pub enum Scale {
 pub struct Plot<'a> {
     /// Its name.
     pub name: &'a str,
-    /// One a subject; all have the first one's axes.
+    /// One per subject; all have the axes of the first.
     pub curves: Vec<&'a Curve>,
 }
 
-/// The middle of some samples, and how far they spread.
+/// The median of some samples, and their spread.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// Half of them are below.
+    /// Half of them are below it.
     pub median: f64,
     /// The smallest.
     pub least: f64,
@@ -178,7 +176,7 @@ impl Report {
 }
 
 impl Measure {
-    /// A measure with these samples, of which there must be one at least before it is written.
+    /// A measure with these samples; it needs at least one before it is written.
     pub fn new(
         subject: impl Into<String>,
         quantity: impl Into<String>,
@@ -190,7 +188,7 @@ impl Measure {
         Measure { subject, quantity, unit, better, samples, rounds: Vec::new() }
     }
 
-    /// The same, of these rounds, counted from 1: one a sample.
+    /// The same, for these rounds, counted from 1: one per sample.
     #[must_use]
     pub fn of_rounds(self, rounds: Vec<usize>) -> Measure {
         let rounds = if rounds.iter().copied().eq(1..=rounds.len()) { Vec::new() } else { rounds };
@@ -203,7 +201,7 @@ impl Measure {
         self.samples.iter().enumerate().map(move |(n, sample)| (round(n), *sample))
     }
 
-    /// The middle of the samples, and how far they spread.
+    /// The median of the samples, and their spread.
     pub fn spread(&self) -> Spread {
         Spread::of(&self.samples)
     }

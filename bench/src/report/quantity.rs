@@ -1,10 +1,10 @@
-//! The figures of one kind, of all subjects: what stands in one table and may be drawn in one plot.
+//! The figures of one quantity of all subjects: what is shown in one table and may be drawn in one plot.
 
 use super::{Better, Measure};
 
-/// The unit of what was counted.
+/// The unit of counts.
 const PACKETS: &str = "packets";
-/// How the unit of a core's cycles ends.
+/// The unit of a core's cycles.
 const CYCLES: &str = "cycles/packet";
 
 /// The measures of one quantity, in the order of the report.
@@ -14,21 +14,21 @@ pub struct Quantity<'a> {
     pub name: &'a str,
     /// Its unit, empty for a ratio.
     pub unit: &'a str,
-    /// Which way it is better.
+    /// Which direction is better.
     pub better: Better,
-    /// One a subject.
+    /// One per subject.
     pub measures: Vec<&'a Measure>,
 }
 
 impl Quantity<'_> {
-    /// Is it worth a plot? That needs two subjects that differ; and what was counted, and cycles, explain the rates
-    /// and times beside them.
+    /// Whether it is worth a plot. That needs two subjects that differ; counts and cycles only explain the rates and
+    /// times beside them.
     pub fn is_drawn(&self) -> bool {
-        let explains = self.unit == PACKETS || self.unit.ends_with(CYCLES);
+        let explains = [PACKETS, CYCLES].contains(&self.unit);
         self.measures.len() > 1 && !self.is_constant() && !explains
     }
 
-    /// The rows of its table, each with its name: one a subject, or one for all if they are the same.
+    /// The rows of its table, each with its name: one per subject, or one for all if they are the same.
     pub fn rows(&self) -> Vec<(String, &Measure)> {
         match &self.measures[..] {
             [first, _, ..] if self.is_constant() => vec![(format!("all {}", self.measures.len()), *first)],
@@ -36,7 +36,7 @@ impl Quantity<'_> {
         }
     }
 
-    /// Have all subjects the same value in all of their rounds, and equally many of these?
+    /// Whether all subjects have the same value in all rounds, and equally many rounds.
     fn is_constant(&self) -> bool {
         let mut measures = self.measures.iter();
         let Some((first, value)) = measures.next().and_then(|first| Some((first, *first.samples.first()?))) else {
@@ -45,7 +45,7 @@ impl Quantity<'_> {
         first.samples.iter().all(|sample| *sample == value) && measures.all(|other| other.samples == first.samples)
     }
 
-    /// For a heading: "TCP, 1 stream, Gbit/s".
+    /// Its heading: "TCP, 1 stream, Gbit/s".
     pub fn heading(&self) -> String {
         match self.unit {
             "" => self.name.into(),

@@ -1,4 +1,4 @@
-//! A report for the terminal: a table a quantity, and one for all that the page does not draw.
+//! A report for the terminal: a table per quantity, and one for everything that the page does not draw.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use super::text::{figure, plain};
 use super::{Measure, Quantity, Report};
 
-/// All of it but the curves, which only a plot can show.
+/// Everything but the curves, which only a plot can show.
 pub fn render(report: &Report) -> String {
     let mut text = format!("{}\n\n", plain(&report.title));
     let mut context = table();
@@ -33,7 +33,7 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-/// What the page does not draw, in one table; the heading of a quantity stands in the first of its rows.
+/// What the page does not draw, in one table; the heading of a quantity is in the first of its rows.
 fn together(quantities: &[Quantity<'_>]) -> Table {
     let mut table = headed(&["", ""]);
     for quantity in quantities {
@@ -44,7 +44,7 @@ fn together(quantities: &[Quantity<'_>]) -> Table {
     table
 }
 
-/// A table of figures behind so many names.
+/// A table of figures with this many columns of names.
 fn headed(names: &[&str]) -> Table {
     let mut table = table();
     let names = names.iter().chain(&["median", "least", "most", "rounds"]);
@@ -60,7 +60,7 @@ fn row(names: &[&str], measure: &Measure) -> Vec<Cell> {
     names.iter().map(|name| Cell::new(plain(name))).chain(figures.map(right)).collect()
 }
 
-/// Without lines, so that it can be copied into a mail.
+/// Without lines, so that it can be pasted into a mail.
 pub(super) fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);

@@ -1,5 +1,5 @@
-//! How figures and texts are shown. A report's texts may be anybody's: none may reach a terminal or a page
-//! but through [`plain`] or [`escape`].
+//! How figures and texts are shown. The texts of a report may come from anybody: none may reach a terminal or a page
+//! except through [`plain`] or [`escape`].
 
 /// A figure with three significant digits, more if it is a large whole number.
 pub fn figure(value: f64) -> String {
@@ -15,7 +15,7 @@ pub fn figure(value: f64) -> String {
     }
 }
 
-/// A percentile, from 0 to 100, with as many digits as tell it from 100 and from its neighbours: "50", "99.98".
+/// A percentile, from 0 to 100, with as many digits as distinguish it from 100 and from its neighbours: "50", "99.98".
 pub fn percentile(value: f64) -> String {
     // Digits behind the point until one is not 9; the largest number below 100 needs 14 in all.
     let nines = (-(100.0 - value).log10()).clamp(0.0, 13.0).ceil();
@@ -23,12 +23,12 @@ pub fn percentile(value: f64) -> String {
     written.trim_end_matches('0').trim_end_matches('.').into()
 }
 
-/// A text without what steers a terminal or turns the direction of writing.
+/// A text without anything that controls a terminal or changes the direction of writing.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// A text as it stands in HTML and SVG, in element content and in quoted attributes.
+/// A text as HTML and SVG need it, in element content and in quoted attributes.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use penstock_bench::BATCH;
-use penstock_bench::payload::now;
-use penstock_bench::socket::{Filter, Memory, RING_SIZE, Socket, wait};
+use penstock_bench::traffic::BATCH;
+use penstock_bench::traffic::payload::now;
+use penstock_bench::traffic::socket::{Filter, Memory, RING_SIZE, Socket, wait};
 
 use super::{RIGHT, Row};
 
@@ -16,14 +16,11 @@ impl Row {
     /// Has the kernel forward in the middle.
     pub fn route(&self) {
         let middle = &self.middle;
-        middle.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("a thread").expect("forwarding");
-        for (address, name) in [("198.18.0.254/24", "west"), ("198.19.0.254/24", "east")] {
-            middle.ip(&["address", "add", address, "dev", name]).expect("an address");
-        }
-        let right = RIGHT.to_string();
-        middle
-            .ip(&["neighbor", "add", "198.19.0.1", "lladdr", &right, "dev", "east", "nud", "permanent"])
-            .expect("a neighbour");
+        middle.sysctl("net/ipv4/ip_forward", "1");
+        middle.ip(&format!(
+            "address add 198.18.0.254/24 dev west\naddress add 198.19.0.254/24 dev east\n\
+             neighbor add 198.19.0.1 lladdr {RIGHT} dev east nud permanent"
+        ));
     }
 }
 
@@ -35,15 +32,12 @@ pub struct Delay {
 
 impl Delay {
     pub fn start(row: &Row, delay: Duration) -> Delay {
-        let (memory, mut free, mut west, mut east) = row
-            .middle
-            .enter(|| {
-                let (memory, mut free) = Memory::new(4 * RING_SIZE).expect("memory");
-                let mut open = |name| Socket::receiver(&memory, name, 0, Filter::Ip, &mut free).expect("a socket");
-                let (west, east) = (open("west"), open("east"));
-                (memory, free, west, east)
-            })
-            .expect("a thread");
+        let (memory, mut free, mut west, mut east) = row.middle.enter(|| {
+            let (memory, mut free) = Memory::new(4 * RING_SIZE).expect("memory");
+            let mut open = |name| Socket::receiver(&memory, name, 0, Filter::Ip, &mut free).expect("a socket");
+            let (west, east) = (open("west"), open("east"));
+            (memory, free, west, east)
+        });
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {

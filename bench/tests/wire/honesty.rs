@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use penstock_bench::packet::{Flows, Mix};
-use penstock_bench::search::Limits;
-use penstock_bench::wire::{Findings, Kind, Plan, Session, Traffic};
+use penstock_bench::laboratory::search::Limits;
+use penstock_bench::laboratory::wire::{Findings, Kind, Plan, Session, Traffic};
+use penstock_bench::traffic::packet::{Flows, Mix};
+
+use penstock_netns::{End, veth};
 
 use super::device::Delay;
 use super::{MIDDLE_EAST, NO_STOP, PORT, RIGHT, Row, trial};
@@ -18,8 +20,8 @@ fn shape(row: &Row) {
     row.route();
     // Queue and burst are small, for each of the search's trials finds them empty and gains by that; and larger
     // than what the generator sends in a burst without saying so.
-    let words = "qdisc add dev east root tbf rate 8mbit burst 3000 limit 40000";
-    row.middle.run("tc", &words.split(' ').collect::<Vec<_>>()).expect("a token bucket");
+    let words = "tc qdisc add dev east root tbf rate 8mbit burst 3000 limit 40000";
+    row.middle.run(&words.split(' ').collect::<Vec<_>>());
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn of_a_mix_only_what_came_is_counted() {
     let Some(row) = Row::new() else { return };
     row.route();
     let rule = "table ip filter { chain forward { type filter hook forward priority 0; meta length > 100 drop; }; }";
-    row.middle.run("nft", &[rule]).expect("a rule");
+    row.middle.nft(rule);
     let findings = search(&row, Mix::imix(46), Kind::Maximum);
     let [kpps, gigabits] = ["", ", IP"].map(|unit| sample(&findings, &format!("Maximum received rate{unit}")));
     // Only the shortest, of 46 bytes, came.
@@ -99,7 +101,7 @@ fn a_known_loss_is_reported() {
     let rule = format!(
         "table ip filter {{ chain forward {{ type filter hook forward priority 0; udp dport {PORT} numgen inc mod 10 == 0 drop; }}; }}"
     );
-    row.middle.run("nft", &[&rule]).expect("a rule");
+    row.middle.nft(&rule);
     let outcome = trial(&mut row.bench(&Mix::packets(200)), 1_000, 1.0);
     assert_eq!((outcome.sent.packets, outcome.sent.unsent), (1_000, 0));
     // Every tenth exactly; but a burst after the generator was held up may have overrun veth's queue.
@@ -117,7 +119,7 @@ fn known_duplicates_are_reported() {
         "table ip filter {{ chain forward {{ type filter hook forward priority 0; \
          udp dport {PORT} numgen inc mod 10 == 0 dup to 198.19.0.1 device east; }}; }}"
     );
-    row.middle.run("nft", &[&rule]).expect("a rule");
+    row.middle.nft(&rule);
     let outcome = trial(&mut row.bench(&Mix::packets(200)), 1_000, 1.0);
     // One of ten twice; copies are no disorder, and hide no loss.
     let missing = outcome.lost();
@@ -130,16 +132,10 @@ fn known_duplicates_are_reported() {
 #[test]
 fn every_queue_is_received_from() {
     let Some(row) = Row::new() else { return };
-    row.middle.ip(&["link", "del", "east"]).expect("the pair with one queue goes");
-    let (middle, right, path) = (MIDDLE_EAST.to_string(), RIGHT.to_string(), row.right.path());
-    let queues = ["numrxqueues", "2", "numtxqueues", "2"];
-    let mut words = vec!["link", "add", "east", "address", &middle];
-    words.extend(queues);
-    words.extend(["type", "veth", "peer", "name", "west", "address", &right, "netns", &path]);
-    words.extend(queues);
-    row.middle.ip(&words).expect("a pair with two");
-    row.middle.ip(&["link", "set", "east", "up"]).expect("up");
-    row.right.ip(&["link", "set", "west", "up"]).expect("up");
+    row.middle.ip("link del east");
+    let (middle, right) = (MIDDLE_EAST.to_string(), RIGHT.to_string());
+    let east = End { namespace: &row.middle, name: "east", address: &middle };
+    veth([east, End { namespace: &row.right, name: "west", address: &right }], 2).expect("a pair with two queues");
     row.route();
     // The kernel gives flows to queues by their hash: of 64 some go either way.
     let flows = Flows { count: 64, hosts: 1 };

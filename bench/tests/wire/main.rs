@@ -7,7 +7,7 @@
 //!  └─────────────┘ veth └────────────────┘ veth └─────────────┘
 //!     generator          kernel or program           sink
 //! ```
-//! Namespaces have no names and go with the process. Needs root, `ip`, `tc` and `nft`; without root the tests
+//! Needs root, `ip`, `tc` and `nft`; without root the tests
 //! say so and pass. They run one after another, and allow for a machine that is busy with something else:
 //! each tolerance is stated where it is used.
 
@@ -24,9 +24,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use penstock_bench::packet::{Addresses, Flows, Mac, Mix};
-use penstock_bench::wire::topology::veth;
-use penstock_bench::wire::{Bench, Direction, Load, Namespace, Options, Outcome, Place, Port, Traffic};
+use penstock_bench::laboratory::wire::topology::veth;
+use penstock_bench::laboratory::wire::{Bench, Direction, Load, Options, Outcome, Traffic};
+use penstock_bench::traffic::interface::Interface;
+use penstock_bench::traffic::packet::{Addresses, Flows, Mac, Mix};
+use penstock_bench::traffic::port::Port;
+use penstock_netns::Namespace;
 
 static NO_STOP: AtomicBool = AtomicBool::new(false);
 const PORT: u16 = 48_000;
@@ -49,8 +52,8 @@ impl Row {
     /// `None`, aloud, without root.
     fn new() -> Option<Row> {
         let alone = alone()?;
-        let fresh = || Namespace::fresh().expect("a network namespace");
-        let row = Row { left: fresh(), middle: fresh(), right: fresh(), _alone: alone };
+        let [left, middle, right] = ["left", "middle", "right"].map(Namespace::new);
+        let row = Row { left, middle, right, _alone: alone };
         veth(&row.left, LEFT, &row.middle, MIDDLE_WEST).expect("a veth pair");
         veth(&row.middle, MIDDLE_EAST, &row.right, RIGHT).expect("a veth pair");
         Some(row)
@@ -63,9 +66,10 @@ impl Row {
 
     fn bench_of(&self, traffic: &Traffic, mix: &Mix) -> Bench {
         let template = traffic.templates(mix).expect("a template").remove(0);
-        let place = |namespace: &Namespace, name: &str| Place { namespace: namespace.clone(), name: name.into() };
-        let mut from = Port::open(&place(&self.left, "east"), true, false).expect("a port");
-        let mut to = Port::open(&place(&self.right, "west"), false, true).expect("a port");
+        let interface =
+            |namespace: &Namespace, name: &str| Interface { namespace: namespace.clone(), name: name.into() };
+        let mut from = Port::open(&interface(&self.left, "east"), true, false).expect("a port");
+        let mut to = Port::open(&interface(&self.right, "west"), false, true).expect("a port");
         let generator = from.generator(template).expect("it sends");
         let direction = Direction { name: "forth".into(), generator, sink: to.sink() };
         let options = Options {

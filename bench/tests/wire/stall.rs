@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use penstock_bench::packet::Mix;
+use penstock_bench::traffic::packet::Mix;
 use rustix::process::Signal;
 
 use super::support::Running;
@@ -35,7 +35,7 @@ fn forwarder(row: &Row) -> Running {
             .stderr(Stdio::piped())
             .spawn()
     };
-    let mut child = Running(row.middle.enter(start).expect("a thread").expect("a forwarder"));
+    let mut child = Running(row.middle.enter(start).expect("a forwarder"));
     let mut line = String::new();
     BufReader::new(child.0.stderr.take().expect("piped")).read_line(&mut line).expect("standard error reads");
     assert!(line.starts_with("ready"), "{line}");

@@ -1,11 +1,11 @@
-//! How long to wait before the next try.
+//! How long to wait before the next attempt.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Pauses that double with every failure, each a random part of itself shorter, so that many who lost
-/// the same server do not come back at once.
+/// Pauses that double with every failure, each shortened at random, so that the many clients that lose a server at the
+/// same moment do not all come back at once.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -14,20 +14,20 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses of up to `first` at the beginning and `longest` in the end.
+    /// Pauses of up to `first` at the beginning and of up to `longest` later.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
 
-    /// The next pause: half of what it is, and a random part of the other half.
+    /// The next pause: half of the present length, and a random part of the other half.
     pub fn pause(&mut self) -> Duration {
         let half = self.next / 2;
         self.next = (self.next * 2).min(self.longest);
         half + half.mul_f64(rand::rng().random())
     }
 
-    /// Begins anew.
+    /// Starts again with the shortest pause.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

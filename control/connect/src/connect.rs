@@ -1,4 +1,4 @@
-//! A WebSocket to a coordinator or relay: name, TCP or proxy, TLS 1.3, upgrade. Every step has a time.
+//! A WebSocket to a coordinator or relay: name, TCP or proxy, TLS 1.3, upgrade. Every step has a time limit.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -28,41 +28,41 @@ use crate::{ConnectError, HttpsUrl, Outbound};
 
 /// How long connecting may take, all addresses together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much later the next address is tried too (RFC 8305, section 8: Connection Attempt Delay).
+/// How much later the next address is tried as well (RFC 8305, section 8: Connection Attempt Delay).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// A connection, above TLS and WebSocket.
+/// A connection, with TLS and WebSocket set up.
 pub type Socket = WebSocketStream<TlsStream<Heard>>;
 
-/// What both ends of a connection's TLS know of it and nobody can choose. `None` only if TLS is not 1.3, or does not
-/// know itself any more.
+/// The channel binding of the connection's TLS: both ends know it and neither can choose it. `None` only if TLS is not
+/// 1.3, or can no longer tell.
 #[must_use]
 pub fn channel_binding(socket: &Socket) -> Option<ChannelBinding> {
     let (_, tls) = socket.get_ref().get_ref();
     tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok().map(ChannelBinding)
 }
 
-/// How a WebSocket is to be.
+/// Parameters of a WebSocket.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Its subprotocol.
     pub subprotocol: &'static str,
     /// Longest message, in bytes.
     pub message_limit: usize,
-    /// After this long without an acknowledgement TCP gives up (tcp(7), TCP_USER_TIMEOUT).
+    /// How long sent data may stay unacknowledged before TCP gives up (tcp(7), TCP_USER_TIMEOUT).
     pub silence_limit: Duration,
 }
 
 impl Terms {
-    /// A coordinator's.
+    /// For a coordinator.
     pub const COORDINATOR: Self =
         Self { subprotocol: SUBPROTOCOL, message_limit: COORDINATOR_MESSAGE_LIMIT, silence_limit: SILENCE_LIMIT };
 }
 
-/// Opens a WebSocket there. Must be called within a tokio runtime.
+/// Opens a WebSocket to this URL. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// Why there is none, in one sentence.
+/// Why it failed, in one sentence.
 pub async fn open(
     url: &HttpsUrl,
     tls: Arc<ClientConfig>,
@@ -82,10 +82,10 @@ pub async fn open(
     socket.map_err(|_| ConnectError::slow(host(), HANDSHAKE_TIMEOUT))?
 }
 
-/// A TCP connection there, directly or through the proxy.
+/// A TCP connection to this URL's host, directly or through the proxy.
 ///
 /// # Errors
-/// Why there is none, in one sentence.
+/// Why it failed, in one sentence.
 pub async fn reach(url: &HttpsUrl, outbound: &Outbound) -> Result<TcpStream, ConnectError> {
     let Some(hop) = outbound.proxy.hop(url)? else { return connect(url.host(), url.port(), outbound).await };
     let stream = connect(&hop.host, hop.port, outbound).await?;
@@ -93,8 +93,8 @@ pub async fn reach(url: &HttpsUrl, outbound: &Outbound) -> Result<TcpStream, Con
     Ok(answer.map_err(|_| ConnectError::slow(format!("the proxy {hop}"), CONNECT_TIMEOUT))??)
 }
 
-/// Connects to the first address of the host that answers; the next is tried too when one fails or takes long
-/// (RFC 8305, section 5).
+/// Connects to the first address of the host that answers; the next is tried as well when one fails or takes long (RFC
+/// 8305, section 5).
 async fn connect(host: &str, port: u16, outbound: &Outbound) -> Result<TcpStream, ConnectError> {
     let answer = outbound.names.resolve(host, outbound.mark).await;
     let answer = answer.map_err(|error| ConnectError::Resolve { host: host.to_owned(), error })?;
@@ -146,19 +146,19 @@ async fn upgrade(url: &HttpsUrl, tls: TlsStream<Heard>, terms: &Terms) -> Result
     upgraded.map(|(socket, _)| socket).map_err(failed)
 }
 
-/// A TCP stream that knows when it last heard anything: a long message may be on its way for long.
+/// A TCP stream that remembers when it last received anything, since a long message may take long to arrive.
 #[derive(Debug)]
 pub struct Heard {
     stream: TcpStream,
     at: Instant,
 }
 
-/// When anything last came in.
+/// When anything was last received.
 pub fn heard(socket: &Socket) -> Instant {
     socket.get_ref().get_ref().0.at
 }
 
-/// The TCP stream below.
+/// The TCP stream underneath.
 pub fn tcp(socket: &Socket) -> &TcpStream {
     &socket.get_ref().get_ref().0.stream
 }

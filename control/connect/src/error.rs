@@ -1,4 +1,4 @@
-//! Why there is no connection, in the words of an administrator.
+//! Why a connection failed, in an administrator's words.
 
 use std::io;
 use std::time::Duration;
@@ -10,36 +10,36 @@ use tokio_tungstenite::tungstenite::http::StatusCode;
 
 use crate::{Changed, NameError, ProxyError};
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The name means nothing, or nobody says what.
+    /// The host name cannot be resolved.
     #[error("{host} cannot be resolved: {error}")]
     Resolve {
         /// The server, or the proxy.
         host: String,
-        /// Why not.
+        /// The resolver's error.
         error: NameError,
     },
-    /// None of the addresses answers; this is what the last one tried said.
+    /// None of the addresses answers; the error is that of the last one tried.
     #[error("{host}, port {port}, cannot be reached: {error}")]
     Tcp {
         /// The server, or the proxy.
         host: String,
         /// The TCP port.
         port: u16,
-        /// Why not.
+        /// The last error.
         error: io::Error,
     },
     /// A step takes too long.
     #[error("{what} took longer than {} s", .limit.as_secs())]
     Slow {
-        /// The step, or who keeps us waiting.
+        /// The step, or what we wait for.
         what: String,
-        /// What it may take.
+        /// The time limit.
         limit: Duration,
     },
-    /// There is no way through the proxy.
+    /// The proxy does not let us through.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// The certificate is not the pinned one.
@@ -47,10 +47,10 @@ pub enum ConnectError {
     Changed {
         /// The server.
         host: String,
-        /// Both fingerprints.
+        /// The pinned fingerprint and the one shown.
         changed: Changed,
     },
-    /// Nobody vouches for the certificate.
+    /// No trusted certificate authority has signed the certificate.
     #[error("{host}: no certificate authority that is trusted here vouches for its certificate")]
     UnknownAuthority {
         /// The server.
@@ -70,15 +70,15 @@ pub enum ConnectError {
         /// The server.
         host: String,
     },
-    /// A server of something else.
+    /// Some other kind of server.
     #[error("{host} answers {status}: is it a Penstock coordinator or relay?")]
     Status {
         /// The server.
         host: String,
-        /// Its answer.
+        /// The HTTP status of its answer.
         status: StatusCode,
     },
-    /// It answers with something that is no upgrade to our subprotocol.
+    /// Its answer is not an upgrade to our subprotocol.
     #[error("{host} does not speak our protocol: {error}")]
     Protocol {
         /// The server.
@@ -101,7 +101,7 @@ impl ConnectError {
         Self::Slow { what, limit }
     }
 
-    /// Of a handshake that failed.
+    /// From the error of a failed handshake.
     pub(crate) fn tls(host: String, error: io::Error) -> Self {
         if let Some(rustls::Error::InvalidCertificate(wrong)) = tls_error(&error) {
             match wrong {

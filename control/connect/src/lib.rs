@@ -3,12 +3,12 @@
 //! ```text
 //!   URL ─► name ─► TCP, directly or through a proxy ─► TLS 1.3, trusted by a pin or by authorities ─► WebSocket
 //! ```
-//! [`open`] goes all the way, and every step has a time. What is said over the WebSocket, and when the next is
-//! tried, is the caller's matter; [`Backoff`] says how long to wait.
+//! [`open`] does all of this, with a time limit for every step. What is said over the WebSocket, and when the next
+//! attempt is made, is up to the caller; [`Backoff`] says how long to wait.
 //!
-//! Errors say what is wrong. What can be done about it depends on who connects, so that the caller adds it.
+//! Errors say what is wrong. What can be done about it depends on who connects, so the caller adds that.
 //!
-//! Whatever is sent from here carries a firewall mark, name servers' questions too: [`Outbound`].
+//! Everything sent from here carries the firewall mark, including questions to name servers: [`Outbound`].
 //!
 //! Reading order: [`url`](HttpsUrl), [`trust`](Trust), [`proxy`](Proxy), [`names`](Names), [`connect`](open).
 

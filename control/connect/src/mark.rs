@@ -1,5 +1,5 @@
-//! Sockets with a firewall mark (SO_MARK), by which `ip rule` and nftables tell our own traffic from what it
-//! carries. Mark 0 is none.
+//! Sockets with a firewall mark (SO_MARK), by which `ip rule` and nftables tell our own traffic from what the tunnel
+//! carries. Mark 0 means no mark.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
-/// Gives a socket its mark, which must happen before it looks up a route. Needs CAP_NET_ADMIN unless `mark`
-/// is 0.
+/// Gives a socket its mark. This must happen before the socket looks up a route. Needs CAP_NET_ADMIN unless `mark` is
+/// 0.
 ///
 /// # Errors
 /// `PermissionDenied`.
@@ -20,7 +20,7 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
 /// A marked TCP connection.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub async fn connect_tcp(to: SocketAddr, mark: u32) -> io::Result<TcpStream> {
     tcp_socket(to, mark)?.connect(to).await
 }
@@ -35,7 +35,7 @@ pub(crate) fn tcp_socket(to: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
 /// A marked UDP socket on this address. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn bind_udp(address: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(address)?;
     set_mark(&socket, mark)?;

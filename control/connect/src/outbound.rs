@@ -5,16 +5,16 @@ use crate::{Names, Proxy};
 /// How connections leave this machine.
 #[derive(Clone, Debug)]
 pub struct Outbound {
-    /// Which go through which proxy.
+    /// Which connections go through which proxy.
     pub proxy: Proxy,
-    /// The firewall mark of their sockets, those that ask name servers too; 0 for none.
+    /// The firewall mark of their sockets, including those that ask name servers; 0 for none.
     pub mark: u32,
-    /// Where host names are looked up.
+    /// How host names are resolved.
     pub names: Names,
 }
 
 impl Outbound {
-    /// Through this proxy and with this mark, by the system's names.
+    /// Through this proxy and with this mark; names are resolved as the system is configured.
     #[must_use]
     pub fn new(proxy: Proxy, mark: u32) -> Self {
         Self { proxy, mark, names: Names::default() }

@@ -1,4 +1,4 @@
-//! The way through an HTTP proxy (RFC 9110, section 9.3.6: CONNECT), as the environment asks for it.
+//! The HTTP proxy (RFC 9110, section 9.3.6: CONNECT) that the environment asks for.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 
 use crate::{CoordinatorUrl, HttpsUrl};
 
-/// Longest head of a proxy's answer: hyper's least. Those of real proxies have some hundred bytes.
+/// Longest head of a proxy's answer: the least that hyper accepts. Those of real proxies have a few hundred bytes.
 const HEAD_LIMIT: usize = 8 << 10;
-/// Most fields of it.
+/// The most header fields in it.
 const FIELDS_LIMIT: usize = 64;
 /// The port of a proxy whose URL has none.
 const DEFAULT_PORT: u16 = 80;
@@ -30,21 +30,21 @@ enum Kind {
     Unusable,
 }
 
-/// Why there is no way through the proxy. None of them shows its URL, which may hold a password.
+/// Why the proxy cannot be used. None of these shows the proxy's URL, which may contain a password.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The variable cannot be used.
-    #[error("HTTPS_PROXY is no URL such as http://proxy.example.net:3128 or http://user:password@192.0.2.1:3128")]
+    #[error("HTTPS_PROXY is not a URL such as http://proxy.example.net:3128 or http://user:password@192.0.2.1:3128")]
     Unusable,
     /// It refuses.
     #[error("the proxy {proxy} refuses: {status}{}", advice(*.status))]
     Refused {
         /// Host and port.
         proxy: String,
-        /// Its answer.
+        /// The HTTP status of its answer.
         status: StatusCode,
     },
-    /// It answers something that is not HTTP, too much, or nothing.
+    /// Its answer is not HTTP, is too long, or is missing.
     #[error("the proxy {proxy} does not answer as a proxy: {error}")]
     Garbage {
         /// Host and port.
@@ -52,8 +52,8 @@ pub enum ProxyError {
         /// What is wrong.
         error: hyper::Error,
     },
-    /// It speaks before we do.
-    #[error("the proxy {proxy} says more than an answer")]
+    /// It sends something before we do.
+    #[error("the proxy {proxy} sends more than an answer")]
     Babbles {
         /// Host and port.
         proxy: String,
@@ -75,8 +75,8 @@ impl Proxy {
         Self::new(&first(["https_proxy", "HTTPS_PROXY"]), &first(["no_proxy", "NO_PROXY"]))
     }
 
-    /// As the variables `HTTPS_PROXY` and `NO_PROXY` would have it. What cannot be used is an error of
-    /// every connection: one that is to go through a proxy must not go without.
+    /// What the values of the variables `HTTPS_PROXY` and `NO_PROXY` ask for. A value that cannot be used is an error
+    /// of every connection: one that is to go through a proxy must not go without.
     #[must_use]
     pub fn new(https: &str, no: &str) -> Self {
         if https.trim().is_empty() {
@@ -97,13 +97,13 @@ impl Proxy {
         Self(Kind::None)
     }
 
-    /// Host and port of the proxy that leads to the coordinator, if one is to be used and can be.
+    /// Host and port of the proxy for the coordinator, if one is configured and can be used.
     #[must_use]
     pub fn towards(&self, url: &CoordinatorUrl) -> Option<String> {
         self.hop(url.endpoint()).ok().flatten().map(|hop| hop.to_string())
     }
 
-    /// The proxy that leads there, if one is to be used.
+    /// The proxy for this URL, if one is configured.
     pub(crate) fn hop(&self, url: &HttpsUrl) -> Result<Option<Hop>, ProxyError> {
         let matcher = match &self.0 {
             Kind::None => return Ok(None),
@@ -121,8 +121,7 @@ impl Proxy {
 }
 
 impl Hop {
-    /// Asks the proxy at the other end of `stream` for a connection; what comes back is that. The caller
-    /// sets a time.
+    /// Asks the proxy at the other end of `stream` for a connection, and returns that. The caller sets a time limit.
     pub(crate) async fn connect(&self, stream: TcpStream, url: &HttpsUrl) -> Result<TcpStream, ProxyError> {
         let garbage = |error| ProxyError::Garbage { proxy: self.to_string(), error };
         let mut builder = http1::Builder::new();
@@ -134,7 +133,7 @@ impl Hop {
         let answer = tokio::select! {
             biased;
             answer = &mut answer => answer,
-            // It has ended; the answer says how.
+            // The connection has ended; the answer says how.
             _ = &mut connection => answer.await,
         };
         let answer = answer.map_err(garbage)?;
@@ -176,7 +175,7 @@ impl fmt::Display for Hop {
 fn advice(status: StatusCode) -> &'static str {
     match status {
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            "; it wants a user and a password: HTTPS_PROXY=http://user:password@host:port"
+            "; it requires a user and a password: HTTPS_PROXY=http://user:password@host:port"
         }
         StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => "; it must allow CONNECT to the coordinator's port",
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {

@@ -1,4 +1,4 @@
-//! Whose certificate is taken for the other end's: TLS 1.3, by a pin or by authorities.
+//! Which server certificates are accepted: TLS 1.3, by a pin or by certificate authorities.
 
 use std::fmt;
 use std::iter;
@@ -17,18 +17,18 @@ use rustls::{
 };
 use subtle::ConstantTimeEq;
 
-/// Whom to believe that they are the server that is meant.
+/// How a server proves that it is the one that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Who has the key of this certificate. Neither names nor dates in it matter, so neither does our clock.
+    /// It has the key of this certificate. Names and dates in it do not matter, and so neither does our clock.
     Pinned(Fingerprint),
-    /// Who has the key of either: the certificate is about to be replaced, or just was.
+    /// It has the key of either: the certificate is about to be replaced, or just was.
     Rolling([Fingerprint; 2]),
-    /// Whom these certificate authorities vouch for: those of a PEM file, or the system's.
+    /// It has a certificate from these certificate authorities: those of a PEM file, or the system's.
     Authorities(Option<PathBuf>),
 }
 
-/// Why nobody can be trusted.
+/// Why no server can be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file of authorities cannot be used.
@@ -36,7 +36,7 @@ pub enum TrustError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         error: rustls::pki_types::pem::Error,
     },
     /// A certificate in the file cannot be used.
@@ -44,40 +44,40 @@ pub enum TrustError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         error: rustls::Error,
     },
-    /// The file has no certificate that is one.
+    /// There is no certificate in the file.
     #[error("the file of certificate authorities {0}: there is no certificate in it")]
     Empty(PathBuf),
-    /// The system has no authorities.
+    /// The system has no certificate authorities.
     #[error("this system has no certificate authorities: install ca-certificates")]
     NoAuthorities,
-    /// rustls cannot.
+    /// rustls's error.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// The server shows another certificate than the pinned one.
+/// The server shows a certificate other than the pinned one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it shows another certificate than the pinned one: the SHA-256 fingerprint is {shown}, not {pinned}{}",
     second.map(|second| format!(" or {second}")).unwrap_or_default()
 )]
 pub struct Changed {
-    /// The certificate's.
+    /// The fingerprint of the server's certificate.
     pub shown: Fingerprint,
-    /// What was expected.
+    /// The fingerprint that was expected.
     pub pinned: Fingerprint,
-    /// What was expected as well.
+    /// The other fingerprint that would have been accepted.
     pub second: Option<Fingerprint>,
 }
 
 impl Trust {
-    /// TLS 1.3 as a client that speaks HTTP/1.1. Files are read now.
+    /// TLS 1.3 as an HTTP/1.1 client. Files are read now.
     ///
     /// # Errors
-    /// There are no authorities to ask.
+    /// There are no certificate authorities.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, TrustError> {
         let provider = Arc::new(default_provider());
         let builder =
@@ -99,7 +99,7 @@ impl Trust {
 fn roots(file: Option<&PathBuf>) -> Result<RootCertStore, TrustError> {
     let mut roots = RootCertStore::empty();
     let Some(path) = file else {
-        // Some of a system's may be damaged, which is no reason to do without the others.
+        // Some of a system's may be damaged, which is no reason to do without the rest.
         let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return if added == 0 { Err(TrustError::NoAuthorities) } else { Ok(roots) };
     };
@@ -118,7 +118,7 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
     Fingerprint(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
-/// Takes one certificate for good, or either of two, and whoever has its key.
+/// Accepts one certificate, or either of two, from whoever has its key.
 struct Pinned {
     pin: Fingerprint,
     second: Option<Fingerprint>,

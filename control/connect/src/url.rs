@@ -11,10 +11,10 @@ use rustls::pki_types::ServerName;
 
 /// The port of `https` (RFC 9110, section 4.2.2).
 const DEFAULT_PORT: u16 = 443;
-/// Longest URL: a host name and a path that nobody needs to be longer.
+/// Longest URL; no host name and path need to be longer.
 const LENGTH_LIMIT: usize = 1024;
 
-/// An `https` URL of host, port and path. Without user, query or fragment, which would mean nothing here.
+/// An `https` URL with host, port and path. It has no user, query or fragment, which would be meaningless here.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HttpsUrl {
     host: String,
@@ -26,14 +26,14 @@ pub struct HttpsUrl {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CoordinatorUrl(HttpsUrl);
 
-/// Why a text is no such URL.
+/// Why a text is not such a URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// It is no URL at all, or not of `https`.
-    #[error("{0:?} is no URL such as https://coordinator.example.net or https://192.0.2.1:8443")]
+    /// It is not a URL at all, or its scheme is not `https`.
+    #[error("{0:?} is not a URL such as https://coordinator.example.net or https://192.0.2.1:8443")]
     Malformed(String),
-    /// A coordinator has none.
-    #[error("{0:?} has a path, which the URL of a coordinator has not")]
+    /// A coordinator's URL has no path.
+    #[error("{0:?} has a path, but a coordinator's URL has none")]
     Path(String),
 }
 
@@ -56,7 +56,7 @@ impl HttpsUrl {
         &self.path
     }
 
-    /// The same, at this path if it says none.
+    /// The same URL with this path, if it has none.
     #[must_use]
     pub fn with_default_path(mut self, path: &str) -> Self {
         if self.path == "/" {
@@ -65,13 +65,13 @@ impl HttpsUrl {
         self
     }
 
-    /// Host and port as in a `Host` header (RFC 9110, section 7.2): the usual port is left out.
+    /// Host and port as in a `Host` header (RFC 9110, section 7.2): the default port is left out.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.port == DEFAULT_PORT { self.bracketed() } else { self.host_and_port() }
     }
 
-    /// Host and port, both always, as a proxy is asked (RFC 9110, section 9.3.6).
+    /// Host and port, always both, for a request to a proxy (RFC 9110, section 9.3.6).
     #[must_use]
     pub fn host_and_port(&self) -> String {
         format!("{}:{}", self.bracketed(), self.port)
@@ -103,7 +103,7 @@ impl FromStr for HttpsUrl {
 }
 
 fn parse(text: &str) -> Option<HttpsUrl> {
-    // `Uri` drops a fragment silently.
+    // `Uri` silently drops a fragment.
     if text.len() > LENGTH_LIMIT || text.contains('#') {
         return None;
     }
@@ -117,7 +117,7 @@ fn parse(text: &str) -> Option<HttpsUrl> {
     if host.is_empty() || host.len() > HOST_LIMIT || ServerName::try_from(host.as_str()).is_err() {
         return None;
     }
-    // `Authority::port` takes a number that is too large for none.
+    // `Authority::port` treats a port number that is too large as a missing one.
     let port = match authority.as_str().strip_prefix(authority.host())? {
         "" => DEFAULT_PORT,
         rest => rest.strip_prefix(':')?.parse().ok().filter(|&port| port != 0)?,

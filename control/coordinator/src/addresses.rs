@@ -1,4 +1,4 @@
-//! Who has which addresses: the subnets that sites may offer, and the virtual addresses.
+//! Which site has which addresses: the subnets that sites may offer, and the virtual addresses.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -6,31 +6,31 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net};
 use penstock_proto::coordination::SiteNumber;
 
-/// Where virtual addresses are taken from: the shared address space (RFC 6598).
+/// The range for virtual addresses: the shared address space (RFC 6598).
 pub const VIRTUAL: Ipv4Net = match Ipv4Net::new(Ipv4Addr::new(100, 64, 0, 0), 10) {
     Ok(net) => net,
     Err(_) => panic!("a /10 is a prefix"),
 };
 
-/// Which subnets each site may offer. A prefix sorts before all that lie inside it.
+/// The subnets that each site may offer. A prefix sorts before all those that lie inside it.
 #[derive(Debug, Default)]
 pub struct Owners(BTreeSet<(IpNet, SiteNumber)>);
 
 impl Owners {
-    /// A site may offer these.
+    /// Notes that a site may offer these.
     pub fn insert<'a>(&mut self, site: SiteNumber, subnets: impl IntoIterator<Item = &'a IpNet>) {
         self.0.extend(subnets.into_iter().map(|subnet| (*subnet, site)));
     }
 
-    /// A site may no longer offer these.
+    /// Notes that a site may no longer offer these.
     pub fn remove<'a>(&mut self, site: SiteNumber, subnets: impl IntoIterator<Item = &'a IpNet>) {
         for subnet in subnets {
             self.0.remove(&(*subnet, site));
         }
     }
 
-    /// What stands in the way of a site's offer of a subnet, if anything does: the same subnet of another site
-    /// before one that only overlaps it. It takes a few dozen look-ups, however many subnets there are.
+    /// What prevents a site from offering a subnet, if anything does: the same subnet of another site, or else one that
+    /// overlaps it. This takes a few dozen look-ups, however many subnets there are.
     #[must_use]
     pub fn rivals(&self, subnet: &IpNet, site: SiteNumber) -> Vec<(IpNet, SiteNumber)> {
         let others = |range: std::ops::RangeInclusive<(IpNet, SiteNumber)>| {
@@ -51,7 +51,7 @@ impl Owners {
     }
 }
 
-/// The lowest virtual address that is not taken. None if all are.
+/// The lowest free virtual address; `None` if all are taken.
 #[must_use]
 pub fn free_virtual_address(taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
     let mut taken = taken.iter().peekable();
@@ -67,7 +67,7 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
-    /// Against the definition, one subnet after the other.
+    /// Compared with the definition, one subnet after the other.
     #[test]
     fn rivals_are_those_that_overlap() {
         let mut rng = StdRng::seed_from_u64(15);

@@ -1,14 +1,14 @@
-//! How the command line talks to the running coordinator: a Unix socket in its state directory, for the
-//! directory's owner only. A connection is one line of JSON each way.
+//! How the command line talks to the running coordinator: through a Unix socket in its state directory that only the
+//! directory's owner can use. A connection is one line of JSON in each direction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use penstock_proto::coordination::{EnrolmentKeyId, Name, Relay, SiteKey, Waiting};
@@ -20,24 +20,27 @@ use tokio::time::timeout;
 
 use crate::acme::AcmeReport;
 use crate::admission::{Door, DoorReport};
+use crate::page::Entrance;
 use crate::policy::{self, Policy};
-use crate::registry::{AuthorityReport, ChangeError, KeyTerms, Registry};
+use crate::registry::{AuthorityReport, ChangeError, Count, CutOff, KeyTerms, Registry};
 use crate::relay::RelayServer;
 use crate::signer::{Requests, Spare};
-use crate::site::{Site, SiteState};
+use crate::site::{BindingMode, Site};
 use crate::store::{AuditEntry, KeyRecord, Who};
 use crate::time::{now, rough};
 use crate::udp::Sockets;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "control.sock";
-/// Longest request: a policy, and some.
+/// Longest request: a policy, with some room.
 const REQUEST_LIMIT: u64 = 2 * policy::LIMIT as u64;
 /// Longest answer: all sites of the largest coordinator.
 const ANSWER_LIMIT: u64 = 64 << 20;
+/// How many of the sites that a new policy cuts off are named.
+const CUT_OFF_NAMED: usize = 10;
 /// How long each side may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long after a failed connection the next is taken.
+/// How long to wait after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the command line asks for.
@@ -45,85 +48,101 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 pub enum Request {
     /// A new enrolment key.
     CreateKey {
-        /// How many sites it lets in.
+        /// How many sites it admits.
         uses: u32,
-        /// For how long.
+        /// For how long it can be used.
         lifetime: Duration,
-        /// Given to those sites.
+        /// The tags of those sites.
         tags: BTreeSet<Name>,
-        /// They wait for an administrator.
+        /// Whether they wait for an administrator.
         approve_manually: bool,
-        /// What those sites may offer at first, whatever it is.
+        /// What those sites may offer at first.
         #[serde(default)]
         subnets: Vec<IpNet>,
-        /// For how long they are let in; none: for good.
+        /// For how long they are admitted; `None`: without end.
         #[serde(default)]
         site_lifetime: Option<Duration>,
     },
     /// All enrolment keys.
     ListKeys,
-    /// An enrolment key must let in no more.
+    /// Revoke an enrolment key.
     RevokeKey(String),
     /// All sites.
     ListSites,
-    /// Let a site in, or let it offer other subnets.
+    /// Admit a site, or let it offer other subnets.
     Approve {
         /// Its name or key.
         site: String,
-        /// What it may offer; none: what needs no grant.
+        /// What it may offer; `None`: what needs no grant.
         subnets: Option<Vec<IpNet>>,
     },
     /// Cut a site off.
     Revoke(String),
-    /// Cut a site off and forget it.
+    /// Cut a site off and remove it.
     Remove(String),
-    /// Say when a site is cut off by itself.
+    /// Set when a site is cut off automatically.
     Limit {
         /// Its name or key.
         site: String,
-        /// From now; none: never.
+        /// Counted from now; `None`: never.
         lifetime: Option<Duration>,
     },
-    /// The last changes that were made.
+    /// Set whether a site has to prove its key within the TLS connection itself.
+    ChannelBinding {
+        /// Its name or key.
+        site: String,
+        /// Whether it has to.
+        mode: BindingMode,
+    },
+    /// The latest changes.
     Audit {
-        /// So many.
+        /// How many.
         last: u32,
     },
-    /// Who stands for the overlay.
+    /// The state of the overlay's authority.
     Authority,
     /// What waits for the authority's signature.
     Requests,
-    /// All that the authority has signed.
+    /// Everything that the authority has signed.
     Publication,
-    /// The authority has signed something elsewhere.
+    /// Add documents that the authority has signed elsewhere.
     AddDocuments(Box<Publication>),
-    /// Another key is to stand for the overlay: a new one, or the key of a file.
+    /// Hand the overlay over to another key: a new one, or the one in a file.
     RollOver(Option<Spare>),
     /// Sign in advance that another key may take over.
     MakeSpare(AuthorityKey),
-    /// The authority's key is to be removed.
+    /// Remove the authority's key.
     RemoveAuthority,
-    /// Make the certificate that is to take the place of the coordinator's own.
+    /// Make the certificate that is to replace the coordinator's own.
     NextCertificate,
-    /// Put it there.
+    /// Replace the certificate by it.
     SwitchCertificate,
-    /// What runs, and what it did.
+    /// What is running, and what it has done.
     Status,
     /// The policy.
     ShowPolicy,
-    /// Another policy.
+    /// Set another policy.
     SetPolicy(Policy),
+    /// Replace the policy with this fingerprint by another.
+    ReplacePolicy {
+        /// The new policy.
+        policy: Policy,
+        /// The fingerprint of the old policy.
+        base: String,
+    },
+    /// A link that logs a browser in to the page.
+    PageLogin,
 }
 
 impl Request {
-    /// Reads the line of a connection; none if it is no request.
+    /// Parses the line of a connection; `None` if it is not a request.
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
     }
 }
 
-/// What the coordinator answers.
+/// The coordinator's answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
     /// A new enrolment key, as text.
@@ -136,7 +155,7 @@ pub enum Answer {
     Authority(AuthorityReport),
     /// The answer to [`Request::Requests`]: what waits for the authority's signature.
     Requests(Requests),
-    /// The answer to [`Request::Publication`]: all that the authority has signed.
+    /// The answer to [`Request::Publication`]: everything that the authority has signed.
     Publication(Box<Publication>),
     /// The answer to [`Request::MakeSpare`]: the rollover to the spare key.
     Document(Document),
@@ -146,13 +165,13 @@ pub enum Answer {
     Policy(Policy),
     /// The answer to [`Request::Audit`].
     Audit(Vec<AuditEntry>),
-    /// It is done; a sentence.
+    /// It was done, in a sentence.
     Done(String),
-    /// It is not; a sentence.
+    /// It was not done, in a sentence.
     Error(String),
 }
 
-/// What a running coordinator can tell of.
+/// What a running coordinator can report on.
 pub struct Status {
     /// Sites, keys, policy.
     pub registry: Arc<Registry>,
@@ -160,77 +179,79 @@ pub struct Status {
     pub relay: Option<Arc<RelayServer>>,
     /// Its UDP sockets.
     pub udp: Arc<Sockets>,
-    /// Where connections come in.
+    /// The entrance of all connections.
     pub door: Arc<Door>,
-    /// How it goes with its certificate, if that is of an authority.
+    /// Its page.
+    pub page: Option<Arc<Entrance>>,
+    /// The state of its certificate, if that is from an authority.
     pub acme: Option<Arc<Mutex<AcmeReport>>>,
     /// The state directory.
     pub state: PathBuf,
-    /// The names by which gateways reach it, for its own certificate.
+    /// The names under which gateways reach it, for its own certificate.
     pub names: Vec<String>,
 }
 
-/// What runs, and what it did since it started.
+/// What is running, and what it has done since it started.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct StatusReport {
     /// The program's version.
     pub version: String,
-    /// Sites that are approved.
+    /// Approved sites.
     pub sites: usize,
-    /// Sites that are connected.
+    /// Connected sites.
     pub sites_connected: usize,
     /// Sites that wait for an administrator.
     #[serde(default)]
     pub sites_waiting: usize,
-    /// Sites that were revoked.
+    /// Revoked sites.
     #[serde(default)]
     pub sites_revoked: usize,
     /// Subnets that wait for an administrator.
     #[serde(default)]
     pub subnets_waiting: usize,
-    /// Leases that were given.
+    /// Leases issued.
     #[serde(default)]
     pub leases_given: u64,
-    /// Connections without a proof, and those that were not let in.
+    /// Connections without a proof, and refused ones.
     #[serde(default)]
     pub door: DoorReport,
     /// The longest time that all sites had to wait for one change, in microseconds.
     pub longest_hold: u64,
-    /// Relays as gateways are told of them.
+    /// The relays that gateways are told of.
     pub relays: Vec<Relay>,
-    /// Those of them, by key, that are connected to be told who may talk.
+    /// The keys of those relays that are connected.
     pub relays_connected: Vec<SiteKey>,
-    /// STUN servers as gateways are told of them.
+    /// The STUN servers that gateways are told of.
     pub stun_servers: Vec<SocketAddr>,
-    /// STUN requests that were answered.
+    /// STUN requests answered.
     pub stun_answers: u64,
-    /// STUN messages that were not.
+    /// STUN messages dropped.
     pub stun_drops: u64,
     /// The coordinator's own relay.
     pub relay: Option<RelayReport>,
-    /// The certificate, if an authority is asked for it.
+    /// The certificate's state, if it is obtained from an authority.
     pub acme: Option<Box<AcmeReport>>,
 }
 
-/// What a relay did since it started.
+/// What a relay has done since it started.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RelayReport {
     /// Sites that it knows.
     pub sites: usize,
-    /// Sites that are bound to a place.
+    /// Sites that are bound.
     pub bindings: usize,
-    /// Datagrams that it forwarded.
+    /// Datagrams forwarded.
     pub datagrams: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Datagrams that it dropped, by reason.
+    /// Datagrams dropped, by reason.
     pub drops: BTreeMap<String, u64>,
 }
 
 impl RelayReport {
-    /// Of a running relay.
+    /// The report of a running relay.
     #[must_use]
     pub fn of(relay: &RelayServer) -> Self {
         let (sites, bindings) = relay.count();
@@ -243,15 +264,14 @@ impl Status {
     /// The state at this moment.
     #[must_use]
     pub fn report(&self) -> StatusReport {
-        let sites = self.registry.sites();
-        let in_state = |state| sites.iter().filter(|(site, _)| site.state == state).count();
+        let Count { approved, connected, waiting, revoked } = self.registry.count();
         let servers = self.registry.servers();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
-            sites: in_state(SiteState::Approved),
-            sites_connected: sites.iter().filter(|(_, connected)| *connected).count(),
-            sites_waiting: in_state(SiteState::Pending),
-            sites_revoked: in_state(SiteState::Revoked),
+            sites: approved,
+            sites_connected: connected,
+            sites_waiting: waiting,
+            sites_revoked: revoked,
             subnets_waiting: self.registry.subnets_waiting(),
             leases_given: self.registry.leases_given(),
             door: self.door.report(),
@@ -270,25 +290,28 @@ impl Status {
     }
 }
 
-/// A site, and whether it is there.
+/// A site, and whether it is connected.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct SiteStatus {
-    /// What lasts.
+    /// What is stored about it.
     #[serde(flatten)]
     pub site: Site,
-    /// It is connected to the coordinator.
+    /// Whether it is connected to the coordinator.
     pub connected: bool,
-    /// What of its offer is not in force, and why.
+    /// Which part of its offer is not in force, and why.
     #[serde(default)]
     pub waiting: Vec<Waiting>,
+    /// The sites that the policy cuts it off from, because its gateway is too old.
+    #[serde(default)]
+    pub cut_off: Option<CutOff>,
 }
 
-/// Listens at the socket. The state directory must be ours alone: what is there is of a dead
-/// predecessor. Must be called within a tokio runtime.
+/// Listens on the socket. The state directory must be ours alone: an existing socket belongs to a dead predecessor.
+/// Must be called within a tokio runtime.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -299,7 +322,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers requests, one after the other: the clients are administrators.
+/// Answers requests, one after the other, since the clients are administrators.
 pub async fn serve(listener: UnixListener, status: Arc<Status>) {
     loop {
         let outcome = match listener.accept().await {
@@ -318,7 +341,7 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
-    // Without a time limit: a change that has begun is made to the end.
+    // Without a time limit: a change that has begun is completed.
     let answer = match Request::parse(&line) {
         Some(request) => answer(request, &who, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
         None => Answer::Error("this coordinator does not know that request".into()),
@@ -328,7 +351,8 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     timeout(PATIENCE, stream.write_all(&text)).await?
 }
 
-async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, ChangeError> {
+/// Carries out a request in somebody's name.
+pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, ChangeError> {
     let registry = &status.registry;
     Ok(match request {
         Request::CreateKey { uses, lifetime, tags, approve_manually, subnets, site_lifetime } => {
@@ -339,21 +363,20 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
         Request::RevokeKey(id) => match id.parse::<EnrolmentKeyId>() {
             Ok(id) => {
                 registry.revoke_key(id, who).await?;
-                Answer::Done(format!("the enrolment key {id} lets in no more"))
+                Answer::Done(format!("the enrolment key {id} lets in no more sites"))
             }
             Err(_) => Answer::Error(format!("{id:?} names no enrolment key: see `key list`")),
         },
-        Request::ListSites => Answer::Sites(
-            registry
-                .sites()
-                .into_iter()
-                .map(|(site, connected)| {
-                    let waiting = registry.waiting(&site.key).into_iter();
-                    let waiting = waiting.map(|(subnet, why)| Waiting { subnet, reason: why.to_string() }).collect();
-                    SiteStatus { site, connected, waiting }
-                })
-                .collect(),
-        ),
+        Request::ListSites => {
+            let mut cut_off: HashMap<_, _> = registry.cut_off().into_iter().map(|site| (site.key, site)).collect();
+            let status = |(site, connected): (Site, bool)| {
+                let waiting = registry.waiting(&site.key).into_iter();
+                let waiting = waiting.map(|(subnet, why)| Waiting { subnet, reason: why.to_string() }).collect();
+                let cut_off = cut_off.remove(&site.key);
+                SiteStatus { site, connected, waiting, cut_off }
+            };
+            Answer::Sites(registry.sites().into_iter().map(status).collect())
+        }
         Request::Approve { site, subnets } => {
             let site = registry.approve(&site, subnets, who).await?;
             let mut sentence = format!("{} is approved", site.name);
@@ -367,7 +390,7 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
         Request::Publication => Answer::Publication(Box::new(registry.publication().await?)),
         Request::AddDocuments(signed) => {
             let count = registry.add_documents(&signed, who).await?;
-            Answer::Done(format!("{count} signed documents are new and in force"))
+            Answer::Done(format!("signed documents that are new and in force: {count}"))
         }
         Request::RollOver(spare) => {
             let spare = match spare.map(Spare::open) {
@@ -376,7 +399,7 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
                 None => None,
             };
             let authority = registry.roll_over(spare, who).await?;
-            Answer::Done(format!("{authority} stands for the overlay from now on: make a new spare"))
+            Answer::Done(format!("{authority} is the overlay's authority from now on: make a new spare"))
         }
         Request::MakeSpare(to) => Answer::Document(registry.spare(to, who).await?),
         Request::RemoveAuthority => {
@@ -406,39 +429,76 @@ async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, 
                 None => format!("{} does not end by itself", site.name),
             })
         }
+        Request::ChannelBinding { site, mode } => {
+            let site = registry.set_channel_binding(&site, mode, who).await?;
+            Answer::Done(format!("the channel binding of {} is {}", site.name, mode.as_str()))
+        }
         Request::Audit { last } => Answer::Audit(registry.audit(last).await?),
         Request::Status => Answer::Status(status.report()),
         Request::ShowPolicy => Answer::Policy(registry.policy()),
         Request::SetPolicy(policy) => {
-            registry.set_policy(policy, who).await?;
-            Answer::Done("the policy is in force".into())
+            registry.set_policy(policy, None, who).await?;
+            Answer::Done(in_force(registry))
         }
+        Request::ReplacePolicy { policy, base } => {
+            registry.set_policy(policy, Some(&base), who).await?;
+            Answer::Done(in_force(registry))
+        }
+        Request::PageLogin => match &status.page {
+            Some(entrance) => {
+                let link = entrance.sessions.make_link(Instant::now(), Who::Page(who.name()));
+                Answer::Done(format!("{}/login?link={}", entrance.origins.url(), *link))
+            }
+            None => Answer::Error("this coordinator serves no page: its configuration has no Page".into()),
+        },
     })
+}
+
+/// That a policy is in force, what in it selects nobody, and whom it cuts off.
+fn in_force(registry: &Registry) -> String {
+    let cut_off = registry.cut_off();
+    let mut sentence = "the policy is in force".to_owned();
+    let idle: Vec<String> = registry.selects_nobody().iter().map(ToString::to_string).collect();
+    match idle.len().saturating_sub(CUT_OFF_NAMED) {
+        _ if idle.is_empty() => {}
+        0 => sentence.push_str(&format!("; no site is selected by {}", idle.join(", "))),
+        more => {
+            let named = idle[..CUT_OFF_NAMED].join(", ");
+            sentence.push_str(&format!("; no site is selected by {named} and {more} others"));
+        }
+    }
+    for site in cut_off.iter().take(CUT_OFF_NAMED) {
+        sentence.push_str(&format!("; {site}"));
+    }
+    match cut_off.len().saturating_sub(CUT_OFF_NAMED) {
+        0 => sentence,
+        more => format!("{sentence}; and {more} more sites are cut off: see `site list`"),
+    }
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// No coordinator is running.
     #[error("no coordinator runs with {0}")]
     NotRunning(PathBuf),
-    /// We may not.
+    /// Only the owner may connect.
     #[error("{0} is for its owner only: try as root")]
     NotAllowed(PathBuf),
-    /// The connection ended without an answer: it stops, or crashed.
-    #[error("the coordinator went away without an answer")]
+    /// The connection ended without an answer: the coordinator is stopping, or has crashed.
+    #[error("the coordinator closed the connection without an answer")]
     Gone,
-    /// The socket, or what came out of it, is not as it should be.
+    /// Something is wrong with the socket or the answer.
     #[error("{path}: {error}")]
     Io {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
 }
 
-/// Asks the coordinator with that state directory.
+/// Sends a request to the coordinator with this state directory.
 ///
 /// # Errors
 /// There is no answer.

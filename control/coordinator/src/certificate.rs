@@ -1,12 +1,11 @@
 //! The coordinator's certificate: given, or made at the first start and kept. The third way is [`crate::acme`].
 //!
-//! Its own certificate is never renewed: gateways pin its fingerprint, so it ends when its key is
-//! replaced, not by a date, and no clock is needed to check it. To replace it, the next one is made while the
-//! first still serves, so that gateways can pin both before the change.
+//! Its own certificate is never renewed: gateways pin its fingerprint, so it is valid until its key is replaced, not
+//! until a date, and checking it needs no clock. To replace it, the next one is made while the present one is still
+//! served, so that gateways can pin both before the change.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,20 +17,21 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::CertificateFiles;
 use crate::owner::{self, Exposed};
+use crate::secret;
 
 const CHAIN: &str = "certificate.pem";
 const KEY: &str = "certificate.key";
 const NEXT_CHAIN: &str = "certificate-next.pem";
 const NEXT_KEY: &str = "certificate-next.key";
 
-/// What TLS needs, and what gateways are to pin.
+/// What TLS needs, and what gateways have to pin.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// TLS 1.3 with HTTP/1.1.
     pub tls: Arc<ServerConfig>,
     /// Of the coordinator's own certificate.
     pub fingerprint: Fingerprint,
-    /// Gateways pin it, as no certificate authority vouches for it.
+    /// Whether gateways have to pin it, because no certificate authority vouches for it.
     pub pinned: bool,
 }
 
@@ -43,46 +43,46 @@ pub enum CertificateError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file does not have the right contents.
     #[error("{path}: {error}")]
     Pem {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         error: rustls::pki_types::pem::Error,
     },
     /// The chain has no certificate.
     #[error("{0}: there is no certificate in it")]
     Empty(PathBuf),
-    /// One of the pair is missing.
+    /// One of the two files is missing.
     #[error(
         "{present} is there but {missing} is not: restore it, or remove both to get a new certificate; \
         then all gateways must enrol again"
     )]
     Half {
-        /// The one.
+        /// The existing file.
         present: PathBuf,
-        /// The other.
+        /// The missing file.
         missing: PathBuf,
     },
     /// There is no next certificate to switch to.
     #[error("{0} is not there: make it first, and have all gateways pin it beside the present one")]
     NoNext(PathBuf),
-    /// Others may read our own key.
+    /// Others can read our own key.
     #[error(transparent)]
     Exposed(#[from] Exposed),
     /// No certificate can be made for these names.
     #[error("no certificate can be made: {0}")]
     Make(#[from] rcgen::Error),
-    /// Certificate and key are of no use to TLS.
+    /// TLS cannot use certificate and key.
     #[error("{path}: {error}")]
     Tls {
         /// The chain.
         path: PathBuf,
-        /// Why not.
+        /// rustls's error.
         error: rustls::Error,
     },
 }
@@ -99,13 +99,13 @@ impl Identity {
     /// Reads the coordinator's own certificate, or makes one for these names if there is none.
     ///
     /// # Errors
-    /// The files cannot be written or read, or one of them is missing.
+    /// The files cannot be written or read, or only one of them exists.
     pub fn own(directory: &Path, names: &[String]) -> Result<Self, CertificateError> {
         finish_switch(directory)?;
         let (chain, key) = (directory.join(CHAIN), directory.join(KEY));
         match (chain.exists(), key.exists()) {
             (true, true) => {}
-            // The key is written first: without a certificate nobody has pinned it yet.
+            // The key is written first: as long as there is no certificate, nobody has pinned it.
             (false, _) => make(&chain, &key, names)?,
             (true, false) => return Err(CertificateError::Half { present: chain, missing: key }),
         }
@@ -115,8 +115,8 @@ impl Identity {
     }
 }
 
-/// Makes the certificate that is to take the place of the coordinator's own, unless it is there already: what gateways
-/// are to pin beside the present one, and whether it is new.
+/// Makes the certificate that is to replace the coordinator's own, unless it exists already; returns its fingerprint,
+/// for gateways to pin beside the present one, and whether it is new.
 ///
 /// # Errors
 /// The files cannot be written or read.
@@ -130,11 +130,11 @@ pub fn next(directory: &Path, names: &[String]) -> Result<(Fingerprint, bool), C
     Ok((read(&chain, &key, true)?.fingerprint, is_new))
 }
 
-/// Puts the next certificate in the place of the present one, which is gone then: the fingerprints of the two. The
-/// coordinator shows it from its next start on.
+/// Replaces the present certificate by the next one, and removes it; returns both fingerprints. The coordinator serves
+/// it from its next start on.
 ///
 /// # Errors
-/// There is no next one, it cannot be used, or the files cannot be renamed.
+/// There is no next certificate, it cannot be used, or the files cannot be renamed.
 pub fn switch(directory: &Path) -> Result<(Option<Fingerprint>, Fingerprint), CertificateError> {
     finish_switch(directory)?;
     let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
@@ -148,8 +148,8 @@ pub fn switch(directory: &Path) -> Result<(Option<Fingerprint>, Fingerprint), Ce
     Ok((present.map(|present| present.fingerprint), next))
 }
 
-/// A switch takes the key first, and [`make`] writes the key first: so a next certificate without its key is
-/// that of a switch which was interrupted.
+/// A switch moves the key first, and [`make`] writes the key first: so a next certificate without its key belongs to a
+/// switch that was interrupted.
 fn finish_switch(directory: &Path) -> Result<(), CertificateError> {
     let (chain, key) = (directory.join(NEXT_CHAIN), directory.join(NEXT_KEY));
     if chain.exists() && !key.exists() { rename(&chain, &directory.join(CHAIN)) } else { Ok(()) }
@@ -157,7 +157,7 @@ fn finish_switch(directory: &Path) -> Result<(), CertificateError> {
 
 fn rename(from: &Path, to: &Path) -> Result<(), CertificateError> {
     let failed = |error| CertificateError::File { path: from.to_owned(), error };
-    fs::rename(from, to).and_then(|()| sync_directory(to)).map_err(failed)
+    fs::rename(from, to).and_then(|()| secret::sync_directory(to)).map_err(failed)
 }
 
 fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateError> {
@@ -170,22 +170,9 @@ fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateErr
     write(chain, certificate.pem().as_bytes())
 }
 
-/// Readable by the owner of the directory alone, who need not be the administrator, and either whole or not there.
+/// Readable only by us, and either complete or not there at all.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
-    let failed = |error| CertificateError::File { path: path.to_owned(), error };
-    let new = path.with_extension("new");
-    let _ = fs::remove_file(&new);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
-    let owner = path.parent().unwrap_or(Path::new(".")).metadata().map_err(failed)?;
-    if owner.uid() != file.metadata().map_err(failed)?.uid() {
-        fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
-    }
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&new, path).and_then(|()| sync_directory(path)).map_err(failed)
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    secret::write_private(path, content).map_err(|error| CertificateError::File { path: path.to_owned(), error })
 }
 
 fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateError> {
@@ -212,6 +199,7 @@ fn read(chain: &Path, key: &Path, pinned: bool) -> Result<Identity, CertificateE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     fn names() -> Vec<String> {
         vec!["coordinator.example.net".into(), "192.0.2.1".into()]
@@ -244,13 +232,13 @@ mod tests {
         let at = |name| directory.path().join(name);
         let first = Identity::own(directory.path(), &names()).unwrap();
         assert!(matches!(switch(directory.path()), Err(CertificateError::NoNext(_))));
-        // A crash after the key was written, and before the certificate was.
+        // As after a crash between writing the key and writing the certificate.
         fs::write(at(NEXT_KEY), "half a key").unwrap();
         assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, first.fingerprint);
         let (second, is_new) = next(directory.path(), &names()).unwrap();
         assert!(is_new);
         assert_eq!(next(directory.path(), &names()).unwrap(), (second, false), "it is made once");
-        // A crash after the key was renamed, and before the certificate was.
+        // As after a crash between renaming the key and renaming the certificate.
         fs::rename(at(NEXT_KEY), at(KEY)).unwrap();
         assert_eq!(Identity::own(directory.path(), &names()).unwrap().fingerprint, second);
         assert!(!at(NEXT_CHAIN).exists());

@@ -3,65 +3,69 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use penstock_messages::{hint, plain};
 use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
 use penstock_proto::trust::LeaseLength;
 use serde::{Deserialize, Serialize};
 
 use crate::acme::config::{Acme, AcmeDocument};
+use crate::page::config::{PageConfig, PageDocument};
 use crate::udp::Listen;
 
 /// The port of STUN servers (RFC 8489, section 9), and of our relays.
 pub const STUN_PORT: u16 = 3478;
-/// The other port of a STUN server that tells a NAT's behaviour (RFC 5780, section 7.6 leaves it open).
+/// The other port of a STUN server that can measure NATs (RFC 5780, section 7.6 does not assign one).
 pub const STUN_ALTERNATE_PORT: u16 = 3479;
-/// Of the STUN servers in a map, those that are our own at most.
+/// The most STUN servers in a map that are our own.
 pub const STUN_OWN: usize = 8;
-/// Where the coordinator keeps its state, unless told otherwise.
+/// The default directory of the coordinator's state.
 pub const STATE: &str = "/var/lib/penstock-coordinator";
 
-/// A sound configuration.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where and as whom it serves.
+    /// Where it serves, and under which names.
     pub serving: Serving,
-    /// Other relays to tell gateways of; they may connect to be told who may talk.
+    /// Further relays that gateways are told of; they may connect to be told who may talk.
     pub relays: Vec<Relay>,
-    /// Other STUN servers to tell gateways of.
+    /// Further STUN servers that gateways are told of.
     pub stun_servers: Vec<SocketAddr>,
     /// How long a site's statement stays alive without this coordinator.
     pub lease: LeaseLength,
+    /// The page for administrators; `None`: no page.
+    pub page: Option<PageConfig>,
 }
 
-/// Where and as whom a coordinator, or a relay on a machine of its own, serves.
+/// Where a coordinator, or a relay on a machine of its own, serves, and under which names.
 #[derive(Clone, Debug)]
 pub struct Serving {
     /// TCP addresses to listen at, for TLS.
     pub listen: Vec<SocketAddr>,
-    /// The host names and addresses by which gateways reach it, in lower case; at least one.
+    /// The host names and addresses under which gateways reach it, in lower case; at least one.
     pub names: Vec<String>,
-    /// The directory of keys and certificate, and of a coordinator's database and control socket.
+    /// The directory of keys and certificate and, for a coordinator, of database and control socket.
     pub state: PathBuf,
-    /// A given certificate; without it, one of its own.
+    /// A given certificate; without one it makes its own.
     pub certificate: Option<CertificateFiles>,
-    /// Whom to ask for a certificate; not with a given one.
+    /// The authority to get a certificate from; not together with a given one.
     pub acme: Option<Acme>,
     /// Its own STUN server and relay.
     pub udp: Udp,
-    /// Where its metrics are served; none: nowhere.
+    /// The address where its metrics are served; `None`: they are not.
     pub metrics: Option<SocketAddr>,
 }
 
 /// A STUN server and a relay on the same UDP port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Udp {
-    /// What is listened at; nothing without both.
+    /// The addresses to listen at; none if it is neither.
     pub listen: Vec<Listen>,
-    /// What gateways are told; if empty, what is listened at.
+    /// The addresses that gateways are told; if empty, those it listens at.
     pub public: Vec<SocketAddr>,
-    /// It is a STUN server.
+    /// Whether it is a STUN server.
     pub stun: bool,
-    /// It is a relay.
+    /// Whether it is a relay.
     pub relay: bool,
 }
 
@@ -90,8 +94,8 @@ pub struct Document {
     pub certificate_key_file: Option<PathBuf>,
     /// [`Serving::acme`].
     pub acme: Option<AcmeDocument>,
-    /// UDP addresses of STUN server and relay: of each IP version two at most, of the same port, or one
-    /// for all addresses.
+    /// UDP addresses of STUN server and relay: at most two per IP version, with the same port, or one for all
+    /// addresses.
     pub udp_listen: Option<Vec<SocketAddr>>,
     /// [`Udp::public`].
     pub udp_public: Option<Vec<SocketAddr>>,
@@ -107,11 +111,13 @@ pub struct Document {
     pub relays: Option<Vec<Relay>>,
     /// [`Config::stun_servers`].
     pub stun_servers: Option<Vec<SocketAddr>>,
-    /// [`Config::lease`], in seconds; 0: it does not end.
+    /// [`Config::lease`], in seconds; 0: without end.
     pub lease: Option<LeaseLength>,
+    /// [`Config::page`].
+    pub page: Option<PageDocument>,
 }
 
-/// The first thing that is wrong with a configuration, in one line.
+/// The first error in a configuration, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -119,20 +125,18 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// The file is none.
-    #[error("{path}: field {field}: {error}")]
+    /// The file is not a configuration.
+    #[error("{path}: {problem}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// The field.
-        field: String,
-        /// What is wrong, with line and column.
-        error: serde_json::Error,
+        /// What is wrong, with the field if there is one, line and column.
+        problem: String,
     },
-    /// The fields do not make a configuration.
+    /// The fields do not fit together.
     #[error("{0}")]
     Unsound(String),
 }
@@ -141,24 +145,38 @@ impl Document {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
+    /// It cannot be read, or is not a configuration.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::File { path: path.into(), error })?;
-        let mut deserializer = serde_json::Deserializer::from_str(&text);
-        let syntax = |field: String, error| ConfigError::Syntax { path: path.into(), field, error };
-        let mut document: Self = serde_path_to_error::deserialize(&mut deserializer)
-            .map_err(|error| syntax(error.path().to_string(), error.into_inner()))?;
-        deserializer.end().map_err(|error| syntax(".".into(), error))?;
+        // Editors on Windows put a byte order mark in front.
+        let text = text.trim_start_matches('\u{feff}');
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let syntax = |problem| ConfigError::Syntax { path: path.into(), problem };
+        let not_json = |error: &serde_json::Error| {
+            let hint = hint(text.as_bytes(), (error.line(), error.column()));
+            syntax(format!("this is not JSON: {error}{hint}"))
+        };
+        let mut document: Self = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let inner = error.inner();
+            if inner.is_data() {
+                syntax(format!("field {}: {}", error.path(), in_place(inner)))
+            } else {
+                not_json(inner)
+            }
+        })?;
+        deserializer.end().map_err(|error| not_json(&error))?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let files = [&mut document.state, &mut document.certificate_file, &mut document.certificate_key_file];
         let ca_file = document.acme.as_mut().and_then(|acme| acme.ca_file.as_mut());
-        for file in files.into_iter().flatten().chain(ca_file) {
+        let oidc = document.page.as_mut().and_then(|page| page.oidc.as_mut());
+        let oidc = oidc.into_iter().flat_map(|oidc| [oidc.client_secret_file.as_mut(), oidc.ca_file.as_mut()]);
+        for file in files.into_iter().flatten().chain(ca_file).chain(oidc.flatten()) {
             *file = directory.join(&*file);
         }
         Ok(document)
     }
 
-    /// This document, with what it does not say from another.
+    /// This document, with missing fields taken from another.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -180,14 +198,25 @@ impl Document {
             relays: self.relays.or(other.relays),
             stun_servers: self.stun_servers.or(other.stun_servers),
             lease: self.lease.or(other.lease),
+            page: match (self.page, other.page) {
+                (Some(first), Some(second)) => Some(first.or(second)),
+                (first, second) => first.or(second),
+            },
         }
     }
 
-    /// The state directory that the document says.
+    /// The state directory in the document.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| STATE.into())
     }
+}
+
+/// An error in plain words, with its place.
+fn in_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    format!("{} at line {} column {}", plain(what), error.line(), error.column())
 }
 
 impl TryFrom<Document> for Config {
@@ -200,8 +229,8 @@ impl TryFrom<Document> for Config {
             document.names.unwrap_or_default().iter().map(|name| name.to_ascii_lowercase()).collect();
         if names.is_empty() {
             return unsound(
-                "Names (--name) must say by which host name gateways reach the coordinator: \
-                their proofs are for that name alone"
+                "Names (--name) must give the host name by which gateways reach the coordinator, \
+                because their proofs are valid for that name alone"
                     .into(),
             );
         }
@@ -235,8 +264,9 @@ impl TryFrom<Document> for Config {
             document.relay.unwrap_or(true),
         );
         let udp = udp.map_err(ConfigError::Unsound)?;
+        let page = document.page.map(PageDocument::check).transpose().map_err(ConfigError::Unsound)?;
         let serving = Serving { listen, names, state, certificate, acme, udp, metrics: document.metrics };
-        Ok(Self { serving, relays, stun_servers, lease: document.lease.unwrap_or(LeaseLength::DEFAULT) })
+        Ok(Self { serving, relays, stun_servers, lease: document.lease.unwrap_or(LeaseLength::DEFAULT), page })
     }
 }
 
@@ -265,15 +295,15 @@ impl Udp {
                 _ => false,
             };
             if !sound {
-                return Err("UdpListen may hold two addresses of an IP version, of the same port, \
-                    or one for all addresses: a STUN server has no use for more"
+                return Err("UdpListen takes one address for everything, or for each IP version one or two addresses \
+                    with the same port; a STUN server has no use for more"
                     .into());
             }
             let public: Vec<SocketAddr> =
                 public.iter().copied().filter(|public| public.is_ipv4() == v4 && !all).collect();
             if !public.is_empty() && public.len() != addresses.len() {
                 return Err(
-                    "UdpPublic must say of each address in UdpListen how it is reached, in the same order".into()
+                    "UdpPublic must say for each address in UdpListen how it is reached, in the same order".into()
                 );
             }
             if stun && addresses.iter().any(|address| address.port() == alternate_port && alternate_port != 0) {
@@ -285,7 +315,7 @@ impl Udp {
     }
 }
 
-/// Letters, digits, `-`, `.` of a host name, or an address; without brackets or port.
+/// Whether it consists of the characters of a host name or is an address; without brackets or port.
 fn is_host(name: &str) -> bool {
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     let named = !name.is_empty() && name.len() <= HOST_LIMIT && name.bytes().all(sound) && !name.ends_with('.');
@@ -344,7 +374,10 @@ mod tests {
                 "same order",
             ),
             (r#"{"Names": ["a"], "Port": 1}"#, "Port"),
-            (r#"{"Names": ["a"]} x"#, "line 1"),
+            (r#"{"Names": ["a"]} x"#, "this is not JSON: trailing characters at line 1"),
+            ("{", "this is not JSON"),
+            ("{ # c\n}", "JSON has no comments"),
+            (r#"{"Names": ["a"], "Page": 5}"#, "field Page: invalid type: integer 5, expected an object at line 1"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

@@ -19,31 +19,31 @@ use crate::server::Server;
 
 /// Shortest time between two pushes to one gateway, so that many changes become one message.
 const PUSH_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a message may take to be written: the largest map over half a Mbit/s takes five minutes,
-/// one of a hundred sites a second.
+/// How long writing a message may take: the largest map over half a Mbit/s takes five minutes, one of a hundred sites a
+/// second.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pings in a row that may stay unanswered: three times the other side's patience. A dead gateway costs us
-/// little and comes back by itself; one that is only slow, cut off while all announce themselves at once,
-/// would come back as well and make all of them slower.
+/// Pings in a row that may stay unanswered: three times the other side's limit. A dead gateway costs us little and
+/// comes back by itself; a slow one that is cut off while all gateways announce themselves at once would come back as
+/// well and make everything slower.
 const UNANSWERED_PINGS: u32 = 3 * (SILENCE_LIMIT.as_secs() / PING_INTERVAL.as_secs()) as u32;
-/// How long we wait for the other's half of the end.
+/// How long we wait for the other side to close as well.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Who connects, as far as that shows before any proof.
-pub struct Peer {
-    /// Where it comes from.
+/// What is known about a client before it has proven anything.
+pub struct Client {
+    /// Its address.
     pub source: SocketAddr,
-    /// By which name of ours.
+    /// The name of ours that it used.
     pub name: String,
-    /// In which TLS connection.
+    /// The channel binding of its TLS connection.
     pub channel: Option<ChannelBinding>,
 }
 
 /// Serves a WebSocket until it ends.
-pub async fn serve(socket: WebSocket, peer: Peer, place: Arc<Place>, server: Arc<Server>) {
+pub async fn serve(socket: WebSocket, client: Client, place: Arc<Place>, server: Arc<Server>) {
     let mut wire = Wire { socket, heard: false };
-    let source = peer.source;
-    let end = match greet(&mut wire, &peer, &place, &server).await {
+    let source = client.source;
+    let end = match greet(&mut wire, &client, &place, &server).await {
         Ok(Admitted::Site(mut session)) => {
             tracing::info!("{} connected from {source}", session.key());
             let end = converse(&mut wire, &mut session, &server).await;
@@ -72,7 +72,7 @@ pub async fn serve(socket: WebSocket, peer: Peer, place: Arc<Place>, server: Arc
     wire.finish(end).await;
 }
 
-/// Who has proven to be who.
+/// A client that has proven its identity.
 enum Admitted {
     Site(Session),
     Relay(RelaySession),
@@ -89,7 +89,7 @@ enum End {
     Closed,
     #[error("it was silent for too long")]
     Silent,
-    #[error("it proved nothing in time")]
+    #[error("it did not prove its key in time")]
     Late,
     #[error("{0}")]
     Broken(axum::Error),
@@ -113,7 +113,7 @@ impl From<RefusalReason> for End {
     }
 }
 
-async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> Result<Admitted, End> {
+async fn greet(wire: &mut Wire, client: &Client, place: &Place, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
     let challenge = CoordinatorMessage::Challenge(challenger.challenge().clone());
     let hello = async {
@@ -130,7 +130,7 @@ async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> 
         Err(refused @ End::Refused(_)) => return Err(failed(place, refused).await),
         Err(end) => return Err(end),
     };
-    if challenger.verify(&hello.public_key, &peer.name, &hello.proof).is_err() {
+    if challenger.verify(&hello.public_key, &client.name, &hello.proof).is_err() {
         return Err(failed(place, RefusalReason::Proof.into()).await);
     }
     let site = SiteId::of(&hello.public_key.into());
@@ -138,8 +138,10 @@ async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> 
         place.proven(site);
         return Ok(Admitted::Relay(session));
     }
-    let bound = match (&hello.bound_proof, &peer.channel) {
-        (Some(proof), Some(channel)) => challenger.verify_bound(&hello.public_key, &peer.name, channel, proof).is_ok(),
+    let bound = match (&hello.bound_proof, &client.channel) {
+        (Some(proof), Some(channel)) => {
+            challenger.verify_bound(&hello.public_key, &client.name, channel, proof).is_ok()
+        }
         _ => false,
     };
     match server.registry.connect(hello, bound).await {
@@ -147,7 +149,7 @@ async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> 
             place.proven(site);
             Ok(Admitted::Site(session))
         }
-        // A secret was guessed, or may have been.
+        // Somebody has guessed a secret, or may have.
         Err(refusal) if matches!(refusal.reason, RefusalReason::KeyUnknown | RefusalReason::Proof) => {
             Err(failed(place, End::Refused(refusal)).await)
         }
@@ -155,7 +157,7 @@ async fn greet(wire: &mut Wire, peer: &Peer, place: &Place, server: &Server) -> 
     }
 }
 
-/// Waits as long as somebody has to who failed; it keeps its place meanwhile, or loses it.
+/// Waits as long as a client has to that has failed; it keeps its place meanwhile, or loses it.
 async fn failed(place: &Place, refused: End) -> End {
     match timeout(place.failed(), place.over()).await {
         Ok(()) => End::Late,
@@ -166,12 +168,12 @@ async fn failed(place: &Place, refused: End) -> End {
 async fn hello(wire: &mut Wire) -> Result<Hello, End> {
     match wire.hear().await? {
         GatewayMessage::Hello(hello) => Ok(hello),
-        GatewayMessage::Reachability(_) => Err(RefusalReason::Malformed.into()),
+        GatewayMessage::Reachability(_) | GatewayMessage::Paths(_) => Err(RefusalReason::Malformed.into()),
     }
 }
 
-/// Talks to a site until the connection ends; says why it did. Once the site has another connection, or is no
-/// site any more, nothing is written to the end.
+/// Talks to a site until the connection ends; returns why it did. Once the site has another connection, or is no longer
+/// a site, pending writes are abandoned.
 async fn converse(wire: &mut Wire, session: &mut Session, server: &Server) -> End {
     let cut = session.cut();
     tokio::select! {
@@ -201,6 +203,7 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
                     GatewayMessage::Reachability(reachability) => {
                         server.registry.set_reachability(session, sound(reachability));
                     }
+                    GatewayMessage::Paths(paths) => server.registry.set_paths(session, paths),
                     GatewayMessage::Hello(_) => return Err(RefusalReason::Malformed.into()),
                 }
             }
@@ -213,6 +216,11 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
                         for text in draft.texts().await {
                             wire.send(Message::text(text)).await?;
                         }
+                        if pushed.is_none()
+                            && let Some(reports) = server.registry.wanted_reports()
+                        {
+                            wire.say(&CoordinatorMessage::Reports(reports)).await?;
+                        }
                         pushed = Some(Instant::now());
                     }
                 }
@@ -222,7 +230,7 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
     }
 }
 
-/// Tells a relay who may talk, until the connection ends; says why it did.
+/// Tells a relay who may talk, until the connection ends; returns why it did.
 async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) -> End {
     let gone = session.gone.clone();
     let told = async {
@@ -239,7 +247,7 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
                 wire.say(&CoordinatorMessage::Access(access)).await?;
             }
             tokio::select! {
-                // A relay has nothing to say.
+                // Relays do not send messages.
                 message = wire.hear() => return message.and(Err(RefusalReason::Malformed.into())),
                 () = session.reader.changed() => {}
                 _ = pulse.ticks.tick() => pulse.beat(wire).await?,
@@ -255,7 +263,7 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
     end
 }
 
-/// Pings, and notices when nothing comes back.
+/// Sends pings, and notices when nothing comes back.
 struct Pulse {
     ticks: Interval,
     unanswered: u32,
@@ -269,7 +277,7 @@ impl Pulse {
         Self { ticks, unanswered: 0 }
     }
 
-    /// Counts pings, not time: a coordinator that was too busy to read has no silent gateways.
+    /// Counts pings and not time, since gateways are not silent just because the coordinator was too busy to read.
     async fn beat(&mut self, wire: &mut Wire) -> Result<(), End> {
         self.unanswered = if std::mem::take(&mut wire.heard) { 0 } else { self.unanswered + 1 };
         if self.unanswered > UNANSWERED_PINGS {
@@ -279,16 +287,16 @@ impl Pulse {
     }
 }
 
-/// Without candidates that would send peers to where no site can be.
+/// Removes candidates that would make peers send to places where no site can be.
 fn sound(mut reachability: Reachability) -> Reachability {
     reachability.candidates.retain(penstock_proto::coordination::Candidate::is_sound);
     reachability
 }
 
-/// A WebSocket that speaks our messages.
+/// A WebSocket for our messages.
 struct Wire {
     socket: WebSocket,
-    /// Something came in since the last ping.
+    /// Whether something was received since the last ping.
     heard: bool,
 }
 
@@ -298,7 +306,7 @@ impl Wire {
         loop {
             let message = match self.socket.recv().await {
                 None => return Err(End::Closed),
-                // A frame or message beyond the limit ends here too.
+                // A frame or message beyond the limit ends up here too.
                 Some(Err(error)) => return Err(End::Broken(error)),
                 Some(Ok(message)) => message,
             };
@@ -328,7 +336,7 @@ impl Wire {
         }
     }
 
-    /// Says why, closes, and lets the other close too.
+    /// Sends the reason, closes, and lets the other side close too.
     async fn finish(mut self, end: End) {
         let (refusal, code) = match end {
             End::Refused(refusal) => (Some(refusal), close_code::POLICY),

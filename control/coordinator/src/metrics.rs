@@ -1,7 +1,7 @@
 //! The metrics of a coordinator, and of a relay on a machine of its own.
 //!
-//! [`FAMILIES`] is the one list of what is served. docs/coordinator-metrics.md describes the same, and a test compares
-//! the two. What a program has not, such as sites of a relay, has no samples.
+//! [`FAMILIES`] is the only list of what is served. docs/coordinator-metrics.md describes the same, and a test compares
+//! the two. What a program does not have, such as the sites on a relay, has no samples.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +23,7 @@ pub struct Snapshot {
     stun_answers: u64,
     stun_drops: u64,
     relay: Option<RelayReport>,
-    /// Of a coordinator.
+    /// Only of a coordinator.
     coordinator: Option<StatusReport>,
 }
 
@@ -36,7 +36,7 @@ impl From<StatusReport> for Snapshot {
 }
 
 impl Snapshot {
-    /// Of a relay on a machine of its own.
+    /// The state of a relay on a machine of its own.
     #[must_use]
     pub fn of_relay(relay: &RelayServer, udp: &Sockets, door: &Door) -> Self {
         Self {
@@ -257,7 +257,7 @@ mod tests {
         assert!(relays.contains("role=\"relay\""));
     }
 
-    /// A rule or a panel on a metric that nobody serves shows nothing, and nobody notices.
+    /// A rule or panel about a metric that nobody serves shows nothing, and nobody would notice.
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
         let page = page(report().into()).expect("a page");

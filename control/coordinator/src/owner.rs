@@ -1,4 +1,4 @@
-//! Files and directories that must be ours alone: whoever else can write them, or read a key in them, is the
+//! Files and directories that must belong only to us: whoever else can write them, or read a key in them, is the
 //! coordinator.
 
 use std::fs::Metadata;
@@ -7,33 +7,33 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-/// Somebody else has a hand on it.
+/// Somebody else has access to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exposed {
-    /// By its mode.
+    /// Because of its mode.
     #[error("{path} is open to other users: chmod {wanted} it")]
     Mode {
-        /// What it is.
+        /// The file or directory.
         path: PathBuf,
         /// The mode that it should have.
         wanted: &'static str,
     },
-    /// It is somebody else's, who can change its mode at any time.
+    /// It belongs to somebody else, who can change its mode at any time.
     #[error("{path} belongs to user {owner}, not to user {ours} that this runs as: chown it, or run as its owner")]
     Owner {
-        /// What it is.
+        /// The file or directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Who we are.
+        /// Our user.
         ours: u32,
     },
 }
 
-/// Checks a file or directory by what is known of it.
+/// Checks a file or directory by its metadata.
 ///
 /// # Errors
-/// It is not ours alone. Root's is as good as ours: root can do anything anyway.
+/// Others have access. Root's files are as good as ours, since root can do anything anyway.
 pub fn check(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
     let (owner, ours) = (metadata.uid(), geteuid().as_raw());
     if owner != ours && owner != 0 {
@@ -42,8 +42,8 @@ pub fn check(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
     check_mode(path, metadata)
 }
 
-/// Checks a key file. An administrator who is root may read the keys of a service: those that belong to whom their
-/// directory belongs to.
+/// Checks a key file. An administrator who is root may read the keys of a service, which belong to the owner of their
+/// directory.
 ///
 /// # Errors
 /// It is neither ours alone nor the service's.
@@ -88,7 +88,7 @@ mod tests {
         chown(&path, Some(12_345), None).unwrap();
         let error = outcome(0o600).unwrap_err();
         assert!(error.to_string().contains("belongs to user 12345, not to user 0"), "{error}");
-        // Root reads the key of a service in the service's directory, and nobody else's.
+        // Root reads a service's key in the service's directory, and nobody else's.
         let key = |mode| {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             check_key(&path, &fs::metadata(&path).unwrap())

@@ -9,10 +9,10 @@
 //!   "Subnets": { "tag:branch": ["10.128.0.0/9"] }
 //! }
 //! ```
-//! A tunnel needs both ends, so a pair has no direction: each may reach everything at the other. A link with `Allow` has
-//! a tunnel too, but only its first end may begin anything, and at the other only that; the receiving gateway sees to
-//! it. Where several links join two sites, all that any of them allows is allowed. Without a policy all approved sites
-//! may talk to each other and offer what they like.
+//! A tunnel needs both ends, so a pair has no direction: each site may reach everything at the other. A link with
+//! `Allow` has a tunnel too, but only its first end may begin anything, and only what is listed; the receiving gateway
+//! enforces it. Where several links join two sites, whatever any of them allows is allowed. Without a policy, all
+//! approved sites may talk to each other and offer what they like.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,8 +38,8 @@ pub const LIMIT: usize = 8 << 20;
 pub struct Policy {
     /// Who may talk.
     pub links: Vec<Link>,
-    /// What the sites of a selector may offer: subnets within these. A site that none selects offers
-    /// what it likes; one that several select, what any of them allows.
+    /// What the sites of a selector may offer: subnets inside these. A site that no selector selects may offer
+    /// anything; one that several select, whatever any of them allows.
     #[serde(default)]
     pub subnets: BTreeMap<Selector, Vec<IpNet>>,
 }
@@ -47,9 +47,9 @@ pub struct Policy {
 /// Sites that may talk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// Each may reach everything at the other. Written as a list of two.
+    /// Each may reach everything at the other. Written as a list of two selectors.
     Pair(Selector, Selector),
-    /// The one may begin some things at the other. Written as an object.
+    /// One may begin some things at the other. Written as an object.
     Directed(Directed),
 }
 
@@ -65,7 +65,7 @@ pub struct Directed {
     pub allow: Vec<Service>,
 }
 
-/// What one site may begin at another. The larger of two is what either allows.
+/// What one site may begin at another. Two of these add up to whatever either allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// It may begin everything.
@@ -74,15 +74,15 @@ pub enum Reach {
     Only(BTreeSet<Service>),
 }
 
-/// Some sites: `*`, `tag:NAME` or the name of one.
+/// Some sites: `*`, `tag:NAME` or the name of a site.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Selector {
-    /// All.
+    /// All sites.
     All,
     /// Those with this tag.
     Tag(Name),
-    /// That of this name.
+    /// The one with this name.
     Site(Name),
 }
 
@@ -93,7 +93,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Reads a policy.
+    /// Parses a policy.
     ///
     /// # Errors
     /// One sentence with line, column and field.
@@ -105,12 +105,19 @@ impl Policy {
         let policy: Self = serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| format!("field {}: {}", error.path(), error.inner()))?;
         deserializer.end().map_err(|error| error.to_string())?;
-        // A map carries all that several links allow.
+        // A map carries everything that several links allow.
         let services: BTreeSet<&Service> = policy.links.iter().flat_map(Link::allow).collect();
         if services.len() > SERVICES_LIMIT {
             return Err(format!("field Links: {} different services are more than {SERVICES_LIMIT}", services.len()));
         }
         Ok(policy)
+    }
+
+    /// The policy's fingerprint, in hexadecimal.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, self.to_text().as_bytes());
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The policy as JSON for people.
@@ -151,7 +158,7 @@ impl Policy {
         reach
     }
 
-    /// Those of the site's subnets in force that the others are told of.
+    /// Those of the site's subnets in force that the others are told about.
     #[must_use]
     pub fn announced(&self, site: &Site) -> Vec<IpNet> {
         let mut rules = self.subnets.iter().filter(|(selector, _)| selector.selects(site)).peekable();
@@ -180,10 +187,10 @@ impl Link {
 }
 
 impl Reach {
-    /// Answers, and nothing else.
+    /// Only answers, nothing else.
     pub const NOTHING: Self = Self::Only(BTreeSet::new());
 
-    /// Makes it what this or the other allows.
+    /// Adds what the other allows.
     pub fn add(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::Only(services), Self::Only(more)) => services.extend(more.iter().cloned()),
@@ -191,7 +198,7 @@ impl Reach {
         }
     }
 
-    /// As a map says it.
+    /// In the form of a map.
     #[must_use]
     pub fn to_allow(&self) -> Option<Vec<Service>> {
         match self {
@@ -305,7 +312,7 @@ mod tests {
             created: 0,
             last_seen: None,
             ends: None,
-            bound: false,
+            channel_binding: Default::default(),
         }
     }
 

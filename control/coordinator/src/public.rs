@@ -1,4 +1,4 @@
-//! What gateways are told of our own STUN server and relay.
+//! What gateways are told about our own STUN server and relay.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,29 +9,29 @@ use tokio::time::timeout;
 
 use crate::config::Udp;
 
-/// How long a name may take to be resolved.
+/// How long resolving a name may take.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The port of `https` URLs, which is left out.
 const HTTPS: u16 = 443;
 
-/// Nothing can be told.
+/// There is no address to tell.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "UdpListen is {listened}, which is no address to tell gateways, and no name of the coordinator has one \
+    "UdpListen is {listened}, which is not an address to tell gateways, and no name of the coordinator has one \
     ({names}): set UdpPublic (--udp-public), or an address in UdpListen (--udp)"
 )]
 pub struct NoAddress {
-    /// What is listened at.
+    /// The address we listen at.
     listened: SocketAddr,
-    /// What was tried instead.
+    /// The names that were tried instead.
     names: String,
 }
 
-/// The UDP addresses to tell, one of each IP version: of those that are configured, else those that are
-/// bound, in whose place the addresses of the names stand if they are all addresses.
+/// The UDP addresses to tell, one per IP version: the configured ones, or else the bound ones. If we listen at all
+/// addresses, those of the names are used, provided they are addresses.
 ///
-/// The STUN server's other address must not be told: a NAT lets in whom a gateway has spoken to, and would
-/// seem to let in strangers (RFC 5780, section 4.4).
+/// The STUN server's other address must not be told: a NAT lets in those that a gateway has spoken to, and would seem
+/// to let in strangers (RFC 5780, section 4.4).
 ///
 /// # Errors
 /// There is none.
@@ -50,7 +50,8 @@ pub async fn addresses(udp: &Udp, bound: &[SocketAddr], names: &[String]) -> Res
             let lookup = timeout(RESOLVE_TIMEOUT, lookup_host((name.as_str(), listened.port()))).await;
             found.extend(lookup.ok().and_then(Result::ok).into_iter().flatten());
         }
-        // Of all IPv6 addresses is of all IPv4 addresses too. Hosts often give their own name a loopback address.
+        // Listening at all IPv6 addresses includes all IPv4 addresses. Hosts often give their own name a loopback
+        // address.
         found.retain(|address| (listened.is_ipv6() || address.is_ipv4()) && !address.ip().is_loopback());
         if found.is_empty() {
             return Err(NoAddress { listened: *listened, names: names.join(", ") });
@@ -76,7 +77,7 @@ fn first_of_each_version(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     [true, false].into_iter().filter_map(first).collect()
 }
 
-/// Our own relay as gateways are told of it. `tcp` is where TLS is listened at, `fingerprint` that of a
+/// Our own relay as gateways are told about it. `tcp` is where we listen for TLS, `fingerprint` is that of a
 /// certificate that no authority vouches for.
 #[must_use]
 pub fn relay(
@@ -88,7 +89,7 @@ pub fn relay(
 ) -> Relay {
     let host = names.first().map_or("", String::as_str);
     let name: Name = host.parse().unwrap_or_else(|_| "coordinator".parse().expect("a name"));
-    // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+    // An IPv6 address is in brackets (RFC 3986, section 3.2.2).
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let url = tcp.map(|tcp| match tcp.port() {
         HTTPS => format!("https://{host}"),

@@ -14,7 +14,7 @@ use penstock_metrics::http;
 use penstock_proto::relay::RelayLimits;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -25,7 +25,12 @@ use crate::certificate::{CertificateError, Identity};
 use crate::config::{CertificateFiles, Config, Serving};
 use crate::metrics;
 use crate::owner::{self, Exposed};
+use crate::page::oidc::Oidc;
+use crate::page::origin::Origins;
+use crate::page::session::Sessions;
+use crate::page::{self, Entrance};
 use crate::public::{self, NoAddress};
+use crate::pulse::{Calls, Pulse};
 use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
@@ -52,11 +57,13 @@ const STOP_STEP: Duration = Duration::from_millis(10);
 pub struct Coordinator {
     addresses: Vec<SocketAddr>,
     udp_addresses: Vec<SocketAddr>,
+    metrics_addresses: Vec<SocketAddr>,
     page_addresses: Vec<SocketAddr>,
     identity: Option<Identity>,
     given: Option<CertificateFiles>,
     certificate: watch::Sender<Arc<ServerConfig>>,
     registry: Arc<Registry>,
+    calls: Vec<Calls>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     sockets: JoinSet<()>,
@@ -90,7 +97,7 @@ pub enum StartError {
     /// There is no certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The authorities that are to vouch for the ACME server are of no use.
+    /// The authorities that are to vouch for the ACME server, or for the page's provider, are of no use.
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// A private key cannot be used.
@@ -121,14 +128,16 @@ impl Coordinator {
     /// # Errors
     /// What is missing, in one sentence.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let Config { serving, relays, stun_servers, lease } = config;
+        let Config { serving, relays, stun_servers, lease, page: page_config } = config;
         let lock = take(&serving.state)?;
         let Served { tls, identity, acme } = serve(&serving)?;
         let store = Store::open(&serving.state.join(DATABASE)).await?;
         let fingerprint = identity.as_ref().filter(|identity| identity.pinned).map(|identity| identity.fingerprint);
 
         let (listeners, addresses) = listen(&serving.listen).await?;
-        let (page, page_addresses) = listen(serving.metrics.as_slice()).await?;
+        let (metrics_listener, metrics_addresses) = listen(serving.metrics.as_slice()).await?;
+        let page_listen: Vec<SocketAddr> = page_config.iter().map(|page| page.listen).collect();
+        let (page_listeners, page_addresses) = listen(&page_listen).await?;
         let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
         let udp_addresses: Vec<SocketAddr> = udp.addresses().collect();
         let told = public::addresses(&serving.udp, &udp_addresses, &serving.names).await?;
@@ -163,14 +172,32 @@ impl Coordinator {
             let (reader, follower) = (registry.read_access(), Follower::new(relay.clone()));
             tasks.spawn(follow(registry.clone(), reader, follower));
         }
+        let mut calls = Vec::new();
         for listener in listeners {
-            tasks.spawn(server::accept(listener, tls.clone(), router.clone(), door.clone(), stopped.clone()));
+            let (call, called) = mpsc::channel(1);
+            calls.push(call);
+            let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
+            tasks.spawn(server::accept(listener, tls, router, door.clone(), called, stopped));
         }
         let sockets = udp::serve(&udp, relay.as_ref());
         let report = acme.as_ref().map(Renewer::report);
         let state = serving.state;
-        let status = Arc::new(Status { registry: registry.clone(), relay, udp, door, acme: report, state, names });
-        for listener in page {
+        let entrance = page_config.zip(page_addresses.first()).map(|(page, address)| {
+            registry.want_reports();
+            let oidc = page.oidc.map(Oidc::new).transpose()?;
+            let origins = Origins::new(*address, page.url.as_ref(), &names);
+            Ok::<_, StartError>(Arc::new(Entrance { sessions: Sessions::default(), origins, oidc }))
+        });
+        let entrance = entrance.transpose()?;
+        let page = entrance.clone();
+        let status =
+            Arc::new(Status { registry: registry.clone(), relay, udp, door, page, acme: report, state, names });
+        for (listener, entrance) in page_listeners.into_iter().zip(entrance) {
+            let open = listener.local_addr().is_ok_and(|address| !address.ip().is_loopback());
+            let tls = open.then(|| certificate.subscribe());
+            tasks.spawn(page::serve(listener, tls, entrance, status.clone()));
+        }
+        for listener in metrics_listener {
             let status = status.clone();
             tasks.spawn(http::serve(listener, move || ready(metrics::page(status.report().into()).ok())));
         }
@@ -185,11 +212,13 @@ impl Coordinator {
         Ok(Self {
             addresses,
             udp_addresses,
+            metrics_addresses,
             page_addresses,
             identity,
             given,
             certificate,
             registry,
+            calls,
             stop,
             tasks,
             sockets,
@@ -211,9 +240,21 @@ impl Coordinator {
         Ok(self.given.is_some())
     }
 
+    /// Whether it is alive. To be dropped before it stops.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse::new(self.registry.clone(), self.calls.clone())
+    }
+
     /// Where its metrics are served, if they are.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_addresses.first().copied()
+    }
+
+    /// Where its page is served, if it is.
+    #[must_use]
+    pub fn page_address(&self) -> Option<SocketAddr> {
         self.page_addresses.first().copied()
     }
 

@@ -1,4 +1,5 @@
-//! Private keys in files: 32 bytes in base64, for their owner only, and either whole or not there.
+//! Files that only their owner can read and that are complete or not there at all; and private keys in such files: 32
+//! bytes in base64.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::owner::{self, Exposed};
 
-/// Longest key file: a key in base64 with generous white space.
+/// Longest key file: a key in base64 with plenty of white space.
 const LIMIT: u64 = 256;
 
 /// The bytes of a private key.
@@ -25,10 +26,10 @@ pub enum SecretError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
-    /// Others may read it.
+    /// Others can read it.
     #[error(transparent)]
     Exposed(#[from] Exposed),
     /// It is not a key.
@@ -48,23 +49,23 @@ pub fn read(path: &Path) -> Result<Option<Secret>, SecretError> {
         Err(error) => return Err(failed(error)),
     };
     owner::check_key(path, &file.metadata().map_err(failed)?)?;
-    // Reserved at once: a growing buffer would leave copies of the secret behind.
+    // Allocated in advance: a growing buffer would leave copies of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(LIMIT as usize));
     file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
     parse(&text).map(Some).ok_or_else(|| SecretError::Malformed(path.to_owned()))
 }
 
-/// Writes a key, in the place of what is there.
+/// Writes a key, replacing the file if it exists.
 ///
 /// # Errors
-/// The file cannot be written; then what was there still is.
+/// The file cannot be written; an existing one is unchanged.
 pub fn write(path: &Path, secret: &Secret) -> Result<(), SecretError> {
     let mut text = to_text(secret);
     text.push('\n');
     write_private(path, text.as_bytes()).map_err(|error| SecretError::File { path: path.to_owned(), error })
 }
 
-/// Removes a key, so that it is gone after a loss of power too.
+/// Removes a key, in a way that survives a loss of power.
 ///
 /// # Errors
 /// The file cannot be removed.
@@ -73,7 +74,7 @@ pub fn remove(path: &Path) -> Result<(), SecretError> {
     removed.map_err(|error| SecretError::File { path: path.to_owned(), error })
 }
 
-/// The 32 bytes that a text stands for.
+/// The 32 bytes in a text.
 fn parse(text: &str) -> Option<Secret> {
     let mut bytes = Zeroizing::new([0; 33]);
     let length = STANDARD.decode_slice(text.trim(), &mut *bytes).ok()?;
@@ -82,18 +83,18 @@ fn parse(text: &str) -> Option<Secret> {
     (length == 32).then_some(secret)
 }
 
-/// A key as text, with room for the end of a line.
+/// A key as text, with room for a newline.
 fn to_text(secret: &Secret) -> Zeroizing<String> {
-    // Reserved at once, as above.
+    // Allocated in advance, as above.
     let mut text = Zeroizing::new(String::with_capacity(LIMIT as usize));
     STANDARD.encode_string(secret.as_slice(), &mut text);
     text
 }
 
-/// Writes a file that its owner alone may read.
+/// Writes a file that only its owner can read, replacing it if it exists.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let _ = fs::remove_file(&new);
@@ -104,12 +105,13 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_directory(path)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+/// Makes sure that a file created, renamed or removed in this directory stays so after a loss of power.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all())
 }
 
-/// How serde writes a secret: as the key files do.
+/// How serde writes a secret: like the key files.
 pub(crate) mod text {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};

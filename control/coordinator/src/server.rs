@@ -23,7 +23,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::acme::challenge;
 use crate::admission::{Door, Place};
-use crate::connection::{self, Peer};
+use crate::connection::{self, Client};
+use crate::pulse::Called;
 use crate::registry::Registry;
 use crate::relay::{RelayServer, stream};
 use crate::udp::Sockets;
@@ -84,17 +85,22 @@ pub fn router(server: Option<Arc<Server>>, streams: Option<Arc<Streams>>) -> Rou
     router
 }
 
-/// Takes connections until told to stop. The certificate may change meanwhile.
+/// Takes connections until told to stop, and answers calls in between. The certificate may change meanwhile.
 pub async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
     router: Router,
     door: Arc<Door>,
+    mut called: Called,
     stop: Stop,
 ) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Some(answer) = called.recv() => {
+                let _ = answer.send(());
+                continue;
+            }
             () = stop.stopped() => return,
         };
         let (stream, source) = match accepted {
@@ -184,8 +190,8 @@ async fn upgrade(
         .max_message_size(GATEWAY_MESSAGE_LIMIT)
         .max_frame_size(GATEWAY_MESSAGE_LIMIT)
         .on_upgrade(move |socket| {
-            let peer = Peer { source, name, channel };
-            connection::serve(socket, peer, place, server)
+            let client = Client { source, name, channel };
+            connection::serve(socket, client, place, server)
         })
 }
 

@@ -1,7 +1,7 @@
-//! Who signs what the overlay's gateways believe of sites: the authority, if its key is in our state directory.
+//! The signer of what the overlay's gateways believe about sites: the authority, if its key is in our state directory.
 //!
-//! Where it is not, this only keeps what the authority has signed. What it would have to sign are
-//! [`Requests`]; what comes back is added.
+//! If it is not, this only keeps what the authority has signed. What it would have to sign becomes [`Requests`]; what
+//! comes back is added.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::secret::{self, Secret, SecretError};
 use crate::site::Site;
 
 const AUTHORITY: &str = "authority.key";
-/// The key that the authority's is about to be replaced by.
+/// The key that is about to replace the authority's.
 const NEXT: &str = "authority-next.key";
 const LEASES: &str = "lease.key";
 
@@ -33,7 +33,7 @@ impl Keys {
         Self(state.to_owned())
     }
 
-    /// The authority's key, if it is here; another key in its place is an error.
+    /// The authority's key, if it is here; any other key in its place is an error.
     ///
     /// # Errors
     /// A file cannot be used, or holds another key.
@@ -66,7 +66,7 @@ impl Keys {
         load_or_make(&self.0.join(LEASES))
     }
 
-    /// Keeps a key that is to be the authority's, before anybody is told of it.
+    /// Stores a key that is to become the authority's, before anybody is told about it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -74,7 +74,7 @@ impl Keys {
         Ok(secret::write(&self.0.join(NEXT), key.seed())?)
     }
 
-    /// Puts the authority's key into its place.
+    /// Stores the authority's key in its place.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -113,10 +113,10 @@ pub enum SignerError {
     OtherKey {
         /// The file.
         path: PathBuf,
-        /// Whose key it should hold.
+        /// The authority whose key it should hold.
         wanted: AuthorityKey,
     },
-    /// The authority does not sign it.
+    /// The authority refuses to sign it.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     /// The key is not here.
@@ -126,7 +126,7 @@ pub enum SignerError {
         `penstock-coordinator authority add`"
     )]
     Elsewhere,
-    /// The key is not here, and would have to be.
+    /// The key is not here, and has to be for this.
     #[error("the authority's key is on another machine: run this there")]
     NotHere,
     /// The key is here.
@@ -134,12 +134,12 @@ pub enum SignerError {
     Here,
 }
 
-/// Who signs, and what is in force.
+/// The signer, and what is in force.
 #[derive(Debug)]
 pub enum Signer {
     /// The authority's key is here.
     Here(Box<Authority>),
-    /// It is not.
+    /// The authority's key is elsewhere.
     Elsewhere(Box<Publication>),
 }
 
@@ -147,12 +147,12 @@ impl Signer {
     /// The authority of a new overlay.
     ///
     /// # Errors
-    /// Its key cannot be kept.
+    /// Its key cannot be stored.
     pub fn found(keys: &Keys) -> Result<Self, SignerError> {
         Ok(Self::Here(Box::new(Authority::found(keys.found()?))))
     }
 
-    /// Goes on by what was stored.
+    /// Continues from what was stored.
     ///
     /// # Errors
     /// The key cannot be used.
@@ -172,16 +172,16 @@ impl Signer {
         }
     }
 
-    /// The key is here.
+    /// Whether the key is here.
     #[must_use]
     pub fn is_here(&self) -> bool {
         matches!(self, Self::Here(_))
     }
 
-    /// Signs what is known of an approved site, unless that is signed already or the key is elsewhere.
+    /// Signs what is known about an approved site, unless it is signed already or the key is elsewhere.
     ///
     /// # Errors
-    /// The authority does not sign it.
+    /// The authority refuses to sign it.
     pub fn approve(&mut self, site: &Site) -> Result<Vec<Document>, SignerError> {
         let grant = grant(site);
         match self {
@@ -193,10 +193,10 @@ impl Signer {
         }
     }
 
-    /// Makes void what was signed of a site or relay, unless nothing was or the key is elsewhere.
+    /// Makes void what was signed about a site or relay, unless there is nothing or the key is elsewhere.
     ///
     /// # Errors
-    /// The authority does not sign it.
+    /// The authority refuses to sign it.
     pub fn revoke(&mut self, subject: SiteKey) -> Result<Vec<Document>, SignerError> {
         match self {
             Self::Here(authority) if authority.publication().statement(&subject).is_some() => {
@@ -206,10 +206,10 @@ impl Signer {
         }
     }
 
-    /// Signs whose leases count, unless that is signed or the key is elsewhere.
+    /// Certifies whose leases count, unless that is signed already or the key is elsewhere.
     ///
     /// # Errors
-    /// The authority does not sign it.
+    /// The authority refuses to sign it.
     pub fn certify(&mut self, key: LeaseKey, length: LeaseLength) -> Result<Vec<Document>, SignerError> {
         let certified = self.certifies(key, length);
         match self {
@@ -218,17 +218,17 @@ impl Signer {
         }
     }
 
-    /// Whether leases of that key and length count.
+    /// Whether leases with this key and length count.
     #[must_use]
     pub fn certifies(&self, key: LeaseKey, length: LeaseLength) -> bool {
         let certificate = self.publication().certificate();
         certificate.is_some_and(|certificate| certificate.key == key && certificate.longest >= length)
     }
 
-    /// Signs who is a relay, and who no longer is, unless the key is elsewhere.
+    /// Signs which relays there are, and which no longer, unless the key is elsewhere.
     ///
     /// # Errors
-    /// The authority does not sign it.
+    /// The authority refuses to sign it.
     pub fn approve_relays(&mut self, relays: &[Relay]) -> Result<Vec<Document>, SignerError> {
         let Self::Here(authority) = self else { return Ok(Vec::new()) };
         let mut documents = Vec::new();
@@ -247,7 +247,7 @@ impl Signer {
         Ok(documents)
     }
 
-    /// Takes in what the authority has signed elsewhere. Returns what is new of it.
+    /// Takes in what the authority has signed elsewhere. Returns what is new.
     ///
     /// # Errors
     /// The key is here, or something was not signed by the authority.
@@ -263,14 +263,14 @@ impl Signer {
     }
 }
 
-/// What is to be signed of a site.
+/// What is to be signed about a site.
 #[must_use]
 pub fn grant(site: &Site) -> SiteGrant {
     SiteGrant {
         public_key: site.key,
         name: site.name.clone(),
         virtual_address: site.virtual_address,
-        // Enrolment keys of before could have more.
+        // Enrolment keys of older versions could have more.
         tags: Tags::new(site.tags.iter().take(TAGS_LIMIT).cloned()).unwrap_or_default(),
         subnets: site.granted.clone().unwrap_or_default(),
         validity: Validity::new(None, site.ends.map(UnixTime)).unwrap_or_default(),
@@ -283,14 +283,14 @@ pub fn now() -> UnixTime {
     SystemTime::now().into()
 }
 
-/// What the authority is asked to sign. It is a file for an administrator to read, and for the machine that has
-/// the key.
+/// What the authority is asked to sign. It is a file for an administrator to read, and for the machine that has the
+/// key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Requests {
-    /// Who is asked.
+    /// The authority that is asked.
     pub authority: AuthorityKey,
-    /// Sites to approve, or to say something else of.
+    /// Sites to approve, or whose statement changes.
     #[serde(default)]
     pub sites: Vec<SiteGrant>,
     /// Sites and relays to revoke.
@@ -302,12 +302,12 @@ pub struct Requests {
     /// The lease key to certify.
     #[serde(default)]
     pub lease_key: Option<LeaseKey>,
-    /// For leases of that length.
+    /// The length of the leases.
     #[serde(default)]
     pub lease: Option<LeaseLength>,
 }
 
-/// Everything about an authority, to be taken to another machine: a secret.
+/// Everything about an authority, to be taken to another machine. It is a secret.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Export {
@@ -325,13 +325,13 @@ impl fmt::Debug for Spare {
 }
 
 impl Export {
-    /// Of a key and what it has signed.
+    /// From a key and what it has signed.
     #[must_use]
     pub fn new(key: &SigningKey, publication: Publication) -> Self {
         Self { key: key.seed().clone(), publication }
     }
 
-    /// The key and what it has signed.
+    /// The key, and what it has signed.
     ///
     /// # Errors
     /// They do not belong together.
@@ -345,19 +345,19 @@ impl Export {
     }
 }
 
-/// A key that can take the authority's place, with what the authority has signed in advance: a secret.
+/// A key that can replace the authority's, with what the authority has signed in advance. It is a secret.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Spare {
     /// The private key.
     #[serde(with = "secret::text")]
     pub key: Secret,
-    /// That the authority hands over to it.
+    /// The document by which the authority hands over to it.
     pub rollover: Document,
 }
 
 impl Spare {
-    /// The key and the document, if the document is one that hands over to the key.
+    /// The key and the document, if the document hands over to this key.
     #[must_use]
     pub fn open(self) -> Option<(SigningKey, Document)> {
         let key = SigningKey::from_seed(self.key);

@@ -1,4 +1,4 @@
-//! A site as the coordinator knows it.
+//! A site in the coordinator's view.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -8,55 +8,94 @@ use penstock_proto::coordination::{Name, SiteKey};
 use penstock_proto::trust::Subnets;
 use serde::{Deserialize, Serialize};
 
-/// What lasts of a site.
+/// What is stored about a site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Site {
     /// Its WireGuard public key.
     #[serde(rename = "PublicKey")]
     pub key: SiteKey,
-    /// Its name; of those that are not revoked, no two are the same.
+    /// Its name; among sites that are not revoked, names are unique.
     pub name: Name,
-    /// Its address within the overlay.
+    /// Its address in the overlay.
     pub virtual_address: Ipv4Addr,
-    /// The subnets it offers, as it says itself.
+    /// The subnets that it offers.
     pub subnets: Vec<IpNet>,
-    /// Those that are in force; the others are told of them as far as the policy allows.
+    /// The subnets that are in force; the others are told of them as far as the policy allows.
     #[serde(default)]
     pub in_force: Vec<IpNet>,
-    /// What it may offer: what its statement says. Without it nobody has said anything. Of a site that waits it is
-    /// what its enrolment key allows.
+    /// What it may offer: what its statement says. `None`: nothing was decided yet. For a waiting site it is what its
+    /// enrolment key allows.
     #[serde(default)]
     pub granted: Option<Subnets>,
-    /// It has proved its key in the TLS connection itself, and has to from then on: nobody ends TLS in between.
-    #[serde(default)]
-    pub bound: bool,
+    /// Whether it has to prove its key within the TLS connection itself.
+    pub channel_binding: BindingMode,
     /// Its tags, from its enrolment key.
     pub tags: BTreeSet<Name>,
-    /// Whether it is let in.
+    /// Whether it is admitted.
     pub state: SiteState,
     /// When it enrolled, in seconds since 1970.
     pub created: u64,
     /// When it was last connected, in seconds since 1970.
     pub last_seen: Option<u64>,
-    /// When it is revoked by itself, in seconds since 1970; none: never.
+    /// When it is revoked automatically, in seconds since 1970; `None`: never.
     #[serde(default)]
     pub ends: Option<u64>,
 }
 
-/// Whether a site is let in.
+/// Whether a site has to prove its key within the TLS connection itself, which nobody who ends TLS in between can pass
+/// on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BindingMode {
+    /// As soon as it has done so once: it is `required` from then on
+    #[default]
+    Auto,
+    /// Always
+    Required,
+    /// Never, so that it may come through a proxy that ends TLS
+    Off,
+}
+
+impl BindingMode {
+    const ALL: [Self; 3] = [Self::Auto, Self::Required, Self::Off];
+
+    /// The mode after a connection of the site, which was `bound` or not.
+    #[must_use]
+    pub fn after(self, bound: bool) -> Self {
+        if self == Self::Auto && bound { Self::Required } else { self }
+    }
+
+    /// The name in lower case.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Required => "required",
+            Self::Off => "off",
+        }
+    }
+
+    /// The mode with this name in lower case.
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text)
+    }
+}
+
+/// Whether a site is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SiteState {
     /// It waits for an administrator.
     Pending,
-    /// It is.
+    /// It is admitted.
     Approved,
-    /// No more.
+    /// It no longer is.
     Revoked,
 }
 
 impl SiteState {
-    /// In lower case.
+    /// The name in lower case.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,7 +105,7 @@ impl SiteState {
         }
     }
 
-    /// The state of that name in lower case.
+    /// The state with this name in lower case.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {
         [Self::Pending, Self::Approved, Self::Revoked].into_iter().find(|state| state.as_str() == text)

@@ -1,22 +1,22 @@
-//! The STUN server: tells a gateway how its NAT makes it look (RFC 8489), and, from up to four corners, how
-//! the NAT behaves (RFC 5780, section 7.2).
+//! The STUN server: tells a gateway its external address (RFC 8489) and, from up to four corners, how its NAT behaves
+//! (RFC 5780, section 7.2).
 //!
 //! ```text
 //!                 port of the first   port of the second
 //!   first IP            A                    B
 //!   second IP           C                    D
 //! ```
-//! A server with one address is A. One with two of the same IP is A and B. One whose second address differs
-//! in IP and port is all four, and only that tells a NAT's whole behaviour.
+//! A server with one address is A. One with two of the same IP is A and B. One whose second address differs in IP and
+//! port is all four, and only that allows measuring a NAT completely.
 //!
-//! No answer is larger than its question, so a forged source gains nobody anything; gateways fill their requests up,
-//! others may by PADDING. There is one exception, as other clients ask with 20 bytes: the least answer, which says
-//! the address and nothing else. [`Answer::is_larger`] tells, and [`udp`](crate::udp) keeps those to a low rate for
-//! each prefix.
+//! No answer is larger than its question, so forging a source gains nobody anything; gateways pad their requests, and
+//! others can, too. There is one exception, since other clients ask with 20 bytes: the shortest answer, which has the
+//! address and nothing else. [`Answer::is_larger`] marks it, and [`udp`](crate::udp) limits the rate of those per
+//! prefix.
 //!
-//! An answer may be asked to another port (RESPONSE-PORT, RFC 5780, section 7.5), but never to another IP than
-//! the request's source. So it reaches nobody whom the same request with a forged source port would not have
-//! reached, and who cannot forge only himself.
+//! A request may ask for an answer to another port (RFC 5780, section 7.5, RESPONSE-PORT), but never to another IP than
+//! its source. So the answer reaches nobody that the same request with a forged source port would not have reached, and
+//! a client that cannot forge reaches only itself.
 //!
 //! The sockets are [`udp`](crate::udp)'s.
 
@@ -24,33 +24,33 @@ use std::net::{IpAddr, SocketAddr};
 
 use penstock_proto::stun::message::{Change, Message, decode, encode_error, encode_least_success, encode_success};
 
-/// RFC 8489, section 14.8: an attribute that must be understood and is not; what RFC 5780, section 7.2, has
-/// a server answer that cannot change its address.
+/// RFC 8489, section 14.8: an attribute that must be understood is not; RFC 5780, section 7.2, lets a server that
+/// cannot change its address answer with it.
 const UNKNOWN_ATTRIBUTE: u16 = 420;
 
 /// The addresses of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corners {
-    /// By place: bit 0 is the second port, bit 1 the second IP.
+    /// By index: bit 0 means the second port, bit 1 the second IP.
     addresses: Vec<SocketAddr>,
 }
 
-/// What to send.
+/// An answer to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// From which corner.
+    /// The corner to send it from.
     pub by: usize,
-    /// Where to: always the IP that the request came from.
+    /// The destination: always the IP that the request came from.
     pub to: SocketAddr,
     /// The message.
     pub bytes: Vec<u8>,
-    /// It is larger than the request, though as small as an answer can be.
+    /// Whether it is larger than the request, though as small as an answer can be.
     pub is_larger: bool,
 }
 
 impl Corners {
-    /// The corners of a server at `first` and perhaps `second`. `None` when the two are no corners: the
-    /// same, of two IP versions, the same port at two IPs, or an IP that is not said.
+    /// The corners of a server at `first` and perhaps `second`. `None` when the two cannot be corners: they are the
+    /// same, of two IP versions, have the same port at two IPs, or an unspecified IP.
     #[must_use]
     pub fn new(first: SocketAddr, second: Option<SocketAddr>) -> Option<Self> {
         let Some(second) = second else { return Some(Self { addresses: vec![first] }) };
@@ -79,7 +79,7 @@ impl Corners {
         let plain = change == Change::default() && response_port.is_none();
         let (by, bytes) = match self.addresses.get(by) {
             Some(origin) => {
-                // A corner at all addresses answers from the one that was asked.
+                // A corner bound to all addresses answers from the one that was asked.
                 let local = local.filter(|_| origin.ip().is_unspecified());
                 let origin = canonical(SocketAddr::new(local.unwrap_or(origin.ip()), origin.port()));
                 (by, encode_success(&transaction, from, origin, self.addresses.get(at ^ 3).copied()))
@@ -163,7 +163,7 @@ mod tests {
         let corners = Corners::new(address("192.0.2.1:3478"), Some(address("192.0.2.2:3479"))).expect("corners");
         for (from, length) in [("203.0.113.5:999", 32), ("[2001:db8::5]:999", 44)] {
             let from = address(from);
-            // Without its filler, and with ever more of it.
+            // Without padding, and with more and more of it.
             for filler in [0, 4, 12, 16, 24, 40, 76] {
                 let mut asked = request(false, false)[..20 + filler].to_vec();
                 asked[2..4].copy_from_slice(&(filler as u16).to_be_bytes());
@@ -177,14 +177,14 @@ mod tests {
                 assert_eq!(other.is_none(), answer.bytes.len() == length, "the whole, or the least");
                 assert!(!answer.is_larger || answer.bytes.len() == length);
             }
-            // From elsewhere, or to elsewhere, nothing is larger.
+            // From another corner, no answer is larger.
             for change in [(true, false), (false, true), (true, true)] {
                 let bare = &mut request(change.0, change.1)[..28];
                 bare[2..4].copy_from_slice(&8_u16.to_be_bytes());
                 assert_eq!(corners.answer(0, None, from, bare), None);
             }
         }
-        // Nor is an answer answered.
+        // And an answer is never answered.
         let from = address("203.0.113.5:999");
         let answer = corners.answer(0, None, from, &request(false, false)).expect("an answer");
         assert_eq!(corners.answer(0, None, from, &answer.bytes), None);

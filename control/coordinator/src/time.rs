@@ -1,20 +1,20 @@
-//! Times in seconds since 1970, and as people write them.
+//! Times in seconds since 1970, and how people write them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now. No other machine's clock is asked or believed.
+/// The present time. No other machine's clock is asked or believed.
 #[must_use]
 pub fn now() -> u64 {
     seconds(SystemTime::now())
 }
 
-/// A time; 0 for one before 1970.
+/// A point in time; 0 if it is before 1970.
 #[must_use]
 pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// A number of seconds in the largest unit of which there are two.
+/// A number of seconds in the largest unit that fits twice.
 #[must_use]
 pub fn rough(seconds: u64) -> String {
     match seconds {

@@ -1,7 +1,7 @@
-//! Hands out the page over HTTP/1: `GET /metrics` and nothing else, one request a connection.
+//! Serves the page over HTTP/1: `GET /metrics` and nothing else, one request per connection.
 //!
-//! Whoever can reach the address may ask, so each client has a connection for a short time and a small buffer, and
-//! there are few of them at once: the others wait in the listener's queue.
+//! Anyone who can reach the address may ask, so each client gets a connection for a short time and with a small buffer,
+//! and there are only a few at once: the others wait in the listener's queue.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,10 +27,10 @@ const HEADER_LIMIT: usize = 64;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connection may last in all.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long after a failed connection the next is taken.
+/// How long to wait after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves until dropped, and ends all connections then. `page` makes the page of the moment; there is none when the
+/// Serves until dropped, which also closes all connections. `page` makes the current page; it yields none when the
 /// program is about to end.
 pub async fn serve<P, F>(listener: TcpListener, page: P)
 where

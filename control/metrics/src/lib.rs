@@ -1,4 +1,4 @@
-//! Metrics: the state of a program as an OpenMetrics page, and the small web server that hands it out.
+//! Metrics: the state of a program as an OpenMetrics page, and the small web server that serves it.
 //!
 //! What is served is a list of [`Family`]s, each of which finds its samples in the state. [`table`] reads a page back,
 //! so that each program's test can compare the list with its documentation.
@@ -16,22 +16,22 @@ use prometheus_client::registry::Registry;
 /// The media type of a page.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Metrics of one name, of a state `S`.
+/// The metrics of one name, computed from a state `S`.
 #[derive(Debug)]
 pub struct Family<S: 'static> {
-    /// Without the `_total` of a counter and the `_info` of an info, which are only in the names of samples.
+    /// Without the `_total` of a counter or the `_info` of an info, which belong to the names of samples only.
     pub name: &'static str,
-    /// What it is.
+    /// Its type.
     pub kind: MetricType,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// What it means. Without a backslash or a line feed.
     pub help: &'static str,
-    /// Its samples; no two with the same labels.
+    /// Its samples. No two may have the same labels.
     pub samples: fn(&S) -> Vec<Sample>,
 }
 
-/// The values of a family's labels, in their order, and the sample's own.
+/// The values of a family's labels, in the order of their names, and the sample's own value.
 pub type Sample = (Vec<String>, Value);
 
 /// The value of a sample.
@@ -43,8 +43,8 @@ pub enum Value {
     Histogram {
         /// The sum of all that was counted.
         sum: f64,
-        /// The upper bound of each bucket, and how many are above the bound before and not above this one. The last
-        /// bound is taken for infinite.
+        /// The upper bound of each bucket, and how many values lie above the bound before and not above this one. The
+        /// last bound counts as infinite.
         buckets: Vec<(f64, u64)>,
     },
 }
@@ -61,7 +61,7 @@ pub fn one(value: f64) -> Vec<Sample> {
     vec![(Vec::new(), value.into())]
 }
 
-/// 1 for what is true.
+/// 1 for true, 0 for false.
 #[must_use]
 pub fn truth(is_true: bool) -> f64 {
     f64::from(u8::from(is_true))

@@ -1,12 +1,12 @@
-//! Reads back what a page serves and what its documentation says, for the tests that compare the two.
+//! Reads back what a page serves and what its documentation says, for tests that compare the two.
 
 /// Name, type, labels and meaning of a family.
 pub type Row = [String; 4];
 
-/// What a page says of its families; the labels are those of their samples, whose values may not hold a brace.
+/// A page's families. The labels are those of the samples, whose values must not contain a brace.
 ///
 /// # Panics
-/// The page is none of ours.
+/// The page is not one of ours.
 #[must_use]
 pub fn served(page: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
@@ -32,14 +32,14 @@ pub fn served(page: &str) -> Vec<Row> {
             assert!(suffixes.contains(&suffix), "{name}");
             let labels = line.split_once('{').map_or("", |(_, rest)| rest.split_once('}').expect("an end").0);
             let names = labels.split("\",").filter_map(|label| label.split_once('=')).map(|label| label.0);
-            // The bound of a bucket is no label of the family.
+            // A bucket's bound is not a label of the family.
             row[2] = names.filter(|name| *name != "le").collect::<Vec<_>>().join(", ");
         }
     }
     rows
 }
 
-/// The rows of a documentation's table: those whose first cell is code. Names there are those of the samples.
+/// The rows of the table in a documentation file: those whose first cell is code. Its names are those of the samples.
 ///
 /// # Panics
 /// A row does not have four cells.

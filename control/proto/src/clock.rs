@@ -1,11 +1,11 @@
-//! The wall clock, which only stamps initiations and dates handshakes.
+//! The wall clock, used only to timestamp initiations and to date handshakes.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::constants::TIMESTAMP_GRANULARITY;
 use crate::noise::Timestamp;
 
-/// The wall clock, as it was at some instant.
+/// The wall clock's reading at some instant.
 pub(crate) struct Clock {
     now: Instant,
     wall: SystemTime,
@@ -17,7 +17,7 @@ impl Clock {
         Self { now, wall, last: [0; 12] }
     }
 
-    /// Stamps given so far still count.
+    /// Timestamps given out so far still count.
     pub fn set(&mut self, now: Instant, wall: SystemTime) {
         self.now = now;
         self.wall = wall;
@@ -27,7 +27,7 @@ impl Clock {
         self.wall + now.saturating_duration_since(self.now)
     }
 
-    /// TAI64N, rounded down, and later than any given before.
+    /// TAI64N, rounded down, and later than every timestamp given out before.
     pub fn stamp(&mut self, now: Instant) -> Timestamp {
         let since_epoch = self.wall(now).duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamp = tai64n(since_epoch.as_secs(), since_epoch.subsec_nanos());
@@ -36,7 +36,7 @@ impl Clock {
     }
 }
 
-/// Second 0 of Unix time in TAI64, leap seconds left out as everybody does here.
+/// Unix second 0 in TAI64. Leap seconds are ignored, as every WireGuard implementation does.
 const TAI64_EPOCH: u64 = (1 << 62) + 10;
 
 fn tai64n(seconds: u64, nanos: u32) -> Timestamp {

@@ -1,8 +1,7 @@
-//! MAC1, MAC2 and cookies: what a gateway under load asks for before it does any curve arithmetic
-//! (paper 5.3 and 5.4.7).
+//! MAC1, MAC2 and cookies: what a gateway under load demands before it does any curve arithmetic (paper 5.3 and 5.4.7).
 //!
 //! A [`MacKeys`] belongs to a static public key: ours for what we receive, the peer's for what we send.
-//! [`CookieSecret`] makes the cookies we hand out; [`CookieJar`] keeps the one a peer handed to us.
+//! [`CookieSecret`] makes the cookies we hand out; [`CookieJar`] keeps the one a peer has given us.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ const LABEL_COOKIE: &[u8] = b"cookie--";
 /// MAC1, MAC2 and cookies are all keyed BLAKE2s of 16 bytes.
 pub(crate) type MacBytes = [u8; MAC_LENGTH];
 
-/// The keys of MAC1 and of sealed cookies, which everyone can derive who knows the public key.
+/// The keys of MAC1 and of sealed cookies. Anyone who knows the public key can derive them.
 pub(crate) struct MacKeys {
     mac1: [u8; 32],
     cookie: [u8; 32],
@@ -36,7 +35,7 @@ impl MacKeys {
         Self { mac1: hash(&[LABEL_MAC1, receiver.as_bytes()]), cookie: hash(&[LABEL_COOKIE, receiver.as_bytes()]) }
     }
 
-    /// Fills in the MACs that end an initiation or a response; returns MAC1.
+    /// Fills in the MACs at the end of an initiation or a response; returns MAC1.
     pub fn sign(&self, datagram: &mut [u8], cookie: Option<&MacBytes>) -> MacBytes {
         let mac1_at = datagram.len() - 2 * MAC_LENGTH;
         let mac2_at = datagram.len() - MAC_LENGTH;
@@ -81,7 +80,7 @@ impl MacKeys {
     }
 }
 
-/// The secret behind our cookies, changed when it grows old.
+/// The secret behind our cookies; it is replaced when it grows old.
 pub(crate) struct CookieSecret {
     lifetime: Duration,
     current: Option<(Key, Instant)>,
@@ -92,7 +91,7 @@ impl CookieSecret {
         Self { lifetime, current: None }
     }
 
-    /// The cookie of a source: its address **and** port, so that nobody behind the same NAT can use it.
+    /// The cookie of a source: of its address **and** port, so that nobody else behind the same NAT can use it.
     pub fn cookie(&mut self, now: Instant, source: SocketAddr, rng: &mut dyn RngCore) -> MacBytes {
         let fresh = self.current.take().filter(|(_, born)| now.duration_since(*born) < self.lifetime);
         let (secret, _) = self.current.insert(fresh.unwrap_or_else(|| {
@@ -125,19 +124,19 @@ pub(crate) struct CookieJar {
 struct Cookie(MacBytes);
 
 impl CookieJar {
-    /// The cookie to make MAC2 with, if there is a fresh one.
+    /// The cookie to make MAC2 with, if we have a fresh one.
     pub fn cookie(&mut self, now: Instant, use_for: Duration) -> Option<&MacBytes> {
         self.cookie.take_if(|(_, born)| now.duration_since(*born) >= use_for);
         self.cookie.as_ref().map(|(cookie, _)| &cookie.0)
     }
 
-    /// Remembers the MAC1 of the message just sent: only a reply to it counts, and only one.
+    /// Remembers the MAC1 of the message just sent: only one reply counts, and it has to refer to that message.
     pub fn sent(&mut self, mac1: MacBytes) {
         self.last_mac1 = Some(mac1);
     }
 
     /// # Errors
-    /// [`Reject::CookieReply`] when this is no reply to the last message we sent to the owner of `keys`.
+    /// [`Reject::CookieReply`] when this is not a reply to the last message we sent to the owner of `keys`.
     pub fn accept(&mut self, now: Instant, keys: &MacKeys, reply: &CookieReply) -> Result<(), Reject> {
         let mac1 = self.last_mac1.as_ref().ok_or(Reject::CookieReply)?;
         let cookie = keys.open(reply, mac1).ok_or(Reject::CookieReply)?;
@@ -147,7 +146,7 @@ impl CookieJar {
     }
 }
 
-/// A datagram of at least 32 bytes as what MAC1 covers, MAC1 and MAC2.
+/// Splits a datagram of at least 32 bytes into the part that MAC1 covers, MAC1, and MAC2.
 fn split(datagram: &[u8]) -> (&[u8], &[u8], &[u8]) {
     let (rest, mac2) = datagram.split_at(datagram.len() - MAC_LENGTH);
     let (signed, mac1) = rest.split_at(rest.len() - MAC_LENGTH);

@@ -1,5 +1,5 @@
-//! What passes between the gateway and its shell beside handshake messages: datagrams to send, events,
-//! and notes of the traffic.
+//! What passes between the gateway and its shell besides handshake messages: datagrams to send, events, and reports of
+//! the traffic.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,12 +8,12 @@ use std::ops::Deref;
 use crate::messages::INITIATION_LENGTH;
 use crate::{PeerId, SessionKeys, Suite};
 
-/// The two ends of a datagram.
+/// Both ends of a datagram's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
-    /// Ours: the address that the peer called, and that answers leave from. `None`: whatever the route prefers.
+    /// Our address: the one that the peer called, and that answers leave from. `None`: whichever the route prefers.
     pub local: Option<IpAddr>,
 }
 
@@ -26,13 +26,13 @@ impl From<SocketAddr> for Endpoint {
 /// A datagram to be sent from the tunnel's UDP port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// The destination.
     pub to: SocketAddr,
-    /// The address of ours that it leaves from; `None` for the one that the route prefers.
+    /// Our address that it leaves from; `None` for the one that the route prefers.
     pub local: Option<IpAddr>,
-    /// Whom it is for; a cookie reply is for nobody known.
+    /// The peer that it is for. A cookie reply has none.
     pub peer: Option<PeerId>,
-    /// What.
+    /// The bytes to send.
     pub contents: Contents,
 }
 
@@ -48,73 +48,73 @@ pub struct Contents {
 pub enum Event {
     /// A session exists: receive on it from now on. Send on it only after [`Event::SessionPromoted`].
     SessionEstablished {
-        /// Whose.
+        /// The peer that it is with.
         peer: PeerId,
         /// Its keys, handed out this once. They are wiped where they lie: moving them would leave copies behind.
         session: Box<SessionKeys>,
     },
     /// Send on this session from now on, and on no other of this peer.
     SessionPromoted {
-        /// Whose.
+        /// The peer that it is with.
         peer: PeerId,
-        /// Which.
+        /// Our receiver index of the session.
         local_index: u32,
     },
     /// Neither send nor receive on this session any more; drop its keys.
     SessionExpired {
-        /// Whose; it may have been removed meanwhile.
+        /// The peer that it was with, which may have been removed meanwhile.
         peer: PeerId,
-        /// Which.
+        /// Our receiver index of the session.
         local_index: u32,
     },
-    /// Send an empty packet on the current session. After a handshake that we began it tells the
-    /// responder that the session works; there any other packet sent at once does as well.
+    /// Send an empty packet on the current session. After a handshake that we began it tells the responder that the
+    /// session works; in that case any other packet sent at once will do as well.
     SendKeepalive {
-        /// To whom.
+        /// The peer to send it to.
         peer: PeerId,
     },
-    /// An authenticated packet came from a new address, or to another one of ours: send there, from there, from now
-    /// on.
+    /// An authenticated packet came from a new address of the peer, or to a different address of ours: from now on,
+    /// send between these two.
     EndpointChanged {
-        /// Whose.
+        /// The peer that has moved.
         peer: PeerId,
-        /// The new one.
+        /// The new endpoint.
         endpoint: Endpoint,
     },
-    /// An initiation was not answered in time, and nothing authentic has come from the peer for 15 s, or
-    /// ever: it may have to be reached by another endpoint. Again with each repetition, about every 5 s. An
-    /// initiation is under way to the present endpoint; after [`set_endpoint`](crate::Gateway::set_endpoint),
+    /// An initiation was not answered in time, and nothing authentic has come from the peer for 15 s, or ever: it may
+    /// have to be reached at another endpoint. The event comes again with each retry, about every 5 s. An initiation is
+    /// under way to the present endpoint; after [`set_endpoint`](crate::Gateway::set_endpoint),
     /// [`handle_path`](crate::Gateway::handle_path) sends one to the new endpoint too.
     PathSilent {
-        /// Whose.
+        /// The peer that does not answer.
         peer: PeerId,
     },
-    /// The peer began a handshake with a suite that it may not use here. It was left unanswered, and will be again
-    /// until one of the two sites changes.
+    /// The peer began a handshake with a suite that it may not use here. It was not answered, and will not be until one
+    /// of the two sites changes its configuration.
     SuiteRefused {
-        /// Whose.
+        /// The peer that began it.
         peer: PeerId,
-        /// Which.
+        /// The suite that it tried.
         suite: Suite,
     },
-    /// No answer for 90 s: packets that wait for a session may be dropped.
+    /// There was no answer for 90 s: packets that wait for a session may be dropped.
     HandshakeGaveUp {
-        /// Whose.
+        /// The peer that does not answer.
         peer: PeerId,
     },
 }
 
-/// How much a session was used for sending.
+/// How much has been sent on a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Messages; thus its next counter.
+    /// Messages, which is also the next counter value.
     pub messages: u64,
-    /// Blocks, where they are limited: see [`REKEY_AFTER_BLOCKS`](crate::constants::REKEY_AFTER_BLOCKS).
+    /// Blocks, if the suite limits them: see [`REKEY_AFTER_BLOCKS`](crate::constants::REKEY_AFTER_BLOCKS).
     pub blocks: u64,
 }
 
-/// What a peer's traffic did since the last note. Only packets that were authentic count as received;
-/// "any" includes keepalives, "data" does not.
+/// A peer's traffic since the last report. Only authentic packets count as received; "any" includes keepalives, "data"
+/// does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// A packet with contents was sent.
@@ -128,7 +128,7 @@ pub struct Traffic {
 }
 
 impl Contents {
-    /// `bytes` must be a handshake message, thus at most 148 bytes.
+    /// `bytes` must be a handshake message, and so at most 148 bytes.
     pub(crate) fn new(message: &[u8]) -> Self {
         let mut bytes = [0; INITIATION_LENGTH];
         bytes[..message.len()].copy_from_slice(message);

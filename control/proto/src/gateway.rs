@@ -31,7 +31,7 @@ pub struct Gateway {
     pub(crate) load: Load,
     pub(crate) limiter: Limiter,
     peers: Peers,
-    /// Every live receiver index: of pending initiations and of sessions, at most four a peer.
+    /// Every live receiver index: of pending initiations and of sessions, at most four per peer.
     pub(crate) indices: HashMap<u32, PeerId>,
     /// The next deadline of every peer that has one.
     deadlines: BTreeSet<(Instant, PeerId)>,
@@ -101,8 +101,8 @@ impl Gateway {
         &self.private_key
     }
 
-    /// Takes another identity. All sessions end; a peer whose public key is the new one is removed and
-    /// returned. The key that we have already changes nothing.
+    /// Takes another identity. All sessions end; a peer whose public key is the new one is removed and returned.
+    /// Setting the key that we already have changes nothing.
     pub fn set_private_key(&mut self, private_key: StaticSecret) -> Option<PeerId> {
         let public_key = PublicKey::from(&private_key);
         if public_key == self.public_key {
@@ -125,8 +125,8 @@ impl Gateway {
         ourselves
     }
 
-    /// Sets the wall clock by which initiations are stamped and handshakes are dated. The clock may
-    /// step; stamps of initiations never go back while the gateway lives.
+    /// Sets the wall clock that timestamps initiations and dates handshakes. The clock may step; timestamps of
+    /// initiations never go back as long as the gateway exists.
     pub fn set_clock(&mut self, now: Instant, wall: SystemTime) {
         self.clock.set(now, wall);
     }
@@ -134,8 +134,8 @@ impl Gateway {
     /// Adds a peer. With a persistent keepalive and an endpoint, a handshake begins at once.
     ///
     /// # Errors
-    /// [`AddPeerError::OwnKey`], [`AddPeerError::Duplicate`]. A public key of low order is no error: its
-    /// handshakes are silence.
+    /// [`AddPeerError::OwnKey`], [`AddPeerError::Duplicate`]. A public key of low order is not an error: its handshakes
+    /// are never answered.
     pub fn add_peer(
         &mut self,
         now: Instant,
@@ -165,14 +165,14 @@ impl Gateway {
         }
     }
 
-    /// Changes the preshared key, from the next handshake on; sessions live on.
+    /// Changes the preshared key, from the next handshake on; existing sessions go on.
     pub fn set_preshared_key(&mut self, id: PeerId, preshared_key: Option<Key>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.preshared_key = preshared_key;
         }
     }
 
-    /// Changes the suites, from the next handshake on; sessions live on. See [`PeerConfig`].
+    /// Changes the suites, from the next handshake on; existing sessions go on. See [`PeerConfig`].
     pub fn set_suite(&mut self, id: PeerId, suite: Suite, any_suite: bool) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.suite = suite;
@@ -180,7 +180,7 @@ impl Gateway {
         }
     }
 
-    /// Changes the endpoint. No [`Event::EndpointChanged`] follows: the caller knows.
+    /// Changes the endpoint. No [`Event::EndpointChanged`] follows, since the caller knows.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.endpoint = endpoint;
@@ -188,7 +188,7 @@ impl Gateway {
         }
     }
 
-    /// Changes the interval of persistent keepalives; when there is one, the first is sent at once.
+    /// Changes the interval of persistent keepalives; if there is one, the first keepalive is sent at once.
     pub fn set_persistent_keepalive(&mut self, now: Instant, id: PeerId, interval: Option<Duration>) {
         if let Some(peer) = self.peers.named_mut(id) {
             peer.config.persistent_keepalive = interval;
@@ -203,7 +203,7 @@ impl Gateway {
         self.peers.named(id)
     }
 
-    /// A peer's name by its public key.
+    /// The id of the peer with this public key.
     #[must_use]
     pub fn peer_of(&self, public_key: &PublicKey) -> Option<PeerId> {
         self.peers.by_key(public_key)
@@ -220,31 +220,31 @@ impl Gateway {
         self.peers.iter()
     }
 
-    /// How many receiver indices are in use: at most four a peer.
+    /// How many receiver indices are in use: at most four per peer.
     #[must_use]
     pub fn live_indices(&self) -> usize {
         self.indices.len()
     }
 
-    /// The next datagram to send. To be drained after every `handle_*` call, after the events.
+    /// The next datagram to send. Call this until it returns `None` after every `handle_*` call, after the events.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
-    /// The next event. To be drained after every `handle_*` call and every change of peers or keys.
+    /// The next event. Call this until it returns `None` after every `handle_*` call and every change of peers or keys.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is next to be called.
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// Does what has become due.
+    /// Does everything that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        // Once through those due: a deadline that is set meanwhile waits for the next call.
+        // Each due deadline is handled once: one that is set meanwhile waits for the next call.
         let due: Vec<PeerId> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         for id in due {
             self.peer_timeout(now, id);
@@ -273,7 +273,7 @@ impl Gateway {
         }
     }
 
-    /// A new index that no live session or initiation has.
+    /// A new index that belongs to no live session or initiation.
     pub(crate) fn reserve_index(&mut self, id: PeerId) -> u32 {
         loop {
             let index = self.rng.next_u32();

@@ -1,4 +1,4 @@
-//! Keys: symmetric ones that vanish when dropped, and the making of private ones.
+//! Keys: symmetric ones that are wiped when dropped, and the generation of private ones.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use rand::CryptoRng;
 use x25519_dalek::StaticSecret;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// A symmetric key of 32 bytes: of a session, or preshared. Zeroed when dropped, never printed.
+/// A symmetric key of 32 bytes: a session's, or a preshared one. Zeroed when dropped, never printed.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Key([u8; 32]);
 
@@ -47,8 +47,8 @@ pub fn generate_private_key(rng: &mut impl CryptoRng) -> StaticSecret {
     key
 }
 
-/// The private key of these bytes, clamped (RFC 7748, section 5), so that its `to_bytes` is what
-/// WireGuard's tools show.
+/// The private key made of these bytes, clamped (RFC 7748, section 5), so that its `to_bytes` is what WireGuard's tools
+/// show.
 #[must_use]
 pub fn clamped_private_key(mut bytes: [u8; 32]) -> StaticSecret {
     bytes[0] &= 0b1111_1000;

@@ -1,5 +1,5 @@
-//! How many handshakes the gateway does: for all sources together ([`Load`]), and, once that is too
-//! many, for each source that has proven its address ([`Limiter`]).
+//! How many handshakes the gateway does: for all sources together ([`Load`]) and, once that is too many, for each
+//! source that has proven its address ([`Limiter`]).
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -12,13 +12,12 @@ use crate::constants::{
 };
 use crate::cookie::mac;
 
-/// Decides whether the gateway is under load, from the rate of handshakes that would cost curve
-/// arithmetic.
+/// Decides whether the gateway is under load, from the rate of handshakes that would need curve arithmetic.
 #[derive(Default)]
 pub(crate) struct Load {
     /// When the handshakes seen so far would be worked off at the allowed rate.
     worked_off: Option<Instant>,
-    /// Load lasts until then.
+    /// The gateway is under load until this time.
     until: Option<Instant>,
 }
 
@@ -37,10 +36,10 @@ impl Load {
     }
 }
 
-/// A token bucket a source, in a table of fixed size.
+/// A token bucket per source, in a table of fixed size.
 ///
-/// A full set forgets the source it has not heard of for longest. That source starts afresh with a
-/// full bucket, so whoever fills the table can neither lock others out nor make it grow.
+/// A set that is full forgets the source that was silent for longest. That source starts again with a full bucket, so
+/// whoever fills the table can neither lock others out nor make it grow.
 pub(crate) struct Limiter {
     secret: Key,
     sets: Vec<[Option<Bucket>; WAYS]>,
@@ -54,12 +53,12 @@ const FULL: Duration = COST.saturating_mul(SOURCE_HANDSHAKE_BURST);
 #[derive(Clone, Copy)]
 struct Bucket {
     source: Source,
-    /// Tokens left at `at`, in time that it takes to earn them.
+    /// Tokens left at `at`, as the time that it takes to earn them.
     credit: Duration,
     at: Instant,
 }
 
-/// An IPv4 address, or the /64 of an IPv6 address: a host has a whole one.
+/// An IPv4 address, or the /64 of an IPv6 address, since a host usually has a whole one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     V4([u8; 4]),
@@ -73,7 +72,7 @@ impl Limiter {
         Self { secret, sets: Vec::new() }
     }
 
-    /// Takes a token of the source's bucket, if there is one.
+    /// Takes a token from the source's bucket, if it has one.
     pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
         if self.sets.is_empty() {
             self.sets = vec![[None; WAYS]; SETS];
@@ -117,7 +116,7 @@ impl Source {
         }
     }
 
-    /// Keyed, so that nobody can choose sources that share a set.
+    /// The hash is keyed, so that nobody can choose sources that share a set.
     fn set(self, secret: &Key) -> usize {
         let [low, high, ..] = match self {
             Self::V4(ip) => mac(secret.as_bytes(), &[&ip]),

@@ -1,7 +1,7 @@
 //! The wire formats of WireGuard's handshake (paper 5.4): parsing with length checks, and encoding.
 //!
-//! Nothing here is secret and nothing is authenticated: a parsed message has the right type, zero
-//! reserved bytes and the exact length, no more. Integers are little-endian.
+//! Nothing here is secret and nothing is authenticated: a parsed message has the right type, zero reserved bytes and
+//! the exact length, no more. Integers are little-endian.
 
 use crate::Reject;
 
@@ -60,14 +60,14 @@ pub struct Response {
     pub receiver: u32,
     /// The responder's ephemeral public key.
     pub ephemeral: [u8; 32],
-    /// Nothing, sealed.
+    /// An empty plaintext, sealed.
     pub sealed_nothing: [u8; TAG_LENGTH],
 }
 
-/// Type 3: sent instead of an answer by a gateway under load.
+/// Type 3: what a gateway under load sends instead of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieReply {
-    /// The index of the sender of the message that is not answered.
+    /// The sender index of the message that goes unanswered.
     pub receiver: u32,
     /// XChaCha20-Poly1305 nonce.
     pub nonce: [u8; 24],
@@ -106,7 +106,7 @@ impl Initiation {
         })
     }
 
-    /// The message as it is sent, its MACs still zero.
+    /// The message as it is sent, with its MACs still zero.
     #[must_use]
     pub fn encode(&self) -> [u8; INITIATION_LENGTH] {
         let mut datagram = [0; INITIATION_LENGTH];
@@ -130,7 +130,7 @@ impl Response {
         })
     }
 
-    /// The message as it is sent, its MACs still zero.
+    /// The message as it is sent, with its MACs still zero.
     #[must_use]
     pub fn encode(&self) -> [u8; RESPONSE_LENGTH] {
         let mut datagram = [0; RESPONSE_LENGTH];
@@ -165,7 +165,7 @@ fn exact<const N: usize>(datagram: &[u8]) -> Result<&[u8; N], Reject> {
     datagram.try_into().map_err(|_| Reject::Length)
 }
 
-/// What is left of a message while its fields are read in order.
+/// The rest of a message while its fields are read in order.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

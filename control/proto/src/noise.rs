@@ -1,10 +1,9 @@
-//! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s as WireGuard uses it (paper 5.4.1 to 5.4.5), and the same with AESGCM in
-//! place of ChaChaPoly. The name is hashed first, so each suite's messages mean nothing in the other.
+//! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s as WireGuard uses it (paper 5.4.1 to 5.4.5), and the same with AESGCM in place
+//! of ChaChaPoly. The protocol name is hashed first, so a message of one suite means nothing in the other.
 //!
-//! The two sides of one handshake, and nothing about peers, time or datagrams. A failed step changes
-//! no state: an [`Initiator`] survives forged responses, and a message that fails anywhere leaves no
-//! trace. Every Diffie-Hellman result is checked to be contributory, so low-order points end in a
-//! [`Reject`] and thus in silence.
+//! This is the two sides of one handshake, without peers, time or datagrams. A failed step changes no state: an
+//! [`Initiator`] survives forged responses, and a message that fails anywhere leaves no trace. Every Diffie-Hellman
+//! result is checked to be contributory, so low-order points end in a [`Reject`], which means silence.
 
 use aes_gcm::Aes256Gcm;
 use blake2::digest::Mac;
@@ -19,7 +18,7 @@ use crate::{Key, Reject, Suite};
 
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
-/// A TAI64N timestamp: seconds and nanoseconds, big-endian, so that bytes compare as times.
+/// A TAI64N timestamp: seconds and nanoseconds, big-endian, so that comparing bytes compares times.
 pub(crate) type Timestamp = [u8; TIMESTAMP_LENGTH];
 
 /// The keys that a handshake yields, named for the side that made them.
@@ -36,7 +35,8 @@ pub(crate) struct Initiator {
 }
 
 impl Initiator {
-    /// Begins a handshake of this suite with the owner of `remote`; `static_static` is the product of both static keys.
+    /// Begins a handshake with this suite with the owner of `remote`; `static_static` is the product of both static
+    /// keys.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`] when `remote` is of low order.
@@ -59,21 +59,21 @@ impl Initiator {
         Ok((Self { index, ephemeral, state }, initiation))
     }
 
-    /// Our index for the session to be.
+    /// Our index for the session that is to be.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// The suite that it was begun with.
+    /// The suite that it began with.
     pub fn suite(&self) -> Suite {
         self.state.suite
     }
 
-    /// Ends the handshake with the response, leaving `self` as it was.
+    /// Completes the handshake with the response; `self` stays as it was.
     ///
     /// # Errors
-    /// [`Reject::LowOrderKey`], and [`Reject::Response`] when the response is no answer to our
-    /// initiation or was made with another preshared key.
+    /// [`Reject::LowOrderKey`], and [`Reject::Response`] when the response does not answer our initiation or was made
+    /// with a different preshared key.
     pub fn finish(
         &self,
         private: &StaticSecret,
@@ -91,15 +91,15 @@ impl Initiator {
     }
 }
 
-/// The responder's side after the initiation's static key is known, before it is proven to be fresh.
+/// The responder's side once the initiator's static key is known but not yet proven to be fresh.
 pub(crate) struct Claim {
     state: State,
     remote: PublicKey,
 }
 
 impl Claim {
-    /// Opens the first half of an initiation: who claims to have sent it, and with which suite. Nothing in the
-    /// message tells the suite, so it is opened with one after the other; they share the Diffie-Hellman.
+    /// Opens the first half of an initiation: who claims to have sent it, and with which suite. Nothing in the message
+    /// names the suite, so one is tried after the other; they share the Diffie-Hellman.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`], [`Reject::Initiation`].
@@ -151,7 +151,7 @@ impl Responder {
         self.state.suite
     }
 
-    /// Ends the handshake and makes the response.
+    /// Completes the handshake and makes the response.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`].
@@ -174,7 +174,7 @@ impl Responder {
     }
 }
 
-/// The X25519 product, or [`Reject::LowOrderKey`] when it doesn't depend on our secret.
+/// The X25519 product, or [`Reject::LowOrderKey`] when it does not depend on our secret.
 pub(crate) fn diffie_hellman(private: &StaticSecret, public: &PublicKey) -> Result<Key, Reject> {
     let shared = private.diffie_hellman(public);
     if shared.was_contributory() { Ok(Key::from(shared.to_bytes())) } else { Err(Reject::LowOrderKey) }
@@ -223,7 +223,7 @@ impl State {
         self.hash = hash(&[&self.hash, data]);
     }
 
-    /// The "psk" variants of Noise mix ephemeral public keys into the chaining key too.
+    /// Noise's "psk" variants mix ephemeral public keys into the chaining key too.
     fn mix_ephemeral(&mut self, ephemeral: &[u8; 32]) -> [u8; 32] {
         self.mix_hash(ephemeral);
         let [chaining_key] = kdf(&self.chaining_key, ephemeral);

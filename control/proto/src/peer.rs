@@ -1,4 +1,4 @@
-//! A peer: what is configured about it, and what the handshakes with it have come to.
+//! A peer: its configuration, and the state of the handshakes with it.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,29 +13,28 @@ use crate::session::Sessions;
 use crate::timers::Timers;
 use crate::{Key, Suite};
 
-/// Names a peer of a [`Gateway`](crate::Gateway). The name of a removed peer never names another.
+/// Identifies a peer of a [`Gateway`](crate::Gateway). The id of a removed peer is never used for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId {
     pub(crate) index: u32,
     pub(crate) generation: u32,
 }
 
-/// What is configured about a peer, beside its public key.
+/// The configuration of a peer, except its public key.
 #[derive(Clone, Debug, Default)]
 pub struct PeerConfig {
     /// Mixed into every handshake; all zeros are the same as none.
     pub preshared_key: Option<Key>,
     /// Where the first initiation goes. Without one, the peer has to initiate.
     pub endpoint: Option<SocketAddr>,
-    /// Interval at which something is sent whatever happens, to keep a NAT's mapping. `None` and zero
-    /// are off.
+    /// Interval at which something is sent in any case, to keep a NAT's mapping alive. `None` and zero both mean off.
     pub persistent_keepalive: Option<Duration>,
-    /// The endpoint is what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from:
-    /// somebody else, such as a [`PathAgent`](crate::path::PathAgent), knows the way.
+    /// The endpoint is only what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from,
+    /// because somebody else, such as a [`PathAgent`](crate::path::PathAgent), decides on the path.
     pub fixed_endpoint: bool,
-    /// The suite of handshakes that we begin. We never begin one with the other.
+    /// The suite of the handshakes that we begin. We never begin one with the other suite.
     pub suite: Suite,
-    /// Whether the peer may begin handshakes with the other suite, too.
+    /// Whether the peer may also begin handshakes with the other suite.
     pub any_suite: bool,
 }
 
@@ -44,14 +43,14 @@ pub struct Peer {
     pub(crate) id: PeerId,
     pub(crate) public_key: PublicKey,
     pub(crate) config: PeerConfig,
-    /// The address of ours that the peer called last.
+    /// Our address that the peer called last.
     pub(crate) local: Option<IpAddr>,
     pub(crate) mac_keys: MacKeys,
     /// The product of both static keys; `None` when the peer's is of low order.
     pub(crate) static_static: Option<Key>,
-    /// Our public key is the lower one, which decides between simultaneous handshakes.
+    /// Our public key is the lower of the two, which decides between simultaneous handshakes.
     pub(crate) we_lead: bool,
-    /// The newest initiation we have answered.
+    /// The timestamp of the newest initiation that we have answered.
     pub(crate) latest_timestamp: Option<Timestamp>,
     pub(crate) last_initiation: Option<Instant>,
     pub(crate) last_handshake: Option<SystemTime>,
@@ -85,7 +84,7 @@ impl Peer {
         }
     }
 
-    /// Its name.
+    /// Its id.
     #[must_use]
     pub fn id(&self) -> PeerId {
         self.id
@@ -103,7 +102,7 @@ impl Peer {
         self.config.preshared_key.as_ref()
     }
 
-    /// Where it was last heard of by an authenticated packet, or configured to be.
+    /// Where an authenticated packet last came from, or what was configured.
     #[must_use]
     pub fn endpoint(&self) -> Option<SocketAddr> {
         self.config.endpoint
@@ -115,7 +114,7 @@ impl Peer {
         self.config.persistent_keepalive.filter(|interval| !interval.is_zero())
     }
 
-    /// When the last handshake was completed: for the responder, with the initiator's first packet.
+    /// When the last handshake was completed; for the responder, when the initiator's first packet came.
     #[must_use]
     pub fn last_handshake(&self) -> Option<SystemTime> {
         self.last_handshake
@@ -133,26 +132,26 @@ impl Peer {
         self.timers.retry.is_some()
     }
 
-    /// Depends on our own key: to be called when that changes.
+    /// Depends on our own key, so it is to be called when that changes.
     pub(crate) fn meet(&mut self, private: &StaticSecret, public: &PublicKey) {
         self.static_static = diffie_hellman(private, &self.public_key).ok();
         self.we_lead = public.as_bytes() < self.public_key.as_bytes();
         self.cookies = CookieJar::default();
     }
 
-    /// When something is next to be done for this peer.
+    /// When this peer next needs attention.
     pub(crate) fn deadline(&self, timings: &Timings) -> Option<Instant> {
         let expiry = self.sessions.iter().map(|session| session.born + timings.reject_after_time);
         expiry.chain(self.timers.next()).min()
     }
 
-    /// Something was sent or received: the persistent keepalive starts anew.
+    /// Something was sent or received: the persistent keepalive's interval starts again.
     pub(crate) fn traversed(&mut self, now: Instant) {
         self.timers.persistent = self.persistent_keepalive().map(|interval| now + interval);
     }
 }
 
-/// The peers, in slots that outlive them so that old names are known to be old.
+/// The peers, in slots that are never given back, so that the ids of removed peers are recognised.
 #[derive(Default)]
 pub(crate) struct Peers {
     slots: Vec<Slot>,

@@ -1,7 +1,7 @@
-//! A handshake message comes in: from the datagram to the session.
+//! A handshake message arrives: from the datagram to the session.
 //!
-//! Cheap checks first: length, MAC1, load, and only then curve arithmetic. Every way out is a named
-//! [`Reject`], and none of them but [`Reject::Suite`] changes a peer.
+//! Cheap checks come first: length, MAC1, load, and only then curve arithmetic. Every way out is a named [`Reject`],
+//! and only [`Reject::Suite`] changes a peer.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use crate::wipe::wiped;
 pub enum Reject {
     /// No bytes.
     Empty,
-    /// The first byte is no message type, or the reserved ones are not zero.
+    /// The first byte is not a message type, or the reserved bytes are not zero.
     UnknownType,
     /// Type 4, which is the data plane's.
     TransportData,
@@ -31,30 +31,30 @@ pub enum Reject {
     Mac1,
     /// Under load, and MAC2 is wrong or missing: a cookie reply was sent.
     UnderLoad,
-    /// Under load, and the source has had its share of handshakes.
+    /// Under load, and the source has used up its share of handshakes.
     RateLimited,
     /// A Diffie-Hellman product would not depend on our key.
     LowOrderKey,
     /// An initiation that doesn't decrypt.
     Initiation,
-    /// An initiation by a key that is no peer's.
+    /// An initiation with a key that is not a peer's.
     UnknownPeer,
     /// An authentic initiation with a suite that the peer may not use.
     Suite,
-    /// An initiation no newer than one we have seen.
+    /// An initiation that is no newer than one we have seen.
     Replay,
-    /// An initiation too soon after another of the same peer.
+    /// An initiation too soon after another from the same peer.
     TooFrequent,
-    /// A response or a cookie reply to nothing that waits for one.
+    /// A response or a cookie reply to nothing that we wait for.
     UnknownIndex,
-    /// A response that doesn't decrypt: forged, or made with another preshared key.
+    /// A response that does not decrypt: forged, or made with a different preshared key.
     Response,
-    /// A cookie reply that doesn't decrypt, or not to the last message we sent.
+    /// A cookie reply that does not decrypt, or does not refer to the last message we sent.
     CookieReply,
 }
 
 impl Reject {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 16] = [
         Self::Empty,
         Self::UnknownType,
@@ -78,11 +78,11 @@ impl Reject {
 const _: () = assert!(Reject::ALL.len() == Reject::CookieReply as usize + 1, "the last reason, and all before it");
 
 impl Gateway {
-    /// Takes a datagram of type 1, 2 or 3 that came from `from` to the tunnel's UDP port. An IPv4 address
-    /// is to be given as such, not mapped into IPv6: it may become the peer's endpoint.
+    /// Takes a datagram of type 1, 2 or 3 that came from `from` to the tunnel's UDP port. IPv4 addresses must be given
+    /// as IPv4, not mapped into IPv6, since they may become the peer's endpoint.
     ///
     /// # Errors
-    /// The reason why it was dropped. [`Reject::UnderLoad`] means that a cookie reply goes out.
+    /// The reason why it was dropped. [`Reject::UnderLoad`] means that a cookie reply is sent.
     pub fn handle_datagram(&mut self, now: Instant, from: impl Into<Endpoint>, datagram: &[u8]) -> Result<(), Reject> {
         let from = from.into();
         match Message::parse(datagram)? {
@@ -101,7 +101,7 @@ impl Gateway {
         }
     }
 
-    /// Decides whether there is time for the curve arithmetic that this message asks for.
+    /// Decides whether there is time for the curve arithmetic that this message needs.
     fn admit(&mut self, now: Instant, from: Endpoint, datagram: &[u8], sender: u32) -> Result<(), Reject> {
         if !self.load.note(now) {
             return Ok(());
@@ -147,8 +147,8 @@ impl Gateway {
             peer.latest_timestamp = Some(timestamp);
             peer.last_initiation = Some(now);
         }
-        // Not the endpoint: the initiation may be an old one that somebody replays to us after a restart. Who sends
-        // the first packet of the session has its keys.
+        // The endpoint stays: the initiation may be an old one that somebody replays to us after a restart. Whoever
+        // sends the first packet of the session has its keys.
         self.authenticated(now, id);
         let session = Session { local_index, role: Role::Responder, suite, started: now, born: now };
         let ended = self.named_mut(id).and_then(|peer| peer.sessions.responded(session));
@@ -159,8 +159,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// The administrators of the two sites have to hear of it. The initiation is remembered all the same: somebody
-    /// else who repeats it later is not the peer.
+    /// The administrators of both sites have to be told. The timestamp is remembered all the same, so that an attacker
+    /// who replays this initiation later is refused.
     fn refuse_suite(&mut self, now: Instant, id: PeerId, suite: Suite, timestamp: Timestamp) {
         if let Some(peer) = self.named_mut(id) {
             peer.latest_timestamp = Some(timestamp);
@@ -202,13 +202,13 @@ impl Gateway {
     fn receive_cookie_reply(&mut self, now: Instant, reply: &CookieReply) -> Result<(), Reject> {
         let id = self.peer_of_index(reply.receiver).ok_or(Reject::UnknownIndex)?;
         let peer = self.named_mut(id).ok_or(Reject::UnknownIndex)?;
-        // The cookie goes into the next message; sending one right away would let a reply trigger
-        // traffic (paper 5.4.7).
+        // The cookie goes into the next message. Sending one right away would let a reply trigger traffic (paper
+        // 5.4.7).
         peer.cookies.accept(now, &peer.mac_keys, reply)
     }
 
-    /// The data plane opened the first packet of a session that we responded to: the peer has the keys, and is where
-    /// that came from.
+    /// The data plane opened the first packet of a session in which we are the responder: the peer has the keys, and is
+    /// where that packet came from.
     pub fn handle_confirmed(&mut self, now: Instant, local_index: u32, from: impl Into<Endpoint>) {
         let Some(id) = self.peer_of_index(local_index) else {
             return;
@@ -228,8 +228,8 @@ impl Gateway {
         self.reschedule(id);
     }
 
-    /// The data plane opened a packet that came from another address than the peer's endpoint, or to another one of
-    /// ours.
+    /// The data plane opened a packet that came from an address other than the peer's endpoint, or to a different
+    /// address of ours.
     pub fn handle_roamed(&mut self, _now: Instant, local_index: u32, from: impl Into<Endpoint>) {
         if let Some(id) = self.peer_of_index(local_index) {
             self.roam(id, from.into());
@@ -243,7 +243,7 @@ impl Gateway {
         (initiator.index() == local_index).then_some(id)
     }
 
-    /// A handshake message proved to be the peer's.
+    /// A handshake message has proven to be the peer's.
     fn authenticated(&mut self, now: Instant, id: PeerId) {
         if let Some(peer) = self.named_mut(id) {
             peer.timers.any_received(now);
@@ -255,7 +255,7 @@ impl Gateway {
         let Some(peer) = self.named_mut(id) else {
             return;
         };
-        // Without knowing what was called, the address of before may hold as long as the peer's does.
+        // It is not known which address was called; the one from before is kept as long as the peer's stays the same.
         let same_remote = peer.config.endpoint == Some(from.remote);
         let local = if same_remote { from.local.or(peer.local) } else { from.local };
         if !peer.config.fixed_endpoint && (!same_remote || peer.local != local) {

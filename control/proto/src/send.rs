@@ -1,4 +1,4 @@
-//! A handshake message goes out, and why: packets that wait, sessions that grow old, timers that pass.
+//! A handshake message is sent, and why: packets wait, sessions grow old, timers expire.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,8 @@ use crate::timers::due;
 use crate::wipe::wiped;
 
 impl Gateway {
-    /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one
-    /// is under way. That one is given up 90 s after it began, however many packets wait for it; the next
-    /// packet then begins another.
+    /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one is under way.
+    /// That one is given up 90 s after it began, however many packets wait for it; the next packet then begins another.
     ///
     /// Returns whether a handshake is under way now. It is not when the peer has no endpoint or a public
     /// key of low order; the packet may be dropped then.
@@ -27,12 +26,11 @@ impl Gateway {
         under_way
     }
 
-    /// The peer is reached another way, by an endpoint that is set: an initiation that waits for its response is
-    /// sent anew unless that comes soon, since it may have been lost on the old way.
+    /// The peer is now reached by a different path, whose endpoint has been set: an initiation that waits for its
+    /// response is sent again unless the response comes soon, since it may have been lost on the old path.
     ///
-    /// With `renew` a handshake begins in any case and at once, for a relay that has not seen the present
-    /// session's. A response that is still to come by the old way is then of no use: its session would be
-    /// another one that the relay has not seen.
+    /// With `renew`, a handshake begins at once in any case, for a relay that has not seen the present session's. A
+    /// response that may still come by the old path is then useless: the relay would not have seen its session either.
     pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
         let give_up = now + self.timings.rekey_attempt_time;
         let Some(peer) = self.named_mut(id).filter(|peer| peer.config.endpoint.is_some()) else {
@@ -40,7 +38,7 @@ impl Gateway {
         };
         let due = match &peer.pending {
             _ if renew => now,
-            // Its response may be on the way, and would find nobody who waits for it.
+            // Its response may be on the way, and nothing would be waiting for it.
             Some((_, sent)) => now.max(*sent + INITIATION_PATIENCE),
             None => return,
         };
@@ -49,7 +47,7 @@ impl Gateway {
             peer.timers.retry = Some(peer.timers.retry.map_or(due, |at| at.min(due)));
         } else {
             self.send_initiation(now, id);
-            // The peer leaves this one unanswered if it comes right behind an earlier one, by a quicker way.
+            // The peer ignores this one if it arrives right behind an earlier one, by a quicker path.
             if let Some(peer) = self.named_mut(id) {
                 peer.timers.retry = Some(now + INITIATION_PATIENCE);
             }
@@ -57,8 +55,8 @@ impl Gateway {
         self.reschedule(id);
     }
 
-    /// The peer has a session that we do not have, as after a restart of ours: it would send by it until it has
-    /// missed our answers for 15 s. So it is called, unless there is a session or a handshake is a moment old.
+    /// The peer has a session that we do not have, as after a restart of ours: it would go on sending on it until it
+    /// has missed our answers for 15 s. So we call it, unless there is a session or a handshake began a moment ago.
     pub fn handle_unknown_session(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peer(id) else {
             return;
@@ -71,9 +69,8 @@ impl Gateway {
         }
     }
 
-    /// A note of what the peer's traffic did since the last one, to be taken a few times a second. When
-    /// it is not known what came first, it is taken that the receiving came last: that costs a keepalive
-    /// at worst.
+    /// Reports a peer's traffic since the last report; to be called a few times a second. Where the order of events is
+    /// unknown, receiving is taken to have come last, which at worst costs a keepalive.
     pub fn handle_traffic(&mut self, now: Instant, id: PeerId, traffic: Traffic) {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
@@ -102,8 +99,8 @@ impl Gateway {
         self.reschedule(id);
     }
 
-    /// A session was sent on, so much as `used` says: asks for its successor when it is old or much used, ends it
-    /// when it is used up. A note a second is enough.
+    /// A session has sent as much as `used` says: asks for its successor when it is old or much used, and ends it when
+    /// it is used up. Once a second is often enough.
     pub fn handle_session_used(&mut self, now: Instant, id: PeerId, local_index: u32, used: Used) {
         let timings = self.timings;
         let Some(peer) = self.named_mut(id) else {
@@ -145,7 +142,7 @@ impl Gateway {
         late && !std::mem::replace(&mut peer.timers.asked_on_receive, true)
     }
 
-    /// What has become due for this peer.
+    /// Does what is due for this peer.
     pub(crate) fn peer_timeout(&mut self, now: Instant, id: PeerId) {
         self.expire_old_sessions(now, id);
         let timings = self.timings;
@@ -187,7 +184,7 @@ impl Gateway {
         }
     }
 
-    /// An empty packet on the current session; without one, a handshake, which ends in one.
+    /// An empty packet on the current session; without one, a handshake, which ends with such a packet.
     pub(crate) fn send_keepalive(&mut self, now: Instant, id: PeerId) {
         match self.peer(id).and_then(|peer| peer.sessions.current) {
             Some(_) => self.events.push_back(Event::SendKeepalive { peer: id }),
@@ -228,7 +225,7 @@ impl Gateway {
         true
     }
 
-    /// Sends an initiation in place of the one that is pending, and sees to its repetition.
+    /// Sends an initiation in place of the pending one, and schedules its retry.
     fn send_initiation(&mut self, now: Instant, id: PeerId) {
         wiped(|| self.initiate(now, id));
     }

@@ -1,8 +1,8 @@
 //! A peer's sessions: which exist, which one to send on, and when each ends.
 //!
-//! The keys are the data plane's ([`SessionKeys`] is handed out once); here is what timers and
-//! promotion need. At most three sessions live at a time, as in the kernel: *current* is sent on, *next*
-//! is ours as responder and waits for its first authenticated packet, *previous* still receives.
+//! The data plane owns the keys ([`SessionKeys`] is handed out once); this is what timers and promotion need. At most
+//! three sessions exist at a time, as in the kernel: *current* is the one we send on, *next* is one in which we are the
+//! responder and that waits for its first authenticated packet, *previous* still receives.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ pub enum Role {
     Responder,
 }
 
-/// All that the data plane needs to open and seal a session's packets.
+/// Everything that the data plane needs to open and seal a session's packets.
 ///
-/// No field is to outlive `born` + 180 s; [`Event::SessionExpired`](crate::Event) says so too.
+/// No field may outlive `born` + 180 s; [`Event::SessionExpired`](crate::Event) says so too.
 #[derive(Debug)]
 pub struct SessionKeys {
     /// The receiver index in packets to us.
@@ -32,7 +32,7 @@ pub struct SessionKeys {
     pub receive: Key,
     /// Our side of the handshake.
     pub role: Role,
-    /// When the handshake ended for us.
+    /// When the handshake was completed on our side.
     pub born: Instant,
     /// The AEAD.
     pub suite: Suite,
@@ -53,9 +53,9 @@ impl Session {
         now.saturating_duration_since(self.born)
     }
 
-    /// The later session is sent on. But both sides may initiate at the same moment, and then there are
-    /// two sessions that were made at once; so that both sides settle on the same one, it is the one that
-    /// the side with the lower public key (`we_lead`) initiated.
+    /// The later session is the one to send on. But both sides may initiate at the same moment, and then two sessions
+    /// come into being at once. So that both sides settle on the same one, it is the one that the side with the lower
+    /// public key (`we_lead`) initiated.
     fn outranks(&self, candidate: &Self, we_lead: bool) -> bool {
         let at_once = match (self.role, candidate.role) {
             (Role::Initiator, Role::Responder) => self.overlaps(candidate),
@@ -65,13 +65,13 @@ impl Session {
         if at_once { we_lead == (self.role == Role::Initiator) } else { self.born > candidate.born }
     }
 
-    /// We responded to the other one while our own initiation was under way.
+    /// We responded to the other one while our own initiation was pending.
     fn overlaps(&self, other: &Self) -> bool {
         (self.started..=self.born).contains(&other.born)
     }
 }
 
-/// The three places. Every method hands back the sessions that thereby ended.
+/// The three places. Every method returns the sessions that end because of it.
 #[derive(Default)]
 pub(crate) struct Sessions {
     pub previous: Option<Session>,
@@ -79,9 +79,9 @@ pub(crate) struct Sessions {
     pub next: Option<Session>,
 }
 
-/// What became of a session that may be sent on.
+/// What a session that may now be sent on has become.
 pub(crate) struct Settled {
-    /// It is the current one now; otherwise it only receives.
+    /// It is now the current one; otherwise it only receives.
     pub promoted: bool,
     pub ended: Option<Session>,
 }
@@ -97,7 +97,7 @@ impl Sessions {
         self.next.replace(session)
     }
 
-    /// The first authenticated packet of a session came. `None` if that session did not wait for one.
+    /// The first authenticated packet of a session arrived. `None` if that session was not waiting for one.
     pub fn confirmed(&mut self, local_index: u32, we_lead: bool) -> Option<Settled> {
         let session = self.next.take_if(|next| next.local_index == local_index)?;
         Some(self.settle(session, we_lead))

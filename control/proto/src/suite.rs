@@ -1,7 +1,7 @@
-//! The two suites of handshakes and sessions, and which one two sites choose when they may.
+//! The two suites of handshakes and sessions, and which one two sites choose where they have the choice.
 //!
-//! A suite is agreed on before a handshake, never in it: its name is hashed into the first message, so a handshake
-//! begun with one cannot be finished with the other.
+//! A suite is agreed on before a handshake, never within it: its name is hashed into the first message, so a handshake
+//! begun with one suite cannot be completed with the other.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +16,10 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// Both, WireGuard's first.
+    /// Both suites, WireGuard's first.
     pub const ALL: [Self; 2] = [Self::ChaCha20Poly1305, Self::Aes256Gcm];
 
-    /// The name that Noise gives the whole handshake.
+    /// Noise's name for the whole handshake.
     #[must_use]
     pub fn noise_name(self) -> &'static str {
         match self {
@@ -38,7 +38,7 @@ impl Suite {
     }
 }
 
-/// As the profile spells it.
+/// The spelling used in profiles.
 impl std::fmt::Display for Suite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
@@ -48,7 +48,7 @@ impl std::fmt::Display for Suite {
     }
 }
 
-/// How fast a site is with each suite: megabytes a second of one core, for batches of full packets.
+/// How fast a site is with each suite: megabytes per second on one core, for batches of full-size packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speeds {
     /// With ChaCha20-Poly1305.
@@ -69,7 +69,7 @@ impl Speeds {
         }
     }
 
-    /// What a tunnel between two sites does: as much as the slower one.
+    /// The speed of a tunnel between two sites: that of the slower one.
     #[must_use]
     pub fn slower(self, other: Self) -> Self {
         Self {
@@ -79,9 +79,9 @@ impl Speeds {
     }
 }
 
-/// The suite for the next handshake of two sites with these speeds, whose present session has the suite `present`
-/// (without a session: WireGuard's). It leaves that one only for one that is faster by an eighth, so that figures
-/// that differ a little from start to start do not make it change.
+/// The suite for the next handshake of two sites with these speeds whose present session uses `present` (without a
+/// session: WireGuard's). It changes only to a suite that is faster by an eighth, so that figures that vary a little
+/// from start to start do not make it change.
 ///
 /// Both sites know the same speeds and the same session, and the order of the sites does not matter, so both choose
 /// alike.

@@ -1,5 +1,4 @@
-//! A peer's timers (paper section 6): deadlines and nothing else. What happens when one passes is in
-//! `send`.
+//! A peer's timers (paper section 6): deadlines and nothing else. `send` does what is due when one has passed.
 
 use std::time::Instant;
 
@@ -11,7 +10,7 @@ pub(crate) struct Timers {
     pub retry: Option<Instant>,
     /// When the handshake under way is given up.
     pub give_up: Option<Instant>,
-    /// No initiation leaves before this: the last handshake message must have had its chance.
+    /// No initiation is sent before this: the last handshake message must have had its chance.
     pub quiet_until: Option<Instant>,
     /// Data was received, and nothing sent since: an empty packet is due.
     pub keepalive: Option<Instant>,
@@ -23,7 +22,7 @@ pub(crate) struct Timers {
     pub heard: Option<Instant>,
     /// The persistent keepalive.
     pub persistent: Option<Instant>,
-    /// The current session has asked for its successor, for reasons of age on receipt.
+    /// The current session has already asked for its successor because of its age on receipt.
     pub asked_on_receive: bool,
 }
 
@@ -33,7 +32,7 @@ impl Timers {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Anything authenticated was sent, a keepalive and handshake messages included.
+    /// Anything authenticated was sent, including keepalives and handshake messages.
     pub fn any_sent(&mut self) {
         self.keepalive = None;
         self.another_keepalive = false;
@@ -43,7 +42,7 @@ impl Timers {
         self.unanswered.get_or_insert(now + timings.unanswered());
     }
 
-    /// Anything authenticated was received, a keepalive and handshake messages included.
+    /// Anything authenticated was received, including keepalives and handshake messages.
     pub fn any_received(&mut self, now: Instant) {
         self.unanswered = None;
         self.heard = Some(now);
@@ -74,7 +73,7 @@ impl Timers {
     }
 }
 
-/// Takes a deadline that has passed.
+/// Takes a deadline if it has passed.
 pub(crate) fn due(deadline: &mut Option<Instant>, now: Instant) -> bool {
     deadline.take_if(|at| *at <= now).is_some()
 }

@@ -1,9 +1,9 @@
-//! Wiping what a handshake leaves behind on the stack. Keys wipe themselves when they are dropped, but not the places
-//! that they were moved from, nor what hash and cipher worked with.
+//! Wipes what a handshake leaves behind on the stack. Keys wipe themselves when dropped, but not the places they were
+//! moved from, nor the working memory of hash and cipher.
 
 use std::hint::black_box;
 
-/// Stack that a handshake step needs, also in a build that is not optimized.
+/// The stack that a handshake step needs, also in unoptimised builds.
 const STACK: usize = 64 << 10;
 
 /// Calls `secret` and wipes the part of the stack that it used.
@@ -21,8 +21,8 @@ fn on_own_frame<T>(secret: impl FnOnce() -> T) -> T {
 
 #[inline(never)]
 fn wipe() {
-    // In a variable, or a constant would take the place of the stack; and as if the zeros were read, so that they are
-    // written.
+    // The zeros are in a variable because a constant would not be written to the stack, and they are marked as read so
+    // that the compiler keeps the writes.
     let frame = [0_u8; STACK];
     black_box(&frame);
 }

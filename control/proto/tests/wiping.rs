@@ -1,4 +1,4 @@
-//! A handshake leaves its session's keys where it hands them out, and nowhere else in memory.
+//! A handshake leaves its session's keys where it hands them over, and nowhere else in memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use rand::SeedableRng;
 
 const CHUNK: usize = 1 << 20;
 
-/// A handshake between two gateways; the keys of both.
+/// A handshake between two gateways; returns the keys of both.
 fn handshake() -> [Box<SessionKeys>; 2] {
     let now = Instant::now();
     let gateway = |byte| {
@@ -37,7 +37,7 @@ fn handshake() -> [Box<SessionKeys>; 2] {
     })
 }
 
-/// Where a key lies in this process's memory. `buffer` is what memory is read into.
+/// Where a key is in this process's memory. `buffer` is where memory is read to.
 fn places(key: &[u8; 32], buffer: &mut [u8]) -> Vec<usize> {
     let memory = File::open("/proc/self/mem").expect("our own memory");
     let maps = std::fs::read_to_string("/proc/self/maps").expect("our own memory");
@@ -64,7 +64,7 @@ fn places(key: &[u8; 32], buffer: &mut [u8]) -> Vec<usize> {
 fn session_keys_are_where_they_are_handed_out_and_nowhere_else() {
     let (keys_out, keys) = mpsc::channel();
     let (end, ended) = mpsc::channel::<()>();
-    // The thread lives on, and so does its stack as the handshake left it.
+    // The thread stays alive, and so does its stack as the handshake left it.
     let thread = std::thread::spawn(move || {
         keys_out.send(handshake()).expect("somebody waits");
         let _ = ended.recv();

@@ -1,13 +1,13 @@
-//! Replaces addresses, names and public keys in texts, each by the same everywhere, so that what belongs together can
-//! still be seen.
+//! Replaces addresses, names and public keys in texts, each by the same replacement everywhere, so that what belongs
+//! together can still be recognised.
 //!
-//! - Addresses keep their structure: two of one subnet are of one subnet again, at each prefix length. What kind an
-//!   address is of (private, link-local, loopback, multicast) stays as well.
-//! - Of a MAC address the manufacturer stays.
-//! - A public key becomes another text of 32 bytes in base64.
-//! - Names are replaced where they stand as words: those that are known, of sites, relays and host names.
+//! - Addresses keep their structure: two from one subnet are from one subnet afterwards, at every prefix length. The
+//!   kind of an address (private, link-local, loopback, multicast) is kept as well.
+//! - MAC addresses keep the manufacturer's part.
+//! - A public key or a certificate's fingerprint becomes another text of 32 bytes, in base64 or in hexadecimal.
+//! - Known names, those of sites, relays and hosts, are replaced wherever they stand as words.
 //!
-//! The secret that decides what becomes what lives as long as the [`Anonymiser`].
+//! The secret that decides on the replacements lives as long as the [`Anonymiser`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,24 +16,29 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use blake2::Blake2sMac256;
 use blake2::digest::Mac;
 
+use crate::key::PublicKey;
+
 /// Characters of a key's base64.
 const KEY_LENGTH: usize = 44;
+/// Hexadecimal digits of a fingerprint or key.
+const HEX_LENGTH: usize = 64;
 
-/// Replaces what tells whose a text is.
+/// Replaces what shows whose text it is.
 pub struct Anonymiser {
     secret: [u8; 32],
-    /// Names and what becomes of each.
+    /// Names and their replacements.
     names: BTreeMap<String, String>,
 }
 
 impl Anonymiser {
-    /// With a secret that nobody else has.
+    /// With a fresh secret.
     #[must_use]
     pub fn new(secret: [u8; 32]) -> Self {
         Self { secret, names: BTreeMap::new() }
     }
 
-    /// A name of this kind ("site", "host") is to be replaced. Addresses are no names, and the first kind counts.
+    /// Registers a name of this kind ("site", "host") for replacement. Addresses are not names, and the first kind
+    /// counts.
     pub fn add(&mut self, kind: &str, name: &str) {
         let is_address = name.parse::<IpAddr>().is_ok();
         if !name.is_empty() && !is_address && !self.names.contains_key(name) {
@@ -47,7 +52,7 @@ impl Anonymiser {
     pub fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        // What stands before the rest.
+        // The character before the current position.
         let mut before = None;
         while let Some(first) = rest.chars().next() {
             let (length, replaced) = match before.is_some_and(is_part) {
@@ -65,19 +70,23 @@ impl Anonymiser {
         out
     }
 
-    /// What stands at the beginning of a text: its length, and what replaces it.
+    /// What is at the beginning of a text: its length, and its replacement.
     fn replace(&self, text: &str) -> (usize, Option<String>) {
-        self.address(text).or_else(|| self.key(text)).or_else(|| self.name(text)).map_or_else(
-            || (text.chars().next().map_or(1, char::len_utf8), None),
-            |(length, other)| (length, Some(other)),
-        )
+        self.address(text)
+            .or_else(|| self.key(text))
+            .or_else(|| self.hex(text))
+            .or_else(|| self.name(text))
+            .map_or_else(
+                || (text.chars().next().map_or(1, char::len_utf8), None),
+                |(length, other)| (length, Some(other)),
+            )
     }
 
     fn name(&self, text: &str) -> Option<(usize, String)> {
         let fits = |(name, _): &(&String, &String)| {
             text.strip_prefix(name.as_str()).is_some_and(|after| !after.starts_with(is_part))
         };
-        // The longest: "a.example" before "a".
+        // The longest match: "a.example" before "a".
         let (name, other) = self.names.iter().filter(fits).max_by_key(|(name, _)| name.len())?;
         Some((name.len(), other.clone()))
     }
@@ -92,6 +101,13 @@ impl Anonymiser {
         Some((KEY_LENGTH, BASE64_STANDARD.encode(self.hash(b"key", &bytes))))
     }
 
+    /// A fingerprint or a public key in hexadecimal.
+    fn hex(&self, text: &str) -> Option<(usize, String)> {
+        let digits = text.get(..HEX_LENGTH).filter(|_| !text[HEX_LENGTH..].starts_with(is_part))?;
+        let bytes = PublicKey::from_hex(digits).ok()?;
+        Some((HEX_LENGTH, PublicKey::from_bytes(self.hash(b"key", bytes.as_bytes())).to_hex()))
+    }
+
     /// An IP address, perhaps with a prefix length, or a MAC address.
     fn address(&self, text: &str) -> Option<(usize, String)> {
         let run = text.find(|c: char| !c.is_ascii_hexdigit() && c != ':' && c != '.').unwrap_or(text.len());
@@ -101,7 +117,7 @@ impl Anonymiser {
         if let Some(mac) = text.get(..17).filter(|_| run == 17).and_then(|mac| self.mac(mac)) {
             return Some((17, mac));
         }
-        // With a port, or the end of a sentence, behind it.
+        // A port, or the end of a sentence, may follow.
         let mut ends: Vec<usize> = vec![run];
         ends.extend(text[..run].rmatch_indices([':', '.']).map(|(at, _)| at));
         let (end, address) = ends.into_iter().find_map(|end| Some((end, text[..end].parse::<IpAddr>().ok()?)))?;
@@ -122,7 +138,7 @@ impl Anonymiser {
         for byte in &mut bytes {
             *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
         }
-        // A group address, or none.
+        // A group address, or an empty one.
         if bytes[0] & 1 == 1 || bytes == [0; 6] {
             return Some(text.to_owned());
         }
@@ -131,7 +147,8 @@ impl Anonymiser {
         Some(bytes.map(|byte| format!("{byte:02x}")).join(":"))
     }
 
-    /// Another address of the same kind. If it is that of a prefix of this length, so is the other.
+    /// Another address of the same kind. If it is the network address of a prefix of this length, so is the
+    /// replacement.
     fn ip(&self, address: IpAddr, length: u32) -> IpAddr {
         match address {
             IpAddr::V4(v4) => {
@@ -149,8 +166,8 @@ impl Anonymiser {
         }
     }
 
-    /// Flips each bit between `kept` and `length`, or not, as the bits before it and the secret say: so two addresses
-    /// that have their first n bits in common still have.
+    /// Flips each bit between `kept` and `length`, or not, depending on the bits before it and the secret: so two
+    /// addresses that share their first n bits still share them.
     fn scramble(&self, version: u8, bits: u128, kept: u32, all: u32, length: u32) -> u128 {
         let after_length = bits.checked_shl(length).unwrap_or(0);
         let end = if after_length == 0 { length } else { all };
@@ -169,12 +186,12 @@ impl Anonymiser {
     }
 }
 
-/// Whether a character before or behind makes it another word.
+/// Whether a character before or after makes it part of a longer word.
 fn is_part(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '+')
 }
 
-/// How many bits say what kind of address it is; all, if it is the same everywhere.
+/// How many bits determine the kind of address; all of them, if the address means the same everywhere.
 fn kept_v4(address: Ipv4Addr) -> u32 {
     match address.octets() {
         [0 | 127 | 224..=255, ..] => 32,
@@ -182,7 +199,7 @@ fn kept_v4(address: Ipv4Addr) -> u32 {
         [169, 254, ..] | [192, 168, ..] => 16,
         [172, 16..=31, ..] => 12,
         [100, 64..=127, ..] => 10,
-        // Where there are private ranges beside it.
+        // Blocks with a private range in them.
         [100 | 169 | 172 | 192, ..] => 16,
         _ => 8,
     }
@@ -264,6 +281,9 @@ mod tests {
         let other = anonymiser.apply(&key);
         assert!(other != key && BASE64_STANDARD.decode(&other).unwrap().len() == 32);
         assert_eq!(anonymiser.apply(&format!("\"{key}\",{key}")), format!("\"{other}\",{other}"));
+        let fingerprints = [9, 8].map(|byte| format!("{byte:02x}").repeat(32)).join(",");
+        let others = anonymiser.apply(&fingerprints);
+        assert!(others != fingerprints && others.len() == fingerprints.len() && others.as_bytes()[64] == b',');
         let mac = anonymiser.apply("52:54:00:12:34:56");
         assert!(mac.starts_with("52:54:00:") && mac != "52:54:00:12:34:56" && mac.len() == 17);
     }

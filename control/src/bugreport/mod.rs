@@ -1,18 +1,18 @@
-//! Everything about a gateway and its machine that somebody needs who looks for a fault, in one archive:
-//! `penstock bugreport`.
+//! Everything about a gateway and its machine that is needed to find a fault, in one archive: `penstock bugreport`.
 //!
-//! Gathering asks the gateway, reads files and runs commands that change nothing. Keys of the profile are in none of
-//! the sources; should one get into a log all the same, it is taken out before anything is written.
+//! Gathering asks the gateway, reads files and runs commands that change nothing. None of the sources has the profile's
+//! keys; should one get into a log all the same, it is removed before anything is written.
 
 mod anonymise;
 mod sources;
 
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use penstock_proto::trust::UnixTime;
 use zeroize::Zeroizing;
 
 use crate::profile::Profile;
@@ -20,7 +20,7 @@ use crate::profile::Profile;
 pub use anonymise::Anonymiser;
 pub use sources::gather;
 
-/// What stands in the place of a key.
+/// What replaces a key.
 const TAKEN_OUT: &str = "[a key, taken out]";
 
 /// A file of the report.
@@ -28,9 +28,9 @@ const TAKEN_OUT: &str = "[a key, taken out]";
 pub struct Entry {
     /// Its name in the archive.
     pub name: &'static str,
-    /// What it is: half a sentence.
+    /// What it is, in half a sentence.
     pub what: &'static str,
-    /// What is in it.
+    /// Its contents.
     pub text: String,
 }
 
@@ -39,7 +39,7 @@ pub struct Entry {
 pub struct Secrets(Vec<Zeroizing<String>>);
 
 impl Secrets {
-    /// The keys of a profile, as they are written in files and on WireGuard's socket.
+    /// The keys of a profile, in the spellings of files and of WireGuard's socket.
     #[must_use]
     pub fn of(profile: &Profile) -> Self {
         let preshared = profile.peers.iter().filter_map(|peer| peer.preshared_key.as_ref());
@@ -51,7 +51,7 @@ impl Secrets {
         Self(texts.collect())
     }
 
-    /// The text without them.
+    /// The text without the keys.
     #[must_use]
     pub fn take_out(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, secret| match text.contains(secret.as_str()) {
@@ -61,14 +61,16 @@ impl Secrets {
     }
 }
 
-/// The table of contents, which stands first in the archive.
+/// The table of contents, which is the first file of the archive.
 #[must_use]
 pub fn contents(entries: &[Entry], is_anonymous: bool) -> Entry {
     let names = match is_anonymous {
-        true => "Addresses, names, host names and public keys were replaced, each by the same everywhere.",
+        true => {
+            "Addresses, names, host names, public keys and fingerprints were replaced, each by the same everywhere."
+        }
         false => "Addresses, names and public keys are in it as they are; --anonymise replaces them.",
     };
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = UnixTime::from(SystemTime::now()).0;
     let mut text = format!(
         "A report of penstock {}, made {seconds} s after 1970-01-01 UTC.\nIt holds no private or preshared key of the \
          profile. {names}\n\n",
@@ -83,10 +85,10 @@ pub fn contents(entries: &[Entry], is_anonymous: bool) -> Entry {
 /// Writes a compressed archive of these files, all in one directory.
 ///
 /// # Errors
-/// What `out` says.
+/// `out`'s error.
 pub fn write(out: impl Write, directory: &str, entries: &[Entry]) -> io::Result<()> {
     let mut archive = tar::Builder::new(GzEncoder::new(out, Compression::default()));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = UnixTime::from(SystemTime::now()).0;
     for entry in entries {
         let mut header = tar::Header::new_gnu();
         header.set_size(entry.text.len() as u64);

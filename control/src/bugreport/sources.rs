@@ -1,4 +1,4 @@
-//! Where a report's files come from: the gateway, files of the system, and commands that only show.
+//! Where a report's files come from: the gateway, files of the system, and commands that only show something.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -15,15 +15,15 @@ use crate::history::Wanted;
 use crate::profile::{Name, Profile};
 use crate::state;
 
-/// Bytes of one file or of a command's output that are kept.
+/// How many bytes of one file or of a command's output are kept.
 const TEXT_LIMIT: u64 = 4 << 20;
-/// Bytes of a log that are kept: its end.
+/// How many bytes of a log are kept, from its end.
 const LOG_LIMIT: u64 = 2 << 20;
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Time between looks whether it has ended.
+/// Time between checks whether it has ended.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Settings of the kernel that have to do with a gateway, under /proc/sys, with a star for any one part.
+/// Kernel settings that matter to a gateway, under /proc/sys, with a star for any one component.
 const SETTINGS: [&str; 14] = [
     "kernel/osrelease",
     "kernel/unprivileged_bpf_disabled",
@@ -41,7 +41,7 @@ const SETTINGS: [&str; 14] = [
     "net/netfilter/nf_conntrack_max",
 ];
 
-/// Asks, reads and runs everything. What cannot be had is a sentence in its file.
+/// Asks, reads and runs everything. What is not available becomes a sentence in its file.
 #[must_use]
 pub fn gather(path: &Path, name: &Name, profile: &Result<Profile, String>) -> Vec<Entry> {
     let interfaces =
@@ -74,7 +74,7 @@ fn ask(name: &Name, command: control_socket::Command) -> String {
         Ok(Answer::History(history)) => json(&*history),
         Ok(Answer::Netcheck(report)) => json(&*report),
         Ok(Answer::Error(sentence)) => sentence + "\n",
-        Ok(_) => "the gateway answered another question\n".to_owned(),
+        Ok(_) => "the gateway gave an unexpected answer\n".to_owned(),
         Err(error) => format!("{error}\n"),
     }
 }
@@ -163,7 +163,7 @@ fn settings() -> String {
     text
 }
 
-/// The files below `root` that a pattern means.
+/// The files below `root` that match a pattern.
 fn matching(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let Some((before, after)) = pattern.split_once("/*/") else { return vec![root.join(pattern)] };
     let entries = std::fs::read_dir(root.join(before)).into_iter().flatten().flatten();
@@ -178,7 +178,7 @@ fn ethtool(interfaces: &[&str]) -> String {
     lines.map(|line| run(&[&line])).collect()
 }
 
-/// The outputs of commands, each a program and its arguments, with what went wrong.
+/// The outputs of commands, each a program with its arguments, including what went wrong.
 fn run(lines: &[&str]) -> String {
     lines.iter().map(|line| format!("== {line}\n{}\n", output(line))).collect()
 }
@@ -188,7 +188,7 @@ fn output(line: &str) -> String {
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).env("LC_ALL", "C").stdin(Stdio::null());
     let mut run = || {
-        // Files, unlike pipes, take what comes after the limit too, so that the command ends.
+        // Files, unlike pipes, keep accepting output beyond the limit, so that the command can end.
         let (mut out, mut errors) = (tempfile::tempfile()?, tempfile::tempfile()?);
         let mut child = command.stdout(out.try_clone()?).stderr(errors.try_clone()?).spawn()?;
         let deadline = Instant::now() + PATIENCE;

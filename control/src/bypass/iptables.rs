@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Action, Base, Chain, Condition, Hook, Rule, What, protocols};
+use super::nft::range;
+use super::{Action, Base, Chain, Condition, Hook, Rule, Target, What, protocols};
 
-/// Reads it. `program` names where it stands, for people.
+/// Parses it. `program` says where it came from, for people.
 pub(super) fn parse(text: &str, program: &str, ipv6: bool) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::new();
     let mut table = String::new();
@@ -42,7 +43,7 @@ fn hook(chain: &str) -> Option<Hook> {
     })
 }
 
-/// Words, of which those in quotation marks may hold spaces.
+/// The words of a line; quoted ones may contain spaces.
 fn words(line: &str) -> Vec<String> {
     let (mut all, mut word, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
     for c in line.chars() {
@@ -61,7 +62,7 @@ fn words(line: &str) -> Vec<String> {
 
 fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (Vec<Condition>, Action) {
     let mut conditions = Vec::new();
-    // What has no target counts.
+    // A rule without a target counts packets.
     let mut action = Action::Change;
     let mut not = false;
     let mut words = words.iter().map(String::as_str).peekable();
@@ -84,7 +85,7 @@ fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (
                 "LOCAL" => What::Local,
                 _ => What::Unknown,
             },
-            // The conditions themselves follow the name of the match.
+            // The name of the match is followed by its conditions.
             "-m" | "--comment" => {
                 value();
                 continue;
@@ -94,6 +95,12 @@ fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (
                 action = match target {
                     "ACCEPT" => Action::Accept,
                     "RETURN" => Action::Return,
+                    "DROP" | "REJECT" => Action::Drop,
+                    "NFQUEUE" => Action::Queue,
+                    "DNAT" | "NETMAP" => Action::Translate(destination(words.by_ref())),
+                    "REDIRECT" => {
+                        Action::Translate(Target { addresses: Some(Vec::new()), ..destination(words.by_ref()) })
+                    }
                     _ if !is_chain(target) => Action::Change,
                     _ if word == "-j" => Action::Jump(target.to_owned()),
                     _ => Action::Goto(target.to_owned()),
@@ -112,6 +119,31 @@ fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (
     }
     conditions.push(Condition { what: What::Ipv6(ipv6), not: false });
     (conditions, action)
+}
+
+/// Where a rule sends packets, from the options of its target.
+fn destination<'a>(options: impl Iterator<Item = &'a str>) -> Target {
+    let mut target = Target { addresses: None, ports: None };
+    let mut option = "";
+    for word in options {
+        match option {
+            "--to" => target.addresses = prefix(word),
+            "--to-ports" => target.ports = ports(&word.replace('-', ":")),
+            "--to-destination" => {
+                let (address, port) = match word.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+                    Some((address, rest)) => (address, rest.strip_prefix(':')),
+                    None if word.contains('.') => word.split_once(':').map_or((word, None), |(a, p)| (a, Some(p))),
+                    None => (word, None),
+                };
+                let (first, last) = address.split_once('-').unwrap_or((address, address));
+                target.addresses = first.parse().ok().zip(last.parse().ok()).and_then(|(a, b)| range(a, b));
+                target.ports = port.and_then(|port| ports(&port.replace('-', ":")));
+            }
+            _ => {}
+        }
+        option = word;
+    }
+    target
 }
 
 fn interface(name: &str) -> Vec<String> {

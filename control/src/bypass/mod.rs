@@ -1,10 +1,14 @@
-//! What AF_XDP would pass by: rules of the kernel's packet filter and of its traffic control that may concern the tunnel's
-//! packets.
+//! What AF_XDP would bypass: rules of the kernel's packet filter and of its traffic control that may concern the
+//! tunnel's packets; and what sockets do not bypass: rules that certainly drop them.
 //!
-//! [`read`] asks nftables, iptables and traffic control for what they hold, as a list of [`Chain`]s; [`Ruleset::concern`]
-//! walks them with a kind of [`Packets`] in hand. Of each condition it is known that it holds for all of the packets, for
-//! none, or that it may hold for some: what cannot be told is taken for the last. A chain is of no concern when everything
-//! in it that may take a packet lets it pass untouched.
+//! [`read`] asks nftables, iptables and traffic control for their rules, as a list of [`Chain`]s; [`Ruleset::concern`]
+//! walks them for one kind of [`Packets`]. A condition is known to hold for all of these packets, for none, or possibly
+//! for some; when it cannot be decided, the last is assumed. A chain is of no concern when everything in it that may
+//! match a packet lets it pass untouched. It is a [`Barrier`] when all packets are dropped and nothing in it may accept
+//! any.
+//!
+//! A rule that sends packets elsewhere (destination NAT, port forwarding) concerns their answers too: these have to get
+//! back the address that was called, which only the kernel knows.
 
 mod iptables;
 mod nft;
@@ -17,16 +21,16 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use packets::{Holds, Packets};
-pub use packets::{Inside, Outside};
+use packets::{Holds, Packets, Target};
+pub use packets::{Inside, Outside, Way};
 pub use read::read;
 
-/// Chains entered from chains, at most. The kernel has the same limit (`NFT_JUMP_STACK_SIZE`).
+/// The deepest nesting of chains. The kernel has the same limit (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-/// Rules looked at for one answer, at most: many jumps to large chains could make them very many.
+/// The most rules looked at for one answer: many jumps to large chains could multiply them.
 const STEPS: usize = 1_000_000;
 
-/// Where in a packet's way a chain stands (`nft(8)`, hooks).
+/// The hook of a chain in a packet's way (`nft(8)`, hooks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Before the route is looked up.
@@ -39,59 +43,59 @@ pub enum Hook {
     Output,
     /// Before it leaves.
     Postrouting,
-    /// As it comes from the device; of one interface if it is known.
+    /// As it comes from the device; for one interface if that is known.
     Ingress,
     /// As it goes to the device.
     Egress,
 }
 
-/// The beginning of a packet's way through a ruleset.
+/// A base chain's hook: the beginning of a packet's way through a ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Base {
     hook: Hook,
-    /// Only packets by this interface.
+    /// Only for packets of this interface.
     device: Option<String>,
-    /// Whether what no rule decides about is dropped.
+    /// Whether packets that no rule decides on are dropped.
     drops: bool,
 }
 
-/// Rules in a row.
+/// A sequence of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Chain {
-    /// Chains of one table jump to each other: "inet fw".
+    /// The table; chains of one table can jump to each other: "inet fw".
     table: String,
     name: String,
-    /// Whether it sees IPv4 and IPv6.
+    /// Whether it sees IPv4, and IPv6.
     families: [bool; 2],
     base: Option<Base>,
     rules: Vec<Rule>,
 }
 
-/// A rule: what is done with the packets for which all conditions hold.
+/// A rule: what is done with the packets that meet all conditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
-    /// Which one it is, for people.
+    /// What identifies it, for people.
     name: String,
     conditions: Vec<Condition>,
     action: Action,
 }
 
-/// What a packet must be like.
+/// A condition on packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Condition {
     what: What,
-    /// Whether it must be otherwise.
+    /// Whether it is negated.
     not: bool,
 }
 
 /// A property of packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum What {
-    /// Comes by one of these interfaces; an asterisk at the end stands for anything.
+    /// Arrives on one of these interfaces; an asterisk at the end stands for anything.
     Input(Vec<String>),
-    /// Leaves by one of these.
+    /// Leaves through one of these.
     Output(Vec<String>),
-    /// Comes from one of these prefixes; of the other family it does not.
+    /// Comes from one of these prefixes; packets of the other family do not match.
     Source(Vec<IpNet>),
     /// Goes to one of these.
     Destination(Vec<IpNet>),
@@ -99,15 +103,15 @@ enum What {
     Ipv6(bool),
     /// Has one of these protocols, by number.
     Protocol(Vec<u8>),
-    /// Has a source port in one of these ranges, with any protocol.
+    /// Has a source port in one of these ranges, whatever the protocol.
     SourcePort(Vec<(u16, u16)>),
-    /// Has such a destination port.
+    /// The same for the destination port.
     DestinationPort(Vec<(u16, u16)>),
-    /// Is of a connection in one of these states, by their names in lower case.
+    /// Belongs to a connection in one of these states, in lower case.
     Connection(Vec<String>),
     /// Is for this host.
     Local,
-    /// Something else, which may hold.
+    /// Something else, which may or may not hold.
     Unknown,
 }
 
@@ -118,37 +122,54 @@ enum Action {
     Continue,
     /// Lets the packet pass this base chain.
     Accept,
-    /// Goes back to where the chain was entered.
+    /// Goes back to where the chain was called from.
     Return,
-    /// Goes on in another chain, and then here.
+    /// Continues in another chain, and then here.
     Jump(String),
-    /// Goes on in another chain, and then where this one was entered.
+    /// Continues in another chain, and then where this one was called from.
     Goto(String),
-    /// Something that can be noticed: drops, changes, counts, logs.
+    /// Drops the packet, with or without a message to its sender.
+    Drop,
+    /// Leaves the decision to a program.
+    Queue,
+    /// Sends the packet elsewhere.
+    Translate(Target),
+    /// Something else that can be noticed: changing, counting, logging.
     Change,
 }
 
-/// All that may concern packets.
+/// All rules that may concern packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     chains: Vec<Chain>,
-    /// What cannot be read, and so may be anything.
+    /// What could not be read, and so may be anything.
     unread: Vec<String>,
 }
 
-/// What becomes of packets in a chain.
+/// A base chain that drops all packets of a kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Barrier {
+    /// The rule or policy that drops them, in words.
+    pub rule: String,
+    /// The base chain's table, with its family or program: "inet fw", "filter of iptables".
+    pub table: String,
+    /// The base chain's name.
+    pub chain: String,
+}
+
+/// What a chain does with packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
-    /// All of them are let pass.
+    /// All of them are accepted; in a search for a barrier, possibly only some.
     Accepted,
-    /// Some or all come to the end.
+    /// Some or all reach the end.
     End,
-    /// This rule may be noticed by some.
+    /// This rule may affect some of them.
     Concerned(String),
 }
 
 impl Ruleset {
-    /// A rule that may be noticed by packets between the LAN interface and the tunnel, as words; `None` if there is none.
+    /// A rule that may affect packets between the LAN interface and the tunnel, in words; `None` if there is none.
     #[must_use]
     pub fn concerns_lan(&self, inside: &Inside<'_>) -> Option<String> {
         self.concern(&inside.packets())
@@ -158,6 +179,37 @@ impl Ruleset {
     #[must_use]
     pub fn concerns_wan(&self, outside: &Outside) -> Option<String> {
         self.concern(&outside.packets())
+    }
+
+    /// What keeps other sites from calling at the tunnel's port.
+    #[must_use]
+    pub fn barrier_wan(&self, outside: &Outside) -> Option<Barrier> {
+        outside.calls().iter().find_map(|packets| self.barrier(packets))
+    }
+
+    /// What keeps connections from beginning in this direction between the LAN interface and the tunnel.
+    #[must_use]
+    pub fn barrier_lan(&self, inside: &Inside<'_>, way: Way) -> Option<Barrier> {
+        inside.connections(way).iter().find_map(|packets| self.barrier(packets))
+    }
+
+    /// What could not be read.
+    #[must_use]
+    pub fn unread(&self) -> &[String] {
+        &self.unread
+    }
+
+    fn barrier(&self, packets: &Packets) -> Option<Barrier> {
+        let mut walk = Walk { chains: self.by_name(), steps: 0 };
+        self.chains.iter().find_map(|chain| {
+            let base = chain.base.as_ref().filter(|base| packets.passes(base, chain.families))?;
+            let rule = match walk.barrier(chain, packets, 0) {
+                Fate::Concerned(rule) => rule,
+                Fate::End if base.drops => policy(chain),
+                Fate::End | Fate::Accepted => return None,
+            };
+            Some(Barrier { rule, table: chain.table.clone(), chain: chain.name.clone() })
+        })
     }
 
     fn concern(&self, kinds: &[Packets]) -> Option<String> {
@@ -170,9 +222,7 @@ impl Ruleset {
             for packets in kinds.iter().filter(|packets| packets.passes(base, chain.families)) {
                 match walk.chain(chain, packets, 0) {
                     Fate::Concerned(rule) => return Some(rule),
-                    Fate::End if base.drops => {
-                        return Some(format!("the firewall's policy of chain {}, table {}", chain.name, chain.table));
-                    }
+                    Fate::End if base.drops && packets.sent_to.is_none() => return Some(policy(chain)),
                     Fate::End | Fate::Accepted => {}
                 }
             }
@@ -183,6 +233,11 @@ impl Ruleset {
     fn by_name(&self) -> BTreeMap<(&str, &str), &Chain> {
         self.chains.iter().map(|chain| ((chain.table.as_str(), chain.name.as_str()), chain)).collect()
     }
+}
+
+/// The policy of a base chain, in words.
+fn policy(chain: &Chain) -> String {
+    format!("the firewall's policy of chain {}, table {}", chain.name, chain.table)
 }
 
 /// A walk through the rules.
@@ -208,7 +263,11 @@ impl Walk<'_> {
             let always = holds == Holds::Always;
             match &rule.action {
                 Action::Continue => {}
-                Action::Change => return Fate::Concerned(format!("{}, table {}", rule.name, chain.table)),
+                Action::Translate(target) if packets.sent_to.as_ref().is_some_and(|to| !to.meets(target)) => {}
+                Action::Change | Action::Drop | Action::Queue if packets.sent_to.is_some() => {}
+                Action::Change | Action::Drop | Action::Queue | Action::Translate(_) => {
+                    return Fate::Concerned(format!("{}, table {}", rule.name, chain.table));
+                }
                 Action::Accept if always => return Fate::Accepted,
                 Action::Return if always => return Fate::End,
                 Action::Accept | Action::Return => {}
@@ -219,6 +278,38 @@ impl Walk<'_> {
                         Fate::End if always && matches!(rule.action, Action::Goto(_)) => return Fate::End,
                         Fate::Concerned(rule) => return Fate::Concerned(rule),
                         Fate::Accepted | Fate::End => {}
+                    }
+                }
+            }
+        }
+        Fate::End
+    }
+
+    /// Whether all packets are dropped. Where some might be accepted, they are taken to be.
+    fn barrier(&mut self, chain: &Chain, packets: &Packets, depth: usize) -> Fate {
+        for rule in &chain.rules {
+            self.steps += 1;
+            if self.steps > STEPS || depth > DEPTH {
+                return Fate::Accepted;
+            }
+            let always = match packets.hold(&rule.conditions) {
+                Holds::Never => continue,
+                holds => holds == Holds::Always,
+            };
+            match &rule.action {
+                Action::Drop if always => return Fate::Concerned(format!("{}, table {}", rule.name, chain.table)),
+                Action::Return if always => return Fate::End,
+                Action::Accept | Action::Queue | Action::Return => return Fate::Accepted,
+                Action::Continue | Action::Change | Action::Drop | Action::Translate(_) => {}
+                Action::Jump(name) | Action::Goto(name) => {
+                    let to = self.chains.get(&(chain.table.as_str(), name.as_str())).copied();
+                    match to.map_or(Fate::End, |to| self.barrier(to, packets, depth + 1)) {
+                        Fate::Accepted => return Fate::Accepted,
+                        Fate::Concerned(rule) if always => return Fate::Concerned(rule),
+                        Fate::End if matches!(rule.action, Action::Goto(_)) => {
+                            return if always { Fate::End } else { Fate::Accepted };
+                        }
+                        Fate::Concerned(_) | Fate::End => {}
                     }
                 }
             }

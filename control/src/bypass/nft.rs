@@ -1,26 +1,26 @@
-//! What `nft --json list ruleset` prints (libnftables-json(5)).
+//! Parses the output of `nft --json list ruleset` (libnftables-json(5)).
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Action, Base, Chain, Condition, Hook, Rule, What, protocols};
+use super::{Action, Base, Chain, Condition, Hook, Rule, Target, What, protocols};
 
 /// Tables that are the gateways' own.
 const OWN: &str = crate::netlink::FILTER_PREFIX;
-/// Tables that the command iptables of today keeps in nftables.
+/// Tables that today's iptables command keeps in nftables.
 pub(super) const OF_IPTABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 
 /// What nftables holds.
 #[derive(Debug, Default)]
 pub(super) struct Nft {
     pub chains: Vec<Chain>,
-    /// Whether there are rules of iptables, for IPv4 and IPv6, which only its own command can name.
+    /// Whether there are rules of iptables, for IPv4 and IPv6, which only its own command can list.
     pub of_iptables: [bool; 2],
 }
 
-/// Reads it; `None` if it is something else.
+/// Parses it; `None` if it is something else.
 pub(super) fn parse(text: &[u8]) -> Option<Nft> {
     let value: Value = serde_json::from_slice(text).ok()?;
     let mut nft = Nft::default();
@@ -34,7 +34,7 @@ pub(super) fn parse(text: &[u8]) -> Option<Nft> {
     Some(nft)
 }
 
-/// The names of family and table, if packets of ours can come through it.
+/// The names of family and table, if packets of ours can pass through it.
 fn table(object: &Value) -> Option<(&str, &str)> {
     let (family, name) = (object.get("family")?.as_str()?, object.get("table")?.as_str()?);
     (!name.starts_with(OWN) && matches!(family, "ip" | "ip6" | "inet" | "netdev")).then_some((family, name))
@@ -80,11 +80,15 @@ fn read_rule(object: &Value, nft: &mut Nft) {
     chain.rules.extend(rules(&format!("firewall rule handle {handle} of chain {name}"), expressions));
 }
 
-/// A verdict map is as many rules as it has verdicts; all others are one.
+/// A verdict map stands for as many rules as it has verdicts, and so does each statement that changes something on the
+/// way to a verdict; anything else is one rule.
 fn rules(name: &str, expressions: &[Value]) -> Vec<Rule> {
+    let mut all = Vec::new();
     let mut conditions = Vec::new();
     let mut action = Action::Continue;
     let mut counts = false;
+    let rule =
+        |conditions: &[Condition], action| Rule { name: name.to_owned(), conditions: conditions.to_vec(), action };
     for expression in expressions {
         let Some((statement, value)) = expression.as_object().and_then(|object| object.iter().next()) else {
             conditions.push(Condition { what: What::Unknown, not: false });
@@ -93,37 +97,50 @@ fn rules(name: &str, expressions: &[Value]) -> Vec<Rule> {
         match statement.as_str() {
             "match" => read_match(value, &mut conditions),
             "accept" => action = Action::Accept,
+            "drop" | "reject" => action = Action::Drop,
+            "queue" => action = Action::Queue,
             "return" => action = Action::Return,
             "continue" => action = Action::Continue,
             "jump" => action = Action::Jump(target(value)),
             "goto" => action = Action::Goto(target(value)),
-            // Matches of iptables and limits, which hold for some.
+            // Matches of iptables and limits, which hold for some packets.
             "limit" => conditions.push(Condition { what: What::Unknown, not: false }),
             "xt" if value.get("type").and_then(Value::as_str) == Some("match") => {
                 conditions.push(Condition { what: What::Unknown, not: false });
             }
-            // One without a name stands beside many a verdict, one with a name is for somebody to read.
+            // An anonymous counter is in many rules; a named one is there for somebody to read.
             "counter" if value.is_object() || value.is_null() => counts = true,
-            // It makes what is carried faster, and nothing else.
+            // A flowtable speeds up forwarding, and does nothing else.
             "flow" => {}
-            "vmap" => return verdicts(name, value, &conditions),
-            _ => action = Action::Change,
-        }
-        if action == Action::Change {
-            break;
+            "dnat" => all.push(rule(&conditions, Action::Translate(destination(value)))),
+            "redirect" => {
+                let here = Target { addresses: Some(Vec::new()), ..destination(value) };
+                all.push(rule(&conditions, Action::Translate(here)));
+            }
+            "vmap" => {
+                all.extend(verdicts(name, value, &conditions));
+                return all;
+            }
+            _ => all.push(rule(&conditions, Action::Change)),
         }
     }
     if counts && action == Action::Continue {
         action = Action::Change;
     }
-    vec![Rule { name: name.to_owned(), conditions, action }]
+    all.push(rule(&conditions, action));
+    all
+}
+
+/// Where a rule sends packets.
+fn destination(value: &Value) -> Target {
+    Target { addresses: value.get("addr").and_then(prefixes), ports: value.get("port").and_then(ports) }
 }
 
 fn target(value: &Value) -> String {
     value.get("target").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// The rules that a verdict map is.
+/// The rules that a verdict map stands for.
 fn verdicts(name: &str, value: &Value, conditions: &[Condition]) -> Vec<Rule> {
     let unknown = || vec![Rule { name: name.to_owned(), conditions: conditions.to_vec(), action: Action::Change }];
     let set = value.get("data").and_then(|data| data.get("set")).and_then(Value::as_array);
@@ -150,15 +167,15 @@ fn read_match(value: &Value, conditions: &mut Vec<Condition>) {
     }
 }
 
-/// What a comparison of a property with a value or set of values says.
+/// The conditions in a comparison of a property with a value or set.
 fn condition(left: &Value, right: &Value, not: bool) -> Vec<Condition> {
     let (depends, what) = property(left, right);
-    // A comparison with a field of IPv4 holds for no packet of IPv6, also one for being different.
+    // A comparison with a field of IPv4 holds for no IPv6 packet, even if it is "not equal".
     let depends = depends.into_iter().map(|what| Condition { what, not: false });
     depends.chain([Condition { what, not }]).collect()
 }
 
-/// What has to hold for the comparison to be made at all, and the comparison.
+/// What has to hold for the comparison to be made at all, and the comparison itself.
 fn property(left: &Value, right: &Value) -> (Vec<What>, What) {
     let unknown = (Vec::new(), What::Unknown);
     if let Some(meta) = left.get("meta").and_then(|meta| meta.get("key")).and_then(Value::as_str) {
@@ -205,8 +222,13 @@ fn property(left: &Value, right: &Value) -> (Vec<What>, What) {
             }
         };
     }
-    if left.get("ct").and_then(|ct| ct.get("key")).and_then(Value::as_str) == Some("state") {
-        return (Vec::new(), strings(right).map_or(What::Unknown, What::Connection));
+    match left.get("ct").and_then(|ct| ct.get("key")).and_then(Value::as_str) {
+        Some("state") => return (Vec::new(), strings(right).map_or(What::Unknown, What::Connection)),
+        // As iptables, to which this is one of the states.
+        Some("status") if right.as_str() == Some("dnat") => {
+            return (Vec::new(), What::Connection(vec!["dnat".to_owned()]));
+        }
+        _ => {}
     }
     let fib = left.get("fib");
     let asks = fib.and_then(|fib| fib.get("result")).and_then(Value::as_str) == Some("type");
@@ -218,7 +240,7 @@ fn property(left: &Value, right: &Value) -> (Vec<What>, What) {
     unknown
 }
 
-/// The elements of a set that is written out, or the one value. Names of sets yield nothing.
+/// The elements of an inline set, or the single value. Named sets yield nothing.
 fn elements(value: &Value) -> Option<Vec<&Value>> {
     match value {
         Value::Array(elements) => Some(elements.iter().collect()),
@@ -268,8 +290,8 @@ fn prefixes(value: &Value) -> Option<Vec<IpNet>> {
     Some(all)
 }
 
-/// The prefixes that a range of addresses is.
-fn range(first: IpAddr, last: IpAddr) -> Option<Vec<IpNet>> {
+/// The prefixes that make up a range of addresses.
+pub(super) fn range(first: IpAddr, last: IpAddr) -> Option<Vec<IpNet>> {
     match (first, last) {
         (IpAddr::V4(first), IpAddr::V4(last)) => Some(ipnet::Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect()),
         (IpAddr::V6(first), IpAddr::V6(last)) => Some(ipnet::Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect()),

@@ -1,10 +1,10 @@
-//! The kinds of packets that AF_XDP carries, and which conditions hold for them.
+//! The kinds of packets that AF_XDP carries, or that begin a flow, and which conditions hold for them.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::protocols::UDP;
+use super::protocols::{TCP, UDP};
 use super::{Base, Condition, Hook, What};
 
 /// Packets between a LAN interface and the tunnel.
@@ -31,7 +31,7 @@ pub struct Outside {
     pub addresses: BTreeSet<IpNet>,
 }
 
-/// For which packets a condition holds.
+/// Whether a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
     Always,
@@ -59,21 +59,90 @@ pub(super) struct Packets {
     input: Option<String>,
     output: Option<String>,
     ipv6: bool,
-    /// Empty for any.
+    /// Empty for any source.
     sources: Vec<IpNet>,
     destinations: Vec<IpNet>,
-    /// Those of the tunnel on the WAN: UDP by these ports, of a connection that the handshake has established.
-    ports: Option<Ports>,
+    /// What is known of the flow; `None`: nothing.
+    flow: Option<Flow>,
+    /// Of packets that the kernel gets first, with any destination: only rules that send them to one of these places
+    /// matter, because AF_XDP then gets the answers.
+    pub(super) sent_to: Option<Target>,
+}
+
+/// Where packets are sent that were for somewhere else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The addresses: none for this host, `None` if they are unknown.
+    pub addresses: Option<Vec<IpNet>>,
+    /// The ports; `None`: those that were called.
+    pub ports: Option<Vec<(u16, u16)>>,
+}
+
+impl Target {
+    /// Whether a rule's target may be one of these places. Places with a port are only those whose port is changed to
+    /// it.
+    pub fn meets(&self, rule: &Self) -> bool {
+        let common = |a: &[IpNet], b: &[IpNet]| a.iter().any(|a| b.iter().any(|b| a.contains(b) || b.contains(a)));
+        let addresses = match (&self.addresses, &rule.addresses) {
+            // Of this host, only the tunnel's port is a place.
+            (_, Some(targets)) if targets.is_empty() => self.ports.is_some(),
+            (Some(places), Some(targets)) => common(places, targets),
+            _ => true,
+        };
+        let ports = self.ports.as_ref().is_none_or(|places| {
+            let within = |(first, last): &(u16, u16)| places.iter().any(|(a, b)| first <= b && last >= a);
+            rule.ports.as_ref().is_some_and(|targets| targets.iter().any(within))
+        });
+        addresses && ports
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ports {
+struct Flow {
+    protocol: u8,
     source: Option<u16>,
     destination: Option<u16>,
+    /// As connection tracking calls it.
+    state: &'static str,
+}
+
+/// A direction between a LAN interface and the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the LAN.
+    Out,
+    /// From the tunnel.
+    In,
 }
 
 impl Inside<'_> {
     pub(super) fn packets(&self) -> Vec<Packets> {
+        let mut all = self.packets_with(None);
+        // A default route leads to networks here as well, so nothing follows from a target inside it.
+        let calls = all.iter().map(|packets| Packets {
+            output: None,
+            destinations: Vec::new(),
+            sent_to: Some(Target {
+                addresses: Some(packets.destinations.iter().filter(|to| to.prefix_len() > 0).copied().collect()),
+                ports: None,
+            }),
+            ..packets.clone()
+        });
+        let calls: Vec<Packets> = calls.collect();
+        all.extend(calls);
+        all
+    }
+
+    /// The first packets of TCP connections in this direction.
+    pub(super) fn connections(&self, way: Way) -> Vec<Packets> {
+        let input = if way == Way::Out { self.lan } else { self.tunnel };
+        let flow = Flow { protocol: TCP, source: None, destination: None, state: "new" };
+        let mut packets = self.packets_with(Some(flow));
+        packets.retain(|packets| packets.input.as_deref() == Some(input));
+        packets
+    }
+
+    fn packets_with(&self, flow: Option<Flow>) -> Vec<Packets> {
         let of = |prefixes: &BTreeSet<IpNet>, ipv6: bool| -> Vec<IpNet> {
             prefixes.iter().filter(|prefix| prefix.addr().is_ipv6() == ipv6).copied().collect()
         };
@@ -92,7 +161,8 @@ impl Inside<'_> {
                     ipv6,
                     sources: sources.clone(),
                     destinations: destinations.clone(),
-                    ports: None,
+                    flow,
+                    sent_to: None,
                 });
             }
         }
@@ -101,7 +171,31 @@ impl Inside<'_> {
 }
 
 impl Outside {
+    /// Data, of a connection that the handshake has established; and calls to other ports that may be sent to ours.
     pub(super) fn packets(&self) -> Vec<Packets> {
+        let mut all = self.packets_in("established");
+        let elsewhere = self.calls().into_iter().map(|packets| Packets {
+            sent_to: Some(Target {
+                addresses: Some(packets.destinations.clone()),
+                ports: Some(vec![(self.port, self.port)]),
+            }),
+            destinations: Vec::new(),
+            flow: packets.flow.map(|flow| Flow { destination: None, ..flow }),
+            ..packets
+        });
+        all.extend(elsewhere);
+        all
+    }
+
+    /// The first handshakes that arrive.
+    pub(super) fn calls(&self) -> Vec<Packets> {
+        let mut packets = self.packets_in("new");
+        packets.retain(|packets| packets.input.is_some());
+        packets
+    }
+
+    fn packets_in(&self, state: &'static str) -> Vec<Packets> {
+        let flow = |source, destination| Some(Flow { protocol: UDP, source, destination, state });
         let mut all = Vec::new();
         for ipv6 in [false, true] {
             let own: Vec<IpNet> = self.addresses.iter().filter(|a| a.addr().is_ipv6() == ipv6).copied().collect();
@@ -114,7 +208,8 @@ impl Outside {
                 ipv6,
                 sources: Vec::new(),
                 destinations: own.clone(),
-                ports: Some(Ports { source: None, destination: Some(self.port) }),
+                flow: flow(None, Some(self.port)),
+                sent_to: None,
             });
             all.push(Packets {
                 input: None,
@@ -122,7 +217,8 @@ impl Outside {
                 ipv6,
                 sources: own,
                 destinations: Vec::new(),
-                ports: Some(Ports { source: Some(self.port), destination: None }),
+                flow: flow(Some(self.port), None),
+                sent_to: None,
             });
         }
         all
@@ -130,7 +226,7 @@ impl Outside {
 }
 
 impl Packets {
-    /// Whether these come through a base chain.
+    /// Whether these packets pass through a base chain.
     pub(super) fn passes(&self, base: &Base, families: [bool; 2]) -> bool {
         let forwarded = self.input.is_some() && self.output.is_some();
         let by = |interface: &Option<String>| {
@@ -140,7 +236,7 @@ impl Packets {
             Hook::Forward => forwarded,
             Hook::Prerouting => self.input.is_some(),
             Hook::Postrouting => self.output.is_some(),
-            Hook::Input => self.output.is_none(),
+            Hook::Input => self.output.is_none() && self.sent_to.is_none(),
             Hook::Output => self.input.is_none(),
             Hook::Ingress => by(&self.input),
             Hook::Egress => by(&self.output),
@@ -169,20 +265,20 @@ impl Packets {
             What::Source(prefixes) => self.within(&self.sources, prefixes),
             What::Destination(prefixes) => self.within(&self.destinations, prefixes),
             What::Ipv6(ipv6) => Holds::sure(self.ipv6 == *ipv6),
-            What::Protocol(numbers) => match self.ports {
-                Some(_) => Holds::sure(numbers.contains(&UDP)),
+            What::Protocol(numbers) => match self.flow {
+                Some(flow) => Holds::sure(numbers.contains(&flow.protocol)),
                 None => Holds::Maybe,
             },
-            What::SourcePort(ranges) => within_ports(self.ports.and_then(|ports| ports.source), ranges),
-            What::DestinationPort(ranges) => within_ports(self.ports.and_then(|ports| ports.destination), ranges),
-            What::Connection(states) => match self.ports {
-                Some(_) => Holds::sure(states.iter().any(|state| state == "established")),
+            What::SourcePort(ranges) => within_ports(self.flow.and_then(|flow| flow.source), ranges),
+            What::DestinationPort(ranges) => within_ports(self.flow.and_then(|flow| flow.destination), ranges),
+            What::Connection(states) => match self.flow {
+                Some(flow) => Holds::sure(states.iter().any(|state| state == flow.state)),
                 None => Holds::Maybe,
             },
             // What is forwarded is not for this host.
             What::Local => match (&self.input, &self.output) {
                 (Some(_), Some(_)) => Holds::Never,
-                (Some(_), None) => Holds::Always,
+                (Some(_), None) if self.sent_to.is_none() => Holds::Always,
                 _ => Holds::Maybe,
             },
             What::Unknown => Holds::Maybe,
@@ -208,7 +304,7 @@ impl Packets {
     }
 }
 
-/// Whether packets by this interface are by one of these names.
+/// Whether packets of this interface match one of these names.
 fn by(interface: Option<&str>, names: &[String]) -> Holds {
     let Some(interface) = interface else { return Holds::Never };
     let matches = |name: &String| match name.strip_suffix('*') {

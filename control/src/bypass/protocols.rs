@@ -1,12 +1,13 @@
-//! Protocols by the names that nft and iptables print.
+//! Protocol numbers by the names that nft and iptables print.
 
+pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 
-/// The number of a protocol; `None` for a name that is not known here.
+/// The number of a protocol; `None` for an unknown name.
 pub(super) fn number(name: &str) -> Option<u8> {
     Some(match name {
         "icmp" => 1,
-        "tcp" => 6,
+        "tcp" => TCP,
         "udp" => UDP,
         "dccp" => 33,
         "gre" => 47,

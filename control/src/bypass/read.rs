@@ -1,4 +1,4 @@
-//! Asks the kernel, by its own tools, for what may concern the tunnel's packets.
+//! Asks the kernel, with its own tools, for everything that may concern the tunnel's packets.
 
 use std::io;
 
@@ -6,12 +6,12 @@ use super::{Ruleset, iptables, nft, traffic_control};
 use crate::netlink::{Interface, Netlink};
 use crate::tool;
 
-/// The tables of iptables that are not in nftables: the kernel names them here while there are any.
+/// iptables' own tables outside nftables: the kernel lists them here if there are any.
 const LEGACY: [(&str, &str); 2] =
     [("/proc/net/ip_tables_names", "iptables"), ("/proc/net/ip6_tables_names", "ip6tables")];
 
-/// Reads the rules of this network namespace, and what traffic control does on these interfaces. What cannot be read is
-/// taken for a rule that concerns everything.
+/// Reads the rules of this network namespace, and traffic control on these interfaces. What cannot be read is treated
+/// as a rule that concerns everything.
 #[must_use]
 pub fn read(interfaces: &[Interface]) -> Ruleset {
     let mut ruleset = Ruleset::default();
@@ -20,7 +20,7 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
             Some(nft) => take_nft(&mut ruleset, nft),
             None => ruleset.unread.push("the rules of nftables, which are not understood".to_owned()),
         },
-        // Without nf_tables in the kernel there are none.
+        // A kernel without nf_tables has no rules.
         Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
         Err(e) => ruleset.unread.push(format!("the rules of nftables, which cannot be read: {e}")),
     }
@@ -44,7 +44,7 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
     ruleset
 }
 
-/// Takes over what nftables holds. Of rules that iptables has made there, only that names all conditions.
+/// Takes over what nftables holds. For rules made by iptables, only iptables names all conditions.
 fn take_nft(ruleset: &mut Ruleset, nft: nft::Nft) {
     ruleset.chains = nft.chains;
     for (ipv6, family, program) in [(false, "ip", "iptables"), (true, "ip6", "ip6tables")] {

@@ -1,6 +1,19 @@
 use super::*;
 
-/// What concerns a LAN lan0 with 10.1.0.0/24 and fd01::/64, the tunnel p0 to 10.2.0.0/16 and fd02::/48.
+impl Ruleset {
+    /// The rules that iptables prints so.
+    pub(crate) fn of_iptables(text: &str) -> Self {
+        Self { chains: iptables::parse(text, "iptables", false), unread: Vec::new() }
+    }
+
+    /// The chains and rules that nft prints so.
+    pub(crate) fn of_nft(objects: &[String]) -> Self {
+        let text = format!(r#"{{"nftables": [{}]}}"#, objects.join(", "));
+        Self { chains: nft::parse(text.as_bytes()).unwrap().chains, unread: Vec::new() }
+    }
+}
+
+/// What concerns a LAN lan0 with 10.1.0.0/24 and fd01::/64, with the tunnel p0 to 10.2.0.0/16 and fd02::/48.
 fn lan(chains: Vec<Chain>) -> Option<String> {
     let prefixes = |all: &[&str]| all.iter().map(|prefix| prefix.parse().unwrap()).collect();
     let (own, remote) = (prefixes(&["10.1.0.0/24", "fd01::/64"]), prefixes(&["10.2.0.0/16", "fd02::/48"]));
@@ -15,7 +28,7 @@ fn wan(chains: Vec<Chain>) -> Option<String> {
     Ruleset { chains, unread: Vec::new() }.concerns_wan(&outside)
 }
 
-/// A table of nftables, with rules by chain: chain, its place, its rules.
+/// A table of nftables, from its chains: name, hook, rules.
 fn nft(chains: &[(&str, Option<&str>, &[&str])]) -> Vec<Chain> {
     let mut objects = Vec::new();
     for (name, base, rules) in chains {
@@ -27,7 +40,7 @@ fn nft(chains: &[(&str, Option<&str>, &[&str])]) -> Vec<Chain> {
             ));
         }
     }
-    nft::parse(format!(r#"{{"nftables": [{}]}}"#, objects.join(", ")).as_bytes()).unwrap().chains
+    Ruleset::of_nft(&objects).chains
 }
 
 const FORWARD: Option<&str> = Some(r#""hook": "forward", "policy": "accept""#);
@@ -92,7 +105,7 @@ fn what_accepts_them_lets_them_pass_the_rest_and_the_policy() {
     let found =
         lan(nft(&[("forward", FORWARD, &[&out, r#"{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}"#])]));
     assert_eq!(found.as_deref(), Some("firewall rule handle 1 of chain forward, table inet fw"));
-    // One that may accept does not keep the others from being asked.
+    // A rule that may accept does not keep the others from being examined.
     let some = format!("{}, {{\"accept\": null}}", field("tcp", "dport", "==", "443"));
     assert!(lan(nft(&[("forward", DROPPING, &[&some])])).is_some());
 }
@@ -129,7 +142,7 @@ fn chains_are_followed() {
         let found = lan(nft(&[("forward", FORWARD, &rules), ("sub", None, &[sub])]));
         assert_eq!(found.is_some(), concerned, "{way} {sub}: {found:?}");
     }
-    // The kernel allows no circles, and we do not depend on it.
+    // The kernel allows no cycles, but we do not depend on that.
     assert!(lan(nft(&[("forward", FORWARD, &[jump]), ("sub", None, &[jump])])).is_some());
 }
 
@@ -142,7 +155,50 @@ fn masquerading_to_the_wan_is_no_concern_of_the_tunnel() {
     assert!(lan(nft(&[("post", POSTROUTING, &[&rule])])).is_some());
 }
 
-/// Handshakes go by the kernel, so data is of a connection that is established.
+/// Who calls the gateway, and is sent on to a host behind the tunnel or the LAN, expects the answer from the gateway.
+#[test]
+fn forwarded_ports_concern_the_answers() {
+    let prerouting = Some(r#""hook": "prerouting", "policy": "accept""#);
+    let called = |address: &str| field("ip", "daddr", "==", &format!("\"{address}\""));
+    let to = |address: &str, port: u16| format!(r#"{{"dnat": {{"addr": "{address}", "port": {port}}}}}"#);
+    for (concerned, conditions, target) in [
+        (true, called("100.64.0.1"), to("10.2.0.9", 80)),
+        (true, called("100.64.0.1"), to("10.1.0.9", 80)),
+        (true, called("100.64.0.1"), r#"{"dnat": {"addr": {"map": "somewhere"}}}"#.to_owned()),
+        (true, called("100.64.0.1"), r#"{"dnat": {"addr": {"range": ["10.0.0.0", "10.2.0.0"]}}}"#.to_owned()),
+        (false, called("100.64.0.1"), to("172.17.0.2", 80)),
+        (false, format!("{}, {}", meta("iifname", "==", r#""wan0""#), called("192.0.2.1")), to("10.1.0.9", 80)),
+        (false, called("100.64.0.1"), r#"{"drop": null}"#.to_owned()),
+    ] {
+        let rule = format!("{conditions}, {target}");
+        assert_eq!(lan(nft(&[("pre", prerouting, &[&rule])])).is_some(), concerned, "{rule}");
+    }
+    for (concerned, rule) in [
+        (true, format!("{}, {}", field("udp", "dport", "==", "53"), r#"{"redirect": {"port": 47100}}"#)),
+        (true, format!("{}, {}", field("udp", "dport", "==", "53"), to("192.0.2.1", 47100))),
+        (false, format!("{}, {}", field("udp", "dport", "==", "53"), to("10.1.0.9", 47100))),
+        (false, format!("{}, {}", field("tcp", "dport", "==", "53"), r#"{"redirect": {"port": 47100}}"#)),
+        (false, format!("{}, {}", field("udp", "dport", "==", "53"), r#"{"redirect": {"port": 5353}}"#)),
+    ] {
+        assert_eq!(wan(nft(&[("pre", prerouting, &[&rule])])).is_some(), concerned, "{rule}");
+    }
+    let iptables = |rule: &str| {
+        iptables::parse(&format!("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule}\nCOMMIT\n"), "iptables", false)
+    };
+    for (concerned, rule) in [
+        (true, "-d 100.64.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.2.0.9:8080"),
+        (true, "-d 100.64.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.2.0.9-10.2.0.12 --random"),
+        (true, "-d 10.9.0.0/24 -j NETMAP --to 10.2.7.0/24"),
+        (false, "-d 100.64.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:8080"),
+        (false, "-d 100.64.0.1/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080"),
+    ] {
+        assert_eq!(lan(iptables(rule)).is_some(), concerned, "{rule}");
+    }
+    assert!(wan(iptables("-p udp -m udp --dport 53 -j REDIRECT --to-ports 47100")).is_some());
+    assert!(wan(iptables("-p udp -m udp --dport 53 -j REDIRECT --to-ports 5353-5360")).is_none());
+}
+
+/// Handshakes pass through the kernel, so data belongs to an established connection.
 #[test]
 fn the_tunnel_s_own_packets_are_of_an_established_connection() {
     let established = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}"#;
@@ -169,7 +225,7 @@ fn our_own_tables_and_bridges_are_left_out() {
     }
 }
 
-/// What Docker leaves on a host with a published port: nothing of it is for the site's packets.
+/// What Docker leaves on a host with a published port: nothing of it concerns the site's packets.
 #[test]
 fn docker_s_rules_are_for_its_own_interfaces() {
     let text = "*nat
@@ -242,4 +298,69 @@ fn a_long_way_is_given_up() {
     let jumps = vec![r#"{"jump": {"target": "sub"}}"#; 2000];
     let found = lan(nft(&[("forward", FORWARD, &jumps), ("sub", None, &sub)]));
     assert!(found.is_some_and(|found| found.contains("too long")));
+}
+
+/// The rule that keeps calls at UDP port 47100 of 192.0.2.1 out.
+fn keeps_out(chains: Vec<Chain>) -> Option<String> {
+    let addresses = ["192.0.2.1/32".parse().unwrap()].into();
+    let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses };
+    Ruleset { chains, unread: Vec::new() }.barrier_wan(&outside).map(|barrier| barrier.rule)
+}
+
+#[test]
+fn a_barrier_drops_all_and_accepts_none() {
+    let (accept, drop) = (r#"{"accept": null}"#, r#"{"drop": null}"#);
+    let when = |condition: String, verdict: &str| format!("{condition}, {verdict}");
+    let state = |key: &str, value: &str| {
+        format!(r#"{{"match": {{"op": "in", "left": {{"ct": {{"key": "{key}"}}}}, "right": "{value}"}}}}"#)
+    };
+    let own_port = field("udp", "dport", "==", "47100");
+    let log = r#"{"log": {"prefix": "x"}}"#;
+    let unknown = r#"{"new": "statement of tomorrow"}"#;
+    for (barrier, rules) in [
+        (true, vec![]),
+        (true, vec![when(state("state", "established"), accept)]),
+        (true, vec![when(state("status", "dnat"), accept)]),
+        (false, vec![when(state("status", "assured"), accept)]),
+        (false, vec![when(state("state", "new"), accept)]),
+        (true, vec![when(field("tcp", "dport", "==", "22"), accept)]),
+        (true, vec![when(field("udp", "dport", "==", "51820"), accept)]),
+        (false, vec![when(own_port.clone(), accept)]),
+        (false, vec![when(field("ip", "saddr", "==", r#""@friends""#), accept)]),
+        (false, vec![when(log.to_owned(), accept)]),
+        (true, vec![when(own_port.clone(), log), when(log.to_owned(), drop), accept.to_owned()]),
+        (true, vec![unknown.to_owned()]),
+        (false, vec![when(own_port.clone(), r#"{"queue": {"num": 1}}"#)]),
+        (false, vec![when(field("ip", "saddr", "==", r#""@friends""#), r#"{"return": null}"#)]),
+    ] {
+        let words: Vec<&str> = rules.iter().map(String::as_str).collect();
+        assert_eq!(keeps_out(nft(&[("in", INPUT, &words)])).is_some(), barrier, "{rules:?}");
+    }
+    let open = Some(r#""hook": "input", "policy": "accept""#);
+    assert_eq!(keeps_out(nft(&[("in", open, &[])])), None);
+    let some = when(field("ip", "saddr", "==", &prefix("198.51.100.0", 24)), drop);
+    assert_eq!(keeps_out(nft(&[("in", open, &[&some])])), None, "others get through");
+    let found = keeps_out(nft(&[("in", open, &[accept]), ("in2", open, &[&when(own_port, drop)])]));
+    assert_eq!(found.as_deref(), Some("firewall rule handle 0 of chain in2, table inet fw"));
+    let forward = keeps_out(nft(&[("forward", DROPPING, &[])]));
+    assert_eq!(forward, None, "what is for this host is not forwarded");
+}
+
+#[test]
+fn a_barrier_is_found_in_the_chains_that_lead_to_it() {
+    let (accept, drop, back) = (r#"{"accept": null}"#, r#"{"drop": null}"#, r#"{"return": null}"#);
+    let to = |how: &str| format!(r#"{{"{how}": {{"target": "sub"}}}}"#);
+    let some = |how: &str| format!("{}, {}", field("ip", "saddr", "==", r#""@some""#), to(how));
+    for (barrier, way, sub) in [
+        (true, to("jump"), drop),
+        (false, to("jump"), accept),
+        (true, to("jump"), back),
+        (true, some("jump"), drop),
+        (false, some("jump"), accept),
+        (true, to("goto"), back),
+        (false, some("goto"), back),
+    ] {
+        let found = keeps_out(nft(&[("in", INPUT, &[&way]), ("sub", None, &[sub])]));
+        assert_eq!(found.is_some(), barrier, "{way} {sub}: {found:?}");
+    }
 }

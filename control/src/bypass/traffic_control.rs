@@ -1,5 +1,5 @@
-//! Queueing disciplines, filters and eBPF programs of traffic control (`tc(8)`): AF_XDP comes before those of ingress, and
-//! past those of egress.
+//! Queueing disciplines, filters and eBPF programs of traffic control (`tc(8)`): on receipt AF_XDP comes before them,
+//! and on sending it bypasses them.
 
 use std::io;
 
@@ -8,15 +8,15 @@ use penstock_dataplane::steer::has_tcx_programs;
 use super::{Action, Base, Chain, Hook, Rule};
 use crate::netlink::{Interface, Netlink, Side};
 
-/// Disciplines that only choose the order in which packets leave when there are more than the device takes.
+/// Disciplines that only decide in which order packets leave when there are more than the device can take.
 const PLAIN: [&str; 9] = ["noqueue", "pfifo_fast", "pfifo", "bfifo", "fq", "fq_codel", "codel", "sfq", "mq"];
-/// Where filters are attached, which does nothing itself.
+/// Where filters are attached; these do nothing themselves.
 const HOLDERS: [&str; 2] = ["ingress", "clsact"];
 
-/// What there is on an interface, as chains that do something with every packet.
+/// What is on an interface, as chains that do something with every packet.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel's error.
 pub(super) fn read(netlink: &mut Netlink, interface: &Interface) -> io::Result<Vec<Chain>> {
     let Interface { name, index, .. } = interface;
     let mut chains = Vec::new();

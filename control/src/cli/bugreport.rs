@@ -1,13 +1,14 @@
-//! `bugreport`: all that is needed to look for a fault, in an archive.
+//! `bugreport`: everything that is needed to find a fault, in an archive.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use penstock_proto::trust::UnixTime;
 use rand::TryRngCore;
 
 use super::Gateway;
@@ -18,7 +19,7 @@ use crate::status::Status;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Replace addresses, names, host names and public keys, each by the same everywhere
+    /// Replace addresses, names, host names, public keys and fingerprints consistently in all files
     #[arg(long, visible_alias = "anonymize")]
     anonymise: bool,
     /// Where to write it [default: penstock-NAME-TIME.tar.gz, here]
@@ -29,7 +30,7 @@ pub(super) struct Arguments {
 pub(super) fn bugreport(path: &Path, arguments: Arguments) -> Result<()> {
     let gateway = Gateway::of(path)?;
     let profile = Profile::load(path, &Environment::of_process()).map_err(|error| error.to_string());
-    // Without a sound profile there are no keys to be taken out, and nothing has read one.
+    // Without a valid profile there are no keys to remove, and nothing has read one.
     let secrets = profile.as_ref().map_or_else(|_| Secrets::default(), Secrets::of);
     let mut entries = bugreport::gather(path, &gateway.name, &profile);
     entries.iter_mut().for_each(|entry| entry.text = secrets.take_out(&entry.text));
@@ -41,18 +42,21 @@ pub(super) fn bugreport(path: &Path, arguments: Arguments) -> Result<()> {
     }
     entries.insert(0, bugreport::contents(&entries, arguments.anonymise));
 
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = UnixTime::from(SystemTime::now()).0;
     let directory = format!("penstock-{title}-{seconds}");
     let output = arguments.output.unwrap_or_else(|| format!("{directory}.tar.gz").into());
-    // It tells more of a network than others should read.
+    // It tells more about a network than others should read.
     let file = File::options().write(true).create_new(true).mode(0o600).open(&output);
     let file = file.with_context(|| output.display().to_string())?;
-    bugreport::write(file, &directory, &entries).with_context(|| output.display().to_string())?;
+    if let Err(error) = bugreport::write(file, &directory, &entries) {
+        let _ = std::fs::remove_file(&output);
+        return Err(error).with_context(|| output.display().to_string());
+    }
     writeln!(std::io::stdout(), "{}", output.display())?;
     Ok(())
 }
 
-/// What replaces the names that the gateway and its profile know.
+/// What replaces the names that gateway and profile know.
 fn anonymiser(gateway: &Gateway, profile: &Result<Profile, String>, entries: &[Entry]) -> Result<Anonymiser> {
     let mut secret = [0; 32];
     rand::rngs::OsRng.try_fill_bytes(&mut secret).context("no random numbers")?;

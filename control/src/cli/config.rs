@@ -21,7 +21,7 @@ pub(super) fn list(path: &Path) -> Result<()> {
 }
 
 pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
-    // A profile that cannot be read has no name, so nothing runs by it; it may be what is mended here.
+    // A profile that cannot be read has no name, so no gateway can be found by it; perhaps it is being repaired here.
     let running = Gateway::of(path).ok().filter(Gateway::is_running);
     let edited = edit(&text(path)?, assignments)?;
     let profile = check(path, &edited, &mut read_key_file)?;
@@ -32,23 +32,23 @@ pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
     running.map_or(Ok(()), |gateway| reload_by(&gateway))
 }
 
-/// `reload`: has the running gateway read its profile again.
+/// `reload`: makes the running gateway read its profile again.
 pub(super) fn reload(path: &Path) -> Result<()> {
     reload_by(&Gateway::of(path)?)
 }
 
-/// `save`: what `wg set` changed on the running gateway goes into the profile.
+/// `save`: writes into the profile what `wg set` has changed on the running gateway.
 pub(super) fn save(path: &Path) -> Result<()> {
     let environment = Environment::of_process();
     if environment.overrides_any() {
-        bail!("variables override the profile here, so that what is written into it may not be what counts");
+        bail!("environment variables override the profile, so a value written to it may have no effect");
     }
     let gateway = Gateway::of(path)?;
     let Answer::Unsaved(unsaved) = gateway.ask(Command::Unsaved)? else {
-        bail!("{} answered another question", gateway.name)
+        bail!("{} gave an unexpected answer", gateway.name)
     };
     if unsaved.is_empty() {
-        writeln!(std::io::stdout(), "the profile says all that is in force")?;
+        writeln!(std::io::stdout(), "the profile already says everything that is in force")?;
         return Ok(());
     }
     let Saved { text, secrets } = profile::save(&text(path)?, *unsaved)?;
@@ -73,7 +73,7 @@ pub(super) fn save(path: &Path) -> Result<()> {
 
 fn reload_by(gateway: &Gateway) -> Result<()> {
     let Answer::Reloaded(Reloaded { changed, not_applied }) = gateway.ask(Command::Reload)? else {
-        bail!("{} answered another question", gateway.name)
+        bail!("{} gave an unexpected answer", gateway.name)
     };
     let mut stdout = std::io::stdout();
     match changed.as_slice() {
@@ -96,14 +96,14 @@ fn check(path: &Path, text: &str, read_key: &mut ReadKey<'_>) -> Result<Profile>
     Profile::parse(text.as_bytes(), &path, &Environment::of_process(), read_key).context("nothing was changed")
 }
 
-/// Puts another text in the place of the profile's.
+/// Replaces the profile's text.
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
-    // Behind a symbolic link is the file that must be replaced.
+    // If it is a symbolic link, the file behind it must be replaced.
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     replace(&path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
-/// Puts a file with that text in the place of one, in one step, with its mode and owner.
+/// Replaces a file's text in one step, keeping its mode and owner.
 pub(super) fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let old = std::fs::metadata(path)?;
     let directory = path.parent().unwrap_or(Path::new("/"));

@@ -1,4 +1,4 @@
-//! `enrol`: a key of the coordinator lets this site in.
+//! `enrol`: an enrolment key of the coordinator's lets this site in.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,23 +11,23 @@ use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
 use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState, Waiting};
 use zeroize::Zeroizing;
 
-use super::{Gateway, config, run};
+use super::{Gateway, config};
 use crate::coordinator::{self, Cached, Config, EnrolError, seen};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::profile::{Environment, Profile, edit};
 use crate::sealed;
 
-/// Longest file or input that holds an enrolment key: its 150 characters with generous white space.
+/// Longest file or input with an enrolment key: its 150 characters with plenty of white space.
 const KEY_LIMIT: u64 = 1024;
 /// What enrolment keys begin with; anything else names a file.
 const KEY_PREFIXES: [&str; 2] = ["penstock1-", "penstock2-"];
 
-/// What `enrol` is told.
+/// The arguments of `enrol`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The enrolment key, a file that holds it, or - for standard input
     ///
-    /// Who lists processes sees arguments, so a file or - is better where others have accounts.
+    /// Arguments show up in the list of processes, so use a file or - where others have accounts.
     #[arg(value_name = "KEY")]
     key: KeySource,
     /// Where the coordinator is, such as https://coordinator.example.net; the profile's by default
@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     /// The name of this site; the profile's Name by default
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Wait up to so many seconds for the approval of an administrator
+    /// Wait up to this many seconds for an administrator's approval
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     wait: u32,
     /// The directory of the cached map and the signed documents [default: /var/lib/penstock]
@@ -59,12 +59,14 @@ struct Failure {
     sentence: String,
 }
 
-/// The coordinator refuses; trying again unchanged does not help.
+/// The coordinator refuses; trying again unchanged will not help.
 const REFUSED: u8 = 3;
-/// The coordinator cannot be talked to, or cannot at the moment; try again later.
+/// The coordinator cannot be reached, or is not available at the moment; try again later.
 const UNREACHABLE: u8 = 4;
-/// It is still to be approved.
+/// It still has to be approved.
 const PENDING: u8 = 5;
+
+const NO_COORDINATOR: &str = "--coordinator must say where the coordinator is, such as https://coordinator.example.net";
 
 /// The exit code of a failure.
 pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
@@ -72,28 +74,31 @@ pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> Result<()> {
-    // A command says what it does by itself.
+    // A command reports by itself what it does.
     let quiet = std::env::var_os("RUST_LOG").is_none().then_some("warn");
-    run::log_to_stderr(filter.or(quiet))?;
+    penstock_messages::log_to_stderr(filter.or(quiet))?;
     let gateway = Gateway::of(path)?;
     if gateway.is_running() {
-        bail!("{} is running and reads its profile only when it starts: stop it first", gateway.name);
+        bail!("{} is running: stop it first, and start it again when it is enrolled", gateway.name);
     }
     let key = arguments.key.read()?;
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     let text = config::text(&path)?;
+    let environment = Environment::of_process();
+    let parse = |text: &str| Profile::parse(text.as_bytes(), &path, &environment, &mut key_made_if_missing());
+    if arguments.coordinator.is_none() && parse(&text)?.coordinator.is_none() {
+        bail!("{NO_COORDINATOR}");
+    }
     let text = with_coordinator(&text, arguments.coordinator.as_ref(), arguments.ca_file.as_deref(), &key)?;
-    // Before the coordinator is asked, so that what is wrong here costs nothing there.
-    let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut key_made_if_missing())?;
-    let Some(mut config) = Config::of(&profile) else {
-        bail!("--coordinator must say where the coordinator is, such as https://coordinator.example.net");
-    };
+    // Checked before the coordinator is asked, so that mistakes here cost nothing there.
+    let profile = parse(&text)?;
+    let mut config = Config::of(&profile).context(NO_COORDINATOR)?;
     if let Some(directory) = arguments.state {
         config.cache = directory.join(format!("{}.map", profile.name));
         config.seen = directory.join(format!("{}.seen", profile.name));
     }
     let name = arguments.name.as_deref().unwrap_or(profile.name.as_str());
-    let name = name.parse().with_context(|| format!("{name:?} is no name of a site (--name)"))?;
+    let name = name.parse().with_context(|| format!("{name:?} is not a valid site name (--name)"))?;
 
     let wait = Duration::from_secs(arguments.wait.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -126,7 +131,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
         eprintln!("penstock: {}: {error}; the first start will need the coordinator", config.seen.display());
     }
     if registration.state == RegistrationState::Pending && !wait.is_zero() {
-        let sentence = format!("{} is still to be approved after {} s", registration.name, wait.as_secs());
+        let sentence = format!("{} has not been approved after {} s", registration.name, wait.as_secs());
         return Err(failure(PENDING, sentence));
     }
     Ok(())
@@ -146,21 +151,21 @@ fn with_coordinator(
             assignments.push(format!("Coordinator.Fingerprint={fingerprint}"));
             assignments.push("Coordinator.CaFile=".into());
         }
-        // The pin of another certificate, which authorities vouch for no less.
+        // A pin of another certificate; authorities vouch for this one just as well.
         None if url.is_some() => assignments.push("Coordinator.Fingerprint=".into()),
         None => {}
     }
-    // A key of an older coordinator has none, which is no reason to give up the one that is pinned.
+    // A key of an older coordinator has no authority, which is no reason to give up one that is already pinned.
     assignments.extend(key.authority().map(|authority| format!("Coordinator.Authority={authority}")));
     if let Some(file) = ca_file {
-        // The profile's relative paths are relative to itself, ours are not.
+        // Relative paths in the profile are relative to the profile; ours are not.
         let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
         assignments.push(format!("Coordinator.CaFile={}", file.display()));
     }
     Ok(edit(text, &assignments)?)
 }
 
-/// The profile's text with the address that the coordinator gave, if it has none.
+/// The profile's text with the address that the coordinator has assigned, if it has none.
 fn with_address(text: String, profile: &Profile, registration: &Registration) -> Result<String> {
     let given = registration.virtual_address;
     if profile.virtual_addresses.is_empty() {
@@ -177,7 +182,8 @@ fn with_address(text: String, profile: &Profile, registration: &Registration) ->
     Ok(text)
 }
 
-/// Reads the private key's file, and makes it if there is none. Preshared keys, read later, are not made.
+/// Reads the private key's file, and creates it if it is missing. Preshared keys, which are read later, are not
+/// created.
 fn key_made_if_missing() -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFileError> {
     let mut first = true;
     move |path| {
@@ -185,7 +191,7 @@ fn key_made_if_missing() -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFi
         match read_key_file(path) {
             Err(KeyFileError::Unreadable(error)) if private && error.kind() == io::ErrorKind::NotFound => {
                 make_key(path).map_err(KeyFileError::Unreadable)?;
-                eprintln!("penstock: made the private key {}", path.display());
+                eprintln!("penstock: created the private key {}", path.display());
                 read_key_file(path)
             }
             outcome => outcome,
@@ -195,7 +201,7 @@ fn key_made_if_missing() -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFi
 
 fn make_key(path: &Path) -> io::Result<()> {
     let key = PrivateKey::generate()?;
-    // A site is its key, so it must be on the disk before anybody knows of it.
+    // The key is the site's identity, so it must be on disk before anybody knows about it.
     let line = Zeroizing::new(format!("{}\n", *key.to_base64()));
     sealed::create(path, line.as_bytes())
 }

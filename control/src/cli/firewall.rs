@@ -4,15 +4,16 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use super::Gateway;
 use super::table::Table;
 use crate::control_socket::{Answer, Command};
 use crate::firewall::rules::{Format, rules};
-use crate::firewall::{Needs, needs};
+use crate::firewall::{Flow, Need, Needs, Remote, needs};
 use crate::profile::{Environment, LocalPort, Profile};
 
-pub(super) fn firewall(path: &Path, format: Format) -> Result<()> {
+pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
     let profile = Profile::load(path, &Environment::of_process())?;
     // While it runs, its port is known even if it is random.
     let port = match Gateway::of(path)?.ask(Command::Status) {
@@ -20,9 +21,31 @@ pub(super) fn firewall(path: &Path, format: Format) -> Result<()> {
         _ => None,
     };
     let needs = needs(&profile, port);
-    let text = if format == Format::Table { table(&profile, &needs) } else { rules(&needs, format) };
+    let text = match format {
+        _ if json => serde_json::to_string_pretty(&for_programs(&needs))? + "\n",
+        Format::Table => table(&profile, &needs),
+        format => rules(&needs, format),
+    };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+fn for_programs(needs: &Needs) -> Value {
+    let flow = |flow: &Flow| {
+        json!({
+            "Direction": flow.direction.to_string(),
+            "Protocol": flow.protocol.to_string(),
+            "LocalPort": flow.local_port,
+            "Remote": (flow.remote != Remote::Any).then(|| flow.remote.to_string()),
+            "RemotePort": flow.remote_port,
+            "Required": flow.need == Need::Required,
+            "Why": flow.why,
+        })
+    };
+    json!({
+        "Flows": needs.flows.iter().map(flow).collect::<Vec<_>>(),
+        "Forward": needs.lan.iter().map(|lan| json!([lan, needs.tunnel])).collect::<Vec<_>>(),
+    })
 }
 
 fn table(profile: &Profile, needs: &Needs) -> String {
@@ -46,8 +69,40 @@ fn table(profile: &Profile, needs: &Needs) -> String {
     text += match profile.local_port {
         LocalPort::Pinned(_) => "The tunnel's port is pinned (LocalPort).\n",
         LocalPort::Random => {
-            "The tunnel's port is another one at each start; set LocalPort, such as 47100, to let it in by a rule.\n"
+            "The tunnel's port changes at each start; set LocalPort, for example to 47100, so that a rule can let it in.\n"
         }
     };
     text + "Answers to what goes out come back in. As rules: penstock firewall --format nftables, ufw, …\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{Direction, Protocol};
+
+    #[test]
+    fn programs_get_each_flow() {
+        let tunnel = Flow {
+            direction: Direction::Out,
+            protocol: Protocol::Udp,
+            local_port: Some(47100),
+            remote: Remote::Name("gw.example.net".into()),
+            remote_port: None,
+            need: Need::Required,
+            why: "the tunnel".into(),
+        };
+        let call = Flow { direction: Direction::In, remote: Remote::Any, need: Need::Better, ..tunnel.clone() };
+        let needs = Needs { flows: vec![tunnel, call], tunnel: "a".into(), lan: vec!["eth1".into()] };
+        let json = for_programs(&needs);
+        let expected = json!({
+            "Direction": "out", "Protocol": "udp", "LocalPort": 47100, "Remote": "gw.example.net", "RemotePort": null,
+            "Required": true, "Why": "the tunnel",
+        });
+        assert_eq!((&json["Flows"][0], &json["Forward"]), (&expected, &json!([["eth1", "a"]])));
+        let call = &json["Flows"][1];
+        assert_eq!(
+            (&call["Direction"], &call["Remote"], &call["Required"]),
+            (&json!("in"), &Value::Null, &json!(false))
+        );
+    }
 }

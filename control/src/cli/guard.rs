@@ -11,14 +11,14 @@ use crate::control_socket::{self, Answer, Command, Release, Released};
 use crate::gateway;
 use crate::profile::{Environment, Profile};
 
-/// `release`: by the running gateway, or in its place.
+/// `release`: asks the running gateway to do it, or does it itself.
 pub(super) fn release(path: &Path, prefixes: Vec<IpNet>, all: bool) -> Result<()> {
     let what = if all { Release::All } else { Release::Prefixes(prefixes) };
     let gateway = Gateway::of(path)?;
     let released = if gateway.is_running() {
         match gateway.ask(Command::Release(what))? {
             Answer::Released(released) => released,
-            _ => bail!("{} answered another question", gateway.name),
+            _ => bail!("{} gave an unexpected answer", gateway.name),
         }
     } else {
         let profile = Profile::load(path, &Environment::of_process())?;
@@ -34,10 +34,10 @@ fn tell(released: &Released) -> Result<()> {
         writeln!(stdout, "{prefix} is no longer blocked")?;
     }
     if !released.in_use.is_empty() {
-        bail!("{} still lead to peers: remove them there first", join(&released.in_use));
+        bail!("not released, because a peer still has it: {}", join(&released.in_use));
     }
     if !released.unknown.is_empty() {
-        bail!("{} are not guarded", join(&released.unknown));
+        bail!("not guarded: {}", join(&released.unknown));
     }
     if released.released.is_empty() {
         writeln!(stdout, "nothing was blocked")?;
@@ -49,13 +49,13 @@ fn tell(released: &Released) -> Result<()> {
 pub(super) fn guard(path: &Path) -> Result<()> {
     let profile = Profile::load(path, &Environment::of_process())?;
     if Gateway::of(path)?.is_running() {
-        // It guards by itself.
+        // A running gateway guards by itself.
         return Ok(());
     }
     gateway::guard(&profile)
 }
 
-/// What is still blocked by a gateway that does not run, as a sentence; empty if nothing is.
+/// What a gateway that is not running still blocks, in a sentence; empty if nothing.
 pub(super) fn blocked(path: &Path) -> String {
     let Ok(profile) = Profile::load(path, &Environment::of_process()) else { return String::new() };
     match gateway::guarded(&profile).unwrap_or_default().as_slice() {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::keys::warn_if_exposed;
-use super::{Gateway, config};
+use super::{Gateway, config, prefix};
 use crate::ground::{Interest, Linux, Network};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::netlink::{Interface, RouteKind};
@@ -24,7 +23,7 @@ use crate::wg_quick::export::{export as file_for, public};
 use crate::wg_quick::import::{Imported, Site, import as profile_of};
 use crate::wg_quick::parse;
 
-/// What `import` is told.
+/// The arguments of `import`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
     /// The file, such as /etc/wireguard/wg0.conf
@@ -43,19 +42,19 @@ pub(super) struct Import {
     subnets: Vec<IpNet>,
 }
 
-/// What `export` is told.
+/// The arguments of `export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Export {
     /// The peer's name in the profile
     peer: String,
-    /// Make a key pair for a new peer of this name and put it into the profile. The private key is printed and kept
-    /// nowhere
+    /// Make a key pair for a new peer of this name and add the peer to the profile. The private key is printed and
+    /// not kept anywhere
     #[arg(long, requires = "allowed_ips")]
     new: bool,
     /// The addresses and subnets of the new peer
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', value_parser = prefix, requires = "new")]
     allowed_ips: Vec<IpNet>,
-    /// The peer's private key, if it is at hand; else a comment stands in its place
+    /// A file with the peer's private key, if you have it; otherwise a comment takes its place
     #[arg(long, value_name = "FILE", conflicts_with = "new")]
     private_key_file: Option<PathBuf>,
     /// Where the peer finds this gateway; its WAN address by default, if that is a public one
@@ -64,12 +63,6 @@ pub(super) struct Export {
     /// Print a QR code, as the WireGuard apps scan it
     #[arg(long)]
     qr: bool,
-}
-
-/// A prefix without host bits, or an address.
-fn prefix(text: &str) -> Result<IpNet, String> {
-    let prefix = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse().map(|prefix: IpNet| prefix.trunc()));
-    prefix.map_err(|_| format!("{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64"))
 }
 
 pub(super) fn import(path: &Path, arguments: Import) -> Result<()> {
@@ -81,10 +74,12 @@ pub(super) fn import(path: &Path, arguments: Import) -> Result<()> {
     let parsed = parse(&text).with_context(|| shown.to_string())?;
 
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let name = Name::try_from(name.unwrap_or_else(|| stem.to_owned())).map_err(|e| anyhow::anyhow!("{e} (--name)"))?;
+    let name = Name::try_from(name.unwrap_or_else(|| stem.to_owned()))
+        .map_err(|e| anyhow::anyhow!("{e}; give another with --name"))?;
     let wan = match wan {
         Some(wan) => wan,
-        None => default_interface().context("there is no default route to tell the WAN interface by: give --wan")?,
+        None => default_interface()
+            .context("there is no default route that shows which interface is the WAN: give --wan")?,
     };
     let imported = profile_of(parsed, &Site { name, wan, lan, subnets }).with_context(|| shown.to_string())?;
 
@@ -106,7 +101,7 @@ fn key_of(imported: &Imported, profile: &Path, file: &Path) -> Result<Zeroizing<
     key.map(|(_, key)| key.to_base64()).ok_or(KeyFileError::Unreadable(io::ErrorKind::NotFound.into()))
 }
 
-/// Writes the key files, and the profile last. Nothing is overwritten, and nothing stays behind if anything fails.
+/// Writes the key files, and the profile last. Nothing is overwritten, and nothing is left behind if anything fails.
 fn write_all(imported: &Imported, profile: &Path) -> Result<()> {
     let directory = profile.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -118,7 +113,13 @@ fn write_all(imported: &Imported, profile: &Path) -> Result<()> {
     for (file, text) in lines.chain([(profile.to_owned(), Zeroizing::new(imported.profile.clone()))]) {
         if let Err(error) = sealed::create(&file, text.as_bytes()) {
             written.iter().for_each(|file| drop(std::fs::remove_file(file)));
-            return Err(error).with_context(|| format!("{}; nothing was written", file.display()));
+            let shown = file.display();
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                bail!(
+                    "{shown} exists already, so nothing was written: --profile names another file, --name another key"
+                );
+            }
+            return Err(error).with_context(|| format!("{shown}; nothing was written"));
         }
         written.push(file);
     }
@@ -152,6 +153,10 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
     let mut text = config::text(&path)?;
     let mut private_key = private_key_file.as_deref().map(read_private_key).transpose()?;
     if new {
+        let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)?;
+        if find(&profile, &name).is_ok() {
+            bail!("the profile already has a peer {name}; leave out --new to print its file");
+        }
         let key = PrivateKey::generate().context("no randomness")?;
         let peer = json!({ "Name": name, "PublicKey": key.public_key(), "AllowedIPs": allowed_ips });
         text = add_peer(&text, peer)?;
@@ -165,18 +170,18 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
         bail!("this private key is not {name}'s: it belongs to {}", key.public_key());
     }
     if qr && private_key.is_none() {
-        bail!("a QR code without the private key is of no use: give --private-key-file, or --new for a new peer");
+        bail!("a QR code without the private key is useless: give --private-key-file, or --new for a new peer");
     }
     let endpoint = endpoint_of(&profile, endpoint.as_deref())?;
     if endpoint.is_none() && peer.endpoint.is_none() {
-        eprintln!("penstock: neither side knows where the other is: say with --endpoint where {name} finds this one");
+        eprintln!("penstock: neither side knows where the other is: give with --endpoint where {name} finds this one");
     }
     let file = file_for(&profile, peer, private_key.as_ref(), endpoint.as_ref());
     let shown = if qr { Zeroizing::new(qr_code(&file)?) } else { file };
     if new {
         config::write(&path, &text)?;
         if Gateway::of(&path)?.is_running() {
-            eprintln!("penstock: {name} is in the profile; `penstock reload` has {} take it up", profile.name);
+            eprintln!("penstock: {name} is in the profile; `penstock reload` makes {} use it", profile.name);
         }
     }
     let stdout = io::stdout();
@@ -188,9 +193,12 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
 }
 
 fn find<'a>(profile: &'a Profile, name: &str) -> Result<&'a Peer> {
-    let names = || profile.peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(", ");
     let found = profile.peers.iter().find(|peer| peer.name == name);
-    found.with_context(|| format!("the profile has no peer {name}; it has {}; --new makes one", names()))
+    found.with_context(|| {
+        let names: Vec<_> = profile.peers.iter().map(|peer| peer.name.as_str()).collect();
+        let others = if names.is_empty() { "no other" } else { &names.join(", ") };
+        format!("the profile has no peer {name}, but {others}; --new makes one")
+    })
 }
 
 fn read_private_key(file: &Path) -> Result<PrivateKey> {
@@ -198,7 +206,7 @@ fn read_private_key(file: &Path) -> Result<PrivateKey> {
     text.parse().with_context(|| file.display().to_string())
 }
 
-/// Where the peer finds this gateway: as given, else at the WAN's public address.
+/// Where the peer reaches this gateway: as given, else at the WAN's public address.
 fn endpoint_of(profile: &Profile, given: Option<&str>) -> Result<Option<Endpoint>> {
     let port = match profile.local_port {
         LocalPort::Pinned(port) => Some(port),
@@ -218,23 +226,23 @@ fn endpoint_of(profile: &Profile, given: Option<&str>) -> Result<Option<Endpoint
         return Ok(Some(endpoint));
     }
     let Some(port) = port else { bail!("the profile has no LocalPort, so --endpoint needs a port: {given}:47100") };
-    // A bare address of IPv6 stands in brackets before a port.
+    // A bare IPv6 address is put into brackets before a port.
     let host = if given.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{given}]") } else { given.to_owned() };
     parse(format!("{host}:{port}")).map(Some)
 }
 
 fn qr_code(file: &str) -> Result<String> {
-    // Comments are for people, and make the code larger.
+    // Comments are for people, and would make the code larger.
     let lines = file.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let text = Zeroizing::new(lines.collect::<Vec<_>>().join("\n"));
     let code = QrCode::new(text.as_bytes()).context("too much for a QR code; leave out prefixes")?;
-    // Light on dark, as terminals are.
+    // Light on dark, like most terminals.
     let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
     Ok(image + "\n")
 }
 
 fn network() -> Result<Network> {
-    let mut linux = Linux::open().context("cannot speak netlink")?;
+    let mut linux = Linux::open().context("cannot use netlink")?;
     Network::read(&mut linux, Interest::default()).context("the network cannot be read")
 }
 

@@ -1,4 +1,4 @@
-//! `genkey` and `pubkey`, as `wg` has them.
+//! `genkey` and `pubkey`, as in `wg`.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -17,13 +17,15 @@ pub(super) fn genkey() -> Result<()> {
     Ok(())
 }
 
-/// Says so when a secret is about to be written to a file that others can read.
+/// Warns when a secret is about to be written to a file that others can read.
 pub(super) fn warn_if_exposed(output: &impl AsFd) {
     if let Ok(status) = rustix::fs::fstat(output.as_fd())
         && FileType::from_raw_mode(status.st_mode).is_file()
         && status.st_mode & 0o077 != 0
     {
-        eprintln!("penstock: others can read the file this writes to; `chmod 600` it, or a gateway will refuse it");
+        eprintln!(
+            "penstock: other users can read the file this writes to; `chmod 600` it, or a gateway will refuse it"
+        );
     }
 }
 

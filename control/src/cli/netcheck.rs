@@ -13,15 +13,15 @@ use tokio::runtime::Runtime;
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
 use crate::coordinator::{Cached, Config};
-use crate::netcheck::{Peer, Plan, Report, Silences, add_lifetimes, gather, render};
+use crate::netcheck::{Plan, RemoteSite, Report, Silences, add_lifetimes, gather, render};
 use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
 
 /// RFC 8489, section 18.6.
 const STUN_PORT: u16 = 3478;
-/// How long a running gateway may take to have measured: a discovery is three steps of three seconds, and the
-/// coordinator has to be found first.
+/// How long a running gateway may take to measure: a discovery is three steps of three seconds, and the coordinator has
+/// to be found first.
 const MEASURING_LIMIT: Duration = Duration::from_secs(15);
-/// Time between looks.
+/// Time between checks.
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) fn netcheck(
@@ -39,7 +39,7 @@ pub(super) fn netcheck(
              stopped gateway",
             gateway.name
         ),
-        // Its map is there by now, unless it has never had one.
+        // Its map has come by now, unless it has never had one.
         Some(gateway) => (ask(&gateway)?, lifetime.map(|_| known(profile.as_ref()).stun_servers).unwrap_or_default()),
         None => measure(profile.as_ref(), stun, coordinator)?,
     };
@@ -53,7 +53,7 @@ pub(super) fn netcheck(
     Ok(())
 }
 
-/// No profile at the usual place is no error: the network can be looked at before there is one.
+/// A missing profile at the default path is not an error: the network can be examined before there is one.
 fn profile(path: &Path) -> Result<Option<Profile>> {
     if path == Path::new(DEFAULT_PATH) && !path.exists() {
         return Ok(None);
@@ -66,11 +66,11 @@ fn ask(gateway: &Gateway) -> Result<Report> {
     let end = Instant::now() + MEASURING_LIMIT;
     loop {
         let Answer::Netcheck(report) = gateway.ask(Command::Netcheck)? else {
-            bail!("{} answered another question", gateway.name);
+            bail!("{} gave an unexpected answer", gateway.name);
         };
         if report.coordinator.is_none() {
             bail!(
-                "{} runs without a coordinator, which would name STUN servers: stop it and name one by --stun",
+                "{} runs without a coordinator, which would name STUN servers: stop it and give one with --stun",
                 gateway.name
             );
         }
@@ -81,7 +81,8 @@ fn ask(gateway: &Gateway) -> Result<Report> {
     }
 }
 
-/// From sockets of our own, with what the profile and the coordinator said last. Also the servers that were asked.
+/// Measured from sockets of our own, with what the profile and the coordinator last said. Also returns the servers that
+/// were asked.
 fn measure(
     profile: Option<&Profile>,
     stun: &[String],
@@ -93,7 +94,7 @@ fn measure(
     let servers =
         if stun.is_empty() { map.stun_servers.clone() } else { runtime.block_on(servers(stun, &outbound))? };
     if servers.is_empty() {
-        bail!("no STUN server is known: name one by --stun");
+        bail!("no STUN server is known: give one with --stun");
     }
     let of_profile = || profile.and_then(|profile| Some(profile.coordinator.as_ref()?.url.clone()));
     let plan = Plan {
@@ -104,13 +105,13 @@ fn measure(
         servers,
         coordinator: coordinator.or_else(of_profile),
         outbound,
-        peers: Peer::of_map(&map),
+        peers: RemoteSite::of_map(&map),
     };
     let report = runtime.block_on(gather(&plan))?;
     Ok((report, plan.servers))
 }
 
-/// The firewall mark of a gateway of this profile.
+/// The firewall mark of a gateway with this profile.
 fn mark(profile: Option<&Profile>) -> u32 {
     profile.and_then(Config::of).map_or(0, |config| config.mark)
 }
@@ -119,7 +120,7 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// What the coordinator said last.
+/// What the coordinator last said.
 fn known(profile: Option<&Profile>) -> Map {
     let Some(config) = profile.and_then(Config::of) else { return Map::default() };
     match Cached::read(&config.cache, &config.private_key, &config.url) {
@@ -131,7 +132,7 @@ fn known(profile: Option<&Profile>) -> Map {
     }
 }
 
-/// STUN servers by address or name, with or without a port; of a name one address of each IP version.
+/// STUN servers by address or name, with or without a port; for a name, one address of each IP version.
 async fn servers(given: &[String], outbound: &Outbound) -> Result<Vec<SocketAddr>> {
     let mut servers = vec![];
     for text in given {

@@ -15,18 +15,18 @@ use crate::control_socket::{self, Answer, AskError};
 use crate::profile::{DEFAULT_PATH, Environment, Name, Profile};
 use crate::socket_file::make_directory;
 
-/// How long a gateway may take to be up.
+/// How long a gateway may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a gateway may take to be gone.
+/// How long a gateway may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
-/// Time between looks.
+/// Time between checks.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What is shown of a log: its end.
+/// How much of a log is shown, from its end.
 const LOG_TAIL: u64 = 4096;
 
 pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
     let environment = Environment::of_process();
-    // What is wrong with the profile is said here, not in a log.
+    // Errors in the profile are reported here, not in a log.
     Profile::load(profile, &environment)?;
     let gateway = Gateway::of(profile)?;
     if gateway.is_running() {
@@ -46,8 +46,8 @@ pub(super) fn stop(profile: &Path, release: bool) -> Result<()> {
         // It may be gone before it answers.
         Ok(Answer::Stopping) | Err(AskError::Gone) => {}
         Ok(Answer::Error(sentence)) => bail!("{name}: {sentence}"),
-        Ok(_) => bail!("{name} answered another question"),
-        // On its way down, it ends by itself; on its way up, it is said below.
+        Ok(_) => bail!("{name} gave an unexpected answer"),
+        // A gateway that is stopping ends by itself; one that is starting is reported below.
         Err(AskError::NotRunning) if gateway.is_running() => {}
         Err(AskError::NotRunning) => bail!("{name} is not running"),
         Err(error) => bail!("cannot talk to {name}: {error}"),
@@ -93,7 +93,7 @@ pub(super) fn in_background(
     let log_path = directory.join(format!("{name}.log"));
     make_directory(directory).with_context(|| directory.display().to_string())?;
     let log = open_log(&log_path).with_context(|| log_path.display().to_string())?;
-    let mut command = Command::new(std::env::current_exe().context("our own program file")?);
+    let mut command = Command::new(std::env::current_exe().context("cannot find our own program file")?);
     if let Some(filter) = filter {
         command.args(["--log", filter]);
     }
@@ -118,7 +118,7 @@ fn is_up(gateway: &Gateway) -> Result<bool> {
     Ok(matches!(answer, Ok(Answer::Status(_))))
 }
 
-/// A gateway that does not come up must not come up later, when nobody expects it.
+/// A gateway that does not start in time must not come up later, when nobody expects it.
 fn end(child: &mut Child) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -135,7 +135,7 @@ fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String>
     let absolute = std::path::absolute(profile).ok()?;
     let in_place = absolute.parent() == Path::new(DEFAULT_PATH).parent()
         && absolute.extension().is_some_and(|extension| extension == "profile");
-    // As sd_booted(3) tells.
+    // As sd_booted(3) decides it.
     if !in_place || environment.overrides_any() || !Path::new("/run/systemd/system").is_dir() {
         return None;
     }
@@ -147,10 +147,13 @@ fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String>
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    // Instances' names need no escaping: stems of our files are names of ours.
     let stem = absolute.file_stem()?.to_str()?;
-    let plain = stem.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
-    (plain && known.is_ok_and(|status| status.success())).then(|| stem.to_owned())
+    (is_instance(stem) && known.is_ok_and(|status| status.success())).then(|| stem.to_owned())
+}
+
+/// Whether a unit's instance can have this name. The unit takes it as it is (`%i`), so nothing is escaped.
+fn is_instance(stem: &str) -> bool {
+    stem.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'-' | b'_' | b'.'))
 }
 
 /// The log of this start; the last one's is kept as NAME.log.old.
@@ -161,7 +164,7 @@ fn open_log(path: &Path) -> std::io::Result<File> {
     File::options().append(true).create_new(true).mode(0o600).open(path)
 }
 
-/// The last line of a log: there our own errors are.
+/// The last line of a log, which is where our own errors are.
 fn last_words(path: &Path) -> String {
     let tail = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
@@ -178,7 +181,7 @@ fn last_words(path: &Path) -> String {
     }
 }
 
-/// Whether `done` comes true in time.
+/// Whether `done` becomes true in time.
 fn wait(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let deadline = Instant::now() + patience;
     loop {
@@ -189,5 +192,16 @@ fn wait(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bo
             return Ok(false);
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_instance;
+
+    #[test]
+    fn systemd_gets_what_it_takes_as_it_is() {
+        assert!(["Universe", "site-a", "-a", "b_1.c"].into_iter().all(is_instance));
+        assert!(!["a b", "a\\x2db", "a@b", "ä"].into_iter().any(is_instance));
     }
 }

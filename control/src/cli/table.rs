@@ -1,4 +1,4 @@
-//! `status`: what a running gateway says, as JSON or for people.
+//! `status`: the state of a running gateway, as JSON or for people.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,26 +7,37 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command};
 use crate::problem::Severity;
 use crate::profile::firewall::Verdict;
 use crate::status::{
-    Cipher, Coordinator, Firewall, FirewallDefault, FirewallRule, Health, PathKind, PathMtu, Peer, Proof, Restriction,
-    Status, Waiting,
+    Cipher, Coordinator, Firewall, FirewallDefault, FirewallRule, Health, PathKind, PathMtu, PeerStatus, Proof,
+    Restriction, Status, Waiting,
 };
 
-/// Exit codes of `status`, as the Linux Standard Base has them for init scripts.
+/// Exit codes of `status`, as in the Linux Standard Base for init scripts.
 const HEALTHY: u8 = 0;
 const DEGRADED: u8 = 1;
 const STOPPED: u8 = 3;
+const UNKNOWN: u8 = 4;
 
-/// The suite that all WireGuards have.
+/// The suite that every WireGuard has.
 const WIREGUARDS_SUITE: &str = "chacha20-poly1305";
 
 pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
-    match ask(profile) {
+    let gateway = match Gateway::of(profile) {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            if !check {
+                eprintln!("penstock: {error}");
+            }
+            return UNKNOWN.into();
+        }
+    };
+    match ask(&gateway) {
         Ok(status) if check => if status.forwarding { HEALTHY } else { DEGRADED }.into(),
         Ok(status) => match print(&status, json) {
             Ok(()) if status.health == Health::Healthy => HEALTHY.into(),
@@ -43,11 +54,10 @@ pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
     }
 }
 
-fn ask(profile: &Path) -> Result<Status> {
-    let gateway = Gateway::of(profile)?;
+fn ask(gateway: &Gateway) -> Result<Status> {
     match gateway.ask(Command::Status)? {
         Answer::Status(status) => Ok(*status),
-        _ => bail!("{} answered another question", gateway.name),
+        _ => bail!("{} gave an unexpected answer", gateway.name),
     }
 }
 
@@ -77,7 +87,7 @@ fn for_people(status: &Status, now: Duration) -> String {
             Severity::Warning => "warning",
         };
         let _ = writeln!(text, "\n{word}: {}: {}", problem.subject, problem.sentence);
-        let _ = writeln!(text, "  to mend it: {}", problem.what_to_do);
+        let _ = writeln!(text, "  to fix it: {}", problem.what_to_do);
     }
     for peer in status.peers.iter().filter(|peer| peer.path != PathKind::Direct) {
         if let Some(reason) = &peer.reason {
@@ -85,7 +95,7 @@ fn for_people(status: &Status, now: Duration) -> String {
             let _ = write!(text, "\n{} is {way}: {reason}\n", label(peer));
         }
     }
-    // WireGuard's own suite explains itself.
+    // WireGuard's own suite needs no explanation.
     for peer in status.peers.iter().filter(|peer| peer.suite != WIREGUARDS_SUITE) {
         let _ = write!(text, "\n{} uses {}: {}\n", label(peer), peer.suite, peer.suite_reason);
     }
@@ -113,7 +123,7 @@ fn for_people(status: &Status, now: Duration) -> String {
     text
 }
 
-/// The rules with what they counted, as the profile has them.
+/// The profile's rules with their counters.
 fn write_firewall(text: &mut String, firewall: &Firewall) -> std::fmt::Result {
     let verdict = |verdict| if verdict == Verdict::Accept { "accept" } else { "drop" };
     writeln!(text, "\nfirewall: {} of {} flows", firewall.flows, firewall.flow_limit)?;
@@ -246,8 +256,8 @@ fn peers(status: &Status, now: Duration) -> Table {
     table
 }
 
-/// For how long the coordinator has let a site in.
-fn lease(peer: &Peer) -> String {
+/// How long the coordinator's lease for a site lasts.
+fn lease(peer: &PeerStatus) -> String {
     match peer.statement.map(|statement| statement.lease_seconds) {
         None => "-".to_owned(),
         Some(None) => "for good".to_owned(),
@@ -255,7 +265,7 @@ fn lease(peer: &Peer) -> String {
     }
 }
 
-pub(super) fn label(peer: &Peer) -> String {
+pub(super) fn label(peer: &PeerStatus) -> String {
     if peer.name.is_empty() { peer.public_key.to_string() } else { peer.name.clone() }
 }
 
@@ -267,7 +277,7 @@ pub(super) fn age(seconds: u64) -> String {
     format!("{} ago", span(seconds))
 }
 
-/// A length of time in its largest unit.
+/// A duration in its largest unit.
 fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -284,6 +294,27 @@ fn bytes(count: u64) -> String {
         return format!("{count} B");
     }
     format!("{:.1} {}", count as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
+}
+
+/// A text in at most this many columns of a terminal. The middle is left out, since names mostly differ at their ends.
+pub(super) fn shortened(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let head = fitting(text.chars(), columns / 2);
+    let tail = fitting(text.chars().rev(), columns.saturating_sub(head.width() + 1));
+    format!("{head}…{}", tail.chars().rev().collect::<String>())
+}
+
+/// The first characters, as many as fit into this many columns.
+fn fitting(characters: impl Iterator<Item = char>, columns: usize) -> String {
+    let mut left = columns;
+    let fits = |c: &char| {
+        let rest = left.checked_sub(c.width().unwrap_or(0));
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    };
+    characters.take_while(fits).collect()
 }
 
 /// Rows of text in columns.
@@ -304,12 +335,12 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
         let widths: Vec<_> = (0..columns).map(width).collect();
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                write!(line, "{cell:<width$}  ")?;
+                write!(line, "{cell}{:1$}  ", "", *width - cell.width())?;
             }
             writeln!(f, "{}", line.trim_end())?;
         }

@@ -1,4 +1,4 @@
-//! `wireguard`: a WireGuard device, as `wg-quick` wants it.
+//! `wireguard`: a WireGuard device, as `wg-quick` expects it.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,20 +11,20 @@ use crate::gateway::device;
 use crate::profile::Name;
 use crate::uapi::socket::DIRECTORY;
 
-/// The program's other name, under which it is this command: `wg-quick` calls its implementation by one word.
+/// The other name of the program, under which it is this command: `wg-quick` calls its implementation by one word.
 pub(super) const PROGRAM: &str = "penstock-wireguard";
 
-/// The device, in this process.
+/// Runs the device in this process.
 pub(super) fn foreground(name: &Name, filter: Option<&str>, detached: bool) -> Result<()> {
     if detached {
         run::leave_session()?;
     }
-    run::log_to_stderr(filter)?;
+    penstock_messages::log_to_stderr(filter)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(device::run(name))
 }
 
-/// The device, in a process of its own. Returns when it is there.
+/// Runs the device in a process of its own. Returns when the device exists.
 pub(super) fn background(name: &Name, filter: Option<&str>) -> Result<()> {
     let socket = Path::new(DIRECTORY).join(format!("{name}.sock"));
     if UnixStream::connect(&socket).is_ok() {

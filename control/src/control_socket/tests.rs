@@ -19,6 +19,31 @@ fn a_name_is_for_one() {
 }
 
 #[test]
+fn a_running_gateway_is_found_by_its_profile() {
+    let directory = tempfile::tempdir().unwrap();
+    let profile = directory.path().join("a.profile");
+    let link = directory.path().join("link");
+    std::fs::write(&profile, "no profile any more").unwrap();
+    std::os::unix::fs::symlink(&profile, &link).unwrap();
+    let mut lock = Lock::take(directory.path(), &name("a")).unwrap();
+    assert_eq!(Lock::running_with(directory.path(), &profile), None);
+    lock.set_profile(&link).unwrap();
+    for path in [&profile, &link] {
+        assert_eq!(Lock::running_with(directory.path(), path), Some(name("a")));
+    }
+    let error = Lock::take(directory.path(), &name("a")).unwrap_err().to_string();
+    assert_eq!(error, format!("a is already running (process {})", std::process::id()));
+    // Of two nobody can tell which one is meant.
+    let mut second = Lock::take(directory.path(), &name("b")).unwrap();
+    second.set_profile(&profile).unwrap();
+    assert_eq!(Lock::running_with(directory.path(), &profile), None);
+    drop(lock);
+    assert_eq!(Lock::running_with(directory.path(), &profile), Some(name("b")));
+    std::fs::write(directory.path().join("dead.lock"), format!("1\n{}", profile.display())).unwrap();
+    assert_eq!(Lock::running_with(directory.path(), &profile), Some(name("b")));
+}
+
+#[test]
 fn a_dead_ones_lock_file_is_no_obstacle() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("a.lock"), "123456789\n").unwrap();

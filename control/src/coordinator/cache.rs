@@ -1,17 +1,14 @@
-//! The map that outlives us: what the coordinator said last, for a start without it.
+//! The cached map: what the coordinator last said, on disk, for a start without it.
 //!
 //! ```text
 //!   magic, 16 bytes │ MAC, 32 bytes │ JSON
 //! ```
-//! The MAC is keyed BLAKE2s-256 under a key derived from the gateway's private key, so nobody without
-//! that key can put a peer into the file. It covers the URL of the coordinator too: what one coordinator
-//! said is not believed of another.
+//! The MAC is keyed BLAKE2s-256 under a key derived from the gateway's private key, so nobody without that key can put
+//! a peer into the file. It also covers the coordinator's URL: what one coordinator said does not count for another.
 
 use std::io;
 use std::path::Path;
 
-use blake2::Blake2sMac256;
-use blake2::digest::Mac;
 use penstock_connect::CoordinatorUrl;
 use penstock_proto::coordination::limits::{COORDINATOR_MESSAGE_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Map, Registration};
@@ -20,19 +17,19 @@ use serde::{Deserialize, Serialize};
 use crate::key::PrivateKey;
 use crate::sealed::{self, SealError};
 
-/// Longest file: the longest message of a coordinator, and room for the rest.
+/// Longest file: the longest message of a coordinator, plus some room.
 pub const FILE_LIMIT: usize = COORDINATOR_MESSAGE_LIMIT + (64 << 10);
 
 const MAGIC: &[u8; 16] = b"penstock map v1\n";
 const LABEL_KEY: &[u8] = b"penstock cached map v1 key";
 
-/// What a coordinator said last.
+/// What a coordinator last said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Cached {
-    /// What it had on record of this site.
+    /// Its record of this site.
     pub registration: Registration,
-    /// What this site may know of the others.
+    /// What it told this site of the others.
     pub map: Map,
 }
 
@@ -48,28 +45,28 @@ pub enum CacheError {
     /// This gateway did not write it.
     #[error(transparent)]
     Sealed(#[from] SealError),
-    /// We wrote something else than we read.
+    /// The text is authentic, but not in a format that we know.
     #[error("another version of Penstock wrote it: {0}")]
     Version(#[from] serde_json::Error),
-    /// There are more peers than there can be.
+    /// It has more peers than are possible.
     #[error("it has more than {PEERS_LIMIT} peers")]
     TooManyPeers,
 }
 
 impl Cached {
-    /// Reads a file. `None`: there is none.
+    /// Reads a file. `None`: there is no such file.
     ///
     /// # Errors
-    /// It is not to be believed.
+    /// It cannot be believed.
     pub fn read(path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> Result<Option<Self>, CacheError> {
         let Some(bytes) = sealed::read(path, FILE_LIMIT)? else { return Ok(None) };
         Self::decode(&bytes, key, url).map(Some)
     }
 
-    /// Puts a file in the place of the one that is there, in one step, for its owner only.
+    /// Replaces the file in one step; only its owner can read it.
     ///
     /// # Errors
-    /// It cannot be written; the old one is as it was.
+    /// It cannot be written; the old file is unchanged.
     pub fn write(&self, path: &Path, key: &PrivateKey, url: &CoordinatorUrl) -> io::Result<()> {
         let bytes = self.encode(key, url);
         if bytes.len() > FILE_LIMIT {
@@ -85,16 +82,16 @@ impl Cached {
         Self::seal(&text, key, url)
     }
 
-    /// The bytes of a file of any text: what [`decode`](Self::decode) believes to be ours.
+    /// The bytes of a file with arbitrary text, which [`decode`](Self::decode) will accept as ours.
     #[must_use]
     pub fn seal(text: &[u8], key: &PrivateKey, url: &CoordinatorUrl) -> Vec<u8> {
         sealed::seal(MAGIC, mac(key, url), text)
     }
 
-    /// What the bytes of a file say.
+    /// The contents of a file.
     ///
     /// # Errors
-    /// They are not to be believed.
+    /// They cannot be believed.
     pub fn decode(bytes: &[u8], key: &PrivateKey, url: &CoordinatorUrl) -> Result<Self, CacheError> {
         if bytes.len() > FILE_LIMIT {
             return Err(CacheError::TooLong);
@@ -107,9 +104,8 @@ impl Cached {
     }
 }
 
-fn mac(key: &PrivateKey, url: &CoordinatorUrl) -> Blake2sMac256 {
-    let url = url.to_string();
-    sealed::mac(key, LABEL_KEY).chain_update((url.len() as u64).to_be_bytes()).chain_update(url)
+fn mac(key: &PrivateKey, url: &CoordinatorUrl) -> sealed::Mac {
+    sealed::mac_of(key.as_bytes(), LABEL_KEY, url.to_string().as_bytes())
 }
 
 #[cfg(test)]

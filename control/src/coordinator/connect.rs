@@ -1,8 +1,8 @@
-//! A gateway's connection to a coordinator or relay; if there is none, what the gateway's administrator can do.
+//! A gateway's connection to a coordinator or relay, and what an administrator can do when it fails.
 
 use penstock_connect::{ConnectError, HttpsUrl, Outbound, Socket, Terms, Trust, TrustError};
 
-/// Why there is no connection, and what can be done about it: one sentence.
+/// Why there is no connection, and what can be done about it, in one sentence.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     #[error("{}{}", .0, advice_on_trust(.0))]
@@ -11,10 +11,10 @@ pub(super) enum OpenError {
     Connect(#[from] ConnectError),
 }
 
-/// Opens a WebSocket there.
+/// Opens a WebSocket.
 ///
 /// # Errors
-/// Nobody can be trusted, or there is no connection.
+/// No certificate can be trusted, or there is no connection.
 pub(super) async fn open(
     url: &HttpsUrl,
     trust: &Trust,

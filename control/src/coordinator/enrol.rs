@@ -1,4 +1,4 @@
-//! Enrolment: one conversation, in which a key lets a new site in.
+//! Enrolment: one conversation, in which an enrolment key lets a new site in.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use super::session::{End, Identity, Session};
 
 /// How long the map may take after the approval.
 const MAP_PATIENCE: Duration = Duration::from_secs(3);
-/// How long after a lost connection the next is tried, while we wait for the approval.
+/// How long after a lost connection the next attempt is made, while we wait for approval.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// Documents that are kept: more than an honest coordinator shows.
+/// The most documents that are kept: more than an honest coordinator shows.
 const DOCUMENTS_LIMIT: usize = 2 * SUBJECTS_LIMIT;
 
-/// What came of it.
+/// The result of an enrolment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolled {
-    /// What the coordinator has on record.
+    /// The coordinator's record of the site.
     pub registration: Registration,
     /// The map, if the site is approved.
     pub map: Option<Map>,
@@ -32,7 +32,7 @@ pub struct Enrolled {
 /// Why the site is not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    /// The coordinator does not want it.
+    /// The coordinator refuses it.
     #[error("{0}")]
     Refused(Refusal),
     /// The coordinator cannot be talked to.
@@ -49,11 +49,11 @@ impl From<End> for EnrolError {
     }
 }
 
-/// Enrols, and waits so long for the approval. `told` hears of every registration the coordinator tells. A
-/// site that is enrolled already is told so, whatever the key.
+/// Enrols, and waits for approval for this long. `told` is called with every registration that the coordinator sends. A
+/// site that is already enrolled gets its registration whatever the key.
 ///
 /// # Errors
-/// The coordinator refuses, or cannot be talked to.
+/// The coordinator refuses, or cannot be reached.
 pub async fn enrol(
     config: &Config,
     outbound: &Outbound,
@@ -86,7 +86,7 @@ pub async fn enrol(
             Ok(Err(lost)) => {
                 tracing::info!("{lost}");
                 sleep(RETRY_PAUSE).await;
-                // The enrolment is on record; only the wait goes on.
+                // The enrolment is on record; only the waiting remains.
                 if Instant::now() >= deadline {
                     return Ok(Enrolled { registration, map: None, documents: Vec::new() });
                 }
@@ -95,7 +95,7 @@ pub async fn enrol(
                     Err(End::Refused(refusal)) if !refusal.reason.is_passing() => {
                         return Err(EnrolError::Refused(refusal));
                     }
-                    // The old one ends at once, and so it comes here again.
+                    // The old connection ends at once, which leads here again.
                     Err(_) => {}
                 }
             }
@@ -111,7 +111,7 @@ pub async fn enrol(
                 documents.extend(more.documents);
             }
             Ok(Ok(_)) => {}
-            // The gateway will ask for it.
+            // The gateway will ask for it later.
             Ok(Err(_)) | Err(_) => break None,
         }
     };

@@ -1,4 +1,4 @@
-//! The gateway's side of coordination: an outbound connection to the coordinator, kept up.
+//! The gateway's side of coordination: an outbound connection to the coordinator, which is kept up.
 //!
 //! ```text
 //!            ┌ connect ┐  ┌── session ──┐
@@ -8,9 +8,9 @@
 //!            └─────────┘  └──────┬──────┘  announce   └─────────┘
 //!                                └────────► cached map, a file
 //! ```
-//! A [`Client`] owns one task that connects, applies updates to the map, and connects again when the
-//! connection is lost. What is known stays known meanwhile: a coordinator that is down takes nothing away.
-//! [`RelayStream`] is the way to a relay where UDP is blocked.
+//! A [`Client`] owns one task that connects, applies updates to the map, and reconnects when the connection is lost.
+//! What is known stays known meanwhile: a coordinator that is down takes nothing away. [`RelayStream`] is the path to a
+//! relay where UDP is blocked.
 //!
 //! Reading order: [`penstock_connect`], `connect`, `session`, `task`, [`cache`], [`stream`](RelayStream).
 
@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use penstock_connect::{CoordinatorUrl, Outbound, Proxy, Trust};
-use penstock_proto::coordination::{Map, Reachability, Refusal, Registration};
+use penstock_proto::coordination::{Map, Paths, Reachability, Refusal, Registration, Reports};
 use penstock_proto::trust::{AuthorityKey, Document};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -39,69 +39,72 @@ use crate::profile::{Name, Profile};
 pub use cache::{CacheError, Cached};
 pub use enrol::{EnrolError, Enrolled, enrol};
 pub use stream::RelayStream;
+use task::Said;
 
-/// Events that wait for the gateway. When there is no room, the coordinator waits.
+/// Events that may wait for the gateway. When the queue is full, the coordinator has to wait.
 const EVENT_QUEUE: usize = 16;
 
-/// How long it may take to write the map at the end: a disk that hangs must not keep the gateway from stopping.
+/// How long writing the map may take at the end: a disk that hangs must not keep the gateway from stopping.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a client needs to know.
+/// The configuration of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where the coordinator is.
+    /// The coordinator's URL.
     pub url: CoordinatorUrl,
-    /// Whose certificate is taken for its.
+    /// Which certificates the coordinator may have.
     pub trust: Trust,
-    /// Who we are.
+    /// This site's private key.
     pub private_key: PrivateKey,
-    /// What we offer, without host bits.
+    /// The subnets that we offer, without host bits.
     pub subnets: Vec<IpNet>,
-    /// Who must have signed what the coordinator says of sites; `None`: its own word counts.
+    /// The authority that must have signed what the coordinator says about sites; `None`: its own word counts.
     pub authority: Option<AuthorityKey>,
     /// The file of the cached map.
     pub cache: PathBuf,
     /// The file of the signed documents that this gateway has seen.
     pub seen: PathBuf,
-    /// The firewall mark of our sockets (SO_MARK); 0 for none.
+    /// The firewall mark of our sockets (SO_MARK); 0 for no mark.
     pub mark: u32,
 }
 
-/// What a client has to say.
+/// An event of the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The coordinator has let us in. A [`Registered`](Self::Registered) follows at once.
+    /// The coordinator has accepted us. A [`Registered`](Self::Registered) follows at once.
     Connected,
-    /// What it has on record of us; again whenever it changes. While it is pending, no map comes.
+    /// Its record of us, sent again whenever it changes. While it is pending, no map comes.
     Registered(Registration),
     /// Signed documents, ahead of what depends on them.
     Documents(Vec<Document>),
-    /// The whole map, after what changed was applied.
+    /// The whole map, with the latest changes applied.
     Map(Arc<Map>),
-    /// The connection is lost, or none could be made: one sentence. It will be tried again. All that is
+    /// The coordinator wants to be told of paths, as long as this connection lasts.
+    Reports(Reports),
+    /// The connection is lost, or could not be made; the reason in one sentence. It will be tried again. All that is
     /// known stays in force.
     Lost(String),
-    /// The coordinator sent us away. It will be tried again all the same, slowly if that cannot help.
-    /// After [`Revoked`](penstock_proto::coordination::RefusalReason::Revoked) the cached map is gone, and
-    /// the peers it held are to go too; after any other reason what is known stays in force.
+    /// The coordinator refused us. It will be tried again all the same, slowly if that is unlikely to help. After
+    /// [`Revoked`](penstock_proto::coordination::RefusalReason::Revoked) the cached map is deleted, and the peers from
+    /// it are to be removed too; after any other reason what is known stays in force.
     Refused(Refusal),
 }
 
-/// How things stand.
+/// The state of the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It was not tried yet, or is being tried for the first time.
+    /// The first attempt has not ended yet.
     Connecting,
-    /// We are let in.
+    /// The coordinator has accepted us.
     Connected {
-        /// Since when.
+        /// Since this time.
         since: SystemTime,
     },
     /// There is no connection; it is tried again and again.
     Disconnected {
-        /// Since when there has been none.
+        /// Since this time.
         since: SystemTime,
-        /// What went wrong last: one sentence.
+        /// The last error, in one sentence.
         why: String,
     },
 }
@@ -111,6 +114,7 @@ pub enum State {
 pub struct Client {
     events: mpsc::Receiver<Event>,
     reachability: watch::Sender<Option<Reachability>>,
+    paths: watch::Sender<Paths>,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
     stop: oneshot::Sender<()>,
@@ -119,7 +123,7 @@ pub struct Client {
 }
 
 impl Config {
-    /// What the profile says, if it names a coordinator.
+    /// What the profile says about the coordinator, if it names one.
     #[must_use]
     pub fn of(profile: &Profile) -> Option<Self> {
         let coordinator = profile.coordinator.as_ref()?;
@@ -136,10 +140,10 @@ impl Config {
     }
 }
 
-/// Whether TCP gets through to the coordinator, directly or through the proxy. Nothing is said over it.
+/// Whether TCP gets through to the coordinator, directly or through the proxy. Nothing is sent over it.
 ///
 /// # Errors
-/// Why not: one sentence.
+/// Why not, in one sentence.
 pub async fn reach(url: &CoordinatorUrl, outbound: &Outbound) -> Result<(), String> {
     penstock_connect::reach(url.endpoint(), outbound).await.map(drop).map_err(|error| error.to_string())
 }
@@ -151,29 +155,30 @@ pub fn cache_file(name: &Name) -> PathBuf {
 }
 
 impl Client {
-    /// Starts to connect, through the proxy that the environment asks for. Must be called within a tokio
-    /// runtime.
+    /// Starts connecting, through the proxy that the environment asks for. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(config: Config) -> Self {
         let outbound = Outbound::new(Proxy::of_environment(), config.mark);
         Self::start_through(config, outbound)
     }
 
-    /// As [`start`](Self::start), this way.
+    /// As [`start`](Self::start), by way of `outbound`.
     #[must_use]
     pub fn start_through(config: Config, outbound: Outbound) -> Self {
         let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
         let (reachability, announced) = watch::channel(None);
+        let (paths, reported) = watch::channel(Paths::default());
         let hurry = Arc::new(Notify::new());
         let state = Arc::new(Mutex::new(State::Connecting));
         let mut tasks = JoinSet::new();
         let (stop, stopped) = oneshot::channel();
-        tasks.spawn(task::run(config, outbound, event_sender, announced, hurry.clone(), state.clone(), stopped));
-        Self { events, reachability, hurry, state, stop, task: tasks }
+        let said = Said { announced, reported };
+        tasks.spawn(task::run(config, outbound, event_sender, said, hurry.clone(), state.clone(), stopped));
+        Self { events, reachability, paths, hurry, state, stop, task: tasks }
     }
 
-    /// What the coordinator said last, for a start without it. `None` if there is nothing, or nothing to
-    /// be believed, which is logged.
+    /// What the coordinator last said, for a start without it. `None` if there is nothing, or nothing that can be
+    /// believed, which is logged.
     #[must_use]
     pub fn cached(config: &Config) -> Option<Cached> {
         match Cached::read(&config.cache, &config.private_key, &config.url) {
@@ -194,11 +199,16 @@ impl Client {
         }
     }
 
-    /// Tells the coordinator where we can be reached; replaces what was said before, and is said again
-    /// after each reconnect. No more than
-    /// [`CANDIDATES_LIMIT`](penstock_proto::coordination::limits::CANDIDATES_LIMIT) candidates are said.
+    /// Tells the coordinator where we can be reached. This replaces what was announced before, and is announced again
+    /// after each reconnect. No more than [`CANDIDATES_LIMIT`](penstock_proto::coordination::limits::CANDIDATES_LIMIT)
+    /// candidates are sent.
     pub fn announce(&self, reachability: Reachability) {
         self.reachability.send_replace(Some(reachability));
+    }
+
+    /// Tells the coordinator of our paths, if it has asked for that in this connection.
+    pub fn report(&self, paths: Paths) {
+        self.paths.send_replace(paths);
     }
 
     /// The network has changed: an existing connection is tested, a missing one tried soon.
@@ -206,15 +216,15 @@ impl Client {
         self.hurry.notify_one();
     }
 
-    /// Ends the connection, and sees to it that the map is kept for the next start.
+    /// Ends the connection, and makes sure that the map is stored for the next start.
     pub async fn stop(mut self) {
         drop(self.stop);
-        // Whoever waits for an event would keep the task waiting for room in the queue.
+        // Otherwise the task might wait for room in a queue that nobody reads any more.
         self.events.close();
         let _ = tokio::time::timeout(STOP_LIMIT, self.task.join_next()).await;
     }
 
-    /// How things stand.
+    /// The state of the connection.
     #[must_use]
     pub fn state(&self) -> State {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()

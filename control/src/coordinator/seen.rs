@@ -1,25 +1,24 @@
-//! The signed documents that a gateway has seen, in a file that outlives it.
+//! The signed documents that a gateway has seen, in a file that survives it.
 //!
 //! ```text
 //!   magic, 16 bytes │ record │ record │ …
 //!   record: length of the text, 4 bytes │ the same with all bits turned, 4 bytes │ MAC, 32 bytes │ text
 //! ```
-//! The first record's text is the JSON of a [`State`], that of each further one of [`Increment`]s: what is new costs
-//! as much as it is, not as much as is known. When the increments have become half as long as the state, the file is
-//! written anew, in one step.
+//! The first record's text is the JSON of a [`State`], that of each further record a list of [`Increment`]s: storing
+//! something new costs as much as it is long, not as much as is known. When the increments have become half as long as
+//! the state, the file is rewritten in one step.
 //!
-//! A MAC covers that of the record before it too, so that no record can be left out or moved. As that of the
-//! [cached map](super::cache) it is under a key of the gateway's, but covers no URL: what the authority has signed
-//! stays so whoever passes it on. The file is what keeps old documents from being believed again, so one that is
-//! damaged is never taken for one that is missing. Only a last record that is shorter than its length says is left
-//! out: the machine failed while it was written, so nobody has acted on it.
+//! Each MAC also covers the MAC of the previous record, so that no record can be left out or moved. Like that of the
+//! [cached map](super::cache) it is made with a key of the gateway's, but it covers no URL: what the authority has
+//! signed holds whoever passes it on. The file is what keeps old documents from being believed again, so a damaged file
+//! is never treated as a missing one. Only a last record that is shorter than its length field says is left out: the
+//! machine failed while it was being written, so nothing has been done because of it.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use blake2::Blake2sMac256;
 use blake2::digest::Mac;
 use penstock_proto::coordination::SiteKey;
 use penstock_proto::trust::{AuthorityKey, Document, Increment, Now, State, Verifier};
@@ -28,12 +27,12 @@ use crate::key::PrivateKey;
 use crate::profile::Name;
 use crate::sealed::{self, SealError};
 
-/// Longest file: statements of as many sites as there can be, with a few subnets each.
+/// Longest file: statements for as many sites as there can be, with a few subnets each.
 pub const FILE_LIMIT: usize = 64 << 20;
 
 const MAGIC: &[u8; 16] = b"penstock seen v2";
 const LABEL: &[u8] = b"penstock seen documents v2 key";
-/// Increments of this many bytes are no reason to write a small file anew.
+/// Increments shorter than this are no reason to rewrite a small file.
 const SPARE: usize = 64 << 10;
 
 type Tag = [u8; sealed::MAC];
@@ -47,7 +46,7 @@ pub enum SeenError {
     /// This gateway did not write it.
     #[error(transparent)]
     Sealed(#[from] SealError),
-    /// We wrote something else than we read.
+    /// The text is authentic, but not in a format that we know.
     #[error("another version of Penstock wrote it: {0}")]
     Version(#[from] serde_json::Error),
 }
@@ -62,7 +61,7 @@ pub fn file(name: &Name) -> PathBuf {
 pub struct Seen {
     path: PathBuf,
     key: PrivateKey,
-    /// Where the next record is added; `None` if the file is to be written anew.
+    /// Where the next record goes; `None` if the file is to be rewritten.
     end: Option<End>,
 }
 
@@ -78,7 +77,7 @@ struct End {
 }
 
 impl Seen {
-    /// A file that [`read`] believes, or none. It is written anew the first time.
+    /// A file that [`read`] believes, or none yet. It is rewritten the first time.
     #[must_use]
     pub fn new(path: &Path, key: &PrivateKey) -> Self {
         Self { path: path.to_owned(), key: key.clone(), end: None }
@@ -90,7 +89,7 @@ impl Seen {
         &self.path
     }
 
-    /// Stores what is new. It is on the disk when this returns.
+    /// Stores what is new. It is on disk when this returns.
     ///
     /// # Errors
     /// It cannot be written.
@@ -113,7 +112,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Has the file written anew the next time.
+    /// Has the file rewritten the next time.
     pub fn renew(&mut self) {
         self.end = None;
     }
@@ -129,16 +128,16 @@ fn append(path: &Path, at: u64, record: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Reads a file. `None`: there is none.
+/// Reads a file. `None`: there is no such file.
 ///
 /// # Errors
-/// It is not to be believed.
+/// It cannot be believed.
 pub fn read(path: &Path, key: &PrivateKey) -> Result<Option<State>, SeenError> {
     let Some(bytes) = sealed::read(path, FILE_LIMIT)? else { return Ok(None) };
     decode(&bytes, key).map(Some)
 }
 
-/// Puts a file in the place of the one that is there, in one step, for its owner only.
+/// Replaces the file in one step; only its owner can read it.
 fn write(path: &Path, key: &PrivateKey, state: &State) -> io::Result<End> {
     let (bytes, tag) = seal(&text(state), key);
     if bytes.len() > FILE_LIMIT {
@@ -148,10 +147,10 @@ fn write(path: &Path, key: &PrivateKey, state: &State) -> io::Result<End> {
     Ok(End { state: bytes.len(), length: bytes.len(), tag })
 }
 
-/// Adds documents to a file, or makes one, for a gateway that pins this authority and does not run.
+/// Adds documents to a file, creating it if necessary, for a gateway that pins this authority and is not running.
 ///
 /// # Errors
-/// The file is not to be believed, or cannot be written.
+/// The file cannot be believed, or cannot be written.
 pub fn learn(path: &Path, key: &PrivateKey, authority: AuthorityKey, documents: &[Document]) -> Result<(), SeenError> {
     let kept = read(path, key)?.filter(|state| state.root() == authority);
     let now = Now { instant: Instant::now(), wall: SystemTime::now().into() };
@@ -172,7 +171,7 @@ fn text(state: &State) -> Vec<u8> {
     serde_json::to_vec(state).expect("these types have no maps with other keys than text")
 }
 
-/// The bytes of a file with one record of any text, and its MAC: what [`decode`] believes to be ours.
+/// The bytes of a file with one record of arbitrary text, and its MAC: [`decode`] will accept them as ours.
 #[must_use]
 pub fn seal(text: &[u8], key: &PrivateKey) -> (Vec<u8>, Tag) {
     let (record, tag) = record(key, None, text);
@@ -186,15 +185,15 @@ fn record(key: &PrivateKey, before: Option<&Tag>, text: &[u8]) -> (Vec<u8>, Tag)
     ([&length.to_le_bytes(), &(!length).to_le_bytes(), tag.as_slice(), text].concat(), tag)
 }
 
-/// What the bytes of a file say.
+/// The contents of a file.
 ///
 /// # Errors
-/// They are not to be believed.
+/// They cannot be believed.
 pub fn decode(bytes: &[u8], key: &PrivateKey) -> Result<State, SeenError> {
     let mut rest = bytes.strip_prefix(MAGIC).ok_or(SealError::Foreign)?;
     let (mut before, text) = split_record(&mut rest, key, None)?.ok_or(SealError::Foreign)?;
     let state: State = serde_json::from_slice(text)?;
-    // Whose it is makes no difference to what is learnt.
+    // For what is learnt it makes no difference which site this is.
     let mut verifier = Verifier::new(Instant::now(), SiteKey::from([0; 32]), state);
     while let Some((tag, text)) = split_record(&mut rest, key, Some(&before))? {
         let increments: Vec<Increment> = serde_json::from_slice(text)?;
@@ -204,7 +203,7 @@ pub fn decode(bytes: &[u8], key: &PrivateKey) -> Result<State, SeenError> {
     Ok(verifier.into_state())
 }
 
-/// The MAC and the text of the next record; `None` at the end, and where the last record is not whole.
+/// The MAC and the text of the next record; `None` at the end, and where the last record is incomplete.
 fn split_record<'a>(
     rest: &mut &'a [u8],
     key: &PrivateKey,
@@ -213,21 +212,24 @@ fn split_record<'a>(
     let Some((length, after)) = rest.split_first_chunk() else { return Ok(None) };
     let Some((turned, after)) = after.split_first_chunk() else { return Ok(None) };
     let length = u32::from_le_bytes(*length);
-    // Damage must not pass for a record that is not whole.
+    // Damage must not be mistaken for an incomplete record.
     if !length != u32::from_le_bytes(*turned) {
         return Err(SealError::Mac);
     }
     let Some((tag, after)) = after.split_first_chunk::<{ sealed::MAC }>() else { return Ok(None) };
     let Some((text, after)) = after.split_at_checked(length as usize) else { return Ok(None) };
-    // In constant time, and before anything is made of the text.
+    // Checked in constant time, and before the text is used.
     mac(key, before, text).verify_slice(tag).map_err(|_| SealError::Mac)?;
     *rest = after;
     Ok(Some((*tag, text)))
 }
 
-fn mac(key: &PrivateKey, before: Option<&Tag>, text: &[u8]) -> Blake2sMac256 {
+fn mac(key: &PrivateKey, before: Option<&Tag>, text: &[u8]) -> sealed::Mac {
     let first = [u8::from(before.is_none())];
-    sealed::mac(key, LABEL).chain_update(first).chain_update(before.map_or(&[][..], |tag| tag)).chain_update(text)
+    sealed::mac(key.as_bytes(), LABEL)
+        .chain_update(first)
+        .chain_update(before.map_or(&[][..], |tag| tag))
+        .chain_update(text)
 }
 
 #[cfg(test)]
@@ -244,7 +246,7 @@ mod tests {
         Now { instant: Instant::now(), wall: SystemTime::now().into() }
     }
 
-    /// A file, the lengths that it had, and the states that it stood for then.
+    /// A file, with the lengths that it had and the states that it stood for at each.
     fn grown(path: &Path, key: &PrivateKey) -> Vec<(usize, State)> {
         let signing_key = |seed| SigningKey::generate(&mut StdRng::seed_from_u64(seed));
         let mut authority = Authority::found(signing_key(1));

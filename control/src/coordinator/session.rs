@@ -1,4 +1,4 @@
-//! One connection to the coordinator: the proof of who we are, and messages.
+//! One connection to the coordinator: the proof of our identity, and messages.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::key::PrivateKey;
 /// How long a message may take to be written. Ours are short.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who we are, and to whom.
+/// Our identity, and the coordinator's.
 pub(super) struct Identity<'a> {
     pub url: &'a CoordinatorUrl,
     pub trust: &'a Trust,
@@ -27,12 +27,12 @@ pub(super) struct Identity<'a> {
     pub subnets: &'a [IpNet],
 }
 
-/// A connection that the coordinator has let in.
+/// A connection that the coordinator has accepted.
 pub(super) struct Session {
     socket: Socket,
 }
 
-/// Why a connection ended, or never was.
+/// Why a connection ended, or was never made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
     #[error("{0}")]
@@ -47,9 +47,9 @@ pub(super) enum End {
     Silent(Duration),
     #[error("the network changed while the coordinator was being connected")]
     Hurried,
-    #[error("the coordinator said {0}")]
+    #[error("the coordinator sent {0}")]
     Malformed(DecodeError),
-    #[error("the coordinator said what it should not: {0}")]
+    #[error("the coordinator sent an unexpected message: {0}")]
     Unexpected(&'static str),
 }
 
@@ -63,10 +63,10 @@ impl From<tungstenite::Error> for End {
 }
 
 impl Session {
-    /// Connects, and proves who we are.
+    /// Connects, and proves our identity.
     ///
     /// # Errors
-    /// Why we are not let in.
+    /// Why we are not accepted.
     pub async fn open(
         identity: Identity<'_>,
         enrolment: Option<Enrolment>,
@@ -76,7 +76,7 @@ impl Session {
         let socket = connect::open(endpoint, identity.trust, identity.outbound, &Terms::COORDINATOR).await?;
         let mut session = Self { socket };
         let CoordinatorMessage::Challenge(challenge) = session.answer().await? else {
-            return Err(End::Unexpected("no challenge at first"));
+            return Err(End::Unexpected("the first is not a challenge"));
         };
         let private = identity.private_key.to_secret();
         let proof = prove(&private, &challenge, endpoint.host());
@@ -93,7 +93,7 @@ impl Session {
         match session.answer().await? {
             CoordinatorMessage::Registration(registration) => Ok((session, registration)),
             CoordinatorMessage::Refused(refusal) => Err(End::Refused(refusal)),
-            _ => Err(End::Unexpected("no registration after the proof")),
+            _ => Err(End::Unexpected("not a registration after the proof")),
         }
     }
 
@@ -121,17 +121,17 @@ impl Session {
         }
     }
 
-    /// Says something.
+    /// Sends a message.
     pub async fn say(&mut self, message: &GatewayMessage) -> Result<(), End> {
         self.send(Message::text(message.encode())).await
     }
 
-    /// Asks for a sign of life.
+    /// Sends a WebSocket ping.
     pub async fn ping(&mut self) -> Result<(), End> {
         self.send(Message::Ping(tungstenite::Bytes::new())).await
     }
 
-    /// When anything last came in.
+    /// When anything was last received.
     pub fn heard(&self) -> Instant {
         penstock_connect::heard(&self.socket)
     }

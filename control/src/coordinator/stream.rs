@@ -1,4 +1,4 @@
-//! The way to a relay where UDP is blocked: datagrams in a WebSocket over TLS.
+//! The path to a relay where UDP is blocked: datagrams in a WebSocket over TLS.
 //!
 //! ```text
 //!   data plane, relay client                                          relay
@@ -26,29 +26,29 @@ use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
 use super::connect;
 
-/// Datagrams that are written together if so many wait.
+/// The most datagrams that are written together.
 const BATCH: usize = 64;
-/// Buffer of the UDP socket: all that waits for the relay, besides [`UNSENT_LIMIT`].
+/// Buffer of the UDP socket: everything that waits for the relay, besides [`UNSENT_LIMIT`].
 const SOCKET_BUFFER: usize = 1 << 20;
-/// Bytes that TCP takes before it can send them (tcp(7), TCP_NOTSENT_LOWAT): more would only grow old there.
+/// Bytes that TCP accepts before it can send them (tcp(7), TCP_NOTSENT_LOWAT): more would only grow old there.
 const UNSENT_LIMIT: u32 = 128 << 10;
-/// Pauses between two tries: the first, and the longest, which bounds for how long a relay that is back is not
-/// noticed.
+/// Pauses between two attempts: the first, and the longest, which bounds how long it takes to notice that a relay is
+/// back.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const HURRIED_PAUSE: Duration = Duration::from_millis(300);
-/// A connection that lasted so long was a good one: pauses begin anew.
+/// A connection that lasted this long was a good one: pauses start again with the shortest.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// How often the relay is asked for a sign of life, and after how long without one it is given up: sites
-/// depend on it, so sooner than a coordinator.
+/// How often the relay is pinged, and after how long a silence it is given up: sooner than a coordinator, since traffic
+/// depends on it.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const SILENCE_LIMIT: Duration = Duration::from_secs(12);
 /// The same after the network has changed.
 const HURRIED_LIMIT: Duration = Duration::from_secs(3);
-/// How long after an error of the UDP socket it is tried again.
+/// How long after an error the UDP socket is tried again.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// A relay behind a local UDP address. Connects again by itself until it is dropped.
+/// A relay behind a local UDP address. Reconnects by itself until it is dropped.
 #[derive(Debug)]
 pub struct RelayStream {
     address: SocketAddr,
@@ -65,17 +65,17 @@ struct Shared {
 }
 
 impl RelayStream {
-    /// Opens a way from `127.0.0.1:tunnel_port`, and no other socket, to the relay at `url`, through the
-    /// proxy that the environment asks for, with this firewall mark. Returns before the relay is connected. Must be
-    /// called within a tokio runtime.
+    /// Opens a path from `127.0.0.1:tunnel_port`, and no other socket, to the relay at `url`, through the proxy that
+    /// the environment asks for, with this firewall mark. Returns before the relay is connected. Must be called within
+    /// a tokio runtime.
     ///
     /// # Errors
-    /// `url` is no `https` URL, or there is no socket.
+    /// `url` is not an `https` URL, or the socket could not be made.
     pub fn open(url: &str, trust: Trust, tunnel_port: u16, mark: u32) -> io::Result<Self> {
         Self::open_through(url, trust, tunnel_port, Outbound::new(Proxy::of_environment(), mark))
     }
 
-    /// As [`open`](Self::open), this way.
+    /// As [`open`](Self::open), by way of `outbound`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -97,7 +97,7 @@ impl RelayStream {
         Ok(Self { address, shared, _task: task })
     }
 
-    /// Where the tunnel sends to reach the relay.
+    /// The address to which the tunnel sends to reach the relay.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -109,7 +109,7 @@ impl RelayStream {
         self.shared.up.load(Relaxed)
     }
 
-    /// Datagrams of the tunnel that were lost because the relay was not connected, or were too long for it.
+    /// Datagrams of the tunnel that were lost because the relay was not connected, or because they were too long.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Relaxed)
@@ -138,7 +138,7 @@ enum End {
     Broken(#[from] tungstenite::Error),
     #[error("it was silent for too long")]
     Silent,
-    #[error("it sent something else than datagrams")]
+    #[error("it sent something other than datagrams")]
     Unexpected,
     #[error("the network has changed")]
     Hurried,
@@ -200,7 +200,7 @@ impl Stream {
             loop {
                 match self.socket.recv(&mut buffer).await {
                     Ok(_) => _ = self.shared.dropped.fetch_add(1, Relaxed),
-                    // The tunnel's socket may not be there yet.
+                    // The tunnel's socket may not exist yet.
                     Err(_) => sleep(ERROR_PAUSE).await,
                 }
             }
@@ -211,7 +211,7 @@ impl Stream {
         }
     }
 
-    /// Both directions at once: neither waits for the other, or both ends might.
+    /// Both directions at the same time: neither waits for the other, or both ends might.
     async fn exchange(&self, socket: Socket) -> Result<std::convert::Infallible, End> {
         let start = Instant::now();
         let heard = AtomicU64::new(0);
@@ -236,8 +236,8 @@ impl Stream {
                 received = self.socket.recv(&mut buffer) => {
                     let mut next = received;
                     let mut written = 0;
-                    // What waits goes with it, and is flushed once. An error says that nothing waits, or that
-                    // the tunnel's socket is not there at the moment.
+                    // Everything that waits is written together, and flushed once. An error means that nothing waits,
+                    // or that the tunnel's socket does not exist at the moment.
                     while let Ok(length) = next {
                         self.feed(&mut sink, &buffer[..length]).await?;
                         written += 1;
@@ -285,7 +285,7 @@ impl Stream {
             heard.store(start.elapsed().as_millis() as u64, Relaxed);
             match message {
                 Message::Binary(datagram) => {
-                    // The tunnel's socket may not be there, or its buffer may be full.
+                    // The tunnel's socket may not exist, or its buffer may be full.
                     if self.socket.send(&datagram).await.is_err() {
                         self.shared.dropped.fetch_add(1, Relaxed);
                     }

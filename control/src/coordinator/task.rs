@@ -1,4 +1,4 @@
-//! The task of a client: connect, converse, wait, and again.
+//! The task of a client: connect, talk, wait, and again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -7,7 +7,8 @@ use penstock_connect::{Backoff, Outbound};
 use penstock_proto::Bucket;
 use penstock_proto::coordination::limits::{CANDIDATES_LIMIT, PEERS_LIMIT, SILENCE_LIMIT};
 use penstock_proto::coordination::{
-    CoordinatorMessage, Documents, GatewayMessage, Map, Reachability, RefusalReason, Registration, RegistrationState,
+    CoordinatorMessage, Documents, GatewayMessage, Map, Paths, Reachability, RefusalReason, Registration,
+    RegistrationState,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
@@ -16,42 +17,48 @@ use super::cache::Cached;
 use super::session::{End, Identity, Session};
 use super::{Config, Event, State};
 
-/// Pauses between two tries: the first, and the longest.
+/// Pauses between two attempts: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Pause after a refusal that trying again unchanged will not undo: an administrator may.
+/// Pause after a refusal that trying again cannot undo, though an administrator may.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// Pause when the network has changed: there may be more changes at once.
+/// Pause when the network has changed: more changes may follow at once.
 const HURRIED_PAUSE: Duration = Duration::from_millis(300);
-/// A connection that lasted so long was a good one: pauses begin anew.
+/// A connection that lasted this long was a good one: pauses start again with the shortest.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to answer when the network has changed.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
-/// How often we may say where we are: in a row, and in the long run. The coordinator bears twice as much.
+/// How often we may announce where we are: in a row, and on average. The coordinator allows twice as much.
 const ANNOUNCE_BURST: u32 = 10;
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 /// How soon the next announcement is tried when there were too many.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
-/// Shortest time between two writes of the cached map in the long run, and writes in a row: addresses change
-/// often, and what is new is not to be lost with us.
+/// Shortest average time between two writes of the cached map, and writes in a row: addresses change often, but what is
+/// new should not be lost when we crash.
 const CACHE_INTERVAL: Duration = Duration::from_secs(5);
 const CACHE_BURST: u32 = 10;
 
-/// Runs until the client is dropped, or told to stop by `stop`; then what is not yet in the file is written.
+/// What the gateway has to say, the latest of each.
+pub(super) struct Said {
+    pub announced: watch::Receiver<Option<Reachability>>,
+    pub reported: watch::Receiver<Paths>,
+}
+
+/// Runs until the client is dropped, or told to stop by `stop`; then it writes what is not in the file yet.
 pub(super) async fn run(
     config: Config,
     outbound: Outbound,
     events: mpsc::Sender<Event>,
-    announced: watch::Receiver<Option<Reachability>>,
+    said: Said,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
     stop: oneshot::Receiver<()>,
 ) {
-    // What is wrong with the file was said by whoever asked for it before.
+    // What is wrong with the file was already logged by whoever read it first.
     let known = Cached::read(&config.cache, &config.private_key, &config.url).ok().flatten();
     let (cache, to_be_cached) = watch::channel(None);
     let (map, registration) = known.map_or((None, None), |known| (Some(Arc::new(known.map)), Some(known.registration)));
-    let task = Task { map, registration, outbound, events, announced, hurry, state, cache, config };
+    let task = Task { map, registration, outbound, events, said, reports: false, hurry, state, cache, config };
     let stopping = Notify::new();
     let writer = write_cache(task.config.clone(), to_be_cached, &stopping);
     let connection = async {
@@ -64,7 +71,7 @@ pub(super) async fn run(
     tokio::join!(connection, writer);
 }
 
-/// The last thing to be done to the file: `None` is nothing yet.
+/// The last thing to be done to the file; `None`: nothing yet.
 type Write = Option<Content>;
 
 #[derive(Clone)]
@@ -77,11 +84,13 @@ struct Task {
     config: Config,
     outbound: Outbound,
     events: mpsc::Sender<Event>,
-    announced: watch::Receiver<Option<Reachability>>,
+    said: Said,
+    /// Whether the coordinator has asked in this connection to be told of paths.
+    reports: bool,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
     cache: watch::Sender<Write>,
-    /// What we know. `None`: the coordinator is to tell it whole.
+    /// What we know. `None`: the coordinator is to send the whole map.
     map: Option<Arc<Map>>,
     registration: Option<Registration>,
 }
@@ -97,7 +106,7 @@ impl Task {
                 backoff.reset();
             }
             let why = end.to_string();
-            // The same reason again and again is said once.
+            // The same reason is not reported twice in a row.
             if said != why {
                 tracing::warn!("no connection to the coordinator {}: {why}", self.config.url);
                 said.clone_from(&why);
@@ -124,7 +133,7 @@ impl Task {
         }
     }
 
-    /// One connection, from its beginning to its end.
+    /// One connection, from beginning to end.
     async fn connect(&mut self) -> Result<std::convert::Infallible, End> {
         let known = self.map.as_ref().map(|map| map.known());
         let identity = Identity {
@@ -147,8 +156,10 @@ impl Task {
     }
 
     async fn converse(&mut self, session: &mut Session) -> Result<std::convert::Infallible, End> {
-        // Everything is said anew.
-        self.announced.mark_changed();
+        // Everything is announced again.
+        self.said.announced.mark_changed();
+        // The coordinator before may have asked for more than this one understands.
+        self.reports = false;
         let mut announcements = Bucket::default();
         let mut next_announcement: Option<Instant> = None;
         let mut asked: Option<Instant> = None;
@@ -160,7 +171,7 @@ impl Task {
             let due = next_announcement.unwrap_or(deadline);
             tokio::select! {
                 message = session.hear() => self.hear(message?).await?,
-                Ok(()) = self.announced.changed(), if next_announcement.is_none() => {
+                Ok(()) = self.said.announced.changed(), if next_announcement.is_none() => {
                     next_announcement = Some(Instant::now());
                 }
                 () = sleep_until(due.into()), if next_announcement.is_some() => {
@@ -169,18 +180,22 @@ impl Task {
                         next_announcement = Some(Instant::now() + ANNOUNCE_PAUSE);
                         continue;
                     }
-                    let latest = self.announced.borrow_and_update().clone();
+                    let latest = self.said.announced.borrow_and_update().clone();
                     if let Some(mut reachability) = latest {
                         reachability.candidates.truncate(CANDIDATES_LIMIT);
                         session.say(&GatewayMessage::Reachability(reachability)).await?;
                     }
+                }
+                Ok(()) = self.said.reported.changed(), if self.reports => {
+                    let paths = self.said.reported.borrow_and_update().clone();
+                    session.say(&GatewayMessage::Paths(paths)).await?;
                 }
                 () = self.hurry.notified() => {
                     asked = Some(Instant::now());
                     session.ping().await?;
                 }
                 () = sleep_until(deadline.into()) => {
-                    // Something may have come meanwhile, if only part of a message.
+                    // Something may have come meanwhile, even if only part of a message.
                     let now = Instant::now();
                     match asked {
                         Some(asked) if session.heard() < asked && now >= asked + ANSWER_PATIENCE => {
@@ -198,7 +213,7 @@ impl Task {
         match message {
             CoordinatorMessage::Registration(registration) => self.register(registration).await,
             CoordinatorMessage::Map(map) if map.peers.len() > PEERS_LIMIT => {
-                return Err(End::Unexpected("a map of too many peers"));
+                return Err(End::Unexpected("a map with too many peers"));
             }
             CoordinatorMessage::Map(map) => {
                 self.map = Some(Arc::new(map));
@@ -214,9 +229,14 @@ impl Task {
                 self.tell_map().await;
             }
             CoordinatorMessage::Documents(Documents { documents }) => self.tell(Event::Documents(documents)).await,
+            CoordinatorMessage::Reports(reports) => {
+                self.reports = true;
+                self.said.reported.mark_unchanged();
+                self.tell(Event::Reports(reports)).await;
+            }
             CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
             CoordinatorMessage::Challenge(_) => return Err(End::Unexpected("a second challenge")),
-            // What is for relays is nothing to us.
+            // Messages for relays do not concern us.
             CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
         }
         Ok(())
@@ -243,7 +263,7 @@ impl Task {
     }
 
     async fn tell(&self, event: Event) {
-        // An error says that the client is gone, and so are we soon.
+        // An error means that the client is gone, and we soon will be too.
         let _ = self.events.send(event).await;
     }
 
@@ -277,7 +297,7 @@ impl Task {
     }
 }
 
-/// Writes the file whenever it is to be another, but not all the time.
+/// Writes the file whenever its contents change, but not too often.
 async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stopping: &Notify) {
     let mut said = String::new();
     let mut writes = Bucket::default();
@@ -297,11 +317,11 @@ async fn write_cache(config: Config, mut content: watch::Receiver<Write>, stoppi
             Err(gone) => gone.to_string(),
         };
         if said != why && !why.is_empty() {
-            tracing::warn!("the map cannot be kept for a start without the coordinator: {why}");
+            tracing::warn!("the map cannot be cached for a start without the coordinator: {why}");
         }
         said = why;
         while !writes.take(Instant::now(), CACHE_INTERVAL, CACHE_INTERVAL * CACHE_BURST) {
-            // A stop cuts it short.
+            // A stop cuts this short.
             if timeout(CACHE_INTERVAL, stopping.notified()).await.is_ok() {
                 break;
             }

@@ -1,8 +1,10 @@
-//! The checks: each a pure function of the facts. What is unknown is no finding.
+//! The checks: each a pure function of the facts. An unknown fact causes no finding.
 
+mod firewall;
 mod host;
 mod interface;
 mod network;
+mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +19,13 @@ type Check = fn(&Facts) -> Option<Finding>;
 /// A check of one of the profile's interfaces.
 type PortCheck = fn(&Facts, &Profile, &Port<'_>) -> Option<Finding>;
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 16] = [
     host::profile_unsound,
     host::profile_writable,
     host::kernel_too_old,
     host::kernel_lacks,
     host::udp_segmentation_spoilt,
+    host::af_xdp_panics,
     host::capabilities_missing,
     host::locked_memory_short,
     host::clock_before_build,
@@ -32,19 +35,24 @@ const CHECKS: [Check; 14] = [
     network::port_taken,
     network::tunnel_filters_strictly,
     network::wan_filters_strictly,
+    firewall::keeps_calls_out,
 ];
 
-const PORT_CHECKS: [PortCheck; 10] = [
+const PORT_CHECKS: [PortCheck; 14] = [
     interface::missing,
     interface::down,
     interface::without_native_xdp,
     interface::foreign_program,
     interface::large_receive,
     interface::hardware_gro,
-    interface::vlan_stripping,
-    interface::one_queue,
+    interface::few_queues,
+    interface::queues_without_packets,
+    interface::udp_hashed_by_address,
     interface::small_mtu,
     interface::forwarding_off,
+    firewall::keeps_the_lan_apart,
+    placement::interrupt_at_another_worker,
+    placement::workers_away_from_card,
 ];
 
 /// What is wrong, the worst first.
@@ -57,6 +65,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
             findings.extend(PORT_CHECKS.iter().filter_map(|check| check(facts, profile, &port)));
         }
         findings.extend(facts.rules.iter().filter_map(|rule| network::rule_catches(facts, profile, rule)));
+        findings.extend(network::fragmented(facts));
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use crate::bypass::Ruleset;
 use crate::netlink::{Channels, ForeignRule, Interface, Offloads, Route, XdpAttachment};
 use crate::profile::Profile;
 use crate::status::Status;
@@ -28,10 +29,16 @@ pub struct Facts {
     pub links: BTreeMap<String, Link>,
     /// The interface of the best IPv4 default route, by name.
     pub default_route: Option<String>,
+    /// The CPU that each worker of the running gateway is pinned to.
+    pub worker_cpus: BTreeMap<u16, u32>,
     /// Routing rules that no gateway made.
     pub rules: Vec<ForeignRule>,
     /// Routes of those rules' tables that are about remote prefixes.
     pub routes: Vec<Route>,
+    /// The rules of the packet filter.
+    pub firewall: Ruleset,
+    /// Our addresses on the WAN.
+    pub wan_addresses: BTreeSet<IpNet>,
     /// The key files that the profile names.
     pub keys: Vec<KeyFile>,
     /// Who has the tunnel's port although no gateway runs.
@@ -85,6 +92,8 @@ pub struct Host {
     pub networkd_leaves_alone: Option<bool>,
     /// How many processors there are.
     pub cores: usize,
+    /// The CPUs of each NUMA node.
+    pub nodes: BTreeMap<u32, BTreeSet<u32>>,
 }
 
 /// The profile's file.
@@ -92,7 +101,7 @@ pub struct Host {
 pub struct ProfileFile {
     /// Where it is.
     pub path: PathBuf,
-    /// Why it is no sound profile.
+    /// Why the profile is not valid.
     pub error: Option<String>,
     /// Its permission bits.
     pub mode: Option<u32>,
@@ -127,6 +136,30 @@ pub struct Link {
     pub rp_filter: Option<u8>,
     /// Whether it forwards IPv4.
     pub forwarding: Option<bool>,
+    /// How received packets are spread over its queues.
+    pub spread: Spread,
+    /// The interrupts of its receive queues.
+    pub interrupts: BTreeMap<u32, Interrupt>,
+    /// The NUMA node of its card.
+    pub node: Option<u32>,
+}
+
+/// How a card spreads received packets over its queues (RSS).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// The queues that hash values lead to; empty if the driver does not say.
+    pub queues: BTreeSet<u32>,
+    /// Whether the hash of UDP over IPv4 covers the addresses and not the ports.
+    pub udp_by_address: bool,
+}
+
+/// An interrupt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// Its number in `/proc/interrupts`.
+    pub number: u32,
+    /// The CPUs that handle it.
+    pub cpus: BTreeSet<u32>,
 }
 
 /// A key file.

@@ -12,8 +12,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
-use super::clock;
 use super::facts::{Facts, Host, KeyFile, Link, PortOwner, ProfileFile, Running, User, overlap};
+use super::{clock, placement, spread};
+use crate::bypass;
 use crate::control_socket::{self, Answer, AskError, Command, Lock};
 use crate::ground::PROTOCOL;
 use crate::key::is_credential;
@@ -23,8 +24,8 @@ use crate::profile::{Environment, LocalPort, Profile, read_file};
 
 /// Bytes read of any file under /proc and of configuration.
 const FILE_LIMIT: u64 = 4 << 20;
-/// Processes, and descriptors of each, that are searched for a socket's owner.
-const SEARCH_LIMIT: usize = 16_384;
+/// Entries of a directory that are looked at.
+pub(super) const SEARCH_LIMIT: usize = 16_384;
 /// Routes of other tables that are kept.
 const ROUTE_LIMIT: usize = 65_536;
 /// Where configuration of systemd-networkd is, the last of which counts.
@@ -79,6 +80,7 @@ fn host() -> Host {
         built: fs::metadata("/proc/self/exe").and_then(|file| file.modified()).ok(),
         networkd_leaves_alone: networkd_leaves_alone(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
+        nodes: placement::nodes(),
     }
 }
 
@@ -99,7 +101,7 @@ fn read_profile(facts: &mut Facts) {
     });
     match parsed {
         Ok(profile) => facts.profile = Some(profile),
-        Err((sentence, true)) if facts.user.id != 0 && path.exists() => {
+        Err((sentence, true)) if facts.user.id != 0 && path.try_exists().unwrap_or(true) => {
             facts.unseen.push(format!("the profile, because it cannot be read: {sentence}"));
         }
         Err((sentence, _)) => *error = Some(sentence),
@@ -121,7 +123,10 @@ fn read_profile(facts: &mut Facts) {
 fn ask_gateway(facts: &mut Facts, profile: &Profile) {
     let directory = control_socket::directory();
     match control_socket::ask(&directory, &profile.name, Command::Status) {
-        Ok(Answer::Status(status)) => facts.gateway = Running::Yes(status),
+        Ok(Answer::Status(status)) => {
+            facts.worker_cpus = placement::worker_cpus(status.pid);
+            facts.gateway = Running::Yes(status);
+        }
         Err(AskError::NotRunning) if !Lock::is_taken(&directory, &profile.name) => facts.gateway = Running::No,
         Ok(_) | Err(AskError::NotRunning | AskError::Gone) => {
             facts.unseen.push("the gateway, because it is starting or stopping".to_owned());
@@ -145,6 +150,12 @@ fn ask_kernel(facts: &mut Facts, profile: &Profile) -> io::Result<()> {
         let link = link(interface, programs.remove(&interface.index), &mut generic);
         facts.links.insert(interface.name.clone(), link);
     }
+    let wan = facts.links.get(&profile.wan.interface).map(|link| link.interface.index);
+    let on_wan = netlink.addresses()?.into_iter().filter(|address| Some(address.interface) == wan);
+    facts.wan_addresses = on_wan.map(|address| address.address.into()).collect();
+    facts.firewall = bypass::read(&[]);
+    facts.unseen.extend(facts.firewall.unread().iter().cloned());
+
     let is_default = |route: &crate::netlink::Route| {
         route.table == MAIN_TABLE && route.destination.prefix_len() == 0 && route.destination.addr().is_ipv4()
     };
@@ -180,6 +191,9 @@ fn link(interface: &Interface, xdp: Option<crate::netlink::XdpAttachment>, gener
         xdp_features: generic.xdp_features(interface.index).ok(),
         rp_filter: own.max(setting("all", "rp_filter")),
         forwarding: setting(&interface.name, "forwarding").map(|value| value != 0),
+        spread: spread::of(&interface.name),
+        interrupts: placement::interrupts(&interface.name),
+        node: placement::node_of(&interface.name),
         interface: interface.clone(),
     }
 }
@@ -254,7 +268,7 @@ fn holder(inode: u64) -> Option<(u32, String)> {
 }
 
 /// A file's text, within the limit.
-fn text(path: impl AsRef<Path>) -> Option<String> {
+pub(super) fn text(path: impl AsRef<Path>) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(FILE_LIMIT).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())

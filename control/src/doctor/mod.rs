@@ -1,4 +1,4 @@
-//! What on this machine stands in the gateway's way, and the command that mends it: `penstock doctor`.
+//! What on this machine stands in the gateway's way, and the command that fixes it: `penstock doctor`.
 //!
 //! ```text
 //!   /proc, /sys, netlink, profile, running gateway ──gather──► Facts ──checks──► Findings ─► words, JSON
@@ -10,6 +10,8 @@ mod checks;
 mod clock;
 mod facts;
 mod gather;
+mod placement;
+mod spread;
 
 use std::fmt::Write as _;
 
@@ -39,7 +41,7 @@ pub struct Finding {
     pub subject: String,
     /// What is wrong.
     pub sentence: String,
-    /// A command line that mends it.
+    /// A command line that fixes it.
     pub command: String,
 }
 
@@ -86,7 +88,9 @@ impl Report {
         // Writing to a String cannot fail.
         for Finding { severity, subject, sentence, command } in &self.findings {
             let severity = if *severity == Severity::Error { "error" } else { "warning" };
-            let _ = writeln!(text, "{severity}: {subject}: {sentence}.\n    {command}");
+            // An error in the profile begins with its place in it.
+            let what = if sentence.starts_with(subject) { "" } else { &format!("{subject}: ") };
+            let _ = writeln!(text, "{severity}: {what}{sentence}.\n    {command}");
         }
         for sentence in &self.unseen {
             let _ = writeln!(text, "not seen: {sentence}.");

@@ -1,4 +1,4 @@
-//! Flows as rules of the usual firewalls. What is printed can be pasted; what must be filled in is in capitals.
+//! Flows as rules of the usual firewalls. The output can be pasted; what has to be filled in is in capitals.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ pub enum Format {
 /// The first priority of rules in Azure.
 const AZURE_FIRST: usize = 1000;
 
-/// The rules, one a line; nothing for [`Format::Table`], which is not made of rules.
+/// The rules, one per line; nothing for [`Format::Table`], which is not made of rules.
 #[must_use]
 pub fn rules(needs: &Needs, format: Format) -> String {
     let mut text = String::new();
@@ -50,7 +50,7 @@ pub fn rules(needs: &Needs, format: Format) -> String {
     text
 }
 
-/// The addresses of a name may change, so a rule has none of them.
+/// The address for a rule. A name's addresses may change, so its rule has none.
 fn address(remote: &Remote) -> Option<IpAddr> {
     match remote {
         Remote::Address(address) => Some(*address),
@@ -58,10 +58,10 @@ fn address(remote: &Remote) -> Option<IpAddr> {
     }
 }
 
-/// What a rule is for; the name that it could not have, too.
+/// What a rule is for, with the name if the rule could not have it.
 fn comment(flow: &Flow) -> String {
     let name = if let Remote::Name(name) = &flow.remote { format!(" ({name})") } else { String::new() };
-    // Peers' names come from a file: nothing in them may end a quotation or a line, or be more bytes than characters.
+    // Peers' names come from a file: nothing in them may end a quotation or a line, or have more bytes than characters.
     let text = format!("{}{name}", flow.why);
     let plain = |c: char| c.is_ascii() && !c.is_ascii_control() && !matches!(c, '"' | '\\' | '\'' | '`' | '$' | '!');
     text.chars().map(|c| if plain(c) { c } else { '_' }).collect()
@@ -201,7 +201,7 @@ fn pf(out: &mut String, needs: &Needs) -> std::fmt::Result {
     Ok(())
 }
 
-/// Flows as clouds know them: by the far end's prefixes and the port of the first packet's destination.
+/// Flows in the clouds' terms: prefixes at the far end, and the destination port of the first packet.
 struct Cloud {
     direction: Direction,
     protocol: Protocol,

@@ -42,7 +42,7 @@ fn with_coordinator() -> Needs {
 #[test]
 fn static_peers() {
     assert_eq!(lines(&with_peers()), ["out udp 47100 192.0.2.2 51820 yes", "in udp 47100 any any yes"]);
-    assert!(with_peers().flows[1].why.starts_with("c have no endpoint"));
+    assert!(with_peers().flows[1].why.ends_with("these must call first: c"));
     let named =
         of(&format!(r#""Peers": [{{"Name": "b", "PublicKey": "{}", "Endpoint": "gw.example.net:51820"}}]"#, KEYS[0]));
     let expected = ["out udp any gw.example.net 51820 yes", "out udp any any 53 yes", "out tcp any any 53 yes"];

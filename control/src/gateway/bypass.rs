@@ -1,7 +1,9 @@
-//! Whether AF_XDP may carry packets, given what the kernel's packet filter and traffic control would do with them: in the
-//! mode `auto` a rule that may concern the tunnel's packets keeps them with the kernel, else it is a problem in `status`.
+//! Whether AF_XDP may carry packets, given what the kernel's packet filter and traffic control would do with them. In
+//! mode `auto`, a rule that may concern the tunnel's packets leaves them to the kernel; in the other modes it is a
+//! problem in `status`.
 //!
-//! nftables tells when it changes. What iptables keeps outside of it, and traffic control, are read once a minute.
+//! nftables tells when it changes. Traffic control, and what iptables keeps outside of nftables, are read once a
+//! minute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,43 +18,43 @@ use crate::bypass::{Inside, Outside, Ruleset, read};
 use crate::ground::Network;
 use crate::netlink::Interface;
 
-/// How long after a change the rules are read: they come in bursts.
+/// How long after a change the rules are read: changes come in bursts.
 const READ_DELAY: Duration = Duration::from_millis(500);
-/// How often they are read without one.
+/// How often they are read without a change.
 const READ_EVERY: Duration = Duration::from_secs(60);
-/// How long after a change of prefixes or addresses the rules are held against them.
+/// How long after a change of prefixes or addresses the rules are judged again.
 const JUDGE_DELAY: Duration = Duration::from_secs(1);
 
-/// Rules by the interface whose packets AF_XDP would carry past them.
+/// Rules by the interface on which AF_XDP would bypass them.
 pub type Bypassed = BTreeMap<String, String>;
 
-/// The rules, as they were last read.
+/// The rules as last read.
 #[derive(Debug, Default)]
 pub struct Bypass {
     /// `None` while no interface may be driven by AF_XDP.
     ruleset: Option<Ruleset>,
     reading: Option<JoinHandle<Ruleset>>,
-    /// Those that were last judged for.
+    /// The interfaces that they were last judged for, and the tunnel's.
     interfaces: Vec<Interface>,
     read_at: Option<Instant>,
     judge_at: Option<Instant>,
 }
 
 impl Bypass {
-    /// Reads the rules if they matter to these interfaces, and tells those what they would pass by.
+    /// Reads the rules if they matter to these interfaces, and tells each interface which ones it would bypass.
     pub fn start(now: Instant, drives: &mut Drives, site: &Site, remote: &BTreeSet<IpNet>, network: &Network) -> Self {
         let mut bypass = Self::default();
-        bypass.begin(now, drives, network);
+        bypass.begin(now, drives, site, network);
         if let Some(ruleset) = &bypass.ruleset {
             drives.set_bypassed(&judge(ruleset, drives, site, remote, network, 0));
         }
         bypass
     }
 
-    /// Reads the rules, if that has become necessary.
-    fn begin(&mut self, now: Instant, drives: &Drives, network: &Network) {
+    /// Reads the rules if that has become necessary.
+    fn begin(&mut self, now: Instant, drives: &Drives, site: &Site, network: &Network) {
         if self.ruleset.is_none() && drives.heed_rules() {
-            self.ruleset = Some(read(&interfaces(drives, network)));
+            self.ruleset = Some(read(&interfaces(drives, site, network)));
             self.read_at = Some(now + READ_EVERY);
         }
     }
@@ -76,7 +78,7 @@ impl Bypass {
         [self.read_at, self.judge_at].into_iter().flatten().min()
     }
 
-    /// The rules, when they have been read anew. Cancel safe.
+    /// The rules, whenever they have been read again. Cancel safe.
     pub async fn next(&mut self) -> Ruleset {
         loop {
             let Some(reading) = &mut self.reading else { std::future::pending().await };
@@ -91,11 +93,11 @@ impl Bypass {
 
 /// Does what is due.
 pub fn handle_timeout(gateway: &mut Gateway, now: Instant) {
-    let Gateway { bypass, plane, ground, .. } = gateway;
+    let Gateway { bypass, plane, ground, site, .. } = gateway;
     if bypass.read_at.is_some_and(|at| at <= now) {
         bypass.read_at = Some(now + READ_EVERY);
         if bypass.reading.is_none() && plane.drives().heed_rules() {
-            let interfaces = interfaces(plane.drives(), ground.network());
+            let interfaces = interfaces(plane.drives(), site, ground.network());
             bypass.reading = Some(tokio::task::spawn_blocking(move || read(&interfaces)));
         }
     }
@@ -104,7 +106,7 @@ pub fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     }
 }
 
-/// Takes rules that were read anew.
+/// Takes rules that were read again.
 pub fn take(gateway: &mut Gateway, now: Instant, ruleset: Ruleset) {
     if gateway.bypass.ruleset.as_ref() != Some(&ruleset) {
         gateway.bypass.ruleset = Some(ruleset);
@@ -112,11 +114,11 @@ pub fn take(gateway: &mut Gateway, now: Instant, ruleset: Ruleset) {
     }
 }
 
-/// Follows what has become of the gateway's interfaces; others, which may come and go all the time, change nothing here.
+/// Follows changes of the gateway's own interfaces; others may come and go all the time and change nothing here.
 pub fn follow_interfaces(gateway: &mut Gateway, now: Instant) {
-    if interfaces(gateway.plane.drives(), gateway.ground.network()) != gateway.bypass.interfaces {
+    if interfaces(gateway.plane.drives(), &gateway.site, gateway.ground.network()) != gateway.bypass.interfaces {
         judge_again(gateway, now);
-        // An interface brings its traffic control with it.
+        // An interface brings its own traffic control.
         gateway.bypass.note_rules(now);
     }
 }
@@ -126,14 +128,14 @@ pub fn judge_again(gateway: &mut Gateway, now: Instant) {
     let Gateway { bypass, plane, ground, site, handshakes, .. } = gateway;
     let network = ground.network();
     bypass.judge_at = None;
-    bypass.interfaces = interfaces(plane.drives(), network);
-    bypass.begin(now, plane.drives(), network);
+    bypass.interfaces = interfaces(plane.drives(), site, network);
+    bypass.begin(now, plane.drives(), site, network);
     let Some(ruleset) = &bypass.ruleset else { return };
     let remote = handshakes.peers.remote();
     plane.set_bypassed(&judge(ruleset, plane.drives(), site, &remote, network, plane.local_port()));
 }
 
-/// The rules that AF_XDP on these interfaces would pass by.
+/// The rules that AF_XDP on these interfaces would bypass.
 fn judge(
     ruleset: &Ruleset,
     drives: &Drives,
@@ -158,7 +160,10 @@ fn judge(
     bypassed
 }
 
-fn interfaces(drives: &Drives, network: &Network) -> Vec<Interface> {
-    let names = std::iter::once(&drives.wan.name).chain(drives.lan.iter().map(|drive| &drive.name));
+/// The interfaces whose traffic control AF_XDP may bypass. The tunnel's is one: what the LAN's ring takes does not pass
+/// through it.
+fn interfaces(drives: &Drives, site: &Site, network: &Network) -> Vec<Interface> {
+    let lan = drives.lan.iter().map(|drive| drive.name.as_str());
+    let names = [drives.wan.name.as_str(), site.name.as_str()].into_iter().chain(lan);
     names.filter_map(|name| network.named(name)).cloned().collect()
 }

@@ -15,7 +15,7 @@ use crate::uapi::{Change, Device, Errno, PeerState, Request, SetDevice, SetPeer}
 
 /// Answers a request.
 pub fn serve(gateway: &mut Gateway, now: Instant, request: Request) {
-    // Whoever asked may have gone.
+    // Whoever asked may be gone.
     match request {
         Request::Get { reply } => {
             let _ = reply.send(Ok(device(gateway)));
@@ -54,7 +54,7 @@ pub(super) fn peer_state(handshakes: &Handshakes, peer: &Peer) -> PeerState {
 }
 
 fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<(), Errno> {
-    // Zero is what `wg setconf` sends when its file names no mark: without one the tunnel's packets would go into the
+    // `wg setconf` sends zero when its file names no mark: without a mark the tunnel's packets would go into the
     // tunnel.
     if let Some(mark) = change.fwmark.filter(|mark| *mark != 0 && *mark != gateway.site.mark) {
         gateway.site.mark = mark;
@@ -69,7 +69,7 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
     match change.private_key {
         Change::Keep => {}
         Change::Clear => {
-            tracing::warn!("a gateway cannot be without a private key");
+            tracing::warn!("a gateway must have a private key");
             return Err(Errno::NotSupported);
         }
         Change::To(_) if gateway.overlay.is_some() => {
@@ -85,7 +85,7 @@ fn set_device(gateway: &mut Gateway, now: Instant, change: SetDevice) -> Result<
     set_peers(handshakes, overlay.as_mut(), now, change.replace_peers, change.peers)
 }
 
-/// Changes peers; with `replace`, all that were there go first.
+/// Changes peers; with `replace`, all existing ones are removed first.
 pub(super) fn set_peers(
     handshakes: &mut Handshakes,
     mut overlay: Option<&mut Overlay>,
@@ -101,7 +101,7 @@ pub(super) fn set_peers(
     peers.into_iter().try_for_each(|peer| set_peer(handshakes, overlay.as_deref_mut(), now, peer))
 }
 
-/// Removes a peer, and the search for a way to it.
+/// Removes a peer, and ends the search for a path to it.
 pub fn remove(handshakes: &mut Handshakes, overlay: Option<&mut Overlay>, id: PeerId) {
     if let (Some(peer), Some(overlay)) = (handshakes.remove(id), overlay) {
         overlay.traversal.remove_peer(&peer.public_key.into());
@@ -130,7 +130,7 @@ fn set_peer(
                 handshakes.peers.push(Peer::new(id, number, change.public_key, Origin::Runtime));
                 id
             }
-            // As the kernel does: a configuration shared by all sites names each one itself.
+            // As the kernel does: a configuration shared by all sites names each of them, including the one it is on.
             Err(AddPeerError::OwnKey) => return Ok(()),
             Err(AddPeerError::Duplicate(_)) => return Err(Errno::Io),
         },
@@ -141,7 +141,7 @@ fn set_peer(
     Ok(())
 }
 
-/// Changes a peer that is there.
+/// Changes an existing peer.
 pub fn change_peer(handshakes: &mut Handshakes, now: Instant, id: PeerId, change: SetPeer) {
     let Handshakes { peers, proto, .. } = handshakes;
     if change.replace_allowed_ips {

@@ -1,9 +1,9 @@
-//! A WireGuard device and nothing else, as `wg-quick` wants its userspace implementation: a tun device, WireGuard's
-//! socket, and a UDP socket. `wg` configures it, whoever made it gives it addresses and routes, and it ends with its
-//! device or by a signal.
+//! A WireGuard device and nothing else, as `wg-quick` expects of a userspace implementation: a tun device, WireGuard's
+//! socket, and a UDP socket. `wg` configures it, its creator gives it addresses and routes, and it ends with its device
+//! or by a signal.
 //!
-//! There is no profile, so there is no guard either: nothing is known to be remote before `wg` says so, and
-//! `wg-quick down` expects the routes to be as they were.
+//! There is no profile, and so no guard: nothing is known to be remote before `wg` says so, and `wg-quick down` expects
+//! the routes to be as they were.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,25 +32,25 @@ use crate::uapi::{self, Change, Errno, Request, SetDevice};
 struct Device {
     handshakes: Handshakes,
     plane: Plane,
-    /// Whether `wg` has given the private key; else it is one that nobody knows.
+    /// Whether `wg` has set the private key; until then it is a random one that nobody knows.
     has_key: bool,
     private_key: PrivateKey,
     netlink: Netlink,
-    /// No route is looked up here: the kernel's socket does that.
+    /// No route is looked up here; the kernel's socket does that.
     network: Network,
 }
 
 /// Runs a device until it is deleted or a signal comes.
 ///
 /// # Errors
-/// One sentence: why it could not be made, or why it had to end.
+/// Why it could not be created, or why it had to end, in one sentence.
 pub async fn run(name: &Name) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = stop_signals(&stopping)?;
     privileges::check(false)?;
-    let monitor = Monitor::open().context("cannot hear of network changes")?;
+    let monitor = Monitor::open().context("cannot follow network changes")?;
     let mut device = Device::start(name)?;
-    // Last: who can connect finds a device.
+    // Last, so that whoever can connect finds a device.
     let uapi = uapi::socket::serve(name)
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
     tracing::info!("{name} is up");
@@ -67,7 +67,7 @@ impl Device {
         let now = Instant::now();
         let handshakes =
             Handshakes::new(&private_key, LastEndpoints::unkept(now), plane.speeds(), plane.sender(), now)?;
-        let netlink = Netlink::open().context("cannot speak netlink")?;
+        let netlink = Netlink::open().context("cannot use netlink")?;
         let network = Network::empty(Interest::default());
         Ok(Self { handshakes, plane, has_key: false, private_key, netlink, network })
     }
@@ -88,8 +88,8 @@ impl Device {
                     tracing::info!("stopping: {reason}");
                     return Ok(());
                 }
-                ready = self.plane.readable() => {
-                    ready.context("the workers' notices cannot be heard")?;
+                ready = self.plane.workers().readable() => {
+                    ready.context("the workers' notices cannot be received")?;
                     self.take_notices(Instant::now())?;
                 }
                 () = at(timeout.map(tokio::time::Instant::from_std)) => {
@@ -97,7 +97,7 @@ impl Device {
                 }
                 _ = samples.tick() => self.handshakes.sample(Instant::now(), |_, _| {}),
                 news = monitor.news() => {
-                    news.context("network changes cannot be heard")?;
+                    news.context("network changes cannot be received")?;
                     if !self.follow_device()? {
                         tracing::info!("stopping: the device is gone");
                         return Ok(());
@@ -109,7 +109,7 @@ impl Device {
         }
     }
 
-    /// Takes up the MTU and the addresses that the device has been given. Returns whether it is still there.
+    /// Takes up the device's MTU and addresses. Returns whether it still exists.
     fn follow_device(&mut self) -> Result<bool> {
         let index = self.plane.tun();
         let interfaces = self.netlink.interfaces().context("the interfaces cannot be listed")?;
@@ -126,7 +126,7 @@ impl Device {
         Ok(true)
     }
 
-    /// Sees to everything that follows from what was changed.
+    /// Does everything that follows from a change.
     fn follow_up(&mut self, now: Instant) {
         self.handshakes.take_events(now, 0);
         if let Some(notices) = self.plane.renew(now) {
@@ -135,7 +135,7 @@ impl Device {
             self.handshakes.changed(Due::PEERS);
         }
         let (due, commands) = self.handshakes.take_due();
-        self.plane.command(commands);
+        self.plane.workers_mut().command(commands);
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
         }
@@ -146,14 +146,14 @@ impl Device {
             self.plane.publish(&self.handshakes.peers);
         }
         self.handshakes.transmit();
-        let lost = self.plane.send_commands();
+        let lost = self.plane.workers_mut().send_commands();
         self.handshakes.lost(lost);
     }
 
     fn take_notices(&mut self, now: Instant) -> Result<()> {
-        for notice in self.plane.notices(NOTICES_PER_TURN) {
+        for notice in self.plane.workers().notices(NOTICES_PER_TURN) {
             if let Notice::WorkerDied { worker } = notice {
-                bail!("worker {worker} has died by a panic");
+                bail!("worker {worker} panicked");
             }
             self.handshakes.handle_notice(now, notice);
         }
@@ -161,7 +161,7 @@ impl Device {
     }
 
     fn answer(&mut self, now: Instant, request: Request) {
-        // Whoever asked may have gone.
+        // Whoever asked may be gone.
         match request {
             Request::Get { reply } => drop(reply.send(Ok(self.show()))),
             Request::Set { change, reply } => {
@@ -194,7 +194,7 @@ impl Device {
                 self.set_key(PrivateKey::generate().map_err(|_| Errno::Io)?);
                 self.has_key = false;
             }
-            // As the kernel does: a file that is read again changes no session.
+            // As the kernel does: reading the same file again changes no session.
             Change::To(key) if key == self.private_key => {}
             Change::To(key) => {
                 self.set_key(key);

@@ -1,17 +1,17 @@
-//! What was changed and is not yet in force.
+//! What was changed and is not in force yet.
 
-/// What has to be seen to.
+/// What needs attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Due {
-    /// Sessions, or something else that is in the table.
+    /// Sessions, or something else in the table.
     pub table: bool,
-    /// Which prefixes belong to whom, or the order of the peers.
+    /// Which prefixes belong to which peer, or the order of the peers.
     pub prefixes: bool,
-    /// Where peers are: the ways to them, and the kernel's routes, since an endpoint may lie inside a remote prefix.
+    /// Where peers are: the paths to them, and the kernel's routes, since an endpoint may lie inside a remote prefix.
     pub endpoints: bool,
-    /// The ways to all endpoints, which may lead over other neighbours or interfaces.
+    /// The paths to all endpoints, which may lead over other neighbours or interfaces.
     pub paths: bool,
-    /// The kernel is to be compared with what should be.
+    /// The kernel has to be compared with what should be.
     pub ground: bool,
 }
 
@@ -19,10 +19,10 @@ impl Due {
     /// Peers came, went, or got other prefixes or endpoints.
     pub const PEERS: Self = Self { table: true, prefixes: true, endpoints: true, paths: false, ground: true };
 
-    /// Packets to a peer may be of another size.
+    /// The size of packets to a peer may have changed.
     pub const SIZES: Self = Self { table: true, prefixes: false, endpoints: false, paths: false, ground: true };
 
-    /// This and another.
+    /// Adds another one to this.
     pub fn add(&mut self, other: Self) {
         self.table |= other.table;
         self.prefixes |= other.prefixes;

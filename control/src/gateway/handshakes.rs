@@ -1,6 +1,6 @@
 //! The peers with their handshakes and sessions: between WireGuard's state, which does no I/O, and the data plane.
-//! Events of the one become sessions, endpoints and commands of the other; notices of the workers become news for
-//! the timers.
+//! Events of the former become sessions, endpoints and commands of the latter; notices from the workers drive the
+//! timers.
 
 mod drops;
 mod timings;
@@ -40,9 +40,9 @@ use timings::timings;
 
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
-/// How often the handshakes are told the time of day, by which initiations are stamped.
+/// How often the handshakes are told the wall clock's time, with which initiations are stamped.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
-/// Peers that are called at a time after a start: each handshake takes some 100 µs of curve arithmetic.
+/// Peers that are called at once after a start: each handshake takes about 100 µs of curve arithmetic.
 const CALLS_AT_ONCE: usize = 64;
 
 /// The handshakes with all peers.
@@ -53,9 +53,9 @@ pub struct Handshakes {
     pub proto: proto::Gateway,
     udp: UdpSender,
     resolver: Resolver,
-    /// Where the peers were last, over restarts.
+    /// Where the peers were last; it survives restarts.
     last_endpoints: LastEndpoints,
-    /// Peers with which there was a session before the start, to be called.
+    /// Peers that are to be called because they had a session before the start.
     to_call: VecDeque<PeerId>,
     drops: Drops,
     clock_set: Instant,
@@ -68,10 +68,10 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
-    /// Handshakes with this private key, which go out by `udp`; without peers.
+    /// Handshakes with this private key, sent through `udp`; without peers.
     ///
     /// # Errors
-    /// A test asks for timings that cannot be.
+    /// A test asks for impossible timings.
     pub fn new(
         private_key: &PrivateKey,
         last_endpoints: LastEndpoints,
@@ -110,7 +110,7 @@ impl Handshakes {
     /// Adds a peer of the profile, and has its name resolved.
     ///
     /// # Errors
-    /// It is there already, or it is ourselves.
+    /// The peer exists already, or has our own key.
     pub fn add(&mut self, now: Instant, given: &profile::Peer) -> Result<()> {
         let last = self.last_endpoints.of(&given.public_key, given.endpoint.as_ref());
         let endpoint = last.or(match &given.endpoint {
@@ -142,7 +142,7 @@ impl Handshakes {
             self.peers.allow(*prefix, id);
         }
         self.watch_name(now, id);
-        // With the others nothing was exchanged: they are not called before there is something to send.
+        // The other peers are not called until there is something to send.
         self.to_call.extend(last.map(|_| id));
         self.due.add(Due::PEERS);
         Ok(())
@@ -160,7 +160,7 @@ impl Handshakes {
         Some(peer)
     }
 
-    /// Makes this our private key: all sessions begin anew. Returns the peer that had this key, which is gone.
+    /// Makes this our private key; all sessions start again. Returns the peer that had this key and is now gone.
     pub fn set_private_key(&mut self, key: &PrivateKey) -> Option<Peer> {
         let ourselves = self.proto.set_private_key(key.to_secret());
         tracing::info!("private key changed: all sessions begin anew");
@@ -176,24 +176,24 @@ impl Handshakes {
         self.udp.clone()
     }
 
-    /// Sends by this socket from now on. One with another port has all peers told at once, since they send to the
+    /// Sends from this socket from now on. If its port is different, all peers are told at once, since they send to the
     /// old one until they hear from the new one.
     pub fn set_sender(&mut self, now: Instant, udp: UdpSender) {
         let before = std::mem::replace(&mut self.udp, udp);
         if before.local_port() != self.udp.local_port() {
             let live = self.peers.iter().filter(|p| p.sending().is_some_and(|s| s.alive(Millis::at(now))));
-            self.commands.extend(live.map(|peer| Command::Keepalive(peer.data.id)));
+            self.commands.extend(live.map(|peer| Command::Keepalive(peer.counters.id)));
         }
     }
 
-    /// Asks for names with this firewall mark from now on.
+    /// Resolves names with this firewall mark from now on.
     pub fn set_mark(&mut self, now: Instant, mark: u32) {
         self.resolver = Resolver::new(Names::default(), mark);
         let ids: Vec<PeerId> = self.peers.iter().map(|peer| peer.id).collect();
         ids.into_iter().for_each(|id| self.watch_name(now, id));
     }
 
-    /// Sends a peer's packets there from now on.
+    /// Sends a peer's packets to this endpoint from now on.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Option<SocketAddr>) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         if peer.endpoint != endpoint {
@@ -203,7 +203,7 @@ impl Handshakes {
         }
     }
 
-    /// Takes how large packets to a peer may be on the path that was found to it.
+    /// Sets how large packets to a peer may be on the path that was found to it.
     pub fn set_path_mtu(&mut self, key: &PublicKey, mtu: PathMtu) {
         let id = self.peers.with_key(key).map(|peer| peer.id);
         if let Some(peer) = id.and_then(|id| self.peers.of_mut(id)) {
@@ -217,7 +217,7 @@ impl Handshakes {
         self.speeds
     }
 
-    /// This site is as fast as that with each suite now.
+    /// Sets how fast this site is with each suite.
     pub fn set_own_speeds(&mut self, speeds: Speeds) {
         if self.speeds != speeds {
             self.speeds = speeds;
@@ -226,7 +226,7 @@ impl Handshakes {
         }
     }
 
-    /// Which suite is used with a peer, from its next handshake on.
+    /// Sets which suite is used with a peer, from its next handshake on.
     pub fn set_suite(&mut self, id: PeerId, suite: SuiteSetting) {
         if let Some(peer) = self.peers.of_mut(id) {
             peer.suite = suite;
@@ -234,7 +234,7 @@ impl Handshakes {
         self.choose_suite(id);
     }
 
-    /// Takes what a site says of its speeds to the coordinator.
+    /// Sets the speeds that a site has announced to the coordinator.
     pub fn set_speeds(&mut self, key: &PublicKey, speeds: Option<Speeds>) {
         let Some(id) = self.peers.with_key(key).filter(|peer| peer.speeds != speeds).map(|peer| peer.id) else {
             return;
@@ -255,7 +255,8 @@ impl Handshakes {
         )
     }
 
-    /// Begins handshakes with the suite that is right for a peer now. To be called after anything that it depends on.
+    /// Makes the next handshakes with a peer use the right suite. To be called after anything that this depends on has
+    /// changed.
     fn choose_suite(&mut self, id: PeerId) {
         let Some(peer) = self.peers.of(id) else { return };
         self.proto.set_suite(id, self.suite(peer).suite, peer.suite == SuiteSetting::Auto);
@@ -271,22 +272,22 @@ impl Handshakes {
         self.due.add(due);
     }
 
-    /// What has to be seen to, and what the workers have to do; both are taken.
+    /// Takes what needs attention, and the commands for the workers.
     pub fn take_due(&mut self) -> (Due, Vec<Command>) {
         (std::mem::take(&mut self.due), std::mem::take(&mut self.commands))
     }
 
-    /// Counts packets that were lost while they waited for a session.
+    /// Counts packets that waited for a session and were lost.
     pub fn lost(&mut self, packets: u64) {
         self.drops.waited(packets);
     }
 
-    /// Drops of control, by reason.
+    /// What control has dropped, by reason.
     pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
         self.drops.by_reason()
     }
 
-    /// Refuses a probe that comes out of the tunnel: a way through the tunnel is no way to its end.
+    /// Refuses a probe that comes out of the tunnel: the tunnel itself cannot be the path to its own end.
     pub fn refuses_probe(&mut self, from: IpAddr, payload: &[u8]) -> bool {
         let refused = payload.first() == Some(&proto::path::FIRST_BYTE) && self.peers.is_behind_a_peer(from);
         if refused {
@@ -295,7 +296,7 @@ impl Handshakes {
         refused
     }
 
-    /// Takes what a worker has to say.
+    /// Takes a worker's notice.
     pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
         match notice {
             Notice::Datagram { from, payload } => self.handle_datagram(now, from, &payload),
@@ -303,13 +304,13 @@ impl Handshakes {
             Notice::NoSession { peer, packet } => self.handle_no_session(now, peer, packet),
             Notice::Confirmed { local_index, from } => self.proto.handle_confirmed(now, local_index, ends(from)),
             Notice::Roamed { local_index, from } => self.proto.handle_roamed(now, local_index, ends(from)),
-            // Of workers that were stopped: they are replaced already.
+            // From workers that were stopped; they have been replaced already.
             Notice::WorkerDied { .. } => {}
         }
         self.take_events(now, 0);
     }
 
-    /// Takes a datagram that is WireGuard's.
+    /// Takes a WireGuard datagram.
     fn handle_datagram(&mut self, now: Instant, from: data::Endpoint, payload: &[u8]) {
         if let Err(reject) = self.proto.handle_datagram(now, ends(from), payload) {
             self.drops.rejected(reject);
@@ -318,11 +319,11 @@ impl Handshakes {
         self.take_events(now, payload.len() as u64);
     }
 
-    /// Takes a packet to the peer of this number in the data plane, for which there is no session.
+    /// Takes a packet for the peer with this number in the data plane, for which there is no session.
     fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
         let Some(peer) = self.peers.numbered_mut(number) else { return };
         let id = peer.id;
-        // The session may have come while the packet was on its way to us.
+        // The session may have come into being while the packet was on its way to us.
         if peer.sending().is_some_and(|s| s.alive(Millis::at(now))) {
             self.commands.push(Command::Send(packet));
             return;
@@ -338,8 +339,8 @@ impl Handshakes {
         }
     }
 
-    /// Takes the news that data came from there by a session that nobody knows: after a restart of ours a peer goes
-    /// on sending by the session that it had with us before.
+    /// Takes the notice that data came from this address on a session that nobody knows: after a restart of ours a peer
+    /// goes on sending on the session that it had with us before.
     fn handle_unknown_session(&mut self, now: Instant, from: SocketAddr) {
         let there = self.peers.iter().filter(|peer| peer.is_at(from)).map(|peer| peer.id);
         for id in there.collect::<Vec<_>>() {
@@ -347,7 +348,7 @@ impl Handshakes {
         }
     }
 
-    /// Calls some of the peers with which there was a session before the start.
+    /// Calls some of the peers that had a session before the start.
     pub fn call(&mut self, now: Instant) {
         for _ in 0..CALLS_AT_ONCE {
             let Some(id) = self.to_call.pop_front() else { return };
@@ -355,7 +356,7 @@ impl Handshakes {
         }
     }
 
-    /// Writes what has to outlive the process, when that is due.
+    /// Writes what has to survive the process, if that is due.
     pub fn save(&mut self, now: Instant, at_end: bool, problems: &mut Problems) {
         self.last_endpoints.save(now, at_end, problems);
     }
@@ -375,7 +376,7 @@ impl Handshakes {
                     self.due.table = true;
                 }
                 Event::SendKeepalive { peer } => {
-                    self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.data.id)));
+                    self.commands.extend(self.peers.of(peer).map(|p| Command::Keepalive(p.counters.id)));
                 }
                 Event::EndpointChanged { peer, endpoint } => self.moved(peer, endpoint),
                 Event::PathSilent { peer } => self.silent(now, peer),
@@ -403,9 +404,9 @@ impl Handshakes {
             receive_key: keys.receive.as_bytes(),
             born: Millis::at(keys.born),
             confirmed: keys.role == Role::Initiator,
-            peer: Arc::clone(&peer.data),
+            peer: Arc::clone(&peer.counters),
         })));
-        // The peer's next packet may be there before this turn ends.
+        // The peer's next packet may arrive before this turn ends.
         self.due.table = true;
     }
 
@@ -427,14 +428,14 @@ impl Handshakes {
         if peer.endpoint != Some(remote) {
             tracing::info!("{}: endpoint is now {remote}", peer.label());
         } else if let Some(local) = local.filter(|_| peer.local.is_some() && peer.local != local) {
-            tracing::info!("{}: calls {local} now", peer.label());
+            tracing::info!("{}: now calls {local}", peer.label());
         }
         (peer.endpoint, peer.local) = (Some(remote), local);
         self.due.endpoints = true;
         self.keep_endpoint(id);
     }
 
-    /// Keeps the endpoint of a peer with a session for the next start, unless its path is found anew each time.
+    /// Keeps the endpoint of a peer with a session for the next start, unless its path is found again each time.
     fn keep_endpoint(&mut self, id: PeerId) {
         let Some(peer) = self.peers.of(id).filter(|peer| peer.roams() && peer.sending.is_some()) else { return };
         if let Some(endpoint) = peer.endpoint {
@@ -442,7 +443,7 @@ impl Handshakes {
         }
     }
 
-    /// A peer does not answer: it may be reached where its name leads to, or where it was configured to be.
+    /// A peer does not answer: it may be reached at another address of its name, or at its configured address.
     fn silent(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.of_mut(id) else { return };
         self.resolver.handle_silence(now, &peer.public_key);
@@ -466,13 +467,13 @@ impl Handshakes {
         self.resolver.next().await
     }
 
-    /// Takes over an endpoint that a name leads to.
+    /// Takes over an endpoint that a name resolves to.
     pub fn handle_resolved(&mut self, now: Instant, change: Change) {
         let Some(peer) = self.peers.with_key(&change.peer) else { return };
         if peer.endpoint == Some(change.endpoint) {
             return;
         }
-        tracing::info!("{}: the endpoint's name leads to {}", peer.label(), change.endpoint);
+        tracing::info!("{}: the endpoint's name now resolves to {}", peer.label(), change.endpoint);
         let (id, interval) = (peer.id, peer.persistent_keepalive);
         self.set_endpoint(id, Some(change.endpoint));
         self.proto.handle_path(now, id, false);
@@ -481,7 +482,7 @@ impl Handshakes {
         }
     }
 
-    /// Follows what was configured as a peer's endpoint.
+    /// Watches the name configured as a peer's endpoint, if it is one.
     pub fn watch_name(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peers.of(id) else { return };
         match &peer.configured {
@@ -490,7 +491,7 @@ impl Handshakes {
         }
     }
 
-    /// Sends what the handshakes have to send.
+    /// Sends the pending handshake messages.
     pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));
@@ -505,15 +506,15 @@ impl Handshakes {
         }
     }
 
-    /// Has the kernel send a keepalive to the peers with whom AF_XDP exchanges data, so that connection tracking goes on
-    /// to know their flows: a firewall that admits only answers would not let them call after a restart.
+    /// Has the kernel send a keepalive to the peers with which AF_XDP exchanges data, so that connection tracking keeps
+    /// their flows: otherwise a firewall that admits only answers would not let them call after a restart.
     pub fn show_flows(&mut self, now: Instant) {
         let live = self.peers.iter_mut().filter(|peer| peer.sending.is_some());
-        let due = live.filter_map(|peer| peer.is_to_be_shown(now).then(|| Command::Keepalive(peer.data.id)));
+        let due = live.filter_map(|peer| peer.is_to_be_shown(now).then(|| Command::Keepalive(peer.counters.id)));
         self.commands.extend(due);
     }
 
-    /// Looks at the traffic counters and tells the timers. `each` is told of every peer that had traffic.
+    /// Reads the traffic counters and tells the timers. `each` is called for every peer that had traffic.
     pub fn sample(&mut self, now: Instant, mut each: impl FnMut(&Peer, proto::Traffic)) {
         for peer in self.peers.iter_mut() {
             let Some(sample) = peer.sample() else { continue };
@@ -542,7 +543,7 @@ fn send(udp: &UdpSender, transmit: &proto::Transmit) -> io::Result<()> {
     udp.send_to(contents, *to, HANDSHAKE_TOS, None)
 }
 
-/// The ends of a datagram, for the handshakes.
+/// A datagram's endpoints in the handshakes' terms.
 fn ends(data::Endpoint { remote, local }: data::Endpoint) -> proto::Endpoint {
     proto::Endpoint { remote, local }
 }

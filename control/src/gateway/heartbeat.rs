@@ -1,8 +1,8 @@
-//! What the service manager is told (sd_notify(3)): that the gateway is ready, how it does, and that it is alive.
+//! What the service manager is told (sd_notify(3)): that the gateway is ready, its state, and that it is alive.
 //!
-//! It is alive as long as control comes here and every worker answers a call of control's, which wakes it if it
-//! sleeps. When one of them is stuck nothing is told any more, and the service manager kills the gateway and starts
-//! another; the guard holds meanwhile.
+//! It is alive as long as control gets here and every worker answers control's call, which wakes it if it sleeps. When
+//! one of them is stuck nothing more is reported, and the service manager kills the gateway and starts it again; the
+//! guard holds meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tokio::time::Interval;
 use super::run::ticks;
 use super::{Gateway, report};
 
-/// How often what is told is looked at.
+/// How often the report is updated.
 const EVERY: Duration = Duration::from_secs(5);
 /// Heartbeats within the service manager's limit: a worker has one interval to answer, and a few may come late.
 const BEATS: u32 = 4;
@@ -26,7 +26,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Tells that the gateway is ready.
+    /// Reports that the gateway is ready.
     pub fn begin(gateway: &Gateway) -> Self {
         let watchdog = sd_notify::watchdog_enabled();
         let every = watchdog.map_or(EVERY, |limit| EVERY.min(limit / BEATS));
@@ -46,7 +46,7 @@ impl Heartbeat {
         }
     }
 
-    /// Tells how the gateway does, and that it is alive if it is.
+    /// Reports the gateway's state, and that it is alive if it is.
     pub fn beat(&mut self, gateway: &Gateway) {
         if self.ticks.is_none() {
             return;
@@ -59,13 +59,13 @@ impl Heartbeat {
         if !self.watched {
             return;
         }
-        match gateway.plane.call().as_slice() {
+        match gateway.plane.workers().call().as_slice() {
             [] => self.tell(&[NotifyState::Watchdog]),
             silent => tracing::error!("workers {silent:?} do not answer; the service manager will end this gateway"),
         }
     }
 
-    /// Tells that the gateway is about to end.
+    /// Reports that the gateway is about to end.
     pub fn end(&self) {
         self.tell(&[NotifyState::Stopping]);
     }

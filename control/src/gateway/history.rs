@@ -1,8 +1,8 @@
-//! The gateway's memory of what passed lately: once a second it looks at the counters, and keeps rates in rings whose
-//! points become longer with age.
+//! The gateway's memory of recent traffic: once a second it reads the counters, and keeps rates in rings whose points
+//! get longer with age.
 //!
-//! Memory is bounded whatever number of peers there are: [`PEERS_REMEMBERED`] have rings, namely those with the most
-//! traffic lately. Nothing is written to disk, so a start begins with nothing. Time is an argument.
+//! Memory is bounded whatever the number of peers: only [`PEERS_REMEMBERED`] have rings, those with the most recent
+//! traffic. Nothing is written to disk, so a start begins with empty rings. Time is an argument.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use super::{Gateway, report};
 use crate::history::{History, PeerTraffic, TIERS, Traffic, Wanted};
 use crate::key::PublicKey;
 
-/// How often the counters are looked at: the length of the shortest point.
+/// How often the counters are read: the length of the shortest point.
 pub const EVERY: Duration = Duration::from_secs(1);
 /// How many peers have rings of their own, of about 16 KiB each.
 const PEERS_REMEMBERED: usize = 256;
-/// What remains of a peer's weight after a second: half after six minutes.
+/// The factor by which a peer's weight shrinks every second: to half in six minutes.
 const FADING: f32 = 0.998;
-/// A gap of so many seconds pushes everything before it out of every ring, begun points included.
+/// A gap of this many seconds pushes everything before it out of every ring, unfinished points included.
 const LONGEST: u64 = TIERS[2].seconds as u64 * (TIERS[2].points as u64 + 1);
 
-/// Looks at the gateway's counters.
+/// Reads the gateway's counters.
 pub fn sample(gateway: &mut Gateway, now: Instant) {
     let counters = Counters {
         peers: gateway
@@ -30,47 +30,47 @@ pub fn sample(gateway: &mut Gateway, now: Instant) {
             .map(|peer| (peer.public_key, [peer.received_bytes(), peer.sent_bytes()]))
             .collect(),
         drops: report::drops(gateway),
-        slept: gateway.plane.work().iter().map(|work| work.slept).collect(),
+        slept: gateway.plane.workers().work().iter().map(|work| work.slept).collect(),
     };
     gateway.history.record(now, counters);
 }
 
-/// Counters at one moment, which only grow, but for those of a peer that was removed and came again.
+/// Counters at one moment. They only grow, except those of a peer that was removed and added again.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Bytes received and sent.
     peers: HashMap<PublicKey, [u64; 2]>,
     drops: BTreeMap<String, u64>,
-    /// By each worker.
+    /// One for each worker.
     slept: Vec<Duration>,
 }
 
-/// The rings, and the counters as they were last seen.
+/// The rings, and the counters as last read.
 #[derive(Debug)]
 pub struct Recorder {
     begun: Instant,
-    /// When the counters were last seen, and how many seconds had been recorded then.
+    /// When the counters were last read, and how many seconds had been recorded by then.
     seen: Instant,
     seconds: u64,
     before: Counters,
-    /// Bytes received and sent a second, packets dropped a second, load of the busiest worker.
+    /// Bytes received and sent per second, packets dropped per second, load of the busiest worker.
     total: Rings<4>,
     peers: HashMap<PublicKey, Remembered>,
-    /// Of the last second.
+    /// Those of the last second.
     drops: BTreeMap<String, f32>,
     loads: Vec<f32>,
 }
 
 #[derive(Debug)]
 struct Remembered {
-    /// Bytes received and sent a second.
+    /// Bytes received and sent per second.
     rings: Rings<2>,
-    /// Its traffic, of which older traffic counts less: who has the least makes room.
+    /// Its traffic, with older traffic counting less: the peer with the least makes room.
     weight: f32,
 }
 
 impl Recorder {
-    /// Begins where all counters are zero.
+    /// Begins with all counters at zero.
     pub fn new(now: Instant) -> Self {
         Self {
             begun: now,
@@ -84,7 +84,7 @@ impl Recorder {
         }
     }
 
-    /// Records what has passed since the last look. After a gap each second of it has the mean.
+    /// Records what has passed since the last time. After a gap, each second of it gets the mean.
     pub fn record(&mut self, now: Instant, counters: Counters) {
         let seconds = now.saturating_duration_since(self.begun).as_secs();
         let passed = seconds - self.seconds;
@@ -109,7 +109,7 @@ impl Recorder {
         (self.before, self.seen, self.seconds) = (counters, now, seconds);
     }
 
-    /// Gives rings to peers that have traffic and none yet, in the place of peers with less.
+    /// Gives rings to peers that have traffic and none yet, replacing peers with less.
     fn make_room(&mut self, rates: &HashMap<PublicKey, [f32; 2]>) {
         let new = rates.iter().filter(|(key, _)| !self.peers.contains_key(key));
         let mut new: Vec<(PublicKey, f32)> = new.map(|(key, rate)| (*key, rate[0] + rate[1])).collect();
@@ -130,7 +130,7 @@ impl Recorder {
         }
     }
 
-    /// What somebody asks for.
+    /// The part of the history that was asked for.
     pub fn answer(&self, wanted: &Wanted) -> History {
         let tier = TIERS.iter().position(|tier| tier.seconds >= wanted.seconds).unwrap_or(TIERS.len() - 1);
         let traffic = |received, sent| Traffic { received, sent };
@@ -151,7 +151,7 @@ impl Recorder {
     }
 }
 
-/// What passed between two looks, a second.
+/// Rates between two readings, per second.
 struct Rates {
     total: [f32; 2],
     /// Only of peers with traffic.
@@ -162,7 +162,7 @@ struct Rates {
 
 impl Rates {
     fn between(before: &Counters, now: &Counters, seconds: f32) -> Self {
-        // A counter that went back began anew.
+        // A counter that went back has started again.
         let rate = |before: u64, now: u64| now.checked_sub(before).unwrap_or(now) as f32 / seconds;
         let mut total = [0.0; 2];
         let mut peers = HashMap::new();
@@ -185,11 +185,11 @@ impl Rates {
     }
 }
 
-/// `N` quantities, in a ring for each of [`TIERS`].
+/// `N` quantities, each in a ring per tier of [`TIERS`].
 #[derive(Debug)]
 struct Rings<const N: usize> {
     rings: [VecDeque<[f32; N]>; TIERS.len()],
-    /// The sums of the points that are not complete.
+    /// The sums of the points that are not complete yet.
     sums: [[f32; N]; TIERS.len()],
 }
 
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(latest(&recorder, 1, 10).total.received, [500.0, 100.0, 100.0, 100.0, 100.0]);
         recorder.record(at(begun, 6.6), counters([(1, [70, 0])]));
         assert_eq!(latest(&recorder, 1, 1).total.received, [70.0]);
-        // A month asleep.
+        // After a month of sleep.
         recorder.record(at(begun, 2_600_000.6), counters([(1, [70, 0])]));
         assert!(latest(&recorder, 60, 1000).total.received.iter().all(|rate| *rate == 0.0));
         recorder.record(at(begun, 2_600_001.6), counters([]));
@@ -309,7 +309,7 @@ mod tests {
         const PEERS: u32 = 3000;
         let begun = Instant::now();
         let mut recorder = Recorder::new(begun);
-        // All have keepalives, each 25 seconds; the last hundred have real traffic, which begins after a minute.
+        // All have keepalives every 25 seconds; the last hundred have real traffic, which begins after a minute.
         for second in 1..=120u64 {
             let bytes = |number: u32| match number {
                 0..2900 => (second + u64::from(number)) / 25 * 32,
@@ -324,7 +324,7 @@ mod tests {
         let busy = &recorder.peers[&key(2999)].rings;
         assert_eq!(busy.latest(0, 60)[0], [10_000.0; 60]);
 
-        // Two days.
+        // After two days.
         recorder.record(at(begun, 172_800.0), counters([(2999, [600_000, 0])]));
         for rings in recorder.peers.values().map(|peer| &peer.rings) {
             let points: Vec<usize> = rings.rings.iter().map(VecDeque::len).collect();

@@ -1,12 +1,12 @@
-//! Between the coordinator and the other parts: what it says of others becomes peers, what it says of this site its
-//! address.
+//! Between the coordinator and the other parts: what it says about others becomes peers, what it says about this site
+//! becomes its address.
 
 use std::time::Instant;
 
 use super::overlay::{Input, Outcome, Overlay};
 use super::{Gateway, wanted};
 
-/// Takes what came in for the overlay.
+/// Takes an input for the overlay.
 pub fn handle_input(gateway: &mut Gateway, now: Instant, input: Input) {
     let Some(overlay) = &mut gateway.overlay else { return };
     match overlay.handle_input(now, input) {
@@ -26,7 +26,7 @@ pub fn apply(gateway: &mut Gateway, now: Instant) {
     }
 }
 
-/// Takes the address that the coordinator gives, unless the profile has one.
+/// Takes the address that the coordinator assigns, unless the profile has one.
 pub fn take_address(gateway: &mut Gateway) {
     let Some(address) = gateway.overlay.as_ref().and_then(Overlay::address) else { return };
     if !gateway.site.own_address && gateway.site.virtual_addresses != [address] {

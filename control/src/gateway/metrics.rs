@@ -1,4 +1,4 @@
-//! Where the gateway's metrics are served: the listener that the profile asks for. An address that cannot be had is a
+//! Where the gateway's metrics are served: the listener that the profile asks for. An address that cannot be bound is a
 //! problem, and is tried again.
 
 use std::io;
@@ -14,16 +14,16 @@ use crate::metrics::page;
 use crate::problem::{Problem, Problems};
 use crate::status::Status;
 
-/// A question for the gateway's state.
+/// A request for the gateway's state.
 pub type Ask = oneshot::Sender<Status>;
 
-/// The subject of the problem that they cannot be served.
+/// The subject of the problem that metrics cannot be served.
 const METRICS: &str = "Metrics";
 
 /// The listener, and what is asked through it.
 pub struct Metrics {
     wanted: Option<SocketAddr>,
-    /// Where it is served now, and the task that does it, which is aborted when dropped.
+    /// The address where they are served, and the task that does it, which is aborted when dropped.
     serving: Option<(SocketAddr, JoinSet<()>)>,
     ask: mpsc::Sender<Ask>,
     asked: mpsc::Receiver<Ask>,
@@ -31,7 +31,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// To be served there; [`Self::follow`] begins it.
+    /// To be served at this address; [`Self::follow`] begins.
     pub fn new(wanted: Option<SocketAddr>) -> Self {
         let (ask, asked) = mpsc::channel(1);
         Self { wanted, serving: None, ask, asked, problems: Problems::default() }
@@ -44,7 +44,7 @@ impl Metrics {
         self.follow(now);
     }
 
-    /// Listens where it should, if it does not. Must be called within a tokio runtime.
+    /// Listens at the wanted address, unless it already does. Must be called within a tokio runtime.
     pub fn follow(&mut self, now: Instant) {
         if self.serving.as_ref().map(|(address, _)| *address) != self.wanted {
             self.serving = None;
@@ -74,7 +74,7 @@ impl Metrics {
         self.asked.recv().await
     }
 
-    /// When to try again what has failed.
+    /// When to retry what has failed.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.problems.poll_timeout()
     }
@@ -85,10 +85,10 @@ impl Metrics {
     }
 }
 
-/// The page of this moment. A gateway that is on its way out does not answer.
+/// The current page. A gateway that is shutting down does not answer.
 async fn ask(ask: mpsc::Sender<Ask>) -> Option<String> {
     let (reply, status) = oneshot::channel();
-    // A refused question drops its reply, which shows below.
+    // When the request is refused its reply is dropped, which shows below.
     let _ = ask.send(reply).await;
     page(status.await.ok()?).ok()
 }

@@ -1,4 +1,4 @@
-//! The running gateway: what should be against what is, again and again.
+//! The running gateway: compares what should be with what is, again and again.
 //!
 //! ```text
 //!   Site         who we are, from the profile
@@ -9,10 +9,10 @@
 //!   Ground       routes, rules, firewall, settings  ◄───┘  Wanted      │ table, paths, steering
 //!   Plane        interfaces, ports, workers         ◄──────────────────┘
 //! ```
-//! Each part owns its state; [`Gateway`] only passes between them. Inputs change one part and leave a mark of what is
-//! due; [`Gateway::follow_up`] then sees to everything that is due, in the order in which nothing can leak. A start
-//! is the first time of that, and nothing ends the gateway but its administrator, a worker's panic, or a start that
-//! its profile makes impossible: what fails is a problem with a name, and is tried again.
+//! Each part owns its state; [`Gateway`] only passes between them. Inputs change one part and mark what is due;
+//! [`Gateway::follow_up`] then does everything that is due, in an order in which nothing can leak. The start is simply
+//! the first such pass, and nothing ends the gateway but its administrator, a worker's panic, or a profile that makes a
+//! start impossible: whatever fails is a problem with a name, and is tried again.
 
 mod bypass;
 mod configure;
@@ -27,6 +27,7 @@ mod netcheck;
 mod network;
 mod overlay;
 mod path_mtu;
+mod paths;
 mod peers;
 mod plane;
 mod privileges;
@@ -61,7 +62,7 @@ pub use run::run;
 use site::Site;
 pub use standing::{guard, guarded, release};
 
-/// The reasons for which a gateway drops packets, by the names that `status` shows.
+/// The reasons for which a gateway drops packets, under the names that `status` shows.
 pub fn drop_reasons() -> impl Iterator<Item = String> {
     let workers = DropReason::ALL.iter().map(|reason| reason.name().to_owned());
     workers.chain(handshakes::drop_reasons())
@@ -69,28 +70,28 @@ pub fn drop_reasons() -> impl Iterator<Item = String> {
 
 /// A gateway with its workers running.
 pub struct Gateway {
-    /// The profile in force, but for what `wg set` has changed since.
+    /// The profile in force, except for what `wg set` has changed since.
     profile: Profile,
     site: Site,
     handshakes: Handshakes,
-    /// With a coordinator.
+    /// `None` without a coordinator.
     overlay: Option<Overlay>,
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
-    /// What AF_XDP would pass by.
+    /// The rules that AF_XDP would bypass.
     bypass: Bypass,
     metrics: Metrics,
     history: Recorder,
-    /// What is wrong with the guard and the profile.
+    /// Problems of the guard and the profile.
     problems: Problems,
-    /// What was changed and is not yet in force.
+    /// What was changed and is not in force yet.
     due: Due,
 }
 
 impl Gateway {
-    /// Sees to everything that follows from what was changed. Guard and routes come before the table, so that no
-    /// worker is given a packet that has no way, and the table before the commands that rely on it.
+    /// Does everything that follows from the changes. Guard and routes come before the table, so that no worker gets a
+    /// packet that has no route, and the table comes before the commands that rely on it.
     fn follow_up(&mut self, now: Instant) {
         self.handshakes.take_events(now, 0);
         if let Some(overlay) = &mut self.overlay {
@@ -101,20 +102,20 @@ impl Gateway {
         let Self { profile, handshakes, overlay, .. } = self;
         let moved = overlay.as_mut().is_some_and(|overlay| overlay.follow_socket(now, profile, handshakes));
         if renewed.is_some() || moved {
-            // Peers hear of another port before anything that takes its time.
+            // Peers are told of a new port before anything that takes time.
             let (due, commands) = self.handshakes.take_due();
             self.due.add(due);
-            self.plane.command(commands);
-            self.handshakes.lost(self.plane.send_commands());
+            self.plane.workers_mut().command(commands);
+            self.handshakes.lost(self.plane.workers_mut().send_commands());
             renewed.into_iter().flatten().for_each(|notice| traffic::take_notice(self, now, notice));
-            // The tun device may be another.
+            // The tun device may be a new one.
             let changed = self.ground.refresh(now, [News::Lost]);
             network::changed(self, now, &changed);
             self.due.add(Due::PEERS);
         }
         let (due, commands) = self.handshakes.take_due();
         self.due.add(due);
-        self.plane.command(commands);
+        self.plane.workers_mut().command(commands);
         let mut due = std::mem::take(&mut self.due);
         if due.prefixes {
             self.plane.renew_allowed_ips(&self.handshakes.peers);
@@ -134,7 +135,7 @@ impl Gateway {
             self.plane.publish(&self.handshakes.peers);
         }
         self.handshakes.transmit();
-        let lost = self.plane.send_commands();
+        let lost = self.plane.workers_mut().send_commands();
         self.handshakes.lost(lost);
     }
 }

@@ -1,4 +1,4 @@
-//! What a running gateway knows of its network, for `netcheck`: from the tunnel's own socket.
+//! What a running gateway knows of its network, for `netcheck`: measured from the tunnel's own socket.
 
 use std::time::Instant;
 
@@ -9,9 +9,9 @@ use super::Gateway;
 use super::overlay::Overlay;
 use crate::coordinator::State;
 use crate::key::PublicKey;
-use crate::netcheck::{Coordinator, Family, Parts, Peer, Report};
+use crate::netcheck::{Coordinator, Family, Parts, RemoteSite, Report};
 
-/// What is known now; nothing is asked anew. Without a coordinator nobody is asked, and little is known.
+/// What is known now; nothing is measured for this. Without a coordinator no server is asked, so little is known.
 pub fn report(gateway: &Gateway) -> Report {
     let (local_port, pinned) = (gateway.plane.local_port(), gateway.site.pinned);
     let Some(overlay) = &gateway.overlay else {
@@ -31,9 +31,9 @@ pub fn report(gateway: &Gateway) -> Report {
     })
 }
 
-fn peers_on_the_map(gateway: &Gateway, overlay: &Overlay) -> Vec<Peer> {
+fn peers_on_the_map(gateway: &Gateway, overlay: &Overlay) -> Vec<RemoteSite> {
     let now = Instant::now();
-    let with_path = |(key, mut peer): (_, Peer)| {
+    let with_path = |(key, mut peer): (_, RemoteSite)| {
         if let Some(known) = gateway.handshakes.peers.with_key(&key) {
             let status = super::report::peer(gateway, known, now);
             (peer.path, peer.reason) = (Some(status.path), status.reason);
@@ -41,13 +41,13 @@ fn peers_on_the_map(gateway: &Gateway, overlay: &Overlay) -> Vec<Peer> {
         peer
     };
     let keys = overlay.map.peers.keys().map(|key| PublicKey::from_bytes(*key.as_bytes()));
-    keys.zip(Peer::of_map(&overlay.map)).map(with_path).collect()
+    keys.zip(RemoteSite::of_map(&overlay.map)).map(with_path).collect()
 }
 
 /// Whether more will be known soon.
 fn measuring(overlay: &Overlay) -> bool {
     let Overlay { client, traversal, map, registration, .. } = overlay;
-    // Who waits for an approval is sent no map.
+    // A site that waits for approval gets no map.
     let pending = registration.as_ref().is_some_and(|site| site.state == RegistrationState::Pending);
     let map_to_come = match client.state() {
         State::Connecting => true,
@@ -65,7 +65,7 @@ fn coordinator(overlay: &Overlay) -> Coordinator {
     };
     Coordinator {
         address: overlay.config.url.endpoint().host_and_port(),
-        // What the connection uses too.
+        // The proxy that the connection itself uses.
         proxy: Proxy::of_environment().towards(&overlay.config.url),
         reachable,
         problem,

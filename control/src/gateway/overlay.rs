@@ -1,9 +1,10 @@
-//! Peers that the coordinator names: its map becomes peers and prefixes, the paths found to them become
-//! endpoints, and what we learn of our own place goes back to it.
+//! Peers that the coordinator names: its map becomes peers and prefixes, the paths found to them become endpoints, and
+//! what we learn about our own addresses goes back to it.
 //!
-//! The map is an offer. Only sites and relays that the authority has signed for are taken of it ([`Statements`]), and
-//! of their prefixes those that this gateway has nothing against ([`trust::judge`]); both again whenever the map, the
-//! networks of this site or the signed documents change. What is refused is a problem with a name.
+//! The map is only an offer. Of its sites and relays, only those that the authority has signed for are accepted
+//! ([`Statements`]), and of their prefixes only those that this gateway has no objection to ([`trust::judge`]); both
+//! are judged again whenever the map, this site's networks or the signed documents change. Whatever is refused is a
+//! problem with a name.
 //!
 //! [`trust::judge`]: penstock_proto::trust::judge
 
@@ -22,79 +23,90 @@ use penstock_proto::trust::{Server, Surroundings};
 
 use super::due::Due;
 use super::handshakes::Handshakes;
+use super::paths::Telling;
 use super::peers::{Found, Peer, Peers};
 use super::plane::Sizes;
-use super::statements::{Believed, By, Refused, Site, Statements, Vouched};
+use super::statements::{Believed, By, Refused, Site, Statements, Vouched, listed};
 use crate::coordinator::{Cached, Client, Config, Event};
 use crate::ground::{Origin, Prefixes};
 use crate::key::PublicKey;
 use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
-use crate::traversal::{self, Selection, Settings, Traversal};
+use crate::traversal::{self, Selection, Settings, Traversal, trust_in_relays};
 
 use members::follow_map;
 
-/// First handshakes a second, and at once, that go out before there is anything to send. Half of what a relay
-/// lets one site begin, so that handshakes for traffic find room.
+/// First handshakes per second, and at once, that are sent before there is anything to send. Half of what a relay lets
+/// one site begin, so that handshakes for traffic find room.
 const FIRST_HANDSHAKES_PER_SECOND: u32 = 10;
 const FIRST_HANDSHAKES_BURST: u32 = 100;
+
+/// The subject of the problem that gateways are too old for the policy.
+const CUT_OFF: &str = "policy";
 
 /// What a gateway with a coordinator has.
 pub struct Overlay {
     /// Where the coordinator is, and how this site connects to it.
     pub config: Config,
-    /// Port and mark of the socket by which the ways are found; `None` once others are to be found.
+    /// Port and mark of the socket with which paths are found; `None` when they are to be found again.
     socket: Option<(u16, u32)>,
-    /// What the path agent was told of the sizes of packets.
+    /// The packet sizes that the path agent was told.
     sizes: Option<Sizes>,
     /// The connection to the coordinator.
     pub client: Client,
-    /// The ways to the peers.
+    /// The paths to the peers.
     pub traversal: Traversal,
-    /// What the coordinator said last.
+    /// The map that the coordinator last sent.
     pub map: Arc<Map>,
-    /// What it has on record of us.
+    /// The coordinator's record of this site.
     pub registration: Option<Registration>,
-    /// Whom of the map this gateway believes.
+    /// What decides which sites of the map this gateway believes.
     pub statements: Statements,
-    /// What came of the map when it was last judged.
+    /// The result of judging the map for the last time.
     pub believed: Believed,
-    /// The surroundings in which its prefixes were last judged; `None` if anybody else has given peers prefixes since.
+    /// The surroundings in which its prefixes were last judged; `None` if something else has given prefixes to peers
+    /// since.
     surroundings: Option<Surroundings>,
-    /// Whose reachability is another, or to be seen otherwise, since paths were last looked for.
+    /// Sites whose reachability has changed, or has to be looked at again, since paths were last looked for.
     moved: BTreeSet<SiteKey>,
     /// First handshakes that nobody has asked for, lately.
     first_handshakes: Bucket,
+    /// What the coordinator wants to be told of paths.
+    pub telling: Telling,
     /// What of the map was refused.
     refused: Problems,
-    /// The ways out, when they were last looked at.
+    /// Sites that are believed, and too old for the policy.
+    outdated: BTreeSet<SiteKey>,
+    /// That these cannot be reached.
+    cut_off: Problems,
+    /// The default routes, when they were last looked at.
     default_routes: Option<DefaultRoutes>,
 }
 
 /// Interface and router of each default route.
 pub type DefaultRoutes = Vec<(Option<u32>, Option<IpAddr>)>;
 
-/// What came in for the overlay.
+/// An input for the overlay.
 pub enum Input {
-    /// The coordinator said something, or is gone.
+    /// The coordinator sent something, or its connection ended.
     Coordinator(Box<Event>),
-    /// Something came in on the way to the peers.
+    /// Something arrived that concerns the paths to the peers.
     Traversal(traversal::Input),
 }
 
-/// What has become of an input.
+/// The effect of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing that others have to see to.
+    /// Nothing that concerns other parts.
     Nothing,
-    /// There is another map, which has to be applied.
+    /// There is a new map, which has to be applied.
     Map,
     /// The coordinator has told this site's address.
     Address,
 }
 
 impl Overlay {
-    /// Connects to the coordinator, if the profile names one. Until it says more there are the peers of last time.
+    /// Connects to the coordinator, if the profile names one. Until it answers, the peers are those of the last time.
     pub fn start(now: Instant, profile: &Profile, udp: UdpSender) -> Option<Self> {
         let config = Config::of(profile)?;
         let (map, registration) = match Client::cached(&config) {
@@ -114,12 +126,15 @@ impl Overlay {
             map,
             registration,
             first_handshakes: Bucket::default(),
+            telling: Telling::default(),
             refused: Problems::default(),
+            outdated: BTreeSet::new(),
+            cut_off: Problems::default(),
             default_routes: None,
         })
     }
 
-    /// Takes up another profile. To be followed by [`Self::set_place`] and [`Self::apply`].
+    /// Takes up another profile. [`Self::set_place`] and [`Self::apply`] are to follow.
     pub fn reload(overlay: &mut Option<Self>, now: Instant, profile: &Profile, handshakes: &mut Handshakes) {
         let config = Config::of(profile);
         if let (Some(Self { config: before, client, traversal, socket, statements, .. }), Some(config)) =
@@ -130,8 +145,7 @@ impl Overlay {
                 *client = Client::start(config.clone());
                 *statements = Statements::open(now, config);
                 traversal.repeat_reachability();
-                // Relays are trusted as the coordinator is.
-                *socket = socket.filter(|_| before.trust == config.trust);
+                *socket = socket.filter(|_| trust_in_relays(&before.trust) == trust_in_relays(&config.trust));
                 before.clone_from(config);
             }
             traversal.set_permissions(now, profile.birthday_probing, profile.port_mapping);
@@ -140,15 +154,15 @@ impl Overlay {
         if let Some(old) = overlay.take() {
             let named: Vec<_> = handshakes.peers.iter().filter(|p| p.origin == Origin::Overlay).map(|p| p.id).collect();
             named.into_iter().for_each(|id| drop(handshakes.remove(id)));
-            // Router and disk may take their time.
+            // Router and disk may be slow.
             tokio::spawn(old.stop());
         }
         *overlay = config.and_then(|_| Self::start(now, profile, handshakes.sender()));
     }
 
-    /// Finds the ways to the peers anew if the tunnel has another port or mark, or other relays are to be trusted;
-    /// whether that is so. Peers are sent to where they were until their paths are found. To be followed by
-    /// [`Self::set_place`] and [`Self::apply`].
+    /// Starts finding paths again if the tunnel has another port or mark, or if other relays are to be trusted; returns
+    /// whether that is so. Packets go to the peers' present endpoints until their paths are found. [`Self::set_place`]
+    /// and [`Self::apply`] are to follow.
     pub fn follow_socket(&mut self, now: Instant, profile: &Profile, handshakes: &mut Handshakes) -> bool {
         let udp = handshakes.sender();
         let socket = Some((udp.local_port(), udp.mark()));
@@ -167,7 +181,7 @@ impl Overlay {
         true
     }
 
-    /// How large packets may be, for the paths that are probed.
+    /// Sets how large packets may be, for the paths that are probed.
     pub fn set_sizes(&mut self, now: Instant, sizes: Sizes) {
         if self.sizes.replace(sizes) != Some(sizes) {
             self.traversal.set_sizes(now, sizes.link, sizes.pinned, sizes.receive_limit);
@@ -190,7 +204,7 @@ impl Overlay {
         }
     }
 
-    /// Takes what came in.
+    /// Takes an input.
     pub fn handle_input(&mut self, now: Instant, input: Input) -> Outcome {
         match input {
             Input::Traversal(input) => {
@@ -198,7 +212,7 @@ impl Overlay {
                 Outcome::Nothing
             }
             Input::Coordinator(event) => match *event {
-                // The others are told to forget us; so do we.
+                // The others are told to forget us, so we forget them too.
                 Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => {
                     self.map = Arc::default();
                     Outcome::Map
@@ -211,7 +225,14 @@ impl Overlay {
                     self.statements.learn(now, &documents);
                     Outcome::Nothing
                 }
-                Event::Lost(_) | Event::Refused(_) => Outcome::Nothing,
+                Event::Reports(reports) => {
+                    self.telling.ask(Some(reports));
+                    Outcome::Nothing
+                }
+                Event::Lost(_) | Event::Refused(_) => {
+                    self.telling.ask(None);
+                    Outcome::Nothing
+                }
                 Event::Registered(registration) => {
                     self.registration = Some(registration);
                     Outcome::Address
@@ -220,7 +241,7 @@ impl Overlay {
                     let before = std::mem::replace(&mut self.map, map);
                     let Difference { moved, sites } = Difference::between(&before, &self.map);
                     self.moved.extend(moved);
-                    // Most news is where somebody is, and concerns nobody else.
+                    // Most news is about where one site is, and concerns nobody else.
                     if sites { Outcome::Map } else { Outcome::Nothing }
                 }
             },
@@ -232,13 +253,13 @@ impl Overlay {
         self.traversal.poll_timeout(now).into_iter().chain(self.statements.poll_timeout()).min()
     }
 
-    /// Does what has become due; whether the map has to be applied again.
+    /// Does what is due; returns whether the map has to be applied again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         self.statements.handle_timeout(now)
     }
 
-    /// Takes up where we are: our addresses, the router that may map ports with our address towards it, and the
-    /// default routes. When these have changed, every path is tried anew.
+    /// Sets where we are: our addresses, the router that may map ports and our address towards it, and the default
+    /// routes. When these have changed, every path is tried again.
     pub fn set_place(
         &mut self,
         now: Instant,
@@ -254,7 +275,7 @@ impl Overlay {
         }
     }
 
-    /// The address that the coordinator gives this site.
+    /// The address that the coordinator assigns to this site.
     pub fn address(&self) -> Option<IpAddr> {
         self.registration.as_ref().map(|registration| IpAddr::from(registration.virtual_address))
     }
@@ -272,7 +293,7 @@ impl Overlay {
         self.believed = self.statements.judge(now, &self.map);
     }
 
-    /// Makes peers of the sites that are believed, and has paths found to them.
+    /// Makes peers of the sites that are believed, and looks for paths to them.
     pub fn apply(&mut self, now: Instant, handshakes: &mut Handshakes, surroundings: Surroundings) {
         let before = self.surroundings.as_ref();
         let Handshakes { proto, peers, .. } = handshakes;
@@ -294,6 +315,9 @@ impl Overlay {
             self.believed.refuse(|| Refused { name, key, prefix, reason: refused.to_string(), by });
         }
         self.note_refused(now);
+        let outdated = self.map.peers.iter().filter(|(_, peer)| is_outdated(peer)).map(|(key, _)| *key);
+        self.outdated = outdated.filter(|key| self.believed.sites.contains_key(key)).collect();
+        self.note_outdated(now);
         self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
         self.moved.extend(changes.added.iter().map(|key| SiteKey::from(*key.as_bytes())));
         let changed: Prefixes = changes.prefixes.into_iter().collect();
@@ -303,13 +327,14 @@ impl Overlay {
         self.follow_moves(now, handshakes);
     }
 
-    /// Has every prefix judged anew at the next [`apply`](Self::apply): somebody else has changed whose they are.
+    /// Has every prefix judged again at the next [`apply`](Self::apply), because something else has changed whose they
+    /// are.
     pub fn judge_all(&mut self) {
         self.surroundings = None;
     }
 
     fn note_refused(&mut self, now: Instant) {
-        // One doubt about this gateway itself concerns all.
+        // A doubt about this gateway itself concerns all sites.
         let mut shown: Vec<&Refused> = self.believed.refused.iter().collect();
         shown.dedup_by_key(|refused| refused.subject());
         let more = self.believed.unlisted;
@@ -324,47 +349,67 @@ impl Overlay {
         }
         if more > 0 {
             let sentence = format!("{more} more sites or prefixes of the coordinator's map are refused");
-            self.refused.note(now, &rest, &sentence, "see to the first ones");
+            self.refused.note(now, &rest, &sentence, "resolve the first ones");
         }
     }
 
-    /// What vouches for a peer, unless it is the profile's.
+    fn note_outdated(&mut self, now: Instant) {
+        if self.outdated.is_empty() {
+            self.cut_off.solved(CUT_OFF);
+            return;
+        }
+        let sites = self.outdated.iter().filter_map(|key| self.believed.sites.get(key));
+        let names: Vec<&str> = sites.map(|site| site.name.as_str()).collect();
+        let sentence = format!(
+            "no tunnel to {}: the gateway there is too old to enforce what the coordinator's policy allows",
+            listed(names.into_iter())
+        );
+        self.cut_off.warn(now, CUT_OFF, &sentence, "update Penstock there");
+    }
+
+    /// What vouches for a peer; `None` for the profile's.
     pub fn vouched(&self, peer: &Peer) -> Option<Vouched> {
         peer.found?;
         self.believed.sites.get(&SiteKey::from(*peer.public_key.as_bytes()))?.vouched
     }
 
-    /// What of the map was refused, as `status` lists it.
+    /// What was refused of the map, as `status` lists it.
     pub fn refused(&self) -> &[Refused] {
         &self.believed.refused
     }
 
-    /// Takes up what those say of themselves that have moved: where they are, and how fast.
+    /// Takes up what sites announce that have moved: where they are, and how fast.
     fn follow_moves(&mut self, now: Instant, handshakes: &mut Handshakes) {
+        let mut changed = false;
         for key in std::mem::take(&mut self.moved) {
             let Some(site) = self.map.peers.get(&key).filter(|_| self.believed.sites.contains_key(&key)) else {
                 continue;
             };
-            // A coordinator that was restarted has not heard of all sites yet; what they said before still holds.
+            changed |= if is_outdated(site) { self.outdated.insert(key) } else { self.outdated.remove(&key) };
+            // A coordinator that has restarted has not heard from all sites yet; what they said before still holds.
             if let Some(told) = &site.reachability {
                 handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
             }
             let told = site.reachability.clone().unwrap_or_default();
-            // What lies behind the tunnel cannot be the way to its end.
+            // An address behind the tunnel cannot be the path to the tunnel's end.
             let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
             let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
             self.traversal.set_remote(now, &key.into(), &candidates, told.nat_type.unwrap_or_default());
         }
+        if changed {
+            self.note_outdated(now);
+        }
     }
 
-    /// Follows the paths: what the agent has chosen becomes endpoints, what it has learnt of us goes to the
+    /// Follows the paths: the agent's choices become endpoints, and what it has learnt about us goes to the
     /// coordinator.
     pub fn follow_paths(&mut self, now: Instant, handshakes: &mut Handshakes) {
         self.follow_moves(now, handshakes);
         self.traversal.step(now);
         self.statements.learn_from_relays(now, &self.traversal.take_documents());
         if let Some(reachability) = self.traversal.poll_reachability() {
-            self.client.announce(Reachability { speeds: Some(handshakes.speeds()), ..reachability });
+            let speeds = Some(handshakes.speeds());
+            self.client.announce(Reachability { speeds, enforces_allow: true, ..reachability });
         }
         while let Some(selection) = self.traversal.poll_selection() {
             self.select(now, handshakes, selection);
@@ -395,11 +440,11 @@ impl Overlay {
         let has_session = peer.sending.is_some();
         handshakes.set_endpoint(id, endpoint);
         if before.is_none_or(|before| before.path != path) {
-            // A relay knows by handshakes which session is whose, and has seen none of this one's, nor of one
-            // that is in the making.
+            // A relay knows from handshakes whose session is whose. It has seen none of this session's, nor of one in
+            // the making.
             let known = has_session || handshakes.proto.peer(id).is_some_and(|peer| peer.handshake_under_way());
             let unseen = matches!(path, Path::Relay { .. }) && known;
-            // We may have been restarted: the peer would send by a session that we have not until it has missed
+            // We may have restarted: the peer would go on sending on a session that we do not have until it has missed
             // our answers for 15 s.
             let first = !has_session && before.is_some_and(|before| before.path == Path::None);
             let renew = unseen || (first && self.may_call(now));
@@ -413,7 +458,7 @@ impl Overlay {
         self.first_handshakes.take(now, cost, cost * FIRST_HANDSHAKES_BURST)
     }
 
-    /// The relay that a peer's WireGuard datagrams go by, for `status`.
+    /// The relay that a peer's WireGuard datagrams go through, for `status`.
     pub fn relay_of(&self, peer: &Peer) -> Option<String> {
         match peer.found?.path {
             Path::Relay { relay, .. } => self.traversal.relay_name(relay),
@@ -421,14 +466,14 @@ impl Overlay {
         }
     }
 
-    /// What of the map was refused, and what is wrong with the signed documents.
+    /// What was refused of the map, whom this site cannot reach, and what is wrong with the signed documents.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
-        self.refused.list(now).into_iter().chain(self.statements.problems(now)).collect()
+        [self.refused.list(now), self.cut_off.list(now), self.statements.problems(now)].concat()
     }
 }
 
-/// The addresses at which the peers are reached from outside, but for those that are no longer believed. What stands
-/// for a way by TLS or from another port is no address of anybody's.
+/// The addresses at which the peers are reached from outside, except those of peers no longer believed. Local addresses
+/// that stand for a path over TLS or from another port are left out.
 pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>) -> impl Iterator<Item = IpAddr> + 'a {
     let stays = |peer: &&Peer| peer.found.is_none() || sites.contains_key(&SiteKey::from(*peer.public_key.as_bytes()));
     let endpoints = peers.iter().filter(stays).filter_map(|peer| peer.endpoint);
@@ -438,16 +483,16 @@ pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>
 /// How a map differs from the one before.
 #[derive(Debug, PartialEq, Eq)]
 struct Difference {
-    /// Whose reachability is another.
+    /// Sites whose reachability has changed.
     moved: Vec<SiteKey>,
-    /// Whether relays, servers or sites are others, wherever these are.
+    /// Whether relays, servers or sites have changed, apart from where these are.
     sites: bool,
 }
 
 impl Difference {
     fn between(before: &Map, after: &Map) -> Self {
         let servers = (&before.relays, &before.stun_servers) != (&after.relays, &after.stun_servers);
-        // Of as many sites as before one is new if one is gone.
+        // If there are as many sites as before, one is new exactly if one is gone.
         let mut difference = Self { moved: Vec::new(), sites: servers || before.peers.len() != after.peers.len() };
         let mut old = before.peers.iter().peekable();
         for (key, new) in &after.peers {
@@ -468,9 +513,15 @@ impl Difference {
     }
 }
 
+/// Whether a site is to restrict what this one begins there, and its gateway is too old to do so. That gateway is not
+/// shown this site.
+fn is_outdated(peer: &coordination::Peer) -> bool {
+    peer.allow.is_some() && peer.reachability.as_ref().is_some_and(|told| !told.enforces_allow)
+}
+
 fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {
     let settings = Settings {
-        trust: config.trust.clone(),
+        trust: trust_in_relays(&config.trust),
         birthday_probing: profile.birthday_probing,
         port_mapping: profile.port_mapping,
         pinned_mtu: profile.mtu,

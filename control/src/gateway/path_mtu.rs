@@ -1,7 +1,7 @@
-//! How large packets to each peer may be: what its path agent has found, else what the link and routers say.
+//! How large packets to each peer may be: as its path agent has found, else as the link and routers say.
 //!
-//! [`PathMtu`] says what follows from it. The table has the size of each peer, the kernel's routes to its prefixes
-//! have it, and the steering programs leave to the kernel what has to be fragmented for any peer.
+//! [`PathMtu`] says what follows from it. The table has each peer's size, the kernel's routes to its prefixes have it,
+//! and the steering programs leave to the kernel what has to be fragmented for some peer.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -34,7 +34,7 @@ pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
     }
 }
 
-/// Takes what routers say of the tunnel's datagrams.
+/// Takes routers' messages about the tunnel's datagrams.
 pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
     let Gateway { handshakes, overlay, plane, due, .. } = gateway;
     for told in told.iter().filter(|told| told.source_port == plane.local_port()) {
@@ -55,13 +55,13 @@ pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
     }
 }
 
-/// The prefixes whose routes have an MTU of their own, smaller than the tunnel's.
+/// The prefixes whose routes need an MTU of their own, smaller than the tunnel's.
 pub fn of_prefixes(peers: &Peers, tunnel: u16) -> BTreeMap<IpNet, u32> {
     let smaller = |owner| Some(peers.of(owner)?.mtu_within(tunnel)).filter(|mtu| *mtu < tunnel);
     peers.allowed_ips().filter_map(|(prefix, owner)| Some((*prefix, u32::from(smaller(owner)?)))).collect()
 }
 
-/// Looks at the peers without a path agent; whether packets to any may be of another size.
+/// Updates the peers without a path agent; returns whether any peer's size may have changed.
 fn follow_plain(now: Instant, peers: &mut Peers, Sizes { link, pinned, .. }: Sizes) -> bool {
     let mut changed = false;
     for peer in peers.iter_mut().filter(|peer| peer.found.is_none()) {
@@ -75,7 +75,7 @@ fn follow_plain(now: Instant, peers: &mut Peers, Sizes { link, pinned, .. }: Siz
     changed
 }
 
-/// Takes how large packets to a peer may be; whether that is news.
+/// Sets how large packets to a peer may be; returns whether that is new.
 pub fn note(peer: &mut Peer, mtu: PathMtu) -> bool {
     let before = peer.mtu.replace(mtu);
     if before.is_some_and(|before| before.inner != mtu.inner) {

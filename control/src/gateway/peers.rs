@@ -1,5 +1,5 @@
-//! The peers as control knows them: who, where, which sessions, what waits. The list's order is the
-//! order of the published table's peers.
+//! The peers as control knows them: identity, endpoint, sessions, waiting packets. The list's order is that of the
+//! peers in the published table.
 
 mod owners;
 
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use penstock_dataplane::peer as data;
+use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::session::Session;
 use penstock_proto::coordination::{self, Service};
 use penstock_proto::path::{Path, Reason};
@@ -23,80 +23,80 @@ use crate::profile::{Endpoint, SuiteSetting};
 
 use owners::Owners;
 
-/// How often the kernel sends a packet to a peer with whom AF_XDP exchanges data. Connection tracking forgets a flow of
-/// UDP after 30 s (`nf_conntrack_udp_timeout`).
+/// How often the kernel sends a packet to a peer with which AF_XDP exchanges data. Connection tracking forgets a UDP
+/// flow after 30 s (`nf_conntrack_udp_timeout`).
 const SHOW_EVERY: Duration = Duration::from_secs(20);
-/// Packets that wait for a peer's session; more push out the oldest.
+/// Packets that may wait for a peer's session; further ones push out the oldest.
 pub const WAITING: usize = 128;
 
 /// Another site.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its name in the handshake's state.
+    /// Its id in the handshakes' state.
     pub id: PeerId,
-    /// Who told of it.
+    /// Where it was configured.
     pub origin: Origin,
     /// Its counters in the data plane, and its number there.
-    pub data: Arc<data::Peer>,
-    /// What people call it; empty for one that came over the userspace API.
+    pub counters: Arc<PeerCounters>,
+    /// Its name for people; empty for one that came over the userspace API.
     pub name: String,
-    /// What rules of the firewall select it by, besides its name.
+    /// What firewall rules can select it by, besides its name.
     pub tags: Vec<coordination::Name>,
-    /// What it may begin here, by the coordinator's policy; `None`: everything.
+    /// What it may begin here under the coordinator's policy; `None`: everything.
     pub allow: Option<Vec<Service>>,
-    /// Who it is.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// A key shared beside the key pairs.
+    /// The preshared key, if there is one.
     pub preshared_key: Option<PresharedKey>,
-    /// The endpoint as it was configured, to be resolved again when the peer is lost.
+    /// The endpoint as configured, to be resolved again when the peer is lost.
     pub configured: Option<Endpoint>,
-    /// Where it is.
+    /// Its present endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// The address of ours that it called last, which packets to it leave from.
+    /// The address of ours that it last called, from which packets to it are sent.
     pub local: Option<IpAddr>,
-    /// Whether it is only remembered to have been there before the start.
+    /// Whether the endpoint is only remembered from before the start.
     pub recalled: bool,
     /// The path found to it, if the coordinator named it.
     pub found: Option<Found>,
-    /// How large packets to it may be; `None` as long as nobody knows where it is.
+    /// How large packets to it may be; `None` as long as its endpoint is unknown.
     pub mtu: Option<PathMtu>,
-    /// The same as far as the link and routers say, for a peer without a path agent.
+    /// The same according to link and routers, for a peer without a path agent.
     pub plain_path: Option<PlainPath>,
-    /// How often another one was found.
+    /// How many times its path has changed.
     pub path_changes: u64,
-    /// Interval of keepalives.
+    /// Interval of persistent keepalives.
     pub persistent_keepalive: Option<Duration>,
-    /// Which suite is used with it.
+    /// The suite setting for it.
     pub suite: SuiteSetting,
-    /// How fast it is with each suite, if it has said so to the coordinator.
+    /// How fast it is with each suite, if it has announced that to the coordinator.
     pub speeds: Option<Speeds>,
     /// The sessions that may receive, at most three.
     pub sessions: Vec<Arc<Session>>,
-    /// Receiver index of the one to send by.
+    /// Receiver index of the session to send on.
     pub sending: Option<u32>,
     /// Packets for which there is no session yet.
     pub waiting: VecDeque<Box<[u8]>>,
-    /// Bytes of handshake messages, which do not pass the data plane: received, sent.
+    /// Bytes of handshake messages, which do not pass through the data plane: received, sent.
     pub handshake_bytes: (u64, u64),
-    /// What is sent to it and may come from it: a part of [`Peers::allowed_ips`].
+    /// Its part of [`Peers::allowed_ips`]: what is sent to it and accepted from it.
     allowed_ips: BTreeSet<IpNet>,
     sampled: Sampled,
     shown: Option<Shown>,
 }
 
-/// When the flow was last shown to the kernel's connection tracking, and when data had last passed then.
+/// When the flow was last shown to the kernel's connection tracking, and when data had last passed at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shown {
     at: Instant,
     data: u64,
 }
 
-/// How a peer of the coordinator's is reached.
+/// The path found to one of the coordinator's peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Where its packets go.
+    /// The path.
     pub path: Path,
-    /// Why there.
+    /// Why it was chosen.
     pub reason: Reason,
 }
 
@@ -106,7 +106,7 @@ impl Default for Found {
     }
 }
 
-/// What the traffic counters showed when they were last looked at.
+/// The traffic counters when they were last read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sampled {
     sent: u64,
@@ -116,22 +116,22 @@ struct Sampled {
     counter: u64,
 }
 
-/// What has passed since the last look.
+/// What has passed since the last reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// For the timers.
     pub traffic: Traffic,
-    /// The session that was sent on, and how much.
+    /// The session that was used for sending, and how much.
     pub used: Option<(u32, Used)>,
 }
 
 impl Peer {
-    /// A peer that nothing is known of but who it is.
+    /// A peer of which only the key is known.
     pub fn new(id: PeerId, number: u32, public_key: PublicKey, origin: Origin) -> Self {
         Self {
             id,
             origin,
-            data: Arc::new(data::Peer::new(number)),
+            counters: Arc::new(PeerCounters::new(number)),
             name: String::new(),
             tags: Vec::new(),
             allow: None,
@@ -146,7 +146,7 @@ impl Peer {
             plain_path: None,
             path_changes: 0,
             persistent_keepalive: None,
-            // Only the profile can demand one; whoever is named otherwise may be another WireGuard.
+            // Only the profile can require a suite; a peer from elsewhere may be any WireGuard.
             suite: if origin == Origin::Overlay { SuiteSetting::Auto } else { SuiteSetting::default() },
             speeds: None,
             sessions: Vec::new(),
@@ -164,33 +164,33 @@ impl Peer {
         if self.name.is_empty() { self.public_key.to_string() } else { self.name.clone() }
     }
 
-    /// What is sent to it and may come from it.
+    /// What is sent to it and accepted from it.
     pub fn allowed_ips(&self) -> &BTreeSet<IpNet> {
         &self.allowed_ips
     }
 
-    /// Whether it is followed to where its packets come from. Paths that are found are not left for that.
+    /// Whether its endpoint follows its packets. Paths found by the path agent do not.
     pub fn roams(&self) -> bool {
         self.found.is_none()
     }
 
-    /// Whether it is there itself, and not behind a relay that others are behind too.
+    /// Whether this is the peer's own endpoint, and not a relay that others are behind too.
     pub fn is_at(&self, endpoint: SocketAddr) -> bool {
         let relayed = matches!(self.found, Some(Found { path: Path::Relay { .. }, .. }));
         self.endpoint == Some(endpoint) && !relayed
     }
 
-    /// The largest packet to it, inside a tunnel of this MTU.
+    /// The largest packet to it, in a tunnel with this MTU.
     pub fn mtu_within(&self, tunnel: u16) -> u16 {
         self.mtu.map_or(tunnel, |mtu| mtu.inner.min(tunnel))
     }
 
-    /// Whether it receives by this index of its own.
+    /// Whether it receives with this index of its own.
     pub fn receives_by(&self, index: u32) -> bool {
         self.sessions.iter().any(|session| session.remote_index == index)
     }
 
-    /// The session to send by.
+    /// The session to send on.
     pub fn sending(&self) -> Option<&Arc<Session>> {
         let index = self.sending?;
         self.sessions.iter().find(|s| s.local_index == index)
@@ -198,15 +198,15 @@ impl Peer {
 
     /// Bytes of WireGuard messages received, handshakes included.
     pub fn received_bytes(&self) -> u64 {
-        self.data.received.bytes.load(Relaxed) + self.handshake_bytes.0
+        self.counters.received.bytes.load(Relaxed) + self.handshake_bytes.0
     }
 
     /// Bytes of WireGuard messages sent, handshakes included.
     pub fn sent_bytes(&self) -> u64 {
-        self.data.sent.bytes.load(Relaxed) + self.handshake_bytes.1
+        self.counters.sent.bytes.load(Relaxed) + self.handshake_bytes.1
     }
 
-    /// Puts a packet in the queue for a session; `false` if the oldest had to go for it.
+    /// Queues a packet that waits for a session; `false` if the oldest was dropped for it.
     pub fn wait(&mut self, packet: Box<[u8]>) -> bool {
         let full = self.waiting.len() >= WAITING;
         if full {
@@ -216,16 +216,16 @@ impl Peer {
         !full
     }
 
-    /// Looks at the counters; `None` when nothing has passed since the last look.
+    /// Reads the counters; `None` when nothing has passed since the last reading.
     pub fn sample(&mut self) -> Option<Sample> {
         let session = self.sending();
         let index = session.map(|s| s.local_index);
         let blocks = session.map_or(0, |s| s.sent_blocks());
         let now = Sampled {
-            sent: self.data.sent.packets.load(Relaxed),
-            sent_data: self.data.sent.last_data.load(Relaxed),
-            received: self.data.received.packets.load(Relaxed),
-            received_data: self.data.received.last_data.load(Relaxed),
+            sent: self.counters.sent.packets.load(Relaxed),
+            sent_data: self.counters.sent.last_data.load(Relaxed),
+            received: self.counters.received.packets.load(Relaxed),
+            received_data: self.counters.received.last_data.load(Relaxed),
             counter: session.map_or(0, |s| s.sent()),
         };
         let before = std::mem::replace(&mut self.sampled, now);
@@ -243,11 +243,11 @@ impl Peer {
         Some(Sample { traffic, used })
     }
 
-    /// Whether it is time to show the flow to the kernel's connection tracking; then it counts as shown. Only a flow
-    /// with data since the last time has to be: one that is idle is forgotten with any WireGuard.
+    /// Whether it is time to show the flow to the kernel's connection tracking; if so, it counts as shown. Only a flow
+    /// with data since the last time needs it: an idle one is forgotten with any WireGuard.
     pub fn is_to_be_shown(&mut self, now: Instant) -> bool {
         let data = self.sampled.sent_data.max(self.sampled.received_data);
-        // The handshake was the kernel's.
+        // The handshake went through the kernel.
         let shown = *self.shown.get_or_insert(Shown { at: now, data });
         let due = now.duration_since(shown.at) >= SHOW_EVERY && data != shown.data;
         if due {
@@ -257,11 +257,11 @@ impl Peer {
     }
 }
 
-/// All peers, and to whom the remote addresses belong.
+/// All peers, and the owners of the remote prefixes.
 #[derive(Debug, Default)]
 pub struct Peers {
     list: Vec<Peer>,
-    /// Where in the list each is.
+    /// The place of each in the list.
     places: HashMap<PeerId, usize>,
     by_key: HashMap<PublicKey, PeerId>,
     by_number: HashMap<u32, PeerId>,
@@ -270,7 +270,7 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// A number for a new peer, by which the data plane calls it; never one that was used before.
+    /// A number for a new peer in the data plane; no number is used twice.
     pub fn number(&mut self) -> u32 {
         self.numbers += 1;
         self.numbers - 1
@@ -280,11 +280,11 @@ impl Peers {
     pub fn push(&mut self, peer: Peer) {
         self.places.insert(peer.id, self.list.len());
         self.by_key.insert(peer.public_key, peer.id);
-        self.by_number.insert(peer.data.id, peer.id);
+        self.by_number.insert(peer.counters.id, peer.id);
         self.list.push(peer);
     }
 
-    /// Removes a peer and its allowed IPs. The last of the list takes its place.
+    /// Removes a peer and its allowed IPs. The last peer of the list takes its place.
     pub fn remove(&mut self, id: PeerId) -> Option<Peer> {
         self.disallow_all(id);
         let at = self.places.remove(&id)?;
@@ -293,7 +293,7 @@ impl Peers {
             self.places.insert(moved.id, at);
         }
         self.by_key.remove(&peer.public_key);
-        self.by_number.remove(&peer.data.id);
+        self.by_number.remove(&peer.counters.id);
         Some(peer)
     }
 
@@ -302,39 +302,39 @@ impl Peers {
         self.list.iter()
     }
 
-    /// The peers, in order, to be changed.
+    /// The peers, in order, for changes.
     pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Peer> {
         self.list.iter_mut()
     }
 
-    /// Where in the order a peer is.
+    /// A peer's place in the order.
     pub fn place(&self, id: PeerId) -> Option<usize> {
         self.places.get(&id).copied()
     }
 
-    /// A peer by its name in the handshake's state.
+    /// A peer by its id in the handshakes' state.
     pub fn of(&self, id: PeerId) -> Option<&Peer> {
         self.list.get(self.place(id)?)
     }
 
-    /// A peer by its name in the handshake's state, to be changed.
+    /// A peer by its id in the handshakes' state, for changes.
     pub fn of_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
         let place = self.place(id)?;
         self.list.get_mut(place)
     }
 
-    /// A peer by its number in the data plane, to be changed.
+    /// A peer by its number in the data plane, for changes.
     pub fn numbered_mut(&mut self, number: u32) -> Option<&mut Peer> {
         let id = *self.by_number.get(&number)?;
         self.of_mut(id)
     }
 
-    /// A peer by its key.
+    /// A peer by its public key.
     pub fn with_key(&self, key: &PublicKey) -> Option<&Peer> {
         self.of(*self.by_key.get(key)?)
     }
 
-    /// Gives a prefix to a peer, whoever had it. Returns who had it, if it was another.
+    /// Gives a prefix to a peer, whoever had it. Returns the previous owner, if it was another peer.
     pub fn allow(&mut self, prefix: IpNet, id: PeerId) -> Option<PeerId> {
         let prefix = prefix.trunc();
         self.of_mut(id)?.allowed_ips.insert(prefix);
@@ -361,12 +361,12 @@ impl Peers {
         }
     }
 
-    /// The prefixes with their owners.
+    /// All prefixes with their owners.
     pub fn allowed_ips(&self) -> impl Iterator<Item = (&IpNet, PeerId)> {
         self.allowed_ips.iter()
     }
 
-    /// To whom exactly this prefix belongs.
+    /// The owner of exactly this prefix.
     pub fn owner(&self, prefix: &IpNet) -> Option<PeerId> {
         self.allowed_ips.get(prefix)
     }
@@ -376,7 +376,7 @@ impl Peers {
         self.allowed_ips.covering(prefix.into()).next().is_some()
     }
 
-    /// Whether an address lies in a remote prefix that is not a default route: those hold everything outside too.
+    /// Whether an address lies in a remote prefix other than a default route, which covers everything outside too.
     pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
         self.allowed_ips.covering(address.into()).any(|prefix| prefix.prefix_len() > 0)
     }
@@ -498,11 +498,11 @@ pub(super) mod tests {
         let (_proto, mut peers) = peers(&[7]);
         let peer = &mut peers.list[0];
         assert_eq!(peer.sample(), None);
-        peer.data.sent.count(1, 32, false, Millis(5));
+        peer.counters.sent.count(1, 32, false, Millis(5));
         let traffic = peer.sample().unwrap().traffic;
         assert_eq!(traffic, Traffic { sent_any: true, ..Traffic::default() });
         assert_eq!(peer.sample(), None);
-        peer.data.received.count(3, 300, true, Millis(6));
+        peer.counters.received.count(3, 300, true, Millis(6));
         let traffic = peer.sample().unwrap().traffic;
         assert_eq!(traffic, Traffic { received_any: true, received_data: true, ..Traffic::default() });
         assert_eq!((peer.received_bytes(), peer.sent_bytes()), (300, 32));

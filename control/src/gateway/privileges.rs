@@ -1,31 +1,31 @@
-//! Whether this process may do, and this kernel can do, what the gateway needs. Asked first, so that
-//! the answer is a sentence and not an errno from the middle of the start.
+//! Whether this process has the privileges, and this kernel the features, that the gateway needs. Checked first, so
+//! that the answer is a sentence and not an errno from the middle of the start.
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::needs;
 
-/// Checks capabilities and kernel; `xdp` if AF_XDP is asked for.
+/// Checks capabilities and kernel; `xdp` if AF_XDP is configured.
 ///
 /// # Errors
 /// Names everything that is missing.
 pub fn check(xdp: bool) -> Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not to be read")?;
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc is not to be read")?;
-    capable(needs::effective_capabilities(&status).context("/proc/self/status tells no capabilities")?, xdp)?;
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc")?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read /proc")?;
+    capable(needs::effective_capabilities(&status).context("/proc/self/status shows no capabilities")?, xdp)?;
     recent(release.trim(), xdp)
 }
 
-/// Gives up what a running gateway needs no more; workers have given up everything. What is kept makes ports anew when
-/// interfaces come back: sockets, XDP programs, locked memory, routes.
+/// Drops the privileges that a running gateway no longer needs; workers have dropped all of theirs. Those that remain
+/// are needed to make ports again when interfaces come back: sockets, XDP programs, locked memory, routes.
 pub fn reduce() {
     let kept = CapabilitySet::NET_ADMIN
         | CapabilitySet::NET_RAW
         | CapabilitySet::NET_BIND_SERVICE
         | CapabilitySet::BPF
         | CapabilitySet::IPC_LOCK
-        // Keys and profiles of another user are read by a root that was not started by the unit.
+        // A root that was not started by the unit reads keys and profiles of other users.
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::DAC_READ_SEARCH;
     let reduced = capabilities(None).and_then(|mut sets| {
@@ -35,7 +35,7 @@ pub fn reduce() {
         set_capabilities(None, sets)
     });
     if let Err(error) = reduced {
-        tracing::warn!("capabilities that are not needed any more cannot be given up: {error}");
+        tracing::warn!("capabilities that are no longer needed cannot be dropped: {error}");
     }
 }
 
@@ -49,7 +49,7 @@ fn capable(held: u64, xdp: bool) -> Result<()> {
 
 fn recent(release: &str, xdp: bool) -> Result<()> {
     let oldest = needs::oldest_kernel(xdp);
-    // A release that tells no version is left to fail where it fails.
+    // A release string without a version may pass here; it will fail where a feature is missing.
     if needs::version(release).is_none_or(|version| version >= oldest) {
         return Ok(());
     }

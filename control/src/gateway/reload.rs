@@ -1,6 +1,6 @@
-//! Another profile for the running gateway. Each part takes up what is its own and leaves alone what is the same:
-//! a peer whose lines are unchanged keeps its session, and no packet of its is lost unless port, workers or a mode
-//! change. What `wg set` changed and nobody saved is undone, as a restart would.
+//! Another profile for the running gateway. Each part takes up what is its own and leaves alone what is unchanged: a
+//! peer with unchanged settings keeps its session and loses no packet, unless port, workers or a mode change. What `wg
+//! set` changed and nobody saved is undone, as by a restart.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::ground::{Changed, Interest, Origin};
 use crate::profile::{self, Endpoint, Environment, Profile};
 use crate::uapi::{self, SetAllowedIp, SetPeer};
 
-/// The subject of the problem that the profile is another one than that in force.
+/// The subject of the problem that the profile on disk is not the one in force.
 const PROFILE: &str = "profile";
 /// The only field that a running gateway cannot take up.
 const NAME: &str = "Name";
@@ -26,7 +26,7 @@ const NAME: &str = "Name";
 /// Reads the profile again and makes it the one in force.
 ///
 /// # Errors
-/// What is wrong with it, with line and column. Nothing was changed.
+/// What is wrong with it, with line and column. Nothing was changed then.
 pub fn reload(gateway: &mut Gateway, now: Instant) -> Result<Reloaded, String> {
     match Profile::load(&gateway.profile.path, &Environment::of_process()) {
         Ok(profile) => {
@@ -34,8 +34,8 @@ pub fn reload(gateway: &mut Gateway, now: Instant) -> Result<Reloaded, String> {
             Ok(take_up(gateway, now, profile))
         }
         Err(error) => {
-            let sentence = format!("it cannot be reloaded, and that of before stays in force: {error}");
-            gateway.problems.note(now, PROFILE, &sentence, "mend what is named, and reload");
+            let sentence = format!("it cannot be reloaded, and the previous one stays in force: {error}");
+            gateway.problems.note(now, PROFILE, &sentence, "fix what is named, and reload");
             Err(error.to_string())
         }
     }
@@ -68,7 +68,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     gateway.due.add(Due::PEERS);
     network::changed(gateway, now, &Changed::everything());
     gateway.follow_up(now);
-    // An interface that was down before is no matter of the profile.
+    // An interface that was down before has nothing to do with the profile.
     let known = |subject: &str| ![PORT, MARK].contains(&subject) && before.iter().any(|p| p.subject == subject);
     let new = gateway.plane.problems(now).into_iter().filter(|problem| !known(&problem.subject));
     let new = new.chain(gateway.metrics.problems(now));
@@ -80,7 +80,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     reloaded
 }
 
-/// The fields outside `Peers` that change, and those that `wg set` had changed.
+/// The changed fields outside `Peers`, including those that `wg set` had changed.
 fn changed_fields(gateway: &Gateway, profile: &Profile) -> Vec<String> {
     let mut fields = gateway.profile.fields_that_differ(profile);
     let undone = unsaved(gateway);
@@ -97,7 +97,7 @@ fn changed_fields(gateway: &Gateway, profile: &Profile) -> Vec<String> {
     fields
 }
 
-/// The tun device, sockets, lock and files have the name: it stays until the next start.
+/// The tun device, sockets, lock and files carry the name, so it stays until the next start.
 fn keep_name(gateway: &mut Gateway, now: Instant, profile: &mut Profile, reloaded: &mut Reloaded) {
     if profile.name == gateway.site.name {
         gateway.problems.solved(NAME);
@@ -105,17 +105,17 @@ fn keep_name(gateway: &mut Gateway, now: Instant, profile: &mut Profile, reloade
     }
     let sentence =
         format!("the profile says {}, but a running gateway keeps its name {}", profile.name, gateway.site.name);
-    gateway.problems.note(now, NAME, &sentence, "stop the gateway by its old name, and start it again");
+    gateway.problems.note(now, NAME, &sentence, "stop the gateway under its old name, and start it again");
     reloaded.not_applied.push(format!("{NAME}: {sentence}"));
     profile.name = gateway.site.name.clone();
 }
 
-/// Makes the peers those of the profile, and says what was changed.
+/// Makes the peers those of the profile; returns what was changed.
 fn follow_peers(gateway: &mut Gateway, now: Instant, wanted: &[profile::Peer]) -> Vec<String> {
     let Gateway { handshakes, overlay, .. } = gateway;
     let mut changed = Vec::new();
     let kept: BTreeSet<_> = wanted.iter().map(|peer| peer.public_key).collect();
-    // A peer of the map that the profile names now begins anew as one of the profile.
+    // A peer of the map that the profile now names starts again as one of the profile.
     let gone = |peer: &&Peer| (peer.origin == Origin::Overlay) == kept.contains(&peer.public_key);
     let gone: Vec<_> = handshakes.peers.iter().filter(gone).map(|peer| (peer.id, peer.label())).collect();
     for (id, label) in gone {
@@ -149,7 +149,7 @@ fn follow_peers(gateway: &mut Gateway, now: Instant, wanted: &[profile::Peer]) -
     changed
 }
 
-/// How a peer is to be changed to be as it is given, and in which fields it is not.
+/// What has to change for a peer to be as configured, and the fields in which it differs.
 fn difference(peer: &Peer, given: &profile::Peer) -> (SetPeer, Vec<&'static str>) {
     let mut change = SetPeer::new(given.public_key);
     let mut fields = Vec::new();
@@ -165,7 +165,7 @@ fn difference(peer: &Peer, given: &profile::Peer) -> (SetPeer, Vec<&'static str>
     }
     if peer.configured != given.endpoint {
         fields.push("Endpoint");
-        // A name is asked for; without an endpoint the peer stays where it was heard last.
+        // A name is resolved again; without an endpoint the peer stays where it was last heard.
         change.endpoint = match given.endpoint {
             Some(Endpoint::Address(address)) => Some(address),
             _ => None,

@@ -1,4 +1,4 @@
-//! What the gateway tells about itself.
+//! What the gateway reports about itself.
 
 use std::collections::BTreeMap;
 use std::time::{Instant, UNIX_EPOCH};
@@ -40,11 +40,11 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         coordinator: overlay.as_ref().map(coordinator),
         relays: overlay.as_ref().map(|overlay| overlay.traversal.relays(now)).unwrap_or_default(),
         tunnel_mtu: plane.tunnel_mtu(),
-        workers: plane.workers() as u16,
+        workers: plane.worker_count() as u16,
         cipher: cipher(plane),
         wan_mode: mode(std::slice::from_ref(&plane.drives().wan), "udp"),
         lan_mode: mode(&plane.drives().lan, "tun"),
-        ports: plane.ports().map(|(worker, info)| port(plane, worker, info, Millis::at(now))).collect(),
+        ports: plane.workers().ports().map(|(worker, info)| port(plane, worker, info, Millis::at(now))).collect(),
         peers: handshakes.peers.iter().map(|peer| self::peer(gateway, peer, now)).collect(),
         drops: drops(gateway),
         firewall: plane.firewall(&handshakes.peers),
@@ -53,13 +53,13 @@ pub fn status(gateway: &Gateway, now: Instant) -> Status {
         forwarding: plane.forwards(),
         problems,
         guarded: guard.prefixes().into_iter().collect(),
-        worker_loads: plane.work().into_iter().map(worker_load).collect(),
+        worker_loads: plane.workers().work().into_iter().map(worker_load).collect(),
     }
 }
 
 /// How many packets were dropped for each reason, since the start of the gateway.
 pub fn drops(gateway: &Gateway) -> BTreeMap<String, u64> {
-    let mut drops = gateway.plane.drops();
+    let mut drops = gateway.plane.workers().drops();
     drops.extend(gateway.handshakes.drops());
     drops
 }
@@ -83,6 +83,12 @@ fn worker_load(work: WorkDone) -> WorkerLoad {
         lan_rings: ring_fill(work.lan_rings),
         sleeps: work.sleeps,
         slept_ms: work.slept.as_millis() as u64,
+        shaped: status::Shaped {
+            packets: work.shaped.packets,
+            bytes: work.shaped.bytes,
+            waiting_packets: work.shaped.waiting_packets,
+            waiting_bytes: work.shaped.waiting_bytes,
+        },
     }
 }
 
@@ -142,7 +148,7 @@ fn proof(verdict: Verdict, now: Millis) -> status::Proof {
     status::Proof { state: state.name().to_owned(), proven_seconds_ago, seen }
 }
 
-/// The gateway in a few words, as `systemctl status` shows them.
+/// The gateway in a few words, for `systemctl status`.
 pub fn summary(gateway: &Gateway, now: Instant) -> String {
     let peers = &gateway.handshakes.peers;
     let millis = Millis::at(now);
@@ -173,13 +179,13 @@ fn path_kind(peer: &Peer, now: Millis) -> PathKind {
 }
 
 /// A peer, as `status --json` prints it.
-pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
+pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::PeerStatus {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
     let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
     let session = peer.sending().filter(|session| session.alive(Millis::at(now)));
     let (suite, suite_reason) = suite(gateway, peer, session.map(|session| suites::proto(session.suite())));
-    status::Peer {
+    status::PeerStatus {
         name: peer.name.clone(),
         public_key: peer.public_key,
         path: path_kind(peer, Millis::at(now)),
@@ -193,6 +199,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::Peer {
         suite,
         suite_reason,
         mtu: path_mtu(peer, gateway.plane.tunnel_mtu()),
+        trains: gateway.plane.trains_to(&peer.public_key).map(|verdict| proof(verdict, Millis::at(now))),
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
         statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
@@ -217,7 +224,7 @@ fn path_mtu(peer: &Peer, tunnel: u16) -> Option<status::PathMtu> {
     Some(status::PathMtu { inner: peer.mtu_within(tunnel), outer, fragmented, reason: source.to_string() })
 }
 
-/// The suite in use with a peer, or of the next handshake, and why.
+/// The suite in use with a peer, or the one of the next handshake, and why.
 fn suite(gateway: &Gateway, peer: &Peer, present: Option<Suite>) -> (String, String) {
     let suites::Choice { suite, reason } = gateway.handshakes.suite(peer);
     match present.filter(|present| *present != suite) {
@@ -254,7 +261,7 @@ fn coordinator(overlay: &Overlay) -> status::Coordinator {
     }
 }
 
-/// Whoever holds the coordinator may say what it likes, but not to the administrator's terminal.
+/// The coordinator may send any text, but not control characters to the administrator's terminal.
 fn waiting(waiting: &Waiting) -> status::Waiting {
     let reason = waiting.reason.chars().filter(|c| !c.is_control()).collect();
     status::Waiting { subnet: waiting.subnet, reason }
@@ -288,7 +295,7 @@ fn mode(drives: &[Drive], socket: &str) -> Mode {
     Mode { mode: mode.to_owned(), reason: reasons.join("; ") }
 }
 
-/// Why there is a port of the kernel's on this side.
+/// Why this side has a port of the kernel's.
 fn kernels_reason(drives: &[Drive]) -> String {
     if drives.iter().any(Drive::xdp) { "takes what AF_XDP does not".to_owned() } else { mode(drives, "").reason }
 }

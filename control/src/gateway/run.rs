@@ -1,5 +1,5 @@
-//! A gateway's life: it starts, takes one input after the other, and sees to what follows from each, until it is told
-//! to stop.
+//! A gateway's life: it starts, takes one input after the other and does what follows from each, until it is told to
+//! stop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,8 @@ use super::plane::Plane;
 use super::plane::drives::Drives;
 use super::standing::{self, Standing};
 use super::{
-    Gateway, bypass, configure, map, netcheck, network, path_mtu, privileges, reload, report, traffic, unsaved, wanted,
+    Gateway, bypass, configure, map, netcheck, network, path_mtu, paths, privileges, reload, report, traffic, unsaved,
+    wanted,
 };
 use crate::control_socket;
 use crate::endpoints::LastEndpoints;
@@ -32,29 +33,30 @@ use crate::socket_file::Service;
 use crate::state;
 use crate::uapi;
 
-/// How often the traffic counters are looked at.
+/// How often the traffic counters are read.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// How often receive queues are counted again, and neighbours that AF_XDP sends to are confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_secs(15);
-/// How long network news are gathered before they are acted upon.
+/// How long network changes are gathered before they are acted upon.
 const NEWS_DELAY: Duration = Duration::from_millis(20);
 const SIGNALS: &str = "cannot handle signals";
 
 /// Runs a gateway until it is told to stop.
 ///
 /// # Errors
-/// One sentence: why it did not start, or why it had to stop. Remote prefixes are blocked all the same.
+/// Why it did not start, or why it had to stop, in one sentence. Remote prefixes remain blocked in any case.
 pub async fn run(profile: Profile) -> Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     let stop = stop_signals(&stopping)?;
     let reload = signal(SignalKind::hangup()).context(SIGNALS)?;
-    let _lock = control_socket::lock(&profile.name)?;
-    // Bound before the start: whoever asks meanwhile is answered when it is done.
+    let mut lock = control_socket::lock(&profile.name)?;
+    lock.set_profile(&profile.path).context("the lock")?;
+    // Bound before the start, so that whoever asks meanwhile is answered when it is done.
     let control = control_socket::serve(&profile.name).context("cannot open the control socket")?;
     let uapi = uapi::socket::serve(&profile.name)
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
-    // From before the first look on, so that nothing is missed between the two.
-    let monitor = Monitor::open().context("cannot hear of network changes")?;
+    // Opened before the first look, so that nothing is missed between the two.
+    let monitor = Monitor::open().context("cannot follow network changes")?;
     let mut gateway = start(profile)?;
     privileges::reduce();
     let outcome = serve(&mut gateway, monitor, control, uapi, stop, reload).await;
@@ -66,10 +68,10 @@ pub async fn run(profile: Profile) -> Result<()> {
     outcome
 }
 
-/// Starts a gateway: first the guard, then everything a packet could take.
+/// Starts a gateway: first the guard, then everything that carries packets.
 ///
 /// # Errors
-/// One sentence: what is missing or in the way. The guard stays.
+/// What is missing or in the way, in one sentence. The guard stays.
 fn start(profile: Profile) -> Result<Gateway> {
     let now = Instant::now();
     let Standing { site, mut guard, mut ground, mut problems } = Standing::of(&profile)?;
@@ -80,7 +82,7 @@ fn start(profile: Profile) -> Result<Gateway> {
     privileges::check(profile.demands_xdp())?;
     let name = &site.name;
     if ground.network().named(name.as_str()).is_some() {
-        bail!("there is a network device {name} already, which is not ours; remove it or rename the gateway");
+        bail!("there is already a network device {name}, which is not ours; remove it or rename the gateway");
     }
     let mut drives = Drives::of(&profile);
     drives.follow(ground.network());
@@ -107,7 +109,7 @@ fn start(profile: Profile) -> Result<Gateway> {
         problems,
         due: Due::PEERS,
     };
-    // With the tun device in it.
+    // Now the tun device exists as well.
     gateway.ground.refresh(now, [News::Lost]);
     map::take_address(&mut gateway);
     map::apply(&mut gateway, now);
@@ -117,7 +119,7 @@ fn start(profile: Profile) -> Result<Gateway> {
     Ok(gateway)
 }
 
-/// Takes one input after the other, and sees to what follows from each.
+/// Takes one input after the other, and does what follows from each.
 async fn serve(
     gateway: &mut Gateway,
     monitor: Monitor,
@@ -132,7 +134,7 @@ async fn serve(
     let mut samples = ticks(SAMPLE_EVERY);
     let mut points = ticks(history::EVERY);
     let mut confirmations = ticks(CONFIRM_EVERY);
-    // Whoever waits for us to be ready finds the guard and the control socket.
+    // Whoever waits for us to be ready finds the guard and the control socket in place.
     let mut heartbeat = Heartbeat::begin(gateway);
     tokio::pin!(stop);
     tracing::info!("{} is up, UDP port {}", gateway.site.name, gateway.plane.local_port());
@@ -148,18 +150,22 @@ async fn serve(
             }
             () = heartbeat.due() => heartbeat.beat(gateway),
             Some(()) = reload.recv() => drop(reload::reload(gateway, Instant::now())),
-            ready = gateway.plane.readable() => {
-                ready.context("the workers' notices cannot be heard")?;
+            ready = gateway.plane.workers().readable() => {
+                ready.context("the workers' notices cannot be received")?;
                 traffic::take_notices(gateway, Instant::now())?;
             }
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
             ruleset = gateway.bypass.next() => bypass::take(gateway, Instant::now(), ruleset),
             told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
-            _ = points.tick() => history::sample(gateway, Instant::now()),
+            _ = points.tick() => {
+                let now = Instant::now();
+                history::sample(gateway, now);
+                paths::tell(gateway, now);
+            }
             _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {
-                news.extend(more.context("network changes cannot be heard")?);
+                news.extend(more.context("network changes cannot be received")?);
                 news_due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
             }
             () = at(news_due) => {
@@ -185,7 +191,7 @@ async fn serve(
 /// Answers over the control socket. Returns whether the gateway is to stop.
 async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Request) -> bool {
     use control_socket::Request;
-    // Whoever asked may have gone.
+    // Whoever asked may be gone.
     match request {
         Request::Status { reply } => drop(reply.send(report::status(gateway, now))),
         Request::History { wanted, reply } => drop(reply.send(gateway.history.answer(&wanted))),
@@ -203,7 +209,7 @@ async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Re
                 gateway.guard.release_all();
             }
             let _ = reply.send(());
-            // The answer is on its way before its connection ends with us.
+            // Lets the answer leave before its connection ends with us.
             tokio::task::yield_now().await;
             tracing::info!("stopping: asked over the control socket");
             return true;
@@ -271,14 +277,14 @@ pub fn stop_signals(stopping: &Arc<AtomicBool>) -> Result<impl Future<Output = &
     })
 }
 
-/// Ticks of this period; one that comes late puts off the next.
+/// Ticks with this period; a late one delays the next.
 pub fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-/// Sleeps until then; for ever without a time.
+/// Sleeps until then; forever if there is no time.
 pub async fn at(time: Option<tokio::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,

@@ -1,4 +1,4 @@
-//! What this site is called, and what is its own.
+//! This site's identity and what belongs to it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,15 +12,15 @@ use crate::profile::{LocalPort, Name, Profile};
 /// This site.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The gateway's name, which is its tun device's too.
+    /// The gateway's name, which is also that of its tun device.
     pub name: Name,
-    /// Whose sessions it has.
+    /// Its private key.
     pub private_key: PrivateKey,
     /// Whether the profile gives the UDP port.
     pub pinned: bool,
     /// The gateway's own addresses in the tunnel.
     pub virtual_addresses: Vec<IpAddr>,
-    /// Whether they are the profile's; else the coordinator gives one.
+    /// Whether they come from the profile; otherwise the coordinator assigns one.
     pub own_address: bool,
     /// The WAN interface.
     pub wan: String,
@@ -28,15 +28,15 @@ pub struct Site {
     pub lan: BTreeSet<String>,
     /// This site's subnets.
     pub subnets: BTreeSet<IpNet>,
-    /// Those prefixes by which the other sites know subnets.
+    /// The prefixes under which the other sites know the subnets.
     pub shown: BTreeSet<IpNet>,
-    /// Within what the prefixes lie that a coordinator may give to other sites; `None`: private ones.
+    /// The prefixes within which a coordinator may give prefixes to other sites; `None`: private ones.
     pub accept: Option<Vec<IpNet>>,
-    /// Whether packets from the tunnel may leave for other networks than this site's.
+    /// Whether packets from the tunnel may go on to networks other than this site's.
     pub transit: bool,
     /// The routing table of the tunnel.
     pub table: u32,
-    /// The mark of outer traffic.
+    /// The firewall mark of outer traffic.
     pub mark: u32,
 }
 
@@ -60,7 +60,7 @@ impl Site {
         }
     }
 
-    /// What the tunnel leads to on this side.
+    /// What can be reached through the tunnel on this side.
     pub fn behind(&self) -> Behind<'_> {
         if self.transit { Behind::Anything } else { Behind::Subnets(&self.subnets) }
     }

@@ -1,4 +1,4 @@
-//! The guard, with and without a running gateway: what is blocked, what comes to be, and what is released.
+//! The guard, with and without a running gateway: what is blocked, what becomes blocked, and what is released.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -14,10 +14,10 @@ use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
 use crate::state;
 
-/// Puts up the guard of a gateway that does not run, as at boot.
+/// Puts up the guard of a gateway that is not running, as at boot.
 ///
 /// # Errors
-/// The kernel cannot be spoken to, or something of the guard is not in force.
+/// The kernel cannot be reached, or part of the guard is not in force.
 pub fn guard(profile: &Profile) -> Result<()> {
     let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
     let now = Instant::now();
@@ -26,10 +26,10 @@ pub fn guard(profile: &Profile) -> Result<()> {
     first_of(ground.problems(now).into_iter().chain(problems.list(now)))
 }
 
-/// Lifts the guard of a gateway that does not run.
+/// Lifts the guard of a gateway that is not running.
 ///
 /// # Errors
-/// The kernel cannot be spoken to, or something of the guard is still in force.
+/// The kernel cannot be reached, or part of the guard is still in force.
 pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
     let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
     let now = Instant::now();
@@ -40,10 +40,10 @@ pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
     Ok(released)
 }
 
-/// The prefixes that are guarded though the gateway does not run.
+/// The prefixes that are guarded while the gateway is not running.
 ///
 /// # Errors
-/// The kernel cannot be spoken to.
+/// The kernel cannot be reached.
 pub fn guarded(profile: &Profile) -> Result<Vec<IpNet>> {
     Ok(Standing::of(profile)?.guard.prefixes().into_iter().collect())
 }
@@ -52,7 +52,7 @@ fn first_of(mut problems: impl Iterator<Item = Problem>) -> Result<()> {
     problems.next().map_or(Ok(()), |problem| bail!("{}: {}", problem.subject, problem.sentence))
 }
 
-/// Releases prefixes but those `in_use`.
+/// Releases prefixes, except those `in_use`.
 pub fn release_from(guard: &mut Guard, what: &Release, in_use: &BTreeSet<IpNet>) -> Released {
     let asked: Vec<IpNet> = match what {
         Release::All => guard.prefixes().difference(in_use).copied().collect(),
@@ -64,27 +64,27 @@ pub fn release_from(guard: &mut Guard, what: &Release, in_use: &BTreeSet<IpNet>)
     Released { released, in_use, unknown }
 }
 
-/// What stands without a running gateway: the guard as it was kept, joined with what the kernel still has of it.
+/// What remains when no gateway runs: the guard as stored, together with what the kernel still has of it.
 pub struct Standing {
-    /// Who we are.
+    /// This site.
     pub site: Site,
     /// What is blocked.
     pub guard: Guard,
     /// What the kernel has.
     pub ground: Ground<Linux>,
-    /// What is wrong with the guard.
+    /// Problems of the guard.
     pub problems: Problems,
 }
 
 impl Standing {
-    /// What stands of the gateway with this profile.
+    /// What remains of the gateway with this profile.
     ///
     /// # Errors
-    /// The kernel cannot be spoken to.
+    /// The kernel cannot be reached.
     pub fn of(profile: &Profile) -> Result<Self> {
         let now = Instant::now();
         let site = Site::of(profile);
-        let kernel = Linux::open().context("cannot speak netlink")?;
+        let kernel = Linux::open().context("cannot use netlink")?;
         let interest = Interest { table: site.table, lan: site.lan.clone() };
         let ground = Ground::open(kernel, &site.name, interest, &control_socket::directory(), now);
         let mut problems = Problems::default();
@@ -94,7 +94,7 @@ impl Standing {
     }
 }
 
-/// Takes the prefixes of all peers into the guard.
+/// Adds the prefixes of all peers to the guard.
 pub fn cover(gateway: &mut Gateway, now: Instant) {
     let mut refused = Vec::new();
     for peer in gateway.handshakes.peers.iter() {
@@ -108,7 +108,7 @@ pub fn cover(gateway: &mut Gateway, now: Instant) {
     gateway.guard.save(now, &mut gateway.problems);
 }
 
-/// Notes the prefixes that the guard does not take.
+/// Notes the prefixes that the guard did not accept.
 pub fn note_refused(problems: &mut Problems, now: Instant, refused: Vec<(IpNet, Refusal)>) {
     for (prefix, refusal) in refused {
         let what_to_do = "remove prefixes, or release those that are no longer needed";

@@ -1,9 +1,10 @@
-//! What the overlay's authority has signed, as far as this gateway has seen it: who of a map is believed.
+//! What the overlay's authority has signed, as far as this gateway has seen it, and so which sites of a map are
+//! believed.
 //!
-//! The memory is in a file, which is written before anything is done that follows from a new document. Leases
-//! alone may wait for a while: one that is forgotten makes a lease shorter, never longer.
+//! The memory is a file, which is written before a new document has any effect. Only leases may wait a while: losing
+//! one makes a lease shorter, never longer.
 //!
-//! Where the profile pins no authority the coordinator's own word counts, as it did before there was one.
+//! Where the profile pins no authority, the coordinator's word alone counts, as it did before there were authorities.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,19 +23,19 @@ use crate::key::PrivateKey;
 use crate::problem::{Problem, Problems};
 use crate::status;
 
-/// How long after a document the map is judged by it if nothing follows: documents come in groups.
+/// How long after a document the map is judged by it, unless more follow: documents come in groups.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Longest time between two judgements: what a wrong clock has put off is made up for.
+/// Longest time between two judgements, which makes up for what a wrong clock has delayed.
 const JUDGE_EVERY: Duration = Duration::from_secs(3_600);
-/// How often the hours of running are written, which every lease would be given anew.
+/// How often the hours of running are written; hours not written would be added to every lease again.
 const WRITE_EVERY: Duration = Duration::from_secs(300);
-/// Writes for nothing but leases: in the long run, and in a row.
+/// Writes that are only about leases: the average interval, and how many in a row.
 const LEASES_INTERVAL: Duration = Duration::from_secs(5);
 const LEASES_BURST: u32 = 10;
-/// Names in one sentence.
+/// Most names in one sentence.
 const NAMED: usize = 5;
 
-/// Refusals that become problems, and that `status` lists; a map could have a million.
+/// Most refusals that become problems and that `status` lists; a map could cause a million.
 const REFUSED_LISTED: usize = 64;
 
 /// Subjects of problems.
@@ -42,13 +43,13 @@ const LEASES: &str = "leases";
 const DOCUMENTS: &str = "documents of the coordinator";
 const PIN: &str = "Coordinator.Authority";
 
-/// Whom of a map this gateway believes.
+/// Decides which sites of a map this gateway believes.
 pub struct Statements {
     file: Seen,
     private_key: PrivateKey,
     url: String,
     standing: Standing,
-    /// Whether the file says something else, and whether only leases are new.
+    /// Whether the file is out of date, and whether only leases are new.
     unsaved: Option<Unsaved>,
     /// When the file is to be written at the latest.
     write_at: Option<Instant>,
@@ -59,11 +60,11 @@ pub struct Statements {
 }
 
 enum Standing {
-    /// The profile pins no authority. Whether the coordinator shows signed documents.
+    /// The profile pins no authority. `signed` tells whether the coordinator shows signed documents.
     Unpinned { signed: bool },
-    /// By these rules.
+    /// The rules of the pinned authority.
     Pinned(Box<Verifier>),
-    /// The file cannot be believed, so nobody is.
+    /// The file cannot be believed, so no site is.
     Damaged,
 }
 
@@ -80,24 +81,24 @@ pub struct Believed {
     pub sites: BTreeMap<SiteKey, Site>,
     /// Its relays.
     pub relays: Vec<Relay>,
-    /// What is not: the first of it.
+    /// What is not believed, up to a limit.
     pub refused: Vec<Refused>,
-    /// How much more there is.
+    /// How many more refusals there are.
     pub unlisted: usize,
 }
 
-/// A site that is believed to be one.
+/// A site that is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Its name.
     pub name: Name,
     /// Its tags.
     pub tags: Vec<Name>,
-    /// What it may begin here; `None`: everything. Nobody signs that: the coordinator can only forbid by it.
+    /// What it may begin here; `None`: everything. Nobody signs this, since the coordinator can only restrict by it.
     pub allow: Option<Vec<Service>>,
-    /// What it may have, unless this gateway itself has something against it; in order.
+    /// The prefixes that it may have unless this gateway itself objects, in order.
     pub prefixes: Vec<IpNet>,
-    /// What keeps it so, if an authority does.
+    /// What vouches for it, if an authority does.
     pub vouched: Option<Vouched>,
 }
 
@@ -114,29 +115,29 @@ pub struct Vouched {
 pub struct Refused {
     /// As the map names it.
     pub name: Name,
-    /// Who.
+    /// Its public key.
     pub key: SiteKey,
-    /// What of it; `None`: all.
+    /// The refused prefix; `None`: the whole entry.
     pub prefix: Option<IpNet>,
-    /// Why: a sentence.
+    /// Why, in a sentence.
     pub reason: String,
-    /// Who has something against it.
+    /// Who objects.
     pub by: By,
 }
 
-/// Who has something against a part of a map.
+/// Who objects to a part of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// This gateway itself, whoever has signed what.
+    /// This gateway itself, whatever was signed.
     Gateway,
     /// The authority, which has not signed it.
     Authority,
-    /// Nobody: this gateway is not vouched for itself, so nothing of the map can be believed.
+    /// Nobody: this gateway is not vouched for itself, so nothing in the map can be believed.
     Doubt,
 }
 
 impl Statements {
-    /// Goes on by what was kept, if the profile pins an authority.
+    /// Continues with what was stored, if the profile pins an authority.
     pub fn open(now: Instant, config: &Config) -> Self {
         let mut statements = Self {
             file: Seen::new(&config.seen, &config.private_key),
@@ -182,8 +183,8 @@ impl Statements {
         self.write_at = Some(now + WRITE_EVERY);
     }
 
-    /// Takes in documents that the coordinator shows. [`poll_timeout`](Self::poll_timeout) says when the map is to
-    /// be judged by them, if no other one comes before.
+    /// Takes in documents that the coordinator shows. [`poll_timeout`](Self::poll_timeout) says when the map is to be
+    /// judged by them, unless another map comes before.
     pub fn learn(&mut self, now: Instant, documents: &[Document]) {
         let refused = match &mut self.standing {
             Standing::Damaged => return,
@@ -208,7 +209,7 @@ impl Statements {
         }
     }
 
-    /// Takes in what relays pass on. They may be late, which is no fault of anybody's.
+    /// Takes in what relays pass on. It may be out of date, which is nobody's fault.
     pub fn learn_from_relays(&mut self, now: Instant, documents: &[Document]) {
         let Standing::Pinned(verifier) = &mut self.standing else { return };
         let common = |document: &&Document| {
@@ -227,15 +228,15 @@ impl Statements {
         self.judge_at = Some(self.judge_at.map_or(now + SETTLE, |at| at.min(now + SETTLE)));
     }
 
-    /// The coordinator begins anew.
+    /// The coordinator starts from the beginning.
     pub fn connected(&mut self) {
         self.problems.solved(DOCUMENTS);
     }
 
     fn note_missing_pin(&mut self, now: Instant) {
         let sentence = format!(
-            "{} shows who has signed for the sites of its overlay, but this gateway does not check it: its profile \
-            pins no authority, so whoever holds the coordinator can add sites",
+            "{} shows signed statements of its sites, but this gateway does not check them: its profile pins no \
+            authority, so whoever controls the coordinator can add sites",
             self.url
         );
         let what_to_do = "`penstock set-config Coordinator.Authority=KEY`, with the key that \
@@ -243,7 +244,7 @@ impl Statements {
         self.problems.note(now, PIN, &sentence, what_to_do);
     }
 
-    /// Says who of a map is believed, after everything that this follows from is on the disk.
+    /// Decides which parts of a map are believed, after everything that this depends on has been written to disk.
     pub fn judge(&mut self, now: Instant, map: &Map) -> Believed {
         self.save(now, Unsaved::Documents);
         let clocks = both_clocks(now);
@@ -289,7 +290,7 @@ impl Statements {
         let (left, names) = (rounded(*left), listed(ending.iter().map(|(_, name)| name.as_str())));
         let sentence =
             format!("the coordinator has not renewed the lease of {names}; in {left} the first prefixes are blocked");
-        let what_to_do = "see to it that this gateway reaches the coordinator, and that the sites are still approved";
+        let what_to_do = "make sure that this gateway reaches the coordinator, and that the sites are still approved";
         self.problems.note(now, LEASES, &sentence, what_to_do);
     }
 
@@ -298,7 +299,7 @@ impl Statements {
         [self.judge_at, self.write_at, self.problems.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Does what has become due; whether the map is to be judged again.
+    /// Does what is due; returns whether the map is to be judged again.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         let retry = self.problems.poll_timeout();
         if self.write_at.is_some_and(|at| at <= now) || retry.is_some_and(|at| at <= now) {
@@ -308,7 +309,7 @@ impl Statements {
         self.judge_at.is_some_and(|at| at <= now)
     }
 
-    /// Writes the file, if there is something new of at least this weight.
+    /// Writes the file, if there is something new of at least this importance.
     fn save(&mut self, now: Instant, least: Unsaved) {
         let (Some(unsaved), Standing::Pinned(verifier)) = (self.unsaved, &mut self.standing) else { return };
         let subject = self.file.path().display().to_string();
@@ -325,7 +326,7 @@ impl Statements {
                 self.problems.solved(&subject);
             }
             Err(e) => {
-                // What was learnt is acted upon all the same: it is at least as true as what was known.
+                // What was learnt takes effect all the same: it is at least as true as what was known.
                 self.write_at = Some(now + WRITE_EVERY);
                 let sentence = format!(
                     "the signed documents that this gateway has seen cannot be kept: {e}; after a restart older ones \
@@ -336,15 +337,15 @@ impl Statements {
         }
     }
 
-    /// Keeps what is known for the next start.
+    /// Stores what is known for the next start.
     pub fn stop(&mut self, now: Instant) {
         self.unsaved.get_or_insert(Unsaved::Documents);
-        // As a whole, whatever has become of it meanwhile.
+        // Written as a whole, whatever has happened to the file meanwhile.
         self.file.renew();
         self.save(now, Unsaved::Leases);
     }
 
-    /// The key that stands for the overlay.
+    /// The overlay's authority key.
     pub fn authority(&self) -> Option<AuthorityKey> {
         match &self.standing {
             Standing::Pinned(verifier) => Some(verifier.authority()),
@@ -352,7 +353,7 @@ impl Statements {
         }
     }
 
-    /// What is not as it should be.
+    /// What is wrong with the documents.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.problems.list(now)
     }
@@ -377,9 +378,11 @@ impl Believed {
 
     fn of(judged: Instant, admission: Admission, map: &Map) -> Self {
         let named = |key: &SiteKey| map.peers.get(key).map(|peer| &peer.name);
+        // Both are in the order of the keys.
+        let mut peers = map.peers.iter();
         let sites = admission.peers.into_iter().map(|(key, AdmittedPeer { name, tags, prefixes, until, lease })| {
             let vouched = Some(Vouched { until, lease, judged });
-            let allow = map.peers.get(&key).and_then(|peer| peer.allow.clone());
+            let allow = peers.find(|(other, _)| **other == key).and_then(|(_, peer)| peer.allow.clone());
             (key, Site { name, tags, allow, prefixes, vouched })
         });
         let mut believed = Self { sites: sites.collect(), ..Self::default() };
@@ -404,7 +407,7 @@ impl Believed {
         believed
     }
 
-    /// Notes what is not taken, as long as there is not too much of it.
+    /// Notes a refusal, as long as there are not too many.
     pub fn refuse(&mut self, refused: impl FnOnce() -> Refused) {
         if self.refused.len() < REFUSED_LISTED {
             self.refused.push(refused());
@@ -416,7 +419,7 @@ impl Believed {
 
 impl Refused {
     fn whole(name: &Name, key: &SiteKey, reason: &str) -> Self {
-        let reason = format!("it is not taken for a part of the overlay: {reason}");
+        let reason = format!("it is not accepted as part of the overlay: {reason}");
         Self { name: name.clone(), key: *key, prefix: None, reason, by: By::Authority }
     }
 
@@ -443,7 +446,7 @@ impl Refused {
         }
     }
 
-    /// What the problem is called.
+    /// The subject of the problem.
     pub fn subject(&self) -> String {
         match self.prefix {
             _ if self.by == By::Doubt => "this gateway's statement".to_owned(),
@@ -469,7 +472,7 @@ impl Vouched {
     }
 }
 
-/// What a map says that a site has.
+/// The prefixes that a map gives to a site.
 pub fn prefixes(site: &coordination::Peer) -> impl Iterator<Item = IpNet> + '_ {
     site.subnets.iter().copied().chain([IpNet::from(std::net::IpAddr::from(site.virtual_address))])
 }
@@ -478,7 +481,7 @@ fn both_clocks(instant: Instant) -> Now {
     Now { instant, wall: SystemTime::now().into() }
 }
 
-/// A length of time in its largest unit, rounded down.
+/// A duration in its largest unit, rounded down.
 fn rounded(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
@@ -488,8 +491,8 @@ fn rounded(time: Duration) -> String {
     }
 }
 
-/// A few names, and how many there are besides.
-fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+/// A few names, and how many more there are.
+pub(super) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let more = names.len().saturating_sub(NAMED);
     let named = names.take(NAMED).collect::<Vec<_>>().join(", ");
     if more == 0 { named } else { format!("{named} and {more} more") }

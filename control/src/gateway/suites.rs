@@ -36,7 +36,7 @@ pub fn choose(setting: SuiteSetting, ours: Speeds, theirs: Option<Speeds>, prese
             let reason = if this >= other {
                 format!("auto: the slower site does {this} MB/s with it, and {other} with {}", suite.other())
             } else {
-                let other = format!("{other} with {}, too little more for a change", suite.other());
+                let other = format!("{other} with {}, not enough more for a change", suite.other());
                 format!("auto: the slower site does {this} MB/s with it, and {other}")
             };
             Choice { suite, reason }
@@ -51,7 +51,8 @@ pub fn note_refused(problems: &mut Problems, now: Instant, peer: &Peer, theirs: 
         peer.label(),
         theirs.other()
     );
-    let what_to_do = "give each other the same Suite in both profiles; other WireGuards only know chacha20-poly1305";
+    let what_to_do =
+        "give each other the same Suite in both profiles; other WireGuard implementations only know chacha20-poly1305";
     problems.note(now, &subject(peer), &sentence, what_to_do);
 }
 

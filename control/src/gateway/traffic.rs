@@ -1,4 +1,4 @@
-//! Between the workers and the other parts: what they have to say, and what their counters tell the timers.
+//! Between the workers and the other parts: the workers' notices, and what their counters tell the timers.
 
 use std::time::Instant;
 
@@ -7,24 +7,24 @@ use penstock_dataplane::slow_path::Notice;
 
 use super::Gateway;
 
-/// Notices taken at a time: a flood of handshakes may not keep the other inputs waiting.
+/// The most notices taken at once: a flood of handshakes must not keep the other inputs waiting.
 pub const NOTICES_PER_TURN: usize = 256;
 
-/// Takes what the workers have to say.
+/// Takes the workers' notices.
 ///
 /// # Errors
 /// A worker has died.
 pub fn take_notices(gateway: &mut Gateway, now: Instant) -> Result<()> {
-    for notice in gateway.plane.notices(NOTICES_PER_TURN) {
+    for notice in gateway.plane.workers().notices(NOTICES_PER_TURN) {
         if let Notice::WorkerDied { worker } = notice {
-            bail!("worker {worker} has died by a panic; remote prefixes stay blocked");
+            bail!("worker {worker} panicked; remote prefixes stay blocked");
         }
         take_notice(gateway, now, notice);
     }
     Ok(())
 }
 
-/// Takes one of these.
+/// Takes one notice.
 pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
     if let (Some(overlay), Notice::Datagram { from, payload }) = (&mut gateway.overlay, &notice)
         && (gateway.handshakes.refuses_probe(from.remote.ip(), payload)
@@ -35,14 +35,14 @@ pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
     gateway.handshakes.handle_notice(now, notice);
 }
 
-/// Looks at the traffic counters and tells the timers, and does what is done little by little.
+/// Reads the traffic counters and tells the timers, and does what is done step by step.
 pub fn sample(gateway: &mut Gateway, now: Instant) {
     let (linux, _) = gateway.ground.parts();
     if let Some(peer) = gateway.plane.prove(now, linux.netlink(), &gateway.handshakes.peers) {
         gateway.handshakes.proto.handle_path(now, peer, true);
     }
     gateway.handshakes.call(now);
-    // What could not be written when it changed.
+    // Writes what could not be written when it changed.
     gateway.guard.save(now, &mut gateway.problems);
     gateway.handshakes.save(now, false, &mut gateway.problems);
     let traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
@@ -54,6 +54,8 @@ pub fn sample(gateway: &mut Gateway, now: Instant) {
         }),
         None => gateway.handshakes.sample(now, |_, _| {}),
     }
+    let traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
+    gateway.plane.test_trains(now, &gateway.handshakes.peers, traversal);
     if gateway.plane.drives().wan.xdp() {
         gateway.handshakes.show_flows(now);
     }

@@ -1,5 +1,5 @@
 //! What should be, computed from the parts of the gateway: the kernel's state, what a map may contain, and where this
-//! gateway is found.
+//! gateway can be reached.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::plane::Plane;
 use super::site::Site;
 use crate::ground::{Guard, Network, Tun, Wanted};
 
-/// The guard and nothing else: at boot, before a start, after a stop.
+/// Only the guard: at boot, before a start, after a stop.
 pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
     Wanted {
         name: site.name.clone(),
@@ -45,7 +45,7 @@ pub fn wanted(
     let servers = overlay.into_iter().flat_map(Overlay::servers).map(|(address, _)| address);
     let endpoints = peers.iter().filter_map(|peer| peer.endpoint).map(|endpoint| endpoint.ip());
     let mut guarded = guard.prefixes();
-    // What no peer has any more, but lies inside what one has, goes to that one.
+    // A prefix that no peer has any more, but that lies inside one that a peer has, belongs to that peer.
     guarded.retain(|prefix| peers.owner(prefix).is_some() || !peers.is_remote(*prefix));
     Wanted {
         tun: plane.tun().map(|index| tun(site, plane, network, index)),
@@ -59,7 +59,7 @@ pub fn wanted(
     }
 }
 
-/// The tun device with the addresses that the gateway's own connections begin from: its own in the tunnel, else the
+/// The tun device, with the source addresses of the gateway's own connections: its own in the tunnel, or else the
 /// LAN's.
 fn tun(site: &Site, plane: &Plane, network: &Network, index: u32) -> Tun {
     let lan = plane.drives().lan_indices();
@@ -73,13 +73,13 @@ fn tun(site: &Site, plane: &Plane, network: &Network, index: u32) -> Tun {
     }
 }
 
-/// What a map is judged by: the networks of this site, what its profile accepts, and what must stay outside.
+/// What a map is judged by: this site's networks, what its profile accepts, and what must stay outside the tunnel.
 pub fn surroundings(site: &Site, peers: &Peers, overlay: &Overlay, network: &Network) -> Surroundings {
     let endpoints = endpoints_in_use(peers, &overlay.believed.sites).map(|address| (address, Server::Endpoint));
     Surroundings::new(own_networks(site, network), site.accept.clone(), overlay.servers().chain(endpoints))
 }
 
-/// The networks that this gateway is connected to other than by the tunnel, and the site's subnets.
+/// The networks that this gateway is connected to other than through the tunnel, and the site's subnets.
 fn own_networks(site: &Site, network: &Network) -> Vec<IpNet> {
     let connected = network.interfaces.values().filter(|i| i.name != site.name.as_str()).flat_map(|interface| {
         network.addresses_of(interface.index).filter(|address| address.global).map(|address| address.network())
@@ -88,8 +88,8 @@ fn own_networks(site: &Site, network: &Network) -> Vec<IpNet> {
     connected.chain(site.subnets.iter().chain(&site.shown).copied()).chain(own).collect()
 }
 
-/// The addresses at which a peer might reach us, those of all interfaces that are neither the tunnel's nor the LAN's;
-/// and the IPv4 router of the WAN, which may map ports, with our address towards it.
+/// The addresses at which a peer might reach us, which are those of all interfaces except the tunnel's and the LAN's;
+/// and the WAN's IPv4 router, which may map ports, with our address towards it.
 pub fn place(site: &Site, plane: &Plane, network: &Network) -> (Vec<IpAddr>, Option<(IpAddr, IpAddr)>) {
     let outside = |interface: u32| {
         network
@@ -107,7 +107,7 @@ pub fn place(site: &Site, plane: &Plane, network: &Network) -> (Vec<IpAddr>, Opt
     (hosts, router)
 }
 
-/// The ways out, for whoever has to know that they are others.
+/// The default routes, for noticing when they change.
 pub fn default_routes(network: &Network) -> DefaultRoutes {
     network.default_routes().map(|route| (route.interface, route.gateway)).collect()
 }

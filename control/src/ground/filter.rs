@@ -3,13 +3,18 @@
 //! ```text
 //!   forward      from LAN or tun, to a guarded prefix, by another interface          drop
 //!   forward      from the tun device by anything but it or a LAN, without transit   drop
+//!   forward      from a bridge to the same bridge                                    accept
 //!   forward      from another interface, in the name of a guarded prefix             drop
 //!   input        the same, but for the tunnel's own packets and neighbour discovery  drop
 //!   prerouting   the tunnel's own packets get the mark, where an outer address is guarded,
 //!                so that a strict reverse path filter takes them
 //! ```
-//! Prefixes are elements of interval sets, so a packet costs one look-up however many there are. A default
-//! route is in the outward set only: as a source it would refuse everything.
+//! Prefixes are elements of interval sets, so a packet costs one look-up however many there are. A default route is
+//! only in the outward set: as a source it would refuse everything.
+//!
+//! Where `br_netfilter` is loaded, frames between the ports of a bridge pass the forward chain too. A gateway whose LAN or
+//! WAN interface is a veth to a bridge of the same machine meets its own packets there. What comes in by a bridge and
+//! leaves by it stays on one link, where its sender could have reached the receiver without this machine.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,35 +26,37 @@ use crate::netlink::FILTER_PREFIX;
 use crate::profile::Name;
 use crate::tool;
 
-/// What the packet filter of a gateway does.
+/// The contents of a gateway's packet filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// The gateway's name, which is its tun device's too.
+    /// The gateway's name, which is also that of its tun device.
     pub name: Name,
-    /// The interfaces between which guarded prefixes may travel: the tun device, the LAN's, and the tun devices
-    /// of other gateways.
+    /// The interfaces between which packets of guarded prefixes may travel: the tun device, the LAN's, and the tun
+    /// devices of other gateways.
     pub inside: BTreeSet<String>,
-    /// Whether packets from the tunnel may leave by these interfaces only.
+    /// The bridges of this machine.
+    pub bridges: BTreeSet<String>,
+    /// Whether packets from the tunnel may leave through these interfaces only.
     pub confined: bool,
-    /// Destinations that leave by the tun device or a LAN only, none inside another.
+    /// Destinations that may be reached only through the tun device or a LAN, none inside another.
     pub outward: BTreeSet<IpNet>,
-    /// Sources that come in by the tun device or a LAN only, none inside another.
+    /// Sources that may come only from the tun device or a LAN, none inside another.
     pub inward: BTreeSet<IpNet>,
-    /// The tunnel's port, to which outer packets come even in the name of a guarded prefix.
+    /// The tunnel's port, where outer packets are accepted even in the name of a guarded prefix.
     pub local_port: Option<u16>,
-    /// The mark that incoming outer packets get; `None` where no outer address is guarded.
+    /// The mark for incoming outer packets; `None` where no outer address is guarded.
     pub mark: Option<u32>,
 }
 
 impl Filter {
-    /// The commands for `nft -f`, which make it so in one step whatever was there.
+    /// The commands for `nft -f` that install it in one step, whatever was there.
     #[must_use]
     pub fn script(&self) -> String {
         let table = table(&self.name);
         let inside = quoted(self.inside.iter());
         let trusted = quoted(self.inside.iter().chain(&["lo".to_owned()]));
         let mut text = String::new();
-        // Made first, so that there is one to delete.
+        // The table is created first, so that there is one to delete.
         let _ = writeln!(text, "table inet {table} {{\n}}\ndelete table inet {table}\ntable inet {table} {{");
         for (set, prefixes) in [("outward", &self.outward), ("inward", &self.inward)] {
             for (version, kind, v4) in [("4", "ipv4_addr", true), ("6", "ipv6_addr", false)] {
@@ -68,11 +75,18 @@ impl Filter {
             true => format!("iifname \"{}\" oifname != {{ {inside} }} drop\n  ", self.name),
             false => String::new(),
         };
+        let within_bridge = match self.bridges.is_empty() {
+            true => String::new(),
+            false => {
+                let pairs: Vec<_> = self.bridges.iter().map(|name| format!("\"{name}\" . \"{name}\"")).collect();
+                format!("iifname . oifname {{ {} }} accept\n  ", pairs.join(", "))
+            }
+        };
         let _ = writeln!(
             text,
             " chain forward {{\n  type filter hook forward priority filter; policy accept;\n  \
              {outward} ip daddr @outward4 drop\n  {outward} ip6 daddr @outward6 drop\n  {from_tunnel}\
-             {inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
+             {within_bridge}{inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
         );
         let _ = writeln!(text, " chain input {{\n  type filter hook input priority filter; policy accept;");
         if let Some(port) = self.local_port {
@@ -102,33 +116,33 @@ impl Filter {
         text
     }
 
-    /// Makes it so.
+    /// Installs it.
     ///
     /// # Errors
-    /// There is no nft, or it refuses; the sentence says what it said.
+    /// There is no nft, or it reports an error, which is in the sentence.
     pub(super) fn install(&self) -> io::Result<()> {
-        // What these mean to nft is not what they mean to the kernel.
-        if let Some(name) = self.inside.iter().find(|name| name.contains(['"', '\\', '*'])) {
+        // nft would interpret these characters, the kernel does not.
+        if let Some(name) = self.inside.union(&self.bridges).find(|name| name.contains(['"', '\\', '*'])) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nft cannot name the interface {name}")));
         }
         tool::run("nft", &["-f", "-"], &self.script()).map(drop)
     }
 }
 
-/// Removes the filter of the gateway of this name, if it is there.
+/// Removes the filter of the gateway of this name, if it exists.
 ///
 /// # Errors
-/// There is no nft, or it refuses.
+/// There is no nft, or it reports an error.
 pub(super) fn remove(name: &Name) -> io::Result<()> {
     let table = table(name);
     tool::run("nft", &["-f", "-"], &format!("table inet {table} {{\n}}\ndelete table inet {table}\n")).map(drop)
 }
 
-/// How nft prints the filter of the gateway of this name, without what differs from one time to the next;
-/// `None` if it is not there.
+/// How nft prints the filter of the gateway of this name, without what differs from one time to the next; `None` if it
+/// does not exist.
 ///
 /// # Errors
-/// There is no nft, or what it says is not understood.
+/// There is no nft, or its output is not understood.
 pub(super) fn print(name: &Name) -> io::Result<Option<serde_json::Value>> {
     let table = table(name);
     let text = match tool::run("nft", &["-j", "list", "table", "inet", &table], "") {
@@ -141,7 +155,7 @@ pub(super) fn print(name: &Name) -> io::Result<Option<serde_json::Value>> {
     Ok(Some(printed))
 }
 
-/// Handles count up with every change, and say nothing.
+/// Handles grow with every change, and mean nothing.
 fn forget_handles(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(fields) => {

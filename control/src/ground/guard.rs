@@ -1,4 +1,4 @@
-//! The set of guarded prefixes, which outlives process, map and kernel, in a file of the state directory.
+//! The set of guarded prefixes, which survives process, map and kernel, in a file of the state directory.
 //!
 //! ```text
 //!   penstock guard v1
@@ -6,12 +6,12 @@
 //!   10.103.0.0/16 profile overlay
 //!   mac 8c2f…
 //! ```
-//! One prefix a line with its origins, and at the end a MAC of what is before, under a key derived from the
-//! gateway's private key. A prefix enters from the profile, the coordinator's map or `wg set`; it leaves when
-//! an administrator releases it, or when it came from the profile alone and the profile has it no more.
+//! Each line has a prefix with its origins, and the last one a MAC of everything before it, with a key derived from the
+//! gateway's private key. A prefix is added from the profile, the coordinator's map or `wg set`; it is removed when an
+//! administrator releases it, or when it came only from the profile and is no longer there.
 //!
-//! The file is read leniently: of a damaged one what can be read is taken, and what the kernel still guards.
-//! At worst too much is guarded, which an administrator can release.
+//! The file is read leniently: from a damaged one everything that can be read is used, together with what the kernel
+//! still guards. At worst too much is guarded, which an administrator can release.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,7 +28,7 @@ use crate::netlink::network;
 use crate::problem::Problems;
 use crate::profile::Name;
 
-/// Most prefixes that can be guarded.
+/// The most prefixes that can be guarded.
 pub const GUARD_LIMIT: usize = 1 << 16;
 /// Longest file: a line has at most 43 bytes of prefix and 38 of origins.
 const FILE_LIMIT: usize = 128 * GUARD_LIMIT;
@@ -36,18 +36,18 @@ const HEADER: &str = "penstock guard v1";
 const LABEL: &[u8] = b"penstock guard v1 key";
 const MAC_FIELD: &str = "mac ";
 
-/// What an administrator of one site may call private: RFC 1918, RFC 6598, RFC 4193, and link-local networks.
+/// What an administrator of one site may consider private: RFC 1918, RFC 6598, RFC 4193, and link-local networks.
 const PRIVATE: [&str; 7] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"];
 
-/// How a prefix came to be guarded.
+/// Why a prefix is guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
     /// A peer of the profile has it.
     Profile,
-    /// A peer of the coordinator's map has it, and the profile says nothing of it.
+    /// A peer of the coordinator's map has it, and the profile does not mention it.
     Overlay,
-    /// A peer of the coordinator's map has it, and the profile accepts it expressly.
+    /// A peer of the coordinator's map has it, and the profile explicitly accepts it.
     Accepted,
     /// An administrator gave it to a peer of the running gateway (`wg set`).
     Runtime,
@@ -55,7 +55,7 @@ pub enum Origin {
     Found,
 }
 
-/// Why a prefix does not enter the guard.
+/// Why a prefix is not guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The coordinator offers a default route or a public prefix.
@@ -73,7 +73,7 @@ pub struct Guard {
     key: PrivateKey,
     name: Name,
     prefixes: BTreeMap<IpNet, BTreeSet<Origin>>,
-    /// Whether the file says something else.
+    /// Whether the file is out of date.
     unsaved: bool,
 }
 
@@ -84,8 +84,8 @@ impl Guard {
         directory.join(format!("{name}.guard"))
     }
 
-    /// Reads the file. `held` is what the kernel guards for this gateway (see
-    /// [`Ground::held`](super::Ground::held)); it is believed as well. What is wrong with the file is a problem.
+    /// Reads the file. `held` is what the kernel guards for this gateway (see [`Ground::held`](super::Ground::held));
+    /// it is believed as well. An error in the file is a problem.
     pub fn load(
         path: &Path,
         key: &PrivateKey,
@@ -97,7 +97,7 @@ impl Guard {
         Self::of_file(path, key, name, crate::sealed::read(path, FILE_LIMIT), held, now, problems)
     }
 
-    /// The guard that a file's content says, if it could be read.
+    /// The guard in a file's contents, if they could be read.
     pub(super) fn of_file(
         path: &Path,
         key: &PrivateKey,
@@ -133,13 +133,13 @@ impl Guard {
                 now,
                 &guard.subject(),
                 &sentence,
-                "see penstock status, and release what need not be blocked",
+                "see `penstock status`, and release what need not be blocked",
             );
         }
         guard
     }
 
-    /// The gateway has this private key now, by which the file is authenticated.
+    /// Sets the gateway's private key, with which the file is authenticated.
     pub fn set_key(&mut self, key: &PrivateKey) {
         self.unsaved |= self.key != *key;
         self.key.clone_from(key);
@@ -155,12 +155,12 @@ impl Guard {
         self.prefixes.keys().copied().collect()
     }
 
-    /// All guarded prefixes with their origins, as `penstock status` shows them.
+    /// All guarded prefixes with their origins, for `penstock status`.
     pub fn origins(&self) -> impl Iterator<Item = (&IpNet, &BTreeSet<Origin>)> {
         self.prefixes.iter()
     }
 
-    /// Guards prefixes; which of them are refused, and why. One that is guarded already gets a further origin.
+    /// Guards prefixes; returns those that were refused, and why. One that is already guarded gets another origin.
     pub fn cover(&mut self, prefixes: impl IntoIterator<Item = IpNet>, origin: Origin) -> Vec<(IpNet, Refusal)> {
         let mut refused = Vec::new();
         for prefix in prefixes {
@@ -179,7 +179,7 @@ impl Guard {
         refused
     }
 
-    /// An administrator releases prefixes; which of them were not guarded.
+    /// Releases prefixes for an administrator; returns those that were not guarded.
     pub fn release(&mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
         let mut unknown = Vec::new();
         for prefix in prefixes {
@@ -191,14 +191,13 @@ impl Guard {
         unknown
     }
 
-    /// An administrator releases all prefixes.
+    /// Releases all prefixes for an administrator.
     pub fn release_all(&mut self) {
         self.unsaved |= !self.prefixes.is_empty();
         self.prefixes.clear();
     }
 
-    /// The profile has these prefixes now: they are guarded, and those that only an earlier profile had are
-    /// released.
+    /// Sets the profile's prefixes: they are guarded, and those that only an earlier profile had are released.
     pub fn profile_changed(&mut self, prefixes: &BTreeSet<IpNet>) -> Vec<(IpNet, Refusal)> {
         for (prefix, origins) in &mut self.prefixes {
             if !prefixes.contains(prefix) {
@@ -209,9 +208,8 @@ impl Guard {
         self.cover(prefixes.iter().copied(), Origin::Profile)
     }
 
-    /// Writes the file, if it says something else. Call it before what was covered gets a route, and after what
-    /// was released has lost its blackholes. A file that cannot be written is a problem; the kernel's state
-    /// holds meanwhile.
+    /// Writes the file, if it is out of date. To be called before newly covered prefixes get routes, and after released
+    /// ones have lost their blackholes. A file that cannot be written is a problem; the kernel's state holds meanwhile.
     pub fn save(&mut self, now: Instant, problems: &mut Problems) {
         let subject = self.subject();
         if !self.unsaved || !problems.may_try(now, &subject) {
@@ -246,7 +244,7 @@ impl Guard {
         text + MAC_FIELD + &hex + "\n"
     }
 
-    /// Takes what can be read of a file; the error says what is wrong with it as a whole.
+    /// Takes what can be read of a file; the error is about the file as a whole.
     fn decode(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let text = String::from_utf8_lossy(bytes);
         let mut sound = text.lines().next() == Some(HEADER);
@@ -270,16 +268,12 @@ impl Guard {
         }
     }
 
-    fn mac(&self, body: &[u8]) -> blake2::Blake2sMac256 {
-        let name = self.name.as_str();
-        crate::sealed::mac(&self.key, LABEL)
-            .chain_update((name.len() as u64).to_be_bytes())
-            .chain_update(name)
-            .chain_update(body)
+    fn mac(&self, body: &[u8]) -> crate::sealed::Mac {
+        crate::sealed::mac_of(self.key.as_bytes(), LABEL, self.name.as_str().as_bytes()).chain_update(body)
     }
 }
 
-/// A line of the file: a prefix and its origins.
+/// Parses a line of the file: a prefix and its origins.
 fn parse(line: &str) -> Option<(IpNet, BTreeSet<Origin>)> {
     let mut words = line.split(' ');
     let prefix: IpNet = words.next()?.parse().ok()?;
@@ -354,7 +348,7 @@ mod tests {
         let mut after = load(&path, &[], &mut problems);
         assert!(problems.is_empty());
         assert_eq!(after.prefixes, guard.prefixes);
-        // The coordinator still has the first, and nobody but the profile had the second.
+        // The coordinator still has the first, and only the profile had the second.
         assert_eq!(after.profile_changed(&nets(&["10.3.0.0/16"])), []);
         assert_eq!(after.prefixes(), nets(&["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"]));
         assert_eq!(after.release(nets(&["10.1.0.0/16", "10.9.0.0/16"])), ["10.9.0.0/16".parse().unwrap()]);
@@ -384,7 +378,7 @@ mod tests {
                 assert_eq!(problems.list(Instant::now()).len(), 1, "{at}: {:?}", String::from_utf8_lossy(damaged));
             }
         }
-        // The lines that are whole are taken without the kernel, too.
+        // Intact lines are used even without the kernel.
         std::fs::write(&path, good.replace("10.1.0.0/16 ", "10.1.0.0/33 ")).unwrap();
         assert_eq!(load(&path, &[], &mut Problems::default()).prefixes(), nets(&["10.2.0.0/16", "fd00:1::/48"]));
         std::fs::remove_file(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The seam to the kernel: what is read of it, and what is done to it.
+//! The interface to the kernel: reading its state, and changing it.
 
 use std::io;
 
@@ -11,59 +11,59 @@ pub trait Kernel {
     /// Carries out an operation.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error.
     fn apply(&mut self, operation: &Operation) -> io::Result<()>;
 
     /// All interfaces.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn interfaces(&mut self) -> io::Result<Vec<Interface>>;
 
     /// All addresses.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn addresses(&mut self) -> io::Result<Vec<Address>>;
 
-    /// The routes of all tables that `keep` says yes to.
+    /// The routes of all tables for which `keep` returns true.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn routes(&mut self, keep: &mut dyn FnMut(&Route) -> bool) -> io::Result<Vec<Route>>;
 
-    /// All rules of the shapes that a gateway makes.
+    /// All rules in the forms that a gateway uses.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn rules(&mut self) -> io::Result<Vec<Rule>>;
 
-    /// The rules of other shapes that lead to a table or drop.
+    /// The rules in other forms that lead to a table or drop.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>>;
 
     /// All resolved neighbours.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     fn neighbours(&mut self) -> io::Result<Vec<Neighbour>>;
 
-    /// What is in the place of the packet filter of the gateway of this name.
+    /// The state of the packet filter of the gateway of this name.
     ///
     /// # Errors
     /// It cannot be read.
     fn filter(&mut self, name: &Name) -> io::Result<FilterState>;
 
-    /// The value of a setting; `None` if there is none, as of an interface without IPv6.
+    /// The value of a setting; `None` if it does not exist, such as that of an interface without IPv6.
     fn sysctl(&mut self, sysctl: &Sysctl) -> Option<String>;
 }
 
 /// Linux, over rtnetlink, `nft` and `/proc/sys/net`.
 pub struct Linux {
     netlink: Netlink,
-    /// The filter that was set last, and how nft printed it then.
+    /// The filter that was last set, and how nft printed it then.
     printed: Option<(Filter, serde_json::Value)>,
 }
 
@@ -71,12 +71,12 @@ impl Linux {
     /// Opens the sockets, in the network namespace of this thread.
     ///
     /// # Errors
-    /// The system has no descriptor to give.
+    /// The system has no descriptors left.
     pub fn open() -> io::Result<Self> {
         Ok(Self { netlink: Netlink::open()?, printed: None })
     }
 
-    /// The socket, for look-ups that are not the ground's.
+    /// The socket, for look-ups by other parts.
     pub fn netlink(&mut self) -> &mut Netlink {
         &mut self.netlink
     }

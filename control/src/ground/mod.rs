@@ -1,9 +1,9 @@
-//! What the kernel's network stack must hold for the tunnel, against what it holds.
+//! What the kernel's network stack should hold for the tunnel, compared with what it holds.
 //!
-//! [`Wanted`] says what should be, [`Network`] and a few settings say what is; [`plan`] compares them and
-//! yields operations, which a [`Kernel`] carries out. This is done again whenever either side changes or an
-//! operation has failed, so nothing is believed to hold because it was done once. A failed operation is a
-//! problem with a name and is tried again; it keeps no other operation from being done.
+//! [`Wanted`] says what should be; [`Network`] and a few settings say what is. [`plan`] compares them and yields
+//! operations, which a [`Kernel`] carries out. This is repeated whenever either side changes or an operation has
+//! failed, so nothing is believed to hold because it was done once. A failed operation is a problem with a name and is
+//! retried; it does not keep others from being carried out.
 //!
 //! ```text
 //!   gateway ── Wanted ──► plan ──► operations ──► Kernel ─┐
@@ -12,18 +12,18 @@
 //! ```
 //!
 //! # The guard
-//! A remote prefix is guarded: its packets go into the tunnel or nowhere. Three layers see to this, and each
-//! suffices for packets from the LAN, since others take rules and routes away now and then:
+//! A remote prefix is guarded: its packets go into the tunnel or nowhere. Three layers ensure this, and each suffices
+//! for packets from the LAN, since others may remove rules and routes:
 //!
-//! 1. A routing table of our own holds the tunnel's routes, blackholes under them, and `throw` routes for the
-//!    site's own networks. A rule leads everything there but our outer traffic, which carries a mark.
-//! 2. The main table has a blackhole of the worst metric for every guarded prefix but a default route, with
-//!    gaps for the outer addresses: the tunnel's own packets have to get there.
-//! 3. The packet filter drops what comes from a LAN or the tunnel for a guarded prefix and would leave by
-//!    another interface, and what comes by another interface in the name of a guarded prefix.
+//! 1. A routing table of our own holds the tunnel's routes, blackholes under them, and `throw` routes for the site's
+//!    own networks. A rule sends everything there except our outer traffic, which carries a mark.
+//! 2. The main table has a blackhole with the worst metric for every guarded prefix except default routes, with gaps
+//!    for the outer addresses, which the tunnel's own packets have to reach.
+//! 3. The packet filter drops what comes from a LAN or the tunnel for a guarded prefix and would leave through another
+//!    interface, and what arrives on another interface in the name of a guarded prefix.
 //!
-//! Blackholes and filter outlive the process. [`Guard`] keeps the set of guarded prefixes, [`Ground::withdraw`]
-//! takes away everything but the guard.
+//! Blackholes and filter survive the process. [`Guard`] keeps the set of guarded prefixes, [`Ground::withdraw`] removes
+//! everything but the guard.
 
 mod actual;
 mod filter;
@@ -66,21 +66,21 @@ pub const DEFAULT_MARK: u32 = 47100;
 pub const RULE_PRIORITY: u32 = 4710;
 /// Priority of the rules that keep the WAN's own addresses in the main table.
 pub const WAN_RULE_PRIORITY: u32 = RULE_PRIORITY - 1;
-/// Who made a route or rule, by the number that `ip route` shows as `proto`. The kernel and
+/// The number in a route's or rule's `proto` field that marks ours, as `ip route` shows it. The kernel and
 /// `/etc/iproute2/rt_protos` leave this one free.
 pub const PROTOCOL: u8 = 80;
-/// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
+/// The smallest MTU with which IPv6 works (RFC 8200, section 5).
 pub const SMALLEST_MTU_V6: u32 = 1280;
 
-/// The metrics of the blackholes end here: worse than any other route. Each gateway has one of its own.
+/// The highest metric of a blackhole: worse than any other route. Each gateway has a metric of its own.
 const WORST_METRIC: u32 = u32::MAX;
-/// How many metrics there are for the gateways of a machine.
+/// The number of metrics for the gateways of one machine.
 const METRICS: u32 = 1 << 16;
 
 /// What should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The gateway's name, which is its tun device's too. By it a gateway knows its own routes.
+    /// The gateway's name, which is also that of its tun device. A gateway recognises its own routes by it.
     pub name: Name,
     /// The routing table of tunnel routes and guard.
     pub table: u32,
@@ -88,14 +88,14 @@ pub struct Wanted {
     pub mark: u32,
     /// The tun device; `None` while there is none.
     pub tun: Option<Tun>,
-    /// Remote prefixes that lead into the tunnel. What is not guarded as well is ignored.
+    /// Remote prefixes that lead into the tunnel. Those that are not also guarded are ignored.
     pub tunnelled: BTreeSet<IpNet>,
-    /// Those of them to whose peers only smaller packets than the tunnel's MTU may be sent, in bytes.
+    /// Those of them whose peers take only packets smaller than the tunnel's MTU, with that size in bytes.
     pub mtus: BTreeMap<IpNet, u32>,
     /// Remote prefixes that are blocked wherever they are not tunnelled.
     pub guarded: BTreeSet<IpNet>,
-    /// Addresses that outer traffic goes to: peers' endpoints, the coordinator, relays, STUN servers. Only
-    /// those inside a guarded prefix make a difference.
+    /// Addresses that outer traffic is sent to: peers' endpoints, the coordinator, relays, STUN servers. Only those
+    /// inside a guarded prefix make a difference.
     pub outer: BTreeSet<IpAddr>,
     /// The WAN interface.
     pub wan: String,
@@ -105,29 +105,29 @@ pub struct Wanted {
     pub local: BTreeSet<IpNet>,
     /// The tunnel's UDP port; `None` while it is not bound.
     pub local_port: Option<u16>,
-    /// Whether packets from the tunnel may leave for other networks than this site's.
+    /// Whether packets from the tunnel may go to networks other than this site's.
     pub transit: bool,
-    /// Whether packets are to be forwarded. If not, there is only the guard: at boot, and for a gateway that
-    /// was stopped.
+    /// Whether packets are to be forwarded. If not, there is only the guard: at boot, and for a gateway that was
+    /// stopped.
     pub forward: bool,
 }
 
-/// The tun device, and the addresses of ours that connections through it begin from.
+/// The tun device, and the source addresses for connections through it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tun {
     /// Its index.
     pub index: u32,
-    /// The largest inner packet; `None` leaves that to others.
+    /// The largest inner packet; `None` leaves the MTU to others.
     pub mtu: Option<u32>,
     /// Its own addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Source of IPv4.
+    /// Source address for IPv4.
     pub source_v4: Option<IpAddr>,
-    /// Source of IPv6.
+    /// Source address for IPv6.
     pub source_v6: Option<IpAddr>,
 }
 
-/// The metric of the blackholes of the gateway of this name, so that each knows its own after a crash.
+/// The metric of the blackholes of the gateway of this name, by which it recognises its own after a crash.
 #[must_use]
 pub fn guard_metric(name: &Name) -> u32 {
     WORST_METRIC - hash(name)
@@ -140,7 +140,7 @@ pub fn tunnel_metric(name: &Name) -> u32 {
 }
 
 fn hash(name: &Name) -> u32 {
-    // FNV-1a: the standard library's hash may differ from build to build.
+    // FNV-1a, because the standard library's hash may differ from build to build.
     let hash = name.as_str().bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     hash % METRICS
 }

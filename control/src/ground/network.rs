@@ -1,9 +1,11 @@
-//! The network as the kernel sees it, kept as a snapshot that follows the kernel's news, and the ways it
-//! gives to WAN endpoints and LAN hosts.
+//! The network as the kernel sees it, kept as a snapshot that follows the kernel's news, and the routes to WAN
+//! endpoints and LAN hosts in it.
 //!
-//! A router may have hundreds of thousands of routes. The snapshot keeps those that can matter here: of the
-//! main table those that leave by a LAN interface and those inside them, default routes, what the kernel
-//! makes for addresses, and ours; and all of the local table and of our own.
+//! A router may have hundreds of thousands of routes. The snapshot keeps those that can matter here: of the main table,
+//! those through a LAN interface and those inside them, default routes, the kernel's own for addresses, and ours; and
+//! all routes of the local table and of our own.
+
+mod news;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,16 +15,17 @@ use ipnet::IpNet;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 
-use super::{Kernel, Operation, PROTOCOL};
+use super::{Kernel, PROTOCOL};
 use crate::netlink::{
-    Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule,
-    network as prefix_of,
+    Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, Route, RouteKind, Rule, network as prefix_of,
 };
+pub use news::Changed;
+pub(super) use news::Follow;
 
 /// `rtnetlink(7)`, RTPROT_KERNEL: routes that come with addresses.
 const PROTOCOL_KERNEL: u8 = 2;
 
-/// How many destinations that had a route by a LAN interface, and have none now, are remembered.
+/// How many destinations are remembered that had a route through a LAN interface and no longer have one.
 const REMEMBERED: usize = 256;
 
 /// Which routes can matter: the gateway's table and interfaces.
@@ -56,52 +59,6 @@ pub struct Network {
 
 /// Table, destination and metric. The kernel may have several routes of one key, though seldom.
 type RouteKey = (u32, IpNet, u32);
-
-/// What has changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    /// Interfaces.
-    pub interfaces: bool,
-    /// Addresses.
-    pub addresses: bool,
-    /// Neighbours, other than that the kernel became less sure of one.
-    pub neighbours: bool,
-    /// Destinations of routes that came, went or changed, also of those that the snapshot does not keep.
-    pub destinations: BTreeSet<IpNet>,
-    /// Whether any other destination may have changed too.
-    pub everywhere: bool,
-    /// Packet filters of others.
-    pub filters: bool,
-    /// Whether [`Ground::reconcile`](super::Ground::reconcile) has to look.
-    pub ground: bool,
-}
-
-impl Changed {
-    /// Everything may have.
-    #[must_use]
-    pub fn everything() -> Self {
-        Self {
-            interfaces: true,
-            addresses: true,
-            neighbours: true,
-            destinations: BTreeSet::new(),
-            everywhere: true,
-            filters: true,
-            ground: true,
-        }
-    }
-
-    /// Whether the way to this address may have changed.
-    #[must_use]
-    pub fn affects(&self, address: IpAddr) -> bool {
-        // Of few lengths at most, so that this costs little however many destinations changed.
-        let host = IpNet::from(address).prefix_len();
-        self.everywhere
-            || self.interfaces
-            || self.addresses
-            || (0..=host).any(|length| self.destinations.contains(&prefix_of(address, length)))
-    }
-}
 
 impl Network {
     /// A network of which nothing is known yet.
@@ -199,185 +156,6 @@ impl Network {
         self.routes.range(first..).take_while(move |(key, _)| key.0 == table).flat_map(|(_, routes)| routes)
     }
 
-    /// Puts a route into the snapshot; whether this changed it.
-    pub(super) fn insert(&mut self, route: Route, replaces: bool) -> bool {
-        if !self.matters(&route) {
-            return false;
-        }
-        if route.table == MAIN_TABLE && route.destination.prefix_len() > 0 && self.leaves_by_lan(&route) {
-            self.behind_lan.insert(route.destination);
-        }
-        let here = self.routes.entry(key(&route)).or_default();
-        if here.contains(&route) {
-            return false;
-        }
-        // IPv6 routes of one key are the ways of one route, of which one stands for all.
-        match here.first_mut().filter(|_| replaces || route.destination.addr().is_ipv6()) {
-            Some(first) => *first = route,
-            None => here.push(route),
-        }
-        true
-    }
-
-    /// Takes a route out of the snapshot; whether this changed it.
-    pub(super) fn remove(&mut self, route: &Route) -> bool {
-        let Some(here) = self.routes.get_mut(&key(route)) else { return false };
-        let Some(at) = here.iter().position(|r| same(r, route)) else { return false };
-        here.remove(at);
-        if here.is_empty() {
-            self.routes.remove(&key(route));
-        }
-        true
-    }
-
-    /// Follows a piece of news.
-    pub(super) fn follow(&mut self, news: News, changed: &mut Changed) -> Follow {
-        match news {
-            News::Interface(interface) => return self.interface_news(interface, changed),
-            News::InterfaceGone(index) => {
-                if self.interfaces.remove(&index).is_some() {
-                    (changed.interfaces, changed.ground) = (true, true);
-                    self.addresses.retain(|a| a.interface != index);
-                    return self.routes_went(index);
-                }
-            }
-            News::Address(address) => {
-                let known = |a: &Address| a.interface == address.interface && a.address == address.address;
-                let mut same = self.addresses.iter().filter(|a| known(a));
-                if same.any(|a| *a == address) {
-                    return Follow::Done;
-                }
-                self.addresses.insert(address);
-                (changed.addresses, changed.ground) = (true, true);
-            }
-            News::AddressGone(address) => {
-                if self.addresses.remove(&address) {
-                    (changed.addresses, changed.ground) = (true, true);
-                    // IPv4 routes that began from it go with it, and the kernel does not say so.
-                    return self.routes_went(address.interface);
-                }
-            }
-            News::Route { route, replaces } => {
-                let knew = self.behind_lan.len();
-                if self.insert(route, replaces) {
-                    changed.ground |= route.table != LOCAL_TABLE;
-                }
-                changed.destinations.insert(route.destination);
-                if self.behind_lan.len() > knew {
-                    return Follow::ReadRoutes;
-                }
-            }
-            News::RouteGone(route) => {
-                if self.remove(&route) {
-                    changed.ground |= route.table != LOCAL_TABLE;
-                    // Further ways of the same route, of which one stood for all.
-                    if route.destination.addr().is_ipv6() && self.leaves_by_lan(&route) {
-                        changed.destinations.insert(route.destination);
-                        return Follow::ReadRoutes;
-                    }
-                }
-                changed.destinations.insert(route.destination);
-            }
-            News::Rule(rule) => {
-                changed.ground |= self.rules.insert(rule);
-                changed.everywhere = true;
-            }
-            News::RuleGone(rule) => {
-                changed.ground |= self.rules.remove(&rule);
-                changed.everywhere = true;
-            }
-            News::OtherRule(rule) => {
-                if !self.other_rules.contains(&rule) {
-                    self.other_rules.push(rule);
-                }
-                changed.everywhere = true;
-            }
-            News::OtherRuleGone(rule) => {
-                self.other_rules.retain(|there| *there != rule);
-                changed.everywhere = true;
-            }
-            News::Neighbour(neighbour) => {
-                let known = |n: Neighbour| Neighbour { stale: false, ..n };
-                let before = self.neighbours.insert((neighbour.interface, neighbour.address), neighbour);
-                changed.neighbours |= before.map(known) != Some(known(neighbour));
-            }
-            News::NeighbourGone { interface, address } => {
-                changed.neighbours |= self.neighbours.remove(&(interface, address)).is_some();
-            }
-            News::OtherFilter => changed.filters = true,
-            News::Sysctl | News::Filter | News::Lost => {}
-        }
-        Follow::Done
-    }
-
-    /// What was done is so, as far as we know, until the kernel says otherwise.
-    pub(super) fn done(&mut self, operation: &Operation) {
-        match operation {
-            Operation::AddRoute(route) => {
-                self.insert(*route, true);
-            }
-            Operation::RemoveRoute(route) => {
-                self.remove(route);
-            }
-            Operation::AddRule(rule) => {
-                self.rules.insert(*rule);
-            }
-            Operation::RemoveRule(rule) => {
-                self.rules.remove(rule);
-            }
-            Operation::AddAddress { interface, address } => {
-                let length = IpNet::from(*address).prefix_len();
-                self.addresses.insert(Address { interface: *interface, address: *address, length, global: true });
-            }
-            Operation::RemoveAddress { interface, address } => {
-                self.addresses.retain(|a| (a.interface, a.address) != (*interface, *address));
-            }
-            Operation::SetMtu { interface, mtu } => {
-                if let Some(interface) = self.interfaces.get_mut(interface) {
-                    interface.mtu = *mtu;
-                }
-            }
-            Operation::SetUp { interface, up } => {
-                if let Some(there) = self.interfaces.get_mut(interface) {
-                    there.up = *up;
-                }
-                if !up {
-                    self.routes.retain(|_, routes| {
-                        routes.retain(|r| r.interface != Some(*interface));
-                        !routes.is_empty()
-                    });
-                    self.addresses.retain(|a| a.interface != *interface || a.address.is_ipv4());
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn interface_news(&mut self, interface: Interface, changed: &mut Changed) -> Follow {
-        let index = interface.index;
-        let before = self.interfaces.insert(index, interface.clone());
-        if before.as_ref() == Some(&interface) {
-            return Follow::Done;
-        }
-        (changed.interfaces, changed.ground) = (true, true);
-        let Some(before) = before else { return Follow::Done };
-        if before.name != interface.name
-            && self.interest.lan.contains(&before.name) != self.interest.lan.contains(&interface.name)
-        {
-            return Follow::ReadRoutes;
-        }
-        if before.up && !interface.up {
-            // IPv4 routes by an interface that goes down go with it, and the kernel does not say so.
-            return self.routes_went(index);
-        }
-        Follow::Done
-    }
-
-    fn routes_went(&self, interface: u32) -> Follow {
-        let holds = self.routes().any(|r| r.interface == Some(interface));
-        if holds { Follow::ReadRoutes } else { Follow::Done }
-    }
-
     /// An interface by its name.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Interface> {
@@ -388,6 +166,13 @@ impl Network {
     #[must_use]
     pub fn interface(&self, index: u32) -> Option<&Interface> {
         self.interfaces.get(&index)
+    }
+
+    /// The names of the bridges.
+    #[must_use]
+    pub fn bridges(&self) -> BTreeSet<String> {
+        let bridges = self.interfaces.values().filter(|interface| interface.kind.as_deref() == Some("bridge"));
+        bridges.map(|interface| interface.name.clone()).collect()
     }
 
     /// The addresses of an interface.
@@ -432,8 +217,8 @@ impl Network {
     }
 
     /// Next hops on these LAN interfaces: hosts that are neighbours, prefixes behind routers. What the
-    /// kernel would send elsewhere, or by the rules of others (`ip rule`), has an entry without a link, so that no
-    /// shorter prefix catches it.
+    /// kernel would send elsewhere, by the rules of others (`ip rule`), or by a route that only it can follow, has an
+    /// entry without a link, so that no shorter prefix catches it.
     #[must_use]
     pub fn hops(&self, lan: &[u32]) -> PrefixMap<Option<Link>> {
         let lan: Vec<&Interface> = lan.iter().filter_map(|i| self.interface(*i)).collect();
@@ -447,27 +232,40 @@ impl Network {
         for prefix in &ruled {
             hops.insert(prefix.addr(), prefix.prefix_len(), None);
         }
-        for route in self.forwarding() {
+        let forwarding = self.forwarding();
+        let fitting = |link: Link, route: &Route| match route.mtu.and_then(|mtu| u16::try_from(mtu).ok()) {
+            Some(mtu) if mtu < link.mtu => link.with_mtu(mtu),
+            _ => link,
+        };
+        for route in &forwarding {
             let interface = lan.iter().find(|i| Some(i.index) == route.interface);
             let link = match (interface, route.gateway) {
                 (Some(interface), Some(gateway))
                     if route.kind == RouteKind::Unicast && !is_ruled(route.destination) =>
                 {
-                    self.link(interface, gateway, gateway)
+                    self.link(interface, gateway, gateway).map(|link| fitting(link, route))
                 }
                 _ => None,
             };
             let (address, length) = (route.destination.addr(), route.destination.prefix_len());
             let direct = route.kind == RouteKind::Unicast && route.gateway.is_none();
-            on_link.insert(address, length, interface.filter(|_| direct).map(|i| i.index));
+            on_link.insert(address, length, interface.filter(|_| direct).map(|i| (i.index, *route)));
             hops.insert(address, length, link);
+        }
+        // Which packets these are for, the other routes to the same prefix do not tell.
+        for route in forwarding.iter().filter(|route| route.kernel_only) {
+            let (address, length) = (route.destination.addr(), route.destination.prefix_len());
+            on_link.insert(address, length, None);
+            hops.insert(address, length, None);
         }
         for neighbour in self.neighbours.values() {
             let interface = lan.iter().find(|i| i.index == neighbour.interface);
-            let direct = on_link.lookup(neighbour.address).copied().flatten() == Some(neighbour.interface);
-            if let (Some(interface), true) = (interface, direct && !is_ruled(neighbour.address.into())) {
+            let direct = on_link.lookup(neighbour.address).copied().flatten();
+            let direct = direct.filter(|(interface, _)| *interface == neighbour.interface);
+            if let (Some(interface), Some((_, route)), false) = (interface, direct, is_ruled(neighbour.address.into()))
+            {
                 let link = self.link(interface, neighbour.address, neighbour.address);
-                hops.insert(neighbour.address, 128, link);
+                hops.insert(neighbour.address, 128, link.map(|link| fitting(link, route)));
             }
         }
         hops
@@ -482,16 +280,23 @@ impl Network {
         lan.iter().flat_map(|lan| self.addresses_of(*lan)).map(|address| address.network()).collect()
     }
 
-    /// Prefixes inside remote ones that the kernel keeps for this site: our addresses, and what leaves by a
-    /// LAN interface.
+    /// Prefixes that the kernel keeps for this site: our addresses and what leaves by a LAN interface, inside of remote
+    /// prefixes, and our addresses inside of `own`, which no host may send from.
     #[must_use]
-    pub fn kept(&self, remote: &[IpNet]) -> Vec<IpNet> {
+    pub fn kept(&self, remote: &[IpNet], own: &BTreeSet<IpNet>) -> Vec<IpNet> {
+        let inside = |outer: &IpNet, route: &Route| {
+            outer.contains(&route.destination) && outer.prefix_len() < route.destination.prefix_len()
+        };
+        let local = |route: &Route| route.table == LOCAL_TABLE;
         let mut kept: Vec<IpNet> = self
             .forwarding()
             .into_iter()
-            .filter(|r| r.table == LOCAL_TABLE || self.leaves_by_lan(r))
+            .filter(|r| {
+                let inside_remote =
+                    (local(r) || self.leaves_by_lan(r)) && remote.iter().any(|prefix| inside(prefix, r));
+                inside_remote || (local(r) && own.iter().any(|prefix| inside(prefix, r)))
+            })
             .map(|r| r.destination)
-            .filter(|d| remote.iter().any(|p| p.contains(d) && p.prefix_len() < d.prefix_len()))
             .collect();
         kept.sort_unstable();
         kept.dedup();
@@ -499,27 +304,10 @@ impl Network {
     }
 }
 
-/// What a snapshot needs after a piece of news.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Follow {
-    /// Nothing.
-    Done,
-    /// The routes, since some went or matter now of which the kernel does not tell.
-    ReadRoutes,
-}
-
-fn key(route: &Route) -> RouteKey {
-    (route.table, route.destination, route.metric)
-}
-
-/// Whether two routes of one key are the same to the kernel.
-fn same(a: &Route, b: &Route) -> bool {
-    a.kind == b.kind && (a.kind != RouteKind::Unicast || (a.interface, a.gateway) == (b.interface, b.gateway))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::News;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -537,6 +325,7 @@ mod tests {
             mtu: 1500,
             up: true,
             kind: None,
+            vrf: false,
             queues: 1,
         };
         let neighbour = |interface, address: &str, last| Neighbour {
@@ -583,15 +372,37 @@ mod tests {
         assert_eq!(mac("10.7.1.1"), Some(254), "behind a resolved router");
         assert_eq!(mac("10.8.1.1"), None, "behind an unresolved router");
         assert_eq!(mac("10.7.7.7"), None, "the kernel would send it elsewhere");
-        assert_eq!(mac("203.0.113.1"), None, "the WAN is none of the LAN's hops");
+        assert_eq!(mac("203.0.113.1"), None, "the WAN is not one of the LAN's hops");
         assert!(network().hops(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_only_the_kernel_can_follow_is_left_to_it_and_a_route_s_mtu_holds() {
+        let hop = |change: fn(&mut Route), to: &str| {
+            let mut network = network();
+            let mut changed = route(if to.starts_with("10.7") { "10.7.0.0/16" } else { "10.101.0.0/24" }, 3, None);
+            changed.gateway = to.starts_with("10.7").then(|| "10.101.0.254".parse().unwrap());
+            change(&mut changed);
+            network.insert(changed, !changed.kernel_only);
+            network.hops(&[3]).lookup(to.parse().unwrap()).copied().flatten().map(|link| link.mtu)
+        };
+        for to in ["10.101.0.2", "10.7.1.1"] {
+            assert_eq!(hop(|_| {}, to), Some(1500), "{to}");
+            assert_eq!(hop(|route| route.mtu = Some(1300), to), Some(1300), "{to}");
+            assert_eq!(hop(|route| route.mtu = Some(9000), to), Some(1500), "{to}");
+            assert_eq!(hop(|route| route.kernel_only = true, to), None, "{to}: another route to the same prefix");
+        }
     }
 
     #[test]
     fn the_site_keeps_what_leaves_by_a_lan_interface() {
         let remote = [net("10.0.0.0/8"), net("10.7.0.0/16")];
-        let text: Vec<String> = network().kept(&remote).iter().map(ToString::to_string).collect();
-        assert_eq!(text, ["10.7.0.0/16", "10.8.0.0/16", "10.101.0.0/24", "10.101.0.1/32"]);
+        let kept = |remote: &[IpNet], own: &[IpNet]| -> Vec<String> {
+            network().kept(remote, &own.iter().copied().collect()).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(kept(&remote, &[]), ["10.7.0.0/16", "10.8.0.0/16", "10.101.0.0/24", "10.101.0.1/32"]);
+        // What comes from a router's networks is the site's, what comes from our own addresses is forged.
+        assert_eq!(kept(&[], &[net("10.0.0.0/8")]), ["10.101.0.1/32"]);
     }
 
     #[test]

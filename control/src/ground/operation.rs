@@ -7,67 +7,67 @@ use super::{Filter, Sysctl};
 use crate::netlink::{Route, RouteKind, Rule};
 use crate::profile::Name;
 
-/// One change of the kernel's state. Each can be repeated without harm.
+/// One change of the kernel's state. Repeating it does no harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// An interface goes up or down.
+    /// Sets an interface up or down.
     SetUp {
         /// Its index.
         interface: u32,
         /// Whether up.
         up: bool,
     },
-    /// An interface gets another MTU.
+    /// Sets an interface's MTU.
     SetMtu {
         /// Its index.
         interface: u32,
         /// The largest IP packet, in bytes.
         mtu: u32,
     },
-    /// An interface gets an address, of which only the address itself is on the link.
+    /// Adds an address to an interface, without a network.
     AddAddress {
         /// Its index.
         interface: u32,
         /// The address.
         address: IpAddr,
     },
-    /// An interface loses such an address.
+    /// Removes such an address from an interface.
     RemoveAddress {
         /// Its index.
         interface: u32,
         /// The address.
         address: IpAddr,
     },
-    /// A setting gets a value.
+    /// Sets a setting.
     SetSysctl {
         /// The setting.
         sysctl: Sysctl,
         /// Its value.
         value: String,
     },
-    /// A setting gets back the value it had before the gateway changed it.
+    /// Restores the value that a setting had before the gateway changed it.
     RestoreSysctl {
         /// The setting.
         sysctl: Sysctl,
         /// Its value before.
         value: String,
     },
-    /// A route is added, or takes the place of the one with the same destination, table and metric.
+    /// Adds a route, or replaces the one with the same destination, table and metric.
     AddRoute(Route),
-    /// A route is removed.
+    /// Removes a route.
     RemoveRoute(Route),
-    /// A rule is added.
+    /// Adds a rule.
     AddRule(Rule),
-    /// A rule is removed.
+    /// Removes a rule.
     RemoveRule(Rule),
-    /// The gateway's packet filter becomes this, in one step.
+    /// Installs the gateway's packet filter, in one step.
     SetFilter(Box<Filter>),
-    /// The packet filter of the gateway of this name goes.
+    /// Removes the packet filter of the gateway of this name.
     RemoveFilter(Name),
 }
 
 impl Operation {
-    /// What it is about: a failed one makes a problem of this name, and one that succeeds ends it.
+    /// What it is about: a failed operation becomes a problem of this name, and one that succeeds ends it.
     #[must_use]
     pub fn subject(&self) -> String {
         match self {
@@ -107,7 +107,7 @@ impl Operation {
             Self::SetSysctl { .. } | Self::RestoreSysctl { .. } => {
                 "let the service write /proc/sys/net (ReadWritePaths=/proc/sys/net)"
             }
-            _ => "see what the kernel says; it is tried again by itself",
+            _ => "see the kernel's error; it is retried automatically",
         }
     }
 }
@@ -116,8 +116,8 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetMtu { interface, mtu } => write!(f, "set the MTU of interface {interface} to {mtu}"),
-            Self::SetUp { interface, up: true } => write!(f, "put interface {interface} up"),
-            Self::SetUp { interface, up: false } => write!(f, "put interface {interface} down"),
+            Self::SetUp { interface, up: true } => write!(f, "bring interface {interface} up"),
+            Self::SetUp { interface, up: false } => write!(f, "take interface {interface} down"),
             Self::SetSysctl { sysctl, value } => write!(f, "set {sysctl} to {value}"),
             Self::RestoreSysctl { sysctl, value } => write!(f, "set {sysctl} back to {value}"),
             Self::AddAddress { .. } | Self::AddRoute(_) | Self::AddRule(_) => write!(f, "add the {}", self.subject()),

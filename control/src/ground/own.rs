@@ -1,5 +1,5 @@
-//! The site's own networks: which of them a guarded prefix holds, so that they are excepted from it, and which
-//! guarded prefixes they forbid.
+//! The site's own networks: which of them lie inside guarded prefixes and have to be excepted, and which guarded
+//! prefixes they rule out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,26 +9,26 @@ use super::prefixes::{Prefixes, is_default};
 use super::{Finding, Network, PROTOCOL, Wanted};
 use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind};
 
-/// The guarded prefixes, sorted out against the site's own networks.
+/// The guarded prefixes, compared with the site's own networks.
 #[derive(Debug, Default)]
 pub struct Own {
     /// Guarded prefixes that are neither one of the site's own networks nor inside one.
     pub guarded: Prefixes,
-    /// Networks inside guarded prefixes that leave by a LAN interface: the main table decides.
+    /// Networks inside guarded prefixes that are reached through a LAN interface: the main table decides on them.
     pub thrown: BTreeSet<IpNet>,
-    /// Subnets of this site inside guarded prefixes that no LAN interface leads to now. They must not go into
-    /// the tunnel, and must not leave by the WAN.
+    /// Subnets of this site inside guarded prefixes that no LAN interface leads to at present. They must neither go
+    /// into the tunnel nor leave through the WAN.
     pub lost: BTreeSet<IpNet>,
-    /// Destinations inside thrown networks that the main table would send elsewhere: guarded again.
+    /// Destinations inside thrown networks that the main table would send elsewhere: they are guarded again.
     pub strays: BTreeSet<IpNet>,
-    /// Subnets of this site that only a LAN route shorter than the guarded prefix leads to.
+    /// Subnets of this site that are reached only by a LAN route shorter than the guarded prefix.
     pub far: BTreeSet<IpNet>,
-    /// Longer prefixes that another gateway of this machine guards in another table, which is to be asked for them.
+    /// Longer prefixes that another gateway of this machine guards in another table, which has to decide on them.
     pub others: BTreeSet<IpNet>,
 }
 
 impl Own {
-    /// Sorts out, and says what stands in the way.
+    /// Compares them, and reports what stands in the way.
     pub fn sort_out(wanted: &Wanted, network: &Network, findings: &mut Vec<Finding>) -> Self {
         let mut own = Self::default();
         let connected = connected(wanted, network);
@@ -75,7 +75,7 @@ impl Own {
                 });
             }
         }
-        // Link-local addresses mean the interface they are used with.
+        // A link-local address belongs to the interface with which it is used.
         let link_local = IpNet::V6("fe80::/10".parse().expect("a prefix"));
         if self.guarded.covering(&link_local).is_some() {
             self.thrown.insert(link_local);
@@ -91,7 +91,7 @@ impl Own {
                 None => {
                     self.lost.insert(*subnet);
                 }
-                // The main table's blackhole of the guarded prefix would be longer than the route.
+                // The main table's blackhole for the guarded prefix would be longer than the route.
                 Some(to) if !guarded.contains(&to) => {
                     self.thrown.insert(*subnet);
                     self.far.insert(*subnet);
@@ -134,7 +134,7 @@ fn connected<'a>(wanted: &Wanted, network: &'a Network) -> BTreeMap<IpNet, &'a s
     addresses.filter_map(|a| Some((a.network(), lan.get(&a.interface)?.name.as_str()))).collect()
 }
 
-/// The route of the main table that wins for each destination, but for ours.
+/// The main table's best route for each destination, except for ours.
 fn best(network: &Network) -> BTreeMap<IpNet, &Route> {
     let mut best = BTreeMap::new();
     // In order of metric.
@@ -144,7 +144,7 @@ fn best(network: &Network) -> BTreeMap<IpNet, &Route> {
     best
 }
 
-/// Networks of other interfaces than a LAN's that overlap a remote prefix: not excepted, and said.
+/// Networks of interfaces other than the LAN's that overlap a remote prefix: not excepted, but reported.
 fn foreign_networks(wanted: &Wanted, network: &Network, own: &Own, findings: &mut Vec<Finding>) {
     for address in network.addresses.iter().filter(|a| a.global) {
         let Some(interface) = network.interface(address.interface) else { continue };

@@ -14,16 +14,16 @@ use super::{
 };
 use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind, Rule};
 
-/// What is to be done, and what cannot be.
+/// What is to be done, and what stands in the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What is to be done: first the guard, then the tunnel, then what is not wanted any more.
+    /// The operations: first the guard, then the tunnel, then removing what is no longer wanted.
     pub operations: Vec<Operation>,
-    /// What stands in the way and no operation can change.
+    /// Obstacles that no operation can remove.
     pub findings: Vec<Finding>,
 }
 
-/// A condition that is a problem until it is no more.
+/// A condition that is a problem as long as it lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// What it is about.
@@ -34,7 +34,7 @@ pub struct Finding {
     pub what_to_do: &'static str,
 }
 
-/// Compares.
+/// Compares the two.
 #[must_use]
 pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     let mut findings = Vec::new();
@@ -46,7 +46,7 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
 
     let mut operations = Vec::new();
     let (added, removed) = route_changes(wanted, &routes, actual.network);
-    // A throw route that is not wanted any more is an opening.
+    // Removing a `throw` route closes an opening.
     let (openings, removed): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Throw);
     operations.extend(openings.into_iter().map(Operation::RemoveRoute));
     let (guard, tunnel): (Vec<_>, Vec<_>) = added.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
@@ -59,15 +59,17 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     operations.extend(setting_operations(&settings, actual));
     operations.extend(tunnel.into_iter().map(Operation::AddRoute));
 
-    // Routes by the tunnel go before the blackholes under them.
+    // A table that is left is first no longer looked up: between the removal of a tunnel route and that of the
+    // blackhole under it, the blackhole would drop what the new table carries.
+    operations.extend(surplus_rules(wanted, &rules, actual.network).map(Operation::RemoveRule));
+    // The tunnel's routes are removed before the blackholes under them.
     let (blackholes, others): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
     operations.extend(others.into_iter().chain(blackholes).map(Operation::RemoveRoute));
-    operations.extend(surplus_rules(wanted, &rules, actual.network).map(Operation::RemoveRule));
     operations.extend(restored(wanted, &settings, actual));
     Plan { operations, findings }
 }
 
-/// The routes there should be, by table, destination and metric.
+/// The wanted routes, by table, destination and metric.
 fn routes(
     wanted: &Wanted,
     own: &Own,
@@ -75,7 +77,7 @@ fn routes(
     findings: &mut Vec<Finding>,
 ) -> BTreeMap<(u32, IpNet, u32), Route> {
     let (best, worst) = (tunnel_metric(&wanted.name), guard_metric(&wanted.name));
-    // Of two for the same place the later counts.
+    // Of two for the same key, the later one counts.
     let mut all = Vec::new();
     let mut add = |route: Route| all.push(((route.table, route.destination, route.metric), route));
     let too_small = device.is_some_and(|(_, interface)| interface.mtu < SMALLEST_MTU_V6);
@@ -103,7 +105,7 @@ fn routes(
     }
     let gaps: BTreeSet<IpNet> = wanted.outer.iter().map(|a| IpNet::from(*a)).chain(own.far.iter().copied()).collect();
     for prefix in own.guarded.iter().filter(|p| !is_default(p)) {
-        // Sorted as they are, those inside follow the prefix.
+        // In this order, the gaps inside a prefix follow it.
         let inside = gaps.range(*prefix..).take_while(|gap| prefix.contains(*gap)).copied().collect();
         for piece in without(*prefix, &inside) {
             add(Route::blackhole(piece, worst, PROTOCOL));
@@ -112,14 +114,16 @@ fn routes(
     if too_small && wanted.tunnelled.iter().any(|p| p.addr().is_ipv6()) {
         findings.push(Finding {
             subject: format!("IPv6 in {}", wanted.name),
-            sentence: format!("the tunnel's MTU is below {SMALLEST_MTU_V6}, the least that IPv6 runs on; remote IPv6 prefixes stay blocked"),
+            sentence: format!(
+                "the tunnel's MTU is below {SMALLEST_MTU_V6}, the minimum for IPv6; remote IPv6 prefixes stay blocked"
+            ),
             what_to_do: "raise Mtu in the profile, or the WAN's MTU",
         });
     }
     all.into_iter().collect()
 }
 
-/// Routes to add, and those of ours to remove.
+/// Routes to add, and routes of ours to remove.
 fn route_changes(
     wanted: &Wanted,
     routes: &BTreeMap<(u32, IpNet, u32), Route>,
@@ -136,7 +140,7 @@ fn route_changes(
             added.extend((!std::mem::take(&mut is_there)).then_some(*before));
         }
         match should.peek() {
-            // Another of the same key is replaced.
+            // An existing route with the same key will be replaced.
             Some((next, wanted)) if **next == key => is_there |= is(wanted, route),
             _ if route.protocol == PROTOCOL && (route.metric == best || route.metric == worst) => removed.push(*route),
             _ => {}
@@ -148,13 +152,13 @@ fn route_changes(
     (added, removed)
 }
 
-/// Whether a route is what it should be. The kernel gives those that lead nowhere an interface of its own.
+/// Whether a route is as wanted. The kernel assigns an interface of its own to blackholes and the like.
 fn is(should: &Route, route: &Route) -> bool {
     let way = |r: &Route| (r.kind == RouteKind::Unicast).then_some((r.interface, r.gateway, r.source, r.mtu));
     should.kind == route.kind && should.protocol == route.protocol && way(should) == way(route)
 }
 
-/// The rules there should be.
+/// The wanted rules.
 fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
     let mut rules = BTreeSet::new();
     for ipv6 in [false, true] {
@@ -165,7 +169,7 @@ fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
     let wan = network.named(&wanted.wan).map(|interface| interface.index);
     for address in wan.into_iter().flat_map(|index| network.addresses_of(index)).filter(|a| a.global) {
         let ipv6 = address.address.is_ipv6();
-        // The reverse path of what a neighbour asks by ARP is looked up too, and carries no mark.
+        // The reverse path of a neighbour's ARP request is looked up too, without a mark.
         let link = address.network();
         let overlaps = |p: &IpNet| is_default(p) || p.contains(&link) || link.contains(p);
         if own.guarded.iter().any(|p| p.addr().is_ipv6() == ipv6 && overlaps(p)) {
@@ -194,8 +198,8 @@ fn rule(wanted: &Wanted, ipv6: bool) -> Rule {
     }
 }
 
-/// Rules of ours that nobody needs any more. Gateways of one namespace may share them: a rule stays as long
-/// as its table has routes of another.
+/// Rules of ours that are no longer needed. Gateways in one namespace may share them: a rule stays as long as its table
+/// has routes of another gateway.
 fn surplus_rules<'a>(
     wanted: &'a Wanted,
     rules: &'a BTreeSet<Rule>,
@@ -229,6 +233,7 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
     let filter = Box::new(Filter {
         name: wanted.name.clone(),
         inside: inside(wanted, actual.network),
+        bridges: actual.network.bridges(),
         // Where no LAN interface is named, the kernel's routes alone say where this site is.
         confined: !wanted.transit && !wanted.lan.is_empty(),
         outward: IpNet::aggregate(&all).into_iter().collect(),
@@ -239,17 +244,17 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
     (*actual.filter != FilterState::Set(filter.clone())).then_some(Operation::SetFilter(filter))
 }
 
-/// The interfaces between which guarded prefixes may travel.
+/// The interfaces between which packets of guarded prefixes may travel.
 fn inside(wanted: &Wanted, network: &Network) -> BTreeSet<String> {
     let best = tunnel_metric(&wanted.name);
-    // Whatever table they have.
+    // Whatever table they use.
     let others = network.routes().filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && r.metric != best);
     let others = others.filter_map(|r| network.interface(r.interface?)).filter(|i| i.name != "lo");
     let names = others.map(|i| i.name.clone()).chain([wanted.name.to_string()]);
     names.filter(|name| *name != wanted.wan).chain(wanted.lan.iter().cloned()).collect()
 }
 
-/// What the tun device lacks. Some settings count only from the next time it comes up.
+/// What the tun device lacks. Some settings take effect only when it next comes up.
 fn tun_operations(wanted: &Wanted, tun: &Tun, interface: &Interface, actual: &Actual<'_>) -> Vec<Operation> {
     let mut operations = Vec::new();
     let settings = sysctls::of_tun(wanted.name.as_str());
@@ -282,8 +287,8 @@ fn setting_operations<'a>(
     due.map(|(sysctl, value)| Operation::SetSysctl { sysctl: sysctl.clone(), value: value.clone() })
 }
 
-/// Settings that were changed and need not be any more get their values back, the general ones first: they
-/// overwrite those of the interfaces.
+/// Settings that were changed and need not be any more get their original values back, the general ones first, since
+/// they overwrite those of the interfaces.
 fn restored<'a>(
     wanted: &'a Wanted,
     settings: &'a [(Sysctl, String)],
@@ -293,7 +298,7 @@ fn restored<'a>(
     let surplus = actual.saved.iter().filter(move |(sysctl, _)| {
         !kept.contains(sysctl)
             && sysctl.interface != wanted.name.as_str()
-            // That of an interface that is away waits for it.
+            // The value of a missing interface waits until it is back.
             && actual.sysctls.contains_key(sysctl)
     });
     let (general, others): (Vec<_>, Vec<_>) = surplus.partition(|(sysctl, _)| sysctl.interface == "all");
@@ -309,7 +314,7 @@ mod tests {
     use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE, Interest};
     use crate::profile::Name;
 
-    /// The figure of 5,000 sites:
+    /// The number of sites. For the figures of 5,000:
     /// `PENSTOCK_TEST_LONG=1 cargo test --release --workspace --lib ground::plan -- --nocapture`.
     fn sites() -> u16 {
         if std::env::var_os("PENSTOCK_TEST_LONG").is_some() { 5_000 } else { 300 }
@@ -324,11 +329,9 @@ mod tests {
         (1..=sites).flat_map(of).collect()
     }
 
-    #[test]
-    fn one_site_more_is_a_few_operations() {
-        let name = Name::try_from("pen0".to_owned()).unwrap();
-        let interest = Interest { table: DEFAULT_TABLE, lan: BTreeSet::from(["lan0".to_owned()]) };
-        let mut network = Network::empty(interest.clone());
+    /// A network of three interfaces: the WAN's, the LAN's and, with index 3, the tunnel's.
+    fn network() -> Network {
+        let mut network = Network::empty(Interest { table: DEFAULT_TABLE, lan: BTreeSet::from(["lan0".to_owned()]) });
         let up = |index, name: &str| Interface {
             index,
             name: name.into(),
@@ -336,35 +339,70 @@ mod tests {
             mtu: 1420,
             up: true,
             kind: None,
+            vrf: false,
             queues: 1,
         };
         network.interfaces = [up(1, "wan0"), up(2, "lan0"), up(3, "pen0")].map(|i| (i.index, i)).into();
-        let tun = Tun { index: 3, mtu: None, addresses: BTreeSet::new(), source_v4: None, source_v6: None };
-        let wanted = |sites| Wanted {
-            name: name.clone(),
+        network
+    }
+
+    fn wanted(sites: u16, tun: Tun) -> Wanted {
+        Wanted {
+            name: Name::try_from("pen0".to_owned()).unwrap(),
             table: DEFAULT_TABLE,
             mark: DEFAULT_MARK,
-            tun: Some(tun.clone()),
+            tun: Some(tun),
             tunnelled: prefixes(sites),
             mtus: BTreeMap::new(),
             guarded: prefixes(sites),
             outer: BTreeSet::new(),
             wan: "wan0".into(),
-            lan: interest.lan.clone(),
+            lan: BTreeSet::from(["lan0".to_owned()]),
             local: BTreeSet::new(),
             local_port: Some(47100),
             transit: false,
             forward: true,
-        };
+        }
+    }
+
+    fn compare(wanted: &Wanted, network: &Network, filter: &FilterState) -> Vec<Operation> {
         let (sysctls, saved) = (BTreeMap::new(), BTreeMap::new());
-        let compare = |wanted: &Wanted, network: &Network, filter: &FilterState| {
-            plan(wanted, &Actual { network, sysctls: &sysctls, saved: &saved, filter })
-        };
+        plan(wanted, &Actual { network, sysctls: &sysctls, saved: &saved, filter }).operations
+    }
+
+    /// The old table's blackholes must not take packets while its tunnel routes are removed.
+    #[test]
+    fn a_table_that_is_left_is_not_looked_up_while_it_is_emptied() {
+        let mut network = network();
+        let tun = Tun { index: 3, mtu: None, addresses: BTreeSet::new(), source_v4: None, source_v6: None };
+        let old = wanted(1, tun);
+        for operation in compare(&old, &network, &FilterState::Absent) {
+            match operation {
+                Operation::AddRoute(route) => drop(network.insert(route, false)),
+                Operation::AddRule(rule) => drop(network.rules.insert(rule)),
+                _ => {}
+            }
+        }
+        let operations = compare(&Wanted { table: 4242, ..old }, &network, &FilterState::Absent);
+        let last = |is: &dyn Fn(&Operation) -> bool| operations.iter().rposition(is).expect("an operation");
+        let first = |is: &dyn Fn(&Operation) -> bool| operations.iter().position(is).expect("an operation");
+        let added = last(&|o| matches!(o, Operation::AddRoute(_)));
+        let looked_up = last(&|o| matches!(o, Operation::AddRule(_)));
+        let (left, emptied) =
+            (last(&|o| matches!(o, Operation::RemoveRule(_))), first(&|o| matches!(o, Operation::RemoveRoute(_))));
+        assert!(added < left && looked_up < left && left < emptied, "{operations:#?}");
+    }
+
+    #[test]
+    fn one_site_more_is_a_few_operations() {
+        let mut network = network();
+        let tun = Tun { index: 3, mtu: None, addresses: BTreeSet::new(), source_v4: None, source_v6: None };
+        let wanted = |sites| wanted(sites, tun.clone());
         let count = sites();
         let mut filter = FilterState::Absent;
         let first = compare(&wanted(count), &network, &filter);
-        assert!(first.operations.len() > 6 * usize::from(count), "two blackholes and a route of each prefix");
-        for operation in first.operations {
+        assert!(first.len() > 6 * usize::from(count), "two blackholes and a route of each prefix");
+        for operation in first {
             match operation {
                 Operation::AddRoute(route) => drop(network.insert(route, false)),
                 Operation::AddRule(rule) => drop(network.rules.insert(rule)),
@@ -372,10 +410,10 @@ mod tests {
                 other => panic!("{other}"),
             }
         }
-        assert_eq!(compare(&wanted(count), &network, &filter).operations, []);
+        assert_eq!(compare(&wanted(count), &network, &filter), []);
         let more = wanted(count + 1);
         let begun = Instant::now();
-        let operations = compare(&more, &network, &filter).operations;
+        let operations = compare(&more, &network, &filter);
         println!("{count} sites and one more: planned in {:.1?}", begun.elapsed());
         let is_route = |operation: &&Operation| matches!(operation, Operation::AddRoute(_));
         assert_eq!((operations.iter().filter(is_route).count(), operations.len()), (6, 7), "{operations:#?}");

@@ -1,8 +1,8 @@
-//! Rules that others have made (`ip rule`), as far as they may decide about the tunnel's packets. AF_XDP passes rules by,
-//! so what one may decide about is left to the kernel.
+//! Rules that others have made (`ip rule`), as far as they may decide on the tunnel's packets. AF_XDP bypasses rules,
+//! so whatever one may decide on is left to the kernel.
 //!
-//! Of what a rule selects by, only addresses, the interface and the mark are looked at: the rest may match. What the
-//! workers carry has no mark.
+//! Of a rule's conditions only addresses, interface and mark are considered; any other may hold. The packets that
+//! workers carry have no mark.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ use crate::netlink::{ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE};
 const MAIN_PRIORITY: u32 = 32_766;
 
 impl Network {
-    /// Destinations of packets out of the tunnel about which a rule may decide before the main table does.
+    /// Destinations of packets from the tunnel on which a rule may decide before the main table does.
     #[must_use]
     pub fn ruled_from_tunnel(&self) -> Vec<IpNet> {
         let main = [false, true].map(|ipv6| self.main_decides_at(ipv6));
@@ -25,7 +25,7 @@ impl Network {
         )
     }
 
-    /// Destinations of packets from the LAN about which a rule may decide before the gateway's own does.
+    /// Destinations of packets from the LAN on which a rule may decide before the gateway's own does.
     #[must_use]
     pub fn ruled_from_lan(&self) -> Vec<IpNet> {
         let lan = &self.interest().lan;
@@ -52,8 +52,8 @@ impl Network {
         of_our_shape.chain(self.other_rules.iter().cloned()).filter(|rule| rule.protocol != PROTOCOL)
     }
 
-    /// The priority of the first rule by which the main table decides about all packets with a longer route than the
-    /// default one.
+    /// The priority of the first rule with which the main table decides on all packets, except those that would take
+    /// its default route.
     fn main_decides_at(&self, ipv6: bool) -> u32 {
         let for_all = |rule: &ForeignRule| {
             let ForeignRule { priority, protocol, .. } = *rule;
@@ -73,7 +73,7 @@ impl Network {
     }
 }
 
-/// What a rule is for, by destination.
+/// The destinations of a rule.
 fn destinations(rule: &ForeignRule) -> IpNet {
     let all = match rule.ipv6 {
         false => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
@@ -104,6 +104,7 @@ mod tests {
                     mtu: 1500,
                     up: true,
                     kind: Some(kind.to_owned()),
+                    vrf: false,
                     queues: 1,
                 },
             );
@@ -158,7 +159,7 @@ mod tests {
         }
     }
 
-    /// As wg-quick has it for a default route: the main table's longer routes come first.
+    /// As set up by wg-quick for a default route: the main table's longer routes come first.
     #[test]
     fn a_rule_behind_the_main_table_s_longer_routes_decides_nothing() {
         let main =

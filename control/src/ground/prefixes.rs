@@ -7,11 +7,11 @@ use ipnet::IpNet;
 
 use crate::netlink::network;
 
-/// A set of prefixes. Look-ups cost by the number of different lengths, not of prefixes.
+/// A set of prefixes. The cost of a look-up depends on the number of different lengths, not of prefixes.
 #[derive(Clone, Debug, Default)]
 pub struct Prefixes {
     all: BTreeSet<IpNet>,
-    /// Lengths that occur, the longest first.
+    /// The lengths that occur, the longest first.
     lengths_v4: Vec<u8>,
     lengths_v6: Vec<u8>,
 }
@@ -27,14 +27,14 @@ impl Prefixes {
         }
     }
 
-    /// The longest prefix of the set that holds, or is, this one.
+    /// The longest prefix of the set that contains or equals this one.
     pub fn covering(&self, prefix: &IpNet) -> Option<IpNet> {
         let lengths = if prefix.addr().is_ipv4() { &self.lengths_v4 } else { &self.lengths_v6 };
         let longest = lengths.iter().filter(|length| **length <= prefix.prefix_len());
         longest.map(|length| network(prefix.addr(), *length)).find(|candidate| self.all.contains(candidate))
     }
 
-    /// The longest prefix of the set that holds an address.
+    /// The longest prefix of the set that contains an address.
     pub fn holding(&self, address: IpAddr) -> Option<IpNet> {
         self.covering(&address.into())
     }
@@ -44,7 +44,7 @@ impl Prefixes {
         self.all.iter()
     }
 
-    /// Whether there are none of this version of IP.
+    /// Whether the set has no prefix of this IP version.
     pub fn lacks(&self, ipv6: bool) -> bool {
         if ipv6 { self.lengths_v6.is_empty() } else { self.lengths_v4.is_empty() }
     }
@@ -58,12 +58,12 @@ impl FromIterator<IpNet> for Prefixes {
     }
 }
 
-/// Whether a prefix is a default route, or so much of one that outer traffic is as good as all inside.
+/// Whether a prefix is a default route, or so short that practically all outer traffic lies inside it.
 pub fn is_default(prefix: &IpNet) -> bool {
     prefix.prefix_len() <= if prefix.addr().is_ipv4() { 1 } else { 3 }
 }
 
-/// The prefix without those inside it, in as few pieces as there can be.
+/// The prefix without those inside it, in as few pieces as possible.
 pub fn without(prefix: IpNet, gaps: &BTreeSet<IpNet>) -> Vec<IpNet> {
     if gaps.iter().any(|gap| gap.contains(&prefix)) {
         return Vec::new();

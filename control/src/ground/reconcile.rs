@@ -1,4 +1,4 @@
-//! The loop's body: follow the news, plan, carry out, and remember what failed.
+//! The body of the loop: follow the news, plan, carry out, and remember what failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,11 +19,11 @@ use crate::netlink::{MAIN_TABLE, News, Route, RouteKind};
 use crate::problem::{Problem, Problems};
 use crate::profile::Name;
 
-/// After so many failures the rest of a plan is left for the next time: they have one cause, and an
-/// administrator is not told each.
+/// After this many failures the rest of a plan is left for the next time: they have a common cause, and an
+/// administrator need not be told each of them.
 const MANY_FAILURES: usize = 16;
 
-/// Times between readings of all routes because of news: in the long run, and in a row.
+/// Time between readings of all routes because of news: on average, and how many in a row.
 const READ_INTERVAL: Duration = Duration::from_secs(5);
 const READ_BURST: u32 = 4;
 
@@ -31,7 +31,7 @@ const READING: &str = "the kernel's network state";
 const MORE: &str = "further operations";
 const SETTINGS_FILE: &str = "the file of the settings' old values";
 
-/// The kernel's network stack, and what a gateway makes of it.
+/// The kernel's network stack, and what a gateway needs of it.
 pub struct Ground<K: Kernel> {
     kernel: K,
     name: Name,
@@ -39,19 +39,19 @@ pub struct Ground<K: Kernel> {
     filter: FilterState,
     saved: Saved,
     problems: Problems,
-    /// Whether the snapshot is to be read anew as a whole.
+    /// Whether the whole snapshot has to be read again.
     stale: bool,
-    /// Whether the packet filter is to be read anew.
+    /// Whether the packet filter has to be read again.
     stale_filter: bool,
-    /// How often the routes were read because of news, lately.
+    /// How often the routes were recently read because of news.
     reads: Bucket,
-    /// When the routes are to be read, which was put off.
+    /// When a delayed reading of the routes is due.
     read_at: Option<Instant>,
 }
 
 impl<K: Kernel> Ground<K> {
-    /// Reads the network. What cannot be read is a problem, and is read at the next reconciliation.
-    /// `runtime` is the directory where the settings' old values are kept.
+    /// Reads the network. What cannot be read is a problem, and is read at the next reconciliation. `runtime` is the
+    /// directory where the settings' original values are kept.
     pub fn open(kernel: K, name: &Name, interest: Interest, runtime: &Path, now: Instant) -> Self {
         Self::open_with(kernel, name, interest, Saved::load(&runtime.join(format!("{name}.sysctls"))), now)
     }
@@ -73,17 +73,17 @@ impl<K: Kernel> Ground<K> {
         ground
     }
 
-    /// The network as the kernel sees it.
+    /// The network as the kernel has it.
     pub fn network(&self) -> &Network {
         &self.network
     }
 
-    /// The kernel, to be asked for routes and neighbours, and the network.
+    /// The kernel, for asking about routes and neighbours, and the network.
     pub fn parts(&mut self) -> (&mut K, &Network) {
         (&mut self.kernel, &self.network)
     }
 
-    /// Prefixes that the kernel guards for this gateway, as after a crash.
+    /// Prefixes that the kernel guards for this gateway, for example after a crash.
     #[must_use]
     pub fn held(&self) -> BTreeSet<IpNet> {
         self.network.held(&self.name)
@@ -116,28 +116,28 @@ impl<K: Kernel> Ground<K> {
             }
         }
         if changed.interfaces || changed.addresses {
-            // This may have been what was in the way.
+            // This change may have removed an obstacle.
             self.problems.try_now(now);
         }
         changed
     }
 
-    /// Whether the routes may be read now; else they will be later. There may be very many of them.
+    /// Whether the routes may be read now; otherwise they are read later. There may be very many.
     fn may_read(&mut self, now: Instant) -> bool {
         let may = self.reads.take(now, READ_INTERVAL, READ_INTERVAL * READ_BURST);
         self.read_at = (!may).then(|| self.read_at.filter(|at| *at > now).unwrap_or(now + READ_INTERVAL));
         may
     }
 
-    /// Reads the network anew, for other interfaces or another table.
+    /// Reads the network again, for other interfaces or another table.
     pub fn set_interest(&mut self, now: Instant, interest: Interest) {
         if *self.network.interest() != interest {
             self.read(now, Some(interest));
         }
     }
 
-    /// Makes what is what should be, as far as the kernel lets it. What fails is a problem and is tried again
-    /// after a while; see [`Self::poll_timeout`].
+    /// Makes the actual state the wanted one, as far as the kernel allows. What fails is a problem and is retried after
+    /// a while; see [`Self::poll_timeout`].
     pub fn reconcile(&mut self, now: Instant, wanted: &Wanted) {
         let interest = Interest { table: wanted.table, lan: wanted.lan.clone() };
         let differs = *self.network.interest() != interest;
@@ -151,7 +151,7 @@ impl<K: Kernel> Ground<K> {
             self.filter = match self.kernel.filter(&self.name) {
                 Ok(filter) => filter,
                 Err(_) if wanted.guarded.is_empty() => FilterState::Absent,
-                // It cannot be set either, which is what is said then.
+                // It cannot be set either, and that is what will be reported.
                 Err(_) => FilterState::Foreign,
             };
         }
@@ -201,12 +201,12 @@ impl<K: Kernel> Ground<K> {
         }
     }
 
-    /// Notes the value of a setting before it is changed, in the file too if that can be written.
+    /// Notes the original value of a setting before it is changed, also in the file if that can be written.
     fn note_before(&mut self, operation: &Operation, sysctls: &BTreeMap<Sysctl, String>) {
         let Operation::SetSysctl { sysctl, .. } = operation else { return };
         if let (Some(before), false) = (sysctls.get(sysctl), sysctl.interface == self.name.as_str()) {
             self.saved.note(sysctl, before);
-            // What fails is tried again, and told, when all is done.
+            // A failure is retried and reported when everything else is done.
             let _ = self.saved.save();
         }
     }
@@ -219,7 +219,7 @@ impl<K: Kernel> Ground<K> {
         }
     }
 
-    /// What was done is so, as far as we know, until the kernel says otherwise.
+    /// Assumes the effect of an operation, until the kernel reports otherwise.
     fn done(&mut self, operation: Operation) {
         match operation {
             Operation::SetFilter(filter) => self.filter = FilterState::Set(filter),
@@ -229,24 +229,24 @@ impl<K: Kernel> Ground<K> {
         }
     }
 
-    /// Problems, for people and machines to read.
+    /// The problems, for people and machines to read.
     #[must_use]
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.problems.list(now)
     }
 
-    /// When [`Self::refresh`] and [`Self::reconcile`] are to be called at the latest, since something failed or was
-    /// put off.
+    /// When [`Self::refresh`] and [`Self::reconcile`] are to be called at the latest, because something has failed or
+    /// was delayed.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.problems.poll_timeout().into_iter().chain(self.read_at).min()
     }
 
-    /// At an orderly stop: takes away everything but the guard. Settings get their values back. The exceptions
-    /// from the guard stay, or a site's own networks inside a guarded prefix would be blocked with it.
+    /// For an orderly stop: removes everything but the guard. Settings are restored. The exceptions from the guard
+    /// stay, or a site's own networks inside a guarded prefix would be blocked with it.
     pub fn withdraw(&mut self, now: Instant, wanted: &Wanted) {
         let rest = Wanted {
-            // Its addresses go with the device, which is removed by who made it.
+            // Its addresses are removed with the device, by whoever created it.
             tun: None::<Tun>,
             tunnelled: BTreeSet::new(),
             mtus: BTreeMap::new(),
@@ -259,7 +259,7 @@ impl<K: Kernel> Ground<K> {
         self.reconcile(now, &rest);
     }
 
-    /// Reads the snapshot anew; whether that could be done.
+    /// Reads the snapshot again; returns whether that was possible.
     fn read(&mut self, now: Instant, interest: Option<Interest>) -> bool {
         let interest = interest.unwrap_or_else(|| self.network.interest().clone());
         match Network::read(&mut self.kernel, interest) {
@@ -279,7 +279,7 @@ impl<K: Kernel> Ground<K> {
     fn reading_failed(&mut self, now: Instant, error: &io::Error) {
         self.stale = true;
         let sentence = format!("cannot be read: {error}; what was set stays as it is");
-        self.problems.failed(now, READING, &sentence, "see the kernel's log; it is tried again by itself");
+        self.problems.failed(now, READING, &sentence, "see the kernel's log; it is retried automatically");
     }
 
     fn read_sysctls(&mut self, wanted: &Wanted) -> BTreeMap<Sysctl, String> {
@@ -290,7 +290,7 @@ impl<K: Kernel> Ground<K> {
 }
 
 impl Network {
-    /// The prefixes that the kernel guards for the gateway of this name: of its own table if it has that, which
+    /// The prefixes that the kernel guards for the gateway of this name; from its own table if there is one, since that
     /// has no gaps.
     fn held(&self, name: &Name) -> BTreeSet<IpNet> {
         let metric = guard_metric(name);

@@ -1,4 +1,4 @@
-//! What to change on the firewall, or in the profile, for each shortfall.
+//! What to change on the firewall or in the profile, for each shortcoming.
 
 use penstock_proto::path::PathTimings;
 use serde::{Deserialize, Serialize};
@@ -10,20 +10,20 @@ use crate::port_mapping::is_public;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Advice {
-    /// For programs.
+    /// The subject, for programs.
     pub subject: Subject,
-    /// For people: what is the matter and what to change.
+    /// For people: what is wrong and what to change.
     pub text: String,
 }
 
-/// What is short.
+/// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Subject {
     /// TCP to the coordinator does not work.
     Coordinator,
     /// UDP does not pass.
     UdpBlocked,
-    /// The NAT maps endpoint-dependently.
+    /// The NAT has endpoint-dependent mapping.
     Mapping,
     /// Only known endpoints are let in.
     Filtering,
@@ -31,7 +31,7 @@ pub enum Subject {
     DoubleNat,
     /// The NAT forgets a mapping sooner than it is renewed.
     MappingLifetime,
-    /// The STUN server could not tell everything, or has not yet.
+    /// The STUN server could not measure everything, or has not yet.
     Unmeasured,
 }
 
@@ -48,7 +48,7 @@ fn coordinator(report: &Report) -> Option<(Subject, String)> {
     let address = &coordinator.address;
     let text = match &coordinator.proxy {
         Some(proxy) => format!(
-            "There is no connection to the coordinator by the proxy {proxy}: {problem}. \
+            "There is no connection to the coordinator through the proxy {proxy}: {problem}. \
              Let the proxy connect (HTTP CONNECT) to {address}."
         ),
         None => format!(
@@ -77,7 +77,7 @@ fn nat(report: &Report) -> Option<(Subject, String)> {
         NatClass::Symmetric => Some((
             Subject::Mapping,
             format!(
-                "The NAT gives every destination another port (endpoint-dependent mapping), so peers behind \
+                "The NAT uses a different port for every destination (endpoint-dependent mapping), so peers behind \
                  port-restricted and symmetric NATs are relayed. Any one of these ends that: endpoint-independent \
                  mapping (in nftables and iptables no \"random\" in the masquerade or SNAT rule, elsewhere \"full \
                  cone\", \"endpoint-independent\" or \"static port\"); or {forward}, leaving as that port too; or \
@@ -124,7 +124,7 @@ fn lifetime(report: &Report) -> Option<(Subject, String)> {
     let to = of(report.ipv4).or(of(report.ipv6))?;
     let text = format!(
         "The NAT forgets a mapping within {to} s of silence, and an idle gateway sends only every {keepalive} s, so \
-         peers lose their way in to it. Let UDP flows live longer on the router: two minutes at least (RFC 4787); in \
+         peers can no longer reach it. Let UDP flows live longer on the router: two minutes at least (RFC 4787); in \
          Linux that is net.netfilter.nf_conntrack_udp_timeout_stream."
     );
     Some((Subject::MappingLifetime, text))
@@ -140,10 +140,11 @@ fn unmeasured(report: &Report) -> Option<(Subject, String)> {
         let change = if report.running {
             "let the coordinator listen at two (UdpListen)"
         } else {
-            "name one with two by --stun"
+            "give one with two with --stun"
         };
-        let text =
-            format!("The STUN server has only one address, so it cannot tell how the NAT maps and filters: {change}.");
+        let what =
+            if family.nat.nat_type().mapping.is_some() { "who is let in" } else { "how the NAT maps and filters" };
+        let text = format!("The STUN server has only one address, so it cannot tell {what}: {change}.");
         (Subject::Unmeasured, text)
     })
 }

@@ -1,4 +1,4 @@
-//! The usual names of NATs (RFC 3489, section 5), for what RFC 4787 takes apart.
+//! The usual names for kinds of NAT (RFC 3489, section 5), which RFC 4787 describes in more detail.
 
 use std::fmt;
 
@@ -20,22 +20,22 @@ pub enum NatClass {
     AddressRestricted,
     /// One port for all destinations, open for addresses and ports that were sent to.
     PortRestricted,
-    /// Another port for each destination.
+    /// A different port for each destination.
     Symmetric,
     /// UDP does not pass.
     UdpBlocked,
-    /// Not enough was found out.
+    /// Not enough is known.
     Unknown,
 }
 
 use Dependence::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
 
 impl NatClass {
-    /// Those that a peer may be behind, as a table of what works lists them.
+    /// The kinds that a peer may be behind, as the table of what works lists them.
     pub const OF_PEERS: [Self; 6] =
         [Self::None, Self::FullCone, Self::AddressRestricted, Self::PortRestricted, Self::Symmetric, Self::UdpBlocked];
 
-    /// Of what was measured.
+    /// From what was measured.
     #[must_use]
     pub fn of(nat: &NatReport) -> Self {
         match (nat.translated, Self::of_type(&nat.nat_type())) {
@@ -45,7 +45,7 @@ impl NatClass {
         }
     }
 
-    /// Of what is told of a peer, where no NAT and a full cone look alike.
+    /// From what a peer has announced, where no NAT and a full cone look alike.
     #[must_use]
     pub fn of_type(nat: &NatType) -> Self {
         if nat.udp_blocked {
@@ -60,7 +60,7 @@ impl NatClass {
         }
     }
 
-    /// What such a NAT does, at its strictest.
+    /// The strictest behaviour of such a NAT.
     #[must_use]
     pub fn nat_type(self) -> NatType {
         let (mapping, filtering) = match self {

@@ -1,13 +1,13 @@
-//! Measures where no gateway runs, from sockets of its own.
+//! Measures from sockets of its own, where no gateway runs.
 //!
 //! ```text
 //!   a fresh socket      the whole discovery: how the NAT maps and filters
 //!   the pinned port     whether anybody is let in, and where it shows
 //!   the router          does it map the pinned port?
 //! ```
-//! The pinned port is asked about with care: a whole discovery opens the filters that it tries, for minutes,
-//! and the next one would find them open. So no request goes to the server's other address from there. A
-//! mapping is asked for when all else is known, since it opens the port.
+//! The pinned port is tested with care: a whole discovery opens the filters that it tests, for minutes, and the next
+//! one would find them open. So no request goes from there to the server's other address. A mapping is asked for last,
+//! since it opens the port.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,42 +20,42 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
 
-use super::{Coordinator, Family, NatClass, Parts, Peer, Report};
+use super::{Coordinator, Family, NatClass, Parts, RemoteSite, Report};
 use crate::coordinator;
 use crate::netlink::Netlink;
 use crate::port_mapping::{Mapping, PortMapper};
 
-/// A discovery is three steps of three seconds at the longest; it ends by itself.
+/// A discovery is at most three steps of three seconds; it ends by itself.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(15);
-/// How long a router may take to answer by any protocol: the longest is IGD, three exchanges of two seconds.
+/// How long a router may take to answer in any protocol: the slowest is IGD, with three exchanges of two seconds.
 const MAPPING_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The pinned port, or none.
+    /// The pinned port, if there is one.
     pub local_port: Option<u16>,
     /// STUN servers of both IP versions.
     pub servers: Vec<SocketAddr>,
     /// The coordinator, if there is one.
     pub coordinator: Option<CoordinatorUrl>,
-    /// The way to it; its mark is that of all sockets.
+    /// The way to it; its firewall mark is used for all sockets.
     pub outbound: Outbound,
     /// The other sites, as far as they are known.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<RemoteSite>,
 }
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
-    /// The pinned port cannot be had.
+    /// The pinned port cannot be bound.
     #[error("UDP port {port} of {ip} cannot be used: {error}")]
     Port {
-        /// Which.
+        /// The port.
         port: u16,
-        /// At which address of ours.
+        /// The address of ours.
         ip: IpAddr,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
     /// The kernel does not answer.
@@ -63,11 +63,11 @@ pub enum GatherError {
     Routes(io::Error),
 }
 
-/// Measures everything, side by side where one thing does not disturb the other.
+/// Measures everything, in parallel where one measurement does not disturb another.
 ///
 /// # Errors
-/// The pinned port is taken, or the kernel says nothing of routes. What the network does not let through is no
-/// error but in the report.
+/// The pinned port is taken, or the kernel tells nothing about routes. What the network blocks is not an error, but
+/// part of the report.
 pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     let ways = Ways::of(&plan.servers)?;
     let mark = plan.outbound.mark;
@@ -103,18 +103,18 @@ async fn try_coordinator(url: &CoordinatorUrl, outbound: &Outbound) -> Coordinat
     }
 }
 
-/// How the servers are reached.
+/// The routes to the servers.
 pub(super) struct Ways {
     pub ipv4: Way,
     pub ipv6: Way,
-    /// IPv4's.
+    /// The IPv4 router.
     router: Option<IpAddr>,
 }
 
 #[derive(Default)]
 pub(super) struct Way {
     pub servers: Vec<SocketAddr>,
-    /// Our address towards them; `None`: no route.
+    /// Our address towards them; `None`: there is no route.
     pub local: Option<IpAddr>,
 }
 
@@ -175,7 +175,8 @@ async fn measure(sockets: &Option<Sockets>, way: &Way) -> Option<Family> {
     let (nat, port) = tokio::join!(discover(fresh, &way.servers), careful);
     let mut family = Family::new(nat);
     if let Some(port) = port {
-        // The NAT behaves as the fresh socket says; where the tunnel shows, and who gets in, is the port's.
+        // The NAT behaves as the fresh socket shows; external address and filtering of the tunnel are those of its
+        // port.
         family.port_filtering = port.filtering;
         family.nat.reflexive = port.reflexive;
         family.nat.port_preservation = port.port_preservation;
@@ -189,8 +190,8 @@ pub async fn discover(socket: &UdpSocket, servers: &[SocketAddr]) -> NatReport {
     run(socket, servers, true).await
 }
 
-/// `opening`: whether requests may go to a server's other address and to ourselves, which opens filters. Without,
-/// the report says nothing of mapping and hairpinning.
+/// `opening`: whether requests may go to a server's other address and to ourselves, which opens filters. Without them,
+/// the report says nothing about mapping and hairpinning.
 async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatReport {
     let nothing = NatReport { udp_blocked: true, ..NatReport::default() };
     let Ok(local) = socket.local_addr() else { return nothing };
@@ -202,7 +203,7 @@ async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatRe
     let end = Instant::now() + DISCOVERY_LIMIT;
     while Instant::now() < end {
         while let Some(query) = discovery.poll_transmit(Instant::now()) {
-            // What the kernel refuses is lost like anything else.
+            // What the kernel refuses counts as lost.
             let _ = socket.send_to(&query.bytes, query.to).await;
         }
         if let Some(report) = discovery.poll_report() {
@@ -221,7 +222,7 @@ async fn run(socket: &UdpSocket, servers: &[SocketAddr], opening: bool) -> NatRe
     nothing
 }
 
-/// Maps the port, looks, and gives it back.
+/// Maps the port, looks at the result, and deletes the mapping again.
 async fn map(router: IpAddr, local: IpAddr, port: u16, mark: u32) -> Mapping {
     let mut mapper = PortMapper::start(router, local, port, mark);
     let mapping = tokio::time::timeout(MAPPING_LIMIT, mapper.next()).await.unwrap_or_default();

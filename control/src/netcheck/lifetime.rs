@@ -1,5 +1,5 @@
-//! How long the NAT keeps a silent mapping, from sockets of its own: the NAT treats all alike, so a gateway that runs
-//! beside is not disturbed.
+//! How long the NAT keeps an idle mapping, measured from sockets of its own: the NAT treats all alike, so a gateway
+//! that is running is not disturbed.
 
 use std::fmt;
 use std::io;
@@ -22,13 +22,13 @@ use tokio::net::UdpSocket;
 use super::gather::{Way, Ways};
 use super::{Family, GatherError, NatClass, Report};
 
-/// How long a mapping lives in silence.
+/// How long an idle mapping lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct MappingLifetime {
-    /// Seconds of the longest silence that it survived, 0 for none; null with a problem.
+    /// Seconds of the longest silence that it survived, 0 for none; null if there is a problem.
     pub from: Option<u64>,
-    /// Seconds of the shortest silence that it did not survive; null if there was none, or with a problem.
+    /// Seconds of the shortest silence that it did not survive; null if there was none, or if there is a problem.
     pub to: Option<u64>,
     /// Why it was not measured.
     pub problem: Option<LifetimeProblem>,
@@ -43,9 +43,9 @@ pub enum LifetimeProblem {
     UdpBlocked,
     /// No STUN server answers to another port, or the NAT has several addresses.
     Unsupported,
-    /// Answers that came before stayed away.
+    /// Answers that had come before failed to come.
     Unsteady,
-    /// No STUN server is known, or none can be sent to.
+    /// No STUN server is known, or none can be reached.
     NoServer,
 }
 
@@ -85,7 +85,7 @@ impl Silences {
     }
 }
 
-/// Other text than one to [`MAX_SILENCES`] numbers of 1 to [`MAX_SILENCE`] seconds.
+/// The text is not one to [`MAX_SILENCES`] numbers of 1 to [`MAX_SILENCE`] seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not 1 to {} numbers of seconds from 1 to {}, such as {}",
@@ -106,7 +106,7 @@ impl FromStr for Silences {
     }
 }
 
-/// What is told while it is waited.
+/// What is reported while the measurement runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// It takes up to this long.
@@ -126,11 +126,11 @@ impl fmt::Display for Progress {
     }
 }
 
-/// Measures where the report says that there is something to measure, and adds it to the report. `mark` is that
-/// of the sockets.
+/// Measures where the report says that there is something to measure, and adds the result to it. `mark` is that of the
+/// sockets.
 ///
 /// # Errors
-/// The kernel says nothing of routes.
+/// The kernel tells nothing about routes.
 pub async fn add_lifetimes(
     report: &mut Report,
     servers: &[SocketAddr],
@@ -180,7 +180,7 @@ async fn run(
     let (mut datagram, mut told) = ([0; MAX_LENGTH], None);
     loop {
         while let Some((socket, query)) = lifetime.poll_transmit(Instant::now()) {
-            // What the kernel refuses is lost like anything else.
+            // What the kernel refuses counts as lost.
             let _ = sockets[socket].send_to(&query.bytes, query.to).await;
         }
         if let Some(outcome) = lifetime.poll_outcome() {
@@ -204,7 +204,7 @@ async fn run(
     }
 }
 
-/// The first socket that has something: an error too, which is mostly about an earlier datagram.
+/// The first socket that has something, which may be an error, mostly about an earlier datagram.
 fn poll_any(sockets: &[UdpSocket], context: &mut Context<'_>, datagram: &mut [u8]) -> Poll<(usize, io::Result<usize>)> {
     for (number, socket) in sockets.iter().enumerate() {
         let mut buffer = ReadBuf::new(datagram);

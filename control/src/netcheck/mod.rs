@@ -6,9 +6,8 @@
 //!   coordinator, peers┘          ▲
 //!   lifetime, if asked for ──────┘
 //! ```
-//! [`Report`] is a contract (docs/nat.md), apart from how it is gathered: [`gather`] measures where no gateway
-//! runs; a running gateway has the parts already, from the tunnel's own socket, and is asked over the control
-//! socket.
+//! [`Report`] is a contract (docs/nat.md), however it is gathered: [`gather`] measures where no gateway runs; a running
+//! gateway already has the parts, measured from the tunnel's own socket, and is asked over the control socket.
 
 mod advice;
 mod class;
@@ -36,41 +35,41 @@ use crate::status::PathKind;
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
-    /// Whether a running gateway knows it; else it was measured from sockets of its own.
+    /// Whether a running gateway knows it; otherwise it was measured from other sockets.
     pub running: bool,
     /// Whether more will be known soon.
     pub measuring: bool,
     /// The tunnel's port.
     pub local_port: u16,
-    /// Whether the profile says so.
+    /// Whether the profile sets it.
     pub pinned: bool,
-    /// Where IPv4 leads to a STUN server.
+    /// For IPv4, if there is a route to a STUN server.
     pub ipv4: Option<Family>,
-    /// Where IPv6 does.
+    /// For IPv6, likewise.
     pub ipv6: Option<Family>,
-    /// What the router says; `None` if there is none to ask.
+    /// The router's answer; `None` if there is no router to ask.
     pub port_mapping: Option<Mapping>,
     /// Whether the coordinator could be reached; `None` without one.
     pub coordinator: Option<Coordinator>,
     /// The other sites.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<RemoteSite>,
 }
 
 /// Another site.
 #[derive(Clone, Debug, Default)]
-pub struct Peer {
+pub struct RemoteSite {
     /// Its name.
     pub name: String,
-    /// What it has told of its NAT.
+    /// The NAT that it has announced.
     pub nat: NatType,
-    /// How it is reached now; of a running gateway.
+    /// How it is reached now, if a gateway runs.
     pub path: Option<PathKind>,
-    /// Why so: a sentence.
+    /// Why, in a sentence.
     pub reason: Option<String>,
 }
 
-impl Peer {
-    /// Those of a map.
+impl RemoteSite {
+    /// The peers of a map.
     #[must_use]
     pub fn of_map(map: &Map) -> Vec<Self> {
         let peer = |site: &penstock_proto::coordination::Peer| Self {
@@ -89,11 +88,11 @@ impl Peer {
 pub struct Family {
     /// In one word.
     pub nat_type: NatClass,
-    /// In the words of RFC 4787.
+    /// In the terms of RFC 4787.
     pub nat: NatReport,
-    /// Who is let in at the tunnel's port, which may be more than at others: a port can be forwarded.
+    /// Who is let in at the tunnel's port, which may be more than at other ports: a port can be forwarded.
     pub port_filtering: Option<Dependence>,
-    /// How long a silent mapping lives, or a firewall's permission; null if it was not asked for.
+    /// How long an idle mapping lives, or a firewall's permission; null if it was not asked for.
     #[serde(default)]
     pub mapping_lifetime: Option<MappingLifetime>,
 }
@@ -120,26 +119,26 @@ impl Family {
 pub struct Coordinator {
     /// Host and port.
     pub address: String,
-    /// The HTTP proxy on the way.
+    /// The HTTP proxy in between.
     pub proxy: Option<String>,
-    /// Whether a connection was made; of a running gateway, whether it is there.
+    /// Whether a connection could be made; for a running gateway, whether there is one.
     pub reachable: bool,
-    /// Why not.
+    /// The error, if not.
     pub problem: Option<String>,
 }
 
-/// Whether others can begin a conversation with this gateway.
+/// Whether others can begin talking to this gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reachable {
-    /// By an address that is its own and not filtered, or by a port that the firewall lets in.
+    /// At an address of its own that is not filtered, or at a port that the firewall lets in.
     Open,
-    /// By a port that the router maps on request.
+    /// At a port that the router maps on request.
     Mapped,
-    /// Only those it has sent to.
+    /// Only those that it has sent to.
     Closed,
     /// UDP does not pass.
     Blocked,
-    /// The STUN server could not tell.
+    /// The STUN server could not find out.
     Unknown,
 }
 
@@ -147,7 +146,7 @@ pub enum Reachable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DirectTo {
-    /// Theirs.
+    /// The peer's kind of NAT.
     pub nat_type: NatClass,
     /// Null: too little is known.
     pub direct: Option<bool>,
@@ -166,16 +165,16 @@ pub struct DirectToPeer {
     /// How it is reached now; null if no gateway runs.
     #[serde(default)]
     pub path: Option<PathKind>,
-    /// Why so and no better: a sentence.
+    /// Why, and why not better, in a sentence.
     #[serde(default)]
     pub reason: Option<String>,
 }
 
-/// All that `netcheck` says. Fields are added, never renamed, retyped or removed.
+/// Everything that `netcheck` reports. Fields are added, never renamed, retyped or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Report {
-    /// Whether a running gateway was asked, which knows it of the tunnel's own socket.
+    /// Whether this comes from a running gateway, which knows it from the tunnel's own socket.
     #[serde(default)]
     pub running: bool,
     /// Whether the running gateway will know more soon.
@@ -183,25 +182,25 @@ pub struct Report {
     pub measuring: bool,
     /// The tunnel's UDP port.
     pub local_port: u16,
-    /// Whether it is the profile's, or random.
+    /// Whether the profile sets it; otherwise it is random.
     pub pinned: bool,
     /// The NAT in one word: IPv4's, or IPv6's where there is no IPv4.
     pub nat_type: NatClass,
-    /// Null: no way to a STUN server.
+    /// Null: there is no route to a STUN server.
     #[serde(rename = "IPv4")]
     pub ipv4: Option<Family>,
-    /// Null: no way to a STUN server.
+    /// Null: there is no route to a STUN server.
     #[serde(rename = "IPv6")]
     pub ipv6: Option<Family>,
     /// Null: no router to ask.
     pub port_mapping: Option<Mapping>,
-    /// Whether others can begin.
+    /// Whether others can begin talking to this gateway.
     pub reachable: Reachable,
-    /// Null: there is none.
+    /// Null: the profile names none.
     pub coordinator: Option<Coordinator>,
     /// By the kind of the peer's NAT.
     pub direct: Vec<DirectTo>,
-    /// By peer, as far as the coordinator has told of them.
+    /// For each peer, as far as the coordinator has announced them.
     pub peers: Vec<DirectToPeer>,
     /// What to change, the most important first.
     pub advice: Vec<Advice>,
@@ -218,7 +217,7 @@ impl Report {
         let direct = NatClass::OF_PEERS
             .into_iter()
             .map(|class| DirectTo { nat_type: class, direct: ours.direct_with(&class.nat_type()) });
-        let peers = peers.into_iter().map(|Peer { name, nat, path, reason }| DirectToPeer {
+        let peers = peers.into_iter().map(|RemoteSite { name, nat, path, reason }| DirectToPeer {
             name,
             nat_type: NatClass::of_type(&nat),
             direct: ours.direct_with(&nat),
@@ -248,7 +247,7 @@ impl Report {
         self.advice = advice::advice(self);
     }
 
-    /// The address that others see, of the version that counts.
+    /// The address that others see, of the IP version that counts.
     #[must_use]
     pub fn public_address(&self) -> Option<SocketAddr> {
         self.ipv4.or(self.ipv6).and_then(|family| family.nat.reflexive)
@@ -266,12 +265,12 @@ fn reachable(main: Option<&Family>, mapping: Option<&Mapping>) -> Reachable {
     }
 }
 
-/// A port that is let in is as good as no NAT, whatever the others are.
+/// A port that is let in is as good as no NAT, however the NAT treats others.
 fn effective(main: Option<&Family>, reachable: Reachable) -> NatType {
     let measured = main.map(|family| family.nat.nat_type()).unwrap_or_default();
     match reachable {
         Reachable::Mapped => NatClass::None.nat_type(),
-        // The mapping is measured: an open port does not help whoever is told another one.
+        // The mapping stays as measured: an open port does not help those who are told another one.
         Reachable::Open => NatType { filtering: Some(Dependence::EndpointIndependent), ..measured },
         _ => measured,
     }

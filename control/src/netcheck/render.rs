@@ -1,22 +1,22 @@
-//! The report in plain words, with the terms of RFC 4787 beside them.
+//! The report in plain words, with the terms of RFC 4787.
 
 use std::fmt::Write;
 
 use penstock_proto::coordination::Dependence;
 use penstock_proto::stun::NatReport;
 
-use super::{Coordinator, Family, LifetimeProblem, MappingLifetime, Reachable, Report};
+use super::{Coordinator, Family, LifetimeProblem, MappingLifetime, NatClass, Reachable, Report};
 use crate::port_mapping::Mapping;
 use crate::status::PathKind;
 
-/// For people, with line ends.
+/// For people, in lines.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
     let pinned = if report.pinned { "pinned" } else { "random" };
     let running = if report.running { "; the gateway runs" } else { "" };
     line(&mut text, "UDP port", &format!("{} ({pinned}){running}", report.local_port));
-    line(&mut text, "NAT", &report.nat_type.to_string());
+    line(&mut text, "NAT", &report.ipv4.or(report.ipv6).map_or(report.nat_type.to_string(), |family| kind(&family)));
     line(&mut text, "Reachable", reachable(report.reachable));
     line(&mut text, "Port mapping", &report.port_mapping.as_ref().map_or("no router is asked".into(), port_mapping));
     if let Some(at) = &report.coordinator {
@@ -25,7 +25,7 @@ pub fn render(report: &Report) -> String {
     for (title, family) in [("IPv4", &report.ipv4), ("IPv6", &report.ipv6)] {
         match family {
             Some(family) => write_family(&mut text, title, family),
-            None => line(&mut text, title, "no way to a STUN server"),
+            None => line(&mut text, title, "no route to a STUN server"),
         }
     }
     let _ = writeln!(text, "\nDirect path to a peer behind");
@@ -64,7 +64,7 @@ fn write_family(text: &mut String, title: &str, family: &Family) {
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "  {name:<26}{value}");
     };
-    line("NAT", &family.nat_type.to_string());
+    line("NAT", &kind(family));
     if udp_blocked {
         line("UDP", "no STUN server answers: UDP is blocked");
         return;
@@ -77,10 +77,19 @@ fn write_family(text: &mut String, title: &str, family: &Family) {
     }
     let preserved = |kept| if kept { "the port is kept" } else { "the port is changed" };
     line("port preservation", port_preservation.map_or("not measured", preserved));
-    let hairpins = |yes| if yes { "works" } else { "no: two sites behind this NAT meet by their inner addresses" };
+    let hairpins = |yes| if yes { "works" } else { "no: two sites behind this NAT connect by their inner addresses" };
     line("hairpinning", hairpinning.map_or("not measured", hairpins));
     if let Some(lifetime) = &family.mapping_lifetime {
         line("mapping lifetime", &lifetime_words(lifetime));
+    }
+}
+
+/// The kind of NAT, or what is known if that is not enough for a name.
+fn kind(family: &Family) -> String {
+    match (family.nat_type, family.nat.translated) {
+        (NatClass::Unknown, Some(false)) => "none, though a firewall may let in only answers".to_owned(),
+        (NatClass::Unknown, Some(true)) => "there is one, of unknown kind".to_owned(),
+        (class, _) => class.to_string(),
     }
 }
 
@@ -102,8 +111,8 @@ fn lifetime_words(lifetime: &MappingLifetime) -> String {
             "not measured: no STUN server answers to another port (RESPONSE-PORT), or the NAT has several addresses"
                 .into()
         }
-        LifetimeProblem::Unsteady => "not measured: the network was unsteady".into(),
-        LifetimeProblem::NoServer => "not measured: no way to a STUN server".into(),
+        LifetimeProblem::Unsteady => "not measured: the network was unstable".into(),
+        LifetimeProblem::NoServer => "not measured: no route to a STUN server".into(),
     }
 }
 
@@ -150,7 +159,7 @@ fn port_mapping(mapping: &Mapping) -> String {
 
 fn coordinator(coordinator: &Coordinator) -> String {
     let Coordinator { address, proxy, reachable, .. } = coordinator;
-    let by = proxy.as_ref().map(|proxy| format!(" by the proxy {proxy}")).unwrap_or_default();
+    let by = proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
     if *reachable { format!("TCP to {address}{by} works") } else { format!("no TCP to {address}{by}") }
 }
 
@@ -170,7 +179,7 @@ fn way(path: PathKind) -> &'static str {
     }
 }
 
-/// Columns of running text.
+/// The width of running text, in columns.
 const WIDTH: usize = 100;
 
 fn wrap(text: &str) -> String {

@@ -122,10 +122,23 @@ fn what_is_not_known_is_not_claimed() {
     assert_eq!((nothing.nat_type, nothing.reachable), (NatClass::Unknown, Reachable::Unknown));
     assert!(nothing.direct.iter().all(|to| (to.nat_type == NatClass::UdpBlocked) == to.direct.is_some()));
     assert!(nothing.advice.is_empty());
-    // A server with one address tells no more than this.
+    // A server with one address can find out no more than this.
     let nat = NatReport { reflexive: Some(address("11.1.0.2:5")), translated: Some(true), ..NatReport::default() };
     let one = report(Family::new(nat));
     assert_eq!((one.nat_type, subjects(&one)), (NatClass::Unknown, vec![Subject::Unmeasured]));
+    assert!(one.advice[0].text.contains("cannot tell how the NAT maps and filters"));
+    // One with another port, as a coordinator has it by default, also finds out how the NAT maps: that is enough for all
+    // peers but those behind symmetric NATs.
+    let family = Family::new(NatReport { translated: Some(false), mapping: Some(EndpointIndependent), ..nat });
+    let two_ports = report(family);
+    let works = |class| two_ports.direct.iter().find(|to| to.nat_type == class).and_then(|to| to.direct);
+    let [.., port_restricted, symmetric, blocked] = NatClass::OF_PEERS.map(works);
+    assert_eq!(
+        (works(NatClass::None), port_restricted, symmetric, blocked),
+        (Some(true), Some(true), None, Some(false))
+    );
+    assert!(two_ports.advice[0].text.contains("cannot tell who is let in"), "{:?}", two_ports.advice);
+    assert!(render(&two_ports).contains("none, though a firewall may let in only answers"));
     assert!(render(&one).contains("not measured"));
 }
 
@@ -141,9 +154,9 @@ fn peers_and_the_coordinator_are_told_of() {
         ipv4: Some(nat(true, EndpointIndependent, AddressAndPortDependent)),
         coordinator: Some(coordinator),
         peers: vec![
-            Peer { name: "berlin".into(), nat: NatClass::Symmetric.nat_type(), ..Peer::default() },
-            Peer { name: "madrid".into(), nat: NatClass::FullCone.nat_type(), ..Peer::default() },
-            Peer { name: "oslo".into(), nat: NatType::default(), ..Peer::default() },
+            RemoteSite { name: "berlin".into(), nat: NatClass::Symmetric.nat_type(), ..RemoteSite::default() },
+            RemoteSite { name: "madrid".into(), nat: NatClass::FullCone.nat_type(), ..RemoteSite::default() },
+            RemoteSite { name: "oslo".into(), nat: NatType::default(), ..RemoteSite::default() },
         ],
         ..Parts::default()
     });
@@ -158,7 +171,7 @@ fn peers_and_the_coordinator_are_told_of() {
 
 #[test]
 fn a_running_gateway_tells_how_its_peers_are_reached() {
-    let peer = |name: &str, class: NatClass, path, reason: &str| Peer {
+    let peer = |name: &str, class: NatClass, path, reason: &str| RemoteSite {
         name: name.into(),
         nat: class.nat_type(),
         path: Some(path),

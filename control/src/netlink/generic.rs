@@ -1,5 +1,5 @@
 //! What drivers tell of an interface over generic netlink: the families `ethtool` and `netdev`
-//! (`linux/ethtool_netlink.h`, `linux/netdev.h`). Only asked, never changed.
+//! (`linux/ethtool_netlink.h`, `linux/netdev.h`), and offloads that are switched.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,12 +12,15 @@ const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
 const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
+const ETHTOOL_MSG_FEATURES_SET: u8 = 12;
 const ETHTOOL_A_HEADER: u16 = 1;
 const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
 const ETHTOOL_A_FEATURES_HW: u16 = 2;
+const ETHTOOL_A_FEATURES_WANTED: u16 = 3;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
 const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
+const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 
@@ -35,7 +38,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_HEADER: usize = 16;
 const GENL_HEADER: usize = 4;
-/// The kernel refuses a nested attribute that does not say so.
+/// The kernel refuses a nested attribute without this flag.
 const NLA_F_NESTED: u16 = 0x8000;
 /// Nested, and in network byte order.
 const ATTRIBUTE_FLAGS: u16 = 0xc000;
@@ -43,7 +46,7 @@ const ATTRIBUTE_FLAGS: u16 = 0xc000;
 /// The offloads of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
-    /// Those that are on, by the kernel's names: `rx-lro`, `rx-gro-hw`, …
+    /// Those that are on, under the kernel's names: `rx-lro`, `rx-gro-hw`, …
     pub active: BTreeSet<String>,
     /// Those that can be switched on and off.
     pub switchable: BTreeSet<String>,
@@ -54,15 +57,15 @@ pub struct Offloads {
 pub struct Channels {
     /// Queues in use that only receive.
     pub receive: u32,
-    /// The most that the hardware has of them.
+    /// The most such queues that the hardware has.
     pub receive_most: u32,
     /// Queues in use that receive and send.
     pub combined: u32,
-    /// The most that the hardware has of them.
+    /// The most such queues that the hardware has.
     pub combined_most: u32,
 }
 
-/// A socket for these questions, of the namespace that it was opened in.
+/// A socket for these requests, in the namespace in which it was opened.
 pub struct Generic {
     socket: Socket,
     sequence: u32,
@@ -72,7 +75,7 @@ impl Generic {
     /// Opens the socket.
     ///
     /// # Errors
-    /// The system has no descriptor to give.
+    /// The system has no descriptors left.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
@@ -82,19 +85,42 @@ impl Generic {
     /// The offloads of an interface.
     ///
     /// # Errors
-    /// There is no such interface, or the kernel is older than this question.
+    /// There is no such interface, or the kernel does not know this request.
     pub fn offloads(&mut self, interface: u32) -> io::Result<Offloads> {
-        let answer = self.ethtool(ETHTOOL_MSG_FEATURES_GET, interface)?;
+        let answer = self.ethtool(ETHTOOL_MSG_FEATURES_GET, interface, &[])?;
         let names = |kind| find(&answer, kind).map(bit_names).unwrap_or_default();
         Ok(Offloads { active: names(ETHTOOL_A_FEATURES_ACTIVE), switchable: names(ETHTOOL_A_FEATURES_HW) })
+    }
+
+    /// Switches these offloads of an interface on or off.
+    ///
+    /// # Errors
+    /// As above, or CAP_NET_ADMIN is missing. That the driver did not do it is none: ask for the offloads.
+    pub fn switch_offloads<'a>(
+        &mut self,
+        interface: u32,
+        names: impl IntoIterator<Item = &'a str>,
+        on: bool,
+    ) -> io::Result<()> {
+        let bit = |name: &str| {
+            let mut bit = attribute(ETHTOOL_A_BITSET_BIT_NAME, &[name.as_bytes(), b"\0"].concat());
+            if on {
+                bit.extend(attribute(ETHTOOL_A_BITSET_BIT_VALUE, &[]));
+            }
+            attribute(ETHTOOL_A_BITSET_BITS_BIT | NLA_F_NESTED, &bit)
+        };
+        let bits =
+            attribute(ETHTOOL_A_BITSET_BITS | NLA_F_NESTED, &names.into_iter().flat_map(bit).collect::<Vec<u8>>());
+        self.ethtool(ETHTOOL_MSG_FEATURES_SET, interface, &attribute(ETHTOOL_A_FEATURES_WANTED | NLA_F_NESTED, &bits))?;
+        Ok(())
     }
 
     /// The receive queues of an interface.
     ///
     /// # Errors
-    /// As above, or the driver does not say.
+    /// The same, or the driver does not say.
     pub fn channels(&mut self, interface: u32) -> io::Result<Channels> {
-        let answer = self.ethtool(ETHTOOL_MSG_CHANNELS_GET, interface)?;
+        let answer = self.ethtool(ETHTOOL_MSG_CHANNELS_GET, interface, &[])?;
         let number = |kind| find(&answer, kind).and_then(u32_of).unwrap_or_default();
         Ok(Channels {
             receive: number(ETHTOOL_A_CHANNELS_RX_COUNT),
@@ -116,10 +142,11 @@ impl Generic {
         value.map(u64::from_ne_bytes).ok_or(io::ErrorKind::InvalidData.into())
     }
 
-    fn ethtool(&mut self, command: u8, interface: u32) -> io::Result<Vec<u8>> {
+    fn ethtool(&mut self, command: u8, interface: u32, arguments: &[u8]) -> io::Result<Vec<u8>> {
         let family = self.family("ethtool")?;
         let header = attribute(ETHTOOL_A_HEADER_DEV_INDEX, &interface.to_ne_bytes());
-        self.ask(family, command, &attribute(ETHTOOL_A_HEADER | NLA_F_NESTED, &header))
+        let header = attribute(ETHTOOL_A_HEADER | NLA_F_NESTED, &header);
+        self.ask(family, command, &[&header, arguments].concat())
     }
 
     fn family(&mut self, name: &str) -> io::Result<u16> {
@@ -129,7 +156,7 @@ impl Generic {
         id.map(u16::from_ne_bytes).ok_or(io::ErrorKind::InvalidData.into())
     }
 
-    /// Asks, and gives the attributes of the answer, which the kernel has ready before `send` returns.
+    /// Sends a request, and returns the attributes of the answer, which the kernel has ready before `send` returns.
     fn ask(&mut self, family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = NLMSG_HEADER + GENL_HEADER + attributes.len();
@@ -151,7 +178,7 @@ impl Generic {
     }
 }
 
-/// The attributes of the answer with this number; `None` if the datagram is another one's.
+/// The attributes of the answer with this sequence number; `None` if the datagram answers something else.
 fn answer(datagram: &[u8], sequence: u32) -> Option<io::Result<&[u8]>> {
     let invalid = || Some(Err(io::ErrorKind::InvalidData.into()));
     let Some(header) = datagram.first_chunk::<NLMSG_HEADER>() else { return invalid() };
@@ -177,7 +204,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Attributes: length and kind of two bytes each, the value, padding to four bytes. Cut ones end the reading.
+/// Attributes: length and kind of two bytes each, the value, padding to four bytes. A truncated one ends the iteration.
 fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let &[a, b, c, d] = rest.first_chunk()?;
@@ -192,7 +219,7 @@ fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
 }
 
-/// The names of the bits that are set. A bit set without a mask lists just these; one with a mask lists others too.
+/// The names of the bits that are set. A bit set without a mask lists only these; one with a mask lists others too.
 fn bit_names(set: &[u8]) -> BTreeSet<String> {
     let only_set = find(set, ETHTOOL_A_BITSET_NOMASK).is_some();
     let bits = find(set, ETHTOOL_A_BITSET_BITS).unwrap_or_default();

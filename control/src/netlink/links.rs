@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, network};
@@ -25,9 +25,11 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// What made it, for one made by software: `veth`, `bridge`, `vlan`, …
+    /// The kind of software device, if it is one: `veth`, `bridge`, `vlan`, …
     pub kind: Option<String>,
-    /// Receive queues it was made with; the driver may use fewer.
+    /// Whether it belongs to a VRF.
+    pub vrf: bool,
+    /// The receive queues that it was created with; the driver may use fewer.
     pub queues: u32,
 }
 
@@ -36,7 +38,7 @@ pub struct Interface {
 pub struct XdpAttachment {
     /// The kernel's number for the program.
     pub program: u32,
-    /// Whether it runs after the driver has made a socket buffer, not in the driver.
+    /// Whether it runs in the kernel's stack, after the driver has made a socket buffer.
     pub generic: bool,
 }
 
@@ -47,14 +49,14 @@ pub struct Address {
     pub interface: u32,
     /// The address.
     pub address: IpAddr,
-    /// Length of the prefix that is on the link.
+    /// Length of the prefix on the link.
     pub length: u8,
     /// Whether other hosts can reach it: not link-local, not of this host only.
     pub global: bool,
 }
 
 impl Address {
-    /// The network it makes reachable.
+    /// The network that it makes reachable.
     pub fn network(&self) -> IpNet {
         network(self.address, self.length)
     }
@@ -64,7 +66,7 @@ impl Netlink {
     /// All interfaces.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
         self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
             RouteNetlinkMessage::NewLink(link) => Some(Interface::from_message(link)),
@@ -75,7 +77,7 @@ impl Netlink {
     /// The interfaces that have an XDP program, by index.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn xdp_programs(&mut self) -> io::Result<BTreeMap<u32, XdpAttachment>> {
         let programs = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
             RouteNetlinkMessage::NewLink(link) => {
@@ -87,28 +89,47 @@ impl Netlink {
         Ok(programs.into_iter().collect())
     }
 
-    /// How many frames have arrived at an interface, those among them that the kernel could not take; `None`: there is no
-    /// such interface.
+    /// How many frames have arrived at an interface, including those that the kernel could not take; `None`: there is
+    /// no such interface.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn arrived(&mut self, interface: u32) -> io::Result<Option<u64>> {
-        let all = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
-            RouteNetlinkMessage::NewLink(link) if link.header.index == interface => {
-                link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Stats64(s) => Some(s.rx_packets + s.rx_missed_errors + s.rx_dropped),
-                    _ => None,
-                })
-            }
+        let attributes = self.attributes(interface)?;
+        Ok(attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(s) => Some(s.rx_packets + s.rx_missed_errors + s.rx_dropped),
+            _ => None,
+        }))
+    }
+
+    /// The other end of a veth, if it is in this namespace.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn other_end(&mut self, interface: u32) -> io::Result<Option<u32>> {
+        let attributes = self.attributes(interface)?;
+        if attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_))) {
+            return Ok(None);
+        }
+        Ok(attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::Link(end) => Some(end),
+            _ => None,
+        }))
+    }
+
+    /// What the kernel says of an interface; nothing of one that does not exist.
+    fn attributes(&mut self, interface: u32) -> io::Result<Vec<LinkAttribute>> {
+        let links = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewLink(link) => (link.header.index == interface).then_some(link.attributes),
             _ => None,
         })?;
-        Ok(all.first().copied())
+        Ok(links.into_iter().next().unwrap_or_default())
     }
 
     /// All addresses of all interfaces.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
         self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |m| match m {
             RouteNetlinkMessage::NewAddress(address) => Address::from_message(&address),
@@ -128,10 +149,10 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Gives an interface another MTU.
+    /// Sets an interface's MTU.
     ///
     /// # Errors
-    /// No such interface, or it cannot have this MTU.
+    /// There is no such interface, or it cannot have this MTU.
     pub fn set_mtu(&mut self, interface: u32, mtu: u32) -> io::Result<()> {
         let mut link = LinkMessage::default();
         link.header.index = interface;
@@ -139,19 +160,19 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Gives an interface an address, of which only the address itself is on the link.
+    /// Adds an address to an interface, without a network.
     ///
     /// # Errors
-    /// No such interface, or IPv6 is off on it.
+    /// There is no such interface, or IPv6 is disabled on it.
     pub fn add_address(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewAddress(host_address(interface, address));
         self.change(message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Takes such an address away again.
+    /// Removes such an address again.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn remove_address(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
         self.change(RouteNetlinkMessage::DelAddress(host_address(interface, address)), 0)
     }
@@ -173,7 +194,7 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
 }
 
 impl Interface {
-    /// The largest IP packet, as far as the headers of IP can say.
+    /// The largest IP packet whose length an IP header can express.
     pub fn largest_packet(&self) -> u16 {
         u16::try_from(self.mtu).unwrap_or(u16::MAX)
     }
@@ -186,6 +207,7 @@ impl Interface {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             kind: None,
+            vrf: false,
             queues: 0,
         };
         for attribute in message.attributes {
@@ -199,6 +221,7 @@ impl Interface {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
                         _ => None,
                     });
+                    interface.vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
                 }
                 _ => {}
             }
@@ -230,7 +253,7 @@ impl Address {
         }
         Some(Self {
             interface: message.header.index,
-            // On a point-to-point link `Address` is the other end's.
+            // On a point-to-point link `Address` is that of the other end.
             address: local.or(remote)?,
             length: message.header.prefix_len,
             global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),

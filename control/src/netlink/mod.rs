@@ -1,7 +1,7 @@
-//! What the gateway asks of the kernel's network stack, and what it hears from it, over rtnetlink.
+//! What the gateway asks the kernel's network stack, and what the kernel reports, over rtnetlink.
 //!
-//! [`Netlink`] asks and waits for the answer, which the kernel gives before `send` returns, so no
-//! runtime is needed and clean-up works from a destructor. [`Monitor`] listens.
+//! [`Netlink`] sends requests and waits for the answer, which the kernel gives before `send` returns, so no runtime is
+//! needed and clean-up works from a destructor. [`Monitor`] listens.
 
 mod generic;
 mod links;
@@ -27,7 +27,7 @@ pub use rules::{ForeignRule, Rule};
 pub use socket::Netlink;
 pub use traffic_control::Side;
 
-/// The network that holds `address`, without host bits; lengths beyond the address are cut.
+/// The network that contains `address`, without host bits; lengths beyond the address are cut.
 pub fn network(address: IpAddr, length: u8) -> IpNet {
     let host = IpNet::from(address);
     IpNet::new(address, length.min(host.prefix_len())).unwrap_or(host).trunc()

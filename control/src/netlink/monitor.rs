@@ -1,4 +1,4 @@
-//! News of the network: what kind of thing changed, so that it can be asked for anew.
+//! Network news: what kind of thing has changed, so that it can be read again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,21 +11,21 @@ use super::news::filter::Concerns;
 use super::news::{self, News};
 use super::socket::messages;
 
-/// `rtnetlink(7)`, RTMGRP_*: link, neigh, and address, route and rule of both versions.
+/// `rtnetlink(7)`, RTMGRP_*: link, neigh, and address, route and rule of both IP versions.
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
-/// RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF: forwarding and its like were switched.
+/// RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF: forwarding and similar settings were changed.
 const SYSCTL_GROUPS: u32 = 1 << 23 | 1 << 24;
 /// `linux/rtnetlink.h`, RTM_NEWNETCONF.
 const NEW_NETCONF: u16 = 80;
-/// Tables of gateways in the packet filter begin so.
+/// Names of gateways' tables in the packet filter begin with this.
 pub const FILTER_PREFIX: &str = "penstock-";
 
-/// A socket that hears of changes.
+/// A socket that reports changes.
 pub struct Monitor {
-    /// A duplicate, which tokio watches.
+    /// A duplicate of the descriptor, for tokio.
     readable: AsyncFd<OwnedFd>,
     socket: Socket,
-    /// The packet filter's news; `None` where the kernel has none.
+    /// The packet filter's news; `None` where the kernel has no nftables.
     filter: Option<(AsyncFd<OwnedFd>, Socket)>,
 }
 
@@ -33,24 +33,24 @@ impl Monitor {
     /// Begins to listen. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The system has no descriptor to give.
+    /// The system has no descriptors left.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS | SYSCTL_GROUPS))?;
         socket.set_non_blocking(true)?;
-        // Bursts of neighbour news are long; when some are lost we ask for everything anew.
+        // Neighbour news come in long bursts; when some are lost, everything is read again.
         socket.set_rx_buf_sz(1i32 << 20)?;
         let filter = match news::filter::open() {
             Ok(socket) => Some((crate::readable::watch(&socket)?, socket)),
             Err(e) => {
-                tracing::debug!("no news of the packet filter: {e}");
+                tracing::debug!("changes of the packet filter cannot be received: {e}");
                 None
             }
         };
         Ok(Self { readable: crate::readable::watch(&socket)?, socket, filter })
     }
 
-    /// Waits for news, and takes all that there are, in their order. Cancel safe.
+    /// Waits for news, and returns all that there are, in order. Cancel safe.
     ///
     /// # Errors
     /// A socket is broken.

@@ -55,7 +55,7 @@ impl Netlink {
     /// All resolved neighbours.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
         self.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()), |m| match m {
             RouteNetlinkMessage::NewNeighbour(neighbour) => Neighbour::from_message(&neighbour),
@@ -63,11 +63,11 @@ impl Netlink {
         })
     }
 
-    /// Tells the kernel that a neighbour is in use, as a packet of its own would: one that is not
-    /// known is asked for, one that is stale is confirmed, one that is known is kept.
+    /// Tells the kernel that a neighbour is in use, as a packet of its own would: an unknown one is looked up, a stale
+    /// one is confirmed, a known one is kept.
     ///
     /// # Errors
-    /// No such interface.
+    /// There is no such interface.
     pub fn use_neighbour(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
         let mut message = NeighbourMessage::default();
         message.header.family = family(address);

@@ -1,5 +1,5 @@
-//! News of the network as items: what came, changed or went, so that a snapshot can follow without asking
-//! for everything again.
+//! Network news as items: what was added, changed or removed, so that a snapshot can follow without reading everything
+//! again.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,37 +11,37 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Address, ForeignRule, Interface, Neighbour, Route, Rule};
 
-/// Something that the kernel said of itself.
+/// Something that the kernel has reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// An interface came or changed.
+    /// An interface was added or changed.
     Interface(Interface),
-    /// An interface went.
+    /// An interface was removed.
     InterfaceGone(u32),
-    /// An address came or changed.
+    /// An address was added or changed.
     Address(Address),
-    /// An address went.
+    /// An address was removed.
     AddressGone(Address),
-    /// A route came.
+    /// A route was added.
     Route {
         /// The route.
         route: Route,
-        /// Whether it took the place of the one with the same destination, table and metric.
+        /// Whether it replaced the one with the same destination, table and metric.
         replaces: bool,
     },
-    /// A route went.
+    /// A route was removed.
     RouteGone(Route),
-    /// A rule came, of a shape that a gateway makes.
+    /// A rule was added, of a form that a gateway uses.
     Rule(Rule),
-    /// Such a rule went.
+    /// Such a rule was removed.
     RuleGone(Rule),
-    /// A rule of another shape came.
+    /// A rule of another form was added.
     OtherRule(ForeignRule),
-    /// Such a rule went.
+    /// Such a rule was removed.
     OtherRuleGone(ForeignRule),
     /// A neighbour was resolved.
     Neighbour(Neighbour),
-    /// A neighbour is not known any more.
+    /// A neighbour is no longer known.
     NeighbourGone {
         /// The interface it was on.
         interface: u32,
@@ -52,18 +52,18 @@ pub enum News {
     Sysctl,
     /// Packet filter rules of a gateway changed.
     Filter,
-    /// Those of somebody else did.
+    /// Packet filter rules of somebody else changed.
     OtherFilter,
-    /// News were lost: everything may have changed.
+    /// News were lost, so anything may have changed.
     Lost,
 }
 
 impl News {
-    /// The news of a message; `None` if it is of no interest here. `flags` are the message header's.
+    /// The news in a message; `None` if it is of no interest here. `flags` are the message header's.
     pub(super) fn from_message(message: RouteNetlinkMessage, flags: u16) -> Option<Self> {
         use RouteNetlinkMessage as M;
         match message {
-            // A bridge tells of its ports coming and going as if they were interfaces.
+            // A bridge reports its ports being added and removed as if they were interfaces.
             M::NewLink(l) | M::DelLink(l) if l.header.interface_family == AddressFamily::Bridge => None,
             M::NewLink(link) => Some(Self::Interface(Interface::from_message(link))),
             M::DelLink(link) => Some(Self::InterfaceGone(link.header.index)),
@@ -84,7 +84,7 @@ impl News {
                 None => ForeignRule::from_message(&message).map(Self::OtherRuleGone),
             },
             M::NewNeighbour(n) | M::DelNeighbour(n) if n.header.family == AddressFamily::Bridge => None,
-            // One that does not answer any more comes as news with the state "failed".
+            // A neighbour that no longer answers is reported with the state "failed".
             M::NewNeighbour(n) => Neighbour::from_message(&n).map(Self::Neighbour).or_else(|| Self::neighbour_gone(&n)),
             M::DelNeighbour(n) => Self::neighbour_gone(&n),
             _ => None,
@@ -101,7 +101,7 @@ impl News {
     }
 }
 
-/// The packet filter's news (nfnetlink), which say what changed without saying how.
+/// The packet filter's news (nfnetlink), which tell what has changed but not how.
 pub(super) mod filter {
     use super::io;
     use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -114,8 +114,8 @@ pub(super) mod filter {
     /// `linux/netfilter/nf_tables.h`: in every message but a generation's, attribute 1 is the table's name.
     const TABLE_NAME: u16 = 1;
 
-    /// `linux/netfilter/nf_tables.h`: messages from 0 on are about tables, chains and rules; behind NFT_MSG_DELRULE come
-    /// those about sets, their elements and the rest.
+    /// `linux/netfilter/nf_tables.h`: the first message types are about tables, chains and rules; after NFT_MSG_DELRULE
+    /// come those about sets, their elements and the rest.
     const LAST_OF_RULES: u16 = 8;
 
     /// Whose packet filter has changed.
@@ -135,7 +135,7 @@ pub(super) mod filter {
         Ok(socket)
     }
 
-    /// What a datagram tells of: tables whose name begins so, and the tables, chains and rules of others.
+    /// What a datagram is about: tables whose names begin with `prefix`, and tables, chains and rules of others.
     pub fn concerns(datagram: &[u8], prefix: &str) -> Concerns {
         let mut concerns = Concerns::default();
         let mut rest = datagram;
@@ -162,7 +162,7 @@ pub(super) mod filter {
         }
     }
 
-    /// The first message of a datagram, and the others.
+    /// The first message of a datagram, and the rest.
     fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
         let length = u32::from_ne_bytes(datagram.first_chunk::<4>().copied()?) as usize;
         let message = datagram.get(..length).filter(|m| m.len() >= HEADERS)?;

@@ -13,21 +13,21 @@ use netlink_packet_route::route::{
 use super::links::family;
 use super::{Netlink, network};
 
-/// The table that routes are in unless rules say otherwise.
+/// The routing table that is used unless rules say otherwise.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 /// The table of this host's own addresses, and of broadcast ones (`rtnetlink(7)`, RT_TABLE_LOCAL).
 pub const LOCAL_TABLE: u32 = 255;
 
-/// What becomes of a packet that follows a route.
+/// What happens to a packet that follows a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteKind {
-    /// It is sent on.
+    /// It is forwarded.
     Unicast,
     /// It is dropped.
     Blackhole,
-    /// It is for this host.
+    /// It is delivered to this host.
     Local,
-    /// The next rule decides, as if this table had no route.
+    /// The lookup goes on with the next rule, as if this table had no route.
     Throw,
     /// Anything else.
     Other,
@@ -36,41 +36,44 @@ pub enum RouteKind {
 /// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Where the packets go that follow it.
+    /// The destination of the packets.
     pub destination: IpNet,
     /// The table it is in.
     pub table: u32,
     /// The lower is preferred.
     pub metric: u32,
-    /// Who made it (`rtnetlink(7)`, `rtm_protocol`).
+    /// Who added it (`rtnetlink(7)`, `rtm_protocol`).
     pub protocol: u8,
-    /// What becomes of the packet.
+    /// What happens to the packet.
     pub kind: RouteKind,
-    /// The interface it leaves by.
+    /// The outgoing interface.
     pub interface: Option<u32>,
-    /// The router it goes to; `None` for a destination on the link.
+    /// The next hop; `None` for a destination on the link.
     pub gateway: Option<IpAddr>,
-    /// The address of ours that connections over it begin from.
+    /// The preferred source address.
     pub source: Option<IpAddr>,
-    /// The largest packet that may follow it, in bytes; `None` for the interface's.
+    /// The MTU of the route, in bytes; `None` for the interface's.
     pub mtu: Option<u32>,
+    /// Whether only the kernel can follow it: it holds for some packets of its prefix and not for others (by traffic
+    /// class or source), has several next hops, or encapsulates.
+    pub kernel_only: bool,
 }
 
-/// A datagram of the gateway's own, outside the tunnel: what rules choose its route by.
+/// A datagram of the gateway's own, outside the tunnel: everything that rules may look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
     /// Its firewall mark.
     pub mark: u32,
-    /// The address it comes from; `None` for the one that the route prefers.
+    /// Its source address; `None` for the one that the route prefers.
     pub source: Option<IpAddr>,
-    /// The UDP port it comes from.
+    /// Its UDP source port.
     pub source_port: u16,
-    /// Where it goes.
+    /// Its destination.
     pub destination: SocketAddr,
 }
 
 impl Route {
-    /// A route to `destination` in the main table that drops.
+    /// A blackhole route to `destination` in the main table.
     pub fn blackhole(destination: IpNet, metric: u32, protocol: u8) -> Self {
         Self {
             destination,
@@ -82,10 +85,11 @@ impl Route {
             gateway: None,
             source: None,
             mtu: None,
+            kernel_only: false,
         }
     }
 
-    /// A route to `destination` in the main table by an interface.
+    /// A route to `destination` in the main table through an interface.
     pub fn by(destination: IpNet, interface: u32, gateway: Option<IpAddr>, metric: u32, protocol: u8) -> Self {
         Self {
             kind: RouteKind::Unicast,
@@ -145,6 +149,7 @@ impl Route {
             gateway: None,
             source: None,
             mtu: None,
+            kernel_only: message.header.tos != 0 || message.header.source_prefix_length != 0,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -163,8 +168,10 @@ impl Route {
                     });
                 }
                 RouteAttribute::Via(via) => route.gateway = via_address(via),
-                // Several ways: the first stands for all. `route_to` gives the kernel's choice.
+                RouteAttribute::EncapType(_) => route.kernel_only = true,
+                // Of several next hops, the first stands for all. `route_to` gives the kernel's choice.
                 RouteAttribute::MultiPath(hops) => {
+                    route.kernel_only = true;
                     let first = hops.first()?;
                     route.interface = Some(first.interface_index);
                     route.gateway = first.attributes.iter().find_map(|a| match a {
@@ -201,15 +208,15 @@ impl Netlink {
     /// All routes of all tables.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
         self.routes_that(|_| true)
     }
 
-    /// The routes of all tables that `keep` says yes to; the others, which may be many, take no memory.
+    /// The routes of all tables for which `keep` returns true; the others, which may be many, take no memory.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn routes_that(&mut self, mut keep: impl FnMut(&Route) -> bool) -> io::Result<Vec<Route>> {
         self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), |m| match m {
             RouteNetlinkMessage::NewRoute(route) => Route::from_message(&route).filter(&mut keep),
@@ -217,11 +224,11 @@ impl Netlink {
         })
     }
 
-    /// The route that a packet of the gateway's own takes, rules and all; `None` when there is none, or it leads
-    /// nowhere.
+    /// The route that a packet of the gateway's own takes, according to routes and rules; `None` when there is none, or
+    /// it drops the packet.
     ///
     /// # Errors
-    /// The kernel refuses for another reason.
+    /// Any other error of the kernel.
     pub fn route_of(&mut self, packet: &Outer) -> io::Result<Option<Route>> {
         let mut selectors = vec![
             RouteAttribute::Mark(packet.mark),
@@ -230,7 +237,7 @@ impl Netlink {
             RouteAttribute::Dport(packet.destination.port()),
         ];
         selectors.extend(packet.source.map(|source| RouteAttribute::Source(source.into())));
-        // Link-local addresses are everywhere; the zone says where this one is.
+        // Link-local addresses exist on every link; the zone says which one is meant.
         if let SocketAddr::V6(v6) = packet.destination
             && v6.scope_id() != 0
         {
@@ -256,7 +263,14 @@ impl Netlink {
         message.attributes = selectors;
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         match self.query(RouteNetlinkMessage::GetRoute(message)) {
-            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Route::from_message(&route)),
+            Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => Ok(Route::from_message(&answer).map(|mut route| {
+                // The kernel has chosen for this packet.
+                route.kernel_only = answer.attributes.iter().any(|a| matches!(a, RouteAttribute::EncapType(_)));
+                // What routers have told about the path has an end, and is no property of the route.
+                let told = |a: &RouteAttribute| matches!(a, RouteAttribute::CacheInfo(info) if info.expires != 0);
+                route.mtu = route.mtu.filter(|_| !answer.attributes.iter().any(told));
+                route
+            })),
             Ok(_) => Ok(None),
             // A blackhole answers EINVAL, a prohibition EACCES, no route ENETUNREACH.
             Err(e) => match e.raw_os_error() {
@@ -266,10 +280,10 @@ impl Netlink {
         }
     }
 
-    /// Adds a route, or changes the one with the same destination, table and metric.
+    /// Adds a route, or replaces the one with the same destination, table and metric.
     ///
     /// # Errors
-    /// No such interface or gateway.
+    /// There is no such interface or next hop.
     pub fn add_route(&mut self, route: &Route) -> io::Result<()> {
         self.change(RouteNetlinkMessage::NewRoute(route.message()), NLM_F_CREATE | NLM_F_REPLACE)
     }
@@ -277,15 +291,15 @@ impl Netlink {
     /// Adds a route unless there is one with the same destination, table and metric.
     ///
     /// # Errors
-    /// `EEXIST`, or no such interface or gateway.
+    /// `EEXIST`, or there is no such interface or next hop.
     pub fn add_new_route(&mut self, route: &Route) -> io::Result<()> {
         self.change(RouteNetlinkMessage::NewRoute(route.message()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Removes a route; one that is gone already is no error.
+    /// Removes a route; it is not an error if it is already gone.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn remove_route(&mut self, route: &Route) -> io::Result<()> {
         match self.change(RouteNetlinkMessage::DelRoute(route.message()), 0) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) => Ok(()),

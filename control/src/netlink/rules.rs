@@ -1,4 +1,4 @@
-//! Routing rules (`ip rule`): which table a packet's route is looked up in.
+//! Routing rules (`ip rule`): in which table a packet's route is looked up.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,12 +11,12 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, network};
 
-/// A rule that leads to a table, of the shapes that a gateway makes.
+/// A rule that leads to a table, in one of the forms that a gateway uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
-    /// Whether it is about IPv6.
+    /// Whether it is for IPv6.
     pub ipv6: bool,
-    /// The lower is asked first.
+    /// Lower priorities come first.
     pub priority: u32,
     /// Only for packets from this address.
     pub from: Option<IpAddr>,
@@ -26,7 +26,7 @@ pub struct Rule {
     pub unmarked: Option<u32>,
     /// The table.
     pub table: u32,
-    /// Who made it (`rtnetlink(7)`, `rtm_protocol`).
+    /// Who added it (`rtnetlink(7)`, `rtm_protocol`).
     pub protocol: u8,
 }
 
@@ -54,7 +54,7 @@ impl Rule {
         message
     }
 
-    /// The rule of a message; `None` if it has another shape than ours.
+    /// The rule in a message; `None` if it has another form than ours.
     pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
         if header.action != RuleAction::ToTable || header.dst_len != 0 || header.tos != 0 {
@@ -81,7 +81,7 @@ impl Rule {
                 RuleAttribute::Iifname(name) if name == "lo" => rule.local = true,
                 RuleAttribute::FwMark(mark) if inverted => rule.unmarked = Some(*mark),
                 RuleAttribute::FwMask(u32::MAX) => {}
-                // The kernel tells "no limit" of these with each rule.
+                // The kernel reports "no limit" of these with each rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
                 _ => return None,
             }
@@ -90,14 +90,14 @@ impl Rule {
     }
 }
 
-/// A rule of any shape, as far as it tells which packets it takes.
+/// A rule of any form, as far as it says which packets it selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignRule {
-    /// Whether it is about IPv6.
+    /// Whether it is for IPv6.
     pub ipv6: bool,
-    /// The lower is asked first.
+    /// Lower priorities come first.
     pub priority: u32,
-    /// Who made it.
+    /// Who added it.
     pub protocol: u8,
     /// Only for packets from this prefix.
     pub source: Option<IpNet>,
@@ -109,11 +109,11 @@ pub struct ForeignRule {
     pub bound: bool,
     /// Only for packets with this mark.
     pub mark: Option<u32>,
-    /// Whether it is for all other packets.
+    /// Whether it selects all other packets instead.
     pub inverted: bool,
     /// The table it leads to; `None` for a rule that drops.
     pub table: Option<u32>,
-    /// Routes of the table that are no longer than this do not count.
+    /// Routes of the table with prefixes no longer than this do not count.
     pub suppressed: Option<u32>,
 }
 
@@ -134,7 +134,7 @@ impl From<&Rule> for ForeignRule {
 }
 
 impl ForeignRule {
-    /// The rule of a message; `None` if it decides nothing itself.
+    /// The rule in a message; `None` if it decides nothing itself.
     pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
         let table = match header.action {
@@ -164,10 +164,10 @@ impl ForeignRule {
 }
 
 impl Netlink {
-    /// All rules that lead to a table or drop, whoever made them.
+    /// All rules that lead to a table or drop, whoever added them.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn every_rule(&mut self) -> io::Result<Vec<ForeignRule>> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
             RouteNetlinkMessage::NewRule(rule) => ForeignRule::from_message(&rule),
@@ -175,10 +175,10 @@ impl Netlink {
         })
     }
 
-    /// The rules that lead to a table or drop, and have another shape than those that a gateway makes.
+    /// The rules that lead to a table or drop, and have another form than a gateway's.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
             RouteNetlinkMessage::NewRule(rule) if Rule::from_message(&rule).is_none() => {
@@ -188,10 +188,10 @@ impl Netlink {
         })
     }
 
-    /// All rules of the shapes that a gateway makes.
+    /// All rules in the forms that a gateway uses.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |m| match m {
             RouteNetlinkMessage::NewRule(rule) => Rule::from_message(&rule),
@@ -199,10 +199,10 @@ impl Netlink {
         })
     }
 
-    /// Adds a rule; one that is there already is no error.
+    /// Adds a rule; it is not an error if it already exists.
     ///
     /// # Errors
-    /// The kernel refuses, or has no rules.
+    /// The kernel's error, or it has no support for rules.
     pub fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
         match self.change(RouteNetlinkMessage::NewRule(rule.message()), NLM_F_CREATE | NLM_F_EXCL) {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -210,10 +210,10 @@ impl Netlink {
         }
     }
 
-    /// Removes a rule; one that is gone already is no error.
+    /// Removes a rule; it is not an error if it is already gone.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
         match self.change(RouteNetlinkMessage::DelRule(rule.message()), 0) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(()),

@@ -1,4 +1,4 @@
-//! The socket of requests: one request at a time, each answered before the next.
+//! The netlink socket for requests: one at a time, each answered before the next.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, N
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// A connection to the kernel's network stack, of the namespace it was opened in.
+/// A connection to the kernel's network stack, in the namespace in which it was opened.
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -16,29 +16,29 @@ impl Netlink {
     /// Opens the socket.
     ///
     /// # Errors
-    /// The system has no descriptor to give.
+    /// The system has no descriptors left.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Asks for a change.
+    /// Requests a change.
     ///
     /// # Errors
-    /// What the kernel answers: `EEXIST`, `ENOENT`, `ESRCH`, `EPERM`, …
+    /// The kernel's answer: `EEXIST`, `ENOENT`, `ESRCH`, `EPERM`, …
     pub(super) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags, |_| ())
     }
 
-    /// Asks for one thing.
+    /// Requests one object.
     pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
         let mut found = None;
         self.request(message, NLM_F_REQUEST | NLM_F_ACK, |answer| found = Some(answer))?;
         Ok(found)
     }
 
-    /// Asks for all things of a kind.
+    /// Requests all objects of a kind.
     pub(super) fn dump<T>(
         &mut self,
         message: RouteNetlinkMessage,
@@ -81,8 +81,8 @@ impl Netlink {
     }
 }
 
-/// The messages of a datagram. One that this crate's parser does not know is skipped: a newer kernel
-/// may tell more than we need.
+/// The messages of a datagram. One that this crate's parser does not know is skipped: a newer kernel may report more
+/// than we need.
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> + '_ {
     const HEADER: usize = 16;
     let mut rest = datagram;

@@ -7,7 +7,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
 use super::Netlink;
 
-/// Which way packets go.
+/// The direction of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// From the device.
@@ -20,7 +20,7 @@ impl Netlink {
     /// The names of the queueing disciplines of an interface.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn queueing_disciplines(&mut self, interface: u32) -> io::Result<Vec<String>> {
         self.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), |message| match message {
             RouteNetlinkMessage::NewQueueDiscipline(message) if message.header.index == interface as i32 => {
@@ -33,10 +33,10 @@ impl Netlink {
         })
     }
 
-    /// Whether filters look at what an interface receives or sends.
+    /// Whether there are filters on what an interface receives or sends.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel's error.
     pub fn has_filters(&mut self, interface: u32, side: Side) -> io::Result<bool> {
         let minor = match side {
             Side::Ingress => TcHandle::MIN_INGRESS,
@@ -50,7 +50,7 @@ impl Netlink {
             _ => None,
         });
         match found {
-            // There is nothing that could hold any.
+            // There is no queueing discipline that could have filters.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             found => Ok(!found?.is_empty()),
         }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-/// Whether an address is one of the public Internet. The special ones are those of the IANA registries
-/// (RFC 6890) that a router's external side can have: private (RFC 1918), shared (RFC 6598), link-local,
-/// unique local (RFC 4193), loopback and what is no host.
+/// Whether an address belongs to the public Internet. The special ones are those of the IANA registries (RFC 6890) that
+/// a router's external side can have: private (RFC 1918), shared (RFC 6598), link-local, unique local (RFC 4193),
+/// loopback, and addresses that are not a host's.
 #[must_use]
 pub fn is_public(ip: IpAddr) -> bool {
     match ip.to_canonical() {

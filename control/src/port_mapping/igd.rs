@@ -1,10 +1,10 @@
-//! UPnP Internet Gateway Device: as much of it as maps a UDP port (WANIPConnection:1, section 2.4).
+//! UPnP Internet Gateway Device: just enough of it to map a UDP port (WANIPConnection:1, section 2.4).
 //!
 //! ```text
 //!   M-SEARCH (UDP 1900) ─► LOCATION ─► description (XML): service, control URL ─► actions (SOAP)
 //! ```
-//! Own code, since it must ask the router alone, follow no URL to another host, and read no more than it
-//! needs. HTTP/1.0 keeps bodies whole: such a request is never answered in chunks (RFC 9112, section 7.1).
+//! This is our own code because it must ask only the router, follow no URL to another host, and read no more than it
+//! needs. HTTP/1.0 keeps bodies in one piece: such a request is never answered in chunks (RFC 9112, section 7.1).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,15 +16,15 @@ use tokio::time::{Instant, timeout_at};
 
 /// SSDP (UPnP Device Architecture 1.1, section 1).
 const SSDP_PORT: u16 = 1900;
-/// The whole search, whose answer may come a second late (MX), and the description.
+/// Time limit of the whole search, whose answer may come a second late (MX), and of the description.
 const SEARCH_LIMIT: Duration = Duration::from_secs(2);
-/// The search is said twice: it may be lost.
+/// The search is sent twice, since it may be lost.
 const REPETITION: Duration = Duration::from_millis(500);
-/// One action.
+/// Time limit of one action.
 const ACTION_LIMIT: Duration = Duration::from_secs(2);
-/// Bytes of an SSDP answer: a datagram of one frame.
+/// Longest SSDP answer, in bytes: a datagram of one frame.
 const DATAGRAM_LIMIT: usize = 1500;
-/// Bytes of an HTTP answer; routers' descriptions have 4 to 40 kB.
+/// Longest HTTP answer, in bytes; routers' descriptions have 4 to 40 kB.
 const DOCUMENT_LIMIT: u64 = 128 * 1024;
 /// Services that map ports, the best first.
 const SERVICES: [&str; 3] = [
@@ -32,40 +32,49 @@ const SERVICES: [&str; 3] = [
     "urn:schemas-upnp-org:service:WANIPConnection:1",
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
 ];
-/// ConflictInMappingEntry: the external port is another's.
+/// ConflictInMappingEntry: the external port belongs to somebody else.
 const CONFLICT: u16 = 718;
 /// OnlyPermanentLeasesSupported.
 const PERMANENT_ONLY: u16 = 725;
-/// What a router's page shows beside the mapping.
+/// What a router's web page shows with the mapping.
 const DESCRIPTION: &str = "Penstock";
 
-/// An action that was refused, or could not be done.
+/// An action that was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum IgdError {
-    /// No answer.
+    /// There was no answer.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// By the device's number.
+    /// The device refused it, with this error code.
     #[error("the router refuses with UPnP error {0}")]
     Refused(u16),
-    /// Something that is no answer.
-    #[error("the router's answer says nothing")]
+    /// The answer makes no sense.
+    #[error("the router's answer is empty")]
     Unreadable,
 }
 
-/// A place on the router's HTTP server.
+/// A URL on the router's HTTP server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Url {
     /// The server.
     pub address: SocketAddr,
     /// Begins with a slash.
     pub path: String,
 }
 
+impl Url {
+    fn parse(text: &str, router: IpAddr) -> Option<Self> {
+        let rest = text.strip_prefix("http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let address = authority.parse().or_else(|_| authority.parse().map(|ip| SocketAddr::new(ip, 80))).ok()?;
+        (address.ip() == router).then(|| absolute(path)).flatten().map(|path| Self { address, path })
+    }
+}
+
 /// A router that maps ports.
 #[derive(Clone, Debug)]
 pub struct Igd {
-    control: Place,
+    control: Url,
     service: &'static str,
     /// The firewall mark of our sockets.
     mark: u32,
@@ -75,21 +84,21 @@ impl Igd {
     /// Asks `router` from our address `local`, with this firewall mark.
     pub async fn find(router: IpAddr, local: IpAddr, mark: u32) -> Option<Self> {
         let deadline = Instant::now() + SEARCH_LIMIT;
-        let place = timeout_at(deadline, search(router, local, mark)).await.ok()?.ok()?;
-        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", place.path, place.address);
-        let (_, body) = exchange(place.address, mark, &request, deadline).await.ok()?;
-        let (service, control) = service(&body, &place)?;
+        let url = timeout_at(deadline, search(router, local, mark)).await.ok()?.ok()?;
+        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", url.path, url.address);
+        let (_, body) = exchange(url.address, mark, &request, deadline).await.ok()?;
+        let (service, control) = service(&body, &url)?;
         Some(Self { control, service, mark })
     }
 
-    /// The address that the router has outside.
+    /// The router's external address.
     pub async fn external_address(&self) -> Result<IpAddr, IgdError> {
         let body = self.act("GetExternalIPAddress", &[]).await?;
         let text = text_of(&body, "NewExternalIPAddress").ok_or(IgdError::Unreadable)?;
         text.trim().parse().map_err(|_| IgdError::Unreadable)
     }
 
-    /// Maps a UDP port to `local`. Whether it is for good, because the router knows nothing else.
+    /// Maps a UDP port to `local`. Returns whether the mapping is permanent, because the router knows no other kind.
     pub async fn map(&self, external: u16, local: SocketAddr, lifetime: Duration) -> Result<bool, IgdError> {
         match self.add(external, local, lifetime.as_secs()).await {
             Err(IgdError::Refused(PERMANENT_ONLY)) => self.add(external, local, 0).await.map(|()| true),
@@ -147,14 +156,14 @@ impl Igd {
 }
 
 impl IgdError {
-    /// Whether another external port may be had.
+    /// Whether another external port may be available.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused(CONFLICT))
     }
 }
 
-async fn search(router: IpAddr, local: IpAddr, mark: u32) -> io::Result<Place> {
-    // To the router alone (UPnP Device Architecture 1.1, section 1.3.2: unicast M-SEARCH).
+async fn search(router: IpAddr, local: IpAddr, mark: u32) -> io::Result<Url> {
+    // Only to the router (UPnP Device Architecture 1.1, section 1.3.2: unicast M-SEARCH).
     let request = format!(
         "M-SEARCH * HTTP/1.1\r\nHOST: {router}:{SSDP_PORT}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
          ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
@@ -171,15 +180,15 @@ async fn search(router: IpAddr, local: IpAddr, mark: u32) -> io::Result<Place> {
             }
             received = socket.recv_from(&mut datagram) => {
                 let (length, from) = received?;
-                if from.ip() == router && let Some(place) = location(&datagram[..length], router) {
-                    return Ok(place);
+                if from.ip() == router && let Some(url) = location(&datagram[..length], router) {
+                    return Ok(url);
                 }
             }
         }
     }
 }
 
-/// One request and its whole answer: the status and the body.
+/// One request and its whole answer: status and body.
 async fn exchange(server: SocketAddr, mark: u32, request: &str, deadline: Instant) -> io::Result<(u16, String)> {
     let whole = async {
         let mut stream = connect_tcp(server, mark).await?;
@@ -191,9 +200,9 @@ async fn exchange(server: SocketAddr, mark: u32, request: &str, deadline: Instan
     timeout_at(deadline, whole).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// The place that an SSDP answer names, if it is on `router`.
+/// The location that an SSDP answer names, if it is on `router`.
 #[must_use]
-pub fn location(answer: &[u8], router: IpAddr) -> Option<Place> {
+pub fn location(answer: &[u8], router: IpAddr) -> Option<Url> {
     let text = str::from_utf8(answer).ok()?;
     let (head, lines) = text.split_once("\r\n")?;
     if !head.starts_with("HTTP/1.1 200") {
@@ -201,17 +210,10 @@ pub fn location(answer: &[u8], router: IpAddr) -> Option<Place> {
     }
     let headers = lines.lines().filter_map(|line| line.split_once(':'));
     let mut locations = headers.filter(|(name, _)| name.trim().eq_ignore_ascii_case("location"));
-    place(locations.next()?.1.trim(), router)
+    Url::parse(locations.next()?.1.trim(), router)
 }
 
-fn place(url: &str, router: IpAddr) -> Option<Place> {
-    let rest = url.strip_prefix("http://")?;
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let address = authority.parse().or_else(|_| authority.parse().map(|ip| SocketAddr::new(ip, 80))).ok()?;
-    (address.ip() == router).then(|| absolute(path)).flatten().map(|path| Place { address, path })
-}
-
-/// A path as it may stand in a request line.
+/// A path that is safe in a request line.
 fn absolute(path: &str) -> Option<String> {
     let sound = path.bytes().all(|byte| byte.is_ascii_graphic());
     sound.then(|| if path.starts_with('/') { path.to_owned() } else { format!("/{path}") })
@@ -225,9 +227,9 @@ pub fn parse_answer(answer: &[u8]) -> Option<(u16, String)> {
     Some((status, String::from_utf8_lossy(&answer[end + 4..]).into_owned()))
 }
 
-/// The best service that a description names, and where it is controlled, if that is on the same router.
+/// The best service in a description, and its control URL, if that is on the same router.
 #[must_use]
-pub fn service(description: &str, at: &Place) -> Option<(&'static str, Place)> {
+pub fn service(description: &str, at: &Url) -> Option<(&'static str, Url)> {
     let document = roxmltree::Document::parse(description).ok()?;
     let child = |node: roxmltree::Node<'_, '_>, name: &str| {
         let found = node.children().find(|child| child.tag_name().name() == name)?;
@@ -238,15 +240,15 @@ pub fn service(description: &str, at: &Place) -> Option<(&'static str, Place)> {
         let node = services.find(|node| child(*node, "serviceType").as_deref() == Some(wanted))?;
         let url = child(node, "controlURL")?;
         let control = if url.starts_with("http://") {
-            place(&url, at.address.ip())?
+            Url::parse(&url, at.address.ip())?
         } else {
-            Place { address: at.address, path: absolute(&url)? }
+            Url { address: at.address, path: absolute(&url)? }
         };
         Some((wanted, control))
     })
 }
 
-/// The text of the first element of that name.
+/// The text of the first element with that name.
 #[must_use]
 pub fn text_of(document: &str, name: &str) -> Option<String> {
     let document = roxmltree::Document::parse(document).ok()?;
@@ -262,8 +264,8 @@ mod tests {
         "192.168.1.1".parse().unwrap()
     }
 
-    fn at(path: &str) -> Place {
-        Place { address: SocketAddr::new(router(), 5000), path: path.into() }
+    fn at(path: &str) -> Url {
+        Url { address: SocketAddr::new(router(), 5000), path: path.into() }
     }
 
     #[test]
@@ -271,7 +273,7 @@ mod tests {
         let answer = |url: &str| format!("HTTP/1.1 200 OK\r\nST: x\r\nLocation: {url}\r\n\r\n");
         let found = |url: &str| location(answer(url).as_bytes(), router());
         assert_eq!(found("http://192.168.1.1:5000/rootDesc.xml"), Some(at("/rootDesc.xml")));
-        assert_eq!(found("http://192.168.1.1").map(|place| place.address.port()), Some(80));
+        assert_eq!(found("http://192.168.1.1").map(|url| url.address.port()), Some(80));
         for foreign in [
             "http://192.168.1.2:5000/",
             "https://192.168.1.1/",
@@ -297,17 +299,17 @@ mod tests {
                 .collect();
             format!("<root xmlns=\"urn:schemas-upnp-org:device-1-0\"><device>{services}</device></root>")
         };
-        let place = at("/rootDesc.xml");
+        let url = at("/rootDesc.xml");
         let text = description(&[(SERVICES[2], "/ppp"), ("urn:other", "/o"), (SERVICES[1], " ctl/IPConn ")]);
-        assert_eq!(service(&text, &place), Some((SERVICES[1], at("/ctl/IPConn"))));
+        assert_eq!(service(&text, &url), Some((SERVICES[1], at("/ctl/IPConn"))));
         let text = description(&[(SERVICES[1], "http://192.168.1.1:5000/c")]);
-        assert_eq!(service(&text, &place), Some((SERVICES[1], at("/c"))));
+        assert_eq!(service(&text, &url), Some((SERVICES[1], at("/c"))));
         for wrong in ["http://192.168.1.9/c", "/c\r\nX: y"] {
-            assert_eq!(service(&description(&[(SERVICES[1], wrong)]), &place), None, "{wrong:?}");
+            assert_eq!(service(&description(&[(SERVICES[1], wrong)]), &url), None, "{wrong:?}");
         }
-        assert_eq!(service("<root>", &place), None);
-        // No document type, so no entities to blow up.
-        assert_eq!(service("<!DOCTYPE r [<!ENTITY a \"b\">]><r>&a;</r>", &place), None);
+        assert_eq!(service("<root>", &url), None);
+        // No document type, and so no entities that could expand.
+        assert_eq!(service("<!DOCTYPE r [<!ENTITY a \"b\">]><r>&a;</r>", &url), None);
     }
 
     #[test]

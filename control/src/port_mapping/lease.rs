@@ -1,28 +1,27 @@
-//! One mapping at a router, by one of the three protocols.
+//! One mapping at a router, made with one of the three protocols.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crab_nat::{InternetProtocol, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp, pcp};
+use penstock_connect::bind_udp;
+use penstock_proto::port_control::{self, Answer, MESSAGE_MAX, Nonce, Refusal, Request};
 use rand::Rng;
-use tokio::time::Instant;
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, timeout_at};
 
 use super::igd::Igd;
 use super::{External, Protocol, RENEWAL_MIN, Target};
 
-/// A request by PCP or NAT-PMP is sent three times in 1.75 s: the router is one hop away, and most don't speak
-/// either. RFC 6886 would go on for two minutes.
-const REQUEST: TimeoutConfig = TimeoutConfig {
-    initial_timeout: Duration::from_millis(250),
-    max_retries: 2,
-    max_retry_timeout: Some(Duration::from_secs(1)),
-};
-/// Mappings are renewed as if they lived at most this long: a router that has restarted has forgotten them.
+/// How long to wait for the answer to each of the three transmissions of a PCP or NAT-PMP request. RFC 6886 would go on
+/// for two minutes, but the router is one hop away, and most speak neither protocol.
+const PATIENCE: [Duration; 3] = [Duration::from_millis(250), Duration::from_millis(500), Duration::from_secs(1)];
+/// Mappings are renewed as if they lived no longer than this, because a router that has restarted has forgotten them.
 const GRANT_MAX: Duration = Duration::from_secs(7200);
-/// Where an IGD has given our port to somebody else, others are tried so often.
+/// How many other ports are tried where an IGD has given our port to somebody else.
 const OTHER_PORTS: usize = 3;
 
-/// A mapping that the router has promised.
+/// A mapping that the router has granted.
 pub struct Lease {
     held: Held,
     external: External,
@@ -31,30 +30,32 @@ pub struct Lease {
 }
 
 enum Held {
-    /// By PCP or NAT-PMP.
-    Control(crab_nat::PortMapping),
+    Pcp(Nonce),
+    NatPmp,
     Igd(Igd),
 }
 
-/// What asking by all protocols at once has brought.
+/// The result of asking with all protocols at once.
 pub struct Attempt {
     pub lease: Option<Lease>,
     pub found: Vec<Protocol>,
 }
 
-/// Asks by all protocols; of those that can map, PCP is taken before NAT-PMP before IGD.
+/// Asks with all protocols; of those that work, PCP is preferred to NAT-PMP, and NAT-PMP to IGD.
 pub async fn attempt(target: &Target) -> Attempt {
-    let (pcp, nat_pmp, igd) = tokio::join!(by_pcp(target), nat_pmp_address(target), find_igd(target));
+    let nonce = rand::rng().random();
+    let port = target.port.get();
+    let (pcp, nat_pmp, igd) = tokio::join!(by_pcp(target, nonce, port), nat_pmp_address(target), find_igd(target));
     let mut found = vec![];
     let mut lease = None;
     match pcp {
         Ok(mapping) => {
             found.push(Protocol::Pcp);
-            lease = Lease::of_control(mapping, None);
+            lease = mapping;
         }
         Err(error) => {
             tracing::debug!(%error, "PCP");
-            if answered(&error) {
+            if matches!(error, Failure::Refused(Refusal::Code(_))) {
                 found.push(Protocol::Pcp);
             }
         }
@@ -62,7 +63,7 @@ pub async fn attempt(target: &Target) -> Attempt {
     if let Some(address) = nat_pmp {
         found.push(Protocol::NatPmp);
         if lease.is_none() {
-            lease = by_nat_pmp(target, address).await;
+            lease = by_nat_pmp(target, address, port).await;
         }
     }
     if let Some(igd) = igd {
@@ -83,24 +84,24 @@ impl Lease {
         self.expires
     }
 
-    /// How long to wait before it is renewed: half of what is left (RFC 6887, section 11.2.1).
+    /// How long to wait before renewing: half of the remaining time (RFC 6887, section 11.2.1).
     pub fn renewal(&self) -> Duration {
         (self.expires.saturating_duration_since(Instant::now()) / 2).max(RENEWAL_MIN.min(self.lifetime / 2))
     }
 
-    /// Whether it could be renewed; the external address may be another afterwards.
+    /// Renews it; returns whether that worked. The external address may have changed afterwards.
     pub async fn renew(&mut self, target: &Target) -> bool {
-        let renewed = match &mut self.held {
-            Held::Control(mapping) => {
-                let nat_pmp = self.external.protocol == Protocol::NatPmp;
-                if let Err(error) = mapping.renew().await {
-                    tracing::debug!(%error, "a port mapping was not renewed");
-                    return false;
-                }
-                let address = if nat_pmp { nat_pmp_address(target).await } else { None };
-                Self::of_control(mapping.clone(), address)
-            }
-            Held::Igd(igd) => by_igd(target, igd.clone(), Some(self.external.address.port())).await,
+        let port = self.external.address.port();
+        let renewed = match &self.held {
+            Held::Pcp(nonce) => by_pcp(target, *nonce, port).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "a port mapping was not renewed");
+                None
+            }),
+            Held::NatPmp => match nat_pmp_address(target).await {
+                Some(address) => by_nat_pmp(target, address, port).await,
+                None => None,
+            },
+            Held::Igd(igd) => by_igd(target, igd.clone(), Some(port)).await,
         };
         match renewed {
             Some(lease) => {
@@ -111,64 +112,92 @@ impl Lease {
         }
     }
 
-    /// Gives it back.
+    /// Deletes it.
     pub async fn release(self, target: &Target) {
-        match self.held {
-            Held::Control(mapping) => {
-                if let Err((error, _)) = mapping.try_drop().await {
-                    tracing::debug!(%error, router = %target.router, "a port mapping was not taken back");
-                }
+        let released = match &self.held {
+            Held::Pcp(nonce) => {
+                ask(target, &pcp_map(target, *nonce, 0, 0)).await.map(drop).map_err(|error| error.to_string())
             }
-            Held::Igd(igd) => {
-                if let Err(error) = igd.unmap(self.external.address.port()).await {
-                    tracing::debug!(%error, router = %target.router, "a port mapping was not taken back");
-                }
+            Held::NatPmp => {
+                let request = Request::NatPmpMap { port: target.port, external: 0, lifetime: 0 };
+                ask(target, &request).await.map(drop).map_err(|error| error.to_string())
             }
+            Held::Igd(igd) => igd.unmap(self.external.address.port()).await.map_err(|error| error.to_string()),
+        };
+        if let Err(error) = released {
+            tracing::debug!(%error, router = %target.router, "a port mapping was not removed");
         }
     }
 
-    /// `address`: the external one where the mapping itself does not say it.
-    fn of_control(mapping: crab_nat::PortMapping, address: Option<IpAddr>) -> Option<Self> {
-        let (ip, protocol) = match mapping.mapping_type() {
-            PortMappingType::Pcp { external_ip, .. } => (external_ip.to_canonical(), Protocol::Pcp),
-            PortMappingType::NatPmp => (address?, Protocol::NatPmp),
-        };
-        let lifetime = Duration::from_secs(mapping.lifetime().into());
-        if lifetime.is_zero() {
+    /// What PCP or NAT-PMP grant, unless it is nothing.
+    fn granted(held: Held, address: IpAddr, port: u16, lifetime: u32) -> Option<Self> {
+        let protocol = if matches!(held, Held::NatPmp) { Protocol::NatPmp } else { Protocol::Pcp };
+        if lifetime == 0 || port == 0 {
             return None;
         }
-        let lifetime = lifetime.min(GRANT_MAX);
-        let address = SocketAddr::new(ip, mapping.external_port().get());
-        let external = External { address, protocol };
-        Some(Self { held: Held::Control(mapping), external, expires: Instant::now() + lifetime, lifetime })
+        let lifetime = Duration::from_secs(lifetime.into()).min(GRANT_MAX);
+        let external = External { address: SocketAddr::new(address, port), protocol };
+        Some(Self { held, external, expires: Instant::now() + lifetime, lifetime })
     }
 }
 
-fn options(target: &Target) -> PortMappingOptions {
-    PortMappingOptions {
-        external_port: Some(target.port),
-        lifetime_seconds: Some(u32::try_from(target.lifetime.as_secs()).unwrap_or(u32::MAX)),
-        timeout_config: Some(REQUEST),
+/// Why PCP or NAT-PMP say nothing of use.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    #[error("the router does not answer")]
+    Silence,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Asks the router, from the address that the mapping is for: PCP refuses to map for anybody else.
+async fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
+    let socket = bind_udp((target.local.ip(), 0).into(), target.mark)?;
+    // Only the router is heard.
+    socket.connect((target.router, port_control::PORT)).await?;
+    for patience in PATIENCE {
+        socket.send(&request.encode()).await?;
+        if let Ok(answer) = timeout_at(Instant::now() + patience, heard(&socket, request)).await {
+            return Ok(answer??);
+        }
+    }
+    Err(Failure::Silence)
+}
+
+async fn heard(socket: &UdpSocket, request: &Request) -> io::Result<Result<Answer, Refusal>> {
+    let mut datagram = [0; MESSAGE_MAX];
+    loop {
+        let length = socket.recv(&mut datagram).await?;
+        if let Some(answer) = request.answer(&datagram[..length]) {
+            return Ok(answer);
+        }
     }
 }
 
-async fn by_pcp(target: &Target) -> Result<crab_nat::PortMapping, pcp::Failure> {
-    let base = pcp::BaseMapRequest::new(target.router, target.local.ip(), InternetProtocol::Udp, target.port);
-    pcp::port_mapping(base, None, None, options(target)).await
+fn seconds(lifetime: Duration) -> u32 {
+    u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Whether somebody speaks PCP, though it did not map.
-fn answered(failure: &pcp::Failure) -> bool {
-    use pcp::Failure;
-    !matches!(failure, Failure::Socket(_) | Failure::Timeout | Failure::UnsupportedVersion(_))
+fn pcp_map(target: &Target, nonce: Nonce, external: u16, lifetime: u32) -> Request {
+    Request::PcpMap { nonce, client: target.local.ip(), port: target.port, external, lifetime }
+}
+
+/// Maps `port` or another one.
+async fn by_pcp(target: &Target, nonce: Nonce, port: u16) -> Result<Option<Lease>, Failure> {
+    let answer = ask(target, &pcp_map(target, nonce, port, seconds(target.lifetime))).await?;
+    let Answer::Mapping { address: Some(address), port, lifetime } = answer else { return Ok(None) };
+    Ok(Lease::granted(Held::Pcp(nonce), address, port, lifetime))
 }
 
 async fn nat_pmp_address(target: &Target) -> Option<IpAddr> {
     if target.router.is_ipv6() {
         return None;
     }
-    match natpmp::external_address(target.router, Some(REQUEST)).await {
-        Ok(address) => Some(address.into()),
+    match ask(target, &Request::NatPmpAddress).await {
+        Ok(Answer::Address(address)) => Some(address.into()),
+        Ok(Answer::Mapping { .. }) => None,
         Err(error) => {
             tracing::debug!(%error, "NAT-PMP");
             None
@@ -176,9 +205,12 @@ async fn nat_pmp_address(target: &Target) -> Option<IpAddr> {
     }
 }
 
-async fn by_nat_pmp(target: &Target, address: IpAddr) -> Option<Lease> {
-    match natpmp::port_mapping(target.router, InternetProtocol::Udp, target.port, options(target)).await {
-        Ok(mapping) => Lease::of_control(mapping, Some(address)),
+/// Maps `port` or another one.
+async fn by_nat_pmp(target: &Target, address: IpAddr, port: u16) -> Option<Lease> {
+    let request = Request::NatPmpMap { port: target.port, external: port, lifetime: seconds(target.lifetime) };
+    match ask(target, &request).await {
+        Ok(Answer::Mapping { port, lifetime, .. }) => Lease::granted(Held::NatPmp, address, port, lifetime),
+        Ok(Answer::Address(_)) => None,
         Err(error) => {
             tracing::debug!(%error, "NAT-PMP");
             None
@@ -193,7 +225,7 @@ async fn find_igd(target: &Target) -> Option<Igd> {
     Igd::find(target.router, target.local.ip(), target.mark).await
 }
 
-/// Maps `port`, the one that was held before, or our own port, or else some other.
+/// Maps `port`, the external one held before, or else our own port, or else some other.
 async fn by_igd(target: &Target, igd: Igd, port: Option<u16>) -> Option<Lease> {
     let told = |error| tracing::debug!(%error, "UPnP IGD");
     let ip = igd.external_address().await.map_err(told).ok()?;

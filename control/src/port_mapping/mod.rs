@@ -1,9 +1,8 @@
-//! Asks the router to let the tunnel's UDP port in: by PCP (RFC 6887), NAT-PMP (RFC 6886) or UPnP IGD.
+//! Asks the router to let in the tunnel's UDP port, by PCP (RFC 6887), NAT-PMP (RFC 6886) or UPnP IGD.
 //!
-//! [`PortMapper`] is a task that owns the mapping: it asks by all three at once, keeps the best, renews it,
-//! tries again later where nobody answers, and gives the mapping back at the end. What a crash leaves lives
-//! until its lifetime is over. Only the default router is asked, never the whole network segment, which on
-//! a WAN belongs to strangers.
+//! [`PortMapper`] is a task that owns the mapping: it asks with all three at once, keeps the best, renews it, retries
+//! later where nobody answers, and deletes the mapping at the end. What a crash leaves behind lasts until its lifetime
+//! is over. Only the default router is asked, never the whole network segment, which on a WAN belongs to strangers.
 
 mod external;
 pub mod igd;
@@ -22,19 +21,19 @@ use tokio::time::{Instant, timeout};
 pub use external::is_public;
 use lease::{Attempt, Lease, attempt};
 
-/// How long a mapping is asked for. RFC 6886 recommends two hours; what a crash leaves open is less here, and
-/// a renewal costs one datagram.
+/// The lifetime to ask for. RFC 6886 recommends two hours; with less, a crash leaves the port open for a shorter time,
+/// and a renewal costs one datagram.
 pub const LIFETIME: Duration = Duration::from_secs(1200);
-/// Without an answer it is asked again after this time, which doubles.
+/// Without an answer the router is asked again after this time, which doubles.
 pub const RETRY: Duration = Duration::from_secs(60);
 /// The longest such time.
 pub const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// A mapping is never renewed sooner than this (RFC 6887, section 11.2.1).
 pub const RENEWAL_MIN: Duration = Duration::from_secs(4);
-/// How long giving back a mapping may take.
+/// How long deleting a mapping may take.
 pub const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Who maps ports.
+/// The protocol for mapping ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// Port Control Protocol, RFC 6887.
@@ -58,36 +57,36 @@ impl std::fmt::Display for Protocol {
     }
 }
 
-/// An address outside that leads to our port.
+/// An external address that leads to our port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct External {
-    /// As the router tells it.
+    /// As the router reports it.
     pub address: SocketAddr,
-    /// By which protocol it was mapped.
+    /// The protocol that mapped it.
     pub protocol: Protocol,
 }
 
-/// What has come of asking.
+/// The result of asking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Mapping {
     /// The mapping in force.
     pub external: Option<External>,
-    /// The protocols that the router answered by, whether or not it maps by them.
+    /// The protocols in which the router answered, whether or not it maps ports with them.
     pub found: Vec<Protocol>,
 }
 
 impl Mapping {
-    /// The address to tell others. None when the router is itself behind a NAT: its external address is a
-    /// private one then, and leads nowhere.
+    /// The address to announce to others. `None` when the router is behind a NAT itself: its external address is a
+    /// private one then, and useless.
     #[must_use]
     pub fn candidate(&self) -> Option<SocketAddr> {
         self.external.map(|external| external.address).filter(|address| is_public(address.ip()))
     }
 }
 
-/// Times that tests have reason to shorten.
+/// Times that tests have a reason to shorten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
     /// See [`LIFETIME`].
@@ -110,7 +109,7 @@ pub struct PortMapper {
     task: JoinHandle<()>,
 }
 
-/// What is to be mapped, and where.
+/// What is to be mapped, and where to.
 #[derive(Clone, Copy, Debug)]
 struct Target {
     router: IpAddr,
@@ -122,8 +121,8 @@ struct Target {
 }
 
 impl PortMapper {
-    /// Begins to ask the router `gateway` to send UDP for `port` to our address `local`, from sockets with this
-    /// firewall mark. Within a tokio runtime. Nothing is asked for port 0.
+    /// Starts asking the router `gateway` to send UDP for `port` to our address `local`, from sockets with this
+    /// firewall mark. Must be called within a tokio runtime. Nothing is asked for port 0.
     #[must_use]
     pub fn start(gateway: IpAddr, local: IpAddr, port: u16, mark: u32) -> Self {
         Self::start_with(gateway, local, port, mark, Timings::default())
@@ -151,7 +150,7 @@ impl PortMapper {
         Self { mapping, again, stop: Some(stop), task }
     }
 
-    /// Waits for the first result, then for each change. Nothing is lost when it is dropped while it waits.
+    /// Waits for the first result, then for each change. Nothing is lost when it is dropped while waiting.
     pub async fn next(&mut self) -> Mapping {
         if self.mapping.changed().await.is_err() {
             // The task ends only with us.
@@ -160,22 +159,22 @@ impl PortMapper {
         self.mapping.borrow_and_update().clone()
     }
 
-    /// What is known now.
+    /// The present state.
     #[must_use]
     pub fn mapping(&self) -> Mapping {
         self.mapping.borrow().clone()
     }
 
-    /// Asks again now: the network has changed, or the router has restarted.
+    /// Asks again now, because the network has changed or the router has restarted.
     pub fn refresh(&self) {
         self.again.notify_one();
     }
 
-    /// Gives the mapping back, in [`RELEASE_LIMIT`] or not at all.
+    /// Deletes the mapping, within [`RELEASE_LIMIT`] or not at all.
     pub async fn release(mut self) {
         drop(self.stop.take());
         if timeout(RELEASE_LIMIT, &mut self.task).await.is_err() {
-            tracing::debug!("the router did not take the port mapping back in time");
+            tracing::debug!("the router did not remove the port mapping in time");
         }
     }
 }
@@ -212,7 +211,7 @@ impl Upkeep {
                 _ = &mut stopped => break,
             };
             if let Some(Attempt { lease: new, found }) = asked {
-                // The old one is kept until it has run out: the router may only have been busy.
+                // The old one is kept until it expires: the router may only have been busy.
                 lease = new.or(lease.filter(|lease| lease.expires() > Instant::now()));
                 let changed = self.publish.send_if_modified(|mapping| {
                     let external = lease.as_ref().map(Lease::external);

@@ -1,4 +1,4 @@
-//! The profile's shape as JSON: every field with its own type, nothing compared with anything else.
+//! The profile's shape as JSON: every field has a type, and nothing is compared with anything else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
+use penstock_messages::{hint, plain};
 use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -15,10 +16,10 @@ use serde_json::Value;
 use super::environment::{Environment, FIELDS};
 use super::firewall::{Firewall, FirewallDocument};
 use super::position::{FieldPath, Map, Step};
-use super::{Coordinator, Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError};
+use super::{Coordinator, Endpoint, FILE_LIMIT, LocalPort, Name, Profile, ProfileError, Rate};
 use crate::key::PublicKey;
 
-/// A profile as it is written. Absent and `null` are the same.
+/// A profile as written. Absent and `null` mean the same.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 #[allow(missing_docs)] // docs/profile.md describes the fields.
@@ -33,6 +34,7 @@ pub struct Document {
     pub busy_poll: Option<bool>,
     pub mtu: Option<u16>,
     pub copy_dscp: Option<bool>,
+    pub wan_rate: Option<Rate>,
     pub udp_segmentation: Option<bool>,
     pub birthday_probing: Option<bool>,
     pub port_mapping: Option<bool>,
@@ -108,7 +110,7 @@ pub enum WanMode {
     /// The fastest that the interface really supports.
     #[default]
     Auto,
-    /// AF_XDP or an error.
+    /// AF_XDP, or an error.
     Xdp,
     /// A UDP socket.
     Udp,
@@ -121,17 +123,17 @@ pub enum LanMode {
     /// The fastest that the interfaces really support.
     #[default]
     Auto,
-    /// AF_XDP or an error.
+    /// AF_XDP, or an error.
     Xdp,
     /// The tun device only.
     Tun,
 }
 
-/// What computes ChaCha20-Poly1305.
+/// Which implementation of ChaCha20-Poly1305 is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CipherImplementation {
-    /// The fastest that the CPU has.
+    /// The fastest that the CPU supports.
     #[default]
     Auto,
     /// AVX-512 with IFMA, registers of 512 bits.
@@ -147,33 +149,33 @@ pub enum CipherImplementation {
 /// Which suite is used with a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum SuiteSetting {
-    /// What is faster for both sites, by what they announce to the coordinator.
+    /// Whichever is faster for both sites, by what they announce to the coordinator.
     #[serde(rename = "auto")]
     Auto,
     /// WireGuard's own, and no other.
     #[default]
     #[serde(rename = "chacha20-poly1305")]
     ChaCha20Poly1305,
-    /// This, and no other.
+    /// This one, and no other.
     #[serde(rename = "aes-256-gcm")]
     Aes256Gcm,
 }
 
-/// A prefix; its host bits are cut, and a bare address is a prefix of its own.
+/// A prefix. Host bits are removed; a bare address is a prefix of full length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(pub IpNet);
 
-/// One of `Lan.Subnets`: a prefix, or one that is shown to the other sites as another.
+/// One of `Lan.Subnets`: a prefix, or one that the other sites see as another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet {
     /// The prefix.
     pub prefix: IpNet,
-    /// What it is shown as.
+    /// What the other sites see.
     pub shown: Option<IpNet>,
 }
 
-/// A subnet that is shown as another.
+/// A subnet that the other sites see as another.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct MappedSubnet {
@@ -186,7 +188,7 @@ struct MappedSubnet {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses(pub Vec<IpAddr>);
 
-/// A document and the knowledge of where each of its fields came from.
+/// A document, with the knowledge of where each of its fields came from.
 pub(super) struct Source<'a> {
     pub(super) document: Document,
     pub(super) path: &'a Path,
@@ -194,13 +196,13 @@ pub(super) struct Source<'a> {
     overrides: Vec<(FieldPath, String)>,
 }
 
-/// Text to document, with the overrides applied.
+/// From text to document, with the overrides applied.
 pub(super) fn parse<'a>(text: &'a [u8], path: &'a Path, environment: &Environment) -> Result<Source<'a>, ProfileError> {
     if text.len() as u64 > FILE_LIMIT {
-        return Err(ProfileError::file(path, format_args!("longer than {FILE_LIMIT} bytes, so it is no profile")));
+        return Err(ProfileError::file(path, format_args!("longer than {FILE_LIMIT} bytes, so it is not a profile")));
     }
-    // From bytes, so that text that is not UTF-8 is an error with a line too.
-    let mut value: Value = serde_json::from_slice(text).map_err(|error| not_json(path, &error))?;
+    // From bytes, so that an error about text that is not UTF-8 has a line too.
+    let mut value: Value = serde_json::from_slice(text).map_err(|error| not_json(path, text, &error))?;
     let Ok(text) = str::from_utf8(text) else {
         return Err(ProfileError::file(path, "not UTF-8"));
     };
@@ -243,7 +245,7 @@ fn blame(
     ProfileError::line(path, place, field, sentence)
 }
 
-/// Writes the variables' values into the document and says which fields they gave.
+/// Writes the variables' values into the document and returns the fields that they set.
 fn apply(environment: &Environment, value: &mut Value) -> Result<Vec<(FieldPath, String)>, ProfileError> {
     let mut overrides = Vec::new();
     for field in FIELDS {
@@ -261,8 +263,8 @@ fn apply(environment: &Environment, value: &mut Value) -> Result<Vec<(FieldPath,
     Ok(overrides)
 }
 
-/// Sets a field, making the objects on the way. Where something else than an object stands there, it
-/// stays to be complained about.
+/// Sets a field, creating the objects on the way to it. Where there is something other than an object, it stays, to be
+/// reported later.
 fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
     let Some((key, rest)) = path.split_first() else {
         *value = given;
@@ -280,17 +282,18 @@ fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
     }
 }
 
-fn not_json(path: &Path, error: &serde_json::Error) -> ProfileError {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+fn not_json(path: &Path, text: &[u8], error: &serde_json::Error) -> ProfileError {
+    let sentence = error.to_string();
+    let what = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(what, _)| what);
     let place = (error.line().max(1), error.column().max(1));
-    ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}"))
+    let hint = hint(text, place);
+    ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}{hint}"))
 }
 
-/// So many fields can be listed in a sentence.
+/// The most fields that are listed in a sentence.
 const FEW: usize = 8;
 
-/// What serde found wrong, in the words of an administrator.
+/// What serde found wrong, in an administrator's words.
 struct Fault {
     field: FieldPath,
     at_name: bool,
@@ -311,16 +314,16 @@ impl Fault {
             at_name = true;
             match closest(unknown, known) {
                 Some(name) => format!("there is no such field; did you mean {name}?"),
-                None if known.len() > FEW => "there is no such field; docs/profile.md has them all".to_owned(),
-                None => format!("there is no such field; here are {}", known.join(", ")),
+                None if known.len() > FEW => "there is no such field; docs/profile.md lists them all".to_owned(),
+                None => format!("there is no such field; the fields here are {}", known.join(", ")),
             }
         } else if text.starts_with("missing field ") {
             format!("{} is missing", words.first().unwrap_or(&"a field"))
         } else if text.starts_with("unknown variant ") {
             let (unknown, known) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
-            format!("{unknown:?} is none of {}", known.join(", "))
+            format!("{unknown:?} is not one of {}", known.join(", "))
         } else {
-            text.replace("expected u16", "expected a whole number from 0 to 65535").replace('`', "")
+            plain(&text)
         };
         Self { field, at_name, sentence }
     }
@@ -339,7 +342,7 @@ fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 impl Document {
-    /// The document that gives this profile.
+    /// The document for this profile.
     pub(super) fn of(profile: &Profile) -> Self {
         let prefixes = |list: &[IpNet]| Some(list.iter().copied().map(Prefix).collect());
         let subnet = |prefix: &IpNet| Subnet { prefix: *prefix, shown: profile.lan.shown.get(prefix).copied() };
@@ -364,6 +367,7 @@ impl Document {
             busy_poll: Some(profile.busy_poll),
             mtu: profile.mtu,
             copy_dscp: Some(profile.copy_dscp),
+            wan_rate: profile.wan_rate,
             udp_segmentation: Some(profile.udp_gso),
             birthday_probing: Some(profile.birthday_probing),
             port_mapping: Some(profile.port_mapping),
@@ -419,7 +423,7 @@ impl TryFrom<String> for Prefix {
         };
         match prefix {
             Some(prefix) => Ok(Self(prefix.trunc())),
-            None => Err(format!("{text:?} is no prefix such as 10.0.0.0/8 or fd00:1::/64")),
+            None => Err(format!("{text:?} is not a prefix such as 10.0.0.0/8 or fd00:1::/64")),
         }
     }
 }
@@ -501,7 +505,7 @@ impl<'de> Deserialize<'de> for Addresses {
 
         fn address<E: de::Error>(text: &str) -> Result<IpAddr, E> {
             text.parse().map_err(|_| {
-                E::custom(format_args!("{text:?} is no IP address such as 100.64.0.1 or fd00::1, without a length"))
+                E::custom(format_args!("{text:?} is not an IP address such as 100.64.0.1 or fd00::1, without a length"))
             })
         }
 

@@ -1,4 +1,4 @@
-//! Edits of the profile's text that leave everything else as it was written.
+//! Edits of the profile's text that leave everything else as written.
 
 use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
 use serde_json::Value;
@@ -21,8 +21,8 @@ const PEER_FIELDS: &[(&str, Shape)] = &[
 /// Why an edit is impossible.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// The text is no JSON object.
-    #[error("the profile is not a JSON object; mend it by hand first")]
+    /// The text is not a JSON object.
+    #[error("the profile is not a JSON object; fix it by hand first")]
     NotAnObject,
     /// Not `KEY=VALUE`.
     #[error("{0:?} is not KEY=VALUE, such as LocalPort=47100 or Wan.Mode=udp")]
@@ -47,7 +47,7 @@ pub enum EditError {
 /// text of a profile. An empty value removes the field. Whether a profile results is not checked.
 ///
 /// # Errors
-/// An assignment names no field or gives it a value of the wrong shape.
+/// An assignment names an unknown field, or its value has the wrong shape.
 pub fn edit(text: &str, assignments: &[impl AsRef<str>]) -> Result<String, EditError> {
     let root = CstRootNode::parse(text, &STRICT).map_err(|_| EditError::NotAnObject)?;
     let top = root.object_value().ok_or(EditError::NotAnObject)?;
@@ -63,7 +63,7 @@ pub fn edit(text: &str, assignments: &[impl AsRef<str>]) -> Result<String, EditE
 /// Appends a peer to `Peers` in the text of a profile. Whether a profile results is not checked.
 ///
 /// # Errors
-/// The text is no JSON object.
+/// The text is not a JSON object.
 pub fn add_peer(text: &str, peer: Value) -> Result<String, EditError> {
     let root = CstRootNode::parse(text, &STRICT).map_err(|_| EditError::NotAnObject)?;
     let top = root.object_value().ok_or(EditError::NotAnObject)?;
@@ -92,7 +92,7 @@ fn assign(top: &CstObject, key: &str, text: &str) -> Result<(), EditError> {
 fn put(object: &CstObject, name: &str, key: &str, shape: Shape, text: &str) -> Result<(), EditError> {
     let wrong = |sentence| EditError::Value { field: key.to_owned(), sentence };
     let value = match shape.value(text).map_err(wrong)? {
-        // One address is written as it usually is, not as a list.
+        // A single address is written as a string, as is usual, and not as a list.
         Value::Array(list) if key == "VirtualAddress" && list.len() == 1 => list[0].clone(),
         value => value,
     };

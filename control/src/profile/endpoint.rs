@@ -1,4 +1,4 @@
-//! Where a peer is: an address, or a name to be resolved by the daemon.
+//! A peer's endpoint: an address, or a name that the daemon resolves.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -36,10 +36,12 @@ impl TryFrom<String> for Endpoint {
             })
         };
         let endpoint = endpoint.ok_or_else(|| {
-            format!("{text:?} is no endpoint such as 192.0.2.1:47100, [2001:db8::1]:47100 or host.example.net:47100")
+            format!(
+                "{text:?} is not an endpoint such as 192.0.2.1:47100, [2001:db8::1]:47100 or host.example.net:47100"
+            )
         })?;
         if endpoint.port() == 0 {
-            return Err(format!("{text:?} has port 0, which nobody can be reached at"));
+            return Err(format!("{text:?} has port 0, at which nobody can be reached"));
         }
         match endpoint {
             Self::Address(address) if address.ip().is_unspecified() || address.ip().is_multicast() => {
@@ -76,7 +78,7 @@ impl serde::Serialize for Endpoint {
     }
 }
 
-/// Whether it is a DNS name and not a mistyped IPv4 address.
+/// Whether it is a DNS name, and not a mistyped IPv4 address.
 fn is_host(name: &str) -> bool {
     let sound = |label: &str| {
         (1..=LABEL_LIMIT).contains(&label.len())

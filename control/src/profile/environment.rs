@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::position::FieldPath;
 
-/// What the names of all our variables begin with.
+/// The common prefix of all our variables.
 pub const PREFIX: &str = "PENSTOCK_";
 
 /// A field of the profile outside `Peers`.
@@ -14,20 +14,20 @@ pub const PREFIX: &str = "PENSTOCK_";
 pub struct Field {
     /// Its keys from the top.
     pub path: &'static [&'static str],
-    /// How it is written in a variable or on the command line.
+    /// Its form in a variable or on the command line.
     pub shape: Shape,
 }
 
-/// How a field's value is written as plain text. Empty text always stands for null.
+/// How a field's value is written as plain text. Empty text always means null.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// As it is.
+    /// As it stands.
     Text,
-    /// A number in decimal.
+    /// A decimal number.
     Number,
     /// `true` or `false`.
     Bool,
-    /// Texts with commas between them.
+    /// Texts separated by commas.
     List,
     /// JSON.
     Json,
@@ -48,6 +48,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["BusyPoll"], shape: Shape::Bool },
     Field { path: &["Mtu"], shape: Shape::Number },
     Field { path: &["CopyDscp"], shape: Shape::Bool },
+    Field { path: &["WanRate"], shape: Shape::Text },
     Field { path: &["UdpSegmentation"], shape: Shape::Bool },
     Field { path: &["BirthdayProbing"], shape: Shape::Bool },
     Field { path: &["PortMapping"], shape: Shape::Bool },
@@ -67,7 +68,7 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Metrics"], shape: Shape::Text },
 ];
 
-/// The variables that a profile may be overridden by.
+/// The variables that can override a profile.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
@@ -124,7 +125,7 @@ impl Field {
 }
 
 impl Shape {
-    /// The JSON that plain text stands for.
+    /// The JSON value that plain text stands for.
     ///
     /// # Errors
     /// A sentence, if the text has another shape.

@@ -14,23 +14,23 @@ use super::position::FieldPath;
 use super::rules::is_readable;
 use super::{PEER_NAME_LIMIT, ProfileError};
 
-/// Rules: every new flow may be compared with all of them.
+/// The most rules: every new flow may be compared with all of them.
 pub const RULE_LIMIT: usize = 512;
-/// Entries of each list in a rule.
+/// The most entries of each list in a rule.
 pub const RULE_LIST_LIMIT: usize = 256;
 
-/// Which flows may pass. What belongs to one that was accepted passes in both directions.
+/// Which flows may pass. Packets of an accepted flow pass in both directions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
-    /// What becomes of flows that begin in the tunnel, unless a rule says otherwise.
+    /// The verdict on flows that begin in the tunnel, unless a rule says otherwise.
     pub inward: Verdict,
-    /// The same of those that begin on the LAN.
+    /// The same for flows that begin on the LAN.
     pub outward: Verdict,
-    /// The first that matches decides.
+    /// The first one that matches decides.
     pub rules: Vec<Rule>,
 }
 
-/// `Firewall` as it is written.
+/// `Firewall` as written.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 #[allow(missing_docs)] // docs/profile.md describes the fields.
@@ -40,33 +40,33 @@ pub struct FirewallDocument {
     pub rules: Option<Vec<Rule>>,
 }
 
-/// One of `Firewall.Rules`: all of its conditions must hold. What is left out holds always.
+/// One of `Firewall.Rules`: all of its conditions must hold. A condition that is left out always holds.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Rule {
-    /// For people.
+    /// Its name, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What becomes of the flow.
+    /// The verdict on the flow.
     pub verdict: Verdict,
-    /// Where it begins.
+    /// Where the flow begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
     /// Which sites are at the other end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sites: Option<Vec<SiteSelector>>,
-    /// Where its first packet comes from.
+    /// The source of its first packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<Vec<Prefix>>,
-    /// Where its first packet goes.
+    /// The destination of its first packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<Vec<Prefix>>,
-    /// By which protocol, to which port.
+    /// Protocols and destination ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<Service>>,
 }
 
-/// What becomes of a flow.
+/// What happens to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -92,12 +92,12 @@ pub enum Direction {
 pub enum SiteSelector {
     /// Those with this tag.
     Tag(coordination::Name),
-    /// That of this name.
+    /// The one with this name.
     Site(String),
 }
 
 impl SiteSelector {
-    /// Whether it selects a site with this name and these tags.
+    /// Whether it includes a site with this name and these tags.
     #[must_use]
     pub fn selects(&self, name: &str, tags: &[coordination::Name]) -> bool {
         match self {
@@ -112,7 +112,7 @@ impl FromStr for SiteSelector {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(tag) = text.strip_prefix("tag:") {
-            return tag.parse().map(Self::Tag).map_err(|error| format!("{text:?} is no tag: {error}"));
+            return tag.parse().map(Self::Tag).map_err(|error| format!("{text:?} is not a tag: {error}"));
         }
         if !is_readable(text) {
             return Err(format!("{text:?} is neither tag:NAME nor the name of a site"));
@@ -145,14 +145,14 @@ impl fmt::Display for SiteSelector {
 }
 
 impl Rule {
-    /// Its prefixes of one kind, bare.
+    /// The prefixes of one kind, as plain values.
     pub(crate) fn prefixes(list: Option<&Vec<Prefix>>) -> Option<impl Iterator<Item = IpNet> + '_> {
         list.map(|list| list.iter().map(|prefix| prefix.0))
     }
 }
 
 impl Firewall {
-    /// The firewall of this document, which was checked.
+    /// The firewall in this document, which has been checked.
     pub(super) fn of(document: &FirewallDocument) -> Self {
         Self {
             inward: document.r#in.unwrap_or(Verdict::Drop),
@@ -161,20 +161,20 @@ impl Firewall {
         }
     }
 
-    /// The document of this firewall.
+    /// The document for this firewall.
     pub(super) fn document(&self) -> FirewallDocument {
         FirewallDocument { r#in: Some(self.inward), out: Some(self.outward), rules: Some(self.rules.clone()) }
     }
 }
 
-/// Checks what the types do not.
+/// Checks what the types cannot.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     let Some(rules) = source.document.firewall.as_ref().and_then(|firewall| firewall.rules.as_ref()) else {
         return Ok(());
     };
     let field = FieldPath::of(&["Firewall", "Rules"]);
     if rules.len() > RULE_LIMIT {
-        let sentence = format!("{} rules are more than the {RULE_LIMIT} there can be", rules.len());
+        let sentence = format!("{} rules are more than the limit of {RULE_LIMIT}", rules.len());
         return Err(source.error(field, sentence));
     }
     let mut names = HashSet::new();
@@ -182,7 +182,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
         let field = |key| field.clone().index(at).key(key);
         if let Some(name) = &rule.name {
             if !is_readable(name) {
-                let sentence = format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
+                let sentence = format!("{name:?} is not a name of 1 to {PEER_NAME_LIMIT} printable characters");
                 return Err(source.error(field("Name"), sentence));
             }
             if !names.insert(name) {
@@ -199,7 +199,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
             match len {
                 Some(0) => return Err(source.error(field(key), "an empty list selects nothing; leave it out for all")),
                 Some(len) if len > RULE_LIST_LIMIT => {
-                    let sentence = format!("{len} entries are more than the {RULE_LIST_LIMIT} there can be");
+                    let sentence = format!("{len} entries are more than the limit of {RULE_LIST_LIMIT}");
                     return Err(source.error(field(key), sentence));
                 }
                 _ => {}
@@ -210,7 +210,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     Ok(())
 }
 
-/// Without a coordinator all sites are in the profile, and another name is a slip that would leave a rule without
+/// Without a coordinator all sites are in the profile, and any other name is a mistake that would leave a rule without
 /// effect.
 fn check_sites(source: &Source<'_>, rule: &Rule, field: &FieldPath) -> Result<(), ProfileError> {
     let document = &source.document;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// 1 to 15 letters, digits, `_`, `.` and `-`: what is sound as a network device and as a file.
+/// 1 to 15 letters, digits, `_`, `.` and `-`: valid for a network device and for a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(try_from = "String")]
 pub struct Name(String);
@@ -10,7 +10,7 @@ pub struct Name(String);
 /// Longest name: IFNAMSIZ of linux/if.h without its zero.
 pub const LIMIT: usize = 15;
 
-/// Words that `wg` or the kernel's sysctl tree take for something else than a device.
+/// Words that `wg` or the kernel's sysctl tree would not take for a device.
 const RESERVED: [&str; 5] = [".", "..", "all", "default", "interfaces"];
 
 impl Name {
@@ -28,7 +28,7 @@ impl TryFrom<String> for Name {
         let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if text.is_empty() || text.len() > LIMIT || !text.chars().all(sound) || text.starts_with('-') {
             return Err(format!(
-                "{text:?} is no name: it becomes a network device's, so 1 to {LIMIT} of A-Z a-z 0-9 _ . - and no - first"
+                "{text:?} is not a valid name: a network device gets it too, so it must be 1 to {LIMIT} characters of A-Z a-z 0-9 _ . - and not begin with -"
             ));
         }
         if RESERVED.contains(&text.as_str()) {
@@ -44,7 +44,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// Checks the name of a network device that is there already, by the kernel's rule.
+/// Checks the name of an existing network device, by the kernel's rule.
 pub(super) fn check_interface(name: &str) -> Result<(), String> {
     let sound = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
     if name.is_empty() || name.len() > LIMIT || !name.chars().all(sound) || name == "." || name == ".." {

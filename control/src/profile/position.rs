@@ -1,4 +1,4 @@
-//! Where in the text a field stands.
+//! Where in the text a field is.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use jsonc_parser::ast;
 use jsonc_parser::common::Ranged;
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 
-/// The way to a field, such as `Peers[2].AllowedIPs[0]`.
+/// The path to a field, such as `Peers[2].AllowedIPs[0]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FieldPath(pub(super) Vec<Step>);
 
-/// A step of the way.
+/// A step of the path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Key(String),
@@ -61,7 +61,7 @@ impl fmt::Display for FieldPath {
     }
 }
 
-/// Only what RFC 8259 allows: the crate's default is JSONC and more.
+/// Only what RFC 8259 allows: the crate accepts JSONC and more by default.
 pub(super) const STRICT: ParseOptions = ParseOptions {
     allow_comments: false,
     allow_loose_object_property_names: false,
@@ -75,7 +75,7 @@ pub(super) const STRICT: ParseOptions = ParseOptions {
     allow_extended_string_escapes: false,
 };
 
-/// A text that is known to be JSON, and the places of its fields.
+/// A text that is known to be JSON, and the positions of its fields.
 pub(super) struct Map<'a> {
     text: &'a str,
     root: Option<ast::Value<'a>>,
@@ -87,7 +87,7 @@ impl<'a> Map<'a> {
         Self { text, root: root.ok().and_then(|result| result.value) }
     }
 
-    /// Line and column, from 1, of a field's value, or of the last thing on the way that is there.
+    /// Line and column, from 1, of a field's value, or of the last existing element of its path.
     pub(super) fn value(&self, path: &FieldPath) -> (usize, usize) {
         self.walk(path, false)
     }
@@ -97,7 +97,7 @@ impl<'a> Map<'a> {
         self.walk(path, true)
     }
 
-    /// A key that some object has twice, with its second place.
+    /// A key that some object has twice, with the position of the second.
     pub(super) fn duplicate(&self) -> Option<(FieldPath, (usize, usize))> {
         let (path, offset) = duplicate_in(self.root.as_ref()?, FieldPath::default())?;
         Some((path, self.line_and_column(offset)))

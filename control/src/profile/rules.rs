@@ -1,4 +1,4 @@
-//! What fields must be to each other, and the profile that results.
+//! How fields must agree with each other, and the resulting profile.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -24,28 +24,28 @@ use super::{
 use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE};
 use crate::key::{KeyError, PrivateKey, PublicKey};
 
-/// Checks all that needs no key file.
+/// Checks everything that needs no key file.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     let document = &source.document;
     if let Some(metrics) = document.metrics.filter(|metrics| metrics.port() == 0) {
-        let sentence = format!("{metrics} has port 0, where nobody finds them; take another, such as 9586");
+        let sentence = format!("{metrics} has port 0, which nobody could connect to; choose another, such as 9586");
         return Err(source.error(FieldPath::of(&["Metrics"]), sentence));
     }
     if let Some(workers) = document.workers.filter(|&workers| workers > WORKER_LIMIT) {
-        let sentence = format!("{workers} workers are more than the {WORKER_LIMIT} there can be");
+        let sentence = format!("{workers} workers are more than the limit of {WORKER_LIMIT}");
         return Err(source.error(FieldPath::of(&["Workers"]), sentence));
     }
     if let Some(mtu) = document.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
         let sentence = format!("{mtu} is not from {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
         return Err(source.error(FieldPath::of(&["Mtu"]), sentence));
     }
-    // RT_TABLE_COMPAT to RT_TABLE_LOCAL (rtnetlink.h) are the system's.
+    // RT_TABLE_COMPAT to RT_TABLE_LOCAL (rtnetlink.h) belong to the system.
     if let Some(table) = document.table.filter(|table| *table == 0 || (252..=255).contains(table)) {
-        let sentence = format!("{table} is the system's; take another number, such as {DEFAULT_TABLE}");
+        let sentence = format!("{table} is reserved by the system; choose another number, such as {DEFAULT_TABLE}");
         return Err(source.error(FieldPath::of(&["Table"]), sentence));
     }
     if document.fw_mark == Some(0) {
-        return Err(source.error(FieldPath::of(&["FwMark"]), "0 marks nothing; take another number"));
+        return Err(source.error(FieldPath::of(&["FwMark"]), "0 marks nothing; choose another number"));
     }
     coordinator(source)?;
     check_virtual_addresses(source)?;
@@ -55,7 +55,7 @@ pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     check_prefixes(source)
 }
 
-/// One fingerprint, or two with a comma between them while the certificate is replaced.
+/// One fingerprint, or two separated by a comma while the certificate is being replaced.
 fn pins(text: &str) -> Result<Trust, FingerprintError> {
     let Some((first, second)) = text.split_once(',') else { return text.trim().parse().map(Trust::Pinned) };
     Ok(Trust::Rolling([first.trim().parse()?, second.trim().parse()?]))
@@ -108,7 +108,7 @@ fn check_interfaces(source: &Source<'_>) -> Result<(), ProfileError> {
     let interfaces = lan.interfaces.as_deref().unwrap_or_default();
     let field = FieldPath::of(&["Lan", "Interfaces"]);
     if interfaces.len() > INTERFACE_LIMIT {
-        let sentence = format!("{} interfaces are more than the {INTERFACE_LIMIT} there can be", interfaces.len());
+        let sentence = format!("{} interfaces are more than the limit of {INTERFACE_LIMIT}", interfaces.len());
         return Err(source.error(field, sentence));
     }
     if interfaces.is_empty() && lan.mode == Some(LanMode::Xdp) {
@@ -134,7 +134,7 @@ fn check_interfaces(source: &Source<'_>) -> Result<(), ProfileError> {
 fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
     let peers = peers(source);
     if peers.len() > PEER_LIMIT {
-        let sentence = format!("{} peers are more than the {PEER_LIMIT} there can be", peers.len());
+        let sentence = format!("{} peers are more than the limit of {PEER_LIMIT}", peers.len());
         return Err(source.error(FieldPath::of(&["Peers"]), sentence));
     }
     let mut names = HashSet::new();
@@ -143,7 +143,7 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
         let name = peer.name.as_str();
         let field = |key| peer_field(at).key(key);
         if !is_readable(name) {
-            let sentence = format!("{name:?} is no name of 1 to {PEER_NAME_LIMIT} printable characters");
+            let sentence = format!("{name:?} is not a name of 1 to {PEER_NAME_LIMIT} printable characters");
             return Err(source.error(field("Name"), sentence));
         }
         if !names.insert(name) {
@@ -151,7 +151,7 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
         }
         let tags = peer.tags.as_ref().map_or(0, Vec::len);
         if tags > TAG_LIMIT {
-            let sentence = format!("{tags} tags are more than the {TAG_LIMIT} there can be");
+            let sentence = format!("{tags} tags are more than the limit of {TAG_LIMIT}");
             return Err(source.error(field("Tags"), sentence));
         }
         if let Some(other) = keys.insert(peer.public_key, name) {
@@ -162,13 +162,13 @@ fn check_peers(source: &Source<'_>) -> Result<(), ProfileError> {
     Ok(())
 }
 
-/// Every prefix leads to one place. A peer's prefix may hold another's, or this site's, which then
-/// win by length; it may not be this site's or lie inside, since the site would never send it here.
+/// Every prefix leads to one place. A peer's prefix may contain another's, or this site's, which then win by length. It
+/// must not equal one of this site's or lie inside it, since the site would never send anything there.
 fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
     let lan = lan(source);
     let subnets = lan.subnets.as_deref().unwrap_or_default();
     if subnets.len() > SUBNET_LIMIT {
-        let sentence = format!("{} subnets are more than the {SUBNET_LIMIT} there can be", subnets.len());
+        let sentence = format!("{} subnets are more than the limit of {SUBNET_LIMIT}", subnets.len());
         return Err(source.error(FieldPath::of(&["Lan", "Subnets"]), sentence));
     }
     let mut local: HashMap<IpNet, &str> = HashMap::new();
@@ -182,7 +182,7 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
         }
         if let Some(shown) = shown.filter(|shown| !are_alike(prefix, shown)) {
             let sentence =
-                format!("{prefix} cannot be shown as {shown}, which has not as many addresses of its family");
+                format!("{prefix} cannot be shown as {shown}: both must have the same length and IP version");
             return Err(source.error(field(), sentence));
         }
     }
@@ -203,7 +203,7 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
                 return Err(source.error(field(), sentence));
             }
             if remote.len() > ALLOWED_IP_LIMIT {
-                let sentence = format!("more than the {ALLOWED_IP_LIMIT} allowed IPs there can be");
+                let sentence = format!("more than {ALLOWED_IP_LIMIT} allowed IPs");
                 return Err(source.error(field(), sentence));
             }
         }
@@ -211,12 +211,12 @@ fn check_prefixes(source: &Source<'_>) -> Result<(), ProfileError> {
     Ok(())
 }
 
-/// Whether each address of one prefix has its like in the other.
+/// Whether each address of one prefix has a counterpart in the other.
 fn are_alike(a: &IpNet, b: &IpNet) -> bool {
     a.addr().is_ipv6() == b.addr().is_ipv6() && a.prefix_len() == b.prefix_len()
 }
 
-/// The prefix among `local` that holds `prefix`: itself or one of those above it.
+/// The prefix among `local` that covers `prefix`: itself or a shorter one.
 fn covering<'a>(local: &HashMap<IpNet, &'a str>, prefix: IpNet) -> Option<(IpNet, &'a str)> {
     std::iter::successors(Some(prefix), IpNet::supernet)
         .find_map(|candidate| local.get(&candidate).map(|&of| (candidate, of)))
@@ -277,6 +277,7 @@ pub(super) fn build(source: Source<'_>, read_key: &mut ReadKey<'_>) -> Result<Pr
         busy_poll: document.busy_poll.unwrap_or(false),
         mtu: document.mtu,
         copy_dscp: document.copy_dscp.unwrap_or(false),
+        wan_rate: document.wan_rate,
         udp_gso: document.udp_segmentation.unwrap_or(true),
         birthday_probing: document.birthday_probing.unwrap_or(true),
         port_mapping: document.port_mapping.unwrap_or(true),
@@ -307,7 +308,7 @@ fn keepalive(seconds: Option<u16>) -> Option<Duration> {
     seconds.filter(|&seconds| seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
-/// Whether it will do for a name of a peer or rule: 1 to [`PEER_NAME_LIMIT`] printable characters.
+/// Whether it can be the name of a peer or rule: 1 to [`PEER_NAME_LIMIT`] printable characters.
 pub(super) fn is_readable(name: &str) -> bool {
     !name.trim().is_empty() && name.chars().count() <= PEER_NAME_LIMIT && !name.chars().any(char::is_control)
 }

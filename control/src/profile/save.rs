@@ -1,4 +1,4 @@
-//! What `wg set` changed on a running gateway, and how it is written into the profile's text; the rest stays as it was
+//! What `wg set` changed on a running gateway, and how it is written into the profile's text; the rest stays as
 //! written.
 
 use std::fmt;
@@ -31,16 +31,16 @@ pub struct Unsaved {
     pub removed: Vec<PublicKey>,
 }
 
-/// A peer that `wg set` added or changed, with the fields that the profile has otherwise.
+/// A peer that `wg set` added or changed, with the fields in which it differs from the profile.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct UnsavedPeer {
-    /// Who.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// The key shared beside the key pairs; `Some(None)` if there is none any more.
+    /// The preshared key; `Some(None)` if it was removed.
     pub preshared_key: Option<Option<Secret>>,
-    /// Where it is.
+    /// Its endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// What is sent to it and may come from it.
+    /// What is sent to it and accepted from it.
     pub allowed_ips: Option<Vec<IpNet>>,
     /// Seconds between keepalives; 0 for none.
     pub persistent_keepalive: Option<u64>,
@@ -68,7 +68,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Unsaved {
-    /// Whether the profile says all that is in force.
+    /// Whether the profile says everything that is in force.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { private_key, local_port, mark, peers, removed } = self;
@@ -76,7 +76,7 @@ impl Unsaved {
     }
 }
 
-/// A profile's text with the changes in it, and the key files that it needs, relative to its directory.
+/// A profile's text with the changes, and the key files that it needs, relative to its directory.
 #[derive(Debug)]
 pub struct Saved {
     /// The text.
@@ -85,10 +85,10 @@ pub struct Saved {
     pub secrets: Vec<(String, Secret)>,
 }
 
-/// Writes the changes into the text of a profile. Whether a profile results is not checked.
+/// Writes the changes into the text of a profile. Whether a valid profile results is not checked.
 ///
 /// # Errors
-/// The text is no JSON object.
+/// The text is not a JSON object.
 pub fn save(text: &str, unsaved: Unsaved) -> Result<Saved, EditError> {
     let root = CstRootNode::parse(text, &STRICT).map_err(|_| EditError::NotAnObject)?;
     let top = root.object_value().ok_or(EditError::NotAnObject)?;
@@ -122,7 +122,7 @@ pub fn save(text: &str, unsaved: Unsaved) -> Result<Saved, EditError> {
     Ok(Saved { text: root.to_string(), secrets })
 }
 
-/// A name for the file of a peer's preshared key: of its public key what may stand in a file's name.
+/// A name for the file of a peer's preshared key: those characters of its public key that a file name may have.
 fn key_file(peer: &PublicKey) -> String {
     let name: String = peer.to_hex().chars().take(16).collect();
     format!("{name}.psk")
@@ -142,7 +142,7 @@ fn find(top: &CstObject, key: &PublicKey) -> Option<CstObject> {
     peers.find(|peer| text_of(peer, "PublicKey").and_then(|text| text.parse().ok()) == Some(*key))
 }
 
-/// A new peer, which is called by its key until somebody gives it a better name.
+/// A new peer, which is named by its key until somebody gives it a better name.
 fn append(top: &CstObject, key: &PublicKey) -> CstObject {
     let peers = top.array_value_or_set("Peers");
     let fields = [("Name", key.to_string()), ("PublicKey", key.to_string())];

@@ -8,7 +8,7 @@ use crate::key::KeyError;
 
 const PATH: &str = "/etc/penstock/profiles/a.profile";
 
-/// DESIGN.md's profile, a line a field, without what this version lacks.
+/// A complete profile, one line per field.
 const FULL: &str = r#"{
   "Name": "amsterdam",
   "LocalPort": 47100,
@@ -65,7 +65,7 @@ fn parse(text: &str) -> Result<Profile, ProfileError> {
     parse_with(text, &[])
 }
 
-/// What is wrong with the full profile when `old` is replaced by `new`.
+/// The error when `old` is replaced by `new` in the complete profile.
 fn complaint(old: &str, new: &str) -> String {
     assert!(FULL.contains(old), "{old}");
     let error = parse(&FULL.replacen(old, new, 1)).expect_err(new).to_string();
@@ -150,23 +150,23 @@ fn shape_errors_name_line_and_field() {
             "70000,",
             "3:16: field LocalPort: invalid value: integer 70000, expected a whole number from 0 to 65535",
         ),
-        ("\"auto\" }", "\"fast\" }", "6:41: field Wan.Mode: \"fast\" is none of auto, xdp, udp"),
-        ("\"auto\",", "\"udp\",", "9:13: field Lan.Mode: \"udp\" is none of auto, xdp, tun"),
+        ("\"auto\" }", "\"fast\" }", "6:41: field Wan.Mode: \"fast\" is not one of auto, xdp, udp"),
+        ("\"auto\",", "\"udp\",", "9:13: field Lan.Mode: \"udp\" is not one of auto, xdp, tun"),
         (
             "\"aes-256-gcm\"",
             "\"aes\"",
-            "27:49: field Peers[1].Suite: \"aes\" is none of auto, chacha20-poly1305, aes-256-gcm",
+            "27:49: field Peers[1].Suite: \"aes\" is not one of auto, chacha20-poly1305, aes-256-gcm",
         ),
         (
             "\"Workers\": 0",
             "\"Cipher\": { \"Implementation\": \"neon\" }",
-            "12:33: field Cipher.Implementation: \"neon\" is none of auto, ifma512, ifma256, avx2, ring",
+            "12:33: field Cipher.Implementation: \"neon\" is not one of auto, ifma512, ifma256, avx2, ring",
         ),
         ("  \"Name\": \"amsterdam\",\n", "", "1:1: Name is missing"),
         ("\"Interface\": \"eth0\", ", "", "6:10: field Wan: Interface is missing"),
         ("\"Name\": \"cairo\",", "", "22:5: field Peers[1]: Name is missing"),
         ("\"Workers\": 0", "\"Name\": 0", "12:3: field Name: given twice in one object"),
-        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; docs/profile.md has them all"),
+        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; docs/profile.md lists them all"),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
@@ -176,26 +176,26 @@ fn shape_errors_name_line_and_field() {
 #[test]
 fn value_errors_name_line_and_field() {
     for (old, new, expected) in [
-        ("\"amsterdam\"", "\"a/b\"", "2:11: field Name: \"a/b\" is no name: "),
-        ("\"amsterdam\"", "\"sixteen-letters!\"", "2:11: field Name: \"sixteen-letters!\" is no name: "),
+        ("\"amsterdam\"", "\"a/b\"", "2:11: field Name: \"a/b\" is not a valid name: "),
+        ("\"amsterdam\"", "\"sixteen-letters!\"", "2:11: field Name: \"sixteen-letters!\" is not a valid name: "),
         ("\"amsterdam\"", "\"all\"", "2:11: field Name: \"all\" is reserved"),
         ("\"amsterdam\"", "\"eth0\"", "6:25: field Wan.Interface: eth0 is the gateway's Name"),
-        ("100.64.0.1", "100.64.0.1/24", "4:21: field VirtualAddress: \"100.64.0.1/24\" is no IP address"),
+        ("100.64.0.1", "100.64.0.1/24", "4:21: field VirtualAddress: \"100.64.0.1/24\" is not an IP address"),
         ("\"100.64.0.1\"", "[\"100.64.0.1\", \"100.64.0.2\"]", "4:21: field VirtualAddress: at most one IPv4"),
-        ("\"100.64.0.1\"", "[\"fd00::1\", \"x\"]", "4:21: field VirtualAddress: \"x\" is no IP address"),
+        ("\"100.64.0.1\"", "[\"fd00::1\", \"x\"]", "4:21: field VirtualAddress: \"x\" is not an IP address"),
         ("[\"eth1\"]", "[\"eth0\"]", "8:20: field Lan.Interfaces[0]: eth0 is already Wan.Interface"),
         ("[\"eth1\"]", "[\"eth/1\"]", "8:20: field Lan.Interfaces[0]: \"eth/1\" cannot be a network interface"),
-        ("10.101.0.0/24", "10.101.0.0/33", "10:17: field Lan.Subnets[0]: \"10.101.0.0/33\" is no prefix"),
+        ("10.101.0.0/24", "10.101.0.0/33", "10:17: field Lan.Subnets[0]: \"10.101.0.0/33\" is not a prefix"),
         ("\"Workers\": 0", "\"Workers\": 257", "12:14: field Workers: 257 workers are more"),
         ("\"Mtu\": 1400", "\"Mtu\": 575", "30:10: field Mtu: 575 is not from 576 to 9000"),
         (
             "192.0.2.2:47100",
             "192.0.2.256:47100",
-            "18:19: field Peers[0].Endpoint: \"192.0.2.256:47100\" is no endpoint",
+            "18:19: field Peers[0].Endpoint: \"192.0.2.256:47100\" is not an endpoint",
         ),
-        ("192.0.2.2:47100", "192.0.2.2", "18:19: field Peers[0].Endpoint: \"192.0.2.2\" is no endpoint"),
+        ("192.0.2.2:47100", "192.0.2.2", "18:19: field Peers[0].Endpoint: \"192.0.2.2\" is not an endpoint"),
         ("192.0.2.2:47100", "192.0.2.2:0", "18:19: field Peers[0].Endpoint: \"192.0.2.2:0\" has port 0"),
-        ("\"berlin\"", "\"\"", "15:15: field Peers[0].Name: \"\" is no name"),
+        ("\"berlin\"", "\"\"", "15:15: field Peers[0].Name: \"\" is not a name"),
         ("xTIBA5rb", "xTIBA5r", "16:20: field Peers[0].PublicKey: a key is 44 characters"),
         ("\"Mtu\": 1400", "\"Metrics\": 9586", "30:14: field Metrics: invalid type: integer 9586"),
     ] {
@@ -236,7 +236,7 @@ fn rules_name_both_sides() {
         (
             "\"Mtu\": 1400",
             "\"Coordinator\": {\"Url\": \"http://c.example\", \"CaFile\": null}",
-            "30:26: field Coordinator.Url: \"http://c.example\" is no URL such as https://",
+            "30:26: field Coordinator.Url: \"http://c.example\" is not a URL such as https://",
         ),
         (
             "\"Mtu\": 1400",
@@ -252,6 +252,12 @@ fn rules_name_both_sides() {
             "\"Mtu\": 1400",
             "\"Coordinator\": {\"Url\": \"https://c.example\", \"Fingerprint\": \"ab\", \"CaFile\": \"ca.pem\"}",
             "30:78: field Coordinator.CaFile: a certificate that is pinned by Fingerprint needs no authorities",
+        ),
+        ("\"Mtu\": 1400", "\"Firewall\": []", "30:15: field Firewall: invalid type: list, expected an object"),
+        (
+            "\"Mtu\": 1400",
+            "\"Table\": -1",
+            "30:12: field Table: invalid value: integer -1, expected a whole number from 0 to",
         ),
         ("\"Mtu\": 1400", "\"Metrics\": \"127.0.0.1:0\"", "30:14: field Metrics: 127.0.0.1:0 has port 0"),
         ("\"amsterdam.key\"", "\"x.missing\"", "5:21: field PrivateKeyFile: /etc/penstock/profiles/x.missing: "),
@@ -282,7 +288,7 @@ fn metrics_are_served_where_the_profile_says() {
     assert_eq!(profile.fields_that_differ(&parse(FULL).unwrap()), ["Mtu", "Metrics"]);
 }
 
-/// The full profile with a firewall, on its line 30.
+/// The complete profile with a firewall, on its line 30.
 fn with_firewall(firewall: &str) -> String {
     FULL.replacen("\"Mtu\": 1400", &format!("\"Firewall\": {firewall}"), 1).replacen(
         "\"Suite\": \"aes-256-gcm\"",
@@ -315,7 +321,7 @@ fn a_firewall_has_defaults_and_rules() {
     assert_eq!(web.sites.as_deref(), Some(&sites[..]));
     assert_eq!(web.destinations.as_ref().unwrap()[0].0, "10.102.0.0/24".parse().unwrap());
     assert_eq!((rest.verdict, rest.services.is_none()), (Verdict::Drop, true));
-    // It is shown as it is read, and its parts can be overridden.
+    // It is printed as it was read, and its parts can be overridden.
     let shown = serde_json::to_string(&profile.document()).unwrap();
     assert_eq!(parse(&shown).unwrap().firewall, profile.firewall);
     assert_eq!(
@@ -331,42 +337,42 @@ fn what_is_wrong_with_a_firewall_is_named() {
     let rule = |rest: &str| format!(r#"{{"Rules": [{{"Verdict": "accept"{rest}}}]}}"#);
     let many = |what: &str, count: usize| format!("[{}]", vec![what; count].join(","));
     for (firewall, expected) in [
-        (r#"{"In": "reject"}"#.to_owned(), "30:22: field Firewall.In: \"reject\" is none of accept, drop"),
+        (r#"{"In": "reject"}"#.to_owned(), "30:22: field Firewall.In: \"reject\" is not one of accept, drop"),
         (r#"{"Inn": "drop"}"#.into(), "30:16: field Firewall.Inn: there is no such field; did you mean In?"),
         (r#"{"Rules": [{}]}"#.into(), "30:26: field Firewall.Rules[0]: Verdict is missing"),
         (rule(r#", "Port": 1"#), "30:48: field Firewall.Rules[0].Port: there is no such field"),
-        (rule(r#", "Direction": "both""#), "30:61: field Firewall.Rules[0].Direction: \"both\" is none of in, out"),
+        (rule(r#", "Direction": "both""#), "30:61: field Firewall.Rules[0].Direction: \"both\" is not one of in, out"),
         (
             rule(r#", "Services": ["http"]"#),
-            "30:61: field Firewall.Rules[0].Services[0]: \"http\" is no service such as tcp/443",
+            "30:61: field Firewall.Rules[0].Services[0]: \"http\" is not a service such as tcp/443",
         ),
         (
             rule(r#", "Sources": ["10.0.0.0/33"]"#),
-            "30:60: field Firewall.Rules[0].Sources[0]: \"10.0.0.0/33\" is no prefix",
+            "30:60: field Firewall.Rules[0].Sources[0]: \"10.0.0.0/33\" is not a prefix",
         ),
         (rule(r#", "Sites": []"#), "30:57: field Firewall.Rules[0].Sites: an empty list selects nothing"),
-        (rule(r#", "Sites": ["tag:"]"#), "30:58: field Firewall.Rules[0].Sites[0]: \"tag:\" is no tag"),
+        (rule(r#", "Sites": ["tag:"]"#), "30:58: field Firewall.Rules[0].Sites[0]: \"tag:\" is not a tag"),
         (rule(r#", "Sites": ["rome"]"#), "30:58: field Firewall.Rules[0].Sites[0]: there is no peer named rome"),
         (rule(r#", "Sites": ["tag:x"]"#), "30:58: field Firewall.Rules[0].Sites[0]: there is no peer with the tag x"),
-        (rule(r#", "Name": """#), "30:56: field Firewall.Rules[0].Name: \"\" is no name"),
+        (rule(r#", "Name": """#), "30:56: field Firewall.Rules[0].Name: \"\" is not a name"),
         (
             r#"{"Rules": [{"Name": "a", "Verdict": "drop"}, {"Name": "a", "Verdict": "drop"}]}"#.into(),
             "30:69: field Firewall.Rules[1].Name: there are two rules named a",
         ),
         (
             rule(&format!(r#", "Services": {}"#, many("\"icmp\"", 257))),
-            "30:60: field Firewall.Rules[0].Services: 257 entries are more than the 256",
+            "30:60: field Firewall.Rules[0].Services: 257 entries are more than the limit of 256",
         ),
         (
             format!(r#"{{"Rules": {}}}"#, many(r#"{"Verdict":"drop"}"#, 513)),
-            "30:25: field Firewall.Rules: 513 rules are more than the 512",
+            "30:25: field Firewall.Rules: 513 rules are more than the limit of 512",
         ),
     ] {
         let error = parse(&with_firewall(&firewall)).expect_err(&firewall).to_string();
         let error = error.strip_prefix(&format!("{PATH}:")).unwrap_or(&error);
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
-    // With a coordinator others may come.
+    // With a coordinator there may be other sites.
     let text = with_firewall(&rule(r#", "Sites": ["rome"]"#));
     assert!(parse_with(&text, &[("PENSTOCK_COORDINATOR_URL", "https://c.example")]).is_ok());
 }
@@ -428,7 +434,7 @@ fn variables_override_fields() {
     assert_eq!(profile.lan.subnets.len(), 2);
     assert_eq!(profile.virtual_addresses.len(), 2);
     assert!(!profile.udp_gso && profile.peers.is_empty());
-    // Even fields that the file lacks altogether.
+    // Even fields that are missing in the file.
     let profile = parse_with(SMALL, &[("PENSTOCK_LAN_INTERFACES", "eth1")]).unwrap();
     assert_eq!(profile.lan.interfaces, ["eth1"]);
     assert!(parse_with(SMALL, &[("PENSTOCK_COORDINATOR_CA_FILE", "")]).is_ok());
@@ -439,10 +445,10 @@ fn errors_of_variables_name_them() {
     for (variable, value, expected) in [
         ("PENSTOCK_LOCAL_PORT", "many", "PENSTOCK_LOCAL_PORT: field LocalPort: \"many\" is not a whole number"),
         ("PENSTOCK_LOCAL_PORT", "65536", "PENSTOCK_LOCAL_PORT: field LocalPort: invalid value: integer 65536"),
-        ("PENSTOCK_WAN_MODE", "tun", "PENSTOCK_WAN_MODE: field Wan.Mode: \"tun\" is none of auto, xdp, udp"),
+        ("PENSTOCK_WAN_MODE", "tun", "PENSTOCK_WAN_MODE: field Wan.Mode: \"tun\" is not one of auto, xdp, udp"),
         ("PENSTOCK_BUSY_POLL", "yes", "PENSTOCK_BUSY_POLL: field BusyPoll: \"yes\" is neither true nor false"),
         ("PENSTOCK_NAME", "", "PENSTOCK_NAME: field Name: "),
-        ("PENSTOCK_LAN_SUBNETS", "10.0.0.0/8,x", "PENSTOCK_LAN_SUBNETS: field Lan.Subnets[1]: \"x\" is no prefix"),
+        ("PENSTOCK_LAN_SUBNETS", "10.0.0.0/8,x", "PENSTOCK_LAN_SUBNETS: field Lan.Subnets[1]: \"x\" is not a prefix"),
         ("PENSTOCK_PEERS", "[{}]", "PENSTOCK_PEERS: field Peers[0]: Name is missing"),
         ("PENSTOCK_PRIVATE_KEY_FILE", "x.exposed", "PENSTOCK_PRIVATE_KEY_FILE: field PrivateKeyFile: /etc/"),
     ] {
@@ -458,7 +464,10 @@ fn what_is_not_json_is_refused_with_its_line() {
         ("{\n  \"Name\" \"a\"\n}", "2:10: this is not JSON: expected :"),
         ("[]", "1:1: a profile is a JSON object"),
         ("{}\n{}", "2:1: this is not JSON: trailing characters"),
-        ("{ // comment\n}", "1:3: this is not JSON"),
+        ("{ // comment\n}", "1:3: this is not JSON: key must be a string; JSON has no comments"),
+        ("{\n# comment\n}", "2:1: this is not JSON: key must be a string; JSON has no comments"),
+        ("{ \"Name\": “a” }", "1:11: this is not JSON: expected value; JSON has only the quotation mark"),
+        ("{ 'Name': 'a' }", "1:3: this is not JSON: key must be a string; JSON has only the quotation mark"),
         (&"[".repeat(100_000), "1:128: this is not JSON: recursion limit exceeded"),
     ] {
         let error = parse(text).unwrap_err().to_string().replace('`', "");
@@ -466,9 +475,19 @@ fn what_is_not_json_is_refused_with_its_line() {
     }
     let error = Profile::parse(b"{\"Name\": \"\xff\"}", Path::new(PATH), &Environment::default(), &mut read_fake_key);
     assert_eq!(error.unwrap_err().line_number(), Some(1));
+    let error = Profile::parse(b"\xff\xfe{\0", Path::new(PATH), &Environment::default(), &mut read_fake_key);
+    assert!(error.unwrap_err().to_string().ends_with("has to be saved as UTF-8"));
     let long = vec![b' '; FILE_LIMIT as usize + 1];
     let error = Profile::parse(&long, Path::new(PATH), &Environment::default(), &mut read_fake_key).unwrap_err();
     assert!(error.to_string().contains("longer than"), "{error}");
+}
+
+#[test]
+fn a_profile_from_windows_is_read() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("\u{feff}{}", FULL.replace('\n', "\r\n"))).unwrap();
+    let text = read_file(file.path()).unwrap();
+    Profile::parse(&text, Path::new(PATH), &Environment::default(), &mut read_fake_key).unwrap();
 }
 
 #[test]

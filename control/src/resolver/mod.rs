@@ -1,5 +1,5 @@
-//! Endpoints given by name: asks name servers with the tunnel's firewall mark, and says which address is to be
-//! tried. [`rotation`] decides; this is its shell.
+//! Endpoints given by name: asks name servers, with the tunnel's firewall mark, and tells which address to try.
+//! [`rotation`] decides; this is its shell.
 //!
 //! The gateway owns one, and does this:
 //!
@@ -12,7 +12,7 @@
 //!                                                 proto.handle_path(now, id, false)
 //!                                                 the data plane's path is rebuilt
 //! ```
-//! Peers of the coordinator's map are left to the path agent.
+//! Peers of the coordinator's map are the path agent's business.
 
 pub mod rotation;
 
@@ -25,10 +25,10 @@ use tokio::task::JoinSet;
 use crate::key::PublicKey;
 use rotation::{Change, Question, Rotation};
 
-/// Questions under way at a time: each reads the hosts file and has sockets.
+/// Questions under way at a time: each one reads the hosts file and has sockets of its own.
 const QUESTIONS_MAX: usize = 16;
 
-/// Keeps the endpoints that have names.
+/// Keeps track of the endpoints that have names.
 #[derive(Debug)]
 pub struct Resolver {
     rotation: Rotation,
@@ -38,7 +38,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// No endpoints yet. `mark` is that of the sockets that ask; 0 for none.
+    /// No endpoints yet. `mark` is that of the sockets that ask name servers; 0 for none.
     #[must_use]
     pub fn new(names: Names, mark: u32) -> Self {
         Self { rotation: Rotation::default(), names, mark, questions: JoinSet::new() }
@@ -49,17 +49,17 @@ impl Resolver {
         self.rotation.watch(now, peer, name, port);
     }
 
-    /// A peer's endpoint has no name any more, or the peer is gone.
+    /// A peer's endpoint no longer has a name, or the peer is gone.
     pub fn forget(&mut self, peer: &PublicKey) {
         self.rotation.forget(peer);
     }
 
-    /// The peer does not answer where it is being reached. A peer whose endpoint has no name is nobody's matter.
+    /// The peer does not answer at its present address. Peers whose endpoint has no name are ignored.
     pub fn handle_silence(&mut self, now: Instant, peer: &PublicKey) {
         self.rotation.handle_silence(now, peer);
     }
 
-    /// The next endpoint to take over. Cancel safe. Must be called within a tokio runtime.
+    /// The next change of an endpoint. Cancel safe. Must be called within a tokio runtime.
     pub async fn next(&mut self) -> Change {
         loop {
             if let Some(change) = self.rotation.poll_change() {

@@ -1,9 +1,8 @@
-//! Which address of an endpoint's name is used, and when the name is asked again. Without I/O: time is an
-//! argument, questions come out, answers and silence go in.
+//! Which address of an endpoint's name is used, and when the name is resolved again. Without I/O: time is an argument,
+//! questions come out, answers and silence go in.
 //!
-//! Only silence ends a path. While one works, a new answer is kept for later, even if it leaves out the address
-//! in use; on silence the addresses are tried in turn, and the name is asked again at once unless that was just
-//! done.
+//! Only silence ends a path. While a path works, a new answer is kept for later, even if it leaves out the address in
+//! use. On silence the addresses are tried in turn, and the name is resolved again at once unless that was just done.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -11,62 +10,62 @@ use std::time::{Duration, Instant};
 
 use crate::key::PublicKey;
 
-/// An answer is not asked for sooner than this, however short its time to live.
+/// A name is not resolved again sooner than this, however short its time to live.
 const TTL_MIN: Duration = Duration::from_secs(10);
-/// An answer is asked for again after this, however long its time to live.
+/// A name is resolved again after this, however long its time to live.
 const TTL_MAX: Duration = Duration::from_secs(3600);
-/// A name that does not resolve is asked again after this time, which doubles.
+/// A name that does not resolve is tried again after this time, which doubles with every failure.
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest such time.
 const RETRY_MAX: Duration = Duration::from_secs(300);
-/// While a path is silent its name is asked again this long after the last time.
+/// While a path is silent, its name is resolved again this long after the last time.
 const SILENT_PAUSE: Duration = Duration::from_secs(30);
-/// Silence is over when it is not told again for this long: an initiation is repeated every 5 s.
+/// Silence is over when it has not been reported for this long: an initiation is repeated every 5 s.
 const SILENCE: Duration = Duration::from_secs(11);
 
 /// The endpoints that have names.
 #[derive(Debug, Default)]
 pub struct Rotation {
     peers: HashMap<PublicKey, Named>,
-    /// When names are to be asked, those under way left out.
+    /// When names are to be resolved, except those under way.
     due: BTreeSet<(Instant, PublicKey)>,
     changes: VecDeque<Change>,
     numbers: u64,
 }
 
-/// A name to be asked. There is one at a time for each peer.
+/// A name to be resolved. There is one at a time for each peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Whose endpoint it is.
     pub peer: PublicKey,
     /// The host name.
     pub name: String,
-    /// Belongs into the answer: one to an earlier question, of a name that was replaced, is ignored.
+    /// To be passed back with the answer: an answer to an earlier question, for a name since replaced, is ignored.
     pub number: u64,
 }
 
-/// A peer is to be reached here now.
+/// The address at which a peer is to be reached from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which.
+    /// The peer.
     pub peer: PublicKey,
-    /// An address of its name; the one in use already, after silence, if there is no other.
+    /// An address of its name; after silence it may be the present one again, if there is no other.
     pub endpoint: SocketAddr,
 }
 
-/// What has come of a question: addresses, the best first, and their time to live; `None` if there are none.
+/// The outcome of a question: addresses, the best first, and their time to live; `None` if there are none.
 pub type Outcome = Option<(Vec<SocketAddr>, Duration)>;
 
 #[derive(Debug)]
 struct Named {
     name: String,
     port: u16,
-    /// The last answer, kept while there is no other.
+    /// The last answer, kept until there is a newer one.
     addresses: Vec<SocketAddr>,
     current: Option<SocketAddr>,
     /// The number of the question under way.
     under_way: Option<u64>,
-    /// When it is asked next, unless a question is under way.
+    /// When the name is resolved next, unless a question is under way.
     due: Instant,
     asked: Option<Instant>,
     failures: u32,
@@ -95,7 +94,7 @@ impl Rotation {
         self.due.insert((now, peer));
     }
 
-    /// A peer's endpoint has no name, or the peer is gone.
+    /// A peer's endpoint no longer has a name, or the peer is gone.
     pub fn forget(&mut self, peer: &PublicKey) {
         if let Some(named) = self.peers.remove(peer) {
             self.due.remove(&(named.due, *peer));
@@ -103,7 +102,7 @@ impl Rotation {
         }
     }
 
-    /// The peer does not answer where it is being reached.
+    /// The peer does not answer at its present address.
     pub fn handle_silence(&mut self, now: Instant, peer: &PublicKey) {
         let Some(named) = self.peers.get_mut(peer) else { return };
         named.silent = Some(now);
@@ -113,7 +112,7 @@ impl Rotation {
             named.current = Some(endpoint);
             self.changes.push_back(Change { peer: *peer, endpoint });
         }
-        // A name that does not resolve has its own pace.
+        // A name that does not resolve is on a schedule of its own.
         if named.failures == 0 {
             let soon = named.asked.map_or(now, |asked| now.max(asked + SILENT_PAUSE));
             let due = named.due.min(soon);
@@ -121,7 +120,7 @@ impl Rotation {
         }
     }
 
-    /// The next name to ask.
+    /// The next name to resolve.
     pub fn poll_question(&mut self, now: Instant) -> Option<Question> {
         let (_, peer) = *self.due.first().filter(|(due, _)| *due <= now)?;
         self.due.pop_first();
@@ -137,7 +136,7 @@ impl Rotation {
         self.peers.get(peer).map(|named| named.port)
     }
 
-    /// What has come of a question. Returns how often in a row it has come to nothing.
+    /// The outcome of a question. Returns how many in a row have failed.
     pub fn handle_answer(&mut self, now: Instant, peer: &PublicKey, number: u64, outcome: Outcome) -> u32 {
         let Some(named) = self.peers.get_mut(peer).filter(|named| named.under_way == Some(number)) else { return 0 };
         named.under_way = None;
@@ -164,17 +163,17 @@ impl Rotation {
         failures
     }
 
-    /// The next endpoint to take over.
+    /// The next change of an endpoint.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
-    /// When [`poll_question`](Self::poll_question) has something next.
+    /// When [`poll_question`](Self::poll_question) next has something.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// Sets when a name is asked, unless that is under way.
+    /// Sets when a name is resolved next, unless a question is under way.
     fn schedule(&mut self, peer: PublicKey, due: Instant) {
         let Some(named) = self.peers.get_mut(&peer).filter(|named| named.under_way.is_none()) else { return };
         self.due.remove(&(named.due, peer));

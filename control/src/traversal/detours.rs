@@ -1,12 +1,12 @@
-//! Ports other than the tunnel's, by which birthday probing gets through a NAT.
+//! Ports other than the tunnel's, with which birthday probing gets through a NAT.
 //!
 //! ```text
 //!   peer ──► port ──┬─ probes ──► path agent
 //!                   └─ the rest ─► inbound ──► 127.0.0.1, the tunnel's port
 //!   peer ◄── port ◄── outbound, a local address of the port's own ◄── the tunnel's socket
 //! ```
-//! Each port is a UDP socket of its own. Once a peer's path leads through one, it gets a local address that
-//! stands for the peer. Nothing is copied or opened but datagrams as they are.
+//! Each port is a UDP socket of its own. Once a peer's path leads through one, it gets a local address that stands for
+//! the peer. Datagrams are passed on unchanged, whole and unopened.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,31 +22,31 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-/// Probes that wait for the agent; more are dropped, as a network would.
+/// Probes that may wait for the agent; further ones are dropped, as a network would.
 const WAITING: usize = 1024;
 /// The first byte of WireGuard's transport data.
 const DATA: u8 = 4;
-/// Most ports at a time: two peers' worth of birthday probing.
+/// The most ports at a time: enough for birthday probing with two peers.
 const PORTS_MAX: usize = 512;
 
-/// The ports.
+/// The extra ports.
 pub struct Detours {
     local_port: u16,
     mark: u32,
     ports: HashMap<SocketId, Port>,
     next_id: u32,
-    /// By which all ports hand datagrams to the tunnel's socket; there from the first port on.
+    /// The socket with which all ports pass datagrams to the tunnel's socket; it exists once there is a port.
     inbound: Option<Arc<UdpSocket>>,
     sender: mpsc::Sender<Received>,
     receiver: mpsc::Receiver<Received>,
 }
 
-/// A probe that came to one of them.
+/// A probe that arrived on one of the ports.
 #[derive(Debug)]
 pub struct Received {
-    /// Which.
+    /// The port.
     pub socket: SocketId,
-    /// Where from, IPv4 as such.
+    /// Its source; IPv4 addresses are not mapped into IPv6.
     pub from: SocketAddr,
     /// The datagram.
     pub datagram: Vec<u8>,
@@ -63,7 +63,7 @@ struct Port {
 }
 
 impl Detours {
-    /// No ports yet. `local_port` is the tunnel's, and so is the firewall mark.
+    /// No ports yet. `local_port` and the firewall mark are the tunnel's.
     pub fn new(local_port: u16, mark: u32) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         Self {
@@ -119,10 +119,10 @@ impl Detours {
         }
     }
 
-    /// Sends by a port.
+    /// Sends from a port.
     ///
     /// # Errors
-    /// What the kernel says, or there is no such port.
+    /// The kernel's error, or that there is no such port.
     pub fn send(&self, socket: SocketId, to: SocketAddr, datagram: &[u8], ttl: Option<u8>) -> io::Result<()> {
         let port = self.ports.get(&socket).ok_or(io::ErrorKind::NotFound)?;
         let before = ttl.map(|_| port.wan.ttl()).transpose()?;
@@ -136,10 +136,10 @@ impl Detours {
         sent
     }
 
-    /// Sends by a port what nobody on the way may fragment.
+    /// Sends from a port a datagram that nobody on the way may fragment.
     ///
     /// # Errors
-    /// As [`Self::send`]; `EMSGSIZE` when the interface itself carries no such packet.
+    /// As [`Self::send`]; `EMSGSIZE` when the interface itself cannot carry such a packet.
     pub fn send_unfragmented(&self, socket: SocketId, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         let port = self.ports.get(&socket).ok_or(io::ErrorKind::NotFound)?;
         let before = sockopt::ip_mtu_discover(&*port.wan)?;
@@ -149,7 +149,7 @@ impl Detours {
         sent
     }
 
-    /// The local address that leads to a peer by this port.
+    /// The local address that leads to a peer through this port.
     pub fn lead(&mut self, socket: SocketId, peer: SocketAddr) -> Option<SocketAddr> {
         let tunnel = self.tunnel();
         let port = self.ports.get_mut(&socket)?;
@@ -170,14 +170,14 @@ impl Detours {
     pub async fn next(&mut self) -> Received {
         match self.receiver.recv().await {
             Some(received) => received,
-            // We hold a sender ourselves.
+            // We hold a sender ourselves, so the channel never closes.
             None => std::future::pending().await,
         }
     }
 }
 
-/// Probes to the agent, WireGuard to the tunnel: of the peer whose path leads here, and before there is one only
-/// data, which costs whoever guesses the port an AEAD at most.
+/// Passes probes to the agent and WireGuard to the tunnel: from the peer whose path leads here and, before there is
+/// one, only data, which can cost us no more than an AEAD if somebody guesses the port.
 async fn carry_in(
     id: SocketId,
     wan: Arc<UdpSocket>,
@@ -193,10 +193,10 @@ async fn carry_in(
         match datagram {
             [FIRST_BYTE, ..] if length >= PROBE_LENGTH => {
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                // A full queue is a flood: dropped.
+                // A full queue means a flood, so the probe is dropped.
                 let _ = agent.try_send(Received { socket: id, from, datagram: datagram.to_vec() });
             }
-            // What does not fit is lost, as on any path.
+            // A datagram that does not fit the socket's buffer is lost, as on any path.
             [first, ..] if known == Some(from) || (known.is_none() && *first == DATA) => {
                 let _ = send_now(&inbound, datagram, tunnel);
             }
@@ -205,7 +205,7 @@ async fn carry_in(
     }
 }
 
-/// The tunnel's datagrams to the peer.
+/// Passes the tunnel's datagrams to the peer.
 async fn carry_out(
     outbound: UdpSocket,
     tunnel: SocketAddr,
@@ -221,7 +221,7 @@ async fn carry_out(
     }
 }
 
-/// Sends without waiting, whatever tokio has heard of the socket: of a new one it has heard nothing.
+/// Sends without waiting, whatever tokio believes about the socket's readiness: it knows nothing yet of a new one.
 fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
     SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }

@@ -1,5 +1,5 @@
-//! NAT traversal as the gateway does it: drives the path agent, STUN and the relay bindings of
-//! `penstock_proto` from the tunnel's own socket.
+//! NAT traversal as the gateway does it: drives the path agent, STUN and the relay bindings of `penstock_proto` from
+//! the tunnel's own socket.
 //!
 //! ```text
 //!   map: peers, relays, STUN servers ─┐                    ┌─► probes, STUN, binds: the tunnel's socket
@@ -7,8 +7,8 @@
 //!   datagrams that are not WireGuard ─┤                    └─► Reachability: for the coordinator
 //!   timeouts, traffic ────────────────┘
 //! ```
-//! Where the tunnel's socket cannot reach by itself, through a WebSocket or from another port, a local
-//! address stands for the way there; the data plane sends to that as to any endpoint.
+//! Where the tunnel's socket cannot reach a peer by itself, only through a WebSocket or from another port, a local
+//! address stands for the path; the data plane sends to it as to any endpoint.
 //!
 //! Reading order: [`Traversal`], `stun`, `relays`, `detours`.
 
@@ -35,42 +35,44 @@ use rand::rngs::StdRng;
 
 use crate::port_mapping::{Mapping, PortMapper};
 use detours::{Detours, Received};
-pub use relays::RelayState;
 use relays::Relays;
+pub use relays::{RelayState, trust_in_relays};
 use stun::Stun;
 
-/// How long after a change candidates are gathered before they are told: addresses come in groups.
+/// How long candidates are gathered after a change before they are announced: addresses come in groups.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Finds the ways to the peers.
+/// Finds the paths to the peers.
 pub struct Traversal {
     agent: PathAgent,
     stun: Stun,
     relays: Relays,
     detours: Detours,
     udp: UdpSender,
-    /// Addresses of ours that a peer might reach.
+    /// Our addresses at which a peer might reach us.
     hosts: Vec<IpAddr>,
     /// The router that is asked to map the tunnel's port, and our address towards it.
     route: Option<(IpAddr, IpAddr)>,
     mapper: Option<PortMapper>,
     may_map: bool,
-    /// Whether the router was heard, or has had the time to answer.
+    /// Whether the router has answered, or has had time to.
     mapping_known: bool,
     told: Option<Reachability>,
-    /// When to look whether there is something to tell.
+    /// When to check whether there is something to announce.
     tell_at: Option<Instant>,
     selections: VecDeque<Selection>,
     mtus: VecDeque<(PublicKey, PathMtu)>,
+    /// Probes of trains that have arrived.
+    arrived: Vec<(PublicKey, u64)>,
     reachability: Option<Reachability>,
 }
 
-/// What is configured about it.
+/// The configuration of NAT traversal.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Whose certificates are taken for the relays'.
+    /// Which certificates relays may have for which the coordinator names none.
     pub trust: Trust,
-    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    /// Whether ports may be guessed when one of the NATs has endpoint-dependent mapping.
     pub birthday_probing: bool,
     /// Whether the router is asked to map the tunnel's port.
     pub port_mapping: bool,
@@ -81,27 +83,27 @@ pub struct Settings {
 /// Where a peer's packets go from now on, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// Whose.
+    /// The peer.
     pub peer: PublicKey,
     /// The address that the tunnel's socket sends to; `None` for nowhere.
     pub endpoint: Option<SocketAddr>,
     /// The path as the agent sees it.
     pub path: Path,
-    /// Why this one.
+    /// Why this path was chosen.
     pub reason: Reason,
 }
 
-/// What came in by another way than the tunnel's socket.
+/// Input that did not arrive on the tunnel's socket.
 #[derive(Debug)]
 pub enum Input {
     /// A probe to another port of ours.
     Probe(Received),
-    /// The router maps the tunnel's port, or another one, or no more.
+    /// The router maps the tunnel's port, maps it differently, or no longer does.
     Mapping(Mapping),
 }
 
 impl Traversal {
-    /// Traversal without peers and servers. `udp` is the tunnel's socket, whose firewall mark all others get too.
+    /// Traversal without peers and servers. `udp` is the tunnel's socket, whose firewall mark all the others get too.
     pub fn new(private_key: StaticSecret, udp: UdpSender, settings: Settings) -> Self {
         let config = PathConfig {
             birthday: settings.birthday_probing,
@@ -124,11 +126,12 @@ impl Traversal {
             tell_at: None,
             selections: VecDeque::new(),
             mtus: VecDeque::new(),
+            arrived: Vec::new(),
             reachability: None,
         }
     }
 
-    /// The servers that there are.
+    /// Sets the relays and STUN servers.
     pub fn set_servers(&mut self, now: Instant, relays: &[coordination::Relay], stun: &[SocketAddr]) {
         let local = self.local();
         self.relays.set(now, relays);
@@ -136,7 +139,7 @@ impl Traversal {
         self.tell_soon(now);
     }
 
-    /// Our own addresses; another set of them is another network.
+    /// Sets our own addresses; a different set means a different network.
     pub fn set_hosts(&mut self, now: Instant, hosts: Vec<IpAddr>) {
         if hosts == self.hosts {
             return;
@@ -152,7 +155,7 @@ impl Traversal {
         }
     }
 
-    /// The way to the network is another: everything is asked anew.
+    /// The route to the network has changed: everything is measured again.
     pub fn network_changed(&mut self, now: Instant) {
         let local = self.local();
         self.stun.restart(now, &local);
@@ -168,7 +171,7 @@ impl Traversal {
         }
         self.route = route;
         let (port, mark) = (self.udp.local_port(), self.udp.mark());
-        // The old router has us no more; what it has mapped ends by itself.
+        // The old router no longer serves us; its mapping expires by itself.
         self.mapper =
             route.filter(|_| self.may_map).map(|(router, local)| PortMapper::start(router, local, port, mark));
         self.mapping_known = false;
@@ -181,14 +184,14 @@ impl Traversal {
         if std::mem::replace(&mut self.may_map, port_mapping) != port_mapping {
             let route = self.route.take();
             if let Some(mapper) = self.mapper.take() {
-                // The router may take its time to answer.
+                // The router may be slow to answer.
                 tokio::spawn(mapper.release());
             }
             self.set_route(now, route);
         }
     }
 
-    /// How large packets may be: by the WAN's link, by the profile, and the longest datagrams that are taken in.
+    /// How large packets may be: the WAN link's limit, the profile's, and the longest datagrams that are received.
     pub fn set_sizes(&mut self, now: Instant, link: u16, pinned: Option<u16>, receive_limit: usize) {
         let networks = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
         let links = networks.map(|network| LinkMtu { network, mtu: link });
@@ -197,37 +200,38 @@ impl Traversal {
         self.agent.set_links(now, &links);
     }
 
-    /// Takes what a router says of a datagram of ours; `is_receiver` knows the receiver indices by which a peer is sent to.
+    /// Takes a router's "packet too big" about a datagram of ours; `is_receiver` knows the receiver indices in use
+    /// towards a peer.
     pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
         self.agent.handle_too_big(now, told, is_receiver);
     }
 
-    /// Has the coordinator told again where we are: it is another connection.
+    /// Announces our addresses to the coordinator again, over a new connection.
     pub fn repeat_reachability(&mut self) {
         self.reachability.clone_from(&self.told);
     }
 
-    /// What the router says of a mapping; `None` if none is asked.
+    /// The state of the router's mapping; `None` if no router is asked.
     pub fn mapping(&self) -> Option<Mapping> {
         self.mapper.as_ref().map(PortMapper::mapping)
     }
 
-    /// Whether the NAT or the router is still being asked.
+    /// Whether the NAT is still being measured or the router still being asked.
     pub fn measuring(&self) -> bool {
         self.stun.measuring() || (self.mapper.is_some() && !self.mapping_known)
     }
 
-    /// Gives the router its mapping back.
+    /// Deletes the mapping at the router.
     pub async fn release(&mut self) {
         if let Some(mapper) = self.mapper.take() {
             mapper.release().await;
         }
     }
 
-    /// Looks for a path to this peer too.
+    /// Also looks for a path to this peer.
     ///
     /// # Errors
-    /// Its key is no key, or ours.
+    /// Its key is invalid, or ours.
     pub fn add_peer(&mut self, now: Instant, peer: PublicKey) -> Result<(), path::AddSiteError> {
         self.agent.add_peer(now, peer)
     }
@@ -237,7 +241,7 @@ impl Traversal {
         self.agent.remove_peer(peer);
     }
 
-    /// What a peer has told of itself.
+    /// What a peer has announced about itself.
     pub fn set_remote(&mut self, now: Instant, peer: &PublicKey, candidates: &[Candidate], nat: NatType) {
         self.agent.set_remote(now, peer, candidates, nat);
     }
@@ -247,13 +251,13 @@ impl Traversal {
         self.agent.handle_traffic(now, peer, traffic);
     }
 
-    /// Takes a datagram that came to the tunnel's socket, if it is not WireGuard's.
+    /// Takes a datagram that arrived on the tunnel's socket, if it is not WireGuard's.
     pub fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8]) -> bool {
         if is_stun(datagram) {
             self.stun.handle_datagram(now, datagram);
         } else if datagram.first() == Some(&path::FIRST_BYTE) {
             if self.relays.handle_datagram(now, from.remote, datagram) {
-                // At once: what it forwards may be right behind its answer.
+                // At once: what the relay forwards may be right behind its answer.
                 self.tell_relays(now);
             } else if self.relays.may_probe(from.remote) {
                 self.handle_probe(now, SocketId::TUNNEL, from.remote, datagram);
@@ -271,7 +275,7 @@ impl Traversal {
         }
     }
 
-    /// Sends what a probe brought about; the answer to it leaves from the address that was called.
+    /// Sends what a probe has brought about; the answer to it leaves from the address that was called.
     fn answer(&mut self, from: Endpoint) {
         while let Some(transmit) = self.agent.poll_transmit() {
             let answer = transmit.socket == SocketId::TUNNEL && transmit.to == from.remote && transmit.ttl.is_none();
@@ -285,7 +289,7 @@ impl Traversal {
         }
     }
 
-    /// The next input that does not come by the tunnel's socket, for [`Self::handle_input`]. Cancel safe.
+    /// The next input that does not arrive on the tunnel's socket, for [`Self::handle_input`]. Cancel safe.
     pub async fn next(&mut self) -> Input {
         let Self { detours, mapper, .. } = self;
         let mapping = async {
@@ -300,7 +304,7 @@ impl Traversal {
         }
     }
 
-    /// Takes what [`Self::next`] gave.
+    /// Takes the output of [`Self::next`].
     pub fn handle_input(&mut self, now: Instant, input: &Input) {
         match input {
             Input::Probe(Received { socket, from, datagram }) => self.handle_probe(now, *socket, *from, datagram),
@@ -311,8 +315,7 @@ impl Traversal {
         }
     }
 
-    /// Does what has become due, and sends. To be called after every other call, and at
-    /// [`Self::poll_timeout`].
+    /// Does what is due, and sends. To be called after every other call, and at [`Self::poll_timeout`].
     pub fn step(&mut self, now: Instant) {
         self.agent.handle_timeout(now);
         for query in self.stun.step(now) {
@@ -337,7 +340,7 @@ impl Traversal {
         }
     }
 
-    /// When [`Self::step`] is next to be called.
+    /// When [`Self::step`] is to be called next.
     pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let tell = self.tell_at.zip(self.stun.settles_at()).map(|(at, settled)| at.max(settled));
         [self.agent.poll_timeout(), self.stun.poll_timeout(), self.relays.poll_timeout(now), tell]
@@ -351,17 +354,48 @@ impl Traversal {
         self.selections.pop_front()
     }
 
-    /// The next change of how large packets to a peer may be.
+    /// The next change of the size of packets to a peer.
     pub fn poll_mtu(&mut self) -> Option<(PublicKey, PathMtu)> {
         self.mtus.pop_front()
     }
 
-    /// What the coordinator is to be told, when that has changed.
+    /// Sends a peer probes as one train and, with `singles`, as many more one by one. `source` is the address of ours that
+    /// data to it leaves from. Returns the names of both; `None` if they cannot be sent.
+    pub fn send_train(
+        &mut self,
+        peer: &PublicKey,
+        (count, longest): (usize, u16),
+        singles: bool,
+        source: Option<IpAddr>,
+    ) -> Option<[Vec<u64>; 2]> {
+        let path::Train { to, length, pings } =
+            self.agent.make_train(peer, count * (1 + usize::from(singles)), longest)?;
+        let (train, singles) = pings.split_at(count);
+        let bytes = train.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect::<Vec<u8>>();
+        let sent = self.udp.send_bundle(&bytes, length, source, to).and_then(|()| {
+            singles.iter().try_for_each(|(_, bytes)| match source {
+                Some(source) => self.udp.send_from(source.into(), bytes, to, 0),
+                None => self.udp.send_to(bytes, to, 0, None),
+            })
+        });
+        if let Err(e) = sent {
+            tracing::debug!("no train can be sent to {to}: {e}");
+            return None;
+        }
+        Some([train, singles].map(|pings| pings.iter().map(|(name, _)| *name).collect()))
+    }
+
+    /// The probes of trains that have arrived since the last time.
+    pub fn take_arrived(&mut self) -> Vec<(PublicKey, u64)> {
+        std::mem::take(&mut self.arrived)
+    }
+
+    /// What the coordinator is to be told, when it has changed.
     pub fn poll_reachability(&mut self) -> Option<Reachability> {
         self.reachability.take()
     }
 
-    /// The signed documents that relays have passed on since the last time.
+    /// The signed documents that relays have passed on since the last call.
     pub fn take_documents(&mut self) -> Vec<Document> {
         self.relays.take_documents()
     }
@@ -371,7 +405,7 @@ impl Traversal {
         self.agent.path(peer).and_then(|(_, _, round_trip)| round_trip)
     }
 
-    /// The paths to a peer that answer, with the round trip on each.
+    /// The paths to a peer that answer, each with its round trip.
     pub fn answering(&self, peer: &PublicKey) -> impl Iterator<Item = (path::Path, Duration)> + '_ {
         self.agent.answering(peer)
     }
@@ -381,7 +415,7 @@ impl Traversal {
         self.stun.report()
     }
 
-    /// What is known of IPv4's NAT and of IPv6's; `None` where there is no STUN server.
+    /// What is known of the NAT for IPv4 and for IPv6; `None` where there is no STUN server.
     pub fn reports(&self) -> [Option<NatReport>; 2] {
         self.stun.reports()
     }
@@ -413,6 +447,7 @@ impl Traversal {
                 self.selections.push_back(Selection { peer, endpoint, path, reason });
             }
             PathEvent::Mtu { peer, mtu } => self.mtus.push_back((peer, mtu)),
+            PathEvent::Arrived { peer, transaction } => self.arrived.push((peer, transaction)),
             PathEvent::RefreshCandidates => {
                 self.stun.refresh(now);
                 self.relays.renew(now);
@@ -461,7 +496,7 @@ impl Traversal {
         self.tell_at.get_or_insert(now + SETTLE);
     }
 
-    /// Tells the agent and the coordinator where we are, if they do not know.
+    /// Announces our addresses to the agent and the coordinator, if they have changed.
     fn tell(&mut self, now: Instant) {
         let kinds = [
             (CandidateKind::Host, self.local()),
@@ -477,11 +512,11 @@ impl Traversal {
                 }
             }
         }
-        // What is seen from outside is worth more than the addresses of a machine with many.
+        // Addresses seen from outside are worth more than those of a machine that has many.
         candidates.sort_by_key(|candidate| candidate.kind == CandidateKind::Host);
         candidates.truncate(coordination::limits::CANDIDATES_LIMIT);
         let nat = self.stun.report().nat_type();
-        let reachability = Reachability { candidates, nat_type: Some(nat), speeds: None };
+        let reachability = Reachability { candidates, nat_type: Some(nat), ..Reachability::default() };
         if self.told.as_ref() != Some(&reachability) {
             self.agent.set_local(now, &reachability.candidates, nat);
             self.told = Some(reachability.clone());

@@ -1,7 +1,7 @@
-//! Our bindings at the relays: each by UDP if that passes, else by TLS.
+//! Our bindings at the relays: each over UDP if that gets through, else over TLS.
 //!
-//! A site is at one place of a relay at a time, so the ways to it are tried one after the other: its UDP
-//! addresses, then its WebSocket. From the WebSocket it goes back to UDP once STUN shows that UDP passes.
+//! A relay knows a site at one address at a time, so the transports are tried one after the other: the relay's UDP
+//! addresses, then its WebSocket. From the WebSocket it goes back to UDP once STUN shows that UDP gets through.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordinator::RelayStream;
 
-/// How long a UDP address has to answer before the next way is tried: two repetitions.
+/// How long a UDP address has to answer before the next transport is tried: two repetitions.
 const UDP_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the WebSocket has: TCP, a proxy, TLS, the upgrade and the binding.
 const TLS_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the WebSocket is kept before UDP is tried again.
 const TLS_STAY: Duration = Duration::from_secs(60);
-/// How often it is looked whether a WebSocket that is down is up again.
+/// How often to check whether a WebSocket that was down is up again.
 const STREAM_WATCH: Duration = Duration::from_millis(250);
 
 /// The relays that the coordinator names.
@@ -36,7 +36,7 @@ pub struct Relays {
     mark: u32,
     bindings: Vec<Binding>,
     next_id: u32,
-    /// What the path agent was told.
+    /// What the path agent was last told.
     told: Vec<path::Relay>,
     /// Signed documents that relays have passed on.
     documents: Vec<Document>,
@@ -48,18 +48,18 @@ struct Binding {
     way: Way,
     client: RelayClient,
     gossip: Gossip,
-    /// When this way was taken.
+    /// When this transport was chosen.
     since: Instant,
     /// Whether the relay did not know us.
     challenged: bool,
     round_trip: Option<Duration>,
 }
 
-/// One of the ways to a relay.
+/// One of the transports to a relay.
 enum Way {
-    /// By UDP to the address at this place of its list.
+    /// UDP to the address at this place of the relay's list.
     Udp { place: usize, address: SocketAddr },
-    /// By a WebSocket, and whether it was up when last looked at.
+    /// A WebSocket, and whether it was up at the last check.
     Tls { stream: RelayStream, up: bool },
 }
 
@@ -67,7 +67,7 @@ enum Way {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RelayState {
-    /// As the coordinator calls it.
+    /// The coordinator's name for it.
     pub name: String,
     /// "udp" or "tls".
     pub transport: String,
@@ -79,6 +79,15 @@ pub struct RelayState {
     pub round_trip_ms: Option<f64>,
 }
 
+/// Whom a gateway that trusts the coordinator so trusts as a relay for which the coordinator names no certificate. What
+/// is pinned is the coordinator's own certificate, which no other relay has.
+pub fn trust_in_relays(coordinator: &Trust) -> Trust {
+    match coordinator {
+        Trust::Pinned(_) | Trust::Rolling(_) => Trust::Authorities(None),
+        authorities => authorities.clone(),
+    }
+}
+
 impl Relays {
     /// No relays yet.
     pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16, mark: u32) -> Self {
@@ -86,7 +95,7 @@ impl Relays {
         Self { private_key, trust, local_port, mark, bindings, next_id: 0, told, documents }
     }
 
-    /// Takes over the list; bindings that stay in it go on.
+    /// Takes over the list; bindings to relays that remain in it go on.
     pub fn set(&mut self, now: Instant, relays: &[coordination::Relay]) {
         let mut before = std::mem::take(&mut self.bindings);
         for relay in relays.iter().take(path::constants::MAX_RELAYS) {
@@ -113,7 +122,7 @@ impl Relays {
         RelayClient::new(now, &self.private_key, &relay.public_key.into())
     }
 
-    /// The way at this place of the list, or the first one behind it that there is.
+    /// The transport at this place of the list, or the first one after it that exists.
     fn way(&self, relay: &coordination::Relay, place: usize) -> Option<Way> {
         let udp = || relay.udp.first().map(|address| Way::Udp { place: 0, address: *address });
         if let Some(address) = relay.udp.get(place) {
@@ -123,22 +132,18 @@ impl Relays {
         match RelayStream::open(url, self.trust_in(relay), self.local_port, self.mark) {
             Ok(stream) => Some(Way::Tls { stream, up: false }),
             Err(e) => {
-                tracing::warn!("relay {} cannot be reached by TLS: {e}", relay.name);
+                tracing::warn!("relay {} cannot be reached over TLS: {e}", relay.name);
                 udp()
             }
         }
     }
 
-    /// Whose certificate to take for the relay's: the coordinator tells.
+    /// Which certificate the relay must have: the coordinator says.
     fn trust_in(&self, relay: &coordination::Relay) -> Trust {
-        match (relay.fingerprint, &self.trust) {
-            (Some(fingerprint), _) => Trust::Pinned(fingerprint),
-            (None, Trust::Pinned(_) | Trust::Rolling(_)) => Trust::Authorities(None),
-            (None, authorities) => authorities.clone(),
-        }
+        relay.fingerprint.map_or_else(|| self.trust.clone(), Trust::Pinned)
     }
 
-    /// Asks for all bindings anew: the network is another.
+    /// Renews all bindings, because the network has changed.
     pub fn renew(&mut self, now: Instant) {
         for binding in &mut self.bindings {
             binding.client.renew(now);
@@ -146,15 +151,15 @@ impl Relays {
         }
     }
 
-    /// Takes a datagram; whether it was a relay's answer to us.
+    /// Takes a datagram; returns whether it was a relay's answer to us.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> bool {
         let Some(binding) = self.bindings.iter_mut().find(|binding| binding.address() == from) else { return false };
         match binding.client.handle_datagram(now, datagram) {
             Some(Progress::Bound { round_trip }) => {
                 binding.round_trip = Some(round_trip);
                 if std::mem::take(&mut binding.challenged) && self.told.iter().any(|told| told.id == binding.id) {
-                    // It has begun anew, or we come from elsewhere: all that it knew of our sessions is gone.
-                    // By another name it is a relay that nothing was tried with.
+                    // It has restarted, or sees us at a new address: it has lost all that it knew of our sessions.
+                    // Under a new id it counts as a relay that was never tried.
                     binding.id = RelayId(self.next_id);
                     self.next_id += 1;
                 }
@@ -173,20 +178,20 @@ impl Relays {
         }
     }
 
-    /// The signed documents that relays have passed on since the last time.
+    /// The signed documents that relays have passed on since the last call.
     pub fn take_documents(&mut self) -> Vec<Document> {
         std::mem::take(&mut self.documents)
     }
 
-    /// Whether the agent may take probes from there: what comes by a relay that it does not know of would
-    /// seem to come from the peer itself.
+    /// Whether the agent may take probes from this address: a probe forwarded by a relay that the agent does not know
+    /// would seem to come from the peer itself.
     pub fn may_probe(&self, from: SocketAddr) -> bool {
         let told = || self.told.iter().any(|relay| relay.address == from);
         let relay = from.ip().is_loopback() || self.bindings.iter().any(|b| b.relay.udp.contains(&from));
         !relay || told()
     }
 
-    /// What is to be sent where. `udp_passes` is what STUN knows.
+    /// The datagrams to send, and where. `udp_passes` is STUN's finding.
     pub fn step(&mut self, now: Instant, udp_passes: bool) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut bindings = std::mem::take(&mut self.bindings);
         let mut datagrams = Vec::new();
@@ -195,12 +200,12 @@ impl Relays {
                 _ if binding.client.is_bound(now) && binding.may_leave_tls(now, udp_passes) => Some(0),
                 _ if binding.client.is_bound(now) || now < binding.since + binding.patience() => None,
                 Way::Udp { place, .. } if udp_passes => Some(place + 1),
-                // Where nothing comes back at all, the other addresses are not waited for.
+                // If nothing gets through at all, the other addresses are not tried.
                 Way::Udp { .. } => Some(binding.relay.udp.len()),
                 Way::Tls { .. } => Some(0),
             };
             if let Some(way) = next.and_then(|place| self.way(&binding.relay, place)) {
-                // A new way is a new source, of which neither end knows a thing.
+                // A new transport is a new source address, of which neither end knows anything.
                 let Some(client) = self.client(now, &binding.relay) else { continue };
                 (binding.way, binding.client, binding.since) = (way, client, now);
             }
@@ -225,10 +230,10 @@ impl Relays {
         self.bindings.iter().map(due).min()
     }
 
-    /// The relays for the path agent, the nearest first, if they are others than before.
+    /// The relays for the path agent, the nearest first, if they have changed.
     pub fn take_changed(&mut self, now: Instant) -> Option<Vec<path::Relay>> {
         let mut bound: Vec<&Binding> = self.bindings.iter().filter(|binding| binding.client.is_bound(now)).collect();
-        // The order only decides until the agent has measured by itself; it changes with the list alone.
+        // The order matters only until the agent has measured for itself; it changes only with the list.
         bound.sort_by_key(|binding| (binding.kind() == RelayKind::Tls, binding.id));
         let relays: Vec<path::Relay> = bound
             .iter()
@@ -280,8 +285,8 @@ impl Binding {
         }
     }
 
-    /// Binds at once by a WebSocket that has just come up: to the relay it is another source than the one
-    /// before, and what was sent meanwhile is lost.
+    /// Binds at once over a WebSocket that has just come up: to the relay it is a new source, and what was sent
+    /// meanwhile is lost.
     fn watch_stream(&mut self, now: Instant) {
         let Way::Tls { stream, up } = &mut self.way else { return };
         let was_up = std::mem::replace(up, stream.is_up());
@@ -290,7 +295,7 @@ impl Binding {
         }
     }
 
-    /// Whether a binding by TLS is to be one by UDP again.
+    /// Whether a binding over TLS should go back to UDP.
     fn may_leave_tls(&self, now: Instant, udp_passes: bool) -> bool {
         let by_tls = self.kind() == RelayKind::Tls;
         by_tls && udp_passes && !self.relay.udp.is_empty() && now >= self.since + TLS_STAY

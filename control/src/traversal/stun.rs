@@ -1,4 +1,4 @@
-//! What STUN says of us: the addresses that others see, and the NAT's behaviour.
+//! What STUN finds out about us: the addresses that others see, and the NAT's behaviour.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use penstock_proto::stun::{Discovery, NatReport, Query, Reflexive};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// Servers of one family that are asked for our address again and again; more only cost packets.
+/// Servers of one family that are asked for our address regularly; more would only cost packets.
 const ASKED: usize = 2;
-/// How long after a start one answer is enough, although other servers have not answered.
+/// How long after a start one answer is enough, even though other servers have not answered yet.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The STUN servers, and what they said.
+/// The STUN servers, and their answers.
 #[derive(Default)]
 pub struct Stun {
     servers: Vec<SocketAddr>,
     local: Vec<SocketAddr>,
     asked: Vec<Asked>,
     discovery: Option<Discovery>,
-    /// The family of the report: IPv4 if there are servers of it, because that is what NATs translate.
+    /// The family of the report: IPv4 if there are IPv4 servers, because that is what NATs translate.
     report: NatReport,
-    /// Whether a discovery goes on, so that the report is none yet or of another mapping.
+    /// Whether a discovery is under way, so that the report is empty or about an earlier mapping.
     measuring: bool,
     started: Option<Instant>,
     changed: bool,
@@ -32,7 +32,7 @@ struct Asked {
     server: SocketAddr,
     reflexive: Reflexive,
     answered: bool,
-    /// The last address that it gave.
+    /// The last address that it reported.
     known: Option<SocketAddr>,
 }
 
@@ -45,7 +45,7 @@ impl Stun {
         }
     }
 
-    /// Asks everything anew: the network is another.
+    /// Asks for everything again, because the network has changed.
     pub fn restart(&mut self, now: Instant, local: &[SocketAddr]) {
         self.local = local.to_vec();
         let asked = |server| Asked {
@@ -73,7 +73,7 @@ impl Stun {
         self.servers.iter().copied().filter(move |server| server.is_ipv4() == v4)
     }
 
-    /// Asks for our address anew.
+    /// Asks for our address again.
     pub fn refresh(&mut self, now: Instant) {
         self.asked.iter_mut().for_each(|asked| asked.reflexive.refresh(now));
     }
@@ -89,7 +89,7 @@ impl Stun {
         self.look(now);
     }
 
-    /// What is to be sent.
+    /// The requests to send.
     pub fn step(&mut self, now: Instant) -> Vec<Query> {
         let mut queries = Vec::new();
         for asked in &mut self.asked {
@@ -108,13 +108,13 @@ impl Stun {
         asked.chain(self.discovery.as_mut().and_then(Discovery::poll_timeout)).min()
     }
 
-    /// Whether our addresses or the report are other than when this was last asked.
+    /// Whether our addresses or the report have changed since the last call.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// From when on what is known is enough to be told: all servers have answered or were given up, or one has
-    /// and the others had their chance. `None` as long as a server is yet to say anything.
+    /// When enough is known to announce it: all servers have answered or were given up, or one has answered and the
+    /// others have had their chance. `None` as long as no server has said anything.
     pub fn settles_at(&self) -> Option<Instant> {
         let started = self.started?;
         if self.asked.iter().all(|asked| asked.answered) {
@@ -143,8 +143,8 @@ impl Stun {
         self.measuring
     }
 
-    /// What is known of IPv4's NAT and of IPv6's; `None` where we have no address or there is no server. Of the
-    /// family that is not discovered, only what an address tells.
+    /// What is known of the NAT for IPv4 and for IPv6; `None` where we have no address or there is no server. For the
+    /// family without a discovery, only what the address shows.
     pub fn reports(&self) -> [Option<NatReport>; 2] {
         let discovered = self.of_family(true).next().is_some();
         [true, false].map(|v4| {
@@ -184,8 +184,8 @@ impl Stun {
                 moved |= asked.known.replace(address).is_some_and(|known| known != address);
             }
         }
-        // Another mapping may be another NAT's. The same one is not asked about twice: what the first time
-        // was sent to has been let in since, and would be taken for a NAT that lets everybody in.
+        // Another mapping may be another NAT's. The same one is not measured twice: the destinations of the first time
+        // are let in since, which would look like a NAT that lets everybody in.
         if moved || (self.report.udp_blocked && self.passes()) {
             self.report.udp_blocked = false;
             self.discover(now);

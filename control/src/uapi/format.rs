@@ -6,10 +6,10 @@ use zeroize::Zeroizing;
 
 use super::{Device, Errno, PeerState};
 
-/// The answer to `get=1`. It holds secrets.
+/// The answer to `get=1`. It contains secrets.
 #[must_use]
 pub fn format_get(device: &Device) -> Zeroizing<String> {
-    // Reserved at once: a growing buffer would leave copies of the secrets behind.
+    // Allocated in advance: a growing buffer would leave copies of the secrets behind.
     const DEVICE: usize = 256;
     const PEER: usize = 512;
     const ALLOWED_IP: usize = 64;
@@ -22,10 +22,10 @@ pub fn format_get(device: &Device) -> Zeroizing<String> {
     text
 }
 
-/// The answer to `set=1`, and to a request that failed.
+/// The answer to `set=1`, and to a failed request.
 #[must_use]
 pub fn format_errno(outcome: Result<(), Errno>) -> String {
-    // Negative, as `wg` wants it; it shows positive ones as unknown.
+    // Negative, as `wg` expects it; it would show positive ones as unknown.
     let number = outcome.map_or_else(|errno| -(errno as i32), |()| 0);
     format!("errno={number}\n\n")
 }

@@ -1,7 +1,7 @@
 //! Requests: lines of `key=value`, ended by an empty line.
 //!
-//! The order of keys matters: those after `public_key` are that peer's, those after `allowed_ip`
-//! still are. A request with any fault changes nothing.
+//! The order of keys matters: those after `public_key` are that peer's, and stay so after `allowed_ip`. A request with
+//! any error changes nothing.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::str;
@@ -17,7 +17,7 @@ use crate::key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 /// Parses one whole request, with or without its closing empty line.
 ///
 /// # Errors
-/// What to answer.
+/// The errno to answer with.
 pub fn parse(text: &[u8]) -> Result<Operation, Errno> {
     let mut parser = Parser::default();
     for line in text.strip_suffix(b"\n").unwrap_or(text).split(|&b| b == b'\n') {
@@ -28,7 +28,7 @@ pub fn parse(text: &[u8]) -> Result<Operation, Errno> {
     parser.finish()
 }
 
-/// A request as its lines come in.
+/// A request whose lines are still coming in.
 #[derive(Debug, Default)]
 pub struct Parser {
     read: usize,
@@ -37,18 +37,18 @@ pub struct Parser {
     fault: Option<Errno>,
 }
 
-/// What a line made of the request.
+/// What a line did to the request.
 #[derive(Debug, PartialEq)]
 pub enum Progress {
     /// There is more to come.
     More,
-    /// It is over, and this is it; the parser is ready for the next one. After [`Errno::TooLarge`]
-    /// it may not really be over, so that nothing that follows can be understood.
+    /// It is complete, and this is it; the parser is ready for the next one. After [`Errno::TooLarge`] it may not
+    /// really be complete, so nothing that follows can be understood.
     Done(Result<Operation, Errno>),
 }
 
 impl Parser {
-    /// Takes a line without its newline. After a fault lines are skipped up to the empty one.
+    /// Takes a line without its newline. After an error, lines are skipped up to the empty one.
     pub fn line(&mut self, line: &[u8]) -> Progress {
         self.read = self.read.saturating_add(line.len() + 1);
         if self.read > REQUEST_LIMIT {
@@ -147,7 +147,7 @@ fn set_peer(peer: &mut SetPeer, key: &str, value: &str) -> Result<(), Errno> {
 }
 
 impl SetPeer {
-    /// A peer nothing is changed of.
+    /// A peer with no changes.
     #[must_use]
     pub fn new(public_key: PublicKey) -> Self {
         Self {
@@ -171,13 +171,13 @@ fn change<K>(key: Result<K, KeyError>) -> Result<Change<K>, Errno> {
     }
 }
 
-/// The protocol knows flags that are set, not such that are not.
+/// The protocol has flags that are set, and none that are not.
 fn flag(value: &str) -> Result<bool, Errno> {
     if value == "true" { Ok(true) } else { Err(Errno::Invalid) }
 }
 
 fn number<N: str::FromStr>(value: &str) -> Result<N, Errno> {
-    // Rust's parser takes a sign too.
+    // Rust's parser also accepts a sign.
     if !value.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(Errno::Invalid);
     }
@@ -203,7 +203,7 @@ fn endpoint(value: &str) -> Result<SocketAddr, Errno> {
     Ok(endpoint)
 }
 
-/// `[fe80::1%eth0]:47100`, with the interface's name where Rust knows only its index. `wg` writes it so.
+/// `[fe80::1%eth0]:47100`, with the interface's name where Rust accepts only its index. `wg` writes it like this.
 fn in_named_zone(value: &str) -> Option<SocketAddr> {
     let (address, port) = value.strip_prefix('[')?.split_once("]:")?;
     let (address, zone) = address.split_once('%')?;

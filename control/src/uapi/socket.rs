@@ -1,4 +1,4 @@
-//! WireGuard's socket, `/var/run/wireguard/NAME.sock`: as many requests per connection as come.
+//! WireGuard's socket, `/var/run/wireguard/NAME.sock`: any number of requests per connection.
 
 use std::io;
 use std::path::Path;
@@ -20,24 +20,24 @@ use crate::socket_file::Service;
 pub const DIRECTORY: &str = "/var/run/wireguard";
 /// Connections served at a time.
 pub const CONNECTION_LIMIT: usize = 16;
-/// How long a client may take to send a request or take the answer.
+/// How long a client may take to send a request or to read the answer.
 pub const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the gateway may take for an answer.
+/// How long the gateway may take to answer.
 pub const GATEWAY_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after a failed accept the next is tried.
+/// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at a time; no line may be longer.
 const BUFFER: usize = 4096;
 
-/// Serves the place where `wg` looks for `name`. Must be called within a tokio runtime.
+/// Serves the socket where `wg` looks for `name`. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// [`io::ErrorKind::AddrInUse`] if somebody answers there; whatever the file system says.
+/// [`io::ErrorKind::AddrInUse`] if somebody else is serving it; other errors of the file system.
 pub fn serve(name: &Name) -> io::Result<Service<Request>> {
     serve_in(Path::new(DIRECTORY), name)
 }
 
-/// Serves another directory than [`DIRECTORY`].
+/// As [`serve`], in another directory than [`DIRECTORY`].
 ///
 /// # Errors
 /// As [`serve`].
@@ -50,7 +50,7 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
     // Dropped with this future, and the connections with it.
     let mut connections = JoinSet::new();
     loop {
-        // A client is accepted when there is a place, else it waits in the kernel's queue.
+        // A client is accepted when there is room; otherwise it waits in the kernel's queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
@@ -68,7 +68,7 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
             }
             Err(error) => {
                 tracing::warn!("WireGuard socket: {error}");
-                // Out of descriptors, most likely: trying again at once would not help.
+                // Most likely the descriptors are used up: trying again at once would not help.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -83,7 +83,7 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::R
         };
         let (answer, last) = match request {
             Ok(operation) => (answer(operation, requests).await, false),
-            // The rest of the request was not read: what follows cannot be told from it.
+            // The rest of the request was not read, so what follows cannot be told from it.
             Err(errno) => (Zeroizing::new(format_errno(Err(errno))), errno == Errno::TooLarge),
         };
         timeout(CLIENT_PATIENCE, client.stream.write_all(answer.as_bytes())).await??;
@@ -112,7 +112,7 @@ async fn answer(operation: Operation, requests: &mpsc::Sender<Request>) -> Zeroi
     outcome.unwrap_or_else(|errno| Zeroizing::new(format_errno(Err(errno))))
 }
 
-/// A connection and what was read from it but not yet looked at.
+/// A connection, and what was read from it but not parsed yet.
 struct Client {
     stream: UnixStream,
     buffer: Zeroizing<[u8; BUFFER]>,
@@ -121,7 +121,7 @@ struct Client {
 }
 
 impl Client {
-    /// The next request, or `None` if the client has none.
+    /// The next request, or `None` if the client has no more.
     async fn request(&mut self) -> io::Result<Option<Result<Operation, Errno>>> {
         let mut parser = Parser::default();
         loop {
@@ -142,7 +142,7 @@ impl Client {
             }
             let count = self.stream.read(&mut self.buffer[self.end..]).await?;
             if count == 0 {
-                // A client that leaves in the middle of a request wants nothing any more.
+                // A client that leaves in the middle of a request no longer wants anything.
                 return Ok(None);
             }
             self.end += count;

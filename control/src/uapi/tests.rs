@@ -64,7 +64,7 @@ fn every_key_of_a_peer() {
     let allowed: Vec<_> = peer.allowed_ips.iter().map(|ip| (ip.prefix.to_string(), ip.remove)).collect();
     let expected = [("10.0.0.0/8", true), ("10.1.0.0/16", false), ("fd00::1/128", false)];
     assert!(allowed.iter().map(|(prefix, remove)| (prefix.as_str(), *remove)).eq(expected));
-    // The newer way of asking for a link-local endpoint.
+    // The newer way of writing a link-local endpoint.
     assert!(set_peer("endpoint=[fe80::1%2]:5").is_ok());
     assert!(set_peer("endpoint=[fe80::1%lo]:5").is_ok());
     for wrong in ["[fe80::1%nosuch0]:5", "[fe80::1%]:5", "[fe80::1%lo]:0", "[fe80::1%lo]", "[1.2.3.4%lo]:5"] {

@@ -11,13 +11,13 @@ use crate::profile::{Endpoint, Peer, Profile};
 
 /// Seconds between keepalives, so that the peer's NAT keeps its mapping.
 const KEEPALIVE: u32 = 25;
-/// Characters of the largest file but its prefixes.
+/// Characters of the largest file without its prefixes.
 const ROOM: usize = 2048;
-/// Characters of a prefix in a list.
+/// Characters per prefix in a list.
 const PREFIX_ROOM: usize = 48;
 
-/// The file for `peer`. Without a private key there is a comment in its place, to be filled in by whoever has it.
-/// `endpoint` is where the peer finds this gateway, if it can.
+/// The file for `peer`. Without a private key it has a comment instead, for whoever has the key to fill in. `endpoint`
+/// is where the peer reaches this gateway, if it can.
 #[must_use]
 pub fn export(
     profile: &Profile,
@@ -27,7 +27,7 @@ pub fn export(
 ) -> Zeroizing<String> {
     let ours = allowed_ips(profile, peer);
     let room = ROOM + PREFIX_ROOM * (ours.len() + peer.allowed_ips.len());
-    // Reserved at once: a growing buffer would leave copies of the secrets behind.
+    // Allocated in advance: a growing buffer would leave copies of the secrets behind.
     let mut text = Zeroizing::new(String::with_capacity(room));
     // Writing to a String cannot fail.
     let _ = write(&mut text, profile, peer, private_key, endpoint, &ours);
@@ -73,21 +73,21 @@ fn write(
     Ok(())
 }
 
-/// What the peer reaches by this gateway: its address and subnets; with `Transit`, what the other peers have too.
+/// What the peer reaches through this gateway: its address and subnets and, with `Transit`, those of the other peers.
 fn allowed_ips(profile: &Profile, peer: &Peer) -> Vec<IpNet> {
     let own = profile.virtual_addresses.iter().copied().map(IpNet::from);
     let others = profile.peers.iter().filter(|other| profile.transit && other.public_key != peer.public_key);
     own.chain(profile.lan.announced()).chain(others.flat_map(|other| other.allowed_ips.iter().copied())).collect()
 }
 
-/// The addresses among prefixes that are one host each; the first of each family.
+/// The prefixes that are single hosts; the first of each family.
 fn hosts(prefixes: &[IpNet]) -> impl Iterator<Item = IpNet> {
     let host =
         |v4: bool| prefixes.iter().copied().find(|p| p.prefix_len() == p.max_prefix_len() && p.addr().is_ipv4() == v4);
     [host(true), host(false)].into_iter().flatten()
 }
 
-/// Where a peer anywhere may find a gateway with these addresses: the first that is not private.
+/// Where peers anywhere can reach a gateway with these addresses: the first one that is not private.
 #[must_use]
 pub fn public(addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
     addresses.into_iter().find(|address| match address {

@@ -1,4 +1,4 @@
-//! A profile of a `wg-quick` file, and what of the file it cannot take over.
+//! Makes a profile from a `wg-quick` file, and tells what of the file it cannot take over.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use super::{ExtraKind, File, Peer, shown};
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::profile::{Endpoint, MTU_RANGE, Name, PEER_NAME_LIMIT};
 
-/// Which devices the profile is about; a file of wg-quick says nothing of them.
+/// The devices that the profile is about; a wg-quick file does not name them.
 #[derive(Clone, Debug)]
 pub struct Site {
     /// The gateway's name.
@@ -25,11 +25,11 @@ pub struct Site {
     pub subnets: Vec<IpNet>,
 }
 
-/// What was made of a file.
+/// The result of an import.
 pub struct Imported {
     /// The profile, as JSON.
     pub profile: String,
-    /// The private key, and the file beside the profile that it belongs into.
+    /// The private key, and the file beside the profile that it belongs in.
     pub private_key: (PathBuf, PrivateKey),
     /// The preshared keys, likewise.
     pub preshared_keys: Vec<(PathBuf, PresharedKey)>,
@@ -40,23 +40,25 @@ pub struct Imported {
 /// Something that the profile cannot take over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// The line it is about.
+    /// The line that it is about.
     pub line: Option<usize>,
-    /// What it is.
+    /// What it is about.
     pub what: String,
-    /// What to do in its place.
+    /// What to do instead.
     pub instead: String,
 }
 
 /// The file has no private key.
 #[derive(Debug, thiserror::Error)]
-#[error("[Interface] has no PrivateKey: a gateway cannot be without one")]
+#[error(
+    "[Interface] has no PrivateKey, which a gateway must have; if a PostUp sets it from a file, put that key here first"
+)]
 pub struct NoPrivateKey;
 
-/// Makes a profile of a file.
+/// Makes a profile from a file.
 ///
 /// # Errors
-/// There is no private key in it.
+/// There is no private key in the file.
 pub fn import(file: File, site: &Site) -> Result<Imported, NoPrivateKey> {
     let File { private_key, listen_port, fw_mark, addresses, mtu, extras, peers } = file;
     let private_key = private_key.ok_or(NoPrivateKey)?;
@@ -90,13 +92,13 @@ pub fn import(file: File, site: &Site) -> Result<Imported, NoPrivateKey> {
         fw_mark: fw_mark.filter(|mark| *mark != 0),
         peers: peers.into_iter().map(|peer| ProfilePeer::of(peer, name, &mut preshared_keys)).collect(),
     };
-    // Names, numbers and text only: nothing that could not be written as JSON.
+    // There are only names, numbers and text, all of which can be written as JSON.
     let profile = serde_json::to_string_pretty(&profile).unwrap_or_default() + "\n";
     notes.sort_by_key(|note| note.line);
     Ok(Imported { profile, private_key: (key_file, private_key), preshared_keys, notes })
 }
 
-/// A profile as it is written, with what a file of wg-quick can tell.
+/// A profile as written, with the fields that a wg-quick file can provide.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Profile<'a> {
@@ -163,7 +165,7 @@ impl ProfilePeer {
     }
 }
 
-/// One address of each family. The networks that they are in become none of the device's.
+/// One address of each family. The networks that they are in do not become the device's.
 fn own_addresses(given: &[IpNet], notes: &mut Vec<Note>) -> Vec<IpAddr> {
     let mut own: Vec<IpAddr> = Vec::new();
     for address in given {
@@ -186,11 +188,11 @@ fn own_addresses(given: &[IpNet], notes: &mut Vec<Note>) -> Vec<IpAddr> {
     own
 }
 
-/// What to do in the place of what only wg-quick does; `None` if it changes nothing.
+/// What to do instead of what only wg-quick does; `None` if it would change nothing.
 fn instead(kind: ExtraKind, value: &str, name: &str) -> Option<String> {
     let unit = |when| {
         format!(
-            "the gateway switches forwarding on and sets routes by itself; what else the command is for belongs into \
+            "the gateway switches forwarding on and sets routes by itself; anything else that the command does belongs in \
              {when}= of a drop-in of penstock@.service (`systemctl edit`), with {name} for %i"
         )
     };
@@ -215,7 +217,7 @@ fn instead(kind: ExtraKind, value: &str, name: &str) -> Option<String> {
     })
 }
 
-/// The peers that a profile can have: each key once, each prefix once, none of them this site's.
+/// The peers that a profile can have: each key once, each prefix once, no prefix that is this site's.
 fn peers_of(
     given: Vec<Peer>,
     own_key: PublicKey,
@@ -242,7 +244,7 @@ fn peers_of(
             }
             !ours
         });
-        // As `wg` has it, a second section of a peer goes on with the first.
+        // As with `wg`, a second section of a peer continues the first.
         let place = *places.entry(key).or_insert_with(|| {
             peers.push(Peer { allowed_ips: Vec::new(), ..Peer::new(peer.line, peer.name.take()) });
             peers.len() - 1
@@ -254,7 +256,7 @@ fn peers_of(
         known.persistent_keepalive = peer.persistent_keepalive.or(known.persistent_keepalive);
         known.allowed_ips.append(&mut peer.allowed_ips);
     }
-    // The last peer that claims a prefix has it, as `wg` has it.
+    // The last peer that claims a prefix gets it, as with `wg`.
     let mut claimed = HashSet::new();
     for peer in peers.iter_mut().rev() {
         peer.allowed_ips.reverse();
@@ -273,7 +275,7 @@ fn peers_of(
     peers
 }
 
-/// Gives each peer a name that no other has.
+/// Gives each peer a unique name.
 fn name_all(peers: &mut [Peer]) {
     let mut taken = HashSet::new();
     for (at, peer) in peers.iter_mut().enumerate() {

@@ -36,7 +36,7 @@ fn site() -> Site {
     }
 }
 
-/// The profile that a file becomes, as a gateway reads it.
+/// The profile made from a file, as a gateway reads it.
 fn imported(text: &str) -> (Profile, Imported) {
     let imported = import(parse(text.as_bytes()).unwrap(), &site()).unwrap();
     let json = &imported.profile;
@@ -92,6 +92,12 @@ fn a_file_becomes_a_profile() {
 }
 
 #[test]
+fn a_file_from_windows_is_read() {
+    let windows = format!("\u{feff}{}", full().replace('\n', "\r\n"));
+    assert_eq!(imported(&windows).1.profile, imported(&full()).1.profile);
+}
+
+#[test]
 fn peers_that_a_profile_cannot_have() {
     let text = format!(
         "[Interface]\nPrivateKey = {PRIVATE}\n[Peer]\nPublicKey = {OWN}\nAllowedIPs = 10.1.0.0/16\n\
@@ -111,11 +117,11 @@ fn errors_name_the_line() {
         ("PrivateKey = x\n", "line 1: before the first [Interface] or [Peer]"),
         ("[Interface]\nhello\n", "line 2: \"hello\" is neither a section nor KEY = VALUE"),
         ("[Interface]\nJc = 4\n", "line 2: [Interface] has no \"Jc\""),
-        ("[Interface]\n\nListenPort = 65536\n", "line 3: ListenPort: \"65536\" is no number that it can have"),
-        ("[Interface]\nListenPort = +1\n", "line 2: ListenPort: \"+1\" is no number that it can have"),
-        ("[Interface]\nAddress = 10.0.0.1/33\n", "line 2: Address: \"10.0.0.1/33\" is no address or prefix"),
+        ("[Interface]\n\nListenPort = 65536\n", "line 3: ListenPort: \"65536\" is not a valid number"),
+        ("[Interface]\nListenPort = +1\n", "line 2: ListenPort: \"+1\" is not a valid number"),
+        ("[Interface]\nAddress = 10.0.0.1/33\n", "line 2: Address: \"10.0.0.1/33\" is not an address or prefix"),
         ("[Peer]\nAllowedIPs = 10.0.0.0/8\n", "line 1: this peer has no PublicKey"),
-        ("[Peer]\nEndpoint = nowhere\n", "line 2: \"nowhere\" is no endpoint"),
+        ("[Peer]\nEndpoint = nowhere\n", "line 2: \"nowhere\" is not an endpoint"),
         ("[Peer]\nFwMark = 1\n", "line 2: [Peer] has no \"FwMark\""),
     ] {
         assert!(complaint(text).starts_with(expected), "{text:?}: {}", complaint(text));
@@ -133,9 +139,9 @@ fn errors_name_the_line() {
 fn limits() {
     let peers = |count| "[Peer]\n".repeat(count);
     assert!(complaint(&peers(PEER_LIMIT)).contains("no PublicKey"));
-    assert!(complaint(&peers(PEER_LIMIT + 1)).contains("more than the 4096 peers"));
+    assert!(complaint(&peers(PEER_LIMIT + 1)).contains("more than 4096 peers"));
     let allowed = format!("[Peer]\nAllowedIPs = {}\n", "::/0,".repeat(ALLOWED_IP_LIMIT + 1));
-    assert!(complaint(&allowed).contains("more than the 65536 allowed IPs"));
+    assert!(complaint(&allowed).contains("more than 65536 allowed IPs"));
     let hooks = format!("[Interface]\n{}", "PostUp = x\n".repeat(EXTRA_LIMIT + 1));
     assert!(complaint(&hooks).starts_with("line 1026: more than 1024"));
     let long = "#".repeat(FILE_LIMIT as usize + 1);

@@ -1,5 +1,7 @@
 //! Real drivers: site A's WAN and LAN are network cards of the machine (layout B of `scripts/lab`), in each mode.
 
+mod driver;
+
 use super::support::*;
 use super::{note, ports, ready};
 use std::time::Duration;

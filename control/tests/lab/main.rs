@@ -4,10 +4,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bridged;
 mod cards;
 mod kernel_wireguard;
 mod netem;
 mod stacked;
+mod standstill;
 
 use std::io::Write;
 
@@ -22,6 +24,14 @@ fn note(text: &str) {
     let path = std::env::var_os("PENSTOCK_LAB_NOTES").expect("asked in ready");
     let mut file = std::fs::File::options().append(true).create(true).open(path).expect("the notes");
     writeln!(file, "{text}").expect("noted");
+}
+
+/// Has `scripts/lab` stop the machine, and returns when it runs again.
+fn stop_machine(time: std::time::Duration) {
+    let request = std::path::Path::new("/run/lab/stop");
+    std::fs::write(request, time.as_secs().to_string()).expect("asked");
+    let again = || !request.exists();
+    support::eventually(time + std::time::Duration::from_secs(30), "the machine was stopped", again);
 }
 
 /// What `penstock status` says that the ports of the cards are bound as and what they were seen to do, in few words.

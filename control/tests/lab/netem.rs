@@ -16,12 +16,14 @@ fn disturb(topology: &Topology, netem: &str) {
     }
 }
 
-fn throughput(topology: &Topology) -> f64 {
+/// Of one stream there, and of one back.
+fn throughput(topology: &Topology) -> [f64; 2] {
     let (from, to) = (&topology.a.host, &topology.b.host);
-    iperf3(from, to, topology.b.host4(), &["-t", "6", "-O", "1"], topology.scratch())
+    [["-t", "6", "-O", "1"].as_slice(), &["-t", "6", "-O", "1", "-R"]]
+        .map(|options| iperf3(from, to, topology.b.host4(), options, topology.scratch()))
 }
 
-fn kernel_throughput(netem: &str) -> f64 {
+fn kernel_throughput(netem: &str) -> [f64; 2] {
     let topology = Topology::new(Options::switch());
     let (a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
     let _gateways = (KernelWireguard::start(&topology.a, a), KernelWireguard::start(&topology.b, b));
@@ -30,24 +32,24 @@ fn kernel_throughput(netem: &str) -> f64 {
     throughput(&topology)
 }
 
-/// TCP by AF_XDP and by sockets, compared with kernel WireGuard on both sides.
+/// TCP there and back, by AF_XDP and by sockets, compared with kernel WireGuard on both sides.
 fn tcp_keeps_up(netem: &str) {
     if !ready(&["iperf3", "tc"]) {
         return;
     }
     let kernel = kernel_throughput(netem);
-    note(&format!("netem {netem}: kernel WireGuard {:.1} Mbit/s", kernel / 1e6));
+    note(&format!("netem {netem}: kernel WireGuard {:.1?} Mbit/s", kernel.map(|rate| rate / 1e6)));
     let mut slow = Vec::new();
     for kind in [Kind::XDP, Kind::SOCKET] {
         let topology = Topology::new(Options::switch());
         let _gateways = joined(&topology, kind, kind, Outer::V4);
         disturb(&topology, netem);
-        let rate = throughput(&topology);
+        let rates = throughput(&topology);
         // Whatever the network does to packets, what arrives is what was sent.
         tcp_both_ways(&topology.a.host, &topology.b.host, topology.b.host6(), 1 << 18);
-        let ratio = rate / kernel;
-        note(&format!("netem {netem}: {kind:?} {:.1} Mbit/s, {ratio:.2} of it", rate / 1e6));
-        if ratio < RATIO {
+        let ratios = [rates[0] / kernel[0], rates[1] / kernel[1]];
+        note(&format!("netem {netem}: {kind:?} {:.1?} Mbit/s, {ratios:.2?} of it", rates.map(|rate| rate / 1e6)));
+        if ratios.iter().any(|ratio| *ratio < RATIO) {
             slow.push(kind);
         }
     }

@@ -1,4 +1,4 @@
-//! Sites that are numbered alike: each shows its hosts to the other under another prefix.
+//! Sites that use the same addresses: each sees the other's hosts under another prefix.
 
 use crate::support::*;
 use serde_json::json;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 const BYTES: usize = 300_000;
 
-/// The host of either site, by its own address in each family, and the prefix with what site `number` shows it as.
+/// A site's host, by its own address in each family, and the prefix under which the other sees site `number`.
 struct Numbering {
     gateway: &'static str,
     host: &'static str,
@@ -85,7 +85,7 @@ fn hosts_with_the_same_addresses_talk_both_ways() {
             for Numbering { gateway, host, length, .. } in &NUMBERINGS {
                 site.gateway.ip(&format!("addr add {gateway}{length} dev lan0\n"));
                 site.host.ip(&format!("addr add {host}{length} dev eth0\n"));
-                // Else the host speaks from its address in the other network.
+                // Otherwise the host would use its address in the other network.
                 let family = if host.contains(':') { "-6 " } else { "" };
                 site.host.run(&["sh", "-c", &format!("ip {family}route replace default via {gateway} src {host}")]);
             }

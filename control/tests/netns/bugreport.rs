@@ -1,5 +1,4 @@
-//! `penstock bugreport` beside a running gateway: all files are there, no key is, and what is anonymised stays
-//! consistent.
+//! `penstock bugreport` beside a running gateway: all files are there, no key is, and anonymised texts stay consistent.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +10,7 @@ use crate::support::*;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-/// What the archive holds, by the names of the files.
+/// The contents of the archive, by file name.
 type Report = BTreeMap<String, String>;
 
 fn report(gateway: &Gateway, more: &[&str]) -> Report {
@@ -54,7 +53,7 @@ fn everything_is_in_it_but_no_key() {
     let a = Gateway::start(&topology.a, config);
     let _b = Gateway::start(&topology.b, other);
 
-    // A key in the log is taken out.
+    // A key in the log is removed.
     let log = format!("/run/penstock/{}.log", a.name());
     std::fs::write(&log, format!("it said {} and {preshared}\n", a.config.private_key)).expect("written");
     let plain = report(&a, &[]);
@@ -95,7 +94,7 @@ fn everything_is_in_it_but_no_key() {
     assert!(anonymous["profile.json"].contains(prefix), "{prefix} is another in profile.json");
 }
 
-/// A gateway that does not run, and a file that is there.
+/// The gateway is not running, and the output file exists already.
 #[test]
 fn what_cannot_be_had_is_said() {
     if !ready(&[]) || !is_penstock() {
@@ -114,7 +113,7 @@ fn what_cannot_be_had_is_said() {
     assert!(!output.status.success() && std::fs::read_to_string(&taken).is_ok_and(|text| text == "mine"));
 }
 
-/// A key as WireGuard's socket has it.
+/// A key in the form of WireGuard's socket.
 fn hex(key: &str) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     let bytes = BASE64_STANDARD.decode(key.trim()).expect("a key");

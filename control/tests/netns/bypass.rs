@@ -1,12 +1,12 @@
-//! What AF_XDP passes by: rules of others for routing, connection tracking and the packet filter hold all the same, or it
-//! is said that they don't.
+//! What AF_XDP bypasses: other people's rules for routing, connection tracking and the packet filter hold all the same,
+//! or the status says that they do not.
 
 use crate::support::*;
 use std::time::Duration;
 
-/// What news of the kernel may take to be followed.
+/// How long following the kernel's news may take.
 const SOON: Duration = Duration::from_secs(5);
-/// By its hop limit it is told who has answered.
+/// The hop limit tells who has answered.
 const OTHER_TTL: &str = "200";
 
 /// A router behind B's gateway that has an address in the same network as B's host.
@@ -22,7 +22,8 @@ fn other_router(topology: &Topology) -> Namespace {
     other
 }
 
-/// Rules for what leaves the tunnel: by source and destination B sends it to another router than the main table says.
+/// Rules and routes for what leaves the tunnel: by source and destination B sends it to a router other than that of the main
+/// table.
 #[test]
 fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
     if !ready(&[]) || !is_penstock() {
@@ -37,26 +38,37 @@ fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
         let (_a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         b.reload(|profile| profile["Lan"]["Interfaces"] = serde_json::json!(["lan0", "lan1"]));
         await_traffic(&topology);
-        let answered_by_the_other = || {
-            let pings = ping(&topology.a.host, "10.103.0.9".parse().expect("an address"), &["-c", "3", "-i", "0.05"]);
+        let to = "10.103.0.9".parse().expect("an address");
+        let answered_by_the_other = |class| {
+            let pings = ping(&topology.a.host, to, &["-c", "3", "-i", "0.05", "-Q", class]);
             let others = pings.text.matches("ttl=19").count();
             (pings.all_answered() && matches!(others, 0 | 3)).then_some(others == 3)
         };
         let rule = "from 10.101.0.0/24 to 10.103.0.0/24 lookup 200";
         for round in 0..2 {
             eventually(SOON, &format!("{kind:?}, round {round}: by the main table"), || {
-                answered_by_the_other() == Some(false)
+                answered_by_the_other("0") == Some(false)
             });
             topology.b.gateway.ip(&format!("rule add {rule}\n"));
             eventually(SOON, &format!("{kind:?}, round {round}: by the rule"), || {
-                answered_by_the_other() == Some(true)
+                answered_by_the_other("0") == Some(true)
             });
             topology.b.gateway.ip(&format!("rule del {rule}\n"));
         }
+        // So do routes for some packets of a prefix, and a route's MTU.
+        let gateway = &topology.b.gateway;
+        gateway.ip("route add 10.103.0.0/24 tos 0x10 via 10.104.0.2\n");
+        eventually(SOON, &format!("{kind:?}: by the route for a class"), || {
+            answered_by_the_other("0x10") == Some(true) && answered_by_the_other("0") == Some(false)
+        });
+        gateway.ip("route del 10.103.0.0/24 tos 0x10\nroute replace 10.103.0.0/24 via 10.102.0.2 mtu 1000\n");
+        eventually(SOON, &format!("{kind:?}: the route's MTU is told"), || {
+            ping(&topology.a.host, to, &["-c", "1", "-M", "do", "-s", "1100"]).reported_mtu() == Some(1000)
+        });
     }
 }
 
-/// Rules for what the LAN sends, that come before the gateway's own.
+/// Rules for what the LAN sends, with priorities before the gateway's own.
 #[test]
 fn rules_that_come_first_hold_for_what_the_lan_sends() {
     if !ready(&[]) || !is_penstock() {
@@ -75,8 +87,8 @@ fn rules_that_come_first_hold_for_what_the_lan_sends() {
     }
 }
 
-/// A firewall of A's host admits nothing but answers, and AF_XDP passes its connection tracking by. A's keepalives do not,
-/// so that B may call when it has restarted.
+/// A firewall on A's host admits nothing but answers, and AF_XDP bypasses its connection tracking. A's keepalives do
+/// not, so B can call after it has restarted.
 #[test]
 fn behind_a_firewall_that_admits_answers_a_restarted_peer_is_answered() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -107,7 +119,7 @@ fn behind_a_firewall_that_admits_answers_a_restarted_peer_is_answered() {
     }
 }
 
-/// DSCP is shown outside when the profile says so, by AF_XDP as by sockets.
+/// DSCP is copied outward when the profile says so, with AF_XDP as with sockets.
 #[test]
 fn the_class_of_traffic_is_copied_outward_on_demand() {
     if !ready(&["tcpdump"]) || !is_penstock() {
@@ -128,7 +140,7 @@ fn the_class_of_traffic_is_copied_outward_on_demand() {
                 Outer::V6 => frame.bytes[14] << 4 | frame.bytes[15] >> 4,
             };
             let frames = capture.stop();
-            // On a busy machine the last one may not be in the file.
+            // On a busy machine the last one may not have reached the file.
             assert!(frames.len() >= 2, "{kind:?} {outer:?}");
             let expected = if copy { EXPEDITED } else { 0 };
             assert!(frames.iter().all(|frame| class(frame) & 0xfc == expected), "{kind:?} {outer:?}");
@@ -136,7 +148,7 @@ fn the_class_of_traffic_is_copied_outward_on_demand() {
     }
 }
 
-/// Where the profile demands AF_XDP, `status` names the rules that are not applied to what it carries.
+/// Where the profile requires AF_XDP, `status` names the rules that are not applied.
 #[test]
 fn rules_that_are_not_applied_are_problems() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -150,23 +162,129 @@ fn rules_that_are_not_applied_are_problems() {
     );
     let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let problems = || a.status()["Problems"].to_string();
-    assert!(!problems().contains("passes by"), "{}", problems());
+    assert!(!problems().contains("bypasses"), "{}", problems());
     for (interface, hook, rule) in [
         ("lan0", "forward", "ip daddr 10.102.0.9 drop"),
         ("lan0", "prerouting", "ip6 saddr fd00:102::/64 meta mark set 7"),
         ("wan0", "input", "udp dport 47100 log"),
+        ("lan0", "prerouting", "ip daddr 192.0.2.1 tcp dport 80 dnat ip to 10.102.0.2"),
+        ("wan0", "prerouting", "udp dport 53 redirect to :47100"),
     ] {
+        let kind = if rule.contains(" to ") { "nat" } else { "filter" };
         gateway.nft(&format!(
-            "table inet fw {{ chain c {{ type filter hook {hook} priority 0; policy accept;\n {rule}\n }}\n}}"
+            "table inet fw {{ chain c {{ type {kind} hook {hook} priority 0; policy accept;\n {rule}\n }}\n}}"
         ));
         eventually(SOON, &format!("{rule} is named"), || {
-            let told = format!("what AF_XDP carries on {interface} passes by firewall rule handle");
+            let told = format!("what AF_XDP carries on {interface} bypasses firewall rule handle");
             problems().contains(&told) && problems().contains("of chain c, table inet fw")
         });
         // The profile demands it.
         assert_eq!(a.status()["Health"], "healthy");
         gateway.run(&["nft", "delete", "table", "inet", "fw"]);
-        eventually(SOON, &format!("{rule} is gone"), || !problems().contains("passes by"));
+        eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
+    gateway.run(&[
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        a.name(),
+        "root",
+        "tbf",
+        "rate",
+        "1gbit",
+        "burst",
+        "1m",
+        "latency",
+        "9ms",
+    ]);
+    // Traffic control is read along with the packet filter.
+    gateway.nft("table inet fw { }");
+    let told = format!("what AF_XDP carries on lan0 bypasses the queueing discipline tbf of {}", a.name());
+    eventually(SOON, "a shaper of the tunnel's device is named", || problems().contains(&told));
     assert!(ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered());
+}
+
+/// All parts of a packet go one way, so that connection tracking, which puts them together, misses none: those that the
+/// LAN sends, and those that come out of the tunnel while their host's address is being looked for.
+#[test]
+fn the_parts_of_a_packet_stay_together() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        let topology = Topology::new(Options::default());
+        let (_a, _b) = joined(&topology, kind, kind, Outer::V4);
+        for target in topology.b.hosts() {
+            // The host learns the tunnel's MTU.
+            ping(&topology.a.host, target, &["-c", "2", "-i", "0.1", "-s", "1440"]);
+        }
+        for tracked in [false, true] {
+            if tracked {
+                for site in [&topology.a, &topology.b] {
+                    site.gateway.nft(
+                        "table inet tracked { chain forward { type filter hook forward priority 0; policy accept;\n\
+                         ct state new accept\n }\n}",
+                    );
+                }
+            }
+            for target in topology.b.hosts() {
+                for size in ["1500", "3000", "9000"] {
+                    topology.b.gateway.run(&["ip", "neigh", "flush", "dev", "lan0"]);
+                    let pings = ping(&topology.a.host, target, &["-c", "3", "-i", "0.2", "-s", size, "-M", "dont"]);
+                    assert!(pings.all_answered(), "{kind:?}, tracked: {tracked}: {}", pings.text);
+                }
+            }
+        }
+    }
+}
+
+/// Which of these offloads of a device are on.
+fn are_on(namespace: &Namespace, device: &str, offloads: [&str; 2]) -> [bool; 2] {
+    let features = namespace.run(&["ethtool", "-k", device]);
+    offloads.map(|offload| features.contains(&format!("{offload}: on")))
+}
+
+/// A veth whose other end is a bridge's port gets tags beside the frames, where XDP sees none. That end puts them into the
+/// frames while AF_XDP drives the LAN, and no longer afterwards.
+#[test]
+fn the_other_end_of_a_veth_puts_tags_into_frames_while_xdp_drives_the_lan() {
+    if !ready(&["ethtool"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    bridge_lan(&topology.a, "");
+    let beside = || are_on(&topology.a.gateway, "lan0b", ["tx-vlan-offload", "tx-vlan-stag-hw-insert"]);
+    assert_eq!(beside(), [true; 2], "this kernel's veth has the offloads");
+    let (mut a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    assert_eq!(beside(), [false; 2], "{}", a.process.log());
+    await_traffic(&topology);
+    a.reload(|profile| profile["Lan"]["Mode"] = "tun".into());
+    assert_eq!(beside(), [true; 2], "{}", a.process.log());
+    await_traffic(&topology);
+    a.reload(|profile| profile["Lan"]["Mode"] = "xdp".into());
+    assert_eq!(beside(), [false; 2], "{}", a.process.log());
+    assert!(a.terminate().success());
+    assert_eq!(beside(), [true; 2], "after the end: {}", a.process.log());
+}
+
+/// A card that takes VLAN tags off tells the kernel of them, and not XDP: it leaves them in the frames while AF_XDP drives
+/// the LAN, and takes them off again afterwards.
+#[test]
+fn tags_stay_in_the_frames_while_xdp_drives_the_lan() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let stripping = || are_on(&topology.a.gateway, "lan0", ["rx-vlan-offload", "rx-vlan-stag-hw-parse"]);
+    assert_eq!(stripping(), [true; 2], "this kernel's veth has the offloads");
+    let (mut a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    assert_eq!(stripping(), [false; 2], "{}", a.process.log());
+    for (mode, expected) in [("tun", true), ("xdp", false)] {
+        a.reload(|profile| profile["Lan"]["Mode"] = mode.into());
+        assert_eq!(stripping(), [expected; 2], "{mode}: {}", a.process.log());
+        assert!(ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered(), "{mode}");
+    }
+    assert!(a.terminate().success());
+    assert_eq!(stripping(), [true; 2], "after the end: {}", a.process.log());
 }

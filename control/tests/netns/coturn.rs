@@ -1,4 +1,4 @@
-//! `penstock netcheck` asks another implementation's STUN server: coturn's.
+//! `penstock netcheck` against another implementation's STUN server, coturn.
 
 use std::process::Command;
 
@@ -11,10 +11,10 @@ fn netcheck_learns_all_from_a_server_of_coturn() {
         return;
     }
     let namespace = Namespace::new("coturn");
-    // A server with two addresses tells a NAT's whole behavior (RFC 5780), but no client believes loopback ones.
+    // A server with two addresses can measure a NAT completely (RFC 5780), but no client believes loopback addresses.
     namespace.ip("address add 192.0.2.1/32 dev lo\naddress add 192.0.2.2/32 dev lo");
     let scratch = tempfile::tempdir().expect("a directory");
-    // Debian's own configuration switches RFC 5780 off.
+    // Debian's default configuration disables RFC 5780.
     let configuration = scratch.path().join("turnserver.conf");
     std::fs::write(&configuration, "").expect("a file");
     let mut command: Command = namespace.command("turnserver");

@@ -1,11 +1,11 @@
-//! Crashes, orderly ends and refusals to start.
+//! Crashes, orderly stops and refused starts.
 
 use crate::support::*;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-/// SIGKILL under load: what the LAN goes on sending must not leave in the clear, and two seconds
-/// after the next start traffic flows again.
+/// SIGKILL under load: what the LAN goes on sending must not leave in the clear, and two seconds after the next start
+/// traffic flows again.
 fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
     if !ready(&["tcpdump"]) {
         return;
@@ -13,7 +13,7 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
     let topology = Topology::new(Options::switch());
     let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
     for config in [&mut a, &mut b] {
-        // Whoever is new must speak first: the other still believes in the old session.
+        // The restarted side must speak first, since the other still believes in the old session.
         config.peers[0].keepalive = Some(25);
     }
     let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
@@ -69,7 +69,7 @@ fn killed_with_udp_and_xdp() {
     a_killed_gateway_leaks_nothing_and_comes_back(Kind::Penstock { wan: "udp", lan: "xdp" });
 }
 
-/// No clear text before the first handshake either: not while starting, not while the peer is away.
+/// No clear text before the first handshake either: not during the start, and not while the peer is away.
 #[test]
 fn nothing_leaks_before_the_first_handshake() {
     if !ready(&["tcpdump"]) {
@@ -90,13 +90,13 @@ fn nothing_leaks_before_the_first_handshake() {
     }
 }
 
-/// How `penstock run` refuses: soon, with a code other than 0, and a last line that is one sentence
-/// with all of `words`.
+/// How `penstock run` refuses: soon, with an exit code other than 0, and with a last line of one sentence that contains
+/// all of `words`.
 fn refuses(site: &Site, profile: &std::path::Path, words: &[&str]) {
     refuses_under(&[], site, profile, words);
 }
 
-/// The same, run by another command.
+/// The same, run through another command.
 fn refuses_under(command: &[&str], site: &Site, profile: &std::path::Path, words: &[&str]) {
     let log = site.scratch.join("refusal.log");
     let _ = std::fs::remove_file(&log);
@@ -116,7 +116,7 @@ fn refuses_under(command: &[&str], site: &Site, profile: &std::path::Path, words
     }
 }
 
-/// A site with a valid profile, to be spoiled.
+/// A site with a valid profile, for the test to spoil.
 fn with_profile() -> (Topology, std::path::PathBuf, serde_json::Value) {
     let topology = Topology::new(Options::default());
     let (a, _) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
@@ -178,7 +178,7 @@ fn a_missing_interface_is_waited_for() {
             assert!(told, "{kind:?}: {status}");
             topology.a.gateway.ip(&format!("link set away7 name {missing}\n"));
             await_traffic(&topology);
-            // Traffic can be there a moment before the gateway has heard of the interface.
+            // Traffic can flow a moment before the gateway has heard of the interface.
             eventually(PATIENCE, "all is well", || {
                 let status = a.status();
                 status["Health"] == "healthy" && status["Problems"] == serde_json::json!([])
@@ -187,7 +187,7 @@ fn a_missing_interface_is_waited_for() {
     }
 }
 
-/// So is an address.
+/// The same for an address.
 #[test]
 fn a_missing_address_is_waited_for() {
     if !ready(&[]) || !is_penstock() {
@@ -208,11 +208,11 @@ fn a_missing_address_is_waited_for() {
     }
 }
 
-/// A way to make a state directory useless, and the way back.
+/// A way to make a state directory unusable, and how to undo it.
 type Obstacle = (&'static str, fn(&StateDirectory), fn(&StateDirectory));
 
-/// A state directory that is full or read-only is told of and holds nothing else up; what belongs there is written as
-/// soon as it can be.
+/// A state directory that is full or read-only is reported and delays nothing else; what belongs there is written as
+/// soon as possible.
 #[test]
 fn a_state_directory_that_cannot_be_written_holds_nothing_up() {
     if !ready(&[]) || !is_penstock() {
@@ -252,7 +252,7 @@ fn settings(gateway: &Namespace) -> String {
     gateway.run(&["sh", "-c", &format!("grep -s . {files}; true")])
 }
 
-/// The settings of before the first start are put back, although the process that changed them was killed.
+/// The original settings are restored, although the process that changed them was killed.
 #[test]
 fn settings_of_before_a_crash_are_put_back() {
     if !ready(&[]) || !is_penstock() {

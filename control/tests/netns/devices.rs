@@ -1,24 +1,24 @@
-//! Interfaces that AF_XDP drives change under it.
+//! Interfaces that change while AF_XDP drives them.
 
 use crate::chaos::network::lan_again;
 use crate::support::overlay::Heartbeat;
 use crate::support::*;
 use std::time::Duration;
 
-/// Longer than the time between two counts of the queues.
+/// Longer than the interval at which queues are counted.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The longest outage that making ports anew may cause, in seconds.
+/// The longest outage, in seconds, that making ports again may cause.
 const OUTAGE: f64 = 0.2;
 
-/// Each queue of an interface has a socket, also one that comes later.
+/// Each queue of an interface has a socket, including one added later.
 #[test]
 fn a_queue_that_comes_later_gets_a_socket() {
     if !ready(&["ethtool"]) || !is_penstock() {
         return;
     }
     let topology = Topology::new(Options { queues: 2, ..Options::default() });
-    // A veth's program needs as many receive queues as its peer has for sending.
+    // An XDP program on a veth needs as many receive queues as its peer has for sending.
     topology.b.gateway.run(&["ethtool", "-L", "wan0", "tx", "1"]);
     topology.a.gateway.run(&["ethtool", "-L", "wan0", "rx", "1"]);
     let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
@@ -33,7 +33,8 @@ fn a_queue_that_comes_later_gets_a_socket() {
     await_traffic(&topology);
 }
 
-/// Frames to another MAC address of a LAN are not ours, and its own may change. Nothing is bound anew for that.
+/// Frames to another MAC address on a LAN are not ours, and the LAN's own address may change. Nothing is bound again
+/// for that.
 #[test]
 fn another_mac_of_the_lan_is_followed() {
     if !ready(&[]) || !is_penstock() {
@@ -56,7 +57,7 @@ fn another_mac_of_the_lan_is_followed() {
     assert!(steered("redirect_over_v4") >= before + 6, "{before}, then {}", steered("redirect_over_v4"));
 }
 
-/// What comes from an address that is not of the site's subnets goes by the kernel, and so by its rules.
+/// What comes from an address outside the site's subnets goes through the kernel, and so through its rules.
 #[test]
 fn other_sources_are_the_kernel_s() {
     if !ready(&[]) || !is_penstock() {
@@ -74,10 +75,10 @@ fn other_sources_are_the_kernel_s() {
     assert_eq!((steered("other_source"), steered("redirect_over_v4")), (3, redirected));
 }
 
-/// A LAN interface that goes and comes back as another device is all that is made anew: the WAN's ports and the sessions
-/// stay, and what the LAN has nothing to do with passes meanwhile.
+/// When a LAN interface goes away and comes back as another device, only that is made again: the WAN's ports and the
+/// sessions stay, and traffic that has nothing to do with the LAN passes meanwhile.
 #[test]
-fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
+fn a_lan_is_made_anew_within_200_ms() {
     if !ready(&["ethtool"]) || !is_penstock() {
         return;
     }
@@ -88,7 +89,7 @@ fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
         let wan_ports = || {
             let ports = a.status()["Ports"].as_array().cloned().unwrap_or_default();
             let mut ports: Vec<_> = ports.into_iter().filter(|port| port["Interface"] == "wan0").collect();
-            // What was proven of them grows with time.
+            // The time since they were last proven keeps growing.
             for port in ports.iter_mut().filter_map(|port| port.as_object_mut()) {
                 port.retain(|field, _| field != "Sending" && field != "Receiving");
             }
@@ -107,7 +108,7 @@ fn a_lan_made_anew_leaves_sessions_and_the_wan_alone() {
         await_traffic(&topology);
         eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
 
-        // AF_XDP's ports share their packet memory, so that a worker's are made anew together.
+        // AF_XDP ports share their packet memory, so all of a worker's are made again together.
         let beats = beat.stop();
         assert!(beats.longest_gap() <= OUTAGE, "{kind:?}: longest gap {} s", beats.longest_gap());
         assert!(kind == Kind::XDP || beats.lost() == 0, "{kind:?}: {} were lost", beats.lost());

@@ -1,17 +1,17 @@
-//! `penstock doctor` beside real faults: it finds each, and the command that it prints mends it.
+//! `penstock doctor` with real faults: it finds each, and the command that it prints repairs it.
 
 use serde_json::Value;
 
 use crate::support::*;
 
-/// What `doctor --json` says, and how it ends.
+/// The output of `doctor --json`, and its exit code.
 fn doctor(gateway: &Gateway) -> (Value, i32) {
     let output = gateway.command(&["doctor", "--json"]);
     let report = serde_json::from_slice(&output.stdout).expect("JSON");
     (report, output.status.code().expect("no signal"))
 }
 
-/// The command that mends what is wrong with the subject, and how severe that is.
+/// The command that repairs the problem with the subject, and its severity.
 fn finding(gateway: &Gateway, subject: &str) -> Option<(String, String)> {
     let (report, code) = doctor(gateway);
     assert_eq!(report["Running"], true);
@@ -23,8 +23,8 @@ fn finding(gateway: &Gateway, subject: &str) -> Option<(String, String)> {
     Some((text(&found["Severity"]), text(&found["Command"])))
 }
 
-/// The fault is found, and the printed command mends it.
-fn is_mended(gateway: &Gateway, site: &Site, subject: &str, severity: &str) {
+/// The fault is found, and the printed command repairs it.
+fn is_fixed(gateway: &Gateway, site: &Site, subject: &str, severity: &str) {
     let (found, command) = finding(gateway, subject).unwrap_or_else(|| panic!("{subject} is not found"));
     assert_eq!(found, severity, "{subject}");
     site.gateway.run(&["sh", "-c", &command]);
@@ -32,8 +32,8 @@ fn is_mended(gateway: &Gateway, site: &Site, subject: &str, severity: &str) {
 }
 
 #[test]
-fn the_printed_commands_mend_what_is_found() {
-    if !ready(&["sysctl"]) || !is_penstock() {
+fn the_printed_commands_fix_what_is_found() {
+    if !ready(&["sysctl", "nft"]) || !is_penstock() {
         return;
     }
     let topology = Topology::new(Options::default());
@@ -42,19 +42,34 @@ fn the_printed_commands_mend_what_is_found() {
     assert_eq!(finding(&a, "wan0"), None, "nothing is wrong yet");
 
     site.gateway.ip("link set wan0 mtu 1300\n");
-    is_mended(&a, site, "wan0", "warning");
+    is_fixed(&a, site, "wan0", "warning");
 
     site.gateway.sysctl("net/ipv4/conf/wan0/rp_filter", "1");
     assert_eq!(finding(&a, "wan0"), None, "nothing leads elsewhere");
     site.gateway.ip("route replace default via 10.101.0.77 dev lan0\n");
-    is_mended(&a, site, "wan0", "warning");
+    is_fixed(&a, site, "wan0", "warning");
 
     site.gateway.ip("rule add priority 100 table 200\n");
     assert_eq!(finding(&a, "rule 100"), None, "its table is empty");
     site.gateway.ip("route add 10.0.0.0/8 via 10.101.0.77 dev lan0 table 200\n");
-    is_mended(&a, site, "rule 100", "error");
+    is_fixed(&a, site, "rule 100", "error");
     site.gateway.ip("rule add priority 101 to 10.102.0.0/16 blackhole\n");
-    is_mended(&a, site, "rule 101", "error");
+    is_fixed(&a, site, "rule 101", "error");
+
+    // Packets that are answers, and ICMPv6 to find neighbours, are let in.
+    site.gateway.nft(
+        "table inet fw {
+            chain in {
+                type filter hook input priority 0; policy drop;
+                ct state established,related accept; meta l4proto ipv6-icmp accept;
+            };
+            chain through { type filter hook forward priority 0; policy accept; oifname \"wan0\" drop; };
+        };",
+    );
+    is_fixed(&a, site, &format!("UDP port {}", a.config.port), "warning");
+    assert_eq!(finding(&a, "lan0"), None, "what leads out of the WAN is none of the tunnel's");
+    site.gateway.nft("add rule inet fw through reject");
+    is_fixed(&a, site, "lan0", "error");
     await_traffic(&topology);
 }
 
@@ -75,7 +90,8 @@ fn a_program_that_has_the_port_is_named_and_nothing_is_changed() {
         let findings = report["Findings"].as_array().expect("findings").clone();
         findings.into_iter().find(|finding| finding["Subject"] == format!("UDP port {port}"))
     };
-    assert_eq!(taken(), None);
+    // A program that the gateway was about to start may still hold its sockets.
+    eventually(PATIENCE, "the port is free", || taken().is_none());
     let socket = topology.a.gateway.enter(|| std::net::UdpSocket::bind(("0.0.0.0", port)).expect("a free port"));
     let command = taken().expect("found")["Command"].as_str().map(str::to_owned);
     assert_eq!(command, Some(format!("kill {}", std::process::id())));

@@ -1,5 +1,5 @@
-//! The firewall of the profile, and what a coordinator's policy allows, under real traffic, in every mode and both
-//! families; and what a reload does.
+//! The profile's firewall, and what a coordinator's policy allows, under real traffic, in every mode and both families;
+//! and what a reload does.
 
 use crate::overlay_modes::{End, host6, start};
 use crate::support::nat::{Kind as Nat, Lab};
@@ -10,13 +10,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Of B, which its firewall lets in, and which not.
+/// Ports on B: its firewall lets in the first, and not the second.
 const WEB: u16 = 8080;
 const HIDDEN: u16 = 8081;
-/// Longer than a round trip on a loaded machine, shorter than the repetition of a SYN.
+/// Longer than a round trip on a loaded machine, shorter than the retransmission of a SYN.
 const SHORT: Duration = Duration::from_millis(800);
 
-/// Lets everything out, and in what these rules accept.
+/// Lets everything out, and lets in what these rules accept.
 fn firewall(rules: Value) -> Value {
     json!({ "In": "drop", "Out": "accept", "Rules": rules })
 }
@@ -41,7 +41,7 @@ fn connect(namespace: &Namespace, address: IpAddr, port: u16, wait: Duration) ->
     namespace.enter(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), wait).ok())
 }
 
-/// Sends a word and says whether the other end has it in time.
+/// Sends a word; returns whether the other end receives it in time.
 fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
     from.write_all(b"word").expect("buffered");
     to.set_read_timeout(Some(SHORT)).expect("a timeout");
@@ -80,12 +80,12 @@ fn what_no_rule_accepts_does_not_pass_and_answers_do() {
             let pings = ping(&topology.a.host, target, &["-c", "2", "-i", "0.1", "-W", "1"]);
             assert_eq!(pings.received, 0, "{kind:?}: {}", pings.text);
             assert!(b.drops("filter-denied") >= before.1 + 3, "{kind:?}");
-            // What B's host asks is answered, in fragments too, and so is B's gateway.
+            // What B's host asks is answered, also in fragments, and so is what B's gateway asks.
             for size in ["56", "2000"] {
                 let options = ["-c", "5", "-i", "0.1", "-W", "2", "-s", size, "-M", "dont"];
                 let pings = ping(&topology.b.host, source, &options);
-                // Of those in fragments the first may be lost, which overtake each other; of IPv6 both hosts lose one
-                // until they know how large fragments may be.
+                // When fragments overtake each other the first packet may be lost; with IPv6 both hosts lose one until
+                // they know how large fragments may be.
                 assert!(pings.received >= 3, "{kind:?} {size}: {}", pings.text);
             }
             assert!(ping(&topology.b.gateway, source, &["-c", "2", "-i", "0.1", "-W", "2"]).all_answered(), "{kind:?}");
@@ -106,7 +106,7 @@ fn path_mtu_discovery_works_through_it() {
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         protect(&a, json!([]));
         protect(&b, json!([web()]));
-        // Behind B's gateway the way becomes narrower than the tunnel.
+        // Behind B's gateway the path is narrower than the tunnel.
         topology.b.gateway.run(&["ip", "link", "set", "lan0", "mtu", "1300"]);
         for target in topology.b.hosts() {
             let web = listen(&topology.b.host, target, WEB);
@@ -138,11 +138,11 @@ fn a_reload_keeps_connections_that_the_new_rules_accept_and_ends_others() {
             let mut client = connect(&topology.a.host, target, WEB, PATIENCE).expect("a rule accepts it");
             let (mut server, _) = web_server.accept().expect("a connection");
             assert!(passes(&mut client, &mut server));
-            // Another place, and other rules beside it. Only an answer has to pass, so the flow was kept.
+            // The rule is in another place, among other rules. Only an answer has to pass, so the flow was kept.
             protect(&b, json!([{ "Verdict": "accept", "Services": ["icmp"] }, web()]));
             assert!(passes(&mut server, &mut client) && passes(&mut client, &mut server), "{kind:?} {target}");
             assert!(ping(&topology.a.host, target, &["-c", "2", "-i", "0.1"]).all_answered(), "{kind:?} {target}");
-            // Workers are made anew, but not what is known of flows.
+            // Workers are replaced, but the known flows are kept.
             b.reload(|profile| profile["BusyPoll"] = true.into());
             assert!(passes(&mut server, &mut client) && passes(&mut client, &mut server), "{kind:?} {target}");
             b.reload(|profile| profile["BusyPoll"] = false.into());
@@ -158,7 +158,7 @@ fn a_reload_keeps_connections_that_the_new_rules_accept_and_ends_others() {
     }
 }
 
-/// What the policy lets one site begin at another is enforced by the other, at once, whatever the first one does.
+/// What the policy allows one site to begin at another is enforced by the other, at once, whatever the first one does.
 #[test]
 fn the_receiver_enforces_what_the_policy_allows() {
     if !ready(&["nft", "conntrack"]) || !is_penstock() {
@@ -179,6 +179,8 @@ fn the_receiver_enforces_what_the_policy_allows() {
         b.gateway.await_path(&a.gateway.name, "direct", PATH);
         let restricted = |end: &End| end.gateway.status()["Firewall"]["Restrictions"][0]["Allow"].clone();
         assert_eq!((restricted(&a), restricted(&b)), (json!([]), json!([format!("tcp/{WEB}")])), "{modes:?}");
+        let problems = |end: &End| end.gateway.status()["Problems"].to_string();
+        assert!(!problems(&a).contains("too old") && !problems(&b).contains("too old"), "{modes:?}: {}", problems(&a));
 
         let [to_b, to_a] = [&b, &a].map(|end| [end.site.host_address(), host6(&end.site)]);
         let pinged = |from: &End, to: IpAddr| ping(&from.site.host, to, &["-c", "2", "-i", "0.1", "-W", "1"]).received;

@@ -1,8 +1,8 @@
-//! What `penstock firewall` prints, in force where everything else is dropped.
+//! The output of `penstock firewall`, in force where everything else is dropped.
 
 use crate::support::*;
 
-/// Drops everything but answers and what IPv6 needs on a link.
+/// Drops everything but answers, and what IPv6 needs on a link.
 const STRICT: &str = "table inet filter {
     chain input {
         type filter hook input priority 0; policy drop;

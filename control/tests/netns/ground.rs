@@ -1,5 +1,5 @@
-//! The guard in a real kernel: what is left of it when somebody takes parts away, and how it comes back. There
-//! is no gateway process here; [`Ground`] works in the gateway's namespace on a tun device that nobody reads.
+//! The guard in a real kernel: what is left of it when somebody removes parts, and how it comes back. There is no
+//! gateway process here; [`Ground`] works in the gateway's namespace on a tun device that nobody reads.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +15,7 @@ use penstock::netlink::{Address, ForeignRule, Interface, Monitor, Neighbour, Rou
 use penstock::profile::Name;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The kernel, which notes what is asked of it.
+/// The kernel, with a record of what is asked of it.
 struct Noting {
     kernel: Linux,
     asked: Vec<String>,
@@ -63,7 +63,7 @@ impl Kernel for Noting {
     }
 }
 
-/// A ground, what it is to make, and the news it hears.
+/// A ground, what it is to establish, and the news that it hears.
 struct Laboratory<'a> {
     topology: &'a Topology,
     runtime: tokio::runtime::Runtime,
@@ -129,7 +129,7 @@ impl<'a> Laboratory<'a> {
         });
     }
 
-    /// Answers the news until nothing is left to do.
+    /// Processes news until nothing is left to do.
     fn settle(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -145,13 +145,13 @@ impl<'a> Laboratory<'a> {
             let asked = &self.ground.parts().0.asked;
             assert!(Instant::now() < deadline, "it does not settle: {asked:#?}");
         }
-        // A network that overlaps a remote prefix is told, and there is nothing to try again about it.
+        // A network that overlaps a remote prefix is reported, and there is nothing to retry.
         let mut problems = self.ground.problems(Instant::now());
         problems.retain(|problem| problem.next_try_seconds.is_some());
         assert!(problems.is_empty(), "{problems:#?}");
     }
 
-    /// The way of a packet from the LAN, as the routes say.
+    /// The path of a packet from the LAN, according to the routes.
     fn way(&self, destination: IpAddr) -> String {
         let source = if destination.is_ipv4() { self.topology.a.host4() } else { self.topology.a.host6() };
         let words = ["ip", "route", "get", &destination.to_string(), "from", &source.to_string(), "iif", "lan0"];
@@ -220,7 +220,7 @@ fn each_layer_alone_holds_and_what_was_taken_comes_back() {
             laboratory.settle();
             laboratory.leads_into_the_tunnel();
         }
-        // Any one of the three is enough.
+        // Any one of the three suffices.
         type Takes = [fn(&Namespace); 2];
         let pairs: [(&str, Takes); 3] = [
             ("the own table", [take_blackholes, take_filter]),
@@ -232,7 +232,7 @@ fn each_layer_alone_holds_and_what_was_taken_comes_back() {
             assert_eq!(laboratory.leaked(), 0, "with {what} alone");
             laboratory.settle();
         }
-        // What looks for leaks sees them.
+        // The leak test itself sees leaks.
         take_rules(gateway);
         take_blackholes(gateway);
         take_filter(gateway);
@@ -289,8 +289,8 @@ fn a_foreign_rule_and_a_foreign_route_leak_nothing() {
     });
 }
 
-/// The tunnel's peer lies in a remote prefix, and the WAN has a strict reverse path filter: the tunnel's own
-/// packets come and go nevertheless, while nothing comes in the clear in the name of the prefix.
+/// The tunnel's peer lies in a remote prefix, and the WAN has a strict reverse path filter: the tunnel's own packets
+/// pass nevertheless, while nothing in the clear is accepted in the name of the prefix.
 #[test]
 fn outer_packets_of_a_guarded_address_pass_a_strict_reverse_path_filter() {
     in_gateway(|topology| {
@@ -322,6 +322,7 @@ fn outer_packets_of_a_guarded_address_pass_a_strict_reverse_path_filter() {
 fn nothing_comes_in_the_clear_in_the_name_of_a_remote_prefix() {
     in_gateway(|topology| {
         let gateway = &topology.a.gateway;
+        bridge_lan(&topology.a, "");
         let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
         for own in topology.a.hosts() {
             let echo = UdpEcho::start(&topology.a.host, own);
@@ -369,7 +370,7 @@ fn the_guard_stays_when_the_gateway_stops_and_goes_when_it_is_released() {
         laboratory.ground.withdraw(now, &laboratory.wanted);
         gateway.ip(&format!("link del {TUN}\n"));
         assert_eq!(state().2, before.2, "settings are put back");
-        // Somebody else forwards.
+        // Somebody else switches forwarding on.
         gateway.sysctl("net/ipv4/conf/lan0/forwarding", "1");
         assert_eq!(laboratory.leaked(), 0);
         assert!(ping(gateway, topology.a.host4(), &["-c", "1"]).all_answered(), "the own LAN is cut off");
@@ -383,8 +384,8 @@ fn the_guard_stays_when_the_gateway_stops_and_goes_when_it_is_released() {
     });
 }
 
-/// A prefix for which the machine has a route already, and one that the tunnel's MTU leaves no room for, are told and
-/// keep nothing else from its routes.
+/// A prefix for which the machine already has a route, and one for which the tunnel's MTU is too small, are reported
+/// and do not keep other prefixes from getting routes.
 #[test]
 fn a_prefix_that_cannot_have_a_route_holds_up_no_other() {
     in_gateway(|topology| {
@@ -411,7 +412,7 @@ fn a_prefix_that_cannot_have_a_route_holds_up_no_other() {
     });
 }
 
-/// A peer that has the prefixes of this site's own LAN, or parts of them, does not get what belongs to the LAN.
+/// A peer that has the prefixes of this site's own LAN, or parts of them, does not get the LAN's traffic.
 #[test]
 fn the_sites_own_prefixes_stay_with_the_lan_in_both_versions() {
     in_gateway(|topology| {
@@ -432,8 +433,8 @@ fn the_sites_own_prefixes_stay_with_the_lan_in_both_versions() {
     });
 }
 
-/// Networks inside a remote prefix that are behind the LAN stay there, also those behind a router of the LAN. A network
-/// of the WAN is told, and its packets go into the tunnel.
+/// Networks inside a remote prefix that are behind the LAN stay there, including those behind a router of the LAN. A
+/// network of the WAN is reported, and its packets go into the tunnel.
 #[test]
 fn networks_inside_a_remote_prefix_stay_with_the_lan_and_not_with_the_wan() {
     in_gateway(|topology| {
@@ -451,22 +452,22 @@ fn networks_inside_a_remote_prefix_stay_with_the_lan_and_not_with_the_wan() {
     });
 }
 
-/// A router advertises itself.
+/// Makes a router advertise itself.
 fn advertise(router: &Namespace, interface: &str) {
     let index = router.run(&["cat", &format!("/sys/class/net/{interface}/ifindex")]).trim().parse().expect("an index");
     router.enter(|| {
         let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("a socket");
         socket.set_multicast_hops_v6(255).expect("hops");
         socket.set_multicast_if_v6(index).expect("an interface");
-        // RFC 4861, 4.2: a default router for half an hour. The kernel adds the checksum.
+        // RFC 4861, 4.2: a default router for half an hour. The kernel fills in the checksum.
         let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
         let all = SocketAddrV6::new("ff02::1".parse().expect("an address"), 0, 0, index);
         socket.send_to(&advertisement, &all.into()).expect("sent");
     });
 }
 
-/// An uplink that follows router advertisements keeps its default route and goes on following while IPv6 is forwarded,
-/// whichever way the kernel has of doing that. Then its settings are what they were.
+/// An uplink that follows router advertisements keeps its default route and goes on following them while IPv6 is
+/// forwarded, whichever way the kernel does that. Afterwards its settings are restored.
 #[test]
 fn router_advertisements_are_followed_while_ipv6_is_forwarded() {
     for forwards_by_interface in [true, false] {

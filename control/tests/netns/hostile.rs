@@ -1,5 +1,5 @@
-//! Bad input: noise, mutations, replays, lies about sources, floods. Nothing may panic, nothing may
-//! come through that should not, and honest peers are served meanwhile.
+//! Bad input: noise, mutations, replays, forged sources, floods. Nothing may panic, nothing may get through that should
+//! not, and honest peers are served meanwhile.
 
 use crate::support::*;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,7 +18,7 @@ fn attacker(topology: &Topology, address: &str) -> UdpSocket {
 /// Sends `payload` to `destination` as if it came from `source`.
 fn forge(raw: &Socket, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
     let packet = raw_datagram(source, destination, payload);
-    // A full queue of the device is no reason to fail.
+    // A full transmit queue is no reason to fail.
     let _ = raw.send_to(&packet, &destination.into());
 }
 
@@ -27,8 +27,7 @@ fn raw_socket(topology: &Topology) -> Socket {
     topology.middle().enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(protocol))).expect("raw socket")
 }
 
-/// What must not change under attack: the counter of authenticated bytes, the endpoint, and the
-/// process.
+/// What must not change under attack: the counter of authenticated bytes, the endpoint, and the process.
 struct Calm {
     received: u64,
     endpoint: Option<SocketAddr>,
@@ -76,14 +75,14 @@ fn noise_of_every_size() {
             for size in (0..=1472).chain([1473, 2000, 3000, 9000, 65_000]) {
                 for message_type in 0..=5 {
                     let mut noise = random.bytes(size);
-                    // 0: all noise; else a header that looks right.
+                    // 0: only noise; otherwise with a header that looks right.
                     if message_type > 0 && size >= 4 {
                         noise[..4].copy_from_slice(&[message_type, 0, 0, 0]);
                     }
                     let _ = socket.send_to(&noise, target);
                 }
                 if size % 64 == 0 {
-                    // The point is every size, not the loss of most in a full queue.
+                    // The point is to try every size, not to lose most of them in a full queue.
                     pause(2);
                 }
             }
@@ -93,7 +92,7 @@ fn noise_of_every_size() {
     }
 }
 
-/// Captures a handshake and some data between fresh gateways: the UDP payloads A sent to B.
+/// Captures a handshake and some data between new gateways: the UDP payloads that A sent to B.
 fn recorded(topology: &Topology, kind: Kind) -> (Gateway, Gateway, Vec<Vec<u8>>) {
     let capture = Capture::of_wan(topology);
     let (a, mut b) = pair_config(topology, kind, kind, Outer::V4);
@@ -134,7 +133,7 @@ fn replays_are_dropped() {
             pause(1);
         }
         calm.assert_kept(&mut b, &key);
-        // ND is between neighbours; what came through the tunnel would be an echo request.
+        // Neighbour discovery is local to the link; what came through the tunnel would be an echo request.
         let echoes = arrivals.stop().iter().filter(|frame| is_echo(frame)).count();
         assert_eq!(echoes, 0, "{kind:?}: replays reached the host");
         assert_eq!(answers.stop().len(), 0, "{kind:?}: the attacker got an answer");
@@ -150,7 +149,7 @@ fn is_echo(frame: &Frame) -> bool {
     })
 }
 
-/// Each message of a real exchange: with each byte changed, cut at each length, and made longer.
+/// Each message of a real exchange: with each byte changed, truncated at each length, and extended.
 #[test]
 fn mutations_are_dropped() {
     if !ready(&["tcpdump"]) {
@@ -188,8 +187,8 @@ fn mutations_are_dropped() {
     }
 }
 
-/// Messages of the handshake's other half, cookie replies and data for indices never given out,
-/// to both sides, as if from the peer.
+/// The other messages of the handshake, cookie replies, and data for indices never given out, to both sides, as if from
+/// the peer.
 #[test]
 fn forged_answers_leave_a_handshake_alone() {
     if !ready(&[]) {
@@ -221,7 +220,7 @@ fn forged_answers_leave_a_handshake_alone() {
     assert!(a.process.is_running());
 }
 
-/// A peer may send only from its allowed IPs, and not from the other site's own.
+/// A peer may send only from its allowed IPs, and not from this site's own.
 #[test]
 fn lies_about_inner_sources_stop_at_the_gateway() {
     if !ready(&["tcpdump", "wireguard-go"]) {
@@ -259,8 +258,8 @@ fn total_drops(gateway: &Gateway) -> u64 {
     reasons.values().filter_map(serde_json::Value::as_u64).sum()
 }
 
-/// Thousands of initiations a second with a right MAC1 put the gateway under load: it answers with
-/// cookies, and an honest peer that comes now gets its handshake.
+/// Thousands of initiations per second with a valid MAC1 put the gateway under load: it answers with cookies, and an
+/// honest peer that comes now gets its handshake.
 #[test]
 fn an_honest_peer_connects_during_a_flood() {
     const RATE: usize = 8_000;

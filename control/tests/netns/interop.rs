@@ -1,12 +1,12 @@
-//! Penstock and the WireGuard implementations of others.
+//! Penstock with other WireGuard implementations.
 
 use crate::support::*;
 use std::time::Duration;
 
 const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
 
-/// Traffic in both directions when `kind` initiates, and when the other does. Who has no endpoint
-/// for its peer cannot be the one.
+/// Traffic in both directions when `kind` initiates, and when the other does. A side without an endpoint for its peer
+/// cannot initiate.
 fn joins_whoever_initiates(other: Kind) {
     if !ready(&[other.program().expect("another implementation"), "iperf3"]) {
         return;
@@ -48,7 +48,7 @@ fn boringtun_joins_whoever_initiates() {
     joins_whoever_initiates(Kind::Boringtun);
 }
 
-/// Pings through rekeys at a shortened interval: none may be lost, whoever is at the other end.
+/// Pings through rekeys at a shortened interval: none may be lost, whatever the other end is.
 fn traffic_survives_rekeys(kind: Kind, other: Kind) {
     let program = other.program().into_iter().chain(["tcpdump"]).collect::<Vec<_>>();
     if !ready(&program) || !is_penstock() {
@@ -96,7 +96,7 @@ fn penstock_through_rekeys() {
     traffic_survives_rekeys(Kind::XDP, Kind::XDP);
 }
 
-/// The others keep to two minutes, so this takes five.
+/// The others insist on two minutes, so this takes five.
 #[test]
 fn rekeys_of_wireguard_go_at_its_own_pace() {
     if !ready(&["wireguard-go", "tcpdump"]) || !long() {
@@ -127,7 +127,7 @@ fn preshared_keys_must_match(other: Kind) {
         let right = genpsk();
         a.peers[0].preshared_key = Some(genpsk());
         b.peers[0].preshared_key = Some(right.clone());
-        // Only A initiates: the other keeps no state of failures that would delay what follows.
+        // Only A initiates: the other side keeps no record of failures that would delay what follows.
         b.peers[0].endpoint = None;
         let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         let refused = ping(&topology.a.host, topology.b.host4(), &["-c", "2"]);
@@ -149,8 +149,7 @@ fn boringtun_with_a_preshared_key() {
     preshared_keys_must_match(Kind::Boringtun);
 }
 
-/// A side with a persistent keepalive of a second sends an empty message a second, and the other
-/// counts them.
+/// A side with a persistent keepalive of one second sends an empty message per second, and the other counts them.
 fn keepalives_are_sent_and_counted(other: Kind) {
     if !ready(&[other.program().expect("another implementation"), "tcpdump"]) {
         return;
@@ -177,7 +176,7 @@ fn keepalives_are_sent_and_counted(other: Kind) {
             .filter(|frame| frame.datagram().is_some_and(|datagram| datagram.payload.len() == 32))
             .count();
         assert!((3..=6).contains(&empty), "{empty} keepalives in 4 s");
-        // boringtun counts the inner packets' bytes: none.
+        // boringtun counts the inner packets' bytes, of which there are none.
         if penstock_sends && other == Kind::Boringtun {
             assert_eq!(before, after);
         } else {

@@ -1,5 +1,4 @@
-//! Whether the instruments measure: two implementations known to be right pass, a missing tunnel
-//! is noticed.
+//! Whether the instruments measure: two implementations known to be right pass, and a missing tunnel is noticed.
 
 use crate::support::*;
 
@@ -27,7 +26,7 @@ fn wireguard_go_and_boringtun_pass_every_check() {
     assert_no_clear_text(&frames, &topology);
 }
 
-/// The control of every "no clear text" in this suite: without gateways it is there and is found.
+/// The control for every "no clear text" in this suite: without gateways, clear text is there and is found.
 #[test]
 fn a_missing_tunnel_is_clear_text_on_the_wan() {
     if !ready(&["tcpdump"]) {
@@ -43,7 +42,7 @@ fn a_missing_tunnel_is_clear_text_on_the_wan() {
     assert_eq!(leaks, 6);
 }
 
-/// A namespace and its processes are gone after a panic, too.
+/// A namespace and its processes are removed after a panic, too.
 #[test]
 fn a_panic_leaves_nothing() {
     if !ready(&[]) {

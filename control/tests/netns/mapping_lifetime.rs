@@ -9,7 +9,8 @@ use crate::support::{penstock_binary, ready};
 use serde_json::{Value, json};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
-/// A life of 5 s and one of 12 s are well within two of the gaps, so that a busy machine's second does no harm.
+/// Lifetimes of 5 s and 12 s are in the middle of two of the gaps, so that a second's delay on a busy machine does no
+/// harm.
 const SILENCES: &str = "--lifetime=3,8,16";
 
 fn timeouts(unreplied: u64, stream: u64) -> UdpTimeouts {
@@ -52,7 +53,7 @@ fn the_bracket_is_the_one_that_the_nats_memory_lies_in() {
         (Kind::FullCone, timeouts(12, 12), bracket(8, Some(16))),
         (Kind::AddressRestricted, timeouts(5, 5), bracket(3, Some(8))),
         (Kind::Masquerade, timeouts(12, 12), bracket(8, Some(16))),
-        // What counts is the life of a flow that goes both ways for some time.
+        // What counts is the lifetime of a flow that has gone both ways for some time.
         (Kind::Symmetric, timeouts(5, 12), bracket(8, Some(16))),
         (Kind::Symmetric, timeouts(5, 5), bracket(3, Some(8))),
         (Kind::PortRestricted, UdpTimeouts::default(), bracket(16, None)),
@@ -102,7 +103,7 @@ fn a_running_gateway_is_measured_beside() {
     let advised = report["Advice"].as_array().expect("a list").iter().any(|part| part["Subject"] == "MappingLifetime");
     assert!(advised, "{report:#}");
 
-    // UDP to all servers ends after the gateway has measured: what it knows says nothing of that.
+    // UDP to all servers is blocked after the gateway has measured, so what it knows says nothing about that.
     let [first, second, ..] = corners(&lab).map(|corner| corner.ip());
     for ip in [first, second] {
         let std::net::IpAddr::V4(ip) = ip else { panic!("IPv4") };
@@ -114,7 +115,7 @@ fn a_running_gateway_is_measured_beside() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
-/// In words, and what is no list of silences is refused before anything is measured.
+/// In words; and text that is not a list of silences is refused before anything is measured.
 #[test]
 fn words_and_wrong_silences() {
     if !ready(&TOOLS) {

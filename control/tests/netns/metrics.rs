@@ -1,4 +1,5 @@
-//! The metrics of a running gateway: what they say, where they are served, and what a client can do to it by them.
+//! The metrics of a running gateway: what they say, where they are served, and what a client can do to the gateway with
+//! them.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -21,13 +22,13 @@ fn connect(namespace: &Namespace, address: &str) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends a request, and returns all that comes back.
+/// Sends a request, and returns everything that comes back.
 fn exchange(namespace: &Namespace, address: &str, request: &str) -> std::io::Result<String> {
     let mut stream = connect(namespace, address)?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        // What it had not read when it closed.
+        // There was unread data when it closed.
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
         outcome => drop(outcome?),
     }
@@ -79,7 +80,8 @@ fn serving(kind: Kind) -> (Topology, Gateway, Gateway) {
     (topology, a, b)
 }
 
-/// What is served is what is documented, agrees with `wg` and `status`, and counts on when the workers are made anew.
+/// What is served is what is documented, agrees with `wg` and `status`, and keeps counting when the workers are
+/// replaced.
 #[test]
 fn a_page_says_what_wg_and_status_say() {
     if !ready(&[]) || !is_penstock() {
@@ -125,13 +127,13 @@ fn a_page_says_what_wg_and_status_say() {
         }
         let outer = format!("penstock_peer_mtu_bytes{{peer=\"peer-0\",public_key=\"{peer}\",side=\"outer\"}}");
         assert_eq!(value(&page, &outer), 1500.0);
-        // Other sockets, so other workers.
+        // New sockets, and so new workers.
         a.reload(|profile| profile["LocalPort"] = json!(47_119));
         assert!(packets(&scrape(gateway, ADDRESS).expect("it is served")) >= packets(&page), "the counters began anew");
     }
 }
 
-/// A reload moves it and ends it; an address that is taken is a problem until it is free.
+/// A reload moves or ends the service; an address in use is a problem until it is free.
 #[test]
 fn a_reload_moves_it_and_a_taken_address_is_a_problem() {
     if !ready(&[]) || !is_penstock() {
@@ -157,7 +159,7 @@ fn a_reload_moves_it_and_a_taken_address_is_a_problem() {
     assert!(connect(gateway, OTHER).is_err(), "it is still served");
 }
 
-/// Nothing but the page is to be had, and clients that say nothing or too much keep nobody out for long.
+/// Nothing but the page is served, and clients that send nothing or too much do not keep others out for long.
 #[test]
 fn clients_get_the_page_and_nothing_else() {
     if !ready(&[]) || !is_penstock() {

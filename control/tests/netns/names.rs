@@ -1,4 +1,4 @@
-//! Names, and the connections to what they mean: asked for with the firewall mark, of name servers as they are.
+//! Resolving names, and connecting to the results: with the firewall mark, from name servers as they are in reality.
 //!
 //! ```text
 //!   one namespace, all on lo
@@ -19,7 +19,7 @@ const MARK: u32 = 0x5057;
 const NAME: &str = "gateway.example.net";
 const ZONE: &str = "gateway.example.net.";
 
-/// Counts what leaves with the mark, and what should not leave without it.
+/// Counts packets that leave with the mark, and those that should not leave without it.
 const COUNTERS: &str = "table inet outgoing {
     counter dns_udp {}
     counter dns_tcp {}
@@ -74,7 +74,7 @@ impl Bench {
         self.namespace.run(&["nft", &format!("add rule inet dead in {family} daddr {address} drop")]);
     }
 
-    /// Runs what needs a runtime, in the namespace.
+    /// Runs work that needs a runtime, in the namespace.
     fn run<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
         self.namespace.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -160,7 +160,7 @@ fn the_system_files_are_followed_and_each_question_reads_them() {
     assert!(matches!(bench.resolve("empty.example."), Err(NameError::NoAddress)));
     assert!(matches!(bench.resolve("a..b"), Err(NameError::Malformed)));
 
-    // Who is in the hosts file is asked of nobody, not even for the other family.
+    // A name in the hosts file is not asked for, not even for the other family.
     let before = server.asked().len();
     bench.hosts("192.0.2.2 Gateway.example.net\n");
     assert_eq!(bench.resolve(NAME).expect("an answer").addresses, list(&["192.0.2.2"]));
@@ -216,7 +216,7 @@ fn tcp_is_marked_and_finds_the_address_that_lives() {
         let peer = stream.expect("a connection").expect("an address");
         (peer.to_string(), begun.elapsed())
     };
-    // The dead one is first: it has a quarter of a second to answer.
+    // The dead one comes first: it has a quarter of a second to answer.
     for addresses in [&["2001:db8::1", "192.0.2.2"][..], &["192.0.2.1", "192.0.2.2"]] {
         let (to, time) = peer(addresses);
         assert_eq!(to, "192.0.2.2:443");
@@ -224,7 +224,7 @@ fn tcp_is_marked_and_finds_the_address_that_lives() {
     }
     assert!(bench.count("https") > 0);
 
-    // Through a proxy that has a name as well.
+    // Through a proxy that is given by name as well.
     server.set("proxy.example.net.", &["192.0.2.2"], 60);
     let _proxy = bench.namespace.enter(|| TcpListener::bind("192.0.2.2:53")).expect("a listener");
     let before = bench.count("dns_tcp");
@@ -265,7 +265,7 @@ fn a_silent_endpoint_is_tried_at_its_other_addresses_and_asked_again() {
     assert_eq!((bench.count("dns_udp"), bench.count("unmarked")), (2, 0));
 }
 
-/// What a name server says is forgotten when its time is over, and no sooner than every 10 s.
+/// A name server's answer expires when its time to live is over, but no sooner than after 10 s.
 #[test]
 fn an_answer_is_asked_for_again_when_its_time_is_over() {
     if !ready(&["nft"]) {

@@ -1,5 +1,5 @@
-//! Whether the laboratory's NATs are what they are called, by the discovery that gateways use and by hole
-//! punching with plain sockets. What follows from them for gateways is tested elsewhere.
+//! Whether the laboratory's NATs are what they are called, checked with the discovery that gateways use and by hole
+//! punching with plain sockets. What follows for gateways is tested elsewhere.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -51,7 +51,7 @@ fn an_ipv6_address_is_not_translated() {
     assert_eq!(report.reflexive, Some(SocketAddr::new(site.global_ipv6().into(), PORT)));
 }
 
-/// All pairs of kinds, side by side; each pair has sites of its own kind and ports of its own.
+/// All pairs of kinds in parallel; each pair has its own sites and its own ports.
 #[test]
 fn hole_punching_works_exactly_where_the_oracle_says() {
     if !ready(&TOOLS) {
@@ -86,7 +86,7 @@ fn punch(a: &Site, b: &Site, port: u16, server: SocketAddr) -> bool {
     exchange((&sockets[0], a), (&sockets[1], b), Duration::from_secs(3))
 }
 
-/// Where one server sees a socket; asks so long as no answer comes, three seconds.
+/// The address at which a server sees a socket; repeats the question until there is an answer, for three seconds.
 fn reflexive(socket: &std::net::UdpSocket, server: SocketAddr) -> Option<SocketAddr> {
     use penstock_proto::stun::message::{Change, Message, decode, encode_request};
     let mut datagram = [0; 1500];
@@ -140,7 +140,7 @@ fn a_site_changes_while_it_runs() {
     assert_eq!((report.nat_type(), report.hairpinning), (Kind::FullCone.nat_type(), Some(true)));
 }
 
-/// A server sends to a mapping that has been silent for less, then for more than its life.
+/// A server sends to a mapping that was idle for less, and then for more, than its lifetime.
 #[test]
 fn a_mapping_lives_as_long_as_it_is_told_to() {
     if !ready(&TOOLS) {

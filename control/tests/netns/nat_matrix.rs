@@ -1,5 +1,5 @@
-//! Every kind of NAT against every other, with real gateways: direct where the oracle says so, relayed
-//! elsewhere, soon, with the reason, and with traffic that does not stop.
+//! Every kind of NAT against every other, with real gateways: direct where the oracle says so, relayed elsewhere, soon,
+//! with the reason, and with traffic that does not stop.
 
 use crate::support::nat::{Kind, Lab, Site};
 use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
@@ -7,9 +7,9 @@ use crate::support::*;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// From the start of both gateways.
+/// Counted from the start of both gateways.
 const FOUND_WITHIN: Duration = Duration::from_secs(10);
-/// The longest silence that traffic may have.
+/// The longest interruption that traffic may have, in seconds.
 const GAP: f64 = 1.0;
 
 /// A site, its gateway and what the others call it.
@@ -19,8 +19,8 @@ struct End {
     kind: Kind,
 }
 
-/// One gateway behind each kind of NAT on either side; all of one side are peers of all of the other, so
-/// that the whole matrix is found at once.
+/// One gateway behind each kind of NAT on either side; all of one side are peers of all of the other, so that the whole
+/// matrix is found at once.
 #[test]
 fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     if !ready(&["nft", "conntrack", "tinyproxy"]) {
@@ -32,7 +32,7 @@ fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     let kinds: Vec<Kind> = Kind::ALL.into_iter().chain(Kind::ALL).collect();
     let sites = lab.sites(&kinds);
     let keys = ["left", "right"].map(|side| coordinator.key(Kind::ALL.len(), side));
-    // Ports are not guessed here: what that can win is another test's.
+    // Ports are not guessed here: what that can achieve is another test's subject.
     let extra = json!({ "BirthdayProbing": false });
     let mut ends: Vec<End> = std::thread::scope(|scope| {
         let starts: Vec<_> = sites
@@ -64,7 +64,7 @@ fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     assert!(wrong.is_empty(), "after {:?}:\n{}", started.elapsed(), wrong.join("\n"));
     eprintln!("all {} paths found {:?} after the last gateway's start", 2 * 64, started.elapsed());
 
-    // Sixteen processes share two cores here; the packets of a cell are few.
+    // Sixteen processes share two cores here, and each cell has few packets.
     let long = std::env::var_os("PENSTOCK_TEST_LONG").is_some();
     let count = if long { 300 } else { 30 };
     let interval = Duration::from_millis(200);
@@ -80,13 +80,13 @@ fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     for (one, other, beat) in beats {
         let beats = beat.finish(patience);
         let (gap, answers) = (beats.longest_gap(), beats.answers.len());
-        // The first packets may wait for a handshake.
+        // The first packets may have to wait for a handshake.
         if gap > GAP || (answers as u32) < count - 5 {
             silent.push(format!("{one:?} to {other:?}: {answers} of {count} answered, the longest gap {gap:.2} s"));
         }
     }
     assert!(silent.is_empty(), "{}", silent.join("\n"));
-    // Nothing has been given up meanwhile.
+    // No path has been given up meanwhile.
     let wrong = wrong_paths(&left, &right);
     assert!(wrong.is_empty(), "after traffic:\n{}", wrong.join("\n"));
 
@@ -122,7 +122,7 @@ fn wrong_paths(from: &[End], to: &[End]) -> Vec<String> {
     wrong
 }
 
-/// A relayed peer says why, in the words of whoever could change it.
+/// A relayed peer has a reason, in words for whoever could change it.
 fn check_reason(one: &End, other: &End) {
     if one.kind.direct_works(other.kind) {
         return;
@@ -132,8 +132,8 @@ fn check_reason(one: &End, other: &End) {
         (here, _) if blocked(here) => "UDP is blocked here",
         (_, there) if blocked(there) => "UDP is blocked at the peer",
         (Kind::Symmetric, Kind::Symmetric) => "both NATs",
-        (Kind::Symmetric, _) => "the NAT here gives every destination another port",
-        _ => "the peer's NAT gives every destination another port",
+        (Kind::Symmetric, _) => "the NAT here uses a different port for every destination",
+        _ => "the peer's NAT uses a different port for every destination",
     };
     let mut peer = Value::Null;
     eventually(PATIENCE, &format!("{:?} to {:?} says {words:?}", one.kind, other.kind), || {

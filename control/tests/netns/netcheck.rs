@@ -1,4 +1,4 @@
-//! `penstock netcheck` behind every kind of NAT: the name, what follows from it, and what it says to change.
+//! `penstock netcheck` behind every kind of NAT: the name, the consequences, and what it says to change.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
@@ -22,7 +22,7 @@ fn name(kind: Kind) -> &'static str {
     }
 }
 
-/// What stands in the report's table for a peer behind `other`.
+/// The entry of the report's table for a peer behind `other`.
 fn direct(report: &Value, other: Kind) -> bool {
     let row = report["Direct"].as_array().expect("a table").iter().find(|row| row["NatType"] == name(other));
     row.unwrap_or_else(|| panic!("no row for {other:?}"))["Direct"].as_bool().expect("known")
@@ -115,7 +115,7 @@ fn check(site: &Site, stun: SocketAddr, coordinator: &str) {
     }
     assert_eq!(report["PortMapping"]["Found"], serde_json::json!([]), "{kind:?}");
 
-    // A second look right after the first, which must not have opened what it tried; in words this time.
+    // A second run right after the first, which must not have opened the filters that it tested; in words this time.
     let how = match reachable {
         "Open" => "yes: the port is open to anybody outside",
         "Closed" => "only by those that were sent to",
@@ -158,7 +158,7 @@ fn a_forwarded_port_is_open_and_a_random_one_is_not() {
          chain forward {{ type filter hook forward priority -5; udp dport {PORT} meta mark set 1; }}; }}",
         site.wan()
     ));
-    // The rule that drops what was not asked for comes later and must know of it.
+    // The rule that drops unsolicited packets comes later and must know of it.
     site.nat.run(&["nft", "insert", "rule", "ip", "lab", "forward", "meta", "mark", "1", "accept"]);
     let (pinned, random) = std::thread::scope(|scope| {
         let pinned = scope.spawn(|| json(&site, PORT, stun.ipv4, &[], false));
@@ -175,7 +175,7 @@ fn a_forwarded_port_is_open_and_a_random_one_is_not() {
     assert!(advice.contains("pin LocalPort"), "{advice}");
 }
 
-/// A router that maps ports makes a symmetric NAT harmless; what was mapped to find out is given back.
+/// A router that maps ports makes a symmetric NAT harmless; the mapping made for the test is deleted.
 #[test]
 fn a_port_that_the_router_maps_is_reachable() {
     if !ready(&TOOLS) || !ready(&["miniupnpd"]) {
@@ -237,7 +237,7 @@ fn what_cannot_be_reached_is_told() {
     });
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
     drop(gateway);
-    // Its port is another's: no report, one sentence.
+    // Its port is in use: no report, one sentence.
     let _taken = crate::support::nat::socket(&site, PORT);
     let mut command = site.gateway.command(penstock_binary().expect("a binary"));
     command.arg("--profile").arg(profile(&site, PORT)).args(["netcheck", "--stun", "11.255.0.1"]);
@@ -263,8 +263,8 @@ fn peer<'a>(report: &'a Value, name: &str) -> &'a Value {
     report["Peers"].as_array().expect("a list").iter().find(|peer| peer["Name"] == name).unwrap_or(&Value::Null)
 }
 
-/// A running gateway says what its own socket has found and how its peers are reached; after its end the map
-/// that it kept names servers and peers.
+/// A running gateway reports what its own socket has found and how its peers are reached; after it has stopped, its
+/// cached map names servers and peers.
 #[test]
 fn a_gateway_with_a_coordinator_needs_no_server_named() {
     if !ready(&TOOLS) {
@@ -286,7 +286,7 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
     let names: Vec<String> = gateways.iter().map(|gateway| gateway.name.clone()).collect();
     let [_, symmetric, cone, proxied] = [0, 1, 2, 3].map(|index| names[index].as_str());
 
-    // As soon as it answers, before it has measured: it is waited for.
+    // Asked as soon as it answers, before it has measured: netcheck waits for it.
     gateways[0].status();
     let report = overlay_json(&gateways[0]);
     assert_eq!((&report["Running"], &report["Measuring"]), (&true.into(), &false.into()));
@@ -324,7 +324,7 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
     assert!(line(symmetric).contains("symmetric NAT") && line(symmetric).ends_with("relayed   now relayed"), "{text}");
     let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for words in [
-        format!("{symmetric} is relayed: the peer's NAT gives"),
+        format!("{symmetric} is relayed: the peer's NAT uses"),
         format!("{proxied} is relayed: UDP is blocked at the peer"),
     ] {
         assert!(one_line.contains(&words), "{words}: {text}");
@@ -349,7 +349,7 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
     gateways[0].process.terminate();
     let report = overlay_json(&gateways[0]);
     assert_eq!((&report["Running"], &report["NatType"]), (&false.into(), &"port-restricted".into()), "{report:#}");
-    // Although the gateway's own discovery was a moment ago.
+    // Although the gateway's own discovery was only a moment ago.
     assert_eq!(report["Reachable"], "Closed", "{report:#}");
     assert_eq!(report["Coordinator"]["Reachable"], true);
     for (name, nat, direct, _) in known {
@@ -362,7 +362,7 @@ fn a_gateway_with_a_coordinator_needs_no_server_named() {
     }
 }
 
-/// What the router maps and what IPv6 shows are the running gateway's own.
+/// What the router maps, and what IPv6 shows, are the running gateway's own findings.
 #[test]
 fn a_running_gateway_tells_of_its_mapping_and_of_ipv6() {
     if !ready(&TOOLS) || !ready(&["miniupnpd"]) {

@@ -1,5 +1,5 @@
-//! Who means ill and can reach a gateway's port, or is enrolled: moves no path, learns nothing, multiplies
-//! nothing. (That nobody passes for another at the coordinator and its relay is the coordinator's own tests'.)
+//! Attackers who can reach a gateway's port, or who are enrolled: they move no path, learn nothing, and amplify
+//! nothing. (That nobody can pass for another at the coordinator and its relay is tested with the coordinator.)
 
 use crate::support::nat::{Kind, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway, Pair, now};
@@ -18,7 +18,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 47100;
-/// Where the attacker is on the internet.
+/// The attacker's address on the internet.
 const ATTACKER: u8 = 7;
 
 fn tools() -> bool {
@@ -57,7 +57,7 @@ impl Target {
         socket
     }
 
-    /// Where both send to, and how often that has changed so far.
+    /// The endpoints that both send to, and how often these have changed so far.
     fn paths(&self) -> ([Value; 2], usize) {
         let endpoints = self.pair.peers().map(|peer| peer["Endpoint"].clone());
         let log = self.pair.gateway_a.process.log() + &self.pair.gateway_b.process.log();
@@ -95,11 +95,11 @@ fn raw_socket(lab: &Lab) -> Socket {
 
 /// Sends `payload` to `destination` as if it came from `source`.
 fn forge(raw: &Socket, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
-    // A full queue of the device is no reason to fail.
+    // A full transmit queue is no reason to fail.
     let _ = raw.send_to(&raw_datagram(source, destination, payload), &destination.into());
 }
 
-/// How many datagrams and bytes have come to a socket.
+/// How many datagrams and bytes a socket has received.
 fn drain(socket: &UdpSocket) -> (usize, usize) {
     let mut buffer = [0; 2048];
     let (mut datagrams, mut bytes) = (0, 0);
@@ -109,7 +109,7 @@ fn drain(socket: &UdpSocket) -> (usize, usize) {
     (datagrams, bytes)
 }
 
-/// A probe's header in clear, and noise where it should be sealed.
+/// A probe's header in the clear, with noise in place of the sealed part.
 fn forged_probe(kind: u8, receiver: SiteId, sender: SiteId, random: &mut Random) -> Vec<u8> {
     let mut probe = random.bytes(PROBE_LENGTH);
     probe[..4].copy_from_slice(&[FIRST_BYTE, kind, 1, 0]);
@@ -155,8 +155,8 @@ fn forged_and_replayed_probes_move_no_path() {
     target.assert_alive();
 }
 
-/// Datagrams that look like something: probes in A's name and in nobody's, what begins as ours or as STUN does,
-/// and noise.
+/// Datagrams that resemble something: probes in A's name and in nobody's, beginnings of our messages and of STUN, and
+/// noise.
 fn junk(a: SiteId, b: SiteId) -> Vec<Vec<u8>> {
     let mut random = Random::new(2);
     let stun = |kind: u16, random: &mut Random| {
@@ -191,7 +191,7 @@ fn junk(a: SiteId, b: SiteId) -> Vec<Vec<u8>> {
     (0..4096).map(one).collect()
 }
 
-/// Packets that have come to a gateway's WAN.
+/// Packets received on a gateway's WAN.
 fn received(gateway: &Namespace) -> u64 {
     let text = gateway.ip_show("-j -s link show dev wan0");
     let links: Value = serde_json::from_str(&text).expect("JSON");
@@ -286,7 +286,7 @@ fn strangers_get_no_answer_whatever_they_say() {
     assert!(pings.all_answered(), "{}", pings.text);
 }
 
-/// What an enrolled site that means ill can make with its own key.
+/// What a malicious enrolled site can make with its own key.
 struct Hostile {
     private: StaticSecret,
     id: SiteId,
@@ -306,7 +306,7 @@ impl Hostile {
         agent.poll_transmit().expect("a ping").bytes.to_vec()
     }
 
-    /// The probes that come within half a second: for whom, and from whom.
+    /// The probes that come within half a second: receivers and senders.
     fn say(&self, datagram: &[u8], to: SocketAddr) -> Vec<(SiteId, SiteId)> {
         self.socket.send_to(datagram, to).expect("sent");
         pause(500);
@@ -319,7 +319,7 @@ impl Hostile {
         probes
     }
 
-    /// Binds itself at a relay.
+    /// Binds itself to a relay.
     fn bind(&self, relay: &PublicKey, at: SocketAddr) {
         let mut client = RelayClient::new(Instant::now(), &self.private, relay).expect("a key");
         let bound = holds_within(PATIENCE, || {
@@ -359,7 +359,7 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     let [hub_public, honest_public] = [&hub_gateway, &honest_gateway].map(public_key);
     let [hub_at, honest_at] = [hub, honest].map(|site| SocketAddr::new(site.public().into(), PORT));
 
-    // What its own gateway knows, keeps and says.
+    // What its own gateway knows, stores and says.
     let status = hostile_gateway.status().to_string();
     pause(500);
     assert!(hostile_gateway.process.terminate().success());
@@ -388,16 +388,16 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     let own = (hostile.id, hub_id);
     let ping = hostile.ping(&hub_public, hub_at);
     assert!(hostile.say(&ping, hub_at).contains(&own), "in its own name the hub answers");
-    // In the other's name, made by its own key. The hub still answers to its own.
+    // In the other's name, but made with its own key. The hub still answers to the real name only.
     let only_own = |probes: Vec<(SiteId, SiteId)>| probes.iter().all(|probe| *probe == own);
     let mut ping = hostile.ping(&hub_public, hub_at);
     ping[12..20].copy_from_slice(&honest_id.0);
     assert!(only_own(hostile.say(&ping, hub_at)), "it passed for another");
-    // To whom it has no link, if it ever learns of it.
+    // To a site to which it has no link, if it ever learns of it.
     let ping = hostile.ping(&honest_public, honest_at);
     assert!(only_own(hostile.say(&ping, honest_at)), "the hidden site answers");
 
-    // By the relay: to the hub, but to the hidden one as to nobody.
+    // Through the relay: it reaches the hub, but not the hidden site.
     let relay_at = SocketAddr::new(lab.server(1).into(), 3478);
     hostile.bind(&relay_key(&kept), relay_at);
     let relayed = Capture::start(&honest.gateway, "wan0", "udp and src host 11.255.0.1", lab.scratch());
@@ -420,7 +420,7 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     assert!(pings.all_answered(), "{}", pings.text);
 }
 
-/// The key of the first relay in a kept map.
+/// The key of the first relay in a cached map.
 fn relay_key(kept: &str) -> PublicKey {
     let relays = kept.split_once("\"Relays\":").expect("relays").1;
     let text = relays.split_once("\"PublicKey\":\"").expect("a key").1.split('"').next().expect("a key");
@@ -428,7 +428,8 @@ fn relay_key(kept: &str) -> PublicKey {
     bytes.into()
 }
 
-/// It offers what would draw the others' connections and the Internet to it, and in the end an administrator falls for it.
+/// It offers prefixes that would attract the others' connections and the Internet's, and in the end an administrator is
+/// deceived.
 #[test]
 fn a_site_that_offers_what_is_not_its_own_takes_nothing() {
     if !tools() {

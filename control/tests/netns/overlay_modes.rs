@@ -1,5 +1,5 @@
-//! Coordinated sites whatever the ports of the data plane are, over both IP versions inside and outside, and
-//! beside what the profile says.
+//! Coordinated sites in every mode of the data plane, over both IP versions inside and outside, and alongside what the
+//! profile says.
 
 use crate::support::nat::{Kind, Lab, Site};
 use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
-/// Of WAN and LAN; the pair that is left is that of all other tests with a coordinator.
+/// Of WAN and LAN; all other tests with a coordinator use the remaining pair.
 const MODES: [(&str, &str); 3] = [("xdp", "xdp"), ("xdp", "tun"), ("udp", "xdp")];
 const PATH: Duration = Duration::from_secs(30);
 
@@ -42,7 +42,7 @@ pub struct End {
     pub site: Site,
 }
 
-/// Traffic of both IP versions inside, both ways, between sites that find such a path.
+/// Traffic of both inner IP versions, in both directions, between sites that find this kind of path.
 fn traffic_passes(kinds: [Kind; 2], path: &str, transport: &str) {
     for modes in MODES {
         let lab = Lab::new();
@@ -66,7 +66,7 @@ fn traffic_passes(kinds: [Kind; 2], path: &str, transport: &str) {
                 ping(&a.site.host, target, &["-c", "1"]).all_answered()
             });
             let pings = ping(&a.site.host, target, &["-c", "20", "-i", "0.02", "-s", "1300"]);
-            // As on any path, one may be lost when the machine is busy.
+            // As on any path, one packet may be lost when the machine is busy.
             assert!(pings.received >= 19, "{modes:?}, {path}: {}", pings.text);
             tcp_both_ways(&a.site.host, &b.site.host, target, 1 << 20);
         }
@@ -88,7 +88,7 @@ fn virtual_address(by: &OverlayGateway, of: &OverlayGateway) -> IpAddr {
     address.parse().expect("an address")
 }
 
-/// What comes through the tunnel and looks like a probe is no sign of a path.
+/// What comes through the tunnel and looks like a probe is not evidence of a path.
 #[test]
 fn probes_from_inside_are_refused() {
     if !tools() {
@@ -157,7 +157,7 @@ fn ipv6_is_preferred_when_equal() {
         }
         let beat = Heartbeat::start(&a, b.host_address(), Duration::from_millis(100), 1000);
         pause(1000);
-        // Where IPv6 ends, the rest goes on.
+        // When IPv6 is cut, the rest goes on.
         b.nat.nft("table ip6 cut { chain forward { type filter hook forward priority 0; drop; }; }");
         let path = if kinds[0].direct_works(kinds[1]) { "direct" } else { "relay" };
         for (one, other) in [(&gateway_a, &gateway_b), (&gateway_b, &gateway_a)] {
@@ -209,7 +209,7 @@ fn a_plain_wireguard_peer_works_beside_the_coordinator_s() {
         assert_eq!(gateway_a.peer("plain")["Path"], "direct");
     };
     both(&gateway_a);
-    // What the coordinator takes away is not the profile's.
+    // What the coordinator takes away does not include the profile's peers.
     coordinator.run(&["site", "revoke", &gateway_b.name]);
     eventually(PATIENCE, "the other is gone", || gateway_a.peer(&gateway_b.name).is_null());
     let pings = ping(&a.host, c.host_address(), &["-c", "5", "-i", "0.1"]);
@@ -244,7 +244,7 @@ fn the_coordinator_s_address_answers_and_stays() {
     for coordinator_too in [false, true] {
         assert!(gateway_b.process.terminate().success());
         if coordinator_too {
-            // Its address is in the map that it kept.
+            // Its address is in the cached map.
             coordinator.process.kill();
         }
         gateway_b.restart();

@@ -54,13 +54,13 @@ fn going_direct_loses_nothing() {
         return;
     }
     let pair = Scene::new(Kind::PortRestricted, Kind::PortRestricted, &json!({}));
-    // From before there is any path.
+    // Started before there is any path.
     let beat = Heartbeat::start(&pair.a, pair.b.host_address(), Duration::from_millis(20), 100_000);
     pair.await_both("direct");
     pause(1000);
     let beats = beat.stop();
     assert!(beats.answers.len() > 50, "{beats:?}");
-    // Answers by the slower path may come after later ones by the quicker, but they come.
+    // Answers on the slower path may arrive after later ones on the quicker, but they arrive.
     assert_eq!(beats.lost(), 0, "{beats:?}");
     let log = pair.gateway_a.process.log();
     assert!(log.contains("by relay"), "it went direct without a relay before: {log}");
@@ -116,7 +116,7 @@ fn another_address_is_followed() {
     let pair = Scene::new(Kind::FullCone, Kind::PortRestricted, &json!({}));
     pair.await_both("direct");
     let beat = pair.heartbeat();
-    // The NAT's address, unseen by the gateway behind it.
+    // The NAT's address changes, unseen by the gateway behind it.
     let new = pair.b.change_external_address();
     pause(6000);
     let gap = beat.stop().longest_gap();
@@ -144,7 +144,7 @@ fn both_ends_may_move_at_once() {
     pair.a.change_external_address();
     pair.b.change_external_address();
     pause(10_000);
-    // Neither can reach the other before it has bound anew at the relay.
+    // Neither can reach the other before it has bound to the relay again.
     let gap = beat.stop().longest_gap();
     assert!(gap <= 2.0 * FALLBACK, "{gap:.2} s");
     pair.await_both("direct");
@@ -155,7 +155,7 @@ fn guessed_ports_get_through_a_symmetric_nat() {
     if !tools() {
         return;
     }
-    // One attempt fails once in sixty times; three pairs at once fail together never.
+    // One attempt fails once in sixty times; that three pairs fail together can be ruled out.
     let lab = Lab::new();
     let coordinator = Coordinator::start(&lab);
     coordinator.policy(&json!({ "Links": [["tag:left", "tag:right"]] }));
@@ -187,7 +187,7 @@ fn a_mapped_port_is_a_way_into_a_symmetric_nat() {
         Scene::new(Kind::PortRestricted, Kind::Symmetric, &json!({ "BirthdayProbing": false }));
     pair.await_both("relay", 4 * PATIENCE);
     let router = MappingServer::start(&pair.b, Offer::ALL);
-    // It was asked in vain at the start; another start asks again.
+    // It was asked in vain at the start; the next start asks again.
     assert!(pair.gateway_b.process.terminate().success());
     pair.gateway_b.restart();
     pair.await_both("direct", 4 * PATIENCE);
@@ -209,14 +209,14 @@ fn nothing_is_lost_with_the_coordinator() {
     pair.coordinator.process.kill();
     pause(3000);
     assert_eq!(beat.stop().lost(), 0, "a direct path needs no coordinator");
-    // A start without it knows the peers of last time; the NATs still let the answers in.
+    // A start without the coordinator knows the peers of last time; the NATs still let the answers in.
     assert!(pair.gateway_a.process.terminate().success());
     pair.gateway_a.restart();
     let known = pair.gateway_a.peer(&pair.gateway_b.name);
     assert_eq!(known["Name"], pair.gateway_b.name.as_str());
     pair.coordinator.restart();
     pair.gateway_a.await_path(&pair.gateway_b.name, "direct", 4 * PATIENCE);
-    // B sends to the port of before until it has found it dead.
+    // B sends to the previous port until it has found it dead.
     eventually(Duration::from_secs_f64(FALLBACK), "B has followed", || {
         ping(&pair.a.host, pair.b.host_address(), &["-c", "1"]).all_answered()
     });
@@ -243,7 +243,7 @@ fn a_revoked_site_is_cut_off_on_its_peers_too() {
 }
 
 /// A reload that does not touch the port leaves the coordinator's peers alone; the coordinator hears of other subnets.
-/// From another port the paths are found anew. Without a coordinator its peers are gone.
+/// After a change of port the paths are found again. Without a coordinator its peers are gone.
 #[test]
 fn a_reload_keeps_the_paths() {
     if !tools() {

@@ -1,4 +1,4 @@
-//! How large packets may be: what the link, the path and the profile say, and what hosts are told.
+//! How large packets may be: according to link, path and profile, and what hosts are told.
 
 use crate::support::nat::{self, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway};
@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
-/// The kernel's news and a busy machine.
+/// Time for the kernel's news, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
-/// In which a path that shrinks under traffic has recovered; twice that of the docs, for a busy machine.
+/// How soon a path that shrinks under traffic has recovered; twice the documented time, for a busy machine.
 const RECOVERY: Duration = Duration::from_secs(4);
 
 /// Both ends of the cable between the gateways.
@@ -36,7 +36,7 @@ fn ping_of(topology: &Topology, target: IpAddr, mtu: u16, count: &str) -> Ping {
     ping(&topology.a.host, target, &["-c", count, "-i", "0.1", "-M", "do", "-s", &size])
 }
 
-/// Packets of `inner` bytes pass whole, one byte more is answered by the MTU, and TCP gets through.
+/// Packets of `inner` bytes pass whole, one byte more is answered with the MTU, and TCP gets through.
 fn carries(topology: &Topology, inner: u16, what: &str) {
     for target in topology.b.hosts() {
         let full = ping_of(topology, target, inner, "3");
@@ -45,7 +45,7 @@ fn carries(topology: &Topology, inner: u16, what: &str) {
         assert_eq!(larger.reported_mtu(), Some(inner), "{what}, {target}: {}", larger.text);
         tcp_both_ways(&topology.a.host, &topology.b.host, target, 300_000);
     }
-    // IPv4 that may be fragmented is, by whoever routes.
+    // IPv4 that may be fragmented is, by whoever routes it.
     let larger = ["-c", "3", "-i", "0.1", "-M", "dont", "-s", "1472"];
     let pings = ping(&topology.a.host, topology.b.host4(), &larger);
     assert!(pings.all_answered(), "{what}, fragments: {}", pings.text);
@@ -69,7 +69,7 @@ fn the_wan_s_mtu_is_followed_while_running() {
         let topology = Topology::new(Options::default());
         let (a, b) = joined(&topology, kind, kind, outer);
         let what = |when: &str| format!("{kind:?}, {outer:?}, {when}");
-        // Over IPv4 there would be room for 1440, but a tunnel has what it has over IPv6.
+        // Over IPv4 there would be room for 1440, but the tunnel keeps to what fits over IPv6.
         await_mtu(&a, 1500, 1420);
         carries(&topology, 1420, &what("at first"));
         set_wan_mtu(&topology, 1400);
@@ -87,7 +87,7 @@ fn the_wan_s_mtu_is_followed_while_running() {
     }
 }
 
-/// A ceiling that the link is too small for is lowered, and hosts are told.
+/// A ceiling too large for the link is lowered, and hosts are told.
 #[test]
 fn an_mtu_that_is_too_large_is_lowered() {
     if !ready(&[]) {
@@ -95,7 +95,7 @@ fn an_mtu_that_is_too_large_is_lowered() {
     }
     for kind in MODES {
         let topology = Topology::new(Options::default());
-        // Part of it looks like the type of a VLAN tag; answers find it all the same.
+        // Part of the MAC looks like the type of a VLAN tag; answers are sent to it all the same.
         topology.a.host.run(&["ip", "link", "set", "eth0", "address", "02:00:81:00:00:05"]);
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         for gateway in [&a, &b] {
@@ -106,7 +106,7 @@ fn an_mtu_that_is_too_large_is_lowered() {
     }
 }
 
-/// The inside is never smaller than 1280: outer packets are fragmented, also where AF_XDP could not.
+/// The inside is never smaller than 1280: outer packets are fragmented, also where AF_XDP could not do so.
 #[test]
 fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
     if !ready(&[]) {
@@ -125,7 +125,8 @@ fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
     }
 }
 
-/// A router on the way has a smaller link and says so; peers of the profile are not probed. Over IPv4 routers fragment.
+/// A router on the way has a smaller link and reports it; peers of the profile are not probed. Over IPv4 routers
+/// fragment.
 #[test]
 fn a_router_that_says_what_its_link_takes_is_heard() {
     if !ready(&[]) {
@@ -134,7 +135,8 @@ fn a_router_that_says_what_its_link_takes_is_heard() {
     for kind in MODES {
         let topology = Topology::new(Options::router());
         let (a, b) = joined(&topology, kind, kind, Outer::V6);
-        // A smaller MTU of the links would have a veth pair drop what comes in, before there is a router to say so.
+        // With a smaller MTU of its links a veth pair would drop packets on receipt, before there is a router to report
+        // it.
         for (site, port) in [(&topology.a, "a0"), (&topology.b, "b0")] {
             topology.middle().ip(&format!("route replace {}/128 dev {port} mtu 1400\n", site.wan6));
         }
@@ -160,7 +162,7 @@ struct Coordinated {
     _coordinator: Coordinator,
 }
 
-/// Two coordinated sites, joined directly, on the other side of routers.
+/// Two coordinated sites, directly connected, with routers in between.
 fn coordinated(modes: (&str, &str)) -> Coordinated {
     let lab = Lab::new();
     let coordinator = Coordinator::start(&lab);
@@ -168,7 +170,7 @@ fn coordinated(modes: (&str, &str)) -> Coordinated {
     let sites = [1, 2].map(|number| lab.site(nat::Kind::FullCone, number));
     let gateways = [0, 1].map(|n| {
         let site = &sites[n];
-        // Else veth pairs pass bundles whole, which are longer than any packet.
+        // Otherwise veth pairs pass whole bundles, which are longer than any packet.
         site.gateway.run(&["ethtool", "-K", "wan0", "tx-udp-segmentation", "off"]);
         let extra = json!({
             "Wan": { "Interface": "wan0", "Mode": modes.0 },
@@ -183,7 +185,7 @@ fn coordinated(modes: (&str, &str)) -> Coordinated {
 }
 
 impl Coordinated {
-    /// Has the path between the sites carry no larger packets, and say nothing about it.
+    /// Makes the path between the sites drop larger packets, and report nothing.
     fn shrink(&self, mtu: u32) {
         // A smaller link would fragment IPv4 without DF.
         self.lab.internet().nft(&format!(
@@ -202,6 +204,33 @@ impl Coordinated {
         }
     }
 
+    /// Below what IPv6 needs inside, `doctor` names the peer, and its command ends the fragments.
+    fn doctor_finds_fragments(&self) {
+        let [gateway, other] = &self.gateways;
+        let command = || {
+            let report: Value = serde_json::from_slice(&gateway.penstock(&["doctor", "--json"]).stdout).expect("JSON");
+            let findings = report["Findings"].as_array().expect("findings");
+            let found = findings.iter().find(|finding| finding["Subject"] == other.name)?;
+            Some(found["Command"].as_str().expect("text").to_owned())
+        };
+        assert_eq!(command(), None);
+        self.shrink(1310);
+        // Data makes the gateways probe.
+        let target = self.sites[1].host_address();
+        eventually(RECOVERY, "the gateways notice", || {
+            ping(&self.sites[0].host, target, &["-c", "1"]);
+            gateway.peer(&other.name)["Mtu"]["Fragmented"] == true
+        });
+        self.await_probed(1280..=1310, SOON);
+        let fix = command().expect("found");
+        let field = fix.split(' ').find(|word| word.starts_with("Mtu=")).unwrap_or_else(|| panic!("{fix}"));
+        let output = gateway.penstock(&["set-config", field]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        eventually(SOON, "nothing is fragmented", || gateway.peer(&other.name)["Mtu"]["Fragmented"] == false);
+        self.tcp(10_000);
+        assert_eq!(command(), None, "after {fix}");
+    }
+
     fn tcp(&self, bytes: usize) {
         let [a, b] = &self.sites;
         tcp_both_ways(&a.host, &b.host, b.host_address(), bytes);
@@ -217,10 +246,10 @@ fn a_path_smaller_than_its_ends_is_found_and_a_shrinking_one_recovers() {
         let pair = coordinated(modes);
         pair.await_probed(1500..=1500, SOON);
         pair.tcp(300_000);
-        // Not a size of the ladder.
+        // Not one of the ladder's sizes.
         pair.shrink(1410);
         let began = Instant::now();
-        // Data makes the gateways look.
+        // Data makes the gateways probe.
         let target = pair.sites[1].host_address();
         eventually(RECOVERY, "full packets pass again", || {
             ping(&pair.sites[0].host, target, &["-c", "1", "-M", "dont", "-s", "1300"]).all_answered()
@@ -232,5 +261,6 @@ fn a_path_smaller_than_its_ends_is_found_and_a_shrinking_one_recovers() {
         let full = ["-c", "2", "-i", "0.1", "-M", "do", "-s", "1392"];
         let refused = ping(&pair.sites[0].host, target, &full);
         assert!(refused.reported_mtu().is_some_and(|mtu| (1334..=1350).contains(&mtu)), "{modes:?}: {}", refused.text);
+        pair.doctor_finds_fragments();
     }
 }

@@ -1,4 +1,4 @@
-//! Port mapping by a real router daemon, one protocol at a time, and by none.
+//! Port mapping with a real router daemon, one protocol at a time, and without any.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -29,8 +29,8 @@ async fn soon(mapper: &mut PortMapper) -> Mapping {
     tokio::time::timeout(SOON, mapper.next()).await.expect("a result in time")
 }
 
-/// Whether a stranger's datagram to `to` arrives at `inside`; each try is another stranger's, since the NAT
-/// remembers what it refused.
+/// Whether a stranger's datagram to `to` arrives at `inside`; each attempt is another stranger's, since the NAT
+/// remembers what it has refused.
 fn arrives(lab: &Lab, to: SocketAddr, inside: &UdpSocket, tries: u32) -> bool {
     let mut datagram = [0; 16];
     (0..tries).any(|_| {
@@ -75,6 +75,45 @@ fn each_protocol_maps_and_gives_back() {
     }
 }
 
+/// Otherwise the route of a peer that has the router's address, or a default route, would lead it into the tunnel.
+#[test]
+fn the_router_is_asked_with_the_mark() {
+    if !ready(&TOOLS) {
+        return;
+    }
+    const MARK: u32 = 0x5057;
+    let lab = Lab::new();
+    let site = lab.site(Kind::Symmetric, 1);
+    let _server = MappingServer::start(&site, Offer::ALL);
+    site.gateway.nft(&format!(
+        "table inet count {{
+             counter control {{ }}
+             counter igd {{ }}
+             counter unmarked {{ }}
+             chain output {{
+                 type filter hook output priority 0;
+                 meta mark 0 udp dport {{ 1900, 5351 }} counter name unmarked
+                 meta mark 0 tcp flags & (syn | ack) == syn counter name unmarked
+                 meta mark {MARK} udp dport 5351 counter name control
+                 meta mark {MARK} tcp flags & (syn | ack) == syn counter name igd
+             }}
+         }}"
+    ));
+    within(&site, async || {
+        let mut mapper = PortMapper::start_with(site.router().into(), site.wan().into(), PORT, MARK, SHORT);
+        assert_eq!(soon(&mut mapper).await.found.len(), 3, "all are asked");
+        mapper.release().await;
+    });
+    let counted = |counter: &str| packets(&site.gateway.run(&["nft", "list", "counter", "inet", "count", counter]));
+    assert_eq!(counted("unmarked"), 0);
+    assert!(counted("control") >= 3 && counted("igd") >= 1, "{} {}", counted("control"), counted("igd"));
+}
+
+/// What `nft list counter` says.
+fn packets(text: &str) -> u64 {
+    text.split_whitespace().skip_while(|word| *word != "packets").nth(1).expect("a count").parse().expect("a number")
+}
+
 #[test]
 fn a_mapping_is_renewed_and_ends_with_a_gateway_that_crashes() {
     if !ready(&TOOLS) {
@@ -90,12 +129,12 @@ fn a_mapping_is_renewed_and_ends_with_a_gateway_that_crashes() {
                 within(&site, async || {
                     let mut mapper = mapper(&site, SHORT);
                     assert!(soon(&mut mapper).await.external.is_some(), "{offer:?}");
-                    // Three lives.
+                    // Three lifetimes.
                     for _ in 0..12 {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                         assert_eq!(server.mappings().len(), 1, "{offer:?}: it is renewed");
                     }
-                    // The runtime ends with it, as in a crash: nothing is given back.
+                    // The runtime ends with it, as in a crash: nothing is deleted.
                     std::mem::forget(mapper);
                 });
                 assert_eq!(server.mappings().len(), 1, "{offer:?}: nobody has given it back");
@@ -118,7 +157,7 @@ fn a_router_that_restarts_is_asked_again() {
         let first = soon(&mut mapper).await;
         assert!(first.external.is_some());
         server.kill();
-        // What has run out is told; until then the old one is.
+        // An expired mapping is reported; until then the old one is.
         let mut last = first.clone();
         let end = Instant::now() + SHORT.lifetime * 4;
         while last.external.is_some() && Instant::now() < end {
@@ -144,7 +183,7 @@ fn without_a_server_it_is_quick_and_quiet() {
         return;
     }
     let lab = Lab::new();
-    // One refuses by ICMP, one says nothing at all.
+    // One refuses with ICMP, one does not answer at all.
     for (number, silent) in [(1, false), (2, true)] {
         let site = lab.site(Kind::Masquerade, number);
         let drop = if silent { "drop" } else { "accept" };
@@ -152,10 +191,7 @@ fn without_a_server_it_is_quick_and_quiet() {
             "table ip count {{ counter asked {{ }}; chain input {{ type filter hook input priority 0; \
              iifname lan meta l4proto udp counter name asked {drop}; }}; }}"
         ));
-        let asked = || -> u64 {
-            let text = site.nat.run(&["nft", "list", "counter", "ip", "count", "asked"]);
-            text.split_whitespace().skip_while(|word| *word != "packets").nth(1).expect("a count").parse().expect("it")
-        };
+        let asked = || packets(&site.nat.run(&["nft", "list", "counter", "ip", "count", "asked"]));
         within(&site, async || {
             let mut mapper = mapper(&site, Timings::default());
             let start = Instant::now();
@@ -163,7 +199,7 @@ fn without_a_server_it_is_quick_and_quiet() {
             let took = start.elapsed();
             assert!(took < Duration::from_secs(3), "{took:?}");
             let first = asked();
-            // Three by PCP, three by NAT-PMP, two by SSDP.
+            // Three over PCP, three over NAT-PMP, two over SSDP.
             assert!((1..=8).contains(&first), "{first}");
             tokio::time::sleep(Duration::from_secs(3)).await;
             assert_eq!(asked(), first, "it asks again after a minute");

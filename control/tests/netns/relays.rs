@@ -1,4 +1,4 @@
-//! Relays that are near and far, die and come back, under traffic.
+//! Relays near and far, which die and come back under traffic.
 
 use crate::support::nat::{Kind, Lab};
 use crate::support::overlay::{Coordinator, Pair, Relay, now};
@@ -17,8 +17,8 @@ const FALLBACK: f64 = 5.0;
 /// A dead relay is asked again every 15 s by each of the two layers that must find it alive.
 const RETURN: Duration = Duration::from_secs(45);
 
-/// A way to a server that takes time: a middleman who keeps every datagram back, both ways. (The kernel
-/// that these tests must do with has no netem.)
+/// A slow path to a server: a middleman delays every datagram, in both directions. (The kernel that these tests have to
+/// run on has no netem.)
 struct SlowWay {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -53,7 +53,7 @@ impl SlowWay {
                 }
                 while waiting.front().is_some_and(|(due, ..)| *due <= Instant::now()) {
                     let (_, socket, to, bytes) = waiting.pop_front().expect("just seen");
-                    // A server that is not there is what this is for.
+                    // The server may be down; that is what this is for.
                     let _ = socket.send_to(&bytes, to);
                 }
                 pause(1);
@@ -75,7 +75,7 @@ fn receive(socket: &UdpSocket) -> Option<(SocketAddr, Vec<u8>)> {
     match socket.recv_from(&mut buffer) {
         Ok((length, from)) => Some((from, buffer[..length].to_vec())),
         Err(e) if e.kind() == ErrorKind::WouldBlock => None,
-        // What an earlier datagram met.
+        // An error about an earlier datagram.
         Err(_) => receive(socket),
     }
 }
@@ -93,7 +93,7 @@ fn the_nearest_is_taken_and_another_when_it_dies() {
     let mut coordinator = Coordinator::start(&lab);
     let (far, mut near) = (Relay::start(&lab, &coordinator, 3), Relay::start(&lab, &coordinator, 4));
     let slow = SlowWay::start(&lab, 5, far.address, Duration::from_millis(20));
-    // By the list's order the far one would be the first.
+    // In the list's order the far one would come first.
     let relays = [far.listing("far", slow.address), near.listing("near", near.address)];
     coordinator.list_relays(&relays, &["--no-relay"]);
     let extra = json!({ "BirthdayProbing": false });
@@ -105,7 +105,7 @@ fn the_nearest_is_taken_and_another_when_it_dies() {
     let states = pair.gateway_a.status()["Relays"].clone();
     let bound = states.as_array().expect("relays").iter().filter(|relay| relay["Bound"] == true).count();
     assert_eq!(bound, 2, "{states}");
-    // What is not in use is measured as well, and the middleman keeps everything back both ways.
+    // Paths that are not in use are measured as well, and the middleman delays in both directions.
     let answering = pair.peers()[0]["Answering"].clone();
     let round_trip = |relay: &str| {
         let path = answering.as_array()?.iter().find(|path| path["Path"] == "relay" && path["Relay"] == relay)?;
@@ -126,13 +126,13 @@ fn the_nearest_is_taken_and_another_when_it_dies() {
     near.restart();
     pair.await_relay("near", RETURN);
     pause(1000);
-    // Nothing died, so nothing may be lost for longer than a handshake takes.
+    // Nothing has died, so nothing may be lost for longer than a handshake takes.
     let gap = beat.stop().longest_gap();
     assert!(gap <= 1.0, "{gap:.2} s");
 }
 
-/// Kills the coordinator and its relay for so long, under traffic; the silence from its new start on. By one of
-/// these transports the relay is used then.
+/// Kills the coordinator and its relay for this long, under traffic; returns the silence after its restart. Afterwards
+/// the relay is used over one of these transports.
 fn silence_after_restart(kinds: [Kind; 2], transports: &[&str], outage: Duration) -> f64 {
     let lab = Lab::new();
     let mut coordinator = Coordinator::start(&lab);
@@ -160,7 +160,7 @@ fn the_coordinator_s_relay_may_restart() {
     if !tools() {
         return;
     }
-    // Where nothing is heard of the relay for long, TLS is tried too, and kept for a while.
+    // Where the relay was not heard for long, TLS is tried too, and kept for a while.
     for (seconds, transports) in [(0, &["udp"][..]), (3, &["udp"]), (15, &["udp", "tls"])] {
         let outage = Duration::from_secs(seconds);
         let silence = silence_after_restart([Kind::Symmetric, Kind::Symmetric], transports, outage);

@@ -1,4 +1,4 @@
-//! A gateway is started again while the other site sends: traffic flows again within a second.
+//! A gateway restarts while the other site is sending: traffic flows again within a second.
 
 use crate::support::*;
 use std::net::{SocketAddr, UdpSocket};
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What an outage may last from the moment on at which the gateway answers again.
+/// How long an outage may last, from the moment at which the gateway answers again.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Sends a datagram to an echo server every few milliseconds, and notes when an echo came last.
+/// Sends a datagram to an echo server every few milliseconds, and notes when the last echo came.
 struct Stream {
     socket: Arc<UdpSocket>,
     stop: Arc<AtomicBool>,
@@ -61,14 +61,14 @@ enum End {
     Killed,
 }
 
-/// Whose host sends while B's gateway is started again.
+/// Which host sends while B's gateway restarts.
 #[derive(Clone, Copy, Debug)]
 enum Sender {
     Other,
     Restarted,
 }
 
-/// B is started again, and knows of A's address only what A's packets told it before.
+/// B restarts, and knows A's address only from what A's packets had told it before.
 fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     if !ready(&other.program().into_iter().collect::<Vec<_>>()) {
         return;
@@ -107,8 +107,8 @@ fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     }
 }
 
-/// Without the file of last endpoints too, by what the profile says: data of a session that nobody knows is a reason to
-/// call who sends it.
+/// Also without the file of last endpoints, from what the profile says: data on an unknown session is a reason to call
+/// its sender.
 fn data_calls(kind: Kind) {
     if !ready(&[]) || !is_penstock() {
         return;

@@ -5,10 +5,10 @@ use penstock::ground::DEFAULT_MARK;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// How many routes the router has that has many: `PENSTOCK_TEST_ROUTES=300000 PENSTOCK_BIN=target/release/penstock`.
+/// How many routes the router with many routes has: `PENSTOCK_TEST_ROUTES=300000 PENSTOCK_BIN=target/release/penstock`.
 const ROUTES: &str = "PENSTOCK_TEST_ROUTES";
 
-/// Starts a further gateway on the machine of site A, with a peer that never answers.
+/// Starts another gateway on the machine of site A, with a peer that never answers.
 fn another(topology: &Topology, number: u16, table: u32, prefix: &str) -> Gateway {
     let mut config = GatewayConfig::elsewhere(Kind::SOCKET, &format!("100.64.9.{number}"));
     config.port = PORT + number;
@@ -33,14 +33,14 @@ fn ours(topology: &Topology) -> String {
         .concat()
 }
 
-/// The device that a packet of site A's gateway leaves by; `None` if it is blocked.
+/// The device through which a packet of site A's gateway leaves; `None` if it is blocked.
 fn way(topology: &Topology, to: &str) -> Option<String> {
     let (found, text) = topology.a.gateway.attempt(&["ip", "route", "get", to]);
     let mut words = text.split_whitespace().skip_while(|word| *word != "dev").skip(1);
     found.then(|| words.next().expect("a device").to_owned())
 }
 
-/// What one gateway reads and puts back is not taken for the other's.
+/// What one gateway reads and restores is not mistaken for the other's.
 #[test]
 fn two_gateways_of_a_machine_each_put_back_their_own() {
     if !ready(&[]) || !is_penstock() {
@@ -74,8 +74,8 @@ fn two_gateways_of_a_machine_each_put_back_their_own() {
     await_traffic(&topology);
 }
 
-/// The longest prefix wins, in whichever table it is and whichever gateway started first, and stays blocked when
-/// its gateway stops.
+/// The longest prefix wins, in whichever table it is and whichever gateway started first, and stays blocked when its
+/// gateway stops.
 #[test]
 fn nested_prefixes_of_gateways_with_different_tables_go_each_its_way() {
     if !ready(&[]) || !is_penstock() {
@@ -125,16 +125,16 @@ fn outer_packets_follow_a_rule_for_their_mark() {
     }
 }
 
-/// Routes come and go a thousand times a second on a router with many: control follows without most of a core.
+/// Routes come and go a thousand times a second on a router with many: control keeps up without using most of a core.
 #[test]
 fn a_flapping_route_among_many_costs_little() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    // Unoptimised, reading a thousand takes 10 ms.
+    // Unoptimised, reading a thousand routes takes 10 ms.
     let many = std::env::var(ROUTES).ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(20_000);
     const WATCHED: Duration = Duration::from_secs(2);
-    /// Changes a batch, which is a tenth of a second's.
+    /// Changes per batch, which is a tenth of a second's.
     const BATCH: usize = 100;
     let topology = Topology::new(Options::default());
     let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
@@ -152,7 +152,7 @@ fn a_flapping_route_among_many_costs_little() {
     ];
     for (which, route) in flapping {
         let batch = format!("route replace {route}\nroute del {route}\n").repeat(BATCH / 2);
-        // What came before is done with when a while costs nothing.
+        // What came before has been processed when a while costs nothing.
         eventually(PATIENCE, "control has read the routes", || {
             let before = a.process.cpu_time();
             pause(300);
@@ -168,7 +168,7 @@ fn a_flapping_route_among_many_costs_little() {
             }
             changes
         };
-        // The first changes are looked into at once.
+        // The first changes are examined at once.
         flap(2 * WATCHED);
         let (before, begun) = (a.process.cpu_time(), Instant::now());
         let changes = flap(WATCHED);

@@ -8,9 +8,11 @@ use std::time::Duration;
 use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(15);
+/// Less than the time after which paths are looked for in any case.
+const FOLLOWED: Duration = Duration::from_secs(8);
 
 /// Two WireGuard devices on the hosts reach each other through the gateways' tunnel: WireGuard in WireGuard. Then the
-/// inner tunnel becomes its own way: its endpoint lies inside it, and what goes in must not go round and round.
+/// inner tunnel becomes its own route: its endpoint lies inside it, and its packets must not loop.
 #[test]
 fn a_tunnel_runs_through_the_tunnel() {
     if !ready(&["wireguard-go"]) {
@@ -48,13 +50,13 @@ fn a_tunnel_runs_through_the_tunnel() {
             gateway.config.peers.iter().map(|peer| gateway.transfer(&peer.public_key).1).sum()
         };
         let before = sent(&a);
-        // They are lost, unless the far end has called before and so given its outer address again.
+        // They are lost, unless the far end has called before and so announced its outer address again.
         ping(&topology.a.host, far, &["-c", "20", "-i", "0.01", "-W", "1"]);
         assert!(sent(&a) - before < 70_000, "{kind:?}: it went round");
     }
 }
 
-/// A socket that is bound to the tunnel's device, and packets that get a mark after they were routed.
+/// A socket bound to the tunnel's device, and packets that get a mark after they were routed.
 #[test]
 fn bound_sockets_and_marked_packets_pass() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -82,7 +84,41 @@ fn bound_sockets_and_marked_packets_pass() {
     }
 }
 
-/// Answers of `wg show` that fill many reads, and requests that fill many writes.
+/// While packets flow, a better route appears that leads through another interface, and goes again.
+#[test]
+fn a_better_route_is_followed_under_traffic() {
+    if !ready(&[]) {
+        return;
+    }
+    for kind in [Kind::XDP, Kind::SOCKET] {
+        let topology = Topology::new(Options::default());
+        let (a_ns, b_ns) = (&topology.a.gateway, &topology.b.gateway);
+        a_ns.ip(&format!("link add wan1 type veth peer name wan1 netns {}\n", b_ns.name()));
+        for (namespace, address) in [(a_ns, "198.51.100.1/24"), (b_ns, "198.51.100.2/24")] {
+            namespace.ip(&format!("addr add {address} dev wan1\nlink set wan1 up\n"));
+            for setting in ["all", "wan0", "wan1"] {
+                namespace.sysctl(&format!("net/ipv4/conf/{setting}/rp_filter"), "0");
+            }
+        }
+        let (a, b) = joined(&topology, kind, kind, Outer::V4);
+        let sent = |interface: &str| -> u64 {
+            let file = format!("/sys/class/net/{interface}/statistics/tx_packets");
+            a_ns.run(&["cat", &file]).trim().parse().expect("a number")
+        };
+        for (change, by) in [("add", "wan1"), ("del", "wan0")] {
+            a_ns.ip(&format!("route {change} 192.0.2.2/32 via 198.51.100.2 dev wan1\n"));
+            let before = sent(by);
+            eventually(FOLLOWED, &format!("{kind:?}: {by} carries the tunnel"), || {
+                let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "20", "-i", "0.02"]);
+                pings.all_answered() && sent(by) >= before + 20
+            });
+            let endpoint = Some(topology.a.endpoint(Outer::V4));
+            assert_eq!(b.endpoint(&a.public_key()), endpoint, "{kind:?}: it sends from the address that B calls");
+        }
+    }
+}
+
+/// Answers of `wg show` that take many reads, and requests that take many writes.
 #[test]
 fn large_configurations_pass_over_the_socket() {
     if !ready(&[]) {
@@ -118,7 +154,7 @@ fn large_configurations_pass_over_the_socket() {
     assert_eq!(prefixes(), [52; 40]);
 }
 
-/// What `wg set` says of keys: none, one of the peers', and one whose bits are not clamped.
+/// What `wg set` says about keys: none, one of a peer's, and one whose bits are not clamped.
 #[test]
 fn keys_are_set_as_the_kernel_sets_them() {
     if !ready(&[]) {
@@ -144,4 +180,9 @@ fn keys_are_set_as_the_kernel_sets_them() {
     assert_eq!(shows("peers"), peer, "a peer with the gateway's own key goes");
     gateway.set(&["peer", &own]);
     assert_eq!(shows("peers"), peer, "and does not come");
+
+    // The bits that every key of this curve has are set.
+    let raw = format!("/{}", &private[1..]);
+    gateway.set(&["private-key", &gateway.secret_file("raw.key", &raw)]);
+    assert_eq!(shows("private-key"), format!("+{}", &private[1..]));
 }

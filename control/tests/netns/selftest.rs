@@ -1,5 +1,5 @@
-//! What WireGuard's own network-namespace selftest covers, as far as a gateway with static peers
-//! can: counters, roaming, allowed IPs, keys, NAT, loops, leaks.
+//! What WireGuard's own network-namespace selftest covers, as far as a gateway with static peers can: counters,
+//! roaming, allowed IPs, keys, NAT, loops, leaks.
 
 use crate::support::*;
 use std::net::IpAddr;
@@ -68,8 +68,8 @@ fn endpoints_roam() {
     }
     for kind in [Kind::XDP, Kind::SOCKET] {
         for outer in [Outer::V6, Outer::V4] {
-            // wireguard-go and boringtun keep sending from the IPv4 address that is gone, and get
-            // ENETUNREACH from kernels of today.
+            // wireguard-go and boringtun keep sending from the IPv4 address that is gone, and get ENETUNREACH from
+            // today's kernels.
             if outer == Outer::V4 && !is_penstock() {
                 continue;
             }
@@ -87,7 +87,7 @@ fn endpoints_roam() {
                  route replace default via {router} dev wan0\n",
                 &prefix[..2]
             ));
-            // B learns the new address from an authenticated packet of A, and from that only.
+            // B learns the new address from an authenticated packet of A, and only from that.
             assert_eq!(b.endpoint(&a.public_key()).map(|end| end.ip()), Some(old));
             eventually(LIMIT, &format!("{kind:?} {outer:?}: A is heard from its new address"), || {
                 ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered()
@@ -104,7 +104,7 @@ fn endpoints_roam() {
     }
 }
 
-/// From IPv4 to IPv6 and back by `wg set`, without a new start.
+/// From IPv4 to IPv6 and back by `wg set`, without a restart.
 #[test]
 fn endpoints_change_version() {
     if !ready(&[]) {
@@ -123,7 +123,7 @@ fn endpoints_change_version() {
     }
 }
 
-/// A third peer gets one address out of the second's prefix, and with it the right to send from it.
+/// A third peer gets one address from the second's prefix, and with it the right to send from it.
 #[test]
 fn a_more_specific_allowed_ip_takes_traffic_over() {
     if !ready(&["wireguard-go"]) {
@@ -180,8 +180,8 @@ fn the_private_key_changes_live() {
     }
 }
 
-/// Public keys whose products are zero (RFC 7748, 7; the list is the curve's): a peer with one must
-/// hear nothing. Two of them are wrong encodings of small points.
+/// Public keys whose products are zero (RFC 7748, 7; the list is the curve's): a peer with one of them must hear
+/// nothing. Two of them are non-canonical encodings of small points.
 #[test]
 fn low_order_public_keys_hear_silence() {
     const LOW_ORDER: [&str; 9] = [
@@ -213,7 +213,7 @@ fn low_order_public_keys_hear_silence() {
     let heard = capture.stop();
     assert!(heard.is_empty(), "{} packets to peers with such keys", heard.len());
 
-    // The other way: an initiation with such an ephemeral key gets no answer.
+    // In the other direction: an initiation with such an ephemeral key gets no answer.
     let socket = topology.middle().enter(|| std::net::UdpSocket::bind("192.0.2.66:0"));
     let socket = socket.expect("socket");
     socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
@@ -225,8 +225,8 @@ fn low_order_public_keys_hear_silence() {
     await_traffic(&topology);
 }
 
-/// The NAT forgets an idle mapping after two seconds. With a keepalive of one, B still reaches A;
-/// without, it does not, which shows that the NAT forgets.
+/// The NAT forgets an idle mapping after two seconds. With a keepalive of one second B still reaches A; without it B
+/// does not, which shows that the NAT forgets.
 #[test]
 fn keepalives_hold_a_nat_mapping_open() {
     if !ready(&["nft"]) {
@@ -255,7 +255,7 @@ fn keepalives_hold_a_nat_mapping_open() {
     }
 }
 
-/// The peer's endpoint lies in its own allowed IPs: what goes there must not go round and round.
+/// The peer's endpoint lies in its own allowed IPs: packets to it must not loop.
 #[test]
 fn a_tunnel_in_itself_makes_no_loop() {
     if !ready(&[]) {
@@ -283,7 +283,7 @@ fn a_tunnel_in_itself_makes_no_loop() {
 /// Everything through one peer: the default routes go to the tunnel, its own packets don't.
 #[test]
 fn a_default_route_through_the_tunnel() {
-    // Elsewhere the administrator solves this, not the implementation.
+    // With other implementations the administrator solves this, not the implementation.
     if !ready(&[]) || !is_penstock() {
         return;
     }

@@ -1,4 +1,4 @@
-//! A gateway as systemd runs it: what it may do, what it tells the service manager, and when it counts as dead.
+//! A gateway as run by systemd: its privileges, what it tells the service manager, and when it counts as dead.
 
 use crate::support::*;
 use std::os::unix::net::UnixDatagram;
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The time after which the service manager takes a silent gateway for dead.
+/// After this time the service manager considers a silent gateway dead.
 const WATCHDOG: Duration = Duration::from_secs(2);
 
 fn unit(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/packaging").join(name)
 }
 
-/// The capabilities that the unit leaves, as setpriv takes them.
+/// The capabilities that the unit leaves, in setpriv's format.
 fn bounding_set() -> String {
     let text = std::fs::read_to_string(unit("penstock@.service")).expect("the unit");
     let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("its capabilities");
     let names = line.split(' ').map(|name| name.strip_prefix("CAP_").expect("a capability").to_lowercase());
-    // The last is in the place of LimitMEMLOCK, which not every machine lets root raise.
+    // The last one replaces LimitMEMLOCK, which not every machine lets root raise.
     names.fold("--bounding-set=-all".to_owned(), |set, name| format!("{set},+{name}")) + ",+ipc_lock"
 }
 
@@ -46,8 +46,7 @@ fn the_units_expose_little() {
     if !ready(&["systemd-analyze"]) {
         return;
     }
-    // A worker is pinned to a core by a call of a group that costs the gateway's unit 0.2.
-    for (name, most) in [("penstock@.service", "24"), ("penstock-coordinator.service", "19")] {
+    for (name, most) in [("penstock@.service", "23"), ("penstock-coordinator.service", "19")] {
         let mut command = Command::new("systemd-analyze");
         command.args(["security", "--offline=true", "--threshold", most]).arg(unit(name));
         let output = command.output().expect("systemd-analyze starts");
@@ -55,7 +54,7 @@ fn the_units_expose_little() {
     }
 }
 
-/// A gateway that fails is started again for good, ever more rarely; another profile is taken up by a reload; the guard
+/// A gateway that fails is always restarted, at growing intervals; another profile is taken up by a reload; the guard
 /// is there before the network; and no core is written.
 #[test]
 fn the_units_restart_without_end_reload_and_guard_early() {
@@ -75,8 +74,8 @@ fn the_units_restart_without_end_reload_and_guard_early() {
     assert_eq!((gateway("LimitCORE"), guard("LimitCORE")), ("0".into(), "0".into()));
 }
 
-/// `status` ends as the Linux Standard Base has it: 0 healthy, 1 degraded, 3 stopped. With `--check` it says only
-/// whether anything is forwarded.
+/// The exit code of `status` follows the Linux Standard Base: 0 healthy, 1 degraded, 3 stopped. With `--check` it only
+/// says whether anything is forwarded.
 #[test]
 fn exit_codes_tell_health_and_with_check_whether_it_forwards() {
     if !ready(&[]) || !is_penstock() {
@@ -98,6 +97,8 @@ fn exit_codes_tell_health_and_with_check_whether_it_forwards() {
     ends(&a, "without its WAN", 1, 1);
     assert!(a.terminate().success());
     ends(&a, "stopped", 3, 3);
+    std::fs::write(a.profile_path(), "{").expect("written");
+    ends(&a, "stopped, with a profile that tells no name", 4, 4);
 }
 
 #[test]
@@ -122,7 +123,7 @@ fn the_units_capabilities_suffice_and_workers_have_none() {
     assert_eq!(workers, 1);
 }
 
-/// A service manager, as far as it listens.
+/// A service manager, as far as receiving goes.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -135,7 +136,7 @@ impl Manager {
         Self { socket, path }
     }
 
-    /// What is told within `limit`, message by message, until `enough`.
+    /// What is reported within `limit`, message by message, until `enough` is true.
     fn hear(&self, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut buffer = [0; 4096];
@@ -179,7 +180,7 @@ impl Drop for Stuck {
     }
 }
 
-/// Ready, how it does, alive as long as control and the worker are, which sleeps when nobody calls.
+/// Ready, its state, and alive as long as control and the worker are, even though the worker sleeps when nobody calls.
 #[test]
 fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     if !ready(&["setpriv"]) || !is_penstock() {
@@ -200,7 +201,7 @@ fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     drop(b);
 
     let is_alive = || manager.hear(WATCHDOG, |line| line == "WATCHDOG=1");
-    // Those that were told before the thread was stopped, and one that it answered just before.
+    // Reports made before the thread was stopped, and one that it answered just before.
     let falls_silent = || {
         manager.hear(WATCHDOG, |_| false);
         !is_alive()

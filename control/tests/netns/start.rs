@@ -1,18 +1,18 @@
-//! docs/start.md, followed to the letter: what its code blocks say is typed into a shell on each of two sites.
+//! docs/start.md, followed to the letter: its code blocks are typed into a shell on each of two sites.
 //!
-//! Not typed are the installation and `systemctl`, which the tests of the packages do. Interfaces are called otherwise
-//! here. Each shell has the files of its site for itself, since both name the same ones.
+//! The installation and `systemctl` are left to the tests of the packages. Interfaces have other names here. Each shell
+//! sees its own site's files only, since both sites use the same names.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::support::*;
 
-/// Where a site's files are.
+/// The directories of a site's files.
 const PLACES: [&str; 4] = ["/etc/penstock", "/var/lib/penstock", "/run/penstock", "/run/wireguard"];
 const END: &str = "== end ";
 
-/// A shell of root's at a site.
+/// A root shell at a site.
 struct Shell {
     namespace: Namespace,
     child: Child,
@@ -31,17 +31,17 @@ impl Shell {
         let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
         let output = BufReader::new(output);
         let mut shell = Self { namespace: site.gateway.clone(), child, input, output };
-        // Seen by this shell and what it starts only; gone with them.
+        // Visible only to this shell and what it starts; gone with them.
         for place in PLACES {
             std::fs::create_dir_all(place).expect("a directory to mount at");
             shell.must(&format!("mount -t tmpfs -o mode=755 tmpfs {place}"));
         }
-        // A systemd of this machine has nothing to do with it.
+        // A systemd on this machine must not be involved.
         shell.must("[ ! -d /run/systemd ] || mount -t tmpfs tmpfs /run/systemd");
         shell
     }
 
-    /// Types lines; returns what they print, and whether the last succeeded.
+    /// Types lines; returns their output, and whether the last one succeeded.
     fn r#type(&mut self, lines: &str) -> (String, bool) {
         writeln!(self.input, "{{ {lines}\n}} 2>&1 </dev/null; echo \"{END}$?\"").expect("the shell reads");
         let mut printed = String::new();
@@ -64,7 +64,7 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // What it started is in its namespace, and nothing else.
+        // Everything it has started is in its namespace, and nothing else is.
         let output = Command::new("ip").args(["netns", "pids", self.namespace.name()]).output();
         let pids = output.iter().flat_map(|pids| pids.stdout.split(u8::is_ascii_whitespace));
         for pid in pids.filter(|pid| !pid.is_empty()) {
@@ -74,7 +74,7 @@ impl Drop for Shell {
     }
 }
 
-/// The code blocks of the page: their languages and lines.
+/// The page's code blocks: their languages and lines.
 fn blocks() -> Vec<(&'static str, &'static str)> {
     let page = include_str!("../../../docs/start.md");
     let mut blocks = page.split("\n```");
@@ -112,7 +112,7 @@ fn the_first_tunnel_is_there_in_five_minutes() {
                 profiles += 1;
             }
             "sh" if lines.contains("ping ") => {
-                // A first handshake may take a second try.
+                // A first handshake may need a retry.
                 let mut printed = String::new();
                 let reached = holds_within(PATIENCE, || {
                     let (said, succeeded) = amsterdam.r#type(lines);
@@ -140,7 +140,7 @@ fn the_first_tunnel_is_there_in_five_minutes() {
     }
 }
 
-/// The page has one IP version only.
+/// The page uses one IP version only.
 fn await_traffic_of_hosts(topology: &Topology) {
     let target = topology.b.hosts()[0];
     eventually(PATIENCE, "a host of Berlin answers one of Amsterdam", || {

@@ -1,5 +1,5 @@
-//! The second suite: between two Penstocks that agree, not between those that do not, and never for a plain
-//! WireGuard; and how the cipher is chosen.
+//! The second suite: used between two Penstocks that agree, not between those that do not, and never with a plain
+//! WireGuard peer; and how the cipher is chosen.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::*;
 const AES: &str = "aes-256-gcm";
 const CHACHA: &str = "chacha20-poly1305";
 
-/// Two gateways whose profiles have these suites for each other, not yet started.
+/// Two gateways with these suites for each other in their profiles, not started yet.
 fn configs(topology: &Topology, kind: Kind, suites: [&'static str; 2]) -> [GatewayConfig; 2] {
     let (mut a, mut b) = pair_config(topology, kind, kind, Outer::V4);
     for (config, suite) in [&mut a, &mut b].into_iter().zip(suites) {
@@ -64,7 +64,7 @@ fn sites_that_disagree_say_so_and_pass_nothing() {
     }
     let topology = Topology::new(Options::default());
     let mut gateways = start(&topology, configs(&topology, Kind::SOCKET, [AES, CHACHA]));
-    // Both begin handshakes, so both hear of it.
+    // Both begin handshakes, so both notice.
     assert_eq!(ping(&topology.a.host, topology.b.host4(), &["-c", "1", "-W", "1"]).received, 0);
     assert_eq!(ping(&topology.b.host, topology.a.host4(), &["-c", "1", "-W", "1"]).received, 0);
     for (gateway, theirs, ours) in [(&gateways[0], CHACHA, AES), (&gateways[1], AES, CHACHA)] {
@@ -128,7 +128,7 @@ fn coordinated_sites_take_what_is_faster_for_both() {
             |peer: &Value| peer["SuiteReason"].as_str().is_some_and(|told| told.contains("the slower site does"));
         pair.peers().iter().all(known)
     });
-    // The first handshake may have been quicker than the news; the next one has the right suite.
+    // The first handshake may have been quicker than the news; the next one uses the right suite.
     assert!(pair.gateway_a.process.terminate().success());
     pair.gateway_a.restart();
     let speed = |suite: &str| {
@@ -158,7 +158,7 @@ fn the_implementation_is_chosen_and_told() {
     await_traffic(&topology);
     let [ring, auto] = gateways.each_ref().map(|gateway| gateway.status()["Cipher"].clone());
     assert_eq!((&ring["Implementation"], &ring["Reason"]), (&json!("ring"), &json!("the profile asks for it")));
-    assert_eq!(auto["Reason"], "the fastest that this CPU has");
+    assert_eq!(auto["Reason"], "the fastest that this CPU supports");
     for gateway in &gateways {
         assert_eq!(gateway.status()["Problems"], json!([]));
     }

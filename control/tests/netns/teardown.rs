@@ -6,13 +6,12 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// All that a gateway changes in its namespace: devices with their programs, addresses, routes,
-/// rules, sockets.
+/// Everything that a gateway changes in its namespace: devices with their programs, addresses, routes, rules, sockets.
 fn state(site: &Site) -> String {
     let mut state = String::new();
     // -d shows attached programs; statistics and counters are left out.
     for query in ["-d -br link", "-d link show dev wan0", "-d link show dev lan0"] {
-        // An end of a veth pair may be as large as the program on its other end allows: the other
+        // The maximum size of one end of a veth pair depends on the program on its other end, which is the other
         // gateway's doing.
         let links = site.gateway.ip_show(query);
         let words = links.split(' ').collect::<Vec<_>>();
@@ -41,7 +40,7 @@ fn bpf_objects() -> BpfObjects {
     ids("map").chain(ids("prog")).collect()
 }
 
-/// The maps and programs that a gateway has: those of its descriptors, and the maps that its programs use.
+/// The maps and programs that a gateway holds: those of its descriptors, and the maps that its programs use.
 fn bpf_objects_of(gateway: &Gateway) -> BpfObjects {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", gateway.process.pid())).expect("a process");
     let texts = descriptors.flatten().filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok());
@@ -110,8 +109,8 @@ fn starts_and_stops_leave_nothing() {
     eventually(LIMIT, "the kernel has freed its maps and programs", || bpf_objects().is_disjoint(&held));
 }
 
-/// A gateway started where nothing was before leaves its guard there when it stops, and nothing once that is
-/// released, in every mode.
+/// A gateway started on a clean machine leaves only its guard when it stops, and nothing once that is released, in
+/// every mode.
 #[test]
 fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
     if !ready(&["ss"]) {
@@ -140,7 +139,8 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
     }
 }
 
-/// A prefix that leads to a peer is not released. What no peer has any more is blocked until it is released, one prefix
+/// A prefix that leads to a peer is not released. A prefix that no peer has any more is blocked until it is released,
+/// by itself or with all others at a stop.
 /// by itself or all of them at a stop.
 #[test]
 fn a_release_lifts_what_no_peer_has() {
@@ -161,7 +161,7 @@ fn a_release_lifts_what_no_peer_has() {
         let says = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && says.contains(reason), "{arguments:?}: {says}");
     };
-    refused(&["release", &v4], "still lead to peers");
+    refused(&["release", &v4], "because a peer still has it");
     a.set(&["peer", &b.public_key(), "remove"]);
     assert_eq!(blocked(), [true, true]);
     assert!(a.command(&["release", &v4]).status.success());
@@ -178,7 +178,7 @@ fn bare(prefix: &str) -> &str {
     prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)
 }
 
-/// What a gateway holds while it runs: descriptors, those of maps and programs among them, and what is in its
+/// What a gateway holds while it runs: descriptors, including those of maps and programs, and what is in its namespace.
 /// namespace.
 fn held(site: &Site, gateway: &Gateway) -> String {
     let pid = gateway.process.pid();
@@ -202,14 +202,14 @@ fn resident(gateway: &Gateway) -> u64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// Reloads there and back, and restarts now and then, leave what a gateway holds as it was.
+/// Reloads back and forth, and an occasional restart, leave what a gateway holds unchanged.
 #[test]
 fn cycles_of_reloads_and_restarts_leak_nothing() {
     if !ready(&["ss"]) || !is_penstock() {
         return;
     }
     let cycles = if long() { 1000 } else { 32 };
-    /// KiB. What one set of packet memory takes would show within a round.
+    /// In KiB. One leaked set of packet memory would show within a round.
     const GROWTH: u64 = 8 << 10;
     /// A round of all variants.
     const ROUND: usize = 8;
@@ -233,7 +233,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
     let before = held(&topology.a, &a);
     let mut memory = Vec::new();
     for cycle in 0..cycles {
-        // The interface that is not there is a problem, as it should be.
+        // The missing interface is a problem, as it should be.
         a.edit_profile(|profile| variant(profile, cycle));
         a.command(&["reload"]);
         a.reload(|profile| profile.clone_from(&original));
@@ -246,7 +246,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
         assert!(same, "cycle {cycle}: before:\n{before}\nafter:\n{after}");
         memory.push(resident(&a));
         if (cycle + 1) % (2 * ROUND) == 0 {
-            // In the first round each variant is there for the first time.
+            // In the first round each variant is used for the first time.
             let most = |round: &[u64]| round.iter().max().copied().expect("cycles");
             let grown = most(&memory[ROUND..]).saturating_sub(most(&memory[..ROUND]));
             assert!(grown < GROWTH, "cycle {cycle}: {grown} KiB more than in the first round: {memory:?}");
@@ -257,7 +257,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
     }
 }
 
-/// Peers come and go; file descriptors don't pile up.
+/// Peers come and go; descriptors do not pile up.
 #[test]
 fn changes_of_peers_leak_no_descriptors() {
     if !ready(&[]) {

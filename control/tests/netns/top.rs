@@ -1,15 +1,15 @@
-//! `penstock top` in a real terminal, beside gateways with traffic.
+//! `penstock top` in a real terminal, with gateways under traffic.
 
 use std::process::ExitStatus;
 
 use crate::support::*;
 use rustix::process::Signal;
 
-/// The bars of charts, but for the empty one.
+/// The bars of the charts, except the empty one.
 const BARS: [char; 8] =
     ['\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
 
-/// What ends it, and its name.
+/// A way to end it, and its name.
 type End = (&'static str, fn(&mut Terminal));
 
 fn top(site: &Site, gateway: &Gateway) -> Terminal {
@@ -18,17 +18,17 @@ fn top(site: &Site, gateway: &Gateway) -> Terminal {
     Terminal::start(command, 80, 24)
 }
 
-/// The line of the screen that begins like this.
+/// The line of the screen that begins with this.
 fn line(shown: &str, start: &str) -> String {
     shown.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_default().to_owned()
 }
 
-/// Whether there is more than the last second.
+/// Whether it shows more than the last second.
 fn has_past(line: &str) -> bool {
     line.matches(BARS).count() > 1
 }
 
-/// What has passed is there at once; what changes is shown; no size is too small.
+/// Past traffic is shown at once, changes are shown as they happen, and no size is too small.
 #[test]
 fn it_shows_what_was_and_what_is() {
     if !ready(&["setsid"]) || !is_penstock() {
@@ -51,13 +51,17 @@ fn it_shows_what_was_and_what_is() {
 
     for (columns, rows) in [(40, 12), (10, 3), (1, 1), (200, 60), (80, 24)] {
         terminal.resize(columns, rows);
-        // Of a single cell nothing can be seen but that it lives on.
+        // A single cell can show nothing, only that the program survives.
         let least = usize::from(rows - 1).min(2);
         terminal.until("it is drawn again", |shown| shown.trim_end().lines().count() >= least);
     }
     terminal.until("the keys are there again", |shown| line(shown, "q end").contains("busiest first"));
-    terminal.press("t");
-    terminal.until("another scale", |shown| line(shown, a.name()).contains("a column is 10 s"));
+    // A key is not lost either when it comes with another size.
+    for (round, seconds) in [10, 60, 1].into_iter().cycle().take(31).enumerate() {
+        terminal.resize(80, if round % 2 == 0 { 23 } else { 24 });
+        terminal.press("t");
+        terminal.until("another scale", |shown| line(shown, a.name()).trim_end().ends_with(&format!(" {seconds} s")));
+    }
 
     topology.a.gateway.ip("link set wan0 down\n");
     terminal
@@ -71,7 +75,7 @@ fn it_shows_what_was_and_what_is() {
     terminal.until("the gateway is back", |shown| line(shown, a.name()).contains("healthy"));
 }
 
-/// However it ends, the terminal is as it was.
+/// However it ends, the terminal is restored.
 #[test]
 fn it_gives_the_terminal_back() {
     if !ready(&["setsid"]) || !is_penstock() {

@@ -1,10 +1,10 @@
-//! What other sites may reach through a gateway: this site's prefixes and the gateway itself, unless the profile opens
+//! What other sites may reach through a gateway: this site's prefixes and the gateway itself, unless the profile allows
 //! more.
 
 use crate::support::*;
 use std::net::IpAddr;
 
-/// A network behind B's gateway that is none of B's LAN, with a host; A routes it to B.
+/// A network behind B's gateway that is not part of B's LAN, with a host; A routes it to B.
 fn with_another_network(topology: &Topology) -> Namespace {
     let other = Namespace::new("other");
     let gateway = &topology.b.gateway;
@@ -36,7 +36,7 @@ fn other_networks_are_reached_only_where_the_profile_says_so() {
         b.workers = 1;
         let (_a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         await_traffic(&topology);
-        // The data plane by itself: without the packet filter's layer.
+        // The data plane alone, without the packet filter's layer.
         topology.b.gateway.run(&["nft", "flush", "ruleset"]);
         assert!(all_answer(&topology, &["10.200.0.1", "fd00:200::1"]), "{kind:?}: B's own addresses");
         let before = b.drops("transit");
@@ -57,7 +57,7 @@ fn other_networks_are_reached_only_where_the_profile_says_so() {
     }
 }
 
-/// A and a third site, 100.64.0.3, which reach each other by B.
+/// A and a third site, 100.64.0.3, which reach each other through B.
 fn hub(topology: &Topology, kind: Kind, transit: bool) -> [Gateway; 3] {
     let (mut a, mut b) = pair_config(topology, kind, kind, Outer::V4);
     let mut third = GatewayConfig::elsewhere(Kind::WireguardGo, "100.64.0.3");
@@ -81,7 +81,7 @@ fn hub(topology: &Topology, kind: Kind, transit: bool) -> [Gateway; 3] {
     [a, b, third]
 }
 
-/// From one tunnel into another by a hub is transit too.
+/// Going from one tunnel into another through a hub is transit too.
 #[test]
 fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
     if !ready(&["wireguard-go"]) || !is_penstock() {
@@ -91,7 +91,7 @@ fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
         for transit in [false, true] {
             let topology = Topology::new(Options::switch());
             let [_a, b, _third] = hub(&topology, kind, transit);
-            // B may not answer for the hop: the host of A asks, the third site answers.
+            // B must not answer in place of the hop: A's host asks, the third site answers.
             let pings = ping(&topology.a.host, "100.64.0.3".parse().expect("an address"), &["-c", "5", "-i", "0.1"]);
             assert_eq!(pings.received > 0, transit, "{kind:?}: {}", pings.text);
             assert_eq!(b.drops("transit") >= 5, !transit, "{kind:?}");
@@ -99,7 +99,7 @@ fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
     }
 }
 
-/// Sites that talk through a hub are not told by ICMP to do so without it.
+/// Sites that talk through a hub are not told by ICMP to bypass it.
 #[test]
 fn a_hub_sends_no_redirects() {
     if !ready(&["wireguard-go", "tcpdump"]) || !is_penstock() {
@@ -116,7 +116,7 @@ fn a_hub_sends_no_redirects() {
         capture.stop().len()
     };
     assert_eq!(redirects(), 0);
-    // Somebody switches them on.
+    // Somebody switches redirects on.
     for interface in ["all", b.name()] {
         gateway.sysctl(&format!("net/ipv4/conf/{interface}/send_redirects"), "1");
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What wg-quick makes of a configuration in site A; gone when dropped.
+/// What wg-quick sets up from a configuration in site A; removed when dropped.
 struct Quick<'a> {
     site: &'a Site,
     name: String,
@@ -16,7 +16,7 @@ struct Quick<'a> {
 }
 
 impl<'a> Quick<'a> {
-    /// A file for wg-quick, and the program by the name under which wg-quick can call it.
+    /// A file for wg-quick, and the program under the name by which wg-quick can call it.
     fn new(topology: &'a Topology, config: &GatewayConfig) -> Self {
         let site = &topology.a;
         let program = site.scratch.join("penstock-wireguard");
@@ -30,7 +30,7 @@ impl<'a> Quick<'a> {
     fn run(&self, action: &str) -> (bool, String) {
         let mut command = self.site.gateway.command("wg-quick");
         command.arg(action).arg(&self.file).env("WG_QUICK_USERSPACE_IMPLEMENTATION", &self.program);
-        // Where the device's log goes.
+        // The directory of the device's log.
         command.env("PENSTOCK_RUNTIME_DIR", &self.site.scratch).stdin(std::process::Stdio::null());
         let output = command.output().expect("wg-quick starts");
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -78,7 +78,7 @@ fn processes(name: &str) -> usize {
     lines.filter(is_ours).count()
 }
 
-/// Whether wg-quick would take the kernel's WireGuard, where there is one.
+/// Whether wg-quick would use the kernel's WireGuard, where there is one.
 fn here() -> bool {
     ready(&["wg-quick", "wireguard-go"]) && is_penstock() && !Path::new("/sys/module/wireguard").exists()
 }
@@ -88,7 +88,7 @@ fn routes(site: &Site) -> String {
         + &site.gateway.ip_show("rule show")
 }
 
-/// Up, traffic, changes that sessions survive, save, down, and once more.
+/// Up, traffic, changes that sessions survive, save, down, and all of it once more.
 #[test]
 fn the_whole_life_of_a_device() {
     if !here() {
@@ -107,7 +107,7 @@ fn the_whole_life_of_a_device() {
     assert!(topology.a.gateway.ip_show(&format!("link show dev {}", a.name)).contains("mtu 1420"));
     tcp_both_ways(&topology.a.host, &topology.b.host, topology.b.host4(), 1 << 20);
 
-    // A file that is read again changes nothing, so the sessions stay.
+    // Reading the same file again changes nothing, so the sessions stay.
     let handshake = quick.show("latest-handshakes");
     let stripped = topology.a.scratch.join("stripped.conf");
     write_secret(&stripped, &quick.succeed("strip"));
@@ -163,7 +163,7 @@ fn a_default_route_does_not_catch_the_tunnel() {
     assert_eq!(routes(&topology.a), before, "routes and rules are as they were");
 }
 
-/// A profile that was imported meets a wireguard-go that was configured by what it exports.
+/// An imported profile, with a wireguard-go that is configured by what it exports.
 #[test]
 fn what_is_imported_and_what_is_exported_meet() {
     if !here() {
@@ -198,6 +198,8 @@ fn what_is_imported_and_what_is_exported_meet() {
     let export = ["export", "b", "--private-key-file", key_file, "--endpoint", &endpoint];
     let (exported, conf, error) = run(&export);
     assert!(exported, "{error}");
+    let (again, _, error) = run(&["export", "b", "--new", "--allowed-ips", "10.9.0.0/24"]);
+    assert!(!again && error.contains("already has a peer b"), "{error}");
     let (refused, _, error) = run(&["export", "b", "--qr"]);
     assert!(!refused && error.contains("private key"), "{error}");
     let conf: Vec<&str> = conf.lines().filter(|line| !line.starts_with("Address")).collect();
@@ -214,7 +216,7 @@ fn what_is_imported_and_what_is_exported_meet() {
     assert!(process.terminate().success());
 }
 
-/// In the foreground it ends by a signal and takes its device with it. Without a private key it shows none.
+/// In the foreground it ends on a signal and removes its device. Without a private key it shows none.
 #[test]
 fn a_device_in_the_foreground_ends_by_a_signal() {
     if !here() {

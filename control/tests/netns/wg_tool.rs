@@ -55,8 +55,8 @@ fn handshakes_and_endpoints_show_up() {
     assert_eq!(b.endpoint(&a.public_key()), Some(topology.a.endpoint(Outer::V6)));
 }
 
-/// A peer set on a running gateway works at once, routes included; removed, it is gone, and what
-/// was for it is not sent in the clear.
+/// A peer set on a running gateway works at once, including its routes; when removed it is gone, and packets for it are
+/// not sent in the clear.
 #[test]
 fn peers_come_and_go() {
     if !ready(&["tcpdump"]) {
@@ -90,7 +90,7 @@ fn peers_come_and_go() {
     }
 }
 
-/// Two lists of prefixes: a prefix moves to the peer it was given to last.
+/// Two lists of prefixes: a prefix belongs to the peer that it was last given to.
 #[test]
 fn a_prefix_has_one_peer() {
     if !ready(&[]) {
@@ -142,10 +142,10 @@ fn syncconf_replaces_the_peers() {
     await_traffic(&topology);
 }
 
-/// Nonsense on the socket is answered with an error number, and the next one is served.
+/// Nonsense on the socket is answered with an error number, and the next request is served.
 #[test]
 fn nonsense_on_the_socket_is_refused() {
-    // The requests and the errors are those of the cross-platform interface description.
+    // The requests and errors are those in the description of the cross-platform interface.
     if !ready(&[]) || !is_penstock() {
         return;
     }
@@ -172,7 +172,7 @@ fn nonsense_on_the_socket_is_refused() {
         let shown = &request[..request.len().min(60)];
         assert!(!answer.contains("errno=0"), "{shown:?} was taken");
     }
-    // Somebody who says nothing keeps nobody else waiting.
+    // A client that sends nothing does not keep others waiting.
     let _silent = UnixStream::connect(socket(a.name())).expect("connected");
     wg(&["show", a.name()]);
     assert!(a.process.is_running());

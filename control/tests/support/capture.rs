@@ -1,10 +1,9 @@
-//! What went over an interface: `tcpdump` writes it, this reads it.
+//! What passed an interface: `tcpdump` writes it, this reads it.
 
-use super::namespace::Namespace;
-use super::process::Process;
 use super::topology::Topology;
 use super::traffic::CLEAR_TEXT_MARKER;
 use super::{PATIENCE, eventually};
+use penstock_netns::{Namespace, Process};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -29,9 +28,9 @@ pub struct Datagram {
 }
 
 impl Capture {
-    /// Starts the capture and waits until it sees packets. `filter` as tcpdump spells it.
+    /// Starts the capture and waits until it sees packets. `filter` is in tcpdump's syntax.
     pub fn start(namespace: &Namespace, interface: &str, filter: &str, scratch: &Path) -> Self {
-        let number = super::namespace::unique();
+        let number = penstock_netns::unique();
         let file = scratch.join(format!("capture-{number}.pcap"));
         let log = scratch.join(format!("capture-{number}.log"));
         let path = file.to_str().expect("UTF-8");
@@ -43,21 +42,21 @@ impl Capture {
         Self { process, file }
     }
 
-    /// A capture of all that passes the switch between the gateways.
+    /// A capture of everything that passes the switch between the gateways.
     pub fn of_wan(topology: &Topology) -> Self {
         Self::start(topology.middle(), "a0", "", topology.scratch())
     }
 
     /// Ends the capture and returns what it saw.
     pub fn stop(mut self) -> Vec<Frame> {
-        // Packets on their way through the kernel to the file.
+        // Packets that are still on their way through the kernel to the file.
         super::pause(150);
         self.process.interrupt();
         frames(&std::fs::read(&self.file).expect("capture file"))
     }
 }
 
-/// The frames of a little-endian pcap file; a cut-off last one is left out.
+/// The frames of a little-endian pcap file; a truncated last one is left out.
 fn frames(file: &[u8]) -> Vec<Frame> {
     assert_eq!(file.get(..4), Some([0xd4, 0xc3, 0xb2, 0xa1].as_slice()), "a pcap file");
     let mut rest = &file[24..];
@@ -84,7 +83,7 @@ impl Frame {
                 let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
                 let (source, destination) = (Ipv4Addr::from(source), Ipv4Addr::from(destination));
                 let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-                // A super-packet on a veth says 0.
+                // A super-packet on a veth has length 0.
                 let end = if length == 0 { packet.len() } else { length.min(packet.len()) };
                 Some((source.into(), destination.into(), packet[9], packet.get(header..end)?))
             }
@@ -126,7 +125,7 @@ impl Frame {
     }
 }
 
-/// Panics with the first packet of the sites that is readable.
+/// Panics with the sites' first readable packet.
 pub fn assert_no_clear_text(frames: &[Frame], topology: &Topology) {
     let leaks: Vec<_> = frames.iter().filter(|frame| frame.is_clear_text(topology)).collect();
     if let Some(first) = leaks.first() {

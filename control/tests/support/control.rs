@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// Runs `wg` and returns its output or its complaint.
+/// Runs `wg` and returns its output or its error message.
 pub fn wg_try(arguments: &[&str]) -> Result<String, String> {
     wg_with_input(arguments, "")
 }

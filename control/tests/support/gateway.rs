@@ -1,10 +1,9 @@
-//! A gateway under test or to test against: one process, one tunnel device, one `wg` name.
+//! A gateway, under test or for comparison: one process, one tunnel device, one `wg` name.
 
-use super::control::{genkey, pubkey, wg};
-use super::namespace::{Namespace, unique};
-use super::process::Process;
+use super::control::{genkey, pubkey, wg, wg_try};
 use super::topology::{Outer, PORT, Site, Topology};
 use super::{PATIENCE, eventually};
+use penstock_netns::{Namespace, Process, unique};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -17,7 +16,7 @@ use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// With its WAN and LAN modes as the profile spells them.
+    /// With its WAN and LAN modes in the profile's spelling.
     Penstock {
         wan: &'static str,
         lan: &'static str,
@@ -45,7 +44,7 @@ impl Kind {
     }
 }
 
-/// The implementation put in Penstock's place by `PENSTOCK_TEST_AS`.
+/// The implementation that `PENSTOCK_TEST_AS` puts in Penstock's place.
 pub fn stand_in() -> Option<Kind> {
     let name = std::env::var("PENSTOCK_TEST_AS").ok()?;
     match name.as_str() {
@@ -71,7 +70,7 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     pub allowed_ips: Vec<String>,
     pub keepalive: Option<u16>,
-    /// As the profile has it; other implementations have WireGuard's.
+    /// In the profile's spelling; other implementations have WireGuard's.
     pub suite: Option<&'static str>,
 }
 
@@ -87,7 +86,7 @@ pub struct GatewayConfig {
     /// Whether other sites may pass through.
     pub transit: bool,
     pub peers: Vec<Peer>,
-    /// As the profile has it.
+    /// In the profile's format.
     pub coordinator: Option<Value>,
     /// Environment of the process.
     pub environment: Vec<(&'static str, String)>,
@@ -140,7 +139,7 @@ impl GatewayConfig {
         self.environment.push(("PENSTOCK_TEST_REKEY_AFTER_SECONDS", seconds.to_string()));
     }
 
-    /// Keys and peers as `wg setconf` reads them.
+    /// Keys and peers in the format of `wg setconf`.
     pub fn wg_conf(&self) -> String {
         let mut script = format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.private_key, self.port);
         for peer in &self.peers {
@@ -161,7 +160,7 @@ impl GatewayConfig {
         script
     }
 
-    /// `ip` commands for a tunnel device that is there.
+    /// `ip` commands for an existing tunnel device.
     pub fn addresses_and_routes(&self) -> String {
         let name = &self.name;
         let device = format!("addr add {}/32 dev {name}\nlink set {name} mtu 1420 up\n", self.virtual_address);
@@ -169,7 +168,7 @@ impl GatewayConfig {
         device + &prefixes.map(|prefix| format!("route replace {prefix} dev {name}\n")).collect::<String>()
     }
 
-    /// The profile as JSON; key files are written beside it.
+    /// The profile as JSON; its key files are written beside it.
     pub fn profile(&self, directory: &Path) -> Value {
         let Kind::Penstock { wan, lan } = self.kind else {
             panic!("{:?} reads no profile", self.kind);
@@ -230,14 +229,14 @@ impl Gateway {
         Self::start_in(&site.gateway, &site.scratch, config)
     }
 
-    /// The same in any namespace.
+    /// The same, in any namespace.
     pub fn start_in(namespace: &Namespace, scratch: &Path, config: GatewayConfig) -> Self {
         let name = config.name.clone();
         Self::try_start_in(namespace, scratch, config)
             .unwrap_or_else(|(ended, log)| panic!("{name} has ended, {ended}: {log}"))
     }
 
-    /// The same for a gateway that may have reasons to end instead: how it ended, and its log.
+    /// The same for a gateway that may have a reason to end instead: returns how it ended, and its log.
     pub fn try_start_in(
         namespace: &Namespace,
         scratch: &Path,
@@ -258,7 +257,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Starts the same gateway again after its end.
+    /// Starts the same gateway again after it has ended.
     pub fn restart(&mut self) {
         self.process = spawn(&self.config, &self.namespace, &self.profile, &self.log);
         let ready = self.await_ready();
@@ -270,13 +269,21 @@ impl Gateway {
         let mut ended = None;
         eventually(PATIENCE, &format!("{name} has its API socket"), || {
             ended = self.process.ended();
-            // wg removes a socket on which nobody listens yet, so it must not be the first to try.
+            // wg removes a socket on which nobody listens yet, so it must not be the first to connect.
             ended.is_some() || UnixStream::connect(socket(&name)).is_ok()
         });
+        // It may also find a reason to end once it has the socket.
+        if ended.is_none()
+            && let Err(complaint) = wg_try(&["show", &name])
+        {
+            eventually(PATIENCE, &format!("{name} ends, as it does not answer: {complaint}"), || {
+                ended = self.process.ended();
+                ended.is_some()
+            });
+        }
         if let Some(ended) = ended {
             return Err((ended, self.process.log()));
         }
-        wg(&["show", &name]);
         if self.config.kind.program().is_some() {
             self.configure();
         }
@@ -311,7 +318,7 @@ impl Gateway {
         write_profile(&self.profile, &profile);
     }
 
-    /// Changes the profile's file, and has the gateway read it: what it said has changed.
+    /// Changes the profile's file, and makes the gateway read it: returns what it says has changed.
     pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
         self.edit_profile(edit);
         let output = self.command(&["reload"]);
@@ -371,7 +378,7 @@ impl Gateway {
     pub fn status(&self) -> Value {
         let profile = self.profile.to_str().expect("UTF-8");
         let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
-        // 1: it has problems.
+        // 1 means that it has problems.
         let answered = matches!(output.status.code(), Some(0 | 1));
         assert!(answered, "status: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("status is JSON")
@@ -379,13 +386,8 @@ impl Gateway {
 
     /// Runs another command of `penstock` about this gateway, whether it runs or not.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        self.command_with(&self.profile, arguments)
-    }
-
-    /// The same with another profile.
-    pub fn command_with(&self, profile: &Path, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));
-        command.args(arguments).arg("--profile").arg(profile);
+        command.args(arguments).arg("--profile").arg(&self.profile);
         command.env("PENSTOCK_STATE_DIR", state_directory(&self.profile));
         command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
         command.output().expect("penstock starts")
@@ -414,6 +416,10 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        // The log does not say what it dropped, and whether it is the gateway at all that lost something.
+        if std::thread::panicking() && self.process.is_running() && matches!(self.config.kind, Kind::Penstock { .. }) {
+            eprintln!("{}", String::from_utf8_lossy(&self.command(&["status"]).stdout));
+        }
         // SIGTERM first: a killed userspace gateway leaves its API socket in the shared /var/run.
         if self.process.is_running() {
             self.process.signal(Signal::TERM);
@@ -424,12 +430,13 @@ impl Drop for Gateway {
     }
 }
 
-/// Where the gateway of a profile keeps its state: beside it, since names are unique and scratch directories go.
+/// Where the gateway of a profile keeps its state: beside the profile, since names are unique and scratch directories
+/// are removed.
 fn state_directory(profile: &Path) -> &Path {
     profile.parent().expect("a profile is in a directory")
 }
 
-/// The place of a gateway's API socket.
+/// The path of a gateway's API socket.
 pub fn socket(name: &str) -> PathBuf {
     Path::new("/var/run/wireguard").join(format!("{name}.sock"))
 }
@@ -458,7 +465,7 @@ fn spawn(config: &GatewayConfig, namespace: &Namespace, profile: &Path, log: &Pa
             command
         }
     };
-    // boringtun ends when it finds the socket of a predecessor.
+    // boringtun ends when it finds a predecessor's socket.
     if config.kind.program().is_some() {
         let _ = std::fs::remove_file(socket(&config.name));
     }
@@ -484,8 +491,8 @@ pub fn write_secret(path: &Path, text: &str) {
     writeln!(file, "{}", text.trim_end()).expect("secret written");
 }
 
-/// The configurations of two gateways that know each other's keys and endpoints. Behind a NAT, A
-/// cannot be reached first: B has no endpoint for it.
+/// The configurations of two gateways that know each other's keys and endpoints. Behind a NAT, A cannot be reached
+/// first: B has no endpoint for it.
 pub fn pair_config(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer) -> (GatewayConfig, GatewayConfig) {
     let mut a = GatewayConfig::new(&topology.a, kind_a);
     let mut b = GatewayConfig::new(&topology.b, kind_b);
@@ -497,7 +504,7 @@ pub fn pair_config(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer
     (a, b)
 }
 
-/// Two gateways joined, each started and ready; the handshake is still to come.
+/// Two joined gateways, each started and ready; the handshake is still to come.
 pub fn pair(topology: &Topology, kind_a: Kind, kind_b: Kind, outer: Outer) -> (Gateway, Gateway) {
     let (a, b) = pair_config(topology, kind_a, kind_b, outer);
     (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b))

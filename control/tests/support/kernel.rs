@@ -1,11 +1,11 @@
-//! WireGuard as the kernel has it, where the kernel has it.
+//! The kernel's WireGuard, where there is one.
 
 use super::gateway::{GatewayConfig, write_secret};
-use super::namespace::Namespace;
 use super::topology::Site;
+use penstock_netns::Namespace;
 use std::net::SocketAddr;
 
-/// A WireGuard interface of the kernel, deleted with its guard. Of its configuration the kind does not matter.
+/// A WireGuard interface of the kernel, deleted with its guard. The kind in its configuration does not matter.
 pub struct KernelWireguard {
     pub config: GatewayConfig,
     namespace: Namespace,
@@ -35,7 +35,7 @@ impl KernelWireguard {
         self.namespace.ip(&self.config.addresses_and_routes());
     }
 
-    /// A machine that comes back: all sessions are gone.
+    /// Simulates a reboot: all sessions are gone.
     pub fn restart(&self) {
         self.namespace.ip(&format!("link del {}\n", self.config.name));
         self.create();
@@ -51,7 +51,7 @@ impl KernelWireguard {
         endpoints.lines().find_map(|line| line.strip_prefix(peer)?.trim().parse().ok())
     }
 
-    /// The kernel's `wg` names are those of a namespace.
+    /// The kernel's `wg` names belong to a namespace.
     fn wg(&self, arguments: &[&str]) -> String {
         self.namespace.run(&[&["wg"], arguments].concat())
     }

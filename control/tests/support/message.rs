@@ -12,7 +12,7 @@ pub const HANDSHAKE_RESPONSE: u8 = 2;
 pub const COOKIE_REPLY: u8 = 3;
 pub const TRANSPORT_DATA: u8 = 4;
 
-/// A small repeatable generator (splitmix64): a failing run can be run again.
+/// A small reproducible generator (splitmix64), so that a failing run can be repeated.
 pub struct Random(u64);
 
 impl Random {
@@ -42,8 +42,8 @@ impl Random {
     }
 }
 
-/// A handshake initiation to the holder of `public_key` with a right MAC1 and the given ephemeral
-/// key; all the rest is noise. (WireGuard paper, 5.4.2 and 5.4.4)
+/// A handshake initiation to the holder of `public_key` with a valid MAC1 and the given ephemeral key; the rest is
+/// noise. (WireGuard paper, 5.4.2 and 5.4.4)
 pub fn initiation(public_key: &str, ephemeral: &[u8; 32], random: &mut Random) -> Vec<u8> {
     let mut message = vec![HANDSHAKE_INITIATION, 0, 0, 0];
     message.extend(random.bytes(4));
@@ -59,8 +59,8 @@ pub fn initiation(public_key: &str, ephemeral: &[u8; 32], random: &mut Random) -
     message
 }
 
-/// An IPv4 packet with a UDP datagram from any source one likes, for a raw socket that takes the
-/// header as given. The kernel fills in the header's checksum; UDP goes without.
+/// An IPv4 packet with a UDP datagram from any source, for a raw socket that takes the header as given. The kernel
+/// fills in the header's checksum; UDP has none.
 pub fn raw_datagram(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
         panic!("IPv4 only");

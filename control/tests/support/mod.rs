@@ -1,11 +1,10 @@
-//! The laboratory of the integration tests: sites in network namespaces, gateways in them, and
-//! the instruments to send, count and capture.
+//! The laboratory of the integration tests: sites in network namespaces, gateways in them, and instruments to send,
+//! count and capture.
 //!
-//! Every object here is a guard: what it started or created is gone when it is dropped, on a
-//! panic too. Names are unique per process and counter, so tests run in any order and beside
-//! each other. Nothing here knows how Penstock works inside: `PENSTOCK_TEST_AS=wireguard-go`
-//! (or `boringtun`, `gotatun`) puts another implementation in its place, which tells a wrong test
-//! from a wrong gateway.
+//! Every object here is a guard: what it started or created is gone when it is dropped, also on a panic. Names are
+//! unique per process and counter, so tests run in any order and beside each other. Nothing here knows how Penstock
+//! works inside: `PENSTOCK_TEST_AS=wireguard-go` (or `boringtun`, `gotatun`) puts another implementation in its place,
+//! which tells a wrong test from a wrong gateway.
 
 // Each test file is a crate of its own and uses its part of the laboratory.
 #![allow(dead_code, unused_imports)]
@@ -16,15 +15,14 @@ mod gateway;
 mod kernel;
 mod message;
 pub mod name_server;
-mod namespace;
 pub mod nat;
 pub mod overlay;
-mod process;
 mod state_directory;
 mod steering;
 mod terminal;
 mod topology;
 mod traffic;
+mod wire;
 
 pub use capture::{Capture, Datagram, Frame, assert_no_clear_text, count_messages};
 pub use control::{genkey, genpsk, pubkey, wg, wg_try};
@@ -36,35 +34,35 @@ pub use kernel::KernelWireguard;
 pub use message::{
     COOKIE_REPLY, HANDSHAKE_INITIATION, HANDSHAKE_RESPONSE, Random, TRANSPORT_DATA, initiation, raw_datagram,
 };
-pub use namespace::Namespace;
-pub use process::Process;
+pub use penstock_netns::{Namespace, Process, eventually, holds_within};
 pub use state_directory::StateDirectory;
 pub use steering::{Swallower, program};
 pub use terminal::Terminal;
-pub use topology::{Middle, Options, Outer, PORT, Site, Topology, has_cards};
+pub use topology::{Middle, Options, Outer, PORT, Site, Topology, bridge_lan, has_cards};
 pub use traffic::{
     CLEAR_TEXT_MARKER, Ping, TcpSink, UdpEcho, datagram_sizes, iperf3, ping, tcp_both_ways, tcp_transfer, udp_echoes,
 };
+pub use wire::{Partial, Wire};
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long anything on these lightly loaded, local networks may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tools without which no test of this suite can say anything.
+/// Tools that every test of this suite needs.
 const ALWAYS: [&str; 4] = ["ip", "wg", "ethtool", "ping"];
 
-/// Whether the test can run here: root, and `tools` present. Otherwise says why not, on the
-/// terminal, and the test returns. With `PENSTOCK_TEST_REQUIRED=1` a reason to skip is a failure.
+/// Whether the test can run here: as root, and with `tools` present. Otherwise the reason is printed on the terminal,
+/// and the test returns. With `PENSTOCK_TEST_REQUIRED=1` a reason to skip is a failure.
 pub fn ready(tools: &[&str]) -> bool {
     let Some(reason) = obstacle(tools) else {
         return true;
     };
     assert!(std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(), "cannot run: {reason}");
     let name = std::thread::current().name().unwrap_or("?").to_owned();
-    // Not eprintln!: the harness would swallow it, and a skip must be seen.
+    // Not eprintln!: the test harness would capture it, and a skipped test must be seen.
     let _ = writeln!(std::io::stderr(), "skipped {name}: {reason}");
     false
 }
@@ -81,17 +79,17 @@ fn obstacle(tools: &[&str]) -> Option<String> {
     if gateway::stand_in().is_none() && penstock_binary().is_none() {
         return Some("there is no penstock binary".into());
     }
-    // Implementations race to create it when the first ones start side by side.
+    // Implementations race to create it when the first ones start in parallel.
     let _ = std::fs::create_dir_all("/var/run/wireguard");
     None
 }
 
-/// Whether the long variants were asked for.
+/// Whether the long variants were requested.
 pub fn long() -> bool {
     std::env::var_os("PENSTOCK_TEST_LONG").is_some_and(|value| value == "1")
 }
 
-/// Whether Penstock itself is under test, not a stand-in; for what only Penstock has.
+/// Whether Penstock itself is under test, not a stand-in; for features that only Penstock has.
 pub fn is_penstock() -> bool {
     gateway::stand_in().is_none()
 }
@@ -102,26 +100,6 @@ pub fn which(tool: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|directory| directory.join(tool))
         .find(|candidate| candidate.is_file())
-}
-
-/// Waits until `condition` holds, or panics naming `what` after `limit`.
-#[track_caller]
-pub fn eventually(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
-    assert!(holds_within(limit, condition), "{what}: not within {limit:?}");
-}
-
-/// Whether `condition` comes to hold within `limit`.
-pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
-    loop {
-        if condition() {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 pub fn pause(milliseconds: u64) {

@@ -1,4 +1,4 @@
-//! A DNS server in a namespace, by UDP and TCP, whose zone and behaviour a test changes while it runs.
+//! A DNS server in a namespace, over UDP and TCP, whose zone and behaviour a test can change while it runs.
 
 use super::Namespace;
 use hickory_resolver::proto::op::{Message, Query, ResponseCode};
@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often it looks whether it is to end.
+/// How often it checks whether it should end.
 const TICK: Duration = Duration::from_millis(20);
 
 /// What a name server does with a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduct {
     Answers,
-    /// Tells by UDP that the answer is too long for it.
+    /// Says over UDP that the answer is too long for it.
     Truncates,
-    /// Takes the question and says nothing.
+    /// Receives the question and sends nothing.
     IsSilent,
     Fails,
 }
@@ -49,7 +49,7 @@ struct Shared {
 }
 
 impl NameServer {
-    /// Starts one at port 53 of an address of the namespace, which knows no name yet.
+    /// Starts one on port 53 of an address of the namespace; it knows no names yet.
     pub fn start(namespace: &Namespace, address: IpAddr) -> Self {
         let shared = Arc::new(Shared {
             zone: Mutex::default(),
@@ -70,7 +70,7 @@ impl NameServer {
         Self { shared, threads }
     }
 
-    /// What a name means from now on, with its time to live in seconds. The name ends with a dot.
+    /// What a name resolves to from now on, with its time to live in seconds. The name ends with a dot.
     pub fn set(&self, name: &str, addresses: &[&str], ttl: u32) {
         let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
         self.shared.zone.lock().expect("unpoisoned").insert(name.to_owned(), (addresses, ttl));

@@ -1,10 +1,9 @@
-//! A coordinator on the laboratory's internet, and gateways that enrol there.
+//! A coordinator on the laboratory's internet, and gateways that enrol with it.
 
 use super::gateway::{penstock, penstock_binary, write_profile, write_secret};
-use super::namespace::{Namespace, unique};
 use super::nat::{Kind, Lab, Site, corners};
-use super::process::Process;
 use super::{PATIENCE, eventually, genkey};
+use penstock_netns::{Namespace, Process, unique};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,11 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one at the first two of the laboratory's server addresses.
     pub fn start(lab: &Lab) -> Self {
+        Self::start_with(lab, &[])
+    }
+
+    /// The same, with further options.
+    pub fn start_with(lab: &Lab, options: &[&str]) -> Self {
         let address = lab.server(1).to_string();
         let directory = lab.scratch().join(format!("coordinator-{}", unique()));
         let mut arguments =
@@ -29,6 +33,7 @@ impl Coordinator {
         for corner in corners(lab) {
             arguments.extend(["--udp".to_owned(), corner.to_string()]);
         }
+        arguments.extend(options.iter().map(|option| (*option).to_owned()));
         let namespace = lab.internet().clone();
         let process = spawn(&namespace, &directory, &arguments);
         let coordinator = Self { process, namespace, directory, address, arguments };
@@ -56,9 +61,15 @@ impl Coordinator {
         self.restart();
     }
 
-    /// Where gateways find it.
+    /// The URL for gateways.
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
+    }
+
+    /// The fingerprint of its certificate.
+    pub fn fingerprint(&self) -> String {
+        let log = self.process.log();
+        after(&log, "SHA-256 fingerprint is ").expect("a fingerprint").to_owned()
     }
 
     /// `penstock-coordinator WORDS`: whether it succeeded, and its outputs.
@@ -77,7 +88,7 @@ impl Coordinator {
         text
     }
 
-    /// A key for as many sites, with a tag.
+    /// An enrolment key for this many sites, with a tag.
     pub fn key(&self, uses: usize, tag: &str) -> String {
         self.run(&["key", "create", "--uses", &uses.to_string(), "--tag", tag])
             .lines()
@@ -95,7 +106,7 @@ impl Coordinator {
     }
 }
 
-/// A relay that is a process of its own.
+/// A relay in a process of its own.
 pub struct Relay {
     pub process: Process,
     pub address: SocketAddr,
@@ -108,16 +119,15 @@ pub struct Relay {
 impl Relay {
     const PORT: u16 = 3478;
 
-    /// Starts one at a server address of the laboratory. The coordinator serves it once it lists it.
+    /// Starts one at a server address of the laboratory. The coordinator accepts it once its configuration lists it.
     pub fn start(lab: &Lab, coordinator: &Coordinator, server: u8) -> Self {
         let address = SocketAddr::new(lab.server(server).into(), Self::PORT);
         let ip = address.ip().to_string();
-        let log = coordinator.process.log();
-        let fingerprint = after(&log, "SHA-256 fingerprint is ").expect("a fingerprint");
+        let fingerprint = coordinator.fingerprint();
         let report: Value = serde_json::from_str(&coordinator.run(&["authority", "show", "--json"])).expect("JSON");
         let authority = report["Authority"].as_str().expect("a key");
         let arguments: Vec<String> = [
-            &["relay", "--coordinator", &coordinator.url(), "--fingerprint", fingerprint, "--name", &ip][..],
+            &["relay", "--coordinator", &coordinator.url(), "--fingerprint", &fingerprint, "--name", &ip][..],
             &["--authority", authority],
             &["--listen", &format!("{ip}:443"), "--udp", &address.to_string(), "--no-stun"],
         ]
@@ -145,7 +155,7 @@ impl Relay {
         eventually(PATIENCE, "the relay runs", started);
     }
 
-    /// What the coordinator's configuration says of it, reached by UDP at `udp`.
+    /// Its entry for the coordinator's configuration, reached by UDP at `udp`.
     pub fn listing(&self, name: &str, udp: SocketAddr) -> Value {
         let log = self.process.log();
         let url = format!("https://{}", self.address.ip());
@@ -155,7 +165,7 @@ impl Relay {
 
 const KEY_IS: &str = "the relay's public key is ";
 
-/// The word behind `marker`.
+/// The word after `marker`.
 fn after<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
     text.split_once(marker)?.1.split_whitespace().next()
 }
@@ -184,7 +194,7 @@ pub struct OverlayGateway {
 }
 
 impl OverlayGateway {
-    /// Enrols a site by a key and starts its gateway. `extra` are further fields of the profile.
+    /// Enrols a site with a key and starts its gateway. `extra` are further fields of the profile.
     pub fn start(site: &Site, coordinator: &Coordinator, key: &str, extra: &Value) -> Self {
         let (name, profile, environment) = Self::prepare(site, &genkey(), extra);
         let key_file = site.scratch.join(format!("{name}.enrolment"));
@@ -239,7 +249,7 @@ impl OverlayGateway {
         self.process = run(&self.namespace, &self.environment, &self.profile);
     }
 
-    /// Changes the profile, and has the gateway read it: what it said has changed.
+    /// Changes the profile, and makes the gateway read it: returns what it says has changed.
     pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
         let text = std::fs::read(&self.profile).expect("the profile is there");
         let mut profile = serde_json::from_slice(&text).expect("JSON");
@@ -251,7 +261,7 @@ impl OverlayGateway {
         said.into_owned()
     }
 
-    /// `penstock WORDS` for its profile, where it is.
+    /// `penstock WORDS` for its profile, in its namespace.
     pub fn penstock(&self, words: &[&str]) -> std::process::Output {
         let mut command = command(&self.namespace, &self.environment);
         command.args(words).arg("--profile").arg(&self.profile).output().expect("penstock starts")
@@ -264,13 +274,13 @@ impl OverlayGateway {
             let profile = self.profile.to_str().expect("UTF-8");
             let output = penstock(&self.namespace, &["status", "--json", "--profile", profile]);
             status = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            // 1: it has problems.
+            // 1 means that it has problems.
             matches!(output.status.code(), Some(0 | 1)) && status.is_object()
         });
         status
     }
 
-    /// `penstock netcheck --json` of a gateway that is stopped, by this STUN server.
+    /// `penstock netcheck --json` of a gateway that is stopped, with this STUN server.
     pub fn netcheck(&self, stun: &str) -> Value {
         let mut command = command(&self.namespace, &self.environment);
         let output = command.args(["netcheck", "--json", "--stun", stun, "--profile"]).arg(&self.profile).output();
@@ -279,14 +289,14 @@ impl OverlayGateway {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// What it says of a peer; null if there is none of that name.
+    /// Its status of a peer; null if there is no peer of that name.
     pub fn peer(&self, name: &str) -> Value {
         let status = self.status();
         let peers = status["Peers"].as_array().expect("peers");
         peers.iter().find(|peer| peer["Name"] == name).cloned().unwrap_or_default()
     }
 
-    /// Waits until a peer is reached so: "direct", "relay", "none".
+    /// Waits until a peer is reached in this way: "direct", "relay", "none".
     pub fn await_path(&self, peer: &str, path: &str, limit: Duration) {
         let mut last = Value::Null;
         let name = &self.name;
@@ -299,7 +309,7 @@ impl OverlayGateway {
 
 fn command(namespace: &Namespace, environment: &[(&'static str, String)]) -> std::process::Command {
     let mut command = namespace.command(penstock_binary().expect("penstock"));
-    // Whatever proxy this machine has is none of the laboratory's.
+    // Proxies of this machine must not be used in the laboratory.
     for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"] {
         command.env_remove(name);
     }
@@ -313,7 +323,7 @@ fn run(namespace: &Namespace, environment: &[(&'static str, String)], profile: &
     Process::spawn(command, &profile.with_extension("log"), Some(namespace.clone()))
 }
 
-/// Echo requests that tell how long there was no answer.
+/// Pings that measure how long there was no answer.
 pub struct Heartbeat {
     process: Process,
 }
@@ -321,17 +331,17 @@ pub struct Heartbeat {
 /// What a [`Heartbeat`] has seen.
 #[derive(Debug)]
 pub struct Beats {
-    /// Seconds since the epoch, and number, of each answer in the order in which they came.
+    /// Seconds since the epoch and number of each answer, in the order of arrival.
     pub answers: Vec<(f64, u32)>,
 }
 
 impl Heartbeat {
-    /// Begins to ask `target` every `interval`, `count` times at most.
+    /// Begins to ping `target` every `interval`, at most `count` times.
     pub fn start(site: &Site, target: std::net::IpAddr, interval: Duration, count: u32) -> Self {
         Self::start_in(&site.host, &site.scratch, target, interval, count)
     }
 
-    /// The same from any host.
+    /// The same, from any host.
     pub fn start_in(
         host: &Namespace,
         scratch: &Path,
@@ -359,13 +369,13 @@ impl Heartbeat {
         Beats { answers: self.process.log().lines().filter_map(answer).collect() }
     }
 
-    /// Waits for its end.
+    /// Waits until it ends by itself.
     pub fn finish(mut self, limit: Duration) -> Beats {
         self.process.wait(limit);
         self.beats()
     }
 
-    /// Ends it.
+    /// Stops it.
     pub fn stop(mut self) -> Beats {
         self.process.interrupt();
         self.beats()
@@ -378,12 +388,12 @@ impl Beats {
         self.answers.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max)
     }
 
-    /// Seconds from a time, since the epoch, to the next answer; endless if there is none.
+    /// Seconds from a time since the epoch to the next answer; infinite if there is none.
     pub fn silence_after(&self, time: f64) -> f64 {
         self.answers.iter().map(|(at, _)| at - time).find(|wait| *wait >= 0.0).unwrap_or(f64::INFINITY)
     }
 
-    /// Requests without an answer, from the first answered one to the last.
+    /// Unanswered requests, from the first answered one to the last.
     pub fn lost(&self) -> u32 {
         let numbers = || self.answers.iter().map(|(_, number)| *number);
         let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else { return 0 };
@@ -396,7 +406,7 @@ pub fn now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64()
 }
 
-/// Two sites of one coordinator. The gateways end before what they stand on.
+/// Two sites of one coordinator. The gateways end before the namespaces they run in.
 pub struct Pair {
     pub gateway_a: OverlayGateway,
     pub gateway_b: OverlayGateway,
@@ -414,7 +424,7 @@ impl Pair {
         Self { gateway_a, gateway_b, a, b }
     }
 
-    /// What each gateway says of the other.
+    /// What each gateway reports about the other.
     pub fn peers(&self) -> [Value; 2] {
         [self.gateway_a.peer(&self.gateway_b.name), self.gateway_b.peer(&self.gateway_a.name)]
     }
@@ -431,7 +441,7 @@ impl Pair {
         eventually(limit, &format!("both are relayed by {relay}"), relayed);
     }
 
-    /// Ten echo requests a second from A's host to B's, of which one was answered.
+    /// Pings from A's host to B's, ten a second, of which one was answered already.
     pub fn heartbeat(&self) -> Heartbeat {
         let beat = Heartbeat::start(&self.a, self.b.host_address(), Duration::from_millis(100), 100_000);
         eventually(PATIENCE, "the first answer", || !beat.beats().answers.is_empty());

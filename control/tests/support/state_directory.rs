@@ -13,7 +13,7 @@ use super::{PATIENCE, holds_within};
 const SET_FLAG: u32 = 0;
 const RECONFIGURE: u32 = 7;
 
-/// The file system is gone when this is dropped, and must be so before the directory it stands in.
+/// The file system is unmounted when this is dropped, which must happen before its directory is removed.
 pub struct StateDirectory {
     path: PathBuf,
 }
@@ -34,12 +34,12 @@ impl StateDirectory {
         &self.path
     }
 
-    /// What a process in it is to find in its environment.
+    /// The environment variable for processes that use it.
     pub fn variable(&self) -> (&'static str, String) {
         ("PENSTOCK_STATE_DIR", self.path.to_str().expect("UTF-8").to_owned())
     }
 
-    /// Leaves no room for a byte more.
+    /// Leaves no room for another byte.
     pub fn fill(&self) {
         let mut filler = File::create(self.filler()).expect("a file");
         let error = loop {
@@ -55,18 +55,18 @@ impl StateDirectory {
     }
 
     pub fn set_read_only(&self, read_only: bool) {
-        // While a file is being written it cannot be.
+        // This fails while a file is being written.
         let set = || self.reconfigure(if read_only { c"ro" } else { c"rw" });
         assert!(holds_within(PATIENCE, set), "read-only {read_only}: {}", std::io::Error::last_os_error());
     }
 
-    /// Changes the file system itself: processes have mounts of their own, which would keep what they began with.
+    /// Changes the file system itself: processes have mount namespaces of their own, which would keep their own flags.
     #[expect(unsafe_code, reason = "system calls that no crate here offers")]
     fn reconfigure(&self, flag: &CStr) -> bool {
         let path = CString::new(self.path.to_str().expect("UTF-8")).expect("a path");
         let none = std::ptr::null::<libc::c_void>();
-        // SAFETY: the texts end with a zero and outlive the calls, which write no memory of ours. The descriptor that
-        // is made here is closed by its owner.
+        // SAFETY: the texts end with a zero and outlive the calls, which write none of our memory. The descriptor that
+        // is created here is closed by its owner.
         unsafe {
             let picked = libc::syscall(libc::SYS_fspick, libc::AT_FDCWD, path.as_ptr(), 0);
             if picked < 0 {
@@ -83,7 +83,7 @@ impl StateDirectory {
     /// Removes every file.
     pub fn empty(&self) {
         for entry in std::fs::read_dir(&self.path).expect("a directory").flatten() {
-            // One that was being written may have its name by now.
+            // One that was being written may have been renamed by now.
             let _ = std::fs::remove_file(entry.path());
         }
     }

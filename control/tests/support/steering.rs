@@ -1,15 +1,15 @@
-//! The steering program of a running gateway, with a socket of ours where its own belongs.
+//! The steering program of a running gateway, with a socket of ours in place of its own.
 
-use super::namespace::Namespace;
 use aya::maps::{Map, MapData, MapInfo, XskMap};
 use aya::programs::loaded_programs;
 use penstock_dataplane::frame::Pool;
 use penstock_dataplane::ports::xdp::{Binding, Checksums, RING, XdpPort};
+use penstock_netns::Namespace;
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
-/// An AF_XDP socket of another interface. What a program redirects to it is lost, as on a bond or by the memory of
-/// another namespace, and the kernel counts nothing.
+/// An AF_XDP socket of another interface. What a program redirects to it is lost, as on a bond or with another
+/// namespace's memory, and the kernel counts nothing.
 pub struct Swallower {
     port: XdpPort,
     _pool: Pool,
@@ -31,7 +31,7 @@ impl Swallower {
         Self { port, _pool: pool, _namespace: namespace }
     }
 
-    /// Takes the place of the gateway's socket on queue 0 of an interface.
+    /// Replaces the gateway's socket on queue 0 of an interface.
     pub fn take_over(&self, namespace: &Namespace, interface: &str) {
         let mut sockets = sockets(program(namespace, interface));
         sockets.set(0, self.port.socket().as_raw_fd(), 0).expect("the map takes it");

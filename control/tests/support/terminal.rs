@@ -20,12 +20,12 @@ pub struct Terminal {
     keyboard: File,
     child: Child,
     shown: Arc<Mutex<vt100::Parser>>,
-    /// How the terminal was before the program.
+    /// The terminal's settings before the program.
     before: Termios,
 }
 
 impl Terminal {
-    /// Starts a program in a terminal of its own. For the signals of a terminal, let it be run by `setsid --ctty`.
+    /// Starts a program in a terminal of its own. To have the signals of a terminal, run it with `setsid --ctty`.
     pub fn start(mut command: Command, columns: u16, rows: u16) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).expect("a pseudo-terminal");
@@ -35,7 +35,7 @@ impl Terminal {
         let before = tcgetattr(&slave).expect("its settings");
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         let child = command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm-256color").spawn();
-        // What holds the other side open is the program alone.
+        // Only the program keeps the other side open.
         drop(command);
         let child = child.expect("the program starts");
 
@@ -43,7 +43,7 @@ impl Terminal {
         let (screen, mut output) = (Arc::clone(&shown), File::from(master.try_clone().expect("a descriptor")));
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // The end of the program is an error here.
+            // The program's end shows as an error here.
             while let Ok(count @ 1..) = output.read(&mut bytes) {
                 screen.lock().expect("no panic").process(&bytes[..count]);
             }
@@ -56,7 +56,7 @@ impl Terminal {
         self.shown.lock().expect("no panic").screen().contents()
     }
 
-    /// Waits until the screen's text is like this, and returns it.
+    /// Waits until the screen's text satisfies a condition, and returns it.
     #[track_caller]
     pub fn until(&mut self, what: &str, like: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -94,7 +94,7 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let ended = self.child.try_wait().expect("own child");
-            // The reading thread has let go when it has seen all.
+            // The reading thread has released it when it has read everything.
             if let Some(ended) = ended.filter(|_| Arc::strong_count(&self.shown) == 1) {
                 return ended;
             }
@@ -103,13 +103,13 @@ impl Terminal {
         }
     }
 
-    /// Whether a program has the whole screen, keys come without a line's end and there is no cursor.
+    /// Whether a program has the whole screen, gets keys one by one, and has hidden the cursor.
     pub fn is_taken(&self) -> bool {
         let shown = self.shown.lock().expect("no panic");
         shown.screen().alternate_screen() && shown.screen().hide_cursor() && !self.has_old_settings()
     }
 
-    /// Whether the terminal is as it was before.
+    /// Whether the terminal's settings are those from before.
     pub fn is_given_back(&self) -> bool {
         let shown = self.shown.lock().expect("no panic");
         !shown.screen().alternate_screen() && !shown.screen().hide_cursor() && self.has_old_settings()

@@ -1,4 +1,4 @@
-//! Two sites and what lies between them.
+//! Two sites and what is between them.
 //!
 //! ```text
 //!   site A                                                              site B
@@ -15,13 +15,13 @@
 //!                     192.0.2.254 (b0), IPv4 only
 //! ```
 //!
-//! In a machine of the laboratory that has cards (`scripts/lab`), they are the ends of A's LAN and, with a cable as
+//! In a laboratory machine that has network cards (`scripts/lab`), they are the ends of A's LAN and, with a cable as
 //! the middle, of the WAN.
 //!
-//! The gateways' default routes point at each other, so what a gateway does not catch is forwarded
-//! to the WAN in the clear, as it would be in a real site.
+//! The gateways' default routes point at each other, so what a gateway does not catch is forwarded to the WAN in the
+//! clear, as it would be at a real site.
 
-use super::namespace::{Namespace, unique};
+use penstock_netns::{Namespace, unique};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ pub enum Outer {
 pub enum Middle {
     Cable,
     Switch,
-    /// Each gateway's WAN is a link of its own, with nothing on it but the router.
+    /// Each gateway's WAN is a link of its own, with only the router on it.
     Router,
     Nat,
 }
@@ -114,7 +114,7 @@ impl Topology {
                 a.address_wan("10.0.0.254");
                 b.address_wan("192.0.2.254");
             }
-            // Done, with the router.
+            // Done, together with the router.
             Middle::Router => {}
             Middle::Cable | Middle::Switch => {
                 a.address_wan("192.0.2.2");
@@ -126,6 +126,18 @@ impl Topology {
 
     pub fn scratch(&self) -> &Path {
         &self.scratch
+    }
+
+    /// A's WAN, a card that has left its namespace, comes back there.
+    pub fn plug_wan_again(&self) {
+        plug(1, &self.a.gateway, "wan0", self.options.mtu);
+        self.a.address_wan("192.0.2.2");
+    }
+
+    /// The same for A's LAN.
+    pub fn plug_lan_again(&self) {
+        plug(2, &self.a.gateway, "lan0", self.options.mtu);
+        self.a.address_lan();
     }
 
     pub fn middle(&self) -> &Namespace {
@@ -161,11 +173,7 @@ impl Site {
         }
         site.gateway.sysctl("net/ipv4/ip_forward", "1");
         site.gateway.sysctl("net/ipv6/conf/all/forwarding", "1");
-        site.gateway.ip(&format!(
-            "addr add 10.10{number}.0.1/24 dev lan0\n\
-             addr add fd00:10{number}::1/64 dev lan0 nodad\n\
-             link set lan0 up\n"
-        ));
+        site.address_lan();
         site.host.ip(&format!(
             "addr add 10.10{number}.0.2/24 dev eth0\n\
              addr add fd00:10{number}::2/64 dev eth0 nodad\n\
@@ -174,6 +182,15 @@ impl Site {
              route add default via fd00:10{number}::1\n"
         ));
         site
+    }
+
+    fn address_lan(&self) {
+        let number = self.number;
+        self.gateway.ip(&format!(
+            "addr add 10.10{number}.0.1/24 dev lan0\n\
+             addr add fd00:10{number}::1/64 dev lan0 nodad\n\
+             link set lan0 up\n"
+        ));
     }
 
     fn address_wan(&self, router: &str) {
@@ -235,12 +252,32 @@ impl Site {
     }
 }
 
-/// Whether this is a machine of the laboratory with cards.
+/// Puts a bridge between a site's host and its gateway, in the gateway's namespace, as where virtual machines share the
+/// LAN: `lan0` is then a veth whose other end is the bridge's port `lan0b`, and the host's cable is its port `port0`.
+/// Where the kernel has `br_netfilter`, it shows bridged packets to the packet filter.
+pub fn bridge_lan(site: &Site, bridge: &str) {
+    site.gateway.ip(&format!(
+        "link set lan0 down\n\
+         addr flush dev lan0\n\
+         link set lan0 name port0\n\
+         link add br0 type bridge forward_delay 0 mcast_snooping 0 {bridge}\n\
+         link add lan0 type veth peer name lan0b\n\
+         link set port0 master br0 up\n\
+         link set lan0b master br0 up\n\
+         link set br0 up\n"
+    ));
+    for name in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+        let _ = site.gateway.try_sysctl(&format!("net/bridge/{name}"), "1");
+    }
+    site.address_lan();
+}
+
+/// Whether this is a laboratory machine with cards.
 pub fn has_cards() -> bool {
     std::env::var_os("PENSTOCK_LAB_CARD").is_some_and(|card| !card.is_empty())
 }
 
-/// A veth pair, or where there are cards the two with these numbers.
+/// A veth pair or, where there are cards, the two with these numbers.
 fn cable(cards: [u8; 2], left: &Namespace, left_name: &str, right: &Namespace, right_name: &str, options: Options) {
     if has_cards() {
         plug(cards[0], left, left_name, options.mtu);
@@ -250,7 +287,7 @@ fn cable(cards: [u8; 2], left: &Namespace, left_name: &str, right: &Namespace, r
     }
 }
 
-/// Moves a card into a namespace. When that is deleted, it comes back after a while.
+/// Moves a card into a namespace. When that is deleted, the card comes back after a while.
 fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
     let address = format!("02:1a:b0:00:00:0{card}");
     let find = || {
@@ -260,7 +297,7 @@ fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
         interfaces.map(|entry| entry.path()).find(is_it)
     };
     let mut found = None;
-    super::eventually(super::PATIENCE, &format!("card {card} is free"), || {
+    super::eventually(3 * super::PATIENCE, &format!("card {card} is free"), || {
         found = find();
         found.is_some()
     });

@@ -1,7 +1,7 @@
-//! Traffic through the tunnel and what came of it: echo requests, datagrams, TCP.
+//! Traffic through the tunnel, and its results: pings, datagrams, TCP.
 
-use super::namespace::Namespace;
 use super::{PATIENCE, eventually};
+use penstock_netns::Namespace;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Every payload of this module carries it; no capture of a WAN may contain it.
+/// Every payload of this module contains it; no capture of a WAN may.
 pub const CLEAR_TEXT_MARKER: &[u8] = b"PENSTOCK-TEST-CLEAR-TEXT";
 
 /// Longer than any delay of an idle local tunnel, shorter than a test's patience.
@@ -28,8 +28,8 @@ impl Ping {
         self.sent > 0 && self.received == self.sent
     }
 
-    /// The MTU that a router reported: "Frag needed and DF set (mtu = N)" or "Packet too big: mtu=N",
-    /// or what the host had learned before: "message too long, mtu=N".
+    /// The MTU that a router reported: "Frag needed and DF set (mtu = N)" or "Packet too big: mtu=N", or what the host
+    /// had learnt before: "message too long, mtu=N".
     pub fn reported_mtu(&self) -> Option<u16> {
         let after = self.text.rsplit("mtu").next().filter(|_| self.text.contains("mtu"))?;
         let digits: String =
@@ -37,7 +37,7 @@ impl Ping {
         digits.parse().ok()
     }
 
-    /// Who answered in the place of the target: "From 10.101.0.1 icmp_seq=1 Time to live exceeded".
+    /// Who answered in place of the target: "From 10.101.0.1 icmp_seq=1 Time to live exceeded".
     pub fn reporter(&self) -> Option<IpAddr> {
         self.text.lines().find_map(|line| {
             let word = line.strip_prefix("From ")?.split_whitespace().next()?;
@@ -46,7 +46,7 @@ impl Ping {
     }
 }
 
-/// Runs `ping` in `namespace` with more `options`; one second for the answer.
+/// Runs `ping` in `namespace` with further `options`; each answer may take one second.
 pub fn ping(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
     let target = target.to_string();
     let mut words = vec!["ping", "-n", "-W", "1"];
@@ -107,7 +107,7 @@ impl Drop for UdpEcho {
     }
 }
 
-/// `length` bytes that differ from datagram to datagram and hold the marker where they can.
+/// `length` bytes that differ from datagram to datagram and contain the marker if there is room.
 fn payload(length: usize, salt: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> = CLEAR_TEXT_MARKER.iter().copied().cycle().take(length).collect();
     for (index, byte) in bytes.iter_mut().enumerate().skip(CLEAR_TEXT_MARKER.len()) {
@@ -116,16 +116,16 @@ fn payload(length: usize, salt: u64) -> Vec<u8> {
     bytes
 }
 
-/// Sends one datagram of each size from `namespace` to the echo server and wants each back
-/// unchanged. Up to four tries each: the first packet of a path may find no neighbour, and one
-/// beyond the MTU is answered with the size to split it to.
+/// Sends one datagram of each size from `namespace` to the echo server and expects each back unchanged. Up to four
+/// attempts each: the first packet on a path may find no neighbour, and one beyond the MTU is answered with the size to
+/// fragment to.
 pub fn datagram_sizes(namespace: &Namespace, server: SocketAddr, sizes: impl IntoIterator<Item = usize>) {
     let socket = udp_client(namespace, server);
     let mut buffer = vec![0; 1 << 16];
     for size in sizes {
         let sent = payload(size, size as u64 + 1);
         let echoed = (0..4).any(|_| {
-            // The host refuses a datagram it has just learned to be too big; then it splits it.
+            // The host refuses a datagram that it has just learnt to be too big; then it fragments it.
             if socket.send(&sent).is_err() {
                 super::pause(20);
                 return false;
@@ -161,7 +161,7 @@ fn udp_client(namespace: &Namespace, server: SocketAddr) -> UdpSocket {
     })
 }
 
-/// Whether `sent` comes back, passing over late echoes of others.
+/// Whether `sent` comes back, ignoring late echoes of others.
 fn echo_of(socket: &UdpSocket, sent: &[u8], buffer: &mut [u8]) -> bool {
     let deadline = Instant::now() + ANSWER;
     while Instant::now() < deadline {
@@ -169,7 +169,7 @@ fn echo_of(socket: &UdpSocket, sent: &[u8], buffer: &mut [u8]) -> bool {
             Ok(length) if buffer[..length] == *sent => return true,
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            // An ICMP error that concerns an earlier datagram.
+            // An ICMP error about an earlier datagram.
             Err(_) => return false,
         }
     }
@@ -223,7 +223,7 @@ fn with_patience(stream: TcpStream) -> TcpStream {
     stream
 }
 
-/// The pattern repeats after a prime, so a lost or doubled segment shifts it.
+/// The pattern repeats after a prime, so a lost or duplicated segment shifts it.
 const PATTERN: usize = 65_521;
 
 fn send_pattern(stream: &mut TcpStream, bytes: usize) {
@@ -248,7 +248,7 @@ fn receive_pattern(stream: &mut TcpStream, bytes: usize) {
     }
 }
 
-/// A TCP sink that swallows everything, for load that outlives interruptions.
+/// A TCP sink that discards everything, for load that survives interruptions.
 pub struct TcpSink {
     pub address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -303,13 +303,13 @@ impl Drop for TcpSink {
     }
 }
 
-/// Runs iperf3 from a client in `from` to a server in `to`; bits per second that arrived.
-/// `options` go to the client: `-R`, `-P 4`, `-t 2`.
+/// Runs iperf3 from a client in `from` to a server in `to`; returns the bits per second that arrived. `options` go to
+/// the client: `-R`, `-P 4`, `-t 2`.
 pub fn iperf3(from: &Namespace, to: &Namespace, server: IpAddr, options: &[&str], scratch: &Path) -> f64 {
-    let number = super::namespace::unique();
+    let number = penstock_netns::unique();
     let log = scratch.join(format!("iperf3-{number}.log"));
     let server = server.to_string();
-    // A port each: the servers of one address run side by side.
+    // A port each, since the servers of one address run in parallel.
     let port = (20_000 + number % 10_000).to_string();
     let words = ["iperf3", "-s", "-1", "--forceflush", "-B", &server, "-p", &port];
     let mut listener = to.spawn(&words, &log);

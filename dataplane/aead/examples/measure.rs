@@ -5,12 +5,12 @@
 //! ```
 //!
 //! - `hot`: the same 64 messages again and again, by size and batch.
-//! - `cold`: 16 MiB of messages in turn.
-//! - `mixed`: several sizes in one batch, and a key of its own for each message.
-//! - `costs`: time of a call of each kernel, as `src/engine.rs` wants it.
+//! - `cold`: 16 MiB of messages, one after the other.
+//! - `mixed`: several sizes in one batch, and a different key for each message.
+//! - `costs`: time of a call of each kernel, in the form that `src/engine.rs` needs.
 //!
-//! Figures are medians of rounds in which all implementations take turns: seal/open. Messages lie 4096 bytes apart,
-//! as frames do.
+//! Figures are medians of rounds in which all implementations take turns: seal/open. Messages are 4096 bytes apart,
+//! like frames.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ fn sizes(ciphers: &[Cipher], name: &str, slots: usize) {
 }
 
 fn mixed(ciphers: &[Cipher]) {
-    // Spread over the batch as a generator would do it, not sorted.
+    // Spread over the batch as a generator would, not sorted.
     let spread = |parts: &'static [(usize, usize)]| {
         let total = parts.iter().map(|part| part.0).sum::<usize>();
         move |i: usize| {
@@ -72,7 +72,7 @@ fn mixed(ciphers: &[Cipher]) {
                 .unwrap_or(0)
         }
     };
-    // Padded as WireGuard does it: IP packets of 46, 552 and 1500 bytes; TCP with its acknowledgements; any length.
+    // With WireGuard's padding: IP packets of 46, 552 and 1500 bytes; TCP with its acknowledgements; any length.
     let imix = spread(&[(28, 48), (16, 560), (4, 1504)]);
     let tcp = spread(&[(2, 1424), (1, 64)]);
     let any = |i: usize| i * 7919 % 1425;
@@ -88,20 +88,26 @@ fn mixed(ciphers: &[Cipher]) {
     }
 }
 
-/// The time of a call and of a pass, from two sizes. The batches are those that exactly fill a kernel, if there is one.
+/// The time of a call and of a pass, computed from two sizes. The batches are those that exactly fill a kernel, if
+/// there is one.
 fn costs(ciphers: &[Cipher]) {
-    println!("\ncosts in tenths of a nanosecond: call and pass of one block, call and pass of two blocks");
+    println!(
+        "\ncosts in tenths of a nanosecond: one block at most; call and pass of one block; of two; ring and its block"
+    );
     for cipher in ciphers.iter().map(|cipher| cipher.without_ring()).chain([Cipher::RING]) {
         for batch in [16, 8, 4, 1] {
             let time = |blocks: usize| {
                 let times = &Frames::new(64, 1, |_| 64 * blocks).compare(&[cipher], batch)[0];
                 (times.seal + times.open) / 2.0 * batch as f64 * 10.0
             };
-            // One pass of two blocks and twelve, or two passes of one block and 24.
-            let (few, many) = (time(1), time(23));
-            let pass = (many - few) / 22.0;
-            let name = cipher.implementation();
-            println!("{name} {batch}: {:.0} {pass:.0}, {:.0} {:.0}", few - 2.0 * pass, few - 2.0 * pass, 2.0 * pass);
+            // With Poly1305's key, two passes of two blocks and twelve, or four passes of one block and 24.
+            let (short, few, many) = (time(1), time(3), time(23));
+            let block = (many - few) / 20.0;
+            let (name, call, pair) = (cipher.implementation(), few - 4.0 * block, 2.0 * block);
+            println!(
+                "{name} {batch}: {short:.0}; {call:.0} {block:.0}; {call:.0} {pair:.0}; {:.0} {block:.0}",
+                call + block
+            );
         }
     }
 }
@@ -160,7 +166,7 @@ impl Frames {
         all.iter().zip(&samples).take(ciphers.len()).map(times).collect()
     }
 
-    /// Nanoseconds a message for sealing and for opening all of them, about a hundred microseconds long.
+    /// Nanoseconds per message for sealing and for opening all of them, which takes about a hundred microseconds.
     fn pass(&mut self, cipher: Cipher, batch: usize) -> [f64; 2] {
         let count = self.lengths.len();
         let bytes: usize = self.lengths.iter().map(|len| len + 150).sum();
@@ -193,7 +199,7 @@ fn median(mut samples: Vec<f64>) -> f64 {
     samples[samples.len() / 2]
 }
 
-/// The CPU's name, since no figure means anything without it.
+/// The CPU's name, without which no figure means anything.
 fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {

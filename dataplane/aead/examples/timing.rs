@@ -1,12 +1,12 @@
-//! Looks for times that depend on secrets, by the method of dudect (Reparaz, Balasch, Verbauwhede, 2017): two kinds of
-//! input in random order, and Welch's t of their times. Prints a report and judges nothing: on a machine that does
+//! Looks for times that depend on secrets, by the method of dudect (Reparaz, Balasch, Verbauwhede, 2017): two classes
+//! of input in random order, and Welch's t of their times. Prints a report and judges nothing: on a machine that does
 //! anything else, t wanders.
 //!
 //! ```sh
 //! cargo run --release -p penstock-aead --example timing
 //! ```
 //!
-//! |t| above 10 again and again, growing with the number of samples, would be a leak.
+//! |t| above 10 in repeated runs, growing with the number of samples, would be a leak.
 
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ fn main() {
             input.tag = if kind { vec![0xff; TAG] } else { [&[1][..], &[0; 15]].concat() };
             input
         });
-        // What clamping takes away, and what Poly1305's numbers are, follows from the key alone.
+        // The effect of clamping, and Poly1305's numbers, depend only on the key.
         report(cipher, "one key, or random ones", |random, kind| {
             let mut input = Input::forged(random);
             if kind {
@@ -51,7 +51,7 @@ fn main() {
     }
 }
 
-/// A message to open: the difference of its tag to the right one is `tag`.
+/// A message to open, whose tag differs from the right one by `tag`.
 struct Input {
     key: [u8; 32],
     text: Vec<u8>,
@@ -72,7 +72,7 @@ fn report(cipher: Cipher, what: &str, input: impl Fn(&mut Random, bool) -> Input
         let kind = random.byte() & 1 == 0;
         let Input { key, text, tag } = input(&mut random, kind);
         let key = Key::new(Suite::ChaCha20Poly1305, &key);
-        // Sealing `plaintext` gives `text`, and so the right tag, which is then changed.
+        // Sealing `plaintext` gives `text` and the right tag, which is then changed.
         let mut sealed = [&text[..], &[0; TAG]].concat();
         penstock_aead::Cipher::RING.seal_batch(&mut [penstock_aead::Sealing::new(&key, [0; 12], &mut sealed)]);
         sealed[LEN..].iter_mut().zip(&tag).for_each(|(byte, difference)| *byte ^= difference);
@@ -83,7 +83,7 @@ fn report(cipher: Cipher, what: &str, input: impl Fn(&mut Random, bool) -> Input
         samples.push((kind, begin.elapsed().as_nanos() as f64));
         assert!(batch.iter().all(|message| message.plaintext().is_none()));
     }
-    // Interrupts make a tail that hides everything: the slowest tenth of all is left out, as dudect does.
+    // Interrupts make a tail that hides everything else, so the slowest tenth is left out, as dudect does.
     let mut times: Vec<f64> = samples.iter().map(|sample| sample.1).collect();
     times.sort_by(f64::total_cmp);
     let limit = times[times.len() * 9 / 10];

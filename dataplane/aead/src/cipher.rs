@@ -4,7 +4,7 @@ use crate::engine::{self, Kernel};
 use crate::message::Message;
 use crate::{MAX_BATCH, Opening, Sealing, plan, self_test, wipe};
 
-/// How ChaCha20-Poly1305 is computed. AES-256-GCM is ring's in every case.
+/// How ChaCha20-Poly1305 is computed. AES-256-GCM is always ring's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
     /// AVX-512 with IFMA, sixteen messages in 512 bits.
@@ -21,7 +21,7 @@ impl Implementation {
     /// All of them, the fastest first.
     pub const ALL: [Self; 4] = [Self::Ifma512, Self::Ifma256, Self::Avx2, Self::Ring];
 
-    /// Whether this CPU can do it.
+    /// Whether this CPU supports it.
     pub fn is_supported(self) -> bool {
         engine::kernels(self).is_some()
     }
@@ -50,7 +50,7 @@ impl std::fmt::Display for NotSupported {
 
 impl std::error::Error for NotSupported {}
 
-/// The implementation computed something wrong; do not use it.
+/// The implementation computed a wrong result; do not use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SelfTestFailed(pub Implementation);
 
@@ -62,20 +62,17 @@ impl std::fmt::Display for SelfTestFailed {
 
 impl std::error::Error for SelfTestFailed {}
 
-/// Stack that kernels and the planning need, with something to spare.
-const KERNEL_STACK: usize = 12 << 10;
-
 /// An implementation that this CPU supports. It holds no secrets and no state.
 #[derive(Clone, Copy)]
 pub struct Cipher {
     implementation: Implementation,
     kernels: &'static [Kernel],
-    /// Whether ring does what it is faster at.
+    /// Whether ring is used where it is faster.
     use_ring: bool,
 }
 
 impl Cipher {
-    /// ring alone: what to fall back to.
+    /// ring alone: the fallback.
     pub const RING: Self = Self { implementation: Implementation::Ring, kernels: &[], use_ring: true };
 
     /// The fastest implementation that this CPU supports.
@@ -92,8 +89,8 @@ impl Cipher {
         Ok(Self { implementation, kernels, use_ring: true })
     }
 
-    /// The same implementation, but ring does only what no kernel can, however few messages there are. For tests and
-    /// measurements.
+    /// The same implementation, with ring used only for what no kernel can do, however few messages there are. For
+    /// tests and measurements.
     #[must_use]
     pub fn without_ring(self) -> Self {
         Self { use_ring: false, ..self }
@@ -109,21 +106,22 @@ impl Cipher {
         self.run(batch);
     }
 
-    /// Opens all messages; each knows then whether it verified.
+    /// Opens all messages; afterwards each knows whether it verified.
     pub fn open_batch(self, batch: &mut [Opening<'_>]) {
         self.run(batch);
     }
 
     fn run<M: Message>(self, batch: &mut [M]) {
         for batch in batch.chunks_mut(MAX_BATCH) {
-            wipe::after::<KERNEL_STACK>(|| plan::run(self.kernels, self.use_ring, batch));
+            wipe::after(|| plan::run(self.kernels, self.use_ring, batch));
         }
     }
 
-    /// Compares the implementation with known answers. Takes well under a millisecond; meant for every start.
+    /// Compares the implementation with known answers. Takes well under a millisecond, so that it can be done at every
+    /// start.
     ///
     /// # Errors
-    /// [`SelfTestFailed`] when it computes anything else. [`Cipher::RING`] is what to use then.
+    /// [`SelfTestFailed`] when a result is wrong. Use [`Cipher::RING`] then.
     pub fn self_test(self) -> Result<(), SelfTestFailed> {
         let computes_well =
             |cipher: Self| self_test::passes(|batch| cipher.seal_batch(batch), |batch| cipher.open_batch(batch));

@@ -1,4 +1,4 @@
-//! The messages that a kernel works on at once, and all of a kernel's access to their memory.
+//! The messages that a kernel works on at once, and all memory access of the kernels.
 #![expect(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -8,29 +8,29 @@ use crate::TAG;
 use crate::message::Message;
 use crate::vector::{MAX_LANES, Vector};
 
-/// Bytes of a block of ChaCha20.
+/// Bytes of a ChaCha20 block.
 pub(crate) const BLOCK: usize = 64;
 
-/// How the messages of a group lie in the lanes.
+/// How the messages of a group are arranged in the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Lanes of the vector.
     pub(crate) lanes: usize,
-    /// Blocks of each message that are computed at once: with 1 there are twice as many messages as lanes in two
-    /// halves, with 2 as many.
+    /// Blocks of each message that are computed at once: with 1 there are twice as many messages as lanes, in two
+    /// halves; with 2 there are as many messages as lanes.
     pub(crate) blocks: usize,
 }
 
 impl Layout {
-    /// Most messages of a group.
+    /// The most messages in a group.
     pub(crate) fn messages(self) -> usize {
-        2 * self.lanes / self.blocks
+        if self.blocks == 2 { self.lanes } else { 2 * self.lanes }
     }
 }
 
-/// Messages of a batch, by lane. Lanes without a message repeat the group's first one and write nothing.
+/// Messages of a batch, by lane. Lanes without a message repeat the group's first message and write nothing.
 ///
-/// For as long as the batch is borrowed, `from[..]` has `length` bytes of text and a tag behind them, and `to[..]` has
+/// As long as the batch is borrowed, `from[..]` has `length` bytes of text with a tag behind them, and `to[..]` has
 /// room for the text; `to` may lie in front of `from` and overlap it. The lengths of lanes in use are between
 /// `shortest` and `longest`.
 pub(crate) struct Group<'a> {
@@ -42,14 +42,16 @@ pub(crate) struct Group<'a> {
     longest: usize,
     /// Lanes with a message, in each half.
     used: [usize; 2],
-    keys: [[*const [u32; 8]; MAX_LANES]; 2],
-    nonces: [[*const [u32; 4]; MAX_LANES]; 2],
+    /// Of eight words.
+    keys: [[*const u32; MAX_LANES]; 2],
+    /// Of four words.
+    nonces: [[*const u32; MAX_LANES]; 2],
     batch: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> Group<'a> {
-    /// Lays out the messages `which` of `batch`, from 1 to [`Layout::messages`], for `run`. The group stays where it
-    /// is made: copying what was just written in small pieces stalls the processor.
+    /// Arranges the messages `which` of `batch`, from 1 to [`Layout::messages`] of them, for `run`. The group stays
+    /// where it is made: copying what was just written in small pieces stalls the processor.
     #[inline(always)]
     pub(crate) fn with<M: Message, R>(
         batch: &'a mut [M],
@@ -64,36 +66,41 @@ impl<'a> Group<'a> {
             from: [[ptr::null(); MAX_LANES]; 2],
             to: [[ptr::null_mut(); MAX_LANES]; 2],
             lengths: [[0; MAX_LANES]; 2],
-            shortest: usize::MAX,
+            shortest: 0,
             longest: 0,
             used: [count.min(layout.lanes), count.saturating_sub(layout.lanes)],
             keys: [[ptr::null(); MAX_LANES]; 2],
             nonces: [[ptr::null(); MAX_LANES]; 2],
             batch: PhantomData,
         };
+        let (mut shortest, mut longest) = (usize::MAX, 0);
         for half in 0..layout.messages() / layout.lanes {
             for lane in 0..layout.lanes {
                 match which.next() {
-                    Some(index) => group.put(half, lane, &mut batch[index]),
+                    Some(index) => {
+                        let len = group.put(half, lane, &mut batch[index]);
+                        (shortest, longest) = (shortest.min(len), longest.max(len));
+                    }
                     None => group.repeat_first(half, lane),
                 }
             }
         }
+        (group.shortest, group.longest) = (shortest, longest);
         run(&group)
     }
 
+    /// Puts a message into a lane, and returns its text's length.
     #[inline(always)]
-    fn put<M: Message>(&mut self, half: usize, lane: usize, message: &mut M) {
+    fn put<M: Message>(&mut self, half: usize, lane: usize, message: &mut M) -> usize {
         for half in half..half + self.layout.blocks {
-            self.keys[half][lane] = message.key_words();
-            self.nonces[half][lane] = &raw const message.nonce().0;
+            self.keys[half][lane] = message.key_words().as_ptr();
+            self.nonces[half][lane] = message.nonce().0.as_ptr();
         }
         let text = message.text();
         self.from[half][lane] = text.from;
         self.to[half][lane] = text.to;
         self.lengths[half][lane] = text.len as u64;
-        self.shortest = self.shortest.min(text.len);
-        self.longest = self.longest.max(text.len);
+        text.len
     }
 
     fn repeat_first(&mut self, half: usize, lane: usize) {
@@ -114,14 +121,15 @@ impl<'a> Group<'a> {
         self.longest
     }
 
-    /// Eight words of key, one that does not count and three of nonce, for each 32-bit lane. Of every four lanes the
-    /// first two are the first half's, and the others the second half's.
+    /// Eight words of key, one that is ignored and three of nonce, for each 32-bit lane. Of every four lanes the first
+    /// two belong to the first half, and the others to the second half.
     #[inline(always)]
     pub(crate) fn keys_and_nonces<V: Vector>(&self, cpu: V::Cpu) -> [V; 12] {
         assert!(self.layout.lanes == V::LANES);
-        let keys = |words: usize| self.keys.map(|half| half.map(|key| key.wrapping_byte_add(4 * words).cast()));
-        // SAFETY: all lanes have a key of eight words and a nonce of four, which the batch holds.
-        let all = unsafe { [four_words(cpu, keys(0)), four_words(cpu, keys(4)), four_words(cpu, self.nonces)] };
+        // SAFETY: all lanes have a key of eight words and a nonce of four, which belong to the batch.
+        let all = unsafe {
+            [four_words(cpu, &self.keys, 0), four_words(cpu, &self.keys, 4), four_words(cpu, &self.nonces, 0)]
+        };
         let mut flat = [V::splat32(cpu, 0); 12];
         flat.copy_from_slice(all.as_flattened());
         flat
@@ -137,7 +145,7 @@ impl<'a> Group<'a> {
         at < self.shortest && self.shortest - at >= BLOCK
     }
 
-    /// Bytes that each message has from byte `at` on, at most a block.
+    /// How many bytes each message has from byte `at` on, at most a block.
     #[inline(always)]
     pub(crate) fn left(&self, half: usize, at: usize) -> [u64; MAX_LANES] {
         self.lengths[half].map(|length| length.saturating_sub(at as u64).min(BLOCK as u64))
@@ -171,7 +179,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Reads what each message of a half has from byte `at` on, at most a block, and zeros behind it.
+    /// Reads what each message of a half has from byte `at` on, at most a block, followed by zeros.
     #[inline(always)]
     pub(crate) fn load_up_to<V: Vector>(&self, cpu: V::Cpu, half: usize, at: usize) -> [V; 8] {
         assert!(self.layout.lanes == V::LANES);
@@ -187,7 +195,7 @@ impl<'a> Group<'a> {
         rows
     }
 
-    /// Writes as much as [`Group::load_up_to`] reads, and puts zeros behind it in the rows.
+    /// Writes as much as [`Group::load_up_to`] reads, and replaces the rest of the rows by zeros.
     #[inline(always)]
     pub(crate) fn store_up_to<V: Vector>(&self, half: usize, at: usize, rows: &mut [V; 8]) {
         assert!(self.layout.lanes == V::LANES);
@@ -228,7 +236,7 @@ impl<'a> Group<'a> {
                 let from = self.from[half][lane].add(self.lengths[half][lane] as usize);
                 from.cast::<[u8; TAG]>().read_unaligned()
             });
-            // All of it at once: no byte's comparison depends on another's.
+            // All bytes at once: the comparison of one byte does not depend on another.
             let difference = (tag as u64 ^ low[lane]) | ((tag >> 64) as u64 ^ high[lane]);
             equal |= u32::from(difference == 0) << lane;
         }
@@ -236,16 +244,16 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Word by word, what lies at these addresses.
+/// Four words from the number `first_word` on at each of these addresses, one by one.
 ///
 /// # Safety
-/// The first [`Vector::LANES`] addresses of each half are readable.
+/// They are readable at the first [`Vector::LANES`] addresses of each half.
 #[inline(always)]
-unsafe fn four_words<V: Vector>(cpu: V::Cpu, from: [[*const [u32; 4]; MAX_LANES]; 2]) -> [V; 4] {
+unsafe fn four_words<V: Vector>(cpu: V::Cpu, from: &[[*const u32; MAX_LANES]; 2], first_word: usize) -> [V; 4] {
     let every_second = |half: usize, first: usize| {
         let mut some = [ptr::null(); MAX_LANES / 2];
         for (part, address) in some.iter_mut().enumerate() {
-            *address = from[half][2 * part + first];
+            *address = from[half][2 * part + first].wrapping_add(first_word).cast();
         }
         // SAFETY: the caller's promise.
         unsafe { V::load_parts(cpu, some) }

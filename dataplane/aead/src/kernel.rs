@@ -1,14 +1,34 @@
 //! ChaCha20-Poly1305 of a [`Group`] of messages, for any vector register.
 //!
-//! Nothing here depends on anything but the lengths, which are public.
+//! Nothing here depends on anything but lengths, which are public.
 
 use crate::chacha20::{Input, State};
 use crate::group::{BLOCK, Group};
 use crate::poly1305::Authenticator;
 use crate::vector::Vector;
 
-/// One block of each message at a time, twice as many messages as the vector has 64-bit lanes: a message is in the
-/// same lane in all of ChaCha20, and in one half's lane in all of Poly1305. Returns a bit for each verified message.
+/// Texts of at most a block, twice as many messages as the vector has 64-bit lanes. Returns a bit for each verified
+/// message.
+#[inline(always)]
+pub(crate) fn short<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<'_>) -> u32 {
+    assert!(group.layout().blocks == 1 && group.longest() <= BLOCK);
+    let input = Input::new(cpu, group.keys_and_nonces(cpu));
+    let [first, second] = input.key_stream(V::splat32(cpu, 0));
+    let mut authenticators = [Authenticator::new(cpu, &first), Authenticator::new(cpu, &second)];
+    let key_stream = input.key_stream(V::splat32(cpu, 1));
+    let [first, second] = if group.is_whole(0) {
+        crypt::<V, SEAL, 2>(cpu, group, 0, key_stream)
+    } else {
+        crypt_up_to::<V, SEAL, 2>(cpu, group, 0, key_stream)
+    };
+    authenticators[0].absorb_up_to(&first, group.lengths(0));
+    authenticators[1].absorb_up_to(&second, group.lengths(1));
+    let [first, second] = authenticators;
+    finish::<V, SEAL>(group, 0, first) | finish::<V, SEAL>(group, 1, second) << V::LANES
+}
+
+/// One block of each message at a time, twice as many messages as the vector has 64-bit lanes: a message keeps its lane
+/// in all of ChaCha20, and its half's lane in all of Poly1305. Returns a bit for each verified message.
 #[inline(always)]
 pub(crate) fn one_block<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group<'_>) -> u32 {
     assert_eq!(group.layout().blocks, 1);
@@ -62,7 +82,7 @@ pub(crate) fn two_blocks<V: Vector, const SEAL: bool>(cpu: V::Cpu, group: &Group
     finish::<V, SEAL>(group, 0, authenticator)
 }
 
-/// One block of each message, if there is any.
+/// One block of each message, if there is one left.
 #[inline(always)]
 fn block<V: Vector, const SEAL: bool>(
     cpu: V::Cpu,
@@ -80,7 +100,7 @@ fn block<V: Vector, const SEAL: bool>(
     }
 }
 
-/// Computes key stream and absorbs ciphertext in turns: they use different parts of the CPU.
+/// Computes key stream and absorbs ciphertext alternately, since they use different parts of the CPU.
 #[inline(always)]
 fn absorb_meanwhile<V: Vector>(
     input: &Input<V>,
@@ -88,15 +108,16 @@ fn absorb_meanwhile<V: Vector>(
     authenticators: &mut [Authenticator<V>; 2],
     ciphertexts: &[[V; 8]; 2],
 ) -> [[V; 8]; 2] {
-    let mut state = input.state(counters);
+    let mut state = input.begin(counters);
     let [first, second] = authenticators;
-    five_double_rounds(&mut state, first, &ciphertexts[0]);
-    five_double_rounds(&mut state, second, &ciphertexts[1]);
+    double_rounds_meanwhile(&mut state, first, &ciphertexts[0]);
+    state.double_round();
+    double_rounds_meanwhile(&mut state, second, &ciphertexts[1]);
     state.finish(input, counters)
 }
 
 #[inline(always)]
-fn five_double_rounds<V: Vector>(state: &mut State<V>, authenticator: &mut Authenticator<V>, ciphertext: &[V; 8]) {
+fn double_rounds_meanwhile<V: Vector>(state: &mut State<V>, authenticator: &mut Authenticator<V>, ciphertext: &[V; 8]) {
     let mut absorbing = authenticator.begin(ciphertext);
     absorbing.block::<0>(authenticator);
     state.double_round();
@@ -107,13 +128,12 @@ fn five_double_rounds<V: Vector>(state: &mut State<V>, authenticator: &mut Authe
     absorbing.block::<3>(authenticator);
     state.double_round();
     absorbing.finish(authenticator);
-    state.double_round();
 }
 
 /// Applies key stream to a whole block of each message in the first `N` halves, and returns the ciphertext as columns.
 ///
-/// All is read before anything is written: frames lie 4096 bytes apart, and the processor holds back a read whose
-/// address has the same low twelve bits as a write that is under way.
+/// Everything is read before anything is written: frames are 4096 bytes apart, and the processor delays a read whose
+/// address has the same low twelve bits as a write in progress.
 #[inline(always)]
 fn crypt<V: Vector, const SEAL: bool, const N: usize>(
     cpu: V::Cpu,
@@ -133,7 +153,7 @@ fn crypt<V: Vector, const SEAL: bool, const N: usize>(
     texts
 }
 
-/// Applies key stream to what each message has left, and returns the ciphertext as columns, with zeros behind it.
+/// Applies key stream to the rest of each message, and returns the ciphertext as columns, followed by zeros.
 #[inline(always)]
 fn crypt_up_to<V: Vector, const SEAL: bool, const N: usize>(
     cpu: V::Cpu,
@@ -178,8 +198,16 @@ macro_rules! entries {
         pub(crate) mod $module {
             use super::*;
             use crate::group::Group;
-            use crate::kernel::{one_block, two_blocks};
+            use crate::kernel::{one_block, short, two_blocks};
 
+            $(#[target_feature(enable = $features)])?
+            pub(crate) fn seal_short(group: &Group<'_>) -> u32 {
+                short::<$vector, true>($cpu, group)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(crate) fn open_short(group: &Group<'_>) -> u32 {
+                short::<$vector, false>($cpu, group)
+            }
             $(#[target_feature(enable = $features)])?
             pub(crate) fn seal_one_block(group: &Group<'_>) -> u32 {
                 one_block::<$vector, true>($cpu, group)
@@ -201,7 +229,7 @@ macro_rules! entries {
 }
 pub(crate) use entries;
 
-/// The kernels on registers of plain integers: the same code and the same access to memory as on any others.
+/// The kernels on registers made of plain integers: the same code, with the same memory accesses.
 #[cfg(test)]
 mod tests {
     use chacha20poly1305::aead::AeadInPlace;
@@ -212,7 +240,7 @@ mod tests {
     use crate::vector::portable::kernels;
     use crate::{NONCE, Suite, TAG};
 
-    /// A message that needs no ring, which Miri can't run.
+    /// A message that does not need ring, which Miri cannot run.
     struct Plain<const SEAL: bool> {
         key: [u32; 8],
         nonce: Nonce,
@@ -285,6 +313,17 @@ mod tests {
             let len = plaintext.len() - TAG;
             assert!(message.data[..len] == plaintext[..len]);
         }
+    }
+
+    #[test]
+    fn a_block_at_most() {
+        let check = |lengths: &[usize]| {
+            check(1, kernels::seal_short, kernels::open_short, lengths.iter().copied());
+        };
+        check(&[64; 8]);
+        check(&[0; 8]);
+        check(&[0, 1, 15, 16, 17, 48, 63, 64]);
+        check(&[33, 31, 32, 16, 16]);
     }
 
     #[test]

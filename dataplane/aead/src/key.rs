@@ -1,18 +1,18 @@
-//! Keys, set up once for every implementation, and wiped where they lie.
+//! Keys, set up once for every implementation, and wiped in place.
 
 use std::mem::{MaybeUninit, needs_drop};
 
 use ring::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use zeroize::Zeroize;
 
-use crate::wipe;
+use crate::wipe::{self, Depth};
 
 /// An AEAD. Both have keys of 32 bytes, nonces of 12 and tags of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
     /// RFC 8439.
     ChaCha20Poly1305,
-    /// NIST SP 800-38D; always by ring.
+    /// NIST SP 800-38D; always computed by ring.
     Aes256Gcm,
 }
 
@@ -50,19 +50,16 @@ impl std::error::Error for UnknownSuite {}
 
 /// A key of one suite, ready for use by any [`Cipher`](crate::Cipher).
 ///
-/// It lies on the heap and never moves, so that wiping it when it is dropped leaves no copy.
+/// It is on the heap and never moves, so that wiping it when it is dropped leaves no copy.
 pub struct Key {
-    /// Initialized from [`Key::new`] on until it is wiped in `drop`.
+    /// Initialized by [`Key::new`], and until it is wiped in `drop`.
     material: Box<MaybeUninit<Material>>,
     suite: Suite,
 }
 
-/// Stack that setting up a key needs, also in a build in which ring is not optimized.
-const SETUP_STACK: usize = 64 << 10;
-
 struct Material {
     ring: LessSafeKey,
-    /// As ChaCha20 takes them.
+    /// As ChaCha20 uses them.
     words: [u32; 8],
 }
 
@@ -78,16 +75,16 @@ impl Material {
     }
 }
 
-// Wiping takes the place of dropping.
+// The key is wiped, not dropped.
 const _: () = assert!(!needs_drop::<Material>());
 
 impl Key {
-    /// Sets up `key` for `suite`. The caller's copy stays the caller's to wipe.
+    /// Sets up `key` for `suite`. Wiping the caller's copy is up to the caller.
     pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
         let mut material = Box::new(MaybeUninit::uninit());
-        wipe::after::<SETUP_STACK>(|| {
+        wipe::after(|| {
             material.write(Material::new(suite, key));
-            true
+            Depth::Setup
         });
         Self { material, suite }
     }

@@ -1,12 +1,12 @@
 //! Seals and opens batches of messages, each with its own key and nonce.
 //!
-//! A [`Cipher`] takes any number of [`Sealing`] or [`Opening`] messages at once, in place. ChaCha20-Poly1305
-//! (RFC 8439) of many messages runs side by side in the lanes of vector registers where that is faster than ring;
-//! everything else, and all of AES-256-GCM, is ring's, message by message. The result is the same bytes in every case.
+//! A [`Cipher`] takes any number of [`Sealing`] or [`Opening`] messages at once, in place. ChaCha20-Poly1305 (RFC 8439)
+//! of many messages runs in the lanes of vector registers where that is faster than ring; everything else, and all of
+//! AES-256-GCM, is done by ring, message by message. The resulting bytes are the same in every case.
 //!
 //! - There is no associated data: WireGuard's transport messages have none.
-//! - Nonces are the caller's, and so is the duty never to use one twice with a key.
-//! - What did not verify is never handed out: its place is filled with zeros.
+//! - Nonces are chosen by the caller, who must never use one twice with a key.
+//! - Plaintext that did not verify is never handed out: its place is filled with zeros.
 //! - No branch and no address depends on a key, a nonce or a plaintext; they depend on lengths, and on whether a tag
 //!   was right.
 //! - A call allocates nothing.
@@ -38,5 +38,5 @@ pub use wipe::wipe_stack;
 pub const TAG: usize = 16;
 /// Bytes of a nonce, in both suites.
 pub const NONCE: usize = 12;
-/// Messages that are looked at together. Larger batches are cut into such.
+/// The most messages that are planned together. Larger batches are divided.
 pub const MAX_BATCH: usize = 64;

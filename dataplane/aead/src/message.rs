@@ -11,10 +11,10 @@ pub struct Sealing<'a> {
 }
 
 impl<'a> Sealing<'a> {
-    /// `data` is the plaintext and [`TAG`] bytes of room for the tag; it becomes the ciphertext and its tag.
+    /// `data` is the plaintext and [`TAG`] bytes of room for the tag; it becomes the ciphertext with its tag.
     ///
     /// # Panics
-    /// When `data` has no room for a tag.
+    /// If `data` has no room for a tag.
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8]) -> Self {
         assert!(data.len() >= TAG, "no room for the tag");
         Self { key, nonce: Nonce::new(nonce), data }
@@ -33,10 +33,10 @@ pub struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    /// `data[ciphertext..]` is the ciphertext and its tag; the plaintext is written from the beginning of `data`.
+    /// `data[ciphertext..]` is the ciphertext with its tag; the plaintext is written to the beginning of `data`.
     ///
-    /// A `data` that is too short for that makes a message that does not verify. When a message does not verify, the
-    /// place of its plaintext is filled with zeros; what lies behind that may have any content.
+    /// A message whose `data` is too short for that does not verify. When a message does not verify, the place of its
+    /// plaintext is filled with zeros; what comes after it is unspecified.
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8], ciphertext: usize) -> Self {
         Self { key, nonce: Nonce::new(nonce), data, ciphertext, verified: false }
     }
@@ -47,7 +47,7 @@ impl<'a> Opening<'a> {
         self.verified.then(|| &self.data[..len])
     }
 
-    /// The plaintext as [`Opening::plaintext`] has it, to change it.
+    /// The plaintext of [`Opening::plaintext`], for changes.
     pub fn into_plaintext(self) -> Option<&'a mut [u8]> {
         let len = self.plaintext_len()?;
         self.verified.then(|| &mut self.data[..len])
@@ -59,7 +59,7 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// A nonce as ChaCha20 takes it: a word that does not count, and three words in little endian.
+/// A nonce in ChaCha20's form: a word that is ignored, and three little-endian words.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Nonce(pub(crate) [u32; 4]);
 
@@ -95,11 +95,11 @@ pub(crate) trait Message {
     fn nonce(&self) -> &Nonce;
     /// The text's length, unless the message has no room for a tag.
     fn len(&self) -> Option<usize>;
-    /// The text, of a message that has a length. The pointers are good while the message is borrowed mutably.
+    /// The text of a message that has a length. The pointers are valid while the message is mutably borrowed.
     fn text(&mut self) -> Text;
-    /// Does it with ring.
+    /// Processes it with ring.
     fn by_ring(&mut self);
-    /// Takes note of a kernel's result.
+    /// Takes a kernel's result.
     fn done(&mut self, verified: bool);
 }
 

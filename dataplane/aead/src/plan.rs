@@ -1,62 +1,95 @@
 //! Which messages of a batch go together, and through which kernel.
 //!
-//! A kernel takes as long as the longest of its messages needs, however many lanes are in use. So messages are sorted
-//! by length, and the longest ones that are left go, again and again, to the kernel that saves most against ring for
-//! them and those next to them. What no kernel saves anything for is ring's.
+//! A kernel takes as long as its longest message needs, however many lanes are in use. So messages are sorted by
+//! length, and divided among the kernels and ring where that takes the least time in total.
 
-use crate::engine::{Kernel, ring_cost};
+use crate::engine::{IMPOSSIBLE, Kernel, ring_cost};
 use crate::group::{BLOCK, Group};
 use crate::message::Message;
+use crate::vector::MAX_LANES;
+use crate::wipe::Depth;
 use crate::{MAX_BATCH, Suite};
 
-/// Longer texts are ring's.
+/// Longer texts are left to ring.
 const LONGEST: usize = 1 << 16;
 
-/// Seals or opens up to [`MAX_BATCH`] messages. Whether a kernel ran.
-pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) -> bool {
-    let mut sorted = Sorted::new(batch);
-    let mut kernel_ran = false;
-    while let Some(longest) = sorted.left().first().copied() {
-        match best(kernels, use_ring, sorted.left()) {
-            Some((kernel, count)) => {
-                run_group(kernel, batch, sorted.take(count));
-                kernel_ran = true;
-            }
-            None => {
-                batch[longest.index()].by_ring();
-                sorted.take(1);
-            }
-        }
+/// The most messages of any kernel; those of the others are divisors of it.
+const FULL: usize = 2 * MAX_LANES;
+
+/// Seals or opens up to [`MAX_BATCH`] messages. Returns where kernels may have left secrets.
+pub(crate) fn run<M: Message>(kernels: &[Kernel], use_ring: bool, batch: &mut [M]) -> Depth {
+    let (entries, end) = sorted(batch);
+    let mut left = &entries[..end];
+    let mut depth = Depth::Nothing;
+    // Most batches are of one length, and need no plan.
+    while left.len() >= FULL && left[0].blocks() == left[FULL - 1].blocks() {
+        let kernel = for_full(kernels, use_ring, left[0].blocks());
+        let group = left.split_off(..kernel.map_or(1, Kernel::messages)).expect("no more than are left");
+        depth = depth.max(run_group(kernel, batch, group));
     }
-    kernel_ran
+    let plan = plan(kernels, use_ring, left);
+    let mut at = 0;
+    while at < left.len() {
+        let kernel = kernels.get(usize::from(plan[at]));
+        let end = left.len().min(at + kernel.map_or(1, Kernel::messages));
+        depth = depth.max(run_group(kernel, batch, &left[at..end]));
+        at = end;
+    }
+    depth
 }
 
-fn run_group<M: Message>(kernel: &Kernel, batch: &mut [M], which: &[Entry]) {
+/// Through a kernel, or by ring.
+fn run_group<M: Message>(kernel: Option<&Kernel>, batch: &mut [M], which: &[Entry]) -> Depth {
+    let Some(kernel) = kernel else {
+        which.iter().for_each(|entry| batch[entry.index()].by_ring());
+        return Depth::Nothing;
+    };
     let verified = Group::with(batch, which.iter().map(|entry| entry.index()), kernel.layout, |group| {
         if M::SEAL { kernel.seal(group) } else { kernel.open(group) }
     });
     for (place, entry) in which.iter().enumerate() {
         batch[entry.index()].done(verified >> place & 1 != 0);
     }
+    kernel.depth()
 }
 
-/// The kernel that takes the smallest part of ring's time, and for how many messages; `None` when ring is better.
-fn best<'k>(kernels: &'k [Kernel], use_ring: bool, left: &[Entry]) -> Option<(&'k Kernel, usize)> {
-    let mut best = None;
-    // A kernel has to save a tenth, since costs are not that exact.
-    let (mut best_cost, mut best_by_ring) = if use_ring { (9, 10) } else { (u64::from(u32::MAX), 1) };
+/// The kernel that takes the least time for [`FULL`] messages of this many blocks; `None` when ring is better.
+fn for_full(kernels: &[Kernel], use_ring: bool, blocks: u32) -> Option<&Kernel> {
+    let mut best = (None, FULL as u64 * by_ring(use_ring, blocks));
     for kernel in kernels {
-        let count = left.len().min(kernel.layout.messages());
-        let by_ring = left[..count].iter().map(|entry| ring_cost(entry.blocks())).sum();
-        let cost = kernel.cost(left[0].blocks());
-        if cost * best_by_ring < best_cost * by_ring {
-            (best, best_cost, best_by_ring) = (Some((kernel, count)), cost, by_ring);
+        let cost = (FULL / kernel.messages()) as u64 * kernel.cost(blocks);
+        if cost < best.1 {
+            best = (Some(kernel), cost);
         }
     }
-    best
+    best.0
 }
 
-/// The blocks of a text that a kernel may have, and `None` for the rest.
+/// For each message, the number of the kernel that takes it and those behind it, if no earlier one does, so that all
+/// together take the least time; a number that no kernel has stands for ring.
+fn plan(kernels: &[Kernel], use_ring: bool, left: &[Entry]) -> [u8; MAX_BATCH] {
+    let mut plan = [u8::MAX; MAX_BATCH];
+    // Of the messages from a place on.
+    let mut costs = [0; MAX_BATCH + 1];
+    for at in (0..left.len()).rev() {
+        let blocks = left[at].blocks();
+        costs[at] = costs[at + 1] + by_ring(use_ring, blocks);
+        for (number, kernel) in kernels.iter().enumerate() {
+            let cost = costs[left.len().min(at + kernel.messages())] + kernel.cost(blocks);
+            if cost < costs[at] {
+                (plan[at], costs[at]) = (number as u8, cost);
+            }
+        }
+    }
+    plan
+}
+
+/// ring's time for a message. A kernel has to save a tenth, because the costs are not exact.
+fn by_ring(use_ring: bool, blocks: u32) -> u64 {
+    if use_ring { ring_cost(blocks) * 9 / 10 } else { IMPOSSIBLE }
+}
+
+/// The number of blocks of a text that a kernel may process, and `None` for others.
 fn blocks<M: Message>(message: &M) -> Option<u32> {
     let len = message.len().filter(|len| *len <= LONGEST)?;
     (message.suite() == Suite::ChaCha20Poly1305).then_some(len.div_ceil(BLOCK) as u32)
@@ -78,40 +111,22 @@ impl Entry {
     }
 }
 
-/// The messages that kernels may have, the longest first.
-struct Sorted {
-    entries: [Entry; MAX_BATCH],
-    begin: usize,
-    end: usize,
-}
-
-impl Sorted {
-    /// Does the others with ring.
-    fn new<M: Message>(batch: &mut [M]) -> Self {
-        let mut sorted = Self { entries: [Entry(0); MAX_BATCH], begin: 0, end: 0 };
-        let (mut is_sorted, mut shortest) = (true, u32::MAX);
-        for (index, message) in batch.iter_mut().enumerate() {
-            let Some(blocks) = blocks(message) else {
-                message.by_ring();
-                continue;
-            };
-            is_sorted &= shortest >= blocks;
-            shortest = blocks;
-            sorted.entries[sorted.end] = Entry::new(blocks, index);
-            sorted.end += 1;
-        }
-        if !is_sorted {
-            sorted.entries[..sorted.end].sort_unstable_by(|a, b| b.cmp(a));
-        }
-        sorted
+/// The messages that kernels may process, the longest first, and how many there are; the others are left to ring.
+fn sorted<M: Message>(batch: &mut [M]) -> ([Entry; MAX_BATCH], usize) {
+    let mut entries = [Entry(0); MAX_BATCH];
+    let (mut end, mut is_sorted, mut shortest) = (0, true, u32::MAX);
+    for (index, message) in batch.iter_mut().enumerate() {
+        let Some(blocks) = blocks(message) else {
+            message.by_ring();
+            continue;
+        };
+        is_sorted &= shortest >= blocks;
+        shortest = blocks;
+        entries[end] = Entry::new(blocks, index);
+        end += 1;
     }
-
-    fn left(&self) -> &[Entry] {
-        &self.entries[self.begin..self.end]
+    if !is_sorted {
+        entries[..end].sort_unstable_by(|a, b| b.cmp(a));
     }
-
-    fn take(&mut self, count: usize) -> &[Entry] {
-        self.begin += count;
-        &self.entries[self.begin - count..self.begin]
-    }
+    (entries, end)
 }

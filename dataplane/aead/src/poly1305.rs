@@ -17,13 +17,13 @@ use crate::vector::{MAX_LANES, Vector};
 /// A number modulo 2^130 − 5 in each lane, in a representation that suits the CPU's multiplication.
 pub(crate) trait Field: Copy {
     type Vector: Vector<Field = Self>;
-    /// What multiplication by a number needs of it.
+    /// A number prepared for multiplying others by it.
     type Factor: Copy;
-    /// A sum of products before its carries. There is room for those of four blocks.
+    /// A sum of products before carrying, with room for those of four blocks.
     type Products: Copy;
 
     fn zero(cpu: Cpu<Self>) -> Self;
-    /// From sixteen bytes in little endian, and bit 128.
+    /// From sixteen little-endian bytes, and bit 128.
     fn from_block(cpu: Cpu<Self>, low: Self::Vector, high: Self::Vector, bit_128: bool) -> Self;
     fn add(self, other: Self) -> Self;
     fn select(mask: Self::Vector, yes: Self, no: Self) -> Self;
@@ -32,7 +32,7 @@ pub(crate) trait Field: Copy {
     fn add_product(sum: Self::Products, a: Self, b: &Self::Factor) -> Self::Products;
     /// Carries, so that the limbs are small enough to be added to a block and multiplied again.
     fn carry(cpu: Cpu<Self>, sum: Self::Products) -> Self;
-    /// The low 128 bits of the number, which is below p: low and high half.
+    /// The low 128 bits of the number, which is reduced below p: low and high half.
     fn to_bits(self, cpu: Cpu<Self>) -> [Self::Vector; 2];
 
     #[inline(always)]
@@ -41,13 +41,13 @@ pub(crate) trait Field: Copy {
     }
 }
 
-/// The proof that goes with a field's vector.
+/// The proof for a field's vector that the CPU supports it.
 pub(crate) type Cpu<F> = <<F as Field>::Vector as Vector>::Cpu;
 
-/// The keys of one message a lane, and what their messages have come to so far.
+/// The keys of one message per lane, and the state of their hashes.
 pub(crate) struct Authenticator<V: Vector> {
     cpu: V::Cpu,
-    /// r⁴, r³, r², r: what the first to the fourth of four blocks is multiplied by.
+    /// r⁴, r³, r², r: the factors of the first to the fourth of four blocks.
     powers: [<V::Field as Field>::Factor; 4],
     h: V::Field,
     s: [V; 2],
@@ -85,20 +85,27 @@ impl<V: Vector> Authenticator<V> {
         absorbing.finish(self);
     }
 
-    /// Absorbs what `left` bytes of each message, at most 64, have of blocks. What is missing of a message's last
-    /// block is zeros in `words`.
+    /// Absorbs the blocks in the `left` bytes of each message, at most 64. An incomplete last block is filled up with
+    /// zeros in `words`.
     #[inline(always)]
     pub(crate) fn absorb_up_to(&mut self, words: &[V; 8], left: &[u64; MAX_LANES]) {
-        let most = left[..V::LANES].iter().fold(0, |most, left| most.max(*left));
+        let (mut least, mut most) = (u64::MAX, 0);
+        for left in &left[..V::LANES] {
+            (least, most) = (least.min(*left), most.max(*left));
+        }
         let left = V::from_lanes(self.cpu, left);
         for block in 0..4 {
             let begin = 16 * block as u64;
             if begin >= most {
                 break;
             }
-            let has_it = V::splat64(self.cpu, begin).sub64(left).is_negative(self.cpu);
             let h = self.after_block(words[2 * block], words[2 * block + 1]);
-            self.h = V::Field::select(has_it, h, self.h);
+            self.h = if begin < least {
+                h
+            } else {
+                let has_it = V::splat64(self.cpu, begin).sub64(left).is_negative(self.cpu);
+                V::Field::select(has_it, h, self.h)
+            };
         }
     }
 
@@ -107,7 +114,7 @@ impl<V: Vector> Authenticator<V> {
     pub(crate) fn finish(self, lengths: &[u64; MAX_LANES]) -> [V; 2] {
         let no_associated_data = V::splat64(self.cpu, 0);
         let [low, high] = self.after_block(no_associated_data, V::from_lanes(self.cpu, lengths)).to_bits(self.cpu);
-        // Modulo 2^128: the carry out of the low halves is where both had a bit, or one had and the sum has none.
+        // Modulo 2^128: the low halves carry where both had a bit, or one had and the sum has none.
         let [s_low, s_high] = self.s;
         let sum = low.add64(s_low);
         let all_ones = V::splat64(self.cpu, u64::MAX);
@@ -121,14 +128,14 @@ impl<V: Vector> Authenticator<V> {
     }
 }
 
-/// 64 bytes of every message on their way into the [`Authenticator`], so that something else can be computed meanwhile.
+/// 64 bytes of every message on their way into the [`Authenticator`], so that other work can be interleaved.
 pub(crate) struct Absorbing<'a, V: Vector> {
     words: &'a [V; 8],
     products: <V::Field as Field>::Products,
 }
 
 impl<V: Vector> Absorbing<'_, V> {
-    /// Block `N` of the four, each once.
+    /// Absorbs block `N` of the four, each once.
     #[inline(always)]
     pub(crate) fn block<const N: usize>(&mut self, to: &Authenticator<V>) {
         let mut block = V::Field::from_block(to.cpu, self.words[2 * N], self.words[2 * N + 1], true);
@@ -138,7 +145,7 @@ impl<V: Vector> Absorbing<'_, V> {
         self.products = V::Field::add_product(self.products, block, &to.powers[N]);
     }
 
-    /// After all four.
+    /// Finishes, after all four.
     #[inline(always)]
     pub(crate) fn finish(self, to: &mut Authenticator<V>) {
         to.h = V::Field::carry(to.cpu, self.products);

@@ -1,4 +1,4 @@
-//! Known answers for the start of a program, as one digest over batches of many shapes.
+//! Known answers for a program's start, as one digest over batches of many shapes.
 
 use ring::digest;
 
@@ -11,7 +11,7 @@ const EXPECTED: [u8; 32] = [
 ];
 
 /// The lengths of the plaintexts of each batch: equal and mixed ones, full and partial groups of lanes, whole and
-/// broken blocks of both primitives.
+/// partial blocks of both primitives.
 const SHAPES: [fn(usize) -> Option<usize>; 5] = [
     |i| (i < 64).then_some(i * 23),
     |i| (i < 64).then_some(64),
@@ -29,7 +29,7 @@ struct Message {
     data: Vec<u8>,
 }
 
-/// One batch of each shape. Every key, nonce and plaintext is another one.
+/// One batch of each shape. All keys, nonces and plaintexts are different.
 fn batches() -> impl Iterator<Item = Vec<Message>> {
     SHAPES.iter().enumerate().map(|(shape, len)| {
         (0..).map_while(|i| Some((i, len(i)?))).map(|(i, len)| message((shape << 6 | i) as u32, len)).collect()
@@ -37,7 +37,7 @@ fn batches() -> impl Iterator<Item = Vec<Message>> {
 }
 
 fn message(number: u32, len: usize) -> Message {
-    // A simple generator: what matters is only that all bytes differ.
+    // A simple generator, since it matters only that all bytes differ.
     let mut state = number.wrapping_mul(0x9e37_79b9) | 1;
     let mut byte = || {
         state = state.wrapping_mul(0x0019_660d).wrapping_add(0x3c6e_f35f);
@@ -59,7 +59,7 @@ fn message(number: u32, len: usize) -> Message {
     }
 }
 
-/// Whether `seal` and `open` do what they ought to.
+/// Whether `seal` and `open` give the expected results.
 pub(crate) fn passes(seal: impl Fn(&mut [Sealing<'_>]), open: impl Fn(&mut [Opening<'_>])) -> bool {
     let mut digest = digest::Context::new(&digest::SHA256);
     let mut opened_well = true;

@@ -1,19 +1,19 @@
-//! How fast a cipher is here and now, for whoever has a choice.
+//! How fast a cipher is on this machine, for those who have a choice.
 
 use std::time::{Duration, Instant};
 
 use crate::{Cipher, Key, NONCE, Opening, Sealing, Suite, TAG};
 
-/// A batch of full packets.
+/// A batch of full-size packets.
 const MESSAGES: usize = 32;
 const LENGTH: usize = 1424;
 
 impl Cipher {
-    /// Bytes a second that this thread seals and opens with `suite` in batches of full packets. Takes `time`, or as
-    /// long as one batch; the best batch counts, so that what else the machine does meanwhile hardly matters.
+    /// Bytes per second that this thread seals and opens with `suite` in batches of full-size packets. Takes `time`, or
+    /// as long as one batch; the best batch counts, so other activity on the machine hardly matters.
     pub fn speed(self, suite: Suite, time: Duration) -> u64 {
         let end = Instant::now() + time;
-        // Neither a secret nor a text that anybody sees.
+        // Neither the key is secret nor the text.
         let key = Key::new(suite, &[0; 32]);
         let mut messages = vec![[0_u8; LENGTH + TAG]; MESSAGES];
         let mut best = Duration::MAX;
@@ -44,7 +44,7 @@ mod tests {
             let begin = Instant::now();
             let speed = Cipher::detect().speed(suite, Duration::from_millis(5));
             assert!(begin.elapsed() >= Duration::from_millis(5));
-            // From a slow machine without optimization to sixteen AES units.
+            // From a slow machine without optimization up to sixteen AES units.
             assert!((100_000..100_000_000_000).contains(&speed), "{suite:?}: {speed}");
             assert!(Cipher::detect().speed(suite, Duration::ZERO) > 0, "one batch at least");
         }

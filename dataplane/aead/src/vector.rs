@@ -1,6 +1,6 @@
-//! What the kernels need of a vector register, and the registers that have it.
+//! What the kernels need from a vector register, and the registers that provide it.
 //!
-//! A register is seen as 64-bit lanes, each a message's, or as twice as many 32-bit lanes.
+//! A register is seen as 64-bit lanes, each of them a message's, or as twice as many 32-bit lanes.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -11,18 +11,18 @@ pub(crate) mod portable;
 
 use crate::poly1305::Field;
 
-/// Most 64-bit lanes of any register.
+/// The most 64-bit lanes of any register.
 pub(crate) const MAX_LANES: usize = 8;
 
 /// A vector register.
 ///
-/// Every function is inlined into a kernel's entry, which is compiled for the instructions in question: that is why
-/// they are `#[inline(always)]`, here and in everything generic over them.
+/// Every function is inlined into a kernel's entry point, which is compiled for the instructions in question: hence
+/// `#[inline(always)]`, here and in everything generic over vectors.
 #[expect(unsafe_code)]
 pub(crate) trait Vector: Copy {
-    /// A proof that the CPU has the instructions. Whoever has a register had one.
+    /// A proof that the CPU has the instructions. Whoever has a register has had one.
     type Cpu: Copy;
-    /// Arithmetic of Poly1305 in these registers.
+    /// Poly1305's arithmetic in these registers.
     type Field: Field<Vector = Self>;
     /// Number of 64-bit lanes: 4 or 8.
     const LANES: usize;
@@ -31,9 +31,9 @@ pub(crate) trait Vector: Copy {
 
     fn splat32(cpu: Self::Cpu, value: u32) -> Self;
     fn splat64(cpu: Self::Cpu, value: u64) -> Self;
-    /// The first `LANES` of them.
+    /// The first `LANES` of these values.
     fn from_lanes(cpu: Self::Cpu, lanes: &[u64; MAX_LANES]) -> Self;
-    /// The lanes, and zeros behind them.
+    /// The lanes, followed by zeros.
     fn to_lanes(self) -> [u64; MAX_LANES];
 
     /// Reads [`Self::BYTES`] bytes.
@@ -41,7 +41,7 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load(cpu: Self::Cpu, from: *const u8) -> Self;
-    /// Reads four words from each of the first `LANES / 2` addresses, into one 128-bit part after another.
+    /// Reads four words from each of the first `LANES / 2` addresses, into consecutive 128-bit parts.
     ///
     /// # Safety
     /// They are readable.
@@ -51,18 +51,18 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// They are writable.
     unsafe fn store(self, to: *mut u8);
-    /// Reads `len` bytes, at most [`Self::BYTES`], and no other; the rest of the register is zeros.
+    /// Reads `len` bytes, at most [`Self::BYTES`], and no others; the rest of the register is zeros.
     ///
     /// # Safety
     /// They are readable.
     unsafe fn load_up_to(cpu: Self::Cpu, from: *const u8, len: usize) -> Self;
-    /// Writes the first `len` bytes, at most [`Self::BYTES`], and no other.
+    /// Writes the first `len` bytes, at most [`Self::BYTES`], and no others.
     ///
     /// # Safety
     /// They are writable.
     unsafe fn store_up_to(self, to: *mut u8, len: usize);
 
-    /// The first `len` bytes, at most [`Self::BYTES`], and zeros behind them.
+    /// The first `len` bytes, at most [`Self::BYTES`], followed by zeros.
     fn keep(self, len: usize) -> Self;
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
@@ -82,7 +82,7 @@ pub(crate) trait Vector: Copy {
     /// Of every two 64-bit lanes: the second of `self`, and the second of `other`.
     fn unpack_high64(self, other: Self) -> Self;
     /// Turns eight columns into rows, or rows into columns. Lane `l` of column `c` is 64-bit word `c` of message `l`;
-    /// row `r` holds the `r / LANES`th part of the 64 bytes of message `r % LANES`.
+    /// row `r` is part `r / LANES` of the 64 bytes of message `r % LANES`.
     fn transpose(of: [Self; 8]) -> [Self; 8];
 
     /// `yes` where `mask` is all ones, `no` where it is zero.
@@ -91,7 +91,7 @@ pub(crate) trait Vector: Copy {
         no.xor(no.xor(yes).and(mask))
     }
 
-    /// All ones in the lanes in which `self`, as a signed number, is negative.
+    /// All ones in the lanes in which `self` is negative as a signed number.
     #[inline(always)]
     fn is_negative(self, cpu: Self::Cpu) -> Self {
         Self::splat64(cpu, 0).sub64(self.shift_right64(63))

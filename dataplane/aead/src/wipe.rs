@@ -1,25 +1,41 @@
-//! Wiping what the kernels leave behind in registers and on the stack.
+//! Wipes what the kernels leave behind in registers and on the stack.
 //!
-//! A kernel keeps keys, key stream and Poly1305's numbers in registers, and the compiler puts some of them on the
-//! stack where it likes. No variable's own wiping reaches those copies. So what handles secrets is called by
-//! [`after`], which then overwrites the part of the stack that it used, and the vector registers.
+//! A kernel keeps keys, key stream and Poly1305's numbers in registers, and the compiler spills some of them to the
+//! stack wherever it likes. Wiping variables does not reach those copies. So code that handles secrets is called
+//! through [`after`], which then overwrites the part of the stack that it used, and the vector registers.
 #![expect(unsafe_code)]
 
-/// Stack between a worker's turn and the end of what ring uses, also in a build that is not optimized.
+/// The stack between a worker's turn and the deepest frame of ring, even in an unoptimised build.
 const RING_STACK: usize = 128 << 10;
 
-/// Calls `secret`, which needs at most `STACK` bytes of stack, and wipes what it left if it says so. `tests/wiping.rs`
-/// looks for what is left.
-#[inline(always)]
-pub(crate) fn after<const STACK: usize>(secret: impl FnOnce() -> bool) {
-    if on_own_frame(secret) {
-        stack::<STACK>();
-        registers();
-    }
+/// How much stack below a call may hold secrets afterwards, with some to spare. `tests/wiping.rs` looks for remains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Depth {
+    /// None that this crate is responsible for.
+    Nothing,
+    /// That of a kernel for short texts, and of planning.
+    ShortKernel,
+    /// That of any kernel, and of planning.
+    Kernel,
+    /// That of setting up a key, even in a build in which ring is not optimised.
+    Setup,
 }
 
-/// Wipes what ring left on the stack of this thread, below the caller's frame, and in vector registers. [`after`] is not
-/// for every message of ring's: wiping costs more than sealing one does. So whoever lets go of a session calls this.
+/// Calls `secret`, and wipes what it has left behind, as deep as it says.
+#[inline(always)]
+pub(crate) fn after(secret: impl FnOnce() -> Depth) {
+    match on_own_frame(secret) {
+        Depth::Nothing => return,
+        Depth::ShortKernel => stack::<{ 8 << 10 }>(),
+        Depth::Kernel => stack::<{ 12 << 10 }>(),
+        Depth::Setup => stack::<{ 64 << 10 }>(),
+    }
+    registers();
+}
+
+/// Wipes what ring has left on this thread's stack, below the caller's frame, and in vector registers. [`after`] is not
+/// used for each of ring's messages, since wiping takes longer than sealing one. So whoever lets go of a session calls
+/// this.
 pub fn wipe_stack() {
     stack::<RING_STACK>();
     registers();
@@ -27,7 +43,7 @@ pub fn wipe_stack() {
 
 /// Not inlined, so that its frame begins where that of [`stack`] begins.
 #[inline(never)]
-fn on_own_frame(secret: impl FnOnce() -> bool) -> bool {
+fn on_own_frame(secret: impl FnOnce() -> Depth) -> Depth {
     secret()
 }
 
@@ -35,7 +51,7 @@ fn on_own_frame(secret: impl FnOnce() -> bool) -> bool {
 fn stack<const STACK: usize>() {
     let frame = [0_u8; STACK];
     #[cfg(not(miri))]
-    // SAFETY: no instruction. The compiler has to believe that the zeros are read here, so that it writes them.
+    // SAFETY: no instruction. It makes the compiler assume that the zeros are read here, so that it writes them.
     unsafe {
         std::arch::asm!("/* {} */", in(reg) frame.as_ptr(), options(readonly, nostack, preserves_flags));
     }

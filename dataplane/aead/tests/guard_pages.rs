@@ -1,4 +1,4 @@
-//! Messages that begin right behind a page without access, or end right in front of one.
+//! Messages that begin right after an inaccessible page, or end right before one.
 #![expect(unsafe_code)]
 
 use std::ptr::null_mut;
@@ -10,7 +10,7 @@ const PAGE: usize = 4096;
 const ROOM: usize = PAGE;
 const COUNT: usize = 24;
 
-/// A page between two without access.
+/// A page between two inaccessible ones.
 struct Guarded(*mut u8);
 
 impl Guarded {
@@ -24,7 +24,7 @@ impl Guarded {
     }
 
     fn room(&mut self) -> &mut [u8] {
-        // SAFETY: the part with access, borrowed with `self`.
+        // SAFETY: the accessible part, borrowed together with `self`.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(PAGE), ROOM) }
     }
 }

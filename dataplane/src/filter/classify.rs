@@ -3,12 +3,10 @@
 //! Packets are those of strangers: nothing is read that the packet does not hold, and what cannot be read is dropped
 //! by name rather than taken for something else.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use super::Direction;
 use super::key::Key;
 use crate::drop::DropReason;
-use crate::inner::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Inner, TCP, UDP};
+use crate::inner::{ICMP, ICMPV6, Inner, TCP, UDP};
 use crate::transport::{Transport, transport};
 
 pub(super) const DCCP: u8 = 33;
@@ -71,7 +69,7 @@ pub(super) struct Class {
 
 impl Class {
     /// Whether it changes nothing about its flow but the time of its last packet.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_steady(&self) -> bool {
         matches!(self.role, Role::Begins | Role::Continues)
             && !self.flags.any(Flags::SYN | Flags::FIN | Flags::RST)
@@ -83,7 +81,7 @@ impl Class {
 ///
 /// # Errors
 /// Its headers are cut, too many, or split over fragments.
-#[inline]
+#[inline(always)]
 pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direction) -> Result<Class, DropReason> {
     let transport =
         transport(packet.get(..inner.len).unwrap_or(packet), inner.header).ok_or(DropReason::FilterMalformed)?;
@@ -104,7 +102,7 @@ pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direc
 }
 
 /// The class of what has its transport header with it.
-#[inline]
+#[inline(always)]
 fn whole(transport: &Transport<'_>, key: Key, direction: Direction) -> Option<Class> {
     let Transport { protocol, payload, .. } = *transport;
     let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: false };
@@ -121,12 +119,13 @@ fn whole(transport: &Transport<'_>, key: Key, direction: Direction) -> Option<Cl
     }
 }
 
-#[inline]
+#[inline(always)]
 fn with_ports(key: Key, payload: &[u8], direction: Direction) -> Option<Key> {
     let [a, b, c, d] = *payload.first_chunk()?;
     Some(key.with_ports(u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]), direction))
 }
 
+#[inline(never)]
 fn of_others(protocol: u8, payload: &[u8], key: Key, direction: Direction) -> Option<Key> {
     match protocol {
         DCCP | SCTP | UDP_LITE => with_ports(key, payload.get(..SHORT_HEADER)?, direction),
@@ -134,6 +133,7 @@ fn of_others(protocol: u8, payload: &[u8], key: Key, direction: Direction) -> Op
     }
 }
 
+#[inline(never)]
 fn icmp(payload: &[u8], key: Key, direction: Direction) -> Option<Class> {
     let header: &[u8; ICMP_HEADER] = payload.first_chunk()?;
     let class = |key, role| Class { key, role, flags: Flags::default(), more_fragments: false };
@@ -178,20 +178,7 @@ impl Message {
 /// to who sent it. The quotation may end anywhere behind the ports.
 fn quoted(packet: &[u8], error: &Key, direction: Direction) -> Option<Key> {
     let went = direction.opposite();
-    let (source, destination, header) = match packet.first()? >> 4 {
-        4 => {
-            let h: &[u8; IPV4_HEADER] = packet.first_chunk()?;
-            let address = |at: usize| Ipv4Addr::new(h[at], h[at + 1], h[at + 2], h[at + 3]);
-            let header = usize::from(h[0] & 0xf) * 4;
-            (IpAddr::V4(address(12)), IpAddr::V4(address(16)), header.max(IPV4_HEADER))
-        }
-        6 => {
-            let h: &[u8; IPV6_HEADER] = packet.first_chunk()?;
-            let address = |at: usize| <[u8; 16]>::try_from(&h[at..at + 16]).map(Ipv6Addr::from).ok();
-            (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?), IPV6_HEADER)
-        }
-        _ => return None,
-    };
+    let Inner { source, destination, header, .. } = Inner::parse_header(packet)?;
     if source != error.addresses(direction).1 {
         return None;
     }

@@ -18,7 +18,7 @@ use crate::inner::{ICMP, ICMPV6, TCP, UDP};
 pub const FLOWS: usize = 1 << 18;
 /// Places in which a flow may lie.
 const WAYS: usize = 16;
-/// Locks, so many that two workers hardly ever want the same.
+/// The number of locks: enough that two workers hardly ever want the same one.
 const SHARDS: usize = 256;
 const SETS_PER_SHARD: usize = FLOWS / WAYS / SHARDS;
 
@@ -76,11 +76,12 @@ enum Phase {
 
 /// A place for a flow: a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Entry {
     key: Key,
     /// Of the last packet.
     second: u32,
-    /// Of the firewall that accepted it.
+    /// The generation of the firewall that accepted it.
     generation: u32,
     phase: Phase,
     /// The direction of its first packet.
@@ -113,7 +114,7 @@ impl Flows {
         self.generation.fetch_add(1, Relaxed)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn hash(&self, key: &Key) -> u32 {
         self.hash_key.hash(key)
     }
@@ -233,7 +234,7 @@ impl Entry {
         self.key.protocol() != TCP || self.phase != Phase::Established
     }
 
-    /// Takes up a packet.
+    /// Updates the state for a packet.
     fn advance(&mut self, flags: Flags, arrival: &Arrival) {
         self.second = self.second.max(arrival.second);
         if flags.any(Flags::RST) {

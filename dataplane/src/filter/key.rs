@@ -27,12 +27,12 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Of a place that holds no flow.
+    /// The key of a place that holds no flow.
     pub(super) const NONE: Self = Self { remote: 0, local: 0, ports: 0, peer: 0, kind: 0 };
 
     /// The key of a packet that goes in this direction, as yet without ports; `None` if its addresses are of
     /// different families.
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(
         (source, destination): (IpAddr, IpAddr),
         protocol: u8,
@@ -52,7 +52,7 @@ impl Key {
         Some(Self { remote, local, ports: 0, peer, kind: v6 | u32::from(protocol) })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn with_ports(self, source: u16, destination: u16, direction: Direction) -> Self {
         let (remote, local) = match direction {
             Direction::In => (source, destination),
@@ -122,7 +122,7 @@ fn out(direction: Direction) -> u32 {
 pub(super) struct HashKey([u64; 13]);
 
 impl HashKey {
-    /// Other words than anybody else's.
+    /// Words that nobody else has.
     pub(super) fn random() -> Self {
         // SipHash under a key that the standard library has from the kernel.
         let random = RandomState::new();
@@ -132,7 +132,7 @@ impl HashKey {
     /// "Multilinear-HM" (Lemire and Kaser, "Strongly universal string hashing is fast", 2014): whoever does not know
     /// the words cannot choose flows that collide more often than random ones do. Six multiplications that do not wait
     /// for each other.
-    #[inline]
+    #[inline(always)]
     pub(super) fn hash(&self, key: &Key) -> u32 {
         let words = &self.0;
         let pair = |at: usize, first: u32, second: u32| {

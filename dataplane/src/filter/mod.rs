@@ -103,7 +103,7 @@ pub type Counter = Arc<AtomicU64>;
 pub struct Rule {
     /// The direction of the flow's first packet; `None`: either.
     pub direction: Option<Direction>,
-    /// The peers ([`crate::peer::Peer::id`]), in order; `None`: any.
+    /// The peers ([`crate::peer::PeerCounters::id`]), in order; `None`: any.
     pub peers: Option<Vec<u32>>,
     /// Where the first packet comes from; `None`: anywhere.
     pub sources: Option<PrefixMap<()>>,
@@ -144,7 +144,7 @@ pub struct Rules {
     pub outward: DefaultRule,
     /// In the order in which they are asked.
     pub rules: Vec<Rule>,
-    /// By peer ([`crate::peer::Peer::id`]): what it may reach. Peers that are not named are not restricted.
+    /// By peer ([`crate::peer::PeerCounters::id`]): what it may reach. Peers that are not named are not restricted.
     pub restrictions: HashMap<u32, Restriction>,
 }
 
@@ -164,7 +164,7 @@ impl Firewall {
         Self { rules, flows, generation }
     }
 
-    /// Whether a packet may pass: one of the peer `peer` ([`crate::peer::Peer::id`]) if it goes in, one for that peer
+    /// Whether a packet may pass: one of the peer `peer` ([`crate::peer::PeerCounters::id`]) if it goes in, one for that peer
     /// if it goes out.
     ///
     /// # Errors
@@ -178,17 +178,35 @@ impl Firewall {
         (peer, direction): (u32, Direction),
         now: Millis,
     ) -> Result<(), DropReason> {
-        let class = classify(packet, inner, peer, direction)?;
-        let arrival = Arrival {
-            hash: self.flows.hash(&class.key),
-            direction,
-            second: (now.0 / 1000) as u32,
-            generation: self.generation,
-        };
-        if class.is_steady() && cache.knows(&class.key, &arrival) {
+        if let Ok(class) = classify(packet, inner, peer, direction)
+            && class.is_steady()
+            && cache.knows(&class.key, &self.arrival(&class.key, direction, now))
+        {
             return Ok(());
         }
+        self.admit_unknown(cache, packet, inner, (peer, direction), now)
+    }
+
+    /// The same for what the cache does not know. It reads the packet again, so that the key of one that is known needs
+    /// no memory: to write it in pieces and compare it as a whole stalls the processor for longer than all the rest.
+    #[inline(never)]
+    fn admit_unknown(
+        &self,
+        cache: &mut FlowCache,
+        packet: &[u8],
+        inner: &Inner,
+        (peer, direction): (u32, Direction),
+        now: Millis,
+    ) -> Result<(), DropReason> {
+        let class = classify(packet, inner, peer, direction)?;
+        let arrival = self.arrival(&class.key, direction, now);
         self.look_up(cache, &class, &arrival, (inner, peer))
+    }
+
+    #[inline(always)]
+    fn arrival(&self, key: &Key, direction: Direction, now: Millis) -> Arrival {
+        let (hash, second) = (self.flows.hash(key), (now.0 / 1000) as u32);
+        Arrival { hash, direction, second, generation: self.generation }
     }
 
     /// Decides by the flow table, and by the rules about what is not in it.

@@ -1,11 +1,11 @@
-//! A reference to test against: the same filter in the simplest words, over lists that are searched from the front, and
-//! packets that are described rather than read.
+//! A reference for tests: the same filter in its simplest form, with lists that are searched from the front, and
+//! packets that are described instead of parsed.
 
 use std::net::IpAddr;
 
 use super::{Direction, Verdict};
 
-/// What is in a packet.
+/// The contents of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// Source and destination port, and whether SYN, ACK, FIN, RST are set.
@@ -13,7 +13,7 @@ pub(super) enum Content {
     Udp(u16, u16),
     /// Whether it is a request, and its identifier.
     Echo(bool, u16),
-    /// An ICMP error about a packet that went the other way.
+    /// An ICMP error about a packet in the other direction.
     Error(Box<Described>),
     /// Another ICMP message.
     Query,
@@ -25,7 +25,7 @@ pub(super) enum Content {
     Later(u16),
 }
 
-/// A packet, and the peer whose it is.
+/// A packet, and the peer that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Described {
     pub(super) peer: u32,
@@ -47,7 +47,7 @@ pub(super) struct ModelRule {
     pub(super) verdict: Verdict,
 }
 
-/// What is told apart as a flow: protocol, peer, both ends, and the ports or the identifier and who asks.
+/// What distinguishes flows: protocol, peer, both ends, and the ports or the identifier and who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Name {
     protocol: &'static str,
@@ -64,9 +64,9 @@ struct Flow {
     name: Name,
     began: Described,
     last: u64,
-    /// Both sides have sent.
+    /// Whether both sides have sent.
     answered: bool,
-    /// TCP: and the first once more.
+    /// TCP: whether the first has then sent once more.
     connected: bool,
     ended_in: bool,
     ended_out: bool,
@@ -75,7 +75,7 @@ struct Flow {
     rules: u32,
 }
 
-/// A peer, a protocol and ports that it may reach.
+/// A peer, and a protocol and ports that it may reach.
 pub(super) type Reach = (u32, &'static str, Option<(u16, u16)>);
 
 pub(super) struct Model {
@@ -83,10 +83,10 @@ pub(super) struct Model {
     pub(super) defaults: [Verdict; 2],
     /// What these peers may reach.
     pub(super) restricted: Vec<Reach>,
-    /// To be changed whenever the rules are.
+    /// To be changed whenever the rules change.
     pub(super) version: u32,
     flows: Vec<Flow>,
-    /// Peer and both ends of the latest packets that were no TCP, and when they passed.
+    /// Peer, both ends and time of the latest packets other than TCP.
     fragments: Vec<(u32, IpAddr, IpAddr, u64)>,
 }
 
@@ -109,7 +109,7 @@ impl Described {
         }
     }
 
-    /// The flow that it is of, if it is of any.
+    /// The flow that it belongs to, if any.
     fn name(&self) -> Option<Name> {
         let (mut from, mut to) = self.ports();
         let mut asked = None;

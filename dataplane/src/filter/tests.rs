@@ -36,13 +36,13 @@ fn service(number: u8, ports: RangeInclusive<u16>) -> Service {
 
 const PING: Service = Service { protocol: Protocol::Icmp, ports: None };
 
-/// A firewall that lets everything out and, of what comes in, only what these rules accept.
+/// A firewall that lets everything out, and lets in only what these rules accept.
 fn rules(rules: Vec<Rule>) -> Rules {
     let default = |verdict| DefaultRule { verdict, counter: Counter::default() };
     Rules { inward: default(Verdict::Drop), outward: default(Verdict::Accept), rules, restrictions: HashMap::new() }
 }
 
-/// Workers with a cache each over one firewall, at a time that the test sets.
+/// Workers with a cache each and a common firewall, at a time that the test sets.
 struct Workers {
     firewall: Firewall,
     caches: [FlowCache; 2],
@@ -74,7 +74,7 @@ impl Workers {
     }
 }
 
-/// A packet between these hosts, ports in front of its payload, with this protocol and these TCP flags.
+/// A packet between these hosts, with ports in front of its payload, this protocol and these TCP flags.
 fn segment(source: &str, destination: &str, protocol: u8, ports: [u16; 2], flags: u8) -> Vec<u8> {
     let mut payload = [ports[0].to_be_bytes(), ports[1].to_be_bytes()].concat();
     payload.extend([0; 16]);
@@ -99,7 +99,7 @@ const UNREACHABLE: [u8; 2] = [3, 1];
 const TOO_BIG: [u8; 2] = [3, 2];
 const REDIRECT: [u8; 2] = [5, 137];
 
-/// Makes a packet a fragment, by IPv4's header or a header of IPv6's behind it.
+/// Makes a packet a fragment, in IPv4's header or with IPv6's extension header.
 fn fragment(whole: &[u8], identification: u16, offset: u16, more: bool) -> Vec<u8> {
     let mut packet = whole.to_vec();
     if packet[0] >> 4 == 4 {
@@ -113,7 +113,7 @@ fn fragment(whole: &[u8], identification: u16, offset: u16, more: bool) -> Vec<u
     extend(&packet, 44, &header)
 }
 
-/// Puts an extension header of this type behind IPv6's own; its first byte becomes what followed.
+/// Inserts an extension header of this type after the IPv6 header; its first byte becomes the previous next header.
 fn extend(packet: &[u8], kind: u8, header: &[u8]) -> Vec<u8> {
     let mut extended = [&packet[..40], header, &packet[40..]].concat();
     extended[40] = packet[6];
@@ -269,7 +269,7 @@ fn a_syn_is_judged_even_where_there_is_a_connection() {
         let connect_back = segment(remote, local, TCP, [2, 1], SYN);
         assert_eq!(workers.pass(0, Direction::In, &connect_back), Err(DropReason::FilterDenied));
         assert_eq!(workers.pass(0, Direction::In, &segment(remote, local, TCP, [2, 1], ACK)), Ok(()), "it lives");
-        // What only ends a connection begins none.
+        // A packet that only ends a connection does not begin one.
         let mut workers = Workers::new(rules(Vec::new()));
         for flags in [RST, FIN | ACK] {
             assert_eq!(workers.pass(0, Direction::Out, &segment(local, remote, TCP, [1, 2], flags)), Ok(()));
@@ -291,7 +291,7 @@ fn errors_pass_that_quote_a_known_flow() {
         ];
         for sent in &about {
             let mut workers = Workers::new(rules(Vec::new()));
-            // RFC 792 quotes eight bytes behind the header.
+            // RFC 792 quotes eight bytes after the header.
             let quoted = &sent[..if v6 { 48 } else { 28 }];
             for kind in [UNREACHABLE, TOO_BIG] {
                 let error = icmp(router, local, kind, 0, quoted);
@@ -338,7 +338,7 @@ fn later_fragments_pass_between_hosts_with_an_accepted_flow() {
         workers.second += 121;
         assert_eq!(workers.pass(0, Direction::In, &later), unseen, "too late");
 
-        // Those of an answer overtake its first.
+        // Later fragments of an answer overtake its first.
         let mut workers = Workers::new(rules(all.clone()));
         assert_eq!(workers.pass(0, Direction::Out, &segment(local, remote, UDP, [53, 5000], 0)), Ok(()));
         assert_eq!(workers.pass(1, Direction::In, &later), Ok(()));
@@ -369,7 +369,7 @@ fn what_cannot_be_read_is_dropped_by_name() {
                 assert_eq!(workers.pass(0, Direction::In, &packet), expected, "{protocol} {len}");
             }
         }
-        // Of the other family's ICMP nothing is known: it is a protocol without ports.
+        // Of the other family's ICMP nothing is known: it is treated as a protocol without ports.
         let strange = packet(remote, local, if remote.contains(':') { ICMP } else { ICMPV6 }, 0, 64, &[]);
         assert_eq!(workers.pass(0, Direction::In, &strange), Ok(()));
     }
@@ -390,7 +390,7 @@ fn ports_are_found_behind_extension_headers() {
         let cut = extend(&udp(53), kind, &[0, 30, 0, 0, 0, 0, 0, 0]);
         assert_eq!(workers.pass(0, Direction::In, &cut), Err(DropReason::FilterMalformed));
     }
-    // RFC 6946: a fragment header without a fragment.
+    // RFC 6946: a fragment header on an unfragmented packet.
     assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(53), 1, 0, false)), Ok(()));
     let mut chain = udp(53);
     for nth in 1..9 {
@@ -415,14 +415,14 @@ fn a_reload_keeps_the_flows_that_the_new_rules_accept_and_ends_the_others() {
                 assert_eq!(step(&mut workers, 1, direction, port, flags), Ok(()));
             }
         }
-        // The answers of the first are judged by what began it, not as something that goes out.
+        // Answers in the first flow are judged by what began it, and not as something outgoing.
         let mut fewer = accept(20..=25);
         fewer.outward.verdict = Verdict::Drop;
         workers.reload(fewer);
         assert_eq!(step(&mut workers, 1, Direction::Out, 20, ACK), Ok(()));
         assert_eq!(step(&mut workers, 0, Direction::In, 20, ACK), Ok(()));
         assert_eq!(step(&mut workers, 0, Direction::In, 30, ACK), Err(DropReason::FilterDenied));
-        // What the server repeats does not begin it anew, though it may begin flows.
+        // The server's retransmissions do not begin it again, although the server may begin flows.
         workers.reload(accept(20..=25));
         assert_eq!(step(&mut workers, 1, Direction::Out, 30, ACK), Err(DropReason::FilterDenied));
         workers.second += 7000;
@@ -431,7 +431,8 @@ fn a_reload_keeps_the_flows_that_the_new_rules_accept_and_ends_the_others() {
     }
 }
 
-/// Whoever opens without end fills a set's places, but not those of others' connections, and is refused by name at last.
+/// Whoever keeps opening flows fills a set's places, but not those of other people's connections, and is finally
+/// refused by name.
 #[test]
 fn a_full_table_keeps_connections_and_refuses_new_flows() {
     let (remote, local) = PAIRS[0];
@@ -442,7 +443,7 @@ fn a_full_table_keeps_connections_and_refuses_new_flows() {
         workers.pass(0, Direction::Out, &segment(local, remote, TCP, [port, 2], ACK))
     };
     assert_eq!(connect(&mut workers, 1), Ok(()));
-    // More unanswered ones than there are places.
+    // More unanswered flows than there are places.
     let mut packet = segment(local, remote, UDP, [1, 2], 0);
     for address in 0..2 * FLOWS as u32 {
         packet[12..16].copy_from_slice(&(0x0a03_0000 + address).to_be_bytes());
@@ -451,7 +452,7 @@ fn a_full_table_keeps_connections_and_refuses_new_flows() {
     assert!(workers.flows() <= FLOWS);
     assert_eq!(workers.pass(0, Direction::In, &segment(remote, local, TCP, [2, 1], ACK)), Ok(()));
 
-    // Connections until one set has no place.
+    // Connections until one set is full.
     let mut handshake = [
         (Direction::Out, segment(local, remote, TCP, [1, 2], SYN), 12),
         (Direction::In, segment(remote, local, TCP, [2, 1], SYN | ACK), 16),
@@ -467,7 +468,7 @@ fn a_full_table_keeps_connections_and_refuses_new_flows() {
     assert_eq!(workers.pass(0, Direction::In, &segment(remote, local, TCP, [2, 1], ACK)), Ok(()));
 }
 
-/// Flows that differ little lie all over the table, and elsewhere in another one.
+/// Similar flows are spread over the table, and differently in another table.
 #[test]
 fn flows_spread_over_the_table() {
     let keys: Vec<Key> = (0..4096u16)
@@ -478,7 +479,7 @@ fn flows_spread_over_the_table() {
         .collect();
     let (one, other) = (Flows::new(), Flows::new());
     for bits in [0u32, 8, 21] {
-        // 2,048 bins with two in each on average; more than twenty in one is less likely than 10^-11.
+        // 2,048 bins with two in each on average; more than twenty in one has a probability below 10^-11.
         let mut bins = [0; 2048];
         keys.iter().for_each(|key| bins[(one.hash(key) >> bits) as usize % 2048] += 1);
         assert!(bins.iter().all(|count| *count < 20), "{:?}", bins.iter().max());
@@ -501,7 +502,7 @@ fn maybe<T>(seed: &mut u64, value: impl FnOnce(&mut u64) -> T) -> Option<T> {
     (random(seed).is_multiple_of(2)).then(|| value(seed))
 }
 
-/// Few hosts, ports and identifications, so that flows meet.
+/// Few hosts, ports and identifications, so that flows collide.
 fn random_packet(seed: &mut u64, quotes: bool) -> Described {
     let direction = pick(seed, &[Direction::In, Direction::Out]);
     let v6 = random(seed).is_multiple_of(2);
@@ -635,7 +636,7 @@ fn compiled(model: &Model) -> Rules {
 }
 
 /// Random packets of both families through two workers, under random rules that are reloaded now and then, at random
-/// times: all fare as in the model.
+/// times: all must have the same fate as in the model.
 #[test]
 fn agrees_with_the_model() {
     let mut seed = 0x5eed_f10e;
@@ -647,7 +648,8 @@ fn agrees_with_the_model() {
         for nth in 0..4000 {
             let described = random_packet(&mut seed, true);
             let asks_anew = matches!(described.content, Content::Tcp(_, _, [true, false, ..]));
-            // What a worker remembers of the present second does not tell a connection from the next by the same ports.
+            // What a worker remembers within the present second does not tell a connection from the next one with the
+            // same ports.
             if asks_anew || random(&mut seed).is_multiple_of(3) {
                 workers.second += pick(&mut seed, &[1, 1, 1, 2, 9, 10, 11, 30, 31, 61, 120, 121, 600]);
             }
@@ -666,7 +668,7 @@ fn agrees_with_the_model() {
     assert!((20_000..60_000).contains(&passed), "{passed} of 80,000 passed: nothing is tested where all or none do");
 }
 
-/// Whatever bytes come, they are judged or dropped by name.
+/// Whatever the bytes are, they are judged or dropped by name.
 #[test]
 fn random_packets_are_judged() {
     let mut seed = 77;
@@ -694,7 +696,7 @@ fn random_packets_are_judged() {
     }
 }
 
-/// Two workers at once: whoever has the answer finds the flow that the other has just opened.
+/// Two workers at once: whichever sees the answer finds the flow that the other has just opened.
 #[test]
 fn workers_share_flows_while_both_work() {
     let (remote, local) = PAIRS[1];

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::work::add;
 
-/// Counters of an AF_XDP port since it was bound.
+/// Counters of a port since it was bound.
 #[derive(Debug, Default)]
 pub struct Evidence {
     received: AtomicU64,

@@ -1,5 +1,5 @@
-//! What is done to super-packets of the TUN device, without the device: for fuzzing only, where `cargo fuzz`
-//! sets `cfg(fuzzing)`.
+//! The processing of the TUN device's super-packets, without the device: for fuzzing only, where `cargo fuzz` sets
+//! `cfg(fuzzing)`.
 
 use super::BATCH;
 use super::offload::{VNET_LEN, VnetHeader, Work, cut, work};
@@ -7,11 +7,11 @@ use super::offload_coalesce::Coalescer;
 use super::scatter::FRONT;
 use crate::checksum;
 
-/// A virtio-net header with a packet behind it: cut into segments as a port does, which are then joined as
-/// a port does and, as the kernel would, cut again.
+/// A virtio-net header with a packet behind it: segmented as a port does it; the segments are then coalesced as a port
+/// does it and, as the kernel would, segmented again.
 ///
 /// # Panics
-/// If a packet is lost, or a joined one does not come apart into those it was made of.
+/// If a packet is lost, or a coalesced one does not yield the packets that it was made of.
 pub fn super_packet(input: &[u8]) {
     let Some((header, packet)) = input.split_first_chunk::<VNET_LEN>() else { return };
     let Some(segments) = segments(&VnetHeader::parse(header), packet) else { return };
@@ -39,7 +39,7 @@ pub fn super_packet(input: &[u8]) {
     }
 }
 
-/// What becomes of a message of the device.
+/// The segments of a message from the device.
 fn segments(header: &VnetHeader, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
     let front = &packet[..packet.len().min(FRONT)];
     let mut whole = packet.to_vec();

@@ -1,7 +1,7 @@
 //! A port with two queues in memory instead of a device, for tests, fuzzing and benchmarks.
 //!
 //! As a device does, its far side holds frames of the worker's pool and reads and writes them in place: the
-//! worker copies nothing, and what a test copies in and out is not the worker's time.
+//! worker copies nothing, and what a test copies in and out is not the worker's time. It counts as an AF_XDP port does.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::drop::Drops;
 use crate::frame::{ANCHOR, Pool};
+use crate::ports::evidence::Evidence;
 use crate::ports::{Batch, EGRESS_ROOM, Packet, Port, PortInfo};
 
 /// A packet outside a worker: its address (meaningful on the WAN), its outer traffic class, its bytes.
@@ -27,6 +28,7 @@ pub struct Message {
 struct Queues {
     to_worker: VecDeque<Packet>,
     from_worker: VecDeque<Packet>,
+    evidence: Arc<Evidence>,
 }
 
 /// The device's side of a memory port. The pool that its methods take is the worker's
@@ -55,7 +57,9 @@ impl Wire {
 
     /// Takes the oldest packet that the worker has transmitted.
     pub fn receive(&self, pool: &mut Pool) -> Option<Message> {
-        let packet = self.queues().from_worker.pop_front()?;
+        let mut queues = self.queues();
+        let packet = queues.from_worker.pop_front()?;
+        queues.evidence.completed(1);
         let bytes = pool.packet(&packet.frame).to_vec();
         pool.give(packet.frame);
         Some(Message { remote: packet.remote, tos: packet.tos, bytes })
@@ -63,16 +67,18 @@ impl Wire {
 
     /// Lets the worker receive what it has transmitted, from `remote`. Returns how many packets that are.
     pub fn turn_around(&self, remote: SocketAddr) -> usize {
-        let Queues { to_worker, from_worker } = &mut *self.queues();
+        let Queues { to_worker, from_worker, evidence } = &mut *self.queues();
         let count = from_worker.len();
+        evidence.completed(count);
         to_worker.extend(from_worker.drain(..).map(|packet| Packet { remote, ..packet }));
         count
     }
 
     /// Throws away what the worker has transmitted. Returns how many packets that were.
     pub fn discard(&self, pool: &mut Pool) -> usize {
-        let from_worker = &mut self.queues().from_worker;
+        let Queues { from_worker, evidence, .. } = &mut *self.queues();
         let count = from_worker.len();
+        evidence.completed(count);
         from_worker.drain(..).for_each(|packet| pool.give(packet.frame));
         count
     }
@@ -94,13 +100,20 @@ impl MemoryPort {
 
 impl Port for MemoryPort {
     fn receive(&mut self, _pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
-        let to_worker = &mut self.wire.queues().to_worker;
+        let Queues { to_worker, evidence, .. } = &mut *self.wire.queues();
         let count = to_worker.len().min(batch.room());
+        evidence.received(count);
         to_worker.drain(..count).for_each(|packet| batch.push(packet));
     }
 
     fn transmit(&mut self, _pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
-        self.wire.queues().from_worker.extend(batch.drain());
+        let Queues { from_worker, evidence, .. } = &mut *self.wire.queues();
+        evidence.sent(batch.len());
+        from_worker.extend(batch.drain());
+    }
+
+    fn evidence(&self) -> Option<Arc<Evidence>> {
+        Some(Arc::clone(&self.wire.queues().evidence))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

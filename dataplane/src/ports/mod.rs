@@ -77,6 +77,8 @@ pub struct Packet {
     pub tos: u8,
     /// Link to send it by; `None` on receive and for ports that leave it to the kernel.
     pub link: Option<Link>,
+    /// On the WAN: whether it goes before others when the device's queue is nearly full.
+    pub urgent: bool,
     /// On receive: bytes of the Ethernet header in front of it, if the port has taken one off.
     pub ethernet: u8,
 }
@@ -86,7 +88,7 @@ impl Packet {
     #[inline]
     pub fn new(frame: Frame) -> Self {
         let remote = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        Self { frame, remote, local: None, tos: 0, link: None, ethernet: 0 }
+        Self { frame, remote, local: None, tos: 0, link: None, urgent: false, ethernet: 0 }
     }
 
     /// On the WAN: both ends.

@@ -6,7 +6,8 @@
 
 use super::scatter::FRONT;
 use crate::checksum;
-use crate::inner::{TCP, TCP_CSUM, UDP, UDP_CSUM};
+use crate::inner::{Inner, TCP, TCP_CSUM, UDP, UDP_CSUM};
+use crate::transport;
 
 /// Bytes of the header, which is in host byte order on a TUN device.
 pub(super) const VNET_LEN: usize = 10;
@@ -23,9 +24,6 @@ pub(super) const FIN: u8 = 0x01;
 pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
-
-/// IPv6 extension headers that may stand before TCP or UDP, at most.
-const EXTENSIONS_MAX: usize = 4;
 
 /// `struct virtio_net_hdr`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,7 +90,7 @@ pub(super) fn work(header: &VnetHeader, front: &[u8], len: usize) -> Result<Work
         if !partial {
             return Ok(Work::None);
         }
-        let fits = start >= network_header(front).ok_or(BadOffload)? && start + offset + 2 <= len;
+        let fits = start >= Inner::parse_header(front).ok_or(BadOffload)?.header && start + offset + 2 <= len;
         return if fits { Ok(Work::Checksum { start, field: start + offset }) } else { Err(BadOffload) };
     }
     let (protocol, csum, version) = match gso_type {
@@ -128,43 +126,16 @@ pub(super) fn work(header: &VnetHeader, front: &[u8], len: usize) -> Result<Work
     Ok(Work::Segment { head, size })
 }
 
-/// Length of the fixed network header, if it is there.
-fn network_header(packet: &[u8]) -> Option<usize> {
-    let len = match packet.first()? >> 4 {
-        4 => 4 * usize::from(packet[0] & 15),
-        6 => 40,
-        _ => return None,
-    };
-    (len >= 20 && len <= packet.len()).then_some(len)
-}
-
-/// The packet's length as the network header says; `None` for a jumbogram.
+/// The packet's length as the network header says; `None` for a jumbogram and for a header alone.
 pub(super) fn network_len(packet: &[u8]) -> Option<usize> {
-    let header = network_header(packet)?;
-    match packet[0] >> 4 {
-        4 => Some(usize::from(be16(packet, 2))),
-        _ => Some(usize::from(be16(packet, 4))).filter(|len| *len > 0).map(|len| header + len),
-    }
+    Inner::parse_header(packet).filter(|inner| inner.len > inner.header).map(|inner| inner.len)
 }
 
 /// The transport protocol and where its header begins; `None` for fragments and unknown extensions.
 pub(super) fn transport(packet: &[u8]) -> Option<(u8, usize)> {
-    let mut at = network_header(packet)?;
-    if packet[0] >> 4 == 4 {
-        let fragment = be16(packet, 6) & 0x3fff != 0;
-        return (!fragment).then_some((packet[9], at));
-    }
-    let mut protocol = packet[6];
-    for _ in 0..EXTENSIONS_MAX {
-        // Hop-by-hop options, routing, destination options.
-        if !matches!(protocol, 0 | 43 | 60) {
-            break;
-        }
-        let extension = packet.get(at..at + 2)?;
-        protocol = extension[0];
-        at += 8 * (usize::from(extension[1]) + 1);
-    }
-    (!matches!(protocol, 0 | 43 | 44 | 60)).then_some((protocol, at))
+    let header = Inner::parse_header(packet)?.header;
+    let found = transport::transport(packet, header).filter(|found| found.fragment.is_none())?;
+    Some((found.protocol, packet.len() - found.payload.len()))
 }
 
 /// The headers of a super-packet, from which those of its segments are made.

@@ -1,11 +1,11 @@
-//! Coalescing: which packets on their way to the TUN device go as one super-packet.
+//! Coalescing: which packets on their way to the TUN device are combined into super-packets.
 //!
-//! The rules are those of the kernel's GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`): only packets that
-//! segmentation would yield again, bit for bit but for IDs that mean nothing, are joined. Their checksums
-//! are verified first, because the super-packet's are made anew: a corrupted packet must arrive corrupted.
+//! The rules are those of the kernel's GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`): packets are combined only if
+//! segmentation would yield them again, bit for bit except for meaningless IDs. Their checksums are verified first,
+//! because the super-packet's is computed anew: a corrupted packet must arrive corrupted.
 //!
-//! Runs are begun in the order of their first packets. A packet that does not continue its flow's open
-//! run ends it, so packets of one flow are never reordered; packets of other flows may pass each other.
+//! Runs begin in the order of their first packets. A packet that does not continue its flow's open run ends that run,
+//! so packets of one flow are never reordered; packets of different flows may overtake each other.
 
 use super::BATCH;
 use super::offload::{
@@ -14,16 +14,16 @@ use super::offload::{
 use crate::checksum;
 use crate::inner::{TCP, TCP_CSUM, UDP, UDP_CSUM};
 
-/// A super-packet is an IP packet, and no longer than one.
+/// A super-packet is an IP packet, and so no longer than one can be.
 const SUPER_MAX: usize = 65_535;
-/// Datagrams in a run: the kernel's UDP_MAX_SEGMENTS before Linux 6.9.
+/// The most datagrams in a run: the kernel's UDP_MAX_SEGMENTS before Linux 6.9.
 const DATAGRAMS_MAX: u16 = 64;
-/// Flows whose runs are open at a time.
+/// The most flows with open runs at a time.
 const OPEN_MAX: usize = 8;
 /// No packet.
 const END: u16 = u16::MAX;
 
-/// Who talks to whom.
+/// Identifies a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
     addresses: [u8; 32],
@@ -32,10 +32,10 @@ struct Flow {
     v6: bool,
 }
 
-/// No flow: of packets that go alone.
+/// The flow of packets that are not combined.
 const NONE: Flow = Flow { addresses: [0; 32], ports: [0; 4], protocol: 0, v6: false };
 
-/// What of a packet matters for joining it with others.
+/// What matters about a packet for combining it with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     /// Length of all headers.
@@ -45,7 +45,7 @@ struct Shape {
     tcp: bool,
 }
 
-/// Packets that go as one.
+/// Packets that are combined.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     flow: Flow,
@@ -71,7 +71,7 @@ impl Run {
         self.shape.head
     }
 
-    /// Makes the first packet's headers those of the super-packet.
+    /// Turns the first packet's headers into those of the super-packet.
     pub(super) fn finish(&self, first: &mut [u8]) -> VnetHeader {
         let Shape { head, payload, transport, tcp } = self.shape;
         let len = head + self.payload;
@@ -114,9 +114,9 @@ pub(super) struct Coalescer {
     /// Whether the device takes UDP super-packets.
     udp: bool,
     runs: Vec<Run>,
-    /// By packet: the next one of its run.
+    /// For each packet, the next one of its run.
     next: [u16; BATCH],
-    /// Runs that may grow, the oldest first.
+    /// Runs that may still grow, the oldest first.
     open: Vec<u16>,
 }
 
@@ -155,7 +155,7 @@ impl Coalescer {
         }
     }
 
-    /// The runs that [`Coalescer::sort`] made.
+    /// The runs made by [`Coalescer::sort`].
     pub(super) fn runs(&self) -> &[Run] {
         &self.runs
     }
@@ -170,7 +170,7 @@ impl Coalescer {
         })
     }
 
-    /// Begins a run with packet `i`; without a shape it is all of the run.
+    /// Begins a run with packet `i`; if it has no shape, the run stays at this packet.
     fn begin(&mut self, i: usize, flow: Flow, shape: Option<Shape>) {
         let i = i as u16;
         self.next[usize::from(i)] = END;
@@ -186,7 +186,7 @@ impl Coalescer {
         self.runs.push(Run { flow, shape, first: i, last: i, count: 1, payload, verified: false, flags: 0 });
     }
 
-    /// Whether a packet of a run's flow is the next segment of it.
+    /// Whether a packet of a run's flow is the run's next segment.
     fn continues<'a>(&mut self, run: usize, packet: &impl Fn(usize) -> &'a [u8], next: &[u8], shape: Shape) -> bool {
         let run = &mut self.runs[run];
         let first = packet(run.first.into());
@@ -198,12 +198,12 @@ impl Coalescer {
         if !alike {
             return false;
         }
-        // The first one only now, when it is worth it.
+        // The first packet is verified only now, when it is worth it.
         run.verified = run.verified || verify(first, &run.shape);
         run.verified && verify(next, &shape)
     }
 
-    /// Appends packet `i` to a run. True when the run is complete with it.
+    /// Appends packet `i` to a run; returns whether the run is then complete.
     fn append(&mut self, run: usize, i: usize, bytes: &[u8], shape: Shape) -> bool {
         let run = &mut self.runs[run];
         self.next[usize::from(run.last)] = i as u16;
@@ -217,7 +217,7 @@ impl Coalescer {
         shape.payload < run.shape.payload || run.flags != 0
     }
 
-    /// Closes all runs between the packet's hosts: it may belong to any of their flows.
+    /// Closes all runs between the packet's hosts, because it may belong to any of their flows.
     fn close_like<'a>(&mut self, bytes: &[u8], packet: &impl Fn(usize) -> &'a [u8]) {
         let runs = &self.runs;
         self.open.retain(|run| addresses(packet(runs[usize::from(*run)].first.into())) != addresses(bytes));
@@ -233,7 +233,7 @@ fn addresses(packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The flow of a packet that has one and, if it may be part of a run, its shape.
+/// The flow of a packet, if it has one, and its shape if it may be part of a run.
 fn classify(packet: &[u8], udp: bool) -> Option<(Flow, Option<Shape>)> {
     let (protocol, at) = transport(packet)?;
     if !matches!(protocol, TCP | UDP) {
@@ -244,7 +244,7 @@ fn classify(packet: &[u8], udp: bool) -> Option<(Flow, Option<Shape>)> {
     let mut flow = Flow { ports: *header.first_chunk()?, protocol, v6: !v4, ..NONE };
     let addresses = addresses(packet)?;
     flow.addresses[..addresses.len()].copy_from_slice(addresses);
-    // No options or extension headers, no fragment or reserved bit, no padding behind the packet.
+    // No options or extension headers, no fragment or reserved bit, no padding after the packet.
     let plain = at == if v4 { 20 } else { 40 }
         && !(v4 && be16(packet, 6) & !0x4000 != 0)
         && network_len(packet) == Some(packet.len());
@@ -265,12 +265,12 @@ fn classify(packet: &[u8], udp: bool) -> Option<(Flow, Option<Shape>)> {
     Some((flow, shape))
 }
 
-/// Whether `next`'s headers are those of the segment that comes after `run`, which began with `first`.
+/// Whether `next`'s headers are those of the segment that follows `run`, which began with `first`.
 fn follows(first: &[u8], next: &[u8], run: &Run) -> bool {
     let Shape { head, transport, tcp, .. } = run.shape;
     let network = if transport == 20 {
         let (id, expected) = (be16(next, 4), be16(first, 4).wrapping_add(run.count));
-        // RFC 6864: the ID of a packet that must not be fragmented means nothing.
+        // RFC 6864: the ID of a packet that must not be fragmented has no meaning.
         let atomic = first[6] & 0x40 != 0;
         first[..2] == next[..2] && first[6..10] == next[6..10] && (atomic || id == expected)
     } else {
@@ -280,7 +280,7 @@ fn follows(first: &[u8], next: &[u8], run: &Run) -> bool {
         return network;
     }
     let (first, next) = (&first[transport..head], &next[transport..head]);
-    // A PSH ended the run when it was appended; only the first packet can carry one here.
+    // A packet with PSH ended the run when it was appended, so only the first one can have it here.
     let sequence = |header: &[u8]| u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
     sequence(next) == sequence(first).wrapping_add(run.payload as u32)
         && first[13] & PSH == 0
@@ -289,7 +289,7 @@ fn follows(first: &[u8], next: &[u8], run: &Run) -> bool {
         && first[18..] == next[18..]
 }
 
-/// Whether all checksums of a packet are right.
+/// Whether all checksums of a packet are correct.
 fn verify(packet: &[u8], shape: &Shape) -> bool {
     let protocol = if shape.tcp { TCP } else { UDP };
     let network = shape.transport == 40 || checksum::fold(checksum::sum(&packet[..20])) == 0xffff;
@@ -315,7 +315,7 @@ mod tests {
         (coalescer, runs)
     }
 
-    /// The run as the kernel gets it, and what its segmentation makes of that.
+    /// The run as the kernel gets it, and the segments that it makes of it.
     fn through_the_kernel(coalescer: &Coalescer, run: &Run, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut indices = coalescer.packets(run);
         let mut bytes = packets[indices.next().unwrap()].clone();
@@ -433,14 +433,15 @@ mod tests {
         }
     }
 
-    /// Blanks what segmentation may change: the ID of an atomic datagram, and its header's checksum.
+    /// Blanks what segmentation may change: the ID of an atomic datagram, and its header checksum.
     fn forget_id(packet: &mut [u8]) {
         if packet.len() > 20 && packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
             [4, 5, 10, 11].into_iter().for_each(|at| packet[at] = 0);
         }
     }
 
-    /// IPv6 has no header checksum; what differs there does not join either.
+    /// Whether these bytes are outside any checksum, as in an IPv6 header; if they differ, packets are not combined
+    /// either.
     fn is_free_of_checksums(v6: bool, at: usize) -> bool {
         v6 && at < 40
     }
@@ -497,7 +498,7 @@ mod tests {
                     if random(20) == 0 {
                         let at = random(bytes.len());
                         bytes[at] ^= 1 << random(8);
-                        // A damaged header may say that it is of another flow.
+                        // A damaged header may belong to another flow.
                         name = name.filter(|_| at >= 60);
                     }
                     if random(50) == 0 {

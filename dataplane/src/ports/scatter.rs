@@ -1,9 +1,9 @@
 //! Receiving super-packets straight into frames.
 //!
-//! The kernel hands over many segments of equal size as one message: a TSO packet from the TUN device,
-//! a GRO bundle from a UDP socket. A [`Scatter`] lays the scatter list of the system call so that, if
-//! the message has the geometry of the one before it (a head of H bytes, then payloads of S bytes),
-//! every payload lands in its own frame, where it stays:
+//! The kernel delivers many segments of equal size as one message: a TSO packet from the TUN device, a GRO bundle from
+//! a UDP socket. A [`Scatter`] arranges the scatter list of the system call so that, if the message has the geometry of
+//! the previous one (a head of H bytes, then payloads of S bytes), every payload lands in its own frame, where it
+//! stays:
 //! ```text
 //!   message   │ head │ payload 0 │ payload 1 │ payload 2 │ …
 //!   frame 0   room │ head │ payload 0 │
@@ -11,24 +11,24 @@
 //!   frame 2   room │ ···· │ payload 2 │
 //!   tail      what did not fit the prediction
 //! ```
-//! A wrong prediction costs two copies and nothing else: the message is gathered into the tail buffer
-//! and split from there. Segments that the caller has no room for stay here for its next call.
+//! A wrong prediction costs two copies and nothing else: the message is gathered in the tail buffer and split from
+//! there. Segments for which the caller has no room stay here for its next call.
 
 use std::collections::VecDeque;
 
 use super::BATCH;
 use crate::frame::{ANCHOR, FRAME_ROOM, Frame, Pool};
 
-/// No message is longer: an IP packet, a UDP datagram.
+/// The longest message: an IP packet or a UDP datagram.
 const MESSAGE_MAX: usize = 65_536;
 
-/// The first bytes of a message that [`Scatter::front`] shows at least, if it has as many.
+/// How many of a message's first bytes [`Scatter::front`] shows at least, if there are as many.
 pub(super) const FRONT: usize = 256;
 
-/// Messages of a single segment after which no super-packet is expected any more.
+/// After this many single-segment messages no super-packet is expected any more.
 const PATIENCE: u32 = 64;
 
-/// What the next message will probably look like.
+/// The expected geometry of the next message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prediction {
     head: usize,
@@ -43,7 +43,7 @@ impl Prediction {
         Self { head: 0, size: 0, count: 1, singles: 0 }
     }
 
-    /// Segments expected in a message.
+    /// The number of segments expected in a message.
     pub(super) fn count(&self) -> usize {
         self.count
     }
@@ -59,7 +59,7 @@ impl Prediction {
         }
         let most = (MESSAGE_MAX / size + 1).min(BATCH);
         (self.head, self.size, self.singles) = (head, size, 0);
-        // Grow fast, for what overflows is copied; shrink slowly.
+        // Grows fast, because what overflows is copied; shrinks slowly.
         self.count = match self.count {
             expected if count > expected => (2 * count).min(most),
             expected => (expected - (expected - count) / 8).min(most),
@@ -67,16 +67,16 @@ impl Prediction {
     }
 }
 
-/// Where a message is received, and what of it has not been taken yet.
+/// Where a message is received, and which part of it has not been taken yet.
 pub(super) struct Scatter {
     /// Bytes left free between a frame's anchor and the segment.
     room: usize,
-    /// Largest segment, head included.
+    /// The largest segment, including the head.
     largest: usize,
     /// Empty frames; the first `armed` of them are in the scatter list.
     frames: VecDeque<Frame>,
     armed: usize,
-    /// The geometry for which they are armed.
+    /// The geometry that they are armed for.
     head: usize,
     first: usize,
     size: usize,
@@ -92,13 +92,13 @@ struct Message {
     payload: usize,
     count: usize,
     taken: usize,
-    /// The whole message lies in the tail buffer.
+    /// Whether the whole message is in the tail buffer.
     gathered: bool,
 }
 
 impl Scatter {
-    /// A scatter that places segments `room` bytes behind the anchor and leaves at least `tail_room`
-    /// bytes free behind them.
+    /// A scatter that places segments `room` bytes after the anchor and leaves at least `tail_room` bytes free behind
+    /// them.
     pub(super) fn new(room: usize, tail_room: usize) -> Self {
         Self {
             room,
@@ -113,13 +113,13 @@ impl Scatter {
         }
     }
 
-    /// The largest segment that fits, head included.
+    /// The largest segment that fits, including the head.
     pub(super) fn largest(&self) -> usize {
         self.largest
     }
 
-    /// Appends to `list` where the next message shall be read to, in up to `frames` frames. False when
-    /// there is no frame at all.
+    /// Appends to `list` where the next message is to be read, in at most `frames` frames. False when there is no frame
+    /// at all.
     pub(super) fn arm(
         &mut self,
         pool: &mut Pool,
@@ -148,7 +148,7 @@ impl Scatter {
         self.armed > 0
     }
 
-    /// Gives all but `count` of the empty frames back.
+    /// Gives back all but `count` of the empty frames.
     pub(super) fn keep(&mut self, count: usize, pool: &mut Pool) {
         while self.frames.len() > count {
             self.frames.pop_back().into_iter().for_each(|frame| pool.give(frame));
@@ -160,8 +160,8 @@ impl Scatter {
         self.armed + 1
     }
 
-    /// The beginning of a message of `len` bytes that was just read: all of it or [`FRONT`] bytes.
-    /// `None` if it is longer than any can be.
+    /// The beginning of the message of `len` bytes that was just read: all of it or [`FRONT`] bytes. `None` if it is
+    /// impossibly long.
     pub(super) fn front<'a>(&'a mut self, pool: &'a Pool, len: usize) -> Option<&'a [u8]> {
         self.message = Message::default();
         if len > self.tail.len() {
@@ -178,8 +178,8 @@ impl Scatter {
         Some(&pool.slot(frame)[start..start + len.min(self.first)])
     }
 
-    /// Says what the message is, after [`Scatter::front`]: `head` bytes, then payloads of `size` bytes,
-    /// the last of which may be shorter.
+    /// Sets the message's geometry, after [`Scatter::front`]: `head` bytes, then payloads of `size` bytes, of which the
+    /// last may be shorter.
     pub(super) fn split(&mut self, pool: &Pool, len: usize, head: usize, size: usize, expected: &mut Prediction) {
         debug_assert!(head <= len && head + size <= self.largest && (size > 0 || head == len));
         let payload = len - head;
@@ -198,8 +198,8 @@ impl Scatter {
         self.message.count - self.message.taken
     }
 
-    /// Takes the next segment: its index and its frame, whose payload is in place. The head is in place
-    /// only in the first one. `None` when there is no more, or no frame for it.
+    /// Takes the next segment: its index and its frame, with the payload in place. The head is in place only in the
+    /// first one. `None` when there is no more, or no frame for it.
     #[inline]
     pub(super) fn next(&mut self, pool: &mut Pool) -> Option<(usize, Frame)> {
         let Message { head, size, payload, count, taken, gathered } = self.message;
@@ -225,14 +225,14 @@ impl Scatter {
         Some((taken, frame))
     }
 
-    /// Where in its slot a segment begins. A frame with a late anchor is filled as if it had the usual
-    /// one, so that every segment has the same room.
+    /// Where in its slot a segment begins. A frame with a late anchor is treated as if it had the usual one, so that
+    /// every segment has the same room.
     #[inline]
     fn place(&self, pool: &Pool, frame: &Frame) -> usize {
         pool.anchor(frame).min(ANCHOR) + self.room
     }
 
-    /// Copies the message together in the tail buffer.
+    /// Assembles the message in the tail buffer by copying.
     #[cold]
     fn gather(&mut self, pool: &Pool, len: usize) {
         let in_frames = (self.first + (self.armed - 1) * self.size).min(len);
@@ -253,8 +253,8 @@ impl Scatter {
 pub(super) struct Raw<T>(Vec<T>);
 
 #[expect(unsafe_code)]
-// SAFETY: the pointers in it are followed only by the system call that follows building it, on the
-// thread that built it; in between they are mere numbers.
+// SAFETY: its pointers are dereferenced only by the system call that follows its construction, on the same thread;
+// until then they are mere numbers.
 unsafe impl<T> Send for Raw<T> {}
 
 impl<T> Raw<T> {
@@ -303,7 +303,7 @@ mod tests {
         let mut rest = message;
         for entry in list.iter() {
             let (now, later) = rest.split_at(rest.len().min(entry.iov_len));
-            // SAFETY: the entry points into the pool or the tail, both alive and of that size.
+            // SAFETY: the entry points into the pool or the tail, both alive and of this size.
             unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), entry.iov_base.cast(), now.len()) };
             rest = later;
         }

@@ -1,9 +1,9 @@
-//! The LAN over a TUN device: super-packets in both directions, cut and joined here.
+//! The LAN over a TUN device: super-packets in both directions, segmented and coalesced here.
 //!
-//! A port is one queue of a multi-queue device. The kernel hands over TCP and UDP super-packets with
-//! unfinished checksums; each lands by one `readv` in frames, one segment in each (see [`scatter`]). On
-//! the way out one `writev` gathers a run of segments from their frames (see [`offload_coalesce`]).
-//! Nothing but headers is written in user space.
+//! A port is one queue of a multi-queue device. The kernel delivers TCP and UDP super-packets with unfinished
+//! checksums; one `readv` puts each into frames, one segment per frame (see [`scatter`]). In the other direction one
+//! `writev` gathers a run of segments from their frames (see [`offload_coalesce`]). User space writes nothing but
+//! headers.
 //!
 //! [`scatter`]: super::scatter
 //! [`offload_coalesce`]: super::offload_coalesce
@@ -26,21 +26,21 @@ use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 
-/// Bytes left free behind a packet: WireGuard's padding and tag.
+/// Bytes left free after a packet, for WireGuard's padding and tag.
 const TAIL_ROOM: usize = 32;
 
-/// What device to make.
+/// The device to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunConfig {
     /// Its name; nothing may have it yet.
     pub name: String,
-    /// Its MTU: that of the tunnel's inside.
+    /// Its MTU: that of the inside of the tunnel.
     pub mtu: u16,
-    /// Queues, one for each port; at least one.
+    /// The number of queues, one for each port; at least one.
     pub queues: usize,
 }
 
-/// An open queue of a TUN device. The device goes with the last of its queues.
+/// An open queue of a TUN device. The device disappears with the last of its queues.
 #[derive(Clone)]
 pub struct TunQueue {
     device: Arc<SyncDevice>,
@@ -61,14 +61,14 @@ pub struct TunPort {
     queue: TunQueue,
     scatter: Scatter,
     expected: Prediction,
-    /// What to do with the segments that wait in the scatter.
+    /// How to finish the segments that wait in the scatter.
     pending: Pending,
     template: Template,
     coalescer: Coalescer,
     list: Raw<libc::iovec>,
 }
 
-/// How the message in the scatter is finished.
+/// How the message in the scatter is to be finished.
 #[derive(Clone, Copy)]
 enum Pending {
     Whole(Work),
@@ -79,10 +79,10 @@ impl TunPort {
     /// Creates a TUN device that is up and has no addresses, and opens its queues.
     ///
     /// # Errors
-    /// `AlreadyExists` if an interface has the name, `PermissionDenied` without CAP_NET_ADMIN, and
-    /// whatever else the kernel says.
+    /// `AlreadyExists` if an interface has this name, `PermissionDenied` without CAP_NET_ADMIN, and other errors of the
+    /// kernel.
     pub fn open(config: &TunConfig) -> io::Result<Vec<TunPort>> {
-        // An existing multi-queue device would just grow by our queues.
+        // An existing multi-queue device would just get our queues in addition.
         if index_of(&config.name).is_ok() {
             let message = format!("an interface named {} exists", config.name);
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
@@ -108,7 +108,7 @@ impl TunPort {
         devices.into_iter().enumerate().map(port).collect()
     }
 
-    /// A port on a queue that is open already: for a worker in the place of one that has stopped.
+    /// A port on a queue that is already open: for a worker that replaces a stopped one.
     pub fn on(queue: TunQueue) -> Self {
         Self {
             coalescer: Coalescer::new(queue.device.udp_gso()),
@@ -151,7 +151,7 @@ impl TunPort {
         true
     }
 
-    /// Decides about a message of `len` bytes that was just read.
+    /// Handles a message of `len` bytes that was just read.
     fn accept(&mut self, pool: &Pool, header: &[u8; VNET_LEN], len: usize) -> Result<(), (DropReason, u64)> {
         let header = VnetHeader::parse(header);
         let largest = self.scatter.largest();
@@ -175,7 +175,7 @@ impl TunPort {
         Ok(())
     }
 
-    /// Moves segments from the scatter to the batch while there are any, frames and room.
+    /// Moves segments from the scatter to the batch as long as there are segments, frames and room.
     fn take(&mut self, pool: &mut Pool, batch: &mut Batch) {
         while batch.room() > 0
             && let Some((index, frame)) = self.scatter.next(pool)
@@ -194,11 +194,11 @@ impl TunPort {
 impl Port for TunPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         let before = batch.room();
-        // Bounded, should all that comes be bad.
+        // Bounded, in case only bad messages come.
         for _ in 0..BATCH {
             self.take(pool, batch);
             let room = batch.room();
-            // A super-packet that would not fit waits in the device, where it costs no copy.
+            // A super-packet that does not fit waits in the device, where it costs no copy.
             let crowded = room < before && room < self.expected.count();
             if self.scatter.pending() > 0 || room == 0 || crowded || !self.read(pool, room, drops) {
                 return;
@@ -250,8 +250,8 @@ impl Port for TunPort {
 
 /// Reads one message.
 fn readv(fd: RawFd, list: &[libc::iovec]) -> io::Result<usize> {
-    // SAFETY: the entries were made from a local header, from frames that the scatter owns and from its
-    // tail buffer, none of which anything else touches meanwhile.
+    // SAFETY: the entries were made from a local header, from frames that the scatter owns and from its tail buffer,
+    // none of which anything else accesses meanwhile.
     let read = unsafe { libc::readv(fd, list.as_ptr(), list.len() as libc::c_int) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
@@ -264,7 +264,7 @@ fn writev(fd: RawFd, list: &[libc::iovec]) -> io::Result<()> {
     usize::try_from(written).map(|_| ()).map_err(|_| io::Error::last_os_error())
 }
 
-/// The index of the interface of that name.
+/// The index of the interface with this name.
 fn index_of(name: &str) -> io::Result<u32> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
     Ok(name_to_index(socket, name)?)

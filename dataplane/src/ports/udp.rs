@@ -14,13 +14,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+pub use socket::{Bundling, Source, UdpConfig, UdpSender};
 use socket::{Control, Name, Socket};
-pub use socket::{Source, UdpConfig, UdpSender};
 
 use super::scatter::{Prediction, Raw, Scatter};
 use super::{BATCH, Batch, Endpoint, Packet, Port, PortInfo};
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
+use crate::work::add;
 
 /// Bytes of Ethernet (14), IPv4 (20) and UDP (8) headers that are left free before each datagram, as
 /// if they had been received too.
@@ -37,8 +38,6 @@ pub struct UdpPort {
     socket: Arc<Socket>,
     interface: String,
     queue: u32,
-    /// Whether bundles are sent; off once the kernel has refused one.
-    gso: bool,
     received: Received,
     sending: Sending,
 }
@@ -87,7 +86,6 @@ impl UdpPort {
             socket: Arc::clone(&sender.0),
             interface: config.interface.clone().unwrap_or_default(),
             queue,
-            gso: config.gso,
             received: Received::new(),
             sending: Sending::new(),
         }
@@ -101,11 +99,6 @@ impl UdpPort {
     /// Sends from this port's socket, for other threads.
     pub fn sender(&self) -> UdpSender {
         UdpSender(Arc::clone(&self.socket))
-    }
-
-    /// Whether bundles are sent: as configured, until the kernel refuses one.
-    pub fn gso(&self) -> bool {
-        self.gso
     }
 }
 
@@ -222,6 +215,7 @@ impl Sending {
         self.list.clear();
         self.runs.clear();
         let mut bytes = 0;
+        let bundling = socket.bundling();
         for (i, packet) in packets.iter().enumerate() {
             let len = packet.frame.len();
             let base = pool.pointer(&packet.frame, packet.frame.start()).cast();
@@ -235,7 +229,8 @@ impl Sending {
                     && len <= first.frame.len()
                     && last.frame.len() == first.frame.len()
                     && packet.endpoint() == first.endpoint()
-                    && packet.tos == first.tos;
+                    && packet.tos == first.tos
+                    && bundling.allows(packet.remote);
                 if joins {
                     *run += 1;
                     bytes += len;
@@ -286,12 +281,14 @@ impl Port for UdpPort {
         let (mut done, mut single) = (0, 0);
         while done < batch.len() {
             let packets = &batch.as_slice()[done..];
-            let alone = if self.gso { single } else { packets.len() };
+            let alone = if self.socket.refused().is_none() { single } else { packets.len() };
             self.sending.plan(&self.socket, pool, packets, alone);
             let run = self.sending.runs[0];
             let error = match send_messages(&self.socket, &mut self.sending.headers) {
                 Ok(messages) => {
                     let sent = self.sending.runs.iter().take(messages).sum::<usize>();
+                    let bundles = self.sending.runs.iter().take(messages).filter(|run| **run > 1).count();
+                    add(&self.socket.bundles, bundles as u64);
                     done += sent;
                     single = single.saturating_sub(sent);
                     continue;
@@ -311,7 +308,7 @@ impl Port for UdpPort {
                     continue;
                 }
                 libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOPROTOOPT if run > 1 => {
-                    self.gso = false;
+                    self.socket.refuse(error);
                     continue;
                 }
                 libc::EAGAIN => (DropReason::TransmitFull, packets.len()),

@@ -16,14 +16,16 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
-use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, UDP, complete_checksum};
+use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, UDP, complete_checksum, has_intact_header};
 use crate::ports::evidence::Evidence;
 use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
 /// Entries of each of a socket's rings.
 pub const RING: u32 = 2048;
-/// Frames that a socket's rings can hold: a pool needs so many for every port, and a few batches.
+/// Frames that a socket's rings can hold: a pool needs this many for every port, and a few batches.
 pub const FRAMES: u32 = 2 * RING;
+/// Places of a WAN's transmit ring that are kept for urgent packets, so that a full uplink does not end BGP and SSH.
+const RESERVED: usize = 128;
 /// How many packets ahead the first line of a received one is asked for: about a fetch from another core.
 const HEADERS_AHEAD: usize = 4;
 const SOCKET_BUFFER: usize = 64 << 20;
@@ -199,7 +201,7 @@ impl XdpPort {
         }
     }
 
-    /// Makes the kernel transmit what is in the ring. In copy mode a call takes only so many.
+    /// Makes the kernel transmit what is in the ring. In copy mode a call takes only a limited number.
     fn kick(&mut self, drops: &Drops) {
         for _ in 0..=BATCH as u32 / DEFAULT_BUDGET {
             if self.tx.nb_free_exact() >= RING || !self.tx.needs_wakeup() {
@@ -228,11 +230,11 @@ impl XdpPort {
                 let header = penstock_wire::ethernet_offset(pool.packet(&frame))
                     .and_then(|at| Some((at, ethernet_len(pool.packet(&frame).get(at..)?)?)));
                 match header {
-                    Some((at, len)) => {
+                    Some((at, len)) if has_intact_header(&pool.packet(&frame)[at + len..]) => {
                         frame.trim_front(at + len);
                         Ok(Packet { ethernet: len as u8, ..Packet::new(frame) })
                     }
-                    None => Err(frame),
+                    _ => Err(frame),
                 }
             }
         }
@@ -297,10 +299,11 @@ impl Port for XdpPort {
     #[expect(unsafe_code)]
     fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         self.reclaim(pool);
-        let room = self.tx.nb_free(BATCH as u32) as usize;
+        let room = self.tx.nb_free((BATCH + RESERVED) as u32) as usize;
+        let reserved = if matches!(self.role, Role::Wan { .. }) { RESERVED } else { 0 };
         let mut n = 0;
         for mut packet in batch.drain() {
-            let refused = if n >= room {
+            let refused = if n >= room_for(packet.urgent, room, reserved) {
                 Some(DropReason::TransmitFull)
             } else if !self.wrap(&mut packet, pool) {
                 Some(DropReason::TransmitError)
@@ -362,6 +365,12 @@ impl Port for XdpPort {
     fn info(&self) -> PortInfo {
         PortInfo { interface: self.interface.clone(), kind: "xdp", queue: self.queue, zero_copy: Some(self.zero_copy) }
     }
+}
+
+/// How many packets fit a transmit ring that has room for `room`, if some of that is for urgent ones only.
+#[inline]
+fn room_for(urgent: bool, room: usize, reserved: usize) -> usize {
+    if urgent { room } else { room.saturating_sub(reserved) }
 }
 
 /// Counters of the kernel (XDP_STATISTICS), as they were.
@@ -591,6 +600,12 @@ mod tests {
             assert_eq!(format!("{:?}", link_back(1, &header)), format!("{:?}", Some(expected)));
             assert!(link_back(1, &header[..header.len() - 1]).is_none());
         }
+    }
+
+    #[test]
+    fn a_nearly_full_ring_takes_what_is_urgent() {
+        let takes = |urgent| [0, 1, RESERVED, RESERVED + 1].map(|room| room_for(urgent, room, RESERVED));
+        assert_eq!((takes(false), takes(true)), ([0, 0, 0, 1], [0, 1, RESERVED, RESERVED + 1]));
     }
 
     #[test]

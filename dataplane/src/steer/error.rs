@@ -192,7 +192,7 @@ pub(super) fn refused_by_interface(target: &Target<'_>, mode: XdpMode, error: &P
     }
 }
 
-/// What should not fail did.
+/// An error of an operation that should always succeed.
 pub(super) fn loading(error: &(dyn Error + 'static)) -> AttachError {
     AttachError::Load(sentence(error))
 }

@@ -4,8 +4,7 @@
 //!   sender (AF_XDP) ── far ═══ veth ═══ near ── XDP program ──► receiver (AF_XDP)
 //! ```
 //!
-//! Each test has a thread with a network namespace of its own, which ends with the thread; so
-//! nothing has a name that could clash and nothing stays, whatever happens.
+//! Each test has a thread with a network namespace of its own.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -13,13 +12,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::process::Command;
-use std::thread;
 
 use penstock_dataplane::steer::{
     AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode, ethernet_offset,
 };
+use penstock_netns::Namespace;
 use penstock_wire::MAX_QUEUES;
-use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, set_capabilities};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfig};
 use xsk_rs::{FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
@@ -27,26 +26,17 @@ use super::frames::{LAN_CONFIG, OUR_ADDRESSES, PORT, WAN_V4, ethernet, ipv4, ipv
 use super::is_root;
 
 /// Runs a test in a fresh network namespace with the veth pair `near` and `far`, both up.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+fn in_namespace(test: impl FnOnce() + Send) {
     if !is_root() {
         return;
     }
-    let outcome = thread::spawn(|| {
-        // SAFETY: only the network namespace of this thread changes; no memory or descriptor does.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
-        ip("link set lo up");
-        ip("link add near type veth peer name far");
-        for end in ["near", "far"] {
-            // Silence: no neighbour or router discovery between the test's own frames.
-            ip(&format!("link set {end} addrgenmode none"));
-            ip(&format!("link set {end} up"));
-        }
-        test();
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
+    let namespace = Namespace::new("steer");
+    namespace.ip("link add near type veth peer name far");
+    for end in ["near", "far"] {
+        // No neighbour or router discovery between the test's own frames.
+        namespace.ip(&format!("link set {end} addrgenmode none\nlink set {end} up"));
     }
+    namespace.enter(test);
 }
 
 /// Runs `ip` in the calling thread's namespace and returns what it prints.
@@ -128,8 +118,8 @@ const MODES: [(AttachMode, XdpMode); 2] =
 
 #[test]
 fn wan_data_reaches_the_socket() {
-    in_namespace(|| {
-        for (mode, expected) in MODES {
+    for (mode, expected) in MODES {
+        in_namespace(|| {
             let mut wan = WanSteering::attach("near", index_of("near"), PORT, mode).unwrap();
             assert_eq!((wan.mode(), wan.fallback()), (expected, None));
             let (mut near, mut far) = (Port::new("near"), Port::new("far"));
@@ -170,16 +160,16 @@ fn wan_data_reaches_the_socket() {
             assert!(is_attached("near"));
             drop(wan);
             assert!(!is_attached("near"));
-        }
-    });
+        });
+    }
 }
 
 #[test]
 fn lan_packets_reach_the_socket_with_room_in_front() {
-    in_namespace(|| {
-        let prefix = IpAddr::V4(Ipv4Addr::new(10, 102, 0, 0));
-        let inside = Ipv4Addr::new(10, 102, 3, 4);
-        for (mode, expected) in MODES {
+    let prefix = IpAddr::V4(Ipv4Addr::new(10, 102, 0, 0));
+    let inside = Ipv4Addr::new(10, 102, 3, 4);
+    for (mode, expected) in MODES {
+        in_namespace(|| {
             let index = index_of("near");
             let mut lan = LanSteering::attach("near", index, LAN_CONFIG, mode).unwrap();
             assert_eq!((lan.mode(), lan.fallback()), (expected, None));
@@ -238,12 +228,12 @@ fn lan_packets_reach_the_socket_with_room_in_front() {
             lan.remove_prefix(prefix, 16).unwrap();
             far.send(&frames[1]);
             assert_eq!(near.next(), None, "the prefix is not remote any more");
-        }
-    });
+        });
+    }
 }
 
-/// The gateway forwards a frame that it got with room in front by rewriting that room, so the inner
-/// packet must lie where the outer headers end.
+/// The gateway forwards a frame that it received with room in front by rewriting that room, so the inner packet must
+/// begin where the outer headers end.
 #[test]
 fn outer_headers_fit_the_room() {
     in_namespace(|| {
@@ -309,6 +299,23 @@ fn auto_falls_back_to_generic_and_says_why() {
         let few = attach("few", AttachMode::Auto).unwrap();
         assert_eq!(few.mode(), XdpMode::Generic);
         assert!(few.fallback().unwrap().contains("queues"), "{few:?}");
+    });
+}
+
+/// The kernel's type information, megabytes that take long to parse, while the whole gateway waits.
+#[test]
+fn attaching_again_does_not_read_the_kernels_types_again() {
+    in_namespace(|| {
+        let attach = || drop(WanSteering::attach("near", index_of("near"), PORT, AttachMode::Auto).unwrap());
+        let read = || {
+            let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+            io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse::<u64>().unwrap()
+        };
+        attach();
+        let before = read();
+        attach();
+        let bytes = read() - before;
+        assert!(bytes < 1 << 20, "{bytes} bytes");
     });
 }
 

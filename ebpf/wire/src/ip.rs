@@ -1,4 +1,4 @@
-//! The IP header, reduced to what steering asks of it; one shape for both families.
+//! The one reader of IP headers, and what steering asks of them; one shape for both families.
 
 use crate::frame::{EtherType, Ethernet, Unread};
 use crate::maps::{AddressKey, FAMILY_V6, address_key_v4, address_key_v6};
@@ -9,14 +9,16 @@ const IPV6_LEN: usize = IPV6_START_LEN + 2 * 16;
 /// Up to the addresses.
 const IPV6_START_LEN: usize = 8;
 const IPV4_DONT_FRAGMENT: u16 = 0x4000;
-const IPV4_FRAGMENT: u16 = 0x2000 | 0x1fff;
+const IPV4_FRAGMENT: u16 = 0x2000 | IPV4_OFFSET;
+const IPV4_OFFSET: u16 = 0x1fff;
 
 /// Next header values (IANA "Protocol Numbers").
 pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const FRAGMENT: u8 = 44;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
 
-/// An IPv4 or IPv6 header whose lengths agree with the frame.
+/// A header without options whose lengths agree with the frame.
 #[derive(Clone, Copy)]
 pub(crate) struct Ip<U> {
     pub(crate) source: AddressKey,
@@ -34,68 +36,163 @@ pub(crate) struct Ip<U> {
     pub(crate) payload_len: usize,
 }
 
+/// The fixed header of an IP packet, as it says itself; nothing is compared with what is there.
+#[derive(Clone, Copy, Debug)]
+pub struct IpHeader<A, U> {
+    /// Its source.
+    pub source: A,
+    /// Its destination.
+    pub destination: A,
+    /// Bytes of the header: IPv4's with its options, IPv6's without extension headers.
+    pub len: usize,
+    /// Bytes of the packet; not less than `len`.
+    pub total_len: usize,
+    /// IPv4's protocol or IPv6's next header.
+    pub protocol: u8,
+    /// Traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// IPv4's flags and fragment offset; of IPv6, which has them in an extension header, as "don't fragment".
+    pub fragment: u16,
+    /// What follows the fixed part: IPv4's options first.
+    pub rest: U,
+}
+
+impl<A, U> IpHeader<A, U> {
+    /// Reads the header of either family; `A` is what addresses become.
+    ///
+    /// # Errors
+    /// The packet ends inside it, is of another version, or contradicts itself.
+    #[inline]
+    pub fn read<'a>(packet: U) -> Result<Self, Unparsed>
+    where
+        A: From<[u8; 4]> + From<[u8; 16]>,
+        U: Unread<'a>,
+    {
+        let (first, _) = packet.take::<1>().ok_or(Unparsed::Truncated)?;
+        match first[0] >> 4 {
+            4 => Self::read_v4(packet),
+            6 => Self::read_v6(packet),
+            _ => Err(Unparsed::BadVersion),
+        }
+    }
+
+    /// RFC 791, section 3.1.
+    #[inline(always)]
+    fn read_v4<'a>(packet: U) -> Result<Self, Unparsed>
+    where
+        A: From<[u8; 4]>,
+        U: Unread<'a>,
+    {
+        let (header, rest) = packet.take::<IPV4_LEN>().ok_or(Unparsed::Truncated)?;
+        let len = usize::from(header[0] & 0xf) * 4;
+        if header[0] >> 4 != 4 || len < IPV4_LEN {
+            return Err(Unparsed::BadVersion);
+        }
+        let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        if total_len < len {
+            return Err(Unparsed::BadLength);
+        }
+        Ok(Self {
+            source: A::from([header[12], header[13], header[14], header[15]]),
+            destination: A::from([header[16], header[17], header[18], header[19]]),
+            len,
+            total_len,
+            protocol: header[9],
+            tos: header[1],
+            fragment: u16::from_be_bytes([header[6], header[7]]),
+            rest,
+        })
+    }
+
+    /// RFC 8200, section 3.
+    #[inline(always)]
+    fn read_v6<'a>(packet: U) -> Result<Self, Unparsed>
+    where
+        A: From<[u8; 16]>,
+        U: Unread<'a>,
+    {
+        let (header, rest) = packet.take::<IPV6_START_LEN>().ok_or(Unparsed::Truncated)?;
+        let (source, rest) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
+        let (destination, rest) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
+        if header[0] >> 4 != 6 {
+            return Err(Unparsed::BadVersion);
+        }
+        Ok(Self {
+            source: A::from(*source),
+            destination: A::from(*destination),
+            len: IPV6_LEN,
+            total_len: IPV6_LEN + usize::from(u16::from_be_bytes([header[4], header[5]])),
+            protocol: header[6],
+            tos: header[0] << 4 | header[1] >> 4,
+            fragment: IPV4_DONT_FRAGMENT,
+            rest,
+        })
+    }
+
+    /// Whether a router may fragment the packet: IPv4 without DF.
+    #[inline(always)]
+    pub fn may_fragment(&self) -> bool {
+        self.fragment & IPV4_DONT_FRAGMENT == 0
+    }
+
+    /// Whether it is part of a fragmented IPv4 packet.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment & IPV4_FRAGMENT != 0
+    }
+
+    /// In units of eight bytes, where in the whole IPv4 packet this fragment was.
+    #[inline(always)]
+    pub fn fragment_offset(&self) -> u16 {
+        self.fragment & IPV4_OFFSET
+    }
+}
+
+/// An address as steering looks it up.
+struct Key(AddressKey);
+
+impl From<[u8; 4]> for Key {
+    #[inline(always)]
+    fn from(octets: [u8; 4]) -> Self {
+        Self(address_key_v4(octets))
+    }
+}
+
+impl From<[u8; 16]> for Key {
+    #[inline(always)]
+    fn from(octets: [u8; 16]) -> Self {
+        Self(address_key_v6(octets))
+    }
+}
+
 /// Reads and checks the IP header behind an Ethernet header.
 #[inline(always)]
 pub(crate) fn parse<'a, U: Unread<'a>>(ethernet: &Ethernet<'a, U>) -> Result<Ip<U>, Unparsed> {
     if ethernet.vlan != 0 {
         return Err(Unparsed::OtherVlan);
     }
-    match ethernet.ethertype {
-        EtherType::Ipv4 => parse_v4(ethernet.payload),
-        EtherType::Ipv6 => parse_v6(ethernet.payload),
-        EtherType::Tag => Err(Unparsed::DoubleTagged),
-        EtherType::Other => Err(Unparsed::NotIp),
+    let packet = ethernet.payload;
+    let header = match ethernet.ethertype {
+        EtherType::Ipv4 => IpHeader::<Key, U>::read_v4(packet)?,
+        EtherType::Ipv6 => IpHeader::<Key, U>::read_v6(packet)?,
+        EtherType::Tag => return Err(Unparsed::DoubleTagged),
+        EtherType::Other => return Err(Unparsed::NotIp),
+    };
+    if ethernet.ethertype == EtherType::Ipv4 && header.len > IPV4_LEN {
+        return Err(Unparsed::Options);
     }
-}
-
-/// RFC 791, section 3.1.
-#[inline(always)]
-fn parse_v4<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
-    let (header, payload) = packet.take::<IPV4_LEN>().ok_or(Unparsed::Truncated)?;
-    match header[0] {
-        0x45 => {}
-        0x46..=0x4f => return Err(Unparsed::Options),
-        _ => return Err(Unparsed::BadVersion),
-    }
-    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if total_len < IPV4_LEN || !packet.holds(total_len) {
-        return Err(Unparsed::BadLength);
-    }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    Ok(Ip {
-        source: address_key_v4([header[12], header[13], header[14], header[15]]),
-        destination: address_key_v4([header[16], header[17], header[18], header[19]]),
-        protocol: header[9],
-        is_fragment: fragment & IPV4_FRAGMENT != 0,
-        may_fragment: fragment & IPV4_DONT_FRAGMENT == 0,
-        total_len,
-        payload,
-        payload_len: total_len - IPV4_LEN,
-    })
-}
-
-/// RFC 8200, section 3.
-#[inline(always)]
-fn parse_v6<'a, U: Unread<'a>>(packet: U) -> Result<Ip<U>, Unparsed> {
-    let (header, rest) = packet.take::<IPV6_START_LEN>().ok_or(Unparsed::Truncated)?;
-    let (source, rest) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
-    let (destination, payload) = rest.take::<16>().ok_or(Unparsed::Truncated)?;
-    if header[0] >> 4 != 6 {
-        return Err(Unparsed::BadVersion);
-    }
-    let payload_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if !packet.holds(IPV6_LEN + payload_len) {
+    if !packet.holds(header.total_len) {
         return Err(Unparsed::BadLength);
     }
     Ok(Ip {
-        source: address_key_v6(*source),
-        destination: address_key_v6(*destination),
-        protocol: header[6],
-        is_fragment: false,
-        may_fragment: false,
-        total_len: IPV6_LEN + payload_len,
-        payload,
-        payload_len,
+        source: header.source.0,
+        destination: header.destination.0,
+        protocol: header.protocol,
+        is_fragment: header.is_fragment(),
+        may_fragment: header.may_fragment(),
+        total_len: header.total_len,
+        payload: header.rest,
+        payload_len: header.total_len - header.len,
     })
 }
 
@@ -132,5 +229,5 @@ impl<U> Ip<U> {
 /// routing, fragment, ESP, AH, destination options, mobility, HIP, shim6, and the experimental two.
 #[inline(always)]
 pub(crate) fn is_extension(next_header: u8) -> bool {
-    matches!(next_header, HOP_BY_HOP | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254)
+    matches!(next_header, HOP_BY_HOP | 43 | FRAGMENT | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254)
 }

@@ -3,7 +3,7 @@
 //!
 //! [`steer_wan`] and [`steer_lan`] are pure: a frame and a configuration go in, a named verdict
 //! comes out. The XDP programs in `ebpf/steer` only supply the frame, the map look-ups and the
-//! redirect; [`BenchFilter`] is what the benchmark wants in their place. The crate owns no state,
+//! redirect; [`BenchFilter`] is what the benchmark wants in their place. [`IpHeader`] is how all of Penstock reads IP. The crate owns no state,
 //! allocates nothing and has no dependencies, so it compiles for the BPF target and the host alike,
 //! and what the host tests is what the kernel runs.
 
@@ -19,6 +19,7 @@ mod verdict;
 
 pub use bench::BenchFilter;
 pub use frame::{ETHERNET_LEN, Unread};
+pub use ip::IpHeader;
 pub use maps::{
     ADDRESS_BITS, AddressKey, BENCH_IP_PROGRAM, BENCH_UDP_PROGRAM, COUNTER_SLOTS, COUNTERS, LAN_CONFIG, LAN_PROGRAM,
     LOCAL, LanConfig, MAX_LOCAL, MAX_PREFIXES, MAX_QUEUES, MAX_SHIFT, OWN_SUBNET, OuterFamily, PREFIXES, REDIRECTED,

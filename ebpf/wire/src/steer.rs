@@ -115,6 +115,9 @@ pub fn steer_lan<'a, U: Unread<'a>>(
     if ip.total_len > usize::from(config.link_mtu) {
         return LanVerdict::Merged;
     }
+    if ip.is_fragment || ip.is_v6() && ip.protocol == ip::FRAGMENT {
+        return LanVerdict::Fragment;
+    }
     if ip.may_fragment && ip.total_len > usize::from(config.tunnel_mtu) {
         return LanVerdict::NeedsFragmenting;
     }

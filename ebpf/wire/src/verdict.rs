@@ -143,6 +143,8 @@ verdicts! {
         /// For a remote prefix, but longer than the link carries: what a receive offload has merged is the kernel's to
         /// take apart.
         Merged = "merged",
+        /// Part of a fragmented packet: all parts go one way, or the kernel could not put them together.
+        Fragment = "fragment",
         /// IPv4 longer than the tunnel's MTU that allows fragmentation, which is the kernel's work.
         NeedsFragmenting = "needs_fragmenting",
     }

@@ -94,9 +94,11 @@ fn lan_v4_byte_by_byte() {
     assert_eq!(decide_lan(&frame), LanVerdict::RedirectOverV4);
     mutate(&frame, decide_lan, |at, value| match at {
         6..12 => true,
-        17 => (20..=50).contains(&value), // total length
-        32 => value != 6,                 // the /24 over IPv6 inside
-        15 | 18..26 | 29 | 33.. => true,  // fragments, protocols and hosts of our subnet too
+        17 => (20..=50).contains(&value),          // total length
+        32 => value != 6,                          // the /24 over IPv6 inside
+        20 => value & 0x3f == 0,                   // DF and the reserved bit
+        21 => value == 0,                          // a later fragment
+        15 | 18 | 19 | 22..26 | 29 | 33.. => true, // protocols and hosts of our subnet too
         _ => false,
     });
 }
@@ -110,7 +112,7 @@ fn lan_v6_byte_by_byte() {
         6..12 => true,
         14 => value >> 4 == 6,
         19 => value <= 30,
-        20 => value != 0, // hop-by-hop
+        20 => ![0, 44].contains(&value), // hop-by-hop, fragment
         15..=17 | 21 | 30..38 | 44.. => true,
         _ => false,
     });

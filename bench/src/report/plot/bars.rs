@@ -1,32 +1,31 @@
-//! Bars: one a subject, behind its name. Where a name is too long for that, all stand above their bars.
+//! Bars: one per subject, beside its name. If a name is too long for that, all names are above their bars.
 
 use std::fmt::Write;
 
 use super::super::text::{escape, figure};
 use super::super::{Quantity, Scale};
-use super::letters::{fit, width};
 use super::ruler::Ruler;
-use super::{Drawing, WIDTH};
+use super::{Drawing, WIDTH, fit, width};
 
 const ROW: f64 = 26.0;
 const BAR: f64 = 14.0;
-/// Names longer than this would leave the bars too little room, and stand above them.
+/// Names longer than this would leave too little room for the bars, and are written above them.
 const NAMES_MOST: f64 = WIDTH / 2.0;
-/// What a name above its bar adds to the row.
+/// How much a name above its bar adds to the height of a row.
 const NAME_LINE: f64 = 16.0;
-/// Between names, bars and figures.
+/// The space between names, bars and figures.
 const GAP: f64 = 8.0;
-/// Half the label of the first tick, where no name makes room for it.
+/// Half the width of the first tick's label, if no name makes room for it.
 const LEFT_LEAST: f64 = 20.0;
 /// The figures are in bold.
 const BOLD: f64 = 1.1;
 /// Under the bars, for the ticks.
 const BOTTOM: f64 = 20.0;
-/// Samples are drawn this far apart, up and down, so that equal ones both show.
+/// Samples are drawn this far apart vertically, so that equal ones are both visible.
 const JITTER: f64 = 3.0;
-/// More dots than this would be a blot.
+/// More dots than this would run together.
 const DOTS: usize = 30;
-/// What the others are compared with: its bars stand out.
+/// The subject that the others are compared with, whose bars are highlighted.
 const OURS: &str = "penstock";
 
 pub(super) fn draw(quantity: &Quantity<'_>) -> Drawing {
@@ -92,7 +91,7 @@ pub(super) fn draw(quantity: &Quantity<'_>) -> Drawing {
     Drawing { width: WIDTH, height: bottom + BOTTOM, body }
 }
 
-/// The ticks, or so many of them, 0 among them, that their labels do not touch on an axis of this length.
+/// The ticks, or as many of them, including 0, as have labels that do not touch on an axis of this length.
 fn spaced(ruler: &Ruler, length: f64) -> Vec<(f64, String)> {
     let ticks = ruler.ticks();
     let widest = ticks.iter().map(|(_, label)| width(label)).fold(0.0, f64::max) + GAP;
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(figures, ["11.9", "2.77", "0.400"]);
     }
 
-    /// Names as they are drawn: where they begin and end, and what they say.
+    /// The names as drawn: begin, end and text.
     fn names(drawing: &Drawing) -> Vec<(f64, f64, String)> {
         let drawing = drawing.standalone("");
         let document = roxmltree::Document::parse(&drawing).expect("well-formed");

@@ -1,14 +1,13 @@
-//! Curves, and under them the names of their lines.
+//! Curves, and the legend under them.
 
 use std::fmt::Write;
 
 use super::super::text::escape;
 use super::super::{Axis, Curve, Plot};
-use super::letters::fit;
 use super::ruler::Ruler;
-use super::{Drawing, WIDTH};
+use super::{Drawing, WIDTH, fit};
 
-/// The place of the curves in the drawing.
+/// The position of the curves in the drawing.
 const LEFT: f64 = 50.0;
 const TOP: f64 = 28.0;
 const RIGHT: f64 = WIDTH - 14.0;
@@ -17,13 +16,13 @@ const BOTTOM: f64 = 230.0;
 const LEGEND_ROW: f64 = 18.0;
 /// Where the legend begins.
 const LEGEND: f64 = BOTTOM + 46.0;
-/// Behind the line of its legend, a name has this much room.
+/// The room for a name beside its line in the legend.
 const NAME: f64 = WIDTH / 2.0 - 36.0;
 /// Colours; further lines are dashed.
 const COLOURS: usize = 8;
-/// Points of a line: more than one a pixel show nothing.
+/// The most points of a line: more than one per pixel show nothing.
 const POINTS: usize = 400;
-/// Up to so many points are marked.
+/// Points are marked if there are no more than this.
 const MARKED: usize = 25;
 
 pub(super) fn draw(plot: &Plot<'_>) -> Drawing {

@@ -1,10 +1,9 @@
 //! Plots as SVG, for the page and for files of their own.
 //!
-//! Colours come by classes from [`STYLE`], which follows the reader's preference for light or dark; coordinates are
-//! those of a small screen, so that the letters stay legible when a phone shows the plot as wide as it is.
+//! Colours come by classes from [`STYLE`], which follows the reader's preference for light or dark. Coordinates are
+//! those of a small screen, so that letters stay legible when a phone shows the plot in full width.
 
 mod bars;
-mod letters;
 mod lines;
 mod ruler;
 
@@ -13,17 +12,17 @@ use std::fmt::Write;
 use super::text::{escape, plain};
 use super::{Plot, Quantity, Report};
 
-/// Width of a plot: a phone's.
+/// The width of a plot: that of a phone.
 const WIDTH: f64 = 400.0;
-/// Between the plots of a picture.
+/// The space between the plots of a picture.
 const GAP: f64 = 24.0;
-/// Around a file's drawing: whoever shows the file may have another background than its colours are made for.
+/// The margin of a drawing in a file: the viewer's background may not suit the colours.
 const PAPER: f64 = 16.0;
-/// Room for a plot's title in a picture.
+/// The room for a plot's title in a picture.
 const TITLE: f64 = 24.0;
 
-/// Colours and letters. The eight line colours are those of Okabe and Ito ("Color universal design", 2008), which
-/// most colour-blind readers can tell apart, darkened or lightened where the background swallows them.
+/// Colours and fonts. The eight line colours are those of Okabe and Ito ("Color universal design", 2008), which most
+/// colour-blind readers can tell apart, darkened or lightened to stand out from the background.
 pub const STYLE: &str = "\
 .plot{--paper:#fff;--ink:#1d2733;--faint:#5b6876;--grid:#e3e8ee;--bar:#a9b6c4;--ours:#0b7285;--dot:#1d2733;\
 --s0:#0b7285;--s1:#d55e00;--s2:#0072b2;--s3:#b0498a;--s4:#00805c;--s5:#9a6d00;--s6:#3b3f98;--s7:#5b6876;\
@@ -39,6 +38,22 @@ font:12px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fill:var(-
 .plot .s4{stroke:var(--s4)}.plot .s5{stroke:var(--s5)}.plot .s6{stroke:var(--s6)}.plot .s7{stroke:var(--s7)}\
 .plot .dashed{stroke-dasharray:6 3}";
 
+/// The layout is made without the font: this is about the width of a letter in the widest one that [`STYLE`] names,
+/// DejaVu Sans.
+const LETTER: f64 = 7.2;
+
+fn width(text: &str) -> f64 {
+    LETTER * text.chars().count() as f64
+}
+
+/// The text, or as much of its start as fits.
+fn fit(text: &str, room: f64) -> String {
+    match width(text) <= room {
+        true => text.into(),
+        false => text.chars().take(((room / LETTER) as usize).saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
 /// A drawing without its frame.
 #[derive(Debug)]
 pub struct Drawing {
@@ -48,7 +63,7 @@ pub struct Drawing {
 }
 
 impl Drawing {
-    /// As an element of a page that has [`STYLE`]; `label` is for those who hear it.
+    /// As an element of a page that has [`STYLE`]; `label` is for screen readers.
     pub fn inline(&self, label: &str) -> String {
         let Drawing { width, height, body } = self;
         let label = escape(label);
@@ -66,7 +81,7 @@ impl Drawing {
     }
 }
 
-/// Bars of the medians, whiskers from the least to the most, a dot a sample.
+/// Bars for the medians, whiskers from the least to the most, a dot per sample.
 pub fn bars(quantity: &Quantity<'_>) -> Drawing {
     bars::draw(quantity)
 }
@@ -76,7 +91,7 @@ pub fn lines(plot: &Plot<'_>) -> Drawing {
     lines::draw(plot)
 }
 
-/// There is nothing to draw, or not all of it.
+/// Why a picture cannot be drawn.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// A quantity that the report does not have, and those that it has.
@@ -87,8 +102,7 @@ pub enum Missing {
     Throughput(String),
 }
 
-/// The bars of several quantities beside each other, each under its title, two in a row; without names all
-/// throughputs.
+/// The bars of several quantities side by side, each under its title, two in a row; without names all throughputs.
 ///
 /// # Errors
 /// A quantity is not in the report.

@@ -1,14 +1,14 @@
-//! From values to places along an axis, and the ticks that a reader expects there.
+//! Maps values to positions along an axis, and chooses the ticks that a reader expects.
 
 use super::super::Scale;
 
-/// About so many ticks fit on an axis without touching each other.
+/// About this many ticks fit on an axis without touching each other.
 const TICKS: f64 = 5.0;
-/// What differs by less is the same; dividing less into ticks would run out of digits.
+/// Values that differ by less count as equal; ticks between them would run out of digits.
 const LEAST_SPAN: f64 = 1e-100;
-/// The maximum stands so many decades behind the last percentile.
+/// How many decades the maximum is drawn beyond the last percentile.
 const BEHIND: f64 = 0.75;
-/// Forgives a logarithm its last digits.
+/// Tolerance for the last digits of a logarithm.
 const EPSILON: f64 = 1e-9;
 
 /// An axis with its range.
@@ -17,9 +17,9 @@ pub struct Ruler {
     scale: Scale,
     low: f64,
     high: f64,
-    /// Between two ticks, in transformed values.
+    /// The distance between two ticks, in transformed values.
     step: f64,
-    /// Does the axis end at the maximum, behind all percentiles?
+    /// Whether the axis ends with the maximum, beyond all percentiles.
     to_the_maximum: bool,
 }
 
@@ -60,16 +60,16 @@ impl Ruler {
         Ruler { scale: Scale::Linear, low, high, step, to_the_maximum: false }
     }
 
-    /// Where a value stands: from 0 to 1.
+    /// The position of a value, from 0 to 1.
     pub fn place(&self, value: f64) -> f64 {
         let value = transform(value, self.scale).unwrap_or(self.high);
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 
-    /// Places and what stands there, all written alike.
+    /// Positions and labels of the ticks, all in the same notation.
     pub fn ticks(&self) -> Vec<(f64, String)> {
         let place = |transformed: f64| (transformed - self.low) / (self.high - self.low);
-        // Never many, however odd the values.
+        // Never many, however odd the values are.
         let count = ((self.high - self.low) / self.step + EPSILON).floor().min(4.0 * TICKS) as usize;
         let mut values: Vec<f64> = (0..=count).map(|n| self.low + n as f64 * self.step).collect();
         if self.scale == Scale::Logarithmic && self.high - self.low <= 2.0 {
@@ -84,7 +84,7 @@ impl Ruler {
         };
         let mut ticks: Vec<(f64, String)> = values.into_iter().map(place).zip(labels).collect();
         if self.to_the_maximum {
-            // The label of the last percentile would touch it otherwise.
+            // It would touch the label of the last percentile.
             ticks.retain(|(place, _)| *place < 0.86);
             ticks.push((1.0, "max".into()));
         }
@@ -111,7 +111,7 @@ fn percentile_label(value: f64) -> String {
     format!("{:.decimals$}", 100.0 - 100.0 / 10_f64.powf(value))
 }
 
-/// Values with their decimals; if one of them would be too wide, all are written with an exponent.
+/// Labels with the decimals they need; if one would be too wide, all are written with an exponent.
 fn numbers(values: &[(f64, usize)]) -> Vec<String> {
     let is_narrow = |(value, decimals): &(f64, usize)| *decimals <= 5 && value.abs() < 1e5;
     let all_narrow = values.iter().all(is_narrow);

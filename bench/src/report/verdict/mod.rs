@@ -1,14 +1,14 @@
-//! Two reports compared by a rule that knows the noise.
+//! Compares two reports by a rule that takes account of the noise.
 //!
-//! For each measure that both have: the *change*, which is the median of the ratios of every new to every old
-//! sample (Hodges and Lehmann, 1963), and the interval that holds it with the asked confidence: the exact one that
-//! belongs to the rank sum test of Mann and Whitney (1947). See [`rank_sum`] for both. When the interval holds 1,
-//! the noise allows no verdict. Nothing is assumed of the noise's distribution, and nothing is drawn at random:
-//! the same files give the same verdict.
+//! For each measure in both reports: the *change*, which is the median of the ratios of every new sample to every old
+//! one (Hodges and Lehmann, 1963), and the interval that contains the true change with the requested confidence: the
+//! exact one that belongs to the rank sum test of Mann and Whitney (1947). See [`rank_sum`] for both. If the interval
+//! contains 1, the noise allows no verdict. Nothing is assumed about the distribution of the noise, and nothing is
+//! random: the same files always give the same verdict.
 //!
-//! What is compared is two runs. The noise that it knows is that between the rounds *of* a run: a machine that was
-//! throttled, or busy otherwise, during the whole of one run is a real difference to it. [`Comparison::surroundings`]
-//! says what is known to differ.
+//! The comparison is between two runs, and the noise it knows is that between the rounds *of* a run. To it, a machine
+//! that was throttled or busy during the whole of one run is a real difference. [`Comparison::surroundings`] lists what
+//! is known to differ.
 
 pub mod rank_sum;
 
@@ -21,29 +21,29 @@ use rank_sum::Confidence;
 use super::text::{figure, plain};
 use super::{Better, Measure, Report, Spread, table};
 
-/// Lines of the context that differ between any two runs and say nothing.
+/// Lines of the context that differ between any two runs and mean nothing.
 const ALWAYS_DIFFERENT: [&str; 3] = ["time", "load before (1, 5, 15 min)", "command line"];
 
-/// Pairs of samples that are looked at: some seconds' work.
+/// The most pairs of samples that are compared: some seconds of work.
 pub const MOST_PAIRS: usize = 100_000_000;
 
-/// What two reports say of each other.
+/// The comparison of two reports.
 #[derive(Debug)]
 pub struct Comparison {
-    /// Of the intervals.
+    /// The confidence of the intervals.
     pub confidence: Confidence,
     /// Measures that both have, in the order of the new report.
     pub compared: Vec<Compared>,
-    /// Measures that only one has, as sentences.
+    /// Measures that only one of them has, as sentences.
     pub alone: Vec<String>,
     /// Lines of the context that differ: name, old, new.
     pub surroundings: Vec<(String, String, String)>,
 }
 
-/// A measure of both.
+/// A measure in both reports.
 #[derive(Debug)]
 pub struct Compared {
-    /// Whose.
+    /// The subject.
     pub subject: String,
     /// Name and unit.
     pub quantity: String,
@@ -51,16 +51,16 @@ pub struct Compared {
     pub old: Spread,
     /// The new samples.
     pub new: Spread,
-    /// By how much they differ; `None` when there are too few for any interval.
+    /// The change; `None` if there are too few samples for any interval.
     pub change: Option<Change>,
-    /// What that means.
+    /// Its meaning.
     pub verdict: Verdict,
 }
 
 /// An estimate and its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Change {
-    /// Is it the ratio new / old, or, when a sample is not above 0, the difference new - old?
+    /// Whether it is the ratio new / old or, if a sample is not above 0, the difference new - old.
     pub is_ratio: bool,
     /// The most likely value.
     pub estimate: f64,
@@ -70,16 +70,16 @@ pub struct Change {
     pub high: f64,
 }
 
-/// What a change means.
+/// The meaning of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The new report's figure is better: the interval holds nothing else.
+    /// The new report's figure is better: the whole interval is.
     Faster,
     /// It is worse.
     Slower,
-    /// The interval holds "no change".
+    /// The interval contains "no change".
     NoDifference,
-    /// With so few rounds the rarest outcome is not rare enough.
+    /// With so few rounds even the rarest outcome is not rare enough.
     NotEnoughRounds,
 }
 
@@ -88,13 +88,13 @@ impl Verdict {
         match self {
             Verdict::Faster => "faster",
             Verdict::Slower => "slower",
-            Verdict::NoDifference => "no difference the noise allows",
+            Verdict::NoDifference => "no difference beyond the noise",
             Verdict::NotEnoughRounds => "not enough rounds",
         }
     }
 }
 
-/// Two reports have too many samples to look at every pair of an old and a new one.
+/// Two reports have too many samples to compare every pair of an old and a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "comparing them means {0} pairs of an old and a new sample, and {MOST_PAIRS} are the most; 100 rounds are enough \
@@ -102,7 +102,7 @@ impl Verdict {
 )]
 pub struct TooManyPairs(usize);
 
-/// Compares; `old` is what `new` is measured against.
+/// Compares `new` with `old`.
 ///
 /// # Errors
 /// There are more than [`MOST_PAIRS`] pairs of samples.
@@ -129,7 +129,7 @@ pub fn compare(old: &Report, new: &Report, confidence: Confidence) -> Result<Com
     Ok(Comparison { confidence, compared, alone, surroundings: surroundings(old, new) })
 }
 
-/// [`rank_sum::outside`] by the numbers of samples, which most measures have in common: counting is what takes long.
+/// [`rank_sum::outside`] by the numbers of samples, which most measures have in common: the counting takes long.
 struct Outside {
     confidence: Confidence,
     known: HashMap<(usize, usize), Option<usize>>,
@@ -170,7 +170,7 @@ fn judge(old: &Measure, new: &Measure, outside: &mut Outside) -> Compared {
     }
 }
 
-/// `None` when there are too few samples for the confidence.
+/// `None` if there are too few samples for the confidence.
 fn change(old: &[f64], new: &[f64], outside: &mut Outside) -> Option<Change> {
     let outside = outside.of(old.len(), new.len())?;
     let is_ratio = old.iter().chain(new).all(|sample| *sample > 0.0);
@@ -199,7 +199,7 @@ fn surroundings(old: &Report, new: &Report) -> Vec<(String, String, String)> {
 }
 
 impl Comparison {
-    /// How many have this verdict.
+    /// The number of measures with this verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.compared.iter().filter(|compared| compared.verdict == verdict).count()
     }
@@ -235,7 +235,7 @@ impl Comparison {
         text
     }
 
-    /// What one must know to believe the table.
+    /// What a reader must know to trust the table.
     fn sentences(&self) -> Vec<String> {
         let percent = self.confidence.percent();
         let judged = self.compared.len() - self.count(Verdict::NotEnoughRounds);

@@ -1,30 +1,33 @@
 //! The rank sum test of Mann and Whitney and the interval that belongs to it.
 //!
-//! Were two samples of sizes *m* and *n* drawn from the same distribution, every one of the *(m+n)!/(m! n!)* ways to
-//! shuffle them would be equally likely. *U* counts the pairs in which the second is larger; its distribution
-//! follows by counting. Hence with the pairwise ratios sorted, the interval from the *(k+1)*th smallest to the
-//! *(k+1)*th largest misses the true ratio with a probability of *2 P(U ≤ k)*.
+//! If two samples of sizes *m* and *n* are drawn from the same distribution, all *(m+n)!/(m! n!)* ways to shuffle them
+//! are equally likely. *U* counts the pairs in which the second is larger; its distribution follows by counting. So if
+//! the pairwise ratios are sorted, the interval from the *(k+1)*th smallest to the *(k+1)*th largest misses the true
+//! ratio with a probability of *2 P(U ≤ k)*.
 //!
 //! H. B. Mann, D. R. Whitney, "On a test of whether one of two random variables is stochastically larger than the
 //! other", 1947; J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963; D. F. Bauer,
 //! "Constructing confidence sets using rank statistics", 1972. With ties the interval is a little wider than need be.
 
-/// Up to so many rounds on both sides the distribution is counted; beyond, it is as good as normal.
+/// Up to this many rounds on both sides the distribution is counted; beyond that the normal distribution is as good.
 const EXACT_MOST: usize = 40;
 
 /// How sure a verdict must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Confidence {
-    /// 1 of 20 comparisons without a difference finds one.
+    /// 1 in 20 comparisons without a difference finds one
+    #[value(name = "95")]
     Percent95,
-    /// 1 of 100.
+    /// 1 in 100
+    #[value(name = "99")]
     Percent99,
-    /// 1 of 1000: for scripts that compare a lot.
+    /// 1 in 1000: for scripts that compare a lot
+    #[value(name = "99.9")]
     Permille999,
 }
 
 impl Confidence {
-    /// The probability to find what is not there.
+    /// The probability of finding a difference where there is none.
     pub fn risk(self) -> f64 {
         match self {
             Confidence::Percent95 => 0.05,
@@ -42,7 +45,7 @@ impl Confidence {
         }
     }
 
-    /// So many standard deviations of a normal distribution, on both sides, leave out no more than the risk.
+    /// The number of standard deviations of a normal distribution, on both sides, that leave out no more than the risk.
     fn deviations(self) -> f64 {
         match self {
             Confidence::Percent95 => 1.959_964,

@@ -1,11 +1,11 @@
-//! Host names to addresses, from sockets with our firewall mark and with the answer's time to live.
+//! Resolves host names, from sockets with our firewall mark and with the answer's time to live.
 //!
-//! getaddrinfo(3) can do neither. What it reads is read here too, anew for each question, so that a change
-//! counts at once: `/etc/hosts`, and if the name is not there, `/etc/resolv.conf` for the name servers (by UDP,
-//! by TCP when an answer is truncated), search domains and options. `nsswitch.conf` with its modules is not.
+//! getaddrinfo(3) can do neither. The files it reads are read here too, again for each question so that a change takes
+//! effect at once: `/etc/hosts`, and if the name is not there, `/etc/resolv.conf` for the name servers (by UDP, by TCP
+//! when an answer is truncated), search domains and options. `nsswitch.conf` with its modules is ignored.
 //!
-//! Name servers are asked one after the other, in their order: of two that know different names, the first
-//! decides (split-horizon DNS).
+//! Name servers are asked one after the other, in their order: where two know different names, the first one decides
+//! (split-horizon DNS).
 
 mod provider;
 mod system;
@@ -30,55 +30,55 @@ use system::{Server, System};
 
 /// How long a question may take, all name servers and search domains together.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most addresses of a name that are of use.
+/// The most addresses of a name that are used.
 const ADDRESSES_LIMIT: usize = 16;
-/// How long an address is good that did not come by DNS.
+/// How long an address is valid that did not come from DNS.
 const STATIC_TTL: Duration = Duration::from_secs(3600);
 
 /// Where names are looked up: the system's files by default.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// As resolv.conf(5) has it.
+    /// In the format of resolv.conf(5).
     pub resolv_conf: PathBuf,
-    /// As hosts(5) has it.
+    /// In the format of hosts(5).
     pub hosts: PathBuf,
 }
 
-/// What a name means.
+/// What a name resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// At least one address. Those without a route are last; before that the families take turns, IPv6 first.
+    /// At least one address. Addresses without a route come last; among the others the families alternate, IPv6 first.
     pub addresses: Vec<IpAddr>,
-    /// How long this is good, as the zone's administrator says.
+    /// How long this is valid, as the zone's administrator has set it.
     pub ttl: Duration,
 }
 
-/// Why a name means nothing.
+/// Why a name does not resolve.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// It cannot be a host name.
-    #[error("it is no host name")]
+    #[error("it is not a host name")]
     Malformed,
     /// A name server says so.
     #[error("there is no such name")]
     NoSuchName,
-    /// There is such a name, without an address.
+    /// The name exists, but has no address.
     #[error("it has no address")]
     NoAddress,
     /// A file cannot be read, or is too long.
     #[error("{}: {error}", .path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
-    /// No name server has an answer; this is what the last one had.
+    /// No name server has an answer; the error is that of the last one.
     #[error("no answer from the name server {server}: {error}")]
     Failed {
-        /// Which.
+        /// The last name server.
         server: IpAddr,
-        /// What it said, or why it was not asked.
+        /// What it said, or why it could not be asked.
         error: Box<NetError>,
     },
     /// It took too long.
@@ -93,11 +93,10 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Looks a name up, or reads an address. `mark` is that of the sockets. Must be called within a tokio
-    /// runtime.
+    /// Resolves a name, or reads an address. `mark` is that of the sockets. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Why there is no address, in one sentence with the name before it.
+    /// Why there is no address, in one sentence that the name goes in front of.
     pub async fn resolve(&self, host: &str, mark: u32) -> Result<Answer, NameError> {
         if let Ok(address) = host.parse() {
             return Ok(Answer { addresses: vec![address], ttl: STATIC_TTL });
@@ -144,7 +143,7 @@ async fn ask(server: &Server, system: &System, name: Name, mark: u32) -> Result<
 }
 
 fn answer(mut addresses: Vec<IpAddr>, ttl: Duration, mark: u32) -> Result<Answer, NameError> {
-    // 0.0.0.0 would be this host; it is also how some name servers block a name.
+    // 0.0.0.0 would mean this host; it is also how some name servers block a name.
     addresses.retain(|address| !address.is_unspecified() && !address.is_multicast());
     let (usable, others): (Vec<_>, Vec<_>) = in_turn(addresses).into_iter().partition(|ip| has_route(*ip, mark));
     let mut addresses = usable;
@@ -153,7 +152,7 @@ fn answer(mut addresses: Vec<IpAddr>, ttl: Duration, mark: u32) -> Result<Answer
     if addresses.is_empty() { Err(NameError::NoAddress) } else { Ok(Answer { addresses, ttl }) }
 }
 
-/// The families in turn, IPv6 first (RFC 8305, section 4), without repetitions.
+/// The families alternating, IPv6 first (RFC 8305, section 4), without duplicates.
 fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (mut these, mut others): (VecDeque<_>, VecDeque<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
     let mut result = Vec::new();
@@ -166,7 +165,7 @@ fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     result
 }
 
-/// Whether the kernel would send there (RFC 6724, section 5, rule 1). Connecting a UDP socket sends nothing.
+/// Whether the kernel has a route to it (RFC 6724, section 5, rule 1). Connecting a UDP socket sends nothing.
 fn has_route(address: IpAddr, mark: u32) -> bool {
     let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let connect = || {

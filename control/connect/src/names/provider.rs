@@ -1,4 +1,4 @@
-//! The sockets by which name servers are asked.
+//! The sockets for asking name servers.
 
 use std::future::Future;
 use std::io;
@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use crate::mark::{bind_udp, tcp_socket};
 
-/// Sockets with a mark, and bound to the interface of a link-local name server.
+/// Sockets with a mark, bound to the interface if the name server's address is link-local.
 #[derive(Clone)]
 pub(super) struct Marked {
     mark: u32,
@@ -52,7 +52,7 @@ impl RuntimeProvider for Marked {
         self.tasks.clone()
     }
 
-    // The resolver sets the time limit itself as well, and never binds TCP to an address of its choice.
+    // The resolver sets the time limit itself, and never asks to bind TCP to a particular address.
     fn connect_tcp(&self, to: SocketAddr, _: Option<SocketAddr>, _: Option<Duration>) -> Connecting<Self::Tcp> {
         let socket = tcp_socket(to, self.mark).and_then(|socket| self.bind_to_zone(&socket).map(|()| socket));
         Box::pin(async move { Ok(AsyncIoTokioAsStd(socket?.connect(to).await?)) })

@@ -1,4 +1,4 @@
-//! What this system says about names: its hosts file and resolv.conf.
+//! This system's configuration of names: its hosts file and resolv.conf.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,18 +14,18 @@ use resolv_conf::{Config, ScopedIp};
 
 use super::{NameError, Names};
 
-/// Most bytes of resolv.conf.
+/// Longest resolv.conf, in bytes.
 const RESOLV_CONF_LIMIT: u64 = 64 << 10;
-/// Most bytes of the hosts file: lists that block advertisements have some millions.
+/// Longest hosts file, in bytes: lists that block advertisements have several million.
 const HOSTS_LIMIT: u64 = 32 << 20;
-/// Most name servers that are asked, as with glibc (MAXNS).
+/// The most name servers that are asked, as in glibc (MAXNS).
 const SERVERS_LIMIT: usize = 3;
-/// Most search domains, as with glibc before 2.26 (MAXDNSRCH).
+/// The most search domains, as in glibc before 2.26 (MAXDNSRCH).
 const SEARCH_LIMIT: usize = 6;
-/// The longest that one name server may take for an answer, repetitions of the question included.
+/// The longest that one name server may take to answer, repetitions of the question included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is known without asking anybody, and whom to ask.
+/// What is known without asking anyone, and whom to ask.
 pub(super) struct System {
     /// The addresses of the name in the hosts file.
     pub hosts: Vec<IpAddr>,
@@ -41,7 +41,7 @@ pub(super) struct Server {
 }
 
 impl System {
-    /// Reads both files. One that is missing is an empty one, as for getaddrinfo(3).
+    /// Reads both files. A missing one counts as empty, as for getaddrinfo(3).
     pub fn read(names: &Names, name: &Name) -> Result<Self, NameError> {
         let hosts = read(&names.hosts, HOSTS_LIMIT)?;
         let (config, mistakes) = Config::parse_with_errors(&read(&names.resolv_conf, RESOLV_CONF_LIMIT)?);
@@ -83,7 +83,7 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, NameError> {
     Ok(bytes)
 }
 
-/// The addresses of a name in a hosts file. Only lines with the name are taken apart: the file may be long.
+/// The addresses of a name in a hosts file. Only lines that contain the name are parsed, since the file may be long.
 fn addresses_of(name: &Name, file: &[u8]) -> io::Result<Vec<IpAddr>> {
     let wanted = name.to_lowercase().to_utf8();
     let wanted = wanted.trim_end_matches('.').as_bytes();
@@ -107,11 +107,12 @@ fn options(config: &Config) -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.ndots = config.ndots as usize;
     options.timeout = Duration::from_secs(config.timeout.into()).clamp(Duration::from_secs(1), ANSWER_TIMEOUT);
-    // Within the time UDP is repeated, more and more rarely; the next name server is worth more than this one again.
+    // UDP is repeated within that time, at growing intervals; after that the next name server is worth more than asking
+    // this one again.
     options.attempts = 0;
     options.edns0 = config.edns0;
     options.ip_strategy = if config.no_aaaa { LookupIpStrategy::Ipv4Only } else { LookupIpStrategy::Ipv4AndIpv6 };
-    // Ports that the administrator has reserved are not taken.
+    // Avoids ports that the administrator has reserved.
     options.os_port_selection = true;
     options.use_hosts_file = ResolveHosts::Never;
     options.cache_size = 64;

@@ -1,6 +1,6 @@
-//! The proof that names are ours: tls-alpn-01 (RFC 8737). The authority connects to the port of gateways with
-//! the application protocol `acme-tls/1`, and is shown a certificate with a digest that it knows; nothing is
-//! said over such a connection.
+//! The proof that names are ours: tls-alpn-01 (RFC 8737). The authority connects to the gateways' port with the
+//! application protocol `acme-tls/1`, and gets a certificate with a digest that it knows; nothing is said over such a
+//! connection.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,14 +16,14 @@ use rustls::sign::CertifiedKey;
 
 use super::order::Failure;
 
-/// The application protocol of the authority (RFC 8737, section 6.2).
+/// The authority's application protocol (RFC 8737, section 6.2).
 pub const PROTOCOL: &[u8] = b"acme-tls/1";
-/// That of gateways.
+/// The gateways' application protocol.
 const HTTP: &[u8] = b"http/1.1";
-/// How often it is logged that gateways are refused; anybody can connect.
+/// How often it is logged that gateways are refused, since anyone can connect.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The challenges that are open, by name.
+/// The open challenges, by name.
 #[derive(Default)]
 pub struct Challenges {
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
@@ -44,13 +44,13 @@ impl Challenges {
         let certificate = parameters.self_signed(&pair).map_err(|error| failed(&error))?;
         let private = PrivateKeyDer::Pkcs8(pair.serialize_der().into());
         let private = default_provider().key_provider.load_private_key(private).map_err(|error| failed(&error))?;
-        // Unchecked, since the check would stumble over the extension, which is critical as it must be.
+        // The check is skipped because it would reject the extension, which has to be critical.
         let key = CertifiedKey::new(vec![certificate.der().clone()], private);
         self.lock().insert(name.to_owned(), Arc::new(key));
         Ok(())
     }
 
-    /// Ends all.
+    /// Ends all challenges.
     pub fn clear(&self) {
         self.lock().clear();
     }
@@ -82,7 +82,7 @@ impl fmt::Debug for Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // The authority offers this protocol alone (RFC 8737, section 3); whoever offers HTTP too gets that.
+        // The authority offers only this protocol (RFC 8737, section 3); a client that also offers HTTP gets HTTP.
         if hello.alpn().is_some_and(|mut offered| offered.next() == Some(PROTOCOL) && offered.next().is_none()) {
             let name = hello.server_name()?.to_ascii_lowercase();
             return self.challenges.lock().get(&name).cloned();
@@ -94,7 +94,7 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// TLS 1.3 with HTTP/1.1 by the certificate, and with the answers to challenges.
+/// TLS 1.3 with HTTP/1.1, with the certificate and the answers to challenges.
 #[must_use]
 pub fn tls(challenges: Arc<Challenges>, certificate: Option<Arc<CertifiedKey>>) -> Arc<ServerConfig> {
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))

@@ -1,4 +1,4 @@
-//! Which authority is asked for a certificate.
+//! The authority that is asked for a certificate.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,14 +8,14 @@ use instant_acme::LetsEncrypt;
 use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
-/// A sound configuration of ACME; whoever has one has agreed to the authority's terms of service.
+/// A valid configuration of ACME; whoever has one has agreed to the authority's terms of service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acme {
     /// The URL of the authority's directory.
     pub directory: String,
-    /// Where the authority writes to, `mailto:…`.
+    /// The contact address for the authority, `mailto:…`.
     pub contact: Option<String>,
-    /// The authorities that vouch for the directory's own server, in PEM; without it, those of the system.
+    /// The certificate authorities that vouch for the directory's own server, in PEM; the system's by default.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -34,7 +34,7 @@ pub struct AcmeDocument {
 }
 
 impl AcmeDocument {
-    /// This document, with what it does not say from another.
+    /// This document, with missing fields taken from another.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -46,21 +46,21 @@ impl AcmeDocument {
     }
 
     /// # Errors
-    /// The first thing that is wrong, in one sentence.
+    /// The first error, in one sentence.
     pub fn check(self, names: &[String]) -> Result<Acme, String> {
         if self.agree_to_terms_of_service != Some(true) {
             return Err("Acme: AgreeToTermsOfService must be true (--acme): \
-                an authority gives certificates to those only who agree to its terms"
+                an authority issues certificates only to those who agree to its terms"
                 .into());
         }
         let is_dns = |name: &String| name.parse::<IpAddr>().is_err() && DnsName::try_from(name.as_str()).is_ok();
         if let Some(name) = names.iter().find(|name| !is_dns(name)) {
-            return Err(format!("Acme: Names: {name:?} is no DNS name, and certificates are for DNS names"));
+            return Err(format!("Acme: Names: {name:?} is not a DNS name, and certificates are for DNS names"));
         }
         let directory = self.directory.unwrap_or_else(|| LetsEncrypt::Production.url().to_owned());
         let uri = directory.parse::<Uri>();
         if !uri.is_ok_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some()) {
-            return Err(format!("Acme: Directory: {directory:?} is no https:// URL"));
+            return Err(format!("Acme: Directory: {directory:?} is not an https:// URL"));
         }
         if let Some(contact) = self.contact.as_ref().filter(|contact| !contact.starts_with("mailto:")) {
             return Err(format!("Acme: Contact: {contact:?} is not of the form mailto:ADDRESS"));

@@ -1,5 +1,5 @@
-//! HTTP to an authority: a connection a request, over TLS 1.3, bounded in time and size. There are about ten
-//! requests a certificate.
+//! HTTP to an authority: one connection per request, over TLS 1.3, limited in time and size. A certificate takes about
+//! ten requests.
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, Response};
@@ -22,9 +22,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-/// How long a request may take, from the name's resolution to the end of the answer.
+/// How long a request may take, from resolving the name to the end of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest answer: a directory or a chain of certificates has some kilobytes.
+/// Longest answer, in bytes: a directory or a certificate chain has a few kilobytes.
 const ANSWER_LIMIT: usize = 256 << 10;
 
 /// Speaks to one authority.
@@ -42,10 +42,10 @@ pub struct NoAnswer {
 }
 
 impl Client {
-    /// Trusts the authorities in a PEM file, or else those of the system, to vouch for the server.
+    /// Trusts the certificate authorities in a PEM file, or else the system's, to vouch for the server.
     ///
     /// # Errors
-    /// The file cannot be read or holds none; the system has none.
+    /// The file cannot be read or has none; the system has none.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TrustError> {
         Ok(Self { tls: Trust::Authorities(ca_file.map(Path::to_owned)).client_config()? })
     }
@@ -71,13 +71,19 @@ impl HttpClient for Client {
     }
 }
 
-async fn exchange(
+/// Asks an HTTPS server. How long that may take is the caller's business.
+pub(crate) async fn exchange<B>(
     tls: TlsConnector,
-    mut request: Request<BodyWrapper<Bytes>>,
-) -> Result<Response<Full<Bytes>>, Box<dyn StdError + Send + Sync>> {
+    mut request: Request<B>,
+) -> Result<Response<Full<Bytes>>, Box<dyn StdError + Send + Sync>>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     let uri = request.uri().clone();
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https")).ok_or("no https:// URL")?;
-    // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+    // An IPv6 address is in brackets (RFC 3986, section 3.2.2).
     let host = authority.host().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(443))).await?;
     let stream = tls.connect(ServerName::try_from(host.to_owned())?, stream).await?;

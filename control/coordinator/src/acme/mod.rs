@@ -1,9 +1,9 @@
-//! A certificate of a public authority, obtained and renewed by ACME (RFC 8555).
+//! A certificate from a public authority, obtained and renewed by ACME (RFC 8555).
 //!
-//! The [`Renewer`] owns the account, the certificate and the time of the next order; what it obtains is served
-//! from the next handshake on, and connections that are up are not touched. The authority checks a name by
-//! connecting to the port at which gateways are served anyway ([`challenge`]), so no other has to be open.
-//! Whatever fails, the certificate that is there stays in use.
+//! The [`Renewer`] owns the account, the certificate and the time of the next order; a new certificate is used from the
+//! next handshake on, and existing connections are not touched. The authority checks a name by connecting to the port
+//! that serves gateways anyway ([`challenge`]), so no other port has to be open. Whatever fails, the present
+//! certificate stays in use.
 //!
 //! Reading order: [`config`], this, [`order`], [`challenge`], [`stored`], [`http`].
 
@@ -37,15 +37,15 @@ const CERTIFICATE: &str = "acme-certificate.pem";
 
 /// How long one order may take, validation included.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The longest wait in one piece: the clock may be set, or the machine suspended, meanwhile.
+/// The longest wait in one piece, since meanwhile the clock may be set, or the machine suspended.
 const WAIT_STEP: Duration = Duration::from_secs(60);
-/// Wait after the first order that did not reach the authority, doubled with each, and at most.
+/// Waits after the first order that did not reach the authority, doubled with each: the shortest and the longest.
 const UNREACHABLE_RETRY: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(60 * 60)];
-/// Wait after the first order that the authority refused, doubled with each, and at most. Let's Encrypt allows
-/// five failed validations of a name an hour (<https://letsencrypt.org/docs/rate-limits/>).
+/// Waits after the first order that the authority refused, doubled with each: the shortest and the longest. Let's
+/// Encrypt allows five failed validations of a name per hour (<https://letsencrypt.org/docs/rate-limits/>).
 const REFUSED_RETRY: [Duration; 2] = [Duration::from_secs(12 * 60), Duration::from_secs(6 * 60 * 60)];
 
-/// Keeps a certificate.
+/// Keeps a certificate valid.
 pub struct Renewer {
     acme: Acme,
     names: Vec<String>,
@@ -56,15 +56,15 @@ pub struct Renewer {
     report: Arc<Mutex<AcmeReport>>,
 }
 
-/// How it goes with the certificate. Times are seconds since 1970.
+/// The state of the certificate. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AcmeReport {
     /// The authority's directory.
     pub directory: String,
-    /// When the certificate in use ends; none if there is none yet.
+    /// When the present certificate ends; `None` if there is none yet.
     pub not_after: Option<u64>,
-    /// When the next certificate is ordered.
+    /// When the next certificate will be ordered.
     pub next_order: u64,
     /// Why the last order failed, if it did.
     pub error: Option<String>,
@@ -74,7 +74,7 @@ impl Renewer {
     /// Takes up what an earlier start has left in the state directory. Needs no network.
     ///
     /// # Errors
-    /// The file of certificate authorities is of no use.
+    /// The file of certificate authorities cannot be used.
     pub fn new(acme: Acme, names: &[String], state: &Path) -> Result<Self, TrustError> {
         let http = http::Client::new(acme.ca_file.as_deref())?;
         let certificate = match stored::load(&state.join(CERTIFICATE)) {
@@ -105,26 +105,26 @@ impl Renewer {
         })
     }
 
-    /// TLS with the certificate that there is; without one it serves the authority's challenges only.
+    /// TLS with the present certificate; without one it serves only the authority's challenges.
     #[must_use]
     pub fn tls(&self) -> Arc<ServerConfig> {
         let key = self.certificate.as_ref().map(|certificate| certificate.key.clone());
         challenge::tls(self.challenges.clone(), key)
     }
 
-    /// How it goes, kept up to date.
+    /// The state, which is kept up to date.
     #[must_use]
     pub fn report(&self) -> Arc<Mutex<AcmeReport>> {
         self.report.clone()
     }
 
-    /// Orders certificates when it is time, and has them served. Does not end.
+    /// Orders certificates when it is time, and has them served. Never ends.
     pub async fn run(mut self, serve: watch::Sender<Arc<ServerConfig>>) {
         match &self.certificate {
-            Some(certificate) => tracing::info!("ACME: the certificate at hand {}", certificate.describe()),
-            None => tracing::info!("ACME: there is no certificate yet; {} is asked for one", self.acme.directory),
+            Some(certificate) => tracing::info!("ACME: the present certificate {}", certificate.describe()),
+            None => tracing::info!("ACME: there is no certificate yet; {} is asked to issue one", self.acme.directory),
         }
-        // How often in a row, and whether by a refusal.
+        // How many times in a row, and whether it was refused.
         let mut failures = (0, false);
         loop {
             self.wait().await;
@@ -187,7 +187,7 @@ impl Renewer {
         let order = async || order::order(&self.open_account().await?, &self.names, &self.challenges).await;
         let issued = match order().await {
             Err(Failure::NoAccount) => {
-                tracing::warn!("ACME: {} does not know our account; another is made", self.acme.directory);
+                tracing::warn!("ACME: {} does not know our account; a new one is made", self.acme.directory);
                 let _ = std::fs::remove_file(self.state.join(ACCOUNT));
                 order().await?
             }
@@ -211,7 +211,7 @@ impl Renewer {
         let contact: Vec<&str> = self.acme.contact.as_deref().into_iter().collect();
         let account = NewAccount {
             contact: &contact,
-            // Without that there is no configuration.
+            // Without agreement there is no configuration.
             terms_of_service_agreed: true,
             only_return_existing: false,
         };
@@ -222,9 +222,9 @@ impl Renewer {
         Ok(account)
     }
 
-    /// What is stored of the account; none if that is of another authority.
+    /// What is stored about the account; `None` if it is another authority's.
     fn credentials(&self) -> Result<Option<AccountCredentials>, Failure> {
-        /// The part of the stored credentials that we look at.
+        /// The part of the stored credentials that matters here.
         #[derive(Deserialize)]
         struct Whose {
             directory: String,
@@ -239,18 +239,18 @@ impl Renewer {
             (Ok(whose), _) if whose.directory != self.acme.directory => Ok(None),
             (Ok(_), Ok(credentials)) => Ok(Some(credentials)),
             _ => {
-                tracing::error!("ACME: {} holds no account; another is made", path.display());
+                tracing::error!("ACME: {} holds no account; a new one is made", path.display());
                 Ok(None)
             }
         }
     }
 }
 
-/// How long to wait after a failure and so many of its kind before; `random` is from 0 to 1.
+/// How long to wait after a failure, with this many of its kind before it; `random` is from 0 to 1.
 fn pause(refusal: bool, before: u32, random: f64) -> Duration {
     let [first, longest] = if refusal { REFUSED_RETRY } else { UNREACHABLE_RETRY };
     let doubled = first.saturating_mul(1_u32.checked_shl(before).unwrap_or(u32::MAX)).min(longest);
-    // Coordinators that lost the authority at the same time do not come back at the same time.
+    // Coordinators that lost the authority at the same time should not come back at the same time.
     doubled.mul_f64(0.75 + random / 4.0)
 }
 

@@ -12,15 +12,15 @@ use super::challenge::Challenges;
 use super::http::NoAnswer;
 use crate::certificate::CertificateError;
 
-/// How the authority is asked whether it is done; authorities validate within seconds, from several places.
+/// How the authority is polled; authorities validate within seconds, from several places.
 const POLL: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(120));
 /// The authority does not know the account (RFC 8555, section 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
-/// It did not take our nonces, several in a row, which says nothing of the order.
+/// It did not accept our nonces, several times in a row, which says nothing about the order.
 const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 
-/// What the authority gave, in PEM.
+/// What the authority has issued, in PEM.
 pub struct Issued {
     /// The chain, our certificate first.
     pub chain: String,
@@ -31,16 +31,16 @@ pub struct Issued {
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The authority cannot be reached, or is out of order.
+    /// The authority cannot be reached, or does not work.
     #[error("{0}")]
     Unreachable(String),
-    /// The authority said no.
+    /// The authority refused.
     #[error("{0}")]
     Refused(String),
-    /// The authority does not know our account any more.
+    /// The authority no longer knows our account.
     #[error("it does not know our account")]
     NoAccount,
-    /// What it gave is of no use.
+    /// What it issued cannot be used.
     #[error("{0}")]
     Unsound(String),
     /// It cannot be stored.
@@ -49,7 +49,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Authorities count those, and let us ask more seldom.
+    /// Whether authorities count it, so that we have to try less often.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Unsound(_))
@@ -65,7 +65,7 @@ impl From<Error> for Failure {
                 let again = out_of_order || problem.r#type.as_deref() == Some(BAD_NONCE);
                 if again { Self::Unreachable(sentence(&problem)) } else { Self::Refused(sentence(&problem)) }
             }
-            // Something before the authority answers in its stead.
+            // Something in front of the authority answers instead of it.
             Error::Json(error) => Self::Unreachable(format!("its answer is not that of an authority: {error}")),
             Error::Other(error) if error.is::<NoAnswer>() => Self::Unreachable(error.to_string()),
             Error::Timeout(_) => Self::Unreachable("it takes too long".into()),
@@ -79,23 +79,23 @@ fn sentence(problem: &Problem) -> String {
     problem.to_string().trim_start_matches("API error: ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Obtains a certificate for the names with a key of its own. Challenges stay open until the caller clears them.
+/// Obtains a certificate for the names, with a new key. Challenges stay open until the caller clears them.
 ///
 /// # Errors
-/// The authority cannot be reached or says no.
+/// The authority cannot be reached, or refuses.
 pub async fn order(account: &Account, names: &[String], challenges: &Challenges) -> Result<Issued, Failure> {
     let identifiers: Vec<Identifier> = names.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
     prove(&mut order, challenges).await?;
     if order.state().status != OrderStatus::Ready {
         let outcome = order.poll_ready(&POLL).await;
-        // Some authorities say in the order why it is invalid, others only where they checked a name.
+        // Some authorities say in the order why it is invalid, others only where they have checked a name.
         if order.state().status == OrderStatus::Invalid {
             return Err(Failure::Refused(why(&mut order).await));
         }
         outcome?;
     }
-    let failed = |error: rcgen::Error| Failure::Unsound(format!("no request for a certificate: {error}"));
+    let failed = |error: rcgen::Error| Failure::Unsound(format!("cannot make a request for a certificate: {error}"));
     let mut parameters = CertificateParams::new(names).map_err(failed)?;
     parameters.distinguished_name = DistinguishedName::new();
     let pair = KeyPair::generate().map_err(failed)?;
@@ -109,7 +109,7 @@ async fn prove(order: &mut Order, challenges: &Challenges) -> Result<(), Failure
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
-        // The proof of an earlier order may do.
+        // The proof of an earlier order may still count.
         if authorization.status == AuthorizationStatus::Valid {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The certificate on the disk: one file in PEM with key and chain, so that it is whole or not there.
+//! The certificate on disk: one PEM file with key and chain, so that either all of it is there or nothing.
 
 use std::io;
 use std::path::Path;
@@ -19,14 +19,15 @@ use super::order::Issued;
 use crate::owner;
 use crate::time::{now, rough};
 
-/// Begins the line before the PEM blocks that says whose certificate it is (RFC 7468, section 2, lets us).
+/// Begins the line in front of the PEM blocks that says which authority issued it (RFC 7468, section 2, allows text
+/// there).
 const DIRECTORY: &str = "Obtained from ";
 
 /// A certificate that can be served.
 pub struct Stored {
     /// Chain and key.
     pub key: Arc<CertifiedKey>,
-    /// The directory of the authority that gave it.
+    /// The directory of the authority that issued it.
     pub directory: String,
     // Seconds since 1970.
     not_before: u64,
@@ -35,14 +36,14 @@ pub struct Stored {
     jitter: f64,
 }
 
-/// What is to be stored.
+/// The contents of the file.
 #[must_use]
 pub fn text(directory: &str, issued: &Issued) -> Zeroizing<String> {
     let Issued { chain, key } = issued;
     Zeroizing::new(format!("{DIRECTORY}{directory}\n{}\n{}\n", key.trim(), chain.trim()))
 }
 
-/// Reads the file; nothing if there is none.
+/// Reads the file; `None` if it does not exist.
 ///
 /// # Errors
 /// A sentence with the file's name.
@@ -60,15 +61,15 @@ pub fn load(path: &Path) -> Result<Option<Stored>, String> {
     parse(&text).map(Some).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Takes the content of the file apart.
+/// Parses the contents of the file.
 ///
 /// # Errors
-/// Chain or key is missing or unsound, or they do not belong together.
+/// Chain or key is missing or invalid, or they do not belong together.
 pub fn parse(text: &[u8]) -> Result<Stored, String> {
     let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(text).collect();
     let chain = chain.map_err(|error| error.to_string())?;
     let first = chain.first().ok_or("there is no certificate in it")?;
-    let [not_before, not_after] = validity(first).ok_or("its certificate does not say how long it is good for")?;
+    let [not_before, not_after] = validity(first).ok_or("its certificate does not say how long it is valid")?;
     let private = PrivateKeyDer::from_pem_slice(text).map_err(|error| error.to_string())?;
     let key = CertifiedKey::from_der(chain, private, &default_provider()).map_err(|error| error.to_string())?;
     let mut lines = text.split(|byte| *byte == b'\n').map(String::from_utf8_lossy);
@@ -84,15 +85,15 @@ impl Stored {
         self.not_after
     }
 
-    /// When another is to be ordered: after two thirds of its time, and up to a 24th later, so that not all
-    /// coordinators come at once.
+    /// When a new one is to be ordered: after two thirds of its lifetime, and up to a 24th of it later, so that
+    /// coordinators do not all come at once.
     #[must_use]
     pub fn renewal(&self) -> SystemTime {
         let lifetime = Duration::from_secs(self.not_after.saturating_sub(self.not_before));
         UNIX_EPOCH + Duration::from_secs(self.not_before) + lifetime * 2 / 3 + (lifetime / 24).mul_f64(self.jitter)
     }
 
-    /// It is for all these names.
+    /// Whether it is for all these names.
     #[must_use]
     pub fn is_for(&self, names: &[String]) -> bool {
         let Some(parsed) = self.key.cert.first().and_then(|first| ParsedCertificate::try_from(first).ok()) else {
@@ -103,24 +104,24 @@ impl Stored {
         })
     }
 
-    /// Its time is over.
+    /// Whether it has expired.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.not_after <= now()
     }
 
-    /// How long it is good for, as the end of a sentence.
+    /// How long it is still valid, as the end of a sentence.
     #[must_use]
     pub fn describe(&self) -> String {
         let now = now();
         match self.not_after.checked_sub(now) {
-            Some(left) => format!("is good for another {}", rough(left)),
-            None => format!("has ended {} ago, so that gateways refuse it", rough(now - self.not_after)),
+            Some(left) => format!("is valid for another {}", rough(left)),
+            None => format!("expired {} ago, so gateways refuse it", rough(now - self.not_after)),
         }
     }
 }
 
-/// From when until when a certificate is good, in seconds since 1970 (RFC 5280, section 4.1).
+/// When a certificate's validity begins and ends, in seconds since 1970 (RFC 5280, section 4.1).
 fn validity(certificate: &[u8]) -> Option<[u64; 2]> {
     let dates = yasna::parse_der(certificate, |reader| {
         reader.read_sequence(|reader| {
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn it_is_renewed_after_two_thirds_of_its_time() {
-        // 1 January 2026, and 2060, which X.509 writes in another form.
+        // 1 January 2026, and of 2060, which X.509 encodes differently.
         for (year, start) in [(2026, 1_767_225_600), (2060, 2_840_140_800)] {
             let certificate = stored(year);
             assert_eq!(certificate.not_before, start);

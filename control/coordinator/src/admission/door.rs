@@ -1,4 +1,4 @@
-//! [`Admission`] for connections that are tasks: each waits for its own end beside what it does.
+//! [`Admission`] for connections that are tasks: each watches for its own eviction while it works.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 use super::limits::PATIENCE;
 use super::{Admission, PlaceNumber, Turned};
 
-/// Where all connections come in.
+/// The entrance of all connections.
 #[derive(Debug, Default)]
 pub struct Door {
     inner: Mutex<Inner>,
@@ -22,21 +22,21 @@ pub struct Door {
 #[derive(Debug, Default)]
 struct Inner {
     admission: Admission,
-    /// Tells the connection of a place that the place is lost.
+    /// Tells a connection that its place is lost.
     lost: HashMap<PlaceNumber, watch::Sender<bool>>,
     refused: BTreeMap<&'static str, u64>,
     lines_left_out: u64,
 }
 
-/// How many connections wait to prove themselves, and how many were turned away since the start.
+/// How many connections have not proven themselves yet, and how many were refused since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DoorReport {
-    /// Connections that have proven nothing yet.
+    /// Connections that have not proven anything yet.
     pub unproven: usize,
-    /// Connections that were not let in, by reason.
+    /// Refused connections, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Lines about these that were not logged, since there were too many.
+    /// Log lines about these that were suppressed because there were too many.
     pub lines_left_out: u64,
 }
 
@@ -51,10 +51,10 @@ pub struct Place {
 }
 
 impl Door {
-    /// Takes a place for a connection from that address.
+    /// Takes a place for a connection from this address.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no place.
     pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<Place, Turned> {
         let mut inner = self.lock();
         let outcome = inner.admission.admit(now, ip);
@@ -68,7 +68,7 @@ impl Door {
         Ok(Place { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
     }
 
-    /// How many wait at this moment, and how many were turned away so far.
+    /// How many wait at this moment, and how many were refused so far.
     #[must_use]
     pub fn report(&self) -> DoorReport {
         let inner = self.lock();
@@ -79,7 +79,7 @@ impl Door {
         }
     }
 
-    // Nothing in it is left half-changed.
+    // Nothing inside is ever left half-changed.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,12 +92,12 @@ impl Inner {
 }
 
 impl Place {
-    /// Counts that the one who connected is not let in.
+    /// Counts a refused connection.
     pub fn refused(&self, reason: &'static str) {
         self.door.lock().refuse(reason);
     }
 
-    /// Returns when the place is another's, or its time is over. Not to be waited for after the proof.
+    /// Returns when the place is lost or its time is over. Must not be called after the proof.
     pub async fn over(&self) {
         let mut lost = self.lost.clone();
         let lost = async {
@@ -111,7 +111,7 @@ impl Place {
         }
     }
 
-    /// The one who connected is a site: it needs no place any more.
+    /// The connection is a site's: it no longer needs the place.
     pub fn proven(&self, site: SiteId) {
         let mut inner = self.door.lock();
         inner.lost.remove(&self.number);

@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long when all are taken; in between it shrinks with the places that are left.
 pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(3);
 
-/// A wrong proof, or a key that is none, is answered at once so many times in a row...
+/// A wrong proof or an invalid enrolment key is answered at once this many times in a row...
 pub const FAILURE_BURST: u32 = 10;
 /// ...and once more after each of these; others wait for their answer, and hold their place meanwhile. A right
 /// proof never waits.

@@ -1,19 +1,19 @@
-//! Who may connect: who has proven nothing yet has a place for a short while, and no more than that.
+//! Who may connect: a connection that has not proven anything gets a place for a short while, and no more than that.
 //!
-//! A proven site has one connection, so their number is bounded by the number of sites. What is bounded here is
-//! everybody else. [`Admission`] decides, without I/O and with the time as an argument; [`Door`] is its lock, and
-//! tells connections when their place is gone. All figures are in [`limits`].
+//! A proven site has one connection, so their number is bounded by the number of sites. This module bounds all others.
+//! [`Admission`] decides, without I/O and with time as an argument; [`Door`] is its lock, and tells connections when
+//! their place is gone. All figures are in [`limits`].
 //!
-//! - In front of TLS each source has a rate of connections.
-//! - When all places are taken, a newcomer gets the place of the oldest connection of the fullest prefix, unless
-//!   a prefix of the newcomer's would be as full then; who is at the same address may be replaced all the same. So a
-//!   flood loses its own places, whatever prefixes it comes from; and where all are equal, as when all gateways come back at once, nobody who has begun is sent away
-//!   for another.
-//! - The more places are taken, the sooner the oldest goes.
-//! - Where a site has proven itself lately, other places are kept: strangers cannot take them.
-//! - A wrong proof is answered late, and holds its place until then. A right one never waits, so that nobody who
-//!   shares a site's address keeps it out by failing. What one cannot tell apart is in front of TLS: who shares
-//!   the site's address and connects faster than the rate takes the site's share of it.
+//! - Each source has a rate of connections, which is checked before TLS.
+//! - When all places are taken, a newcomer gets the place of the oldest connection of the fullest prefix, unless that
+//!   would make a prefix of the newcomer's just as full; a connection from the same address may be replaced in any
+//!   case. So a flood loses its own places, whatever prefixes it comes from; and where all are equal, as when all
+//!   gateways come back at once, no connection that has begun is dropped for another.
+//! - The more places are taken, the sooner the oldest connection is dropped.
+//! - Some places are reserved for sources where a site has proven itself lately; strangers cannot take them.
+//! - A wrong proof is answered late, and holds its place until then. A right one never waits, so nobody who shares a
+//!   site's address can keep it out by failing. Before TLS the two cannot be told apart: whoever shares the site's
+//!   address and connects faster than the rate uses up the site's share of it.
 
 mod door;
 pub mod limits;
@@ -30,20 +30,21 @@ use penstock_proto::path::SiteId;
 
 pub use door::{Door, DoorReport, Place};
 pub use rates::Rates;
+pub(crate) use rates::address;
 
 use limits::{
     FAILURE_DELAY, FAILURES, HANDSHAKES, KNOWN_FOR, KNOWN_LIMIT, KNOWN_PLACES, LINES, PATIENCE, PATIENCE_WHEN_FULL,
     STRANGER_PLACES, V4, V6,
 };
-use rates::{address, prefixes};
+use rates::prefixes;
 
-/// The number of a place. They are given in order and not used again.
+/// The number of a place. Numbers are ascending and never reused.
 pub type PlaceNumber = u64;
 
-/// Why a connection is not taken.
+/// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Turned {
-    /// All places are taken, and nobody's prefix is fuller than the newcomer's.
+    /// All places are taken, and no prefix is fuller than the newcomer's.
     #[error("there are too many connections without a proof")]
     Full,
     /// The source connects too often.
@@ -91,13 +92,13 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Gives a place to a connection from that address; others may lose theirs, see [`Admission::poll_evicted`].
+    /// Gives a place to a connection from this address; others may lose theirs, see [`Admission::poll_evicted`].
     ///
     /// # Errors
-    /// There is none.
+    /// There is no place.
     pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<PlaceNumber, Turned> {
         let is_known = self.sources.is_known(now, ip);
-        // A known source does not pay for its neighbors.
+        // A known source does not pay for its neighbours.
         let in_time = if is_known { self.handshakes.allow_address(now, ip) } else { self.handshakes.allow(now, ip) };
         if !in_time {
             return Err(Turned::TooFast);
@@ -109,24 +110,24 @@ impl Admission {
         if taken { Ok(self.last) } else { Err(Turned::Full) }
     }
 
-    /// A place that somebody lost to another since the last time.
+    /// A place that was lost to another connection since the last call.
     pub fn poll_evicted(&mut self) -> Option<PlaceNumber> {
         self.evicted.pop()
     }
 
-    /// The one who connected is a site, and needs no place any more. Its source is known from now on.
+    /// The connection is a site's, and no longer needs a place. Its source is known from now on.
     pub fn proven(&mut self, now: Instant, place: PlaceNumber, site: SiteId) {
         if let Some(held) = self.remove(place) {
             self.sources.note(now, held.ip, site);
         }
     }
 
-    /// The one who connected showed a wrong proof or key. Returns how long the answer is to wait.
+    /// The connection showed a wrong proof or key. Returns how long the answer has to wait.
     pub fn failed(&mut self, now: Instant, ip: IpAddr) -> Duration {
         self.failures.charge(now, ip, FAILURE_DELAY)
     }
 
-    /// A place is not needed any more.
+    /// A place is no longer needed.
     pub fn leave(&mut self, place: PlaceNumber) {
         self.remove(place);
     }
@@ -135,7 +136,7 @@ impl Admission {
         self.strangers.leave(place).or_else(|| self.known.leave(place))
     }
 
-    /// Whether a line may be logged about somebody at that address.
+    /// Whether a line about this address may be logged.
     pub fn may_log(&mut self, now: Instant, ip: IpAddr) -> bool {
         self.lines.allow(now, ip)
     }
@@ -147,14 +148,14 @@ impl Admission {
     }
 }
 
-/// Who holds a place.
+/// The holder of a place.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     ip: IpAddr,
     since: Instant,
 }
 
-/// Places, and how many of them each prefix has.
+/// The places, and how many of them each prefix has.
 #[derive(Debug)]
 struct Pool {
     capacity: usize,
@@ -217,7 +218,7 @@ impl Pool {
         }
     }
 
-    /// How long connections have at this moment.
+    /// How long connections may take at this moment.
     fn patience(&self) -> Duration {
         let free = self.capacity.saturating_sub(self.held.len()) as u32;
         let half = (self.capacity / 2).max(1) as u32;
@@ -227,7 +228,7 @@ impl Pool {
     fn oldest_of_the_fullest_address(&self, prefix: IpNet) -> Option<PlaceNumber> {
         let within = self.held.iter().filter(|(_, held)| prefix.contains(&held.ip.to_canonical()));
         let count = |held: &Held| self.count(address(held.ip));
-        // Of equal ones the last is taken: from the youngest to the oldest.
+        // Of equal ones the last is taken, so the order is from the youngest to the oldest.
         within.rev().max_by_key(|(_, held)| count(held)).map(|(place, _)| *place)
     }
 
@@ -236,13 +237,13 @@ impl Pool {
     }
 }
 
-/// How much a number of places is for a kind of prefix, in parts of an address's one place.
+/// How full a kind of prefix is with this many places, in parts of a single address's place.
 fn fullness(count: u32, level: &limits::Level) -> u32 {
     const PARTS: u32 = V4[V4.len() - 1].hosts * V6[V6.len() - 1].hosts;
     count * PARTS / level.hosts
 }
 
-/// Where sites proved themselves lately. Each site has one source, so that nobody can fill the table.
+/// Where sites have proven themselves lately. Each site has one source, so nobody can fill the table.
 #[derive(Debug, Default)]
 struct Sources {
     by_site: HashMap<SiteId, IpNet>,
@@ -264,7 +265,7 @@ impl Sources {
     fn note(&mut self, now: Instant, ip: IpAddr, site: SiteId) {
         let address = address(ip);
         if self.by_site.len() >= KNOWN_LIMIT && !self.by_site.contains_key(&site) {
-            // Sites that are gone; the others are noted again when they come back.
+            // These sites are gone; others are noted again when they come back.
             self.by_site.clear();
             self.known.clear();
         }

@@ -1,4 +1,4 @@
-//! How often something happens by source, in a table that does not grow without end.
+//! How often something happens per source, in a table of limited size.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use penstock_proto::Bucket;
 
 use super::limits::{Level, PREFIXES, Rate, V4, V6};
 
-/// The prefixes of an address, from itself to the widest.
+/// The prefixes that contain an address, from itself to the widest.
 pub(super) fn prefixes(ip: IpAddr) -> impl Iterator<Item = (IpNet, &'static Level)> {
     let ip = ip.to_canonical();
     let levels: &'static [Level] = if ip.is_ipv4() { &V4 } else { &V6 };
@@ -19,8 +19,8 @@ pub(super) fn prefixes(ip: IpAddr) -> impl Iterator<Item = (IpNet, &'static Leve
     })
 }
 
-/// What counts as one address: a /64 of IPv6, since a host has a whole one.
-pub(super) fn address(ip: IpAddr) -> IpNet {
+/// What counts as one address: for IPv6 a /64, since a host usually has a whole one.
+pub(crate) fn address(ip: IpAddr) -> IpNet {
     prefixes(ip).next().expect("an address is a prefix").0
 }
 
@@ -38,12 +38,12 @@ impl Rates {
         Self { rate, buckets: HashMap::new() }
     }
 
-    /// Lets it happen once more, unless it is too often for any of the source's prefixes; then it counts for none.
+    /// Allows it once more, unless it is too often for one of the source's prefixes; then it counts for none of them.
     pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
         self.allow_all(now, || prefixes(ip))
     }
 
-    /// As [`Rates::allow`], whatever others of the wider prefixes do.
+    /// As [`Rates::allow`], regardless of others in the wider prefixes.
     pub fn allow_address(&mut self, now: Instant, ip: IpAddr) -> bool {
         self.allow_all(now, || prefixes(ip).take(1))
     }
@@ -67,7 +67,7 @@ impl Rates {
         true
     }
 
-    /// It happened, and cannot be refused. Tells by how much that is too early for the address: at most `limit`.
+    /// It has happened, and cannot be refused. Returns how much too early it was for the address, `limit` at most.
     pub fn charge(&mut self, now: Instant, ip: IpAddr, limit: Duration) -> Duration {
         self.make_room(now);
         let full = self.rate.interval * self.rate.burst;
@@ -78,7 +78,7 @@ impl Rates {
         if self.buckets.len() + V6.len() > PREFIXES {
             self.buckets.retain(|_, bucket| !bucket.backlog(now).is_zero());
         }
-        // So many sources at a time are a flood that rates by source do not stop.
+        // This many sources at a time are a flood that rates per source cannot stop.
         if self.buckets.len() + V6.len() > PREFIXES {
             self.buckets.clear();
         }

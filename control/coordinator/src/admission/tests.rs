@@ -1,4 +1,4 @@
-//! Floods, played in milliseconds: what becomes of honest gateways meanwhile, and of the places.
+//! Floods, simulated in milliseconds: what happens to honest gateways meanwhile, and to the places.
 
 use super::limits::{FAILURE_BURST, FAILURE_INTERVAL};
 use super::*;
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 const PLACES: usize = STRANGER_PLACES + KNOWN_PLACES;
-/// How long an honest gateway takes from TCP to its proof, far away and by a slow line.
+/// How long an honest gateway far away, on a slow line, takes from TCP to its proof.
 const HONEST: Duration = Duration::from_secs(1);
 
 /// The `host`-th address of the `net`-th /24.
@@ -38,14 +38,14 @@ impl Flood {
         outcome
     }
 
-    /// The attackers connect 10,000 times a second between them, and say nothing; meanwhile an honest gateway of each
-    /// address comes 100 ms after the one before. Returns how many of them got in.
+    /// The attackers together connect 10,000 times per second and send nothing; meanwhile an honest gateway connects
+    /// from each address, 100 ms apart. Returns how many of these got in.
     fn against(&mut self, attackers: &[IpAddr], honest: &[IpAddr]) -> usize {
         let mut let_in = 0;
         let mut under_way: Vec<(PlaceNumber, Instant)> = Vec::new();
         let mut honest = honest.iter();
         let mut attacker = attackers.iter().cycle();
-        // At first the attack has time to take all that it can have.
+        // The attack begins earlier, so that it has everything it can get.
         for step in 0..400 + 10 * honest.len() + 200 {
             for _ in 0..100 {
                 let _ = attacker.next().map(|attacker| self.admit(*attacker));
@@ -123,7 +123,7 @@ fn who_moves_is_known_where_it_is_now() {
     assert!(!known(&flood, 3));
 }
 
-/// All 10,000 come back at once; the coordinator manages 500 proofs a second, in the order of their coming.
+/// All 10,000 come back at once; the coordinator handles 500 proofs per second, in order of arrival.
 #[test]
 fn who_comes_back_with_all_others_is_not_sent_away_half_way() {
     let mut flood = Flood::new();
@@ -131,7 +131,7 @@ fn who_comes_back_with_all_others_is_not_sent_away_half_way() {
     let mut under_way = std::collections::VecDeque::new();
     let mut seconds = 0;
     while !waiting.is_empty() || !under_way.is_empty() {
-        // Whoever was turned away tries again each second.
+        // Gateways that were refused try again every second.
         waiting.retain(|gateway| match flood.admit(*gateway) {
             Ok(place) => {
                 under_way.push_back((place, flood.now));
@@ -181,7 +181,7 @@ fn wrong_proofs_wait_longer_and_longer_and_for_nobody_else() {
         assert!(flood.admission.failed(flood.now, one) <= FAILURE_DELAY);
     }
     assert_eq!(flood.admission.failed(flood.now, other), Duration::ZERO);
-    // Its site still has a place there, and so a proof that is looked at.
+    // Its site still gets a place there, and so has its proof examined.
     let place = flood.admit(one).unwrap();
     flood.admission.proven(flood.now, place, site(1));
     flood.now += FAILURE_DELAY;

@@ -15,7 +15,7 @@ pub(super) struct AcmeFlags {
     /// The URL of the authority's directory [default: Let's Encrypt]
     #[arg(long, value_name = "URL")]
     acme_directory: Option<String>,
-    /// Where the authority writes to
+    /// The address that the authority may write to
     #[arg(long, value_name = "mailto:ADDRESS")]
     acme_contact: Option<String>,
     /// The certificate authorities that vouch for the directory's server, in PEM [default: the system's]
@@ -24,7 +24,7 @@ pub(super) struct AcmeFlags {
 }
 
 impl AcmeFlags {
-    /// Nothing if no flag is given.
+    /// `None` if no flag is given.
     pub(super) fn document(self) -> Option<AcmeDocument> {
         let document = AcmeDocument {
             directory: self.acme_directory,

@@ -21,14 +21,14 @@ use crate::owner;
 use crate::secret;
 use crate::signer::{self, Export, Keys, Requests, Spare};
 
-/// What the authority has signed, where no coordinator keeps it.
+/// The file with what the authority has signed, where no coordinator keeps it.
 const PUBLICATION: &str = "authority.json";
 /// Longest file: the statements of the largest overlay.
 const LIMIT: u64 = 64 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuthorityCommand {
-    /// Show the authority's key, where it is, and how gateways get to pin it
+    /// Show the authority's key, where it is, and how to pin it on gateways
     Show {
         /// As JSON
         #[arg(long)]
@@ -41,12 +41,12 @@ pub(super) enum AuthorityCommand {
     },
     /// Put an exported authority into --state, on a machine where no coordinator runs
     Import {
-        /// The file of `authority export`
+        /// The file from `authority export`
         file: PathBuf,
     },
     /// Remove the private key from the coordinator, after it was exported
     Remove {
-        /// Yes: the exported file is safe, and was imported elsewhere
+        /// Confirm that the exported file is in a safe place and was imported elsewhere
         #[arg(long)]
         exported: bool,
     },
@@ -57,17 +57,17 @@ pub(super) enum AuthorityCommand {
         /// What `site approve --offline` has printed, or - for standard input
         file: PathBuf,
     },
-    /// Hand over to a new key; gateways follow by themselves. Where an authority was imported, this prints what to
-    /// bring back, for `authority add`
+    /// Hand over to a new key; gateways follow automatically. On a machine with an imported authority, this prints what
+    /// to bring back, for `authority add`
     Rollover,
     /// Make a spare key that can take over when the authority's key is lost, on the machine that has that key
     Spare {
-        /// A new file, which is a secret and belongs into a safe
+        /// The new file, which is a secret: keep it in a safe
         file: PathBuf,
     },
     /// Have a spare key take over
     Recover {
-        /// The file of `authority spare`
+        /// The file from `authority spare`
         file: PathBuf,
     },
 }
@@ -78,7 +78,7 @@ pub(super) fn execute(state: &Path, command: AuthorityCommand) -> anyhow::Result
         AuthorityCommand::Export { file } => export(state, &file),
         AuthorityCommand::Import { file } => import(state, &file),
         AuthorityCommand::Remove { exported } => {
-            anyhow::ensure!(exported, "export the key first (`authority export`), and say --exported");
+            anyhow::ensure!(exported, "export the key first (`authority export`), and pass --exported");
             show(state, &Request::RemoveAuthority, false)
         }
         AuthorityCommand::Requests => show(state, &Request::Requests, true),
@@ -118,11 +118,11 @@ impl Offline {
         let after = Self { authority, ..self };
         after.publish()?;
         after.keys.replace_authority(&key)?;
-        eprintln!("{} stands for the overlay once this is brought back: make a new spare", key.authority());
+        eprintln!("{} is the overlay's authority once this is brought back: make a new spare", key.authority());
         Ok(())
     }
 
-    /// Prints all that is in force now. First it is on this disk: what is forgotten here cannot be revoked.
+    /// Prints everything in force. It is written to this disk first: what is forgotten here cannot be revoked.
     fn publish(&self) -> anyhow::Result<()> {
         write(&self.file, self.authority.publication(), false)?;
         let text = serde_json::to_string_pretty(self.authority.publication())?;
@@ -130,9 +130,9 @@ impl Offline {
     }
 }
 
-/// Signs what was asked for, of one site or of all, and prints all that is in force then. The coordinator asks for
-/// whatever a site offers: what nobody has granted it is signed only if it needs no grant, unless `subnets` say what the
-/// one site may offer.
+/// Signs what was requested, for one site or for all, and prints everything that is then in force. The coordinator
+/// requests whatever a site offers: subnets that nobody has granted are signed only if they need no grant, unless
+/// `subnets` says what the one site may offer.
 pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>, subnets: Option<Vec<IpNet>>) -> anyhow::Result<()> {
     let requests: Requests = read(file)?;
     let mut offline = Offline::open(state)?;
@@ -150,7 +150,7 @@ pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>, subnets: Optio
         found |= wanted;
         wanted
     };
-    // What ends comes first: a name or a subnet may go from one site to another.
+    // Removals come first, since a name or a subnet may move from one site to another.
     for subject in requests.revoke {
         let name = authority.publication().site(&subject).map(|site| site.grant.name.to_string()).unwrap_or_default();
         if authority.publication().statement(&subject).is_some() && wanted(&name, &subject.to_string()) {
@@ -178,17 +178,22 @@ pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>, subnets: Optio
             authority.approve_relay(now, relay, name, Validity::default())?;
         }
     }
-    // A coordinator's leases bring nobody in, so they need no word of their own.
+    // A coordinator's leases admit nobody, so they need no separate confirmation.
     if let (Some(key), Some(length), true) = (requests.lease_key, requests.lease, only.is_none()) {
         eprintln!("certified: the coordinator's leases, of at most {length}");
         authority.certify(now, key, length)?;
         found = true;
     }
-    anyhow::ensure!(found || only.is_none(), "{}: nothing is asked for {}", file.display(), only.unwrap_or_default());
+    anyhow::ensure!(
+        found || only.is_none(),
+        "{}: there is no request for {}",
+        file.display(),
+        only.unwrap_or_default()
+    );
     offline.publish()
 }
 
-/// What a site may offer without anybody having said so: what it may already, and what needs no grant. The rest, with
+/// What a site may offer without a new grant: what it may already, and what needs no grant. Also returns the rest, with
 /// the reasons.
 fn without_a_grant(
     publication: &Publication,
@@ -239,12 +244,12 @@ fn spare(state: &Path, file: &Path) -> anyhow::Result<()> {
         }
     };
     write(file, &Spare { key: key.seed().clone(), rollover }, true)?;
-    Ok(writeln!(io::stdout().lock(), "{} is a secret: put it into a safe", file.display())?)
+    Ok(writeln!(io::stdout().lock(), "{} is a secret: keep it in a safe", file.display())?)
 }
 
 fn read<T: DeserializeOwned>(file: &Path) -> anyhow::Result<T> {
     let context = || file.display().to_string();
-    // Reserved at once, since some of these are secrets: a growing buffer would leave copies behind.
+    // Allocated in advance, since some of these are secrets: a growing buffer would leave copies behind.
     let (source, length): (Box<dyn Read>, u64) = match file == Path::new("-") {
         true => (Box::new(io::stdin()), 0),
         false => {
@@ -258,7 +263,7 @@ fn read<T: DeserializeOwned>(file: &Path) -> anyhow::Result<T> {
     serde_json::from_str(&text).with_context(context)
 }
 
-/// Writes a file for its owner alone, whole or not at all.
+/// Writes a file for its owner only, completely or not at all.
 fn write(file: &Path, content: &impl Serialize, new: bool) -> anyhow::Result<()> {
     anyhow::ensure!(!new || fs::symlink_metadata(file).is_err(), "{} exists already", file.display());
     let text = Zeroizing::new(serde_json::to_string_pretty(content)?);

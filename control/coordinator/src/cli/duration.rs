@@ -1,4 +1,4 @@
-//! Durations as people write them.
+//! Durations in people's spelling.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use penstock_proto::trust::LeaseLength;
 /// Longest duration: a century, so that no sum of times overflows.
 const LONGEST: u64 = 100 * 366 * 86_400;
 
-/// Reads a whole number of `s`, `m`, `h` or `d`.
+/// Parses a whole number of `s`, `m`, `h` or `d`.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: write such as 90s, 30m, 24h or 7d");
+    let wrong = || format!("{text:?} is not a time such as 90s, 30m, 24h or 7d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {
         "s" => 1,
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads how long leases last: a time, or `never`.
+/// Parses how long leases last: a duration, or `never`.
 pub(super) fn parse_lease(text: &str) -> Result<LeaseLength, String> {
     if text == "never" {
         return Ok(LeaseLength::Never);

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use penstock_proto::coordination::Waiting;
+use penstock_proto::trust::LeaseLength;
 
 use crate::admin::{RelayReport, SiteStatus, StatusReport};
 use crate::registry::AuthorityReport;
@@ -10,19 +11,27 @@ use crate::store::KeyRecord;
 use crate::time::{now, rough};
 
 pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
-    let mut rows = vec![["KEY", "USES LEFT", "EXPIRES", "APPROVAL", "TAGS"].map(str::to_owned)];
+    let mut rows = vec![["KEY", "USES LEFT", "EXPIRES", "APPROVAL", "SUBNETS", "SITES END", "TAGS"].map(str::to_owned)];
     for key in keys {
         let approval = if key.approve_manually { "by hand" } else { "at once" };
-        let tags = join(&key.tags);
-        rows.push([key.id.to_string(), key.uses_left.to_string(), from_now(key.expires), approval.into(), tags]);
+        rows.push([
+            key.id.to_string(),
+            key.uses_left.to_string(),
+            from_now(key.expires),
+            approval.into(),
+            join(&key.subnets),
+            key.site_lifetime.map_or("never".into(), |lifetime| format!("after {}", rough(lifetime))),
+            join(&key.tags),
+        ]);
     }
     table(out, &rows)
 }
 
 pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()> {
-    let header = ["NAME", "STATE", "ENDS", "CONNECTED", "ADDRESS", "IN FORCE", "WAITING", "TAGS", "PUBLIC KEY"];
+    let header =
+        ["NAME", "STATE", "ENDS", "CONNECTED", "BINDING", "ADDRESS", "IN FORCE", "WAITING", "TAGS", "PUBLIC KEY"];
     let mut rows = vec![header.map(str::to_owned)];
-    for SiteStatus { site, connected, waiting } in sites {
+    for SiteStatus { site, connected, waiting, .. } in sites {
         let connected = match (connected, site.last_seen) {
             (true, _) => "yes".into(),
             (false, Some(time)) => from_now(time),
@@ -33,6 +42,7 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
             site.state.as_str().into(),
             site.ends.map_or("never".into(), from_now),
             connected,
+            site.channel_binding.as_str().into(),
             site.virtual_address.to_string(),
             join(&site.in_force),
             join(waiting.iter().map(|waiting| waiting.subnet)),
@@ -41,7 +51,8 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
         ]);
     }
     table(out, &rows)?;
-    for SiteStatus { site, waiting, .. } in sites {
+    for SiteStatus { site, waiting, cut_off, .. } in sites {
+        cut_off.iter().try_for_each(|cut_off| writeln!(out, "{cut_off}"))?;
         for Waiting { subnet, reason } in waiting {
             writeln!(out, "{subnet} of {} waits for `site approve`: {reason}", site.name)?;
         }
@@ -52,10 +63,15 @@ pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()>
 pub(super) fn authority(out: &mut dyn Write, report: &AuthorityReport) -> io::Result<()> {
     let place = if report.here { "in the state directory of this coordinator" } else { "on another machine" };
     writeln!(out, "authority: {}", report.authority)?;
-    writeln!(out, "  its private key is {place}; it has handed over {} times", report.rollovers)?;
-    writeln!(out, "  it vouches for {} sites and relays, and has revoked {}", report.statements, report.revoked)?;
+    writeln!(out, "  private key: {place}")?;
+    writeln!(out, "  handed over to another key: {} times", report.rollovers)?;
+    writeln!(out, "  sites and relays: {} vouched for, {} revoked", report.statements, report.revoked)?;
     let certified = if report.lease_certified { "" } else { ", which do NOT count: the authority must certify them" };
-    writeln!(out, "leases: {}{certified}", report.lease)?;
+    let lease = match report.lease {
+        LeaseLength::Seconds(seconds) => format!("of {}, renewed all the time", rough(seconds.get().into())),
+        LeaseLength::Never => "without an end".into(),
+    };
+    writeln!(out, "leases: {lease}{certified}")?;
     if !report.here {
         writeln!(out, "waiting for its signature: {} (see `authority requests`)", report.requests)?;
     }

@@ -6,8 +6,8 @@ mod duration;
 mod list;
 mod relay;
 
-use std::io::{self, IsTerminal, Read, Write};
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,29 +19,31 @@ use penstock_proto::coordination::Name;
 use penstock_proto::trust::LeaseLength;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Answer, Request, ask};
 use crate::config::{Config, Document};
+use crate::page::config::PageDocument;
 use crate::policy::{LIMIT, Policy};
+use crate::pulse;
 use crate::run::Coordinator;
+use crate::site::BindingMode;
 
 /// Lets sites of a Penstock overlay find each other.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-coordinator", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
-    place: Place,
+    paths: Paths,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Args)]
-struct Place {
+struct Paths {
     /// The configuration, a JSON file
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The directory of database, certificate and control socket [default: /var/lib/penstock-coordinator]
+    /// The directory for database, certificate and control socket [default: /var/lib/penstock-coordinator]
     #[arg(long, global = true, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
 }
@@ -50,13 +52,13 @@ struct Place {
 enum Command {
     /// Run the coordinator in the foreground until SIGTERM or SIGINT
     Run {
-        /// The TCP address and port to listen at, again for more [default: [::]:443]
+        /// A TCP address and port to listen on; may be repeated [default: [::]:443]
         #[arg(long, value_name = "ADDRESS")]
         listen: Vec<SocketAddr>,
-        /// The host name or address by which gateways reach it, again for more
+        /// A host name or address by which gateways reach it; may be repeated
         #[arg(long, value_name = "HOST")]
         name: Vec<String>,
-        /// A certificate chain in PEM; without it the coordinator makes its own, which gateways pin
+        /// A certificate chain in PEM; without one, the coordinator makes its own, which gateways pin
         #[arg(long, value_name = "FILE", requires = "certificate_key")]
         certificate: Option<PathBuf>,
         /// The certificate's private key in PEM
@@ -68,15 +70,18 @@ enum Command {
         udp: UdpFlags,
         #[command(flatten)]
         metrics: MetricsFlag,
-        /// How long gateways believe in a site without hearing from this coordinator, such as 3d, or "never" for
-        /// no end [default: 7d]
+        /// Serve the page for administrators at this address and port; see `page-login`
+        #[arg(long, value_name = "ADDRESS")]
+        page: Option<SocketAddr>,
+        /// How long gateways believe in a site without hearing from this coordinator, such as 3d; with "never" this
+        /// does not end [default: 7d]
         #[arg(long, value_name = "TIME", value_parser = duration::parse_lease)]
         lease: Option<LeaseLength>,
         /// What to log, such as "debug"; RUST_LOG is the default
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
     },
-    /// Run a relay on a machine of its own until SIGTERM or SIGINT; the coordinator's configuration names it
+    /// Run a relay on a machine of its own until SIGTERM or SIGINT; the coordinator's configuration must list it
     Relay {
         #[command(flatten)]
         flags: Box<relay::RelayFlags>,
@@ -84,30 +89,32 @@ enum Command {
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
     },
-    /// Show what runs: sites, relay, STUN
+    /// Show the state of the coordinator: sites, relay, STUN
     Status {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
-    /// Keys that let new sites in
+    /// Manage enrolment keys, which let new sites in
     #[command(subcommand)]
     Key(KeyCommand),
-    /// The sites
+    /// Manage the sites
     #[command(subcommand)]
     Site(SiteCommand),
-    /// The key by which sites are vouched for
+    /// Manage the authority's key, which vouches for sites
     #[command(subcommand)]
     Authority(authority::AuthorityCommand),
-    /// The coordinator's own certificate, which gateways pin
+    /// Replace the coordinator's own certificate, which gateways pin
     #[command(subcommand)]
     Certificate(CertificateCommand),
-    /// Who may talk to whom
+    /// Show or set the policy: who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Print who changed what and when, a line of JSON for each change, oldest first
+    /// Print a link that logs a browser in to the page; it works once and for five minutes
+    PageLogin,
+    /// Print who changed what and when, one line of JSON per change, oldest first
     Audit {
-        /// The last so many
+        /// How many of the latest changes
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         last: u32,
     },
@@ -116,20 +123,20 @@ enum Command {
 /// The STUN server and the relay, which share their UDP ports.
 #[derive(Debug, Args)]
 struct UdpFlags {
-    /// A UDP address and port of STUN server and relay; a second one of the same IP version and port lets
-    /// STUN tell a NAT's whole behaviour [default: [::]:3478]
+    /// A UDP address and port for the STUN server and relay; a second one with the same IP version and port lets
+    /// STUN determine a NAT's whole behaviour [default: [::]:3478]
     #[arg(long, value_name = "ADDRESS")]
     udp: Vec<SocketAddr>,
-    /// How others reach those addresses, if otherwise [default: --udp, or what the names resolve to]
+    /// How others reach these addresses, if not directly [default: --udp, or what the names resolve to]
     #[arg(long, value_name = "ADDRESS")]
     udp_public: Vec<SocketAddr>,
     /// The STUN server's other port [default: 3479]
     #[arg(long, value_name = "PORT")]
     stun_alternate_port: Option<u16>,
-    /// Be no STUN server
+    /// Do not run a STUN server
     #[arg(long)]
     no_stun: bool,
-    /// Be no relay
+    /// Do not run a relay
     #[arg(long)]
     no_relay: bool,
 }
@@ -148,20 +155,20 @@ enum KeyCommand {
         /// How many sites it lets in
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
-        /// For how long, such as 30m, 24h or 7d
+        /// How long it is valid, such as 30m, 24h or 7d
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
         expires: Duration,
-        /// A tag for those sites, again for more
+        /// A tag for these sites; may be repeated
         #[arg(long, value_name = "TAG")]
         tag: Vec<Name>,
-        /// They wait for `site approve`
+        /// Have these sites wait for `site approve`
         #[arg(long)]
         approve_manually: bool,
-        /// A prefix inside which those sites may offer at first whatever they like, again for more; without it, private
-        /// prefixes that are nobody else's
-        #[arg(long, value_name = "PREFIX")]
+        /// A prefix inside which these sites may offer any subnets when they enrol; may be repeated. Without it they
+        /// may offer private prefixes that overlap nobody else's
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
         subnet: Vec<IpNet>,
-        /// For how long those sites are let in, such as 90d [default: for good]
+        /// How long these sites are let in, such as 90d [default: without end]
         #[arg(long, value_name = "TIME", value_parser = duration::parse)]
         site_lifetime: Option<Duration>,
     },
@@ -171,9 +178,9 @@ enum KeyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Make an enrolment key let in no more; the sites that it let in stay
+    /// Stop an enrolment key from letting in more sites; those that it let in stay
     Revoke {
-        /// As `key list` shows it
+        /// The key's ID, as `key list` shows it
         id: String,
     },
 }
@@ -191,12 +198,12 @@ enum SiteCommand {
         /// Its name or public key
         #[arg(required_unless_present = "offline")]
         site: Option<String>,
-        /// What it may offer, public prefixes and default routes too, instead of what it may already [default: that,
-        /// and what it offers as far as that needs no grant]
-        #[arg(long, value_name = "PREFIX", value_delimiter = ',', requires = "site")]
+        /// The prefixes that it may offer from now on, including public ones and default routes [default: what it may
+        /// offer already, and those of its present offer that need no grant]
+        #[arg(long, value_name = "PREFIX", value_delimiter = ',', requires = "site", value_parser = prefix)]
         subnets: Option<Vec<IpNet>>,
-        /// Sign by the authority's key in --state what this file of `authority requests` asks for, of the one site or
-        /// of all, and print what to bring back
+        /// With the authority's key in --state, sign what this file from `authority requests` asks for, for one site or
+        /// for all, and print what to bring back
         #[arg(long, value_name = "FILE")]
         offline: Option<PathBuf>,
     },
@@ -210,26 +217,32 @@ enum SiteCommand {
         /// Its name or public key
         site: String,
     },
-    /// Say when a site is revoked by itself
+    /// Set when a site is revoked automatically
     #[command(group = clap::ArgGroup::new("end").required(true))]
     Limit {
         /// Its name or public key
         site: String,
-        /// After so long from now, such as 90d
+        /// After this time from now, such as 90d
         #[arg(long = "for", value_name = "TIME", group = "end", value_parser = duration::parse)]
         lifetime: Option<Duration>,
         /// Never
         #[arg(long, group = "end")]
         never: bool,
     },
+    /// Say whether a site has to prove its key within the TLS connection itself, from its next connection on
+    ChannelBinding {
+        /// Its name or public key
+        site: String,
+        mode: BindingMode,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum CertificateCommand {
-    /// Make the certificate that is to take the place of the present one, and print the fingerprint that gateways and
-    /// relays are to pin besides
+    /// Make the certificate that will replace the present one, and print its fingerprint, for gateways and relays to
+    /// pin in addition
     Next,
-    /// Put the next certificate in the place of the present one; the coordinator shows it when it is restarted
+    /// Replace the present certificate by the next one; the coordinator uses it after a restart
     Switch,
 }
 
@@ -259,7 +272,7 @@ pub fn main() -> ExitCode {
             // Whoever reads our output may have seen enough.
             let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(broken) {
-                eprintln!("penstock-coordinator: {error:#}");
+                penstock_messages::print_fatal("penstock-coordinator", format_args!("{error:#}"));
             }
             ExitCode::FAILURE
         }
@@ -267,11 +280,11 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
-    let file = cli.place.config.as_deref().map(Document::read).transpose()?.unwrap_or_default();
-    let document = Document { state: cli.place.state, ..Document::default() }.or(file);
+    let file = cli.paths.config.as_deref().map(Document::read).transpose()?.unwrap_or_default();
+    let document = Document { state: cli.paths.state, ..Document::default() }.or(file);
     let state = document.state();
     match cli.command {
-        Command::Run { listen, name, certificate, certificate_key, acme, udp, metrics, lease, log } => {
+        Command::Run { listen, name, certificate, certificate_key, acme, udp, metrics, page, lease, log } => {
             let names = if name.is_empty() { None } else { Some(name) };
             let flags = Document {
                 listen: said(listen),
@@ -280,6 +293,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
                 certificate_key_file: certificate_key,
                 acme: acme.document(),
                 metrics: metrics.metrics,
+                page: page.map(|listen| PageDocument { listen: Some(listen), ..PageDocument::default() }),
                 lease,
                 ..udp.document()
             };
@@ -309,13 +323,24 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Site(SiteCommand::Limit { site, lifetime, never: _ }) => {
             show(&state, &Request::Limit { site, lifetime }, false)
         }
+        Command::Site(SiteCommand::ChannelBinding { site, mode }) => {
+            show(&state, &Request::ChannelBinding { site, mode }, false)
+        }
+        Command::PageLogin => show(&state, &Request::PageLogin, false),
         Command::Audit { last } => show(&state, &Request::Audit { last }, true),
         Command::Policy(PolicyCommand::Show) => show(&state, &Request::ShowPolicy, true),
         Command::Policy(PolicyCommand::Set { file }) => {
-            let policy = read_policy(&file).with_context(|| file.display().to_string())?;
+            let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
+            let policy = read_policy(&file).context(name)?;
             show(&state, &Request::SetPolicy(policy), false)
         }
     }
+}
+
+/// A prefix, or an address.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    prefix.map_err(|_| format!("{text:?} is not a prefix such as 10.0.0.0/8 or fd00:1::/64"))
 }
 
 fn said(list: Vec<SocketAddr>) -> Option<Vec<SocketAddr>> {
@@ -335,25 +360,8 @@ impl UdpFlags {
     }
 }
 
-fn log_to_stderr(log: Option<&str>) -> anyhow::Result<()> {
-    let filter = log.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| "info".into());
-    let filter = EnvFilter::try_new(&filter).with_context(|| format!("--log {filter}"))?;
-    // They would log what they carry, enrolment keys too.
-    let quiet = ["tungstenite=info", "tokio_tungstenite=info"].map(|directive| directive.parse());
-    let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let builder = builder.with_ansi(io::stderr().is_terminal()).with_target(false);
-    // journald has its own clock.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.without_time().init();
-    } else {
-        builder.init();
-    }
-    Ok(())
-}
-
 fn run_relay(flags: relay::RelayFlags, state: PathBuf, log: Option<&str>) -> anyhow::Result<()> {
-    log_to_stderr(log)?;
+    penstock_messages::log_to_stderr(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -369,7 +377,7 @@ fn run_relay(flags: relay::RelayFlags, state: PathBuf, log: Option<&str>) -> any
 }
 
 fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
-    log_to_stderr(log)?;
+    penstock_messages::log_to_stderr(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -381,33 +389,32 @@ fn run(config: Config, log: Option<&str>) -> anyhow::Result<()> {
         for address in coordinator.udp_addresses() {
             tracing::info!("STUN or relay at {address} (UDP)");
         }
+        if let Some(address) = coordinator.page_address() {
+            tracing::info!("the page is at {address}");
+        }
         if let Some(identity) = coordinator.identity() {
             tracing::info!("the certificate's SHA-256 fingerprint is {}", identity.fingerprint);
         }
-        tell_service_manager(NotifyState::Ready);
+        pulse::tell(NotifyState::Ready);
+        let mut beats = Box::pin(coordinator.pulse().beat());
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                never = &mut beats => match never {},
                 _ = reload.recv() => match coordinator.reload() {
                     Ok(true) => tracing::info!("the certificate was read again"),
-                    Ok(false) => tracing::info!("no certificate was given that could be read again"),
+                    Ok(false) => tracing::info!("there is no certificate file to read again"),
                     Err(error) => tracing::error!("the certificate in use stays: {error}"),
                 },
             }
         }
         tracing::info!("stopping");
-        tell_service_manager(NotifyState::Stopping);
+        drop(beats);
+        pulse::tell(NotifyState::Stopping);
         coordinator.stop().await?;
         anyhow::Ok(())
     })
-}
-
-/// Without a service manager this does nothing.
-fn tell_service_manager(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!("the service manager cannot be told: {error}");
-    }
 }
 
 fn read_policy(file: &Path) -> anyhow::Result<Policy> {
@@ -415,7 +422,8 @@ fn read_policy(file: &Path) -> anyhow::Result<Policy> {
     let source: Box<dyn Read> =
         if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(std::fs::File::open(file)?) };
     source.take(LIMIT as u64 + 1).read_to_string(&mut text)?;
-    Policy::parse(&text).map_err(anyhow::Error::msg)
+    // Editors on Windows put a byte order mark in front.
+    Policy::parse(text.trim_start_matches('\u{feff}')).map_err(anyhow::Error::msg)
 }
 
 fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {

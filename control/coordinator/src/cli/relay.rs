@@ -18,24 +18,24 @@ pub(super) struct RelayFlags {
     /// The coordinator, https://HOST or https://HOST:PORT
     #[arg(long, value_name = "URL")]
     coordinator: CoordinatorUrl,
-    /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts; again for the
-    /// one that is to take its place
+    /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts; repeat it for the
+    /// certificate that will replace that one
     #[arg(long, value_name = "HEX", required_unless_present = "ca")]
     fingerprint: Vec<Fingerprint>,
     /// The certificate authorities that vouch for the coordinator, in PEM
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
-    /// The overlay's authority, as `authority show` prints it. The relay keeps what that key has revoked and tells
+    /// The overlay's authority, as `authority show` prints it. The relay stores what that key has revoked and tells
     /// gateways of it, whatever the coordinator shows later
     #[arg(long, value_name = "KEY")]
     authority: Option<AuthorityKey>,
-    /// The TCP address and port to take TLS streams at, again for more [default: [::]:443]
+    /// A TCP address and port to accept TLS connections on; may be repeated [default: [::]:443]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
-    /// The host name or address by which gateways reach this relay, again for more
+    /// A host name or address by which gateways reach this relay; may be repeated
     #[arg(long, value_name = "HOST", required = true)]
     name: Vec<String>,
-    /// A certificate chain in PEM; without it the relay makes its own
+    /// A certificate chain in PEM; without one, the relay makes its own
     #[arg(long, value_name = "FILE", requires = "certificate_key")]
     certificate: Option<PathBuf>,
     /// The certificate's private key in PEM
@@ -51,7 +51,7 @@ pub(super) struct RelayFlags {
 
 impl RelayFlags {
     fn config(self, state: PathBuf) -> anyhow::Result<RelayConfig> {
-        anyhow::ensure!(!self.udp.no_relay, "a relay that is none (--no-relay) has nothing to do");
+        anyhow::ensure!(!self.udp.no_relay, "without its relay (--no-relay) it has nothing to do");
         let trust = match (self.fingerprint.as_slice(), self.ca) {
             ([], None) => anyhow::bail!("--fingerprint or --ca must say whom to trust"),
             ([], file) => Trust::Authorities(file),
@@ -75,7 +75,7 @@ impl RelayFlags {
         Ok(RelayConfig { serving, coordinator: self.coordinator, tls, authority: self.authority })
     }
 
-    /// Starts the relay, and says what the coordinator's configuration needs.
+    /// Starts the relay, and tells what the coordinator's configuration needs.
     pub async fn start(self, state: PathBuf) -> anyhow::Result<RelayProcess> {
         let pinned = self.authority.is_some();
         let process = RelayProcess::start(self.config(state)?).await?;

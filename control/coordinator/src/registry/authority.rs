@@ -1,5 +1,5 @@
-//! What the authority signs, in step with what is stored: documents are on the disk with the change that they are
-//! about before anybody is told of either.
+//! What the authority signs, in step with what is stored: documents are on disk together with the change that they are
+//! about, before anybody is told of either.
 
 use std::collections::BTreeSet;
 
@@ -14,30 +14,30 @@ use crate::signer::{self, Requests, Signer, SignerError};
 use crate::site::{Site, SiteState};
 use crate::store::{StoreError, Trust, Who};
 
-/// Who stands for the overlay, and what there is to do about it.
+/// The overlay's authority, and what it has to do.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AuthorityReport {
     /// The key for gateways to pin.
     pub authority: AuthorityKey,
-    /// Its private key is in the coordinator's state directory.
+    /// Whether its private key is in the coordinator's state directory.
     pub here: bool,
-    /// How often it has handed over to another key.
+    /// How many times it has handed over to another key.
     pub rollovers: usize,
-    /// Sites and relays that it vouches for.
+    /// The number of sites and relays that it vouches for.
     pub statements: usize,
-    /// Sites and relays in its present list of revocations.
+    /// The number of sites and relays in its present list of revocations.
     pub revoked: usize,
     /// How long a lease of this coordinator lasts.
     pub lease: LeaseLength,
-    /// Those leases count.
+    /// Whether those leases count.
     pub lease_certified: bool,
-    /// What waits for its signature.
+    /// The number of requests that wait for its signature.
     pub requests: usize,
 }
 
 impl Ledger {
-    /// Who signs. After a change that could not be stored it goes on by what is stored.
+    /// The signer. After a change that could not be stored it is made again from what is stored.
     pub(super) async fn signer(&mut self) -> Result<&mut Signer, ChangeError> {
         let signer = match self.signer.take() {
             Some(signer) => signer,
@@ -49,7 +49,7 @@ impl Ledger {
         Ok(self.signer.insert(signer))
     }
 
-    /// Signs whatever is known and not signed, at the start: everything, in the first start and after an upgrade.
+    /// Signs at the start whatever is known and not signed yet: everything, at the first start and after an upgrade.
     pub(super) async fn sign_all(
         &mut self,
         trust: Option<Trust>,
@@ -71,7 +71,7 @@ impl Ledger {
             };
             match signed {
                 Ok(signed) => documents.extend(signed),
-                // Two sites of an older coordinator may have the same subnet, or a name in common.
+                // Two sites of an older coordinator may have the same subnet or the same name.
                 Err(error) => tracing::error!("{} is not vouched for: {error}", site.name),
             }
         }
@@ -93,7 +93,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Signs what there is to say of a site that is about to change.
+    /// Signs what there is to say about a site that is about to change.
     pub(super) async fn sign(&mut self, site: &Site) -> Result<Vec<Document>, ChangeError> {
         let signer = self.signer().await?;
         Ok(match site.state {
@@ -103,7 +103,7 @@ impl Ledger {
         })
     }
 
-    /// What was signed and not stored is not signed.
+    /// What was signed but could not be stored does not count as signed.
     pub(super) fn stored<T>(
         &mut self,
         documents: &[Document],
@@ -117,12 +117,12 @@ impl Ledger {
 }
 
 impl Registry {
-    /// Tells all concerned of a site that has changed, and of what was signed of it.
+    /// Tells everybody concerned about a site that has changed, and about what was signed for it.
     pub(super) async fn put(&self, ledger: &mut Ledger, site: Site, documents: &[Document]) -> Result<(), ChangeError> {
         let key = site.key;
         if site.state == SiteState::Approved {
             ledger.reserve_leases(&self.leases).await?;
-            // All at once, so that nobody is told of the site before what vouches for it.
+            // In one step, so that nobody is told of the site before what vouches for it.
             self.lease(&[key], |state| {
                 state.put(site);
                 state.take_statements(documents.iter());
@@ -135,7 +135,7 @@ impl Registry {
         self.publish(ledger, documents).await
     }
 
-    /// Tells everybody of documents that concern everybody.
+    /// Tells everybody about documents that concern everybody.
     pub(super) async fn publish(&self, ledger: &mut Ledger, documents: &[Document]) -> Result<(), ChangeError> {
         if documents.iter().all(|document| matches!(document.contents(), Contents::Site(_))) {
             return Ok(());
@@ -150,10 +150,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Who stands for the overlay.
+    /// The state of the overlay's authority.
     ///
     /// # Errors
-    /// It cannot be read what was signed.
+    /// The signed documents cannot be read.
     pub async fn authority(&self) -> Result<AuthorityReport, ChangeError> {
         let requests = self.requests().await?;
         let mut ledger = self.ledger.lock().await;
@@ -175,7 +175,7 @@ impl Registry {
         })
     }
 
-    /// All that the authority has signed and is in force.
+    /// Everything that the authority has signed and that is in force.
     ///
     /// # Errors
     /// It cannot be read.
@@ -183,10 +183,10 @@ impl Registry {
         Ok(self.ledger.lock().await.signer().await?.publication().clone())
     }
 
-    /// What an authority elsewhere has to sign, for what this coordinator knows to be in force.
+    /// What an authority elsewhere has to sign, given what this coordinator knows to be in force.
     ///
     /// # Errors
-    /// It cannot be read what was signed.
+    /// The signed documents cannot be read.
     pub async fn requests(&self) -> Result<Requests, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let signer = ledger.signer().await?;
@@ -202,7 +202,7 @@ impl Registry {
         };
         for (site, _) in sites.iter().filter(|(site, _)| site.state != SiteState::Revoked) {
             let offered = site.subnets.iter().chain(site.granted.iter().flat_map(|granted| granted.iter())).copied();
-            // What cannot be granted to anybody need not be asked for.
+            // Subnets that cannot be granted to anybody need not be requested.
             let sound = offered.filter(|subnet| Subnets::new([*subnet]).is_ok());
             let granted = Subnets::new(sound).ok().or_else(|| site.granted.clone());
             let wanted = signer::grant(&Site { granted, ..site.clone() });
@@ -224,7 +224,7 @@ impl Registry {
         Ok(requests)
     }
 
-    /// Takes in what the authority has signed elsewhere, and lets in and cuts off sites as it says.
+    /// Takes in what the authority has signed elsewhere, and admits or cuts off sites accordingly.
     ///
     /// # Errors
     /// The key is here, the authority has not signed it, or it could not be stored.
@@ -233,7 +233,7 @@ impl Registry {
         let documents = match ledger.signer().await?.add(signed) {
             Ok(documents) => documents,
             Err(error) => {
-                // Some may have been taken in.
+                // Some documents may have been taken in already.
                 ledger.signer = None;
                 return Err(error.into());
             }
@@ -248,7 +248,8 @@ impl Registry {
         });
         let stated: BTreeSet<SiteKey> = stated.collect();
         for (before, _) in self.sites() {
-            // A site that this coordinator has revoked stays so until the authority has signed a new statement for it.
+            // A site that this coordinator has revoked stays revoked until the authority has signed a new statement for
+            // it.
             if before.state == SiteState::Revoked && !stated.contains(&before.key) {
                 continue;
             }
@@ -259,7 +260,7 @@ impl Registry {
         Ok(documents.len())
     }
 
-    /// A site as the authority has stated it, if it is not so already.
+    /// A site as the authority states it, if it is not so already.
     async fn as_stated(&self, ledger: &mut Ledger, site: &Site) -> Result<Option<Site>, ChangeError> {
         let statement = ledger.signer().await?.publication().site(&site.key).cloned();
         let after = match statement {
@@ -283,10 +284,10 @@ impl Registry {
         Ok((after != *site).then_some(after))
     }
 
-    /// Lets another key stand for the overlay: a new one, or a spare that takes over by a document of before.
+    /// Hands the overlay over to another key: a new one, or a spare with a document signed earlier.
     ///
     /// # Errors
-    /// The key is elsewhere and there is no such document, or it could not be stored.
+    /// The key is elsewhere and there is no such document, or the change could not be stored.
     pub async fn roll_over(
         &self,
         spare: Option<(SigningKey, Document)>,
@@ -320,7 +321,7 @@ impl Registry {
     /// Signs in advance that another key may take over.
     ///
     /// # Errors
-    /// The key is elsewhere, or it could not be noted.
+    /// The key is elsewhere, or the change could not be recorded.
     pub async fn spare(&self, to: AuthorityKey, who: &Who) -> Result<Document, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let document = match ledger.signer().await? {
@@ -334,7 +335,7 @@ impl Registry {
     /// Forgets the authority's key, which is on another machine from now on.
     ///
     /// # Errors
-    /// It is elsewhere already, or the file cannot be removed.
+    /// It is already elsewhere, or the file cannot be removed.
     pub async fn forget_authority(&self, who: &Who) -> Result<(), ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let publication = match ledger.signer().await? {
@@ -348,7 +349,7 @@ impl Registry {
     }
 }
 
-/// What documents are, for the log.
+/// What documents are about, for the log.
 fn named(documents: &[Document]) -> Vec<String> {
     const MOST: usize = 64;
     let name = |document: &Document| match document.contents() {

@@ -1,5 +1,5 @@
-//! Another certificate of the coordinator's own, with what the log says of it. The files come first: after a crash between
-//! the two an entry may be missing.
+//! Replacing the coordinator's own certificate, with the audit's entries about it. The files change first: after a
+//! crash in between, an entry may be missing.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,10 @@ use crate::certificate;
 use crate::store::Who;
 
 impl Registry {
-    /// Makes the certificate that is to take the place of the coordinator's own.
+    /// Makes the certificate that is to replace the coordinator's own.
     ///
     /// # Errors
-    /// See [`certificate::next`]; or it could not be noted.
+    /// See [`certificate::next`]; or the change could not be recorded.
     pub async fn next_certificate(
         &self,
         directory: PathBuf,
@@ -30,10 +30,10 @@ impl Registry {
         Ok(next)
     }
 
-    /// Puts the next certificate in the place of the coordinator's own, from its next start on.
+    /// Replaces the coordinator's own certificate by the next one, from its next start on.
     ///
     /// # Errors
-    /// See [`certificate::switch`]; or it could not be noted.
+    /// See [`certificate::switch`]; or the change could not be recorded.
     pub async fn switch_certificate(&self, directory: PathBuf, who: &Who) -> Result<Fingerprint, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let switched = spawn_blocking(move || certificate::switch(&directory));

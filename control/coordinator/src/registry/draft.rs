@@ -1,5 +1,6 @@
-//! What a connection has to say, gathered under the lock and put into words beside it.
+//! What a connection has to be told: gathered under the lock, and encoded outside it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,9 +16,9 @@ use super::papers::Bundle;
 use crate::policy::Reach;
 use crate::site::Site;
 
-/// With so many peers it is left to a thread of its own: a tenth of a millisecond.
+/// From this many peers on, encoding is left to a thread of its own: it takes a tenth of a millisecond.
 const LONG: usize = 64;
-/// So many of those at a time, which bounds what they take of memory and processors.
+/// The most such encodings at a time, which limits their use of memory and processors.
 static LONG_AT_A_TIME: Semaphore = Semaphore::const_new(4);
 
 /// Messages to a site.
@@ -36,7 +37,7 @@ pub(super) enum News {
         upsert: Vec<Seen>,
         remove: Vec<SiteKey>,
     },
-    /// All there is, to somebody who may know it already.
+    /// Everything there is, for somebody who may know it already.
     Whole {
         version: MapVersion,
         peers: Vec<Seen>,
@@ -45,12 +46,12 @@ pub(super) enum News {
     },
 }
 
-/// A site as its peers are told of it.
+/// A site as its peers are told about it.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub site: Arc<Site>,
     pub announced: Arc<[IpNet]>,
-    /// What it may begin at whom is told.
+    /// What it may begin at the site that is told.
     pub reach: Arc<Reach>,
     pub reachability: Option<Arc<Reachability>>,
 }
@@ -79,7 +80,7 @@ impl Draft {
     }
 }
 
-/// Documents in as many messages as it takes.
+/// Documents, in as many messages as it takes.
 pub fn messages_of(documents: Vec<Document>) -> impl Iterator<Item = CoordinatorMessage> {
     let mut documents = documents.into_iter();
     std::iter::from_fn(move || {
@@ -91,8 +92,10 @@ pub fn messages_of(documents: Vec<Document>) -> impl Iterator<Item = Coordinator
 impl News {
     fn message(self) -> CoordinatorMessage {
         match self {
-            Self::Update { from, to, upsert, remove } => {
-                let upsert = upsert.iter().map(Seen::entry).collect();
+            Self::Update { from, to, upsert, mut remove } => {
+                let upsert: BTreeMap<SiteKey, Peer> = upsert.iter().map(Seen::entry).collect();
+                // A gateway that is not shown restricted peers must not keep one from before.
+                remove.extend(upsert.iter().filter(|(_, peer)| peer.allow.is_some()).map(|(key, _)| *key));
                 CoordinatorMessage::Update(Update { from, to, upsert, remove })
             }
             Self::Whole { version, peers, servers, known } => {
@@ -100,7 +103,8 @@ impl News {
                 let (relays, stun_servers) = (servers.relays.clone(), servers.stun_servers.clone());
                 let map = Map { version, peers, relays, stun_servers };
                 match known {
-                    // Of an earlier life of ours. What the peers said of themselves meanwhile is all there is to say.
+                    // A map from an earlier process of ours. What the peers have announced meanwhile is all there is to
+                    // tell.
                     Some(known) if known.digest == map.digest() => {
                         let mut upsert = map.peers;
                         upsert.retain(|_, peer| peer.reachability.is_some());

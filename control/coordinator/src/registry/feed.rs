@@ -1,7 +1,7 @@
-//! What relays are told of the state: all of it once, then which pairs changed.
+//! What relays are told about the state: all of it once, then the pairs that have changed.
 //!
-//! The log remembers pairs, not what became of them: a relay is told how they stand when it is told. A pair
-//! of a site with itself stands for the site's own approval.
+//! The log remembers pairs, not how they changed: a relay is told their state at the time of telling. A pair of a site
+//! with itself stands for the site's own approval.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
@@ -15,16 +15,16 @@ use crate::site::SiteState;
 
 /// How many changes are remembered. A relay that missed more is told the whole again.
 pub(super) const HISTORY_LIMIT: usize = 65_536;
-/// Most pairs, and most sites, that are looked at under the lock for one message; of pairs, a site's own are more if
-/// it has more. Two milliseconds.
+/// The most pairs, and the most sites, that are examined under the lock for one message; if a site has more pairs than
+/// that, all of them are. This takes two milliseconds.
 const PAIRS_AT_A_TIME: usize = 8192;
 /// See [`PAIRS_AT_A_TIME`].
 const SITES_AT_A_TIME: usize = 2048;
 
-// A relay takes no more in one message.
+// A relay accepts no more than this in one message.
 const _: () = assert!(PAIRS_AT_A_TIME + PEERS_LIMIT <= ACCESS_PAIRS_LIMIT);
 
-/// Changes of who may talk to whom.
+/// Changes in who may talk to whom.
 #[derive(Default)]
 pub(super) struct Feed {
     number: u64,
@@ -42,7 +42,7 @@ pub struct Reader {
 #[derive(Clone, Copy, Debug)]
 enum Told {
     Nothing,
-    /// The whole up to this site; what changed since that number comes after it.
+    /// The whole up to this site; what has changed since that number comes after it.
     Sites(SiteNumber, u64),
     Changes(u64),
 }
@@ -66,7 +66,7 @@ impl Feed {
         self.wake();
     }
 
-    /// More changed than is remembered: all have to be told the whole.
+    /// More has changed than is remembered: everybody has to be told the whole.
     pub fn forget(&mut self) {
         self.changed.clear();
         self.number += 1;
@@ -84,7 +84,7 @@ impl Feed {
         Reader { wake, told: Told::Nothing }
     }
 
-    /// What changed after that number, oldest first; none if it is not remembered so far back.
+    /// What has changed since that number, oldest first; `None` if the log does not go back that far.
     fn since(&self, number: u64) -> Option<impl Iterator<Item = (SiteNumber, SiteNumber)> + '_> {
         let missed = usize::try_from(self.number.checked_sub(number)?).ok()?;
         Some(self.changed.iter().skip(self.changed.len().checked_sub(missed)?).copied())
@@ -92,7 +92,7 @@ impl Feed {
 }
 
 impl State {
-    /// What a relay is to be told next, if anything. It counts as told.
+    /// The next message for a relay, if there is one. It counts as told.
     pub fn access(&self, reader: &mut Reader) -> Option<Access> {
         match reader.told {
             Told::Changes(number) => {
@@ -122,14 +122,14 @@ impl State {
                 (false, false) => access.parted.push((one, other)),
             }
         }
-        // Who is told of a pair knows its sites, in whatever order they changed.
+        // A relay that is told of a pair must know its sites, in whatever order they changed.
         let known: BTreeSet<SiteNumber> = access.sites.iter().map(|(number, _)| *number).collect();
         let named: BTreeSet<SiteNumber> = access.joined.iter().flat_map(|(one, other)| [*one, *other]).collect();
         access.sites.extend(named.difference(&known).map(|number| (*number, self.key(*number))));
         access
     }
 
-    /// Part of the whole: each site's pairs with those before it, as many sites as fit.
+    /// Part of the whole: each site's pairs with those before it, for as many sites as fit.
     fn rows(&self, reader: &mut Reader, first: SiteNumber, number: u64) -> Access {
         let count = self.count();
         let mut access = Access { part: AccessPart::Further, ..Access::default() };
@@ -148,7 +148,7 @@ impl State {
             }
             next += 1;
         }
-        // Even the whole of nothing has two ends, so an empty last part follows.
+        // Even an empty whole has a first and a last part, so an empty last part follows.
         if next == count && first > 0 || count == 0 && matches!(reader.told, Told::Sites(..)) {
             access.part = AccessPart::Last;
             reader.told = Told::Changes(number);

@@ -1,4 +1,4 @@
-//! What gateways do: enrol, connect, say where they are.
+//! What gateways do: enrol, connect, announce where they are.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,21 +9,21 @@ use penstock_proto::trust::Subnets;
 
 use super::{ChangeError, Ledger, Outgoing, Registry, SITES_LIMIT, Session};
 use crate::addresses::free_virtual_address;
-use crate::site::{Site, SiteState};
+use crate::site::{BindingMode, Site, SiteState};
 use crate::store::Who;
 use crate::time::now;
 
 impl Registry {
-    /// Lets in a gateway that has proven its key, and perhaps that nobody stands in between.
+    /// Accepts a gateway that has proven its key and, perhaps, that nobody is in between.
     ///
     /// # Errors
-    /// Why it is sent away.
+    /// Why it is refused.
     pub async fn connect(&self, hello: Hello, bound: bool) -> Result<Session, Refusal> {
         let Hello { public_key, subnets, enrolment, known, .. } = hello;
         if let Some(session) = self.connect_known(&public_key, &subnets, bound, known)? {
             return Ok(session);
         }
-        // Enrolment, or other subnets: both are stored.
+        // Enrolment and changes of subnets are stored.
         let mut ledger = self.ledger.lock().await;
         let site = self.state().site(&public_key).cloned();
         match site {
@@ -47,23 +47,16 @@ impl Registry {
     ) -> Result<Option<Session>, Refusal> {
         let mut state = self.state();
         let Some(site) = state.site(key) else { return Ok(None) };
-        if site.state == SiteState::Revoked {
-            return Err(refused(RefusalReason::Revoked));
-        }
-        if site.bound && !bound {
-            let detail = "it is for another TLS connection: somebody stands in between. If that is a proxy of yours, approve \
-                the site again";
-            return Err(Refusal { reason: RefusalReason::Proof, detail: Some(detail.into()) });
-        }
-        if site.subnets != subnets || site.bound != bound {
+        may_connect(site, bound)?;
+        if site.subnets != subnets || site.channel_binding != site.channel_binding.after(bound) {
             return Ok(None);
         }
         self.note_seen(*key);
         state.connect(Instant::now(), key, known).map(Some).map_err(refused)
     }
 
-    /// Takes note of what a site says that is not as before. What is in force already stays so until an administrator
-    /// has allowed the rest, if anything has to be allowed.
+    /// Notes what a site now announces differently. What is in force stays so until an administrator has allowed the
+    /// rest, if it needs permission.
     async fn note_hello(
         &self,
         ledger: &mut Ledger,
@@ -71,10 +64,9 @@ impl Registry {
         subnets: Vec<IpNet>,
         bound: bool,
     ) -> Result<(), Refusal> {
-        let mut site = Site { subnets, bound: before.bound || bound, ..before.clone() };
-        if site.state == SiteState::Revoked {
-            return Err(refused(RefusalReason::Revoked));
-        }
+        may_connect(before, bound)?;
+        let channel_binding = before.channel_binding.after(bound);
+        let mut site = Site { subnets, channel_binding, ..before.clone() };
         if !self.state().may_change_subnets(Instant::now(), &site.key) {
             let detail = Some("it changes its subnets too often".into());
             return Err(Refusal { reason: RefusalReason::TooMany, detail });
@@ -111,7 +103,7 @@ impl Registry {
         }
         let virtual_address = {
             let state = self.state();
-            let taken = |site: &Arc<Site>| site.state != SiteState::Revoked && site.name == enrolment.name;
+            let taken = |site: &Arc<Site>| site.state != SiteState::Revoked && site.name.resembles(&enrolment.name);
             if state.sites().any(taken) {
                 return Err(refused(RefusalReason::NameTaken));
             }
@@ -122,7 +114,7 @@ impl Registry {
             tracing::error!("no more than {SITES_LIMIT} sites can enrol");
             return Err(refused(RefusalReason::Unavailable));
         };
-        // Without the authority's key somebody who has it must approve the site.
+        // Without the authority's key, somebody who has it must approve the site.
         let here = ledger.signer().await.map_err(|error| unavailable(&error))?.is_here();
         let allowed = Subnets::new(record.subnets.iter().copied()).ok().filter(|_| !record.subnets.is_empty());
         let mut site = Site {
@@ -130,7 +122,7 @@ impl Registry {
             name: enrolment.name,
             virtual_address,
             subnets,
-            bound,
+            channel_binding: BindingMode::default().after(bound),
             tags: record.tags,
             state: if record.approve_manually || !here { SiteState::Pending } else { SiteState::Approved },
             created: now(),
@@ -141,12 +133,14 @@ impl Registry {
         };
         if site.state == SiteState::Approved {
             site.in_force = self.state().decide(&site, site.granted.as_ref()).in_force;
-            site.granted = granted(&site.in_force);
+            // A key that says what may be offered says so for this offer only: a site that offers nothing of it now
+            // gets no grant.
+            site.granted = granted(&site.in_force).or(site.granted.and(Some(Subnets::default())));
         }
         let documents = ledger.sign(&site).await.map_err(|error| unavailable(&error))?;
         let stored = ledger.store.enrol(&site, record.id, &documents).await;
         if !ledger.stored(&documents, stored).map_err(|error| unavailable(&error))? {
-            // Nothing was stored, so nothing may be signed.
+            // Nothing was stored, so nothing may count as signed.
             ledger.signer = None;
             return Err(refused(RefusalReason::KeyUsedUp));
         }
@@ -157,11 +151,12 @@ impl Registry {
     /// Ends a connection.
     pub fn disconnect(&self, session: &Session) {
         if self.state().disconnect(session) {
+            self.reported.latest().remove(&session.key());
             self.note_seen(session.key());
         }
     }
 
-    /// What a connection has to say now. It counts as said.
+    /// What a connection has to be told now. It counts as told.
     pub fn outgoing(&self, session: &mut Session) -> Outgoing {
         self.state().outgoing(session)
     }
@@ -172,29 +167,42 @@ impl Registry {
         self.state().why_cut(session)
     }
 
-    /// Whether a site may say something more now. It counts as said.
+    /// Whether a site may send another message now. It counts as sent.
     #[must_use]
     pub fn may_speak(&self, session: &Session) -> bool {
         self.state().may_speak(Instant::now(), session)
     }
 
-    /// Takes note of where a site can be reached.
+    /// Notes where a site can be reached.
     pub fn set_reachability(&self, session: &Session, reachability: Reachability) {
         self.state().set_reachability(session, reachability);
     }
+}
+
+/// Whether a known site that has proven its key may connect.
+fn may_connect(site: &Site, bound: bool) -> Result<(), Refusal> {
+    if site.state == SiteState::Revoked {
+        return Err(refused(RefusalReason::Revoked));
+    }
+    if site.channel_binding == BindingMode::Required && !bound {
+        let detail = "it is for another TLS connection: somebody is in between. If that is your own proxy, \
+            `site channel-binding` lets the site through it";
+        return Err(Refusal { reason: RefusalReason::Proof, detail: Some(detail.into()) });
+    }
+    Ok(())
 }
 
 fn refused(reason: RefusalReason) -> Refusal {
     Refusal { reason, detail: None }
 }
 
-/// What a site may offer after its first offer: what of it is in force. A site that has offered nothing so far has
-/// its first offer still before it.
+/// What a site may offer after its first offer: the part of it that is in force. A site that has offered nothing so far
+/// still has its first offer to make.
 fn granted(in_force: &[IpNet]) -> Option<Subnets> {
     Subnets::new(in_force.iter().copied()).ok().filter(|_| !in_force.is_empty())
 }
 
 fn unavailable(error: &ChangeError) -> Refusal {
-    tracing::error!("a gateway is put off: {error}");
+    tracing::error!("a gateway is told to try later: {error}");
     refused(RefusalReason::Unavailable)
 }

@@ -1,4 +1,4 @@
-//! A lock that knows how long it was held.
+//! A lock that measures how long it is held.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ pub(super) struct Timed<T> {
     longest: AtomicU64,
 }
 
-/// The lock, held.
+/// The lock while it is held.
 pub(super) struct Held<'a, T> {
     guard: MutexGuard<'a, T>,
     since: Instant,
@@ -24,7 +24,7 @@ impl<T> Timed<T> {
         Self { inner: Mutex::new(value), longest: AtomicU64::new(0) }
     }
 
-    /// Nothing that it guards is left half-changed by a panic that others could not live with.
+    /// A panic leaves nothing behind that the lock protects and that others could not live with.
     pub fn lock(&self) -> Held<'_, T> {
         let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         Held { guard, since: Instant::now(), longest: &self.longest }

@@ -14,11 +14,11 @@ use super::state::State;
 use super::{ChangeError, Ledger, Registry};
 use crate::signer;
 
-/// Leases that are signed under the lock at a time: two milliseconds.
+/// The most leases signed under the lock at a time: two milliseconds.
 const AT_A_TIME: usize = 64;
 /// How many serials are reserved at a time: an hour of milliseconds, since serials are times.
 const RESERVED: u64 = 3_600_000;
-/// With so few left, more are reserved.
+/// When this few are left, more are reserved.
 const FEW: u64 = 600_000;
 
 /// Signs the leases of sites, and renews them.
@@ -29,7 +29,7 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// `last` is a serial that no lease had until now.
+    /// `last` is a serial that no lease has had yet.
     pub fn new(key: SigningKey, length: LeaseLength, last: Serial) -> Self {
         Self { lessor: Mutex::new(Lessor::new(key, length, last)), length, given: AtomicU64::new(0) }
     }
@@ -44,7 +44,7 @@ impl Leases {
 }
 
 impl Ledger {
-    /// Makes sure that leases can be given: that none of the serials to come was ever used after a restart.
+    /// Makes sure that leases can be issued: that, even after a restart, none of the next serials has been used before.
     pub(super) async fn reserve_leases(&mut self, leases: &Leases) -> Result<(), ChangeError> {
         let next = leases.lessor().last().0.max(signer::now().0.saturating_mul(1_000));
         if next.saturating_add(FEW) > self.lease_bound.0 {
@@ -63,16 +63,16 @@ impl Registry {
         (self.leases.length.renewal() / 8).clamp(Duration::from_millis(250), Duration::from_secs(60))
     }
 
-    /// How many leases were given since the start.
+    /// How many leases were issued since the start.
     #[must_use]
     pub fn leases_given(&self) -> u64 {
         self.leases.given.load(Relaxed)
     }
 
-    /// Gives new leases to the sites whose lease is due, and has the others told.
+    /// Issues new leases to the sites whose lease is due, and tells the others.
     ///
     /// # Errors
-    /// It could not be stored which serials are used; it will be tried again.
+    /// It could not be stored which serials are used; it will be retried.
     pub async fn renew_leases(&self) -> Result<(), ChangeError> {
         self.ledger.lock().await.reserve_leases(&self.leases).await?;
         let due = self.state().leases_due(Instant::now(), self.leases.length.renewal());
@@ -87,9 +87,9 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives these sites a lease each, if they are approved after the change that is made with it.
+    /// Gives each of these sites a lease, if it is approved after the change that is made in the same step.
     pub(super) fn lease(&self, sites: &[SiteKey], change: impl FnOnce(&mut State)) {
-        // The lessor stays locked until the leases are in place, so that none gets there after one with a higher
+        // The lessor stays locked until the leases are in place, so that none is put there after one with a higher
         // serial.
         let mut lessor = self.leases.lessor();
         let now = signer::now();
@@ -100,7 +100,7 @@ impl Registry {
         leases.into_iter().for_each(|lease| state.take_lease(Instant::now(), lease));
     }
 
-    /// Has every connection look whether there is something to say, some at a time.
+    /// Makes every connection check whether there is something to send, some at a time.
     pub(super) async fn wake_all(&self) {
         let mut next = 0;
         loop {

@@ -1,8 +1,8 @@
-//! The policy, compiled for the sites there are: who is linked to whom, without asking each of all others.
+//! The policy, compiled for the existing sites: who is linked to whom, without comparing each site with all others.
 //!
-//! A site's *class* is the set of the policy's selectors that select it. Selectors that a link joins are neighbors,
-//! and a selector's members are the approved sites that it selects; so the neighbors of a site are the members of
-//! the neighbors of its class, and a change of one site looks at those alone.
+//! A site's *class* is the set of the policy's selectors that select it. Selectors joined by a link are neighbours, and
+//! a selector's members are the approved sites that it selects. So the neighbours of a site are the members of the
+//! neighbours of its class, and a change of one site concerns only those.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ type SelectorNumber = u32;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Links {
     policy: Arc<Policy>,
-    /// The selectors of links; those of subnets have no part in it.
+    /// The selectors of links; those used only for subnets are not among them.
     selectors: HashMap<Selector, SelectorNumber>,
-    /// What those of the first may begin at those of the second. Both orders of linked selectors are there.
+    /// What the members of the first may begin at those of the second. Linked selectors are in it in both orders.
     linked: HashMap<(SelectorNumber, SelectorNumber), Reach>,
-    /// Whether all who may talk may reach everything.
+    /// Whether everybody who may talk may reach everything.
     unrestricted: bool,
     neighbors: Vec<Vec<SelectorNumber>>,
     members: Vec<BTreeSet<SiteNumber>>,
@@ -30,11 +30,11 @@ pub(super) struct Links {
     classes: Vec<Class>,
 }
 
-/// Selectors, in order.
+/// A sorted list of selectors.
 pub(super) type Class = Box<[SelectorNumber]>;
 
 impl Links {
-    /// Of these sites, by their numbers.
+    /// Compiles the policy for these sites, by number.
     pub fn compile<'a>(policy: Arc<Policy>, sites: impl Iterator<Item = &'a Site>) -> Self {
         let mut links = Self { policy, unrestricted: true, ..Self::default() };
         for link in &links.policy.links {
@@ -71,7 +71,7 @@ impl Links {
         &self.policy
     }
 
-    /// A site is new, or not as it was.
+    /// A site is new, or has changed.
     pub fn set(&mut self, number: SiteNumber, site: &Site) {
         let class = self.class_of(site);
         let place = number as usize;
@@ -102,7 +102,7 @@ impl Links {
         one != other && self.links(&self.classes[one as usize], &self.classes[other as usize])
     }
 
-    /// Whether a site that may not be one yet, once it is approved, may talk to another.
+    /// Whether a site that may not exist yet could talk to another once it is approved.
     pub fn would_join(&self, site: &Site, other: SiteNumber) -> bool {
         let approved = Site { state: SiteState::Approved, ..site.clone() };
         self.links(&self.class_of(&approved), &self.classes[other as usize])
@@ -117,10 +117,10 @@ impl Links {
         self.reach_of(&self.classes[from as usize], &self.classes[to as usize])
     }
 
-    /// The same of many who may talk to one site.
+    /// The same for many sites that may talk to one site.
     pub fn reach_at(&self, to: SiteNumber) -> impl FnMut(SiteNumber) -> Arc<Reach> + '_ {
         let (to, everything) = (&self.classes[to as usize], Arc::new(Reach::All));
-        // Most sites are of few classes.
+        // Most sites belong to few classes.
         let mut known: HashMap<&Class, Arc<Reach>> = HashMap::new();
         move |from| {
             if self.unrestricted {
@@ -146,13 +146,13 @@ impl Links {
         reach
     }
 
-    /// What a site is in the eyes of the links: those of one class may reach the same.
+    /// The class of a site: sites of one class may reach the same.
     pub fn class(&self, number: SiteNumber) -> Class {
         self.classes[number as usize].clone()
     }
 
-    /// Those among the sites that may begin something else at a site than when its class was `before`, and those at
-    /// which it may begin something else.
+    /// The sites that may now begin something different at a site than when its class was `before`, and those at which
+    /// it may begin something different.
     pub fn reach_changes(
         &self,
         number: SiteNumber,
@@ -167,17 +167,17 @@ impl Links {
         let mut changed = (Vec::new(), Vec::new());
         for other in among {
             let class = &self.classes[*other as usize];
-            let (hither, thither) = *known.entry(class).or_insert_with(|| {
-                let hither = self.reach_of(class, before) != self.reach_of(class, now);
-                (hither, self.reach_of(before, class) != self.reach_of(now, class))
+            let (inbound, outbound) = *known.entry(class).or_insert_with(|| {
+                let inbound = self.reach_of(class, before) != self.reach_of(class, now);
+                (inbound, self.reach_of(before, class) != self.reach_of(now, class))
             });
-            changed.0.extend(hither.then_some(*other));
-            changed.1.extend(thither.then_some(*other));
+            changed.0.extend(inbound.then_some(*other));
+            changed.1.extend(outbound.then_some(*other));
         }
         changed
     }
 
-    /// What the new links change of who may begin what; none if neither restrict anybody.
+    /// How the new links change who may begin what; `None` if neither restricts anybody.
     pub fn compare_reach<'a>(&'a self, new: &'a Self) -> Option<ReachChanges<'a>> {
         if self.unrestricted && new.unrestricted {
             return None;
@@ -191,7 +191,7 @@ impl Links {
         Some(ReachChanges { before: self, now: new, kinds, row: (usize::MAX, Vec::new()) })
     }
 
-    /// All who may talk to a site, in order.
+    /// All sites that may talk to a site, in order.
     pub fn neighbors(&self, number: SiteNumber) -> Vec<SiteNumber> {
         let mut neighbors = self.neighbors_of_class(number, SiteNumber::MAX);
         if let Ok(own) = neighbors.binary_search(&number) {
@@ -205,7 +205,7 @@ impl Links {
         self.neighbors_of_class(number, number)
     }
 
-    /// As [`Links::neighbors`] below `end`, perhaps with the site itself: the same for all sites of its class.
+    /// As [`Links::neighbors`] below `end`, perhaps including the site itself: the same for all sites of its class.
     fn neighbors_of_class(&self, number: SiteNumber, end: SiteNumber) -> Vec<SiteNumber> {
         let class = &self.classes[number as usize];
         let selectors: BTreeSet<SelectorNumber> =
@@ -217,11 +217,11 @@ impl Links {
         neighbors
     }
 
-    /// Calls back for each of the sites with its neighbors before, in `self`, and after, in `new`; both may hold the
-    /// site itself.
+    /// Calls back for each site with its neighbours before, in `self`, and after, in `new`; both may include the site
+    /// itself.
     pub fn compare(&self, new: &Self, mut each: impl FnMut(SiteNumber, &[SiteNumber], &[SiteNumber])) {
         let mut order: Vec<SiteNumber> = (0..self.classes.len() as SiteNumber).collect();
-        // Sites of the same classes behind one another share what is found out.
+        // Consecutive sites with the same classes share the result.
         let classes = |number: &SiteNumber| (&self.classes[*number as usize], &new.classes[*number as usize]);
         order.sort_unstable_by_key(classes);
         let (mut before, mut after) = (Vec::new(), Vec::new());
@@ -240,18 +240,19 @@ impl Links {
     }
 }
 
-/// What changes of who may begin what, from some links to others.
+/// How who may begin what changes between two sets of links.
 pub(super) struct ReachChanges<'a> {
     before: &'a Links,
     now: &'a Links,
-    /// By site: the same number for all whose classes are the same before and now.
+    /// By site: sites whose classes are the same, before and after, have the same number.
     kinds: Vec<usize>,
-    /// For the last one asked about: its kind, and by kind of the others what was found out.
+    /// For the last site asked about: its kind, and the results so far by the kind of the other site.
     row: (usize, Vec<Option<bool>>),
 }
 
 impl ReachChanges<'_> {
-    /// Whether `from` may begin something else at `to` than before. Best asked for one kind of `to` after the other.
+    /// Whether `from` may begin something different at `to` than before. It is quickest to ask for one kind of `to`
+    /// after the other.
     pub fn concern(&mut self, from: SiteNumber, to: SiteNumber) -> bool {
         let (kind, other) = (self.kinds[to as usize], self.kinds[from as usize]);
         if self.row.0 != kind {

@@ -1,11 +1,13 @@
 //! The one place where the coordinator's knowledge changes.
 //!
-//! Owns the [`Store`], the [`Signer`] and the state in memory. A change goes to the store first, under its lock, and only
-//! when it is on the disk to memory, from where connections are told. So what anybody was told of is
-//! durable, and what failed did not happen. What gateways say of their reachability stays in memory.
+//! It owns the [`Store`], the [`Signer`] and the state in memory. A change is written to the store first, under the
+//! ledger's lock. Only once it is on disk is it made in memory, where connections learn of it. So whatever anybody was
+//! told is durable, and a change that failed has had no effect. What gateways announce about their reachability is kept
+//! in memory only.
 
 mod authority;
 mod certificates;
+mod cut_off;
 mod draft;
 mod feed;
 mod gateways;
@@ -13,11 +15,14 @@ mod held;
 mod leases;
 mod links;
 mod offers;
+mod overview;
 mod papers;
+mod preview;
+mod reports;
 mod state;
 mod transition;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,24 +35,28 @@ use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::certificate::CertificateError;
-use crate::policy::Policy;
+use crate::policy::{Policy, Selector};
 use crate::signer::{Keys, Signer, SignerError};
-use crate::site::{Site, SiteState};
+use crate::site::{BindingMode, Site, SiteState};
 use crate::store::{AuditEntry, KeyRecord, Store, StoreError, Who};
 use crate::time::now;
 
 pub use authority::AuthorityReport;
+pub use cut_off::CutOff;
 pub use draft::{Draft, messages_of};
 pub use feed::Reader;
 use held::{Held, Timed};
 use leases::Leases;
 pub use offers::WaitingSubnets;
+pub use overview::{LINKS_LIMIT, LinkView, Overview, SiteView};
 pub use papers::Common;
+pub use preview::{Announcement, Named, PolicyPreview};
+use reports::Reported;
 use state::State;
 pub use state::{Outgoing, Session};
 use transition::Transition;
 
-/// Most sites: each but one may be a peer of each.
+/// The most sites: a map can hold all of them but the one that it is for.
 const SITES_LIMIT: usize = PEERS_LIMIT + 1;
 
 /// Sites, keys and policy.
@@ -57,24 +66,38 @@ pub struct Registry {
     // Locked after `ledger` and before `state`.
     leases: Leases,
     state: Timed<State>,
-    /// When sites were connected, not yet stored.
+    /// When sites were last connected, as far as that is not stored yet.
     seen: Mutex<BTreeMap<SiteKey, u64>>,
     relay_links: Mutex<BTreeMap<SiteKey, Arc<Notify>>>,
-    /// For enrolment keys: our own certificate's.
+    reported: Reported,
+    /// The fingerprint of our own certificate, for enrolment keys.
     fingerprint: Option<Fingerprint>,
 }
 
-/// What is on the disk, and who signs it.
+/// How many sites there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Approved sites.
+    pub approved: usize,
+    /// Connected sites.
+    pub connected: usize,
+    /// Sites that wait for an administrator.
+    pub waiting: usize,
+    /// Revoked sites.
+    pub revoked: usize,
+}
+
+/// What is on disk, and the signer.
 struct Ledger {
     store: Store,
     keys: Keys,
-    /// Missing after it had signed what could not be stored: then it goes on by what is stored.
+    /// `None` after it has signed something that could not be stored; it is then rebuilt from the store.
     signer: Option<Signer>,
-    /// No lease has a higher serial.
+    /// No lease so far has a higher serial.
     lease_bound: Serial,
 }
 
-/// How a coordinator is to sign, and where.
+/// How a coordinator signs, and where.
 #[derive(Clone, Debug)]
 pub struct Signing {
     /// The keys in its state directory.
@@ -85,39 +108,39 @@ pub struct Signing {
 
 /// A relay's connection.
 pub struct RelaySession {
-    /// Which relay.
+    /// The relay's key.
     pub key: SiteKey,
-    /// Told when another connection took this one's place.
+    /// Notified when another connection has replaced this one.
     pub gone: Arc<Notify>,
-    /// What it was told.
+    /// What it was told so far.
     pub reader: Reader,
 }
 
-/// What every map holds besides peers.
+/// What every map contains besides peers.
 #[derive(Clone, Debug, Default)]
 pub struct Servers {
-    /// Relays to be had.
+    /// The relays that can be used.
     pub relays: Vec<Relay>,
     /// STUN servers.
     pub stun_servers: Vec<SocketAddr>,
-    /// The coordinator's own addresses, of which gateways are not told here.
+    /// The coordinator's own addresses, which gateways are not told here.
     pub coordinator: Vec<IpAddr>,
 }
 
-/// What a new enrolment key may do.
+/// What a new enrolment key allows.
 #[derive(Clone, Debug)]
 pub struct KeyTerms {
-    /// How many sites it lets in.
+    /// How many sites it admits.
     pub uses: u32,
-    /// For how long.
+    /// For how long it can be used.
     pub lifetime: Duration,
-    /// Given to those sites.
+    /// The tags of those sites.
     pub tags: BTreeSet<Name>,
-    /// They wait for an administrator.
+    /// Whether they wait for an administrator.
     pub approve_manually: bool,
-    /// What those sites may offer at first, whatever it is; empty: what needs no grant.
+    /// What those sites may offer at first; empty: what needs no grant.
     pub subnets: Vec<IpNet>,
-    /// For how long they are let in; none: for good.
+    /// For how long they are admitted; `None`: without end.
     pub site_lifetime: Option<Duration>,
 }
 
@@ -145,10 +168,13 @@ pub enum ChangeError {
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The stored policy is none.
+    /// Somebody else was quicker.
+    #[error("somebody has changed the policy meanwhile: nothing was changed")]
+    PolicyChanged,
+    /// The stored policy is not valid.
     #[error("the policy: {0}")]
     Policy(String),
-    /// There is no other certificate.
+    /// There is no next certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
 }
@@ -157,7 +183,7 @@ impl Registry {
     /// Reads everything from the store.
     ///
     /// # Errors
-    /// What the store says, or the policy in it is none.
+    /// The store's error, or the policy in it is not valid.
     pub async fn load(
         mut store: Store,
         servers: Servers,
@@ -184,13 +210,14 @@ impl Registry {
             state: Timed::new(state),
             seen: Mutex::default(),
             relay_links: Mutex::default(),
+            reported: Reported::default(),
             fingerprint,
         };
         registry.renew_leases().await?;
         Ok(registry)
     }
 
-    /// Makes an enrolment key. This is the only time that its secret is seen.
+    /// Makes an enrolment key. Its secret is never shown again.
     ///
     /// # Errors
     /// It could not be stored.
@@ -250,8 +277,8 @@ impl Registry {
         sites
     }
 
-    /// Lets a site in, also one that was revoked; then, if its time was over, for good. It may offer these subnets
-    /// from now on; if none are named, what it offers as far as that needs no grant, besides what it may already.
+    /// Approves a site, even a revoked one; if its time was over, it has no end from then on. From now on it may offer
+    /// `subnets`, or if there are none, what it was granted before and what of its offer needs no grant.
     ///
     /// # Errors
     /// There is none, its name or a subnet is another's, or it cannot be signed or stored.
@@ -263,15 +290,20 @@ impl Registry {
         let (before, after) = {
             let state = self.state();
             let found = find(&state, site)?;
-            let namesake = |other: &Arc<Site>| {
-                other.name == found.name && other.key != found.key && other.state != SiteState::Revoked
+            let namesake = |other: &&Arc<Site>| {
+                // Approved sites of earlier versions may resemble each other.
+                let alike = if found.state == SiteState::Approved {
+                    other.name == found.name
+                } else {
+                    other.name.resembles(&found.name)
+                };
+                alike && other.key != found.key && other.state != SiteState::Revoked
             };
-            if state.sites().any(namesake) {
-                return Err(ChangeError::NameTaken(found.name.clone()));
+            if let Some(other) = state.sites().find(namesake) {
+                return Err(ChangeError::NameTaken(other.name.clone()));
             }
             let ends = found.ends.filter(|ends| *ends > now());
-            // Whether anybody ends TLS in between is found out anew.
-            let mut approved = Site { state: SiteState::Approved, ends, bound: false, ..Site::clone(found) };
+            let mut approved = Site { state: SiteState::Approved, ends, ..Site::clone(found) };
             approved.granted = Some(match subnets {
                 Some(subnets) => Subnets::new(subnets)?,
                 None => state.grant(found)?,
@@ -293,7 +325,7 @@ impl Registry {
         self.update(&mut ledger, &before, after, who, "site revoke").await
     }
 
-    /// Says for how long from now a site is let in; none: for good.
+    /// Sets when a site is revoked automatically, counted from now; `None`: never.
     ///
     /// # Errors
     /// There is none, or it could not be stored.
@@ -303,6 +335,17 @@ impl Registry {
         let ends = lifetime.map(|lifetime| now().saturating_add(lifetime.as_secs()));
         let after = Site { ends, ..Site::clone(&before) };
         self.update(&mut ledger, &before, after, who, "site limit").await
+    }
+
+    /// Says whether a site has to prove its key within the TLS connection itself, from its next connection on.
+    ///
+    /// # Errors
+    /// There is none, or it could not be stored.
+    pub async fn set_channel_binding(&self, site: &str, mode: BindingMode, who: &Who) -> Result<Site, ChangeError> {
+        let mut ledger = self.ledger.lock().await;
+        let before = find(&self.state(), site)?.clone();
+        let after = Site { channel_binding: mode, ..Site::clone(&before) };
+        self.update(&mut ledger, &before, after, who, "site channel-binding").await
     }
 
     /// Cuts a site off and forgets it: its name, its address and its subnets may be others' from now on, and it
@@ -329,7 +372,7 @@ impl Registry {
     /// It could not be stored; it will be tried again.
     pub async fn end_keys(&self) -> Result<(), ChangeError> {
         for key in self.ledger.lock().await.store.end_keys(now()).await? {
-            tracing::info!("the time of the enrolment key {} is over", key.id);
+            tracing::info!("the enrolment key {} has expired", key.id);
         }
         Ok(())
     }
@@ -369,6 +412,15 @@ impl Registry {
         Ok(after)
     }
 
+    /// Puts a login at the page into the audit.
+    ///
+    /// # Errors
+    /// It could not be stored.
+    pub async fn note_login(&self, who: &Who, source: SocketAddr) -> Result<(), ChangeError> {
+        let source = source.ip().to_string();
+        Ok(self.ledger.lock().await.store.note(who, "page login", None, Some(&source)).await?)
+    }
+
     /// The last changes that were made, oldest first.
     ///
     /// # Errors
@@ -377,7 +429,7 @@ impl Registry {
         Ok(self.ledger.lock().await.store.audit(last).await?)
     }
 
-    /// What of a site's offer is not in force, and why.
+    /// The subnets of a site's offer that are not in force, and why.
     #[must_use]
     pub fn waiting(&self, site: &SiteKey) -> WaitingSubnets {
         self.state().waiting_of(site).to_vec()
@@ -397,12 +449,35 @@ impl Registry {
         Policy::clone(&policy)
     }
 
-    /// Puts another policy in force.
+    /// What of the policy in force selects no site at present: a name that is misspelt, perhaps.
+    #[must_use]
+    pub fn selects_nobody(&self) -> Vec<Selector> {
+        let state = self.state();
+        let policy = state.links().policy().clone();
+        let sites: Vec<Arc<Site>> = state.sites().filter(|site| site.state != SiteState::Revoked).cloned().collect();
+        drop(state);
+        let names: HashSet<&Name> = sites.iter().map(|site| &site.name).collect();
+        let tags: HashSet<&Name> = sites.iter().flat_map(|site| &site.tags).collect();
+        let ends = policy.links.iter().flat_map(|link| <[&Selector; 2]>::from(link.ends()));
+        let selectors: BTreeSet<&Selector> = ends.chain(policy.subnets.keys()).collect();
+        let is_idle = |selector: &Selector| match selector {
+            Selector::All => false,
+            Selector::Tag(tag) => !tags.contains(tag),
+            Selector::Site(name) => !names.contains(name),
+        };
+        selectors.into_iter().filter(|selector| is_idle(selector)).cloned().collect()
+    }
+
+    /// Puts another policy in force; if `base` is given, only if the present policy has that
+    /// [fingerprint](Policy::fingerprint).
     ///
     /// # Errors
-    /// It could not be stored.
-    pub async fn set_policy(&self, policy: Policy, who: &Who) -> Result<(), ChangeError> {
+    /// Another policy is in force than the base, or it could not be stored.
+    pub async fn set_policy(&self, policy: Policy, base: Option<&str>, who: &Who) -> Result<(), ChangeError> {
         let mut ledger = self.ledger.lock().await;
+        if base.is_some_and(|base| self.policy().fingerprint() != base) {
+            return Err(ChangeError::PolicyChanged);
+        }
         let (before, sites) = {
             let state = self.state();
             (state.links().clone(), state.numbered())
@@ -421,7 +496,7 @@ impl Registry {
         Ok(())
     }
 
-    /// The longest time that all others had to wait for one.
+    /// The longest time that the lock on the state was held.
     #[must_use]
     pub fn longest_hold(&self) -> Duration {
         self.state.longest()
@@ -441,7 +516,7 @@ impl Registry {
         }
         let list: Vec<(SiteKey, u64)> = seen.iter().map(|(key, time)| (*key, *time)).collect();
         ledger.store.note_seen(&list).await?;
-        // In memory they stay: they are later than what was read at the start.
+        // They stay in memory, since they are later than the times that were read at the start.
         self.seen().extend(seen);
         Ok(())
     }
@@ -474,8 +549,8 @@ impl Registry {
         self.relay_links().keys().copied().collect()
     }
 
-    /// A relay of the configuration connects; a connection of the same one before has to end. `None`: it
-    /// is no relay.
+    /// Notes that a relay of the configuration has connected, and ends its former connection. `None`: the key is not
+    /// that of a relay.
     pub fn connect_relay(&self, key: SiteKey) -> Option<RelaySession> {
         let known = self.state().servers().relays.iter().any(|relay| relay.public_key == key);
         let gone = Arc::new(Notify::new());
@@ -513,6 +588,28 @@ impl Registry {
         self.seen().insert(key, now());
     }
 
+    /// How many sites there are. Returns once the lock on the state, which every connection needs, could be taken.
+    pub fn count(&self) -> Count {
+        let state = self.state();
+        let mut count = Count::default();
+        for site in state.sites() {
+            let of_state = match site.state {
+                SiteState::Approved => &mut count.approved,
+                SiteState::Pending => &mut count.waiting,
+                SiteState::Revoked => &mut count.revoked,
+            };
+            *of_state += 1;
+            count.connected += usize::from(state.is_connected(&site.key));
+        }
+        count
+    }
+
+    /// Takes that lock, as a task that is stuck would.
+    #[cfg(test)]
+    pub(crate) fn stuck(&self) -> impl Drop + '_ {
+        self.state()
+    }
+
     fn state(&self) -> Held<'_, State> {
         self.state.lock()
     }
@@ -522,7 +619,8 @@ impl Registry {
     }
 }
 
-/// A site by its name or its public key. Of several of a name, only one is not revoked: that one is meant.
+/// A site by its name or its public key. Of several sites with the same name the one that is not revoked is meant, or
+/// else the newest.
 fn find<'a>(state: &'a State, wanted: &str) -> Result<&'a Arc<Site>, ChangeError> {
     if let Some(site) = wanted.parse().ok().and_then(|key| state.site(&key)) {
         return Ok(site);

@@ -1,4 +1,4 @@
-//! What becomes of the subnets that sites offer.
+//! Which of the subnets that sites offer come into force.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::site::{Site, SiteState};
 pub type WaitingSubnets = Vec<(IpNet, WaitReason)>;
 
 impl State {
-    /// Decides about what a site offers, if it may offer what is granted.
+    /// Decides on a site's offer, given what is granted to it.
     pub fn decide(&self, site: &Site, granted: Option<&Subnets>) -> Decision {
         let own = self.number(&site.key).unwrap_or(SiteNumber::MAX);
         let rivals = site.subnets.iter().flat_map(|subnet| self.owners().rivals(subnet, own));
@@ -22,14 +22,14 @@ impl State {
         Elsewhere::new(others, self.forbidden(own)).decide(offer)
     }
 
-    /// What of a site's offer is in force by an administrator's word, whatever was before.
+    /// Which subnets of a site's offer are in force by an administrator's grant, whatever was in force before.
     pub fn put_in_force(&self, site: &Site) -> Vec<IpNet> {
         let anew = Site { in_force: Vec::new(), ..site.clone() };
         self.decide(&anew, site.granted.as_ref()).in_force
     }
 
-    /// What a site may offer once it is approved and nobody says what: what it may already, and what of its offer
-    /// needs no grant, or is allowed by the enrolment key of one that waits.
+    /// What a site may offer once it is approved without further words: what it may already, and those subnets of its
+    /// offer that need no grant, or that the enrolment key of a waiting site allows.
     pub fn grant(&self, site: &Site) -> Result<Subnets, SubnetsError> {
         let (allowed, kept) = match site.state {
             SiteState::Pending => (site.granted.as_ref(), None),
@@ -40,23 +40,31 @@ impl State {
         Subnets::new(kept.into_iter().flat_map(|kept| kept.iter().copied()).chain(offered))
     }
 
-    /// What of a site's offer is not in force, and why.
+    /// Which subnets of a site's offer are not in force, and why.
     pub fn waiting(&self, site: &Site) -> WaitingSubnets {
         if site.subnets.iter().all(|subnet| site.in_force.contains(subnet)) {
             return Vec::new();
         }
         let mut waiting = self.decide(site, site.granted.as_ref()).waiting;
-        // Why somebody has to grant it says more than that nobody has.
+        // Why a grant is needed says more than that there is none.
         let plainly = self.decide(site, None).waiting;
         for (subnet, reason) in waiting.iter_mut().filter(|(_, reason)| *reason == WaitReason::NotGranted) {
             if let Some((_, why)) = plainly.iter().find(|(other, _)| other == subnet) {
                 *reason = why.clone();
             }
         }
+        // What would be in force if it were offered for the first time now: what stood against it is gone.
+        if site.state == SiteState::Approved {
+            for subnet in site.subnets.iter().filter(|subnet| !site.in_force.contains(subnet)) {
+                if waiting.iter().all(|(other, _)| other != subnet) {
+                    waiting.push((*subnet, WaitReason::NotGranted));
+                }
+            }
+        }
         waiting
     }
 
-    /// What waits, as the site itself is told: of another site it learns no more than it may know.
+    /// What waits, in words for the site itself, which must not learn more about another site than it may know.
     pub(super) fn told_waiting(&self, site: &Site, waiting: &WaitingSubnets) -> Vec<Waiting> {
         let visible = |name: &Name| {
             let other = self.sites().find(|other| other.name == *name && other.key != site.key);
@@ -71,9 +79,9 @@ impl State {
         waiting.iter().map(|(subnet, why)| Waiting { subnet: *subnet, reason: reason(why) }).collect()
     }
 
-    /// Private addresses that no tunnel may lead to. Public ones need no check here: without a grant no public prefix
-    /// is in force. Addresses of a site's own interfaces do not count: they may be behind a NAT, where they are
-    /// nobody else's.
+    /// Private addresses that must not be routed into a tunnel. Public ones need no check here, since without a grant
+    /// no public prefix is in force. Addresses of a site's own interfaces do not count: they may be behind a NAT, where
+    /// they belong to nobody else.
     fn forbidden(&self, own: SiteNumber) -> Vec<(IpAddr, Server)> {
         let outer = self.candidates(own).filter(|candidate| candidate.kind != CandidateKind::Host);
         let endpoints = outer.map(|candidate| (candidate.address.ip().to_canonical(), Server::Endpoint));

@@ -1,7 +1,7 @@
-//! The signed documents that gateways and relays are told, each with what depends on it.
+//! The signed documents that gateways and relays are told, each together with what depends on it.
 //!
-//! A connection is told what concerns all, its own statement, and the statement and lease of each peer: of all peers
-//! at first, then of those that are told of again, and of those whose documents are newer than what it was told.
+//! A connection is told what concerns all, its own statement, and the statement and lease of each peer: at first of all
+//! peers, then of those that are announced again, and of those whose documents are newer than what it was told.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use penstock_proto::trust::{Contents, Document, Publication, Serial};
 use super::state::State;
 use crate::site::SiteState;
 
-/// So many connections are woken under the lock at a time: well below a millisecond.
+/// The most connections that are woken under the lock at a time: well below a millisecond.
 const WOKEN_AT_A_TIME: SiteNumber = 1024;
 
-/// What is signed of a site.
+/// What is signed about a site.
 #[derive(Default)]
 pub(super) struct Papers {
     statement: Option<Arc<Document>>,
@@ -23,16 +23,16 @@ pub(super) struct Papers {
     leased: Option<Instant>,
 }
 
-/// What every gateway and relay is told.
+/// The documents that every gateway and relay is told.
 #[derive(Clone, Debug, Default)]
 pub struct Common {
-    /// It was changed so often.
+    /// How many times they have changed.
     pub number: u64,
-    /// How the authority's key changed, what is revoked, whose leases count, and who is a relay.
+    /// How the authority's key changed, what is revoked, whose leases count, and which relays there are.
     pub documents: Arc<[Document]>,
 }
 
-/// How much a connection was told.
+/// What a connection has been told.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ToldPapers {
     common: Option<u64>,
@@ -40,7 +40,7 @@ pub(super) struct ToldPapers {
     leases: Serial,
 }
 
-/// The latest of what there is to tell.
+/// The latest there is to tell.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Latest {
     statement: Serial,
@@ -66,13 +66,13 @@ impl Papers {
 }
 
 impl State {
-    /// Takes in what the authority has signed, all of it; nobody is woken by that.
+    /// Takes in everything that the authority has signed; wakes no connection.
     pub fn publish(&mut self, publication: &Publication) {
         self.take_statements(publication.documents());
         self.set_common(publication);
     }
 
-    /// Takes in statements of sites; nobody is woken by that.
+    /// Takes in statements about sites; wakes no connection.
     pub fn take_statements<'a>(&mut self, documents: impl Iterator<Item = &'a Document>) {
         for document in documents {
             let Contents::Site(statement) = document.contents() else { continue };
@@ -95,14 +95,14 @@ impl State {
         &self.common
     }
 
-    /// Forgets what was signed of a site.
+    /// Forgets what was signed about a site.
     pub fn drop_papers(&mut self, key: &SiteKey) {
         if let Some(number) = self.number(key) {
             *self.papers_of(number) = Papers::default();
         }
     }
 
-    /// Takes in the lease of a site, unless it is not approved by now.
+    /// Takes in the lease of a site, unless the site is no longer approved.
     pub fn take_lease(&mut self, now: Instant, lease: Document) {
         let Contents::Lease(contents) = lease.contents() else { return };
         let approved = self.number(&contents.site).filter(|number| self.site_of(*number).state == SiteState::Approved);
@@ -113,20 +113,20 @@ impl State {
         }
     }
 
-    /// The approved sites whose lease is so old, or that have none.
+    /// The approved sites with a lease older than this, or without one.
     pub fn leases_due(&self, now: Instant, age: Duration) -> Vec<SiteKey> {
         let due = |papers: &Papers| papers.leased.is_none_or(|leased| now.duration_since(leased) >= age);
         self.approved().filter(|(_, papers)| due(papers)).map(|(key, _)| key).collect()
     }
 
-    /// Wakes the connections of some sites; returns which is the next, if there is one.
+    /// Wakes the connections of some sites; returns the next site, if there is one.
     pub fn wake_some(&self, first: SiteNumber) -> Option<SiteNumber> {
         let end = self.count().min(first.saturating_add(WOKEN_AT_A_TIME));
         (first..end).for_each(|number| self.wake(number));
         (end < self.count()).then_some(end)
     }
 
-    /// What a site is to be told of documents, with news of these peers. It counts as told.
+    /// The documents that a site has to be told, together with news about these peers. They count as told.
     pub(super) fn bundle(&self, number: SiteNumber, peers: &[SiteNumber], told: &mut ToldPapers) -> Bundle {
         let mut bundle = Bundle::default();
         if told.common != Some(self.common.number) {

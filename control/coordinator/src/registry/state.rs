@@ -12,8 +12,8 @@ use std::time::Instant;
 use ipnet::IpNet;
 use penstock_proto::Bucket;
 use penstock_proto::coordination::{
-    Candidate, Known, MapVersion, Reachability, Refusal, RefusalReason, Registration, RegistrationState, SiteKey,
-    SiteNumber,
+    Candidate, Known, MapVersion, NatType, Reachability, Refusal, RefusalReason, Registration, RegistrationState,
+    SiteKey, SiteNumber,
 };
 use penstock_proto::trust::WaitReason;
 use tokio::sync::Notify;
@@ -32,11 +32,11 @@ use crate::admission::limits::{
 use crate::policy::{Policy, Reach};
 use crate::site::{Site, SiteState};
 
-/// How many changes a view remembers. Whoever missed more gets the whole map, which is no longer than
-/// that many changes for most.
+/// How many changes a view remembers. A site that missed more gets the whole map, which for most sites is no longer
+/// than that many changes.
 pub(super) const HISTORY_LIMIT: usize = 1024;
 
-/// Everything in memory. Sites have numbers by which views refer to them; none is ever given to another site.
+/// Everything in memory. Views refer to sites by their numbers, which are never reused.
 pub(super) struct State {
     epoch: u64,
     links: Arc<Links>,
@@ -100,9 +100,9 @@ pub struct Session {
 /// What a connection is to do next.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// Say this, and stay.
+    /// Send these messages, and stay connected.
     Messages(Draft),
-    /// Say this, and end.
+    /// Send this refusal, and close the connection.
     End(Refusal),
 }
 
@@ -112,13 +112,13 @@ impl Session {
         self.wake.notified().await;
     }
 
-    /// Told once when the connection has to end, whatever it does at the moment.
+    /// Notified once when the connection has to end, whatever it is doing.
     #[must_use]
     pub fn cut(&self) -> Arc<Notify> {
         self.cut.clone()
     }
 
-    /// Whose it is.
+    /// The site's key.
     #[must_use]
     pub fn key(&self) -> SiteKey {
         self.key
@@ -187,12 +187,12 @@ impl State {
         approved.map(|record| (record.site.key, &record.papers))
     }
 
-    /// What of a site's offer is not in force, as it was found when the site was changed last.
+    /// The subnets of a site's offer that are not in force, as of the site's last change.
     pub fn waiting_of(&self, key: &SiteKey) -> &[(IpNet, WaitReason)] {
         self.number(key).map_or(&[], |number| &self.records[number as usize].waiting)
     }
 
-    /// Which virtual addresses are given.
+    /// The virtual addresses that are taken.
     pub fn virtual_addresses(&self) -> &BTreeSet<Ipv4Addr> {
         &self.virtual_addresses
     }
@@ -215,13 +215,28 @@ impl State {
         self.numbers.get(key).copied()
     }
 
-    /// How many numbers are given.
+    /// How many numbers are in use.
     pub fn count(&self) -> SiteNumber {
         self.records.len() as SiteNumber
     }
 
     pub fn site_of(&self, number: SiteNumber) -> &Site {
         &self.records[number as usize].site
+    }
+
+    /// Whether a site is connected, and what its NAT is like.
+    pub fn about(&self, number: SiteNumber) -> (bool, Option<NatType>) {
+        let Record { link, reachability, .. } = &self.records[number as usize];
+        (link.is_some(), reachability.as_ref().and_then(|reachability| reachability.nat_type))
+    }
+
+    /// The sites whose gateways, as far as they have spoken, do not enforce what a policy allows.
+    pub fn outdated(&self) -> Vec<SiteNumber> {
+        let outdated = |number: &SiteNumber| {
+            let told = &self.records[*number as usize].reachability;
+            told.as_ref().is_some_and(|told| !told.enforces_allow)
+        };
+        (0..self.count()).filter(outdated).collect()
     }
 
     /// What relays are told of.
@@ -240,7 +255,8 @@ impl State {
             None => {
                 let number = self.count();
                 self.numbers.insert(site.key, number);
-                // As if revoked before: then it becomes visible by the same steps as any other.
+                // It is added as a revoked site, so that it becomes visible by the same steps as one that is approved
+                // later.
                 self.records.push(Record::new(Site { state: SiteState::Revoked, ..site.clone() }));
                 Arc::make_mut(&mut self.links).set(number, self.records[number as usize].site.as_ref());
                 number
@@ -274,7 +290,7 @@ impl State {
         }
     }
 
-    /// The policy changes; see [`transition`]. Returns what was in its place.
+    /// Puts another policy in force; see [`transition`]. Returns what it replaces, to be freed outside the lock.
     pub fn change_policy(
         &mut self,
         links: Arc<Links>,
@@ -300,7 +316,7 @@ impl State {
         self.records[number as usize].wake();
     }
 
-    /// Takes a site's connection in the place of an older one, which is told so.
+    /// Registers a new connection of a site; an older one is told that it was replaced.
     ///
     /// # Errors
     /// There is no such site, or it connects too often.
@@ -313,7 +329,7 @@ impl State {
         record.cut();
         self.connections += 1;
         let link = Link { id: self.connections, wake: Arc::default(), cut: Arc::default() };
-        // There is something to say from the start.
+        // A new connection always has something to send.
         link.wake.notify_one();
         let (wake, cut) = (link.wake.clone(), link.cut.clone());
         let session = Session {
@@ -330,15 +346,15 @@ impl State {
         Ok(session)
     }
 
-    /// Whether a site may say something more now. It counts as said.
+    /// Whether a site may send another message now; if so, it counts as sent.
     pub fn may_speak(&mut self, now: Instant, session: &Session) -> bool {
-        // Who was replaced is about to hear that, and not something else.
+        // A connection that was replaced is about to be told that, and not that it sends too much.
         let Some(number) = self.current(session) else { return true };
         let messages = &mut self.records[number as usize].messages;
         messages.take(now, MESSAGE_INTERVAL, MESSAGE_INTERVAL * MESSAGE_BURST)
     }
 
-    /// Whether a site may change its subnets now. It counts as changed.
+    /// Whether a site may change its subnets now; if so, they count as changed.
     pub fn may_change_subnets(&mut self, now: Instant, key: &SiteKey) -> bool {
         let Some(number) = self.number(key) else { return true };
         let changes = &mut self.records[number as usize].subnet_changes;
@@ -361,7 +377,7 @@ impl State {
         Refusal { reason, detail: None }
     }
 
-    /// What the connection has to say now. It counts as said.
+    /// What is to be sent over the connection now. It counts as sent.
     pub fn outgoing(&self, session: &mut Session) -> Outgoing {
         let Some(number) = self.current(session) else { return Outgoing::End(self.why_cut(session)) };
         let record = &self.records[number as usize];
@@ -396,7 +412,7 @@ impl State {
         let now = MapVersion { epoch: self.epoch, number: view.number };
         let known = session.known.take();
         let from = session.told.replace(now).or(known.map(|known| known.version));
-        // Who says what it knows is told, even if it is that nothing changed.
+        // A gateway that says which map it has is answered, even if nothing has changed.
         if from == Some(now) && known.is_none() {
             return None;
         }
@@ -423,7 +439,7 @@ impl State {
         self.records[number as usize].site.key
     }
 
-    /// A site as another one is told of it, at which it may begin so much.
+    /// A site as it is described to another, at which it may begin what `reach` says.
     fn seen(&self, number: SiteNumber, reach: Arc<Reach>) -> Seen {
         let Record { site, announced, reachability, .. } = &self.records[number as usize];
         let (announced, reachability) = (announced.clone(), reachability.clone());
@@ -464,14 +480,14 @@ impl State {
             self.feed.note_all([(number, number)]);
         }
         let all: BTreeSet<SiteNumber> = before.iter().chain(&after).copied().collect();
-        let (hither, thither) = self.links.reach_changes(number, &class, &all);
+        let (inbound, outbound) = self.links.reach_changes(number, &class, &all);
         for other in all {
             let linked_anew = before.binary_search(&other).is_ok() != after.binary_search(&other).is_ok();
-            match looks_new || linked_anew || thither.binary_search(&other).is_ok() {
+            match looks_new || linked_anew || outbound.binary_search(&other).is_ok() {
                 true => self.records[other as usize].note(number),
                 false => self.records[other as usize].wake(),
             }
-            if linked_anew || hither.binary_search(&other).is_ok() {
+            if linked_anew || inbound.binary_search(&other).is_ok() {
                 self.records[number as usize].view.note(other);
             }
             if linked_anew {
@@ -512,7 +528,7 @@ impl Record {
         self.link.iter().for_each(|link| link.wake.notify_one());
     }
 
-    /// Has the connection end, whatever it does.
+    /// Ends the connection, whatever it is doing.
     fn cut(&self) {
         self.link.iter().for_each(|link| link.cut.notify_one());
     }
@@ -527,13 +543,13 @@ impl View {
         self.number += 1;
     }
 
-    /// Too much changed to be remembered.
+    /// Forgets the changes, because there were too many.
     fn forget(&mut self) {
         self.changed.clear();
         self.number += 1;
     }
 
-    /// The peers that changed after the state of that number; none if it is not remembered so far back.
+    /// The peers that have changed since that number; `None` if the view does not remember that far back.
     fn since(&self, number: u64) -> Option<impl Iterator<Item = SiteNumber> + '_> {
         let missed = usize::try_from(self.number.checked_sub(number)?).ok()?;
         let skipped = self.changed.len().checked_sub(missed)?;

@@ -1,6 +1,7 @@
-//! From one policy to the next: worked out beside the lock, and put in force in short steps under it.
+//! From one policy to the next: planned outside the lock, and put in force under it in short steps.
 //!
-//! The sites must not change meanwhile; the registry's store, which every change of a site needs, is held.
+//! The sites must not change meanwhile; this is ensured by holding the registry's store, which every change of a site
+//! needs.
 
 use std::sync::Arc;
 
@@ -20,9 +21,9 @@ const STEP: usize = 4096;
 pub(super) struct Transition {
     links: Arc<Links>,
     announced: Vec<Arc<[IpNet]>>,
-    /// Pairs whose link comes or goes; none if they are more than relays can be told one by one.
+    /// Pairs whose link appears or disappears; `None` if they are more than relays can be told one by one.
     pairs: Option<Vec<(SiteNumber, SiteNumber)>>,
-    /// What is new in the view of whom.
+    /// What is new in which site's view.
     views: Vec<(SiteNumber, News)>,
     /// Sites whose own registration changes.
     announcers: Vec<SiteNumber>,
@@ -37,7 +38,7 @@ pub(super) enum News {
 }
 
 impl Transition {
-    /// Works it out, which takes a while.
+    /// Makes the plan, which takes a while.
     pub fn plan(before: &Links, policy: Policy, sites: &[Arc<Site>]) -> Self {
         let links = Links::compile(Arc::new(policy), sites.iter().map(|site| &**site));
         let announced: Vec<Arc<[IpNet]>> = sites.iter().map(|site| links.policy().announced(site).into()).collect();
@@ -78,14 +79,14 @@ impl Transition {
         Self { links: Arc::new(links), announced, pairs, views, announcers }
     }
 
-    /// Puts the policy in force; who is concerned is told by further steps. What is left to be thrown away is
-    /// returned, so that it is not done under the lock.
+    /// Puts the policy in force; further steps tell those concerned. What is left to be freed is returned, so that it
+    /// is not freed under the lock.
     pub fn begin(&mut self, state: &mut State) -> impl Sized + use<> {
         let announced = std::mem::take(&mut self.announced);
         state.change_policy(self.links.clone(), announced)
     }
 
-    /// Notes some of what is new. Returns whether there is more. What ends comes to the relays first.
+    /// Notes some of what is new; returns whether there is more. Relays are told of removed links first.
     pub fn step(&mut self, state: &mut State) -> bool {
         match &mut self.pairs {
             None => {
@@ -118,7 +119,7 @@ impl Transition {
     }
 }
 
-/// What is in one of two ordered lists only; none if that is certainly more than a view remembers.
+/// The elements in only one of two ordered lists; `None` if they are certainly more than a view remembers.
 fn differences(one: &[SiteNumber], other: &[SiteNumber]) -> Option<Vec<SiteNumber>> {
     if one.len().abs_diff(other.len()) > HISTORY_LIMIT + 1 {
         return None;

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use penstock_proto::PublicKey;
-use penstock_proto::coordination::limits::PEERS_LIMIT;
+use penstock_proto::coordination::limits::{ACCESS_PAIRS_LIMIT, PEERS_LIMIT};
 use penstock_proto::coordination::{Access, AccessPart, SiteKey, SiteNumber};
+use penstock_proto::path::SiteId;
 use penstock_proto::trust::{Contents, Document};
 
 use super::RelayServer;
@@ -13,34 +14,37 @@ use super::RelayServer;
 /// Most pairs that a relay keeps: a full mesh of some 4,000 sites, which is 400 MB.
 const PAIRS_LIMIT: usize = 8 << 20;
 
-/// So many pairs or sites are changed at a time; datagrams wait no longer than that.
+/// How many pairs or sites are changed under one lock, for which datagrams have to wait.
 const STEP: usize = 512;
 
-/// What a relay was told so far.
+/// What a relay was told so far over one connection.
+#[derive(Clone)]
 pub struct Follower {
     relay: Arc<RelayServer>,
     sites: HashMap<SiteNumber, SiteKey>,
-    /// The whole, as far as it came.
+    /// Whether `sites` are all that the relay knows.
+    is_whole: bool,
+    /// The parts of a new whole that have come so far.
     coming: Option<Coming>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Coming {
     sites: HashMap<SiteNumber, SiteKey>,
     peers: HashMap<SiteNumber, Vec<SiteNumber>>,
     pairs: usize,
 }
 
-/// What was said makes no sense, or is too much. The relay goes on by what it knew; it has to ask anew.
+/// What the coordinator said makes no sense, or is too much. The relay keeps what it knew, and has to connect again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FollowError {
-    /// A part of a whole that did not begin.
+    /// A later part of a whole without the first one, or a change without a whole.
     #[error("the coordinator began in the middle")]
     Middle,
-    /// A number that is no site's.
+    /// A number that belongs to no site.
     #[error("the coordinator names a site that it did not tell of")]
     Unknown,
-    /// More than [`PEERS_LIMIT`] sites and one, or more pairs than a relay keeps.
+    /// More sites than [`PEERS_LIMIT`] and one, or more pairs than a relay keeps.
     #[error("there are more sites or pairs than this relay can keep")]
     TooMany,
 }
@@ -55,7 +59,38 @@ impl Follower {
     /// Of a relay that may know sites already, from before.
     #[must_use]
     pub fn new(relay: Arc<RelayServer>) -> Self {
-        Self { relay, sites: HashMap::new(), coming: None }
+        Self { relay, sites: HashMap::new(), is_whole: false, coming: None }
+    }
+
+    /// Whether a whole was told.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// All that the relay knows, as if it were told anew. Empty as long as nothing whole was told.
+    #[must_use]
+    pub fn whole(&self) -> Vec<Access> {
+        if !self.is_whole {
+            return Vec::new();
+        }
+        let id = |key: &SiteKey| SiteId::of(&(*key).into());
+        let numbers: HashMap<SiteId, SiteNumber> = self.sites.iter().map(|(number, key)| (id(key), *number)).collect();
+        let mut parts = Vec::new();
+        let mut part = Access { part: AccessPart::First, ..Access::default() };
+        for (&number, &key) in &self.sites {
+            if part.joined.len() + PEERS_LIMIT > ACCESS_PAIRS_LIMIT {
+                parts.push(std::mem::take(&mut part));
+                part.part = AccessPart::Further;
+            }
+            part.sites.push((number, key));
+            let hub = self.relay.lock();
+            let key = PublicKey::from(key);
+            let peers = hub.relay.peers(&key).filter_map(|peer| numbers.get(&peer));
+            part.joined.extend(peers.filter(|peer| **peer < number).map(|peer| (number, *peer)));
+        }
+        parts.extend([part, Access { part: AccessPart::Last, ..Access::default() }]);
+        parts
     }
 
     /// Takes what was said. Changes are in force when this returns.
@@ -89,6 +124,9 @@ impl Follower {
     }
 
     fn change(&mut self, access: Access) -> Result<(), FollowError> {
+        if !self.is_whole {
+            return Err(FollowError::Middle);
+        }
         let Access { sites, gone, joined, parted, .. } = access;
         if self.sites.len() + sites.len() > PEERS_LIMIT + 1 {
             return Err(FollowError::TooMany);
@@ -165,6 +203,6 @@ impl Follower {
                 hub.relay.set_site((*key).into(), keys);
             }
         }
-        self.sites = sites;
+        (self.sites, self.is_whole) = (sites, true);
     }
 }

@@ -1,18 +1,18 @@
-//! What a relay did: datagrams and bytes forwarded, and each that was not, by reason.
+//! What a relay has done: datagrams and bytes forwarded, and datagrams dropped, by reason.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use penstock_proto::relay::RelayDrop;
 
-/// Why a datagram that was to be forwarded, or an answer, did not leave.
+/// Why a datagram to be forwarded, or an answer, was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Too many wait for the stream.
+    /// Too many datagrams wait for the stream.
     QueueFull,
     /// The socket's send buffer is full.
     Congested,
-    /// The kernel refused it.
+    /// The kernel refused to send it.
     SendFailed,
 }
 
@@ -29,19 +29,19 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Some datagrams were forwarded, of so many bytes together.
+    /// Counts forwarded datagrams, and their bytes together.
     pub fn forwarded(&self, datagrams: usize, bytes: usize) {
         self.datagrams.fetch_add(datagrams as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A datagram goes no further.
+    /// Counts a dropped datagram.
     pub fn dropped(&self, reason: RelayDrop) {
         let place = RelayDrop::ALL.iter().position(|other| *other == reason).unwrap_or_default();
         self.drops[place].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Some datagrams did not leave.
+    /// Counts datagrams that were not sent.
     pub fn lost(&self, why: Loss, datagrams: usize) {
         let place = LOSSES.iter().position(|(other, _)| *other == why).unwrap_or_default();
         self.losses[place].fetch_add(datagrams as u64, Ordering::Relaxed);
@@ -53,7 +53,7 @@ impl Counters {
         (self.datagrams.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    /// Datagrams that were dropped, by reason; all reasons.
+    /// Dropped datagrams by reason, for all reasons.
     #[must_use]
     pub fn drops(&self) -> BTreeMap<String, u64> {
         let decided = RelayDrop::ALL.iter().map(RelayDrop::to_string).zip(&self.drops);

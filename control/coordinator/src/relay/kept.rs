@@ -1,8 +1,8 @@
-//! The signed documents that a relay keeps once it is told the authority's key: the newest rollovers, revocations and
+//! The signed documents that a relay keeps once it knows the authority's key: the newest rollovers, revocations and
 //! lease certificate.
 //!
-//! They are verified when they come and lie in a file of the state directory. So neither a restart of the relay nor a
-//! coordinator that shows older ones makes it forget a revocation.
+//! They are verified when they come and stored in a file of the state directory. So neither a restart of the relay nor
+//! a coordinator that shows older ones makes it forget a revocation.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,10 +15,10 @@ use super::access::is_common;
 use crate::secret;
 
 const FILE: &str = "documents.json";
-/// Longest file: all that can be passed on, and what JSON puts around it.
+/// Longest file: everything that can be passed on, with its JSON syntax.
 const LIMIT: u64 = 2 * TEXT_LIMIT as u64;
 
-/// What is kept, and where.
+/// The kept documents, and their file.
 #[derive(Debug)]
 pub struct Kept {
     path: PathBuf,
@@ -33,10 +33,10 @@ pub enum KeptError {
     File {
         /// The file of the documents.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The system's error.
         error: io::Error,
     },
-    /// It is not as it was written.
+    /// Its contents are not as written.
     #[error(
         "{path} is damaged ({error}): put a backup in its place, or remove it, and the relay knows of no revocation \
         until the coordinator tells of it"
@@ -53,7 +53,7 @@ impl Kept {
     /// Reads what was kept for this authority: nothing at the first start.
     ///
     /// # Errors
-    /// There is a file and it cannot be used.
+    /// The file exists and cannot be used.
     pub fn load(directory: &Path, authority: AuthorityKey) -> Result<Self, KeptError> {
         let path = directory.join(FILE);
         let mut text = String::new();
@@ -63,7 +63,7 @@ impl Kept {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Publication::new(authority),
             Err(error) => return Err(KeptError::File { path, error }),
         };
-        // A successor of the key that was pinned before may be pinned without losing anything.
+        // Pinning a successor of the key that was pinned before loses nothing.
         if publication.root() == authority || publication.authority() == authority {
             return Ok(Self { path, publication });
         }
@@ -71,13 +71,13 @@ impl Kept {
         Ok(Self { path, publication: Publication::new(authority) })
     }
 
-    /// Takes in what is newer than what is kept. The rest is left out, and it is said why.
+    /// Takes in what is newer than what is kept. The rest is ignored, with the reason in the log.
     pub fn learn<'a>(&mut self, documents: impl IntoIterator<Item = &'a Document>) {
         let (mut changed, mut refused) = (false, None);
         for document in documents.into_iter().filter(|document| is_common(document)) {
             match self.publication.add(document.clone()) {
                 Ok(new) => changed |= new,
-                // One of before the pinned key.
+                // A rollover from before the pinned key.
                 Err(_) if matches!(document.contents(), Contents::Rollover(_)) => {}
                 Err(refusal) => refused = Some(refusal),
             }
@@ -91,7 +91,7 @@ impl Kept {
         }
     }
 
-    /// What is to be passed on.
+    /// The documents to pass on.
     pub fn documents(&self) -> impl Iterator<Item = &Document> {
         self.publication.common()
     }
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(revoked(&relay), [site(8)]);
         assert_eq!(revoked(&kept(directory.path(), &key(4))), [site(8)], "the successor is the same authority");
         assert_eq!(kept(directory.path(), &key(5)).documents().count(), 0);
-        // Whoever pins the successor from the start is told of the rollover to it all the same.
+        // A relay that pins the successor from the start is told of the rollover to it all the same.
         let other = tempfile::tempdir().unwrap();
         let mut relay = kept(other.path(), &key(4));
         relay.learn(authority.publication().documents());

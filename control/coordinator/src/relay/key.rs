@@ -1,5 +1,5 @@
-//! The relay's private key: made at the first start and kept in the state directory. Whoever has it can pass
-//! for the relay; traffic stays the sites' own.
+//! The relay's private key: made at the first start and kept in the state directory. Whoever has it can pass for the
+//! relay, but cannot read traffic.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::secret::{self, Secret, SecretError};
 
 const FILE: &str = "relay.key";
 
-/// Reads the key of the state directory, or makes one.
+/// Reads the key in the state directory, or makes one.
 ///
 /// # Errors
 /// The file cannot be used.

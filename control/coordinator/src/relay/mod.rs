@@ -15,6 +15,7 @@ pub mod kept;
 pub mod key;
 pub mod process;
 pub mod stream;
+pub mod told;
 pub mod uplink;
 
 use std::collections::HashMap;

@@ -11,10 +11,11 @@ use penstock_proto::coordination::SiteKey;
 use penstock_proto::relay::RelayLimits;
 use penstock_proto::trust::AuthorityKey;
 use rustls::ClientConfig;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::kept::Kept;
+use super::told::ToldFile;
 use super::uplink::Uplink;
 use super::{RelayServer, key};
 use crate::admission::Door;
@@ -31,7 +32,7 @@ pub struct RelayConfig {
     pub serving: Serving,
     /// Where the coordinator is.
     pub coordinator: CoordinatorUrl,
-    /// TLS to it, and so whom to take for it.
+    /// The TLS configuration for it, and so which certificates are accepted.
     pub tls: Arc<ClientConfig>,
     /// The overlay's authority. Without it the relay passes on whatever the coordinator showed last.
     pub authority: Option<AuthorityKey>,
@@ -47,9 +48,9 @@ pub struct RelayProcess {
     pub relay: Arc<RelayServer>,
     /// Its UDP sockets.
     pub udp: Arc<Sockets>,
-    /// Its certificate; none of ours if an authority is asked for one by ACME.
+    /// Its certificate; `None` if it is obtained by ACME.
     pub identity: Option<Identity>,
-    // Dropped, streams end.
+    // Dropping it ends the streams.
     _stop: watch::Sender<bool>,
     _certificate: watch::Sender<Arc<rustls::ServerConfig>>,
     _tasks: [JoinSet<()>; 2],
@@ -57,8 +58,8 @@ pub struct RelayProcess {
 }
 
 impl RelayProcess {
-    /// Starts to serve. Must be called within a tokio runtime. Nobody can bind himself before the
-    /// coordinator was there for the first time.
+    /// Starts to serve. Must be called within a tokio runtime. Until the relay has reached the coordinator for the
+    /// first time, no site can bind.
     ///
     /// # Errors
     /// What is missing, in one sentence.
@@ -69,6 +70,9 @@ impl RelayProcess {
         let Served { tls, identity, acme } = serve(&serving)?;
         let private_key = key::load(&serving.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
+        let file = ToldFile::new(&serving.state, &private_key, &coordinator);
+        let mut uplink = Uplink { url: coordinator, tls: uplink_tls, private_key, kept, shown: Vec::new(), file };
+        uplink.recall(&relay);
         let (listeners, addresses) = listen(&serving.listen).await?;
         let (page, page_addresses) = listen(serving.metrics.as_slice()).await?;
         let udp = Arc::new(udp::bind(&serving.udp.listen).map_err(StartError::Udp)?);
@@ -81,7 +85,8 @@ impl RelayProcess {
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let router = router.clone();
-            tasks.spawn(server::accept(listener, tls.clone(), router, door.clone(), stopped.clone()));
+            let (_, called) = mpsc::channel(1);
+            tasks.spawn(server::accept(listener, tls.clone(), router, door.clone(), called, stopped.clone()));
         }
         for listener in page {
             let (relay, udp) = (relay.clone(), udp.clone());
@@ -92,7 +97,7 @@ impl RelayProcess {
         if let Some(acme) = acme {
             tasks.spawn(acme.run(certificate.clone()));
         }
-        tasks.spawn(Uplink { url: coordinator, tls: uplink_tls, private_key, kept }.run(relay.clone()));
+        tasks.spawn(uplink.run(relay.clone()));
         let tasks = [tasks, udp::serve(&udp, Some(&relay))];
         Ok(Self {
             addresses,

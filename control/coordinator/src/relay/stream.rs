@@ -1,7 +1,7 @@
 //! A relay's stream: a WebSocket over TLS whose binary frames are datagrams, for sites whose UDP is blocked.
 //!
-//! A stream has to bind itself as a UDP source has, and to renew that: without a binding it ends. A site has
-//! one place, so its streams are bounded by the sites; streams without a proof are [`admission`]'s, and end when
+//! A stream has to bind itself like a UDP source, and to renew its binding: without one it ends. A site is bound at one
+//! address, so its streams are bounded by the sites; streams without a proof are bounded by [`admission`], and end when
 //! their place there does.
 //!
 //! [`admission`]: crate::admission
@@ -22,10 +22,10 @@ use crate::admission::Place;
 use crate::server::Stop;
 use crate::udp::Sockets;
 
-/// How long a write may take: a stream that takes nothing for so long is dead, and its queue full of
-/// datagrams that nobody waits for any more.
+/// How long a write may take: a stream that accepts nothing for so long is dead, and its queue full of datagrams that
+/// nobody waits for any more.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Datagrams that are written before the stream is flushed.
+/// How many datagrams are written before the stream is flushed.
 const WRITE_BATCH: usize = 32;
 
 /// Serves a stream until it ends.
@@ -47,7 +47,7 @@ pub async fn serve(
     tracing::debug!("the stream from {from} ends: {end}");
 }
 
-/// Returns when a binding, or the place of who has none yet, is over.
+/// Returns when a binding is over, or the place of a stream that has none yet.
 async fn over(until: Option<Instant>, place: &Place) {
     match until {
         Some(until) => sleep_until(until.into()).await,
@@ -59,7 +59,7 @@ struct Stream {
     socket: WebSocket,
     queue: StreamReceiver,
     source: Source,
-    /// When it ends unless its binding is renewed; none as long as it has had none.
+    /// When it ends unless its binding is renewed; `None` before the first binding.
     until: Option<Instant>,
 }
 
@@ -90,7 +90,7 @@ impl Stream {
         }
     }
 
-    /// Decides about a datagram that came.
+    /// Handles a datagram from the stream.
     async fn take(
         &mut self,
         datagram: &Bytes,

@@ -1,16 +1,17 @@
 //! A relay's connection to the coordinator: proves its key and is told who may talk.
 //!
-//! Without the connection it goes on by what it was told last: a coordinator that is down takes nothing
-//! away, and changes wait until it is back. A relay that knows the authority's key passes on what it has
-//! [`Kept`], whatever the coordinator shows.
+//! Without the connection it goes on by what it was [`Told`] last, after a restart too: a coordinator that is down
+//! takes nothing away, and changes wait until it is back. A relay that knows the authority's key passes on what it
+//! has [`Kept`], whatever the coordinator shows.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use penstock_connect::{Backoff, ConnectError, CoordinatorUrl, Outbound, Proxy, Socket, Terms};
 use penstock_proto::coordination::limits::{HANDSHAKE_TIMEOUT, SILENCE_LIMIT};
-use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, prove, prove_bound};
+use penstock_proto::coordination::{CoordinatorMessage, GatewayMessage, Hello, RefusalReason, prove, prove_bound};
 use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret};
 use rustls::ClientConfig;
@@ -18,8 +19,9 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::RelayServer;
-use super::access::{FollowError, Follower};
+use super::access::{FollowError, Follower, is_common};
 use super::kept::Kept;
+use super::told::{Told, ToldFile};
 
 /// How long after a connection ended the next is tried, at first; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -30,19 +32,23 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 pub struct Uplink {
     /// Where it is. The proof is for the host name.
     pub url: CoordinatorUrl,
-    /// TLS to it, and so whom to take for it.
+    /// The TLS configuration for it, and so which certificates are accepted.
     pub tls: Arc<ClientConfig>,
     /// The relay's key.
     pub private_key: StaticSecret,
     /// What the authority has signed, if its key is known.
     pub kept: Option<Kept>,
+    /// Else what the coordinator showed last.
+    pub shown: Vec<Document>,
+    /// What the coordinator told last, for the next start.
+    pub file: ToldFile,
 }
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Connect(Box<ConnectError>),
     #[error("{0}")]
     WebSocket(Box<tokio_tungstenite::tungstenite::Error>),
     #[error("it refuses: {0}")]
@@ -51,7 +57,7 @@ enum End {
     Decode(#[from] penstock_proto::coordination::DecodeError),
     #[error("{0}")]
     Follow(#[from] FollowError),
-    #[error("it has no sound key")]
+    #[error("it has no valid key")]
     Unsound,
     #[error("it was silent for too long")]
     Silent,
@@ -59,6 +65,14 @@ enum End {
     Closed,
     #[error("it takes this relay's key for a gateway's")]
     NoRelay,
+    #[error("it does not know this relay: name the relay's public key in the coordinator's configuration")]
+    Unknown,
+}
+
+impl From<ConnectError> for End {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect(Box::new(error))
+    }
 }
 
 impl From<tokio_tungstenite::tungstenite::Error> for End {
@@ -68,7 +82,27 @@ impl From<tokio_tungstenite::tungstenite::Error> for End {
 }
 
 impl Uplink {
-    /// Keeps the relay to what the coordinator says, for ever.
+    /// Gives the relay what the coordinator told its predecessor, if that was stored.
+    pub fn recall(&mut self, relay: &Arc<RelayServer>) {
+        let mut follower = Follower::new(relay.clone());
+        match self.file.read() {
+            Ok(None) => {}
+            Ok(Some(Told { documents, access })) => {
+                self.shown = documents;
+                match access.into_iter().try_for_each(|part| follower.take(part)) {
+                    Ok(()) => tracing::info!("sites known from before the start: {}", relay.count().0),
+                    Err(error) => tracing::warn!("{}: {error}", self.file.path().display()),
+                }
+            }
+            Err(error) => {
+                let path = self.file.path().display();
+                tracing::warn!("{path}: {error}: no site is known until the coordinator is reached");
+            }
+        }
+        self.pass_on(&follower);
+    }
+
+    /// Keeps the relay up to date with the coordinator, connecting again whenever the connection ends.
     pub async fn run(mut self, relay: Arc<RelayServer>) {
         // So that not all relays come back at the same moment.
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
@@ -77,7 +111,7 @@ impl Uplink {
                 Ok(socket) => {
                     tracing::info!("connected to the coordinator");
                     let end = self.follow(socket, Follower::new(relay.clone()), &mut backoff).await;
-                    tracing::warn!("the coordinator is gone, the relay goes on by what it knows: {end}");
+                    tracing::warn!("no connection to the coordinator, the relay continues with what it knows: {end}");
                 }
                 Err(end) => tracing::warn!("no connection to the coordinator: {end}"),
             }
@@ -110,30 +144,73 @@ impl Uplink {
 
     /// Takes what the coordinator says until the connection ends.
     async fn follow(&mut self, mut socket: Socket, mut follower: Follower, backoff: &mut Backoff) -> End {
-        self.pass_on(&follower, &[]);
+        let mut unwritten = false;
         loop {
-            match hear(&mut socket).await {
-                Ok(CoordinatorMessage::Access(access)) => match follower.take(access) {
-                    Ok(()) => backoff.reset(),
-                    Err(error) => return error.into(),
-                },
-                Ok(CoordinatorMessage::Documents(more)) => self.pass_on(&follower, &more.documents),
-                Ok(CoordinatorMessage::Refused(refusal)) => return End::Refused(refusal),
-                Ok(CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_)) => return End::NoRelay,
-                Ok(_) => {}
-                Err(end) => return end,
+            let heard = tokio::select! {
+                biased;
+                heard = hear(&mut socket) => heard,
+                // Nothing more has come yet.
+                () = ready(()), if unwritten => {
+                    self.store(&follower).await;
+                    unwritten = false;
+                    continue;
+                }
+            };
+            match heard.and_then(|message| self.take(message, &mut follower)) {
+                Ok(()) => unwritten = follower.is_whole(),
+                Err(end) => {
+                    // A change that made no sense may have been made in part.
+                    if follower.is_whole() {
+                        self.store(&follower).await;
+                    }
+                    return end;
+                }
+            }
+            if unwritten {
+                backoff.reset();
             }
         }
     }
 
-    /// Has documents passed on: those that the coordinator shows, or the newest that the authority has signed.
-    fn pass_on(&mut self, follower: &Follower, shown: &[Document]) {
-        match &mut self.kept {
-            Some(kept) => {
-                kept.learn(shown);
-                follower.pass_on(kept.documents());
+    fn take(&mut self, message: CoordinatorMessage, follower: &mut Follower) -> Result<(), End> {
+        match message {
+            CoordinatorMessage::Access(access) => follower.take(access)?,
+            CoordinatorMessage::Documents(more) => {
+                match &mut self.kept {
+                    Some(kept) => kept.learn(&more.documents),
+                    // They come in one message, ahead of the statements of relays, which may take another.
+                    None if more.documents.iter().any(is_common) => self.shown = more.documents,
+                    None => {}
+                }
+                self.pass_on(follower);
             }
-            None => follower.pass_on(shown),
+            CoordinatorMessage::Refused(refusal) if refusal.reason == RefusalReason::NotEnrolled => {
+                return Err(End::Unknown);
+            }
+            CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
+            CoordinatorMessage::Map(_) | CoordinatorMessage::Registration(_) => return Err(End::NoRelay),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Has documents passed on: the newest that the authority has signed, or those that the coordinator showed.
+    fn pass_on(&self, follower: &Follower) {
+        match &self.kept {
+            Some(kept) => follower.pass_on(kept.documents()),
+            None => follower.pass_on(&self.shown),
+        }
+    }
+
+    /// Keeps what was told for the next start.
+    async fn store(&self, follower: &Follower) {
+        let (file, follower, documents) = (self.file.clone(), follower.clone(), self.shown.clone());
+        // It may be a second until all of a large overlay is on a slow disk.
+        let write = move || file.write(&Told { documents, access: follower.whole() });
+        let written = tokio::task::spawn_blocking(write).await;
+        if let Err(error) = written.map_err(std::io::Error::other).flatten() {
+            let path = self.file.path().display();
+            tracing::error!("{path}: {error}: after a restart the relay needs the coordinator before it knows a site");
         }
     }
 }

@@ -16,16 +16,30 @@ use crate::time::now;
 pub enum Who {
     /// An administrator at the control socket, by the number of the Unix user.
     User(u32),
+    /// An administrator at the page, by the name that the login gave.
+    Page(String),
     /// A site itself.
     Site(Name),
-    /// Its time has come.
+    /// The coordinator itself, because a time is over.
     Clock,
+}
+
+impl Who {
+    /// Without how they came in.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Page(name) => name.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(uid) => write!(f, "user {uid}"),
+            Self::Page(name) => write!(f, "page {name}"),
             Self::Site(name) => write!(f, "site {name}"),
             Self::Clock => f.write_str("clock"),
         }
@@ -59,7 +73,7 @@ pub(super) struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// Of something that can be written as JSON.
+    /// A change of something that can be written as JSON.
     pub fn of<T: Serialize>(who: &'a Who, what: &'a str, before: Option<&T>, after: Option<&T>) -> Self {
         Self { who, what, before: before.map(json), after: after.map(json) }
     }
@@ -94,7 +108,7 @@ impl Store {
         Change::of(who, what, before, after).note(&mut self.connection).await.map_err(failed)
     }
 
-    /// The last so many entries, oldest first.
+    /// The last `last` entries, oldest first.
     ///
     /// # Errors
     /// What SQLite says, or a row is not as we write it.

@@ -1,4 +1,4 @@
-//! What the authority has signed and is in force.
+//! What the authority has signed and what is in force.
 
 use penstock_proto::trust::{AuthorityKey, Contents, Document, Publication, Serial};
 use serde::Serialize;
@@ -12,15 +12,15 @@ use super::{Store, StoreError, Who};
 pub struct Trust {
     /// What is in force.
     pub publication: Publication,
-    /// No lease had a higher serial.
+    /// No lease so far has a higher serial.
     pub lease_serial: Serial,
 }
 
 impl Store {
-    /// Everything that the authority has signed; none if the overlay has no authority yet.
+    /// Everything that the authority has signed; `None` if the overlay has no authority yet.
     ///
     /// # Errors
-    /// What SQLite says, or the documents are not those of one authority.
+    /// SQLite's error, or the documents do not belong to one authority.
     pub async fn trust(&mut self) -> Result<Option<Trust>, StoreError> {
         let failed = self.failed();
         let sql = "SELECT root, lease_serial FROM authority";
@@ -30,7 +30,7 @@ impl Store {
         let root: [u8; 32] =
             root.try_into().map_err(|_| failed(super::sites::wrong("the authority's key is not one")))?;
         let lease_serial: i64 = row.try_get("lease_serial").map_err(&failed)?;
-        // Rollovers first, in their order, and revocations before statements: so each can be added.
+        // Rollovers come first, in their order, and revocations before statements, so that each can be added.
         let sql = "SELECT document FROM documents ORDER BY \
             CASE kind WHEN 'rollover' THEN 0 WHEN 'revocations' THEN 1 ELSE 2 END, number";
         let texts: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
@@ -42,10 +42,10 @@ impl Store {
         Ok(Some(Trust { publication, lease_serial: Serial(lease_serial as u64) }))
     }
 
-    /// Notes whose overlay it is, with what its authority has signed at first.
+    /// Records whose overlay this is, with what its authority has signed at first.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn found(&mut self, root: AuthorityKey, documents: &[Document]) -> Result<(), StoreError> {
         let change = Change::of(&Who::Clock, "authority founded", None, Some(&root));
         self.begin().await?;
@@ -53,10 +53,10 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Stores signed documents that concern no site of ours alone, with what the log is to say of them.
+    /// Stores signed documents that concern more than a site of ours, with the audit's entry about them.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn publish<T: Serialize>(
         &mut self,
         documents: &[Document],
@@ -75,10 +75,10 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Notes that no lease will have a higher serial until this is called again.
+    /// Records that no lease will have a higher serial until this is called again.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite's error.
     pub async fn reserve_leases(&mut self, last: Serial) -> Result<(), StoreError> {
         let sql = "UPDATE authority SET lease_serial = ?";
         let failed = self.failed();
@@ -98,7 +98,7 @@ async fn found(
     change.note(connection).await
 }
 
-/// Puts documents in the place of what they replace or make void, within a transaction.
+/// Adds documents within a transaction, replacing those that they supersede or make void.
 pub(super) async fn publish(connection: &mut SqliteConnection, documents: &[Document]) -> Result<(), sqlx::Error> {
     for document in documents {
         let (kind, subject, serial) = match document.contents() {
@@ -120,7 +120,7 @@ pub(super) async fn publish(connection: &mut SqliteConnection, documents: &[Docu
             Contents::LeaseCertificate(certificate) => ("certificate", Vec::new(), certificate.serial),
             Contents::Site(site) => ("statement", site.grant.public_key.as_bytes().to_vec(), site.serial),
             Contents::Relay(relay) => ("statement", relay.public_key.as_bytes().to_vec(), relay.serial),
-            // Coordinators give new ones when they start.
+            // Coordinators issue new leases when they start.
             Contents::Lease(_) => continue,
         };
         let sql = "INSERT OR REPLACE INTO documents (kind, subject, serial, document) VALUES (?, ?, ?, ?)";

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why the database cannot be used, or did not take a change. A change that failed was not made.
+/// Why the database cannot be used, or refused a change. A change that failed was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file is no SQLite database, or pages of it are damaged.
+    /// The file is not an SQLite database, or pages of it are damaged.
     #[error("{path} is damaged ({detail}): put a backup in its place, or move it away to begin with an empty one")]
     Corrupt {
         /// The database.
@@ -13,7 +13,7 @@ pub enum StoreError {
         /// In SQLite's words.
         detail: String,
     },
-    /// The file, or the file system, cannot be written.
+    /// The file, or its file system, is read-only.
     #[error("{path} is read-only: the coordinator must be able to write it and its directory")]
     ReadOnly {
         /// The database.
@@ -25,7 +25,7 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
-    /// A newer coordinator made the file.
+    /// The file is from a newer coordinator.
     #[error(
         "{path} was made by a newer coordinator (schema {found}, this one knows {known}): \
         run that version, or one newer still"
@@ -33,9 +33,9 @@ pub enum StoreError {
     Newer {
         /// The database.
         path: PathBuf,
-        /// Its schema.
+        /// The version of its schema.
         found: u32,
-        /// Ours.
+        /// The latest version that we know.
         known: u32,
     },
     /// Another process has it locked.
@@ -44,15 +44,15 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
-    /// Something in it is not what the coordinator writes.
+    /// It contains something that the coordinator does not write.
     #[error("{path}: {detail}")]
     Content {
         /// The database.
         path: PathBuf,
-        /// What, and where.
+        /// What is wrong, and where.
         detail: String,
     },
-    /// Whatever else SQLite or the file system says.
+    /// Any other error of SQLite or the file system.
     #[error("{path}: {error}")]
     Other {
         /// The database.
@@ -77,7 +77,7 @@ impl StoreError {
     pub(super) fn of(path: &Path, error: sqlx::Error) -> Self {
         let path = path.to_owned();
         let database = error.as_database_error();
-        // An extended code has the primary one in its lowest byte.
+        // The lowest byte of an extended code is the primary one.
         let extended = database.and_then(|error| error.code()?.parse::<u32>().ok());
         match extended.map(|extended| extended & 0xff) {
             Some(code::CORRUPT | code::NOTADB) => {

@@ -14,28 +14,28 @@ use super::{Store, StoreError, Who};
 
 const COLUMNS: &str = "id, hash, uses_left, expires, tags, approve_manually, created, site_lifetime, subnets";
 
-/// What is known of an enrolment key.
+/// What is stored about an enrolment key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct KeyRecord {
-    /// Which key.
+    /// Its identifier.
     #[serde(with = "id_as_text")]
     pub id: EnrolmentKeyId,
     /// [`EnrolmentKey::hash`](penstock_proto::coordination::EnrolmentKey::hash).
     #[serde(skip)]
     pub hash: [u8; 32],
-    /// How many sites it can let in still.
+    /// How many more sites it can admit.
     pub uses_left: u32,
     /// When it ends, in seconds since 1970.
     pub expires: u64,
-    /// Given to the sites that it lets in.
+    /// The tags of the sites that it admits.
     pub tags: BTreeSet<Name>,
-    /// Those sites wait for an administrator.
+    /// Whether those sites wait for an administrator.
     pub approve_manually: bool,
-    /// For how many seconds they are let in; none: for good.
+    /// For how many seconds they are admitted; `None`: without end.
     #[serde(default)]
     pub site_lifetime: Option<u64>,
-    /// What those sites may offer at first, whatever it is; empty: what needs no grant.
+    /// What those sites may offer at first; empty: what needs no grant.
     #[serde(default)]
     pub subnets: Vec<IpNet>,
     /// When it was made, in seconds since 1970.
@@ -46,7 +46,7 @@ impl Store {
     /// Adds an enrolment key.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn add_key(&mut self, key: &KeyRecord, who: &Who) -> Result<(), StoreError> {
         let change = Change::of(who, "key create", None, Some(key));
         self.begin().await?;
@@ -57,7 +57,7 @@ impl Store {
     /// One key.
     ///
     /// # Errors
-    /// What SQLite says, or the row is not as we write it.
+    /// SQLite's error, or the row is not as we write it.
     pub async fn key(&mut self, id: EnrolmentKeyId) -> Result<Option<KeyRecord>, StoreError> {
         let failed = self.failed();
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM enrolment_keys WHERE id = ?"));
@@ -68,7 +68,7 @@ impl Store {
     /// All keys, oldest first.
     ///
     /// # Errors
-    /// What SQLite says, or a row is not as we write it.
+    /// SQLite's error, or a row is not as we write it.
     pub async fn keys(&mut self) -> Result<Vec<KeyRecord>, StoreError> {
         let failed = self.failed();
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM enrolment_keys ORDER BY created, id"));
@@ -76,10 +76,10 @@ impl Store {
         rows.iter().map(|row| key(row).map_err(&failed)).collect()
     }
 
-    /// Forgets a key; the sites that it let in stay. Returns whether there was such a key.
+    /// Removes a key; the sites that it admitted stay. Returns whether it existed.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn remove_key(&mut self, id: EnrolmentKeyId, who: &Who) -> Result<bool, StoreError> {
         let Some(before) = self.key(id).await? else { return Ok(false) };
         let change = Change::of(who, "key revoke", Some(&before), None);
@@ -89,10 +89,10 @@ impl Store {
         Ok(true)
     }
 
-    /// Notes that the time of keys is over that could still let somebody in, each once. Returns them.
+    /// Records the expiry of keys that could still admit somebody, once for each. Returns them.
     ///
     /// # Errors
-    /// What SQLite says; then none was noted.
+    /// SQLite's error; nothing was recorded then.
     pub async fn end_keys(&mut self, now: u64) -> Result<Vec<KeyRecord>, StoreError> {
         let failed = self.failed();
         let over = "ended = 0 AND uses_left > 0 AND expires <= ?";

@@ -1,7 +1,7 @@
-//! What must outlive the coordinator, in a SQLite file. All SQL is in this module.
+//! What must survive the coordinator, in an SQLite file. All SQL is in this module.
 //!
-//! One connection, owned by the [`Store`]; the registry puts changes in order. A change that returned
-//! is on the disk: the write-ahead log is synced at every commit (`synchronous = FULL`).
+//! There is one connection, owned by the [`Store`]; the registry puts changes in order. A change that has returned is
+//! on disk: the write-ahead log is synced at every commit (`synchronous = FULL`).
 
 mod audit;
 mod documents;
@@ -24,12 +24,13 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use crate::policy::Policy;
 use audit::Change;
 
-/// The schema, a step a version: `PRAGMA user_version` says how many were taken.
-const MIGRATIONS: [&str; 4] = [
+/// The schema, one step per version: `PRAGMA user_version` says how many were taken.
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema-1.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 /// The database.
@@ -37,13 +38,12 @@ const MIGRATIONS: [&str; 4] = [
 pub struct Store {
     path: PathBuf,
     connection: SqliteConnection,
-    /// A transaction was begun; whoever began it may have been dropped half-way.
+    /// Whether a transaction was begun; whoever began it may have been dropped in the middle.
     unfinished: bool,
 }
 
 impl Store {
-    /// Opens the database, makes it if there is none, checks that it is whole and can be written, and
-    /// brings its schema up to date.
+    /// Opens the database, creating it if necessary, checks that it is intact and writable, and upgrades its schema.
     ///
     /// # Errors
     /// It is damaged, newer than this program, read-only, locked, or the disk is full.
@@ -66,7 +66,7 @@ impl Store {
     /// Writes everything into the one file and closes it.
     ///
     /// # Errors
-    /// What SQLite says; nothing that was acknowledged is lost by it.
+    /// SQLite's error; nothing that was acknowledged is lost by it.
     pub async fn close(self) -> Result<(), StoreError> {
         self.connection.close().await.map_err(|error| StoreError::of(&self.path, error))
     }
@@ -97,8 +97,8 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Begins a transaction. By hand: sqlx counts transactions and is not told when SQLite itself takes
-    /// one back, as it does when the disk is full (sqlite.org/lang_transaction.html, section 3).
+    /// Begins a transaction. This is done by hand because sqlx counts transactions and is not told when SQLite itself
+    /// rolls one back, as it does when the disk is full (sqlite.org/lang_transaction.html, section 3).
     async fn begin(&mut self) -> Result<(), StoreError> {
         if self.unfinished {
             self.roll_back().await;
@@ -108,7 +108,7 @@ impl Store {
         begun.map(drop).map_err(self.failed())
     }
 
-    /// Commits the transaction, or takes all of it back if any of its steps failed.
+    /// Commits the transaction, or rolls all of it back if any of its steps failed.
     async fn end<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
         let outcome = match outcome {
             Ok(value) => sqlx::raw_sql("COMMIT").execute(&mut self.connection).await.map(|_| value),
@@ -127,15 +127,15 @@ impl Store {
     }
 
     async fn roll_back(&mut self) {
-        // Fails when there is nothing to take back.
+        // This fails when there is nothing to roll back.
         let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await;
         self.unfinished = false;
     }
 
-    /// The policy as it was last set, if ever.
+    /// The policy as last set; `None` if it never was.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite's error.
     pub async fn policy(&mut self) -> Result<Option<String>, StoreError> {
         let failed = self.failed();
         sqlx::query_scalar("SELECT document FROM policy").fetch_optional(&mut self.connection).await.map_err(failed)
@@ -144,7 +144,7 @@ impl Store {
     /// Sets the policy.
     ///
     /// # Errors
-    /// What SQLite says; then the policy is as it was.
+    /// SQLite's error; the policy is unchanged then.
     pub async fn set_policy(&mut self, before: &Policy, after: &Policy, who: &Who) -> Result<(), StoreError> {
         let change = Change::of(who, "policy set", Some(before), Some(after));
         self.begin().await?;
@@ -152,7 +152,7 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// An error that names the database, whatever is borrowed of the store meanwhile.
+    /// An error that names the database, whatever is borrowed from the store meanwhile.
     fn failed(&self) -> impl Fn(sqlx::Error) -> StoreError + use<> {
         let path = self.path.clone();
         move |error| StoreError::of(&path, error)
@@ -170,7 +170,7 @@ async fn migrate(connection: &mut SqliteConnection, found: u32) -> Result<(), sq
     for migration in &MIGRATIONS[found as usize..] {
         sqlx::raw_sql(*migration).execute(&mut *connection).await?;
     }
-    // Written even when it is as it was: a read-only file shows now, not at the first change.
+    // Written even if it is unchanged: so a read-only file shows now, and not at the first change.
     let version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", MIGRATIONS.len()));
     sqlx::raw_sql(version).execute(connection).await?;
     Ok(())

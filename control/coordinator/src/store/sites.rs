@@ -10,26 +10,26 @@ use sqlx::{Row, SqliteConnection};
 use super::audit::Change;
 use super::documents::publish;
 use super::{Store, StoreError, Who};
-use crate::site::{Site, SiteState};
+use crate::site::{BindingMode, Site, SiteState};
 
 impl Store {
-    /// All sites, revoked ones too.
+    /// All sites, including revoked ones.
     ///
     /// # Errors
-    /// What SQLite says, or a row is not as we write it.
+    /// SQLite's error, or a row is not as we write it.
     pub async fn sites(&mut self) -> Result<Vec<Site>, StoreError> {
         let failed = self.failed();
         let sql = "SELECT public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, in_force, \
-            granted, bound FROM sites";
+            granted, channel_binding FROM sites";
         let rows = sqlx::query(sql).fetch_all(&mut self.connection).await.map_err(&failed)?;
         rows.iter().map(|row| site(row).map_err(&failed)).collect()
     }
 
-    /// Adds a site and takes one use of its enrolment key, both or neither. Returns false, and does
-    /// nothing, if the key has none left.
+    /// Adds a site and takes one use of its enrolment key, both or neither. Returns false, and does nothing, if the key
+    /// has no use left.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn enrol(
         &mut self,
         site: &Site,
@@ -43,10 +43,10 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Changes a site's state, subnets and end, and what the authority says of it.
+    /// Changes a site's state, subnets, channel binding and end, together with what the authority says about it.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn update_site(
         &mut self,
         before: &Site,
@@ -61,10 +61,10 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Forgets a site.
+    /// Removes a site.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite's error; nothing was changed then.
     pub async fn remove_site(&mut self, site: &Site, documents: &[Document], who: &Who) -> Result<(), StoreError> {
         let change = Change::of(who, "site remove", Some(site), None);
         self.begin().await?;
@@ -72,10 +72,10 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Notes when sites were last connected, in seconds since 1970.
+    /// Records when sites were last connected, in seconds since 1970.
     ///
     /// # Errors
-    /// What SQLite says; then none was noted.
+    /// SQLite's error; nothing was recorded then.
     pub async fn note_seen(&mut self, seen: &[(SiteKey, u64)]) -> Result<(), StoreError> {
         self.begin().await?;
         let outcome = note_seen(&mut self.connection, seen).await;
@@ -91,13 +91,14 @@ async fn update(
 ) -> Result<(), sqlx::Error> {
     publish(connection, documents).await?;
     sqlx::query(
-        "UPDATE sites SET state = ?, subnets = ?, in_force = ?, granted = ?, bound = ?, ends = ? WHERE public_key = ?",
+        "UPDATE sites SET state = ?, subnets = ?, in_force = ?, granted = ?, channel_binding = ?, ends = ? \
+        WHERE public_key = ?",
     )
     .bind(site.state.as_str())
     .bind(json(&site.subnets))
     .bind(json(&site.in_force))
     .bind(site.granted.as_ref().map(json))
-    .bind(site.bound)
+    .bind(site.channel_binding.as_str())
     .bind(site.ends.map(|time| time as i64))
     .bind(&site.key.as_bytes()[..])
     .execute(&mut *connection)
@@ -133,7 +134,7 @@ async fn enrol(
     }
     publish(connection, documents).await?;
     let sql = "INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, last_seen, ends, \
-        in_force, granted, bound) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        in_force, granted, channel_binding) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     sqlx::query(sql)
         .bind(&site.key.as_bytes()[..])
         .bind(site.name.as_str())
@@ -146,7 +147,7 @@ async fn enrol(
         .bind(site.ends.map(|time| time as i64))
         .bind(json(&site.in_force))
         .bind(site.granted.as_ref().map(json))
-        .bind(site.bound)
+        .bind(site.channel_binding.as_str())
         .execute(&mut *connection)
         .await?;
     change.note(connection).await?;
@@ -169,13 +170,14 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
     let key: [u8; 32] = key.try_into().map_err(|_| wrong("a public key is not 32 bytes long"))?;
     let name: String = row.try_get("name")?;
     let state: String = row.try_get("state")?;
+    let channel_binding: String = row.try_get("channel_binding")?;
     Ok(Site {
         key: key.into(),
         name: name.parse().map_err(sqlx::Error::decode)?,
         virtual_address: Ipv4Addr::from_bits(row.try_get("virtual_address")?),
         subnets: from_json(row, "subnets")?,
         tags: from_json(row, "tags")?,
-        state: SiteState::of(&state).ok_or_else(|| wrong("a site's state is none"))?,
+        state: SiteState::of(&state).ok_or_else(|| wrong("a site's state is unknown"))?,
         created: time(row.try_get("created")?),
         last_seen: row.try_get::<Option<i64>, _>("last_seen")?.map(time),
         ends: row.try_get::<Option<i64>, _>("ends")?.map(time),
@@ -184,11 +186,11 @@ fn site(row: &SqliteRow) -> Result<Site, sqlx::Error> {
             Some(text) => Some(serde_json::from_str(&text).map_err(sqlx::Error::decode)?),
             None => None,
         },
-        bound: row.try_get("bound")?,
+        channel_binding: BindingMode::of(&channel_binding).ok_or_else(|| wrong("a channel binding is unknown"))?,
     })
 }
 
-/// Seconds since 1970 as SQLite keeps them; what is before did not happen.
+/// SQLite's seconds since 1970; anything before counts as 0.
 pub(super) fn time(seconds: i64) -> u64 {
     seconds.try_into().unwrap_or(0)
 }

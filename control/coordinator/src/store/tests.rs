@@ -1,5 +1,5 @@
 use super::*;
-use crate::site::{Site, SiteState};
+use crate::site::{BindingMode, Site, SiteState};
 use penstock_proto::coordination::{EnrolmentKey, EnrolmentKeyId};
 use penstock_proto::trust::Subnets;
 use std::io::{Seek, SeekFrom, Write};
@@ -17,7 +17,7 @@ fn site(number: u8) -> Site {
         created: 1_700_000_000,
         last_seen: None,
         ends: Some(1_900_000_000),
-        bound: true,
+        channel_binding: BindingMode::Off,
         in_force: vec![format!("10.{number}.0.0/16").parse().unwrap()],
         granted: Subnets::new([format!("10.{number}.0.0/16").parse().unwrap()]).ok(),
     }
@@ -121,7 +121,7 @@ async fn damaged_files_are_named_so() {
         assert!(store.enrol(&site(number), record.id, &[]).await.unwrap());
     }
     store.close().await.unwrap();
-    // The middle of the file is pages of tables and indices.
+    // The middle of the file consists of pages of tables and indices.
     let mut file = std::fs::File::options().write(true).open(&path).unwrap();
     file.seek(SeekFrom::Start(4096 * 2)).unwrap();
     file.write_all(&[0xa5; 4096 * 2]).unwrap();
@@ -139,7 +139,7 @@ async fn a_newer_schema_is_left_alone() {
     store.close().await.unwrap();
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&path).await.unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 99, known: 4, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 99, known: 5, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -150,7 +150,7 @@ async fn a_full_disk_changes_nothing_and_is_named_so() {
     let mut store = Store::open(&path).await.unwrap();
     let record = key(u32::MAX);
     store.add_key(&record, &WHO).await.unwrap();
-    // SQLite says the same of a file that may not grow as of a disk that is full.
+    // SQLite reports the same for a file that may not grow as for a full disk.
     sqlx::raw_sql("PRAGMA max_page_count = 16").execute(&mut store.connection).await.unwrap();
     let mut stored = 0;
     let error = loop {
@@ -220,7 +220,7 @@ async fn a_key_ends_once_when_its_time_is_over() {
     assert!(store.keys().await.unwrap().contains(&record), "it is listed all the same");
 }
 
-/// The file of a coordinator of before: what it knows stays, and nothing ends by itself.
+/// The file of an older coordinator: what it knows stays, and nothing expires.
 #[tokio::test]
 async fn a_database_of_before_is_brought_up_to_date() {
     let directory = tempfile::tempdir().unwrap();
@@ -236,4 +236,25 @@ async fn a_database_of_before_is_brought_up_to_date() {
     let sites = store.sites().await.unwrap();
     assert_eq!((sites[0].name.as_str(), sites[0].ends), ("old", None));
     assert_eq!(store.audit(10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_site_that_has_proved_its_channel_still_has_to_after_an_upgrade() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut before = options.connect().await.unwrap();
+    for migration in &MIGRATIONS[..4] {
+        sqlx::raw_sql(*migration).execute(&mut before).await.unwrap();
+    }
+    let sql = "PRAGMA user_version = 4; \
+        INSERT INTO sites (public_key, name, virtual_address, subnets, tags, state, created, bound) VALUES \
+        (zeroblob(32), 'direct', 1681915905, '[]', '[]', 'approved', 5, 1), \
+        (randomblob(32), 'proxied', 1681915906, '[]', '[]', 'approved', 5, 0)";
+    sqlx::raw_sql(sql).execute(&mut before).await.unwrap();
+    before.close().await.unwrap();
+    let sites = Store::open(&path).await.unwrap().sites().await.unwrap();
+    let mut found: Vec<_> = sites.iter().map(|site| (site.name.as_str(), site.channel_binding)).collect();
+    found.sort_by_key(|(name, _)| *name);
+    assert_eq!(found, [("direct", BindingMode::Required), ("proxied", BindingMode::Auto)]);
 }

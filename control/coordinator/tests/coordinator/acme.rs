@@ -67,7 +67,7 @@ async fn a_certificate_is_obtained_served_and_kept_across_a_restart() {
     let (state, mut authority) = (running::directory(), Authority::new(24 * HOUR));
     let program = start(state.path(), &authority);
     program.says("there is no certificate yet");
-    // Nothing to be had, and nobody is let in without.
+    // The authority issues nothing, and without a certificate nobody is let in.
     let error = program.says("no certificate from ");
     assert!(error.contains("refused") && error.contains("gateways cannot connect until"), "{error}");
     let refused = TcpStream::connect(authority.coordinator()[0]).await.unwrap();
@@ -80,7 +80,7 @@ async fn a_certificate_is_obtained_served_and_kept_across_a_restart() {
 
     authority.start();
     program.says("has checked that a name is ours");
-    program.says("a new certificate is in use; it is good for another 23 h");
+    program.says("a new certificate is in use; it is valid for another 23 h");
     let trusted = authority.trusted().await;
     let first = shown(&trusted, &authority).await.unwrap();
     enrol(&trusted, &authority, state.path(), "amsterdam").await;
@@ -97,7 +97,7 @@ async fn a_certificate_is_obtained_served_and_kept_across_a_restart() {
     drop(program);
     authority.stop();
     let program = start(state.path(), &authority);
-    program.says("the certificate at hand is good for another 23 h");
+    program.says("the present certificate is valid for another 23 h");
     assert_eq!(shown(&trusted, &authority).await.unwrap(), first);
     enrol(&trusted, &authority, state.path(), "berlin").await;
     assert_eq!(status(state.path())["Acme"]["Error"], serde_json::Value::Null);
@@ -120,11 +120,11 @@ async fn it_is_renewed_in_time_and_the_old_one_served_until_then() {
     // So that the log is not waited for too long.
     tokio::time::sleep(Duration::from_secs(lifetime / 5)).await;
     let error = program.says("no certificate from ");
-    assert!(error.contains("the one in use is good for another"), "{error}");
+    assert!(error.contains("the one in use is valid for another"), "{error}");
     assert_eq!(shown(&old_root, &authority).await.unwrap(), first, "the old one is served");
     authority.start();
     let trusted = authority.trusted().await;
-    program.says("does not know our account; another is made");
+    program.says("does not know our account; a new one is made");
     program.says("a new certificate is in use");
     let second = shown(&trusted, &authority).await.unwrap();
     assert_ne!(second, first);
@@ -160,7 +160,7 @@ async fn a_name_more_is_ordered_at_the_next_start() {
     let mut command = asking(run(Command::new(PROGRAM), state.path()), &authority);
     command.args(["--name", "second.test"]);
     let program = Program::spawn(command);
-    program.says("the certificate at hand is good for another");
+    program.says("the present certificate is valid for another");
     program.says("a new certificate is in use");
     let account = std::fs::read(state.path().join("acme-account.json")).unwrap();
     assert_ne!(shown(&trusted, &authority).await.unwrap(), first);

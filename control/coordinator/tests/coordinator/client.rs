@@ -156,7 +156,7 @@ pub async fn from(source: &str, address: SocketAddr) -> TcpStream {
     socket.connect(address).await.unwrap()
 }
 
-/// TLS by a client whose clock is wrong by so many seconds.
+/// TLS by a client whose clock is wrong by this many seconds.
 pub async fn encrypt(stream: TcpStream, pin: Fingerprint, clock: i64) -> Result<TlsStream<TcpStream>, Failure> {
     let mut config = ClientConfig::clone(&*Trust::Pinned(pin).client_config().unwrap());
     config.time_provider = Arc::new(Clock(clock));
@@ -190,7 +190,7 @@ impl Connection {
 
     pub async fn say_address(&mut self, address: &str) {
         let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
-        let reachability = Reachability { candidates: vec![candidate], nat_type: None, speeds: None };
+        let reachability = Reachability { candidates: vec![candidate], ..Reachability::default() };
         self.say(&GatewayMessage::Reachability(reachability)).await;
     }
 
@@ -230,7 +230,10 @@ impl Connection {
                     }
                     self.documents.extend(documents.iter().cloned());
                 }
-                CoordinatorMessage::Challenge(_) | CoordinatorMessage::Access(_) | CoordinatorMessage::Unknown => {}
+                CoordinatorMessage::Challenge(_)
+                | CoordinatorMessage::Access(_)
+                | CoordinatorMessage::Reports(_)
+                | CoordinatorMessage::Unknown => {}
             }
             return Ok(message);
         }

@@ -132,14 +132,15 @@ async fn a_revoked_site_is_cut_and_vanishes() {
     let key = running.key(1, &[]).await;
     let again = Gateway { enrolment: Some(key.clone()), ..amsterdam };
     assert_eq!(refusal(running.connect(&again).await), RefusalReason::Revoked, "a new key does not undo it");
-    let successor = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
+    // Its name is free again, but two that look alike are not approved at a time.
+    let successor = Gateway::new("Amsterdam", &["10.101.0.0/24"]).with_key(&key);
     running.connect(&successor).await.unwrap();
-    b.until_peers(&["amsterdam"]).await;
+    b.until_peers(&["Amsterdam"]).await;
     match running.ask(approve(again.key.to_string())).await {
-        Answer::Error(sentence) => assert!(sentence.contains("another site is named amsterdam"), "{sentence}"),
+        Answer::Error(sentence) => assert!(sentence.contains("another site is named Amsterdam"), "{sentence}"),
         other => panic!("{other:?}"),
     }
-    running.done(Request::Revoke("amsterdam".into())).await;
+    running.done(Request::Revoke("Amsterdam".into())).await;
     b.until_peers(&[]).await;
     running.done(approve(again.key.to_string())).await;
     b.until_peers(&["amsterdam"]).await;

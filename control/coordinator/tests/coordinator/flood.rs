@@ -5,15 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_coordinator::admission::limits::{MESSAGE_BURST, RECONNECT_BURST};
+use penstock_coordinator::admission::limits::{FAILURE_BURST, HANDSHAKES, MESSAGE_BURST, RECONNECT_BURST};
 use penstock_proto::coordination::{CoordinatorMessage, Fingerprint, GatewayMessage, prove};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::client::{Connection, Failure, Gateway, HOST, challenge, encrypt, upgrade};
 use crate::program::{Program, enrolment_key};
@@ -39,7 +39,7 @@ impl Target {
         Self::start_among(sites, 0).await
     }
 
-    /// With so many other members, whom all are told of.
+    /// With this many other members, which everybody is told of.
     async fn start_among(sites: usize, members: usize) -> Self {
         let directory = running::directory();
         let members: Vec<Gateway> = (0..members).map(|number| Gateway::new(&format!("member-{number}"), &[])).collect();
@@ -101,7 +101,7 @@ async fn connect(source: &str, site: &Gateway, address: SocketAddr, pin: Fingerp
     Ok(connection)
 }
 
-/// A hostile stranger: so many TCP connections from each of the addresses, silent, opened again when they end.
+/// A hostile stranger: this many TCP connections from each of the addresses, silent, opened again when they end.
 fn silent(address: SocketAddr, sources: impl Iterator<Item = String>, each: usize) -> (JoinSet<()>, Arc<AtomicUsize>) {
     let (mut tasks, open) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for source in sources {
@@ -122,17 +122,22 @@ fn silent(address: SocketAddr, sources: impl Iterator<Item = String>, each: usiz
     (tasks, open)
 }
 
+/// Waits until an attack is under way.
+async fn until(is_under_way: impl Fn() -> bool) {
+    let under_way = async {
+        while !is_under_way() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(4 * IN_TIME, under_way).await.expect("the attack gets under way");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_keep_no_gateway_out() {
     let target = Target::start(3).await;
     // 48 addresses of as many networks, with 32 connections each.
     let (_attack, open) = silent(target.address, (0..48).map(|net| format!("127.2.{net}.1")), 32);
-    let full = async {
-        while open.load(Ordering::Relaxed) < 1024 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(2 * IN_TIME, full).await.expect("the attack has all places");
+    until(|| open.load(Ordering::Relaxed) >= 1024).await;
     for (number, site) in target.sites.iter().enumerate() {
         let took = target.connects(&format!("127.3.{number}.1"), site).await;
         assert!(took < IN_TIME, "{took:?}, with {} silent connections", open.load(Ordering::Relaxed));
@@ -142,41 +147,58 @@ async fn silent_connections_keep_no_gateway_out() {
     assert!(memory < MEMORY, "{memory}");
 }
 
+/// A neighbour of a site, behind the same public address, who sends one wrong proof after the other: nearly as many
+/// connections as the address may make, without waiting for an answer to any.
+fn wrong_proofs(target: &Target, source: &'static str) -> (JoinSet<()>, Arc<AtomicUsize>) {
+    let (victim, address, pin) = (target.sites[0].key, target.address, target.pin);
+    let thief = Arc::new(Gateway { key: victim, ..Gateway::new("x", &[]) });
+    let (mut task, answered) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    let count = answered.clone();
+    task.spawn(async move {
+        let mut ticks = interval(HANDSHAKES.interval * 5 / 4);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut open = JoinSet::new();
+        loop {
+            ticks.tick().await;
+            while open.try_join_next().is_some() {}
+            let (thief, count) = (thief.clone(), count.clone());
+            open.spawn(async move {
+                let outcome = connect(source, &thief, address, pin).await;
+                count.fetch_add(usize::from(matches!(outcome, Err(Failure::Refused(_)))), Ordering::Relaxed);
+            });
+        }
+    });
+    (task, answered)
+}
+
+/// With 34 addresses that hold all places at the same time.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_shares_its_address_with_one_who_fails_gets_in() {
-    let target = Target::start(1).await;
+    let target = Target::start(2).await;
     let source = "127.4.0.1";
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut attack = JoinSet::new();
-    let failures = Arc::new(AtomicUsize::new(0));
-    for _ in 0..4 {
-        let (victim, address, pin) = (target.sites[0].key, target.address, target.pin);
-        let (stop, failures) = (stop.clone(), failures.clone());
-        attack.spawn(async move {
-            let thief = Gateway { key: victim, ..Gateway::new("x", &[]) };
-            while !stop.load(Ordering::Relaxed) {
-                if connect(source, &thief, address, pin).await.is_err() {
-                    failures.fetch_add(1, Ordering::Relaxed);
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-        });
-    }
-    // More in a row than anybody is forgiven, or as many as there can be in a while.
-    let many = async {
-        while failures.load(Ordering::Relaxed) < 30 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let _ = timeout(Duration::from_secs(4), many).await;
+    let (_wrong, answered) = wrong_proofs(&target, source);
+    // More than anybody is forgiven.
+    until(|| answered.load(Ordering::Relaxed) >= 2 * FAILURE_BURST as usize).await;
     let took = target.connects(source, &target.sites[0]).await;
-    stop.store(true, Ordering::Relaxed);
     assert!(took < IN_TIME, "{took:?}");
+    let (_silent, open) = silent(target.address, (0..34).map(|net| format!("127.11.{net}.1")), 32);
+    until(|| open.load(Ordering::Relaxed) >= 1024).await;
+    for (source, site) in [(source, 0), ("127.4.1.1", 1), (source, 0)] {
+        let took = target.connects(source, &target.sites[site]).await;
+        assert!(took < IN_TIME, "{took:?} from {source}");
+    }
+    let (memory, answered) = (target.program.resident(), answered.load(Ordering::Relaxed));
+    println!(
+        "{} silent connections, {answered} wrong proofs answered: {} MB",
+        open.load(Ordering::Relaxed),
+        memory >> 20
+    );
+    assert!(memory < MEMORY, "{memory}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_reconnects_and_never_reads_costs_little() {
-    // The map of so many is 600 kB.
+    // A map of this many is 600 kB.
     let target = Target::start_among(1, 4000).await;
     let before = target.program.resident();
     let (private, key) = (target.sites[0].private.clone(), target.sites[0].key);

@@ -161,7 +161,7 @@ async fn a_clock_that_is_an_hour_off_does_not_matter() {
     }
 }
 
-/// Sends bytes over TLS; returns the first so many bytes that come back, or all until the end.
+/// Sends bytes over TLS; returns the first bytes that come back, up to this many, or all until the end.
 async fn exchange(running: &Running, request: &str, wanted: usize) -> Vec<u8> {
     let stream = TcpStream::connect(running.address).await.unwrap();
     let mut stream = encrypt(stream, running.pin, 0).await.unwrap();

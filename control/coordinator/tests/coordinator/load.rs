@@ -121,7 +121,7 @@ impl Fleet {
         Self { members }
     }
 
-    /// Waits until each knows so many peers, and of so many an address of the port.
+    /// Waits until each knows this many peers, and an address with the port of this many.
     async fn until(&mut self, peers: usize, reachable: usize, port: u16) {
         for member in &mut self.members {
             let there =

@@ -4,6 +4,7 @@
 mod acme;
 mod administration;
 mod authority;
+mod browser;
 mod client;
 mod coturn;
 mod enrol;
@@ -12,6 +13,8 @@ mod hidden;
 mod hostile;
 mod load;
 mod metrics;
+mod oidc;
+mod page;
 mod policy;
 mod program;
 mod relay;

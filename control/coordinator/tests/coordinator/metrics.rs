@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::client::Gateway;
 use crate::running::{Running, directory, document};
-use crate::separate::Place;
+use crate::separate::PlannedRelay;
 use crate::tunnel::{handshake, passes};
 
 /// The page served there.
@@ -76,9 +76,9 @@ async fn a_coordinator_tells_of_sites_refusals_and_its_relay() {
 
 #[tokio::test]
 async fn a_relay_of_its_own_tells_of_itself() {
-    let place = Place::new();
+    let planned = PlannedRelay::new();
     let coordinator = Running::start().await;
-    let relay = place.start_with(&coordinator, None, with_metrics).await;
+    let relay = planned.start_with(&coordinator, None, with_metrics).await;
     let page = page(relay.metrics_address.unwrap()).await;
     assert_eq!(value(&page, "penstock_coordinator_build_info{version=\"0.1.0\",role=\"relay\"}"), 1.0, "{page}");
     assert!(page.contains("\npenstock_relay_sessions 0.0\n"), "{page}");

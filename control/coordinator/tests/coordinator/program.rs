@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -223,6 +224,35 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
     }
 }
 
+/// A service manager that hears nothing for the time that it has set ends the program and starts another.
+#[test]
+fn a_service_manager_hears_of_it_as_long_as_it_runs() {
+    let directory = running::directory();
+    let socket = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let hears = |within: u64| {
+        manager.set_read_timeout(Some(Duration::from_secs(within))).unwrap();
+        let mut text = [0; 100];
+        let length = manager.recv(&mut text).ok()?;
+        Some(String::from_utf8_lossy(&text[..length]).trim().to_owned())
+    };
+    let mut command = run(Command::new(PROGRAM), directory.path());
+    command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "400000").env_remove("WATCHDOG_PID");
+    let mut program = Program::spawn(command);
+    assert_eq!(hears(10).as_deref(), Some("READY=1"));
+    assert_eq!(hears(10).as_deref(), Some("STATUS=0 sites, 0 connected"));
+    for _ in 0..3 {
+        assert_eq!(hears(10).as_deref(), Some("WATCHDOG=1"));
+    }
+    program.signal("-STOP");
+    while hears(1).is_some() {}
+    program.signal("-CONT");
+    assert_eq!(hears(10).as_deref(), Some("WATCHDOG=1"));
+    program.signal("-TERM");
+    while hears(10).expect("it says that it stops") != "STOPPING=1" {}
+    assert!(program.ends().success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_or_newer_database_is_named() {
     let directory = running::directory();
@@ -239,7 +269,7 @@ async fn a_damaged_or_newer_database_is_named() {
     bytes[60..64].copy_from_slice(&7_u32.to_be_bytes());
     std::fs::write(&database, bytes).unwrap();
     let mut program = Program::start(directory.path());
-    program.says("was made by a newer coordinator (schema 7, this one knows 4)");
+    program.says("was made by a newer coordinator (schema 7, this one knows 5)");
     assert_eq!(program.ends().code(), Some(1));
 }
 

@@ -127,7 +127,7 @@ async fn policy_and_revocation_cut_within_a_second() {
     assert!(handshake(&mut a, &mut b).await && passes(&mut a, &mut b, b"joined again").await);
     let start = Instant::now();
     running.done(Request::Revoke("b".into())).await;
-    // The stream of a site that is none any more ends.
+    // The stream of a revoked site ends.
     assert_eq!(b.link.receive(PATIENCE).await, None);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(!passes(&mut a, &mut b, b"revoked").await);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use penstock_coordinator::admin::{Answer, Request, SiteStatus};
 use penstock_coordinator::config::Document;
+use penstock_coordinator::site::BindingMode;
 use penstock_proto::coordination::{Candidate, CandidateKind, GatewayMessage};
 use penstock_proto::coordination::{EnrolmentKey, Reachability, RefusalReason, RegistrationState};
 use penstock_proto::trust::{AuthorityKey, Contents, LeaseLength, Now, PeerReason};
@@ -161,7 +162,7 @@ async fn a_changed_offer_waits_and_the_old_one_stays_in_force() {
 async fn a_key_allows_what_its_sites_offer_at_first() {
     let running = Running::start().await;
     let request = Request::CreateKey {
-        uses: 2,
+        uses: 4,
         lifetime: Duration::from_secs(60),
         tags: [].into(),
         approve_manually: false,
@@ -177,6 +178,33 @@ async fn a_key_allows_what_its_sites_offer_at_first() {
     let second = Gateway::new("berlin", &["203.0.113.128/25", "::/0"]).with_key(&key);
     let mut b = running.connect(&second).await.unwrap();
     told(&mut b, &["203.0.113.128/25"], 1).await;
+    // Whatever comes after the first offer waits, also where that had nothing of what the key allows.
+    for (name, first) in [("cologne", &["10.2.0.0/24"][..]), ("dresden", &[])] {
+        let site = Gateway::new(name, first).with_key(&key);
+        let mut connection = running.connect(&site).await.unwrap();
+        told(&mut connection, &[], first.len()).await;
+        let later = Gateway { subnets: nets(&["10.3.0.0/24", "203.0.113.128/26"]), enrolment: None, ..site };
+        let mut connection = running.connect(&later).await.unwrap();
+        told(&mut connection, &[], 2).await;
+    }
+    let listed = succeeds(running.directory.path(), &["key", "list"]);
+    assert!(listed.contains("203.0.113.0/24,::/0"), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_overlapped_another_site_still_waits_when_that_is_gone() {
+    let running = Running::start().await;
+    let (_amsterdam, _a) = running.site("amsterdam", &["10.1.0.0/16"], &[]).await;
+    let (berlin, mut b) = running.site("berlin", &["10.1.7.0/24"], &[]).await;
+    told(&mut b, &[], 1).await;
+    running.done(Request::Remove("amsterdam".into())).await;
+    let running = Running::start_in(running.stop().await).await;
+    let mut b = running.connect(&Gateway { enrolment: None, ..berlin }).await.unwrap();
+    told(&mut b, &[], 1).await;
+    let listed = succeeds(running.directory.path(), &["site", "list"]);
+    assert!(listed.contains("10.1.7.0/24 of berlin waits for `site approve`"), "{listed}");
+    running.done(approve("berlin")).await;
+    told(&mut b, &["10.1.7.0/24"], 0).await;
 }
 
 /// Leases come eight times in their length, and nothing of that is stored.
@@ -412,12 +440,63 @@ async fn a_proof_that_is_passed_on_is_worth_nothing() {
     assert_eq!(refusal(direct.connect(address, pin).await), RefusalReason::Proof, "nor without that proof");
     proxied.connect_bound(true, address, pin).await.unwrap();
     direct.connect_bound(false, address, pin).await.unwrap();
-    // It is remembered, and an administrator can end it.
+    // It is remembered, and granting something does not change it.
     let running = Running::start_in(running.stop().await).await;
     let (address, pin) = (running.address, running.pin);
-    assert_eq!(refusal(direct.connect_bound(true, address, pin).await), RefusalReason::Proof);
     running.done(approve("amsterdam")).await;
-    direct.connect_bound(true, address, pin).await.unwrap();
+    assert_eq!(refusal(direct.connect_bound(true, address, pin).await), RefusalReason::Proof);
+    // Other subnets, which are to be stored, are no way around it.
+    let moved = Gateway { subnets: nets(&["10.101.1.0/24"]), private: direct.private.clone(), ..direct };
+    assert_eq!(refusal(moved.connect_bound(true, address, pin).await), RefusalReason::Proof);
+}
+
+/// An administrator who puts a proxy that ends TLS in front of some sites says so, and can forbid it to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_administrator_says_which_site_may_come_by_a_proxy() {
+    let running = Running::start().await;
+    let key = running.key(2, &[]).await;
+    let moved = Gateway::new("amsterdam", &[]).with_key(&key);
+    let strict = Gateway::new("berlin", &[]).with_key(&key);
+    let connect = async |running: &Running, site: &Gateway, by_proxy| {
+        site.connect_bound(by_proxy, running.address, running.pin).await
+    };
+    let set = async |running: &Running, site: &str, mode| {
+        running.done(Request::ChannelBinding { site: site.into(), mode }).await;
+    };
+    let listed = |running: &Running, name: &str| {
+        let list = succeeds(running.directory.path(), &["site", "list"]);
+        let column = list.find("BINDING").unwrap();
+        let line = list.lines().find(|line| line.starts_with(name)).unwrap();
+        line[column..].split_whitespace().next().unwrap().to_owned()
+    };
+    connect(&running, &moved, false).await.unwrap();
+    connect(&running, &strict, true).await.unwrap();
+    assert_eq!([listed(&running, "amsterdam"), listed(&running, "berlin")], ["required", "auto"]);
+    succeeds(running.directory.path(), &["site", "channel-binding", "amsterdam", "off"]);
+    set(&running, "berlin", BindingMode::Required).await;
+
+    let running = Running::start_in(running.stop().await).await;
+    assert_eq!([listed(&running, "amsterdam"), listed(&running, "berlin")], ["off", "required"]);
+    connect(&running, &moved, true).await.unwrap();
+    // One direct connection does not bring the duty back.
+    connect(&running, &moved, false).await.unwrap();
+    connect(&running, &moved, true).await.unwrap();
+    assert_eq!(refusal(connect(&running, &strict, true).await), RefusalReason::Proof);
+    // It does once that is left to the coordinator again.
+    set(&running, "amsterdam", BindingMode::Auto).await;
+    connect(&running, &moved, true).await.unwrap();
+    connect(&running, &moved, false).await.unwrap();
+    assert_eq!(refusal(connect(&running, &moved, true).await), RefusalReason::Proof);
+
+    let Answer::Audit(log) = running.ask(Request::Audit { last: 100 }).await else { panic!("no audit") };
+    let changes: Vec<(&str, &str, &str)> = log
+        .iter()
+        .filter(|entry| entry.what == "site channel-binding")
+        .map(|entry| [&entry.before["Name"], &entry.before["ChannelBinding"], &entry.after["ChannelBinding"]])
+        .map(|values| values.map(|value| value.as_str().unwrap()).into())
+        .collect();
+    let expected = [("amsterdam", "required", "off"), ("berlin", "auto", "required"), ("amsterdam", "off", "auto")];
+    assert_eq!(changes, expected);
 }
 
 /// The database of a coordinator that knew no authority: whoever was approved is vouched for, with what was in force.

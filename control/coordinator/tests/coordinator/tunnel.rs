@@ -146,7 +146,7 @@ impl Tunnel {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// A sealed packet of so many bytes of contents.
+    /// A sealed packet with this many bytes of content.
     pub fn seal(&mut self, contents: &[u8]) -> Vec<u8> {
         let session = self.session.as_ref().expect("a session");
         let mut sealed = contents.to_vec();

@@ -1,8 +1,8 @@
-//! What a relay knows of the sites: who they are, and which pairs may talk.
+//! What a relay knows about the sites: who they are, and which pairs may talk.
 //!
-//! Sites have numbers, for as long as the connection lasts, so that a pair costs a few bytes. First comes
-//! the whole, in as many messages as it takes; what was in force before stays so until the last of them.
-//! Then come changes, each in force at once.
+//! Sites have numbers, for as long as the connection lasts, so that a pair costs only a few bytes. First comes the
+//! whole, in as many messages as it takes; what was in force before stays in force until the last of them. Then come
+//! changes, each in force at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,42 +10,42 @@ use super::SiteKey;
 use super::encoding::at_most;
 use super::limits::{ACCESS_PAIRS_LIMIT, PEERS_LIMIT};
 
-/// All sites of the largest coordinator: each but one may be a peer of each.
+/// The sites of the largest coordinator: each of them but one may be a peer of each.
 const SITES_LIMIT: usize = PEERS_LIMIT + 1;
 
 /// A site's number.
 pub type SiteNumber = u32;
 
-/// Which sites may talk through a relay, or what changed of it.
+/// Which sites may talk through a relay, or what has changed about that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Access {
-    /// Where in the whole this is.
+    /// Which part of the whole this is.
     pub part: AccessPart,
-    /// Sites that are let in.
+    /// Sites that are admitted.
     #[serde(deserialize_with = "at_most::<SITES_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<(SiteNumber, SiteKey)>,
-    /// Sites that are let in no more.
+    /// Sites that are no longer admitted.
     #[serde(deserialize_with = "at_most::<SITES_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<SiteNumber>,
     /// Pairs that may talk.
     #[serde(deserialize_with = "at_most::<ACCESS_PAIRS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub joined: Vec<(SiteNumber, SiteNumber)>,
-    /// Pairs that may talk no more.
+    /// Pairs that may no longer talk.
     #[serde(deserialize_with = "at_most::<ACCESS_PAIRS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub parted: Vec<(SiteNumber, SiteNumber)>,
 }
 
-/// Where in the whole a message is.
+/// Which part of the whole a message is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessPart {
     /// The whole begins.
     First,
-    /// More of it.
+    /// More of the whole.
     Further,
-    /// The last of it: now it is in force, and nothing else.
+    /// The last part: from now on the whole is in force, and nothing else.
     Last,
-    /// It changes what is in force.
+    /// A change of what is in force.
     #[default]
     Change,
 }

@@ -1,4 +1,4 @@
-//! How bytes and lists are written in JSON.
+//! The JSON form of bytes and lists.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ pub(crate) struct Base64(pub [u8; 32]);
 
 impl Base64 {
     pub fn parse(text: &str) -> Option<Self> {
-        // A longer text would not fit anyway, and need not be decoded to know it.
+        // A longer text cannot be 32 bytes, and need not be decoded.
         if text.len() != 44 {
             return None;
         }
@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
-/// As [`at_most`], where the list may be left out.
+/// As [`at_most`], for a list that may be left out.
 pub(super) fn some_at_most<'de, const LIMIT: usize, T, D>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
 where
     T: Deserialize<'de>,
@@ -68,7 +68,7 @@ where
     at_most::<LIMIT, T, D>(deserializer).map(Some)
 }
 
-/// Reads a list of no more than `LIMIT` elements, and no further.
+/// Reads a list of at most `LIMIT` elements, and stops there.
 pub(super) fn at_most<'de, const LIMIT: usize, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     T: Deserialize<'de>,

@@ -1,9 +1,9 @@
 //! Enrolment keys: what an administrator gives to a new site.
 //!
-//! The text is `penstock1-` and, in URL-safe base64, an identifier of 4 bytes, a secret of 16 and, if the
-//! coordinator's certificate is its own, that certificate's SHA-256 fingerprint of 32. With `penstock2-` the
-//! overlay's authority key of 32 stands before the fingerprint. So one string tells a gateway both how to be
-//! let in and whom to trust. The coordinator keeps only a hash of the secret.
+//! The text is `penstock1-` and, in URL-safe base64, an identifier of 4 bytes, a secret of 16 and, if the coordinator's
+//! certificate is self-signed, that certificate's SHA-256 fingerprint of 32. With `penstock2-` the overlay's authority
+//! key of 32 bytes comes before the fingerprint. So one string tells a gateway both how to be admitted and whom to
+//! trust. The coordinator keeps only a hash of the secret.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +29,7 @@ const SECRET: usize = 16;
 const AUTHORITY: usize = 32;
 const FINGERPRINT: usize = 32;
 
-/// Which enrolment key: what `key list` shows, eight hexadecimal digits. No secret.
+/// Identifies an enrolment key: what `key list` shows, eight hexadecimal digits. Not secret.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EnrolmentKeyId(pub [u8; ID]);
 
@@ -50,14 +50,14 @@ pub struct EnrolmentKey {
     fingerprint: Option<Fingerprint>,
 }
 
-/// The text is no enrolment key.
+/// The text is not an enrolment key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no enrolment key: one begins with {PREFIX} or {PREFIX_WITH_AUTHORITY} and is copied whole")]
+#[error("this is not an enrolment key: one begins with {PREFIX} or {PREFIX_WITH_AUTHORITY} and is copied whole")]
 pub struct EnrolmentKeyError;
 
 impl EnrolmentKey {
-    /// A new key. `fingerprint` pins the coordinator's certificate; without it a gateway asks the
-    /// certificate authorities it trusts.
+    /// A new key. `fingerprint` pins the coordinator's certificate; without it, a gateway checks the certificate
+    /// against the authorities that it trusts.
     pub fn generate(rng: &mut impl CryptoRng, fingerprint: Option<Fingerprint>) -> Self {
         let (mut id, mut secret) = ([0; ID], [0; SECRET]);
         rng.fill_bytes(&mut id);
@@ -67,44 +67,44 @@ impl EnrolmentKey {
         key
     }
 
-    /// The same key, which pins the overlay's authority too.
+    /// The same key, which also pins the overlay's authority.
     #[must_use]
     pub fn with_authority(mut self, authority: AuthorityKey) -> Self {
         self.authority = Some(authority);
         self
     }
 
-    /// Which key it is.
+    /// The key's identifier.
     #[must_use]
     pub fn id(&self) -> EnrolmentKeyId {
         self.id
     }
 
-    /// The certificate to insist on.
+    /// The certificate that the key pins.
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.fingerprint
     }
 
-    /// The authority to believe.
+    /// The authority that the key pins.
     #[must_use]
     pub fn authority(&self) -> Option<AuthorityKey> {
         self.authority
     }
 
-    /// What the coordinator keeps of the secret. It has 128 random bits, so no slow hash is needed.
+    /// The hash of the secret, which the coordinator keeps. The secret has 128 random bits, so no slow hash is needed.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.mac().finalize().into_bytes().into()
     }
 
-    /// Whether this is the key with that hash, in constant time.
+    /// Whether this is the key with this hash, in constant time.
     #[must_use]
     pub fn matches(&self, hash: &[u8]) -> bool {
         self.mac().verify_slice(hash).is_ok()
     }
 
-    /// The whole key as text, for the one who is to enrol.
+    /// The whole key as text, for whoever enrols.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ID + SECRET + AUTHORITY + FINGERPRINT));
@@ -133,7 +133,7 @@ impl FromStr for EnrolmentKey {
         let text = text.trim();
         let with_authority = text.strip_prefix(PREFIX_WITH_AUTHORITY);
         let encoded = with_authority.or_else(|| text.strip_prefix(PREFIX)).ok_or(EnrolmentKeyError)?;
-        // Room for the longest key, and no more.
+        // There is room for the longest key, and no more.
         if encoded.len() > (ID + SECRET + AUTHORITY + FINGERPRINT).div_ceil(3) * 4 {
             return Err(EnrolmentKeyError);
         }
@@ -196,7 +196,7 @@ impl FromStr for EnrolmentKeyId {
     }
 }
 
-/// The text is no [`Fingerprint`].
+/// The text is not a [`Fingerprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a SHA-256 fingerprint is 64 hexadecimal digits, as the coordinator's log shows it")]
 pub struct FingerprintError;

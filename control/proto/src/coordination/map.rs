@@ -1,9 +1,8 @@
-//! What a site knows of the others: a versioned map, and the increments that bring it up to date.
+//! What a site knows about the others: a versioned map, and the increments that bring it up to date.
 //!
-//! Every site has a map of its own that holds the peers it may talk to and no trace of any other. Its
-//! numbers count the changes of that map alone. An epoch is the life of one coordinator process: what it
-//! remembers of changes ends with it, and then [`Known::digest`] tells whether a gateway's map still is
-//! the right one.
+//! Every site has a map of its own, with the peers that it may talk to and no trace of any other. Its numbers count the
+//! changes of that map alone. An epoch is the life of one coordinator process: what the process remembers of changes
+//! ends with it, and then [`Known::digest`] tells whether a gateway's map is still the right one.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,31 +10,33 @@ use std::net::{Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::apart;
 use super::encoding::{Base64, at_most, some_at_most};
 use super::limits::{PEERS_LIMIT, SERVERS_LIMIT, SERVICES_LIMIT, SUBNETS_LIMIT};
 use super::{Fingerprint, Name, Reachability, Service, SiteKey};
 use crate::noise::hash;
 use crate::trust::TAGS_LIMIT;
 
-/// Which state of a map.
+/// Identifies a state of a map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct MapVersion {
-    /// The coordinator process that counts; random.
+    /// The coordinator process that counts, as a random number.
     pub epoch: u64,
     /// The number of changes in that epoch.
     pub number: u64,
 }
 
-/// What a site may know of the others.
+/// What a site may know about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Map {
-    /// Which state this is.
+    /// The version of this state.
     pub version: MapVersion,
     /// The sites that may be talked to.
+    #[serde(flatten, with = "apart::peers")]
     pub peers: BTreeMap<SiteKey, Peer>,
-    /// The relays to be had.
+    /// The relays that can be used.
     #[serde(default, deserialize_with = "at_most::<SERVERS_LIMIT, _, _>")]
     pub relays: Vec<Relay>,
     /// STUN servers, by UDP.
@@ -49,16 +50,16 @@ pub struct Map {
 pub struct Peer {
     /// Its name.
     pub name: Name,
-    /// Its address within the overlay.
+    /// Its address in the overlay.
     pub virtual_address: Ipv4Addr,
     /// The subnets behind it.
     #[serde(deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>")]
     pub subnets: Vec<IpNet>,
-    /// By what an administrator of the coordinator selects it.
+    /// The tags by which the coordinator's policy selects it.
     #[serde(default, deserialize_with = "at_most::<TAGS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Name>,
     /// What it may reach at the site whose map this is: that site is to drop everything else that it begins. Without
-    /// it, everything. A gateway that does not know this field drops nothing.
+    /// it, everything. A gateway that does not know this field would drop nothing, so it is not shown such peers.
     #[serde(
         default,
         deserialize_with = "some_at_most::<SERVICES_LIMIT, _, _>",
@@ -98,9 +99,9 @@ pub struct Update {
     /// The state that results.
     pub to: MapVersion,
     /// Peers that are new or not as they were; each replaces the one of the same key.
-    #[serde(default)]
+    #[serde(flatten, with = "apart::upsert")]
     pub upsert: BTreeMap<SiteKey, Peer>,
-    /// Peers to be talked to no longer.
+    /// Peers to be talked to no longer, or no longer as before: those of them that are in `upsert` too are in the map.
     #[serde(default, deserialize_with = "at_most::<PEERS_LIMIT, _, _>")]
     pub remove: Vec<SiteKey>,
 }
@@ -282,6 +283,40 @@ mod tests {
         virtual_address: Ipv4Addr,
         subnets: Vec<IpNet>,
         reachability: Option<Reachability>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct OldMap {
+        peers: BTreeMap<SiteKey, OldPeer>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct OldUpdate {
+        #[serde(default)]
+        upsert: BTreeMap<SiteKey, OldPeer>,
+    }
+
+    #[test]
+    fn a_gateway_that_knows_no_restrictions_is_not_shown_restricted_peers() {
+        for allow in [vec![], vec!["tcp/443".parse().unwrap()]] {
+            let whole = map([(key(1), peer("a")), (key(2), Peer { allow: Some(allow), ..peer("b") })]);
+            let text = serde_json::to_string(&whole).unwrap();
+            assert_eq!(serde_json::from_str::<Map>(&text).unwrap(), whole);
+            let old: OldMap = serde_json::from_str(&text).unwrap();
+            assert!(old.peers.into_keys().eq([key(1)]));
+
+            let update =
+                Update { from: version(1), to: version(2), upsert: whole.peers.clone(), remove: vec![key(2), key(3)] };
+            let text = serde_json::to_string(&update).unwrap();
+            assert_eq!(serde_json::from_str::<Update>(&text).unwrap(), update);
+            let old: OldUpdate = serde_json::from_str(&text).unwrap();
+            assert!(old.upsert.into_keys().eq([key(1)]));
+        }
+        let empty = serde_json::to_string(&map([])).unwrap();
+        assert!(empty.contains(r#""Peers":{}"#) && !empty.contains("Restricted"), "{empty}");
+        assert!(serde_json::from_str::<Map>(&empty.replace("Peers", "Pears")).is_err());
     }
 
     #[test]

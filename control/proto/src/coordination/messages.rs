@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::encoding::at_most;
 use super::limits::{CANDIDATES_LIMIT, DOCUMENTS_LIMIT, SUBNETS_LIMIT};
 use super::map::{Known, Map, Update};
-use super::{Access, Challenge, EnrolmentKey, Name, Proof, SiteKey};
+use super::{Access, Challenge, EnrolmentKey, Name, Paths, Proof, Reports, SiteKey};
 use crate::Speeds;
 use crate::trust::Document;
 
@@ -23,6 +23,8 @@ pub enum GatewayMessage {
     Hello(Hello),
     /// Where it can be reached; replaces what was said before.
     Reachability(Reachability),
+    /// How its peers are reached, if the coordinator has asked by [`Reports`].
+    Paths(Paths),
 }
 
 /// What the coordinator says. A [`Challenge`] comes first.
@@ -44,6 +46,8 @@ pub enum CoordinatorMessage {
     /// Signed documents. They come before the map, update or access that depends on them, and after the
     /// registration.
     Documents(Documents),
+    /// To a gateway: tell of paths now and again. It comes after the registration.
+    Reports(Reports),
     /// Something of a newer coordinator, to be ignored.
     #[serde(other)]
     Unknown,
@@ -110,6 +114,10 @@ pub struct Reachability {
     /// How fast it is with each suite; a site that does not say has WireGuard's only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speeds: Option<Speeds>,
+    /// Whether it enforces what a policy allows its peers ([`Peer::allow`](super::Peer::allow)). A gateway that does not
+    /// say so is too old for that, and has no tunnel to such peers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub enforces_allow: bool,
 }
 
 /// One address at which a site may be reached.
@@ -298,12 +306,12 @@ impl fmt::Display for RefusalReason {
             Self::KeyUnknown => "the coordinator does not know this enrolment key, or it was revoked",
             Self::KeyExpired => "the enrolment key has expired",
             Self::KeyUsedUp => "the enrolment key is used up",
-            Self::NameTaken => "another site has this name",
-            Self::Subnets => "a subnet of this site cannot be had",
+            Self::NameTaken => "another site has this name, or one that looks like it",
+            Self::Subnets => "a subnet of this site cannot be granted",
             Self::Revoked => "this site was revoked",
             Self::Replaced => "the same site connected from elsewhere",
             Self::Malformed => "the coordinator does not understand this gateway",
-            Self::TooMany => "this gateway says too much",
+            Self::TooMany => "this gateway sends too much",
             Self::Unavailable => "the coordinator cannot do it at the moment",
             Self::Other => "the coordinator refused",
         })

@@ -9,16 +9,18 @@
 //!           ◄── Refused, and the end; or Registration, and once approved Documents, Map or Update
 //!   Reachability ──►                 whenever it changes
 //!           ◄── Documents, Update, Registration  whenever they change
+//!           ◄── Reports, from a coordinator that has a page for administrators
+//!   Paths   ──►     then, now and again
 //! ```
-//! A relay on a machine of its own connects in the same way, by its own key, and is told [`Access`] instead of
-//! maps.
+//! A relay on a machine of its own connects in the same way, with its own key, and gets [`Access`] instead of maps.
 //!
-//! Before the proof the coordinator says nothing but the challenge. There is no clock in the protocol.
+//! Before the proof the coordinator sends nothing but the challenge. There is no clock in the protocol.
 //!
 //! Reading order: [`messages`](GatewayMessage), [`proof`](Challenger), [`map`](Map),
 //! [`enrolment`](EnrolmentKey), [`limits`].
 
 mod access;
+mod apart;
 mod encoding;
 mod enrolment;
 pub mod limits;
@@ -26,6 +28,7 @@ mod map;
 mod messages;
 mod name;
 mod proof;
+mod reports;
 mod service;
 mod site_key;
 
@@ -40,42 +43,43 @@ pub use messages::{
 };
 pub use name::{Name, NameError};
 pub use proof::{Challenge, Challenger, ChannelBinding, EXPORTER_LABEL, Proof, ProofError, prove, prove_bound};
+pub use reports::{PathKind, PathReport, Paths, Reports};
 pub use service::{Service, ServiceError};
 pub use site_key::{SiteKey, SiteKeyError};
 
 use serde::Serialize;
 
-/// Where the coordinator takes connections.
+/// Where the coordinator accepts connections.
 pub const PATH: &str = "/v1/connect";
 /// The WebSocket subprotocol (RFC 6455, section 1.9).
 pub const SUBPROTOCOL: &str = "penstock.v1";
 
-/// A text is no message.
+/// A text is not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// It is longer than the sender may say.
-    #[error("a message of {length} bytes is longer than {limit}")]
+    /// It is longer than the sender's limit.
+    #[error("a message of {length} bytes, more than the limit of {limit}")]
     TooLong {
-        /// How long, in bytes.
+        /// Its length, in bytes.
         length: usize,
-        /// How long it may be.
+        /// The limit, in bytes.
         limit: usize,
     },
     /// It is not the JSON of a message.
-    #[error("a message that is none, at line {line}, column {column}")]
+    #[error("an invalid message, at line {line}, column {column}")]
     Malformed {
-        /// Where it goes wrong, from 1. The text itself may hold secrets.
+        /// The line with the error, from 1. The text itself is not shown, since it may contain secrets.
         line: usize,
-        /// The byte in the line, from 1.
+        /// The byte within the line, from 1.
         column: usize,
     },
 }
 
 impl GatewayMessage {
-    /// Reads a message of a gateway.
+    /// Parses a gateway's message.
     ///
     /// # Errors
-    /// It is too long, or none.
+    /// It is too long, or not valid.
     pub fn decode(text: &str) -> Result<Self, DecodeError> {
         decode(text, limits::GATEWAY_MESSAGE_LIMIT)
     }
@@ -88,10 +92,10 @@ impl GatewayMessage {
 }
 
 impl CoordinatorMessage {
-    /// Reads a message of the coordinator.
+    /// Parses a message of the coordinator.
     ///
     /// # Errors
-    /// It is too long, or none.
+    /// It is too long, or not valid.
     pub fn decode(text: &str) -> Result<Self, DecodeError> {
         decode(text, limits::COORDINATOR_MESSAGE_LIMIT)
     }

@@ -1,4 +1,4 @@
-//! How a gateway proves that it has a site's private key, without giving anything of it away.
+//! How a gateway proves that it has a site's private key, without revealing anything about it.
 //!
 //! ```text
 //!   coordinator                                     gateway
@@ -7,12 +7,12 @@
 //!                              ◄──  Proof  ──       proof  = MAC(key, "…proof" ‖ static ‖ ephemeral
 //!                                                                    ‖ nonce ‖ length ‖ host name)
 //! ```
-//! MAC is keyed BLAKE2s-256. A challenge serves one try. The host name of the coordinator is in the
-//! transcript, so a proof made for one coordinator is worth nothing at another. No clock is involved.
+//! MAC is keyed BLAKE2s-256. A challenge can be used once. The coordinator's host name is in the transcript, so a proof
+//! made for one coordinator is useless at another. No clock is involved.
 //!
-//! A second proof has the TLS connection's [`ChannelBinding`] in its transcript too, so that nobody who stands in
-//! between with a certificate of the same name can pass it on. It is a second one since a proxy that ends TLS
-//! stands there rightly; the coordinator knows which sites come by one.
+//! A second proof also has the TLS connection's [`ChannelBinding`] in its transcript, so that nobody in between with a
+//! certificate for the same name can pass it on. It is a separate proof because a proxy that ends TLS is legitimately
+//! in between; the coordinator knows which sites come through one.
 
 use blake2::Blake2sMac;
 use blake2::digest::Mac;
@@ -33,7 +33,7 @@ const LABEL_BOUND: &[u8] = b"penstock coordination v1 bound proof";
 /// section 2).
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
-/// What the coordinator says first.
+/// The coordinator's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Challenge {
@@ -43,16 +43,16 @@ pub struct Challenge {
     ephemeral: SiteKey,
 }
 
-/// What only the owner of a private key can answer to a [`Challenge`].
+/// The answer to a [`Challenge`], which only the owner of a private key can make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Proof(Base64);
 
-/// What both ends of one TLS connection know of it and nobody can choose: `tls-exporter` of RFC 9266.
+/// A value that both ends of a TLS connection know and neither can choose: `tls-exporter` of RFC 9266.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelBinding(pub [u8; 32]);
 
-/// A proof is wrong, or none can be made since the other's key is of low order.
+/// A proof is wrong, or none can be made because the other's key is of low order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the proof of the private key is wrong")]
 pub struct ProofError;
@@ -73,7 +73,7 @@ impl Challenger {
         Self { ephemeral, challenge }
     }
 
-    /// What to tell the gateway.
+    /// The message for the gateway.
     #[must_use]
     pub fn challenge(&self) -> &Challenge {
         &self.challenge
@@ -88,10 +88,10 @@ impl Challenger {
         self.verify_by(LABEL_PROOF, site, host, &[], proof)
     }
 
-    /// Checks the proof of [`prove_bound`], as [`verify`](Self::verify) does that of [`prove`].
+    /// Checks the proof made by [`prove_bound`], as [`verify`](Self::verify) does for [`prove`].
     ///
     /// # Errors
-    /// As there; or it was made for another TLS connection.
+    /// The same, or it was made for another TLS connection.
     pub fn verify_bound(
         &self,
         site: &SiteKey,
@@ -116,7 +116,7 @@ impl Challenger {
     }
 }
 
-/// Answers a challenge. `host` is the name by which the gateway reached the coordinator, without the port.
+/// Answers a challenge. `host` is the name under which the gateway reached the coordinator, without the port.
 ///
 /// # Errors
 /// The coordinator's key is of low order.
@@ -160,7 +160,7 @@ fn transcript(
 ) -> Blake2sMac<U32> {
     let key: [u8; 32] = keyed_hash(shared.as_bytes(), &[LABEL_KEY, &challenge.nonce.0]).finalize().into_bytes().into();
     let key = Key::from(key);
-    // Host names are equal whatever their case (RFC 4343).
+    // Host names are compared without regard to case (RFC 4343).
     let host = host.to_ascii_lowercase();
     let length = (host.len() as u64).to_be_bytes();
     let (ephemeral, nonce) = (challenge.ephemeral.as_bytes(), &challenge.nonce.0);
@@ -246,7 +246,7 @@ mod tests {
         let mut challenge = Challenger::new(&mut rng(2)).challenge().clone();
         challenge.ephemeral = [0; 32].into();
         assert_eq!(prove(&private, &challenge, HOST), Err(ProofError));
-        // With the point zero the shared secret would be zero, which anybody knows.
+        // With the point zero the shared secret would be zero, which anyone knows.
         let challenger = Challenger::new(&mut rng(2));
         let zero = SiteKey::from([0; 32]);
         let forged = transcript(LABEL_PROOF, &Key::zero(), &zero, challenger.challenge(), HOST, &[]);

@@ -11,20 +11,20 @@ const UDP: u8 = 17;
 const SCTP: u8 = 132;
 const NAMES: [(&str, u8); 3] = [("tcp", TCP), ("udp", UDP), ("sctp", SCTP)];
 
-/// A protocol, and destination ports if it has any: `tcp`, `udp` or `sctp` with a port, a range, or for all of them
-/// none; `icmp`, which is ICMP in IPv4 and ICMPv6 in IPv6; or the number of another IP protocol.
+/// A protocol, with destination ports if it has them: `tcp`, `udp` or `sctp` with a port, a range, or neither for all
+/// ports; `icmp`, which means ICMP in IPv4 and ICMPv6 in IPv6; or the number of another IP protocol.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Service {
     /// Its number in the IP header; `None`: ICMP of either family.
     protocol: Option<u8>,
-    /// The first and the last destination port.
+    /// The first and last destination port.
     ports: Option<(u16, u16)>,
 }
 
-/// The text is no [`Service`].
+/// The text is not a [`Service`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no service such as tcp/443, udp/5000-5999, tcp, icmp or 47")]
+#[error("{0:?} is not a service such as tcp/443, udp/5000-5999, tcp, icmp or 47")]
 pub struct ServiceError(String);
 
 impl Service {

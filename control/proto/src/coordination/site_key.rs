@@ -8,12 +8,12 @@ use x25519_dalek::PublicKey;
 
 use super::encoding::Base64;
 
-/// The WireGuard public key of a site, which is who the site is. In text it is base64, as `wg` shows it.
+/// The WireGuard public key of a site, which is the site's identity. Its text form is base64, as `wg` shows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SiteKey(Base64);
 
-/// The text is no [`SiteKey`].
+/// The text is not a [`SiteKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a public key is 32 bytes in base64, 44 characters")]
 pub struct SiteKeyError;

@@ -35,7 +35,21 @@ fn reachability(candidates: usize) -> GatewayMessage {
             udp_blocked: false,
         }),
         speeds: Some(Speeds { chacha20_poly1305: u32::MAX, aes_256_gcm: u32::MAX }),
+        enforces_allow: true,
     })
+}
+
+fn paths(count: usize) -> GatewayMessage {
+    let path = PathReport {
+        peer: [0xff; 32].into(),
+        path: PathKind::Direct,
+        relay: Some("x".repeat(limits::NAME_LIMIT).parse().unwrap()),
+        reason: "x".repeat(limits::REASON_LIMIT),
+        round_trip: Some(u32::MAX),
+        received: u64::MAX,
+        sent: u64::MAX,
+    };
+    GatewayMessage::Paths(Paths { paths: vec![path; count] })
 }
 
 #[test]
@@ -45,11 +59,18 @@ fn the_largest_messages_fit_and_come_back_as_they_were() {
         assert!(text.len() < limits::GATEWAY_MESSAGE_LIMIT / 2, "{}", text.len());
         assert_eq!(GatewayMessage::decode(&text), Ok(message));
     }
+    let message = paths(limits::PATHS_LIMIT);
+    let text = message.encode();
+    assert_eq!(GatewayMessage::decode(&text), Ok(message), "{}", text.len());
+    let long = text.replace(&"x".repeat(limits::REASON_LIMIT), &"x".repeat(limits::REASON_LIMIT + 1));
+    assert!(matches!(GatewayMessage::decode(&long), Err(DecodeError::Malformed { .. })));
 }
 
 #[test]
 fn lists_that_are_too_long_are_refused() {
-    for message in [hello(limits::SUBNETS_LIMIT + 1), reachability(limits::CANDIDATES_LIMIT + 1)] {
+    for message in
+        [hello(limits::SUBNETS_LIMIT + 1), reachability(limits::CANDIDATES_LIMIT + 1), paths(limits::PATHS_LIMIT + 1)]
+    {
         assert!(matches!(GatewayMessage::decode(&message.encode()), Err(DecodeError::Malformed { .. })));
     }
 }
@@ -100,8 +121,7 @@ fn the_form_of_messages_does_not_change() {
                         kind: CandidateKind::Host,
                         address: "192.0.2.2:47100".parse().unwrap(),
                     }],
-                    nat_type: None,
-                    speeds: None,
+                    ..Reachability::default()
                 }),
             },
         )]
@@ -119,15 +139,16 @@ fn the_form_of_messages_does_not_change() {
     assert_eq!(CoordinatorMessage::decode(text), Ok(message));
 }
 
-/// A site that does not know of suites sends no speeds and ignores those of others.
+/// A site that does not know suites or `Allow` says nothing of them, and ignores what others say.
 #[test]
-fn speeds_are_told_and_may_be_missing() {
+fn what_a_site_can_do_is_told_and_may_be_missing() {
     let older = r#"{"Candidates":[],"NatType":null}"#;
     assert_eq!(serde_json::from_str::<Reachability>(older).unwrap(), Reachability::default());
     assert_eq!(serde_json::to_string(&Reachability::default()).unwrap(), older);
     let speeds = Some(Speeds { chacha20_poly1305: 2300, aes_256_gcm: 5000 });
-    let newer = r#"{"Candidates":[],"NatType":null,"Speeds":{"ChaCha20Poly1305":2300,"Aes256Gcm":5000}}"#;
-    let told = Reachability { speeds, ..Reachability::default() };
+    let newer =
+        r#"{"Candidates":[],"NatType":null,"Speeds":{"ChaCha20Poly1305":2300,"Aes256Gcm":5000},"EnforcesAllow":true}"#;
+    let told = Reachability { speeds, enforces_allow: true, ..Reachability::default() };
     assert_eq!(serde_json::to_string(&told).unwrap(), newer);
     assert_eq!(serde_json::from_str::<Reachability>(newer).unwrap(), told);
 }

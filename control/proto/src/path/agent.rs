@@ -15,22 +15,22 @@ use super::limits::{Budget, PerAddress};
 use super::peer::Peer;
 use super::probe::{Envelope, Probe, ProbeKey, ProbeReject, SiteId};
 use super::rounds::digest;
-use super::{Path, PathEvent, PathTransmit, Reason, Relay, SocketId};
+use super::{Path, PathEvent, PathTransmit, Reason, Relay, SocketId, Train};
 use crate::Traffic;
 use crate::coordination::{Candidate, NatType};
 use crate::pmtu::{ByteBudget, LinkMtu, Links, PathMtu, TooBig};
 use crate::relay::DATAGRAM_LIMIT;
 
-/// How often a peer is settled at one instant: death, then a round, then its probes; the rest waits for the
-/// next timeout.
+/// How many times a peer is settled at one instant: a path dies, a round begins, its probes are sent. Whatever is still
+/// due then waits for the next timeout.
 const MAX_SETTLES: u32 = 4;
 
-/// What is configured about an agent.
+/// The configuration of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathConfig {
-    /// Whether ports may be guessed where one NAT's mapping is endpoint-dependent.
+    /// Whether ports may be guessed when one of the NATs has endpoint-dependent mapping.
     pub birthday: bool,
-    /// The profile's `Mtu`: the largest packet inside the tunnel, on whatever path.
+    /// The profile's `Mtu`: the largest packet inside the tunnel, whatever the path.
     pub pinned_mtu: Option<u16>,
     /// When things happen.
     pub timings: PathTimings,
@@ -48,10 +48,10 @@ pub enum AddSiteError {
     /// The public key is our own.
     #[error("the peer has our own public key")]
     OwnKey,
-    /// There is a peer with this public key, or with another that has the same [`SiteId`].
-    #[error("there is such a peer")]
+    /// There is already a peer with this public key, or with one that has the same [`SiteId`].
+    #[error("there is already such a peer")]
     Duplicate,
-    /// A point of low order: everybody has the secret shared with it.
+    /// A point of low order: anyone can compute the secret shared with it.
     #[error("the peer's public key is of low order")]
     LowOrderKey,
 }
@@ -66,20 +66,20 @@ pub struct PathAgent {
     shared: Shared,
 }
 
-/// What all peers use.
+/// What all peers share.
 pub(crate) struct Shared {
     pub site: SiteId,
     pub rng: Box<dyn CryptoRng + Send>,
     pub config: PathConfig,
     pub nat: NatType,
-    /// The digest of the candidates that we have signalled, once we have.
+    /// The digest of the candidates that we have signalled, if we have.
     pub local: Option<u32>,
     pub relays: Vec<Relay>,
     pub budget: Budget,
-    /// Pings to addresses that have not answered yet.
+    /// Limits pings to addresses that have not answered yet.
     pub targets: PerAddress,
     pub links: Links,
-    /// Longer datagrams are of no use to us.
+    /// The longest datagram that we can use.
     pub receive_limit: usize,
     pub sized_budget: ByteBudget,
     pub transmits: VecDeque<PathTransmit>,
@@ -140,20 +140,20 @@ impl PathAgent {
         }
     }
 
-    /// Sets what a peer has signalled of itself. When its addresses have changed, they are tried at once.
+    /// Sets what a peer has signalled about itself. When its addresses have changed, they are tried at once.
     pub fn set_remote(&mut self, now: Instant, public_key: &PublicKey, candidates: &[Candidate], nat: NatType) {
         self.with(now, SiteId::of(public_key), |peer, shared| peer.set_remote(now, shared, candidates, nat));
     }
 
-    /// Sets what the peers are told of us by the coordinator. To be called once STUN has answered or has been
-    /// given up: from a NAT whose address is not known yet, no probe may go to another.
+    /// Sets what the coordinator tells the peers about us. To be called once STUN has answered or has been given up: no
+    /// probe may go from behind one NAT to another before our own external address is known.
     pub fn set_local(&mut self, now: Instant, candidates: &[Candidate], nat: NatType) {
         self.shared.local = Some(digest(candidates));
         self.shared.nat = nat;
         self.each(now, |_, _| {});
     }
 
-    /// Whether ports may be guessed from now on. What has begun goes on to its end.
+    /// Whether ports may be guessed from now on. An attempt under way runs to its end.
     pub fn set_birthday(&mut self, birthday: bool) {
         self.shared.config.birthday = birthday;
     }
@@ -171,22 +171,22 @@ impl PathAgent {
         self.each(now, |peer, shared| peer.set_relays(shared));
     }
 
-    /// Sets the links by which the peers and relays are reached, to be called whenever one changes; until then
-    /// path MTUs are not looked for. For a local address that stands for a relay behind TLS it is the real link's.
+    /// Sets the links that lead to the peers and relays; to be called whenever one changes. Until the first call, path
+    /// MTUs are not searched for. A local address that stands for a relay behind TLS has the real link's MTU.
     pub fn set_links(&mut self, now: Instant, links: &[LinkMtu]) {
         self.shared.links = Links::new(links);
         self.each(now, |_, _| {});
     }
 
-    /// Sets the longest datagram, in bytes of UDP payload, that every port of the data plane takes in: the peers'
-    /// longer probes are not answered. At first it is [`DATAGRAM_LIMIT`].
+    /// Sets the longest datagram, in bytes of UDP payload, that every port of the data plane can receive: longer probes
+    /// from the peers are not answered. At first it is [`DATAGRAM_LIMIT`].
     pub fn set_receive_limit(&mut self, length: usize) {
         self.shared.receive_limit = length;
     }
 
-    /// Takes an ICMP message about a datagram of ours to a peer or relay; `is_receiver` knows the receiver indices
-    /// by which the data plane sends to a peer. What it says is tried; it is believed only where nobody answers
-    /// probes.
+    /// Takes an ICMP message about a datagram of ours to a peer or relay; `is_receiver` knows the receiver indices with
+    /// which the data plane sends to a peer. The message is a hint that is tried out; it is believed only where nobody
+    /// answers probes.
     pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
         if !told.is_plausible() {
             return;
@@ -200,7 +200,7 @@ impl PathAgent {
         }
     }
 
-    /// How large packets to a peer may be on its path, once links were told.
+    /// How large packets to a peer may be on its path, once the links are known.
     #[must_use]
     pub fn mtu(&self, public_key: &PublicKey) -> Option<PathMtu> {
         self.peers.get(&SiteId::of(public_key))?.sizes.reported
@@ -209,7 +209,7 @@ impl PathAgent {
     /// Takes a datagram that begins with [`FIRST_BYTE`](super::FIRST_BYTE) and came from `from` to `socket`.
     ///
     /// # Errors
-    /// The reason why it was dropped; nothing is answered then.
+    /// The reason why it was dropped; nothing is sent in answer.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
@@ -222,7 +222,7 @@ impl PathAgent {
             return Err(ProbeReject::Receiver);
         }
         let peer = self.peers.get_mut(&envelope.sender).ok_or(ProbeReject::Sender)?;
-        // Known addresses have no limit: forgeries in a peer's name would lock the peer out.
+        // Known addresses are not limited: forgeries in a peer's name could otherwise lock the peer out.
         if !peer.knows(from) && !self.strangers.allow(now, from.ip()) {
             return Err(ProbeReject::RateLimited);
         }
@@ -230,14 +230,22 @@ impl PathAgent {
             Probe::Ping(ping) => peer.handle_ping(now, &mut self.shared, socket, from, ping),
             Probe::Pong(pong) => peer.handle_pong(now, socket, from, pong),
             Probe::SizedPing(ping) => peer.handle_sized_ping(now, &mut self.shared, socket, from, ping),
-            Probe::SizedPong(pong) => peer.handle_sized_pong(now, socket, from, pong),
+            Probe::SizedPong(pong) => peer.handle_sized_pong(now, &mut self.shared, socket, from, pong),
         };
         self.with(now, envelope.sender, |_, _| {});
         result
     }
 
-    /// Notes a peer's traffic, to be reported at least every second while there is any: while datagrams are
-    /// sent, the path is watched closely.
+    /// Makes `count` pings to a peer, of the size that passes and not above `longest`. The shell sends them, together or
+    /// one by one, to learn what becomes of them; each that is answered is a [`PathEvent::Arrived`]. Answers to those
+    /// made before are not waited for any more. `None`: it is not known how large they may be, or they would not leave
+    /// by the tunnel's own socket.
+    pub fn make_train(&mut self, public_key: &PublicKey, count: usize, longest: u16) -> Option<Train> {
+        self.peers.get_mut(&SiteId::of(public_key))?.make_train(&mut self.shared, count, longest)
+    }
+
+    /// Notes a peer's traffic, to be reported at least every second while there is any: while datagrams are sent, the
+    /// path is watched closely.
     pub fn handle_traffic(&mut self, now: Instant, public_key: &PublicKey, traffic: Traffic) {
         if traffic.sent_any {
             self.with(now, SiteId::of(public_key), |peer, _| {
@@ -247,7 +255,7 @@ impl PathAgent {
         }
     }
 
-    /// Takes the sockets that [`PathEvent::OpenSockets`] asked for; none, if there are none to be had.
+    /// Takes the sockets that [`PathEvent::OpenSockets`] asked for; an empty list if they could not be opened.
     pub fn handle_sockets(&mut self, now: Instant, public_key: &PublicKey, sockets: Vec<SocketId>) {
         let site = SiteId::of(public_key);
         if self.peers.contains_key(&site) {
@@ -257,13 +265,12 @@ impl PathAgent {
         }
     }
 
-    /// The link, an address or the NAT has changed: peers fall back to their relays, and everything is
-    /// tried anew.
+    /// The link, an address or the NAT has changed: peers fall back to their relays, and all addresses are tried again.
     pub fn handle_network_change(&mut self, now: Instant) {
         self.each(now, |peer, shared| peer.handle_network_change(now, shared));
     }
 
-    /// Does what has become due.
+    /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         let due: Vec<SiteId> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         for site in due {
@@ -271,17 +278,17 @@ impl PathAgent {
         }
     }
 
-    /// The next probe to send. To be drained after every call, after the events.
+    /// The next probe to send. Call this until it returns `None` after every other call, after the events.
     pub fn poll_transmit(&mut self) -> Option<PathTransmit> {
         self.shared.transmits.pop_front()
     }
 
-    /// The next event. To be drained after every call.
+    /// The next event. Call this until it returns `None` after every other call.
     pub fn poll_event(&mut self) -> Option<PathEvent> {
         self.shared.events.pop_front()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is next to be called.
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
@@ -295,7 +302,7 @@ impl PathAgent {
         Some((path, reason, peer.round_trip()))
     }
 
-    /// The paths to a peer that answer, with the round trip on each.
+    /// The paths to a peer that answer, each with its round trip.
     pub fn answering(&self, public_key: &PublicKey) -> impl Iterator<Item = (Path, std::time::Duration)> + '_ {
         let checks = self.peers.get(&SiteId::of(public_key)).into_iter().flat_map(|peer| &peer.checks);
         checks.filter_map(|check| Some((check.path(), check.round_trip()?)))
@@ -308,14 +315,14 @@ impl PathAgent {
         }
     }
 
-    /// Changes a peer, then does what that made due, and sets its deadline.
+    /// Changes a peer, does what is due because of that, and sets its deadline.
     fn with(&mut self, now: Instant, site: SiteId, change: impl FnOnce(&mut Peer, &mut Shared)) {
         let Some(peer) = self.peers.get_mut(&site) else {
             return;
         };
         change(peer, &mut self.shared);
         peer.settle(now, &mut self.shared);
-        // What was done may have made more due: a new round after a path's death.
+        // Each step may make something else due, such as a new round after a path's death.
         for _ in 0..MAX_SETTLES {
             if peer.deadline(now, &self.shared).is_none_or(|at| at > now) {
                 break;

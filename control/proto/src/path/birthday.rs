@@ -1,14 +1,14 @@
-//! Birthday probing: a direct path where one NAT maps endpoint-dependently and the other filters by port.
+//! Birthday probing: a direct path where one NAT has endpoint-dependent mapping and the other filters by port.
 //!
 //! ```text
 //!   hard side: 256 sockets, each opens a mapping          easy side: 1024 pings to random ports
 //!   to the easy side's address by a probe of a            of the hard side's address
 //!   short life; waits                                     ◄─ one that hits is answered: a path
 //! ```
-//! One socket on the hard side would have one mapping, thus one port of 64,512 to be guessed. With 256 a
-//! hit is likely ([`BIRTHDAY_SOCKETS`]); the shell then carries the peer's datagrams between that socket
-//! and the data plane. It is tried after a round that came to nothing, by agreement over the relay, at
-//! most once in ten minutes, and ever more rarely as long as no candidates change.
+//! One socket on the hard side would have one mapping, and so one port among 64,512 to be guessed. With 256 a hit is
+//! likely ([`BIRTHDAY_SOCKETS`]); the shell then carries the peer's datagrams between that socket and the data plane.
+//! It is tried after a round that failed, by agreement over the relay, at most once in ten minutes, and ever more
+//! rarely as long as no candidates change.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use super::reason::{filters_by_port, is_endpoint_dependent};
 use super::{PathEvent, SocketId};
 use crate::coordination::{CandidateKind, NatType};
 
-/// Guesses that may still be answered: 5 s of them at the normal pace.
+/// Guesses that may still be answered: those of 5 s at the normal pace.
 const MAX_GUESSES: usize = 512;
 
 #[derive(Default)]
@@ -34,12 +34,12 @@ pub(crate) struct Birthday {
     guesses: VecDeque<(u64, SocketAddr)>,
     /// The extra socket of a path that was won.
     won: Option<SocketId>,
-    /// On the easy side: where the peer's pings came from once it had chosen. Several guesses may have hit,
-    /// and the hard side keeps one socket.
+    /// On the easy side: where the peer's pings came from after it had chosen. Several guesses may have hit, and the
+    /// hard side keeps one socket.
     chosen: Option<Route>,
     /// When the last attempt began.
     last: Option<Instant>,
-    /// Attempts since the network or the peer's has changed.
+    /// Attempts since our network or the peer's last changed.
     attempts: u32,
 }
 
@@ -52,7 +52,7 @@ enum State {
         sockets: Vec<SocketId>,
         until: Instant,
     },
-    /// One is chosen; others were hit as well, and the peer may use one of them until it has heard.
+    /// One socket is chosen. Others were hit as well, and the peer may use one of them until it learns of the choice.
     Parting {
         sockets: Vec<SocketId>,
         until: Instant,
@@ -72,8 +72,8 @@ impl Birthday {
         self.guesses.contains(&(transaction, from))
     }
 
-    /// The network or the peer's has changed: another attempt is not the same one again. It has to wait all the same,
-    /// since the peer can say at any time that its addresses are others.
+    /// Our network or the peer's has changed, so another attempt may have another outcome. It has to wait all the same,
+    /// since a peer can claim at any time that its addresses have changed.
     pub fn change(&mut self) {
         self.attempts = 0;
     }
@@ -82,7 +82,7 @@ impl Birthday {
         self.chosen
     }
 
-    /// Whether a path may lead by this socket: while the winner lives, the others are on their way out.
+    /// Whether a path may use this socket: while the winner lives, the others are about to be closed.
     pub fn allows(&self, socket: SocketId) -> bool {
         socket == SocketId::TUNNEL || self.won.is_none_or(|won| won == socket)
     }
@@ -95,7 +95,7 @@ impl Birthday {
         }
     }
 
-    /// Whether an attempt may begin; if so, it counts.
+    /// Whether an attempt may begin; if so, it is counted.
     fn begin(&mut self, now: Instant, interval: Duration) -> bool {
         let pause = interval * 2u32.saturating_pow(self.attempts.saturating_sub(1).min(8));
         let allowed = matches!(self.state, State::Idle) && self.last.is_none_or(|last| now >= last + pause);
@@ -107,7 +107,7 @@ impl Birthday {
     }
 }
 
-/// Whether `hard` gives every destination another port, and `easy` has one port that only known ports reach.
+/// Whether `hard` gives every destination a different port, and `easy` has one port that only known ports can reach.
 fn can_win(hard: &NatType, easy: &NatType) -> bool {
     let blocked = hard.udp_blocked || easy.udp_blocked;
     is_endpoint_dependent(hard)
@@ -118,7 +118,7 @@ fn can_win(hard: &NatType, easy: &NatType) -> bool {
 }
 
 impl Peer {
-    /// After a round without a direct path, on the hard side.
+    /// On the hard side, after a round that found no direct path.
     fn consider_birthday(&mut self, now: Instant, shared: &mut Shared) {
         if shared.config.birthday
             && self.rounds.is_fruitless()
@@ -153,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// The hard side holds its sockets open: guess.
+    /// The hard side has its sockets open: begins guessing.
     pub fn spray(&mut self, now: Instant, shared: &mut Shared) {
         let Some(to) = self.reflexive() else { return };
         if !shared.config.birthday
@@ -163,7 +163,7 @@ impl Peer {
         {
             return;
         }
-        // Ports below 1024 are given to nobody (RFC 4787, section 4.2.1 keeps the ranges apart).
+        // NATs do not assign ports below 1024 (RFC 4787, section 4.2.1 keeps the ranges apart).
         let mut ports = Vec::with_capacity(usize::from(BIRTHDAY_PROBES));
         let mut taken = vec![false; 1 << 16];
         while ports.len() < usize::from(BIRTHDAY_PROBES) {
@@ -176,13 +176,13 @@ impl Peer {
     }
 
     pub fn advance_birthday(&mut self, now: Instant, shared: &mut Shared) {
-        // Here, because the NATs' types may become known after the round.
+        // Checked here because the NAT types may become known only after the round.
         self.consider_birthday(now, shared);
         match &mut self.birthday.state {
             State::Holding { sockets, until } | State::Parting { sockets, until } if *until <= now => {
                 let sockets = std::mem::take(sockets);
                 self.birthday.state = State::Idle;
-                // A hit of the last moment still has to prove itself; without its socket it cannot.
+                // A hit at the last moment that has not proven itself yet cannot do so without its socket.
                 self.checks.retain(|check| !sockets.contains(&check.route.socket));
                 close(shared, sockets);
             }
@@ -198,7 +198,7 @@ impl Peer {
         self.drop_dead_socket(shared);
     }
 
-    /// A direct path was selected: what else was held for one is done with.
+    /// A direct path was selected: sockets that were kept for another are no longer needed.
     pub fn settle_birthday(&mut self, shared: &mut Shared, winner: SocketId) {
         match std::mem::take(&mut self.birthday.state) {
             State::Holding { sockets, until } => {
@@ -217,12 +217,12 @@ impl Peer {
                 }
                 self.birthday.state = State::Parting { sockets, until };
             }
-            // The sockets come, and are closed then.
+            // Sockets that are still to come are closed when they do.
             State::Asked | State::Spraying { .. } | State::Idle => {}
         }
     }
 
-    /// On the easy side: a ping came, so the hard side uses this way, or still asks for guesses.
+    /// On the easy side: a ping came, so the hard side uses this route, or still asks for guesses.
     pub fn hear_choice(&mut self, shared: &Shared, route: Route, ping: &Ping) {
         let direct = self.check(route).is_some_and(Check::is_direct);
         if direct && !ping.birthday && can_win(&self.nat, &shared.nat) {
@@ -264,7 +264,7 @@ impl Peer {
         }
     }
 
-    /// The peer's address outside its NAT, IPv4 first: that is where there are NATs.
+    /// The peer's address outside its NAT. IPv4 first, since that is where NATs are.
     fn reflexive(&self) -> Option<SocketAddr> {
         let reflexive = self.checks.iter().filter(|check| {
             matches!(check.kind, Kind::Signalled(CandidateKind::ServerReflexive | CandidateKind::PortMapped))

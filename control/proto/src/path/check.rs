@@ -1,4 +1,4 @@
-//! One address that a peer may be reached at: what was asked there, and what came back.
+//! One address at which a peer may be reached: the pings sent there, and the answers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use super::{Path, Relay, SocketId};
 use crate::coordination::CandidateKind;
 use crate::pmtu::Search;
 
-/// From where to where.
+/// A socket of ours and an address of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub socket: SocketId,
@@ -22,7 +22,7 @@ impl Route {
     }
 }
 
-/// Where the knowledge of an address comes from.
+/// How an address became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Signalled(CandidateKind),
@@ -32,11 +32,11 @@ pub(crate) enum Kind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Nothing has come back yet.
+    /// Nothing has been received yet.
     Untried,
     /// The last pings were answered.
     Alive { round_trip: Duration },
-    /// They were not.
+    /// The last pings were not answered.
     Dead,
 }
 
@@ -47,9 +47,9 @@ pub(crate) struct Check {
     /// Pings since the last one that was answered.
     pub unanswered: u32,
     pub last_sent: Option<Instant>,
-    /// When the last ping that was answered had been sent.
+    /// When the last answered ping was sent.
     pub heard: Option<Instant>,
-    /// What is known of the path's MTU, once it was in use.
+    /// What is known of the path's MTU, once the path has been used.
     pub sizes: Option<Search>,
     outstanding: VecDeque<(u64, Instant)>,
 }
@@ -88,13 +88,13 @@ impl Check {
         }
     }
 
-    /// The network has changed, or a new round begins: what was is not known to be.
+    /// The network has changed, or a new round begins: what was known may no longer hold.
     pub fn forget(&mut self) {
         (self.state, self.unanswered, self.last_sent) = (State::Untried, 0, None);
         (self.heard, self.sizes) = (None, None);
     }
 
-    /// Notes a ping. Only one that the peer can get is missed when its answer does not come.
+    /// Notes a ping. Only a ping that can reach the peer counts as missed when its answer does not come.
     pub fn sent(&mut self, now: Instant, transaction: u64, expects_answer: bool) {
         if self.outstanding.len() == MAX_OUTSTANDING {
             self.outstanding.pop_front();
@@ -109,12 +109,12 @@ impl Check {
         let Some(position) = self.outstanding.iter().position(|(known, _)| *known == transaction) else {
             return false;
         };
-        // Older ones may still be under way, but say nothing new.
+        // Answers to older pings may still arrive, but say nothing new.
         let sent = self.outstanding.drain(..=position).next_back().map_or(now, |(_, at)| at);
         self.heard = self.heard.max(Some(sent));
         let sample = now.saturating_duration_since(sent);
-        // Smoothed as in RFC 6298, section 2, but for quicker answers: a slow one says as much of the machines
-        // as of the way, and with the first one a round of probing is too short to forget it.
+        // Smoothed as in RFC 6298, section 2, but only towards slower answers: a slow one may be due to the machines as
+        // much as to the path, and if it is the first one, a round of probing is too short to smooth it out.
         let round_trip = match self.round_trip() {
             Some(known) if sample < known => (known + sample) / 2,
             Some(known) => (known * 7 + sample) / 8,
@@ -125,12 +125,12 @@ impl Check {
         true
     }
 
-    /// Whether so many pings were missed that nothing can be expected any more.
+    /// Whether too many pings were missed for an answer still to be expected.
     pub fn is_lost(&self, timings: &PathTimings) -> bool {
         self.unanswered >= timings.dead_after && self.state != State::Dead
     }
 
-    /// Whether the last ping is long enough ago for one that something gives cause to.
+    /// Whether the last ping is long enough ago for an extra one.
     pub fn is_rested(&self, now: Instant, timings: &PathTimings) -> bool {
         self.last_sent.is_none_or(|at| now >= at + timings.retry / 8)
     }

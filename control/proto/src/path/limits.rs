@@ -1,5 +1,5 @@
-//! How many probes are sent, in all and to one address, how often a peer has us begin a round, and how many probes
-//! from strangers are looked at.
+//! How many probes are sent in total and to one address, how often a peer can make us begin a round, and how many
+//! probes from strangers are examined.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::constants::{PING_BURST, PINGS_PER_SECOND, ROUND_BURST};
 use crate::cookie::mac;
 use crate::{Bucket, Key};
 
-/// Lets one through, of so many a second, unless more than `burst` are waiting to be worked off.
+/// Lets one through at a rate of `per_second`, unless more than `burst` are ahead of it.
 fn take(bucket: &mut Bucket, now: Instant, per_second: u32, burst: u32) -> bool {
     let cost = Duration::from_secs(1) / per_second;
     bucket.take(now, cost, cost * burst)
@@ -21,23 +21,23 @@ fn take(bucket: &mut Bucket, now: Instant, per_second: u32, burst: u32) -> bool 
 pub(crate) struct Budget(Bucket);
 
 impl Budget {
-    /// A ping that keeps a path alive, or answers a peer's.
+    /// A ping that keeps a path alive, or that answers one of a peer's.
     pub fn urgent(&mut self, now: Instant) -> bool {
         take(&mut self.0, now, PINGS_PER_SECOND, PING_BURST)
     }
 
-    /// A ping that looks for a better path.
+    /// A ping in search of a better path.
     pub fn searching(&mut self, now: Instant) -> bool {
         take(&mut self.0, now, PINGS_PER_SECOND, PING_BURST / 2)
     }
 }
 
-/// The rounds of one peer that others cause: it announces other addresses, or names a round of its own.
+/// The rounds of one peer that it causes itself: it announces other addresses, or begins a round of its own.
 #[derive(Default)]
 pub(crate) struct Prompted(Bucket);
 
 impl Prompted {
-    /// Whether a round may begin; if not, when it may. One more may after each `interval`.
+    /// Whether a round may begin; if not, when it may. After each `interval` one more may.
     pub fn allow(&mut self, now: Instant, interval: Duration) -> Result<(), Instant> {
         let full = interval * ROUND_BURST;
         if self.0.take(now, interval, full) {
@@ -49,9 +49,9 @@ impl Prompted {
 
 const BUCKETS: usize = 1024;
 
-/// Rates of addresses: of those that probes come from and that are nobody's candidate, or of those that are probed. A
-/// table of fixed size: addresses may share a bucket, and who shares one with a flood waits until it is over, with its
-/// relayed path working meanwhile.
+/// Rates per address: of addresses that send probes and are nobody's candidate, or of addresses that are probed. The
+/// table has a fixed size, so addresses may share a bucket; an address that shares one with a flood waits until the
+/// flood is over, and the relayed path works meanwhile.
 pub(crate) struct PerAddress {
     secret: Key,
     buckets: Vec<Bucket>,
@@ -69,7 +69,7 @@ impl PerAddress {
     pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
         let [low, high, ..] = match ip {
             IpAddr::V4(ip) => mac(self.secret.as_bytes(), &[&ip.octets()]),
-            // Who has one address of a /64 has them all.
+            // Whoever has one address of a /64 has all of them.
             IpAddr::V6(ip) => mac(self.secret.as_bytes(), &[&ip.octets()[..8]]),
         };
         let bucket = usize::from(u16::from_le_bytes([low, high])) % BUCKETS;

@@ -1,4 +1,4 @@
-//! The path agent: finds, for every peer, the way that its datagrams take, without I/O.
+//! The path agent: finds the path that each peer's datagrams take, without I/O.
 //!
 //! ```text
 //!   candidates, NAT types (coordinator) ─┐                  ┌─► PathTransmit: probes, from the tunnel's socket
@@ -6,17 +6,16 @@
 //!   probes from the tunnel's socket ─────┤                  └─► PathEvent::Selected: send to this address
 //!   traffic sent, timeouts ──────────────┘
 //! ```
-//! A peer's *checks* are the addresses that it may be reached at, directly or by a relay. Each is probed
-//! by pings; whoever answers with an authentic pong, from where the ping went, is *alive*. The selected
-//! path is a relay at once, and the best direct address as soon as one is alive. Only silence ends a path,
-//! never a datagram: a forger can make a candidate that nobody answers from, and nothing else.
+//! A peer's *checks* are the addresses at which it may be reached, directly or over a relay. Each is probed with pings;
+//! one that answers with an authentic pong, from the address pinged, is *alive*. A relay is selected at once, and the
+//! best direct address as soon as one is alive. Only silence ends a path, never a datagram: all that a forger can do is
+//! to create a candidate that nobody answers from.
 //!
-//! Direct addresses are tried in *rounds*. Both sides first open their own NATs by probes that die on the
-//! way, tell each other so over the relay, and only then probe in earnest: a NAT that sees the other
-//! side's probe before its own may give the flow another port, until both have been quiet for 30 s.
+//! Direct addresses are tried in *rounds*. Both sides first open their own NATs with probes that expire on the way,
+//! tell each other so over the relay, and only then send full probes: a NAT that sees the other side's probe before its
+//! own may give the flow a different port, until both have been quiet for 30 s.
 //!
-//! How large the datagrams on the selected path may be is found by [`pmtu`](crate::pmtu), once the shell has told
-//! the links.
+//! [`pmtu`](crate::pmtu) finds how large the datagrams on the selected path may be, once the shell has told the links.
 //!
 //! The shell's loop is that of the [`Gateway`](crate::Gateway): one `handle_*`, then drain
 //! [`poll_event`](PathAgent::poll_event), then [`poll_transmit`](PathAgent::poll_transmit), then sleep
@@ -49,7 +48,7 @@ use x25519_dalek::PublicKey;
 
 use crate::pmtu::PathMtu;
 
-/// Names a UDP socket of the shell.
+/// Identifies a UDP socket of the shell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub u32);
 
@@ -58,24 +57,24 @@ impl SocketId {
     pub const TUNNEL: Self = Self(0);
 }
 
-/// Names a relay; the shell chooses the numbers.
+/// Identifies a relay; the shell chooses the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelayId(pub u32);
 
 /// How a relay is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RelayKind {
-    /// By UDP from the tunnel's socket.
+    /// Over UDP from the tunnel's socket.
     Udp,
-    /// By a WebSocket over TLS, behind a local address of the shell's.
+    /// Over a WebSocket in TLS; a local address of the shell stands for it.
     Tls,
 }
 
-/// A relay that we are bound at. Every peer is taken to be bound at it too; what its probes don't reach,
-/// it is not selected for.
+/// A relay to which we are bound. Every peer is assumed to be bound to it too; it is not selected for a peer that its
+/// probes do not reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relay {
-    /// Its name; the same for both ways to it.
+    /// Its id; the same for both transports.
     pub id: RelayId,
     /// How it is reached.
     pub kind: RelayKind,
@@ -90,14 +89,14 @@ pub enum Path {
     Direct {
         /// From this socket: the tunnel's, or one that birthday probing has won.
         socket: SocketId,
-        /// To this address.
+        /// The peer's address.
         address: SocketAddr,
     },
     /// To a relay, from the tunnel's socket.
     Relay {
-        /// Which.
+        /// The relay.
         relay: RelayId,
-        /// How.
+        /// Its transport.
         kind: RelayKind,
         /// Its address.
         address: SocketAddr,
@@ -109,51 +108,69 @@ pub enum Path {
 /// A probe to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTransmit {
-    /// From which socket.
+    /// The socket to send from.
     pub socket: SocketId,
-    /// Where to.
+    /// The destination.
     pub to: SocketAddr,
     /// The IP time to live or hop limit, if it matters.
     pub ttl: Option<u8>,
-    /// It asks whether a datagram of its length passes: neither we nor anybody on the way may fragment it.
+    /// The probe tests whether a datagram of its length gets through: neither we nor anybody on the way may fragment
+    /// it.
     pub dont_fragment: bool,
     /// The datagram.
     pub bytes: Vec<u8>,
 }
 
+/// Datagrams of one length to one address, of which the peer says which have arrived whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Train {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The length of each.
+    pub length: u16,
+    /// By the name that [`PathEvent::Arrived`] repeats.
+    pub pings: Vec<(u64, Vec<u8>)>,
+}
+
 /// What the agent tells its shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathEvent {
-    /// Send the peer's datagrams this way from now on. Also sent when only the reason has changed.
+    /// Send the peer's datagrams on this path from now on. Also sent when only the reason has changed.
     Selected {
-        /// Whose.
+        /// The peer.
         peer: PublicKey,
-        /// Where.
+        /// Its path.
         path: Path,
-        /// Why.
+        /// Why it was chosen.
         reason: Reason,
     },
     /// Packets to the peer may be this large from now on, on the path that was selected last.
     Mtu {
-        /// Whose.
+        /// The peer.
         peer: PublicKey,
         /// How large, and how that is known.
         mtu: PathMtu,
     },
-    /// A selected path has died, and our NAT's mappings may have died with it. Bind at the relays anew, ask the
-    /// STUN servers and the port mapping again, and signal what has changed.
-    RefreshCandidates,
-    /// Open this many UDP sockets of any port, and say so by
-    /// [`handle_sockets`](PathAgent::handle_sockets).
-    OpenSockets {
-        /// For whom.
+    /// A ping of the last train has arrived whole.
+    Arrived {
+        /// At whose site.
         peer: PublicKey,
-        /// How many.
+        /// Its name.
+        transaction: u64,
+    },
+    /// A selected path has died, and our NAT's mappings may have died with it. Bind to the relays again, ask the STUN
+    /// servers and the port mapping again, and signal what has changed.
+    RefreshCandidates,
+    /// Open this many UDP sockets on any ports, and pass them to [`handle_sockets`](PathAgent::handle_sockets).
+    OpenSockets {
+        /// The peer that they are for.
+        peer: PublicKey,
+        /// The number of sockets.
         count: u16,
     },
-    /// These sockets are done with.
+    /// These sockets are no longer needed.
     CloseSockets {
-        /// Which.
+        /// The sockets.
         sockets: Vec<SocketId>,
     },
 }

@@ -4,14 +4,13 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use rand::RngCore;
 use x25519_dalek::PublicKey;
 
 use super::agent::Shared;
 use super::birthday::Birthday;
 use super::check::{Check, Kind, Route, State};
 use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, OPENING_TTL, REPLAY_MEMORY};
-use super::probe::{Envelope, PROBE_LENGTH, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId};
+use super::probe::{Envelope, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId, SizeCheck};
 use super::rounds::{Phase, Rounds};
 use super::sizes::Sizes;
 use super::{Path, PathEvent, PathTransmit, Reason, SocketId};
@@ -24,22 +23,24 @@ pub(crate) struct Peer {
     pub nat: NatType,
     pub checks: Vec<Check>,
     pub selected: Option<Route>,
-    /// The relay by which the peer said last that it sends.
+    /// The relay that the peer last said it sends through.
     pub peers_relay: Option<Route>,
     pub reported: Option<(Path, Reason)>,
     pub rounds: Rounds,
     pub birthday: Birthday,
     postponed: Option<Postponed>,
-    /// When something was last sent to the peer by the data plane.
+    /// When the data plane last sent something to the peer.
     pub traffic: Option<Instant>,
     pub sizes: Sizes,
+    /// Pings of the last train that were not answered yet.
+    pub train: Vec<SizeCheck>,
     /// Whether the last direct path died.
     pub died: bool,
     seen: VecDeque<u64>,
     pub scheduled: Option<Instant>,
 }
 
-/// What a peer has signalled last, while it does so too often.
+/// The last of a peer's signals, when they come too often.
 struct Postponed {
     until: Instant,
     candidates: Vec<Candidate>,
@@ -62,6 +63,7 @@ impl Peer {
             postponed: None,
             traffic: None,
             sizes: Sizes::default(),
+            train: Vec::new(),
             died: false,
             seen: VecDeque::new(),
             scheduled: None,
@@ -92,7 +94,7 @@ impl Peer {
         self.check(self.selected?)?.round_trip()
     }
 
-    /// Takes over the agent's relays; checks of those that stay go on.
+    /// Takes over the agent's relays; checks of those that remain go on.
     pub fn set_relays(&mut self, shared: &Shared) {
         let kept = |check: &Check| match check.kind {
             Kind::Relay(relay) => shared.relays.contains(&relay),
@@ -107,8 +109,8 @@ impl Peer {
         }
     }
 
-    /// Takes over what the peer signals; new addresses begin a round. If they come too often the last ones wait: the
-    /// peer could have us probe whatever addresses it names, without end.
+    /// Takes over what the peer signals; new addresses begin a round. If signals come too often the last one waits, or
+    /// the peer could make us probe whatever addresses it names, forever.
     pub fn set_remote(&mut self, now: Instant, shared: &mut Shared, candidates: &[Candidate], nat: NatType) {
         self.postponed = None;
         let mut wanted: Vec<Candidate> = Vec::new();
@@ -138,7 +140,7 @@ impl Peer {
             if !is_gone(check) {
                 return true;
             }
-            // A path in use lives until it is silent, whatever the coordinator has heard.
+            // A path in use lives until it is silent, whatever the coordinator has been told.
             check.kind = Kind::PeerReflexive;
             selected == Some(check.route)
         });
@@ -155,7 +157,7 @@ impl Peer {
         }
     }
 
-    /// What was known to be alive is not known any more.
+    /// What was known to be alive may no longer be.
     pub fn handle_network_change(&mut self, now: Instant, shared: &mut Shared) {
         self.close_sockets(shared);
         self.checks.retain(|check| check.kind != Kind::PeerReflexive);
@@ -194,7 +196,7 @@ impl Peer {
             self.spray(now, shared);
         }
         self.hear_choice(shared, route, &ping);
-        // The peer gets through to us: it is worth asking whether we get through to it (RFC 8445, 7.3.1.4).
+        // The peer can reach us, so it is worth asking whether we can reach it (RFC 8445, 7.3.1.4).
         if let Some(check) = self.check_mut(route)
             && !check.is_alive()
             && check.is_rested(now, &shared.config.timings)
@@ -216,8 +218,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Tells the peer again which relay we have chosen for both, when it says that it uses another: what we
-    /// said was lost, or overtook an older word on a quicker way.
+    /// Tells the peer again which relay we have chosen for both, when it says that it uses another: our earlier message
+    /// was lost, or overtook an older one on a quicker path.
     fn insist(&mut self, now: Instant, shared: &Shared, theirs: Route) {
         let ours = self.selected.filter(|ours| self.chooses_relay(shared) && *ours != theirs);
         if let Some(check) = ours.and_then(|ours| self.check_mut(ours))
@@ -247,7 +249,7 @@ impl Peer {
         if answered { Ok(()) } else { Err(ProbeReject::Unasked) }
     }
 
-    /// Makes a peer-reflexive candidate; one that never answered makes room.
+    /// Adds a peer-reflexive candidate; one that never answered makes room for it.
     fn learn(&mut self, route: Route) -> bool {
         let known = self.checks.iter().filter(|check| check.kind == Kind::PeerReflexive).count();
         if known >= MAX_PEER_REFLEXIVE {
@@ -263,7 +265,7 @@ impl Peer {
         true
     }
 
-    /// Does what is due, selects, and tells what has changed.
+    /// Does what is due, selects a path, and tells what has changed.
     pub fn settle(&mut self, now: Instant, shared: &mut Shared) {
         if let Some(Postponed { candidates, nat, .. }) = self.postponed.take_if(|postponed| postponed.until <= now) {
             self.set_remote(now, shared, &candidates, nat);
@@ -303,7 +305,7 @@ impl Peer {
         self.settle_sizes(now, shared);
     }
 
-    /// When the next ping to this address is due; `None` is not by itself.
+    /// When the next ping to this address is due; `None` if none is planned.
     fn due(&self, now: Instant, shared: &Shared, check: &Check) -> Option<Instant> {
         let timings = &shared.config.timings;
         let selected = self.selected == Some(check.route);
@@ -342,15 +344,15 @@ impl Peer {
         pings.chain(others.into_iter().flatten()).min()
     }
 
-    /// Pings an address; with a `ttl` only to open our own NAT.
+    /// Pings an address; with a `ttl`, only to open our own NAT.
     pub fn ping(&mut self, now: Instant, shared: &mut Shared, route: Route, ttl: Option<u8>, urgent: bool) {
-        // Nothing tells yet whether who is there wants to be asked.
+        // It is not known yet whether anybody there wants to be pinged.
         let stranger = !urgent && self.check(route).is_some_and(|check| !check.is_alive());
         let allowed = (!stranger || shared.targets.allow(now, route.to.ip()))
             && if urgent { shared.budget.urgent(now) } else { shared.budget.searching(now) };
         let transaction = shared.random();
         if let Some(check) = self.check_mut(route) {
-            // Without a place in the budget the ping is left out, and not missed.
+            // A ping that exceeds the budget is left out, and not counted as missed.
             if !allowed {
                 check.last_sent = Some(now);
                 return;
@@ -373,16 +375,16 @@ impl Peer {
     }
 
     pub fn transmit(&mut self, shared: &mut Shared, route: Route, ttl: Option<u8>, probe: &Probe) {
-        let mut bytes = self.key.seal(self.site, shared.site, probe, &mut shared.rng).to_vec();
-        let dont_fragment = if let Probe::SizedPing(ping) = probe {
-            bytes.resize(usize::from(ping.length), 0);
-            shared.rng.fill_bytes(&mut bytes[PROBE_LENGTH..]);
-            true
-        } else {
-            false
+        let (bytes, dont_fragment) = match probe {
+            Probe::SizedPing(ping) => (self.seal_sized(shared, *ping), true),
+            _ => (self.key.seal(self.site, shared.site, probe, &mut shared.rng).to_vec(), false),
         };
         let Route { socket, to } = route;
         shared.transmits.push_back(PathTransmit { socket, to, ttl, dont_fragment, bytes });
+    }
+
+    pub fn seal_sized(&self, shared: &mut Shared, ping: SizeCheck) -> Vec<u8> {
+        self.key.seal_sized(self.site, shared.site, ping, &mut shared.rng)
     }
 
     fn report(&mut self, shared: &mut Shared) {

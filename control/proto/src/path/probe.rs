@@ -6,16 +6,19 @@
 //!  │ 0x50 │ kind │ version │ 0 │ receiver │ sender │ nonce  │ 32 bytes, sealed         │ tag  │ padding
 //!    1  ping                                                 transaction 8, flags 1, 0 × 3, round 4, digest 4, 0 × 12
 //!    2  pong                                                 transaction 8, address 16, port 2, 0 × 6
-//!    6  sized ping                                           transaction 8, length 2, 0 × 22
+//!    6  sized ping                                           transaction 8, length 2, digest 8, 0 × 14
 //!    7  sized pong                                           transaction 8, length 2, 0 × 22
 //! ```
-//! A pong is as long as a ping: who answers multiplies nothing. The header is authenticated too, so that a
-//! ping cannot be made a pong, and what A sealed for B cannot be sent back to A.
+//! A pong is as long as a ping, so the answering side amplifies nothing. The header is authenticated too, so a ping
+//! cannot be turned into a pong, and what A sealed for B cannot be sent back to A.
 //!
-//! Only a sized ping has padding, up to the length that it asks about (see [`crate::pmtu`]). The padding is random,
-//! or a link that compresses would let more pass than it does of ciphertext, and it is not sealed: its length is,
-//! and one that was cut or stretched on the way is refused. Whoever does not know these kinds drops them, sites and
-//! relays alike, and the sender takes the silence for that.
+//! Only a sized ping has padding, up to the length that it asks about (see [`crate::pmtu`] and [`Train`]). The padding
+//! is random, or a link that compresses would let more pass than it does of ciphertext. It is not sealed, but its length
+//! and its digest are, so that a ping that was cut, stretched or damaged on the way is refused; older sites send no
+//! digest (zeros). Whoever does not know these kinds drops them, sites and relays alike, and the sender takes the
+//! silence for that.
+//!
+//! [`Train`]: super::Train
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -28,7 +31,7 @@ use crate::Key;
 use crate::noise::{diffie_hellman, hash, keyed_hash};
 use crate::relay::DATAGRAM_LIMIT;
 
-/// The length of every probe, in bytes; of a sized ping it is the least.
+/// The length of every probe, in bytes; for a sized ping it is the minimum.
 pub const PROBE_LENGTH: usize = 92;
 /// The first byte of all our own messages on the tunnel's port, "P".
 pub const FIRST_BYTE: u8 = 0x50;
@@ -42,14 +45,20 @@ const TAG_AT: usize = BODY_AT + BODY_LENGTH;
 
 const LABEL_SITE: &[u8] = b"penstock site v1";
 const LABEL_PROBE: &[u8] = b"penstock probe v1";
+const LABEL_PADDING: &[u8] = b"penstock padding v1";
 
-/// Names a site on the wire: the first 8 bytes of a labelled BLAKE2s of its public key. It tells the
-/// receiver which key to try and a relay where to send; it proves nothing.
+/// The first bytes of a digest of a sized ping's padding.
+type PaddingDigest = [u8; 8];
+/// Where it stands in the body.
+const DIGEST: std::ops::Range<usize> = 10..18;
+
+/// Identifies a site on the wire: the first 8 bytes of a labelled BLAKE2s of its public key. It tells the receiver
+/// which key to try and a relay where to send; it proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteId(pub [u8; 8]);
 
 impl SiteId {
-    /// The name of the site with this public key.
+    /// The id of the site with this public key.
     #[must_use]
     pub fn of(public_key: &PublicKey) -> Self {
         let [a, b, c, d, e, f, g, h, ..] = hash(&[LABEL_SITE, public_key.as_bytes()]);
@@ -57,34 +66,34 @@ impl SiteId {
     }
 }
 
-/// What a ping asks and tells.
+/// The contents of a ping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ping {
-    /// A random name that the pong repeats.
+    /// A random number that the pong repeats.
     pub transaction: u64,
     /// The sender's NAT has been opened towards our candidates; this is the digest of those that it knows.
     pub opened: Option<u32>,
-    /// The sender holds extra sockets open: guess their ports.
+    /// The sender holds extra sockets open, and asks us to guess their ports.
     pub birthday: bool,
-    /// The sender's datagrams take the way that this ping has come.
+    /// The sender's datagrams take the path that this ping has taken.
     pub selected: bool,
-    /// The round of probing that this belongs to.
+    /// The round of probing that this ping belongs to.
     pub round: u32,
 }
 
 /// The answer to a ping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pong {
-    /// The ping's.
+    /// That of the ping.
     pub transaction: u64,
-    /// Where the ping was seen to come from.
+    /// The address that the ping was seen to come from.
     pub seen: SocketAddr,
 }
 
 /// Asks whether a datagram of this length arrives whole, or says that it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeCheck {
-    /// A random name that the answer repeats.
+    /// A random number that the answer repeats.
     pub transaction: u64,
     /// The length of the ping's datagram, in bytes.
     pub length: u16,
@@ -103,32 +112,32 @@ pub enum Probe {
     SizedPong(SizeCheck),
 }
 
-/// Why a datagram is no probe for us.
+/// Why a datagram is not a probe for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeReject {
     /// Not the first bytes of a probe of this version.
-    #[error("no probe")]
+    #[error("not a probe")]
     NotProbe,
     /// Not [`PROBE_LENGTH`] bytes, or a sized ping that is not as long as it says, or longer than we can use.
-    #[error("a probe of a wrong length")]
+    #[error("a probe with a wrong length")]
     Length,
     /// For another site.
     #[error("a probe for another site")]
     Receiver,
-    /// From a site that is no peer.
+    /// From a site that is not a peer.
     #[error("a probe from an unknown site")]
     Sender,
-    /// The source is nobody's candidate and has had its share.
+    /// The source is nobody's candidate and has used up its share.
     #[error("too many probes from an unknown address")]
     RateLimited,
-    /// Forged, damaged or for another key.
+    /// Forged, damaged or made with another key.
     #[error("a probe that is not authentic")]
     NotAuthentic,
-    /// A copy of a ping that we have seen.
+    /// A copy of a ping that we have seen before.
     #[error("a repeated ping")]
     Replay,
-    /// A pong to nothing that we asked, or not from where we asked.
-    #[error("a pong to no ping")]
+    /// A pong that answers no ping of ours, or comes from an address that we did not ping.
+    #[error("a pong without a ping")]
     Unasked,
 }
 
@@ -136,7 +145,7 @@ pub enum ProbeReject {
 pub(crate) struct ProbeKey(Key);
 
 impl ProbeKey {
-    /// `None` when `theirs` is of low order: there is no secret to be had with it.
+    /// `None` when `theirs` is of low order: no secret can be shared with it.
     pub fn new(private: &StaticSecret, ours: &PublicKey, theirs: &PublicKey) -> Option<Self> {
         let secret = diffie_hellman(private, theirs).ok()?;
         let (low, high) = if ours.as_bytes() < theirs.as_bytes() { (ours, theirs) } else { (theirs, ours) };
@@ -151,12 +160,34 @@ impl ProbeKey {
     }
 
     pub fn seal(&self, receiver: SiteId, sender: SiteId, probe: &Probe, rng: &mut dyn RngCore) -> [u8; PROBE_LENGTH] {
+        self.seal_body(receiver, sender, probe.kind(), probe.encode(), rng)
+    }
+
+    /// A sized ping with its padding.
+    pub fn seal_sized(&self, receiver: SiteId, sender: SiteId, ping: SizeCheck, rng: &mut dyn RngCore) -> Vec<u8> {
+        let mut out = vec![0; usize::from(ping.length).max(PROBE_LENGTH)];
+        let (head, padding) = out.split_at_mut(PROBE_LENGTH);
+        rng.fill_bytes(padding);
+        let mut body = Probe::SizedPing(ping).encode();
+        body[DIGEST].copy_from_slice(&padding_digest(padding));
+        head.copy_from_slice(&self.seal_body(receiver, sender, SIZED_PING, body, rng));
+        out
+    }
+
+    fn seal_body(
+        &self,
+        receiver: SiteId,
+        sender: SiteId,
+        kind: u8,
+        body: [u8; BODY_LENGTH],
+        rng: &mut dyn RngCore,
+    ) -> [u8; PROBE_LENGTH] {
         let mut out = [0; PROBE_LENGTH];
-        out[..4].copy_from_slice(&[FIRST_BYTE, probe.kind(), VERSION, 0]);
+        out[..4].copy_from_slice(&[FIRST_BYTE, kind, VERSION, 0]);
         out[4..12].copy_from_slice(&receiver.0);
         out[12..HEADER_LENGTH].copy_from_slice(&sender.0);
         rng.fill_bytes(&mut out[HEADER_LENGTH..BODY_AT]);
-        out[BODY_AT..TAG_AT].copy_from_slice(&probe.encode());
+        out[BODY_AT..TAG_AT].copy_from_slice(&body);
         let (head, sealed) = out.split_at_mut(BODY_AT);
         let (header, nonce) = head.split_at(HEADER_LENGTH);
         let (body, tag) = sealed.split_at_mut(BODY_LENGTH);
@@ -183,26 +214,38 @@ impl ProbeKey {
             )
             .map_err(|_| ProbeReject::NotAuthentic)?;
         match Probe::decode(bytes[1], &body) {
-            Probe::SizedPing(ping) if usize::from(ping.length) != envelope.length => Err(ProbeReject::Length),
+            Probe::SizedPing(ping) if usize::from(ping.length) != PROBE_LENGTH + envelope.padding.len() => {
+                Err(ProbeReject::Length)
+            }
+            Probe::SizedPing(_) if !is_intact(envelope.padding, &body[DIGEST]) => Err(ProbeReject::NotAuthentic),
             probe => Ok(probe),
         }
     }
 }
 
-/// A probe whose header has been read.
+fn padding_digest(padding: &[u8]) -> PaddingDigest {
+    let [a, b, c, d, e, f, g, h, ..] = hash(&[LABEL_PADDING, padding]);
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Whether the padding is that of the sealed digest. Without a digest, nobody can tell.
+fn is_intact(padding: &[u8], digest: &[u8]) -> bool {
+    digest == PaddingDigest::default() || digest == padding_digest(padding)
+}
+
+/// A probe whose header has been parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
     bytes: &'a [u8; PROBE_LENGTH],
-    /// Of the whole datagram.
-    length: usize,
+    padding: &'a [u8],
     /// For whom it says to be.
     pub receiver: SiteId,
-    /// From whom it says to be.
+    /// The site that it claims to be from.
     pub sender: SiteId,
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads the header, as gateways and relays do. Any bytes may be given.
+    /// Parses the header, as gateways and relays do. Any bytes may be given.
     ///
     /// # Errors
     /// [`ProbeReject::NotProbe`], [`ProbeReject::Length`].
@@ -212,16 +255,16 @@ impl<'a> Envelope<'a> {
             [FIRST_BYTE, SIZED_PING, VERSION, 0, ..] => DATAGRAM_LIMIT,
             _ => return Err(ProbeReject::NotProbe),
         };
-        let length = bytes.len();
-        let bytes = bytes.first_chunk().filter(|_| length <= longest).ok_or(ProbeReject::Length)?;
+        let split = bytes.split_first_chunk().filter(|_| bytes.len() <= longest);
+        let (bytes, padding) = split.ok_or(ProbeReject::Length)?;
         let site = |at: usize| SiteId(std::array::from_fn(|index| bytes[at + index]));
-        Ok(Self { bytes, length, receiver: site(4), sender: site(12) })
+        Ok(Self { bytes, padding, receiver: site(4), sender: site(12) })
     }
 }
 
 const PING: u8 = 1;
 const PONG: u8 = 2;
-// 3 to 5 are bindings at a relay.
+// 3 to 5 are the messages of a relay's bindings.
 const SIZED_PING: u8 = 6;
 const SIZED_PONG: u8 = 7;
 const OPENED: u8 = 1;
@@ -265,7 +308,7 @@ impl Probe {
         out
     }
 
-    /// The rest is zero today and ignored, so that it may come to mean something.
+    /// The rest is zero today and ignored, so that later versions can use it.
     fn decode(kind: u8, body: &[u8; BODY_LENGTH]) -> Self {
         let transaction = u64::from_be_bytes(std::array::from_fn(|index| body[index]));
         let sized = SizeCheck { transaction, length: u16::from_be_bytes([body[8], body[9]]) };
@@ -374,6 +417,20 @@ mod tests {
             bytes.resize(received, 0xa5);
             let opened = Envelope::parse(&bytes).and_then(|envelope| pair.other_key.open(&envelope));
             assert_eq!(opened, expected.map_or(Ok(probe), Err), "{length} sent, {received} received");
+        }
+    }
+
+    #[test]
+    fn every_byte_of_the_padding_counts() {
+        let mut pair = pair();
+        let ping = SizeCheck { transaction: 1, length: 1472 };
+        let bytes = pair.key.seal_sized(pair.b, pair.a, ping, &mut pair.rng);
+        let open = |bytes: &[u8]| pair.other_key.open(&Envelope::parse(bytes).unwrap());
+        assert_eq!(open(&bytes), Ok(Probe::SizedPing(ping)));
+        for at in PROBE_LENGTH..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(open(&damaged), Err(ProbeReject::NotAuthentic), "byte {at}");
         }
     }
 

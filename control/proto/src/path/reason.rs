@@ -11,28 +11,28 @@ pub enum Reason {
     Answered,
     /// Direct addresses are being tried.
     Probing,
-    /// The peer has told no address that could be tried.
+    /// The peer has announced no address that could be tried.
     NoCandidates,
-    /// No UDP gets out here.
+    /// UDP does not get out at this site.
     UdpBlockedHere,
-    /// No UDP gets out there.
+    /// UDP does not get out at the peer's site.
     UdpBlockedThere,
-    /// Both NATs map endpoint-dependently.
+    /// Both NATs have endpoint-dependent mapping.
     BothEndpointDependent,
-    /// Ours maps endpoint-dependently, the peer's filters by port.
+    /// Our NAT has endpoint-dependent mapping, the peer's filters by port.
     EndpointDependentHere,
-    /// The peer's maps endpoint-dependently, ours filters by port.
+    /// The peer's NAT has endpoint-dependent mapping, ours filters by port.
     EndpointDependentThere,
     /// The direct path has stopped answering.
     DirectDied,
-    /// By what is known it should work, and it doesn't.
+    /// As far as is known it should work, but it does not.
     NoAnswer,
-    /// Neither directly nor by a relay does the peer answer.
+    /// The peer answers neither directly nor over a relay.
     PeerSilent,
 }
 
 impl Reason {
-    /// Why no direct path can work between NATs of these types, if it can't.
+    /// Why no direct path can work between NATs of these types; `None` if one can.
     pub(crate) fn against_direct(ours: &NatType, theirs: &NatType) -> Option<Self> {
         if ours.udp_blocked {
             return Some(Self::UdpBlockedHere);
@@ -52,16 +52,20 @@ impl Reason {
 impl NatType {
     /// Whether two gateways behind such NATs can reach each other directly; `None` when too little is known.
     ///
-    /// They cannot exactly when UDP is blocked, or when one's mapping is endpoint-dependent and the other's
-    /// is too or filters by port: then no port that one of them learns is the one that the other must
-    /// send to.
+    /// They cannot exactly when UDP is blocked, or when one NAT has endpoint-dependent mapping and the other has too or
+    /// filters by port: then no port that either side learns is the one that the other must send to.
     #[must_use]
     pub fn direct_with(&self, other: &Self) -> Option<bool> {
         if Reason::against_direct(self, other).is_some() {
             return Some(false);
         }
-        let known = |nat: &Self| nat.mapping.is_some() && nat.filtering.is_some();
-        (known(self) && known(other)).then_some(true)
+        // What is not known of the filtering does not matter unless the strictest would be in the way.
+        let strictest = |nat: &Self| {
+            let filtering = nat.filtering.or(Some(Dependence::AddressAndPortDependent));
+            nat.mapping.is_some().then_some(Self { filtering, ..*nat })
+        };
+        let (ours, theirs) = (strictest(self)?, strictest(other)?);
+        Reason::against_direct(&ours, &theirs).is_none().then_some(true)
     }
 }
 
@@ -78,18 +82,18 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Answered => "the peer answers directly",
             Self::Probing => "looking for a direct path",
-            Self::NoCandidates => "the peer has not told any address of its own yet",
+            Self::NoCandidates => "the peer has not announced an address of its own yet",
             Self::UdpBlockedHere => "UDP is blocked here: let UDP out to any port, and its answers in",
             Self::UdpBlockedThere => "UDP is blocked at the peer: let UDP out to any port there, and its answers in",
             Self::BothEndpointDependent => {
-                "both NATs give every destination another port: set LocalPort and forward it on one of them"
+                "both NATs use a different port for every destination: set LocalPort and forward it on one of them"
             }
             Self::EndpointDependentHere => {
-                "the NAT here gives every destination another port, and the peer's lets in only known ports: \
+                "the NAT here uses a different port for every destination, and the peer's lets in only known ports: \
                  set LocalPort and forward it on one of them"
             }
             Self::EndpointDependentThere => {
-                "the peer's NAT gives every destination another port, and the one here lets in only known ports: \
+                "the peer's NAT uses a different port for every destination, and the one here lets in only known ports: \
                  set LocalPort and forward it on one of them"
             }
             Self::DirectDied => "the direct path stopped answering; it is tried again",

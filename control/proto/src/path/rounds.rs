@@ -6,8 +6,8 @@
 //!     │         ▼
 //!     └───── Checking: every address is probed, 3 s
 //! ```
-//! Whoever begins a round names it; the peer joins once per name. Without a relay that works, and from
-//! the second round in a row that came to nothing, the peer's word is not waited for.
+//! The side that begins a round names it; the peer joins once per name. Without a working relay, and from the second
+//! failed round in a row, the peer's announcement is not waited for.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -37,15 +37,15 @@ pub(crate) struct Rounds {
     pub phase: Phase,
     /// The name of the present or last round.
     pub id: u32,
-    /// The last name that the peer told.
+    /// The last name that the peer announced.
     heard: Option<u32>,
     next: Option<Instant>,
-    /// Rounds since the candidates changed that came to nothing.
+    /// Failed rounds since the candidates last changed.
     fruitless: u32,
     prompted: Prompted,
 }
 
-/// These candidates' addresses in 4 bytes: what a site's NAT is opened towards.
+/// A digest of these candidates' addresses: what a site's NAT is opened towards.
 pub(crate) fn digest(candidates: &[Candidate]) -> u32 {
     let sound = candidates.iter().filter(|candidate| candidate.is_sound());
     let canonical =
@@ -62,12 +62,12 @@ fn digest_of(mut addresses: Vec<SocketAddr>) -> u32 {
 }
 
 impl Rounds {
-    /// Whether our pings say that our NAT is open.
+    /// Whether our pings announce that our NAT is open.
     pub fn announces(&self) -> bool {
         self.phase != Phase::Idle
     }
 
-    /// Whether a round has come to nothing, and no other is under way.
+    /// Whether a round has failed, and no other is under way.
     pub fn is_fruitless(&self) -> bool {
         self.phase == Phase::Idle && self.fruitless > 0
     }
@@ -92,7 +92,7 @@ impl Rounds {
 }
 
 impl Peer {
-    /// Begins a round, of a new name or of one that the peer has told.
+    /// Begins a round, under a new name or one that the peer has announced.
     pub fn start_round(&mut self, now: Instant, shared: &mut Shared, name: Option<u32>) {
         let timings = shared.config.timings;
         let wait = if shared.relays.is_empty() { timings.opening_without_relay } else { timings.opening };
@@ -112,7 +112,7 @@ impl Peer {
         for route in closed {
             self.open_towards(now, shared, route);
         }
-        // The relay carries the news at once.
+        // The relay passes the announcement on at once.
         for check in self.checks.iter_mut().filter(|check| !check.is_direct()) {
             check.last_sent = None;
         }
@@ -122,7 +122,7 @@ impl Peer {
         self.rounds.id = name.unwrap_or_else(|| shared.random() as u32);
     }
 
-    /// The peer has begun a round, or goes on with it.
+    /// The peer has begun a round, or continues one.
     pub fn peer_opened(&mut self, now: Instant, shared: &mut Shared, ping: &Ping) {
         let known = self.rounds.heard == Some(ping.round) || self.rounds.id == ping.round;
         self.rounds.heard = Some(ping.round);
@@ -181,7 +181,7 @@ impl Peer {
         for check in self.checks.iter_mut().filter(|check| check.is_direct() && selected != Some(check.route)) {
             check.unanswered = 0;
             if check.is_alive() {
-                // It has not been watched since, and nobody relies on it.
+                // It has not been watched since, and nothing depends on it.
                 check.state = State::Untried;
             }
         }
@@ -191,7 +191,8 @@ impl Peer {
         }
         let timings = &shared.config.timings;
         let doubled = timings.round_interval * 2u32.saturating_pow(self.rounds.fruitless.min(16));
-        // The same moment on both sides would cross; a little apart, one begins and the other joins.
+        // If both sides began at the same moment, their rounds would cross; a little apart, one begins and the other
+        // joins.
         let jitter = Duration::from_millis(shared.random() % 1000);
         self.rounds.next = Some(now + doubled.min(shared.config.timings.round_interval_max) + jitter);
         self.rounds.fruitless += 1;

@@ -1,4 +1,4 @@
-//! Which of the addresses that are alive a peer's datagrams go to, and why.
+//! Which of the live addresses a peer's datagrams go to, and why.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use super::peer::Peer;
 use super::rounds::Phase;
 use super::{Path, Reason, RelayKind, SocketId};
 
-/// Round trips that differ by less than this, or by a tenth, are equal.
+/// Round trips that differ by less than this, or by a tenth, count as equal.
 const EQUAL: Duration = Duration::from_millis(2);
-/// A path must be quicker than the selected one by this, or by a fifth, to take its place.
+/// A path must be quicker than the selected one by this much, or by a fifth, to replace it.
 const HYSTERESIS: Duration = Duration::from_millis(5);
-/// What TLS is worse by at the same round trip: a lost segment stops all that come after it.
+/// How much worse TLS is at the same round trip: a lost segment delays everything behind it.
 const TLS_HANDICAP: Duration = Duration::from_millis(50);
 
 impl Peer {
@@ -39,7 +39,7 @@ impl Peer {
             && !is_direct
             && let Some(check) = self.checks.iter_mut().find(|check| Some(check.route) == route)
         {
-            // Whoever follows is told at once.
+            // The side that follows is told at once.
             check.last_sent = None;
         }
         self.selected = route;
@@ -48,9 +48,8 @@ impl Peer {
         }
     }
 
-    /// Whether it is us who say by which relay both send. A relay can only forward to who has shaken hands by
-    /// it, so both sides must use the same one: of two sites the one whose name is less chooses, and the other
-    /// follows.
+    /// Whether we decide by which relay both sides send. A relay can only forward to a site that has shaken hands
+    /// through it, so both sides must use the same one: the site with the lower id chooses, and the other follows.
     pub fn chooses_relay(&self, shared: &Shared) -> bool {
         shared.site < self.site
     }
@@ -71,7 +70,7 @@ impl Peer {
     }
 }
 
-/// The best of those that are eligible, the current one when it is one and no other is clearly better.
+/// The best of the eligible addresses; the current one if it is eligible and no other is clearly better.
 fn best<'a>(checks: &'a [Check], current: Option<&'a Check>, eligible: impl Fn(&Check) -> bool) -> Option<&'a Check> {
     let mut chosen = current.filter(|check| eligible(check));
     for check in checks.iter().filter(|check| eligible(check)) {

@@ -1,7 +1,7 @@
 //! How large a peer's datagrams may be: the search of [`pmtu`](crate::pmtu) on the selected path.
 //!
-//! Each path keeps what was found on it for as long as it lives. Only the one in use is probed, and an idle one
-//! only until there is a first result.
+//! Each path keeps its result for as long as it lives. Only the path in use is probed, and an idle one only until there
+//! is a first result. Datagrams of the size that was found make the trains that are asked for.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use super::check::Route;
 use super::constants::{PathTimings, SIZED_ANSWER_BURST, SIZED_ANSWERS_PER_SECOND};
 use super::peer::Peer;
 use super::probe::{PROBE_LENGTH, Probe, ProbeReject, SizeCheck};
-use super::{PathEvent, SocketId};
+use super::{PathEvent, SocketId, Train};
 use crate::pmtu::{Conditions, PathMtu, Search, SizedProbe, TooBig, ceiling, header, overhead};
 use crate::relay::DATAGRAM_LIMIT;
 use crate::{Bucket, Traffic};
 
-/// Of a peer, whatever its path.
+/// The state of a peer, whatever its path.
 #[derive(Default)]
 pub(crate) struct Sizes {
     /// When data was last sent to the peer.
     data: Option<Instant>,
-    /// The path that is being probed.
+    /// The path that is probed at present.
     on: Option<Route>,
     pub reported: Option<PathMtu>,
     answers: Bucket,
@@ -34,7 +34,7 @@ impl Sizes {
         }
     }
 
-    /// Whether the path that is probed leads to this address.
+    /// Whether the path being probed leads to this address.
     pub fn go_to(&self, to: SocketAddr) -> bool {
         self.on.is_some_and(|route| route.to == to)
     }
@@ -45,7 +45,7 @@ impl Sizes {
 }
 
 impl Peer {
-    /// Probes what is due, and tells what has changed. To be called when the path is selected.
+    /// Sends the probes that are due, and tells what has changed. To be called after the path was selected.
     pub fn settle_sizes(&mut self, now: Instant, shared: &mut Shared) {
         let used = self.sized_route(shared);
         let on = used.map(|(route, _)| route);
@@ -109,13 +109,30 @@ impl Peer {
         Ok(())
     }
 
+    /// Pings of the largest size that passes on the selected path, if that leaves from the tunnel's own socket.
+    pub fn make_train(&mut self, shared: &mut Shared, count: usize, longest: u16) -> Option<Train> {
+        let Route { socket: SocketId::TUNNEL, to } = self.selected? else { return None };
+        let length = self.sizes.reported?.outer.saturating_sub(header(to.ip())).min(longest);
+        let pings = (0..count).map(|_| SizeCheck { transaction: shared.random(), length });
+        self.train = pings.collect();
+        let pings = self.train.iter().map(|ping| (ping.transaction, self.seal_sized(shared, *ping))).collect();
+        Some(Train { to, length, pings })
+    }
+
     pub fn handle_sized_pong(
         &mut self,
         now: Instant,
+        shared: &mut Shared,
         socket: SocketId,
         from: SocketAddr,
         pong: SizeCheck,
     ) -> Result<(), ProbeReject> {
+        if let Some(at) = self.train.iter().position(|ping| *ping == pong) {
+            self.train.swap_remove(at);
+            let peer = self.public_key;
+            shared.events.push_back(PathEvent::Arrived { peer, transaction: pong.transaction });
+            return Ok(());
+        }
         let answer = SizedProbe { transaction: pong.transaction, size: pong.length.saturating_add(header(from.ip())) };
         let check = self.check_mut(Route { socket, to: from });
         let answered =
@@ -123,7 +140,8 @@ impl Peer {
         if answered { Ok(()) } else { Err(ProbeReject::Unasked) }
     }
 
-    /// A router speaks of a datagram of ours; `proven` if only who has seen the peers' data can.
+    /// Takes a router's message about a datagram of ours; `proven` if only somebody who has seen the peers' data can
+    /// have sent it.
     pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, proven: bool) {
         let check = self.sizes.on.and_then(|route| self.check_mut(route));
         if let Some(search) = check.and_then(|check| check.sizes.as_mut()) {

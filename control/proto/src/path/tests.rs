@@ -1,4 +1,4 @@
-//! One agent and its neighbour, by hand: what is refused, and what is bounded.
+//! One agent and its peer, driven by hand: what is refused, and what is limited.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ impl Bench {
         self.agent.handle_datagram(self.now, SocketId::TUNNEL, from, &bytes)
     }
 
-    /// The pings: where to, and whether by the way that is in use.
+    /// The pings: their destinations, and whether they say that the path is in use.
     fn told(&mut self) -> Vec<(SocketAddr, bool)> {
         let sent = self.transmits();
         let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();
@@ -69,7 +69,7 @@ impl Bench {
         std::iter::from_fn(|| self.agent.poll_transmit()).collect()
     }
 
-    /// Does what becomes due in so long a time; what was sent.
+    /// Does what becomes due within this time; returns what was sent.
     fn run(&mut self, span: Duration) -> Vec<PathTransmit> {
         let end = self.now + span;
         let mut sent = self.transmits();
@@ -103,7 +103,7 @@ fn a_ping_is_answered_once_where_it_came_from_and_asked_back() {
         sent.iter().map(|sent| bench.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap()).collect();
     assert_eq!(opened[0], Probe::Pong(Pong { transaction: 1, seen: from(7) }));
     let Probe::Ping(asked) = opened[1] else { panic!("{opened:?}") };
-    // A copy says nothing, and neither does a pong from elsewhere or to nothing.
+    // A copy says nothing, and neither does a pong from elsewhere or to no ping.
     assert_eq!(bench.give(from(8), &ping(1)), Err(ProbeReject::Replay));
     let pong = Probe::Pong(Pong { transaction: asked.transaction, seen: from(9) });
     assert_eq!(bench.give(from(8), &pong), Err(ProbeReject::Unasked));
@@ -131,13 +131,13 @@ fn both_sides_use_the_same_relay() {
         Path::Relay { address, .. } => address,
         other => panic!("{other:?}"),
     };
-    // The peer's name is less, so it chooses.
+    // The peer has the lower id, so it chooses.
     let mut bench = bench_of(2, 1);
     assert!(bench.theirs < bench.ours);
     bench.agent.set_relays(bench.now, &relays);
     assert_eq!(selected(&bench), relays[0].address);
     assert_eq!(bench.told(), [(relays[0].address, true), (relays[1].address, false)]);
-    // The peer sends by the other one.
+    // The peer sends through the other one.
     let ping = Ping { transaction: 5, opened: None, birthday: false, selected: true, round: 0 };
     bench.give(relays[1].address, &Probe::Ping(ping)).unwrap();
     assert_eq!(selected(&bench), relays[1].address);
@@ -145,7 +145,7 @@ fn both_sides_use_the_same_relay() {
     chooser.agent.set_relays(chooser.now, &relays);
     chooser.give(relays[1].address, &Probe::Ping(ping)).unwrap();
     assert_eq!(selected(&chooser), relays[0].address, "or both would change for ever");
-    // It dies here: what still lives is better than to follow.
+    // It dies here: a relay that still works is better than following.
     for _ in 0..100 {
         bench.now += Duration::from_millis(100);
         bench.agent.handle_timeout(bench.now);
@@ -231,7 +231,7 @@ fn candidates_are_bounded_and_unsound_ones_ignored() {
     let sent = bench.transmits();
     assert_eq!(sent.len(), MAX_CANDIDATES);
     assert!(sent.iter().all(|sent| sent.to.ip() == from(1).ip() && sent.to.port() > 0));
-    // Peer-reflexive ones too: an authentic peer may come from anywhere, but not from everywhere.
+    // Peer-reflexive candidates too: an authentic peer may come from anywhere, but not from everywhere.
     for number in 0..100 {
         bench.give(([198, 51, 100, number], 7).into(), &ping(u64::from(number))).unwrap();
     }
@@ -249,7 +249,7 @@ fn a_candidate_behind_a_nat_is_first_asked_by_a_probe_that_does_not_arrive() {
     bench.agent.set_remote(bench.now, &bench.peer, &candidates, NatType::default());
     let sent = bench.transmits();
     assert_eq!(sent.iter().map(|sent| (sent.to, sent.ttl)).collect::<Vec<_>>(), [(from(7), Some(2))]);
-    // Without a relay that could tell when the peer is ready, a second must do.
+    // Without a relay that could tell when the peer is ready, waiting a second has to do.
     bench.now += Duration::from_secs(1);
     bench.agent.handle_timeout(bench.now);
     let sent = bench.transmits();
@@ -293,7 +293,7 @@ fn sizes_are_asked_small_first_and_then_all_at_once_and_may_not_be_fragmented() 
     assert_eq!((sent.bytes.len(), first.length, sent.dont_fragment), (PROBE_LENGTH, 92, true));
     let mtu = |bench: &Bench| bench.agent.mtu(&bench.peer).map(|mtu| (mtu.outer, mtu.inner, mtu.source)).unwrap();
     assert_eq!(mtu(&bench), (1500, 1440, MtuSource::Link));
-    // From elsewhere, of another length, of another name: not an answer.
+    // From elsewhere, of another length, with another transaction: not an answer.
     assert_eq!(bench.give(from(8), &Probe::SizedPong(first)), Err(ProbeReject::Unasked));
     for wrong in [SizeCheck { length: 1472, ..first }, SizeCheck { transaction: 9, ..first }] {
         assert_eq!(bench.give(from(7), &Probe::SizedPong(wrong)), Err(ProbeReject::Unasked));
@@ -311,10 +311,10 @@ fn sizes_are_asked_small_first_and_then_all_at_once_and_may_not_be_fragmented() 
     let told: Vec<PathEvent> = std::iter::from_fn(|| bench.agent.poll_event()).collect();
     let mtus = told.iter().filter(|event| matches!(event, PathEvent::Mtu { .. })).count();
     assert_eq!(mtus, 2, "{told:?}");
-    // A link that compresses gains nothing by the padding.
+    // A link that compresses gains nothing from the padding.
     let padding = &asked[0].0.bytes[PROBE_LENGTH..];
     assert!(padding.chunks_exact(8).all(|chunk| chunk != [0; 8]) && padding[..64] != padding[64..128]);
-    // Only while data flows is the size confirmed: keepalives are small.
+    // The size is confirmed only while data flows: keepalives are small.
     for data in [false, true] {
         for _ in 0..10 {
             bench.now += Duration::from_millis(100);
@@ -324,6 +324,40 @@ fn sizes_are_asked_small_first_and_then_all_at_once_and_may_not_be_fragmented() 
         }
         assert_eq!(!bench.size_checks().is_empty(), data);
     }
+}
+
+#[test]
+fn a_train_is_of_the_size_that_passes_and_each_of_its_pings_is_asked_for_by_name() {
+    let mut bench = with_path();
+    let peer = bench.peer;
+    let train = bench.agent.make_train(&peer, 3, 4_000).unwrap();
+    assert_eq!((train.to, train.length, train.pings.len()), (from(7), 1472, 3));
+    let answers = |bench: &Bench| {
+        let open = |bytes: &[u8]| bench.key.open(&Envelope::parse(bytes).unwrap()).unwrap();
+        let asked = train.pings.iter().map(|(name, bytes)| match open(bytes) {
+            Probe::SizedPing(check) if (check.transaction, bytes.len()) == (*name, 1472) => check,
+            other => panic!("{other:?}"),
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let answers = answers(&bench);
+    let give = |bench: &mut Bench, check: SizeCheck| bench.give(from(7), &Probe::SizedPong(check));
+    // A shorter one arrived, and one of no train.
+    for wrong in [SizeCheck { length: 1471, ..answers[1] }, SizeCheck { transaction: 9, ..answers[1] }] {
+        assert_eq!(give(&mut bench, wrong), Err(ProbeReject::Unasked));
+    }
+    assert_eq!(give(&mut bench, answers[1]), Ok(()));
+    assert_eq!(give(&mut bench, answers[1]), Err(ProbeReject::Unasked), "a copy");
+    let arrived = |bench: &mut Bench| {
+        let names = std::iter::from_fn(|| bench.agent.poll_event()).filter_map(|event| match event {
+            PathEvent::Arrived { transaction, .. } => Some(transaction),
+            _ => None,
+        });
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(arrived(&mut bench), [answers[1].transaction]);
+    assert!(bench.agent.make_train(&peer, 3, 4_000).is_some());
+    assert_eq!(give(&mut bench, answers[2]), Err(ProbeReject::Unasked), "of the train before");
 }
 
 #[test]
@@ -340,13 +374,13 @@ fn a_sized_ping_is_answered_once_by_a_small_datagram_and_changes_nothing() {
     assert_eq!((sent.to, sent.bytes.len(), sent.dont_fragment), (from(7), PROBE_LENGTH, false));
     assert_eq!(answer, Probe::SizedPong(SizeCheck { transaction: 1, length: 1472 }));
     assert_eq!(give(&mut bench, 1, 1472), Err(ProbeReject::Replay));
-    // What the data plane could not take is not answered.
+    // What the data plane could not receive is not answered.
     bench.agent.set_receive_limit(1472);
     assert_eq!(give(&mut bench, 2, 1473), Err(ProbeReject::Length));
     assert_eq!(give(&mut bench, 3, 1472), Ok(()));
     assert_eq!(bench.transmits().len(), 1);
     assert_eq!(bench.agent.path(&bench.peer).unwrap().0, Path::None);
-    // A peer that asks without end is not answered without end, from an address that is known to be its own.
+    // A peer that keeps asking is not answered forever, even from an address that is known to be its own.
     bench.give(from(7), &ping(5)).unwrap();
     bench.transmits();
     for transaction in 10..1010 {
@@ -358,10 +392,11 @@ fn a_sized_ping_is_answered_once_by_a_small_datagram_and_changes_nothing() {
 
 /// Somebody who has nothing to do with the overlay.
 const VICTIM: [u8; 4] = [203, 0, 113, 9];
-/// Most probes to the addresses of one announcement: four a second while our NAT is opened, and while they are checked.
+/// The most probes to the addresses of one announcement: four a second while our NAT is opened and while they are
+/// checked.
 const PER_ROUND: usize = MAX_CANDIDATES * 4 * 7;
 
-/// As many addresses as a member may announce, all of them the victim's, and each time others.
+/// As many addresses as a member may announce, all of them the victim's, and different ones each time.
 fn announced(number: u32) -> Vec<Candidate> {
     let address = |place: u32| SocketAddr::from((VICTIM, 1024 + ((number * 16 + place) % 60_000) as u16));
     let candidate = |place| Candidate { kind: CandidateKind::ServerReflexive, address: address(place) };
@@ -385,7 +420,7 @@ fn a_member_that_announces_other_addresses_all_the_time_has_few_probes_sent() {
     let interval = PathTimings::default().round_interval.as_secs() as u32;
     let rounds = (ROUND_BURST + SECONDS / interval) as usize;
     assert!(probes <= rounds * PER_ROUND, "{probes} probes in {SECONDS} s");
-    // What it said last counts in the end.
+    // What it announced last counts in the end.
     let honest = [Candidate { kind: CandidateKind::Host, address: from(7) }];
     bench.agent.set_remote(bench.now, &bench.peer, &honest, NatType::default());
     let sent = bench.run(PathTimings::default().round_interval);

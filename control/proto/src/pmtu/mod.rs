@@ -1,12 +1,12 @@
-//! Path MTU discovery: how large an outer packet may be, and from that the tunnel's inside, without I/O.
+//! Path MTU discovery: how large an outer packet may be, and so how large an inner one, without I/O.
 //!
 //! ```text
 //!   the link's MTU, a pinned Mtu ──► ceiling ┐
 //!   answers to padded probes ────────────────┼──► outer MTU ──► inner MTU = outer − 60 (IPv4) or 80 (IPv6)
 //!   ICMP "too big" ──► hint ─────────────────┘                  never below 1280 unless pinned
 //! ```
-//! Between two Penstocks sizes are probed as in RFC 8899 (DPLPMTUD), per path and per direction: a datagram of
-//! the size in question that may not be fragmented, and a small answer that names what arrived.
+//! Between two Penstocks sizes are probed as in RFC 8899 (DPLPMTUD), per path and per direction: with a datagram of the
+//! size in question that may not be fragmented, and a small answer that says what arrived.
 //!
 //! ```text
 //!   asking ──► climbing ──► resting ◄──► verifying: the size in use, while data flows
@@ -15,18 +15,19 @@
 //!     ▼          └───────────────────── fallen to the largest size that passed meanwhile, or to the base
 //!   nobody answers: the link's MTU, and what ICMP proves
 //! ```
-//! A path between the sizes of the ladder is found to within 16 bytes. What holds always:
+//! A path whose MTU lies between two sizes of the ladder is found to within 16 bytes. Invariants:
 //!
-//! - A size is *probed* only after an answer to a probe of at least this size, on this path, while it was in use.
-//! - The answer to a probe proves that probe and smaller ones. A peer cannot answer what has not reached it, since
-//!   it would have to guess the probe's 64-bit name.
-//! - Nothing that is not authentic changes a probed size. ICMP makes us look, and no more.
-//! - Silence of everything is not a black hole, but a path that fails: the size stays.
+//! - A size counts as *probed* only after an answer to a probe of at least this size, on this path, while it was in
+//!   use.
+//! - The answer to a probe proves that probe and smaller ones. A peer cannot answer a probe that has not reached it,
+//!   since it would have to guess the probe's 64-bit transaction.
+//! - Nothing unauthenticated changes a probed size. ICMP makes us probe, and no more.
+//! - When everything is silent, the path has failed; it is not a black hole, and the size stays.
 //!
 //! # For the shell
-//! Peers of the coordinator are the path agent's. The shell
+//! The path agent does all this for the coordinator's peers. The shell
 //! 1. tells it the links by [`PathAgent::set_links`](crate::path::PathAgent::set_links), whenever one changes;
-//!    before it does, nothing is probed, and no event comes,
+//!    before that, nothing is probed, and no event comes,
 //! 2. sends a [`PathTransmit`](crate::path::PathTransmit) that says `dont_fragment` with DF and without regard to
 //!    the kernel's own idea of the path (`IP_PMTUDISC_PROBE`, which Linux has per socket only; `IPV6_DONTFRAG`
 //!    and `IPV6_PMTUDISC_PROBE`); what the kernel refuses with `EMSGSIZE` counts as lost and need not be told,

@@ -1,4 +1,4 @@
-//! The MTU towards a peer that answers no probes of ours: any WireGuard.
+//! The MTU towards a peer that does not answer our probes: any WireGuard peer.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::hint::{Hint, TooBig};
 use super::{MtuSource, PathMtu, ceiling};
 
-/// The path to one endpoint, by what the link and routers say.
+/// The path to one endpoint, as the link and the routers describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainPath {
     to: IpAddr,
@@ -16,13 +16,13 @@ pub struct PlainPath {
 }
 
 impl PlainPath {
-    /// The path to an address by a link of this MTU. `pinned` is the profile's `Mtu`, for the inside.
+    /// The path to an address over a link with this MTU. `pinned` is the profile's `Mtu`, for the inside.
     #[must_use]
     pub fn new(to: IpAddr, link: u16, pinned: Option<u16>) -> Self {
         Self { to, link, pinned, hint: Hint::default() }
     }
 
-    /// The endpoint, the link or the profile has changed. What routers said of another endpoint is forgotten.
+    /// The endpoint, the link or the profile has changed. What routers said about another endpoint is forgotten.
     pub fn set_link(&mut self, to: IpAddr, link: u16, pinned: Option<u16>) {
         if to != self.to {
             self.hint = Hint::default();
@@ -30,8 +30,8 @@ impl PlainPath {
         (self.to, self.link, self.pinned) = (to, link, pinned);
     }
 
-    /// Takes an ICMP message; `is_receiver` knows the receiver indices of the peer's sessions that we send by.
-    /// Whether it counts.
+    /// Takes an ICMP message; `is_receiver` knows the receiver indices of the peer's sessions that we send on. Returns
+    /// whether it counts.
     pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(u32) -> bool) -> bool {
         let counts = told.to.ip() == self.to && told.is_plausible() && told.is_proven(is_receiver);
         if counts {
@@ -40,12 +40,12 @@ impl PlainPath {
         counts
     }
 
-    /// Forgets what is too old.
+    /// Forgets what has expired.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.hint.expire(now);
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is next to be called.
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.hint.deadline()

@@ -1,8 +1,8 @@
-//! The search on one path: what is probed when, and what the answers make of it.
+//! The search on one path: what is probed when, and what follows from the answers.
 //!
-//! Two trials run side by side, so that looking for more never delays noticing less: the *climb* looks for
-//! larger sizes (or first for somebody who answers at all), the *verification* asks whether the size in use
-//! still passes.
+//! Two trials run side by side, so that searching for a larger size never delays noticing that the path has shrunk: the
+//! *climb* looks for larger sizes (or first for somebody who answers at all), the *verification* asks whether the size
+//! in use still passes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,20 +17,20 @@ use super::hint::Hint;
 use super::trial::Trial;
 use super::{ByteBudget, MtuSource};
 
-/// What else is known of the path.
+/// What else is known about the path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Conditions {
     /// Data flows.
     pub busy: bool,
     pub round_trip: Option<Duration>,
-    /// When the last ping that was answered had been sent: at least then the path was alive.
+    /// When the last answered ping was sent: the path was alive at that time.
     pub heard: Option<Instant>,
 }
 
-/// A probe to be sent, or one that was. `size` is the outer packet's.
+/// A probe to be sent, or one that was sent. `size` is that of the outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SizedProbe {
-    /// A random name, which the answer repeats.
+    /// A random number that the answer repeats.
     pub transaction: u64,
     pub size: u16,
 }
@@ -41,30 +41,30 @@ pub(crate) struct Search {
     smallest: u16,
     /// What counts while nothing is proven.
     fallback: (u16, MtuSource),
-    /// Whether the smallest probe, or another, was answered.
+    /// Whether the smallest probe, or another one, was answered.
     answered: bool,
-    /// Whether a climb has come to a first result.
+    /// Whether a climb has had a first result.
     settled: bool,
-    /// The largest size that is proven; 0 is none that counts.
+    /// The largest proven size; 0 if there is none that counts.
     low: u16,
-    /// The least size that was found too large in the present climb.
+    /// The smallest size found too large in the present climb.
     high: Option<u16>,
     climb: Option<Trial>,
-    /// When the next climb is due, if data flows; at the very beginning at once.
+    /// When the next climb is due, if data flows; the very first one is due at once.
     climb_at: Option<Instant>,
     verify: Option<Trial>,
-    /// When the last probe of `low` bytes that was answered had been sent.
+    /// When the last answered probe of `low` bytes was sent.
     proven_at: Option<Instant>,
     outstanding: VecDeque<(SizedProbe, Instant)>,
     budget: ByteBudget,
     hint: Hint,
-    /// A size that a router told: worth a probe.
+    /// A size that a router reported, which is worth a probe.
     told: Option<u16>,
     told_at: Option<Instant>,
 }
 
 impl Search {
-    /// A search up to `ceiling`; until it has a result `previous` counts, if that is less.
+    /// A search up to `ceiling`; until it has a result, `previous` counts if it is smaller.
     pub fn new(ceiling: u16, smallest: u16, previous: Option<u16>) -> Self {
         let fallback = match previous.filter(|previous| *previous < ceiling) {
             Some(previous) => (previous, MtuSource::Previous),
@@ -105,7 +105,8 @@ impl Search {
         BASE.min(self.ceiling)
     }
 
-    /// The link or what is pinned has changed: less counts at once, more is looked for at once.
+    /// The link or the pinned size has changed: a smaller ceiling counts at once, with a larger one the search begins
+    /// at once.
     pub fn set_ceiling(&mut self, now: Instant, ceiling: u16) {
         let before = std::mem::replace(&mut self.ceiling, ceiling);
         if before == ceiling {
@@ -122,7 +123,7 @@ impl Search {
         }
     }
 
-    /// The path is used no more; what is known of it is kept.
+    /// The path is no longer used; what is known about it is kept.
     pub fn pause(&mut self) {
         (self.climb, self.verify) = (None, None);
         self.outstanding.clear();
@@ -131,7 +132,7 @@ impl Search {
         }
     }
 
-    /// When [`advance`](Self::advance) is next to be called.
+    /// When [`advance`](Self::advance) is to be called next.
     pub fn deadline(&self, now: Instant, conditions: &Conditions) -> Option<Instant> {
         let due = [self.climb_due(now, conditions), self.verify_due(now, conditions), self.hint.deadline()];
         due.into_iter().flatten().min()
@@ -157,7 +158,7 @@ impl Search {
         }
     }
 
-    /// Does what is due; gives the probes to send.
+    /// Does what is due; returns the probes to send.
     pub fn advance(
         &mut self,
         now: Instant,
@@ -187,7 +188,7 @@ impl Search {
         }
         let wait = wait(conditions);
         if self.send(turn, trial.round(), true) {
-            // The first answer is waited for; once it is missed, several are asked for in one wait.
+            // The first answer is waited for; once that is missed, several probes are sent within one wait.
             let hurried = (1..VERIFY_ROUNDS - 1).contains(&trial.rounds);
             trial.sent(now + if hurried { (wait / 3).max(WAIT_MIN / 3) } else { wait });
         } else {
@@ -196,21 +197,21 @@ impl Search {
         self.verify = Some(trial);
     }
 
-    /// The size in use, and what might be left of it.
+    /// A trial of the size in use, and of what may remain of it.
     fn verification(&self, now: Instant, narrow: bool) -> Trial {
         let below = LADDER.into_iter().chain(self.told).chain([self.base(), self.smallest]);
         let sizes = below.filter(|size| *size < self.low).chain([self.low]).collect();
         Trial { narrow, ..Trial::new(now, sizes) }
     }
 
-    /// The size in use was not answered. Whether that is sure to mean something.
+    /// The size in use was not answered. Returns whether that is certain to mean something.
     fn judge(&mut self, now: Instant, conditions: &Conditions, trial: &Trial) -> bool {
         if trial.best >= self.base() {
             self.fall(now, trial.best);
         } else if trial.best > 0 {
             self.fall(now, 0);
         } else if conditions.heard.is_some_and(|at| at >= trial.began) {
-            // Pings are answered and no padded probe of any size: whoever is there now does not know them.
+            // Pings are answered, but no padded probe of any size: whoever is there now does not know them.
             self.fallback = (self.low, MtuSource::Previous);
             (self.answered, self.settled, self.low) = (false, false, 0);
             self.outstanding.clear();
@@ -230,11 +231,11 @@ impl Search {
 
     fn advance_climb(&mut self, turn: &mut Turn<'_>) {
         let (now, conditions) = (turn.now, turn.conditions);
-        // The end of one trial may begin the next.
+        // The end of one trial may be the beginning of the next.
         while self.climb_due(now, conditions).is_some_and(|at| at <= now) {
             let mut trial = self.climb.take().unwrap_or_else(|| self.next_climb(now));
             let rounds = if self.answered { CLIMB_ROUNDS } else { ASK_ROUNDS };
-            // After the first wait, what was answered so far counts, and the rest may take its time.
+            // After the first wait, what was answered so far counts; the rest may take its time.
             self.settled |= self.low > 0 && trial.rounds > 0;
             if trial.rounds >= rounds {
                 self.end_climb(now, conditions, &trial);
@@ -249,7 +250,7 @@ impl Search {
         }
     }
 
-    /// Asks whether anybody answers, or whether a little more passes than what is known to.
+    /// Asks whether anybody answers, or whether a little more passes than the size that is known to.
     fn next_climb(&mut self, now: Instant) -> Trial {
         (self.high, self.told) = (None, None);
         let first = if !self.answered {
@@ -275,13 +276,13 @@ impl Search {
         self.climb_at = Some(now + if alive { RAISE } else { ASK_AGAIN });
     }
 
-    /// Tries these next, or rests if there are none.
+    /// Tries these sizes next, or rests if there are none.
     fn climb_to(&mut self, now: Instant, sizes: Vec<u16>) {
         self.climb = (!sizes.is_empty()).then(|| Trial::new(now, sizes));
         self.climb_at = Some(now + RAISE);
     }
 
-    /// What is still to be tried between what passes and what does not.
+    /// The sizes still to be tried between what passes and what does not.
     fn candidates(&self) -> Vec<u16> {
         let Some(high) = self.high else {
             let steps = LADDER.into_iter().filter(|size| (self.base()..self.ceiling).contains(size));
@@ -350,7 +351,7 @@ impl Search {
         true
     }
 
-    /// Takes what a router says; `proven`, if only who has seen our data can say it.
+    /// Takes a router's message; `proven` if only somebody who has seen our data can have sent it.
     pub fn handle_hint(&mut self, now: Instant, mtu: u16, proven: bool) {
         if mtu >= self.value().0 {
             return;
@@ -365,7 +366,7 @@ impl Search {
         let rested = self.told_at.is_none_or(|at| now >= at + HINT_PACE);
         if rested && self.settled && mtu < self.low {
             self.told_at = Some(now);
-            // One that has begun goes on, or whoever sends such messages could keep it from an end.
+            // A verification under way continues, or whoever sends such messages could keep it from ever ending.
             match &mut self.verify {
                 Some(trial) => trial.widen(mtu.max(BASE)),
                 None => self.verify = Some(self.verification(now, false)),
@@ -384,7 +385,7 @@ struct Turn<'a> {
     probes: Vec<SizedProbe>,
 }
 
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 fn wait(conditions: &Conditions) -> Duration {
     let expected = |round_trip: Duration| round_trip * 3 / 2 + Duration::from_millis(30);
     conditions.round_trip.map_or(WAIT_UNKNOWN, expected).clamp(WAIT_MIN, WAIT_MAX)

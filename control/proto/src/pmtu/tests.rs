@@ -1,4 +1,4 @@
-//! Searches over links that drop what is too large, with loss, delay, ICMP and changes, under a virtual clock.
+//! Searches over links that drop what is too large, with loss, delay, ICMP and changes, on a virtual clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ struct Link {
     tells: bool,
     /// The receiver knows padded probes.
     answers: bool,
-    /// Nothing passes.
+    /// Nothing gets through.
     cut: bool,
     busy: bool,
     loss: f64,
@@ -76,7 +76,7 @@ impl Link {
     }
 
     fn arrive(&mut self, arrival: Arrival) {
-        // Each way loses; an answer is as small as a pong.
+        // Loss in each direction; an answer is as small as a pong.
         if self.cut || self.rng.random_bool(self.loss) || self.rng.random_bool(self.loss) {
             return;
         }
@@ -130,7 +130,7 @@ impl Link {
         self.now = end;
     }
 
-    /// Whether the size is right for the link: not too large, and by less than a grain too small.
+    /// Whether the size found suits the link: not too large, and too small by less than a grain.
     fn is_found(&self) -> bool {
         let (size, source) = self.search.value();
         let most = self.mtu.min(self.search_ceiling());
@@ -160,7 +160,7 @@ fn every_size_is_found_soon_and_nothing_larger_is_believed() {
             link.run(seconds(5));
             assert!(link.is_found(), "{mtu}: {:?}", link.search.value());
             assert!(link.values.iter().all(|(.., size, source)| *source != MtuSource::Probed || *size <= mtu));
-            // A link that says what it carries is found to the byte.
+            // A link that reports what it carries is found to the byte.
             assert!(!tells || link.search.value().0 == mtu, "{mtu}: {:?}", link.search.value());
         }
     }
@@ -173,12 +173,12 @@ fn a_usual_path_is_known_after_two_round_trips() {
         link.run(link.delay * 5 + Duration::from_millis(1));
         assert_eq!(link.search.value(), (mtu, MtuSource::Probed));
     }
-    // With another in between, after the first wait.
+    // With another one in between, after the first wait.
     for mtu in LADDER.into_iter().filter(|mtu| *mtu < 1500) {
         let mut link = Link::new(1, 1500, mtu);
         link.run(link.delay * 6 + Duration::from_millis(100));
         assert_eq!(link.search.value(), (mtu, MtuSource::Probed));
-        // And it was not told step by step, which would leave hosts with a smaller one for minutes.
+        // And it was not announced step by step, which would leave hosts with a smaller one for minutes.
         assert_eq!(link.values.len(), 2, "{:?}", link.values);
     }
 }
@@ -206,7 +206,7 @@ fn a_lossy_path_ends_at_the_right_size() {
         assert!(link.values.iter().all(|(.., size, source)| *source != MtuSource::Probed || *size <= largest));
         missed += u64::from(!link.is_found());
     }
-    // A probe may be lost in every round; then a later try finds more.
+    // A probe may be lost in every round; then a later attempt finds more.
     assert!(missed * 50 <= seeds(1000).end, "{missed} ended too low");
     println!("{missed} ended too low");
 }
@@ -223,7 +223,7 @@ fn a_path_that_shrinks_under_traffic_is_noticed_within_two_seconds() {
         link.mtu = link.rng.random_range(600..link.mtu);
         let fits = |link: &Link| link.search.value().0 <= link.mtu.max(BASE);
         link.run(seconds(2));
-        // Where more is lost than what is too large, that may need a round more.
+        // Where more is lost than what is too large, that may take another round.
         assert!(fits(&link) || link.loss > 0.0, "seed {seed}: {} {:?}", link.mtu, link.search.value());
         late += u64::from(!fits(&link));
         link.run(seconds(2));
@@ -272,7 +272,7 @@ fn who_does_not_know_such_probes_is_sent_few_and_keeps_the_link() {
     assert_eq!(link.values.iter().map(|(_, size, by)| (*size, *by)).collect::<Vec<_>>(), [(1500, MtuSource::Link)]);
     assert!(link.sent.iter().all(|(_, probe)| probe.size == SMALLEST));
     assert!(link.sent.len() <= 6 * 21, "{}", link.sent.len());
-    // A router's word counts, for a while, and forgotten peers may come back.
+    // A router's report counts for a while, and forgotten peers may come back.
     link.search.handle_hint(link.now, 1400, false);
     assert_eq!(link.search.value().0, 1500, "nobody has proven it");
     link.search.handle_hint(link.now, 1400, true);
@@ -284,7 +284,7 @@ fn who_does_not_know_such_probes_is_sent_few_and_keeps_the_link() {
     (link.answers, link.mtu) = (true, 1452);
     link.run(seconds(40));
     assert_eq!(link.search.value(), (1452, MtuSource::Probed));
-    // And one that forgets them is left with what was found, then with the link's.
+    // A peer that forgets them is left with what was found, and then with the link's MTU.
     link.answers = false;
     link.run(seconds(1));
     assert!(link.search.value().0 == 1452);
@@ -321,7 +321,7 @@ fn an_answer_from_before_a_fall_does_not_undo_it() {
     let shrunk = link.now;
     link.run(seconds(2));
     assert_eq!(link.search.value(), (1400, MtuSource::Probed));
-    // It had been sent when the path was larger, as far as we know, and was long under way.
+    // It was sent when the path was larger, as far as we know, and took long to arrive.
     let late = link.sent.iter().filter(|(at, probe)| *at >= shrunk && probe.size == 1500);
     let late: Vec<SizedProbe> = late.map(|(_, probe)| *probe).collect();
     assert!(late.len() >= usize::from(VERIFY_ROUNDS));
@@ -341,7 +341,7 @@ fn routers_words_make_us_look_and_nothing_more() {
     }
     let rate = (link.bytes - before) / 10;
     assert!(rate < 20_000, "{rate} bytes a second");
-    // Nor do they keep us from noticing what is true.
+    // Nor do they keep us from noticing the truth.
     (link.delay, link.mtu) = (Duration::from_millis(200), 1400);
     for _ in 0..300 {
         link.search.handle_hint(link.now, 1300, true);
@@ -364,20 +364,20 @@ fn bytes_are_bounded_whatever_the_path_does() {
         let span = (link.now - link.start).as_secs() + 1;
         assert!(link.bytes <= u64::from(PATH_BURST) + span * u64::from(PATH_BYTES_PER_SECOND), "seed {seed}");
     }
-    // Not even who changes the link's MTU all the time makes it more.
+    // Not even somebody who keeps changing the link's MTU makes it more.
     let mut link = Link::new(1, 9000, 1500);
     for step in 0..2000 {
         link.search.set_ceiling(link.now, 9000 - step % 2);
         link.run(Duration::from_millis(1));
     }
     assert!(link.bytes <= u64::from(PATH_BURST) + 2 * u64::from(PATH_BYTES_PER_SECOND), "{}", link.bytes);
-    // Nor a path that is less than the link: its size twice a second, and one step more every 30 s.
+    // Nor does a path that is smaller than the link: its size twice a second, and one more step every 30 s.
     let mut link = Link::new(1, 1500, 1400);
     link.run(seconds(10));
     let before = link.bytes;
     link.run(seconds(100));
     assert!(link.bytes - before < 100 * 2 * 1400 + 4 * 3 * 1416, "{}", link.bytes - before);
-    // And little when nothing happens: 1500 bytes twice a second.
+    // And it is little when nothing happens: 1500 bytes twice a second.
     let mut link = Link::new(1, 1500, 1500);
     link.run(seconds(100));
     assert!(link.bytes < 100 * 3200, "{}", link.bytes);

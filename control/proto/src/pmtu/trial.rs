@@ -1,18 +1,19 @@
-//! One question to a path: which of these sizes pass? Asked in rounds, until all are answered or enough were sent.
+//! One question to a path: which of these sizes pass? Asked in rounds, until all are answered or the rounds are used
+//! up.
 
 use std::time::Instant;
 
 pub(super) struct Trial {
-    /// Those that are not answered, the largest first. An answer speaks for all smaller sizes too.
+    /// The unanswered sizes, the largest first. An answer counts for all smaller sizes too.
     pub sizes: Vec<u16>,
-    /// The largest answered; 0 is none.
+    /// The largest answered size; 0 if there is none.
     pub best: u16,
     /// The first round sends only the largest.
     pub narrow: bool,
-    /// Rounds that were sent.
+    /// Rounds sent so far.
     pub rounds: u8,
     pub began: Instant,
-    /// When the next round is to be sent, or after the last one the verdict is due.
+    /// When the next round is to be sent; after the last one, when the verdict is due.
     pub due: Instant,
 }
 
@@ -28,7 +29,7 @@ impl Trial {
         self.sizes.retain(|open| *open > size);
     }
 
-    /// Asks for this size too, and for all at once.
+    /// Also asks for this size, and for all sizes at once.
     pub fn widen(&mut self, size: u16) {
         self.narrow = false;
         if size > self.best && !self.sizes.contains(&size) {
@@ -37,7 +38,7 @@ impl Trial {
         }
     }
 
-    /// What the next round sends.
+    /// The sizes that the next round sends.
     pub fn round(&self) -> &[u16] {
         let length = if self.narrow && self.rounds == 0 { 1 } else { self.sizes.len() };
         &self.sizes[..length.min(self.sizes.len())]

@@ -1,10 +1,10 @@
-//! Which source is which site.
+//! Which source address belongs to which site.
 //!
-//! A site says its name; the relay answers with a cookie that is good for this source, this site and the
-//! present generation of its binding; the site repeats its wish with the cookie and a proof made with the
-//! secret that its key and the relay's have in common. A new source begins a new generation, so a recorded
-//! message cannot move a site back to where it was. Until the proof holds the relay keeps no state and does
-//! no curve arithmetic, and what it answers is shorter than what it was sent.
+//! A site sends its name; the relay answers with a cookie that is good for this source, this site and the present
+//! generation of its binding; the site repeats its request with the cookie and with a proof made with the secret that
+//! its key and the relay's share. A new source begins a new generation, so a recorded message cannot move a site back
+//! to where it was. Until the proof holds, the relay keeps no state and does no curve arithmetic, and its answer is
+//! shorter than the question.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,12 +20,12 @@ use crate::cookie::{MacBytes, mac, mac_is};
 use crate::noise::{diffie_hellman, hash};
 use crate::path::SiteId;
 
-/// How long a binding holds unless it is renewed.
+/// How long a binding lasts unless it is renewed.
 pub const BINDING_LIFETIME: Duration = Duration::from_secs(60);
 
 const LABEL_BIND: &[u8] = b"penstock relay v1";
 
-/// The secret of a site and a relay.
+/// The shared secret of a site and a relay.
 pub(super) struct BindKey(Key);
 
 impl BindKey {
@@ -49,7 +49,7 @@ pub(super) struct Bindings {
     private_key: StaticSecret,
     public_key: PublicKey,
     cookie_secret: Key,
-    /// Made when a site first shows a cookie, so that nobody has more than one made.
+    /// Made when a site first shows a valid cookie, so that nobody can make the relay compute more than one.
     keys: HashMap<SiteId, BindKey>,
     bound: HashMap<SiteId, Bound>,
     sources: HashMap<Source, SiteId>,
@@ -68,7 +68,7 @@ impl Bindings {
         Self { private_key, public_key, cookie_secret, keys, bound, sources }
     }
 
-    /// The site that has bound this source.
+    /// The site that is bound to this source.
     pub fn site_of(&self, now: Instant, source: Source) -> Option<SiteId> {
         let id = *self.sources.get(&source)?;
         self.source_of(now, id).map(|_| id)
@@ -93,7 +93,7 @@ impl Bindings {
         bind: &Bind<'_>,
         public_key: &PublicKey,
     ) -> Result<Vec<u8>, RelayDrop> {
-        // Where a site is already, it renews with the cookie that it came with.
+        // From where it is already bound, a site renews with the cookie that it was bound with.
         let generation = match self.bound.get(&bind.site) {
             None => 0,
             Some(bound) if bound.source == from => bound.generation,
@@ -116,12 +116,12 @@ impl Bindings {
         if let Some(before) = self.bound.insert(bind.site, bound).filter(|before| before.source != from) {
             self.release(before.source, bind.site);
         }
-        // Two sites behind one source would be one to the relay: the later one has it.
+        // The relay could not tell two sites with one source apart: the later one gets it.
         self.sources.insert(from, bind.site);
         Ok(answer)
     }
 
-    /// A source is gone. Its site is nowhere until it binds again.
+    /// A source is gone. Its site is not bound until it binds again.
     pub fn forget(&mut self, source: Source) {
         self.sources.remove(&source);
     }
@@ -134,7 +134,7 @@ impl Bindings {
         }
     }
 
-    /// A site is at a source no more; another may be there by now.
+    /// A site has left a source, where another site may be by now.
     fn release(&mut self, source: Source, site: SiteId) {
         if self.sources.get(&source) == Some(&site) {
             self.sources.remove(&source);
@@ -157,5 +157,5 @@ impl Bindings {
     }
 }
 
-// An answer to somebody unproven is shorter than what it answers.
+// An unproven source gets an answer shorter than its question.
 const _: () = assert!(message::CHALLENGE_LENGTH < BIND_LENGTH && message::BOUND_LENGTH < BIND_LENGTH);

@@ -1,4 +1,4 @@
-//! A gateway's binding at one relay: gets it, renews it, and notices when the relay is silent.
+//! A gateway's binding at one relay: establishes it, renews it, and notices when the relay is silent.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use super::message::{Answer, BIND_LENGTH, Bind};
 use crate::cookie::MacBytes;
 use crate::path::SiteId;
 
-/// How often a binding is renewed; it also holds the NAT's mapping towards the relay (RFC 4787: at least
-/// two minutes, in practice 30 s).
+/// How often a binding is renewed. This also keeps the NAT's mapping towards the relay alive (RFC 4787: at least two
+/// minutes; in practice 30 s).
 pub const RENEW_EVERY: Duration = Duration::from_secs(20);
-/// How long an answer is waited for, at first; it doubles up to [`RENEW_EVERY`].
+/// How long to wait for an answer at first; it doubles up to [`RENEW_EVERY`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Renewals without an answer after which the relay counts as dead.
+/// Unanswered renewals after which the relay counts as dead.
 pub const SILENT_RENEWALS: u32 = 3;
-/// Challenges that are answered at once; whoever sends more of them, the next message waits for its time.
+/// Challenges that are answered at once; after that, the next message waits until it is due.
 const CHALLENGES_MAX: u32 = 3;
 
 /// What an answer of the relay has changed.
@@ -26,7 +26,7 @@ pub enum Progress {
     Asked,
     /// The binding holds; the answer came after this time.
     Bound {
-        /// From the message to its answer.
+        /// The time from the message to its answer.
         round_trip: Duration,
     },
 }
@@ -44,8 +44,8 @@ pub struct RelayClient {
 }
 
 impl RelayClient {
-    /// A binding of the site with this private key at the relay with that public key, to be asked for at
-    /// once. `None` when the relay's key is of low order.
+    /// A binding of the site with this private key at the relay with that public key; the first message is due at once.
+    /// `None` when the relay's key is of low order.
     #[must_use]
     pub fn new(now: Instant, private_key: &StaticSecret, relay: &PublicKey) -> Option<Self> {
         let site = SiteId::of(&PublicKey::from(private_key));
@@ -75,18 +75,18 @@ impl RelayClient {
         Some(Bind::write(self.site, &self.cookie, |what| self.key.prove(what)))
     }
 
-    /// When [`RelayClient::poll_transmit`] has something again.
+    /// When [`RelayClient::poll_transmit`] next has something.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
         self.due
     }
 
-    /// Takes a datagram from the relay; `None` if it is none of its answers, or none that was asked for.
+    /// Takes a datagram from the relay; `None` if it is not an answer of the relay, or not one that we wait for.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Option<Progress> {
         let sent = self.sent?;
         match Answer::read(datagram, self.site)? {
             Answer::Challenge { cookie } => {
-                // Anybody could have said this: it costs one message, and only if we wait for an answer.
+                // Anybody could have sent this: it costs us one message, and only while we wait for an answer.
                 self.challenges += 1;
                 if self.challenges > CHALLENGES_MAX || cookie == self.cookie {
                     return None;

@@ -1,14 +1,13 @@
-//! What a relay passes on to the sites that have bound themselves to it: the authority's rollovers, revocations and
-//! lease certificate, so that nobody undoes a revocation by keeping a gateway from its coordinator.
+//! What a relay passes on to the sites bound to it: the authority's rollovers, revocations and lease certificate, so
+//! that nobody can undo a revocation by keeping a gateway from its coordinator.
 //!
 //! ```text
 //!  ask   0x50 8 1 0 | nonce 8 | digest 16 | offset 4 | 0 …              site → relay, 36 to 1200 bytes
 //!  part  0x50 9 1 0 | nonce 8 | digest 16 | total 4 | offset 4 | text … relay → site
 //! ```
-//! The text is the documents, one a line. A part is never longer than what asked for it, so a site that wants much
-//! asks in long messages. The relay only says `total` to whoever has the same digest already. Nothing here is secret
-//! or proven: the documents are signed, the relay answers only where a site has bound itself, and a site takes only
-//! what it has asked for.
+//! The text is the documents, one per line. A part is never longer than the question for it, so a site that wants long
+//! parts asks in long messages. Whoever has the same digest already gets only `total`. Nothing here is secret or
+//! proven: the documents are signed, the relay answers only bound sites, and a site takes only what it has asked for.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -19,15 +18,15 @@ use crate::noise::hash;
 use crate::path::FIRST_BYTE;
 use crate::trust::Document;
 
-/// Longest text: the longest list of revocations and all rollovers. The authority has no more.
+/// The longest text: the longest list of revocations and all rollovers. The authority has no more than that.
 pub const TEXT_LIMIT: usize = 256 << 10;
-/// The length of an ask that has room for text in its answer, in bytes: what passes every path.
+/// The length of a question that leaves room for text in its answer, in bytes: short enough for every path.
 pub const LONG_ASK: usize = 1_200;
 /// How often a relay is asked whether there is anything new.
 pub const ASK_EVERY: Duration = Duration::from_secs(15);
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Asks for one part before the rest is put off.
+/// How often one part is asked for before the rest is put off.
 pub const TRIES: u32 = 3;
 
 const VERSION: u8 = 1;
@@ -36,12 +35,12 @@ const DIGEST: Range<usize> = 12..28;
 const ASK_OFFSET: Range<usize> = 28..32;
 const TOTAL: Range<usize> = 28..32;
 const PART_OFFSET: Range<usize> = 32..36;
-/// Length of a short ask and of an answer without text, whose ask must be as long.
+/// Length of a short question and of an answer without text, whose question must be as long.
 const HEADER: usize = 36;
 
 type Digest = [u8; 16];
 
-/// The second bytes of our messages.
+/// The second byte of each of our messages.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Ask = 8,
@@ -69,7 +68,7 @@ impl Board {
         Self { digest: digest(&text), text }
     }
 
-    /// The answer to an ask, which is not longer; `None` if it is none.
+    /// The answer to a question, never longer than it; `None` if the datagram is not a question.
     pub fn answer(&self, ask: &[u8]) -> Option<Vec<u8>> {
         if ask.len() < HEADER || ask.len() > LONG_ASK || ask[..4] != [FIRST_BYTE, Kind::Ask as u8, VERSION, 0] {
             return None;
@@ -89,15 +88,15 @@ impl Board {
     }
 }
 
-/// A site's side, at one relay.
+/// A site's side, for one relay.
 pub struct Gossip {
-    /// The digest of what was heard last.
+    /// The digest of what was last received.
     known: Digest,
-    /// What has come of something new.
+    /// What has arrived so far of something new.
     fetched: Vec<u8>,
-    /// The digest of all of it.
+    /// The digest of the whole.
     fetching: Option<Digest>,
-    /// What the next answer must have, while one is waited for.
+    /// What the next answer must contain, while we wait for one.
     nonce: Option<[u8; 8]>,
     tries: u32,
     due: Instant,
@@ -105,7 +104,7 @@ pub struct Gossip {
 }
 
 impl Gossip {
-    /// A site that has heard nothing yet.
+    /// A site that has received nothing yet.
     pub fn new(now: Instant, rng: impl CryptoRng + Send + 'static) -> Self {
         Self {
             known: digest(&[]),
@@ -145,7 +144,7 @@ impl Gossip {
         Some(ask)
     }
 
-    /// Takes a datagram from the relay, if it is an answer; the documents, once they are complete.
+    /// Takes a datagram from the relay, if it is an answer; returns the documents once they are complete.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Option<Vec<Document>> {
         let header = datagram.get(..HEADER)?;
         if header[..4] != [FIRST_BYTE, Kind::Part as u8, VERSION, 0] || self.nonce? != header[NONCE] {
@@ -159,7 +158,7 @@ impl Gossip {
             return Some(Vec::new());
         }
         if self.fetching != Some(digest) {
-            // Something new, of which this is no part that was asked for, or only by chance.
+            // There is something new, and this part of it was not asked for, or only by chance.
             (self.fetching, self.due) = (Some(digest), now);
             self.fetched.clear();
         } else if offset == self.fetched.len() && datagram.len() > HEADER {
@@ -178,7 +177,7 @@ impl Gossip {
             return Some(Vec::new());
         }
         self.known = digest;
-        // What a newer relay has besides is passed over.
+        // Documents that only a newer relay knows are ignored.
         let text = String::from_utf8(text).unwrap_or_default();
         Some(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
@@ -208,7 +207,7 @@ mod tests {
     use super::*;
     use crate::trust::{Authority, SigningKey, UnixTime};
 
-    /// Documents of an authority that has revoked this many sites.
+    /// The documents of an authority that has revoked this many sites.
     fn documents(count: u16) -> Vec<Document> {
         let mut authority = Authority::found(SigningKey::generate(&mut StdRng::seed_from_u64(1)));
         let sites = (0..count).map(|number| {
@@ -219,7 +218,8 @@ mod tests {
         authority.revoke(UnixTime(1), sites).unwrap()
     }
 
-    /// Asks until it rests; what was heard, and how many answers it took. `lose` loses an answer by its number.
+    /// Asks until there is nothing left to ask; returns what was received, and how many answers it took. `lose` says by
+    /// number which answers are lost.
     fn converse(
         gossip: &mut Gossip,
         board: &Board,
@@ -293,9 +293,9 @@ mod tests {
             assert_eq!(site.handle_datagram(now, &answer[..length]), None);
             assert_eq!(board.answer(&ask[..length]), None);
         }
-        assert_eq!(site.handle_datagram(now, &[0x50; 100]), None, "a probe is none of ours");
+        assert_eq!(site.handle_datagram(now, &[0x50; 100]), None, "a probe is not one of ours");
         assert!(site.handle_datagram(now, &answer).is_some() && site.fetching.is_some());
-        // One that says what it does not have is not believed, and not waited for without end.
+        // An answer that claims to have something and does not deliver it is not believed, and not waited for forever.
         let mut ask = site.poll_transmit(now).unwrap();
         let mut bent = board.answer(&ask).unwrap();
         *bent.last_mut().unwrap() ^= 1;

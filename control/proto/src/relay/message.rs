@@ -1,11 +1,11 @@
-//! The messages by which a site binds itself at a relay.
+//! The messages with which a site binds itself at a relay.
 //!
 //! ```text
 //!  bind       0x50 3 1 0 | site 8 | cookie 16 | proof 16 | 0 × 8     site → relay, 52 bytes
 //!  challenge  0x50 4 1 0 | site 8 | cookie 16                        relay → site
 //!  bound      0x50 5 1 0 | site 8 | cookie 16 | seconds 2 | proof 16 relay → site
 //! ```
-//! The first bind of a site carries a cookie of zeros. Both proofs are keyed BLAKE2s, of everything before
+//! The first bind message of a site carries a cookie of zeros. Both proofs are keyed BLAKE2s over everything before
 //! them, under a key that only the site and the relay have.
 
 use crate::cookie::MacBytes;
@@ -15,7 +15,7 @@ use crate::path::{FIRST_BYTE, SiteId};
 pub const BIND_LENGTH: usize = 52;
 /// The length of a challenge, in bytes.
 pub const CHALLENGE_LENGTH: usize = 28;
-/// The length of the answer to a bind message that holds, in bytes.
+/// The length of the answer to a valid bind message, in bytes.
 pub const BOUND_LENGTH: usize = 46;
 
 const VERSION: u8 = 1;
@@ -32,26 +32,26 @@ pub(super) enum Kind {
     Bound = 5,
 }
 
-/// A site's wish to be found here.
+/// A site's request to be reachable through this relay.
 pub(super) struct Bind<'a> {
     pub site: SiteId,
     pub cookie: MacBytes,
     pub proof: MacBytes,
-    /// What the proof is of.
+    /// The bytes that the proof covers.
     pub proven: &'a [u8],
 }
 
-/// What an answer says.
+/// The content of an answer.
 pub(super) enum Answer<'a> {
-    /// Come again with this cookie.
+    /// Ask again with this cookie.
     Challenge { cookie: MacBytes },
-    /// It is done, for so many seconds.
+    /// The binding is made, for this many seconds.
     Bound {
-        /// That of the bind message.
+        /// The cookie of the bind message.
         cookie: MacBytes,
         seconds: u16,
         proof: MacBytes,
-        /// What the proof is of.
+        /// The bytes that the proof covers.
         proven: &'a [u8],
     },
 }
@@ -68,7 +68,7 @@ impl<'a> Bind<'a> {
         })
     }
 
-    /// The message; `prove` makes the proof of what it is given.
+    /// The encoded message; `prove` computes the proof over what it is given.
     pub fn write(site: SiteId, cookie: &MacBytes, prove: impl FnOnce(&[u8]) -> MacBytes) -> [u8; BIND_LENGTH] {
         let mut bytes = [0; BIND_LENGTH];
         begin(&mut bytes, Kind::Bind, site, cookie);

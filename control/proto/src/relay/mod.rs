@@ -1,18 +1,18 @@
-//! A relay for sites that cannot reach each other: which datagram goes to whom, without I/O.
+//! A relay for sites that cannot reach each other: which datagram goes where, without I/O.
 //!
-//! A relay forwards whole WireGuard datagrams and probes, unchanged, so a site sees in it no more than an
-//! endpoint of its peer, and the relay sees only ciphertext. A site binds its source to its name first
-//! ([`binding`]); what comes from nowhere goes nowhere. The destination is told
+//! A relay forwards whole WireGuard datagrams and probes, unchanged, so to a site it is nothing but an endpoint of its
+//! peer, and the relay sees only ciphertext. A site first binds its source address to its name ([`binding`]); datagrams
+//! from unbound sources are dropped. The destination is found
 //!
-//! - for a handshake initiation by its MAC1, which is keyed by the responder's public key,
+//! - for a handshake initiation by its MAC1, which is keyed with the responder's public key,
 //! - for a probe by the receiver's id in its header,
-//! - for everything else by its receiver index, which the relay learnt from the sender index of the
-//!   handshake message that went the other way, and that was answered ([`routes`]).
+//! - for everything else by its receiver index, which the relay has learnt from the sender index of the handshake
+//!   message in the other direction, once that was answered ([`routes`]).
 //!
-//! Everything is between two sites that policy joins, or it is dropped and counted, and no pair carries more
-//! than its [`RelayLimits::pair_bytes_per_second`].
+//! Every datagram must be between two sites that the policy joins, or it is dropped and counted, and no pair may exceed
+//! its [`RelayLimits::pair_bytes_per_second`].
 //!
-//! Sites that are bound here are told of the authority's revocations, too ([`gossip`]).
+//! Bound sites are also told of the authority's revocations ([`gossip`]).
 //!
 //! [`client`] is the gateway's side of a binding.
 
@@ -42,35 +42,35 @@ use message::Kind;
 pub use message::{BIND_LENGTH, BOUND_LENGTH, CHALLENGE_LENGTH};
 use routes::Routes;
 
-/// Where a relay takes streams, for sites whose UDP is blocked: a WebSocket over TLS.
+/// Where a relay takes streams from sites whose UDP is blocked: a WebSocket over TLS.
 pub const PATH: &str = "/v1/relay";
 /// The WebSocket subprotocol of such a stream (RFC 6455, section 1.9). Each binary frame is one datagram.
 pub const SUBPROTOCOL: &str = "penstock.relay.v1";
-/// Longest datagram, in bytes: what fits an Ethernet frame of 9000 bytes.
+/// Longest datagram, in bytes: the payload of an Ethernet frame of 9000 bytes.
 pub const DATAGRAM_LIMIT: usize = 9000;
 
 /// Shortest transport data: a keepalive.
 const DATA_LENGTHS: std::ops::RangeInclusive<usize> = 32..=DATAGRAM_LIMIT;
-/// Initiations of one site that are looked at: each costs a MAC for every peer of the site.
+/// Initiations per second of one site that are examined: each costs a MAC for every peer of the site.
 const INITIATIONS_PER_SECOND: u64 = 20;
-/// Initiations at once: after a restart of the relay a site calls all its peers.
+/// Initiations at once: after a restart of the relay, a site calls all its peers.
 const INITIATION_BURST: u64 = 200;
 
 /// Where a datagram comes from or goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// An address, by UDP.
+    /// A UDP address.
     Udp(SocketAddr),
-    /// A TLS connection, by the caller's number for it. Numbers are not used again.
+    /// A TLS connection, by the caller's number for it. Numbers are never reused.
     Stream(u64),
 }
 
-/// What a relay carries at most.
+/// The most that a relay carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayLimits {
     /// Bytes of datagrams a second from one site to another.
     pub pair_bytes_per_second: u64,
-    /// Bytes that may come at once.
+    /// Burst, in bytes.
     pub pair_burst: u64,
 }
 
@@ -80,22 +80,22 @@ impl Default for RelayLimits {
     }
 }
 
-/// What is to be done with a datagram.
+/// What to do with a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Send it there, as it is.
+    /// Send it there, unchanged.
     Forward(Source),
-    /// Send this back to where it came from. Never longer than what came.
+    /// Send this back to where it came from. It is never longer than what came.
     Answer(Vec<u8>),
 }
 
-/// Why a datagram goes no further.
+/// Why a datagram is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RelayDrop {
     /// Neither WireGuard nor ours, or of a wrong length.
     #[error("malformed")]
     Malformed,
-    /// From a source that no site has bound.
+    /// From a source to which no site is bound.
     #[error("unbound-source")]
     UnboundSource,
     /// A bind message of a site that this relay does not know.
@@ -104,22 +104,22 @@ pub enum RelayDrop {
     /// A bind message that the site did not make.
     #[error("bad-proof")]
     BadProof,
-    /// For nobody whom the sender may talk to.
+    /// For nobody that the sender may talk to.
     #[error("unknown-receiver")]
     UnknownReceiver,
-    /// For a site that has not bound itself here.
+    /// For a site that is not bound here.
     #[error("unbound-receiver")]
     UnboundReceiver,
     /// More initiations than a site may send.
     #[error("too-many-initiations")]
     TooManyInitiations,
-    /// More bytes than a pair may have.
+    /// More bytes than a pair may send.
     #[error("over-budget")]
     OverBudget,
 }
 
 impl RelayDrop {
-    /// All of them, for counters.
+    /// All reasons, for counters.
     pub const ALL: [Self; 8] = [
         Self::Malformed,
         Self::UnboundSource,
@@ -150,7 +150,7 @@ struct Site {
 }
 
 impl Relay {
-    /// A relay that knows no site. `private_key` is its own; sites bind themselves to its public key.
+    /// A relay that knows no sites. `private_key` is its own; sites bind themselves to its public key.
     #[must_use]
     pub fn new(private_key: StaticSecret, cookie_secret: crate::Key, limits: RelayLimits) -> Self {
         Self {
@@ -163,7 +163,7 @@ impl Relay {
         }
     }
 
-    /// Passes these documents on from now on: [`Publication::common`](crate::trust::Publication::common).
+    /// Passes on these documents from now on: [`Publication::common`](crate::trust::Publication::common).
     pub fn set_documents<'a>(&mut self, documents: impl IntoIterator<Item = &'a Document>) {
         self.board = Board::new(documents);
     }
@@ -179,12 +179,12 @@ impl Relay {
         gone.into_iter().for_each(|peer| self.forget_pair(id, peer));
     }
 
-    /// Makes a site known, without peers if it was not.
+    /// Makes a site known, without peers if it is new.
     pub fn add_site(&mut self, public_key: PublicKey) {
         self.site(public_key);
     }
 
-    /// Joins two known sites or parts them; nothing happens to one that is not known.
+    /// Joins two known sites, or separates them; unknown sites are ignored.
     pub fn set_pair(&mut self, one: &PublicKey, other: &PublicKey, joined: bool) {
         let (one, other) = (SiteId::of(one), SiteId::of(other));
         if one == other || !self.sites.contains_key(&one) || !self.sites.contains_key(&other) {
@@ -199,7 +199,7 @@ impl Relay {
         }
     }
 
-    /// Forgets a site: what it sends goes nowhere from now on.
+    /// Forgets a site: what it sends is dropped from now on.
     pub fn remove_site(&mut self, public_key: &PublicKey) {
         let id = SiteId::of(public_key);
         let Some(site) = self.sites.remove(&id) else { return };
@@ -226,7 +226,7 @@ impl Relay {
         }
     }
 
-    /// The site that has bound this source.
+    /// The site that is bound to this source.
     #[must_use]
     pub fn site_at(&self, now: Instant, source: Source) -> Option<SiteId> {
         self.bindings.site_of(now, source)
@@ -235,6 +235,11 @@ impl Relay {
     /// All known sites.
     pub fn sites(&self) -> impl Iterator<Item = &PublicKey> {
         self.sites.values().map(|site| &site.public_key)
+    }
+
+    /// Whom a site may talk to, as far as they name it too.
+    pub fn peers(&self, site: &PublicKey) -> impl Iterator<Item = SiteId> {
+        self.sites.get(&SiteId::of(site)).into_iter().flat_map(|site| &site.peers).copied()
     }
 
     /// How many sites are known, and how many of them are bound.
@@ -248,10 +253,10 @@ impl Relay {
         self.bindings.forget(Source::Stream(stream));
     }
 
-    /// Decides about a datagram.
+    /// Decides what to do with a datagram.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason why it is dropped.
     pub fn handle_datagram(&mut self, now: Instant, from: Source, datagram: &[u8]) -> Result<Outcome, RelayDrop> {
         let (&[first, kind, ..], len) = (datagram.first_chunk::<4>().ok_or(RelayDrop::Malformed)?, datagram.len());
         if first == FIRST_BYTE && kind == Kind::Bind as u8 {
@@ -323,7 +328,7 @@ impl Relay {
     }
 }
 
-/// Whether a datagram is data of a session; everything else is needed to begin one, or to find a path.
+/// Whether a datagram is a session's data. Everything else is needed to begin a session, or to find a path.
 #[must_use]
 pub fn is_data(datagram: &[u8]) -> bool {
     datagram.starts_with(&[TRANSPORT_DATA, 0, 0, 0])
@@ -334,7 +339,7 @@ fn word(datagram: &[u8], at: usize) -> u32 {
     datagram[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
-/// How long so much takes at that rate.
+/// How long this many bytes take at that rate.
 fn time_of(amount: u64, per_second: u64) -> Duration {
     let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(per_second.max(1));
     Duration::from_nanos(nanoseconds.try_into().unwrap_or(u64::MAX))

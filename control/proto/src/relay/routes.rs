@@ -1,14 +1,14 @@
 //! Receiver indices: to which site a message with an index goes.
 //!
-//! A receiver index is chosen by the site that will receive by it and told to the other in the sender field
-//! of a handshake message. So when a message of S to D carries the sender index `i`, what D sends to receiver
-//! index `i` is for S.
+//! A receiver index is chosen by the site that will receive with it, and told to the other site in the sender field of
+//! a handshake message. So when a message from S to D carries the sender index `i`, what D sends to receiver index `i`
+//! is for S.
 //!
-//! An initiation can be made by whoever knows the receiver's public key, and, where sources can be forged, in
-//! another's name. So its index is a mere *call* until the other answers it; a response has to name a call that
-//! waits for it, and only one response does. What was answered is a *session*, and calls never push one out.
-//! Each pair has its own of both, so that nobody can fill another's; and an index that one peer uses is not
-//! another's to take.
+//! Anyone who knows the receiver's public key can make an initiation, and where source addresses can be forged, can
+//! make it in another site's name. So its index is only a *call* until the other site answers it. A response has to
+//! name a call that waits for it, and only one response can do so. An answered call is a *session*, and calls never
+//! displace sessions. Each pair has its own calls and sessions, so that nobody can fill another pair's; and an index in
+//! use by one peer cannot be taken by another.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use super::RelayDrop;
 use crate::path::SiteId;
 
-/// How long an index is remembered: no session lives longer than 180 s, and its handshake took up to 90.
+/// How long an index is remembered: no session lives longer than 180 s, and its handshake may have taken 90.
 pub(super) const ROUTE_LIFETIME: Duration = Duration::from_secs(270);
-/// Calls of one site to another that may wait for an answer. They are 5 s apart; the oldest are forgotten first.
+/// Calls from one site to another that may wait for an answer. They are 5 s apart; the oldest are forgotten first.
 pub(super) const CALLS_PER_PAIR: usize = 8;
 /// Sessions of one site with another: three or four at a time, and more when either restarts again and again.
 pub(super) const SESSIONS_PER_PAIR: usize = 32;
@@ -27,7 +27,7 @@ pub(super) const SESSIONS_PER_PAIR: usize = 32;
 #[derive(Default)]
 pub(super) struct Routes {
     by_sender: HashMap<SiteId, HashMap<u32, Route>>,
-    /// What the first sends to the second.
+    /// What the first site sends to the second.
     pairs: HashMap<(SiteId, SiteId), OfPair>,
 }
 
@@ -45,13 +45,13 @@ struct OfPair {
 }
 
 impl Routes {
-    /// An initiation of `caller` names the index by which `called` can answer.
+    /// An initiation of `caller` names the index with which `called` can answer.
     pub fn call(&mut self, now: Instant, caller: SiteId, called: SiteId, index: u32) {
         self.learn(now, called, index, caller, true);
     }
 
     /// A response of `sender` to the index of a call names its own index. Returns for whom it is. A response to
-    /// what was answered before teaches nothing, but goes on: it may be a copy that was delayed.
+    /// something already answered teaches nothing, but is passed on: it may be a copy that was delayed.
     ///
     /// # Errors
     /// [`RelayDrop::UnknownReceiver`].
@@ -99,7 +99,7 @@ impl Routes {
                 break;
             }
             learnt.pop_front();
-            // An index that was learnt again, or is another's by now, has an entry elsewhere.
+            // An index that was learnt again, or belongs to somebody else by now, has an entry elsewhere.
             let is_this = |route: &Route| (route.to, route.learnt, route.is_call) == (to, at, is_call);
             if routes.get(&oldest).is_some_and(is_this) {
                 routes.remove(&oldest);

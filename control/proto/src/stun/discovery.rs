@@ -9,11 +9,11 @@
 //!   4  only if not: the first server again                   the mapping may have changed since step 1
 //!      a request to the other address and port               same as in step 3: address-dependent
 //! ```
-//! The requests of one step are sent together. Steps 3 and 4 come last: they open filters that step 2 tries,
-//! and filters stay open for minutes. A second discovery from the same port, such as a restarted gateway's,
-//! still names a port-restricted NAT, because only where it is symmetric, and each destination has filters of
-//! its own, anything is sent to where the first answer of step 2 comes from. An address-restricted NAT
-//! looks like a full cone then.
+//! The requests of one step are sent together. Steps 3 and 4 come last because they open filters that step 2 tests, and
+//! filters stay open for minutes. A second discovery from the same port, such as a restarted gateway's, still
+//! recognises a port-restricted NAT: only behind a symmetric NAT, where each destination has filters of its own, is
+//! anything sent to the address from which the first answer of step 2 comes. But an address-restricted NAT then looks
+//! like a full cone.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -25,7 +25,7 @@ use super::transaction::{Outcome, Transaction};
 use super::{NatReport, Query};
 use crate::coordination::Dependence;
 
-/// Servers that are asked; more are ignored.
+/// Servers that are asked; further ones are ignored.
 pub const MAX_SERVERS: usize = 4;
 
 /// One run, from the first request to the report.
@@ -45,7 +45,7 @@ enum Step {
         hairpin: Option<Box<Transaction>>,
         next: Next,
     },
-    /// The first server and `last` are asked when the first answer shows another mapping.
+    /// The first server and `last` are asked when the first answer shows a different mapping.
     Mappings {
         asked: Vec<Transaction>,
         doubt: Option<Doubt>,
@@ -53,7 +53,7 @@ enum Step {
     Done,
 }
 
-/// What step 3 needs to know of step 1.
+/// What step 3 needs to know from step 1.
 #[derive(Clone, Copy)]
 struct Next {
     server: SocketAddr,
@@ -69,8 +69,8 @@ struct Doubt {
 }
 
 impl Discovery {
-    /// Begins. `local` are the addresses of the socket, with its port: one of them being seen outside
-    /// means that nothing is translated. All `servers` must be of the family that is asked about.
+    /// Begins. `local` is the socket's addresses, with its port: if one of them is what a server sees, nothing is
+    /// translated. All `servers` must be of the address family in question.
     pub fn new(
         now: Instant,
         servers: &[SocketAddr],
@@ -84,21 +84,21 @@ impl Discovery {
         Self { rng, local: local.to_vec(), step: Step::Reach(reach), report, opening: true, finished: false }
     }
 
-    /// Leaves out what would open filters to more than the servers' first addresses, and with it all of
-    /// step 3 and hairpinning: the next discovery from this port finds the filters as this one did.
+    /// Leaves out what would open filters to more than the servers' first addresses, and with it all of step 3 and
+    /// hairpinning, so that the next discovery from this port finds the filters as this one did.
     #[must_use]
     pub fn without_opening(self) -> Self {
         Self { opening: false, ..self }
     }
 
-    /// Takes a datagram; says whether it belonged to the discovery.
+    /// Takes a datagram; returns whether it belonged to the discovery.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let mut mine = false;
         if let Step::Filters { hairpin: Some(hairpin), .. } = &mut self.step
             && let Ok(Message::Request { transaction, .. }) = decode(datagram)
             && hairpin.is_mine(&transaction)
         {
-            // Our own request has come back: the address it shows is of no interest.
+            // Our own request has come back; the address in it is of no interest.
             hairpin.outcome = Outcome::Answered { mapped: hairpin.to(), other: None };
             mine = true;
         }
@@ -109,7 +109,7 @@ impl Discovery {
         mine
     }
 
-    /// Does what has become due. To be drained until it gives nothing.
+    /// Returns the requests that are due, one per call. Call it until it returns `None`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Query> {
         let query = self.step.transactions().find_map(|transaction| transaction.poll(now));
         if query.is_none() {
@@ -142,7 +142,7 @@ impl Discovery {
     }
 
     fn reached(&mut self, now: Instant, reach: Vec<Transaction>) -> Step {
-        // A server that knows another address is worth the wait for all.
+        // It is worth waiting for all servers, in case one knows another address of its own.
         let answer = |transaction: &Transaction, with_other: bool| match transaction.outcome {
             Outcome::Answered { mapped, other } if other.is_some() || !with_other => {
                 Some((transaction.to(), mapped, other))
@@ -157,7 +157,7 @@ impl Discovery {
             self.report.udp_blocked = true;
             return Step::Done;
         };
-        // Only an address of the asked family and of a public kind is worth a request.
+        // Only a public address of the family in question is worth a request.
         let other = other.filter(|other| other.is_ipv4() == server.is_ipv4() && usable(other.ip()));
         self.report.reflexive = Some(mapped);
         self.report.translated = Some(!self.local.contains(&mapped));
@@ -186,7 +186,7 @@ impl Discovery {
             [Outcome::Answered { .. }, _] => Some(Dependence::EndpointIndependent),
             [_, Outcome::Answered { .. }] => Some(Dependence::AddressDependent),
             [Outcome::Silence, Outcome::Silence] => Some(Dependence::AddressAndPortDependent),
-            // The server cannot do what it announces, or has one address only.
+            // The server does not do what it announces, or has only one address.
             _ => None,
         };
         if self.report.translated == Some(false) {
@@ -222,7 +222,7 @@ impl Discovery {
             (None, _) => None,
             (Some(second), _) if self.is_first(second) => Some(Dependence::EndpointIndependent),
             (second, third) if second == third => Some(Dependence::AddressDependent),
-            // Also when only two servers with one address each could be compared: the worst is assumed.
+            // Also when only two servers with one address each could be compared: the worst case is assumed.
             _ => Some(Dependence::AddressAndPortDependent),
         };
         Step::Done
@@ -260,7 +260,8 @@ mod tests {
 
     const MAPPED: &str = "198.51.100.1:5";
 
-    /// Behind a NAT that filters by port, with a server of four corners: what is sent where, and the report.
+    /// Behind a NAT that filters by port, with a server at all four combinations of address and port: what is sent
+    /// where, and the report.
     /// `mapped` says which address a request to such a destination comes from, and the how many-th it is there.
     fn run(opening: bool, mapped: impl Fn(SocketAddr, usize) -> SocketAddr) -> (Vec<SocketAddr>, NatReport) {
         let [local, server, other] = ["10.0.0.2:5", "192.0.2.1:3478", "192.0.2.2:3479"].map(|at| at.parse().unwrap());

@@ -1,4 +1,4 @@
-//! How long a NAT keeps a mapping that is silent (RFC 5780, section 4.6).
+//! How long a NAT keeps an idle mapping (RFC 5780, section 4.6).
 //!
 //! ```text
 //!   X ── where do I show? ──────────► server      twice, some seconds apart: a mapping of a flow both ways
@@ -6,13 +6,13 @@
 //!   Y ── answer to X's mapped port ─► server      RESPONSE-PORT
 //!   X ◄───────────────────── answer ─ server      it came: the mapping has lived for T
 //! ```
-//! X sends nothing after the silence has begun: a NAT that keeps ports would give it the same mapping again, and
-//! a dead one would look alive. An answer that comes in may itself renew the mapping, so every T has an X of its
-//! own. That lets all T be tried side by side, and the first that a mapping does not survive ends it; a search
-//! by halves, one T after the other, would wait longer for the same.
+//! X sends nothing once the silence has begun: a NAT that preserves ports would give it the same mapping again, and a
+//! dead mapping would look alive. An answer that comes in may itself renew the mapping, so every T has an X of its own.
+//! So all T are tried at the same time, and the first one that a mapping does not survive ends the run; a binary
+//! search, one T after the other, would take longer for the same result.
 //!
-//! First the same is tried without a silence, at each server: who does not answer to another port then tells
-//! nothing by silence later.
+//! First the same is tried without a silence, at each server: a later silence means nothing from a server that never
+//! answers to another port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -25,45 +25,45 @@ use super::discovery::MAX_SERVERS;
 use super::message::Change;
 use super::transaction::{Outcome, Transaction};
 
-/// Silences that are tried; more are ignored.
+/// Silences that are tried; further ones are ignored.
 pub const MAX_SILENCES: usize = 16;
 /// The longest silence: twice what RFC 4787, section 4.3 (REQ-5) recommends.
 pub const MAX_SILENCE: Duration = Duration::from_secs(600);
-/// What all of it takes besides the longest silence, at most: five transactions of three seconds, the warming up,
-/// and what a busy machine adds.
+/// The most that a run takes besides the longest silence: five transactions of three seconds, the warm-up, and an
+/// allowance for a busy machine.
 pub const OVERHEAD: Duration = Duration::from_secs(20);
 
-/// Between the two requests of an X. Linux gives a flow the longer time of a conversation only after packets
-/// both ways for more than two seconds (nf_conntrack_proto_udp.c); a tunnel's flows are such ones.
+/// Time between the two requests of an X. Linux gives a flow the longer timeout of a conversation only after packets in
+/// both directions for more than two seconds (nf_conntrack_proto_udp.c); a tunnel's flows are such flows.
 const WARMING_UP: Duration = Duration::from_millis(2500);
 /// The socket of Y; those of the Xs follow.
 const ASKER: usize = 0;
 
-/// What was found out: a mapping survives a silence of `from`, and none of `to`.
+/// The result: a mapping survives a silence of `from`, and none of `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bracket {
     /// The longest silence that was survived; zero for none.
     pub from: Duration,
-    /// The shortest longer one that was not; `None` if all were survived.
+    /// The shortest silence, longer than `from`, that was not survived; `None` if all were.
     pub to: Option<Duration>,
 }
 
-/// Why nothing was found out.
+/// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LifetimeError {
     /// No server answers.
     #[error("no STUN server answers")]
     Blocked,
-    /// No server answers to another port; or the NAT shows different sockets at different addresses.
+    /// No server answers to another port, or the NAT gives different sockets different addresses.
     #[error("no STUN server answers to another port (RESPONSE-PORT)")]
     Unsupported,
-    /// Answers that came before stayed away, or the NAT changed meanwhile.
-    #[error("the network was unsteady")]
+    /// Answers that had come before failed to come, or the NAT changed meanwhile.
+    #[error("the network was unstable")]
     Unsteady,
 }
 
-/// One run, from the first request to the bracket. The sockets are the shell's: [`sockets`](Self::sockets) fresh
-/// ones, each at a port of its own and of the servers' IP version.
+/// One run, from the first request to the bracket. The shell provides the [`sockets`](Self::sockets): fresh ones, each
+/// on a port of its own and of the servers' IP version.
 pub struct Lifetime {
     rng: Box<dyn CryptoRng + Send>,
     silences: Vec<Duration>,
@@ -73,15 +73,15 @@ pub struct Lifetime {
 }
 
 enum Step {
-    /// Which server answers to another port.
+    /// The server that answers to another port.
     Control(Vec<Trial>),
-    /// In the order of the silences.
+    /// In order of the silences.
     Silences(Vec<Trial>),
     Done,
 }
 
 impl Lifetime {
-    /// Begins. `silences` are tried in any order, none above [`MAX_SILENCE`].
+    /// Begins. `silences` may be in any order, none longer than [`MAX_SILENCE`].
     pub fn new(
         now: Instant,
         servers: &[SocketAddr],
@@ -100,13 +100,13 @@ impl Lifetime {
         Self { servers: servers.len(), rng, silences, step, outcome: None }
     }
 
-    /// How many sockets there must be.
+    /// How many sockets are needed.
     #[must_use]
     pub fn sockets(&self) -> usize {
         1 + self.servers + self.silences.len()
     }
 
-    /// Takes a datagram that came to a socket.
+    /// Takes a datagram that arrived on a socket.
     pub fn handle_datagram(&mut self, now: Instant, socket: usize, datagram: &[u8]) {
         for trial in self.step.trials() {
             trial.handle(socket, datagram);
@@ -114,7 +114,7 @@ impl Lifetime {
         self.advance(now);
     }
 
-    /// Does what has become due: by which socket to send what. To be drained until it gives nothing.
+    /// Returns what is due: what to send from which socket. Call it until it returns `None`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(usize, Query)> {
         let query = self.step.trials().iter_mut().find_map(|trial| trial.poll(now));
         if query.is_none() {
@@ -136,7 +136,7 @@ impl Lifetime {
         trials.iter().filter(|trial| trial.verdict == Some(Verdict::Alive)).filter_map(|trial| trial.silence).max()
     }
 
-    /// The end, once.
+    /// The result, once.
     pub fn poll_outcome(&mut self) -> Option<Result<Bracket, LifetimeError>> {
         self.outcome.take()
     }
@@ -177,8 +177,8 @@ impl Lifetime {
     }
 }
 
-/// The bracket, when no further verdict can change it. An answer proves that a mapping lived, a silence may have
-/// been a loss: so the longest survivor counts, whatever shorter silence seemed deadly.
+/// The bracket, once no further verdict can change it. An answer proves that a mapping lived, but silence may have been
+/// packet loss: so the longest survivor counts, whatever shorter silence seemed deadly.
 fn bracket(trials: &[Trial]) -> Option<Result<Bracket, LifetimeError>> {
     let of = |verdict| trials.iter().rposition(|trial| trial.verdict == Some(verdict));
     let survivor = of(Verdict::Alive);
@@ -201,11 +201,11 @@ struct Trial {
     server: SocketAddr,
     /// `None`: a control, which neither warms up nor waits.
     silence: Option<Duration>,
-    /// At which IP X must show for Y's request to speak for it.
+    /// The IP address at which X must appear for Y's request to mean anything.
     expected: Option<IpAddr>,
     stage: Stage,
     transaction: Transaction,
-    /// Where X shows.
+    /// The address at which X appears.
     mapped: Option<SocketAddr>,
     verdict: Option<Verdict>,
 }
@@ -253,7 +253,7 @@ impl Trial {
             return;
         }
         if self.transaction.handle(datagram) && asked && socket == ASKER {
-            // It came back to who asked: the server does not heed, or refuses, the other port.
+            // The answer came back to the sender: the server ignores, or refuses, the other port.
             self.verdict = Some(Verdict::Refused);
         }
     }

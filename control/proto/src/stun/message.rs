@@ -5,16 +5,16 @@
 //!  ├──────┼────────┼────────┼──────────────┼─ attributes: type 2, length 2, value padded to 4 ─┤
 //!  │ type │ length │ cookie │ transaction  │
 //! ```
-//! All numbers are big-endian. Only what a Binding needs is understood; attributes that may be ignored
-//! are, and a message with one that may not be ignored is refused.
+//! All numbers are big-endian. Only what a Binding needs is understood. Optional attributes are ignored; a message with
+//! an unknown mandatory attribute is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 /// The header's length.
 pub const HEADER_LENGTH: usize = 20;
-/// The length of the requests that we send: as large as the largest response that we would answer with,
-/// so that a server of ours gains an attacker nothing even when it answers nothing larger than it got.
+/// The length of the requests that we send: as long as the longest response that we would give, so that a server of
+/// ours is useless to an attacker even though it never answers with more than it got.
 pub const REQUEST_LENGTH: usize = 100;
 /// The longest message that is read: a request that is padded by an Ethernet frame's payload (RFC 5780, section 7.6).
 pub const MAX_LENGTH: usize = 2048;
@@ -28,7 +28,7 @@ const MAPPED_ADDRESS: u16 = 0x0001;
 const CHANGE_REQUEST: u16 = 0x0003;
 const ERROR_CODE: u16 = 0x0009;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
-/// Any bytes, so that a message is as long as its sender wants. Answers carry none.
+/// Padding, to make a message as long as its sender wants. Answers carry none.
 const PADDING: u16 = 0x0026;
 const RESPONSE_PORT: u16 = 0x0027;
 const SOFTWARE: u16 = 0x8022;
@@ -40,10 +40,10 @@ const OPTIONAL: u16 = 0x8000;
 const CHANGE_IP: u32 = 0b100;
 const CHANGE_PORT: u32 = 0b010;
 
-/// A transaction's random name.
+/// The random id of a transaction.
 pub type TransactionId = [u8; 12];
 
-/// Which of the server's addresses shall answer (CHANGE-REQUEST, RFC 5780, section 7.2).
+/// Which of the server's addresses is to answer (CHANGE-REQUEST, RFC 5780, section 7.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// The other IP address.
@@ -55,59 +55,59 @@ pub struct Change {
 /// A Binding message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// A client's question.
+    /// A client's request.
     Request {
-        /// Its name.
+        /// Its transaction.
         transaction: TransactionId,
-        /// Who shall answer.
+        /// The server address that is to answer.
         change: Change,
-        /// To which port of the asker, if not to the one that the request comes from (RESPONSE-PORT, RFC 5780,
-        /// section 7.5).
+        /// The client's port to answer to, if not the one that the request comes from (RESPONSE-PORT, RFC 5780, section
+        /// 7.5).
         response_port: Option<NonZeroU16>,
     },
-    /// A server's answer.
+    /// A server's success response.
     Success {
-        /// The request's name.
+        /// The request's transaction.
         transaction: TransactionId,
         /// The address that the request came from (XOR-MAPPED-ADDRESS, or MAPPED-ADDRESS of old servers).
         mapped: SocketAddr,
         /// The server's address with both IP and port changed (OTHER-ADDRESS).
         other: Option<SocketAddr>,
     },
-    /// A server's refusal.
+    /// A server's error response.
     Error {
-        /// The request's name.
+        /// The request's transaction.
         transaction: TransactionId,
         /// As in HTTP: 300 to 699.
         code: u16,
     },
 }
 
-/// Why bytes are no Binding message.
+/// Why bytes are not a Binding message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Longer than [`MAX_LENGTH`], or the lengths in it contradict each other.
-    #[error("a STUN message of a wrong length")]
+    /// Longer than [`MAX_LENGTH`], or with lengths that contradict each other.
+    #[error("a STUN message with a wrong length")]
     Length,
     /// No magic cookie.
-    #[error("no STUN message")]
+    #[error("not a STUN message")]
     NotStun,
     /// Another method than Binding, or an indication.
     #[error("a STUN message of the unknown type {0:#06x}")]
     Type(u16),
-    /// An attribute that may not be ignored.
+    /// A mandatory attribute that is unknown.
     #[error("a STUN message with the unknown attribute {0:#06x}")]
     Attribute(u16),
     /// An attribute whose value is malformed.
     #[error("a STUN message with a malformed attribute {0:#06x}")]
     Malformed(u16),
     /// A success response without an address, or an error response without a code.
-    #[error("a STUN response that says nothing")]
+    #[error("a STUN response without an address")]
     Empty,
 }
 
-/// Whether a datagram on the tunnel's port is STUN: by the magic cookie, which no WireGuard message and
-/// no probe has there but by a sender's choice, and by the two zero bits in front.
+/// Whether a datagram on the tunnel's port is STUN: recognised by the magic cookie, which WireGuard messages and probes
+/// have there only if their sender wants it, and by the two zero bits in front.
 #[must_use]
 pub fn is_stun(datagram: &[u8]) -> bool {
     datagram.len() >= HEADER_LENGTH
@@ -127,7 +127,7 @@ pub fn encode_request(transaction: &TransactionId, change: Change) -> Vec<u8> {
     filled(out)
 }
 
-/// A Binding request of [`REQUEST_LENGTH`] bytes whose answer goes to another port of ours.
+/// A Binding request of [`REQUEST_LENGTH`] bytes whose answer is to go to another port of ours.
 #[must_use]
 pub fn encode_request_for_port(transaction: &TransactionId, response_port: NonZeroU16) -> Vec<u8> {
     let mut out = header(BINDING_REQUEST, transaction);
@@ -137,7 +137,7 @@ pub fn encode_request_for_port(transaction: &TransactionId, response_port: NonZe
 }
 
 fn filled(mut out: Vec<u8>) -> Vec<u8> {
-    // SOFTWARE may be any text and may be ignored: the one filler that every server accepts.
+    // SOFTWARE may be any text and may be ignored: the one padding that every server accepts.
     let mut software = b"Penstock".to_vec();
     software.resize(REQUEST_LENGTH - out.len() - 4, b' ');
     attribute(&mut out, SOFTWARE, &software);
@@ -161,7 +161,7 @@ pub fn encode_success(
     finish(out)
 }
 
-/// The shortest success response, which says nothing but the address: 32 bytes, or 44 for IPv6.
+/// The shortest success response, with nothing but the address: 32 bytes, or 44 for IPv6.
 #[must_use]
 pub fn encode_least_success(transaction: &TransactionId, mapped: SocketAddr) -> Vec<u8> {
     let mut out = header(BINDING_SUCCESS, transaction);
@@ -236,7 +236,7 @@ impl Attributes {
     fn take(&mut self, kind: u16, value: &[u8], transaction: &TransactionId) -> Result<(), DecodeError> {
         let malformed = DecodeError::Malformed(kind);
         let address = |mask: &[u8; 16]| decode_address(value, mask).ok_or(malformed);
-        // The first of several equal attributes counts (RFC 8489, section 14).
+        // Of several attributes of the same type, the first counts (RFC 8489, section 14).
         match kind {
             MAPPED_ADDRESS => _ = self.mapped.get_or_insert(address(&[0; 16])?),
             XOR_MAPPED_ADDRESS => _ = self.xor_mapped.get_or_insert(address(&mask(transaction))?),
@@ -246,7 +246,7 @@ impl Attributes {
                 self.change = Change { ip: bits & CHANGE_IP != 0, port: bits & CHANGE_PORT != 0 };
             }
             RESPONSE_PORT => {
-                // In the field its two bytes of padding are counted in the length, or not.
+                // Some implementations count its two bytes of padding in the length, others do not.
                 let (&[high, low] | &[high, low, _, _]) = value else { return Err(malformed) };
                 let port = NonZeroU16::new(u16::from_be_bytes([high, low])).ok_or(malformed)?;
                 self.response_port.get_or_insert(port);
@@ -272,7 +272,7 @@ fn header(kind: u16, transaction: &TransactionId) -> Vec<u8> {
     out
 }
 
-/// Values are short: their lengths fit.
+/// Values are short, so their lengths fit.
 fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.extend(kind.to_be_bytes());
     out.extend((value.len() as u16).to_be_bytes());
@@ -286,7 +286,7 @@ fn finish(mut out: Vec<u8>) -> Vec<u8> {
     out
 }
 
-/// What XOR-MAPPED-ADDRESS is masked with, so that no NAT rewrites it: cookie and transaction.
+/// The mask of XOR-MAPPED-ADDRESS, cookie and transaction, which keeps NATs from rewriting the address.
 fn mask(transaction: &TransactionId) -> [u8; 16] {
     let mut mask = [0; 16];
     mask[..4].copy_from_slice(&COOKIE.to_be_bytes());

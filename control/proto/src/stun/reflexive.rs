@@ -1,4 +1,4 @@
-//! The address that one STUN server sees us at, asked for again and again.
+//! The address at which one STUN server sees us, asked for again and again.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use super::Query;
 use super::message::Change;
 use super::transaction::{Outcome, Transaction};
 
-/// The address is asked for anew this often. The shortest mappings in the field last 30 s, so that this
-/// also holds the mapping (RFC 4787, section 4.3 asks for 2 minutes; many NATs give less).
+/// How often the address is asked for. The shortest mappings in the field last 30 s, so this also keeps the mapping
+/// alive (RFC 4787, section 4.3 asks for 2 minutes; many NATs give less).
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(25);
 
-/// The server-reflexive address is another than before.
+/// The server-reflexive address has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed {
-    /// The new one; `None` when the server has become silent.
+    /// The new address; `None` when the server has become silent.
     pub address: Option<SocketAddr>,
 }
 
@@ -38,7 +38,7 @@ impl Reflexive {
         Self { server, rng, transaction, next: now + REFRESH_INTERVAL, known: None, changed: None }
     }
 
-    /// Asks anew: the network may have changed. To be called on a path's death too.
+    /// Asks again at once, because the network may have changed. Also to be called when a path dies.
     pub fn refresh(&mut self, now: Instant) {
         self.transaction = begin(now, self.server, &mut self.rng);
         self.next = now + REFRESH_INTERVAL;
@@ -50,14 +50,14 @@ impl Reflexive {
         self.known.flatten()
     }
 
-    /// Takes a datagram; says whether it was an answer to a question of ours.
+    /// Takes a datagram; returns whether it was an answer to a request of ours.
     pub fn handle_datagram(&mut self, datagram: &[u8]) -> bool {
         let mine = self.transaction.handle(datagram);
         self.settle();
         mine
     }
 
-    /// Does what has become due. To be drained until it gives nothing.
+    /// Returns the request that is due. Call it until it returns `None`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Query> {
         if now >= self.next {
             self.refresh(now);

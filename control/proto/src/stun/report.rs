@@ -1,4 +1,4 @@
-//! How a NAT behaves, in the words of RFC 4787, and what that means for two of them.
+//! How a NAT behaves, in the terms of RFC 4787, and what that means for two sites.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordination::{Dependence, NatType};
 
-/// What is known of the NAT, or the firewall, between a gateway and the network; `None` is not known.
+/// What is known of the NAT or firewall between a gateway and the network; `None` means not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct NatReport {
@@ -17,10 +17,10 @@ pub struct NatReport {
     pub reflexive: Option<SocketAddr>,
     /// Whether addresses are translated at all.
     pub translated: Option<bool>,
-    /// On what of the destination it depends by which port a packet leaves (RFC 4787, section 4.1). A NAT
+    /// What part of the destination decides from which external port a packet leaves (RFC 4787, section 4.1). A NAT
     /// where this is not endpoint-independent is often called symmetric.
     pub mapping: Option<Dependence>,
-    /// On what of its source it depends whether a packet comes in (RFC 4787, section 5).
+    /// What part of its source decides whether a packet is let in (RFC 4787, section 5).
     pub filtering: Option<Dependence>,
     /// Whether the external port is the internal one (RFC 4787, section 4.2.1).
     pub port_preservation: Option<bool>,
@@ -35,7 +35,7 @@ impl NatReport {
         *self != Self::default()
     }
 
-    /// What the coordinator and the peers are told of it.
+    /// What the coordinator and the peers are told about it.
     #[must_use]
     pub fn nat_type(&self) -> NatType {
         NatType { mapping: self.mapping, filtering: self.filtering, udp_blocked: self.udp_blocked }
@@ -58,7 +58,7 @@ impl fmt::Display for NatReport {
         f.write_str(match self.translated {
             Some(true) => "NAT",
             Some(false) => "no NAT",
-            None => "nothing known of a NAT",
+            None => "nothing is known of a NAT",
         })?;
         if let Some(mapping) = self.mapping {
             write!(f, ", {} mapping", words(mapping))?;

@@ -9,19 +9,18 @@ use rand::RngCore;
 use super::Query;
 use super::message::{Change, Message, TransactionId, decode, encode_request, encode_request_for_port};
 
-/// The first repetition comes after this time. RFC 8489 (6.2.1) asks for half a second where nothing is
-/// known of the path; a start of half that costs one small datagram more on slow paths.
+/// Time before the first repetition. RFC 8489 (6.2.1) asks for half a second where nothing is known of the path;
+/// starting with half of that costs one more small datagram on slow paths.
 const RETRANSMISSION_TIMEOUT: Duration = Duration::from_millis(250);
-/// The time doubles up to this one.
+/// The time doubles up to this.
 const MAX_RETRANSMISSION_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often a request is sent. RFC 8489 sends 7 times over 39 s; a filtering test that waits for an
-/// answer that never comes cannot take so long. With one datagram in ten lost, an answer is missed once
-/// in 20,000 times.
+/// How often a request is sent. RFC 8489 sends it 7 times over 39 s; a filtering test that waits for an answer that
+/// never comes cannot take so long. With one datagram in ten lost, this misses one answer in 20,000.
 const TRANSMISSIONS: u32 = 6;
-/// The wait after the last one.
+/// The wait after the last request.
 const LAST_WAIT: Duration = Duration::from_millis(750);
 
-/// How a transaction stands.
+/// The state of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Waiting,
@@ -50,7 +49,7 @@ impl Transaction {
         Self::begin(now, to, Ask::AnswerFrom(change), rng)
     }
 
-    /// Whose answer goes to `port` of ours.
+    /// The answer is to go to `port` of ours.
     pub fn for_port(now: Instant, to: SocketAddr, port: NonZeroU16, rng: &mut impl RngCore) -> Self {
         Self::begin(now, to, Ask::AnswerAt(port), rng)
     }
@@ -77,9 +76,8 @@ impl Transaction {
         (!self.is_over()).then_some(self.due)
     }
 
-    /// Takes an answer; a datagram that is none is left to others. The random transaction id is what tells
-    /// an answer from a forgery (RFC 8489, section 6.3.4): its sender's address cannot, since that may be
-    /// the server's other one.
+    /// Takes an answer; other datagrams are left to others. The random transaction id is what tells an answer from a
+    /// forgery (RFC 8489, section 6.3.4): the sender's address cannot, since it may be the server's other one.
     pub fn handle(&mut self, datagram: &[u8]) -> bool {
         let outcome = match decode(datagram) {
             Ok(Message::Success { transaction, mapped, other }) if self.is_mine(&transaction) => {
@@ -94,7 +92,7 @@ impl Transaction {
         true
     }
 
-    /// The request, when it is to be sent now.
+    /// The request, when it is due.
     pub fn poll(&mut self, now: Instant) -> Option<Query> {
         if self.is_over() || now < self.due {
             return None;

@@ -1,9 +1,9 @@
-//! Those who sign: the authority, in the coordinator's process or on a machine of its own, and the
-//! coordinator that keeps its statements alive.
+//! The signers: the authority, in the coordinator's process or on a machine of its own, and the coordinator that keeps
+//! the authority's statements alive.
 //!
-//! An authority never lets two valid statements say the same: a name, a virtual address and a subnet have
-//! one site. What is to move is first taken from where it is, which makes the old statement void by a list
-//! of revocations that the next statements refer to.
+//! An authority never lets two valid statements contradict each other: a name, a virtual address and a subnet belong to
+//! one site. What is to move is first taken from its present site, by a list of revocations that makes the old
+//! statement void and that the next statements refer to.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -18,8 +18,8 @@ use super::statement::{
 use super::{AuthorityKey, Document, LeaseKey, LeaseLength, SigningKey, UnixTime, Validity};
 use crate::coordination::{Name, SiteKey};
 
-/// Who signs statements. Whatever it returns is in its [`Publication`] too, which must be stored before
-/// the documents are given away: a document that is forgotten cannot be revoked.
+/// The signer of statements. Whatever it returns is also in its [`Publication`], which must be stored before the
+/// documents are given away: a document that is forgotten cannot be revoked.
 #[derive(Debug)]
 pub struct Authority {
     key: SigningKey,
@@ -28,13 +28,13 @@ pub struct Authority {
     holders: Holders,
 }
 
-/// Why the authority does not sign.
+/// Why the authority refuses to sign.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
-    /// Another site has the name.
+    /// Another site has this name.
     #[error("the name {0} is another's")]
     NameTaken(Name),
-    /// Another site has the address.
+    /// Another site has this address.
     #[error("the address {0} is that of {1}")]
     AddressTaken(Ipv4Addr, Name),
     /// Another site may offer exactly this subnet.
@@ -43,20 +43,20 @@ pub enum AuthorityError {
     /// The key does not belong to these documents.
     #[error("this private key is not the authority's: {0} is")]
     WrongKey(AuthorityKey),
-    /// The publication does not take it, for example since it is full.
+    /// The publication does not accept it, for example because it is full.
     #[error(transparent)]
     Refused(#[from] DocumentRefusal),
 }
 
 impl Authority {
-    /// Of a new overlay.
+    /// The authority of a new overlay.
     #[must_use]
     pub fn found(key: SigningKey) -> Self {
         let publication = Publication::new(key.authority());
         Self { key, publication, last: Serial(0), holders: Holders::default() }
     }
 
-    /// Goes on where it was, by what was stored.
+    /// Continues from what was stored.
     ///
     /// # Errors
     /// Key and documents do not belong together.
@@ -70,17 +70,17 @@ impl Authority {
         Ok(Self { key, publication, last, holders })
     }
 
-    /// All that must be stored beside the key.
+    /// Everything that must be stored besides the key.
     #[must_use]
     pub fn publication(&self) -> &Publication {
         &self.publication
     }
 
-    /// Lets a coordinator keep statements alive, for no longer than `longest` at a time. A key that was
-    /// certified before no longer counts.
+    /// Lets a coordinator keep statements alive, for at most `longest` at a time. A key that was certified before no
+    /// longer counts.
     ///
     /// # Errors
-    /// None but of a full publication.
+    /// Only that of a full publication.
     pub fn certify(
         &mut self,
         now: UnixTime,
@@ -92,8 +92,8 @@ impl Authority {
         self.publish(Contents::LeaseCertificate(certificate)).map(|document| vec![document])
     }
 
-    /// Makes a site of a key, or changes what a site may do. If that takes something away the old statement
-    /// is revoked first.
+    /// Makes a key a site, or changes what a site may do. If that takes something away, the old statement is revoked
+    /// first.
     ///
     /// # Errors
     /// The name, address or a subnet is another site's.
@@ -108,10 +108,10 @@ impl Authority {
         Ok(documents)
     }
 
-    /// Makes a relay of a key, or changes until when it is one; as [`approve`](Self::approve) otherwise.
+    /// Makes a key a relay, or changes until when it is one; otherwise as [`approve`](Self::approve).
     ///
     /// # Errors
-    /// None but of a full publication.
+    /// Only that of a full publication.
     pub fn approve_relay(
         &mut self,
         now: UnixTime,
@@ -131,7 +131,7 @@ impl Authority {
     /// Makes all statements about these sites and relays void. They can be approved again.
     ///
     /// # Errors
-    /// None but of a full publication.
+    /// Only that of a full publication.
     pub fn revoke(
         &mut self,
         now: UnixTime,
@@ -148,15 +148,15 @@ impl Authority {
         self.publish(Contents::Revocations(list)).map(|document| vec![document])
     }
 
-    /// Signs everything in force anew, so that nothing that was signed before counts any more.
+    /// Signs everything in force again, so that nothing signed before counts any more.
     ///
     /// # Errors
-    /// None but of a full publication.
+    /// Only that of a full publication.
     pub fn renew(&mut self, now: UnixTime) -> Result<Vec<Document>, AuthorityError> {
         self.sign_anew(now, &Revocations::default())
     }
 
-    /// Signs all statements anew but those that `gone` makes void.
+    /// Signs all statements again, except those that `gone` makes void.
     fn sign_anew(&mut self, now: UnixTime, gone: &Revocations) -> Result<Vec<Document>, AuthorityError> {
         let live = Live::of(&self.publication, gone);
         let serial = self.next(now);
@@ -166,9 +166,9 @@ impl Authority {
         Ok(documents)
     }
 
-    /// Signs in advance that another key stands for the overlay: the way out when this key is lost. The
-    /// document and the other private key belong into a safe, apart from this one. It is of use until
-    /// this key hands over to any other.
+    /// Signs in advance that another key takes over the overlay: the way out when this key is lost. The document and
+    /// the other private key belong in a safe, apart from this key. It remains useful until this key hands over to any
+    /// other.
     #[must_use]
     pub fn spare(&self, to: AuthorityKey) -> Document {
         Document::new(Contents::Rollover(Rollover { from: self.publication.authority(), to }), &self.key)
@@ -183,10 +183,9 @@ impl Authority {
         Self::take_over(now, key, self.publication, rollover)
     }
 
-    /// Stands for the overlay from now on, by a document that the key before has signed, and signs all that
-    /// was in force by the new key. After a loss the documents come from the coordinator: then its
-    /// list of sites must be read by the administrator before.
-    ///
+    /// Takes over the overlay, by a document that the previous key has signed, and signs everything in force with the
+    /// new key. After a loss the documents come from the coordinator; the administrator then has to read its list of
+    /// sites first.
     /// # Errors
     /// The document does not hand over to this key, or the authority has had too many.
     pub fn take_over(
@@ -272,8 +271,8 @@ impl Authority {
     }
 }
 
-/// Who was last stated to have a name, an address or a subnet. What was taken away since is still here, so what is
-/// found counts only if the statement in force says the same.
+/// Which site was last stated to have a name, an address or a subnet. What was taken away since is still in here, so
+/// what is found counts only if the statement in force says the same.
 #[derive(Debug, Default)]
 struct Holders {
     names: HashMap<Name, SiteKey>,
@@ -307,7 +306,7 @@ impl Live {
     }
 }
 
-/// The coordinator's key that keeps statements alive.
+/// The coordinator's key, which keeps statements alive.
 #[derive(Debug)]
 pub struct Lessor {
     key: SigningKey,
@@ -316,35 +315,35 @@ pub struct Lessor {
 }
 
 impl Lessor {
-    /// Gives leases of that length. `last` is [`last`](Self::last) of an earlier process, if there was one:
-    /// gateways do not take a lease whose serial is lower than one that they have.
+    /// Issues leases of this length. `last` is the value of [`last`](Self::last) in an earlier process, if there was
+    /// one: gateways refuse a lease whose serial is lower than one that they have.
     #[must_use]
     pub fn new(key: SigningKey, length: LeaseLength, last: Serial) -> Self {
         Self { key, length, last }
     }
 
-    /// What the authority has to certify.
+    /// The key that the authority has to certify.
     #[must_use]
     pub fn key(&self) -> LeaseKey {
         self.key.lease_key()
     }
 
-    /// Keeps a site's statement alive; due again after [`LeaseLength::renewal`]. A site that was removed or
+    /// Keeps a site's statement alive; to be repeated after [`LeaseLength::renewal`]. A site that was removed or
     /// revoked must not be given one.
     pub fn lease(&mut self, now: UnixTime, site: SiteKey) -> Document {
         self.last = next_serial(self.last, now);
         Document::new(Contents::Lease(Lease { serial: self.last, site, issued: now, length: self.length }), &self.key)
     }
 
-    /// The serial of the last lease, to be stored before it is given away.
+    /// The serial of the last lease, to be stored before the lease is given away.
     #[must_use]
     pub fn last(&self) -> Serial {
         self.last
     }
 }
 
-/// Milliseconds since 1970, or one more than the last: so serials grow even after state was restored from a
-/// backup, as long as either clock or memory is right.
+/// Milliseconds since 1970, or the last serial plus one: so serials grow even after state was restored from a backup,
+/// as long as either clock or memory is right.
 fn next_serial(last: Serial, now: UnixTime) -> Serial {
     Serial(last.0.saturating_add(1).max(now.0.saturating_mul(1_000)))
 }

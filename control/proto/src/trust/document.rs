@@ -3,8 +3,8 @@
 //! ```text
 //!   base64( contents ‖ signature, 64 bytes )       signature of "penstock trust v1" ‖ contents
 //! ```
-//! The first byte of the contents is their kind, so a signature of one kind is worth nothing as another.
-//! Leases are signed by the lease key, everything else by the authority.
+//! The first byte of the contents is their kind, so a signature of one kind is useless as another. Leases are signed by
+//! the lease key, everything else by the authority.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,23 +19,23 @@ use super::statement::{Contents, REVOCATIONS_LIMIT};
 use super::{AuthorityKey, LeaseKey};
 
 const LABEL: &[u8] = b"penstock trust v1";
-/// Longest text of a document: a full list of revocations is the longest.
+/// Longest text of a document: that of a full list of revocations.
 pub const DOCUMENT_LIMIT: usize = (1 + 8 + 8 + 4 + REVOCATIONS_LIMIT * 40 + SIGNATURE).div_ceil(3) * 4;
 
-/// What somebody signed. Reading one verifies nothing: [`is_signed_by`](Self::is_signed_by) does.
+/// A signed document. Reading one verifies nothing: [`is_signed_by`](Self::is_signed_by) does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     contents: Contents,
     signature: [u8; SIGNATURE],
 }
 
-/// The text is no document.
+/// The text is not a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
     /// It is too long.
     #[error("a signed document has at most {DOCUMENT_LIMIT} characters")]
     TooLong,
-    /// It is something else, or of a newer version.
+    /// It is something else, or from a newer version.
     #[error("this is not a signed document, or a newer version of Penstock made it")]
     Malformed,
 }
@@ -60,7 +60,7 @@ impl Document {
         !leased && key.verifies(&message(&self.contents.encode()), &self.signature)
     }
 
-    /// Whether it is a lease by that key.
+    /// Whether it is a lease signed by this key.
     #[must_use]
     pub fn is_leased_by(&self, key: &LeaseKey) -> bool {
         let leased = matches!(self.contents, Contents::Lease(_));

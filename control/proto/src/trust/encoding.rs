@@ -1,8 +1,8 @@
-//! The canonical binary form of what is signed. A value has one form, and a form that is not of that kind
-//! is refused, so that signatures of a value and of its bytes are the same thing.
+//! The canonical binary form of what is signed. A value has exactly one form, and other forms are refused, so that
+//! signing a value and signing its bytes are the same thing.
 //!
-//! Integers are big-endian. A list is its length and its elements, strictly ascending. Something that may
-//! be absent is a byte 0, or a byte 1 and the value.
+//! Integers are big-endian. A list is its length and its elements, strictly ascending. An optional value is a byte 0,
+//! or a byte 1 and the value.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use super::statement::{Serial, Subnets, Tags};
 use super::time::{LeaseLength, UnixTime, Validity};
 use crate::coordination::{Name, SiteKey};
 
-/// The bytes are not the canonical form of anything.
+/// The bytes are not a canonical form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 

@@ -1,11 +1,11 @@
 //! Which subnets of a site are put in force: the coordinator's decision, before anything is signed.
 //!
-//! Nothing granted yet: private prefixes (RFC 1918, RFC 4193) that overlap no other site's and hold no
-//! address of the coordinator, a relay, a STUN server or another site. Everything else, default routes and
-//! public prefixes above all, waits for a grant: `key create --subnet`, `site approve --subnets`.
+//! As long as nothing is granted: private prefixes (RFC 1918, RFC 4193) that overlap no other site's and contain no
+//! address of the coordinator, a relay, a STUN server or another site. Everything else, default routes and public
+//! prefixes above all, waits for a grant: `key create --subnet`, `site approve --subnets`.
 //!
-//! Once something is granted, by an administrator or by the rule above, that is the site's statement, and
-//! an offer is in force if it lies inside. One that does not waits, and the offer before stays in force.
+//! Once something is granted, by an administrator or by the rule above, it is the site's statement, and an offer is in
+//! force if it lies inside. One that does not has to wait, and the previous offer stays in force.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,14 +16,14 @@ use super::prefix::{Server, Servers, is_private, overlap};
 use super::statement::{Subnets, SubnetsError};
 use crate::coordination::Name;
 
-/// What a site wants, and has.
+/// What a site wants, and what it has.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer<'a> {
     /// The subnets that the gateway offers now.
     pub subnets: &'a [IpNet],
-    /// Those that the others are told of so far.
+    /// Those that the others have been told of.
     pub in_force: &'a [IpNet],
-    /// What it may offer. `None`: nobody has said anything, and it has no statement yet.
+    /// What it may offer. `None`: nothing was decided yet, and it has no statement.
     pub granted: Option<&'a Subnets>,
 }
 
@@ -34,10 +34,10 @@ pub struct Elsewhere {
     servers: Servers,
 }
 
-/// What is to be done about an offer.
+/// The decision about an offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// What the others are told of. If nothing was granted, this is to be granted.
+    /// What the others are told of. If nothing was granted yet, this is to be granted.
     pub in_force: Vec<IpNet>,
     /// What waits for an administrator, and why.
     pub waiting: Vec<(IpNet, WaitReason)>,
@@ -48,7 +48,7 @@ pub struct Decision {
 pub enum WaitReason {
     /// No administrator can change that.
     Impossible(SubnetsError),
-    /// It lies outside of what the site may offer.
+    /// It lies outside what the site may offer.
     NotGranted,
     /// It is a default route.
     Default,
@@ -56,13 +56,13 @@ pub enum WaitReason {
     Public,
     /// It overlaps this subnet of another site.
     Overlap(IpNet, Name),
-    /// It holds this address.
+    /// It contains this address.
     Holds(IpAddr, Server),
 }
 
 impl Elsewhere {
-    /// `others` are the subnets that every other site may offer. `servers` are the addresses of coordinator,
-    /// relays and STUN servers, and all at which *other* sites say that they can be reached.
+    /// `others` are the subnets that every other site may offer. `servers` are the addresses of coordinator, relays and
+    /// STUN servers, and all those at which *other* sites say that they can be reached.
     pub fn new(
         others: impl IntoIterator<Item = (IpNet, Name)>,
         servers: impl IntoIterator<Item = (IpAddr, Server)>,
@@ -70,7 +70,7 @@ impl Elsewhere {
         Self { others: others.into_iter().collect(), servers: Servers::new(servers) }
     }
 
-    /// Decides about the offer of a site.
+    /// Decides on the offer of a site.
     #[must_use]
     pub fn decide(&self, offer: Offer<'_>) -> Decision {
         let mut decision = Decision::default();
@@ -96,7 +96,7 @@ impl Elsewhere {
             other.map(|(other, name)| WaitReason::Overlap(*other, name.clone()))
         };
         match granted {
-            // What is granted may lie around or inside another's, but one subnet is at one site.
+            // A granted subnet may contain or lie inside another site's, but no two sites have the same one.
             Some(granted) if granted.contain(subnet) => other(IpNet::eq),
             Some(_) => Some(WaitReason::NotGranted),
             None if subnet.prefix_len() == 0 => Some(WaitReason::Default),

@@ -1,15 +1,14 @@
-//! What a gateway lets a coordinator route into the tunnel, whatever the coordinator says or anybody has
-//! signed.
+//! What a gateway lets a coordinator route into the tunnel, whatever the coordinator says or anyone has signed.
 //!
-//! A prefix from a map must pass here before it is routed, guarded or made an allowed IP. Peers of the
-//! profile need not: the administrator of the gateway wrote them.
+//! A prefix from a map must pass here before it is routed, guarded or made an allowed IP. Prefixes of the profile's
+//! peers need not, since the gateway's administrator has written them.
 //!
-//! - Never a prefix that is one of the gateway's own networks or lies inside one. One that *covers* an own
-//!   network passes; the caller must let the own, longer prefix win.
-//! - Without `Accept` in the profile only private prefixes (RFC 1918, RFC 4193) that hold no address of
-//!   the coordinator, a relay, a STUN server or a peer's endpoint. With it exactly what lies inside one of
-//!   its prefixes, public ones and default routes included.
-//! - A virtual address, a /32 of 100.64.0.0/10, needs no `Accept`, but must hold no server either.
+//! - Never a prefix that is one of the gateway's own networks or lies inside one. One that *contains* an own network
+//!   passes; the caller must let the own, longer prefix win.
+//! - Without `Accept` in the profile, only private prefixes (RFC 1918, RFC 4193) that contain no address of the
+//!   coordinator, a relay, a STUN server or a peer's endpoint. With it, exactly what lies inside one of its prefixes,
+//!   including public ones and default routes.
+//! - A virtual address, a /32 of 100.64.0.0/10, needs no `Accept`, but must not be a server's either.
 //! - One prefix has one peer, and all peers together have at most [`PREFIXES_LIMIT`].
 
 use std::collections::BTreeMap;
@@ -20,10 +19,10 @@ use ipnet::IpNet;
 
 use super::prefix::{Server, Servers, has_host_bits, is_overlay_address, is_private, unroutable};
 
-/// Most prefixes of all peers of a map together: each is a route, a blackhole and an allowed IP.
+/// The most prefixes of all peers of a map together: each is a route, a blackhole and an allowed IP.
 pub const PREFIXES_LIMIT: usize = 65_536;
 
-/// What a gateway knows of itself and of the way out.
+/// What a gateway knows about itself and its surroundings.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     own: Vec<IpNet>,
@@ -46,13 +45,13 @@ impl Surroundings {
     /// Whether one prefix may be routed into the tunnel.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it may not.
     pub fn admit(&self, prefix: IpNet) -> Result<(), RefusedPrefix> {
         self.reason_against(&prefix).map_or(Ok(()), |reason| Err(RefusedPrefix { prefix, reason }))
     }
 
-    /// [`admit`](Self::admit) for prefixes that passed in the surroundings of `before`, if there are such. Of these only
-    /// what is new is looked at: a gateway has thousands of prefixes, and its surroundings change whenever a peer moves.
+    /// [`admit`](Self::admit) for prefixes that passed in the surroundings `before`, if given. These are checked only
+    /// against what is new: a gateway has thousands of prefixes, and its surroundings change whenever a peer moves.
     pub fn still_admit(&self, before: Option<&Self>) -> impl Fn(IpNet) -> Result<(), RefusedPrefix> + '_ {
         let same = |before: &&Self| (&before.own, &before.accept) == (&self.own, &self.accept);
         let new = before.filter(same).map(|before| self.servers.beyond(&before.servers));
@@ -88,7 +87,7 @@ impl Surroundings {
     }
 }
 
-/// What becomes of all the prefixes of a map. `P` names a peer.
+/// The verdict on all prefixes of a map. `P` identifies a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement<P> {
     /// What may be routed, each prefix to one peer.
@@ -97,9 +96,9 @@ pub struct Judgement<P> {
     pub refused: Vec<(P, RefusedPrefix)>,
 }
 
-/// Judges the prefixes that a map offers besides those in force: `in_force` says which these are, and there
-/// are so many of them. Of two peers with the same prefix the earlier has it, and when there are too many the
-/// later ones go without.
+/// Judges the prefixes that a map offers besides those in force: `in_force` tells which ones are, and `count` how many.
+/// Of two peers with the same prefix the earlier one gets it, and when there are too many prefixes the later ones are
+/// refused.
 pub fn judge<P: Copy + PartialEq>(
     offers: impl IntoIterator<Item = (P, IpNet)>,
     surroundings: &Surroundings,
@@ -125,24 +124,24 @@ pub fn judge<P: Copy + PartialEq>(
     judgement
 }
 
-/// A prefix that is not routed, with the reason: as text, a sentence for the gateway's administrator.
+/// A prefix that is not routed, with the reason; as text, a sentence for the gateway's administrator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{prefix} is not routed: {reason}")]
 pub struct RefusedPrefix {
     /// The prefix.
     pub prefix: IpNet,
-    /// Why not.
+    /// The reason.
     pub reason: PrefixReason,
 }
 
 /// Why a gateway does not route a prefix that a coordinator offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefixReason {
-    /// It has bits beyond its length.
+    /// It has bits set beyond its length.
     HostBits,
     /// Its addresses cannot be behind any site; the text says what they are.
     Unroutable(&'static str),
-    /// It is this network of the gateway's own, or lies inside it.
+    /// It is this network of the gateway's, or lies inside it.
     Own(IpNet),
     /// `Accept` does not contain it.
     NotAccepted,

@@ -1,4 +1,4 @@
-//! Keys that sign: the authority's and the lease key, both Ed25519 (RFC 8032).
+//! Keys that sign: the authority key and the lease key, both Ed25519 (RFC 8032).
 //!
 //! A site's own key is X25519 and cannot sign; a statement names it.
 
@@ -64,21 +64,21 @@ macro_rules! public_key {
 }
 
 public_key! {
-    /// The key that stands for an overlay: what it signs is true of its sites. In text, base64.
+    /// The key of an overlay's authority: what it signs is true of the overlay's sites. Its text form is base64.
     AuthorityKey
 }
 
 public_key! {
-    /// The key by which a coordinator keeps statements alive; the authority certifies it.
+    /// The key with which a coordinator keeps statements alive; the authority certifies it.
     LeaseKey
 }
 
-/// The text is no key.
+/// The text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an authority's key is 32 bytes in base64, 44 characters")]
 pub struct PublicKeyError;
 
-/// A private key that signs. Its seed is wiped when it is dropped; what `ring` derives from the seed is not.
+/// A private signing key. Its seed is wiped when dropped; what `ring` derives from the seed is not.
 pub struct SigningKey {
     seed: Zeroizing<[u8; 32]>,
     pair: Ed25519KeyPair,
@@ -92,26 +92,26 @@ impl SigningKey {
         Self::from_seed(seed)
     }
 
-    /// The key of a seed: of the 32 bytes that RFC 8032 calls the private key.
+    /// The key made from a seed: the 32 bytes that RFC 8032 calls the private key.
     #[must_use]
     pub fn from_seed(seed: Zeroizing<[u8; 32]>) -> Self {
         let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).expect("a seed has 32 bytes");
         Self { seed, pair }
     }
 
-    /// What to keep of the key.
+    /// The seed, to be stored.
     #[must_use]
     pub fn seed(&self) -> &Zeroizing<[u8; 32]> {
         &self.seed
     }
 
-    /// The public key of an authority.
+    /// The public key, for an authority.
     #[must_use]
     pub fn authority(&self) -> AuthorityKey {
         self.public().into()
     }
 
-    /// The public key of a coordinator that gives leases.
+    /// The public key, for a coordinator that issues leases.
     #[must_use]
     pub fn lease_key(&self) -> LeaseKey {
         self.public().into()

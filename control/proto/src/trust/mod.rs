@@ -1,4 +1,4 @@
-//! Who may be a site of an overlay, what a site may offer, and what a gateway believes of it.
+//! Who may be a site of an overlay, what a site may offer, and what a gateway believes about it.
 //!
 //! ```text
 //!   authority key ── signs ──► statements of sites and relays, revocations, the lease key's certificate
@@ -8,9 +8,9 @@
 //!                                         Lessor ─► leases ─────┤ documents, beside the map
 //!   gateway:                         judge ◄─ Verifier::admit ◄─┘ Verifier::learn
 //! ```
-//! A gateway pins the authority's key. What a map says is believed as far as signed [`Document`]s say it;
-//! `docs/trust.md` has the threats. There is no I/O here: time and randomness are arguments, and what must
-//! outlive a process is [`Publication`] with two [`SigningKey`]s for a coordinator, [`State`] for a gateway.
+//! A gateway pins the authority's key. A map is believed only as far as signed [`Document`]s confirm it;
+//! `docs/trust.md` describes the threats. There is no I/O here: time and randomness are arguments, and what must
+//! survive a process is [`Publication`] with two [`SigningKey`]s for a coordinator, and [`State`] for a gateway.
 //!
 //! # A coordinator
 //! 1. At the first start: [`SigningKey::generate`] twice, [`Authority::found`], [`Lessor::new`],

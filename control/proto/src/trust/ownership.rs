@@ -1,8 +1,7 @@
-//! Whose an announced prefix is: a map may narrow what a site offers, and must not move it.
+//! Which site an announced prefix belongs to: a map may narrow what a site offers, but must not move it to another.
 //!
-//! An announced prefix belongs to the sites that state the *longest* subnet around it. So a coordinator
-//! cannot take 10.1.2.0/24 from the site that states 10.1.0.0/16 by announcing it at one that states a
-//! default route.
+//! An announced prefix belongs to the sites with the *longest* stated subnet that contains it. So a coordinator cannot
+//! take 10.1.2.0/24 from the site that states 10.1.0.0/16 by announcing it at a site that states a default route.
 
 use std::fmt;
 
@@ -11,12 +10,12 @@ use ipnet::IpNet;
 use super::prefix::{has_host_bits, overlay_around};
 use crate::coordination::SiteKey;
 
-/// Why an announced prefix is not a site's.
+/// Why an announced prefix does not belong to a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnershipReason {
-    /// It lies in no subnet of the site's statement.
+    /// It lies in none of the subnets in the site's statement.
     NotStated,
-    /// It lies in one, and in this longer one of another site.
+    /// It lies in one of them, but also in this longer one of another site.
     Owned(IpNet, SiteKey),
 }
 
@@ -24,33 +23,33 @@ impl fmt::Display for OwnershipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotStated => f.write_str("the site's signed statement does not contain it"),
-            Self::Owned(subnet, owner) => write!(f, "it lies inside {subnet}, which is stated of {owner}"),
+            Self::Owned(subnet, owner) => write!(f, "it lies inside {subnet}, which is {owner}'s by its statement"),
         }
     }
 }
 
-/// Whose an announced prefix is, `S` being what sites are called by.
+/// The site that an announced prefix belongs to; `S` identifies sites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner<S> {
-    /// The site's that it is announced of.
+    /// The site that it is announced for.
     Itself,
-    /// It lies in no subnet of that site's statement.
+    /// It lies in none of the subnets in that site's statement.
     NotStated,
-    /// It lies in one, and in this longer one of another site.
+    /// It lies in one of them, but also in this longer one of another site.
     Another(IpNet, S),
 }
 
-/// Says of each announced prefix whose it is, in the order of the prefixes, and once.
+/// For each announced prefix, in order and once, which site it belongs to.
 pub(super) fn attribute<S: Copy + Ord>(
     mut stated: Vec<(IpNet, S)>,
     mut announced: Vec<(IpNet, S)>,
 ) -> impl Iterator<Item = (IpNet, S, Owner<S>)> {
-    // A prefix sorts before all that lie inside it.
+    // A prefix sorts before all those that lie inside it.
     stated.sort_unstable();
     announced.sort_unstable();
     announced.dedup();
     let mut stated = stated.into_iter().peekable();
-    // The stated subnets around the present prefix, the longest last.
+    // The stated subnets that contain the present prefix, the longest last.
     let mut around: Vec<(IpNet, S)> = Vec::new();
     announced.into_iter().map(move |(prefix, site)| {
         if has_host_bits(&prefix) {
@@ -65,15 +64,14 @@ pub(super) fn attribute<S: Copy + Ord>(
     })
 }
 
-/// Forgets the subnets that a prefix does not lie in.
+/// Removes the subnets that do not contain a prefix.
 fn leave<S>(around: &mut Vec<(IpNet, S)>, prefix: &IpNet) {
     while around.pop_if(|(subnet, _)| !subnet.contains(prefix)).is_some() {}
 }
 
 fn owner<S: Copy + Ord>(around: &[(IpNet, S)], prefix: &IpNet, site: S) -> Owner<S> {
     let Some((longest, another)) = around.last() else { return Owner::NotStated };
-    // A default route says nothing of virtual addresses: that of a site which is not in the map is not in
-    // the lists.
+    // A default route says nothing about virtual addresses: that of a site which is not in the map is not in the lists.
     if overlay_around(prefix).is_some() && longest != prefix {
         return Owner::NotStated;
     }

@@ -1,12 +1,11 @@
-//! Kinds of prefixes, and addresses that a prefix must not hold.
+//! Kinds of prefixes, and addresses that a prefix must not contain.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Where the coordinator takes virtual addresses from: the shared address space (RFC 6598).
+/// The range from which the coordinator takes virtual addresses: the shared address space (RFC 6598).
 const OVERLAY: IpNet = v4(100, 64, 0, 0, 10);
 
 /// Whether a prefix lies in private address space: RFC 1918, or unique local addresses (RFC 4193).
@@ -16,18 +15,18 @@ pub fn is_private(prefix: &IpNet) -> bool {
     PRIVATE.iter().any(|private| private.contains(prefix))
 }
 
-/// The overlay's virtual addresses, if the prefix lies inside them.
+/// The overlay's address range, if the prefix lies inside it.
 pub(super) fn overlay_around(prefix: &IpNet) -> Option<IpNet> {
     OVERLAY.contains(prefix).then_some(OVERLAY)
 }
 
-/// Whether a prefix is one address of those that the coordinator gives to sites.
+/// Whether a prefix is a single address from the range that the coordinator gives to sites.
 #[must_use]
 pub fn is_overlay_address(prefix: &IpNet) -> bool {
     prefix.prefix_len() == 32 && OVERLAY.contains(prefix)
 }
 
-/// Whether a prefix has bits beyond its length.
+/// Whether a prefix has bits set beyond its length.
 pub(super) fn has_host_bits(prefix: &IpNet) -> bool {
     prefix.addr() != prefix.network()
 }
@@ -37,7 +36,7 @@ pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-/// What no site can have behind it, with the reason. The overlay's own addresses are not among them.
+/// Why a prefix cannot be behind any site, if so. The overlay's own addresses are not included.
 pub(super) fn unroutable(prefix: &IpNet) -> Option<&'static str> {
     const UNROUTABLE: [(IpNet, &str); 6] = [
         (v4(0, 0, 0, 0, 8), "are nobody's"),
@@ -50,7 +49,7 @@ pub(super) fn unroutable(prefix: &IpNet) -> Option<&'static str> {
     UNROUTABLE.iter().find(|(range, _)| range.contains(prefix)).map(|(_, reason)| *reason)
 }
 
-/// Whose address a prefix would draw into the tunnel.
+/// The kind of server whose traffic a prefix would draw into the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Server {
     /// The coordinator.
@@ -74,33 +73,35 @@ impl fmt::Display for Server {
     }
 }
 
-/// Addresses that no tunnel may lead to, found by prefix in logarithmic time.
+/// Addresses that no tunnel may lead to, in order and each once: found by prefix in logarithmic time.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Servers(BTreeMap<IpAddr, Server>);
+pub(super) struct Servers(Vec<(IpAddr, Server)>);
 
 impl Servers {
-    /// An address may serve several purposes; the first in the order of [`Server`] is named.
+    /// Of an address with several purposes, only the first in the order of [`Server`] is named.
     pub fn new(addresses: impl IntoIterator<Item = (IpAddr, Server)>) -> Self {
-        let mut servers = BTreeMap::new();
-        for (address, server) in addresses {
-            // A dual-stack socket shows IPv4 addresses as mapped ones.
-            servers
-                .entry(address.to_canonical())
-                .and_modify(|known: &mut Server| *known = server.min(*known))
-                .or_insert(server);
-        }
+        // A dual-stack socket shows IPv4 addresses as IPv4-mapped ones.
+        let canonical = addresses.into_iter().map(|(address, server)| (address.to_canonical(), server));
+        let mut servers: Vec<_> = canonical.collect();
+        servers.sort_unstable();
+        servers.dedup_by_key(|(address, _)| *address);
         Self(servers)
     }
 
-    /// Those that the others lack.
+    /// Those that `others` does not have.
     pub fn beyond(&self, others: &Self) -> Self {
-        Self(self.0.iter().filter(|(address, _)| !others.0.contains_key(*address)).map(|(a, s)| (*a, *s)).collect())
+        let mut others = others.0.iter().map(|(address, _)| address).peekable();
+        let mut lack = |address: &IpAddr| {
+            while others.next_if(|other| *other < address).is_some() {}
+            others.peek() != Some(&address)
+        };
+        Self(self.0.iter().filter(|(address, _)| lack(address)).copied().collect())
     }
 
-    /// The lowest address that lies in the prefix.
+    /// The lowest of the addresses in the prefix.
     pub fn within(&self, prefix: &IpNet) -> Option<(IpAddr, Server)> {
-        let mut range = self.0.range(prefix.network()..=prefix.broadcast());
-        range.next().map(|(address, server)| (*address, *server))
+        let first = self.0.partition_point(|(address, _)| *address < prefix.network());
+        self.0.get(first).copied().filter(|(address, _)| *address <= prefix.broadcast())
     }
 }
 

@@ -1,8 +1,8 @@
-//! The documents that are in force: what the authority has signed and a coordinator tells its gateways.
+//! The documents in force: what the authority has signed and a coordinator shows its gateways.
 //!
-//! The authority keeps one, which is all that it must remember; the coordinator keeps one, which it
-//! completes by what the authority signs, here or on another machine. Leases are not in it: a coordinator
-//! gives new ones when it starts.
+//! The authority keeps one, which is all that it must remember; the coordinator keeps one, to which it adds what the
+//! authority signs, here or on another machine. Leases are not in it, since a coordinator issues new ones when it
+//! starts.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +13,18 @@ use super::{AuthorityKey, Document};
 use crate::coordination::SiteKey;
 use crate::coordination::limits::PEERS_LIMIT;
 
-/// Most keys that an overlay's authority can have had.
+/// The most keys that an overlay's authority can have had.
 pub const ROLLOVERS_LIMIT: usize = 16;
-/// Most sites and relays that a publication or a gateway knows of.
+/// The most sites and relays that a publication or a gateway knows.
 pub const SUBJECTS_LIMIT: usize = 2 * PEERS_LIMIT;
 
-/// Why a document is not taken.
+/// Why a document is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentRefusal {
-    /// The signature is not that of the key that should have signed.
+    /// It was not signed by the key that should have signed it.
     #[error("a signed document is forged, or another authority or coordinator signed it")]
     Signature,
-    /// A later one is known.
+    /// A newer one is known.
     #[error("a signed document is older than one that is known")]
     Old,
     /// It is a statement that was revoked.
@@ -33,19 +33,19 @@ pub enum DocumentRefusal {
     /// It is a lease, and no lease key is certified.
     #[error("a lease came without a certificate of the lease key")]
     Uncertified,
-    /// It is a lease of something that is not known to be a site.
-    #[error("a lease came for {0}, of which there is no statement")]
+    /// It is a lease for something that is not known to be a site.
+    #[error("a lease came for {0}, which has no statement")]
     Unstated(SiteKey),
-    /// There are too many sites, or keys that the authority has had.
+    /// There are too many sites, or too many keys that the authority has had.
     #[error("there are more signed documents than an overlay can have")]
     TooMany,
-    /// It is a lease, which has no place here.
+    /// It is a lease, which does not belong here.
     #[error("a lease is not signed by the authority")]
     Lease,
 }
 
-/// All documents in force. In a file it is the first key and the documents, which are verified when it is
-/// read, so it may come from a machine that is not trusted.
+/// All documents in force. As a file it is the first key and the documents; they are verified when it is read, so the
+/// file may come from a machine that is not trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Publication {
@@ -58,7 +58,7 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Of an overlay that has nothing yet.
+    /// The publication of an overlay that has nothing yet.
     #[must_use]
     pub fn new(authority: AuthorityKey) -> Self {
         let (rollovers, statements) = (Vec::new(), BTreeMap::new());
@@ -77,10 +77,10 @@ impl Publication {
         self.authority
     }
 
-    /// Takes a document in the place of what it replaces. Returns whether anything is new.
+    /// Adds a document, replacing any that it supersedes. Returns whether anything is new.
     ///
     /// # Errors
-    /// Why it is not taken; nothing has changed.
+    /// Why it is refused; nothing has changed.
     pub fn add(&mut self, document: Document) -> Result<bool, DocumentRefusal> {
         if self.knows(&document) {
             return Ok(false);
@@ -99,7 +99,7 @@ impl Publication {
                 if self.rollovers.len() == ROLLOVERS_LIMIT {
                     return Err(DocumentRefusal::TooMany);
                 }
-                // What the old key signed is void.
+                // What the old key has signed is void.
                 (self.authority, self.revocations, self.certificate) = (rollover.to, None, None);
                 self.statements.clear();
                 self.rollovers.push(document);
@@ -130,7 +130,7 @@ impl Publication {
         Ok(true)
     }
 
-    /// Whether a key stood for the overlay at some time, or does.
+    /// Whether this is, or was at some time, the overlay's authority key.
     fn has_had(&self, key: AuthorityKey) -> bool {
         let had = |document: &Document| matches!(document.contents(), Contents::Rollover(past) if past.from == key);
         key == self.authority || self.rollovers.iter().any(had)
@@ -152,19 +152,18 @@ impl Publication {
         self.common().chain(self.statements.values())
     }
 
-    /// What every gateway is told, and told first: how the authority's key changed, what is revoked and
-    /// whose leases count.
+    /// What every gateway is told first: how the authority's key has changed, what is revoked and whose leases count.
     pub fn common(&self) -> impl Iterator<Item = &Document> {
         self.rollovers.iter().chain(&self.revocations).chain(&self.certificate)
     }
 
-    /// The statement about a site or relay, to be told to itself and to its peers.
+    /// The statement about a site or relay, for itself and for its peers.
     #[must_use]
     pub fn statement(&self, subject: &SiteKey) -> Option<&Document> {
         self.statements.get(subject)
     }
 
-    /// What the authority says of a site.
+    /// What the authority says about a site.
     #[must_use]
     pub fn site(&self, key: &SiteKey) -> Option<&SiteStatement> {
         match self.statements.get(key)?.contents() {
@@ -173,7 +172,7 @@ impl Publication {
         }
     }
 
-    /// What the authority says of all sites.
+    /// What the authority says about all sites.
     pub fn sites(&self) -> impl Iterator<Item = &SiteStatement> {
         self.statements.values().filter_map(|document| match document.contents() {
             Contents::Site(statement) => Some(statement),
@@ -181,7 +180,7 @@ impl Publication {
         })
     }
 
-    /// What the authority says of all relays.
+    /// What the authority says about all relays.
     pub fn relays(&self) -> impl Iterator<Item = &RelayStatement> {
         self.statements.values().filter_map(|document| match document.contents() {
             Contents::Relay(statement) => Some(statement),
@@ -189,7 +188,7 @@ impl Publication {
         })
     }
 
-    /// What is void.
+    /// What is revoked.
     #[must_use]
     pub fn revocations(&self) -> Option<&Revocations> {
         match self.revocations.as_ref()?.contents() {

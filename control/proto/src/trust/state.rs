@@ -1,4 +1,4 @@
-//! What a gateway must not forget of what it was shown.
+//! What a gateway must not forget of the documents it has seen.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +8,26 @@ use super::statement::{Contents, LeaseCertificate, Revocations, Serial};
 use super::{AuthorityKey, Document, LeaseLength, UnixTime};
 use crate::coordination::SiteKey;
 
-/// A verifier's memory, which the caller keeps in a file that nobody else can write or forge, as it keeps
-/// the cached map. Documents in it were verified when they came, and are not verified again.
+/// A verifier's memory. The caller keeps it in a file that nobody else can write or forge, like the cached map.
+/// Documents in it were verified when they came, and are not verified again.
 ///
-/// It must be on the disk before the gateway acts on what was learnt, and again every few minutes: the hours
-/// that the gateway has run since are given to every lease anew when it restarts.
+/// It must be on disk before the gateway acts on what was learnt, and again every few minutes: the hours that the
+/// gateway has run since the last write are added to every lease again when it restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct State {
     /// The key that was pinned.
     pub(super) root: AuthorityKey,
-    /// The key that stands for the overlay by now.
+    /// The overlay's present authority key.
     pub(super) authority: AuthorityKey,
     /// The keys in between, oldest first.
     pub(super) past: Vec<AuthorityKey>,
-    /// All lists that were seen, merged.
+    /// All lists that were seen, merged into one.
     pub(super) revocations: Revocations,
     pub(super) certificate: Option<Document>,
-    /// Of each site and relay the latest statement.
+    /// The latest statement about each site and relay.
     pub(super) subjects: BTreeMap<SiteKey, Subject>,
-    /// For how long the gateway has run, in seconds, all its processes together.
+    /// For how long the gateway has run, in seconds, over all its processes.
     pub(super) running: u64,
     /// A date that has passed.
     pub(super) date: UnixTime,
@@ -43,31 +43,31 @@ pub(super) struct Subject {
     pub lease: Option<HeldLease>,
 }
 
-/// A lease, and when it came.
+/// A lease, and when it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(super) struct HeldLease {
     pub serial: Serial,
     pub length: LeaseLength,
-    /// The value of [`State::running`] then.
+    /// The value of [`State::running`] at that time.
     pub since: u64,
 }
 
-/// What was learnt at one time, so that not the whole state must be stored for a few documents. Added to the
-/// state that was stored before, in order, increments yield the state again.
+/// What was learnt at one time, so that a few documents do not require storing the whole state. Added in order to the
+/// state that was stored before them, increments yield the state again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Increment {
-    /// The value of [`State::running`] then.
+    /// The value of [`State::running`] at that time.
     pub(super) running: u64,
-    /// The date by the gateway's own clock.
+    /// The date according to the gateway's own clock.
     pub(super) wall: UnixTime,
-    /// What was new; none to keep the hours of running alone.
+    /// What was new; empty to store only the hours of running.
     pub(super) documents: Vec<Document>,
 }
 
 impl State {
-    /// Of a gateway that knows nothing but the key it has pinned.
+    /// The state of a gateway that knows nothing but the key that it has pinned.
     #[must_use]
     pub fn new(authority: AuthorityKey) -> Self {
         Self {
@@ -83,13 +83,13 @@ impl State {
         }
     }
 
-    /// The key that was pinned: a state of another pin must be dropped.
+    /// The key that was pinned. A state with another pin must be discarded.
     #[must_use]
     pub fn root(&self) -> AuthorityKey {
         self.root
     }
 
-    /// The key that stands for the overlay by now.
+    /// The overlay's present authority key.
     #[must_use]
     pub fn authority(&self) -> AuthorityKey {
         self.authority

@@ -15,13 +15,13 @@ use super::{AuthorityKey, LeaseKey};
 use crate::coordination::limits::SUBNETS_LIMIT;
 use crate::coordination::{Name, SiteKey};
 
-/// Most tags of a site.
+/// The most tags of a site.
 pub const TAGS_LIMIT: usize = 32;
-/// Most sites in one list of revocations, 164 kB. Before it is full the authority signs all live statements
-/// anew and raises the floor.
+/// The most sites in one list of revocations, 164 kB. Before it is full, the authority signs all live statements again
+/// and raises the floor.
 pub const REVOCATIONS_LIMIT: usize = 4_096;
 
-/// The number of a signed document. Of two by the same key the one with the higher serial was signed later,
+/// The number of a signed document. Of two documents by the same key, the one with the higher serial was signed later,
 /// whatever they are about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -73,8 +73,7 @@ impl From<Tags> for Vec<Name> {
     }
 }
 
-/// Subnets that a site may offer: at most [`SUBNETS_LIMIT`], without host bits, and none whose addresses
-/// cannot be behind a site.
+/// Subnets that a site may offer: at most [`SUBNETS_LIMIT`], without host bits, and only such as can be behind a site.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<IpNet>", into = "Vec<IpNet>")]
 pub struct Subnets(BTreeSet<IpNet>);
@@ -85,13 +84,13 @@ pub enum SubnetsError {
     /// There are too many.
     #[error("a site has at most {SUBNETS_LIMIT} subnets")]
     TooMany,
-    /// An address stands for a subnet.
+    /// It is an address within a subnet.
     #[error("{0} is an address within a subnet: write {net}", net = .0.trunc())]
     HostBits(IpNet),
     /// Its addresses cannot be behind a site.
     #[error("{0} cannot be at a site: its addresses {1}")]
     Unroutable(IpNet, &'static str),
-    /// It lies where virtual addresses are.
+    /// It lies in the range of virtual addresses.
     #[error("{0} cannot be at a site: it lies inside {1}, where sites have their virtual addresses")]
     Overlay(IpNet, IpNet),
 }
@@ -113,7 +112,7 @@ impl Subnets {
         Ok(Self(set))
     }
 
-    /// What is wrong with one subnet, whoever grants it.
+    /// Checks one subnet, whoever grants it.
     pub(super) fn check(subnet: &IpNet) -> Result<(), SubnetsError> {
         if has_host_bits(subnet) {
             return Err(SubnetsError::HostBits(*subnet));
@@ -121,7 +120,8 @@ impl Subnets {
         if let Some(reason) = unroutable(subnet) {
             return Err(SubnetsError::Unroutable(*subnet, reason));
         }
-        // What covers them is a default route or the like, of which they are the longer prefixes.
+        // A prefix that contains the range is a default route or the like, in which the virtual addresses are longer
+        // prefixes.
         match overlay_around(subnet) {
             Some(overlay) => Err(SubnetsError::Overlay(*subnet, overlay)),
             None => Ok(()),
@@ -160,7 +160,7 @@ impl From<Subnets> for Vec<IpNet> {
     }
 }
 
-/// What the authority is asked to say of a site. `site approve --offline` reads it from a file.
+/// What the authority is asked to state about a site. `site approve --offline` reads it from a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct SiteGrant {
@@ -168,22 +168,22 @@ pub struct SiteGrant {
     pub public_key: SiteKey,
     /// Its name.
     pub name: Name,
-    /// Its address within the overlay.
+    /// Its address in the overlay.
     pub virtual_address: Ipv4Addr,
     /// Its tags.
     #[serde(default)]
     pub tags: Tags,
-    /// What it may offer: these subnets and what lies inside them.
+    /// What it may offer: these subnets, and anything inside them.
     #[serde(default)]
     pub subnets: Subnets,
-    /// When it is a site.
+    /// The period for which it is a site.
     #[serde(default)]
     pub validity: Validity,
 }
 
 impl SiteGrant {
-    /// Whether a gateway that still believes `before` believes anything that this does not say. By name and tags its
-    /// firewall selects whom it lets in.
+    /// Whether a gateway that still believes `before` believes anything that this does not say. Its firewall selects by
+    /// name and tags whom it lets in.
     pub(super) fn takes_from(&self, before: &Self) -> bool {
         self.virtual_address != before.virtual_address
             || (&self.name, &self.tags) != (&before.name, &before.tags)
@@ -192,7 +192,7 @@ impl SiteGrant {
     }
 }
 
-/// That a key is a site of the overlay.
+/// States that a key is a site of the overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteStatement {
     /// The number of this document.

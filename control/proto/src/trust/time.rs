@@ -98,7 +98,7 @@ impl From<Validity> for Bounds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "u32", into = "u32")]
 pub enum LeaseLength {
-    /// So many seconds, not 0.
+    /// A number of seconds, not 0.
     Seconds(std::num::NonZeroU32),
     /// For good. It is longer than any other.
     Never,

@@ -8,6 +8,7 @@
 //! a coordinator that lies about the date.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -101,7 +102,7 @@ pub enum PeerReason {
     #[error("the overlay's authority has signed that it is something else")]
     OtherKind,
     /// A list of revocations is missing.
-    #[error("the coordinator keeps back revocations: list {needed} is needed, the latest here is {known}")]
+    #[error("the coordinator withholds revocations: list {needed} is needed, the latest here is {known}")]
     Revocations {
         /// What the statement refers to.
         needed: Serial,
@@ -109,7 +110,7 @@ pub enum PeerReason {
         known: Serial,
     },
     /// It is not a site yet.
-    #[error("it does not belong to the overlay yet")]
+    #[error("its time in the overlay has not begun")]
     NotYet,
     /// It is not a site any more.
     #[error("its time in the overlay is over")]
@@ -193,8 +194,8 @@ impl Verifier {
         let mut refused = BTreeMap::new();
         // Called by their places here meanwhile, in the order of the keys: a map may have thousands of sites, and this
         // is done for each change of it.
-        let mut admitted: Vec<(SiteKey, AdmittedPeer)> = Vec::new();
-        let (mut stated, mut announced) = (Vec::new(), Vec::new());
+        let mut admitted: Vec<(SiteKey, AdmittedPeer, &SiteGrant)> = Vec::new();
+        let mut others = Vec::new();
         let own = self.site(now, self.state.subjects.get(&self.own)).map_err(|_| PeerReason::Own);
         let mut subjects = self.state.subjects.iter().peekable();
         for (key, peer) in peers {
@@ -207,30 +208,43 @@ impl Verifier {
             match verdict {
                 Ok((grant, lease)) => {
                     let place = admitted.len();
-                    let own_address = IpNet::from(std::net::IpAddr::from(grant.virtual_address));
-                    let address = IpNet::from(std::net::IpAddr::from(peer.virtual_address));
-                    stated.extend(grant.subnets.iter().chain([&own_address]).map(|subnet| (*subnet, place)));
-                    announced.extend(peer.subnets.iter().chain([&address]).map(|prefix| (*prefix, place)));
+                    let announced =
+                        peer.subnets.iter().copied().chain([IpNet::from(IpAddr::from(peer.virtual_address))]);
+                    // Exactly what is stated of a site is its own, since nothing longer lies around it: so of most maps
+                    // nothing has to be sorted.
+                    let (prefixes, doubtful): (Vec<_>, Vec<_>) =
+                        announced.partition(|prefix| stated_of(grant).any(|stated| stated == *prefix));
+                    others.extend(doubtful.into_iter().map(|prefix| (prefix, place)));
                     let (name, until) = (grant.name.clone(), grant.validity.until());
                     let tags = grant.tags.iter().cloned().collect();
-                    admitted.push((*key, AdmittedPeer { name, tags, prefixes: Vec::new(), until, lease }));
+                    admitted.push((*key, AdmittedPeer { name, tags, prefixes, until, lease }, grant));
                 }
                 Err(reason) => drop(refused.insert(*key, reason)),
             }
         }
         let mut prefixes = Vec::new();
-        for (prefix, place, owner) in attribute(stated, announced) {
-            let reason = match owner {
-                Owner::Itself => {
-                    admitted[place].1.prefixes.push(prefix);
-                    continue;
-                }
-                Owner::NotStated => OwnershipReason::NotStated,
-                Owner::Another(subnet, another) => OwnershipReason::Owned(subnet, admitted[another].0),
-            };
-            prefixes.push((admitted[place].0, prefix, reason));
+        if !others.is_empty() {
+            let stated = admitted
+                .iter()
+                .enumerate()
+                .flat_map(|(place, (_, _, grant))| stated_of(grant).map(move |prefix| (prefix, place)));
+            for (prefix, place, owner) in attribute(stated.collect(), others) {
+                let reason = match owner {
+                    Owner::Itself => {
+                        admitted[place].1.prefixes.push(prefix);
+                        continue;
+                    }
+                    Owner::NotStated => OwnershipReason::NotStated,
+                    Owner::Another(subnet, another) => OwnershipReason::Owned(subnet, admitted[another].0),
+                };
+                prefixes.push((admitted[place].0, prefix, reason));
+            }
         }
-        Admission { peers: admitted.into_iter().collect(), refused, prefixes }
+        for (_, peer, _) in &mut admitted {
+            peer.prefixes.sort_unstable();
+            peer.prefixes.dedup();
+        }
+        Admission { peers: admitted.into_iter().map(|(key, peer, _)| (key, peer)).collect(), refused, prefixes }
     }
 
     /// Whether a key is that of a relay of the overlay. Relays carry nothing in the clear and need no lease.
@@ -445,6 +459,11 @@ impl Verifier {
         self.rest = Duration::from_nanos(running.subsec_nanos().into());
         self.counted = self.counted.max(now);
     }
+}
+
+/// What may be behind a site: its subnets, and its virtual address.
+fn stated_of(grant: &SiteGrant) -> impl Iterator<Item = IpNet> + '_ {
+    grant.subnets.iter().copied().chain([IpNet::from(IpAddr::from(grant.virtual_address))])
 }
 
 /// What must be known before the rest comes first.

@@ -1,4 +1,4 @@
-//! Against Cloudflare's implementation: the strongest evidence that the handshake is WireGuard's.
+//! Against Cloudflare's implementation, as independent evidence that the handshake is WireGuard's.
 
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
@@ -22,7 +22,7 @@ struct Interop {
     opened: Vec<Vec<u8>>,
 }
 
-/// An IPv4 packet of 32 bytes, as boringtun looks into the packets it opens.
+/// An IPv4 packet of 32 bytes, since boringtun looks into the packets that it opens.
 fn packet() -> Vec<u8> {
     let mut packet = vec![0; 32];
     packet[0] = 0x45;
@@ -49,7 +49,7 @@ impl Interop {
         Self { gateway, peer, theirs, address, now, session: None, promoted: false, sent: 0, opened: vec![] }
     }
 
-    /// Takes what our gateway says and hands it to the other, until both are silent.
+    /// Passes what our gateway sends to the other, until both are silent.
     fn drain(&mut self) {
         loop {
             if let Some(event) = self.gateway.poll_event() {
@@ -159,7 +159,7 @@ fn they_initiate() {
 #[test]
 fn they_ask_for_a_cookie_and_get_a_mac2() {
     let mut interop = Interop::new(None);
-    // boringtun answers ten handshakes a second and then wants cookies.
+    // boringtun answers ten handshakes per second and then demands cookies.
     let mut now = interop.now;
     let mut proven = false;
     for _ in 0..40 {
@@ -171,7 +171,7 @@ fn they_ask_for_a_cookie_and_get_a_mac2() {
             let mut buffer = [0; 2048];
             let from = Some(interop.address.ip());
             let answer = interop.theirs.decapsulate(from, &transmit.contents, &mut buffer);
-            // Their responses are lost, their cookies are not.
+            // Its responses are lost, its cookies are not.
             match answer {
                 TunnResult::WriteToNetwork(bytes) if bytes[0] == 3 => {
                     interop.gateway.handle_datagram(now, interop.address, bytes).unwrap();

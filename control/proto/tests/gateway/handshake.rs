@@ -41,7 +41,7 @@ fn preshared_keys_must_match() {
     world.run(seconds(1));
     assert_eq!(world.sites[1].received.len(), 1);
 
-    // Sessions live on; the next handshake fails, in silence.
+    // Existing sessions go on; the next handshake fails without an answer.
     world.sites[1].gateway.set_preshared_key(a, Some(Key::from([8; 32])));
     world.send(0, b, b"two");
     world.run(seconds(1));
@@ -105,7 +105,7 @@ fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
     world.run(seconds(1));
     let peer = world.restart(1, 0);
     let calls = |world: &World| world.sent_by(1, 1).len();
-    // The first call is lost, and its repetition; another follows a second later at the earliest.
+    // The first call and its retry are lost; another one follows a second later at the earliest.
     world.block.insert(1);
     for _ in 0..20 {
         world.sites[1].gateway.handle_unknown_session(world.now, peer);
@@ -121,7 +121,7 @@ fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
     world.run(millis(50));
     assert_eq!(world.sites[1].received, [b"hello".to_vec(), b"by the new session".to_vec()]);
 
-    // With a session, or without an endpoint, nobody is called.
+    // With a session, or without an endpoint, no call is made.
     for _ in 0..5 {
         world.sites[1].gateway.handle_unknown_session(world.now, peer);
         world.sites[0].gateway.handle_unknown_session(world.now, b);
@@ -197,7 +197,7 @@ fn a_new_path_does_not_wait_for_the_old_ones_timeout() {
     world.run(millis(250));
     assert_eq!(world.sites[0].established(), 1);
 
-    // Nothing is under way: only a renewal begins anything.
+    // Nothing is under way: only a renewal begins a handshake.
     let (initiations, now) = (world.sent_by(0, 1).len(), world.now);
     world.sites[0].gateway.handle_path(now, b, false);
     world.run(seconds(1));
@@ -214,7 +214,7 @@ fn a_new_path_does_not_wait_for_the_old_ones_timeout() {
 
 #[test]
 fn a_renewal_on_a_new_path_takes_no_answer_from_the_old_one() {
-    // The second initiation comes 5 ms after the first, which the peer takes for a repetition, or 40 ms after it.
+    // The second initiation comes 5 ms after the first, so that the peer takes it for a repetition, or 40 ms after it.
     for between in [5, 40] {
         let (mut world, _, b) = World::pair(1);
         world.faults.delay = millis(60)..millis(61);
@@ -308,7 +308,7 @@ fn a_gateway_can_move_to_another_thread() {
     sendable::<Gateway>();
 }
 
-/// Two sites with these suites, and what each accepts of the other.
+/// Two sites with these suites, and what each accepts from the other.
 fn suites(ours: (Suite, bool), theirs: (Suite, bool)) -> (World, PeerId, PeerId) {
     let config = |(suite, any_suite)| PeerConfig { suite, any_suite, ..PeerConfig::default() };
     let mut world = World::new(1, Timings::default(), 2);
@@ -348,12 +348,12 @@ fn sites_that_disagree_about_the_suite_never_complete_a_handshake() {
             assert!(refused > 10, "each side knows why: {refused}");
         }
 
-        // An initiation that was refused is not refused once more for somebody who repeats it.
+        // A refused initiation is not refused a second time when somebody replays it.
         let repeated = world.sent_by(0, 1).last().unwrap().bytes.clone();
         let from = world.sites[0].address;
         assert_eq!(world.inject(1, from, &repeated), Err(Reject::Replay));
 
-        // Agreement comes with the next initiation.
+        // They agree at the next initiation.
         world.sites[1].gateway.set_suite(a, suite, false);
         world.send(0, b, b"hello");
         world.run(seconds(10));

@@ -1,4 +1,4 @@
-//! Bad input: forged, mutated, replayed, low-order. Silence, no panic, and nothing lost.
+//! Bad input: forged, mutated, replayed, low-order. No answer, no panic, and nothing lost.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ fn a_forged_or_replayed_response_leaves_the_handshake_pending() {
     assert_eq!(world.sites[1].received, [b"hello"]);
 }
 
-/// MAC1 as anybody can make it who knows the receiver's public key.
+/// MAC1 as anyone can make it who knows the receiver's public key.
 fn resign(bytes: &mut [u8], receiver: &[u8; 32]) {
     use blake2::digest::consts::U16;
     use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -60,7 +60,7 @@ fn low_order_keys_meet_silence() {
     world.run(seconds(30));
     assert!(world.wire.is_empty());
 
-    // An initiation with a low-order ephemeral key, its MAC1 right.
+    // An initiation with a low-order ephemeral key and a valid MAC1.
     let mut initiation = [0; 148];
     initiation[0] = 1;
     let receiver = *world.sites[1].gateway.public_key();
@@ -133,7 +133,7 @@ fn mutated_messages_with_a_right_mac1_never_panic_and_never_pass() {
     let (here, there) = (world.sites[0].address, world.sites[1].address);
     let keys = [0, 1].map(|site: usize| world.sites[site].gateway.public_key().to_bytes());
     let mut rng = StdRng::seed_from_u64(7);
-    // Below the rate that puts the gateway under load, which would be a reason of its own.
+    // Below the rate that puts the gateway under load, which would be a reason of its own to drop.
     for _ in 0..500 {
         let mut mutated = initiation.clone();
         let at = rng.random_range(8..116);

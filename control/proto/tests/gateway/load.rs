@@ -8,7 +8,7 @@ use penstock_proto::{Gateway, PeerConfig, PublicKey, Reject};
 
 use crate::network::*;
 
-/// Somebody who knows the gateway's public key and sends initiations from wherever he likes.
+/// Somebody who knows the gateway's public key and sends initiations from arbitrary addresses.
 struct Flood {
     gateway: Gateway,
     peer: penstock_proto::PeerId,
@@ -23,7 +23,7 @@ impl Flood {
         Self { gateway, peer }
     }
 
-    /// A valid initiation of a peer that the victim doesn't know.
+    /// A valid initiation from a peer that the victim does not know.
     fn initiation(&mut self, now: Instant) -> Vec<u8> {
         self.gateway.handle_wanted(now, self.peer);
         self.gateway.poll_transmit().unwrap().contents.to_vec()
@@ -61,7 +61,7 @@ fn an_honest_peer_connects_during_a_flood() {
     assert_eq!(world.sent_by(0, INITIATION).len(), 2, "a cookie alone triggers nothing");
     assert_eq!(world.sites[1].received, [b"honest"]);
 
-    // The load goes with the flood.
+    // The load ends with the flood.
     world.run(seconds(3));
     assert_eq!(world.inject(1, source(0), &initiation), Err(Reject::UnknownPeer));
 }

@@ -1,4 +1,4 @@
-//! Whole gateways, joined by a simulated network under a virtual clock, and against boringtun.
+//! Whole gateways, connected by a simulated network on a virtual clock, and against boringtun.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,11 +1,11 @@
-//! Sites on a simulated network under a virtual clock.
+//! Sites on a simulated network with a virtual clock.
 //!
 //! ```text
 //!   send() ─► Plane (really seals and opens) ─► World (delay, loss, duplication) ─► Plane ─► received
 //!               ▲ events          │ notes               ▲
 //!               └──── Gateway ◄───┘ ────────────────────┘ handshakes
 //! ```
-//! Everything follows from the seed: a failing run is repeated by its number.
+//! Everything follows from the seed: a failing run is repeated by its seed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -54,9 +54,9 @@ pub struct World {
     pub now: Instant,
     pub sites: Vec<Site>,
     pub faults: Faults,
-    /// How often traffic is reported; `None` is at once.
+    /// How often traffic is reported; `None` means at once.
     pub sampling: Option<Duration>,
-    /// Every datagram that was sent, also those that the network lost.
+    /// Every datagram that was sent, including those that the network lost.
     pub wire: Vec<Datagram>,
     /// Datagrams of these types are lost.
     pub block: HashSet<u8>,
@@ -301,7 +301,7 @@ impl World {
         }
     }
 
-    /// Takes what the gateway has to say.
+    /// Takes what the gateway has to send and tell.
     pub fn drain(&mut self, site: usize) {
         loop {
             let gateway = &mut self.sites[site].gateway;
@@ -369,7 +369,7 @@ impl World {
     }
 }
 
-/// A gateway of its own, without a world.
+/// A gateway on its own, without a world.
 pub fn lone_gateway(seed: u64, now: Instant) -> Gateway {
     let mut rng = StdRng::seed_from_u64(seed);
     let key = generate_private_key(&mut rng);

@@ -1,4 +1,4 @@
-//! One site: a gateway, the state of a small data plane, and a diary.
+//! One site: a gateway, the state of a small data plane, and a log of what happened.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub enum Happened {
     Rejected(Reject),
 }
 
-/// What the smallest data plane knows.
+/// The state of a minimal data plane.
 #[derive(Default)]
 pub struct Plane {
     pub sessions: HashMap<u32, Session>,

@@ -1,4 +1,4 @@
-//! The timers of the WireGuard paper, section 6, each by the clock.
+//! The timers of the WireGuard paper, section 6, each checked against the clock.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use penstock_proto::{PeerConfig, PeerId, Role, Suite, Timings, Traffic, Used};
 
 use crate::network::*;
 
-/// One packet a second from site 0 to site 1.
+/// One packet per second from site 0 to site 1.
 fn chatter(world: &mut World, peer: PeerId, until: Duration) {
     while world.elapsed() < until {
         world.send(0, peer, b"tick");
@@ -90,7 +90,7 @@ fn a_handshake_is_given_up_after_90_seconds_under_traffic_too() {
     for pair in gave_up.windows(2) {
         assert!((seconds(90)..seconds(96)).contains(&(pair[1] - pair[0])), "{gave_up:?}");
     }
-    // The next packet begins another, and no initiation leaves sooner for it.
+    // The next packet begins another handshake, and no initiation leaves any sooner because of it.
     for pair in initiations(&world, 0).windows(2) {
         assert!((millis(5000)..=millis(5433)).contains(&(pair[1] - pair[0])));
     }
@@ -126,7 +126,7 @@ fn a_lost_rekey_on_a_path_that_works_is_no_silence() {
     };
     let (sent, silent) = both_ways(seconds(175));
     assert!(sent > 8 && silent.is_empty(), "{sent} initiations, silent at {silent:?}");
-    // The session ends at 180 s, and with it what is heard.
+    // The session ends at 180 s, and after that nothing is received.
     let (_, silent) = both_ways(seconds(220));
     assert!((seconds(195)..seconds(202)).contains(&silent[0]), "{silent:?}");
 }
@@ -161,7 +161,7 @@ fn data_received_is_answered_within_10_seconds() {
     let keepalives = world.sites[1].times(|h| *h == Happened::Keepalive);
     assert_eq!(keepalives.len(), 1);
     assert!((seconds(10)..seconds(11)).contains(&keepalives[0]), "{keepalives:?}");
-    // The initiator's only one confirms the session; an answer to a keepalive there is not.
+    // The initiator's only keepalive confirms the session; a keepalive is not answered.
     assert_eq!(world.sites[0].count(|h| *h == Happened::Keepalive), 1);
 }
 

@@ -1,4 +1,4 @@
-//! Guessing ports, where one NAT maps endpoint-dependently and the other filters by port.
+//! Guessing ports, where one NAT has endpoint-dependent mapping and the other filters by port.
 
 use penstock_proto::path::{Path, PathConfig, SocketId};
 use rand::SeedableRng;
@@ -40,7 +40,7 @@ fn most_pairs_win_a_direct_path() {
             assert!(world.gateways[0].opened_sockets <= 256);
         }
     }
-    // 98.3 % by reckoning, a little less with lost probes.
+    // In theory 98.3 %, a little less with lost probes.
     assert!(won * 100 >= all * 90, "{won} of {all}");
     println!("{won} of {all}");
 }
@@ -49,7 +49,7 @@ fn most_pairs_win_a_direct_path() {
 fn the_number_and_pace_of_guesses_are_bounded() {
     let mut world = World::new(3, &[Kind::Symmetric, Kind::PortRestricted], PathConfig::default());
     world.run(seconds(4));
-    // All guesses miss: the hard side's NAT lets nobody in.
+    // All guesses miss, because the hard side's NAT lets nobody in.
     let easy = world.nats[1].ip;
     let hard = world.nats[0].ip;
     world.wire = Some(vec![]);
@@ -79,7 +79,7 @@ fn the_switch_turns_it_off_on_either_side() {
     }
 }
 
-/// A member can say at any time that its addresses are others.
+/// A member can claim at any time that its addresses have changed.
 #[test]
 fn guessing_is_once_in_ten_minutes_whatever_changes() {
     let mut world = World::new(5, &[Kind::Symmetric, Kind::PortRestricted], PathConfig::default());
@@ -96,7 +96,7 @@ fn guessing_is_once_in_ten_minutes_whatever_changes() {
         assert!(attempts <= 1 + minute / 10, "{attempts} attempts in {minute} minutes");
     }
     assert!(world.gateways[0].opened_sockets >= 256, "it was tried");
-    // Each guess goes to another port.
+    // Each guess goes to a different port.
     let wire = world.wire.take().unwrap();
     let sent = wire.iter().filter(|sent| sent.from.ip() == easy && sent.to.ip() != RELAY.ip());
     let guessed: std::collections::BTreeSet<_> = sent.map(|sent| sent.to).collect();

@@ -1,4 +1,4 @@
-//! What happens to a path: the upgrade, its death, a NAT that forgets, an address that changes.
+//! What happens to a path: upgrade, death, a NAT that forgets, an address that changes.
 
 use penstock_proto::path::{Path, Reason};
 use rand::SeedableRng;
@@ -8,7 +8,7 @@ use crate::simulator::nat::{Kind, direct_works};
 use crate::simulator::{Faults, RELAY, World, millis, seconds};
 use crate::{plain, seeds};
 
-/// Pairs that get a direct path in every way there is.
+/// Pairs that get a direct path, in every way there is.
 const DIRECT: [(Kind, Kind); 7] = [
     (Kind::None, Kind::Symmetric),
     (Kind::FullCone, Kind::FullCone),
@@ -30,7 +30,7 @@ fn settled(seed: u64, a: Kind, b: Kind) -> World {
 fn lost(world: &World, from: usize, to: usize) -> Vec<u64> {
     let received = &world.gateways[to].received[&from];
     let first = *received.first().unwrap();
-    // Those still under way are not lost.
+    // Those still in flight are not lost.
     (first..world.gateways[from].sent[&to] - 10).filter(|number| !received.contains(number)).collect()
 }
 
@@ -75,7 +75,7 @@ fn a_cut_direct_path_falls_back_within_five_seconds_and_comes_back() {
 #[test]
 fn a_cut_in_one_direction_is_noticed_by_whom_it_concerns() {
     let mut world = settled(1, Kind::None, Kind::None);
-    // What site 0 sends does not arrive; what it gets is fine.
+    // What site 0 sends does not arrive; what it receives is fine.
     let far = world.nats[1].ip;
     let (zero, one) = (&world.gateways[0], &world.gateways[1]);
     assert!(zero.is_direct(1) && one.is_direct(0));
@@ -96,7 +96,7 @@ fn an_idle_path_is_held_with_few_probes() {
     let ends: Vec<_> = world.nats.iter().map(|nat| nat.ip).collect();
     let wire = world.wire.take().unwrap();
     let probes = wire.iter().filter(|seen| ends.contains(&seen.from.ip()) && ends.contains(&seen.to.ip())).count();
-    // Two sites, a ping and a pong each 25 s.
+    // Two sites, with a ping and a pong each every 25 s.
     assert!((90..=100).contains(&probes), "{probes} probes in ten minutes");
 }
 
@@ -160,7 +160,7 @@ fn a_relay_that_dies_leaves_the_other_way_and_comes_back() {
     world.relay.down = false;
     world.run(seconds(40));
     assert!(world.gateways[0].is_relayed(1) && world.gateways[1].is_relayed(0));
-    // UDP to the relay is cut on one side: TLS goes on.
+    // UDP to the relay is cut on one side: TLS takes over.
     let relay = RELAY.ip();
     world.nats[0].cut.push(relay);
     world.run(seconds(70));
@@ -180,7 +180,7 @@ fn ipv6_is_taken_when_it_is_as_quick() {
             assert!(matches!(path, Path::Direct { address, .. } if address.is_ipv6()), "{kind:?}: {path:?}");
         }
     }
-    // And where IPv4 has no way at all, it is the way.
+    // And where IPv4 finds no path at all, IPv6 does.
     let mut world = World::new(6, &[Kind::Symmetric, Kind::Symmetric], plain());
     world.add_ipv6(Kind::Firewall);
     world.run(seconds(10));

@@ -1,4 +1,4 @@
-//! Somebody who sees every datagram and sends what he likes from any address, but has no key.
+//! Somebody who sees every datagram and can send anything from any address, but has no key.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::simulator::nat::Kind;
 use crate::simulator::{Datagram, World, millis, seconds};
 use crate::{plain, seeds};
 
-/// What is injected: copies from other addresses, copies with a bit turned, and bytes made up.
+/// What is injected: copies from other addresses, copies with a flipped bit, and made-up bytes.
 fn forge(seen: &[Datagram], world: &mut World, rng: &mut StdRng) {
     let random =
         |rng: &mut StdRng| SocketAddr::from(([192, 0, 2, rng.random_range(1..255)], rng.random_range(1..=u16::MAX)));
@@ -33,8 +33,8 @@ fn forge(seen: &[Datagram], world: &mut World, rng: &mut StdRng) {
             2 if bytes[0] == FIRST_BYTE && bytes.len() == PROBE_LENGTH => rng.fill(&mut bytes[20..]),
             _ => {}
         }
-        // Data is the data plane's to judge. And who carries on what a NAT has dropped makes a path: as long as
-        // he does, it is one.
+        // Data is judged by the data plane. And somebody who carries on what a NAT has dropped makes a real path, as
+        // long as he does so.
         if bytes[0] == 4 || (from == original.from && bytes == original.bytes) {
             continue;
         }

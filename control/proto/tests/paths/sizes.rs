@@ -1,4 +1,4 @@
-//! How large datagrams may be: whole path agents over ways that drop what is too large.
+//! How large datagrams may be: whole path agents over links that drop what is too large.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const PAIRS: [(Kind, Kind); 4] = [
     (Kind::Symmetric, Kind::AddressRestricted),
 ];
 
-/// Two gateways, each with a way of another size to the other, silent or not.
+/// Two gateways, each with a path of a different size to the other, which may drop silently.
 fn world(seed: u64, rng: &mut StdRng) -> World {
     let (a, b) = PAIRS[seed as usize % PAIRS.len()];
     let mut world = World::new(seed, &[a, b], plain());
@@ -47,7 +47,7 @@ fn is_found(world: &World, from: usize, to: usize) -> bool {
     found.source == MtuSource::Probed && found.outer <= most && most - found.outer < 16
 }
 
-/// The longest time without full-size data at a gateway since then.
+/// The longest time since then without full-size data at a gateway.
 fn gap(world: &World, site: usize, peer: usize, since: std::time::Instant) -> Duration {
     let arrivals = world.gateways[site].arrivals[&peer].iter().copied().filter(|at| *at >= since);
     let all: Vec<_> = std::iter::once(since).chain(arrivals).chain([world.now]).collect();
@@ -85,7 +85,7 @@ fn loss_delays_and_misleads_little() {
             let direct = |at: &Duration| *at > seconds(15);
             let told = world.gateways[from].mtu_diary.iter().filter(|(at, ..)| direct(at));
             for (at, _, told) in told.filter(|(_, _, told)| told.source == MtuSource::Probed) {
-                // A direct path that 10 % loss has killed for a while leaves the relay, which fragments.
+                // A direct path that 10 % loss has killed for a while gives way to the relay, which fragments.
                 let relayed = world.gateways[from].diary.iter().any(|(_, _, _, why)| *why == Reason::DirectDied);
                 assert!(told.outer <= most || relayed, "seed {seed}, {at:?}: {told:?} of {most}");
             }
@@ -105,7 +105,7 @@ fn a_path_that_shrinks_under_traffic_goes_on_within_two_seconds() {
         world.full_size = true;
         world.send_data(millis(20));
         world.run(millis(15_000 + seed * 7 % 1000));
-        // The one way only, sometimes below what every path should carry.
+        // Only in this direction, and sometimes below what every path should carry.
         let (less, tells) = (rng.random_range(1000..1490), rng.random_bool(0.3));
         world.set_pipe(0, 1, less, tells);
         let since = world.now;
@@ -240,7 +240,7 @@ fn with_an_older_peer_the_link_and_routers_say_the_size() {
     let ours = wire.iter().filter(|seen| seen.bytes[0] == FIRST_BYTE);
     assert!(ours.clone().all(|seen| seen.bytes.len() == 92 || seen.bytes.len() == 12), "and is sent no large ones");
     assert!(ours.filter(|seen| seen.bytes[1] == 6).count() < 60);
-    // ICMP that quotes data of ours counts.
+    // ICMP that quotes our own data counts.
     world.set_pipe(0, 1, 1400, true);
     world.run(seconds(1));
     assert_eq!((mtu(&world, 0, 1).outer, mtu(&world, 0, 1).source), (1400, MtuSource::Icmp));
@@ -273,7 +273,7 @@ fn who_forges_icmp_and_answers_gains_probes_and_nothing_else() {
             let now = world.now;
             world.gateways[0].agent.handle_too_big(now, &icmp, |_, _| true);
             world.drain(0);
-            // Copies of what has been seen, from where it came, and with a bit turned.
+            // Copies of what has been seen, from their real source, and with a flipped bit.
             let seen = world.wire.as_ref().unwrap();
             let mut copy = seen[rng.random_range(seen.len().saturating_sub(50)..seen.len())].clone();
             let fake: SocketAddr = if rng.random_bool(0.5) { copy.from } else { to };

@@ -1,4 +1,4 @@
-//! Gateways behind NATs under a virtual clock.
+//! Gateways behind NATs on a virtual clock.
 //!
 //! ```text
 //!   Shell ─ Nat ─┐                         ┌─ Nat ─ Shell
@@ -6,8 +6,8 @@
 //!    STUN)       ├─ Relay (UDP) ───────────┤        coordination: a reliable channel with a delay
 //!                └─ STUN server, 2 × 2 ────┘        TLS to the relay: the same
 //! ```
-//! Everything follows from the seed: a failing run is repeated by its number. A datagram with a time to
-//! live of 2 passes the sender's own NAT and dies behind it.
+//! Everything follows from the seed: a failing run is repeated by its seed. A datagram with a time to live of 2 passes
+//! the sender's own NAT and expires behind it.
 
 pub mod nat;
 pub mod pipes;
@@ -69,7 +69,7 @@ impl Faults {
 pub struct Datagram {
     pub from: SocketAddr,
     pub to: SocketAddr,
-    /// No router may cut it.
+    /// No router may fragment it.
     pub dont_fragment: bool,
     pub bytes: Vec<u8>,
 }
@@ -79,7 +79,7 @@ enum Happening {
     Arrive(Datagram),
     /// Over TLS, to the relay.
     TlsUp(usize, Vec<u8>),
-    /// And from it.
+    /// And back from it.
     TlsDown(usize, Vec<u8>),
     Signal {
         from: usize,
@@ -89,13 +89,13 @@ enum Happening {
         nat: NatType,
     },
     Bind(usize),
-    /// ICMP to the gateway that has sent this datagram.
+    /// ICMP to the gateway that sent this datagram.
     TooBig {
         sender: usize,
         datagram: Datagram,
         mtu: u16,
     },
-    /// A packet of data, and the next one.
+    /// A data packet, and when the next one follows.
     Data {
         from: usize,
         to: usize,
@@ -110,11 +110,11 @@ pub struct World {
     pub relay: servers::Relay,
     pub faults: Faults,
     pub rng: StdRng,
-    /// Every datagram that came to the wire, when it is being listened to.
+    /// Every datagram that was seen on the wire, if somebody listens.
     pub wire: Option<Vec<Datagram>>,
-    /// Between two packets of data.
+    /// The time between two data packets.
     pub pace: Option<Duration>,
-    /// Packets of data are as large as they may be.
+    /// Whether data packets are as large as they may be.
     pub full_size: bool,
     pub pipes: Pipes,
     pub signal_delay: Range<Duration>,
@@ -123,7 +123,7 @@ pub struct World {
 }
 
 impl World {
-    /// Gateways behind these NATs that start within half a second and are peers of each other.
+    /// Gateways behind these NATs, which start within half a second and are each other's peers.
     pub fn new(seed: u64, kinds: &[Kind], config: PathConfig) -> Self {
         let start = Instant::now();
         let mut world = Self {
@@ -198,7 +198,7 @@ impl World {
         });
     }
 
-    /// Gives every gateway an IPv6 address too, behind such a firewall.
+    /// Gives every gateway an IPv6 address too, behind this kind of firewall.
     pub fn add_ipv6(&mut self, kind: Kind) {
         for number in 0..self.gateways.len() {
             let host: IpAddr = format!("2001:db8:{}::2", number + 1).parse().unwrap();
@@ -213,7 +213,7 @@ impl World {
         self.now - self.start
     }
 
-    /// Begins to send data between all, each way.
+    /// Begins to send data between all gateways, in both directions.
     pub fn send_data(&mut self, pace: Duration) {
         self.pace = Some(pace);
         for from in 0..self.gateways.len() {
@@ -268,7 +268,7 @@ impl World {
         self.drain(number);
     }
 
-    /// Gives bytes to a gateway as if they had come from `from`, NAT or not.
+    /// Delivers bytes to a gateway as if they had come from `from`, whatever its NAT.
     pub fn inject(&mut self, number: usize, from: SocketAddr, bytes: &[u8]) {
         self.receive(number, SocketId::TUNNEL, from, bytes);
         self.drain(number);
@@ -321,7 +321,7 @@ impl World {
         }
         self.happen(Happening::Bind(number));
         self.drain(number);
-        // What the others have signalled before is in the map that the coordinator gives now.
+        // What the others have signalled before is in the map that the coordinator sends now.
         for other in 0..self.gateways.len() {
             if other != number && self.gateways[other].version > 0 {
                 self.signal(other);
@@ -478,7 +478,7 @@ impl World {
         }
     }
 
-    /// Does what the gateway says.
+    /// Carries out what the gateway asks for.
     pub fn drain(&mut self, number: usize) {
         while let Some(event) = self.gateways[number].agent.poll_event() {
             self.obey(number, event);
@@ -528,6 +528,7 @@ impl World {
                 shell.mtus.insert(peer, mtu);
                 shell.mtu_diary.push((elapsed, peer, mtu));
             }
+            PathEvent::Arrived { .. } => unreachable!("no trains are sent"),
             PathEvent::RefreshCandidates => {
                 self.gateways[number].stun.refresh(now);
                 self.bind(number);

@@ -1,5 +1,5 @@
-//! What stands between a site and the network: mapping × filtering × timeout × port preservation, and
-//! Linux's plain masquerade, which keeps the port unless an early packet from outside has taken the tuple.
+//! What is between a site and the network: mapping × filtering × timeout × port preservation, and Linux's plain
+//! masquerade, which preserves the port unless an early packet from outside has taken the tuple.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ pub enum Kind {
     AddressRestricted,
     PortRestricted,
     Symmetric,
-    /// The mapping depends on the address only.
+    /// The mapping depends only on the address.
     AddressDependent,
     Masquerade,
     UdpBlocked,
@@ -79,7 +79,7 @@ struct Entry {
 
 pub struct Nat {
     pub kind: Kind,
-    /// The address outside.
+    /// The external address.
     pub ip: IpAddr,
     pub timeout: Duration,
     pub preserves_port: bool,
@@ -95,14 +95,14 @@ const ONE_WAY: Duration = Duration::from_secs(30);
 impl Nat {
     pub fn new(kind: Kind, ip: IpAddr, rng: &mut StdRng) -> Self {
         let hairpins = kind.translates() && rng.random_bool(0.5);
-        // A cone that keeps no port is as common as one that does.
+        // A cone that does not preserve ports is as common as one that does.
         let preserves_port =
             kind == Kind::Masquerade || (kind.mapping() == EndpointIndependent && rng.random_bool(0.5));
         let timeout = Duration::from_secs(rng.random_range(30..180));
         Self { kind, ip, timeout, preserves_port, hairpins, cut: vec![], entries: vec![] }
     }
 
-    /// Forgets everything, as by a power cut.
+    /// Forgets everything, as after a power cut.
     pub fn reboot(&mut self) {
         self.entries.clear();
     }
@@ -151,7 +151,7 @@ impl Nat {
             return entry.outside;
         }
         let taken = |outside: SocketAddr| match self.kind {
-            // Only the same tuple is in the way.
+            // Only the same tuple gets in the way.
             Kind::Masquerade => self.entries.iter().any(|entry| entry.outside == outside && entry.remote == remote),
             _ => self.entries.iter().any(|entry| entry.outside == outside),
         };
@@ -165,7 +165,7 @@ impl Nat {
         outside
     }
 
-    /// Whom inside a datagram from `remote` to `outside` is for.
+    /// The inside address that a datagram from `remote` to `outside` is for.
     pub fn inbound(&mut self, now: Instant, remote: SocketAddr, outside: SocketAddr) -> Option<SocketAddr> {
         if self.kind == Kind::UdpBlocked || self.cut.contains(&remote.ip()) {
             return None;
@@ -189,7 +189,8 @@ impl Nat {
             return entry.inside;
         }
         if self.kind == Kind::Masquerade {
-            // For the NAT's own address, thus for itself: the tuple is taken while such packets come.
+            // The packet is for the NAT's own address and so for itself: the tuple is taken as long as such packets
+            // come.
             match self.entries.iter_mut().find(|entry| entry.outside == outside && entry.remote == remote) {
                 Some(entry) => entry.used = now,
                 None => self.entries.push(Entry { inside: None, outside, remote, used: now, replied: false }),

@@ -1,4 +1,4 @@
-//! How large packets a way between two addresses carries, and whether a router says so when one is too large.
+//! How large packets the path between two addresses carries, and whether a router reports those that are too large.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,16 +16,16 @@ use super::{Datagram, Happening, World};
 pub struct Pipe {
     /// The largest IP packet.
     pub mtu: u16,
-    /// ICMP comes back when one is larger; otherwise it just vanishes.
+    /// Whether ICMP comes back when one is larger; otherwise it just vanishes.
     pub tells: bool,
 }
 
-/// The ways by source and destination; what is not named carries everything.
+/// The pipes by source and destination; without one, everything gets through.
 #[derive(Default)]
 pub struct Pipes(pub BTreeMap<(IpAddr, IpAddr), Pipe>);
 
 impl Pipes {
-    /// The pipe in which a datagram is stuck. Routers fragment IPv4 that allows it.
+    /// The pipe in which a datagram gets stuck. Routers fragment IPv4 where that is allowed.
     pub fn stops(&self, datagram: &Datagram) -> Option<Pipe> {
         let pipe = self.0.get(&(datagram.from.ip(), datagram.to.ip()))?;
         let whole = datagram.dont_fragment || datagram.to.is_ipv6();
@@ -34,7 +34,7 @@ impl Pipes {
 }
 
 impl Datagram {
-    /// Of the IP packet.
+    /// The length of the IP packet.
     pub fn length(&self) -> u16 {
         self.bytes.len() as u16 + if self.to.is_ipv6() { 48 } else { 28 }
     }
@@ -62,7 +62,7 @@ impl World {
         self.drain(number);
     }
 
-    /// Tells the sender of a datagram that it is too large.
+    /// Tells the sender of a datagram that it was too large.
     pub(super) fn tell(&mut self, sender: usize, datagram: Datagram, pipe: Pipe) {
         let delay = self.rng.random_range(self.faults.delay.clone());
         self.at(delay, Happening::TooBig { sender, datagram, mtu: pipe.mtu });
@@ -70,7 +70,7 @@ impl World {
 
     pub(super) fn too_big(&mut self, sender: usize, datagram: &Datagram, mtu: u16) {
         let told = TooBig { to: datagram.to, mtu, length: datagram.length(), payload: &datagram.bytes };
-        // The simulator's data carries the receiver's name where the index stands.
+        // The simulator's data has the receiver's name in the place of the index.
         let is_receiver = |peer: &PublicKey, index: u32| SiteId::of(peer).0[..4] == index.to_le_bytes();
         self.gateways[sender].agent.handle_too_big(self.now, &told, is_receiver);
         self.drain(sender);

@@ -1,5 +1,5 @@
-//! The STUN server with two addresses and two ports (RFC 5780), and the relay, which forwards datagrams
-//! unchanged between the sites that are bound at it.
+//! The STUN server with two addresses and two ports (RFC 5780), and the relay, which forwards datagrams unchanged
+//! between the sites bound to it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,7 +11,7 @@ use penstock_proto::stun::message::{Message, decode, encode_success};
 pub const STUN: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2))];
 pub const STUN_PORTS: [u16; 2] = [3478, 3479];
 
-/// What the server that got `bytes` at `to` sends, and from where.
+/// What the server that received `bytes` at `to` sends, and from where.
 pub fn stun_answer(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Option<(SocketAddr, Vec<u8>)> {
     let Ok(Message::Request { transaction, change, .. }) = decode(bytes) else {
         return None;
@@ -41,14 +41,14 @@ pub enum Binding {
 #[derive(Default)]
 pub struct Relay {
     pub down: bool,
-    /// It drops sized pings and pongs, as versions before them did.
+    /// Whether it drops sized pings and pongs, as older versions did.
     pub is_old: bool,
     udp: BTreeMap<SiteId, (SocketAddr, Instant)>,
     tls: BTreeMap<SiteId, usize>,
     pub forwarded: usize,
 }
 
-/// A binding by UDP that is not refreshed ends.
+/// How long a UDP binding lasts without being refreshed.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 pub fn bind_message(site: SiteId) -> Vec<u8> {
@@ -65,7 +65,7 @@ pub fn is_sized(bytes: &[u8]) -> bool {
 }
 
 impl Relay {
-    /// Where a datagram is to be forwarded.
+    /// Where a datagram is forwarded to.
     pub fn handle(&mut self, now: Instant, from: Binding, bytes: &[u8]) -> Option<Binding> {
         if self.down || self.is_old && is_sized(bytes) {
             return None;

@@ -1,4 +1,4 @@
-//! A gateway as its shell would drive it: agent, STUN, sockets, and a diary.
+//! A gateway as its shell would drive it: agent, STUN, sockets, and a log of what happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -19,26 +19,26 @@ pub struct Shell {
     pub report: Option<NatReport>,
     /// The addresses of the interfaces; IPv4 first.
     pub hosts: Vec<IpAddr>,
-    /// For each of them the number of the NAT or firewall in front.
+    /// For each of them the number of the NAT or firewall in front of it.
     pub nats: Vec<usize>,
     pub sockets: BTreeMap<SocketId, u16>,
     pub next_socket: u32,
     pub started: bool,
-    /// The version of what was last signalled, and what was seen of each peer.
+    /// The version of what was last signalled, and the versions seen of each peer.
     pub version: u64,
     pub seen: BTreeMap<usize, u64>,
-    /// Whether the first answer of STUN, or its silence, is there: the candidates may be signalled.
+    /// Whether STUN has answered or been given up, so that the candidates may be signalled.
     pub ready: bool,
     pub paths: BTreeMap<usize, (Path, Reason)>,
     pub diary: Vec<(Duration, usize, Path, Reason)>,
-    /// It drops sized pings, as versions before them did.
+    /// Whether it drops sized pings, as older versions did.
     pub is_old: bool,
-    /// The interface's MTU, if the agent is told it.
+    /// The interface's MTU, if the agent is told.
     pub link: Option<u16>,
     pub mtus: BTreeMap<usize, PathMtu>,
     pub mtu_diary: Vec<(Duration, usize, PathMtu)>,
     pub sent: BTreeMap<usize, u64>,
-    /// Of each peer: the numbers that came, and when the last did.
+    /// For each peer, the numbers received, and when the last one was.
     pub received: BTreeMap<usize, BTreeSet<u64>>,
     pub arrivals: BTreeMap<usize, Vec<Instant>>,
     pub opened_sockets: usize,
@@ -80,7 +80,7 @@ impl Shell {
         matches!(self.path_to(peer), Path::Relay { .. })
     }
 
-    /// The longest time without a datagram of this peer, from the first one on.
+    /// The longest time without a datagram from this peer, from the first one on.
     pub fn longest_gap(&self, peer: usize) -> Duration {
         let arrivals = self.arrivals.get(&peer).map_or(&[][..], Vec::as_slice);
         arrivals.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()

@@ -1,11 +1,11 @@
-//! A coordinator that somebody has broken into: it has the lease key and every document that was ever
-//! signed, and not the authority's key. It shows gateways what it likes, in any order, and forges.
+//! A coordinator that somebody has broken into: it has the lease key and every document that was ever signed, but not
+//! the authority's key. It shows gateways whatever it likes, in any order, and forges.
 //!
-//! Beside it runs a history of what the authority really said. The oracle: let T be the latest event that
-//! took something away and that a gateway was shown, or that its own statement refers to. Whatever the
-//! gateway routes to a site, the authority allowed that site at some moment from T on. So nobody is added,
-//! nobody comes back, and no prefix moves; and nothing is at two sites. When the coordinator is honest again
-//! and has a new lease key, everybody has exactly what the authority says.
+//! Beside it runs a history of what the authority has really said. The oracle: let T be the latest event that took
+//! something away and that a gateway was shown, or that its own statement refers to. Whatever the gateway routes to a
+//! site, the authority allowed for that site at some moment from T on. So nobody is added, nobody comes back, no prefix
+//! moves, and nothing is at two sites. When the coordinator is honest again and has a new lease key, everyone has
+//! exactly what the authority says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -39,18 +39,18 @@ const SUBNETS: [&str; 9] = [
 /// What the authority allows at a moment.
 type Truth = BTreeMap<u8, Vec<IpNet>>;
 
-/// Everything that the authority ever said.
+/// Everything that the authority has ever said.
 struct History {
     overlay: Overlay,
     truths: Vec<Truth>,
-    /// At which events something was taken away.
+    /// The events at which something was taken away.
     cuts: BTreeSet<usize>,
-    /// With the event that each came of, and how many keys the authority had had.
+    /// Each document with the event that it came from, and how many keys the authority had had by then.
     archive: Vec<(Document, usize, u32)>,
     generation: u32,
 }
 
-/// A gateway, and what the oracle knows of it.
+/// A gateway, and what the oracle knows about it.
 struct Watched {
     gateway: Gateway,
     generation: u32,
@@ -75,7 +75,7 @@ fn a_hostile_coordinator_cuts_off_and_joins_and_does_no_more() {
         play(seed, &mut counts);
     }
     let Counts { admitted, revoked, held_back, owned, unstated, moved } = counts;
-    // Each of these would be a success of the coordinator's if the gateway looked away.
+    // Each of these would be a success for the coordinator if the gateway did not check.
     for (count, what) in [
         (admitted, "peers admitted"),
         (revoked, "revoked statements refused"),
@@ -171,7 +171,7 @@ impl History {
         documents
     }
 
-    /// What the coordinator chooses to show: true documents of any age, leases of anybody, forgeries.
+    /// What the coordinator chooses to show: true documents of any age, leases for anyone, forgeries.
     fn show(&mut self, rng: &mut StdRng) -> Vec<Document> {
         let share = [0.1, 0.5, 0.9, 1.0][rng.random_range(0..4)];
         let (age, keeps_back) = (rng.random_range(0..=self.truths.len()), rng.random());
@@ -192,7 +192,7 @@ impl History {
             Lessor::new(signing_key(2), *lengths.choose(rng).unwrap(), Serial(rng.random_range(0..u64::MAX / 2)));
         let date = UnixTime(rng.next_u64() >> rng.random_range(0..64));
         shown.extend((1..=SITES + 2).map(|site| lessor.lease(date, key(site))));
-        // Its own key, or any, in the place of the authority's.
+        // Its own key, or any other, in place of the authority's.
         let mut forger = Authority::found(signing_key(if rng.random() { 2 } else { 77 }));
         let site = rng.random_range(1..=SITES + 2);
         shown.extend(forger.approve(self.overlay.now, grant(site, &["0.0.0.0/0"])).unwrap());
@@ -207,7 +207,7 @@ impl Watched {
         Self { gateway: Gateway::new(number, &history.overlay), generation: 0, known: 0 }
     }
 
-    /// Time passes here too; processes end; once in a while the state is lost.
+    /// Time passes here too; processes end; now and then the state is lost.
     fn live(&mut self, rng: &mut StdRng, history: &History) {
         self.gateway.wall = match rng.random_range(0..10) {
             0 => UnixTime(rng.next_u64()),
@@ -228,7 +228,7 @@ impl Watched {
         let learnt = self.gateway.learn(shown);
         counts.revoked +=
             learnt.refused.iter().filter(|refusal| matches!(refusal, DocumentRefusal::Revoked(_))).count();
-        // The oracle goes by what really was signed, when, and by which of the authority's keys.
+        // The oracle goes by what was really signed, when, and by which of the authority's keys.
         let real = |document: &Document| history.archive.iter().find(|(real, ..)| real == document);
         for (document, event, generation) in shown.iter().filter_map(real) {
             if matches!(document.contents(), Contents::Rollover(_)) && *generation == self.generation {
@@ -250,7 +250,7 @@ impl Watched {
         }
     }
 
-    /// Shows a map, and compares what comes of it with the history.
+    /// Shows a map, and compares the result with the history.
     fn check(&mut self, map: &BTreeMap<SiteKey, Peer>, history: &History, counts: &mut Counts, seed: u64) {
         let now = self.gateway.now();
         let admission = self.gateway.verifier.admit(now, map);
@@ -281,7 +281,7 @@ impl Watched {
     }
 }
 
-/// A map in which anybody has anything.
+/// A map in which anyone has anything.
 fn lie(rng: &mut StdRng) -> BTreeMap<SiteKey, Peer> {
     let mut offers: Vec<&str> =
         SUBNETS.into_iter().chain(["10.1.7.64/26", "10.2.8.0/24", "100.64.0.1/32", "10.9.0.0/16"]).collect();

@@ -21,7 +21,7 @@ fn pair(length: LeaseLength) -> (Overlay, Gateway) {
 
 const END: UnixTime = UnixTime(START.0 + 30 * 86_400);
 
-/// Site 2 ends after 30 days. The gateway has not been told anything.
+/// A site 2 that ends after 30 days. The gateway has not been told anything yet.
 fn dated(length: LeaseLength, from: Option<UnixTime>) -> (Overlay, Gateway) {
     let mut overlay = Overlay::new(length);
     overlay.approve(1, &[]);
@@ -32,7 +32,7 @@ fn dated(length: LeaseLength, from: Option<UnixTime>) -> (Overlay, Gateway) {
     (overlay, gateway)
 }
 
-/// How site 2 stands.
+/// The standing of site 2.
 fn standing(gateway: &mut Gateway) -> Result<LeaseStanding, PeerReason> {
     let admission = gateway.admit([peer(2, &[])]);
     match admission.peers.get(&key(2)) {
@@ -144,7 +144,7 @@ fn a_statement_begins_and_ends() {
     }
     assert_eq!(seen, [Err(PeerReason::NotYet), Ok(LeaseStanding::Never), Err(PeerReason::Ended)]);
     assert_eq!(ran, 30 * DAY);
-    // Its own clock back in the past, as after a start without a battery, the gateway still knows better.
+    // With its own clock back in the past, as after a start without a battery, the gateway still knows better.
     gateway.restart(Duration::ZERO);
     gateway.wall = UnixTime(0);
     assert_eq!(standing(&mut gateway), Err(PeerReason::Ended));

@@ -1,4 +1,4 @@
-//! An overlay in miniature: an authority, a lease key, sites by number, gateways with their clocks.
+//! An overlay in miniature: an authority, a lease key, numbered sites, gateways with their clocks.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use penstock_proto::trust::{
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// When everything begins.
+/// The date on which everything begins.
 pub const START: UnixTime = UnixTime(1_800_000_000);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
@@ -28,7 +28,7 @@ pub fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// What is granted to the site of a number.
+/// The grant for the site with this number.
 pub fn grant(number: u8, subnets: &[&str]) -> SiteGrant {
     SiteGrant {
         public_key: key(number),
@@ -40,7 +40,7 @@ pub fn grant(number: u8, subnets: &[&str]) -> SiteGrant {
     }
 }
 
-/// A site as a map tells of it.
+/// A site as a map describes it.
 pub fn peer(number: u8, subnets: &[&str]) -> (SiteKey, Peer) {
     let peer = Peer {
         name: format!("site-{number}").parse().unwrap(),
@@ -80,7 +80,7 @@ impl Overlay {
         self.authority.publication()
     }
 
-    /// All that an honest coordinator tells: every document, and a lease of every site.
+    /// Everything that an honest coordinator shows: every document, and a lease for every site.
     pub fn told(&mut self) -> Vec<Document> {
         let mut told: Vec<Document> = self.publication().documents().cloned().collect();
         let sites: Vec<SiteKey> = self.publication().sites().map(|site| site.grant.public_key).collect();
@@ -106,7 +106,7 @@ impl Gateway {
         Self::build(number, key(number), state)
     }
 
-    /// Of a site with another key than that of its number.
+    /// The gateway of a site whose key is not that of its number.
     pub fn with_own(own: SiteKey, overlay: &Overlay) -> Self {
         Self::build(0, own, State::new(overlay.publication().root()))
     }
@@ -120,7 +120,7 @@ impl Gateway {
         Now { instant: self.instant, wall: self.wall }
     }
 
-    /// Runs for a time, with a clock that is right.
+    /// Runs for this long, with a clock that is right.
     pub fn run(&mut self, time: Duration) {
         self.instant += time;
         self.wall.0 += time.as_secs();
@@ -136,8 +136,8 @@ impl Gateway {
         self.verifier.admit(now, &BTreeMap::from(peers))
     }
 
-    /// The prefixes of a site that is told of with these subnets, its virtual address apart; none if it is
-    /// refused.
+    /// The prefixes accepted for a site that is announced with these subnets, without its virtual address; `None` if
+    /// the site is refused.
     pub fn prefixes(&mut self, number: u8, subnets: &[&str]) -> Option<Vec<IpNet>> {
         let admission = self.admit([peer(number, subnets)]);
         let address = net(&format!("100.64.0.{number}/32"));
@@ -146,7 +146,7 @@ impl Gateway {
         Some(admitted.prefixes.iter().filter(|prefix| **prefix != address).copied().collect())
     }
 
-    /// Another process of the same gateway goes on by the stored state. The machine was off for a time.
+    /// Another process of the same gateway continues from the stored state, after the machine was off for this long.
     pub fn restart(&mut self, off: Duration) {
         let text = serde_json::to_string(self.verifier.state(self.instant)).unwrap();
         let state = serde_json::from_str(&text).unwrap();

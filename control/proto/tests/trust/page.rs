@@ -1,4 +1,4 @@
-//! docs/trust.md names a test for each line of who can do what to whom. Those tests must be there.
+//! docs/trust.md names a test for each line about who can do what to whom. Those tests must exist.
 
 use std::collections::BTreeSet;
 use std::fs;

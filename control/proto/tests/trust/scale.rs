@@ -1,4 +1,4 @@
-//! A gateway with many peers: what is new costs a signature each, what is known next to nothing.
+//! A gateway with many peers: new documents cost a signature each, known ones next to nothing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use penstock_proto::trust::{Document, LeaseLength, SiteGrant, Subnets};
 
 use super::overlay::{Gateway, Overlay};
 
-/// Site 0 is the gateway's.
+/// Site 0 is the gateway's own.
 fn sites(count: u16) -> Vec<SiteGrant> {
     let site = |number: u16| {
         let [high, low] = number.to_be_bytes();
@@ -68,6 +68,6 @@ fn what_is_known_is_not_verified_again() {
         map.len(),
         milliseconds(admit)
     );
-    // A signature costs a thousand comparisons; a tenth leaves room for a busy machine.
+    // A signature costs a thousand comparisons; a factor of ten leaves room for a busy machine.
     assert!(known < new / 10, "{known:?} for what is known, {new:?} for what is new");
 }

@@ -7,7 +7,7 @@ use penstock_proto::trust::{
 
 use super::overlay::{Gateway, Overlay, START, grant, key, net, peer, signing_key};
 
-/// Sites 1 and 2, and a gateway of site 1 that was told everything.
+/// Sites 1 and 2, and a gateway of site 1 that was shown everything.
 fn pair() -> (Overlay, Gateway) {
     let mut overlay = Overlay::new(LeaseLength::DEFAULT);
     overlay.approve(1, &["10.1.0.0/16"]);
@@ -64,7 +64,7 @@ fn nothing_is_believed_that_is_bent() {
     assert!("A".repeat(DOCUMENT_LIMIT + 4).parse::<Document>().is_err());
 }
 
-/// The bytes that are signed are a contract with documents that exist: one of each kind.
+/// The signed bytes are a contract with existing documents: one of each kind.
 #[test]
 fn the_form_of_documents_does_not_change() {
     let mut authority = Authority::found(signing_key(1));
@@ -95,7 +95,7 @@ fn another_overlays_documents_are_worth_nothing() {
     forged.push(lessor.lease(UnixTime(START.0 + 9), key(2)));
     let learnt = gateway.learn(&forged);
     assert_eq!((learnt.changed, learnt.refused), (false, vec![DocumentRefusal::Signature; 4]));
-    // The authority gives no leases, and the lease key states nothing.
+    // The authority issues no leases, and the lease key states nothing.
     let mut usurper = Authority::found(signing_key(2));
     assert!(gateway.learn(&usurper.approve(START, grant(3, &[])).unwrap()).refused == [DocumentRefusal::Signature]);
     let mut lessor = Lessor::new(signing_key(1), LeaseLength::Never, overlay.lessor.last());
@@ -113,7 +113,7 @@ fn what_is_revoked_stays_so_and_the_old_statement_does_not_come_back() {
     let replayed = gateway.learn(&before);
     assert!(replayed.refused.contains(&DocumentRefusal::Revoked(key(2))), "{replayed:?}");
     assert_eq!(gateway.admit([peer(2, &[])]).refused, [(key(2), PeerReason::Unstated)].into());
-    // The administrator may change his mind.
+    // The administrator may change their mind.
     overlay.approve(2, &["10.2.0.0/16"]);
     assert!(gateway.learn(&overlay.told()).refused.is_empty());
     assert!(gateway.prefixes(2, &["10.2.0.0/16"]).is_some());
@@ -128,7 +128,7 @@ fn a_wider_statement_replaces_and_a_narrower_one_revokes() {
     assert_eq!(gateway.prefixes(2, &["10.3.0.0/16"]), Some(vec![net("10.3.0.0/16")]));
     let narrow = overlay.approve(2, &["10.2.0.0/17"]);
     assert_eq!(narrow.len(), 2, "a list of revocations, and the statement");
-    // The statement is worth nothing without the list.
+    // The statement counts for nothing without the list.
     gateway.learn(&narrow[1..]);
     assert!(matches!(gateway.admit([peer(2, &[])]).refused[&key(2)], PeerReason::Revocations { .. }));
     gateway.learn(&narrow[..1]);
@@ -148,7 +148,7 @@ fn one_thing_has_one_site() {
     site = grant(3, &["10.2.7.0/24"]);
     site.virtual_address = [100, 64, 0, 2].into();
     assert!(matches!(approve(&mut overlay, site), Err(AuthorityError::AddressTaken(..))));
-    // Also for an authority that was started again, and only until the first site has lost it.
+    // This also holds for an authority that was restarted, and only until the first site has lost it.
     let authority = |publication: &Publication| Authority::resume(signing_key(1), publication.clone()).unwrap();
     let mut again = authority(overlay.publication());
     let taken = grant(3, &["10.2.0.0/16"]);
@@ -157,7 +157,7 @@ fn one_thing_has_one_site() {
     again.approve(START, taken).unwrap();
     let back = again.approve(START, grant(2, &["10.2.0.0/16"]));
     assert!(matches!(back, Err(AuthorityError::SubnetTaken(..))), "{back:?}");
-    // An administrator may have a subnet within a subnet.
+    // An administrator may put a subnet inside a subnet.
     let mut gateway = Gateway::new(1, &overlay);
     overlay.approve(3, &["10.2.7.0/24"]);
     gateway.learn(&overlay.told());
@@ -195,13 +195,13 @@ fn the_authority_remembers_by_its_publication() {
     let stored: Publication = serde_json::from_str(&text).unwrap();
     assert_eq!(&stored, overlay.publication());
     assert!(matches!(Authority::resume(signing_key(3), stored.clone()), Err(AuthorityError::WrongKey(_))));
-    // The clock is wrong by years.
+    // The clock is years off.
     let mut authority = Authority::resume(signing_key(1), stored).unwrap();
     let documents = authority.approve(UnixTime(5), grant(2, &["10.2.0.0/16"])).unwrap();
     gateway.learn(&overlay.told());
     assert!(gateway.learn(&documents).refused.is_empty());
     assert_eq!(gateway.admit([peer(2, &[])]).refused, [(key(2), PeerReason::Unleased)].into());
-    // A publication that somebody has written into is not read.
+    // A publication that somebody has tampered with is refused.
     let other = Authority::found(signing_key(7)).approve(START, grant(3, &[])).unwrap().remove(0);
     let bent = text.replacen("\"Documents\":[", &format!("\"Documents\":[\"{other}\","), 1);
     assert!(bent != text && serde_json::from_str::<Publication>(&bent).is_err());
@@ -259,7 +259,7 @@ fn the_authority_hands_over() {
     assert_eq!(gateway.verifier.state(gateway.instant).authority(), signing_key(5).authority());
     assert!(gateway.prefixes(2, &["10.2.0.0/16"]).is_some());
     gateway.restart(std::time::Duration::ZERO);
-    // A gateway that still pins the first key follows.
+    // A gateway that still pins the first key follows the rollover.
     let mut new = Gateway::new(1, &overlay);
     assert!(new.learn(&overlay.told()).refused.is_empty());
     assert!(new.prefixes(2, &["10.2.0.0/16"]).is_some());
@@ -272,7 +272,7 @@ fn the_authority_hands_over() {
     gateway.learn(&[fork]);
     assert_eq!(gateway.verifier.state(gateway.instant).authority(), signing_key(5).authority());
     assert!(gateway.prefixes(2, &["10.2.0.0/16"]).is_some());
-    // Nobody goes back to a key that was given up.
+    // A key that was given up cannot come back.
     let back = overlay.authority.spare(signing_key(1).authority());
     assert_eq!(gateway.learn(&[back]).refused, [DocumentRefusal::Old]);
     assert!(overlay.authority.roll_over(now, signing_key(1)).is_err());

@@ -1,8 +1,8 @@
 //! `top`: a running gateway, watched in a terminal.
 //!
-//! Three threads tell the main one what happens, which owns view and screen: one asks the gateway, one reads keys, one
-//! hears signals. So a key is answered at once, also while the gateway is silent. All that is shown is what the gateway
-//! said last; nothing is computed from one answer to the next.
+//! The main thread owns view and screen, and three threads tell it what happens: one asks the gateway, one reads keys,
+//! one waits for signals. So keys are handled at once, even while the gateway is silent. Everything shown is from the
+//! gateway's last answer; nothing is computed from one answer to the next.
 
 mod screen;
 mod view;
@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ratatui::crossterm::event;
+use crossterm::event;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -29,10 +29,10 @@ use view::{Next, View};
 /// How often the gateway is asked.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What the gateway said.
+/// The gateway's answers.
 struct Answered {
     status: Status,
-    /// `None` from a gateway that is older than this command.
+    /// `None` if the gateway is older than this command.
     history: Option<History>,
 }
 
@@ -40,9 +40,9 @@ struct Answered {
 enum Event {
     /// A key, or another size of the terminal.
     Terminal(event::Event),
-    /// There is no terminal any more.
+    /// The terminal is gone.
     Lost(std::io::Error),
-    /// Time to end.
+    /// A signal to end.
     Signal,
     /// The gateway's answer, or why there is none.
     Answer(Result<Box<Answered>>),
@@ -78,7 +78,7 @@ pub(super) fn top(profile: &Path, name: Option<Name>) -> Result<()> {
                 Next::Ask => wants.send(view.wanted())?,
                 Next::End => return Ok(()),
             },
-            // Another size: drawing finds it out.
+            // Another size; drawing notices it.
             Event::Terminal(_) => {}
         }
     }
@@ -86,7 +86,7 @@ pub(super) fn top(profile: &Path, name: Option<Name>) -> Result<()> {
 
 fn ask(gateway: &Gateway, wanted: Wanted) -> Result<Answered> {
     let Answer::Status(status) = gateway.ask(Command::Status)? else {
-        bail!("{} answered another question", gateway.name)
+        bail!("{} gave an unexpected answer", gateway.name)
     };
     let history = match gateway.ask(Command::History(wanted)) {
         Ok(Answer::History(history)) => Some(*history),

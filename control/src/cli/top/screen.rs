@@ -1,13 +1,12 @@
-//! The terminal while it shows a screen of ours. It is as it was before when the screen is dropped, and after a panic
-//! of any thread.
+//! The terminal while it shows our screen. It is restored when the screen is dropped, and after a panic in any thread.
 
 use std::io::{self, Stdout, stdout};
 use std::process::exit;
 
+use crossterm::cursor::{Hide, Show};
+use crossterm::execute;
+use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::cursor::{Hide, Show};
-use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use ratatui::{Frame, Terminal};
 
 /// The exit code after a panic, which is Rust's own.
@@ -19,19 +18,19 @@ pub struct Screen {
     _raw: Raw,
 }
 
-/// Gives the terminal back when dropped.
+/// Restores the terminal when dropped.
 struct Raw;
 
 impl Screen {
-    /// Takes the terminal of standard input and output.
+    /// Takes over the terminal of standard input and output.
     ///
     /// # Errors
-    /// There is none, or its size is unknown. It is as it was before.
+    /// There is none, or its size is unknown. It has been restored.
     pub fn open() -> io::Result<Self> {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // What follows is to be read where it stays. Whichever thread it was, the others end as well: without it
-            // they would show what is not so.
+            // The message that follows must be readable on the restored screen. Whichever thread it was, the others end
+            // as well: without it they would show something untrue.
             give_back();
             hook(panic);
             exit(PANICKED);
@@ -57,7 +56,7 @@ impl Drop for Raw {
     }
 }
 
-/// A terminal that is gone takes nothing back.
+/// Errors are ignored: a terminal that is gone needs no restoring.
 fn give_back() {
     let _ = execute!(stdout(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();

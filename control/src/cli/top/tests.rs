@@ -10,15 +10,17 @@ use terminal::Terminal;
 #[path = "../../../tests/support/terminal.rs"]
 mod terminal;
 
-/// Says to the program of these tests, run again in a terminal, where to panic.
+/// Tells this test program, run again in a terminal, where to panic.
 const PANIC_IN: &str = "PENSTOCK_TEST_PANIC_IN";
 const MESSAGE: &str = "as the test wants it";
 
 #[test]
 fn a_panic_of_any_thread_gives_the_terminal_back() {
     for place in ["the thread that draws", "another one"] {
-        let mut command = Command::new(std::env::current_exe().expect("our own program file"));
+        let mut command = Command::new(std::env::current_exe().expect("cannot find our own program file"));
         command.args(["--exact", "cli::top::tests::panics_where_it_is_told", "--nocapture"]).env(PANIC_IN, place);
+        // A backtrace would push the message off the screen.
+        command.env("RUST_BACKTRACE", "0");
         let mut terminal = Terminal::start(command, 80, 24);
         terminal.until("the screen is drawn", |shown| shown.contains("press a key"));
         assert!(terminal.is_taken());
@@ -36,11 +38,11 @@ fn panics_where_it_is_told() {
     let Ok(place) = std::env::var(PANIC_IN) else { return };
     let mut screen = Screen::open().expect("a terminal");
     screen.draw(|frame| frame.render_widget("press a key", frame.area())).expect("it is there");
-    ratatui::crossterm::event::read().expect("a key");
+    crossterm::event::read().expect("a key");
     let panics = || -> () { panic!("{MESSAGE}") };
     if place == "another one" {
         let _ = std::thread::spawn(panics).join();
-        // If it came here, this thread would go on.
+        // If the panic came back here, this thread would go on.
         loop {
             std::thread::park();
         }

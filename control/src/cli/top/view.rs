@@ -1,33 +1,34 @@
-//! What `top` shows, and what its keys do. Sections give way in order of importance when the terminal is small.
+//! What `top` shows, and what its keys do. In a small terminal sections are left out, the least important first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use anyhow::Result;
+use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use penstock_proto::trust::UnixTime;
 use ratatui::Frame;
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style, Stylize};
 use ratatui::symbols::bar::NINE_LEVELS;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, RenderDirection, Row, Sparkline, Table, TableState, Wrap};
 
-use super::super::table::{age, label, milliseconds};
+use super::super::table::{age, label, milliseconds, shortened};
 use super::Answered;
 use crate::history::{History, TIERS, Traffic, Wanted};
 use crate::key::PublicKey;
 use crate::problem::Problem;
-use crate::status::{Health, PathKind, Peer, Status};
+use crate::status::{Health, PathKind, PeerStatus, Status};
 
 /// Points that are asked for: as many as a wide terminal has columns.
 const POINTS: usize = 240;
-/// Columns of what stands beside a chart.
+/// Columns beside a chart.
 const CAPTION: u16 = 30;
-/// Columns of a table's cells that have always the same width: path, round trip, received, sent.
+/// Columns of the table's cells with a fixed width: path, round trip, received, sent.
 const FIXED: [u16; 4] = [15, 8, 12, 12];
 /// Columns of a peer's name.
 const NAME: u16 = 16;
-/// Problems that are shown, and peers that a page key passes over.
+/// The most problems shown, and the number of peers that a page key skips.
 const PROBLEMS: usize = 3;
 const PAGE: isize = 10;
 
@@ -48,18 +49,18 @@ enum Section {
     Keys,
 }
 
-/// What a key leads to.
+/// What a key causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing but to draw.
+    /// Nothing but drawing.
     Stay,
-    /// Another part of the history is wanted.
+    /// Another part of the history is needed.
     Ask,
     /// `top` ends.
     End,
 }
 
-/// What is shown.
+/// The state of the screen.
 pub struct View {
     name: String,
     answered: Option<Box<Answered>>,
@@ -67,7 +68,7 @@ pub struct View {
     error: Option<String>,
     /// The length of a point, in [`TIERS`].
     tier: usize,
-    /// Whether peers are in order of their traffic, and not in the gateway's.
+    /// Whether peers are sorted by traffic instead of in the gateway's order.
     busiest_first: bool,
     selected: Option<PublicKey>,
     /// Where the list of peers begins.
@@ -75,7 +76,7 @@ pub struct View {
 }
 
 impl View {
-    /// Of the gateway of this name, which has not been asked yet.
+    /// For the gateway of this name, which has not been asked yet.
     pub fn new(name: String) -> Self {
         Self { name, answered: None, error: None, tier: 0, busiest_first: false, selected: None, offset: 0 }
     }
@@ -85,7 +86,7 @@ impl View {
         Wanted { seconds: TIERS[self.tier].seconds, points: POINTS }
     }
 
-    /// Takes the gateway's answer. Without one the last is shown on.
+    /// Takes the gateway's answer. If there is none, the last one remains on screen.
     pub fn take(&mut self, answer: Result<Box<Answered>>) {
         match answer {
             Ok(answered) => (self.answered, self.error) = (Some(answered), None),
@@ -93,7 +94,7 @@ impl View {
         }
     }
 
-    /// Does what a key says.
+    /// Handles a key.
     pub fn press(&mut self, key: KeyEvent) -> Next {
         if key.kind == KeyEventKind::Release {
             return Next::Stay;
@@ -127,18 +128,19 @@ impl View {
         self.answered = Some(answered);
     }
 
-    /// The peers in the order in which they are shown.
-    fn peers<'a>(&self, answered: &'a Answered) -> Vec<&'a Peer> {
-        let mut peers: Vec<&Peer> = answered.status.peers.iter().collect();
+    /// The peers in the order shown.
+    fn peers<'a>(&self, answered: &'a Answered) -> Vec<&'a PeerStatus> {
+        let mut peers: Vec<&PeerStatus> = answered.status.peers.iter().collect();
         if self.busiest_first {
             let traffic = traffic(answered.history.as_ref());
-            let rate = |peer: &&Peer| traffic.get(&peer.public_key).map_or(0.0, |t| last(&t.received) + last(&t.sent));
+            let rate =
+                |peer: &&PeerStatus| traffic.get(&peer.public_key).map_or(0.0, |t| last(&t.received) + last(&t.sent));
             peers.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
         }
         peers
     }
 
-    /// Draws all of it, as far as there is room.
+    /// Draws everything that there is room for.
     pub fn draw(&mut self, frame: &mut Frame<'_>) {
         let Some(answered) = self.answered.take() else { return };
         let sections = sections(frame.area().height, answered.status.problems.len());
@@ -217,7 +219,7 @@ impl View {
             let traffic = traffic.get(&peer.public_key);
             let rate = |rates: fn(&Traffic) -> &Vec<f32>| bits(traffic.map(|traffic| last(rates(traffic))));
             Row::new([
-                Span::from(label(peer)),
+                Span::from(shortened(&label(peer), name.into())),
                 path(peer),
                 Span::from(milliseconds(peer.round_trip_ms)),
                 Span::from(rate(|traffic| &traffic.received)),
@@ -238,7 +240,7 @@ impl View {
     }
 }
 
-/// How many rows each section gets in a terminal of this height. What is more important comes first, what does not fit
+/// How many rows each section gets in a terminal of this height. More important sections come first, what does not fit
 /// is left out, and the peers get the rest.
 fn sections(height: u16, problems: usize) -> BTreeMap<Section, u16> {
     use Section::*;
@@ -286,7 +288,7 @@ fn site(status: &Status) -> String {
     format!(" port {local_port}  WAN {}  LAN {}  NAT {nat_type}{coordinator}", wan_mode.mode, lan_mode.mode)
 }
 
-/// A caption, a figure, and the points of which it is the last.
+/// A caption, a figure, and the points that lead up to it.
 fn chart(frame: &mut Frame<'_>, area: Rect, caption: &str, figure: &str, points: &[f32], most: Option<f32>) {
     let [left, right] = Layout::horizontal([Constraint::Length(CAPTION), Constraint::Min(0)]).areas(area);
     frame.render_widget(format!(" {caption:<15}{figure:>13}"), left);
@@ -299,7 +301,7 @@ fn chart(frame: &mut Frame<'_>, area: Rect, caption: &str, figure: &str, points:
     frame.render_widget(chart.cyan(), right);
 }
 
-/// Why packets are dropped: what happens now first.
+/// Why packets are dropped: what happens at the moment comes first.
 fn reasons<'a>(counts: &BTreeMap<String, u64>, rates: &BTreeMap<String, f32>) -> Line<'a> {
     let rate = |reason: &str| rates.get(reason).copied().unwrap_or(0.0);
     let mut seen: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
@@ -329,7 +331,7 @@ fn problems(problems: &[Problem], rows: u16) -> Paragraph<'_> {
     Paragraph::new(lines)
 }
 
-fn path(peer: &Peer) -> Span<'static> {
+fn path(peer: &PeerStatus) -> Span<'static> {
     match (peer.path, &peer.relay) {
         (PathKind::Direct, _) => "direct".green(),
         (PathKind::Relay, Some(relay)) => format!("relay {relay}").yellow(),
@@ -339,14 +341,14 @@ fn path(peer: &Peer) -> Span<'static> {
 }
 
 /// The selected peer: how it is reached and why, and where.
-fn details(peer: &Peer) -> Paragraph<'_> {
+fn details(peer: &PeerStatus) -> Paragraph<'_> {
     let way = match peer.path {
         PathKind::Direct => "is reached directly",
         PathKind::Relay => "is relayed",
         PathKind::None => "is not reached",
     };
     let reason = peer.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = UnixTime::from(SystemTime::now()).0;
     let mut facts = vec![
         peer.endpoint.map_or_else(|| "nobody knows where it is".to_owned(), |endpoint| format!("at {endpoint}")),
         peer.last_handshake
@@ -378,7 +380,7 @@ fn last(points: &[f32]) -> f32 {
     points.last().copied().unwrap_or(0.0)
 }
 
-/// The traffic of both ways in one row of this width, the latest on the right.
+/// The traffic in both directions in one row of this width, the latest on the right.
 fn sparks(traffic: &Traffic, columns: usize) -> String {
     let latest = |points: &[f32]| points[points.len().saturating_sub(columns)..].to_vec();
     let both: Vec<f32> =
@@ -404,7 +406,7 @@ fn percent(load: f32) -> String {
     format!("{:.0} %", load * 100.0)
 }
 
-/// A rate in bytes a second as bits a second.
+/// A rate in bytes per second, shown in bits per second.
 fn bits(rate: Option<f32>) -> String {
     const UNITS: [&str; 5] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
     let Some(mut rate) = rate.map(|rate| rate * 8.0) else { return "-".to_owned() };

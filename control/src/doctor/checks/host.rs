@@ -1,14 +1,20 @@
 //! The machine, its kernel, and files.
 
-use super::{error, path, set_config, warning, without_xdp};
+use super::interface::may_use_xdp;
+use super::{error, path, ports, set_config, warning, without_xdp};
 use crate::doctor::Finding;
 use crate::doctor::facts::{Facts, KeyFile};
 use crate::key::is_exposed;
-use crate::needs::{Version, missing_capabilities, oldest_kernel, version};
+use crate::needs::{Version, missing_capabilities, oldest_kernel, spoils_trains, version};
 use crate::profile::WanMode;
 
-/// The first and last kernel in which trains of equally long segments are spoilt on the way through some drivers.
-const UDP_SEGMENTATION_SPOILT: (Version, Version) = ([7, 0, 0], [7, 1, 4]);
+/// The kernels that can panic when AF_XDP sends frames that are copied (CVE-2025-40290): a count that belongs to the
+/// completion queue lies in the packet's `cb`, where `ip_rcv` and others write over it. Commit 30f241fcf52a (6.17, and
+/// 6.16.8) brought the fault, 0ebc27a4c67d (6.18, and 6.17.11) removed it; 6.16 ended before, with 6.16.12.
+///
+/// CVE-2025-37920, a race of generic XDP between sockets that share the memory pool of one queue (5.3 to 6.14.5), cannot
+/// occur: the gateway has one socket a queue, and a second one is refused.
+const AF_XDP_PANICS: [(Version, Version); 2] = [([6, 16, 8], [6, 16, 12]), ([6, 17, 0], [6, 17, 10])];
 /// Share of the connection table, in percent, from which on new connections are at risk.
 const CONNECTIONS_PERCENT: u64 = 80;
 /// Of a queue's frames: 4096 of 4 kB.
@@ -29,7 +35,7 @@ pub(super) fn profile_writable(facts: &Facts) -> Option<Finding> {
     let mode = facts.file.mode.filter(|mode| mode & 0o022 != 0)?;
     error(
         facts.file.path.display().to_string(),
-        format!("its mode {mode:04o} lets others than its owner change the profile"),
+        format!("its mode {mode:04o} lets users other than its owner change the profile"),
         format!("chmod go-w {}", path(&facts.file.path)),
     )
 }
@@ -41,7 +47,7 @@ pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
         // A preshared key is the one that the peer has.
         let source = if private { "penstock genkey | " } else { "" };
         let command = format!("{source}install -m 600 /dev/stdin {}", path(&key.path));
-        return error(subject, "there is no such key file, and the profile names it", command);
+        return error(subject, "the profile names this key file, but it does not exist", command);
     };
     if owner != 0 && facts.user.id == 0 {
         let command = format!("chown root: {}", path(&key.path));
@@ -50,7 +56,7 @@ pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
     if !is_exposed(mode, key.credential) {
         return None;
     }
-    let sentence = format!("its mode {mode:04o} lets others than its owner use the key");
+    let sentence = format!("its mode {mode:04o} lets users other than its owner use the key");
     error(subject, sentence, format!("chmod 600 {}", path(&key.path)))
 }
 
@@ -81,9 +87,7 @@ pub(super) fn kernel_lacks(facts: &Facts) -> Option<Finding> {
 
 pub(super) fn udp_segmentation_spoilt(facts: &Facts) -> Option<Finding> {
     facts.profile.as_ref().filter(|profile| profile.udp_gso && profile.wan.mode != WanMode::Xdp)?;
-    let (first, last) = UDP_SEGMENTATION_SPOILT;
-    let version = version(&facts.host.release)?;
-    if version < first || version > last {
+    if !spoils_trains(version(&facts.host.release)?) {
         return None;
     }
     let sentence = format!(
@@ -91,6 +95,27 @@ pub(super) fn udp_segmentation_spoilt(facts: &Facts) -> Option<Finding> {
         facts.host.release
     );
     warning("kernel", sentence, set_config(facts, "UdpSegmentation=false"))
+}
+
+pub(super) fn af_xdp_panics(facts: &Facts) -> Option<Finding> {
+    let version = version(&facts.host.release)?;
+    AF_XDP_PANICS.iter().find(|(first, last)| (*first..=*last).contains(&version))?;
+    let profile = facts.profile.as_ref()?;
+    let mut used = ports(profile)
+        .into_iter()
+        .filter(|port| facts.links.get(port.name).map_or(port.demands_xdp, |link| may_use_xdp(port, link)));
+    let first = used.next()?;
+    let modes = match (first.wan, used.next()) {
+        (true, None) => "Wan.Mode=udp",
+        (true, Some(_)) => "Wan.Mode=udp Lan.Mode=tun",
+        (false, _) => "Lan.Mode=tun",
+    };
+    let sentence = format!(
+        "Linux {} can panic while AF_XDP sends (CVE-2025-40290, fixed in 6.17.11), unless your distribution has \
+         fixed it",
+        facts.host.release
+    );
+    warning("kernel", sentence, set_config(facts, modes))
 }
 
 pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
@@ -102,7 +127,7 @@ pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let sentence = format!(
-        "root lacks {} in this session or container, and the gateway does not run without",
+        "root lacks {} in this session or container, and the gateway does not run without it",
         missing.join(" and ")
     );
     let run = format!("systemd-run \"$(command -v penstock)\" run --profile {}", path(&facts.file.path));
@@ -130,7 +155,7 @@ pub(super) fn clock_before_build(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let sentence =
-        "it is set to a time before this program was made, so peers that know a later time refuse handshakes";
+        "it is set to a time before this program was built, so peers that have seen a later time refuse handshakes";
     error("clock", sentence, "timedatectl set-ntp true")
 }
 
@@ -139,7 +164,7 @@ pub(super) fn clock_unsynchronised(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let sentence =
-        "no time source keeps it, and after a jump back peers refuse handshakes until the old time is reached";
+        "it is not synchronised, and if it jumps back, peers refuse handshakes until the old time is reached again";
     warning("clock", sentence, "timedatectl set-ntp true")
 }
 
@@ -149,7 +174,7 @@ pub(super) fn connections_near_limit(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let sentence =
-        format!("{count} of {most} entries are taken; when it is full, packets of new connections are dropped");
+        format!("{count} of {most} entries are in use; when it is full, packets of new connections are dropped");
     warning("conntrack", sentence, format!("sysctl -w net.netfilter.nf_conntrack_max={}", most.saturating_mul(2)))
 }
 

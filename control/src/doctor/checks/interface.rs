@@ -1,5 +1,8 @@
 //! The profile's interfaces.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use super::{Port, error, finding, quoted, set_config, warning, without_xdp};
 use crate::doctor::facts::{Facts, Link, Running};
 use crate::doctor::{Finding, Severity};
@@ -15,7 +18,7 @@ fn link<'a>(facts: &'a Facts, port: &Port<'_>) -> Option<&'a Link> {
 }
 
 /// Whether AF_XDP is, or may be, used on it: as the gateway decides, on network cards unless the profile says otherwise.
-fn may_use_xdp(port: &Port<'_>, link: &Link) -> bool {
+pub(super) fn may_use_xdp(port: &Port<'_>, link: &Link) -> bool {
     port.demands_xdp || port.prefers_xdp && link.interface.kind.is_none() && link.xdp_features != Some(0)
 }
 
@@ -28,7 +31,7 @@ pub(super) fn missing(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Fin
         Some(other) => set_config(facts, &format!("Wan.Interface={}", quoted(other))),
         None => "ip -brief link show".to_owned(),
     };
-    error(port.name, format!("there is no such interface, and {side} names it"), command)
+    error(port.name, format!("{side} names this interface, but it does not exist"), command)
 }
 
 pub(super) fn down(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
@@ -82,7 +85,7 @@ pub(super) fn large_receive(facts: &Facts, _: &Profile, port: &Port<'_>) -> Opti
         return None;
     }
     let sentence =
-        "large receive offload (LRO) merges packets for good, and a gateway has to forward them as they came";
+        "large receive offload (LRO) merges packets irreversibly, and a gateway must forward them as they came";
     warning(port.name, sentence, switch_off(port, "lro"))
 }
 
@@ -95,28 +98,65 @@ pub(super) fn hardware_gro(facts: &Facts, _: &Profile, port: &Port<'_>) -> Optio
     warning(port.name, sentence, switch_off(port, "rx-gro-hw"))
 }
 
-pub(super) fn vlan_stripping(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
-    let link = link(facts, port)?;
-    // Known to hurt on network cards only.
-    if !switched_on(facts, port, "rx-vlan-hw-parse") || link.interface.kind.is_some() || !may_use_xdp(port, link) {
-        return None;
-    }
-    let sentence =
-        "VLAN tags are taken off in hardware (rx-vlan-offload), so XDP takes tagged frames for untagged ones";
-    warning(port.name, sentence, switch_off(port, "rxvlan"))
+/// The queues in use, where AF_XDP may be used and more than one worker be at work.
+fn queues_of_workers(link: &Link, profile: &Profile, port: &Port<'_>) -> Option<u32> {
+    let channels = link.channels.filter(|_| profile.workers != 1 && may_use_xdp(port, link))?;
+    Some(channels.combined + channels.receive)
 }
 
-pub(super) fn one_queue(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+pub(super) fn few_queues(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
     let link = link(facts, port)?;
+    let in_use = queues_of_workers(link, profile, port)?;
     let channels = link.channels?;
-    let most = channels.combined_most.max(channels.receive_most).min(facts.host.cores as u32);
-    let one = channels.combined + channels.receive == 1;
-    if !one || most < 2 || profile.workers == 1 || !may_use_xdp(port, link) {
+    let cores = facts.host.cores as u32;
+    let workers = if profile.workers == 0 { cores } else { cores.min(profile.workers.into()) };
+    let most = channels.combined_most.max(channels.receive_most).min(workers);
+    // Without a number of workers there are as many as queues, and more than one may be as many as are wanted.
+    let enough = if profile.workers == 0 { 2 } else { most };
+    if in_use >= enough || most < 2 {
         return None;
     }
+    let sentence = match in_use {
+        1 => "one receive queue is in use and the device has more, so one core does all the work".to_owned(),
+        _ => format!("{in_use} receive queues are in use and the device has more, so some workers have nothing to do"),
+    };
     let kind = if channels.combined_most > 1 { "combined" } else { "rx" };
-    let sentence = "one receive queue is in use and the device has more, so one core does all the work";
     warning(port.name, sentence, format!("ethtool -L {} {kind} {most}", quoted(port.name)))
+}
+
+pub(super) fn queues_without_packets(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let link = link(facts, port)?;
+    let in_use = queues_of_workers(link, profile, port)?;
+    let reached = link.spread.queues.len() as u32;
+    if reached == 0 || reached >= in_use {
+        return None;
+    }
+    let sentence = format!(
+        "its RSS table leads to {reached} of {in_use} receive queues, so the workers of the others get no packets"
+    );
+    warning(port.name, sentence, format!("ethtool -X {} equal {in_use}", quoted(port.name)))
+}
+
+/// On the WAN, where each peer is one flow, the ports only tell peers apart that share an address.
+pub(super) fn udp_hashed_by_address(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let link = link(facts, port).filter(|link| link.spread.udp_by_address)?;
+    let sentence = match port.wan {
+        false => "its RSS hash of UDP covers only addresses, so all UDP between two hosts arrives on one queue",
+        true if share_an_address(facts) => {
+            "its RSS hash of UDP covers only addresses, so peers that share an address arrive on one queue"
+        }
+        true => return None,
+    };
+    queues_of_workers(link, profile, port).filter(|queues| *queues > 1)?;
+    warning(port.name, sentence, format!("ethtool -N {} rx-flow-hash udp4 sdfn", quoted(port.name)))
+}
+
+/// Whether peers are reached at several ports of one address.
+fn share_an_address(facts: &Facts) -> bool {
+    let Running::Yes(status) = &facts.gateway else { return false };
+    let endpoints: BTreeSet<SocketAddr> = status.peers.iter().filter_map(|peer| peer.endpoint).collect();
+    let addresses: BTreeSet<_> = endpoints.iter().map(SocketAddr::ip).collect();
+    addresses.len() < endpoints.len()
 }
 
 pub(super) fn small_mtu(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
@@ -141,7 +181,7 @@ pub(super) fn forwarding_off(facts: &Facts, _: &Profile, port: &Port<'_>) -> Opt
     }
     error(
         port.name,
-        "the kernel does not forward what comes by this interface, and so nothing from the LAN reaches the tunnel",
+        "the kernel does not forward what comes in by this interface, so nothing from the LAN reaches the tunnel",
         format!("sysctl -w net/ipv4/conf/{}/forwarding=1", quoted(port.name)),
     )
 }

@@ -1,11 +1,14 @@
-//! Routing rules, reverse path filters, and the tunnel's port.
+//! Routing rules, reverse path filters, the tunnel's port, and the paths to peers.
 
-use super::{error, quoted, warning};
+use penstock_proto::pmtu::MtuSource;
+
+use super::{error, quoted, set_config, warning};
 use crate::doctor::Finding;
 use crate::doctor::facts::{Facts, Running, overlap};
 use crate::ground::{PROTOCOL, RULE_PRIORITY};
 use crate::netlink::{ForeignRule, LOCAL_TABLE, RouteKind};
 use crate::profile::{LocalPort, Profile};
+use crate::status::{PathMtu, PeerStatus};
 
 const STRICT: u8 = 1;
 
@@ -24,24 +27,52 @@ pub(super) fn tunnel_filters_strictly(facts: &Facts) -> Option<Finding> {
     if facts.links.get(tunnel)?.rp_filter? != STRICT {
         return None;
     }
-    let sentence = "its reverse path filter is strict, so packets are dropped whose way back is not by the tunnel";
+    let sentence = "its reverse path filter is strict, so packets whose return route is not the tunnel are dropped";
     warning(tunnel, sentence, loosen(tunnel))
 }
 
 pub(super) fn wan_filters_strictly(facts: &Facts) -> Option<Finding> {
     let wan = facts.profile.as_ref()?.wan.interface.as_str();
-    // Where the default route leaves by the WAN, the way back is as the filter wants it.
+    // Where the default route leaves through the WAN, the return path is as the filter expects.
     let other = facts.default_route.as_ref().filter(|name| *name != wan)?;
     if facts.links.get(wan)?.rp_filter? != STRICT {
         return None;
     }
     let sentence = format!(
-        "its reverse path filter is strict and the default route leaves by {other}, so peers behind a router are not heard"
+        "its reverse path filter is strict and the default route leaves by {other}, so packets of peers behind a router are dropped"
     );
     warning(wan, sentence, loosen(wan))
 }
 
-/// Loose beats strict, as the higher of the values of an interface and of all counts.
+/// Peers whose path is too small even for the least that IPv6 needs inside.
+pub(super) fn fragmented(facts: &Facts) -> Vec<Finding> {
+    let Running::Yes(status) = &facts.gateway else { return Vec::new() };
+    let uses_ipv6 = || facts.remote().iter().any(|prefix| prefix.addr().is_ipv6());
+    let finding = |peer: &PeerStatus| {
+        // Where the link itself is that small, its own finding says so.
+        let found = |mtu: &&PathMtu| {
+            [MtuSource::Probed, MtuSource::Icmp, MtuSource::Base].map(|s| s.to_string()).contains(&mtu.reason)
+        };
+        let mtu = peer.mtu.as_ref().filter(|mtu| mtu.fragmented).filter(found)?;
+        let address = peer.endpoint?.ip();
+        // Without IPv6 inside, packets may be smaller; what the peer sends is padded to multiples of 16 bytes. Where the
+        // size is only assumed, the cause has to be looked for.
+        let command = if mtu.reason == MtuSource::Base.to_string() || uses_ipv6() {
+            format!("tracepath -n {address}")
+        } else {
+            let overhead = if address.is_ipv4() { 60 } else { 80 };
+            set_config(facts, &format!("Mtu={}", mtu.outer.saturating_sub(overhead) / 16 * 16))
+        };
+        let sentence = format!(
+            "the path to {address} carries packets of {} bytes ({}), so full packets of the tunnel leave in fragments",
+            mtu.outer, mtu.reason
+        );
+        warning(&peer.name, sentence, command)
+    };
+    status.peers.iter().filter_map(finding).collect()
+}
+
+/// Loose mode wins over strict, since the higher value of the interface's and `all` counts.
 fn loosen(interface: &str) -> String {
     format!("sysctl -w net/ipv4/conf/{}/rp_filter=2", quoted(interface))
 }
@@ -70,13 +101,13 @@ pub(super) fn rule_catches(facts: &Facts, profile: &Profile, rule: &ForeignRule)
     error(
         format!("rule {}", rule.priority),
         format!(
-            "it comes before the gateway's ({RULE_PRIORITY}), {what}, and so keeps packets for {caught} from the tunnel"
+            "it comes before the gateway's ({RULE_PRIORITY}), {what}, and keeps packets for {caught} out of the tunnel"
         ),
         format!("ip{family} rule del{not} priority {}{to}{table}", rule.priority),
     )
 }
 
-/// Whether packets from the LAN or of this host can meet it before the gateway's rule.
+/// Whether packets from the LAN or from this host can match it before the gateway's rule.
 fn may_catch(profile: &Profile, rule: &ForeignRule) -> bool {
     let comes_first = rule.priority < RULE_PRIORITY && rule.protocol != PROTOCOL;
     let elsewhere = rule.table != Some(LOCAL_TABLE) && rule.table != Some(profile.table);
@@ -86,7 +117,7 @@ fn may_catch(profile: &Profile, rule: &ForeignRule) -> bool {
     comes_first && elsewhere && !ours_only && from_inside && !rule.bound
 }
 
-/// Whether what the rule leads to has a word about the prefix.
+/// Whether the table that the rule leads to decides on the prefix.
 fn decides(facts: &Facts, rule: &ForeignRule, prefix: &ipnet::IpNet) -> bool {
     let Some(table) = rule.table else { return true };
     facts.routes.iter().any(|route| {

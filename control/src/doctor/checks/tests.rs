@@ -7,11 +7,13 @@ use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
 use super::{check, quoted};
+use crate::bypass::Ruleset;
 use crate::doctor::Severity::{self, Error, Warning};
-use crate::doctor::facts::{Facts, Host, KeyFile, Link, PortOwner, ProfileFile, Running, User};
+use crate::doctor::facts::{Facts, Host, Interrupt, KeyFile, Link, PortOwner, ProfileFile, Running, Spread, User};
 use crate::ground::RULE_PRIORITY;
 use crate::netlink::{Channels, ForeignRule, Interface, Offloads, Route, RouteKind, XdpAttachment};
 use crate::profile::{Environment, LanMode, Profile, WanMode};
+use crate::status::PathMtu;
 
 const PATH: &str = "/etc/penstock/profiles/a.profile";
 
@@ -32,8 +34,16 @@ fn profile() -> Profile {
 }
 
 fn link(name: &str) -> Link {
-    let interface =
-        Interface { index: 2, name: name.to_owned(), mac: Some([2; 6]), mtu: 1500, up: true, kind: None, queues: 4 };
+    let interface = Interface {
+        index: 2,
+        name: name.to_owned(),
+        mac: Some([2; 6]),
+        mtu: 1500,
+        up: true,
+        kind: None,
+        vrf: false,
+        queues: 4,
+    };
     Link {
         interface,
         xdp: None,
@@ -42,6 +52,9 @@ fn link(name: &str) -> Link {
         xdp_features: Some(7),
         rp_filter: Some(2),
         forwarding: Some(true),
+        spread: Spread::default(),
+        interrupts: BTreeMap::new(),
+        node: None,
     }
 }
 
@@ -61,6 +74,7 @@ fn sound() -> Facts {
             built: Some(now),
             networkd_leaves_alone: Some(true),
             cores: 4,
+            nodes: BTreeMap::from([(0, BTreeSet::from([0, 1])), (1, BTreeSet::from([2, 3, 8]))]),
         },
         file: ProfileFile { path: PATH.into(), error: None, mode: Some(0o644) },
         profile: Some(profile()),
@@ -95,6 +109,7 @@ fn rule(facts: &mut Facts, rule: ForeignRule) {
         gateway: None,
         source: None,
         mtu: None,
+        kernel_only: false,
     };
     facts.rules = vec![ForeignRule { priority: 100, table: Some(200), ..rule }];
     facts.routes = vec![route];
@@ -131,6 +146,13 @@ fn each_fault_is_one_finding_with_its_command() {
         (|f| wan(f).interface.up = false, Error, "eth0", "ip link set dev eth0 up"),
         (|f| wan(f).interface.mtu = 1339, Warning, "eth0", "ip link set dev eth0 mtu 1500"),
         (|f| wan(f).channels.as_mut().unwrap().combined = 1, Warning, "eth0", "ethtool -L eth0 combined 4"),
+        (|f| wan(f).spread.queues = BTreeSet::from([0, 2]), Warning, "eth0", "ethtool -X eth0 equal 4"),
+        (
+            |f| f.links.get_mut("eth1").unwrap().spread.udp_by_address = true,
+            Warning,
+            "eth1",
+            "ethtool -N eth1 rx-flow-hash udp4 sdfn",
+        ),
         (
             |f| wan(f).xdp = Some(XdpAttachment { program: 7, generic: true }),
             Warning,
@@ -171,9 +193,7 @@ fn each_fault_is_one_finding_with_its_command() {
 
 #[test]
 fn offloads_are_found_where_they_hurt_and_can_be_switched() {
-    for (offload, name, sockets) in
-        [("rx-lro", "lro", true), ("rx-gro-hw", "rx-gro-hw", false), ("rx-vlan-hw-parse", "rxvlan", false)]
-    {
+    for (offload, name, sockets) in [("rx-lro", "lro", true), ("rx-gro-hw", "rx-gro-hw", false)] {
         let mut facts = sound();
         let only = BTreeSet::from([offload.to_owned()]);
         wan(&mut facts).offloads = Some(Offloads { active: only.clone(), switchable: only });
@@ -205,6 +225,157 @@ fn kernels_are_known_by_their_versions() {
     facts.host.release = "7.0.3".to_owned();
     of(&mut facts).udp_gso = false;
     assert_eq!(check(&facts), []);
+}
+
+#[test]
+fn kernels_that_panic_are_known_where_af_xdp_is_used() {
+    let command = |release: &str, change: fn(&mut Facts)| {
+        let mut facts = sound();
+        facts.host.release = release.to_owned();
+        change(&mut facts);
+        check(&facts).first().map(|finding| finding.command.replace(&format!(" --profile {PATH}"), ""))
+    };
+    let both = Some("penstock set-config Wan.Mode=udp Lan.Mode=tun".to_owned());
+    let releases = ["6.16.7", "6.16.8", "6.16.12+deb14-amd64", "6.17.0-14-generic", "6.17.10", "6.17.11", "6.18.0"];
+    let expected = [false, true, true, true, true, false, false].map(|bad| both.clone().filter(|_| bad));
+    assert_eq!(releases.map(|release| command(release, |_| {})), expected);
+    let sockets = |f: &mut Facts| (of(f).wan.mode, of(f).lan.mode) = (WanMode::Udp, LanMode::Tun);
+    assert_eq!(command("6.17.3", sockets), None);
+    let virtual_wan = |f: &mut Facts| wan(f).interface.kind = Some("veth".to_owned());
+    assert_eq!(command("6.17.3", virtual_wan).as_deref(), Some("penstock set-config Lan.Mode=tun"));
+}
+
+/// A gateway whose AF_XDP queue 1 of eth0 is served by worker 1, with two workers on CPUs 0 and 1.
+fn running_on_a_card() -> Facts {
+    let mut facts = sound();
+    facts.gateway = Running::Yes(Box::new(crate::status::sample()));
+    facts.worker_cpus = BTreeMap::from([(0, 0), (1, 1)]);
+    interrupt(&mut facts, &[1]);
+    facts
+}
+
+fn interrupt(facts: &mut Facts, cpus: &[u32]) {
+    wan(facts).interrupts = BTreeMap::from([(1, Interrupt { number: 38, cpus: cpus.iter().copied().collect() })]);
+}
+
+#[test]
+fn an_interrupt_belongs_to_its_worker_or_to_nobody() {
+    let command = |cpus: &[u32]| {
+        let mut facts = running_on_a_card();
+        interrupt(&mut facts, cpus);
+        check(&facts).first().map(|finding| finding.command.clone())
+    };
+    assert_eq!(command(&[0]).as_deref(), Some("echo 1 > /proc/irq/38/smp_affinity_list"));
+    assert_eq!([command(&[1]), command(&[0, 1]), command(&[2])], [None, None, None]);
+    let mut facts = running_on_a_card();
+    interrupt(&mut facts, &[0]);
+    facts.worker_cpus.remove(&1);
+    assert_eq!(check(&facts), [], "a worker that is not pinned goes where there is time");
+}
+
+#[test]
+fn workers_belong_to_the_node_of_the_card() {
+    let mut facts = running_on_a_card();
+    wan(&mut facts).node = Some(0);
+    assert_eq!(check(&facts), []);
+    wan(&mut facts).node = Some(1);
+    let unit = "penstock@a.service";
+    let command = format!("systemctl set-property {unit} AllowedCPUs=2-3,8 && systemctl restart {unit}");
+    assert_eq!(check(&facts).first().map(|finding| finding.command.clone()), Some(command));
+    facts.file.path = "/tmp/a.profile".into();
+    let command = "penstock stop --profile /tmp/a.profile && \
+                   taskset --cpu-list 2-3,8 penstock start --profile /tmp/a.profile";
+    assert_eq!(check(&facts)[0].command, command);
+    facts.host.nodes.clear();
+    assert_eq!(check(&facts), [], "a machine that does not tell");
+}
+
+#[test]
+fn queues_suffice_for_the_workers_that_the_profile_asks_for() {
+    let command = |workers: u16, queues: u32| {
+        let mut facts = sound();
+        of(&mut facts).workers = workers;
+        wan(&mut facts).channels.as_mut().unwrap().combined = queues;
+        wan(&mut facts).spread.queues = (0..queues).collect();
+        check(&facts).first().map(|finding| finding.command.clone())
+    };
+    let more = |queues: u32| Some(format!("ethtool -L eth0 combined {queues}"));
+    assert_eq!([command(0, 1), command(0, 2), command(1, 1)], [more(4), None, None]);
+    assert_eq!([command(3, 2), command(3, 3), command(9, 3)], [more(3), None, more(4)]);
+}
+
+#[test]
+fn the_wan_needs_ports_in_its_hash_where_peers_share_an_address() {
+    let mut facts = sound();
+    wan(&mut facts).spread.udp_by_address = true;
+    let mut status = crate::status::sample();
+    let mut other = status.peers[0].clone();
+    other.endpoint = Some("192.0.2.2:47101".parse().unwrap());
+    status.peers.push(other);
+    facts.gateway = Running::Yes(Box::new(status));
+    assert_eq!(check(&facts)[0].command, "ethtool -N eth0 rx-flow-hash udp4 sdfn");
+    for endpoint in ["192.0.2.2:47100", "192.0.2.3:47101"] {
+        let Running::Yes(status) = &mut facts.gateway else { panic!() };
+        status.peers[1].endpoint = Some(endpoint.parse().unwrap());
+        assert_eq!(check(&facts), [], "{endpoint}");
+    }
+}
+
+#[test]
+fn a_path_too_small_for_ipv6_inside_is_found() {
+    let command = |outer: u16, reason: &str, ipv6: bool| {
+        let mut facts = sound();
+        let mut status = crate::status::sample();
+        let reason = reason.to_owned();
+        status.peers[0].mtu = Some(PathMtu { inner: 1280, outer, fragmented: outer < 1340, reason });
+        if ipv6 {
+            status.guarded.push("fd02::/48".parse().unwrap());
+        }
+        facts.gateway = Running::Yes(Box::new(status));
+        check(&facts).first().map(|finding| finding.command.replace(&format!(" --profile {PATH}"), ""))
+    };
+    assert_eq!(command(1300, "probed", false).as_deref(), Some("penstock set-config Mtu=1232"));
+    assert_eq!(command(1300, "told by a router", true).as_deref(), Some("tracepath -n 192.0.2.2"));
+    let nothing_passes = "assumed: not even probes of this size pass";
+    assert_eq!(command(1280, nothing_passes, false).as_deref(), Some("tracepath -n 192.0.2.2"));
+    assert_eq!(command(1400, "probed", false), None);
+    assert_eq!(command(1300, "of the link", false), None, "the link has its own finding");
+}
+
+#[test]
+fn what_drops_calls_or_the_lan_is_found_and_let_through() {
+    let found = |firewall: Ruleset| {
+        let mut facts = sound();
+        facts.wan_addresses = BTreeSet::from(["192.0.2.1/32".parse().unwrap()]);
+        facts.firewall = firewall;
+        let findings = check(&facts).into_iter();
+        findings.map(|finding| (finding.severity, finding.subject, finding.command)).collect::<Vec<_>>()
+    };
+    let one = |severity, subject: &str, command: &str| vec![(severity, subject.to_owned(), command.to_owned())];
+    let iptables = Ruleset::of_iptables;
+    let port = one(Warning, "UDP port 47100", "iptables -I INPUT -i eth0 -p udp --dport 47100 -j ACCEPT");
+    let established = "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT";
+    assert_eq!(found(iptables(&format!("*filter\n:INPUT DROP [0:0]\n{established}\n"))), port);
+    let out = "iptables -I FORWARD -i eth1 -o pen0 -j ACCEPT";
+    let back = "iptables -I FORWARD -i pen0 -o eth1 -j ACCEPT";
+    let docker = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 -j ACCEPT\n";
+    assert_eq!(found(iptables(docker)), one(Error, "eth1", &format!("{out} && {back}")));
+    let one_way = "-A FORWARD -i eth1 -j ACCEPT\n";
+    assert_eq!(found(iptables(&format!("{docker}{one_way}"))), one(Warning, "eth1", back));
+    let mut facts = sound();
+    of(&mut facts).lan.mode = LanMode::Xdp;
+    facts.firewall = iptables(docker);
+    assert_eq!(check(&facts), [], "AF_XDP does not ask it");
+
+    let rules = [
+        r#"{"chain": {"family": "inet", "table": "TABLE", "name": "in", "hook": "input", "policy": "accept"}}"#,
+        r#"{"rule": {"family": "inet", "table": "TABLE", "chain": "in", "handle": 1, "expr": [{"reject": null}]}}"#,
+    ];
+    let nft = |table: &str| Ruleset::of_nft(&rules.map(|rule| rule.replace("TABLE", table)));
+    let accept = "nft insert rule inet fw in iifname eth0 udp dport 47100 accept";
+    assert_eq!(found(nft("fw")), one(Warning, "UDP port 47100", accept));
+    let firewalld = format!("penstock firewall --format firewalld --profile {PATH} | sh");
+    assert_eq!(found(nft("firewalld")), one(Warning, "UDP port 47100", &firewalld));
 }
 
 #[test]

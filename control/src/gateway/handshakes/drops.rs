@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use penstock_proto::Reject;
 
-/// Packets that waited for a session in vain.
+/// Packets that waited in vain for a session.
 const WAITED: &str = "no-session";
 /// Probes of paths that came through the tunnel.
 const PROBE_INSIDE: &str = "probe-from-inside";
@@ -14,7 +14,7 @@ const PROBE_INSIDE: &str = "probe-from-inside";
 pub struct Drops {
     /// Handshake messages.
     rejects: HashMap<Reject, u64>,
-    /// Packets that waited for a session in vain.
+    /// Packets that waited in vain for a session.
     waiting: u64,
     /// Probes of paths that came through the tunnel.
     probes_inside: u64,
@@ -26,7 +26,7 @@ impl Drops {
         *self.rejects.entry(reject).or_default() += 1;
     }
 
-    /// Counts packets that waited for a session in vain.
+    /// Counts packets that waited in vain for a session.
     pub fn waited(&mut self, packets: u64) {
         self.waiting += packets;
     }
@@ -36,7 +36,7 @@ impl Drops {
         self.probes_inside += 1;
     }
 
-    /// All of them, by reason.
+    /// All counters, by reason.
     pub fn by_reason(&self) -> impl Iterator<Item = (String, u64)> {
         let rejects = self.rejects.iter().map(|(reject, n)| (name(*reject), *n));
         let counted = [(WAITED, self.waiting), (PROBE_INSIDE, self.probes_inside)];
@@ -44,7 +44,7 @@ impl Drops {
     }
 }
 
-/// The reasons for which control drops packets, by the names that `status` shows.
+/// The reasons for which control drops packets, under the names that `status` shows.
 pub fn reasons() -> impl Iterator<Item = String> {
     let rejects = Reject::ALL.iter().map(|reject| name(*reject));
     rejects.chain([WAITED, PROBE_INSIDE].map(str::to_owned))

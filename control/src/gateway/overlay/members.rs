@@ -1,4 +1,4 @@
-//! Which sites of a map are peers, and with which prefixes.
+//! Which sites of a map become peers, and with which prefixes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -13,31 +13,31 @@ use crate::gateway::statements::Site;
 use crate::ground::Origin;
 use crate::key::PublicKey;
 
-/// What a map has changed.
+/// What a new map has changed.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Who is new.
+    /// New peers.
     pub added: Vec<PublicKey>,
-    /// Who is gone.
+    /// Peers that are gone.
     pub removed: Vec<PublicKey>,
-    /// Prefixes that came, went, or moved to another.
+    /// Prefixes that were added, removed, or moved to another peer.
     pub prefixes: BTreeSet<IpNet>,
-    /// Whether the firewall may select others, or others are restricted.
+    /// Whether the firewall may select other peers, or other peers are restricted.
     pub selected: bool,
-    /// What was refused of whom.
+    /// What was refused, of which site.
     pub refused: Vec<(SiteKey, RefusedPrefix)>,
 }
 
 impl Changes {
-    /// Whether anything has to follow.
+    /// Whether anything else has to follow.
     pub fn any(&self) -> bool {
         self.selected || !self.prefixes.is_empty() || !self.added.is_empty() || !self.removed.is_empty()
     }
 }
 
-/// Makes peers of these sites, with what is accepted of their prefixes. What the profile says of a site, or gives
-/// to another peer, stays so. `before` are the surroundings in which this was done last, if nobody else has given the
-/// peers prefixes since.
+/// Makes peers of these sites, with the prefixes that are accepted. What the profile says of a site, or gives to
+/// another peer, stays. `before` is the surroundings in which this was last done, if nothing else has given prefixes to
+/// the peers since.
 pub fn follow_map(
     sites: &BTreeMap<SiteKey, Site>,
     proto: &mut penstock_proto::Gateway,
@@ -62,21 +62,21 @@ pub fn follow_map(
     let mut members = Vec::new();
     for (site_key, site) in sites {
         let key = PublicKey::from_bytes(*site_key.as_bytes());
-        let id = match peers.with_key(&key) {
+        let differs = |peer: &Peer| {
+            (peer.name.as_str(), &peer.tags, &peer.allow) != (site.name.as_str(), &site.tags, &site.allow)
+        };
+        let (id, differs) = match peers.with_key(&key) {
             Some(peer) if peer.origin != Origin::Overlay => continue,
-            Some(peer) => peer.id,
+            Some(peer) => (peer.id, differs(peer)),
             None => match add(proto, peers, now, key, site) {
                 Some(id) => {
                     changes.added.push(key);
-                    id
+                    (id, true)
                 }
                 None => continue,
             },
         };
-        let differs = |peer: &Peer| {
-            (peer.name.as_str(), &peer.tags, &peer.allow) != (site.name.as_str(), &site.tags, &site.allow)
-        };
-        if let Some(peer) = peers.of_mut(id).filter(|peer| differs(peer)) {
+        if differs && let Some(peer) = peers.of_mut(id) {
             peer.name = site.name.to_string();
             (peer.tags, peer.allow) = (site.tags.clone(), site.allow.clone());
             changes.selected = true;
@@ -108,7 +108,7 @@ fn add(
     Some(id)
 }
 
-/// Gives every peer exactly what is accepted of its site's prefixes. What was given to it in the surroundings of
+/// Gives every peer exactly the prefixes of its site that are accepted. What was given to it in the surroundings
 /// `before` is in force.
 fn allow(
     peers: &mut Peers,
@@ -133,14 +133,14 @@ fn allow(
         }
         offers.extend(site.prefixes.iter().filter(|prefix| !has.contains(*prefix)).map(|prefix| (*id, *prefix)));
     }
-    // First all that goes, since a prefix may move from one to another.
+    // Removals come first, since a prefix may move from one peer to another.
     for (prefix, id) in lost {
         peers.disallow(prefix, id);
         changes.prefixes.insert(prefix);
     }
     let of_overlay = |id| peers.of(id).is_some_and(|peer| peer.origin == Origin::Overlay);
     offers.retain(|(_, prefix)| peers.owner(prefix).is_none_or(of_overlay));
-    // Of two sites with the same prefix the one keeps it that has it.
+    // Of two sites with the same prefix, the one that has it keeps it.
     let judgement = judge(offers, surroundings, |prefix| peers.owner(prefix).is_some(), in_force);
     if !judgement.refused.is_empty() {
         let keys: HashMap<PeerId, SiteKey> = sites.iter().map(|(id, key, _)| (*id, *key)).collect();

@@ -1,4 +1,4 @@
-//! What a map of many sites and a change of it cost the gateway's control thread, kernel and workers apart.
+//! What a map of many sites, and a change of it, costs the gateway's control thread, not counting kernel and workers.
 
 use std::net::SocketAddr;
 
@@ -64,7 +64,10 @@ impl Lab {
             map: Arc::default(),
             registration: None,
             first_handshakes: Bucket::default(),
+            telling: Telling::default(),
             refused: Problems::default(),
+            outdated: BTreeSet::new(),
+            cut_off: Problems::default(),
             default_routes: None,
         };
         let (proto, peers) = peers(&[]);
@@ -90,7 +93,7 @@ impl Lab {
         documents
     }
 
-    /// A new site: what is signed of it, and what the map says.
+    /// A new site: the signed document about it, and its entry in the map.
     fn join(&mut self, number: u16) -> (Vec<Document>, (SiteKey, MapPeer)) {
         let public_key = key(number);
         let documents = self.approve(public_key, number);
@@ -106,14 +109,14 @@ impl Lab {
         (documents, (public_key, peer))
     }
 
-    /// What the gateway does with what the coordinator says: these documents, and of these sites that they are new or
-    /// not as they were.
+    /// What the gateway does with a message of the coordinator: these documents, and these sites that are new or have
+    /// changed.
     fn hear(&mut self, documents: Vec<Document>, upsert: BTreeMap<SiteKey, MapPeer>) -> Duration {
         let from = self.map.version;
         let to = MapVersion { epoch: 1, number: from.number + 1 };
         let update = Update { from, to, upsert, remove: Vec::new() };
         let begun = Instant::now();
-        // The client keeps one, has it written, and tells it.
+        // The client keeps the map, has it written, and passes it on.
         Arc::make_mut(&mut self.map).apply(update).unwrap();
         let (map, written) = (self.map.clone(), self.map.clone());
         let now = Instant::now();
@@ -123,7 +126,7 @@ impl Lab {
         }
         if self.overlay.handle_input(now, Input::Coordinator(Box::new(Event::Map(map)))) == Outcome::Map {
             self.overlay.judge(now);
-            // What `wanted::surroundings` does as far as it depends on the number of sites.
+            // The part of `wanted::surroundings` that depends on the number of sites.
             let endpoints = endpoints_in_use(&self.handshakes.peers, &self.overlay.believed.sites);
             let servers = self.overlay.servers().chain(endpoints.map(|address| (address, Server::Endpoint)));
             let surroundings = Surroundings::new([], None, servers);
@@ -172,7 +175,7 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
     });
     let joined = least(&mut |round| {
         let (documents, site) = lab.join(count + 1 + round);
-        // The one before it was found meanwhile.
+        // Meanwhile a path to the previous one was found.
         if let Some(peer) = lab.handshakes.peers.iter_mut().last() {
             peer.endpoint = Some(SocketAddr::from(([198, 51, 100, round as u8], 47_100)));
         }
@@ -180,6 +183,6 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
     });
     assert_eq!(lab.overlay.believed.sites.len(), usize::from(count) + 10);
     println!("{count} sites: the whole map {whole:.1?}; a site that moves {moved:.1?}; one that joins {joined:.1?}");
-    // Signatures and key agreements of the whole map against one comparison of each site.
+    // Signatures and key agreements of the whole map, against one comparison per site.
     assert!(moved < whole / 20, "{moved:?} of {whole:?}");
 }

@@ -35,7 +35,7 @@ fn peers_follow_the_map() {
     let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default(), None);
     assert!(!changes.any(), "{changes:?}");
 
-    // What it is selected by and what it may reach are taken up, and nothing else.
+    // What selects it and what it may reach are taken up, and nothing else.
     let mut other = both.clone();
     let cadiz = other.get_mut(&SiteKey::from([8; 32])).unwrap();
     (cadiz.tags, cadiz.allow) = (vec!["a".parse().unwrap()], Some(vec!["tcp/443".parse().unwrap()]));
@@ -45,7 +45,7 @@ fn peers_follow_the_map() {
     assert_eq!((cadiz.tags.len(), cadiz.allow.as_ref().map(Vec::len)), (1, Some(1)));
     assert!(!follow_map(&other, &mut proto, &mut peers, now, &Surroundings::default(), None).any());
 
-    // Cadiz is gone, and Berlin takes its subnet over.
+    // Cadiz is gone, and Berlin takes over its subnet.
     let one = sites([(7, site("berlin", 7, &["10.8.0.0/16"]))]);
     let changes = follow_map(&one, &mut proto, &mut peers, now, &Surroundings::default(), None);
     let prefixes: Vec<String> = changes.prefixes.iter().map(ToString::to_string).collect();
@@ -117,7 +117,7 @@ fn only_endpoints_in_use_stand_against_a_prefix() {
         endpoints_in_use(&peers, sites).map(|address| address.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(in_use(&both), ["192.0.2.9", "10.7.0.1"]);
-    // Berlin is revoked: where it was is nothing to the others.
+    // Berlin is revoked: its last address means nothing to the others.
     assert_eq!(in_use(&sites([(8, site("cadiz", 8, &[]))])), ["192.0.2.9"]);
 }
 
@@ -137,7 +137,8 @@ fn the_profile_comes_first() {
     assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [profiled]);
 }
 
-/// What is in force is judged by what is new in the surroundings, and nothing differs from judging it all.
+/// Prefixes in force are judged only by what is new in the surroundings; the result must equal that of judging
+/// everything.
 #[test]
 fn prefixes_in_force_are_judged_as_all_others() {
     let some = |rng: &mut StdRng, pool: &[&str], share: f64| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Which prefix belongs to whom.
+//! Which peer owns which prefix.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use penstock_proto::PeerId;
 
-/// The allowed IPs of all peers, each of one of them.
+/// The allowed IPs of all peers. Each prefix has one owner.
 #[derive(Debug, Default)]
 pub struct Owners {
     owners: BTreeMap<IpNet, PeerId>,
-    /// How many prefixes there are of each length, by version of IP, the longest first: a search asks for few.
+    /// How many prefixes there are of each length, per IP version, the longest first: a search tries only these few
+    /// lengths.
     lengths: [BTreeMap<Reverse<u8>, usize>; 2],
 }
 
 impl Owners {
-    /// Gives a prefix to a peer. Returns who had it.
+    /// Gives a prefix to a peer. Returns its previous owner.
     pub fn insert(&mut self, prefix: IpNet, owner: PeerId) -> Option<PeerId> {
         let before = self.owners.insert(prefix, owner);
         if before.is_none() {
@@ -24,7 +25,7 @@ impl Owners {
         before
     }
 
-    /// Takes a prefix from whoever has it.
+    /// Takes a prefix from its owner.
     pub fn remove(&mut self, prefix: &IpNet) {
         if self.owners.remove(prefix).is_none() {
             return;
@@ -38,7 +39,7 @@ impl Owners {
         }
     }
 
-    /// Whose exactly this prefix is.
+    /// The owner of exactly this prefix.
     pub fn get(&self, prefix: &IpNet) -> Option<PeerId> {
         self.owners.get(prefix).copied()
     }
@@ -48,7 +49,7 @@ impl Owners {
         self.owners.iter().map(|(prefix, owner)| (prefix, *owner))
     }
 
-    /// The prefixes that this one is or lies in, the longest first.
+    /// The prefixes that equal or contain this one, the longest first.
     pub fn covering(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
         let shorter = self.lengths[version(&prefix)].range(Reverse(prefix.prefix_len())..);
         let candidates = shorter.filter_map(move |(length, _)| IpNet::new(prefix.addr(), length.0).ok());

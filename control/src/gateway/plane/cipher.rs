@@ -8,7 +8,7 @@ use penstock_proto::Speeds;
 
 use crate::profile::CipherImplementation;
 
-/// Time for measuring one suite.
+/// How long measuring one suite takes.
 const MEASURE: Duration = Duration::from_millis(4);
 
 /// The cipher in use.
@@ -16,17 +16,17 @@ const MEASURE: Duration = Duration::from_millis(4);
 pub struct Chosen {
     /// What seals and opens.
     pub implementation: Implementation,
-    /// Why it is this one: a sentence.
+    /// Why it is this one, in a sentence.
     pub reason: String,
-    /// Whether it is not the one that it should be.
+    /// Whether it is a replacement for the one that it should be.
     pub is_fallback: bool,
 }
 
 impl Chosen {
-    /// The cipher that the profile asks for, if the CPU has it and it computes what it should; else ring.
+    /// The cipher that the profile asks for, if the CPU supports it and it passes the self-test; otherwise ring.
     ///
     /// # Errors
-    /// ring computes wrong results as well.
+    /// ring's results are wrong as well.
     pub fn start(asked: CipherImplementation) -> Result<Self> {
         Self::tested(asked, Cipher::self_test)
     }
@@ -42,7 +42,7 @@ impl Chosen {
         match self_test(wanted) {
             Ok(()) => {
                 let reason = match asked {
-                    CipherImplementation::Auto => "the fastest that this CPU has",
+                    CipherImplementation::Auto => "the fastest that this CPU supports",
                     _ => "the profile asks for it",
                 };
                 Ok(Self { implementation: wanted.implementation(), reason: reason.to_owned(), is_fallback: false })
@@ -63,7 +63,7 @@ impl Chosen {
         Cipher::new(self.implementation).unwrap_or(Cipher::RING)
     }
 
-    /// How fast it is; takes some milliseconds.
+    /// Measures how fast it is, which takes a few milliseconds.
     pub fn measure(&self) -> Speeds {
         let megabytes = |suite| u32::try_from(self.cipher().speed(suite, MEASURE) / 1_000_000).unwrap_or(u32::MAX);
         Speeds { chacha20_poly1305: megabytes(Suite::ChaCha20Poly1305), aes_256_gcm: megabytes(Suite::Aes256Gcm) }
@@ -110,7 +110,7 @@ mod tests {
         for asked in [CipherImplementation::Auto, CipherImplementation::Avx2] {
             let chosen = Chosen::tested(asked, only_ring).unwrap();
             assert_eq!(chosen.implementation, Implementation::Ring);
-            // On a CPU that has nothing else, ring is what was wanted.
+            // On a CPU without anything else, ring is the right choice.
             assert_eq!(chosen.is_fallback, asked != CipherImplementation::Auto || Implementation::Avx2.is_supported());
         }
         let nothing = Chosen::tested(CipherImplementation::Auto, |cipher| Err(SelfTestFailed(cipher.implementation())));

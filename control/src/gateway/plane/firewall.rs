@@ -1,5 +1,5 @@
-//! The firewall of the profile, and what the coordinator's policy lets others reach here, made what workers ask: rules
-//! with the peers that they select, over flows that outlive every change of them.
+//! The profile's firewall, and what the coordinator's policy lets others reach here, in the form that workers use:
+//! rules with the peers that they select, and known flows that survive every change of the rules.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,35 +19,35 @@ use crate::status;
 /// The firewall in force, its counters, and the flows that it has accepted.
 #[derive(Debug, Default)]
 pub struct Filter {
-    /// There is no memory of flows without a firewall.
+    /// Without a firewall, flows are not remembered.
     flows: Option<Arc<Flows>>,
     wanted: Wanted,
     compiled: Option<Arc<data::Firewall>>,
     counters: Counters,
 }
 
-/// What the firewall is made of. What is the same needs no new one.
+/// Everything that the firewall is made from. If this is unchanged, no new firewall is needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     firewall: Option<Firewall>,
-    /// By rule: the numbers of the peers that it selects, in order.
+    /// For each rule: the numbers of the peers that it selects, in order.
     selected: Vec<Option<Vec<u32>>>,
-    /// By peer: what it may begin here, if not everything.
+    /// For each peer: what it may begin here, if not everything.
     allowed: BTreeMap<u32, Vec<Service>>,
 }
 
-/// They count on as long as their rule is there.
+/// The counters, which go on counting as long as their rule exists.
 #[derive(Debug, Default)]
 struct Counters {
     inward: Counter,
     outward: Counter,
     rules: Vec<Counter>,
-    /// By peer that may not reach everything.
+    /// For each peer that may not reach everything.
     denied: BTreeMap<u32, Counter>,
 }
 
 impl Filter {
-    /// Makes it the firewall of this profile for these peers; whether it was another.
+    /// Makes it the firewall of this profile for these peers; returns whether it has changed.
     pub fn follow(&mut self, firewall: Option<&Firewall>, peers: &Peers) -> bool {
         let wanted = Wanted::of(firewall, peers);
         if wanted == self.wanted {
@@ -68,19 +68,19 @@ impl Filter {
         true
     }
 
-    /// For the table.
+    /// The firewall for the table.
     pub fn compiled(&self) -> Option<Arc<data::Firewall>> {
         self.compiled.clone()
     }
 
-    /// What `status` says of it.
+    /// The firewall's entry in `status`.
     pub fn status(&self, peers: &Peers, now: Millis) -> Option<status::Firewall> {
         let flows = self.flows.as_ref()?;
         let (inward, outward) = self.wanted.defaults();
         let default = |verdict, counter: &Counter| status::FirewallDefault { verdict, packets: counter.load(Relaxed) };
         let rules = self.wanted.rules().zip(&self.counters.rules);
         let restricted = peers.iter().filter_map(|peer| {
-            let (number, name) = (peer.data.id, peer.name.clone());
+            let (number, name) = (peer.counters.id, peer.name.clone());
             let (allow, denied) = (self.wanted.allowed.get(&number)?, self.counters.denied.get(&number)?);
             let (allow, packets) = (allow.clone(), denied.load(Relaxed));
             Some(status::Restriction { peer: name, public_key: peer.public_key, allow, packets })
@@ -97,7 +97,7 @@ impl Filter {
         })
     }
 
-    /// The counter of the same rule before, or a new one.
+    /// The existing counter of the same rule, or a new one.
     fn counter_of(&self, rule: &Rule) -> Counter {
         let before = self.wanted.rules().zip(&self.counters.rules);
         before.filter(|(known, _)| *known == rule).map(|(_, counter)| Arc::clone(counter)).next().unwrap_or_default()
@@ -106,13 +106,13 @@ impl Filter {
 
 impl Wanted {
     fn of(firewall: Option<&Firewall>, peers: &Peers) -> Self {
-        let allowed = peers.iter().filter_map(|peer| Some((peer.data.id, peer.allow.clone()?))).collect();
+        let allowed = peers.iter().filter_map(|peer| Some((peer.counters.id, peer.allow.clone()?))).collect();
         let Some(firewall) = firewall else { return Self { allowed, ..Self::default() } };
         let selected = |rule: &Rule| {
             let sites = rule.sites.as_ref()?;
             let selects = |name: &str, tags: &[_]| sites.iter().any(|site| site.selects(name, tags));
             let mut numbers: Vec<u32> =
-                peers.iter().filter(|peer| selects(&peer.name, &peer.tags)).map(|peer| peer.data.id).collect();
+                peers.iter().filter(|peer| selects(&peer.name, &peer.tags)).map(|peer| peer.counters.id).collect();
             numbers.sort_unstable();
             Some(numbers)
         };
@@ -123,8 +123,8 @@ impl Wanted {
         self.firewall.iter().flat_map(|firewall| &firewall.rules)
     }
 
-    /// What becomes of flows that begin in the tunnel, and of others. Without a firewall the coordinator's policy is
-    /// all there is.
+    /// The verdicts on flows that begin in the tunnel, and on others. Without a firewall only the coordinator's policy
+    /// counts.
     fn defaults(&self) -> (Verdict, Verdict) {
         let of = |firewall: &Firewall| (firewall.inward, firewall.outward);
         self.firewall.as_ref().map_or((Verdict::Accept, Verdict::Accept), of)

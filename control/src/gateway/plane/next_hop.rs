@@ -1,5 +1,5 @@
-//! The ways to the peers' endpoints: the kernel chooses the route, and where it leads out of a WAN that AF_XDP drives
-//! to a neighbour that is resolved, the workers send there themselves.
+//! The paths to the peers' endpoints: the kernel chooses the route, and where that leads through a WAN driven by AF_XDP
+//! to a resolved neighbour, the workers send there themselves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -12,17 +12,17 @@ use crate::gateway::peers::Peers;
 use crate::ground::Network;
 use crate::netlink::{Interface, Netlink, Outer, RouteKind};
 
-/// A neighbour that does not answer is asked for again after this time.
+/// How long after an unanswered request a neighbour is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A neighbour: its interface and address.
 type Neighbour = (u32, IpAddr);
 
-/// The neighbours that AF_XDP sends the tunnel to.
+/// The neighbours that AF_XDP sends the tunnel's packets to.
 #[derive(Debug, Default)]
 pub struct NextHops {
     used: BTreeSet<Neighbour>,
-    /// What the kernel said of each peer's endpoint, and of packets from which address of ours.
+    /// The kernel's answer for each peer's endpoint, and for which source address it was given.
     found: HashMap<PeerId, (SocketAddr, Option<IpAddr>, Option<Hop>)>,
     /// When unresolved neighbours were last asked for.
     asked: HashMap<Neighbour, Instant>,
@@ -30,8 +30,8 @@ pub struct NextHops {
 
 impl NextHops {
     /// The path to every peer's endpoint, and the neighbours that are not resolved yet. `wan` is the interface that
-    /// AF_XDP drives, if it is there; `outer` the mark and UDP port of the tunnel's packets. The kernel is asked
-    /// about endpoints that are new, or `anew` about all of them.
+    /// AF_XDP drives, if it exists; `outer` the mark and UDP port of the tunnel's packets. The kernel is asked about
+    /// new endpoints, or with `anew` about all of them.
     pub fn find(
         &mut self,
         netlink: &mut Netlink,
@@ -68,7 +68,7 @@ impl NextHops {
         (paths, missing)
     }
 
-    /// The neighbours in use, here and on the LAN interfaces `lan`, that the kernel is no longer sure of.
+    /// The neighbours in use, here and on the LAN interfaces `lan`, whose entries the kernel considers stale.
     pub fn stale(&self, network: &Network, lan: &[u32]) -> Vec<Neighbour> {
         let used = |n: &&crate::netlink::Neighbour| {
             n.stale && (lan.contains(&n.interface) || self.used.contains(&(n.interface, n.address)))
@@ -76,7 +76,7 @@ impl NextHops {
         network.neighbours.values().filter(used).map(|n| (n.interface, n.address)).collect()
     }
 
-    /// Has the kernel resolve neighbours, but not again and again those that are silent.
+    /// Has the kernel resolve neighbours, but does not keep asking for those that are silent.
     pub fn ask(&mut self, netlink: &mut Netlink, now: Instant, neighbours: &[Neighbour]) {
         self.asked.retain(|_, at| now.duration_since(*at) < ASK_AGAIN);
         for neighbour in neighbours {
@@ -85,7 +85,7 @@ impl NextHops {
             }
             self.asked.insert(*neighbour, now);
             if let Err(e) = netlink.use_neighbour(neighbour.0, neighbour.1) {
-                tracing::debug!("neighbour {} cannot be asked for: {e}", neighbour.1);
+                tracing::debug!("neighbour {} cannot be resolved: {e}", neighbour.1);
             }
         }
     }
@@ -97,10 +97,14 @@ struct Hop {
     source: IpAddr,
 }
 
-/// The next hop of an outer packet, if the kernel's route leads out of `wan`.
+/// The next hop of an outer packet, if the kernel's route leads through `wan`, and a worker can do all that it asks for:
+/// it neither encapsulates nor fragments.
 fn next_hop(netlink: &mut Netlink, wan: &Interface, outer: &Outer) -> Option<Hop> {
     let route = netlink.route_of(outer).ok()??;
     if route.interface != Some(wan.index) || route.kind != RouteKind::Unicast {
+        return None;
+    }
+    if route.kernel_only || route.mtu.is_some_and(|mtu| mtu < u32::from(wan.largest_packet())) {
         return None;
     }
     let source = outer.source.or(route.source)?;

@@ -1,16 +1,16 @@
-//! Whether AF_XDP carries what it is given on an interface, and what takes its place when it does not.
+//! Whether AF_XDP carries what it is given on an interface, and what replaces it when it does not.
 //!
 //! ```text
 //!   unproven ──► proven ──► failing ──► fallen back ──► tried again: the link has changed, or the wait is over
 //! ```
-//! That a socket was bound is not believed to mean anything. Each queue is proven by itself, in each direction:
+//! That a socket was bound proves nothing. Each queue is proven separately, in each direction:
 //!
-//! - *Receiving*: what the program redirects comes out of the ring; on the WAN there are messages that verify among it.
-//! - *Sending*, on the WAN: a peer sends by a session that we began and whose messages left by this ring alone. Who
-//!   responded to a handshake may not send before it has received. On the LAN nobody answers to us: it can be seen
-//!   only that the driver gives back what it has sent.
+//! - *Receiving*: what the program redirects comes out of the ring; on the WAN some of it are messages that verify.
+//! - *Sending*, on the WAN: a peer sends on a session that we began and whose messages left only through this ring.
+//!   The responder of a handshake may not send before it has received something. On the LAN nobody answers us: all
+//!   that can be seen is that the driver gives back what it has sent.
 //!
-//! There is no I/O here, and time is an argument. Counters are to be told about once a second.
+//! There is no I/O here, and time is an argument. Counters are to be reported about once a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,16 +19,19 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::evidence::Passed;
 use penstock_dataplane::ports::xdp::RING;
 
+use missed::{Missed, Share};
+
+mod missed;
 #[cfg(test)]
 mod tests;
 
-/// How long a frame may be on its way through a ring.
+/// How long a frame may take to pass through a ring.
 const MOMENT: Millis = Millis(900);
-/// How long nothing may come out while frames are put in.
+/// How long nothing may come out while frames go in.
 const PATIENCE: Millis = Millis(3_000);
 /// How long a driver may show the program none of the frames that the kernel counts.
 const UNSEEN_PATIENCE: Millis = Millis(5_000);
-/// How long a peer may leave data unanswered: WireGuard's 10 s (section 6.5 of its paper), and the way there and back.
+/// How long a peer may leave data unanswered: WireGuard's 10 s (section 6.5 of its paper), and the round trip.
 const ANSWER: Millis = Millis(12_000);
 /// Fewer frames or messages than these may have been lost by chance.
 const SWALLOWED: u64 = 4;
@@ -36,23 +39,23 @@ const DAMAGED: u64 = 8;
 const UNANSWERED: u64 = 8;
 const UNSEEN: u64 = 16;
 const STALLED: u64 = 8;
-/// Drivers without a copy give frames back when a part of their own ring is used up.
+/// Drivers that do not copy give frames back when part of their own ring is used up.
 const STALLED_ZERO_COPY: u64 = RING as u64 / 2;
-/// Counters that were not told for so long say nothing of the time between.
+/// After a gap this long between reports, counters say nothing about the time in between.
 const GAP: Millis = Millis(2_500);
-/// How long packets may be sent without a proof until a session is begun for the sake of one, and again without one.
+/// How long packets may be sent without a proof before a session is begun to get one, and before the next one.
 const ASK: Millis = Millis(30_000);
 const ASK_AGAIN: Millis = Millis(120_000);
-/// The wait for another try. Each one that fails soon doubles it.
+/// The wait before another attempt. Each attempt that fails soon doubles it.
 const FIRST_WAIT: Millis = Millis(5 * 60_000);
 const LONGEST_WAIT: Millis = Millis(6 * 3_600_000);
-/// A link that flaps does not have the ports made anew more often than this.
+/// How often a link that flaps may cause the ports to be replaced, at most.
 const SETTLING: Millis = Millis(10_000);
 
 /// How an interface is driven, the best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rung {
-    /// By AF_XDP, as the driver can.
+    /// By AF_XDP, as well as the driver can.
     #[default]
     Best,
     /// By AF_XDP, with frames copied.
@@ -64,7 +67,7 @@ pub enum Rung {
 }
 
 impl Rung {
-    /// What is in place now, as a sentence ends.
+    /// What is in use now, as the end of a sentence.
     pub fn name(self) -> &'static str {
         match self {
             Self::Best => "AF_XDP as the driver can",
@@ -75,7 +78,7 @@ impl Rung {
     }
 }
 
-/// What the ports of an interface were bound as.
+/// How the ports of an interface were bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
     /// Whether they carry the tunnel, and not the site's packets.
@@ -84,11 +87,11 @@ pub struct Bound {
     pub zero_copy: bool,
     /// Whether the program runs in the driver.
     pub native: bool,
-    /// Whether generic mode would do.
-    pub generic_will_do: bool,
+    /// Whether the profile requires AF_XDP; then generic mode will do.
+    pub required: bool,
 }
 
-/// What was counted of a queue.
+/// The counters of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Frames that the program redirected to its socket.
@@ -100,23 +103,23 @@ pub struct Counters {
 /// A session with a peer that is reached without a relay.
 #[derive(Clone, Debug)]
 pub struct Talk<'a> {
-    /// What to call the peer.
+    /// The peer's name.
     pub peer: &'a str,
     /// Our receiver index of it.
     pub index: u32,
     /// Whether we began it.
     pub ours: bool,
-    /// The ways by which its messages left.
+    /// The ways by which its messages have left.
     pub left_by: u64,
-    /// Those ways when the peer was first heard by it.
+    /// Those ways at the time when the peer was first heard on it.
     pub answered: Option<u64>,
-    /// How many messages were sent by it.
+    /// How many messages were sent on it.
     pub sent: u64,
-    /// When the first data was.
+    /// When data was first sent on it.
     pub first_data: Option<Millis>,
-    /// When its handshake was done.
+    /// When its handshake was completed.
     pub born: Millis,
-    /// The same of the next session with this peer.
+    /// The same for the next session with this peer.
     pub next_born: Option<Millis>,
 }
 
@@ -128,6 +131,7 @@ pub enum Fault {
     Unseen { frames: u64 },
     Stalled { queue: u32, frames: u64 },
     Unanswered { queue: u32, messages: u64, peer: String },
+    Missed(Missed),
 }
 
 impl fmt::Display for Fault {
@@ -150,6 +154,7 @@ impl fmt::Display for Fault {
                 "{messages} messages sent by queue {queue} were not answered, and {peer} answers handshakes, which leave \
                  by the kernel's socket"
             ),
+            Self::Missed(missed) => missed.fmt(f),
         }
     }
 }
@@ -160,26 +165,26 @@ impl Fault {
     }
 }
 
-/// What has taken the place of the best, and why.
+/// What has replaced the best way to drive an interface, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallen {
-    /// What is in place now.
+    /// What is in use now.
     pub rung: Rung,
     /// What was seen.
     pub fault: Fault,
     since: Millis,
-    /// When the best is tried again.
+    /// When the best way is tried again.
     pub retry: Millis,
 }
 
-/// How it stands with a queue in one direction.
+/// The verdict on one direction of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Whether it is proven, not, or about to be given up.
     pub state: State,
     /// When it was last proven.
     pub proven: Option<Millis>,
-    /// What was seen: a sentence.
+    /// What was seen, in a sentence.
     pub seen: String,
 }
 
@@ -216,10 +221,12 @@ pub struct Proof {
     /// What is bound, and since when.
     bound: Option<(Bound, Millis)>,
     queues: BTreeMap<u32, Queue>,
-    /// Frames that arrived at the interface, against those that the program was shown.
+    /// Frames that arrived at the interface, and those that the program was shown.
     shown: Flow,
+    /// How much of the tunnel's packets comes to the rings.
+    share: Share,
     told: Millis,
-    /// When a session was last begun for the sake of a proof.
+    /// When a session was last begun to get a proof.
     asked: Option<Millis>,
     fault: Option<Fault>,
     fallen: Option<Fallen>,
@@ -227,11 +234,11 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// The ports were made anew: as this, or as none.
+    /// The ports were replaced by these; `None`: by sockets.
     pub fn bound(&mut self, now: Millis, bound: Option<Bound>) {
         self.bound = bound.map(|bound| (bound, now));
         self.queues.clear();
-        self.shown = Flow::default();
+        (self.shown, self.share) = (Flow::default(), Share::default());
         (self.asked, self.fault) = (None, None);
     }
 
@@ -240,7 +247,7 @@ impl Proof {
         self.fallen.as_ref().map_or(Rung::Best, |fallen| fallen.rung)
     }
 
-    /// What has taken the place of the best.
+    /// What has replaced the best way, and why.
     pub fn fallen(&self) -> Option<&Fallen> {
         self.fallen.as_ref()
     }
@@ -250,17 +257,18 @@ impl Proof {
         self.bound.is_some_and(|(bound, _)| bound.zero_copy)
     }
 
-    /// To be called before what was counted at this time is told.
+    /// To be called before the counters of this time are reported.
     pub fn begin(&mut self, now: Millis) {
         if now.since(self.told) >= GAP {
             self.queues.values_mut().for_each(Queue::forgive);
             self.shown.stuck = None;
+            self.share.forgive();
         }
         self.queues.values_mut().for_each(|queue| (queue.waits, queue.hopes) = (false, false));
         self.told = now;
     }
 
-    /// Takes what was counted of a queue.
+    /// Takes the counters of a queue.
     pub fn handle_counters(&mut self, now: Millis, queue: u32, counters: Counters) {
         let Some((bound, _)) = self.bound else { return };
         let seen = self.queues.entry(queue).or_default().handle_counters(now, queue, bound, counters);
@@ -276,9 +284,27 @@ impl Proof {
         }
     }
 
-    /// Takes how it stands with a session. `way` is that of the ring by which `queue` sends.
+    /// Takes how many frames the program has redirected, and how many of the tunnel's it has left to the kernel, by
+    /// verdict. In `auto` AF_XDP is given up when that is most of them. Returns whether [`Self::missed`] has changed.
+    pub fn handle_missed(&mut self, now: Millis, redirected: u64, left: &BTreeMap<&'static str, u64>) -> bool {
+        let Some((bound, _)) = self.bound else { return false };
+        let changed = self.share.handle(now, redirected, left);
+        if !bound.required
+            && let Some(missed) = &self.share.missed
+        {
+            self.fault.get_or_insert(Fault::Missed(missed.clone()));
+        }
+        changed
+    }
+
+    /// That AF_XDP carries little, while it drives the interface all the same.
+    pub fn missed(&self) -> Option<&Missed> {
+        self.share.missed.as_ref()
+    }
+
+    /// Takes the state of a session. `way` is that of the ring with which `queue` sends.
     pub fn handle_talk(&mut self, now: Millis, queue: u32, way: u64, talk: &Talk<'_>) {
-        // A ring proves nothing by what began before it.
+        // What began before the ring was bound proves nothing about it.
         if !self.bound.is_some_and(|(bound, since)| bound.wan && talk.born >= since) {
             return;
         }
@@ -286,7 +312,8 @@ impl Proof {
         self.fault = self.fault.take().or(seen);
     }
 
-    /// Whether a session should be begun with a peer that is sent to, since no other proves sending or is about to.
+    /// Whether a session should be begun with a peer that is sent to, because no other session proves sending or is
+    /// about to.
     pub fn asks(&mut self, now: Millis) -> bool {
         let Some((_, since)) = self.bound.filter(|(bound, _)| bound.wan) else { return false };
         let due = self.asked.map_or(after(since, ASK), |asked| after(asked, ASK_AGAIN));
@@ -298,14 +325,14 @@ impl Proof {
         asks
     }
 
-    /// The interface has changed, or has come up again: what failed may do better.
+    /// The interface has changed, or has come up again: what failed may work now.
     pub fn handle_link_event(&mut self, now: Millis) {
         if let Some(fallen) = &mut self.fallen {
             fallen.retry = fallen.retry.min(now.max(after(fallen.since, SETTLING)));
         }
     }
 
-    /// Gives up what failed, and tries again what is due. Returns whether the ports are to be made anew.
+    /// Gives up what has failed, and retries what is due. Returns whether the ports have to be replaced.
     pub fn handle_timeout(&mut self, now: Millis) -> bool {
         if let Some(fault) = self.fault.take()
             && let Some((bound, since)) = self.bound.take()
@@ -318,8 +345,9 @@ impl Proof {
 
     fn fall(&mut self, now: Millis, fault: Fault, bound: Bound, since: Millis) {
         let rung = match &fault {
+            Fault::Missed(_) => Rung::Sockets,
             _ if bound.zero_copy => Rung::Copy,
-            fault if fault.of_receiving() && bound.native && bound.generic_will_do => Rung::Generic,
+            fault if fault.of_receiving() && bound.native && bound.required => Rung::Generic,
             _ => Rung::Sockets,
         };
         if self.rung() == Rung::Best {
@@ -329,7 +357,7 @@ impl Proof {
         self.fallen = Some(Fallen { rung, fault, since: now, retry: after(now, self.wait) });
     }
 
-    /// How it stands with a queue: receiving, sending.
+    /// The verdicts on a queue: receiving, sending.
     pub fn verdicts(&self, queue: u32) -> Option<[Verdict; 2]> {
         let (bound, _) = self.bound?;
         let of = self.queues.get(&queue)?;
@@ -341,21 +369,21 @@ impl Proof {
 #[derive(Clone, Debug, Default)]
 struct Queue {
     counters: Counters,
-    /// Frames redirected, against those that came out of the ring.
+    /// Frames redirected, and frames that came out of the ring.
     taken: Flow,
-    /// Messages damaged, against those that verified.
+    /// Damaged messages, and messages that verified.
     intact: Flow,
-    /// Frames put into the ring, against those that came back.
+    /// Frames put into the ring, and frames that came back.
     completed: Flow,
     received: Option<Millis>,
-    /// When a session that proves sending was first heard of, and when it was born.
+    /// When a session that proves sending was first heard, and when it was born.
     answered: Option<(Millis, Millis)>,
-    /// Messages of sessions that ended without an answer, and which these are.
+    /// Messages of sessions that ended without an answer, and which sessions these are.
     unanswered: u64,
     counted: BTreeSet<u32>,
-    /// Whether a session waits for an answer for too long.
+    /// Whether a session has waited for an answer for too long.
     waits: bool,
-    /// Whether one may still prove something.
+    /// Whether a session may still prove something.
     hopes: bool,
 }
 
@@ -372,7 +400,7 @@ impl Queue {
             return Some(Fault::Swallowed { queue, frames });
         }
         let damaged = self.intact.handle(now, passed.damaged, passed.verified);
-        // Later it may be the doing of somebody on the way, and sockets would fare no better.
+        // Later it may be somebody on the path who damages messages, and sockets would fare no better.
         let damaged = damaged.filter(|(messages, time)| *messages >= DAMAGED && *time >= PATIENCE);
         if let Some((messages, _)) = damaged.filter(|_| self.received.is_none()) {
             return Some(Fault::Damaged { queue, messages });
@@ -399,7 +427,7 @@ impl Queue {
         self.hopes |= talk.left_by & !way == 0;
         let due = after(talk.first_data.filter(|_| talk.left_by == way)?, ANSWER);
         match talk.next_born {
-            // Before it and after it the peer could be reached.
+            // Both before and after it the peer could be reached.
             Some(next) if next >= due => {
                 if self.counted.insert(talk.index) {
                     self.unanswered += talk.sent;
@@ -412,7 +440,7 @@ impl Queue {
         (self.unanswered >= UNANSWERED).then_some(fault)
     }
 
-    /// Time has passed that nothing is known of.
+    /// Discards the state, because nothing is known about the time that has passed.
     fn forgive(&mut self) {
         [&mut self.taken, &mut self.intact, &mut self.completed].into_iter().for_each(|flow| flow.stuck = None);
     }
@@ -441,18 +469,18 @@ impl Queue {
     }
 }
 
-/// What is put in, and has to come out.
+/// Something that goes in, and has to come out.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
-    /// What had been put in when something last came out, or when nothing was outstanding.
+    /// What had gone in when something last came out, or when nothing was outstanding.
     put: Option<u64>,
     came: u64,
-    /// Since when something is put in and nothing comes out.
+    /// Since when something goes in and nothing comes out.
     stuck: Option<Millis>,
 }
 
 impl Flow {
-    /// How much was put in since something last came out, and for how long that has been so.
+    /// How much has gone in since something last came out, and since when that is so.
     fn handle(&mut self, now: Millis, put: u64, came: u64) -> Option<(u64, Millis)> {
         let before = self.put.filter(|before| self.came == came && *before < put);
         let Some(before) = before else {
@@ -463,7 +491,7 @@ impl Flow {
         Some((put - before, now.since(since)))
     }
 
-    /// Whether it looks so for more than a moment, in which a frame may be on its way.
+    /// Whether it has been stuck for longer than a frame may take.
     fn is_stuck(&self, now: Millis) -> bool {
         self.stuck.is_some_and(|since| now.since(since) >= MOMENT)
     }

@@ -1,18 +1,19 @@
-//! The steering programs and what they are told: our WAN addresses, and which LAN prefixes go to
-//! which family of endpoints.
+//! The steering programs and what they are told: our WAN addresses, and which LAN prefixes lead to which family of
+//! endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use penstock_dataplane::steer::{
-    AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode,
+    AttachError, AttachMode, LanConfig, LanSteering, LanVerdict, OuterFamily, SteerError, WanSteering, XdpMode,
 };
 
+use super::vlan_tags::KeptTags;
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;
 
-/// What the LAN programs know of prefixes.
+/// The prefixes in the LAN programs.
 pub type Prefixes = BTreeMap<IpNet, Leads>;
 
 /// Where the packets for a prefix go.
@@ -26,7 +27,7 @@ pub enum Leads {
     Site,
 }
 
-/// The programs that are attached. Dropping it detaches them.
+/// The attached programs. Dropping it detaches them.
 #[derive(Debug, Default)]
 pub struct Steering {
     /// On the WAN, if that is driven by AF_XDP.
@@ -35,7 +36,26 @@ pub struct Steering {
     pub lan: Vec<Lan>,
 }
 
-/// The program on the WAN, and what it was told.
+/// What a program has done with its frames since it was attached.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    /// Frames that it was shown.
+    pub shown: u64,
+    /// Frames that it redirected, by receive queue.
+    pub redirected: Vec<u64>,
+    /// Frames for the tunnel that it left to the kernel, by verdict.
+    pub missed: BTreeMap<&'static str, u64>,
+}
+
+/// The verdicts on frames for the tunnel that a ring cannot take, though others of their kind could.
+const MISSED: [&str; 4] = [
+    LanVerdict::NoSocket.name(),
+    LanVerdict::NoHeadroom.name(),
+    LanVerdict::Merged.name(),
+    LanVerdict::NeedsFragmenting.name(),
+];
+
+/// The program on the WAN, and what it was last told.
 #[derive(Debug)]
 pub struct Wan {
     /// The interface.
@@ -47,7 +67,7 @@ pub struct Wan {
     addresses: BTreeSet<IpAddr>,
 }
 
-/// The program on a LAN interface, and what it was told.
+/// The program on a LAN interface, and what it was last told.
 #[derive(Debug)]
 pub struct Lan {
     /// The interface.
@@ -57,20 +77,22 @@ pub struct Lan {
     config: LanConfig,
     asked: AttachMode,
     prefixes: Prefixes,
+    /// For as long as the program is attached.
+    _tags: KeptTags,
 }
 
 impl Wan {
     /// Attaches to an interface.
     ///
     /// # Errors
-    /// The driver or another owner of the interface is in the way.
+    /// The driver, or another user of the interface, does not allow it.
     pub fn attach(interface: &Interface, port: u16, asked: AttachMode) -> Result<Self, AttachError> {
         let Interface { name, index, .. } = interface;
         let program = WanSteering::attach(name, *index, port, asked)?;
         Ok(Self { index: *index, program, port, asked, addresses: BTreeSet::new() })
     }
 
-    /// Whether it is what [`Self::attach`] would make.
+    /// Whether it is what [`Self::attach`] would produce.
     pub fn fits(&self, interface: &Interface, port: u16, asked: AttachMode) -> bool {
         (self.index, self.port, self.asked) == (interface.index, port, asked)
     }
@@ -80,7 +102,7 @@ impl Lan {
     /// Attaches to an Ethernet interface with this address.
     ///
     /// # Errors
-    /// The driver or another owner of the interface is in the way.
+    /// The driver, or another user of the interface, does not allow it.
     pub fn attach(
         interface: &Interface,
         mac: [u8; 6],
@@ -90,10 +112,19 @@ impl Lan {
         let Interface { name, index, .. } = interface;
         let config = LanConfig { mac, tunnel_mtu, link_mtu: interface.largest_packet() };
         let program = LanSteering::attach(name, *index, config, asked)?;
-        Ok(Self { index: *index, program, config, asked, prefixes: Prefixes::new() })
+        let (prefixes, _tags) = (Prefixes::new(), KeptTags::default());
+        Ok(Self { index: *index, program, config, asked, prefixes, _tags })
     }
 
-    /// Whether it is what [`Self::attach`] would make.
+    /// Has the interface leave VLAN tags in the frames.
+    ///
+    /// # Errors
+    /// One sentence: the driver cannot be told.
+    pub fn with_tags(self, interface: &Interface) -> anyhow::Result<Self> {
+        Ok(Self { _tags: KeptTags::on(interface)?, ..self })
+    }
+
+    /// Whether it is what [`Self::attach`] would produce.
     pub fn fits(&self, interface: &Interface, asked: AttachMode) -> bool {
         (self.index, self.asked) == (interface.index, asked)
     }
@@ -108,9 +139,9 @@ impl Lan {
         }
     }
 
-    /// Makes these the steered prefixes.
+    /// Sets the steered prefixes.
     fn set_prefixes(&mut self, wanted: &Prefixes) {
-        // What the kernel is to keep comes first: a default route must not catch it for a moment.
+        // Prefixes that stay with the kernel come first, so that a default route cannot catch them even for a moment.
         let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
         changes.sort_by_key(|(_, to)| matches!(to, Leads::Tunnel(_)));
         for (prefix, to) in changes {
@@ -123,7 +154,7 @@ impl Lan {
             told(result, "of a prefix");
         }
         for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)) {
-            told(self.program.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that went");
+            told(self.program.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that was removed");
         }
         self.prefixes.clone_from(wanted);
     }
@@ -135,7 +166,7 @@ impl Steering {
         self.wan.is_none() && self.lan.is_empty()
     }
 
-    /// Packets from the LAN may be so large.
+    /// Sets how large packets from the LAN may be.
     pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) {
         self.lan.iter_mut().for_each(|lan| lan.set_config(LanConfig { tunnel_mtu, ..lan.config }));
     }
@@ -146,20 +177,23 @@ impl Steering {
         wan.chain(self.lan.iter().filter(|lan| lan.index == index).map(|lan| lan.program.mode())).next()
     }
 
-    /// Frames by verdict that the program on an interface was shown, and those that it redirected by receive queue, of
-    /// so many queues.
-    pub fn counted(&self, index: u32, queues: u32) -> Result<(u64, Vec<u64>), SteerError> {
-        let sum = |verdicts: Vec<(&'static str, u64)>| verdicts.into_iter().map(|(_, frames)| frames).sum();
+    /// What the program on an interface has done with its frames, the redirected ones for this many receive queues.
+    pub fn counted(&self, index: u32, queues: u32) -> Result<Counted, SteerError> {
+        let counted = |verdicts: Vec<(&'static str, u64)>, redirected: Vec<u64>| Counted {
+            shown: verdicts.iter().map(|(_, frames)| frames).sum(),
+            missed: verdicts.into_iter().filter(|(verdict, _)| MISSED.contains(verdict)).collect(),
+            redirected,
+        };
         if let Some(Wan { program, .. }) = self.wan.as_ref().filter(|wan| wan.index == index) {
-            return Ok((sum(program.counters()?), program.redirected(queues)?));
+            return Ok(counted(program.counters()?, program.redirected(queues)?));
         }
         match self.lan.iter().find(|lan| lan.index == index) {
-            Some(Lan { program, .. }) => Ok((sum(program.counters()?), program.redirected(queues)?)),
-            None => Ok((0, vec![0; queues as usize])),
+            Some(Lan { program, .. }) => Ok(counted(program.counters()?, program.redirected(queues)?)),
+            None => Ok(counted(Vec::new(), vec![0; queues as usize])),
         }
     }
 
-    /// Follows another MAC address or MTU of a LAN interface.
+    /// Follows a change of a LAN interface's MAC address or MTU.
     pub fn follow(&mut self, interface: &Interface) {
         for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index) {
             let (mac, link_mtu) = (interface.mac.unwrap_or(lan.config.mac), interface.largest_packet());
@@ -167,11 +201,11 @@ impl Steering {
         }
     }
 
-    /// Makes these our addresses on the WAN.
+    /// Sets our addresses on the WAN.
     pub fn set_addresses(&mut self, wanted: BTreeSet<IpAddr>) {
         let Some(Wan { program, addresses, .. }) = &mut self.wan else { return };
         for address in addresses.difference(&wanted) {
-            told(program.remove_local(*address), "of an address that went");
+            told(program.remove_local(*address), "of an address that was removed");
         }
         for address in wanted.difference(addresses) {
             told(program.insert_local(*address), "of an address");
@@ -179,22 +213,22 @@ impl Steering {
         *addresses = wanted;
     }
 
-    /// Makes these the steered prefixes, on every LAN interface.
+    /// Sets the steered prefixes on every LAN interface.
     pub fn set_prefixes(&mut self, wanted: &Prefixes) {
         self.lan.iter_mut().for_each(|lan| lan.set_prefixes(wanted));
     }
 }
 
-/// A map that cannot be changed leaves packets to the kernel, or to a worker that knows better: a
-/// nuisance, no leak.
+/// A map that cannot be changed leaves packets to the kernel, or to a worker that knows better: a nuisance, but not a
+/// leak.
 fn told(result: Result<(), SteerError>, what: &str) {
     if let Err(e) = result {
         tracing::warn!("the steering program could not be told {what}: {e}");
     }
 }
 
-/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `ruled` those that rules of others
-/// may decide about, `site` this site's subnets.
+/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `ruled` those that other
+/// people's rules may decide on, `site` this site's subnets.
 pub fn prefixes(peers: &Peers, kept: &[IpNet], ruled: &[IpNet], site: impl IntoIterator<Item = IpNet>) -> Prefixes {
     let mut all: Prefixes = site.into_iter().map(|prefix| (prefix, Leads::Site)).collect();
     for prefix in kept.iter().chain(ruled.iter().filter(|prefix| peers.is_remote(**prefix))) {
@@ -233,7 +267,7 @@ mod tests {
         assert_eq!(all[&net("10.3.0.0/16")], Leads::Kernel, "nowhere to send it yet: the tun device's packets wait");
         assert_eq!(all[&net("10.101.0.0/24")], Leads::Site);
         assert_eq!(all[&net("10.101.0.1/32")], Leads::Kernel);
-        // Rules of others decide about these.
+        // Other people's rules decide on these.
         let ruled = [net("fd00::/16"), net("10.7.0.0/16"), net("192.0.2.0/24")];
         let all = prefixes(&peers, &kept, &ruled, site);
         assert_eq!((all[&net("fd00:1::/64")], all[&net("10.7.0.0/16")]), (Leads::Kernel, Leads::Kernel));

@@ -1,5 +1,4 @@
-//! The table that workers read, made of what control knows. Parts that did not change are shared
-//! with the table before.
+//! The table that workers read, made from what control knows. Unchanged parts are shared with the previous table.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,22 +10,23 @@ use penstock_dataplane::filter::Firewall;
 use penstock_dataplane::mapping::Mapping;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
+use penstock_dataplane::shaper::WanRate;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
 
 use super::PlaneConfig;
 use crate::gateway::peers::{Peer, Peers};
 use crate::ground::Network;
 
-/// The groups of one link: the gateway's own protocols, never forwarded.
+/// The groups of a single link: used by the gateway's own protocols, never forwarded.
 const LOCAL_GROUPS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 24);
 const LOCAL_GROUPS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
 
-/// What the tunnel leads to on this side.
+/// What can be reached through the tunnel on this side.
 #[derive(Clone, Copy, Debug)]
 pub enum Behind<'a> {
-    /// These prefixes; without any, the networks of the LAN interfaces.
+    /// These prefixes; if there are none, the networks of the LAN interfaces.
     Subnets(&'a BTreeSet<IpNet>),
-    /// Whatever the kernel has a route to.
+    /// Anything that the kernel has a route to.
     Anything,
 }
 
@@ -35,49 +35,56 @@ pub enum Behind<'a> {
 pub struct Path {
     /// Its endpoint, if it is known.
     pub endpoint: Option<SocketAddr>,
-    /// The address of ours that packets to it leave from, if it called one that is still ours.
+    /// The source address of packets to it, if it has called one of ours that still exists.
     pub local: Option<IpAddr>,
-    /// How to get there by AF_XDP.
+    /// The link to it for AF_XDP.
     pub link: Option<Link>,
 }
 
-/// What tables are made of besides the peers.
+/// What tables are made from besides the peers.
 #[derive(Debug, Default)]
 pub struct Parts {
-    /// By place: to which peer an address belongs. Renewed by [`Parts::renew_allowed_ips`].
+    /// The peer that an address belongs to, by its place in the list. Updated by [`Parts::renew_allowed_ips`].
     allowed_ips: Arc<PrefixMap<u32>>,
-    /// Where peers are.
+    /// The peers' endpoints.
     endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN.
     hops: Arc<PrefixMap<Option<Link>>>,
     /// What the tunnel may reach here, as prefixes and as a map; `None`: anything.
     reachable_prefixes: Option<BTreeSet<IpNet>>,
     reachable: Option<Arc<PrefixMap<()>>>,
-    /// Which flows may pass; `None`: all.
+    /// Which flows may pass; `None`: all of them.
     firewall: Option<Arc<Firewall>>,
     /// Largest inner packet.
     mtu: u16,
-    /// Whether outer packets have the DSCP of the inner ones.
+    /// Whether outer packets get the DSCP of the inner ones.
     copy_dscp: bool,
-    /// What this site's prefixes are shown as, if any is.
+    /// The rate limit for everything sent over the WAN, if there is one. It is the same object as long as the rate
+    /// stays the same.
+    wan_rate: Option<Arc<WanRate>>,
+    /// How this site's prefixes are mapped, if any are.
     mapping: Option<Arc<Mapping>>,
-    /// Our address in ICMP messages about IPv4.
+    /// The source address of ICMP messages about IPv4.
     icmp_v4: Option<Ipv4Addr>,
-    /// Our address in ICMP messages about IPv6.
+    /// The source address of ICMP messages about IPv6.
     icmp_v6: Option<Ipv6Addr>,
 }
 
 impl Parts {
-    /// Parts of a tunnel with this MTU, and nothing in it.
+    /// Empty parts of a tunnel with this MTU.
     pub fn new(mtu: u16, config: &PlaneConfig) -> Self {
         let mut parts = Self { mtu, ..Self::default() };
         parts.set_config(config);
         parts
     }
 
-    /// Takes up what the profile says of packets, for the next table.
+    /// Takes up the profile's settings for packets, for the next table.
     pub fn set_config(&mut self, config: &PlaneConfig) {
         self.copy_dscp = config.copy_dscp;
+        let rate = config.wan_rate.map(|rate| rate.bits_per_second());
+        if self.wan_rate.as_ref().map(|rate| rate.bits_per_second()) != rate {
+            self.wan_rate = rate.map(|rate| Arc::new(WanRate::new(rate)));
+        }
         let mut mapping = Mapping::default();
         for (real, shown) in &config.shown {
             mapping.insert(real.addr(), shown.addr(), real.prefix_len());
@@ -90,13 +97,13 @@ impl Parts {
         self.mtu
     }
 
-    /// Makes this the largest inner packet; whether it was another.
+    /// Sets the largest inner packet; returns whether it has changed.
     pub fn set_mtu(&mut self, mtu: u16) -> bool {
         std::mem::replace(&mut self.mtu, mtu) != mtu
     }
 
-    /// Renews what tables have from the network: what the tunnel may reach, next hops by the LAN interfaces `xdp`, and
-    /// addresses of the LAN interfaces `lan`, else of our own. Whether anything may differ.
+    /// Updates what tables take from the network: what the tunnel may reach, next hops on the LAN interfaces `xdp`, and
+    /// addresses of the LAN interfaces `lan`, or else our own. Returns whether anything may have changed.
     pub fn follow(&mut self, network: &Network, lan: &[u32], xdp: &[u32], own: &[IpAddr], behind: Behind<'_>) -> bool {
         let reachable = reachable(own, behind, network, lan);
         let opens = reachable != self.reachable_prefixes;
@@ -129,18 +136,18 @@ impl Parts {
         self.allowed_ips = Arc::new(map);
     }
 
-    /// Makes this the firewall of the tables to come.
+    /// Sets the firewall of the next tables.
     pub fn set_firewall(&mut self, firewall: Option<Arc<Firewall>>) {
         self.firewall = firewall;
     }
 
-    /// To be called when peers have other endpoints.
+    /// To be called when endpoints of peers have changed.
     pub fn renew_endpoints(&mut self, peers: &Peers) {
         let endpoints = peers.iter().filter_map(|peer| peer.endpoint.filter(|at| peer.is_at(*at)));
         self.endpoints = Arc::new(endpoints.collect());
     }
 
-    /// A table of this moment.
+    /// A table of the present state.
     pub fn table(&self, peers: &Peers, path: impl Fn(&Peer) -> Path) -> Table {
         let mut table = Table {
             allowed_ips: Arc::clone(&self.allowed_ips),
@@ -150,6 +157,7 @@ impl Parts {
             firewall: self.firewall.clone(),
             mtu: usize::from(self.mtu),
             copy_dscp: self.copy_dscp,
+            wan_rate: self.wan_rate.clone(),
             mapping: self.mapping.clone(),
             icmp_v4: self.icmp_v4,
             icmp_v6: self.icmp_v6,
@@ -160,7 +168,7 @@ impl Parts {
             let sending = peer.sending().cloned();
             let next = peer.sessions.last().filter(|session| !session.confirmed()).cloned();
             table.peers.push(PeerEntry {
-                peer: Arc::clone(&peer.data),
+                peer: Arc::clone(&peer.counters),
                 endpoint,
                 local,
                 roams: peer.roams(),
@@ -179,7 +187,7 @@ impl Parts {
     }
 }
 
-/// A map that says of an address whether it lies in one of these.
+/// A map that tells whether an address lies in one of these prefixes.
 pub(super) fn map_of(prefixes: impl IntoIterator<Item = IpNet>) -> PrefixMap<()> {
     let mut map = PrefixMap::default();
     for prefix in prefixes {
@@ -188,8 +196,9 @@ pub(super) fn map_of(prefixes: impl IntoIterator<Item = IpNet>) -> PrefixMap<()>
     map
 }
 
-/// What the tunnel may reach here, unless anything: this site's prefixes, else the networks of its LAN interfaces; and
-/// the gateway itself, by its addresses and the groups that nobody forwards (RFC 5771, section 4; RFC 4291, section 2.7).
+/// What the tunnel may reach here, if not anything: this site's prefixes, or else the networks of its LAN interfaces;
+/// and the gateway itself, by its addresses and the groups that are never forwarded (RFC 5771, section 4; RFC 4291,
+/// section 2.7).
 fn reachable(own: &[IpAddr], behind: Behind<'_>, network: &Network, lan: &[u32]) -> Option<BTreeSet<IpNet>> {
     let Behind::Subnets(subnets) = behind else { return None };
     let groups = [IpNet::V4(LOCAL_GROUPS_V4), IpNet::V6(LOCAL_GROUPS_V6)];
@@ -198,7 +207,7 @@ fn reachable(own: &[IpAddr], behind: Behind<'_>, network: &Network, lan: &[u32])
     Some(own.chain(groups).chain(network.of_site(subnets, lan)).collect())
 }
 
-/// Our address in ICMP messages: the LAN's, else one of our own in the tunnel.
+/// The source address of ICMP messages: the LAN's, or else one of our own in the tunnel.
 fn icmp_source<A: Copy>(lan: Option<A>, own: &[IpAddr], family: impl Fn(IpAddr) -> Option<A>) -> Option<A> {
     lan.or_else(|| own.iter().find_map(|a| family(*a)))
 }
@@ -220,7 +229,7 @@ mod tests {
             receive_key: &[2; 32],
             born: Millis::now(),
             confirmed: true,
-            peer: Arc::clone(&peer.data),
+            peer: Arc::clone(&peer.counters),
         }))
     }
 

@@ -8,7 +8,7 @@ use blake2::digest::Mac;
 use blake2::digest::consts::U16;
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use penstock_dataplane::clock::Millis;
-use penstock_dataplane::peer as counters;
+use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::session::{Cipher, DATA_HEADER, Session, SessionConfig, TAG};
 use penstock_proto::{Event, Gateway, Key, PeerConfig, PublicKey, SessionKeys, StaticSecret};
 use rand::SeedableRng;
@@ -47,10 +47,10 @@ fn the_reason_is_a_sentence_with_figures() {
     let reason = |theirs, present| choose(SuiteSetting::Auto, speeds(2000, 5000), Some(theirs), present).reason;
     let faster = "auto: the slower site does 4800 MB/s with it, and 1900 with chacha20-poly1305";
     assert_eq!(reason(speeds(1900, 4800), None), faster);
-    let level = "auto: the slower site does 2000 MB/s with it, and 2100 with aes-256-gcm, too little more for a change";
+    let level = "auto: the slower site does 2000 MB/s with it, and 2100 with aes-256-gcm, not enough more for a change";
     assert_eq!(reason(speeds(2000, 2100), None), level);
     let stays = "auto: the slower site does 1900 MB/s with it, and 2000 with chacha20-poly1305, \
-                 too little more for a change";
+                 not enough more for a change";
     assert_eq!(reason(speeds(2000, 1900), Some(Suite::Aes256Gcm)), stays);
 }
 
@@ -150,7 +150,7 @@ fn packets_pass(keys: &SessionKeys, suite: Suite, theirs: &StatelessTransportSta
         receive_key: keys.receive.as_bytes(),
         born: Millis(0),
         confirmed: true,
-        peer: Arc::new(counters::Peer::new(0)),
+        peer: Arc::new(PeerCounters::new(0)),
     });
     for counter in [0, 1, 0x0102_0304_0506_0708] {
         let mut message = [&[0; DATA_HEADER][..], b"from us to them!", &[0; TAG]].concat();

@@ -1,4 +1,4 @@
-//! A stack as packets meet it, prepared once for the fates of many: this is what the simulation does most.
+//! A stack as packets see it, prepared once for many packets: the simulation spends most of its time here.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -10,17 +10,17 @@ use super::stack::Stack;
 use crate::ground::PROTOCOL;
 use crate::netlink::{MAIN_TABLE, RouteKind, Rule};
 
-/// A packet that leaves, of this host or forwarded.
+/// A packet that leaves, from this host or forwarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    /// The interface it came in by; `None` for one of this host.
+    /// The interface on which it arrived; `None` for one from this host.
     pub from: Option<u32>,
     pub source: Option<IpAddr>,
     pub destination: IpAddr,
     pub mark: u32,
 }
 
-/// What becomes of it.
+/// What happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Out(u32),
@@ -54,7 +54,7 @@ impl Span {
         self.ipv6 == ipv6 && self.first <= number && number <= self.last
     }
 
-    /// An address of the same version of IP.
+    /// An address of the same IP version.
     pub fn address(&self, number: u128) -> IpAddr {
         if self.ipv6 { IpAddr::V6(number.into()) } else { IpAddr::V4((number as u32).into()) }
     }
@@ -85,9 +85,9 @@ struct FilterEntry {
 
 pub struct Lookup {
     own: BTreeSet<IpAddr>,
-    /// In the order in which they are asked.
+    /// In the order in which they are applied.
     rules: Vec<Rule>,
-    /// The longest prefixes first, of one length the lowest metric.
+    /// The longest prefixes first; of the same length, the lowest metric first.
     routes: Vec<Entry>,
     filters: Vec<FilterEntry>,
 }
@@ -118,7 +118,7 @@ impl Lookup {
         }
     }
 
-    /// The ways to a destination, whatever becomes of each packet to it.
+    /// The routes for a destination, whatever happens to each packet to it.
     pub fn to(&self, destination: IpAddr) -> Ways<'_> {
         let number = number(destination);
         let covering = self.routes.iter().filter(|route| route.destination.holds(number)).collect();
@@ -130,7 +130,8 @@ impl Lookup {
     }
 }
 
-/// The routes that hold one destination, looked for once: there are many routes, and several packets to each.
+/// The routes that contain one destination, found once: there are many routes, and several packets for each
+/// destination.
 pub struct Ways<'a> {
     lookup: &'a Lookup,
     destination: IpAddr,
@@ -138,7 +139,7 @@ pub struct Ways<'a> {
 }
 
 impl Ways<'_> {
-    /// What becomes of a packet to this destination.
+    /// What happens to a packet with this destination.
     pub fn fate(&self, packet: &Packet) -> Fate {
         match self.routed(packet) {
             Fate::Out(by) if packet.from.is_some() && self.filtered(packet, by) => Fate::Dropped,
@@ -184,13 +185,13 @@ impl Ways<'_> {
         ours.is_some_and(|r| r.kind == RouteKind::Throw)
     }
 
-    /// Whether the main table's blackholes alone hold the destination: others' routes there may be longer, default
-    /// routes have none, and outer addresses are left out.
+    /// Whether the main table's blackholes alone hold the destination: other people's routes there may be longer,
+    /// default routes have no blackhole, and outer addresses are excepted.
     pub fn main_holds(&self) -> bool {
         let size = |entry: &Entry| entry.destination.last - entry.destination.first;
         let main = self.covering.iter().filter(|r| r.table == MAIN_TABLE);
         let blackholed = main.clone().filter(|r| r.ours).map(|r| size(r)).min();
-        // The longest is the smallest.
+        // The longest prefix is the smallest.
         main.filter(|r| !r.ours).all(|r| blackholed.is_some_and(|blackhole| blackhole < size(r)))
     }
 }

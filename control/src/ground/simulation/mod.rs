@@ -1,7 +1,7 @@
-//! Gateways on a simulated network stack: thousands of random sequences of what can happen to one, and after
-//! every single operation the question whether a packet of a guarded prefix could leave in the clear.
+//! Gateways on a simulated network stack: thousands of random sequences of what can happen to one, with a check after
+//! every operation whether a packet of a guarded prefix could leave in the clear.
 //!
-//! `PENSTOCK_TEST_SEQUENCES` says how many sequences, `PENSTOCK_TEST_SEED` runs one of them again.
+//! `PENSTOCK_TEST_SEQUENCES` sets the number of sequences, `PENSTOCK_TEST_SEED` repeats one of them.
 
 mod lookup;
 mod oracle;
@@ -44,7 +44,7 @@ fn nothing_leaks_whatever_happens() {
     });
 }
 
-/// The oracle can fail: with every layer flushed a leak is seen, with all but one none is.
+/// The oracle can fail: with every layer flushed it sees a leak, with all but one it sees none.
 #[test]
 fn the_oracle_sees_a_leak_when_every_layer_is_gone() {
     let mut seen = 0;

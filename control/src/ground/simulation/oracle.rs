@@ -1,4 +1,4 @@
-//! What must hold of packets, told from their fate alone: nothing here knows how a plan is made.
+//! What must hold for packets, judged only by what happens to them: nothing here knows how a plan is made.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::netlink::MAIN_TABLE;
 /// A layer of the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
-    /// The rules, and the table they lead to.
+    /// The rules, and the table that they lead to.
     OwnTable,
     /// The blackholes of the main table.
     MainTable,
@@ -23,27 +23,26 @@ pub enum Layer {
 
 pub const LAYERS: [Layer; 3] = [Layer::OwnTable, Layer::MainTable, Layer::Filter];
 
-/// What must hold, and how much of it at present.
+/// What must hold, and which parts of it at present.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    /// Prefixes that were guarded once and not released since.
+    /// Prefixes that were guarded once and have not been released since.
     pub guarded: BTreeSet<IpNet>,
-    /// Layers that somebody took away or that could not be made.
+    /// Layers that somebody has removed, or that could not be set up.
     pub damaged: BTreeSet<Layer>,
 }
 
 impl Watch {
-    /// Panics at a leak.
+    /// Panics if there is a leak.
     pub fn check(&self, stack: &Stack, when: impl FnOnce() -> String) {
         if let Some(leak) = self.leak(stack) {
             panic!("{leak}, {}; damaged: {:?}", when(), self.damaged);
         }
     }
 
-    /// A packet of a guarded prefix that leaves in the clear, although the layers that are not damaged should
-    /// hold it.
+    /// A packet of a guarded prefix that leaves in the clear, although the undamaged layers should hold it.
     pub fn leak(&self, stack: &Stack) -> Option<String> {
-        // The packet filter alone holds what is forwarded, else two of the others must not be missing.
+        // The packet filter alone holds forwarded packets; otherwise the two other layers must be there.
         let forwarding = !self.damaged.contains(&Layer::Filter) || self.damaged.len() == 1;
         let sources = ["lan0", "lan1"].iter().filter_map(|name| stack.named(name));
         let sources: Vec<u32> = sources.filter(|index| forwarding && stack.interfaces[index].up).collect();
@@ -52,8 +51,8 @@ impl Watch {
             let ways = lookup.to(destination);
             let packet = |from| Packet { from, source: None, destination, mark: 0 };
             let forwarded = sources.iter().map(|index| packet(Some(*index)));
-            // Of this host's own the routes alone must hold. What belongs to this site's own networks is left to the
-            // main table: when somebody has flushed that, nobody knows any more that it is the LAN's.
+            // For packets of this host the routes alone must hold. Packets for this site's own networks are left to the
+            // main table: when somebody has flushed that, nothing says any more that these belong to the LAN.
             let main = !self.damaged.contains(&Layer::MainTable);
             let held_by_routes =
                 !self.damaged.contains(&Layer::OwnTable) && (main || !ways.is_thrown()) || main && ways.main_holds();
@@ -71,8 +70,8 @@ impl Watch {
     }
 }
 
-/// Addresses in guarded prefixes that may be treated differently: near the ends of each prefix, and of those that
-/// routes and outer addresses single out.
+/// Addresses in guarded prefixes that may be treated differently: near the ends of each prefix, and of routes and outer
+/// addresses inside.
 fn destinations(stack: &Stack, guarded: &BTreeSet<IpNet>) -> BTreeSet<IpAddr> {
     let guarded: Vec<Span> = guarded.iter().map(Span::of).collect();
     if guarded.is_empty() {
@@ -90,7 +89,7 @@ fn ends(span: &Span) -> [IpAddr; 2] {
     [span.address(span.first + several), span.address(span.last - broadcast)]
 }
 
-/// Link-local and multicast addresses are no site's.
+/// Link-local and multicast addresses do not belong to a site.
 fn is_reachable(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_multicast() && !v4.is_broadcast() && v4.octets()[0] < 240,
@@ -98,7 +97,7 @@ fn is_reachable(address: &IpAddr) -> bool {
     }
 }
 
-/// Takes a layer away, as somebody might.
+/// Removes a layer, as somebody might.
 pub fn flush(stack: &mut Stack, layer: Layer) {
     match layer {
         Layer::OwnTable => {

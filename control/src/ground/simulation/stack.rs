@@ -1,5 +1,5 @@
-//! A network stack in memory, with the kernel's rules of what goes when a device goes down or away, and the
-//! fate of packets in it.
+//! A network stack in memory, with the kernel's rules about what disappears when a device goes down or is removed, and
+//! with the fate of packets in it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use crate::ground::{Filter, FilterState, Kernel, Operation, PROTOCOL, Sysctl};
 use crate::netlink::{Address, ForeignRule, Interface, MAIN_TABLE, Neighbour, News, Route, RouteKind, Rule};
 use crate::profile::Name;
 
-/// What can be refused.
+/// An operation that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     OwnTable,
@@ -32,12 +32,12 @@ pub struct Stack {
     pub addresses: BTreeSet<Address>,
     pub routes: BTreeSet<Route>,
     pub rules: BTreeSet<Rule>,
-    /// The filters by gateway; `None` for one that somebody has spoilt.
+    /// The filters by gateway; `None` for one that somebody has tampered with.
     pub filters: BTreeMap<String, Option<Filter>>,
     pub sysctls: BTreeMap<Sysctl, String>,
-    /// What is refused at present.
+    /// The operations that fail at present.
     pub faults: BTreeSet<Fault>,
-    /// News by listener.
+    /// News, for each listener.
     pub news: [Vec<News>; 2],
     next_index: u32,
     /// What must hold after each operation.
@@ -53,11 +53,12 @@ impl Stack {
         self.interfaces.values().find(|i| i.name == name).map(|i| i.index)
     }
 
-    /// Adds an interface, up unless it is a tun device, with an index that none had before.
+    /// Adds an interface, up unless it is a tun device, with an index that was never used before.
     pub fn add_interface(&mut self, name: &str, mtu: u32, up: bool) -> u32 {
         self.next_index += 1;
         let index = self.next_index;
-        let interface = Interface { index, name: name.to_owned(), mac: None, mtu, up, kind: None, queues: 1 };
+        let interface =
+            Interface { index, name: name.to_owned(), mac: None, mtu, up, kind: None, vrf: false, queues: 1 };
         self.interfaces.insert(index, interface.clone());
         let settings = [("forwarding", "0"), ("rp_filter", "0"), ("send_redirects", "1"), ("src_valid_mark", "0")];
         for (setting, value) in settings {
@@ -87,7 +88,7 @@ impl Stack {
         let was = std::mem::replace(&mut interface.up, up);
         let interface = interface.clone();
         if was && !up {
-            // IPv4 routes go without a word, IPv6 ones are told.
+            // IPv4 routes disappear silently, IPv6 ones are reported.
             for route in self.routes.clone().into_iter().filter(|r| r.interface == Some(index)) {
                 self.routes.remove(&route);
                 if route.destination.addr().is_ipv6() {
@@ -139,7 +140,7 @@ impl Stack {
             self.routes.remove(&route);
             self.tell(&News::RouteGone(route));
         }
-        // Those of the main table that began from it go without a word.
+        // Routes of the main table with this source address disappear silently.
         self.routes.retain(|r| r.table != MAIN_TABLE || r.source != Some(address.address));
         let others = self.addresses.iter().any(|a| a.interface == address.interface && a.address.is_ipv4());
         if address.address.is_ipv4() && !others {
@@ -268,7 +269,7 @@ fn key(route: &Route) -> (u32, IpNet, u32) {
 }
 
 impl Stack {
-    /// Without anything that a gateway has made.
+    /// A copy without anything that a gateway has made.
     pub fn without_gateways(&self) -> Self {
         let mut bare = self.clone();
         bare.routes.retain(|r| r.protocol != PROTOCOL);

@@ -35,7 +35,7 @@ impl Bench {
         Self { rotation, start: now, now, endpoint: None, asked: Vec::new() }
     }
 
-    /// Asks what is due, and answers it at once.
+    /// Answers every question that is due.
     fn answer(&mut self, outcome: Outcome) {
         while let Some(question) = self.rotation.poll_question(self.now) {
             self.asked.push(self.now - self.start);
@@ -168,7 +168,7 @@ fn a_question_under_way_is_not_repeated_and_an_old_answer_is_ignored() {
     assert_eq!(bench.rotation.poll_timeout(), None);
 }
 
-/// Whatever happens in whatever order: one question a peer, none too soon, and a live address is found.
+/// Whatever happens in whatever order: at most one question per peer, none too soon, and a live address is found.
 #[test]
 fn a_live_address_is_found_whatever_happened_before() {
     for seed in 0..2000 {
@@ -192,7 +192,7 @@ fn a_live_address_is_found_whatever_happened_before() {
         }
         let live = *all.choose(&mut random).unwrap();
         let last = Some((all.clone(), seconds(3600)));
-        // The longest pause of a name that failed, and then a turn through all addresses.
+        // The longest pause after failures, and then a round through all addresses.
         bench.run(RETRY_MAX, &last);
         let mut silences = 0;
         while bench.endpoint != Some(live) {

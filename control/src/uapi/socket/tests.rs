@@ -1,4 +1,4 @@
-//! Against the real `wg`, which looks only into /var/run/wireguard, and against rough clients.
+//! Against the real `wg`, which looks only into /var/run/wireguard, and against misbehaving clients.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -103,7 +103,7 @@ fn wg(arguments: &[&str], input: &str) -> (bool, String) {
     )
 }
 
-/// A fake where `wg` looks, or none with a word why not.
+/// A fake where `wg` looks, or `None` with a message saying why not.
 fn for_wg(role: &str, outcome: Result<(), Errno>) -> Option<Fake> {
     let root = rustix::process::geteuid().is_root();
     let there = Command::new("wg").arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -229,7 +229,7 @@ fn an_endless_line_ends_the_connection() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "errno=-90\n\n");
-    // Others are served meanwhile and after.
+    // Others are served during this and after it.
     let _idle = fake.connect();
     let mut stream = fake.connect();
     stream.write_all(b"get=1\n\n").unwrap();

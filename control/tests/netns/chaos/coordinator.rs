@@ -1,5 +1,5 @@
-//! A coordinator of both gateways that may be gone, and that lies now and then. No authority is pinned, so that nothing
-//! but the gateways' own judgement stands between its word and the routes.
+//! A coordinator of both gateways that may be gone, and that lies now and then. No authority is pinned, so only the
+//! gateways' own judgement stands between its words and the routes.
 
 use std::net::SocketAddr;
 
@@ -11,11 +11,11 @@ use super::LOCAL_PORTS;
 use crate::overlay_trust::puppet::{Puppet, Shown};
 use crate::support::*;
 
-/// What it says of the sites.
+/// What it says about the sites.
 #[derive(Clone, Copy, Debug)]
 pub enum Word {
     Truth,
-    /// There is no site at all.
+    /// There are no sites at all.
     Nobody,
     /// The two sites may not talk to each other.
     Unlinked,
@@ -28,7 +28,7 @@ pub struct Coordinator {
     sites: [Listed; 2],
 }
 
-/// A site as the coordinator knows it.
+/// A site in the coordinator's view.
 struct Listed {
     key: SiteKey,
     peer: Peer,
@@ -38,7 +38,7 @@ const THIRD: [u8; 32] = [3; 32];
 const SUBNETS_OF_THIRD: [&str; 2] = ["10.103.0.0/24", "fd00:103::/64"];
 
 impl Coordinator {
-    /// Starts it in the middle and makes it that of both gateways, which are not started yet.
+    /// Starts it on the middle namespace and makes it the coordinator of both gateways, which are not started yet.
     pub fn start(topology: &Topology, a: &mut GatewayConfig, b: &mut GatewayConfig) -> Self {
         let address = "192.0.2.66".parse().expect("that of the switch");
         let puppet = Puppet::start(topology.middle(), address);

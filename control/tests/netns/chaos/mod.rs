@@ -1,13 +1,13 @@
-//! Nothing leaks, whatever happens to the machine around a gateway: a seeded sequence of events, traffic all the while,
-//! and a capture on every WAN that must never see an inner packet in the clear.
+//! Nothing leaks, whatever happens to the machine of a gateway: a seeded sequence of events under constant traffic, and
+//! a capture on every WAN that must never see an inner packet in the clear.
 //!
 //! ```text
 //!   host A ── lan0 gateway A wan0 ── a0 ┐
 //!                          wan1 ── a1 ──┤ switch ── b0 ── wan0 gateway B ── host B
 //!                                       └ coordinator
 //! ```
-//! The sequences are the same each time, and others with `PENSTOCK_TEST_LONG=1`. `PENSTOCK_TEST_SEED=N` replays one,
-//! `PENSTOCK_TEST_STEPS=N` gives each another length.
+//! The sequences are the same each time, and random with `PENSTOCK_TEST_LONG=1`. `PENSTOCK_TEST_SEED=N` replays one,
+//! `PENSTOCK_TEST_STEPS=N` sets the length.
 
 mod coordinator;
 pub mod network;
@@ -29,9 +29,9 @@ use oracle::{Flow, Oracle};
 
 /// How soon traffic must flow again once the cause of an outage is gone.
 const RECOVERY: Duration = Duration::from_secs(15);
-/// Steps of each of the sequences that run at once.
+/// Steps of each of the sequences that run in parallel.
 const STEPS: usize = 34;
-const LONG_STEPS: usize = 400;
+const LONG_STEPS: usize = 700;
 /// The ports that A may have.
 const LOCAL_PORTS: Range<u16> = PORT..PORT + 3;
 
@@ -97,7 +97,7 @@ impl Event {
         Self::RulesFlushed,
         Self::FirewallFlushed,
     ];
-    /// These besides, where there is a coordinator.
+    /// Further events, where there is a coordinator.
     const OF_A_COORDINATOR: [Self; 6] = [
         Self::CoordinatorGone,
         Self::SitesUnlinked,
@@ -108,7 +108,7 @@ impl Event {
     ];
 }
 
-/// Who tells the gateways of each other.
+/// Where the gateways learn of each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     ByProfile,
@@ -151,7 +151,7 @@ impl Scene {
         self.topology.a.gateway.ip(script);
     }
 
-    /// What fails because it is gone already is as well done.
+    /// An attempt that fails because the thing is already gone counts as done.
     fn attempt(&self, words: &[&str]) {
         self.topology.a.gateway.attempt(words);
     }
@@ -185,7 +185,7 @@ impl Scene {
             Event::LanDownAndUp => {
                 self.ip("link set lan0 down\n");
                 pause(outage);
-                // IPv6 addresses go with the link.
+                // IPv6 addresses are lost with the link.
                 self.ip("link set lan0 up\naddr replace fd00:101::1/64 dev lan0 nodad\n");
             }
             Event::LanEnslaved => {
@@ -198,7 +198,7 @@ impl Scene {
                 pause(outage);
                 self.ip("link set old0 name wan0\n");
             }
-            // IPv6 inside needs 1360 outside.
+            // IPv6 inside needs 1360 bytes outside.
             Event::WanMtu => self.ip(&format!("link set wan0 mtu {}\n", rng.random_range(1360..=1500))),
             Event::WanAddressMoved => {
                 self.ip("addr del 192.0.2.1/24 dev wan0\n");
@@ -269,7 +269,7 @@ impl Scene {
             Event::CoordinatorGone => {
                 self.coordinator().stop();
                 self.disturb(rng);
-                // Its port is free a little later.
+                // Its port becomes free a little later.
                 pause(outage.max(100));
                 self.coordinator().run();
             }
@@ -285,14 +285,14 @@ impl Scene {
         self.coordinator.as_mut().expect("its events happen where there is one")
     }
 
-    /// The coordinator says something else than the truth for a while.
+    /// The coordinator says something untrue for a while.
     fn lie(&mut self, word: Word, outage: u64) {
         self.coordinator().say(word);
         pause(outage);
         self.coordinator().say(Word::Truth);
     }
 
-    /// Has the gateway read and write its state: it starts, or another peer comes or goes.
+    /// Makes the gateway read and write its state: it starts, or another peer is added or removed.
     fn disturb(&mut self, rng: &mut StdRng) {
         if rng.random_bool(0.5) {
             self.a.kill();
@@ -302,7 +302,7 @@ impl Scene {
         }
     }
 
-    /// Another value for some field, and perhaps a further peer. The peer that has the traffic stays.
+    /// Changes the value of some field, and perhaps adds a peer. The peer with the traffic stays.
     fn reload(&self, rng: &mut StdRng) {
         self.a.edit_profile(|profile| {
             let Kind::Penstock { wan, lan } = self.a.config.kind else { panic!("a gateway of ours") };
@@ -326,7 +326,7 @@ impl Scene {
 
     fn flush_table(&self) {
         for family in ["-4", "-6"] {
-            // The table that a reload may have named, too.
+            // Including a table that a reload may have named.
             for table in ["47100", "47101"] {
                 self.attempt(&["ip", family, "route", "flush", "table", table]);
             }
@@ -341,7 +341,7 @@ impl Scene {
 
     fn flush_rules(&self) {
         for family in ["-4", "-6"] {
-            // `ip rule flush` takes the system's rules too, without which nothing is routed at all.
+            // `ip rule flush` removes the system's rules too, without which nothing is routed at all.
             self.attempt(&["ip", family, "rule", "del", "priority", "4710"]);
         }
     }
@@ -350,7 +350,7 @@ impl Scene {
         self.state.path().join(format!("{}.guard", self.a.name()))
     }
 
-    /// A start that its profile makes impossible.
+    /// A start with an impossible profile.
     fn fail_to_start(&self) {
         let text = std::fs::read(self.a.profile_path()).expect("a profile");
         let profile: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
@@ -362,7 +362,7 @@ impl Scene {
         pause(200);
     }
 
-    /// Traffic flows again, and the gateway says that all is well.
+    /// Traffic flows again, and the gateway reports that all is well.
     fn recovers(&self, story: &str) {
         let flows = || {
             self.topology
@@ -397,7 +397,7 @@ fn run(kind: Kind, told: Told, salt: u64) {
         story += &format!(" {event:?}");
         scene.happen(event, &mut rng);
         assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
-        // Now and then the next thing happens before the last is mended.
+        // Now and then the next thing happens before the last is repaired.
         if rng.random_bool(0.8) {
             scene.recovers(&story);
             assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
@@ -422,17 +422,17 @@ fn nothing_leaks_with_xdp_and_tun_and_a_coordinator() {
     run(Kind::Penstock { wan: "xdp", lan: "tun" }, Told::ByCoordinator, 3);
 }
 
-/// A layer of the guard, and how to take it away.
+/// A layer of the guard, and how to remove it.
 type Layer = (&'static str, fn(&Scene));
 
-/// Each layer of the guard holds alone; without any the oracle sees what leaves.
+/// Each layer of the guard holds alone; without any of them the oracle sees what leaves.
 #[test]
 fn each_layer_holds_and_the_oracle_can_fail() {
     if !ready(&["nft"]) || !is_penstock() {
         return;
     }
     let mut scene = Scene::new(Kind::SOCKET, Told::ByProfile);
-    // Stopped in order, so that nobody mends what is taken away here.
+    // Stopped in an orderly way, so that nobody repairs what is removed here.
     scene.a.process.signal(Signal::TERM);
     scene.a.process.wait(Duration::from_secs(5));
     let layers: [Layer; 3] = [

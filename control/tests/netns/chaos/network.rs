@@ -1,4 +1,4 @@
-//! The interfaces, addresses and routes of A's gateway, made again after they were gone.
+//! The interfaces, addresses and routes of A's gateway, made again after they were removed.
 
 use crate::support::*;
 

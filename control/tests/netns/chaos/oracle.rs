@@ -1,4 +1,4 @@
-//! What must never be seen, and the traffic that would show it.
+//! What must never be seen, and the traffic that would reveal it.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::support::*;
 /// Time between two packets of each flow.
 const PACKET_EVERY: Duration = Duration::from_micros(500);
 
-/// Sees every packet on the WANs, and remembers the inner ones in the clear.
+/// Watches every packet on the WANs, and counts inner ones in the clear.
 pub struct Oracle {
     namespace: Namespace,
 }
@@ -19,7 +19,7 @@ pub struct Oracle {
 impl Oracle {
     pub fn start(topology: &Topology) -> Self {
         let namespace = topology.middle().clone();
-        // Of all devices, those too that are made later: a bridge's ports are forwarded by it, a1 is routed.
+        // On all devices, including those created later: a bridge forwards for its ports, a1 is routed.
         namespace.nft(
             "table bridge oracle { counter leaked { }; chain forward { type filter hook prerouting priority -300; \
              ip saddr { 10.101.0.0/16, 10.102.0.0/16 } counter name leaked; \
@@ -42,7 +42,7 @@ impl Oracle {
     }
 }
 
-/// Packets from a host, whatever happens.
+/// A stream of packets from a host, whatever happens.
 pub struct Flow {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -57,7 +57,7 @@ impl Flow {
                 let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
                 let socket = UdpSocket::bind(any).expect("a socket");
                 while !ended.load(Ordering::Relaxed) {
-                    // The host's own link may be away.
+                    // The host's own link may be down.
                     let _ = socket.send_to(&[0x55; 64], (to, 9));
                     std::thread::sleep(PACKET_EVERY);
                 }

@@ -1,4 +1,4 @@
-//! The client: maps, losses, and what is known without a coordinator.
+//! The client: maps, lost connections, and what is known without a coordinator.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::laboratory::{Coordinator, Running, Site, eventually};
 
 fn at(address: &str) -> Reachability {
     let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
-    Reachability { candidates: vec![candidate], nat_type: None, speeds: None }
+    Reachability { candidates: vec![candidate], ..Reachability::default() }
 }
 
 fn key(site: &Site) -> SiteKey {
@@ -51,7 +51,7 @@ async fn two_sites_learn_of_each_other_and_where_they_are() {
     until_address(&mut a, &key(&berlin), "192.0.2.2:47100").await;
     assert_eq!(a.map.as_ref().unwrap().peers[&key(&berlin)].subnets, ["10.102.0.0/24".parse().unwrap()]);
 
-    // The latest counts, however often it is said; and the coordinator bears it.
+    // The latest announcement counts, however many there are, and the coordinator tolerates them.
     for port in 1..=100 {
         b.client.announce(at(&format!("192.0.2.2:{port}")));
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -59,7 +59,7 @@ async fn two_sites_learn_of_each_other_and_where_they_are() {
     until_address(&mut a, &key(&berlin), "192.0.2.2:100").await;
     assert!(matches!(b.client.state(), State::Connected { .. }), "{:?}", b.client.state());
 
-    // It is said again to a coordinator that comes back.
+    // It is announced again to a coordinator that comes back.
     coordinator.kill();
     a.until_lost().await;
     let State::Disconnected { why, .. } = a.client.state() else { panic!("{:?}", a.client.state()) };
@@ -151,7 +151,7 @@ async fn a_revoked_site_is_told_and_forgets_and_the_others_too() {
     eventually("the map is gone", || !amsterdam.cache().exists()).await;
     let State::Disconnected { why, .. } = a.client.state() else { panic!("{:?}", a.client.state()) };
     assert_eq!(why, "this site was revoked");
-    // It is asked again, slowly by itself.
+    // It is tried again, slowly if nothing else happens.
     a.client.hurry();
     a.until("another refusal", |event| matches!(event, Event::Refused(_)).then_some(())).await;
     coordinator.cli(&["site", "approve", "amsterdam"]);
@@ -182,7 +182,7 @@ async fn a_coordinator_that_hangs_is_left_soon_after_a_change_of_the_network() {
     let amsterdam = coordinator.site("amsterdam", "10.1.0.0/24");
     let mut running = amsterdam.client();
     running.until_peers(&[]).await;
-    // One that answers is not left.
+    // A coordinator that answers is not abandoned.
     running.client.hurry();
     let early = tokio::time::timeout(Duration::from_secs(6), running.client.next()).await;
     assert!(early.is_err(), "{early:?}");
@@ -196,7 +196,7 @@ async fn a_coordinator_that_hangs_is_left_soon_after_a_change_of_the_network() {
     running.until("it is back", |event| matches!(event, Event::Connected).then_some(())).await;
 }
 
-/// Pings keep it, and are answered.
+/// Pings keep the connection, and are answered.
 #[tokio::test]
 async fn an_idle_connection_stays() {
     if std::env::var_os("PENSTOCK_TEST_LONG").is_none_or(|value| value != "1") {

@@ -21,7 +21,7 @@ fn a_site_enrols_and_its_profile_knows_the_coordinator() {
     let url = coordinator.url();
     let said = format!("amsterdam is enrolled at {url} and approved: address 100.64.0.1, offers 10.101.0.0/24\n");
     assert_eq!(outcome.out, said);
-    assert!(outcome.error.starts_with("penstock: made the private key "), "{outcome:?}");
+    assert!(outcome.error.starts_with("penstock: created the private key "), "{outcome:?}");
     assert_eq!(site.mode("site.key"), 0o600);
 
     let profile = site.load();
@@ -36,7 +36,7 @@ fn a_site_enrols_and_its_profile_knows_the_coordinator() {
     assert_eq!(cached.registration.name.as_str(), "amsterdam");
     assert_eq!(site.mode("state/amsterdam.map"), 0o600);
 
-    // Again, as if the answer had been lost: the key's one use is not needed twice.
+    // Once more, as if the answer had been lost: the key's single use is not needed twice.
     let after = site.text();
     let outcome = site.enrol(&arguments);
     assert!(outcome.is(0) && outcome.error.is_empty(), "{outcome:?}");
@@ -75,7 +75,7 @@ fn a_key_comes_from_a_file_or_standard_input_and_is_not_logged() {
     assert!(outcome.is(0), "{outcome:?}");
 
     let outcome = site.enrol(&["-"]);
-    assert!(outcome.is(1) && outcome.error.contains("standard input: this is no enrolment key"), "{outcome:?}");
+    assert!(outcome.is(1) && outcome.error.contains("standard input: this is not an enrolment key"), "{outcome:?}");
     let outcome = site.enrol(&["/nonexistent"]);
     assert!(outcome.is(1) && outcome.error.contains("the enrolment key in /nonexistent: No such"), "{outcome:?}");
     let cut = &key[..30];
@@ -107,7 +107,7 @@ fn each_refusal_is_a_sentence_and_changes_nothing() {
             "10.102.0.0/24",
             "penstock: the coordinator does not know this enrolment key, or it was revoked\n",
         ),
-        (&good, "amsterdam", "10.102.0.0/24", "penstock: another site has this name\n"),
+        (&good, "Amsterdam", "10.102.0.0/24", "penstock: another site has this name, or one that looks like it\n"),
     ] {
         let site = Site::new(name, subnet);
         let before = site.text();
@@ -118,7 +118,7 @@ fn each_refusal_is_a_sentence_and_changes_nothing() {
         assert_eq!(site.text(), before);
         assert!(!site.cache().exists());
     }
-    // A subnet that cannot be had for now keeps nobody out.
+    // A subnet that is not available at the moment keeps nobody out.
     let outcome = Site::new("berlin", "10.101.0.0/16").enrol(&[&good, "--coordinator", &url]);
     assert!(outcome.is(0) && outcome.out.contains("approved: address 100.64.0.2, offers no subnets\n"), "{outcome:?}");
     let waits = "\n  10.101.0.0/16 waits for an administrator of the coordinator: ";
@@ -130,12 +130,15 @@ fn each_refusal_is_a_sentence_and_changes_nothing() {
 
     let site = Site::new("_x", "10.103.0.0/24");
     let outcome = site.enrol(&[&good, "--coordinator", &url]);
-    assert!(outcome.is(1) && outcome.error.contains("\"_x\" is no name of a site (--name): a name is"), "{outcome:?}");
+    assert!(
+        outcome.is(1) && outcome.error.contains("\"_x\" is not a valid site name (--name): a name is"),
+        "{outcome:?}"
+    );
     assert!(site.enrol(&[&good, "--coordinator", &url, "--name", "x"]).is(0));
     let outcome = Site::new("a", "10.1.0.0/24").enrol(&[&good, "--coordinator", "http://127.0.0.1"]);
-    assert!(outcome.is(2) && outcome.error.contains("is no URL such as https://"), "{outcome:?}");
+    assert!(outcome.is(2) && outcome.error.contains("is not a URL such as https://"), "{outcome:?}");
     let outcome = Site::new("a", "10.1.0.0/24").enrol(&[&good]);
-    assert!(outcome.is(1), "{outcome:?}");
+    assert!(outcome.is(1) && outcome.error.contains("--coordinator must say where"), "{outcome:?}");
 }
 
 #[test]
@@ -152,7 +155,7 @@ fn an_approval_is_waited_for_as_long_as_asked() {
         "{outcome:?}"
     );
     let outcome = site.enrol(&[&arguments[..], &["--wait", "1"]].concat());
-    assert!(outcome.is(5) && outcome.error.contains("still to be approved after 1 s"), "{outcome:?}");
+    assert!(outcome.is(5) && outcome.error.contains("has not been approved after 1 s"), "{outcome:?}");
 
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -1,4 +1,4 @@
-//! A small HTTP proxy that knows CONNECT, and ways to be a bad one.
+//! A small HTTP proxy that supports CONNECT, and misbehaves in several ways.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,19 +10,19 @@ use std::time::Duration;
 pub enum Manner {
     /// Connects as asked.
     Forward,
-    /// Connects, and answers byte by byte.
+    /// Connects, and answers one byte at a time.
     Dribble,
-    /// Answers this, and closes.
+    /// Sends this answer, and closes.
     Say(&'static str),
-    /// Answers a head without end.
+    /// Sends a response head that never ends.
     Endless,
-    /// Connects, and says something before the server does.
+    /// Connects, and sends something before the server does.
     Babble,
-    /// Takes connections and says nothing.
+    /// Accepts connections and sends nothing.
     Silent,
 }
 
-/// A proxy on loopback, with the heads of all requests so far.
+/// A proxy on loopback, with the request heads received so far.
 pub struct Hop {
     pub address: SocketAddr,
     pub heads: Arc<Mutex<Vec<String>>>,

@@ -1,4 +1,4 @@
-//! A coordinator that does what it should not. It has the pinned certificate, and nothing else is right.
+//! A coordinator that misbehaves. It has the pinned certificate, but nothing else about it is right.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -28,17 +28,17 @@ use super::relay::{Certificate, any_port};
 /// What it does with each connection.
 #[derive(Clone, Debug)]
 enum Manner {
-    /// Answers this instead of an upgrade, and closes.
+    /// Sends this instead of an upgrade, and closes.
     Http(&'static str),
-    /// Upgrades, says this instead of a challenge, and waits.
+    /// Upgrades, sends this instead of a challenge, and waits.
     First(Message),
-    /// Lets everybody in, says this, and waits.
+    /// Admits everyone, sends this, and waits.
     Then(Message),
 }
 
 struct Hostile {
     running: Running,
-    /// Whoever said hello, in order.
+    /// The hellos received, in order.
     hellos: Arc<Mutex<Vec<Hello>>>,
     _server: JoinSet<()>,
     _directory: tempfile::TempDir,
@@ -130,10 +130,13 @@ async fn what_is_no_coordinator_is_left_with_a_sentence() {
         (Manner::Http("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
         (Manner::Http("220 mail.example.net ESMTP\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
         (Manner::Http(""), "127.0.0.1"),
-        (Manner::First(Message::text("{}")), "the coordinator said a message that is none"),
+        (Manner::First(Message::text("{}")), "the coordinator sent an invalid message"),
         (Manner::First(Message::binary(vec![1])), "bytes instead of text"),
         (Manner::First(Message::text(low_order)), "a challenge of low order"),
-        (Manner::First(Message::text(CoordinatorMessage::Map(Map::default()).encode())), "no challenge at first"),
+        (
+            Manner::First(Message::text(CoordinatorMessage::Map(Map::default()).encode())),
+            "the first is not a challenge",
+        ),
         (Manner::First(Message::Close(None)), "the coordinator closed the connection"),
         (Manner::First(Message::text(too_long)), "the connection to the coordinator broke: Space limit exceeded"),
     ] {
@@ -165,7 +168,7 @@ async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
     let more = tokio::time::timeout(std::time::Duration::from_millis(500), hostile.running.client.next()).await;
     assert!(more.is_err(), "{more:?}");
     for (message, expected) in [
-        (Message::text("[]"), "the coordinator said a message that is none"),
+        (Message::text("[]"), "the coordinator sent an invalid message"),
         (Message::binary(vec![0; 100]), "bytes instead of text"),
         (
             Message::text(
@@ -177,7 +180,7 @@ async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
         let mut hostile = Hostile::start(Manner::Then(message)).await;
         let why = hostile.running.until_lost().await;
         assert!(why.contains(expected), "{why}");
-        // The map of before is what it asks an increment for.
+        // It asks for an increment to the map that it had before.
         hostile.running.until_lost().await;
         let hellos = hostile.hellos.lock().unwrap();
         assert!(hellos[1].known == Some(Map::default().known()), "{hellos:?}");

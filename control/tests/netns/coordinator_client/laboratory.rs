@@ -1,4 +1,4 @@
-//! A coordinator in a process of its own, and sites that want to be let in.
+//! A coordinator in a process of its own, and sites that want to be admitted.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use penstock_proto::coordination::{Map, Name};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-/// Longer than anything takes here, so that only what never comes runs into it.
+/// Longer than anything takes here, so that it is reached only by what never comes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const PENSTOCK: &str = env!("CARGO_BIN_EXE_penstock");
 
-/// The coordinator's program, which the workspace builds beside ours. Without it says so and is `None`.
+/// The coordinator's program, which the workspace builds beside ours; `None`, with a message, if it is not built.
 fn program() -> Option<PathBuf> {
     let path = Path::new(PENSTOCK).with_file_name("penstock-coordinator");
     if path.is_file() {
         return Some(path);
     }
     assert!(std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(), "{} is not built", path.display());
-    // Not eprintln!: the harness would swallow it, and a skip must be seen.
+    // Not eprintln!: the test harness would capture it, and a skipped test must be seen.
     let _ = writeln!(std::io::stderr(), "skipped: {} is not built (cargo build --workspace)", path.display());
     None
 }
@@ -41,7 +41,7 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A new one at a port of its own; `None` if it is not built.
+    /// A new one on a port of its own; `None` if it is not built.
     pub fn start() -> Option<Self> {
         let state = tempfile::tempdir().unwrap();
         std::fs::set_permissions(state.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -50,7 +50,7 @@ impl Coordinator {
         Some(coordinator)
     }
 
-    /// Starts it, again at the same port.
+    /// Starts it, each time on the same port.
     pub fn run(&mut self) {
         let mut child = Command::new(&self.program)
             .args([
@@ -71,7 +71,7 @@ impl Coordinator {
             .unwrap();
         let (sender, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        // Reads on when nobody listens, so that the process never blocks.
+        // Keeps reading when nobody listens, so that the process never blocks.
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let _ = sender.send(line);
@@ -103,11 +103,11 @@ impl Coordinator {
     fn is_stopped(&self, id: &str) -> bool {
         let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
         let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-        // The state is behind the name, which is in brackets.
+        // The state follows the name, which is in parentheses.
         stats.into_iter().all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
     }
 
-    /// Another certificate takes the place of its own.
+    /// Replaces its certificate by another.
     pub fn change_certificate(&mut self) {
         self.kill();
         for file in ["certificate.pem", "certificate.key"] {
@@ -128,7 +128,7 @@ impl Coordinator {
         format!("https://{}", self.address)
     }
 
-    /// Asks it by its command line, which must succeed.
+    /// Runs a command of its command line, which must succeed.
     pub fn cli(&self, arguments: &[&str]) -> String {
         let output =
             Command::new(&self.program).arg("--state").arg(self.state.path()).args(arguments).output().unwrap();
@@ -270,7 +270,7 @@ impl Outcome {
     }
 }
 
-/// A client and the last map it told of.
+/// A client and the last map that it reported.
 pub struct Running {
     pub client: Client,
     pub map: Option<Map>,

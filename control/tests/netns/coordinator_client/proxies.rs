@@ -1,4 +1,4 @@
-//! Through proxies, good and bad, by the command itself: the environment is what it reads.
+//! Through proxies, good and bad, using the command itself, since it reads the environment.
 
 use super::hop::{Hop, Manner};
 use super::laboratory::{Coordinator, Outcome, Site};
@@ -48,7 +48,7 @@ fn a_bad_proxy_is_named_and_not_gone_around() {
     let Some(coordinator) = Coordinator::start() else { return };
     let head = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n";
     for (manner, expected) in [
-        (Manner::Say(head), "refuses: 407 Proxy Authentication Required; it wants a user and a password"),
+        (Manner::Say(head), "refuses: 407 Proxy Authentication Required; it requires a user and a password"),
         (Manner::Say("HTTP/1.1 403 Forbidden\r\n\r\n<html>"), "refuses: 403 Forbidden; it must allow CONNECT"),
         (Manner::Say("HTTP/1.0 502 Bad Gateway\r\n\r\n"), "refuses: 502 Bad Gateway; it does not reach"),
         (Manner::Say("SSH-2.0-OpenSSH_9.2\r\n"), "does not answer as a proxy"),
@@ -56,7 +56,7 @@ fn a_bad_proxy_is_named_and_not_gone_around() {
         (Manner::Say("HTTP/1.1 200"), "does not answer as a proxy"),
         (Manner::Say(""), "does not answer as a proxy"),
         (Manner::Endless, "does not answer as a proxy"),
-        (Manner::Babble, "says more than an answer"),
+        (Manner::Babble, "sends more than an answer"),
         (Manner::Silent, "took longer than 10 s"),
     ] {
         let hop = Hop::start(manner);
@@ -69,7 +69,7 @@ fn a_bad_proxy_is_named_and_not_gone_around() {
     }
     for variable in ["socks5://127.0.0.1:1", "https://127.0.0.1:1", "http://", "gar bage"] {
         let outcome = enrol(&coordinator, &[("HTTPS_PROXY", variable)]);
-        assert!(outcome.is(4) && outcome.error.contains("HTTPS_PROXY is no URL such as"), "{variable}: {outcome:?}");
+        assert!(outcome.is(4) && outcome.error.contains("HTTPS_PROXY is not a URL such as"), "{variable}: {outcome:?}");
     }
     let outcome = enrol(&coordinator, &[("HTTPS_PROXY", "http://user:secret@127.0.0.1:9")]);
     assert!(outcome.is(4) && outcome.error.contains("127.0.0.1, port 9, cannot be reached"), "{outcome:?}");

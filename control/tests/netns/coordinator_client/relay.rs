@@ -1,4 +1,4 @@
-//! The way to a relay over TLS, against a small WebSocket server that sends every datagram back.
+//! The path to a relay over TLS, against a small WebSocket server that sends every datagram back.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Echo {
                     let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, check).await else { return };
                     while let Some(Ok(message)) = socket.next().await {
                         let answer = match message {
-                            // A word of its own, to see a text refused.
+                            // Asks for a text message, to see that it is refused.
                             Message::Binary(bytes) if &bytes[..] == b"text" => Message::text("text"),
                             Message::Binary(bytes) => Message::Binary(bytes),
                             _ => continue,
@@ -144,7 +144,7 @@ async fn datagrams_go_and_come_as_they_are() {
         let (back, from) = receive(&tunnel).await;
         assert_eq!((back, from), (datagram, stream.address()));
     }
-    // A burst, in order: what is lost is lost by the kernel's buffers, which hold this much.
+    // A burst, in order: it is small enough for the kernel's buffers.
     for number in 0..200_u32 {
         tunnel.send_to(&number.to_be_bytes(), stream.address()).await.unwrap();
     }
@@ -152,7 +152,7 @@ async fn datagrams_go_and_come_as_they_are() {
         assert_eq!(receive(&tunnel).await.0, number.to_be_bytes());
     }
 
-    // Neither strangers nor what is too long get through.
+    // Neither strangers' datagrams nor long ones get through.
     let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     stranger.send_to(b"stranger", stream.address()).await.unwrap();
     tunnel.send_to(&[0; 9001], stream.address()).await.unwrap();
@@ -180,7 +180,7 @@ async fn it_connects_again_and_counts_what_is_lost_meanwhile() {
     tunnel.send_to(b"again", stream.address()).await.unwrap();
     assert_eq!(receive(&tunnel).await.0, b"again");
 
-    // What is no datagram ends the connection, and it comes back.
+    // A message that is not a datagram ends the connection, and it is made again.
     tunnel.send_to(b"text", stream.address()).await.unwrap();
     eventually("it is left", || !stream.is_up()).await;
     up(&stream).await;
@@ -223,7 +223,7 @@ async fn it_goes_through_a_proxy_and_insists_on_the_pin() {
     assert_eq!(bad.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
-/// Both directions full at once: neither may wait for the other.
+/// Both directions are full at the same time: neither may wait for the other.
 #[tokio::test]
 async fn both_directions_at_once_do_not_block() {
     let certificate = Certificate::new();

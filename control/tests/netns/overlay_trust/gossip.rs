@@ -1,5 +1,5 @@
-//! A relay elsewhere tells of a revocation that the coordinator cannot: a relay of which every step is seen, and the
-//! program beside a real coordinator.
+//! A relay elsewhere passes on a revocation that the coordinator cannot: a relay of which every step is observed, and
+//! the program beside a real coordinator.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::support::nat::{Kind, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway, Pair, Relay as RelayProgram};
 use crate::support::*;
 
-/// A relay by UDP that somebody else runs.
+/// A UDP relay that somebody else runs.
 struct Elsewhere {
     key: SiteKey,
     address: SocketAddr,
@@ -110,7 +110,7 @@ fn keeping_a_gateway_from_its_coordinator_does_not_undo_a_revocation() {
     assert!(!world.ping());
 }
 
-/// From the moment of the revocation on one gateway reaches nothing of the coordinator, and only the relay elsewhere.
+/// From the moment of the revocation on, one gateway cannot reach the coordinator at all, only the relay elsewhere.
 #[test]
 fn a_gateway_that_reaches_only_a_relay_learns_of_a_revocation() {
     if !tools() {

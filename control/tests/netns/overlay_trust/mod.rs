@@ -1,6 +1,7 @@
-//! Gateways that pin an authority, and a coordinator without its key that means ill: they keep their prefixes and
-//! keep talking. What they do without a pin, when leases end, and after a restart.
+//! Gateways that pin an authority, and a malicious coordinator without its key: they keep their prefixes and go on
+//! talking. What they do without a pin, when leases end, and after a restart.
 
+mod certificate;
 mod gossip;
 pub mod puppet;
 
@@ -73,6 +74,15 @@ impl World {
         self.authority.approve(wall(), grant).expect("approved");
     }
 
+    /// With an honest coordinator, over which the two gateways have found each other.
+    fn joined(lease: LeaseLength, pinned: bool) -> Self {
+        let mut world = Self::new(lease);
+        world.be_honest();
+        world.start(pinned);
+        world.await_direct();
+        world
+    }
+
     fn start(&mut self, pinned: bool) {
         let authority = pinned.then(|| self.pin());
         for (site, (private, _)) in self.sites.iter().zip(&self.keys) {
@@ -86,7 +96,7 @@ impl World {
         self.authority.publication().root().to_string()
     }
 
-    /// All that an honest coordinator shows: every document, and a lease of every site.
+    /// Everything that an honest coordinator shows: every document, and a lease for every site.
     fn documents(&mut self) -> Vec<Document> {
         let publication = self.authority.publication();
         let mut documents: Vec<Document> = publication.documents().cloned().collect();
@@ -145,7 +155,7 @@ impl World {
         ping(&self.sites[0].host, self.sites[1].host_address(), &["-c", "2", "-i", "0.2"]).received > 0
     }
 
-    /// Waits until a gateway lists just these refusals: names, with the prefix if it is only that.
+    /// Waits until a gateway lists exactly these refusals: names, with the prefix if only that is refused.
     fn await_refused(&self, number: usize, expected: &[&str]) -> Value {
         let mut status = Value::Null;
         let mut found: Vec<String> = Vec::new();
@@ -190,7 +200,7 @@ fn name(number: u8) -> String {
     format!("site-{number}")
 }
 
-/// A site as a map has it, by what the coordinator says of it.
+/// A site in a map, as the coordinator describes it.
 fn liar(number: u8, subnets: &[&str]) -> Peer {
     Peer {
         name: name(number).parse().expect("a name"),
@@ -220,8 +230,8 @@ fn a_hostile_coordinator_adds_nobody_brings_nobody_back_and_moves_nothing() {
     let victim = world.sites[1].subnet();
     let beat = world.heartbeat();
 
-    // A stranger with the other site's subnet, one that was revoked, and a site that has something else, and in the
-    // place of the authority's signature the coordinator's own.
+    // A stranger with the other site's subnet, a revoked site, and a site with somebody else's subnet; and in place of
+    // the authority's signature the coordinator's own.
     let mut lie = world.map_for(0);
     lie.peers.insert(stranger, liar(6, &[&victim, "10.6.0.0/16"]));
     lie.peers.insert(revoked, liar(7, &["10.7.0.0/16"]));
@@ -239,7 +249,7 @@ fn a_hostile_coordinator_adds_nobody_brings_nobody_back_and_moves_nothing() {
     let mut documents = forger.approve(wall(), grant).expect("signed");
     documents.extend(forger.revoke(wall(), [world.keys[1].1]).expect("signed"));
     documents.push(forger.spare(signing_key(9).authority()));
-    // All that was ever true, the revoked site's statement too, and fresh leases of everybody.
+    // Everything that was ever true, including the revoked site's statement, and fresh leases for everyone.
     documents.extend(archive);
     documents.extend([stranger, revoked, poor].map(|site| world.lessor.lease(wall(), site)));
     world.show(0, documents, lie);
@@ -263,7 +273,7 @@ fn a_hostile_coordinator_adds_nobody_brings_nobody_back_and_moves_nothing() {
     let told = |subject: &str| problems.iter().any(|(of, _)| of.starts_with(subject));
     assert!(told("site-7 (") && told("documents of the coordinator"), "{problems:?}");
 
-    // From a backup of before the revocation, to a gateway that begins anew.
+    // From a backup made before the revocation, to a gateway that starts from nothing.
     pause(1_000);
     let beats = beat.stop();
     assert!(beats.longest_gap() <= 1.0 && beats.lost() <= 2, "{:.2} s, {} lost", beats.longest_gap(), beats.lost());
@@ -274,16 +284,13 @@ fn a_hostile_coordinator_adds_nobody_brings_nobody_back_and_moves_nothing() {
     assert!(world.ping());
 }
 
-/// A revoked site that keeps a gateway from its coordinator, and a coordinator that keeps leases back.
+/// A revoked site that keeps a gateway from its coordinator, and a coordinator that withholds leases.
 #[test]
 fn a_lease_that_ends_is_told_before_and_after_and_nothing_leaks() {
     if !tools() {
         return;
     }
-    let mut world = World::new(LeaseLength::from(16));
-    world.be_honest();
-    world.start(true);
-    world.await_direct();
+    let mut world = World::joined(LeaseLength::from(16), true);
     world.be_honest();
     let start = std::time::Instant::now();
     let captured = Capture::start(world.lab.internet(), "site1", "icmp", world.lab.scratch());
@@ -316,10 +323,7 @@ fn a_gateway_is_pinned_later_and_remembers_what_it_has_seen() {
     if !tools() {
         return;
     }
-    let mut world = World::new(LeaseLength::DEFAULT);
-    world.be_honest();
-    world.start(false);
-    world.await_direct();
+    let mut world = World::joined(LeaseLength::DEFAULT, false);
     let unpinned = world.problems(0);
     assert!(unpinned.iter().any(|(subject, _)| subject == "Coordinator.Authority"), "{unpinned:?}");
 
@@ -355,7 +359,7 @@ fn a_gateway_is_pinned_later_and_remembers_what_it_has_seen() {
     assert!(!world.ping());
 }
 
-/// With a pin a coordinator's own word counts for nothing.
+/// With a pin, a coordinator's own word counts for nothing.
 #[test]
 fn a_coordinator_without_statements_has_no_sites_for_a_gateway_with_a_pin() {
     if !tools() {
@@ -375,7 +379,7 @@ fn a_coordinator_without_statements_has_no_sites_for_a_gateway_with_a_pin() {
     assert_eq!(world.problems(0), []);
 }
 
-/// Subnets that are offered and not granted are told by the running gateway, without what a terminal would obey.
+/// Offered subnets that are not granted are shown by the running gateway, without control characters for the terminal.
 #[test]
 fn status_names_the_subnets_that_wait() {
     if !tools() {
@@ -400,4 +404,33 @@ fn status_names_the_subnets_that_wait() {
     let expected = json!([{ "Subnet": "10.77.0.0/24", "Reason": "it is[2J cadiz's" }]);
     assert_eq!(status["Coordinator"]["Waiting"], expected);
     assert_eq!(world.gateways[1].status()["Coordinator"]["Waiting"], json!([]));
+}
+
+/// A gateway that does not say that it enforces `Allow` is not shown sites that are restricted there, and so has no tunnel
+/// to them: these say why, for as long as it is so.
+#[test]
+fn status_names_peers_too_old_for_the_policy() {
+    if !tools() {
+        return;
+    }
+    let mut world = World::joined(LeaseLength::DEFAULT, true);
+    let show = |world: &mut World, version: u64, restricted: bool, enforces_allow: bool| {
+        let mut map = world.map_for(0);
+        map.version.number = version;
+        let peer = map.peers.values_mut().next().expect("the other site");
+        peer.allow = restricted.then(Vec::new);
+        peer.reachability.as_mut().expect("it has spoken").enforces_allow = enforces_allow;
+        let documents = world.documents();
+        world.show(0, documents, map);
+    };
+    let problem = |world: &World| world.problems(0).into_iter().find(|(subject, _)| subject == "policy");
+    for (version, restricted, enforces, told) in
+        [(2, true, false, true), (3, true, true, false), (4, true, false, true), (5, false, false, false)]
+    {
+        show(&mut world, version, restricted, enforces);
+        let sentence =
+            |(_, sentence): &(String, String)| sentence.contains("no tunnel to site-1") && sentence.contains("too old");
+        let holds = || problem(&world).as_ref().map(sentence) == told.then_some(true);
+        eventually(PATIENCE, &format!("version {version} is in status"), holds);
+    }
 }

@@ -1,5 +1,5 @@
-//! A coordinator that shows each gateway what a test wants, true or not. It speaks the real protocol, has a lease
-//! key and every document that was ever signed, and not the authority's key.
+//! A coordinator that shows each gateway what a test wants, true or not. It speaks the real protocol and has a lease
+//! key and every document that was ever signed, but not the authority's key.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use crate::coordinator_client::relay::Certificate;
 use crate::support::Namespace;
 
-/// What a gateway is shown, at once and whenever it connects again.
+/// What a gateway is shown, at once and whenever it reconnects.
 #[derive(Clone)]
 pub struct Shown {
     pub registration: Registration,

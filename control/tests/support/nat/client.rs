@@ -24,7 +24,7 @@ pub fn nat_report(socket: &UdpSocket, server: SocketAddr) -> NatReport {
     let mut datagram = [0; 1500];
     while Instant::now() < end {
         while let Some(query) = discovery.poll_transmit(Instant::now()) {
-            // Refused by the kernel where the NAT rejects: silence all the same.
+            // The kernel refuses to send where the NAT rejects: that counts as silence, too.
             let _ = socket.send_to(&query.bytes, query.to);
         }
         if let Some(report) = discovery.poll_report() {
@@ -37,9 +37,8 @@ pub fn nat_report(socket: &UdpSocket, server: SocketAddr) -> NatReport {
     panic!("a discovery ends by itself");
 }
 
-/// Hole punching by two sockets that know where a server sees the other: whether each hears the other within
-/// `limit`. First both open their own NATs with packets that die on the way, then both knock and answer
-/// whoever knocks.
+/// Hole punching by two sockets that know where a server sees the other: whether each hears the other within `limit`.
+/// First both open their own NATs with packets that expire on the way, then both knock, and answer knocks.
 pub fn exchange(a: (&UdpSocket, SocketAddr), b: (&UdpSocket, SocketAddr), limit: Duration) -> bool {
     const OPEN: &[u8] = b"open";
     for (socket, to) in [(a.0, b.1), (b.0, a.1)] {
@@ -54,7 +53,7 @@ pub fn exchange(a: (&UdpSocket, SocketAddr), b: (&UdpSocket, SocketAddr), limit:
     })
 }
 
-/// Whether an answer to a knock comes. Goes on for the whole `limit`: the other side may need answers still.
+/// Whether a knock is answered. Goes on for the whole `limit`, since the other side may still need answers.
 fn knock(socket: &UdpSocket, told: SocketAddr, limit: Duration) -> bool {
     let (mut to, mut answered) = (told, false);
     let end = Instant::now() + limit;

@@ -1,14 +1,13 @@
-//! A router's port mapping: miniupnpd in a site's NAT.
+//! A router that maps ports: miniupnpd in a site's NAT.
 
 use std::fs;
 use std::path::PathBuf;
 
-use super::super::namespace::unique;
-use super::super::process::Process;
 use super::super::{PATIENCE, eventually};
 use super::Site;
+use penstock_netns::{Process, unique};
 
-/// By which protocols it can be asked.
+/// The protocols in which it can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     pub pcp: bool,
@@ -23,7 +22,7 @@ impl Offer {
     pub const UPNP_IGD: Self = Self { pcp: false, nat_pmp: false, upnp_igd: true };
 }
 
-/// A running miniupnpd. Fit for a site whose NAT does not filter what is mapped: a symmetric one.
+/// A running miniupnpd. Suitable for a site whose NAT does not filter what is mapped: a symmetric one.
 pub struct MappingServer<'a> {
     site: &'a Site,
     offer: Offer,
@@ -33,7 +32,7 @@ pub struct MappingServer<'a> {
 
 impl<'a> MappingServer<'a> {
     pub fn start(site: &'a Site, offer: Offer) -> Self {
-        // It offers PCP and NAT-PMP together; what tells them apart is the first byte (RFC 6887, section 9).
+        // It offers PCP and NAT-PMP together; they differ in the first byte (RFC 6887, section 9).
         let deaf = |version: u8, spoken: bool| {
             if spoken { String::new() } else { format!("udp dport 5351 @th,64,8 {version} drop;") }
         };
@@ -69,7 +68,7 @@ impl<'a> MappingServer<'a> {
         Self { site, offer, configuration, process }
     }
 
-    /// Ends it without a chance to tidy up.
+    /// Ends it without a chance to clean up.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -82,7 +81,7 @@ impl<'a> MappingServer<'a> {
         self.process = Self::spawn(self.site, self.offer, &self.configuration);
     }
 
-    /// What is mapped, as the kernel has it: one line a mapping.
+    /// The mappings in the kernel, one per line.
     pub fn mappings(&self) -> Vec<String> {
         let text = self.site.nat.run(&["nft", "list", "chain", "inet", "upnp", "prerouting_miniupnpd"]);
         text.lines().filter(|line| line.contains("dnat")).map(|line| line.trim().to_owned()).collect()
@@ -90,7 +89,7 @@ impl<'a> MappingServer<'a> {
 
     fn spawn(site: &Site, offer: Offer, configuration: &std::path::Path) -> Process {
         let pid = site.scratch.join("miniupnpd.pid");
-        // Of one that was killed; it would take it for a running one.
+        // Left by one that was killed; it would be mistaken for a running one.
         let _ = fs::remove_file(&pid);
         let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
         let words = ["miniupnpd", "-d", "-f", &path(configuration), "-P", &path(&pid)];

@@ -6,11 +6,11 @@
 //!   10.N.1.2   10.N.1.1   10.N.0.2 10.N.0.1 11.N.0.2     11.N.0.1  11.255.0.1 to .8
 //!   10.N.1.2   10.N.1.1   11.N.1.2 11.N.1.1 11.N.0.2     11.N.0.1     where there is no NAT
 //! ```
-//! The internet forwards from site to site and is a host too: servers are bound to its addresses. It is
-//! also the hop at which a packet with a time to live of 2 from a gateway dies, behind the sender's NAT and
-//! before the other's. The outer addresses are of a block that nobody announces and that is, unlike those
-//! for documentation, reserved nowhere: routers that map ports refuse reserved ones. No packet leaves the
-//! machine. With [`Lab::dual_stack`] a site has a global IPv6 address besides, which nothing filters.
+//! The internet forwards from site to site and is a host too: servers are bound to its addresses. It is also the hop at
+//! which a packet with a time to live of 2 from a gateway expires, behind the sender's NAT and before the other's. The
+//! outer addresses are from a block that nobody announces and that, unlike those for documentation, is not reserved
+//! anywhere: routers that map ports refuse reserved ones. No packet leaves the machine. With [`Lab::dual_stack`] a site
+//! also has a global IPv6 address, which nothing filters.
 
 mod client;
 mod mapping_server;
@@ -24,14 +24,14 @@ use std::time::Duration;
 
 use penstock_proto::coordination::{Dependence, NatType};
 
-use super::namespace::{Namespace, unique};
+use penstock_netns::{Namespace, unique};
 
 pub use client::{exchange, nat_report, socket};
 pub use mapping_server::{MappingServer, Offer};
 pub use servers::{Stun, corners};
 pub use site::{PROXY_PORT, Site};
 
-/// What stands between a gateway and the internet.
+/// What is between a gateway and the internet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A router: the gateway's address is public.
@@ -42,14 +42,14 @@ pub enum Kind {
     AddressRestricted,
     /// Endpoint-independent mapping, address- and port-dependent filtering.
     PortRestricted,
-    /// Address- and port-dependent mapping and filtering: another random port for every flow.
+    /// Address- and port-dependent mapping and filtering: a different random port for every flow.
     Symmetric,
-    /// Linux's plain masquerade: as [`Self::PortRestricted`], unless a packet from outside comes before the
-    /// first one to the same remote endpoint. Then the flow gets another port.
+    /// Linux's plain masquerade: like [`Self::PortRestricted`], unless a packet from outside comes before the first one
+    /// to the same remote endpoint. Then the flow gets a different port.
     Masquerade,
     /// TCP passes, UDP does not.
     UdpBlocked,
-    /// Nothing passes; a proxy at the site's [`Site::proxy`] takes HTTP CONNECT.
+    /// Nothing passes; a proxy at the site's [`Site::proxy`] accepts HTTP CONNECT.
     ProxyOnly,
 }
 
@@ -78,8 +78,8 @@ impl Kind {
         NatType { mapping: Some(mapping), filtering: Some(filtering), udp_blocked: false }
     }
 
-    /// The oracle: whether two such sites can talk directly. It fails exactly when UDP is blocked, or when
-    /// one side is endpoint-dependent and the other is too or filters by port.
+    /// The oracle: whether two such sites can talk directly. They cannot exactly when UDP is blocked, or when one side
+    /// is endpoint-dependent and the other is too or filters by port.
     pub fn direct_works(self, other: Self) -> bool {
         let blocked = |kind| matches!(kind, Self::UdpBlocked | Self::ProxyOnly);
         let dependent = |kind| kind == Self::Symmetric;
@@ -92,9 +92,9 @@ impl Kind {
 /// How long a NAT remembers (nf_conntrack's defaults).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpTimeouts {
-    /// A flow that has gone one way only.
+    /// A flow with packets in one direction only.
     pub unreplied: Duration,
-    /// A flow with packets both ways; also the life of a cone's mapping and permission.
+    /// A flow with packets in both directions; also the lifetime of a cone's mapping and permission.
     pub stream: Duration,
 }
 
@@ -104,7 +104,7 @@ impl Default for UdpTimeouts {
     }
 }
 
-/// The internet, to put sites on.
+/// The internet, to which sites are attached.
 pub struct Lab {
     internet: Namespace,
     scratch: PathBuf,
@@ -112,7 +112,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Addresses of servers.
+    /// The number of addresses for servers.
     const SERVERS: u8 = 8;
 
     pub fn new() -> Self {
@@ -156,7 +156,7 @@ impl Lab {
         Site::new(&self.internet, &self.scratch, kind, number, self.dual_stack)
     }
 
-    /// Adds a site of each kind, numbered from 1, side by side.
+    /// Adds a site of each kind, numbered from 1, in parallel.
     pub fn sites(&self, kinds: &[Kind]) -> Vec<Site> {
         std::thread::scope(|scope| {
             let builders: Vec<_> =

@@ -1,22 +1,22 @@
-//! What each kind of NAT is in nftables.
+//! The nftables rules for each kind of NAT.
 //!
-//! A *cone* is a map from external port to internal endpoint that every outgoing packet renews; a packet
-//! from outside is translated by it whoever sent it. What then passes is for the forward chain to say. Cones
-//! drop what is not translated before connection tracking takes note of it; plain masquerade does not, which
-//! is why a peer's early packet makes it choose another port.
+//! A *cone* is a map from external port to internal endpoint, which every outgoing packet renews; a packet from outside
+//! is translated by it, whoever sent it. The forward chain decides what then passes. Cones drop what is not translated
+//! before connection tracking sees it; plain masquerade does not, which is why an early packet from a peer makes it
+//! choose another port.
 
 use super::{Kind, UdpTimeouts};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-/// A NAT's state of configuration.
+/// The configuration of a NAT.
 #[derive(Clone, Debug)]
 pub struct Nat {
     pub kind: Kind,
-    /// The address that it shows.
+    /// The external address.
     pub external: Ipv4Addr,
     pub timeouts: UdpTimeouts,
-    /// An internal port that shows as another one.
+    /// An internal port that appears outside as another one.
     pub moved: Option<(u16, u16)>,
     /// Whether a full cone lets the inside reach itself by the external address.
     pub hairpin: bool,
@@ -25,7 +25,7 @@ pub struct Nat {
 }
 
 impl Nat {
-    /// The whole ruleset, which replaces the one before.
+    /// The whole ruleset, which replaces the previous one.
     pub fn ruleset(&self) -> String {
         let mut rules = String::from("table ip lab\ndelete table ip lab\ntable ip lab {\n");
         self.cut(&mut rules);
@@ -121,7 +121,7 @@ impl Nat {
         }
         let list: Vec<String> = self.cut.iter().map(ToString::to_string).collect();
         let list = list.join(", ");
-        // Behind the NAT's translation, where the remote address is itself in both directions.
+        // After the NAT's translation, so that the remote address appears as itself in both directions.
         let _ = writeln!(
             rules,
             "chain cuts {{ type filter hook forward priority -10;

@@ -1,4 +1,4 @@
-//! Servers on the lab's internet.
+//! Servers on the laboratory's internet.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -7,11 +7,11 @@ use super::Lab;
 
 const STUN_PORT: u16 = 3478;
 
-/// A coordinator for the sake of its STUN server, which has four corners of each IP version.
+/// A coordinator for the sake of its STUN server, which has two addresses and two ports of each IP version.
 pub struct Stun {
-    /// The first corner.
+    /// The first address and port.
     pub ipv4: SocketAddr,
-    /// The first corner; only of use in a lab with IPv6.
+    /// The first address and port; useful only in a laboratory with IPv6.
     pub ipv6: SocketAddr,
     _coordinator: Coordinator,
 }
@@ -24,7 +24,7 @@ impl Stun {
     }
 }
 
-/// Where STUN server and relay listen: two addresses of each IP version.
+/// Where STUN server and relay listen: two addresses and two ports of each IP version.
 pub fn corners(lab: &Lab) -> [SocketAddr; 4] {
     let v4 = |number| IpAddr::V4(lab.server(number));
     let v6 = |number| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number));

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::super::namespace::Namespace;
-use super::super::process::Process;
 use super::super::{PATIENCE, eventually};
 use super::rules::Nat;
 use super::{Kind, UdpTimeouts};
+use penstock_netns::{Namespace, Process};
 
 /// Where the proxy of a site listens.
 pub const PROXY_PORT: u16 = 3128;
@@ -114,13 +113,13 @@ impl Site {
         Ipv4Addr::new(wan[0], wan[1], wan[2], 1)
     }
 
-    /// The address that others see: the NAT's, or the gateway's where there is none.
+    /// The address that others see: the NAT's, or the gateway's where there is no NAT.
     pub fn public(&self) -> Ipv4Addr {
         let state = self.state();
         if state.nat.kind == Kind::None { wan(self.number, Kind::None) } else { state.nat.external }
     }
 
-    /// The gateway's IPv6 address in a lab with both.
+    /// The gateway's IPv6 address in a dual-stack laboratory.
     pub fn global_ipv6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0x2001, 0xdb8, self.number.into(), 1, 0, 0, 0, 2)
     }
@@ -140,8 +139,8 @@ impl Site {
         SocketAddr::new(Ipv4Addr::new(10, self.number, 0, 1).into(), PROXY_PORT)
     }
 
-    /// Puts a NAT of another kind in the place of this one, which forgets everything. To or from
-    /// [`Kind::None`] the gateway's address changes.
+    /// Replaces the NAT by one of another kind, which knows nothing. To or from [`Kind::None`] the gateway's address
+    /// changes.
     pub fn set_kind(&self, kind: Kind) {
         let old = self.wan();
         {
@@ -150,7 +149,7 @@ impl Site {
             state.nat.moved = None;
         }
         if self.wan() != old {
-            // The routes by the old address go with it.
+            // The routes through the old address are removed with it.
             self.gateway.ip(&format!("addr del {old}/24 dev wan0\n"));
             self.address_wan();
         }
@@ -158,20 +157,20 @@ impl Site {
         self.flush();
     }
 
-    /// How long the NAT remembers UDP flows, from now on. Mappings are forgotten.
+    /// Sets how long the NAT remembers UDP flows. Mappings are forgotten.
     pub fn set_udp_timeouts(&self, timeouts: UdpTimeouts) {
         self.state().nat.timeouts = timeouts;
         self.apply();
         self.flush();
     }
 
-    /// Whether a full cone lets the inside reach itself by its external address.
+    /// Sets whether a full cone lets the inside reach itself by its external address.
     pub fn set_hairpin(&self, hairpin: bool) {
         self.state().nat.hairpin = hairpin;
         self.apply();
     }
 
-    /// Forgets all flows, mappings and permissions, as a router does that restarts.
+    /// Forgets all flows, mappings and permissions, like a router that restarts.
     pub fn flush(&self) {
         for list in ["map", "set"] {
             let name = if list == "map" { "mappings" } else { "permitted" };
@@ -181,8 +180,8 @@ impl Site {
         self.nat.run(&["conntrack", "-F"]);
     }
 
-    /// From now on the gateway's UDP port `port` shows as another one: a NAT that has rebound. That port. A
-    /// symmetric NAT rebinds by [`Self::flush`].
+    /// From now on the gateway's UDP port `port` appears outside as another one, as after a NAT has rebound; returns
+    /// that port. For a symmetric NAT, [`Self::flush`] has this effect.
     pub fn rebind(&self, port: u16) -> u16 {
         let outside = {
             let mut state = self.state();
@@ -209,8 +208,7 @@ impl Site {
         self.apply();
     }
 
-    /// Gives the NAT another address outside; flows of the old one are dead. The new one. Not for
-    /// [`Kind::None`].
+    /// Gives the NAT another external address, and returns it; flows of the old one are dead. Not for [`Kind::None`].
     pub fn change_external_address(&self) -> Ipv4Addr {
         let (old, new) = {
             let mut state = self.state();
@@ -256,7 +254,7 @@ impl Site {
         }
     }
 
-    /// A proxy that takes CONNECT to any port, without names to resolve.
+    /// A proxy that accepts CONNECT to any port, without resolving names.
     fn start_proxy(&self) -> Process {
         let file = self.scratch.join("tinyproxy.conf");
         let listen = self.proxy().ip();

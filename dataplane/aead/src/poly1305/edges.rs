@@ -1,4 +1,4 @@
-//! Crafted ends: keys and messages of which h comes to lie next to 0, p and the limbs' borders, in every width.
+//! Crafted cases: keys and messages for which h ends up next to 0, p and the limbs' limits, in every width.
 
 use super::Authenticator;
 use crate::vector::portable::Portable;
@@ -7,7 +7,7 @@ use crate::vector::{MAX_LANES, Vector};
 /// 2^130 − 5.
 const P: U = U { high: 3, low: u128::MAX - 4 };
 
-/// A number below 2^192; plain arithmetic to compare with.
+/// A number below 2^192, with plain arithmetic for comparison.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct U {
     high: u64,
@@ -25,7 +25,7 @@ fn subtract(a: U, b: U) -> U {
     U { high: a.high - b.high - u64::from(borrow), low }
 }
 
-/// Bit by bit: slow, and short enough to be seen to be right.
+/// Bit by bit: slow, but short enough to be seen to be right.
 fn multiply(a: U, b: U) -> U {
     let mut product = U { high: 0, low: 0 };
     for bit in (0..130).rev() {
@@ -131,7 +131,7 @@ fn case(random: &mut Random, blocks: usize) -> Case {
     if r & R_BITS != 0
         && let Some(before) = blocks.len().checked_sub(1)
     {
-        // A second to last block or another one is tried until a last block exists: half of them have none.
+        // Other second-to-last blocks are tried until a last block exists: for half of them there is none.
         for _ in 0..16 {
             if let Some(last) = last_block(r, &blocks[..before], wanted) {
                 blocks[before] = last;
@@ -147,7 +147,7 @@ fn case(random: &mut Random, blocks: usize) -> Case {
     Case { r, s, blocks }
 }
 
-/// The tags of one message a lane.
+/// The tags of one message per lane.
 #[inline(always)]
 fn tags<V: Vector>(cpu: V::Cpu, cases: &[Case]) -> [[u64; MAX_LANES]; 2] {
     let column = |of: &dyn Fn(&Case) -> u64| {

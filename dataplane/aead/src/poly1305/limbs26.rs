@@ -1,7 +1,7 @@
 //! Five limbs of 26 bits, for 32-bit multiplication.
 //!
-//! Limbs are *small* when they are below 2^26 + 2^10, as all are after a carry. A block's are below 2^26, so that what
-//! is multiplied is below 2^28; five times a small limb is below 2^29. Both fit in the 32 bits that count.
+//! Limbs are *small* when they are below 2^26 + 2^10, as all are after a carry. A block's limbs are below 2^26, so what
+//! is multiplied is below 2^28; five times a small limb is below 2^29. Both fit into the 32 bits that are multiplied.
 
 use super::Field;
 use crate::vector::{Multiply32, Vector};
@@ -14,7 +14,7 @@ pub(crate) struct Limbs26<V>([V; 5]);
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<V> {
     limbs: [V; 5],
-    /// Limbs 1 to 4 times 5: a product's bits from 2^130 on come back as 5 of them.
+    /// Limbs 1 to 4 times 5: bits of a product from 2^130 on are worth 5 times as much at the bottom.
     wrapped: [V; 4],
 }
 
@@ -91,7 +91,7 @@ impl<V: Multiply32<Field = Self>> Field for Limbs26<V> {
         [s0, s1, s2, s3, s4]
     }
 
-    /// Twenty products, of four blocks: the sums stay below 2^62. Two chains of carries run side by side.
+    /// Twenty products of four blocks: the sums stay below 2^62. Two chains of carries run in parallel.
     #[inline(always)]
     fn carry(cpu: V::Cpu, sum: [V; 5]) -> Self {
         let mask = V::splat64(cpu, MASK);
@@ -111,14 +111,14 @@ impl<V: Multiply32<Field = Self>> Field for Limbs26<V> {
     fn to_bits(self, cpu: V::Cpu) -> [V; 2] {
         let mask = V::splat64(cpu, MASK);
         let [h0, h1, h2, h3, h4] = self.0;
-        // Once around, and up again: then the number is below 2^130.
+        // Once around, and up again: after that the number is below 2^130.
         let (h1, h2) = carried(mask, h1, h2);
         let (h2, h3) = carried(mask, h2, h3);
         let (h3, h4) = carried(mask, h3, h4);
         let over = h4.shift_right64(26);
         let (h0, h4) = (h0.add64(over).add64(over.shift_left64(2)), h4.and(mask));
         let h = up(mask, [h0, h1, h2, h3, h4]);
-        // Where h + 5 reaches 2^130, h is not below p, and h − p is h + 5 without that bit.
+        // If h + 5 reaches 2^130, then h is not below p, and h − p is h + 5 without that bit.
         let [h0, h1, h2, h3, h4] = h;
         let [g0, g1, g2, g3, g4] = up(mask, [h0.add64(V::splat64(cpu, 5)), h1, h2, h3, h4]);
         let not_below = V::splat64(cpu, 0).sub64(g4.shift_right64(26));
@@ -131,7 +131,7 @@ impl<V: Multiply32<Field = Self>> Field for Limbs26<V> {
     }
 }
 
-/// `low` without what it has from bit 26 on, and `high` with it.
+/// Moves the bits of `low` from bit 26 on into `high`.
 #[inline(always)]
 fn carried<V: Vector>(mask: V, low: V, high: V) -> (V, V) {
     (low.and(mask), high.add64(low.shift_right64(26)))

@@ -1,7 +1,7 @@
 //! Three limbs of 44, 44 and 42 bits, for 52-bit multiplication.
 //!
-//! Limbs are *small* when they are below 2^44 + 2^16, as all are after a carry. A block's are below 2^44, so that what
-//! is multiplied is below 2^46; twenty times a small limb is below 2^49. Both fit in the 52 bits that count.
+//! Limbs are *small* when they are below 2^44 + 2^16, as all are after a carry. A block's limbs are below 2^44, so what
+//! is multiplied is below 2^46; twenty times a small limb is below 2^49. Both fit into the 52 bits that are multiplied.
 
 use super::Field;
 use crate::vector::Multiply52;
@@ -15,11 +15,11 @@ pub(crate) struct Limbs44<V>([V; 3]);
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<V> {
     limbs: [V; 3],
-    /// Limbs 1 and 2 times 20: a product's bits from 2^132 on come back as 2^2 · 5 of them.
+    /// Limbs 1 and 2 times 20: bits of a product from 2^132 on are worth 2^2 · 5 times as much at the bottom.
     wrapped: [V; 2],
 }
 
-/// Low and high 52 bits of the products, by the limb that they belong to. The high ones weigh 2^52 more.
+/// Low and high 52 bits of the products, by the limb that they belong to. The high ones are worth 2^52 times as much.
 #[derive(Clone, Copy)]
 pub(crate) struct Products<V> {
     low: [V; 3],
@@ -79,7 +79,7 @@ impl<V: Multiply52<Field = Self>> Field for Limbs44<V> {
         sum.plus(0, a2, w1).plus(1, a2, w2).plus(2, a2, b0)
     }
 
-    /// Twelve products, of four blocks: the low sums stay below 2^56, the high ones below 2^47.
+    /// Twelve products of four blocks: the low sums stay below 2^56, the high ones below 2^47.
     #[inline(always)]
     fn carry(cpu: V::Cpu, sum: Products<V>) -> Self {
         let (mask_44, mask_42) = (V::splat64(cpu, MASK_44), V::splat64(cpu, MASK_42));
@@ -96,7 +96,7 @@ impl<V: Multiply52<Field = Self>> Field for Limbs44<V> {
     fn to_bits(self, cpu: V::Cpu) -> [V; 2] {
         let (mask_44, mask_42) = (V::splat64(cpu, MASK_44), V::splat64(cpu, MASK_42));
         let [h0, h1, h2] = self.0;
-        // Once around, and up again: then the number is below 2^130.
+        // Once around, and up again: after that the number is below 2^130.
         let h2 = h2.add64(h1.shift_right64(44));
         let h1 = h1.and(mask_44);
         let over = h2.shift_right64(42);
@@ -104,7 +104,7 @@ impl<V: Multiply52<Field = Self>> Field for Limbs44<V> {
         let h1 = h1.add64(h0.shift_right64(44));
         let h2 = h2.and(mask_42).add64(h1.shift_right64(44));
         let (h0, h1) = (h0.and(mask_44), h1.and(mask_44));
-        // Where h + 5 reaches 2^130, h is not below p, and h − p is h + 5 without that bit.
+        // If h + 5 reaches 2^130, then h is not below p, and h − p is h + 5 without that bit.
         let g0 = h0.add64(V::splat64(cpu, 5));
         let g1 = h1.add64(g0.shift_right64(44));
         let g2 = h2.add64(g1.shift_right64(44));

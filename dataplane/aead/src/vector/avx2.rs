@@ -1,4 +1,4 @@
-//! AVX2 registers, and what AVX-512's of 256 bits have in common with them.
+//! AVX2 registers, and what 256-bit AVX-512 registers have in common with them.
 #![expect(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -124,7 +124,7 @@ macro_rules! same_in_256_bits {
 }
 pub(super) use same_in_256_bits;
 
-/// 4 × 4 lanes.
+/// Transposes 4 × 4 lanes.
 #[inline(always)]
 pub(super) fn transpose4(of: [__m256i; 4]) -> [__m256i; 4] {
     // SAFETY: called for registers of this module and of `avx512` only, which exist only where the CPU has AVX2.

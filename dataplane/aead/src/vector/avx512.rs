@@ -148,7 +148,7 @@ impl Vector for Ifma512 {
     }
     #[inline(always)]
     fn transpose(of: [Self; 8]) -> [Self; 8] {
-        // 2 × 2 in each 128 bits, then the 128-bit parts.
+        // 2 × 2 within each 128 bits, then the 128-bit parts.
         let [p0, p1] = pair(of[0], of[1]);
         let [p2, p3] = pair(of[2], of[3]);
         let [p4, p5] = pair(of[4], of[5]);
@@ -238,7 +238,7 @@ impl Multiply52 for Ifma256 {
     }
 }
 
-// Not compiled for AVX-512 DQ: its multiplication is slower than the shifts that stand for small factors.
+// Compiled without AVX-512 DQ, whose multiplication is slower than the shifts used for small factors.
 crate::kernel::entries!(
     kernels_512,
     Ifma512,

@@ -1,4 +1,4 @@
-//! Registers of plain integers, for tests: they run the kernels on any machine, and under Miri.
+//! Registers made of plain integers, for tests: they run the kernels on any machine, and under Miri.
 #![expect(unsafe_code)]
 
 use super::{MAX_LANES, Multiply32, Vector};

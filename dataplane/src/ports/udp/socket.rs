@@ -9,8 +9,8 @@ use std::ffi::c_int;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -30,10 +30,26 @@ pub struct UdpConfig {
     pub port: u16,
     /// Sockets, one for each port; at least one.
     pub workers: usize,
-    /// Whether bundles may be sent as one (UDP_SEGMENT). Some NICs spoil them.
+    /// Whether bundles may be sent as one (UDP_SEGMENT). Some NICs damage them.
     pub gso: bool,
     /// The firewall mark of what is sent (SO_MARK); 0 for none.
     pub mark: u32,
+}
+
+/// To which destinations bundles may go as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundling {
+    /// Whether they may to all destinations but the exceptions.
+    pub usual: bool,
+    /// The destinations for which it is the other way round.
+    pub except: Vec<SocketAddr>,
+}
+
+impl Bundling {
+    /// Whether a bundle may go there as one.
+    pub fn allows(&self, to: SocketAddr) -> bool {
+        self.usual != self.except.contains(&to)
+    }
 }
 
 /// A bound socket.
@@ -43,6 +59,12 @@ pub(super) struct Socket {
     v6: bool,
     port: u16,
     mark: AtomicU32,
+    /// Control changes it rarely.
+    bundling: RwLock<Bundling>,
+    /// Why the kernel has refused a bundle; 0 if it has not. Until control clears it, none is sent.
+    refused: AtomicI32,
+    /// Bundles that its worker has sent as one.
+    pub(super) bundles: AtomicU64,
 }
 
 /// Sends from a port's socket, on any thread: handshakes, probes.
@@ -82,7 +104,7 @@ impl UdpSender {
     /// # Errors
     /// What the kernel says; `WouldBlock` when the socket's buffer is full.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
-        self.send(bytes, None, to, tos, ttl)
+        self.send(bytes, None, to, tos, ttl, None)
     }
 
     /// As [`send_to`](Self::send_to), from an address of this host, which must be of the family of `to`.
@@ -93,10 +115,48 @@ impl UdpSender {
         if source.address.to_canonical().is_ipv4() != to.ip().to_canonical().is_ipv4() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.send(bytes, Some(source), to, tos, None)
+        self.send(bytes, Some(source), to, tos, None, None)
     }
 
-    fn send(&self, bytes: &[u8], source: Option<Source>, to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
+    /// Sends datagrams of `segment` bytes each as one bundle, as workers do.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to), also when the kernel sends no bundles there.
+    pub fn send_bundle(&self, bytes: &[u8], segment: u16, source: Option<IpAddr>, to: SocketAddr) -> io::Result<()> {
+        self.send(bytes, source.map(Source::from), to, 0, None, Some(segment))
+    }
+
+    /// Sets to which destinations bundles may go as one.
+    pub fn set_bundling(&self, bundling: &Bundling) {
+        if *self.0.bundling() != *bundling {
+            self.0.bundling.write().unwrap_or_else(PoisonError::into_inner).clone_from(bundling);
+        }
+    }
+
+    /// Why the kernel has refused a bundle of this port's worker, if it has. The worker then sends no further ones.
+    pub fn refused(&self) -> Option<io::Error> {
+        self.0.refused().map(io::Error::from_raw_os_error)
+    }
+
+    /// Has the worker send bundles again, after the kernel has refused one.
+    pub fn forget_refusal(&self) {
+        self.0.refused.store(0, Relaxed);
+    }
+
+    /// How many bundles have been sent as one.
+    pub fn bundles(&self) -> u64 {
+        self.0.bundles.load(Relaxed)
+    }
+
+    fn send(
+        &self,
+        bytes: &[u8],
+        source: Option<Source>,
+        to: SocketAddr,
+        tos: u8,
+        ttl: Option<u8>,
+        segment: Option<u16>,
+    ) -> io::Result<()> {
         let mut name = Name::default();
         let mut control = Control::default();
         let mut entry = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -109,23 +169,24 @@ impl UdpSender {
         if let Some(source) = source {
             control.push_source(source);
         }
-        self.0.control(&mut message, &mut control, to, tos, None);
+        self.0.control(&mut message, &mut control, to, tos, segment);
         (message.msg_iov, message.msg_iovlen) = (&mut entry, 1);
         // SAFETY: the message points to locals and to `bytes`, which the kernel only reads.
         let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, libc::MSG_DONTWAIT) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends a datagram that nobody on the way may fragment, however large the kernel takes the path to be. What other
-    /// threads send at this moment may be caught by it.
+    /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in. It may affect what other
+    /// threads send at the same moment.
     ///
     /// # Errors
     /// As [`send_to`](Self::send_to); `EMSGSIZE` when the interface itself carries no such packet.
     pub fn send_unfragmented(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
-        // Linux has this per socket only, and a socket of its own would take a part of what comes in.
+        // Linux only has this option per socket, and a socket of its own would receive a part of the incoming
+        // datagrams.
         let v4 = to.ip().to_canonical().is_ipv4();
         self.0.set_discovery(v4, true)?;
-        let sent = self.send(bytes, None, to, 0, None);
+        let sent = self.send(bytes, None, to, 0, None, None);
         self.0.set_discovery(v4, false)?;
         sent
     }
@@ -155,7 +216,7 @@ impl UdpSender {
         Ok(())
     }
 
-    /// Binds further sockets to the same port, which then share what comes in.
+    /// Binds further sockets to the same port, which then share the incoming datagrams.
     ///
     /// # Errors
     /// What the kernel says.
@@ -189,7 +250,16 @@ impl Socket {
             Err(Errno::AFNOSUPPORT) => (open(AddressFamily::INET)?, false),
             opened => (opened?, true),
         };
-        let mut socket = Self { fd, v6, port, mark: AtomicU32::new(config.mark) };
+        let bundling = Bundling { usual: config.gso, except: Vec::new() };
+        let mut socket = Self {
+            fd,
+            v6,
+            port,
+            mark: AtomicU32::new(config.mark),
+            bundling: RwLock::new(bundling),
+            refused: AtomicI32::new(0),
+            bundles: AtomicU64::new(0),
+        };
         socket.configure(config)?;
         if join {
             sockopt::set_socket_reuseport(&socket, true)?;
@@ -239,6 +309,21 @@ impl Socket {
     fn set_gro(&self, on: bool) {
         // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
         let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &i32::from(on).to_ne_bytes());
+    }
+
+    /// To which destinations bundles may go as one.
+    pub(super) fn bundling(&self) -> RwLockReadGuard<'_, Bundling> {
+        self.bundling.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error by which the kernel has refused a bundle, if it has.
+    pub(super) fn refused(&self) -> Option<c_int> {
+        Some(self.refused.load(Relaxed)).filter(|error| *error != 0)
+    }
+
+    /// The kernel has refused a bundle with this error.
+    pub(super) fn refuse(&self, error: c_int) {
+        self.refused.store(error, Relaxed);
     }
 
     /// The port it is bound to.

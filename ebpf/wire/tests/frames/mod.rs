@@ -184,11 +184,19 @@ pub fn lan_cases() -> Vec<Case<LanVerdict>> {
         case("v4 empty", v4(ipv4(over_v4, 17, vec![])), RedirectOverV4);
         case("v6 empty", v6(ipv6(six_over_v4, 59, vec![])), RedirectOverV4);
         case("v4 padded", v4([ipv4(over_v4, 17, vec![1]), vec![0; 25]].concat()), RedirectOverV4);
-        for flags in [0x2000, 0x0001, 0x1fff, 0x4000, 0x6000, 0x8000] {
+        for (flags, verdict) in [
+            (0x2000, Fragment),
+            (0x0001, Fragment),
+            (0x1fff, Fragment),
+            (0x6000, Fragment),
+            (0x4001, Fragment),
+            (0x4000, RedirectOverV4),
+            (0x8000, RedirectOverV4),
+        ] {
             let frame = v4(flagged(ipv4(over_v4, 17, body()), flags));
-            case(&format!("v4 flags {flags:04x}"), frame, RedirectOverV4);
+            case(&format!("v4 flags {flags:04x}"), frame, verdict);
         }
-        for next_header in [43, 44, 50, 51, 60, 135] {
+        for next_header in [43, 50, 51, 60, 135] {
             let frame = v6(ipv6(six_over_v4, next_header, body()));
             case(&format!("v6 extension {next_header}"), frame, RedirectOverV4);
         }
@@ -213,7 +221,8 @@ pub fn lan_cases() -> Vec<Case<LanVerdict>> {
         case("v4 MTU", v4(ipv4(over_v4, 17, mtu(20))), RedirectOverV4);
         case("v4 MTU + 1", v4(ipv4(over_v4, 17, beyond(20))), NeedsFragmenting);
         case("v4 MTU + 1, DF", v4(flagged(ipv4(over_v4, 17, beyond(20)), 0x4000)), RedirectOverV4);
-        case("v4 MTU + 1, MF", v4(flagged(ipv4(over_v4, 17, beyond(20)), 0x2000)), NeedsFragmenting);
+        case("v4 MTU + 1, MF", v4(flagged(ipv4(over_v4, 17, beyond(20)), 0x2000)), Fragment);
+        case("v6 fragment", v6(ipv6(six_over_v4, 44, body())), Fragment);
         case("v6 MTU + 1", v6(ipv6(six_over_v4, 17, beyond(40))), RedirectOverV4);
         let merged = || of_len(LINK_MTU - 19);
         case("v4 link's MTU, DF", v4(flagged(ipv4(over_v4, 6, of_len(LINK_MTU - 20)), 0x4000)), RedirectOverV4);

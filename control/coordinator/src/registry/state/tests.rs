@@ -1,5 +1,5 @@
-//! Random histories: whatever happens, each follower's map becomes what it would be told afresh, and
-//! nobody is told of a site that was never visible to it.
+//! Random histories: whatever happens, each follower's map becomes what it would be told from scratch, and nobody is
+//! told of a site that was never visible to it.
 
 use super::*;
 use crate::policy::{Link as PolicyLink, Selector};
@@ -20,9 +20,9 @@ struct Follower {
     number: u8,
     session: Option<Session>,
     map: Option<Map>,
-    /// Maps it had once and may come back with.
+    /// Maps that it has had, and with which it may come back.
     kept: Vec<Map>,
-    /// The peers that it ever was allowed to know.
+    /// The peers that it was ever allowed to know.
     visible: BTreeSet<SiteKey>,
     wholes: usize,
     updates: usize,
@@ -66,7 +66,7 @@ impl World {
         Self { state, reader, follower: relay_follower, relay, rng, followers, ports: 0, now }
     }
 
-    /// As the registry does it, but with things that happen between the steps.
+    /// As the registry does it, but with other events between the steps.
     fn set_policy(&mut self, policy: Policy) {
         let (before, sites) = (self.state.links().clone(), self.state.numbered());
         let mut transition = Transition::plan(&before, policy, &sites);
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// One thing happens.
+    /// One random event.
     fn step(&mut self) {
         let number = self.rng.random_range(0..SITES);
         match self.rng.random_range(0..10) {
@@ -113,7 +113,7 @@ impl World {
             3..=5 => self.speak(number),
             6 => {
                 self.connect(number);
-                // A relay that is told in between, and one that comes back with what it knew.
+                // A relay that reads in between, and one that comes back with what it knew.
                 let access = self.state.access(&mut self.reader);
                 access.into_iter().for_each(|access| self.follower.take(access).unwrap());
                 if self.rng.random_range(0..4) == 0 {
@@ -147,7 +147,7 @@ impl World {
             created: 0,
             last_seen: None,
             ends: None,
-            bound: false,
+            channel_binding: Default::default(),
         }
     }
 
@@ -156,7 +156,7 @@ impl World {
         let address = (std::net::Ipv4Addr::new(192, 0, 2, number), self.ports).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
         if let Some(session) = &self.followers[usize::from(number)].session {
-            self.state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
+            self.state.set_reachability(session, Reachability { candidates, ..Reachability::default() });
         }
     }
 
@@ -175,7 +175,7 @@ impl World {
         follower.session = self.state.connect(self.now, &key(number), known).ok();
     }
 
-    /// The gateway hears what there is to say.
+    /// The gateway reads what there is to tell.
     fn listen(&mut self, number: u8) {
         let follower = &mut self.followers[usize::from(number)];
         let Some(session) = &mut follower.session else { return };
@@ -206,7 +206,7 @@ impl World {
         }
     }
 
-    /// Takes note of who may know whom.
+    /// Notes who may know whom.
     fn look(&mut self) {
         let (policy, sites): (_, Vec<&Arc<Site>>) = (self.state.links().policy(), self.state.sites().collect());
         for follower in &mut self.followers {
@@ -215,13 +215,13 @@ impl World {
         }
     }
 
-    /// A site as another should be told of it, by the policy's own words.
+    /// A site as another should be told about it, according to the policy itself.
     fn seen(&self, number: SiteNumber, by: SiteNumber) -> Seen {
         let reach = self.state.links().policy().reach(self.state.site_of(number), self.state.site_of(by));
         self.state.seen(number, reach.into())
     }
 
-    /// What a site should know, by the policy's own words.
+    /// The map that a site should have, according to the policy itself.
     fn map(&self, number: SiteNumber, version: MapVersion) -> Map {
         let others = (0..self.state.count()).filter(|other| {
             let removed = self.state.records[*other as usize].removed;
@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// All who are connected hear all there is, and then know what they would be told afresh.
+    /// All connected gateways read everything, and then know what they would be told from scratch.
     fn settle(&mut self) {
         while let Some(access) = self.state.access(&mut self.reader) {
             self.follower.take(access).unwrap();
@@ -344,7 +344,7 @@ fn the_same_said_again_is_no_change() {
     assert_eq!(draft.messages(), []);
 }
 
-/// Each message concerns the neighbors alone, however many others there are.
+/// Each message concerns only the neighbours, however many other sites there are.
 #[test]
 fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
     const COUNT: u32 = 10_000;
@@ -365,7 +365,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
             created: 0,
             last_seen: None,
             ends: None,
-            bound: false,
+            channel_binding: Default::default(),
         }
     });
     let mut link = || Selector::Site(format!("s{}", rng.random_range(0..COUNT)).parse().unwrap());
@@ -379,7 +379,7 @@ fn a_message_of_one_of_ten_thousand_sites_takes_less_than_a_millisecond() {
     for (number, session) in sessions.iter().enumerate().take(1000) {
         let address = ([192, 0, 2, 1], number as u16 + 1).into();
         let candidates = vec![Candidate { kind: CandidateKind::Host, address }];
-        state.set_reachability(session, Reachability { candidates, nat_type: None, speeds: None });
+        state.set_reachability(session, Reachability { candidates, ..Reachability::default() });
     }
     let each = start.elapsed() / 1000;
     let start = Instant::now();

@@ -131,12 +131,12 @@ fn a_map_cannot_grow_without_end() {
     }
 }
 
-/// Thousands of random gateways and offers, against the rules as issue and documentation word them,
-/// address by address.
+/// Thousands of random gateways and offers, compared address by address with the rules as the documentation states
+/// them.
 #[test]
 fn the_rules_hold_for_any_offer() {
     let mut rng = StdRng::seed_from_u64(10);
-    // Few bits, so that prefixes meet; 10/8 and 11/8, so that some are public; fd../8 and 2a../8 likewise.
+    // Few bits, so that prefixes collide; 10/8 and 11/8, so that some are public; fd../8 and 2a../8 likewise.
     let address = |rng: &mut StdRng| -> IpAddr {
         let low: u16 = rng.random_range(0..64);
         if rng.random() {
@@ -174,10 +174,10 @@ fn the_rules_hold_for_any_offer() {
                     Some(accept) => inside(accept),
                     None => private && !servers.iter().any(|address| prefix.contains(address)),
                 };
-            // 0.0.0.0/8 and ::/16 are nobody's.
+            // 0.0.0.0/8 and ::/16 belong to nobody.
             let nobodys = inside(&nets(&["0.0.0.0/8", "::/16"]));
             assert_eq!(here.admit(prefix).is_ok(), expected && !nobodys, "{prefix}, {here:?}");
-            // What passed before is judged by what is new, with the same outcome.
+            // What passed before is judged only by what is new; the outcome must be the same.
             if before.admit(prefix).is_ok() {
                 assert_eq!(here.still_admit(Some(&before))(prefix), here.admit(prefix), "{before:?}, {here:?}");
                 still[usize::from(here.admit(prefix).is_ok())] += 1;

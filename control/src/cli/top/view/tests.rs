@@ -1,8 +1,8 @@
 use super::*;
 
+use crossterm::event::KeyEvent;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
-use ratatui::crossterm::event::KeyEvent;
 
 use crate::history::PeerTraffic;
 use crate::status::sample;
@@ -28,8 +28,8 @@ fn key(number: u8) -> PublicKey {
 /// Berlin, which is direct, Cadiz, which is relayed and busier, and Oslo, which is silent.
 fn view() -> View {
     let mut status = sample();
-    let berlin = Peer { public_key: key(1), ..status.peers[0].clone() };
-    let cadiz = Peer {
+    let berlin = PeerStatus { public_key: key(1), ..status.peers[0].clone() };
+    let cadiz = PeerStatus {
         name: "cadiz".into(),
         public_key: key(2),
         path: PathKind::Relay,
@@ -37,7 +37,8 @@ fn view() -> View {
         reason: Some("UDP is blocked here".into()),
         ..berlin.clone()
     };
-    let oslo = Peer { name: "oslo".into(), public_key: key(3), path: PathKind::None, reason: None, ..berlin.clone() };
+    let oslo =
+        PeerStatus { name: "oslo".into(), public_key: key(3), path: PathKind::None, reason: None, ..berlin.clone() };
     status.peers = vec![berlin, cadiz, oslo];
     let traffic = |rates: [f32; 4]| Traffic { received: rates.to_vec(), sent: vec![0.0; 4] };
     let peer = |number, rates| PeerTraffic { public_key: key(number), traffic: traffic(rates) };
@@ -138,7 +139,7 @@ fn a_gateway_that_does_not_answer_leaves_its_last_answer() {
     let shown = screen(&mut view, 80, 24);
     assert!(shown.starts_with(" amsterdam  Penstock 0.1.0  amsterdam is not running"), "{shown}");
     assert!(shown.contains("cadiz"));
-    // One from before this command, and one without peers.
+    // An answer from a gateway older than this command, and one without peers.
     let status = Status { peers: Vec::new(), ..sample() };
     view.take(Ok(Box::new(Answered { status, history: None })));
     let shown = screen(&mut view, 80, 24);

@@ -1,41 +1,45 @@
-//! Gathers what the proofs of the ports are made of: counters of the programs, the rings and the kernel, and how the
-//! peers have answered. What a proof has given up is driven otherwise.
+//! Gathers the evidence for the ports' proofs: counters of the programs, the rings and the kernel, and how the peers
+//! have answered. An interface whose proof has failed is driven differently.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::clock::Millis;
+use penstock_dataplane::engine::Engine;
 use penstock_dataplane::session::{BY_KERNEL, Session, by_ring};
 use penstock_dataplane::steer::{AttachMode, XdpMode};
 use penstock_proto::{PeerId, path};
 
-use super::{Drive, Drives, WorkerPorts};
+use super::{Drive, Drives};
 use crate::gateway::peers::{Found, Peer, Peers};
+use crate::gateway::plane::Plane;
 use crate::gateway::plane::modes::Plan;
-use crate::gateway::plane::proof::{Bound, Counters, Fallen, Rung, Talk, Verdict};
-use crate::gateway::plane::steering::Steering;
-use crate::gateway::plane::{Plane, Running};
+use crate::gateway::plane::ports::WorkerPorts;
+use crate::gateway::plane::proof::{Bound, Counters, Fallen, Fault, Rung, Talk, Verdict};
+use crate::gateway::plane::steering::{Counted, Steering};
 use crate::netlink::Netlink;
 
-/// How often the ports are looked at.
+/// How often the ports are checked.
 const EVERY: Duration = Duration::from_secs(1);
 
 impl Plane {
-    /// Looks at what has passed the AF_XDP ports. Where packets are lost, other ports take their place when the workers
-    /// are next renewed. Returns a peer with which a session should be begun, for the sake of a proof.
+    /// Examines what has passed through the AF_XDP ports. Where packets are lost, other ports replace them when the
+    /// workers are next renewed. Returns a peer with which a session should be begun, for the sake of a proof.
     pub fn prove(&mut self, now: Instant, netlink: &mut Netlink, peers: &Peers) -> Option<PeerId> {
         if now.duration_since(self.proved) < EVERY {
             return None;
         }
         self.proved = now;
         let now = Millis::at(now);
-        let Self { running, drives, steering, .. } = self;
-        if let Some(running) = running {
-            for drive in drives.all_mut().filter(|drive| drive.xdp()) {
-                drive.prove(now, running, steering, netlink);
+        let Self { workers, drives, steering, .. } = self;
+        if let Some(engine) = workers.engine() {
+            let xdp = drives.all_mut().filter(|drive| drive.xdp());
+            let told = xdp.fold(false, |told, drive| drive.prove(now, engine, steering, netlink) | told);
+            if told {
+                drives.note_problems();
             }
             if drives.wan.xdp() {
-                tell_talks(now, drives, running, peers);
+                tell_talks(now, drives, engine, peers);
             }
         }
         let mut changed = false;
@@ -53,19 +57,20 @@ impl Plane {
     }
 }
 
-/// The peer that was last sent to by a ring.
+/// The peer that a ring last sent to.
 fn sent_to(peers: &Peers) -> Option<PeerId> {
     let by_ring = |peer: &&Peer| peer.sending().is_some_and(|session| session.left_by() & !BY_KERNEL != 0);
     let direct = peers.iter().filter(|peer| is_direct(peer)).filter(by_ring);
-    direct.max_by_key(|peer| peer.data.sent.last.load(Relaxed)).map(|peer| peer.id)
+    direct.max_by_key(|peer| peer.counters.sent.last.load(Relaxed)).map(|peer| peer.id)
 }
 
 impl Drive {
-    fn prove(&mut self, now: Millis, running: &Running, steering: &Steering, netlink: &mut Netlink) {
-        let Some(interface) = self.interface.as_ref().filter(|interface| interface.up) else { return };
-        let passed: Vec<_> = running.engine.passed().filter(|(_, port, _)| port.interface == self.name).collect();
+    /// Returns whether something else is to be said about it.
+    fn prove(&mut self, now: Millis, engine: &Engine, steering: &Steering, netlink: &mut Netlink) -> bool {
+        let Some(interface) = self.interface.as_ref().filter(|interface| interface.up) else { return false };
+        let passed: Vec<_> = engine.passed().filter(|(_, port, _)| port.interface == self.name).collect();
         let queues = passed.iter().map(|(_, port, _)| port.queue + 1).max().unwrap_or(0);
-        let Ok((shown, redirected)) = steering.counted(interface.index, queues) else { return };
+        let Ok(Counted { shown, redirected, missed }) = steering.counted(interface.index, queues) else { return false };
         self.proof.begin(now);
         for (_, port, passed) in passed {
             let redirected = redirected.get(port.queue as usize).copied().unwrap_or_default();
@@ -76,9 +81,10 @@ impl Drive {
         {
             self.proof.handle_arrivals(now, arrived, shown);
         }
+        self.proof.handle_missed(now, redirected.iter().sum(), &missed)
     }
 
-    /// Drives it as the proof says, and tells of it.
+    /// Drives it as its proof says, and reports it.
     fn take_rung(&mut self) {
         match self.proof.fallen() {
             Some(fallen) => tracing::warn!("{}: {}", self.name, why(fallen)),
@@ -87,29 +93,35 @@ impl Drive {
         self.plan = self.plan();
     }
 
-    /// Why frames are copied on all interfaces, if it is for this one: they share memory, and so the way.
-    pub(super) fn copies(&self) -> Option<String> {
+    /// Why frames are copied on all interfaces, if it is because of this one: they share memory, and so the method.
+    pub(in crate::gateway::plane) fn copies(&self) -> Option<String> {
         let copies = self.proof.rung() >= Rung::Copy;
-        copies.then(|| format!("all frames are copied, since those of {} have to be", self.name))
+        copies.then(|| format!("all frames are copied, since those of {} must be", self.name))
     }
 
-    /// How it stands with a queue: receiving, sending.
+    /// The verdicts on a queue: receiving, sending.
     pub fn verdicts(&self, queue: u32) -> Option<[Verdict; 2]> {
         self.proof.verdicts(queue)
     }
 
-    /// What AF_XDP was given up for.
+    /// That AF_XDP carries little of the tunnel's traffic, as the profile has it.
+    pub(super) fn missed(&self) -> Option<String> {
+        let missed = self.proof.missed().filter(|_| self.xdp())?;
+        Some(format!("AF_XDP carries little on {}: {missed}", self.name))
+    }
+
+    /// Why AF_XDP was given up, if it has lost packets.
     pub(super) fn lost(&self) -> Option<(String, &'static str)> {
-        let Fallen { fault, rung, .. } = self.proof.fallen()?;
+        let Fallen { fault, rung, .. } = self.proof.fallen().filter(|f| !matches!(f.fault, Fault::Missed(_)))?;
         let sentence = format!(
-            "AF_XDP lost packets: {fault}; {} took its place until the interface changes, or for some minutes",
+            "AF_XDP lost packets: {fault}; fell back to {} until the interface changes, or for some minutes",
             rung.name()
         );
         Some((sentence, "try another kernel or driver, or set the mode of this side to sockets for good"))
     }
 }
 
-/// A plan with what has taken its place.
+/// The plan, replaced by what it has fallen back to.
 pub(super) fn fall(mut plan: Plan, fallen: &Fallen) -> Plan {
     match &mut plan {
         Plan::Xdp { attach, reason, .. } if fallen.rung < Rung::Sockets => {
@@ -122,11 +134,11 @@ pub(super) fn fall(mut plan: Plan, fallen: &Fallen) -> Plan {
 }
 
 fn why(fallen: &Fallen) -> String {
-    format!("{} in its place, since {}", fallen.rung.name(), fallen.fault)
+    format!("fell back to {}, since {}", fallen.rung.name(), fallen.fault)
 }
 
 /// Tells the proofs what was bound.
-pub(super) fn note_bound(drives: &mut Drives, steering: &Steering, ports: &[WorkerPorts]) {
+pub(in crate::gateway::plane) fn note_bound(drives: &mut Drives, steering: &Steering, ports: &[WorkerPorts]) {
     let now = Millis::now();
     let infos: Vec<_> = ports.iter().flat_map(|p| p.wan.iter().chain(&p.lan)).map(|port| port.info()).collect();
     let wan = drives.wan.index();
@@ -136,17 +148,17 @@ pub(super) fn note_bound(drives: &mut Drives, steering: &Steering, ports: &[Work
             wan: drive.index() == wan,
             zero_copy: ports.any(|info| info.zero_copy == Some(true)),
             native: drive.index().and_then(|index| steering.mode(index)) == Some(XdpMode::Native),
-            generic_will_do: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
+            required: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
         });
         drive.proof.bound(now, bound);
     }
 }
 
-/// Tells the proof of the WAN how it stands with every session.
-fn tell_talks(now: Millis, drives: &mut Drives, running: &Running, peers: &Peers) {
-    // A worker sends by the first ring that it has there.
+/// Tells the proof of the WAN about every session.
+fn tell_talks(now: Millis, drives: &mut Drives, engine: &Engine, peers: &Peers) {
+    // A worker sends through the first ring that it has on the WAN.
     let mut rings: Vec<(usize, u32)> = Vec::new();
-    for (worker, port, _) in running.engine.passed().filter(|(_, port, _)| port.interface == drives.wan.name) {
+    for (worker, port, _) in engine.passed().filter(|(_, port, _)| port.interface == drives.wan.name) {
         if rings.last().is_none_or(|(last, _)| *last != worker) {
             rings.push((worker, port.queue));
         }

@@ -1,15 +1,16 @@
 //! Ports that fail in every way, seen by what they count.
 
 use super::*;
+use penstock_dataplane::loopback::Loopback;
 
-const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, generic_will_do: true };
+const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, required: true };
 const LAN: Bound = Bound { wan: false, ..WAN };
 const SECOND: u64 = 1_000;
 /// The way of the ring, and that of the kernel's socket.
 const RING_WAY: u64 = 1;
 const KERNEL_WAY: u64 = 1 << 63;
 
-/// What a port makes of its frames.
+/// What a device makes of its frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Does {
     Work,
@@ -20,40 +21,73 @@ enum Does {
     StallSending,
 }
 
-/// A port that works for so many frames each way, and then does something else.
+/// A worker between two ports in memory, one of which has a device that works for this many frames, and then does
+/// something else. What the worker seals comes back to it by the WAN.
 struct Port {
+    plane: Loopback,
+    side: &'static str,
     works_for: u64,
     then: Does,
-    counters: Counters,
+    steps: u64,
+    redirected: u64,
+    /// Messages that are to become one.
+    merging: Vec<u8>,
 }
 
 impl Port {
-    fn new(works_for: u64, then: Does) -> Self {
-        Self { works_for, then, counters: Counters::default() }
+    fn new(bound: Bound, works_for: u64, then: Does) -> Self {
+        let plane = Loopback::new(4_096).expect("a worker");
+        let side = if bound.wan { "wan" } else { "lan" };
+        Self { plane, side, works_for, then, steps: 0, redirected: 0, merging: Vec::new() }
     }
 
     /// Another frame comes and another one is to be sent.
     fn step(&mut self) {
-        let Counters { redirected, passed } = &mut self.counters;
-        *redirected += 1;
-        passed.sent += 1;
-        let does = if *redirected > self.works_for { self.then } else { Does::Work };
-        passed.completed += u64::from(does != Does::StallSending);
-        let (received, verified, damaged) = match does {
-            Does::Work | Does::StallSending => (1, 1, 0),
-            Does::SwallowReceived => (0, 0, 0),
-            // The second is a replay, which verifies.
-            Does::Duplicate => (2, 2, 0),
-            Does::Corrupt => (1, 0, 1),
-            // Three frames become one.
-            Does::Merge => {
-                let merged = u64::from(redirected.is_multiple_of(3));
-                (merged, 0, merged)
+        self.steps += 1;
+        let does = if self.steps > self.works_for { self.then } else { Does::Work };
+        let (on_wan, stalls) = (self.side == "wan", does == Does::StallSending);
+        // What never left does not come back.
+        self.redirected += u64::from(!on_wan || !stalls);
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 101, 0, 2, 10, 102, 0, 2];
+        packet.resize(28, 0);
+        if on_wan || does != Does::SwallowReceived {
+            assert!(self.plane.lan.send(self.plane.worker.pool(), self.plane.endpoint, 0, &packet));
+        }
+        self.plane.worker.turn();
+        while !(on_wan && stalls)
+            && let Some(message) = self.plane.wan.receive(self.plane.worker.pool())
+        {
+            for bytes in self.through_device(if on_wan { does } else { Does::Work }, message.bytes) {
+                assert!(self.plane.wan.send(self.plane.worker.pool(), self.plane.endpoint, 0, &bytes));
             }
-        };
-        passed.received += received;
-        passed.verified += verified;
-        passed.damaged += damaged;
+        }
+        self.plane.worker.turn();
+        if on_wan || !stalls {
+            self.plane.lan.discard(self.plane.worker.pool());
+        }
+    }
+
+    /// What of a message comes out of the device: messages.
+    fn through_device(&mut self, does: Does, mut message: Vec<u8>) -> Vec<Vec<u8>> {
+        match does {
+            Does::Work | Does::StallSending => vec![message],
+            Does::SwallowReceived => Vec::new(),
+            Does::Duplicate => vec![message.clone(), message],
+            Does::Corrupt => {
+                *message.last_mut().expect("a tag") ^= 1;
+                vec![message]
+            }
+            Does::Merge => {
+                self.merging.append(&mut message);
+                if self.steps.is_multiple_of(3) { vec![std::mem::take(&mut self.merging)] } else { Vec::new() }
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let mut ports = self.plane.engine.passed();
+        let (_, _, passed) = ports.find(|(_, port, _)| port.interface == self.side).expect("it counts");
+        Counters { redirected: self.redirected, passed }
     }
 }
 
@@ -74,7 +108,7 @@ impl Watch {
         self.proof.bound(Millis(self.now), Some(bound));
     }
 
-    /// A second with so many frames. Returns whether the ports have to be made anew.
+    /// A second with this many frames. Returns whether the ports have to be made anew.
     fn second(&mut self, port: &mut Port, frames: u64) -> bool {
         (0..frames).for_each(|_| port.step());
         self.tell(port)
@@ -84,7 +118,7 @@ impl Watch {
         self.now += SECOND;
         let now = Millis(self.now);
         self.proof.begin(now);
-        self.proof.handle_counters(now, 0, port.counters);
+        self.proof.handle_counters(now, 0, port.counters());
         self.proof.handle_timeout(now)
     }
 
@@ -128,7 +162,7 @@ fn talk(index: u32, born: u64) -> Talk<'static> {
 fn what_works_is_proven_and_stays() {
     for bound in [WAN, LAN] {
         let mut watch = Watch::new(bound);
-        let mut port = Port::new(u64::MAX, Does::Work);
+        let mut port = Port::new(bound, u64::MAX, Does::Work);
         assert_eq!(watch.proof.verdicts(0), None);
         assert!(!watch.tell(&port));
         assert_eq!(watch.states(), [State::Unproven; 2], "nothing has passed");
@@ -151,7 +185,7 @@ fn each_way_to_fail_is_seen_within_seconds_also_when_it_begins_late() {
         (Does::StallSending, LAN, 1_000, 60),
     ] {
         let mut watch = Watch::new(bound);
-        let mut port = Port::new(works_for, does);
+        let mut port = Port::new(bound, works_for, does);
         watch.tell(&port);
         let fell = watch.falls_after(&mut port, 20).unwrap_or_else(|| panic!("{does:?} is not seen"));
         assert!(fell >= 3 && fell <= limit, "{does:?} after {fell} s");
@@ -171,13 +205,13 @@ fn what_does_no_harm_is_left_alone() {
     // A duplicate is a replay. What is damaged after something was intact may be so by anybody on the way.
     for (does, works_for) in [(Does::Duplicate, 0), (Does::Corrupt, 40)] {
         let mut watch = Watch::new(WAN);
-        let mut port = Port::new(works_for, does);
+        let mut port = Port::new(WAN, works_for, does);
         watch.tell(&port);
         assert_eq!(watch.falls_after(&mut port, 20), None, "{does:?}");
     }
     // Three frames may be lost by chance.
     let mut watch = Watch::new(LAN);
-    let mut port = Port::new(0, Does::SwallowReceived);
+    let mut port = Port::new(LAN, 0, Does::SwallowReceived);
     watch.tell(&port);
     watch.second(&mut port, 3);
     assert_eq!(watch.falls_after(&mut port, 0), None);
@@ -191,15 +225,15 @@ fn what_does_no_harm_is_left_alone() {
 #[test]
 fn frames_redirected_before_the_socket_was_bound_are_not_missed() {
     let mut watch = Watch::new(LAN);
-    let mut port = Port::new(u64::MAX, Does::Work);
-    port.counters.redirected = 1_000_000;
+    let mut port = Port::new(LAN, u64::MAX, Does::Work);
+    port.redirected = 1_000_000;
     assert_eq!(watch.falls_after(&mut port, 1), None);
 }
 
 #[test]
 fn the_ladder_is_climbed_down_and_up_again() {
     let mut watch = Watch::new(Bound { zero_copy: true, ..LAN });
-    let mut port = Port::new(0, Does::SwallowReceived);
+    let mut port = Port::new(LAN, 0, Does::SwallowReceived);
     let mut rungs = Vec::new();
     for bound in [Bound { zero_copy: true, ..LAN }, LAN, Bound { native: false, ..LAN }] {
         watch.bind(bound);
@@ -219,8 +253,8 @@ fn the_ladder_is_climbed_down_and_up_again() {
 
 #[test]
 fn generic_mode_takes_the_place_of_native_only_where_it_will_do() {
-    let mut watch = Watch::new(Bound { generic_will_do: false, ..LAN });
-    let mut port = Port::new(0, Does::SwallowReceived);
+    let mut watch = Watch::new(Bound { required: false, ..LAN });
+    let mut port = Port::new(LAN, 0, Does::SwallowReceived);
     watch.tell(&port);
     assert!(watch.falls_after(&mut port, 20).is_some());
     assert_eq!(watch.proof.rung(), Rung::Sockets);
@@ -231,7 +265,7 @@ fn tries_that_fail_soon_become_rare_and_a_link_event_is_a_reason_for_one() {
     let mut watch = Watch::new(LAN);
     let mut waits = Vec::new();
     for _ in 0..9 {
-        let mut port = Port::new(0, Does::SwallowReceived);
+        let mut port = Port::new(LAN, 0, Does::SwallowReceived);
         watch.bind(Bound { native: false, ..LAN });
         watch.tell(&port);
         assert!(watch.falls_after(&mut port, 20).is_some());
@@ -244,13 +278,46 @@ fn tries_that_fail_soon_become_rare_and_a_link_event_is_a_reason_for_one() {
     assert_eq!(waits[8], LONGEST_WAIT);
 
     watch.bind(LAN);
-    let mut port = Port::new(0, Does::SwallowReceived);
+    let mut port = Port::new(LAN, 0, Does::SwallowReceived);
     watch.tell(&port);
     assert!(watch.falls_after(&mut port, 20).is_some());
     watch.proof.handle_link_event(Millis(watch.now));
     assert!(!watch.proof.handle_timeout(Millis(watch.now)), "it may flap");
     watch.now += SETTLING.0;
     assert!(watch.proof.handle_timeout(Millis(watch.now)));
+}
+
+/// Where most frames go to the kernel all the same, `auto` takes sockets for some time; AF_XDP that the profile requires
+/// stays.
+#[test]
+fn rings_that_carry_little_are_given_up_where_that_is_allowed() {
+    let mut frames = 0;
+    let mut second = |watch: &mut Watch| {
+        (watch.now, frames) = (watch.now + SECOND, frames + 1_000);
+        let now = Millis(watch.now);
+        watch.proof.begin(now);
+        watch.proof.handle_missed(now, frames / 10, &[("no_headroom", frames)].into());
+        watch.proof.handle_timeout(now)
+    };
+    let mut watch = Watch::new(LAN);
+    assert_eq!((1..=60).find(|_| second(&mut watch)), None);
+    assert_eq!(watch.proof.missed().map(|missed| missed.verdict), Some("no_headroom"));
+
+    let auto = Bound { required: false, zero_copy: true, ..LAN };
+    let mut watch = Watch::new(auto);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        assert!((1..=30).any(|_| second(&mut watch)), "it is given up");
+        let fallen = watch.proof.fallen().expect("given up").clone();
+        assert!(fallen.fault.to_string().ends_with("most as no_headroom"), "{}", fallen.fault);
+        assert_eq!(fallen.rung, Rung::Sockets);
+        watch.proof.bound(Millis(watch.now), None);
+        waits.push((fallen.retry.0 - watch.now) / 60_000);
+        watch.now = fallen.retry.0;
+        assert!(watch.proof.handle_timeout(Millis(watch.now)), "it is tried again");
+        watch.bind(auto);
+    }
+    assert_eq!(waits, [5, 10, 20], "minutes");
 }
 
 #[test]
@@ -290,7 +357,7 @@ fn sending_is_proven_by_a_session_of_ours_that_left_by_this_ring_alone() {
         (Talk { born: Millis(1), ..answered(RING_WAY) }, false),
     ] {
         let mut watch = Watch::new(WAN);
-        watch.tell(&Port::new(0, Does::Work));
+        watch.tell(&Port::new(WAN, 0, Does::Work));
         assert!(!watch.talk(&what));
         assert_eq!(watch.states()[1] == State::Proven, proves, "{what:?}");
     }
@@ -308,7 +375,7 @@ fn a_session_is_begun_when_nothing_else_proves_sending() {
         });
         seconds.collect::<Vec<_>>()
     };
-    let mut busy = Port::new(u64::MAX, Does::Work);
+    let mut busy = Port::new(WAN, u64::MAX, Does::Work);
     assert!(asks(&busy, None).is_empty(), "nothing is sent");
     busy.step();
     let mixed = Talk { left_by: RING_WAY | KERNEL_WAY, answered: Some(KERNEL_WAY), ..talk(1, 2 * SECOND) };

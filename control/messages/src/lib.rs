@@ -1,0 +1,7 @@
+//! What Penstock's programs tell people: the log on standard error, and what is wrong with a JSON file.
+
+mod json;
+mod log;
+
+pub use json::{hint, plain};
+pub use log::{log_to_stderr, print_fatal};

@@ -1,0 +1,67 @@
+//! What a gateway tells of its paths, for the administrator of a coordinator that asks for it. Other sites are told
+//! nothing of it.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::encoding::at_most;
+use super::limits::{PATHS_LIMIT, REASON_LIMIT};
+use super::{Name, SiteKey};
+
+/// The coordinator wants to be told of paths. Gateways that were not asked tell nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Reports {
+    /// How many seconds are to lie between two reports, at least.
+    pub every: u32,
+}
+
+/// The paths of a gateway at one moment; they replace those of the report before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Paths {
+    /// If there are more peers, those with the most traffic.
+    #[serde(deserialize_with = "at_most::<PATHS_LIMIT, _, _>")]
+    pub paths: Vec<PathReport>,
+}
+
+/// The path to one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PathReport {
+    /// To whom.
+    pub peer: SiteKey,
+    /// What kind of path it is.
+    pub path: PathKind,
+    /// By which relay, if it is relayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Name>,
+    /// Why it is that and nothing better: a sentence.
+    #[serde(default, deserialize_with = "short")]
+    pub reason: String,
+    /// In microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip: Option<u32>,
+    /// Bytes of WireGuard messages received a second.
+    pub received: u64,
+    /// Bytes of WireGuard messages sent a second.
+    pub sent: u64,
+}
+
+/// What kind of path leads to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PathKind {
+    /// Straight to it.
+    Direct,
+    /// Through a relay.
+    Relay,
+    /// There is none.
+    None,
+}
+
+fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.len() <= REASON_LIMIT {
+        true => Ok(text),
+        false => Err(serde::de::Error::custom(format_args!("a reason is longer than {REASON_LIMIT} bytes"))),
+    }
+}

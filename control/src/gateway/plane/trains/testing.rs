@@ -1,0 +1,140 @@
+//! Tests trains to the peers that a coordinator names, tells the sockets to whom they may be sent, and says aloud where
+//! they are spoilt.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use penstock_dataplane::clock::Millis;
+use penstock_dataplane::ports::udp::{Bundling, UdpSender};
+use penstock_proto::path::{Path, RelayKind, SocketId};
+
+use super::{LENGTH, LONGEST, Trains};
+use crate::gateway::peers::{Peer, Peers};
+use crate::gateway::plane::Plane;
+use crate::gateway::plane::proof::Verdict;
+use crate::key::PublicKey;
+use crate::needs::{spoils_trains, version};
+use crate::netlink::Interface;
+use crate::problem::{Problem, Problems};
+use crate::traversal::Traversal;
+
+/// How often it is looked what is due.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What is known of trains, and what has to be remembered to find it out.
+pub struct Testing {
+    trains: Trains,
+    looked: Instant,
+    /// The WAN as it was when it was last looked at.
+    wan: Option<Interface>,
+    kernel_spoils: bool,
+    problems: Problems,
+}
+
+impl Testing {
+    /// Nothing is known but the kernel.
+    pub fn new(now: Instant) -> Self {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let kernel_spoils = version(kernel.trim()).is_some_and(spoils_trains);
+        let mut testing =
+            Self { trains: Trains::default(), looked: now, wan: None, kernel_spoils, problems: Problems::default() };
+        testing.doubt(false);
+        testing
+    }
+
+    /// Says aloud where no trains are sent without a proof. `card_spoils`: the WAN's does.
+    fn doubt(&mut self, card_spoils: bool) {
+        let doubt = match (self.kernel_spoils, card_spoils) {
+            (true, _) => Some("this kernel spoils trains with some drivers"),
+            (_, true) => Some("QEMU sends the trains of its igb cards as fragments"),
+            _ => None,
+        };
+        if self.trains.set_doubt(doubt)
+            && let Some(doubt) = doubt
+        {
+            tracing::warn!("{doubt}: no trains of datagrams are sent to peers that do not confirm them");
+        }
+    }
+
+    /// To whom trains are spoilt, or that the kernel refuses them.
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
+        self.problems.list(now)
+    }
+
+    fn note_problems(&mut self, now: Instant, peers: &Peers) {
+        let subject =
+            |key: &PublicKey| format!("trains to {}", peers.with_key(key).map(Peer::label).unwrap_or_default());
+        let spoilt = "update the kernel, or try: ethtool -K WAN tx-udp-segmentation off; UdpSegmentation: false ends the \
+                      tests";
+        let refused = "IPsec on the way to a peer is a reason, before Linux 6.11 also a WAN without checksum offload: \
+                       ethtool -K WAN tx on; UdpSegmentation: false ends the attempts";
+        let given_up = self.trains.given_up().map(|(key, seen)| (subject(key), seen, spoilt));
+        let refused = self.trains.refusal().map(|said| ("trains".to_owned(), said, refused));
+        let all: Vec<_> = given_up.chain(refused).collect();
+        self.problems.solved_all_but(&all.iter().map(|(subject, ..)| subject.clone()).collect());
+        for (subject, seen, what_to_do) in all {
+            self.problems.warn(now, &subject, &seen, what_to_do);
+        }
+    }
+}
+
+impl Plane {
+    /// Tests the trains that are due to be.
+    pub fn test_trains(&mut self, now: Instant, peers: &Peers, traversal: Option<&mut Traversal>) {
+        if now.duration_since(self.testing.looked) < EVERY {
+            return;
+        }
+        let sockets = self.sockets.all();
+        let bundles = sockets.iter().map(UdpSender::bundles).sum();
+        let millis = Millis::at(now);
+        self.testing.looked = now;
+        if self.testing.wan != self.drives.wan.interface {
+            self.testing.wan.clone_from(&self.drives.wan.interface);
+            self.testing.doubt(self.drives.wan.spoils_trains());
+            self.testing.trains.handle_link_event(millis);
+        }
+        let trains = &mut self.testing.trains;
+        let refused = sockets.iter().find_map(UdpSender::refused);
+        if trains.handle_refusal(millis, refused.as_ref(), bundles) || !self.config.udp_gso {
+            sockets.iter().for_each(UdpSender::forget_refusal);
+        }
+        trains.retain(|key| self.config.udp_gso && peers.with_key(key).is_some());
+        if let Some(traversal) = traversal {
+            for (key, name) in traversal.take_arrived() {
+                trains.handle_arrived(&PublicKey::from_bytes(key.to_bytes()), name);
+            }
+            trains.handle_timeout(millis);
+            for peer in peers.iter().filter(|_| self.config.udp_gso) {
+                let Some(to) = by_this_socket(peer) else { continue };
+                let (key, sent) = (&peer.public_key, peer.counters.sent.packets.load(Relaxed));
+                let Some(test) = trains.due(millis, key, to, sent, bundles) else { continue };
+                match traversal.send_train(&(*key).into(), (LENGTH, LONGEST), test.singles, peer.local) {
+                    Some(names) => trains.begun(millis, key, names, sent, bundles),
+                    None => trains.refused(millis, key),
+                }
+            }
+        }
+        self.testing.note_problems(now, peers);
+        self.spread_bundling();
+    }
+
+    /// How it stands with trains to a peer, if anything was found out.
+    pub fn trains_to(&self, peer: &PublicKey) -> Option<Verdict> {
+        self.testing.trains.verdict(peer).filter(|_| self.config.udp_gso)
+    }
+
+    fn spread_bundling(&self) {
+        let none = Bundling { usual: false, except: Vec::new() };
+        let bundling = if self.config.udp_gso { self.testing.trains.bundling() } else { none };
+        self.sockets.all().iter().for_each(|socket| socket.set_bundling(&bundling));
+    }
+}
+
+/// Where a peer is sent to by the tunnel's socket, if it or a relay is there. A local address stands for other ways.
+fn by_this_socket(peer: &Peer) -> Option<std::net::SocketAddr> {
+    match peer.found?.path {
+        Path::Direct { socket: SocketId::TUNNEL, address } => Some(address),
+        Path::Relay { kind: RelayKind::Udp, address, .. } => Some(address),
+        _ => None,
+    }
+}

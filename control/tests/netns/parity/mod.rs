@@ -1,0 +1,369 @@
+//! AF_XDP and sockets come to the same: two pairs of gateways beside each other, one driven by AF_XDP and one by sockets,
+//! are sent the same random frames, and what comes out of them is compared, answers included.
+//!
+//! ```text
+//!   near wire ── host end · A ═══ tunnel ═══ B · host end ── far wire        once in each mode, and in both directions
+//! ```
+//!
+//! What only one of them lets out has to be explained by a drop counter that has moved by that number, or is among
+//! [`EXCEPTIONS`]. `PENSTOCK_TEST_SEED=N` replays a run; the frames are the same each time, and many others with
+//! `PENSTOCK_TEST_LONG=1`.
+
+mod frames;
+
+use crate::support::*;
+use frames::Sent;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Frames that are sent at once: fewer than a veth's ring holds, and than errors a worker may send at once.
+const BATCH: usize = 40;
+/// How often: a few thousand frames in all, and many.
+const BATCHES: usize = 80;
+const LONG_BATCHES: usize = 2_000;
+/// Marks the packets behind which a batch has come through.
+const FENCE: &[u8] = b"PENSTOCK-TEST-FENCE";
+
+/// A host that does not exist: frames are sent in its name, and the gateway believes to know its MAC address.
+#[derive(Clone, Copy)]
+struct Host {
+    site: u8,
+    number: u8,
+    mac: [u8; 6],
+}
+
+impl Host {
+    fn address(&self, v6: bool) -> IpAddr {
+        inside(self.site, v6, self.number)
+    }
+}
+
+/// An address of a site's LAN.
+fn inside(site: u8, v6: bool, number: u8) -> IpAddr {
+    if v6 {
+        format!("fd00:10{site}::{number}").parse().expect("an address")
+    } else {
+        IpAddr::from([10, 100 + site, 0, number])
+    }
+}
+
+/// A site's LAN. MAC addresses may hold the bytes of a VLAN tag's type anywhere.
+struct End {
+    number: u8,
+    gateway_mac: [u8; 6],
+    hosts: [Host; 3],
+}
+
+impl End {
+    fn of(number: u8) -> Self {
+        let macs = [[0x02, 0, 0, 0, number, 0x10], [0x02, number, 0x81, 0, 0, 0x11], [0x02, number, 1, 2, 0x81, 0]];
+        let host = |index: usize| Host { site: number, number: 10 + index as u8, mac: macs[index] };
+        Self { number, gateway_mac: [0x02, 0xaa, 0x81, 0, 0, number], hosts: [host(0), host(1), host(2)] }
+    }
+
+    fn gateway(&self, v6: bool) -> IpAddr {
+        inside(self.number, v6, 1)
+    }
+
+    /// All of the LAN, to IPv4 at least.
+    fn broadcast(&self, v6: bool) -> IpAddr {
+        if v6 { "ff02::1".parse().expect("an address") } else { inside(self.number, v6, 255) }
+    }
+
+    fn prepare(&self, site: &Site) {
+        let gateway = &site.gateway;
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        gateway.ip(&format!("link set lan0 address {}\n", text(self.gateway_mac)));
+        for (host, v6) in self.hosts.iter().flat_map(|host| [(host, false), (host, true)]) {
+            gateway.ip(&format!("neigh add {} lladdr {} dev lan0\n", host.address(v6), text(host.mac)));
+        }
+        // Segments and checksums as they are on a wire.
+        gateway.run(&["ethtool", "-K", "lan0", "tx", "off", "tso", "off", "gso", "off"]);
+        // Every error that is due, and none of those that depend on time.
+        for (name, value) in [
+            ("net/ipv4/icmp_ratelimit", "0"),
+            ("net/ipv6/icmp/ratelimit", "0"),
+            ("net/ipv4/icmp_msgs_per_sec", "1000000"),
+            ("net/ipv4/icmp_msgs_burst", "1000000"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/lan0/send_redirects", "0"),
+        ] {
+            gateway.sysctl(name, value);
+        }
+    }
+}
+
+/// Where a packet came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Exit {
+    Near,
+    Far,
+}
+
+/// Two joined gateways, with a wire at each end.
+struct Pair {
+    gateways: [Gateway; 2],
+    wires: [Wire; 2],
+    _topology: Topology,
+}
+
+/// How often each packet came out at each exit.
+type Seen = BTreeMap<(Exit, Vec<u8>), usize>;
+
+impl Pair {
+    fn new(kind: Kind, ends: &[End; 2]) -> Self {
+        let topology = Topology::new(Options::default());
+        for (site, end) in [&topology.a, &topology.b].into_iter().zip(ends) {
+            end.prepare(site);
+        }
+        let (a, b) = joined(&topology, kind, kind, Outer::V4);
+        for gateway in [&a, &b] {
+            eventually(PATIENCE, "the path's MTU is known", || gateway.status()["Peers"][0]["Mtu"]["Inner"] == 1420);
+        }
+        let wires = [&topology.a, &topology.b].map(|site| Wire::open(&site.host, "eth0"));
+        Self { gateways: [a, b], wires, _topology: topology }
+    }
+
+    /// Sends from one end, waits until all is through, and returns what came out.
+    fn carry(&self, batch: &[Sent], near: usize, ends: &[End; 2], number: usize) -> Seen {
+        batch.iter().for_each(|sent| self.wires[near].send(&sent.bytes, sent.partial));
+        let (from, to) = (&ends[near], &ends[1 - near]);
+        let mark = [FENCE, &number.to_be_bytes()].concat();
+        let fences = frames::fences(from, to, &mark);
+        // The echoes, and those to the other end: each plain and with options.
+        let mut awaited = [2_usize; 2];
+        let mut seen = Seen::new();
+        let deadline = Instant::now() + PATIENCE;
+        let mut again = Instant::now();
+        while awaited != [0, 0] {
+            assert!(Instant::now() < deadline, "a fence is missing: {awaited:?}");
+            if again <= Instant::now() {
+                fences.iter().for_each(|fence| self.wires[near].send(fence, None));
+                again += Duration::from_secs(1);
+            }
+            for (exit, wire) in [(Exit::Near, near), (Exit::Far, 1 - near)] {
+                while let Some(frame) = self.wires[wire].receive(Duration::from_millis(1)) {
+                    if frame.windows(mark.len()).any(|part| part == mark) {
+                        awaited[exit as usize] = awaited[exit as usize].saturating_sub(1);
+                    } else if let Some(packet) = comparable(frame, ends) {
+                        *seen.entry((exit, packet)).or_default() += 1;
+                    }
+                }
+            }
+        }
+        seen
+    }
+
+    fn drops(&self) -> BTreeMap<String, u64> {
+        let mut sum = BTreeMap::new();
+        for gateway in &self.gateways {
+            let status = gateway.status();
+            for (reason, count) in status["Drops"].as_object().expect("counters") {
+                *sum.entry(reason.clone()).or_default() += count.as_u64().expect("a count");
+            }
+        }
+        sum
+    }
+}
+
+/// The frame without what may differ, or `None` where that is all of it: what the kernels say to hosts by themselves.
+fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
+    let (source, destination, protocol, body) = match (Frame { bytes: frame.clone() }).ip() {
+        Some((source, destination, protocol, body)) => (source, destination, protocol, body.to_vec()),
+        None => return (frame.get(12..14) != Some(&[0x08, 0x06])).then_some(frame),
+    };
+    let own_hosts = [1, 2].into_iter().flat_map(|site| [inside(site, false, 2), inside(site, true, 2)]);
+    if own_hosts.into_iter().any(|host| host == source || host == destination) {
+        return None;
+    }
+    let from_gateway = ends
+        .iter()
+        .any(|end| [end.gateway(false), end.gateway(true), IpAddr::from([100, 64, 0, end.number])].contains(&source));
+    let v6 = source.is_ipv6();
+    let own_talk = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_unspecified());
+    let discovery = from_gateway && v6 && protocol == 58 && matches!(body.first(), Some(133..=137));
+    if own_talk || discovery || frame.windows(FENCE.len()).any(|part| part == FENCE) {
+        return None;
+    }
+    let length = usize::from(u16::from_be_bytes(if v6 { [frame[18], frame[19]] } else { [frame[16], frame[17]] }));
+    frame.truncate(14 + length + if v6 { 40 } else { 0 });
+    if from_gateway {
+        // What a kernel or worker made: its number, class and flow label are nobody's business.
+        if v6 {
+            frame[14..18].copy_from_slice(&[0x60, 0, 0, 0]);
+        } else {
+            frame[15] = 0;
+            frame[18..22].fill(0);
+            frame[24..26].fill(0);
+        }
+        let error = match (protocol, body.first()) {
+            (1, Some(3 | 11 | 12)) if !v6 => Some(20),
+            (58, Some(1..=4)) if v6 => Some(40),
+            _ => None,
+        };
+        // That a host is not there is known after seconds.
+        if matches!((error, body.first_chunk()), (Some(20), Some([3, 1])) | (Some(40), Some([1, 3]))) {
+            return None;
+        }
+        if let Some(header) = error {
+            // A kernel quotes packets whose checksums are not complete yet, so what is behind the ports may differ. It
+            // speaks from the tunnel's address where a worker does from the LAN's.
+            let checksum = frame.len() - body.len() + 2;
+            frame[checksum..checksum + 2].fill(0);
+            frame.truncate(checksum + 6 + header + 4);
+            if !v6 {
+                frame[26..30].fill(0);
+            }
+        }
+    }
+    Some(frame)
+}
+
+/// What is in the first more often than in the second.
+fn without(first: &Seen, second: &Seen) -> Vec<(Exit, Vec<u8>)> {
+    let more = |(key, count): (&(Exit, Vec<u8>), &usize)| {
+        let count = count.saturating_sub(second.get(key).copied().unwrap_or(0));
+        std::iter::repeat_n(key.clone(), count)
+    };
+    first.iter().flat_map(more).collect()
+}
+
+/// What one kind lets out and the other does not, with the reason why that is right. There is no counter for it.
+struct Exception {
+    applies: fn(&Difference) -> bool,
+    reason: &'static str,
+}
+
+const EXCEPTIONS: &[Exception] = &[];
+
+/// What came of one frame, sent alone.
+struct Difference {
+    sent: Vec<u8>,
+    ip: usize,
+    xdp_only: Vec<(Exit, Vec<u8>)>,
+    sockets_only: Vec<(Exit, Vec<u8>)>,
+    /// The drop counters that moved in the gateways with AF_XDP.
+    counted: BTreeMap<String, u64>,
+}
+
+impl Difference {
+    /// The counter or exception that explains it.
+    fn explanation(&self) -> Option<&str> {
+        let missing = self.sockets_only.len() as u64;
+        let counter = self.counted.iter().find(|(_, count)| self.xdp_only.is_empty() && **count == missing);
+        let exception = EXCEPTIONS.iter().find(|exception| (exception.applies)(self));
+        counter.map(|(reason, _)| reason.as_str()).or(exception.map(|exception| exception.reason))
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "sent {} bytes, IP from {}: {}", self.sent.len(), self.ip, hex(&self.sent))?;
+        for (who, only) in [("AF_XDP", &self.xdp_only), ("sockets", &self.sockets_only)] {
+            for (exit, packet) in only {
+                writeln!(f, "  {who} only, {exit:?}, {} bytes: {}", packet.len(), hex(packet))?;
+            }
+        }
+        write!(f, "  counted: {:?}", self.counted)
+    }
+}
+
+/// The two pairs.
+struct Scene {
+    ends: [End; 2],
+    xdp: Pair,
+    sockets: Pair,
+    /// How many times something was sent.
+    turns: usize,
+}
+
+impl Scene {
+    fn carry(&mut self, batch: &[Sent], near: usize) -> [Seen; 2] {
+        self.turns += 1;
+        [&self.xdp, &self.sockets].map(|pair| pair.carry(batch, near, &self.ends, self.turns))
+    }
+
+    /// Sends frames alone to find those that differ.
+    fn differences(&mut self, batch: &[Sent], near: usize) -> Vec<Difference> {
+        let mut found = Vec::new();
+        for sent in batch {
+            let first = self.carry(std::slice::from_ref(sent), near);
+            if first[0] == first[1] {
+                continue;
+            }
+            // Once more, for the counters.
+            let before = self.xdp.drops();
+            let again = self.carry(std::slice::from_ref(sent), near);
+            let mut counted = self.xdp.drops();
+            counted.retain(|reason, count| {
+                *count -= before.get(reason).copied().unwrap_or(0);
+                // The kernel's own multicast moves this one.
+                *count > 0 && reason != "no-peer"
+            });
+            // What differed only once is told as it was then.
+            let [by_xdp, by_sockets] = if again[0] == again[1] { first } else { again };
+            found.push(Difference {
+                sent: sent.bytes.clone(),
+                ip: sent.ip,
+                xdp_only: without(&by_xdp, &by_sockets),
+                sockets_only: without(&by_sockets, &by_xdp),
+                counted,
+            });
+        }
+        found
+    }
+}
+
+#[test]
+fn xdp_lets_out_what_sockets_do() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let seed = number("PENSTOCK_TEST_SEED").unwrap_or(if long() { u64::from(std::process::id()) } else { 14 });
+    println!("PENSTOCK_TEST_SEED={seed}");
+    let ends = [End::of(1), End::of(2)];
+    let [xdp, sockets] = [Kind::XDP, Kind::SOCKET].map(|kind| Pair::new(kind, &ends));
+    let mut scene = Scene { ends, xdp, sockets, turns: 0 };
+    let mut random = Random::new(seed);
+    let (mut explained, mut unexplained) = (BTreeMap::<String, usize>::new(), Vec::new());
+    let started = Instant::now();
+    let mut came_out = 0;
+    for batch in 0..if long() { LONG_BATCHES } else { BATCHES } {
+        let near = batch % 2;
+        let sent: Vec<Sent> = (0..BATCH)
+            .map(|index| {
+                let tag = (batch * BATCH + index) as u16;
+                frames::frame(&mut random, tag, &scene.ends[near], &scene.ends[1 - near])
+            })
+            .collect();
+        let [by_xdp, by_sockets] = scene.carry(&sent, near);
+        came_out += by_sockets.values().sum::<usize>();
+        if by_xdp == by_sockets {
+            continue;
+        }
+        let found = scene.differences(&sent, near);
+        if found.is_empty() {
+            let only = |who, (exit, packet): (Exit, Vec<u8>)| format!("  {who} only, {exit:?}: {}\n", hex(&packet));
+            let by_xdp_only = without(&by_xdp, &by_sockets).into_iter().map(|seen| only("AF_XDP", seen));
+            let by_sockets_only = without(&by_sockets, &by_xdp).into_iter().map(|seen| only("sockets", seen));
+            let all: String = by_xdp_only.chain(by_sockets_only).collect();
+            unexplained.push(format!("batch {batch} came out otherwise, and none of its frames alone:\n{all}"));
+        }
+        for difference in found {
+            match difference.explanation() {
+                Some(why) => *explained.entry(why.to_owned()).or_default() += 1,
+                None => unexplained.push(difference.to_string()),
+            }
+        }
+    }
+    println!("{came_out} packets came out; differences: {explained:?}; {:?}", started.elapsed());
+    assert!(came_out > BATCHES * BATCH / 4, "{came_out} packets came out");
+    assert!(unexplained.is_empty(), "PENSTOCK_TEST_SEED={seed}: {}", unexplained.join("\n"));
+}
+
+/// The beginning of a packet.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().take(100).map(|byte| format!("{byte:02x}")).collect()
+}
