@@ -21,6 +21,7 @@
 //! The gateways' default routes point at each other, so what a gateway does not catch is forwarded to the WAN in the
 //! clear, as it would be at a real site.
 
+use super::{PATIENCE, eventually, ping};
 use penstock_netns::{Namespace, unique};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -254,7 +255,8 @@ impl Site {
 
 /// Puts a bridge between a site's host and its gateway, in the gateway's namespace, as where virtual machines share the
 /// LAN: `lan0` is then a veth whose other end is the bridge's port `lan0b`, and the host's cable is its port `port0`.
-/// Where the kernel has `br_netfilter`, it shows bridged packets to the packet filter.
+/// Where the kernel has `br_netfilter`, it shows bridged packets to the packet filter. Returns when the host can be
+/// reached: the kernel may take more than a second to tell the bridge that its port has a carrier.
 pub fn bridge_lan(site: &Site, bridge: &str) {
     site.gateway.ip(&format!(
         "link set lan0 down\n\
@@ -270,6 +272,9 @@ pub fn bridge_lan(site: &Site, bridge: &str) {
         let _ = site.gateway.try_sysctl(&format!("net/bridge/{name}"), "1");
     }
     site.address_lan();
+    eventually(PATIENCE, "the bridge forwards", || {
+        site.hosts().into_iter().all(|host| ping(&site.gateway, host, &["-c", "1"]).all_answered())
+    });
 }
 
 /// Whether this is a laboratory machine with cards.
@@ -297,7 +302,7 @@ fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
         interfaces.map(|entry| entry.path()).find(is_it)
     };
     let mut found = None;
-    super::eventually(3 * super::PATIENCE, &format!("card {card} is free"), || {
+    eventually(3 * PATIENCE, &format!("card {card} is free"), || {
         found = find();
         found.is_some()
     });
