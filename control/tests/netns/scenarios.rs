@@ -138,11 +138,11 @@ fn large_configurations_pass_over_the_socket() {
     };
 
     let mut one = format!("[Peer]\nPublicKey = {}\n", pubkey(&genkey()));
-    for (a, b) in (1..=100).flat_map(|a| (0..=255).map(move |b| (a, b))) {
+    for (a, b) in (1..=50).flat_map(|a| (0..=255).map(move |b| (a, b))) {
         writeln!(one, "AllowedIPs = {a}.{b}.0.0/16,fd{a:02x}::{b:x}/128").expect("a string");
     }
     set_configuration(&one);
-    assert_eq!(prefixes(), [100 * 256 * 2]);
+    assert_eq!(prefixes(), [50 * 256 * 2]);
 
     let mut many = String::new();
     for a in 1..=40 {
