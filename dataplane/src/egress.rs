@@ -49,8 +49,8 @@ fn hold(turn: &mut Turn<'_>, received: &mut Batch, routes: &[Result<u32, Exit>],
                 let entry = &turn.table.peers[*place as usize];
                 let Packet { frame, tos, .. } = packet;
                 let bytes = turn.pool.packet(&frame);
-                let (bytes, endpoint) = (&bytes[..inner.len], entry.endpoint);
-                shaper.push(Waiting { frame, tos, peer: entry.peer.id }, bytes, &inner, endpoint);
+                let (bytes, remote) = (&bytes[..inner.len], entry.endpoint.map(|endpoint| endpoint.remote));
+                shaper.push(Waiting { frame, tos, peer: entry.peer.id }, bytes, &inner, remote);
                 while let Some(refused) = shaper.overflow() {
                     turn.drops.count(DropReason::ShaperFull);
                     turn.pool.give(refused.frame);
@@ -204,8 +204,8 @@ fn address<'t>(
 ) -> Result<Exit, DropReason> {
     let entry = &turn.table.peers[place as usize];
     let session = entry.session().ok_or(DropReason::ExpiredSession)?;
-    let roamed = turn.roamed_to(place);
-    let endpoint = roamed.or(entry.endpoint()).ok_or(DropReason::NoEndpoint)?;
+    let roamed = turn.roamed_to(place).copied();
+    let endpoint = roamed.or(entry.endpoint).ok_or(DropReason::NoEndpoint)?;
     // The link of an old endpoint is not that of the new one.
     let link = entry.link.filter(|_| roamed.is_none());
     let count = packets.len() as u64;

@@ -156,7 +156,7 @@ fn accept<'t>(
     // The answer goes to the new address already, or the peer would take our old path for a move.
     let known = &turn.table.peers[*peer as usize];
     if known.roams
-        && turn.roamed_to(*peer).or(known.endpoint()).is_none_or(|known| known.is_moved_by(&from))
+        && turn.roamed_to(*peer).or(known.endpoint.as_ref()).is_none_or(|known| known.is_moved_by(&from))
         && turn.notices.push(Notice::Roamed { local_index, from })
     {
         turn.roam(*peer, from);
@@ -169,24 +169,27 @@ fn accept<'t>(
 fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
     let table: &Table = turn.table;
-    let mut inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
+    let inner = &Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     if table.route(inner.source) != Some(peer) {
         return Err(DropReason::SpoofedSource);
     }
-    if let Some(mapping) = &table.mapping
-        && let Some(real) = mapping.translate(turn.pool.packet_mut(frame), &inner, Way::In)
-    {
-        inner.destination = real;
-    }
+    let mapped;
+    let inner = match &table.mapping {
+        Some(mapping) if let Some(real) = mapping.translate(turn.pool.packet_mut(frame), inner, Way::In) => {
+            mapped = Inner { destination: real, ..*inner };
+            &mapped
+        }
+        _ => inner,
+    };
     if !table.admits(inner.destination) {
         return Err(DropReason::Transit);
     }
-    turn.filter(frame, &inner, peer, Direction::In)?;
+    turn.filter(frame, inner, peer, Direction::In)?;
     let packet_bytes = turn.pool.packet_mut(frame);
     inner::merge_ecn(packet_bytes, inner.tos, packet.tos)?;
     // The peer's SYN says what our side may send to it.
-    inner::clamp_mss(packet_bytes, &inner, table.peers[peer as usize].mtu);
+    inner::clamp_mss(packet_bytes, inner, table.peers[peer as usize].mtu);
 
     // All parts of a packet leave by the kernel, whose connection tracking may put them together.
     let hop = match table.hop(inner.destination) {
@@ -198,7 +201,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
         return Ok(Exit::Port(lan.kernel()));
     }
     if let Err(reason) = inner::take_hop(turn.pool.packet_mut(frame)) {
-        return Ok(turn.error(frame, &inner, icmp::Error::TimeExceeded, reason));
+        return Ok(turn.error(frame, inner, icmp::Error::TimeExceeded, reason));
     }
     packet.link = *hop;
     Ok(Exit::Port(port.unwrap_or(lan.kernel())))

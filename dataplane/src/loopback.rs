@@ -72,8 +72,7 @@ impl Loopback {
         let sending = Some(Arc::clone(&session));
         table.peers.push(PeerEntry {
             peer,
-            endpoint: Some(endpoint),
-            local: None,
+            endpoint: Some(endpoint.into()),
             roams: true,
             link: None,
             mtu: table.mtu,

@@ -51,20 +51,20 @@ impl Side {
 
     /// The port by which a link leaves, if there is one.
     #[inline]
-    pub(crate) fn port_of(&self, link: &Link) -> Option<usize> {
-        self.interfaces.iter().position(|interface| *interface == Some(link.ifindex))
+    pub(crate) fn port_of(&self, link: &Link) -> Option<u16> {
+        self.interfaces.iter().position(|interface| *interface == Some(link.ifindex)).map(|port| port as u16)
     }
 
     /// The kernel's port.
     #[inline]
-    pub(crate) fn kernel(&self) -> usize {
-        self.ports.len() - 1
+    pub(crate) fn kernel(&self) -> u16 {
+        (self.ports.len() - 1) as u16
     }
 
     /// Whether the kernel routes behind its port.
     #[inline]
     pub(crate) fn kernel_routes(&self) -> bool {
-        self.ports[self.kernel()].kernel_routes()
+        self.ports[usize::from(self.kernel())].kernel_routes()
     }
 
     /// Counts what the kernel has lost by these ports; whether any can tell.
@@ -96,7 +96,7 @@ impl Side {
     pub(crate) fn send(&mut self, turn: &mut Turn<'_>, packets: &mut Batch, exits: &[Exit]) {
         match same(exits) {
             // Most batches go one way.
-            Some(Exit::Port(port)) => packets.append_to(&mut self.out[port]),
+            Some(Exit::Port(port)) => packets.append_to(&mut self.out[usize::from(port)]),
             _ => packets.drain().zip(exits).for_each(|(packet, exit)| self.take(turn, packet, *exit)),
         }
         for (port, batch) in self.ports.iter_mut().zip(&mut self.out) {
@@ -109,7 +109,7 @@ impl Side {
     /// Takes one packet to its exit; what leaves by a port waits for [`Self::send`].
     pub(crate) fn take(&mut self, turn: &mut Turn<'_>, packet: Packet, exit: Exit) {
         match exit {
-            Exit::Port(port) => self.out[port].push(packet),
+            Exit::Port(port) => self.out[usize::from(port)].push(packet),
             Exit::Error => turn.errors.push(packet),
             Exit::Consumed => turn.pool.give(packet.frame),
             Exit::Dropped(reason) => {

@@ -51,10 +51,8 @@ pub struct Table {
 pub struct PeerEntry {
     /// Its counters.
     pub peer: Arc<PeerCounters>,
-    /// Where it is.
-    pub endpoint: Option<SocketAddr>,
-    /// The address of ours that it called last, which packets to it leave from; `None` leaves it to the route.
-    pub local: Option<IpAddr>,
+    /// Where it is, and the address of ours that it called last, which packets to it leave from.
+    pub endpoint: Option<Endpoint>,
     /// Whether an authentic packet from another address moves the endpoint there.
     pub roams: bool,
     /// How to get there by AF_XDP; `None` leaves it to the kernel's UDP socket.
@@ -68,12 +66,6 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
-    /// Where it is, and by which address of ours it is reached.
-    #[inline]
-    pub fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoint.map(|remote| Endpoint { remote, local: self.local })
-    }
-
     /// The session to send by now. The answer to the first packet of a new session goes by that session: the
     /// peer may have no other.
     #[inline]

@@ -44,8 +44,9 @@ pub(crate) struct Turn<'a> {
 /// Where a packet leaves the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// By this port of the other side.
-    Port(usize),
+    /// By this port of the other side. Small, so that an exit travels in a register: copied through memory right after
+    /// it was written in parts, it would stall the processor for each packet.
+    Port(u16),
     /// As an ICMP error about itself, back to its sender.
     Error,
     /// It has done its work here: a keepalive, or what control has a copy of.
@@ -92,8 +93,8 @@ impl Turn<'_> {
 
     /// Where a peer was heard from since the table was published, if that is elsewhere.
     #[inline]
-    pub(crate) fn roamed_to(&self, place: u32) -> Option<Endpoint> {
-        self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| *endpoint)
+    pub(crate) fn roamed_to(&self, place: u32) -> Option<&Endpoint> {
+        self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| endpoint)
     }
 
     /// Notes that a peer was heard from another address.

@@ -105,8 +105,7 @@ fn table(me: usize, with_session: bool) -> Table {
     let mut table = Table {
         peers: vec![PeerEntry {
             peer,
-            endpoint: Some(SITES[other].0.parse().unwrap()),
-            local: None,
+            endpoint: Some(SITES[other].0.parse::<SocketAddr>().unwrap().into()),
             roams: true,
             link: None,
             mtu: 1420,
@@ -571,7 +570,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.sent_to_lan().expect("the packet");
     b.engine.notices().pop();
     let mut known = Arc::unwrap_or_clone(b.engine.table());
-    known.peers[0].endpoint = Some(a.address);
+    known.peers[0].endpoint = Some(a.address.into());
     b.engine.publish(known);
 
     // A peer whose path is chosen by control is heard from any address, and not followed.

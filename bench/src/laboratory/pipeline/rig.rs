@@ -173,11 +173,10 @@ fn add_peer(table: &mut Table, site: u8, suite: Suite) {
         peer: Arc::clone(&peer),
     }));
     table.sessions.insert(local_index, SessionEntry { session: Arc::clone(&session), peer: u32::from(site) });
-    let endpoint = Some(SocketAddr::from(([192, 0, 2, site], PORT)));
+    let endpoint = Some(SocketAddr::from(([192, 0, 2, site], PORT)).into());
     table.peers.push(PeerEntry {
         peer,
         endpoint,
-        local: None,
         roams: true,
         link: None,
         mtu: table.mtu,

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use penstock_dataplane::ports::Endpoint;
 use penstock_proto::PeerId;
 
 use super::tables::Path;
@@ -49,7 +50,7 @@ impl NextHops {
             let Some(endpoint) = peer.endpoint else { continue };
             let local = peer.local.filter(|local| network.has_address(*local));
             let outer = Outer { mark, source: local, source_port: port, destination: endpoint };
-            let mut path = Path { endpoint: Some(endpoint), local, link: None };
+            let mut path = Path { endpoint: Some(Endpoint { remote: endpoint, local }), link: None };
             if let Some(wan) = wan {
                 let hop = match known(peer.id, (endpoint, local)) {
                     Some((.., hop)) => *hop,

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use penstock_dataplane::filter::Firewall;
 use penstock_dataplane::mapping::Mapping;
-use penstock_dataplane::ports::Link;
+use penstock_dataplane::ports::{Endpoint, Link};
 use penstock_dataplane::prefix::PrefixMap;
 use penstock_dataplane::shaper::WanRate;
 use penstock_dataplane::table::{PeerEntry, SessionEntry, Table};
@@ -33,10 +33,9 @@ pub enum Behind<'a> {
 /// Where a peer's datagrams go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// Its endpoint, if it is known.
-    pub endpoint: Option<SocketAddr>,
-    /// The source address of packets to it, if it has called one of ours that still exists.
-    pub local: Option<IpAddr>,
+    /// Its endpoint, if it is known, and the source address of packets to it, if it has called one of ours that still
+    /// exists.
+    pub endpoint: Option<Endpoint>,
     /// The link to it for AF_XDP.
     pub link: Option<Link>,
 }
@@ -164,13 +163,12 @@ impl Parts {
             ..Table::default()
         };
         for (place, peer) in peers.iter().enumerate() {
-            let Path { endpoint, local, link } = path(peer);
+            let Path { endpoint, link } = path(peer);
             let sending = peer.sending().cloned();
             let next = peer.sessions.last().filter(|session| !session.confirmed()).cloned();
             table.peers.push(PeerEntry {
                 peer: Arc::clone(&peer.counters),
                 endpoint,
-                local,
                 roams: peer.roams(),
                 // The kernel's socket fragments, AF_XDP does not.
                 link: link.filter(|_| !peer.mtu.is_some_and(|mtu| mtu.fragmented)),
@@ -245,7 +243,7 @@ mod tests {
         }
         let mut parts = Parts { mtu: 1420, ..Parts::default() };
         parts.renew_allowed_ips(&peers);
-        let endpoint = "192.0.2.2:47100".parse().ok();
+        let endpoint = "192.0.2.2:47100".parse::<SocketAddr>().ok().map(Endpoint::from);
         let table =
             parts.table(&peers, |peer| Path { endpoint: endpoint.filter(|_| peer.id == ids[1]), ..Path::default() });
 
