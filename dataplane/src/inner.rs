@@ -389,11 +389,14 @@ pub(crate) mod tests {
                             assert_eq!(fragment, before);
                         }
                     } else {
-                        let extension = [protocol, 0, 1, 4, 0, 0, 0, 0];
-                        let behind = |p: &[u8]| packet(s, d, 60, 0, 9, &[&extension[..], &p[IPV6_HEADER..]].concat());
-                        let mut repaired = behind(&partial);
-                        complete_checksum(&mut repaired);
-                        assert_eq!(repaired, behind(&complete), "behind destination options");
+                        for count in [1, 8, 20] {
+                            let mut options = [60, 0, 1, 4, 0, 0, 0, 0].repeat(count);
+                            options[8 * (count - 1)] = protocol;
+                            let behind = |p: &[u8]| packet(s, d, 60, 0, 9, &[&options, &p[IPV6_HEADER..]].concat());
+                            let mut repaired = behind(&partial);
+                            complete_checksum(&mut repaired);
+                            assert_eq!(repaired, behind(&complete), "behind {count} headers with destination options");
+                        }
                     }
                     for cut in 0..partial.len() {
                         complete_checksum(&mut partial.clone()[..cut]);

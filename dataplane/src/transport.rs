@@ -3,9 +3,6 @@
 
 use crate::inner::{HOP_BY_HOP, ICMP, ICMPV6, TCP, UDP};
 
-/// IPv6's extension headers in front of the transport header that are looked behind, at most.
-const EXTENSIONS: usize = 8;
-
 /// What is behind the IP headers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transport<'p> {
@@ -43,7 +40,7 @@ impl Transport<'_> {
     }
 }
 
-/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut or too many.
+/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut.
 #[inline(always)]
 pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     let payload = packet.get(header..)?;
@@ -59,7 +56,8 @@ pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     Some(Transport { protocol: packet[9], payload, fragment })
 }
 
-/// Goes over IPv6's extension headers (RFC 8200, section 4).
+/// Goes over IPv6's extension headers (RFC 8200, section 4): all of them, as the kernel and hosts do. Each takes at least
+/// eight bytes, so the packet's length is the limit.
 #[inline(never)]
 fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
     const ROUTING: u8 = 43;
@@ -67,7 +65,7 @@ fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'
     const DESTINATION: u8 = 60;
 
     let mut fragment = None;
-    for _ in 0..EXTENSIONS {
+    loop {
         let len = match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION => usize::from(*payload.get(1)?) * 8 + 8,
             FRAGMENT => {
@@ -88,5 +86,4 @@ fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'
             return Some(Transport { protocol, payload, fragment });
         }
     }
-    None
 }

@@ -80,7 +80,7 @@ impl Class {
 /// Reads the class of a packet that goes in this direction, from or to this peer.
 ///
 /// # Errors
-/// Its headers are cut, too many, or split over fragments.
+/// Its headers are cut, or split over fragments.
 #[inline(always)]
 pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direction) -> Result<Class, DropReason> {
     let transport =

@@ -393,10 +393,9 @@ fn ports_are_found_behind_extension_headers() {
     // RFC 6946: a fragment header on an unfragmented packet.
     assert_eq!(workers.pass(0, Direction::In, &fragment(&udp(53), 1, 0, false)), Ok(()));
     let mut chain = udp(53);
-    for nth in 1..9 {
+    for nth in 1..100 {
         chain = extend(&chain, 60, &[0; 8]);
-        let expected = if nth < 8 { Ok(()) } else { Err(DropReason::FilterMalformed) };
-        assert_eq!(workers.pass(0, Direction::In, &chain), expected, "{nth} headers");
+        assert_eq!(workers.pass(0, Direction::In, &chain), Ok(()), "{nth} headers");
     }
 }
 

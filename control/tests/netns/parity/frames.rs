@@ -10,8 +10,10 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
+/// A host's address that is valid on its link only.
+pub const LINK_LOCAL: &str = "fe80::77";
 /// The longest frame that every interface takes.
 const FRAME: usize = 14 + 1500;
 /// Packet sizes between which something changes: the least, the tunnel's MTU, the link's.
@@ -82,7 +84,7 @@ fn source(random: &mut Random, v6: bool, near: &End, far: &End) -> (IpAddr, [u8;
         2 => address(v6, "172.16.9.9", "2001:db8:9::9"),
         3 => address(v6, "0.0.0.0", "::"),
         4 => address(v6, "127.0.0.1", "::1"),
-        5 => address(v6, "169.254.7.7", "fe80::77"),
+        5 => address(v6, "169.254.7.7", LINK_LOCAL),
         6 => address(v6, "224.0.0.5", "ff02::5"),
         7 => near.broadcast(v6),
         _ => host.address(v6),
@@ -261,7 +263,8 @@ fn transport(
             fold(pseudo)
         }
         3 => 0,
-        4 => 0x1234,
+        // One that is wrong must not be that of the pseudo-header, which asks for completion.
+        4 if fold(pseudo) != 0x1234 => 0x1234,
         _ => !fold(pseudo + sum(&body)),
     };
     body[field..field + 2].copy_from_slice(&sum.to_be_bytes());
@@ -307,30 +310,31 @@ fn icmp_message(random: &mut Random, tag: u16, source: IpAddr, destination: IpAd
 
 /// Writes lengths and IPv4's checksum, and damages a few headers. Returns whether it left them intact.
 fn packet_lengths(random: &mut Random, v6: bool, packet: &mut [u8], header: usize) -> bool {
-    let wrong = random.below(60);
-    let off = |len: usize, right: usize| match wrong {
-        0 => right + 1 + len % 9,
-        1 => right.saturating_sub(1 + len % 9),
-        2 => len % 40,
+    let (wrong, more) = (random.below(60), random.below(100));
+    let right = packet.len() - if v6 { 40 } else { 0 };
+    let len = match wrong {
+        0 => right + 1 + more % 9,
+        1 => right.saturating_sub(1 + more % 9),
+        2 => more % 40,
         _ => right,
     };
-    if wrong == 3 {
-        packet[0] = packet[0] & 0x0f | pick(random, &[0, 0x40, 0x50, 0x60]);
+    let sound = packet[0];
+    match wrong {
+        3 => packet[0] = sound & 0x0f | pick(random, &[0, 0x40, 0x50, 0x60]),
+        4 if !v6 => packet[0] = sound & 0xf0 | pick(random, &[0, 4, 6, 15]),
+        _ => {}
     }
+    let field = if v6 { 4 } else { 2 };
+    packet[field..field + 2].copy_from_slice(&(len as u16).to_be_bytes());
+    // Some of the damages come to nothing.
+    let intact = len == right && packet[0] == sound;
     if v6 {
-        let len = off(random.below(100), packet.len() - 40) as u16;
-        packet[4..6].copy_from_slice(&len.to_be_bytes());
-        return wrong > 3;
+        return intact;
     }
-    if wrong == 4 {
-        packet[0] = packet[0] & 0xf0 | pick(random, &[0, 4, 6, 15]);
-    }
-    let len = off(random.below(100), packet.len()) as u16;
-    packet[2..4].copy_from_slice(&len.to_be_bytes());
     let right = !fold(sum(&packet[..header]));
     let sum = if matches!(wrong, 5 | 6) { right ^ 0x100 } else { right };
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    wrong > 6
+    intact && sum == right
 }
 
 fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u32 {
