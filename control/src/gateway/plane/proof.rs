@@ -19,9 +19,13 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::evidence::Passed;
 use penstock_dataplane::ports::xdp::RING;
 
+pub use silence::Arrivals;
+
 use missed::{Missed, Share};
+use silence::{Need, Silence};
 
 mod missed;
+mod silence;
 #[cfg(test)]
 mod tests;
 
@@ -89,6 +93,8 @@ pub struct Bound {
     pub native: bool,
     /// Whether the profile requires AF_XDP; then generic mode will do.
     pub required: bool,
+    /// Frames that the program had been shown by then.
+    pub shown: u64,
 }
 
 /// The counters of a queue.
@@ -129,6 +135,7 @@ pub enum Fault {
     Swallowed { queue: u32, frames: u64 },
     Damaged { queue: u32, messages: u64 },
     Unseen { frames: u64 },
+    Silent { calls: u64 },
     Stalled { queue: u32, frames: u64 },
     Unanswered { queue: u32, messages: u64, peer: String },
     Missed(Missed),
@@ -145,6 +152,12 @@ impl fmt::Display for Fault {
             }
             Self::Unseen { frames } => {
                 write!(f, "the kernel counts {frames} received frames, of which the program was shown none")
+            }
+            Self::Silent { calls } => {
+                write!(
+                    f,
+                    "no frame at all arrived after it was bound without copies, while {calls} handshakes were begun"
+                )
             }
             Self::Stalled { queue, frames } => {
                 write!(f, "queue {queue} has {frames} frames to send, and has sent none of them")
@@ -223,6 +236,10 @@ pub struct Proof {
     queues: BTreeMap<u32, Queue>,
     /// Frames that arrived at the interface, and those that the program was shown.
     shown: Flow,
+    /// Whether any frame has arrived since.
+    silence: Silence,
+    /// Whether the card is to be started anew.
+    restart: bool,
     /// How much of the tunnel's packets comes to the rings.
     share: Share,
     told: Millis,
@@ -238,8 +255,8 @@ impl Proof {
     pub fn bound(&mut self, now: Millis, bound: Option<Bound>) {
         self.bound = bound.map(|bound| (bound, now));
         self.queues.clear();
-        (self.shown, self.share) = (Flow::default(), Share::default());
-        (self.asked, self.fault) = (None, None);
+        (self.shown, self.silence, self.share) = (Flow::default(), Silence::default(), Share::default());
+        (self.asked, self.fault, self.restart) = (None, None, false);
     }
 
     /// How the interface is to be driven.
@@ -262,6 +279,7 @@ impl Proof {
         if now.since(self.told) >= GAP {
             self.queues.values_mut().for_each(Queue::forgive);
             self.shown.stuck = None;
+            self.silence.forgive();
             self.share.forgive();
         }
         self.queues.values_mut().for_each(|queue| (queue.waits, queue.hopes) = (false, false));
@@ -275,13 +293,24 @@ impl Proof {
         self.fault = self.fault.take().or(seen);
     }
 
-    /// Takes how many frames the kernel has counted at the interface, and how many the program was shown.
-    pub fn handle_arrivals(&mut self, now: Millis, arrived: u64, shown: u64) {
-        let Some((Bound { zero_copy: true, .. }, _)) = self.bound else { return };
-        let lost = self.shown.handle(now, arrived, shown);
+    /// Takes what has arrived at the interface.
+    pub fn handle_arrivals(&mut self, now: Millis, arrivals: Arrivals) {
+        let Some((bound @ Bound { zero_copy: true, .. }, _)) = self.bound else { return };
+        match self.silence.handle(now, bound.shown, arrivals) {
+            Some(Need::Restart) => self.restart = true,
+            // Who is silent on a LAN may be switched off.
+            Some(Need::Copy { calls }) if bound.wan => _ = self.fault.get_or_insert(Fault::Silent { calls }),
+            _ => {}
+        }
+        let lost = self.shown.handle(now, arrivals.counted, arrivals.shown);
         if let Some((frames, _)) = lost.filter(|(frames, time)| *frames >= UNSEEN && *time >= UNSEEN_PATIENCE) {
             self.fault.get_or_insert(Fault::Unseen { frames });
         }
+    }
+
+    /// Whether the card is to be started anew, because nothing has arrived since the ports were bound. It is said once.
+    pub fn take_restart(&mut self) -> bool {
+        std::mem::take(&mut self.restart)
     }
 
     /// Takes how many frames the program has redirected, and how many of the tunnel's it has left to the kernel, by
@@ -325,9 +354,9 @@ impl Proof {
         asks
     }
 
-    /// The interface has changed, or has come up again: what failed may work now.
+    /// The interface has changed, or has come up again: what failed may work now. What made a card silent was to bind it.
     pub fn handle_link_event(&mut self, now: Millis) {
-        if let Some(fallen) = &mut self.fallen {
+        if let Some(fallen) = self.fallen.as_mut().filter(|fallen| !matches!(fallen.fault, Fault::Silent { .. })) {
             fallen.retry = fallen.retry.min(now.max(after(fallen.since, SETTLING)));
         }
     }
