@@ -106,7 +106,8 @@ fn begins(topology: &Topology, a: &Gateway, targets: &[IpAddr], after: &str) {
         });
     }
     let (took, problems) = (begun.elapsed(), a.status()["Problems"].clone());
-    note(&format!("traffic {took:.1?} after {after}; problems: {problems}"));
+    let restarts = a.process.log().matches("its card is started anew").count();
+    note(&format!("traffic {took:.1?} after {after}; cards started anew: {restarts}; problems: {problems}"));
     let told = |problem: &Value| problem["Sentence"].as_str().is_some_and(|said| said.contains("fell back to"));
     assert!(took < SOON || problems.as_array().is_some_and(|problems| problems.iter().any(told)), "{took:?}");
 }
