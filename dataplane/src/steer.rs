@@ -193,6 +193,15 @@ impl BenchSteering {
 macro_rules! delegate_to_attachment {
     ($($steering:ident),+) => {$(
         impl $steering {
+            /// Takes the program off the interface and attaches it again, in the same mode; what its maps hold stays.
+            /// Drivers start the card anew then, with the sockets that have been bound meanwhile.
+            ///
+            /// # Errors
+            /// As when it was attached; it is not attached then.
+            pub fn attach_again(&mut self, interface: &str, ifindex: u32) -> Result<(), AttachError> {
+                self.attachment.renew(&Target { interface, ifindex })
+            }
+
             /// The mode in which the program is attached.
             pub fn mode(&self) -> XdpMode {
                 self.attachment.mode
@@ -254,8 +263,11 @@ struct Target<'a> {
 
 /// An attached program and the maps that all programs use or could.
 struct Attachment {
-    /// Keeps the program attached.
-    _link: FdLink,
+    /// The loaded program.
+    object: Ebpf,
+    name: &'static str,
+    /// Keeps it attached.
+    link: Option<FdLink>,
     mode: XdpMode,
     fallback: Option<String>,
     sockets: XskMap<MapData>,
@@ -268,11 +280,7 @@ impl Attachment {
         let sockets = take(&mut object, penstock_wire::SOCKETS)?;
         let counters = take(&mut object, penstock_wire::COUNTERS)?;
         let redirected = take(&mut object, penstock_wire::REDIRECTED)?;
-        let program: &mut Xdp = object
-            .program_mut(name)
-            .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
-            .try_into()
-            .map_err(|error| loading(&error))?;
+        let program = program(&mut object, name)?;
         program.load().map_err(|error| refused_by_verifier(name, &error))?;
         let mut fallback = None;
         let (link, mode) = match mode {
@@ -287,7 +295,14 @@ impl Attachment {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self { _link: link, mode, fallback, sockets, counters, redirected })
+        Ok(Self { object, name, link: Some(link), mode, fallback, sockets, counters, redirected })
+    }
+
+    fn renew(&mut self, target: &Target<'_>) -> Result<(), AttachError> {
+        // There can be only one.
+        self.link = None;
+        self.link = Some(link(program(&mut self.object, self.name)?, target, self.mode)?);
+        Ok(())
     }
 
     fn counters(
@@ -319,6 +334,15 @@ fn take<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str
     object
         .take_map(name)
         .ok_or_else(|| AttachError::Load(format!("the object has no map {name}")))?
+        .try_into()
+        .map_err(|error| loading(&error))
+}
+
+/// A program of the object.
+fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, AttachError> {
+    object
+        .program_mut(name)
+        .ok_or_else(|| AttachError::Load(format!("the object has no program {name}")))?
         .try_into()
         .map_err(|error| loading(&error))
 }

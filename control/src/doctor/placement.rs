@@ -40,12 +40,19 @@ pub(super) fn interrupts(interface: &str) -> BTreeMap<u32, Interrupt> {
     let queues = queues_of(&text("/proc/interrupts").unwrap_or_default(), &ours);
     let interrupt = |(queue, number): (u32, u32)| {
         let list = |name: &str| cpus(&text(format!("/proc/irq/{number}/{name}"))?).filter(|cpus| !cpus.is_empty());
-        Some((
-            queue,
-            Interrupt { number, cpus: list("effective_affinity_list").or_else(|| list("smp_affinity_list"))? },
-        ))
+        let cpus = handled_by(list("effective_affinity_list"), list("smp_affinity_list"))?;
+        Some((queue, Interrupt { number, cpus }))
     };
     queues.into_iter().filter_map(interrupt).collect()
+}
+
+/// The CPUs that handle an interrupt, of those that do so now and those that may. Where it is told to go to others, the
+/// kernel moves it when the next one comes, which on an idle queue may take long.
+fn handled_by(now: Option<BTreeSet<u32>>, may: Option<BTreeSet<u32>>) -> Option<BTreeSet<u32>> {
+    match (now, may) {
+        (Some(now), Some(may)) if now.is_disjoint(&may) => Some(may),
+        (now, may) => now.or(may),
+    }
 }
 
 /// The only CPU that each of a gateway's workers may run on, for those that are pinned.
@@ -122,6 +129,16 @@ mod tests {
         ] {
             assert_eq!(queue(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_interrupt_that_is_about_to_move_is_where_it_goes() {
+        let set = |cpus: &[u32]| Some(cpus.iter().copied().collect::<BTreeSet<u32>>());
+        assert_eq!(handled_by(set(&[1]), set(&[0, 1])), set(&[1]));
+        assert_eq!(handled_by(set(&[1]), set(&[0])), set(&[0]));
+        assert_eq!(handled_by(None, set(&[0, 1])), set(&[0, 1]));
+        assert_eq!(handled_by(set(&[1]), None), set(&[1]));
+        assert_eq!(handled_by(None, None), None);
     }
 
     #[test]

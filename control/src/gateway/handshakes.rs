@@ -18,6 +18,7 @@ use penstock_dataplane::ports as data;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_dataplane::session::{Session, SessionConfig};
 use penstock_dataplane::slow_path::{Command, Notice};
+use penstock_proto::messages::INITIATION;
 use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Role, SessionKeys, Speeds};
 use rand::SeedableRng;
@@ -58,6 +59,8 @@ pub struct Handshakes {
     /// Peers that are to be called because they had a session before the start.
     to_call: VecDeque<PeerId>,
     drops: Drops,
+    /// Handshakes that were begun, those over a connection to a relay apart.
+    begun: u64,
     clock_set: Instant,
     due: Due,
     commands: Vec<Command>,
@@ -90,6 +93,7 @@ impl Handshakes {
             last_endpoints,
             to_call: VecDeque::new(),
             drops: Drops::default(),
+            begun: 0,
             clock_set: now,
             due: Due::default(),
             commands: Vec::new(),
@@ -285,6 +289,11 @@ impl Handshakes {
     /// What control has dropped, by reason.
     pub fn drops(&self) -> impl Iterator<Item = (String, u64)> {
         self.drops.by_reason()
+    }
+
+    /// How many handshakes were begun by datagrams over the WAN.
+    pub fn begun(&self) -> u64 {
+        self.begun
     }
 
     /// Refuses a probe that comes out of the tunnel: the tunnel itself cannot be the path to its own end.
@@ -494,6 +503,9 @@ impl Handshakes {
     /// Sends the pending handshake messages.
     pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
+            // Behind a local address there is a connection to a relay.
+            let begins = transmit.contents.first() == Some(&INITIATION) && !transmit.to.ip().is_loopback();
+            self.begun += u64::from(begins);
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));
             match send(&self.udp, &transmit) {
                 Ok(()) => {

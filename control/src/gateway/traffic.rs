@@ -38,7 +38,8 @@ pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
 /// Reads the traffic counters and tells the timers, and does what is done step by step.
 pub fn sample(gateway: &mut Gateway, now: Instant) {
     let (linux, _) = gateway.ground.parts();
-    if let Some(peer) = gateway.plane.prove(now, linux.netlink(), &gateway.handshakes.peers) {
+    let calls = gateway.handshakes.begun();
+    if let Some(peer) = gateway.plane.prove(now, linux.netlink(), &gateway.handshakes.peers, calls) {
         gateway.handshakes.proto.handle_path(now, peer, true);
     }
     gateway.handshakes.call(now);

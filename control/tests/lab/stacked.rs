@@ -106,15 +106,43 @@ fn vrf() {
     let gateway = &topology.a.gateway;
     gateway.ip("link add vrf0 type vrf table 7\nlink set vrf0 up\nlink set wan0 master vrf0\n");
     let (a, _b) = pair(&topology, Kind::Penstock { wan: "auto", lan: "tun" }, Kind::SOCKET, Outer::V4);
-    let told = || {
-        a.status()["Problems"].as_array().expect("problems").iter().any(|problem| {
-            problem["Subject"] == "wan0" && problem["Sentence"].as_str().is_some_and(|said| said.contains("VRF"))
-        })
-    };
+    let told = || tells_of_vrf(&a, "wan0");
     eventually(PATIENCE, "it is told", told);
     gateway.sysctl("net/ipv4/udp_l3mdev_accept", "1");
     gateway.ip("route add 192.0.2.2 dev wan0\n");
     await_traffic(&topology);
     gateway.ip("link set wan0 nomaster\n");
     eventually(PATIENCE, "it is solved", || !told());
+}
+
+fn tells_of_vrf(gateway: &Gateway, interface: &str) -> bool {
+    gateway.status()["Problems"].as_array().expect("problems").iter().any(|problem| {
+        problem["Subject"] == interface && problem["Sentence"].as_str().is_some_and(|said| said.contains("VRF"))
+    })
+}
+
+/// What a LAN in a VRF sends follows the routes of the VRF, and the main table does not lead to its hosts: that is told.
+/// With a route each way traffic passes, by sockets and by AF_XDP.
+#[test]
+fn vrf_around_the_lan() {
+    if !ready(&[]) {
+        return;
+    }
+    for lan in ["auto", "xdp"] {
+        let topology = Topology::new(Options::default());
+        let gateway = &topology.a.gateway;
+        gateway.ip("link add vrf0 type vrf table 7\nlink set vrf0 up\nlink set lan0 master vrf0\n");
+        let (a, _b) = pair(&topology, Kind::Penstock { wan: "auto", lan }, Kind::SOCKET, Outer::V4);
+        eventually(PATIENCE, "it is told", || tells_of_vrf(&a, "lan0"));
+        let passes = || ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered();
+        note(&format!("LAN in a VRF, {lan}: {}; without routes it passes: {}", ports(&a.status()), passes()));
+        let tunnel = a.name();
+        gateway.ip(&format!("route add 10.102.0.0/24 dev {tunnel} table 7\nroute add 10.101.0.0/24 dev lan0\n"));
+        eventually(PATIENCE, "traffic passes", passes);
+        for (from, to) in [(&topology.a, &topology.b), (&topology.b, &topology.a)] {
+            tcp_both_ways(&from.host, &to.host, to.host4(), 1 << 20);
+        }
+        gateway.ip("link set lan0 nomaster\n");
+        eventually(PATIENCE, "it is solved", || !tells_of_vrf(&a, "lan0"));
+    }
 }

@@ -4,16 +4,9 @@ use serde_json::Value;
 
 use crate::support::*;
 
-/// The output of `doctor --json`, and its exit code.
-fn doctor(gateway: &Gateway) -> (Value, i32) {
-    let output = gateway.command(&["doctor", "--json"]);
-    let report = serde_json::from_slice(&output.stdout).expect("JSON");
-    (report, output.status.code().expect("no signal"))
-}
-
 /// The command that repairs the problem with the subject, and its severity.
 fn finding(gateway: &Gateway, subject: &str) -> Option<(String, String)> {
-    let (report, code) = doctor(gateway);
+    let (report, code) = gateway.doctor();
     assert_eq!(report["Running"], true);
     let findings = report["Findings"].as_array().expect("findings");
     let severe = findings.iter().any(|finding| finding["Severity"] == "error");
@@ -85,7 +78,7 @@ fn a_program_that_has_the_port_is_named_and_nothing_is_changed() {
     let state = || ["rule show", "link show", "-4 route show table all"].map(|query| topology.a.gateway.ip_show(query));
     let before = state();
     let taken = || {
-        let (report, _) = doctor(&a);
+        let (report, _) = a.doctor();
         assert_eq!(report["Running"], false);
         let findings = report["Findings"].as_array().expect("findings").clone();
         findings.into_iter().find(|finding| finding["Subject"] == format!("UDP port {port}"))
@@ -110,7 +103,7 @@ fn a_foreign_xdp_program_is_found_and_taken_off() {
     a.terminate();
     a.edit_profile(|profile| profile["Wan"]["Mode"] = "xdp".into());
     let found = || {
-        let (report, _) = doctor(&a);
+        let (report, _) = a.doctor();
         let findings = report["Findings"].as_array().expect("findings").clone();
         let sentence = |finding: &Value| finding["Sentence"].as_str().expect("text").contains("XDP program");
         findings.into_iter().find(sentence)

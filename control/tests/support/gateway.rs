@@ -384,6 +384,13 @@ impl Gateway {
         serde_json::from_slice(&output.stdout).expect("status is JSON")
     }
 
+    /// The output of `penstock doctor --json`, and its exit code.
+    pub fn doctor(&self) -> (Value, i32) {
+        let output = self.command(&["doctor", "--json"]);
+        let report = serde_json::from_slice(&output.stdout).expect("JSON");
+        (report, output.status.code().expect("no signal"))
+    }
+
     /// Runs another command of `penstock` about this gateway, whether it runs or not.
     pub fn command(&self, arguments: &[&str]) -> Output {
         let mut command: Command = self.namespace.command(penstock_binary().expect("checked by ready()"));

@@ -147,6 +147,12 @@ fn wan_data_reaches_the_socket() {
             assert_eq!(count(wan.counters(), "redirect"), 2);
             assert_eq!(wan.redirected(2).unwrap(), [2, 0]);
 
+            wan.attach_again("near", index_of("near")).unwrap();
+            assert!(is_attached("near"));
+            far.send(&data);
+            assert_eq!(near.next().as_ref(), Some(&data), "addresses and sockets stay");
+            assert_eq!(count(wan.counters(), "redirect"), 3);
+
             wan.remove_local(IpAddr::V4(WAN_V4)).unwrap();
             wan.remove_local(IpAddr::V4(WAN_V4)).unwrap();
             far.send(&data);

@@ -13,15 +13,20 @@
 //! There is no I/O here, and time is an argument. Counters are to be reported about once a second.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::evidence::Passed;
 use penstock_dataplane::ports::xdp::RING;
 
-use missed::{Missed, Share};
+pub use fault::Fault;
+pub use silence::Arrivals;
 
+use missed::{Missed, Share};
+use silence::{Need, Silence};
+
+mod fault;
 mod missed;
+mod silence;
 #[cfg(test)]
 mod tests;
 
@@ -89,6 +94,8 @@ pub struct Bound {
     pub native: bool,
     /// Whether the profile requires AF_XDP; then generic mode will do.
     pub required: bool,
+    /// Frames that the program had been shown by then.
+    pub shown: u64,
 }
 
 /// The counters of a queue.
@@ -121,48 +128,6 @@ pub struct Talk<'a> {
     pub born: Millis,
     /// The same for the next session with this peer.
     pub next_born: Option<Millis>,
-}
-
-/// What was seen to go wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    Swallowed { queue: u32, frames: u64 },
-    Damaged { queue: u32, messages: u64 },
-    Unseen { frames: u64 },
-    Stalled { queue: u32, frames: u64 },
-    Unanswered { queue: u32, messages: u64, peer: String },
-    Missed(Missed),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Swallowed { queue, frames } => {
-                write!(f, "of {frames} frames that the program redirected to queue {queue}'s socket none arrived there")
-            }
-            Self::Damaged { queue, messages } => {
-                write!(f, "all of {messages} messages that came by queue {queue} were damaged")
-            }
-            Self::Unseen { frames } => {
-                write!(f, "the kernel counts {frames} received frames, of which the program was shown none")
-            }
-            Self::Stalled { queue, frames } => {
-                write!(f, "queue {queue} has {frames} frames to send, and has sent none of them")
-            }
-            Self::Unanswered { queue, messages, peer } => write!(
-                f,
-                "{messages} messages sent by queue {queue} were not answered, and {peer} answers handshakes, which leave \
-                 by the kernel's socket"
-            ),
-            Self::Missed(missed) => missed.fmt(f),
-        }
-    }
-}
-
-impl Fault {
-    fn of_receiving(&self) -> bool {
-        matches!(self, Self::Swallowed { .. } | Self::Damaged { .. } | Self::Unseen { .. })
-    }
 }
 
 /// What has replaced the best way to drive an interface, and why.
@@ -223,6 +188,10 @@ pub struct Proof {
     queues: BTreeMap<u32, Queue>,
     /// Frames that arrived at the interface, and those that the program was shown.
     shown: Flow,
+    /// Whether any frame has arrived since.
+    silence: Silence,
+    /// Whether the card is to be started anew.
+    restart: bool,
     /// How much of the tunnel's packets comes to the rings.
     share: Share,
     told: Millis,
@@ -238,8 +207,8 @@ impl Proof {
     pub fn bound(&mut self, now: Millis, bound: Option<Bound>) {
         self.bound = bound.map(|bound| (bound, now));
         self.queues.clear();
-        (self.shown, self.share) = (Flow::default(), Share::default());
-        (self.asked, self.fault) = (None, None);
+        (self.shown, self.silence, self.share) = (Flow::default(), Silence::default(), Share::default());
+        (self.asked, self.fault, self.restart) = (None, None, false);
     }
 
     /// How the interface is to be driven.
@@ -262,6 +231,7 @@ impl Proof {
         if now.since(self.told) >= GAP {
             self.queues.values_mut().for_each(Queue::forgive);
             self.shown.stuck = None;
+            self.silence.forgive();
             self.share.forgive();
         }
         self.queues.values_mut().for_each(|queue| (queue.waits, queue.hopes) = (false, false));
@@ -275,13 +245,24 @@ impl Proof {
         self.fault = self.fault.take().or(seen);
     }
 
-    /// Takes how many frames the kernel has counted at the interface, and how many the program was shown.
-    pub fn handle_arrivals(&mut self, now: Millis, arrived: u64, shown: u64) {
-        let Some((Bound { zero_copy: true, .. }, _)) = self.bound else { return };
-        let lost = self.shown.handle(now, arrived, shown);
+    /// Takes what has arrived at the interface.
+    pub fn handle_arrivals(&mut self, now: Millis, arrivals: Arrivals) {
+        let Some((bound @ Bound { zero_copy: true, .. }, _)) = self.bound else { return };
+        match self.silence.handle(now, bound.shown, arrivals) {
+            Some(Need::Restart) => self.restart = true,
+            // Who is silent on a LAN may be switched off.
+            Some(Need::Copy { calls }) if bound.wan => _ = self.fault.get_or_insert(Fault::Silent { calls }),
+            _ => {}
+        }
+        let lost = self.shown.handle(now, arrivals.counted, arrivals.shown);
         if let Some((frames, _)) = lost.filter(|(frames, time)| *frames >= UNSEEN && *time >= UNSEEN_PATIENCE) {
             self.fault.get_or_insert(Fault::Unseen { frames });
         }
+    }
+
+    /// Whether the card is to be started anew, because nothing has arrived since the ports were bound. It is said once.
+    pub fn take_restart(&mut self) -> bool {
+        std::mem::take(&mut self.restart)
     }
 
     /// Takes how many frames the program has redirected, and how many of the tunnel's it has left to the kernel, by
@@ -325,9 +306,9 @@ impl Proof {
         asks
     }
 
-    /// The interface has changed, or has come up again: what failed may work now.
+    /// The interface has changed, or has come up again: what failed may work now. What made a card silent was to bind it.
     pub fn handle_link_event(&mut self, now: Millis) {
-        if let Some(fallen) = &mut self.fallen {
+        if let Some(fallen) = self.fallen.as_mut().filter(|fallen| !matches!(fallen.fault, Fault::Silent { .. })) {
             fallen.retry = fallen.retry.min(now.max(after(fallen.since, SETTLING)));
         }
     }

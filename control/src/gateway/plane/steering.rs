@@ -177,6 +177,18 @@ impl Steering {
         wan.chain(self.lan.iter().filter(|lan| lan.index == index).map(|lan| lan.program.mode())).next()
     }
 
+    /// Attaches the program on an interface again; what it was told stays.
+    ///
+    /// # Errors
+    /// As when it was attached. It is gone then.
+    pub fn attach_again(&mut self, Interface { name, index, .. }: &Interface) -> Result<(), AttachError> {
+        if let Some(wan) = self.wan.as_mut().filter(|wan| wan.index == *index) {
+            return wan.program.attach_again(name, *index).inspect_err(|_| self.wan = None);
+        }
+        let Some(at) = self.lan.iter().position(|lan| lan.index == *index) else { return Ok(()) };
+        self.lan[at].program.attach_again(name, *index).inspect_err(|_| _ = self.lan.remove(at))
+    }
+
     /// What the program on an interface has done with its frames, the redirected ones for this many receive queues.
     pub fn counted(&self, index: u32, queues: u32) -> Result<Counted, SteerError> {
         let counted = |verdicts: Vec<(&'static str, u64)>, redirected: Vec<u64>| Counted {

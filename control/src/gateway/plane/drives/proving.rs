@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::engine::Engine;
 use penstock_dataplane::session::{BY_KERNEL, Session, by_ring};
-use penstock_dataplane::steer::{AttachMode, XdpMode};
+use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 use penstock_proto::{PeerId, path};
 
 use super::{Drive, Drives};
@@ -15,7 +15,7 @@ use crate::gateway::peers::{Found, Peer, Peers};
 use crate::gateway::plane::Plane;
 use crate::gateway::plane::modes::Plan;
 use crate::gateway::plane::ports::WorkerPorts;
-use crate::gateway::plane::proof::{Bound, Counters, Fallen, Fault, Rung, Talk, Verdict};
+use crate::gateway::plane::proof::{Arrivals, Bound, Counters, Fallen, Fault, Rung, Talk, Verdict};
 use crate::gateway::plane::steering::{Counted, Steering};
 use crate::netlink::Netlink;
 
@@ -25,7 +25,8 @@ const EVERY: Duration = Duration::from_secs(1);
 impl Plane {
     /// Examines what has passed through the AF_XDP ports. Where packets are lost, other ports replace them when the
     /// workers are next renewed. Returns a peer with which a session should be begun, for the sake of a proof.
-    pub fn prove(&mut self, now: Instant, netlink: &mut Netlink, peers: &Peers) -> Option<PeerId> {
+    /// `calls` is how many handshakes were begun so far.
+    pub fn prove(&mut self, now: Instant, netlink: &mut Netlink, peers: &Peers, calls: u64) -> Option<PeerId> {
         if now.duration_since(self.proved) < EVERY {
             return None;
         }
@@ -34,7 +35,7 @@ impl Plane {
         let Self { workers, drives, steering, .. } = self;
         if let Some(engine) = workers.engine() {
             let xdp = drives.all_mut().filter(|drive| drive.xdp());
-            let told = xdp.fold(false, |told, drive| drive.prove(now, engine, steering, netlink) | told);
+            let told = xdp.fold(false, |told, drive| drive.prove(now, engine, steering, netlink, calls) | told);
             if told {
                 drives.note_problems();
             }
@@ -42,8 +43,12 @@ impl Plane {
                 tell_talks(now, drives, engine, peers);
             }
         }
-        let mut changed = false;
+        let (wan, mut restarted, mut changed) = (drives.wan.index(), false, false);
         for drive in drives.all_mut() {
+            if drive.proof.take_restart() {
+                changed |= drive.restart(steering).is_err();
+                restarted |= drive.index() == wan;
+            }
             if drive.proof.handle_timeout(now) {
                 drive.take_rung();
                 changed = true;
@@ -53,7 +58,11 @@ impl Plane {
             drives.note_problems();
             self.stale = true;
         }
-        drives.wan.proof.asks(now).then(|| sent_to(peers)).flatten()
+        match restarted {
+            // To hear whether it has helped.
+            true => peers.iter().find(|peer| is_direct(peer) && peer.endpoint.is_some()).map(|peer| peer.id),
+            false => drives.wan.proof.asks(now).then(|| sent_to(peers)).flatten(),
+        }
     }
 }
 
@@ -66,7 +75,7 @@ fn sent_to(peers: &Peers) -> Option<PeerId> {
 
 impl Drive {
     /// Returns whether something else is to be said about it.
-    fn prove(&mut self, now: Millis, engine: &Engine, steering: &Steering, netlink: &mut Netlink) -> bool {
+    fn prove(&mut self, now: Millis, engine: &Engine, steering: &Steering, netlink: &mut Netlink, calls: u64) -> bool {
         let Some(interface) = self.interface.as_ref().filter(|interface| interface.up) else { return false };
         let passed: Vec<_> = engine.passed().filter(|(_, port, _)| port.interface == self.name).collect();
         let queues = passed.iter().map(|(_, port, _)| port.queue + 1).max().unwrap_or(0);
@@ -77,11 +86,22 @@ impl Drive {
             self.proof.handle_counters(now, port.queue, Counters { redirected, passed });
         }
         if self.proof.zero_copy()
-            && let Ok(Some(arrived)) = netlink.arrived(interface.index)
+            && let Ok(Some(counted)) = netlink.arrived(interface.index)
         {
-            self.proof.handle_arrivals(now, arrived, shown);
+            self.proof.handle_arrivals(now, Arrivals { counted, shown, calls });
         }
         self.proof.handle_missed(now, redirected.iter().sum(), &missed)
+    }
+
+    /// Has its driver start the card anew.
+    ///
+    /// # Errors
+    /// The program could not be attached again: the ports have to be replaced.
+    fn restart(&self, steering: &mut Steering) -> Result<(), AttachError> {
+        let Some(interface) = &self.interface else { return Ok(()) };
+        tracing::warn!("{}: nothing has arrived since AF_XDP was bound; its card is started anew", self.name);
+        let attached = steering.attach_again(interface);
+        attached.inspect_err(|error| tracing::warn!("{}: the program could not be attached again: {error}", self.name))
     }
 
     /// Drives it as its proof says, and reports it.
@@ -113,9 +133,15 @@ impl Drive {
     /// Why AF_XDP was given up, if it has lost packets.
     pub(super) fn lost(&self) -> Option<(String, &'static str)> {
         let Fallen { fault, rung, .. } = self.proof.fallen().filter(|f| !matches!(f.fault, Fault::Missed(_)))?;
+        let rung = rung.name();
+        if let Fault::Silent { .. } = fault {
+            let sentence = format!("AF_XDP may carry nothing: {fault}; fell back to {rung} for some minutes");
+            let what_to_do = "if packets arrive now, try another kernel or driver, or set the modes to sockets for good; \
+                              otherwise look at the cable and the router";
+            return Some((sentence, what_to_do));
+        }
         let sentence = format!(
-            "AF_XDP lost packets: {fault}; fell back to {} until the interface changes, or for some minutes",
-            rung.name()
+            "AF_XDP lost packets: {fault}; fell back to {rung} until the interface changes, or for some minutes"
         );
         Some((sentence, "try another kernel or driver, or set the mode of this side to sockets for good"))
     }
@@ -149,6 +175,7 @@ pub(in crate::gateway::plane) fn note_bound(drives: &mut Drives, steering: &Stee
             zero_copy: ports.any(|info| info.zero_copy == Some(true)),
             native: drive.index().and_then(|index| steering.mode(index)) == Some(XdpMode::Native),
             required: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
+            shown: drive.index().and_then(|index| steering.counted(index, 0).ok()).map_or(0, |counted| counted.shown),
         });
         drive.proof.bound(now, bound);
     }

@@ -3,7 +3,7 @@
 use super::*;
 use penstock_dataplane::loopback::Loopback;
 
-const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, required: true };
+const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, required: true, shown: 0 };
 const LAN: Bound = Bound { wan: false, ..WAN };
 const SECOND: u64 = 1_000;
 /// The way of the ring, and that of the kernel's socket.
@@ -328,7 +328,7 @@ fn zero_copy_that_shows_no_frame_becomes_copy() {
         let now = Millis(watch.now);
         watch.proof.begin(now);
         watch.proof.handle_counters(now, 0, Counters::default());
-        watch.proof.handle_arrivals(now, second * 10, 0);
+        watch.proof.handle_arrivals(now, Arrivals { counted: second * 10, ..Arrivals::default() });
         watch.proof.handle_timeout(now)
     });
     assert!(fell.is_some_and(|seconds| seconds <= 8), "{fell:?}");
@@ -339,9 +339,71 @@ fn zero_copy_that_shows_no_frame_becomes_copy() {
         for second in 1..60 {
             watch.now += SECOND;
             watch.proof.begin(Millis(watch.now));
-            watch.proof.handle_arrivals(Millis(watch.now), second * 10, second * shown);
+            let arrivals = Arrivals { counted: second * 10, shown: second * shown, calls: 0 };
+            watch.proof.handle_arrivals(Millis(watch.now), arrivals);
             assert!(!watch.proof.handle_timeout(Millis(watch.now)), "{bound:?}");
         }
+    }
+}
+
+/// What silence leads to: after how many seconds the card is started anew, and after how many the port is given up.
+fn silence(bound: Bound, arrivals: impl Fn(u64) -> Arrivals) -> [Option<u64>; 2] {
+    let mut watch = Watch::new(bound);
+    let (mut restarted, mut fell) = (None, None);
+    for second in 1..60 {
+        watch.now += SECOND;
+        let now = Millis(watch.now);
+        watch.proof.begin(now);
+        watch.proof.handle_arrivals(now, arrivals(second));
+        if watch.proof.take_restart() {
+            assert_eq!(restarted.replace(second), None, "it is started anew once");
+        }
+        if watch.proof.handle_timeout(now) {
+            fell = Some(second);
+            break;
+        }
+    }
+    if fell.is_some() {
+        assert_eq!((watch.proof.rung(), watch.fault()), (Rung::Copy, &Fault::Silent { calls: 3 }));
+        let retry = watch.proof.fallen().map(|fallen| fallen.retry);
+        watch.proof.handle_link_event(Millis(watch.now));
+        assert_eq!(watch.proof.fallen().map(|fallen| fallen.retry), retry, "the link is no reason to try it again");
+    }
+    [restarted, fell]
+}
+
+#[test]
+fn a_card_from_which_nothing_comes_is_started_anew_and_then_copied_from() {
+    let quiet = |_: u64| Arrivals { counted: 7, shown: 3, calls: 0 };
+    // One handshake each 5 s, as long as nobody answers.
+    let calling = |second: u64| Arrivals { calls: 5 + second / 5, ..quiet(second) };
+    let zero_copy = Bound { zero_copy: true, shown: 3, ..WAN };
+    assert_eq!(silence(zero_copy, calling), [Some(6), Some(20)]);
+    // That has helped.
+    assert_eq!(silence(zero_copy, |s| Arrivals { counted: 7 + (s / 8).min(1), ..calling(s) }), [Some(6), None]);
+    // A peer that is gone, and one that nobody calls.
+    assert_eq!(silence(zero_copy, |s| Arrivals { calls: 2 + s.min(6), ..quiet(s) }), [Some(6), None]);
+    assert_eq!(silence(zero_copy, quiet), [Some(6), None]);
+    // On a LAN all may be switched off.
+    assert_eq!(silence(Bound { wan: false, ..zero_copy }, calling), [Some(6), None]);
+    // One frame is enough, whoever has counted it, and also before the first report.
+    assert_eq!(silence(zero_copy, |s| Arrivals { counted: 7 + (s / 3).min(1), ..calling(s) }), [None, None]);
+    assert_eq!(silence(zero_copy, |s| Arrivals { shown: 3 + s / 3, ..calling(s) }), [None, None]);
+    assert_eq!(silence(Bound { shown: 2, ..zero_copy }, calling), [None, None]);
+    // Where frames are copied it is no sign.
+    assert_eq!(silence(WAN, calling), [None, None]);
+}
+
+/// Nothing is known of a time in which nothing was told, as when the link was down.
+#[test]
+fn silence_is_measured_anew_after_a_gap() {
+    let mut watch = Watch::new(Bound { zero_copy: true, ..WAN });
+    for calls in 0..60 {
+        watch.now += 3 * SECOND;
+        let now = Millis(watch.now);
+        watch.proof.begin(now);
+        watch.proof.handle_arrivals(now, Arrivals { calls, ..Arrivals::default() });
+        assert!(!watch.proof.take_restart() && !watch.proof.handle_timeout(now), "after {calls} calls");
     }
 }
 
