@@ -82,13 +82,18 @@ impl Network {
         Ok(network)
     }
 
-    /// Asks the kernel for the routes.
+    /// Asks the kernel for the routes. Returns how many it has.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn read_routes(&mut self, kernel: &mut impl Kernel) -> io::Result<()> {
+    pub fn read_routes(&mut self, kernel: &mut impl Kernel) -> io::Result<u32> {
+        let mut read: u32;
         loop {
-            let routes = kernel.routes(&mut |route| self.matters(route))?;
+            read = 0;
+            let routes = kernel.routes(&mut |route| {
+                read = read.saturating_add(1);
+                self.matters(route)
+            })?;
             self.routes.clear();
             let searched = self.behind_lan.len();
             for route in routes {
@@ -104,7 +109,7 @@ impl Network {
         if self.behind_lan.len() > by_lan.len() + REMEMBERED {
             self.behind_lan = by_lan;
         }
-        Ok(())
+        Ok(read)
     }
 
     /// What the snapshot keeps routes for.

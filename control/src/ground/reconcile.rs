@@ -23,8 +23,12 @@ use crate::profile::Name;
 /// administrator need not be told each of them.
 const MANY_FAILURES: usize = 16;
 
-/// Time between readings of all routes because of news: on average, and how many in a row.
-const READ_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between readings of all routes because of news, on average: for each route that was read last, within limits. A
+/// route takes a few microseconds.
+const READ_PER_ROUTE: Duration = Duration::from_micros(25);
+const READ_SOONEST: Duration = Duration::from_millis(500);
+const READ_LATEST: Duration = Duration::from_secs(5);
+/// How many readings in a row.
 const READ_BURST: u32 = 4;
 
 const READING: &str = "the kernel's network state";
@@ -45,6 +49,8 @@ pub struct Ground<K: Kernel> {
     stale_filter: bool,
     /// How often the routes were recently read because of news.
     reads: Bucket,
+    /// How many routes there were then.
+    routes: u32,
     /// When a delayed reading of the routes is due.
     read_at: Option<Instant>,
 }
@@ -67,6 +73,7 @@ impl<K: Kernel> Ground<K> {
             stale: true,
             stale_filter: true,
             reads: Bucket::default(),
+            routes: 0,
             read_at: None,
         };
         ground.read(now, None);
@@ -111,8 +118,9 @@ impl<K: Kernel> Ground<K> {
             changed = Changed::everything();
         } else if (read_routes || self.read_at.is_some_and(|at| at <= now)) && self.may_read(now) {
             (changed.everywhere, changed.ground) = (true, true);
-            if let Err(e) = self.network.read_routes(&mut self.kernel) {
-                self.reading_failed(now, &e);
+            match self.network.read_routes(&mut self.kernel) {
+                Ok(routes) => self.routes = routes,
+                Err(e) => self.reading_failed(now, &e),
             }
         }
         if changed.interfaces || changed.addresses {
@@ -124,8 +132,9 @@ impl<K: Kernel> Ground<K> {
 
     /// Whether the routes may be read now; otherwise they are read later. There may be very many.
     fn may_read(&mut self, now: Instant) -> bool {
-        let may = self.reads.take(now, READ_INTERVAL, READ_INTERVAL * READ_BURST);
-        self.read_at = (!may).then(|| self.read_at.filter(|at| *at > now).unwrap_or(now + READ_INTERVAL));
+        let interval = READ_PER_ROUTE.saturating_mul(self.routes).clamp(READ_SOONEST, READ_LATEST);
+        let may = self.reads.take(now, interval, interval * READ_BURST);
+        self.read_at = (!may).then(|| self.read_at.filter(|at| *at > now).unwrap_or(now + interval));
         may
     }
 

@@ -8,10 +8,21 @@ mod oracle;
 mod stack;
 mod world;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use oracle::{LAYERS, flush};
+use stack::{Handle, Stack};
 use world::World;
+
+use super::{DEFAULT_TABLE, Ground, Interest, Saved};
+use crate::netlink::{Interface, News, Route};
+use crate::profile::Name;
 
 const SEQUENCES: u64 = 500;
 const STEPS: usize = 10;
@@ -65,4 +76,40 @@ fn the_oracle_sees_a_leak_when_every_layer_is_gone() {
         }
     }
     assert!(seen > 20, "only {seen} worlds had anything to see");
+}
+
+/// What the kernel removes without a word is noticed at once a few times, and then as soon as the number of routes allows.
+#[test]
+fn routes_that_go_silently_are_noticed_soon_where_there_are_few() {
+    let notices_after = |others: u32| {
+        let stack = Rc::new(RefCell::new(Stack::default()));
+        let lan = stack.borrow_mut().add_interface("lan0", 1500, true);
+        let wan = stack.borrow_mut().add_interface("wan0", 1500, true);
+        stack.borrow_mut().add_address(lan, "10.101.0.1/24");
+        let other = |number: u32| {
+            let to = IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number)));
+            Route { table: 100, ..Route::by(to, wan, None, 0, 4) }
+        };
+        stack.borrow_mut().routes.extend((0..others).map(other));
+        let now = Instant::now();
+        let handle = Handle { stack: stack.clone(), printed: None };
+        let interest = Interest { table: DEFAULT_TABLE, lan: BTreeSet::from(["lan0".to_owned()]) };
+        let mut ground =
+            Ground::open_with(handle, &Name::try_from("wg".to_owned()).unwrap(), interest, Saved::default(), now);
+        let up = stack.borrow().interfaces[&lan].clone();
+        let down = Interface { up: false, ..up.clone() };
+        let flaps = || [News::Interface(up.clone()), News::Interface(down.clone())];
+        let is_known = |ground: &Ground<Handle>| ground.network().routes().any(|route| route.interface == Some(lan));
+        (0..10).for_each(|_| drop(ground.refresh(now, flaps())));
+        stack.borrow_mut().routes.retain(|route| route.interface != Some(lan));
+        ground.refresh(now, flaps());
+        assert!(is_known(&ground), "read every time");
+        let at = ground.poll_timeout().unwrap();
+        ground.refresh(at, []);
+        assert!(!is_known(&ground), "not read again");
+        at - now
+    };
+    assert_eq!(notices_after(100), Duration::from_millis(500));
+    assert_eq!(notices_after(40_000).as_secs(), 1);
+    assert_eq!(notices_after(300_000), Duration::from_secs(5));
 }
