@@ -2,9 +2,6 @@
 
 use crate::support::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-const LIMIT: Duration = Duration::from_secs(5);
 
 /// Everything that a gateway changes in its namespace: devices with their programs, addresses, routes, rules, sockets.
 fn state(site: &Site) -> String {
@@ -67,7 +64,7 @@ fn files_named(directory: &str, name: &str) -> Vec<String> {
 
 fn same_state(site: &Site, before: &str, what: &str) {
     let mut after = String::new();
-    let same = holds_within(LIMIT, || {
+    let same = holds_within(PATIENCE, || {
         after = state(site);
         after == before
     });
@@ -106,7 +103,7 @@ fn starts_and_stops_leave_nothing() {
         }
     }
     // The kernel frees maps and programs a little later.
-    eventually(LIMIT, "the kernel has freed its maps and programs", || bpf_objects().is_disjoint(&held));
+    eventually(PATIENCE, "the kernel has freed its maps and programs", || bpf_objects().is_disjoint(&held));
 }
 
 /// A gateway started on a clean machine leaves only its guard when it stops, and nothing once that is released, in
@@ -141,7 +138,6 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
 
 /// A prefix that leads to a peer is not released. A prefix that no peer has any more is blocked until it is released,
 /// by itself or with all others at a stop.
-/// by itself or all of them at a stop.
 #[test]
 fn a_release_lifts_what_no_peer_has() {
     if !ready(&["ss"]) || !is_penstock() {
@@ -168,7 +164,7 @@ fn a_release_lifts_what_no_peer_has() {
     assert_eq!(blocked(), [false, true]);
     refused(&["release", &v4], "not guarded");
     assert!(a.command(&["stop", "--release"]).status.success());
-    assert!(a.process.wait(LIMIT).success());
+    assert!(a.process.wait(PATIENCE).success());
     assert_eq!(blocked(), [false, false]);
     same_state(&topology.a, &before, "released");
 }
@@ -179,7 +175,6 @@ fn bare(prefix: &str) -> &str {
 }
 
 /// What a gateway holds while it runs: descriptors, including those of maps and programs, and what is in its namespace.
-/// namespace.
 fn held(site: &Site, gateway: &Gateway) -> String {
     let pid = gateway.process.pid();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
@@ -208,7 +203,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
     if !ready(&["ss"]) || !is_penstock() {
         return;
     }
-    let cycles = if long() { 1000 } else { 32 };
+    let cycles = if long() { 400 } else { 32 };
     /// In KiB. One leaked set of packet memory would show within a round.
     const GROWTH: u64 = 8 << 10;
     /// A round of all variants.
@@ -239,7 +234,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
         a.reload(|profile| profile.clone_from(&original));
         await_traffic(&topology);
         let mut after = String::new();
-        let same = holds_within(LIMIT, || {
+        let same = holds_within(PATIENCE, || {
             after = held(&topology.a, &a);
             after == before
         });
@@ -279,7 +274,7 @@ fn changes_of_peers_leak_no_descriptors() {
         for _ in 0..25 {
             change(gateway);
         }
-        eventually(LIMIT, "the descriptors are as before", || descriptors(gateway) <= before);
+        eventually(PATIENCE, "the descriptors are as before", || descriptors(gateway) <= before);
     }
     await_traffic(&topology);
 }

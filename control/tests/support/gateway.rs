@@ -405,8 +405,7 @@ impl Gateway {
     }
 
     pub fn terminate(&mut self) -> ExitStatus {
-        self.process.signal(Signal::TERM);
-        self.process.wait(Duration::from_secs(5))
+        self.process.terminate()
     }
 
     pub fn kill(&mut self) {

@@ -15,7 +15,7 @@ mod oracle;
 
 use std::net::UdpSocket;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::*;
 use rand::seq::IndexedRandom;
@@ -31,7 +31,7 @@ use oracle::{Flow, Oracle};
 const RECOVERY: Duration = Duration::from_secs(15);
 /// Steps of each of the sequences that run in parallel.
 const STEPS: usize = 34;
-const LONG_STEPS: usize = 700;
+const LONG_STEPS: usize = 500;
 /// The ports that A may have.
 const LOCAL_PORTS: Range<u16> = PORT..PORT + 3;
 
@@ -362,8 +362,9 @@ impl Scene {
         pause(200);
     }
 
-    /// Traffic flows again, and the gateway reports that all is well.
-    fn recovers(&self, story: &str) {
+    /// Traffic flows again, and the gateway reports that all is well. Returns how long that took.
+    fn recovers(&self, story: &str) -> Duration {
+        let begun = Instant::now();
         let flows = || {
             self.topology
                 .b
@@ -371,8 +372,10 @@ impl Scene {
                 .into_iter()
                 .all(|host| ping(&self.topology.a.host, host, &["-c", "1", "-W", "0.5"]).all_answered())
         };
-        let well = holds_within(RECOVERY, flows) && holds_within(RECOVERY, || self.a.status()["Health"] == "healthy");
-        assert!(well, "{story}: {}\n{}", self.a.status()["Problems"], self.a.process.log());
+        let failed = |what| format!("{story}: {what}: {}\n{}", self.a.status()["Problems"], self.a.process.log());
+        assert!(holds_within(RECOVERY, flows), "{}", failed("no traffic"));
+        assert!(holds_within(RECOVERY, || self.a.status()["Health"] == "healthy"), "{}", failed("not healthy"));
+        begun.elapsed()
     }
 }
 
@@ -399,11 +402,13 @@ fn run(kind: Kind, told: Told, salt: u64) {
         assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
         // Now and then the next thing happens before the last is repaired.
         if rng.random_bool(0.8) {
-            scene.recovers(&story);
+            let took = scene.recovers(&story);
             assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
+            story += &format!(" ({:.1} s)", took.as_secs_f32());
         }
     }
     scene.recovers(&story);
+    println!("{story}");
     assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
 }
 
@@ -434,7 +439,7 @@ fn each_layer_holds_and_the_oracle_can_fail() {
     let mut scene = Scene::new(Kind::SOCKET, Told::ByProfile);
     // Stopped in an orderly way, so that nobody repairs what is removed here.
     scene.a.process.signal(Signal::TERM);
-    scene.a.process.wait(Duration::from_secs(5));
+    scene.a.process.wait(PATIENCE);
     let layers: [Layer; 3] = [
         ("table", Scene::flush_table),
         ("main", Scene::flush_main),
