@@ -224,7 +224,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_peer_round_trip_seconds",
         kind: MetricType::Gauge,
         labels: PEER,
-        help: "The round trip of the last probe to a peer; only for peers that the coordinator names",
+        help: "The round trip of the last probe to a peer; only for peers that answer probes",
         samples: |status| peers(status, |peer| peer.round_trip_ms.map(|millis| millis / 1e3)),
     },
     Family {

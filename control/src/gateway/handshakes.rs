@@ -19,12 +19,10 @@ use penstock_dataplane::ports::udp::UdpSender;
 use penstock_dataplane::session::{Session, SessionConfig};
 use penstock_dataplane::slow_path::{Command, Notice};
 use penstock_proto::messages::INITIATION;
-use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{self as proto, Event, Key, PeerConfig, PeerId, Role, SessionKeys, Speeds};
 use rand::SeedableRng;
 
 use super::due::Due;
-use super::path_mtu;
 use super::peers::{Peer, Peers};
 use super::suites;
 use crate::endpoints::LastEndpoints;
@@ -204,15 +202,6 @@ impl Handshakes {
             (peer.endpoint, peer.local) = (endpoint, None);
             self.proto.set_endpoint(id, endpoint);
             self.due.endpoints = true;
-        }
-    }
-
-    /// Sets how large packets to a peer may be on the path that was found to it.
-    pub fn set_path_mtu(&mut self, key: &PublicKey, mtu: PathMtu) {
-        let id = self.peers.with_key(key).map(|peer| peer.id);
-        if let Some(peer) = id.and_then(|id| self.peers.of_mut(id)) {
-            path_mtu::note(peer, mtu);
-            self.due.add(Due::SIZES);
         }
     }
 

@@ -4,6 +4,7 @@
 //!   Site         who we are, from the profile
 //!   Handshakes   peers, WireGuard's state, sessions          ─┐
 //!   Overlay      the coordinator's map, paths to its peers    ├─► what should be
+//!   Probing      the MTU of the paths to the other peers      │
 //!   Guard        the prefixes that are blocked, on disk      ─┘        │
 //!                                                       ┌──────────────┤
 //!   Ground       routes, rules, firewall, settings  ◄───┘  Wanted      │ table, paths, steering
@@ -31,6 +32,7 @@ mod paths;
 mod peers;
 mod plane;
 mod privileges;
+mod probing;
 mod reload;
 mod report;
 mod run;
@@ -58,6 +60,7 @@ use history::Recorder;
 use metrics::Metrics;
 use overlay::Overlay;
 use plane::Plane;
+use probing::Probing;
 pub use run::run;
 use site::Site;
 pub use standing::{guard, guarded, release};
@@ -76,6 +79,7 @@ pub struct Gateway {
     handshakes: Handshakes,
     /// `None` without a coordinator.
     overlay: Option<Overlay>,
+    probing: Probing,
     guard: Guard,
     ground: Ground<Linux>,
     plane: Plane,
@@ -96,6 +100,9 @@ impl Gateway {
         self.handshakes.take_events(now, 0);
         if let Some(overlay) = &mut self.overlay {
             overlay.follow_paths(now, &mut self.handshakes);
+        }
+        if self.probing.step(now, &mut self.handshakes) {
+            self.due.add(Due::SIZES);
         }
         let renewed = self.plane.renew(now);
         self.handshakes.set_sender(now, self.plane.sender());

@@ -23,6 +23,7 @@ use penstock_proto::trust::{Server, Surroundings};
 
 use super::due::Due;
 use super::handshakes::Handshakes;
+use super::path_mtu;
 use super::paths::Telling;
 use super::peers::{Found, Peer, Peers};
 use super::plane::Sizes;
@@ -184,7 +185,7 @@ impl Overlay {
     /// Sets how large packets may be, for the paths that are probed.
     pub fn set_sizes(&mut self, now: Instant, sizes: Sizes) {
         if self.sizes.replace(sizes) != Some(sizes) {
-            self.traversal.set_sizes(now, sizes.link, sizes.pinned, sizes.receive_limit);
+            path_mtu::tell(self.traversal.agent(), now, sizes);
         }
     }
 
@@ -415,7 +416,9 @@ impl Overlay {
             self.select(now, handshakes, selection);
         }
         while let Some((peer, mtu)) = self.traversal.poll_mtu() {
-            handshakes.set_path_mtu(&PublicKey::from_bytes(peer.to_bytes()), mtu);
+            if path_mtu::note(&mut handshakes.peers, peer, mtu) {
+                handshakes.changed(Due::SIZES);
+            }
         }
     }
 

@@ -6,25 +6,27 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use ipnet::IpNet;
-use penstock_proto::pmtu::{PathMtu, PlainPath};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use penstock_proto::path::PathAgent;
+use penstock_proto::pmtu::{LinkMtu, PathMtu};
 
 use super::Gateway;
 use super::due::Due;
-use super::peers::{Peer, Peers};
+use super::peers::Peers;
 use super::plane::Sizes;
 use crate::icmp::Told;
 use crate::key::PublicKey;
 
-/// Follows the link and the peers' endpoints, and tells the path agent and the steering programs.
+/// Follows the link and the peers' endpoints and sessions, and tells the path agents and the steering programs.
 pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
-    let Gateway { handshakes, overlay, plane, .. } = gateway;
-    if due.paths || due.endpoints {
+    let Gateway { site, handshakes, overlay, probing, plane, .. } = gateway;
+    if due.paths || due.endpoints || due.table {
         let sizes = plane.sizes();
         if let Some(overlay) = overlay {
             overlay.set_sizes(now, sizes);
         }
-        if follow_plain(now, &mut handshakes.peers, sizes) {
+        probing.follow(now, &site.private_key, sizes, &handshakes.peers);
+        if probing.step(now, handshakes) {
             due.add(Due::SIZES);
         }
     }
@@ -36,23 +38,25 @@ pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
 
 /// Takes routers' messages about the tunnel's datagrams.
 pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
-    let Gateway { handshakes, overlay, plane, due, .. } = gateway;
+    let Gateway { handshakes, overlay, probing, plane, .. } = gateway;
     for told in told.iter().filter(|told| told.source_port == plane.local_port()) {
-        let told = told.too_big();
-        if let Some(overlay) = overlay {
-            let peers = &handshakes.peers;
-            overlay.traversal.handle_too_big(now, &told, |key, index| {
-                peers.with_key(&PublicKey::from_bytes(key.to_bytes())).is_some_and(|peer| peer.receives_by(index))
+        let agents = overlay.iter_mut().map(|overlay| overlay.traversal.agent()).chain([probing.agent()]);
+        for agent in agents {
+            agent.handle_too_big(now, &told.too_big(), |key, index| {
+                let peer = handshakes.peers.with_key(&PublicKey::from_bytes(key.to_bytes()));
+                peer.is_some_and(|peer| peer.receives_by(index))
             });
         }
-        for peer in handshakes.peers.iter_mut().filter(|peer| peer.endpoint == Some(told.to)) {
-            let Some(mut path) = peer.plain_path.take() else { continue };
-            if path.handle_too_big(now, &told, |index| peer.receives_by(index)) && note(peer, path.mtu()) {
-                due.add(Due::SIZES);
-            }
-            peer.plain_path = Some(path);
-        }
     }
+}
+
+/// Tells a path agent the WAN link's limit, the profile's, and the longest datagrams that are received.
+pub fn tell(agent: &mut PathAgent, now: Instant, Sizes { link, pinned, receive_limit }: Sizes) {
+    let networks = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+    let links = networks.map(|network| LinkMtu { network, mtu: link });
+    agent.set_receive_limit(receive_limit);
+    agent.set_pinned_mtu(now, pinned);
+    agent.set_links(now, &links);
 }
 
 /// The prefixes whose routes need an MTU of their own, smaller than the tunnel's.
@@ -61,22 +65,9 @@ pub fn of_prefixes(peers: &Peers, tunnel: u16) -> BTreeMap<IpNet, u32> {
     peers.allowed_ips().filter_map(|(prefix, owner)| Some((*prefix, u32::from(smaller(owner)?)))).collect()
 }
 
-/// Updates the peers without a path agent; returns whether any peer's size may have changed.
-fn follow_plain(now: Instant, peers: &mut Peers, Sizes { link, pinned, .. }: Sizes) -> bool {
-    let mut changed = false;
-    for peer in peers.iter_mut().filter(|peer| peer.found.is_none()) {
-        let Some(to) = peer.endpoint.map(|endpoint| endpoint.ip()) else { continue };
-        let path = peer.plain_path.get_or_insert_with(|| PlainPath::new(to, link, pinned));
-        path.set_link(to, link, pinned);
-        path.handle_timeout(now);
-        let mtu = path.mtu();
-        changed |= note(peer, mtu);
-    }
-    changed
-}
-
 /// Sets how large packets to a peer may be; returns whether that is new.
-pub fn note(peer: &mut Peer, mtu: PathMtu) -> bool {
+pub fn note(peers: &mut Peers, key: penstock_proto::PublicKey, mtu: PathMtu) -> bool {
+    let Some(peer) = peers.with_key_mut(&PublicKey::from_bytes(key.to_bytes())) else { return false };
     let before = peer.mtu.replace(mtu);
     if before.is_some_and(|before| before.inner != mtu.inner) {
         tracing::info!(

@@ -14,7 +14,7 @@ use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::session::Session;
 use penstock_proto::coordination::{self, Service};
 use penstock_proto::path::{Path, Reason};
-use penstock_proto::pmtu::{PathMtu, PlainPath};
+use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{PeerId, Speeds, Traffic, Used};
 
 use crate::ground::Origin;
@@ -60,8 +60,6 @@ pub struct Peer {
     pub found: Option<Found>,
     /// How large packets to it may be; `None` as long as its endpoint is unknown.
     pub mtu: Option<PathMtu>,
-    /// The same according to link and routers, for a peer without a path agent.
-    pub plain_path: Option<PlainPath>,
     /// How many times its path has changed.
     pub path_changes: u64,
     /// Interval of persistent keepalives.
@@ -143,7 +141,6 @@ impl Peer {
             recalled: false,
             found: None,
             mtu: None,
-            plain_path: None,
             path_changes: 0,
             persistent_keepalive: None,
             // Only the profile can require a suite; a peer from elsewhere may be any WireGuard.
@@ -332,6 +329,12 @@ impl Peers {
     /// A peer by its public key.
     pub fn with_key(&self, key: &PublicKey) -> Option<&Peer> {
         self.of(*self.by_key.get(key)?)
+    }
+
+    /// A peer by its public key, for changes.
+    pub fn with_key_mut(&mut self, key: &PublicKey) -> Option<&mut Peer> {
+        let id = *self.by_key.get(key)?;
+        self.of_mut(id)
     }
 
     /// Gives a prefix to a peer, whoever had it. Returns the previous owner, if it was another peer.

@@ -182,7 +182,10 @@ fn path_kind(peer: &Peer, now: Millis) -> PathKind {
 pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::PeerStatus {
     let last = gateway.handshakes.proto.peer(peer.id).and_then(penstock_proto::Peer::last_handshake);
     let overlay = gateway.overlay.as_ref();
-    let round_trip = overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into()));
+    let round_trip = match peer.found {
+        Some(_) => overlay.and_then(|overlay| overlay.traversal.round_trip(&peer.public_key.into())),
+        None => gateway.probing.round_trip(&peer.public_key),
+    };
     let session = peer.sending().filter(|session| session.alive(Millis::at(now)));
     let (suite, suite_reason) = suite(gateway, peer, session.map(|session| suites::proto(session.suite())));
     status::PeerStatus {
@@ -193,7 +196,7 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::PeerStatus 
         relay: overlay.and_then(|overlay| overlay.relay_of(peer)),
         path_changes: peer.path_changes,
         endpoint: peer.endpoint,
-        round_trip_ms: peer.found.and(round_trip).map(|round_trip| round_trip.as_secs_f64() * 1e3),
+        round_trip_ms: round_trip.map(|round_trip| round_trip.as_secs_f64() * 1e3),
         answering: overlay.map(|overlay| answering(overlay, peer)).unwrap_or_default(),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
         suite,

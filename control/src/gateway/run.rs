@@ -18,6 +18,7 @@ use super::metrics::Metrics;
 use super::overlay::Overlay;
 use super::plane::Plane;
 use super::plane::drives::Drives;
+use super::probing::Probing;
 use super::standing::{self, Standing};
 use super::{
     Gateway, bypass, configure, map, netcheck, network, path_mtu, paths, privileges, reload, report, traffic, unsaved,
@@ -94,12 +95,14 @@ fn start(profile: Profile) -> Result<Gateway> {
         handshakes.add(now, peer)?;
     }
     let overlay = Overlay::start(now, &profile, plane.sender());
+    let probing = Probing::new(&site.private_key);
     let metrics = Metrics::new(profile.metrics);
     let mut gateway = Gateway {
         profile,
         site,
         handshakes,
         overlay,
+        probing,
         guard,
         ground,
         plane,
@@ -223,6 +226,7 @@ fn poll_timeout(gateway: &mut Gateway, now: Instant) -> Option<Instant> {
     let timers = [
         gateway.handshakes.proto.poll_timeout(),
         found,
+        gateway.probing.poll_timeout(),
         gateway.ground.poll_timeout(),
         gateway.plane.poll_timeout(),
         gateway.bypass.poll_timeout(),

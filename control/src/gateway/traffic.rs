@@ -26,13 +26,17 @@ pub fn take_notices(gateway: &mut Gateway, now: Instant) -> Result<()> {
 
 /// Takes one notice.
 pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
-    if let (Some(overlay), Notice::Datagram { from, payload }) = (&mut gateway.overlay, &notice)
-        && (gateway.handshakes.refuses_probe(from.remote.ip(), payload)
-            || overlay.traversal.handle_datagram(now, *from, payload))
+    let Gateway { handshakes, overlay, probing, .. } = gateway;
+    if let Notice::Datagram { from, payload } = &notice
+        && (probing.handle_datagram(now, &handshakes.sender(), *from, payload)
+            || overlay.as_mut().is_some_and(|overlay| {
+                handshakes.refuses_probe(from.remote.ip(), payload)
+                    || overlay.traversal.handle_datagram(now, *from, payload)
+            }))
     {
         return;
     }
-    gateway.handshakes.handle_notice(now, notice);
+    handshakes.handle_notice(now, notice);
 }
 
 /// Reads the traffic counters and tells the timers, and does what is done step by step.
@@ -46,16 +50,11 @@ pub fn sample(gateway: &mut Gateway, now: Instant) {
     // Writes what could not be written when it changed.
     gateway.guard.save(now, &mut gateway.problems);
     gateway.handshakes.save(now, false, &mut gateway.problems);
-    let traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
-    match traversal {
-        Some(traversal) => gateway.handshakes.sample(now, |peer, traffic| {
-            if peer.found.is_some() {
-                traversal.handle_traffic(now, &peer.public_key.into(), traffic);
-            }
-        }),
-        None => gateway.handshakes.sample(now, |_, _| {}),
-    }
-    let traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
+    let mut traversal = gateway.overlay.as_mut().map(|overlay| &mut overlay.traversal);
+    gateway.handshakes.sample(now, |peer, traffic| match &mut traversal {
+        Some(traversal) if peer.found.is_some() => traversal.handle_traffic(now, &peer.public_key.into(), traffic),
+        _ => gateway.probing.handle_traffic(now, &peer.public_key, traffic),
+    });
     gateway.plane.test_trains(now, &gateway.handshakes.peers, traversal);
     if gateway.plane.drives().wan.xdp() {
         gateway.handshakes.show_flows(now);

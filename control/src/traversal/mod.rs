@@ -20,13 +20,12 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use penstock_connect::Trust;
 use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
 use penstock_proto::path::{self, Path, PathAgent, PathConfig, PathEvent, PathTransmit, Reason, SocketId};
-use penstock_proto::pmtu::{LinkMtu, PathMtu, TooBig};
+use penstock_proto::pmtu::PathMtu;
 use penstock_proto::stun::{NatReport, is_stun};
 use penstock_proto::trust::Document;
 use penstock_proto::{PublicKey, StaticSecret, Traffic};
@@ -191,19 +190,9 @@ impl Traversal {
         }
     }
 
-    /// How large packets may be: the WAN link's limit, the profile's, and the longest datagrams that are received.
-    pub fn set_sizes(&mut self, now: Instant, link: u16, pinned: Option<u16>, receive_limit: usize) {
-        let networks = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-        let links = networks.map(|network| LinkMtu { network, mtu: link });
-        self.agent.set_receive_limit(receive_limit);
-        self.agent.set_pinned_mtu(now, pinned);
-        self.agent.set_links(now, &links);
-    }
-
-    /// Takes a router's "packet too big" about a datagram of ours; `is_receiver` knows the receiver indices in use
-    /// towards a peer.
-    pub fn handle_too_big(&mut self, now: Instant, told: &TooBig<'_>, is_receiver: impl Fn(&PublicKey, u32) -> bool) {
-        self.agent.handle_too_big(now, told, is_receiver);
+    /// The path agent, to be told of links and of what routers say.
+    pub fn agent(&mut self) -> &mut PathAgent {
+        &mut self.agent
     }
 
     /// Announces our addresses to the coordinator again, over a new connection.
@@ -275,17 +264,10 @@ impl Traversal {
         }
     }
 
-    /// Sends what a probe has brought about; the answer to it leaves from the address that was called.
+    /// Sends what a probe has brought about.
     fn answer(&mut self, from: Endpoint) {
         while let Some(transmit) = self.agent.poll_transmit() {
-            let answer = transmit.socket == SocketId::TUNNEL && transmit.to == from.remote && transmit.ttl.is_none();
-            let sent = from
-                .local
-                .filter(|_| answer)
-                .map(|local| self.udp.send_from(local.into(), &transmit.bytes, transmit.to, 0));
-            if !matches!(sent, Some(Ok(()))) {
-                self.send_probe(&transmit);
-            }
+            self.send_probe(&transmit, Some(from));
         }
     }
 
@@ -336,7 +318,7 @@ impl Traversal {
             self.handle_event(now, event);
         }
         while let Some(transmit) = self.agent.poll_transmit() {
-            self.send_probe(&transmit);
+            self.send_probe(&transmit, None);
         }
     }
 
@@ -464,14 +446,12 @@ impl Traversal {
         }
     }
 
-    fn send_probe(&self, probe: &PathTransmit) {
-        let PathTransmit { socket, to, ttl, dont_fragment, bytes } = probe;
-        if !*dont_fragment {
-            return self.send(*socket, *to, bytes, *ttl);
-        }
+    fn send_probe(&self, probe: &PathTransmit, called: Option<Endpoint>) {
+        let PathTransmit { socket, to, ttl, dont_fragment, bytes, .. } = probe;
         let sent = match *socket {
-            SocketId::TUNNEL => self.udp.send_unfragmented(bytes, *to),
-            other => self.detours.send_unfragmented(other, *to, bytes),
+            SocketId::TUNNEL => return send_probe(&self.udp, probe, called),
+            other if *dont_fragment => self.detours.send_unfragmented(other, *to, bytes),
+            other => self.detours.send(other, *to, bytes, *ttl),
         };
         if let Err(e) = sent {
             tracing::trace!("no probe of {} bytes can be sent to {to}: {e}", bytes.len());
@@ -522,5 +502,23 @@ impl Traversal {
             self.told = Some(reachability.clone());
             self.reachability = Some(reachability);
         }
+    }
+}
+
+/// Sends a probe from the tunnel's socket: to whoever has called from the address that was called, else from the one
+/// that the agent names.
+pub fn send_probe(udp: &UdpSender, probe: &PathTransmit, called: Option<Endpoint>) {
+    let PathTransmit { to, local, ttl, dont_fragment, bytes, .. } = probe;
+    let called = called.filter(|called| called.remote == *to).and_then(|called| called.local);
+    let send = |source: Option<IpAddr>| match source {
+        _ if *dont_fragment => udp.send_unfragmented(source, bytes, *to),
+        Some(source) => udp.send_from(source.into(), bytes, *to, 0),
+        None => udp.send_to(bytes, *to, 0, *ttl),
+    };
+    let source = called.or(*local).filter(|_| ttl.is_none());
+    // The address may be gone.
+    let sent = send(source).or_else(|e| if source.is_some() { send(None) } else { Err(e) });
+    if let Err(e) = sent {
+        tracing::trace!("no probe of {} bytes can be sent to {to}: {e}", bytes.len());
     }
 }

@@ -74,6 +74,28 @@ fn refused(from: &Namespace, shown: IpAddr) {
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
 }
 
+/// Gives both sites the same networks, each shown to the other as another one.
+fn alike(topology: &Topology, kind: Kind) -> (Gateway, Gateway) {
+    for site in [&topology.a, &topology.b] {
+        for Numbering { gateway, host, length, .. } in &NUMBERINGS {
+            site.gateway.ip(&format!("addr add {gateway}{length} dev lan0\n"));
+            site.host.ip(&format!("addr add {host}{length} dev eth0\n"));
+            // Otherwise the host would use its address in the other network.
+            let family = if host.contains(':') { "-6 " } else { "" };
+            site.host.run(&["sh", "-c", &format!("ip {family}route replace default via {gateway} src {host}")]);
+        }
+    }
+    let (a, b) = pair(topology, kind, kind, Outer::V4);
+    for (gateway, own, other) in [(&a, 1, 2), (&b, 2, 1)] {
+        gateway.reload(|profile| {
+            let mapped = NUMBERINGS.iter().map(|n| json!({ "Prefix": n.prefix, "As": (n.shown)(own) }));
+            profile["Lan"]["Subnets"] = mapped.collect();
+            profile["Peers"][0]["AllowedIPs"] = NUMBERINGS.iter().map(|n| json!((n.shown)(other))).collect();
+        });
+    }
+    (a, b)
+}
+
 #[test]
 fn hosts_with_the_same_addresses_talk_both_ways() {
     if !ready(&[]) || !is_penstock() {
@@ -81,23 +103,7 @@ fn hosts_with_the_same_addresses_talk_both_ways() {
     }
     for kind in [Kind::SOCKET, Kind::XDP] {
         let topology = Topology::new(Options::default());
-        for site in [&topology.a, &topology.b] {
-            for Numbering { gateway, host, length, .. } in &NUMBERINGS {
-                site.gateway.ip(&format!("addr add {gateway}{length} dev lan0\n"));
-                site.host.ip(&format!("addr add {host}{length} dev eth0\n"));
-                // Otherwise the host would use its address in the other network.
-                let family = if host.contains(':') { "-6 " } else { "" };
-                site.host.run(&["sh", "-c", &format!("ip {family}route replace default via {gateway} src {host}")]);
-            }
-        }
-        let (a, b) = pair(&topology, kind, kind, Outer::V4);
-        for (gateway, own, other) in [(&a, 1, 2), (&b, 2, 1)] {
-            gateway.reload(|profile| {
-                let mapped = NUMBERINGS.iter().map(|n| json!({ "Prefix": n.prefix, "As": (n.shown)(own) }));
-                profile["Lan"]["Subnets"] = mapped.collect();
-                profile["Peers"][0]["AllowedIPs"] = NUMBERINGS.iter().map(|n| json!((n.shown)(other))).collect();
-            });
-        }
+        let _gateways = alike(&topology, kind);
         for n in &NUMBERINGS {
             let own = address(n.host);
             for (from, to, number) in [(&topology.a, &topology.b, 2), (&topology.b, &topology.a, 1)] {
@@ -108,6 +114,38 @@ fn hosts_with_the_same_addresses_talk_both_ways() {
                 tcp(&from.host, &to.host, own, shown);
                 refused(&from.host, shown);
             }
+        }
+    }
+}
+
+/// Hosts reach others of their own site by the site's own addresses only. What is sent to the mapped ones goes where the
+/// gateway's other routes lead, as it is.
+#[test]
+fn a_site_s_own_hosts_are_not_reached_by_the_addresses_for_others() {
+    if !ready(&["tcpdump"]) || !is_penstock() {
+        return;
+    }
+    for kind in [Kind::SOCKET, Kind::XDP] {
+        let topology = Topology::new(Options::default());
+        let _gateways = alike(&topology, kind);
+        for n in &NUMBERINGS {
+            let (own, shown) = (address(n.host), address(&(n.shown_host)(1)));
+            let from_the_other_site = || {
+                eventually(PATIENCE, &format!("{kind:?}: {shown} answers"), || {
+                    ping(&topology.b.host, shown, &["-c", "1"]).all_answered()
+                });
+            };
+            from_the_other_site();
+            let capture = Capture::start(&topology.a.gateway, "wan0", "", topology.scratch());
+            let pings = ping(&topology.a.host, shown, &["-c", "2", "-W", "1"]);
+            let left = |frame: &Frame| frame.ip().is_some_and(|(from, to, ..)| (from, to) == (own, shown));
+            assert!(capture.stop().iter().any(left), "{kind:?}: {shown}");
+            assert_eq!(pings.received, 0, "{kind:?}: {}", pings.text);
+            // As the documentation advises.
+            topology.a.gateway.ip(&format!("route add unreachable {}\n", (n.shown)(1)));
+            let pings = ping(&topology.a.host, shown, &["-c", "2", "-W", "1"]);
+            assert!(pings.text.contains("nreachable"), "{kind:?}: {}", pings.text);
+            from_the_other_site();
         }
     }
 }

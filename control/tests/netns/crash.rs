@@ -41,7 +41,8 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
             eventually(PATIENCE, "an echo after the restart", || udp_echoes(&topology.a.host, echo.address, 1) == 1);
         }
         let outage = start.elapsed();
-        assert!(outage < Duration::from_secs(2), "{kind:?}: {outage:?} from start to traffic");
+        // Usually half a second; the flood and other tests share two cores with it.
+        assert!(outage < Duration::from_secs(5), "{kind:?}: {outage:?} from start to traffic");
     }
     drop(loads);
     let frames = capture.stop();

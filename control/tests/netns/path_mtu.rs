@@ -3,6 +3,7 @@
 use crate::support::nat::{self, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway};
 use crate::support::*;
+use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -33,7 +34,8 @@ fn await_mtu(gateway: &Gateway, outer: u16, inner: u16) {
 fn ping_of(topology: &Topology, target: IpAddr, mtu: u16, count: &str) -> Ping {
     let headers = if target.is_ipv4() { 28 } else { 48 };
     let size = (mtu - headers).to_string();
-    ping(&topology.a.host, target, &["-c", count, "-i", "0.1", "-M", "do", "-s", &size])
+    // The last answer is waited for as long as the interval.
+    ping(&topology.a.host, target, &["-c", count, "-i", "0.3", "-M", "do", "-s", &size])
 }
 
 /// Packets of `inner` bytes pass whole, one byte more is answered with the MTU, and TCP gets through.
@@ -125,79 +127,242 @@ fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
     }
 }
 
-/// A router on the way has a smaller link and reports it; peers of the profile are not probed. Over IPv4 routers
-/// fragment.
+/// How A knows the size of the path to its only peer.
+fn await_reason(gateway: &Gateway, outer: std::ops::RangeInclusive<u64>, reason: &str) {
+    let mut mtu = Value::Null;
+    let known = holds_within(SOON, || {
+        mtu = gateway.status()["Peers"][0]["Mtu"].clone();
+        mtu["Reason"] == reason && mtu["Outer"].as_u64().is_some_and(|found| outer.contains(&found))
+    });
+    assert!(known, "not {outer:?}, {reason}, but {mtu}: {}", gateway.process.log());
+}
+
+/// Makes a router drop larger packets, and report nothing.
+fn drop_larger(router: &Namespace, mtu: u32) {
+    // A smaller link would fragment IPv4 without DF.
+    router.nft(&format!(
+        "table inet mtu {{ chain forward {{ type filter hook forward priority 0; meta length > {mtu} drop; }}; }}"
+    ));
+}
+
+/// Makes the middle's links smaller, as routes: with a smaller MTU a veth pair would drop packets on receipt, before
+/// there is a router to report it.
+fn shrink_links(topology: &Topology, mtu: u32) {
+    for (site, port) in [(&topology.a, "a0"), (&topology.b, "b0")] {
+        let (wan4, wan6) = (site.wan4, site.wan6);
+        topology.middle().ip(&format!(
+            "route replace {wan4}/32 dev {port} mtu {mtu}\n\
+             route replace {wan6}/128 dev {port} mtu {mtu}\n"
+        ));
+    }
+}
+
+/// A router on the way has a smaller link and reports it. Over IPv4 routers fragment.
 #[test]
-fn a_router_that_says_what_its_link_takes_is_heard() {
-    if !ready(&[]) {
+fn a_router_that_says_what_its_link_takes_is_heard_where_nobody_answers_probes() {
+    if !ready(&["wireguard-go"]) {
         return;
     }
     for kind in MODES {
         let topology = Topology::new(Options::router());
-        let (a, b) = joined(&topology, kind, kind, Outer::V6);
-        // With a smaller MTU of its links a veth pair would drop packets on receipt, before there is a router to report
-        // it.
-        for (site, port) in [(&topology.a, "a0"), (&topology.b, "b0")] {
-            topology.middle().ip(&format!("route replace {}/128 dev {port} mtu 1400\n", site.wan6));
-        }
-        let full = ["-c", "1", "-M", "dont", "-s", "1380"];
-        for (gateway, [from, to]) in [(&a, [&topology.a, &topology.b]), (&b, [&topology.b, &topology.a])] {
-            let mut mtu = Value::Null;
-            let told = holds_within(SOON, || {
-                ping(&from.host, to.host4(), &full);
-                mtu = gateway.status()["Peers"][0]["Mtu"].clone();
-                mtu["Outer"] == 1400 && mtu["Reason"] == "told by a router"
-            });
-            assert!(told, "{kind:?}: {mtu}: {}", gateway.process.log());
-        }
+        let (a, b) = joined(&topology, kind, Kind::WireguardGo, Outer::V6);
+        // Its own packets are not what this is about.
+        topology.b.gateway.ip(&format!("link set {} mtu 1320\n", b.name()));
+        shrink_links(&topology, 1400);
+        eventually(SOON, "the router is heard", || {
+            ping(&topology.a.host, topology.b.host4(), &["-c", "1", "-M", "dont", "-s", "1380"]);
+            a.status()["Peers"][0]["Mtu"]["Outer"] == 1400
+        });
+        await_reason(&a, 1400..=1400, "told by a router");
         forget_learnt(&topology);
         carries(&topology, 1320, &format!("{kind:?}"));
     }
 }
 
-struct Coordinated {
+/// It would put together again what a probe must show to be too large.
+#[test]
+fn a_router_that_fragments_does_not_hide_how_little_its_link_takes() {
+    if !ready(&[]) {
+        return;
+    }
+    for (kind, outer) in [(Kind::XDP, Outer::V4), (Kind::SOCKET, Outer::V4), (Kind::SOCKET, Outer::V6)] {
+        let topology = Topology::new(Options::router());
+        shrink_links(&topology, 1400);
+        let (a, b) = joined(&topology, kind, kind, outer);
+        for gateway in [&a, &b] {
+            await_reason(gateway, 1384..=1400, "probed");
+        }
+        let inner = a.status()["Peers"][0]["Mtu"]["Inner"].as_u64().expect("a size") as u16;
+        carries(&topology, inner, &format!("{kind:?}, {outer:?}"));
+    }
+}
+
+/// Probes in a capture: datagrams that begin like ours, by their length.
+fn probes(frames: &[Frame]) -> Vec<usize> {
+    let datagrams = frames.iter().filter_map(Frame::datagram).map(|datagram| datagram.payload);
+    datagrams.filter(|payload| payload.first() == Some(&FIRST_BYTE)).map(|payload| payload.len()).collect()
+}
+
+/// A peer that answers no probes is sent a few small ones in each session, and loses nothing by them.
+#[test]
+fn a_plain_peer_is_hardly_probed_and_has_the_link_s_mtu() {
+    if !ready(&["wireguard-go", "tcpdump"]) || !is_penstock() {
+        return;
+    }
+    for kind in MODES {
+        let topology = Topology::new(Options::switch());
+        let (mut a, mut b) = pair_config(&topology, kind, Kind::WireguardGo, Outer::V4);
+        a.rekey_after(6);
+        // So that A stays the initiator.
+        b.peers[0].endpoint = None;
+        let capture = Capture::of_wan(&topology);
+        let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+        await_traffic(&topology);
+        let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "300", "-i", "0.05"]);
+        carries(&topology, 1420, &format!("{kind:?}"));
+        let frames = capture.stop();
+        assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
+        let sessions = count_messages(&frames, HANDSHAKE_RESPONSE);
+        let probes = probes(&frames);
+        assert!(sessions >= 2, "{kind:?}: {sessions} sessions");
+        assert!((6..=6 * sessions).contains(&probes.len()), "{kind:?}: {} in {sessions} sessions", probes.len());
+        assert!(probes.iter().all(|length| *length == PROBE_LENGTH), "{kind:?}: {probes:?}");
+        await_reason(&a, 1500..=1500, "of the link");
+        assert_eq!(b.endpoint(&a.public_key()), Some(topology.a.endpoint(Outer::V4)));
+    }
+}
+
+/// Restarts, and peers that go and come back by `wg set` and by the profile.
+#[test]
+fn peers_that_come_back_are_probed_again() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::router());
+    drop_larger(topology.middle(), 1400);
+    let (a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    // It is where it calls from.
+    b.peers[0].endpoint = None;
+    let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+    let both = |a: &Gateway, b: &Gateway, what: &str| {
+        eventually(Duration::from_secs(30), what, || {
+            ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered()
+        });
+        await_reason(a, 1384..=1400, "probed");
+        await_reason(b, 1384..=1400, "probed");
+    };
+    both(&a, &b, "at first");
+    assert_eq!(a.status()["Peers"][0]["RoundTripMs"].as_f64().map(|ms| ms < 1e3), Some(true));
+    b.kill();
+    b.restart();
+    both(&a, &b, "after a crash there");
+    assert!(a.terminate().success());
+    a.restart();
+    both(&a, &b, "after a restart here");
+    let (key, endpoint) = (b.public_key(), topology.b.endpoint(Outer::V4).to_string());
+    a.set(&["peer", &key, "remove"]);
+    a.set(&["peer", &key, "endpoint", &endpoint, "allowed-ips", &topology.b.allowed_ips().join(",")]);
+    both(&a, &b, "after wg set");
+    let mut peers = Value::Null;
+    a.reload(|profile| peers = std::mem::replace(&mut profile["Peers"], json!([])));
+    a.reload(|profile| profile["Peers"] = peers);
+    both(&a, &b, "after two reloads");
+    // Another port is another session's beginning for the peer.
+    a.reload(|profile| profile["LocalPort"] = (PORT + 1).into());
+    both(&a, &b, "after a move to another port");
+    // An endpoint may lie inside what is behind it.
+    a.reload(|profile| {
+        profile["Peers"][0]["AllowedIPs"].as_array_mut().expect("a list").push(json!(topology.b.wan4.to_string()));
+    });
+    let private_key = genkey();
+    let file = a.secret_file("new", &private_key);
+    a.set(&["private-key", &file]);
+    let new = pubkey(&private_key);
+    b.set(&["peer", &a.public_key(), "remove", "peer", &new, "allowed-ips", &topology.a.allowed_ips().join(",")]);
+    both(&a, &b, "with another key");
+}
+
+/// Who tells two sites of each other.
+#[derive(Clone, Copy, Debug)]
+enum Named {
+    Coordinator,
+    Profile,
+}
+
+/// Two sites with routers in between, the first of them behind a NAT.
+struct Connected {
     lab: Lab,
     sites: [nat::Site; 2],
     gateways: [OverlayGateway; 2],
-    _coordinator: Coordinator,
+    /// What the other calls each.
+    names: [String; 2],
+    _coordinator: Option<Coordinator>,
 }
 
-/// Two coordinated sites, directly connected, with routers in between.
-fn coordinated(modes: (&str, &str)) -> Coordinated {
+/// Two sites, directly connected. In a profile, the first has the address of the second, which waits to be called.
+fn connected(named: Named, modes: (&str, &str)) -> Connected {
     let lab = Lab::new();
-    let coordinator = Coordinator::start(&lab);
-    let key = coordinator.key(2, "site");
-    let sites = [1, 2].map(|number| lab.site(nat::Kind::FullCone, number));
-    let gateways = [0, 1].map(|n| {
-        let site = &sites[n];
+    let sites = [(nat::Kind::FullCone, 1), (nat::Kind::None, 2)].map(|(kind, number)| lab.site(kind, number));
+    let fields = |site: &nat::Site| {
         // Otherwise veth pairs pass whole bundles, which are longer than any packet.
         site.gateway.run(&["ethtool", "-K", "wan0", "tx-udp-segmentation", "off"]);
-        let extra = json!({
+        json!({
+            "LocalPort": PORT,
             "Wan": { "Interface": "wan0", "Mode": modes.0 },
             "Lan": { "Interfaces": ["lan0"], "Mode": modes.1, "Subnets": [site.subnet()] },
-        });
-        OverlayGateway::start(site, &coordinator, &key, &extra)
+        })
+    };
+    let (gateways, names, coordinator) = match named {
+        Named::Coordinator => {
+            let coordinator = Coordinator::start(&lab);
+            let key = coordinator.key(2, "site");
+            let gateways = [0, 1].map(|n| OverlayGateway::start(&sites[n], &coordinator, &key, &fields(&sites[n])));
+            let names = [0, 1].map(|n| gateways[n].name.clone());
+            (gateways, names, Some(coordinator))
+        }
+        Named::Profile => {
+            let (keys, names) = ([genkey(), genkey()], ["first", "second"].map(str::to_owned));
+            let gateways = [0, 1].map(|n| {
+                let (site, other) = (&sites[n], &sites[1 - n]);
+                let endpoint = (n == 0).then(|| format!("{}:{PORT}", other.public()));
+                let mut fields = fields(site);
+                fields["Peers"] = json!([{
+                    "Name": names[1 - n],
+                    "PublicKey": pubkey(&keys[1 - n]),
+                    "Endpoint": endpoint,
+                    "AllowedIPs": [other.subnet()],
+                }]);
+                OverlayGateway::enrolled(site, &keys[n], &fields)
+            });
+            (gateways, names, None)
+        }
+    };
+    let pair = Connected { lab, sites, gateways, names, _coordinator: coordinator };
+    eventually(Duration::from_secs(30), "the hosts reach each other", || {
+        ping(&pair.sites[0].host, pair.sites[1].host_address(), &["-c", "1"]).all_answered()
     });
     for n in [0, 1] {
-        gateways[n].await_path(&gateways[1 - n].name, "direct", Duration::from_secs(30));
+        pair.gateways[n].await_path(&pair.names[1 - n], "direct", Duration::from_secs(30));
     }
-    Coordinated { lab, sites, gateways, _coordinator: coordinator }
+    pair
 }
 
-impl Coordinated {
+impl Connected {
+    /// What a gateway says of the other.
+    fn peer(&self, n: usize) -> Value {
+        self.gateways[n].peer(&self.names[1 - n])
+    }
+
     /// Makes the path between the sites drop larger packets, and report nothing.
     fn shrink(&self, mtu: u32) {
-        // A smaller link would fragment IPv4 without DF.
-        self.lab.internet().nft(&format!(
-            "table inet mtu {{ chain forward {{ type filter hook forward priority 0; meta length > {mtu} drop; }}; }}"
-        ));
+        drop_larger(self.lab.internet(), mtu);
     }
 
     fn await_probed(&self, outer: std::ops::RangeInclusive<u64>, limit: Duration) {
         for n in [0, 1] {
             let mut mtu = Value::Null;
             let known = holds_within(limit, || {
-                mtu = self.gateways[n].peer(&self.gateways[1 - n].name)["Mtu"].clone();
+                mtu = self.peer(n)["Mtu"].clone();
                 mtu["Reason"] == "probed" && mtu["Outer"].as_u64().is_some_and(|found| outer.contains(&found))
             });
             assert!(known, "not {outer:?}, probed, but {mtu}: {}", self.gateways[n].process.log());
@@ -206,11 +371,11 @@ impl Coordinated {
 
     /// Below what IPv6 needs inside, `doctor` names the peer, and its command ends the fragments.
     fn doctor_finds_fragments(&self) {
-        let [gateway, other] = &self.gateways;
+        let (gateway, other) = (&self.gateways[0], &self.names[1]);
         let command = || {
             let report: Value = serde_json::from_slice(&gateway.penstock(&["doctor", "--json"]).stdout).expect("JSON");
             let findings = report["Findings"].as_array().expect("findings");
-            let found = findings.iter().find(|finding| finding["Subject"] == other.name)?;
+            let found = findings.iter().find(|finding| finding["Subject"] == *other)?;
             Some(found["Command"].as_str().expect("text").to_owned())
         };
         assert_eq!(command(), None);
@@ -219,14 +384,14 @@ impl Coordinated {
         let target = self.sites[1].host_address();
         eventually(RECOVERY, "the gateways notice", || {
             ping(&self.sites[0].host, target, &["-c", "1"]);
-            gateway.peer(&other.name)["Mtu"]["Fragmented"] == true
+            self.peer(0)["Mtu"]["Fragmented"] == true
         });
         self.await_probed(1280..=1310, SOON);
         let fix = command().expect("found");
         let field = fix.split(' ').find(|word| word.starts_with("Mtu=")).unwrap_or_else(|| panic!("{fix}"));
         let output = gateway.penstock(&["set-config", field]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        eventually(SOON, "nothing is fragmented", || gateway.peer(&other.name)["Mtu"]["Fragmented"] == false);
+        eventually(SOON, "nothing is fragmented", || self.peer(0)["Mtu"]["Fragmented"] == false);
         self.tcp(10_000);
         assert_eq!(command(), None, "after {fix}");
     }
@@ -242,8 +407,9 @@ fn a_path_smaller_than_its_ends_is_found_and_a_shrinking_one_recovers() {
     if !ready(&["nft", "conntrack"]) {
         return;
     }
-    for modes in [("xdp", "xdp"), ("udp", "tun")] {
-        let pair = coordinated(modes);
+    let modes = [("xdp", "xdp"), ("udp", "tun")];
+    for (named, modes) in [Named::Coordinator, Named::Profile].into_iter().flat_map(|named| modes.map(|m| (named, m))) {
+        let pair = connected(named, modes);
         pair.await_probed(1500..=1500, SOON);
         pair.tcp(300_000);
         // Not one of the ladder's sizes.
@@ -253,14 +419,18 @@ fn a_path_smaller_than_its_ends_is_found_and_a_shrinking_one_recovers() {
         let target = pair.sites[1].host_address();
         eventually(RECOVERY, "full packets pass again", || {
             ping(&pair.sites[0].host, target, &["-c", "1", "-M", "dont", "-s", "1300"]).all_answered()
-                && pair.gateways[0].peer(&pair.gateways[1].name)["Mtu"]["Outer"].as_u64().is_some_and(|mtu| mtu <= 1410)
+                && pair.peer(0)["Mtu"]["Outer"].as_u64().is_some_and(|mtu| mtu <= 1410)
         });
-        println!("{modes:?}: recovered after {:?}", began.elapsed());
+        println!("{named:?}, {modes:?}: recovered after {:?}", began.elapsed());
         pair.tcp(300_000);
         pair.await_probed(1394..=1410, SOON);
         let full = ["-c", "2", "-i", "0.1", "-M", "do", "-s", "1392"];
         let refused = ping(&pair.sites[0].host, target, &full);
-        assert!(refused.reported_mtu().is_some_and(|mtu| (1334..=1350).contains(&mtu)), "{modes:?}: {}", refused.text);
+        assert!(
+            refused.reported_mtu().is_some_and(|mtu| (1334..=1350).contains(&mtu)),
+            "{named:?}, {modes:?}: {}",
+            refused.text
+        );
         pair.doctor_finds_fragments();
     }
 }

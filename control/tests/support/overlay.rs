@@ -213,7 +213,7 @@ impl OverlayGateway {
         Self { process, name, namespace: site.gateway.clone(), profile, environment }
     }
 
-    /// Starts a gateway with this private key that need not enrol: `extra` has its coordinator.
+    /// Starts a gateway with this private key that need not enrol: `extra` has its coordinator, or its peers.
     pub fn enrolled(site: &Site, private_key: &str, extra: &Value) -> Self {
         let (name, profile, environment) = Self::prepare(site, private_key, extra);
         let process = run(&site.gateway, &environment, &profile);

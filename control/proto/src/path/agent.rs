@@ -16,10 +16,10 @@ use super::peer::Peer;
 use super::probe::{Envelope, Probe, ProbeKey, ProbeReject, SiteId};
 use super::rounds::digest;
 use super::{Path, PathEvent, PathTransmit, Reason, Relay, SocketId, Train};
-use crate::Traffic;
 use crate::coordination::{Candidate, NatType};
 use crate::pmtu::{ByteBudget, LinkMtu, Links, PathMtu, TooBig};
 use crate::relay::DATAGRAM_LIMIT;
+use crate::{Endpoint, Traffic};
 
 /// How many times a peer is settled at one instant: a path dies, a round begins, its probes are sent. Whatever is still
 /// due then waits for the next timeout.
@@ -116,6 +116,12 @@ impl PathAgent {
     /// # Errors
     /// See [`AddSiteError`].
     pub fn add_peer(&mut self, now: Instant, public_key: PublicKey) -> Result<(), AddSiteError> {
+        self.insert(public_key)?;
+        self.with(now, SiteId::of(&public_key), |peer, shared| peer.set_relays(shared));
+        Ok(())
+    }
+
+    fn insert(&mut self, public_key: PublicKey) -> Result<(), AddSiteError> {
         if public_key == self.public {
             return Err(AddSiteError::OwnKey);
         }
@@ -125,8 +131,38 @@ impl PathAgent {
         }
         let key = ProbeKey::new(&self.private, &self.public, &public_key).ok_or(AddSiteError::LowOrderKey)?;
         self.peers.insert(site, Peer::new(public_key, site, key));
-        self.with(now, site, |peer, shared| peer.set_relays(shared));
         Ok(())
+    }
+
+    /// Says where a peer is whose path is not chosen here, and names the session with it, if there is one; adds the peer
+    /// if it is new. Only its path's MTU is searched for, and no [`PathEvent::Selected`] comes. To be called whenever its
+    /// endpoint or session is another one. All peers of this agent must be of this kind; relays, candidates and changes of
+    /// the network do not concern it.
+    ///
+    /// # Errors
+    /// See [`AddSiteError`].
+    pub fn set_endpoint(
+        &mut self,
+        now: Instant,
+        public_key: &PublicKey,
+        endpoint: Endpoint,
+        session: Option<u32>,
+    ) -> Result<(), AddSiteError> {
+        let site = SiteId::of(public_key);
+        let known = self.peers.get(&site).filter(|peer| peer.public_key == *public_key);
+        match known {
+            Some(peer) if peer.is_given(endpoint, session) => return Ok(()),
+            Some(_) => {}
+            None => self.insert(*public_key)?,
+        }
+        self.with(now, site, |peer, _| peer.give(endpoint, session));
+        Ok(())
+    }
+
+    /// Removes the peers that are not among those to keep.
+    pub fn retain_peers(&mut self, keep: impl Fn(&PublicKey) -> bool) {
+        let keys = self.peers.values().map(|peer| peer.public_key);
+        keys.filter(|key| !keep(key)).collect::<Vec<_>>().iter().for_each(|key| self.remove_peer(key));
     }
 
     /// Removes a peer and forgets its key.

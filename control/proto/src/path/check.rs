@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Signalled(CandidateKind),
     PeerReflexive,
     Relay(Relay),
+    /// It is the peer's only address.
+    Given,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,26 @@ impl Check {
     pub fn forget(&mut self) {
         (self.state, self.unanswered, self.last_sent) = (State::Untried, 0, None);
         (self.heard, self.sizes) = (None, None);
+    }
+
+    /// Another session, or another address: whether anybody answers has to be seen again.
+    pub fn ask_anew(&mut self) {
+        if self.state == State::Dead {
+            self.state = State::Untried;
+        }
+        (self.unanswered, self.last_sent, self.heard) = (0, None, None);
+    }
+
+    /// Too many pings were missed.
+    pub fn die(&mut self) {
+        self.state = State::Dead;
+        if let (Kind::Given, Some(search)) = (self.kind, &mut self.sizes) {
+            search.pause();
+            // Nobody there answers, as opposed to a path that has failed for a while.
+            if self.heard.is_none() {
+                search.give_up();
+            }
+        }
     }
 
     /// Notes a ping. Only a ping that can reach the peer counts as missed when its answer does not come.

@@ -16,18 +16,20 @@
 //! own may give the flow a different port, until both have been quiet for 30 s.
 //!
 //! [`pmtu`](crate::pmtu) finds how large the datagrams on the selected path may be, once the shell has told the links.
+//! That is all that is done for a peer whose address is given by [`set_endpoint`](PathAgent::set_endpoint).
 //!
 //! The shell's loop is that of the [`Gateway`](crate::Gateway): one `handle_*`, then drain
 //! [`poll_event`](PathAgent::poll_event), then [`poll_transmit`](PathAgent::poll_transmit), then sleep
 //! until [`poll_timeout`](PathAgent::poll_timeout). All addresses are canonical: IPv4 is never mapped into
 //! IPv6.
 //!
-//! Reading order: [`PathAgent`], `peer`, `rounds`, `check`, `select`, `birthday`, `sizes`, `probe`, [`constants`].
+//! Reading order: [`PathAgent`], `peer`, `rounds`, `check`, `select`, `birthday`, `sizes`, `given`, `probe`, [`constants`].
 
 mod agent;
 mod birthday;
 mod check;
 pub mod constants;
+mod given;
 mod limits;
 mod peer;
 mod probe;
@@ -38,7 +40,7 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 pub use agent::{AddSiteError, PathAgent, PathConfig};
 pub use constants::PathTimings;
@@ -112,6 +114,8 @@ pub struct PathTransmit {
     pub socket: SocketId,
     /// The destination.
     pub to: SocketAddr,
+    /// Our address that it leaves from; `None` for the one that the route prefers.
+    pub local: Option<IpAddr>,
     /// The IP time to live or hop limit, if it matters.
     pub ttl: Option<u8>,
     /// The probe tests whether a datagram of its length gets through: neither we nor anybody on the way may fragment

@@ -9,7 +9,8 @@ use x25519_dalek::PublicKey;
 use super::agent::Shared;
 use super::birthday::Birthday;
 use super::check::{Check, Kind, Route, State};
-use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, OPENING_TTL, REPLAY_MEMORY};
+use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, OPENING_TTL, PathTimings, REPLAY_MEMORY};
+use super::given::Given;
 use super::probe::{Envelope, Ping, Pong, Probe, ProbeKey, ProbeReject, SiteId, SizeCheck};
 use super::rounds::{Phase, Rounds};
 use super::sizes::Sizes;
@@ -20,6 +21,8 @@ pub(crate) struct Peer {
     pub public_key: PublicKey,
     pub site: SiteId,
     key: ProbeKey,
+    /// Set if its only address is given; then nothing is found or chosen.
+    pub given: Option<Given>,
     pub nat: NatType,
     pub checks: Vec<Check>,
     pub selected: Option<Route>,
@@ -53,6 +56,7 @@ impl Peer {
             public_key,
             site,
             key,
+            given: None,
             nat: NatType::default(),
             checks: Vec::new(),
             selected: None,
@@ -185,17 +189,9 @@ impl Peer {
         if self.check(route).is_none() && !self.learn(route) {
             return Ok(());
         }
-        if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
-            self.peers_relay = Some(route);
-            self.insist(now, shared, route);
+        if self.given.is_none() {
+            self.hear(now, shared, route, &ping);
         }
-        if ping.opened.is_some() {
-            self.peer_opened(now, shared, &ping);
-        }
-        if ping.birthday {
-            self.spray(now, shared);
-        }
-        self.hear_choice(shared, route, &ping);
         // The peer can reach us, so it is worth asking whether we can reach it (RFC 8445, 7.3.1.4).
         if let Some(check) = self.check_mut(route)
             && !check.is_alive()
@@ -204,6 +200,21 @@ impl Peer {
             self.ping(now, shared, route, None, true);
         }
         Ok(())
+    }
+
+    /// Takes what a ping says of the search for a path.
+    fn hear(&mut self, now: Instant, shared: &mut Shared, route: Route, ping: &Ping) {
+        if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
+            self.peers_relay = Some(route);
+            self.insist(now, shared, route);
+        }
+        if ping.opened.is_some() {
+            self.peer_opened(now, shared, ping);
+        }
+        if ping.birthday {
+            self.spray(now, shared);
+        }
+        self.hear_choice(shared, route, ping);
     }
 
     /// Notes a ping that is about to be answered.
@@ -251,6 +262,9 @@ impl Peer {
 
     /// Adds a peer-reflexive candidate; one that never answered makes room for it.
     fn learn(&mut self, route: Route) -> bool {
+        if self.given.is_some() {
+            return false;
+        }
         let known = self.checks.iter().filter(|check| check.kind == Kind::PeerReflexive).count();
         if known >= MAX_PEER_REFLEXIVE {
             let selected = self.selected;
@@ -281,12 +295,17 @@ impl Peer {
             .collect();
         let mut lost = false;
         for route in due {
-            let urgent = self.selected == Some(route) || self.check(route).is_some_and(|check| !check.is_direct());
+            let given = self.given.is_some();
+            let selected = self.selected == Some(route);
             let Some(check) = self.check_mut(route) else { continue };
+            let urgent = if given { check.is_alive() } else { selected || !check.is_direct() };
             if check.is_lost(&shared.config.timings) {
-                check.state = State::Dead;
+                check.die();
+                if given {
+                    continue;
+                }
                 let direct = check.is_direct();
-                if self.selected == Some(route) {
+                if selected {
                     shared.events.push_back(PathEvent::RefreshCandidates);
                     lost |= direct;
                 }
@@ -307,9 +326,12 @@ impl Peer {
 
     /// When the next ping to this address is due; `None` if none is planned.
     fn due(&self, now: Instant, shared: &Shared, check: &Check) -> Option<Instant> {
+        if self.given.is_some() {
+            return self.given_due(now, shared, check);
+        }
         let timings = &shared.config.timings;
         let selected = self.selected == Some(check.route);
-        let busy = self.traffic.is_some_and(|at| now < at + timings.active_hold) || self.rounds.phase != Phase::Idle;
+        let busy = self.has_traffic(now, timings) || self.rounds.phase != Phase::Idle;
         let in_round = match self.rounds.phase {
             Phase::Idle => false,
             Phase::Opening { .. } => !check.needs_opening() || check.is_alive(),
@@ -335,6 +357,11 @@ impl Peer {
             at_most(timings.active);
         }
         interval.map(|interval| check.last_sent.map_or(now, |at| at + interval))
+    }
+
+    /// Whether something was sent to the peer lately.
+    pub fn has_traffic(&self, now: Instant, timings: &PathTimings) -> bool {
+        self.traffic.is_some_and(|at| now < at + timings.active_hold)
     }
 
     pub fn deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
@@ -380,7 +407,8 @@ impl Peer {
             _ => (self.key.seal(self.site, shared.site, probe, &mut shared.rng).to_vec(), false),
         };
         let Route { socket, to } = route;
-        shared.transmits.push_back(PathTransmit { socket, to, ttl, dont_fragment, bytes });
+        let local = self.given.filter(|_| self.selected == Some(route)).and_then(|given| given.local);
+        shared.transmits.push_back(PathTransmit { socket, to, local, ttl, dont_fragment, bytes });
     }
 
     pub fn seal_sized(&self, shared: &mut Shared, ping: SizeCheck) -> Vec<u8> {
@@ -388,6 +416,9 @@ impl Peer {
     }
 
     fn report(&mut self, shared: &mut Shared) {
+        if self.given.is_some() {
+            return;
+        }
         let path = self.selected.and_then(|route| self.check(route)).map_or(Path::None, Check::path);
         let reason = self.reason(shared, path);
         if self.reported != Some((path, reason)) {

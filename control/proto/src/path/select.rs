@@ -17,6 +17,9 @@ const TLS_HANDICAP: Duration = Duration::from_millis(50);
 
 impl Peer {
     pub fn select(&mut self, shared: &mut Shared) {
+        if self.given.is_some() {
+            return;
+        }
         let current = self.selected.and_then(|route| self.check(route));
         let allowed = |check: &Check| self.birthday.allows(check.route.socket);
         let usable = |check: &Check| check.is_direct() && check.is_alive() && allowed(check);

@@ -12,7 +12,7 @@ use super::constants::{PathTimings, SIZED_ANSWER_BURST, SIZED_ANSWERS_PER_SECOND
 use super::peer::Peer;
 use super::probe::{PROBE_LENGTH, Probe, ProbeReject, SizeCheck};
 use super::{PathEvent, SocketId, Train};
-use crate::pmtu::{Conditions, PathMtu, Search, SizedProbe, TooBig, ceiling, header, overhead};
+use crate::pmtu::{Conditions, MtuSource, PathMtu, Search, SizedProbe, TooBig, ceiling, header, overhead};
 use crate::relay::DATAGRAM_LIMIT;
 use crate::{Bucket, Traffic};
 
@@ -54,17 +54,16 @@ impl Peer {
             before.and_then(|check| check.sizes.as_mut()).into_iter().for_each(Search::pause);
         }
         let Some((route, most)) = used else { return };
-        let previous = self.sizes.reported.map(|mtu| mtu.inner + overhead(route.to.ip()));
-        let busy = self.sizes.is_busy(now, &shared.config.timings);
+        let measured = self.sizes.reported.filter(|mtu| !matches!(mtu.source, MtuSource::Link | MtuSource::Icmp));
+        let previous = measured.map(|mtu| mtu.inner + overhead(route.to.ip()));
+        let Some(conditions) = self.conditions(now, shared, route) else { return };
         let Some(check) = self.check_mut(route) else { return };
-        let conditions = Conditions { busy, round_trip: check.round_trip(), heard: check.heard };
-        let alive = check.is_alive();
         let smallest = PROBE_LENGTH as u16 + header(route.to.ip());
         let search = check.sizes.get_or_insert_with(|| Search::new(most, smallest, previous));
         search.set_ceiling(now, most);
-        let due = alive.then(|| search.advance(now, &conditions, &mut shared.sized_budget, &mut shared.rng));
+        let due = search.advance(now, &conditions, &mut shared.sized_budget, &mut shared.rng);
         let (outer, source) = search.value();
-        for SizedProbe { transaction, size } in due.unwrap_or_default() {
+        for SizedProbe { transaction, size } in due {
             let length = size.saturating_sub(header(route.to.ip()));
             self.transmit(shared, route, None, &Probe::SizedPing(SizeCheck { transaction, length }));
         }
@@ -84,10 +83,14 @@ impl Peer {
     }
 
     pub fn sizes_deadline(&self, now: Instant, shared: &Shared) -> Option<Instant> {
-        let check = self.check(self.sized_route(shared)?.0).filter(|check| check.is_alive())?;
+        let (route, _) = self.sized_route(shared)?;
+        self.check(route)?.sizes.as_ref()?.deadline(now, &self.conditions(now, shared, route)?)
+    }
+
+    fn conditions(&self, now: Instant, shared: &Shared, route: Route) -> Option<Conditions> {
         let busy = self.sizes.is_busy(now, &shared.config.timings);
-        let conditions = Conditions { busy, round_trip: check.round_trip(), heard: check.heard };
-        check.sizes.as_ref()?.deadline(now, &conditions)
+        let check = self.check(route)?;
+        Some(Conditions { alive: check.is_alive(), busy, round_trip: check.round_trip(), heard: check.heard })
     }
 
     pub fn handle_sized_ping(

@@ -11,9 +11,11 @@ use super::constants::{MAX_CANDIDATES, MAX_PEER_REFLEXIVE, ROUND_BURST, TARGET_B
 use super::probe::ProbeKey;
 use super::rounds::digest;
 use super::*;
-use crate::Traffic;
 use crate::coordination::{Candidate, CandidateKind, NatType};
 use crate::pmtu::{LinkMtu, MtuSource};
+use crate::{Endpoint, Traffic};
+
+mod given;
 
 struct Bench {
     now: Instant,
@@ -259,8 +261,7 @@ fn a_candidate_behind_a_nat_is_first_asked_by_a_probe_that_does_not_arrive() {
 /// Gives the bench a direct path that is alive, on a link of 1500 bytes.
 fn with_path() -> Bench {
     let mut bench = bench();
-    let link = |network: &str| LinkMtu { network: network.parse().unwrap(), mtu: 1500 };
-    bench.agent.set_links(bench.now, &[link("0.0.0.0/0")]);
+    bench.set_link(1500);
     bench.give(from(7), &ping(1)).unwrap();
     let asked = bench.opened().into_iter().find_map(|(_, probe)| match probe {
         Probe::Ping(ping) => Some(ping.transaction),
@@ -271,6 +272,10 @@ fn with_path() -> Bench {
 }
 
 impl Bench {
+    fn set_link(&mut self, mtu: u16) {
+        self.agent.set_links(self.now, &[LinkMtu { network: "0.0.0.0/0".parse().unwrap(), mtu }]);
+    }
+
     fn opened(&mut self) -> Vec<(PathTransmit, Probe)> {
         let sent = self.transmits();
         let open = |sent: &PathTransmit| self.key.open(&Envelope::parse(&sent.bytes).unwrap()).unwrap();

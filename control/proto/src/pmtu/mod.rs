@@ -25,7 +25,7 @@
 //! - When everything is silent, the path has failed; it is not a black hole, and the size stays.
 //!
 //! # For the shell
-//! The path agent does all this for the coordinator's peers. The shell
+//! The path agent does all this, for the paths that it finds as for those that are given to it. The shell
 //! 1. tells it the links by [`PathAgent::set_links`](crate::path::PathAgent::set_links), whenever one changes;
 //!    before that, nothing is probed, and no event comes,
 //! 2. sends a [`PathTransmit`](crate::path::PathTransmit) that says `dont_fragment` with DF and without regard to
@@ -34,14 +34,11 @@
 //! 3. hands in ICMP by [`PathAgent::handle_too_big`](crate::path::PathAgent::handle_too_big),
 //! 4. applies [`PathEvent::Mtu`](crate::path::PathEvent::Mtu): see [`PathMtu`].
 //!
-//! A WireGuard peer from the profile has no agent; the shell keeps a [`PlainPath`] for it.
-//!
-//! Reading order: [`PathMtu`], `search`, `trial`, `hint`, [`PlainPath`], [`constants`].
+//! Reading order: [`PathMtu`], `search`, `trial`, `hint`, [`constants`].
 
 mod budget;
 pub mod constants;
 mod hint;
-mod plain;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -55,7 +52,6 @@ use ipnet::IpNet;
 pub(crate) use budget::ByteBudget;
 use constants::{MAX_LINKS, SMALLEST_INNER};
 pub use hint::TooBig;
-pub use plain::PlainPath;
 pub(crate) use search::{Conditions, Search, SizedProbe};
 
 /// How large packets to a peer may be. For the data plane, per peer:

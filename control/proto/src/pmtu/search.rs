@@ -20,6 +20,8 @@ use super::{ByteBudget, MtuSource};
 /// What else is known about the path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Conditions {
+    /// The last pings were answered. Otherwise nothing is probed.
+    pub alive: bool,
     /// Data flows.
     pub busy: bool,
     pub round_trip: Option<Duration>,
@@ -132,6 +134,18 @@ impl Search {
         }
     }
 
+    /// Nobody answers any more: what counts is the link, and what ICMP proves.
+    pub fn give_up(&mut self) {
+        self.fallback = (self.ceiling, MtuSource::Link);
+        self.forget_answers();
+    }
+
+    fn forget_answers(&mut self) {
+        (self.answered, self.settled, self.low) = (false, false, 0);
+        self.outstanding.clear();
+        (self.climb, self.verify, self.climb_at) = (None, None, None);
+    }
+
     /// When [`advance`](Self::advance) is to be called next.
     pub fn deadline(&self, now: Instant, conditions: &Conditions) -> Option<Instant> {
         let due = [self.climb_due(now, conditions), self.verify_due(now, conditions), self.hint.deadline()];
@@ -140,6 +154,7 @@ impl Search {
 
     fn climb_due(&self, now: Instant, conditions: &Conditions) -> Option<Instant> {
         match (&self.climb, self.climb_at) {
+            _ if !conditions.alive => None,
             (Some(trial), _) => Some(trial.due),
             (None, None) => Some(now),
             (None, Some(at)) => (conditions.busy && self.may_grow()).then_some(at),
@@ -152,6 +167,7 @@ impl Search {
 
     fn verify_due(&self, now: Instant, conditions: &Conditions) -> Option<Instant> {
         match &self.verify {
+            _ if !conditions.alive => None,
             Some(trial) => Some(trial.due),
             None if !conditions.busy || !self.settled || self.low == 0 => None,
             None => Some(self.proven_at.map_or(now, |at| at + CONFIRM)),
@@ -213,9 +229,7 @@ impl Search {
         } else if conditions.heard.is_some_and(|at| at >= trial.began) {
             // Pings are answered, but no padded probe of any size: whoever is there now does not know them.
             self.fallback = (self.low, MtuSource::Previous);
-            (self.answered, self.settled, self.low) = (false, false, 0);
-            self.outstanding.clear();
-            (self.climb, self.climb_at) = (None, None);
+            self.forget_answers();
         } else {
             return false;
         }

@@ -72,7 +72,7 @@ impl Link {
     }
 
     fn conditions(&self) -> Conditions {
-        Conditions { busy: self.busy, round_trip: Some(self.delay * 2), heard: self.heard }
+        Conditions { alive: true, busy: self.busy, round_trip: Some(self.delay * 2), heard: self.heard }
     }
 
     fn arrive(&mut self, arrival: Arrival) {
@@ -423,42 +423,6 @@ fn the_inside_keeps_1280_unless_less_is_pinned() {
     assert_eq!(inside(v4, 1280, Some(1000)), (1000, false));
     assert_eq!((ceiling(v4, 1500, Some(1400)), ceiling(v6, 1500, Some(1420))), (1460, 1500));
     assert_eq!(ceiling(v6, 1500, Some(u16::MAX)), 1500);
-}
-
-#[test]
-fn a_plain_peer_has_the_links_mtu_and_what_routers_prove() {
-    let now = Instant::now();
-    let to = "[2001:db8::1]:51820".parse().unwrap();
-    let data = [&[4, 0, 0, 0, 7, 0, 0, 0][..], &[9; 40]].concat();
-    let told = TooBig { to, mtu: 1400, length: 1500, payload: &data };
-    let mut path = PlainPath::new(to.ip(), 1500, None);
-    assert_eq!((path.mtu().outer, path.mtu().source), (1500, MtuSource::Link));
-    let known = |index| index == 7;
-    for (wrong, receivers) in [
-        (told, None),
-        (TooBig { to: "[2001:db8::2]:51820".parse().unwrap(), ..told }, Some(7)),
-        (TooBig { length: 1400, ..told }, Some(7)),
-        (TooBig { mtu: 0, ..told }, Some(7)),
-        (TooBig { mtu: 1279, ..told }, Some(7)),
-        (TooBig { payload: &data[..7], ..told }, Some(7)),
-        (TooBig { payload: &[1; 60], ..told }, Some(7)),
-        (TooBig { payload: &[], ..told }, Some(7)),
-    ] {
-        assert!(!path.handle_too_big(now, &wrong, |index| Some(index) == receivers), "{wrong:?}");
-    }
-    assert_eq!(path.mtu().outer, 1500);
-    assert!(path.handle_too_big(now, &told, known));
-    assert_eq!((path.mtu().outer, path.mtu().inner, path.mtu().source), (1400, 1320, MtuSource::Icmp));
-    path.set_link(to.ip(), 1300, None);
-    assert_eq!((path.mtu().outer, path.mtu().fragmented, path.mtu().source), (1300, true, MtuSource::Link));
-    path.set_link(to.ip(), 1500, None);
-    assert_eq!(path.poll_timeout(), Some(now + HINT_LIFETIME));
-    path.handle_timeout(now + HINT_LIFETIME);
-    assert_eq!((path.mtu().outer, path.poll_timeout()), (1500, None));
-    path.set_link(to.ip(), 1500, Some(1300));
-    assert_eq!(path.mtu().inner, 1300, "the profile was reloaded");
-    path.set_link(to.ip(), 1500, None);
-    assert_eq!(path.mtu().inner, 1420);
 }
 
 #[test]

@@ -486,7 +486,7 @@ impl World {
         let now = self.now;
         while let Some(transmit) = self.gateways[number].agent.poll_transmit() {
             if self.gateways[number].sockets.contains_key(&transmit.socket) {
-                let PathTransmit { socket, to, ttl, dont_fragment, bytes } = transmit;
+                let PathTransmit { socket, to, ttl, dont_fragment, bytes, .. } = transmit;
                 self.dispatch(number, socket, to, ttl, dont_fragment, bytes);
             }
         }

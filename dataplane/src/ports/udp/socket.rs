@@ -176,17 +176,17 @@ impl UdpSender {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in. It may affect what other
-    /// threads send at the same moment.
+    /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in, from an address of this
+    /// host if one is given. It may affect what other threads send at the same moment.
     ///
     /// # Errors
-    /// As [`send_to`](Self::send_to); `EMSGSIZE` when the interface itself carries no such packet.
-    pub fn send_unfragmented(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+    /// As [`send_from`](Self::send_from); `EMSGSIZE` when the interface itself carries no such packet.
+    pub fn send_unfragmented(&self, source: Option<IpAddr>, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
         // Linux only has this option per socket, and a socket of its own would receive a part of the incoming
         // datagrams.
         let v4 = to.ip().to_canonical().is_ipv4();
         self.0.set_discovery(v4, true)?;
-        let sent = self.send(bytes, None, to, 0, None, None);
+        let sent = self.send(bytes, source.map(Source::from), to, 0, None, None);
         self.0.set_discovery(v4, false)?;
         sent
     }
