@@ -1,7 +1,7 @@
-//! What AF_XDP would bypass: rules of the kernel's packet filter and of its traffic control that may concern the
+//! What AF_XDP would bypass: rules of the kernel's packet filter, of IPsec and of its traffic control that may concern the
 //! tunnel's packets; and what sockets do not bypass: rules that certainly drop them.
 //!
-//! [`read`] asks nftables, iptables and traffic control for their rules, as a list of [`Chain`]s; [`Ruleset::concern`]
+//! [`read`] asks nftables, iptables, IPsec and traffic control for their rules, as a list of [`Chain`]s; [`Ruleset::concern`]
 //! walks them for one kind of [`Packets`]. A condition is known to hold for all of these packets, for none, or possibly
 //! for some; when it cannot be decided, the last is assumed. A chain is of no concern when everything in it that may
 //! match a packet lets it pass untouched. It is a [`Barrier`] when all packets are dropped and nothing in it may accept
@@ -10,6 +10,7 @@
 //! A rule that sends packets elsewhere (destination NAT, port forwarding) concerns their answers too: these have to get
 //! back the address that was called, which only the kernel knows.
 
+mod ipsec;
 mod iptables;
 mod nft;
 mod packets;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Ruleset, iptables, nft, traffic_control};
+use super::{Ruleset, ipsec, iptables, nft, traffic_control};
 use crate::netlink::{Interface, Netlink};
 use crate::tool;
 
@@ -32,6 +32,12 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
                 Err(e) => ruleset.unread.push(format!("the rules of {program}, which cannot be read: {e}")),
             }
         }
+    }
+    match tool::run("ip", &["xfrm", "policy"], "") {
+        Ok(text) => ruleset.chains.extend(ipsec::parse(&String::from_utf8_lossy(&text))),
+        // A kernel without IPsec has no policies.
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(e) => ruleset.unread.push(format!("the policies of IPsec, which cannot be read: {e}")),
     }
     let controls = Netlink::open().and_then(|mut netlink| {
         let each = interfaces.iter().map(|interface| traffic_control::read(&mut netlink, interface));

@@ -364,3 +364,35 @@ fn a_barrier_is_found_in_the_chains_that_lead_to_it() {
         assert_eq!(found.is_some(), barrier, "{way} {sub}: {found:?}");
     }
 }
+
+#[test]
+fn the_first_policy_of_ipsec_that_may_select_a_packet_decides() {
+    let encrypts = "\n\ttmpl src 192.0.2.1 dst 192.0.2.9\n\t\tproto esp reqid 0 mode tunnel";
+    let policy = |selector: &str, more: &str| format!("{selector} \n\tdir {more} ptype main {encrypts}\n");
+    let out = policy("src 10.1.0.0/24 dst 10.2.3.0/24 proto tcp dport 443", "out priority 7");
+    let named = "policy src 10.1.0.0/24 dst 10.2.3.0/24 proto tcp dport 443, table IPsec";
+    assert_eq!(lan(ipsec::parse(&out)).as_deref(), Some(named));
+    assert_eq!(wan(ipsec::parse(&out)), None);
+    let passes = |priority| format!("src 10.0.0.0/8 dst 0.0.0.0/0 \n\tdir out priority {priority} ptype main \n");
+    assert_eq!(lan(ipsec::parse(&(out.clone() + &passes(6)))), None, "packets that pass do so before");
+    assert!(lan(ipsec::parse(&(out + &passes(8)))).is_some());
+    let blocks = "src 10.2.0.0/24 dst 10.1.0.0/24 \n\tdir fwd action block priority 0 ptype main \n";
+    assert!(lan(ipsec::parse(blocks)).is_some());
+    let all = "src ::/0 dst ::/0";
+    for (concerned, text) in [
+        (true, policy(all, "fwd priority 0")),
+        (true, policy(all, "out priority 0") + "\tmark 0x7/0xf \n"),
+        (true, policy("src fd01::/64 dst ::/0 proto icmp type 8", "out priority 0")),
+        (false, policy("src fd05::/64 dst ::/0", "out priority 0")),
+        (false, policy(all, "in priority 0")),
+        (false, policy(all, "out priority 0") + "\tif_id 0x3\n"),
+        (false, format!("{all} \n\tsocket out priority 0 ptype main {encrypts}\n")),
+        (false, String::new()),
+    ] {
+        assert_eq!(lan(ipsec::parse(&text)).is_some(), concerned, "{text}");
+    }
+    assert!(wan(ipsec::parse(&policy("src 0.0.0.0/0 dst 192.0.2.1/32 proto udp", "in priority 0"))).is_some());
+    // What was cut or is of tomorrow is no reason to fail.
+    let whole = policy(all, "fwd priority 0");
+    (0..whole.len()).for_each(|end| drop(ipsec::parse(&whole[..end])));
+}

@@ -185,6 +185,18 @@ fn rules_that_are_not_applied_are_problems() {
         gateway.run(&["nft", "delete", "table", "inet", "fw"]);
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
+    // What nftables does not tell of is read along with it.
+    let read_anew = || {
+        gateway.nft("table inet fw { }");
+        gateway.run(&["nft", "delete", "table", "inet", "fw"]);
+    };
+    gateway.ip("xfrm policy add src 10.101.0.0/24 dst 10.102.0.0/24 dir out tmpl proto esp mode transport\n");
+    read_anew();
+    let told = "what AF_XDP carries on lan0 bypasses policy src 10.101.0.0/24 dst 10.102.0.0/24, table IPsec";
+    eventually(SOON, "an IPsec policy is named", || problems().contains(told));
+    gateway.ip("xfrm policy flush\n");
+    read_anew();
+    eventually(SOON, "the policy is gone", || !problems().contains("bypasses"));
     gateway.run(&[
         "tc",
         "qdisc",
@@ -200,8 +212,7 @@ fn rules_that_are_not_applied_are_problems() {
         "latency",
         "9ms",
     ]);
-    // Traffic control is read along with the packet filter.
-    gateway.nft("table inet fw { }");
+    read_anew();
     let told = format!("what AF_XDP carries on lan0 bypasses the queueing discipline tbf of {}", a.name());
     eventually(SOON, "a shaper of the tunnel's device is named", || problems().contains(&told));
     assert!(ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered());
