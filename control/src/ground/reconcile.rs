@@ -25,7 +25,7 @@ const MANY_FAILURES: usize = 16;
 
 /// Time between readings of all routes because of news, on average: for each route that was read last, within limits. A
 /// route takes a few microseconds.
-const READ_PER_ROUTE: Duration = Duration::from_micros(25);
+const READ_PER_ROUTE: Duration = Duration::from_micros(100);
 const READ_SOONEST: Duration = Duration::from_millis(500);
 const READ_LATEST: Duration = Duration::from_secs(5);
 /// How many readings in a row.

@@ -249,7 +249,8 @@ fn keepalives_hold_a_nat_mapping_open() {
         let reached = ping(&topology.b.host, topology.a.host4(), &["-c", "2", "-i", "0.2"]);
         assert!(reached.all_answered(), "{kind:?}: {}", reached.text);
         a.set(&["peer", &key, "persistent-keepalive", "off"]);
-        pause(4000);
+        // The path is probed for 3 s after the last packet.
+        pause(6500);
         let lost = ping(&topology.b.host, topology.a.host4(), &["-c", "1"]);
         assert_eq!(lost.received, 0, "{kind:?}: the NAT should have forgotten");
     }
