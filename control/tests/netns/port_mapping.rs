@@ -132,7 +132,9 @@ fn a_mapping_is_renewed_and_ends_with_a_gateway_that_crashes() {
                     // Three lifetimes.
                     for _ in 0..12 {
                         tokio::time::sleep(Duration::from_secs(1)).await;
-                        assert_eq!(server.mappings().len(), 1, "{offer:?}: it is renewed");
+                        // The server may replace its rule by a new one.
+                        let mapped = || server.mappings().len() == 1;
+                        assert!(holds_within(Duration::from_millis(500), mapped), "{offer:?}: it is renewed");
                     }
                     // The runtime ends with it, as in a crash: nothing is deleted.
                     std::mem::forget(mapper);
