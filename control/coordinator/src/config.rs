@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use penstock_messages::{hint, plain};
+use penstock_messages::{hint, plain, without_place};
 use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
 use penstock_proto::trust::LeaseLength;
@@ -214,9 +214,7 @@ impl Document {
 
 /// An error in plain words, with its place.
 fn in_place(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("{} at line {} column {}", plain(what), error.line(), error.column())
+    format!("{} at line {} column {}", plain(&without_place(error)), error.line(), error.column())
 }
 
 impl TryFrom<Document> for Config {

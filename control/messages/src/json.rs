@@ -25,6 +25,16 @@ pub fn plain(text: &str) -> String {
     words.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to)) + end
 }
 
+/// What serde found wrong, without the line and column that it puts behind.
+#[must_use]
+pub fn without_place(error: &serde_json::Error) -> String {
+    let mut text = error.to_string();
+    if let Some(end) = text.rfind(" at line ") {
+        text.truncate(end);
+    }
+    text
+}
+
 /// What has to be known to mend what stands at a line and column that is not JSON; empty if that is unclear.
 #[must_use]
 pub fn hint(text: &[u8], (line, column): (usize, usize)) -> &'static str {

@@ -1,8 +1,8 @@
 //! The messages by which a router is asked to let a UDP port in: PCP (RFC 6887, sections 7 and 11) and its forerunner
 //! NAT-PMP (RFC 6886, section 3).
 //!
-//! A [`Request`] knows its answer. A datagram that is none is as if it had not come: others answer from the same port,
-//! and late answers to earlier requests arrive in between.
+//! A [`Request`] knows its answer. All other datagrams are ignored: others answer from the same port, and late answers to
+//! earlier requests arrive in between.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;

@@ -1,6 +1,7 @@
 //! IPsec policies, as `ip xfrm policy` prints them: the kernel encrypts the packets that they select, drops them, or
 //! demands that they came encrypted.
 
+use super::iptables::{ports, prefix};
 use super::{Action, Base, Chain, Condition, Hook, Rule, What, protocols};
 
 /// A policy that is being read.
@@ -52,13 +53,12 @@ fn selector(line: &str) -> Vec<Condition> {
     let mut conditions = Vec::new();
     while let Some(word) = words.next() {
         let value = words.next().unwrap_or_default();
-        let port = || value.parse().ok().map(|port| vec![(port, port)]);
         let what = match word {
-            "src" => value.parse().map_or(What::Unknown, |prefix| What::Source(vec![prefix])),
-            "dst" => value.parse().map_or(What::Unknown, |prefix| What::Destination(vec![prefix])),
+            "src" => prefix(value).map_or(What::Unknown, What::Source),
+            "dst" => prefix(value).map_or(What::Unknown, What::Destination),
             "proto" => protocols::number(value).map_or(What::Unknown, |number| What::Protocol(vec![number])),
-            "sport" => port().map_or(What::Unknown, What::SourcePort),
-            "dport" => port().map_or(What::Unknown, What::DestinationPort),
+            "sport" => ports(value).map_or(What::Unknown, What::SourcePort),
+            "dport" => ports(value).map_or(What::Unknown, What::DestinationPort),
             // By a device, a type of ICMP, a security label.
             _ => What::Unknown,
         };

@@ -153,12 +153,12 @@ fn interface(name: &str) -> Vec<String> {
     }]
 }
 
-fn prefix(text: &str) -> Option<Vec<IpNet>> {
+pub(super) fn prefix(text: &str) -> Option<Vec<IpNet>> {
     let host = || text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse().ok().or_else(host).map(|prefix| vec![prefix])
 }
 
-fn ports(text: &str) -> Option<Vec<(u16, u16)>> {
+pub(super) fn ports(text: &str) -> Option<Vec<(u16, u16)>> {
     let (first, last) = text.split_once(':').unwrap_or((text, text));
     Some(vec![(first.parse().ok()?, last.parse().ok()?)])
 }

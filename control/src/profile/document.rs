@@ -6,7 +6,7 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
-use penstock_messages::{hint, plain};
+use penstock_messages::{hint, plain, without_place};
 use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -283,8 +283,7 @@ fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
 }
 
 fn not_json(path: &Path, text: &[u8], error: &serde_json::Error) -> ProfileError {
-    let sentence = error.to_string();
-    let what = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(what, _)| what);
+    let what = without_place(error);
     let place = (error.line().max(1), error.column().max(1));
     let hint = hint(text, place);
     ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}{hint}"))
