@@ -90,6 +90,7 @@ impl Key {
     }
 
     /// The suite that the key is for.
+    #[inline]
     pub fn suite(&self) -> Suite {
         self.suite
     }

@@ -15,6 +15,7 @@ impl<'a> Sealing<'a> {
     ///
     /// # Panics
     /// If `data` has no room for a tag.
+    #[inline]
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8]) -> Self {
         assert!(data.len() >= TAG, "no room for the tag");
         Self { key, nonce: Nonce::new(nonce), data }
@@ -42,6 +43,7 @@ impl<'a> Opening<'a> {
     }
 
     /// The plaintext, once [`Cipher::open_batch`](crate::Cipher::open_batch) has verified the message.
+    #[inline]
     pub fn plaintext(&self) -> Option<&[u8]> {
         let len = self.plaintext_len()?;
         self.verified.then(|| &self.data[..len])
@@ -54,6 +56,7 @@ impl<'a> Opening<'a> {
     }
 
     /// `None` when there is no room for a tag.
+    #[inline]
     pub(crate) fn plaintext_len(&self) -> Option<usize> {
         self.data.len().checked_sub(self.ciphertext)?.checked_sub(TAG)
     }
@@ -64,6 +67,7 @@ impl<'a> Opening<'a> {
 pub(crate) struct Nonce(pub(crate) [u32; 4]);
 
 impl Nonce {
+    #[inline]
     pub(crate) fn new(bytes: [u8; NONCE]) -> Self {
         let (words, _) = bytes.as_chunks();
         let [first, second, third] = [words[0], words[1], words[2]].map(u32::from_le_bytes);
