@@ -455,6 +455,38 @@ fn bundles_beyond_the_mtu_go_in_pieces() {
 }
 
 #[test]
+fn beside_datagrams_that_must_not_be_fragmented_others_are() {
+    if !is_root() {
+        return;
+    }
+    let mut wire = Wire::new(1300);
+    let sender = wire.ports[0].sender();
+    // Too large for the link, so that none of them arrives among the others.
+    let probes = ["10.8.0.2:9", "[fd08::2]:9"].map(|to| to.parse::<SocketAddr>().unwrap());
+    let (stop, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Else a panic below would wait for the thread forever.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) && Instant::now() < deadline {
+                for to in probes {
+                    let error = sender.send_unfragmented(None, &[0; 1400], to).unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+                    refused.fetch_add(1, Relaxed);
+                }
+                thread::yield_now();
+            }
+        });
+        for family in [4, 6].repeat(20) {
+            wire.carry(family, &[1452; 40], 0);
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(refused.load(Relaxed) > 100, "{refused:?} probes");
+    no_drops(&wire.drops);
+}
+
+#[test]
 fn handshakes_are_sent_from_the_same_port() {
     if !is_root() {
         return;

@@ -348,6 +348,7 @@ fn receive_messages(socket: &Socket, headers: &mut [libc::mmsghdr]) -> usize {
 /// Sends messages; how many, or why not even the first one.
 fn send_messages(socket: &Socket, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let (fd, count) = (socket.as_raw_fd(), headers.len() as u32);
+    let _fragmenting = socket.fragmenting();
     // SAFETY: the headers point to names, control buffers and lists of `Sending`, and those to packets
     // of the batch being sent; the kernel only reads them.
     let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };

@@ -61,6 +61,9 @@ pub(super) struct Socket {
     mark: AtomicU32,
     /// Control changes it rarely.
     bundling: RwLock<Bundling>,
+    /// Read by the worker while it sends, written while a datagram leaves that must not be fragmented: whether the
+    /// kernel fragments is an option of the whole socket.
+    fragmenting: RwLock<()>,
     /// Why the kernel has refused a bundle; 0 if it has not. Until control clears it, none is sent.
     refused: AtomicI32,
     /// Bundles that its worker has sent as one.
@@ -177,7 +180,8 @@ impl UdpSender {
     }
 
     /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in, from an address of this
-    /// host if one is given. It may affect what other threads send at the same moment.
+    /// host if one is given. The worker waits meanwhile; what other threads send at the same moment may not be fragmented
+    /// either.
     ///
     /// # Errors
     /// As [`send_from`](Self::send_from); `EMSGSIZE` when the interface itself carries no such packet.
@@ -185,6 +189,7 @@ impl UdpSender {
         // Linux only has this option per socket, and a socket of its own would receive a part of the incoming
         // datagrams.
         let v4 = to.ip().to_canonical().is_ipv4();
+        let _waits = self.0.fragmenting.write().unwrap_or_else(PoisonError::into_inner);
         self.0.set_discovery(v4, true)?;
         let sent = self.send(bytes, source.map(Source::from), to, 0, None, None);
         self.0.set_discovery(v4, false)?;
@@ -257,6 +262,7 @@ impl Socket {
             port,
             mark: AtomicU32::new(config.mark),
             bundling: RwLock::new(bundling),
+            fragmenting: RwLock::new(()),
             refused: AtomicI32::new(0),
             bundles: AtomicU64::new(0),
         };
@@ -314,6 +320,11 @@ impl Socket {
     /// To which destinations bundles may go as one.
     pub(super) fn bundling(&self) -> RwLockReadGuard<'_, Bundling> {
         self.bundling.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the kernel fragment what is sent until the guard goes, where it has to.
+    pub(super) fn fragmenting(&self) -> RwLockReadGuard<'_, ()> {
+        self.fragmenting.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The error by which the kernel has refused a bundle, if it has.
