@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Gateway;
+use super::{Gateway, guard};
 use crate::control_socket::{self, Answer, AskError};
 use crate::profile::{DEFAULT_PATH, Environment, Name, Profile};
 use crate::socket_file::make_directory;
@@ -38,6 +38,7 @@ pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
     }
 }
 
+/// Stops the gateway. That it is stopped already is no error, as for systemctl and in the LSB.
 pub(super) fn stop(profile: &Path, release: bool) -> Result<()> {
     let gateway = Gateway::of(profile)?;
     let name = &gateway.name;
@@ -49,7 +50,11 @@ pub(super) fn stop(profile: &Path, release: bool) -> Result<()> {
         Ok(_) => bail!("{name} gave an unexpected answer"),
         // A gateway that is stopping ends by itself; one that is starting is reported below.
         Err(AskError::NotRunning) if gateway.is_running() => {}
-        Err(AskError::NotRunning) => bail!("{name} is not running"),
+        Err(AskError::NotRunning) if release => return guard::release(profile, Vec::new(), true),
+        Err(AskError::NotRunning) => {
+            eprintln!("penstock: {name} is not running");
+            return Ok(());
+        }
         Err(error) => bail!("cannot talk to {name}: {error}"),
     }
     if !wait(STOP_PATIENCE, || Ok(!gateway.is_running()))? {

@@ -131,7 +131,11 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
         assert_eq!(stopped.status.code(), Some(3));
         let says = String::from_utf8_lossy(&stopped.stderr).into_owned();
         assert!(says.contains("blocked until `penstock release`"), "{says}");
-        a.release();
+        // To stop it once more changes nothing, and may lift the guard still.
+        let blocked = state(&topology.a);
+        assert!(a.command(&["stop"]).status.success());
+        assert_eq!(state(&topology.a), blocked);
+        assert!(a.command(&["stop", "--release"]).status.success());
         same_state(&topology.a, &before, &format!("{kind:?}"));
     }
 }
