@@ -22,7 +22,7 @@ use crate::acme::AcmeReport;
 use crate::admission::{Door, DoorReport};
 use crate::page::Entrance;
 use crate::policy::{self, Policy};
-use crate::registry::{AuthorityReport, ChangeError, Count, CutOff, KeyTerms, Registry};
+use crate::registry::{AuthorityReport, ChangeError, Count, CutOff, KeyTerms, PolicyPreview, Registry};
 use crate::relay::RelayServer;
 use crate::signer::{Requests, Spare};
 use crate::site::{BindingMode, Site};
@@ -121,6 +121,8 @@ pub enum Request {
     Status,
     /// The policy.
     ShowPolicy,
+    /// What another policy would change.
+    PreviewPolicy(Policy),
     /// Set another policy.
     SetPolicy(Policy),
     /// Replace the policy with this fingerprint by another.
@@ -163,6 +165,8 @@ pub enum Answer {
     Status(StatusReport),
     /// The answer to [`Request::ShowPolicy`].
     Policy(Policy),
+    /// The answer to [`Request::PreviewPolicy`].
+    Preview(PolicyPreview),
     /// The answer to [`Request::Audit`].
     Audit(Vec<AuditEntry>),
     /// It was done, in a sentence.
@@ -436,6 +440,7 @@ pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Resu
         Request::Audit { last } => Answer::Audit(registry.audit(last).await?),
         Request::Status => Answer::Status(status.report()),
         Request::ShowPolicy => Answer::Policy(registry.policy()),
+        Request::PreviewPolicy(policy) => Answer::Preview(registry.preview_policy(policy).await),
         Request::SetPolicy(policy) => {
             registry.set_policy(policy, None, who).await?;
             Answer::Done(in_force(registry))

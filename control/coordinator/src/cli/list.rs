@@ -6,7 +6,7 @@ use penstock_proto::coordination::Waiting;
 use penstock_proto::trust::LeaseLength;
 
 use crate::admin::{RelayReport, SiteStatus, StatusReport};
-use crate::registry::AuthorityReport;
+use crate::registry::{Announcement, AuthorityReport, PolicyPreview};
 use crate::store::KeyRecord;
 use crate::time::{now, rough};
 
@@ -25,6 +25,43 @@ pub(super) fn keys(out: &mut dyn Write, keys: &[KeyRecord]) -> io::Result<()> {
         ]);
     }
     table(out, &rows)
+}
+
+/// What a policy would change.
+pub(super) fn preview(out: &mut dyn Write, preview: &PolicyPreview) -> io::Result<()> {
+    if preview.is_empty() {
+        writeln!(out, "no link and no announced subnet changes")?;
+    }
+    let links = [
+        (&preview.come, "links that come"),
+        (&preview.go, "links that go, with their tunnels"),
+        (&preview.other, "links on which something else may begin"),
+    ];
+    for (links, title) in links {
+        named(out, title, links.count, links.first.iter().map(|[one, other]| format!("{one} - {other}")))?;
+    }
+    let announced = &preview.announced;
+    let rows = announced.first.iter().map(|Announcement { site, before, after }| {
+        let [before, after] =
+            [before, after].map(|subnets| if subnets.is_empty() { "none".into() } else { join(subnets) });
+        format!("{site}: {before}, then {after}")
+    });
+    named(out, "sites that announce other subnets", announced.count, rows)?;
+    named(out, "sites that are cut off", preview.cut_off.len(), preview.cut_off.iter().map(ToString::to_string))
+}
+
+/// A title and what is counted there, as far as it is listed; nothing if the count is 0.
+fn named(out: &mut dyn Write, title: &str, count: usize, rows: impl Iterator<Item = String>) -> io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    writeln!(out, "{title}: {count}")?;
+    let mut listed = 0;
+    for row in rows {
+        writeln!(out, "  {row}")?;
+        listed += 1;
+    }
+    if count > listed { writeln!(out, "  and {} more", count - listed) } else { Ok(()) }
 }
 
 pub(super) fn sites(out: &mut dyn Write, sites: &[SiteStatus]) -> io::Result<()> {

@@ -254,6 +254,9 @@ enum PolicyCommand {
     Set {
         /// A JSON file, or - for standard input
         file: PathBuf,
+        /// Only say what it would change
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -329,10 +332,11 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::PageLogin => show(&state, &Request::PageLogin, false),
         Command::Audit { last } => show(&state, &Request::Audit { last }, true),
         Command::Policy(PolicyCommand::Show) => show(&state, &Request::ShowPolicy, true),
-        Command::Policy(PolicyCommand::Set { file }) => {
+        Command::Policy(PolicyCommand::Set { file, dry_run }) => {
             let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
             let policy = read_policy(&file).context(name)?;
-            show(&state, &Request::SetPolicy(policy), false)
+            let request = if dry_run { Request::PreviewPolicy(policy) } else { Request::SetPolicy(policy) };
+            show(&state, &request, false)
         }
     }
 }
@@ -443,6 +447,7 @@ fn show(state: &Path, request: &Request, json: bool) -> anyhow::Result<()> {
             }
         }
         Answer::Policy(policy) => writeln!(out, "{}", policy.to_text())?,
+        Answer::Preview(preview) => list::preview(&mut out, &preview)?,
         Answer::Authority(report) if json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
         Answer::Authority(report) => list::authority(&mut out, &report)?,
         Answer::Requests(requests) => writeln!(out, "{}", serde_json::to_string_pretty(&requests)?)?,

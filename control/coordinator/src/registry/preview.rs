@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use penstock_proto::coordination::{Name, SiteNumber};
+use serde::{Deserialize, Serialize};
 
 use super::Registry;
 use super::cut_off::{CutOff, cut_off};
@@ -15,7 +16,8 @@ use crate::site::Site;
 const NAMED: usize = 200;
 
 /// What a policy would change.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct PolicyPreview {
     /// Links that the new policy adds.
     pub come: Named<[Name; 2]>,
@@ -30,7 +32,8 @@ pub struct PolicyPreview {
 }
 
 /// How many, and the first of them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct Named<T> {
     /// How many there are.
     pub count: usize,
@@ -39,7 +42,8 @@ pub struct Named<T> {
 }
 
 /// The subnets of a site that others are told of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct Announcement {
     /// Whose they are.
     pub site: Name,

@@ -166,7 +166,12 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
     let policy = directory.path().join("policy.json");
     std::fs::write(&policy, r#"{"Links": [["tag:branch", "tag:hub"]]}"#).unwrap();
     succeeds(state, &["policy", "set", policy.to_str().unwrap()]);
-    assert!(succeeds(state, &["policy", "show"]).contains("tag:hub"));
+    let set = succeeds(state, &["policy", "show"]);
+    assert!(set.contains("tag:hub"));
+    std::fs::write(&policy, r#"{"Links": [], "Subnets": {"*": ["10.2.0.0/16"]}}"#).unwrap();
+    let changes = succeeds(state, &["policy", "set", "--dry-run", policy.to_str().unwrap()]);
+    assert_eq!(changes, "sites that announce other subnets: 1\n  amsterdam: 10.1.0.0/16, then none\n");
+    assert_eq!(succeeds(state, &["policy", "show"]), set);
     std::fs::write(&policy, r#"{"Lynx": []}"#).unwrap();
     let error = fails(state, &["policy", "set", policy.to_str().unwrap()]);
     assert!(error.contains("policy.json") && error.contains("Lynx"), "{error}");
