@@ -2,6 +2,7 @@
 //! packets go, from the tunnel's own socket, and find how large packets may be there. Where they go to is decided by
 //! the profile and by WireGuard's roaming alone.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::ports::Endpoint;
@@ -16,7 +17,7 @@ use super::path_mtu;
 use super::peers::Peers;
 use super::plane::Sizes;
 use crate::key::{PrivateKey, PublicKey};
-use crate::traversal::send_probe;
+use crate::traversal::{send_probe, send_train};
 
 /// The path agent of these peers.
 pub struct Probing {
@@ -24,13 +25,15 @@ pub struct Probing {
     private_key: PrivateKey,
     /// The packet sizes that the agent was told.
     sizes: Option<Sizes>,
+    /// Probes of trains that have arrived.
+    arrived: Vec<(proto::PublicKey, u64)>,
 }
 
 impl Probing {
     /// Without peers; [`follow`](Self::follow) adds them.
     pub fn new(private_key: &PrivateKey) -> Self {
         let agent = PathAgent::new(private_key.to_secret(), PathConfig::default(), StdRng::from_os_rng());
-        Self { agent, private_key: private_key.clone(), sizes: None }
+        Self { agent, private_key: private_key.clone(), sizes: None, arrived: Vec::new() }
     }
 
     /// Follows this site's key, the link, and where the peers are. [`step`](Self::step) is to follow.
@@ -83,8 +86,10 @@ impl Probing {
         self.agent.handle_timeout(now);
         let mut changed = false;
         while let Some(event) = self.agent.poll_event() {
-            if let PathEvent::Mtu { peer, mtu } = event {
-                changed |= path_mtu::note(&mut handshakes.peers, peer, mtu);
+            match event {
+                PathEvent::Mtu { peer, mtu } => changed |= path_mtu::note(&mut handshakes.peers, peer, mtu),
+                PathEvent::Arrived { peer, transaction } => self.arrived.push((peer, transaction)),
+                _ => {}
             }
         }
         let udp = handshakes.sender();
@@ -92,6 +97,23 @@ impl Probing {
             send_probe(&udp, &transmit, None);
         }
         changed
+    }
+
+    /// As [`send_train`], to one of these peers.
+    pub fn send_train(
+        &mut self,
+        udp: &UdpSender,
+        peer: &PublicKey,
+        size: (usize, u16),
+        singles: bool,
+        source: Option<IpAddr>,
+    ) -> Option<[Vec<u64>; 2]> {
+        send_train(&mut self.agent, udp, &(*peer).into(), size, singles, source)
+    }
+
+    /// The probes of trains that have arrived since the last time.
+    pub fn take_arrived(&mut self) -> Vec<(proto::PublicKey, u64)> {
+        std::mem::take(&mut self.arrived)
     }
 
     /// When [`step`](Self::step) is to be called next.

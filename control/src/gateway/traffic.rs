@@ -55,7 +55,7 @@ pub fn sample(gateway: &mut Gateway, now: Instant) {
         Some(traversal) if peer.found.is_some() => traversal.handle_traffic(now, &peer.public_key.into(), traffic),
         _ => gateway.probing.handle_traffic(now, &peer.public_key, traffic),
     });
-    gateway.plane.test_trains(now, &gateway.handshakes.peers, traversal);
+    gateway.plane.test_trains(now, &gateway.handshakes, traversal, &mut gateway.probing);
     if gateway.plane.drives().wan.xdp() {
         gateway.handshakes.show_flows(now);
     }

@@ -341,30 +341,15 @@ impl Traversal {
         self.mtus.pop_front()
     }
 
-    /// Sends a peer probes as one train and, with `singles`, as many more one by one. `source` is the address of ours that
-    /// data to it leaves from. Returns the names of both; `None` if they cannot be sent.
+    /// As [`send_train`], to a peer whose path is found here.
     pub fn send_train(
         &mut self,
         peer: &PublicKey,
-        (count, longest): (usize, u16),
+        size: (usize, u16),
         singles: bool,
         source: Option<IpAddr>,
     ) -> Option<[Vec<u64>; 2]> {
-        let path::Train { to, length, pings } =
-            self.agent.make_train(peer, count * (1 + usize::from(singles)), longest)?;
-        let (train, singles) = pings.split_at(count);
-        let bytes = train.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect::<Vec<u8>>();
-        let sent = self.udp.send_bundle(&bytes, length, source, to).and_then(|()| {
-            singles.iter().try_for_each(|(_, bytes)| match source {
-                Some(source) => self.udp.send_from(source.into(), bytes, to, 0),
-                None => self.udp.send_to(bytes, to, 0, None),
-            })
-        });
-        if let Err(e) = sent {
-            tracing::debug!("no train can be sent to {to}: {e}");
-            return None;
-        }
-        Some([train, singles].map(|pings| pings.iter().map(|(name, _)| *name).collect()))
+        send_train(&mut self.agent, &self.udp, peer, size, singles, source)
     }
 
     /// The probes of trains that have arrived since the last time.
@@ -521,4 +506,30 @@ pub fn send_probe(udp: &UdpSender, probe: &PathTransmit, called: Option<Endpoint
     if let Err(e) = sent {
         tracing::trace!("no probe of {} bytes can be sent to {to}: {e}", bytes.len());
     }
+}
+
+/// Sends a peer probes as one train and, with `singles`, as many more one by one. `source` is the address of ours that
+/// data to it leaves from. Returns the names of both; `None` if they cannot be sent.
+pub fn send_train(
+    agent: &mut PathAgent,
+    udp: &UdpSender,
+    peer: &PublicKey,
+    (count, longest): (usize, u16),
+    singles: bool,
+    source: Option<IpAddr>,
+) -> Option<[Vec<u64>; 2]> {
+    let path::Train { to, length, pings } = agent.make_train(peer, count * (1 + usize::from(singles)), longest)?;
+    let (train, singles) = pings.split_at(count);
+    let bytes = train.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect::<Vec<u8>>();
+    let sent = udp.send_bundle(&bytes, length, source, to).and_then(|()| {
+        singles.iter().try_for_each(|(_, bytes)| match source {
+            Some(source) => udp.send_from(source.into(), bytes, to, 0),
+            None => udp.send_to(bytes, to, 0, None),
+        })
+    });
+    if let Err(e) = sent {
+        tracing::debug!("no train can be sent to {to}: {e}");
+        return None;
+    }
+    Some([train, singles].map(|pings| pings.iter().map(|(name, _)| *name).collect()))
 }

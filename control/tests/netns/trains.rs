@@ -18,18 +18,9 @@ const WORKS: u64 = 2_000_000;
 const SWALLOWS: &str = "drop";
 const DAMAGES: &str = "@th,192,32 set 0x55555555";
 
+/// Between sites that a coordinator has made known to each other.
 #[test]
 fn trains_that_are_swallowed_give_way_aloud_and_come_back() {
-    spoilt_trains_give_way_and_come_back(SWALLOWS, "the same 16 were lost");
-}
-
-#[test]
-fn trains_that_are_damaged_give_way_aloud_and_come_back() {
-    spoilt_trains_give_way_and_come_back(DAMAGES, "the same 1 were lost");
-}
-
-/// `fault` is a statement of nftables for packets larger than one datagram, `seen` what the gateway says of it.
-fn spoilt_trains_give_way_and_come_back(fault: &str, seen: &str) {
     if !ready(&["nft", "conntrack"]) || !is_penstock() {
         return;
     }
@@ -37,38 +28,80 @@ fn spoilt_trains_give_way_and_come_back(fault: &str, seen: &str) {
     let coordinator = Coordinator::start(&lab);
     let pair = Pair::start(&lab, &coordinator, [nat::Kind::FullCone, nat::Kind::FullCone], &json!({}));
     pair.await_both("direct", PATH);
-    let Pair { gateway_a, gateway_b, a, b } = &pair;
-    let trains = || gateway_a.peer(&gateway_b.name)["Trains"].clone();
-    let is = |state: &str| trains()["State"] == state;
-    let problem = || {
-        let problems = gateway_a.status()["Problems"].as_array().cloned().unwrap_or_default();
-        let of = |problem: &&Value| problem["Subject"] == format!("trains to {}", gateway_b.name);
-        problems.iter().find(of).map(|problem| problem["Sentence"].to_string()).unwrap_or_default()
-    };
+    let Pair { gateway_a, a, b, .. } = &pair;
     let flood = TcpSink::flood(&a.host, &b.host, b.host_address(), 2);
-    eventually(SECONDS, "trains are proven", || is("proven"));
-    assert!(trains()["ProvenSecondsAgo"].as_u64().is_some_and(|seconds| seconds < 60), "{}", trains());
-    assert_eq!(problem(), "");
-
-    a.nat.nft(&format!(
-        "table ip faulty {{ chain forward {{ type filter hook forward priority 0; \
-         iifname \"lan\" meta l4proto udp meta length > 1600 {fault}; }}; }}"
-    ));
-    eventually(SECONDS, "they are given up", || is("failing"));
-    assert!(problem().contains(seen) && problem().contains("one by one until"), "{}", problem());
-    // TCP waits longer and longer while everything is lost.
-    eventually(SECONDS, "TCP works", || {
-        let before = flood.received();
-        pause(1_000);
-        flood.received() - before >= WORKS
-    });
-
-    a.nat.nft("delete table ip faulty");
-    a.gateway.ip("link set wan0 mtu 1499\n");
-    eventually(SECONDS, "they are proven again", || is("proven"));
-    eventually(PATIENCE, "all is well", || problem().is_empty());
+    let wire = Wire { status: &|| gateway_a.status(), router: &a.nat, inward: "lan", gateway: &a.gateway, flood };
+    wire.spoils_trains_for_a_while(SWALLOWS, "the same 16 were lost");
     let log = gateway_a.process.log();
     assert!(log.contains("trains to") && log.contains("resolved"), "{log}");
+}
+
+/// Between sites that have each other in their profiles.
+#[test]
+fn trains_that_are_damaged_give_way_aloud_and_come_back() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::router());
+    let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let flood = TcpSink::flood(&topology.a.host, &topology.b.host, topology.b.host4(), 2);
+    let gateway = &topology.a.gateway;
+    let wire = Wire { status: &|| a.status(), router: topology.middle(), inward: "a0", gateway, flood };
+    wire.spoils_trains_for_a_while(DAMAGES, "the same 1 were lost");
+}
+
+/// A gateway with one peer, a router between them, and TCP from one to the other.
+struct Wire<'a> {
+    status: &'a dyn Fn() -> Value,
+    router: &'a Namespace,
+    /// The router's interface to the gateway.
+    inward: &'a str,
+    gateway: &'a Namespace,
+    flood: TcpSink,
+}
+
+impl Wire<'_> {
+    fn trains(&self) -> Value {
+        (self.status)()["Peers"][0]["Trains"].clone()
+    }
+
+    fn is(&self, state: &str) -> bool {
+        self.trains()["State"] == state
+    }
+
+    fn problem(&self) -> String {
+        let problems = (self.status)()["Problems"].as_array().cloned().unwrap_or_default();
+        let of_trains = |problem: &&Value| problem["Subject"].as_str().is_some_and(|of| of.starts_with("trains to "));
+        problems.iter().find(of_trains).map(|problem| problem["Sentence"].to_string()).unwrap_or_default()
+    }
+
+    /// `fault` is a statement of nftables for packets larger than one datagram, `seen` what the gateway says of it.
+    fn spoils_trains_for_a_while(&self, fault: &str, seen: &str) {
+        eventually(SECONDS, "trains are proven", || self.is("proven"));
+        let trains = self.trains();
+        assert!(trains["ProvenSecondsAgo"].as_u64().is_some_and(|seconds| seconds < 60), "{trains}");
+        assert_eq!(self.problem(), "");
+
+        self.router.nft(&format!(
+            "table ip faulty {{ chain forward {{ type filter hook forward priority 0; \
+             iifname \"{}\" meta l4proto udp meta length > 1600 {fault}; }}; }}",
+            self.inward
+        ));
+        eventually(SECONDS, "they are given up", || self.is("failing"));
+        let problem = self.problem();
+        assert!(problem.contains(seen) && problem.contains("one by one until"), "{problem}");
+        // TCP waits longer and longer while everything is lost.
+        eventually(SECONDS, "TCP works", || {
+            let before = self.flood.received();
+            pause(1_000);
+            self.flood.received() - before >= WORKS
+        });
+
+        self.router.nft("delete table ip faulty");
+        self.gateway.ip("link set wan0 mtu 1499\n");
+        eventually(SECONDS, "they are proven again", || self.is("proven"));
+        eventually(PATIENCE, "all is well", || self.problem().is_empty());
+    }
 }
 
 /// Whether the gateway's sockets send checksums. The kernel refuses trains of those that do not.
@@ -101,8 +134,8 @@ fn trains_that_the_kernel_refuses_give_way_aloud_and_come_back() {
         (problem.map(|problem| problem["Sentence"].to_string()), status["Peers"][0]["Trains"].clone())
     };
     let flood = TcpSink::flood(&topology.a.host, &topology.b.host, topology.b.host4(), 2);
-    pause(1_000);
-    assert_eq!(said(), (None, Value::Null));
+    eventually(SECONDS, "trains are proven", || said().1["State"] == "proven");
+    assert_eq!(said().0, None);
 
     send_checksums(&a, false);
     eventually(SECONDS, "it is told", || said().0.is_some());
@@ -117,7 +150,10 @@ fn trains_that_the_kernel_refuses_give_way_aloud_and_come_back() {
 
     send_checksums(&a, true);
     topology.a.gateway.ip("link set wan0 mtu 1499\n");
-    eventually(SECONDS, "trains are sent again", || said() == (None, Value::Null));
+    eventually(SECONDS, "trains are sent again", || {
+        let (problem, trains) = said();
+        problem.is_none() && trains["State"] == "proven"
+    });
     let log = a.process.log();
     assert!(log.contains("trains: the kernel refuses") && log.contains("trains: resolved"), "{log}");
 }

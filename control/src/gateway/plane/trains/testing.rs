@@ -1,6 +1,7 @@
-//! Tests trains to the peers that a coordinator names, tells the sockets to whom they may be sent, and says aloud where
+//! Tests trains to the peers that answer probes, tells the sockets to whom they may be sent, and says aloud where
 //! they are spoilt.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,11 @@ use penstock_dataplane::ports::udp::{Bundling, UdpSender};
 use penstock_proto::path::{Path, RelayKind, SocketId};
 
 use super::{LENGTH, LONGEST, Trains};
+use crate::gateway::handshakes::Handshakes;
 use crate::gateway::peers::{Peer, Peers};
 use crate::gateway::plane::Plane;
 use crate::gateway::plane::proof::Verdict;
+use crate::gateway::probing::Probing;
 use crate::key::PublicKey;
 use crate::needs::{spoils_trains, version};
 use crate::netlink::Interface;
@@ -79,8 +82,15 @@ impl Testing {
 }
 
 impl Plane {
-    /// Tests the trains that are due to be.
-    pub fn test_trains(&mut self, now: Instant, peers: &Peers, traversal: Option<&mut Traversal>) {
+    /// Tests the trains that are due to be, to peers whose path is found and to those of the profile.
+    pub fn test_trains(
+        &mut self,
+        now: Instant,
+        handshakes: &Handshakes,
+        mut traversal: Option<&mut Traversal>,
+        probing: &mut Probing,
+    ) {
+        let peers = &handshakes.peers;
         if now.duration_since(self.testing.looked) < EVERY {
             return;
         }
@@ -99,19 +109,24 @@ impl Plane {
             sockets.iter().for_each(UdpSender::forget_refusal);
         }
         trains.retain(|key| self.config.udp_gso && peers.with_key(key).is_some());
-        if let Some(traversal) = traversal {
-            for (key, name) in traversal.take_arrived() {
-                trains.handle_arrived(&PublicKey::from_bytes(key.to_bytes()), name);
-            }
-            trains.handle_timeout(millis);
-            for peer in peers.iter().filter(|_| self.config.udp_gso) {
-                let Some(to) = by_this_socket(peer) else { continue };
-                let (key, sent) = (&peer.public_key, peer.counters.sent.packets.load(Relaxed));
-                let Some(test) = trains.due(millis, key, to, sent, bundles) else { continue };
-                match traversal.send_train(&(*key).into(), (LENGTH, LONGEST), test.singles, peer.local) {
-                    Some(names) => trains.begun(millis, key, names, sent, bundles),
-                    None => trains.refused(millis, key),
-                }
+        let arrived = traversal.as_mut().map(|traversal| traversal.take_arrived()).unwrap_or_default();
+        for (key, name) in arrived.into_iter().chain(probing.take_arrived()) {
+            trains.handle_arrived(&PublicKey::from_bytes(key.to_bytes()), name);
+        }
+        trains.handle_timeout(millis);
+        for peer in peers.iter().filter(|_| self.config.udp_gso) {
+            let Some(to) = by_this_socket(peer, probing) else { continue };
+            let (key, sent) = (&peer.public_key, peer.counters.sent.packets.load(Relaxed));
+            let Some(test) = trains.due(millis, key, to, sent, bundles) else { continue };
+            let size = (LENGTH, LONGEST);
+            let names = match (peer.found, &mut traversal) {
+                (Some(_), Some(traversal)) => traversal.send_train(&(*key).into(), size, test.singles, peer.local),
+                (Some(_), None) => None,
+                (None, _) => probing.send_train(&handshakes.sender(), key, size, test.singles, peer.local),
+            };
+            match names {
+                Some(names) => trains.begun(millis, key, names, sent, bundles),
+                None => trains.refused(millis, key),
             }
         }
         self.testing.note_problems(now, peers);
@@ -130,11 +145,13 @@ impl Plane {
     }
 }
 
-/// Where a peer is sent to by the tunnel's socket, if it or a relay is there. A local address stands for other ways.
-fn by_this_socket(peer: &Peer) -> Option<std::net::SocketAddr> {
-    match peer.found?.path {
-        Path::Direct { socket: SocketId::TUNNEL, address } => Some(address),
-        Path::Relay { kind: RelayKind::Udp, address, .. } => Some(address),
-        _ => None,
+/// Where a peer is sent to by the tunnel's socket, if it or a relay is there, and it answers probes. A local address
+/// stands for other ways.
+fn by_this_socket(peer: &Peer, probing: &Probing) -> Option<SocketAddr> {
+    match peer.found.as_ref().map(|found| &found.path) {
+        Some(Path::Direct { socket: SocketId::TUNNEL, address }) => Some(*address),
+        Some(Path::Relay { kind: RelayKind::Udp, address, .. }) => Some(*address),
+        Some(_) => None,
+        None => probing.round_trip(&peer.public_key).and(peer.endpoint),
     }
 }
