@@ -64,8 +64,8 @@ enum Command {
     Start,
     /// Stop the gateway and wait until it is gone
     ///
-    /// The remote prefixes stay blocked, so that nothing for them leaves in the clear, until `penstock release` or
-    /// the next start.
+    /// Succeeds too if it is not running. The remote prefixes stay blocked, so that nothing for them leaves in the
+    /// clear, until `penstock release` or the next start.
     Stop {
         /// Lift the guard as well: packets to the other sites then leave as the routing table says
         #[arg(long)]
