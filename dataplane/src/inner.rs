@@ -16,9 +16,24 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
-/// Offset of the checksum in the header of TCP and of UDP.
+/// Offset of the checksum in the header of TCP, and of UDP, UDP-Lite and DCCP.
 pub(crate) const TCP_CSUM: usize = 16;
 pub(crate) const UDP_CSUM: usize = 6;
+pub(crate) const DCCP: u8 = 33;
+pub(crate) const UDP_LITE: u8 = 136;
+const SCTP: u8 = 132;
+const IPV4_IN_IP: u8 = 4;
+const IPV6_IN_IP: u8 = 41;
+const GRE: u8 = 47;
+/// Ports of tunnels over UDP.
+const VXLAN: u16 = 4789;
+const GENEVE: u16 = 6081;
+/// The EtherType of a whole Ethernet frame inside a tunnel.
+const BRIDGED: u16 = 0x6558;
+const ETHERNET: usize = 14;
+const UDP_HEADER: usize = 8;
+/// How many packets inside each other are looked at.
+const TUNNELS: usize = 3;
 /// IPv6's fragment header.
 const FRAGMENT_HEADER: u8 = 44;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
@@ -152,25 +167,65 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
     Ok(())
 }
 
-/// Completes the checksum of TCP or UDP if its sender has left that to the network device: then the field holds the sum
-/// of the pseudo-header alone. So do containers and virtual machines on this host, and the kernel with what it has merged.
-/// A complete checksum that happens to equal that sum stays as it is.
+/// Completes the checksum of TCP, UDP or SCTP if its sender has left that to the network device, also inside a tunnel of
+/// the sender's own: then the field holds the sum of the pseudo-header alone, and of SCTP zero. So do containers and
+/// virtual machines on this host, and the kernel with what it has merged. A complete checksum that happens to equal that
+/// stays as it is.
 #[inline]
 pub fn complete_checksum(packet: &mut [u8]) {
-    let Some(inner) = Inner::parse(packet) else { return };
+    let mut at = 0;
+    for _ in 0..TUNNELS {
+        match complete_outermost(&mut packet[at..]) {
+            Some(inside) => at += inside,
+            None => return,
+        }
+    }
+}
+
+/// Completes the checksum of a packet that is not inside another one. Returns where one that it carries begins.
+fn complete_outermost(packet: &mut [u8]) -> Option<usize> {
+    let inner = Inner::parse(packet)?;
     let packet = &mut packet[..inner.len];
-    let Some(Transport { protocol, payload, fragment: None }) = transport(packet, inner.header) else { return };
+    let Transport { protocol, payload, fragment: None } = transport(packet, inner.header)? else { return None };
     let (at, len) = (inner.len - payload.len(), payload.len());
+    let inside = carried(protocol, payload).map(|place| at + place);
     let field = match protocol {
         TCP => at + TCP_CSUM,
         UDP => at + UDP_CSUM,
-        _ => return,
+        SCTP => {
+            checksum::complete_sctp(&mut packet[at..]);
+            return None;
+        }
+        _ => return inside,
     };
     let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
     let pseudo = checksum::pseudo_header(&packet[addresses], protocol, len);
     if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
         checksum::complete(packet, at, field);
     }
+    inside
+}
+
+/// Where in the payload of a tunnel the IP packet begins that it carries: IP in IP, GRE (RFC 2784, RFC 2890), VXLAN
+/// (RFC 7348), Geneve (RFC 8926).
+fn carried(protocol: u8, payload: &[u8]) -> Option<usize> {
+    let word = |at: usize| Some(u16::from_be_bytes(*payload.get(at..)?.first_chunk()?));
+    let (at, kind) = match protocol {
+        IPV4_IN_IP | IPV6_IN_IP => return Some(0),
+        GRE => {
+            let flags = word(0)?;
+            let options = [0x8000, 0x2000, 0x1000].into_iter().filter(|flag| flags & flag != 0).count();
+            (4 + 4 * options, word(2)?)
+        }
+        UDP => match word(2)? {
+            VXLAN => (UDP_HEADER + 8, BRIDGED),
+            GENEVE => (UDP_HEADER + 8 + 4 * usize::from(payload.get(UDP_HEADER)? & 0x3f), word(UDP_HEADER + 2)?),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let (at, kind) = if kind == BRIDGED { (at + ETHERNET, word(at + ETHERNET - 2)?) } else { (at, kind) };
+    matches!(kind, 0x0800 | 0x86dd).then_some(at)
 }
 
 /// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
@@ -403,6 +458,72 @@ pub(crate) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// A TCP segment whose checksum is complete, and the same as its sender leaves it to the device.
+    fn complete_and_partial(s: &str, d: &str) -> [Vec<u8>; 2] {
+        let mut complete = packet(s, d, TCP, 0, 9, &[0x5a; 33]);
+        let inner = Inner::parse(&complete).unwrap();
+        let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
+        let pseudo = checksum::pseudo_header(&complete[addresses], TCP, 33);
+        let field = inner.header + TCP_CSUM;
+        complete[field..field + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+        let partial = complete.clone();
+        checksum::complete(&mut complete, inner.header, field);
+        [complete, partial]
+    }
+
+    #[test]
+    fn a_checksum_inside_a_tunnel_is_completed() {
+        let ethernet = |kind: u16| [&[2; 12][..], &kind.to_be_bytes()].concat();
+        for ((s, d), kind, ip) in [(PAIRS[0], 0x0800u16, IPV4_IN_IP), (PAIRS[1], 0x86dd, IPV6_IN_IP)] {
+            let [complete, partial] = complete_and_partial(s, d);
+            let udp = |port: u16, rest: &[u8]| {
+                [&[0x30, 0x39][..], &port.to_be_bytes(), &[0, 0, 0, 0], rest, &ethernet(kind)].concat()
+            };
+            let gre = |flags: u16, kind: u16| [flags.to_be_bytes(), kind.to_be_bytes()].concat();
+            for (name, protocol, header) in [
+                ("IP in IP", ip, Vec::new()),
+                ("GRE", GRE, gre(0, kind)),
+                ("GRE with a key and a number", GRE, [gre(0x3000, kind), vec![7; 8]].concat()),
+                ("GRE of frames", GRE, [gre(0, BRIDGED), ethernet(kind)].concat()),
+                ("VXLAN", UDP, udp(VXLAN, &[8, 0, 0, 0, 0, 0, 1, 0])),
+                ("Geneve with an option", UDP, udp(GENEVE, &[1, 0, 0x65, 0x58, 0, 0, 1, 0, 1, 2, 3, 0])),
+            ] {
+                for (outer_s, outer_d) in PAIRS {
+                    let carry = |p: &[u8]| packet(outer_s, outer_d, protocol, 0, 9, &[&header, p].concat());
+                    let mut repaired = carry(&partial);
+                    complete_checksum(&mut repaired);
+                    assert_eq!(repaired, carry(&complete), "{name}");
+                    for cut in 0..repaired.len() {
+                        complete_checksum(&mut carry(&partial)[..cut]);
+                    }
+                    // In another tunnel yet.
+                    let carry_twice =
+                        |p: &[u8]| packet(s, d, GRE, 0, 9, &[gre(0, kind), packet(s, d, ip, 0, 9, p)].concat());
+                    let mut repaired = carry_twice(&partial);
+                    complete_checksum(&mut repaired);
+                    assert_eq!(repaired, carry_twice(&complete));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_checksum_of_sctp_is_completed_if_there_is_none() {
+        for (s, d) in PAIRS {
+            let with = |sum: [u8; 4]| packet(s, d, SCTP, 0, 9, &[&[0x12; 8][..], &sum, &[0x34; 21]].concat());
+            let mut repaired = with([0; 4]);
+            complete_checksum(&mut repaired);
+            let at = Inner::parse(&repaired).unwrap().header + 8;
+            let sum: [u8; 4] = repaired[at..at + 4].try_into().unwrap();
+            assert_ne!(sum, [0; 4]);
+            assert_eq!(repaired, with(sum));
+            let mut other = with([1, 2, 3, 4]);
+            complete_checksum(&mut other);
+            assert_eq!(other, with([1, 2, 3, 4]), "one that is wrong stays so");
+            complete_checksum(&mut packet(s, d, SCTP, 0, 9, &[0; 11]));
         }
     }
 

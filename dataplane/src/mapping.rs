@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use crate::checksum;
-use crate::inner::{ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, adjust};
+use crate::inner::{DCCP, ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, UDP_LITE, adjust};
 use crate::transport::{Transport, transport};
 
 const ICMP_HEADER: usize = 8;
@@ -145,11 +145,11 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
     if inner.source.is_ipv4() {
         adjust(packet, 10, old, new);
     }
-    // TCP, UDP and ICMPv6 cover a pseudo-header; what is quoted may end before their checksum.
+    // These cover a pseudo-header; what is quoted may end before their checksum.
     let Some((protocol, at)) = transport_of(packet, inner) else { return };
     let field = match protocol {
         TCP => at + TCP_CSUM,
-        UDP => at + UDP_CSUM,
+        UDP | UDP_LITE | DCCP => at + UDP_CSUM,
         ICMPV6 => at + 2,
         _ => return,
     };
@@ -193,7 +193,7 @@ mod tests {
         let inner = Inner::parse(&packet).unwrap();
         let field = match protocol {
             TCP => 16,
-            UDP => 6,
+            UDP | UDP_LITE | DCCP => 6,
             _ => 2,
         };
         let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
@@ -229,7 +229,7 @@ mod tests {
             ("fd00:1::9", "fd77:1::9", "fd02::1"),
         ] {
             let icmp = if real.contains(':') { ICMPV6 } else { ICMP };
-            for protocol in [TCP, UDP, icmp, 132] {
+            for protocol in [TCP, UDP, UDP_LITE, DCCP, icmp, 132] {
                 // Echo requests, not errors.
                 let body = [&[if icmp == ICMPV6 { 128 } else { 8 }], &BODY[1..]].concat();
                 let make = |source: &str, destination: &str| sound(source, destination, protocol, &body);
@@ -270,7 +270,7 @@ mod tests {
             ("fd00:1::9", "fd77:1::9", "fd02::1", ICMPV6, 1),
             ("fd00:1::9", "fd77:1::9", "fd02::1", ICMPV6, 2),
         ] {
-            for protocol in [TCP, UDP] {
+            for protocol in [TCP, UDP, DCCP] {
                 for quote in [28, 48, 60, 72] {
                     let error = |source: &str, destination: &str, quoted: Vec<u8>| {
                         let quoted = &quoted[..quote.min(quoted.len())];
