@@ -3,6 +3,7 @@
 use crate::support::nat::{self, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway};
 use crate::support::*;
+use penstock_dataplane::ports::INNER_MAX;
 use penstock_proto::path::{FIRST_BYTE, PROBE_LENGTH};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -108,6 +109,35 @@ fn an_mtu_that_is_too_large_is_lowered() {
     }
 }
 
+/// Jumbo frames inside are never larger than what a slot of AF_XDP's memory holds, also where the interface would carry
+/// more, and hosts are told.
+#[test]
+fn jumbo_frames_pass_up_to_what_hosts_are_told() {
+    if !ready(&[]) {
+        return;
+    }
+    for kind in MODES {
+        let topology = Topology::new(Options { mtu: 9001, ..Options::default() });
+        let (a, _b) = joined(&topology, kind, kind, Outer::V4);
+        assert_eq!(a.status()["TunnelMtu"], INNER_MAX, "{kind:?}");
+        let mut inner = 0;
+        // It is searched for to within some bytes.
+        eventually(2 * SOON, "the path's MTU is found", || {
+            let mtu = a.status()["Peers"][0]["Mtu"].clone();
+            inner = mtu["Inner"].as_u64().expect("a size") as u16;
+            mtu["Reason"] == "probed" && usize::from(inner) > INNER_MAX - 16
+        });
+        carries(&topology, inner, &format!("{kind:?}"));
+        for target in topology.b.hosts() {
+            forget_learnt(&topology);
+            // Beyond what the ring takes, and as large as the host sends them: the kernel tells the tunnel's MTU, or the path's.
+            let largest = ping_of(&topology, target, 9001, "2");
+            let told = largest.reported_mtu().is_some_and(|mtu| (usize::from(inner)..=INNER_MAX).contains(&mtu.into()));
+            assert!(told, "{kind:?}, {target}: {}", largest.text);
+        }
+    }
+}
+
 /// The inside is never smaller than 1280: outer packets are fragmented, also where AF_XDP could not do so.
 #[test]
 fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
@@ -185,7 +215,8 @@ fn a_router_that_fragments_does_not_hide_how_little_its_link_takes() {
     if !ready(&[]) {
         return;
     }
-    for (kind, outer) in [(Kind::XDP, Outer::V4), (Kind::SOCKET, Outer::V4), (Kind::SOCKET, Outer::V6)] {
+    let outers = [Outer::V4, Outer::V6];
+    for (kind, outer) in MODES.into_iter().flat_map(|kind| outers.map(|outer| (kind, outer))) {
         let topology = Topology::new(Options::router());
         shrink_links(&topology, 1400);
         let (a, b) = joined(&topology, kind, kind, outer);

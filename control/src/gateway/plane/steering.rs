@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use penstock_dataplane::ports::INNER_MAX;
 use penstock_dataplane::steer::{
     AttachError, AttachMode, LanConfig, LanSteering, LanVerdict, OuterFamily, SteerError, WanSteering, XdpMode,
 };
@@ -98,6 +99,12 @@ impl Wan {
     }
 }
 
+/// The longest IP packet that the ring takes from an interface: with jumbo frames, what a slot of it holds. The kernel
+/// tells the senders of longer ones.
+fn largest(interface: &Interface) -> u16 {
+    interface.largest_packet().min(INNER_MAX as u16)
+}
+
 impl Lan {
     /// Attaches to an Ethernet interface with this address.
     ///
@@ -110,7 +117,7 @@ impl Lan {
         asked: AttachMode,
     ) -> Result<Self, AttachError> {
         let Interface { name, index, .. } = interface;
-        let config = LanConfig { mac, tunnel_mtu, link_mtu: interface.largest_packet() };
+        let config = LanConfig { mac, tunnel_mtu, link_mtu: largest(interface) };
         let program = LanSteering::attach(name, *index, config, asked)?;
         let (prefixes, _tags) = (Prefixes::new(), KeptTags::default());
         Ok(Self { index: *index, program, config, asked, prefixes, _tags })
@@ -208,7 +215,7 @@ impl Steering {
     /// Follows a change of a LAN interface's MAC address or MTU.
     pub fn follow(&mut self, interface: &Interface) {
         for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index) {
-            let (mac, link_mtu) = (interface.mac.unwrap_or(lan.config.mac), interface.largest_packet());
+            let (mac, link_mtu) = (interface.mac.unwrap_or(lan.config.mac), largest(interface));
             lan.set_config(LanConfig { mac, link_mtu, ..lan.config });
         }
     }
