@@ -100,28 +100,28 @@ fn nested_prefixes_of_gateways_with_different_tables_go_each_its_way() {
 
 /// What leaves outside the tunnel goes where the system's rules send its mark, also where AF_XDP drives the WAN.
 #[test]
-fn outer_packets_follow_a_rule_for_their_mark() {
+fn outer_packets_follow_a_rule_for_their_mark_or_port() {
     if !ready(&["tcpdump"]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    let mark = format!("fwmark {DEFAULT_MARK}");
+    let port = format!("ipproto udp dport {PORT}");
+    for (kind, selector) in [(Kind::XDP, &mark), (Kind::XDP, &port), (Kind::SOCKET, &mark), (Kind::SOCKET, &port)] {
         let topology = Topology::new(Options::default());
         let (a, b) = (&topology.a.gateway, &topology.b.gateway);
         a.ip(&format!("link add wan1 type veth peer name wan1 netns {}\n", b.name()));
         a.ip("addr add 198.51.100.1/24 dev wan1\nlink set wan1 up\n");
         b.ip("addr add 198.51.100.2/24 dev wan1\nlink set wan1 up\n");
-        a.ip(&format!(
-            "route add 192.0.2.2 via 198.51.100.2 dev wan1 table 200\nrule add fwmark {DEFAULT_MARK} table 200\n"
-        ));
+        a.ip(&format!("route add 192.0.2.2 via 198.51.100.2 dev wan1 table 200\nrule add {selector} table 200\n"));
         for (namespace, interface) in [(a, "all"), (a, "wan1"), (b, "all"), (b, "wan0"), (b, "wan1")] {
             namespace.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
         }
         let capture = Capture::start(b, "wan1", "udp and inbound", topology.scratch());
         let _gateways = joined(&topology, kind, kind, Outer::V4);
         let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "20", "-i", "0.02"]);
-        assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
+        assert!(pings.all_answered(), "{kind:?}, {selector}: {}", pings.text);
         let by_rule = count_messages(&capture.stop(), TRANSPORT_DATA);
-        assert!(by_rule >= 20, "{kind:?}: {by_rule} packets went where the rule says");
+        assert!(by_rule >= 20, "{kind:?}, {selector}: {by_rule} packets went where the rule says");
     }
 }
 
