@@ -18,8 +18,9 @@ struct Policy {
     apart: bool,
 }
 
-/// Parses it. Of the policies for a direction, the kernel takes the one with the smallest priority that selects a packet.
-pub(super) fn parse(text: &str) -> Vec<Chain> {
+/// Parses it, and what `ip xfrm policy getdefault` prints. Of the policies for a direction, the kernel takes the one with
+/// the smallest priority that selects a packet; where none does, it accepts or blocks by default.
+pub(super) fn parse(text: &str, defaults: &str) -> Vec<Chain> {
     let mut policies = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         // A policy's first line is its selector, the others are indented.
@@ -31,15 +32,24 @@ pub(super) fn parse(text: &str) -> Vec<Chain> {
     }
     policies.retain(|policy| !policy.apart);
     policies.sort_by_key(|policy| policy.priority);
+    // "Default policies:", then a line such as " in:  accept" for each direction.
+    let blocks = |name: &str| {
+        let default = |line: &str| line.trim().strip_prefix(name)?.strip_prefix(':').map(|word| word.trim() == "block");
+        defaults.lines().find_map(default).unwrap_or(false)
+    };
     let chain = |(hook, name): (Hook, &str)| Chain {
         table: "IPsec".to_owned(),
         name: name.to_owned(),
         families: [true, true],
-        base: Some(Base { hook, device: None, drops: false }),
+        base: Some(Base { hook, device: None, drops: blocks(name) }),
         rules: policies.iter().filter(|policy| policy.direction == Some(hook)).map(rule).collect(),
     };
     let directions = [(Hook::Input, "in"), (Hook::Forward, "fwd"), (Hook::Postrouting, "out")];
-    directions.into_iter().map(chain).filter(|chain| !chain.rules.is_empty()).collect()
+    directions
+        .into_iter()
+        .map(chain)
+        .filter(|chain| !chain.rules.is_empty() || chain.base.as_ref().is_some_and(|base| base.drops))
+        .collect()
 }
 
 fn rule(policy: &Policy) -> Rule {

@@ -273,8 +273,13 @@ impl Walk<'_> {
                 Action::Return if always => return Fate::End,
                 Action::Accept | Action::Return => {}
                 Action::Jump(name) | Action::Goto(name) => {
-                    let to = self.chains.get(&(chain.table.as_str(), name.as_str())).copied();
-                    match to.map_or(Fate::End, |to| self.chain(to, packets, depth + 1)) {
+                    let Some(to) = self.chains.get(&(chain.table.as_str(), name.as_str())).copied() else {
+                        return Fate::Concerned(format!(
+                            "{}, table {}, which leads to a chain that is not listed",
+                            rule.name, chain.table
+                        ));
+                    };
+                    match self.chain(to, packets, depth + 1) {
                         Fate::Accepted if always => return Fate::Accepted,
                         Fate::End if always && matches!(rule.action, Action::Goto(_)) => return Fate::End,
                         Fate::Concerned(rule) => return Fate::Concerned(rule),
@@ -304,7 +309,7 @@ impl Walk<'_> {
                 Action::Continue | Action::Change | Action::Drop | Action::Translate(_) => {}
                 Action::Jump(name) | Action::Goto(name) => {
                     let to = self.chains.get(&(chain.table.as_str(), name.as_str())).copied();
-                    match to.map_or(Fate::End, |to| self.barrier(to, packets, depth + 1)) {
+                    match to.map_or(Fate::Accepted, |to| self.barrier(to, packets, depth + 1)) {
                         Fate::Accepted => return Fate::Accepted,
                         Fate::Concerned(rule) if always => return Fate::Concerned(rule),
                         Fate::End if matches!(rule.action, Action::Goto(_)) => {

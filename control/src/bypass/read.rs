@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Ruleset, ipsec, iptables, nft, traffic_control};
+use super::{Chain, Ruleset, ipsec, iptables, nft, traffic_control};
 use crate::netlink::{Interface, Netlink};
 use crate::tool;
 
@@ -34,7 +34,12 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
         }
     }
     match tool::run("ip", &["xfrm", "policy"], "") {
-        Ok(text) => ruleset.chains.extend(ipsec::parse(&String::from_utf8_lossy(&text))),
+        Ok(text) => {
+            // Linux before 5.14 has no defaults, and iproute2 before 5.15 does not tell them.
+            let defaults = tool::run("ip", &["xfrm", "policy", "getdefault"], "").unwrap_or_default();
+            let [policies, defaults] = [text, defaults].map(|text| String::from_utf8_lossy(&text).into_owned());
+            ruleset.chains.extend(ipsec::parse(&policies, &defaults));
+        }
         // A kernel without IPsec has no policies.
         Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
         Err(e) => ruleset.unread.push(format!("the policies of IPsec, which cannot be read: {e}")),
@@ -58,11 +63,20 @@ fn take_nft(ruleset: &mut Ruleset, nft: nft::Nft) {
             continue;
         }
         if let Ok(text) = save(&format!("{program}-nft")) {
-            let replaced = nft::OF_IPTABLES.map(|table| format!("{family} {table}"));
-            ruleset.chains.retain(|chain| !replaced.contains(&chain.table));
-            ruleset.chains.extend(iptables::parse(&text, program, ipv6));
+            replace(ruleset, family, iptables::parse(&text, program, ipv6));
         }
     }
+}
+
+/// Replaces chains as nftables shows them by the same as iptables does. It leaves out chains, and whole tables, in which
+/// somebody else has made rules.
+pub(super) fn replace(ruleset: &mut Ruleset, family: &str, saved: Vec<Chain>) {
+    let is_saved = |chain: &Chain| {
+        let table = chain.table.strip_prefix(family).and_then(|table| table.strip_prefix(' '));
+        saved.iter().any(|saved| saved.name == chain.name && saved.table.split(' ').next() == table)
+    };
+    ruleset.chains.retain(|chain| !is_saved(chain));
+    ruleset.chains.extend(saved);
 }
 
 fn save(program: &str) -> io::Result<String> {

@@ -367,17 +367,18 @@ fn a_barrier_is_found_in_the_chains_that_lead_to_it() {
 
 #[test]
 fn the_first_policy_of_ipsec_that_may_select_a_packet_decides() {
+    let parse = |text: &str| ipsec::parse(text, "Default policies:\n in:  accept\n fwd: accept\n out: accept\n");
     let encrypts = "\n\ttmpl src 192.0.2.1 dst 192.0.2.9\n\t\tproto esp reqid 0 mode tunnel";
     let policy = |selector: &str, more: &str| format!("{selector} \n\tdir {more} ptype main {encrypts}\n");
     let out = policy("src 10.1.0.0/24 dst 10.2.3.0/24 proto tcp dport 443", "out priority 7");
     let named = "policy src 10.1.0.0/24 dst 10.2.3.0/24 proto tcp dport 443, table IPsec";
-    assert_eq!(lan(ipsec::parse(&out)).as_deref(), Some(named));
-    assert_eq!(wan(ipsec::parse(&out)), None);
+    assert_eq!(lan(parse(&out)).as_deref(), Some(named));
+    assert_eq!(wan(parse(&out)), None);
     let passes = |priority| format!("src 10.0.0.0/8 dst 0.0.0.0/0 \n\tdir out priority {priority} ptype main \n");
-    assert_eq!(lan(ipsec::parse(&(out.clone() + &passes(6)))), None, "packets that pass do so before");
-    assert!(lan(ipsec::parse(&(out + &passes(8)))).is_some());
+    assert_eq!(lan(parse(&(out.clone() + &passes(6)))), None, "packets that pass do so before");
+    assert!(lan(parse(&(out + &passes(8)))).is_some());
     let blocks = "src 10.2.0.0/24 dst 10.1.0.0/24 \n\tdir fwd action block priority 0 ptype main \n";
-    assert!(lan(ipsec::parse(blocks)).is_some());
+    assert!(lan(parse(blocks)).is_some());
     let all = "src ::/0 dst ::/0";
     for (concerned, text) in [
         (true, policy(all, "fwd priority 0")),
@@ -389,10 +390,48 @@ fn the_first_policy_of_ipsec_that_may_select_a_packet_decides() {
         (false, format!("{all} \n\tsocket out priority 0 ptype main {encrypts}\n")),
         (false, String::new()),
     ] {
-        assert_eq!(lan(ipsec::parse(&text)).is_some(), concerned, "{text}");
+        assert_eq!(lan(parse(&text)).is_some(), concerned, "{text}");
     }
-    assert!(wan(ipsec::parse(&policy("src 0.0.0.0/0 dst 192.0.2.1/32 proto udp", "in priority 0"))).is_some());
+    assert!(wan(parse(&policy("src 0.0.0.0/0 dst 192.0.2.1/32 proto udp", "in priority 0"))).is_some());
     // What was cut or is of tomorrow is no reason to fail.
     let whole = policy(all, "fwd priority 0");
-    (0..whole.len()).for_each(|end| drop(ipsec::parse(&whole[..end])));
+    (0..whole.len()).for_each(|end| drop(parse(&whole[..end])));
+}
+
+#[test]
+fn ipsec_may_block_by_default_what_no_policy_selects() {
+    let block = |direction: &str| format!("Default policies:\n {direction}:  block\n");
+    let lets_pass =
+        "src 0.0.0.0/0 dst 0.0.0.0/0 \n\tdir fwd priority 0 ptype main \nsrc ::/0 dst ::/0 \n\tdir fwd priority 0 \n";
+    for (concerned, policies, defaults) in [
+        (true, "", block("fwd")),
+        (true, "", block("out")),
+        (false, "", block("in")),
+        (false, "", String::new()),
+        (false, lets_pass, block("fwd")),
+    ] {
+        assert_eq!(lan(ipsec::parse(policies, &defaults)).is_some(), concerned, "{policies}{defaults}");
+    }
+    assert!(wan(ipsec::parse("", &block("in"))).is_some());
+}
+
+/// What somebody has made with nft in a table of iptables is in nothing that iptables prints.
+#[test]
+fn in_tables_of_iptables_chains_of_others_stay() {
+    let drop = r#"{"drop": null}"#;
+    let chains =
+        nft(&[("FORWARD", FORWARD, &[r#"{"xt": {"type": "match", "name": "comment"}}"#]), ("mine", FORWARD, &[drop])])
+            .into_iter()
+            .map(|chain| Chain { table: "ip filter".to_owned(), ..chain });
+    let mut ruleset = Ruleset { chains: chains.collect(), unread: Vec::new() };
+    read::replace(&mut ruleset, "ip", iptables::parse("*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n", "iptables", false));
+    let tables: Vec<_> = ruleset.chains.iter().map(|chain| (chain.table.as_str(), chain.name.as_str())).collect();
+    assert_eq!(tables, [("ip filter", "mine"), ("filter of iptables", "FORWARD")]);
+    assert!(lan(ruleset.chains).is_some_and(|rule| rule.contains("of chain mine, table ip filter")));
+}
+
+#[test]
+fn what_leads_to_a_chain_that_is_not_listed_may_do_anything() {
+    let jump = r#"{"jump": {"target": "gone"}}"#;
+    assert!(lan(nft(&[("forward", FORWARD, &[jump])])).is_some_and(|rule| rule.contains("not listed")));
 }

@@ -6,7 +6,7 @@ use std::io;
 use penstock_dataplane::steer::has_tcx_programs;
 
 use super::{Action, Base, Chain, Hook, Rule};
-use crate::netlink::{Interface, Netlink, Side};
+use crate::netlink::{Discipline, FilterPlace, Interface, Netlink};
 
 /// Disciplines that only decide in which order packets leave when there are more than the device can take.
 const PLAIN: [&str; 9] = ["noqueue", "pfifo_fast", "pfifo", "bfifo", "fq", "fq_codel", "codel", "sfq", "mq"];
@@ -30,15 +30,24 @@ pub(super) fn read(netlink: &mut Netlink, interface: &Interface) -> io::Result<V
         });
     };
     let disciplines = netlink.queueing_disciplines(*index)?;
-    if let Some(kind) = disciplines.iter().find(|k| !PLAIN.contains(&k.as_str()) && !HOLDERS.contains(&k.as_str())) {
+    let kinds = || disciplines.iter().map(|discipline| discipline.kind.as_str());
+    if let Some(kind) = kinds().find(|kind| !PLAIN.contains(kind) && !HOLDERS.contains(kind)) {
         add(Hook::Egress, format!("the queueing discipline {kind} of {name}"));
     }
-    let has_holder = disciplines.iter().any(|kind| HOLDERS.contains(&kind.as_str()));
-    for (side, hook, word) in [(Side::Ingress, Hook::Ingress, "ingress"), (Side::Egress, Hook::Egress, "egress")] {
-        if has_holder && netlink.has_filters(*index, side)? {
+    for Discipline { kind, handle } in disciplines.iter().filter(|discipline| PLAIN.contains(&discipline.kind.as_str()))
+    {
+        if netlink.has_filters(*index, FilterPlace::Discipline(*handle))? {
+            add(Hook::Egress, format!("a filter in the queueing discipline {kind} of {name}"));
+        }
+    }
+    let has_holder = kinds().any(|kind| HOLDERS.contains(&kind));
+    for (place, hook, word) in
+        [(FilterPlace::Ingress, Hook::Ingress, "ingress"), (FilterPlace::Egress, Hook::Egress, "egress")]
+    {
+        if has_holder && netlink.has_filters(*index, place)? {
             add(hook, format!("a filter on {word} of {name}"));
         }
-        if has_tcx_programs(name, side == Side::Ingress) {
+        if has_tcx_programs(name, place == FilterPlace::Ingress) {
             add(hook, format!("an eBPF program on {word} of {name}"));
         }
     }

@@ -136,7 +136,7 @@ mod tests {
                 everything,
                 everything,
             ),
-            ("that drops", ForeignRule { table: None, ..rule.clone() }, everything, everything),
+            ("that drops, or goes on elsewhere", ForeignRule { table: None, ..rule.clone() }, everything, everything),
             ("from a remote site", ForeignRule { source: net("10.7.0.0/16"), ..rule.clone() }, everything, everything),
             ("from the LAN", ForeignRule { source: net("10.1.0.7/32"), ..rule.clone() }, None, everything),
             ("from the WAN's address", ForeignRule { source: net("192.0.2.1/32"), ..rule.clone() }, None, None),

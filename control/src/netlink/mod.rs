@@ -25,7 +25,7 @@ pub use news::News;
 pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};
 pub use rules::{ForeignRule, Rule};
 pub use socket::Netlink;
-pub use traffic_control::Side;
+pub use traffic_control::{Discipline, FilterPlace};
 
 /// The network that contains `address`, without host bits; lengths beyond the address are cut.
 pub fn network(address: IpAddr, length: u8) -> IpNet {

@@ -111,7 +111,7 @@ pub struct ForeignRule {
     pub mark: Option<u32>,
     /// Whether it selects all other packets instead.
     pub inverted: bool,
-    /// The table it leads to; `None` for a rule that drops.
+    /// The table it leads to; `None` for a rule that drops, or goes on at another one.
     pub table: Option<u32>,
     /// Routes of the table with prefixes no longer than this do not count.
     pub suppressed: Option<u32>,
@@ -139,7 +139,7 @@ impl ForeignRule {
         let header = &message.header;
         let table = match header.action {
             RuleAction::ToTable => Some(u32::from(header.table)),
-            RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => None,
+            RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit | RuleAction::Goto => None,
             _ => return None,
         };
         let ipv6 = header.family == AddressFamily::Inet6;
@@ -164,7 +164,7 @@ impl ForeignRule {
 }
 
 impl Netlink {
-    /// All rules that lead to a table or drop, whoever added them.
+    /// All rules that decide something, whoever added them.
     ///
     /// # Errors
     /// The kernel's error.
@@ -175,7 +175,7 @@ impl Netlink {
         })
     }
 
-    /// The rules that lead to a table or drop, and have another form than a gateway's.
+    /// The rules that decide something and have another form than a gateway's.
     ///
     /// # Errors
     /// The kernel's error.

@@ -79,11 +79,23 @@ fn rules_that_come_first_hold_for_what_the_lan_sends() {
         let (_a, _b) = joined(&topology, kind, kind, Outer::V4);
         let [to4, to6] = [topology.b.host4(), topology.b.host6()];
         let passes = |to| ping(&topology.a.host, to, &["-c", "1"]).all_answered();
-        topology.a.gateway.ip("rule add from 10.101.0.2 to 10.102.0.0/24 priority 100 blackhole\n");
-        eventually(SOON, &format!("{kind:?}: the rule holds"), || !passes(to4));
-        assert!(passes(to6), "{kind:?}: of the other family");
-        topology.a.gateway.ip("rule del from 10.101.0.2 to 10.102.0.0/24 priority 100 blackhole\n");
-        eventually(SOON, &format!("{kind:?}: the rule is gone"), || passes(to4));
+        let gateway = &topology.a.gateway;
+        gateway.ip("route add blackhole 10.102.0.0/24 table 200\nrule add priority 5000 lookup 200\n");
+        for (family, rule, held, other) in [
+            ("-4", "from 10.101.0.2 to 10.102.0.0/24 priority 100 blackhole", to4, to6),
+            ("-6", "from fd00:101::2 to fd00:102::/64 priority 100 blackhole", to6, to4),
+            ("-4", "iif lan0 priority 100 goto 5000", to4, to6),
+        ] {
+            let change = |how: &str| {
+                let words = ["ip", family, "rule", how].into_iter().chain(rule.split(' '));
+                gateway.run(&words.collect::<Vec<_>>());
+            };
+            change("add");
+            eventually(SOON, &format!("{kind:?}: {rule}: it holds"), || !passes(held));
+            assert!(passes(other), "{kind:?}: {rule}: of the other family");
+            change("del");
+            eventually(SOON, &format!("{kind:?}: {rule}: it is gone"), || passes(held));
+        }
     }
 }
 
@@ -186,35 +198,32 @@ fn rules_that_are_not_applied_are_problems() {
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
     // What nftables does not tell of is read along with it.
-    let read_anew = || {
-        gateway.nft("table inet fw { }");
-        gateway.run(&["nft", "delete", "table", "inet", "fw"]);
-    };
-    gateway.ip("xfrm policy add src 10.101.0.0/24 dst 10.102.0.0/24 dir out tmpl proto esp mode transport\n");
-    read_anew();
-    let told = "what AF_XDP carries on lan0 bypasses policy src 10.101.0.0/24 dst 10.102.0.0/24, table IPsec";
-    eventually(SOON, "an IPsec policy is named", || problems().contains(told));
-    gateway.ip("xfrm policy flush\n");
-    read_anew();
-    eventually(SOON, "the policy is gone", || !problems().contains("bypasses"));
-    gateway.run(&[
-        "tc",
-        "qdisc",
-        "add",
-        "dev",
-        a.name(),
-        "root",
-        "tbf",
-        "rate",
-        "1gbit",
-        "burst",
-        "1m",
-        "latency",
-        "9ms",
-    ]);
-    read_anew();
-    let told = format!("what AF_XDP carries on lan0 bypasses the queueing discipline tbf of {}", a.name());
-    eventually(SOON, "a shaper of the tunnel's device is named", || problems().contains(&told));
+    let tun = a.name();
+    let shaper = format!("tc qdisc add dev {tun} root tbf rate 1gbit burst 1m latency 9ms");
+    for (set, rule, unset) in [
+        (
+            "ip xfrm policy add src 10.101.0.0/24 dst 10.102.0.0/24 dir out tmpl proto esp mode transport",
+            "policy src 10.101.0.0/24 dst 10.102.0.0/24, table IPsec",
+            "ip xfrm policy flush",
+        ),
+        (
+            "ip xfrm policy setdefault fwd block",
+            "the firewall's policy of chain fwd, table IPsec",
+            "ip xfrm policy setdefault fwd accept",
+        ),
+        (&shaper, &format!("the queueing discipline tbf of {tun}"), &format!("tc qdisc del dev {tun} root")),
+    ] {
+        let read_anew = |command: &str| {
+            gateway.run(&command.split(' ').collect::<Vec<_>>());
+            gateway.nft("table inet fw { }");
+            gateway.run(&["nft", "delete", "table", "inet", "fw"]);
+        };
+        read_anew(set);
+        let told = format!("what AF_XDP carries on lan0 bypasses {rule}");
+        eventually(SOON, &format!("{rule} is named"), || problems().contains(&told));
+        read_anew(unset);
+        eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
+    }
     assert!(ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered());
 }
 
