@@ -38,7 +38,7 @@ const CHECKS: [Check; 16] = [
     firewall::keeps_calls_out,
 ];
 
-const PORT_CHECKS: [PortCheck; 14] = [
+const PORT_CHECKS: [PortCheck; 15] = [
     interface::missing,
     interface::down,
     interface::without_native_xdp,
@@ -51,6 +51,7 @@ const PORT_CHECKS: [PortCheck; 14] = [
     interface::small_mtu,
     interface::forwarding_off,
     firewall::keeps_the_lan_apart,
+    firewall::is_bypassed,
     placement::interrupt_at_another_worker,
     placement::workers_away_from_card,
 ];

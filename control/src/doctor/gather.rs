@@ -153,7 +153,8 @@ fn ask_kernel(facts: &mut Facts, profile: &Profile) -> io::Result<()> {
     let wan = facts.links.get(&profile.wan.interface).map(|link| link.interface.index);
     let on_wan = netlink.addresses()?.into_iter().filter(|address| Some(address.interface) == wan);
     facts.wan_addresses = on_wan.map(|address| address.address.into()).collect();
-    facts.firewall = bypass::read(&[]);
+    let of_ours: Vec<Interface> = interfaces.iter().filter(|interface| ours(&interface.name)).cloned().collect();
+    facts.firewall = bypass::read(&of_ours);
     facts.unseen.extend(facts.firewall.unread().iter().cloned());
 
     let is_default = |route: &crate::netlink::Route| {

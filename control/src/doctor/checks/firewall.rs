@@ -1,7 +1,7 @@
 //! Rules of the packet filter that certainly drop what the gateway needs. Where a rule may let some of it through, that
 //! is taken to be meant.
 
-use super::{Port, error, path, quoted, warning};
+use super::{Port, error, path, quoted, set_config, warning};
 use crate::bypass::{Barrier, Inside, Outside, Way};
 use crate::doctor::Finding;
 use crate::doctor::facts::Facts;
@@ -48,6 +48,24 @@ pub(super) fn keeps_the_lan_apart(facts: &Facts, profile: &Profile, port: &Port<
         }
         [None, None] => None,
     }
+}
+
+/// A rule that AF_XDP does not apply, where the profile demands it. `auto` takes sockets there.
+pub(super) fn is_bypassed(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
+    if !port.demands_xdp || !facts.links.contains_key(port.name) {
+        return None;
+    }
+    let (rule, setting) = if port.wan {
+        let LocalPort::Pinned(number) = profile.local_port else { return None };
+        let outside = Outside { wan: port.name.to_owned(), port: number, addresses: facts.wan_addresses.clone() };
+        (facts.firewall.concerns_wan(&outside)?, "Wan.Mode=auto")
+    } else {
+        let own = profile.lan.subnets.iter().copied().collect();
+        let inside = Inside { lan: port.name, tunnel: profile.name.as_str(), own: &own, remote: &facts.remote() };
+        (facts.firewall.concerns_lan(&inside)?, "Lan.Mode=auto")
+    };
+    let sentence = format!("what AF_XDP carries on it bypasses {rule}; express it in Firewall, or leave AF_XDP");
+    warning(port.name, sentence, set_config(facts, setting))
 }
 
 /// The command that accepts packets before the barrier; `[nft, iptables]` is what both look for besides the interfaces.

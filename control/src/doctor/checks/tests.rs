@@ -365,7 +365,16 @@ fn what_drops_calls_or_the_lan_is_found_and_let_through() {
     let mut facts = sound();
     of(&mut facts).lan.mode = LanMode::Xdp;
     facts.firewall = iptables(docker);
-    assert_eq!(check(&facts), [], "AF_XDP does not ask it");
+    let bypassed = check(&facts);
+    assert_eq!((bypassed.len(), bypassed[0].subject.as_str()), (1, "eth1"), "AF_XDP does not ask it: {bypassed:?}");
+    assert!(bypassed[0].sentence.contains("bypasses the firewall's policy of chain FORWARD"), "{bypassed:?}");
+    assert_eq!(bypassed[0].command, format!("penstock set-config Lan.Mode=auto --profile {PATH}"));
+    of(&mut facts).wan.mode = WanMode::Xdp;
+    facts.wan_addresses = BTreeSet::from(["192.0.2.1/32".parse().unwrap()]);
+    facts.firewall = iptables("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p udp --dport 47100 -j LOG\n");
+    let bypassed = check(&facts);
+    assert_eq!((bypassed.len(), bypassed[0].subject.as_str()), (1, "eth0"), "{bypassed:?}");
+    assert_eq!(bypassed[0].command, format!("penstock set-config Wan.Mode=auto --profile {PATH}"));
 
     let rules = [
         r#"{"chain": {"family": "inet", "table": "TABLE", "name": "in", "hook": "input", "policy": "accept"}}"#,
