@@ -330,7 +330,7 @@ mod tests {
             mtu: 1500,
             up: true,
             kind: None,
-            vrf: false,
+            port_of: None,
             queues: 1,
         };
         let neighbour = |interface, address: &str, last| Neighbour {

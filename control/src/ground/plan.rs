@@ -339,7 +339,7 @@ mod tests {
             mtu: 1420,
             up: true,
             kind: None,
-            vrf: false,
+            port_of: None,
             queues: 1,
         };
         network.interfaces = [up(1, "wan0"), up(2, "lan0"), up(3, "pen0")].map(|i| (i.index, i)).into();

@@ -104,7 +104,7 @@ mod tests {
                     mtu: 1500,
                     up: true,
                     kind: Some(kind.to_owned()),
-                    vrf: false,
+                    port_of: None,
                     queues: 1,
                 },
             );

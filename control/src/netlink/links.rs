@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, network};
@@ -27,8 +27,8 @@ pub struct Interface {
     pub up: bool,
     /// The kind of software device, if it is one: `veth`, `bridge`, `vlan`, …
     pub kind: Option<String>,
-    /// Whether it belongs to a VRF.
-    pub vrf: bool,
+    /// The kind of device that it is a port of, if it is one: `bridge`, `bond`, `vrf`, …
+    pub port_of: Option<String>,
     /// The receive queues that it was created with; the driver may use fewer.
     pub queues: u32,
 }
@@ -207,7 +207,7 @@ impl Interface {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             kind: None,
-            vrf: false,
+            port_of: None,
             queues: 0,
         };
         for attribute in message.attributes {
@@ -221,7 +221,10 @@ impl Interface {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
                         _ => None,
                     });
-                    interface.vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
+                    interface.port_of = infos.iter().find_map(|i| match i {
+                        LinkInfo::PortKind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
                 }
                 _ => {}
             }

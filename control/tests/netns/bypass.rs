@@ -224,7 +224,12 @@ fn rules_that_are_not_applied_are_problems() {
         read_anew(unset);
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
-    assert!(ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered());
+    // A bridge's rules, and those for the bridge itself.
+    gateway.ip("link add br9 type bridge\nlink set lan0 master br9\n");
+    eventually(SOON, "the bridge is named", || problems().contains("lan0 is a port of another device (bridge)"));
+    gateway.ip("link del br9\n");
+    eventually(SOON, "the bridge is gone", || !problems().contains("lan0 is a port"));
+    await_traffic(&topology);
 }
 
 /// All parts of a packet go one way, so that connection tracking, which puts them together, misses none: those that the

@@ -41,7 +41,7 @@ fn link(name: &str) -> Link {
         mtu: 1500,
         up: true,
         kind: None,
-        vrf: false,
+        port_of: None,
         queues: 4,
     };
     Link {

@@ -203,19 +203,32 @@ impl Drive {
                 None if self.setting == ModeSetting::Xdp && !self.xdp() => {
                     (self.reason().to_owned(), "fix what is named, or set the mode to auto")
                 }
-                None if interface.vrf => return Some((self.vrf(), IN_A_VRF, Severity::Warning)),
-                None => return self.bypasses(),
+                None => return self.belongs(interface).or_else(|| self.bypasses()),
             },
         };
         Some((sentence, what_to_do, Severity::Error))
     }
 
-    fn vrf(&self) -> String {
-        format!(
-            "{} belongs to a VRF: what comes in there reaches neither the tunnel's sockets nor the routes into the tunnel, \
-             and the tunnel's packets follow the routes of the main table, unless you provide for it",
-            self.name
-        )
+    /// That it is a port of another device.
+    fn belongs(&self, interface: &Interface) -> Option<(String, &'static str, Severity)> {
+        let name = &self.name;
+        let (sentence, what_to_do) = match interface.port_of.as_deref()? {
+            "vrf" => (
+                format!(
+                    "{name} belongs to a VRF: what comes in there reaches neither the tunnel's sockets nor the routes into \
+                     the tunnel, and the tunnel's packets follow the routes of the main table, unless you provide for it"
+                ),
+                IN_A_VRF,
+            ),
+            kind => (
+                format!(
+                    "{name} is a port of another device ({kind}): to the kernel, what comes in there has come in by that \
+                     device, whose addresses and rules apply, while AF_XDP bypasses them"
+                ),
+                "name the other device in the profile instead of its port",
+            ),
+        };
+        Some((sentence, what_to_do, Severity::Warning))
     }
 
     /// What AF_XDP does not carry, or does past the kernel, because the profile demands it.

@@ -58,7 +58,7 @@ impl Stack {
         self.next_index += 1;
         let index = self.next_index;
         let interface =
-            Interface { index, name: name.to_owned(), mac: None, mtu, up, kind: None, vrf: false, queues: 1 };
+            Interface { index, name: name.to_owned(), mac: None, mtu, up, kind: None, port_of: None, queues: 1 };
         self.interfaces.insert(index, interface.clone());
         let settings = [("forwarding", "0"), ("rp_filter", "0"), ("send_redirects", "1"), ("src_valid_mark", "0")];
         for (setting, value) in settings {
