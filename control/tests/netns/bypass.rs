@@ -232,6 +232,40 @@ fn rules_that_are_not_applied_are_problems() {
     await_traffic(&topology);
 }
 
+/// In mode `auto` a rule that could match is heeded as soon as it is there: sockets take over, and give the interface back
+/// when it is gone. The sessions go on.
+#[test]
+fn auto_gives_way_to_a_rule_and_comes_back() {
+    // Without these it takes no veth for a card.
+    if !ready(&["nft"]) || !is_penstock() || !cfg!(debug_assertions) {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let auto = Kind::Penstock { wan: "udp", lan: "auto" };
+    let (mut a, b) = pair_config(&topology, auto, Kind::SOCKET, Outer::V4);
+    a.environment.push(("PENSTOCK_TEST_CARD", "lan0".to_owned()));
+    let (a, _b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
+    await_traffic(&topology);
+    let status = |field: &str| a.status()[field].clone();
+    let (gateway, session) = (&topology.a.gateway, status("Peers")[0]["LastHandshake"].clone());
+    for (family, host) in ["ip", "ip6"].into_iter().zip(topology.b.hosts()) {
+        let passes = || ping(&topology.a.host, host, &["-c", "1"]).all_answered();
+        assert_eq!(status("LanMode")["Mode"], "xdp", "{}", a.process.log());
+        gateway.nft(&format!(
+            "table inet fw {{ chain c {{ type filter hook forward priority 0; policy accept;\n\
+             {family} daddr {host} drop\n }}\n}}"
+        ));
+        eventually(SOON, "sockets take over", || status("LanMode")["Mode"] == "tun");
+        let reason = status("LanMode")["Reason"].to_string();
+        assert!(reason.contains("of chain c, table inet fw"), "{reason}");
+        assert!(!passes(), "{family}: the rule holds");
+        gateway.run(&["nft", "delete", "table", "inet", "fw"]);
+        eventually(SOON, "AF_XDP is back", || status("LanMode")["Mode"] == "xdp");
+        eventually(SOON, "the rule is gone", passes);
+    }
+    assert_eq!(status("Peers")[0]["LastHandshake"], session, "{}", a.process.log());
+}
+
 /// All parts of a packet go one way, so that connection tracking, which puts them together, misses none: those that the
 /// LAN sends, and those that come out of the tunnel while their host's address is being looked for.
 #[test]

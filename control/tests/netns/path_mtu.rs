@@ -443,16 +443,20 @@ fn a_path_smaller_than_its_ends_is_found_and_a_shrinking_one_recovers() {
         let pair = connected(named, modes);
         pair.await_probed(1500..=1500, SOON);
         pair.tcp(300_000);
+        let target = pair.sites[1].host_address();
+        let flood = TcpSink::flood(&pair.sites[0].host, &pair.sites[1].host, target, 1);
         // Not one of the ladder's sizes.
         pair.shrink(1410);
-        let began = Instant::now();
-        // Data makes the gateways probe.
-        let target = pair.sites[1].host_address();
+        let (began, before) = (Instant::now(), flood.received());
         eventually(RECOVERY, "full packets pass again", || {
             ping(&pair.sites[0].host, target, &["-c", "1", "-M", "dont", "-s", "1300"]).all_answered()
                 && pair.peer(0)["Mtu"]["Outer"].as_u64().is_some_and(|mtu| mtu <= 1410)
         });
         println!("{named:?}, {modes:?}: recovered after {:?}", began.elapsed());
+        // It sends again a second after the last attempt, or two.
+        eventually(RECOVERY, "TCP goes on", || flood.received() > before + 1_000_000);
+        println!("{named:?}, {modes:?}: TCP goes on after {:?}", began.elapsed());
+        drop(flood);
         pair.tcp(300_000);
         pair.await_probed(1394..=1410, SOON);
         let full = ["-c", "2", "-i", "0.1", "-M", "do", "-s", "1392"];
