@@ -36,7 +36,7 @@ use zeroize::Zeroizing;
 use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
 
 pub use document::{CipherImplementation, Document, LanMode, Prefix, SuiteSetting, WanMode};
-pub use edit::{EditError, add_peer, edit};
+pub use edit::{EditError, add_peer, check_assignment, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
@@ -268,8 +268,14 @@ fn pointer(path: &[&str]) -> String {
 /// It cannot be read or is too long.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
     let unreadable = |error: std::io::Error| {
-        let is_forbidden = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let hint = if is_forbidden && !rustix::process::geteuid().is_root() { ": run this as root" } else { "" };
+        let hint = match error.kind() {
+            std::io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => ": run this as root",
+            std::io::ErrorKind::NotFound => {
+                "; --profile names another, `penstock import` makes one from a wg-quick file, and `man \
+                 penstock.profile` has an example"
+            }
+            _ => "",
+        };
         ProfileError::file(path, format_args!("{error}{hint}"))
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
