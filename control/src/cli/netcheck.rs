@@ -59,7 +59,7 @@ fn profile(path: &Path) -> Result<Option<Profile>> {
     if path == Path::new(DEFAULT_PATH) && !path.exists() {
         return Ok(None);
     }
-    Ok(Some(Profile::load(path, &Environment::of_process())?))
+    Ok(Some(Profile::load_without_secrets(path, &Environment::of_process())?))
 }
 
 /// What the running gateway knows, once it has measured.
