@@ -21,15 +21,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgGroup, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
 
+use self::netcheck::StunServer;
 use crate::control_socket::{self, Answer, AskError, Lock};
 use crate::firewall::rules::Format;
 use crate::memory;
 use crate::netcheck::Silences;
-use crate::profile::{DEFAULT_PATH, Environment, Name, Prefix, ProfileError, read_name};
+use crate::profile::{DEFAULT_PATH, EditError, Environment, Name, Prefix, ProfileError, check_assignment, read_name};
+
+/// Where every command's help lists the options that all commands have.
+const GLOBAL: &str = "Global options";
 
 /// A site-to-site WireGuard gateway with an AF_XDP data plane.
 #[derive(Debug, Parser)]
@@ -39,10 +43,11 @@ use crate::profile::{DEFAULT_PATH, Environment, Name, Prefix, ProfileError, read
     the directory named by PENSTOCK_RUNTIME_DIR.")]
 struct Cli {
     /// The gateway's profile
-    #[arg(long, global = true, value_name = "FILE", env = "PENSTOCK_PROFILE", default_value = DEFAULT_PATH)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE", env = "PENSTOCK_PROFILE",
+          default_value = DEFAULT_PATH)]
     profile: PathBuf,
     /// What to log, such as "debug" or "penstock::netlink=trace,info"; RUST_LOG is the default
-    #[arg(long, global = true, value_name = "FILTER")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILTER", value_parser = log_filter)]
     log: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -85,12 +90,13 @@ enum Command {
     ///
     /// A remote prefix is blocked wherever it does not lead into the tunnel, from before the first packet until it
     /// is released here or its peer is removed from the profile. Prefixes that still lead to a peer stay guarded.
+    #[command(group = ArgGroup::new("what").required(true).args(["prefixes", "all"]))]
     Release {
         /// The prefixes
-        #[arg(required_unless_present = "all", value_name = "PREFIX", value_parser = prefix)]
+        #[arg(value_name = "PREFIX", value_parser = prefix)]
         prefixes: Vec<IpNet>,
         /// All prefixes that no longer belong to a peer
-        #[arg(long, conflicts_with = "prefixes")]
+        #[arg(long)]
         all: bool,
     },
     /// Block the remote prefixes of a gateway that is not running yet, as at boot before the network comes up
@@ -103,7 +109,7 @@ enum Command {
         /// Print nothing, and fail only when nothing is forwarded, as keepalived's track_script needs
         #[arg(long, conflicts_with = "json")]
         check: bool,
-        /// As JSON, whose fields are a contract (docs/commands.md)
+        /// As JSON, whose fields are a contract: /usr/share/doc/penstock/commands.md
         #[arg(long)]
         json: bool,
     },
@@ -122,13 +128,13 @@ enum Command {
     /// can be reached directly. A running gateway with a coordinator is asked what it knows of the tunnel's own
     /// port, and how its peers are reached now.
     Netcheck {
-        /// As JSON, whose fields are a contract (docs/nat.md)
+        /// As JSON, whose fields are a contract: /usr/share/doc/penstock/nat.md
         #[arg(long)]
         json: bool,
         /// Ask this STUN server, by address or name, instead of those that the coordinator named last; a server
         /// with two addresses tells more. Only while the gateway is stopped
         #[arg(long, value_name = "ADDR")]
-        stun: Vec<String>,
+        stun: Vec<StunServer>,
         /// Try TCP to this coordinator instead of the profile's, through HTTPS_PROXY if it is set. Only
         /// while the gateway is stopped
         #[arg(long, value_name = "URL")]
@@ -148,14 +154,14 @@ enum Command {
         /// The gateway's profile, if not that of --profile
         #[arg(value_name = "PROFILE")]
         of: Option<PathBuf>,
-        /// As JSON, whose fields are a contract (docs/doctor.md)
+        /// As JSON, whose fields are a contract: /usr/share/doc/penstock/doctor.md
         #[arg(long)]
         json: bool,
     },
     /// Put everything that is needed to look for a fault into one archive, without any key
     ///
     /// It contains status, history, log, profile, map, routes, rules, packet filter, kernel settings, drivers and
-    /// offloads. Nothing is changed or sent anywhere. docs/bugreport.md says what each file is.
+    /// offloads. Nothing is changed or sent anywhere. /usr/share/doc/penstock/bugreport.md says what each file is.
     Bugreport(bugreport::Arguments),
     /// Print what a firewall has to let through for this gateway
     ///
@@ -164,7 +170,7 @@ enum Command {
         /// For which firewall
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
-        /// As JSON, whose fields are a contract (docs/firewall.md)
+        /// As JSON, whose fields are a contract: /usr/share/doc/penstock/firewall.md
         #[arg(long, conflicts_with = "format")]
         json: bool,
     },
@@ -208,7 +214,7 @@ enum Command {
     /// reloaded.
     SetConfig {
         /// Fields and their new values
-        #[arg(required = true, value_name = "KEY=VALUE")]
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = assignment)]
         assignments: Vec<String>,
     },
 }
@@ -216,13 +222,20 @@ enum Command {
 /// The arguments' parser, for man pages and completions.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    // Hidden where it means nothing, but accepted as everywhere.
+    let hidden = || Arg::new("profile").long("profile").value_parser(value_parser!(PathBuf)).hide(true);
+    let without = ["genkey", "pubkey", "wireguard"];
+    without.iter().fold(Cli::command(), |command, name| command.mut_subcommand(name, |sub| sub.arg(hidden())))
 }
 
 /// Does what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
+    let matches = command().get_matches_from(arguments(std::env::args_os().collect()));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    for (variable, meant) in Environment::of_process().misspelt() {
+        eprintln!("penstock: {variable} overrides no field of the profile; did you mean {meant}?");
+    }
     // Before any key is read into memory.
     if let Err(error) = memory::keep_private() {
         eprintln!("penstock: keys cannot be kept out of core dumps: {error}");
@@ -279,6 +292,16 @@ fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// A text that is a log filter.
+fn log_filter(text: &str) -> anyhow::Result<String> {
+    penstock_messages::log_filter(text).map(|_| text.to_owned())
+}
+
+/// `KEY=VALUE`, with a key of the profile.
+fn assignment(text: &str) -> Result<String, EditError> {
+    check_assignment(text).map(|()| text.to_owned())
+}
+
 /// A prefix without host bits, or an address, as in the profile.
 fn prefix(text: &str) -> Result<IpNet, String> {
     Prefix::try_from(text.to_owned()).map(|prefix| prefix.0)
@@ -318,5 +341,51 @@ impl Gateway {
 
     fn is_running(&self) -> bool {
         Lock::is_taken(&self.directory, &self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed for these arguments, and the exit code.
+    fn refusal(words: &[&str]) -> (String, i32) {
+        let error = command().try_get_matches_from(words).expect_err("refused");
+        (error.to_string(), error.exit_code())
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_arguments_exit_with_2_and_are_named() {
+        for (words, says) in [
+            (&["set-config", "foo"][..], "\"foo\" is not KEY=VALUE"),
+            (&["set-config", "=1"], "\"=1\" is not KEY=VALUE"),
+            (&["set-config", "Foo=1"], "there is no field Foo; `penstock list-config` shows"),
+            (&["set-config", "ListenPort=1"], "there is no field ListenPort; did you mean LocalPort?"),
+            (&["set-config", "Peers.b.Endpiont=1"], "there is no field Peers.b.Endpiont; did you mean Endpoint?"),
+            (&["set-config", "LocalPort=many"], "\"many\" is not a whole number"),
+            (&["netcheck", "--stun", "foo:bar"], "not a server such as"),
+            (&["--log", "a=b=c", "run"], "\"a=b=c\" is not a log filter"),
+            (&["release"], "<PREFIX|--all>"),
+        ] {
+            let (text, code) = refusal(&[&["penstock"], words].concat());
+            assert!(code == 2 && text.contains(says), "{words:?}: {code}: {text}");
+        }
+    }
+
+    #[test]
+    fn help_lists_global_options_apart_and_where_they_mean_something() {
+        for (name, has_profile) in [("status", true), ("run", true), ("genkey", false), ("wireguard", false)] {
+            let (text, code) = refusal(&["penstock", name, "--help"]);
+            let (own, global) = text.split_once("Global options:").expect("a heading");
+            assert!(!own.contains("--log") && global.contains("--log"), "{text}");
+            assert_eq!((code, text.contains("--profile")), (0, has_profile), "{text}");
+        }
+        let matches = command().try_get_matches_from(["penstock", "genkey", "--profile", "a"]);
+        assert!(matches.is_ok_and(|matches| Cli::from_arg_matches(&matches).is_ok()), "accepted all the same");
     }
 }

@@ -103,6 +103,20 @@ pub fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
+/// The same, but where there is no file, the text of a new key that nobody has. It is for commands that work without the
+/// secret, because a key may be known only to the service ([`is_credential`]).
+///
+/// # Errors
+/// There is a file, but [`read_key_file`] does not accept it; or there is no randomness.
+pub fn read_key_file_or_stand_in(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    match read_key_file(path) {
+        Err(KeyFileError::Unreadable(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(PrivateKey::generate()?.to_base64())
+        }
+        outcome => outcome,
+    }
+}
+
 /// Whether a key file with this mode exposes the key to others than its owner. A credential's group is the service's
 /// own.
 pub(crate) fn is_exposed(mode: u32, credential: bool) -> bool {

@@ -193,6 +193,13 @@ const FAMILIES: &[Family] = &[
         samples: paths,
     },
     Family {
+        name: "penstock_peer_path_reason",
+        kind: MetricType::Info,
+        labels: &["peer", "public_key", "reason"],
+        help: "Why a peer is reached by that path and no better one; only for peers that the coordinator names",
+        samples: path_reasons,
+    },
+    Family {
         name: "penstock_peer_path_changes",
         kind: MetricType::Counter,
         labels: PEER,
@@ -212,6 +219,27 @@ const FAMILIES: &[Family] = &[
         labels: PEER,
         help: "Bytes of WireGuard messages sent to a peer",
         samples: |status| peers(status, |peer| Some(peer.tx_bytes as f64)),
+    },
+    Family {
+        name: "penstock_peer_received_packets",
+        kind: MetricType::Counter,
+        labels: PEER,
+        help: "Messages received from a peer with a packet or a keepalive in them, without those of handshakes",
+        samples: |status| peers(status, |peer| Some(peer.rx_packets as f64)),
+    },
+    Family {
+        name: "penstock_peer_sent_packets",
+        kind: MetricType::Counter,
+        labels: PEER,
+        help: "Messages sent to a peer with a packet or a keepalive in them, without those of handshakes",
+        samples: |status| peers(status, |peer| Some(peer.tx_packets as f64)),
+    },
+    Family {
+        name: "penstock_peer_handshakes",
+        kind: MetricType::Counter,
+        labels: PEER,
+        help: "Handshakes with a peer that were completed",
+        samples: |status| peers(status, |peer| Some(peer.handshakes as f64)),
     },
     Family {
         name: "penstock_peer_last_handshake_timestamp_seconds",
@@ -412,6 +440,14 @@ fn paths(status: &Status) -> Vec<Sample> {
     status.peers.iter().flat_map(of).collect()
 }
 
+fn path_reasons(status: &Status) -> Vec<Sample> {
+    let of = |peer: &status::PeerStatus| {
+        let reason = peer.reason_kind.clone()?;
+        Some(([peer_labels(peer), vec![reason]].concat(), Value::Number(1.0)))
+    };
+    status.peers.iter().filter_map(of).collect()
+}
+
 fn wireguard(status: &Status, value: impl Fn(&status::PeerStatus) -> f64) -> Vec<Sample> {
     let sample = |peer: &status::PeerStatus| {
         let allowed_ips: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
@@ -456,6 +492,10 @@ mod tests {
             "penstock_worker_sleep_seconds_total{worker=\"0\"} 0.9".to_owned(),
             format!("penstock_peer_path{{peer=\"berlin\",public_key=\"{key}\",path=\"direct\"}} 1.0"),
             format!("penstock_peer_path{{peer=\"berlin\",public_key=\"{key}\",path=\"relay\"}} 0.0"),
+            format!("penstock_peer_path_reason_info{{peer=\"berlin\",public_key=\"{key}\",reason=\"answered\"}} 1"),
+            format!("penstock_peer_handshakes_total{{peer=\"berlin\",public_key=\"{key}\"}} 4.0"),
+            format!("penstock_peer_received_packets_total{{peer=\"berlin\",public_key=\"{key}\"}} 6.0"),
+            format!("penstock_peer_sent_packets_total{{peer=\"berlin\",public_key=\"{key}\"}} 1.0"),
             format!("penstock_peer_path_changes_total{{peer=\"berlin\",public_key=\"{key}\"}} 2.0"),
             "penstock_worker_batch_packets_bucket{le=\"16.0\",worker=\"0\"} 1".to_owned(),
             "penstock_worker_batch_packets_bucket{le=\"32.0\",worker=\"0\"} 3".to_owned(),

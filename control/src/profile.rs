@@ -33,10 +33,10 @@ use penstock_proto::coordination;
 use penstock_proto::trust::AuthorityKey;
 use zeroize::Zeroizing;
 
-use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file};
+use crate::key::{KeyFileError, PresharedKey, PrivateKey, PublicKey, read_key_file, read_key_file_or_stand_in};
 
 pub use document::{CipherImplementation, Document, LanMode, Prefix, SuiteSetting, WanMode};
-pub use edit::{EditError, add_peer, edit};
+pub use edit::{EditError, add_peer, check_assignment, edit};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, FIELDS, Field, PREFIX, Shape};
 pub use error::ProfileError;
@@ -202,9 +202,22 @@ impl Profile {
     /// # Errors
     /// One sentence with the place of the first error.
     pub fn load(path: &Path, environment: &Environment) -> Result<Self, ProfileError> {
+        Self::load_with(path, environment, &mut read_key_file)
+    }
+
+    /// The same for commands that work without secrets: keys whose files are missing are replaced by new ones that
+    /// nobody has.
+    ///
+    /// # Errors
+    /// One sentence with the place of the first error.
+    pub fn load_without_secrets(path: &Path, environment: &Environment) -> Result<Self, ProfileError> {
+        Self::load_with(path, environment, &mut read_key_file_or_stand_in)
+    }
+
+    fn load_with(path: &Path, environment: &Environment, read_key: &mut ReadKey<'_>) -> Result<Self, ProfileError> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let text = read_file(&path)?;
-        Self::parse(&text, &path, environment, &mut read_key_file)
+        Self::parse(&text, &path, environment, read_key)
     }
 
     /// Parses the text of a profile. Reads no file itself; `path` is the file that errors name, and that relative names
@@ -268,8 +281,14 @@ fn pointer(path: &[&str]) -> String {
 /// It cannot be read or is too long.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
     let unreadable = |error: std::io::Error| {
-        let is_forbidden = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let hint = if is_forbidden && !rustix::process::geteuid().is_root() { ": run this as root" } else { "" };
+        let hint = match error.kind() {
+            std::io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => ": run this as root",
+            std::io::ErrorKind::NotFound => {
+                "; --profile names another, `penstock import` makes one from a wg-quick file, and `man \
+                 penstock.profile` has an example"
+            }
+            _ => "",
+        };
         ProfileError::file(path, format_args!("{error}{hint}"))
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;

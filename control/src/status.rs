@@ -226,6 +226,9 @@ pub struct PeerStatus {
     /// Why it is that and nothing better, in a sentence. Only for peers that the coordinator names.
     #[serde(default)]
     pub reason: Option<String>,
+    /// The reason as a word, such as "no-answer".
+    #[serde(default)]
+    pub reason_kind: Option<String>,
     /// The relay's name, if there is one on the path.
     #[serde(default)]
     pub relay: Option<String>,
@@ -241,6 +244,9 @@ pub struct PeerStatus {
     pub answering: Vec<Answering>,
     /// When the last handshake was, in seconds since the epoch.
     pub last_handshake: Option<u64>,
+    /// Handshakes that were completed.
+    #[serde(default)]
+    pub handshakes: u64,
     /// The suite of the present session, or of the next one: "chacha20-poly1305" or "aes-256-gcm".
     #[serde(default)]
     pub suite: String,
@@ -257,6 +263,12 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes of WireGuard messages sent.
     pub tx_bytes: u64,
+    /// Messages received with packets of the tunnel or keepalives in them, without those of handshakes.
+    #[serde(default)]
+    pub rx_packets: u64,
+    /// The same, sent.
+    #[serde(default)]
+    pub tx_packets: u64,
     /// What vouches for it; null for a peer of the profile, or where no authority is pinned.
     #[serde(default)]
     pub statement: Option<Statement>,
@@ -480,6 +492,7 @@ pub(crate) fn sample() -> Status {
             public_key: key,
             path: PathKind::Direct,
             reason: Some("the peer answers directly".into()),
+            reason_kind: Some("answered".into()),
             relay: None,
             path_changes: 2,
             endpoint: Some("192.0.2.2:47100".parse().expect("an address")),
@@ -491,12 +504,15 @@ pub(crate) fn sample() -> Status {
                 round_trip_ms: 8.0,
             }],
             last_handshake: Some(1_700_000_000),
+            handshakes: 4,
             suite: "aes-256-gcm".into(),
             suite_reason: "the profile says so".into(),
             mtu: Some(PathMtu { inner: 1340, outer: 1400, fragmented: false, reason: "probed".into() }),
             trains: None,
             rx_bytes: 1536,
             tx_bytes: 10,
+            rx_packets: 6,
+            tx_packets: 1,
             statement: Some(Statement { until: None, lease_seconds: Some(604_800) }),
             allowed_ips: vec!["10.102.0.0/24".parse().expect("a prefix")],
         }],
@@ -555,7 +571,7 @@ mod tests {
     use super::*;
 
     /// The contract, byte by byte.
-    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU supports","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"Answering":[{"Path":"relay","Relay":"coordinator","Address":"192.0.2.9:3478","RoundTripMs":8.0}],"LastHandshake":1700000000,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"Trains":null,"RxBytes":1536,"TxBytes":10,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"BatchSizes":[1,0,0,0,0,2,0,0],"Packets":40,"WanRings":{"Times":[2,1,0,0,0],"Packets":170},"LanRings":{"Times":[0,0,0,0,0],"Packets":0},"Sleeps":2,"SleptMs":900,"Shaped":{"Packets":30,"Bytes":44000,"WaitingPackets":2,"WaitingBytes":2900}}]}"#;
+    const JSON: &str = r#"{"Name":"amsterdam","Pid":4711,"Version":"0.1.0","PublicKey":"KEY","LocalPort":47100,"NatType":"unknown","Nat":null,"Coordinator":{"Url":"https://coordinator.example.net","Connected":true,"Site":"amsterdam","Pending":false,"Error":null,"Authority":"AuthorityKey","Refused":[{"Name":"cadiz","PublicKey":"KEY","Prefix":"10.103.0.0/24","Reason":"another has it"}],"Waiting":[{"Subnet":"10.101.9.0/24","Reason":"it is larger than what was granted"}]},"Relays":[{"Name":"coordinator","Transport":"udp","Address":"192.0.2.9:3478","Bound":true,"RoundTripMs":0.5}],"TunnelMtu":1420,"Workers":2,"Cipher":{"Implementation":"ifma512","Reason":"the fastest that this CPU supports","Speeds":{"aes-256-gcm":7500,"chacha20-poly1305":4500}},"WanMode":{"Mode":"xdp","Reason":"eth0 has zero-copy"},"LanMode":{"Mode":"tun","Reason":"asked for"},"Ports":[{"Interface":"eth0","Kind":"xdp","Queue":1,"Worker":1,"XdpMode":"native","ZeroCopy":true,"Reason":"","Receiving":{"State":"proven","ProvenSecondsAgo":3,"Seen":"8 of 8 came"},"Sending":{"State":"unproven","ProvenSecondsAgo":null,"Seen":"no answer"}}],"Peers":[{"Name":"berlin","PublicKey":"KEY","Path":"direct","Reason":"the peer answers directly","ReasonKind":"answered","Relay":null,"PathChanges":2,"Endpoint":"192.0.2.2:47100","RoundTripMs":1.5,"Answering":[{"Path":"relay","Relay":"coordinator","Address":"192.0.2.9:3478","RoundTripMs":8.0}],"LastHandshake":1700000000,"Handshakes":4,"Suite":"aes-256-gcm","SuiteReason":"the profile says so","Mtu":{"Inner":1340,"Outer":1400,"Fragmented":false,"Reason":"probed"},"Trains":null,"RxBytes":1536,"TxBytes":10,"RxPackets":6,"TxPackets":1,"Statement":{"Until":null,"LeaseSeconds":604800},"AllowedIPs":["10.102.0.0/24"]}],"Drops":{"bad-tag":0,"replayed":3},"Firewall":{"Flows":12,"FlowLimit":262144,"In":{"Verdict":"drop","Packets":4},"Out":{"Verdict":"accept","Packets":9},"Rules":[{"Rule":{"Name":"web","Verdict":"accept","Direction":"in","Sites":["tag:branch"],"Services":["tcp/443"]},"Packets":7}],"Restrictions":[{"Peer":"berlin","PublicKey":"KEY","Allow":["udp/53"],"Packets":2}]},"Steering":{"Wan":{"redirect":8},"Lan":{}},"Health":"degraded","Forwarding":true,"Problems":[{"Subject":"eth1","Sentence":"there is no interface eth1","WhatToDo":"connect it","Severity":"error","SinceSeconds":5,"NextTrySeconds":null}],"Guarded":["10.102.0.0/24"],"WorkerLoads":[{"Batches":3,"BatchSizes":[1,0,0,0,0,2,0,0],"Packets":40,"WanRings":{"Times":[2,1,0,0,0],"Packets":170},"LanRings":{"Times":[0,0,0,0,0],"Packets":0},"Sleeps":2,"SleptMs":900,"Shaped":{"Packets":30,"Bytes":44000,"WaitingPackets":2,"WaitingBytes":2900}}]}"#;
 
     #[test]
     fn json_is_the_contract() {

@@ -1,28 +1,60 @@
 //! Errors of serde in an administrator's words.
 
-/// What a reader found wrong, without the names of Rust's types.
+/// What a reader found wrong, without the names of Rust's types and what only programmers say.
 #[must_use]
 pub fn plain(text: &str) -> String {
+    if let Some((found, wanted)) = text.rsplit_once(", expected ")
+        && let Some(found) = found_instead(found, wanted)
+    {
+        return format!("expected {}, not {found}", wanted_there(wanted));
+    }
+    text.replace('`', "").replace("invalid socket address syntax", &format!("not {ADDRESS_WITH_PORT}"))
+}
+
+const ADDRESS_WITH_PORT: &str = "an address with a port, such as 127.0.0.1:9586";
+
+/// What stands where something of another type or size should be; `None` if the error is about something else.
+fn found_instead<'a>(found: &'a str, wanted: &str) -> Option<&'a str> {
     // A list in an object's place is taken for its fields in order.
-    let (text, end) = match text.split_once("expected struct ") {
-        Some((before, _)) if before.starts_with("invalid length") => ("invalid type: list, ", "expected an object"),
-        Some((before, _)) => (before, "expected an object"),
-        None => (text, ""),
-    };
-    let words = [
-        ("expected u16", "expected a whole number from 0 to 65535"),
-        ("expected u32", "expected a whole number from 0 to 4294967295"),
-        ("expected a sequence", "expected a list"),
-        ("expected a boolean", "expected true or false"),
-        ("expected string or map", "expected a string"),
-        ("expected path string", "expected a path"),
-        ("expected socket address", "expected an address with a port, such as 127.0.0.1:9586"),
-        ("invalid socket address syntax", "not an address with a port, such as 127.0.0.1:9586"),
-        ("invalid type: map", "invalid type: object"),
-        ("invalid type: sequence", "invalid type: list"),
-        ("`", ""),
-    ];
-    words.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to)) + end
+    if found.starts_with("invalid length ") && wanted.starts_with("struct ") {
+        return Some("a list");
+    }
+    let found = found.strip_prefix("invalid type: ").or(found.strip_prefix("invalid value: "))?;
+    let kinds = ["integer ", "floating point ", "boolean ", "string ", "character "];
+    Some(match kinds.iter().find_map(|kind| found.strip_prefix(kind)) {
+        Some(value) => value.trim_matches('`'),
+        None if found == "map" => "an object",
+        None if found == "sequence" => "a list",
+        None => found,
+    })
+}
+
+fn wanted_there(wanted: &str) -> &str {
+    match wanted {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0",
+        "a sequence" => "a list",
+        "a boolean" => "true or false",
+        "string or map" => "a string",
+        "path string" => "a path",
+        "socket address" => ADDRESS_WITH_PORT,
+        wanted if wanted.starts_with("struct ") => "an object",
+        wanted => wanted,
+    }
+}
+
+/// What keeps a text from being JSON, without line and column.
+#[must_use]
+pub fn syntax(error: &serde_json::Error) -> String {
+    let text = without_place(error);
+    match text.as_str() {
+        "EOF while parsing a value" => "it ends where a value should be".to_owned(),
+        "expected ident" => "a word that is neither true, false nor null".to_owned(),
+        "expected value" => "expected a value".to_owned(),
+        text => text.replace("EOF while parsing", "it ends within"),
+    }
 }
 
 /// What serde found wrong, without the line and column that it puts behind.
@@ -57,19 +89,36 @@ mod tests {
     #[test]
     fn no_error_names_a_type_of_rust() {
         for (text, expected) in [
+            ("invalid value: integer `-1`, expected u32", "expected a whole number from 0 to 4294967295, not -1"),
+            ("invalid type: string \"x\", expected struct PageDocument", "expected an object, not \"x\""),
+            ("invalid length 0, expected struct Acme with 4 elements", "expected an object, not a list"),
+            ("invalid type: map, expected a sequence", "expected a list, not an object"),
+            ("invalid type: integer `5`, expected string or map", "expected a string, not 5"),
+            ("invalid type: floating point `1.5`, expected u16", "expected a whole number from 0 to 65535, not 1.5"),
+            ("invalid type: null, expected a string", "expected a string, not null"),
             (
-                "invalid value: integer `-1`, expected u32",
-                "invalid value: integer -1, expected a whole number from 0 to 4294967295",
+                "invalid type: string \"a, expected b\", expected a boolean",
+                "expected true or false, not \"a, expected b\"",
             ),
-            (
-                "invalid type: string \"x\", expected struct PageDocument",
-                "invalid type: string \"x\", expected an object",
-            ),
-            ("invalid length 0, expected struct Acme with 4 elements", "invalid type: list, expected an object"),
-            ("invalid type: map, expected a sequence", "invalid type: object, expected a list"),
-            ("invalid type: integer `5`, expected string or map", "invalid type: integer 5, expected a string"),
+            ("unknown field `a`, expected `b`", "unknown field a, expected b"),
         ] {
             assert_eq!(plain(text), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_without_a_parsers_words() {
+        for (text, expected) in [
+            ("", "it ends where a value should be"),
+            ("{ \"a\": ", "it ends where a value should be"),
+            ("{ ", "it ends within an object"),
+            ("[1", "it ends within a list"),
+            ("\"a", "it ends within a string"),
+            ("none", "a word that is neither true, false nor null"),
+            ("x", "expected a value"),
+        ] {
+            let error = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
+            assert_eq!(syntax(&error), expected, "{text}");
         }
     }
 

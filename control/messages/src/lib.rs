@@ -3,5 +3,5 @@
 mod json;
 mod log;
 
-pub use json::{hint, plain, without_place};
-pub use log::{log_to_stderr, print_fatal};
+pub use json::{hint, plain, syntax, without_place};
+pub use log::{log_filter, log_to_stderr, print_fatal};

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
@@ -28,9 +28,7 @@ const ERROR: u8 = 3;
 pub fn log_to_stderr(filter: Option<&str>) -> anyhow::Result<()> {
     let given = filter.map(str::to_owned).or_else(|| env::var("RUST_LOG").ok());
     let text = given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_FILTER.into());
-    let Ok(filter) = EnvFilter::try_new(&text) else {
-        bail!("{text:?} is not a log filter such as debug or penstock::netlink=trace,info");
-    };
+    let filter = log_filter(&text)?;
     // These would log what they carry, including enrolment keys.
     let quiet = ["tungstenite=info", "tokio_tungstenite=info"].map(|directive| directive.parse());
     let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
@@ -41,6 +39,15 @@ pub fn log_to_stderr(filter: Option<&str>) -> anyhow::Result<()> {
         builder.with_ansi(io::stderr().is_terminal()).with_target(false).init();
     }
     Ok(())
+}
+
+/// The filter that a text describes.
+///
+/// # Errors
+/// It is not a filter.
+pub fn log_filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let filter = EnvFilter::try_new(text);
+    filter.map_err(|_| anyhow!("{text:?} is not a log filter such as debug or penstock::netlink=trace,info"))
 }
 
 /// Prints on standard error the error that ends a program.

@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 
 pub(super) fn bugreport(path: &Path, arguments: Arguments) -> Result<()> {
     let gateway = Gateway::of(path)?;
-    let profile = Profile::load(path, &Environment::of_process()).map_err(|error| error.to_string());
+    let profile = Profile::load_without_secrets(path, &Environment::of_process()).map_err(|error| error.to_string());
     // Without a valid profile there are no keys to remove, and nothing has read one.
     let secrets = profile.as_ref().map_or_else(|_| Secrets::default(), Secrets::of);
     let mut entries = bugreport::gather(path, &gateway.name, &profile);

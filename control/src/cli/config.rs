@@ -1,6 +1,6 @@
 //! `list-config`, `set-config`, `reload` and `save`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 
 use super::Gateway;
 use crate::control_socket::{Answer, Command, Reloaded};
-use crate::key::read_key_file;
+use crate::key::{KeyFileError, read_key_file, read_key_file_or_stand_in};
 use crate::profile::{self, Environment, Profile, ReadKey, Saved, edit, read_file};
 
 pub(super) fn list(path: &Path) -> Result<()> {
-    let profile = Profile::load(path, &Environment::of_process())?;
+    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
     let text = serde_json::to_string_pretty(&profile.document())?;
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
@@ -23,8 +23,9 @@ pub(super) fn list(path: &Path) -> Result<()> {
 pub(super) fn set(path: &Path, assignments: &[String]) -> Result<()> {
     // A profile that cannot be read has no name, so no gateway can be found by it; perhaps it is being repaired here.
     let running = Gateway::of(path).ok().filter(Gateway::is_running);
-    let edited = edit(&text(path)?, assignments)?;
-    let profile = check(path, &edited, &mut read_key_file)?;
+    let text = text(path)?;
+    let edited = edit(&text, assignments)?;
+    let profile = check(path, &edited, &mut read_keys_unless_new(path, &text))?;
     if let Some(gateway) = running.as_ref().filter(|gateway| gateway.name != profile.name) {
         bail!("{} is running, and keeps its name until it is stopped: stop it first", gateway.name);
     }
@@ -57,7 +58,7 @@ pub(super) fn save(path: &Path) -> Result<()> {
         secrets.into_iter().map(|(file, key)| (directory.join(file), key.0)).collect();
     check(path, &text, &mut |file| match secrets.get(file) {
         Some(key) => Ok(key.clone()),
-        None => read_key_file(file),
+        None => read_key_file_or_stand_in(file),
     })?;
     for (file, key) in &secrets {
         let line = Zeroizing::new(format!("{}\n", **key));
@@ -89,6 +90,17 @@ fn reload_by(gateway: &Gateway) -> Result<()> {
 /// The profile's text.
 pub(super) fn text(path: &Path) -> Result<String> {
     String::from_utf8(read_file(path)?).with_context(|| path.display().to_string())
+}
+
+/// Reads key files. Those that the profile already names may be missing, since the service may have them from elsewhere.
+fn read_keys_unless_new(path: &Path, text: &str) -> impl FnMut(&Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let mut named = HashSet::new();
+    // An invalid profile names none: then all of them must be there.
+    let _ = check(path, text, &mut |file| {
+        named.insert(file.to_owned());
+        read_key_file_or_stand_in(file)
+    });
+    move |file| if named.contains(file) { read_key_file_or_stand_in(file) } else { read_key_file(file) }
 }
 
 fn check(path: &Path, text: &str, read_key: &mut ReadKey<'_>) -> Result<Profile> {

@@ -239,7 +239,13 @@ impl KeySource {
         }
         let (source, what): (Box<dyn Read>, _) = match text {
             "-" => (Box::new(io::stdin()), "the enrolment key on standard input"),
-            file => (Box::new(File::open(file).with_context(|| format!("the enrolment key in {file}"))?), file),
+            file => match File::open(file) {
+                // It may be a mistyped key, so it is not shown.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    bail!("what was given is neither an enrolment key (penstock1-… or penstock2-…) nor a file")
+                }
+                opened => (Box::new(opened.with_context(|| format!("the enrolment key in {file}"))?), file),
+            },
         };
         let mut read = Zeroizing::new(String::with_capacity(KEY_LIMIT as usize + 1));
         source.take(KEY_LIMIT).read_to_string(&mut read).with_context(|| what.to_owned())?;
@@ -266,3 +272,14 @@ impl std::fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_neither_a_key_nor_a_file_is_told_without_showing_it() {
+        let error = KeySource::from("penstok1-secret").read().unwrap_err().to_string();
+        assert!(error.contains("neither an enrolment key") && !error.contains("secret"), "{error}");
+    }
+}

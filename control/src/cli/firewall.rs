@@ -14,7 +14,7 @@ use crate::firewall::{Flow, Need, Needs, Remote, needs};
 use crate::profile::{Environment, LocalPort, Profile};
 
 pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
-    let profile = Profile::load(path, &Environment::of_process())?;
+    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
     // While it runs, its port is known even if it is random.
     let port = match Gateway::of(path)?.ask(Command::Status) {
         Ok(Answer::Status(status)) => Some(status.local_port),
@@ -24,10 +24,22 @@ pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
     let text = match format {
         _ if json => serde_json::to_string_pretty(&for_programs(&needs))? + "\n",
         Format::Table => table(&profile, &needs),
-        format => rules(&needs, format),
+        format => as_rules(&needs, format, profile.local_port),
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What to do about a port that no rule can name for long.
+const RANDOM_PORT: &str =
+    "The tunnel's port changes at each start; set LocalPort, for example to 47100, so that a rule can let it in.\n";
+
+fn as_rules(needs: &Needs, format: Format, local_port: LocalPort) -> String {
+    let rules = rules(needs, format);
+    match local_port {
+        LocalPort::Pinned(_) => rules,
+        LocalPort::Random => format!("# {RANDOM_PORT}{rules}"),
+    }
 }
 
 fn for_programs(needs: &Needs) -> Value {
@@ -68,17 +80,27 @@ fn table(profile: &Profile, needs: &Needs) -> String {
     }
     text += match profile.local_port {
         LocalPort::Pinned(_) => "The tunnel's port is pinned (LocalPort).\n",
-        LocalPort::Random => {
-            "The tunnel's port changes at each start; set LocalPort, for example to 47100, so that a rule can let it in.\n"
-        }
+        LocalPort::Random => RANDOM_PORT,
     };
     text + "Answers to what goes out come back in. As rules: penstock firewall --format nftables, ufw, …\n"
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
     use crate::firewall::{Direction, Protocol};
+
+    #[test]
+    fn rules_say_that_a_random_port_needs_a_setting() {
+        let needs = Needs { flows: Vec::new(), tunnel: "a".into(), lan: Vec::new() };
+        for format in Format::value_variants().iter().filter(|format| **format != Format::Table) {
+            let text = |port| as_rules(&needs, *format, port);
+            assert!(text(LocalPort::Random).starts_with("# The tunnel's port changes at each start; set LocalPort"));
+            assert!(!text(LocalPort::Pinned(47100)).contains("set LocalPort"), "{format:?}");
+        }
+    }
 
     #[test]
     fn programs_get_each_flow() {

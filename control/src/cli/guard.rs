@@ -21,7 +21,7 @@ pub(super) fn release(path: &Path, prefixes: Vec<IpNet>, all: bool) -> Result<()
             _ => bail!("{} gave an unexpected answer", gateway.name),
         }
     } else {
-        let profile = Profile::load(path, &Environment::of_process())?;
+        let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
         let _lock = control_socket::lock(&profile.name)?;
         gateway::release(&profile, &what)?
     };
@@ -47,7 +47,7 @@ fn tell(released: &Released) -> Result<()> {
 
 /// `guard`: blocks what the profile and the guard's file name, as at boot.
 pub(super) fn guard(path: &Path) -> Result<()> {
-    let profile = Profile::load(path, &Environment::of_process())?;
+    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
     if Gateway::of(path)?.is_running() {
         // A running gateway guards by itself.
         return Ok(());
@@ -57,7 +57,7 @@ pub(super) fn guard(path: &Path) -> Result<()> {
 
 /// What a gateway that is not running still blocks, in a sentence; empty if nothing.
 pub(super) fn blocked(path: &Path) -> String {
-    let Ok(profile) = Profile::load(path, &Environment::of_process()) else { return String::new() };
+    let Ok(profile) = Profile::load_without_secrets(path, &Environment::of_process()) else { return String::new() };
     match gateway::guarded(&profile).unwrap_or_default().as_slice() {
         [] => String::new(),
         prefixes => format!("; blocked until `penstock release`: {}", join(prefixes)),

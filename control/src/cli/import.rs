@@ -23,6 +23,9 @@ use crate::wg_quick::export::{export as file_for, public};
 use crate::wg_quick::import::{Imported, Site, import as profile_of};
 use crate::wg_quick::parse;
 
+/// The most peers that are listed in a sentence.
+const FEW: usize = 8;
+
 /// The arguments of `import`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
@@ -149,8 +152,8 @@ fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
 
 pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
     let Export { peer: name, new, allowed_ips, private_key_file, endpoint, qr } = arguments;
+    let mut text = config::text(path)?;
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    let mut text = config::text(&path)?;
     let mut private_key = private_key_file.as_deref().map(read_private_key).transpose()?;
     if new {
         let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)?;
@@ -195,9 +198,13 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
 fn find<'a>(profile: &'a Profile, name: &str) -> Result<&'a Peer> {
     let found = profile.peers.iter().find(|peer| peer.name == name);
     found.with_context(|| {
-        let names: Vec<_> = profile.peers.iter().map(|peer| peer.name.as_str()).collect();
-        let others = if names.is_empty() { "no other" } else { &names.join(", ") };
-        format!("the profile has no peer {name}, but {others}; --new makes one")
+        let names: Vec<_> = profile.peers.iter().take(FEW).map(|peer| peer.name.as_str()).collect();
+        let peers = match (names.join(", "), profile.peers.len()) {
+            (_, 0) => "no peers at all".to_owned(),
+            (names, ..=FEW) => format!("only {names}"),
+            (names, all) => format!("{names} and {} more", all - FEW),
+        };
+        format!("the profile has no peer {name}; it has {peers}. --new makes one")
     })
 }
 
@@ -252,4 +259,44 @@ fn default_interface() -> Option<String> {
     let usable = network.default_routes().filter(|route| route.kind == RouteKind::Unicast);
     let best = usable.min_by_key(|route| (!route.destination.addr().is_ipv4(), route.metric))?;
     network.interface(best.interface?).map(|Interface { name, .. }| name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_is_not_there_is_told_with_those_that_are() {
+        let complaint = |count: u8| {
+            let peer = |n: u8| json!({ "Name": format!("site-{n}"), "PublicKey": key(n).public_key() });
+            let peers: Vec<_> = (0..count).map(peer).collect();
+            let profile = json!({ "Name": "a", "PrivateKeyFile": "k", "Wan": { "Interface": "eth0" }, "Peers": peers });
+            let text = profile.to_string();
+            let mut read_key = |_: &Path| Ok(key(100).to_base64());
+            let profile =
+                Profile::parse(text.as_bytes(), "/p".as_ref(), &Environment::default(), &mut read_key).unwrap();
+            find(&profile, "nobody").unwrap_err().to_string()
+        };
+        assert_eq!(complaint(0), "the profile has no peer nobody; it has no peers at all. --new makes one");
+        assert_eq!(complaint(2), "the profile has no peer nobody; it has only site-0, site-1. --new makes one");
+        assert!(complaint(10).contains("site-7 and 2 more. --new"), "{}", complaint(10));
+    }
+
+    fn key(byte: u8) -> PrivateKey {
+        PrivateKey::from_bytes([byte + 8; 32])
+    }
+
+    #[test]
+    fn a_file_becomes_a_square_without_its_comments() {
+        let shown = qr_code("# berlin\n[Interface]\nPrivateKey = aGVsbG8=\n").unwrap();
+        let lines: Vec<&str> = shown.lines().collect();
+        let width = lines[0].chars().count();
+        assert!(lines.iter().all(|line| line.chars().count() == width), "{shown}");
+        // A character has two dots, one above the other. A code has 21 dots or more a side, and a margin.
+        assert_eq!(lines.len(), width.div_ceil(2), "{shown}");
+        assert!(width > 21 && [' ', '█', '▀', '▄'].iter().all(|dots| shown.contains(*dots)), "{shown}");
+        assert_eq!(shown, qr_code("[Interface]\nPrivateKey = aGVsbG8=\n").unwrap());
+        assert_ne!(shown, qr_code("[Interface]\nPrivateKey = aGVsbG9=\n").unwrap());
+        assert!(qr_code(&"a".repeat(10_000)).is_err());
+    }
 }

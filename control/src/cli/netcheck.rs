@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) fn netcheck(
     path: &Path,
     json: bool,
-    stun: &[String],
+    stun: &[StunServer],
     coordinator: Option<CoordinatorUrl>,
     lifetime: Option<&Silences>,
 ) -> Result<()> {
@@ -58,7 +59,7 @@ fn profile(path: &Path) -> Result<Option<Profile>> {
     if path == Path::new(DEFAULT_PATH) && !path.exists() {
         return Ok(None);
     }
-    Ok(Some(Profile::load(path, &Environment::of_process())?))
+    Ok(Some(Profile::load_without_secrets(path, &Environment::of_process())?))
 }
 
 /// What the running gateway knows, once it has measured.
@@ -85,7 +86,7 @@ fn ask(gateway: &Gateway) -> Result<Report> {
 /// were asked.
 fn measure(
     profile: Option<&Profile>,
-    stun: &[String],
+    stun: &[StunServer],
     coordinator: Option<CoordinatorUrl>,
 ) -> Result<(Report, Vec<SocketAddr>)> {
     let map = known(profile);
@@ -132,23 +133,65 @@ fn known(profile: Option<&Profile>) -> Map {
     }
 }
 
-/// STUN servers by address or name, with or without a port; for a name, one address of each IP version.
-async fn servers(given: &[String], outbound: &Outbound) -> Result<Vec<SocketAddr>> {
-    let mut servers = vec![];
-    for text in given {
+/// A STUN server by address or name, with or without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StunServer {
+    /// By address.
+    Address(SocketAddr),
+    /// By name.
+    Name(String, u16),
+}
+
+impl FromStr for StunServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse() {
-            servers.push(address);
-        } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-            servers.push(SocketAddr::new(ip, STUN_PORT));
-        } else {
-            let (name, port) = text.split_once(':').unwrap_or((text, ""));
-            let port = if port.is_empty() { Ok(STUN_PORT) } else { port.parse() };
-            let port = port.with_context(|| format!("STUN server {text}"))?;
-            let named = outbound.names.resolve(name, outbound.mark).await;
-            let named = named.with_context(|| format!("STUN server {text}"))?.addresses;
-            let first = |ipv4: bool| named.iter().find(|address| address.is_ipv4() == ipv4);
-            servers.extend([first(true), first(false)].into_iter().flatten().map(|ip| SocketAddr::new(*ip, port)));
+            return Ok(Self::Address(address));
+        }
+        if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+            return Ok(Self::Address(SocketAddr::new(ip, STUN_PORT)));
+        }
+        let (name, port) =
+            text.split_once(':').map_or((text, Some(STUN_PORT)), |(name, port)| (name, port.parse().ok()));
+        match port {
+            Some(port @ 1..) if !name.is_empty() => Ok(Self::Name(name.to_owned(), port)),
+            _ => Err("not a server such as stun.example.net, 192.0.2.1 or [2001:db8::1]:3478".to_owned()),
+        }
+    }
+}
+
+/// The servers' addresses; for a name, one of each IP version.
+async fn servers(given: &[StunServer], outbound: &Outbound) -> Result<Vec<SocketAddr>> {
+    let mut servers = vec![];
+    for server in given {
+        match server {
+            StunServer::Address(address) => servers.push(*address),
+            StunServer::Name(name, port) => {
+                let named = outbound.names.resolve(name, outbound.mark).await;
+                let named = named.with_context(|| format!("STUN server {name}"))?.addresses;
+                let first = |ipv4: bool| named.iter().find(|address| address.is_ipv4() == ipv4);
+                servers.extend([first(true), first(false)].into_iter().flatten().map(|ip| SocketAddr::new(*ip, *port)));
+            }
         }
     }
     Ok(servers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stun_servers_have_an_address_or_a_name() {
+        let address = |text: &str| Ok(StunServer::Address(text.parse().unwrap()));
+        assert_eq!("192.0.2.1".parse(), address("192.0.2.1:3478"));
+        assert_eq!("2001:db8::1".parse(), address("[2001:db8::1]:3478"));
+        assert_eq!("[2001:db8::1]:5".parse(), address("[2001:db8::1]:5"));
+        assert_eq!("stun.example".parse(), Ok(StunServer::Name("stun.example".into(), 3478)));
+        assert_eq!("stun.example:5".parse(), Ok(StunServer::Name("stun.example".into(), 5)));
+        for text in ["", ":5", "foo:bar", "foo:0", "foo:65536", "foo:"] {
+            assert!(text.parse::<StunServer>().is_err(), "{text}");
+        }
+    }
 }

@@ -26,13 +26,15 @@ const LOG_TAIL: u64 = 4096;
 
 pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
     let environment = Environment::of_process();
-    // Errors in the profile are reported here, not in a log.
-    Profile::load(profile, &environment)?;
+    let instance = systemd_instance(profile, &environment);
+    // Errors in the profile are reported here, not in a log. A unit may have a key that is not here.
+    let load = if instance.is_some() { Profile::load_without_secrets } else { Profile::load };
+    load(profile, &environment)?;
     let gateway = Gateway::of(profile)?;
     if gateway.is_running() {
         bail!("{} is already running", gateway.name);
     }
-    match systemd_instance(profile, &environment) {
+    match instance {
         Some(instance) => start_unit(&gateway, &format!("penstock@{instance}.service")),
         None => start_process(&gateway, profile, filter),
     }

@@ -46,6 +46,11 @@ pub fn gather(path: &Path) -> Facts {
         return facts;
     };
     ask_gateway(&mut facts, &profile);
+    let lacks = |key: &KeyFile| key.path == profile.private_key_file && key.status.is_none();
+    if matches!(facts.gateway, Running::Yes(_)) && facts.keys.iter().any(lacks) {
+        let file = profile.private_key_file.display();
+        facts.unseen.push(format!("the private key, because {file} does not exist: the running gateway has one"));
+    }
     if let Err(error) = ask_kernel(&mut facts, &profile) {
         facts.unseen.push(format!("interfaces and routes, because the kernel does not tell them: {error}"));
     }

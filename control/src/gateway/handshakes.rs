@@ -34,7 +34,7 @@ use crate::resolver::Resolver;
 use crate::resolver::rotation::Change;
 
 use drops::Drops;
-pub use drops::reasons as drop_reasons;
+pub use drops::{kebab, reasons as drop_reasons};
 use timings::timings;
 
 /// AF41 and no ECN: the traffic class of handshakes, as the kernel's WireGuard sends them.
@@ -414,6 +414,7 @@ impl Handshakes {
             tracing::info!("{}: connected", peer.label());
         }
         peer.sending = Some(local_index);
+        peer.handshakes += 1;
         peer.recalled = false;
         self.commands.extend(peer.waiting.drain(..).map(Command::Send));
         self.due.table = true;

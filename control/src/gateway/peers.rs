@@ -76,6 +76,8 @@ pub struct Peer {
     pub waiting: VecDeque<Box<[u8]>>,
     /// Bytes of handshake messages, which do not pass through the data plane: received, sent.
     pub handshake_bytes: (u64, u64),
+    /// Handshakes that were completed.
+    pub handshakes: u64,
     /// Its part of [`Peers::allowed_ips`]: what is sent to it and accepted from it.
     allowed_ips: BTreeSet<IpNet>,
     sampled: Sampled,
@@ -150,6 +152,7 @@ impl Peer {
             sending: None,
             waiting: VecDeque::new(),
             handshake_bytes: (0, 0),
+            handshakes: 0,
             allowed_ips: BTreeSet::new(),
             sampled: Sampled::default(),
             shown: None,

@@ -1,6 +1,7 @@
 //! What the gateway reports about itself.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, UNIX_EPOCH};
 
 use penstock_dataplane::clock::Millis;
@@ -11,6 +12,7 @@ use penstock_proto::pmtu::PathMtu;
 use penstock_proto::{Suite, path};
 
 use super::Gateway;
+use super::handshakes::kebab;
 use super::overlay::Overlay;
 use super::peers::Peer;
 use super::plane::Plane;
@@ -193,18 +195,22 @@ pub fn peer(gateway: &Gateway, peer: &Peer, now: Instant) -> status::PeerStatus 
         public_key: peer.public_key,
         path: path_kind(peer, Millis::at(now)),
         reason: peer.found.map(|found| found.reason.to_string()),
+        reason_kind: peer.found.map(|found| kebab(&format!("{:?}", found.reason))),
         relay: overlay.and_then(|overlay| overlay.relay_of(peer)),
         path_changes: peer.path_changes,
         endpoint: peer.endpoint,
         round_trip_ms: round_trip.map(|round_trip| round_trip.as_secs_f64() * 1e3),
         answering: overlay.map(|overlay| answering(overlay, peer)).unwrap_or_default(),
         last_handshake: last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
+        handshakes: peer.handshakes,
         suite,
         suite_reason,
         mtu: path_mtu(peer, gateway.plane.tunnel_mtu()),
         trains: gateway.plane.trains_to(&peer.public_key).map(|verdict| proof(verdict, Millis::at(now))),
         rx_bytes: peer.received_bytes(),
         tx_bytes: peer.sent_bytes(),
+        rx_packets: peer.counters.received.packets.load(Relaxed),
+        tx_packets: peer.counters.sent.packets.load(Relaxed),
         statement: overlay.and_then(|overlay| overlay.vouched(peer)).map(|vouched| vouched.status(now)),
         allowed_ips: peer.allowed_ips().iter().copied().collect(),
     }

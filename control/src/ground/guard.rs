@@ -208,14 +208,19 @@ impl Guard {
         self.cover(prefixes.iter().copied(), Origin::Profile)
     }
 
-    /// Writes the file, if it is out of date. To be called before newly covered prefixes get routes, and after released
+    /// Writes the file, if it is out of date, or removes it if nothing is guarded. To be called before newly covered prefixes get routes, and after released
     /// ones have lost their blackholes. A file that cannot be written is a problem; the kernel's state holds meanwhile.
     pub fn save(&mut self, now: Instant, problems: &mut Problems) {
         let subject = self.subject();
         if !self.unsaved || !problems.may_try(now, &subject) {
             return;
         }
-        match crate::sealed::replace(&self.path, self.encode().as_bytes()) {
+        let written = if self.prefixes.is_empty() {
+            crate::sealed::remove(&self.path)
+        } else {
+            crate::sealed::replace(&self.path, self.encode().as_bytes())
+        };
+        match written {
             Ok(()) => {
                 self.unsaved = false;
                 problems.solved(&subject);

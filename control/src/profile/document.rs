@@ -6,7 +6,7 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
-use penstock_messages::{hint, plain, without_place};
+use penstock_messages::{hint, plain, syntax};
 use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -46,6 +46,7 @@ pub struct Document {
     pub coordinator: Option<CoordinatorDocument>,
     pub accept: Option<Vec<Prefix>>,
     pub peers: Option<Vec<PeerDocument>>,
+    #[serde(default, deserialize_with = "address_with_port")]
     pub metrics: Option<SocketAddr>,
 }
 
@@ -283,7 +284,10 @@ fn put(value: &mut Value, path: &[&str], given: Value) -> bool {
 }
 
 fn not_json(path: &Path, text: &[u8], error: &serde_json::Error) -> ProfileError {
-    let what = without_place(error);
+    if text.trim_ascii().is_empty() {
+        return ProfileError::file(path, "the file is empty");
+    }
+    let what = syntax(error);
     let place = (error.line().max(1), error.column().max(1));
     let hint = hint(text, place);
     ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}{hint}"))
@@ -313,7 +317,7 @@ impl Fault {
             at_name = true;
             match closest(unknown, known) {
                 Some(name) => format!("there is no such field; did you mean {name}?"),
-                None if known.len() > FEW => "there is no such field; docs/profile.md lists them all".to_owned(),
+                None if known.len() > FEW => "there is no such field; man penstock.profile lists them all".to_owned(),
                 None => format!("there is no such field; the fields here are {}", known.join(", ")),
             }
         } else if text.starts_with("missing field ") {
@@ -328,9 +332,16 @@ impl Fault {
     }
 }
 
+/// What WireGuard's files call differently, and what it is called here.
+const OF_WIREGUARD: [(&str, &str); 2] = [("ListenPort", "LocalPort"), ("Address", "VirtualAddress")];
+
 /// The known name that the unknown one was probably meant to be.
-fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     const LIKENESS: f64 = 0.6;
+    let of_wireguard = OF_WIREGUARD.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(unknown));
+    if let Some(ours) = of_wireguard.and_then(|(_, ours)| known.iter().find(|name| *name == ours)) {
+        return Some(ours);
+    }
     let unknown = unknown.to_ascii_lowercase();
     known
         .iter()
@@ -425,6 +436,12 @@ impl TryFrom<String> for Prefix {
             None => Err(format!("{text:?} is not a prefix such as 10.0.0.0/8 or fd00:1::/64")),
         }
     }
+}
+
+fn address_with_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let wrong = |_| de::Error::custom(format_args!("{text:?} is not an address with a port, such as 127.0.0.1:9586"));
+    text.parse().map(Some).map_err(wrong)
 }
 
 impl Serialize for Prefix {

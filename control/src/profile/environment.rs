@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use penstock_messages::syntax;
 use serde_json::Value;
 
+use super::document::closest;
 use super::position::FieldPath;
 
 /// The common prefix of all our variables.
@@ -89,6 +91,17 @@ impl Environment {
         FIELDS.iter().any(|field| self.of(field).is_some())
     }
 
+    /// For each variable that was probably meant to override a field, but does not: the variable that does. Not an error,
+    /// since others may have variables with our prefix, as a service called `penstock` in Kubernetes does.
+    #[must_use]
+    pub fn misspelt(&self) -> Vec<(&str, String)> {
+        let variables: Vec<String> = FIELDS.iter().map(Field::variable).collect();
+        let known: Vec<&str> = variables.iter().filter_map(|variable| variable.strip_prefix(PREFIX)).collect();
+        let strange = self.0.keys().filter(|name| !variables.contains(name));
+        let meant = |name: &str| closest(name.strip_prefix(PREFIX)?, &known).map(|meant| format!("{PREFIX}{meant}"));
+        strange.filter_map(|name| Some((name.as_str(), meant(name)?))).collect()
+    }
+
     /// The variable that overrides a field, if it is set.
     pub(super) fn of<'a>(&'a self, field: &Field) -> Option<(String, &'a str)> {
         let variable = field.variable();
@@ -145,7 +158,7 @@ impl Shape {
                 _ => Err(format!("{text:?} is neither true nor false")),
             },
             Self::List => Ok(text.split(',').map(|item| item.trim().to_owned()).collect()),
-            Self::Json => serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}")),
+            Self::Json => serde_json::from_str(text).map_err(|error| format!("this is not JSON: {}", syntax(&error))),
         }
     }
 }

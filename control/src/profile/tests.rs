@@ -140,16 +140,8 @@ fn shape_errors_name_line_and_field() {
             "\"Mod\": \"udp\" }",
             "6:33: field Wan.Mod: there is no such field; did you mean Mode?",
         ),
-        (
-            "47100,",
-            "\"x\",",
-            "3:16: field LocalPort: invalid type: string \"x\", expected a whole number from 0 to 65535",
-        ),
-        (
-            "47100,",
-            "70000,",
-            "3:16: field LocalPort: invalid value: integer 70000, expected a whole number from 0 to 65535",
-        ),
+        ("47100,", "\"x\",", "3:16: field LocalPort: expected a whole number from 0 to 65535, not \"x\""),
+        ("47100,", "70000,", "3:16: field LocalPort: expected a whole number from 0 to 65535, not 70000"),
         ("\"auto\" }", "\"fast\" }", "6:41: field Wan.Mode: \"fast\" is not one of auto, xdp, udp"),
         ("\"auto\",", "\"udp\",", "9:13: field Lan.Mode: \"udp\" is not one of auto, xdp, tun"),
         (
@@ -166,7 +158,13 @@ fn shape_errors_name_line_and_field() {
         ("\"Interface\": \"eth0\", ", "", "6:10: field Wan: Interface is missing"),
         ("\"Name\": \"cairo\",", "", "22:5: field Peers[1]: Name is missing"),
         ("\"Workers\": 0", "\"Name\": 0", "12:3: field Name: given twice in one object"),
-        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; docs/profile.md lists them all"),
+        ("\"LocalPort\"", "\"ListenPort\"", "3:3: field ListenPort: there is no such field; did you mean LocalPort?"),
+        (
+            "\"VirtualAddress\"",
+            "\"Address\"",
+            "4:3: field Address: there is no such field; did you mean VirtualAddress?",
+        ),
+        ("\"Peers\"", "\"Sites\"", "13:3: field Sites: there is no such field; man penstock.profile lists them all"),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
@@ -197,7 +195,13 @@ fn value_errors_name_line_and_field() {
         ("192.0.2.2:47100", "192.0.2.2:0", "18:19: field Peers[0].Endpoint: \"192.0.2.2:0\" has port 0"),
         ("\"berlin\"", "\"\"", "15:15: field Peers[0].Name: \"\" is not a name"),
         ("xTIBA5rb", "xTIBA5r", "16:20: field Peers[0].PublicKey: a key is 44 characters"),
-        ("\"Mtu\": 1400", "\"Metrics\": 9586", "30:14: field Metrics: invalid type: integer 9586"),
+        ("\"Mtu\": 1400", "\"Metrics\": 9586", "30:14: field Metrics: expected a string, not 9586"),
+        (
+            "\"Mtu\": 1400",
+            "\"Metrics\": \"localhost\"",
+            "30:14: field Metrics: \"localhost\" is not an address with a port, such as 127.0.0.1:9586",
+        ),
+        ("\"Mtu\": 1400", "\"WanRate\": 20", "30:14: field WanRate: expected a rate such as \"20 Mbit/s\", not 20"),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(expected), "{error}\n{expected}");
@@ -253,12 +257,8 @@ fn rules_name_both_sides() {
             "\"Coordinator\": {\"Url\": \"https://c.example\", \"Fingerprint\": \"ab\", \"CaFile\": \"ca.pem\"}",
             "30:78: field Coordinator.CaFile: a certificate that is pinned by Fingerprint needs no authorities",
         ),
-        ("\"Mtu\": 1400", "\"Firewall\": []", "30:15: field Firewall: invalid type: list, expected an object"),
-        (
-            "\"Mtu\": 1400",
-            "\"Table\": -1",
-            "30:12: field Table: invalid value: integer -1, expected a whole number from 0 to",
-        ),
+        ("\"Mtu\": 1400", "\"Firewall\": []", "30:15: field Firewall: expected an object, not a list"),
+        ("\"Mtu\": 1400", "\"Table\": -1", "30:12: field Table: expected a whole number from 0 to 4294967295, not -1"),
         ("\"Mtu\": 1400", "\"Metrics\": \"127.0.0.1:0\"", "30:14: field Metrics: 127.0.0.1:0 has port 0"),
         ("\"amsterdam.key\"", "\"x.missing\"", "5:21: field PrivateKeyFile: /etc/penstock/profiles/x.missing: "),
         (
@@ -444,11 +444,16 @@ fn variables_override_fields() {
 fn errors_of_variables_name_them() {
     for (variable, value, expected) in [
         ("PENSTOCK_LOCAL_PORT", "many", "PENSTOCK_LOCAL_PORT: field LocalPort: \"many\" is not a whole number"),
-        ("PENSTOCK_LOCAL_PORT", "65536", "PENSTOCK_LOCAL_PORT: field LocalPort: invalid value: integer 65536"),
+        (
+            "PENSTOCK_LOCAL_PORT",
+            "65536",
+            "PENSTOCK_LOCAL_PORT: field LocalPort: expected a whole number from 0 to 65535, not 65536",
+        ),
         ("PENSTOCK_WAN_MODE", "tun", "PENSTOCK_WAN_MODE: field Wan.Mode: \"tun\" is not one of auto, xdp, udp"),
         ("PENSTOCK_BUSY_POLL", "yes", "PENSTOCK_BUSY_POLL: field BusyPoll: \"yes\" is neither true nor false"),
         ("PENSTOCK_NAME", "", "PENSTOCK_NAME: field Name: "),
         ("PENSTOCK_LAN_SUBNETS", "10.0.0.0/8,x", "PENSTOCK_LAN_SUBNETS: field Lan.Subnets[1]: \"x\" is not a prefix"),
+        ("PENSTOCK_PEERS", "none", "PENSTOCK_PEERS: field Peers: this is not JSON: a word that is neither true, false"),
         ("PENSTOCK_PEERS", "[{}]", "PENSTOCK_PEERS: field Peers[0]: Name is missing"),
         ("PENSTOCK_PRIVATE_KEY_FILE", "x.exposed", "PENSTOCK_PRIVATE_KEY_FILE: field PrivateKeyFile: /etc/"),
     ] {
@@ -458,15 +463,49 @@ fn errors_of_variables_name_them() {
 }
 
 #[test]
+fn misspelt_variables_are_told_and_others_left_alone() {
+    let environment = |names: &[&str]| -> Environment {
+        names.iter().map(|name| (format!("PENSTOCK_{name}"), String::new())).collect()
+    };
+    for (name, meant) in [("LOCALPORT", "LOCAL_PORT"), ("WAN_MOD", "WAN_MODE"), ("LAN_SUBNET", "LAN_SUBNETS")] {
+        let environment = environment(&[name]);
+        assert_eq!(environment.misspelt(), [(&*format!("PENSTOCK_{name}"), format!("PENSTOCK_{meant}"))]);
+    }
+    let others = environment(&[
+        "LOCAL_PORT",
+        "WAN_MODE",
+        "PROFILE",
+        "RUNTIME_DIR",
+        "STATE_DIR",
+        "BIN",
+        "TEST_LONG",
+        "TEST_AS",
+        "TEST_KEEP",
+        "TEST_SEED",
+        "TEST_ROUTES",
+        "TEST_REQUIRED",
+        "TEST_REKEY_AFTER_SECONDS",
+        "LAB_CARD",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "PORT",
+        "PORT_47100_UDP_ADDR",
+    ]);
+    assert_eq!(others.misspelt(), []);
+}
+
+#[test]
 fn what_is_not_json_is_refused_with_its_line() {
     for (text, expected) in [
-        ("", "1:1: this is not JSON: EOF"),
+        ("", " the file is empty"),
+        (" \n", " the file is empty"),
+        ("{ \"Name\": \"a\"", "1:13: this is not JSON: it ends within an object"),
         ("{\n  \"Name\" \"a\"\n}", "2:10: this is not JSON: expected :"),
         ("[]", "1:1: a profile is a JSON object"),
         ("{}\n{}", "2:1: this is not JSON: trailing characters"),
         ("{ // comment\n}", "1:3: this is not JSON: key must be a string; JSON has no comments"),
         ("{\n# comment\n}", "2:1: this is not JSON: key must be a string; JSON has no comments"),
-        ("{ \"Name\": “a” }", "1:11: this is not JSON: expected value; JSON has only the quotation mark"),
+        ("{ \"Name\": “a” }", "1:11: this is not JSON: expected a value; JSON has only the quotation mark"),
         ("{ 'Name': 'a' }", "1:3: this is not JSON: key must be a string; JSON has only the quotation mark"),
         (&"[".repeat(100_000), "1:128: this is not JSON: recursion limit exceeded"),
     ] {
@@ -506,6 +545,7 @@ fn no_cut_or_changed_profile_panics() {
 fn load_says_what_file_is_not_there() {
     let error = Profile::load(Path::new("/nonexistent/a.profile"), &Environment::default()).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/a.profile: No such file"), "{error}");
+    assert!(error.to_string().contains("`penstock import` makes one"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The output of `penstock firewall`, in force where everything else is dropped.
 
+use std::io::Write as _;
+
 use crate::support::*;
 
 /// Drops everything but answers, and what IPv6 needs on a link.
@@ -41,4 +43,39 @@ fn the_rules_let_the_gateway_work_and_nothing_less_does() {
         site.gateway.nft(&String::from_utf8_lossy(&output.stdout));
     }
     await_traffic(&topology);
+}
+
+/// Pinned and random ports, and a name that could end a quotation.
+#[test]
+fn iptables_takes_the_rules() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    if which("iptables-restore").is_none() {
+        // Not eprintln!, which the harness would capture.
+        let _ = writeln!(std::io::stderr(), "skipped iptables_takes_the_rules: there is no iptables-restore");
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let a = Gateway::start(&topology.a, a);
+    for port in [47100, 0] {
+        a.edit_profile(|profile| {
+            profile["LocalPort"] = port.into();
+            profile["Peers"][0]["Name"] = "a\"b $(c)".into();
+        });
+        let output = a.command(&["firewall", "--format", "iptables"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        for program in ["iptables", "ip6tables"] {
+            let rules: Vec<&str> =
+                text.lines().filter_map(|line| line.strip_prefix(program)?.strip_prefix(' ')).collect();
+            assert!(!rules.is_empty(), "{text}");
+            let file = topology.a.scratch.join(program);
+            std::fs::write(&file, format!("*filter\n{}\nCOMMIT\n", rules.join("\n"))).expect("written");
+            let restore = format!("{program}-restore");
+            let (accepted, says) = topology.a.gateway.attempt(&[&restore, "--test", file.to_str().expect("UTF-8")]);
+            assert!(accepted, "{says}: {rules:#?}");
+        }
+    }
 }

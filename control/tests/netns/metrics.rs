@@ -105,6 +105,8 @@ fn a_page_says_what_wg_and_status_say() {
         let (received, sent) = (ours("received_bytes_total") as u64, ours("sent_bytes_total") as u64);
         assert!((before.0..=after.0).contains(&received) && received > 0, "{received}: {before:?} {after:?}");
         assert!((before.1..=after.1).contains(&sent) && sent > 0, "{sent}: {before:?} {after:?}");
+        assert!(ours("handshakes_total") >= 1.0, "{page}");
+        assert!(ours("received_packets_total") >= 1.0 && ours("sent_packets_total") >= 1.0, "{page}");
         assert_eq!(theirs("received_bytes_total") as u64, received);
         assert_eq!(theirs("sent_bytes_total") as u64, sent);
         assert_eq!(theirs("latest_handshake_seconds") as u64, a.latest_handshake(&peer));

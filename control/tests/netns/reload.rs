@@ -137,7 +137,7 @@ fn an_unsound_profile_changes_nothing() {
     for (text, place) in [
         (sound.replace("\"LocalPort\": 47100", "\"LocalPort\": \"many\""), ":12:16: field LocalPort"),
         (sound[..sound.len() / 2].to_owned(), "this is not JSON"),
-        (String::new(), ":1:1: this is not JSON"),
+        (String::new(), ": the file is empty"),
         (sound.replace("\"10.102.0.0/24\"", "\"10.101.0.0/24\""), "lies in this gateway's own"),
         (sound.replace(".key\"", ".none\""), "PrivateKeyFile"),
     ] {

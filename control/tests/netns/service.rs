@@ -123,6 +123,30 @@ fn the_units_capabilities_suffice_and_workers_have_none() {
     assert_eq!(workers, 1);
 }
 
+/// Root without a unit has every capability, of which a running gateway keeps those with which it makes ports anew and
+/// reads its files again.
+#[test]
+fn a_gateway_of_plain_root_keeps_only_what_it_needs() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    // DAC_OVERRIDE, DAC_READ_SEARCH, NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK, BPF (capabilities(7)).
+    let kept: u64 = [1, 2, 10, 12, 13, 14, 39].iter().map(|bit| 1 << bit).sum();
+    let held = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).expect("its status");
+        let sets = ["CapPrm:", "CapEff:", "CapInh:"].map(|set| {
+            let line = status.lines().find_map(|line| line.strip_prefix(set)).expect("a set");
+            u64::from_str_radix(line.trim(), 16).expect("a number")
+        });
+        sets[0] | sets[1] | sets[2]
+    };
+    assert_ne!(held(std::process::id()) & !kept, 0, "nothing to give up, so nothing is shown");
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let left = held(a.process.pid());
+    assert_eq!((left & !kept, left & 1 << 12), (0, 1 << 12), "{left:x}");
+}
+
 /// A service manager, as far as receiving goes.
 struct Manager {
     socket: UnixDatagram,

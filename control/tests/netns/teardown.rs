@@ -173,6 +173,59 @@ fn a_release_lifts_what_no_peer_has() {
     same_state(&topology.a, &before, "released");
 }
 
+/// Where only the service has the private key, the commands that need no secret work without it, whether the gateway
+/// runs or not, and a release leaves nothing.
+#[test]
+fn commands_that_need_no_secret_work_without_the_key_file() {
+    if !ready(&["ss"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let before = state(&topology.a);
+    let (mut a, b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let scratch = topology.a.scratch.clone();
+    let credential = scratch.join("credential");
+    write_secret(&credential, &a.private_key);
+    a.environment = vec![("PENSTOCK_PRIVATE_KEY_FILE", credential.display().to_string())];
+    let mut a = Gateway::start(&topology.a, a);
+    let _b = Gateway::start(&topology.b, b);
+    await_traffic(&topology);
+    // What an administrator types does not have the service's environment.
+    a.config.environment.clear();
+    std::fs::remove_file(scratch.join(format!("{}.key", a.name()))).expect("the profile's key file");
+    let works = |a: &Gateway, words: &[&str]| {
+        let output = a.command(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let refused = |a: &Gateway, words: &[&str]| {
+        let output = a.command(words);
+        let says = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && says.contains("No such file"), "{words:?}: {says}");
+    };
+    let either_way = |a: &Gateway| {
+        works(a, &["list-config"]);
+        works(a, &["firewall"]);
+        works(a, &["set-config", "Mtu=1400"]);
+        works(a, &["set-config", "Mtu="]);
+        refused(a, &["set-config", "PrivateKeyFile=other.key"]);
+    };
+    either_way(&a);
+    let (report, _) = a.doctor();
+    assert!(!report.to_string().contains("genkey"), "{report}");
+    assert!(a.terminate().success());
+    either_way(&a);
+    works(&a, &["guard"]);
+    let stopped = a.command(&["status"]);
+    let says = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert!(stopped.status.code() == Some(3) && says.contains("blocked until `penstock release`"), "{says}");
+    refused(&a, &["start"]);
+    let [v4, _] = topology.b.subnets().try_into().expect("two subnets");
+    works(&a, &["release", &v4]);
+    works(&a, &["stop", "--release"]);
+    same_state(&topology.a, &before, "released");
+    assert!(!scratch.join(format!("{}.guard", a.name())).exists());
+}
+
 /// A prefix as `ip route` shows it: a host's without a length.
 fn bare(prefix: &str) -> &str {
     prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)

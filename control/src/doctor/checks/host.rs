@@ -3,7 +3,7 @@
 use super::interface::may_use_xdp;
 use super::{error, path, ports, set_config, warning, without_xdp};
 use crate::doctor::Finding;
-use crate::doctor::facts::{Facts, KeyFile};
+use crate::doctor::facts::{Facts, KeyFile, Running};
 use crate::key::is_exposed;
 use crate::needs::{Version, missing_capabilities, oldest_kernel, spoils_trains, version};
 use crate::profile::WanMode;
@@ -44,10 +44,18 @@ pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
     let subject = key.path.display().to_string();
     let Some((mode, owner)) = key.status else {
         let private = facts.profile.as_ref().is_some_and(|profile| profile.private_key_file == key.path);
-        // A preshared key is the one that the peer has.
-        let source = if private { "penstock genkey | " } else { "" };
-        let command = format!("{source}install -m 600 /dev/stdin {}", path(&key.path));
-        return error(subject, "the profile names this key file, but it does not exist", command);
+        let install = format!("install -m 600 /dev/stdin {}", path(&key.path));
+        let sentence = "the profile names this key file, but it does not exist";
+        return match (private, &facts.gateway) {
+            // A preshared key is the one that the peer has.
+            (false, _) => error(subject, sentence, install),
+            // It has its key from elsewhere, such as a credential of systemd; `gather` lists the file as not seen.
+            (true, Running::Yes(_)) => None,
+            (true, _) => {
+                let sentence = format!("{sentence}; the service does without if it has the key as a credential");
+                error(subject, sentence, format!("penstock genkey | {install}"))
+            }
+        };
     };
     if owner != 0 && facts.user.id == 0 {
         let command = format!("chown root: {}", path(&key.path));

@@ -115,6 +115,10 @@ fn rule(facts: &mut Facts, rule: ForeignRule) {
     facts.routes = vec![route];
 }
 
+fn lose_private_key(facts: &mut Facts) {
+    facts.keys[0] = KeyFile { path: of(facts).private_key_file.clone(), status: None, credential: false };
+}
+
 /// A fault, and what is said of it.
 type Case = (fn(&mut Facts), Severity, &'static str, &'static str);
 
@@ -132,6 +136,12 @@ fn each_fault_is_one_finding_with_its_command() {
         (|f| f.keys[0].status = Some((0o640, 0)), Error, "/etc/a.key", "chmod 600 /etc/a.key"),
         (|f| f.keys[0].status = Some((0o600, 7)), Error, "/etc/a.key", "chown root: /etc/a.key"),
         (|f| f.keys[0].status = None, Error, "/etc/a.key", "install -m 600 /dev/stdin /etc/a.key"),
+        (
+            lose_private_key,
+            Error,
+            "/etc/penstock/profiles/a.key",
+            "penstock genkey | install -m 600 /dev/stdin /etc/penstock/profiles/a.key",
+        ),
         (|f| f.host.release = "4.19.0-1".into(), Error, "kernel", "apt-get update && apt-get full-upgrade && reboot"),
         (|f| f.host.tun = Some(false), Error, "kernel", "modprobe tun"),
         (
@@ -189,6 +199,16 @@ fn each_fault_is_one_finding_with_its_command() {
     let mut facts = sound();
     facts.host.networkd_leaves_alone = Some(false);
     assert!(check(&facts)[0].command.contains("ManageForeignRoutingPolicyRules=no"));
+}
+
+/// Its unit may have the key as a credential.
+#[test]
+fn a_running_gateway_has_its_private_key_from_somewhere() {
+    let mut facts = sound();
+    lose_private_key(&mut facts);
+    facts.gateway = Running::Yes(Box::new(crate::status::sample()));
+    let findings = check(&facts);
+    assert!(findings.iter().all(|finding| !finding.subject.ends_with(".key")), "{findings:?}");
 }
 
 #[test]

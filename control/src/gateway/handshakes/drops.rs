@@ -55,7 +55,7 @@ fn name(reject: Reject) -> String {
 }
 
 /// `UnknownPeer` as `unknown-peer`.
-fn kebab(name: &str) -> String {
+pub fn kebab(name: &str) -> String {
     let mut kebab = String::new();
     for c in name.chars() {
         if c.is_ascii_uppercase() && !kebab.is_empty() {
