@@ -485,7 +485,7 @@ fn in_force(registry: &Registry) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// No coordinator is running.
-    #[error("no coordinator runs with {0}")]
+    #[error("the coordinator is not running (state directory {0})")]
     NotRunning(PathBuf),
     /// Only the owner may connect.
     #[error("{0} is for its owner only: try as root")]

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use penstock_messages::{hint, plain, without_place};
+use penstock_messages::{Fault, hint, without_place};
 use penstock_proto::coordination::Relay;
 use penstock_proto::coordination::limits::{HOST_LIMIT, SERVERS_LIMIT};
 use penstock_proto::trust::LeaseLength;
@@ -129,11 +129,15 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// The file is not a configuration.
-    #[error("{path}: {problem}")]
+    #[error("{path}:{line}:{column}: {problem}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the field if there is one, line and column.
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// What is wrong, with the field if there is one.
         problem: String,
     },
     /// The fields do not fit together.
@@ -151,18 +155,29 @@ impl Document {
         // Editors on Windows put a byte order mark in front.
         let text = text.trim_start_matches('\u{feff}');
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let syntax = |problem| ConfigError::Syntax { path: path.into(), problem };
+        let syntax = |error: &serde_json::Error, problem| ConfigError::Syntax {
+            path: path.into(),
+            line: error.line().max(1),
+            column: error.column().max(1),
+            problem,
+        };
         let not_json = |error: &serde_json::Error| {
             let hint = hint(text.as_bytes(), (error.line(), error.column()));
-            syntax(format!("this is not JSON: {error}{hint}"))
+            syntax(error, format!("this is not JSON: {}{hint}", penstock_messages::syntax(error)))
         };
         let mut document: Self = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let inner = error.inner();
-            if inner.is_data() {
-                syntax(format!("field {}: {}", error.path(), in_place(inner)))
-            } else {
-                not_json(inner)
+            if !inner.is_data() {
+                return not_json(inner);
             }
+            let fault = without_place(inner);
+            let fault = Fault::of(&fault, "man penstock-coordinator.json");
+            let mut field = error.path().to_string();
+            if let Some(name) = fault.unknown.filter(|name| field.rsplit('.').next() != Some(*name)) {
+                field = if field == "." { name.to_owned() } else { format!("{field}.{name}") };
+            }
+            let field = if field == "." { String::new() } else { format!("field {field}: ") };
+            syntax(inner, format!("{field}{}", fault.sentence))
         })?;
         deserializer.end().map_err(|error| not_json(&error))?;
         let directory = path.parent().unwrap_or(Path::new(""));
@@ -210,11 +225,6 @@ impl Document {
     pub fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| STATE.into())
     }
-}
-
-/// An error in plain words, with its place.
-fn in_place(error: &serde_json::Error) -> String {
-    format!("{} at line {} column {}", plain(&without_place(error)), error.line(), error.column())
 }
 
 impl TryFrom<Document> for Config {
@@ -371,11 +381,20 @@ mod tests {
                 r#"{"Names": ["a"], "UdpListen": ["10.0.0.1:1", "10.0.0.2:1"], "UdpPublic": ["192.0.2.1:1"]}"#,
                 "same order",
             ),
-            (r#"{"Names": ["a"], "Port": 1}"#, "Port"),
-            (r#"{"Names": ["a"]} x"#, "this is not JSON: trailing characters at line 1"),
+            (r#"{"Nmes": ["a"]}"#, "/a.json:1:7: field Nmes: there is no such field; did you mean Names?"),
+            (
+                r#"{"Port": 1}"#,
+                "/a.json:1:7: field Port: there is no such field; man penstock-coordinator.json lists them all",
+            ),
+            (
+                "{\n\"Page\": {\"Lsten\": 1}}",
+                "/a.json:2:16: field Page.Lsten: there is no such field; did you mean Listen?",
+            ),
+            ("[]", "/a.json:1:2: "),
+            (r#"{"Names": ["a"]} x"#, "/a.json:1:18: this is not JSON: trailing characters"),
             ("{", "this is not JSON"),
             ("{ # c\n}", "JSON has no comments"),
-            (r#"{"Names": ["a"], "Page": 5}"#, "field Page: expected an object, not 5 at line 1"),
+            (r#"{"Names": ["a"], "Page": 5}"#, "a.json:1:26: field Page: expected an object, not 5"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

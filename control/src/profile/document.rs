@@ -6,7 +6,7 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
-use penstock_messages::{hint, plain, syntax};
+use penstock_messages::{Fault, hint, syntax};
 use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -218,8 +218,13 @@ pub(super) fn parse<'a>(text: &'a [u8], path: &'a Path, environment: &Environmen
     match serde_path_to_error::deserialize(&value) {
         Ok(document) => Ok(Source { document, path, map, overrides }),
         Err(error) => {
-            let fault = Fault::of(&error);
-            Err(blame(path, &map, &overrides, fault.field, fault.at_name, fault.sentence))
+            let text = error.inner().to_string();
+            let Fault { unknown, sentence } = Fault::of(&text, "man penstock.profile");
+            let mut field = FieldPath::from(error.path());
+            if let Some(name) = unknown.filter(|name| field.0.last() != Some(&Step::Key((*name).to_owned()))) {
+                field = field.key(name);
+            }
+            Err(blame(path, &map, &overrides, field, unknown.is_some(), sentence))
         }
     }
 }
@@ -291,64 +296,6 @@ fn not_json(path: &Path, text: &[u8], error: &serde_json::Error) -> ProfileError
     let place = (error.line().max(1), error.column().max(1));
     let hint = hint(text, place);
     ProfileError::line(path, place, FieldPath::default(), format_args!("this is not JSON: {what}{hint}"))
-}
-
-/// The most fields that are listed in a sentence.
-const FEW: usize = 8;
-
-/// What serde found wrong, in an administrator's words.
-struct Fault {
-    field: FieldPath,
-    at_name: bool,
-    sentence: String,
-}
-
-impl Fault {
-    fn of(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
-        let mut field = FieldPath::from(error.path());
-        let text = error.inner().to_string();
-        let words: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
-        let mut at_name = false;
-        let sentence = if text.starts_with("unknown field ") {
-            let (unknown, known) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
-            if field.0.last() != Some(&Step::Key((*unknown).to_owned())) {
-                field = field.key(unknown);
-            }
-            at_name = true;
-            match closest(unknown, known) {
-                Some(name) => format!("there is no such field; did you mean {name}?"),
-                None if known.len() > FEW => "there is no such field; man penstock.profile lists them all".to_owned(),
-                None => format!("there is no such field; the fields here are {}", known.join(", ")),
-            }
-        } else if text.starts_with("missing field ") {
-            format!("{} is missing", words.first().unwrap_or(&"a field"))
-        } else if text.starts_with("unknown variant ") {
-            let (unknown, known) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
-            format!("{unknown:?} is not one of {}", known.join(", "))
-        } else {
-            plain(&text)
-        };
-        Self { field, at_name, sentence }
-    }
-}
-
-/// What WireGuard's files call differently, and what it is called here.
-const OF_WIREGUARD: [(&str, &str); 2] = [("ListenPort", "LocalPort"), ("Address", "VirtualAddress")];
-
-/// The known name that the unknown one was probably meant to be.
-pub(super) fn closest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
-    const LIKENESS: f64 = 0.6;
-    let of_wireguard = OF_WIREGUARD.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(unknown));
-    if let Some(ours) = of_wireguard.and_then(|(_, ours)| known.iter().find(|name| *name == ours)) {
-        return Some(ours);
-    }
-    let unknown = unknown.to_ascii_lowercase();
-    known
-        .iter()
-        .map(|name| (strsim::normalized_damerau_levenshtein(&unknown, &name.to_ascii_lowercase()), *name))
-        .filter(|(likeness, _)| *likeness >= LIKENESS)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }
 
 impl Document {

@@ -1,9 +1,9 @@
 //! Edits of the profile's text that leave everything else as written.
 
 use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
+use penstock_messages::closest;
 use serde_json::Value;
 
-use super::document::closest;
 use super::environment::{FIELDS, Shape};
 use super::position::STRICT;
 

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use penstock_messages::syntax;
+use penstock_messages::{closest, syntax};
 use serde_json::Value;
 
-use super::document::closest;
 use super::position::FieldPath;
 
 /// The common prefix of all our variables.

@@ -53,7 +53,7 @@ enum Command {
     /// Run the coordinator in the foreground until SIGTERM or SIGINT
     Run {
         /// A TCP address and port to listen on; may be repeated [default: [::]:443]
-        #[arg(long, value_name = "ADDRESS")]
+        #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
         listen: Vec<SocketAddr>,
         /// A host name or address by which gateways reach it; may be repeated
         #[arg(long, value_name = "HOST")]
@@ -71,7 +71,7 @@ enum Command {
         #[command(flatten)]
         metrics: MetricsFlag,
         /// Serve the page for administrators at this address and port; see `page-login`
-        #[arg(long, value_name = "ADDRESS")]
+        #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
         page: Option<SocketAddr>,
         /// How long gateways believe in a site without hearing from this coordinator, such as 3d; with "never" this
         /// does not end [default: 7d]
@@ -125,10 +125,10 @@ enum Command {
 struct UdpFlags {
     /// A UDP address and port for the STUN server and relay; a second one with the same IP version and port lets
     /// STUN determine a NAT's whole behaviour [default: [::]:3478]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
     udp: Vec<SocketAddr>,
     /// How others reach these addresses, if not directly [default: --udp, or what the names resolve to]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
     udp_public: Vec<SocketAddr>,
     /// The STUN server's other port [default: 3479]
     #[arg(long, value_name = "PORT")]
@@ -144,7 +144,7 @@ struct UdpFlags {
 #[derive(Debug, Args)]
 struct MetricsFlag {
     /// Serve metrics for Prometheus at this address and port, to whoever can reach it
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
     metrics: Option<SocketAddr>,
 }
 
@@ -300,7 +300,16 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
                 lease,
                 ..udp.document()
             };
-            run(flags.or(document).try_into()?, log.as_deref())
+            let of_file = cli.paths.config.map(|path| match flags == Document::default() {
+                true => path.display().to_string(),
+                false => format!("{} and the flags", path.display()),
+            });
+            let config = Config::try_from(flags.or(document));
+            let config = match of_file {
+                Some(file) => config.context(file)?,
+                None => config?,
+            };
+            run(config, log.as_deref())
         }
         Command::Relay { flags, log } => run_relay(*flags, state, log.as_deref()),
         Command::Status { json } => show(&state, &Request::Status, json),
@@ -339,6 +348,11 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             show(&state, &request, false)
         }
     }
+}
+
+/// An address with a port.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "not an address with a port, such as 192.0.2.1:443 or [::]:443".to_owned())
 }
 
 /// A prefix, or an address.

@@ -9,7 +9,7 @@ use penstock_proto::coordination::Fingerprint;
 use penstock_proto::trust::AuthorityKey;
 
 use super::acme::AcmeFlags;
-use super::{MetricsFlag, UdpFlags, said};
+use super::{MetricsFlag, UdpFlags, said, socket_address};
 use crate::config::{Config, Document};
 use crate::relay::process::{RelayConfig, RelayProcess};
 
@@ -20,7 +20,7 @@ pub(super) struct RelayFlags {
     coordinator: CoordinatorUrl,
     /// The SHA-256 fingerprint of the coordinator's own certificate, which it logs when it starts; repeat it for the
     /// certificate that will replace that one
-    #[arg(long, value_name = "HEX", required_unless_present = "ca")]
+    #[arg(long, value_name = "HEX")]
     fingerprint: Vec<Fingerprint>,
     /// The certificate authorities that vouch for the coordinator, in PEM
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
@@ -30,7 +30,7 @@ pub(super) struct RelayFlags {
     #[arg(long, value_name = "KEY")]
     authority: Option<AuthorityKey>,
     /// A TCP address and port to accept TLS connections on; may be repeated [default: [::]:443]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
     listen: Vec<SocketAddr>,
     /// A host name or address by which gateways reach this relay; may be repeated
     #[arg(long, value_name = "HOST", required = true)]

@@ -140,7 +140,7 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
     let directory = running::directory();
     let state = &directory.path().join("state");
     let error = fails(state, &["site", "list"]);
-    assert!(error.starts_with("penstock-coordinator: no coordinator runs with "), "{error}");
+    assert!(error.starts_with("penstock-coordinator: the coordinator is not running (state directory "), "{error}");
 
     let mut program = Program::start(state);
     let address = program.address();
@@ -186,7 +186,25 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
     second.says("another coordinator runs with");
     program.signal("-TERM");
     assert!(program.ends().success());
-    assert!(fails(state, &["site", "list"]).contains("no coordinator runs"));
+    assert!(fails(state, &["site", "list"]).contains("the coordinator is not running"));
+}
+
+#[test]
+fn what_is_wrong_with_flags_and_files_is_said() {
+    let directory = running::directory();
+    let (state, file) = (directory.path(), directory.path().join("a.json"));
+    std::fs::write(&file, r#"{"Names": ["x y"]}"#).unwrap();
+    let of_file = ["--config", file.to_str().unwrap(), "run"];
+    let expected = r#"Names: "x y" is neither a host name nor an address"#;
+    assert_eq!(fails(state, &of_file), format!("penstock-coordinator: {}: {expected}\n", file.display()));
+    let error = fails(state, &[&of_file[..], &["--lease", "3d"]].concat());
+    assert_eq!(error, format!("penstock-coordinator: {} and the flags: {expected}\n", file.display()));
+    assert_eq!(fails(state, &["run", "--name", "x y"]), format!("penstock-coordinator: {expected}\n"));
+    let error = fails(state, &["relay", "--coordinator", "https://a", "--name", "b"]);
+    assert!(error.contains("--fingerprint or --ca must say whom to trust"), "{error}");
+    let output = cli(state, &["run", "--name", "a", "--listen", "1.2.3.4"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("not an address with a port, such as 192.0.2.1:443"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,10 @@ fn without_help(command: Command) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use penstock::profile::{self, FIELDS};
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use penstock::profile::{self, FIELDS, Profile};
     use penstock_coordinator::config;
     use serde::de::DeserializeOwned;
 
@@ -90,6 +93,32 @@ mod tests {
         has_all(page, FIELDS.iter().map(|field| field.path.join(".")));
         let (_, of_peers) = page.split_once(".SS Fields of a peer").unwrap();
         has_all(of_peers, fields::<profile::Document>(r#"{ "Peers": [{ "": 0 }] }"#));
+    }
+
+    /// The profile that the page shows is the one that is installed. With a key it is valid, and its fields are explained.
+    #[test]
+    fn the_page_of_the_profile_has_the_example_and_explains_it() {
+        const EXAMPLE: &str = include_str!("../../files/Universe.profile");
+        let page = include_str!("../../penstock.profile.5");
+        let (_, shown) = page.split_once("\n.EX\n").unwrap();
+        let (shown, explained) = shown.split_once(".EE\n").unwrap();
+        assert_eq!(shown, EXAMPLE);
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("Universe.profile");
+        std::fs::write(&path, EXAMPLE).unwrap();
+        let load = || Profile::load(&path, &std::iter::empty().collect());
+        let error = load().unwrap_err().to_string();
+        assert!(error.contains("field PrivateKeyFile: ") && error.contains("amsterdam.key"), "{error}");
+        let mut file = std::fs::OpenOptions::new();
+        let mut key =
+            file.write(true).create_new(true).mode(0o600).open(directory.path().join("amsterdam.key")).unwrap();
+        writeln!(key, "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+        assert_eq!(load().unwrap().peers.len(), 1);
+
+        let document: serde_json::Map<String, serde_json::Value> = serde_json::from_str(EXAMPLE).unwrap();
+        let of_peer = document["Peers"][0].as_object().unwrap().keys().filter(|name| *name != "Name");
+        has_all(explained, document.keys().chain(of_peer).cloned());
     }
 
     #[test]
