@@ -14,13 +14,14 @@ use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
 use crate::state;
 
-/// Puts up the guard of a gateway that is not running, as at boot.
+/// Puts up the guard of a gateway that is not running, as at boot: for what it guarded, and for what the profile names now.
 ///
 /// # Errors
 /// The kernel cannot be reached, or part of the guard is not in force.
 pub fn guard(profile: &Profile) -> Result<()> {
     let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
     let now = Instant::now();
+    note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
     ground.reconcile(now, &wanted::guard_only(&site, &guard));
     guard.save(now, &mut problems);
     first_of(ground.problems(now).into_iter().chain(problems.list(now)))

@@ -208,8 +208,8 @@ impl Guard {
         self.cover(prefixes.iter().copied(), Origin::Profile)
     }
 
-    /// Writes the file, if it is out of date, or removes it if nothing is guarded. To be called before newly covered prefixes get routes, and after released
-    /// ones have lost their blackholes. A file that cannot be written is a problem; the kernel's state holds meanwhile.
+    /// Writes the file, if it is out of date, or removes it if nothing is guarded. To be called before newly covered
+    /// prefixes get routes, and after released ones have lost their blackholes. A file that cannot be written is a problem; the kernel's state holds meanwhile.
     pub fn save(&mut self, now: Instant, problems: &mut Problems) {
         let subject = self.subject();
         if !self.unsaved || !problems.may_try(now, &subject) {

@@ -223,7 +223,14 @@ fn commands_that_need_no_secret_work_without_the_key_file() {
     works(&a, &["release", &v4]);
     works(&a, &["stop", "--release"]);
     same_state(&topology.a, &before, "released");
-    assert!(!scratch.join(format!("{}.guard", a.name())).exists());
+    let file = scratch.join(format!("{}.guard", a.name()));
+    assert!(!file.exists());
+    // At boot, before the first start.
+    works(&a, &["guard"]);
+    let says = String::from_utf8_lossy(&a.command(&["status"]).stderr).into_owned();
+    assert!(file.exists() && topology.b.subnets().iter().all(|prefix| says.contains(prefix)), "{says}");
+    works(&a, &["release", "--all"]);
+    same_state(&topology.a, &before, "released again");
 }
 
 /// A prefix as `ip route` shows it: a host's without a length.
