@@ -26,15 +26,13 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Reports that the gateway is ready.
-    pub fn begin(gateway: &Gateway) -> Self {
+    /// Reports that the gateway is ready. The first beat is due at once.
+    pub fn begin() -> Self {
         let watchdog = sd_notify::watchdog_enabled();
         let every = watchdog.map_or(EVERY, |limit| EVERY.min(limit / BEATS));
         let managed = std::env::var_os("NOTIFY_SOCKET").is_some();
-        let mut heartbeat =
-            Self { ticks: managed.then(|| ticks(every)), watched: watchdog.is_some(), told: String::new() };
+        let heartbeat = Self { ticks: managed.then(|| ticks(every)), watched: watchdog.is_some(), told: String::new() };
         heartbeat.tell(&[NotifyState::Ready]);
-        heartbeat.beat(gateway);
         heartbeat
     }
 

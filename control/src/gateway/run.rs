@@ -138,7 +138,7 @@ async fn serve(
     let mut points = ticks(history::EVERY);
     let mut confirmations = ticks(CONFIRM_EVERY);
     // Whoever waits for us to be ready finds the guard and the control socket in place.
-    let mut heartbeat = Heartbeat::begin(gateway);
+    let mut heartbeat = Heartbeat::begin();
     tokio::pin!(stop);
     tracing::info!("{} is up, UDP port {}", gateway.site.name, gateway.plane.local_port());
 

@@ -233,6 +233,7 @@ fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     for _ in 0..3 {
         assert!(is_alive(), "a gateway with nothing to do is taken for dead");
     }
+    assert!(!process.log().contains("do not answer"), "{}", process.log());
     for name in ["worker-0", "penstock"] {
         let found = threads(&process).into_iter().find(|(thread, _)| thread == name);
         let (_, thread) = found.unwrap_or_else(|| panic!("no thread {name}"));
