@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_coordinator::admin::{Answer, Request, SiteStatus, ask};
-use penstock_coordinator::config::Document;
+use penstock_coordinator::config::{Config, Document};
 use penstock_coordinator::policy::Policy;
-use penstock_coordinator::run::Coordinator;
+use penstock_coordinator::run::{Coordinator, StartError};
 use penstock_proto::coordination::{EnrolmentKey, Fingerprint};
 
 use crate::client::{Connection, Failure, Gateway, HOST};
@@ -35,7 +35,17 @@ impl Running {
     /// With another configuration; its state is in the directory.
     pub async fn start_with(directory: tempfile::TempDir, document: Document) -> Self {
         let document = Document { state: Some(directory.path().to_owned()), ..document };
-        let coordinator = Coordinator::start(document.try_into().unwrap()).await.unwrap();
+        let config: Config = document.try_into().unwrap();
+        // A process that another test forks holds the directory's lock for a moment, until it calls exec.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let coordinator = loop {
+            match Coordinator::start(config.clone()).await {
+                Err(StartError::Taken(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                started => break started.unwrap(),
+            }
+        };
         let address = coordinator.addresses()[0];
         let udp = coordinator.udp_addresses()[0];
         keep_addresses(directory.path(), address, udp);
