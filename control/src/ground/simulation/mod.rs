@@ -24,7 +24,7 @@ use super::{DEFAULT_TABLE, Ground, Interest, Saved};
 use crate::netlink::{Interface, News, Route};
 use crate::profile::Name;
 
-const SEQUENCES: u64 = 10_000;
+const SEQUENCES: u64 = 500;
 const STEPS: usize = 10;
 
 fn number(variable: &str) -> Option<u64> {
