@@ -240,8 +240,8 @@ impl KeySource {
         let (source, what): (Box<dyn Read>, _) = match text {
             "-" => (Box::new(io::stdin()), "the enrolment key on standard input"),
             file => match File::open(file) {
-                // It may be a mistyped key, so it is not shown.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Without a slash it may be a mistyped key, so it is not shown.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !file.contains('/') => {
                     bail!("what was given is neither an enrolment key (penstock1-… or penstock2-…) nor a file")
                 }
                 opened => (Box::new(opened.with_context(|| format!("the enrolment key in {file}"))?), file),

@@ -1,7 +1,5 @@
 //! The output of `penstock firewall`, in force where everything else is dropped.
 
-use std::io::Write as _;
-
 use crate::support::*;
 
 /// Drops everything but answers, and what IPv6 needs on a link.
@@ -48,12 +46,7 @@ fn the_rules_let_the_gateway_work_and_nothing_less_does() {
 /// Pinned and random ports, and a name that could end a quotation.
 #[test]
 fn iptables_takes_the_rules() {
-    if !ready(&[]) || !is_penstock() {
-        return;
-    }
-    if which("iptables-restore").is_none() {
-        // Not eprintln!, which the harness would capture.
-        let _ = writeln!(std::io::stderr(), "skipped iptables_takes_the_rules: there is no iptables-restore");
+    if !ready(&["iptables-restore"]) || !is_penstock() {
         return;
     }
     let topology = Topology::new(Options::default());

@@ -121,6 +121,12 @@ impl Pair {
             end.prepare(site);
         }
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
+        // What is for neither site goes to the other gateway by the default route, and must not wait for a neighbour.
+        for (from, to) in [(&topology.a, &topology.b), (&topology.b, &topology.a)] {
+            eventually(PATIENCE, "the other gateway is a neighbour", || {
+                ping(&from.gateway, to.wan6.into(), &["-c", "1"]).all_answered()
+            });
+        }
         for gateway in [&a, &b] {
             eventually(PATIENCE, "the path's MTU is known", || gateway.status()["Peers"][0]["Mtu"]["Inner"] == 1420);
         }
