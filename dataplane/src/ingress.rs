@@ -4,6 +4,7 @@
 //! checked for replays, in the order in which they came; and what is left is delivered. Nothing but authentic messages
 //! touches a replay window, a peer's counters or its address.
 
+use penstock_wire::ETHERNET_LEN;
 use smallvec::SmallVec;
 
 use crate::drop::DropReason;
@@ -17,9 +18,6 @@ use crate::side::Side;
 use crate::slow_path::Notice;
 use crate::table::{SessionEntry, Table};
 use crate::turn::{Exit, Turn};
-
-/// Bytes of the Ethernet header that a LAN port may have to write in front of the plaintext.
-const ETHERNET: usize = 14;
 
 /// How many messages of known sessions verified, and how many did not.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,9 +85,9 @@ fn read<'t>(
     };
     *last = Some(entry);
     entry.session.admits(counter, turn.now)?;
-    // The plaintext lands where an Ethernet header in front of it begins at the anchor.
+    // The plaintext lands where the Ethernet header that a LAN port may write in front of it begins at the anchor.
     let (start, len) = (frame.start(), frame.len());
-    let plain = (turn.pool.anchor(frame) + ETHERNET).min(start);
+    let plain = (turn.pool.anchor(frame) + ETHERNET_LEN).min(start);
     frame.set(plain, start - plain + len);
     Ok(Message { entry, counter, ciphertext: start - plain + DATA_HEADER })
 }

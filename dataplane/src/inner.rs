@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_wire::IpHeader;
+use penstock_wire::{ETHERNET_LEN, IpHeader};
 
 use crate::checksum;
 use crate::drop::DropReason;
@@ -30,8 +30,7 @@ const VXLAN: u16 = 4789;
 const GENEVE: u16 = 6081;
 /// The EtherType of a whole Ethernet frame inside a tunnel.
 const BRIDGED: u16 = 0x6558;
-const ETHERNET: usize = 14;
-const UDP_HEADER: usize = 8;
+pub(crate) const UDP_HEADER: usize = 8;
 /// How many packets inside each other are looked at.
 const TUNNELS: usize = 3;
 /// IPv6's fragment header.
@@ -172,38 +171,40 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
 /// virtual machines on this host, and the kernel with what it has merged. A complete checksum that happens to equal that
 /// stays as it is.
 #[inline]
-pub fn complete_checksum(packet: &mut [u8]) {
-    let mut at = 0;
+pub fn complete_checksum(mut packet: &mut [u8]) {
     for _ in 0..TUNNELS {
-        match complete_outermost(&mut packet[at..]) {
-            Some(inside) => at += inside,
+        match complete_outermost(packet) {
+            Some(carried) => packet = carried,
             None => return,
         }
     }
 }
 
-/// Completes the checksum of a packet that is not inside another one. Returns where one that it carries begins.
-fn complete_outermost(packet: &mut [u8]) -> Option<usize> {
+/// Completes the checksum of a packet, but not of one that it carries in a tunnel: that is returned.
+fn complete_outermost(packet: &mut [u8]) -> Option<&mut [u8]> {
     let inner = Inner::parse(packet)?;
     let packet = &mut packet[..inner.len];
     let Transport { protocol, payload, fragment: None } = transport(packet, inner.header)? else { return None };
     let (at, len) = (inner.len - payload.len(), payload.len());
     let inside = carried(protocol, payload).map(|place| at + place);
     let field = match protocol {
-        TCP => at + TCP_CSUM,
-        UDP => at + UDP_CSUM,
+        TCP => Some(at + TCP_CSUM),
+        UDP => Some(at + UDP_CSUM),
         SCTP => {
             checksum::complete_sctp(&mut packet[at..]);
-            return None;
+            None
         }
-        _ => return inside,
+        _ => None,
     };
-    let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
-    let pseudo = checksum::pseudo_header(&packet[addresses], protocol, len);
-    if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
-        checksum::complete(packet, at, field);
+    if let Some(field) = field {
+        let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
+        let pseudo = checksum::pseudo_header(&packet[addresses], protocol, len);
+        if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
+            checksum::complete(packet, at, field);
+        }
     }
-    inside
+    // The header of a tunnel may say that it is longer than the packet.
+    packet.get_mut(inside?..)
 }
 
 /// Where in the payload of a tunnel the IP packet begins that it carries: IP in IP, GRE (RFC 2784, RFC 2890), VXLAN
@@ -224,7 +225,7 @@ fn carried(protocol: u8, payload: &[u8]) -> Option<usize> {
         },
         _ => return None,
     };
-    let (at, kind) = if kind == BRIDGED { (at + ETHERNET, word(at + ETHERNET - 2)?) } else { (at, kind) };
+    let (at, kind) = if kind == BRIDGED { (at + ETHERNET_LEN, word(at + ETHERNET_LEN - 2)?) } else { (at, kind) };
     matches!(kind, 0x0800 | 0x86dd).then_some(at)
 }
 
@@ -506,6 +507,23 @@ pub(crate) mod tests {
                     complete_checksum(&mut repaired);
                     assert_eq!(repaired, carry_twice(&complete));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn headers_of_tunnels_that_are_longer_than_the_packet_are_survived() {
+        let gre = |flags: u16, kind: u16| [flags.to_be_bytes(), kind.to_be_bytes()].concat();
+        let geneve = [&[0x30, 0x39][..], &GENEVE.to_be_bytes(), &[0; 4], &[0x3f, 0, 0x08, 0, 0, 0, 1, 0]].concat();
+        let vxlan = [&[0x30, 0x39][..], &VXLAN.to_be_bytes(), &[0; 4]].concat();
+        let all = [(GRE, gre(0xb000, 0x0800)), (GRE, gre(0xb000, BRIDGED)), (UDP, geneve), (UDP, vxlan)];
+        for ((s, d), (protocol, header)) in PAIRS.into_iter().flat_map(|pair| all.iter().map(move |one| (pair, one))) {
+            for rest in 0..=header.len() + 40 {
+                let body: Vec<u8> = header.iter().copied().chain(std::iter::repeat(0)).take(rest).collect();
+                let mut short = packet(s, d, *protocol, 0, 9, &body);
+                let before = short.clone();
+                complete_checksum(&mut short);
+                assert_eq!(short, before, "{protocol}, {rest} bytes");
             }
         }
     }

@@ -15,12 +15,11 @@ use std::time::Duration;
 
 use crate::fair::{Class, FairQueue};
 use crate::frame::{Frame, Pool};
-use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner};
+use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, UDP_HEADER};
 use crate::session::{DATA_HEADER, PADDING, TAG};
 use crate::transport::transport;
 
 const NANOS: u64 = 1_000_000_000;
-const UDP_HEADER: usize = 8;
 /// What a worker takes at a time: what the rate passes in this fraction of a second, within these bounds in bytes.
 const GRANTS_PER_SECOND: u64 = 4000;
 const GRANT_BYTES: (u64, u64) = (1514, 1 << 16);

@@ -16,7 +16,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 use crate::checksum;
 use crate::drop::{DropReason, Drops};
 use crate::frame::{Frame, Pool};
-use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, UDP, complete_checksum, has_intact_header};
+use crate::inner::{IPV4_HEADER, IPV6_HEADER, Inner, UDP, UDP_HEADER, complete_checksum, has_intact_header};
 use crate::ports::evidence::Evidence;
 use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
@@ -33,7 +33,6 @@ const SOCKET_BUFFER: usize = 64 << 20;
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// What one sendto transmits where that option is not known.
 const DEFAULT_BUDGET: u32 = 32;
-const UDP_HEADER: usize = 8;
 const MAC: usize = 6;
 const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];

@@ -180,8 +180,7 @@ impl UdpSender {
     }
 
     /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in, from an address of this
-    /// host if one is given. The worker waits meanwhile; what other threads send at the same moment may not be fragmented
-    /// either.
+    /// host if one is given. The worker waits meanwhile. What other threads send at the same moment is not fragmented.
     ///
     /// # Errors
     /// As [`send_from`](Self::send_from); `EMSGSIZE` when the interface itself carries no such packet.
