@@ -205,8 +205,7 @@ impl Profile {
         Self::load_with(path, environment, &mut read_key_file)
     }
 
-    /// The same for commands that work without secrets: keys whose files are missing are replaced by new ones that
-    /// nobody has.
+    /// The same for commands that work without secrets: a key whose file is missing is replaced by a random one.
     ///
     /// # Errors
     /// One sentence with the place of the first error.

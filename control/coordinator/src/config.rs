@@ -133,9 +133,9 @@ pub enum ConfigError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line at which it is wrong, counted from 1.
         line: usize,
-        /// From 1.
+        /// The column, counted from 1.
         column: usize,
         /// What is wrong, with the field if there is one.
         problem: String,

@@ -11,7 +11,8 @@ pub fn plain(text: &str) -> String {
     text.replace('`', "").replace("invalid socket address syntax", &format!("not {ADDRESS_WITH_PORT}"))
 }
 
-const ADDRESS_WITH_PORT: &str = "an address with a port, such as 127.0.0.1:9586";
+/// What an address is to look like where it has a port.
+pub const ADDRESS_WITH_PORT: &str = "an address with a port, such as 127.0.0.1:9586";
 
 /// What stands where something of another type or size should be; `None` if the error is about something else.
 fn found_instead<'a>(found: &'a str, wanted: &str) -> Option<&'a str> {

@@ -5,5 +5,5 @@ mod json;
 mod log;
 
 pub use fault::{Fault, closest};
-pub use json::{hint, plain, syntax, without_place};
+pub use json::{ADDRESS_WITH_PORT, hint, plain, syntax, without_place};
 pub use log::{log_filter, log_to_stderr, print_fatal};

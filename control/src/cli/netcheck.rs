@@ -136,9 +136,9 @@ fn known(profile: Option<&Profile>) -> Map {
 /// A STUN server by address or name, with or without a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StunServer {
-    /// By address.
+    /// Its address is given.
     Address(SocketAddr),
-    /// By name.
+    /// Its name and port are given.
     Name(String, u16),
 }
 

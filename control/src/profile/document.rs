@@ -6,7 +6,7 @@ use std::{fmt, str};
 
 use ipnet::IpNet;
 use penstock_connect::Trust;
-use penstock_messages::{Fault, hint, syntax};
+use penstock_messages::{ADDRESS_WITH_PORT, Fault, hint, syntax};
 use penstock_proto::coordination;
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -387,7 +387,7 @@ impl TryFrom<String> for Prefix {
 
 fn address_with_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-    let wrong = |_| de::Error::custom(format_args!("{text:?} is not an address with a port, such as 127.0.0.1:9586"));
+    let wrong = |_| de::Error::custom(format_args!("{text:?} is not {ADDRESS_WITH_PORT}"));
     text.parse().map(Some).map_err(wrong)
 }
 

@@ -30,8 +30,8 @@ fn trains_that_are_swallowed_give_way_aloud_and_come_back() {
     pair.await_both("direct", PATH);
     let Pair { gateway_a, a, b, .. } = &pair;
     let flood = TcpSink::flood(&a.host, &b.host, b.host_address(), 2);
-    let wire = Wire { status: &|| gateway_a.status(), router: &a.nat, inward: "lan", gateway: &a.gateway, flood };
-    wire.spoils_trains_for_a_while(SWALLOWS, "the same 16 were lost");
+    let link = Link { status: &|| gateway_a.status(), router: &a.nat, inward: "lan", gateway: &a.gateway, flood };
+    link.spoils_trains_for_a_while(SWALLOWS, "the same 16 were lost");
     let log = gateway_a.process.log();
     assert!(log.contains("trains to") && log.contains("resolved"), "{log}");
 }
@@ -46,12 +46,12 @@ fn trains_that_are_damaged_give_way_aloud_and_come_back() {
     let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
     let flood = TcpSink::flood(&topology.a.host, &topology.b.host, topology.b.host4(), 2);
     let gateway = &topology.a.gateway;
-    let wire = Wire { status: &|| a.status(), router: topology.middle(), inward: "a0", gateway, flood };
-    wire.spoils_trains_for_a_while(DAMAGES, "the same 1 were lost");
+    let link = Link { status: &|| a.status(), router: topology.middle(), inward: "a0", gateway, flood };
+    link.spoils_trains_for_a_while(DAMAGES, "the same 1 were lost");
 }
 
 /// A gateway with one peer, a router between them, and TCP from one to the other.
-struct Wire<'a> {
+struct Link<'a> {
     status: &'a dyn Fn() -> Value,
     router: &'a Namespace,
     /// The router's interface to the gateway.
@@ -60,7 +60,7 @@ struct Wire<'a> {
     flood: TcpSink,
 }
 
-impl Wire<'_> {
+impl Link<'_> {
     fn trains(&self) -> Value {
         (self.status)()["Peers"][0]["Trains"].clone()
     }

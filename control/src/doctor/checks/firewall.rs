@@ -10,13 +10,12 @@ use crate::profile::{LanMode, LocalPort, Profile};
 /// A port that is different at each start is for sites that find each other by a coordinator, and need no rule.
 pub(super) fn keeps_calls_out(facts: &Facts) -> Option<Finding> {
     let profile = facts.profile.as_ref()?;
-    let LocalPort::Pinned(port) = profile.local_port else { return None };
-    let wan = profile.wan.interface.clone();
-    let outside = Outside { wan: wan.clone(), port, addresses: facts.wan_addresses.clone() };
+    let outside = outside(facts, profile)?;
+    let (wan, port) = (&outside.wan, outside.port);
     let barrier = facts.firewall.barrier_wan(&outside)?;
     let sentence = format!("{} drops unsolicited packets to it, so no peer can call this gateway", barrier.rule);
     let (nft, iptables) = (format!(" udp dport {port}"), format!(" -p udp --dport {port}"));
-    let command = let_through(facts, &barrier, &wan, None, [&nft, &iptables]);
+    let command = let_through(facts, &barrier, wan, None, [&nft, &iptables]);
     warning(format!("UDP port {port}"), sentence, command)
 }
 
@@ -56,9 +55,7 @@ pub(super) fn is_bypassed(facts: &Facts, profile: &Profile, port: &Port<'_>) -> 
         return None;
     }
     let (rule, setting) = if port.wan {
-        let LocalPort::Pinned(number) = profile.local_port else { return None };
-        let outside = Outside { wan: port.name.to_owned(), port: number, addresses: facts.wan_addresses.clone() };
-        (facts.firewall.concerns_wan(&outside)?, "Wan.Mode=auto")
+        (facts.firewall.concerns_wan(&outside(facts, profile)?)?, "Wan.Mode=auto")
     } else {
         let own = profile.lan.subnets.iter().copied().collect();
         let inside = Inside { lan: port.name, tunnel: profile.name.as_str(), own: &own, remote: &facts.remote() };
@@ -66,6 +63,12 @@ pub(super) fn is_bypassed(facts: &Facts, profile: &Profile, port: &Port<'_>) -> 
     };
     let sentence = format!("what AF_XDP carries on it bypasses {rule}; express it in Firewall, or leave AF_XDP");
     warning(port.name, sentence, set_config(facts, setting))
+}
+
+/// The tunnel's packets on the WAN, if their port is known.
+fn outside(facts: &Facts, profile: &Profile) -> Option<Outside> {
+    let LocalPort::Pinned(port) = profile.local_port else { return None };
+    Some(Outside { wan: profile.wan.interface.clone(), port, addresses: facts.wan_addresses.clone() })
 }
 
 /// The command that accepts packets before the barrier; `[nft, iptables]` is what both look for besides the interfaces.
