@@ -13,10 +13,12 @@ const PORT: u16 = 47100;
 const SOON: Duration = Duration::from_secs(8);
 const SHORT: Timings = Timings { lifetime: Duration::from_secs(4), retry: Duration::from_secs(2) };
 
-/// Runs `work` in the gateway's namespace, with a runtime.
+/// Runs `work` in the gateway's namespace, with a runtime whose tasks go on while `work` waits for commands: threads
+/// begin in the namespace of the thread that starts them.
 fn within<T: Send>(site: &Site, work: impl AsyncFnOnce() -> T + Send) -> T {
     site.gateway.enter(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         runtime.block_on(work())
     })
 }
@@ -129,12 +131,13 @@ fn a_mapping_is_renewed_and_ends_with_a_gateway_that_crashes() {
                 within(&site, async || {
                     let mut mapper = mapper(&site, SHORT);
                     assert!(soon(&mut mapper).await.external.is_some(), "{offer:?}");
-                    // Three lifetimes.
-                    for _ in 0..12 {
+                    let end = Instant::now() + SHORT.lifetime * 3;
+                    while Instant::now() < end {
                         tokio::time::sleep(Duration::from_secs(1)).await;
-                        // The server may replace its rule by a new one.
+                        // The server replaces its rule by a new one, which takes long on a busy machine.
                         let mapped = || server.mappings().len() == 1;
-                        assert!(holds_within(Duration::from_millis(500), mapped), "{offer:?}: it is renewed");
+                        assert!(holds_within(SHORT.lifetime / 2, mapped), "{offer:?}: it is renewed");
+                        assert!(mapper.mapping().external.is_some(), "{offer:?}: and known");
                     }
                     // The runtime ends with it, as in a crash: nothing is deleted.
                     std::mem::forget(mapper);
