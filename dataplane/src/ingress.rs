@@ -72,7 +72,9 @@ fn read<'t>(
     let frame = &mut packet.frame;
     let message = turn.pool.packet(frame);
     if *message.first_chunk().ok_or(DropReason::Truncated)? != DATA {
-        return Err(turn.notices.hand_over(Notice::Datagram { from: packet.endpoint(), payload: message.into() }));
+        let payload = message.into();
+        let (from, interface) = (packet.endpoint(), packet.interface);
+        return Err(turn.notices.hand_over(Notice::Datagram { from, interface, payload }));
     }
     let Header { index, counter } = Header::read(message).ok_or(DropReason::Truncated)?;
     // Packets of a batch come in runs of one session.

@@ -24,6 +24,8 @@ pub enum Notice {
     Datagram {
         /// Its sender, and the address of ours that it was sent to.
         from: Endpoint,
+        /// [`Packet::interface`](crate::ports::Packet::interface).
+        interface: u32,
         /// The UDP payload.
         payload: Box<[u8]>,
     },

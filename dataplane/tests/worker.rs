@@ -527,7 +527,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     b.engine.notices().pop();
     assert!(
-        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload }) if from == a.address.into() && payload.len() == 5)
+        matches!(b.engine.notices().pop(), Some(Notice::Datagram { from, payload, .. }) if from == a.address.into() && payload.len() == 5)
     );
 
     // An authenticated message from another address moves the endpoint; an unauthenticated one does not.

@@ -98,6 +98,7 @@ pub async fn reach(url: &HttpsUrl, outbound: &Outbound) -> Result<TcpStream, Con
 async fn connect(host: &str, port: u16, outbound: &Outbound) -> Result<TcpStream, ConnectError> {
     let answer = outbound.names.resolve(host, outbound.mark).await;
     let answer = answer.map_err(|error| ConnectError::Resolve { host: host.to_owned(), error })?;
+    outbound.destinations.note(host, &answer.addresses);
     let limit = CONNECT_TIMEOUT;
     match timeout(limit, connect_to_one(answer.addresses, port, outbound.mark)).await {
         Ok(outcome) => outcome.map_err(|error| ConnectError::Tcp { host: host.to_owned(), port, error }),

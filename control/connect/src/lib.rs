@@ -14,6 +14,7 @@
 
 mod backoff;
 mod connect;
+mod destinations;
 mod error;
 mod mark;
 mod names;
@@ -24,6 +25,7 @@ mod url;
 
 pub use backoff::Backoff;
 pub use connect::{Heard, Socket, Terms, channel_binding, heard, open, reach, tcp};
+pub use destinations::{Changes, Destinations};
 pub use error::ConnectError;
 pub use mark::{bind_udp, connect_tcp, set_mark};
 pub use names::{Answer, NameError, Names};

@@ -1,6 +1,6 @@
 //! How our connections leave this machine.
 
-use crate::{Names, Proxy};
+use crate::{Destinations, Names, Proxy};
 
 /// How connections leave this machine.
 #[derive(Clone, Debug)]
@@ -11,12 +11,15 @@ pub struct Outbound {
     pub mark: u32,
     /// How host names are resolved.
     pub names: Names,
+    /// Where they go.
+    pub destinations: Destinations,
 }
 
 impl Outbound {
-    /// Through this proxy and with this mark; names are resolved as the system is configured.
+    /// Through this proxy and with this mark; names are resolved as the system is configured, and nobody follows where
+    /// the connections go.
     #[must_use]
     pub fn new(proxy: Proxy, mark: u32) -> Self {
-        Self { proxy, mark, names: Names::default() }
+        Self { proxy, mark, names: Names::default(), destinations: Destinations::default() }
     }
 }

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use penstock_connect::{CoordinatorUrl, Outbound, Proxy, Trust};
+use penstock_connect::{CoordinatorUrl, Destinations, Outbound, Proxy, Trust};
 use penstock_proto::coordination::{Map, Paths, Reachability, Refusal, Registration, Reports};
 use penstock_proto::trust::{AuthorityKey, Document};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -155,10 +155,11 @@ pub fn cache_file(name: &Name) -> PathBuf {
 }
 
 impl Client {
-    /// Starts connecting, through the proxy that the environment asks for. Must be called within a tokio runtime.
+    /// Starts connecting, through the proxy that the environment asks for, and notes where that is. Must be called within
+    /// a tokio runtime.
     #[must_use]
-    pub fn start(config: Config) -> Self {
-        let outbound = Outbound::new(Proxy::of_environment(), config.mark);
+    pub fn start(config: Config, destinations: Destinations) -> Self {
+        let outbound = Outbound { destinations, ..Outbound::new(Proxy::of_environment(), config.mark) };
         Self::start_through(config, outbound)
     }
 

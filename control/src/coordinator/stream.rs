@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use penstock_connect::{Backoff, HttpsUrl, Outbound, Proxy, Socket, Terms, Trust};
+use penstock_connect::{Backoff, Destinations, HttpsUrl, Outbound, Proxy, Socket, Terms, Trust};
 use penstock_proto::relay::{DATAGRAM_LIMIT, PATH, SUBPROTOCOL};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
@@ -66,13 +66,14 @@ struct Shared {
 
 impl RelayStream {
     /// Opens a path from `127.0.0.1:tunnel_port`, and no other socket, to the relay at `url`, through the proxy that
-    /// the environment asks for, with this firewall mark. Returns before the relay is connected. Must be called within
-    /// a tokio runtime.
+    /// the environment asks for, with this firewall mark; notes where that is. Returns before the relay is connected.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
     /// `url` is not an `https` URL, or the socket could not be made.
-    pub fn open(url: &str, trust: Trust, tunnel_port: u16, mark: u32) -> io::Result<Self> {
-        Self::open_through(url, trust, tunnel_port, Outbound::new(Proxy::of_environment(), mark))
+    pub fn open(url: &str, trust: Trust, tunnel_port: u16, mark: u32, destinations: Destinations) -> io::Result<Self> {
+        let outbound = Outbound { destinations, ..Outbound::new(Proxy::of_environment(), mark) };
+        Self::open_through(url, trust, tunnel_port, outbound)
     }
 
     /// As [`open`](Self::open), by way of `outbound`.

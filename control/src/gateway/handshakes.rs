@@ -7,7 +7,7 @@ mod timings;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -286,8 +286,8 @@ impl Handshakes {
     }
 
     /// Refuses a probe that comes out of the tunnel: the tunnel itself cannot be the path to its own end.
-    pub fn refuses_probe(&mut self, from: IpAddr, payload: &[u8]) -> bool {
-        let refused = payload.first() == Some(&proto::path::FIRST_BYTE) && self.peers.is_behind_a_peer(from);
+    pub fn refuses_probe(&mut self, from_inside: bool, payload: &[u8]) -> bool {
+        let refused = from_inside && payload.first() == Some(&proto::path::FIRST_BYTE);
         if refused {
             self.drops.probe_inside();
         }
@@ -297,7 +297,7 @@ impl Handshakes {
     /// Takes a worker's notice.
     pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
         match notice {
-            Notice::Datagram { from, payload } => self.handle_datagram(now, from, &payload),
+            Notice::Datagram { from, payload, .. } => self.handle_datagram(now, from, &payload),
             Notice::UnknownSession { from } => self.handle_unknown_session(now, from),
             Notice::NoSession { peer, packet } => self.handle_no_session(now, peer, packet),
             Notice::Confirmed { local_index, from } => self.proto.handle_confirmed(now, local_index, ends(from)),

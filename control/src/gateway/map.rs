@@ -12,6 +12,10 @@ pub fn handle_input(gateway: &mut Gateway, now: Instant, input: Input) {
     match overlay.handle_input(now, input) {
         Outcome::Nothing => {}
         Outcome::Map => apply(gateway, now),
+        Outcome::Servers => {
+            apply(gateway, now);
+            gateway.due.ground = true;
+        }
         Outcome::Address => take_address(gateway),
     }
 }

@@ -15,9 +15,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use penstock_connect::{Changes, Destinations};
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::Bucket;
-use penstock_proto::coordination::{self, Candidate, Map, Reachability, RefusalReason, Registration, SiteKey};
+use penstock_proto::coordination::{self, Map, Reachability, RefusalReason, Registration, SiteKey};
 use penstock_proto::path::Path;
 use penstock_proto::trust::{Server, Surroundings};
 
@@ -29,7 +30,7 @@ use super::peers::{Found, Peer, Peers};
 use super::plane::Sizes;
 use super::statements::{Believed, By, Refused, Site, Statements, Vouched, listed};
 use crate::coordinator::{Cached, Client, Config, Event};
-use crate::ground::{Origin, Prefixes};
+use crate::ground::Origin;
 use crate::key::PublicKey;
 use crate::problem::{Problem, Problems};
 use crate::profile::Profile;
@@ -55,6 +56,9 @@ pub struct Overlay {
     sizes: Option<Sizes>,
     /// The connection to the coordinator.
     pub client: Client,
+    /// Where its connections and those to relays go.
+    destinations: Destinations,
+    new_destinations: Changes,
     /// The paths to the peers.
     pub traversal: Traversal,
     /// The map that the coordinator last sent.
@@ -93,6 +97,8 @@ pub enum Input {
     Coordinator(Box<Event>),
     /// Something arrived that concerns the paths to the peers.
     Traversal(traversal::Input),
+    /// A connection is about to be made to a host with a new address.
+    Destination,
 }
 
 /// The effect of an input.
@@ -102,6 +108,8 @@ pub enum Outcome {
     Nothing,
     /// There is a new map, which has to be applied.
     Map,
+    /// There are other addresses that must stay outside the tunnel.
+    Servers,
     /// The coordinator has told this site's address.
     Address,
 }
@@ -110,6 +118,7 @@ impl Overlay {
     /// Connects to the coordinator, if the profile names one. Until it answers, the peers are those of the last time.
     pub fn start(now: Instant, profile: &Profile, udp: UdpSender) -> Option<Self> {
         let config = Config::of(profile)?;
+        let destinations = Destinations::default();
         let (map, registration) = match Client::cached(&config) {
             Some(Cached { map, registration }) => (Arc::new(map), Some(registration)),
             None => Default::default(),
@@ -121,8 +130,10 @@ impl Overlay {
             believed: Believed::default(),
             surroundings: None,
             moved: BTreeSet::new(),
-            traversal: traversal(profile, &config, udp),
-            client: Client::start(config.clone()),
+            traversal: traversal(profile, &config, udp, &destinations),
+            client: Client::start(config.clone(), destinations.clone()),
+            new_destinations: destinations.changes(),
+            destinations,
             config,
             map,
             registration,
@@ -138,12 +149,12 @@ impl Overlay {
     /// Takes up another profile. [`Self::set_place`] and [`Self::apply`] are to follow.
     pub fn reload(overlay: &mut Option<Self>, now: Instant, profile: &Profile, handshakes: &mut Handshakes) {
         let config = Config::of(profile);
-        if let (Some(Self { config: before, client, traversal, socket, statements, .. }), Some(config)) =
+        if let (Some(Self { config: before, client, destinations, traversal, socket, statements, .. }), Some(config)) =
             (overlay.as_mut(), &config)
             && (&before.url, &before.private_key) == (&config.url, &config.private_key)
         {
             if before != config {
-                *client = Client::start(config.clone());
+                *client = Client::start(config.clone(), destinations.clone());
                 *statements = Statements::open(now, config);
                 traversal.repeat_reachability();
                 *socket = socket.filter(|_| trust_in_relays(&before.trust) == trust_in_relays(&config.trust));
@@ -170,7 +181,7 @@ impl Overlay {
         if std::mem::replace(&mut self.socket, socket) == socket {
             return false;
         }
-        self.traversal = traversal(profile, &self.config, udp);
+        self.traversal = traversal(profile, &self.config, udp, &self.destinations);
         self.sizes = None;
         self.moved.extend(self.believed.sites.keys());
         for peer in handshakes.peers.iter_mut().filter(|peer| peer.found.is_some()) {
@@ -198,10 +209,13 @@ impl Overlay {
 
     /// The next input. Cancel safe.
     pub async fn next(overlay: &mut Option<Self>) -> Input {
-        let Some(Self { client, traversal, .. }) = overlay else { return std::future::pending().await };
+        let Some(Self { client, traversal, new_destinations, .. }) = overlay else {
+            return std::future::pending().await;
+        };
         tokio::select! {
             event = client.next() => Input::Coordinator(Box::new(event)),
             input = traversal.next() => Input::Traversal(input),
+            () = new_destinations.next() => Input::Destination,
         }
     }
 
@@ -212,6 +226,7 @@ impl Overlay {
                 self.traversal.handle_input(now, &input);
                 Outcome::Nothing
             }
+            Input::Destination => Outcome::Servers,
             Input::Coordinator(event) => match *event {
                 // The others are told to forget us, so we forget them too.
                 Event::Refused(refusal) if refusal.reason == RefusalReason::Revoked => {
@@ -281,12 +296,17 @@ impl Overlay {
         self.registration.as_ref().map(|registration| IpAddr::from(registration.virtual_address))
     }
 
-    /// The addresses that must stay outside the tunnel: of the coordinator, relays and STUN servers.
+    /// The addresses that must stay outside the tunnel: of the coordinator, relays and STUN servers, and of proxies on
+    /// the way to them.
     pub fn servers(&self) -> impl Iterator<Item = (IpAddr, Server)> + '_ {
-        let coordinator = self.config.url.endpoint().host().parse().ok().map(|address| (address, Server::Coordinator));
+        let host = self.config.url.endpoint().host();
+        let coordinator = host.parse().ok().map(|address| (address, Server::Coordinator));
+        let found = self.destinations.addresses().into_iter();
+        let found =
+            found.map(move |(name, at)| (at, if name == host { Server::Coordinator } else { Server::RelayOrProxy }));
         let relays = self.believed.relays.iter().flat_map(|relay| &relay.udp).map(|at| (at.ip(), Server::Relay));
         let stun = self.map.stun_servers.iter().map(|at| (at.ip(), Server::Stun));
-        coordinator.into_iter().chain(relays).chain(stun)
+        coordinator.into_iter().chain(found).chain(relays).chain(stun)
     }
 
     /// Judges the map by what the authority has signed. [`apply`](Self::apply) is to follow.
@@ -321,10 +341,6 @@ impl Overlay {
         self.note_outdated(now);
         self.traversal.set_servers(now, &self.believed.relays, &self.map.stun_servers);
         self.moved.extend(changes.added.iter().map(|key| SiteKey::from(*key.as_bytes())));
-        let changed: Prefixes = changes.prefixes.into_iter().collect();
-        let inside = |at: &Candidate| changed.holding(at.address.ip()).is_some();
-        let told = self.map.peers.iter().filter_map(|(site, peer)| Some((site, peer.reachability.as_ref()?)));
-        self.moved.extend(told.filter(|(_, told)| told.candidates.iter().any(inside)).map(|(site, _)| *site));
         self.follow_moves(now, handshakes);
     }
 
@@ -392,10 +408,9 @@ impl Overlay {
                 handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
             }
             let told = site.reachability.clone().unwrap_or_default();
-            // An address behind the tunnel cannot be the path to the tunnel's end.
-            let outside = |candidate: &&Candidate| !handshakes.peers.is_remote(candidate.address.ip());
-            let candidates: Vec<Candidate> = told.candidates.iter().filter(outside).copied().collect();
-            self.traversal.set_remote(now, &key.into(), &candidates, told.nat_type.unwrap_or_default());
+            // Probes carry the mark, so an address inside a remote prefix, such as that of a default route, is reached
+            // outside the tunnel or not at all.
+            self.traversal.set_remote(now, &key.into(), &told.candidates, told.nat_type.unwrap_or_default());
         }
         if changed {
             self.note_outdated(now);
@@ -522,9 +537,10 @@ fn is_outdated(peer: &coordination::Peer) -> bool {
     peer.allow.is_some() && peer.reachability.as_ref().is_some_and(|told| !told.enforces_allow)
 }
 
-fn traversal(profile: &Profile, config: &Config, udp: UdpSender) -> Traversal {
+fn traversal(profile: &Profile, config: &Config, udp: UdpSender, destinations: &Destinations) -> Traversal {
     let settings = Settings {
         trust: trust_in_relays(&config.trust),
+        destinations: destinations.clone(),
         birthday_probing: profile.birthday_probing,
         port_mapping: profile.port_mapping,
         pinned_mtu: profile.mtu,

@@ -382,11 +382,6 @@ impl Peers {
         self.allowed_ips.covering(prefix.into()).next().is_some()
     }
 
-    /// Whether an address lies in a remote prefix other than a default route, which covers everything outside too.
-    pub fn is_behind_a_peer(&self, address: IpAddr) -> bool {
-        self.allowed_ips.covering(address.into()).any(|prefix| prefix.prefix_len() > 0)
-    }
-
     /// All remote prefixes.
     pub fn remote(&self) -> BTreeSet<IpNet> {
         self.allowed_ips.iter().map(|(prefix, _)| *prefix).collect()
@@ -437,16 +432,6 @@ pub(super) mod tests {
         assert_eq!(peers.remote(), [net("10.0.0.0/8")].into());
         peers.remove(b);
         assert!(peers.remote().is_empty() && peers.iter().count() == 1);
-    }
-
-    #[test]
-    fn a_default_route_puts_nobody_behind_a_peer() {
-        let (_proto, mut peers) = peers(&[7, 8]);
-        let (a, b) = (peers.list[0].id, peers.list[1].id);
-        peers.allow(net("0.0.0.0/0"), a);
-        peers.allow(net("10.1.0.0/16"), b);
-        let behind = |address: &str| peers.is_behind_a_peer(address.parse().unwrap());
-        assert_eq!((behind("10.1.2.3"), behind("192.0.2.1"), behind("fd00::1")), (true, false, false));
     }
 
     #[test]

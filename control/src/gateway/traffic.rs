@@ -26,11 +26,11 @@ pub fn take_notices(gateway: &mut Gateway, now: Instant) -> Result<()> {
 
 /// Takes one notice.
 pub fn take_notice(gateway: &mut Gateway, now: Instant, notice: Notice) {
-    let Gateway { handshakes, overlay, probing, .. } = gateway;
-    if let Notice::Datagram { from, payload } = &notice
+    let Gateway { handshakes, overlay, probing, plane, .. } = gateway;
+    if let Notice::Datagram { from, interface, payload } = &notice
         && (probing.handle_datagram(now, &handshakes.sender(), *from, payload)
             || overlay.as_mut().is_some_and(|overlay| {
-                handshakes.refuses_probe(from.remote.ip(), payload)
+                handshakes.refuses_probe(plane.tun() == Some(*interface), payload)
                     || overlay.traversal.handle_datagram(now, *from, payload)
             }))
     {

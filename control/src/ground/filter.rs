@@ -5,10 +5,12 @@
 //!   forward      from the tun device by anything but it or a LAN, without transit   drop
 //!   forward      from a bridge to the same bridge                                    accept
 //!   forward      from another interface, in the name of a guarded prefix             drop
-//!   input        the same, but for the tunnel's own packets and neighbour discovery  drop
-//!   prerouting   the tunnel's own packets get the mark, where an outer address is guarded,
-//!                so that a strict reverse path filter takes them
+//!   input        the same, but for outer packets and neighbour discovery              drop
+//!   prerouting   outer packets get the mark, where an outer address is guarded, so that
+//!                a strict reverse path filter takes them
 //! ```
+//! Outer packets are known by their socket, which has the mark: the answers of a coordinator are accepted wherever it is.
+//!
 //! Prefixes are elements of interval sets, so a packet costs one look-up however many there are. A default route is
 //! only in the outward set: as a source it would refuse everything.
 //!
@@ -44,8 +46,10 @@ pub struct Filter {
     pub inward: BTreeSet<IpNet>,
     /// The tunnel's port, where outer packets are accepted even in the name of a guarded prefix.
     pub local_port: Option<u16>,
-    /// The mark for incoming outer packets; `None` where no outer address is guarded.
-    pub mark: Option<u32>,
+    /// The mark of the gateway's outer sockets, whose packets are accepted too.
+    pub mark: u32,
+    /// Whether incoming outer packets get the mark.
+    pub restores_mark: bool,
 }
 
 impl Filter {
@@ -55,6 +59,7 @@ impl Filter {
         let table = table(&self.name);
         let inside = quoted(self.inside.iter());
         let trusted = quoted(self.inside.iter().chain(&["lo".to_owned()]));
+        let mark = self.mark;
         let mut text = String::new();
         // The table is created first, so that there is one to delete.
         let _ = writeln!(text, "table inet {table} {{\n}}\ndelete table inet {table}\ntable inet {table} {{");
@@ -92,25 +97,18 @@ impl Filter {
         if let Some(port) = self.local_port {
             let _ = writeln!(text, "  udp dport {port} accept");
         }
-        if let Some(mark) = self.mark {
-            let _ = writeln!(text, "  ct mark {mark} accept");
-        }
         let _ = writeln!(
             text,
-            "  icmpv6 type {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept\n  \
+            "  {inward} socket mark {mark} accept\n  \
+             icmpv6 type {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept\n  \
              {inward} ip saddr @inward4 drop\n  {inward} ip6 saddr @inward6 drop\n }}"
         );
-        if let Some(mark) = self.mark {
+        if self.restores_mark {
             let _ = writeln!(text, " chain restore {{\n  type filter hook prerouting priority mangle; policy accept;");
             if let Some(port) = self.local_port {
                 let _ = writeln!(text, "  {inward} udp dport {port} meta mark set {mark}");
             }
-            let _ = writeln!(
-                text,
-                "  {inward} ct mark {mark} meta mark set {mark}\n }}\n chain remember {{\n  \
-                 type filter hook postrouting priority mangle; policy accept;\n  \
-                 meta mark {mark} ct mark set {mark}\n }}"
-            );
+            let _ = writeln!(text, "  {inward} socket mark {mark} meta mark set {mark}\n }}");
         }
         text.push_str("}\n");
         text

@@ -239,7 +239,8 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
         outward: IpNet::aggregate(&all).into_iter().collect(),
         inward: IpNet::aggregate(&sources).into_iter().collect(),
         local_port: wanted.local_port,
-        mark: sysctls::must_restore_mark(wanted, own, actual).then_some(wanted.mark),
+        mark: wanted.mark,
+        restores_mark: sysctls::must_restore_mark(wanted, own, actual),
     });
     (*actual.filter != FilterState::Set(filter.clone())).then_some(Operation::SetFilter(filter))
 }

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use penstock_connect::Trust;
+use penstock_connect::{Destinations, Trust};
 use penstock_dataplane::ports::Endpoint;
 use penstock_dataplane::ports::udp::UdpSender;
 use penstock_proto::coordination::{self, Candidate, CandidateKind, NatType, Reachability};
@@ -71,6 +71,8 @@ pub struct Traversal {
 pub struct Settings {
     /// Which certificates relays may have for which the coordinator names none.
     pub trust: Trust,
+    /// Where connections to relays are noted to go.
+    pub destinations: Destinations,
     /// Whether ports may be guessed when one of the NATs has endpoint-dependent mapping.
     pub birthday_probing: bool,
     /// Whether the router is asked to map the tunnel's port.
@@ -113,7 +115,7 @@ impl Traversal {
         Self {
             agent: PathAgent::new(private_key.clone(), config, StdRng::from_os_rng()),
             stun: Stun::default(),
-            relays: Relays::new(private_key, settings.trust, local_port, mark),
+            relays: Relays::new(private_key, settings.trust, local_port, mark, settings.destinations),
             detours: Detours::new(local_port, mark),
             udp,
             hosts: Vec::new(),

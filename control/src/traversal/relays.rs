@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use penstock_connect::Trust;
+use penstock_connect::{Destinations, Trust};
 use penstock_proto::StaticSecret;
 use penstock_proto::coordination;
 use penstock_proto::path::{self, RelayId, RelayKind};
@@ -34,6 +34,8 @@ pub struct Relays {
     trust: Trust,
     local_port: u16,
     mark: u32,
+    /// Where connections to relays go.
+    destinations: Destinations,
     bindings: Vec<Binding>,
     next_id: u32,
     /// What the path agent was last told.
@@ -90,9 +92,15 @@ pub fn trust_in_relays(coordinator: &Trust) -> Trust {
 
 impl Relays {
     /// No relays yet.
-    pub fn new(private_key: StaticSecret, trust: Trust, local_port: u16, mark: u32) -> Self {
+    pub fn new(
+        private_key: StaticSecret,
+        trust: Trust,
+        local_port: u16,
+        mark: u32,
+        destinations: Destinations,
+    ) -> Self {
         let (bindings, told, documents) = (Vec::new(), Vec::new(), Vec::new());
-        Self { private_key, trust, local_port, mark, bindings, next_id: 0, told, documents }
+        Self { private_key, trust, local_port, mark, destinations, bindings, next_id: 0, told, documents }
     }
 
     /// Takes over the list; bindings to relays that remain in it go on.
@@ -129,7 +137,7 @@ impl Relays {
             return Some(Way::Udp { place, address: *address });
         }
         let Some(url) = &relay.url else { return udp() };
-        match RelayStream::open(url, self.trust_in(relay), self.local_port, self.mark) {
+        match RelayStream::open(url, self.trust_in(relay), self.local_port, self.mark, self.destinations.clone()) {
             Ok(stream) => Some(Way::Tls { stream, up: false }),
             Err(e) => {
                 tracing::warn!("relay {} cannot be reached over TLS: {e}", relay.name);

@@ -73,6 +73,8 @@ pub struct Packet {
     pub remote: SocketAddr,
     /// On the WAN: the address of ours that it was sent to, or leaves from; `None` leaves it to the route.
     pub local: Option<IpAddr>,
+    /// On receive by the kernel's socket: the interface that it came in by; 0 where that is not known.
+    pub interface: u32,
     /// On the WAN: the outer traffic class (DSCP and ECN), as received or to be sent.
     pub tos: u8,
     /// Link to send it by; `None` on receive and for ports that leave it to the kernel.
@@ -88,7 +90,7 @@ impl Packet {
     #[inline]
     pub fn new(frame: Frame) -> Self {
         let remote = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        Self { frame, remote, local: None, tos: 0, link: None, urgent: false, ethernet: 0 }
+        Self { frame, remote, local: None, interface: 0, tos: 0, link: None, urgent: false, ethernet: 0 }
     }
 
     /// On the WAN: both ends.

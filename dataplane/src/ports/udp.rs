@@ -11,14 +11,15 @@
 mod socket;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 pub use socket::{Bundling, Source, UdpConfig, UdpSender};
-use socket::{Control, Name, Socket};
+use socket::{Control, Name, Said, Socket};
 
 use super::scatter::{Prediction, Raw, Scatter};
-use super::{BATCH, Batch, Endpoint, Packet, Port, PortInfo};
+use super::{BATCH, Batch, Packet, Port, PortInfo};
 use crate::drop::{DropReason, Drops};
 use crate::frame::Pool;
 use crate::work::add;
@@ -56,7 +57,7 @@ struct Received {
     count: usize,
     current: usize,
     /// The current message's ends and traffic class, once it is being split.
-    from: Option<(Endpoint, u8)>,
+    from: Option<(SocketAddr, Said)>,
 }
 
 /// Messages about to be sent.
@@ -153,7 +154,7 @@ impl Received {
     fn take(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         while self.current < self.count {
             let scatter = &mut self.scatters[self.current];
-            let (Endpoint { remote, local }, tos) = match self.from {
+            let (remote, Said { local, interface, tos, .. }) = match self.from {
                 Some(from) => from,
                 None => {
                     let message = &self.headers[self.current];
@@ -165,13 +166,13 @@ impl Received {
                         continue;
                     }
                     let remote = self.names[self.current].address();
-                    *self.from.insert((Endpoint { remote, local: said.local }, said.tos))
+                    *self.from.insert((remote, said))
                 }
             };
             while batch.room() > 0
                 && let Some((_, frame)) = scatter.next(pool)
             {
-                batch.push(Packet { remote, local, tos, ..Packet::new(frame) });
+                batch.push(Packet { remote, local, interface, tos, ..Packet::new(frame) });
             }
             if scatter.pending() > 0 {
                 return;

@@ -56,6 +56,8 @@ pub enum Server {
     Coordinator,
     /// A relay.
     Relay,
+    /// A host on the way to the coordinator or to a relay that is reached over TLS: the relay itself, or a proxy.
+    RelayOrProxy,
     /// A STUN server.
     Stun,
     /// The outer endpoint of a site, or an address at which it says that it can be reached.
@@ -67,6 +69,7 @@ impl fmt::Display for Server {
         f.write_str(match self {
             Self::Coordinator => "the coordinator's address",
             Self::Relay => "a relay's address",
+            Self::RelayOrProxy => "the address of a relay or a proxy",
             Self::Stun => "a STUN server's address",
             Self::Endpoint => "the outer address of a site",
         })

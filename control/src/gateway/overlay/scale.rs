@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
+use penstock_connect::{Destinations, Trust};
 use penstock_dataplane::ports::udp::{UdpConfig, UdpPort};
-use penstock_proto::coordination::{CandidateKind, MapVersion, Peer as MapPeer, Update};
+use penstock_proto::coordination::{Candidate, CandidateKind, MapVersion, Peer as MapPeer, Update};
 use penstock_proto::trust::{
     Authority, Document, LeaseLength, Lessor, Serial, SigningKey, SiteGrant, Subnets, UnixTime, Validity,
 };
@@ -40,7 +41,7 @@ impl Lab {
         let config = Config {
             // Nobody is there.
             url: "https://127.0.0.1:1".parse().unwrap(),
-            trust: penstock_connect::Trust::Authorities(None),
+            trust: Trust::Authorities(None),
             private_key: private_key.clone(),
             subnets: Vec::new(),
             authority: Some(authority.publication().root()),
@@ -49,15 +50,23 @@ impl Lab {
             mark: 0,
         };
         let port = UdpPort::bind(&UdpConfig { interface: None, port: 0, workers: 1, gso: false, mark: 0 }).unwrap();
-        let settings =
-            Settings { trust: config.trust.clone(), birthday_probing: false, port_mapping: false, pinned_mtu: None };
+        let destinations = Destinations::default();
+        let settings = Settings {
+            trust: config.trust.clone(),
+            destinations: destinations.clone(),
+            birthday_probing: false,
+            port_mapping: false,
+            pinned_mtu: None,
+        };
         let overlay = Overlay {
             statements: Statements::open(Instant::now(), &config),
             believed: Believed::default(),
             surroundings: None,
             moved: BTreeSet::new(),
             traversal: Traversal::new(private_key.to_secret(), port[0].sender(), settings),
-            client: Client::start(config.clone()),
+            client: Client::start(config.clone(), destinations.clone()),
+            new_destinations: destinations.changes(),
+            destinations,
             socket: None,
             sizes: None,
             config,

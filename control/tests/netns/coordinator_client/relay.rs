@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use penstock::coordinator::RelayStream;
-use penstock_connect::{Outbound, Proxy, Trust, fingerprint};
+use penstock_connect::{Destinations, Outbound, Proxy, Trust, fingerprint};
 use penstock_proto::coordination::Fingerprint;
 use penstock_proto::relay::SUBPROTOCOL;
 use rustls::ServerConfig;
@@ -219,7 +219,7 @@ async fn it_goes_through_a_proxy_and_insists_on_the_pin() {
     let stream = open(&other, address, port, Proxy::none());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!stream.is_up());
-    let bad = RelayStream::open("http://127.0.0.1/", certificate.trust(), port, 0);
+    let bad = RelayStream::open("http://127.0.0.1/", certificate.trust(), port, 0, Destinations::default());
     assert_eq!(bad.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 

@@ -98,6 +98,8 @@ pub(super) struct Said {
     pub(super) segment: Option<usize>,
     /// The address that it was sent to.
     pub(super) local: Option<IpAddr>,
+    /// The interface that it came in by; 0 where that is not known.
+    pub(super) interface: u32,
 }
 
 impl UdpSender {
@@ -529,12 +531,15 @@ impl Control {
                 }
                 // The interface, the address that an answer may leave from, and the one that was called. For a
                 // datagram to an address of this host they are the same.
-                (libc::IPPROTO_IP, libc::IP_PKTINFO, [_, _, _, _, a, b, c, d, ..]) => {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, [i, j, k, l, a, b, c, d, ..]) => {
+                    said.interface = u32::from_ne_bytes([*i, *j, *k, *l]);
                     said.local = Some(IpAddr::from([*a, *b, *c, *d]));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, data) => {
                     let address = data.first_chunk::<16>().map(|octets| IpAddr::from(*octets).to_canonical());
                     said.local = said.local.or(address);
+                    let interface = data.get(16..).and_then(|rest| rest.first_chunk()).copied();
+                    said.interface = interface.map_or(said.interface, u32::from_ne_bytes);
                 }
                 _ => {}
             }
@@ -602,15 +607,16 @@ mod tests {
         let local = IpAddr::from([192, 0, 2, 1]);
         control.push_source(Source { address: local, interface: 3 });
         let segment = Some(1452);
-        assert_eq!(control.read(48), Said { tos: 0xb8, segment, local: None });
-        assert_eq!(control.read(control.len), Said { tos: 3, segment, local: Some(local) });
+        assert_eq!(control.read(48), Said { tos: 0xb8, segment, local: None, interface: 0 });
+        assert_eq!(control.read(control.len), Said { tos: 3, segment, local: Some(local), interface: 3 });
         assert_eq!(control.read(0), Said::default());
         for text in ["2001:db8::1", "fe80::1", "::ffff:192.0.2.1"] {
             let address: IpAddr = text.parse().unwrap();
             control.clear();
             let data = [&address_bytes(address)[..], &7u32.to_ne_bytes()].concat();
             control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
-            assert_eq!(control.read(control.len).local, Some(address.to_canonical()));
+            let said = control.read(control.len);
+            assert_eq!((said.local, said.interface), (Some(address.to_canonical()), 7));
         }
         let mut state = 5u32;
         for _ in 0..100_000 {
