@@ -74,8 +74,10 @@ fn note_missing_address(gateway: &mut Gateway, now: Instant) {
 
 /// Compares the kernel with what should be, and applies the difference.
 pub fn reconcile(gateway: &mut Gateway, now: Instant) {
-    let Gateway { site, handshakes, overlay, guard, plane, ground, problems, .. } = gateway;
-    let wanted = wanted::wanted(site, &handshakes.peers, overlay.as_ref(), guard, plane, ground.network());
+    let Gateway { profile, site, handshakes, overlay, guard, plane, ground, problems, .. } = gateway;
+    let placement = site.placement(&profile.path);
+    guard.place(placement.clone());
+    let wanted = wanted::wanted(site, placement, &handshakes.peers, overlay.as_ref(), guard, plane, ground.network());
     ground.reconcile(now, &wanted);
     // What was released is forgotten on disk only now that it is gone from the kernel.
     guard.save(now, problems);
@@ -91,17 +93,25 @@ pub fn find_paths(gateway: &mut Gateway, anew: bool) -> bool {
     let remote: Vec<_> = gateway.handshakes.peers.remote().into_iter().collect();
     let (kept, ruled) = (network.kept(&remote, &own), network.ruled_from_lan());
     gateway.plane.steer(
-        addresses.map(|address| address.address).collect(),
-        plane::steering::prefixes(&gateway.handshakes.peers, &kept, &ruled, own),
+        &addresses.map(|address| address.address).collect(),
+        &plane::steering::prefixes(
+            &gateway.handshakes.peers,
+            |prefix| gateway.guard.contains(prefix),
+            &kept,
+            &ruled,
+            own,
+        ),
     );
     changed
 }
 
-/// Counts receive queues again, and confirms the neighbours that only AF_XDP sends to.
+/// Looks at what the kernel does not announce: the number of receive queues, settings, the guard's file. Confirms the
+/// neighbours that only AF_XDP sends to.
 pub fn confirm(gateway: &mut Gateway) {
     let (linux, network) = gateway.ground.parts();
     gateway.plane.confirm_neighbours(linux.netlink(), network);
     gateway.plane.recount_queues();
+    gateway.guard.confirm();
     // Neighbours that were silent get another chance.
-    gateway.due.paths = true;
+    gateway.due.add(Due { paths: true, ground: true, ..Due::default() });
 }

@@ -60,6 +60,9 @@ const WORKERS: &str = "workers";
 /// The subject of the problem that the cipher is not the right one.
 const CIPHER: &str = "cipher";
 
+/// The subject of the problem that the steering programs do not know everything.
+const STEERING: &str = "steering programs";
+
 /// The profile's settings for the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaneConfig {
@@ -519,10 +522,14 @@ impl Plane {
     }
 
     /// Tells the steering programs our addresses, and where the prefixes lead.
-    pub fn steer(&mut self, addresses: BTreeSet<IpAddr>, prefixes: Prefixes) {
-        if !self.steering.is_empty() {
-            self.steering.set_addresses(addresses);
-            self.steering.set_prefixes(&prefixes);
+    pub fn steer(&mut self, addresses: &BTreeSet<IpAddr>, prefixes: &Prefixes) {
+        match self.steering.tell(addresses, prefixes).as_slice() {
+            [] => self.problems.solved(STEERING),
+            [first, ..] => {
+                let sentence = format!("some addresses or prefixes could not be told: {first}; it is tried again");
+                let what_to_do = "see the kernel's log; until then the kernel forwards what the programs do not know";
+                self.problems.note(Instant::now(), STEERING, &sentence, what_to_do);
+            }
         }
     }
 

@@ -56,7 +56,7 @@ const MISSED: [&str; 4] = [
     LanVerdict::NeedsFragmenting.name(),
 ];
 
-/// The program on the WAN, and what it was last told.
+/// The program on the WAN, and what it was told with success.
 #[derive(Debug)]
 pub struct Wan {
     /// The interface.
@@ -68,15 +68,18 @@ pub struct Wan {
     addresses: BTreeSet<IpAddr>,
 }
 
-/// The program on a LAN interface, and what it was last told.
+/// The program on a LAN interface, and what it was told.
 #[derive(Debug)]
 pub struct Lan {
     /// The interface.
     pub index: u32,
     /// The program.
     pub program: LanSteering,
+    /// What it is to be told.
     config: LanConfig,
     asked: AttachMode,
+    /// What it was told with success.
+    told: LanConfig,
     prefixes: Prefixes,
     /// For as long as the program is attached.
     _tags: KeptTags,
@@ -91,6 +94,18 @@ impl Wan {
         let Interface { name, index, .. } = interface;
         let program = WanSteering::attach(name, *index, port, asked)?;
         Ok(Self { index: *index, program, port, asked, addresses: BTreeSet::new() })
+    }
+
+    fn tell(&mut self, wanted: &BTreeSet<IpAddr>, failures: &mut Vec<SteerError>) {
+        for address in self.addresses.symmetric_difference(wanted).copied().collect::<Vec<_>>() {
+            let is_new = wanted.contains(&address);
+            let result = if is_new { self.program.insert_local(address) } else { self.program.remove_local(address) };
+            match result {
+                Ok(()) if is_new => _ = self.addresses.insert(address),
+                Ok(()) => _ = self.addresses.remove(&address),
+                Err(e) => failures.push(e),
+            }
+        }
     }
 
     /// Whether it is what [`Self::attach`] would produce.
@@ -120,7 +135,7 @@ impl Lan {
         let config = LanConfig { mac, tunnel_mtu, link_mtu: largest(interface) };
         let program = LanSteering::attach(name, *index, config, asked)?;
         let (prefixes, _tags) = (Prefixes::new(), KeptTags::default());
-        Ok(Self { index: *index, program, config, asked, prefixes, _tags })
+        Ok(Self { index: *index, program, config, asked, told: config, prefixes, _tags })
     }
 
     /// Has the interface leave VLAN tags in the frames.
@@ -136,18 +151,18 @@ impl Lan {
         (self.index, self.asked) == (interface.index, asked)
     }
 
-    fn set_config(&mut self, config: LanConfig) {
-        if self.config != config {
-            let result = self.program.set_config(config);
-            if result.is_ok() {
-                self.config = config;
-            }
-            told(result, "of an MTU or MAC address");
+    /// Tells it the configuration, if it does not have it. A failure is found by the next [`Steering::tell`].
+    fn set_config(&mut self, config: LanConfig) -> Result<(), SteerError> {
+        self.config = config;
+        if self.told != config {
+            self.program.set_config(config)?;
+            self.told = config;
         }
+        Ok(())
     }
 
-    /// Sets the steered prefixes.
-    fn set_prefixes(&mut self, wanted: &Prefixes) {
+    fn tell(&mut self, wanted: &Prefixes, failures: &mut Vec<SteerError>) {
+        failures.extend(self.set_config(self.config).err());
         // Prefixes that stay with the kernel come first, so that a default route cannot catch them even for a moment.
         let mut changes: Vec<_> = wanted.iter().filter(|(p, to)| self.prefixes.get(*p) != Some(*to)).collect();
         changes.sort_by_key(|(_, to)| matches!(to, Leads::Tunnel(_)));
@@ -158,24 +173,24 @@ impl Lan {
                 Leads::Kernel => self.program.insert_local_prefix(address, len),
                 Leads::Site => self.program.insert_own_prefix(address, len),
             };
-            told(result, "of a prefix");
+            match result {
+                Ok(()) => _ = self.prefixes.insert(*prefix, *to),
+                Err(e) => failures.push(e),
+            }
         }
-        for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)) {
-            told(self.program.remove_prefix(prefix.addr(), prefix.prefix_len()), "of a prefix that was removed");
+        for prefix in self.prefixes.keys().filter(|p| !wanted.contains_key(*p)).copied().collect::<Vec<_>>() {
+            match self.program.remove_prefix(prefix.addr(), prefix.prefix_len()) {
+                Ok(()) => _ = self.prefixes.remove(&prefix),
+                Err(e) => failures.push(e),
+            }
         }
-        self.prefixes.clone_from(wanted);
     }
 }
 
 impl Steering {
-    /// Whether there is no program at all.
-    pub fn is_empty(&self) -> bool {
-        self.wan.is_none() && self.lan.is_empty()
-    }
-
     /// Sets how large packets from the LAN may be.
     pub fn set_tunnel_mtu(&mut self, tunnel_mtu: u16) {
-        self.lan.iter_mut().for_each(|lan| lan.set_config(LanConfig { tunnel_mtu, ..lan.config }));
+        self.lan.iter_mut().for_each(|lan| _ = lan.set_config(LanConfig { tunnel_mtu, ..lan.config }));
     }
 
     /// The mode of the program on an interface.
@@ -216,45 +231,38 @@ impl Steering {
     pub fn follow(&mut self, interface: &Interface) {
         for lan in self.lan.iter_mut().filter(|lan| lan.index == interface.index) {
             let (mac, link_mtu) = (interface.mac.unwrap_or(lan.config.mac), largest(interface));
-            lan.set_config(LanConfig { mac, link_mtu, ..lan.config });
+            let _ = lan.set_config(LanConfig { mac, link_mtu, ..lan.config });
         }
     }
 
-    /// Sets our addresses on the WAN.
-    pub fn set_addresses(&mut self, wanted: BTreeSet<IpAddr>) {
-        let Some(Wan { program, addresses, .. }) = &mut self.wan else { return };
-        for address in addresses.difference(&wanted) {
-            told(program.remove_local(*address), "of an address that was removed");
+    /// Tells the programs what they do not know yet: our addresses on the WAN, the steered prefixes, and what could not
+    /// be told before. Returns what failed. A map that cannot be changed leaves packets to the kernel, or to a worker
+    /// that knows better, so nothing leaks.
+    pub fn tell(&mut self, addresses: &BTreeSet<IpAddr>, prefixes: &Prefixes) -> Vec<SteerError> {
+        let mut failures = Vec::new();
+        if let Some(wan) = &mut self.wan {
+            wan.tell(addresses, &mut failures);
         }
-        for address in wanted.difference(addresses) {
-            told(program.insert_local(*address), "of an address");
-        }
-        *addresses = wanted;
-    }
-
-    /// Sets the steered prefixes on every LAN interface.
-    pub fn set_prefixes(&mut self, wanted: &Prefixes) {
-        self.lan.iter_mut().for_each(|lan| lan.set_prefixes(wanted));
+        self.lan.iter_mut().for_each(|lan| lan.tell(prefixes, &mut failures));
+        failures
     }
 }
 
-/// A map that cannot be changed leaves packets to the kernel, or to a worker that knows better: a nuisance, but not a
-/// leak.
-fn told(result: Result<(), SteerError>, what: &str) {
-    if let Err(e) = result {
-        tracing::warn!("the steering program could not be told {what}: {e}");
-    }
-}
-
-/// The prefixes to steer: those of peers that can be reached. `kept` are the kernel's, `ruled` those that other
-/// people's rules may decide on, `site` this site's subnets.
-pub fn prefixes(peers: &Peers, kept: &[IpNet], ruled: &[IpNet], site: impl IntoIterator<Item = IpNet>) -> Prefixes {
+/// The prefixes to steer: those of peers that can be reached, if they are guarded. `kept` are the kernel's, `ruled` those
+/// that other people's rules may decide on, `site` this site's subnets.
+pub fn prefixes(
+    peers: &Peers,
+    is_guarded: impl Fn(&IpNet) -> bool,
+    kept: &[IpNet],
+    ruled: &[IpNet],
+    site: impl IntoIterator<Item = IpNet>,
+) -> Prefixes {
     let mut all: Prefixes = site.into_iter().map(|prefix| (prefix, Leads::Site)).collect();
     for prefix in kept.iter().chain(ruled.iter().filter(|prefix| peers.is_remote(**prefix))) {
         all.entry(*prefix).or_insert(Leads::Kernel);
     }
     for (prefix, owner) in peers.allowed_ips() {
-        let free = !ruled.iter().any(|ruled| ruled.contains(prefix));
+        let free = is_guarded(prefix) && !ruled.iter().any(|ruled| ruled.contains(prefix));
         let endpoint = peers.of(owner).and_then(|p| p.endpoint).filter(|_| free);
         let over = endpoint.map(|e| if e.is_ipv4() { OuterFamily::V4 } else { OuterFamily::V6 });
         all.insert(*prefix, over.map_or(Leads::Kernel, Leads::Tunnel));
@@ -280,7 +288,7 @@ mod tests {
         }
         let site = [net("10.101.0.0/24"), net("10.3.0.0/16")];
         let kept = [net("10.101.0.0/24"), net("10.101.0.1/32")];
-        let all = prefixes(&peers, &kept, &[], site);
+        let all = prefixes(&peers, |_| true, &kept, &[], site);
         assert_eq!(all[&net("fd00:1::/64")], Leads::Tunnel(OuterFamily::V4));
         assert_eq!(all[&net("10.0.0.0/8")], Leads::Tunnel(OuterFamily::V6));
         assert_eq!(all[&net("10.3.0.0/16")], Leads::Kernel, "nowhere to send it yet: the tun device's packets wait");
@@ -288,8 +296,10 @@ mod tests {
         assert_eq!(all[&net("10.101.0.1/32")], Leads::Kernel);
         // Other people's rules decide on these.
         let ruled = [net("fd00::/16"), net("10.7.0.0/16"), net("192.0.2.0/24")];
-        let all = prefixes(&peers, &kept, &ruled, site);
+        let all = prefixes(&peers, |_| true, &kept, &ruled, site);
         assert_eq!((all[&net("fd00:1::/64")], all[&net("10.7.0.0/16")]), (Leads::Kernel, Leads::Kernel));
         assert_eq!((all[&net("10.0.0.0/8")], all.get(&ruled[2])), (Leads::Tunnel(OuterFamily::V6), None));
+        let all = prefixes(&peers, |prefix| *prefix != net("10.0.0.0/8"), &kept, &[], site);
+        assert_eq!(all[&net("10.0.0.0/8")], Leads::Kernel, "nothing would block it when the tunnel is gone");
     }
 }
