@@ -3,6 +3,7 @@
 //!
 //! A connection is one line of JSON each way: a [`Command`] and its [`Answer`].
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -76,10 +77,23 @@ pub enum Release {
 pub struct Released {
     /// No longer blocked.
     pub released: Vec<IpNet>,
+    /// To be released, but the kernel still blocks them. It is tried again.
+    #[serde(default)]
+    pub still_blocked: Vec<IpNet>,
     /// Still routed into the tunnel, so they stay guarded.
     pub in_use: Vec<IpNet>,
     /// Not guarded in the first place.
     pub unknown: Vec<IpNet>,
+}
+
+impl Released {
+    /// The same after a look at what the kernel still blocks.
+    #[must_use]
+    pub fn checked(mut self, held: &BTreeSet<IpNet>) -> Self {
+        let blocked = |prefix: &IpNet| held.contains(prefix);
+        (self.still_blocked, self.released) = self.released.into_iter().partition(blocked);
+        self
+    }
 }
 
 /// The result of a [`Command::Reload`].

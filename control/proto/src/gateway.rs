@@ -118,7 +118,7 @@ impl Gateway {
         for id in self.peers.ids() {
             self.forget_sessions(id);
             if let Some(peer) = self.peers.named_mut(id) {
-                peer.meet(&self.private_key, &self.public_key);
+                peer.set_own_key(&self.private_key, &self.public_key);
             }
             self.reschedule(id);
         }
@@ -150,7 +150,7 @@ impl Gateway {
         }
         let id = self.peers.add(public_key, config);
         if let Some(peer) = self.peers.named_mut(id) {
-            peer.meet(&self.private_key, &self.public_key);
+            peer.set_own_key(&self.private_key, &self.public_key);
             peer.timers.persistent = peer.persistent_keepalive().map(|_| now);
         }
         self.reschedule(id);

@@ -133,7 +133,7 @@ impl Peer {
     }
 
     /// Depends on our own key, so it is to be called when that changes.
-    pub(crate) fn meet(&mut self, private: &StaticSecret, public: &PublicKey) {
+    pub(crate) fn set_own_key(&mut self, private: &StaticSecret, public: &PublicKey) {
         self.static_static = diffie_hellman(private, &self.public_key).ok();
         self.we_lead = public.as_bytes() < self.public_key.as_bytes();
         self.cookies = CookieJar::default();

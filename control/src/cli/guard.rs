@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use ipnet::IpNet;
 
 use super::Gateway;
-use crate::control_socket::{self, Answer, Command, Release, Released};
+use crate::control_socket::{self, Answer, Command, LockError, Release, Released};
 use crate::gateway;
-use crate::profile::{Environment, Profile};
+use crate::profile::{Environment, Profile, ProfileError};
 
 /// `release`: asks the running gateway to do it, or does it itself.
 pub(super) fn release(path: &Path, prefixes: Vec<IpNet>, all: bool) -> Result<()> {
@@ -33,6 +33,10 @@ fn tell(released: &Released) -> Result<()> {
     for prefix in &released.released {
         writeln!(stdout, "{prefix} is no longer blocked")?;
     }
+    if !released.still_blocked.is_empty() {
+        let prefixes = join(&released.still_blocked);
+        bail!("still blocked, because the kernel refuses to change it; `penstock status` says why: {prefixes}");
+    }
     if !released.in_use.is_empty() {
         bail!("not released, because a peer still has it: {}", join(&released.in_use));
     }
@@ -47,12 +51,32 @@ fn tell(released: &Released) -> Result<()> {
 
 /// `guard`: blocks what the profile and the guard's file name, as at boot.
 pub(super) fn guard(path: &Path) -> Result<()> {
-    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
-    if Gateway::of(path)?.is_running() {
+    let profile = loaded_or_guarded(path, Profile::load_without_secrets)?;
+    match control_socket::lock(&profile.name) {
         // A running gateway guards by itself.
-        return Ok(());
+        Err(LockError::Taken { .. }) => Ok(()),
+        lock => {
+            let _lock = lock?;
+            gateway::guard(&profile)
+        }
     }
-    gateway::guard(&profile)
+}
+
+/// Loads the profile. If that fails, what its gateway guarded is blocked all the same.
+pub(super) fn loaded_or_guarded(
+    path: &Path,
+    load: impl FnOnce(&Path, &Environment) -> Result<Profile, ProfileError>,
+) -> Result<Profile> {
+    load(path, &Environment::of_process()).map_err(|error| {
+        let blocked =
+            std::path::absolute(path).map_err(Into::into).and_then(|path| gateway::guard_without_profile(&path));
+        let blocked = match blocked {
+            Ok(prefixes) if prefixes.is_empty() => String::new(),
+            Ok(prefixes) => format!("; what was guarded stays blocked ({} prefixes)", prefixes.len()),
+            Err(guard) => format!("; not everything is blocked that was before: {guard:#}"),
+        };
+        anyhow!("{error}{blocked}")
+    })
 }
 
 /// What a gateway that is not running still blocks, in a sentence; empty if nothing.

@@ -19,6 +19,7 @@ use super::overlay::Overlay;
 use super::plane::Plane;
 use super::plane::drives::Drives;
 use super::probing::Probing;
+use super::site::Site;
 use super::standing::{self, Standing};
 use super::{
     Gateway, bypass, configure, map, netcheck, network, path_mtu, paths, privileges, reload, report, traffic, unsaved,
@@ -52,13 +53,15 @@ pub async fn run(profile: Profile) -> Result<()> {
     let reload = signal(SignalKind::hangup()).context(SIGNALS)?;
     let mut lock = control_socket::lock(&profile.name)?;
     lock.set_profile(&profile.path).context("the lock")?;
+    // Before anything that can fail.
+    let standing = Standing::put_up(&profile)?;
     // Bound before the start, so that whoever asks meanwhile is answered when it is done.
     let control = control_socket::serve(&profile.name).context("cannot open the control socket")?;
     let uapi = uapi::socket::serve(&profile.name)
         .with_context(|| format!("cannot open WireGuard's socket in {}", uapi::socket::DIRECTORY))?;
     // Opened before the first look, so that nothing is missed between the two.
     let monitor = Monitor::open().context("cannot follow network changes")?;
-    let mut gateway = start(profile)?;
+    let mut gateway = start(profile, standing)?;
     privileges::reduce();
     let outcome = serve(&mut gateway, monitor, control, uapi, stop, reload).await;
     stopping.store(true, Ordering::Release);
@@ -69,16 +72,14 @@ pub async fn run(profile: Profile) -> Result<()> {
     outcome
 }
 
-/// Starts a gateway: first the guard, then everything that carries packets.
+/// Starts everything that carries packets; the guard stands.
 ///
 /// # Errors
 /// What is missing or in the way, in one sentence. The guard stays.
-fn start(profile: Profile) -> Result<Gateway> {
+fn start(profile: Profile, standing: Standing) -> Result<Gateway> {
     let now = Instant::now();
-    let Standing { site, mut guard, mut ground, mut problems } = Standing::of(&profile)?;
-    standing::note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
-    guard.save(now, &mut problems);
-    ground.reconcile(now, &wanted::guard_only(&site, &guard));
+    let Standing { guard, ground, problems, .. } = standing;
+    let site = Site::of(&profile);
     state::check(&state::directory())?;
     privileges::check(profile.demands_xdp())?;
     let name = &site.name;
@@ -205,7 +206,7 @@ async fn answer(gateway: &mut Gateway, now: Instant, request: control_socket::Re
             let released = standing::release_from(&mut gateway.guard, &what, &gateway.handshakes.peers.remote());
             gateway.due.ground = true;
             gateway.follow_up(now);
-            drop(reply.send(released));
+            drop(reply.send(released.checked(&gateway.ground.held())));
         }
         Request::Stop { release, reply } => {
             if release {
@@ -251,9 +252,10 @@ fn handle_timeout(gateway: &mut Gateway, now: Instant) {
 
 /// Takes everything down but the guard.
 fn take_down(gateway: Gateway) {
-    let Gateway { site, mut handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = gateway;
-    let now = Instant::now();
-    let wanted = wanted::wanted(&site, &handshakes.peers, overlay.as_ref(), &guard, &plane, ground.network());
+    let Gateway { profile, site, mut handshakes, overlay, mut guard, mut ground, plane, mut problems, .. } = gateway;
+    let (now, placement) = (Instant::now(), site.placement(&profile.path));
+    let wanted =
+        wanted::wanted(&site, placement, &handshakes.peers, overlay.as_ref(), &guard, &plane, ground.network());
     ground.withdraw(now, &wanted);
     guard.save(now, &mut problems);
     handshakes.save(now, true, &mut problems);

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::plane::Behind;
+use crate::ground::Placement;
 use crate::key::PrivateKey;
 use crate::profile::{LocalPort, Name, Profile};
 
@@ -57,6 +59,19 @@ impl Site {
             transit: profile.transit,
             table: profile.table,
             mark: profile.mark,
+        }
+    }
+
+    /// Where the guard of this site, which has its profile in this file, is to stand.
+    pub fn placement(&self, profile: &Path) -> Placement {
+        Placement {
+            profile: profile.to_owned(),
+            table: self.table,
+            mark: self.mark,
+            wan: self.wan.clone(),
+            lan: self.lan.clone(),
+            local: self.subnets.clone(),
+            transit: self.transit,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The guard, with and without a running gateway: what is blocked, what becomes blocked, and what is released.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -8,23 +9,38 @@ use ipnet::IpNet;
 
 use super::site::Site;
 use super::{Gateway, wanted};
-use crate::control_socket::{self, Release, Released};
-use crate::ground::{Ground, Guard, Interest, Linux, Origin, Refusal};
-use crate::problem::{Problem, Problems};
-use crate::profile::Profile;
+use crate::control_socket::{self, LockError, Release, Released};
+use crate::ground::{Ground, Guard, Interest, Linux, Origin, Placement, Refusal};
+use crate::key::PrivateKey;
+use crate::problem::Problems;
+use crate::profile::{Name, Profile};
 use crate::state;
 
-/// Puts up the guard of a gateway that is not running, as at boot: for what it guarded, and for what the profile names now.
+/// Puts up the guard of a gateway that is not running, as at boot: for what it guarded, and for what the profile names
+/// now.
 ///
 /// # Errors
 /// The kernel cannot be reached, or part of the guard is not in force.
 pub fn guard(profile: &Profile) -> Result<()> {
-    let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
-    let now = Instant::now();
-    note_refused(&mut problems, now, guard.profile_changed(&profile.remote()));
-    ground.reconcile(now, &wanted::guard_only(&site, &guard));
-    guard.save(now, &mut problems);
-    first_of(ground.problems(now).into_iter().chain(problems.list(now)))
+    Standing::put_up(profile)?.outcome()
+}
+
+/// The same for a profile that cannot be loaded: for what its gateway guarded, where it guarded it. Returns the prefixes;
+/// there are none if the gateway has never run with a profile in this file, or runs now.
+///
+/// # Errors
+/// The kernel cannot be reached, or part of the guard is not in force.
+pub fn guard_without_profile(path: &Path) -> Result<Vec<IpNet>> {
+    let Some((name, placement)) = Guard::of_profile(&state::directory(), path) else { return Ok(Vec::new()) };
+    let lock = match control_socket::lock(&name) {
+        Err(LockError::Taken { .. }) => return Ok(Vec::new()),
+        lock => lock?,
+    };
+    let mut standing = Standing::open(&name, placement, None)?;
+    standing.reconcile();
+    drop(lock);
+    standing.outcome()?;
+    Ok(standing.guard.prefixes().into_iter().collect())
 }
 
 /// Lifts the guard of a gateway that is not running.
@@ -32,12 +48,11 @@ pub fn guard(profile: &Profile) -> Result<()> {
 /// # Errors
 /// The kernel cannot be reached, or part of the guard is still in force.
 pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
-    let Standing { mut guard, mut ground, mut problems, site } = Standing::of(profile)?;
-    let now = Instant::now();
-    let released = release_from(&mut guard, what, &BTreeSet::new());
-    ground.reconcile(now, &wanted::guard_only(&site, &guard));
-    guard.save(now, &mut problems);
-    first_of(ground.problems(now).into_iter().chain(problems.list(now)))?;
+    let mut standing = Standing::of(profile)?;
+    let released = release_from(&mut standing.guard, what, &BTreeSet::new());
+    standing.reconcile();
+    standing.guard.save(Instant::now(), &mut standing.problems);
+    standing.outcome()?;
     Ok(released)
 }
 
@@ -49,10 +64,6 @@ pub fn guarded(profile: &Profile) -> Result<Vec<IpNet>> {
     Ok(Standing::of(profile)?.guard.prefixes().into_iter().collect())
 }
 
-fn first_of(mut problems: impl Iterator<Item = Problem>) -> Result<()> {
-    problems.next().map_or(Ok(()), |problem| bail!("{}: {}", problem.subject, problem.sentence))
-}
-
 /// Releases prefixes, except those `in_use`.
 pub fn release_from(guard: &mut Guard, what: &Release, in_use: &BTreeSet<IpNet>) -> Released {
     let asked: Vec<IpNet> = match what {
@@ -62,13 +73,13 @@ pub fn release_from(guard: &mut Guard, what: &Release, in_use: &BTreeSet<IpNet>)
     let (in_use, free): (Vec<IpNet>, Vec<IpNet>) = asked.into_iter().partition(|prefix| in_use.contains(prefix));
     let unknown = guard.release(free.iter().copied());
     let released = free.into_iter().filter(|prefix| !unknown.contains(prefix)).collect();
-    Released { released, in_use, unknown }
+    Released { released, still_blocked: Vec::new(), in_use, unknown }
 }
 
 /// What remains when no gateway runs: the guard as stored, together with what the kernel still has of it.
 pub struct Standing {
-    /// This site.
-    pub site: Site,
+    name: Name,
+    placement: Placement,
     /// What is blocked.
     pub guard: Guard,
     /// What the kernel has.
@@ -78,20 +89,48 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// What remains of the gateway with this profile.
+    /// Puts up the guard of the gateway with this profile.
     ///
     /// # Errors
     /// The kernel cannot be reached.
-    pub fn of(profile: &Profile) -> Result<Self> {
+    pub fn put_up(profile: &Profile) -> Result<Self> {
+        let mut standing = Self::of(profile)?;
         let now = Instant::now();
+        note_refused(&mut standing.problems, now, standing.guard.profile_changed(&profile.remote()));
+        standing.guard.place(standing.placement.clone());
+        standing.guard.save(now, &mut standing.problems);
+        standing.reconcile();
+        Ok(standing)
+    }
+
+    /// What remains of the gateway with this profile.
+    fn of(profile: &Profile) -> Result<Self> {
         let site = Site::of(profile);
+        Self::open(&site.name, site.placement(&profile.path), Some(&site.private_key))
+    }
+
+    fn open(name: &Name, placement: Placement, key: Option<&PrivateKey>) -> Result<Self> {
+        let now = Instant::now();
         let kernel = Linux::open().context("cannot use netlink")?;
-        let interest = Interest { table: site.table, lan: site.lan.clone() };
-        let ground = Ground::open(kernel, &site.name, interest, &control_socket::directory(), now);
+        let interest = Interest { table: placement.table, lan: placement.lan.clone() };
+        let ground = Ground::open(kernel, name, interest, &control_socket::directory(), now);
         let mut problems = Problems::default();
-        let path = Guard::path(&state::directory(), &site.name);
-        let guard = Guard::load(&path, &site.private_key, &site.name, &ground.held(), now, &mut problems);
-        Ok(Self { site, guard, ground, problems })
+        let path = Guard::path(&state::directory(), name);
+        let guard = Guard::load(&path, key, name, &ground.held(), now, &mut problems);
+        Ok(Self { name: name.clone(), placement, guard, ground, problems })
+    }
+
+    fn reconcile(&mut self) {
+        let wanted = wanted::guard_only(&self.name, self.placement.clone(), &self.guard);
+        self.ground.reconcile(Instant::now(), &wanted);
+    }
+
+    /// The first operation that failed; other problems do not make the guard weaker.
+    fn outcome(&self) -> Result<()> {
+        let now = Instant::now();
+        let problems = self.ground.problems(now).into_iter().chain(self.problems.list(now));
+        let failed = problems.into_iter().find(|problem| problem.next_try_seconds.is_some());
+        failed.map_or(Ok(()), |problem| bail!("{}: {}", problem.subject, problem.sentence))
     }
 }
 

@@ -11,24 +11,26 @@ use super::path_mtu;
 use super::peers::Peers;
 use super::plane::Plane;
 use super::site::Site;
-use crate::ground::{Guard, Network, Tun, Wanted};
+use crate::ground::{Guard, Network, Placement, Tun, Wanted};
+use crate::profile::Name;
 
 /// Only the guard: at boot, before a start, after a stop.
-pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
+pub fn guard_only(name: &Name, placement: Placement, guard: &Guard) -> Wanted {
+    let Placement { profile: _, table, mark, wan, lan, local, transit } = placement;
     Wanted {
-        name: site.name.clone(),
-        table: site.table,
-        mark: site.mark,
+        name: name.clone(),
+        table,
+        mark,
         tun: None,
         tunnelled: Default::default(),
         mtus: Default::default(),
         guarded: guard.prefixes(),
         outer: Default::default(),
-        wan: site.wan.clone(),
-        lan: site.lan.clone(),
-        local: site.subnets.clone(),
+        wan,
+        lan,
+        local,
         local_port: None,
-        transit: site.transit,
+        transit,
         forward: false,
     }
 }
@@ -36,6 +38,7 @@ pub fn guard_only(site: &Site, guard: &Guard) -> Wanted {
 /// Everything, while the gateway runs.
 pub fn wanted(
     site: &Site,
+    placement: Placement,
     peers: &Peers,
     overlay: Option<&Overlay>,
     guard: &Guard,
@@ -55,7 +58,7 @@ pub fn wanted(
         outer: servers.chain(endpoints).collect(),
         local_port: Some(plane.local_port()),
         forward: true,
-        ..guard_only(site, guard)
+        ..guard_only(&site.name, placement, guard)
     }
 }
 

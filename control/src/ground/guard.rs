@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   penstock guard v1
+//!   placement {"Profile":"/etc/penstock/profiles/Universe.profile","Table":47100,…}
 //!   10.102.0.0/24 profile
 //!   10.103.0.0/16 profile overlay
 //!   mac 8c2f…
 //! ```
-//! Each line has a prefix with its origins, and the last one a MAC of everything before it, with a key derived from the
-//! gateway's private key. A prefix is added from the profile, the coordinator's map or `wg set`; it is removed when an
+//! The [`Placement`] is what else is needed to put the guard up. Each further line has a prefix with its origins, and the
+//! last one a MAC of everything before it, with a key derived from the gateway's private key. A prefix is added from the profile, the coordinator's map or `wg set`; it is removed when an
 //! administrator releases it, or when it came only from the profile and is no longer there.
 //!
 //! The file is read leniently: from a damaged one everything that can be read is used, together with what the kernel
@@ -22,19 +23,25 @@ use std::time::Instant;
 use blake2::digest::Mac;
 use ipnet::IpNet;
 
+use super::Placement;
 use super::prefixes::is_default;
 use crate::key::PrivateKey;
 use crate::netlink::network;
 use crate::problem::Problems;
-use crate::profile::Name;
+use crate::profile::{ALLOWED_IP_LIMIT, Name};
 
-/// The most prefixes that can be guarded.
+/// The most prefixes that are guarded for a coordinator, for `wg set` and for the kernel's sake together. Those of the
+/// profile have a limit of their own ([`ALLOWED_IP_LIMIT`]), so that nobody else can use it up.
 pub const GUARD_LIMIT: usize = 1 << 16;
-/// Longest file: a line has at most 43 bytes of prefix and 38 of origins.
-const FILE_LIMIT: usize = 128 * GUARD_LIMIT;
+/// Longest file: a prefix has at most 43 bytes and its origins 38, and a placement some thousand subnets.
+const FILE_LIMIT: usize = 128 * (GUARD_LIMIT + ALLOWED_IP_LIMIT);
+const FILE_SUFFIX: &str = ".guard";
+/// The most files that are searched for the one of a profile.
+const FILES_LIMIT: usize = 1000;
 const HEADER: &str = "penstock guard v1";
 const LABEL: &[u8] = b"penstock guard v1 key";
 const MAC_FIELD: &str = "mac ";
+const PLACEMENT_FIELD: &str = "placement ";
 
 /// What an administrator of one site may consider private: RFC 1918, RFC 6598, RFC 4193, and link-local networks.
 const PRIVATE: [&str; 7] =
@@ -62,7 +69,7 @@ pub enum Refusal {
     #[error("only the profile can let a default route or a public prefix in")]
     Public,
     /// There are too many.
-    #[error("{GUARD_LIMIT} prefixes are guarded already")]
+    #[error("{GUARD_LIMIT} prefixes that are not in the profile are guarded already")]
     TooMany,
 }
 
@@ -70,8 +77,10 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Guard {
     path: PathBuf,
-    key: PrivateKey,
+    /// `None`: the file cannot be authenticated, and is not written.
+    key: Option<PrivateKey>,
     name: Name,
+    placement: Option<Placement>,
     prefixes: BTreeMap<IpNet, BTreeSet<Origin>>,
     /// Whether the file is out of date.
     unsaved: bool,
@@ -81,14 +90,28 @@ impl Guard {
     /// The file of the gateway of this name in the state directory.
     #[must_use]
     pub fn path(directory: &Path, name: &Name) -> PathBuf {
-        directory.join(format!("{name}.guard"))
+        directory.join(format!("{name}{FILE_SUFFIX}"))
+    }
+
+    /// The gateway that has this profile, and where its guard is to stand, according to the files in the state directory.
+    #[must_use]
+    pub fn of_profile(directory: &Path, profile: &Path) -> Option<(Name, Placement)> {
+        let files = std::fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let names = files.filter_map(|file| Name::try_from(file.strip_suffix(FILE_SUFFIX)?.to_owned()).ok());
+        names.take(FILES_LIMIT).find_map(|name| {
+            let bytes = crate::sealed::read(&Self::path(directory, &name), FILE_LIMIT).ok()??;
+            let text = String::from_utf8_lossy(&bytes);
+            let placement = text.lines().find_map(|line| line.strip_prefix(PLACEMENT_FIELD))?;
+            let placement: Placement = serde_json::from_str(placement).ok()?;
+            (placement.profile == profile).then_some((name, placement))
+        })
     }
 
     /// Reads the file. `held` is what the kernel guards for this gateway (see [`Ground::held`](super::Ground::held));
-    /// it is believed as well. An error in the file is a problem.
+    /// it is believed as well. An error in the file is a problem. Without a key, nothing is authenticated or written.
     pub fn load(
         path: &Path,
-        key: &PrivateKey,
+        key: Option<&PrivateKey>,
         name: &Name,
         held: &BTreeSet<IpNet>,
         now: Instant,
@@ -100,7 +123,7 @@ impl Guard {
     /// The guard in a file's contents, if they could be read.
     pub(super) fn of_file(
         path: &Path,
-        key: &PrivateKey,
+        key: Option<&PrivateKey>,
         name: &Name,
         file: io::Result<Option<Vec<u8>>>,
         held: &BTreeSet<IpNet>,
@@ -109,8 +132,9 @@ impl Guard {
     ) -> Self {
         let mut guard = Self {
             path: path.to_owned(),
-            key: key.clone(),
+            key: key.cloned(),
             name: name.clone(),
+            placement: None,
             prefixes: BTreeMap::new(),
             unsaved: false,
         };
@@ -119,7 +143,7 @@ impl Guard {
             Ok(None) => (!held.is_empty()).then(|| "it is missing".to_owned()),
             Err(e) => Some(format!("it cannot be read: {e}")),
         };
-        let room = GUARD_LIMIT.saturating_sub(guard.prefixes.len());
+        let room = GUARD_LIMIT.saturating_sub(guard.outside_profile());
         let unknown: Vec<IpNet> =
             held.iter().filter(|prefix| !guard.prefixes.contains_key(*prefix)).take(room).copied().collect();
         guard.unsaved |= !unknown.is_empty() || wrong.is_some();
@@ -141,8 +165,19 @@ impl Guard {
 
     /// Sets the gateway's private key, with which the file is authenticated.
     pub fn set_key(&mut self, key: &PrivateKey) {
-        self.unsaved |= self.key != *key;
-        self.key.clone_from(key);
+        self.unsaved |= self.key.as_ref() != Some(key);
+        self.key = Some(key.clone());
+    }
+
+    /// Sets where the guard is to stand.
+    pub fn place(&mut self, placement: Placement) {
+        self.unsaved |= self.placement.as_ref() != Some(&placement);
+        self.placement = Some(placement);
+    }
+
+    /// How many prefixes are guarded that the profile does not have.
+    fn outside_profile(&self) -> usize {
+        self.prefixes.values().filter(|origins| !origins.contains(&Origin::Profile)).count()
     }
 
     fn subject(&self) -> String {
@@ -155,6 +190,12 @@ impl Guard {
         self.prefixes.keys().copied().collect()
     }
 
+    /// Whether this prefix is guarded.
+    #[must_use]
+    pub fn contains(&self, prefix: &IpNet) -> bool {
+        self.prefixes.contains_key(prefix)
+    }
+
     /// All guarded prefixes with their origins, for `penstock status`.
     pub fn origins(&self) -> impl Iterator<Item = (&IpNet, &BTreeSet<Origin>)> {
         self.prefixes.iter()
@@ -163,15 +204,22 @@ impl Guard {
     /// Guards prefixes; returns those that were refused, and why. One that is already guarded gets another origin.
     pub fn cover(&mut self, prefixes: impl IntoIterator<Item = IpNet>, origin: Origin) -> Vec<(IpNet, Refusal)> {
         let mut refused = Vec::new();
+        let mut room = match origin {
+            Origin::Profile => usize::MAX,
+            _ => GUARD_LIMIT.saturating_sub(self.outside_profile()),
+        };
         for prefix in prefixes {
             let prefix = prefix.trunc();
             if origin == Origin::Overlay && !is_private(&prefix) {
                 refused.push((prefix, Refusal::Public));
                 continue;
             }
-            if self.prefixes.len() >= GUARD_LIMIT && !self.prefixes.contains_key(&prefix) {
-                refused.push((prefix, Refusal::TooMany));
-                continue;
+            if !self.prefixes.contains_key(&prefix) {
+                if room == 0 {
+                    refused.push((prefix, Refusal::TooMany));
+                    continue;
+                }
+                room -= 1;
             }
             let origins = self.prefixes.entry(prefix).or_default();
             self.unsaved |= origins.remove(&Origin::Found) | origins.insert(origin);
@@ -208,11 +256,17 @@ impl Guard {
         self.cover(prefixes.iter().copied(), Origin::Profile)
     }
 
+    /// Looks whether somebody has removed the file; it is written again then.
+    pub fn confirm(&mut self) {
+        self.unsaved |= !self.prefixes.is_empty() && !self.path.exists();
+    }
+
     /// Writes the file, if it is out of date, or removes it if nothing is guarded. To be called before newly covered
-    /// prefixes get routes, and after released ones have lost their blackholes. A file that cannot be written is a problem; the kernel's state holds meanwhile.
+    /// prefixes get routes, and after released ones have lost their blackholes. A file that cannot be written is a
+    /// problem; the kernel's state holds meanwhile.
     pub fn save(&mut self, now: Instant, problems: &mut Problems) {
         let subject = self.subject();
-        if !self.unsaved || !problems.may_try(now, &subject) {
+        if !self.unsaved || self.key.is_none() || !problems.may_try(now, &subject) {
             return;
         }
         let written = if self.prefixes.is_empty() {
@@ -236,6 +290,10 @@ impl Guard {
 
     pub(super) fn encode(&self) -> String {
         let mut text = format!("{HEADER}\n");
+        let placement = self.placement.as_ref().and_then(|placement| serde_json::to_string(placement).ok());
+        if let Some(placement) = placement {
+            text += &format!("{PLACEMENT_FIELD}{placement}\n");
+        }
         for (prefix, origins) in &self.prefixes {
             text.push_str(&prefix.to_string());
             for origin in origins {
@@ -244,9 +302,12 @@ impl Guard {
             }
             text.push('\n');
         }
-        let mac = self.mac(text.as_bytes()).finalize().into_bytes();
-        let hex: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-        text + MAC_FIELD + &hex + "\n"
+        if let Some(key) = &self.key {
+            let mac = self.mac(key, text.as_bytes()).finalize().into_bytes();
+            let hex: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            text += &format!("{MAC_FIELD}{hex}\n");
+        }
+        text
     }
 
     /// Takes what can be read of a file; the error is about the file as a whole.
@@ -254,8 +315,13 @@ impl Guard {
         let text = String::from_utf8_lossy(bytes);
         let mut sound = text.lines().next() == Some(HEADER);
         for line in text.lines().skip(1).filter(|line| !line.starts_with(MAC_FIELD)) {
+            if let Some(placement) = line.strip_prefix(PLACEMENT_FIELD) {
+                self.placement = serde_json::from_str(placement).ok();
+                sound &= self.placement.is_some();
+                continue;
+            }
             match parse(line) {
-                Some((prefix, origins)) if self.prefixes.len() < GUARD_LIMIT => {
+                Some((prefix, origins)) if self.prefixes.len() < GUARD_LIMIT + ALLOWED_IP_LIMIT => {
                     self.prefixes.insert(prefix, origins);
                 }
                 _ => sound = false,
@@ -265,7 +331,10 @@ impl Guard {
         let last = end.and_then(|end| bytes[..end].iter().rposition(|byte| *byte == b'\n')).map(|at| at + 1);
         let (body, mac) = bytes.split_at(last.unwrap_or(bytes.len()));
         let mac = std::str::from_utf8(mac).ok().and_then(|line| line.strip_prefix(MAC_FIELD)).and_then(unhex);
-        let authentic = mac.is_some_and(|mac| self.mac(body).verify_slice(&mac).is_ok());
+        let authentic = match &self.key {
+            Some(key) => mac.is_some_and(|mac| self.mac(key, body).verify_slice(&mac).is_ok()),
+            None => mac.is_some(),
+        };
         match (authentic, sound) {
             (true, true) => Ok(()),
             (true, false) => Err("another version of Penstock wrote it"),
@@ -273,8 +342,8 @@ impl Guard {
         }
     }
 
-    fn mac(&self, body: &[u8]) -> crate::sealed::Mac {
-        crate::sealed::mac_of(self.key.as_bytes(), LABEL, self.name.as_str().as_bytes()).chain_update(body)
+    fn mac(&self, key: &PrivateKey, body: &[u8]) -> crate::sealed::Mac {
+        crate::sealed::mac_of(key.as_bytes(), LABEL, self.name.as_str().as_bytes()).chain_update(body)
     }
 }
 
@@ -330,7 +399,19 @@ mod tests {
 
     fn load(path: &Path, held: &[&str], problems: &mut Problems) -> Guard {
         let name = Name::try_from("amsterdam".to_owned()).unwrap();
-        Guard::load(path, &PrivateKey::from_bytes([1; 32]), &name, &nets(held), Instant::now(), problems)
+        Guard::load(path, Some(&PrivateKey::from_bytes([1; 32])), &name, &nets(held), Instant::now(), problems)
+    }
+
+    fn placement() -> Placement {
+        Placement {
+            profile: "/etc/penstock/profiles/Amsterdam.profile".into(),
+            table: 47_100,
+            mark: 47_100,
+            wan: "wan0".into(),
+            lan: ["lan0".into()].into(),
+            local: nets(&["10.101.0.0/24"]),
+            transit: false,
+        }
     }
 
     /// A guard with three prefixes, saved.
@@ -338,6 +419,7 @@ mod tests {
         let mut problems = Problems::default();
         let mut guard = load(path, &[], &mut problems);
         guard.cover(nets(&["10.1.0.0/16", "fd00:1::/48"]), Origin::Profile);
+        guard.place(placement());
         assert_eq!(guard.cover(nets(&["10.1.0.0/16", "10.2.0.0/16"]), Origin::Overlay), []);
         guard.save(Instant::now(), &mut problems);
         assert!(problems.is_empty());
@@ -363,6 +445,23 @@ mod tests {
         last.release_all();
         last.save(Instant::now(), &mut problems);
         assert_eq!(load(&path, &[], &mut problems).prefixes(), nets(&[]));
+        assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_profile_and_written_again_when_it_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("amsterdam.guard");
+        let mut guard = saved(&path);
+        std::fs::write(directory.path().join("berlin.guard"), "placement {\n").unwrap();
+        let (name, found) = Guard::of_profile(directory.path(), &placement().profile).unwrap();
+        assert_eq!((name.as_str(), found), ("amsterdam", placement()));
+        assert_eq!(Guard::of_profile(directory.path(), Path::new("/etc/penstock/profiles/Berlin.profile")), None);
+        std::fs::remove_file(&path).unwrap();
+        let mut problems = Problems::default();
+        guard.confirm();
+        guard.save(Instant::now(), &mut problems);
+        assert_eq!(load(&path, &[], &mut problems).prefixes, guard.prefixes);
         assert!(problems.is_empty());
     }
 
@@ -401,7 +500,7 @@ mod tests {
         let mut problems = Problems::default();
         let name = Name::try_from("berlin".to_owned()).unwrap();
         let key = PrivateKey::from_bytes([1; 32]);
-        Guard::load(&path, &key, &name, &BTreeSet::new(), Instant::now(), &mut problems);
+        Guard::load(&path, Some(&key), &name, &BTreeSet::new(), Instant::now(), &mut problems);
         assert!(!problems.is_empty());
     }
 
@@ -417,6 +516,11 @@ mod tests {
         let many = (0..=GUARD_LIMIT as u32).map(|n| IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
         let refused = guard.cover(many, Origin::Overlay);
         assert_eq!(refused, [("10.1.0.0/32".parse().unwrap(), Refusal::TooMany)]);
+        assert_eq!(
+            guard.profile_changed(&nets(&["10.1.0.0/32", "10.2.0.0/16"])),
+            [],
+            "it leaves room for the profile's"
+        );
         assert!(guard.encode().len() < FILE_LIMIT);
     }
 

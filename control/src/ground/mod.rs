@@ -42,8 +42,10 @@ mod sysctls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use actual::{Actual, FilterState};
 pub use filter::Filter;
@@ -110,6 +112,27 @@ pub struct Wanted {
     /// Whether packets are to be forwarded. If not, there is only the guard: at boot, and for a gateway that was
     /// stopped.
     pub forward: bool,
+}
+
+/// Where the guard is to stand: what it takes to put it up, besides the prefixes. It is kept with them, so that the guard
+/// does not depend on a sound profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Placement {
+    /// The profile's file.
+    pub profile: PathBuf,
+    /// See [`Wanted::table`].
+    pub table: u32,
+    /// See [`Wanted::mark`].
+    pub mark: u32,
+    /// See [`Wanted::wan`].
+    pub wan: String,
+    /// See [`Wanted::lan`].
+    pub lan: BTreeSet<String>,
+    /// See [`Wanted::local`].
+    pub local: BTreeSet<IpNet>,
+    /// See [`Wanted::transit`].
+    pub transit: bool,
 }
 
 /// The tun device, and the source addresses for connections through it.

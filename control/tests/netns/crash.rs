@@ -91,6 +91,75 @@ fn nothing_leaks_before_the_first_handshake() {
     }
 }
 
+/// Whether each layer of A's guard has the first prefix of B.
+fn is_guarded(topology: &Topology) -> bool {
+    let (gateway, prefix) = (&topology.a.gateway, &topology.b.subnets()[0]);
+    let routes = gateway.ip_show("route show table all type blackhole");
+    let layers = routes.lines().filter(|route| route.contains(prefix.as_str())).count();
+    layers == 2 && gateway.run(&["nft", "list", "ruleset"]).contains(prefix.as_str())
+}
+
+/// The first start of all, which fails before there is anything but the profile.
+#[test]
+fn a_first_start_that_fails_early_leaves_the_guard_up() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, profile) = with_profile();
+    let in_the_way = socket(profile["Name"].as_str().expect("a name"));
+    std::fs::create_dir_all(in_the_way.join("not empty")).expect("a directory");
+    assert!(!is_guarded(&topology));
+    refuses(&topology.a, &path, &["WireGuard's socket"]);
+    assert!(is_guarded(&topology));
+    std::fs::remove_dir_all(in_the_way).expect("removed");
+    let profile = path.to_str().expect("UTF-8");
+    let released = penstock(&topology.a.gateway, &["release", "--all", "--profile", profile]);
+    assert!(released.status.success() && !is_guarded(&topology), "{released:?}");
+}
+
+/// After a reboot with a profile that somebody has damaged, what was guarded is guarded again, where it was.
+#[test]
+fn a_damaged_profile_does_not_keep_the_guard_down() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let (topology, path, mut profile) = with_profile();
+    profile["Table"] = 47_200.into();
+    write_profile(&path, &profile);
+    let guard =
+        |path: &std::path::Path| penstock(&topology.a.gateway, &["guard", "--profile", path.to_str().expect("UTF-8")]);
+    let reboot = || {
+        for words in
+            ["-4 route flush table all proto 80", "-6 route flush table all proto 80", "rule flush protocol 80"]
+        {
+            let words: Vec<&str> = words.split(' ').collect();
+            topology.a.gateway.attempt(&[&["ip"], words.as_slice()].concat());
+        }
+        topology.a.gateway.run(&["nft", "flush", "ruleset"]);
+        assert!(!is_guarded(&topology));
+    };
+    assert!(guard(&path).status.success() && is_guarded(&topology));
+    reboot();
+    for text in ["{ \"Name\": ", "{}", ""] {
+        std::fs::write(&path, text).expect("written");
+        let output = guard(&path);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("stays blocked (3 prefixes)"), "{error}");
+        assert!(is_guarded(&topology), "{text}");
+        assert!(topology.a.gateway.ip_show("route show table 47200").contains("blackhole"));
+        reboot();
+        refuses(&topology.a, &path, &["spoiled.profile", "stays blocked"]);
+        assert!(is_guarded(&topology), "{text}");
+        reboot();
+    }
+    std::fs::remove_file(&path).expect("removed");
+    refuses(&topology.a, &path, &["spoiled.profile", "stays blocked"]);
+    assert!(is_guarded(&topology), "without a profile");
+    write_profile(&path, &profile);
+    let released = penstock(&topology.a.gateway, &["release", "--all", "--profile", path.to_str().expect("UTF-8")]);
+    assert!(released.status.success() && !is_guarded(&topology), "{released:?}");
+}
+
 /// How `penstock run` refuses: soon, with an exit code other than 0, and with a last line of one sentence that contains
 /// all of `words`.
 fn refuses(site: &Site, profile: &std::path::Path, words: &[&str]) {

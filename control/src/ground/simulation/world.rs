@@ -166,7 +166,7 @@ impl World {
         let file = Ok(gateway.file.clone());
         let mut problems = Problems::default();
         let path = std::path::Path::new("x.guard");
-        let guard = Guard::of_file(path, &gateway.key, &gateway.name, file, &held, self.now, &mut problems);
+        let guard = Guard::of_file(path, Some(&gateway.key), &gateway.name, file, &held, self.now, &mut problems);
         gateway.running = Some(Running { ground, guard, tun: None });
         self.make_tun(number);
     }
