@@ -24,14 +24,14 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use coordinator::{Coordinator, Word};
-use network::{lan_again, routes_again, second_uplink, wan_again};
+use network::{connected_again, lan_again, routes_again, second_uplink, wan_again};
 use oracle::{Flow, Oracle};
 
 /// How soon traffic must flow again once the cause of an outage is gone.
 const RECOVERY: Duration = Duration::from_secs(15);
 /// Steps of each of the sequences that run in parallel.
 const STEPS: usize = 34;
-const LONG_STEPS: usize = 500;
+const LONG_STEPS: usize = 700;
 /// The ports that A may have.
 const LOCAL_PORTS: Range<u16> = PORT..PORT + 3;
 
@@ -45,7 +45,11 @@ enum Event {
     WanDownAndUp,
     LanDownAndUp,
     LanEnslaved,
+    LanRenamed,
+    LanAddressRemoved,
     WanRenamed,
+    WanEnslaved,
+    WanMac,
     WanMtu,
     WanAddressMoved,
     OtherUplink,
@@ -58,8 +62,10 @@ enum Event {
     StateDamaged,
     StateFull,
     StateReadOnly,
+    StateEmptied,
     OurTableFlushed,
     MainBlackholesFlushed,
+    MainTableFlushed,
     RulesFlushed,
     FirewallFlushed,
     CoordinatorGone,
@@ -71,7 +77,7 @@ enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 30] = [
         Self::TunDeleted,
         Self::TunDownAndUp,
         Self::WanRecreated,
@@ -79,7 +85,11 @@ impl Event {
         Self::WanDownAndUp,
         Self::LanDownAndUp,
         Self::LanEnslaved,
+        Self::LanRenamed,
+        Self::LanAddressRemoved,
         Self::WanRenamed,
+        Self::WanEnslaved,
+        Self::WanMac,
         Self::WanMtu,
         Self::WanAddressMoved,
         Self::OtherUplink,
@@ -92,8 +102,10 @@ impl Event {
         Self::StateDamaged,
         Self::StateFull,
         Self::StateReadOnly,
+        Self::StateEmptied,
         Self::OurTableFlushed,
         Self::MainBlackholesFlushed,
+        Self::MainTableFlushed,
         Self::RulesFlushed,
         Self::FirewallFlushed,
     ];
@@ -193,6 +205,27 @@ impl Scene {
                 pause(outage);
                 self.ip("link del br9\n");
             }
+            Event::LanRenamed => {
+                self.ip("link set lan0 name old0\n");
+                pause(outage);
+                self.ip("link set old0 name lan0\n");
+            }
+            Event::LanAddressRemoved => {
+                self.ip("addr del 10.101.0.1/24 dev lan0\naddr del fd00:101::1/64 dev lan0\n");
+                pause(outage);
+                self.ip("addr add 10.101.0.1/24 dev lan0\naddr add fd00:101::1/64 dev lan0 nodad\n");
+            }
+            Event::WanEnslaved => {
+                self.ip("link add br8 type bridge\nlink set br8 up\nlink set wan0 master br8\n");
+                pause(outage);
+                self.ip("link del br8\n");
+                routes_again(&self.topology);
+            }
+            Event::WanMac => {
+                // The neighbours are told, as whoever changes it on purpose would have it.
+                self.topology.a.gateway.sysctl("net/ipv4/conf/wan0/arp_notify", "1");
+                self.ip(&format!("link set wan0 address 02:00:5e:00:53:{:02x}\n", rng.random_range(1..=254)));
+            }
             Event::WanRenamed => {
                 self.ip("link set wan0 name old0\n");
                 pause(outage);
@@ -262,8 +295,20 @@ impl Scene {
                 pause(outage);
                 self.state.set_read_only(false);
             }
+            Event::StateEmptied => {
+                self.state.empty();
+                self.disturb(rng);
+            }
             Event::OurTableFlushed => self.flush_table(),
             Event::MainBlackholesFlushed => self.flush_main(),
+            Event::MainTableFlushed => {
+                for family in ["-4", "-6"] {
+                    self.attempt(&["ip", family, "route", "flush", "table", "main"]);
+                }
+                pause(outage);
+                connected_again(&self.topology);
+                routes_again(&self.topology);
+            }
             Event::RulesFlushed => self.flush_rules(),
             Event::FirewallFlushed => self.attempt(&["nft", "flush", "ruleset"]),
             Event::CoordinatorGone => {
@@ -425,6 +470,97 @@ fn nothing_leaks_with_xdp() {
 #[test]
 fn nothing_leaks_with_xdp_and_tun_and_a_coordinator() {
     run(Kind::Penstock { wan: "xdp", lan: "tun" }, Told::ByCoordinator, 3);
+}
+
+/// Killed, with the cached map lost or damaged while the coordinator is away: nobody knows the peers then, but what they
+/// had stays blocked.
+#[test]
+fn nothing_leaks_without_map_and_coordinator() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let mut scene = Scene::new(Kind::SOCKET, Told::ByCoordinator);
+    let map = || std::fs::read_dir(scene.state.path()).expect("a directory").map(|entry| entry.expect("a file").path());
+    let map = map().find(|path| path.extension().is_some_and(|kind| kind == "map")).expect("a cached map");
+    let ways: [fn(&std::path::Path); 2] = [
+        |map| std::fs::remove_file(map).expect("it was there"),
+        |map| std::fs::write(map, "penstock").expect("written"),
+    ];
+    for lose in ways {
+        scene.coordinator().stop();
+        scene.a.kill();
+        lose(&map);
+        pause(300);
+        scene.a.restart();
+        let status = scene.a.status();
+        assert_eq!(status["Peers"], json!([]), "the map is still known");
+        assert!(status["Guarded"].as_array().is_some_and(|all| all.contains(&json!("10.102.0.0/24"))), "{status}");
+        pause(1000);
+        assert_eq!(scene.oracle.leaked(), 0, "packets in the clear");
+        scene.coordinator().run();
+        scene.recovers("the coordinator is back");
+        assert_eq!(scene.oracle.leaked(), 0, "packets in the clear");
+    }
+}
+
+/// A prefix of a peer holds the coordinator and the endpoints of the other sites. All of them are reached as before, also
+/// by a gateway that starts with it.
+#[test]
+fn a_peer_s_prefix_does_not_swallow_coordinator_and_endpoints() {
+    if !ready(&["nft"]) || !is_penstock() {
+        return;
+    }
+    let mut scene = Scene::new(Kind::SOCKET, Told::ByCoordinator);
+    scene.a.reload(|profile| {
+        let peers = profile["Peers"].as_array_mut().expect("peers");
+        peers.push(json!({ "Name": "wide", "PublicKey": pubkey(&genkey()), "AllowedIPs": ["192.0.0.0/16"] }));
+    });
+    let connected = |scene: &Scene| scene.a.status()["Coordinator"]["Connected"] == true;
+    let works = |scene: &Scene, when: &str| {
+        let flows =
+            || ping(&scene.topology.a.host, scene.topology.b.hosts()[0], &["-c", "1", "-W", "0.5"]).all_answered();
+        assert!(holds_within(RECOVERY, flows), "{when}: {}", scene.a.process.log());
+        assert!(holds_within(RECOVERY, || connected(scene)), "{when}: {}", scene.a.process.log());
+    };
+    works(&scene, "after the reload");
+    scene.a.kill();
+    scene.a.restart();
+    works(&scene, "after a start");
+    scene.coordinator().stop();
+    eventually(RECOVERY, "the coordinator is missed", || !connected(&scene));
+    scene.coordinator().run();
+    works(&scene, "when the coordinator is back");
+    assert_eq!(scene.oracle.leaked(), 0, "packets in the clear");
+}
+
+/// A prefix of a peer holds the proxy on the way to the coordinator, whose address no map tells, and which is not on the
+/// link; and the WAN has a strict reverse path filter.
+#[test]
+fn a_peer_s_prefix_does_not_swallow_a_proxy() {
+    if !ready(&["nft", "tinyproxy"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::switch());
+    let (mut a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let _coordinator = Coordinator::start(&topology, &mut a, &mut b);
+    topology.middle().ip("addr add 203.0.113.66/32 dev lo\n");
+    topology.a.gateway.ip("route add 203.0.0.0/16 via 192.0.2.66\n");
+    topology.a.gateway.sysctl("net/ipv4/conf/wan0/rp_filter", "1");
+    let configuration = topology.a.scratch.join("tinyproxy.conf");
+    std::fs::write(&configuration, "Port 3128\nListen 203.0.113.66\nTimeout 600\n").expect("written");
+    let words = ["tinyproxy", "-d", "-c", configuration.to_str().expect("UTF-8")];
+    let proxy = topology.middle().spawn(&words, &topology.a.scratch.join("tinyproxy.log"));
+    a.environment.push(("HTTPS_PROXY", "http://203.0.113.66:3128".to_owned()));
+    let mut a = Gateway::start(&topology.a, a);
+    a.edit_profile(|profile| {
+        let peers = profile["Peers"].as_array_mut().expect("peers");
+        peers.push(json!({ "Name": "wide", "PublicKey": pubkey(&genkey()), "AllowedIPs": ["203.0.113.0/24"] }));
+    });
+    assert!(a.terminate().success());
+    a.restart();
+    let connected = holds_within(RECOVERY, || a.status()["Coordinator"]["Connected"] == true);
+    assert!(connected, "{}\n{}", a.process.log(), proxy.log());
+    assert!(proxy.log().contains("192.0.2.66"), "it did not go by the proxy: {}", proxy.log());
 }
 
 /// A layer of the guard, and how to remove it.

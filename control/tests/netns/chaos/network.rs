@@ -30,6 +30,24 @@ pub fn routes_again(topology: &Topology) {
          route replace default via 2001:db8::2\n");
 }
 
+/// The routes to the networks of the interfaces, which the kernel makes only together with their addresses.
+pub fn connected_again(topology: &Topology) {
+    let networks = [
+        ("wan0", "192.0.2.0/24", "src 192.0.2.1"),
+        ("wan0", "2001:db8::/64", ""),
+        ("wan1", "198.51.100.0/24", "src 198.51.100.1"),
+        ("wan1", "2001:db8:1::/64", ""),
+        ("lan0", "10.101.0.0/24", "src 10.101.0.1"),
+        ("lan0", "fd00:101::/64", ""),
+        ("wan0", "fe80::/64", ""),
+        ("wan1", "fe80::/64", ""),
+        ("lan0", "fe80::/64", ""),
+    ];
+    for (device, prefix, source) in networks {
+        topology.a.gateway.ip(&format!("route append {prefix} dev {device} proto kernel scope link {source}\n"));
+    }
+}
+
 pub fn lan_again(topology: &Topology, queues: u32) {
     topology.a.gateway.ip(&format!(
         "link add lan0 numrxqueues {queues} numtxqueues {queues} type veth peer name eth0 netns {}\n",

@@ -27,7 +27,7 @@ use super::relay::{Certificate, any_port};
 
 /// What it does with each connection.
 #[derive(Clone, Debug)]
-enum Manner {
+enum Attack {
     /// Sends this instead of an upgrade, and closes.
     Http(&'static str),
     /// Upgrades, sends this instead of a challenge, and waits.
@@ -45,7 +45,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    async fn start(manner: Manner) -> Self {
+    async fn start(attack: Attack) -> Self {
         let certificate = Certificate::new();
         let listener = TcpListener::bind(any_port()).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -56,7 +56,7 @@ impl Hostile {
         server.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(stream) = tls.accept(stream).await else { continue };
-                serve(stream, &manner, &heard).await;
+                serve(stream, &attack, &heard).await;
             }
         });
         let directory = tempfile::tempdir().unwrap();
@@ -76,16 +76,16 @@ impl Hostile {
 }
 
 /// Serves until the client goes.
-async fn serve(mut stream: TlsStream<TcpStream>, manner: &Manner, hellos: &Mutex<Vec<Hello>>) {
-    if let Manner::Http(answer) = manner {
+async fn serve(mut stream: TlsStream<TcpStream>, attack: &Attack, hellos: &Mutex<Vec<Hello>>) {
+    if let Attack::Http(answer) = attack {
         let _ = stream.write_all(answer.as_bytes()).await;
         let _ = stream.shutdown().await;
         return;
     }
     let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, agree).await else { return };
-    match manner {
-        Manner::First(message) => _ = socket.send(message.clone()).await,
-        Manner::Then(message) => {
+    match attack {
+        Attack::First(message) => _ = socket.send(message.clone()).await,
+        Attack::Then(message) => {
             let challenge = Challenger::new(&mut rand::rng()).challenge().clone();
             say(&mut socket, &CoordinatorMessage::Challenge(challenge)).await;
             if let Some(Ok(Message::Text(text))) = socket.next().await
@@ -104,7 +104,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, manner: &Manner, hellos: &Mutex
             say(&mut socket, &CoordinatorMessage::Map(Map::default())).await;
             let _ = socket.send(message.clone()).await;
         }
-        Manner::Http(_) => {}
+        Attack::Http(_) => {}
     }
     while let Some(Ok(_)) = socket.next().await {}
 }
@@ -124,24 +124,24 @@ async fn what_is_no_coordinator_is_left_with_a_sentence() {
     let low_order = r#"{"Type":"Challenge","Nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","#;
     let low_order = format!("{low_order}\"Ephemeral\":\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"}}");
     let too_long = "x".repeat(COORDINATOR_MESSAGE_LIMIT + 1);
-    for (manner, expected) in [
-        (Manner::Http("HTTP/1.1 404 Not Found\r\n\r\n"), "127.0.0.1 answers 404 Not Found: is it a Penstock"),
-        (Manner::Http("HTTP/1.1 421 Misdirected Request\r\n\r\n"), "127.0.0.1 does not know itself by this name"),
-        (Manner::Http("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
-        (Manner::Http("220 mail.example.net ESMTP\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
-        (Manner::Http(""), "127.0.0.1"),
-        (Manner::First(Message::text("{}")), "the coordinator sent an invalid message"),
-        (Manner::First(Message::binary(vec![1])), "bytes instead of text"),
-        (Manner::First(Message::text(low_order)), "a challenge of low order"),
+    for (attack, expected) in [
+        (Attack::Http("HTTP/1.1 404 Not Found\r\n\r\n"), "127.0.0.1 answers 404 Not Found: is it a Penstock"),
+        (Attack::Http("HTTP/1.1 421 Misdirected Request\r\n\r\n"), "127.0.0.1 does not know itself by this name"),
+        (Attack::Http("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
+        (Attack::Http("220 mail.example.net ESMTP\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
+        (Attack::Http(""), "127.0.0.1"),
+        (Attack::First(Message::text("{}")), "the coordinator sent an invalid message"),
+        (Attack::First(Message::binary(vec![1])), "bytes instead of text"),
+        (Attack::First(Message::text(low_order)), "a challenge of low order"),
         (
-            Manner::First(Message::text(CoordinatorMessage::Map(Map::default()).encode())),
+            Attack::First(Message::text(CoordinatorMessage::Map(Map::default()).encode())),
             "the first is not a challenge",
         ),
-        (Manner::First(Message::Close(None)), "the coordinator closed the connection"),
-        (Manner::First(Message::text(too_long)), "the connection to the coordinator broke: Space limit exceeded"),
+        (Attack::First(Message::Close(None)), "the coordinator closed the connection"),
+        (Attack::First(Message::text(too_long)), "the connection to the coordinator broke: Space limit exceeded"),
     ] {
-        let shown = format!("{manner:?}").chars().take(80).collect::<String>();
-        let why = Hostile::start(manner).await.running.until_lost().await;
+        let shown = format!("{attack:?}").chars().take(80).collect::<String>();
+        let why = Hostile::start(attack).await.running.until_lost().await;
         assert!(why.contains(expected), "{shown}: {why}");
         assert!(!why.contains('\n'), "{why}");
     }
@@ -152,7 +152,7 @@ async fn an_increment_that_does_not_fit_makes_it_ask_for_the_whole() {
     let from = MapVersion { epoch: 7, number: 7 };
     let update = Update { from, to: from, upsert: [].into(), remove: Vec::new() };
     let message = Message::text(CoordinatorMessage::Update(update).encode());
-    let mut hostile = Hostile::start(Manner::Then(message)).await;
+    let mut hostile = Hostile::start(Attack::Then(message)).await;
     let why = hostile.running.until_lost().await;
     assert!(why.contains("an increment that does not fit the map"), "{why}");
     hostile.running.until_lost().await;
@@ -163,7 +163,7 @@ async fn an_increment_that_does_not_fit_makes_it_ask_for_the_whole() {
 #[tokio::test]
 async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
     let newer = Message::text(r#"{"Type":"Weather","Rain":true}"#);
-    let mut hostile = Hostile::start(Manner::Then(newer)).await;
+    let mut hostile = Hostile::start(Attack::Then(newer)).await;
     hostile.running.until("a map", |event| matches!(event, Event::Map(_)).then_some(())).await;
     let more = tokio::time::timeout(std::time::Duration::from_millis(500), hostile.running.client.next()).await;
     assert!(more.is_err(), "{more:?}");
@@ -177,7 +177,7 @@ async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
             "a second challenge",
         ),
     ] {
-        let mut hostile = Hostile::start(Manner::Then(message)).await;
+        let mut hostile = Hostile::start(Attack::Then(message)).await;
         let why = hostile.running.until_lost().await;
         assert!(why.contains(expected), "{why}");
         // It asks for an increment to the map that it had before.
