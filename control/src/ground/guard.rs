@@ -8,8 +8,9 @@
 //!   mac 8c2f…
 //! ```
 //! The [`Placement`] is what else is needed to put the guard up. Each further line has a prefix with its origins, and the
-//! last one a MAC of everything before it, with a key derived from the gateway's private key. A prefix is added from the profile, the coordinator's map or `wg set`; it is removed when an
-//! administrator releases it, or when it came only from the profile and is no longer there.
+//! last one a MAC of everything before it, with a key derived from the gateway's private key. A prefix is added from the
+//! profile, the coordinator's map or `wg set`; it is removed when an administrator releases it, or when it came only from
+//! the profile and is no longer there.
 //!
 //! The file is read leniently: from a damaged one everything that can be read is used, together with what the kernel
 //! still guards. At worst too much is guarded, which an administrator can release.
@@ -340,6 +341,21 @@ impl Guard {
             (true, false) => Err("another version of Penstock wrote it"),
             (false, _) => Err("it is damaged, or another gateway made it"),
         }
+    }
+
+    /// For the fuzzer: whether what is used of a damaged file is the same when it is written and read again.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn round_trip(input: &[u8], key: &PrivateKey, name: &Name) -> bool {
+        let read = |bytes: &[u8]| {
+            let mut problems = Problems::default();
+            let (file, held) = (Ok(Some(bytes.to_vec())), BTreeSet::new());
+            let guard = Self::of_file(Path::new("fuzz"), Some(key), name, file, &held, Instant::now(), &mut problems);
+            (guard, problems.is_empty())
+        };
+        let (first, authentic) = read(input);
+        let (second, sound) = read(first.encode().as_bytes());
+        !authentic && sound && (first.placement, first.prefixes) == (second.placement, second.prefixes)
     }
 
     fn mac(&self, key: &PrivateKey, body: &[u8]) -> crate::sealed::Mac {
