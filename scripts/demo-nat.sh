@@ -89,7 +89,7 @@ wait_for_path b direct 100
 show_status a
 ping_other_site
 
-say "B's NAT becomes a symmetric one: every destination sees another port of it, and A's NAT lets in only known ports."
+say "B's NAT becomes a symmetric one: every destination sees another port of it, and A's NAT accepts only endpoints it has sent to."
 scripts/netns nat b symmetric
 wait_for_path a relay 100
 # Until both know what has become of the NAT, the reason is that the direct path died.

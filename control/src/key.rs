@@ -39,7 +39,7 @@ pub enum KeyError {
     #[error("a key is 64 hexadecimal digits here")]
     NotHex,
     /// All bytes are zero, which no peer can have.
-    #[error("a key of zeros is not valid")]
+    #[error("an all-zero key is not valid")]
     Zero,
 }
 

@@ -229,7 +229,7 @@ impl Wire {
             given => bail!("--cores names {given} cores, and there are {threads} threads"),
         };
         if let Some(core) = cores.iter().find(|core| !known.contains(core)) {
-            bail!("--cores: there is no core {core} for us");
+            bail!("--cores: core {core} is not available to this process");
         }
         let spin = !cores.is_empty();
         Ok(Options { wait: self.wait, settle: self.settle, verify: !self.no_verify, spin, cores })

@@ -94,7 +94,7 @@ impl Curve {
         }
         match self.points.is_sorted_by(|a, b| a.0 <= b.0) {
             true => Ok(()),
-            false => refuse(format!("{} has points whose x falls", name())),
+            false => refuse(format!("{} has points whose x decreases", name())),
         }
     }
 }
@@ -110,7 +110,7 @@ impl Axis {
 }
 
 fn no_number() -> String {
-    format!(" has a value that is no number between -{MOST_VALUE:e} and {MOST_VALUE:e}")
+    format!(" has a value that is not a number between -{MOST_VALUE:e} and {MOST_VALUE:e}")
 }
 
 fn is_sensible(value: f64) -> bool {

@@ -20,10 +20,10 @@ pub enum ReadError {
     #[error("it is larger than the {MOST_BYTES} bytes of the largest report")]
     TooLong,
     /// It does not contain a report.
-    #[error("it is no report of penstock-bench")]
+    #[error("it is not a report of penstock-bench")]
     Format(#[from] serde_json::Error),
     /// The report breaks a promise of its types.
-    #[error("it is not a sound report")]
+    #[error("it is not a valid report")]
     Invalid(#[from] Invalid),
 }
 
@@ -94,7 +94,7 @@ mod tests {
         assert!(refused(&text.replace("\"Notes\"", "\"Nodes\"")).contains("no report of"));
         assert!(refused(&text.replace("11.9", "1e999")).contains("no report of"));
         assert!(refused(&text.replace("11.9", "null")).contains("no report of"));
-        assert!(refused(&text.replace("11.9", "-1e300")).contains("not a sound report"));
+        assert!(refused(&text.replace("11.9", "-1e300")).contains("not a valid report"));
         let old = refused(&text.replace("\"Version\":1", "\"Version\":2"));
         assert_eq!(old.matches("version 2").count(), 1, "{old}");
         assert!(refused(&" ".repeat(MOST_BYTES + 1)).contains("larger than"));

@@ -65,7 +65,7 @@ pub enum ConnectError {
         error: io::Error,
     },
     /// A coordinator that has other names.
-    #[error("{host} does not know itself by this name: its own names (--name) must include it")]
+    #[error("{host} does not serve this name: its own names (--name) must include it")]
     Misdirected {
         /// The server.
         host: String,

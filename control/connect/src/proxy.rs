@@ -53,7 +53,7 @@ pub enum ProxyError {
         error: hyper::Error,
     },
     /// It sends something before we do.
-    #[error("the proxy {proxy} sends more than an answer")]
+    #[error("the proxy {proxy} sends data after its answer")]
     Babbles {
         /// Host and port.
         proxy: String,

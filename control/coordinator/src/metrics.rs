@@ -99,7 +99,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_coordinator_relays",
         kind: MetricType::Gauge,
         labels: &[],
-        help: "Relays that gateways are told of, with its own",
+        help: "Relays announced to gateways, including its own",
         samples: |snapshot| coordinators(snapshot, |report| report.relays.len() as f64),
     },
     Family {
@@ -120,7 +120,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_connections_unproven",
         kind: MetricType::Gauge,
         labels: &[],
-        help: "Connections that have not proven yet whose they are",
+        help: "Connections that have not yet proven which site they belong to",
         samples: |snapshot| one(snapshot.door.unproven as f64),
     },
     Family {

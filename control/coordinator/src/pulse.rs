@@ -86,7 +86,7 @@ fn summary(Count { approved, connected, waiting, .. }: Count) -> String {
 /// Tells the service manager something. Does nothing without one.
 pub fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!("the service manager cannot be told: {error}");
+        tracing::warn!("cannot notify the service manager: {error}");
     }
 }
 

@@ -71,7 +71,7 @@ impl Heartbeat {
     fn tell(&self, state: &[NotifyState<'_>]) {
         // Without a service manager this does nothing.
         if let Err(error) = sd_notify::notify(state) {
-            tracing::warn!("the service manager cannot be told: {error}");
+            tracing::warn!("cannot notify the service manager: {error}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn choose(setting: SuiteSetting, ours: Speeds, theirs: Option<Speeds>, prese
             let reason = if this >= other {
                 format!("auto: the slower site does {this} MB/s with it, and {other} with {}", suite.other())
             } else {
-                let other = format!("{other} with {}, not enough more for a change", suite.other());
+                let other = format!("{other} with {}, not enough faster to switch", suite.other());
                 format!("auto: the slower site does {this} MB/s with it, and {other}")
             };
             Choice { suite, reason }

@@ -95,7 +95,7 @@ fn nat(report: &Report) -> Option<(Subject, String)> {
         NatClass::PortRestricted => Some((
             Subject::Filtering,
             format!(
-                "The NAT lets in only endpoints that were sent to, so peers behind symmetric NATs are relayed; all \
+                "The NAT accepts only endpoints it has sent to, so peers behind symmetric NATs are relayed; all \
                  others are reached directly and nothing has to be changed for them. To reach these too, {forward}, \
                  or turn on PCP, NAT-PMP or UPnP IGD on the router."
             ),

@@ -48,7 +48,7 @@ pub enum Turned {
     #[error("there are too many connections without a proof")]
     Full,
     /// The source connects too often.
-    #[error("too many connections in a row from there")]
+    #[error("too many connections in a row from this address")]
     TooFast,
 }
 

@@ -269,7 +269,7 @@ impl Registry {
                 return Ok(None);
             }
             Some(statement) if statement.grant.virtual_address != site.virtual_address => {
-                tracing::error!("{} is stated with another virtual address: nothing is done", site.name);
+                tracing::error!("{} has another virtual address in its statement: ignored", site.name);
                 return Ok(None);
             }
             Some(statement) => {

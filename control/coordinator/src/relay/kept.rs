@@ -67,7 +67,7 @@ impl Kept {
         if publication.root() == authority || publication.authority() == authority {
             return Ok(Self { path, publication });
         }
-        tracing::warn!("{} is of another authority than {authority}: it is left out", path.display());
+        tracing::warn!("{} belongs to another authority than {authority}: it is left out", path.display());
         Ok(Self { path, publication: Publication::new(authority) })
     }
 
@@ -87,7 +87,7 @@ impl Kept {
         }
         if changed && let Err(error) = self.store() {
             let path = self.path.display();
-            tracing::error!("{path}: {error}: after a restart the relay has to be told of revocations anew");
+            tracing::error!("{path}: {error}: after a restart the relay must receive the revocations again");
         }
     }
 

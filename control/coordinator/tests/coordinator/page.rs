@@ -426,7 +426,7 @@ async fn a_policy_is_previewed_and_not_put_over_somebody_elses() {
         let reply = browser.post("/policy", &post(action, wanted)).await;
         assert_eq!(reply.header("location"), "/policy", "{action}");
         let page = browser.get("/policy").await.body;
-        assert!(page.contains("somebody has changed the policy meanwhile"), "{action}: {page}");
+        assert!(page.contains("somebody has changed the policy in the meantime"), "{action}: {page}");
     }
     assert_eq!(running.coordinator_policy().await, Policy::parse(r#"{"Links": []}"#).unwrap());
 

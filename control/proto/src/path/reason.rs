@@ -89,12 +89,12 @@ impl fmt::Display for Reason {
                 "both NATs use a different port for every destination: set LocalPort and forward it on one of them"
             }
             Self::EndpointDependentHere => {
-                "the NAT here uses a different port for every destination, and the peer's lets in only known ports: \
-                 set LocalPort and forward it on one of them"
+                "the NAT here uses a different port for every destination, and the peer's accepts only endpoints it has \
+                 sent to: set LocalPort and forward it on one of them"
             }
             Self::EndpointDependentThere => {
-                "the peer's NAT uses a different port for every destination, and the one here lets in only known ports: \
-                 set LocalPort and forward it on one of them"
+                "the peer's NAT uses a different port for every destination, and the one here accepts only endpoints it \
+                 has sent to: set LocalPort and forward it on one of them"
             }
             Self::DirectDied => "the direct path stopped answering; it is tried again",
             Self::NoAnswer => "the NATs would allow a direct path, but nothing comes through: a firewall may block it",

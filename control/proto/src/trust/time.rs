@@ -36,7 +36,7 @@ pub struct Validity {
 
 /// The end of a [`Validity`] is not after its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what is valid ends after it begins")]
+#[error("it must end after it begins")]
 pub struct ValidityError;
 
 impl Validity {

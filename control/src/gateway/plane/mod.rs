@@ -526,7 +526,8 @@ impl Plane {
         match self.steering.tell(addresses, prefixes).as_slice() {
             [] => self.problems.solved(STEERING),
             [first, ..] => {
-                let sentence = format!("some addresses or prefixes could not be told: {first}; it is tried again");
+                let sentence =
+                    format!("some addresses or prefixes could not be given to them: {first}; it is tried again");
                 let what_to_do = "see the kernel's log; until then the kernel forwards what the programs do not know";
                 self.problems.note(Instant::now(), STEERING, &sentence, what_to_do);
             }

@@ -332,7 +332,7 @@ impl Way {
 
 fn unknown(why: &str, doubt: Option<&str>) -> String {
     match doubt {
-        None => format!("{why}; trains are sent all the same"),
+        None => format!("{why}; trains are still sent"),
         Some(doubt) => format!("{why}; datagrams go one by one, since {doubt}"),
     }
 }

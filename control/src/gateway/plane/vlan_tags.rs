@@ -29,8 +29,9 @@ impl KeptTags {
     pub fn on(interface: &Interface) -> Result<Self> {
         let Interface { name, index, kind, .. } = interface;
         let mut kept = Self::default();
-        kept.switch_off(*index, STRIPPING)
-            .with_context(|| format!("{name} takes VLAN tags off before XDP sees them, and cannot be told not to"))?;
+        kept.switch_off(*index, STRIPPING).with_context(|| {
+            format!("{name} strips VLAN tags before XDP sees them, and this cannot be switched off")
+        })?;
         if kind.as_deref() == Some("veth")
             && let Some(other) = Netlink::open()?.other_end(*index)?
         {

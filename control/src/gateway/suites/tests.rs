@@ -47,10 +47,10 @@ fn the_reason_is_a_sentence_with_figures() {
     let reason = |theirs, present| choose(SuiteSetting::Auto, speeds(2000, 5000), Some(theirs), present).reason;
     let faster = "auto: the slower site does 4800 MB/s with it, and 1900 with chacha20-poly1305";
     assert_eq!(reason(speeds(1900, 4800), None), faster);
-    let level = "auto: the slower site does 2000 MB/s with it, and 2100 with aes-256-gcm, not enough more for a change";
+    let level = "auto: the slower site does 2000 MB/s with it, and 2100 with aes-256-gcm, not enough faster to switch";
     assert_eq!(reason(speeds(2000, 2100), None), level);
     let stays = "auto: the slower site does 1900 MB/s with it, and 2000 with chacha20-poly1305, \
-                 not enough more for a change";
+                 not enough faster to switch";
     assert_eq!(reason(speeds(2000, 1900), Some(Suite::Aes256Gcm)), stays);
 }
 

@@ -218,7 +218,7 @@ fn a_coordinator_that_is_not_there_is_named() {
     coordinator.run();
     let other = url.replace("127.0.0.1", "localhost");
     let outcome = site.enrol(&[&key, "--coordinator", &other]);
-    assert!(outcome.is(4) && outcome.error.contains("localhost does not know itself by this name"), "{outcome:?}");
+    assert!(outcome.is(4) && outcome.error.contains("localhost does not serve this name"), "{outcome:?}");
 }
 
 #[test]

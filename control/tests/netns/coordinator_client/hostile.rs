@@ -126,7 +126,7 @@ async fn what_is_no_coordinator_is_left_with_a_sentence() {
     let too_long = "x".repeat(COORDINATOR_MESSAGE_LIMIT + 1);
     for (attack, expected) in [
         (Attack::Http("HTTP/1.1 404 Not Found\r\n\r\n"), "127.0.0.1 answers 404 Not Found: is it a Penstock"),
-        (Attack::Http("HTTP/1.1 421 Misdirected Request\r\n\r\n"), "127.0.0.1 does not know itself by this name"),
+        (Attack::Http("HTTP/1.1 421 Misdirected Request\r\n\r\n"), "127.0.0.1 does not serve this name"),
         (Attack::Http("HTTP/1.1 101 Switching Protocols\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
         (Attack::Http("220 mail.example.net ESMTP\r\n\r\n"), "127.0.0.1 does not speak our protocol"),
         (Attack::Http(""), "127.0.0.1"),

@@ -56,7 +56,7 @@ fn a_bad_proxy_is_named_and_not_gone_around() {
         (Manner::Say("HTTP/1.1 200"), "does not answer as a proxy"),
         (Manner::Say(""), "does not answer as a proxy"),
         (Manner::Endless, "does not answer as a proxy"),
-        (Manner::Babble, "sends more than an answer"),
+        (Manner::Babble, "sends data after its answer"),
         (Manner::Silent, "took longer than 10 s"),
     ] {
         let hop = Hop::start(manner);

@@ -88,7 +88,7 @@ impl Oidc {
         ]);
         let endpoint = &description.authorization_endpoint;
         if !endpoint.starts_with("https://") {
-            return Err(format!("the provider would have browsers go to {endpoint:?}"));
+            return Err(format!("the provider sends browsers to {endpoint:?}"));
         }
         let joint = if endpoint.contains('?') { '&' } else { '?' };
         let url = format!("{endpoint}{joint}{}", query.finish());

@@ -28,7 +28,7 @@ pub struct Missed {
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { frames, to_kernel, verdict } = self;
-        write!(f, "of {frames} frames for the tunnel {to_kernel} went to the kernel all the same, most as {verdict}")
+        write!(f, "of {frames} frames for the tunnel {to_kernel} still went to the kernel, most because of {verdict}")
     }
 }
 
