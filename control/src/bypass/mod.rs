@@ -12,6 +12,7 @@
 
 mod ipsec;
 mod iptables;
+mod named;
 mod nft;
 mod packets;
 mod protocols;
@@ -145,6 +146,8 @@ pub struct Ruleset {
     chains: Vec<Chain>,
     /// What could not be read, and so may be anything.
     unread: Vec<String>,
+    /// Whether elements of named sets were read.
+    looks_into_sets: bool,
 }
 
 /// A base chain that drops all packets of a kind.
@@ -192,6 +195,12 @@ impl Ruleset {
     #[must_use]
     pub fn barrier_lan(&self, inside: &Inside<'_>, way: Way) -> Option<Barrier> {
         inside.connections(way).iter().find_map(|packets| self.barrier(packets))
+    }
+
+    /// Whether other elements in named sets may make it another.
+    #[must_use]
+    pub fn looks_into_sets(&self) -> bool {
+        self.looks_into_sets
     }
 
     /// What could not be read.

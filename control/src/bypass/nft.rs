@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::named::{Named, Sets};
 use super::{Action, Base, Chain, Condition, Hook, Rule, Target, What, protocols};
 
 /// Tables that are the gateways' own.
@@ -18,19 +19,25 @@ pub(super) struct Nft {
     pub chains: Vec<Chain>,
     /// Whether there are rules of iptables, for IPv4 and IPv6, which only its own command can list.
     pub of_iptables: [bool; 2],
+    /// Whether elements of named sets are part of the conditions.
+    pub looks_into_sets: bool,
 }
 
-/// Parses it; `None` if it is something else.
-pub(super) fn parse(text: &[u8]) -> Option<Nft> {
+/// Parses it; `None` if it is something else. `list` prints a named set with its elements, in the same format, if it has
+/// not too many of them.
+pub(super) fn parse(text: &[u8], list: impl FnMut(&Named<'_>) -> Option<Vec<u8>>) -> Option<Nft> {
     let value: Value = serde_json::from_slice(text).ok()?;
+    let objects = value.get("nftables")?.as_array()?;
     let mut nft = Nft::default();
-    for object in value.get("nftables")?.as_array()? {
+    let mut sets = Sets::new(objects, list);
+    for object in objects {
         if let Some(chain) = object.get("chain") {
             nft.chains.extend(read_chain(chain));
         } else if let Some(rule) = object.get("rule") {
-            read_rule(rule, &mut nft);
+            read_rule(rule, &mut sets, &mut nft);
         }
     }
+    nft.looks_into_sets = sets.looked_into();
     Some(nft)
 }
 
@@ -67,7 +74,7 @@ fn base(object: &Value) -> Option<Base> {
     Some(Base { hook, device, drops: object.get("policy").and_then(Value::as_str) == Some("drop") })
 }
 
-fn read_rule(object: &Value, nft: &mut Nft) {
+fn read_rule<F: FnMut(&Named<'_>) -> Option<Vec<u8>>>(object: &Value, sets: &mut Sets<F>, nft: &mut Nft) {
     let Some((family, table)) = table(object) else { return };
     let Some(expressions) = object.get("expr").and_then(Value::as_array) else { return };
     if expressions.iter().any(|e| e.get("xt").is_some()) && OF_IPTABLES.contains(&table) {
@@ -75,9 +82,10 @@ fn read_rule(object: &Value, nft: &mut Nft) {
     }
     let name = object.get("chain").and_then(Value::as_str).unwrap_or_default();
     let handle = object.get("handle").and_then(Value::as_u64).unwrap_or_default();
-    let table = format!("{family} {table}");
-    let Some(chain) = nft.chains.iter_mut().rev().find(|c| c.table == table && c.name == name) else { return };
-    chain.rules.extend(rules(&format!("firewall rule handle {handle} of chain {name}"), expressions));
+    let title = format!("{family} {table}");
+    let Some(chain) = nft.chains.iter_mut().rev().find(|c| c.table == title && c.name == name) else { return };
+    let expressions: Vec<Value> = expressions.iter().map(|e| sets.write_out(family, table, e)).collect();
+    chain.rules.extend(rules(&format!("firewall rule handle {handle} of chain {name}"), &expressions));
 }
 
 /// A verdict map stands for as many rules as it has verdicts, and so does each statement that changes something on the
@@ -149,7 +157,11 @@ fn verdicts(name: &str, value: &Value, conditions: &[Condition]) -> Vec<Rule> {
     for element in set {
         let Some([element, verdict]) = element.as_array().map(Vec::as_slice) else { return unknown() };
         let mut conditions = conditions.to_vec();
-        conditions.extend(condition(key, element, false));
+        match element.as_str() {
+            // For packets that have no element of their own.
+            Some("*") => conditions.push(Condition { what: What::Unknown, not: false }),
+            _ => conditions.extend(condition(key, element, false)),
+        }
         rules.extend(self::rules(name, std::slice::from_ref(verdict)).into_iter().map(|mut rule| {
             rule.conditions.splice(0..0, conditions.clone());
             rule
@@ -240,7 +252,7 @@ fn property(left: &Value, right: &Value) -> (Vec<What>, What) {
     unknown
 }
 
-/// The elements of an inline set, or the single value. Named sets yield nothing.
+/// The elements of an inline set, or the single value. Named sets that were not written out yield nothing.
 fn elements(value: &Value) -> Option<Vec<&Value>> {
     match value {
         Value::Array(elements) => Some(elements.iter().collect()),

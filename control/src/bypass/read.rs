@@ -2,13 +2,17 @@
 
 use std::io;
 
+use super::named::Named;
 use super::{Chain, Ruleset, ipsec, iptables, nft, traffic_control};
-use crate::netlink::{Interface, Netlink};
+use crate::netlink::{self, Interface, Netlink};
 use crate::tool;
 
 /// iptables' own tables outside nftables: the kernel lists them here if there are any.
 const LEGACY: [(&str, &str); 2] =
     [("/proc/net/ip_tables_names", "iptables"), ("/proc/net/ip6_tables_names", "ip6tables")];
+
+/// The largest named set that is listed, in bytes of the kernel's messages: a few thousand elements.
+const SET: usize = 1 << 18;
 
 /// Reads the rules of this network namespace, and traffic control on these interfaces. What cannot be read is treated
 /// as a rule that concerns everything.
@@ -16,7 +20,7 @@ const LEGACY: [(&str, &str); 2] =
 pub fn read(interfaces: &[Interface]) -> Ruleset {
     let mut ruleset = Ruleset::default();
     match tool::run("nft", &["--json", "--terse", "list", "ruleset"], "") {
-        Ok(text) => match nft::parse(&text) {
+        Ok(text) => match nft::parse(&text, list) {
             Some(nft) => take_nft(&mut ruleset, nft),
             None => ruleset.unread.push("the rules of nftables, which are not understood".to_owned()),
         },
@@ -58,6 +62,7 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
 /// Takes over what nftables holds. For rules made by iptables, only iptables names all conditions.
 fn take_nft(ruleset: &mut Ruleset, nft: nft::Nft) {
     ruleset.chains = nft.chains;
+    ruleset.looks_into_sets = nft.looks_into_sets;
     for (ipv6, family, program) in [(false, "ip", "iptables"), (true, "ip6", "ip6tables")] {
         if !nft.of_iptables[usize::from(ipv6)] {
             continue;
@@ -77,6 +82,20 @@ pub(super) fn replace(ruleset: &mut Ruleset, family: &str, saved: Vec<Chain>) {
     };
     ruleset.chains.retain(|chain| !is_saved(chain));
     ruleset.chains.extend(saved);
+}
+
+/// What nftables prints of a named set that is not too large. Its list of all rules comes without elements, since lists of
+/// blocked addresses can be long.
+fn list(set: &Named<'_>) -> Option<Vec<u8>> {
+    let Named { family, table, kind, name } = *set;
+    // What nft takes for a name without quotes.
+    let is_name = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "/-_.".contains(c))
+    };
+    let listed = is_name(table) && is_name(name) && netlink::set_fits(family, table, name, SET).unwrap_or(false);
+    let text = listed.then(|| tool::run("nft", &["--json", "list", kind, family, table, name], ""))?;
+    text.inspect_err(|e| tracing::debug!("set {name} of {table} cannot be listed: {e}")).ok()
 }
 
 fn save(program: &str) -> io::Result<String> {

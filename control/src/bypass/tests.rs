@@ -3,13 +3,14 @@ use super::*;
 impl Ruleset {
     /// The rules that iptables prints so.
     pub(crate) fn of_iptables(text: &str) -> Self {
-        Self { chains: iptables::parse(text, "iptables", false), unread: Vec::new() }
+        Self { chains: iptables::parse(text, "iptables", false), ..Self::default() }
     }
 
     /// The chains and rules that nft prints so.
     pub(crate) fn of_nft(objects: &[String]) -> Self {
         let text = format!(r#"{{"nftables": [{}]}}"#, objects.join(", "));
-        Self { chains: nft::parse(text.as_bytes()).unwrap().chains, unread: Vec::new() }
+        let nft = nft::parse(text.as_bytes(), |_| Some(text.clone().into_bytes())).unwrap();
+        Self { chains: nft.chains, looks_into_sets: nft.looks_into_sets, ..Self::default() }
     }
 }
 
@@ -18,14 +19,14 @@ fn lan(chains: Vec<Chain>) -> Option<String> {
     let prefixes = |all: &[&str]| all.iter().map(|prefix| prefix.parse().unwrap()).collect();
     let (own, remote) = (prefixes(&["10.1.0.0/24", "fd01::/64"]), prefixes(&["10.2.0.0/16", "fd02::/48"]));
     let inside = Inside { lan: "lan0", tunnel: "p0", own: &own, remote: &remote };
-    Ruleset { chains, unread: Vec::new() }.concerns_lan(&inside)
+    Ruleset { chains, ..Ruleset::default() }.concerns_lan(&inside)
 }
 
 /// What concerns UDP port 47100 at 192.0.2.1 on wan0.
 fn wan(chains: Vec<Chain>) -> Option<String> {
     let addresses = ["192.0.2.1/32".parse().unwrap()].into();
     let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses };
-    Ruleset { chains, unread: Vec::new() }.concerns_wan(&outside)
+    Ruleset { chains, ..Ruleset::default() }.concerns_wan(&outside)
 }
 
 /// A table of nftables, from its chains: name, hook, rules.
@@ -220,7 +221,7 @@ fn our_own_tables_and_bridges_are_left_out() {
         let text = format!(
             r#"{{"nftables": [{{"chain": {{"family": "{family}", "table": "{table}", "name": "c", "hook": "{hook}", "policy": "drop"}}}}]}}"#
         );
-        let found = lan(nft::parse(text.as_bytes()).unwrap().chains);
+        let found = lan(nft::parse(text.as_bytes(), |_| None).unwrap().chains);
         assert_eq!(found.is_some(), concerned, "{family} {table}");
     }
 }
@@ -261,6 +262,131 @@ COMMIT
     let user = text.replace("-A DOCKER-USER -j RETURN", "-A DOCKER-USER -s 10.2.3.4/32 -j DROP");
     let found = lan(iptables::parse(&user, "iptables", false));
     assert_eq!(found.as_deref(), Some("firewall rule -A DOCKER-USER -s 10.2.3.4/32 -j DROP, table filter of iptables"));
+}
+
+/// What Docker has in nftables with its own backend for them, for the bridges docker0 and br1 and a published port.
+const DOCKER: &str = r#"
+{"map": {"family": "ip", "name": "filter-forward-in-jumps", "table": "docker-bridges", "type": "ifname", "handle": 1, "map": "verdict", "elem": [["br1", {"jump": {"target": "filter-forward-in__br1"}}], ["docker0", {"jump": {"target": "filter-forward-in__docker0"}}]]}}
+{"map": {"family": "ip", "name": "filter-forward-out-jumps", "table": "docker-bridges", "type": "ifname", "handle": 2, "map": "verdict", "elem": [["br1", {"jump": {"target": "filter-forward-out__br1"}}]]}}
+{"map": {"family": "ip", "name": "nat-postrouting-in-jumps", "table": "docker-bridges", "type": "ifname", "handle": 3, "map": "verdict"}}
+{"map": {"family": "ip", "name": "nat-postrouting-out-jumps", "table": "docker-bridges", "type": "ifname", "handle": 4, "map": "verdict", "elem": [["br1", {"jump": {"target": "nat-postrouting-out__br1"}}]]}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "filter-FORWARD", "handle": 5, "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "nat-POSTROUTING", "handle": 6, "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "nat-PREROUTING", "handle": 7, "type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "nat-prerouting-and-output", "handle": 8}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "raw-PREROUTING", "handle": 9, "type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "filter-forward-in__docker0", "handle": 10}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "filter-forward-in__br1", "handle": 11}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "filter-forward-out__br1", "handle": 12}}
+{"chain": {"family": "ip", "table": "docker-bridges", "name": "nat-postrouting-out__br1", "handle": 13}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-FORWARD", "handle": 14, "expr": [{"vmap": {"key": {"meta": {"key": "oifname"}}, "data": "@filter-forward-in-jumps"}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-FORWARD", "handle": 15, "expr": [{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@filter-forward-out-jumps"}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "nat-POSTROUTING", "handle": 16, "expr": [{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@nat-postrouting-out-jumps"}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "nat-POSTROUTING", "handle": 17, "expr": [{"vmap": {"key": {"meta": {"key": "oifname"}}, "data": "@nat-postrouting-in-jumps"}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "nat-PREROUTING", "handle": 18, "expr": [{"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}}, {"counter": {"packets": 0, "bytes": 0}}, {"jump": {"target": "nat-prerouting-and-output"}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "nat-prerouting-and-output", "handle": 19, "comment": "DNAT", "expr": [{"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "br1"}}, {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 8080}}, {"counter": {"packets": 0, "bytes": 0}}, {"dnat": {"addr": "172.18.0.2", "port": 80}}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "raw-PREROUTING", "handle": 20, "comment": "DROP DIRECT ACCESS", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "172.18.0.2"}}, {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "br1"}}, {"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-forward-in__docker0", "handle": 21, "comment": "UNPUBLISHED PORT DROP", "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-forward-in__br1", "handle": 22, "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "172.18.0.2"}}, {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}, {"counter": {"packets": 0, "bytes": 0}}, {"accept": null}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-forward-in__br1", "handle": 23, "comment": "UNPUBLISHED PORT DROP", "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "filter-forward-out__br1", "handle": 24, "comment": "OUTGOING", "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"accept": null}]}}
+{"rule": {"family": "ip", "table": "docker-bridges", "chain": "nat-postrouting-out__br1", "handle": 25, "comment": "MASQUERADE", "expr": [{"match": {"op": "!=", "left": {"meta": {"key": "oifname"}}, "right": "br1"}}, {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"prefix": {"addr": "172.18.0.0", "len": 16}}}}, {"counter": {"packets": 0, "bytes": 0}}, {"masquerade": null}]}}
+"#;
+
+#[test]
+fn docker_s_maps_in_nftables_are_for_its_own_interfaces() {
+    let of = |text: &str| {
+        let lines = text.trim().lines().map(str::to_owned);
+        Ruleset::of_nft(&lines.collect::<Vec<_>>())
+    };
+    let docker = of(DOCKER);
+    assert!(docker.looks_into_sets());
+    assert_eq!(lan(docker.chains.clone()), None);
+    assert_eq!(wan(docker.chains), None);
+    // The LAN is one of its bridges.
+    let found = lan(of(&DOCKER.replace("br1", "lan0")).chains);
+    let rule = "firewall rule handle 23 of chain filter-forward-in__lan0, table ip docker-bridges";
+    assert_eq!(found.as_deref(), Some(rule));
+    // Sets that are not listed may have any elements.
+    let unlisted =
+        nft::parse(format!(r#"{{"nftables": [{}]}}"#, DOCKER.trim().replace('\n', ",")).as_bytes(), |_| None);
+    let found = lan(unlisted.unwrap().chains);
+    assert_eq!(found.as_deref(), Some("firewall rule handle 14 of chain filter-FORWARD, table ip docker-bridges"));
+}
+
+/// A rule with this expression and a drop, in a table with this set or map.
+fn with_set(set: &str, expression: &str) -> Ruleset {
+    Ruleset::of_nft(&[
+        set.to_owned(),
+        r#"{"chain": {"family": "inet", "table": "fw", "name": "c", "hook": "forward", "policy": "accept"}}"#
+            .to_owned(),
+        format!(
+            r#"{{"rule": {{"family": "inet", "table": "fw", "chain": "c", "handle": 1, "expr": [{expression}, {{"drop": null}}]}}}}"#
+        ),
+    ])
+}
+
+#[test]
+fn named_sets_are_as_good_as_their_elements() {
+    let set = |more: &str| format!(r#"{{"set": {{"family": "inet", "table": "fw", "name": "s", "handle": 1{more}}}}}"#);
+    let from = field("ip", "saddr", "==", r#""@s""#);
+    let not_from = field("ip", "saddr", "!=", r#""@s""#);
+    let elements = |elements: &str| set(&format!(r#", "elem": [{elements}]"#));
+    for (concerned, set, expression) in [
+        (false, set(""), &from),
+        (true, set(""), &not_from),
+        (false, elements(r#""192.0.2.7", {"prefix": {"addr": "198.51.100.0", "len": 24}}"#), &from),
+        (true, elements(r#""192.0.2.7", {"prefix": {"addr": "10.1.0.0", "len": 28}}"#), &from),
+        (false, elements(r#"{"prefix": {"addr": "10.0.0.0", "len": 8}}"#), &not_from),
+        (false, elements(r#"{"elem": {"val": "192.0.2.7", "comment": "x"}}"#), &from),
+        // What counts or limits packets, or goes by itself.
+        (true, elements(r#"{"elem": {"val": "192.0.2.7", "counter": {"packets": 0, "bytes": 0}}}"#), &from),
+        (true, set(r#", "flags": ["interval", "timeout"]"#), &from),
+        (true, set(r#", "flags": "dynamic""#), &from),
+        (true, elements(r#"{"concat": ["192.0.2.7", 80]}"#), &from),
+        (false, elements(r#""docker0", "veth*""#), &meta("iifname", "==", r#""@s""#)),
+        (true, elements(r#""docker0", "lan*""#), &meta("iifname", "==", r#""@s""#)),
+        // Of another table.
+        (true, set("").replace("fw", "other"), &from),
+    ] {
+        let found = lan(with_set(&set, expression).chains);
+        assert_eq!(found.is_some(), concerned, "{set} {expression}: {found:?}");
+    }
+    // One to which a rule adds.
+    for (concerned, changed) in [(true, "s"), (false, "t")] {
+        let adds = format!(r#"{{"set": {{"op": "add", "elem": "192.0.2.7", "set": "@{changed}"}}}}"#);
+        let other = r#"{"rule": {"family": "inet", "table": "fw", "chain": "other", "handle": 2, "expr": [ADDS]}}"#;
+        let objects = [set(""), other.replace("ADDS", &adds)].join(", ");
+        assert_eq!(lan(with_set(&objects, &from).chains).is_some(), concerned, "{adds}");
+    }
+}
+
+#[test]
+fn the_verdict_for_packets_without_an_element_holds_for_some() {
+    let map = |to: &str| {
+        let map = r#"{"map": {"family": "inet", "table": "fw", "name": "m", "map": "verdict", "elem": [["docker0", {"drop": null}], ["*", {"TO": null}]]}}"#;
+        let by_name = r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@m"}}"#;
+        with_set(&map.replace("TO", to), by_name)
+    };
+    assert!(lan(map("drop").chains).is_some());
+    assert!(lan(map("continue").chains).is_none());
+}
+
+#[test]
+fn a_set_in_too_many_rules_is_no_longer_written_out() {
+    let set = r#"{"set": {"family": "inet", "table": "fw", "name": "s", "elem": [ELEMENTS]}}"#;
+    let elements = vec![r#""192.0.2.7""#; 1000].join(", ");
+    let rule = format!(r#"{}, {{"drop": null}}"#, field("ip", "saddr", "==", r#""@s""#));
+    let with = |rules: usize| {
+        let mut objects = vec![set.replace("ELEMENTS", &elements)];
+        objects.push(r#"{"chain": {"family": "inet", "table": "fw", "name": "f", "hook": "forward"}}"#.to_owned());
+        objects.extend((0..rules).map(|_| {
+            format!(r#"{{"rule": {{"family": "inet", "table": "fw", "chain": "f", "handle": 9, "expr": [{rule}]}}}}"#)
+        }));
+        lan(Ruleset::of_nft(&objects).chains)
+    };
+    assert_eq!(with(60), None);
+    assert!(with(70).is_some());
 }
 
 #[test]
@@ -304,7 +430,7 @@ fn a_long_way_is_given_up() {
 fn keeps_out(chains: Vec<Chain>) -> Option<String> {
     let addresses = ["192.0.2.1/32".parse().unwrap()].into();
     let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses };
-    Ruleset { chains, unread: Vec::new() }.barrier_wan(&outside).map(|barrier| barrier.rule)
+    Ruleset { chains, ..Ruleset::default() }.barrier_wan(&outside).map(|barrier| barrier.rule)
 }
 
 #[test]
@@ -423,7 +549,7 @@ fn in_tables_of_iptables_chains_of_others_stay() {
         nft(&[("FORWARD", FORWARD, &[r#"{"xt": {"type": "match", "name": "comment"}}"#]), ("mine", FORWARD, &[drop])])
             .into_iter()
             .map(|chain| Chain { table: "ip filter".to_owned(), ..chain });
-    let mut ruleset = Ruleset { chains: chains.collect(), unread: Vec::new() };
+    let mut ruleset = Ruleset { chains: chains.collect(), ..Ruleset::default() };
     read::replace(&mut ruleset, "ip", iptables::parse("*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n", "iptables", false));
     let tables: Vec<_> = ruleset.chains.iter().map(|chain| (chain.table.as_str(), chain.name.as_str())).collect();
     assert_eq!(tables, [("ip filter", "mine"), ("filter of iptables", "FORWARD")]);

@@ -20,6 +20,8 @@ use crate::netlink::Interface;
 
 /// How long after a change the rules are read: changes come in bursts.
 const READ_DELAY: Duration = Duration::from_millis(500);
+/// How long after elements of a set have changed: lists of blocked addresses do so all the time.
+const ELEMENTS_DELAY: Duration = Duration::from_secs(2);
 /// How often they are read without a change.
 const READ_EVERY: Duration = Duration::from_secs(60);
 /// How long after a change of prefixes or addresses the rules are judged again.
@@ -63,6 +65,13 @@ impl Bypass {
     pub fn note_rules(&mut self, now: Instant) {
         if self.ruleset.is_some() {
             self.read_at = self.read_at.map(|at| at.min(now + READ_DELAY));
+        }
+    }
+
+    /// Elements of sets have changed.
+    pub fn note_elements(&mut self, now: Instant) {
+        if self.ruleset.as_ref().is_some_and(Ruleset::looks_into_sets) {
+            self.read_at = self.read_at.map(|at| at.min(now + ELEMENTS_DELAY));
         }
     }
 

@@ -23,7 +23,10 @@ pub fn changed(gateway: &mut Gateway, now: Instant, changed: &Changed) {
     if changed.filters {
         gateway.bypass.note_rules(now);
     }
-    if *changed == Changed::default() {
+    if changed.elements {
+        gateway.bypass.note_elements(now);
+    }
+    if *changed == (Changed { elements: changed.elements, ..Changed::default() }) {
         return;
     }
     let network = gateway.ground.network();

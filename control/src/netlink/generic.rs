@@ -194,7 +194,7 @@ fn answer(datagram: &[u8], sequence: u32) -> Option<io::Result<&[u8]>> {
     body.get(GENL_HEADER..).map_or_else(invalid, |attributes| Some(Ok(attributes)))
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = 4 + value.len();
     let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
     bytes.extend((length as u16).to_ne_bytes());

@@ -10,6 +10,7 @@ mod neighbours;
 mod news;
 mod routes;
 mod rules;
+mod sets;
 mod socket;
 mod traffic_control;
 
@@ -24,6 +25,7 @@ pub use neighbours::Neighbour;
 pub use news::News;
 pub use routes::{LOCAL_TABLE, MAIN_TABLE, Outer, Route, RouteKind};
 pub use rules::{ForeignRule, Rule};
+pub use sets::set_fits;
 pub use socket::Netlink;
 pub use traffic_control::{Discipline, FilterPlace};
 

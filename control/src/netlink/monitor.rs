@@ -72,6 +72,7 @@ impl Monitor {
                     let changed = self.filter_changed()?;
                     all.extend(changed.ours.then_some(News::Filter));
                     all.extend(changed.others.then_some(News::OtherFilter));
+                    all.extend(changed.elements.then_some(News::OtherElements));
                     ready?.clear_ready();
                 }
             }
@@ -110,10 +111,14 @@ impl Monitor {
             match socket.recv_from_full() {
                 Ok((datagram, _)) => {
                     let told = news::filter::concerns(&datagram, FILTER_PREFIX);
-                    changed = Concerns { ours: changed.ours | told.ours, others: changed.others | told.others };
+                    changed.ours |= told.ours;
+                    changed.others |= told.others;
+                    changed.elements |= told.elements;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => changed = Concerns { ours: true, others: true },
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    changed = Concerns { ours: true, others: true, elements: true };
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }

@@ -54,6 +54,8 @@ pub enum News {
     Filter,
     /// Packet filter rules of somebody else changed.
     OtherFilter,
+    /// Elements of somebody else's sets changed.
+    OtherElements,
     /// News were lost, so anything may have changed.
     Lost,
 }
@@ -117,6 +119,8 @@ pub(super) mod filter {
     /// `linux/netfilter/nf_tables.h`: the first message types are about tables, chains and rules; after NFT_MSG_DELRULE
     /// come those about sets, their elements and the rest.
     const LAST_OF_RULES: u16 = 8;
+    /// NFT_MSG_NEWSETELEM and NFT_MSG_DELSETELEM.
+    const ELEMENTS: [u16; 2] = [12, 14];
 
     /// Whose packet filter has changed.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +129,8 @@ pub(super) mod filter {
         pub ours: bool,
         /// Somebody else's.
         pub others: bool,
+        /// The elements of somebody else's sets.
+        pub elements: bool,
     }
 
     /// Begins to listen.
@@ -135,7 +141,7 @@ pub(super) mod filter {
         Ok(socket)
     }
 
-    /// What a datagram is about: tables whose names begin with `prefix`, and tables, chains and rules of others.
+    /// What a datagram is about: tables whose names begin with `prefix`, and tables, chains, rules and elements of others.
     pub fn concerns(datagram: &[u8], prefix: &str) -> Concerns {
         let mut concerns = Concerns::default();
         let mut rest = datagram;
@@ -144,6 +150,7 @@ pub(super) mod filter {
             concerns.ours |= ours;
             let kind = u16::from_ne_bytes([message[4], message[5]]) & 0xff;
             concerns.others |= !ours && kind <= LAST_OF_RULES;
+            concerns.elements |= !ours && ELEMENTS.contains(&kind);
             rest = next;
         }
         concerns
@@ -163,7 +170,7 @@ pub(super) mod filter {
     }
 
     /// The first message of a datagram, and the rest.
-    fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
+    pub fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
         let length = u32::from_ne_bytes(datagram.first_chunk::<4>().copied()?) as usize;
         let message = datagram.get(..length).filter(|m| m.len() >= HEADERS)?;
         Some((message, datagram.get(length.next_multiple_of(4)..).unwrap_or_default()))

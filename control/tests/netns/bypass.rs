@@ -170,9 +170,14 @@ fn rules_that_are_not_applied_are_problems() {
     }
     let topology = Topology::new(Options::default());
     let gateway = &topology.a.gateway;
+    // As Docker's.
     gateway.nft(
-        "table inet elsewhere { chain forward { type filter hook forward priority 0; policy accept;\n\
-                 iifname \"docker0\" counter drop\n }\n}",
+        "table inet elsewhere {\n\
+         map jumps { type ifname : verdict; elements = { \"docker0\" : jump docker0 }; }\n\
+         set blocked { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 }; }\n\
+         chain docker0 { counter drop\n }\n\
+         chain forward { type filter hook forward priority 0; policy accept;\n\
+         iifname \"docker1\" counter drop\n oifname vmap @jumps\n ip saddr @blocked drop\n }\n}",
     );
     let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let problems = || a.status()["Problems"].to_string();
@@ -197,6 +202,12 @@ fn rules_that_are_not_applied_are_problems() {
         gateway.run(&["nft", "delete", "table", "inet", "fw"]);
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
+    // Elements of a set.
+    let blocked = |how: &str| gateway.run(&["nft", how, "element", "inet", "elsewhere", "blocked", "{ 10.102.0.9 }"]);
+    blocked("add");
+    eventually(SOON, "an element is noticed", || problems().contains("of chain forward, table inet elsewhere"));
+    blocked("delete");
+    eventually(SOON, "it is gone", || !problems().contains("bypasses"));
     // What nftables does not tell of is read along with it.
     let tun = a.name();
     // Somebody's chain in a table of iptables, which iptables does not print.

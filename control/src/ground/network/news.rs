@@ -26,6 +26,8 @@ pub struct Changed {
     pub everywhere: bool,
     /// Packet filters of others.
     pub filters: bool,
+    /// Elements of sets in these.
+    pub elements: bool,
     /// Whether [`Ground::reconcile`](crate::ground::Ground::reconcile) has to look.
     pub ground: bool,
 }
@@ -41,6 +43,7 @@ impl Changed {
             destinations: BTreeSet::new(),
             everywhere: true,
             filters: true,
+            elements: true,
             ground: true,
         }
     }
@@ -173,6 +176,7 @@ impl Network {
                 changed.neighbours |= self.neighbours.remove(&(interface, address)).is_some();
             }
             News::OtherFilter => changed.filters = true,
+            News::OtherElements => changed.elements = true,
             News::Sysctl | News::Filter | News::Lost => {}
         }
         Follow::Done
