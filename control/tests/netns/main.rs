@@ -36,6 +36,7 @@ mod path_changes;
 mod path_mtu;
 mod port_mapping;
 mod proofs;
+mod receive_offload;
 mod relays;
 mod reload;
 mod restarts;

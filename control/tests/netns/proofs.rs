@@ -71,6 +71,8 @@ fn a_lan_that_swallows_what_it_receives_gives_way_aloud() {
         return;
     }
     let topology = Topology::new(Options::default());
+    // Generic XDP needs the veth's other end within reach.
+    bridge_lan(&topology.a, "");
     let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let (gateway, host, target) = (&topology.a.gateway, &topology.a.host, topology.b.host4());
     let swallower = Swallower::new();
@@ -106,8 +108,8 @@ fn a_wan_that_swallows_what_it_receives_gives_way_within_seconds() {
     let swallower = Swallower::new();
     swallower.take_over(&topology.a.gateway, "wan0");
     let begun = Instant::now();
-    answered_within(SECONDS, &topology.a.host, topology.b.host4(), "generic XDP takes its place", || {
-        port(&a, "wan0")["XdpMode"] == "generic"
+    answered_within(SECONDS, &topology.a.host, topology.b.host4(), "sockets take its place", || {
+        port(&a, "wan0").is_null()
     });
     assert!(problem(&a, "wan0").contains("none arrived"), "{} after {:?}", problem(&a, "wan0"), begun.elapsed());
 }
@@ -124,12 +126,12 @@ fn a_wan_by_which_all_comes_damaged_gives_way_aloud() {
          iifname \"b0\" udp sport 47100 @th,64,32 0x04000000 @th,192,32 set 0x55555555; }; }",
     );
     let (a, _b) = pair(&topology, Kind::Penstock { wan: "xdp", lan: "tun" }, Kind::SOCKET, Outer::V4);
-    eventually(SECONDS * 2, "generic XDP takes its place, then sockets", || {
+    eventually(SECONDS * 2, "sockets take its place", || {
         ping(&topology.a.host, topology.b.host4(), &["-c", "5", "-i", "0.2"]);
         port(&a, "wan0").is_null()
     });
     let log = a.process.log();
-    assert!(log.contains("wan0: fell back to generic XDP") && log.contains("wan0: fell back to sockets"), "{log}");
+    assert!(log.contains("wan0: fell back to sockets"), "{log}");
     assert!(problem(&a, "wan0").contains("were damaged"), "{}", problem(&a, "wan0"));
 }
 

@@ -10,13 +10,13 @@ pub mod drives;
 mod firewall;
 mod modes;
 mod next_hop;
+mod offloads;
 mod ports;
 pub mod proof;
 mod sockets;
 pub mod steering;
 mod tables;
 mod trains;
-mod vlan_tags;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -94,6 +94,8 @@ pub struct Bound {
     pub native: bool,
     /// Whether the profile requires AF_XDP; then generic mode will do.
     pub required: bool,
+    /// Whether generic XDP might see several datagrams as one.
+    pub uncut: bool,
     /// Frames that the program had been shown by then.
     pub shown: u64,
 }
@@ -328,7 +330,7 @@ impl Proof {
         let rung = match &fault {
             Fault::Missed(_) => Rung::Sockets,
             _ if bound.zero_copy => Rung::Copy,
-            fault if fault.of_receiving() && bound.native && bound.required => Rung::Generic,
+            fault if fault.of_receiving() && bound.native && bound.required && !bound.uncut => Rung::Generic,
             _ => Rung::Sockets,
         };
         if self.rung() == Rung::Best {

@@ -10,7 +10,7 @@ use penstock_dataplane::steer::{
     AttachError, AttachMode, LanConfig, LanSteering, LanVerdict, OuterFamily, SteerError, WanSteering, XdpMode,
 };
 
-use super::vlan_tags::KeptTags;
+use super::offloads::SwitchedOff;
 use crate::gateway::peers::Peers;
 use crate::netlink::Interface;
 
@@ -66,6 +66,8 @@ pub struct Wan {
     port: u16,
     asked: AttachMode,
     addresses: BTreeSet<IpAddr>,
+    /// For as long as the program is attached.
+    offloads: SwitchedOff,
 }
 
 /// The program on a LAN interface, and what it was told.
@@ -82,7 +84,7 @@ pub struct Lan {
     told: LanConfig,
     prefixes: Prefixes,
     /// For as long as the program is attached.
-    _tags: KeptTags,
+    offloads: SwitchedOff,
 }
 
 impl Wan {
@@ -93,7 +95,17 @@ impl Wan {
     pub fn attach(interface: &Interface, port: u16, asked: AttachMode) -> Result<Self, AttachError> {
         let Interface { name, index, .. } = interface;
         let program = WanSteering::attach(name, *index, port, asked)?;
-        Ok(Self { index: *index, program, port, asked, addresses: BTreeSet::new() })
+        let (addresses, offloads) = (BTreeSet::new(), SwitchedOff::default());
+        Ok(Self { index: *index, program, port, asked, addresses, offloads })
+    }
+
+    /// Has the interface's other end, if it has one, send datagrams one by one.
+    ///
+    /// # Errors
+    /// One sentence: the driver cannot be told.
+    pub fn with_offloads(mut self, interface: &Interface) -> anyhow::Result<Self> {
+        self.offloads.keep_apart(interface, self.program.mode())?;
+        Ok(self)
     }
 
     fn tell(&mut self, wanted: &BTreeSet<IpAddr>, failures: &mut Vec<SteerError>) {
@@ -134,16 +146,18 @@ impl Lan {
         let Interface { name, index, .. } = interface;
         let config = LanConfig { mac, tunnel_mtu, link_mtu: largest(interface) };
         let program = LanSteering::attach(name, *index, config, asked)?;
-        let (prefixes, _tags) = (Prefixes::new(), KeptTags::default());
-        Ok(Self { index: *index, program, config, asked, told: config, prefixes, _tags })
+        let (prefixes, offloads) = (Prefixes::new(), SwitchedOff::default());
+        Ok(Self { index: *index, program, config, asked, told: config, prefixes, offloads })
     }
 
-    /// Has the interface leave VLAN tags in the frames.
+    /// Has the interface leave VLAN tags in the frames, and its other end, if it has one, send datagrams one by one.
     ///
     /// # Errors
     /// One sentence: the driver cannot be told.
-    pub fn with_tags(self, interface: &Interface) -> anyhow::Result<Self> {
-        Ok(Self { _tags: KeptTags::on(interface)?, ..self })
+    pub fn with_offloads(mut self, interface: &Interface) -> anyhow::Result<Self> {
+        self.offloads.keep_tags(interface)?;
+        self.offloads.keep_apart(interface, self.program.mode())?;
+        Ok(self)
     }
 
     /// Whether it is what [`Self::attach`] would produce.

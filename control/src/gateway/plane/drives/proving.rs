@@ -14,6 +14,7 @@ use super::{Drive, Drives};
 use crate::gateway::peers::{Found, Peer, Peers};
 use crate::gateway::plane::Plane;
 use crate::gateway::plane::modes::Plan;
+use crate::gateway::plane::offloads::may_come_uncut;
 use crate::gateway::plane::ports::WorkerPorts;
 use crate::gateway::plane::proof::{Arrivals, Bound, Counters, Fallen, Fault, Rung, Talk, Verdict};
 use crate::gateway::plane::steering::{Counted, Steering};
@@ -175,6 +176,7 @@ pub(in crate::gateway::plane) fn note_bound(drives: &mut Drives, steering: &Stee
             zero_copy: ports.any(|info| info.zero_copy == Some(true)),
             native: drive.index().and_then(|index| steering.mode(index)) == Some(XdpMode::Native),
             required: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
+            uncut: drive.interface.as_ref().is_some_and(may_come_uncut),
             shown: drive.index().and_then(|index| steering.counted(index, 0).ok()).map_or(0, |counted| counted.shown),
         });
         drive.proof.bound(now, bound);

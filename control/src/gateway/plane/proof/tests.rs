@@ -3,7 +3,7 @@
 use super::*;
 use penstock_dataplane::loopback::Loopback;
 
-const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, required: true, shown: 0 };
+const WAN: Bound = Bound { wan: true, zero_copy: false, native: true, required: true, uncut: false, shown: 0 };
 const LAN: Bound = Bound { wan: false, ..WAN };
 const SECOND: u64 = 1_000;
 /// The way of the ring, and that of the kernel's socket.
@@ -253,11 +253,13 @@ fn the_ladder_is_climbed_down_and_up_again() {
 
 #[test]
 fn generic_mode_takes_the_place_of_native_only_where_it_will_do() {
-    let mut watch = Watch::new(Bound { required: false, ..LAN });
-    let mut port = Port::new(LAN, 0, Does::SwallowReceived);
-    watch.tell(&port);
-    assert!(watch.falls_after(&mut port, 20).is_some());
-    assert_eq!(watch.proof.rung(), Rung::Sockets);
+    for bound in [Bound { required: false, ..LAN }, Bound { uncut: true, ..LAN }] {
+        let mut watch = Watch::new(bound);
+        let mut port = Port::new(LAN, 0, Does::SwallowReceived);
+        watch.tell(&port);
+        assert!(watch.falls_after(&mut port, 20).is_some());
+        assert_eq!(watch.proof.rung(), Rung::Sockets);
+    }
 }
 
 #[test]
