@@ -1,12 +1,12 @@
 //! Random frames of a LAN host, sound ones and such as nobody should send.
 
-use super::End;
+use super::{End, Host};
 use crate::support::{Partial, Random};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -64,11 +64,35 @@ pub fn frame(random: &mut Random, tag: u16, near: &End, far: &End) -> Sent {
     Sent { bytes, partial, ip }
 }
 
-fn chance(random: &mut Random, percent: usize) -> bool {
+/// A datagram over UDP that nothing is wrong with. `tag` is its source port.
+pub fn plain(tag: u16, v6: bool, (near, from): (&End, Host), to: Host) -> Sent {
+    let (source, destination) = (from.address(v6), to.address(v6));
+    let mut body = [tag, 9, 12, 0, tag, tag].map(u16::to_be_bytes).concat();
+    let checksum = !fold(pseudo_header(source, destination, UDP, body.len()) + sum(&body));
+    body[6..8].copy_from_slice(&checksum.to_be_bytes());
+    let packet = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = [0x45, 0, 0, 32, 0, 0, 0, 0, 64, UDP, 0, 0].to_vec();
+            header.extend([source.octets(), destination.octets()].concat());
+            let checksum = !fold(sum(&header));
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            header
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            [&[0x60, 0, 0, 0, 0, 12, UDP, 64], &source.octets()[..], &destination.octets()].concat()
+        }
+        _ => panic!("one family"),
+    };
+    let kind: [u8; 2] = if v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+    let bytes = [&near.gateway_mac[..], &from.mac, &kind, &packet, &body].concat();
+    Sent { bytes, partial: None, ip: 14 }
+}
+
+pub fn chance(random: &mut Random, percent: usize) -> bool {
     random.below(100) < percent
 }
 
-fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
+pub fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
     from[random.below(from.len())]
 }
 
