@@ -101,7 +101,7 @@ fn hosts_with_the_same_addresses_talk_both_ways() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::SOCKET, Kind::XDP] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let _gateways = alike(&topology, kind);
         for n in &NUMBERINGS {

@@ -29,7 +29,7 @@ fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::SOCKET, Kind::XDP] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let _other = other_router(&topology);
         let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);

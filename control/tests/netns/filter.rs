@@ -101,7 +101,7 @@ fn path_mtu_discovery_works_through_it() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         protect(&a, json!([]));

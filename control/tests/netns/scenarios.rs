@@ -62,7 +62,7 @@ fn bound_sockets_and_marked_packets_pass() {
     if !ready(&["nft"]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let (a, _b) = joined(&topology, kind, kind, Outer::V4);
         let (gateway, target) = (&topology.a.gateway, topology.b.host4());

@@ -110,7 +110,7 @@ fn endpoints_change_version() {
     if !ready(&[]) {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         for outer in [Outer::V6, Outer::V4] {
@@ -129,7 +129,7 @@ fn a_more_specific_allowed_ip_takes_traffic_over() {
     if !ready(&["wireguard-go"]) {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::switch());
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
         let mut third = GatewayConfig::elsewhere(Kind::WireguardGo, "100.64.0.3");

@@ -34,7 +34,7 @@ fn aes_256_gcm_carries_traffic_in_each_mode_and_through_rekeys() {
     if !ready(&[]) || !is_penstock() {
         return;
     }
-    for kind in [Kind::XDP, Kind::SOCKET] {
+    for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let mut configs = configs(&topology, kind, [AES, AES]);
         configs.iter_mut().for_each(|config| config.rekey_after(2));
