@@ -28,8 +28,9 @@ impl SwitchedOff {
     pub fn keep_tags(&mut self, interface: &Interface) -> Result<()> {
         let Interface { name, index, .. } = interface;
         let before = self.0.len();
-        self.switch_off(*index, STRIPPING)
-            .with_context(|| format!("{name} strips VLAN tags before XDP sees them, and this cannot be switched off"))?;
+        self.switch_off(*index, STRIPPING).with_context(|| {
+            format!("{name} strips VLAN tags before XDP sees them, and this cannot be switched off")
+        })?;
         if let Some(other) = other_end(interface)? {
             self.switch_off(other, INSERTING)
                 .with_context(|| format!("the other end of {name} cannot be told to leave VLAN tags in its frames"))?;
