@@ -2,6 +2,8 @@
 //! or the status says that they do not.
 
 use crate::support::*;
+use rustix::process::{ForeignRawFd, Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 /// How long following the kernel's news may take.
@@ -375,4 +377,48 @@ fn tags_stay_in_the_frames_while_xdp_drives_the_lan() {
     }
     assert!(a.terminate().success());
     assert_eq!(stripping(), [true; 2], "after the end: {}", a.process.log());
+}
+
+/// Of each of the gateway's sockets on the tunnel's port whether the kernel may merge what it receives (UDP_GRO).
+fn may_be_merged(gateway: &Gateway) -> Vec<bool> {
+    let pid = gateway.process.pid();
+    let process = pidfd_open(Pid::from_raw(pid as i32).expect("a process"), PidfdFlags::empty()).expect("it runs");
+    let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("root may").flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<ForeignRawFd>().ok());
+    let files = numbers.filter_map(|number| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok());
+    files.filter(is_of_the_tunnel).map(|socket| udp_gro(&socket)).collect()
+}
+
+fn is_of_the_tunnel(file: &OwnedFd) -> bool {
+    let is_udp = rustix::net::sockopt::socket_type(file) == Ok(rustix::net::SocketType::DGRAM);
+    let bound = || std::net::UdpSocket::from(file.try_clone().expect("a copy")).local_addr();
+    is_udp && bound().is_ok_and(|address| address.port() == PORT)
+}
+
+#[expect(unsafe_code, reason = "an option that no crate here offers")]
+fn udp_gro(socket: &OwnedFd) -> bool {
+    let mut on: libc::c_int = 0;
+    let mut len = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the kernel writes an integer of the length that it is told; both outlive the call.
+    let got = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, (&raw mut on).cast(), &raw mut len)
+    };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    on != 0
+}
+
+/// A socket that takes merged datagrams makes devices merge them, in front of generic XDP too, whose program would get
+/// frames that are too large for it. So the tunnel's sockets take none while AF_XDP drives the WAN.
+#[test]
+fn no_socket_asks_for_merged_datagrams_while_xdp_drives_the_wan() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options { queues: 2, ..Options::default() });
+    let (a, _b) = joined(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    assert_eq!(may_be_merged(&a), [false; 2]);
+    for (mode, expected) in [("udp", true), ("xdp", false)] {
+        a.reload(|profile| profile["Wan"]["Mode"] = mode.into());
+        eventually(SOON, &format!("{mode}: it is {expected}"), || may_be_merged(&a) == [expected; 2]);
+    }
 }
