@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 
 /// The gateways' port, on both sides.
 pub const PORT: u16 = 47100;
+/// What the addresses of a laboratory machine's cards begin with; their numbers follow.
+const CARDS: &str = "02:1a:b0:00:00:0";
 
 /// The IP version of the outer packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +150,9 @@ impl Topology {
 
 impl Drop for Topology {
     fn drop(&mut self) {
+        if has_cards() {
+            unplug([&self.a.host, &self.a.gateway, &self.b.gateway]);
+        }
         let keep = std::thread::panicking() && std::env::var_os("PENSTOCK_TEST_KEEP").is_some();
         if !keep {
             let _ = std::fs::remove_dir_all(&self.scratch);
@@ -292,9 +297,9 @@ fn cable(cards: [u8; 2], left: &Namespace, left_name: &str, right: &Namespace, r
     }
 }
 
-/// Moves a card into a namespace. When that is deleted, the card comes back after a while.
+/// Moves a card into a namespace.
 fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
-    let address = format!("02:1a:b0:00:00:0{card}");
+    let address = format!("{CARDS}{card}");
     let find = || {
         let interfaces = std::fs::read_dir("/sys/class/net").expect("interfaces").flatten();
         let is_it =
@@ -314,6 +319,25 @@ fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
         .output()
         .expect("ip starts");
     assert!(output.status.success(), "{interface}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Takes the cards that are in these namespaces back to where [`plug`] finds them. The kernel does so when a namespace
+/// goes, but that may be minutes after it was deleted: a TCP socket that was closed with data that nobody takes any more
+/// tries eight times to send it, for 110 s, and holds its namespace meanwhile.
+fn unplug(namespaces: [&Namespace; 3]) {
+    for namespace in namespaces {
+        let links: serde_json::Value = serde_json::from_str(&namespace.ip_show("-d -j link show")).unwrap_or_default();
+        for link in links.as_array().into_iter().flatten() {
+            let text = |field: &str| link[field].as_str().unwrap_or_default();
+            // A device above a card may have its address.
+            let Some(card) = text("address").strip_prefix(CARDS).filter(|_| link["linkinfo"].is_null()) else {
+                continue;
+            };
+            let name = format!("card{card}");
+            // What is left is the kernel's to take back, and this may run during a panic.
+            namespace.attempt(&["ip", "link", "set", "dev", text("ifname"), "down", "name", &name, "netns", "1"]);
+        }
+    }
 }
 
 /// A veth pair across two namespaces, both ends down.
