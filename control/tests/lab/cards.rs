@@ -2,11 +2,11 @@
 
 mod doctor;
 mod driver;
+mod traffic_control;
 
 use super::support::*;
 use super::{note, ports, ready};
 use serde_json::Value;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ const LEAST: f64 = 5e5;
 const SOON: Duration = Duration::from_secs(20);
 /// The same where the gateway finds out first that a card is silent.
 const LATE: Duration = Duration::from_secs(60);
+/// Frames that the programs see at least of what is sent below: 4 MiB by TCP alone, there and back.
+const FRAMES: u64 = 1_000;
 
 fn carries(kind: Kind) {
     if !ready(&["iperf3"]) {
@@ -33,14 +35,14 @@ fn carries(kind: Kind) {
     };
     let _b = Gateway::start(&topology.b, b);
     note(&format!("{kind:?}: {}", ports(&a.status())));
-    if card().contains('+') {
-        copies_for_the_other(&a);
-    }
-    if a.status()["Ports"].as_array().expect("ports").iter().any(|port| port["ZeroCopy"] == true) {
+    let sides = sides(kind);
+    are_bound(&topology, &a, sides);
+    if sides.iter().flatten().any(|driven| driven.zero_copy) {
         // A card by which nothing comes for so long is started anew.
         pause(7_000);
     }
     begins(&topology, &a, &topology.b.hosts(), "the start");
+    let before = a.status();
     let (at_a, at_b) = (&topology.a.host, &topology.b.host);
     for (from, to, server) in [(at_a, at_b, topology.b.host4()), (at_b, at_a, topology.a.host6())] {
         let echo = UdpEcho::start(to, server);
@@ -53,6 +55,8 @@ fn carries(kind: Kind) {
         assert!(rate > LEAST, "{options:?}: {rate:.0} bit/s; drops: {}", a.status()["Drops"]);
     }
     note(&format!("{kind:?}, after that: {}", ports(&a.status())));
+    are_bound(&topology, &a, sides);
+    carried(&topology, &a, sides, &before);
     // The link goes and comes back.
     for interface in ["wan0", "lan0"] {
         topology.a.gateway.ip(&format!("link set {interface} down\n"));
@@ -84,17 +88,103 @@ fn refused(topology: &Topology, kind: Kind, log: &str) {
     }
 }
 
-/// Two different cards share their memory, and so its use: where AF_XDP drives both and only one of the drivers can do
-/// without copies, all frames are copied, and it is told which driver needs that.
-fn copies_for_the_other(a: &Gateway) {
+/// How AF_XDP drives a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Driven {
+    mode: &'static str,
+    zero_copy: bool,
+}
+
+/// What the driver of a card can do with this kernel; `None` if it merges received packets for good.
+fn driven(card: &str) -> Option<Driven> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    let linux = [numbers.next(), numbers.next()].map(|number| number.expect("a number"));
+    let (mode, zero_copy) = match card {
+        "virtio-net-pci" => ("native", false),
+        "virtio-zero-copy" => ("native", linux >= [6, 13]),
+        "igb" => ("native", linux >= [6, 14]),
+        "vmxnet3" => (if linux >= [6, 6] { "native" } else { "generic" }, false),
+        "e1000e" => ("generic", false),
+        "virtio-merging" => return None,
+        other => panic!("what can {other} do?"),
+    };
+    Some(Driven { mode, zero_copy })
+}
+
+/// How WAN and LAN can be driven; `None` where sockets are to be used. `auto` takes no generic XDP.
+fn sides(kind: Kind) -> [Option<Driven>; 2] {
+    let Kind::Penstock { wan, lan } = kind else { panic!("{kind:?} has no modes") };
+    let card = card();
+    let (first, second) = card.split_once('+').unwrap_or((card.as_str(), card.as_str()));
+    [(wan, first), (lan, second)].map(|(mode, card)| match mode {
+        "xdp" => Some(driven(card).expect("else it is refused")),
+        "auto" => driven(card).filter(|driven| driven.mode == "native"),
+        _ => None,
+    })
+}
+
+/// Each side is driven as its driver can, with a socket on each queue that both receives and sends. The two share their memory, and so its use: where
+/// one of the drivers cannot do without copies, all frames are copied, and that is told.
+fn are_bound(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2]) {
     let status = a.status();
-    let ports = status["Ports"].as_array().expect("ports").iter().filter(|port| port["Kind"] == "xdp");
-    let told = |port: &Value| port["Reason"].as_str().is_some_and(|reason| reason.contains("all frames are copied"));
-    let ports: Vec<&Value> = ports.collect();
-    let sides: BTreeSet<&str> = ports.iter().filter_map(|port| port["Interface"].as_str()).collect();
-    let zero_copy = ports.iter().any(|port| port["ZeroCopy"] == true);
-    note(&format!("AF_XDP on {sides:?}: {}", ports.first().map_or(&Value::Null, |port| &port["Reason"])));
-    assert_eq!(sides.len() == 2, !zero_copy && ports.iter().all(|port| told(port)), "{ports:#?}");
+    let without_copies = || sides.iter().flatten().map(|driven| driven.zero_copy);
+    let (zero_copy, told) = (without_copies().all(|yes| yes), without_copies().any(|yes| yes));
+    for (interface, driven) in ["wan0", "lan0"].into_iter().zip(sides) {
+        let ports = xdp_ports(&status, interface);
+        let Some(driven) = driven else {
+            assert!(ports.is_empty(), "{interface}: {ports:#?}");
+            continue;
+        };
+        let [receive, send] = doctor::queues_by_direction(&topology.a.gateway, interface);
+        assert_eq!(ports.len(), receive.min(send) as usize, "{interface}: {ports:#?}\n{}", a.process.log());
+        for port in ports {
+            let seen = (port["XdpMode"].as_str(), port["ZeroCopy"].as_bool());
+            assert_eq!(seen, (Some(driven.mode), Some(zero_copy)), "{interface}: {port:#}\n{}", a.process.log());
+            let reason = port["Reason"].as_str().unwrap_or_default();
+            assert_eq!(reason.contains("all frames are copied"), told && !zero_copy, "{interface}: {reason}");
+        }
+    }
+}
+
+fn xdp_ports<'a>(status: &'a Value, interface: &str) -> Vec<&'a Value> {
+    let ports = status["Ports"].as_array().expect("ports").iter();
+    ports.filter(|port| port["Interface"] == interface && port["Kind"] == "xdp").collect()
+}
+
+/// What went through the tunnel since then went by AF_XDP where it drives a side. Only where a card receives on more queues
+/// than it sends, as virtio does when it has queues to spare, a few frames came by one of those and went to the kernel.
+fn carried(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2], before: &Value) {
+    // It is looked at once a second, and a session that shows whether sending works may have to be begun first.
+    for (interface, driven) in ["wan0", "lan0"].into_iter().zip(sides) {
+        let directions = if interface == "wan0" { &["Receiving", "Sending"][..] } else { &["Receiving"] };
+        for direction in directions.iter().filter(|_| driven.is_some()) {
+            eventually(LATE, &format!("{interface}: {direction} is proven"), || {
+                ping(&topology.a.host, topology.b.host4(), &["-c", "1"]);
+                xdp_ports(&a.status(), interface).iter().any(|port| port[*direction]["State"] == "proven")
+            });
+        }
+    }
+    let after = a.status();
+    let redirects = [&["redirect"][..], &["redirect_over_v4", "redirect_over_v6"]];
+    for (((side, interface), driven), redirects) in
+        [("Wan", "wan0"), ("Lan", "lan0")].into_iter().zip(sides).zip(redirects)
+    {
+        let grown = |verdict: &&str| {
+            let count = |status: &Value| status["Steering"][side][verdict].as_u64().unwrap_or(0);
+            count(&after).saturating_sub(count(before))
+        };
+        let redirected: u64 = redirects.iter().map(|verdict| grown(verdict)).sum();
+        let left = ["no_socket", "no_headroom"].map(|verdict| grown(&verdict));
+        let [receive, send] = doctor::queues_by_direction(&topology.a.gateway, interface);
+        note(&format!(
+            "{side}, queues that receive {receive}, that send {send}: {redirected} frames redirected; without a socket, \
+             without headroom: {left:?}"
+        ));
+        assert_eq!(redirected >= FRAMES, driven.is_some(), "{side}: {driven:?}: {redirected}; {}", after["Steering"]);
+        let few = if receive > send { redirected / 20 } else { 0 };
+        assert!(left[0] <= few && left[1] == 0, "{side}: {}", after["Steering"]);
+    }
 }
 
 /// Traffic begins soon, or the gateway has noticed why not, has mended it, and says so.

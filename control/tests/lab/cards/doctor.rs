@@ -8,9 +8,14 @@ use std::collections::BTreeSet;
 
 /// The queues of an interface that both receive and send, by sysfs.
 fn queues(gateway: &Namespace, interface: &str) -> u32 {
+    let [receive, send] = queues_by_direction(gateway, interface);
+    receive.min(send)
+}
+
+/// How many queues receive, and how many send.
+pub fn queues_by_direction(gateway: &Namespace, interface: &str) -> [u32; 2] {
     let names = gateway.run(&["ls", &format!("/sys/class/net/{interface}/queues")]);
-    let count = |direction: &str| names.split_whitespace().filter(|name| name.starts_with(direction)).count() as u32;
-    count("rx-").min(count("tx-"))
+    ["rx-", "tx-"].map(|kind| names.split_whitespace().filter(|name| name.starts_with(kind)).count() as u32)
 }
 
 /// The sentence and the command of the finding about an interface that has these words.
