@@ -1,5 +1,5 @@
-//! A WAN that is no port but a device above one. AF_XDP on it carries traffic, or the gateway says in a sentence why
-//! it will not start; that it starts and loses packets is what must not be.
+//! A WAN or LAN that is no port but a device above one. AF_XDP on it carries traffic, or the gateway says in a sentence
+//! why it will not start; that it starts and loses packets is what must not be.
 
 use super::support::*;
 use super::{note, ports, ready};
@@ -8,91 +8,127 @@ use super::{note, ports, ready};
 /// AF_XDP.
 const LEAST: f64 = 1e6;
 
-/// Puts a device named wan0 in the place of A's, above it, by the commands in `above`; B's is treated alike if it must.
-/// Then tries it by AF_XDP, and by what `auto` chooses.
-fn works_or_says_why(word: &str, b_too: bool, above: &str) {
+/// Makes a device in the place of an interface, with its name, above it: by commands that call it NAME and the interface
+/// `below`.
+fn stack(namespace: &Namespace, interface: &str, above: &str) {
+    namespace.ip(&format!("link set {interface} down\naddr flush dev {interface}\nlink set {interface} name below\n"));
+    namespace.run(&["sh", "-ec", &above.replace("NAME", interface)]);
+    namespace.ip("link set below up\n");
+}
+
+/// A's WAN is stacked; B's is treated alike if it must.
+fn as_wan(word: &str, b_too: bool, above: &str) {
     if !ready(&["iperf3", "teamd"]) {
         return;
     }
     let topology = Topology::new(Options::default());
-    for (site, number) in [(&topology.a, 1), (&topology.b, 2)] {
-        if number == 2 && !b_too {
-            continue;
-        }
-        site.gateway.ip("link set wan0 down\naddr flush dev wan0\nlink set wan0 name below\n");
-        site.gateway.run(&["sh", "-ec", above]);
-        site.gateway.ip(&format!(
-            "link set below up\n\
-             addr add {}/24 dev wan0\n\
-             addr add {}/64 dev wan0 nodad\n\
-             link set wan0 up\n\
-             route replace default via 192.0.2.{}\n",
-            site.wan4,
-            site.wan6,
-            3 - number
-        ));
+    stack(&topology.a.gateway, "wan0", above);
+    topology.address_wan_again();
+    if b_too {
+        stack(&topology.b.gateway, "wan0", above);
+        topology
+            .b
+            .gateway
+            .ip("addr add 192.0.2.2/24 dev wan0\nlink set wan0 up\nroute replace default via 192.0.2.1\n");
     }
     eventually(PATIENCE, "the WAN works without a gateway", || {
         ping(&topology.a.gateway, topology.b.wan4.into(), &["-c", "1"]).all_answered()
     });
-    let (a, b) = pair_config(&topology, Kind::XDP, Kind::SOCKET, Outer::V4);
+    works_or_says_why(&topology, word, "wan0", |mode| Kind::Penstock { wan: mode, lan: "tun" });
+}
+
+/// A's LAN is stacked; its host's end is treated alike if it must.
+fn as_lan(word: &str, host_too: bool, above: &str) {
+    if !ready(&["iperf3", "teamd"]) {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let Site { host, gateway, .. } = &topology.a;
+    stack(gateway, "lan0", above);
+    topology.a.address_lan();
+    if host_too {
+        stack(host, "eth0", above);
+        topology.a.address_host();
+    }
+    for target in topology.a.hosts() {
+        eventually(PATIENCE, "the LAN works without a gateway", || ping(gateway, target, &["-c", "1"]).all_answered());
+    }
+    works_or_says_why(&topology, word, "lan0", |mode| Kind::Penstock { wan: "udp", lan: mode });
+}
+
+/// Tries A's stacked interface by AF_XDP, and by what `auto` chooses.
+fn works_or_says_why(topology: &Topology, word: &str, interface: &str, kind: fn(&'static str) -> Kind) {
+    let (a, b) = pair_config(topology, Kind::XDP, Kind::SOCKET, Outer::V4);
     let _b = Gateway::start(&topology.b, b);
     for mode in ["xdp", "auto"] {
         // The same gateway each time: one that is refused leaves the other site's prefixes blocked for all others.
-        let config = GatewayConfig { kind: Kind::Penstock { wan: mode, lan: "tun" }, ..a.clone() };
+        let config = GatewayConfig { kind: kind(mode), ..a.clone() };
         let a = match Gateway::try_start_in(&topology.a.gateway, &topology.a.scratch, config) {
             Ok(a) => a,
             Err((_, log)) => {
                 let sentence = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
                 note(&format!("{word}, {mode}: refused: {sentence}"));
-                assert!(mode == "xdp" && sentence.contains("wan0") && sentence.contains(word), "{log}");
+                assert!(mode == "xdp" && sentence.contains(interface) && sentence.contains(word), "{log}");
                 continue;
             }
         };
         note(&format!("{word}, {mode}: {}", ports(&a.status())));
-        await_traffic(&topology);
+        await_traffic(topology);
         for options in [["-t", "3"].as_slice(), &["-t", "3", "-R"]] {
             let (from, to) = (&topology.a.host, &topology.b.host);
             let rate = iperf3(from, to, topology.b.host4(), options, topology.scratch());
-            note(&format!("{word}, {mode}: iperf3 {options:?}: {:.1} Mbit/s", rate / 1e6));
+            note(&format!("{word} as {interface}, {mode}: iperf3 {options:?}: {:.1} Mbit/s", rate / 1e6));
             assert!(rate > LEAST, "{options:?}: {rate:.0} bit/s; drops: {}", a.status()["Drops"]);
         }
     }
 }
 
 macro_rules! stacked {
-    ($($name:ident: $word:literal, $b_too:literal, $above:literal;)*) => { $(
+    ($($side:ident { $($name:ident: $word:literal, $too:literal, $above:expr;)* })*) => { $( $(
         #[test]
         fn $name() {
-            works_or_says_why($word, $b_too, $above);
+            $side($word, $too, $above);
         }
-    )* };
+    )* )* };
 }
 
+const BOND: &str = "ip link add NAME type bond mode active-backup miimon 100; ip link set below master NAME";
+const VLAN: &str = "ip link add link below name NAME type vlan id 50";
+const BRIDGE: &str = "ip link add NAME type bridge forward_delay 0; ip link set below master NAME";
+const MACVLAN: &str = "ip link add link below name NAME type macvlan mode bridge";
+
 stacked! {
-    bond: "bond", false, "ip link add wan0 type bond mode active-backup miimon 100; ip link set below master wan0";
-    bond_802_3ad: "bond", true,
-        "ip link add wan0 type bond mode 802.3ad miimon 100 lacp_rate fast; ip link set below master wan0";
-    team: "team", false,
-        r#"teamd -d -c '{"device": "wan0", "runner": {"name": "activebackup"}, "link_watch": {"name": "ethtool"},
-        "ports": {"below": {}}}'"#;
-    vlan: "VLAN", true, "ip link add link below name wan0 type vlan id 50";
-    bridge: "bridge", false, "ip link add wan0 type bridge forward_delay 0; ip link set below master wan0";
-    macvlan: "macvlan", false, "ip link add link below name wan0 type macvlan mode bridge";
-    ipvlan: "ipvlan", false, "ip link add link below name wan0 type ipvlan mode l2";
-    // Without Ethernet, like PPP.
-    gre: "Ethernet", true,
-        "case $(ip -4 -o addr show lan0) in *10.101.*) own=1 far=2 ;; *) own=2 far=1 ;; esac; \
-        ip addr add 172.16.0.$own/24 dev below; \
-        ip link add wan0 type gre local 172.16.0.$own remote 172.16.0.$far ttl 64";
-    vxlan: "vxlan", true,
-        "case $(ip -4 -o addr show lan0) in *10.101.*) own=1 far=2 ;; *) own=2 far=1 ;; esac; \
-        ip addr add 172.16.0.$own/24 dev below; \
-        ip link add wan0 type vxlan id 7 dstport 4789 local 172.16.0.$own remote 172.16.0.$far";
-    // It only has the address; packets go by the device below.
-    dummy: "dummy", false,
-        "ip link add wan0 type dummy; ip addr add 192.0.2.1 dev wan0; ip link set wan0 up; ip link set below up; \
-        ip route add 192.0.2.2 dev below src 192.0.2.1";
+    as_wan {
+        bond: "bond", false, BOND;
+        bond_802_3ad: "bond", true,
+            "ip link add NAME type bond mode 802.3ad miimon 100 lacp_rate fast; ip link set below master NAME";
+        team: "team", false,
+            r#"teamd -d -c '{"device": "NAME", "runner": {"name": "activebackup"}, "link_watch": {"name": "ethtool"},
+            "ports": {"below": {}}}'"#;
+        vlan: "VLAN", true, VLAN;
+        bridge: "bridge", false, BRIDGE;
+        macvlan: "macvlan", false, MACVLAN;
+        ipvlan: "ipvlan", false, "ip link add link below name NAME type ipvlan mode l2";
+        // Without Ethernet, like PPP.
+        gre: "Ethernet", true,
+            "case $(ip -4 -o addr show lan0) in *10.101.*) own=1 far=2 ;; *) own=2 far=1 ;; esac; \
+            ip addr add 172.16.0.$own/24 dev below; \
+            ip link add NAME type gre local 172.16.0.$own remote 172.16.0.$far ttl 64";
+        vxlan: "vxlan", true,
+            "case $(ip -4 -o addr show lan0) in *10.101.*) own=1 far=2 ;; *) own=2 far=1 ;; esac; \
+            ip addr add 172.16.0.$own/24 dev below; \
+            ip link add NAME type vxlan id 7 dstport 4789 local 172.16.0.$own remote 172.16.0.$far";
+        // It only has the address; packets go by the device below.
+        dummy: "dummy", false,
+            "ip link add NAME type dummy; ip addr add 192.0.2.1 dev NAME; ip link set NAME up; ip link set below up; \
+            ip route add 192.0.2.2 dev below src 192.0.2.1";
+    }
+    as_lan {
+        lan_bond: "bond", false, BOND;
+        lan_vlan: "VLAN", true, VLAN;
+        lan_bridge: "bridge", false, BRIDGE;
+        lan_macvlan: "macvlan", false, MACVLAN;
+    }
 }
 
 /// In a VRF the WAN has routes of its own, which the tunnel's socket does not use: that is told. With a route in the

@@ -11,8 +11,8 @@
 //!            Switch   a bridge br0 (ports a0, b0) at 192.0.2.66, 2001:db8::66: the place of a
 //!                     tapper or an attacker. It is also the only place where a capture sees what
 //!                     AF_XDP sends and receives.
-//!            Nat      A's wan0 is 10.0.0.1, its router 10.0.0.254 (a0) masquerades as
-//!                     192.0.2.254 (b0), IPv4 only
+//!            Nat      A's wan0 is 10.0.0.1 and 2001:db8:a::1, its router 10.0.0.254 and 2001:db8:a::254 (a0)
+//!                     masquerades as 192.0.2.254 and 2001:db8::254 (b0)
 //! ```
 //!
 //! In a laboratory machine that has network cards (`scripts/lab`), they are the ends of A's LAN and, with a cable as
@@ -30,6 +30,8 @@ use std::path::{Path, PathBuf};
 pub const PORT: u16 = 47100;
 /// What the addresses of a laboratory machine's cards begin with; their numbers follow.
 const CARDS: &str = "02:1a:b0:00:00:0";
+/// B's addresses on the WAN, to which A's default routes lead.
+const B_WAN: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 
 /// The IP version of the outer packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,19 +111,20 @@ impl Topology {
             Middle::Router => Some(router(&a, &b, options)),
             Middle::Nat => {
                 a.wan4 = Ipv4Addr::new(10, 0, 0, 1);
+                a.wan6 = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 1);
                 Some(nat(&a, &b, options))
             }
         };
         match options.middle {
             Middle::Nat => {
-                a.address_wan("10.0.0.254");
-                b.address_wan("192.0.2.254");
+                a.address_wan(["10.0.0.254", "2001:db8:a::254"]);
+                b.address_wan(["192.0.2.254", "2001:db8::254"]);
             }
             // Done, together with the router.
             Middle::Router => {}
             Middle::Cable | Middle::Switch => {
-                a.address_wan("192.0.2.2");
-                b.address_wan("192.0.2.1");
+                a.address_wan(B_WAN);
+                b.address_wan(["192.0.2.1", "2001:db8::1"]);
             }
         }
         Self { a, b, middle, options, scratch }
@@ -134,13 +137,18 @@ impl Topology {
     /// A's WAN, a card that has left its namespace, comes back there.
     pub fn plug_wan_again(&self) {
         plug(1, &self.a.gateway, "wan0", self.options.mtu);
-        self.a.address_wan("192.0.2.2");
+        self.address_wan_again();
     }
 
     /// The same for A's LAN.
     pub fn plug_lan_again(&self) {
         plug(2, &self.a.gateway, "lan0", self.options.mtu);
         self.a.address_lan();
+    }
+
+    /// A's WAN has its addresses and routes again, and is up.
+    pub fn address_wan_again(&self) {
+        self.a.address_wan(B_WAN);
     }
 
     pub fn middle(&self) -> &Namespace {
@@ -180,17 +188,22 @@ impl Site {
         site.gateway.sysctl("net/ipv4/ip_forward", "1");
         site.gateway.sysctl("net/ipv6/conf/all/forwarding", "1");
         site.address_lan();
-        site.host.ip(&format!(
+        site.address_host();
+        site
+    }
+
+    pub fn address_host(&self) {
+        let number = self.number;
+        self.host.ip(&format!(
             "addr add 10.10{number}.0.2/24 dev eth0\n\
              addr add fd00:10{number}::2/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via 10.10{number}.0.1\n\
              route add default via fd00:10{number}::1\n"
         ));
-        site
     }
 
-    fn address_lan(&self) {
+    pub fn address_lan(&self) {
         let number = self.number;
         self.gateway.ip(&format!(
             "addr add 10.10{number}.0.1/24 dev lan0\n\
@@ -199,16 +212,14 @@ impl Site {
         ));
     }
 
-    fn address_wan(&self, router: &str) {
+    fn address_wan(&self, [router4, router6]: [&str; 2]) {
         self.gateway.ip(&format!(
-            "addr add {}/24 dev wan0\n\
-             addr add {}/64 dev wan0 nodad\n\
+            "addr replace {}/24 dev wan0\n\
+             addr replace {}/64 dev wan0 nodad\n\
              link set wan0 up\n\
-             route add default via {router}\n\
-             route add default via 2001:db8::{}\n",
-            self.wan4,
-            self.wan6,
-            3 - self.number
+             route replace default via {router4}\n\
+             route replace default via {router6}\n",
+            self.wan4, self.wan6
         ));
     }
 
@@ -397,11 +408,14 @@ fn nat(a: &Site, b: &Site, options: Options) -> Namespace {
     veth(&b.gateway, "wan0", &nat, "b0", options);
     nat.ip("addr add 10.0.0.254/24 dev a0\n\
          addr add 192.0.2.254/24 dev b0\n\
+         addr add 2001:db8:a::254/64 dev a0 nodad\n\
+         addr add 2001:db8::254/64 dev b0 nodad\n\
          link set a0 up\n\
          link set b0 up\n");
     nat.sysctl("net/ipv4/ip_forward", "1");
+    nat.sysctl("net/ipv6/conf/all/forwarding", "1");
     nat.nft(
-        "table ip nat { chain post { type nat hook postrouting priority 100; \
+        "table inet nat { chain post { type nat hook postrouting priority 100; \
          oifname \"b0\" masquerade; }; }",
     );
     nat

@@ -53,8 +53,8 @@ fn kernel_log() -> String {
     lines[lines.len().saturating_sub(10)..].join("\n")
 }
 
-/// The driver lets go of the LAN's card, and takes it again, while TCP goes both ways: the device is free at once, and
-/// is driven as before when it is back.
+/// The driver lets go of the LAN's card several times, then of the WAN's, and takes it again, while TCP goes both ways:
+/// the device is free at once, and is driven as before when it is back.
 fn unbound_and_bound_again(kind: Kind) {
     if !ready(&[]) {
         return;
@@ -63,14 +63,15 @@ fn unbound_and_bound_again(kind: Kind) {
     let (a, _b) = joined(&topology, kind, Kind::SOCKET, Outer::V4);
     let driven = ports(&a.status());
     let (at_a, at_b) = (&topology.a.host, &topology.b.host);
-    for round in 1..=ROUNDS {
+    for round in 1..=ROUNDS + 1 {
+        let interface = if round > ROUNDS { "wan0" } else { "lan0" };
         let floods =
             [TcpSink::flood(at_a, at_b, topology.b.host4(), 2), TcpSink::flood(at_b, at_a, topology.a.host4(), 2)];
         pause(2_000);
         let carried: Vec<u64> = floods.iter().map(TcpSink::received).collect();
-        let (device, driver) = device_of(&topology, "lan0");
+        let (device, driver) = device_of(&topology, interface);
         let unbound = tell(&driver, "unbind", &device);
-        note(&format!("{kind:?}, round {round}: {carried:?} bytes before, unbound after {unbound:?}"));
+        note(&format!("{kind:?}, {interface}: {carried:?} bytes before, unbound after {unbound:?}"));
         assert!(
             unbound.is_some_and(|took| took < PATIENCE_OF_THE_KERNEL),
             "the kernel waits for {device}:\n{}\n{}",
@@ -79,7 +80,11 @@ fn unbound_and_bound_again(kind: Kind) {
         );
         drop(floods);
         tell(&driver, "bind", &device).expect("the driver takes it");
-        topology.plug_lan_again();
+        if interface == "wan0" {
+            topology.plug_wan_again()
+        } else {
+            topology.plug_lan_again()
+        }
         await_as_before(&topology, &a, &driven);
     }
 }
@@ -118,7 +123,7 @@ fn unloaded_and_loaded_again() {
     await_as_before(&topology, &a, &driven);
 }
 
-/// Rings of another size, another number of queues, another MAC address: traffic comes back by itself.
+/// Rings of another size, another number of queues, another MTU, MAC address or name: traffic comes back by itself.
 fn rings_queues_and_addresses_change(kind: Kind) {
     if !ready(&["ethtool"]) {
         return;
@@ -127,12 +132,14 @@ fn rings_queues_and_addresses_change(kind: Kind) {
     let (a, _b) = joined(&topology, kind, Kind::SOCKET, Outer::V4);
     let (gateway, host) = (&topology.a.gateway, &topology.a.host);
     let target = topology.b.host4();
-    let changes: [&[&str]; 7] = [
+    let changes: [&[&str]; 8] = [
         &["ethtool", "-G", "wan0", "rx", "256", "tx", "256"],
         &["ethtool", "-G", "lan0", "rx", "256", "tx", "256"],
         &["ethtool", "-L", "lan0", "combined", "1"],
         &["ethtool", "-L", "lan0", "combined", "2"],
         &["ip", "link", "set", "lan0", "mtu", "1400"],
+        // Less than the tunnel's packets need on it.
+        &["ip", "link", "set", "wan0", "mtu", "1400"],
         &["ip", "link", "set", "lan0", "address", "02:00:00:00:00:99"],
         // By this one the next test knows the card.
         &["ip", "link", "set", "lan0", "address", "02:1a:b0:00:00:02"],
@@ -143,11 +150,18 @@ fn rings_queues_and_addresses_change(kind: Kind) {
         host.ip("neigh flush dev eth0\n");
         let begun = Instant::now();
         eventually(BACK, &format!("traffic after {change:?}"), || {
-            ping(host, target, &["-c", "3", "-i", "0.2"]).all_answered()
+            ping(host, target, &["-c", "3", "-i", "0.2", "-s", "1300"]).all_answered()
         });
         let outcome = if done { format!("{:.1} s", begun.elapsed().as_secs_f64()) } else { said.trim().to_owned() };
         note(&format!("{kind:?}: {}: {outcome}; {}", change.join(" "), ports(&a.status())));
     }
+    let driven = ports(&a.status());
+    gateway.ip("link set wan0 down\nlink set wan0 name elsewhere\n");
+    let missing = || a.status()["Problems"].to_string().contains("there is no interface wan0");
+    eventually(BACK, "it is told that there is no WAN", missing);
+    gateway.ip("link set elsewhere name wan0\n");
+    topology.address_wan_again();
+    await_as_before(&topology, &a, &driven);
 }
 
 macro_rules! driven_by {
