@@ -398,7 +398,7 @@ pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Resu
         }
         Request::RollOver(spare) => {
             let spare = match spare.map(Spare::open) {
-                Some(None) => return Ok(Answer::Error("this is not a spare key with its document".into())),
+                Some(None) => return Ok(Answer::Error("this file is not one from `authority spare`".into())),
                 Some(spare) => spare,
                 None => None,
             };
@@ -429,8 +429,8 @@ pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Resu
         Request::Limit { site, lifetime } => {
             let site = registry.limit(&site, lifetime, who).await?;
             Answer::Done(match site.ends {
-                Some(ends) => format!("{} ends in {}", site.name, rough(ends.saturating_sub(now()))),
-                None => format!("{} does not end by itself", site.name),
+                Some(ends) => format!("{} will be revoked in {}", site.name, rough(ends.saturating_sub(now()))),
+                None => format!("{} will not be revoked automatically", site.name),
             })
         }
         Request::ChannelBinding { site, mode } => {

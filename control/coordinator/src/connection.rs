@@ -43,7 +43,7 @@ pub struct Client {
 pub async fn serve(socket: WebSocket, client: Client, place: Arc<Place>, server: Arc<Server>) {
     let mut wire = Wire { socket, heard: false };
     let source = client.source;
-    let end = match greet(&mut wire, &client, &place, &server).await {
+    let end = match authenticate(&mut wire, &client, &place, &server).await {
         Ok(Admitted::Site(mut session)) => {
             tracing::info!("{} connected from {source}", session.key());
             let end = converse(&mut wire, &mut session, &server).await;
@@ -113,7 +113,8 @@ impl From<RefusalReason> for End {
     }
 }
 
-async fn greet(wire: &mut Wire, client: &Client, place: &Place, server: &Server) -> Result<Admitted, End> {
+/// Has a client prove its key; returns whose it is.
+async fn authenticate(wire: &mut Wire, client: &Client, place: &Place, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
     let challenge = CoordinatorMessage::Challenge(challenger.challenge().clone());
     let hello = async {
@@ -344,7 +345,7 @@ impl Wire {
             End::Silent | End::Late => (None, close_code::POLICY),
             End::Closed | End::Broken(_) => (None, close_code::NORMAL),
         };
-        let farewell = async {
+        let closing = async {
             if let Some(refusal) = refusal {
                 self.say(&CoordinatorMessage::Refused(refusal)).await?;
             }
@@ -352,6 +353,6 @@ impl Wire {
             while let Some(Ok(_)) = self.socket.recv().await {}
             Ok::<(), End>(())
         };
-        let _ = timeout(CLOSE_TIMEOUT, farewell).await;
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 }

@@ -50,7 +50,7 @@ impl Pulse {
         let mut told = None;
         loop {
             ticks.tick().await;
-            let count = self.felt().await;
+            let count = self.count().await;
             if told != Some(count) {
                 tell(NotifyState::Status(&summary(count)));
                 told = Some(count);
@@ -62,7 +62,7 @@ impl Pulse {
     }
 
     /// Returns when everything has answered; never, if something does not.
-    async fn felt(&self) -> Count {
+    async fn count(&self) -> Count {
         let registry = self.registry.clone();
         // In a task, because the runtime's own threads have to be able to run one.
         let Ok(count) = tokio::spawn(async move { registry.count() }).await else { return pending().await };
@@ -115,8 +115,8 @@ mod tests {
         Coordinator::start(document.try_into().unwrap()).await.unwrap()
     }
 
-    async fn is_felt(pulse: &Pulse, within: Duration) -> bool {
-        timeout(within, pulse.felt()).await.is_ok()
+    async fn is_alive(pulse: &Pulse, within: Duration) -> bool {
+        timeout(within, pulse.count()).await.is_ok()
     }
 
     const SOON: Duration = Duration::from_secs(10);
@@ -127,17 +127,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let coordinator = coordinator(directory.path()).await;
         let pulse = Arc::new(coordinator.pulse());
-        assert!(is_felt(&pulse, SOON).await);
+        assert!(is_alive(&pulse, SOON).await);
         let stuck = pulse.registry.stuck();
         let during = pulse.clone();
-        let felt = tokio::spawn(async move { during.felt().await });
+        let counted = tokio::spawn(async move { during.count().await });
         // Not by the runtime's timers: the coordinator's own tasks may have taken its threads to wait for the lock.
         std::thread::sleep(WHILE);
-        assert!(!felt.is_finished(), "the registry's lock is held");
+        assert!(!counted.is_finished(), "the registry's lock is held");
         drop(stuck);
-        assert!(timeout(SOON, felt).await.is_ok());
+        assert!(timeout(SOON, counted).await.is_ok());
         drop(coordinator);
-        let listening = async { while is_felt(&pulse, WHILE).await {} };
+        let listening = async { while is_alive(&pulse, WHILE).await {} };
         timeout(SOON, listening).await.expect("nobody listens");
     }
 }

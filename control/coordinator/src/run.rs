@@ -86,7 +86,7 @@ pub enum StartError {
     #[error(transparent)]
     Exposed(#[from] Exposed),
     /// Another coordinator uses it.
-    #[error("another coordinator runs with {0}")]
+    #[error("another coordinator uses the state directory {0}")]
     Taken(PathBuf),
     /// The database cannot be used.
     #[error(transparent)]
@@ -343,7 +343,7 @@ async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follo
         }
         while let Some(access) = registry.access(&mut reader) {
             if let Err(error) = follower.take(access) {
-                tracing::error!("the relay does not know who may talk: {error}");
+                tracing::error!("the coordinator's own relay cannot learn which sites may talk: {error}");
             }
         }
         reader.changed().await;

@@ -141,7 +141,8 @@ pub(super) fn sign(state: &Path, file: &Path, only: Option<&str>, subnets: Optio
     let ours = authority.publication().authority();
     anyhow::ensure!(
         asked == ours,
-        "the requests are for the authority {asked}, and this is {ours}: after a rollover bring that back first"
+        "the requests are for the authority {asked}, and the one here is {ours}: after a rollover, add its result to \
+        the coordinator first (`authority add`)"
     );
     let now = signer::now();
     let mut found = false;

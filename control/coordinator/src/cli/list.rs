@@ -33,9 +33,9 @@ pub(super) fn preview(out: &mut dyn Write, preview: &PolicyPreview) -> io::Resul
         writeln!(out, "no link and no announced subnet changes")?;
     }
     let links = [
-        (&preview.come, "links that come"),
-        (&preview.go, "links that go, with their tunnels"),
-        (&preview.other, "links on which something else may begin"),
+        (&preview.come, "new links"),
+        (&preview.go, "links that end, with their tunnels"),
+        (&preview.other, "links on which other services are allowed"),
     ];
     for (links, title) in links {
         named(out, title, links.count, links.first.iter().map(|[one, other]| format!("{one} - {other}")))?;
@@ -46,7 +46,7 @@ pub(super) fn preview(out: &mut dyn Write, preview: &PolicyPreview) -> io::Resul
             [before, after].map(|subnets| if subnets.is_empty() { "none".into() } else { join(subnets) });
         format!("{site}: {before}, then {after}")
     });
-    named(out, "sites that announce other subnets", announced.count, rows)?;
+    named(out, "sites whose announced subnets change", announced.count, rows)?;
     named(out, "sites that are cut off", preview.cut_off.len(), preview.cut_off.iter().map(ToString::to_string))
 }
 
@@ -103,10 +103,10 @@ pub(super) fn authority(out: &mut dyn Write, report: &AuthorityReport) -> io::Re
     writeln!(out, "  private key: {place}")?;
     writeln!(out, "  handed over to another key: {} times", report.rollovers)?;
     writeln!(out, "  sites and relays: {} vouched for, {} revoked", report.statements, report.revoked)?;
-    let certified = if report.lease_certified { "" } else { ", which do NOT count: the authority must certify them" };
+    let certified = if report.lease_certified { "" } else { "; they do NOT count until the authority certifies them" };
     let lease = match report.lease {
-        LeaseLength::Seconds(seconds) => format!("of {}, renewed all the time", rough(seconds.get().into())),
-        LeaseLength::Never => "without an end".into(),
+        LeaseLength::Seconds(seconds) => format!("valid for {}, renewed automatically", rough(seconds.get().into())),
+        LeaseLength::Never => "valid without end".into(),
     };
     writeln!(out, "leases: {lease}{certified}")?;
     if !report.here {

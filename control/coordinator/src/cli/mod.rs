@@ -73,8 +73,8 @@ enum Command {
         /// Serve the page for administrators at this address and port; see `page-login`
         #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
         page: Option<SocketAddr>,
-        /// How long gateways believe in a site without hearing from this coordinator, such as 3d; with "never" this
-        /// does not end [default: 7d]
+        /// How long gateways keep a site as their peer without hearing from this coordinator, such as 3d, or "never"
+        /// for no limit [default: 7d]
         #[arg(long, value_name = "TIME", value_parser = duration::parse_lease)]
         lease: Option<LeaseLength>,
         /// What to log, such as "debug"; RUST_LOG is the default

@@ -89,11 +89,14 @@ fn form(visitor: &Visitor) -> Markup {
         form.fields method="post" action="/keys" {
             (token(visitor))
             label { "Sites that it lets in" input type="number" name="uses" value="1" min="1" required; }
-            label { "For how many hours" input type="number" name="hours" value="24" min="1" required; }
+            label { "Hours that the key is valid" input type="number" name="hours" value="24" min="1" required; }
             label { "Tags of those sites" input name="tags" placeholder="branch"; }
-            label { "Prefixes for their subnets" input name="subnets" placeholder="private ones that nobody has"; }
-            label { "Days until they are revoked" input type="number" name="days" min="1" placeholder="for good"; }
-            label.check { input type="checkbox" name="manually" value="yes"; "They wait for an approval" }
+            label {
+                "Prefixes of subnets that they may offer"
+                input name="subnets" placeholder="private ones that no other site has";
+            }
+            label { "Days until they are revoked" input type="number" name="days" min="1" placeholder="never"; }
+            label.check { input type="checkbox" name="manually" value="yes"; "Each of them waits for approval" }
             button.primary name="action" value="create" { "Make a key" }
         }
     }
@@ -105,7 +108,7 @@ fn table(visitor: &Visitor, keys: &[KeyRecord]) -> Markup {
             thead {
                 tr {
                     th { "Key" } th { "Uses left" } th { "Expires" } th { "Approval" } th { "Tags" } th { "Subnets" }
-                    th { "Sites last" } th {}
+                    th { "Sites expire" } th {}
                 }
             }
             tbody {
@@ -117,13 +120,13 @@ fn table(visitor: &Visitor, keys: &[KeyRecord]) -> Markup {
                         td { (if key.approve_manually { "by hand" } else { "at once" }) }
                         td { (join(&key.tags)) }
                         td { (join(&key.subnets)) }
-                        td { (key.site_lifetime.map_or("for good".into(), rough)) }
+                        td { (key.site_lifetime.map_or("never".into(), |lifetime| format!("after {}", rough(lifetime)))) }
                         td {
                             (sure("Revoke", html! {
                                 form method="post" action="/keys" {
                                     (token(visitor))
                                     input type="hidden" name="key" value=(key.id);
-                                    button.danger name="action" value="revoke" { "Let nobody in any more" }
+                                    button.danger name="action" value="revoke" { "Revoke: it lets in no more sites" }
                                 }
                             }))
                         }

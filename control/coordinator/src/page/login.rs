@@ -59,7 +59,7 @@ pub(super) async fn log_in(
             Err(refusal) => refusal,
         },
         None => {
-            tracing::info!("page: {source} has shown a link that was used already, is too old, or never existed");
+            tracing::info!("page: {source} used a login link that was used already, is too old, or never existed");
             let sentence = "This link was used already, or is too old.";
             (StatusCode::FORBIDDEN, form(&page, None, Some(sentence))).into_response()
         }

@@ -82,7 +82,7 @@ impl Page {
                 @let (picture, left_out) = picture::draw(&overview);
                 (picture)
                 @if left_out > 0 {
-                    p.hint { (left_out) " links are not drawn: those without trouble that carry least." }
+                    p.hint { (left_out) " links are not drawn: of the direct and unknown ones, those with the least traffic." }
                 }
             }
             (links(&overview))
@@ -114,7 +114,7 @@ fn links(overview: &Overview) -> Markup {
                 }
             }
         }
-        @if links.len() > ROWS_LIMIT { p.hint { "These are " (ROWS_LIMIT) " of " (links.len()) "." } }
+        @if links.len() > ROWS_LIMIT { p.hint { (ROWS_LIMIT) " of " (links.len()) " links are shown." } }
     }
 }
 
@@ -122,7 +122,7 @@ fn links(overview: &Overview) -> Markup {
 fn why(link: &LinkView) -> String {
     let path = link.path();
     match link.told.iter().flatten().find(|told| Some(told.path) == path) {
-        None => "neither gateway has told yet".into(),
+        None => "neither gateway has reported yet".into(),
         Some(told) => match &told.relay {
             Some(relay) => format!("{}; by {relay}", told.reason),
             None => told.reason.clone(),
@@ -152,7 +152,7 @@ fn sites(overview: &Overview) -> Markup {
             }
         }
         @if overview.sites.len() > ROWS_LIMIT {
-            p.hint { "These are " (ROWS_LIMIT) " of " (overview.sites.len()) "." }
+            p.hint { (ROWS_LIMIT) " of " (overview.sites.len()) " sites are shown." }
         }
     }
 }

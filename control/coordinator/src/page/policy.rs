@@ -31,7 +31,7 @@ pub(super) async fn change(State(page): State<Arc<Page>>, Posted { visitor, fiel
     let policy = match Policy::parse(text) {
         Ok(policy) => policy,
         Err(sentence) => {
-            let found = html! { p.notice.error role="status" { "This is no policy: " (sentence) } };
+            let found = html! { p.notice.error role="status" { "This policy is not valid: " (sentence) } };
             return page.show(&visitor, "/policy", editor(&visitor, text, base, found));
         }
     };
@@ -40,7 +40,7 @@ pub(super) async fn change(State(page): State<Arc<Page>>, Posted { visitor, fiel
         return page.change(&visitor, request, "/policy").await;
     }
     if page.status.registry.policy().fingerprint() != base {
-        let sentence = "somebody has changed the policy in the meantime: this is the one in force now".into();
+        let sentence = "somebody has changed the policy meanwhile: here is the one in force now".into();
         return page.tell(&visitor, Notice { done: false, sentence }, "/policy");
     }
     let preview = page.status.registry.preview_policy(policy.clone()).await;
@@ -70,11 +70,11 @@ fn changes(visitor: &Visitor, policy: &Policy, base: &str, preview: &PolicyPrevi
         section.card {
             h2 { "What would change" }
             @if preview.is_empty() { p { "No link and no announced subnet changes." } }
-            (pairs("come", "Links that come", &preview.come))
-            (pairs("go", "Links that go, with their tunnels", &preview.go))
-            (pairs("other", "Links on which something else may begin", &preview.other))
+            (pairs("come", "New links", &preview.come))
+            (pairs("go", "Links that end, with their tunnels", &preview.go))
+            (pairs("other", "Links on which other services are allowed", &preview.other))
             @if preview.announced.count > 0 {
-                h3 { "Sites that announce other subnets: " (preview.announced.count) }
+                h3 { "Sites whose announced subnets change: " (preview.announced.count) }
                 ul {
                     @for Announcement { site, before, after } in &preview.announced.first {
                         li { (site) ": " del { (join(before)) } " → " ins { (join(after)) } }

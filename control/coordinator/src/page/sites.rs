@@ -77,7 +77,7 @@ fn list(visitor: &Visitor, filter: &str, sites: &[SiteStatus], authority: &Autho
             thead {
                 tr {
                     th { "Name" } th { "State" } th { "Connected" } th { "Subnets in force" } th { "Tags" }
-                    th { "Ends" } th { "Public key" } th {}
+                    th { "Expires" } th { "Public key" } th {}
                 }
             }
             tbody {
@@ -96,7 +96,7 @@ fn list(visitor: &Visitor, filter: &str, sites: &[SiteStatus], authority: &Autho
             }
         }
         @if selected.len() > ROWS_LIMIT {
-            p.hint { "These are " (ROWS_LIMIT) " of " (selected.len()) ": filter them." }
+            p.hint { (ROWS_LIMIT) " of " (selected.len()) " sites are shown: filter them." }
         }
     }
 }
@@ -143,7 +143,7 @@ fn card(visitor: &Visitor, status: &SiteStatus, here: bool) -> Markup {
                     (token(visitor))
                     input type="hidden" name="site" value=(site.key);
                     button.primary name="action" value="approve" { "Approve" }
-                    span.hint { "what it offers as far as that needs no grant" }
+                    span.hint { "and let it offer those of its subnets that need no grant" }
                 }
                 form.row method="post" action="/sites" {
                     (token(visitor))

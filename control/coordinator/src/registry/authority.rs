@@ -265,11 +265,15 @@ impl Registry {
         let statement = ledger.signer().await?.publication().site(&site.key).cloned();
         let after = match statement {
             Some(statement) if statement.grant.name != site.name => {
-                tracing::error!("{} is stated by another name, {}: nothing is done", site.name, statement.grant.name);
+                tracing::error!(
+                    "the authority has signed {} under another name, {}: that is ignored",
+                    site.name,
+                    statement.grant.name
+                );
                 return Ok(None);
             }
             Some(statement) if statement.grant.virtual_address != site.virtual_address => {
-                tracing::error!("{} has another virtual address in its statement: ignored", site.name);
+                tracing::error!("the authority has signed {} with another virtual address: that is ignored", site.name);
                 return Ok(None);
             }
             Some(statement) => {

@@ -203,6 +203,6 @@ fn granted(in_force: &[IpNet]) -> Option<Subnets> {
 }
 
 fn unavailable(error: &ChangeError) -> Refusal {
-    tracing::error!("a gateway is told to try later: {error}");
+    tracing::error!("a gateway is refused and told to try later: {error}");
     refused(RefusalReason::Unavailable)
 }

@@ -39,10 +39,10 @@ struct Coming {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FollowError {
     /// A later part of a whole without the first one, or a change without a whole.
-    #[error("the coordinator sent a change before the whole")]
+    #[error("the coordinator sent a change before the whole list")]
     Middle,
     /// A number that belongs to no site.
-    #[error("the coordinator names a site that it has not announced")]
+    #[error("the coordinator refers to a site that it has not introduced")]
     Unknown,
     /// More sites than [`PEERS_LIMIT`] and one, or more pairs than a relay keeps.
     #[error("there are more sites or pairs than this relay can keep")]

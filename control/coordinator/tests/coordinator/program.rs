@@ -170,7 +170,7 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
     assert!(set.contains("tag:hub"));
     std::fs::write(&policy, r#"{"Links": [], "Subnets": {"*": ["10.2.0.0/16"]}}"#).unwrap();
     let changes = succeeds(state, &["policy", "set", "--dry-run", policy.to_str().unwrap()]);
-    assert_eq!(changes, "sites that announce other subnets: 1\n  amsterdam: 10.1.0.0/16, then none\n");
+    assert_eq!(changes, "sites whose announced subnets change: 1\n  amsterdam: 10.1.0.0/16, then none\n");
     assert_eq!(succeeds(state, &["policy", "show"]), set);
     std::fs::write(&policy, r#"{"Lynx": []}"#).unwrap();
     let error = fails(state, &["policy", "set", policy.to_str().unwrap()]);
@@ -183,7 +183,7 @@ async fn the_command_line_from_a_key_to_a_revoked_site() {
     assert_eq!(connection.end().await.reason(), RefusalReason::Revoked);
 
     let second = Program::start(state);
-    second.says("another coordinator runs with");
+    second.says("another coordinator uses the state directory");
     program.signal("-TERM");
     assert!(program.ends().success());
     assert!(fails(state, &["site", "list"]).contains("the coordinator is not running"));

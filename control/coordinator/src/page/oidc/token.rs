@@ -95,13 +95,13 @@ pub enum TokenError {
     #[error("the ID token cannot be read")]
     Malformed,
     /// It is signed with an algorithm that is not accepted.
-    #[error("the ID token is signed neither with RS256 nor with ES256")]
+    #[error("the ID token is signed neither by RS256 nor by ES256")]
     Algorithm,
     /// None of the provider's keys has signed it.
     #[error("the ID token is not signed by a key of the provider")]
     Signature,
     /// It is for something else.
-    #[error("the ID token is not for this login: its {0} is different")]
+    #[error("the ID token is not for this login: it has another {0}")]
     Foreign(&'static str),
     /// It has expired, or is not valid yet.
     #[error("the ID token is not valid at this time: compare the clocks")]
