@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_connect::TrustError;
 use penstock_metrics::http;
@@ -31,7 +31,7 @@ use crate::page::session::Sessions;
 use crate::page::{self, Entrance};
 use crate::public::{self, NoAddress};
 use crate::pulse::{Calls, Pulse};
-use crate::registry::{ChangeError, Reader, Registry, Servers, Signing};
+use crate::registry::{ChangeError, HISTORY_EVERY, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
 use crate::relay::kept::KeptError;
@@ -184,6 +184,7 @@ impl Coordinator {
         let state = serving.state;
         let entrance = page_config.zip(page_addresses.first()).map(|(page, address)| {
             registry.want_reports();
+            tasks.spawn(record_history(registry.clone()));
             let oidc = page.oidc.map(Oidc::new).transpose()?;
             let origins = Origins::new(*address, page.url.as_ref(), &names);
             Ok::<_, StartError>(Arc::new(Entrance { sessions: Sessions::default(), origins, oidc }))
@@ -372,6 +373,15 @@ async fn store_seen(registry: Arc<Registry>) {
         if let Err(error) = registry.store_seen().await {
             tracing::error!("{error}");
         }
+    }
+}
+
+async fn record_history(registry: Arc<Registry>) {
+    let mut ticks = interval(HISTORY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        registry.record_history(Instant::now());
     }
 }
 

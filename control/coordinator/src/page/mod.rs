@@ -8,7 +8,8 @@
 //!   browser ── HTTP(S) ──► listen ──► guard: host, origin, headers, time ──► pages ──► admin ──► registry
 //!                                        session: links, cookies, form tokens ──┘
 //! ```
-//! Reading order: [`origin`], [`session`], `listen`, `guard`, then one file for each page; `picture` draws the sites.
+//! Reading order: [`origin`], [`session`], `listen`, `guard`, then one file for each page; `picture` draws the sites,
+//! `sparkline` how a number went.
 
 mod audit;
 pub mod config;
@@ -25,6 +26,7 @@ mod picture;
 mod policy;
 pub mod session;
 mod sites;
+mod sparkline;
 mod words;
 
 use std::sync::{Arc, Mutex};

@@ -10,9 +10,11 @@ use maud::{Markup, html};
 use super::Page;
 use super::picture::{self, SITES_LIMIT};
 use super::session::{Use, Visitor};
+use super::sparkline;
 use super::words::{self, from_now, join};
-use crate::registry::{LINKS_LIMIT, LinkView, Overview};
+use crate::registry::{LINKS_LIMIT, LinkView, Overview, Registry};
 use crate::site::Site;
+use crate::time::rough;
 
 /// The most rows of a table.
 pub(super) const ROWS_LIMIT: usize = 500;
@@ -85,37 +87,54 @@ impl Page {
                     p.hint { (left_out) " links are not drawn: of the direct and unknown ones, those with the least traffic." }
                 }
             }
-            (links(&overview))
+            (links(&overview, &self.status.registry))
             (sites(&overview))
         }
     }
 }
 
-fn links(overview: &Overview) -> Markup {
+fn links(overview: &Overview, registry: &Registry) -> Markup {
     let mut links: Vec<&LinkView> = overview.links.iter().collect();
     links.sort_by_key(|link| {
         let trouble = matches!(words::path(link.path()), "down" | "relayed");
         (!trouble, std::cmp::Reverse(link.rate()), link.ends)
     });
+    let count = links.len();
+    links.truncate(ROWS_LIMIT);
+    let ends = links.iter().map(|link| link.ends.map(|end| &overview.sites[end].site.key));
+    let (span, pasts) = registry.past(ends);
+    let span = rough(span.as_secs());
     html! {
         h2 { "Links" }
         table {
             thead { tr { th { "Sites" } th { "Path" } th { "Why" } th { "Rate" } th { "Round trip" } } }
             tbody {
-                @for link in links.iter().take(ROWS_LIMIT) {
+                @for (link, past) in links.iter().zip(&pasts) {
                     @let [one, other] = link.ends.map(|end| &overview.sites[end].site.name);
                     tr {
                         td { (one) " – " (other) }
                         td { span class={ "path " (words::path(link.path())) } { (words::path(link.path())) } }
                         td { (why(link)) }
-                        td.number { (words::rate(link.rate())) }
-                        td.number { (join(link.round_trip().map(words::round_trip))) }
+                        @let round_trip = join(link.round_trip().map(words::round_trip));
+                        (with_past(words::rate(link.rate()), &past.rates, &span, |rate| words::rate(rate as u64)))
+                        (with_past(round_trip, &past.round_trips, &span, |micros| words::round_trip(micros as u32)))
                     }
                 }
             }
         }
-        @if links.len() > ROWS_LIMIT { p.hint { (ROWS_LIMIT) " of " (links.len()) " links are shown." } }
+        @if !links.is_empty() {
+            p.hint { "Each line covers the last " (span) " and has a scale of its own, from zero to its highest value." }
+        }
+        @if count > ROWS_LIMIT { p.hint { (ROWS_LIMIT) " of " (count) " links are shown." } }
     }
+}
+
+/// A cell with a number as it is now, and a line that shows how it went; pointing at it tells lowest and highest value.
+fn with_past(now: String, past: &[Option<f32>], span: &str, words: impl Fn(f32) -> String) -> Markup {
+    let known = past.iter().flatten().copied();
+    let extremes = known.clone().reduce(f32::min).zip(known.reduce(f32::max));
+    let title = extremes.map(|(lowest, highest)| format!("{} to {} in the last {span}", words(lowest), words(highest)));
+    html! { td.number title=[title] { (sparkline::draw(past)) (now) } }
 }
 
 /// The reason given by the end that sees the worse path, and the relay.

@@ -12,6 +12,7 @@ mod draft;
 mod feed;
 mod gateways;
 mod held;
+mod history;
 mod leases;
 mod links;
 mod offers;
@@ -25,7 +26,7 @@ mod transition;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use penstock_proto::coordination::limits::PEERS_LIMIT;
@@ -46,6 +47,7 @@ pub use cut_off::CutOff;
 pub use draft::{Draft, messages_of};
 pub use feed::Reader;
 use held::{Held, Timed};
+pub use history::{EVERY as HISTORY_EVERY, Past};
 use leases::Leases;
 pub use offers::WaitingSubnets;
 pub use overview::{LINKS_LIMIT, LinkView, Overview, SiteView};
@@ -210,7 +212,7 @@ impl Registry {
             state: Timed::new(state),
             seen: Mutex::default(),
             relay_links: Mutex::default(),
-            reported: Reported::default(),
+            reported: Reported::new(Instant::now()),
             fingerprint,
         };
         registry.renew_leases().await?;

@@ -1,12 +1,14 @@
-//! What gateways tell of their paths, once somebody wants to know. It stays in memory, as long as the gateway is
-//! connected, and no other site is told of it.
+//! What gateways report of their paths, once somebody wants to know. It stays in memory, the latest report as long as
+//! the gateway is connected, the [history](super::history) for two hours; no other site is told of it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use penstock_proto::coordination::{PathReport, Paths, Reports, SiteKey};
 
+use super::history::{History, Past};
 use super::{Registry, Session};
 
 /// Shortest time between two reports of a gateway, in seconds.
@@ -14,16 +16,25 @@ const EVERY: u32 = 10;
 /// All gateways together report so often in a second.
 const REPORTS_PER_SECOND: u32 = 100;
 
-/// The latest report of each gateway.
-#[derive(Debug, Default)]
+/// The latest report of each gateway, and how its paths were before.
+#[derive(Debug)]
 pub(super) struct Reported {
     wanted: AtomicBool,
     latest: Mutex<HashMap<SiteKey, Arc<[PathReport]>>>,
+    history: Mutex<History>,
 }
 
 impl Reported {
+    pub fn new(now: Instant) -> Self {
+        Self { wanted: AtomicBool::new(false), latest: Mutex::default(), history: Mutex::new(History::new(now)) }
+    }
+
     pub fn latest(&self) -> MutexGuard<'_, HashMap<SiteKey, Arc<[PathReport]>>> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,5 +57,17 @@ impl Registry {
         if self.reported.wanted.load(Ordering::Relaxed) {
             self.reported.latest().insert(session.key(), paths.paths.into());
         }
+    }
+    /// Adds the latest reports to the history. To be called every [`EVERY`](super::history::EVERY).
+    pub fn record_history(&self, now: Instant) {
+        let latest = self.reported.latest().clone();
+        self.reported.history().record(now, &latest);
+    }
+
+    /// How far back the history reaches, and how these links went.
+    #[must_use]
+    pub fn past<'a>(&self, links: impl IntoIterator<Item = [&'a SiteKey; 2]>) -> (Duration, Vec<Past>) {
+        let history = self.reported.history();
+        (history.span(), links.into_iter().map(|ends| history.link(ends)).collect())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `PENSTOCK_TEST_PICTURES=DIRECTORY` leaves pictures of the pages there, as docs/pictures has them.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
 use penstock_coordinator::admin::{Answer, Request};
+use penstock_coordinator::registry::HISTORY_EVERY;
 use penstock_proto::coordination::{Dependence, GatewayMessage, NatType, PathKind, Reachability};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -146,10 +148,15 @@ impl Browser {
         let picture = self.ask("Page.captureScreenshot", json!({"format": "png"})).await;
         let picture = STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
         assert!(picture.starts_with(b"\x89PNG"));
-        if let Some(directory) = std::env::var_os("PENSTOCK_TEST_PICTURES") {
+        if let Some(directory) = pictures() {
             std::fs::write(PathBuf::from(directory).join(name), picture).unwrap();
         }
     }
+}
+
+/// Where pictures for the book are to be left.
+fn pictures() -> Option<OsString> {
+    std::env::var_os("PENSTOCK_TEST_PICTURES")
 }
 
 fn nat(mapping: Dependence, filtering: Dependence) -> GatewayMessage {
@@ -177,13 +184,15 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     let direct = (PathKind::Direct, 41_000_000, "the peer answers directly");
     let relayed = (PathKind::Relay, 900_000, "both NATs map endpoint-dependently");
     let mut connections = Vec::new();
-    for (name, subnet, (path, rate, reason), mapping) in [
-        ("berlin", "10.2.0.0/16", direct, EndpointIndependent),
-        ("cadiz", "10.3.0.0/16", relayed, AddressAndPortDependent),
-        ("dublin", "10.4.0.0/16", (PathKind::Direct, 240_000, "the peer answers directly"), EndpointIndependent),
-        ("espoo", "10.5.0.0/16", (PathKind::Direct, 0, "the peer answers directly"), EndpointIndependent),
-    ] {
-        let (_, mut connection) = running.site(name, &[subnet], &["branch"]).await;
+    let told = [
+        ("berlin", direct, EndpointIndependent),
+        ("cadiz", relayed, AddressAndPortDependent),
+        ("dublin", (PathKind::Direct, 240_000, "the peer answers directly"), EndpointIndependent),
+        ("espoo", (PathKind::Direct, 0, "the peer answers directly"), EndpointIndependent),
+    ];
+    for (number, (name, (path, rate, reason), mapping)) in told.into_iter().enumerate() {
+        let subnet = format!("10.{}.0.0/16", number + 2);
+        let (_, mut connection) = running.site(name, &[&subnet], &["branch"]).await;
         connection.say(&nat(mapping, AddressAndPortDependent)).await;
         tell(&mut connection, &hub, path, rate, reason).await;
         connections.push(connection);
@@ -198,7 +207,19 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     browser.click("Log in").await;
     browser.until("location.pathname === '/' && document.querySelectorAll('.picture .site > text').length === 5").await;
     browser.until("document.querySelector('.picture .link.relayed')").await;
-    browser.picture("page-overview.png", 1060).await;
+    if pictures().is_some() {
+        // So that there is some history to see.
+        for round in 0..30 {
+            for (number, connection) in connections.iter_mut().enumerate() {
+                let swing = 1.0 + (f64::from(round) * 0.4 + number as f64 * 2.0).sin() * 0.6;
+                let (path, rate, reason) = told[number].1;
+                tell(connection, &hub, path, (rate as f64 * swing) as u64, reason).await;
+            }
+            tokio::time::sleep(HISTORY_EVERY).await;
+        }
+    }
+    browser.until("document.querySelector('.sparkline polyline')").await;
+    browser.picture("page-overview.png", 1330).await;
     browser.colours("dark").await;
     browser.picture("page-overview-dark.png", 1060).await;
     browser.colours("light").await;
@@ -225,6 +246,11 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     browser.click("Put this policy in force").await;
     browser.until("document.querySelector('.notice')?.innerText.includes('in force')").await;
     assert_eq!(running.audit().await.pop().unwrap().what, "policy set");
+
+    // A line that is not level: the rate of the link that has gone down.
+    browser.go(&page).await;
+    let lines = "[...document.querySelectorAll('.sparkline polyline')]";
+    browser.until(&format!("{lines}.some(line => line.getBoundingClientRect().height > 10)")).await;
 
     for path in ["/keys", "/audit"] {
         browser.go(&format!("{page}{path}")).await;
