@@ -174,7 +174,7 @@ fn carried(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2], before:
             let count = |status: &Value| status["Steering"][side][verdict].as_u64().unwrap_or(0);
             count(&after).saturating_sub(count(before))
         };
-        let redirected: u64 = redirects.iter().map(|verdict| grown(verdict)).sum();
+        let redirected: u64 = redirects.iter().map(&grown).sum();
         let left = ["no_socket", "no_headroom"].map(|verdict| grown(&verdict));
         let [receive, send] = doctor::queues_by_direction(&topology.a.gateway, interface);
         note(&format!(

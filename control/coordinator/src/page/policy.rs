@@ -40,7 +40,7 @@ pub(super) async fn change(State(page): State<Arc<Page>>, Posted { visitor, fiel
         return page.change(&visitor, request, "/policy").await;
     }
     if page.status.registry.policy().fingerprint() != base {
-        let sentence = "somebody has changed the policy meanwhile: here is the one in force now".into();
+        let sentence = "somebody has changed the policy in the meantime: here is the one in force now".into();
         return page.tell(&visitor, Notice { done: false, sentence }, "/policy");
     }
     let preview = page.status.registry.preview_policy(policy.clone()).await;

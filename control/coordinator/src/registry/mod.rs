@@ -171,7 +171,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Somebody else was quicker.
-    #[error("somebody has changed the policy meanwhile: your change was not made")]
+    #[error("somebody has changed the policy in the meantime: your change was not made")]
     PolicyChanged,
     /// The stored policy is not valid.
     #[error("the policy: {0}")]
