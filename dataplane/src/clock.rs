@@ -1,5 +1,5 @@
-//! The coarse clock of the data plane: milliseconds since the process's first look at it, read once a
-//! batch, and small enough for an atomic.
+//! The coarse clock of the data plane: milliseconds since the process first read it, read once per batch, and small
+//! enough for an atomic.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub u64);
 
-/// Nanoseconds on the same clock, for what is paced.
+/// Nanoseconds on the same clock, for pacing.
 pub(crate) fn nanos() -> u64 {
     start().elapsed().as_nanos() as u64
 }
@@ -35,7 +35,7 @@ impl Millis {
     }
 }
 
-/// When the clock begins: before the first look at it, so that instants a little in the past can be told.
+/// When the clock begins: before it is first read, so that instants a little in the past can be expressed.
 fn start() -> Instant {
     *START.get_or_init(|| Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now))
 }

@@ -1,4 +1,4 @@
-//! Why packets are dropped, and how many were: a counter for every reason.
+//! Why packets are dropped, and how many: a counter for every reason.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -45,15 +45,15 @@ reasons! {
     SpoofedSource = "spoofed-source",
     /// WAN: the inner destination is neither this site's nor the gateway's own, and other sites may not pass through.
     Transit = "transit",
-    /// The firewall's rules, or what a coordinator says that the peer may reach, do not accept it.
+    /// The firewall's rules, or what a coordinator lets the peer reach, do not accept it.
     FilterDenied = "filter-denied",
-    /// Firewall: a later fragment between hosts without an accepted flow, or a first one whose transport header is cut.
+    /// Firewall: a later fragment without an accepted flow, or a first one with a truncated transport header.
     FilterFragment = "filter-fragment",
     /// Firewall: a new flow, when there are too many.
     FilterFull = "filter-full",
-    /// Firewall: the headers behind that of IP are cut, or too many.
+    /// Firewall: the headers behind IP's are truncated, or there are too many.
     FilterMalformed = "filter-malformed",
-    /// RFC 6040: congestion experienced outside on a packet whose inside cannot carry it.
+    /// RFC 6040: congestion experienced in the outer header of a packet whose inner header cannot carry it.
     Congestion = "congestion",
     /// LAN: no peer's allowed IPs hold the destination.
     NoPeer = "no-peer",
@@ -63,7 +63,7 @@ reasons! {
     HopLimit = "hop-limit",
     /// Larger than the tunnel's MTU; the sender was told where that is due.
     TooBig = "too-big",
-    /// `WanRate`: more packets waited than may, and this was one of a flow that has most of them; or the worker ended.
+    /// `WanRate`: too many packets waited, and this was one of the flow that has most of them; or the worker ended.
     ShaperFull = "shaper-full",
     /// The queue to the slow path was full.
     SlowPathFull = "slow-path-full",
@@ -76,7 +76,7 @@ reasons! {
     /// AF_XDP, lost by the kernel: the receive ring was full, since the worker did not take packets in time.
     RingFull = "xdp-ring-full",
     /// AF_XDP, lost by the kernel: no free frame was in the fill ring, since the worker did not give any back in time.
-    /// Of a zero-copy socket the driver's vain attempts, which are no more packets than it loses.
+    /// For a zero-copy socket, the driver's failed attempts, of which there may be fewer than lost packets.
     FillRingEmpty = "xdp-fill-ring-empty",
     /// AF_XDP, lost by the kernel: it did not fit a frame, or the socket refused it.
     SocketRefused = "xdp-refused",

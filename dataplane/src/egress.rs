@@ -1,8 +1,8 @@
 //! From the LAN to the WAN: allowed IPs, session, seal.
 //!
-//! Three passes over a batch: whose packet each one is, and whether it can be sent; then runs of packets for one peer
-//! are addressed, with a block of its session's counters; then all are sealed at once. With a rate packets wait between
-//! the first pass and the others ([`crate::shaper`]).
+//! Three passes over a batch: which peer each packet is for, and whether it can be sent; then runs of packets for one
+//! peer are addressed, with a block of its session's counters; then all are sealed at once. With a rate, packets wait
+//! between the first pass and the others ([`crate::shaper`]).
 
 use std::iter::repeat_n;
 
@@ -61,8 +61,8 @@ fn hold(turn: &mut Turn<'_>, received: &mut Batch, routes: &[Result<u32, Exit>],
     }
 }
 
-/// Sends what has waited and whose time has come, up to a batch; returns how many packets that were. `packets` is
-/// empty, before and after.
+/// Sends waiting packets whose time has come, up to a batch; returns how many those were. `packets` is empty, before
+/// and after.
 pub(crate) fn release(turn: &mut Turn<'_>, packets: &mut Batch, wan: &mut Side, work: &Work) -> usize {
     let Some(mut shaper) = turn.shaper.take() else { return 0 };
     let now = clock::nanos();
@@ -93,7 +93,7 @@ pub(crate) fn release(turn: &mut Turn<'_>, packets: &mut Batch, wan: &mut Side, 
     routes.len()
 }
 
-/// The place of the peer of a packet that has waited. The table may have been replaced since.
+/// The place in the table of a waiting packet's peer. The table may have been replaced since.
 fn route_again(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>) -> Result<u32, Exit> {
     let frame = &packet.frame;
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
@@ -132,7 +132,7 @@ pub(crate) fn seal(turn: &mut Turn<'_>, packets: &mut Batch, routes: &[Result<u3
     wan.send(turn, packets, &exits);
 }
 
-/// First pass: the place of the peer whose packet it is, if it can be sent.
+/// First pass: the place of the peer that the packet is for, if it can be sent.
 #[inline]
 fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> Result<u32, Exit> {
     let (frame, table) = (&mut packet.frame, turn.table);
@@ -193,8 +193,8 @@ fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Resu
     Ok(())
 }
 
-/// Second pass: makes packets for one peer messages that are yet to be sealed, appends the session and counter of each
-/// to `keys`, and returns the port by which they leave.
+/// Second pass: makes packets for one peer into messages that are yet to be sealed, appends the session and counter of
+/// each to `keys`, and returns the port by which they leave.
 fn address<'t>(
     packets: &mut [Packet],
     place: u32,
@@ -210,7 +210,7 @@ fn address<'t>(
     let link = entry.link.filter(|_| roamed.is_none());
     let count = packets.len() as u64;
     let data = packets.iter().any(|packet| packet.frame.len() > 0);
-    // The kernel's socket sends keepalives: its connection tracking sees nothing of what AF_XDP carries, and a firewall
+    // The kernel's socket sends keepalives: its connection tracking does not see what AF_XDP carries, and a firewall
     // that has forgotten the flow does not let the peer in. The first one of a session proves the ring instead.
     let by_ring = data || session.answered().is_none();
     let port = link.as_ref().filter(|_| by_ring).and_then(|link| wan.port_of(link));
@@ -227,7 +227,7 @@ fn address<'t>(
     Ok(Exit::Port(port.unwrap_or(wan.kernel())))
 }
 
-/// Pads the packet, and extends it to the message: with the room for header and tag. Returns its length.
+/// Pads the packet, and extends it to the message, with room for header and tag. Returns its length.
 #[inline]
 fn enclose(frame: &mut Frame, turn: &mut Turn<'_>, mtu: usize) -> u64 {
     let (start, len) = (frame.start(), frame.len());

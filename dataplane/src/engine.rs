@@ -27,13 +27,13 @@ pub struct EngineConfig {
     pub cipher: Cipher,
 }
 
-/// What a worker starts with: its memory and its ends of the devices' queues.
+/// What a worker starts with: its memory and its ports.
 pub struct WorkerSetup {
     /// Packet memory, shared by the worker's ports.
     pub pool: Pool,
-    /// Ports that carry the tunnel. The last one is the kernel's UDP socket, which takes what has no link.
+    /// Ports that carry the tunnel. The last one is the kernel's UDP socket, which takes packets that have no link.
     pub wan: Vec<Box<dyn Port>>,
-    /// Ports that carry the site's packets. The last one is the tun device, which takes what has no link.
+    /// Ports that carry the site's packets. The last one is the tun device, which takes packets that have no link.
     pub lan: Vec<Box<dyn Port>>,
     /// The core to pin the worker to; `None` leaves it to the scheduler.
     pub core: Option<core_affinity::CoreId>,
@@ -115,8 +115,8 @@ impl Engine {
         Ok((engine, workers))
     }
 
-    /// Gives the workers a new table. Each one adopts it before its next batch, an idle one at once, since it must not
-    /// keep the keys of sessions that have ended.
+    /// Gives the workers a new table. Each one adopts it before its next batch; an idle one adopts it at once, since it
+    /// must not keep the keys of sessions that have ended.
     pub fn publish(&self, table: Table) {
         self.shared.table.store(Arc::new(table));
         self.workers.iter().for_each(|worker| worker.commands.ring());

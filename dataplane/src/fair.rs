@@ -1,11 +1,11 @@
 //! A queue that is fair between flows, in two classes, and bounded. It knows neither packets nor time.
 //!
-//! Flows take turns by deficit round robin, with the two lists of fq_codel (RFC 8290, section 4): a flow that had nothing
-//! waiting goes first for one quantum, so a sparse flow, such as a terminal session or a ping, never waits behind a dense
-//! one. What is urgent goes before what is bulk, yet leaves bulk a quarter of the bytes as long as both wait. A full
+//! Flows take turns by deficit round robin, with the two lists of fq_codel (RFC 8290, section 4): a flow that had
+//! nothing waiting goes first for one quantum, so a sparse flow, such as a terminal session or a ping, never waits
+//! behind a dense one. Urgent items go before bulk, but leave bulk a quarter of the bytes as long as both wait. A full
 //! queue drops from the front of a flow that has more waiting than the average, so a flow can only crowd out itself.
 //!
-//! All memory is there from the beginning. Flows are told apart by a hash, in [`FLOWS`] places for each class.
+//! All memory is allocated at the start. Flows are told apart by a hash, in [`FLOWS`] places for each class.
 
 /// Places for flows of a class.
 pub(crate) const FLOWS: usize = 1024;
@@ -18,7 +18,7 @@ const URGENT_SHARE: i64 = 3;
 /// No slot, or no flow.
 const NONE: u32 = u32::MAX;
 
-/// Which of two goes first.
+/// Which of two items goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Urgent = 0,
@@ -29,7 +29,7 @@ pub(crate) enum Class {
 #[derive(Debug)]
 pub(crate) struct FairQueue<T> {
     slots: Box<[Slot<T>]>,
-    /// The first of the slots that are free.
+    /// The first of the free slots.
     free: u32,
     /// Those of [`Class::Urgent`] and then those of [`Class::Bulk`].
     flows: Box<[Flow]>,
@@ -37,11 +37,11 @@ pub(crate) struct FairQueue<T> {
     len: usize,
     bytes: usize,
     max_bytes: usize,
-    /// The flow that had most waiting when it was last looked for.
+    /// The flow that had most waiting at the last search.
     fattest: u32,
     /// Flows that have anything waiting.
     busy: usize,
-    /// Bytes by which the urgent class is ahead of bulk that waits.
+    /// Bytes by which the urgent class is ahead of waiting bulk traffic.
     ahead: i64,
 }
 
@@ -84,7 +84,7 @@ struct List {
 impl<T> FairQueue<T> {
     /// An empty queue for this many items.
     pub(crate) fn new(max_items: usize, max_bytes: usize) -> Self {
-        // One more, so that an item is there before another makes room for it.
+        // One more, so that an item can be added before another makes room for it.
         let slots = max_items as u32 + 1;
         let slot = |n: u32| Slot { item: None, bytes: 0, next: if n + 1 < slots { n + 1 } else { NONE } };
         let flow = Flow { head: NONE, tail: NONE, bytes: 0, deficit: 0, listed: false, next: NONE };
@@ -102,7 +102,7 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Bounds the bytes; [`Self::overflow`] drops what is too much.
+    /// Bounds the bytes; [`Self::overflow`] drops the excess.
     pub(crate) fn set_max_bytes(&mut self, max_bytes: usize) {
         self.max_bytes = max_bytes;
     }
@@ -121,7 +121,7 @@ impl<T> FairQueue<T> {
         self.bytes
     }
 
-    /// Appends an item to its flow. [`Self::overflow`] is to be called until there is none.
+    /// Appends an item to its flow. [`Self::overflow`] must be called until it returns none.
     ///
     /// # Panics
     /// If that was not done before.
@@ -200,7 +200,7 @@ impl<T> FairQueue<T> {
             }
             let lists = &mut self.classes[class as usize];
             if is_new { &mut lists.new } else { &mut lists.old }.remove_first(&self.flows);
-            // Were it forgotten, its next item would go before the old ones again, and these might starve.
+            // If it were forgotten, its next item would go before the old ones again, and these might starve.
             if is_new && lists.old.head != NONE {
                 lists.old.append(&mut self.flows, number);
             } else {
@@ -256,7 +256,7 @@ mod tests {
 
     const FULL: usize = 1500;
 
-    /// A queue whose items are the numbers of their flows, and what was taken out of it of each.
+    /// A queue whose items are the numbers of their flows, and how much of each was taken out of it.
     struct Trial {
         queue: FairQueue<u32>,
         taken: [usize; 8],
@@ -343,7 +343,7 @@ mod tests {
         (0..10).for_each(|_| trial.push(0, Class::Bulk, FULL));
         trial.push(1, Class::Urgent, 100);
         assert_eq!((trial.pop(), trial.pop()), (Some(1), Some(0)));
-        // A flood of what calls itself urgent.
+        // A flood of packets marked urgent.
         for _ in 0..4000 {
             trial.push(0, Class::Bulk, FULL);
             trial.push(1, Class::Urgent, FULL);
@@ -352,7 +352,7 @@ mod tests {
         }
         let share = trial.taken[0] as f64 / (trial.taken[0] + trial.taken[1]) as f64;
         assert!((0.24..0.27).contains(&share), "{share}");
-        // Without bulk all is theirs.
+        // Without bulk, urgent traffic gets everything.
         while trial.queue.classes[Class::Bulk as usize].len > 0 {
             trial.pop();
         }
@@ -360,7 +360,7 @@ mod tests {
         (0..100).for_each(|_| assert_eq!(trial.pop(), Some(1)));
     }
 
-    /// What does not fit is lost by those who send most; packets and bytes are bounded.
+    /// The excess is lost by those who send most; packets and bytes are bounded.
     #[test]
     fn a_full_queue_drops_from_the_fattest_flow() {
         for (items, bytes) in [(50, usize::MAX), (1000, 50 * FULL)] {
@@ -377,7 +377,7 @@ mod tests {
         }
     }
 
-    /// The flow that was the fattest has gone; that of one small packet is not taken for it.
+    /// The fattest flow has gone; a flow of one small packet is not taken for it.
     #[test]
     fn the_fattest_flow_is_looked_for_again() {
         let mut trial = Trial::new(1000, 20 * FULL);

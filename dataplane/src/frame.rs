@@ -1,15 +1,15 @@
 //! Frames: fixed slots of a worker's packet memory, and the pool that owns them.
 //!
-//! A [`Frame`] is the token of ownership of one slot: who holds it may read and write the slot, and
-//! nobody else can, because a frame is neither `Clone` nor `Copy` and knows its pool. Frames that the kernel
-//! holds (in a fill or transmit ring) exist only as ring entries until they come back.
+//! A [`Frame`] is the token of ownership of one slot: whoever holds it may read and write the slot, and nobody else
+//! can, because a frame is neither `Clone` nor `Copy` and knows its pool. Frames that the kernel holds (in a fill or
+//! transmit ring) exist only as ring entries until they come back.
 //!
 //! ```text
 //!   0            256 (anchor)                                             4096
 //!   ├─ headroom ──┼─ Ethernet, outer IP, UDP, WireGuard, inner packet, tag ─┤
 //! ```
-//! AF_XDP transmits from the anchor, the address under which the kernel knows the slot. Ports
-//! place packets so that after the headers are rewritten they begin exactly there.
+//! AF_XDP transmits from the anchor, the address under which the kernel knows the slot. Ports place packets so that,
+//! once the headers are rewritten, they begin exactly there.
 
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 use xsk_rs::{FrameDesc, Umem};
 
-/// Bytes in a slot of a UMEM: a page, more than which AF_XDP does not take. Slots in ordinary memory can have
-/// several ([`Pool::heap_of`]).
+/// Bytes in a slot of a UMEM: a page, the most that AF_XDP takes. Slots in ordinary memory can have several
+/// ([`Pool::heap_of`]).
 pub const FRAME_SIZE: usize = 4096;
 /// Where a slot's packet begins by default: the kernel keeps this much room for XDP programs.
 pub const ANCHOR: usize = 256;
@@ -30,11 +30,11 @@ const CACHE_LINE: usize = 64;
 /// What a panic says about a frame in the wrong pool.
 const FOREIGN: &str = "a frame of another pool";
 
-/// One packet's place in the pool: a slot, and the part of it that is the packet now.
+/// One packet's place in the pool: a slot, and the part of it that the packet occupies now.
 #[derive(Debug)]
 pub struct Frame {
     index: u32,
-    /// The pool that it is of.
+    /// The pool that it belongs to.
     pool: u32,
     start: u16,
     len: u16,
@@ -80,9 +80,9 @@ impl Frame {
     }
 }
 
-/// Packet memory and the slots of it that nobody uses.
+/// Packet memory and its unused slots.
 pub struct Pool {
-    /// No other pool of the process has it.
+    /// Unique among the pools of the process.
     id: u32,
     base: NonNull<u8>,
     /// Bytes of a slot.
@@ -95,7 +95,7 @@ pub struct Pool {
 
 enum Memory {
     Umem(Umem),
-    /// Held for its mapping only; reached through `Pool::base`.
+    /// Held only for its mapping; reached through `Pool::base`.
     Heap(#[expect(dead_code)] Box<[Page]>),
 }
 
@@ -113,11 +113,10 @@ impl Pool {
         Self::heap_of(slots, 1)
     }
 
-    /// A pool in ordinary memory whose slots have several pages of [`FRAME_SIZE`] bytes, for packets larger than
-    /// one.
+    /// A pool in ordinary memory whose slots have several pages of [`FRAME_SIZE`] bytes, for larger packets.
     ///
     /// # Panics
-    /// If a slot would have none or more bytes than an IP packet, 65,535.
+    /// If a slot would have no bytes, or more than an IP packet, 65,535.
     pub fn heap_of(slots: u32, pages: usize) -> Self {
         let size = u16::try_from(pages * FRAME_SIZE).ok().filter(|size| *size > 0).expect("1 to 15 pages");
         let mut heap: Box<[Page]> = (0..slots as usize * pages).map(|_| Page([0; FRAME_SIZE])).collect();
@@ -203,14 +202,14 @@ impl Pool {
         &self.slot(frame)[frame.start()..frame.start() + frame.len()]
     }
 
-    /// The packet, to be changed.
+    /// The packet, mutable.
     #[inline]
     pub fn packet_mut(&mut self, frame: &Frame) -> &mut [u8] {
         let (start, len) = (frame.start(), frame.len());
         &mut self.slot_mut(frame)[start..start + len]
     }
 
-    /// The packets of several frames at once, in order, to be changed.
+    /// The packets of several frames at once, in order, mutable.
     #[inline]
     #[expect(unsafe_code)]
     pub fn packets_mut<'a>(
@@ -237,7 +236,7 @@ impl Pool {
         unsafe { std::slice::from_raw_parts(start, usize::from(self.size)) }
     }
 
-    /// The whole slot, to be changed.
+    /// The whole slot, mutable.
     #[inline]
     #[expect(unsafe_code)]
     pub fn slot_mut(&mut self, frame: &Frame) -> &mut [u8] {
@@ -246,8 +245,8 @@ impl Pool {
         unsafe { std::slice::from_raw_parts_mut(start, usize::from(self.size)) }
     }
 
-    /// Asks the cache for a packet that is due next. Who wrote it did so on another core as often as not; the
-    /// time to fetch it passes while the packet before it is sealed or opened.
+    /// Prefetches a packet that is processed next. As often as not, another core wrote it; the time to fetch it passes
+    /// while the packet before it is sealed or opened.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
         let first = self.pointer(frame, frame.start());
@@ -256,7 +255,7 @@ impl Pool {
         }
     }
 
-    /// Asks the cache for the first line of a received packet, which is soon to be looked at.
+    /// Prefetches the first line of a received packet that is about to be read.
     #[inline]
     pub(crate) fn prefetch_header(&self, desc: &FrameDesc) {
         prefetch_line(self.base.as_ptr().wrapping_add(desc.addr()));
@@ -285,7 +284,7 @@ impl Pool {
         }
     }
 
-    /// Moves the packet's bytes to the anchor, when they are not there already.
+    /// Moves the packet's bytes to the anchor, unless they are there already.
     pub fn move_to_anchor(&mut self, frame: &mut Frame) -> bool {
         let (anchor, start, len) = (self.anchor(frame), frame.start(), frame.len());
         if start != anchor {
@@ -309,8 +308,8 @@ impl Pool {
         frame
     }
 
-    /// The descriptor under which the frame is handed to the kernel to be filled. The kernel takes the whole slot, wherever
-    /// the packet that it had there began: without copies that is where a program has moved it to.
+    /// The descriptor under which the frame is handed to the kernel to be filled. The kernel takes the whole slot,
+    /// wherever its packet began before: with zero-copy that is where a program has moved it.
     pub(crate) fn desc_to_fill(&self, frame: Frame) -> FrameDesc {
         assert!(frame.pool == self.id, "{FOREIGN}");
         self.descs[frame.index as usize]
@@ -339,7 +338,7 @@ fn next_id() -> u32 {
     NEXT.fetch_update(Relaxed, Relaxed, |id| id.checked_add(1)).expect("fewer than 2^32 pools")
 }
 
-/// Asks the cache for a line, to be written: packets are worked on in place.
+/// Prefetches a cache line for writing: packets are processed in place.
 #[inline]
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code))]
 fn prefetch_line(line: *const u8) {

@@ -10,9 +10,9 @@ use crate::ports::EGRESS_ROOM;
 use crate::table::Table;
 use crate::transport::transport;
 
-/// ICMP errors a worker sends in a second, at most (the kernel's default, too).
+/// The most ICMP errors that a worker sends in a second (the kernel's default, too).
 const ERRORS_PER_SECOND: u64 = 1000;
-/// And how many at once.
+/// The most at once.
 const BURST: u64 = 50;
 /// Bytes of an IPv4 error; RFC 1812 says up to 576.
 const V4_ERROR_MAX: usize = 576;
@@ -53,8 +53,8 @@ impl Limiter {
     }
 }
 
-/// Turns the packet in `frame` into an ICMP error about itself, addressed to its sender. `false`: no
-/// error is due, or we have no address to send it from; the packet is to be dropped.
+/// Turns the packet in `frame` into an ICMP error about itself, addressed to its sender. `false`: no error is due, or
+/// we have no address to send it from, and the packet must be dropped.
 pub(crate) fn answer(pool: &mut Pool, frame: &mut Frame, inner: &Inner, error: Error, table: &Table) -> bool {
     let packet = pool.packet(frame);
     if !due(packet, inner) {
@@ -111,14 +111,14 @@ pub(crate) fn answer(pool: &mut Pool, frame: &mut Frame, inner: &Inner, error: E
     true
 }
 
-/// RFC 1122 section 3.2.2 and RFC 4443 section 2.4: no errors about errors, about what was sent to or from
-/// many, or about fragments other than the first.
+/// RFC 1122 section 3.2.2 and RFC 4443 section 2.4: no errors about errors, about multicast or broadcast packets, or
+/// about fragments other than the first.
 fn due(packet: &[u8], inner: &Inner) -> bool {
     let single = match inner.source {
         IpAddr::V4(a) => !a.is_unspecified() && !a.is_broadcast() && !a.is_multicast() && !a.is_loopback(),
         IpAddr::V6(a) => !a.is_unspecified() && !a.is_multicast() && !a.is_loopback(),
     };
-    // What cannot be read may be an error too.
+    // An unreadable packet may be an error too.
     let error =
         transport(packet, inner.header).is_none_or(|transport| transport.may_be_icmp_error(inner.source.is_ipv6()));
     single && !error && !inner.later_fragment && !inner.destination.is_multicast()

@@ -1,8 +1,8 @@
 //! From the WAN to the LAN: session, open, replay, allowed IPs, next hop.
 //!
-//! Passes over a batch: each message's session is found; all messages are opened at once; those that are authentic are
-//! checked for replays, in the order in which they came; and what is left is delivered. Nothing but authentic messages
-//! touches a replay window, a peer's counters or its address.
+//! Passes over a batch: each message's session is found; all messages are opened at once; the authentic ones are
+//! checked for replays, in the order in which they came; and the rest are delivered. Only authentic messages touch a
+//! replay window, a peer's counters or its address.
 
 use penstock_wire::ETHERNET_LEN;
 use smallvec::SmallVec;
@@ -40,7 +40,7 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) -> 
     let opened = open_all(turn, packets, &mut messages);
     refuse_replays(&mut messages);
     let mut tally = Tally::default();
-    // Packets stay where they are until all are decided: to move one that was just written stalls the processor.
+    // Packets stay where they are until all are decided: moving one that was just written stalls the processor.
     let exits: SmallVec<[Exit; BATCH]> = packets
         .iter_mut()
         .zip(&messages)
@@ -77,7 +77,7 @@ fn read<'t>(
         return Err(turn.notices.hand_over(Notice::Datagram { from, interface, payload }));
     }
     let Header { index, counter } = Header::read(message).ok_or(DropReason::Truncated)?;
-    // Packets of a batch come in runs of one session.
+    // Packets of one session come in runs.
     let entry = match *last {
         Some(entry) if entry.session.local_index == index => entry,
         _ => match turn.table.sessions.get(&index) {
@@ -87,14 +87,14 @@ fn read<'t>(
     };
     *last = Some(entry);
     entry.session.admits(counter, turn.now)?;
-    // The plaintext lands where the Ethernet header that a LAN port may write in front of it begins at the anchor.
+    // The plaintext leaves room for an Ethernet header, which a LAN port may write, that begins at the anchor.
     let (start, len) = (frame.start(), frame.len());
     let plain = (turn.pool.anchor(frame) + ETHERNET_LEN).min(start);
     frame.set(plain, start - plain + len);
     Ok(Message { entry, counter, ciphertext: start - plain + DATA_HEADER })
 }
 
-/// Opens the messages. Afterwards the packet of each is its plaintext; those that did not verify are dropped.
+/// Opens the messages. Afterwards each packet is its plaintext; those that did not verify are dropped.
 fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<Message<'_>, Exit>]) -> Opened {
     let frames = packets.iter_mut().zip(&*messages).filter(|(_, message)| message.is_ok()).map(|(p, _)| &mut p.frame);
     let mut openings: SmallVec<[_; BATCH]> = turn
@@ -118,8 +118,8 @@ fn open_all(turn: &mut Turn<'_>, packets: &mut [Packet], messages: &mut [Result<
     tally
 }
 
-/// Marks the counters of authentic messages as seen, in order, and drops those that were seen before. Runs of one
-/// session take its lock once.
+/// Marks the counters of authentic messages as seen, in order, and drops those that were seen before. Takes a session's
+/// lock once for a run of its messages.
 fn refuse_replays(messages: &mut [Result<Message<'_>, Exit>]) {
     let of_one_session = |a: &Result<Message<'_>, Exit>, b: &Result<Message<'_>, Exit>| match (a, b) {
         (Ok(a), Ok(b)) => std::ptr::eq(a.entry, b.entry),
@@ -136,7 +136,7 @@ fn refuse_replays(messages: &mut [Result<Message<'_>, Exit>]) {
     }
 }
 
-/// Counters and the peer's address, for an authentic message; then its packet is delivered.
+/// Updates counters and the peer's address for an authentic message, then delivers its packet.
 #[inline]
 fn accept<'t>(
     packet: &mut Packet,
@@ -153,7 +153,7 @@ fn accept<'t>(
     if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index, from }) {
         session.confirm();
     }
-    // The answer goes to the new address already, or the peer would take our old path for a move.
+    // The answer already goes to the new address, or the peer would take our old path for a move.
     let known = &turn.table.peers[*peer as usize];
     if known.roams
         && turn.roamed_to(*peer).or(known.endpoint.as_ref()).is_none_or(|known| known.is_moved_by(&from))
@@ -191,7 +191,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     // The peer's SYN says what our side may send to it.
     inner::clamp_mss(packet_bytes, inner, table.peers[peer as usize].mtu);
 
-    // All parts of a packet leave by the kernel, whose connection tracking may put them together.
+    // All parts of a packet leave through the kernel, whose connection tracking may reassemble them.
     let hop = match table.hop(inner.destination) {
         hop @ Some(link) if inner.len <= usize::from(link.mtu) && !inner.fragment && !inner.has_router_options() => hop,
         _ => &None,
@@ -207,7 +207,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     Ok(Exit::Port(port.unwrap_or(lan.kernel())))
 }
 
-/// Counts of a run of messages by one session, so that the shared counters are touched once a run.
+/// Counts of a run of messages of one session, so that the shared counters are updated once per run.
 #[derive(Default)]
 struct Tally<'t> {
     entry: Option<&'t SessionEntry>,

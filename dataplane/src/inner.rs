@@ -1,4 +1,4 @@
-//! The inner packet: what the data plane reads of IPv4 and IPv6, and the few fields it changes.
+//! The inner packet: the fields of IPv4 and IPv6 that the data plane reads, and the few that it changes.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::transport::{Transport, transport};
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
-/// IPv6's extension header for all routers on the way.
+/// IPv6's extension header for all routers on the path.
 pub(crate) const HOP_BY_HOP: u8 = 0;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
@@ -31,7 +31,7 @@ const GENEVE: u16 = 6081;
 /// The EtherType of a whole Ethernet frame inside a tunnel.
 const BRIDGED: u16 = 0x6558;
 pub(crate) const UDP_HEADER: usize = 8;
-/// How many packets inside each other are looked at.
+/// How many levels of packets inside packets are processed.
 const TUNNELS: usize = 3;
 /// IPv6's fragment header.
 const FRAGMENT_HEADER: u8 = 44;
@@ -39,7 +39,7 @@ const FRAGMENT_HEADER: u8 = 44;
 const ECN_CE: u8 = 0b11;
 const ECN_ECT1: u8 = 0b01;
 
-/// What the data plane wants to know of an IP packet.
+/// What the data plane needs to know about an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inner {
     /// Its source.
@@ -54,11 +54,11 @@ pub struct Inner {
     pub protocol: u8,
     /// Traffic class: DSCP and ECN.
     pub tos: u8,
-    /// Whether it may not be fragmented on the way; always so for IPv6.
+    /// Whether it may not be fragmented on the path; always so for IPv6.
     pub unfragmentable: bool,
-    /// Whether it is a part of a packet (of IPv6: with the fragment header behind IPv6's own).
+    /// Whether it is a fragment (for IPv6: with the fragment header directly behind IPv6's own).
     pub fragment: bool,
-    /// Whether it is a fragment other than the first (IPv4; IPv6's fragment header is not looked into).
+    /// Whether it is a fragment other than the first (IPv4 only; IPv6's fragment header is not read).
     pub later_fragment: bool,
 }
 
@@ -69,7 +69,7 @@ impl Inner {
         Self::parse_header(packet).filter(|inner| packet.len() >= inner.len)
     }
 
-    /// Reads the header of a packet whose end may be missing.
+    /// Reads the header of a packet that may be truncated.
     #[inline]
     pub fn parse_header(packet: &[u8]) -> Option<Self> {
         let ip = IpHeader::<IpAddr, _>::read(packet).ok()?;
@@ -92,7 +92,7 @@ impl Inner {
         packet[if self.source.is_ipv4() { 8 } else { 7 }] <= 1
     }
 
-    /// Whether every router on the way has to read options of it: IPv4's, or IPv6's hop by hop.
+    /// Whether every router on the path has to read its options: IPv4's, or IPv6's hop by hop.
     #[inline]
     pub(crate) fn has_router_options(&self) -> bool {
         match self.source {
@@ -107,15 +107,15 @@ impl Inner {
 pub(crate) fn has_intact_header(packet: &[u8]) -> bool {
     match packet.first_chunk::<IPV4_HEADER>() {
         Some(header) if header[0] == 0x45 => checksum::fold(checksum::sum(header)) == 0xffff,
-        // IPv6 has none, and options are the kernel's.
+        // IPv6 has none, and packets with options go to the kernel.
         _ => true,
     }
 }
 
-/// Takes one off the TTL or hop limit of a packet that [`Inner::parse`] has read.
+/// Decrements the TTL or hop limit of a packet that [`Inner::parse`] has read.
 ///
 /// # Errors
-/// [`DropReason::HopLimit`] when that would be the last.
+/// [`DropReason::HopLimit`] when this would bring it to zero.
 #[inline]
 pub fn take_hop(packet: &mut [u8]) -> Result<(), DropReason> {
     if packet[0] >> 4 == 4 {
@@ -166,10 +166,10 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
     Ok(())
 }
 
-/// Completes the checksum of TCP, UDP or SCTP if its sender has left that to the network device, also inside a tunnel of
-/// the sender's own: then the field holds the sum of the pseudo-header alone, and of SCTP zero. So do containers and
-/// virtual machines on this host, and the kernel with what it has merged. A complete checksum that happens to equal that
-/// stays as it is.
+/// Completes the checksum of TCP, UDP or SCTP if its sender has left that to the network device, also inside a tunnel
+/// of the sender's own: then the field holds only the sum of the pseudo-header, or zero for SCTP. Containers and
+/// virtual machines on this host do so, and so does the kernel with merged packets. A complete checksum that happens to
+/// equal that sum stays as it is.
 #[inline]
 pub fn complete_checksum(mut packet: &mut [u8]) {
     for _ in 0..TUNNELS {
@@ -180,7 +180,7 @@ pub fn complete_checksum(mut packet: &mut [u8]) {
     }
 }
 
-/// Completes the checksum of a packet, but not of one that it carries in a tunnel: that is returned.
+/// Completes the checksum of a packet, but not of one that it carries in a tunnel: that packet is returned.
 fn complete_outermost(packet: &mut [u8]) -> Option<&mut [u8]> {
     let inner = Inner::parse(packet)?;
     let packet = &mut packet[..inner.len];
@@ -203,12 +203,12 @@ fn complete_outermost(packet: &mut [u8]) -> Option<&mut [u8]> {
             checksum::complete(packet, at, field);
         }
     }
-    // The header of a tunnel may say that it is longer than the packet.
+    // A tunnel's header may claim to be longer than the packet.
     packet.get_mut(inside?..)
 }
 
-/// Where in the payload of a tunnel the IP packet begins that it carries: IP in IP, GRE (RFC 2784, RFC 2890), VXLAN
-/// (RFC 7348), Geneve (RFC 8926).
+/// Where in a tunnel's payload the carried IP packet begins: IP in IP, GRE (RFC 2784, RFC 2890), VXLAN (RFC 7348),
+/// Geneve (RFC 8926).
 fn carried(protocol: u8, payload: &[u8]) -> Option<usize> {
     let word = |at: usize| Some(u16::from_be_bytes(*payload.get(at..)?.first_chunk()?));
     let (at, kind) = match protocol {
@@ -249,7 +249,7 @@ pub fn clamp_mss(packet: &mut [u8], inner: &Inner, mtu: usize) {
             (2, 4) if at + 4 <= end => {
                 let offered = u16::from_be_bytes([tcp[at + 2], tcp[at + 3]]);
                 if offered > limit {
-                    // The option may stand at an odd place, so the sum is adjusted byte by byte.
+                    // The option may be at an odd offset, so the sum is adjusted byte by byte.
                     for (i, new) in limit.to_be_bytes().into_iter().enumerate() {
                         let place = at + 2 + i;
                         let word = |byte: u8| if place % 2 == 0 { u16::from(byte) << 8 } else { u16::from(byte) };
@@ -430,7 +430,7 @@ pub(crate) mod tests {
                     assert_eq!(repaired, [&complete[..], &[7; 5]].concat(), "{s} {protocol} {len}");
                     complete_checksum(&mut complete);
                     assert_eq!(complete[..], repaired[..partial.len()]);
-                    // One that is wrong otherwise stays wrong.
+                    // A wrong checksum stays wrong.
                     let mut wrong = complete.clone();
                     wrong[at] ^= 0x80;
                     let before = wrong.clone();
@@ -500,7 +500,7 @@ pub(crate) mod tests {
                     for cut in 0..repaired.len() {
                         complete_checksum(&mut carry(&partial)[..cut]);
                     }
-                    // In another tunnel yet.
+                    // Inside yet another tunnel.
                     let carry_twice =
                         |p: &[u8]| packet(s, d, GRE, 0, 9, &[gre(0, kind), packet(s, d, ip, 0, 9, p)].concat());
                     let mut repaired = carry_twice(&partial);

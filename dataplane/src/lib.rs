@@ -7,8 +7,8 @@
 //!   steer ─► ports::{xdp,tun} ─► worker ─► egress:  allowed IPs ─► session ─► seal ─► ports::{xdp,udp}
 //! ```
 //!
-//! Between allowed IPs and what follows, both ways, stands the [`filter`], if there are rules; before session and seal the
-//! [`shaper`], if there is a rate.
+//! Between allowed IPs and the next step, in both directions, is the [`filter`], if there are rules; before session and
+//! seal the [`shaper`], if there is a rate.
 //! [`engine`] starts the workers. [`table`] is what control publishes to them, [`slow_path`] the queues
 //! between the two. A packet lives in a [`frame`]; one that is not delivered has a [`mod@drop`] reason.
 //! There is no tokio here, no netlink, and no log line per packet.

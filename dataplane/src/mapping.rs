@@ -1,8 +1,8 @@
 //! Sites that are numbered alike: each shows its hosts to the other sites under another prefix, address by address.
 //!
-//! What leaves for the tunnel comes from the prefix that is shown, what comes out of it goes to the real one. Checksums
-//! are adjusted (RFC 1624), and so is the packet that an ICMP error quotes (RFC 5508, section 4.2), or hosts would not
-//! know what the error is about. As with any translation, addresses inside of payloads stay as they are.
+//! Packets into the tunnel get a source in the prefix that is shown, packets out of it a destination in the real one.
+//! Checksums are adjusted (RFC 1624), and so is the packet that an ICMP error quotes (RFC 5508, section 4.2), or hosts
+//! could not match the error to their packet. As with any translation, addresses inside payloads stay as they are.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::transport::{Transport, transport};
 
 const ICMP_HEADER: usize = 8;
 
-/// Prefixes with what they are shown as.
+/// Prefixes with the prefixes they are shown as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
     pairs: Vec<Pair>,
@@ -30,14 +30,14 @@ struct Pair {
 /// Which way a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// To the tunnel: its source is to be shown.
+    /// Into the tunnel: its source is replaced by the shown address.
     Out,
-    /// Out of the tunnel: its destination is to be real.
+    /// Out of the tunnel: its destination is replaced by the real address.
     In,
 }
 
 impl Mapping {
-    /// Shows a prefix of this length as another; host bits do not matter. Of different families there is nothing to show.
+    /// Shows a prefix of this length as another; host bits do not matter. Ignored if their families differ.
     pub fn insert(&mut self, real: IpAddr, shown: IpAddr, length: u8) {
         if real.is_ipv6() != shown.is_ipv6() {
             return;
@@ -47,7 +47,7 @@ impl Mapping {
         let mask = all.checked_shl((width - length.min(width)).into()).unwrap_or(0) & all;
         let of = |address| bits(address) & mask;
         self.pairs.push(Pair { ipv6: real.is_ipv6(), mask, real: of(real), shown: of(shown) });
-        // The longest that holds an address is the one.
+        // The longest prefix that contains an address applies.
         self.pairs.sort_by_key(|pair| std::cmp::Reverse(pair.mask.count_ones()));
     }
 
@@ -153,7 +153,7 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
         ICMPV6 => at + 2,
         _ => return,
     };
-    // To UDP over IPv4 a zero means that there is none.
+    // In UDP over IPv4, zero means that there is no checksum.
     if packet.get(field..field + 2).is_some_and(|sum| protocol != UDP || sum != [0, 0]) {
         adjust(packet, field, old, new);
         if protocol == UDP && packet[field..field + 2] == [0, 0] {
@@ -187,7 +187,7 @@ mod tests {
         mapping
     }
 
-    /// A sound packet.
+    /// A valid packet.
     fn sound(source: &str, destination: &str, protocol: u8, body: &[u8]) -> Vec<u8> {
         let mut packet = packet(source, destination, protocol, 0, 9, body);
         let inner = Inner::parse(&packet).unwrap();

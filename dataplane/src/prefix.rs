@@ -25,8 +25,8 @@ impl<T> Default for PrefixMap<T> {
 }
 
 impl<T> PrefixMap<T> {
-    /// Adds a prefix; host bits of `address` are ignored, lengths beyond the address are cut. An existing value is
-    /// replaced and returned.
+    /// Adds a prefix; host bits of `address` are ignored, and lengths beyond the address are clamped. An existing value
+    /// is replaced and returned.
     pub fn insert(&mut self, address: IpAddr, length: u8, value: T) -> Option<T> {
         match address {
             IpAddr::V4(a) => {

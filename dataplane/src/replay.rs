@@ -1,5 +1,5 @@
-//! The replay window of RFC 6479: a ring of blocks of bits, of which the newest block is cleared as the window moves,
-//! so that nothing is ever shifted.
+//! The replay window of RFC 6479: a ring of blocks of bits. The newest block is cleared as the window moves, so that
+//! nothing is ever shifted.
 
 /// Bits in the ring.
 const BITS: u64 = 8192;
@@ -24,8 +24,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Marks a counter as seen; `false` if it already was, or is too old to know. To be called only after the packet
-    /// was authenticated.
+    /// Marks a counter as seen; `false` if it already was, or is too old to know. Call this only after the packet was
+    /// authenticated.
     #[inline]
     pub fn accept(&mut self, counter: u64) -> bool {
         // The reject limit keeps counters far below the maximum.

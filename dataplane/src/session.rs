@@ -170,7 +170,7 @@ impl Session {
         self.confirmed.load(Relaxed)
     }
 
-    /// Notes that control was told. Two workers may both tell it, which does no harm.
+    /// Notes that control was told. Two workers may both tell it, which is harmless.
     pub fn confirm(&self) {
         self.confirmed.store(true, Relaxed);
     }
@@ -205,13 +205,13 @@ impl Session {
     }
 
     /// The ways by which messages had left when the peer was first heard on this session; `None` if it was not. The
-    /// responder of a handshake may not send before it has received something, so for a session that we began these
+    /// responder of a handshake may not send before it has received something, so for a session that we began, these
     /// ways are proven.
     pub fn answered(&self) -> Option<u64> {
         Some(self.answered.load(Relaxed)).filter(|ways| *ways != 0).map(|ways| ways & !HEARD)
     }
 
-    /// Reserves counters for `messages` of `bytes` in total, and returns the first.
+    /// Reserves counters for `messages` with `bytes` in total, and returns the first.
     ///
     /// # Errors
     /// [`DropReason::ExpiredSession`] when a limit is reached.
@@ -219,7 +219,7 @@ impl Session {
     pub fn reserve(&self, messages: u64, bytes: u64) -> Result<u64, DropReason> {
         if self.suite() == Suite::Aes256Gcm {
             // Header and tag make up for the block that a message costs besides its plaintext, and for an incomplete
-            // one.
+            // block.
             let blocks = bytes.div_ceil(BLOCK);
             if self.sent_blocks.fetch_add(blocks, Relaxed) + blocks > REJECT_AFTER_BLOCKS {
                 return Err(DropReason::ExpiredSession);

@@ -1,12 +1,12 @@
 //! `WanRate`: limits what the site sends over the WAN. Packets wait here rather than in a queue of the network, where
-//! nothing tells a terminal session from a download. AF_XDP bypasses the kernel's queues, which could.
+//! nothing distinguishes a terminal session from a download. The kernel's queues could, but AF_XDP bypasses them.
 //!
 //! ```text
 //!   egress: whose packet, may it pass ─► FairQueue ─► when its time has come: session ─► seal ─► WAN
 //! ```
-//! Packets wait in plaintext, so that counters are in the order of sending. Their frames are the worker's, of which the
-//! queue has at most a third: the rest is for receiving. Each worker has its own queue, and all take from one [`WanRate`]
-//! by turns, so that the share of each follows what it has to send.
+//! Packets wait in plaintext, so that counters are in the order of sending. The queue may use at most a third of the
+//! worker's frames: the rest is for receiving. Each worker has its own queue, and all take from one [`WanRate`] in
+//! turn, so that each worker's share follows what it has to send.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -20,19 +20,19 @@ use crate::session::{DATA_HEADER, PADDING, TAG};
 use crate::transport::transport;
 
 const NANOS: u64 = 1_000_000_000;
-/// What a worker takes at a time: what the rate passes in this fraction of a second, within these bounds in bytes.
+/// How much a worker takes at a time: what the rate passes in this fraction of a second, within these bounds in bytes.
 const GRANTS_PER_SECOND: u64 = 4000;
 const GRANT_BYTES: (u64, u64) = (1514, 1 << 16);
-/// What was not sent because a worker woke late is made up for, up to this time.
+/// Sending that a late-waking worker missed is made up for, up to this time.
 const CATCH_UP: u64 = NANOS / 200;
-/// The queue of a worker holds as many bytes as pass in this part of a second, and ten full packets in any case.
+/// A worker's queue holds as many bytes as pass in this fraction of a second, and at least ten full packets.
 const QUEUES_PER_SECOND: u64 = 10;
 const QUEUE_BYTES_MIN: u64 = 10 * 1514;
-/// The most packets in a worker's queue are its frames divided by this.
+/// A worker's queue holds at most its frames divided by this.
 const FRAMES_SHARE: usize = 3;
 /// DSCP of 32 and more: CS4 to CS7, AF41 to AF43, voice-admit, expedited forwarding (RFC 4594).
 const URGENT_TOS: u8 = 0x80;
-/// A packet of up to this many bytes is one: keystrokes, acknowledgements, routing protocols.
+/// Packets of up to this many bytes count as small: keystrokes, acknowledgements, routing protocols.
 const SMALL: usize = 128;
 
 /// A rate that all workers share. Time is in nanoseconds on any clock.
@@ -40,14 +40,14 @@ const SMALL: usize = 128;
 pub struct WanRate {
     bytes_per_second: u64,
     grant: u64,
-    /// What a grant takes.
+    /// How long a grant takes.
     grant_nanos: u64,
-    /// When all that was granted will have passed.
+    /// When everything granted so far will have passed.
     next: AtomicU64,
 }
 
 impl WanRate {
-    /// A rate in bits of outer IP packets per second; one below 8 kbit/s is taken for that.
+    /// A rate in bits of outer IP packets per second; at least 8 kbit/s.
     pub fn new(bits_per_second: u64) -> Self {
         let bytes_per_second = (bits_per_second / 8).max(1000);
         let grant = (bytes_per_second / GRANTS_PER_SECOND).clamp(GRANT_BYTES.0, GRANT_BYTES.1);
@@ -77,7 +77,7 @@ impl WanRate {
     }
 }
 
-/// A packet that waits: judged, and whole.
+/// A packet that waits: already judged, and complete.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) frame: Frame,
@@ -93,7 +93,7 @@ pub(crate) struct Shaper {
     queue: FairQueue<Waiting>,
     /// So that nobody can choose flows that share a place.
     hasher: RandomState,
-    /// Bytes that may be sent, or that were sent too much.
+    /// Bytes that may still be sent, or, if negative, were sent too much.
     credit: i64,
     /// When the next grant may be used, if one is reserved.
     reserved: Option<u64>,
@@ -110,7 +110,7 @@ impl Shaper {
         }
     }
 
-    /// Follows the rate, which may be another one.
+    /// Adopts the rate, which may have changed.
     pub(crate) fn set_rate(&mut self, rate: &WanRate) {
         self.queue.set_max_bytes(rate.queue_bytes());
     }
@@ -120,7 +120,7 @@ impl Shaper {
         (self.queue.len(), self.queue.bytes())
     }
 
-    /// Has a packet wait whose bytes are these, for an endpoint of this family. [`Self::overflow`] is to follow.
+    /// Queues a packet with these bytes, for an endpoint of this family. [`Self::overflow`] must follow.
     pub(crate) fn push(&mut self, packet: Waiting, bytes: &[u8], inner: &Inner, endpoint: Option<SocketAddr>) {
         let class = if is_urgent(inner) { Class::Urgent } else { Class::Bulk };
         let ports = transport(bytes, inner.header)
@@ -136,7 +136,7 @@ impl Shaper {
         self.queue.overflow()
     }
 
-    /// Takes the packet that may be sent at this time by this rate, at once without one, with its bytes on the wire.
+    /// Takes the packet that may be sent at this time at this rate, at once without one, with its bytes on the wire.
     pub(crate) fn pop(&mut self, rate: Option<&WanRate>, now: u64) -> Option<(Waiting, usize)> {
         let Some(rate) = rate else { return self.queue.pop() };
         if self.queue.is_empty() {
@@ -155,25 +155,25 @@ impl Shaper {
         Some((packet, bytes))
     }
 
-    /// Gives back what a packet was to use that was not sent after all.
+    /// Gives back the bytes of a packet that was not sent after all.
     pub(crate) fn refund(&mut self, bytes: usize) {
         self.credit += bytes as i64;
     }
 
-    /// How long nothing can be sent; `None` when nothing waits.
+    /// How long nothing may be sent; `None` when nothing waits.
     pub(crate) fn pause(&self, now: u64) -> Option<Duration> {
         let pause = self.reserved.map_or(0, |at| at.saturating_sub(now));
         (!self.queue.is_empty()).then(|| Duration::from_nanos(pause))
     }
 }
 
-/// Whether a packet goes before others, by what it says itself.
+/// Whether a packet goes before others, by its own DSCP.
 #[inline]
 pub(crate) fn is_urgent(inner: &Inner) -> bool {
     inner.tos & URGENT_TOS != 0
 }
 
-/// The same where there are no queues that tell sparse flows from dense ones: then what is small is taken for sparse.
+/// The same without queues that tell sparse flows from dense ones: small packets are taken for sparse flows.
 #[inline]
 pub(crate) fn is_urgent_or_small(inner: &Inner) -> bool {
     is_urgent(inner) || inner.len <= SMALL
@@ -237,8 +237,8 @@ mod tests {
         assert!(off.abs() < percent / 100.0, "{:?}: {off}", rate.bits_per_second());
     }
 
-    /// Whatever the rate, and although pauses are overslept by up to 2 ms: within 2 % over a second. The packets that the
-    /// queue has room for are too few for that at the highest one.
+    /// Whatever the rate, and although pauses are overslept by up to 2 ms: within 2 % over a second. At the highest
+    /// rate, the queue holds too few packets for that.
     #[test]
     fn the_rate_is_met() {
         for (bits, longest) in [(MBIT, 2_000_000), (20 * MBIT, 2_000_000), (333 * MBIT, 2_000_000), (2000 * MBIT, 1)] {
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(c, needed);
     }
 
-    /// What is urgent waits no longer than a grant of each worker takes, beside flows that fill the queue.
+    /// Urgent packets wait no longer than a grant of each worker takes, beside flows that fill the queue.
     #[test]
     fn what_is_urgent_waits_for_one_grant() {
         let rate = WanRate::new(20 * MBIT);

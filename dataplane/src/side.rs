@@ -1,4 +1,4 @@
-//! One side of a worker, WAN or LAN: its ports, and what waits to be sent by each.
+//! One side of a worker, WAN or LAN: its ports, and the packets that wait to be sent by each.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ pub(crate) struct Side {
     interfaces: Vec<Option<u32>>,
     /// By port.
     out: Vec<Batch>,
-    /// By port: whether it may have packets. Always so for those that are cheap to ask.
+    /// By port: whether it may have packets. Always true for those that are cheap to ask.
     ready: Vec<bool>,
-    /// By port: what has passed it.
+    /// By port: what has passed through it.
     evidence: Vec<Option<Arc<Evidence>>>,
 }
 
@@ -49,7 +49,7 @@ impl Side {
         self.ports.iter().zip(&self.ready).all(|(port, ready)| port.cheap_to_ask() || !ready)
     }
 
-    /// The port by which a link leaves, if there is one.
+    /// The port by which a link leaves, if any.
     #[inline]
     pub(crate) fn port_of(&self, link: &Link) -> Option<u16> {
         self.interfaces.iter().position(|interface| *interface == Some(link.ifindex)).map(|port| port as u16)
@@ -67,12 +67,12 @@ impl Side {
         self.ports[usize::from(self.kernel())].kernel_routes()
     }
 
-    /// Counts what the kernel has lost by these ports; whether any can tell.
+    /// Counts the packets that the kernel has lost at these ports; returns whether any port can tell.
     pub(crate) fn count_losses(&mut self, drops: &Drops) -> bool {
         self.ports.iter_mut().fold(false, |any, port| port.count_losses(drops) | any)
     }
 
-    /// Notes what became of the messages that came by port `i`.
+    /// Notes what happened to the messages that came in by port `i`.
     #[inline]
     pub(crate) fn opened(&self, i: usize, opened: Opened) {
         if let Some(evidence) = &self.evidence[i] {
@@ -92,7 +92,7 @@ impl Side {
         received.len()
     }
 
-    /// Takes each packet to its exit, and transmits by all ports what is for them.
+    /// Takes each packet to its exit, and transmits by all ports.
     pub(crate) fn send(&mut self, turn: &mut Turn<'_>, packets: &mut Batch, exits: &[Exit]) {
         match same(exits) {
             // Most batches go one way.
@@ -106,7 +106,7 @@ impl Side {
         }
     }
 
-    /// Takes one packet to its exit; what leaves by a port waits for [`Self::send`].
+    /// Takes one packet to its exit; packets that leave by a port wait for [`Self::send`].
     pub(crate) fn take(&mut self, turn: &mut Turn<'_>, packet: Packet, exit: Exit) {
         match exit {
             Exit::Port(port) => self.out[usize::from(port)].push(packet),
@@ -119,7 +119,7 @@ impl Side {
         }
     }
 
-    /// Sends ICMP errors back by the port that their causes came by.
+    /// Sends ICMP errors back through the ports by which their causes came in.
     pub(crate) fn answer(&mut self, i: usize, turn: &mut Turn<'_>) {
         if !turn.errors.is_empty() {
             self.ports[i].transmit(turn.pool, turn.errors, turn.drops);
@@ -127,7 +127,7 @@ impl Side {
     }
 }
 
-/// What is decided about every packet of a batch, if it is the same and there are any.
+/// The decision about all packets of a batch, if it is the same for each and there are any.
 #[inline]
 fn same(exits: &[Exit]) -> Option<Exit> {
     let (first, others) = exits.split_first()?;

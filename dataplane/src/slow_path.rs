@@ -36,13 +36,12 @@ pub enum Notice {
         /// The IP packet.
         packet: Box<[u8]>,
     },
-    /// Data from a peer's endpoint on a session that nobody knows: one side has restarted. Not every such message is
-    /// reported.
+    /// Data from a peer's endpoint for an unknown session: one side has restarted. Not every such message is reported.
     UnknownSession {
         /// Its sender.
         from: SocketAddr,
     },
-    /// The first authenticated message on a session of which we were the responder.
+    /// The first authenticated message on a session for which we were the responder.
     Confirmed {
         /// Our receiver index of it.
         local_index: u32,
@@ -56,7 +55,7 @@ pub enum Notice {
         /// Its sender.
         from: Endpoint,
     },
-    /// A worker has panicked: the packets of its queues are no longer served.
+    /// A worker has panicked: the packets of its queues are no longer processed.
     WorkerDied {
         /// Its number.
         worker: usize,
@@ -84,7 +83,7 @@ enum Kind {
     Probe,
     /// Packets and data for which there is no session.
     NoSession,
-    /// Datagrams that are not of our protocols.
+    /// Datagrams of none of our protocols.
     Other,
 }
 
@@ -157,13 +156,13 @@ impl<T: Mail> Mailbox<T> {
 
     /// Rings the bell, so that the reader's poll returns.
     pub fn ring(&self) {
-        // It fails when the counter is full, and then the bell is ringing already.
+        // This fails when the counter is full, and then the bell is ringing already.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// Silences the bell; to be called before the queues are emptied.
+    /// Silences the bell; call this before emptying the queues.
     pub fn silence(&self) {
-        // It fails when the bell was silent.
+        // This fails when the bell was silent.
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 

@@ -30,8 +30,8 @@ pub use kernel::has_tcx_programs;
 /// All programs, built by `scripts/build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-steer.o");
 
-/// One for all attachments: each new loader parses the kernel's type information, which takes a hundred times as long as
-/// the rest, and whoever attaches waits for it.
+/// One for all attachments: each new loader parses the kernel's type information, which takes a hundred times as long
+/// as the rest, and the caller waits for it.
 static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let mut loader = EbpfLoader::new();
     // Nothing in the object depends on it.
@@ -91,12 +91,12 @@ impl WanSteering {
         Ok(Self { attachment, local })
     }
 
-    /// Declares an address ours; repeating that is no error.
+    /// Declares an address ours; repeating this is no error.
     pub fn insert_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
         self.local.insert(address_key(address), 0, 0).map_err(accessing(penstock_wire::LOCAL))
     }
 
-    /// Declares an address no longer ours; repeating that is no error.
+    /// Declares an address no longer ours; repeating this is no error.
     pub fn remove_local(&mut self, address: IpAddr) -> Result<(), SteerError> {
         removed(self.local.remove(&address_key(address)), penstock_wire::LOCAL)
     }
@@ -154,7 +154,7 @@ impl LanSteering {
         self.prefixes.insert(&key, value, 0).map_err(accessing(penstock_wire::PREFIXES))
     }
 
-    /// Removes a prefix, remote or local; repeating that is no error.
+    /// Removes a prefix, remote or local; repeating this is no error.
     pub fn remove_prefix(&mut self, address: IpAddr, len: u8) -> Result<(), SteerError> {
         let key = prefix_key(address, len)?;
         removed(self.prefixes.remove(&key), penstock_wire::PREFIXES)
@@ -172,7 +172,7 @@ impl LanSteering {
     }
 }
 
-/// The benchmark's steering: what the filter selects goes to the receive queue's socket. Dropping it detaches.
+/// The benchmark's steering: frames that the filter selects go to the receive queue's socket. Dropping it detaches.
 pub struct BenchSteering {
     attachment: Attachment,
 }
@@ -193,11 +193,11 @@ impl BenchSteering {
 macro_rules! delegate_to_attachment {
     ($($steering:ident),+) => {$(
         impl $steering {
-            /// Takes the program off the interface and attaches it again, in the same mode; what its maps hold stays.
-            /// Drivers start the card anew then, with the sockets that have been bound meanwhile.
+            /// Detaches the program from the interface and attaches it again, in the same mode; the contents of its
+            /// maps stay. This makes drivers restart the card, with the sockets that have been bound meanwhile.
             ///
             /// # Errors
-            /// As when it was attached; it is not attached then.
+            /// As for the first attachment; afterwards it is not attached.
             pub fn attach_again(&mut self, interface: &str, ifindex: u32) -> Result<(), AttachError> {
                 self.attachment.renew(&Target { interface, ifindex })
             }
@@ -212,20 +212,20 @@ macro_rules! delegate_to_attachment {
                 self.attachment.fallback.as_deref()
             }
 
-            /// Frames redirected to a socket since the attachment, summed over the CPUs, by receive queue, of the
-            /// first `queues` queues.
+            /// Frames redirected to a socket since the attachment, summed over the CPUs, for each of the first `queues`
+            /// receive queues.
             pub fn redirected(&self, queues: u32) -> Result<Vec<u64>, SteerError> {
                 self.attachment.redirected(queues)
             }
 
-            /// Redirects to the AF_XDP socket what the receive queue gets. A socket that is bound
-            /// to another interface or queue would lose it silently.
+            /// Redirects the receive queue's frames to the AF_XDP socket. A socket that is bound to another interface
+            /// or queue would lose them silently.
             pub fn set_socket(&mut self, queue: u32, fd: BorrowedFd<'_>) -> Result<(), SteerError> {
                 self.attachment.sockets.set(queue, fd, 0).map_err(on_queue(queue))
             }
 
-            /// Passes to the kernel what the receive queue gets. The kernel does the same by itself
-            /// when a socket is closed.
+            /// Passes the receive queue's frames to the kernel. The kernel does the same by itself when a socket is
+            /// closed.
             pub fn clear_socket(&mut self, queue: u32) -> Result<(), SteerError> {
                 self.attachment.sockets.unset(queue).map_err(on_queue(queue))
             }
@@ -243,7 +243,7 @@ macro_rules! delegate_to_attachment {
 }
 delegate_to_attachment!(WanSteering, LanSteering, BenchSteering);
 
-/// A configuration that lies in a map as it lies in memory.
+/// A configuration that has the same layout in the map as in memory.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Shared<T>(T);
@@ -261,7 +261,7 @@ struct Target<'a> {
     ifindex: u32,
 }
 
-/// An attached program and the maps that all programs use or could.
+/// An attached program, and the maps that all programs use or could use.
 struct Attachment {
     /// The loaded program.
     object: Ebpf,

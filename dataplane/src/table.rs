@@ -14,19 +14,18 @@ use crate::prefix::{Mix, PrefixMap};
 use crate::session::Session;
 use crate::shaper::WanRate;
 
-/// All that a worker must know to decide about a packet.
+/// Everything that a worker must know to decide about a packet.
 #[derive(Clone, Debug)]
 pub struct Table {
     /// The peers; other tables hold places in this list.
     pub peers: Vec<PeerEntry>,
-    /// Which peer a remote address belongs to: the route of what is sent, and the check of what is
-    /// received.
+    /// Which peer a remote address belongs to: the route for packets sent, and the check for packets received.
     pub allowed_ips: Arc<PrefixMap<u32>>,
     /// By our receiver index: the sessions that may receive.
     pub sessions: HashMap<u32, SessionEntry, BuildHasherDefault<Mix>>,
-    /// Where peers are, themselves and not by a relay: data from there is a reason to call them.
+    /// Where peers are directly, not through a relay: data from there is a reason to call them.
     pub endpoints: Arc<HashSet<SocketAddr>>,
-    /// Next hops on the LAN. What has no link, or no entry, is left to the kernel by the tun device.
+    /// Next hops on the LAN. Packets without a link or an entry are left to the kernel through the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
     /// Where packets from the tunnel may go: this site's prefixes and the gateway's own addresses. `None`: anywhere.
     pub reachable: Option<Arc<PrefixMap<()>>>,
@@ -34,7 +33,7 @@ pub struct Table {
     pub firewall: Option<Arc<Firewall>>,
     /// Largest inner packet of any peer, in bytes.
     pub mtu: usize,
-    /// Whether outer packets have the DSCP of the inner ones.
+    /// Whether outer packets get the DSCP of the inner ones.
     pub copy_dscp: bool,
     /// The rate limit of everything that is sent over the WAN; `None`: nothing waits.
     pub wan_rate: Option<Arc<WanRate>>,
@@ -51,7 +50,7 @@ pub struct Table {
 pub struct PeerEntry {
     /// Its counters.
     pub peer: Arc<PeerCounters>,
-    /// Where it is, and the address of ours that it called last, which packets to it leave from.
+    /// Where it is, and our address that it called last, from which packets to it leave.
     pub endpoint: Option<Endpoint>,
     /// Whether an authentic packet from another address moves the endpoint there.
     pub roams: bool,
@@ -61,13 +60,13 @@ pub struct PeerEntry {
     pub mtu: usize,
     /// The session to send by. (One; lanes will make it several.)
     pub sending: Option<Arc<Session>>,
-    /// A newer one that the peer began, to send by as soon as the peer shows that it has the keys.
+    /// A newer session that the peer began, used for sending as soon as the peer shows that it has the keys.
     pub next: Option<Arc<Session>>,
 }
 
 impl PeerEntry {
-    /// The session to send by now. The answer to the first packet of a new session goes by that session: the
-    /// peer may have no other.
+    /// The session to send by now. The answer to the first packet of a new session uses that session: the peer may have
+    /// no other.
     #[inline]
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.next.as_ref().filter(|next| next.confirmed()).or(self.sending.as_ref())

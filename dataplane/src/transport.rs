@@ -1,5 +1,5 @@
-//! What stands behind the headers of IP: the transport protocol, behind IPv6's extension headers, and whether the packet
-//! is a fragment. Packets are those of strangers, and what is quoted may end anywhere.
+//! What is behind the headers of IP: the transport protocol, behind IPv6's extension headers, and whether the packet is
+//! a fragment. Packets come from strangers, and quoted packets may end anywhere.
 
 use crate::inner::{HOP_BY_HOP, ICMP, ICMPV6, TCP, UDP};
 
@@ -20,14 +20,14 @@ pub(crate) struct Fragment {
 }
 
 impl Transport<'_> {
-    /// Whether its header is here: not in a fragment other than the first.
+    /// Whether its header is present: not in a fragment other than the first.
     #[inline]
     pub(crate) fn begins(&self) -> bool {
         self.fragment.is_none_or(|fragment| fragment.offset == 0)
     }
 
-    /// Whether it is an ICMP error, of a packet of this IP version. So is what may be one: ICMP without its type, as in a
-    /// fragment other than the first, and of a type that nobody knows.
+    /// Whether it is an ICMP error about a packet of this IP version. Possible errors count too: ICMP without its type,
+    /// as in a fragment other than the first, and unknown types.
     #[inline]
     pub(crate) fn may_be_icmp_error(&self, v6: bool) -> bool {
         let kind = self.payload.first().filter(|_| self.begins());
@@ -40,7 +40,7 @@ impl Transport<'_> {
     }
 }
 
-/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are cut.
+/// Reads the headers behind the first `header` bytes, which the packet has; `None` if they are truncated.
 #[inline(always)]
 pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     let payload = packet.get(header..)?;
@@ -56,8 +56,8 @@ pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     Some(Transport { protocol: packet[9], payload, fragment })
 }
 
-/// Goes over IPv6's extension headers (RFC 8200, section 4): all of them, as the kernel and hosts do. Each takes at least
-/// eight bytes, so the packet's length is the limit.
+/// Goes over IPv6's extension headers (RFC 8200, section 4): all of them, as the kernel and hosts do. Each takes at
+/// least eight bytes, so the packet's length is the limit.
 #[inline(never)]
 fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
     const ROUTING: u8 = 43;

@@ -15,10 +15,10 @@ use crate::shaper::Shaper;
 use crate::slow_path::{Mailbox, Notice};
 use crate::table::Table;
 
-/// Peers that a worker remembers as moved between two tables, at most.
+/// The most peers that a worker remembers as moved between two tables.
 pub(crate) const ROAMED_MAX: usize = 64;
 
-/// The same table and time for all packets of the turn; the rest is the worker's and outlives it.
+/// Table and time are the same for all packets of the turn; the rest is the worker's and outlives it.
 pub(crate) struct Turn<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) table: &'a Table,
@@ -29,27 +29,27 @@ pub(crate) struct Turn<'a> {
     /// ICMP errors that go back to where their causes came from.
     pub(crate) errors: &'a mut Batch,
     pub(crate) limiter: &'a mut Limiter,
-    /// How often control is told of sessions that nobody knows.
+    /// How often control is told about unknown sessions.
     pub(crate) unknown: &'a mut Limiter,
     /// The bit of this worker's AF_XDP rings in [`Session::left_by`](crate::session::Session::left_by).
     pub(crate) ring: u64,
     /// Peers heard from a new address, by place in the table, until control publishes it.
     pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
-    /// What the worker knows of the flows that the firewall accepted.
+    /// What the worker knows about the flows that the firewall accepted.
     pub(crate) flows: &'a mut FlowCache,
-    /// What waits for its time to be sent, once there was a rate.
+    /// Packets that wait for their time, once there was a rate.
     pub(crate) shaper: &'a mut Option<Box<Shaper>>,
 }
 
 /// Where a packet leaves the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// By this port of the other side. Small, so that an exit travels in a register: copied through memory right after
-    /// it was written in parts, it would stall the processor for each packet.
+    /// By this port of the other side. Small, so that an exit stays in a register: copying it through memory right
+    /// after it was written in parts would stall the processor for each packet.
     Port(u16),
     /// As an ICMP error about itself, back to its sender.
     Error,
-    /// It has done its work here: a keepalive, or what control has a copy of.
+    /// It is done: a keepalive, or a packet of which control has a copy.
     Consumed,
     Dropped(DropReason),
 }
@@ -62,7 +62,7 @@ impl From<DropReason> for Exit {
 }
 
 impl Turn<'_> {
-    /// Asks the firewall, if there is one, about a packet from or for the peer of this place.
+    /// Asks the firewall, if there is one, about a packet from or to the peer at this place.
     #[inline]
     pub(crate) fn filter(
         &mut self,
@@ -76,7 +76,7 @@ impl Turn<'_> {
         firewall.admit(self.flows, self.pool.packet(frame), inner, (peer, direction), self.now)
     }
 
-    /// A message has no session. Control hears of it when a peer is where it came from, and not too often.
+    /// A message has no session. Control is told, but not too often, if it came from a peer's endpoint.
     #[cold]
     pub(crate) fn unknown_session(&mut self, from: SocketAddr) -> DropReason {
         if self.table.endpoints.contains(&from) && self.unknown.allow(self.now) {
@@ -85,7 +85,7 @@ impl Turn<'_> {
         DropReason::UnknownSession
     }
 
-    /// Turns a packet into the ICMP error that it causes; a drop, if none is due or too many were sent.
+    /// Turns a packet into the ICMP error that it causes; drops it if none is due or too many were sent.
     pub(crate) fn error(&mut self, frame: &mut Frame, inner: &Inner, error: icmp::Error, reason: DropReason) -> Exit {
         let told = self.limiter.allow(self.now) && icmp::answer(self.pool, frame, inner, error, self.table);
         if told { Exit::Error } else { Exit::Dropped(reason) }

@@ -1,5 +1,5 @@
-//! What a worker has done: batches of which size, how many packets waited in its rings, and how long it slept for want
-//! of them.
+//! What a worker has done: batches by size, how many packets waited in its rings, and how long it slept for lack of
+//! packets.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::ports::BATCH;
 use crate::ports::xdp::RING;
 
-/// The largest batch of each class: each has twice the packets of the one before.
+/// The largest batch of each class: each is twice as large as the one before.
 pub const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, BATCH];
-/// The most packets in a ring of each class: one batch, and so on to a full ring.
+/// The most packets in a ring of each class: from one batch to a full ring.
 pub const RING_FILLS: [usize; 5] = [BATCH, 256, 512, 1024, RING as usize];
 
 /// A worker's counters since it was started. One thread adds, any may read.
@@ -23,8 +23,8 @@ pub(crate) struct Work {
     /// Of the receive rings of WAN and LAN.
     rings: [RingFill; 2],
     sleeps: AtomicU64,
-    /// Nanoseconds slept. During a sleep, those before it less the time at which it began, which is negative: so one
-    /// number tells at any moment how long the worker has slept.
+    /// Nanoseconds slept. During a sleep, this is the total of earlier sleeps less the time at which this one began,
+    /// which is negative: so one number gives the total at any moment.
     slept_nanos: AtomicI64,
     /// Packets that waited for their time and were sent, and their bytes.
     shaped: [AtomicU64; 2],
@@ -54,13 +54,13 @@ pub struct WorkDone {
     pub lan_rings: RingFilled,
     /// How often it went to sleep and was woken.
     pub sleeps: u64,
-    /// How long it slept in all, with a sleep that still lasts.
+    /// How long it slept in total, including a sleep in progress.
     pub slept: Duration,
-    /// What was held to a rate.
+    /// What was sent at a rate.
     pub shaped: Shaped,
 }
 
-/// What a worker has held to a rate. Bytes are those of outer IP packets.
+/// What a worker has sent at a rate. Bytes are those of outer IP packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shaped {
     /// Packets that were sent.
@@ -126,8 +126,8 @@ impl Default for Work {
 }
 
 impl Work {
-    /// Counts a batch of one side, which is not empty. `waiting` are the packets that are still in the ring, if it came
-    /// from one.
+    /// Counts a non-empty batch from one side. `waiting` is the number of packets still in the ring, if it came from
+    /// one.
     #[inline]
     pub(crate) fn received(&self, side: Origin, packets: usize, waiting: Option<usize>) {
         add(&self.batches[class(&BATCH_SIZES, packets)], 1);
@@ -145,7 +145,7 @@ impl Work {
         add(&self.shaped[1], bytes as u64);
     }
 
-    /// Tells how many packets wait now, and their bytes.
+    /// Sets how many packets wait now, and their bytes.
     pub(crate) fn waiting(&self, (packets, bytes): (usize, usize)) {
         self.waiting[0].store(packets as u64, Relaxed);
         self.waiting[1].store(bytes as u64, Relaxed);
@@ -184,7 +184,7 @@ impl Work {
         }
     }
 
-    /// The time since the start. Longer than any time slept, so that subtracting it makes that negative.
+    /// The time since the start. It is longer than any time slept, so that subtracting it gives a negative number.
     fn nanos(&self) -> i64 {
         self.begun.elapsed().as_nanos() as i64 + 1
     }
@@ -197,7 +197,7 @@ pub(crate) enum Origin {
     Lan,
 }
 
-/// The class of a number: of the least bound that it does not exceed.
+/// The class of a number: the lowest bound that it does not exceed.
 #[inline]
 fn class(bounds: &[usize], number: usize) -> usize {
     bounds.iter().take(bounds.len() - 1).take_while(|bound| number > **bound).count()

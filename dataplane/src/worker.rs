@@ -29,14 +29,14 @@ use crate::{egress, ingress};
 
 /// While the ports that are cheap to ask have packets, the others are polled only once in this many turns.
 const POLL_EVERY: u32 = 8;
-/// How often the kernel is asked what it has lost.
+/// How often the kernel is asked for lost packets.
 const LOSSES_EVERY: Millis = Millis(1000);
-/// Commands carried out in one turn, at most.
+/// The most commands carried out in one turn.
 const COMMANDS_PER_TURN: usize = 64;
-/// Descriptors that are polled without an allocation: those of a gateway with a dozen interfaces.
+/// Descriptors that can be polled without an allocation: those of a gateway with a dozen interfaces.
 const DESCRIPTORS: usize = 16;
 
-/// A worker's state. Nothing of it is shared but the table, the mailboxes and the counters.
+/// A worker's state. It shares only the table, the mailboxes and the counters.
 pub struct Worker {
     pool: Pool,
     wan: Side,
@@ -57,11 +57,11 @@ pub struct Worker {
     shaper: Option<Box<Shaper>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
-    /// The last call of control that was answered.
+    /// The last call from control that was answered.
     answered: Arc<AtomicU32>,
     /// The time of the last turn.
     now: Millis,
-    /// When the kernel was last asked what it has lost; `None` when no port can tell.
+    /// When the kernel was last asked for lost packets; `None` when no port can tell.
     losses: Option<Millis>,
     work: Arc<Work>,
     core: Option<core_affinity::CoreId>,
@@ -107,12 +107,12 @@ impl Worker {
         worker
     }
 
-    /// Where it tells which call it has answered.
+    /// The number of the last call that it has answered.
     pub(crate) fn answered(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.answered)
     }
 
-    /// Where it counts what it does.
+    /// The counters of its work.
     pub(crate) fn work(&self) -> Arc<Work> {
         Arc::clone(&self.work)
     }
@@ -121,7 +121,7 @@ impl Worker {
     pub(crate) fn run(&mut self) {
         drop_capabilities();
         if let Some(core) = self.core {
-            // Refused in a narrower cpuset than at start: then the scheduler decides.
+            // Refused in a cpuset narrower than at the start: then the scheduler decides.
             let _ = core_affinity::set_for_current(core);
         }
         let mut turns = 0u32;
@@ -136,14 +136,14 @@ impl Worker {
                 continue;
             }
             if idle {
-                // Gives the core to others now, instead of when the scheduler takes it from us.
+                // Gives the core to others now, before the scheduler takes it from us.
                 std::thread::yield_now();
             }
             if turns.is_multiple_of(POLL_EVERY) {
                 self.poll(false);
             }
         }
-        // What was lost since the last look must not go uncounted.
+        // Packets lost since the last count must be counted.
         self.losses = self.losses.map(|_| Millis::default());
         self.count_losses();
         if let Some(shaper) = &self.shaper {
@@ -154,7 +154,7 @@ impl Worker {
         penstock_aead::wipe_stack();
     }
 
-    /// Counts what the kernel has lost, once a second.
+    /// Counts the packets that the kernel has lost, once a second.
     fn count_losses(&mut self) {
         let now = self.now;
         if self.losses.is_some_and(|last| now.since(last) >= LOSSES_EVERY) {
@@ -164,12 +164,12 @@ impl Worker {
         }
     }
 
-    /// The packet memory, for a device that is in memory itself: the far end of a `memory` port.
+    /// The packet memory, for a device that is itself in memory: the far end of a `memory` port.
     pub fn pool(&mut self) -> &mut Pool {
         &mut self.pool
     }
 
-    /// One turn: a batch from every port, taken to where it goes. Returns how many packets there were.
+    /// One turn: a batch from every port, each packet taken to its destination. Returns how many packets there were.
     pub fn turn(&mut self) -> usize {
         let (mut turn, Ends { wan, lan, received, work }) = self.begin();
         let mut packets = 0;
@@ -180,7 +180,7 @@ impl Worker {
                 work.received(Origin::Wan, count, wan.ports()[i].waiting());
                 let opened = ingress::run(&mut turn, received, lan);
                 wan.opened(i, opened);
-                // Errors about what a peer sent are our own packets, and go back into the tunnel.
+                // Errors about a peer's packets are our own packets, and go back into the tunnel.
                 if !turn.errors.is_empty() {
                     std::mem::swap(received, turn.errors);
                     egress::run(&mut turn, received, None, wan);
@@ -242,7 +242,7 @@ impl Worker {
                 self.flows = FlowCache::for_table(&self.table);
             }
             self.follow_rate();
-            // Sessions may have ended whose keys went through this stack.
+            // Keys of sessions that have ended may have been on this stack.
             penstock_aead::wipe_stack();
         }
     }
@@ -297,7 +297,7 @@ impl Worker {
         }
     }
 
-    /// Carries out what control has asked for.
+    /// Carries out control's commands.
     fn carry_out(&mut self) {
         let commands = Arc::clone(&self.commands);
         let (mut turn, Ends { wan, received, .. }) = self.begin();
@@ -331,15 +331,15 @@ impl Worker {
                 }
             }
         }
-        // More commands wait: the bell brings us back after the ports had their turn.
+        // More commands wait: the bell brings us back once the ports have had their turn.
         commands.ring();
     }
 }
 
-/// What strangers send is read by threads without privileges: every device and socket is open by now.
+/// Threads without privileges read what strangers send: every device and socket is open by now.
 fn drop_capabilities() {
     let none = CapabilitySet::empty();
-    // Having nothing to give up is not a failure, and no other failure is possible.
+    // Having nothing to drop is not a failure, and no other failure is possible.
     let _ = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none });
 }
 

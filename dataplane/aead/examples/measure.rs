@@ -54,7 +54,7 @@ fn sizes(ciphers: &[Cipher], name: &str, slots: usize) {
 }
 
 fn mixed(ciphers: &[Cipher]) {
-    // Spread over the batch as a generator would, not sorted.
+    // Spread over the batch as in a generator, not sorted.
     let spread = |parts: &'static [(usize, usize)]| {
         let total = parts.iter().map(|part| part.0).sum::<usize>();
         move |i: usize| {
@@ -199,7 +199,7 @@ fn median(mut samples: Vec<f64>) -> f64 {
     samples[samples.len() / 2]
 }
 
-/// The CPU's name, without which no figure means anything.
+/// The CPU's name, without which the figures mean nothing.
 fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {

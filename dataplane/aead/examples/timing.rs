@@ -1,5 +1,5 @@
 //! Looks for times that depend on secrets, by the method of dudect (Reparaz, Balasch, Verbauwhede, 2017): two classes
-//! of input in random order, and Welch's t of their times. Prints a report and judges nothing: on a machine that does
+//! of input in random order, and Welch's t of their times. Prints a report without a verdict: on a machine that does
 //! anything else, t wanders.
 //!
 //! ```sh

@@ -4,7 +4,7 @@ use crate::vector::Vector;
 
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// What the blocks are computed from, except their numbers.
+/// The input of the blocks, except their numbers.
 pub(crate) struct Input<V> {
     words: [V; 16],
     /// After the quarter rounds of the first round that do not involve the blocks' numbers.

@@ -38,7 +38,7 @@ impl std::fmt::Display for Implementation {
     }
 }
 
-/// This CPU lacks what the implementation needs.
+/// This CPU lacks instructions that the implementation needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotSupported(pub Implementation);
 
@@ -83,13 +83,13 @@ impl Cipher {
     /// A chosen implementation.
     ///
     /// # Errors
-    /// [`NotSupported`] when this CPU lacks what it needs.
+    /// [`NotSupported`] when this CPU lacks instructions that it needs.
     pub fn new(implementation: Implementation) -> Result<Self, NotSupported> {
         let kernels = engine::kernels(implementation).ok_or(NotSupported(implementation))?;
         Ok(Self { implementation, kernels, use_ring: true })
     }
 
-    /// The same implementation, with ring used only for what no kernel can do, however few messages there are. For
+    /// The same implementation, with ring used only where no kernel can do it, however few messages there are. For
     /// tests and measurements.
     #[must_use]
     pub fn without_ring(self) -> Self {

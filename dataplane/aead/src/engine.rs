@@ -1,9 +1,9 @@
 //! The kernels of each implementation, with their costs.
 //!
 //! The costs are in tenths of a nanosecond on an Intel Xeon of family 6, model 207, at 3.2 GHz (`cargo run --release -p
-//! penstock-aead --example measure costs`), less 50 ns a call for wiping, which is done once for all calls of a batch.
-//! Only their ratios matter, and they decide only which kernel runs: on another CPU a wrong one costs time and nothing
-//! else.
+//! penstock-aead --example measure costs`), less 50 ns per call for wiping, which is done once for all calls of a
+//! batch. Only their ratios matter, and they decide only which kernel runs: on another CPU a wrong one costs time and
+//! nothing else.
 #![expect(unsafe_code)]
 
 use crate::Implementation;
@@ -60,7 +60,7 @@ impl Kernel {
     }
 }
 
-/// The time of what a kernel cannot do: longer than anything else, even 64 times over.
+/// The cost of work that a kernel cannot do: more than anything else, even 64 times over.
 pub(crate) const IMPOSSIBLE: u64 = 1 << 48;
 
 /// ring's time for a message with this many blocks.
@@ -68,7 +68,7 @@ pub(crate) fn ring_cost(blocks: u32) -> u64 {
     1850 + 366 * u64::from(blocks)
 }
 
-/// The kernels of an implementation, if this CPU has what they need.
+/// The kernels of an implementation, if this CPU supports them.
 pub(crate) fn kernels(implementation: Implementation) -> Option<&'static [Kernel]> {
     match implementation {
         Implementation::Ring => Some(&[]),
@@ -83,7 +83,7 @@ pub(crate) fn kernels(implementation: Implementation) -> Option<&'static [Kernel
     }
 }
 
-/// Useful for both: a few long messages leave most of 512 bits empty.
+/// Useful for both: a few long messages leave most of a 512-bit register empty.
 #[cfg(target_arch = "x86_64")]
 const FOUR_IN_256_BITS: Kernel = Kernel {
     layout: Layout { lanes: 4, blocks: 2 },

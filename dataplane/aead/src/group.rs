@@ -51,7 +51,7 @@ pub(crate) struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Arranges the messages `which` of `batch`, from 1 to [`Layout::messages`] of them, for `run`. The group stays
-    /// where it is made: copying what was just written in small pieces stalls the processor.
+    /// where it is made: copying data that was just written in small pieces stalls the processor.
     #[inline(always)]
     pub(crate) fn with<M: Message, R>(
         batch: &'a mut [M],
@@ -179,7 +179,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Reads what each message of a half has from byte `at` on, at most a block, followed by zeros.
+    /// Reads the bytes of each message of a half from byte `at` on, at most a block, followed by zeros.
     #[inline(always)]
     pub(crate) fn load_up_to<V: Vector>(&self, cpu: V::Cpu, half: usize, at: usize) -> [V; 8] {
         assert!(self.layout.lanes == V::LANES);
@@ -188,14 +188,14 @@ impl<'a> Group<'a> {
         for (row, bytes) in rows.iter_mut().enumerate() {
             let (lane, part) = (row % V::LANES, row / V::LANES);
             let len = (left[lane] as usize).saturating_sub(part * V::BYTES).min(V::BYTES);
-            // SAFETY: `len` bytes of the text are left there, or none; then the address does not count, and may be
+            // SAFETY: `len` bytes of the text are left there. If it is 0, the address does not matter, and may be
             // outside.
             *bytes = unsafe { V::load_up_to(cpu, self.from[half][lane].wrapping_add(at + part * V::BYTES), len) };
         }
         rows
     }
 
-    /// Writes as much as [`Group::load_up_to`] reads, and replaces the rest of the rows by zeros.
+    /// Writes as much as [`Group::load_up_to`] reads, and replaces the rest of the rows with zeros.
     #[inline(always)]
     pub(crate) fn store_up_to<V: Vector>(&self, half: usize, at: usize, rows: &mut [V; 8]) {
         assert!(self.layout.lanes == V::LANES);

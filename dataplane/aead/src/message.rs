@@ -91,7 +91,7 @@ pub(crate) struct Text {
     pub(crate) len: usize,
 }
 
-/// What kernels and the planning need of a [`Sealing`] or an [`Opening`].
+/// What kernels and planning need from a [`Sealing`] or an [`Opening`].
 pub(crate) trait Message {
     const SEAL: bool;
     fn suite(&self) -> Suite;

@@ -13,7 +13,7 @@ use crate::{MAX_BATCH, Suite};
 /// Longer texts are left to ring.
 const LONGEST: usize = 1 << 16;
 
-/// The most messages of any kernel; those of the others are divisors of it.
+/// The most messages of any kernel; those of the other kernels are divisors of it.
 const FULL: usize = 2 * MAX_LANES;
 
 /// Seals or opens up to [`MAX_BATCH`] messages. Returns where kernels may have left secrets.
@@ -65,11 +65,11 @@ fn for_full(kernels: &[Kernel], use_ring: bool, blocks: u32) -> Option<&Kernel> 
     best.0
 }
 
-/// For each message, the number of the kernel that takes it and those behind it, if no earlier one does, so that all
-/// together take the least time; a number that no kernel has stands for ring.
+/// For each message, the kernel that takes it and those behind it, unless an earlier message's kernel takes it, so that
+/// the total time is least; a number that no kernel has stands for ring.
 fn plan(kernels: &[Kernel], use_ring: bool, left: &[Entry]) -> [u8; MAX_BATCH] {
     let mut plan = [u8::MAX; MAX_BATCH];
-    // Of the messages from a place on.
+    // The costs of the messages from a place on.
     let mut costs = [0; MAX_BATCH + 1];
     for at in (0..left.len()).rev() {
         let blocks = left[at].blocks();

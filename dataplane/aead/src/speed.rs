@@ -1,4 +1,4 @@
-//! How fast a cipher is on this machine, for those who have a choice.
+//! How fast a cipher is on this machine, for the choice of a suite.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ impl Cipher {
     /// as long as one batch; the best batch counts, so other activity on the machine hardly matters.
     pub fn speed(self, suite: Suite, time: Duration) -> u64 {
         let end = Instant::now() + time;
-        // Neither the key is secret nor the text.
+        // Neither the key nor the text is secret.
         let key = Key::new(suite, &[0; 32]);
         let mut messages = vec![[0_u8; LENGTH + TAG]; MESSAGES];
         let mut best = Duration::MAX;

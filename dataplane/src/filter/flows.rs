@@ -1,9 +1,9 @@
 //! The table of accepted flows, one for all workers: a reply may reach another worker than the request.
 //!
-//! Its memory is all there from the beginning, in sets of a few places under many locks, so that neither its size nor
-//! the time of a look-up depends on what comes. When all places of a set are taken, a new flow takes that of the one
-//! that was silent longest of those that are no established TCP connections; if all are, it is refused. Flows are
-//! spread over the sets by a keyed hash, so nobody can fill a set of their choice.
+//! All its memory is allocated at the start, in sets of a few places under many locks, so that neither its size nor the
+//! time of a look-up depends on traffic. When all places of a set are taken, a new flow replaces the one that has been
+//! silent longest and is not an established TCP connection; if all are, the new flow is refused. Flows are spread over
+//! the sets by a keyed hash, so nobody can fill a set of their choice.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,15 +14,15 @@ use super::{Arrival, Direction};
 use crate::clock::Millis;
 use crate::inner::{ICMP, ICMPV6, TCP, UDP};
 
-/// Flows that are remembered, at most: 16 MiB.
+/// The most flows that are remembered: 16 MiB.
 pub const FLOWS: usize = 1 << 18;
-/// Places in which a flow may lie.
+/// Places in which a flow may be.
 const WAYS: usize = 16;
 /// The number of locks: enough that two workers hardly ever want the same one.
 const SHARDS: usize = 256;
 const SETS_PER_SHARD: usize = FLOWS / WAYS / SHARDS;
 
-/// Seconds of silence after which flows are forgotten. An established TCP connection lives for what RFC 5382, REQ-5
+/// Seconds of silence after which flows are forgotten. For an established TCP connection this is what RFC 5382, REQ-5
 /// demands of a NAT; the others are those of Linux's connection tracking.
 const TCP_ESTABLISHED: u32 = 7440;
 const TCP_OPENING: u32 = 120;
@@ -46,7 +46,7 @@ pub struct Flows {
     generation: AtomicU32,
 }
 
-/// What the table knows of a packet's flow.
+/// What the table knows about a packet's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// It was accepted. Packets in the directions whose bits are set in `steady` change nothing about it.
@@ -57,14 +57,14 @@ pub(super) enum Found {
     New,
 }
 
-/// How far a flow has come. What is no TCP is opening until it is answered, and established from then on.
+/// How far a flow has come. Flows other than TCP are opening until they are answered, and established from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// There is no flow here.
     Free,
     /// Only one side has sent.
     Opening,
-    /// TCP: the other side has sent as well, but to whom? Not before the first has sent again is it a connection.
+    /// TCP: the other side has answered, perhaps to a forged address. A connection once the first has sent again.
     Answered,
     /// Both sides have sent.
     Established,
@@ -163,8 +163,8 @@ impl Flows {
         }
     }
 
-    /// Notes that the present rules do not accept a flow. It stays, to be judged again by what it began with: were it
-    /// forgotten, what the other side repeats would begin it anew.
+    /// Notes that the present rules do not accept a flow. It stays, to be judged again by its first packet: if it were
+    /// forgotten, the other side's retransmissions would begin it anew.
     pub(super) fn refuse(&self, key: &Key, arrival: &Arrival) {
         if let Some(entry) = find(&mut self.lock(shard_of(arrival.hash)), key, arrival) {
             entry.second = entry.second.max(arrival.second);
@@ -208,7 +208,7 @@ impl Entry {
         self.key == *key && self.phase != Phase::Free
     }
 
-    /// Whether it holds a flow that was not silent for too long. Clocks of workers may differ by a second.
+    /// Whether it holds a flow that has not been silent for too long. Clocks of workers may differ by a second.
     fn lives(&self, second: u32) -> bool {
         self.phase != Phase::Free && second.saturating_sub(self.second) <= self.lifetime()
     }
@@ -228,8 +228,8 @@ impl Entry {
         }
     }
 
-    /// Whether another flow may take its place before it is silent for too long. Who sends what is never answered, or
-    /// opens more than anybody can close, loses flows of that kind only.
+    /// Whether another flow may take its place before it has been silent for too long. Whoever sends packets that are
+    /// never answered, or opens more than anybody can close, loses flows of that kind only.
     fn yields(&self) -> bool {
         self.key.protocol() != TCP || self.phase != Phase::Established
     }

@@ -1,4 +1,4 @@
-//! What a flow is known by, and the keyed hash of it.
+//! What identifies a flow, and its keyed hash.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,7 +12,7 @@ const FRAGMENTS: u32 = 1 << 9;
 /// The request of an echo goes out.
 const OUT: u32 = 1 << 10;
 
-/// A flow: both directions of it have the same key, since one end is always the remote one.
+/// A flow: both of its directions have the same key, since one end is always the remote one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     /// The address at the other site.
@@ -21,7 +21,7 @@ pub(super) struct Key {
     local: u128,
     /// The remote and the local port, or an echo's identifier.
     ports: u32,
-    /// The peer behind which the remote address is, so that what one site was allowed no other may use.
+    /// The peer behind which the remote address is, so that no other site may use what this one was allowed.
     peer: u32,
     kind: u32,
 }
@@ -91,7 +91,7 @@ impl Key {
         self.peer
     }
 
-    /// The destination port of a packet that goes in this direction. Only protocols with ports are asked for it.
+    /// The destination port of a packet that goes in this direction. Called only for protocols with ports.
     #[inline]
     pub(super) fn destination_port(&self, direction: Direction) -> u16 {
         match direction {
@@ -124,7 +124,7 @@ pub(super) struct HashKey([u64; 13]);
 impl HashKey {
     /// Words that nobody else has.
     pub(super) fn random() -> Self {
-        // SipHash under a key that the standard library has from the kernel.
+        // SipHash under a key that the standard library gets from the kernel.
         let random = RandomState::new();
         Self(std::array::from_fn(|word| random.hash_one(word)))
     }

@@ -5,11 +5,11 @@
 //! ```
 //! [`classify`](classify::classify) reads which flow a packet belongs to. A flow that was accepted is remembered in
 //! [`Flows`], which all workers share, and its packets pass in both directions. Each worker keeps what it has seen
-//! there in the current second in a [`FlowCache`], so that a packet of a busy flow takes no lock. Only what begins a
-//! flow is judged by the rules, in order; the first that matches decides, and without one the default of the direction.
+//! there in the current second in a [`FlowCache`], so that a packet of a busy flow takes no lock. Only a flow's first
+//! packet is judged by the rules, in order; the first match decides, and without one the direction's default.
 //!
-//! A [`Firewall`] is immutable and a part of the table. Under another one the flows stay, but each is judged again
-//! when its next packet comes: what the new rules accept goes on, what they do not accept ends there.
+//! A [`Firewall`] is immutable and a part of the table. Under a new one the flows stay, but each is judged again when
+//! its next packet comes: those that the new rules accept go on, the others end there.
 
 mod cache;
 mod classify;
@@ -57,7 +57,7 @@ impl Direction {
     }
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It passes.
@@ -75,7 +75,7 @@ pub enum Protocol {
     Number(u8),
 }
 
-/// A protocol, and destination ports of it.
+/// A protocol, and its destination ports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// The protocol.
@@ -98,7 +98,7 @@ impl Service {
 /// A count of packets that any worker adds to.
 pub type Counter = Arc<AtomicU64>;
 
-/// A rule: what all of its conditions hold of is accepted or dropped.
+/// A rule: packets that meet all of its conditions are accepted or dropped.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The direction of the flow's first packet; `None`: either.
@@ -109,27 +109,27 @@ pub struct Rule {
     pub sources: Option<PrefixMap<()>>,
     /// Where it goes; `None`: anywhere.
     pub destinations: Option<PrefixMap<()>>,
-    /// By which protocols and to which ports; `None`: any.
+    /// With which protocols and to which ports; `None`: any.
     pub services: Option<Vec<Service>>,
-    /// What becomes of it.
+    /// What happens to the flow.
     pub verdict: Verdict,
     /// The packets that it decided about: the first of each flow, and every one that it drops.
     pub counter: Counter,
 }
 
-/// What a peer may reach on this side, whatever the rules say. It bounds only what the peer begins.
+/// What a peer may reach on this side, whatever the rules say. It restricts only flows that the peer begins.
 #[derive(Clone, Debug)]
 pub struct Restriction {
     /// These and nothing else.
     pub services: Vec<Service>,
-    /// Packets that were dropped for it.
+    /// Packets that were dropped because of it.
     pub denied: Counter,
 }
 
-/// What is done where no rule decides.
+/// What happens where no rule decides.
 #[derive(Clone, Debug)]
 pub struct DefaultRule {
-    /// What becomes of the packet.
+    /// What happens to the packet.
     pub verdict: Verdict,
     /// The packets that it decided about.
     pub counter: Counter,
@@ -142,9 +142,9 @@ pub struct Rules {
     pub inward: DefaultRule,
     /// For flows that begin on the LAN.
     pub outward: DefaultRule,
-    /// In the order in which they are asked.
+    /// In the order in which they are tried.
     pub rules: Vec<Rule>,
-    /// By peer ([`crate::peer::PeerCounters::id`]): what it may reach. Peers that are not named are not restricted.
+    /// What each peer ([`crate::peer::PeerCounters::id`]) may reach. Peers that are not listed are not restricted.
     pub restrictions: HashMap<u32, Restriction>,
 }
 
@@ -158,13 +158,13 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// Rules over a flow table. The flows that are in it are judged again by these rules.
+    /// Rules over a flow table. Flows already in it are judged again by these rules.
     pub fn new(rules: Rules, flows: Arc<Flows>) -> Self {
         let generation = flows.next_generation();
         Self { rules, flows, generation }
     }
 
-    /// Whether a packet may pass: one of the peer `peer` ([`crate::peer::PeerCounters::id`]) if it goes in, one for that peer
+    /// Whether a packet may pass: from the peer `peer` ([`crate::peer::PeerCounters::id`]) if it goes in, to that peer
     /// if it goes out.
     ///
     /// # Errors
@@ -187,8 +187,8 @@ impl Firewall {
         self.admit_unknown(cache, packet, inner, (peer, direction), now)
     }
 
-    /// The same for what the cache does not know. It reads the packet again, so that the key of one that is known needs
-    /// no memory: to write it in pieces and compare it as a whole stalls the processor for longer than all the rest.
+    /// The same for flows that are not in the cache. It reads the packet again, so that the key of a cached flow needs
+    /// no memory: writing it in pieces and comparing it as a whole stalls the processor for longer than all the rest.
     #[inline(never)]
     fn admit_unknown(
         &self,
@@ -209,7 +209,7 @@ impl Firewall {
         Arrival { hash, direction, second, generation: self.generation }
     }
 
-    /// Decides by the flow table, and by the rules about what is not in it.
+    /// Decides by the flow table, and by the rules if the flow is not in it.
     fn look_up(
         &self,
         cache: &mut FlowCache,
@@ -235,7 +235,7 @@ impl Firewall {
         }
     }
 
-    /// Takes a packet for one of its flow, or lets it begin one.
+    /// Counts a packet towards its flow, or lets it begin one.
     fn follow(&self, cache: &mut FlowCache, class: &Class, arrival: &Arrival) -> Result<(), DropReason> {
         let key = &class.key;
         let mut found = self.flows.touch(key, class.flags, arrival);
@@ -258,20 +258,20 @@ impl Firewall {
         Err(DropReason::FilterFull)
     }
 
-    /// Lets later fragments pass between two hosts that have an accepted flow, before the first one too: on their way
-    /// they overtake each other, and without the first, which is judged, they are of no use. TCP's do so only when there
-    /// are any.
+    /// Lets later fragments pass between two hosts that have an accepted flow, even before the first one: fragments
+    /// overtake each other on their way, and are useless without the first, which is judged. For TCP this is done only
+    /// if there are fragments.
     fn note_fragments(&self, class: &Class, arrival: &Arrival) {
         if class.key.protocol() == TCP && !class.more_fragments {
             return;
         }
         let key = class.key.of_fragments();
         let arrival = Arrival { hash: self.flows.hash(&key), ..*arrival };
-        // Without a place for it, later fragments are dropped.
+        // If there is no place for it, later fragments are dropped.
         let _ = self.flows.open(&key, Flags::default(), &arrival);
     }
 
-    /// What the rules say of a flow that begins with a packet in this direction.
+    /// What the rules say about a flow that begins with a packet in this direction.
     fn judge(&self, key: &Key, direction: Direction) -> Result<(), DropReason> {
         let (verdict, counter) = self.rules.decide(key, direction);
         counter.fetch_add(1, Relaxed);

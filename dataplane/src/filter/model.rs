@@ -47,7 +47,7 @@ pub(super) struct ModelRule {
     pub(super) verdict: Verdict,
 }
 
-/// What distinguishes flows: protocol, peer, both ends, and the ports or the identifier and who asks.
+/// What distinguishes flows: protocol, peer, both ends, and the ports, or the identifier and which side asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Name {
     protocol: &'static str,
@@ -66,7 +66,7 @@ struct Flow {
     last: u64,
     /// Whether both sides have sent.
     answered: bool,
-    /// TCP: whether the first has then sent once more.
+    /// TCP: whether the initiator has then sent once more.
     connected: bool,
     ended_in: bool,
     ended_out: bool,

@@ -218,7 +218,7 @@ fn flows_end_when_they_are_silent() {
     for (remote, local) in PAIRS {
         let out = |protocol, flags| segment(local, remote, protocol, [1, 2], flags);
         let back = |protocol, flags| segment(remote, local, protocol, [2, 1], flags);
-        // What is sent, and for how many seconds of silence an answer passes from then on.
+        // The packets sent, and for how many seconds of silence an answer passes from then on.
         type Steps<'a> = &'a [(Direction, u8)];
         let (o, i) = (Direction::Out, Direction::In);
         let cases: [(u8, Steps<'_>, u64); 9] = [
@@ -244,7 +244,7 @@ fn flows_end_when_they_are_silent() {
                 assert_eq!(workers.pass(0, i, &back(protocol, ACK)), expected, "{protocol} {steps:?} {silence}");
             }
         }
-        // What one worker sees keeps the flow alive for the other.
+        // Packets seen by one worker keep the flow alive for the other.
         let mut workers = Workers::new(rules(Vec::new()));
         assert_eq!(workers.pass(0, o, &out(UDP, 0)), Ok(()));
         for _ in 0..100 {
@@ -369,7 +369,7 @@ fn what_cannot_be_read_is_dropped_by_name() {
                 assert_eq!(workers.pass(0, Direction::In, &packet), expected, "{protocol} {len}");
             }
         }
-        // Of the other family's ICMP nothing is known: it is treated as a protocol without ports.
+        // ICMP of the other family is not known: it is treated as a protocol without ports.
         let strange = packet(remote, local, if remote.contains(':') { ICMP } else { ICMPV6 }, 0, 64, &[]);
         assert_eq!(workers.pass(0, Direction::In, &strange), Ok(()));
     }
@@ -414,7 +414,7 @@ fn a_reload_keeps_the_flows_that_the_new_rules_accept_and_ends_the_others() {
                 assert_eq!(step(&mut workers, 1, direction, port, flags), Ok(()));
             }
         }
-        // Answers in the first flow are judged by what began it, and not as something outgoing.
+        // Answers in the first flow are judged by its first packet, and not as outgoing flows.
         let mut fewer = accept(20..=25);
         fewer.outward.verdict = Verdict::Drop;
         workers.reload(fewer);
@@ -635,7 +635,7 @@ fn compiled(model: &Model) -> Rules {
 }
 
 /// Random packets of both families through two workers, under random rules that are reloaded now and then, at random
-/// times: all must have the same fate as in the model.
+/// times: each must have the same fate as in the model.
 #[test]
 fn agrees_with_the_model() {
     let mut seed = 0x5eed_f10e;
@@ -647,8 +647,7 @@ fn agrees_with_the_model() {
         for nth in 0..4000 {
             let described = random_packet(&mut seed, true);
             let asks_anew = matches!(described.content, Content::Tcp(_, _, [true, false, ..]));
-            // What a worker remembers within the present second does not tell a connection from the next one with the
-            // same ports.
+            // A worker's memory of the current second does not tell a connection from the next one with the same ports.
             if asks_anew || random(&mut seed).is_multiple_of(3) {
                 workers.second += pick(&mut seed, &[1, 1, 1, 2, 9, 10, 11, 30, 31, 61, 120, 121, 600]);
             }

@@ -1,5 +1,5 @@
-//! What has passed a port, for whoever judges whether it works: a ring that was bound may still lose all that it is
-//! given. The worker adds, control reads.
+//! What has passed through a port, for control to judge whether the port works: a ring that was bound may still lose
+//! everything. The worker adds, control reads.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -48,8 +48,8 @@ impl Evidence {
         add(&self.completed, frames as u64);
     }
 
-    /// The counters of this moment. What comes later in a packet's way is read first, so that nothing seems to have
-    /// come back that was not sent.
+    /// The counters at this moment. What happens later to a packet is read first, so that no frame seems to have come
+    /// back without being sent.
     pub fn passed(&self) -> Passed {
         let completed = self.completed.load(Relaxed);
         Passed {

@@ -11,7 +11,7 @@ use crate::checksum;
 /// does it and, as the kernel would, segmented again.
 ///
 /// # Panics
-/// If a packet is lost, or a coalesced one does not yield the packets that it was made of.
+/// If a packet is lost, or a coalesced one does not yield its original packets.
 pub fn super_packet(input: &[u8]) {
     let Some((header, packet)) = input.split_first_chunk::<VNET_LEN>() else { return };
     let Some(segments) = segments(&VnetHeader::parse(header), packet) else { return };

@@ -1,7 +1,7 @@
 //! A port with two queues in memory instead of a device, for tests, fuzzing and benchmarks.
 //!
-//! As a device does, its far side holds frames of the worker's pool and reads and writes them in place: the
-//! worker copies nothing, and what a test copies in and out is not the worker's time. It counts as an AF_XDP port does.
+//! Like a device, its far side holds frames of the worker's pool and reads and writes them in place: the worker copies
+//! nothing, and what a test copies in and out does not count as the worker's time. It counts as an AF_XDP port does.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -41,8 +41,7 @@ impl Wire {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a packet where the worker will receive it; `false` when it is larger than a frame has room for
-    /// or the pool is empty.
+    /// Puts a packet where the worker will receive it; `false` if it does not fit a frame or the pool is empty.
     pub fn send(&self, pool: &mut Pool, remote: SocketAddr, tos: u8, bytes: &[u8]) -> bool {
         let start = ANCHOR + EGRESS_ROOM;
         if start + bytes.len() > pool.frame_size() {

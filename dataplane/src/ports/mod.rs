@@ -35,7 +35,7 @@ pub const BATCH: usize = 128;
 pub const EGRESS_ROOM: usize = 58;
 
 /// Largest inner packet that every port takes, in bytes: one in a slot of a UMEM, with the most that a LAN program puts
-/// in front of its Ethernet header, and a tag behind.
+/// in front of its Ethernet header, and a tag behind it.
 pub const INNER_MAX: usize = FRAME_ROOM - MAX_SHIFT - ETHERNET_LEN - TAG;
 /// Largest datagram of the tunnel that every port takes, in bytes of UDP payload.
 pub const DATAGRAM_MAX: usize = INNER_MAX + DATA_HEADER + TAG;
@@ -45,7 +45,7 @@ pub const DATAGRAM_MAX: usize = INNER_MAX + DATA_HEADER + TAG;
 pub struct Endpoint {
     /// The peer's.
     pub remote: SocketAddr,
-    /// Ours: what the peer called, and what an answer leaves from. `None` leaves it to the route.
+    /// Ours: the address that the peer called, and from which an answer leaves. `None` leaves it to the route.
     pub local: Option<IpAddr>,
 }
 
@@ -56,8 +56,8 @@ impl From<SocketAddr> for Endpoint {
 }
 
 impl Endpoint {
-    /// Whether a datagram that came from there shows that a peer known to be here has moved, or calls another of our
-    /// addresses. One of which it is not known what it called says nothing about that.
+    /// Whether a datagram from there shows that a peer known to be here has moved, or calls another of our addresses.
+    /// If it is not known which address it called, it says nothing about that.
     #[inline]
     pub fn is_moved_by(&self, from: &Self) -> bool {
         self.remote != from.remote || (from.local.is_some() && self.local != from.local)
@@ -67,13 +67,13 @@ impl Endpoint {
 /// A packet in a worker's hands.
 #[derive(Debug)]
 pub struct Packet {
-    /// Its bytes.
+    /// The memory that holds it.
     pub frame: Frame,
-    /// On the WAN: whom it is from or for.
+    /// On the WAN: whom it is from or to.
     pub remote: SocketAddr,
-    /// On the WAN: the address of ours that it was sent to, or leaves from; `None` leaves it to the route.
+    /// On the WAN: our address that it was sent to, or leaves from; `None` leaves it to the route.
     pub local: Option<IpAddr>,
-    /// On receive by the kernel's socket: the interface that it came in by; 0 where that is not known.
+    /// Set by the kernel's socket on receive: the interface that it came in by; 0 where that is not known.
     pub interface: u32,
     /// On the WAN: the outer traffic class (DSCP and ECN), as received or to be sent.
     pub tos: u8,
@@ -81,7 +81,7 @@ pub struct Packet {
     pub link: Option<Link>,
     /// On the WAN: whether it goes before others when the device's queue is nearly full.
     pub urgent: bool,
-    /// On receive: bytes of the Ethernet header in front of it, if the port has taken one off.
+    /// On receive: bytes of the Ethernet header in front of it, if the port has removed one.
     pub ethernet: u8,
 }
 
@@ -142,7 +142,7 @@ impl Link {
     }
 }
 
-/// Packets on their way from one stage to the next; never more than it was made for.
+/// Packets on their way from one stage to the next; never more than the capacity.
 #[derive(Debug)]
 pub struct Batch {
     packets: Vec<Packet>,
@@ -189,13 +189,13 @@ impl Batch {
         &self.packets
     }
 
-    /// The packets, in order, to be changed.
+    /// The packets, in order, mutable.
     #[inline]
     pub fn as_mut_slice(&mut self) -> &mut [Packet] {
         &mut self.packets
     }
 
-    /// Moves all packets, in order, to the end of another batch; at no cost when that is empty.
+    /// Moves all packets, in order, to the end of another batch; at no cost if that is empty.
     ///
     /// # Panics
     /// If there is no room.
@@ -216,7 +216,7 @@ impl Batch {
     }
 }
 
-/// What a port is, and what it was really bound as; shown by `status`.
+/// What a port is, and how it was actually bound; shown by `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
     /// Name of the interface; of the WAN interface for `udp`.
@@ -231,26 +231,26 @@ pub struct PortInfo {
 
 /// A worker's end of a device queue.
 pub trait Port: Send {
-    /// Appends received packets to `batch`, as many as there are, as it has room and as the pool has
-    /// frames. Never blocks. Broken packets are given back to the pool and counted.
+    /// Appends received packets to `batch`, as many as there are, as fit, and as the pool has frames for. Never blocks.
+    /// Broken packets are given back to the pool and counted.
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops);
 
-    /// Sends all of `batch` in order and leaves it empty. Never blocks: what the device does not take
-    /// is dropped and counted. Frames return to the pool now or when the device is done with them.
+    /// Sends all of `batch` in order and leaves it empty. Never blocks: packets that the device does not take are
+    /// dropped and counted. Frames return to the pool now or when the device is done with them.
     fn transmit(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops);
 
-    /// Counts what the kernel has lost in front of this port or behind it since it was last asked: a system call.
-    /// Returns whether the port can tell of any such thing.
+    /// Counts the packets that the kernel has lost in front of or behind this port since the last call: a system call.
+    /// Returns whether the port can tell.
     fn count_losses(&mut self, _drops: &Drops) -> bool {
         false
     }
 
-    /// What has passed the port, if it may lose packets without a word.
+    /// What has passed through the port, if it may lose packets silently.
     fn evidence(&self) -> Option<Arc<Evidence>> {
         None
     }
 
-    /// Packets that are still in the receive ring after those received last; `None` if there is no ring.
+    /// Packets still in the receive ring after the last receive; `None` if there is no ring.
     fn waiting(&self) -> Option<usize> {
         None
     }
@@ -263,8 +263,7 @@ pub trait Port: Send {
         false
     }
 
-    /// Whether the kernel routes on this port's other side, so that it has taken or will take the
-    /// hop from TTL and hop limit.
+    /// Whether the kernel routes on this port's other side, and so decrements TTL and hop limit.
     fn kernel_routes(&self) -> bool {
         false
     }
@@ -274,8 +273,8 @@ pub trait Port: Send {
         None
     }
 
-    /// The link by which an answer to a received packet goes back to who sent it here, for the rare
-    /// packet that is answered with an ICMP error; `None` if the port needs no link.
+    /// The link by which an answer to a received packet goes back to its sender on this link, for the rare packet that
+    /// is answered with an ICMP error; `None` if the port needs no link.
     fn reply_link(&self, _pool: &Pool, _packet: &Packet) -> Option<Link> {
         None
     }
@@ -284,7 +283,7 @@ pub trait Port: Send {
     fn info(&self) -> PortInfo;
 }
 
-/// Sets a socket option that rustix does not know.
+/// Sets a socket option that rustix does not have.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,8 +1,8 @@
 //! Segmentation: what a super-packet of the TUN device is, and the headers of its segments.
 //!
-//! The kernel leaves work to us and says which in a virtio-net header before each packet (virtio 1.2,
-//! section 5.1.6; kernel: `include/uapi/linux/virtio_net.h`): to complete a checksum, or to cut a TCP or
-//! UDP super-packet. Pure functions on slices; the opposite direction is in `offload_coalesce`.
+//! The kernel leaves work to us and says which in a virtio-net header before each packet (virtio 1.2, section 5.1.6;
+//! kernel: `include/uapi/linux/virtio_net.h`): to complete a checksum, or to split a TCP or UDP super-packet. Pure
+//! functions on slices; the opposite direction is in `offload_coalesce`.
 
 use super::scatter::FRONT;
 use crate::checksum;
@@ -17,7 +17,7 @@ const GSO_NONE: u8 = 0;
 pub(super) const GSO_TCPV4: u8 = 1;
 pub(super) const GSO_TCPV6: u8 = 4;
 pub(super) const GSO_UDP_L4: u8 = 5;
-/// The first segment carries CWR: nothing we would not do anyway.
+/// Only the first segment carries CWR, which we do anyway.
 const GSO_ECN: u8 = 0x80;
 
 pub(super) const FIN: u8 = 0x01;
@@ -75,12 +75,11 @@ pub(super) enum Work {
     None,
     /// Its checksum at `field`, over everything from `start`.
     Checksum { start: usize, field: usize },
-    /// To be cut into segments of `size` bytes behind the `head` bytes of headers.
+    /// To be split into segments of `size` bytes behind the `head` bytes of headers.
     Segment { head: usize, size: usize },
 }
 
-/// Decides what to do about a packet of `len` bytes that begins with `front`: all of it, or at least
-/// [`FRONT`] bytes.
+/// Decides what to do with a packet of `len` bytes that begins with `front`: all of it, or at least [`FRONT`] bytes.
 pub(super) fn work(header: &VnetHeader, front: &[u8], len: usize) -> Result<Work, BadOffload> {
     debug_assert!(front.len() >= len.min(FRONT));
     let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
@@ -152,19 +151,19 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// A template of nothing.
+    /// An empty template.
     pub(super) fn empty() -> Self {
         Self { bytes: [0; FRONT], head: 0, size: 1, payload: 0, transport: 0, tcp: false, pseudo: 0 }
     }
 
-    /// Takes over the headers of a super-packet of `len` bytes that [`work`] found to be sound.
+    /// Copies the headers of a super-packet of `len` bytes that [`work`] found to be valid.
     pub(super) fn load(&mut self, front: &[u8], header: &VnetHeader, len: usize, head: usize) {
         self.bytes[..head].copy_from_slice(&front[..head]);
         (self.head, self.size, self.payload) = (head, usize::from(header.gso_size), len - head);
         self.transport = usize::from(header.csum_start);
         self.tcp = usize::from(header.csum_offset) == TCP_CSUM;
-        // The field holds the sum of the pseudo-header with the super-packet's length. With the length
-        // taken off, it serves all segments, whatever addresses a routing header put into it.
+        // The field holds the sum of the pseudo-header with the super-packet's length. With the length subtracted, it
+        // serves all segments, whatever addresses a routing header put into it.
         let sum = be16(front, self.transport + usize::from(header.csum_offset));
         self.pseudo = u32::from(sum) + u32::from(!((len - self.transport) as u16));
     }
@@ -199,7 +198,7 @@ impl Template {
     }
 }
 
-/// Cuts a super-packet as the `tun` port does, whose segments come in frames with other bytes in front.
+/// Splits a super-packet as the `tun` port does, whose segments come in frames with other bytes in front.
 #[cfg(any(test, fuzzing))]
 pub(super) fn cut(header: &VnetHeader, bytes: &[u8], head: usize, size: usize) -> Vec<Vec<u8>> {
     let mut template = Template::empty();
@@ -242,7 +241,7 @@ pub(super) mod tests {
     pub(in super::super) const TCP4: Shape =
         Shape { v6: false, tcp: true, flags: ACK, sequence: 1000, id: 7, port: 40_000 };
 
-    /// A sound packet with timestamps (TCP), don't-fragment (IPv4) and complete checksums.
+    /// A valid packet with timestamps (TCP), don't-fragment (IPv4) and complete checksums.
     pub(in super::super) fn packet(shape: Shape, payload: &[u8]) -> Vec<u8> {
         let transport = if shape.tcp { 32 } else { 8 };
         let len = transport + payload.len();

@@ -14,7 +14,7 @@ use super::offload::{
 use crate::checksum;
 use crate::inner::{TCP, TCP_CSUM, UDP, UDP_CSUM};
 
-/// A super-packet is an IP packet, and so no longer than one can be.
+/// A super-packet is an IP packet, so it can be no longer than one.
 const SUPER_MAX: usize = 65_535;
 /// The most datagrams in a run: the kernel's UDP_MAX_SEGMENTS before Linux 6.9.
 const DATAGRAMS_MAX: u16 = 64;

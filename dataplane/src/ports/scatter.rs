@@ -22,10 +22,10 @@ use crate::frame::{ANCHOR, FRAME_ROOM, Frame, Pool};
 /// The longest message: an IP packet or a UDP datagram.
 const MESSAGE_MAX: usize = 65_536;
 
-/// How many of a message's first bytes [`Scatter::front`] shows at least, if there are as many.
+/// How many of a message's first bytes [`Scatter::front`] shows at least, if it has as many.
 pub(super) const FRONT: usize = 256;
 
-/// After this many single-segment messages no super-packet is expected any more.
+/// After this many single-segment messages, no super-packet is expected any more.
 const PATIENCE: u32 = 64;
 
 /// The expected geometry of the next message.
@@ -84,7 +84,7 @@ pub(super) struct Scatter {
     message: Message,
 }
 
-/// A received message: its geometry, and how far it was taken.
+/// A received message: its geometry, and how much of it was taken.
 #[derive(Clone, Copy, Debug, Default)]
 struct Message {
     head: usize,
@@ -118,8 +118,8 @@ impl Scatter {
         self.largest
     }
 
-    /// Appends to `list` where the next message is to be read, in at most `frames` frames. False when there is no frame
-    /// at all.
+    /// Appends the places where the next message is to be read to `list`, in at most `frames` frames. False when there
+    /// is no frame at all.
     pub(super) fn arm(
         &mut self,
         pool: &mut Pool,

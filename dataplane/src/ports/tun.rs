@@ -82,7 +82,7 @@ impl TunPort {
     /// `AlreadyExists` if an interface has this name, `PermissionDenied` without CAP_NET_ADMIN, and other errors of the
     /// kernel.
     pub fn open(config: &TunConfig) -> io::Result<Vec<TunPort>> {
-        // An existing multi-queue device would just get our queues in addition.
+        // An existing multi-queue device would accept our queues as additional ones.
         if index_of(&config.name).is_ok() {
             let message = format!("an interface named {} exists", config.name);
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
@@ -198,7 +198,7 @@ impl Port for TunPort {
         for _ in 0..BATCH {
             self.take(pool, batch);
             let room = batch.room();
-            // A super-packet that does not fit waits in the device, where it costs no copy.
+            // A super-packet that does not fit waits in the device, which saves a copy.
             let crowded = room < before && room < self.expected.count();
             if self.scatter.pending() > 0 || room == 0 || crowded || !self.read(pool, room, drops) {
                 return;

@@ -1,8 +1,8 @@
 //! The WAN over UDP sockets: bundles of datagrams in both directions.
 //!
-//! Datagrams of equal size to one peer leave as one bundle that the kernel or the NIC cuts
-//! (UDP_SEGMENT), gathered from their frames; bundles that the kernel made of received datagrams
-//! (UDP_GRO) land one datagram in each frame (see [`scatter`]). Several bundles go by one system call.
+//! Datagrams of equal size to one peer leave as one bundle that the kernel or the NIC splits (UDP_SEGMENT), gathered
+//! from their frames; bundles that the kernel made of received datagrams (UDP_GRO) land one datagram in each frame (see
+//! [`scatter`]). Several bundles go by one system call.
 //!
 //! [`scatter`]: super::scatter
 
@@ -81,7 +81,7 @@ impl UdpPort {
         Ok(sockets.enumerate().map(|(queue, sender)| Self::on(&sender, queue as u32, config)).collect())
     }
 
-    /// A port on a socket that is bound already: for a worker in the place of one that has stopped.
+    /// A port on a socket that is bound already: for a worker that replaces a stopped one.
     pub fn on(sender: &UdpSender, queue: u32, config: &UdpConfig) -> Self {
         Self {
             socket: Arc::clone(&sender.0),
@@ -150,7 +150,7 @@ impl Received {
         self.count > 0 && self.count == wanted
     }
 
-    /// Moves datagrams to the batch while there are any, frames and room.
+    /// Moves datagrams to the batch as long as there are datagrams, frames and room.
     fn take(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         while self.current < self.count {
             let scatter = &mut self.scatters[self.current];
@@ -183,7 +183,7 @@ impl Received {
     }
 }
 
-/// Splits a message into datagrams; the number of them if they do not fit frames.
+/// Splits a message into datagrams; returns their number if they do not fit frames.
 fn split(
     scatter: &mut Scatter,
     pool: &Pool,
@@ -211,7 +211,7 @@ impl Sending {
         }
     }
 
-    /// Makes messages of packets: bundles of those beyond the first `single` that may be joined.
+    /// Makes messages from packets: bundles of those beyond the first `single` that may be combined.
     fn plan(&mut self, socket: &Socket, pool: &Pool, packets: &[Packet], single: usize) {
         self.list.clear();
         self.runs.clear();
@@ -265,11 +265,11 @@ impl Port for UdpPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         let before = batch.room();
         let mut more = true;
-        // Bounded, should all that comes be dropped.
+        // Bounded, in case everything that comes is dropped.
         for _ in 0..BATCH {
             self.received.take(pool, batch, drops);
             let room = batch.room();
-            // A bundle that would not fit waits in the socket, where it costs no copy.
+            // A bundle that would not fit waits in the socket, which saves a copy.
             let crowded = room < before && room < self.received.expected.count();
             if self.received.current < self.received.count || room == 0 || crowded || !more {
                 return;
@@ -303,7 +303,7 @@ impl Port for UdpPort {
                     batch.as_mut_slice()[done..done + run].iter_mut().for_each(|packet| packet.local = None);
                     continue;
                 }
-                // Larger than this path's MTU: the kernel fragments datagrams, but no bundles.
+                // Larger than this path's MTU: the kernel fragments datagrams, but not bundles.
                 libc::EMSGSIZE if run > 1 => {
                     single = run;
                     continue;
@@ -337,7 +337,7 @@ fn empty_message() -> libc::mmsghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Receives messages; how many.
+/// Receives messages; returns how many.
 fn receive_messages(socket: &Socket, headers: &mut [libc::mmsghdr]) -> usize {
     let (fd, count) = (socket.as_raw_fd(), headers.len() as u32);
     // SAFETY: the headers point to names, control buffers and scatter lists of `Received`, and those to
@@ -346,7 +346,7 @@ fn receive_messages(socket: &Socket, headers: &mut [libc::mmsghdr]) -> usize {
     usize::try_from(received).unwrap_or(0)
 }
 
-/// Sends messages; how many, or why not even the first one.
+/// Sends messages; returns how many, or why not even the first one was sent.
 fn send_messages(socket: &Socket, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let (fd, count) = (socket.as_raw_fd(), headers.len() as u32);
     let _fragmenting = socket.fragmenting();

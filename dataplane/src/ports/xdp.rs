@@ -1,7 +1,7 @@
 //! AF_XDP: a socket on one queue of one interface, on a UMEM that the worker's ports share.
 //!
-//! On the WAN the port takes off and puts on Ethernet, IP and UDP; on the LAN, Ethernet. A frame that
-//! came by one `xdp` port leaves by another without a copy: see [`crate::frame`] for the geometry.
+//! On the WAN the port removes and adds Ethernet, IP and UDP; on the LAN, Ethernet. A frame that came in by one `xdp`
+//! port leaves by another without a copy: see [`crate::frame`] for the geometry.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -22,11 +22,11 @@ use crate::ports::{BATCH, Batch, Link, Packet, Port, PortInfo, set_option};
 
 /// Entries of each of a socket's rings.
 pub const RING: u32 = 2048;
-/// Frames that a socket's rings can hold: a pool needs this many for every port, and a few batches.
+/// Frames that a socket's rings can hold: a pool needs this many for every port, plus a few batches.
 pub const FRAMES: u32 = 2 * RING;
 /// Places of a WAN's transmit ring that are kept for urgent packets, so that a full uplink does not end BGP and SSH.
 const RESERVED: usize = 128;
-/// How many packets ahead the first line of a received one is asked for: about a fetch from another core.
+/// How many packets ahead the first line of a received one is prefetched: about a fetch from another core.
 const HEADERS_AHEAD: usize = 4;
 const SOCKET_BUFFER: usize = 64 << 20;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.18): frames that one sendto transmits in copy mode.
@@ -39,19 +39,19 @@ const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const HOPS: u8 = 64;
 
-/// Which headers are the port's.
+/// Which headers belong to the port.
 #[derive(Clone, Copy, Debug)]
 enum Role {
     Wan { local_port: u16, next_id: u16 },
     Lan { checksums: Checksums },
 }
 
-/// What a LAN interface's frames have for checksums of TCP and UDP.
+/// How far the checksums of TCP and UDP in a LAN interface's frames are complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksums {
     /// They are complete: the frames come from a wire.
     Complete,
-    /// Some are left to the network device, which AF_XDP comes before.
+    /// Some are left to the network device, and AF_XDP sees the frames before it.
     MaybePartial,
 }
 
@@ -64,7 +64,7 @@ pub struct Binding<'a> {
     pub ifindex: u32,
     /// The queue.
     pub queue: u32,
-    /// Whether frames are copied even where the driver could do without.
+    /// Whether frames are copied even if the driver could do zero-copy.
     pub copy: bool,
 }
 
@@ -76,7 +76,7 @@ pub struct XdpPort {
     tx: TxQueue,
     fill: FillQueue,
     completion: CompQueue,
-    /// Frames that the kernel may fill and has not been given, for want of free ones.
+    /// Frames that the kernel may fill but has not been given, for want of free ones.
     owed: usize,
     /// Packets that were still in the receive ring after the last look.
     waiting: usize,
@@ -85,7 +85,7 @@ pub struct XdpPort {
     ifindex: u32,
     queue: u32,
     zero_copy: bool,
-    /// What the kernel's counters showed when they were last looked at.
+    /// The kernel's counters when they were last read.
     lost: Lost,
     evidence: Arc<Evidence>,
 }
@@ -94,9 +94,9 @@ impl XdpPort {
     /// A port for the tunnel's datagrams; those it sends come from UDP port `local_port`.
     ///
     /// # Errors
-    /// The socket cannot be bound: the queue is taken (EBUSY), there is no such queue or interface, a
-    /// capability is missing (EPERM); the pool has a zero-copy socket and this driver cannot do that (EINVAL); or the
-    /// pool is not a UMEM or has too few frames.
+    /// The socket cannot be bound: the queue is taken (EBUSY), there is no such queue or interface, a capability is
+    /// missing (EPERM); the pool has a zero-copy socket and this driver has no zero-copy (EINVAL); or the pool is not a
+    /// UMEM or has too few frames.
     pub fn wan(pool: &mut Pool, at: &Binding<'_>, local_port: u16) -> io::Result<Self> {
         Self::open(pool, at, Role::Wan { local_port, next_id: 0 })
     }
@@ -134,7 +134,7 @@ impl XdpPort {
         let (fill, completion) =
             rings.ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "the queue already has a socket of ours"))?;
         let socket = borrow(&rx);
-        // Neither is essential: without them large bursts take more calls.
+        // Not essential: without them large bursts take more calls.
         let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER);
         let _ = set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &RING.to_ne_bytes());
         let zero_copy = sockopt::xdp_options(socket)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
@@ -189,7 +189,7 @@ impl XdpPort {
     /// Takes back the frames that were transmitted.
     #[expect(unsafe_code)]
     fn reclaim(&mut self, pool: &mut Pool) {
-        // SAFETY: what the completion ring yields is ours again.
+        // SAFETY: frames from the completion ring are ours again.
         let n = unsafe { self.completion.consume(&mut self.descs) };
         for desc in &self.descs[..n] {
             let frame = pool.frame_of(desc);
@@ -200,7 +200,7 @@ impl XdpPort {
         }
     }
 
-    /// Makes the kernel transmit what is in the ring. In copy mode a call takes only a limited number.
+    /// Makes the kernel transmit the frames in the ring. In copy mode a call takes only a limited number.
     fn kick(&mut self, drops: &Drops) {
         for _ in 0..=BATCH as u32 / DEFAULT_BUDGET {
             if self.tx.nb_free_exact() >= RING || !self.tx.needs_wakeup() {
@@ -212,7 +212,7 @@ impl XdpPort {
         }
     }
 
-    /// Takes the port's headers off; `None` if they are not what steering lets through.
+    /// Removes the port's headers; `None` if they are not what steering lets through.
     fn unwrap(&self, mut frame: Frame, pool: &Pool) -> Result<Packet, Frame> {
         match self.role {
             Role::Wan { local_port, .. } => match parse_datagram(pool.packet(&frame), local_port) {
@@ -239,7 +239,7 @@ impl XdpPort {
         }
     }
 
-    /// Puts the port's headers on, and the frame where AF_XDP wants it.
+    /// Adds the port's headers, and places the frame where AF_XDP wants it.
     fn wrap(&mut self, packet: &mut Packet, pool: &mut Pool) -> bool {
         let Some(link) = packet.link.filter(|link| link.ifindex == self.ifindex) else { return false };
         let frame = &mut packet.frame;
@@ -263,10 +263,10 @@ impl Port for XdpPort {
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch, drops: &Drops) {
         self.reclaim(pool);
         let room = batch.room();
-        // SAFETY: what the receive ring yields is ours.
+        // SAFETY: frames from the receive ring are ours.
         let n = unsafe { self.rx.consume(&mut self.descs[..room]) };
         let partial = matches!(self.role, Role::Lan { checksums: Checksums::MaybePartial });
-        // Of a ring with less than was asked for nothing is left, and it need not be looked at again.
+        // If the ring had less than was asked for, nothing is left in it, and it need not be read again.
         self.waiting = if n < room { 0 } else { self.rx.nb_avail_exact() as usize };
         for i in 0..n {
             if let Some(soon) = self.descs[..n].get(i + HEADERS_AHEAD) {
@@ -366,13 +366,13 @@ impl Port for XdpPort {
     }
 }
 
-/// How many packets fit a transmit ring that has room for `room`, if some of that is for urgent ones only.
+/// How many packets fit a transmit ring that has room for `room`, if some of that is reserved for urgent ones.
 #[inline]
 fn room_for(urgent: bool, room: usize, reserved: usize) -> usize {
     if urgent { room } else { room.saturating_sub(reserved) }
 }
 
-/// Counters of the kernel (XDP_STATISTICS), as they were.
+/// The kernel's counters (XDP_STATISTICS) at the last reading.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lost {
     dropped: u64,
@@ -382,8 +382,8 @@ struct Lost {
 }
 
 impl Lost {
-    /// Counts what has come since the last look. Where frames are copied, a packet for which there was no free frame is
-    /// among the dropped ones too.
+    /// Counts what has come since the last reading. In copy mode, the dropped packets include those for which there was
+    /// no free frame.
     fn count(&mut self, now: &XdpStatistics, zero_copy: bool, drops: &Drops) {
         let now = Self {
             dropped: now.rx_dropped,
@@ -411,7 +411,7 @@ fn borrow(rx: &RxQueue) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) }
 }
 
-/// The way back to the sender of a frame with this Ethernet header.
+/// The link back to the sender of a frame with this Ethernet header.
 fn link_back(ifindex: u32, header: &[u8]) -> Option<Link> {
     let (to, from) = (*header.first_chunk()?, *header.get(MAC..)?.first_chunk()?);
     let vlan = match ethernet_len(header)? {
@@ -462,7 +462,7 @@ pub fn parse_datagram(frame: &[u8], local_port: u16) -> Option<Datagram> {
     })
 }
 
-/// A sender with the zone that a link-local address is in, as the kernel's sockets tell it.
+/// A sender with the zone of its link-local address, as the kernel's sockets report it.
 fn in_zone(source: SocketAddr, ifindex: u32) -> SocketAddr {
     match source {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
@@ -544,7 +544,7 @@ mod tests {
     use crate::frame::ANCHOR;
     use crate::inner::tests::naive;
 
-    /// What one port writes, another reads; checksums are right; truncated frames are refused.
+    /// What one port writes, another can read; checksums are correct; truncated frames are refused.
     #[test]
     fn datagrams_are_written_and_read_back() {
         for (source, remote, vlan) in [

@@ -1,4 +1,4 @@
-//! What can go wrong, as sentences for the operator, and how the kernel's answers become one.
+//! What can go wrong, as sentences for the operator, and how they are made from the kernel's answers.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ pub enum AttachError {
         /// The interface's index.
         ifindex: u32,
     },
-    /// The interface has an XDP program already; there can be one.
+    /// The interface already has an XDP program; there can be only one.
     #[error("interface {interface} is occupied by {owner}; detach it first, or don't use mode xdp")]
     Busy {
         /// The interface's name.
@@ -38,7 +38,7 @@ pub enum AttachError {
         /// The missing capabilities, or what else may forbid it.
         reason: String,
     },
-    /// The program asks for a frame's length as only Linux 5.18 and newer tell it.
+    /// The program needs a frame's length in a way that only Linux 5.18 and newer offer.
     #[error("the kernel ({release}) is too old for XDP steering, which needs Linux 5.18 or newer")]
     KernelTooOld {
         /// What `uname -r` says.
@@ -78,7 +78,7 @@ pub enum AttachError {
         /// All that the verifier said.
         log: String,
     },
-    /// Creating the maps or loading the program failed otherwise.
+    /// Creating the maps or loading the program failed for another reason.
     #[error("the XDP programs cannot be loaded: {0}")]
     Load(String),
 }

@@ -1,4 +1,4 @@
-//! What the kernel tells about an interface, a program and our rights: the facts behind an
+//! What the kernel says about an interface, a program and our rights: the facts behind an
 //! [`AttachError`](super::AttachError). It is asked only when something failed.
 
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 const REQUIRED: [(&str, CapabilitySet); 2] =
     [("CAP_BPF", CapabilitySet::BPF), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)];
 
-/// Whether eBPF programs of traffic control look at what an interface receives, or sends (tcx, since Linux 6.6).
+/// Whether eBPF programs of traffic control process what an interface receives, or sends (tcx, since Linux 6.6).
 pub fn has_tcx_programs(interface: &str, received: bool) -> bool {
     let side = if received { TcAttachType::Ingress } else { TcAttachType::Egress };
     SchedClassifier::query_tcx(interface, side).is_ok_and(|(_, programs)| !programs.is_empty())
@@ -105,8 +105,8 @@ fn u32_at(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-/// Names the owner of an attached program, as far as its name betrays it. Other programs' names are
-/// shown to CAP_SYS_ADMIN only.
+/// Names the owner of an attached program, as far as the program's name reveals it. Only CAP_SYS_ADMIN sees the names
+/// of other processes' programs.
 pub(super) fn owner(program: Option<u32>) -> String {
     let Some(id) = program else {
         return "another XDP program".to_owned();
@@ -147,7 +147,7 @@ fn missing_from(effective: CapabilitySet) -> Vec<&'static str> {
     REQUIRED.iter().filter(|(_, capability)| lacks(*capability)).map(|(name, _)| *name).collect()
 }
 
-/// Whether the kernel lacks `bpf_xdp_get_buff_len`, the newest thing that the programs use.
+/// Whether the kernel lacks `bpf_xdp_get_buff_len`, the newest function that the programs use.
 pub(super) fn kernel_is_too_old() -> bool {
     KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 18, 0))
 }

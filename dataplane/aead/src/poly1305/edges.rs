@@ -25,7 +25,7 @@ fn subtract(a: U, b: U) -> U {
     U { high: a.high - b.high - u64::from(borrow), low }
 }
 
-/// Bit by bit: slow, but short enough to be seen to be right.
+/// Bit by bit: slow, but short enough to check by eye.
 fn multiply(a: U, b: U) -> U {
     let mut product = U { high: 0, low: 0 };
     for bit in (0..130).rev() {

@@ -1,7 +1,8 @@
 //! Five limbs of 26 bits, for 32-bit multiplication.
 //!
-//! Limbs are *small* when they are below 2^26 + 2^10, as all are after a carry. A block's limbs are below 2^26, so what
-//! is multiplied is below 2^28; five times a small limb is below 2^29. Both fit into the 32 bits that are multiplied.
+//! Limbs are *small* when they are below 2^26 + 2^10, as all are after a carry. A block's limbs are below 2^26, so the
+//! sum that is multiplied is below 2^28; five times a small limb is below 2^29. Both fit into the 32 bits that are
+//! multiplied.
 
 use super::Field;
 use crate::vector::{Multiply32, Vector};

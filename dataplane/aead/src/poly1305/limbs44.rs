@@ -1,7 +1,8 @@
 //! Three limbs of 44, 44 and 42 bits, for 52-bit multiplication.
 //!
-//! Limbs are *small* when they are below 2^44 + 2^16, as all are after a carry. A block's limbs are below 2^44, so what
-//! is multiplied is below 2^46; twenty times a small limb is below 2^49. Both fit into the 52 bits that are multiplied.
+//! Limbs are *small* when they are below 2^44 + 2^16, as all are after a carry. A block's limbs are below 2^44, so the
+//! sum that is multiplied is below 2^46; twenty times a small limb is below 2^49. Both fit into the 52 bits that are
+//! multiplied.
 
 use super::Field;
 use crate::vector::Multiply52;

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, soc
 
 use crate::ports::set_option;
 
-/// Socket buffers: a bundle of 64 KB for each of a hundred peers and more.
+/// Size of the socket buffers: a bundle of 64 KB for each of more than a hundred peers.
 const BUFFER: usize = 8 << 20;
 
 /// Which sockets to bind.
@@ -36,12 +36,12 @@ pub struct UdpConfig {
     pub mark: u32,
 }
 
-/// To which destinations bundles may go as one.
+/// To which destinations bundles may be sent as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundling {
-    /// Whether they may to all destinations but the exceptions.
+    /// Whether this is allowed for all destinations but the exceptions.
     pub usual: bool,
-    /// The destinations for which it is the other way round.
+    /// The destinations for which the opposite holds.
     pub except: Vec<SocketAddr>,
 }
 
@@ -61,10 +61,10 @@ pub(super) struct Socket {
     mark: AtomicU32,
     /// Control changes it rarely.
     bundling: RwLock<Bundling>,
-    /// Read by the worker while it sends, written while a datagram leaves that must not be fragmented: whether the
+    /// Read by the worker while it sends, write-locked while a datagram leaves that must not be fragmented: whether the
     /// kernel fragments is an option of the whole socket.
     fragmenting: RwLock<()>,
-    /// Why the kernel has refused a bundle; 0 if it has not. Until control clears it, none is sent.
+    /// The error with which the kernel has refused a bundle; 0 if it has not. Until control clears it, none is sent.
     refused: AtomicI32,
     /// Bundles that its worker has sent as one.
     pub(super) bundles: AtomicU64,
@@ -74,12 +74,12 @@ pub(super) struct Socket {
 #[derive(Clone, Debug)]
 pub struct UdpSender(pub(super) Arc<Socket>);
 
-/// Our end of an exchange: where a datagram was sent to, so that the answer can leave from there.
+/// Our end of an exchange: the address that a datagram was sent to, so that the answer can leave from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// An address of this host; unspecified for the one that the route prefers.
     pub address: IpAddr,
-    /// The only interface to leave by; 0 for the route's, or the zone's of a link-local destination.
+    /// The only interface to leave by; 0 for the route's, or for that of a link-local destination's zone.
     pub interface: u32,
 }
 
@@ -103,11 +103,10 @@ pub(super) struct Said {
 }
 
 impl UdpSender {
-    /// Sends one datagram with the given traffic class, and with a TTL or hop limit if it matters. Never
-    /// blocks.
+    /// Sends one datagram with the given traffic class, and with a TTL or hop limit if given. Never blocks.
     ///
     /// # Errors
-    /// What the kernel says; `WouldBlock` when the socket's buffer is full.
+    /// The kernel's error; `WouldBlock` when the socket's buffer is full.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr, tos: u8, ttl: Option<u8>) -> io::Result<()> {
         self.send(bytes, None, to, tos, ttl, None)
     }
@@ -181,14 +180,13 @@ impl UdpSender {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends a datagram that no router may fragment, whatever path MTU the kernel believes in, from an address of this
-    /// host if one is given. The worker waits meanwhile. What other threads send at the same moment is not fragmented.
+    /// Sends a datagram that no router may fragment, whatever path MTU the kernel assumes, from an address of this host
+    /// if one is given. The worker waits meanwhile. What other threads send at that moment is not fragmented either.
     ///
     /// # Errors
     /// As [`send_from`](Self::send_from); `EMSGSIZE` when the interface itself carries no such packet.
     pub fn send_unfragmented(&self, source: Option<IpAddr>, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
-        // Linux only has this option per socket, and a socket of its own would receive a part of the incoming
-        // datagrams.
+        // Linux has this option only per socket, and a separate socket would receive a part of the incoming datagrams.
         let v4 = to.ip().to_canonical().is_ipv4();
         let _waits = self.0.fragmenting.write().unwrap_or_else(PoisonError::into_inner);
         self.0.set_discovery(v4, true)?;
@@ -225,7 +223,7 @@ impl UdpSender {
     /// Binds further sockets to the same port, which then share the incoming datagrams.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn siblings(&self, config: &UdpConfig, count: usize) -> io::Result<Vec<UdpSender>> {
         let siblings = self.0.siblings(config, count)?;
         Ok(siblings.into_iter().map(|socket| UdpSender(Arc::new(socket))).collect())
@@ -235,8 +233,8 @@ impl UdpSender {
 impl Socket {
     /// Binds as many sockets as the configuration asks for, all to the same port.
     ///
-    /// The first is bound alone, so that a port that anyone else has, another gateway with the same
-    /// options too, is `AddrInUse`; only then it lets its siblings join.
+    /// The first is bound alone, so that a port that anyone else has, even another gateway with the same options, is
+    /// `AddrInUse`; only then does it let its siblings join.
     pub(super) fn bind(config: &UdpConfig) -> io::Result<Vec<Socket>> {
         let first = Socket::open(config, config.port, false)?;
         let siblings = first.siblings(config, config.workers.saturating_sub(1))?;
@@ -301,8 +299,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether what is sent over IPv4, or over IPv6, asks how large the path is. Else packets may be fragmented: a size
-    /// that turns out to be too large costs speed, it does not lose packets.
+    /// Whether packets sent over IPv4, or over IPv6, discover the path MTU. Otherwise they may be fragmented: a size
+    /// that turns out to be too large costs speed, but loses no packets.
     fn set_discovery(&self, v4: bool, asks: bool) -> io::Result<()> {
         match (v4, asks) {
             (true, true) => sockopt::set_ip_mtu_discover(self, Ipv4PathMtuDiscovery::PROBE),
@@ -314,7 +312,7 @@ impl Socket {
     }
 
     fn set_gro(&self, on: bool) {
-        // Before Linux 5.0 bundles come as single datagrams; nothing else depends on it.
+        // Before Linux 5.0, bundles arrive as single datagrams; nothing else depends on it.
         let _ = set_option(self, libc::SOL_UDP, libc::UDP_GRO, &i32::from(on).to_ne_bytes());
     }
 
@@ -323,7 +321,7 @@ impl Socket {
         self.bundling.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the kernel fragment what is sent until the guard goes, where it has to.
+    /// Has the kernel fragment packets where necessary until the guard is dropped.
     pub(super) fn fragmenting(&self) -> RwLockReadGuard<'_, ()> {
         self.fragmenting.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -349,8 +347,8 @@ impl Socket {
         (message.msg_name, message.msg_namelen) = (name.as_ptr().cast(), name.len);
     }
 
-    /// Gives a message its traffic class and, if it is a bundle, the size of its segments, behind what
-    /// `control` holds already.
+    /// Gives a message its traffic class and, if it is a bundle, the size of its segments, behind what `control`
+    /// already holds.
     pub(super) fn control(
         &self,
         message: &mut libc::msghdr,
@@ -463,7 +461,7 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Room for every message that is asked for, and some more.
+    /// Room for every message that is requested, and some more.
     pub(super) const LEN: usize = 192;
     const HEADER: usize = size_of::<libc::cmsghdr>();
     const WORD: usize = size_of::<usize>();
@@ -509,7 +507,7 @@ impl Control {
         }
     }
 
-    /// What `len` bytes of received control messages say.
+    /// Reads `len` bytes of received control messages.
     pub(super) fn read(&self, len: usize) -> Said {
         let mut said = Said::default();
         let mut rest = &self.bytes[..len.min(Self::LEN)];
@@ -529,8 +527,8 @@ impl Control {
                     let size = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok();
                     said.segment = size.filter(|size| *size > 0);
                 }
-                // The interface, the address that an answer may leave from, and the one that was called. For a
-                // datagram to an address of this host they are the same.
+                // The interface, the address that an answer may leave from, and the one that was called. For a datagram
+                // to an address of this host they are the same.
                 (libc::IPPROTO_IP, libc::IP_PKTINFO, [i, j, k, l, a, b, c, d, ..]) => {
                     said.interface = u32::from_ne_bytes([*i, *j, *k, *l]);
                     said.local = Some(IpAddr::from([*a, *b, *c, *d]));
