@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use penstock_bench::laboratory::pipeline::allocations::Counting;
 
-/// So that `pipeline` can tell how often a packet asks for memory; it costs the others an addition.
+/// Lets `pipeline` count how often a packet needs memory; it costs the other commands an addition.
 #[global_allocator]
 static COUNTING: Counting = Counting;
 

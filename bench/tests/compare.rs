@@ -137,7 +137,7 @@ fn start(command: &mut Command) -> Running {
 }
 
 fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
-    // Whatever the test was started with: SIGHUP is to end it.
+    // Whatever the test was started with: SIGHUP must end it.
     let mut command = Command::new("env");
     command
         .args([
@@ -167,7 +167,7 @@ fn namespaces_of(pid: u32) -> Vec<String> {
     names.filter(|name| name.starts_with(&prefix)).collect()
 }
 
-/// Neither namespaces of the run, nor its files, nor a program that it started.
+/// No namespaces of the run, none of its files, and no program that it started.
 fn nothing_is_left(pid: u32, temporary: &Path) {
     let namespaces = namespaces_of(pid);
     assert!(namespaces.is_empty(), "{namespaces:?}");

@@ -68,7 +68,7 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn a_file_that_cannot_be_written_costs_no_measurement() {
-    // Before it, if that is known then.
+    // Before measuring, if it is known by then.
     let long = ["--rounds", "1000", "--seconds", "3"];
     for option in ["--output", "--csv", "--html"] {
         let refused = pipeline(&[&long[..], &[option, "/no/such/folder/x"]].concat());
@@ -104,7 +104,7 @@ fn a_terminal_that_goes_ends_it_unless_it_was_told_to_go_on() {
     let mut child = start("--ignore-signal=HUP");
     child.signal(Signal::HUP);
     assert!(!child.ends_within(Duration::from_secs(1)), "it ended");
-    // Nobody reads any more what it says.
+    // Nobody reads what it says any more.
     drop(child.0.stderr.take());
     assert!(!child.ends_within(Duration::from_secs(4)), "it ended");
     child.signal(Signal::TERM);

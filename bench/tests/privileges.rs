@@ -1,4 +1,4 @@
-//! What is said to those who may not do it.
+//! What users without the privileges are told.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 
 #[test]
 fn without_privileges_wire_says_which_it_needs() {
-    // Root without this capability is like anybody else here.
+    // Root without this capability is like any other user here.
     let mut command = match rustix::process::geteuid().is_root() {
         true => Command::new("setpriv"),
         false => Command::new("env"),

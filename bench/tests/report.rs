@@ -31,7 +31,7 @@ fn a_slower_report_is_noticed_and_a_like_one_is_not() {
     let output = diff(&like, &["--fail-if-slower"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("no difference beyond the noise"));
-    // Five rounds are too few for one in a thousand.
+    // Five rounds are too few for a risk of one in a thousand.
     let output = diff(&slower, &["--fail-if-slower", "--confidence", "99.9"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("needs 7 rounds"));
@@ -83,7 +83,7 @@ fn a_signal_ends_what_waits_for_a_file() {
         // A pipe for each: a process that another test is starting may still hold the other end of the last one.
         let pipe = folder.path().join(name);
         assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
-        // Whatever the test was started with.
+        // Whatever signals the test was started with.
         let mut command = Command::new("env");
         command.args([&format!("--default-signal={name}"), BENCH, "report", "show"]).arg(&pipe);
         let mut child = Running(command.stdin(Stdio::null()).spawn().expect("penstock-bench starts"));

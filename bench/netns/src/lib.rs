@@ -1,8 +1,8 @@
 //! Network namespaces for tests and comparisons: each lives as long as its guard and the processes started in it.
 //!
-//! They have names, so that `ip netns` finds them, and a name tells the process that made it. What a killed process left
-//! goes when another one makes its first namespace. Tests call methods that panic with the reason; those whose
-//! names begin with `try_` return it as an error.
+//! They have names, so that `ip netns` finds them, and a name identifies the process that made it. What a killed
+//! process left behind is removed when another one makes its first namespace. Tests call methods that panic with the
+//! reason; those whose names begin with `try_` return it as an error.
 
 mod process;
 
@@ -32,7 +32,7 @@ pub struct Namespace {
 
 #[derive(Debug)]
 struct Inner {
-    /// `None`: the one that this process is in.
+    /// `None`: this process's own.
     name: Option<String>,
     handle: File,
     made_here: bool,
@@ -70,7 +70,7 @@ impl Namespace {
         output(Command::new("ip").args(["netns", "add", &name])).map_err(privileged)?;
         let handle = File::open(Path::new(NAMED).join(&name))?;
         let namespace = Self { inner: Arc::new(Inner { name: Some(name), handle, made_here: true }) };
-        // Addresses are usable at once, and nothing is configured but by whoever asked for the namespace.
+        // Addresses are usable at once, and only whoever asked for the namespace configures it.
         for (path, value) in [("all/accept_dad", "0"), ("default/accept_dad", "0"), ("default/accept_ra", "0")] {
             namespace.try_sysctl(&format!("net/ipv6/conf/{path}"), value)?;
         }
@@ -78,19 +78,19 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The one that this thread is in.
+    /// This thread's own.
     ///
     /// # Errors
-    /// The kernel does not tell it.
+    /// The kernel does not say which it is.
     pub fn own() -> io::Result<Self> {
         let handle = File::open("/proc/thread-self/ns/net")?;
         Ok(Self { inner: Arc::new(Inner { name: None, handle, made_here: false }) })
     }
 
-    /// One that somebody else has made and named.
+    /// A namespace that somebody else has made and named.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is none with this name.
     pub fn named(name: &str) -> io::Result<Self> {
         let handle = File::open(Path::new(NAMED).join(name))?;
         Ok(Self { inner: Arc::new(Inner { name: Some(name.into()), handle, made_here: false }) })
@@ -110,7 +110,7 @@ impl Namespace {
         command
     }
 
-    /// Runs a command line to its end, whatever its outcome: success and both outputs.
+    /// Runs a command line to its end, whatever its outcome; returns success and both outputs.
     ///
     /// # Panics
     /// It cannot be started.
@@ -135,12 +135,12 @@ impl Namespace {
     /// Runs a command line and returns what it prints.
     ///
     /// # Errors
-    /// It cannot be started or fails; then with what it says.
+    /// It cannot be started, or fails; then with its output.
     pub fn try_run(&self, words: &[&str]) -> io::Result<String> {
         output(self.command(words[0]).args(&words[1..]))
     }
 
-    /// Runs `ip` commands, one a line, that must all succeed.
+    /// Runs `ip` commands, one per line, that must all succeed.
     ///
     /// # Panics
     /// If a command fails.
@@ -158,7 +158,7 @@ impl Namespace {
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         if let Some(mut input) = child.stdin.take() {
-            // Dropping the pipe ends the batch. One that has failed already reads no further, and says why.
+            // Dropping the pipe ends the batch. An `ip` that has already failed reads no further, and says why.
             let _ = input.write_all(script.as_bytes());
         }
         checked(&command, &child.wait_with_output()?).map(drop)
@@ -245,7 +245,7 @@ impl Namespace {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let (true, Some(name)) = (self.made_here, &self.name) {
-            // Nothing more can be done about a failure; the next process to make one tries again.
+            // Nothing more can be done about a failure; the next process that makes one tries again.
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
@@ -280,7 +280,7 @@ pub fn prefix() -> String {
     format!("{PREFIX}{}-", std::process::id())
 }
 
-/// Names in a folder that begin with the [`prefix`] of a process that is no more. Anybody may write to a folder of
+/// Names in a folder that begin with the [`prefix`] of a process that has ended. Anybody may write to a folder of
 /// temporary files, but only root's are ours.
 #[must_use]
 pub fn left_in(folder: &Path) -> Vec<String> {
@@ -304,7 +304,7 @@ fn sweep() {
     }
 }
 
-/// Runs a short command to its end; yields what it prints.
+/// Runs a short command to its end; returns its output.
 fn output(command: &mut Command) -> io::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output();
@@ -322,7 +322,7 @@ fn checked(command: &Command, output: &Output) -> io::Result<String> {
     Err(io::Error::other(format!("{} failed: {said}", words.join(" "))))
 }
 
-/// Says what is missing where the kernel only says no.
+/// Says what is missing where the kernel only refuses.
 fn privileged(error: io::Error) -> io::Error {
     if rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN)) {
         return error;

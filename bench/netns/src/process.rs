@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 
 use super::Namespace;
 
-/// How long a process that was asked to end may take.
+/// How long a process may take to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running program.
@@ -47,7 +47,7 @@ impl Process {
     /// Time that its threads have spent on a core.
     ///
     /// # Panics
-    /// It does not run any more.
+    /// It is not running any more.
     #[must_use]
     pub fn cpu_time(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
@@ -58,13 +58,13 @@ impl Process {
         Duration::from_nanos(nanoseconds.sum())
     }
 
-    /// All that the process has printed.
+    /// Everything that the process has printed.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Whether it has not ended.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> bool {
         self.ended().is_none()
     }
@@ -86,7 +86,7 @@ impl Process {
     /// Waits for the end.
     ///
     /// # Panics
-    /// It does not come within `limit`.
+    /// It does not end within `limit`.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let mut status = None;
@@ -133,7 +133,7 @@ impl Drop for Process {
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// It does not within `limit`; says `what` did not.
+/// It does not hold within `limit`; `what` names it.
 #[track_caller]
 pub fn eventually(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
     assert!(holds_within(limit, condition), "{what}: not within {limit:?}");

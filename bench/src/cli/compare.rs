@@ -71,7 +71,7 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
         subjects.retain(|subject| subject.name != rival.name);
         subjects.push(rival.clone());
     }
-    // Better before an hour of measuring than after it.
+    // Better to fail before an hour of measuring than after it.
     fs::create_dir_all(&options.output).with_context(|| format!("cannot make {}", options.output.display()))?;
     for name in [JSON, CSV, PAGE] {
         let file = options.output.join(name);

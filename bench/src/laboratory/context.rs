@@ -9,11 +9,11 @@ use time::OffsetDateTime;
 
 use crate::traffic::interface::Interface;
 
-/// The longest version that is believed; a program that prints more has probably printed its manual.
+/// The longest accepted version; a program that prints more has probably printed its manual.
 const VERSION_LEN: usize = 100;
 
-/// The lines with which every report begins: command line, time, machine, kernel, load. To be called before the
-/// measurement, or the load is its own.
+/// The lines with which every report begins: command line, time, machine, kernel, load. Call this before the
+/// measurement, or the load includes it.
 pub fn machine() -> Vec<(String, String)> {
     let lines = [
         ("command line", command_line()),

@@ -1,4 +1,4 @@
-//! What must hold of a report before it is written, and after it is read.
+//! Conditions that a report must meet before it is written, and after it is read.
 
 use std::collections::HashSet;
 

@@ -1,8 +1,8 @@
 //! The results of a measurement, whichever tool measured. Everything that prints, plots or compares works on a
 //! [`Report`].
 //!
-//! [`json`] is its file, and [`check`] what must hold of such a file; [`table`], [`csv`] and [`html`] show it, [`plot`]
-//! draws it, [`verdict`] compares two. A report may come from anywhere, so its texts are only shown through [`text`].
+//! [`json`] is its file, and [`check`] the conditions for such a file; [`table`], [`csv`] and [`html`] show it,
+//! [`plot`] draws it, [`verdict`] compares two. A report may come from anywhere: only [`text`] shows its texts.
 
 pub mod check;
 pub mod csv;
@@ -49,11 +49,11 @@ pub struct Measure {
     pub quantity: String,
     /// The unit: "Gbit/s"; empty for a ratio.
     pub unit: String,
-    /// Which way is better.
+    /// Which direction is better.
     pub better: Better,
     /// Every sample, in the order of the rounds. Never empty, all finite.
     pub samples: Vec<f64>,
-    /// The round of each sample, from 1. Empty if no round is missing: then they count from 1.
+    /// The round of each sample, from 1. If empty, no round is missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<usize>,
 }
@@ -61,9 +61,9 @@ pub struct Measure {
 /// Which direction of a quantity is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Better {
-    /// As throughput.
+    /// As for throughput.
     Higher,
-    /// As latency.
+    /// As for latency.
     Lower,
 }
 
@@ -215,7 +215,7 @@ impl Axis {
 }
 
 impl Spread {
-    /// Of these samples.
+    /// The spread of these samples.
     ///
     /// # Panics
     /// If there are none.

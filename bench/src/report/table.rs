@@ -33,7 +33,7 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-/// What the page does not draw, in one table; the heading of a quantity is in the first of its rows.
+/// The figures that the page does not draw, in one table; the heading of a quantity is in the first of its rows.
 fn together(quantities: &[Quantity<'_>]) -> Table {
     let mut table = headed(&["", ""]);
     for quantity in quantities {

@@ -1,4 +1,4 @@
-//! What a sink finds out about the packets of one trial: which arrived, which arrived twice, in which order, how old.
+//! What a sink finds out about the packets of one trial: which arrived, which arrived twice, in which order, how late.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::rate::{Rate, Span};
 pub const MOST_PACKETS: u64 = 1 << 31;
 
 /// A sink that has not received for longer than this was not asleep but without a core, and packets as old as that may
-/// have waited for nothing else. Sleeps are shorter.
+/// have waited only for it. Sleeps are shorter.
 pub const TARDY: Duration = Duration::from_millis(6);
 
 /// The packets of one trial in one direction.
@@ -176,7 +176,7 @@ mod tests {
             tardy: 0,
         };
         assert_eq!(arrivals.counts(), counts);
-        // The damaged one does not count as received; the intact one may still come.
+        // The damaged one does not count as received; the intact one may still arrive.
         arrive(&mut arrivals, &template, &[150]);
         assert_eq!(arrivals.counts().distinct, 6);
     }

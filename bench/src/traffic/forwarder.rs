@@ -1,5 +1,5 @@
-//! The crypto-free forwarder: what comes in by one interface leaves by the other in the same frame, with only the
-//! Ethernet addresses rewritten. Its speed is the ceiling for a gateway on AF_XDP.
+//! The crypto-free forwarder: frames that come in by one interface leave by the other, with only the Ethernet addresses
+//! rewritten. Its speed is the ceiling for a gateway on AF_XDP.
 //!
 //! Both sockets share one UMEM. A frame received on one side is queued on the other, completed there, and
 //! goes back to a fill ring; user space copies nothing. (A device without zero-copy still copies in the kernel.)
@@ -29,7 +29,7 @@ pub struct Forwarder {
     free: Batch,
 }
 
-/// The Ethernet addresses that a direction gives its packets; `None` leaves them as they are.
+/// The Ethernet addresses that packets of one direction are given; `None` leaves them as they are.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rewrite {
     /// New destination.
@@ -73,7 +73,7 @@ struct Direction {
 impl Forwarder {
     /// Starts to receive on both interfaces.
     pub fn new(from: &str, to: &str, queue: u32, forth: Rewrite, back: Rewrite) -> Result<Forwarder, SetupError> {
-        // Two fill rings, and as many again for frames being sent.
+        // Two fill rings, and as many again for frames in transmission.
         let (memory, mut free) = Memory::new(4 * RING_SIZE)?;
         let from = Socket::receiver(&memory, from, queue, Filter::Ip, &mut free)?;
         let to = Socket::receiver(&memory, to, queue, Filter::Ip, &mut free)?;

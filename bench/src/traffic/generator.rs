@@ -24,10 +24,10 @@ const SLEEP_AHEAD: Duration = Duration::from_micros(200);
 const WAKE_EARLY: Duration = Duration::from_micros(100);
 /// How long packets that are due or queued at the end may take to leave.
 const FLUSH: Duration = Duration::from_millis(100);
-/// Behind by more packets than this, a generator no longer offers its load but a burst, of which short queues lose a
-/// part. Any device meets smaller bursts: this is half of what NAPI takes at once.
+/// If a generator is behind by more packets than this, it no longer offers its load but a burst, of which short queues
+/// lose a part. Smaller bursts are normal: this is half of what NAPI takes at once.
 const BURST: u64 = 32;
-/// At high rates that is less time than any scheduler can promise; bursts worth this time are also allowed.
+/// At high rates, 32 packets take less time than any scheduler can guarantee; bursts of this duration are also allowed.
 const HICCUP: Duration = Duration::from_millis(1);
 /// But no more than the shortest common queue holds: that of veth; network cards have 512 and more.
 const LONGEST_BURST: u64 = 256;
@@ -191,7 +191,7 @@ impl Generator {
     }
 
     /// The least that any generator must do: hand frames to the kernel as they are, all of the mean length, and take
-    /// them back. Returns packets a second. The difference to [`Generator::run`] is the price of building packets.
+    /// them back. Returns packets a second. The difference from [`Generator::run`] is the price of building packets.
     pub fn transmit_bare(&mut self, duration: Duration, stop: &AtomicBool) -> io::Result<f64> {
         let (template, len) = (&self.template, self.template.mix().mean() as usize + ETHERNET_LEN);
         self.free.write_each(|n, frame| template.write(frame, Stamp { sequence: n as u64, sent_at: 0 }));

@@ -40,7 +40,7 @@ impl Interface {
     /// Finds an interface named on the command line.
     ///
     /// # Errors
-    /// There is no such namespace. Whether the interface exists shows when it is used.
+    /// There is no such namespace. Whether the interface exists is found only when it is used.
     pub fn find(interface: &InterfaceName) -> anyhow::Result<Interface> {
         let namespace = match &interface.namespace {
             None => Namespace::own().context("cannot open our network namespace")?,

@@ -14,7 +14,7 @@ const BEYOND: f64 = 5.0;
 
 /// An empty histogram of nanoseconds.
 pub fn histogram() -> Histogram<u64> {
-    // It only refuses bounds that contradict each other.
+    // Only contradictory bounds are refused.
     Histogram::new_with_max(LONGEST.as_nanos() as u64, DIGITS).unwrap_or_else(|error| unreachable!("{error}"))
 }
 
@@ -24,7 +24,7 @@ pub fn record(histogram: &mut Histogram<u64>, nanoseconds: u64, count: u64) {
     histogram.saturating_record_n(nanoseconds, count);
 }
 
-/// Whether enough samples are beyond a percentile for it to be more than an accident.
+/// Whether enough samples are beyond a percentile for it to be more than chance.
 pub fn supports(histogram: &Histogram<u64>, percentile: f64) -> bool {
     // 100 - 99.9 is a little less than 0.1 in floating point.
     histogram.len() as f64 * (100.0 - percentile) / 100.0 + 1e-6 >= BEYOND

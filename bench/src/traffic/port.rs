@@ -8,7 +8,7 @@ use super::sink::{Inlet, Sink};
 use super::socket::{Batch, Filter, MAX_QUEUES, Memory, RING_SIZE, Sender, SetupError, Socket};
 
 /// Frames of all queues together, so that packets can wait for a sink without a core: 40 ms of 400,000 packets/s, 32
-/// MiB. With [`RING_SIZE`], the least of a queue, a sink that slept on two shared cores lost packets at half of that
+/// MiB. With [`RING_SIZE`], the minimum for a queue, a sink that slept on two shared cores lost packets at half of that
 /// rate.
 const SINK_RINGS: u32 = 1 << 14;
 
@@ -42,7 +42,7 @@ impl Port {
         let ring = (SINK_RINGS / queues.min(MAX_QUEUES).next_power_of_two()).max(RING_SIZE);
         let mut port = Port { outlet: None, inlets: vec![], described: String::new() };
         for queue in 0..MAX_QUEUES {
-            // Room for a ring of frames to receive into, the batch being looked at, and the generator's own.
+            // Room for a ring of frames to receive into, the current batch, and the generator's own.
             let sends = sends && queue == 0;
             let frames_to_send = if sends { RING_SIZE } else { 0 };
             let (memory, mut free) = Memory::with_rings(ring + BATCH as u32 + frames_to_send, ring)?;
@@ -80,7 +80,7 @@ impl Port {
         self.outlet.take().map(|(sender, batch, free)| Generator::over(sender, batch, free, template))
     }
 
-    /// The sink; nothing comes if the port does not receive.
+    /// The sink; it receives nothing if the port does not receive.
     pub fn sink(&mut self) -> Sink {
         Sink::new(std::mem::take(&mut self.inlets))
     }

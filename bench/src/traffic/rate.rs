@@ -64,7 +64,7 @@ mod tests {
         }
         let rate = Rate { seconds: 1.0, packets: 100.0, bytes: 6400.0 };
         assert_eq!(span.rate(), rate);
-        // What is not counted does not stretch the span.
+        // Packets that are not counted do not stretch the span.
         span.end_of_batch(9_000_000_000, 110, 7040);
         assert_eq!(span.rate(), rate);
     }

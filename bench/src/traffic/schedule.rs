@@ -12,7 +12,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Packet 0 is due at `start`; `rate` is packets a second, `None` as fast as it goes.
+    /// Packet 0 is due at `start`; `rate` is packets a second, `None` as fast as possible.
     pub fn new(start: u64, rate: Option<NonZeroU64>) -> Schedule {
         Schedule { start, rate }
     }

@@ -9,7 +9,7 @@ use super::arrivals::{Arrivals, TARDY};
 use super::payload::now;
 use super::socket::{self, Batch, Receiver, SocketDrops};
 
-/// How long a sleeping sink may take to notice that the trial is over. It also wakes up before it would count as
+/// How long a sleeping sink may take to notice that the trial is over. It also wakes up before it would count as being
 /// without a core.
 const NAP: Duration = TARDY.saturating_sub(Duration::from_millis(1));
 /// How long to wait for copies after every packet has arrived.
@@ -89,7 +89,7 @@ impl Sink {
                 received += inlet.receive(arrivals);
             }
             let time = now();
-            // Whatever else comes keeps nobody waiting.
+            // Other packets keep nobody waiting.
             if arrivals.counts().distinct > distinct {
                 (distinct, last) = (arrivals.counts().distinct, time);
             }
@@ -97,7 +97,7 @@ impl Sink {
                 break;
             }
             if received == 0 {
-                // Spinning asks the kernel too: some drivers take frames to receive into only then.
+                // Spinning calls the kernel too: some drivers take frames to receive into only then.
                 let nap = if spin { Duration::ZERO } else { NAP };
                 socket::wait(self.inlets.iter().map(|inlet| &inlet.receiver), nap)?;
             }
@@ -125,7 +125,7 @@ impl Inlet {
         if received < BATCH {
             self.caught_up = time;
         }
-        // What did not fit before may fit now.
+        // Frames that did not fit before may fit now.
         self.receiver.fill(&mut self.free);
         received
     }

@@ -1,6 +1,6 @@
-//! What the tests have in common that start the program.
+//! What tests that start the program have in common.
 
-// Each test file is a crate of its own and uses its part.
+// Each test file is a separate crate and uses only its part.
 #![allow(dead_code)]
 
 use std::process::Child;
@@ -16,7 +16,7 @@ impl Running {
         kill_process(Pid::from_child(&self.0), signal).expect("a signal");
     }
 
-    /// Does it end in this time?
+    /// Whether it ends within this time.
     pub fn ends_within(&mut self, time: Duration) -> bool {
         let end = Instant::now() + time;
         while Instant::now() < end {

@@ -11,15 +11,15 @@ use penstock_netns::{End, veth};
 use super::device::Delay;
 use super::{MIDDLE_EAST, NO_STOP, PORT, RIGHT, Row, trial};
 
-/// What a token bucket lets through, in packets a second, of IP packets of `SIZE` bytes: it counts Ethernet
+/// The rate that a token bucket lets through, in packets a second, of IP packets of `SIZE` bytes: it counts Ethernet
 /// headers, but not check sequences.
 const BUCKET: f64 = 8_000_000.0 / 8.0 / (SIZE + 14) as f64;
 const SIZE: usize = 1000;
 
 fn shape(row: &Row) {
     row.route();
-    // Queue and burst are small, for each of the search's trials finds them empty and gains by that; and larger
-    // than what the generator sends in a burst without saying so.
+    // Queue and burst are small, because each of the search's trials finds them empty and gains by that; but larger
+    // than what the generator sends in a burst without reporting it.
     let words = "tc qdisc add dev east root tbf rate 8mbit burst 3000 limit 40000";
     row.middle.run(&words.split(' ').collect::<Vec<_>>());
 }
@@ -37,7 +37,7 @@ fn a_known_rate_is_reported() {
     assert!((bits / rate / (8 * SIZE) as f64 - 1.0).abs() < 1e-6, "{bits} of {rate}");
     let expected = 4_500.0 - 1.5 * BUCKET;
     let lost = outcome.lost() as f64;
-    // What burst and queue held was not lost.
+    // What the burst and the queue held was not lost.
     assert!(lost > 0.95 * expected && lost < 1.1 * expected, "{lost} of {expected}");
     assert_eq!((outcome.counts.duplicates, outcome.counts.corrupt), (0, 0));
 }
@@ -47,7 +47,7 @@ fn a_search_finds_a_known_rate() {
     let Some(row) = Row::new() else { return };
     shape(&row);
     let findings = search(&row, Mix::packets(SIZE), Kind::Throughput);
-    // Of a second's packets burst and queue hold four percent; the search's width is four too.
+    // Burst and queue hold four percent of a second's packets; the search's width is four, too.
     let rate = sample(&findings, "Throughput (RFC 2544)") * 1e3;
     assert!(rate > 0.95 * BUCKET && rate < 1.05 * BUCKET, "{rate} of {BUCKET}: {:?}", findings.notes);
     assert!(findings.notes.iter().any(|note| note.contains("ceiling was not measured")), "{:?}", findings.notes);
@@ -89,7 +89,7 @@ fn of_a_mix_only_what_came_is_counted() {
     row.middle.nft(rule);
     let findings = search(&row, Mix::imix(46), Kind::Maximum);
     let [kpps, gigabits] = ["", ", IP"].map(|unit| sample(&findings, &format!("Maximum received rate{unit}")));
-    // Only the shortest, of 46 bytes, came.
+    // Only the shortest packets, of 46 bytes, arrived.
     let bytes = gigabits * 1e9 / 8.0 / (kpps * 1e3);
     assert!((bytes - 46.0).abs() < 1e-6, "{bytes} bytes a packet");
 }
@@ -104,7 +104,7 @@ fn a_known_loss_is_reported() {
     row.middle.nft(&rule);
     let outcome = trial(&mut row.bench(&Mix::packets(200)), 1_000, 1.0);
     assert_eq!((outcome.sent.packets, outcome.sent.unsent), (1_000, 0));
-    // Every tenth exactly; but a burst after the generator was held up may have overrun veth's queue.
+    // Exactly every tenth; but a burst after the generator was held up may have overrun veth's queue.
     let lost = outcome.lost();
     assert!((100..=100 + outcome.sent.late).contains(&lost), "{lost}, {} late", outcome.sent.late);
     assert!(outcome.certainly_lost() <= 100);
@@ -121,7 +121,7 @@ fn known_duplicates_are_reported() {
     );
     row.middle.nft(&rule);
     let outcome = trial(&mut row.bench(&Mix::packets(200)), 1_000, 1.0);
-    // One of ten twice; copies are no disorder, and hide no loss.
+    // One of ten arrives twice; copies are not reordering, and hide no loss.
     let missing = outcome.lost();
     assert!(missing <= outcome.sent.late, "{missing} lost");
     let copies = outcome.counts.duplicates;
@@ -137,7 +137,7 @@ fn every_queue_is_received_from() {
     let east = End { namespace: &row.middle, name: "east", address: &middle };
     veth([east, End { namespace: &row.right, name: "west", address: &right }], 2).expect("a pair with two queues");
     row.route();
-    // The kernel gives flows to queues by their hash: of 64 some go either way.
+    // The kernel assigns flows to queues by their hash: of 64, some go to each.
     let flows = Flows { count: 64, hosts: 1 };
     let traffic = Traffic { flows, ..row.traffic() };
     let outcome = trial(&mut row.bench_of(&traffic, &Mix::packets(100)), 1_000, 1.0);
@@ -153,8 +153,8 @@ fn a_known_delay_is_reported() {
     let outcome = trial(&mut row.bench(&Mix::packets(64)), 1_000, 1.0);
     assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
     let micros = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-    // Nothing can be faster (the histogram keeps 0.1 %), and some packet meets no other delay. What a busy
-    // machine adds for most is allowed to be three times the delay.
+    // Nothing can be faster (the histogram keeps 0.1 %), and some packet meets no other delay. For most packets, a busy
+    // machine may add up to three times the delay.
     let least = micros(outcome.latency.min());
     assert!((4_995.0..6_000.0).contains(&least), "{least}");
     let median = micros(outcome.latency.value_at_percentile(50.0));

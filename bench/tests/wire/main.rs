@@ -1,5 +1,5 @@
-//! Does `wire` report what is there? Links with a known rate, loss and delay, a device that stands still, a
-//! generator that does.
+//! Does `wire` report what happened? Links with a known rate, loss and delay, a device that stalls, and a generator
+//! that stalls.
 //!
 //! ```text
 //!  ┌─── left ────┐      ┌──── middle ────┐      ┌─── right ───┐

@@ -59,7 +59,7 @@ fn below_its_stated_ceiling_the_tool_loses_nothing() {
     let report = report(&output.stdout);
     let of = |quantity: &str| report.samples("64 B", quantity).unwrap_or_else(|| panic!("{quantity}: {report:?}"));
     assert!(of("Tool's own ceiling (bare veth, no loss)")[0] > 0.0);
-    // A machine that is busy with something else may take the sink's core away in a round, not in each.
+    // Other work on the machine may take the sink's core away in one round, but not in each.
     for what in ["without a device", "by the sink"] {
         let parts = of(&format!("Lost {what} at 90 % of the tool's ceiling"));
         assert!(parts.len() == 2 && parts.contains(&0.0), "{what}: {parts:?}");
@@ -96,8 +96,8 @@ fn a_generator_that_stands_still_shows_as_latency_and_is_told() {
     child.0.stdout.take().expect("piped").read_to_end(&mut printed).expect("standard output reads");
     let report = report(&printed);
     let of = |quantity| sample(&report, "64 B", quantity);
-    // The packets' clock is the schedule's: the first one that was due in the stall waited for all of it. Of the
-    // burst afterwards queues may lose some, so a fifth is allowed for; a clock read when sending shows nothing.
+    // The packets carry the schedule's time: the first one that was due in the stall waited for all of it. Queues may
+    // lose some of the burst afterwards, so a fifth is allowed for; a time taken when sending would show nothing.
     let expected = least.as_micros() as f64 * 0.8;
     assert!(of("Latency, highest") > expected, "{:?}", report.measures);
     assert!(of("Latency: generator's lateness, highest") > expected, "{:?}", report.measures);

@@ -1,4 +1,4 @@
-//! Standing still must show, in all the packets that would have been sent meanwhile.
+//! A stall must show in all the packets that would have been sent meanwhile.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ const RATE: u64 = 2_000;
 const STALL: Duration = Duration::from_millis(300);
 
 impl Running {
-    /// Stops the process for a while; yields for how long it was at least and at most.
+    /// Stops the process for a while; returns the least and the greatest time that it may have been stopped.
     pub fn stall(&self) -> (Duration, Duration) {
         let start = Instant::now();
         self.signal(Signal::STOP);
@@ -53,7 +53,7 @@ fn a_device_that_stands_still_shows_in_the_tail() {
         let stalled = device.stall();
         (measuring.join().expect("a trial"), stalled)
     });
-    // The rings hold what comes in a stall; not always a burst after the generator was held up.
+    // The rings hold what arrives during a stall; not always a burst after the generator was held up.
     assert_eq!(outcome.sent.packets, 4_000);
     assert!(outcome.lost() <= outcome.sent.late, "{} lost, {} late", outcome.lost(), outcome.sent.late);
 
@@ -70,6 +70,6 @@ fn a_device_that_stands_still_shows_in_the_tail() {
     let due_in = |time: Duration| (time.as_secs_f64() * RATE as f64) as u64;
     assert!(slow + 20 >= due_in(least - bound), "{slow} slow packets, {least:?} stalled");
     assert!(slow <= due_in(most + slack - bound), "{slow} slow packets, {most:?} stalled");
-    // And all others are not touched.
+    // And no others are affected.
     assert!(outcome.latency.value_at_percentile(50.0) < bound.as_nanos() as u64 / 2);
 }

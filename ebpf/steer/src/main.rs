@@ -39,7 +39,7 @@ fn penstock_wan(ctx: XdpContext) -> u32 {
     let Some(config) = WAN_CONFIG.get(0) else {
         return XDP_PASS;
     };
-    // SAFETY: the value is a byte that is never read, so an update in parallel does no harm.
+    // SAFETY: the value is a byte that is never read, so a concurrent update is harmless.
     let is_local = |address: AddressKey| unsafe { LOCAL.get(&address) }.is_some();
     let mut verdict = steer_wan(Packet::of(&ctx), config, is_local);
     let mut action = XDP_PASS;
@@ -100,8 +100,8 @@ fn redirect_for_bench(ctx: &XdpContext, filter: BenchFilter) -> u32 {
 /// frame is as it was.
 #[inline(always)]
 fn redirect_with_room(ctx: &XdpContext, outer: OuterFamily) -> Result<(), LanVerdict> {
-    // The helper only looks the socket up; the kernel redirects when the program returns. So it can
-    // come first, and a frame without a socket needs no room taken back.
+    // The helper only looks up the socket; the kernel redirects when the program returns. So it can come first, and a
+    // frame without a socket needs no room taken back.
     SOCKETS
         .redirect(ctx.rx_queue_index(), XDP_PASS.into())
         .map_err(|_| LanVerdict::NoSocket)?;

@@ -3,8 +3,8 @@
 use crate::frame::{self, Unread};
 use crate::ip;
 
-/// Which packets the benchmark redirects: unicast, IPv4 or IPv6, without a tag or with one that only has a priority.
-/// ARP and multicast stay with the kernel, so neighbours go on being resolved.
+/// Which packets the benchmark redirects: unicast IPv4 or IPv6, untagged or with a tag that has only a priority. ARP
+/// and multicast stay with the kernel, so that it can go on resolving neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BenchFilter {
     /// UDP: what a sink counts.

@@ -1,4 +1,4 @@
-//! The one way to a received frame's bytes, and the Ethernet header.
+//! The only access to a received frame's bytes, and the Ethernet header.
 
 /// Bytes of an Ethernet header without a tag: two addresses and the EtherType.
 pub const ETHERNET_LEN: usize = 14;
@@ -37,7 +37,7 @@ impl<'a> Unread<'a> for &'a [u8] {
 /// An Ethernet header, with at most one 802.1Q tag.
 pub(crate) struct Ethernet<'a, U> {
     pub(crate) destination: &'a [u8; 6],
-    /// The VLAN of the tag; 0 without one, and for a tag that only has a priority (IEEE 802.1Q, section 9.6).
+    /// The VLAN of the tag; 0 without one, and for a tag that has only a priority (IEEE 802.1Q, section 9.6).
     pub(crate) vlan: u16,
     pub(crate) ethertype: EtherType,
     pub(crate) payload: U,

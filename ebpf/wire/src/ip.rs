@@ -1,4 +1,4 @@
-//! The one reader of IP headers, and what steering asks of them; one shape for both families.
+//! The only reader of IP headers, and what steering needs from them; one shape for both families.
 
 use crate::frame::{EtherType, Ethernet, Unread};
 use crate::maps::{AddressKey, FAMILY_V6, address_key_v4, address_key_v6};
@@ -36,7 +36,7 @@ pub(crate) struct Ip<U> {
     pub(crate) payload_len: usize,
 }
 
-/// The fixed header of an IP packet, as it says itself; nothing is compared with what is there.
+/// The fixed header of an IP packet, as received; its values are not compared with the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct IpHeader<A, U> {
     /// Its source.
@@ -58,7 +58,7 @@ pub struct IpHeader<A, U> {
 }
 
 impl<A, U> IpHeader<A, U> {
-    /// Reads the header of either family; `A` is what addresses become.
+    /// Reads the header of either family; `A` is the type of the addresses.
     ///
     /// # Errors
     /// The packet ends inside it, is of another version, or contradicts itself.

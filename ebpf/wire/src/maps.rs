@@ -28,7 +28,7 @@ pub const LOCAL: &str = "LOCAL";
 /// LPM trie of [`AddressKey`] to `u32`: an [`OuterFamily::shift`], [`STAYS_LOCAL`] or [`OWN_SUBNET`].
 pub const PREFIXES: &str = "PREFIXES";
 
-/// Receive queues that can have a socket; the frames of any beyond pass.
+/// Receive queues that can have a socket; frames of any others pass to the kernel.
 pub const MAX_QUEUES: u32 = 256;
 /// Our own addresses on the WAN.
 pub const MAX_LOCAL: u32 = 1024;
@@ -140,7 +140,7 @@ pub const STAYS_LOCAL: u32 = 0;
 /// one is redirected.
 pub const OWN_SUBNET: u32 = 1;
 
-/// The largest number of bytes that are prepended, in bytes.
+/// The largest number of bytes that are prepended.
 pub const MAX_SHIFT: usize = OuterFamily::V6.shift() as usize;
 
 /// Bytes of the mark that the LAN program leaves at the beginning of a redirected frame: the shift,

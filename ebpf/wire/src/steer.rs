@@ -1,5 +1,5 @@
-//! The steering decision. A frame goes to a socket only when it is certain that the data plane can
-//! deal with it; everything else passes to the kernel, with a name for the reason.
+//! The steering decision. A frame goes to a socket only when it is certain that the data plane can handle it;
+//! everything else passes to the kernel, with a name for the reason.
 
 use crate::frame::{self, Unread};
 use crate::ip::{self, Ip};
@@ -16,8 +16,8 @@ const TRANSPORT_TYPE: [u8; 4] = [4, 0, 0, 0];
 /// Decides about a frame received on the WAN: WireGuard transport data to our port at one of our
 /// addresses is redirected.
 ///
-/// `is_local` says whether an address is ours. Checksums are not looked at: the AEAD authenticates
-/// the payload, and a corrupt header can at most lose a packet that is lost anyway.
+/// `is_local` says whether an address is ours. Checksums are not checked: the AEAD authenticates the payload, and a
+/// corrupt header can at most lose a packet that is lost anyway.
 #[inline(always)]
 pub fn steer_wan<'a, U: Unread<'a>>(
     frame: U,
@@ -73,8 +73,8 @@ fn steer_udp<'a, U: Unread<'a>>(
     }
 }
 
-/// Decides about a frame received on a LAN: IP packets to our MAC address, from this site's subnets and
-/// for a remote prefix, are redirected, with the room in front of them that the peer's endpoint needs.
+/// Decides about a frame received on a LAN: IP packets to our MAC address, from this site's subnets and to a remote
+/// prefix, are redirected, with the room in front of them that the peer's endpoint needs.
 ///
 /// `route` finds the longest prefix that covers an address and returns its value in
 /// [`PREFIXES`](crate::PREFIXES).
@@ -128,7 +128,7 @@ pub fn steer_lan<'a, U: Unread<'a>>(
 }
 
 impl LanVerdict {
-    /// The family of the outer packet when the verdict is to redirect.
+    /// The family of the outer packet if the verdict is to redirect.
     #[inline(always)]
     pub const fn outer(self) -> Option<OuterFamily> {
         match self {

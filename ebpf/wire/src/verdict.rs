@@ -1,4 +1,4 @@
-//! What steering can decide. Every verdict has a name and a per-CPU counter.
+//! Steering's possible decisions. Every verdict has a name and a per-CPU counter.
 
 /// Why a frame has no IP header that steering could act on; it passes to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub enum Unparsed {
     Truncated,
     /// Neither IPv4 nor IPv6.
     NotIp,
-    /// Of a VLAN, which is another interface of the kernel's.
+    /// Of a VLAN, which is a separate interface to the kernel.
     OtherVlan,
     /// More than one VLAN tag, or an 802.1ad service tag.
     DoubleTagged,
@@ -64,8 +64,8 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// What becomes of a frame received on the WAN interface. Only `Redirect` leaves the kernel's
-    /// way.
+    /// What happens to a frame received on the WAN interface. Only `Redirect` takes it out of the
+    /// kernel's hands.
     WanVerdict {
         /// Transport data for us: to the receive queue's socket.
         Redirect = "redirect",
@@ -75,7 +75,7 @@ verdicts! {
         Truncated = "truncated",
         /// Neither IPv4 nor IPv6.
         NotIp = "not_ip",
-        /// Of a VLAN, which is another interface of the kernel's.
+        /// Of a VLAN, which is a separate interface to the kernel.
         OtherVlan = "other_vlan",
         /// More than one VLAN tag, or an 802.1ad service tag.
         DoubleTagged = "double_tagged",
@@ -89,9 +89,9 @@ verdicts! {
         Fragment = "fragment",
         /// IPv6 with an extension header, fragments among them.
         Extension = "extension",
-        /// Another protocol than UDP.
+        /// A protocol other than UDP.
         NotUdp = "not_udp",
-        /// Another UDP port than the tunnel's.
+        /// A UDP port other than the tunnel's.
         OtherPort = "other_port",
         /// The tunnel's port at an address that is not ours.
         OtherAddress = "other_address",
@@ -103,8 +103,8 @@ verdicts! {
 }
 
 verdicts! {
-    /// What becomes of a frame received on a LAN interface. Only the two redirects leave the
-    /// kernel's way.
+    /// What happens to a frame received on a LAN interface. Only the two redirects take it out of
+    /// the kernel's hands.
     LanVerdict {
         /// To the receive queue's socket, for a peer whose endpoint is IPv4.
         RedirectOverV4 = "redirect_over_v4",
@@ -122,7 +122,7 @@ verdicts! {
         Multicast = "multicast",
         /// Neither IPv4 nor IPv6.
         NotIp = "not_ip",
-        /// Of a VLAN, which is another interface of the kernel's.
+        /// Of a VLAN, which is a separate interface to the kernel.
         OtherVlan = "other_vlan",
         /// More than one VLAN tag, or an 802.1ad service tag.
         DoubleTagged = "double_tagged",
@@ -136,14 +136,14 @@ verdicts! {
         HopByHop = "hop_by_hop",
         /// A destination no router forwards to: link-local, loopback, unspecified.
         NotForwardable = "not_forwardable",
-        /// No remote prefix covers the destination, or a local one inside it does.
+        /// No remote prefix covers the destination, or a longer local one does.
         NotRemote = "not_remote",
         /// For a remote prefix, from an address outside this site's subnets.
         OtherSource = "other_source",
-        /// For a remote prefix, but longer than the link carries: what a receive offload has merged is the kernel's to
-        /// take apart.
+        /// For a remote prefix, but longer than the link carries: packets that a receive offload has merged are for the
+        /// kernel to split again.
         Merged = "merged",
-        /// Part of a fragmented packet: all parts go one way, or the kernel could not put them together.
+        /// Part of a fragmented packet: all parts go one way, or the kernel could not reassemble them.
         Fragment = "fragment",
         /// IPv4 longer than the tunnel's MTU that allows fragmentation, which is the kernel's work.
         NeedsFragmenting = "needs_fragmenting",

@@ -49,9 +49,9 @@ pub static LATENCY_99: Quantity = quantity("latency at 2 kpps, 99th percentile",
 pub static COST_1: Quantity = quantity("CPU time, TCP, 1 stream", "s/GB", Better::Lower, &[]);
 /// The same for four streams.
 pub static COST_4: Quantity = quantity("CPU time, TCP, 4 streams", "s/GB", Better::Lower, &[]);
-/// What the generator sent and the sink did not receive, of small packets.
+/// The part of the small packets sent that the sink did not receive.
 pub static SMALL_LOST: Quantity = quantity("UDP, 64 B, lost", "%", Better::Lower, &[]);
-/// The same of large packets.
+/// The same for large packets.
 pub static LARGE_LOST: Quantity = quantity("UDP, 1434 B, lost", "%", Better::Lower, &[]);
 
 /// In the order of the report.
@@ -61,7 +61,7 @@ pub(super) static ALL: [&Quantity; 11] =
 /// A subject's name, and its placement.
 type Placed = (String, Placement);
 
-/// All results. A subject may have been measured in several placements: each of its figures is then the one of the
+/// All results. A subject may have been measured in several placements: each of its figures is then taken from the
 /// placement that is best for that figure, so that no subject profits from where another one happens to run.
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -170,7 +170,7 @@ fn median(samples: &[(usize, f64)]) -> f64 {
     Spread::of(&samples.iter().map(|(_, value)| *value).collect::<Vec<_>>()).median
 }
 
-/// The first of those that have the best figure.
+/// The first of the best.
 fn best<T>(better: Better, mut measured: impl Iterator<Item = (T, f64)>) -> Option<T> {
     let first = measured.next()?;
     let best = measured.fold(first, |best, other| match better {

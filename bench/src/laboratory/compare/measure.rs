@@ -15,11 +15,11 @@ use crate::traffic::packet::ETHERNET_LEN;
 const PINGS_A_SECOND: u64 = 10;
 /// A program may take this much longer than it was told to.
 const MARGIN: Duration = Duration::from_secs(10);
-/// How long packets under way may take to arrive after the generator has ended.
+/// How long packets in flight may take to arrive after the generator has ended.
 const DRAIN: Duration = Duration::from_millis(300);
 /// How long a server may take until it listens.
 const READY_WITHIN: Duration = Duration::from_secs(5);
-/// How the line of our own programs begins that says that packets can be sent.
+/// The beginning of the line by which our own programs say that packets can be sent.
 pub(super) const READY: &str = "ready (";
 
 /// One of the measurements, which are taken one after another.
@@ -54,7 +54,7 @@ pub(super) static ALL: [Measurement; 6] = [
 pub(super) struct Environment<'a> {
     pub(super) topology: &'a Topology,
     pub(super) options: &'a Options,
-    /// Cores that are busy when nothing is measured; `None` if they are too many for a difference to mean anything.
+    /// Cores that are busy while nothing is measured; `None` if they are too many for a difference to mean anything.
     pub(super) idle_load: Option<f64>,
     pub(super) stop: &'a AtomicBool,
 }

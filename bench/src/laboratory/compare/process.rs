@@ -1,4 +1,4 @@
-//! Programs that end with what they were started for.
+//! Programs that are ended when they are no longer needed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Error, Result, io_error};
 
-/// The interval between two looks at a condition.
+/// The interval at which a condition is checked.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a program that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -127,7 +127,7 @@ pub(super) fn run(command: &mut Command) -> Result<String> {
     Err(Error::Failed(format!("{command:?} failed: {said}")))
 }
 
-/// Waits until `condition` holds: was it within the time?
+/// Waits until `condition` holds; returns whether it did in time.
 pub(super) fn until(within: Duration, stop: &AtomicBool, mut condition: impl FnMut() -> bool) -> Result<bool> {
     let end = Instant::now() + within;
     loop {
@@ -144,7 +144,7 @@ pub(super) fn until(within: Duration, stop: &AtomicBool, mut condition: impl FnM
     }
 }
 
-/// Where the shell would find a program; a path is one already.
+/// Where the shell would find a program; a path is returned as it is.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let is_program =

@@ -22,7 +22,7 @@ const BUSY_CORES: f64 = 0.2;
 /// How long the machine is observed while nothing is measured.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
-/// What holds for every run, whatever its results.
+/// Notes that hold for every run, whatever its results.
 const ALWAYS: [&str; 7] = [
     "Traffic sources and sinks, both gateways and the kernel share the machine's cores: a rate is what the whole chain \
      carries, not what a gateway on cores of its own would, and a gateway that takes less leaves more to the others.",
@@ -107,7 +107,7 @@ struct Run<'a> {
     figures: Figures,
     /// What went wrong.
     said: Vec<String>,
-    /// By subject, the modes that it really bound.
+    /// By subject, the modes that it actually bound.
     bound: BTreeMap<String, String>,
     /// The kernel's description of the links.
     links: Option<String>,
@@ -199,7 +199,7 @@ fn placed(placements: &[Placement]) -> &'static str {
     }
 }
 
-/// Checks that everything is there that every subject needs.
+/// Checks that everything that every subject needs is there.
 fn look_around(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::Failed("network namespaces and AF_XDP need root".into()));

@@ -17,7 +17,7 @@ use crate::laboratory::context;
 /// How long a gateway may take to carry its first ping.
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// A gateway, or what is measured in place of one.
+/// A gateway, or what is measured in its place.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The name for `--only`.

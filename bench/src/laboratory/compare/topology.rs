@@ -108,7 +108,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Starts a gateway's program with a /run of its own, so that two instances do not share it.
+    /// Starts a gateway's program with its own /run, so that two instances do not share it.
     pub(super) fn start(&self, side: Side, words: &[&str]) -> Result<Process> {
         let core = side.index().to_string();
         let own_run = ["sh", "-c", "mount -t tmpfs tmpfs /run && exec \"$@\"", "sh"];
@@ -150,7 +150,7 @@ pub(super) fn mac(end: End) -> String {
     format!("02:50:53:54:00:{:02x}", end as u8)
 }
 
-/// A namespace in which a reply may come in by another interface than the request went out.
+/// A namespace in which a reply may come in by another interface than the request went out by.
 fn namespace(role: &str) -> Result<Namespace> {
     let namespace = Namespace::try_new(role)?;
     for interfaces in ["all", "default"] {

@@ -18,8 +18,8 @@ fn count() {
 }
 
 #[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
-// SAFETY: every call is passed on, as it came, to the system's allocator, which keeps the trait's promises;
-// counting neither allocates nor unwinds (the counter would need centuries to overflow).
+// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises; counting
+// neither allocates nor unwinds (the counter would need centuries to overflow).
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

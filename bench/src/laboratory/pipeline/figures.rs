@@ -1,4 +1,4 @@
-//! Makes a report of the samples of all rounds.
+//! Makes a report from the samples of all rounds.
 
 use penstock_dataplane::session::Suite;
 
@@ -39,8 +39,8 @@ impl Rows {
     }
 }
 
-/// The name of what is compared between stages: a quantity for each size, so that the values of one plot are of one
-/// magnitude.
+/// The name of what is compared between stages: a quantity for each size, so that the values of one plot have the same
+/// order of magnitude.
 pub(super) fn at(quantity: &str, size: Size) -> String {
     format!("{quantity} at {size}")
 }
@@ -96,7 +96,7 @@ fn rates(rows: &Rows, direction: &Direction) -> Vec<Measure> {
     ]
 }
 
-/// The part of a direction's time that is in none of its stages, and the part beyond the AEAD alone, in each round.
+/// A direction's time that is in none of its stages, and its time beyond the AEAD alone, in each round.
 fn beside(rows: &Rows, direction: &Direction) -> [Measure; 2] {
     let (whole, floor) = (rows.nanoseconds(direction.whole), rows.nanoseconds(direction.floor));
     let mut rest = whole.clone();

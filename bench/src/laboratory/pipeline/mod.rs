@@ -162,7 +162,7 @@ impl Passes {
     }
 }
 
-/// Measures all subjects of a size once, in turns.
+/// Measures all subjects of a size once, in turn.
 fn round(
     rigs: &mut Rigs,
     subjects: &[Subject],

@@ -36,7 +36,7 @@ const DESTINATION: Ipv4Addr = Ipv4Addr::new(10, 101, 0, 9);
 pub struct Rig {
     pub(super) gateway: Loopback,
     pub(super) table: Arc<Table>,
-    /// The flows that are known when the firewall is asked without the worker.
+    /// The flows that are known when the firewall is called without the worker.
     pub(super) flows: FlowCache,
     /// The inner packets of a batch, as a LAN host sends them.
     pub(super) packets: Vec<Vec<u8>>,
@@ -86,7 +86,7 @@ impl Rig {
     /// Sends a batch from the LAN to where the worker will receive it.
     ///
     /// # Panics
-    /// If there are too few frames, which is the case when packets were lost.
+    /// If there are too few frames, which means that packets were lost.
     pub(super) fn load(&mut self) {
         let Loopback { worker, lan, endpoint, .. } = &mut self.gateway;
         for packet in &self.packets {
@@ -94,8 +94,8 @@ impl Rig {
         }
     }
 
-    /// Frames of the worker's own memory, which are also those that packets travel in, each with its packet where a LAN
-    /// port would have put it.
+    /// Frames of the worker's own memory, the same ones that packets travel in, each with its packet where a LAN port
+    /// would have put it.
     pub(super) fn frames(&mut self) -> Vec<Frame> {
         let pool = self.gateway.worker.pool();
         let mut frames = Vec::with_capacity(self.packets.len());
@@ -115,7 +115,7 @@ impl Rig {
     }
 }
 
-/// A firewall whose last rule lets these packets begin from this side.
+/// A firewall whose last rule lets this side open flows with these packets.
 fn firewall() -> Firewall {
     let default = || DefaultRule { verdict: Verdict::Drop, counter: Counter::default() };
     let rule = |number, verdict| Rule {

@@ -24,7 +24,7 @@ pub enum Size {
 
 impl Size {
     /// The sizes measured by default: the smallest packet, a medium one, one that fills a tunnel of MTU 1420, the mix,
-    /// and that of a jumbo frame.
+    /// and a jumbo frame's.
     pub const ALL: [Size; 5] = [Size::Bytes(64), Size::Bytes(512), Size::Bytes(1420), Size::Imix, Size::Bytes(9000)];
 
     /// The sizes of a batch's packets in bytes, in the order in which they are sent. The mix is complete and evenly

@@ -19,8 +19,8 @@ use super::meter::{Meter, Spent};
 use super::rig::{PORT, Rig};
 use super::subject::Subject;
 
-/// How often one measurement repeats a stage of nanoseconds over the batch, so that the clock's resolution does not
-/// show. Less than the TTL of the packets, which each pass of a stage decrements.
+/// How often one measurement repeats a stage that takes only nanoseconds over the batch, so that the clock's resolution
+/// does not matter. Less than the TTL of the packets, which each pass of a stage decrements.
 const REPEATS: usize = 16;
 /// Where a sealed message begins in its frame, and where its plaintext ends up: behind the room for an Ethernet header.
 const MESSAGE: usize = ANCHOR + EGRESS_ROOM - DATA_HEADER;

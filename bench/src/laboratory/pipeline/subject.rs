@@ -45,7 +45,7 @@ pub struct Direction {
     pub whole: Subject,
     /// The AEAD alone.
     pub floor: Subject,
-    /// In the order of a packet's way.
+    /// In the order in which a packet passes them.
     pub stages: &'static [Subject],
 }
 
@@ -63,7 +63,7 @@ pub const DIRECTIONS: [Direction; 2] = [
     },
 ];
 
-/// What the worker above does not have: a firewall, and the stages of AF_XDP ports.
+/// What that worker does not have: a firewall, and the stages of AF_XDP ports.
 pub const BESIDE: [Subject; 5] =
     [Subject::FilteredEncrypt, Subject::FilteredDecrypt, Subject::Filter, Subject::WriteHeaders, Subject::ReadHeaders];
 

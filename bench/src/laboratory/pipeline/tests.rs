@@ -37,7 +37,7 @@ fn every_size_and_stage_is_in_the_report_once_and_allocates_nothing() {
     assert_eq!(names.len(), report.measures.len());
     report.check().expect("a sound report");
 
-    // And none of it allocates.
+    // And no stage allocates.
     let allocations: Vec<&Measure> =
         report.measures.iter().filter(|m| m.quantity.starts_with("allocations at ")).collect();
     assert_eq!(allocations.len(), Size::ALL.len() * Subject::all().count());

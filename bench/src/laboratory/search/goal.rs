@@ -52,12 +52,12 @@ impl Goal {
     pub fn classify(&self, trials: &[Trial]) -> Class {
         let sums = self.sum(trials);
         let coefficient = self.exceed_ratio / (1.0 - self.exceed_ratio);
-        // Short trials without loss only compensate for short ones with loss.
+        // Short trials without loss only make up for short ones with loss.
         let excess = sums.short_high.saturating_sub(sums.short_low.mul_f64(coefficient));
         let high = sums.full_high + excess;
         let whole = (sums.full_low + high).max(self.duration_sum);
         let allowed = self.allowed(whole);
-        // What is missing may all turn out well, or badly.
+        // The missing trials may all turn out well, or badly.
         let optimistic = high <= allowed;
         let pessimistic = whole - sums.full_low <= allowed;
         match (optimistic, pessimistic) {
@@ -90,8 +90,8 @@ impl Goal {
         Some(load as f64 * (1.0 - loss))
     }
 
-    /// So much of that time may have more loss. In whole nanoseconds: what is above and what is below must make up
-    /// the whole, or a load that keeps the goal would have no throughput.
+    /// How much of that time may have more loss. In whole nanoseconds: the time above and the time below must add up to
+    /// the whole, or a load that meets the goal would have no throughput.
     fn allowed(&self, whole: Duration) -> Duration {
         whole.mul_f64(self.exceed_ratio)
     }
@@ -146,8 +146,8 @@ mod tests {
             (trials(1, 1.0, 0.01), [Upper, Undecided, Undecided, Undecided]),
             (trials(59, 1.0, 0.01), [Upper, Undecided, Undecided, Upper]),
             (trials(1, 1.0, 0.0), [Upper, Undecided, Lower, Upper]),
-            // Of the last goal's trials 43 % and 27 % exceed, where 20 % may: appendix A calls that an upper
-            // bound, and it is the definition, though the table beside the example says otherwise.
+            // Of the last goal's trials 43 % and 27 % exceed, where 20 % may: appendix A calls that an upper bound, and
+            // appendix A is the definition, though the table beside the example says otherwise.
             (trials(1, 60.0, 0.001), [Upper, Undecided, Lower, Upper]),
             (trials(1, 60.0, 0.0), [Upper, Lower, Lower, Upper]),
         ];
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(goals()[0].conditional_throughput(&[]), None);
     }
 
-    /// Of such durations few are exact in floating point.
+    /// Few such durations are exact in floating point.
     #[test]
     fn a_load_that_keeps_its_goal_without_loss_is_its_own_throughput() {
         for trial in [0.01, 0.1, 0.2, 0.3, 0.7, 1.0, 1.3, 60.0] {
@@ -204,10 +204,10 @@ mod tests {
         let disputed = Trial { certain_loss: 0.0, ..trials(1, 60.0, 0.01)[0] };
         assert_eq!(rfc2544.classify(&[disputed; 2]), Class::Undecided);
         assert_eq!(rfc2544.classify(&[disputed; 3]), Class::Ceiling);
-        // Enough without doubt decides all the same.
+        // Enough undisputed trials decide all the same.
         let clear = trials(1, 60.0, 0.0)[0];
         assert_eq!(rfc2544.classify(&[disputed, disputed, disputed, clear]), Class::Lower);
-        // A goal that allows that much loss does not mind.
+        // A goal that allows that much loss is still met.
         assert_eq!(goal(60, 60, 0.02, 0.0).classify(&[disputed]), Class::Lower);
         // A load that was not offered says nothing, however little was lost.
         let unoffered = Trial { offered: false, ..clear };

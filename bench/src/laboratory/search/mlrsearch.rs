@@ -225,7 +225,7 @@ mod tests {
             assert_bounds(&ndr, 400_000.0);
             assert_bounds(&pdr, 400_000.0 / 0.995);
         }
-        // A goal without tolerance always meets a hiccup in five trials.
+        // A goal without tolerance always hits a hiccup in five trials.
         let mut device = Device::with_capacity(400_000);
         device.hiccup = 4;
         let goal = Goal { exceed_ratio: 0.0, ..goals()[0] };

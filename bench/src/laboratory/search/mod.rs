@@ -2,7 +2,7 @@
 //!
 //! [`mlrsearch`] is the search of RFC 9971, with [`Goal::rfc2544`] that of RFC 2544. The terms are the RFCs'. A load is packets a second in each direction.
 //!
-//! What the tool itself could not do must not be held against the device. So a trial has *two* loss ratios: what was
+//! The device must not be blamed for what the tool itself could not do. So a trial has *two* loss ratios: what was
 //! lost, and the part of it that only the device can have lost. A trial with too much of the first but not of the
 //! second is **disputed**: it is neither high-loss nor low-loss. If trials at a load keep being disputed, that load is
 //! the tool's ceiling, and the result says so.
@@ -18,7 +18,7 @@ pub use mlrsearch::mlrsearch;
 use std::time::Duration;
 
 /// How many trials at one load may be disputed before the load counts as above the tool's ceiling. The first may have
-/// met a moment in which the machine did something else.
+/// coincided with other work on the machine.
 const MOST_DISPUTED: usize = 3;
 
 /// Measures one trial.

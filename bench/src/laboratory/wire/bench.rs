@@ -19,7 +19,7 @@ use crate::traffic::sink::{Ending, Sink};
 const LEAD: Duration = Duration::from_millis(10);
 /// How long an idle bench may take to notice that it should stop.
 const NAP: Duration = Duration::from_millis(50);
-/// The rate, in packets a second, for which an unpaced generator has numbers at most.
+/// The highest rate, in packets a second, for which an unpaced generator has enough numbers.
 const FASTEST: f64 = 20e6;
 
 /// A generator, and the sink that should receive its packets.
@@ -36,7 +36,7 @@ pub struct Direction {
 /// The settings that are the same in every trial.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long to wait after the last packet for those still on their way (RFC 2544, section 23: 2 s).
+    /// How long to wait after the last packet for those still in flight (RFC 2544, section 23: 2 s).
     pub wait: Duration,
     /// How long the device rests before a trial (RFC 2544, section 23: 5 s).
     pub settle: Duration,
@@ -103,7 +103,7 @@ impl Bench {
         for pair in 0..pairs {
             let plan = Plan { first: self.next, start: 0, duration, rate: None, most };
             self.next += most;
-            // The one that comes second may find the machine in another state.
+            // The one that is measured second may find the machine in a different state.
             let early = if pair % 2 == 0 { None } else { Some(generator.transmit_bare(duration, stop)?) };
             let full = generator.run(plan, stop)?.packets_per_second;
             let bare = early.map_or_else(|| generator.transmit_bare(duration, stop), Ok)?;

@@ -12,7 +12,7 @@ use crate::traffic::packet::Mix;
 
 /// The percentiles of latency that are reported.
 const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
-/// This many packets that waited for the sink are all that is beyond 99 %.
+/// If this fraction of packets waited for the sink, everything beyond 99 % may be the sink's doing.
 const TARDY_PART: f64 = 0.01;
 /// From this fraction of a latency on, the generator's own lateness is more than a detail.
 const OWN_PART: f64 = 0.2;
@@ -86,7 +86,7 @@ impl Findings {
     /// The latency of one trial: percentiles, and in the first round the curve.
     pub(super) fn latency(&mut self, subject: &str, quantity: &str, outcome: &Outcome) {
         self.percentiles(subject, quantity, &PERCENTILES, &outcome.latency);
-        // The part of it that may be our own.
+        // The part of the latency that may be our own.
         self.percentiles(subject, &format!("{quantity}: generator's lateness"), &[99.0], &outcome.sent.lag);
         let [whole, own] =
             [&outcome.latency, &outcome.sent.lag].map(|times| times.value_at_percentile(99.0) as f64 / 1e3);

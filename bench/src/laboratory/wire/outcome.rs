@@ -46,7 +46,7 @@ impl Outcome {
         self.sent.packets.saturating_sub(self.counts.distinct)
     }
 
-    /// Those of them that the tool cannot have lost: neither in a full socket of the sink, nor by a burst of a
+    /// The lost packets that the tool cannot have lost: neither in a full socket of the sink, nor by a burst of a
     /// generator that had been held up (a burst of n packets makes a queue lose at most n).
     pub fn certainly_lost(&self) -> u64 {
         self.lost().saturating_sub(self.sink_drops + self.sent.late)

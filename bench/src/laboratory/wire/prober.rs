@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::{Bench, Load, Outcome};
 use crate::laboratory::search::{Measurer, Trial};
 
-/// The fraction by which a load is lowered that does not hold.
+/// The fraction by which a load that does not hold is lowered.
 const STEP: f64 = 0.05;
-/// How often at most, which is down to a fifth of the first.
+/// The most steps, which lead down to a fifth of the first load.
 const STEPS: usize = 32;
 
 /// Runs trials and remembers them.

@@ -42,7 +42,7 @@ impl Session<'_> {
     /// Measures everything.
     ///
     /// # Errors
-    /// What the kernel refuses; `Interrupted` when the stop flag is set.
+    /// The kernel's refusal; `Interrupted` when the stop flag is set.
     pub fn run(mut self) -> anyhow::Result<Findings> {
         let mut findings = Findings::default();
         let plan = self.plan;
@@ -231,7 +231,7 @@ fn subject(mix: &Mix, direction: &str, directions: usize) -> String {
 struct Found<'a> {
     mix: &'a Mix,
     ceiling: Option<f64>,
-    /// Max Load is that of the command line, or else the generator's rate.
+    /// Whether Max Load came from the command line, rather than from the generator's rate.
     max_was_given: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Namespaces to measure the tool itself in: without a device, or with the crypto-free forwarder as one.
+//! Namespaces for measuring the tool itself: without a device, or with the crypto-free forwarder as one.
 //!
 //! ```text
 //!  bare:       ┌─ left ─ east ├───veth───┤ west ─ right ─┐
@@ -33,7 +33,7 @@ pub struct Line {
 pub struct Device {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<Report>>>,
-    /// Modes that were really bound.
+    /// Modes that were actually bound.
     pub described: String,
 }
 
@@ -58,7 +58,7 @@ pub fn with_forwarder() -> anyhow::Result<Line> {
     let described = forwarder.sockets()[0].describe();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    // The thread may stay in that namespace: sockets belong to the one they were made in.
+    // The thread may stay in that namespace: sockets belong to the namespace they were made in.
     let thread =
         std::thread::Builder::new().name("forwarder".into()).spawn(move || forwarder.run(None, false, &stopped))?;
     let device = Device { stop, thread: Some(thread), described };
@@ -67,7 +67,7 @@ pub fn with_forwarder() -> anyhow::Result<Line> {
 
 /// Joins "east" of one namespace with "west" of another, with one queue each, both up and without traffic of their own.
 ///
-/// `ip` fails.
+/// # Errors
 /// `ip` refuses.
 pub fn veth(left: &Namespace, left_mac: Mac, right: &Namespace, right_mac: Mac) -> io::Result<()> {
     // No router or neighbour discovery may be among the packets that are counted.
@@ -80,7 +80,7 @@ pub fn veth(left: &Namespace, left_mac: Mac, right: &Namespace, right_mac: Mac) 
     penstock_netns::veth(ends, 1)
 }
 
-/// Interface addresses that are known only here.
+/// Ethernet addresses that are used only here.
 fn mac(last: u8) -> Mac {
     Mac([0x02, 0x50, 0x53, 0x54, 0x01, last])
 }

@@ -15,7 +15,7 @@ const NAMES_MOST: f64 = WIDTH / 2.0;
 const NAME_LINE: f64 = 16.0;
 /// The space between names, bars and figures.
 const GAP: f64 = 8.0;
-/// Half the width of the first tick's label, if no name makes room for it.
+/// Half the width of the first tick's label, if no name leaves room for it.
 const LEFT_LEAST: f64 = 20.0;
 /// The figures are in bold.
 const BOLD: f64 = 1.1;

@@ -1,7 +1,7 @@
 //! Plots as SVG, for the page and for files of their own.
 //!
-//! Colours come by classes from [`STYLE`], which follows the reader's preference for light or dark. Coordinates are
-//! those of a small screen, so that letters stay legible when a phone shows the plot in full width.
+//! Colours come from the classes in [`STYLE`], which follows the reader's preference for light or dark. Coordinates are
+//! those of a small screen, so that letters stay legible when a phone shows the plot at full width.
 
 mod bars;
 mod lines;

@@ -6,9 +6,9 @@
 //! contains 1, the noise allows no verdict. Nothing is assumed about the distribution of the noise, and nothing is
 //! random: the same files always give the same verdict.
 //!
-//! The comparison is between two runs, and the noise it knows is that between the rounds *of* a run. To it, a machine
-//! that was throttled or busy during the whole of one run is a real difference. [`Comparison::surroundings`] lists what
-//! is known to differ.
+//! The comparison is between two runs, and the noise it knows is that between the rounds *of one* run. A machine that
+//! was throttled or busy during the whole of one run looks like a real difference. [`Comparison::surroundings`] lists
+//! the known differences in the conditions.
 
 pub mod rank_sum;
 
@@ -21,7 +21,7 @@ use rank_sum::Confidence;
 use super::text::{figure, plain};
 use super::{Better, Measure, Report, Spread, table};
 
-/// Lines of the context that differ between any two runs and mean nothing.
+/// Lines of the context that always differ between runs and mean nothing.
 const ALWAYS_DIFFERENT: [&str; 3] = ["time", "load before (1, 5, 15 min)", "command line"];
 
 /// The most pairs of samples that are compared: some seconds of work.
@@ -70,7 +70,7 @@ pub struct Change {
     pub high: f64,
 }
 
-/// The meaning of a change.
+/// What a change means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The new report's figure is better: the whole interval is.
@@ -79,7 +79,7 @@ pub enum Verdict {
     Slower,
     /// The interval contains "no change".
     NoDifference,
-    /// With so few rounds even the rarest outcome is not rare enough.
+    /// With so few rounds, even the least likely outcome is not unlikely enough.
     NotEnoughRounds,
 }
 
@@ -129,7 +129,7 @@ pub fn compare(old: &Report, new: &Report, confidence: Confidence) -> Result<Com
     Ok(Comparison { confidence, compared, alone, surroundings: surroundings(old, new) })
 }
 
-/// [`rank_sum::outside`] by the numbers of samples, which most measures have in common: the counting takes long.
+/// [`rank_sum::outside`] by the numbers of samples, which most measures have in common: counting takes long.
 struct Outside {
     confidence: Confidence,
     known: HashMap<(usize, usize), Option<usize>>,

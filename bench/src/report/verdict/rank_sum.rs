@@ -55,8 +55,8 @@ impl Confidence {
     }
 }
 
-/// How many of the sorted pairwise ratios lie outside the interval on each side; `None` when even the interval over
-/// all of them misses too often.
+/// How many of the sorted pairwise ratios lie outside the interval on each side; `None` if even the interval over all
+/// of them misses too often.
 pub fn outside(m: usize, n: usize, confidence: Confidence) -> Option<usize> {
     if m > EXACT_MOST || n > EXACT_MOST {
         return normal(m, n, confidence);
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn small_distributions_are_as_counted_by_hand() {
-        // Two and two: of the six orders U is 0, 1, 3 and 4 once and 2 twice.
+        // Two and two: over the six orders U is 0, 1, 3 and 4 once each, and 2 twice.
         let counted = distribution(2, 2).iter().map(|p| (p * 6.0).round() as u32).collect::<Vec<_>>();
         assert_eq!(counted, [1, 1, 2, 1, 1]);
         for (m, n) in [(1, 5), (3, 4), (40, 40)] {

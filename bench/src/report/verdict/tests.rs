@@ -149,7 +149,7 @@ fn more_pairs_than_seconds_are_refused() {
         let measure = |n| Measure::new("s", format!("q {n}"), "", Better::Higher, vec![1.0; 1000]);
         Report { measures: (0..count).map(measure).collect(), ..Report::new("Large", vec![]) }
     };
-    // A measure that only one of them has costs nothing.
+    // A measure that only one report has costs nothing.
     let most = MOST_PAIRS / 1_000_000;
     assert!(compare(&report(1), &report(most + 1), Confidence::Percent95).is_ok());
     let refused = compare(&report(most + 1), &report(most + 1), Confidence::Percent95).expect_err("too many");

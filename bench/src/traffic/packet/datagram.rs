@@ -43,7 +43,7 @@ impl<'a> Datagram<'a> {
         })
     }
 
-    /// What UDP carries.
+    /// UDP's payload.
     #[inline]
     pub fn payload(&self) -> &'a [u8] {
         &self.packet[self.udp_at + UDP_LEN..]

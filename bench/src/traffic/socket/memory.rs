@@ -80,8 +80,8 @@ impl Batch {
         self.frames.truncate(from);
     }
 
-    /// Makes every packet this long, at most [`super::FRAME_ROOM`]. A frame that was never written is zero, others
-    /// hold what they held.
+    /// Makes every packet this long, at most [`super::FRAME_ROOM`]. A frame that was never written is all zeros; others
+    /// keep their bytes.
     pub fn set_packet_len(&mut self, len: usize) {
         for frame in &mut self.frames {
             // SAFETY: the batch owns the frame (see the top of socket/mod.rs) and is borrowed exclusively.

@@ -40,8 +40,8 @@ const TX_BUDGET: u32 = 512;
 /// Every packet on its way through copy mode is charged to the socket's send buffer.
 const SEND_BUFFER: usize = 64 << 20;
 
-/// Why a socket could not be set up. The texts explain what the kernel said, so it is no source of theirs (`r#source`):
-/// whoever prints the chain would print it twice.
+/// Why a socket could not be set up. The messages contain the kernel's error, so it is not their source (`r#source`):
+/// otherwise whoever prints the chain would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// There is no such interface in this network namespace.
@@ -53,7 +53,7 @@ pub enum SetupError {
     /// The XDP program could not be loaded or attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The XDP program could not be told of the socket.
+    /// The XDP program could not be given the socket.
     #[error(transparent)]
     Steer(#[from] SteerError),
     /// The socket could not be bound.
@@ -63,17 +63,17 @@ pub enum SetupError {
         interface: String,
         /// Its queue.
         queue: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         r#source: io::Error,
     },
 }
 
-/// An AF_XDP socket on one queue of an interface: two halves that two threads may have.
+/// An AF_XDP socket on one queue of an interface: two halves that two threads may own.
 #[derive(Debug)]
 pub struct Socket {
-    /// What comes.
+    /// Receives.
     pub receiver: Receiver,
-    /// What goes.
+    /// Sends.
     pub sender: Sender,
 }
 
@@ -98,7 +98,7 @@ impl SocketDrops {
         self.receive_ring_full + self.fill_ring_empty + self.other
     }
 
-    /// Each of them beside another socket's, or another time's.
+    /// The sum of each with those of another socket, or of another time.
     #[must_use]
     pub fn with(&self, other: &SocketDrops, each: impl Fn(u64, u64) -> u64) -> SocketDrops {
         SocketDrops {
@@ -142,7 +142,7 @@ impl Socket {
     ) -> Result<Socket, SetupError> {
         let mut socket = Socket::bind(memory, interface, queue, Some(steering.clone()))?;
         socket.receiver.fill(frames);
-        // Its fill ring has frames already.
+        // Its fill ring already has frames.
         let mut steering = steering.lock().unwrap_or_else(PoisonError::into_inner);
         steering.set_socket(queue, socket.receiver.as_fd())?;
         Ok(socket)
@@ -184,7 +184,7 @@ impl Socket {
         self.receiver.xdp_mode()
     }
 
-    /// One line for people: modes that were really bound.
+    /// One line for people: the modes that were actually bound.
     pub fn describe(&self) -> String {
         let copy = if self.is_zero_copy() { "zero-copy" } else { "copy" };
         match self.xdp_mode() {

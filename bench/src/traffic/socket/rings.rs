@@ -1,4 +1,4 @@
-//! The two halves of a socket: what comes and what goes.
+//! The two halves of a socket: one receives, one sends.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -13,7 +13,7 @@ use super::{Batch, SocketDrops, Steering};
 /// The receiving half of a [`super::Socket`].
 #[derive(Debug)]
 pub struct Receiver {
-    // Detached before the rings go.
+    // Detached before the rings are dropped.
     pub(super) steering: Option<Steering>,
     pub(super) rx: RxQueue,
     pub(super) fill: FillQueue,
@@ -71,7 +71,7 @@ impl Receiver {
         Ok(SocketDrops {
             receive_ring_full: statistics.rx_ring_full(),
             fill_ring_empty: statistics.rx_fill_ring_empty_descs(),
-            // The kernel counts an empty fill ring here too.
+            // The kernel includes an empty fill ring here.
             other: statistics.rx_dropped().saturating_sub(statistics.rx_fill_ring_empty_descs()),
         })
     }
@@ -113,8 +113,8 @@ impl Sender {
         completed
     }
 
-    /// Has the kernel transmit what is queued. One call does only a budget's worth, and a device that
-    /// drops a packet ends it too, so it is repeated while the queue gets shorter.
+    /// Has the kernel transmit the queued packets. One call transmits only a limited number, and a device that drops a
+    /// packet ends it too, so it is repeated while the queue gets shorter.
     #[inline]
     pub fn kick(&mut self) -> io::Result<()> {
         let mut queued = self.queued();

@@ -30,7 +30,7 @@ pub const OUR_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(WAN_V4), IpAddr::V6(WAN_V6)];
 /// Address, length in bits, and the peer's outer family; none for a prefix that stays local.
 pub type Prefix = (IpAddr, u8, Option<OuterFamily>);
 
-/// This site's subnets: where the packets of `packet` come from, but for one host of a remote prefix.
+/// This site's subnets: the sources of the packets from `packet`, except for one host of a remote prefix.
 pub const OWN: [(IpAddr, u8); 2] = [
     (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 24),
     (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0)), 64),

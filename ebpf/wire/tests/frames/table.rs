@@ -1,11 +1,11 @@
-//! The table of cases, and the cases that both sides have alike.
+//! The table of cases, and the cases that both sides have in common.
 
 use super::packet::ethernet;
 
 pub struct Case<Verdict> {
     pub name: String,
     pub frame: Vec<u8>,
-    /// What must come out; with none only that both sides agree.
+    /// The expected verdict; if none, both sides must merely agree.
     pub expected: Option<Verdict>,
 }
 
@@ -22,7 +22,7 @@ impl<Verdict: Copy> Table<Verdict> {
         self.0.push(Case { name, frame, expected: Some(verdict) });
     }
 
-    /// A good packet behind what is no IP, behind the tag of a VLAN, and behind two tags.
+    /// A good packet behind an EtherType other than IP, behind the tag of a VLAN, and behind two tags.
     pub fn link_layer(&mut self, packet: &[u8], not_ip: Verdict, other_vlan: Verdict, double_tagged: Verdict) {
         for vlan in [1, 10, 100, 4000, 4095] {
             let frame = ethernet(&[0x8100_0000 | vlan], 0x0800, packet.to_vec());

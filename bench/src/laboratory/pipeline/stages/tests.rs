@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::laboratory::pipeline::size::Size;
 
-/// With the smallest and the largest that may be asked for.
+/// With the smallest and the largest size that may be requested.
 const SIZES: [Size; 5] = [Size::Bytes(28), Size::Bytes(1420), Size::Imix, Size::Bytes(9000), Size::Bytes(60_000)];
 
 fn rig(size: Size) -> (Rig, Meter) {
