@@ -10,7 +10,7 @@ coordinator_bin=$(dirname "$PENSTOCK_BIN")/penstock-coordinator
 
 say() { printf '\n── %s\n\n' "$*"; }
 
-# What is typed at a place, shown and done.
+# Shows a command and runs it at a place.
 at() {
     local place=$1 shown
     shift
@@ -19,7 +19,7 @@ at() {
     in_place "$place" "$@"
 }
 
-# Waits until a site's peer is reached so. $1: the site, $2: the path, $3: how many tenths of a second.
+# Waits until a site's peer is reached by a path. $1: the site, $2: the path, $3: how many tenths of a second.
 wait_for_path() {
     local site=$1 path=$2 tenths=$3
     for _ in $(seq "$tenths"); do
@@ -63,7 +63,7 @@ for site in a b; do
         PrivateKeyFile: "\($name).key",
         Wan: { Interface: "wan0", Mode: $wan },
         Lan: { Interfaces: ["lan0"], Mode: $lan, Subnets: ["10.10\($own).0.0/24", "fd00:10\($own)::/64"] },
-        # Else the last step would take longer to show: guessing ports gets through many a symmetric NAT.
+        # Otherwise the last step would take longer to show: guessing ports gets through many symmetric NATs.
         BirthdayProbing: false
     }' >"$state/demo-$site.profile"
     PENSTOCK_STATE_DIR=$state at "$site-gw" "$PENSTOCK_BIN" enrol "$state/enrolment.key" \
@@ -76,7 +76,7 @@ for site in a b; do
         </dev/null >"$state/demo-$site.log" 2>&1 &
     echo $! >"$state/demo-$site.pid"
 done
-# That lasts a fraction of a second.
+# This state lasts a fraction of a second.
 for _ in $(seq 1000); do
     show_status a >"$state/relayed.txt" 2>/dev/null || true
     grep -q 'relay 203' "$state/relayed.txt" && break
@@ -92,7 +92,7 @@ ping_other_site
 say "B's NAT becomes a symmetric one: every destination sees another port of it, and A's NAT accepts only endpoints it has sent to."
 scripts/netns nat b symmetric
 wait_for_path a relay 100
-# Until both know what has become of the NAT, the reason is that the direct path died.
+# Until both know the new kind of NAT, the reason is that the direct path died.
 for _ in $(seq 300); do
     status_of a | jq -e '.Peers[0].Reason | test("every destination")' >/dev/null && break
     sleep 0.1

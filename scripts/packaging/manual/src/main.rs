@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::Shell;
 
-/// What pages have besides what the parsers know.
+/// What pages contain besides what the parsers know.
 const MORE: [(&str, &str); 2] = [
     ("penstock.1", include_str!("penstock.roff")),
     ("penstock-coordinator.1", include_str!("penstock-coordinator.roff")),
@@ -36,12 +36,12 @@ fn write(mut command: Command, pages: &PathBuf, completions: &PathBuf) -> Result
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut command, &name, completions)?;
     }
-    // The page of a hidden command would tell what is hidden.
+    // The page of a hidden command would reveal it.
     clap_mangen::generate_to(documented, pages)?;
     Ok(())
 }
 
-/// The command without the subcommands `help`, for which nobody looks in the manual.
+/// The command without the subcommands `help`, which nobody looks up in the manual.
 fn without_help(command: Command) -> Command {
     command.disable_help_subcommand(true).mut_subcommands(without_help)
 }
@@ -62,7 +62,7 @@ mod tests {
         assert!(missing.is_empty(), "{missing:?} are missing");
     }
 
-    /// The fields that an object can have, by the error about one that it cannot have.
+    /// The fields that an object can have, taken from the error about a field that it cannot have.
     fn fields<T: DeserializeOwned>(with_unknown_field: &str) -> Vec<String> {
         let Err(error) = serde_json::from_str::<T>(with_unknown_field) else {
             panic!("there is a field without a name")

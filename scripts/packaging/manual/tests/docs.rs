@@ -1,5 +1,5 @@
-//! The documentation, as far as a program can check it: every link leads somewhere, every page is in the book, and
-//! every command in a code block is one that the programs take.
+//! The documentation, as far as a program can check it: every link leads somewhere, every page is in the book, and the
+//! programs accept every command in a code block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").canonicalize().expect("the repository")
 }
 
-/// The pages of a folder, by their paths from the repository's.
+/// The pages of a folder, by their paths relative to the repository's.
 fn pages_in(folder: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root().join(folder)).expect("a folder").flatten();
     let paths = entries.map(|entry| Path::new(folder).join(entry.file_name()));
@@ -24,10 +24,10 @@ fn pages() -> Vec<PathBuf> {
     ["", "bench", "docs"].into_iter().flat_map(pages_in).collect()
 }
 
-/// What is checked of a page.
+/// The checked parts of a page.
 #[derive(Default)]
 struct Page {
-    /// What headings can be linked to by, as GitHub and mdBook name them.
+    /// The anchors of headings, as GitHub and mdBook name them.
     anchors: BTreeSet<String>,
     links: Vec<String>,
     /// Lines of code blocks.
@@ -112,7 +112,7 @@ fn every_drop_reason_is_explained() {
 
 /// Where the pages that name tests do so: below these headings.
 const NAMING_TESTS: [(&str, &str); 2] = [("docs/guard.md", "## Where each"), ("docs/scenarios.md", "# ")];
-/// Where the events are that `chaos` goes through.
+/// Where the events of `chaos` are listed.
 const CHAOS: &str = "control/tests/netns/chaos/mod.rs";
 
 #[test]
@@ -132,7 +132,7 @@ fn every_test_that_a_page_names_is_there() {
                     (!chaos.contains(&format!("Self::{event},"))).then(|| format!("{page}: {of}: event {event}")),
                 );
             }
-            // What is a field or a command in this column is no name of a test.
+            // A field or command in this column is not the name of a test.
             let is_name = |name: &&str| !name.contains(' ') && name.starts_with(|c: char| c.is_ascii_lowercase());
             for name in pieces.iter().skip(1).step_by(2).copied().filter(is_name) {
                 checked += 1;
@@ -166,12 +166,12 @@ fn tests() -> Vec<Vec<String>> {
     tests
 }
 
-/// Names of tests leave out what only groups them.
+/// Names of tests leave out modules that only group them.
 fn is_said(part: &str) -> bool {
     !matches!(part, "mod" | "main" | "tests")
 }
 
-/// The tests of a source, those too whose names are given to a macro, one a line.
+/// The tests of a source file, including those whose names are given to a macro, one per line.
 fn test_names(source: &str) -> Vec<String> {
     let (mut marked, mut in_macro, mut names) = (false, false, Vec::new());
     for line in source.lines().map(str::trim_start) {
@@ -199,7 +199,7 @@ fn leads_to_a_test(name: &str, tests: &[Vec<String>]) -> bool {
     tests.iter().any(|test| test.windows(parts.len()).any(same))
 }
 
-/// Whether a text is as a pattern has it, in which `*` stands for anything.
+/// Whether a text matches a pattern, in which `*` stands for anything.
 fn fits(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
@@ -228,7 +228,7 @@ fn every_command_is_one() {
                     let unknown = unknown_options(&command, &words);
                     wrong.extend(unknown.into_iter().map(|option| format!("{}: {line}: {option}", path.display())));
                 } else if let Err(error) = command.try_get_matches_from(&words)
-                    // What stands for a value, such as HEX, need not be one.
+                    // A placeholder, such as HEX, need not be valid.
                     && error.use_stderr() && error.kind() != clap::error::ErrorKind::ValueValidation
                 {
                     let said = error.to_string();
@@ -254,8 +254,8 @@ fn unknown_options(command: &clap::Command, words: &[String]) -> Vec<String> {
     options.filter(|name| !found.get_arguments().any(|argument| argument.get_long() == Some(name))).collect()
 }
 
-/// The commands of a shell line as far as they are simple: neither what sets a variable or runs another program nor
-/// what is redirected is part of one.
+/// The commands of a shell line as far as they are simple: variable assignments, commands that run another program and
+/// redirections are left out.
 fn commands(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let line = line.trim_start_matches("$ ");
