@@ -1,5 +1,5 @@
-//! A LAN that is a veth whose other end is in a bridge with VLANs: what that bridge hands over as another VLAN's is no
-//! business of the gateway's.
+//! A LAN that is a veth whose other end is in a bridge with VLANs: frames that the bridge hands over for another VLAN
+//! are none of the gateway's business.
 
 use super::ready;
 use super::support::*;
@@ -13,8 +13,8 @@ fn echoes(topology: &Topology) -> u64 {
     echoes.1.parse().expect("a number")
 }
 
-/// A bridge puts a tag beside the frame, and the veth passes it on in this way: XDP sees a frame without a tag. So the
-/// other end has to put it into the frame.
+/// A bridge puts a tag beside the frame, and the veth passes it on like this: XDP sees a frame without a tag. So the
+/// other end has to put the tag into the frame.
 #[test]
 fn frames_of_another_vlan_stay_out() {
     if !ready(&["ethtool", "bridge"]) {
@@ -37,7 +37,7 @@ fn frames_of_another_vlan_stay_out() {
         ping(host, topology.b.host4(), &["-c", "5", "-i", "0.2", "-W", "1"]);
         assert_eq!(echoes(&topology), before, "{kind:?}: another VLAN's packets came through; {}", a.process.log());
         if kind == Kind::XDP {
-            // What would happen otherwise.
+            // What would happen without this.
             gateway.run(&["ethtool", "-K", "lan0b", "tx-vlan-offload", "on"]);
             ping(host, topology.b.host4(), &["-c", "5", "-i", "0.2", "-W", "1"]);
             assert!(echoes(&topology) > before, "nothing comes through in any case: the test shows nothing");

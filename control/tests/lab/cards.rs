@@ -10,12 +10,12 @@ use serde_json::Value;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// What TCP must carry at least through an emulated card: little, since emulation is slow, and more than the crawl that
-/// is left where offloads are spoilt.
+/// The least that TCP must carry through an emulated card: little, since emulation is slow, and more than the crawl
+/// that remains with spoilt offloads.
 const LEAST: f64 = 5e5;
-/// How long traffic may take to begin: a message lost and repeated, on a slow machine.
+/// How long traffic may take to begin: one lost and repeated message, on a slow machine.
 const SOON: Duration = Duration::from_secs(20);
-/// The same where the gateway finds out first that a card is silent.
+/// The same if the gateway first finds out that a card is silent.
 const LATE: Duration = Duration::from_secs(60);
 /// Frames that the programs see at least of what is sent below: 4 MiB by TCP alone, there and back.
 const FRAMES: u64 = 1_000;
@@ -75,7 +75,7 @@ fn card() -> String {
     std::env::var("PENSTOCK_LAB_CARD").unwrap_or_default()
 }
 
-/// The gateway has not started, since AF_XDP is demanded of a card whose driver merges what it receives and cannot be
+/// The gateway has not started, since AF_XDP is required on a card whose driver merges received packets and cannot be
 /// told not to: it names the offload.
 fn refused(topology: &Topology, kind: Kind, log: &str) {
     let sentence = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
@@ -187,7 +187,7 @@ fn carried(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2], before:
     }
 }
 
-/// Traffic begins soon, or the gateway has noticed why not, has mended it, and says so.
+/// Traffic begins soon, or the gateway has noticed why not, has fixed it, and says so.
 fn begins(topology: &Topology, a: &Gateway, targets: &[IpAddr], after: &str) {
     let begun = Instant::now();
     for target in targets {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// What a side may be silent for once the other one is up again: where the machine is emulated, to start takes seconds.
+/// How long a side may be silent once the other one is up again: starting takes seconds on an emulated machine.
 const RESTART: Duration = Duration::from_secs(1);
 
 /// What an echo request may take where the question is whether it is lost: an emulated machine may stand still for seconds.
@@ -47,7 +47,7 @@ impl Pair {
         [(a, b), (b, a)]
     }
 
-    /// How long A's host, which asks 20 times a second, had no answers from B's because of what `disturb` did.
+    /// How long A's host, which asks 20 times a second, got no answers from B's because of what `disturb` did.
     fn silence(self, disturb: impl FnOnce(&mut Gateway, &KernelWireguard)) -> Duration {
         const INTERVAL: Duration = Duration::from_millis(50);
         let Self { topology, mut penstock, kernel } = self;
@@ -70,7 +70,7 @@ fn joins_whoever_initiates(kind: Kind) {
     for outer in [Outer::V4, Outer::V6] {
         for penstock_initiates in [true, false] {
             let pair = Pair::start(Options::default(), kind, outer, |a, b| {
-                // Who has no endpoint for its peer cannot be the one.
+                // A side without an endpoint for its peer cannot initiate.
                 let silent = if penstock_initiates { b } else { a };
                 silent.peers[0].endpoint = None;
             });
@@ -105,7 +105,7 @@ fn preshared_keys_must_match(kind: Kind) {
     let Pair { topology, penstock, kernel } = Pair::start(Options::default(), kind, Outer::V4, |a, b| {
         a.peers[0].preshared_key = Some(genpsk());
         b.peers[0].preshared_key = Some(right.clone());
-        // Only A initiates: the other keeps no state of failures that would delay what follows.
+        // Only A initiates: the other side keeps no record of failures that would delay what follows.
         b.peers[0].endpoint = None;
     });
     let refused = ping(&topology.a.host, topology.b.host4(), &["-c", "2"]);
@@ -115,8 +115,8 @@ fn preshared_keys_must_match(kind: Kind) {
     await_traffic(&topology);
 }
 
-/// A's NAT maps it to another address and port: B follows the next authentic packet, and its own traffic comes back
-/// there. First Penstock is the one behind the NAT, then the kernel's.
+/// A's NAT maps it to another address and port: B follows the next authentic packet, and its own traffic goes there.
+/// First Penstock is behind the NAT, then the kernel's WireGuard.
 fn addresses_and_ports_roam(kind: Kind) {
     if !ready(&["nft", "conntrack"]) {
         return;
@@ -152,7 +152,7 @@ fn addresses_and_ports_roam(kind: Kind) {
              oifname \"b0\" meta l4proto udp snat to {moved}; }}; }}"
         ));
         nat.run(&["conntrack", "-F"]);
-        // What B sends before it has heard of A goes to the old port.
+        // Packets that B sends before it has heard from A go to the old port.
         eventually(LIMIT, "A is heard from its new address", || {
             ping(&topology.a.host, topology.b.host4(), &["-c", "1"]).all_answered()
         });
@@ -185,7 +185,7 @@ fn restart_of_the_kernel_s(kind: Kind) {
     }
     let silence = Pair::joined(Options::default(), kind, Outer::V4).silence(|_, kernel| kernel.restart());
     note(&format!("restart of kernel WireGuard, {kind:?}: {silence:?} without an answer"));
-    // It says nothing to data of a session that it has not: the sender asks after 15 s, as the protocol has it.
+    // It does not answer data of an unknown session: the sender asks after 15 s, according to the protocol.
     assert!(silence <= Duration::from_secs(16), "{silence:?}");
 }
 

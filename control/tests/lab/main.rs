@@ -1,5 +1,5 @@
-//! What needs another kernel than the build machine's: kernel WireGuard, netem, real drivers. `scripts/lab` runs it
-//! in virtual machines.
+//! Tests that need another kernel than the build machine's: kernel WireGuard, netem, real drivers. `scripts/lab` runs
+//! them in virtual machines.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -34,7 +34,7 @@ fn stop_machine(time: std::time::Duration) {
     support::eventually(time + std::time::Duration::from_secs(30), "the machine was stopped", again);
 }
 
-/// What `penstock status` says that the ports of the cards are bound as and what they were seen to do, in few words.
+/// What `penstock status` says about how the cards' ports are bound and what they were seen to do, in few words.
 fn ports(status: &serde_json::Value) -> String {
     let is_card = |port: &&serde_json::Value| port["Interface"] == "wan0" || port["Interface"] == "lan0";
     let told = |port: &serde_json::Value| {

@@ -1,14 +1,14 @@
-//! Networks that delay, lose, reorder, duplicate and corrupt. The queueing discipline stands in the switch between
-//! the gateways, since what leaves by AF_XDP passes those of its own device by.
+//! Networks that delay, lose, reorder, duplicate and corrupt. The queueing discipline is in the switch between the
+//! gateways, since AF_XDP bypasses that of its own device.
 
 use super::support::*;
 use super::{note, ready};
 
-/// What TCP carries at least where it does not stall, in bit/s. How it compares with kernel WireGuard in the same network is
-/// noted, and no test: seconds of TCP through loss vary by half from run to run, and with how busy the machine is.
+/// The least that TCP carries if it does not stall, in bit/s. The comparison with kernel WireGuard in the same network
+/// is only noted: seconds of TCP through loss vary by half from run to run, and with how busy the machine is.
 const STALLED: f64 = 100_000.0;
 
-/// Both ways of the WAN treated by netem.
+/// Both directions of the WAN treated by netem.
 fn disturb(topology: &Topology, netem: &str) {
     for port in ["a0", "b0"] {
         let words = ["tc", "qdisc", "add", "dev", port, "root", "netem"];
@@ -16,7 +16,7 @@ fn disturb(topology: &Topology, netem: &str) {
     }
 }
 
-/// Of one stream there, and of one back.
+/// The throughput of one stream there, and of one back.
 fn throughput(topology: &Topology) -> [f64; 2] {
     let (from, to) = (&topology.a.host, &topology.b.host);
     [["-t", "6", "-O", "1"].as_slice(), &["-t", "6", "-O", "1", "-R"]]
@@ -44,7 +44,7 @@ fn tcp_goes_on(netem: &str) {
         let _gateways = joined(&topology, kind, kind, Outer::V4);
         disturb(&topology, netem);
         let rates = throughput(&topology);
-        // Whatever the network does to packets, what arrives is what was sent.
+        // Whatever the network does to packets, the data that arrives is the data that was sent.
         tcp_both_ways(&topology.a.host, &topology.b.host, topology.b.host6(), 1 << 18);
         let ratios = [rates[0] / kernel[0], rates[1] / kernel[1]];
         note(&format!("netem {netem}: {kind:?} {:.1?} Mbit/s, {ratios:.2?} of it", rates.map(|rate| rate / 1e6)));

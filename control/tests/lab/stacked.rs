@@ -4,7 +4,7 @@
 use super::support::*;
 use super::{note, ports, ready};
 
-/// What TCP must carry at least: little, since emulation is slow, and more than what is left where super-packets reach
+/// The least that TCP must carry: little, since emulation is slow, and more than what remains if super-packets reach
 /// AF_XDP.
 const LEAST: f64 = 1e6;
 
@@ -131,8 +131,8 @@ stacked! {
     }
 }
 
-/// In a VRF the WAN has routes of its own, which the tunnel's socket does not use: that is told. With a route in the
-/// main table, and sockets that hear what comes by a VRF, the tunnel works.
+/// In a VRF the WAN has its own routes, which the tunnel's socket does not use: the gateway warns. With a route in the
+/// main table, and sockets that receive from VRFs, the tunnel works.
 #[test]
 fn vrf() {
     if !ready(&[]) {
@@ -157,8 +157,8 @@ fn tells_of_vrf(gateway: &Gateway, interface: &str) -> bool {
     })
 }
 
-/// What a LAN in a VRF sends follows the routes of the VRF, and the main table does not lead to its hosts: that is told.
-/// With a route each way traffic passes, by sockets and by AF_XDP.
+/// Packets from a LAN in a VRF follow the VRF's routes, and the main table does not lead to its hosts: the gateway
+/// warns. With a route each way traffic passes, by sockets and by AF_XDP.
 #[test]
 fn vrf_around_the_lan() {
     if !ready(&[]) {

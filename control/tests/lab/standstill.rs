@@ -1,13 +1,13 @@
-//! A gateway, or its whole machine, that stands still for a while, and one whose clock jumps.
+//! A gateway, or its whole machine, that is stopped for a while, and one whose clock jumps.
 
 use super::support::*;
 use super::{note, ready, stop_machine};
 use std::time::{Duration, Instant};
 
-/// What a side that has forgotten its sessions may cost: the other one asks after 15 s without an answer.
+/// The outage when one side has forgotten its sessions: the other one asks after 15 s without an answer.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// A process that is stopped, as by a debugger, goes on where it was.
+/// A process that is stopped, as by a debugger, continues where it was.
 fn a_gateway_that_was_stopped_goes_on(kind: Kind) {
     if !ready(&[]) {
         return;
@@ -26,8 +26,8 @@ fn a_gateway_that_was_stopped_goes_on(kind: Kind) {
     note(&format!("{kind:?}: traffic {:.1} s after a standstill of 10 s", begun.elapsed().as_secs_f64()));
 }
 
-/// The machine gets no time for so long that all sessions are too old, as when its hypervisor stops it: all its timers are
-/// due at once then.
+/// The machine gets no time for so long that all sessions are too old, as when its hypervisor stops it: then all its
+/// timers are due at once.
 #[test]
 fn a_machine_that_was_stopped_goes_on() {
     if !ready(&[]) {
@@ -53,8 +53,8 @@ fn a_machine_that_was_stopped_goes_on() {
     }
 }
 
-/// The machine's clock jumps forward and back: no packet is lost, and handshakes go on, which name the time and of which
-/// a peer takes none that is older than the last.
+/// The machine's clock jumps forward and back: no packet is lost, and handshakes go on, although they contain the time
+/// and a peer accepts none that is older than the last.
 fn a_clock_that_jumps_costs_nothing(kind: Kind) {
     if !ready(&[]) {
         return;

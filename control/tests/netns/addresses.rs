@@ -1,4 +1,4 @@
-//! Which addresses two gateways reach each other by: the one that the other called, zones, and who may change them.
+//! Which addresses two gateways use for each other: the called one, zones, and who may change them.
 
 use crate::support::*;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

@@ -118,8 +118,8 @@ fn hosts_with_the_same_addresses_talk_both_ways() {
     }
 }
 
-/// Hosts reach others of their own site by the site's own addresses only. What is sent to the mapped ones goes where the
-/// gateway's other routes lead, as it is.
+/// Hosts reach others of their own site by the site's own addresses only. Packets to the mapped ones go where the
+/// gateway's other routes lead, unchanged.
 #[test]
 fn a_site_s_own_hosts_are_not_reached_by_the_addresses_for_others() {
     if !ready(&["tcpdump"]) || !is_penstock() {

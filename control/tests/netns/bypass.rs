@@ -1,14 +1,14 @@
-//! What AF_XDP bypasses: other people's rules for routing, connection tracking and the packet filter hold all the same,
-//! or the status says that they do not.
+//! What AF_XDP bypasses: other people's rules for routing, connection tracking and the packet filter apply all the
+//! same, or the status says that they do not.
 
 use crate::support::*;
 use rustix::process::{ForeignRawFd, Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-/// How long following the kernel's news may take.
+/// How long the gateway may take to follow the kernel's notifications.
 const SOON: Duration = Duration::from_secs(5);
-/// The hop limit tells who has answered.
+/// The hop limit shows who has answered.
 const OTHER_TTL: &str = "200";
 
 /// A router behind B's gateway that has an address in the same network as B's host.
@@ -24,8 +24,8 @@ fn other_router(topology: &Topology) -> Namespace {
     other
 }
 
-/// Rules and routes for what leaves the tunnel: by source and destination B sends it to a router other than that of the main
-/// table.
+/// Rules and routes for packets that leave the tunnel: by source and destination B sends them to a router other than
+/// that of the main table.
 #[test]
 fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
     if !ready(&[]) || !is_penstock() {
@@ -70,7 +70,7 @@ fn rules_by_source_hold_for_what_comes_out_of_the_tunnel() {
     }
 }
 
-/// Rules for what the LAN sends, with priorities before the gateway's own.
+/// Rules for packets from the LAN, with priorities before the gateway's own.
 #[test]
 fn rules_that_come_first_hold_for_what_the_lan_sends() {
     if !ready(&[]) || !is_penstock() {
@@ -153,7 +153,7 @@ fn the_class_of_traffic_is_copied_outward_on_demand() {
                 Outer::V4 => frame.bytes[15],
                 Outer::V6 => frame.bytes[14] << 4 | frame.bytes[15] >> 4,
             };
-            // Path probes go between them.
+            // Path probes are among them.
             let mut frames = capture.stop();
             frames.retain(|frame| frame.message_type() == Some(TRANSPORT_DATA));
             // On a busy machine the last one may not have reached the file.
@@ -261,11 +261,11 @@ fn rules_that_are_not_applied_are_problems() {
     await_traffic(&topology);
 }
 
-/// In mode `auto` a rule that could match is heeded as soon as it is there: sockets take over, and give the interface back
-/// when it is gone. The sessions go on.
+/// In mode `auto` a rule that could match takes effect as soon as it is there: sockets take over, and give the
+/// interface back when it is gone. The sessions go on.
 #[test]
 fn auto_gives_way_to_a_rule_and_comes_back() {
-    // Without these it takes no veth for a card.
+    // Without these it does not treat any veth as a card.
     if !ready(&["nft"]) || !is_penstock() || !cfg!(debug_assertions) {
         return;
     }
@@ -295,8 +295,8 @@ fn auto_gives_way_to_a_rule_and_comes_back() {
     assert_eq!(status("Peers")[0]["LastHandshake"], session, "{}", a.process.log());
 }
 
-/// All parts of a packet go one way, so that connection tracking, which puts them together, misses none: those that the
-/// LAN sends, and those that come out of the tunnel while their host's address is being looked for.
+/// All parts of a packet go one way, so that connection tracking, which reassembles them, misses none: those that the
+/// LAN sends, and those that come out of the tunnel while their host's address is being resolved.
 #[test]
 fn the_parts_of_a_packet_stay_together() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -358,8 +358,8 @@ fn the_other_end_of_a_veth_puts_tags_into_frames_while_xdp_drives_the_lan() {
     assert_eq!(beside(), [true; 2], "after the end: {}", a.process.log());
 }
 
-/// A card that takes VLAN tags off tells the kernel of them, and not XDP: it leaves them in the frames while AF_XDP drives
-/// the LAN, and takes them off again afterwards.
+/// A card that removes VLAN tags tells the kernel about them, but not XDP: it leaves them in the frames while AF_XDP
+/// drives the LAN, and removes them again afterwards.
 #[test]
 fn tags_stay_in_the_frames_while_xdp_drives_the_lan() {
     if !ready(&[]) || !is_penstock() {

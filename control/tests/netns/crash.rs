@@ -4,8 +4,8 @@ use crate::support::*;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-/// SIGKILL under load: what the LAN goes on sending must not leave in the clear, and two seconds after the next start
-/// traffic flows again.
+/// SIGKILL under load: packets that the LAN goes on sending must not leave in the clear, and two seconds after the next
+/// start traffic flows again.
 fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
     if !ready(&["tcpdump"]) {
         return;
@@ -99,7 +99,7 @@ fn is_guarded(topology: &Topology) -> bool {
     layers == 2 && gateway.run(&["nft", "list", "ruleset"]).contains(prefix.as_str())
 }
 
-/// The first start of all, which fails before there is anything but the profile.
+/// The very first start, which fails before there is anything but the profile.
 #[test]
 fn a_first_start_that_fails_early_leaves_the_guard_up() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -117,7 +117,7 @@ fn a_first_start_that_fails_early_leaves_the_guard_up() {
     assert!(released.status.success() && !is_guarded(&topology), "{released:?}");
 }
 
-/// After a reboot with a profile that somebody has damaged, what was guarded is guarded again, where it was.
+/// After a reboot with a profile that somebody has damaged, the same prefixes are guarded again, in the same places.
 #[test]
 fn a_damaged_profile_does_not_keep_the_guard_down() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -281,8 +281,8 @@ fn a_missing_address_is_waited_for() {
 /// A way to make a state directory unusable, and how to undo it.
 type Obstacle = (&'static str, fn(&StateDirectory), fn(&StateDirectory));
 
-/// A state directory that is full or read-only is reported and delays nothing else; what belongs there is written as
-/// soon as possible.
+/// A state directory that is full or read-only is reported and delays nothing else; its files are written as soon as
+/// possible.
 #[test]
 fn a_state_directory_that_cannot_be_written_holds_nothing_up() {
     if !ready(&[]) || !is_penstock() {
@@ -390,7 +390,7 @@ fn a_wrong_profile_is_refused_with_field_and_line() {
         let line = text.lines().position(|line| line.contains(field)).expect("the field");
         (line + 1).to_string()
     };
-    // An unknown field stands in its own line, which the sentence names.
+    // An unknown field is on a line of its own, which the sentence names.
     let line = spoil("Colour", "blue".into());
     refuses(&topology.a, &path, &["Colour", &line, "spoiled.profile"]);
     let line = spoil("LocalPort", 70_000.into());

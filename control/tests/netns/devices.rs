@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Longer than the interval at which queues are counted.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The longest outage, in seconds, that making ports again may cause.
+/// The longest outage, in seconds, that rebuilding ports may cause.
 const OUTAGE: f64 = 0.2;
 
 /// Each queue of an interface has a socket, including one added later.
@@ -33,8 +33,8 @@ fn a_queue_that_comes_later_gets_a_socket() {
     await_traffic(&topology);
 }
 
-/// Frames to another MAC address on a LAN are not ours, and the LAN's own address may change. Nothing is bound again
-/// for that.
+/// Frames to another MAC address on a LAN are not ours, and the LAN's own address may change. Neither makes sockets
+/// bind again.
 #[test]
 fn another_mac_of_the_lan_is_followed() {
     if !ready(&[]) || !is_penstock() {
@@ -57,7 +57,7 @@ fn another_mac_of_the_lan_is_followed() {
     assert!(steered("redirect_over_v4") >= before + 6, "{before}, then {}", steered("redirect_over_v4"));
 }
 
-/// What comes from an address outside the site's subnets goes through the kernel, and so through its rules.
+/// Packets from an address outside the site's subnets go through the kernel, and so through its rules.
 #[test]
 fn other_sources_are_the_kernel_s() {
     if !ready(&[]) || !is_penstock() {
@@ -75,7 +75,7 @@ fn other_sources_are_the_kernel_s() {
     assert_eq!((steered("other_source"), steered("redirect_over_v4")), (3, redirected));
 }
 
-/// When a LAN interface goes away and comes back as another device, only that is made again: the WAN's ports and the
+/// When a LAN interface goes away and comes back as another device, only its ports are rebuilt: the WAN's ports and the
 /// sessions stay, and traffic that has nothing to do with the LAN passes meanwhile.
 #[test]
 fn a_lan_is_made_anew_within_200_ms() {
@@ -108,7 +108,7 @@ fn a_lan_is_made_anew_within_200_ms() {
         await_traffic(&topology);
         eventually(PATIENCE, "all is well", || a.status()["Health"] == "healthy");
 
-        // AF_XDP ports share their packet memory, so all of a worker's are made again together.
+        // AF_XDP ports share their packet memory, so all of a worker's are rebuilt together.
         let beats = beat.stop();
         assert!(beats.longest_gap() <= OUTAGE, "{kind:?}: longest gap {} s", beats.longest_gap());
         assert!(kind == Kind::XDP || beats.lost() == 0, "{kind:?}: {} were lost", beats.lost());

@@ -49,7 +49,7 @@ fn the_printed_commands_fix_what_is_found() {
     site.gateway.ip("rule add priority 101 to 10.102.0.0/16 blackhole\n");
     is_fixed(&a, site, "rule 101", "error");
 
-    // Packets that are answers, and ICMPv6 to find neighbours, are let in.
+    // Answers are let in, and the ICMPv6 that finds neighbours.
     site.gateway.nft(
         "table inet fw {
             chain in {

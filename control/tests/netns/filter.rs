@@ -1,5 +1,5 @@
 //! The profile's firewall, and what a coordinator's policy allows, under real traffic, in every mode and both families;
-//! and what a reload does.
+//! and the effect of a reload.
 
 use crate::overlay_modes::{End, host6, start};
 use crate::support::nat::{Kind as Nat, Lab};
@@ -16,7 +16,7 @@ const HIDDEN: u16 = 8081;
 /// Longer than a round trip on a loaded machine, shorter than the retransmission of a SYN.
 const SHORT: Duration = Duration::from_millis(800);
 
-/// Lets everything out, and lets in what these rules accept.
+/// Lets everything out, and lets in only what these rules accept.
 fn firewall(rules: Value) -> Value {
     json!({ "In": "drop", "Out": "accept", "Rules": rules })
 }
@@ -80,7 +80,7 @@ fn what_no_rule_accepts_does_not_pass_and_answers_do() {
             let pings = ping(&topology.a.host, target, &["-c", "2", "-i", "0.1", "-W", "1"]);
             assert_eq!(pings.received, 0, "{kind:?}: {}", pings.text);
             assert!(b.drops("filter-denied") >= before.1 + 3, "{kind:?}");
-            // What B's host asks is answered, also in fragments, and so is what B's gateway asks.
+            // Requests from B's host are answered, also in fragments, and so are those from B's gateway.
             for size in ["56", "2000"] {
                 let options = ["-c", "5", "-i", "0.1", "-W", "2", "-s", size, "-M", "dont"];
                 let pings = ping(&topology.b.host, source, &options);
@@ -95,7 +95,7 @@ fn what_no_rule_accepts_does_not_pass_and_answers_do() {
     }
 }
 
-/// The router behind the tunnel says that a packet is too large, and the firewall lets that pass.
+/// The router behind the tunnel reports that a packet is too large, and the firewall lets the report pass.
 #[test]
 fn path_mtu_discovery_works_through_it() {
     if !ready(&[]) || !is_penstock() {
@@ -158,7 +158,7 @@ fn a_reload_keeps_connections_that_the_new_rules_accept_and_ends_others() {
     }
 }
 
-/// What the policy allows one site to begin at another is enforced by the other, at once, whatever the first one does.
+/// What the policy allows one site to open at another is enforced by the other, at once, whatever the first one does.
 #[test]
 fn the_receiver_enforces_what_the_policy_allows() {
     if !ready(&["nft", "conntrack"]) || !is_penstock() {

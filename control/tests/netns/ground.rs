@@ -15,7 +15,7 @@ use penstock::netlink::{Address, ForeignRule, Interface, Monitor, Neighbour, Rou
 use penstock::profile::Name;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The kernel, with a record of what is asked of it.
+/// The kernel, with a record of the requests to it.
 struct Noting {
     kernel: Linux,
     asked: Vec<String>,
@@ -63,7 +63,7 @@ impl Kernel for Noting {
     }
 }
 
-/// A ground, what it is to establish, and the news that it hears.
+/// A ground, the state it is to establish, and the notifications it receives.
 struct Laboratory<'a> {
     topology: &'a Topology,
     runtime: tokio::runtime::Runtime,
@@ -129,7 +129,7 @@ impl<'a> Laboratory<'a> {
         });
     }
 
-    /// Processes news until nothing is left to do.
+    /// Processes notifications until nothing is left to do.
     fn settle(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {

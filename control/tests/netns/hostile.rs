@@ -18,7 +18,7 @@ fn attacker(topology: &Topology, address: &str) -> UdpSocket {
 /// Sends `payload` to `destination` as if it came from `source`.
 fn forge(raw: &Socket, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
     let packet = raw_datagram(source, destination, payload);
-    // A full transmit queue is no reason to fail.
+    // A full transmit queue must not fail the test.
     let _ = raw.send_to(&packet, &destination.into());
 }
 
@@ -82,7 +82,7 @@ fn noise_of_every_size() {
                     let _ = socket.send_to(&noise, target);
                 }
                 if size % 64 == 0 {
-                    // The point is to try every size, not to lose most of them in a full queue.
+                    // The aim is to try every size, not to lose most of them in a full queue.
                     pause(2);
                 }
             }

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Longest region of memory that is read at once.
 const CHUNK: usize = 1 << 20;
 
-/// A peer that is no gateway but this test, so that it knows the keys of its sessions.
+/// A peer that is not a gateway but this test, so that it knows the keys of its sessions.
 struct TestPeer {
     proto: Proto,
     socket: UdpSocket,
@@ -27,7 +27,7 @@ struct TestPeer {
 }
 
 impl TestPeer {
-    /// At the place of B's gateway, whose key and prefixes it has.
+    /// In the place of B's gateway, whose key and prefixes it has.
     fn new(topology: &Topology, private_key: &str, gateway: &str) -> Self {
         let key: PrivateKey = private_key.parse().expect("a key");
         let now = Instant::now();
@@ -41,7 +41,7 @@ impl TestPeer {
         Self { proto, socket, gateway: to, ours: topology.b.host4(), host: topology.a.host4() }
     }
 
-    /// A handshake, and echo requests to A's host until one is answered: the keys have been everywhere then.
+    /// A handshake, and echo requests to A's host until one is answered: by then the keys have been everywhere.
     fn session(&mut self) -> SessionKeys {
         let id = self.proto.peers().next().expect("a peer").id();
         self.proto.handle_path(Instant::now(), id, true);
@@ -103,7 +103,7 @@ fn checksum(bytes: &[u8]) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Where in a process's memory there is one of the halves of a key: a cipher may keep the two apart.
+/// Where in a process's memory there is either half of a key: a cipher may keep the two apart.
 fn traces(pid: u32, keys: &SessionKeys) -> Vec<String> {
     let halves: Vec<&[u8]> = [&keys.send, &keys.receive].iter().flat_map(|key| key.as_bytes().chunks(16)).collect();
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("root may");
@@ -117,7 +117,7 @@ fn traces(pid: u32, keys: &SessionKeys) -> Vec<String> {
         let (start, end) = (address(start), address(end));
         for at in (start..end).step_by(CHUNK) {
             let length = buffer.len().min((end - at) as usize);
-            // Rings of sockets and other devices cannot be read.
+            // Memory of socket rings and other devices cannot be read.
             let Ok(read) = memory.read_at(&mut buffer[..length], at) else { continue };
             let found = halves.iter().flat_map(|half| places(&buffer[..read], half));
             traces.extend(found.map(|place| format!("{:x} of {range} {name}", at + place as u64)));
@@ -126,7 +126,7 @@ fn traces(pid: u32, keys: &SessionKeys) -> Vec<String> {
     traces
 }
 
-/// Where something begins in memory, at addresses of words. In an unoptimised build the loop must be short.
+/// Where something begins in memory, at word-aligned addresses. In an unoptimised build the loop must be short.
 fn places(memory: &[u8], wanted: &[u8]) -> Vec<usize> {
     let first = u32::from_ne_bytes(wanted[..4].try_into().expect("four bytes"));
     let words = memory.as_chunks::<4>().0;
@@ -172,7 +172,7 @@ fn keys_of_ended_sessions_are_nowhere_in_memory() {
             a.set(&["peer", peer, "remove"]);
         }),
         ("another private key", |a, _, _| a.set(&["private-key", &a.secret_file("other.key", &genkey())])),
-        // One is kept to receive by, so that two have to follow.
+        // One is kept for receiving, so two have to follow.
         ("replaced", |_, _, peer| {
             for _ in 0..2 {
                 pause(60);

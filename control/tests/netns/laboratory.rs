@@ -26,7 +26,7 @@ fn wireguard_go_and_boringtun_pass_every_check() {
     assert_no_clear_text(&frames, &topology);
 }
 
-/// The control for every "no clear text" in this suite: without gateways, clear text is there and is found.
+/// The control for every "no clear text" test in this suite: without gateways, clear text is there and is found.
 #[test]
 fn a_missing_tunnel_is_clear_text_on_the_wan() {
     if !ready(&["tcpdump"]) {

@@ -9,8 +9,8 @@ use crate::support::{penstock_binary, ready};
 use serde_json::{Value, json};
 
 const TOOLS: [&str; 3] = ["nft", "conntrack", "tinyproxy"];
-/// Lifetimes of 5 s and 12 s are in the middle of two of the gaps, so that a second's delay on a busy machine does no
-/// harm.
+/// Lifetimes of 5 s and 12 s are in the middle of two of the gaps, so that a second's delay on a busy machine is
+/// harmless.
 const SILENCES: &str = "--lifetime=3,8,16";
 
 fn timeouts(unreplied: u64, stream: u64) -> UdpTimeouts {
@@ -53,7 +53,7 @@ fn the_bracket_is_the_one_that_the_nats_memory_lies_in() {
         (Kind::FullCone, timeouts(12, 12), bracket(8, Some(16))),
         (Kind::AddressRestricted, timeouts(5, 5), bracket(3, Some(8))),
         (Kind::Masquerade, timeouts(12, 12), bracket(8, Some(16))),
-        // What counts is the lifetime of a flow that has gone both ways for some time.
+        // The lifetime that counts is that of a flow that has gone both ways for some time.
         (Kind::Symmetric, timeouts(5, 12), bracket(8, Some(16))),
         (Kind::Symmetric, timeouts(5, 5), bracket(3, Some(8))),
         (Kind::PortRestricted, UdpTimeouts::default(), bracket(16, None)),
@@ -103,7 +103,7 @@ fn a_running_gateway_is_measured_beside() {
     let advised = report["Advice"].as_array().expect("a list").iter().any(|part| part["Subject"] == "MappingLifetime");
     assert!(advised, "{report:#}");
 
-    // UDP to all servers is blocked after the gateway has measured, so what it knows says nothing about that.
+    // UDP to all servers is blocked after the gateway has measured, so its earlier results do not show this.
     let [first, second, ..] = corners(&lab).map(|corner| corner.ip());
     for ip in [first, second] {
         let std::net::IpAddr::V4(ip) = ip else { panic!("IPv4") };

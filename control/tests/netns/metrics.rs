@@ -71,7 +71,7 @@ fn serve(gateway: &Gateway, address: Option<&str>) -> String {
     gateway.reload(|profile| profile["Metrics"] = json!(address))
 }
 
-/// Two sites, of which A serves its metrics since it was told to.
+/// Two sites, of which A is configured to serve its metrics.
 fn serving(kind: Kind) -> (Topology, Gateway, Gateway) {
     let topology = Topology::new(Options::switch());
     let (a, b) = joined(&topology, kind, kind, Outer::V4);

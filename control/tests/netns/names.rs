@@ -1,4 +1,4 @@
-//! Resolving names, and connecting to the results: with the firewall mark, from name servers as they are in reality.
+//! Resolving names, and connecting to the results: with the firewall mark, from name servers as they behave in reality.
 //!
 //! ```text
 //!   one namespace, all on lo
@@ -160,7 +160,7 @@ fn the_system_files_are_followed_and_each_question_reads_them() {
     assert!(matches!(bench.resolve("empty.example."), Err(NameError::NoAddress)));
     assert!(matches!(bench.resolve("a..b"), Err(NameError::Malformed)));
 
-    // A name in the hosts file is not asked for, not even for the other family.
+    // A name in the hosts file is not looked up elsewhere, not even for the other family.
     let before = server.asked().len();
     bench.hosts("192.0.2.2 Gateway.example.net\n");
     assert_eq!(bench.resolve(NAME).expect("an answer").addresses, list(&["192.0.2.2"]));
@@ -216,7 +216,7 @@ fn tcp_is_marked_and_finds_the_address_that_lives() {
         let peer = stream.expect("a connection").expect("an address");
         (peer.to_string(), begun.elapsed())
     };
-    // The dead one comes first: it has a quarter of a second to answer.
+    // The dead address comes first: it has a quarter of a second to answer.
     for addresses in [&["2001:db8::1", "192.0.2.2"][..], &["192.0.2.1", "192.0.2.2"]] {
         let (to, time) = peer(addresses);
         assert_eq!(to, "192.0.2.2:443");

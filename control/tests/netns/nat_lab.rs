@@ -1,5 +1,5 @@
-//! Whether the laboratory's NATs are what they are called, checked with the discovery that gateways use and by hole
-//! punching with plain sockets. What follows for gateways is tested elsewhere.
+//! Whether the laboratory's NATs behave as named, checked with the discovery that gateways use and by hole punching
+//! with plain sockets. The consequences for gateways are tested elsewhere.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -176,7 +176,7 @@ fn mapping_lifetime(lab: &Lab, kind: Kind, number: u8) {
     assert!(!arrives_after(life + Duration::from_millis(1500)), "{kind:?}");
 }
 
-/// TCP passes every NAT but the one with a proxy, and the proxy takes CONNECT to any port.
+/// TCP passes every NAT except the one with a proxy, and the proxy takes CONNECT to any port.
 #[test]
 fn tcp_gets_out_everywhere() {
     if !ready(&TOOLS) {

@@ -12,7 +12,7 @@ const FOUND_WITHIN: Duration = Duration::from_secs(10);
 /// The longest interruption that traffic may have, in seconds.
 const GAP: f64 = 1.0;
 
-/// A site, its gateway and what the others call it.
+/// A site, its gateway and its name at the other sites.
 struct End {
     site: Site,
     gateway: OverlayGateway,
@@ -20,7 +20,7 @@ struct End {
 }
 
 /// One gateway behind each kind of NAT on either side; all of one side are peers of all of the other, so that the whole
-/// matrix is found at once.
+/// matrix is tested at once.
 #[test]
 fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     if !ready(&["nft", "conntrack", "tinyproxy"]) {
@@ -32,7 +32,7 @@ fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     let kinds: Vec<Kind> = Kind::ALL.into_iter().chain(Kind::ALL).collect();
     let sites = lab.sites(&kinds);
     let keys = ["left", "right"].map(|side| coordinator.key(Kind::ALL.len(), side));
-    // Ports are not guessed here: what that can achieve is another test's subject.
+    // Ports are not guessed here: another test covers that.
     let extra = json!({ "BirthdayProbing": false });
     let mut ends: Vec<End> = std::thread::scope(|scope| {
         let starts: Vec<_> = sites
@@ -104,7 +104,7 @@ fn every_pair_of_nats_finds_the_path_that_the_oracle_allows() {
     }
 }
 
-/// The pairs that are not reached as the oracle says.
+/// The pairs whose path differs from the oracle's.
 fn wrong_paths(from: &[End], to: &[End]) -> Vec<String> {
     let mut wrong = Vec::new();
     for one in from {

@@ -1,4 +1,4 @@
-//! `penstock netcheck` behind every kind of NAT: the name, the consequences, and what it says to change.
+//! `penstock netcheck` behind every kind of NAT: the name, the consequences, and what it advises to change.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
@@ -158,7 +158,7 @@ fn a_forwarded_port_is_open_and_a_random_one_is_not() {
          chain forward {{ type filter hook forward priority -5; udp dport {PORT} meta mark set 1; }}; }}",
         site.wan()
     ));
-    // The rule that drops unsolicited packets comes later and must know of it.
+    // The rule that drops unsolicited packets comes later, and must let these pass.
     site.nat.run(&["nft", "insert", "rule", "ip", "lab", "forward", "meta", "mark", "1", "accept"]);
     let (pinned, random) = std::thread::scope(|scope| {
         let pinned = scope.spawn(|| json(&site, PORT, stun.ipv4, &[], false));

@@ -1,5 +1,5 @@
 //! Attackers who can reach a gateway's port, or who are enrolled: they move no path, learn nothing, and amplify
-//! nothing. (That nobody can pass for another at the coordinator and its relay is tested with the coordinator.)
+//! nothing. (That nobody can impersonate another to the coordinator and its relay is tested with the coordinator.)
 
 use crate::support::nat::{Kind, Lab};
 use crate::support::overlay::{Coordinator, OverlayGateway, Pair, now};
@@ -95,7 +95,7 @@ fn raw_socket(lab: &Lab) -> Socket {
 
 /// Sends `payload` to `destination` as if it came from `source`.
 fn forge(raw: &Socket, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
-    // A full transmit queue is no reason to fail.
+    // A full transmit queue must not fail the test.
     let _ = raw.send_to(&raw_datagram(source, destination, payload), &destination.into());
 }
 
@@ -155,7 +155,7 @@ fn forged_and_replayed_probes_move_no_path() {
     target.assert_alive();
 }
 
-/// Datagrams that resemble something: probes in A's name and in nobody's, beginnings of our messages and of STUN, and
+/// Datagrams that resemble valid ones: probes in A's name and in nobody's, beginnings of our messages and of STUN, and
 /// noise.
 fn junk(a: SiteId, b: SiteId) -> Vec<Vec<u8>> {
     let mut random = Random::new(2);
@@ -359,7 +359,7 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     let [hub_public, honest_public] = [&hub_gateway, &honest_gateway].map(public_key);
     let [hub_at, honest_at] = [hub, honest].map(|site| SocketAddr::new(site.public().into(), PORT));
 
-    // What its own gateway knows, stores and says.
+    // What its own gateway knows, stores and reports.
     let status = hostile_gateway.status().to_string();
     pause(500);
     assert!(hostile_gateway.process.terminate().success());
@@ -415,7 +415,7 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     };
     assert!(!relayed.stop().iter().any(from_it), "the hidden site heard of it");
 
-    // And traffic of the others goes on as it did.
+    // And the others' traffic goes on as before.
     let pings = crate::support::ping(&honest.host, hub.host_address(), &["-c", "5", "-i", "0.1"]);
     assert!(pings.all_answered(), "{}", pings.text);
 }

@@ -1,5 +1,5 @@
-//! Coordinated sites in every mode of the data plane, over both IP versions inside and outside, and alongside what the
-//! profile says.
+//! Coordinated sites in every mode of the data plane, over both IP versions inside and outside, and together with peers
+//! of the profile.
 
 use crate::support::nat::{Kind, Lab, Site};
 use crate::support::overlay::{Coordinator, Heartbeat, OverlayGateway};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
-/// Of WAN and LAN; all other tests with a coordinator use the remaining pair.
+/// Modes of WAN and LAN; all other tests with a coordinator use the remaining pair.
 const MODES: [(&str, &str); 3] = [("xdp", "xdp"), ("xdp", "tun"), ("udp", "xdp")];
 const PATH: Duration = Duration::from_secs(30);
 
@@ -88,7 +88,7 @@ fn virtual_address(by: &OverlayGateway, of: &OverlayGateway) -> IpAddr {
     address.parse().expect("an address")
 }
 
-/// What comes through the tunnel and looks like a probe is not evidence of a path.
+/// A packet that comes through the tunnel and looks like a probe is no evidence of a path.
 #[test]
 fn probes_from_inside_are_refused() {
     if !tools() {
@@ -157,7 +157,7 @@ fn ipv6_is_preferred_when_equal() {
         }
         let beat = Heartbeat::start(&a, b.host_address(), Duration::from_millis(100), 1000);
         pause(1000);
-        // When IPv6 is cut, the rest goes on.
+        // When IPv6 is cut, everything else goes on.
         b.nat.nft("table ip6 cut { chain forward { type filter hook forward priority 0; drop; }; }");
         let path = if kinds[0].direct_works(kinds[1]) { "direct" } else { "relay" };
         for (one, other) in [(&gateway_a, &gateway_b), (&gateway_b, &gateway_a)] {
@@ -209,7 +209,7 @@ fn a_plain_wireguard_peer_works_beside_the_coordinator_s() {
         assert_eq!(gateway_a.peer("plain")["Path"], "direct");
     };
     both(&gateway_a);
-    // What the coordinator takes away does not include the profile's peers.
+    // Revoking a site does not affect the profile's peers.
     coordinator.run(&["site", "revoke", &gateway_b.name]);
     eventually(PATIENCE, "the other is gone", || gateway_a.peer(&gateway_b.name).is_null());
     let pings = ping(&a.host, c.host_address(), &["-c", "5", "-i", "0.1"]);

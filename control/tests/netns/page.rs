@@ -1,4 +1,4 @@
-//! The coordinator's page, with what real gateways report of each other.
+//! The coordinator's page, with what real gateways report about each other.
 
 use crate::support::nat::{Kind, Lab};
 use crate::support::overlay::{Coordinator, Pair};
@@ -19,7 +19,7 @@ struct Browser<'a> {
 }
 
 impl<'a> Browser<'a> {
-    /// Logs in by the link of the command line.
+    /// Logs in with the link from the command line.
     fn logged_in(lab: &'a Lab, coordinator: &Coordinator) -> Self {
         let link = coordinator.run(&["page-login"]);
         let link = link.split_whitespace().find(|word| word.starts_with("http://")).expect("a link");
@@ -54,7 +54,7 @@ impl<'a> Browser<'a> {
         })
     }
 
-    /// The cells of the only link's row, once they are as they should be.
+    /// The cells of the only link's row, once they are as expected.
     fn link(&self, what: &str, is_so: impl Fn(&[String]) -> bool) -> Vec<String> {
         let mut cells = Vec::new();
         eventually(REPORTED, &format!("the page shows {what}"), || {

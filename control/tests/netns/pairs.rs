@@ -115,7 +115,7 @@ fn two_queues_and_two_workers_in_each_mode() {
             }
             tcp_both_ways(&topology.a.host, &topology.b.host, server, 1 << 21);
         }
-        // No working port was declared faulty.
+        // No working port was declared failing.
         for gateway in [a, b].iter().filter(|_| is_penstock()) {
             assert_eq!(gateway.status()["Health"], "healthy", "{kind:?}: {:#}", gateway.status()["Problems"]);
             assert!(!gateway.process.log().contains("fell back to"), "{}", gateway.process.log());
@@ -258,7 +258,7 @@ fn an_idle_gateway_uses_less_than_two_percent_of_a_core() {
     for kind in Kind::MODES {
         let topology = Topology::new(Options::default());
         let (a, _b) = joined(&topology, kind, kind, Outer::V4);
-        // The last answers, and what follows a start.
+        // The last answers, and work that follows a start.
         std::thread::sleep(Duration::from_secs(1));
         let before = a.process.cpu_time();
         std::thread::sleep(WATCHED);

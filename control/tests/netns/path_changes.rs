@@ -10,7 +10,7 @@ use std::time::Duration;
 /// What the path agent promises.
 const FALLBACK: f64 = 5.0;
 
-/// Two sites with all that they need.
+/// Two sites with everything that they need.
 struct Scene {
     pair: Pair,
     coordinator: Coordinator,
@@ -60,7 +60,7 @@ fn going_direct_loses_nothing() {
     pause(1000);
     let beats = beat.stop();
     assert!(beats.answers.len() > 50, "{beats:?}");
-    // Answers on the slower path may arrive after later ones on the quicker, but they arrive.
+    // Answers on the slower path may arrive after later ones on the faster one, but they arrive.
     assert_eq!(beats.lost(), 0, "{beats:?}");
     let log = pair.gateway_a.process.log();
     assert!(log.contains("by relay"), "it went direct without a relay before: {log}");
@@ -187,7 +187,7 @@ fn a_mapped_port_is_a_way_into_a_symmetric_nat() {
         Scene::new(Kind::PortRestricted, Kind::Symmetric, &json!({ "BirthdayProbing": false }));
     pair.await_both("relay", 4 * PATIENCE);
     let router = MappingServer::start(&pair.b, Offer::ALL);
-    // It was asked in vain at the start; the next start asks again.
+    // It was asked without success at the start; the next start asks again.
     assert!(pair.gateway_b.process.terminate().success());
     pair.gateway_b.restart();
     pair.await_both("direct", 4 * PATIENCE);
@@ -209,7 +209,7 @@ fn nothing_is_lost_with_the_coordinator() {
     pair.coordinator.process.kill();
     pause(3000);
     assert_eq!(beat.stop().lost(), 0, "a direct path needs no coordinator");
-    // A start without the coordinator knows the peers of last time; the NATs still let the answers in.
+    // A start without the coordinator uses the previous peers; the NATs still let the answers in.
     assert!(pair.gateway_a.process.terminate().success());
     pair.gateway_a.restart();
     let known = pair.gateway_a.peer(&pair.gateway_b.name);
@@ -242,8 +242,8 @@ fn a_revoked_site_is_cut_off_on_its_peers_too() {
     assert_eq!(pings.received, 0, "{}", pings.text);
 }
 
-/// A reload that does not touch the port leaves the coordinator's peers alone; the coordinator hears of other subnets.
-/// After a change of port the paths are found again. Without a coordinator its peers are gone.
+/// A reload that does not touch the port leaves the coordinator's peers alone; the coordinator is told of changed
+/// subnets. After a change of port the paths are found again. Without a coordinator its peers are gone.
 #[test]
 fn a_reload_keeps_the_paths() {
     if !tools() {

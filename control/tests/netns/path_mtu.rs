@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const MODES: [Kind; 2] = [Kind::XDP, Kind::SOCKET];
-/// Time for the kernel's news, on a busy machine.
+/// Time for the kernel's notifications, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a path that shrinks under traffic has recovered; twice the documented time, for a busy machine.
 const RECOVERY: Duration = Duration::from_secs(4);
@@ -48,7 +48,7 @@ fn carries(topology: &Topology, inner: u16, what: &str) {
         assert_eq!(larger.reported_mtu(), Some(inner), "{what}, {target}: {}", larger.text);
         tcp_both_ways(&topology.a.host, &topology.b.host, target, 300_000);
     }
-    // IPv4 that may be fragmented is, by whoever routes it.
+    // IPv4 that may be fragmented is fragmented, by whichever side routes it.
     let larger = ["-c", "3", "-i", "0.1", "-M", "dont", "-s", "1472"];
     let pings = ping(&topology.a.host, topology.b.host4(), &larger);
     assert!(pings.all_answered(), "{what}, fragments: {}", pings.text);
@@ -121,7 +121,7 @@ fn jumbo_frames_pass_up_to_what_hosts_are_told() {
         let (a, _b) = joined(&topology, kind, kind, Outer::V4);
         assert_eq!(a.status()["TunnelMtu"], INNER_MAX, "{kind:?}");
         let mut inner = 0;
-        // It is searched for to within some bytes.
+        // The search stops within some bytes of it.
         eventually(2 * SOON, "the path's MTU is found", || {
             let mtu = a.status()["Peers"][0]["Mtu"].clone();
             inner = mtu["Inner"].as_u64().expect("a size") as u16;
@@ -130,7 +130,8 @@ fn jumbo_frames_pass_up_to_what_hosts_are_told() {
         carries(&topology, inner, &format!("{kind:?}"));
         for target in topology.b.hosts() {
             forget_learnt(&topology);
-            // Beyond what the ring takes, and as large as the host sends them: the kernel tells the tunnel's MTU, or the path's.
+            // Beyond what the ring takes, and as large as the host sends: the kernel reports the tunnel's or the path's
+            // MTU.
             let largest = ping_of(&topology, target, 9001, "2");
             let told = largest.reported_mtu().is_some_and(|mtu| (usize::from(inner)..=INNER_MAX).contains(&mtu.into()));
             assert!(told, "{kind:?}, {target}: {}", largest.text);
@@ -138,7 +139,7 @@ fn jumbo_frames_pass_up_to_what_hosts_are_told() {
     }
 }
 
-/// The inside is never smaller than 1280: outer packets are fragmented, also where AF_XDP could not do so.
+/// The inner MTU is never below 1280: outer packets are fragmented, even where AF_XDP could not do so.
 #[test]
 fn a_link_too_small_for_1280_bytes_inside_carries_them_in_fragments() {
     if !ready(&[]) {
@@ -175,8 +176,8 @@ fn drop_larger(router: &Namespace, mtu: u32) {
     ));
 }
 
-/// Makes the middle's links smaller, as routes: with a smaller MTU a veth pair would drop packets on receipt, before
-/// there is a router to report it.
+/// Makes the middle's links smaller through routes: with a smaller MTU a veth pair would drop packets on receipt,
+/// before there is a router to report it.
 fn shrink_links(topology: &Topology, mtu: u32) {
     for (site, port) in [(&topology.a, "a0"), (&topology.b, "b0")] {
         let (wan4, wan6) = (site.wan4, site.wan6);
@@ -187,7 +188,7 @@ fn shrink_links(topology: &Topology, mtu: u32) {
     }
 }
 
-/// A router on the way has a smaller link and reports it. Over IPv4 routers fragment.
+/// A router on the path has a smaller link and reports it. Over IPv4 routers fragment.
 #[test]
 fn a_router_that_says_what_its_link_takes_is_heard_where_nobody_answers_probes() {
     if !ready(&["wireguard-go"]) {
@@ -196,7 +197,7 @@ fn a_router_that_says_what_its_link_takes_is_heard_where_nobody_answers_probes()
     for kind in MODES {
         let topology = Topology::new(Options::router());
         let (a, b) = joined(&topology, kind, Kind::WireguardGo, Outer::V6);
-        // Its own packets are not what this is about.
+        // This test is not about its own packets.
         topology.b.gateway.ip(&format!("link set {} mtu 1320\n", b.name()));
         shrink_links(&topology, 1400);
         eventually(SOON, "the router is heard", || {
@@ -209,7 +210,7 @@ fn a_router_that_says_what_its_link_takes_is_heard_where_nobody_answers_probes()
     }
 }
 
-/// It would put together again what a probe must show to be too large.
+/// The receiving kernel would reassemble a fragmented probe, as if its size passed.
 #[test]
 fn a_router_that_fragments_does_not_hide_how_little_its_link_takes() {
     if !ready(&[]) {
@@ -244,7 +245,7 @@ fn a_plain_peer_is_hardly_probed_and_has_the_link_s_mtu() {
         let topology = Topology::new(Options::switch());
         let (mut a, mut b) = pair_config(&topology, kind, Kind::WireguardGo, Outer::V4);
         a.rekey_after(6);
-        // So that A stays the initiator.
+        // So that A remains the initiator.
         b.peers[0].endpoint = None;
         let capture = Capture::of_wan(&topology);
         let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
@@ -272,7 +273,7 @@ fn peers_that_come_back_are_probed_again() {
     let topology = Topology::new(Options::router());
     drop_larger(topology.middle(), 1400);
     let (a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
-    // It is where it calls from.
+    // It is at the address it calls from.
     b.peers[0].endpoint = None;
     let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     let both = |a: &Gateway, b: &Gateway, what: &str| {
@@ -298,10 +299,10 @@ fn peers_that_come_back_are_probed_again() {
     a.reload(|profile| peers = std::mem::replace(&mut profile["Peers"], json!([])));
     a.reload(|profile| profile["Peers"] = peers);
     both(&a, &b, "after two reloads");
-    // Another port is another session's beginning for the peer.
+    // To the peer, another port begins another session.
     a.reload(|profile| profile["LocalPort"] = (PORT + 1).into());
     both(&a, &b, "after a move to another port");
-    // An endpoint may lie inside what is behind it.
+    // An endpoint may lie inside its own prefix.
     a.reload(|profile| {
         profile["Peers"][0]["AllowedIPs"].as_array_mut().expect("a list").push(json!(topology.b.wan4.to_string()));
     });
@@ -313,7 +314,7 @@ fn peers_that_come_back_are_probed_again() {
     both(&a, &b, "with another key");
 }
 
-/// Who tells two sites of each other.
+/// How two sites learn about each other.
 #[derive(Clone, Copy, Debug)]
 enum Named {
     Coordinator,
@@ -379,7 +380,7 @@ fn connected(named: Named, modes: (&str, &str)) -> Connected {
 }
 
 impl Connected {
-    /// What a gateway says of the other.
+    /// What a gateway reports about the other.
     fn peer(&self, n: usize) -> Value {
         self.gateways[n].peer(&self.names[1 - n])
     }

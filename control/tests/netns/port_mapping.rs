@@ -9,7 +9,7 @@ use penstock::port_mapping::{Mapping, PortMapper, Protocol, Timings};
 
 const TOOLS: [&str; 4] = ["nft", "conntrack", "tinyproxy", "miniupnpd"];
 const PORT: u16 = 47100;
-/// Ages for a router that has nothing to do.
+/// Very long for an idle router.
 const SOON: Duration = Duration::from_secs(8);
 const SHORT: Timings = Timings { lifetime: Duration::from_secs(4), retry: Duration::from_secs(2) };
 
@@ -31,7 +31,7 @@ async fn soon(mapper: &mut PortMapper) -> Mapping {
     tokio::time::timeout(SOON, mapper.next()).await.expect("a result in time")
 }
 
-/// Whether a stranger's datagram to `to` arrives at `inside`; each attempt is another stranger's, since the NAT
+/// Whether a stranger's datagram to `to` arrives at `inside`; each attempt is by another stranger, since the NAT
 /// remembers what it has refused.
 fn arrives(lab: &Lab, to: SocketAddr, inside: &UdpSocket, tries: u32) -> bool {
     let mut datagram = [0; 16];
@@ -77,7 +77,7 @@ fn each_protocol_maps_and_gives_back() {
     }
 }
 
-/// Otherwise the route of a peer that has the router's address, or a default route, would lead it into the tunnel.
+/// Without it, the route of a peer with the router's address, or a default route, would lead it into the tunnel.
 #[test]
 fn the_router_is_asked_with_the_mark() {
     if !ready(&TOOLS) {

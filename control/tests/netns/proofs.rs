@@ -1,4 +1,4 @@
-//! AF_XDP ports prove that they carry what they are given, and are replaced when they do not.
+//! AF_XDP ports prove that they carry their packets, and are replaced when they do not.
 
 use crate::support::*;
 use serde_json::Value;
@@ -56,7 +56,7 @@ fn what_works_is_proven() {
     let text = String::from_utf8_lossy(&text.stdout);
     assert!(text.contains("RECEIVES") && text.contains("  proven "), "{text}");
     if long() {
-        // It was called, and calls back for the sake of the proof.
+        // It was called, and calls back to prove its sending.
         eventually(SILENCE, "the other site's sending is proven", || {
             ping(&topology.a.host, topology.b.host4(), &["-c", "1"]);
             port(&b, "wan0")["Sending"]["State"] == "proven"
@@ -64,7 +64,7 @@ fn what_works_is_proven() {
     }
 }
 
-/// Native XDP swallows, then generic XDP does; sockets remain. A link event is a reason to try again.
+/// First native XDP swallows frames, then generic XDP does; sockets remain. A link event is a reason to try again.
 #[test]
 fn a_lan_that_swallows_what_it_receives_gives_way_aloud() {
     if !ready(&[]) || !is_penstock() {
@@ -178,8 +178,8 @@ fn data_is_not_answered(later: bool) {
     assert!(sentence.contains("fell back to sockets"), "{sentence}");
 }
 
-/// What the rings cannot take goes by the kernel. Where that is most of the traffic, AF_XDP is of no use: `auto` gives it
-/// up, and where the profile demands it `status` says so.
+/// Packets that the rings cannot take go through the kernel. If that is most of the traffic, AF_XDP is of no use:
+/// `auto` gives it up, and where the profile requires it `status` says so.
 #[test]
 fn xdp_that_carries_little_is_told() {
     if !ready(&[]) || !is_penstock() {
@@ -187,7 +187,7 @@ fn xdp_that_carries_little_is_told() {
     }
     let topology = Topology::new(Options::default());
     let (a, mut b) = pair_config(&topology, Kind::XDP, Kind::Penstock { wan: "udp", lan: "auto" }, Outer::V4);
-    // Otherwise `auto` has no use for AF_XDP on a veth.
+    // Otherwise `auto` does not use AF_XDP on a veth.
     b.environment.push(("PENSTOCK_TEST_CARD", "lan0".to_owned()));
     let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     await_traffic(&topology);

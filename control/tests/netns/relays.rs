@@ -17,8 +17,8 @@ const FALLBACK: f64 = 5.0;
 /// A dead relay is asked again every 15 s by each of the two layers that must find it alive.
 const RETURN: Duration = Duration::from_secs(45);
 
-/// A slow path to a server: a middleman delays every datagram, in both directions. (The kernel that these tests have to
-/// run on has no netem.)
+/// A slow path to a server: a middleman delays every datagram, in both directions. (The kernel on which these tests
+/// have to run has no netem.)
 struct SlowWay {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -53,7 +53,7 @@ impl SlowWay {
                 }
                 while waiting.front().is_some_and(|(due, ..)| *due <= Instant::now()) {
                     let (_, socket, to, bytes) = waiting.pop_front().expect("just seen");
-                    // The server may be down; that is what this is for.
+                    // The server may be down, which is the point of this test.
                     let _ = socket.send_to(&bytes, to);
                 }
                 pause(1);

@@ -1,4 +1,4 @@
-//! Another profile for a running gateway: what differs changes, and nothing else.
+//! A new profile for a running gateway: only what differs changes.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -109,7 +109,7 @@ fn other_keys_are_taken_up() {
         assert!(said.contains("PresharedKeyFile"), "{said}");
         assert_eq!(gateway.show("preshared-keys", &peer.public_key()), shared);
     }
-    // The next handshake needs it on both sides, and a new private key begins one.
+    // The next handshake needs it on both sides, and a new private key starts one.
     let private = genkey();
     let (peer, before) = (b.public_key(), a.latest_handshake(&b.public_key()));
     write_secret(&a.profile_path().with_extension("key"), &private);

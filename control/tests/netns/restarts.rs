@@ -68,7 +68,7 @@ enum Sender {
     Restarted,
 }
 
-/// B restarts, and knows A's address only from what A's packets had told it before.
+/// B restarts, and knows A's address only from A's earlier packets.
 fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     if !ready(&other.program().into_iter().collect::<Vec<_>>()) {
         return;
@@ -107,8 +107,8 @@ fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     }
 }
 
-/// Also without the file of last endpoints, from what the profile says: data on an unknown session is a reason to call
-/// its sender.
+/// Without the file of last endpoints, too, from the profile alone: data on an unknown session is a reason to call its
+/// sender.
 fn data_calls(kind: Kind) {
     if !ready(&[]) || !is_penstock() {
         return;

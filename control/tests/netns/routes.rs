@@ -25,7 +25,7 @@ fn another(topology: &Topology, number: u16, table: u32, prefix: &str) -> Gatewa
     gateway
 }
 
-/// Our routes of all tables, with rules.
+/// Our routes in all tables, and our rules.
 fn ours(topology: &Topology) -> String {
     let gateway = &topology.a.gateway;
     ["rule", "-4 route show table all proto 80", "-6 route show table all proto 80"]
@@ -40,7 +40,7 @@ fn way(topology: &Topology, to: &str) -> Option<String> {
     found.then(|| words.next().expect("a device").to_owned())
 }
 
-/// What one gateway reads and restores is not mistaken for the other's.
+/// A gateway does not mistake the other's routes and rules for its own when it reads and restores them.
 #[test]
 fn two_gateways_of_a_machine_each_put_back_their_own() {
     if !ready(&[]) || !is_penstock() {
@@ -98,7 +98,7 @@ fn nested_prefixes_of_gateways_with_different_tables_go_each_its_way() {
     goes("10.102.0.200", a.name());
 }
 
-/// What leaves outside the tunnel goes where the system's rules send its mark, also where AF_XDP drives the WAN.
+/// Packets outside the tunnel go where the system's rules send their mark, even if AF_XDP drives the WAN.
 #[test]
 fn outer_packets_follow_a_rule_for_their_mark_or_port() {
     if !ready(&["tcpdump"]) || !is_penstock() {
@@ -134,7 +134,7 @@ fn a_flapping_route_among_many_costs_little() {
     // Unoptimised, reading a thousand routes takes 10 ms.
     let many = std::env::var(ROUTES).ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(20_000);
     const WATCHED: Duration = Duration::from_secs(2);
-    /// Changes per batch, which is a tenth of a second's.
+    /// Changes per batch, which is sent in a tenth of a second.
     const BATCH: usize = 100;
     let topology = Topology::new(Options::default());
     let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
@@ -152,7 +152,7 @@ fn a_flapping_route_among_many_costs_little() {
     ];
     for (which, route) in flapping {
         let batch = format!("route replace {route}\nroute del {route}\n").repeat(BATCH / 2);
-        // What came before has been processed when a while costs nothing.
+        // The earlier changes have been processed when an interval costs nothing.
         eventually(PATIENCE, "control has read the routes", || {
             let before = a.process.cpu_time();
             pause(300);

@@ -284,7 +284,7 @@ fn a_tunnel_in_itself_makes_no_loop() {
 /// Everything through one peer: the default routes go to the tunnel, its own packets don't.
 #[test]
 fn a_default_route_through_the_tunnel() {
-    // With other implementations the administrator solves this, not the implementation.
+    // With other implementations this is up to the administrator.
     if !ready(&[]) || !is_penstock() {
         return;
     }

@@ -54,8 +54,8 @@ fn the_units_expose_little() {
     }
 }
 
-/// A gateway that fails is always restarted, at growing intervals; another profile is taken up by a reload; the guard
-/// is there before the network; and no core is written.
+/// A gateway that fails is always restarted, at growing intervals; a reload applies another profile; the guard is there
+/// before the network; and no core is written.
 #[test]
 fn the_units_restart_without_end_reload_and_guard_early() {
     let settings = |name: &str| {
@@ -123,8 +123,8 @@ fn the_units_capabilities_suffice_and_workers_have_none() {
     assert_eq!(workers, 1);
 }
 
-/// Root without a unit has every capability, of which a running gateway keeps those with which it makes ports anew and
-/// reads its files again.
+/// Root without a unit has every capability; a running gateway keeps only those with which it rebuilds ports and reads
+/// its files again.
 #[test]
 fn a_gateway_of_plain_root_keeps_only_what_it_needs() {
     if !ready(&[]) || !is_penstock() {
@@ -147,7 +147,7 @@ fn a_gateway_of_plain_root_keeps_only_what_it_needs() {
     assert_eq!((left & !kept, left & 1 << 12), (0, 1 << 12), "{left:x}");
 }
 
-/// A service manager, as far as receiving goes.
+/// The receiving side of a service manager.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,

@@ -1,15 +1,15 @@
-//! `WanRate`: what waits does so in the gateway, where a ping does not wait behind a transfer.
+//! `WanRate`: packets wait in the gateway, where a ping does not wait behind a transfer.
 
 use std::time::{Duration, Instant};
 
 use crate::support::*;
 
-/// Megabits per second of the uplink, behind which there is a queue of 400 ms; and of the gateway, a little less.
+/// Megabits per second of the uplink, behind which there is a queue of 400 ms; and of the gateway, slightly less.
 const UPLINK: u32 = 25;
 const RATE: u32 = 20;
 
-/// Milliseconds of a ping that waits behind the transfers, which fill as much of the queue as TCP's windows allow; and of
-/// one that does not.
+/// Milliseconds of a ping that waits behind the transfers, which fill as much of the queue as TCP's windows allow; and
+/// of one that does not.
 const QUEUED: f64 = 25.0;
 const PROMPT: f64 = 8.0;
 

@@ -31,7 +31,7 @@ impl Shell {
         let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
         let output = BufReader::new(output);
         let mut shell = Self { namespace: site.gateway.clone(), child, input, output };
-        // Visible only to this shell and what it starts; gone with them.
+        // Visible only to this shell and its processes; gone with them.
         for place in PLACES {
             std::fs::create_dir_all(place).expect("a directory to mount at");
             shell.must(&format!("mount -t tmpfs -o mode=755 tmpfs {place}"));

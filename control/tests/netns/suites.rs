@@ -128,7 +128,7 @@ fn coordinated_sites_take_what_is_faster_for_both() {
             |peer: &Value| peer["SuiteReason"].as_str().is_some_and(|told| told.contains("the slower site does"));
         pair.peers().iter().all(known)
     });
-    // The first handshake may have been quicker than the news; the next one uses the right suite.
+    // The first handshake may have been faster than the announcement; the next one uses the right suite.
     assert!(pair.gateway_a.process.terminate().success());
     pair.gateway_a.restart();
     let speed = |suite: &str| {

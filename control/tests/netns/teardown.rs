@@ -131,7 +131,7 @@ fn a_first_start_and_stop_leave_the_guard_and_a_release_nothing() {
         assert_eq!(stopped.status.code(), Some(3));
         let says = String::from_utf8_lossy(&stopped.stderr).into_owned();
         assert!(says.contains("blocked until `penstock release`"), "{says}");
-        // To stop it once more changes nothing, and may lift the guard still.
+        // Stopping it once more changes nothing, and may still lift the guard.
         let blocked = state(&topology.a);
         assert!(a.command(&["stop"]).status.success());
         assert_eq!(state(&topology.a), blocked);
@@ -173,8 +173,8 @@ fn a_release_lifts_what_no_peer_has() {
     same_state(&topology.a, &before, "released");
 }
 
-/// Where only the service has the private key, the commands that need no secret work without it, whether the gateway
-/// runs or not, and a release leaves nothing.
+/// If only the service has the private key, the commands that need no secret work without it, whether the gateway runs
+/// or not, and a release leaves nothing behind.
 #[test]
 fn commands_that_need_no_secret_work_without_the_key_file() {
     if !ready(&["ss"]) || !is_penstock() {
@@ -190,7 +190,7 @@ fn commands_that_need_no_secret_work_without_the_key_file() {
     let mut a = Gateway::start(&topology.a, a);
     let _b = Gateway::start(&topology.b, b);
     await_traffic(&topology);
-    // What an administrator types does not have the service's environment.
+    // An administrator's shell does not have the service's environment.
     a.config.environment.clear();
     std::fs::remove_file(scratch.join(format!("{}.key", a.name()))).expect("the profile's key file");
     let works = |a: &Gateway, words: &[&str]| {
@@ -238,7 +238,7 @@ fn bare(prefix: &str) -> &str {
     prefix.strip_suffix("/32").or(prefix.strip_suffix("/128")).unwrap_or(prefix)
 }
 
-/// What a gateway holds while it runs: descriptors, including those of maps and programs, and what is in its namespace.
+/// What a gateway holds while it runs: descriptors, including maps and programs, and its namespace's contents.
 fn held(site: &Site, gateway: &Gateway) -> String {
     let pid = gateway.process.pid();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");

@@ -51,12 +51,12 @@ fn it_shows_what_was_and_what_is() {
 
     for (columns, rows) in [(40, 12), (10, 3), (1, 1), (200, 60), (80, 24)] {
         terminal.resize(columns, rows);
-        // A single cell can show nothing, only that the program survives.
+        // With a single cell, the only requirement is that the program survives.
         let least = usize::from(rows - 1).min(2);
         terminal.until("it is drawn again", |shown| shown.trim_end().lines().count() >= least);
     }
     terminal.until("the keys are there again", |shown| line(shown, "q end").contains("busiest first"));
-    // A key is not lost either when it comes with another size.
+    // A key is not lost either when it comes together with another size.
     for (round, seconds) in [10, 60, 1].into_iter().cycle().take(31).enumerate() {
         terminal.resize(80, if round % 2 == 0 { 23 } else { 24 });
         terminal.press("t");

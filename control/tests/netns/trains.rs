@@ -1,4 +1,4 @@
-//! Trains of datagrams (UDP_SEGMENT) prove that they arrive whole, and give way where they do not.
+//! Trains of datagrams (UDP_SEGMENT) prove that they arrive whole, and are given up where they do not.
 
 use crate::support::nat::{self, Lab};
 use crate::support::overlay::{Coordinator, Pair};
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const PATH: Duration = Duration::from_secs(30);
-/// A test each 10 s while all is well, three in a row when it is not, and what a busy machine adds.
+/// A test every 10 s while all is well, three in a row when it is not, and what a busy machine adds.
 const SECONDS: Duration = Duration::from_secs(30);
-/// What a second of TCP carries at least, once datagrams go one by one; a train that is lost costs 200 ms and more.
+/// The least that a second of TCP carries once datagrams are sent one by one; a lost train costs 200 ms and more.
 const WORKS: u64 = 2_000_000;
 
-/// Faults of whoever cuts trains: what is larger than a datagram is lost whole; the first datagram of it is damaged.
+/// Faults of whatever splits trains: anything larger than a datagram is lost whole; its first datagram is damaged.
 const SWALLOWS: &str = "drop";
 const DAMAGES: &str = "@th,192,32 set 0x55555555";
 
@@ -75,7 +75,7 @@ impl Link<'_> {
         problems.iter().find(of_trains).map(|problem| problem["Sentence"].to_string()).unwrap_or_default()
     }
 
-    /// `fault` is a statement of nftables for packets larger than one datagram, `seen` what the gateway says of it.
+    /// `fault` is a statement of nftables for packets larger than one datagram, `seen` what the gateway says about it.
     fn spoils_trains_for_a_while(&self, fault: &str, seen: &str) {
         eventually(SECONDS, "trains are proven", || self.is("proven"));
         let trains = self.trains();
@@ -104,7 +104,7 @@ impl Link<'_> {
     }
 }
 
-/// Whether the gateway's sockets send checksums. The kernel refuses trains of those that do not.
+/// Whether the gateway's sockets send checksums. The kernel refuses trains on those that do not.
 fn send_checksums(gateway: &Gateway, on: bool) {
     let pid = gateway.process.pid();
     let process = pidfd_open(Pid::from_raw(pid as i32).expect("a process"), PidfdFlags::empty()).expect("it runs");
@@ -112,7 +112,7 @@ fn send_checksums(gateway: &Gateway, on: bool) {
         let entry = entry.expect("a descriptor");
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).expect("a number");
         let is_socket = std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
-        // What is no more was none of the tunnel's.
+        // A socket that is gone was not one of the tunnel's.
         let Ok(socket) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) else { continue };
         if is_socket {
             set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, &i32::from(!on).to_ne_bytes()).expect("set");

@@ -99,7 +99,7 @@ fn a_hub_lets_sites_through_only_where_the_profile_says_so() {
     }
 }
 
-/// Sites that talk through a hub are not told by ICMP to bypass it.
+/// ICMP does not tell sites that talk through a hub to bypass it.
 #[test]
 fn a_hub_sends_no_redirects() {
     if !ready(&["wireguard-go", "tcpdump"]) || !is_penstock() {

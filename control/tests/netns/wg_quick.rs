@@ -67,7 +67,7 @@ impl Drop for Quick<'_> {
     }
 }
 
-/// How many processes are the device of this name.
+/// How many processes serve the device of this name.
 fn processes(name: &str) -> usize {
     let all = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
     let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
@@ -163,7 +163,7 @@ fn a_default_route_does_not_catch_the_tunnel() {
     assert_eq!(routes(&topology.a), before, "routes and rules are as they were");
 }
 
-/// An imported profile, with a wireguard-go that is configured by what it exports.
+/// An imported profile, with a wireguard-go that is configured from what it exports.
 #[test]
 fn what_is_imported_and_what_is_exported_meet() {
     if !here() {

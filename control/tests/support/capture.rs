@@ -1,4 +1,4 @@
-//! What passed an interface: `tcpdump` writes it, this reads it.
+//! What passed an interface: `tcpdump` writes it, this module reads it.
 
 use super::topology::Topology;
 use super::traffic::CLEAR_TEXT_MARKER;

@@ -272,7 +272,7 @@ impl Gateway {
             // wg removes a socket on which nobody listens yet, so it must not be the first to connect.
             ended.is_some() || UnixStream::connect(socket(&name)).is_ok()
         });
-        // It may also find a reason to end once it has the socket.
+        // It may still find a reason to end once it has the socket.
         if ended.is_none()
             && let Err(complaint) = wg_try(&["show", &name])
         {
@@ -290,7 +290,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// What Penstock takes from its profile: keys, peers, addresses and routes.
+    /// What Penstock reads from its profile: keys, peers, addresses and routes.
     fn configure(&self) {
         let file = self.profile.with_extension("conf");
         write_secret(&file, &self.config.wg_conf());
@@ -318,7 +318,7 @@ impl Gateway {
         write_profile(&self.profile, &profile);
     }
 
-    /// Changes the profile's file, and makes the gateway read it: returns what it says has changed.
+    /// Changes the profile's file, and makes the gateway read it: returns what it reports as changed.
     pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
         self.edit_profile(edit);
         let output = self.command(&["reload"]);
@@ -422,7 +422,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // The log does not say what it dropped, and whether it is the gateway at all that lost something.
+        // The log does not say which packets it dropped, or whether the gateway lost any at all.
         if std::thread::panicking() && self.process.is_running() && matches!(self.config.kind, Kind::Penstock { .. }) {
             eprintln!("{}", String::from_utf8_lossy(&self.command(&["status"]).stdout));
         }

@@ -1,12 +1,12 @@
-//! The laboratory of the integration tests: sites in network namespaces, gateways in them, and instruments to send,
-//! count and capture.
+//! The laboratory of the integration tests: sites in network namespaces, gateways in them, and instruments for sending,
+//! counting and capturing.
 //!
 //! Every object here is a guard: what it started or created is gone when it is dropped, also on a panic. Names are
 //! unique per process and counter, so tests run in any order and beside each other. Nothing here knows how Penstock
 //! works inside: `PENSTOCK_TEST_AS=wireguard-go` (or `boringtun`, `gotatun`) puts another implementation in its place,
 //! which tells a wrong test from a wrong gateway.
 
-// Each test file is a crate of its own and uses its part of the laboratory.
+// Each test file is a separate crate and uses its part of the laboratory.
 #![allow(dead_code, unused_imports)]
 
 mod capture;

@@ -106,7 +106,7 @@ impl Coordinator {
     }
 }
 
-/// A relay in a process of its own.
+/// A relay in a separate process.
 pub struct Relay {
     pub process: Process,
     pub address: SocketAddr,
@@ -244,12 +244,12 @@ impl OverlayGateway {
         (name, profile, environment)
     }
 
-    /// Starts it again after its end.
+    /// Starts it again after it has ended.
     pub fn restart(&mut self) {
         self.process = run(&self.namespace, &self.environment, &self.profile);
     }
 
-    /// Changes the profile, and makes the gateway read it: returns what it says has changed.
+    /// Changes the profile, and makes the gateway read it: returns what it reports as changed.
     pub fn reload(&self, edit: impl FnOnce(&mut Value)) -> String {
         let text = std::fs::read(&self.profile).expect("the profile is there");
         let mut profile = serde_json::from_slice(&text).expect("JSON");

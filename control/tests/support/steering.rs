@@ -1,4 +1,4 @@
-//! The steering program of a running gateway, with a socket of ours in place of its own.
+//! The steering program of a running gateway, with one of our sockets in place of its own.
 
 use aya::maps::{Map, MapData, MapInfo, XskMap};
 use aya::programs::loaded_programs;
@@ -8,7 +8,7 @@ use penstock_netns::Namespace;
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
-/// An AF_XDP socket of another interface. What a program redirects to it is lost, as on a bond or with another
+/// An AF_XDP socket of another interface. Frames that a program redirects to it are lost, as on a bond or with another
 /// namespace's memory, and the kernel counts nothing.
 pub struct Swallower {
     port: XdpPort,

@@ -18,8 +18,8 @@
 //! In a laboratory machine that has network cards (`scripts/lab`), they are the ends of A's LAN and, with a cable as
 //! the middle, of the WAN.
 //!
-//! The gateways' default routes point at each other, so what a gateway does not catch is forwarded to the WAN in the
-//! clear, as it would be at a real site.
+//! The gateways' default routes point at each other, so packets that a gateway does not catch go to the WAN in the
+//! clear, as they would at a real site.
 
 use super::{PATIENCE, eventually, ping};
 use penstock_netns::{Namespace, unique};
@@ -44,7 +44,7 @@ pub enum Outer {
 pub enum Middle {
     Cable,
     Switch,
-    /// Each gateway's WAN is a link of its own, with only the router on it.
+    /// Each gateway's WAN is a separate link, with only the router on it.
     Router,
     Nat,
 }
@@ -134,7 +134,7 @@ impl Topology {
         &self.scratch
     }
 
-    /// A's WAN, a card that has left its namespace, comes back there.
+    /// A's WAN, a card that has left its namespace, is put back there.
     pub fn plug_wan_again(&self) {
         plug(1, &self.a.gateway, "wan0", self.options.mtu);
         self.address_wan_again();
@@ -269,10 +269,10 @@ impl Site {
     }
 }
 
-/// Puts a bridge between a site's host and its gateway, in the gateway's namespace, as where virtual machines share the
+/// Puts a bridge between a site's host and its gateway, in the gateway's namespace, as when virtual machines share the
 /// LAN: `lan0` is then a veth whose other end is the bridge's port `lan0b`, and the host's cable is its port `port0`.
-/// Where the kernel has `br_netfilter`, it shows bridged packets to the packet filter. Returns when the host can be
-/// reached: the kernel may take more than a second to tell the bridge that its port has a carrier.
+/// If the kernel has `br_netfilter`, bridged packets pass the packet filter. Returns when the host can be reached: the
+/// kernel may take more than a second to tell the bridge that its port has a carrier.
 pub fn bridge_lan(site: &Site, bridge: &str) {
     site.gateway.ip(&format!(
         "link set lan0 down\n\

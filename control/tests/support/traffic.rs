@@ -136,7 +136,7 @@ pub fn datagram_sizes(namespace: &Namespace, server: SocketAddr, sizes: impl Int
     }
 }
 
-/// How many of `count` datagrams, sent one after the other's answer, came back.
+/// How many of `count` datagrams, each sent after the previous answer, came back.
 pub fn udp_echoes(namespace: &Namespace, server: SocketAddr, count: usize) -> usize {
     let socket = udp_client(namespace, server);
     let mut buffer = vec![0; 1 << 16];
@@ -309,7 +309,7 @@ pub fn iperf3(from: &Namespace, to: &Namespace, server: IpAddr, options: &[&str]
     let number = penstock_netns::unique();
     let log = scratch.join(format!("iperf3-{number}.log"));
     let server = server.to_string();
-    // A port each, since the servers of one address run in parallel.
+    // Different ports, since the servers of one address run in parallel.
     let port = (20_000 + number % 10_000).to_string();
     let words = ["iperf3", "-s", "-1", "--forceflush", "-B", &server, "-p", &port];
     let mut listener = to.spawn(&words, &log);

@@ -1,4 +1,4 @@
-//! An end of a cable on which frames are sent and received as they are.
+//! An end of a cable on which raw frames are sent and received.
 
 use super::Namespace;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,7 +13,7 @@ const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 /// `struct virtio_net_hdr`: in front of every frame, since the options are on.
 const OFFLOADS: usize = 10;
 const NEEDS_CHECKSUM: u8 = 1;
-/// All frames of a burst, with what the kernel counts for each.
+/// For all frames of a burst, with the kernel's overhead for each.
 const BUFFER: usize = 8 << 20;
 
 /// A packet socket on one interface.
@@ -78,7 +78,7 @@ fn switch_on(socket: &Socket, option: libc::c_int) {
 /// The address of everything that an interface receives.
 #[expect(unsafe_code, reason = "an address family that no crate here offers")]
 fn all_of(index: u32) -> SockAddr {
-    // SAFETY: the storage holds any address, and is filled with one of the length that is told.
+    // SAFETY: the storage holds any address, and is filled with one of the given length.
     let made = unsafe {
         SockAddr::try_init(|storage, len| {
             *storage.cast::<libc::sockaddr_ll>() = libc::sockaddr_ll {

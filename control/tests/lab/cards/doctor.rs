@@ -1,5 +1,5 @@
-//! What `penstock doctor` finds about queues, their hash and their interrupts is what the driver and the machine say by
-//! other ways, and the printed commands mend it.
+//! What `penstock doctor` finds about queues, their hash and their interrupts agrees with what the driver and the
+//! machine say elsewhere, and the printed commands fix it.
 
 use crate::support::*;
 use crate::{note, ports, ready};
@@ -18,7 +18,7 @@ pub fn queues_by_direction(gateway: &Namespace, interface: &str) -> [u32; 2] {
     ["rx-", "tx-"].map(|kind| names.split_whitespace().filter(|name| name.starts_with(kind)).count() as u32)
 }
 
-/// The sentence and the command of the finding about an interface that has these words.
+/// The sentence and the command of the finding about an interface that contains these words.
 fn finding(gateway: &Gateway, interface: &str, words: &str) -> Option<(String, String)> {
     let (report, _) = gateway.doctor();
     let findings = report["Findings"].as_array().expect("findings").clone();
@@ -30,7 +30,7 @@ fn finding(gateway: &Gateway, interface: &str, words: &str) -> Option<(String, S
     })
 }
 
-/// The finding is there, and its command mends it.
+/// The finding is there, and its command fixes it.
 fn is_mended(gateway: &Gateway, site: &Site, interface: &str, words: &str) {
     let (sentence, command) = finding(gateway, interface, words).unwrap_or_else(|| {
         panic!("{interface}: nothing is found about {words}: {}", gateway.doctor().0);
@@ -50,7 +50,7 @@ fn worker_cpu(pid: u64, worker: u32) -> u32 {
     list.trim().parse().expect("pinned to one CPU")
 }
 
-/// The interrupt of a receive queue, by its name: a card's bears the interface's, virtio's the device's.
+/// The interrupt of a receive queue, by its name: a card's contains the interface's, virtio's the device's.
 fn interrupt(gateway: &Namespace, interface: &str, queue: u32) -> u32 {
     let device = gateway.run(&["readlink", "-f", &format!("/sys/class/net/{interface}/device")]);
     let device = device.trim().rsplit('/').next().expect("a device");
@@ -62,14 +62,14 @@ fn interrupt(gateway: &Namespace, interface: &str, queue: u32) -> u32 {
     line.trim().split(':').next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// The interrupts of queues whose packets another worker's CPU handles, by what the machine says.
+/// The interrupts of queues whose packets another worker's CPU handles, according to the machine.
 fn astray(a: &Gateway, gateway: &Namespace, interface: &str, workers: u32) -> BTreeSet<u32> {
     let pid = a.status()["Pid"].as_u64().expect("a process");
     let cpus: Vec<u32> = (0..workers).map(|worker| worker_cpu(pid, worker)).collect();
     let is_astray = |queue: &u32| {
         let number = interrupt(gateway, interface, *queue);
         let list = |name: &str| std::fs::read_to_string(format!("/proc/irq/{number}/{name}")).expect("where it goes");
-        // Where it may go to several, the kernel has chosen one. It moves when the next one comes.
+        // If several CPUs are allowed, the kernel has chosen one. The interrupt moves when the next one occurs.
         let [told, chosen] = ["smp_affinity_list", "effective_affinity_list"].map(|name| list(name).trim().parse());
         let at: u32 = told.or(chosen).expect("one CPU");
         at != cpus[(*queue % workers) as usize] && cpus.contains(&at)
@@ -143,7 +143,7 @@ fn what_is_found_is_what_the_machine_has_and_the_commands_mend_it() {
     }
     assert_eq!(finding(&a, "wan0", "NUMA"), None, "there is one node");
 
-    // The queues in use, which AF_XDP keeps from being fewer while it runs.
+    // The queues in use, of which AF_XDP does not allow fewer while it runs.
     assert_eq!(finding(&a, "lan0", "receive queue"), None);
     a.terminate();
     // Fewer queues are refused as long as a table that somebody has set leads to the others.

@@ -1,4 +1,4 @@
-//! What happens to real cards while packets pass: their driver lets go of them or goes, rings and queues change.
+//! What happens to real cards while packets pass: their driver is unbound or unloaded, rings and queues change.
 
 use crate::support::*;
 use crate::{note, ports, ready};
@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 5;
-/// The kernel waits for whoever holds a device that goes, and complains each 10 s.
+/// The kernel waits for whoever holds a device that is going away, and complains every 10 s.
 const PATIENCE_OF_THE_KERNEL: Duration = Duration::from_secs(10);
 /// A card is there, its link is up, neighbours are found, AF_XDP is bound.
 const BACK: Duration = Duration::from_secs(30);
@@ -22,11 +22,11 @@ fn device_of(topology: &Topology, interface: &str) -> (String, PathBuf) {
     (name, path("device/driver"))
 }
 
-/// How long the kernel took for something, if it came to an end and succeeded.
+/// How long the kernel took for something, if it finished and succeeded.
 fn timed(what: impl FnOnce() + Send + 'static) -> Option<Duration> {
     let (done, ended) = mpsc::channel();
     let begun = Instant::now();
-    // A thread of its own, since it may never come back.
+    // On a separate thread, since it may never return.
     std::thread::spawn(move || {
         what();
         let _ = done.send(begun.elapsed());
@@ -141,11 +141,11 @@ fn rings_queues_and_addresses_change(kind: Kind) {
         // Less than the tunnel's packets need on it.
         &["ip", "link", "set", "wan0", "mtu", "1400"],
         &["ip", "link", "set", "lan0", "address", "02:00:00:00:00:99"],
-        // By this one the next test knows the card.
+        // The next test recognises the card by this address.
         &["ip", "link", "set", "lan0", "address", "02:1a:b0:00:00:02"],
     ];
     for change in changes {
-        // Not every driver can.
+        // Not every driver can do it.
         let (done, said) = gateway.attempt(change);
         host.ip("neigh flush dev eth0\n");
         let begun = Instant::now();

@@ -1,5 +1,5 @@
 //! A coordinator of both gateways that may be gone, and that lies now and then. No authority is pinned, so only the
-//! gateways' own judgement stands between its words and the routes.
+//! gateways' own judgement keeps its claims out of the routes.
 
 use std::net::SocketAddr;
 

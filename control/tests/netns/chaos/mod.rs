@@ -1,5 +1,5 @@
-//! Nothing leaks, whatever happens to the machine of a gateway: a seeded sequence of events under constant traffic, and
-//! a capture on every WAN that must never see an inner packet in the clear.
+//! Nothing leaks, whatever happens to a gateway's machine: a seeded sequence of events under constant traffic, and a
+//! capture on every WAN that must never see an inner packet in the clear.
 //!
 //! ```text
 //!   host A ── lan0 gateway A wan0 ── a0 ┐
@@ -120,7 +120,7 @@ impl Event {
     ];
 }
 
-/// Where the gateways learn of each other.
+/// Where the gateways learn about each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     ByProfile,
@@ -222,7 +222,7 @@ impl Scene {
                 routes_again(&self.topology);
             }
             Event::WanMac => {
-                // The neighbours are told, as whoever changes it on purpose would have it.
+                // The neighbours are notified, as an administrator who changes it would arrange.
                 self.topology.a.gateway.sysctl("net/ipv4/conf/wan0/arp_notify", "1");
                 self.ip(&format!("link set wan0 address 02:00:5e:00:53:{:02x}\n", rng.random_range(1..=254)));
             }
@@ -445,7 +445,7 @@ fn run(kind: Kind, told: Told, salt: u64) {
         story += &format!(" {event:?}");
         scene.happen(event, &mut rng);
         assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
-        // Now and then the next thing happens before the last is repaired.
+        // Now and then the next event happens before the last is repaired.
         if rng.random_bool(0.8) {
             let took = scene.recovers(&story);
             assert_eq!(scene.oracle.leaked(), 0, "{story}: packets in the clear");
@@ -472,8 +472,8 @@ fn nothing_leaks_with_xdp_and_tun_and_a_coordinator() {
     run(Kind::Penstock { wan: "xdp", lan: "tun" }, Told::ByCoordinator, 3);
 }
 
-/// Killed, with the cached map lost or damaged while the coordinator is away: nobody knows the peers then, but what they
-/// had stays blocked.
+/// Killed, with the cached map lost or damaged while the coordinator is away: nobody knows the peers then, but their
+/// prefixes stay blocked.
 #[test]
 fn nothing_leaks_without_map_and_coordinator() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -503,8 +503,8 @@ fn nothing_leaks_without_map_and_coordinator() {
     }
 }
 
-/// A prefix of a peer holds the coordinator and the endpoints of the other sites. All of them are reached as before, also
-/// by a gateway that starts with it.
+/// A prefix of a peer contains the coordinator and the endpoints of the other sites. All of them are reached as before,
+/// also by a gateway that starts with it.
 #[test]
 fn a_peer_s_prefix_does_not_swallow_coordinator_and_endpoints() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -533,8 +533,8 @@ fn a_peer_s_prefix_does_not_swallow_coordinator_and_endpoints() {
     assert_eq!(scene.oracle.leaked(), 0, "packets in the clear");
 }
 
-/// A prefix of a peer holds the proxy on the way to the coordinator, whose address no map tells, and which is not on the
-/// link; and the WAN has a strict reverse path filter.
+/// A prefix of a peer contains the proxy on the way to the coordinator, whose address is in no map, and which is not on
+/// the link; and the WAN has a strict reverse path filter.
 #[test]
 fn a_peer_s_prefix_does_not_swallow_a_proxy() {
     if !ready(&["nft", "tinyproxy"]) || !is_penstock() {
@@ -566,7 +566,7 @@ fn a_peer_s_prefix_does_not_swallow_a_proxy() {
 /// A layer of the guard, and how to remove it.
 type Layer = (&'static str, fn(&Scene));
 
-/// Each layer of the guard holds alone; without any of them the oracle sees what leaves.
+/// Each layer of the guard holds alone; without any of them the oracle sees the leaks.
 #[test]
 fn each_layer_holds_and_the_oracle_can_fail() {
     if !ready(&["nft"]) || !is_penstock() {

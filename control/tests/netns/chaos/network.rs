@@ -1,8 +1,8 @@
-//! The interfaces, addresses and routes of A's gateway, made again after they were removed.
+//! The interfaces, addresses and routes of A's gateway, restored after they were removed.
 
 use crate::support::*;
 
-/// The other uplink of A's gateway: another port of the switch, in networks of its own.
+/// The other uplink of A's gateway: another port of the switch, with its own networks.
 pub fn second_uplink(topology: &Topology) {
     topology.a.gateway.ip(&format!(
         "link add wan1 type veth peer name a1 netns {}\n\

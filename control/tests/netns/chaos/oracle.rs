@@ -1,4 +1,4 @@
-//! What must never be seen, and the traffic that would reveal it.
+//! Packets that must never be seen, and the traffic that would reveal them.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The client: maps, lost connections, and what is known without a coordinator.
+//! The client: maps, lost connections, and operation without a coordinator.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ fn key(site: &Site) -> SiteKey {
     (*site.load().private_key.public_key().as_bytes()).into()
 }
 
-/// The addresses that a map has of a peer.
+/// The addresses that a map has for a peer.
 fn addresses(map: &Map, peer: &SiteKey) -> Vec<String> {
     let reachability = map.peers.get(peer).and_then(|peer| peer.reachability.as_ref());
     reachability.into_iter().flat_map(|at| &at.candidates).map(|candidate| candidate.address.to_string()).collect()

@@ -118,7 +118,7 @@ fn each_refusal_is_a_sentence_and_changes_nothing() {
         assert_eq!(site.text(), before);
         assert!(!site.cache().exists());
     }
-    // A subnet that is not available at the moment keeps nobody out.
+    // A subnet that is not available at the moment does not prevent enrolment.
     let outcome = Site::new("berlin", "10.101.0.0/16").enrol(&[&good, "--coordinator", &url]);
     assert!(outcome.is(0) && outcome.out.contains("approved: address 100.64.0.2, offers no subnets\n"), "{outcome:?}");
     let waits = "\n  10.101.0.0/16 waits for an administrator of the coordinator: ";

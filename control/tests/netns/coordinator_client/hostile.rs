@@ -180,7 +180,7 @@ async fn what_it_says_later_is_checked_too_and_what_is_newer_is_ignored() {
         let mut hostile = Hostile::start(Attack::Then(message)).await;
         let why = hostile.running.until_lost().await;
         assert!(why.contains(expected), "{why}");
-        // It asks for an increment to the map that it had before.
+        // It asks for an increment to its previous map.
         hostile.running.until_lost().await;
         let hellos = hostile.hellos.lock().unwrap();
         assert!(hellos[1].known == Some(Map::default().known()), "{hellos:?}");

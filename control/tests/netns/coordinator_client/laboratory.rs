@@ -1,4 +1,4 @@
-//! A coordinator in a process of its own, and sites that want to be admitted.
+//! A coordinator in a separate process, and sites that want to be admitted.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use penstock_proto::coordination::{Map, Name};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-/// Longer than anything takes here, so that it is reached only by what never comes.
+/// Longer than anything takes here, so that only what never comes exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const PENSTOCK: &str = env!("CARGO_BIN_EXE_penstock");
@@ -107,7 +107,7 @@ impl Coordinator {
         stats.into_iter().all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
     }
 
-    /// Replaces its certificate by another.
+    /// Replaces its certificate with another.
     pub fn change_certificate(&mut self) {
         self.kill();
         for file in ["certificate.pem", "certificate.key"] {
@@ -286,7 +286,7 @@ impl Running {
         event
     }
 
-    /// Events until one is as wanted.
+    /// Events until one is wanted.
     pub async fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();

@@ -63,7 +63,7 @@ fn a_bad_proxy_is_named_and_not_gone_around() {
         let outcome = enrol(&coordinator, &[("HTTPS_PROXY", &hop.url())]);
         assert!(outcome.is(4), "{manner:?}: {outcome:?}");
         let named = format!("penstock: the proxy {} ", hop.address);
-        // The first says that a private key was made.
+        // The first line says that a private key was made.
         let [_, said] = outcome.error.lines().collect::<Vec<_>>()[..] else { panic!("{outcome:?}") };
         assert!(said.starts_with(&named) && said.contains(expected), "{manner:?}: {outcome:?}");
     }

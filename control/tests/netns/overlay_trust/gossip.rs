@@ -1,5 +1,5 @@
-//! A relay elsewhere passes on a revocation that the coordinator cannot: a relay of which every step is observed, and
-//! the program beside a real coordinator.
+//! A relay elsewhere passes on a revocation that the coordinator cannot: first a relay whose every step is observed,
+//! then the program beside a real coordinator.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};

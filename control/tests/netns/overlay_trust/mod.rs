@@ -1,5 +1,5 @@
 //! Gateways that pin an authority, and a malicious coordinator without its key: they keep their prefixes and go on
-//! talking. What they do without a pin, when leases end, and after a restart.
+//! talking. Their behaviour without a pin, when leases end, and after a restart.
 
 mod certificate;
 mod gossip;
@@ -33,7 +33,7 @@ fn tools() -> bool {
     ready(&["nft", "tcpdump"])
 }
 
-/// Two sites, a coordinator, and the authority, which is elsewhere.
+/// Two sites, a coordinator, and the authority on another machine.
 struct World {
     gateways: Vec<OverlayGateway>,
     puppet: Puppet,
@@ -74,7 +74,7 @@ impl World {
         self.authority.approve(wall(), grant).expect("approved");
     }
 
-    /// With an honest coordinator, over which the two gateways have found each other.
+    /// With an honest coordinator, through which the two gateways have found each other.
     fn joined(lease: LeaseLength, pinned: bool) -> Self {
         let mut world = Self::new(lease);
         world.be_honest();
@@ -212,7 +212,7 @@ fn liar(number: u8, subnets: &[&str]) -> Peer {
     }
 }
 
-/// Every line of docs/trust.md that a coordinator without the authority's key cannot do.
+/// Everything that docs/trust.md says a coordinator without the authority's key cannot do.
 #[test]
 fn a_hostile_coordinator_adds_nobody_brings_nobody_back_and_moves_nothing() {
     if !tools() {
@@ -327,7 +327,7 @@ fn a_gateway_is_pinned_later_and_remembers_what_it_has_seen() {
     let unpinned = world.problems(0);
     assert!(unpinned.iter().any(|(subject, _)| subject == "Coordinator.Authority"), "{unpinned:?}");
 
-    // The one command.
+    // The single command.
     let assignment = format!("Coordinator.Authority={}", world.pin());
     assert!(world.gateways[0].process.terminate().success());
     let output = world.gateways[0].penstock(&["set-config", &assignment]);
@@ -406,8 +406,8 @@ fn status_names_the_subnets_that_wait() {
     assert_eq!(world.gateways[1].status()["Coordinator"]["Waiting"], json!([]));
 }
 
-/// A gateway that does not say that it enforces `Allow` is not shown sites that are restricted there, and so has no tunnel
-/// to them: these say why, for as long as it is so.
+/// A gateway that does not report that it enforces `Allow` is not shown sites that are restricted there, and so has no
+/// tunnel to them: these say why, for as long as it is so.
 #[test]
 fn status_names_peers_too_old_for_the_policy() {
     if !tools() {

@@ -1,5 +1,5 @@
-//! A coordinator that shows each gateway what a test wants, true or not. It speaks the real protocol and has a lease
-//! key and every document that was ever signed, but not the authority's key.
+//! A coordinator that shows each gateway whatever a test wants, true or not. It speaks the real protocol and has a
+//! lease key and every document that was ever signed, but not the authority's key.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -82,7 +82,7 @@ impl Puppet {
         }
     }
 
-    /// What a profile says of it.
+    /// A profile's fields for it.
     pub fn in_profile(&self, authority: Option<String>) -> Value {
         let url = format!("https://{}", self.address.ip());
         json!({ "Url": url, "Fingerprint": self.certificate.pin(), "Authority": authority })

@@ -1,4 +1,4 @@
-//! Random frames of a LAN host, sound ones and such as nobody should send.
+//! Random frames of a LAN host, valid ones and ones that nobody should send.
 
 use super::{End, Host};
 use crate::support::{Partial, Random};
@@ -16,7 +16,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 pub const LINK_LOCAL: &str = "fe80::77";
 /// The longest frame that every interface takes.
 const FRAME: usize = 14 + 1500;
-/// Packet sizes between which something changes: the least, the tunnel's MTU, the link's.
+/// Packet sizes at which something changes: the least, the tunnel's MTU, the link's.
 const SIZES: [usize; 8] = [0, 60, 576, 1280, 1380, 1420, 1440, 1500];
 
 /// A frame to send.
@@ -176,7 +176,7 @@ fn headers(random: &mut Random, v6: bool) -> Vec<u8> {
         0 => &[1, 1, 1, 1],
         1 => &[148, 4, 0, 0],
         2 => &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        // A full one, since times differ.
+        // A full timestamp option, since times differ.
         3 => &[68, 12, 13, 0, 0, 0, 0, 7, 0, 0, 0, 7],
         4 => &[131, 7, 4, 10, 102, 0, 10, 0],
         5 => &[7, 200, 4, 0],
@@ -188,7 +188,7 @@ fn headers(random: &mut Random, v6: bool) -> Vec<u8> {
 fn extension(random: &mut Random) -> [u8; 8] {
     let kind = pick(random, &[HOP_BY_HOP, ROUTING, FRAGMENT, FRAGMENT, DESTINATION_OPTIONS, DESTINATION_OPTIONS]);
     match kind {
-        // An option that nobody knows, with what is to be done about it (RFC 8200, section 4.2).
+        // An unknown option, with the action that it requests (RFC 8200, section 4.2).
         HOP_BY_HOP | DESTINATION_OPTIONS => [kind, 0, pick(random, &[1, 1, 0x1e, 0x9e]), 4, 0, 0, 0, 0],
         FRAGMENT => {
             let [high, low] = (pick(random, &[0u16, 0, 8, 1280]) | random.below(2) as u16).to_be_bytes();
@@ -281,13 +281,13 @@ fn transport(
     let pseudo = if protocol == ICMP { 0 } else { pseudo_header(source, destination, protocol, body.len()) };
     let mut partial = None;
     let sum = match random.below(10) {
-        // That of the pseudo-header: the device is to do the rest.
+        // The pseudo-header's sum: the device must do the rest.
         0..=2 if whole && matches!(protocol, TCP | UDP) => {
             partial = Some(field);
             fold(pseudo)
         }
         3 => 0,
-        // One that is wrong must not be that of the pseudo-header, which asks for completion.
+        // A wrong checksum must not be that of the pseudo-header, which asks for completion.
         4 if fold(pseudo) != 0x1234 => 0x1234,
         _ => !fold(pseudo + sum(&body)),
     };
@@ -299,17 +299,17 @@ fn tcp(random: &mut Random, tag: u16) -> Vec<u8> {
     let flags = pick(random, &[0x10, 0x18, 0x02, 0x12, 0x04, 0x11, 0xc2, 0]);
     let mut header = [tag.to_be_bytes(), 443u16.to_be_bytes()].concat();
     header.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x60, flags, 0x20, 0, 0, 0, 0, 0]);
-    // A segment size that may be too large, or an option that is cut.
+    // A segment size that may be too large, or a truncated option.
     header.extend(pick(random, &[[2, 4, 0x05, 0xb4], [2, 4, 0x23, 0x28], [1, 1, 1, 0], [2, 40, 0, 0]]));
     header
 }
 
-/// An echo, or an error that quotes a packet the other way.
+/// An echo, or an error that quotes a packet of the other direction.
 fn icmp_message(random: &mut Random, tag: u16, source: IpAddr, destination: IpAddr) -> Vec<u8> {
     let [high, low] = tag.to_be_bytes();
     let v6 = source.is_ipv6();
     let kind = match (v6, random.below(3)) {
-        // No timestamps (13): the answers hold the time of day.
+        // No timestamps (13): the answers contain the time of day.
         (false, 0) => pick(random, &[3, 4, 5, 11, 12, 0, 17, 200]),
         (true, 0) => pick(random, &[1, 2, 3, 4, 129, 100, 200]),
         (false, _) => 8,
@@ -332,7 +332,7 @@ fn icmp_message(random: &mut Random, tag: u16, source: IpAddr, destination: IpAd
     message
 }
 
-/// Writes lengths and IPv4's checksum, and damages a few headers. Returns whether it left them intact.
+/// Writes lengths and IPv4's checksum, and damages a few headers. Returns whether they are intact.
 fn packet_lengths(random: &mut Random, v6: bool, packet: &mut [u8], header: usize) -> bool {
     let (wrong, more) = (random.below(60), random.below(100));
     let right = packet.len() - if v6 { 40 } else { 0 };
@@ -350,7 +350,7 @@ fn packet_lengths(random: &mut Random, v6: bool, packet: &mut [u8], header: usiz
     }
     let field = if v6 { 4 } else { 2 };
     packet[field..field + 2].copy_from_slice(&(len as u16).to_be_bytes());
-    // Some of the damages come to nothing.
+    // Some of the damage has no effect.
     let intact = len == right && packet[0] == sound;
     if v6 {
         return intact;
@@ -381,7 +381,7 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 /// Packets that come after all others: to the far end, and an echo by its kernel, each by AF_XDP and, with options, by
-/// the near kernel. What that kernel carries may be answered by the far one, so late that the others are back before.
+/// the near kernel. The far kernel may answer what the near kernel carries so late that the others are back before.
 pub fn fences(near: &End, far: &End, mark: &[u8]) -> [Vec<u8>; 4] {
     let fence = |to: IpAddr, protocol: u8, options: &[u8], mut body: Vec<u8>| {
         let (IpAddr::V4(source), IpAddr::V4(to)) = (near.hosts[0].address(false), to) else { panic!("IPv4") };

@@ -1,5 +1,5 @@
-//! AF_XDP and sockets come to the same: two pairs of gateways beside each other, one driven by AF_XDP and one by sockets,
-//! are sent the same random frames, and what comes out of them is compared, answers included.
+//! AF_XDP and sockets give the same results: two pairs of gateways side by side, one driven by AF_XDP and one by
+//! sockets, are sent the same random frames, and their outputs are compared, answers included.
 //!
 //! ```text
 //!   near wire ── host end · A ═══ tunnel ═══ B · host end ── far wire        once in each mode, and in both directions
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Frames that are sent at once: fewer than a veth's ring holds, and than errors a worker may send at once.
+/// Frames sent at once: fewer than a veth's ring holds, and fewer than the errors that a worker may send at once.
 const BATCH: usize = 40;
 /// How often, before there are other conditions: a few thousand frames.
 const BATCHES: usize = 60;
@@ -34,7 +34,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Marks the packets behind which a batch has come through.
 const FENCE: &[u8] = b"PENSTOCK-TEST-FENCE";
 
-/// A host that does not exist: frames are sent in its name, and the gateway believes to know its MAC address.
+/// A host that does not exist: frames are sent in its name, and the gateway has an entry for its MAC address.
 #[derive(Clone, Copy)]
 struct Host {
     site: u8,
@@ -57,7 +57,7 @@ fn inside(site: u8, v6: bool, number: u8) -> IpAddr {
     }
 }
 
-/// A site's LAN. MAC addresses may hold the bytes of a VLAN tag's type anywhere.
+/// A site's LAN. MAC addresses may contain the bytes of a VLAN tag's type anywhere.
 struct End {
     number: u8,
     gateway_mac: [u8; 6],
@@ -75,7 +75,7 @@ impl End {
         inside(self.number, v6, 1)
     }
 
-    /// All of the LAN, to IPv4 at least.
+    /// The LAN's broadcast address, for IPv4 at least.
     fn broadcast(&self, v6: bool) -> IpAddr {
         if v6 { "ff02::1".parse().expect("an address") } else { inside(self.number, v6, 255) }
     }
@@ -87,8 +87,8 @@ impl End {
         for (host, v6) in self.hosts.iter().flat_map(|host| [(host, false), (host, true)]) {
             gateway.ip(&format!("neigh add {} lladdr {} dev lan0\n", host.address(v6), text(host.mac)));
         }
-        // What waits for a neighbour fills the buffer of the socket by which the kernel sends all ICMPv6 of a core, and
-        // then it drops errors.
+        // Packets that wait for a neighbour fill the buffer of the socket with which the kernel sends all ICMPv6 of a
+        // core, and then it drops errors.
         gateway.ip(&format!("neigh add {} lladdr {} dev lan0\n", frames::LINK_LOCAL, text(self.hosts[0].mac)));
         // Segments and checksums as they are on a wire.
         gateway.run(&["ethtool", "-K", "lan0", "tx", "off", "tso", "off", "gso", "off"]);
@@ -130,7 +130,7 @@ impl Pair {
             end.prepare(site);
         }
         let (a, b) = joined(&topology, kind, kind, Outer::V4);
-        // What is for neither site goes to the other gateway by the default route, and must not wait for a neighbour.
+        // Packets for neither site go to the other gateway by the default route, and must not wait for a neighbour.
         for (from, to) in [(&topology.a, &topology.b), (&topology.b, &topology.a)] {
             eventually(PATIENCE, "the other gateway is a neighbour", || {
                 ping(&from.gateway, to.wan6.into(), &["-c", "1"]).all_answered()
@@ -143,13 +143,13 @@ impl Pair {
         Self { gateways: [a, b], wires, topology }
     }
 
-    /// Sends from one end, waits until all is through, and returns what came out.
+    /// Sends from one end, waits until everything has passed, and returns what came out.
     fn carry(&self, batch: &[Sent], near: usize, ends: &[End; 2], number: usize) -> Seen {
         batch.iter().for_each(|sent| self.wires[near].send(&sent.bytes, sent.partial));
         let (from, to) = (&ends[near], &ends[1 - near]);
         let mark = [FENCE, &number.to_be_bytes()].concat();
         let fences = frames::fences(from, to, &mark);
-        // The echoes, and those to the other end: each plain and with options.
+        // The echoes, and the packets to the other end: each plain and with options.
         let mut awaited = [2_usize; 2];
         let mut seen = Seen::new();
         let deadline = Instant::now() + PATIENCE;
@@ -227,7 +227,7 @@ impl Pair {
     }
 }
 
-/// The frame without what may differ, or `None` where that is all of it: what the kernels say to hosts by themselves.
+/// The frame without the parts that may differ, or `None` if that is all of it: the kernels' own messages to hosts.
 fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
     let (source, destination, protocol, body) = match (Frame { bytes: frame.clone() }).ip() {
         Some((source, destination, protocol, body)) => (source, destination, protocol, body.to_vec()),
@@ -249,7 +249,7 @@ fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
     let length = usize::from(u16::from_be_bytes(if v6 { [frame[18], frame[19]] } else { [frame[16], frame[17]] }));
     frame.truncate(14 + length + if v6 { 40 } else { 0 });
     if from_gateway {
-        // What a kernel or worker made: its number, class and flow label are nobody's business.
+        // Made by a kernel or worker: its number, class and flow label do not matter.
         if v6 {
             frame[14..18].copy_from_slice(&[0x60, 0, 0, 0]);
             if protocol == FRAGMENT {
@@ -290,7 +290,7 @@ fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
     Some(frame)
 }
 
-/// What is in the first more often than in the second.
+/// Packets that are in the first more often than in the second.
 fn without(first: &Seen, second: &Seen) -> Vec<(Exit, Vec<u8>)> {
     let more = |(key, count): (&(Exit, Vec<u8>), &usize)| {
         let count = count.saturating_sub(second.get(key).copied().unwrap_or(0));
@@ -299,7 +299,7 @@ fn without(first: &Seen, second: &Seen) -> Vec<(Exit, Vec<u8>)> {
     first.iter().flat_map(more).collect()
 }
 
-/// What one kind lets out and the other does not, with the reason why that is right. There is no counter for it.
+/// Packets that one kind lets out and the other does not, and why that is right. There is no counter for it.
 struct Exception {
     applies: fn(&Difference, &Conditions) -> bool,
     reason: &'static str,
@@ -336,13 +336,13 @@ const EXCEPTIONS: &[Exception] = &[
     },
 ];
 
-/// What came of one frame, sent alone.
+/// What happened to one frame, sent alone.
 struct Difference {
     sent: Vec<u8>,
     ip: usize,
     xdp_only: Vec<(Exit, Vec<u8>)>,
     sockets_only: Vec<(Exit, Vec<u8>)>,
-    /// The drop counters that moved in the gateways with AF_XDP.
+    /// The drop counters that increased in the gateways with AF_XDP.
     counted: BTreeMap<String, u64>,
 }
 
@@ -437,10 +437,10 @@ impl Scene {
             let mut counted = self.xdp.drops();
             counted.retain(|reason, count| {
                 *count -= before.get(reason).copied().unwrap_or(0);
-                // The kernel's own multicast moves this one.
+                // The kernel's own multicast increases this one.
                 *count > 0 && reason != "no-peer"
             });
-            // What differed only once is told as it was then.
+            // A frame that differed only once is reported as it was then.
             let [by_xdp, by_sockets] = if again[0] == again[1] { first } else { again };
             found.push(Difference {
                 sent: sent.bytes.clone(),

@@ -1,4 +1,4 @@
-//! What plain sockets see of a NAT.
+//! A NAT as plain sockets see it.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ fn knock(socket: &UdpSocket, told: SocketAddr, limit: Duration) -> bool {
         let Ok((length, from)) = socket.recv_from(&mut datagram) else { continue };
         match &datagram[..length] {
             b"knock" => {
-                // A peer-reflexive address: where the peer really sends from.
+                // A peer-reflexive address: where the peer actually sends from.
                 to = from;
                 let _ = socket.send_to(b"answer", from);
             }

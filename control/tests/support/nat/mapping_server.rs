@@ -73,7 +73,7 @@ impl<'a> MappingServer<'a> {
         self.process.kill();
     }
 
-    /// Starts it again, without what it knew.
+    /// Starts it again, without its earlier state.
     pub fn restart(&mut self) {
         for chain in ["miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd"] {
             self.site.nat.run(&["nft", "flush", "chain", "inet", "upnp", chain]);

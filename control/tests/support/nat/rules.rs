@@ -16,7 +16,7 @@ pub struct Nat {
     /// The external address.
     pub external: Ipv4Addr,
     pub timeouts: UdpTimeouts,
-    /// An internal port that appears outside as another one.
+    /// An internal port that appears outside as a different one.
     pub moved: Option<(u16, u16)>,
     /// Whether a full cone lets the inside reach itself by the external address.
     pub hairpin: bool,

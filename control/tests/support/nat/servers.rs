@@ -7,7 +7,7 @@ use super::Lab;
 
 const STUN_PORT: u16 = 3478;
 
-/// A coordinator for the sake of its STUN server, which has two addresses and two ports of each IP version.
+/// A coordinator used for its STUN server, which has two addresses and two ports of each IP version.
 pub struct Stun {
     /// The first address and port.
     pub ipv4: SocketAddr,
