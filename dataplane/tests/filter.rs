@@ -51,7 +51,7 @@ impl Gateway {
         Self { engine, workers, session, flows: Arc::default() }
     }
 
-    /// Lets everything out, and in what these rules accept.
+    /// Lets everything out, and lets in only what these rules accept.
     fn protect(&self, rules: Vec<Rule>) {
         let default = |verdict| DefaultRule { verdict, counter: Counter::default() };
         let (inward, outward) = (default(Verdict::Drop), default(Verdict::Accept));
@@ -68,7 +68,7 @@ impl Gateway {
         wan.discard(worker.pool())
     }
 
-    /// Gives this worker a packet out of the tunnel; returns what it delivers to the LAN.
+    /// Gives this worker a packet from the tunnel; returns what it delivers to the LAN.
     fn receive(&mut self, worker: usize, packet: &[u8]) -> Option<Vec<u8>> {
         let mut message = [&[0; DATA_HEADER], packet, &[0; TAG]].concat();
         let counter = self.session.reserve(1, message.len() as u64).unwrap();
@@ -159,7 +159,7 @@ fn without_a_firewall_all_pass_and_a_new_one_holds_at_once() {
         assert!(gateway.receive(0, &packet).is_some() && gateway.receive(1, &other).is_some());
         gateway.protect(vec![accept_in(53)]);
         assert!(gateway.receive(0, &packet).is_some() && gateway.receive(1, &other).is_none());
-        // With other rules a flow that is no longer accepted ends, although it is known.
+        // With other rules, a flow that is no longer accepted ends, although it is known.
         gateway.protect(vec![accept_in(54)]);
         assert!(gateway.receive(1, &packet).is_none() && gateway.receive(0, &other).is_some());
     }

@@ -10,7 +10,7 @@ use penstock_dataplane::clock::Millis;
 use penstock_dataplane::peer::PeerCounters;
 use penstock_dataplane::session::{Cipher, DATA_HEADER, Session, SessionConfig, Suite, TAG};
 
-/// Byte `i` of a key that the program contains nowhere.
+/// Byte `i` of a key that occurs nowhere in the program.
 fn byte(seed: u8, i: usize) -> u8 {
     (i as u8 + 1).wrapping_mul(151) ^ seed.wrapping_mul(29)
 }

@@ -1,4 +1,4 @@
-//! The TUN and UDP ports on real devices, in network namespaces of their own.
+//! The TUN and UDP ports on real devices, in separate network namespaces.
 //!
 //! Needs root; without it the tests say that they were skipped.
 
@@ -400,7 +400,7 @@ fn a_bundle_that_the_kernel_refuses_arrives_in_pieces() {
     }
     let mut wire = Wire::new(1500);
     let sender = wire.ports[0].sender();
-    // The kernel refuses bundles of sockets that send no checksums.
+    // The kernel refuses bundles from sockets that send no checksums.
     let send_checksums = |wire: &Wire, on: bool| {
         let socket = wire.ports[0].fd().expect("a socket");
         set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, &i32::from(!on).to_ne_bytes()).expect("set");
@@ -409,7 +409,7 @@ fn a_bundle_that_the_kernel_refuses_arrives_in_pieces() {
     wire.carry(4, &[1452; 100], 0);
     assert_eq!(sender.refused().and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
     assert_eq!(sender.bundles(), 0);
-    // It stays so until control wants another attempt.
+    // This lasts until control wants another attempt.
     send_checksums(&wire, true);
     wire.carry(4, &[1452; 100], 0);
     assert_eq!(sender.bundles(), 0);
@@ -464,7 +464,7 @@ fn beside_datagrams_that_must_not_be_fragmented_others_are() {
     // Too large for the link, so that none of them arrives among the others.
     let probes = ["10.8.0.2:9", "[fd08::2]:9"].map(|to| to.parse::<SocketAddr>().unwrap());
     let (stop, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // Else a panic below would wait for the thread forever.
+    // Otherwise a panic below would wait for the thread forever.
     let deadline = Instant::now() + Duration::from_secs(60);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -642,7 +642,7 @@ fn what_the_kernel_loses_in_front_of_an_af_xdp_port_is_counted() {
     let ends = [Namespace::new("port"), Namespace::new("port")];
     link([&ends[0], &ends[1]], ["w0", "w0"], 1500, ["10.8.0.1/24", "10.8.0.2/24"]);
     let (mut batch, drops) = (Batch::default(), Drops::default());
-    // The memory is a socket as well, which belongs to the namespace that it was made in.
+    // The memory is a socket too, and belongs to the namespace in which it was made.
     let (steering, mut port, mut pool) = ends[0].enter(|| {
         let mut pool = Pool::umem((4 * RING).try_into().unwrap(), RING).unwrap();
         let ifindex = rustix::net::netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0").unwrap(), "w0").unwrap();
@@ -720,8 +720,8 @@ fn what_a_socket_of_another_namespace_swallows_shows_in_the_evidence() {
     assert!(Reason::ALL.iter().all(|reason| drops.of(*reason) == 0), "{drops:?}");
 }
 
-/// Host, gateway, gateway, host: the throughput of a TCP stream through the ports alone, beside kernel forwarding.
-/// `cargo test --release -p penstock-dataplane --test ports -- --ignored --nocapture throughput`
+/// Host, gateway, gateway, host: the throughput of a TCP stream through the ports alone, compared with kernel
+/// forwarding. `cargo test --release -p penstock-dataplane --test ports -- --ignored --nocapture throughput`
 #[test]
 #[ignore = "prints throughput"]
 fn throughput() {

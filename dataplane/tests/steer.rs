@@ -1,4 +1,4 @@
-//! The XDP programs as the kernel runs them: the table of the pure decision by BPF_PROG_TEST_RUN, and then (`veth`)
+//! The XDP programs as the kernel runs them: the table of the pure decision with BPF_PROG_TEST_RUN, and then (`veth`)
 //! attached, with AF_XDP sockets.
 //!
 //! Needs root; without it each test says so and passes.
@@ -40,7 +40,7 @@ fn is_root() -> bool {
 struct Loaded {
     object: Ebpf,
     program: &'static str,
-    /// In the XSKMAP for queue 0, which is the one that a test run comes from.
+    /// In the XSKMAP for queue 0, which a test run uses.
     _socket: Option<OwnedFd>,
 }
 
@@ -203,7 +203,7 @@ fn without_headroom_the_frame_passes_unchanged() {
     let mut loaded = Loaded::new(LAN_PROGRAM, true);
     let case = &frames::lan_cases()[0];
     assert_eq!(case.expected, Some(LanVerdict::RedirectOverV4));
-    // Metadata in front of the frame leaves 256 - 200 bytes, and of these the kernel needs some.
+    // Metadata in front of the frame leaves 256 - 200 bytes, and the kernel needs some of these.
     let metadata = 200;
     let data = [vec![0; metadata], case.frame.clone()].concat();
     let context = [metadata as u32, data.len() as u32, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();

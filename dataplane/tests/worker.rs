@@ -32,7 +32,7 @@ struct Gateway {
     address: SocketAddr,
 }
 
-/// Enough for every packet that a test has under way at once.
+/// Enough for every packet that a test has in flight at once.
 const FRAMES: u32 = 2048;
 
 const SITES: [(&str, &str, u8); 2] = [("192.0.2.1:1", "10.0.0.0", 1), ("192.0.2.2:2", "10.1.0.0", 2)];
@@ -143,7 +143,7 @@ fn packet(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: &[u8]) -> Vec
     p
 }
 
-/// A packet of IPv6 between hosts of the networks with these numbers, which are the sites'.
+/// An IPv6 packet between hosts of the networks with these numbers, which are the sites'.
 fn packet6(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
     let mut p = vec![0x60, 0, 0, 0, 0, payload.len() as u8, 17, 64];
     for network in [source, destination] {
@@ -179,7 +179,7 @@ fn packets_of_every_size_cross_in_order() {
     assert_eq!(sent.packets.load(Relaxed), 1401);
 }
 
-/// A busy worker counts batches and packets, but no turns without any.
+/// A busy worker counts batches and packets, but not turns without packets.
 #[test]
 fn a_workers_batches_and_packets_are_counted() {
     let mut gateway = Gateway::new(0);
@@ -265,7 +265,7 @@ fn a_batch_of_two_peers_and_all_fates_stays_in_order() {
     assert_eq!((received(0), received(1)), (20, 30));
 }
 
-/// A port that links lead to, like an AF_XDP ring.
+/// A port that links can name, like an AF_XDP ring.
 struct Ring(MemoryPort);
 
 const RING_INTERFACE: u32 = 7;
@@ -341,7 +341,7 @@ fn a_session_tells_by_which_ways_it_was_answered() {
         assert!(ring.send(worker.pool(), answer.remote, 0, &answer.bytes));
         worker.turn();
         assert_eq!(session.answered(), Some(ways));
-        // What leaves by another link later has not been answered.
+        // A link used later has not been answered.
         session.leaves_by(by_ring(3), true, Millis::now());
         session.hear();
         assert_eq!(session.answered(), Some(ways));
@@ -522,7 +522,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     assert_eq!(b.sent_to_lan().unwrap().bytes[20..], [5; 8]);
     assert!(b.sent_to_lan().is_none());
 
-    // Handshakes are control's.
+    // Handshakes are for control.
     b.send_wan(a.address, 0, &[1, 0, 0, 0, 9]);
     b.turn();
     b.engine.notices().pop();
@@ -544,7 +544,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
         matches!(b.engine.notices().pop(), Some(Notice::Roamed { local_index: 101, from }) if from == elsewhere.into())
     );
     assert!(b.engine.notices().pop().is_none());
-    // The answer does not wait for control, which has the last word.
+    // The answer does not wait for control, which decides in the end.
     b.send_lan(&self::packet(B, A, 64, &[]));
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
@@ -553,7 +553,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     b.turn();
     assert_eq!(b.sent_to_wan().unwrap().remote, a.address);
 
-    // If nothing was known of a peer, its first message says where the answer goes.
+    // If nothing was known about a peer, its first message says where the answer goes.
     let mut unknown = Arc::unwrap_or_clone(b.engine.table());
     unknown.peers[0].endpoint = None;
     b.engine.publish(unknown);
@@ -573,7 +573,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     known.peers[0].endpoint = Some(a.address.into());
     b.engine.publish(known);
 
-    // A peer whose path is chosen by control is heard from any address, and not followed.
+    // A peer whose path control chooses may send from any address, and is not followed there.
     let mut fixed = Arc::unwrap_or_clone(b.engine.table());
     fixed.peers[0].roams = false;
     b.engine.publish(fixed);
@@ -590,7 +590,7 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
 }
 
 /// One site was restarted, and the other goes on sending: control is told of data without a session from a known peer's
-/// address, and less often than it comes.
+/// address, but not for every packet.
 #[test]
 fn data_without_a_session_is_told_if_a_peer_sent_it() {
     let mut b = Gateway::new(1);
@@ -617,7 +617,7 @@ fn data_without_a_session_is_told_if_a_peer_sent_it() {
     assert_eq!(b.dropped(DropReason::UnknownSession), 1002);
 }
 
-/// The peer has forgotten the session by which we send, as after its restart, and begun another.
+/// The peer has forgotten our sending session, as after its restart, and begun another.
 #[test]
 fn the_answer_to_a_new_session_goes_by_it() {
     let (mut a, mut b) = (Gateway::new(0), Gateway::new(1));
@@ -673,7 +673,7 @@ fn a_confirmation_outlives_a_flood() {
     panic!("control never hears of the confirmation");
 }
 
-/// Notices of any kind, in any number, leave room and turns for the others that control must hear.
+/// Notices of any kind, in any number, leave room and turns for the others, which control must receive.
 #[test]
 fn a_flood_of_one_kind_leaves_room_for_the_others() {
     let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
@@ -702,7 +702,7 @@ fn a_flood_of_one_kind_leaves_room_for_the_others() {
     }
 }
 
-/// A session ends with a table without it; an idle worker must not keep its keys.
+/// A session ends with a table that lacks it; an idle worker must not keep its keys.
 #[test]
 fn an_idle_worker_lets_go_of_a_session() {
     let engine = Engine::start(config(&Wire::default(), &Wire::default(), table(0, true))).unwrap();
@@ -785,7 +785,7 @@ fn what_waits_for_the_rate_leaves_in_another_order_with_counters_in_order() {
     assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
 }
 
-/// What the queue refuses is counted, all frames come back, and without a rate everything that waits is sent.
+/// Packets that the queue refuses are counted, all frames come back, and without a rate everything that waits is sent.
 #[test]
 fn a_flood_at_a_rate_is_dropped_by_name_and_frames_come_back() {
     let mut a = Gateway::new(0);
@@ -804,7 +804,7 @@ fn a_flood_at_a_rate_is_dropped_by_name_and_frames_come_back() {
     assert_eq!((a.all_drops(), a.worker.pool().available()), (a.dropped(DropReason::ShaperFull), FRAMES as usize));
 }
 
-/// A packet that waits is sent only to the peer that it was judged to be for, and by a session that is alive.
+/// A waiting packet is sent only to the peer that it was judged to be for, and with a session that is alive.
 #[test]
 fn what_waits_follows_the_table() {
     let mut a = Gateway::new(0);
@@ -848,7 +848,7 @@ fn a_sleeping_worker_wakes_for_what_waits() {
         sent += wan.discard(worker.pool());
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
-    // 12 ms per packet, after a second without anything else that would have woken it.
+    // 12 ms per packet; anything else would have woken it only after a second.
     assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     engine.stop();
 }

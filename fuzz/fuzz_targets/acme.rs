@@ -1,4 +1,4 @@
-//! The stored certificate of an authority, key and chain, whoever wrote the file.
+//! The stored certificate of an authority, key and chain, with any contents.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -27,7 +27,7 @@ fuzz_target!(|line: &[u8]| {
 
     let url = "https://coordinator.example.net".parse().expect("a URL");
     let file = ToldFile::new(Path::new("/nowhere"), &StaticSecret::from([1; 32]), &url);
-    // Whoever wrote it; no input has a right MAC by chance.
+    // Written by anybody; no input has a right MAC by chance.
     assert!(file.decode(line).is_err());
     // As if we had written it ourselves.
     let Ok(told) = file.decode(&file.seal(line)) else { return };
@@ -35,7 +35,7 @@ fuzz_target!(|line: &[u8]| {
     let (first, again) = (relay(), relay());
     let mut follower = Follower::new(first.clone());
     if told.access.into_iter().try_for_each(|part| follower.take(part)).is_ok() {
-        // What is kept of it can be told, and is the same sites.
+        // The state that was kept can be passed on, and gives the same sites.
         let mut second = Follower::new(again.clone());
         follower.whole().into_iter().for_each(|part| second.take(part).expect("a whole"));
         assert_eq!(again.count(), first.count());

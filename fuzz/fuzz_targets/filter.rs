@@ -1,7 +1,7 @@
 //! The firewall: any inner packet in either direction is judged or dropped by name, and a flow that passed once passes
 //! again, whichever worker has it.
 //!
-//! Of the first byte the lowest bit says in which direction the rest goes, as a packet.
+//! The lowest bit of the first byte is the direction in which the rest goes, as a packet.
 #![no_main]
 
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ thread_local! {
     static CACHES: RefCell<[FlowCache; 2]> = RefCell::new([FlowCache::new(), FlowCache::new()]);
 }
 
-/// Out goes everything; in comes what answers, pings, and UDP to the lower ports.
+/// Lets everything out; lets in answers, pings, and UDP to the lower ports.
 fn firewall(flows: Arc<Flows>) -> Firewall {
     let default = |verdict| DefaultRule { verdict, counter: Counter::default() };
     let services = vec![
@@ -50,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((kind, bytes)) = input.split_first() else { return };
     let Some(inner) = Inner::parse(bytes) else { return };
     let direction = if kind & 1 == 0 { Direction::In } else { Direction::Out };
-    // A new one each time: the flows of before are judged again.
+    // A new one each time: earlier flows are judged again.
     let firewall = firewall(FLOWS.with(Arc::clone));
     CACHES.with_borrow_mut(|[one, other]| {
         let now = Millis(1000);

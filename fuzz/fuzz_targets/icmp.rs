@@ -1,4 +1,4 @@
-//! What routers say of our datagrams, as raw sockets give it.
+//! Routers' reports about our datagrams, as raw sockets deliver them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

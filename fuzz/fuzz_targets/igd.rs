@@ -1,4 +1,4 @@
-//! What a router, or whoever answers in its place, says of its port mapping: SSDP, HTTP, XML.
+//! Answers about port mapping from a router, or from whoever answers in its place: SSDP, HTTP, XML.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

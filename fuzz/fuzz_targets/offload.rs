@@ -1,4 +1,4 @@
-//! Super-packets of the TUN device: a virtio-net header (10 bytes) and the packet it speaks of.
+//! Super-packets of the TUN device: a virtio-net header (10 bytes) and the packet it describes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Datagrams to a path agent: as anybody can send them, and with a right header, from several addresses and
-//! at several times. No path may come of it.
+//! Datagrams to a path agent: as anybody can send them, and with a right header, from several addresses and at several
+//! times. None may result in a path.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     agent.add_peer(now, theirs).expect("the only peer");
     let candidate = Candidate { kind: CandidateKind::ServerReflexive, address: ([192, 0, 2, 9], 9).into() };
     agent.set_remote(now, &theirs, &[candidate], NatType::default());
-    // More in one input only makes it slow.
+    // More in one input only makes the run slow.
     let mut rest = &input[..input.len().min(1024)];
     let mut left = 32;
     while let Some((&length, tail)) = rest.split_first() {

@@ -1,5 +1,5 @@
-//! Two path agents with a live path of 1400 bytes, and somebody on it who drops, truncates, extends, damages and
-//! repeats datagrams and sends ICMP. Whatever he does, no size is believed that did not arrive.
+//! Two path agents with a live path of 1400 bytes, and an attacker on it who drops, truncates, extends, damages and
+//! repeats datagrams and sends ICMP. Whatever he does, only sizes that arrived are believed.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ fn site(now: Instant, ours: u8, theirs: u8) -> Site {
     Site { agent, key, at: at(ours) }
 }
 
-/// What a datagram is of it on the way.
+/// Changes a datagram on its way.
 fn mangle(bytes: &mut Vec<u8>, how: u8, what: u8) {
     match how & 7 {
         0 => bytes.clear(),
@@ -53,7 +53,7 @@ fuzz_target!(|input: &[u8]| {
     let mut sites = [site(now, 1, 2), site(now, 2, 1)];
     let keys = [sites[1].key, sites[0].key];
     let mut seen: Vec<(usize, Vec<u8>)> = vec![];
-    // More in one input only makes it slow.
+    // More in one input only makes the run slow.
     let mut script = input[..input.len().min(512)].chunks_exact(2);
     for step in 0..100_u32 {
         for (number, peer) in keys.iter().enumerate() {
@@ -84,7 +84,7 @@ fuzz_target!(|input: &[u8]| {
         }
         if let Some((to, bytes)) = seen.get(step as usize * 7 % seen.len().max(1)) {
             let from = sites[1 - to].at;
-            // A large one again would mean that it has arrived.
+            // Repeating a large one would mean that it has arrived.
             if bytes.len() + 28 <= MTU {
                 let _ = sites[*to].agent.handle_datagram(now, SocketId::TUNNEL, from, bytes);
             }

@@ -1,4 +1,4 @@
-//! Policies, whoever wrote them.
+//! Policies from anybody.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What a router, or whoever answers in its place, says to PCP and NAT-PMP.
+//! PCP and NAT-PMP answers from a router, or from whoever answers in its place.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};

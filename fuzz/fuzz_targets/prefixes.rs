@@ -34,7 +34,7 @@ fuzz_target!(|input: &[u8]| {
     let granted = Subnets::new(granted).ok();
     let decision = elsewhere.decide(Offer { subnets: &offered, in_force: &[], granted: granted.as_ref() });
     assert_eq!(decision.in_force.len() + decision.waiting.len(), offered.len());
-    // What is in force without a grant is what a gateway routes without `Accept`.
+    // A prefix in force without a grant is one that a gateway routes without `Accept`.
     let plain = Surroundings::new([], None, servers.clone());
     for subnet in &decision.in_force {
         match &granted {

@@ -1,4 +1,4 @@
-//! Profiles, whoever wrote them.
+//! Profiles from anybody.
 #![no_main]
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Datagrams to a relay, from bound sources and from strangers, including bind messages with the header of a site.
 //! Nothing is sent except to a site that the sender may talk to, and no answer is longer than its question. Also what a
-//! site takes for a relay's answer about signed documents.
+//! site accepts as a relay's answer about signed documents.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
     let mut now = Instant::now();
     let (mut relay, keys) = relay(now);
     let mut gossip = Gossip::new(now, StdRng::seed_from_u64(1));
-    // More in one input only makes it slow.
+    // More in one input only makes the run slow.
     let mut rest = &input[..input.len().min(4096)];
     while let [head, length, tail @ ..] = rest {
         let (bytes, tail) = tail.split_at(tail.len().min(usize::from(*length)));

@@ -1,4 +1,4 @@
-//! The steering decision reads what comes from the wire, in the kernel.
+//! The steering decision, which reads packets from the wire in the kernel.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

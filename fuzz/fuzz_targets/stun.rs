@@ -56,7 +56,7 @@ fuzz_target!(|input: &[u8]| {
             of_lifetime[4..20].copy_from_slice(&query.bytes[4..20]);
         }
         lifetime.handle_datagram(now, socket, &of_lifetime);
-        // The rest of a message whose head answers what was asked last.
+        // The rest of a message whose header answers the last request.
         let asked = discovery.poll_transmit(now).or_else(|| reflexive.poll_transmit(now));
         let mut bytes = answer.to_vec();
         if let Some(query) = asked.filter(|_| bytes.len() >= 20) {

@@ -1,4 +1,4 @@
-//! Signed documents, the publication and the state that are kept in files, and what a gateway makes of them.
+//! Signed documents, the publication and the state that are kept in files, and how a gateway processes them.
 #![no_main]
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ fuzz_target!(|input: &[u8]| {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let documents: Vec<Document> = text.lines().filter_map(|line| line.parse().ok()).collect();
     for (document, line) in documents.iter().zip(text.lines().filter(|line| line.parse::<Document>().is_ok())) {
-        // There is one form of each.
+        // Each has exactly one encoding.
         assert_eq!(document.to_string(), line);
     }
     // Nobody's key: no input has a right signature by chance.
@@ -27,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
         let again = serde_json::to_string(&publication).expect("a publication has a form");
         assert_eq!(serde_json::from_str::<Publication>(&again).ok().as_ref(), Some(&publication));
     }
-    // A state is authenticated by who keeps it: whatever it says must do no harm.
+    // A state is authenticated by whoever stores it: its contents must do no harm.
     if let Ok(state) = serde_json::from_str::<State>(text) {
         let again = serde_json::to_string(&state).expect("a state has a form");
         assert_eq!(serde_json::from_str::<State>(&again).ok().as_ref(), Some(&state));

@@ -1,4 +1,4 @@
-//! Files of wg-quick, whoever wrote them: what is read becomes a profile that a gateway takes.
+//! Files of wg-quick from anybody: what is read becomes a profile that a gateway accepts.
 #![no_main]
 
 use std::path::Path;
@@ -23,7 +23,7 @@ fuzz_target!(|text: &[u8]| {
     let key = imported.private_key.1.to_base64();
     let mut read = |_: &Path| Ok(key.clone());
     if let Err(error) = Profile::parse(json.as_bytes(), Path::new("/p"), &Environment::default(), &mut read) {
-        // A prefix or address that no gateway can have is told by the profile's own rules.
+        // The profile's own rules report a prefix or address that no gateway can have.
         assert!(!error.to_string().contains("JSON"), "{error}\n{json}");
     }
 });

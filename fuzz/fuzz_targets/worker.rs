@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
             *gateway = self::gateway();
         }
         let Loopback { engine, worker, wan, lan, session, endpoint } = gateway;
-        // What is longer than a frame has room for never leaves a device.
+        // Packets that do not fit a frame never leave a device.
         match kind % 3 {
             0 => wan.send(worker.pool(), *endpoint, kind >> 2, bytes),
             1 => {

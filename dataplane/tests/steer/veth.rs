@@ -4,7 +4,7 @@
 //!   sender (AF_XDP) ── far ═══ veth ═══ near ── XDP program ──► receiver (AF_XDP)
 //! ```
 //!
-//! Each test has a thread with a network namespace of its own.
+//! Each test has a thread with its own network namespace.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -308,7 +308,7 @@ fn auto_falls_back_to_generic_and_says_why() {
     });
 }
 
-/// The kernel's type information, megabytes that take long to parse, while the whole gateway waits.
+/// The kernel's type information is megabytes that take long to parse, while the whole gateway waits.
 #[test]
 fn attaching_again_does_not_read_the_kernels_types_again() {
     in_namespace(|| {
