@@ -1,4 +1,4 @@
-//! The files of a cached map and of the signed documents that were seen, and the URLs of coordinators, relays and proxies.
+//! The files of a cached map and of the signed documents, and the URLs of coordinators, relays and proxies.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -335,8 +335,8 @@ fn are_on(namespace: &Namespace, device: &str, offloads: [&str; 2]) -> [bool; 2]
     offloads.map(|offload| features.contains(&format!("{offload}: on")))
 }
 
-/// A veth whose other end is a bridge's port gets tags beside the frames, where XDP sees none. That end puts them into the
-/// frames while AF_XDP drives the LAN, and no longer afterwards.
+/// A veth whose other end is a bridge's port gets tags beside the frames, where XDP sees none. That end puts them into
+/// the frames while AF_XDP drives the LAN, and no longer afterwards.
 #[test]
 fn the_other_end_of_a_veth_puts_tags_into_frames_while_xdp_drives_the_lan() {
     if !ready(&["ethtool"]) || !is_penstock() {

@@ -1,6 +1,7 @@
 //! Searches for the load that a device carries. They use no network: they request trials from a [`Measurer`].
 //!
-//! [`mlrsearch`] is the search of RFC 9971, with [`Goal::rfc2544`] that of RFC 2544. The terms are the RFCs'. A load is packets a second in each direction.
+//! [`mlrsearch`] is the search of RFC 9971, with [`Goal::rfc2544`] that of RFC 2544. The terms are the RFCs'. A load is
+//! packets a second in each direction.
 //!
 //! The device must not be blamed for what the tool itself could not do. So a trial has *two* loss ratios: what was
 //! lost, and the part of it that only the device can have lost. A trial with too much of the first but not of the

@@ -163,7 +163,7 @@ fn without_fragment_headers(v6: bool, headers: Vec<u8>) -> Vec<u8> {
     headers.chunks(if v6 { 8 } else { 4 }).filter(keep).flatten().copied().collect()
 }
 
-/// IPv4's options, or IPv6's extension headers. Of these the first byte is the header's own kind, until they are chained.
+/// IPv4's options, or IPv6's extension headers, whose first byte is their own kind until they are chained.
 fn headers(random: &mut Random, v6: bool) -> Vec<u8> {
     if chance(random, 80) {
         return Vec::new();

@@ -95,7 +95,7 @@ mod tests {
         has_all(of_peers, fields::<profile::Document>(r#"{ "Peers": [{ "": 0 }] }"#));
     }
 
-    /// The profile that the page shows is the one that is installed. With a key it is valid, and its fields are explained.
+    /// The profile on the page is the one that is installed. With a key it is valid, and its fields are explained.
     #[test]
     fn the_page_of_the_profile_has_the_example_and_explains_it() {
         const EXAMPLE: &str = include_str!("../../files/Universe.profile");
