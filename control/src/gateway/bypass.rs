@@ -36,7 +36,7 @@ pub struct Bypass {
     /// `None` while no interface may be driven by AF_XDP.
     ruleset: Option<Ruleset>,
     reading: Option<JoinHandle<Ruleset>>,
-    /// The interfaces that they were last judged for, and the tunnel's.
+    /// The interfaces for which the rules were last judged, and the tunnel's.
     interfaces: Vec<Interface>,
     read_at: Option<Instant>,
     judge_at: Option<Instant>,
@@ -169,8 +169,8 @@ fn judge(
     bypassed
 }
 
-/// The interfaces whose traffic control AF_XDP may bypass. The tunnel's is one: what the LAN's ring takes does not pass
-/// through it.
+/// The interfaces whose traffic control AF_XDP may bypass. The tunnel's is one: packets that the LAN's ring takes do
+/// not pass through it.
 fn interfaces(drives: &Drives, site: &Site, network: &Network) -> Vec<Interface> {
     let lan = drives.lan.iter().map(|drive| drive.name.as_str());
     let names = [drives.wan.name.as_str(), site.name.as_str()].into_iter().chain(lan);

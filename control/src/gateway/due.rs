@@ -1,4 +1,4 @@
-//! What was changed and is not in force yet.
+//! Changes that are not in force yet.
 
 /// What needs attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Due {
     pub endpoints: bool,
     /// The paths to all endpoints, which may lead over other neighbours or interfaces.
     pub paths: bool,
-    /// The kernel has to be compared with what should be.
+    /// The kernel's state has to be compared with the wanted state.
     pub ground: bool,
 }
 

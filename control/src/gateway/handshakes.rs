@@ -52,12 +52,12 @@ pub struct Handshakes {
     pub proto: proto::Gateway,
     udp: UdpSender,
     resolver: Resolver,
-    /// Where the peers were last; it survives restarts.
+    /// The peers' last endpoints, which survive restarts.
     last_endpoints: LastEndpoints,
     /// Peers that are to be called because they had a session before the start.
     to_call: VecDeque<PeerId>,
     drops: Drops,
-    /// Handshakes that were begun, those over a connection to a relay apart.
+    /// Handshakes that were begun, not counting those over a connection to a relay.
     begun: u64,
     clock_set: Instant,
     due: Due,
@@ -493,7 +493,7 @@ impl Handshakes {
     /// Sends the pending handshake messages.
     pub fn transmit(&mut self) {
         while let Some(transmit) = self.proto.poll_transmit() {
-            // Behind a local address there is a connection to a relay.
+            // A local address stands for a connection to a relay.
             let begins = transmit.contents.first() == Some(&INITIATION) && !transmit.to.ip().is_loopback();
             self.begun += u64::from(begins);
             let peer = transmit.peer.and_then(|id| self.peers.of_mut(id));

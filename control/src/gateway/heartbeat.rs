@@ -1,8 +1,8 @@
 //! What the service manager is told (sd_notify(3)): that the gateway is ready, its state, and that it is alive.
 //!
-//! It is alive as long as control gets here and every worker answers control's call, which wakes it if it sleeps. When
-//! one of them is stuck nothing more is reported, and the service manager kills the gateway and starts it again; the
-//! guard holds meanwhile.
+//! It is alive as long as control reaches this code and every worker answers control's call, which wakes it if it
+//! sleeps. When one of them is stuck nothing more is reported, and the service manager kills the gateway and starts it
+//! again; the guard holds meanwhile.
 
 use std::time::{Duration, Instant};
 

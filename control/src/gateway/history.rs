@@ -56,7 +56,7 @@ pub struct Recorder {
     /// Bytes received and sent per second, packets dropped per second, load of the busiest worker.
     total: Rings<4>,
     peers: HashMap<PublicKey, Remembered>,
-    /// Those of the last second.
+    /// Packets dropped in the last second, by reason.
     drops: BTreeMap<String, f32>,
     loads: Vec<f32>,
 }

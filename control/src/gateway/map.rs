@@ -1,5 +1,5 @@
-//! Between the coordinator and the other parts: what it says about others becomes peers, what it says about this site
-//! becomes its address.
+//! Between the coordinator and the other parts: what it says about other sites becomes peers, what it says about this
+//! site becomes its address.
 
 use std::time::Instant;
 

@@ -20,10 +20,10 @@ pub type Ask = oneshot::Sender<Status>;
 /// The subject of the problem that metrics cannot be served.
 const METRICS: &str = "Metrics";
 
-/// The listener, and what is asked through it.
+/// The listener, and the requests that come through it.
 pub struct Metrics {
     wanted: Option<SocketAddr>,
-    /// The address where they are served, and the task that does it, which is aborted when dropped.
+    /// The address where they are served, and the task that serves them, which is aborted when dropped.
     serving: Option<(SocketAddr, JoinSet<()>)>,
     ask: mpsc::Sender<Ask>,
     asked: mpsc::Receiver<Ask>,
@@ -31,7 +31,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// To be served at this address; [`Self::follow`] begins.
+    /// Metrics to be served at this address; [`Self::follow`] begins to.
     pub fn new(wanted: Option<SocketAddr>) -> Self {
         let (ask, asked) = mpsc::channel(1);
         Self { wanted, serving: None, ask, asked, problems: Problems::default() }

@@ -89,7 +89,7 @@ pub struct Gateway {
     history: Recorder,
     /// Problems of the guard and the profile.
     problems: Problems,
-    /// What was changed and is not in force yet.
+    /// Changes that are not in force yet.
     due: Due,
 }
 

@@ -1,5 +1,5 @@
-//! Between the kernel and the other parts: what network changes mean here, and what kernel and steering programs are
-//! told.
+//! Between the kernel and the other parts: what network changes mean here, and what the kernel and the steering
+//! programs are told.
 
 use std::net::IpAddr;
 use std::time::Instant;

@@ -74,15 +74,15 @@ pub struct Overlay {
     surroundings: Option<Surroundings>,
     /// Sites whose reachability has changed, or has to be looked at again, since paths were last looked for.
     moved: BTreeSet<SiteKey>,
-    /// First handshakes that nobody has asked for, lately.
+    /// Limits first handshakes with peers that there is nothing to send to.
     first_handshakes: Bucket,
-    /// What the coordinator wants to be told of paths.
+    /// What the coordinator wants to know about paths.
     pub telling: Telling,
-    /// What of the map was refused.
+    /// The parts of the map that were refused.
     refused: Problems,
-    /// Sites that are believed, and too old for the policy.
+    /// Sites that are believed, but whose gateways are too old for the policy.
     outdated: BTreeSet<SiteKey>,
-    /// That these cannot be reached.
+    /// The problem that these cannot be reached.
     cut_off: Problems,
     /// The default routes, when they were last looked at.
     default_routes: Option<DefaultRoutes>,
@@ -110,12 +110,12 @@ pub enum Outcome {
     Map,
     /// There are other addresses that must stay outside the tunnel.
     Servers,
-    /// The coordinator has told this site's address.
+    /// The coordinator has assigned this site's address.
     Address,
 }
 
 impl Overlay {
-    /// Connects to the coordinator, if the profile names one. Until it answers, the peers are those of the last time.
+    /// Connects to the coordinator, if the profile names one. Until it answers, the peers are those of the cached map.
     pub fn start(now: Instant, profile: &Profile, udp: UdpSender) -> Option<Self> {
         let config = Config::of(profile)?;
         let destinations = Destinations::default();
@@ -200,7 +200,7 @@ impl Overlay {
         }
     }
 
-    /// Gives back what others hold for us, and keeps what is known for the next start.
+    /// Releases what others hold for us, and stores what is known for the next start.
     pub async fn stop(mut self) {
         self.statements.stop(Instant::now());
         self.traversal.release().await;
@@ -344,8 +344,8 @@ impl Overlay {
         self.follow_moves(now, handshakes);
     }
 
-    /// Has every prefix judged again at the next [`apply`](Self::apply), because something else has changed whose they
-    /// are.
+    /// Has every prefix judged again at the next [`apply`](Self::apply), because something other than the map has
+    /// changed their owners.
     pub fn judge_all(&mut self) {
         self.surroundings = None;
     }
@@ -390,12 +390,12 @@ impl Overlay {
         self.believed.sites.get(&SiteKey::from(*peer.public_key.as_bytes()))?.vouched
     }
 
-    /// What was refused of the map, as `status` lists it.
+    /// The refused parts of the map, as `status` lists them.
     pub fn refused(&self) -> &[Refused] {
         &self.believed.refused
     }
 
-    /// Takes up what sites announce that have moved: where they are, and how fast.
+    /// Takes up what sites that have moved announce: where they are, and how fast.
     fn follow_moves(&mut self, now: Instant, handshakes: &mut Handshakes) {
         let mut changed = false;
         for key in std::mem::take(&mut self.moved) {
@@ -408,7 +408,7 @@ impl Overlay {
                 handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
             }
             let told = site.reachability.clone().unwrap_or_default();
-            // Probes carry the mark, so an address inside a remote prefix, such as that of a default route, is reached
+            // Probes carry the mark, so an address inside a remote prefix, such as a default route, is reached
             // outside the tunnel or not at all.
             self.traversal.set_remote(now, &key.into(), &told.candidates, told.nat_type.unwrap_or_default());
         }
@@ -458,8 +458,8 @@ impl Overlay {
         let has_session = peer.sending.is_some();
         handshakes.set_endpoint(id, endpoint);
         if before.is_none_or(|before| before.path != path) {
-            // A relay knows from handshakes whose session is whose. It has seen none of this session's, nor of one in
-            // the making.
+            // A relay learns from handshakes which session belongs to whom. It has seen none of the handshake of this
+            // session, or of the one under way.
             let known = has_session || handshakes.proto.peer(id).is_some_and(|peer| peer.handshake_under_way());
             let unseen = matches!(path, Path::Relay { .. }) && known;
             // We may have restarted: the peer would go on sending on a session that we do not have until it has missed
@@ -484,7 +484,7 @@ impl Overlay {
         }
     }
 
-    /// What was refused of the map, whom this site cannot reach, and what is wrong with the signed documents.
+    /// The refused parts of the map, the sites that cannot be reached, and what is wrong with the signed documents.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         [self.refused.list(now), self.cut_off.list(now), self.statements.problems(now)].concat()
     }
@@ -503,7 +503,7 @@ pub fn endpoints_in_use<'a>(peers: &'a Peers, sites: &'a BTreeMap<SiteKey, Site>
 struct Difference {
     /// Sites whose reachability has changed.
     moved: Vec<SiteKey>,
-    /// Whether relays, servers or sites have changed, apart from where these are.
+    /// Whether relays, servers or sites have changed, apart from where sites are.
     sites: bool,
 }
 

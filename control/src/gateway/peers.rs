@@ -244,7 +244,7 @@ impl Peer {
     }
 
     /// Whether it is time to show the flow to the kernel's connection tracking; if so, it counts as shown. Only a flow
-    /// with data since the last time needs it: an idle one is forgotten with any WireGuard.
+    /// with data since the last time needs it: an idle one is forgotten with any WireGuard implementation.
     pub fn is_to_be_shown(&mut self, now: Instant) -> bool {
         let data = self.sampled.sent_data.max(self.sampled.received_data);
         // The handshake went through the kernel.

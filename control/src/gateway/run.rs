@@ -72,7 +72,7 @@ pub async fn run(profile: Profile) -> Result<()> {
     outcome
 }
 
-/// Starts everything that carries packets; the guard stands.
+/// Starts everything that carries packets; the guard is already up.
 ///
 /// # Errors
 /// What is missing or in the way, in one sentence. The guard stays.
@@ -290,7 +290,7 @@ pub fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-/// Sleeps until then; forever if there is no time.
+/// Sleeps until this time; forever if there is none.
 pub async fn at(time: Option<tokio::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,

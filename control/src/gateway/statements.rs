@@ -27,7 +27,7 @@ use crate::status;
 const SETTLE: Duration = Duration::from_millis(100);
 /// Longest time between two judgements, which makes up for what a wrong clock has delayed.
 const JUDGE_EVERY: Duration = Duration::from_secs(3_600);
-/// How often the hours of running are written; hours not written would be added to every lease again.
+/// How often the running time is written; time that is not written would be added to every lease again.
 const WRITE_EVERY: Duration = Duration::from_secs(300);
 /// Writes that are only about leases: the average interval, and how many in a row.
 const LEASES_INTERVAL: Duration = Duration::from_secs(5);

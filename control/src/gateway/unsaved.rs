@@ -1,4 +1,4 @@
-//! What `wg set` changed since the profile was read: the difference of the gateway and its profile, for
+//! What `wg set` changed since the profile was read: the difference between the gateway and its profile, for
 //! `penstock save`.
 
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ pub fn unsaved(gateway: &Gateway) -> Unsaved {
     }
 }
 
-/// The fields of a peer that the profile has otherwise; `None` if there are none.
+/// The fields of a peer that differ from the profile; `None` if there are none.
 fn difference(peer: &Peer, given: Option<&profile::Peer>) -> Option<UnsavedPeer> {
     let preshared_key = given.and_then(|given| given.preshared_key.as_ref());
     let allowed_ips: BTreeSet<_> = given.into_iter().flat_map(|given| given.allowed_ips.iter().copied()).collect();

@@ -24,7 +24,7 @@ pub struct Changes {
     pub prefixes: BTreeSet<IpNet>,
     /// Whether the firewall may select other peers, or other peers are restricted.
     pub selected: bool,
-    /// What was refused, of which site.
+    /// The prefixes that were refused, with their sites.
     pub refused: Vec<(SiteKey, RefusedPrefix)>,
 }
 
@@ -108,8 +108,8 @@ fn add(
     Some(id)
 }
 
-/// Gives every peer exactly the prefixes of its site that are accepted. What was given to it in the surroundings
-/// `before` is in force.
+/// Gives every peer exactly the prefixes of its site that are accepted. What it was given in the surroundings `before`
+/// is already in force.
 fn allow(
     peers: &mut Peers,
     sites: &[(PeerId, SiteKey, &Site)],

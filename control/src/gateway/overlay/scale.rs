@@ -39,7 +39,7 @@ impl Lab {
         let private_key = PrivateKey::from_bytes([1; 32]);
         let own = SiteKey::from(*private_key.public_key().as_bytes());
         let config = Config {
-            // Nobody is there.
+            // Nothing listens there.
             url: "https://127.0.0.1:1".parse().unwrap(),
             trust: Trust::Authorities(None),
             private_key: private_key.clone(),

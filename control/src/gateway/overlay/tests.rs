@@ -35,7 +35,7 @@ fn peers_follow_the_map() {
     let changes = follow_map(&both, &mut proto, &mut peers, now, &Surroundings::default(), None);
     assert!(!changes.any(), "{changes:?}");
 
-    // What selects it and what it may reach are taken up, and nothing else.
+    // Its tags and what it may reach are taken up, and nothing else.
     let mut other = both.clone();
     let cadiz = other.get_mut(&SiteKey::from([8; 32])).unwrap();
     (cadiz.tags, cadiz.allow) = (vec!["a".parse().unwrap()], Some(vec!["tcp/443".parse().unwrap()]));

@@ -18,7 +18,7 @@ pub struct Chosen {
     pub implementation: Implementation,
     /// Why it is this one, in a sentence.
     pub reason: String,
-    /// Whether it is a replacement for the one that it should be.
+    /// Whether it replaces the one that should be used.
     pub is_fallback: bool,
 }
 

@@ -209,7 +209,7 @@ impl Drive {
         Some((sentence, what_to_do, Severity::Error))
     }
 
-    /// That it is a port of another device.
+    /// The problem that it is a port of another device.
     fn belongs(&self, interface: &Interface) -> Option<(String, &'static str, Severity)> {
         let name = &self.name;
         let (sentence, what_to_do) = match interface.port_of.as_deref()? {
@@ -231,7 +231,7 @@ impl Drive {
         Some((sentence, what_to_do, Severity::Warning))
     }
 
-    /// What AF_XDP does not carry, or does past the kernel, because the profile demands it.
+    /// The problem that AF_XDP bypasses a rule or carries little, because the profile demands AF_XDP.
     fn bypasses(&self) -> Option<(String, &'static str, Severity)> {
         if let Some(rule) = self.bypassed.as_ref().filter(|_| self.xdp()) {
             let sentence = format!("what AF_XDP carries on {} bypasses {rule}", self.name);
@@ -258,7 +258,7 @@ pub struct Drives {
     pub wan: Drive,
     /// The side of this site.
     pub lan: Vec<Drive>,
-    /// Why frames are copied although the drivers could do without, if so.
+    /// Why frames are copied although the drivers need not, if they are.
     pub copies: Option<String>,
     problems: Problems,
 }

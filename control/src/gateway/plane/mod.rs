@@ -60,7 +60,7 @@ const WORKERS: &str = "workers";
 /// The subject of the problem that the cipher is not the right one.
 const CIPHER: &str = "cipher";
 
-/// The subject of the problem that the steering programs do not know everything.
+/// The subject of the problem that the steering programs could not be told everything.
 const STEERING: &str = "steering programs";
 
 /// The profile's settings for the data plane.
@@ -147,7 +147,7 @@ pub struct Plane {
     smallest_mtu: u16,
     paths: HashMap<PeerId, Path>,
     next_hops: NextHops,
-    /// When it was last examined what has passed the AF_XDP ports.
+    /// When the traffic of the AF_XDP ports was last examined.
     proved: Instant,
     /// Whether the workers have to be replaced.
     stale: bool,
@@ -304,8 +304,8 @@ impl Plane {
         }
     }
 
-    /// Binds the tunnel to this port, if possible; [`Self::renew`] is to follow. Returns whether it was possible. With
-    /// 0 any port will do, and so the present one does.
+    /// Binds the tunnel to this port, if possible; [`Self::renew`] is to follow. Returns whether it was possible. Port
+    /// 0 means any, so the present one stays.
     pub fn move_to_port(&mut self, now: Instant, port: u16) -> bool {
         if port == 0 || port == self.local_port() {
             return true;

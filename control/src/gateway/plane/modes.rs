@@ -110,8 +110,8 @@ impl Device {
         self.kind.is_none() && self.driver.as_deref().is_some_and(|driver| !PARAVIRTUAL.contains(&driver))
     }
 
-    /// Whether it is known to spoil trains of datagrams: QEMU sends one that its igb card is to cut as the fragments of a
-    /// single datagram.
+    /// Whether it is known to spoil trains of datagrams: QEMU's igb card does not segment a train, but sends it as
+    /// fragments of a single datagram.
     pub fn spoils_trains(&self) -> bool {
         self.emulated && self.driver.as_deref() == Some("igb")
     }
@@ -131,7 +131,7 @@ impl Device {
             driver: if is_card { Some("test".to_owned()) } else { driver },
             emulated: vendor.is_ok_and(|vendor| vendor.trim() == QEMU),
             ethernet: interface.mac.is_some() && interface.name != "lo",
-            // sysfs may belong to another namespace; netlink tells the maximum number of queues.
+            // sysfs may belong to another namespace; netlink reports the maximum number of queues.
             queues: if queues > 0 { queues } else { interface.queues.max(1) },
         }
     }

@@ -98,8 +98,8 @@ struct Hop {
     source: IpAddr,
 }
 
-/// The next hop of an outer packet, if the kernel's route leads through `wan`, and a worker can do all that it asks for:
-/// it neither encapsulates nor fragments.
+/// The next hop of an outer packet, if the kernel's route leads through `wan` and asks for nothing that workers do not
+/// do: they neither encapsulate nor fragment.
 fn next_hop(netlink: &mut Netlink, wan: &Interface, outer: &Outer) -> Option<Hop> {
     let route = netlink.route_of(outer).ok()??;
     if route.interface != Some(wan.index) || route.kind != RouteKind::Unicast {

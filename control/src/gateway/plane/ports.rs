@@ -164,7 +164,7 @@ pub fn build(
         tracing::info!("{workers} workers share {} queues", drives.queues());
     }
     // If it is not pinned, the scheduler moves a worker away from whatever shares its core. With AF_XDP the queue's
-    // interrupt is bound to a core, and the worker had better be too.
+    // interrupt is bound to a core, so the worker is too.
     let pinned = drives.any_xdp() || (workers > 1 && workers as usize >= cores.len());
     let mut setups = Vec::new();
     let mut udp = VecDeque::from(kernel.udp);
@@ -179,7 +179,7 @@ pub fn build(
     Ok(setups)
 }
 
-/// A worker's packet memory, and its ports by AF_XDP.
+/// A worker's packet memory, and its AF_XDP ports.
 pub struct WorkerPorts {
     pool: Pool,
     /// Of the WAN.
@@ -207,8 +207,8 @@ struct Unbound {
 }
 
 impl Unbound {
-    /// Why all frames have to be copied, if that is the reason: memory that one driver uses without copying cannot be
-    /// shared with a driver that copies.
+    /// Why all frames have to be copied, if the port could not be bound because of that: memory that one driver uses
+    /// without copying cannot be shared with a driver that copies.
     fn must_copy(&self) -> Option<String> {
         let Self { name, error, zero_copy, .. } = self;
         let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);

@@ -147,7 +147,7 @@ pub struct Fallen {
 /// The verdict on one direction of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it is proven, not, or about to be given up.
+    /// Whether it is proven, unproven, or about to be given up.
     pub state: State,
     /// When it was last proven.
     pub proven: Option<Millis>,
@@ -190,11 +190,11 @@ pub struct Proof {
     queues: BTreeMap<u32, Queue>,
     /// Frames that arrived at the interface, and those that the program was shown.
     shown: Flow,
-    /// Whether any frame has arrived since.
+    /// Whether any frame has arrived since the ports were bound.
     silence: Silence,
     /// Whether the card is to be started anew.
     restart: bool,
-    /// How much of the tunnel's packets comes to the rings.
+    /// What share of the tunnel's packets reaches the rings.
     share: Share,
     told: Millis,
     /// When a session was last begun to get a proof.
@@ -252,7 +252,7 @@ impl Proof {
         let Some((bound @ Bound { zero_copy: true, .. }, _)) = self.bound else { return };
         match self.silence.handle(now, bound.shown, arrivals) {
             Some(Need::Restart) => self.restart = true,
-            // Who is silent on a LAN may be switched off.
+            // The hosts of a silent LAN may be switched off.
             Some(Need::Copy { calls }) if bound.wan => _ = self.fault.get_or_insert(Fault::Silent { calls }),
             _ => {}
         }
@@ -262,13 +262,14 @@ impl Proof {
         }
     }
 
-    /// Whether the card is to be started anew, because nothing has arrived since the ports were bound. It is said once.
+    /// Whether the card is to be started anew, because nothing has arrived since the ports were bound. True only once.
     pub fn take_restart(&mut self) -> bool {
         std::mem::take(&mut self.restart)
     }
 
     /// Takes how many frames the program has redirected, and how many of the tunnel's it has left to the kernel, by
-    /// verdict. In `auto` AF_XDP is given up when that is most of them. Returns whether [`Self::missed`] has changed.
+    /// verdict. In `auto` AF_XDP is given up when most were left to the kernel. Returns whether [`Self::missed`] has
+    /// changed.
     pub fn handle_missed(&mut self, now: Millis, redirected: u64, left: &BTreeMap<&'static str, u64>) -> bool {
         let Some((bound, _)) = self.bound else { return false };
         let changed = self.share.handle(now, redirected, left);
@@ -280,7 +281,7 @@ impl Proof {
         changed
     }
 
-    /// That AF_XDP carries little, while it drives the interface all the same.
+    /// How little AF_XDP carries, if that is little and it still drives the interface.
     pub fn missed(&self) -> Option<&Missed> {
         self.share.missed.as_ref()
     }
@@ -295,7 +296,7 @@ impl Proof {
         self.fault = self.fault.take().or(seen);
     }
 
-    /// Whether a session should be begun with a peer that is sent to, because no other session proves sending or is
+    /// Whether a session should be begun with a peer that we send to, because no other session proves sending or is
     /// about to.
     pub fn asks(&mut self, now: Millis) -> bool {
         let Some((_, since)) = self.bound.filter(|(bound, _)| bound.wan) else { return false };
@@ -308,7 +309,8 @@ impl Proof {
         asks
     }
 
-    /// The interface has changed, or has come up again: what failed may work now. What made a card silent was to bind it.
+    /// The interface has changed, or has come up again: what failed may work now. A silent card is no such case:
+    /// binding made it silent.
     pub fn handle_link_event(&mut self, now: Millis) {
         if let Some(fallen) = self.fallen.as_mut().filter(|fallen| !matches!(fallen.fault, Fault::Silent { .. })) {
             fallen.retry = fallen.retry.min(now.max(after(fallen.since, SETTLING)));
@@ -359,9 +361,9 @@ struct Queue {
     /// Frames put into the ring, and frames that came back.
     completed: Flow,
     received: Option<Millis>,
-    /// When a session that proves sending was first heard, and when it was born.
+    /// When the peer was first heard on a session that proves sending, and when that session began.
     answered: Option<(Millis, Millis)>,
-    /// Messages of sessions that ended without an answer, and which sessions these are.
+    /// Messages of sessions that ended without an answer, and the indices of these sessions.
     unanswered: u64,
     counted: BTreeSet<u32>,
     /// Whether a session has waited for an answer for too long.
@@ -383,7 +385,7 @@ impl Queue {
             return Some(Fault::Swallowed { queue, frames });
         }
         let damaged = self.intact.handle(now, passed.damaged, passed.verified);
-        // Later it may be somebody on the path who damages messages, and sockets would fare no better.
+        // Later, somebody on the path may be damaging messages, and sockets would fare no better.
         let damaged = damaged.filter(|(messages, time)| *messages >= DAMAGED && *time >= PATIENCE);
         if let Some((messages, _)) = damaged.filter(|_| self.received.is_none()) {
             return Some(Fault::Damaged { queue, messages });
@@ -410,7 +412,7 @@ impl Queue {
         self.hopes |= talk.left_by & !way == 0;
         let due = after(talk.first_data.filter(|_| talk.left_by == way)?, ANSWER);
         match talk.next_born {
-            // Both before and after it the peer could be reached.
+            // The peer could be reached both before and after it.
             Some(next) if next >= due => {
                 if self.counted.insert(talk.index) {
                     self.unanswered += talk.sent;
@@ -463,7 +465,7 @@ struct Flow {
 }
 
 impl Flow {
-    /// How much has gone in since something last came out, and since when that is so.
+    /// How much has gone in since something last came out, and since when it is stuck.
     fn handle(&mut self, now: Millis, put: u64, came: u64) -> Option<(u64, Millis)> {
         let before = self.put.filter(|before| self.came == came && *before < put);
         let Some(before) = before else {

@@ -56,7 +56,7 @@ const MISSED: [&str; 4] = [
     LanVerdict::NeedsFragmenting.name(),
 ];
 
-/// The program on the WAN, and what it was told with success.
+/// The program on the WAN, and what it was successfully told.
 #[derive(Debug)]
 pub struct Wan {
     /// The interface.
@@ -80,7 +80,7 @@ pub struct Lan {
     /// What it is to be told.
     config: LanConfig,
     asked: AttachMode,
-    /// What it was told with success.
+    /// What it was successfully told.
     told: LanConfig,
     prefixes: Prefixes,
     /// For as long as the program is attached.
@@ -165,7 +165,7 @@ impl Lan {
         (self.index, self.asked) == (interface.index, asked)
     }
 
-    /// Tells it the configuration, if it does not have it. A failure is found by the next [`Steering::tell`].
+    /// Tells it the configuration, if it does not have it. A failure shows at the next [`Steering::tell`].
     fn set_config(&mut self, config: LanConfig) -> Result<(), SteerError> {
         self.config = config;
         if self.told != config {
@@ -262,8 +262,8 @@ impl Steering {
     }
 }
 
-/// The prefixes to steer: those of peers that can be reached, if they are guarded. `kept` are the kernel's, `ruled` those
-/// that other people's rules may decide on, `site` this site's subnets.
+/// The prefixes to steer: those of peers that can be reached, if they are guarded. `kept` are left to the kernel,
+/// `ruled` those that other people's rules may decide on, `site` this site's subnets.
 pub fn prefixes(
     peers: &Peers,
     is_guarded: impl Fn(&IpNet) -> bool,

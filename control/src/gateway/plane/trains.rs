@@ -3,14 +3,14 @@
 //! ```text
 //!   unproven ──► proven ◄──► suspected ──► given up: one by one ──► tried again: the link has changed, or the wait is over
 //! ```
-//! A train is what one call with UDP_SEGMENT sends: the kernel, a driver or the card cuts it into datagrams, and there
-//! are faulty ones of each. Then pings get through, TCP crawls, and no counter shows it. So a train of probes is sent
-//! by the same call that sends data, and a Penstock at the other end tells which of them have arrived. When some have
+//! A train is what one call with UDP_SEGMENT sends: the kernel, a driver or the card cuts it into datagrams, and each
+//! of these can be faulty. Then pings get through, TCP crawls, and no counter shows it. So a train of probes is sent by
+//! the same call that sends data, and a Penstock at the other end reports which of them have arrived. When some have
 //! not, more trains follow, each along with as many probes sent one by one: what only trains lose, always at the same
 //! place, is not lost by chance. A way is an address that the tunnel's socket sends to, and each is judged separately.
 //!
-//! A kernel may also refuse to send any train, on a way with IPsec for one. The socket's worker then sends none to anybody
-//! until the refusal is forgotten here.
+//! A kernel may also refuse to send any train, for example on a way with IPsec. The socket's worker then sends none to
+//! anybody until the refusal is forgotten here.
 //!
 //! There is no I/O here, and time is an argument.
 
@@ -48,8 +48,8 @@ const LONGEST_WAIT: Millis = Millis(6 * 3_600_000);
 /// The same after the link has changed.
 const SETTLING: Millis = Millis(1_000);
 
-/// The wait before a kernel that has refused a train is asked again, and for how long it may not refuse then until that
-/// is taken for good news.
+/// The wait before a kernel that has refused a train is asked again, and how long trains must then pass before the
+/// refusal is forgotten.
 const ASK_KERNEL_AGAIN: Millis = Millis(10 * 60_000);
 const NOT_REFUSED: Millis = Millis(5_000);
 
@@ -113,7 +113,7 @@ struct Running {
 }
 
 impl Trains {
-    /// Sets why trains are not sent where they are not proven, if so. Returns whether that is news.
+    /// Sets why trains are not sent where they are not proven, if they are not. Returns whether that is new.
     pub fn set_doubt(&mut self, doubt: Option<&'static str>) -> bool {
         std::mem::replace(&mut self.doubt, doubt) != doubt
     }
@@ -135,8 +135,8 @@ impl Trains {
         self.ways.retain(|peer, _| is_there(peer));
     }
 
-    /// Takes where a peer is sent to, how many messages it was sent, and how many trains were sent to anybody. Returns
-    /// the test that is due, to be followed by [`begun`](Self::begun) or [`refused`](Self::refused).
+    /// Takes the address that a peer is sent to, how many messages it was sent, and how many trains were sent to
+    /// anybody. Returns the test that is due, to be followed by [`begun`](Self::begun) or [`refused`](Self::refused).
     pub fn due(&mut self, now: Millis, peer: &PublicKey, to: SocketAddr, sent: u64, bundles: u64) -> Option<Test> {
         let usual = self.usual();
         if self.ways.get(peer).is_none_or(|way| way.to != to) {
@@ -173,8 +173,8 @@ impl Trains {
         }
     }
 
-    /// Takes what the kernel has said to a train, if it has refused one since the sockets last tried, and how many were
-    /// sent. Returns whether the sockets are to try again.
+    /// Takes the kernel's error, if it has refused a train since the sockets last tried, and how many trains were sent.
+    /// Returns whether the sockets are to try again.
     pub fn handle_refusal(&mut self, now: Millis, error: Option<&io::Error>, bundles: u64) -> bool {
         match (error, &mut self.refused) {
             (Some(error), None) => {
@@ -198,7 +198,7 @@ impl Trains {
         false
     }
 
-    /// That the kernel sends no trains, in a sentence, if that is so.
+    /// The sentence that the kernel sends no trains, if it refuses to.
     pub fn refusal(&self) -> Option<String> {
         let error = &self.refused.as_ref()?.error;
         Some(format!(
@@ -207,7 +207,7 @@ impl Trains {
         ))
     }
 
-    /// The interface has changed, or has come up again: what spoilt trains may be gone, and the other way round.
+    /// The interface has changed, or has come up again: a cause of spoilt trains may be gone, or new.
     pub fn handle_link_event(&mut self, now: Millis) {
         for way in self.ways.values_mut() {
             way.next = after(now, SETTLING);
@@ -357,7 +357,7 @@ mod tests {
     /// What happens to a train, and to datagrams sent one by one.
     type Link = fn(train: usize) -> (Places, Places);
 
-    /// A peer that is sent to, and examined five times a second.
+    /// A peer that we send to, examined five times a second.
     struct Bench {
         trains: Trains,
         now: Millis,
@@ -518,11 +518,11 @@ mod tests {
         assert!(!trains.handle_refusal(minutes(1), Some(&error), 7));
         assert!(trains.refusal().is_some_and(|said| said.contains("Input/output error")));
         assert!(!trains.handle_refusal(minutes(10), Some(&error), 7));
-        // It refuses again, and is not asked each time it is looked.
+        // It refuses again, and is not asked at every call.
         assert!(trains.handle_refusal(minutes(11), Some(&error), 7));
         assert!(!trains.handle_refusal(after(minutes(11), Millis(500)), None, 7) && trains.refusal().is_some());
         assert!(!trains.handle_refusal(minutes(12), Some(&error), 7) && trains.refusal().is_some());
-        // The link changes. Silence tells nothing, and another socket's trains only after a while.
+        // The link changes. Without trains nothing is known, and other sockets' trains count only after a while.
         trains.handle_link_event(minutes(13));
         let asked = after(minutes(13), SETTLING);
         assert!(trains.handle_refusal(asked, Some(&error), 7));

@@ -13,15 +13,15 @@ use penstock_dataplane::table::Table;
 use penstock_dataplane::work::WorkDone;
 use tokio::io::unix::AsyncFd;
 
-/// Workers that run or not; their counters go on when others replace them.
+/// Workers, running or not; the counters go on when workers are replaced.
 #[derive(Default)]
 pub struct Workers {
     running: Option<Running>,
     /// Commands to be sent when the next table is published.
     commands: Vec<Command>,
-    /// How many packets workers that have ended had dropped.
+    /// How many packets were dropped by workers that have ended.
     dropped: BTreeMap<&'static str, u64>,
-    /// What they had done, by worker number.
+    /// What these had done, by worker number.
     worked: Vec<WorkDone>,
 }
 

@@ -132,7 +132,7 @@ fn only_what_is_signed_is_taken_and_a_restart_remembers() {
         believed.refused.iter().map(|r| (r.name.as_str(), r.prefix.map(|prefix| prefix.to_string()))).collect();
     assert_eq!(refused, [("site-3", None), ("site-2", Some("10.9.0.0/16".to_owned()))]);
 
-    // Killed without a word, and begun anew without the coordinator.
+    // Killed, and started again without the coordinator.
     drop(statements);
     assert_eq!(names(&lab.open().judge(lab.now, &sites)), ["site-2"]);
 }
@@ -292,7 +292,7 @@ fn a_file_that_cannot_be_written_is_a_problem_and_new_revocations_count_all_the_
     assert!(lab.file().exists());
 }
 
-/// A coordinator can make leases without end.
+/// A coordinator can make any number of leases.
 #[test]
 fn leases_alone_are_not_written_without_end() {
     let mut lab = Lab::new();
@@ -309,7 +309,7 @@ fn leases_alone_are_not_written_without_end() {
         writes += u32::from(lab.file().exists());
     }
     assert_eq!(writes, LEASES_BURST);
-    // What was put off is made up for.
+    // The postponed write follows.
     let later = statements.poll_timeout().unwrap();
     assert!(later <= lab.now + LEASES_INTERVAL);
     statements.handle_timeout(later);

@@ -82,7 +82,7 @@ fn keys(gateway: &mut Gateway) -> SessionKeys {
         .expect("a session")
 }
 
-/// Another Noise, with WireGuard's parameters and this name.
+/// Another implementation of Noise, with WireGuard's parameters and this name.
 fn noise(name: &str) -> Builder<'static> {
     let builder = Builder::new(name.parse().unwrap()).prologue(b"WireGuard v1 zx2c4 Jason@zx2c4.com").unwrap();
     builder.local_private_key(&THEIRS).unwrap().psk(2, &PRESHARED_KEY).unwrap()
@@ -139,7 +139,7 @@ fn another_noise_begins_and_reads_our_packets() {
     }
 }
 
-/// Packets with counters in which every byte is another.
+/// Packets whose counters differ in every byte.
 fn packets_pass(keys: &SessionKeys, suite: Suite, theirs: &StatelessTransportState) {
     assert_eq!(keys.suite, suite);
     let ours = Session::new(SessionConfig {

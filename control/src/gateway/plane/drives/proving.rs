@@ -60,7 +60,7 @@ impl Plane {
             self.stale = true;
         }
         match restarted {
-            // To hear whether it has helped.
+            // To learn whether it has helped.
             true => peers.iter().find(|peer| is_direct(peer) && peer.endpoint.is_some()).map(|peer| peer.id),
             false => drives.wan.proof.asks(now).then(|| sent_to(peers)).flatten(),
         }
@@ -75,7 +75,7 @@ fn sent_to(peers: &Peers) -> Option<PeerId> {
 }
 
 impl Drive {
-    /// Returns whether something else is to be said about it.
+    /// Examines its ports. Returns whether there is something new to report.
     fn prove(&mut self, now: Millis, engine: &Engine, steering: &Steering, netlink: &mut Netlink, calls: u64) -> bool {
         let Some(interface) = self.interface.as_ref().filter(|interface| interface.up) else { return false };
         let passed: Vec<_> = engine.passed().filter(|(_, port, _)| port.interface == self.name).collect();
@@ -114,7 +114,7 @@ impl Drive {
         self.plan = self.plan();
     }
 
-    /// Why frames are copied on all interfaces, if it is because of this one: they share memory, and so the method.
+    /// Why frames are copied on all interfaces, if it is because of this one: they share memory, and so must all copy.
     pub(in crate::gateway::plane) fn copies(&self) -> Option<String> {
         let copies = self.proof.rung() >= Rung::Copy;
         copies.then(|| format!("all frames are copied, since those of {} must be", self.name))
@@ -125,7 +125,7 @@ impl Drive {
         self.proof.verdicts(queue)
     }
 
-    /// That AF_XDP carries little of the tunnel's traffic, as the profile has it.
+    /// The sentence that AF_XDP carries little of the tunnel's traffic, if it does.
     pub(super) fn missed(&self) -> Option<String> {
         let missed = self.proof.missed().filter(|_| self.xdp())?;
         Some(format!("AF_XDP carries little on {}: {missed}", self.name))

@@ -48,7 +48,7 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
-    /// Whether it is one of receiving, which generic mode may not have.
+    /// Whether it is a fault in receiving, which generic mode may not have.
     pub fn of_receiving(&self) -> bool {
         matches!(self, Self::Swallowed { .. } | Self::Damaged { .. } | Self::Unseen { .. })
     }

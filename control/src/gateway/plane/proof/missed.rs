@@ -1,6 +1,6 @@
-//! How much of the tunnel's packets AF_XDP carries at all. The program leaves to the kernel what a ring cannot take: too
-//! large a packet, a queue without a socket, a frame without room in front. When that is most of the traffic, AF_XDP
-//! costs without giving anything.
+//! What share of the tunnel's packets AF_XDP carries at all. The program leaves to the kernel what a ring cannot take:
+//! too large a packet, a queue without a socket, a frame without room in front. When that is most of the traffic,
+//! AF_XDP costs more than it gains.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use penstock_dataplane::clock::Millis;
 const WINDOW: Millis = Millis(5_000);
 /// How many windows in a row have to agree.
 const WINDOWS: u8 = 3;
-/// Fewer frames than these in a window, a hundred a second, say nothing about what is faster.
+/// Fewer frames than this in a window, a hundred a second, say nothing about which way is faster.
 const BUSY: u64 = 500;
 
 /// Most of the tunnel's frames do not come to the ring.
@@ -21,7 +21,7 @@ pub struct Missed {
     pub frames: u64,
     /// Those of them that the program left to the kernel.
     pub to_kernel: u64,
-    /// The verdict by which it left most of them, as it is counted.
+    /// The verdict by which it left most of them, by its counter's name.
     pub verdict: &'static str,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Missed {
     }
 }
 
-/// Compares what a program has redirected with what it has left to the kernel although it is the tunnel's.
+/// Compares the frames that a program has redirected with the tunnel's frames that it has left to the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Share {
     began: Option<(Millis, u64, BTreeMap<&'static str, u64>)>,
@@ -50,7 +50,7 @@ impl Share {
     }
 
     /// Takes frames redirected, and frames left to the kernel by verdict, since the program was attached. Returns whether
-    /// [`Self::missed`] is another than before, but for its numbers.
+    /// [`Self::missed`] has changed, apart from its numbers.
     pub fn handle(&mut self, now: Millis, redirected: u64, left: &BTreeMap<&'static str, u64>) -> bool {
         let Some((since, redirected_before, left_before)) = &self.began else {
             self.began = Some((now, redirected, left.clone()));
@@ -88,7 +88,7 @@ impl Share {
 mod tests {
     use super::*;
 
-    /// Frames a second to the ring and to the kernel.
+    /// Frames per second to the ring and to the kernel.
     struct Traffic {
         share: Share,
         now: u64,
@@ -101,7 +101,7 @@ mod tests {
             Self { share: Share::default(), now: 0, redirected: 0, left: BTreeMap::new() }
         }
 
-        /// Returns after how many seconds of this traffic, of a minute, the verdict changes.
+        /// Returns after how many seconds of this traffic the verdict changes, if within a minute.
         fn changes_after(&mut self, to_ring: u64, to_kernel: u64) -> Option<u64> {
             (1..=60).find(|_| {
                 self.now += 1_000;

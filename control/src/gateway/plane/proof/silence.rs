@@ -1,7 +1,7 @@
 //! Whether anything arrives at all. Where frames are not copied, binding has left cards in a state in which they neither
 //! received nor counted anything, not even the kernel's own frames, so that no comparison of counters shows it: a driver
-//! finds nothing to fill its ring with when a socket is bound, and does not look again. To attach the program again starts
-//! such a card anew.
+//! finds nothing to fill its ring with when a socket is bound, and does not look again. Attaching the program again
+//! restarts such a card.
 
 use penstock_dataplane::clock::Millis;
 

@@ -67,7 +67,7 @@ impl Port {
         }
     }
 
-    /// What of a message comes out of the device: messages.
+    /// The messages that come out of the device when this one goes in.
     fn through_device(&mut self, does: Does, mut message: Vec<u8>) -> Vec<Vec<u8>> {
         match does {
             Does::Work | Does::StallSending => vec![message],
@@ -202,7 +202,7 @@ fn each_way_to_fail_is_seen_within_seconds_also_when_it_begins_late() {
 
 #[test]
 fn what_does_no_harm_is_left_alone() {
-    // A duplicate is a replay. What is damaged after something was intact may be so by anybody on the way.
+    // A duplicate is a replay. Damage after intact messages may be the work of anybody on the path.
     for (does, works_for) in [(Does::Duplicate, 0), (Does::Corrupt, 40)] {
         let mut watch = Watch::new(WAN);
         let mut port = Port::new(WAN, works_for, does);
@@ -216,7 +216,7 @@ fn what_does_no_harm_is_left_alone() {
     watch.second(&mut port, 3);
     assert_eq!(watch.falls_after(&mut port, 0), None);
     assert_eq!(watch.states()[0], State::Failing);
-    // Nothing is known of a time in which nothing was told.
+    // Nothing is known about a time without reports.
     watch.now += 60 * SECOND;
     assert!(!watch.second(&mut port, 20));
     assert_eq!(watch.states()[0], State::Unproven);
@@ -381,12 +381,12 @@ fn a_card_from_which_nothing_comes_is_started_anew_and_then_copied_from() {
     let calling = |second: u64| Arrivals { calls: 5 + second / 5, ..quiet(second) };
     let zero_copy = Bound { zero_copy: true, shown: 3, ..WAN };
     assert_eq!(silence(zero_copy, calling), [Some(6), Some(20)]);
-    // That has helped.
+    // The restart has helped.
     assert_eq!(silence(zero_copy, |s| Arrivals { counted: 7 + (s / 8).min(1), ..calling(s) }), [Some(6), None]);
     // A peer that is gone, and one that nobody calls.
     assert_eq!(silence(zero_copy, |s| Arrivals { calls: 2 + s.min(6), ..quiet(s) }), [Some(6), None]);
     assert_eq!(silence(zero_copy, quiet), [Some(6), None]);
-    // On a LAN all may be switched off.
+    // On a LAN all hosts may be switched off.
     assert_eq!(silence(Bound { wan: false, ..zero_copy }, calling), [Some(6), None]);
     // One frame is enough, whoever has counted it, and also before the first report.
     assert_eq!(silence(zero_copy, |s| Arrivals { counted: 7 + (s / 3).min(1), ..calling(s) }), [None, None]);
@@ -396,7 +396,7 @@ fn a_card_from_which_nothing_comes_is_started_anew_and_then_copied_from() {
     assert_eq!(silence(WAN, calling), [None, None]);
 }
 
-/// Nothing is known of a time in which nothing was told, as when the link was down.
+/// Nothing is known about a time without reports, as when the link was down.
 #[test]
 fn silence_is_measured_anew_after_a_gap() {
     let mut watch = Watch::new(Bound { zero_copy: true, ..WAN });
@@ -459,7 +459,7 @@ fn data_that_is_not_answered_between_two_handshakes_was_not_sent() {
         (Talk { next_born: successor(late), ..talk(1, begin) }, true),
         // The network may be down, or the peer.
         (talk(1, begin), false),
-        // The peer sends by the newer one.
+        // The peer sends on the newer one.
         (Talk { next_born: successor(begin + 1_000), ..talk(1, begin) }, false),
         (Talk { next_born: successor(late), answered: Some(RING_WAY), ..talk(1, begin) }, false),
         (Talk { next_born: successor(late), left_by: RING_WAY | KERNEL_WAY, ..talk(1, begin) }, false),

@@ -1,5 +1,5 @@
-//! Tests trains to the peers that answer probes, tells the sockets to whom they may be sent, and says aloud where
-//! they are spoilt.
+//! Tests trains to the peers that answer probes, tells the sockets to whom they may be sent, and reports where they are
+//! spoilt.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,10 +21,10 @@ use crate::netlink::Interface;
 use crate::problem::{Problem, Problems};
 use crate::traversal::Traversal;
 
-/// How often it is looked what is due.
+/// How often due tests are looked for.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// What is known of trains, and what has to be remembered to find it out.
+/// What is known about trains, and what has to be remembered to find it out.
 pub struct Testing {
     trains: Trains,
     looked: Instant,
@@ -35,7 +35,7 @@ pub struct Testing {
 }
 
 impl Testing {
-    /// Nothing is known but the kernel.
+    /// Nothing is known yet but the kernel's version.
     pub fn new(now: Instant) -> Self {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let kernel_spoils = version(kernel.trim()).is_some_and(spoils_trains);
@@ -45,7 +45,7 @@ impl Testing {
         testing
     }
 
-    /// Says aloud where no trains are sent without a proof. `card_spoils`: the WAN's does.
+    /// Warns if no trains are sent without a proof. `card_spoils`: the WAN's card is known to spoil them.
     fn doubt(&mut self, card_spoils: bool) {
         let doubt = match (self.kernel_spoils, card_spoils) {
             (true, _) => Some("this kernel spoils trains with some drivers"),
@@ -59,7 +59,7 @@ impl Testing {
         }
     }
 
-    /// To whom trains are spoilt, or that the kernel refuses them.
+    /// The peers to which trains are spoilt, or that the kernel refuses trains.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.problems.list(now)
     }
@@ -82,7 +82,7 @@ impl Testing {
 }
 
 impl Plane {
-    /// Tests the trains that are due to be, to peers whose path is found and to those of the profile.
+    /// Makes the tests that are due, of trains to peers whose path is found and to those of the profile.
     pub fn test_trains(
         &mut self,
         now: Instant,
@@ -133,7 +133,7 @@ impl Plane {
         self.spread_bundling();
     }
 
-    /// How it stands with trains to a peer, if anything was found out.
+    /// The verdict on trains to a peer, if there is one.
     pub fn trains_to(&self, peer: &PublicKey) -> Option<Verdict> {
         self.testing.trains.verdict(peer).filter(|_| self.config.udp_gso)
     }
@@ -145,8 +145,8 @@ impl Plane {
     }
 }
 
-/// Where a peer is sent to by the tunnel's socket, if it or a relay is there, and it answers probes. A local address
-/// stands for other ways.
+/// The address to which the tunnel's socket sends a peer's packets, if the peer or a relay is there, and the peer
+/// answers probes. Local addresses stand for other ways.
 fn by_this_socket(peer: &Peer, probing: &Probing) -> Option<SocketAddr> {
     match peer.found.as_ref().map(|found| &found.path) {
         Some(Path::Direct { socket: SocketId::TUNNEL, address }) => Some(*address),
