@@ -4,7 +4,7 @@
 //!   forward      from LAN or tun, to a guarded prefix, by another interface          drop
 //!   forward      from the tun device by anything but it or a LAN, without transit   drop
 //!   forward      from a bridge to the same bridge                                    accept
-//!   forward      from another interface, in the name of a guarded prefix             drop
+//!   forward      from another interface, with a source in a guarded prefix           drop
 //!   input        the same, but for outer packets and neighbour discovery              drop
 //!   prerouting   outer packets get the mark, where an outer address is guarded, so that
 //!                a strict reverse path filter takes them
@@ -44,7 +44,7 @@ pub struct Filter {
     pub outward: BTreeSet<IpNet>,
     /// Sources that may come only from the tun device or a LAN, none inside another.
     pub inward: BTreeSet<IpNet>,
-    /// The tunnel's port, where outer packets are accepted even in the name of a guarded prefix.
+    /// The tunnel's port, where outer packets are accepted even with a source in a guarded prefix.
     pub local_port: Option<u16>,
     /// The mark of the gateway's outer sockets, whose packets are accepted too.
     pub mark: u32,
@@ -136,7 +136,7 @@ pub(super) fn remove(name: &Name) -> io::Result<()> {
     tool::run("nft", &["-f", "-"], &format!("table inet {table} {{\n}}\ndelete table inet {table}\n")).map(drop)
 }
 
-/// How nft prints the filter of the gateway of this name, without what differs from one time to the next; `None` if it
+/// How nft prints the filter of the gateway of this name, without what differs from one run to the next; `None` if it
 /// does not exist.
 ///
 /// # Errors
@@ -153,7 +153,7 @@ pub(super) fn print(name: &Name) -> io::Result<Option<serde_json::Value>> {
     Ok(Some(printed))
 }
 
-/// Handles grow with every change, and mean nothing.
+/// Removes handles, which grow with every change and mean nothing.
 fn forget_handles(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(fields) => {

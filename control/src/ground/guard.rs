@@ -31,7 +31,7 @@ use crate::netlink::network;
 use crate::problem::Problems;
 use crate::profile::{ALLOWED_IP_LIMIT, Name};
 
-/// The most prefixes that are guarded for a coordinator, for `wg set` and for the kernel's sake together. Those of the
+/// The most prefixes that are guarded because of a coordinator, `wg set` and the kernel's state together. Those of the
 /// profile have a limit of their own ([`ALLOWED_IP_LIMIT`]), so that nobody else can use it up.
 pub const GUARD_LIMIT: usize = 1 << 16;
 /// Longest file: a prefix has at most 43 bytes and its origins 38, and a placement some thousand subnets.
@@ -257,7 +257,7 @@ impl Guard {
         self.cover(prefixes.iter().copied(), Origin::Profile)
     }
 
-    /// Looks whether somebody has removed the file; it is written again then.
+    /// Checks whether somebody has removed the file; if so, it will be written again.
     pub fn confirm(&mut self) {
         self.unsaved |= !self.prefixes.is_empty() && !self.path.exists();
     }

@@ -20,7 +20,7 @@
 //! 2. The main table has a blackhole with the worst metric for every guarded prefix except default routes, with gaps
 //!    for the outer addresses, which the tunnel's own packets have to reach.
 //! 3. The packet filter drops what comes from a LAN or the tunnel for a guarded prefix and would leave through another
-//!    interface, and what arrives on another interface in the name of a guarded prefix.
+//!    interface, and what arrives on another interface with a source in a guarded prefix.
 //!
 //! Blackholes and filter survive the process. [`Guard`] keeps the set of guarded prefixes, [`Ground::withdraw`] removes
 //! everything but the guard.

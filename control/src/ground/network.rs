@@ -99,7 +99,7 @@ impl Network {
             for route in routes {
                 self.insert(route, false);
             }
-            // Routes inside those by a LAN interface may have come before these.
+            // Routes inside those by a LAN interface may have been read before them.
             if self.behind_lan.len() == searched {
                 break;
             }
@@ -190,13 +190,13 @@ impl Network {
         self.addresses.iter().any(|a| a.address == address)
     }
 
-    /// An IPv4 address to speak from: the first of the LAN interfaces in order.
+    /// A source address for IPv4: the first of the LAN interfaces in order.
     #[must_use]
     pub fn speaker_v4(&self, lan: &[u32]) -> Option<Ipv4Addr> {
         self.speaker(lan, |a| if let IpAddr::V4(a) = a { Some(a) } else { None })
     }
 
-    /// An IPv6 address to speak from: the first global one of the LAN interfaces in order.
+    /// A source address for IPv6: the first global one of the LAN interfaces in order.
     #[must_use]
     pub fn speaker_v6(&self, lan: &[u32]) -> Option<Ipv6Addr> {
         self.speaker(lan, |a| if let IpAddr::V6(a) = a { Some(a) } else { None })
@@ -214,7 +214,7 @@ impl Network {
         Some(link.with_mtu(interface.largest_packet()))
     }
 
-    /// The routes that choose between interfaces, the one the kernel prefers last among equals.
+    /// The routes that choose between interfaces; among equals, the one that the kernel prefers comes last.
     fn forwarding(&self) -> Vec<&Route> {
         let mut routes: Vec<_> = self.routes().filter(|r| r.table == MAIN_TABLE || r.table == LOCAL_TABLE).collect();
         routes.sort_by_key(|r| (r.table == LOCAL_TABLE, std::cmp::Reverse(r.metric)));
@@ -222,7 +222,7 @@ impl Network {
     }
 
     /// Next hops on these LAN interfaces: hosts that are neighbours, prefixes behind routers. What the
-    /// kernel would send elsewhere, by the rules of others (`ip rule`), or by a route that only it can follow, has an
+    /// kernel would send elsewhere, by other people's rules (`ip rule`), or by a route that only it can follow, has an
     /// entry without a link, so that no shorter prefix catches it.
     #[must_use]
     pub fn hops(&self, lan: &[u32]) -> PrefixMap<Option<Link>> {
@@ -257,7 +257,7 @@ impl Network {
             on_link.insert(address, length, interface.filter(|_| direct).map(|i| (i.index, *route)));
             hops.insert(address, length, link);
         }
-        // Which packets these are for, the other routes to the same prefix do not tell.
+        // The other routes to the same prefix do not say which packets these are for.
         for route in forwarding.iter().filter(|route| route.kernel_only) {
             let (address, length) = (route.destination.addr(), route.destination.prefix_len());
             on_link.insert(address, length, None);
@@ -285,8 +285,8 @@ impl Network {
         lan.iter().flat_map(|lan| self.addresses_of(*lan)).map(|address| address.network()).collect()
     }
 
-    /// Prefixes that the kernel keeps for this site: our addresses and what leaves by a LAN interface, inside of remote
-    /// prefixes, and our addresses inside of `own`, which no host may send from.
+    /// Prefixes that are left to the kernel: inside `remote`, our addresses and what leaves by a LAN interface; inside
+    /// `own`, our addresses, which no host may send from.
     #[must_use]
     pub fn kept(&self, remote: &[IpNet], own: &BTreeSet<IpNet>) -> Vec<IpNet> {
         let inside = |outer: &IpNet, route: &Route| {
@@ -406,7 +406,7 @@ mod tests {
             network().kept(remote, &own.iter().copied().collect()).iter().map(ToString::to_string).collect()
         };
         assert_eq!(kept(&remote, &[]), ["10.7.0.0/16", "10.8.0.0/16", "10.101.0.0/24", "10.101.0.1/32"]);
-        // What comes from a router's networks is the site's, what comes from our own addresses is forged.
+        // Packets from a router's networks are the site's, packets from our own addresses are forged.
         assert_eq!(kept(&[], &[net("10.0.0.0/8")]), ["10.101.0.1/32"]);
     }
 
@@ -416,8 +416,8 @@ mod tests {
         assert_eq!(network().speaker_v6(&[2, 3]), None);
     }
 
-    /// One of hundreds of thousands of routes by the WAN comes and goes: it is told to who asks for ways to
-    /// endpoints, but not kept, and nothing is planned or read for it.
+    /// One of hundreds of thousands of routes by the WAN comes and goes: the paths to endpoints are looked up again,
+    /// but it is not kept, and nothing is planned or read for it.
     #[test]
     fn a_flapping_route_of_the_wan_costs_next_to_nothing() {
         let mut network = network();
@@ -430,12 +430,12 @@ mod tests {
             assert!(changed.affects("198.51.100.7".parse().unwrap()));
             assert!(!changed.affects("198.51.101.7".parse().unwrap()));
         }
-        // Inside a network behind a LAN router it matters.
+        // A route inside a network behind a LAN router matters.
         let inside = route("10.8.1.0/24", 2, Some("192.0.2.254"));
         let mut changed = Changed::default();
         assert_eq!(network.follow(News::Route { route: inside, replaces: false }, &mut changed), Follow::Done);
         assert!(changed.ground);
-        // A LAN route that flaps is searched behind once.
+        // For a LAN route that flaps, the routes are read only once.
         let lan = route("10.9.0.0/16", 3, Some("10.101.0.254"));
         for expected in [Follow::ReadRoutes, Follow::Done] {
             let come = News::Route { route: lan, replaces: false };

@@ -59,8 +59,8 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     operations.extend(setting_operations(&settings, actual));
     operations.extend(tunnel.into_iter().map(Operation::AddRoute));
 
-    // A table that is left is first no longer looked up: between the removal of a tunnel route and that of the
-    // blackhole under it, the blackhole would drop what the new table carries.
+    // A table that is given up is first taken out of the look-ups: between the removal of a tunnel route and that of
+    // the blackhole under it, the blackhole would drop what the new table carries.
     operations.extend(surplus_rules(wanted, &rules, actual.network).map(Operation::RemoveRule));
     // The tunnel's routes are removed before the blackholes under them.
     let (blackholes, others): (Vec<_>, Vec<_>) = removed.into_iter().partition(|r| r.kind == RouteKind::Blackhole);

@@ -23,12 +23,12 @@ use crate::profile::Name;
 /// administrator need not be told each of them.
 const MANY_FAILURES: usize = 16;
 
-/// Time between readings of all routes because of news, on average: for each route that was read last, within limits. A
-/// route takes a few microseconds.
+/// Average time between readings of all routes because of news, for each route of the last reading, within limits.
+/// Reading a route takes a few microseconds.
 const READ_PER_ROUTE: Duration = Duration::from_micros(100);
 const READ_SOONEST: Duration = Duration::from_millis(500);
 const READ_LATEST: Duration = Duration::from_secs(5);
-/// How many readings in a row.
+/// How many readings may follow each other without a pause.
 const READ_BURST: u32 = 4;
 
 const READING: &str = "the kernel's network state";

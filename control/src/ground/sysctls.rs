@@ -58,8 +58,8 @@ pub(super) fn of_tun(tun: &str) -> Vec<(Sysctl, String)> {
     // No link-local address, no router messages: they have nowhere to go there.
     let quiet = [(ADDRESS_GENERATION, "1"), ("accept_ra", "0"), ("router_solicitations", "0")];
     let mut all: Vec<_> = quiet.iter().map(|(name, value)| (Sysctl::v6(tun, name), (*value).to_owned())).collect();
-    // Replies may come in by the tunnel for what did not go out by it; and two peers that talk through this
-    // gateway are not told to talk without it.
+    // Replies may come in by the tunnel although the requests left another way; and two peers that talk through this
+    // gateway are not told to bypass it.
     let tolerant = [("rp_filter", "2"), ("send_redirects", "0")];
     all.extend(tolerant.iter().map(|(name, value)| (Sysctl::v4(tun, name), (*value).to_owned())));
     all
@@ -79,7 +79,7 @@ pub(super) fn wanted(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Vec<(Sy
     let inside = || std::iter::once(wanted.name.as_str()).chain(wanted.lan.iter().map(String::as_str));
     inside().for_each(|interface| set(Sysctl::v4(interface, "forwarding"), "1"));
     if wanted.tun.is_some() {
-        // Of this one the kernel takes either.
+        // The kernel sends redirects if this or the interface's own setting says so.
         set(Sysctl::v4("all", "send_redirects"), "0");
     }
     if own.guarded.lacks(true) {
@@ -141,7 +141,7 @@ pub struct Saved {
     /// Where the file is; without it, they are known to this process only.
     path: Option<PathBuf>,
     before: BTreeMap<Sysctl, String>,
-    /// Whether the file says something else.
+    /// Whether the file is out of date.
     unsaved: bool,
 }
 
@@ -173,7 +173,7 @@ impl Saved {
         self.unsaved |= self.before.remove(sysctl).is_some();
     }
 
-    /// Writes the file, if it says something else.
+    /// Writes the file, if it is out of date.
     ///
     /// # Errors
     /// It cannot be written; the values are known to this process only.

@@ -1,4 +1,4 @@
-//! How the snapshot follows the kernel's news, and what of it has changed.
+//! How the snapshot follows the kernel's news, and what has changed in it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub struct Changed {
     pub interfaces: bool,
     /// Addresses.
     pub addresses: bool,
-    /// Neighbours, other than that the kernel became less sure of one.
+    /// Neighbours, unless an entry only became stale.
     pub neighbours: bool,
     /// Destinations of routes that came, went or changed, also of those that the snapshot does not keep.
     pub destinations: BTreeSet<IpNet>,
@@ -51,7 +51,7 @@ impl Changed {
     /// Whether the way to this address may have changed.
     #[must_use]
     pub fn affects(&self, address: IpAddr) -> bool {
-        // Of few lengths at most, so that this costs little however many destinations changed.
+        // One look-up per prefix length, however many destinations changed.
         let host = IpNet::from(address).prefix_len();
         self.everywhere
             || self.interfaces
@@ -65,7 +65,7 @@ impl Changed {
 pub(in crate::ground) enum Follow {
     /// Nothing.
     Done,
-    /// The routes, since some went or matter now of which the kernel does not tell.
+    /// The routes: some have gone, or now matter, without the kernel reporting them.
     ReadRoutes,
 }
 
@@ -82,7 +82,7 @@ impl Network {
         if here.contains(&route) {
             return false;
         }
-        // IPv6 routes of one key are the ways of one route, of which one stands for all.
+        // IPv6 routes of one key are the next hops of one multipath route; one of them stands for all.
         match here.first_mut().filter(|_| replaces || route.destination.addr().is_ipv6()) {
             Some(first) => *first = route,
             None => here.push(route),
@@ -124,7 +124,7 @@ impl Network {
             News::AddressGone(address) => {
                 if self.addresses.remove(&address) {
                     (changed.addresses, changed.ground) = (true, true);
-                    // IPv4 routes that began from it go with it, and the kernel does not say so.
+                    // IPv4 routes with this source address go with it, and the kernel does not report them.
                     return self.routes_went(address.interface);
                 }
             }
@@ -141,7 +141,7 @@ impl Network {
             News::RouteGone(route) => {
                 if self.remove(&route) {
                     changed.ground |= route.table != LOCAL_TABLE;
-                    // Further ways of the same route, of which one stood for all.
+                    // The route may have further next hops, for all of which this one stood.
                     if route.destination.addr().is_ipv6() && self.leaves_by_lan(&route) {
                         changed.destinations.insert(route.destination);
                         return Follow::ReadRoutes;
@@ -182,7 +182,7 @@ impl Network {
         Follow::Done
     }
 
-    /// What was done is so, as far as we know, until the kernel says otherwise.
+    /// Assumes the effect of an operation, until the kernel reports otherwise.
     pub(in crate::ground) fn done(&mut self, operation: &Operation) {
         match operation {
             Operation::AddRoute(route) => {
@@ -239,7 +239,7 @@ impl Network {
             return Follow::ReadRoutes;
         }
         if before.up && !interface.up {
-            // IPv4 routes by an interface that goes down go with it, and the kernel does not say so.
+            // IPv4 routes by an interface that goes down go with it, and the kernel does not report them.
             return self.routes_went(index);
         }
         Follow::Done

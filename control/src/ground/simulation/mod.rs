@@ -78,7 +78,8 @@ fn the_oracle_sees_a_leak_when_every_layer_is_gone() {
     assert!(seen > 20, "only {seen} worlds had anything to see");
 }
 
-/// What the kernel removes without a word is noticed at once a few times, and then as soon as the number of routes allows.
+/// Routes that the kernel removes silently are noticed at once a few times, then as soon as the number of routes
+/// allows.
 #[test]
 fn routes_that_go_silently_are_noticed_soon_where_there_are_few() {
     let notices_after = |others: u32| {

@@ -23,7 +23,7 @@ pub enum Layer {
 
 pub const LAYERS: [Layer; 3] = [Layer::OwnTable, Layer::MainTable, Layer::Filter];
 
-/// What must hold, and which parts of it at present.
+/// What must hold, and which layers are damaged at present.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     /// Prefixes that were guarded once and have not been released since.

@@ -292,7 +292,7 @@ impl Kernel for Handle {
         if let (Ok(()), Operation::SetFilter(filter)) = (&outcome, operation) {
             self.printed = Some(Filter::clone(filter));
         }
-        // Settings decide no fate here, and what failed has changed nothing.
+        // Settings do not affect packets here, and a failed operation has changed nothing.
         let settings = matches!(operation, Operation::SetSysctl { .. } | Operation::RestoreSysctl { .. });
         if outcome.is_ok() && !settings {
             stack.watch.check(&stack, || format!("after: {operation}"));

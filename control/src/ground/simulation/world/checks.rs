@@ -1,4 +1,4 @@
-//! What has to hold in the world besides the oracle: what is not to be held goes its way.
+//! What has to hold in the world besides the oracle: what is not to be blocked passes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::ground::simulation::oracle::{LAYERS, flush};
 use crate::ground::simulation::stack::Stack;
 use crate::ground::{DEFAULT_MARK, PROTOCOL, Sysctl, Wanted};
 
-/// An address that no gateway guards but by a default route.
+/// An address that no gateway guards except by a default route.
 const ADMINISTRATOR: &str = "198.18.0.9";
 
 impl World {
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// What is not to be held goes its way.
+    /// What is not to be blocked passes.
     fn traffic_flows(&self, stack: &Stack, number: usize) {
         let gateway = &self.gateways[number];
         let (Some(running), Some(wanted)) = (&gateway.running, self.wanted(number)) else { return };
@@ -119,7 +119,7 @@ impl World {
         }
     }
 
-    /// The prefixes that gateways guard, but for those that are, or lie inside, a network of the site.
+    /// The prefixes that gateways guard, except those that are, or lie inside, a network of the site.
     fn guarded(&self) -> BTreeSet<IpNet> {
         let running = self.gateways.iter().filter(|g| g.running.is_some());
         running.flat_map(|g| self.sound(g, &g.running.as_ref().expect("looked at").guard.prefixes())).collect()
@@ -133,7 +133,7 @@ impl World {
         prefixes.iter().filter(|p| !own.iter().any(|o| o.contains(*p))).copied().collect()
     }
 
-    /// Those that were guarded when all was done last, and have not been released since.
+    /// Those that were guarded when every operation had last been done, and have not been released since.
     pub(super) fn still_guarded(&self) -> BTreeSet<IpNet> {
         let before = self.stack.borrow().watch.guarded.clone();
         let in_files: BTreeSet<IpNet> = self
@@ -142,7 +142,7 @@ impl World {
             .zip(&self.remote)
             .flat_map(|(g, remote)| match &g.running {
                 Some(running) => self.sound(g, &running.guard.prefixes()),
-                // Nobody releases what a gateway guarded that is away.
+                // Nobody releases what an absent gateway guarded.
                 None => self.sound(g, remote),
             })
             .collect();

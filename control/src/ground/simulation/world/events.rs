@@ -246,7 +246,7 @@ impl World {
         let orderly = self.rng.random_bool(0.4);
         if self.gateways[number].running.is_some() {
             self.end(number, orderly);
-            // As long as it is away nobody heals, and what was damaged stays so.
+            // As long as it is away, nobody repairs what was damaged.
             return format!("{} ends, orderly: {orderly}", self.gateways[number].name);
         }
         let damaged = self.stack.borrow().watch.damaged.clone();
