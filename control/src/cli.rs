@@ -273,7 +273,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever reads our output may have seen enough.
+            // The reader of our output may have closed the pipe.
             let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(broken) {
                 penstock_messages::print_fatal("penstock", format_args!("{error:#}"));
@@ -292,7 +292,7 @@ fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// A text that is a log filter.
+/// Checks that a text is a log filter.
 fn log_filter(text: &str) -> anyhow::Result<String> {
     penstock_messages::log_filter(text).map(|_| text.to_owned())
 }
@@ -326,7 +326,7 @@ impl Gateway {
         Ok(Self { directory, name })
     }
 
-    /// Asks the running gateway for something to show. Failures are told in one sentence.
+    /// Asks the running gateway for something to show. Failures are reported in one sentence.
     fn ask(&self, command: control_socket::Command) -> anyhow::Result<Answer> {
         let name = &self.name;
         match control_socket::ask(&self.directory, name, command) {

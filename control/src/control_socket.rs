@@ -47,13 +47,13 @@ const LOCK_LIMIT: u64 = 64 << 10;
 pub enum Command {
     /// The state of the gateway.
     Status,
-    /// What has passed lately.
+    /// The recent traffic.
     History(Wanted),
     /// What the gateway knows of its network.
     Netcheck,
     /// Read the profile again.
     Reload,
-    /// What `wg set` has changed that the profile does not say.
+    /// What `wg set` has changed and the profile does not have.
     Unsaved,
     /// Lift the guard from prefixes that no peer has any more.
     Release(Release),
@@ -134,7 +134,7 @@ pub enum Request {
         /// Takes the answer.
         reply: oneshot::Sender<Status>,
     },
-    /// What has passed lately.
+    /// The recent traffic.
     History {
         /// Which part of it.
         wanted: Wanted,
@@ -187,7 +187,7 @@ pub fn directory() -> PathBuf {
     }
 }
 
-/// The right to run under a name. One process holds it; it is given back when dropped, or when the process dies.
+/// The right to run under a name. One process holds it; it is released when dropped, or when the process dies.
 #[derive(Debug)]
 pub struct Lock {
     file: File,

@@ -56,7 +56,7 @@ impl Told {
 }
 
 impl Routers {
-    /// Opens the sockets; without CAP_NET_RAW, or without a family, nothing is received of it.
+    /// Opens the sockets; nothing is received without CAP_NET_RAW, or of an IP version that the kernel lacks.
     pub fn open() -> Self {
         let open = |family, protocol, level, option, filter: &[u8]| {
             let opened = socket(family, protocol, level, option, filter);

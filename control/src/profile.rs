@@ -97,7 +97,7 @@ pub struct Profile {
     pub mtu: Option<u16>,
     /// Whether outer packets get the DSCP of the inner ones.
     pub copy_dscp: bool,
-    /// What all that is sent over the WAN is held to.
+    /// The rate limit for everything that is sent over the WAN.
     pub wan_rate: Option<Rate>,
     /// Whether UDP segmentation offload may be used.
     pub udp_gso: bool,

@@ -34,7 +34,7 @@ pub struct Status {
     pub local_port: u16,
     /// The kind of NAT, in words; "unknown" as long as no STUN server was asked.
     pub nat_type: String,
-    /// The same in RFC 4787's terms, once STUN has told.
+    /// The same in RFC 4787's terms, once STUN has found out.
     #[serde(default)]
     pub nat: Option<NatReport>,
     /// The state of the connection to the coordinator, if there is one.
@@ -110,7 +110,7 @@ pub struct Coordinator {
     /// The key of the overlay's authority, if the profile pins one: the pinned one, or its latest successor.
     #[serde(default)]
     pub authority: Option<String>,
-    /// What was refused of the coordinator's map, up to a limit.
+    /// The refused parts of the coordinator's map, up to a limit.
     #[serde(default)]
     pub refused: Vec<Refused>,
     /// Subnets of this site that the coordinator does not announce to the others, since they wait for an administrator.
@@ -401,12 +401,12 @@ pub struct WorkerLoad {
     pub sleeps: u64,
     /// How long it slept in total, including a sleep that has not ended.
     pub slept_ms: u64,
-    /// What it held to the profile's `WanRate`.
+    /// Its traffic under the profile's `WanRate`.
     #[serde(default)]
     pub shaped: Shaped,
 }
 
-/// What a worker has held to `WanRate`. Bytes are those of outer IP packets.
+/// A worker's traffic under `WanRate`. Bytes are those of outer IP packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Shaped {
@@ -424,7 +424,7 @@ pub struct Shaped {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RingFill {
-    /// How often up to 128 packets were in one, up to 256, 512, 1024, and up to 2048, which is a full ring.
+    /// How often a ring held up to 128 packets, up to 256, 512, 1024, and up to 2048, which is a full ring.
     pub times: [u64; RING_FILLS.len()],
     /// The sum of all these packets.
     pub packets: u64,

@@ -23,7 +23,7 @@ const KEY_LENGTH: usize = 44;
 /// Hexadecimal digits of a fingerprint or key.
 const HEX_LENGTH: usize = 64;
 
-/// Replaces what shows whose text it is.
+/// Replaces everything that shows whose text it is.
 pub struct Anonymiser {
     secret: [u8; 32],
     /// Names and their replacements.
@@ -37,8 +37,8 @@ impl Anonymiser {
         Self { secret, names: BTreeMap::new() }
     }
 
-    /// Registers a name of this kind ("site", "host") for replacement. Addresses are not names, and the first kind
-    /// counts.
+    /// Registers a name of this kind ("site", "host") for replacement. Addresses are not taken as names, and the first
+    /// kind of a name counts.
     pub fn add(&mut self, kind: &str, name: &str) {
         let is_address = name.parse::<IpAddr>().is_ok();
         if !name.is_empty() && !is_address && !self.names.contains_key(name) {
@@ -186,7 +186,7 @@ impl Anonymiser {
     }
 }
 
-/// Whether a character before or after makes it part of a longer word.
+/// Whether this character, before or after a match, makes it part of a longer word.
 fn is_part(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '+')
 }

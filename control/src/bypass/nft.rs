@@ -236,7 +236,7 @@ fn property(left: &Value, right: &Value) -> (Vec<What>, What) {
     }
     match left.get("ct").and_then(|ct| ct.get("key")).and_then(Value::as_str) {
         Some("state") => return (Vec::new(), strings(right).map_or(What::Unknown, What::Connection)),
-        // As iptables, to which this is one of the states.
+        // As in iptables, where this is one of the states.
         Some("status") if right.as_str() == Some("dnat") => {
             return (Vec::new(), What::Connection(vec!["dnat".to_owned()]));
         }

@@ -69,7 +69,7 @@ pub(super) struct Packets {
     pub(super) sent_to: Option<Target>,
 }
 
-/// Where packets are sent that were for somewhere else.
+/// Where packets that were for somewhere else are sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The addresses: none for this host, `None` if they are unknown.

@@ -73,8 +73,8 @@ fn take_nft(ruleset: &mut Ruleset, nft: nft::Nft) {
     }
 }
 
-/// Replaces chains as nftables shows them by the same as iptables does. It leaves out chains, and whole tables, in which
-/// somebody else has made rules.
+/// Replaces chains as nftables shows them by the same chains as iptables shows them. iptables leaves out chains, and
+/// whole tables, in which somebody else has made rules.
 pub(super) fn replace(ruleset: &mut Ruleset, family: &str, saved: Vec<Chain>) {
     let is_saved = |chain: &Chain| {
         let table = chain.table.strip_prefix(family).and_then(|table| table.strip_prefix(' '));

@@ -1,12 +1,12 @@
 use super::*;
 
 impl Ruleset {
-    /// The rules that iptables prints so.
+    /// The rules that iptables prints in this way.
     pub(crate) fn of_iptables(text: &str) -> Self {
         Self { chains: iptables::parse(text, "iptables", false), ..Self::default() }
     }
 
-    /// The chains and rules that nft prints so.
+    /// The chains and rules that nft prints in this way.
     pub(crate) fn of_nft(objects: &[String]) -> Self {
         let text = format!(r#"{{"nftables": [{}]}}"#, objects.join(", "));
         let nft = nft::parse(text.as_bytes(), |_| Some(text.clone().into_bytes())).unwrap();
@@ -156,7 +156,8 @@ fn masquerading_to_the_wan_is_no_concern_of_the_tunnel() {
     assert!(lan(nft(&[("post", POSTROUTING, &[&rule])])).is_some());
 }
 
-/// Who calls the gateway, and is sent on to a host behind the tunnel or the LAN, expects the answer from the gateway.
+/// A client that calls the gateway, and is sent on to a host behind the tunnel or the LAN, expects the answer from the
+/// gateway.
 #[test]
 fn forwarded_ports_concern_the_answers() {
     let prerouting = Some(r#""hook": "prerouting", "policy": "accept""#);
@@ -519,7 +520,7 @@ fn the_first_policy_of_ipsec_that_may_select_a_packet_decides() {
         assert_eq!(lan(parse(&text)).is_some(), concerned, "{text}");
     }
     assert!(wan(parse(&policy("src 0.0.0.0/0 dst 192.0.2.1/32 proto udp", "in priority 0"))).is_some());
-    // What was cut or is of tomorrow is no reason to fail.
+    // Truncated or unknown output is no reason to fail.
     let whole = policy(all, "fwd priority 0");
     (0..whole.len()).for_each(|end| drop(parse(&whole[..end])));
 }
@@ -541,7 +542,7 @@ fn ipsec_may_block_by_default_what_no_policy_selects() {
     assert!(wan(ipsec::parse("", &block("in"))).is_some());
 }
 
-/// What somebody has made with nft in a table of iptables is in nothing that iptables prints.
+/// Rules that somebody has made with nft in a table of iptables are missing from what iptables prints.
 #[test]
 fn in_tables_of_iptables_chains_of_others_stay() {
     let drop = r#"{"drop": null}"#;

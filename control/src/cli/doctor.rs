@@ -16,7 +16,7 @@ pub(super) fn doctor(profile: &Path, json: bool) -> ExitCode {
     let text = if json { serde_json::to_string_pretty(&report).map(|text| text + "\n") } else { Ok(report.render()) };
     let written = text.map_err(Into::into).and_then(|text| std::io::stdout().write_all(text.as_bytes()));
     match (written, report.worst()) {
-        // Whoever reads our output may have seen enough.
+        // The reader of our output may have closed the pipe.
         (Err(_), _) | (_, Some(Severity::Error)) => ERRORS.into(),
         (_, Some(Severity::Warning)) => WARNINGS.into(),
         (_, None) => SOUND.into(),

@@ -105,7 +105,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     let outbound = Outbound::new(Proxy::of_environment(), config.mark);
     let enrolment = Enrolment { key, name };
     let enrolled = runtime.block_on(coordinator::enrol(&config, &outbound, enrolment, wait, |registration| {
-        // Whoever reads our output may have seen enough.
+        // The reader of our output may have closed the pipe.
         let _ = say(&config.url, registration);
     }));
     let enrolled = enrolled.map_err(|error| match error {

@@ -15,7 +15,7 @@ use crate::profile::{Environment, LocalPort, Profile};
 
 pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
     let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
-    // While it runs, its port is known even if it is random.
+    // While the gateway runs, its port is known even if it is random.
     let port = match Gateway::of(path)?.ask(Command::Status) {
         Ok(Answer::Status(status)) => Some(status.local_port),
         _ => None,

@@ -42,7 +42,7 @@ pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
         Ok(status) => match print(&status, json) {
             Ok(()) if status.health == Health::Healthy => HEALTHY.into(),
             Ok(()) => DEGRADED.into(),
-            // Whoever reads our output may have seen enough.
+            // The reader of our output may have closed the pipe.
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {

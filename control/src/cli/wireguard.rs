@@ -11,7 +11,7 @@ use crate::gateway::device;
 use crate::profile::Name;
 use crate::uapi::socket::DIRECTORY;
 
-/// The other name of the program, under which it is this command: `wg-quick` calls its implementation by one word.
+/// The program's other name, under which it runs this command: `wg-quick` calls its implementation by one word.
 pub(super) const PROGRAM: &str = "penstock-wireguard";
 
 /// Runs the device in this process.

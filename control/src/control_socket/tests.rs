@@ -33,7 +33,7 @@ fn a_running_gateway_is_found_by_its_profile() {
     }
     let error = Lock::take(directory.path(), &name("a")).unwrap_err().to_string();
     assert_eq!(error, format!("a is already running (process {})", std::process::id()));
-    // Of two nobody can tell which one is meant.
+    // With two, nobody can tell which one is meant.
     let mut second = Lock::take(directory.path(), &name("b")).unwrap();
     second.set_profile(&profile).unwrap();
     assert_eq!(Lock::running_with(directory.path(), &profile), None);

@@ -29,7 +29,7 @@ const LABEL_KEY: &[u8] = b"penstock cached map v1 key";
 pub struct Cached {
     /// Its record of this site.
     pub registration: Registration,
-    /// What it told this site of the others.
+    /// What it told this site about the others.
     pub map: Map,
 }
 

@@ -79,7 +79,7 @@ pub enum Event {
     Documents(Vec<Document>),
     /// The whole map, with the latest changes applied.
     Map(Arc<Map>),
-    /// The coordinator wants to be told of paths, as long as this connection lasts.
+    /// The coordinator wants reports on paths, as long as this connection lasts.
     Reports(Reports),
     /// The connection is lost, or could not be made; the reason in one sentence. It will be tried again. All that is
     /// known stays in force.
@@ -155,7 +155,7 @@ pub fn cache_file(name: &Name) -> PathBuf {
 }
 
 impl Client {
-    /// Starts connecting, through the proxy that the environment asks for, and notes where that is. Must be called within
+    /// Starts connecting, through the proxy that the environment asks for, and notes its address. Must be called within
     /// a tokio runtime.
     #[must_use]
     pub fn start(config: Config, destinations: Destinations) -> Self {

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   magic, 16 bytes │ record │ record │ …
-//!   record: length of the text, 4 bytes │ the same with all bits turned, 4 bytes │ MAC, 32 bytes │ text
+//!   record: length of the text, 4 bytes │ the same with all bits inverted, 4 bytes │ MAC, 32 bytes │ text
 //! ```
 //! The first record's text is the JSON of a [`State`], that of each further record a list of [`Increment`]s: storing
-//! something new costs as much as it is long, not as much as is known. When the increments have become half as long as
-//! the state, the file is rewritten in one step.
+//! something new costs as much as its length, not as much as everything known. When the increments have become half as
+//! long as the state, the file is rewritten in one step.
 //!
 //! Each MAC also covers the MAC of the previous record, so that no record can be left out or moved. Like that of the
 //! [cached map](super::cache) it is made with a key of the gateway's, but it covers no URL: what the authority has
@@ -77,7 +77,7 @@ struct End {
 }
 
 impl Seen {
-    /// A file that [`read`] believes, or none yet. It is rewritten the first time.
+    /// A file that [`read`] believes, or none yet. The first save rewrites it.
     #[must_use]
     pub fn new(path: &Path, key: &PrivateKey) -> Self {
         Self { path: path.to_owned(), key: key.clone(), end: None }
@@ -112,7 +112,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Has the file rewritten the next time.
+    /// Has the next save rewrite the file.
     pub fn renew(&mut self) {
         self.end = None;
     }

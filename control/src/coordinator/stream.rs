@@ -66,7 +66,7 @@ struct Shared {
 
 impl RelayStream {
     /// Opens a path from `127.0.0.1:tunnel_port`, and no other socket, to the relay at `url`, through the proxy that
-    /// the environment asks for, with this firewall mark; notes where that is. Returns before the relay is connected.
+    /// the environment asks for, with this firewall mark; notes its address. Returns before the relay is connected.
     /// Must be called within a tokio runtime.
     ///
     /// # Errors

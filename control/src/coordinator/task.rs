@@ -85,7 +85,7 @@ struct Task {
     outbound: Outbound,
     events: mpsc::Sender<Event>,
     said: Said,
-    /// Whether the coordinator has asked in this connection to be told of paths.
+    /// Whether the coordinator has asked for reports on paths in this connection.
     reports: bool,
     hurry: Arc<Notify>,
     state: Arc<Mutex<State>>,
@@ -145,7 +145,7 @@ impl Task {
         };
         let (mut session, registration) = tokio::select! {
             opened = Session::open(identity, None, known) => opened?,
-            // What was begun in another network may never end.
+            // An attempt that was begun in another network may never end.
             () = self.hurry.notified() => return Err(End::Hurried),
         };
         tracing::info!("connected to the coordinator {}", self.config.url);

@@ -110,7 +110,7 @@ pub struct ProfileFile {
 /// Whether the gateway runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Running {
-    /// It was not allowed to be asked, or there is no profile.
+    /// We may not ask it, or there is no profile.
     #[default]
     Unknown,
     /// It does not.
@@ -119,10 +119,10 @@ pub enum Running {
     Yes(Box<Status>),
 }
 
-/// An interface, as the kernel and its driver tell of it.
+/// An interface, as the kernel and its driver describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// What rtnetlink tells.
+    /// What rtnetlink reports.
     pub interface: Interface,
     /// The XDP program on it.
     pub xdp: Option<XdpAttachment>,

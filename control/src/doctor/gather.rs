@@ -1,4 +1,4 @@
-//! The facts, as the kernel, the file system and the running gateway tell them. Nothing is changed.
+//! The facts, as the kernel, the file system and the running gateway report them. Nothing is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -94,7 +94,7 @@ fn read_profile(facts: &mut Facts) {
     let ProfileFile { path, error, mode } = &mut facts.file;
     *mode = fs::metadata(&*path).ok().map(|file| file.mode() & 0o7777);
     let mut files: BTreeSet<PathBuf> = BTreeSet::new();
-    // A key's text: of this shape, and nobody's.
+    // A text that has the form of a key, but is nobody's.
     let stand_in = BASE64_STANDARD.encode([1; 32]);
     let parsed = read_file(path).map_err(|error| (error.to_string(), true)).and_then(|text| {
         let mut read_key = |file: &Path| {

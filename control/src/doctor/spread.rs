@@ -1,5 +1,5 @@
 //! How a card spreads received packets over its queues: the indirection table of its hash, and what the hash of UDP
-//! covers (`linux/ethtool.h`). By ioctl, since kernels before 6.17 tell the latter in no other way.
+//! covers (`linux/ethtool.h`). By ioctl, since kernels before 6.17 report the latter in no other way.
 #![expect(unsafe_code)]
 
 use std::os::fd::AsRawFd;
@@ -21,7 +21,7 @@ const RXNFC_WORDS: usize = 48;
 /// More entries than any card's table has.
 const TABLE_LIMIT: usize = 4096;
 
-/// How the interface spreads them, as far as its driver tells.
+/// How the interface spreads them, as far as its driver says.
 pub(super) fn of(interface: &str) -> Spread {
     Spread { queues: table(interface).unwrap_or_default().into_iter().collect(), udp_by_address: by_address(interface) }
 }

@@ -58,7 +58,7 @@ fn address(remote: &Remote) -> Option<IpAddr> {
     }
 }
 
-/// What a rule is for, with the name if the rule could not have it.
+/// What a rule is for, with the remote's name if the rule itself cannot have it.
 fn comment(flow: &Flow) -> String {
     let name = if let Remote::Name(name) = &flow.remote { format!(" ({name})") } else { String::new() };
     // Peers' names come from a file: nothing in them may end a quotation or a line, or have more bytes than characters.

@@ -1,4 +1,4 @@
-//! What drivers tell of an interface over generic netlink: the families `ethtool` and `netdev`
+//! What drivers report about an interface over generic netlink: the families `ethtool` and `netdev`
 //! (`linux/ethtool_netlink.h`, `linux/netdev.h`), and offloads that are switched.
 
 use std::collections::BTreeSet;
@@ -95,7 +95,8 @@ impl Generic {
     /// Switches these offloads of an interface on or off.
     ///
     /// # Errors
-    /// As above, or CAP_NET_ADMIN is missing. That the driver did not do it is none: ask for the offloads.
+    /// As above, or CAP_NET_ADMIN is missing. A driver that did not do it causes no error: check with
+    /// [`Self::offloads`].
     pub fn switch_offloads<'a>(
         &mut self,
         interface: u32,

@@ -117,7 +117,7 @@ impl Netlink {
         }))
     }
 
-    /// What the kernel says of an interface; nothing of one that does not exist.
+    /// What the kernel says about an interface; nothing about one that does not exist.
     fn attributes(&mut self, interface: u32) -> io::Result<Vec<LinkAttribute>> {
         let links = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
             RouteNetlinkMessage::NewLink(link) => (link.header.index == interface).then_some(link.attributes),

@@ -38,7 +38,7 @@ impl Monitor {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS | SYSCTL_GROUPS))?;
         socket.set_non_blocking(true)?;
-        // Neighbour news come in long bursts; when some are lost, everything is read again.
+        // Neighbour news comes in long bursts; when some is lost, everything is read again.
         socket.set_rx_buf_sz(1i32 << 20)?;
         let filter = match news::filter::open() {
             Ok(socket) => Some((crate::readable::watch(&socket)?, socket)),
@@ -50,7 +50,7 @@ impl Monitor {
         Ok(Self { readable: crate::readable::watch(&socket)?, socket, filter })
     }
 
-    /// Waits for news, and returns all that there are, in order. Cancel safe.
+    /// Waits for news, and returns all that there is, in order. Cancel safe.
     ///
     /// # Errors
     /// A socket is broken.

@@ -103,7 +103,7 @@ impl News {
     }
 }
 
-/// The packet filter's news (nfnetlink), which tell what has changed but not how.
+/// The packet filter's news (nfnetlink), which says what has changed but not how.
 pub(super) mod filter {
     use super::io;
     use netlink_sys::protocols::NETLINK_NETFILTER;

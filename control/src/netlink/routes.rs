@@ -266,7 +266,7 @@ impl Netlink {
             Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => Ok(Route::from_message(&answer).map(|mut route| {
                 // The kernel has chosen for this packet.
                 route.kernel_only = answer.attributes.iter().any(|a| matches!(a, RouteAttribute::EncapType(_)));
-                // What routers have told about the path has an end, and is no property of the route.
+                // What routers have reported about the path expires, and is no property of the route.
                 let told = |a: &RouteAttribute| matches!(a, RouteAttribute::CacheInfo(info) if info.expires != 0);
                 route.mtu = route.mtu.filter(|_| !answer.attributes.iter().any(told));
                 route

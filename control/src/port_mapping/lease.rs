@@ -129,7 +129,7 @@ impl Lease {
         }
     }
 
-    /// What PCP or NAT-PMP grant, unless it is nothing.
+    /// The lease that PCP or NAT-PMP has granted, if any.
     fn granted(held: Held, address: IpAddr, port: u16, lifetime: u32) -> Option<Self> {
         let protocol = if matches!(held, Held::NatPmp) { Protocol::NatPmp } else { Protocol::Pcp };
         if lifetime == 0 || port == 0 {
@@ -141,7 +141,7 @@ impl Lease {
     }
 }
 
-/// Why PCP or NAT-PMP say nothing of use.
+/// Why PCP or NAT-PMP gives no usable answer.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -155,7 +155,7 @@ enum Failure {
 /// Asks the router, from the address that the mapping is for: PCP refuses to map for anybody else.
 async fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
     let socket = bind_udp((target.local.ip(), 0).into(), target.mark)?;
-    // Only the router is heard.
+    // Only the router's datagrams are received.
     socket.connect((target.router, port_control::PORT)).await?;
     for patience in PATIENCE {
         socket.send(&request.encode()).await?;

@@ -189,7 +189,7 @@ struct MappedSubnet {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses(pub Vec<IpAddr>);
 
-/// A document, with the knowledge of where each of its fields came from.
+/// A document that knows where each of its fields came from.
 pub(super) struct Source<'a> {
     pub(super) document: Document,
     pub(super) path: &'a Path,

@@ -1,4 +1,4 @@
-//! A rate as the profile has it: `20 Mbit/s`.
+//! A rate as the profile writes it: `20 Mbit/s`.
 
 use std::fmt;
 use std::str::FromStr;

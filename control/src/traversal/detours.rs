@@ -221,7 +221,7 @@ async fn carry_out(
     }
 }
 
-/// Sends without waiting, whatever tokio believes about the socket's readiness: it knows nothing yet of a new one.
+/// Sends without waiting, whatever tokio believes about the socket's readiness: it knows nothing yet about a new one.
 fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
     SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }

@@ -69,9 +69,9 @@ pub struct Traversal {
 /// The configuration of NAT traversal.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which certificates relays may have for which the coordinator names none.
+    /// Which certificates are trusted in relays for which the coordinator names none.
     pub trust: Trust,
-    /// Where connections to relays are noted to go.
+    /// Where the addresses of connections to relays are noted.
     pub destinations: Destinations,
     /// Whether ports may be guessed when one of the NATs has endpoint-dependent mapping.
     pub birthday_probing: bool,
@@ -266,7 +266,7 @@ impl Traversal {
         }
     }
 
-    /// Sends what a probe has brought about.
+    /// Sends the probes that an incoming probe calls for.
     fn answer(&mut self, from: Endpoint) {
         while let Some(transmit) = self.agent.poll_transmit() {
             self.send_probe(&transmit, Some(from));
@@ -492,8 +492,8 @@ impl Traversal {
     }
 }
 
-/// Sends a probe from the tunnel's socket: to whoever has called from the address that was called, else from the one
-/// that the agent names.
+/// Sends a probe from the tunnel's socket: an answer leaves from the address that was called, any other probe from the
+/// one that the agent names.
 pub fn send_probe(udp: &UdpSender, probe: &PathTransmit, called: Option<Endpoint>) {
     let PathTransmit { to, local, ttl, dont_fragment, bytes, .. } = probe;
     let called = called.filter(|called| called.remote == *to).and_then(|called| called.local);

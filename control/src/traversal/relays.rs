@@ -81,8 +81,8 @@ pub struct RelayState {
     pub round_trip_ms: Option<f64>,
 }
 
-/// Whom a gateway that trusts the coordinator so trusts as a relay for which the coordinator names no certificate. What
-/// is pinned is the coordinator's own certificate, which no other relay has.
+/// The trust in relays for which the coordinator names no certificate, given the trust in the coordinator. A pin is for
+/// the coordinator's own certificate, which no other relay has.
 pub fn trust_in_relays(coordinator: &Trust) -> Trust {
     match coordinator {
         Trust::Pinned(_) | Trust::Rolling(_) => Trust::Authorities(None),

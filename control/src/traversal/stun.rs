@@ -184,8 +184,8 @@ impl Stun {
                 moved |= asked.known.replace(address).is_some_and(|known| known != address);
             }
         }
-        // Another mapping may be another NAT's. The same one is not measured twice: the destinations of the first time
-        // are let in since, which would look like a NAT that lets everybody in.
+        // Another mapping may be another NAT's. The same one is not measured twice: the NAT now lets in the
+        // destinations of the first time, which would look as if it let everybody in.
         if moved || (self.report.udp_blocked && self.passes()) {
             self.report.udp_blocked = false;
             self.discover(now);

@@ -1,4 +1,4 @@
-//! Makes a profile from a `wg-quick` file, and tells what of the file it cannot take over.
+//! Makes a profile from a `wg-quick` file, and lists what a profile cannot take over.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

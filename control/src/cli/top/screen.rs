@@ -29,8 +29,8 @@ impl Screen {
     pub fn open() -> io::Result<Self> {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // The message that follows must be readable on the restored screen. Whichever thread it was, the others end
-            // as well: without it they would show something untrue.
+            // The message that follows must be readable on the restored screen. Whichever thread panicked, the others
+            // end as well: without it they would show something untrue.
             give_back();
             hook(panic);
             exit(PANICKED);

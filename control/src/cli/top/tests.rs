@@ -5,7 +5,7 @@ use std::process::Command;
 use super::screen::Screen;
 use terminal::Terminal;
 
-// The keys and sizes are for others.
+// The keys and sizes are for other tests.
 #[allow(dead_code, missing_docs)]
 #[path = "../../../tests/support/terminal.rs"]
 mod terminal;

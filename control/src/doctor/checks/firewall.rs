@@ -1,5 +1,5 @@
 //! Rules of the packet filter that certainly drop what the gateway needs. Where a rule may let some of it through, that
-//! is taken to be meant.
+//! is taken to be intended.
 
 use super::{Port, error, path, quoted, set_config, warning};
 use crate::bypass::{Barrier, Inside, Outside, Way};

@@ -17,7 +17,7 @@ use crate::profile::WanMode;
 const AF_XDP_PANICS: [(Version, Version); 2] = [([6, 16, 8], [6, 16, 12]), ([6, 17, 0], [6, 17, 10])];
 /// Share of the connection table, in percent, from which on new connections are at risk.
 const CONNECTIONS_PERCENT: u64 = 80;
-/// Of a queue's frames: 4096 of 4 kB.
+/// Memory for a queue's frames: 4096 of 4 kB.
 const QUEUE_MEMORY: u64 = 4096 * 4096;
 
 /// The bit of CAP_IPC_LOCK (`capability.h`).
@@ -127,7 +127,7 @@ pub(super) fn af_xdp_panics(facts: &Facts) -> Option<Finding> {
 }
 
 pub(super) fn capabilities_missing(facts: &Facts) -> Option<Finding> {
-    // Another user's are not those that the gateway will have.
+    // Another user's capabilities are not those that the gateway will have.
     let held = facts.user.capabilities.filter(|_| facts.user.id == 0)?;
     let profile = facts.profile.as_ref()?;
     let missing = missing_capabilities(held, profile.demands_xdp());

@@ -98,7 +98,7 @@ pub(super) fn hardware_gro(facts: &Facts, _: &Profile, port: &Port<'_>) -> Optio
     warning(port.name, sentence, switch_off(port, "rx-gro-hw"))
 }
 
-/// The queues in use, where AF_XDP may be used and more than one worker be at work.
+/// The queues in use, where AF_XDP may be used and more than one worker may run.
 fn queues_of_workers(link: &Link, profile: &Profile, port: &Port<'_>) -> Option<u32> {
     let channels = link.channels.filter(|_| profile.workers != 1 && may_use_xdp(port, link))?;
     Some(channels.combined + channels.receive)
@@ -111,7 +111,7 @@ pub(super) fn few_queues(facts: &Facts, profile: &Profile, port: &Port<'_>) -> O
     let cores = facts.host.cores as u32;
     let workers = if profile.workers == 0 { cores } else { cores.min(profile.workers.into()) };
     let most = channels.combined_most.max(channels.receive_most).min(workers);
-    // Without a number of workers there are as many as queues, and more than one may be as many as are wanted.
+    // By default there are as many workers as queues, and any number above one may be intended.
     let enough = if profile.workers == 0 { 2 } else { most };
     if in_use >= enough || most < 2 {
         return None;
@@ -137,7 +137,7 @@ pub(super) fn queues_without_packets(facts: &Facts, profile: &Profile, port: &Po
     warning(port.name, sentence, format!("ethtool -X {} equal {in_use}", quoted(port.name)))
 }
 
-/// On the WAN, where each peer is one flow, the ports only tell peers apart that share an address.
+/// On the WAN, where each peer is one flow, the ports only tell apart peers that share an address.
 pub(super) fn udp_hashed_by_address(facts: &Facts, profile: &Profile, port: &Port<'_>) -> Option<Finding> {
     let link = link(facts, port).filter(|link| link.spread.udp_by_address)?;
     let sentence = match port.wan {
@@ -164,7 +164,7 @@ pub(super) fn small_mtu(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<F
     if !port.wan || interface.mtu >= WAN_MTU {
         return None;
     }
-    // Whether another kind of link takes more than what suffices is not known.
+    // Whether another kind of link takes more than the minimum is not known.
     let mtu = if interface.mac.is_some() { USUAL_MTU } else { WAN_MTU };
     warning(
         port.name,

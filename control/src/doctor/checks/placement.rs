@@ -19,8 +19,8 @@ fn queues<'a>(facts: &'a Facts, interface: &'a str) -> impl Iterator<Item = (u32
     ports.filter_map(|port| Some((port.queue, port.worker, *facts.worker_cpus.get(&port.worker)?)))
 }
 
-/// A queue's packets are best handled where its worker is, or where no worker is. Beside another worker, they take from
-/// that one's time while their own worker waits.
+/// A queue's packets are best handled where its worker is, or where no worker is. On another worker's CPU they take
+/// that worker's time while their own waits.
 pub(super) fn interrupt_at_another_worker(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
     let interrupts = &facts.links.get(port.name)?.interrupts;
     let others =

@@ -119,7 +119,7 @@ fn lose_private_key(facts: &mut Facts) {
     facts.keys[0] = KeyFile { path: of(facts).private_key_file.clone(), status: None, credential: false };
 }
 
-/// A fault, and what is said of it.
+/// A fault, and what is said about it.
 type Case = (fn(&mut Facts), Severity, &'static str, &'static str);
 
 #[test]
