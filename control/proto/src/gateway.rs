@@ -197,7 +197,7 @@ impl Gateway {
         self.reschedule(id);
     }
 
-    /// A peer by its name.
+    /// A peer by its id.
     #[must_use]
     pub fn peer(&self, id: PeerId) -> Option<&Peer> {
         self.peers.named(id)

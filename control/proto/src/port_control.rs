@@ -14,12 +14,12 @@ pub const MESSAGE_MAX: usize = 1100;
 
 const NAT_PMP: u8 = 0;
 const PCP: u8 = 2;
-/// NAT-PMP's opcodes: which address is outside, and a mapping for UDP.
+/// NAT-PMP's opcodes: for the external address, and for a mapping of UDP.
 const ADDRESS: u8 = 0;
 const MAP_UDP: u8 = 1;
 /// PCP's opcode for a mapping.
 const MAP: u8 = 1;
-/// What an answer has besides the opcode that it answers.
+/// The bit that an answer sets in the opcode of its request.
 const ANSWER: u8 = 0x80;
 const UDP: u8 = 17;
 /// The result "unsupported version", in both protocols.
@@ -33,26 +33,26 @@ pub type Nonce = [u8; 12];
 /// What a router may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// PCP: a mapping, or with a lifetime of 0 that there be none.
+    /// PCP: a mapping, or with a lifetime of 0 its deletion.
     PcpMap {
-        /// Whose it is.
+        /// The mapping's nonce.
         nonce: Nonce,
         /// Our address, as the router sees it.
         client: IpAddr,
         /// The port here.
         port: NonZeroU16,
-        /// The one outside that would be best.
+        /// The preferred external port.
         external: u16,
         /// In seconds.
         lifetime: u32,
     },
-    /// NAT-PMP: the router's address outside.
+    /// NAT-PMP: the router's external address.
     NatPmpAddress,
-    /// NAT-PMP: a mapping, or with a lifetime of 0 that there be none.
+    /// NAT-PMP: a mapping, or with a lifetime of 0 its deletion.
     NatPmpMap {
         /// The port here.
         port: NonZeroU16,
-        /// The one outside that would be best.
+        /// The preferred external port.
         external: u16,
         /// In seconds.
         lifetime: u32,
@@ -62,13 +62,13 @@ pub enum Request {
 /// What a router says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Its address outside.
+    /// Its external address.
     Address(Ipv4Addr),
     /// A mapping, or that there is none.
     Mapping {
-        /// The address outside; NAT-PMP does not tell it.
+        /// The external address; NAT-PMP does not include it.
         address: Option<IpAddr>,
-        /// The port outside.
+        /// The external port.
         port: u16,
         /// In seconds.
         lifetime: u32,
@@ -131,7 +131,7 @@ impl Request {
             return None;
         }
         let answer = match self {
-            // Also a refusal repeats what was asked.
+            // A refusal, too, repeats what was asked.
             Self::PcpMap { nonce, port, .. } => pcp_mapping(body, nonce, *port)?,
             _ if result != 0 => return Some(Err(Refusal::Code(result))),
             Self::NatPmpAddress => Answer::Address(Ipv4Addr::from(*body.get(EPOCH..)?.first_chunk::<4>()?)),
@@ -149,7 +149,7 @@ impl Request {
     }
 }
 
-/// The mapping that PCP grants, if it is for this port of this owner's.
+/// The mapping that PCP grants, if it is for this nonce and port.
 fn pcp_mapping(body: &[u8], nonce: &Nonce, port: NonZeroU16) -> Option<Answer> {
     let (lifetime, rest) = body.split_first_chunk()?;
     let (its_nonce, rest) = rest.get(EPOCH + 12..)?.split_first_chunk::<12>()?;
@@ -170,7 +170,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// Says of which version an address outside is wanted, and that any will do.
+/// The suggested external address: any one of the client's IP version.
 fn any(client: IpAddr) -> Ipv6Addr {
     match client {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(),

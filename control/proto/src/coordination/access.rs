@@ -1,8 +1,8 @@
 //! What a relay knows about the sites: who they are, and which pairs may talk.
 //!
 //! Sites have numbers, for as long as the connection lasts, so that a pair costs only a few bytes. First comes the
-//! whole, in as many messages as it takes; what was in force before stays in force until the last of them. Then come
-//! changes, each in force at once.
+//! whole state, in as many messages as it takes; what was in force before stays in force until the last of them. Then
+//! come changes, each in force at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::SiteKey;
 use super::encoding::at_most;
 use super::limits::{ACCESS_PAIRS_LIMIT, PEERS_LIMIT};
 
-/// The sites of the largest coordinator: each of them but one may be a peer of each.
+/// The most sites of a coordinator: each may have all others as peers.
 const SITES_LIMIT: usize = PEERS_LIMIT + 1;
 
 /// A site's number.
@@ -20,7 +20,7 @@ pub type SiteNumber = u32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Access {
-    /// Which part of the whole this is.
+    /// Which part of the whole state this is.
     pub part: AccessPart,
     /// Sites that are admitted.
     #[serde(deserialize_with = "at_most::<SITES_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
@@ -36,7 +36,7 @@ pub struct Access {
     pub parted: Vec<(SiteNumber, SiteNumber)>,
 }
 
-/// Which part of the whole a message is.
+/// Which part of the whole state a message is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessPart {
     /// The whole begins.

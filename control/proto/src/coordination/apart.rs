@@ -1,5 +1,5 @@
-//! Peers as maps and increments are written: those that are restricted ([`Peer::allow`]) stand apart, where a gateway
-//! that does not know of restrictions looks for none. It has no tunnel to them, rather than one that lets everything pass.
+//! How maps and increments write peers: restricted ones ([`Peer::allow`]) are in a field of their own, which gateways
+//! that do not know restrictions ignore. They then have no tunnel to them, rather than one that lets everything pass.
 
 use std::collections::BTreeMap;
 

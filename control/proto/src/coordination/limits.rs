@@ -19,7 +19,7 @@ pub const CANDIDATES_LIMIT: usize = 16;
 pub const SERVERS_LIMIT: usize = 16;
 /// Longest name of a site or tag: a DNS label (RFC 1035, section 2.3.4).
 pub const NAME_LIMIT: usize = 63;
-/// Most paths that a gateway tells of in one message.
+/// The most paths that a gateway reports in one message.
 pub const PATHS_LIMIT: usize = 40;
 /// Longest reason of a path, in bytes.
 pub const REASON_LIMIT: usize = 100;

@@ -90,7 +90,7 @@ pub struct Relay {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// An increment: what changed of a map between two states.
+/// An increment: what changed in a map between two states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Update {
@@ -98,10 +98,10 @@ pub struct Update {
     pub from: MapVersion,
     /// The state that results.
     pub to: MapVersion,
-    /// Peers that are new or not as they were; each replaces the one of the same key.
+    /// Peers that are new or changed; each replaces the one with the same key.
     #[serde(flatten, with = "apart::upsert")]
     pub upsert: BTreeMap<SiteKey, Peer>,
-    /// Peers to be talked to no longer, or no longer as before: those of them that are in `upsert` too are in the map.
+    /// Peers that may no longer be talked to, or no longer as before: those that are in `upsert` too stay in the map.
     #[serde(default, deserialize_with = "at_most::<PEERS_LIMIT, _, _>")]
     pub remove: Vec<SiteKey>,
 }
@@ -274,7 +274,7 @@ mod tests {
         }
     }
 
-    /// What gateways read that know neither tags nor what is allowed.
+    /// What is read by gateways that know neither tags nor restrictions.
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     #[expect(dead_code)]
@@ -332,7 +332,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Peer>(&text).unwrap(), restricted);
             assert!(serde_json::from_str::<OldPeer>(&text).is_ok());
         }
-        // What is not understood is not taken for a permission.
+        // What is not understood is not taken as a permission.
         for allow in [r#"["gopher"]"#.to_owned(), "null".into(), format!("[{}]", vec!["\"icmp\""; 257].join(","))] {
             let text = text.replace('}', &format!(",\"Allow\":{allow}}}"));
             assert!(serde_json::from_str::<Peer>(&text).is_err(), "{text}");

@@ -37,18 +37,18 @@ pub enum CoordinatorMessage {
     Refused(Refusal),
     /// What the coordinator has on record of this site; said again whenever it changes.
     Registration(Registration),
-    /// All that this site may know of the others.
+    /// All that this site may know about the others.
     Map(Map),
-    /// What changed of it.
+    /// What changed in it.
     Update(Update),
     /// To a relay: which sites may talk.
     Access(Access),
     /// Signed documents. They come before the map, update or access that depends on them, and after the
     /// registration.
     Documents(Documents),
-    /// To a gateway: tell of paths now and again. It comes after the registration.
+    /// To a gateway: report paths from time to time. It comes after the registration.
     Reports(Reports),
-    /// Something of a newer coordinator, to be ignored.
+    /// Something from a newer coordinator, to be ignored.
     #[serde(other)]
     Unknown,
 }
@@ -59,7 +59,7 @@ pub enum CoordinatorMessage {
 pub struct Hello {
     /// Its WireGuard public key.
     pub public_key: SiteKey,
-    /// That it has the private key.
+    /// The proof that it has the private key.
     pub proof: Proof,
     /// The subnets behind it, without host bits.
     #[serde(deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>")]
@@ -76,7 +76,7 @@ pub struct Hello {
     pub bound_proof: Option<Proof>,
 }
 
-/// An enrolment key is not compared but by its hash.
+/// Enrolment keys are compared only by their hashes.
 impl PartialEq for Hello {
     fn eq(&self, other: &Self) -> bool {
         let Self { public_key, proof, subnets, enrolment, known, bound_proof } = self;
@@ -149,7 +149,7 @@ impl Candidate {
         let ip = self.address.ip().to_canonical();
         let local = match ip {
             IpAddr::V4(ip) => ip == Ipv4Addr::BROADCAST || ip.octets()[0] == 0,
-            // Of a link, which the interface's number of another machine does not name.
+            // Of a link; another machine's interface number does not name it here.
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
         self.address.port() != 0 && !local && !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified()
@@ -171,7 +171,7 @@ pub struct NatType {
     pub udp_blocked: bool,
 }
 
-/// On what of the remote endpoint a NAT's behaviour depends.
+/// Which part of the remote endpoint a NAT's behaviour depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Dependence {
     /// On nothing.
@@ -192,7 +192,7 @@ pub struct Registration {
     pub state: RegistrationState,
     /// Its address within the overlay.
     pub virtual_address: Ipv4Addr,
-    /// Those of its subnets that the others are told of.
+    /// Those of its subnets that are announced to the others.
     pub subnets: Vec<IpNet>,
     /// Subnets that it offers and that wait for an administrator.
     #[serde(default, deserialize_with = "at_most::<SUBNETS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
@@ -253,19 +253,19 @@ pub enum RefusalReason {
     KeyUsedUp,
     /// Another site has that name.
     NameTaken,
-    /// A subnet is another site's, or not to be had.
+    /// A subnet is another site's, or not available.
     Subnets,
     /// The site was revoked.
     Revoked,
     /// The same site connected again.
     Replaced,
-    /// A message was none of the protocol.
+    /// A message was not one of the protocol.
     Malformed,
     /// Too many messages.
     TooMany,
     /// The coordinator cannot at the moment; try again later.
     Unavailable,
-    /// Something of a newer coordinator.
+    /// Something from a newer coordinator.
     #[serde(other)]
     Other,
 }

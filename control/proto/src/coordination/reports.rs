@@ -1,5 +1,5 @@
-//! What a gateway tells of its paths, for the administrator of a coordinator that asks for it. Other sites are told
-//! nothing of it.
+//! What a gateway reports about its paths, for the administrator of a coordinator that asks for it. Other sites do not
+//! get to see it.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -7,11 +7,11 @@ use super::encoding::at_most;
 use super::limits::{PATHS_LIMIT, REASON_LIMIT};
 use super::{Name, SiteKey};
 
-/// The coordinator wants to be told of paths. Gateways that were not asked tell nothing.
+/// The coordinator wants reports on paths. Gateways that were not asked send none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Reports {
-    /// How many seconds are to lie between two reports, at least.
+    /// The least time between two reports, in seconds.
     pub every: u32,
 }
 

@@ -139,7 +139,7 @@ fn the_form_of_messages_does_not_change() {
     assert_eq!(CoordinatorMessage::decode(text), Ok(message));
 }
 
-/// A site that does not know suites or `Allow` says nothing of them, and ignores what others say.
+/// A site that does not know suites or `Allow` says nothing about them, and ignores what others say.
 #[test]
 fn what_a_site_can_do_is_told_and_may_be_missing() {
     let older = r#"{"Candidates":[],"NatType":null}"#;

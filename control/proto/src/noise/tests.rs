@@ -215,7 +215,7 @@ fn a_message_of_one_suite_means_nothing_in_the_other() {
         let (initiator, initiation) = start(suite, &responder_public, &product, 1).unwrap();
         let claim = Claim::open(&responder_public, &responder_secret, &initiation).unwrap();
         assert_eq!((claim.remote(), claim.state.suite), (&initiator_public, suite));
-        // Both have all keys, and still cannot be brought together.
+        // Both sides have all keys, and yet the handshake fails.
         let (responder, _) = claim.verify(&product, &initiation).unwrap();
         let (_, response) = responder.respond(None, &secret(4), 2).unwrap();
         let (other, _) = start(suite.other(), &responder_public, &product, 1).unwrap();

@@ -134,10 +134,10 @@ impl PathAgent {
         Ok(())
     }
 
-    /// Says where a peer is whose path is not chosen here, and names the session with it, if there is one; adds the peer
-    /// if it is new. Only its path's MTU is searched for, and no [`PathEvent::Selected`] comes. To be called whenever its
-    /// endpoint or session is another one. All peers of this agent must be of this kind; relays, candidates and changes of
-    /// the network do not concern it.
+    /// Sets the endpoint of a peer whose path is not chosen here, and the session with it, if there is one; adds the
+    /// peer if it is new. Only its path's MTU is searched for, and no [`PathEvent::Selected`] comes. To be called
+    /// whenever its endpoint or session changes. All peers of this agent must be of this kind; relays, candidates and
+    /// changes of the network do not concern it.
     ///
     /// # Errors
     /// See [`AddSiteError`].
@@ -273,9 +273,9 @@ impl PathAgent {
     }
 
     /// Makes `count` pings to a peer, of the size that passes and not above `longest`. The shell sends them, together or
-    /// one by one, to learn what becomes of them; each that is answered is a [`PathEvent::Arrived`]. Answers to those
-    /// made before are not waited for any more. `None`: it is not known how large they may be, or they would not leave
-    /// by the tunnel's own socket.
+    /// one by one, to learn what becomes of them; each answer is a [`PathEvent::Arrived`]. Answers to earlier ones are
+    /// no longer waited for. `None`: it is not known how large they may be, or they would not leave by the tunnel's own
+    /// socket.
     pub fn make_train(&mut self, public_key: &PublicKey, count: usize, longest: u16) -> Option<Train> {
         self.peers.get_mut(&SiteId::of(public_key))?.make_train(&mut self.shared, count, longest)
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   hard side: 256 sockets, each opens a mapping          easy side: 1024 pings to random ports
-//!   to the easy side's address by a probe of a            of the hard side's address
-//!   short life; waits                                     ◄─ one that hits is answered: a path
+//!   to the easy side's address by a probe with a          of the hard side's address
+//!   short TTL; waits                                      ◄─ one that hits is answered: a path
 //! ```
 //! One socket on the hard side would have one mapping, and so one port among 64,512 to be guessed. With 256 a hit is
 //! likely ([`BIRTHDAY_SOCKETS`]); the shell then carries the peer's datagrams between that socket and the data plane.

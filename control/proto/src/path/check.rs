@@ -67,7 +67,7 @@ impl Check {
         !matches!(self.kind, Kind::Relay(_))
     }
 
-    /// Whether it lies behind a NAT that must not see our probe before it has sent one itself.
+    /// Whether it lies behind a NAT that must not see our probe before the peer has sent one.
     pub fn needs_opening(&self) -> bool {
         matches!(self.kind, Kind::Signalled(CandidateKind::ServerReflexive) | Kind::PeerReflexive)
     }
@@ -96,7 +96,7 @@ impl Check {
         (self.heard, self.sizes) = (None, None);
     }
 
-    /// Another session, or another address: whether anybody answers has to be seen again.
+    /// Another session, or another address: whether anybody answers has to be found out again.
     pub fn ask_anew(&mut self) {
         if self.state == State::Dead {
             self.state = State::Untried;

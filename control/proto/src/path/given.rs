@@ -1,5 +1,6 @@
-//! Peers whose address is given: those of the profile. It is that of the WireGuard session, which the peer's authentic
-//! packets alone can move, so there is nothing to choose. The path's MTU is searched for there as on any other path.
+//! Peers whose address is given: those of the profile. It is that of the WireGuard session, which only the peer's
+//! authentic packets can move, so there is nothing to choose. The path's MTU is searched for there as on any other
+//! path.
 //!
 //! A plain WireGuard peer answers no pings. So every session begins with a few of them, and no more follow until one
 //! was answered; after that, there is one a second while anything is sent.
@@ -13,7 +14,7 @@ use super::peer::Peer;
 use crate::Endpoint;
 use crate::pmtu::Search;
 
-/// What is said of such a peer, besides its address.
+/// What is given for such a peer, besides its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
     /// Our address that datagrams to it leave from, unless the route chooses.
@@ -23,7 +24,7 @@ pub(crate) struct Given {
 }
 
 impl Peer {
-    /// Whether exactly this is said of the peer already.
+    /// Whether exactly this was already given for the peer.
     pub fn is_given(&self, endpoint: Endpoint, session: Option<u32>) -> bool {
         let Endpoint { remote, local } = endpoint;
         self.given == Some(Given { local, session }) && self.selected == Some(Route::tunnel(remote))

@@ -32,7 +32,7 @@ impl Budget {
     }
 }
 
-/// The rounds of one peer that it causes itself: it announces other addresses, or begins a round of its own.
+/// The rounds that one peer causes: it announces other addresses, or begins a round of its own.
 #[derive(Default)]
 pub(crate) struct Prompted(Bucket);
 

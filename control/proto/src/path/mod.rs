@@ -15,7 +15,7 @@
 //! tell each other so over the relay, and only then send full probes: a NAT that sees the other side's probe before its
 //! own may give the flow a different port, until both have been quiet for 30 s.
 //!
-//! [`pmtu`](crate::pmtu) finds how large the datagrams on the selected path may be, once the shell has told the links.
+//! [`pmtu`](crate::pmtu) finds how large the datagrams on the selected path may be, once the shell has set the links.
 //! That is all that is done for a peer whose address is given by [`set_endpoint`](PathAgent::set_endpoint).
 //!
 //! The shell's loop is that of the [`Gateway`](crate::Gateway): one `handle_*`, then drain
@@ -125,14 +125,14 @@ pub struct PathTransmit {
     pub bytes: Vec<u8>,
 }
 
-/// Datagrams of one length to one address, of which the peer says which have arrived whole.
+/// Datagrams of one length to one address, for which the peer reports which have arrived whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Train {
     /// Where to.
     pub to: SocketAddr,
     /// The length of each.
     pub length: u16,
-    /// By the name that [`PathEvent::Arrived`] repeats.
+    /// Each with the transaction that [`PathEvent::Arrived`] repeats.
     pub pings: Vec<(u64, Vec<u8>)>,
 }
 
@@ -157,9 +157,9 @@ pub enum PathEvent {
     },
     /// A ping of the last train has arrived whole.
     Arrived {
-        /// At whose site.
+        /// The peer that it has reached.
         peer: PublicKey,
-        /// Its name.
+        /// Its transaction.
         transaction: u64,
     },
     /// A selected path has died, and our NAT's mappings may have died with it. Bind to the relays again, ask the STUN

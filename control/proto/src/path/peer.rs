@@ -202,7 +202,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Takes what a ping says of the search for a path.
+    /// Takes what a ping says about the search for a path.
     fn hear(&mut self, now: Instant, shared: &mut Shared, route: Route, ping: &Ping) {
         if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
             self.peers_relay = Some(route);

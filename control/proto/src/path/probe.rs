@@ -13,10 +13,9 @@
 //! cannot be turned into a pong, and what A sealed for B cannot be sent back to A.
 //!
 //! Only a sized ping has padding, up to the length that it asks about (see [`crate::pmtu`] and [`Train`]). The padding
-//! is random, or a link that compresses would let more pass than it does of ciphertext. It is not sealed, but its length
-//! and its digest are, so that a ping that was cut, stretched or damaged on the way is refused; older sites send no
-//! digest (zeros). Whoever does not know these kinds drops them, sites and relays alike, and the sender takes the
-//! silence for that.
+//! is random, since a link that compresses would otherwise pass longer probes than data. It is not sealed, but its
+//! length and its digest are, so that a ping that was cut, stretched or damaged on the way is refused; older sites send
+//! no digest (zeros). Sites and relays that do not know these kinds drop them, and silence tells the sender so.
 //!
 //! [`Train`]: super::Train
 
@@ -238,7 +237,7 @@ fn is_intact(padding: &[u8], digest: &[u8]) -> bool {
 pub struct Envelope<'a> {
     bytes: &'a [u8; PROBE_LENGTH],
     padding: &'a [u8],
-    /// For whom it says to be.
+    /// The site that it claims to be for.
     pub receiver: SiteId,
     /// The site that it claims to be from.
     pub sender: SiteId,

@@ -52,14 +52,14 @@ impl Reason {
 impl NatType {
     /// Whether two gateways behind such NATs can reach each other directly; `None` when too little is known.
     ///
-    /// They cannot exactly when UDP is blocked, or when one NAT has endpoint-dependent mapping and the other has too or
-    /// filters by port: then no port that either side learns is the one that the other must send to.
+    /// They cannot in these cases only: UDP is blocked, or one NAT has endpoint-dependent mapping and the other has it
+    /// too or filters by port, so that no port that either side learns is the one that the other must send to.
     #[must_use]
     pub fn direct_with(&self, other: &Self) -> Option<bool> {
         if Reason::against_direct(self, other).is_some() {
             return Some(false);
         }
-        // What is not known of the filtering does not matter unless the strictest would be in the way.
+        // Unknown filtering matters only if the strictest kind would be in the way.
         let strictest = |nat: &Self| {
             let filtering = nat.filtering.or(Some(Dependence::AddressAndPortDependent));
             nat.mapping.is_some().then_some(Self { filtering, ..*nat })

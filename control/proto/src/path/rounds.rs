@@ -1,8 +1,8 @@
 //! Rounds of probing: when direct addresses are tried, and in which order.
 //!
 //! ```text
-//!   Idle ──► Opening: our NAT is opened by probes of a short life, and the peer is told so by the relay
-//!     ▲         │ the peer says so too, of the candidates that are ours today
+//!   Idle ──► Opening: our NAT is opened by probes with a short TTL, and the relay tells the peer so
+//!     ▲         │ the peer says so too, about our present candidates
 //!     │         ▼
 //!     └───── Checking: every address is probed, 3 s
 //! ```

@@ -51,7 +51,7 @@ impl Peer {
         }
     }
 
-    /// Whether we decide by which relay both sides send. A relay can only forward to a site that has shaken hands
+    /// Whether we decide through which relay both sides send. A relay can only forward to a site that has shaken hands
     /// through it, so both sides must use the same one: the site with the lower id chooses, and the other follows.
     pub fn chooses_relay(&self, shared: &Shared) -> bool {
         shared.site < self.site

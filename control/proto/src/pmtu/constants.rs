@@ -56,5 +56,5 @@ pub const TOTAL_BURST: u32 = 2_000_000;
 /// How long a round waits that the limits leave no room for.
 pub const DEFER: Duration = Duration::from_millis(100);
 
-/// The most links that may be told; further ones are ignored.
+/// The most links that may be set; further ones are ignored.
 pub const MAX_LINKS: usize = 256;

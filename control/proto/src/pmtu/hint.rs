@@ -1,8 +1,8 @@
 //! What routers say: ICMP "fragmentation needed" (RFC 792, RFC 1191) and ICMPv6 "packet too big" (RFC 4443).
 //!
 //! Anybody can send such a message, so it is a hint at most. Where the path can be probed it only makes us look
-//! at once. Where it cannot, it counts when the quoted datagram shows a receiver index that we do send to, which
-//! only who has seen our traffic knows, and even then no lower than [`BASE`].
+//! at once. Where it cannot, it counts when the quoted datagram shows a receiver index that we do send to, which only
+//! somebody who has seen our traffic knows, and even then no lower than [`BASE`].
 
 use std::net::SocketAddr;
 use std::time::Instant;

@@ -25,12 +25,12 @@
 //! - When everything is silent, the path has failed; it is not a black hole, and the size stays.
 //!
 //! # For the shell
-//! The path agent does all this, for the paths that it finds as for those that are given to it. The shell
+//! The path agent does all this, for the paths that it finds and for those that are given to it. The shell
 //! 1. tells it the links by [`PathAgent::set_links`](crate::path::PathAgent::set_links), whenever one changes;
 //!    before that, nothing is probed, and no event comes,
 //! 2. sends a [`PathTransmit`](crate::path::PathTransmit) that says `dont_fragment` with DF and without regard to
 //!    the kernel's own idea of the path (`IP_PMTUDISC_PROBE`, which Linux has per socket only; `IPV6_DONTFRAG`
-//!    and `IPV6_PMTUDISC_PROBE`); what the kernel refuses with `EMSGSIZE` counts as lost and need not be told,
+//!    and `IPV6_PMTUDISC_PROBE`); what the kernel refuses with `EMSGSIZE` counts as lost and need not be reported,
 //! 3. hands in ICMP by [`PathAgent::handle_too_big`](crate::path::PathAgent::handle_too_big),
 //! 4. applies [`PathEvent::Mtu`](crate::path::PathEvent::Mtu): see [`PathMtu`].
 //!
@@ -87,7 +87,7 @@ pub enum MtuSource {
     Icmp,
     /// A probe of this size was answered.
     Probed,
-    /// Smaller probes pass, and none of the least size that a path should carry.
+    /// Smaller probes pass, but none of the least size that a path should carry.
     Base,
 }
 
@@ -137,7 +137,7 @@ pub struct LinkMtu {
     pub mtu: u16,
 }
 
-/// The links, as told.
+/// The links, as set by the shell.
 #[derive(Default)]
 pub(crate) struct Links(Vec<LinkMtu>);
 

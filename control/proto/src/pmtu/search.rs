@@ -213,7 +213,7 @@ impl Search {
         self.verify = Some(trial);
     }
 
-    /// A trial of the size in use, and of what may remain of it.
+    /// A trial of the size in use, and of the smaller ones to fall back to.
     fn verification(&self, now: Instant, narrow: bool) -> Trial {
         let below = LADDER.into_iter().chain(self.told).chain([self.base(), self.smallest]);
         let sizes = below.filter(|size| *size < self.low).chain([self.low]).collect();

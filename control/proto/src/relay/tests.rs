@@ -31,7 +31,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// `n` sites that know the relay and are not bound; all may talk to all but the last, to whom nobody may.
+    /// `n` sites that know the relay and are not bound; all may talk to each other, except to the last, to whom nobody
+    /// may.
     fn new(n: u8) -> Self {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now() + Duration::from_secs(1000);
@@ -205,7 +206,7 @@ fn answers_of_others_do_not_fool_a_site() {
     assert_eq!(site.client.handle_datagram(now, &bound), None, "nothing is awaited");
 }
 
-/// Forged challenges delay a binding by a second each few; they do not prevent it.
+/// Every few forged challenges delay a binding by a second; they do not prevent it.
 #[test]
 fn forged_challenges_do_not_lock_a_site_out() {
     let mut bench = Bench::new(3);
@@ -427,7 +428,7 @@ fn a_call_is_answered_once() {
     }
     assert!(bench.send(1, &data(600, 100)).is_ok());
     assert_eq!(bench.send(1, &data(601, 100)), Err(RelayDrop::UnknownReceiver));
-    // An answer to a session, which is none to a call.
+    // An answer to a session, not to a call.
     assert_eq!(bench.send(0, &response(101, 700)), Ok(Outcome::Forward(bench.sites[1].at)));
     assert_eq!(bench.send(1, &data(700, 100)), Err(RelayDrop::UnknownReceiver));
 }

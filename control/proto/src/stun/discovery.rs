@@ -262,7 +262,7 @@ mod tests {
 
     /// Behind a NAT that filters by port, with a server at all four combinations of address and port: what is sent
     /// where, and the report.
-    /// `mapped` says which address a request to such a destination comes from, and the how many-th it is there.
+    /// `mapped` says which address the n-th request to a destination comes from.
     fn run(opening: bool, mapped: impl Fn(SocketAddr, usize) -> SocketAddr) -> (Vec<SocketAddr>, NatReport) {
         let [local, server, other] = ["10.0.0.2:5", "192.0.2.1:3478", "192.0.2.2:3479"].map(|at| at.parse().unwrap());
         let mut now = Instant::now();

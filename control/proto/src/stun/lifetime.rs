@@ -39,7 +39,7 @@ const WARMING_UP: Duration = Duration::from_millis(2500);
 /// The socket of Y; those of the Xs follow.
 const ASKER: usize = 0;
 
-/// The result: a mapping survives a silence of `from`, and none of `to`.
+/// The result: a mapping survives a silence of `from`, but not one of `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bracket {
     /// The longest silence that was survived; zero for none.
@@ -214,7 +214,7 @@ struct Trial {
 enum Stage {
     First,
     Second,
-    /// By Y.
+    /// Y has asked.
     Asked,
 }
 

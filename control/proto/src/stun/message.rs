@@ -14,7 +14,7 @@ use std::num::NonZeroU16;
 /// The header's length.
 pub const HEADER_LENGTH: usize = 20;
 /// The length of the requests that we send: as long as the longest response that we would give, so that a server of
-/// ours is useless to an attacker even though it never answers with more than it got.
+/// ours can answer in full without ever sending more than it got, which would amplify attacks.
 pub const REQUEST_LENGTH: usize = 100;
 /// The longest message that is read: a request that is padded by an Ethernet frame's payload (RFC 5780, section 7.6).
 pub const MAX_LENGTH: usize = 2048;

@@ -271,8 +271,8 @@ impl Authority {
     }
 }
 
-/// Which site was last stated to have a name, an address or a subnet. What was taken away since is still in here, so
-/// what is found counts only if the statement in force says the same.
+/// Which site was last stated to have a name, an address or a subnet. What was taken away since is still in here, so an
+/// entry counts only if the statement in force says the same.
 #[derive(Debug, Default)]
 struct Holders {
     names: HashMap<Name, SiteKey>,

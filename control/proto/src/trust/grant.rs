@@ -21,7 +21,7 @@ use crate::coordination::Name;
 pub struct Offer<'a> {
     /// The subnets that the gateway offers now.
     pub subnets: &'a [IpNet],
-    /// Those that the others have been told of.
+    /// Those that are announced to the others.
     pub in_force: &'a [IpNet],
     /// What it may offer. `None`: nothing was decided yet, and it has no statement.
     pub granted: Option<&'a Subnets>,
@@ -37,7 +37,7 @@ pub struct Elsewhere {
 /// The decision about an offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// What the others are told of. If nothing was granted yet, this is to be granted.
+    /// What is announced to the others. If nothing was granted yet, this is to be granted.
     pub in_force: Vec<IpNet>,
     /// What waits for an administrator, and why.
     pub waiting: Vec<(IpNet, WaitReason)>,

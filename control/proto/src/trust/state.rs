@@ -1,4 +1,4 @@
-//! What a gateway must not forget of the documents it has seen.
+//! What a gateway must not forget about the documents it has seen.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ pub struct Increment {
     pub(super) running: u64,
     /// The date according to the gateway's own clock.
     pub(super) wall: UnixTime,
-    /// What was new; empty to store only the hours of running.
+    /// What was new; empty to store only the running time.
     pub(super) documents: Vec<Document>,
 }
 

@@ -197,14 +197,14 @@ impl SiteGrant {
 pub struct SiteStatement {
     /// The number of this document.
     pub serial: Serial,
-    /// The newest list of revocations when this was signed. Whoever believes this must know that list, or
-    /// it could be played off against statements that were revoked before.
+    /// The newest list of revocations when this was signed. Whoever believes this must know that list, or this could be
+    /// combined with statements that were revoked before.
     pub revocations: Serial,
     /// What is said.
     pub grant: SiteGrant,
 }
 
-/// That a key is a relay of the overlay. It does not sign the relay's addresses: a relay proves its key.
+/// States that a key is a relay of the overlay. It does not sign the relay's addresses: a relay proves its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayStatement {
     /// The number of this document.
@@ -257,22 +257,21 @@ impl Revocations {
     }
 }
 
-/// That a coordinator may keep statements alive by this key. A later one ends the earlier.
+/// States that a coordinator may keep statements alive with this key. A later certificate ends the earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseCertificate {
     /// The number of this document.
     pub serial: Serial,
     /// The key.
     pub key: LeaseKey,
-    /// Leases of it that are longer count as long as this.
+    /// Longer leases count only for this long.
     pub longest: LeaseLength,
 }
 
-/// That a site's statement stays alive for a time. It is counted by the gateway that receives it, from when
-/// it does.
+/// States that a site's statement stays alive for a time, which a gateway counts from when it receives the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Among the leases of this key.
+    /// The number of this lease among those of its key.
     pub serial: Serial,
     /// The site.
     pub site: SiteKey,
@@ -282,8 +281,8 @@ pub struct Lease {
     pub length: LeaseLength,
 }
 
-/// That another key stands for the overlay from now on, signed by the one that did. What the old key signed
-/// is void for whoever knows this.
+/// States that another key stands for the overlay from now on, signed by the key that did so before. What the old key
+/// signed is void for whoever knows this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollover {
     /// The old key.

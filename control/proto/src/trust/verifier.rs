@@ -34,7 +34,7 @@ pub struct Verifier {
     increments: Vec<Increment>,
 }
 
-/// What became of documents.
+/// The outcome of taking documents in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Learnt {
     /// Whether the state must be stored, and the map judged anew.
@@ -124,7 +124,7 @@ pub enum PeerReason {
 }
 
 impl Verifier {
-    /// Goes on by what was stored, or by [`State::new`] and the key from the profile. `own` is this
+    /// Continues from what was stored, or from [`State::new`] with the key from the profile. `own` is this
     /// gateway's public key.
     #[must_use]
     pub fn new(now: Instant, own: SiteKey, state: State) -> Self {
@@ -149,7 +149,7 @@ impl Verifier {
         self.state
     }
 
-    /// Takes documents in, in any order but of rollovers, the oldest of which comes first. Those that are
+    /// Takes documents in, in any order, except that older rollovers come first. Those that are
     /// known cost next to nothing; each new one costs a verification, a twentieth of a millisecond.
     pub fn learn<'a>(&mut self, now: Now, documents: impl IntoIterator<Item = &'a Document>) -> Learnt {
         self.count(now.instant);
@@ -171,7 +171,7 @@ impl Verifier {
     }
 
     /// What has to be added to the state that was stored last, so that it is the present one: what was learnt since
-    /// this was called last, and the hours of running.
+    /// this was called last, and the running time.
     pub fn take_increments(&mut self, now: Now) -> Vec<Increment> {
         self.count(now.instant);
         let mut increments = std::mem::take(&mut self.increments);
@@ -192,8 +192,8 @@ impl Verifier {
     pub fn admit(&mut self, now: Now, peers: &BTreeMap<SiteKey, Peer>) -> Admission {
         self.count(now.instant);
         let mut refused = BTreeMap::new();
-        // Called by their places here meanwhile, in the order of the keys: a map may have thousands of sites, and this
-        // is done for each change of it.
+        // Sites are named by their places here meanwhile, in the order of the keys: a map may have thousands of sites,
+        // and this is done for each change of it.
         let mut admitted: Vec<(SiteKey, AdmittedPeer, &SiteGrant)> = Vec::new();
         let mut others = Vec::new();
         let own = self.site(now, self.state.subjects.get(&self.own)).map_err(|_| PeerReason::Own);
@@ -210,8 +210,8 @@ impl Verifier {
                     let place = admitted.len();
                     let announced =
                         peer.subnets.iter().copied().chain([IpNet::from(IpAddr::from(peer.virtual_address))]);
-                    // Exactly what is stated of a site is its own, since nothing longer lies around it: so of most maps
-                    // nothing has to be sorted.
+                    // A prefix that is stated for a site is its own, since no longer one contains it: so most maps need
+                    // no sorting.
                     let (prefixes, doubtful): (Vec<_>, Vec<_>) =
                         announced.partition(|prefix| stated_of(grant).any(|stated| stated == *prefix));
                     others.extend(doubtful.into_iter().map(|prefix| (prefix, place)));
@@ -414,7 +414,7 @@ impl Verifier {
         Ok((grant, self.standing(now.instant, &lease)?))
     }
 
-    /// What is stated of a site at this time, leases apart.
+    /// What is stated about a site at this time, leases apart.
     fn site<'a>(&self, now: Now, subject: Option<&'a Subject>) -> Result<&'a SiteGrant, PeerReason> {
         let subject = subject.ok_or(PeerReason::Unstated)?;
         let Contents::Site(statement) = subject.statement.contents() else { return Err(PeerReason::OtherKind) };

@@ -30,7 +30,7 @@ impl Bench {
         self.agent.mtu(&self.peer).map(|mtu| (mtu.outer, mtu.source)).unwrap()
     }
 
-    /// Sends data to the peer all the time, which answers pings and sizes up to this one; returns what was sent.
+    /// Sends data all the time to the peer, which answers pings and sizes up to this one; returns what was sent.
     fn busy(&mut self, span: Duration, answered: Option<u16>) -> Vec<PathTransmit> {
         let end = self.now + span;
         let mut all = Vec::new();

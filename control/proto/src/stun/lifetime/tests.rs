@@ -9,10 +9,10 @@ use super::*;
 /// The socket of the shortest silence, behind Y's and the control's.
 const SHORTEST: usize = 2;
 
-/// What stands between the sockets and the server, and how the server is.
+/// What stands between the sockets and the server, and how the server behaves.
 #[derive(Clone, Copy)]
 struct World {
-    /// Of a mapping after the last packet of it, either way.
+    /// How long a mapping lives after its last packet, in either direction.
     life: Duration,
     /// The same before packets have gone both ways for two seconds.
     young_life: Duration,
@@ -26,7 +26,7 @@ struct World {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Server {
     Silent,
-    /// As before RESPONSE-PORT was known: no answer, an error, or the answer to who asked.
+    /// As before RESPONSE-PORT was known: no answer, an error, or an answer to the sender.
     Drops,
     Refuses,
     Ignores,
@@ -127,7 +127,7 @@ fn the_bracket_is_the_one_that_the_life_lies_in() {
         (299, bracket(120, Some(300))),
         (301, bracket(300, None)),
     ] {
-        // One that dies within the warming up is made anew, and is young.
+        // A mapping that dies during the warm-up is made anew, and is young.
         let world = World { life: seconds(life), young_life: seconds(life), ..GOOD };
         let run = run(world, &STEPS);
         assert_eq!(run.outcome, expected, "{life}");
