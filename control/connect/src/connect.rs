@@ -35,7 +35,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 pub type Socket = WebSocketStream<TlsStream<Heard>>;
 
 /// The channel binding of the connection's TLS: both ends know it and neither can choose it. `None` only if TLS is not
-/// 1.3, or can no longer tell.
+/// 1.3, or cannot export it.
 #[must_use]
 pub fn channel_binding(socket: &Socket) -> Option<ChannelBinding> {
     let (_, tls) = socket.get_ref().get_ref();

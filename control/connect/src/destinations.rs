@@ -1,4 +1,4 @@
-//! Where connections go, for whoever keeps the ways open: a gateway must not lead them into its own tunnel.
+//! Where connections go, for whoever sets the routes: a gateway must not lead them into its own tunnel.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

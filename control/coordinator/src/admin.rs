@@ -222,11 +222,11 @@ pub struct StatusReport {
     pub door: DoorReport,
     /// The longest time that all sites had to wait for one change, in microseconds.
     pub longest_hold: u64,
-    /// The relays that gateways are told of.
+    /// The relays that gateways are told about.
     pub relays: Vec<Relay>,
     /// The keys of those relays that are connected.
     pub relays_connected: Vec<SiteKey>,
-    /// The STUN servers that gateways are told of.
+    /// The STUN servers that gateways are told about.
     pub stun_servers: Vec<SocketAddr>,
     /// STUN requests answered.
     pub stun_answers: u64,
@@ -459,7 +459,7 @@ pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Resu
     })
 }
 
-/// That a policy is in force, what in it selects nobody, and whom it cuts off.
+/// Says that a policy is in force, what in it selects nobody, and whom it cuts off.
 fn in_force(registry: &Registry) -> String {
     let cut_off = registry.cut_off();
     let mut sentence = "the policy is in force".to_owned();

@@ -27,9 +27,9 @@ pub const STATE: &str = "/var/lib/penstock-coordinator";
 pub struct Config {
     /// Where it serves, and under which names.
     pub serving: Serving,
-    /// Further relays that gateways are told of; they may connect to be told who may talk.
+    /// Further relays that gateways are told about; they may connect to be told who may talk.
     pub relays: Vec<Relay>,
-    /// Further STUN servers that gateways are told of.
+    /// Further STUN servers that gateways are told about.
     pub stun_servers: Vec<SocketAddr>,
     /// How long a site's statement stays alive without this coordinator.
     pub lease: LeaseLength,

@@ -158,7 +158,7 @@ async fn authenticate(wire: &mut Wire, client: &Client, place: &Place, server: &
     }
 }
 
-/// Waits as long as a client has to that has failed; it keeps its place meanwhile, or loses it.
+/// Waits as long as a client that has failed has to; it keeps its place meanwhile, or loses it.
 async fn failed(place: &Place, refused: End) -> End {
     match timeout(place.failed(), place.over()).await {
         Ok(()) => End::Late,

@@ -1,5 +1,5 @@
-//! Files and directories that must belong only to us: whoever else can write them, or read a key in them, is the
-//! coordinator.
+//! Files and directories that must belong only to us: whoever else can write them, or read a key in them, can act as
+//! the coordinator.
 
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -45,11 +45,11 @@ use crate::udp;
 const DATABASE: &str = "coordinator.db";
 const LOCK: &str = "lock";
 
-/// How often it is stored when sites were last connected.
+/// How often sites' last connection times are stored.
 const SEEN_INTERVAL: Duration = Duration::from_secs(60);
-/// How often it is looked whether a site's time is over.
+/// How often to check whether a site's time is over.
 const END_INTERVAL: Duration = Duration::from_secs(1);
-/// How long connections have to say goodbye.
+/// How long connections may take to close.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const STOP_STEP: Duration = Duration::from_millis(10);
 
@@ -77,7 +77,7 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error("{path}: {error}")]
     Directory {
-        /// What of it.
+        /// The directory, or the file in it.
         path: PathBuf,
         /// Why not.
         error: io::Error,
@@ -97,7 +97,7 @@ pub enum StartError {
     /// There is no certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The authorities that are to vouch for the ACME server, or for the page's provider, are of no use.
+    /// The authorities that are to vouch for the ACME server, or for the page's provider, cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// A private key cannot be used.
@@ -227,11 +227,10 @@ impl Coordinator {
         })
     }
 
-    /// Reads a given certificate again, and says whether there is one. What cannot be used is not: the one in
-    /// use stays.
+    /// Reads a given certificate again, and says whether there is one. If it cannot be used, the one in use stays.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
+    /// It cannot be read, or is not a certificate.
     pub fn reload(&mut self) -> Result<bool, CertificateError> {
         if let Some(files) = &self.given {
             let identity = Identity::given(files)?;
@@ -277,7 +276,7 @@ impl Coordinator {
         self.identity.as_ref()
     }
 
-    /// Stops in order: no new connections, a goodbye to those there are, and the store closed.
+    /// Stops in order: takes no new connections, closes the existing ones, and closes the store.
     ///
     /// # Errors
     /// The store could not be closed; nothing that was acknowledged is lost.
@@ -295,7 +294,7 @@ impl Coordinator {
         let _ = timeout(STOP_TIMEOUT, gone).await;
         match Arc::try_unwrap(self.registry) {
             Ok(registry) => registry.close().await,
-            // Somebody does not let go; what is acknowledged is on the disk.
+            // A connection still holds it; what was acknowledged is on disk.
             Err(registry) => registry.store_seen().await,
         }
     }
@@ -306,7 +305,7 @@ pub(crate) struct Served {
     pub tls: Arc<ServerConfig>,
     /// A given certificate, or our own.
     pub identity: Option<Identity>,
-    /// Else who obtains one.
+    /// Otherwise, what obtains one.
     pub acme: Option<Renewer>,
 }
 

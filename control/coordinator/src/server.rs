@@ -55,7 +55,7 @@ pub struct Server {
 pub struct Streams {
     /// Decides about datagrams.
     pub relay: Arc<RelayServer>,
-    /// For sites that are there by UDP.
+    /// For sites that are reached by UDP.
     pub udp: Option<Arc<Sockets>>,
     /// When streams are to end.
     pub stop: Stop,
@@ -152,7 +152,7 @@ async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls
         let _ = stream.shutdown().await;
         return;
     }
-    // Without one, whoever has to be bound to the channel is not let in.
+    // Without one, sites that have to use channel binding are not let in.
     let (_, tls) = stream.get_ref();
     let channel = tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok().map(ChannelBinding);
     let router = router.layer(Extension(place)).layer(Extension(source)).layer(Extension(channel));

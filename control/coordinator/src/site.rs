@@ -21,7 +21,7 @@ pub struct Site {
     pub virtual_address: Ipv4Addr,
     /// The subnets that it offers.
     pub subnets: Vec<IpNet>,
-    /// The subnets that are in force; the others are told of them as far as the policy allows.
+    /// The subnets that are in force; the others are told about them as far as the policy allows.
     #[serde(default)]
     pub in_force: Vec<IpNet>,
     /// What it may offer: what its statement says. `None`: nothing was decided yet. For a waiting site it is what its
@@ -43,8 +43,8 @@ pub struct Site {
     pub ends: Option<u64>,
 }
 
-/// Whether a site has to prove its key within the TLS connection itself, which nobody who ends TLS in between can pass
-/// on.
+/// Whether a site has to prove its key within the TLS connection itself, so that nobody who ends TLS in between can
+/// pass the proof on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BindingMode {

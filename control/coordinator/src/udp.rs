@@ -2,7 +2,7 @@
 //!
 //! The kernel gathers datagrams of one source into one buffer (UDP GRO) and hands over several buffers at a
 //! time (`recvmmsg`); what goes on to one receiver leaves by one `sendmsg` from the same memory (UDP GSO).
-//! A datagram that cannot leave at once is dropped and counted: its sender has a congestion control.
+//! A datagram that cannot leave at once is dropped and counted: its sender has congestion control.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +53,7 @@ pub struct Sockets {
     pub stun_answers: AtomicU64,
     /// STUN messages that were not.
     pub stun_drops: AtomicU64,
-    /// Answers that are larger than their question, by whom they go to.
+    /// Answers that are larger than their question, by receiver.
     larger: Mutex<Rates>,
 }
 
@@ -70,7 +70,7 @@ struct Socket {
 pub struct Listen {
     /// One or two addresses of the same port; of all addresses, one.
     pub addresses: Vec<SocketAddr>,
-    /// How others reach them, if otherwise.
+    /// How others reach them, if differently.
     pub public: Vec<SocketAddr>,
     /// The other port of a STUN server; none without STUN.
     pub alternate_port: Option<u16>,
@@ -147,7 +147,7 @@ impl Sockets {
         self.all.iter().filter(first).map(|socket| socket.address)
     }
 
-    /// Sends a datagram of somebody else, or drops it.
+    /// Sends on somebody else's datagram, or drops it.
     pub fn forward(&self, relay: &RelayServer, to: SocketAddr, origin: Origin, datagram: &[u8]) {
         let run = Run { to, origin, ecn: None, stride: datagram.len(), whole: true };
         self.send(Some(relay), &run, datagram);
@@ -237,7 +237,7 @@ async fn receive(number: usize, sockets: Arc<Sockets>, relay: Option<Arc<RelaySe
                 Send::Forward(run, range) => sockets.send(batch.relay, &run, &memory[range]),
                 Send::Answer(to, origin, answer) => {
                     let run = Run { to, origin, ecn: None, stride: answer.len(), whole: true };
-                    // Who asks loses answers on the way as well, and asks again.
+                    // Answers get lost on the way as well, and clients ask again.
                     sockets.send(None, &run, &answer);
                 }
             }

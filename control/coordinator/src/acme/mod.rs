@@ -39,9 +39,9 @@ const CERTIFICATE: &str = "acme-certificate.pem";
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// The longest wait in one piece, since meanwhile the clock may be set, or the machine suspended.
 const WAIT_STEP: Duration = Duration::from_secs(60);
-/// Waits after the first order that did not reach the authority, doubled with each: the shortest and the longest.
+/// Waits after orders that did not reach the authority, doubled with each: the shortest and the longest.
 const UNREACHABLE_RETRY: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(60 * 60)];
-/// Waits after the first order that the authority refused, doubled with each: the shortest and the longest. Let's
+/// Waits after orders that the authority refused, doubled with each: the shortest and the longest. Let's
 /// Encrypt allows five failed validations of a name per hour (<https://letsencrypt.org/docs/rate-limits/>).
 const REFUSED_RETRY: [Duration; 2] = [Duration::from_secs(12 * 60), Duration::from_secs(6 * 60 * 60)];
 

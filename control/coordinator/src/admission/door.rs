@@ -40,7 +40,7 @@ pub struct DoorReport {
     pub lines_left_out: u64,
 }
 
-/// The place of a connection without a proof. Given back when dropped or proven.
+/// The place of a connection without a proof. Released when dropped or proven.
 #[derive(Debug)]
 pub struct Place {
     door: Arc<Door>,
@@ -118,7 +118,7 @@ impl Place {
         inner.admission.proven(Instant::now(), self.number, site);
     }
 
-    /// The one who connected showed a wrong proof or key: tells how long the answer is to wait.
+    /// The client showed a wrong proof or key. Returns how long the answer has to wait.
     #[must_use]
     pub fn failed(&self) -> Duration {
         self.door.lock().admission.failed(Instant::now(), self.ip)

@@ -1,8 +1,8 @@
-//! The limits on who has proven nothing yet, on one screen.
+//! The limits on clients that have proven nothing yet, on one screen.
 
 use std::time::Duration;
 
-/// Most connections without a proof, of sources that nothing is known of. Each takes some 50 kB of TLS and HTTP
+/// Most connections without a proof from unknown sources. Each takes some 50 kB of TLS and HTTP
 /// buffers.
 pub const STRANGER_PLACES: usize = 1024;
 /// Places beside them for sources from which a site proved itself lately.
@@ -43,12 +43,12 @@ pub const MESSAGE_INTERVAL: Duration = Duration::from_secs(2);
 /// Most prefixes whose rates are kept.
 pub const PREFIXES: usize = 65_536;
 
-/// A kind of prefix, as somebody may be given one.
+/// A kind of prefix that one party may be given.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
     /// Its length in bits.
     pub length: u8,
-    /// As many connections of it weigh as one of a single address.
+    /// How many of its connections weigh as much as one of a single address.
     pub hosts: u32,
 }
 
@@ -61,9 +61,9 @@ pub const V6: [Level; 3] =
 /// How often something may happen, for one address.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// So often in a row.
+    /// How many times in a row.
     pub burst: u32,
-    /// Once more after each of these.
+    /// The time after which it may happen once more.
     pub interval: Duration,
 }
 

@@ -272,7 +272,7 @@ pub fn main() -> ExitCode {
     match execute(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever reads our output may have seen enough.
+            // The reader of our output may have closed the pipe.
             let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(broken) {
                 penstock_messages::print_fatal("penstock-coordinator", format_args!("{error:#}"));

@@ -75,7 +75,7 @@ impl RelayFlags {
         Ok(RelayConfig { serving, coordinator: self.coordinator, tls, authority: self.authority })
     }
 
-    /// Starts the relay, and tells what the coordinator's configuration needs.
+    /// Starts the relay, and logs what the coordinator's configuration needs.
     pub async fn start(self, state: PathBuf) -> anyhow::Result<RelayProcess> {
         let pinned = self.authority.is_some();
         let process = RelayProcess::start(self.config(state)?).await?;

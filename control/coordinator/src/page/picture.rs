@@ -53,8 +53,7 @@ pub(super) fn draw(overview: &Overview) -> (Markup, usize) {
         _ => Size { dot: 4.0, font: 10.0, letters: 24, radial: true },
     };
     let mut links: Vec<&LinkView> = overview.links.iter().collect();
-    // If not all can be drawn, those are that need attention, and then those that carry most; the worst are drawn on
-    // top.
+    // If not all can be drawn, those that need attention are, and then those that carry most; the worst are on top.
     links.sort_by_key(|link| (link.path().map_or(0, severity), link.rate()));
     let left_out = links.len().saturating_sub(LINES_LIMIT);
     let worded = overview.links.len() <= WORDS_LIMIT;

@@ -1,5 +1,5 @@
 //! What the authority signs, in step with what is stored: documents are on disk together with the change that they are
-//! about, before anybody is told of either.
+//! about, before anybody is told about either.
 
 use std::collections::BTreeSet;
 
@@ -122,7 +122,7 @@ impl Registry {
         let key = site.key;
         if site.state == SiteState::Approved {
             ledger.reserve_leases(&self.leases).await?;
-            // In one step, so that nobody is told of the site before what vouches for it.
+            // In one step, so that nobody is told about the site before getting what vouches for it.
             self.lease(&[key], |state| {
                 state.put(site);
                 state.take_statements(documents.iter());

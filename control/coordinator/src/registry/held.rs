@@ -24,7 +24,7 @@ impl<T> Timed<T> {
         Self { inner: Mutex::new(value), longest: AtomicU64::new(0) }
     }
 
-    /// A panic leaves nothing behind that the lock protects and that others could not live with.
+    /// A panic cannot leave what the lock protects in a state that others cannot use.
     pub fn lock(&self) -> Held<'_, T> {
         let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         Held { guard, since: Instant::now(), longest: &self.longest }

@@ -1,7 +1,7 @@
 //! Leases: what keeps the statements of approved sites alive.
 //!
-//! Each site's lease is renewed when an eighth of it is over, and pushed to whoever is connected. Nothing of it is
-//! stored but a bound on the serials, once an hour.
+//! Each site's lease is renewed when an eighth of it is over, and pushed to whoever is connected. Only a bound on the
+//! serials is stored, once an hour.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -20,7 +20,7 @@ pub(super) struct Links {
     policy: Arc<Policy>,
     /// The selectors of links; those used only for subnets are not among them.
     selectors: HashMap<Selector, SelectorNumber>,
-    /// What the members of the first may begin at those of the second. Linked selectors are in it in both orders.
+    /// What the members of the first may begin at those of the second. Linked selectors are there in both orders.
     linked: HashMap<(SelectorNumber, SelectorNumber), Reach>,
     /// Whether everybody who may talk may reach everything.
     unrestricted: bool,
@@ -240,7 +240,7 @@ impl Links {
     }
 }
 
-/// How who may begin what changes between two sets of links.
+/// How two sets of links differ in who may begin what.
 pub(super) struct ReachChanges<'a> {
     before: &'a Links,
     now: &'a Links,

@@ -451,7 +451,7 @@ impl Registry {
         Policy::clone(&policy)
     }
 
-    /// What of the policy in force selects no site at present: a name that is misspelt, perhaps.
+    /// The selectors of the policy in force that select no site at present: a name may be misspelt.
     #[must_use]
     pub fn selects_nobody(&self) -> Vec<Selector> {
         let state = self.state();
@@ -532,7 +532,7 @@ impl Registry {
         Ok(self.ledger.into_inner().store.close().await?)
     }
 
-    /// For a relay: what there is to know of who may talk to whom, from the start.
+    /// For a relay: who may talk to whom, from the start.
     #[must_use]
     pub fn read_access(&self) -> Reader {
         self.state().read_access()

@@ -28,7 +28,7 @@ impl State {
         self.decide(&anew, site.granted.as_ref()).in_force
     }
 
-    /// What a site may offer once it is approved without further words: what it may already, and those subnets of its
+    /// What a site may offer once it is approved without naming subnets: what it may already, and those subnets of its
     /// offer that need no grant, or that the enrolment key of a waiting site allows.
     pub fn grant(&self, site: &Site) -> Result<Subnets, SubnetsError> {
         let (allowed, kept) = match site.state {

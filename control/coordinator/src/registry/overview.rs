@@ -38,7 +38,7 @@ pub struct SiteView {
 pub struct LinkView {
     /// The places of the two among the sites.
     pub ends: [usize; 2],
-    /// What each of them says of the path to the other.
+    /// What each of them says about the path to the other.
     pub told: [Option<PathReport>; 2],
 }
 
@@ -54,7 +54,7 @@ impl LinkView {
         self.told.iter().flatten().map(|told| told.path).max_by_key(rank)
     }
 
-    /// Bytes a second both ways together: the more of what the two ends say.
+    /// Bytes a second, both ways together: the higher of the figures of the two ends.
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.told.iter().flatten().map(|told| told.received.saturating_add(told.sent)).max().unwrap_or_default()

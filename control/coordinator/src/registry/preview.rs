@@ -23,7 +23,7 @@ pub struct PolicyPreview {
     pub come: Named<[Name; 2]>,
     /// Links that end.
     pub go: Named<[Name; 2]>,
-    /// Links that stay, with something else that one end may begin at the other.
+    /// Links that stay, but change what one end may begin at the other.
     pub other: Named<[Name; 2]>,
     /// Sites whose announced subnets change.
     pub announced: Named<Announcement>,
@@ -41,7 +41,7 @@ pub struct Named<T> {
     pub first: Vec<T>,
 }
 
-/// The subnets of a site that others are told of.
+/// The announced subnets of a site.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Announcement {

@@ -13,7 +13,7 @@ use super::{Registry, Session};
 
 /// Shortest time between two reports of a gateway, in seconds.
 const EVERY: u32 = 10;
-/// All gateways together report so often in a second.
+/// How many reports all gateways together send per second.
 const REPORTS_PER_SECOND: u32 = 100;
 
 /// The latest report of each gateway, and how its paths were before.
@@ -39,7 +39,7 @@ impl Reported {
 }
 
 impl Registry {
-    /// Has gateways that connect from now on tell of their paths.
+    /// Has gateways that connect from now on report their paths.
     pub fn want_reports(&self) {
         self.reported.wanted.store(true, Ordering::Relaxed);
     }

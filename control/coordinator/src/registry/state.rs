@@ -1,8 +1,8 @@
 //! What the coordinator knows at this moment, and each site's own view of it.
 //!
 //! A [`View`] counts the changes of what one site sees, and remembers which peer each concerned. A peer
-//! is noted in a view only if it was visible before or after the change, so nothing that is told from
-//! a view tells of a hidden site.
+//! is noted in a view only if it was visible before or after the change, so nothing that is told from a view reveals a
+//! hidden site.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -54,7 +54,7 @@ pub(super) struct State {
 
 struct Record {
     site: Arc<Site>,
-    /// Those of its subnets that others are told of.
+    /// Those of its subnets that are announced to others.
     announced: Arc<[IpNet]>,
     /// Those that it offers and that are not in force.
     waiting: WaitingSubnets,
@@ -239,7 +239,7 @@ impl State {
         (0..self.count()).filter(outdated).collect()
     }
 
-    /// What relays are told of.
+    /// What relays are told, from the start.
     pub fn read_access(&mut self) -> Reader {
         self.feed.read()
     }
@@ -248,7 +248,7 @@ impl State {
         self.numbers.get(key).is_some_and(|number| self.records[*number as usize].link.is_some())
     }
 
-    /// Adds a site, or changes what is known of it, and lets all know whom it concerns.
+    /// Adds a site, or changes what is known about it, and tells all whom it concerns.
     pub fn put(&mut self, site: Site) {
         let number = match self.numbers.get(&site.key) {
             Some(number) => *number,
@@ -452,8 +452,8 @@ impl State {
         (link.id == session.id).then_some(number)
     }
 
-    /// Changes one site, and notes it in the views of all who saw it before or see it now, if they see another than
-    /// before. They are woken in any case: other documents may vouch for it now.
+    /// Changes one site, and notes it in the views of all who saw it before or see it now, if what they see has
+    /// changed. They are woken in any case: other documents may vouch for it now.
     fn change(&mut self, number: SiteNumber, site: Site) {
         let before = self.links.neighbors(number);
         let was_approved = self.site_of(number).state == SiteState::Approved;

@@ -114,7 +114,7 @@ impl Follower {
         }
     }
 
-    /// Has these documents passed on to the sites: of what a relay is told, what all sites need.
+    /// Has those of these documents that all sites need passed on to the sites.
     pub fn pass_on<'a>(&self, documents: impl IntoIterator<Item = &'a Document>) {
         let mut common = documents.into_iter().filter(|document| is_common(document)).peekable();
         // They come in one message, ahead of the statements of relays, which may take another.
@@ -196,7 +196,7 @@ impl Follower {
             while pairs < STEP
                 && let Some((number, key)) = sites_left.next()
             {
-                // A site that was let in after its turn in the whole is told of after it, and so are its pairs.
+                // A site that was let in after its turn in the whole follows after it, and so do its pairs.
                 let peers = peers.get(number).into_iter().flatten();
                 pairs += 1 + peers.clone().count();
                 let keys = peers.filter_map(|peer| sites.get(peer)).map(|peer| PublicKey::from(*peer));

@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(revoked(&relay), [site(8)]);
         assert_eq!(revoked(&kept(directory.path(), &key(4))), [site(8)], "the successor is the same authority");
         assert_eq!(kept(directory.path(), &key(5)).documents().count(), 0);
-        // A relay that pins the successor from the start is told of the rollover to it all the same.
+        // A relay that pins the successor from the start is told about the rollover to it all the same.
         let other = tempfile::tempdir().unwrap();
         let mut relay = kept(other.path(), &key(4));
         relay.learn(authority.publication().documents());

@@ -130,7 +130,7 @@ impl RelayServer {
 
     /// To decide about some datagrams in a row.
     pub fn lock(&self) -> MutexGuard<'_, Hub> {
-        // Nothing in it is left half-changed by a panic that others could not live with.
+        // A panic cannot leave it in a state that others cannot use.
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,8 +140,8 @@ impl RelayServer {
         self.lock().relay.count(Instant::now())
     }
 
-    /// Makes a place for a stream: its source, and what it is to send. Without a sender any more, the
-    /// stream has to end: its site is elsewhere, or no site any more.
+    /// Makes a place for a stream: its source, and what it is to send. When no sender is left, the stream has to end:
+    /// its site is elsewhere, or is no site any more.
     #[must_use]
     pub fn open_stream(&self) -> (Source, StreamReceiver) {
         let source = Source::Stream(self.streams.fetch_add(1, Ordering::Relaxed));
@@ -199,7 +199,7 @@ impl Hub {
         }
     }
 
-    /// Notes where a site is. Where it was before there is nobody any more.
+    /// Notes where a site is, and that nobody is where it was before.
     fn bound(&mut self, site: SiteId, source: Source, origin: Option<Origin>) {
         if let Some(before) = self.places.insert(site, source).filter(|before| *before != source) {
             self.leave(site, before);

@@ -1,4 +1,5 @@
-//! A relay on a machine of its own: UDP and TLS streams as the coordinator's, told by it who may talk.
+//! A relay on a machine of its own: UDP and TLS streams like those of the coordinator's relay; the coordinator tells it
+//! who may talk.
 
 use std::fs::File;
 use std::future::ready;

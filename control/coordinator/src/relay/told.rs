@@ -80,13 +80,12 @@ impl ToldFile {
             opened => opened?,
         };
         let mut bytes = Vec::new();
-        // What is longer has no right MAC.
+        // A longer file has no valid MAC.
         file.take(LIMIT as u64).read_to_end(&mut bytes)?;
         self.decode(&bytes).map(Some)
     }
 
-    /// Puts this in the place of what is there. If that fails, what is there is removed: it would let in who was
-    /// revoked since.
+    /// Replaces the file. If that fails, the old file is removed: it would let in sites that were revoked since.
     ///
     /// # Errors
     /// What the file system says, or that it is too much.

@@ -205,7 +205,7 @@ impl Uplink {
     /// Keeps what was told for the next start.
     async fn store(&self, follower: &Follower) {
         let (file, follower, documents) = (self.file.clone(), follower.clone(), self.shown.clone());
-        // It may be a second until all of a large overlay is on a slow disk.
+        // Writing all of a large overlay to a slow disk may take a second.
         let write = move || file.write(&Told { documents, access: follower.whole() });
         let written = tokio::task::spawn_blocking(write).await;
         if let Err(error) = written.map_err(std::io::Error::other).flatten() {
@@ -215,7 +215,7 @@ impl Uplink {
     }
 }
 
-/// The next message. Whoever is silent for longer than his pings are apart is gone.
+/// The next message. A coordinator that is silent for longer than [`SILENCE_LIMIT`] is gone.
 async fn hear(socket: &mut Socket) -> Result<CoordinatorMessage, End> {
     loop {
         match timeout(SILENCE_LIMIT, socket.next()).await.map_err(|_| End::Silent)? {

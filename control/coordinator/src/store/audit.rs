@@ -25,7 +25,7 @@ pub enum Who {
 }
 
 impl Who {
-    /// Without how they came in.
+    /// The name, without the way they came in.
     #[must_use]
     pub fn name(&self) -> String {
         match self {

@@ -1,5 +1,5 @@
 //! Random histories: whatever happens, each follower's map becomes what it would be told from scratch, and nobody is
-//! told of a site that was never visible to it.
+//! told about a site that was never visible to it.
 
 use super::*;
 use crate::policy::{Link as PolicyLink, Selector};

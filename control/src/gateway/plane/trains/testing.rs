@@ -21,7 +21,7 @@ use crate::netlink::Interface;
 use crate::problem::{Problem, Problems};
 use crate::traversal::Traversal;
 
-/// How often due tests are looked for.
+/// How often to check for due tests.
 const EVERY: Duration = Duration::from_millis(500);
 
 /// What is known about trains, and what has to be remembered to find it out.
