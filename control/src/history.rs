@@ -1,5 +1,5 @@
-//! Recent traffic as a gateway remembers it: each peer's traffic, and traffic, drops and load in total, the coarser the
-//! longer ago. `penstock top` asks for it over the control socket.
+//! Recent traffic as a gateway remembers it: each peer's, and the total with drops and load; the older, the coarser.
+//! `penstock top` asks for it over the control socket.
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@
 //!
 //! The shell's loop: call one `handle_*`, then drain [`poll_event`](Gateway::poll_event), then
 //! [`poll_transmit`](Gateway::poll_transmit), then sleep until [`poll_timeout`](Gateway::poll_timeout) or the next
-//! input. Events come first because the answer to a response may arrive before the data plane has been told of the
+//! input. Events come first because the answer to a response may arrive before the data plane has been told about the
 //! session.
 //!
 //! Who owns what: the gateway owns the peers, their handshakes and timers; the keys of a session belong

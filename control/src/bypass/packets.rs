@@ -62,7 +62,7 @@ pub(super) struct Packets {
     /// Empty for any source.
     sources: Vec<IpNet>,
     destinations: Vec<IpNet>,
-    /// What is known of the flow; `None`: nothing.
+    /// What is known about the flow; `None`: nothing.
     flow: Option<Flow>,
     /// Of packets that the kernel gets first, with any destination: only rules that send them to one of these places
     /// matter, because AF_XDP then gets the answers.

@@ -109,7 +109,7 @@ impl Gateway {
         let Self { profile, handshakes, overlay, .. } = self;
         let moved = overlay.as_mut().is_some_and(|overlay| overlay.follow_socket(now, profile, handshakes));
         if renewed.is_some() || moved {
-            // Peers are told of a new port before anything that takes time.
+            // Peers are told about a new port before anything that takes time.
             let (due, commands) = self.handshakes.take_due();
             self.due.add(due);
             self.plane.workers_mut().command(commands);

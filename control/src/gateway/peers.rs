@@ -126,7 +126,7 @@ pub struct Sample {
 }
 
 impl Peer {
-    /// A peer of which only the key is known.
+    /// A peer with only its key known.
     pub fn new(id: PeerId, number: u32, public_key: PublicKey, origin: Origin) -> Self {
         Self {
             id,

@@ -5,7 +5,7 @@
 //!   forward      from the tun device by anything but it or a LAN, without transit   drop
 //!   forward      from a bridge to the same bridge                                    accept
 //!   forward      from another interface, with a source in a guarded prefix           drop
-//!   input        the same, but for outer packets and neighbour discovery              drop
+//!   input        the same, except for outer packets and neighbour discovery          drop
 //!   prerouting   outer packets get the mark, where an outer address is guarded, so that
 //!                a strict reverse path filter takes them
 //! ```

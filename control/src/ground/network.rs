@@ -61,7 +61,7 @@ pub struct Network {
 type RouteKey = (u32, IpNet, u32);
 
 impl Network {
-    /// A network of which nothing is known yet.
+    /// A network about which nothing is known yet.
     #[must_use]
     pub fn empty(interest: Interest) -> Self {
         Self { interest, ..Self::default() }

@@ -192,7 +192,7 @@ impl Traversal {
         }
     }
 
-    /// The path agent, to be told of links and of what routers say.
+    /// The path agent, to be told about links and what routers say.
     pub fn agent(&mut self) -> &mut PathAgent {
         &mut self.agent
     }
@@ -379,12 +379,12 @@ impl Traversal {
         self.agent.answering(peer)
     }
 
-    /// What is known of the NAT.
+    /// What is known about the NAT.
     pub fn report(&self) -> &NatReport {
         self.stun.report()
     }
 
-    /// What is known of the NAT for IPv4 and for IPv6; `None` where there is no STUN server.
+    /// What is known about the NAT for IPv4 and for IPv6; `None` where there is no STUN server.
     pub fn reports(&self) -> [Option<NatReport>; 2] {
         self.stun.reports()
     }

@@ -133,7 +133,7 @@ impl Stun {
         self.asked.iter().filter_map(|asked| asked.reflexive.address()).collect()
     }
 
-    /// What is known of the NAT.
+    /// What is known about the NAT.
     pub fn report(&self) -> &NatReport {
         &self.report
     }
@@ -143,8 +143,8 @@ impl Stun {
         self.measuring
     }
 
-    /// What is known of the NAT for IPv4 and for IPv6; `None` where we have no address or there is no server. For the
-    /// family without a discovery, only what the address shows.
+    /// What is known about the NAT for IPv4 and for IPv6; `None` where we have no address or there is no server. For
+    /// the family without a discovery, only what the address shows.
     pub fn reports(&self) -> [Option<NatReport>; 2] {
         let discovered = self.of_family(true).next().is_some();
         [true, false].map(|v4| {

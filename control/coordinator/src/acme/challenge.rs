@@ -20,7 +20,7 @@ use super::order::Failure;
 pub const PROTOCOL: &[u8] = b"acme-tls/1";
 /// The gateways' application protocol.
 const HTTP: &[u8] = b"http/1.1";
-/// How often it is logged that gateways are refused, since anyone can connect.
+/// How often refusals of gateways are logged, since anyone can connect.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The open challenges, by name.

@@ -122,7 +122,7 @@ impl State {
                 (false, false) => access.parted.push((one, other)),
             }
         }
-        // A relay that is told of a pair must know its sites, in whatever order they changed.
+        // A relay that is told about a pair must know its sites, in whatever order they changed.
         let known: BTreeSet<SiteNumber> = access.sites.iter().map(|(number, _)| *number).collect();
         let named: BTreeSet<SiteNumber> = access.joined.iter().flat_map(|(one, other)| [*one, *other]).collect();
         access.sites.extend(named.difference(&known).map(|number| (*number, self.key(*number))));

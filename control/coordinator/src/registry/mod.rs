@@ -280,7 +280,7 @@ impl Registry {
     }
 
     /// Approves a site, even a revoked one; if its time was over, it has no end from then on. From now on it may offer
-    /// `subnets`, or if there are none, what it was granted before and what of its offer needs no grant.
+    /// `subnets`, or if there are none, what it was granted before and the part of its offer that needs no grant.
     ///
     /// # Errors
     /// There is none, its name or a subnet is another's, or it cannot be signed or stored.

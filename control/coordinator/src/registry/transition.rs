@@ -86,7 +86,7 @@ impl Transition {
         state.change_policy(self.links.clone(), announced)
     }
 
-    /// Notes some of what is new; returns whether there is more. Relays are told of removed links first.
+    /// Notes some of what is new; returns whether there is more. Relays are told about removed links first.
     pub fn step(&mut self, state: &mut State) -> bool {
         match &mut self.pairs {
             None => {

@@ -42,7 +42,7 @@ impl Store {
         Ok(Some(Trust { publication, lease_serial: Serial(lease_serial as u64) }))
     }
 
-    /// Records whose overlay this is, with what its authority has signed at first.
+    /// Records which authority this overlay has, with the first documents that it has signed.
     ///
     /// # Errors
     /// SQLite's error; nothing was changed then.

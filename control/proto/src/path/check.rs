@@ -51,7 +51,7 @@ pub(crate) struct Check {
     pub last_sent: Option<Instant>,
     /// When the last answered ping was sent.
     pub heard: Option<Instant>,
-    /// What is known of the path's MTU, once the path has been used.
+    /// What is known about the path's MTU, once the path has been used.
     pub sizes: Option<Search>,
     outstanding: VecDeque<(u64, Instant)>,
 }

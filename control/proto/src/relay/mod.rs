@@ -12,7 +12,7 @@
 //! Every datagram must be between two sites that the policy joins, or it is dropped and counted, and no pair may exceed
 //! its [`RelayLimits::pair_bytes_per_second`].
 //!
-//! Bound sites are also told of the authority's revocations ([`gossip`]).
+//! Bound sites are also told about the authority's revocations ([`gossip`]).
 //!
 //! [`client`] is the gateway's side of a binding.
 

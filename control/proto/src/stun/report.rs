@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordination::{Dependence, NatType};
 
-/// What is known of the NAT or firewall between a gateway and the network; `None` means not known.
+/// What is known about the NAT or firewall between a gateway and the network; `None` means not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct NatReport {

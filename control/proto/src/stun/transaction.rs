@@ -9,7 +9,7 @@ use rand::RngCore;
 use super::Query;
 use super::message::{Change, Message, TransactionId, decode, encode_request, encode_request_for_port};
 
-/// Time before the first repetition. RFC 8489 (6.2.1) asks for half a second where nothing is known of the path;
+/// Time before the first repetition. RFC 8489 (6.2.1) asks for half a second where nothing is known about the path;
 /// starting with half of that costs one more small datagram on slow paths.
 const RETRANSMISSION_TIMEOUT: Duration = Duration::from_millis(250);
 /// The time doubles up to this.

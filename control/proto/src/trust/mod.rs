@@ -32,7 +32,7 @@
 //!    state before acting on it.
 //! 3. After that, with each map, and after [`Verifier::next_change`]: [`Verifier::admit`], then of the prefixes
 //!    of all admitted peers [`Surroundings::still_admit`] for those in force and [`judge`] for the others. What
-//!    both let through is routed. Prefixes that were in force before and no longer are stay blocked. Relays:
+//!    both let through is routed. Prefixes that are no longer in force stay blocked. Relays:
 //!    [`Verifier::admit_relay`].
 //!
 //! Reading order: [`statement`](SiteStatement), [`document`](Document), [`authority`](Authority),

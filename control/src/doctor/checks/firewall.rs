@@ -7,7 +7,7 @@ use crate::doctor::Finding;
 use crate::doctor::facts::Facts;
 use crate::profile::{LanMode, LocalPort, Profile};
 
-/// A port that is different at each start is for sites that find each other by a coordinator, and need no rule.
+/// A port that differs at each start is for sites that find each other by a coordinator and need no rule.
 pub(super) fn keeps_calls_out(facts: &Facts) -> Option<Finding> {
     let profile = facts.profile.as_ref()?;
     let outside = outside(facts, profile)?;

@@ -35,7 +35,7 @@ impl Changes {
     }
 }
 
-/// Makes peers of these sites, with the prefixes that are accepted. What the profile says of a site, or gives to
+/// Makes peers of these sites, with the prefixes that are accepted. What the profile says about a site, or gives to
 /// another peer, stays. `before` is the surroundings in which this was last done, if nothing else has given prefixes to
 /// the peers since.
 pub fn follow_map(

@@ -141,7 +141,7 @@ impl Network {
             News::RouteGone(route) => {
                 if self.remove(&route) {
                     changed.ground |= route.table != LOCAL_TABLE;
-                    // The route may have further next hops, for all of which this one stood.
+                    // The route may have more next hops: this one stood for all.
                     if route.destination.addr().is_ipv6() && self.leaves_by_lan(&route) {
                         changed.destinations.insert(route.destination);
                         return Follow::ReadRoutes;

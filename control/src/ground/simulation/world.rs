@@ -244,7 +244,7 @@ impl World {
             }
         }
         self.stack.borrow_mut().watch.guarded = self.still_guarded();
-        // Twice, since each hears of what the other did.
+        // Twice, since each hears about what the other did.
         for (round, number) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let Some(wanted) = self.wanted(number) else { continue };
             let mut news = std::mem::take(&mut self.stack.borrow_mut().news[number]);

@@ -27,7 +27,7 @@ pub struct Arrivals {
 pub enum Need {
     /// The card is to be started anew.
     Restart,
-    /// That has not helped: so many handshakes were begun in vain.
+    /// That has not helped: this many handshakes were begun in vain.
     Copy { calls: u64 },
 }
 

@@ -91,7 +91,7 @@ impl Port {
     }
 }
 
-/// A proof that is told of a port every second.
+/// A proof that is told a port's counters every second.
 struct Watch {
     proof: Proof,
     now: u64,
