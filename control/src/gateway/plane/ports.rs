@@ -207,7 +207,7 @@ struct Unbound {
 }
 
 impl Unbound {
-    /// Why all frames have to be copied, if the port could not be bound because of that: memory that one driver uses
+    /// Why all frames have to be copied, if that is why the port could not be bound: memory that one driver uses
     /// without copying cannot be shared with a driver that copies.
     fn must_copy(&self) -> Option<String> {
         let Self { name, error, zero_copy, .. } = self;
