@@ -270,7 +270,7 @@ impl Coordinator {
         &self.addresses
     }
 
-    /// Its certificate; none of ours if an authority is asked for one by ACME.
+    /// Its certificate; `None` if an authority is asked for one by ACME.
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()

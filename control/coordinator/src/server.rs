@@ -176,7 +176,7 @@ async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(host_of).unwrap_or_default();
-    // The proof will be for this name, so it must be ours: else another's proof could be passed on to us.
+    // The proof will be for this name, so it must be ours: otherwise a proof for another could be passed on to us.
     let Some(name) = server.names.iter().find(|name| **name == host).cloned() else {
         return StatusCode::MISDIRECTED_REQUEST.into_response();
     };

@@ -55,7 +55,7 @@ impl Gateway {
         self.reschedule(id);
     }
 
-    /// The peer has a session that we do not have, as after a restart of ours: it would go on sending on it until it
+    /// The peer has a session that we do not have, as after we have restarted: it would go on sending on it until it
     /// has missed our answers for 15 s. So we call it, unless there is a session or a handshake began a moment ago.
     pub fn handle_unknown_session(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peer(id) else {

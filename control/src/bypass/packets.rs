@@ -64,7 +64,7 @@ pub(super) struct Packets {
     destinations: Vec<IpNet>,
     /// What is known about the flow; `None`: nothing.
     flow: Option<Flow>,
-    /// Of packets that the kernel gets first, with any destination: only rules that send them to one of these places
+    /// For packets that the kernel gets first, with any destination: only rules that send them to one of these places
     /// matter, because AF_XDP then gets the answers.
     pub(super) sent_to: Option<Target>,
 }
@@ -84,7 +84,7 @@ impl Target {
     pub fn meets(&self, rule: &Self) -> bool {
         let common = |a: &[IpNet], b: &[IpNet]| a.iter().any(|a| b.iter().any(|b| a.contains(b) || b.contains(a)));
         let addresses = match (&self.addresses, &rule.addresses) {
-            // Of this host, only the tunnel's port is a place.
+            // On this host, only the tunnel's port is such a place.
             (_, Some(targets)) if targets.is_empty() => self.ports.is_some(),
             (Some(places), Some(targets)) => common(places, targets),
             _ => true,

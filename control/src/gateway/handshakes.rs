@@ -337,8 +337,8 @@ impl Handshakes {
         }
     }
 
-    /// Takes the notice that data came from this address on a session that nobody knows: after a restart of ours a peer
-    /// goes on sending on the session that it had with us before.
+    /// Takes the notice that data came from this address on a session that nobody knows: after we restart, a peer goes
+    /// on sending on the session that it had with us before.
     fn handle_unknown_session(&mut self, now: Instant, from: SocketAddr) {
         let there = self.peers.iter().filter(|peer| peer.is_at(from)).map(|peer| peer.id);
         for id in there.collect::<Vec<_>>() {

@@ -228,7 +228,7 @@ impl Pool {
     fn oldest_of_the_fullest_address(&self, prefix: IpNet) -> Option<PlaceNumber> {
         let within = self.held.iter().filter(|(_, held)| prefix.contains(&held.ip.to_canonical()));
         let count = |held: &Held| self.count(address(held.ip));
-        // Of equal ones the last is taken, so the order is from the youngest to the oldest.
+        // Among equals the last is taken, so the order is from the youngest to the oldest.
         within.rev().max_by_key(|(_, held)| count(held)).map(|(place, _)| *place)
     }
 

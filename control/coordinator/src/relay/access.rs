@@ -56,7 +56,7 @@ pub(super) fn is_common(document: &Document) -> bool {
 }
 
 impl Follower {
-    /// Of a relay that may know sites already, from before.
+    /// The follower of a relay that may already know sites, from before.
     #[must_use]
     pub fn new(relay: Arc<RelayServer>) -> Self {
         Self { relay, sites: HashMap::new(), is_whole: false, coming: None }

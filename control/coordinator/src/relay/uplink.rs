@@ -38,7 +38,7 @@ pub struct Uplink {
     pub private_key: StaticSecret,
     /// What the authority has signed, if its key is known.
     pub kept: Option<Kept>,
-    /// Else what the coordinator showed last.
+    /// Otherwise, what the coordinator showed last.
     pub shown: Vec<Document>,
     /// What the coordinator told last, for the next start.
     pub file: ToldFile,

@@ -53,7 +53,7 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// Stores signed documents that concern more than a site of ours, with the audit's entry about them.
+    /// Stores signed documents that concern more than one of our sites, with the audit's entry about them.
     ///
     /// # Errors
     /// SQLite's error; nothing was changed then.

@@ -157,7 +157,7 @@ fn a_site_that_leaves_a_source_takes_only_itself_along() {
 fn nobody_binds_himself_as_another() {
     let mut bench = Bench::new(3);
     let (now, thief) = (bench.now, address(66));
-    // With the victim's name and a key of his own.
+    // With the victim's name and the attacker's own key.
     let mut client = RelayClient::new(now, &bench.sites[1].private, &bench.public).unwrap();
     let mut message = client.poll_transmit(now).unwrap();
     message[4..12].copy_from_slice(&SiteId::of(&bench.sites[0].public).0);
@@ -312,13 +312,13 @@ fn pairs_are_joined_and_parted_one_by_one() {
     bench.relay.set_pair(&keys[0], &keys[1], true);
     assert_eq!(bench.send(0, &bench.probe(1)), Ok(Outcome::Forward(address(2))));
     assert_eq!(bench.send(0, &data(5, 100)), Err(RelayDrop::UnknownReceiver), "the index went with the pair");
-    // Nobody is joined to himself, or to a stranger, who would come in later.
+    // No site is joined to itself, or to an unknown one that may come in later.
     bench.relay.set_pair(&keys[0], &keys[0], true);
     bench.relay.remove_site(&keys[3]);
     bench.relay.set_pair(&keys[0], &keys[3], true);
     bench.relay.add_site(keys[3]);
     assert!(!bench.relay.are_joined(&keys[0], &keys[0]) && !bench.relay.are_joined(&keys[0], &keys[3]));
-    // Who was removed comes back without his peers.
+    // A removed site comes back without its peers.
     bench.relay.remove_site(&keys[1]);
     bench.relay.add_site(keys[1]);
     assert!(!bench.relay.are_joined(&keys[0], &keys[1]));
@@ -349,7 +349,7 @@ fn pairs_and_sites_are_bounded() {
     bench.now += Duration::from_millis(100);
     assert_eq!(flood(&mut bench), pair_bytes_per_second / 10 / 1000);
     assert_eq!(bench.send(0, &data(5, 1000)), Err(RelayDrop::OverBudget));
-    // Initiations that are for nobody cost their sender his share.
+    // Initiations that are for nobody use up their sender's share.
     let mut initiation = vec![0; INITIATION_LENGTH];
     initiation[0] = INITIATION;
     let looked_at = (0..).take_while(|_| bench.send(1, &initiation) != Err(RelayDrop::TooManyInitiations)).count();

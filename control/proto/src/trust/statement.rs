@@ -227,7 +227,7 @@ pub struct Revocations {
     pub serial: Serial,
     /// Every statement with a lower serial is void.
     pub floor: Serial,
-    /// Of these sites and relays every statement up to and with this serial is void.
+    /// Every statement about these sites and relays with this serial or a lower one is void.
     pub(super) subjects: BTreeMap<SiteKey, Serial>,
 }
 

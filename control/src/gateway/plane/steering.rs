@@ -216,7 +216,7 @@ impl Steering {
     /// Attaches the program on an interface again; what it was told stays.
     ///
     /// # Errors
-    /// As when it was attached. It is gone then.
+    /// As when it was attached. The program is then no longer attached.
     pub fn attach_again(&mut self, Interface { name, index, .. }: &Interface) -> Result<(), AttachError> {
         if let Some(wan) = self.wan.as_mut().filter(|wan| wan.index == *index) {
             return wan.program.attach_again(name, *index).inspect_err(|_| self.wan = None);
