@@ -170,7 +170,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// The suggested external address: any one of the client's IP version.
+/// The suggested external address: any address of the client's IP version.
 fn any(client: IpAddr) -> Ipv6Addr {
     match client {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(),

@@ -31,7 +31,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics to be served at this address; [`Self::follow`] begins to.
+    /// Metrics to be served at this address, from the first [`Self::follow`] on.
     pub fn new(wanted: Option<SocketAddr>) -> Self {
         let (ask, asked) = mpsc::channel(1);
         Self { wanted, serving: None, ask, asked, problems: Problems::default() }

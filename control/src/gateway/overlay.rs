@@ -458,8 +458,8 @@ impl Overlay {
         let has_session = peer.sending.is_some();
         handshakes.set_endpoint(id, endpoint);
         if before.is_none_or(|before| before.path != path) {
-            // A relay learns from handshakes which session belongs to whom. It has seen none of the handshake of this
-            // session, or of the one under way.
+            // A relay learns from handshakes which session belongs to whom. It has seen neither this session's
+            // handshake nor the one under way.
             let known = has_session || handshakes.proto.peer(id).is_some_and(|peer| peer.handshake_under_way());
             let unseen = matches!(path, Path::Relay { .. }) && known;
             // We may have restarted: the peer would go on sending on a session that we do not have until it has missed

@@ -11,7 +11,7 @@ use super::{Name, SiteKey};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Reports {
-    /// The least time between two reports, in seconds.
+    /// The shortest time between two reports, in seconds.
     pub every: u32,
 }
 

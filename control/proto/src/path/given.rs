@@ -1,6 +1,6 @@
-//! Peers whose address is given: those of the profile. It is that of the WireGuard session, which only the peer's
-//! authentic packets can move, so there is nothing to choose. The path's MTU is searched for there as on any other
-//! path.
+//! Peers whose address is given: those of the profile. The address is that of the WireGuard session, which only the
+//! peer's authentic packets can move, so there is nothing to choose. The path's MTU is searched for there as on any
+//! other path.
 //!
 //! A plain WireGuard peer answers no pings. So every session begins with a few of them, and no more follow until one
 //! was answered; after that, there is one a second while anything is sent.

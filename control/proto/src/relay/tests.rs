@@ -31,8 +31,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// `n` sites that know the relay and are not bound; all may talk to each other, except to the last, to whom nobody
-    /// may.
+    /// `n` sites that know the relay and are not bound; all but the last may talk to each other, and nobody to the
+    /// last.
     fn new(n: u8) -> Self {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now() + Duration::from_secs(1000);

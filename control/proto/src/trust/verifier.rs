@@ -192,7 +192,7 @@ impl Verifier {
     pub fn admit(&mut self, now: Now, peers: &BTreeMap<SiteKey, Peer>) -> Admission {
         self.count(now.instant);
         let mut refused = BTreeMap::new();
-        // Sites are named by their places here meanwhile, in the order of the keys: a map may have thousands of sites,
+        // Sites are identified by their positions here, in the order of the keys: a map may have thousands of sites,
         // and this is done for each change of it.
         let mut admitted: Vec<(SiteKey, AdmittedPeer, &SiteGrant)> = Vec::new();
         let mut others = Vec::new();

@@ -281,7 +281,7 @@ impl Proof {
         changed
     }
 
-    /// How little AF_XDP carries, if that is little and it still drives the interface.
+    /// The finding that AF_XDP carries little, if it still drives the interface.
     pub fn missed(&self) -> Option<&Missed> {
         self.share.missed.as_ref()
     }
@@ -309,7 +309,7 @@ impl Proof {
         asks
     }
 
-    /// The interface has changed, or has come up again: what failed may work now. A silent card is no such case:
+    /// The interface has changed, or has come up again: what failed may work now. This does not apply to a silent card:
     /// binding made it silent.
     pub fn handle_link_event(&mut self, now: Millis) {
         if let Some(fallen) = self.fallen.as_mut().filter(|fallen| !matches!(fallen.fault, Fault::Silent { .. })) {

@@ -113,7 +113,7 @@ struct Running {
 }
 
 impl Trains {
-    /// Sets why trains are not sent where they are not proven, if they are not. Returns whether that is new.
+    /// Sets the reason not to send trains where they are not proven, if there is one. Returns whether it is new.
     pub fn set_doubt(&mut self, doubt: Option<&'static str>) -> bool {
         std::mem::replace(&mut self.doubt, doubt) != doubt
     }
@@ -135,7 +135,7 @@ impl Trains {
         self.ways.retain(|peer, _| is_there(peer));
     }
 
-    /// Takes the address that a peer is sent to, how many messages it was sent, and how many trains were sent to
+    /// Takes the address that a peer's packets go to, how many messages it was sent, and how many trains were sent to
     /// anybody. Returns the test that is due, to be followed by [`begun`](Self::begun) or [`refused`](Self::refused).
     pub fn due(&mut self, now: Millis, peer: &PublicKey, to: SocketAddr, sent: u64, bundles: u64) -> Option<Test> {
         let usual = self.usual();
