@@ -131,16 +131,16 @@ mod tests {
             (|r| r.context = vec![(String::new(), String::new()); MOST_ENTRIES + 1], "more than 10000 lines"),
             (|r| r.measures[0].samples.clear(), "no samples"),
             (|r| r.measures[0].samples = vec![1.0; MOST_SAMPLES + 1], "more than 1000"),
-            (|r| r.measures[0].samples[1] = f64::NAN, "no number between"),
-            (|r| r.measures[0].samples[1] = 1e19, "no number between"),
+            (|r| r.measures[0].samples[1] = f64::NAN, "not a number between"),
+            (|r| r.measures[0].samples[1] = 1e19, "not a number between"),
             (|r| r.measures[0].rounds = vec![1, 2], "one a sample"),
             (|r| r.measures[0].rounds = vec![1, 3, 3], "one a sample"),
             (|r| r.measures[0].rounds = vec![0, 1, 2], "one a sample"),
             (|r| r.measures[2] = r.measures[0].clone(), "there twice"),
-            (|r| r.curves[0].points[2].0 = 10.0, "whose x falls"),
+            (|r| r.curves[0].points[2].0 = 10.0, "whose x decreases"),
             (|r| r.curves[0].points[5].0 = 100.1, "axis \"percentile\""),
             (|r| r.curves[0].points[5].1 = 0.0, "axis \"latency\""),
-            (|r| r.curves[2].points[0].1 = f64::NEG_INFINITY, "no number between"),
+            (|r| r.curves[2].points[0].1 = f64::NEG_INFINITY, "not a number between"),
         ];
         assert_eq!(sample::report().check(), Ok(()));
         for (breach, sentence) in breaches {

@@ -90,10 +90,10 @@ mod tests {
     fn what_is_no_report_is_refused() {
         let text = write(&sample::report()).expect("sound");
         let refused = |text: &str| format!("{:#}", anyhow::Error::new(parse(text.as_bytes()).expect_err("refused")));
-        assert!(refused("").contains("no report of"));
-        assert!(refused(&text.replace("\"Notes\"", "\"Nodes\"")).contains("no report of"));
-        assert!(refused(&text.replace("11.9", "1e999")).contains("no report of"));
-        assert!(refused(&text.replace("11.9", "null")).contains("no report of"));
+        assert!(refused("").contains("not a report of"));
+        assert!(refused(&text.replace("\"Notes\"", "\"Nodes\"")).contains("not a report of"));
+        assert!(refused(&text.replace("11.9", "1e999")).contains("not a report of"));
+        assert!(refused(&text.replace("11.9", "null")).contains("not a report of"));
         assert!(refused(&text.replace("11.9", "-1e300")).contains("not a valid report"));
         let old = refused(&text.replace("\"Version\":1", "\"Version\":2"));
         assert_eq!(old.matches("version 2").count(), 1, "{old}");

@@ -311,7 +311,7 @@ fn rings_that_carry_little_are_given_up_where_that_is_allowed() {
     for _ in 0..3 {
         assert!((1..=30).any(|_| second(&mut watch)), "it is given up");
         let fallen = watch.proof.fallen().expect("given up").clone();
-        assert!(fallen.fault.to_string().ends_with("most as no_headroom"), "{}", fallen.fault);
+        assert!(fallen.fault.to_string().ends_with("most because of no_headroom"), "{}", fallen.fault);
         assert_eq!(fallen.rung, Rung::Sockets);
         watch.proof.bound(Millis(watch.now), None);
         waits.push((fallen.retry.0 - watch.now) / 60_000);
