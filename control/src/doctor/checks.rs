@@ -38,13 +38,14 @@ const CHECKS: [Check; 16] = [
     firewall::keeps_calls_out,
 ];
 
-const PORT_CHECKS: [PortCheck; 15] = [
+const PORT_CHECKS: [PortCheck; 16] = [
     interface::missing,
     interface::down,
     interface::without_native_xdp,
     interface::foreign_program,
     interface::large_receive,
     interface::hardware_gro,
+    interface::merged_below,
     interface::few_queues,
     interface::queues_without_packets,
     interface::udp_hashed_by_address,

@@ -10,6 +10,8 @@ use crate::profile::Profile;
 
 /// Bytes of an outer packet of IPv4 whose inside has the 1280 bytes that IPv6 needs.
 const WAN_MTU: u32 = 1340;
+/// Merged packets that are worth a word.
+const MERGED_MANY: u64 = 1000;
 /// The MTU of Ethernet.
 const USUAL_MTU: u32 = 1500;
 
@@ -96,6 +98,25 @@ pub(super) fn hardware_gro(facts: &Facts, _: &Profile, port: &Port<'_>) -> Optio
     let sentence =
         "GRO in hardware (rx-gro-hw) merges packets before XDP sees them, or keeps native XDP from attaching";
     warning(port.name, sentence, switch_off(port, "rx-gro-hw"))
+}
+
+/// A bridge has generic XDP only, behind what its ports have merged.
+pub(super) fn merged_below(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
+    let Running::Yes(status) = &facts.gateway else { return None };
+    let link = link(facts, port)?;
+    let by_generic_xdp = status.ports.iter().any(|p| p.interface == port.name && p.kind == "xdp")
+        && link.xdp.is_some_and(|attachment| attachment.generic);
+    let counters = if port.wan { &status.steering.wan } else { &status.steering.lan };
+    let merged = counters.get("merged").copied().unwrap_or_default();
+    if !by_generic_xdp || merged < MERGED_MANY || link.interface.kind.as_deref() != Some("bridge") {
+        return None;
+    }
+    let sentence = format!(
+        "its ports merge received packets (GRO) before XDP sees them: {merged} went to the kernel, which is slower"
+    );
+    let name = quoted(port.name);
+    let command = format!("for port in /sys/class/net/{name}/brif/*; do ethtool -K \"${{port##*/}}\" gro off; done");
+    warning(port.name, sentence, command)
 }
 
 /// The queues in use, where AF_XDP may be used and more than one worker may run.

@@ -227,6 +227,28 @@ fn offloads_are_found_where_they_hurt_and_can_be_switched() {
 }
 
 #[test]
+fn packets_merged_below_a_bridge_are_found_where_generic_xdp_meets_them() {
+    let merging = |merged: u64, generic: bool, kind: &str| {
+        let mut facts = sound();
+        let lan = facts.links.get_mut("eth1").unwrap();
+        lan.interface.kind = Some(kind.to_owned());
+        lan.xdp = Some(XdpAttachment { program: 7, generic });
+        let mut status = crate::status::sample();
+        status.ports[0].interface = "eth1".to_owned();
+        status.ports[0].kind = "xdp".to_owned();
+        status.steering.lan.insert("merged".to_owned(), merged);
+        facts.gateway = Running::Yes(Box::new(status));
+        check(&facts).into_iter().find(|finding| finding.sentence.contains("merge received packets"))
+    };
+    let found = merging(5000, true, "bridge").expect("found");
+    assert!(found.sentence.contains("5000 went to the kernel"), "{found:?}");
+    assert_eq!(found.command, "for port in /sys/class/net/eth1/brif/*; do ethtool -K \"${port##*/}\" gro off; done");
+    for (merged, generic, kind) in [(5, true, "bridge"), (5000, false, "bridge"), (5000, true, "veth")] {
+        assert_eq!(merging(merged, generic, kind), None);
+    }
+}
+
+#[test]
 fn kernels_are_known_by_their_versions() {
     use crate::needs::version;
     assert_eq!(version("6.18.44-fc-v595"), Some([6, 18, 44]));
