@@ -15,6 +15,7 @@ use super::unsaved::unsaved;
 use super::{Gateway, bypass, configure, map, network};
 use crate::control_socket::Reloaded;
 use crate::ground::{Changed, Interest, Origin};
+use crate::problem::Severity;
 use crate::profile::{self, Endpoint, Environment, Profile};
 use crate::uapi::{self, SetAllowedIp, SetPeer};
 
@@ -71,7 +72,8 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     // An interface that was down before has nothing to do with the profile.
     let known = |subject: &str| ![PORT, MARK].contains(&subject) && before.iter().any(|p| p.subject == subject);
     let new = gateway.plane.problems(now).into_iter().filter(|problem| !known(&problem.subject));
-    let new = new.chain(gateway.metrics.problems(now));
+    // A warning is about something that is in force.
+    let new = new.chain(gateway.metrics.problems(now)).filter(|problem| problem.severity == Severity::Error);
     reloaded.not_applied.extend(new.map(|problem| format!("{}: {}", problem.subject, problem.sentence)));
     match reloaded.changed.as_slice() {
         [] => tracing::info!("the profile was reloaded; nothing has changed"),

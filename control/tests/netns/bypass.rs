@@ -204,6 +204,15 @@ fn rules_that_are_not_applied_are_problems() {
         gateway.run(&["nft", "delete", "table", "inet", "fw"]);
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
+    // What is only a warning does not fail a reload.
+    gateway.nft(
+        "table inet fw { chain c { type filter hook forward priority 0; policy accept;\n ip daddr 10.102.0.9 drop\n }\n}",
+    );
+    for mode in ["tun", "xdp"] {
+        a.reload(|profile| profile["Lan"]["Mode"] = mode.into());
+    }
+    eventually(SOON, "the rule is named again", || problems().contains("of chain c, table inet fw"));
+    gateway.run(&["nft", "delete", "table", "inet", "fw"]);
     // Elements of a set.
     let blocked = |how: &str| gateway.run(&["nft", how, "element", "inet", "elsewhere", "blocked", "{ 10.102.0.9 }"]);
     blocked("add");
