@@ -11,6 +11,7 @@ use penstock_dataplane::ports::xdp::Checksums;
 use penstock_dataplane::steer::{AttachMode, XdpMode};
 
 use super::modes::{Device, ModeSetting, Plan, loses, plan};
+use super::offloads::uncut;
 use super::proof::Proof;
 use crate::gateway::bypass::Bypassed;
 use crate::ground::Network;
@@ -119,6 +120,11 @@ impl Drive {
     /// Whether AF_XDP drives it.
     pub fn xdp(&self) -> bool {
         matches!(self.plan, Plan::Xdp { .. })
+    }
+
+    /// Whether the profile requires AF_XDP.
+    pub(super) fn is_required(&self) -> bool {
+        matches!(self.plan, Plan::Xdp { optional: false, .. })
     }
 
     /// Why it is driven in this way.
@@ -237,6 +243,10 @@ impl Drive {
             let sentence = format!("what AF_XDP carries on {} bypasses {rule}", self.name);
             let what_to_do = "set the mode to auto, or express the rule in Firewall and remove it";
             return Some((sentence, what_to_do, Severity::Warning));
+        }
+        if self.proof.comes_uncut() {
+            let what_to_do = "set the mode to auto, unless tx-udp-segmentation and tx-gso-list are off at that end";
+            return Some((uncut(&self.name), what_to_do, Severity::Warning));
         }
         Some((self.missed()?, "set the mode to auto, which then takes sockets", Severity::Warning))
     }

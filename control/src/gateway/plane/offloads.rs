@@ -39,20 +39,17 @@ impl SwitchedOff {
         Ok(())
     }
 
-    /// Makes the other end of a veth send datagrams one by one, where a program runs in this mode.
+    /// Makes the other end of a veth send datagrams one by one, where a program runs in this mode. If that end is out of
+    /// reach, this mode will do only where AF_XDP is `required`; then it is a problem.
     ///
     /// # Errors
-    /// The same, or it cannot be told.
-    pub fn keep_apart(&mut self, interface: &Interface, mode: XdpMode) -> Result<()> {
+    /// In one sentence: the driver refuses, or it cannot be told.
+    pub fn keep_apart(&mut self, interface: &Interface, mode: XdpMode, required: bool) -> Result<()> {
         if mode == XdpMode::Native {
             return Ok(());
         }
         let Interface { name, .. } = interface;
-        ensure!(
-            !may_come_uncut(interface),
-            "the other end of {name} is in another network namespace and may send several datagrams as one, which generic \
-             XDP cannot tell apart"
-        );
+        ensure!(required || !may_come_uncut(interface), uncut(name));
         let before = self.0.len();
         if let Some(other) = other_end(interface)? {
             self.switch_off(other, UNCUT)
@@ -93,6 +90,14 @@ impl SwitchedOff {
 /// Whether generic XDP may see several datagrams as one on an interface, and nothing here could change that.
 pub fn may_come_uncut(interface: &Interface) -> bool {
     interface.kind.as_deref() == Some("veth") && other_end(interface).is_ok_and(|other| other.is_none())
+}
+
+/// What is wrong with generic XDP there.
+pub fn uncut(name: &str) -> String {
+    format!(
+        "the other end of {name} is in another network namespace and may send several datagrams as one, which generic XDP \
+         cannot tell apart"
+    )
 }
 
 /// The other end of a veth, if it is in this network namespace.

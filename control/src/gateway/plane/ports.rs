@@ -74,7 +74,7 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
     steering.lan.retain(fits);
     if let (Some((interface, mode)), None) = (drives.wan.attachment(), &steering.wan) {
         let attached = sound(Wan::attach(interface, local_port, mode), interface, |wan| wan.program.mode());
-        match attached.and_then(|wan| wan.with_offloads(interface)) {
+        match attached.and_then(|wan| wan.with_offloads(interface, drives.wan.is_required())) {
             Ok(wan) => {
                 announce(&interface.name, wan.program.mode().name(), wan.program.fallback(), mode);
                 steering.wan = Some(wan);
@@ -91,7 +91,7 @@ pub fn attach(drives: &mut Drives, steering: &mut Steering, settings: PortSettin
             .mac
             .ok_or_else(|| anyhow!("{} is not an Ethernet device", interface.name))
             .and_then(|mac| sound(Lan::attach(interface, mac, tunnel_mtu, mode), interface, |lan| lan.program.mode()))
-            .and_then(|lan| lan.with_offloads(interface));
+            .and_then(|lan| lan.with_offloads(interface, drive.is_required()));
         match attached {
             Ok(lan) => {
                 announce(&interface.name, lan.program.mode().name(), lan.program.fallback(), mode);

@@ -228,6 +228,11 @@ impl Proof {
         self.bound.is_some_and(|(bound, _)| bound.zero_copy)
     }
 
+    /// Whether generic XDP drives an interface where it might see several datagrams as one.
+    pub fn comes_uncut(&self) -> bool {
+        self.bound.is_some_and(|(bound, _)| bound.uncut && !bound.native)
+    }
+
     /// To be called before the counters of this time are reported.
     pub fn begin(&mut self, now: Millis) {
         if now.since(self.told) >= GAP {

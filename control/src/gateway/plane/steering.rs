@@ -103,8 +103,8 @@ impl Wan {
     ///
     /// # Errors
     /// One sentence: the driver cannot be told.
-    pub fn with_offloads(mut self, interface: &Interface) -> anyhow::Result<Self> {
-        self.offloads.keep_apart(interface, self.program.mode())?;
+    pub fn with_offloads(mut self, interface: &Interface, required: bool) -> anyhow::Result<Self> {
+        self.offloads.keep_apart(interface, self.program.mode(), required)?;
         Ok(self)
     }
 
@@ -154,9 +154,9 @@ impl Lan {
     ///
     /// # Errors
     /// One sentence: the driver cannot be told.
-    pub fn with_offloads(mut self, interface: &Interface) -> anyhow::Result<Self> {
+    pub fn with_offloads(mut self, interface: &Interface, required: bool) -> anyhow::Result<Self> {
         self.offloads.keep_tags(interface)?;
-        self.offloads.keep_apart(interface, self.program.mode())?;
+        self.offloads.keep_apart(interface, self.program.mode(), required)?;
         Ok(self)
     }
 

@@ -175,7 +175,7 @@ pub(in crate::gateway::plane) fn note_bound(drives: &mut Drives, steering: &Stee
             wan: drive.index() == wan,
             zero_copy: ports.any(|info| info.zero_copy == Some(true)),
             native: drive.index().and_then(|index| steering.mode(index)) == Some(XdpMode::Native),
-            required: matches!(drive.plan, Plan::Xdp { optional: false, .. }),
+            required: drive.is_required(),
             uncut: drive.interface.as_ref().is_some_and(may_come_uncut),
             shown: drive.index().and_then(|index| steering.counted(index, 0).ok()).map_or(0, |counted| counted.shown),
         });
