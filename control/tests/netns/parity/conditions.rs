@@ -112,7 +112,7 @@ impl Kernel {
     fn rules(&mut self, random: &mut Random, site: u8, v6: bool) {
         let v = version(v6);
         let way = match random.below(5) {
-            4 => format!("via {} dev lan0", inside(site, v6, 12)),
+            4 => format!("via {} dev lan0 onlink", inside(site, v6, 12)),
             3 => String::new(),
             nowhere => NOWHERE[nowhere].to_owned(),
         };
@@ -152,10 +152,10 @@ impl Kernel {
     fn route(&mut self, random: &mut Random, site: u8, v6: bool) {
         let (to, via) = (inside(site, v6, 11), inside(site, v6, 12));
         let route = match random.below(6) {
-            0 => format!("{to} via {via} dev lan0"),
+            0 => format!("{to} via {via} dev lan0 onlink"),
             // IPv6 has none by class, and the kernel keeps in mind how large packets were to the gateway's own.
-            1 if !v6 => format!("{to} via {via} dev lan0 mtu 1300"),
-            2 if !v6 => format!("{to} tos 0x08 via {via} dev lan0"),
+            1 if !v6 => format!("{to} via {via} dev lan0 onlink mtu 1300"),
+            2 if !v6 => format!("{to} tos 0x08 via {via} dev lan0 onlink"),
             3 => format!("{} {}", pick(random, &NOWHERE), inside(3 - site, v6, 11)),
             number => {
                 self.nowhere.push(to);
