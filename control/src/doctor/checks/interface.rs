@@ -7,6 +7,7 @@ use super::{Port, error, finding, quoted, set_config, warning, without_xdp};
 use crate::doctor::facts::{Facts, Link, Running};
 use crate::doctor::{Finding, Severity};
 use crate::profile::Profile;
+use crate::status::Status;
 
 /// Bytes of an outer packet of IPv4 whose inside has the 1280 bytes that IPv6 needs.
 const WAN_MTU: u32 = 1340;
@@ -22,6 +23,11 @@ fn link<'a>(facts: &'a Facts, port: &Port<'_>) -> Option<&'a Link> {
 /// Whether AF_XDP is, or may be, used on it: as the gateway decides, on network cards unless the profile says otherwise.
 pub(super) fn may_use_xdp(port: &Port<'_>, link: &Link) -> bool {
     port.demands_xdp || port.prefers_xdp && link.interface.kind.is_none() && link.xdp_features != Some(0)
+}
+
+/// Whether the running gateway drives it by AF_XDP.
+fn is_xdp(status: &Status, port: &Port<'_>) -> bool {
+    status.ports.iter().any(|p| p.interface == port.name && p.kind == "xdp")
 }
 
 pub(super) fn missing(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
@@ -58,7 +64,7 @@ pub(super) fn foreign_program(facts: &Facts, _: &Profile, port: &Port<'_>) -> Op
     let ours = match &facts.gateway {
         Running::Unknown => return None,
         Running::No => false,
-        Running::Yes(status) => status.ports.iter().any(|p| p.interface == port.name && p.kind == "xdp"),
+        Running::Yes(status) => is_xdp(status, port),
     };
     if ours || !may_use_xdp(port, link) {
         return None;
@@ -104,8 +110,7 @@ pub(super) fn hardware_gro(facts: &Facts, _: &Profile, port: &Port<'_>) -> Optio
 pub(super) fn merged_below(facts: &Facts, _: &Profile, port: &Port<'_>) -> Option<Finding> {
     let Running::Yes(status) = &facts.gateway else { return None };
     let link = link(facts, port)?;
-    let by_generic_xdp = status.ports.iter().any(|p| p.interface == port.name && p.kind == "xdp")
-        && link.xdp.is_some_and(|attachment| attachment.generic);
+    let by_generic_xdp = is_xdp(status, port) && link.xdp.is_some_and(|attachment| attachment.generic);
     let counters = if port.wan { &status.steering.wan } else { &status.steering.lan };
     let merged = counters.get("merged").copied().unwrap_or_default();
     if !by_generic_xdp || merged < MERGED_MANY || link.interface.kind.as_deref() != Some("bridge") {
