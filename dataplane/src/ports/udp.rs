@@ -56,7 +56,7 @@ struct Received {
     /// How many messages there are, and which one is being taken.
     count: usize,
     current: usize,
-    /// The current message's ends and traffic class, once it is being split.
+    /// The current message's sender, and what its control messages say, once it is being split.
     from: Option<(SocketAddr, Said)>,
 }
 
