@@ -14,7 +14,7 @@ use super::standing::note_refused;
 use super::unsaved::unsaved;
 use super::{Gateway, bypass, configure, map, network};
 use crate::control_socket::Reloaded;
-use crate::ground::{Changed, Interest, Origin};
+use crate::ground::{Changed, Origin};
 use crate::problem::Severity;
 use crate::profile::{self, Endpoint, Environment, Profile};
 use crate::uapi::{self, SetAllowedIp, SetPeer};
@@ -57,8 +57,7 @@ fn take_up(gateway: &mut Gateway, now: Instant, mut profile: Profile) -> Reloade
     reloaded.changed.extend(follow_peers(gateway, now, &profile.peers));
     note_refused(&mut gateway.problems, now, gateway.guard.profile_changed(&profile.remote()));
     gateway.site = Site::of(&profile);
-    let interest = Interest { table: profile.table, lan: gateway.site.lan.clone() };
-    gateway.ground.set_interest(now, interest);
+    gateway.ground.set_interest(now, gateway.site.placement(&profile.path).interest());
     gateway.plane.reload(now, &profile, gateway.ground.network());
     bypass::judge_again(gateway, now);
     gateway.handshakes.set_own_speeds(gateway.plane.speeds());

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::site::Site;
 use super::{Gateway, wanted};
 use crate::control_socket::{self, LockError, Release, Released};
-use crate::ground::{Ground, Guard, Interest, Linux, Origin, Placement, Refusal};
+use crate::ground::{Ground, Guard, Linux, Origin, Placement, Refusal};
 use crate::key::PrivateKey;
 use crate::problem::Problems;
 use crate::profile::{Name, Profile};
@@ -112,8 +112,7 @@ impl Standing {
     fn open(name: &Name, placement: Placement, key: Option<&PrivateKey>) -> Result<Self> {
         let now = Instant::now();
         let kernel = Linux::open().context("cannot use netlink")?;
-        let interest = Interest { table: placement.table, lan: placement.lan.clone() };
-        let ground = Ground::open(kernel, name, interest, &control_socket::directory(), now);
+        let ground = Ground::open(kernel, name, placement.interest(), &control_socket::directory(), now);
         let mut problems = Problems::default();
         let path = Guard::path(&state::directory(), name);
         let guard = Guard::load(&path, key, name, &ground.held(), now, &mut problems);

@@ -16,21 +16,15 @@ use crate::profile::Name;
 
 /// Only the guard: at boot, before a start, after a stop.
 pub fn guard_only(name: &Name, placement: Placement, guard: &Guard) -> Wanted {
-    let Placement { profile: _, table, mark, wan, lan, local, transit } = placement;
     Wanted {
         name: name.clone(),
-        table,
-        mark,
+        placement,
         tun: None,
         tunnelled: Default::default(),
         mtus: Default::default(),
         guarded: guard.prefixes(),
         outer: Default::default(),
-        wan,
-        lan,
-        local,
         local_port: None,
-        transit,
         forward: false,
     }
 }

@@ -84,10 +84,8 @@ const METRICS: u32 = 1 << 16;
 pub struct Wanted {
     /// The gateway's name, which is also that of its tun device. A gateway recognises its own routes by it.
     pub name: Name,
-    /// The routing table of tunnel routes and guard.
-    pub table: u32,
-    /// The mark (`SO_MARK`) of the gateway's outer traffic.
-    pub mark: u32,
+    /// Where the guard stands, and the tunnel's routes with it.
+    pub placement: Placement,
     /// The tun device; `None` while there is none.
     pub tun: Option<Tun>,
     /// Remote prefixes that lead into the tunnel. Those that are not also guarded are ignored.
@@ -99,16 +97,8 @@ pub struct Wanted {
     /// Addresses that outer traffic is sent to: peers' endpoints, the coordinator, relays, STUN servers. Only those
     /// inside a guarded prefix make a difference.
     pub outer: BTreeSet<IpAddr>,
-    /// The WAN interface.
-    pub wan: String,
-    /// The LAN interfaces.
-    pub lan: BTreeSet<String>,
-    /// The site's own subnets, `Lan.Subnets`.
-    pub local: BTreeSet<IpNet>,
     /// The tunnel's UDP port; `None` while it is not bound.
     pub local_port: Option<u16>,
-    /// Whether packets from the tunnel may go to networks other than this site's.
-    pub transit: bool,
     /// Whether packets are to be forwarded. If not, there is only the guard: at boot, and for a gateway that was
     /// stopped.
     pub forward: bool,
@@ -121,18 +111,26 @@ pub struct Wanted {
 pub struct Placement {
     /// The profile's file.
     pub profile: PathBuf,
-    /// See [`Wanted::table`].
+    /// The routing table of tunnel routes and guard.
     pub table: u32,
-    /// See [`Wanted::mark`].
+    /// The mark (`SO_MARK`) of the gateway's outer traffic.
     pub mark: u32,
-    /// See [`Wanted::wan`].
+    /// The WAN interface.
     pub wan: String,
-    /// See [`Wanted::lan`].
+    /// The LAN interfaces.
     pub lan: BTreeSet<String>,
-    /// See [`Wanted::local`].
+    /// The site's own subnets, `Lan.Subnets`.
     pub local: BTreeSet<IpNet>,
-    /// See [`Wanted::transit`].
+    /// Whether packets from the tunnel may go to networks other than this site's.
     pub transit: bool,
+}
+
+impl Placement {
+    /// The part of the network that matters there.
+    #[must_use]
+    pub fn interest(&self) -> Interest {
+        Interest { table: self.table, lan: self.lan.clone() }
+    }
 }
 
 /// The tun device, and the source addresses for connections through it.

@@ -32,7 +32,8 @@ impl Own {
     pub fn sort_out(wanted: &Wanted, network: &Network, findings: &mut Vec<Finding>) -> Self {
         let mut own = Self::default();
         let connected = connected(wanted, network);
-        let mine: Prefixes = connected.keys().chain(&wanted.local).copied().filter(|p| !is_default(p)).collect();
+        let mine: Prefixes =
+            connected.keys().chain(&wanted.placement.local).copied().filter(|p| !is_default(p)).collect();
         for prefix in &wanted.guarded {
             match mine.covering(prefix) {
                 None => own.guarded.insert(*prefix),
@@ -84,7 +85,7 @@ impl Own {
 
     fn except_subnets(&mut self, wanted: &Wanted, routes: &BTreeMap<IpNet, &Route>, network: &Network) {
         let destinations: Prefixes = routes.keys().copied().collect();
-        for subnet in &wanted.local {
+        for subnet in &wanted.placement.local {
             let Some(guarded) = self.guarded.covering(subnet) else { continue };
             let by = destinations.covering(subnet);
             match by.filter(|to| !is_default(to) && network.leaves_by_lan(routes[to])) {
@@ -103,7 +104,7 @@ impl Own {
 
     fn except_others(&mut self, wanted: &Wanted, network: &Network) {
         let theirs = |r: &&Route| r.protocol == PROTOCOL && r.kind == RouteKind::Blackhole;
-        let elsewhere = |r: &&Route| r.table != MAIN_TABLE && r.table != wanted.table;
+        let elsewhere = |r: &&Route| r.table != MAIN_TABLE && r.table != wanted.placement.table;
         for prefix in network.routes().filter(theirs).filter(elsewhere).map(|r| r.destination) {
             if self.guarded.covering(&prefix).is_some_and(|guarded| guarded != prefix) {
                 self.others.insert(prefix);
@@ -129,7 +130,7 @@ fn is_link_local(prefix: &IpNet) -> bool {
 /// The networks of the LAN interfaces.
 fn connected<'a>(wanted: &Wanted, network: &'a Network) -> BTreeMap<IpNet, &'a str> {
     let lan: BTreeMap<u32, &Interface> =
-        network.interfaces.values().filter(|i| wanted.lan.contains(&i.name)).map(|i| (i.index, i)).collect();
+        network.interfaces.values().filter(|i| wanted.placement.lan.contains(&i.name)).map(|i| (i.index, i)).collect();
     let addresses = network.addresses.iter().filter(|a| a.global);
     addresses.filter_map(|a| Some((a.network(), lan.get(&a.interface)?.name.as_str()))).collect()
 }
@@ -149,7 +150,7 @@ fn foreign_networks(wanted: &Wanted, network: &Network, own: &Own, findings: &mu
     for address in network.addresses.iter().filter(|a| a.global) {
         let Some(interface) = network.interface(address.interface) else { continue };
         let here = address.network();
-        let ours = wanted.lan.contains(&interface.name) || interface.name == wanted.name.as_str();
+        let ours = wanted.placement.lan.contains(&interface.name) || interface.name == wanted.name.as_str();
         if ours || interface.name == "lo" || own.thrown.contains(&here) {
             continue;
         }

@@ -85,11 +85,11 @@ fn routes(
         let (tun, _) = device.filter(|_| destination.addr().is_ipv4() || !too_small)?;
         let source = if destination.addr().is_ipv4() { tun.source_v4 } else { tun.source_v6 };
         let route = Route::by(destination, tun.index, None, best, PROTOCOL);
-        Some(Route { table: wanted.table, source, mtu: wanted.mtus.get(&of).copied(), ..route })
+        Some(Route { table: wanted.placement.table, source, mtu: wanted.mtus.get(&of).copied(), ..route })
     };
     let strays = own.strays.iter().map(|stray| (stray, own.guarded.covering(stray)));
     for (prefix, by) in own.guarded.iter().map(|prefix| (prefix, Some(*prefix))).chain(strays) {
-        add(Route { table: wanted.table, ..Route::blackhole(*prefix, worst, PROTOCOL) });
+        add(Route { table: wanted.placement.table, ..Route::blackhole(*prefix, worst, PROTOCOL) });
         if let Some(by) = by.filter(|by| wanted.tunnelled.contains(by)) {
             by_tunnel(*prefix, by).into_iter().for_each(&mut add);
         }
@@ -97,11 +97,11 @@ fn routes(
     for network in own.thrown.union(&own.others) {
         if !own.strays.contains(network) {
             let route = Route::blackhole(*network, best, PROTOCOL);
-            add(Route { table: wanted.table, kind: RouteKind::Throw, ..route });
+            add(Route { table: wanted.placement.table, kind: RouteKind::Throw, ..route });
         }
     }
     for subnet in &own.lost {
-        add(Route { table: wanted.table, ..Route::blackhole(*subnet, best, PROTOCOL) });
+        add(Route { table: wanted.placement.table, ..Route::blackhole(*subnet, best, PROTOCOL) });
     }
     let gaps: BTreeSet<IpNet> = wanted.outer.iter().map(|a| IpNet::from(*a)).chain(own.far.iter().copied()).collect();
     for prefix in own.guarded.iter().filter(|p| !is_default(p)) {
@@ -166,7 +166,7 @@ fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
             rules.insert(rule(wanted, ipv6));
         }
     }
-    let wan = network.named(&wanted.wan).map(|interface| interface.index);
+    let wan = network.named(&wanted.placement.wan).map(|interface| interface.index);
     for address in wan.into_iter().flat_map(|index| network.addresses_of(index)).filter(|a| a.global) {
         let ipv6 = address.address.is_ipv6();
         // The reverse path of a neighbour's ARP request is looked up too, without a mark.
@@ -192,8 +192,8 @@ fn rule(wanted: &Wanted, ipv6: bool) -> Rule {
         priority: RULE_PRIORITY,
         from: None,
         local: false,
-        unmarked: Some(wanted.mark),
-        table: wanted.table,
+        unmarked: Some(wanted.placement.mark),
+        table: wanted.placement.table,
         protocol: PROTOCOL,
     }
 }
@@ -235,11 +235,11 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
         inside: inside(wanted, actual.network),
         bridges: actual.network.bridges(),
         // Where no LAN interface is named, the kernel's routes alone say where this site is.
-        confined: !wanted.transit && !wanted.lan.is_empty(),
+        confined: !wanted.placement.transit && !wanted.placement.lan.is_empty(),
         outward: IpNet::aggregate(&all).into_iter().collect(),
         inward: IpNet::aggregate(&sources).into_iter().collect(),
         local_port: wanted.local_port,
-        mark: wanted.mark,
+        mark: wanted.placement.mark,
         restores_mark: sysctls::must_restore_mark(wanted, own, actual),
     });
     (*actual.filter != FilterState::Set(filter.clone())).then_some(Operation::SetFilter(filter))
@@ -252,7 +252,7 @@ fn inside(wanted: &Wanted, network: &Network) -> BTreeSet<String> {
     let others = network.routes().filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && r.metric != best);
     let others = others.filter_map(|r| network.interface(r.interface?)).filter(|i| i.name != "lo");
     let names = others.map(|i| i.name.clone()).chain([wanted.name.to_string()]);
-    names.filter(|name| *name != wanted.wan).chain(wanted.lan.iter().cloned()).collect()
+    names.filter(|name| *name != wanted.placement.wan).chain(wanted.placement.lan.iter().cloned()).collect()
 }
 
 /// What the tun device lacks. Some settings take effect only when it next comes up.
@@ -311,6 +311,7 @@ fn restored<'a>(
 mod tests {
     use std::time::Instant;
 
+    use super::super::Placement;
     use super::*;
     use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE, Interest};
     use crate::profile::Name;
@@ -350,18 +351,21 @@ mod tests {
     fn wanted(sites: u16, tun: Tun) -> Wanted {
         Wanted {
             name: Name::try_from("pen0".to_owned()).unwrap(),
-            table: DEFAULT_TABLE,
-            mark: DEFAULT_MARK,
+            placement: Placement {
+                profile: "a.profile".into(),
+                table: DEFAULT_TABLE,
+                mark: DEFAULT_MARK,
+                wan: "wan0".into(),
+                lan: BTreeSet::from(["lan0".to_owned()]),
+                local: BTreeSet::new(),
+                transit: false,
+            },
             tun: Some(tun),
             tunnelled: prefixes(sites),
             mtus: BTreeMap::new(),
             guarded: prefixes(sites),
             outer: BTreeSet::new(),
-            wan: "wan0".into(),
-            lan: BTreeSet::from(["lan0".to_owned()]),
-            local: BTreeSet::new(),
             local_port: Some(47100),
-            transit: false,
             forward: true,
         }
     }
@@ -384,7 +388,11 @@ mod tests {
                 _ => {}
             }
         }
-        let operations = compare(&Wanted { table: 4242, ..old }, &network, &FilterState::Absent);
+        let operations = compare(
+            &Wanted { placement: Placement { table: 4242, ..old.placement.clone() }, ..old },
+            &network,
+            &FilterState::Absent,
+        );
         let last = |is: &dyn Fn(&Operation) -> bool| operations.iter().rposition(is).expect("an operation");
         let first = |is: &dyn Fn(&Operation) -> bool| operations.iter().position(is).expect("an operation");
         let added = last(&|o| matches!(o, Operation::AddRoute(_)));

@@ -148,7 +148,7 @@ impl<K: Kernel> Ground<K> {
     /// Makes the actual state the wanted one, as far as the kernel allows. What fails is a problem and is retried after
     /// a while; see [`Self::poll_timeout`].
     pub fn reconcile(&mut self, now: Instant, wanted: &Wanted) {
-        let interest = Interest { table: wanted.table, lan: wanted.lan.clone() };
+        let interest = wanted.placement.interest();
         let differs = *self.network.interest() != interest;
         if self.stale && !self.problems.may_try(now, READING) {
             return;

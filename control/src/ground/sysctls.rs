@@ -71,12 +71,12 @@ pub(super) fn wanted(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Vec<(Sy
     let mut all = Vec::new();
     let mut set = |sysctl: Sysctl, value: &str| all.push((sysctl, value.to_owned()));
     if must_restore_mark(wanted, own, actual) {
-        set(Sysctl::v4(&wanted.wan, "src_valid_mark"), "1");
+        set(Sysctl::v4(&wanted.placement.wan, "src_valid_mark"), "1");
     }
     if !wanted.forward {
         return all;
     }
-    let inside = || std::iter::once(wanted.name.as_str()).chain(wanted.lan.iter().map(String::as_str));
+    let inside = || std::iter::once(wanted.name.as_str()).chain(wanted.placement.lan.iter().map(String::as_str));
     inside().for_each(|interface| set(Sysctl::v4(interface, "forwarding"), "1"));
     if wanted.tun.is_some() {
         // The kernel sends redirects if this or the interface's own setting says so.
@@ -112,7 +112,7 @@ pub(super) fn wanted(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Vec<(Sy
 pub(super) fn must_restore_mark(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> bool {
     let filtered =
         |interface: &str| actual.sysctls.get(&Sysctl::v4(interface, "rp_filter")).is_some_and(|value| value != "0");
-    (filtered("all") || filtered(&wanted.wan))
+    (filtered("all") || filtered(&wanted.placement.wan))
         && wanted.outer.iter().any(|address| address.is_ipv4() && own.guarded.holding(*address).is_some())
 }
 
@@ -121,8 +121,8 @@ pub(super) fn relevant(wanted: &Wanted, network: &Network) -> Vec<Sysctl> {
     let tun = wanted.name.as_str();
     let mut all: Vec<Sysctl> = of_tun(tun).into_iter().map(|(sysctl, _)| sysctl).collect();
     all.extend(["rp_filter", "send_redirects"].map(|name| Sysctl::v4("all", name)));
-    all.extend(["rp_filter", "src_valid_mark"].map(|name| Sysctl::v4(&wanted.wan, name)));
-    for interface in std::iter::once(tun).chain(wanted.lan.iter().map(String::as_str)) {
+    all.extend(["rp_filter", "src_valid_mark"].map(|name| Sysctl::v4(&wanted.placement.wan, name)));
+    for interface in std::iter::once(tun).chain(wanted.placement.lan.iter().map(String::as_str)) {
         all.push(Sysctl::v4(interface, "forwarding"));
         all.push(Sysctl::v6(interface, "force_forwarding"));
     }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use ipnet::IpNet;
 use penstock::ground::{
-    DEFAULT_MARK, DEFAULT_TABLE, FilterState, Ground, Interest, Kernel, Linux, Operation, Sysctl, Tun, Wanted,
+    DEFAULT_MARK, DEFAULT_TABLE, FilterState, Ground, Interest, Kernel, Linux, Operation, Placement, Sysctl, Tun,
+    Wanted,
 };
 use penstock::netlink::{Address, ForeignRule, Interface, Monitor, Neighbour, Route, Rule};
 use penstock::profile::Name;
@@ -97,17 +98,20 @@ impl<'a> Laboratory<'a> {
         let wanted = Wanted {
             mtus: Default::default(),
             name,
-            table: DEFAULT_TABLE,
-            mark: DEFAULT_MARK,
+            placement: Placement {
+                profile: "a.profile".into(),
+                table: DEFAULT_TABLE,
+                mark: DEFAULT_MARK,
+                wan: "wan0".into(),
+                lan,
+                local: topology.a.subnets().iter().map(|s| s.parse().expect("a prefix")).collect(),
+                transit: false,
+            },
             tun: None,
             tunnelled: nets(guarded),
             guarded: nets(guarded),
             outer: BTreeSet::from([IpAddr::V4(topology.b.wan4)]),
-            wan: "wan0".into(),
-            lan,
-            local: topology.a.subnets().iter().map(|s| s.parse().expect("a prefix")).collect(),
             local_port: Some(PORT),
-            transit: false,
             forward: true,
         };
         let mut laboratory = Self { topology, runtime, monitor, ground, wanted, _directory: directory };

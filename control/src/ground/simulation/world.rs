@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::stack::{Handle, Stack};
 use crate::ground::{
-    DEFAULT_MARK, DEFAULT_TABLE, Ground, Guard, Interest, Origin, PROTOCOL, Saved, Sysctl, Tun, Wanted,
+    DEFAULT_MARK, DEFAULT_TABLE, Ground, Guard, Interest, Origin, PROTOCOL, Placement, Saved, Sysctl, Tun, Wanted,
 };
 use crate::key::PrivateKey;
 use crate::netlink::{News, Route};
@@ -212,18 +212,21 @@ impl World {
         });
         Some(Wanted {
             name: gateway.name.clone(),
-            table: gateway.table,
-            mark: DEFAULT_MARK,
+            placement: Placement {
+                profile: "a.profile".into(),
+                table: gateway.table,
+                mark: DEFAULT_MARK,
+                wan: "wan0".into(),
+                lan: lan(),
+                local: gateway.local.clone(),
+                transit: false,
+            },
             tun,
             tunnelled: gateway.profile.union(&gateway.overlay).copied().collect(),
             mtus: BTreeMap::new(),
             guarded: running.guard.prefixes(),
             outer: gateway.outer.clone(),
-            wan: "wan0".into(),
-            lan: lan(),
-            local: gateway.local.clone(),
             local_port: Some(47100 + number as u16),
-            transit: false,
             forward: true,
         })
     }

@@ -103,7 +103,7 @@ impl World {
         let packet = Packet { from: None, source: None, destination: host, mark: 0 };
         let longer = |set: &BTreeSet<IpNet>| set.iter().any(|p| p.contains(&host) && !p.contains(&prefix));
         let to_lan = matches!(bare.fate(&packet), Fate::Out(by) if stack.interfaces[&by].name == "lan0");
-        let local = wanted.local.iter().any(|p| p.contains(&host));
+        let local = wanted.placement.local.iter().any(|p| p.contains(&host));
         let small = host.is_ipv6() && stack.interfaces[&tun].mtu < 1280;
         let conflict = !self.guarded().contains(&prefix);
         if longer(others) || longer(&wanted.guarded) || others.contains(&prefix) || to_lan || local || conflict {
