@@ -174,7 +174,10 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     Ok(peer)
 }
 
-/// The last checks before a packet is sealed: room for the message, a session, a mapping.
+/// The last checks before a packet is sealed: room for the message, a session, the peer's address, a mapping.
+///
+/// Another worker may just have heard the first message of a peer whose address nobody knew, or a table from before
+/// that may only now have come: control, which learns of the message before the packet, sends the packet again.
 #[inline]
 fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Result<(), Exit> {
     let table = turn.table;
@@ -182,7 +185,8 @@ fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Resu
     if frame.start() + padded(frame.len(), entry.mtu) + TAG > turn.pool.frame_size() {
         return Err(DropReason::Oversized.into());
     }
-    if !entry.session().is_some_and(|session| session.alive(turn.now)) {
+    let reachable = entry.endpoint.is_some() || turn.roamed_to(place).is_some();
+    if !reachable || !entry.session().is_some_and(|session| session.alive(turn.now)) {
         let packet = turn.pool.packet(frame).into();
         return Err(turn.notices.hand_over(Notice::NoSession { peer: entry.peer.id, packet }));
     }

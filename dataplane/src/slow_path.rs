@@ -29,7 +29,7 @@ pub enum Notice {
         /// The UDP payload.
         payload: Box<[u8]>,
     },
-    /// An inner packet for a peer with which there is no session to send on.
+    /// An inner packet for a peer with which there is no session to send on, or whose address is not known.
     NoSession {
         /// [`crate::peer::PeerCounters::id`].
         peer: u32,

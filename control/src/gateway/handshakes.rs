@@ -317,12 +317,13 @@ impl Handshakes {
         self.take_events(now, payload.len() as u64);
     }
 
-    /// Takes a packet for the peer with this number in the data plane, for which there is no session.
+    /// Takes a packet for the peer with this number in the data plane, for which there is no session or no address.
     fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
         let Some(peer) = self.peers.numbered_mut(number) else { return };
         let id = peer.id;
-        // The session may have come into being while the packet was on its way to us.
-        if peer.sending().is_some_and(|s| s.alive(Millis::at(now))) {
+        // Both may have come into being while the packet was on its way to us. The table with them is published before
+        // the packet is sent, so it does not come back.
+        if peer.endpoint.is_some() && peer.sending().is_some_and(|s| s.alive(Millis::at(now))) {
             self.commands.push(Command::Send(packet));
             return;
         }
