@@ -130,13 +130,19 @@ impl Drop for Process {
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds, and prints how long that took if it took a second, so that a test that fails shows
+/// which of its steps were slow.
 ///
 /// # Panics
 /// It does not hold within `limit`; `what` names it.
 #[track_caller]
 pub fn eventually(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
     assert!(holds_within(limit, condition), "{what}: not within {limit:?}");
+    let took = begun.elapsed();
+    if took >= Duration::from_secs(1) {
+        println!("{what}: after {took:.1?}");
+    }
 }
 
 /// Whether `condition` comes to hold within `limit`.
