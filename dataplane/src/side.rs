@@ -49,6 +49,11 @@ impl Side {
         self.ports.iter().zip(&self.ready).all(|(port, ready)| port.cheap_to_ask() || !ready)
     }
 
+    /// Whether packets of a port wait for a device that was busy, and for the kernel to be asked.
+    pub(crate) fn any_unsent(&mut self) -> bool {
+        self.ports.iter_mut().any(|port| port.unsent())
+    }
+
     /// The port by which a link leaves, if any.
     #[inline]
     pub(crate) fn port_of(&self, link: &Link) -> Option<u16> {

@@ -31,6 +31,8 @@ use crate::{egress, ingress};
 const POLL_EVERY: u32 = 8;
 /// How often the kernel is asked for lost packets.
 const LOSSES_EVERY: Millis = Millis(1000);
+/// How soon the kernel is asked again to send what a device was too busy for.
+const UNSENT_EVERY: Duration = Duration::from_millis(1);
 /// The most commands carried out in one turn.
 const COMMANDS_PER_TURN: usize = 64;
 /// Descriptors that can be polled without an allocation: those of a gateway with a dozen interfaces.
@@ -260,6 +262,7 @@ impl Worker {
     /// until there is something to do.
     pub fn poll(&mut self, wait: bool) {
         let (wan, lan) = (&mut self.wan, &mut self.lan);
+        let unsent = (wait && (wan.any_unsent() || lan.any_unsent())).then_some(UNSENT_EVERY);
         if !wait && wan.all_cheap() && lan.all_cheap() && self.commands.is_empty() {
             return;
         }
@@ -273,7 +276,7 @@ impl Worker {
         let release = self.shaper.as_ref().and_then(|shaper| shaper.pause(clock::nanos()));
         let timeout = match wait {
             false => Some(Duration::ZERO),
-            true => look.into_iter().chain(release).min(),
+            true => look.into_iter().chain(release).chain(unsent).min(),
         };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         if wait {

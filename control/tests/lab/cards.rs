@@ -97,9 +97,7 @@ struct Driven {
 
 /// What the driver of a card can do with this kernel; `None` if it merges received packets for good.
 fn driven(card: &str) -> Option<Driven> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
-    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
-    let linux = [numbers.next(), numbers.next()].map(|number| number.expect("a number"));
+    let linux = linux();
     let (mode, zero_copy) = match card {
         "virtio-net-pci" => ("native", false),
         "virtio-zero-copy" => ("native", linux >= [6, 13]),

@@ -1,5 +1,8 @@
-//! `WanRate`: packets wait in the gateway, where a ping does not wait behind a transfer.
+//! Full uplinks. `WanRate`: packets wait in the gateway, where a ping does not wait behind a transfer. Without it, packets
+//! wait in the transmit ring of AF_XDP, and urgent and small ones are the last to be dropped.
 
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -69,4 +72,85 @@ fn a_transfer_fills_the_rate_and_delays_nobody_else() {
             ping(&topology.a.host, topology.b.host6(), &["-c", "1"]).all_answered()
         });
     }
+}
+
+/// Sites driven by AF_XDP. A's uplink takes 256 packets at once, and then none for this many milliseconds.
+fn behind_a_slow_device(pause: u32) -> (Topology, [Gateway; 2]) {
+    let topology = Topology::new(Options::default());
+    let (a, b) = joined(&topology, Kind::XDP, Kind::XDP, Outer::V4);
+    // The cable's other end has a ring, which it empties only so often, and a device with a queue waits for it.
+    let slow = format!(
+        "cd /sys/class/net/wan0 && echo 1000000000 > napi_defer_hard_irqs && echo {} > gro_flush_timeout",
+        pause * 1_000_000
+    );
+    topology.b.gateway.run(&["sh", "-c", &slow]);
+    topology.a.gateway.run(&["tc", "qdisc", "replace", "dev", "wan0", "root", "pfifo"]);
+    (topology, [a, b])
+}
+
+const SLOW_DEVICES: &str = "a veth that waits for its peer";
+
+#[test]
+fn a_burst_that_the_device_is_too_busy_for_is_sent_without_further_traffic() {
+    if !ready_since([6, 16], SLOW_DEVICES, &["tc"]) || !is_penstock() {
+        return;
+    }
+    const BURST: u32 = 1_500;
+    let (topology, [a, _b]) = behind_a_slow_device(20);
+    let target = topology.b.host.enter(|| UdpSocket::bind((topology.b.host4(), 0))).expect("a socket");
+    target.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
+    let to = target.local_addr().expect("an address");
+    let socket = topology.a.host.enter(|| UdpSocket::bind((topology.a.host4(), 0))).expect("a socket");
+    let dropped = || a.status()["Drops"]["transmit-full"].as_u64();
+    assert_eq!(dropped(), Some(0));
+    let sent = Instant::now();
+    // The receiving socket's buffer is smaller than the burst.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..BURST {
+                socket.send_to(&[number.to_be_bytes().as_slice(), &[0; 200]].concat(), to).expect("sent");
+            }
+        });
+        let mut last = 0;
+        while last < BURST - 1 {
+            let mut datagram = [0; 256];
+            let received = target.recv(&mut datagram);
+            assert!(received.is_ok(), "{last} is the last of {BURST} that arrived; drops: {}", a.status()["Drops"]);
+            last = u32::from_be_bytes(*datagram.first_chunk().expect("a number"));
+        }
+    });
+    // Six times 20 ms, and what a busy machine adds; only once a second a worker does something without being woken.
+    assert!(sent.elapsed() < Duration::from_millis(700), "it took {:?}", sent.elapsed());
+    assert_eq!(dropped(), Some(0));
+}
+
+#[test]
+fn a_full_uplink_drops_what_is_small_last() {
+    if !ready_since([6, 16], SLOW_DEVICES, &["tc"]) || !is_penstock() {
+        return;
+    }
+    let (topology, [a, _b]) = behind_a_slow_device(40);
+    let socket = topology.a.host.enter(|| UdpSocket::bind((topology.a.host4(), 0))).expect("a socket");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Three times what the device takes.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..20 {
+                    let _ = socket.send_to(&[0; 500], (topology.b.host4(), 9));
+                }
+                pause(1);
+            }
+        });
+        let full = holds_within(PATIENCE, || a.status()["Drops"]["transmit-full"].as_u64() > Some(1_000));
+        let echoes = |size: &str| {
+            let options = ["-c", "20", "-i", "0.1", "-W", "5", "-s", size];
+            ping(&topology.a.host, topology.b.host4(), &options)
+        };
+        let [small, large] = ["56", "800"].map(echoes);
+        stop.store(true, Ordering::Relaxed);
+        assert!(full, "{}", a.status()["Drops"]);
+        assert!(small.received >= 18, "{}", small.text);
+        assert!(large.received <= 15, "the uplink was not full: {}", large.text);
+    });
 }

@@ -57,7 +57,25 @@ const ALWAYS: [&str; 4] = ["ip", "wg", "ethtool", "ping"];
 /// Whether the test can run here: as root, and with `tools` present. Otherwise the reason is printed on the terminal,
 /// and the test returns. With `PENSTOCK_TEST_REQUIRED=1` a reason to skip is a failure.
 pub fn ready(tools: &[&str]) -> bool {
-    let Some(reason) = obstacle(tools) else {
+    can_run(obstacle(tools))
+}
+
+/// The same, for what only newer kernels do.
+pub fn ready_since(least: [u32; 2], what: &str, tools: &[&str]) -> bool {
+    let [major, minor] = least;
+    let old = || (linux() < least).then(|| format!("{what} needs Linux {major}.{minor}"));
+    can_run(obstacle(tools).or_else(old))
+}
+
+/// The kernel's version: major and minor number.
+pub fn linux() -> [u32; 2] {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split('.').map_while(|number| number.parse().ok());
+    [numbers.next(), numbers.next()].map(|number| number.expect("a number"))
+}
+
+fn can_run(obstacle: Option<String>) -> bool {
+    let Some(reason) = obstacle else {
         return true;
     };
     assert!(std::env::var_os("PENSTOCK_TEST_REQUIRED").is_none(), "cannot run: {reason}");

@@ -255,6 +255,12 @@ pub trait Port: Send {
         None
     }
 
+    /// Whether packets wait in the transmit ring for a device that was busy, and the kernel sends them only when it is
+    /// asked: polling the descriptor does.
+    fn unsent(&mut self) -> bool {
+        false
+    }
+
     /// The descriptor to poll for received packets.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 

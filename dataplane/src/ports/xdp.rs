@@ -343,6 +343,10 @@ impl Port for XdpPort {
         Some(self.waiting)
     }
 
+    fn unsent(&mut self) -> bool {
+        !self.zero_copy && self.tx.nb_free_exact() < RING
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket())
     }
