@@ -139,23 +139,18 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
     let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
-    turn.filter(frame, &inner, peer, Direction::Out)?;
-    let entry = &table.peers[peer as usize];
-    let mtu = entry.mtu;
+    let mtu = table.peers[peer as usize].mtu;
+    // Where the kernel routes, it has decremented the TTL.
+    let routes = from.is_some_and(|port| !port.kernel_routes());
     if let Some(port) = from {
-        // Where the kernel routes, it has decremented the TTL.
-        let routes = !port.kernel_routes();
-        let bytes = turn.pool.packet_mut(frame);
-        let refused = if routes && inner.is_at_end(bytes) {
+        let refused = if routes && inner.is_at_end(turn.pool.packet(frame)) {
             Some((icmp::Error::TimeExceeded, DropReason::HopLimit))
         } else if inner.len > mtu {
             Some((icmp::Error::TooBig(mtu), DropReason::TooBig))
         } else {
-            if routes {
-                inner::take_hop(bytes)?;
-            }
             None
         };
+        // Before the firewall, as a kernel does: what goes no further begins no flow.
         if let Some((error, reason)) = refused {
             if error != icmp::Error::TimeExceeded && !inner.unfragmentable {
                 return Err(reason.into());
@@ -163,6 +158,10 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
             packet.link = port.reply_link(turn.pool, packet);
             return Err(turn.error(&mut packet.frame, &inner, error, reason));
         }
+    }
+    turn.filter(frame, &inner, peer, Direction::Out)?;
+    if routes {
+        inner::take_hop(turn.pool.packet_mut(frame))?;
     }
     inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
     packet.tos = inner::outer_tos(inner.tos, table.copy_dscp);

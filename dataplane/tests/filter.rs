@@ -181,6 +181,20 @@ fn errors_about_what_passed_go_back_into_the_tunnel() {
     }
 }
 
+/// As in a kernel, which forwards nothing at its last hop and so does not ask its firewall.
+#[test]
+fn what_goes_no_further_begins_no_flow() {
+    for (remote, local) in PAIRS {
+        let mut gateway = Gateway::new();
+        gateway.protect(Vec::new());
+        assert_eq!(gateway.send(0, &udp(local, remote, [5000, 53], 1)), 0);
+        let (worker, _, lan) = &mut gateway.workers[0];
+        assert!(lan.receive(worker.pool()).is_some(), "time exceeded");
+        assert_eq!(gateway.receive(0, &udp(remote, local, [53, 5000], 64)), None);
+        assert_eq!((gateway.dropped(DropReason::FilterDenied), gateway.dropped(DropReason::HopLimit)), (1, 0));
+    }
+}
+
 /// A packet that waited for a session still belongs to its flow.
 #[test]
 fn a_packet_that_waited_in_control_passes() {
