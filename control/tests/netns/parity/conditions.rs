@@ -170,8 +170,8 @@ impl Kernel {
         self.rules.iter().any(|rule| rule.2 && holds(rule, from, to))
     }
 
-    /// Whether what the gateway itself sends from one of these addresses may not reach a host.
-    pub fn may_not_reach(&self, own: &[IpAddr], to: IpAddr) -> bool {
+    /// Whether what the gateway itself sends from one of these addresses may lead elsewhere than to a host, or nowhere.
+    pub fn leads_elsewhere(&self, own: &[IpAddr], to: IpAddr) -> bool {
         self.nowhere.contains(&to) || own.iter().any(|from| self.rules.iter().any(|rule| holds(rule, *from, to)))
     }
 
