@@ -27,7 +27,7 @@ const BATCH: usize = 40;
 const BATCHES: usize = 60;
 /// How often there are others, and how often then.
 const CHANGES: usize = 6;
-const LONG_CHANGES: usize = 200;
+const LONG_CHANGES: usize = 120;
 const BATCHES_ALIKE: usize = 10;
 /// How long the gateways may take to follow.
 const SOON: Duration = Duration::from_secs(5);
