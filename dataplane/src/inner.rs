@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use penstock_wire::{ETHERNET_LEN, IpHeader};
+use penstock_wire::IpHeader;
 
 use crate::checksum;
 use crate::drop::DropReason;
-use crate::transport::{Transport, transport};
+use crate::transport::{Transport, last_destination, transport};
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
@@ -22,17 +22,14 @@ pub(crate) const UDP_CSUM: usize = 6;
 pub(crate) const DCCP: u8 = 33;
 pub(crate) const UDP_LITE: u8 = 136;
 const SCTP: u8 = 132;
-const IPV4_IN_IP: u8 = 4;
-const IPV6_IN_IP: u8 = 41;
-const GRE: u8 = 47;
-/// Ports of tunnels over UDP.
-const VXLAN: u16 = 4789;
-const GENEVE: u16 = 6081;
-/// The EtherType of a whole Ethernet frame inside a tunnel.
-const BRIDGED: u16 = 0x6558;
 pub(crate) const UDP_HEADER: usize = 8;
 /// How many levels of packets inside packets are processed.
 const TUNNELS: usize = 3;
+/// Bytes of a tunnel's headers, behind IP's, in which a carried packet is looked for: those of UDP, Geneve with many
+/// options, and Ethernet with two tags.
+const TUNNEL_HEADERS: usize = 128;
+/// Bytes that may follow a carried packet: Ethernet pads frames.
+const PADDING: usize = 46;
 /// IPv6's fragment header.
 const FRAGMENT_HEADER: u8 = 44;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
@@ -197,36 +194,35 @@ fn complete_outermost(packet: &mut [u8]) -> Option<&mut [u8]> {
         _ => None,
     };
     if let Some(field) = field {
-        let addresses = if inner.source.is_ipv4() { 12..20 } else { 8..40 };
-        let pseudo = checksum::pseudo_header(&packet[addresses], protocol, len);
+        let pseudo = match (inner.source, last_destination(packet)) {
+            (IpAddr::V4(_), _) => checksum::pseudo_header(&packet[12..20], protocol, len),
+            (_, None) => checksum::pseudo_header(&packet[8..40], protocol, len),
+            (_, Some(last)) => checksum::pseudo_header(&[&packet[8..24], last].concat(), protocol, len),
+        };
         if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
             checksum::complete(packet, at, field);
         }
     }
-    // A tunnel's header may claim to be longer than the packet.
     packet.get_mut(inside?..)
 }
 
-/// Where in a tunnel's payload the carried IP packet begins: IP in IP, GRE (RFC 2784, RFC 2890), VXLAN (RFC 7348),
-/// Geneve (RFC 8926).
+/// Where in the payload of a tunnel the carried IP packet begins. There are many kinds of tunnels (IP in IP, GRE, VXLAN
+/// and Geneve at any port, FOU, L2TP, …), with headers that cannot be told apart over UDP. So it is looked for: a header
+/// that says of itself how long its packet is, with a checksum if it is IPv4's. If that happens by chance, nothing is
+/// changed unless a checksum in it looks incomplete as well.
 fn carried(protocol: u8, payload: &[u8]) -> Option<usize> {
-    let word = |at: usize| Some(u16::from_be_bytes(*payload.get(at..)?.first_chunk()?));
-    let (at, kind) = match protocol {
-        IPV4_IN_IP | IPV6_IN_IP => return Some(0),
-        GRE => {
-            let flags = word(0)?;
-            let options = [0x8000, 0x2000, 0x1000].into_iter().filter(|flag| flags & flag != 0).count();
-            (4 + 4 * options, word(2)?)
-        }
-        UDP => match word(2)? {
-            VXLAN => (UDP_HEADER + 8, BRIDGED),
-            GENEVE => (UDP_HEADER + 8 + 4 * usize::from(payload.get(UDP_HEADER)? & 0x3f), word(UDP_HEADER + 2)?),
-            _ => return None,
-        },
-        _ => return None,
+    if matches!(protocol, TCP | ICMP | ICMPV6 | SCTP) {
+        return None;
+    }
+    let is_packet = |at: &usize| {
+        let rest = &payload[*at..];
+        matches!(rest[0] >> 4, 4 | 6)
+            && Inner::parse(rest).is_some_and(|inner| {
+                rest.len() - inner.len <= PADDING
+                    && (inner.source.is_ipv6() || checksum::fold(checksum::sum(&rest[..inner.header])) == 0xffff)
+            })
     };
-    let (at, kind) = if kind == BRIDGED { (at + ETHERNET_LEN, word(at + ETHERNET_LEN - 2)?) } else { (at, kind) };
-    matches!(kind, 0x0800 | 0x86dd).then_some(at)
+    (0..payload.len().min(TUNNEL_HEADERS)).step_by(2).find(is_packet)
 }
 
 /// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
@@ -475,10 +471,14 @@ pub(crate) mod tests {
         [complete, partial]
     }
 
+    const GRE: u8 = 47;
+    /// The EtherType of a whole Ethernet frame in GRE.
+    const BRIDGED: u16 = 0x6558;
+
     #[test]
     fn a_checksum_inside_a_tunnel_is_completed() {
         let ethernet = |kind: u16| [&[2; 12][..], &kind.to_be_bytes()].concat();
-        for ((s, d), kind, ip) in [(PAIRS[0], 0x0800u16, IPV4_IN_IP), (PAIRS[1], 0x86dd, IPV6_IN_IP)] {
+        for ((s, d), kind, ip) in [(PAIRS[0], 0x0800u16, 4), (PAIRS[1], 0x86dd, 41)] {
             let [complete, partial] = complete_and_partial(s, d);
             let udp = |port: u16, rest: &[u8]| {
                 [&[0x30, 0x39][..], &port.to_be_bytes(), &[0, 0, 0, 0], rest, &ethernet(kind)].concat()
@@ -489,8 +489,11 @@ pub(crate) mod tests {
                 ("GRE", GRE, gre(0, kind)),
                 ("GRE with a key and a number", GRE, [gre(0x3000, kind), vec![7; 8]].concat()),
                 ("GRE of frames", GRE, [gre(0, BRIDGED), ethernet(kind)].concat()),
-                ("VXLAN", UDP, udp(VXLAN, &[8, 0, 0, 0, 0, 0, 1, 0])),
-                ("Geneve with an option", UDP, udp(GENEVE, &[1, 0, 0x65, 0x58, 0, 0, 1, 0, 1, 2, 3, 0])),
+                ("VXLAN", UDP, udp(4789, &[8, 0, 0, 0, 0, 0, 1, 0])),
+                ("VXLAN at the port that Linux had before", UDP, udp(8472, &[8, 0, 0, 0, 0, 0, 1, 0])),
+                ("Geneve with an option", UDP, udp(6081, &[1, 0, 0x65, 0x58, 0, 0, 1, 0, 1, 2, 3, 0])),
+                ("IP over UDP", UDP, [0x30, 0x39, 0x15, 0xb3, 0, 0, 0, 0].to_vec()),
+                ("L2TP over IP", 115, [&[0, 0, 0, 7, 0, 0, 0, 0][..], &ethernet(kind)].concat()),
             ] {
                 for (outer_s, outer_d) in PAIRS {
                     let carry = |p: &[u8]| packet(outer_s, outer_d, protocol, 0, 9, &[&header, p].concat());
@@ -512,18 +515,52 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn headers_of_tunnels_that_are_longer_than_the_packet_are_survived() {
-        let gre = |flags: u16, kind: u16| [flags.to_be_bytes(), kind.to_be_bytes()].concat();
-        let geneve = [&[0x30, 0x39][..], &GENEVE.to_be_bytes(), &[0; 4], &[0x3f, 0, 0x08, 0, 0, 0, 1, 0]].concat();
-        let vxlan = [&[0x30, 0x39][..], &VXLAN.to_be_bytes(), &[0; 4]].concat();
-        let all = [(GRE, gre(0xb000, 0x0800)), (GRE, gre(0xb000, BRIDGED)), (UDP, geneve), (UDP, vxlan)];
-        for ((s, d), (protocol, header)) in PAIRS.into_iter().flat_map(|pair| all.iter().map(move |one| (pair, one))) {
-            for rest in 0..=header.len() + 40 {
-                let body: Vec<u8> = header.iter().copied().chain(std::iter::repeat(0)).take(rest).collect();
-                let mut short = packet(s, d, *protocol, 0, 9, &body);
-                let before = short.clone();
-                complete_checksum(&mut short);
-                assert_eq!(short, before, "{protocol}, {rest} bytes");
+    fn payloads_that_carry_no_packet_are_left_alone() {
+        let mut seed = 7u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as u8
+        };
+        for (s, d) in PAIRS {
+            for protocol in [4, 41, GRE, 97, 115, UDP] {
+                for len in 0..300 {
+                    let mut body: Vec<u8> = (0..len).map(|_| random()).collect();
+                    if let Some(sum) = body.get_mut(UDP_CSUM..UDP_HEADER) {
+                        sum.fill(0);
+                    }
+                    // Headers of zeros, and ones that begin like IP's.
+                    body.iter_mut().skip(8).step_by(3).for_each(|byte| *byte = [0, 0x45, 0x60][len % 3]);
+                    let before = packet(s, d, protocol, 0, 9, &body);
+                    let mut after = before.clone();
+                    complete_checksum(&mut after);
+                    assert_eq!(after, before, "{protocol}, {len} bytes");
+                }
+            }
+        }
+    }
+
+    /// The sender computed it for the last destination, to which a routing header leads (RFC 8200, section 8.1).
+    #[test]
+    fn a_checksum_behind_a_routing_header_is_completed() {
+        let [complete, partial] = complete_and_partial(PAIRS[1].0, PAIRS[1].1);
+        let by_way_of = |p: &[u8], kind: u8, left: u8| {
+            let mut routed = p[..40].to_vec();
+            let added = [&[TCP, 2, kind, left, 0, 0, 0, 0][..], &p[24..40]].concat();
+            routed[4..6].copy_from_slice(&((p.len() - 40 + added.len()) as u16).to_be_bytes());
+            routed[6] = 43;
+            if left > 0 {
+                routed[24..40].copy_from_slice(&[0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+            }
+            [&routed, &added, &p[40..]].concat()
+        };
+        for (kind, left) in [(2, 1), (4, 1), (4, 0), (2, 0)] {
+            let mut repaired = by_way_of(&partial, kind, left);
+            complete_checksum(&mut repaired);
+            assert_eq!(repaired, by_way_of(&complete, kind, left), "{kind}, {left}");
+            for cut in 0..repaired.len() {
+                complete_checksum(&mut by_way_of(&partial, kind, left)[..cut]);
             }
         }
     }

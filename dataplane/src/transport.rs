@@ -56,14 +56,31 @@ pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     Some(Transport { protocol: packet[9], payload, fragment })
 }
 
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
+/// The address to which an IPv6 packet's routing header leads in the end, if the packet has not been there yet: its
+/// transport's checksum is that of a packet to this address (RFC 8200, section 8.1). Of segment routing (RFC 8754) and of
+/// mobile hosts (RFC 6275); in both it is the first address of the header.
+pub(crate) fn last_destination(packet: &[u8]) -> Option<&[u8; 16]> {
+    let mut protocol = *packet.get(6).filter(|_| packet[0] >> 4 == 6)?;
+    let mut header = packet.get(40..)?;
+    loop {
+        match (protocol, header) {
+            (ROUTING, [_, _, 2 | 4, left, ..]) if *left > 0 => return header.get(8..)?.first_chunk(),
+            (HOP_BY_HOP | ROUTING | DESTINATION, [next, len, ..]) => {
+                (protocol, header) = (*next, header.get(usize::from(*len) * 8 + 8..)?);
+            }
+            _ => return None,
+        }
+    }
+}
+
 /// Goes over IPv6's extension headers (RFC 8200, section 4): all of them, as the kernel and hosts do. Each takes at
 /// least eight bytes, so the packet's length is the limit.
 #[inline(never)]
 fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const DESTINATION: u8 = 60;
-
     let mut fragment = None;
     loop {
         let len = match protocol {

@@ -1,6 +1,7 @@
 //! Two Penstocks: every pair of WAN and LAN modes, both IP versions inside and outside, every packet size.
 
 use crate::support::*;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Everything up to 100 bytes, everything around the MTU, and some sizes in between.
@@ -264,5 +265,34 @@ fn an_idle_gateway_uses_less_than_two_percent_of_a_core() {
         std::thread::sleep(WATCHED);
         let used = a.process.cpu_time() - before;
         assert!(used < WATCHED / 50, "{kind:?} used {used:?} of {WATCHED:?}");
+    }
+}
+
+/// Hosts have a tunnel of their own through ours, and leave the checksums inside it to a device.
+#[test]
+fn tunnels_of_hosts_carry_tcp_in_each_mode() {
+    if !ready(&[]) {
+        return;
+    }
+    for kind in Kind::MODES {
+        let topology = Topology::new(Options::default());
+        let _gateways = joined(&topology, kind, kind, Outer::V4);
+        let sites = [&topology.a, &topology.b];
+        for (n, site) in sites.into_iter().enumerate() {
+            let (own, far) = (site.host4(), sites[1 - n].host4());
+            // The port that Linux chooses by itself, and the RFC's.
+            for (network, port) in [8472, 4789].into_iter().enumerate() {
+                site.host.ip(&format!(
+                    "link add vx{network} type vxlan id 7 remote {far} local {own} dstport {port}\n\
+                     link set vx{network} mtu 1300 up\n\
+                     addr add 172.30.{network}.{}/24 dev vx{network}\n",
+                    n + 1
+                ));
+            }
+        }
+        for network in 0..2 {
+            let server = IpAddr::from([172, 30, network, 2]);
+            tcp_both_ways(&topology.a.host, &topology.b.host, server, 1 << 18);
+        }
     }
 }
