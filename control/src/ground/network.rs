@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 
@@ -124,6 +124,7 @@ impl Network {
         ours || route.table == LOCAL_TABLE
             || route.table == MAIN_TABLE
                 && (route.protocol == PROTOCOL_KERNEL
+                    || route.by_class
                     || route.destination.prefix_len() == 0
                     || self.leaves_by_lan(route)
                     || self.is_behind_lan(&route.destination))
@@ -274,6 +275,15 @@ impl Network {
             }
         }
         hops
+    }
+
+    /// The destinations to which rules or routes may send packets of one traffic class by another way.
+    #[must_use]
+    pub fn chosen_by_class(&self) -> Vec<IpNet> {
+        let all = |ipv6| if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) };
+        let rules = self.other_rules.iter().filter(|rule| rule.by_class);
+        let rules = rules.map(|rule| rule.destination.unwrap_or_else(|| all(rule.ipv6)));
+        rules.chain(self.routes().filter(|route| route.by_class).map(|route| route.destination)).collect()
     }
 
     /// The networks of a site's hosts: its `subnets`, else those of the interfaces `lan`.

@@ -57,6 +57,8 @@ pub struct Route {
     /// Whether only the kernel can follow it: it holds for some packets of its prefix and not for others (by traffic
     /// class or source), has several next hops, or encapsulates.
     pub kernel_only: bool,
+    /// Whether it is for packets of one traffic class.
+    pub by_class: bool,
 }
 
 /// A datagram of the gateway's own, outside the tunnel: everything that rules may look at.
@@ -86,6 +88,7 @@ impl Route {
             source: None,
             mtu: None,
             kernel_only: false,
+            by_class: false,
         }
     }
 
@@ -150,6 +153,7 @@ impl Route {
             source: None,
             mtu: None,
             kernel_only: message.header.tos != 0 || message.header.source_prefix_length != 0,
+            by_class: message.header.tos != 0,
         };
         for attribute in &message.attributes {
             match attribute {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -90,6 +90,9 @@ impl Rule {
     }
 }
 
+/// Selects by traffic class, since Linux 6.13 (`linux/fib_rules.h`).
+const FRA_DSCP: u16 = 25;
+
 /// A rule of any form, as far as it says which packets it selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignRule {
@@ -109,6 +112,8 @@ pub struct ForeignRule {
     pub bound: bool,
     /// Only for packets with this mark.
     pub mark: Option<u32>,
+    /// Only for packets of one traffic class.
+    pub by_class: bool,
     /// Whether it selects all other packets instead.
     pub inverted: bool,
     /// The table it leads to; `None` for a rule that drops, or goes on at another one.
@@ -144,7 +149,7 @@ impl ForeignRule {
         };
         let ipv6 = header.family == AddressFamily::Inet6;
         let inverted = header.flags.contains(RuleFlags::Invert);
-        let mut rule = Self { ipv6, inverted, table, ..Self::default() };
+        let mut rule = Self { ipv6, inverted, table, by_class: header.tos != 0, ..Self::default() };
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -155,6 +160,7 @@ impl ForeignRule {
                 RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
                 RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true) => rule.bound = true,
                 RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
+                RuleAttribute::Other(attribute) if attribute.kind() == FRA_DSCP => rule.by_class = true,
                 RuleAttribute::SuppressPrefixLen(length) if *length != u32::MAX => rule.suppressed = Some(*length),
                 _ => {}
             }

@@ -110,6 +110,7 @@ fn rule(facts: &mut Facts, rule: ForeignRule) {
         source: None,
         mtu: None,
         kernel_only: false,
+        by_class: false,
     };
     facts.rules = vec![ForeignRule { priority: 100, table: Some(200), ..rule }];
     facts.routes = vec![route];

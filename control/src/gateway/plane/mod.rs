@@ -46,7 +46,7 @@ use cipher::Chosen;
 use drives::Drives;
 use firewall::Filter;
 use modes::workers;
-pub use next_hop::NextHops;
+pub use next_hop::{NextHops, Uplink};
 use ports::{KernelPorts, PortSettings};
 pub use sockets::{MARK, PORT, Sockets};
 use steering::{Prefixes, Steering};
@@ -60,6 +60,8 @@ const WORKERS: &str = "workers";
 /// The subject of the problem that the cipher is not the right one.
 const CIPHER: &str = "cipher";
 
+/// The subject of the problem that the way of outer packets depends on their class.
+const CLASSES: &str = "CopyDscp";
 /// The subject of the problem that the steering programs could not be told everything.
 const STEERING: &str = "steering programs";
 
@@ -469,9 +471,22 @@ impl Plane {
     /// Finds the paths to new endpoints, or with `anew` to all; returns whether any has changed.
     pub fn find_paths(&mut self, netlink: &mut Netlink, network: &Network, peers: &Peers, anew: bool) -> bool {
         let wan = self.drives.wan.interface.as_ref().filter(|_| self.drives.wan.xdp());
-        let outer = (self.config.mark, self.local_port());
-        let (paths, missing) = self.next_hops.find(netlink, network, wan, peers, outer, anew);
-        self.next_hops.ask(netlink, Instant::now(), &missing);
+        // With the inner packet's class, outer packets may have to take different ways to the same peer.
+        let by_class = if self.config.copy_dscp && wan.is_some() { network.chosen_by_class() } else { Vec::new() };
+        let uplink = Uplink { wan, mark: self.config.mark, port: self.local_port(), by_class };
+        let (paths, missing) = self.next_hops.find(netlink, network, peers, &uplink, anew);
+        let now = Instant::now();
+        match uplink.by_class.first() {
+            None => self.problems.solved(CLASSES),
+            Some(to) => {
+                let sentence = format!(
+                    "a rule or route to {to} is for one traffic class, so the kernel sends to peers there, and AF_XDP only \
+                     receives from them"
+                );
+                self.problems.warn(now, CLASSES, &sentence, "CopyDscp: false, if the class is not to choose the way");
+            }
+        }
+        self.next_hops.ask(netlink, now, &missing);
         let changed = paths != self.paths;
         if changed {
             self.parts.renew_endpoints(peers);

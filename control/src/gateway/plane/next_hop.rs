@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use penstock_dataplane::ports::Endpoint;
 use penstock_proto::PeerId;
 
@@ -29,17 +30,33 @@ pub struct NextHops {
     asked: HashMap<Neighbour, Instant>,
 }
 
+/// How the tunnel's packets leave.
+pub struct Uplink<'a> {
+    /// The interface that AF_XDP drives, if it exists.
+    pub wan: Option<&'a Interface>,
+    /// The mark of the packets.
+    pub mark: u32,
+    /// Their UDP port.
+    pub port: u16,
+    /// The destinations to which packets may take different ways, by their class.
+    pub by_class: Vec<IpNet>,
+}
+
+impl Uplink<'_> {
+    fn depends_on_class(&self, to: IpAddr) -> bool {
+        self.by_class.iter().any(|prefix| prefix.contains(&to))
+    }
+}
+
 impl NextHops {
-    /// The path to every peer's endpoint, and the neighbours that are not resolved yet. `wan` is the interface that
-    /// AF_XDP drives, if it exists; `outer` the mark and UDP port of the tunnel's packets. The kernel is asked about
-    /// new endpoints, or with `anew` about all of them.
+    /// The path to every peer's endpoint, and the neighbours that are not resolved yet. The kernel is asked about new
+    /// endpoints, or with `anew` about all of them.
     pub fn find(
         &mut self,
         netlink: &mut Netlink,
         network: &Network,
-        wan: Option<&Interface>,
         peers: &Peers,
-        (mark, port): (u32, u16),
+        uplink: &Uplink<'_>,
         anew: bool,
     ) -> (HashMap<PeerId, Path>, Vec<Neighbour>) {
         self.used.clear();
@@ -49,9 +66,10 @@ impl NextHops {
         for peer in peers.iter() {
             let Some(endpoint) = peer.endpoint else { continue };
             let local = peer.local.filter(|local| network.has_address(*local));
+            let Uplink { mark, port, .. } = *uplink;
             let outer = Outer { mark, source: local, source_port: port, destination: endpoint };
             let mut path = Path { endpoint: Some(Endpoint { remote: endpoint, local }), link: None };
-            if let Some(wan) = wan {
+            if let Some(wan) = uplink.wan.filter(|_| !uplink.depends_on_class(endpoint.ip())) {
                 let hop = match known(peer.id, (endpoint, local)) {
                     Some((.., hop)) => *hop,
                     None => next_hop(netlink, wan, &outer),
