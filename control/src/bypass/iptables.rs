@@ -97,6 +97,8 @@ fn read_rule(words: &[String], ipv6: bool, is_chain: impl Fn(&str) -> bool) -> (
                     "RETURN" => Action::Return,
                     "DROP" | "REJECT" => Action::Drop,
                     "NFQUEUE" => Action::Queue,
+                    // With options it may choose another port.
+                    "MASQUERADE" if words.peek().is_none() => Action::Masquerade,
                     "DNAT" | "NETMAP" => Action::Translate(destination(words.by_ref())),
                     "REDIRECT" => {
                         Action::Translate(Target { addresses: Some(Vec::new()), ..destination(words.by_ref()) })

@@ -136,6 +136,8 @@ enum Action {
     Queue,
     /// Sends the packet elsewhere.
     Translate(Target),
+    /// Gives the packet the address of the interface by which it leaves, and keeps its port if that is free.
+    Masquerade,
     /// Something else that can be noticed: changing, counting, logging.
     Change,
 }
@@ -274,8 +276,13 @@ impl Walk<'_> {
             match &rule.action {
                 Action::Continue => {}
                 Action::Translate(target) if packets.sent_to.as_ref().is_some_and(|to| !to.meets(target)) => {}
-                Action::Change | Action::Drop | Action::Queue if packets.sent_to.is_some() => {}
-                Action::Change | Action::Drop | Action::Queue | Action::Translate(_) => {
+                Action::Masquerade if packets.have_the_address_of_their_interface() => {
+                    if always {
+                        return Fate::Accepted;
+                    }
+                }
+                Action::Change | Action::Masquerade | Action::Drop | Action::Queue if packets.sent_to.is_some() => {}
+                Action::Change | Action::Masquerade | Action::Drop | Action::Queue | Action::Translate(_) => {
                     return Fate::Concerned(format!("{}, table {}", rule.name, chain.table));
                 }
                 Action::Accept if always => return Fate::Accepted,
@@ -315,7 +322,7 @@ impl Walk<'_> {
                 Action::Drop if always => return Fate::Concerned(format!("{}, table {}", rule.name, chain.table)),
                 Action::Return if always => return Fate::End,
                 Action::Accept | Action::Queue | Action::Return => return Fate::Accepted,
-                Action::Continue | Action::Change | Action::Drop | Action::Translate(_) => {}
+                Action::Continue | Action::Change | Action::Masquerade | Action::Drop | Action::Translate(_) => {}
                 Action::Jump(name) | Action::Goto(name) => {
                     let to = self.chains.get(&(chain.table.as_str(), name.as_str())).copied();
                     match to.map_or(Fate::Accepted, |to| self.barrier(to, packets, depth + 1)) {

@@ -121,6 +121,8 @@ fn rules(name: &str, expressions: &[Value]) -> Vec<Rule> {
             // A flowtable speeds up forwarding, and does nothing else.
             "flow" => {}
             "dnat" => all.push(rule(&conditions, Action::Translate(destination(value)))),
+            // With options it may choose another port.
+            "masquerade" if value.is_null() => all.push(rule(&conditions, Action::Masquerade)),
             "redirect" => {
                 let here = Target { addresses: Some(Vec::new()), ..destination(value) };
                 all.push(rule(&conditions, Action::Translate(here)));

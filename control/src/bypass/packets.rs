@@ -226,6 +226,11 @@ impl Outside {
 }
 
 impl Packets {
+    /// Whether they are the host's own, and there is one address only that they can have.
+    pub(super) fn have_the_address_of_their_interface(&self) -> bool {
+        self.input.is_none() && matches!(self.sources.as_slice(), [only] if only.prefix_len() == only.max_prefix_len())
+    }
+
     /// Whether these packets pass through a base chain.
     pub(super) fn passes(&self, base: &Base, families: [bool; 2]) -> bool {
         let forwarded = self.input.is_some() && self.output.is_some();

@@ -154,6 +154,26 @@ fn masquerading_to_the_wan_is_no_concern_of_the_tunnel() {
     assert_eq!(lan(nft(&[("post", POSTROUTING, &[&rule])])), None);
     let rule = format!("{}, {masquerade}", field("ip", "saddr", "==", &prefix("10.1.0.0", 24)));
     assert!(lan(nft(&[("post", POSTROUTING, &[&rule])])).is_some());
+
+    // Outer packets have the WAN's address already, but another port if the rule says so, and so may hosts' packets.
+    for (concerned, rule) in [
+        (false, meta("oifname", "==", r#""wan0""#) + ", " + masquerade),
+        (false, masquerade.to_owned()),
+        (true, r#"{"masquerade": {"flags": "fully-random"}}"#.to_owned()),
+        (true, r#"{"snat": {"addr": "192.0.2.9"}}"#.to_owned()),
+        (true, r#"{"counter": "traffic"}, "#.to_owned() + masquerade),
+    ] {
+        assert_eq!(wan(nft(&[("post", POSTROUTING, &[&rule])])).is_some(), concerned, "{rule}");
+    }
+    for (concerned, options) in [(false, ""), (true, " --random"), (true, " --to-ports 1024-2000")] {
+        let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o wan0 -j MASQUERADE{options}\nCOMMIT\n");
+        let found = wan(Ruleset::of_iptables(&text).chains);
+        assert_eq!(found.is_some(), concerned, "{options}: {found:?}");
+    }
+    let several = ["192.0.2.1/32", "192.0.2.5/32"].map(|address| address.parse().unwrap()).into();
+    let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses: several };
+    let rules = Ruleset { chains: nft(&[("post", POSTROUTING, &[masquerade])]), ..Ruleset::default() };
+    assert!(rules.concerns_wan(&outside).is_some(), "it may choose the other address");
 }
 
 /// A client that calls the gateway, and is sent on to a host behind the tunnel or the LAN, expects the answer from the
