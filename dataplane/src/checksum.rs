@@ -133,12 +133,14 @@ pub fn complete(packet: &mut [u8], start: usize, field: usize) {
 }
 
 /// Writes the checksum of an SCTP packet if it has none (RFC 9260, section 6.8 and appendix A: CRC32c).
-pub fn complete_sctp(packet: &mut [u8]) {
+pub fn complete_sctp(packet: &mut [u8]) -> bool {
     const FIELD: std::ops::Range<usize> = 8..12;
-    if packet.get(FIELD) == Some(&[0; 4]) {
+    let missing = packet.get(FIELD) == Some(&[0; 4]);
+    if missing {
         let checksum = crc32c(packet).to_le_bytes();
         packet[FIELD].copy_from_slice(&checksum);
     }
+    missing
 }
 
 /// CRC32c, a byte at a time: hosts that leave it to the device are rare.

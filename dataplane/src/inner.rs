@@ -30,6 +30,8 @@ const TUNNELS: usize = 3;
 const TUNNEL_HEADERS: usize = 128;
 /// Bytes that may follow a carried packet: Ethernet pads frames.
 const PADDING: usize = 46;
+/// How many carried packets are looked at, most of which are none.
+const CANDIDATES: u32 = 16;
 /// IPv6's fragment header.
 const FRAGMENT_HEADER: u8 = 44;
 /// The ECN codepoint that says "congestion experienced"; also the mask of the field.
@@ -168,61 +170,65 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
 /// virtual machines on this host do so, and so does the kernel with merged packets. A complete checksum that happens to
 /// equal that sum stays as it is.
 #[inline]
-pub fn complete_checksum(mut packet: &mut [u8]) {
-    for _ in 0..TUNNELS {
-        match complete_outermost(packet) {
-            Some(carried) => packet = carried,
-            None => return,
-        }
-    }
+pub fn complete_checksum(packet: &mut [u8]) {
+    complete(packet, TUNNELS, &mut { CANDIDATES });
 }
 
-/// Completes the checksum of a packet, but not of one that it carries in a tunnel: that packet is returned.
-fn complete_outermost(packet: &mut [u8]) -> Option<&mut [u8]> {
-    let inner = Inner::parse(packet)?;
+/// Completes the checksums of a packet, and of one that it carries, down to `levels` packets; returns whether there was
+/// one to complete. `candidates` is how many carried packets may still be looked at.
+fn complete(packet: &mut [u8], levels: usize, candidates: &mut u32) -> bool {
+    let Some(inner) = Inner::parse(packet) else { return false };
     let packet = &mut packet[..inner.len];
-    let Transport { protocol, payload, fragment: None } = transport(packet, inner.header)? else { return None };
+    let Some(Transport { protocol, payload, fragment: None }) = transport(packet, inner.header) else { return false };
     let (at, len) = (inner.len - payload.len(), payload.len());
-    let inside = carried(protocol, payload).map(|place| at + place);
     let field = match protocol {
-        TCP => Some(at + TCP_CSUM),
-        UDP => Some(at + UDP_CSUM),
-        SCTP => {
-            checksum::complete_sctp(&mut packet[at..]);
-            None
-        }
-        _ => None,
+        TCP => at + TCP_CSUM,
+        UDP => at + UDP_CSUM,
+        SCTP => return checksum::complete_sctp(&mut packet[at..]),
+        ICMP | ICMPV6 => return false,
+        // No checksum, or none that is left to a device.
+        _ => packet.len(),
     };
-    if let Some(field) = field {
+    let mut completed = false;
+    if let Some(sum) = packet.get(field..field + 2) {
         let pseudo = match (inner.source, last_destination(packet)) {
             (IpAddr::V4(_), _) => checksum::pseudo_header(&packet[12..20], protocol, len),
             (_, None) => checksum::pseudo_header(&packet[8..40], protocol, len),
             (_, Some(last)) => checksum::pseudo_header(&[&packet[8..24], last].concat(), protocol, len),
         };
-        if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
+        if *sum == checksum::fold(pseudo).to_be_bytes() {
             checksum::complete(packet, at, field);
+            completed = true;
         }
     }
-    packet.get_mut(inside?..)
+    if protocol == TCP || levels == 1 {
+        return completed;
+    }
+    // There are many kinds of tunnels (IP in IP, GRE, VXLAN and Geneve at any port, FOU, L2TP, …), with headers that
+    // cannot be told apart over UDP. So the carried packet is looked for: any whose header says of itself how long its
+    // packet is, until one needs a checksum.
+    for place in (at..packet.len().min(at + TUNNEL_HEADERS)).step_by(2) {
+        if looks_like_a_packet(&packet[place..]) {
+            if *candidates == 0 {
+                break;
+            }
+            *candidates -= 1;
+            if complete(&mut packet[place..], levels - 1, candidates) {
+                return true;
+            }
+        }
+    }
+    completed
 }
 
-/// Where in the payload of a tunnel the carried IP packet begins. There are many kinds of tunnels (IP in IP, GRE, VXLAN
-/// and Geneve at any port, FOU, L2TP, …), with headers that cannot be told apart over UDP. So it is looked for: a header
-/// that says of itself how long its packet is, with a checksum if it is IPv4's. If that happens by chance, nothing is
-/// changed unless a checksum in it looks incomplete as well.
-fn carried(protocol: u8, payload: &[u8]) -> Option<usize> {
-    if matches!(protocol, TCP | ICMP | ICMPV6 | SCTP) {
-        return None;
-    }
-    let is_packet = |at: &usize| {
-        let rest = &payload[*at..];
-        matches!(rest[0] >> 4, 4 | 6)
-            && Inner::parse(rest).is_some_and(|inner| {
-                rest.len() - inner.len <= PADDING
-                    && (inner.source.is_ipv6() || checksum::fold(checksum::sum(&rest[..inner.header])) == 0xffff)
-            })
-    };
-    (0..payload.len().min(TUNNEL_HEADERS)).step_by(2).find(is_packet)
+/// Whether these bytes may be an IP packet and the padding of its frame: of IPv4 the header's checksum is right as well.
+#[inline]
+fn looks_like_a_packet(bytes: &[u8]) -> bool {
+    matches!(bytes[0], 0x45..=0x4f | 0x60..=0x6f)
+        && Inner::parse(bytes).is_some_and(|inner| {
+            bytes.len() - inner.len <= PADDING
+                && (inner.source.is_ipv6() || checksum::fold(checksum::sum(&bytes[..inner.header])) == 0xffff)
+        })
 }
 
 /// Lowers the maximum segment size that a TCP SYN offers to what fits the tunnel.
@@ -512,6 +518,22 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_packet_hides_none() {
+        let [complete, partial] = complete_and_partial(PAIRS[0].0, PAIRS[0].1);
+        let carry = |p: &[u8]| {
+            // The first address of an Ethernet header begins like IPv6, and says a length that fits.
+            let len = (p.len() + 14 - 40) as u16;
+            let address = [&[0x60, 0, 0, 0][..], &len.to_be_bytes()].concat();
+            let frame = [&address, &[2; 6][..], &[8, 0], p].concat();
+            packet(PAIRS[1].0, PAIRS[1].1, GRE, 0, 9, &[&[0, 0, 0x65, 0x58][..], &frame].concat())
+        };
+        assert!(looks_like_a_packet(&carry(&partial)[44..]));
+        let mut repaired = carry(&partial);
+        complete_checksum(&mut repaired);
+        assert_eq!(repaired, carry(&complete));
     }
 
     #[test]
