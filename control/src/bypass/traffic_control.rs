@@ -34,7 +34,11 @@ pub(super) fn read(netlink: &mut Netlink, interface: &Interface) -> io::Result<V
     if let Some(kind) = kinds().find(|kind| !PLAIN.contains(kind) && !HOLDERS.contains(kind)) {
         add(Hook::Egress, format!("the queueing discipline {kind} of {name}"));
     }
-    for Discipline { kind, handle } in disciplines.iter().filter(|discipline| PLAIN.contains(&discipline.kind.as_str()))
+    if disciplines.iter().any(|discipline| discipline.paces) {
+        add(Hook::Egress, format!("the queueing discipline fq of {name}, with a maxrate"));
+    }
+    for Discipline { kind, handle, .. } in
+        disciplines.iter().filter(|discipline| PLAIN.contains(&discipline.kind.as_str()))
     {
         if netlink.has_filters(*index, FilterPlace::Discipline(*handle))? {
             add(Hook::Egress, format!("a filter in the queueing discipline {kind} of {name}"));

@@ -2,8 +2,9 @@
 
 use std::io;
 
+use netlink_packet_core::Nla;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
 use super::Netlink;
 
@@ -25,6 +26,20 @@ pub struct Discipline {
     pub kind: String,
     /// Its handle; 0 for one that the kernel has made.
     pub handle: u32,
+    /// Whether it is `fq` with a highest rate for each flow.
+    pub paces: bool,
+}
+
+/// The highest rate of a flow in bytes per second (`linux/pkt_sched.h`), and its value if there is none.
+const TCA_FQ_FLOW_MAX_RATE: u16 = 7;
+const UNLIMITED: [u8; 4] = [0xff; 4];
+
+/// Whether this is the option, of `fq`, that limits the rate of flows.
+fn limits_flows(option: &TcOption) -> bool {
+    let TcOption::Other(option) = option else { return false };
+    let mut value = vec![0; option.value_len()];
+    option.emit_value(&mut value);
+    option.kind() == TCA_FQ_FLOW_MAX_RATE && value != UNLIMITED
 }
 
 impl Netlink {
@@ -35,11 +50,17 @@ impl Netlink {
     pub fn queueing_disciplines(&mut self, interface: u32) -> io::Result<Vec<Discipline>> {
         self.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), |message| match message {
             RouteNetlinkMessage::NewQueueDiscipline(message) if message.header.index == interface as i32 => {
-                let handle = u32::from(message.header.handle);
-                message.attributes.into_iter().find_map(|attribute| match attribute {
-                    TcAttribute::Kind(kind) => Some(Discipline { kind, handle }),
-                    _ => None,
-                })
+                let mut discipline =
+                    Discipline { kind: String::new(), handle: message.header.handle.into(), paces: false };
+                for attribute in message.attributes {
+                    match attribute {
+                        TcAttribute::Kind(kind) => discipline.kind = kind,
+                        TcAttribute::Options(options) => discipline.paces = options.iter().any(limits_flows),
+                        _ => {}
+                    }
+                }
+                discipline.paces &= discipline.kind == "fq";
+                Some(discipline)
             }
             _ => None,
         })

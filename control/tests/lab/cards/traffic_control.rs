@@ -39,5 +39,10 @@ fn a_filter_in_a_queueing_discipline_keeps_packets_with_the_kernel() {
     );
     change("tc filter del dev lan0 parent 1:");
     eventually(SOON, "AF_XDP is back", || mode("Mode") == "xdp");
+    change("tc qdisc replace dev lan0 root handle 2: fq maxrate 100mbit");
+    eventually(SOON, "sockets take over", || mode("Mode") == "tun");
+    assert!(mode("Reason").contains("the queueing discipline fq of lan0, with a maxrate"), "{}", mode("Reason"));
+    change("tc qdisc replace dev lan0 root handle 3: fq");
+    eventually(SOON, "AF_XDP is back", || mode("Mode") == "xdp");
     await_traffic(&topology);
 }
