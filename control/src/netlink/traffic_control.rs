@@ -2,7 +2,7 @@
 
 use std::io;
 
-use netlink_packet_core::Nla;
+use netlink_packet_core::{Nla, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
@@ -34,12 +34,13 @@ pub struct Discipline {
 const TCA_FQ_FLOW_MAX_RATE: u16 = 7;
 const UNLIMITED: [u8; 4] = [0xff; 4];
 
-/// Whether this is the option, of `fq`, that limits the rate of flows.
-fn limits_flows(option: &TcOption) -> bool {
-    let TcOption::Other(option) = option else { return false };
-    let mut value = vec![0; option.value_len()];
-    option.emit_value(&mut value);
-    option.kind() == TCA_FQ_FLOW_MAX_RATE && value != UNLIMITED
+/// Whether these are options of `fq` that limit the rate of flows.
+fn limits_flows(options: &TcOption) -> bool {
+    let TcOption::Other(options) = options else { return false };
+    let mut bytes = vec![0; options.value_len()];
+    options.emit_value(&mut bytes);
+    let mut all = NlasIterator::new(&bytes).filter_map(Result::ok);
+    all.any(|option| option.kind() == TCA_FQ_FLOW_MAX_RATE && option.value() != UNLIMITED)
 }
 
 impl Netlink {
@@ -88,5 +89,23 @@ impl Netlink {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             found => Ok(!found?.is_empty()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::DefaultNla;
+
+    use super::*;
+
+    #[test]
+    fn fq_limits_flows_only_with_a_rate() {
+        let options = |rate: [u8; 4]| {
+            let one = |kind: u16, value: [u8; 4]| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value].concat();
+            TcOption::Other(DefaultNla::new(2, [one(1, [16, 39, 0, 0]), one(TCA_FQ_FLOW_MAX_RATE, rate)].concat()))
+        };
+        assert!(limits_flows(&options(125_000u32.to_ne_bytes())));
+        assert!(!limits_flows(&options(UNLIMITED)));
+        assert!(!limits_flows(&TcOption::Other(DefaultNla::new(2, Vec::new()))));
     }
 }
