@@ -6,7 +6,7 @@ use penstock_wire::IpHeader;
 
 use crate::checksum;
 use crate::drop::DropReason;
-use crate::transport::{Transport, last_destination, transport};
+use crate::transport::{Transport, transport};
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
@@ -179,24 +179,25 @@ pub fn complete_checksum(packet: &mut [u8]) {
 fn complete(packet: &mut [u8], levels: usize, candidates: &mut u32) -> bool {
     let Some(inner) = Inner::parse(packet) else { return false };
     let packet = &mut packet[..inner.len];
-    let Some(Transport { protocol, payload, fragment: None }) = transport(packet, inner.header) else { return false };
+    let behind = transport(packet, inner.header).filter(|behind| behind.fragment.is_none());
+    let Some(Transport { protocol, payload, last_destination, .. }) = behind else { return false };
     let (at, len) = (inner.len - payload.len(), payload.len());
     let field = match protocol {
-        TCP => at + TCP_CSUM,
-        UDP => at + UDP_CSUM,
+        TCP => Some(at + TCP_CSUM),
+        UDP => Some(at + UDP_CSUM),
         SCTP => return checksum::complete_sctp(&mut packet[at..]),
         ICMP | ICMPV6 => return false,
         // No checksum, or none that is left to a device.
-        _ => packet.len(),
+        _ => None,
     };
     let mut completed = false;
-    if let Some(sum) = packet.get(field..field + 2) {
-        let pseudo = match (inner.source, last_destination(packet)) {
+    if let Some(field) = field {
+        let pseudo = match (inner.source, last_destination) {
             (IpAddr::V4(_), _) => checksum::pseudo_header(&packet[12..20], protocol, len),
             (_, None) => checksum::pseudo_header(&packet[8..40], protocol, len),
             (_, Some(last)) => checksum::pseudo_header(&[&packet[8..24], last].concat(), protocol, len),
         };
-        if *sum == checksum::fold(pseudo).to_be_bytes() {
+        if packet.get(field..field + 2).is_some_and(|sum| *sum == checksum::fold(pseudo).to_be_bytes()) {
             checksum::complete(packet, at, field);
             completed = true;
         }
@@ -278,6 +279,7 @@ pub(crate) fn adjust(data: &mut [u8], at: usize, old: u16, new: u16) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::random::xorshift;
 
     /// An IPv4 or IPv6 packet by the addresses' family, checksums right.
     pub(crate) fn packet(source: &str, destination: &str, protocol: u8, tos: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
@@ -538,17 +540,11 @@ pub(crate) mod tests {
 
     #[test]
     fn payloads_that_carry_no_packet_are_left_alone() {
-        let mut seed = 7u64;
-        let mut random = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed as u8
-        };
+        let mut seed = 7;
         for (s, d) in PAIRS {
             for protocol in [4, 41, GRE, 97, 115, UDP] {
                 for len in 0..300 {
-                    let mut body: Vec<u8> = (0..len).map(|_| random()).collect();
+                    let mut body: Vec<u8> = (0..len).map(|_| xorshift(&mut seed) as u8).collect();
                     if let Some(sum) = body.get_mut(UDP_CSUM..UDP_HEADER) {
                         sum.fill(0);
                     }
@@ -606,15 +602,10 @@ pub(crate) mod tests {
 
     #[test]
     fn broken_tcp_options_are_left_alone() {
-        let mut seed = 3u64;
+        let mut seed = 3;
         for _ in 0..50_000 {
             let mut tcp = [0u8; 40];
-            for b in &mut tcp {
-                seed ^= seed << 13;
-                seed ^= seed >> 7;
-                seed ^= seed << 17;
-                *b = seed as u8;
-            }
+            tcp.fill_with(|| xorshift(&mut seed) as u8);
             tcp[13] |= 2;
             let mut p = packet("10.0.0.1", "10.1.0.1", TCP, 0, 9, &tcp[..20 + (seed >> 40) as usize % 21]);
             let inner = Inner::parse(&p).unwrap();

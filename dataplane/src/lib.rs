@@ -38,6 +38,8 @@ mod egress;
 mod fair;
 mod icmp;
 mod ingress;
+#[cfg(test)]
+mod random;
 mod side;
 mod transport;
 mod turn;

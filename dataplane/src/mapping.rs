@@ -313,12 +313,7 @@ mod tests {
         let mut seed = 3u64;
         for _ in 0..50_000 {
             let mut body = [0u8; 60];
-            for b in &mut body {
-                seed ^= seed << 13;
-                seed ^= seed >> 7;
-                seed ^= seed << 17;
-                *b = seed as u8;
-            }
+            body.fill_with(|| crate::random::xorshift(&mut seed) as u8);
             let protocol = [TCP, UDP, ICMP, ICMPV6][seed as usize % 4];
             let len = (seed >> 40) as usize % 60;
             for (source, destination) in [("192.168.1.9", "10.88.1.9"), ("fd00:1::9", "fd77:1::9")] {

@@ -157,13 +157,8 @@ mod tests {
     /// Compared with a naive list, with prefixes that nest and collide.
     #[test]
     fn agrees_with_a_linear_search() {
-        let mut seed = 1u64;
-        let mut random = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut seed = 1;
+        let mut random = move || crate::random::xorshift(&mut seed);
         for v6 in [false, true] {
             let bits: u32 = if v6 { 128 } else { 32 };
             let address = |r: u64| {

@@ -95,9 +95,7 @@ mod tests {
         let (mut window, mut seen, mut highest) = (ReplayWindow::default(), HashSet::new(), 0u64);
         let mut seed = 7u64;
         for _ in 0..200_000 {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
+            crate::random::xorshift(&mut seed);
             let counter = match seed % 16 {
                 0 => highest + (seed >> 8) % (2 * BITS),
                 1..=8 => highest + 1,

@@ -11,6 +11,9 @@ pub(crate) struct Transport<'p> {
     pub(crate) payload: &'p [u8],
     /// If it is not the whole packet.
     pub(crate) fragment: Option<Fragment>,
+    /// Where a routing header of IPv6 leads in the end, if the packet has not been there yet: the checksum is that of a
+    /// packet to this address (RFC 8200, section 8.1).
+    pub(crate) last_destination: Option<&'p [u8; 16]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,43 +49,33 @@ pub(crate) fn transport(packet: &[u8], header: usize) -> Option<Transport<'_>> {
     let payload = packet.get(header..)?;
     if packet[0] >> 4 == 6 {
         return match packet[6] {
-            protocol @ (TCP | UDP | ICMPV6) => Some(Transport { protocol, payload, fragment: None }),
+            protocol @ (TCP | UDP | ICMPV6) => {
+                Some(Transport { protocol, payload, fragment: None, last_destination: None })
+            }
             next => behind_extensions(payload, next),
         };
     }
     let word = u16::from_be_bytes([packet[6], packet[7]]);
     // More fragments, or an offset.
     let fragment = (word & 0x3fff != 0).then_some(Fragment { offset: word & 0x1fff });
-    Some(Transport { protocol: packet[9], payload, fragment })
-}
-
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
-
-/// The address to which an IPv6 packet's routing header leads in the end, if the packet has not been there yet: its
-/// transport's checksum is that of a packet to this address (RFC 8200, section 8.1). Of segment routing (RFC 8754) and of
-/// mobile hosts (RFC 6275); in both it is the first address of the header.
-pub(crate) fn last_destination(packet: &[u8]) -> Option<&[u8; 16]> {
-    let mut protocol = *packet.get(6).filter(|_| packet[0] >> 4 == 6)?;
-    let mut header = packet.get(40..)?;
-    loop {
-        match (protocol, header) {
-            (ROUTING, [_, _, 2 | 4, left, ..]) if *left > 0 => return header.get(8..)?.first_chunk(),
-            (HOP_BY_HOP | ROUTING | DESTINATION, [next, len, ..]) => {
-                (protocol, header) = (*next, header.get(usize::from(*len) * 8 + 8..)?);
-            }
-            _ => return None,
-        }
-    }
+    Some(Transport { protocol: packet[9], payload, fragment, last_destination: None })
 }
 
 /// Goes over IPv6's extension headers (RFC 8200, section 4): all of them, as the kernel and hosts do. Each takes at
 /// least eight bytes, so the packet's length is the limit.
 #[inline(never)]
 fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'_>> {
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+
     let mut fragment = None;
+    let mut last_destination = None;
     loop {
+        // Of segment routing (RFC 8754) and mobile hosts (RFC 6275): in both it is the header's first address.
+        if let (ROUTING, [_, 2..=255, 2 | 4, 1..=255, _, _, _, _, addresses @ ..]) = (protocol, payload) {
+            last_destination = last_destination.or(addresses.first_chunk());
+        }
         let len = match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION => usize::from(*payload.get(1)?) * 8 + 8,
             FRAGMENT => {
@@ -94,13 +87,13 @@ fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'
                 }
                 8
             }
-            _ => return Some(Transport { protocol, payload, fragment }),
+            _ => return Some(Transport { protocol, payload, fragment, last_destination }),
         };
         protocol = *payload.first()?;
         payload = payload.get(len..)?;
         // Behind an offset is the middle of something.
         if fragment.is_some_and(|fragment| fragment.offset > 0) {
-            return Some(Transport { protocol, payload, fragment });
+            return Some(Transport { protocol, payload, fragment, last_destination });
         }
     }
 }

@@ -98,8 +98,7 @@ fn nested_prefixes_of_gateways_with_different_tables_go_each_its_way() {
     goes("10.102.0.200", a.name());
 }
 
-/// Packets outside the tunnel go where the system's rules and routes send their mark, port or class, even if AF_XDP drives
-/// the WAN.
+/// Outer packets go where the system's rules and routes send their mark, port or class, also by AF_XDP.
 #[test]
 fn outer_packets_follow_rules_and_routes_for_them() {
     if !ready(&["tcpdump"]) || !is_penstock() {

@@ -51,6 +51,14 @@ fn trains_that_are_damaged_give_way_aloud_and_come_back() {
     link.spoils_trains_for_a_while(DAMAGES, "the same 1 were lost");
 }
 
+fn tcp_works(flood: &TcpSink) {
+    eventually(SECONDS, "TCP works", || {
+        let before = flood.received();
+        pause(1_000);
+        flood.received() - before >= WORKS
+    });
+}
+
 /// A gateway with one peer, and a router between them.
 struct Link<'a> {
     status: &'a dyn Fn() -> Value,
@@ -95,11 +103,7 @@ impl Link<'_> {
         assert!(problem.contains(seen) && problem.contains("one by one until"), "{problem}");
         // Connections that have lost everything for 15 s may send again only after 25 s more.
         let flood = (self.flood)();
-        eventually(SECONDS, "TCP works", || {
-            let before = flood.received();
-            pause(1_000);
-            flood.received() - before >= WORKS
-        });
+        tcp_works(&flood);
 
         self.router.nft("delete table ip faulty");
         self.gateway.ip("link set wan0 mtu 1499\n");
@@ -146,11 +150,7 @@ fn trains_that_the_kernel_refuses_give_way_aloud_and_come_back() {
     let (problem, trains) = said();
     assert!(problem.is_some_and(|sentence| sentence.contains("refuses to send trains")), "{trains}");
     assert_eq!(trains["State"], "failing");
-    eventually(SECONDS, "TCP works", || {
-        let before = flood.received();
-        pause(1_000);
-        flood.received() - before >= WORKS
-    });
+    tcp_works(&flood);
 
     send_checksums(&a, true);
     topology.a.gateway.ip("link set wan0 mtu 1499\n");

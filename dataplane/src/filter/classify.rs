@@ -182,7 +182,7 @@ fn quoted(packet: &[u8], error: &Key, direction: Direction) -> Option<Key> {
     if source != error.addresses(direction).1 {
         return None;
     }
-    let Transport { protocol, payload, fragment } = transport(packet, header)?;
+    let Transport { protocol, payload, fragment, .. } = transport(packet, header)?;
     if fragment.is_some_and(|fragment| fragment.offset > 0) {
         return None;
     }

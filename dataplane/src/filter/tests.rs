@@ -487,10 +487,7 @@ fn flows_spread_over_the_table() {
 }
 
 fn random(seed: &mut u64) -> u64 {
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 7;
-    *seed ^= *seed << 17;
-    *seed >> 11
+    crate::random::xorshift(seed) >> 11
 }
 
 fn pick<T: Clone>(seed: &mut u64, from: &[T]) -> T {
