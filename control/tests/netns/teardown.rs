@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Everything that a gateway changes in its namespace: devices with their programs, addresses, routes, rules, sockets.
 fn state(site: &Site) -> String {
@@ -254,6 +255,17 @@ fn held(site: &Site, gateway: &Gateway) -> String {
     held + &site.gateway.attempt(&["ss", "-Hlnu"]).1
 }
 
+/// What it holds when it no longer changes: after a start, files are still being written.
+fn held_for_a_second(site: &Site, gateway: &Gateway) -> String {
+    let mut held_before = String::new();
+    eventually(PATIENCE, "what the gateway holds stays the same for a second", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = held(site, gateway);
+        std::mem::replace(&mut held_before, now.clone()) == now
+    });
+    held_before
+}
+
 /// Resident memory of a process, in KiB.
 fn resident(gateway: &Gateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.pid())).expect("a process");
@@ -289,7 +301,7 @@ fn cycles_of_reloads_and_restarts_leak_nothing() {
     };
     let original: serde_json::Value =
         serde_json::from_slice(&std::fs::read(a.profile_path()).expect("a profile")).expect("JSON");
-    let before = held(&topology.a, &a);
+    let before = held_for_a_second(&topology.a, &a);
     let mut memory = Vec::new();
     for cycle in 0..cycles {
         // The missing interface is a problem, as it should be.
