@@ -57,6 +57,9 @@ reasons! {
     Congestion = "congestion",
     /// LAN: no peer's allowed IPs hold the destination.
     NoPeer = "no-peer",
+    /// LAN: no peer's allowed IPs hold the destination, which is a multicast group: the kernel announces itself to some
+    /// whenever the tun device comes up.
+    NoPeerMulticast = "no-peer-multicast",
     /// LAN: the peer has no endpoint to send to.
     NoEndpoint = "no-endpoint",
     /// TTL or hop limit ran out.

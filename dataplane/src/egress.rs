@@ -5,6 +5,7 @@
 //! between the first pass and the others ([`crate::shaper`]).
 
 use std::iter::repeat_n;
+use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
@@ -132,13 +133,19 @@ pub(crate) fn seal(turn: &mut Turn<'_>, packets: &mut Batch, routes: &[Result<u3
     wan.send(turn, packets, &exits);
 }
 
+/// Why a packet to an address of no peer is dropped.
+#[cold]
+fn no_peer(destination: IpAddr) -> DropReason {
+    if destination.is_multicast() { DropReason::NoPeerMulticast } else { DropReason::NoPeer }
+}
+
 /// First pass: the place of the peer that the packet is for, if it can be sent.
 #[inline]
 fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> Result<u32, Exit> {
     let (frame, table) = (&mut packet.frame, turn.table);
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
-    let peer = table.route(inner.destination).ok_or(DropReason::NoPeer)?;
+    let peer = table.route(inner.destination).ok_or_else(|| no_peer(inner.destination))?;
     let mtu = table.peers[peer as usize].mtu;
     // Where the kernel routes, it has decremented the TTL.
     let routes = from.is_some_and(|port| !port.kernel_routes());

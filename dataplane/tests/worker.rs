@@ -362,9 +362,11 @@ fn what_must_not_pass_is_dropped_and_counted() {
     a.send_lan(&packet([10, 9, 0, 1], B, 64, &[]));
     a.send_lan(&packet(A, B, 64, &[1, 2, 3]));
     a.send_lan(&packet(A, [10, 2, 0, 1], 64, &[]));
+    a.send_lan(&packet(A, [224, 0, 0, 22], 64, &[]));
     a.send_lan(&[0x45, 0, 0]);
     a.turn();
-    assert_eq!((a.dropped(DropReason::NoPeer), a.dropped(DropReason::BadInner)), (1, 1));
+    let reasons = [DropReason::NoPeer, DropReason::NoPeerMulticast, DropReason::BadInner];
+    assert_eq!(reasons.map(|reason| a.dropped(reason)), [1, 1, 1]);
     let sent = carry(&mut a, &mut b);
     b.turn();
     assert_eq!(b.dropped(DropReason::SpoofedSource), 1);

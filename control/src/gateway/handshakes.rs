@@ -310,6 +310,12 @@ impl Handshakes {
 
     /// Takes a WireGuard datagram.
     fn handle_datagram(&mut self, now: Instant, from: data::Endpoint, payload: &[u8]) {
+        // Those that are expected have been taken before.
+        if payload.first() == Some(&proto::path::FIRST_BYTE) {
+            tracing::debug!("probe from {} dropped: nobody here expects it", from.remote);
+            self.drops.probe_unexpected();
+            return;
+        }
         if let Err(reject) = self.proto.handle_datagram(now, ends(from), payload) {
             self.drops.rejected(reject);
             tracing::debug!("datagram of {} bytes from {} dropped: {reject:?}", payload.len(), from.remote);

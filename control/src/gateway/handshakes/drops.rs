@@ -9,6 +9,9 @@ const WAITED: &str = "no-session";
 /// Probes of paths that came through the tunnel.
 const PROBE_INSIDE: &str = "probe-from-inside";
 
+/// Probes of paths that nobody here expects: for another site, or from one that is not a peer yet.
+const PROBE_UNEXPECTED: &str = "probe-unexpected";
+
 /// Counters of what was dropped.
 #[derive(Debug, Default)]
 pub struct Drops {
@@ -18,6 +21,8 @@ pub struct Drops {
     waiting: u64,
     /// Probes of paths that came through the tunnel.
     probes_inside: u64,
+    /// Probes of paths that nobody here expects.
+    probes_unexpected: u64,
 }
 
 impl Drops {
@@ -36,10 +41,16 @@ impl Drops {
         self.probes_inside += 1;
     }
 
+    /// Counts a probe that nobody here expects.
+    pub fn probe_unexpected(&mut self) {
+        self.probes_unexpected += 1;
+    }
+
     /// All counters, by reason.
     pub fn by_reason(&self) -> impl Iterator<Item = (String, u64)> {
         let rejects = self.rejects.iter().map(|(reject, n)| (name(*reject), *n));
-        let counted = [(WAITED, self.waiting), (PROBE_INSIDE, self.probes_inside)];
+        let counted =
+            [(WAITED, self.waiting), (PROBE_INSIDE, self.probes_inside), (PROBE_UNEXPECTED, self.probes_unexpected)];
         rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
     }
 }
@@ -47,7 +58,7 @@ impl Drops {
 /// The reasons for which control drops packets, under the names that `status` shows.
 pub fn reasons() -> impl Iterator<Item = String> {
     let rejects = Reject::ALL.iter().map(|reject| name(*reject));
-    rejects.chain([WAITED, PROBE_INSIDE].map(str::to_owned))
+    rejects.chain([WAITED, PROBE_INSIDE, PROBE_UNEXPECTED].map(str::to_owned))
 }
 
 fn name(reject: Reject) -> String {

@@ -462,7 +462,7 @@ impl Scene {
             counted.retain(|reason, count| {
                 *count -= before.get(reason).copied().unwrap_or(0);
                 // The kernel's own multicast increases this one.
-                *count > 0 && reason != "no-peer"
+                *count > 0 && reason != "no-peer-multicast"
             });
             // A frame that differed only once is reported as it was then.
             let [by_xdp, by_sockets] = if again[0] == again[1] { first } else { again };
