@@ -28,6 +28,7 @@ use penstock_connect::CoordinatorUrl;
 use self::netcheck::StunServer;
 use crate::control_socket::{self, Answer, AskError, Lock};
 use crate::firewall::rules::Format;
+use crate::gateway::Absent;
 use crate::memory;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, EditError, Environment, Name, Prefix, ProfileError, check_assignment, read_name};
@@ -56,6 +57,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the gateway in the foreground until SIGTERM or SIGINT
+    ///
+    /// Exits with 78 if the profile is not valid, so that systemd does not try again.
     Run {
         /// Leave the terminal's session, as `start` wants it
         #[arg(long, hide = true)]
@@ -89,13 +92,14 @@ enum Command {
     /// Lift the guard: let packets to these remote prefixes leave as the routing table says
     ///
     /// A remote prefix is blocked wherever it does not lead into the tunnel, from before the first packet until it
-    /// is released here or its peer is removed from the profile. Prefixes that still lead to a peer stay guarded.
+    /// is released here or its peer is removed from the profile. While the gateway runs, prefixes that lead to a peer
+    /// stay guarded.
     #[command(group = ArgGroup::new("what").required(true).args(["prefixes", "all"]))]
     Release {
         /// The prefixes
         #[arg(value_name = "PREFIX", value_parser = prefix)]
         prefixes: Vec<IpNet>,
-        /// All prefixes that no longer belong to a peer
+        /// All prefixes; while the gateway runs, those that lead to no peer
         #[arg(long)]
         all: bool,
     },
@@ -233,7 +237,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let matches = command().get_matches_from(arguments(std::env::args_os().collect()));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    for (variable, meant) in Environment::of_process().misspelt() {
+    for (variable, meant) in environment(&cli.profile).misspelt() {
         eprintln!("penstock: {variable} overrides no field of the profile; did you mean {meant}?");
     }
     // Before any key is read into memory.
@@ -278,7 +282,7 @@ pub fn main() -> ExitCode {
             if !error.downcast_ref().is_some_and(broken) {
                 penstock_messages::print_fatal("penstock", format_args!("{error:#}"));
             }
-            enrol::exit_code(&error)
+            error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, |failure| failure.code.into())
         }
     }
 }
@@ -307,6 +311,34 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     Prefix::try_from(text.to_owned()).map(|prefix| prefix.0)
 }
 
+/// A failure with an exit code of its own.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    sentence: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Where the units take variables from (`EnvironmentFile=`).
+const SERVICE_ENVIRONMENT: &str = "/etc/default/penstock";
+
+/// The environment of the gateway that has this profile: this process's, and what the service is given if systemd would
+/// run it.
+fn environment(profile: &Path) -> Environment {
+    let here = Environment::of_process();
+    match service::instance(profile) {
+        Some(_) => here.or_of_file(SERVICE_ENVIRONMENT.as_ref()),
+        None => here,
+    }
+}
+
 /// Directory and name of the gateway that a profile describes, without reading its keys.
 struct Gateway {
     directory: PathBuf,
@@ -318,12 +350,20 @@ impl Gateway {
     /// any more, or names another.
     fn of(profile: &Path) -> Result<Self, ProfileError> {
         let directory = control_socket::directory();
-        let environment = Environment::of_process();
-        let named = read_name(profile, &environment);
-        let is_sure = environment.overrides_any() || named.as_ref().is_ok_and(|name| Lock::is_taken(&directory, name));
+        let named = read_name(profile, &environment(profile));
+        let is_sure = Environment::of_process().overrides_any()
+            || named.as_ref().is_ok_and(|name| Lock::is_taken(&directory, name));
         let running = if is_sure { None } else { Lock::running_with(&directory, profile) };
         let name = running.map_or(named, Ok)?;
         Ok(Self { directory, name })
+    }
+
+    /// The same; if the profile cannot be read and no gateway runs, the one whose guard it once placed.
+    fn known(profile: &Path) -> Result<Self, ProfileError> {
+        Self::of(profile).or_else(|error| match Absent::with_guard(profile) {
+            Some(absent) => Ok(Self { directory: control_socket::directory(), name: absent.name }),
+            None => Err(error),
+        })
     }
 
     /// Asks the running gateway for something to show. Failures are reported in one sentence.

@@ -281,14 +281,13 @@ fn pointer(path: &[&str]) -> String {
 pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
     let unreadable = |error: std::io::Error| {
         let hint = match error.kind() {
-            std::io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => ": run this as root",
             std::io::ErrorKind::NotFound => {
                 "; --profile names another, `penstock import` makes one from a wg-quick file, and `man \
                  penstock.profile` has an example"
             }
-            _ => "",
+            _ => access_hint(&error),
         };
-        ProfileError::file(path, format_args!("{error}{hint}"))
+        ProfileError::file(path, format_args!("{error}{hint}")).about_access()
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
@@ -297,6 +296,18 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
         text.drain(..3);
     }
     Ok(text)
+}
+
+/// What to do about a file that may not be read.
+fn access_hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied if rustix::process::geteuid().is_root() => {
+            ": the service is root, but without the right to read what is closed to root; `chown root:` the file, or the \
+             directory that it is in"
+        }
+        std::io::ErrorKind::PermissionDenied => ": run this as root",
+        _ => "",
+    }
 }
 
 /// The name that a profile gives its gateway. Rules are not checked and key files are not read, so that a running

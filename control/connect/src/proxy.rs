@@ -71,7 +71,13 @@ impl Proxy {
     /// What `https_proxy` or `HTTPS_PROXY`, and `no_proxy` or `NO_PROXY`, ask for.
     #[must_use]
     pub fn of_environment() -> Self {
-        let first = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
+        Self::of_variables(|name| std::env::var(name).ok())
+    }
+
+    /// The same for other variables than this process's.
+    #[must_use]
+    pub fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let first = |names: [&str; 2]| names.iter().find_map(|name| variable(name)).unwrap_or_default();
         Self::new(&first(["https_proxy", "HTTPS_PROXY"]), &first(["no_proxy", "NO_PROXY"]))
     }
 

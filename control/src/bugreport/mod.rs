@@ -13,6 +13,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use penstock_proto::trust::UnixTime;
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::profile::Profile;
@@ -70,9 +71,10 @@ pub fn contents(entries: &[Entry], is_anonymous: bool) -> Entry {
         }
         false => "Addresses, names and public keys are in it as they are; --anonymise replaces them.",
     };
-    let seconds = UnixTime::from(SystemTime::now()).0;
+    let now = OffsetDateTime::now_utc();
+    let made = format!("{} {:02}:{:02} UTC", now.date(), now.hour(), now.minute());
     let mut text = format!(
-        "A report of penstock {}, made {seconds} s after 1970-01-01 UTC.\nIt holds no private or preshared key of the \
+        "A report of penstock {}, made on {made}.\nIt holds no private or preshared key of the \
          profile. {names}\n\n",
         env!("CARGO_PKG_VERSION")
     );

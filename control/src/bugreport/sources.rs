@@ -11,8 +11,9 @@ use super::Entry;
 use crate::control_socket::{self, Answer};
 use crate::coordinator::Cached;
 use crate::doctor;
+use crate::gateway::Absent;
 use crate::history::Wanted;
-use crate::profile::{Name, Profile};
+use crate::profile::{Environment, Name, Profile};
 use crate::state;
 
 /// How many bytes of one file or of a command's output are kept.
@@ -43,17 +44,21 @@ const SETTINGS: [&str; 14] = [
 
 /// Asks, reads and runs everything. What is not available becomes a sentence in its file.
 #[must_use]
-pub fn gather(path: &Path, name: &Name, profile: &Result<Profile, String>) -> Vec<Entry> {
-    let interfaces =
-        profile.iter().flat_map(|profile| [&profile.wan.interface].into_iter().chain(&profile.lan.interfaces));
-    let interfaces: Vec<&str> = interfaces.map(String::as_str).collect();
+pub fn gather(path: &Path, name: &Name, profile: &Result<Profile, String>, environment: &Environment) -> Vec<Entry> {
+    // Those of the last start, if the profile does not say.
+    let gateway = profile.as_ref().ok().map(Absent::of).or_else(|| Absent::with_guard(path));
+    let interfaces: Vec<&str> = gateway.iter().flat_map(Absent::interfaces).collect();
     let entry = |name, what, text| Entry { name, what, text };
     let half_a_day = control_socket::Command::History(Wanted { seconds: 60, points: usize::MAX });
     vec![
         entry("status.json", "What `penstock status --json` says.", ask(name, control_socket::Command::Status)),
         entry("history.json", "Traffic, drops and load of the last twelve hours, by minutes.", ask(name, half_a_day)),
         entry("netcheck.json", "What the gateway knows of its network.", ask(name, control_socket::Command::Netcheck)),
-        entry("doctor.json", "What `penstock doctor --json` finds.", json(&doctor::Report::of(&doctor::gather(path)))),
+        entry(
+            "doctor.json",
+            "What `penstock doctor --json` finds.",
+            json(&doctor::Report::of(&doctor::gather(path, environment))),
+        ),
         entry("profile.json", "The profile in force, with the names of key files but no keys.", document(profile)),
         entry("map.json", "What the coordinator said last.", map(name, profile)),
         entry("journal.txt", "The gateway's log, if systemd runs it: its end.", journal(path)),
@@ -91,7 +96,7 @@ fn document(profile: &Result<Profile, String>) -> String {
 }
 
 fn map(name: &Name, profile: &Result<Profile, String>) -> String {
-    let Ok(profile) = profile else { return "not without a sound profile\n".to_owned() };
+    let Ok(profile) = profile else { return "not without a valid profile\n".to_owned() };
     let Some(coordinator) = &profile.coordinator else { return "there is no coordinator\n".to_owned() };
     let file = state::directory().join(format!("{name}.map"));
     match Cached::read(&file, &profile.private_key, &coordinator.url) {

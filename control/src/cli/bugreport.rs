@@ -11,10 +11,10 @@ use clap::Args;
 use penstock_proto::trust::UnixTime;
 use rand::TryRngCore;
 
-use super::Gateway;
+use super::{Gateway, environment};
 use crate::bugreport::{self, Anonymiser, Entry, Secrets};
-use crate::control_socket::{Answer, Command};
-use crate::profile::{Environment, Profile};
+use crate::control_socket::{self, Answer, Command};
+use crate::profile::{Name, Profile};
 use crate::status::Status;
 
 #[derive(Debug, Args)]
@@ -28,11 +28,16 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn bugreport(path: &Path, arguments: Arguments) -> Result<()> {
-    let gateway = Gateway::of(path)?;
-    let profile = Profile::load_without_secrets(path, &Environment::of_process()).map_err(|error| error.to_string());
+    let environment = environment(path);
+    let profile = Profile::load_without_secrets(path, &environment).map_err(|error| error.to_string());
+    let gateway = Gateway::known(path).or_else(|error| {
+        // Before its first start, a gateway whose profile cannot be read is known by the file's name at most.
+        let stem = path.file_stem().and_then(|stem| Name::try_from(stem.to_str()?.to_owned()).ok());
+        stem.map(|name| Gateway { directory: control_socket::directory(), name }).ok_or(error)
+    })?;
     // Without a valid profile there are no keys to remove, and nothing has read one.
     let secrets = profile.as_ref().map_or_else(|_| Secrets::default(), Secrets::of);
-    let mut entries = bugreport::gather(path, &gateway.name, &profile);
+    let mut entries = bugreport::gather(path, &gateway.name, &profile, &environment);
     entries.iter_mut().for_each(|entry| entry.text = secrets.take_out(&entry.text));
     let mut title = gateway.name.to_string();
     if arguments.anonymise {

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use zeroize::Zeroizing;
 
-use super::Gateway;
+use super::{Gateway, environment};
 use crate::control_socket::{Answer, Command, Reloaded};
 use crate::key::{KeyFileError, read_key_file, read_key_file_or_stand_in};
-use crate::profile::{self, Environment, Profile, ReadKey, Saved, edit, read_file};
+use crate::profile::{self, Profile, ReadKey, Saved, edit, read_file};
 
 pub(super) fn list(path: &Path) -> Result<()> {
-    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
+    let profile = Profile::load_without_secrets(path, &environment(path))?;
     let text = serde_json::to_string_pretty(&profile.document())?;
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
@@ -40,7 +40,7 @@ pub(super) fn reload(path: &Path) -> Result<()> {
 
 /// `save`: writes into the profile what `wg set` has changed on the running gateway.
 pub(super) fn save(path: &Path) -> Result<()> {
-    let environment = Environment::of_process();
+    let environment = environment(path);
     if environment.overrides_any() {
         bail!("environment variables override the profile, so a value written to it may have no effect");
     }
@@ -104,8 +104,9 @@ fn read_keys_unless_new(path: &Path, text: &str) -> impl FnMut(&Path) -> Result<
 }
 
 fn check(path: &Path, text: &str, read_key: &mut ReadKey<'_>) -> Result<Profile> {
+    let environment = environment(path);
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    Profile::parse(text.as_bytes(), &path, &Environment::of_process(), read_key).context("nothing was changed")
+    Profile::parse(text.as_bytes(), &path, &environment, read_key).context("nothing was changed")
 }
 
 /// Replaces the profile's text.

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::environment;
 use crate::doctor::{Report, Severity, gather};
 
 /// Exit codes: nothing found, warnings, errors.
@@ -12,7 +13,7 @@ const WARNINGS: u8 = 1;
 const ERRORS: u8 = 2;
 
 pub(super) fn doctor(profile: &Path, json: bool) -> ExitCode {
-    let report = Report::of(&gather(profile));
+    let report = Report::of(&gather(profile, &environment(profile)));
     let text = if json { serde_json::to_string_pretty(&report).map(|text| text + "\n") } else { Ok(report.render()) };
     let written = text.map_err(Into::into).and_then(|text| std::io::stdout().write_all(text.as_bytes()));
     match (written, report.worst()) {

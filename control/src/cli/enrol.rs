@@ -3,18 +3,17 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
+use penstock_connect::{CoordinatorUrl, Outbound};
 use penstock_proto::coordination::{Enrolment, EnrolmentKey, Registration, RegistrationState, Waiting};
 use zeroize::Zeroizing;
 
-use super::{Gateway, config};
+use super::{Failure, Gateway, config, environment};
 use crate::coordinator::{self, Cached, Config, EnrolError, seen};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
-use crate::profile::{Environment, Profile, edit};
+use crate::profile::{Profile, edit};
 use crate::sealed;
 
 /// Longest file or input with an enrolment key: its 150 characters with plenty of white space.
@@ -52,13 +51,6 @@ pub(super) struct Arguments {
 #[derive(Clone)]
 struct KeySource(Zeroizing<String>);
 
-/// A failure with an exit code of its own.
-#[derive(Debug)]
-struct Failure {
-    code: u8,
-    sentence: String,
-}
-
 /// The coordinator refuses; trying again unchanged will not help.
 const REFUSED: u8 = 3;
 /// The coordinator cannot be reached, or is not available at the moment; try again later.
@@ -67,11 +59,6 @@ const UNREACHABLE: u8 = 4;
 const PENDING: u8 = 5;
 
 const NO_COORDINATOR: &str = "--coordinator must say where the coordinator is, such as https://coordinator.example.net";
-
-/// The exit code of a failure.
-pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, |failure| failure.code.into())
-}
 
 pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> Result<()> {
     // A command reports by itself what it does.
@@ -82,9 +69,9 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
         bail!("{} is running: stop it first, and start it again when it is enrolled", gateway.name);
     }
     let key = arguments.key.read()?;
+    let environment = environment(path);
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     let text = config::text(&path)?;
-    let environment = Environment::of_process();
     let parse = |text: &str| Profile::parse(text.as_bytes(), &path, &environment, &mut key_made_if_missing());
     if arguments.coordinator.is_none() && parse(&text)?.coordinator.is_none() {
         bail!("{NO_COORDINATOR}");
@@ -102,7 +89,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
 
     let wait = Duration::from_secs(arguments.wait.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outbound = Outbound::new(Proxy::of_environment(), config.mark);
+    let outbound = Outbound::new(environment.proxy(), config.mark);
     let enrolment = Enrolment { key, name };
     let enrolled = runtime.block_on(coordinator::enrol(&config, &outbound, enrolment, wait, |registration| {
         // The reader of our output may have closed the pipe.
@@ -264,14 +251,6 @@ impl std::fmt::Debug for KeySource {
         f.write_str("KeySource(…)")
     }
 }
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.sentence)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 #[cfg(test)]
 mod tests {

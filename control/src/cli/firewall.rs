@@ -6,15 +6,15 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Gateway;
 use super::table::Table;
+use super::{Gateway, environment};
 use crate::control_socket::{Answer, Command};
 use crate::firewall::rules::{Format, rules};
 use crate::firewall::{Flow, Need, Needs, Remote, needs};
-use crate::profile::{Environment, LocalPort, Profile};
+use crate::profile::{LocalPort, Profile};
 
 pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
-    let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
+    let profile = Profile::load_without_secrets(path, &environment(path))?;
     // While the gateway runs, its port is known even if it is random.
     let port = match Gateway::of(path)?.ask(Command::Status) {
         Ok(Answer::Status(status)) => Some(status.local_port),

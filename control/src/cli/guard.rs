@@ -6,24 +6,24 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use ipnet::IpNet;
 
-use super::Gateway;
+use super::{Failure, Gateway, environment};
 use crate::control_socket::{self, Answer, Command, LockError, Release, Released};
-use crate::gateway;
+use crate::gateway::{self, Absent};
 use crate::profile::{Environment, Profile, ProfileError};
 
 /// `release`: asks the running gateway to do it, or does it itself.
 pub(super) fn release(path: &Path, prefixes: Vec<IpNet>, all: bool) -> Result<()> {
     let what = if all { Release::All } else { Release::Prefixes(prefixes) };
-    let gateway = Gateway::of(path)?;
+    let gateway = Gateway::known(path)?;
     let released = if gateway.is_running() {
         match gateway.ask(Command::Release(what))? {
             Answer::Released(released) => released,
             _ => bail!("{} gave an unexpected answer", gateway.name),
         }
     } else {
-        let profile = Profile::load_without_secrets(path, &Environment::of_process())?;
-        let _lock = control_socket::lock(&profile.name)?;
-        gateway::release(&profile, &what)?
+        let absent = absent(path, &environment(path))?;
+        let _lock = control_socket::lock(&absent.name)?;
+        gateway::release(&absent, &what)?
     };
     tell(&released)
 }
@@ -62,11 +62,15 @@ pub(super) fn guard(path: &Path) -> Result<()> {
     }
 }
 
+/// The exit code if the profile is not valid: EX_CONFIG of sysexits.h. systemd does not start the gateway again then.
+const INVALID_PROFILE: u8 = 78;
+
 /// Loads the profile. If that fails, what its gateway guarded is blocked all the same.
 pub(super) fn loaded_or_guarded(
     path: &Path,
     load: impl FnOnce(&Path, &Environment) -> Result<Profile, ProfileError>,
 ) -> Result<Profile> {
+    // Its service gives it the environment, at boot too.
     load(path, &Environment::of_process()).map_err(|error| {
         let blocked =
             std::path::absolute(path).map_err(Into::into).and_then(|path| gateway::guard_without_profile(&path));
@@ -75,14 +79,23 @@ pub(super) fn loaded_or_guarded(
             Ok(prefixes) => format!("; what was guarded stays blocked ({} prefixes)", prefixes.len()),
             Err(guard) => format!("; not everything is blocked that was before: {guard:#}"),
         };
-        anyhow!("{error}{blocked}")
+        let sentence = format!("{error}{blocked}");
+        if error.can_wait() { anyhow!(sentence) } else { Failure { code: INVALID_PROFILE, sentence }.into() }
     })
+}
+
+/// The gateway that has this profile and is not running. Its guard's file is enough to know it.
+fn absent(path: &Path, environment: &Environment) -> Result<Absent, ProfileError> {
+    match Profile::load_without_secrets(path, environment) {
+        Ok(profile) => Ok(Absent::of(&profile)),
+        Err(error) => Absent::with_guard(path).ok_or(error),
+    }
 }
 
 /// What a gateway that is not running still blocks, in a sentence; empty if nothing.
 pub(super) fn blocked(path: &Path) -> String {
-    let Ok(profile) = Profile::load_without_secrets(path, &Environment::of_process()) else { return String::new() };
-    match gateway::guarded(&profile).unwrap_or_default().as_slice() {
+    let Ok(absent) = absent(path, &environment(path)) else { return String::new() };
+    match gateway::guarded(&absent).unwrap_or_default().as_slice() {
         [] => String::new(),
         prefixes => format!("; blocked until `penstock release`: {}", join(prefixes)),
     }

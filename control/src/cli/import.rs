@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -13,11 +13,11 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::keys::warn_if_exposed;
-use super::{Gateway, config, prefix};
+use super::{Gateway, config, environment, prefix};
 use crate::ground::{Interest, Linux, Network};
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::netlink::{Interface, RouteKind};
-use crate::profile::{Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer};
+use crate::profile::{DEFAULT_PATH, Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer};
 use crate::sealed;
 use crate::wg_quick::export::{export as file_for, public};
 use crate::wg_quick::import::{Imported, Site, import as profile_of};
@@ -73,6 +73,10 @@ pub(super) fn import(path: &Path, arguments: Import) -> Result<()> {
     let shown = file.display();
     let mut text = Zeroizing::new(Vec::with_capacity(FILE_LIMIT as usize + 1));
     let opened = File::open(&file).with_context(|| shown.to_string())?;
+    let status = opened.metadata().with_context(|| shown.to_string())?;
+    if status.is_file() && status.mode() & 0o007 != 0 {
+        eprintln!("penstock: {shown} holds keys, and all users can read it: `chmod 600 {shown}`");
+    }
     opened.take(FILE_LIMIT + 1).read_to_end(&mut text).with_context(|| shown.to_string())?;
     let parsed = parse(&text).with_context(|| shown.to_string())?;
 
@@ -135,8 +139,8 @@ fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
         1 => "1 peer".to_owned(),
         count => format!("{count} peers"),
     };
-    let (path, name, wan) = (profile.path.display(), &profile.name, &profile.wan.interface);
-    writeln!(out, "{path}: gateway {name} with {peers}, WAN {wan}")?;
+    let (path, name, wan) = (&profile.path, &profile.name, &profile.wan.interface);
+    writeln!(out, "{}: gateway {name} with {peers}, WAN {wan}", path.display())?;
     if profile.lan.interfaces.is_empty() {
         writeln!(out, "The profile has no LAN. With --lan and --subnets, the gateway would forward for this site.")?;
     }
@@ -146,17 +150,22 @@ fn tell(imported: &Imported, profile: &Profile) -> Result<()> {
             writeln!(out, "  {note}")?;
         }
     }
-    writeln!(out, "Before `penstock start`: `wg-quick down {}`, and disable what starts it at boot.", profile.name)?;
+    let given = match path == Path::new(DEFAULT_PATH) {
+        true => String::new(),
+        false => format!(" --profile {}", path.display()),
+    };
+    writeln!(out, "Before `penstock start{given}`: `wg-quick down {name}`, and disable what starts it at boot.")?;
     Ok(())
 }
 
 pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
     let Export { peer: name, new, allowed_ips, private_key_file, endpoint, qr } = arguments;
     let mut text = config::text(path)?;
+    let environment = environment(path);
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     let mut private_key = private_key_file.as_deref().map(read_private_key).transpose()?;
     if new {
-        let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)?;
+        let profile = Profile::parse(text.as_bytes(), &path, &environment, &mut read_key_file)?;
         if find(&profile, &name).is_ok() {
             bail!("the profile already has a peer {name}; leave out --new to print its file");
         }
@@ -165,7 +174,7 @@ pub(super) fn export(path: &Path, arguments: Export) -> Result<()> {
         text = add_peer(&text, peer)?;
         private_key = Some(key);
     }
-    let profile = Profile::parse(text.as_bytes(), &path, &Environment::of_process(), &mut read_key_file)?;
+    let profile = Profile::parse(text.as_bytes(), &path, &environment, &mut read_key_file)?;
     let peer = find(&profile, &name)?;
     if let Some(key) = &private_key
         && key.public_key() != peer.public_key

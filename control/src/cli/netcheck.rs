@@ -11,11 +11,11 @@ use penstock_connect::{CoordinatorUrl, Outbound, Proxy};
 use penstock_proto::coordination::Map;
 use tokio::runtime::Runtime;
 
-use super::Gateway;
+use super::{Gateway, environment};
 use crate::control_socket::{Answer, Command};
 use crate::coordinator::{Cached, Config};
 use crate::netcheck::{Plan, RemoteSite, Report, Silences, add_lifetimes, gather, render};
-use crate::profile::{DEFAULT_PATH, Environment, LocalPort, Profile};
+use crate::profile::{DEFAULT_PATH, LocalPort, Profile};
 
 /// RFC 8489, section 18.6.
 const STUN_PORT: u16 = 3478;
@@ -42,7 +42,7 @@ pub(super) fn netcheck(
         ),
         // Its map has come by now, unless it has never had one.
         Some(gateway) => (ask(&gateway)?, lifetime.map(|_| known(profile.as_ref()).stun_servers).unwrap_or_default()),
-        None => measure(profile.as_ref(), stun, coordinator)?,
+        None => measure(profile.as_ref(), stun, coordinator, environment(path).proxy())?,
     };
     if let Some(silences) = lifetime {
         let told = |family: &str, progress| eprintln!("penstock: {family}: {progress}");
@@ -59,7 +59,7 @@ fn profile(path: &Path) -> Result<Option<Profile>> {
     if path == Path::new(DEFAULT_PATH) && !path.exists() {
         return Ok(None);
     }
-    Ok(Some(Profile::load_without_secrets(path, &Environment::of_process())?))
+    Ok(Some(Profile::load_without_secrets(path, &environment(path))?))
 }
 
 /// What the running gateway knows, once it has measured.
@@ -88,9 +88,10 @@ fn measure(
     profile: Option<&Profile>,
     stun: &[StunServer],
     coordinator: Option<CoordinatorUrl>,
+    proxy: Proxy,
 ) -> Result<(Report, Vec<SocketAddr>)> {
     let map = known(profile);
-    let outbound = Outbound::new(Proxy::of_environment(), mark(profile));
+    let outbound = Outbound::new(proxy, mark(profile));
     let runtime = runtime()?;
     let servers =
         if stun.is_empty() { map.stun_servers.clone() } else { runtime.block_on(servers(stun, &outbound))? };

@@ -25,8 +25,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LOG_TAIL: u64 = 4096;
 
 pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
-    let environment = Environment::of_process();
+    let mut environment = Environment::of_process();
     let instance = systemd_instance(profile, &environment);
+    if instance.is_some() {
+        environment = super::environment(profile);
+    }
     // Errors in the profile are reported here, not in a log. A unit may have a key that is not here.
     let load = if instance.is_some() { Profile::load_without_secrets } else { Profile::load };
     load(profile, &environment)?;
@@ -42,7 +45,7 @@ pub(super) fn start(profile: &Path, filter: Option<&str>) -> Result<()> {
 
 /// Stops the gateway. That it is stopped already is no error, as for systemctl and in the LSB.
 pub(super) fn stop(profile: &Path, release: bool) -> Result<()> {
-    let gateway = Gateway::of(profile)?;
+    let gateway = Gateway::known(profile)?;
     let name = &gateway.name;
     let command = if release { control_socket::Command::StopAndRelease } else { control_socket::Command::Stop };
     match control_socket::ask(&gateway.directory, name, command) {
@@ -137,25 +140,27 @@ fn end(child: &mut Child) {
     }
 }
 
-/// The instance of penstock@.service that runs this profile, if systemd can run it.
-fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String> {
+/// The instance of penstock@.service that would run this profile.
+pub(super) fn instance(profile: &Path) -> Option<String> {
     let absolute = std::path::absolute(profile).ok()?;
     let in_place = absolute.parent() == Path::new(DEFAULT_PATH).parent()
-        && absolute.extension().is_some_and(|extension| extension == "profile");
+        && absolute.extension().is_some_and(|extension| extension == "profile")
+        && control_socket::directory() == Path::new(control_socket::DIRECTORY);
     // As sd_booted(3) decides it.
-    if !in_place || environment.overrides_any() || !Path::new("/run/systemd/system").is_dir() {
-        return None;
-    }
-    if control_socket::directory() != Path::new(control_socket::DIRECTORY) {
-        return None;
-    }
+    let runs_systemd = || Path::new("/run/systemd/system").is_dir();
+    let stem = absolute.file_stem()?.to_str()?;
+    (in_place && is_instance(stem) && runs_systemd()).then(|| stem.to_owned())
+}
+
+/// The instance of penstock@.service that is to run this profile, if systemd knows the unit.
+fn systemd_instance(profile: &Path, environment: &Environment) -> Option<String> {
+    let instance = instance(profile).filter(|_| !environment.overrides_any())?;
     let known = Command::new("systemctl")
         .args(["cat", "penstock@.service"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    let stem = absolute.file_stem()?.to_str()?;
-    (is_instance(stem) && known.is_ok_and(|status| status.success())).then(|| stem.to_owned())
+    known.is_ok_and(|status| status.success()).then_some(instance)
 }
 
 /// Whether a unit's instance can have this name. The unit takes it as it is (`%i`), so nothing is escaped.

@@ -32,7 +32,7 @@ pub(super) fn status(profile: &Path, json: bool, check: bool) -> ExitCode {
         Ok(gateway) => gateway,
         Err(error) => {
             if !check {
-                eprintln!("penstock: {error}");
+                eprintln!("penstock: {error}{}", super::guard::blocked(profile));
             }
             return UNKNOWN.into();
         }

@@ -61,6 +61,7 @@ const PORT_CHECKS: [PortCheck; 16] = [
 #[must_use]
 pub fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = CHECKS.iter().filter_map(|check| check(facts)).collect();
+    findings.extend(facts.closed.iter().filter_map(|(path, owner)| host::closed_to_service(facts, path, *owner)));
     findings.extend(facts.keys.iter().filter_map(|key| host::key_unusable(facts, key)));
     if let Some(profile) = &facts.profile {
         for port in ports(profile) {

@@ -41,6 +41,8 @@ pub struct Facts {
     pub wan_addresses: BTreeSet<IpNet>,
     /// The key files that the profile names.
     pub keys: Vec<KeyFile>,
+    /// What stands in the way of root without capabilities to the profile and its keys, with its owner.
+    pub closed: BTreeMap<PathBuf, u32>,
     /// Who has the tunnel's port although no gateway runs.
     pub port_owner: Option<PortOwner>,
     /// What could not be seen: sentences.
@@ -90,6 +92,8 @@ pub struct Host {
     pub built: Option<SystemTime>,
     /// Whether systemd-networkd, if it runs, leaves foreign rules and routes alone.
     pub networkd_leaves_alone: Option<bool>,
+    /// Whether systemd knows a program that synchronises the clock; `None` without systemd.
+    pub has_time_service: Option<bool>,
     /// How many processors there are.
     pub cores: usize,
     /// The CPUs of each NUMA node.
@@ -103,8 +107,8 @@ pub struct ProfileFile {
     pub path: PathBuf,
     /// Why the profile is not valid.
     pub error: Option<String>,
-    /// Its permission bits.
-    pub mode: Option<u32>,
+    /// Its permission bits and its owner.
+    pub status: Option<(u32, u32)>,
 }
 
 /// Whether the gateway runs.

@@ -31,16 +31,24 @@ const ROUTE_LIMIT: usize = 65_536;
 /// Where configuration of systemd-networkd is, the last of which counts.
 const NETWORKD: [&str; 3] = ["/usr/lib/systemd", "/run/systemd", "/etc/systemd"];
 
-/// Gathers everything about the machine and the gateway of this profile.
+/// Where programs that synchronise the clock say so.
+const TIME_SERVICES: [&str; 4] = [
+    "/etc/systemd/ntp-units.d",
+    "/run/systemd/ntp-units.d",
+    "/usr/local/lib/systemd/ntp-units.d",
+    "/usr/lib/systemd/ntp-units.d",
+];
+
+/// Gathers everything about the machine and the gateway of this profile, to which this environment is given.
 #[must_use]
-pub fn gather(path: &Path) -> Facts {
+pub fn gather(path: &Path, environment: &Environment) -> Facts {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut facts = Facts { user: user(), host: host(), ..Facts::default() };
     facts.file.path = path;
     if facts.user.id != 0 {
         facts.unseen.push("whether the gateway has the capabilities it needs, because this is not root".to_owned());
     }
-    read_profile(&mut facts);
+    read_profile(&mut facts, environment);
     let Some(profile) = facts.profile.clone() else {
         facts.unseen.push("anything about interfaces, routes and ports, because the profile is not known".to_owned());
         return facts;
@@ -84,15 +92,17 @@ fn host() -> Host {
         now: Some(SystemTime::now()),
         built: fs::metadata("/proc/self/exe").and_then(|file| file.modified()).ok(),
         networkd_leaves_alone: networkd_leaves_alone(),
+        has_time_service: has_time_service(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         nodes: placement::nodes(),
     }
 }
 
 /// Reads the profile, and of its keys only who may read them.
-fn read_profile(facts: &mut Facts) {
-    let ProfileFile { path, error, mode } = &mut facts.file;
-    *mode = fs::metadata(&*path).ok().map(|file| file.mode() & 0o7777);
+fn read_profile(facts: &mut Facts, environment: &Environment) {
+    let ProfileFile { path, error, status } = &mut facts.file;
+    *status = fs::metadata(&*path).ok().map(|file| (file.mode() & 0o7777, file.uid()));
+    facts.closed.extend(closed_to_root(path));
     let mut files: BTreeSet<PathBuf> = BTreeSet::new();
     // A text that has the form of a key, but is nobody's.
     let stand_in = BASE64_STANDARD.encode([1; 32]);
@@ -101,8 +111,7 @@ fn read_profile(facts: &mut Facts) {
             files.insert(file.to_owned());
             Ok(Zeroizing::new(stand_in.clone()))
         };
-        Profile::parse(&text, path, &Environment::of_process(), &mut read_key)
-            .map_err(|error| (error.to_string(), false))
+        Profile::parse(&text, path, environment, &mut read_key).map_err(|error| (error.to_string(), false))
     });
     match parsed {
         Ok(profile) => facts.profile = Some(profile),
@@ -112,6 +121,7 @@ fn read_profile(facts: &mut Facts) {
         Err((sentence, _)) => *error = Some(sentence),
     }
     for path in files {
+        facts.closed.extend(path.parent().and_then(closed_to_root));
         match fs::metadata(&path) {
             Ok(file) => {
                 let (status, credential) = (Some((file.mode() & 0o7777, file.uid())), is_credential(&path));
@@ -123,6 +133,23 @@ fn read_profile(facts: &mut Facts) {
             Err(error) => facts.unseen.push(format!("the key file {}: {error}", path.display())),
         }
     }
+}
+
+/// The first on the way to this file or directory that root cannot pass or read without capabilities, and its owner.
+fn closed_to_root(path: &Path) -> Option<(PathBuf, u32)> {
+    let path = path.canonicalize().ok()?;
+    let mut way: Vec<&Path> = path.ancestors().collect();
+    way.reverse();
+    way.into_iter().find_map(|path| {
+        let metadata = fs::metadata(path).ok()?;
+        let needed = if metadata.is_dir() { 1 } else { 4 };
+        let class = match (metadata.uid(), metadata.gid()) {
+            (0, _) => 6,
+            (_, 0) => 3,
+            _ => 0,
+        };
+        (metadata.mode() >> class & needed == 0).then(|| (path.to_owned(), metadata.uid()))
+    })
 }
 
 fn ask_gateway(facts: &mut Facts, profile: &Profile) {
@@ -221,6 +248,16 @@ fn networkd_leaves_alone() -> Option<bool> {
     files.retain(|name, _| Path::new(name).extension().is_some_and(|extension| extension == "conf"));
     let all = std::iter::once(main).chain(files.values().filter_map(text));
     Some(leaves_alone(&all.collect::<Vec<_>>().join("\n")))
+}
+
+/// Whether systemd knows a program that synchronises the clock, so that `timedatectl set-ntp` works (systemd-timedated(8)).
+fn has_time_service() -> Option<bool> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return None;
+    }
+    let directories = TIME_SERVICES.iter().filter_map(|directory| fs::read_dir(directory).ok());
+    let is_list = |entry: fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "list");
+    Some(directories.flat_map(|entries| entries.flatten().take(SEARCH_LIMIT)).any(is_list))
 }
 
 /// Whether the settings, of which the last of a kind counts, leave other programs' routes and rules alone.

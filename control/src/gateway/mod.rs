@@ -63,7 +63,7 @@ use plane::Plane;
 use probing::Probing;
 pub use run::run;
 use site::Site;
-pub use standing::{guard, guard_without_profile, guarded, release};
+pub use standing::{Absent, guard, guard_without_profile, guarded, release};
 
 /// The reasons for which a gateway drops packets, under the names that `status` shows.
 pub fn drop_reasons() -> impl Iterator<Item = String> {

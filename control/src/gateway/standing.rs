@@ -31,24 +31,59 @@ pub fn guard(profile: &Profile) -> Result<()> {
 /// # Errors
 /// The kernel cannot be reached, or part of the guard is not in force.
 pub fn guard_without_profile(path: &Path) -> Result<Vec<IpNet>> {
-    let Some((name, placement)) = Guard::of_profile(&state::directory(), path) else { return Ok(Vec::new()) };
-    let lock = match control_socket::lock(&name) {
+    let Some(absent) = Absent::with_guard(path) else { return Ok(Vec::new()) };
+    let lock = match control_socket::lock(&absent.name) {
         Err(LockError::Taken { .. }) => return Ok(Vec::new()),
         lock => lock?,
     };
-    let mut standing = Standing::open(&name, placement, None)?;
+    let mut standing = Standing::open(&absent)?;
     standing.reconcile();
     drop(lock);
     standing.outcome()?;
     Ok(standing.guard.prefixes().into_iter().collect())
 }
 
-/// Lifts the guard of a gateway that is not running.
+/// A gateway that is not running.
+pub struct Absent {
+    /// Its name.
+    pub name: Name,
+    placement: Placement,
+    /// Unknown without a valid profile.
+    key: Option<PrivateKey>,
+}
+
+impl Absent {
+    /// The one that has this profile.
+    #[must_use]
+    pub fn of(profile: &Profile) -> Self {
+        let site = Site::of(profile);
+        Self { name: site.name.clone(), placement: site.placement(&profile.path), key: Some(site.private_key) }
+    }
+
+    /// The one whose guard was placed by the profile in this file, whatever the file says now.
+    #[must_use]
+    pub fn with_guard(path: &Path) -> Option<Self> {
+        let path = std::path::absolute(path).ok()?;
+        let (name, placement) = Guard::of_profile(&state::directory(), &path)?;
+        Some(Self { name, placement, key: None })
+    }
+
+    /// The interfaces on either side of its tunnel.
+    pub fn interfaces(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.placement.wan).chain(&self.placement.lan).map(String::as_str)
+    }
+}
+
+/// Lifts the guard of a gateway that is not running. If its key is unknown, the file of what remains is authenticated
+/// again by the next start, which says so.
 ///
 /// # Errors
 /// The kernel cannot be reached, or part of the guard is still in force.
-pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
-    let mut standing = Standing::of(profile)?;
+pub fn release(absent: &Absent, what: &Release) -> Result<Released> {
+    let mut standing = Standing::open(absent)?;
+    if absent.key.is_none() {
+        standing.guard.set_key(&PrivateKey::generate()?);
+    }
     let released = release_from(&mut standing.guard, what, &BTreeSet::new());
     standing.reconcile();
     standing.guard.save(Instant::now(), &mut standing.problems);
@@ -60,8 +95,8 @@ pub fn release(profile: &Profile, what: &Release) -> Result<Released> {
 ///
 /// # Errors
 /// The kernel cannot be reached.
-pub fn guarded(profile: &Profile) -> Result<Vec<IpNet>> {
-    Ok(Standing::of(profile)?.guard.prefixes().into_iter().collect())
+pub fn guarded(absent: &Absent) -> Result<Vec<IpNet>> {
+    Ok(Standing::open(absent)?.guard.prefixes().into_iter().collect())
 }
 
 /// Releases prefixes, except those `in_use`.
@@ -94,7 +129,7 @@ impl Standing {
     /// # Errors
     /// The kernel cannot be reached.
     pub fn put_up(profile: &Profile) -> Result<Self> {
-        let mut standing = Self::of(profile)?;
+        let mut standing = Self::open(&Absent::of(profile))?;
         let now = Instant::now();
         note_refused(&mut standing.problems, now, standing.guard.profile_changed(&profile.remote()));
         standing.guard.place(standing.placement.clone());
@@ -103,20 +138,15 @@ impl Standing {
         Ok(standing)
     }
 
-    /// What remains of the gateway with this profile.
-    fn of(profile: &Profile) -> Result<Self> {
-        let site = Site::of(profile);
-        Self::open(&site.name, site.placement(&profile.path), Some(&site.private_key))
-    }
-
-    fn open(name: &Name, placement: Placement, key: Option<&PrivateKey>) -> Result<Self> {
+    /// What remains of a gateway.
+    fn open(Absent { name, placement, key }: &Absent) -> Result<Self> {
         let now = Instant::now();
         let kernel = Linux::open().context("cannot use netlink")?;
         let ground = Ground::open(kernel, name, placement.interest(), &control_socket::directory(), now);
         let mut problems = Problems::default();
         let path = Guard::path(&state::directory(), name);
-        let guard = Guard::load(&path, key, name, &ground.held(), now, &mut problems);
-        Ok(Self { name: name.clone(), placement, guard, ground, problems })
+        let guard = Guard::load(&path, key.as_ref(), name, &ground.held(), now, &mut problems);
+        Ok(Self { name: name.clone(), placement: placement.clone(), guard, ground, problems })
     }
 
     fn reconcile(&mut self) {

@@ -1,7 +1,11 @@
 //! Environment variables that override fields of the profile: `Wan.Mode` is `PENSTOCK_WAN_MODE`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
+use penstock_connect::Proxy;
 use penstock_messages::{closest, syntax};
 use serde_json::Value;
 
@@ -69,7 +73,12 @@ pub const FIELDS: &[Field] = &[
     Field { path: &["Metrics"], shape: Shape::Text },
 ];
 
-/// The variables that can override a profile.
+/// Variables that do not override the profile, but matter to every gateway.
+const OTHERS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"];
+/// Longest environment file, in bytes.
+const FILE_LIMIT: u64 = 64 << 10;
+
+/// The variables that can override a profile, and those that name a proxy.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
@@ -79,9 +88,29 @@ impl Environment {
     pub fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with(PREFIX))
+            .filter(|(name, _)| is_ours(name))
             .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
             .collect()
+    }
+
+    /// The same, with those of a file for systemd's `EnvironmentFile=` that are not set here. Without the file there
+    /// are none, as for systemd.
+    #[must_use]
+    pub fn or_of_file(mut self, path: &Path) -> Self {
+        let mut text = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(FILE_LIMIT).read_to_end(&mut text));
+        if read.is_ok() {
+            for (name, value) in assignments(&String::from_utf8_lossy(&text)).filter(|(name, _)| is_ours(name)) {
+                self.0.entry(name).or_insert(value);
+            }
+        }
+        self
+    }
+
+    /// The proxy that the variables ask for.
+    #[must_use]
+    pub fn proxy(&self) -> Proxy {
+        Proxy::of_variables(|name| self.0.get(name).cloned())
     }
 
     /// Whether any field is overridden.
@@ -107,6 +136,73 @@ impl Environment {
         let text = self.0.get(&variable)?;
         Some((variable, text))
     }
+}
+
+/// Whether it is a variable that matters to a gateway.
+fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX) || OTHERS.contains(&name)
+}
+
+/// The assignments of an environment file, in systemd's syntax (systemd.exec(5)); of several to one variable the last
+/// counts. What is not an assignment is skipped, as systemd does.
+fn assignments(text: &str) -> impl Iterator<Item = (String, String)> {
+    let mut found = BTreeMap::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let is_comment = rest.trim_start().starts_with(['#', ';']);
+        let name_ends = rest.find(['=', '\n']).filter(|&at| !is_comment && rest[at..].starts_with('='));
+        let Some(at) = name_ends else {
+            rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
+            continue;
+        };
+        let name = rest[..at].trim().to_owned();
+        let (value, behind) = value(&rest[at + 1..]);
+        found.insert(name, value);
+        rest = behind;
+    }
+    found.into_iter()
+}
+
+/// A value up to the end of its line, without quotes and escapes, and what is behind the line.
+fn value(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    // Without the blanks at its end, unless they are quoted.
+    let mut length = 0;
+    let mut quote = None;
+    // Within the unquoted part of a value, quotes stand for themselves.
+    let mut unquoted = false;
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (quote, c) {
+            (None, '\n') => {
+                value.truncate(length);
+                return (value, &text[at + 1..]);
+            }
+            (None, '\'' | '"') if !unquoted => quote = Some(c),
+            (None, ' ' | '\t' | '\r') if !unquoted => {}
+            (None, ' ' | '\t' | '\r') => {
+                value.push(c);
+                continue;
+            }
+            (Some(open), _) if c == open => (quote, unquoted) = (None, false),
+            (None | Some('"'), '\\') => {
+                unquoted = quote.is_none();
+                match chars.next() {
+                    // It goes on in the next line.
+                    Some((_, '\n')) | None => {}
+                    Some((_, c)) if unquoted || matches!(c, '"' | '\\' | '`' | '$') => value.push(c),
+                    Some((_, c)) => value.extend(['\\', c]),
+                }
+            }
+            _ => {
+                unquoted = quote.is_none();
+                value.push(c);
+            }
+        }
+        length = value.len();
+    }
+    value.truncate(length);
+    (value, "")
 }
 
 impl FromIterator<(String, String)> for Environment {
@@ -159,5 +255,45 @@ impl Shape {
             Self::List => Ok(text.split(',').map(|item| item.trim().to_owned()).collect()),
             Self::Json => serde_json::from_str(text).map_err(|error| format!("this is not JSON: {}", syntax(&error))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_files_are_read_as_systemd_reads_them() {
+        let text = "# A=1\n ; B=2\nno assignment\nC = three four  \nD=\"five # \\\"six\\\" \\n \"\nE='a \\ b' \n\
+                    F=one\\\n two\nG=a\\ b\\#\nC=again\nH=\nI=\"over\ntwo lines\" \"and\"\nJ=last's \t";
+        let expected = [
+            ("C", "again"),
+            ("D", "five # \"six\" \\n "),
+            ("E", "a \\ b"),
+            ("F", "one two"),
+            ("G", "a b#"),
+            ("H", ""),
+            ("I", "over\ntwo linesand"),
+            ("J", "last's"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(assignments(text).collect::<Vec<_>>(), expected);
+        for cut in 0..text.len() {
+            assignments(&text[..cut]).for_each(drop);
+        }
+    }
+
+    #[test]
+    fn variables_that_are_set_here_come_before_those_of_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "PENSTOCK_MTU=1300\nPENSTOCK_TABLE=5\nHTTPS_PROXY=http://192.0.2.1:3128\nPATH=/\n";
+        std::fs::write(file.path(), text).unwrap();
+        let here = Environment::from_iter([("PENSTOCK_MTU".to_owned(), "1400".to_owned())]);
+        let all = here.clone().or_of_file(file.path());
+        assert_eq!((all.0["PENSTOCK_MTU"].as_str(), all.0["PENSTOCK_TABLE"].as_str()), ("1400", "5"));
+        let url = "https://c.example.net".parse().unwrap();
+        assert_eq!(all.proxy().towards(&url).as_deref(), Some("192.0.2.1:3128"));
+        assert!(!all.0.contains_key("PATH"));
+        assert_eq!(here.clone().or_of_file("/nowhere".as_ref()).0, here.0);
     }
 }

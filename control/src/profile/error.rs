@@ -11,6 +11,7 @@ pub struct ProfileError {
     location: Location,
     field: FieldPath,
     sentence: String,
+    can_wait: bool,
 }
 
 #[derive(Debug)]
@@ -23,7 +24,7 @@ enum Location {
 impl ProfileError {
     /// About the file as a whole.
     pub(super) fn file(file: &Path, sentence: impl fmt::Display) -> Self {
-        Self { location: Location::File(file.to_owned()), field: FieldPath::default(), sentence: sentence.to_string() }
+        Self::new(Location::File(file.to_owned()), FieldPath::default(), sentence)
     }
 
     /// About a line and column of the file; `field` may be empty.
@@ -33,13 +34,27 @@ impl ProfileError {
         field: FieldPath,
         sentence: impl fmt::Display,
     ) -> Self {
-        let location = Location::Line { file: file.to_owned(), line, column };
-        Self { location, field, sentence: sentence.to_string() }
+        Self::new(Location::Line { file: file.to_owned(), line, column }, field, sentence)
     }
 
     /// About a field that was set by an environment variable.
     pub(super) fn variable(variable: &str, field: FieldPath, sentence: impl fmt::Display) -> Self {
-        Self { location: Location::Variable(variable.to_owned()), field, sentence: sentence.to_string() }
+        Self::new(Location::Variable(variable.to_owned()), field, sentence)
+    }
+
+    fn new(location: Location, field: FieldPath, sentence: impl fmt::Display) -> Self {
+        Self { location, field, sentence: sentence.to_string(), can_wait: false }
+    }
+
+    /// The same, about a file that cannot be read.
+    pub(super) fn about_access(self) -> Self {
+        Self { can_wait: true, ..self }
+    }
+
+    /// Whether the profile may become valid by itself: a file that cannot be read now may be there later.
+    #[must_use]
+    pub fn can_wait(&self) -> bool {
+        self.can_wait
     }
 
     /// The line in the file, if the error is about one.

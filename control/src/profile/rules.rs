@@ -19,10 +19,10 @@ use super::name::check_interface;
 use super::position::FieldPath;
 use super::{
     ALLOWED_IP_LIMIT, Coordinator, INTERFACE_LIMIT, Lan, LanMode, LocalPort, MTU_RANGE, PEER_LIMIT, PEER_NAME_LIMIT,
-    Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, TAG_LIMIT, WORKER_LIMIT, Wan,
+    Peer, Profile, ProfileError, ReadKey, SUBNET_LIMIT, TAG_LIMIT, WORKER_LIMIT, Wan, access_hint,
 };
 use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE};
-use crate::key::{KeyError, PrivateKey, PublicKey};
+use crate::key::{KeyError, KeyFileError, PrivateKey, PublicKey};
 
 /// Checks everything that needs no key file.
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
@@ -300,7 +300,12 @@ fn read_secret<K: FromStr<Err = KeyError>>(
     read_key: &mut ReadKey<'_>,
 ) -> Result<K, ProfileError> {
     let complain = |reason: &dyn fmt::Display| format!("{}: {reason}", file.display());
-    let text = read_key(file).map_err(|error| source.error(field.clone(), complain(&error)))?;
+    let text = read_key(file).map_err(|error| match &error {
+        KeyFileError::Unreadable(cause) => {
+            source.error(field.clone(), complain(&format_args!("{error}{}", access_hint(cause)))).about_access()
+        }
+        _ => source.error(field.clone(), complain(&error)),
+    })?;
     text.parse().map_err(|error| source.error(field, complain(&error)))
 }
 

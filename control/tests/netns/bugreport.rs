@@ -19,7 +19,9 @@ fn report(gateway: &Gateway, more: &[&str]) -> Report {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), file.to_str().expect("UTF-8"));
     assert_eq!(file.metadata().expect("it is written").mode() & 0o777, 0o600);
-    read(&file)
+    let report = read(&file);
+    std::fs::remove_file(&file).expect("removed");
+    report
 }
 
 fn read(file: &Path) -> Report {
@@ -106,6 +108,15 @@ fn what_cannot_be_had_is_said() {
     let stopped = report(&a, &[]);
     assert!(stopped["status.json"].contains("not running"), "{}", stopped["status.json"]);
     assert!(stopped["map.json"].contains("no coordinator"), "{}", stopped["map.json"]);
+
+    // The gateway is known although its profile cannot be read.
+    let profile = std::fs::read(a.profile_path()).expect("a profile");
+    std::fs::write(a.profile_path(), "{").expect("written");
+    let broken = report(&a, &[]);
+    assert!(broken["profile.json"].contains("not JSON"), "{}", broken["profile.json"]);
+    assert!(broken["status.json"].contains("not running"), "{}", broken["status.json"]);
+    assert!(broken["ethtool.txt"].contains("ethtool -k wan0"), "{}", broken["ethtool.txt"]);
+    std::fs::write(a.profile_path(), profile).expect("written");
 
     let taken = a.profile_path().with_file_name("taken");
     std::fs::write(&taken, "mine").expect("written");

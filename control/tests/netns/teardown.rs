@@ -230,8 +230,15 @@ fn commands_that_need_no_secret_work_without_the_key_file() {
     works(&a, &["guard"]);
     let says = String::from_utf8_lossy(&a.command(&["status"]).stderr).into_owned();
     assert!(file.exists() && topology.b.subnets().iter().all(|prefix| says.contains(prefix)), "{says}");
-    works(&a, &["release", "--all"]);
+    // The guard can be lifted by what its file says, whatever has become of the profile.
+    std::fs::write(a.profile_path(), "{").expect("written");
+    let says = String::from_utf8_lossy(&a.command(&["status"]).stderr).into_owned();
+    assert!(says.contains("not JSON") && topology.b.subnets().iter().all(|prefix| says.contains(prefix)), "{says}");
+    works(&a, &["release", &v4]);
+    assert!(std::fs::read_to_string(&file).is_ok_and(|text| !text.contains(&v4)));
+    works(&a, &["stop", "--release"]);
     same_state(&topology.a, &before, "released again");
+    assert!(!file.exists());
 }
 
 /// A prefix as `ip route` shows it: a host's without a length.

@@ -1,5 +1,7 @@
 //! The machine, its kernel, and files.
 
+use std::path::Path;
+
 use super::interface::may_use_xdp;
 use super::{error, path, ports, set_config, warning, without_xdp};
 use crate::doctor::Finding;
@@ -20,6 +22,9 @@ const CONNECTIONS_PERCENT: u64 = 80;
 /// Memory for a queue's frames: 4096 of 4 kB.
 const QUEUE_MEMORY: u64 = 4096 * 4096;
 
+/// A profile with comments, where packages put it.
+const EXAMPLE: &str = "/usr/share/doc/penstock/examples/Universe.profile";
+
 /// The bit of CAP_IPC_LOCK (`capability.h`).
 const IPC_LOCK: u32 = 14;
 
@@ -27,17 +32,36 @@ pub(super) fn profile_unsound(facts: &Facts) -> Option<Finding> {
     let file = &facts.file;
     let (subject, sentence) = (file.path.display().to_string(), file.error.as_ref()?);
     let sentence = sentence.strip_prefix(&format!("{subject}: ")).unwrap_or(sentence).trim_end_matches('.');
-    let command = format!("\"${{EDITOR:-vi}}\" {}", path(&file.path));
+    let (file, editor) = (path(&file.path), "\"${EDITOR:-vi}\"");
+    let command = match facts.file.status {
+        Some(_) => format!("{editor} {file}"),
+        None => format!("install -m 600 {EXAMPLE} {file} && {editor} {file}"),
+    };
     error(&subject, sentence, command)
 }
 
 pub(super) fn profile_writable(facts: &Facts) -> Option<Finding> {
-    let mode = facts.file.mode.filter(|mode| mode & 0o022 != 0)?;
-    error(
-        facts.file.path.display().to_string(),
-        format!("its mode {mode:04o} lets users other than its owner change the profile"),
-        format!("chmod go-w {}", path(&facts.file.path)),
-    )
+    let (mode, owner) = facts.file.status?;
+    let subject = facts.file.path.display().to_string();
+    if owner != 0 && facts.user.id == 0 {
+        let sentence = format!("it belongs to user {owner}, who can change what the gateway does");
+        return error(subject, sentence, format!("chown root: {}", path(&facts.file.path)));
+    }
+    if mode & 0o022 == 0 {
+        return None;
+    }
+    let sentence = format!("its mode {mode:04o} lets users other than its owner change the profile");
+    error(subject, sentence, format!("chmod go-w {}", path(&facts.file.path)))
+}
+
+pub(super) fn closed_to_service(facts: &Facts, closed: &Path, owner: u32) -> Option<Finding> {
+    let sentence = "the service is root, but without the right to pass what is closed to root, as this is";
+    let command = match owner {
+        0 => format!("chmod u+rX {}", path(closed)),
+        _ if facts.file.path == closed => return None,
+        _ => format!("chown root: {}", path(closed)),
+    };
+    error(closed.display().to_string(), sentence, command)
 }
 
 pub(super) fn key_unusable(facts: &Facts, key: &KeyFile) -> Option<Finding> {
@@ -164,7 +188,7 @@ pub(super) fn clock_before_build(facts: &Facts) -> Option<Finding> {
     }
     let sentence =
         "it is set to a time before this program was built, so peers that have seen a later time refuse handshakes";
-    error("clock", sentence, "timedatectl set-ntp true")
+    error("clock", sentence, synchronise(facts))
 }
 
 pub(super) fn clock_unsynchronised(facts: &Facts) -> Option<Finding> {
@@ -173,7 +197,15 @@ pub(super) fn clock_unsynchronised(facts: &Facts) -> Option<Finding> {
     }
     let sentence =
         "it is not synchronised, and if it jumps back, peers refuse handshakes until the old time is reached again";
-    warning("clock", sentence, "timedatectl set-ntp true")
+    warning("clock", sentence, synchronise(facts))
+}
+
+/// The command that has the clock synchronised.
+fn synchronise(facts: &Facts) -> &'static str {
+    match facts.host.has_time_service {
+        Some(false) => "apt-get install systemd-timesyncd",
+        _ => "timedatectl set-ntp true",
+    }
 }
 
 pub(super) fn connections_near_limit(facts: &Facts) -> Option<Finding> {

@@ -73,10 +73,11 @@ fn sound() -> Facts {
             now: Some(now),
             built: Some(now),
             networkd_leaves_alone: Some(true),
+            has_time_service: Some(true),
             cores: 4,
             nodes: BTreeMap::from([(0, BTreeSet::from([0, 1])), (1, BTreeSet::from([2, 3, 8]))]),
         },
-        file: ProfileFile { path: PATH.into(), error: None, mode: Some(0o644) },
+        file: ProfileFile { path: PATH.into(), error: None, status: Some((0o644, 0)) },
         profile: Some(profile()),
         gateway: Running::No,
         links: BTreeMap::from(["eth0", "eth1", "pen0"].map(|name| (name.to_owned(), link(name)))),
@@ -120,6 +121,12 @@ fn lose_private_key(facts: &mut Facts) {
     facts.keys[0] = KeyFile { path: of(facts).private_key_file.clone(), status: None, credential: false };
 }
 
+/// One finding, although it is both closed and somebody else's.
+fn close_to_root(facts: &mut Facts) {
+    facts.file.status = Some((0o600, 7));
+    facts.closed.insert(PATH.into(), 7);
+}
+
 /// A fault, and what is said about it.
 type Case = (fn(&mut Facts), Severity, &'static str, &'static str);
 
@@ -133,7 +140,17 @@ fn each_fault_is_one_finding_with_its_command() {
             PATH,
             "\"${EDITOR:-vi}\" /etc/penstock/profiles/a.profile",
         ),
-        (|f| f.file.mode = Some(0o664), Error, PATH, "chmod go-w /etc/penstock/profiles/a.profile"),
+        (
+            |f| (f.file.error, f.file.status) = (Some("No such file".into()), None),
+            Error,
+            PATH,
+            "install -m 600 /usr/share/doc/penstock/examples/Universe.profile /etc/penstock/profiles/a.profile && \
+             \"${EDITOR:-vi}\" /etc/penstock/profiles/a.profile",
+        ),
+        (|f| f.file.status = Some((0o664, 0)), Error, PATH, "chmod go-w /etc/penstock/profiles/a.profile"),
+        (close_to_root, Error, PATH, "chown root: /etc/penstock/profiles/a.profile"),
+        (|f| f.closed.extend([("/etc/b".into(), 7)]), Error, "/etc/b", "chown root: /etc/b"),
+        (|f| f.closed.extend([("/etc/b".into(), 0)]), Error, "/etc/b", "chmod u+rX /etc/b"),
         (|f| f.keys[0].status = Some((0o640, 0)), Error, "/etc/a.key", "chmod 600 /etc/a.key"),
         (|f| f.keys[0].status = Some((0o600, 7)), Error, "/etc/a.key", "chown root: /etc/a.key"),
         (|f| f.keys[0].status = None, Error, "/etc/a.key", "install -m 600 /dev/stdin /etc/a.key"),
@@ -152,6 +169,12 @@ fn each_fault_is_one_finding_with_its_command() {
             "sysctl -w net.netfilter.nf_conntrack_max=200",
         ),
         (|f| f.host.synchronised = Some(false), Warning, "clock", "timedatectl set-ntp true"),
+        (
+            |f| (f.host.synchronised, f.host.has_time_service) = (Some(false), Some(false)),
+            Warning,
+            "clock",
+            "apt-get install systemd-timesyncd",
+        ),
         (|f| f.host.now = Some(SystemTime::UNIX_EPOCH), Error, "clock", "timedatectl set-ntp true"),
         (|f| f.links.remove("eth1").map(drop).unwrap(), Error, "eth1", "ip -brief link show"),
         (|f| wan(f).interface.up = false, Error, "eth0", "ip link set dev eth0 up"),
