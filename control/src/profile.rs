@@ -287,7 +287,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
             }
             _ => access_hint(&error),
         };
-        ProfileError::file(path, format_args!("{error}{hint}")).about_access()
+        ProfileError::file(path, format_args!("{error}{hint}")).unreadable(&error)
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();

@@ -47,11 +47,11 @@ impl ProfileError {
     }
 
     /// The same, about a file that cannot be read.
-    pub(super) fn about_access(self) -> Self {
-        Self { can_wait: true, ..self }
+    pub(super) fn unreadable(self, error: &std::io::Error) -> Self {
+        Self { can_wait: error.kind() != std::io::ErrorKind::PermissionDenied, ..self }
     }
 
-    /// Whether the profile may become valid by itself: a file that cannot be read now may be there later.
+    /// Whether the profile may become valid by itself: a file that is missing now may be there later.
     #[must_use]
     pub fn can_wait(&self) -> bool {
         self.can_wait

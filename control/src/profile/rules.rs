@@ -302,7 +302,7 @@ fn read_secret<K: FromStr<Err = KeyError>>(
     let complain = |reason: &dyn fmt::Display| format!("{}: {reason}", file.display());
     let text = read_key(file).map_err(|error| match &error {
         KeyFileError::Unreadable(cause) => {
-            source.error(field.clone(), complain(&format_args!("{error}{}", access_hint(cause)))).about_access()
+            source.error(field.clone(), complain(&format_args!("{error}{}", access_hint(cause)))).unreadable(cause)
         }
         _ => source.error(field.clone(), complain(&error)),
     })?;
