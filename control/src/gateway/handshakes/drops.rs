@@ -4,11 +4,10 @@ use std::collections::HashMap;
 
 use penstock_proto::Reject;
 
-/// Packets that waited in vain for a session.
+/// Packets whose session was not made in time.
 const WAITED: &str = "no-session";
 /// Probes of paths that came through the tunnel.
 const PROBE_INSIDE: &str = "probe-from-inside";
-
 /// Probes of paths that nobody here expects: for another site, or from one that is not a peer yet.
 const PROBE_UNEXPECTED: &str = "probe-unexpected";
 
@@ -17,7 +16,7 @@ const PROBE_UNEXPECTED: &str = "probe-unexpected";
 pub struct Drops {
     /// Handshake messages.
     rejects: HashMap<Reject, u64>,
-    /// Packets that waited in vain for a session.
+    /// Packets whose session was not made in time.
     waiting: u64,
     /// Probes of paths that came through the tunnel.
     probes_inside: u64,
@@ -31,7 +30,7 @@ impl Drops {
         *self.rejects.entry(reject).or_default() += 1;
     }
 
-    /// Counts packets that waited in vain for a session.
+    /// Counts packets whose session was not made in time.
     pub fn waited(&mut self, packets: u64) {
         self.waiting += packets;
     }
@@ -46,9 +45,9 @@ impl Drops {
         self.probes_unexpected += 1;
     }
 
-    /// All counters, by reason.
+    /// All counters, by reason, those at zero too: a rate can be computed only for a counter that was there before.
     pub fn by_reason(&self) -> impl Iterator<Item = (String, u64)> {
-        let rejects = self.rejects.iter().map(|(reject, n)| (name(*reject), *n));
+        let rejects = Reject::ALL.iter().map(|reject| (name(*reject), self.rejects.get(reject).copied().unwrap_or(0)));
         let counted =
             [(WAITED, self.waiting), (PROBE_INSIDE, self.probes_inside), (PROBE_UNEXPECTED, self.probes_unexpected)];
         rejects.chain(counted.map(|(reason, n)| (reason.to_owned(), n)))
@@ -75,4 +74,19 @@ pub fn kebab(name: &str) -> String {
         kebab.push(c.to_ascii_lowercase());
     }
     kebab
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_there_before_it_occurs() {
+        let mut drops = Drops::default();
+        let zeros: Vec<(String, u64)> = reasons().map(|reason| (reason, 0)).collect();
+        assert_eq!(drops.by_reason().collect::<Vec<_>>(), zeros);
+        drops.rejected(Reject::ALL[0]);
+        let counted: Vec<u64> = drops.by_reason().map(|(_, count)| count).collect();
+        assert_eq!((counted[0], counted.iter().sum::<u64>(), counted.len()), (1, 1, zeros.len()));
+    }
 }
