@@ -112,7 +112,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_firewall_packets",
         kind: MetricType::Counter,
         labels: &["rule", "name", "direction", "verdict"],
-        help: "Packets that a rule of the firewall (by its place from 1) or its default decided about: the first of each accepted flow and every dropped one; begins anew when a rule is changed",
+        help: "Packets that a rule of the firewall (by its place from 1) or its default decided about: the first of each accepted flow and every dropped one; starts again at 0 when the rule is changed",
         samples: firewall_packets,
     },
     Family {
@@ -126,7 +126,7 @@ const FAMILIES: &[Family] = &[
         name: "penstock_steering_frames",
         kind: MetricType::Counter,
         labels: &["side", "verdict"],
-        help: "Frames seen by the XDP programs, by verdict; begins anew when the programs are attached anew",
+        help: "Frames seen by the XDP programs, by verdict; starts again at 0 when the programs are attached again",
         samples: |status| verdicts("wan", &status.steering.wan).chain(verdicts("lan", &status.steering.lan)).collect(),
     },
     Family {

@@ -197,7 +197,7 @@ impl File {
             "dns" => ExtraKind::Dns,
             "table" => ExtraKind::Table,
             "saveconfig" => ExtraKind::SaveConfig,
-            _ => return Err(format!("[Interface] has no {}", shown(key))),
+            _ => return Err(format!("unknown key {} in [Interface]", shown(key))),
         };
         if self.extras.len() == EXTRA_LIMIT {
             return Err(format!("more than {EXTRA_LIMIT} lines that only wg-quick understands"));
@@ -237,7 +237,7 @@ impl Peer {
                 }
                 Ok(())
             }
-            _ => Err(format!("[Peer] has no {}", shown(key))),
+            _ => Err(format!("unknown key {} in [Peer]", shown(key))),
         }
     }
 }

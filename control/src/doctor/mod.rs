@@ -90,7 +90,9 @@ impl Report {
             let severity = if *severity == Severity::Error { "error" } else { "warning" };
             // An error in the profile begins with its place in it.
             let what = if sentence.starts_with(subject) { "" } else { &format!("{subject}: ") };
-            let _ = writeln!(text, "{severity}: {what}{sentence}.\n    {command}");
+            // A question has its mark already.
+            let end = if sentence.ends_with('?') { "" } else { "." };
+            let _ = writeln!(text, "{severity}: {what}{sentence}{end}\n    {command}");
         }
         for sentence in &self.unseen {
             let _ = writeln!(text, "not seen: {sentence}.");
@@ -99,5 +101,24 @@ impl Report {
             text.push_str("Nothing is wrong as far as can be seen.\n");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_does_not_end_with_a_full_stop() {
+        let finding = |sentence: &str| Finding {
+            severity: Severity::Error,
+            subject: "profile".into(),
+            sentence: sentence.into(),
+            command: "edit it".into(),
+        };
+        let findings = vec![finding("there is no such field; did you mean Name?"), finding("it is empty")];
+        let text = Report { profile: String::new(), running: None, findings, unseen: Vec::new() }.render();
+        assert!(text.contains("did you mean Name?\n"), "{text}");
+        assert!(text.contains("profile: it is empty.\n"), "{text}");
     }
 }

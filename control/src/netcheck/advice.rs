@@ -138,9 +138,9 @@ fn unmeasured(report: &Report) -> Option<(Subject, String)> {
     let family = report.ipv4.or(report.ipv6)?;
     (report.nat_type == NatClass::Unknown && family.nat.reflexive.is_some()).then(|| {
         let change = if report.running {
-            "let the coordinator listen at two (UdpListen)"
+            "have the coordinator listen at two (UdpListen)"
         } else {
-            "give one with two with --stun"
+            "name a server that has two, with --stun"
         };
         let what =
             if family.nat.nat_type().mapping.is_some() { "who is let in" } else { "how the NAT maps and filters" };

@@ -126,7 +126,11 @@ fn what_is_not_known_is_not_claimed() {
     let nat = NatReport { reflexive: Some(address("11.1.0.2:5")), translated: Some(true), ..NatReport::default() };
     let one = report(Family::new(nat));
     assert_eq!((one.nat_type, subjects(&one)), (NatClass::Unknown, vec![Subject::Unmeasured]));
-    assert!(one.advice[0].text.contains("cannot tell how the NAT maps and filters"));
+    let text = &one.advice[0].text;
+    assert!(
+        text.contains("cannot tell how the NAT maps and filters: name a server that has two, with --stun."),
+        "{text}"
+    );
     // One with another port, as a coordinator has it by default, also finds out how the NAT maps: that is enough for all
     // peers but those behind symmetric NATs.
     let family = Family::new(NatReport { translated: Some(false), mapping: Some(EndpointIndependent), ..nat });

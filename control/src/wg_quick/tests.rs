@@ -116,13 +116,13 @@ fn errors_name_the_line() {
     for (text, expected) in [
         ("PrivateKey = x\n", "line 1: before the first [Interface] or [Peer]"),
         ("[Interface]\nhello\n", "line 2: \"hello\" is neither a section nor KEY = VALUE"),
-        ("[Interface]\nJc = 4\n", "line 2: [Interface] has no \"Jc\""),
+        ("[Interface]\nJc = 4\n", "line 2: unknown key \"Jc\" in [Interface]"),
         ("[Interface]\n\nListenPort = 65536\n", "line 3: ListenPort: \"65536\" is not a valid number"),
         ("[Interface]\nListenPort = +1\n", "line 2: ListenPort: \"+1\" is not a valid number"),
         ("[Interface]\nAddress = 10.0.0.1/33\n", "line 2: Address: \"10.0.0.1/33\" is not an address or prefix"),
         ("[Peer]\nAllowedIPs = 10.0.0.0/8\n", "line 1: this peer has no PublicKey"),
         ("[Peer]\nEndpoint = nowhere\n", "line 2: \"nowhere\" is not an endpoint"),
-        ("[Peer]\nFwMark = 1\n", "line 2: [Peer] has no \"FwMark\""),
+        ("[Peer]\nFwMark = 1\n", "line 2: unknown key \"FwMark\" in [Peer]"),
     ] {
         assert!(complaint(text).starts_with(expected), "{text:?}: {}", complaint(text));
     }

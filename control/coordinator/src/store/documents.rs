@@ -47,7 +47,7 @@ impl Store {
     /// # Errors
     /// SQLite's error; nothing was changed then.
     pub async fn found(&mut self, root: AuthorityKey, documents: &[Document]) -> Result<(), StoreError> {
-        let change = Change::of(&Who::Clock, "authority founded", None, Some(&root));
+        let change = Change::of(&Who::Clock, "authority created", None, Some(&root));
         self.begin().await?;
         let outcome = found(&mut self.connection, root, documents, change).await;
         self.end(outcome).await

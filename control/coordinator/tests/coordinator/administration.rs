@@ -97,7 +97,7 @@ async fn the_audit_log_tells_who_changed_what_also_after_a_restart() {
     let told: Vec<(&str, &str)> =
         log.iter().map(|entry| (entry.who.as_str(), entry.what.split(" with").next().unwrap_or_default())).collect();
     let expected = [
-        ("clock", "authority founded"),
+        ("clock", "authority created"),
         (us.as_str(), "key create"),
         ("site amsterdam", "enrol"),
         (&us, "policy set"),

@@ -2,6 +2,7 @@
 
 pub(super) mod proving;
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -197,22 +198,26 @@ impl Drive {
     }
 
     /// What is wrong with it: it is missing or down, or not driven as the profile requires.
-    fn problem(&self) -> Option<(String, &'static str, Severity)> {
+    fn problem(&self) -> Option<(String, Cow<'static, str>, Severity)> {
         let (sentence, what_to_do) = match &self.interface {
             None if self.name.is_empty() => return None,
             None => (missing(&self.name), "connect or create it, or correct its name in the profile"),
             Some(interface) if !interface.up => {
-                (format!("interface {} is down", self.name), "bring it up: ip link set dev NAME up")
+                let what_to_do = format!("bring it up: ip link set dev {} up", self.name);
+                return Some((format!("interface {} is down", self.name), what_to_do.into(), Severity::Error));
             }
             Some(interface) => match self.lost() {
                 Some(lost) => lost,
                 None if self.setting == ModeSetting::Xdp && !self.xdp() => {
                     (self.reason().to_owned(), "fix what is named, or set the mode to auto")
                 }
-                None => return self.belongs(interface).or_else(|| self.bypasses()),
+                None => {
+                    let other = self.belongs(interface).or_else(|| self.bypasses());
+                    return other.map(|(sentence, what_to_do, severity)| (sentence, what_to_do.into(), severity));
+                }
             },
         };
-        Some((sentence, what_to_do, Severity::Error))
+        Some((sentence, what_to_do.into(), Severity::Error))
     }
 
     /// The problem that it is a port of another device.
@@ -322,10 +327,10 @@ impl Drives {
         for drive in std::iter::once(&self.wan).chain(&self.lan) {
             match drive.problem() {
                 Some((sentence, what_to_do, Severity::Error)) => {
-                    self.problems.note(now, &drive.name, &sentence, what_to_do);
+                    self.problems.note(now, &drive.name, &sentence, &what_to_do);
                 }
                 Some((sentence, what_to_do, Severity::Warning)) => {
-                    self.problems.warn(now, &drive.name, &sentence, what_to_do);
+                    self.problems.warn(now, &drive.name, &sentence, &what_to_do);
                 }
                 None => self.problems.solved(&drive.name),
             }
@@ -416,6 +421,16 @@ fn tunnel_mtu(pinned: Option<u16>, wan: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_down_is_named_in_the_command_that_brings_it_up() {
+        let (name, mac, kind, port_of) = ("eth1".to_owned(), Some([2; 6]), None, None);
+        let mut drive = Drive::new(&name, ModeSetting::Auto);
+        drive.interface = Some(Interface { index: 2, name, mac, mtu: 1500, up: false, kind, port_of, queues: 1 });
+        let (sentence, what_to_do, _) = drive.problem().unwrap();
+        assert_eq!(sentence, "interface eth1 is down");
+        assert_eq!(what_to_do, "bring it up: ip link set dev eth1 up");
+    }
 
     #[test]
     fn the_tunnel_leaves_room_for_its_headers() {
