@@ -291,7 +291,8 @@ pub fn main() -> ExitCode {
 fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let program = arguments.first().and_then(|program| Path::new(program).file_name());
     if program.is_some_and(|program| program == wireguard::PROGRAM) {
-        arguments.insert(1, "wireguard".into());
+        // The usage begins with the first argument.
+        arguments.splice(..1, ["penstock".into(), "wireguard".into()]);
     }
     arguments
 }
@@ -415,6 +416,15 @@ mod tests {
             let (text, code) = refusal(&[&["penstock"], words].concat());
             assert!(code == 2 && text.contains(says), "{words:?}: {code}: {text}");
         }
+    }
+
+    #[test]
+    fn the_program_of_wg_quick_shows_a_usage_that_works() {
+        let called = |words: &[&str]| arguments(words.iter().map(OsString::from).collect());
+        let usage = command().try_get_matches_from(called(&["/usr/bin/penstock-wireguard", "--help"])).unwrap_err();
+        assert!(usage.to_string().contains("Usage: penstock wireguard [OPTIONS] <NAME>"), "{usage}");
+        assert_eq!(called(&["/usr/bin/penstock-wireguard", "wg0"]), ["penstock", "wireguard", "wg0"]);
+        assert_eq!(called(&["/usr/bin/penstock", "status"]), ["/usr/bin/penstock", "status"]);
     }
 
     #[test]

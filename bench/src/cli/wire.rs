@@ -31,6 +31,8 @@ const SHORTEST_FRAME: usize = 64;
 const MOST_ROUNDS: i64 = 1000;
 
 #[derive(Args)]
+#[command(override_usage = "penstock-bench wire [OPTIONS] --from <INTERFACE> --to <INTERFACE>\n       \
+                            penstock-bench wire [OPTIONS] --self-test")]
 pub(super) struct Wire {
     /// Interface to send from: NAME, or NAMESPACE:NAME
     #[arg(long, value_name = "INTERFACE", required_unless_present = "self_test", requires = "to")]

@@ -194,9 +194,9 @@ enum SiteCommand {
         json: bool,
     },
     /// Let a site in, or let it offer other subnets than before
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["site", "offline"]))]
     Approve {
         /// Its name or public key
-        #[arg(required_unless_present = "offline")]
         site: Option<String>,
         /// The prefixes that it may offer from now on, including public ones and default routes [default: what it may
         /// offer already, and those of its present offer that need no grant]

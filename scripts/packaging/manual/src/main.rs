@@ -1,44 +1,51 @@
-//! Writes the man pages and shell completions of the three programs into a directory, from their own argument
-//! parsers. Only `scripts/package` runs it; nothing of it is installed.
+//! Writes the man pages and shell completions of the three programs into a directory: from their own argument parsers,
+//! and from the pages of section 5, which are written by hand. Only `scripts/package` runs it; nothing of it is
+//! installed.
 
-use std::fs::{File, create_dir_all};
-use std::io::Write as _;
-use std::path::PathBuf;
+mod page;
+
+use std::fs::{File, create_dir_all, write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::Shell;
 
-/// What pages contain besides what the parsers know.
-const MORE: [(&str, &str); 2] = [
-    ("penstock.1", include_str!("penstock.roff")),
-    ("penstock-coordinator.1", include_str!("penstock-coordinator.roff")),
+/// The pages of section 5.
+const BY_HAND: [(&str, &str); 2] = [
+    ("penstock.profile.5", include_str!("../../penstock.profile.5")),
+    ("penstock-coordinator.json.5", include_str!("../../penstock-coordinator.json.5")),
 ];
 
 fn main() -> Result<()> {
-    let directory = PathBuf::from(std::env::args_os().nth(1).context("which directory?")?);
-    let pages = directory.join("man");
-    for command in [penstock::cli::command(), penstock_coordinator::cli::command(), penstock_bench::cli::command()] {
-        write(command, &pages, &directory.join("completions"))?;
+    let mut arguments = std::env::args().skip(1);
+    let directory = PathBuf::from(arguments.next().context("which directory?")?);
+    let date = arguments.next().context("the date of the pages?")?;
+    write_all(&directory, &date)
+}
+
+fn write_all(directory: &Path, date: &str) -> Result<()> {
+    let (pages, completions) = (directory.join("man"), directory.join("completions"));
+    create_dir_all(&pages)?;
+    create_dir_all(&completions)?;
+    for mut command in commands() {
+        let name = command.get_name().to_owned();
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            clap_complete::generate_to(shell, &mut command.clone(), &name, &completions)?;
+        }
+        command = without_help(command);
+        command.build();
+        write_pages(&command, &[], date, &pages)?;
     }
-    for (page, more) in MORE {
-        File::options().append(true).open(pages.join(page))?.write_all(more.as_bytes())?;
+    for (page, text) in BY_HAND {
+        write(pages.join(page), with_footer(text, date))?;
     }
     Ok(())
 }
 
-/// A page for the program and each of its commands, and a file for each shell.
-fn write(mut command: Command, pages: &PathBuf, completions: &PathBuf) -> Result<()> {
-    create_dir_all(pages)?;
-    create_dir_all(completions)?;
-    let name = command.get_name().to_owned();
-    let documented = without_help(command.clone());
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut command, &name, completions)?;
-    }
-    // The page of a hidden command would reveal it.
-    clap_mangen::generate_to(documented, pages)?;
-    Ok(())
+/// The programs' arguments.
+fn commands() -> [Command; 3] {
+    [penstock::cli::command(), penstock_coordinator::cli::command(), penstock_bench::cli::command()]
 }
 
 /// The command without the subcommands `help`, which nobody looks up in the manual.
@@ -46,12 +53,29 @@ fn without_help(command: Command) -> Command {
     command.disable_help_subcommand(true).mut_subcommands(without_help)
 }
 
+/// A page for the command and each of its subcommands, except for hidden ones.
+fn write_pages(command: &Command, above: &[&str], date: &str, pages: &Path) -> Result<()> {
+    let name = page::name(command);
+    page::write(command, above, date, &mut File::create(pages.join(format!("{name}.1")))?)?;
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        write_pages(subcommand, &[above, &[name]].concat(), date, pages)?;
+    }
+    Ok(())
+}
+
+/// A page of section 5 with date and version in its title, which the footer shows.
+fn with_footer(page: &str, date: &str) -> String {
+    page.replacen(" DATE SOURCE ", &format!(" {date} \"{}\" ", page::SOURCE), 1)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    use penstock::profile::{self, FIELDS, Profile};
+    use clap::Command;
+    use clap::error::ErrorKind;
+    use penstock::profile::{self, FIELDS, Profile, Shape};
     use penstock_coordinator::config;
     use serde::de::DeserializeOwned;
 
@@ -72,27 +96,211 @@ mod tests {
         known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
 
-    #[test]
-    fn pages_lead_to_pages() {
+    /// All pages by name, as groff would read them but without fonts and escapes.
+    fn pages() -> Vec<(String, String)> {
         let directory = tempfile::tempdir().unwrap();
-        let pages = directory.path().join("man");
-        for command in [penstock::cli::command(), penstock_coordinator::cli::command()] {
-            super::write(command, &pages, &directory.path().join("completions")).unwrap();
-        }
-        for page in std::fs::read_dir(&pages).unwrap() {
-            let text = std::fs::read_to_string(page.unwrap().path()).unwrap().replace("\\-", "-");
-            for name in text.lines().filter_map(|line| line.strip_suffix("(1)")) {
-                assert!(pages.join(format!("{name}.1")).exists(), "there is no page of {name}");
+        super::write_all(directory.path(), "2026-01-31").unwrap();
+        let pages = std::fs::read_dir(directory.path().join("man")).unwrap().map(|page| {
+            let page = page.unwrap();
+            let mut text = std::fs::read_to_string(page.path()).unwrap();
+            text = text.lines().filter(|line| !line.contains(".ds Aq")).map(|line| format!("{line}\n")).collect();
+            for (escaped, plain) in [("\\-", "-"), ("\\fB", ""), ("\\fI", ""), ("\\fR", "")] {
+                text = text.replace(escaped, plain);
+            }
+            (page.file_name().into_string().unwrap(), text)
+        });
+        pages.collect()
+    }
+
+    /// The lines of a section.
+    fn section<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+        let (_, section) = text.split_once(&format!("\n.SH {name}\n")).unwrap_or_else(|| panic!("no {name} in {text}"));
+        section.lines().take_while(|line| !line.starts_with(".SH")).collect()
+    }
+
+    #[test]
+    fn every_page_ends_with_exit_codes_others_date_and_version() {
+        let pages = pages();
+        assert!(pages.len() > 60, "only {} pages", pages.len());
+        for (page, text) in &pages {
+            let title = text.lines().find(|line| line.starts_with(".TH ")).unwrap();
+            let footer = format!(" 2026-01-31 \"Penstock {}\" ", env!("CARGO_PKG_VERSION"));
+            assert!(title.contains(&footer), "{page}: {title}");
+            let last = text.lines().rfind(|line| line.starts_with(".SH")).unwrap();
+            assert_eq!(last, ".SH \"SEE ALSO\"", "{page}");
+            if page.ends_with(".1") {
+                assert!(section(text, "\"EXIT STATUS\"").contains(&"2"), "{page}");
             }
         }
+    }
+
+    #[test]
+    fn pages_lead_to_pages_and_chapters() {
+        let pages = pages();
+        let foreign = ["wg(8)", "wg-quick(8)"];
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs");
+        for (page, text) in &pages {
+            let subcommands = if text.contains(".SH SUBCOMMANDS") { section(text, "SUBCOMMANDS") } else { Vec::new() };
+            let subcommands = subcommands.into_iter().filter(|line| line.ends_with("(1)"));
+            for line in section(text, "\"SEE ALSO\"").into_iter().chain(subcommands) {
+                // ".BR penstock (1)," in the pages by hand.
+                let name =
+                    line.trim_start_matches(".BR ").trim_start_matches(".I ").trim_end_matches(',').replace(' ', "");
+                let found = match name.strip_prefix("/usr/share/doc/").and_then(|path| path.split_once('/')) {
+                    Some((_, chapter)) => docs.join(chapter).exists(),
+                    None => {
+                        let file = name.replace('(', ".").replace(')', "");
+                        foreign.contains(&name.as_str()) || pages.iter().any(|(page, _)| *page == file)
+                    }
+                };
+                assert!(found, "{page} leads to {name}");
+            }
+        }
+    }
+
+    /// What is wrong with a command line, apart from the values, which only have names.
+    fn mistake(words: &[&str]) -> Option<String> {
+        let commands = super::commands();
+        let program = commands.into_iter().find(|command| command.get_name() == words[0]).expect("a program");
+        let error = program.try_get_matches_from(words).err()?;
+        let text = error.to_string();
+        let of_a_value = match error.kind() {
+            ErrorKind::ValueValidation => true,
+            ErrorKind::InvalidValue => !text.contains("a value is required") && !text.contains("none was supplied"),
+            _ => false,
+        };
+        (!of_a_value).then(|| text.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// The end of the bracket that a text begins with.
+    fn end(text: &str) -> usize {
+        let mut depth = 0;
+        let end = text.find(|c| {
+            depth += i32::from(matches!(c, '[' | '{' | '<')) - i32::from(matches!(c, ']' | '}' | '>'));
+            depth == 0
+        });
+        end.unwrap_or_else(|| panic!("{text} has an open bracket"))
+    }
+
+    /// The command lines that a synopsis stands for: the shortest, or with alternatives in braces each of them; and each
+    /// of these with each option.
+    fn lines(synopsis: &str) -> (Vec<String>, Vec<String>) {
+        let synopsis = synopsis.replace("...", "");
+        let (mut shortest, mut options) = (vec![String::new()], Vec::new());
+        let mut rest = synopsis.as_str();
+        while let Some(first) = rest.chars().next() {
+            let length = if matches!(first, '[' | '{') { end(rest) + 1 } else { first.len_utf8() };
+            let (part, after) = rest.split_at(length);
+            rest = after;
+            if first == '[' {
+                // "[--lifetime[=SECONDS]]" and "[-f|--foreground]".
+                options.extend(part.replace(['[', ']'], "").split('|').map(str::to_owned));
+                continue;
+            }
+            let alternatives: Vec<&str> = match first {
+                '{' => part.trim_matches(['{', '}']).split('|').map(str::trim).collect(),
+                _ => vec![part],
+            };
+            let with =
+                |line: &String| -> Vec<String> { alternatives.iter().map(|one| format!("{line}{one}")).collect() };
+            shortest = shortest.iter().flat_map(with).collect();
+        }
+        let longer = shortest.iter().flat_map(|line| options.iter().map(move |option| format!("{line} {option}")));
+        let longer = longer.collect();
+        (shortest, longer)
+    }
+
+    #[test]
+    fn a_synopsis_stands_for_these_lines() {
+        let (shortest, longer) = lines("a [-f|--force] [--to[=X]] --at Y {C... | --all}");
+        let tidy = |lines: Vec<String>| -> Vec<String> {
+            lines.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+        };
+        assert_eq!(tidy(shortest), ["a --at Y C", "a --at Y --all"]);
+        let of_c = ["a --at Y C -f", "a --at Y C --force", "a --at Y C --to=X"];
+        let of_all = ["a --at Y --all -f", "a --at Y --all --force", "a --at Y --all --to=X"];
+        assert_eq!(tidy(longer), [of_c, of_all].concat());
+    }
+
+    /// Checks that each line can be typed with values in place of their names. Returns their number.
+    fn can_be_typed(synopsis: &str) -> usize {
+        let (shortest, longer) = lines(synopsis);
+        for line in &shortest {
+            let mistake = mistake(&line.split_whitespace().collect::<Vec<_>>());
+            assert_eq!(mistake, None, "{line}, of {synopsis}");
+        }
+        for line in &longer {
+            let mistake = mistake(&line.split_whitespace().collect::<Vec<_>>());
+            // An option may exclude or need another.
+            let related = ["cannot be used with", "required arguments were not provided"];
+            let mistake = mistake.filter(|mistake| !related.iter().any(|words| mistake.contains(words)));
+            assert_eq!(mistake, None, "{line}, of {synopsis}");
+        }
+        shortest.len() + longer.len()
+    }
+
+    #[test]
+    fn every_synopsis_can_be_typed() {
+        let mut checked = 0;
+        for (page, text) in pages().iter().filter(|(page, _)| page.ends_with(".1")) {
+            let synopses = section(text, "SYNOPSIS");
+            let lines = if ["penstock-wireguard.1", "penstock-bench-wire.1"].contains(&page.as_str()) { 3 } else { 1 };
+            assert_eq!(synopses.len(), lines, "{page}: {synopses:?}");
+            for synopsis in synopses.iter().filter(|line| **line != ".br" && !line.ends_with(" COMMAND")) {
+                checked += can_be_typed(&synopsis.replace("penstock-wireguard", "penstock wireguard"));
+            }
+        }
+        assert!(checked > 200, "only {checked} lines");
+    }
+
+    /// A line of what `--help` shows, in the form of a synopsis.
+    fn usage(line: &str) -> String {
+        let line = line.replace("Usage: ", "").replace(" [OPTIONS]", "");
+        let (mut synopsis, mut rest) = (String::new(), line.as_str());
+        while let Some(start) = rest.find('<') {
+            let (before, part) = rest.split_at(start);
+            let (part, after) = part.split_at(end(part) + 1);
+            let inside = part.replace(['<', '>'], "");
+            synopsis += before;
+            synopsis += &if inside.contains('|') { format!("{{{inside}}}") } else { inside };
+            rest = after;
+        }
+        synopsis + rest
+    }
+
+    #[test]
+    fn every_usage_can_be_typed() {
+        fn check(command: &mut Command) -> usize {
+            if command.has_subcommands() {
+                return command.get_subcommands_mut().map(check).sum();
+            }
+            command.render_usage().to_string().lines().map(|line| can_be_typed(&usage(line))).sum()
+        }
+        let checked: usize = super::commands()
+            .into_iter()
+            .map(|command| {
+                let mut command = super::without_help(command);
+                command.build();
+                check(&mut command)
+            })
+            .sum();
+        assert!(checked > 50, "only {checked} lines");
     }
 
     #[test]
     fn the_page_of_the_profile_has_every_field() {
         let page = include_str!("../../penstock.profile.5");
         has_all(page, FIELDS.iter().map(|field| field.path.join(".")));
-        let (_, of_peers) = page.split_once(".SS Fields of a peer").unwrap();
-        has_all(of_peers, fields::<profile::Document>(r#"{ "Peers": [{ "": 0 }] }"#));
+        let of = |kind: &str| {
+            let (_, rest) = page.split_once(&format!("\n.SS Fields of a {kind}\n")).unwrap();
+            rest.split("\n.S").next().unwrap()
+        };
+        has_all(of("peer"), fields::<profile::Document>(r#"{ "Peers": [{ "": 0 }] }"#));
+        has_all(of("rule"), fields::<profile::Document>(r#"{ "Firewall": { "Rules": [{ "": 0 }] } }"#));
+        // Each field has a variable, but those that stand for lists of objects have one for all of them.
+        for variable in FIELDS.iter().filter(|field| field.shape == Shape::Json).map(|field| field.variable()) {
+            assert!(page.contains(&variable), "{variable} is missing");
+        }
     }
 
     /// The profile on the page is the one that is installed. With a key it is valid, and its fields are explained.
