@@ -1,8 +1,8 @@
-//! What a service manager is told (sd_notify(3)): how many sites there are, and that the coordinator is alive. One that
-//! is stuck is killed and started again.
+//! What a service manager is told (sd_notify(3)): how many sites there are, and that the coordinator, or the relay on a
+//! machine of its own, is alive. One that is stuck is killed and started again.
 //!
-//! It is alive as long as its runtime runs tasks, the registry's lock can be taken, and the task of each listener gets
-//! round to its next connection.
+//! It is alive as long as its runtime runs tasks, the lock of the registry or the relay can be taken, and the task of
+//! each listener gets round to its next connection.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::registry::{Count, Registry};
+use crate::relay::RelayServer;
 
 /// How often the sites are counted.
 const EVERY: Duration = Duration::from_secs(5);
@@ -27,18 +28,27 @@ pub type Called = mpsc::Receiver<oneshot::Sender<()>>;
 
 /// Everything that has to answer.
 pub struct Pulse {
-    registry: Arc<Registry>,
+    program: Program,
     listeners: Vec<Calls>,
 }
 
+/// What is behind the listeners.
+#[derive(Clone)]
+pub enum Program {
+    /// A coordinator.
+    Coordinator(Arc<Registry>),
+    /// A relay on a machine of its own.
+    Relay(Arc<RelayServer>),
+}
+
 impl Pulse {
-    /// For a coordinator with this registry and these listeners.
+    /// For a program with these listeners.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, listeners: Vec<Calls>) -> Self {
-        Self { registry, listeners }
+    pub fn new(program: Program, listeners: Vec<Calls>) -> Self {
+        Self { program, listeners }
     }
 
-    /// Tells the service manager the coordinator's state, and that it is alive as long as it is. Does nothing without a
+    /// Tells the service manager the program's state, and that it is alive as long as it is. Does nothing without a
     /// service manager.
     pub async fn beat(self) -> Infallible {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
@@ -50,10 +60,10 @@ impl Pulse {
         let mut told = None;
         loop {
             ticks.tick().await;
-            let count = self.count().await;
-            if told != Some(count) {
-                tell(NotifyState::Status(&summary(count)));
-                told = Some(count);
+            let state = self.state().await;
+            if told.as_ref() != Some(&state) {
+                tell(NotifyState::Status(&state));
+                told = Some(state);
             }
             if watchdog.is_some() {
                 tell(NotifyState::Watchdog);
@@ -62,25 +72,36 @@ impl Pulse {
     }
 
     /// Returns when everything has answered; never, if something does not.
-    async fn count(&self) -> Count {
-        let registry = self.registry.clone();
+    async fn state(&self) -> String {
+        let program = self.program.clone();
         // In a task, because the runtime's own threads have to be able to run one.
-        let Ok(count) = tokio::spawn(async move { registry.count() }).await else { return pending().await };
+        let Ok(state) = tokio::spawn(async move { program.state() }).await else { return pending().await };
         for listener in &self.listeners {
             let (answer, answered) = oneshot::channel();
             if listener.send(answer).await.is_err() || answered.await.is_err() {
                 return pending().await;
             }
         }
-        count
+        state
     }
 }
 
-/// The coordinator's state in a line.
-fn summary(Count { approved, connected, waiting, .. }: Count) -> String {
-    let sites = if approved == 1 { "site" } else { "sites" };
-    let more = if waiting == 0 { String::new() } else { format!(", {waiting} waiting for approval") };
-    format!("{approved} {sites}, {connected} connected{more}")
+impl Program {
+    /// Its state in a line.
+    fn state(&self) -> String {
+        let sites = |count| format!("{count} {}", if count == 1 { "site" } else { "sites" });
+        match self {
+            Self::Coordinator(registry) => {
+                let Count { approved, connected, waiting, .. } = registry.count();
+                let more = if waiting == 0 { String::new() } else { format!(", {waiting} waiting for approval") };
+                format!("{}, {connected} connected{more}", sites(approved))
+            }
+            Self::Relay(relay) => {
+                let (known, bound) = relay.count();
+                format!("{}, {bound} bound", sites(known))
+            }
+        }
+    }
 }
 
 /// Tells the service manager something. Does nothing without one.
@@ -116,7 +137,7 @@ mod tests {
     }
 
     async fn is_alive(pulse: &Pulse, within: Duration) -> bool {
-        timeout(within, pulse.count()).await.is_ok()
+        timeout(within, pulse.state()).await.is_ok()
     }
 
     const SOON: Duration = Duration::from_secs(10);
@@ -128,9 +149,10 @@ mod tests {
         let coordinator = coordinator(directory.path()).await;
         let pulse = Arc::new(coordinator.pulse());
         assert!(is_alive(&pulse, SOON).await);
-        let stuck = pulse.registry.stuck();
+        let Program::Coordinator(registry) = &pulse.program else { panic!("it is a coordinator") };
+        let stuck = registry.stuck();
         let during = pulse.clone();
-        let counted = tokio::spawn(async move { during.count().await });
+        let counted = tokio::spawn(async move { during.state().await });
         // Not by the runtime's timers: the coordinator's own tasks may have taken its threads to wait for the lock.
         std::thread::sleep(WHILE);
         assert!(!counted.is_finished(), "the registry's lock is held");

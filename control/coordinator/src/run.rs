@@ -30,7 +30,7 @@ use crate::page::origin::Origins;
 use crate::page::session::Sessions;
 use crate::page::{self, Entrance};
 use crate::public::{self, NoAddress};
-use crate::pulse::{Calls, Pulse};
+use crate::pulse::{Calls, Program, Pulse};
 use crate::registry::{ChangeError, HISTORY_EVERY, Reader, Registry, Servers, Signing};
 use crate::relay::RelayServer;
 use crate::relay::access::Follower;
@@ -243,7 +243,7 @@ impl Coordinator {
     /// Whether it is alive. To be dropped before it stops.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
-        Pulse::new(self.registry.clone(), self.calls.clone())
+        Pulse::new(Program::Coordinator(self.registry.clone()), self.calls.clone())
     }
 
     /// Where its metrics are served, if they are.

@@ -82,6 +82,8 @@ enum Command {
         log: Option<String>,
     },
     /// Run a relay on a machine of its own until SIGTERM or SIGINT; the coordinator's configuration must list it
+    ///
+    /// penstock-relay.service runs it with the flags in /etc/default/penstock-relay.
     Relay {
         #[command(flatten)]
         flags: Box<relay::RelayFlags>,
@@ -384,11 +386,14 @@ fn run_relay(flags: relay::RelayFlags, state: PathBuf, log: Option<&str>) -> any
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let process = flags.start(state).await?;
+        pulse::tell(NotifyState::Ready);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            never = process.pulse().beat() => match never {},
         }
         tracing::info!("stopping");
+        pulse::tell(NotifyState::Stopping);
         drop(process);
         anyhow::Ok(())
     })

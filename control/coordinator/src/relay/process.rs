@@ -23,6 +23,7 @@ use crate::admission::Door;
 use crate::certificate::Identity;
 use crate::config::Serving;
 use crate::metrics::{self, Snapshot};
+use crate::pulse::{Calls, Program, Pulse};
 use crate::run::{Served, StartError, listen, serve, take};
 use crate::server::{self, Stop, Streams};
 use crate::udp::{self, Sockets};
@@ -51,6 +52,7 @@ pub struct RelayProcess {
     pub udp: Arc<Sockets>,
     /// Its certificate; `None` if it is obtained by ACME.
     pub identity: Option<Identity>,
+    calls: Vec<Calls>,
     // Dropping it ends the streams.
     _stop: watch::Sender<bool>,
     _certificate: watch::Sender<Arc<rustls::ServerConfig>>,
@@ -84,9 +86,11 @@ impl RelayProcess {
         let (certificate, tls) = watch::channel(tls);
         let door = Arc::new(Door::default());
         let mut tasks = JoinSet::new();
+        let mut calls = Vec::new();
         for listener in listeners {
             let router = router.clone();
-            let (_, called) = mpsc::channel(1);
+            let (call, called) = mpsc::channel(1);
+            calls.push(call);
             tasks.spawn(server::accept(listener, tls.clone(), router, door.clone(), called, stopped.clone()));
         }
         for listener in page {
@@ -106,11 +110,18 @@ impl RelayProcess {
             relay,
             udp,
             identity,
+            calls,
             _stop: stop,
             _certificate: certificate,
             _tasks: tasks,
             _lock: lock,
         })
+    }
+
+    /// Whether it is alive.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse::new(Program::Relay(self.relay.clone()), self.calls.clone())
     }
 
     /// The key that the coordinator's configuration has to name.

@@ -251,7 +251,23 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
 #[test]
 fn a_service_manager_hears_of_it_as_long_as_it_runs() {
     let directory = running::directory();
-    let socket = directory.path().join("notify");
+    is_heard(run(Command::new(PROGRAM), directory.path()), directory.path(), "0 sites, 0 connected");
+}
+
+#[test]
+fn a_service_manager_hears_of_a_relay_as_long_as_it_runs() {
+    let directory = running::directory();
+    let [tcp, udp] = running::addresses(directory.path()).map(|address| address.to_string());
+    let mut command = Command::new(PROGRAM);
+    command.arg("--state").arg(directory.path());
+    command.args(["relay", "--coordinator", "https://127.0.0.1:9", "--fingerprint", &"00".repeat(32)]);
+    command.args(["--name", HOST, "--listen", &tcp, "--udp", &udp, "--stun-alternate-port", "0"]);
+    is_heard(command, directory.path(), "0 sites, 0 bound");
+}
+
+/// Runs a program, stops and continues it, and ends it, with a service manager that listens.
+fn is_heard(mut command: Command, directory: &Path, state: &str) {
+    let socket = directory.join("notify");
     let manager = UnixDatagram::bind(&socket).unwrap();
     let hears = |within: u64| {
         manager.set_read_timeout(Some(Duration::from_secs(within))).unwrap();
@@ -259,11 +275,10 @@ fn a_service_manager_hears_of_it_as_long_as_it_runs() {
         let length = manager.recv(&mut text).ok()?;
         Some(String::from_utf8_lossy(&text[..length]).trim().to_owned())
     };
-    let mut command = run(Command::new(PROGRAM), directory.path());
     command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "400000").env_remove("WATCHDOG_PID");
     let mut program = Program::spawn(command);
     assert_eq!(hears(10).as_deref(), Some("READY=1"));
-    assert_eq!(hears(10).as_deref(), Some("STATUS=0 sites, 0 connected"));
+    assert_eq!(hears(10).unwrap(), format!("STATUS={state}"));
     for _ in 0..3 {
         assert_eq!(hears(10).as_deref(), Some("WATCHDOG=1"));
     }
