@@ -46,7 +46,12 @@ fn the_units_expose_little() {
     if !ready(&["systemd-analyze"]) {
         return;
     }
-    for (name, most) in [("penstock@.service", "23"), ("penstock-coordinator.service", "19")] {
+    for (name, most) in [
+        ("penstock@.service", "23"),
+        ("penstock-guard@.service", "16"),
+        ("penstock-coordinator.service", "19"),
+        ("penstock-relay.service", "19"),
+    ] {
         let mut command = Command::new("systemd-analyze");
         command.args(["security", "--offline=true", "--threshold", most]).arg(unit(name));
         let output = command.output().expect("systemd-analyze starts");
