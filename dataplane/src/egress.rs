@@ -17,6 +17,7 @@ use crate::icmp;
 use crate::inner::{self, Inner};
 use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
+use crate::prefix::Last;
 use crate::session::{BY_KERNEL, DATA_HEADER, PADDING, Session, TAG};
 use crate::shaper::{self, Waiting};
 use crate::side::Side;
@@ -24,16 +25,29 @@ use crate::slow_path::Notice;
 use crate::turn::{Exit, Turn};
 use crate::work::Work;
 
+/// Where the packets of a batch came from.
+struct Source<'a> {
+    /// `None`: they are our own.
+    port: Option<&'a dyn Port>,
+    /// Whether we route them. Where the kernel does, it has decremented the TTL.
+    routes_here: bool,
+    /// The peers of their destinations.
+    peers: Last<Option<u32>>,
+}
+
 /// Sends every packet of `received` to a port of the WAN or to control. They came in by the port `from`, or are our
 /// own.
 pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, from: Option<&dyn Port>, wan: &mut Side) {
     let packets = received.as_mut_slice();
     let mut routes: SmallVec<[_; BATCH]> = SmallVec::new();
+    // Asked once, since it is a call that cannot be inlined.
+    let routes_here = from.is_some_and(|port| !port.kernel_routes());
+    let mut source = Source { port: from, routes_here, peers: Last::default() };
     for i in 0..packets.len() {
         if let Some(next) = packets.get(i + 1) {
             turn.pool.prefetch(&next.frame);
         }
-        routes.push(route(&mut packets[i], from, turn));
+        routes.push(route(&mut packets[i], &mut source, turn));
     }
     if turn.table.wan_rate.is_some() {
         hold(turn, received, &routes, wan);
@@ -141,16 +155,15 @@ fn no_peer(destination: IpAddr) -> DropReason {
 
 /// First pass: the place of the peer that the packet is for, if it can be sent.
 #[inline]
-fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> Result<u32, Exit> {
+fn route(packet: &mut Packet, source: &mut Source<'_>, turn: &mut Turn<'_>) -> Result<u32, Exit> {
     let (frame, table) = (&mut packet.frame, turn.table);
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
-    let peer = table.route(inner.destination).ok_or_else(|| no_peer(inner.destination))?;
+    let peer =
+        source.peers.or_ask(inner.destination, |to| table.route(to)).ok_or_else(|| no_peer(inner.destination))?;
     let mtu = table.peers[peer as usize].mtu;
-    // Where the kernel routes, it has decremented the TTL.
-    let routes = from.is_some_and(|port| !port.kernel_routes());
-    if let Some(port) = from {
-        let refused = if routes && inner.is_at_end(turn.pool.packet(frame)) {
+    if let Some(port) = source.port {
+        let refused = if source.routes_here && inner.is_at_end(turn.pool.packet(frame)) {
             Some((icmp::Error::TimeExceeded, DropReason::HopLimit))
         } else if inner.len > mtu {
             Some((icmp::Error::TooBig(mtu), DropReason::TooBig))
@@ -167,7 +180,7 @@ fn route(packet: &mut Packet, from: Option<&dyn Port>, turn: &mut Turn<'_>) -> R
         }
     }
     turn.filter(frame, &inner, peer, Direction::Out)?;
-    if routes {
+    if source.routes_here {
         inner::take_hop(turn.pool.packet_mut(frame))?;
     }
     inner::clamp_mss(turn.pool.packet_mut(frame), &inner, mtu);
@@ -242,7 +255,10 @@ fn address<'t>(
 fn enclose(frame: &mut Frame, turn: &mut Turn<'_>, mtu: usize) -> u64 {
     let (start, len) = (frame.start(), frame.len());
     let padded = padded(len, mtu);
-    turn.pool.slot_mut(frame)[start + len..start + padded].fill(0);
+    if padded > len {
+        // A constant length is one store instead of a call; the tag overwrites what is too much.
+        turn.pool.slot_mut(frame)[start + len..][..PADDING].fill(0);
+    }
     frame.set(start - DATA_HEADER, DATA_HEADER + padded + TAG);
     frame.len() as u64
 }

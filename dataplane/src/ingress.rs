@@ -12,11 +12,12 @@ use crate::filter::Direction;
 use crate::icmp;
 use crate::inner::{self, Inner};
 use crate::mapping::Way;
-use crate::ports::{BATCH, Batch, Packet};
+use crate::ports::{BATCH, Batch, Link, Packet};
+use crate::prefix::Last;
 use crate::session::{DATA, DATA_HEADER, Header, TAG};
 use crate::side::Side;
 use crate::slow_path::Notice;
-use crate::table::{SessionEntry, Table};
+use crate::table::SessionEntry;
 use crate::turn::{Exit, Turn};
 
 /// How many messages of known sessions verified, and how many did not.
@@ -40,12 +41,13 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) -> 
     let opened = open_all(turn, packets, &mut messages);
     refuse_replays(&mut messages);
     let mut tally = Tally::default();
+    let mut lookups = Lookups::default();
     // Packets stay where they are until all are decided: moving one that was just written stalls the processor.
     let exits: SmallVec<[Exit; BATCH]> = packets
         .iter_mut()
         .zip(&messages)
         .map(|(packet, message)| match message {
-            Ok(message) => accept(packet, message, turn, lan, &mut tally).unwrap_or_else(Exit::from),
+            Ok(message) => accept(packet, message, turn, lan, &mut tally, &mut lookups).unwrap_or_else(Exit::from),
             Err(exit) => *exit,
         })
         .collect();
@@ -144,6 +146,7 @@ fn accept<'t>(
     turn: &mut Turn<'t>,
     lan: &Side,
     tally: &mut Tally<'t>,
+    lookups: &mut Lookups<'t>,
 ) -> Result<Exit, DropReason> {
     let entry = message.entry;
     let SessionEntry { session, peer } = entry;
@@ -161,17 +164,23 @@ fn accept<'t>(
     {
         turn.roam(*peer, from);
     }
-    if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan) }
+    if plaintext == 0 { Ok(Exit::Consumed) } else { deliver(packet, *peer, turn, lan, lookups) }
 }
 
 /// Allowed IPs, transit, firewall, ECN, segment size, next hop.
 #[inline]
-fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> Result<Exit, DropReason> {
+fn deliver<'t>(
+    packet: &mut Packet,
+    peer: u32,
+    turn: &mut Turn<'t>,
+    lan: &Side,
+    lookups: &mut Lookups<'t>,
+) -> Result<Exit, DropReason> {
     let frame = &mut packet.frame;
-    let table: &Table = turn.table;
+    let table = turn.table;
     let inner = &Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
     frame.truncate(inner.len);
-    if table.route(inner.source) != Some(peer) {
+    if lookups.peer.or_ask(inner.source, |from| table.route(from)) != Some(peer) {
         return Err(DropReason::SpoofedSource);
     }
     let mapped;
@@ -182,7 +191,8 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
         }
         _ => inner,
     };
-    if !table.admits(inner.destination) {
+    let (admitted, hop) = lookups.hop.or_ask(inner.destination, |to| (table.admits(to), table.hop(to)));
+    if !admitted {
         return Err(DropReason::Transit);
     }
     turn.filter(frame, inner, peer, Direction::In)?;
@@ -192,7 +202,7 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     inner::clamp_mss(packet_bytes, inner, table.peers[peer as usize].mtu);
 
     // All parts of a packet leave through the kernel, whose connection tracking may reassemble them.
-    let hop = match table.hop(inner.destination) {
+    let hop = match hop {
         hop @ Some(link) if inner.len <= usize::from(link.mtu) && !inner.fragment && !inner.has_router_options() => hop,
         _ => &None,
     };
@@ -205,6 +215,15 @@ fn deliver(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>, lan: &Side) -> R
     }
     packet.link = *hop;
     Ok(Exit::Port(port.unwrap_or(lan.kernel())))
+}
+
+/// What the table says about the addresses of the last packet.
+#[derive(Default)]
+struct Lookups<'t> {
+    /// The peer that has the source.
+    peer: Last<Option<u32>>,
+    /// Whether the destination may be reached, and by which link.
+    hop: Last<(bool, &'t Option<Link>)>,
 }
 
 /// Counts of a run of messages of one session, so that the shared counters are updated once per run.

@@ -66,6 +66,27 @@ impl<T> PrefixMap<T> {
     }
 }
 
+/// The last answer about an address: packets of one flow come in runs.
+#[derive(Debug)]
+pub(crate) struct Last<T>(Option<(IpAddr, T)>);
+
+impl<T> Default for Last<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Copy> Last<T> {
+    /// The answer about this address, which is only asked for if it is not the last one's.
+    #[inline]
+    pub(crate) fn or_ask(&mut self, address: IpAddr, ask: impl FnOnce(IpAddr) -> T) -> T {
+        match self.0 {
+            Some((last, answer)) if last == address => answer,
+            _ => self.0.insert((address, ask(address))).1,
+        }
+    }
+}
+
 fn insert<K, T>(lengths: &mut Vec<Length<K, T>>, address: K, mask: K, value: T) -> Option<T>
 where
     K: Copy + Ord + Eq + std::hash::Hash + std::ops::BitAnd<Output = K>,

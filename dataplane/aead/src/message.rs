@@ -38,6 +38,7 @@ impl<'a> Opening<'a> {
     ///
     /// A message whose `data` is too short for that does not verify. When a message does not verify, the place of its
     /// plaintext is filled with zeros; what comes after it is unspecified.
+    #[inline]
     pub fn new(key: &'a Key, nonce: [u8; NONCE], data: &'a mut [u8], ciphertext: usize) -> Self {
         Self { key, nonce: Nonce::new(nonce), data, ciphertext, verified: false }
     }

@@ -31,6 +31,15 @@ const EXIT_STATUS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "penstock-run",
+        &[
+            ("0", "It was told to stop."),
+            ("1", "Failure. A line on standard error says why."),
+            ("2", "The arguments are wrong."),
+            ("78", "The profile is not valid."),
+        ],
+    ),
+    (
         "penstock-doctor",
         &[
             ("0", "Nothing is wrong, as far as can be seen."),
