@@ -580,4 +580,19 @@ mod tests {
         assert_eq!(text, JSON.replace("KEY", &status.public_key.to_string()));
         assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
     }
+
+    #[test]
+    fn the_page_explains_every_field() {
+        let (_, table) = include_str!("../../docs/commands.md").split_once("## Status as JSON").unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap();
+        let named: Vec<&str> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+            .flat_map(|(cell, _)| cell.split("`, `"))
+            .map(|field| field.trim_end_matches("[]"))
+            .collect();
+        let status: serde_json::Map<String, serde_json::Value> = serde_json::from_str(JSON).unwrap();
+        let missing: Vec<&String> = status.keys().filter(|field| !named.contains(&field.as_str())).collect();
+        assert!(missing.is_empty(), "docs/commands.md lacks {missing:?}");
+    }
 }
