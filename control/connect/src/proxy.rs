@@ -109,6 +109,14 @@ impl Proxy {
         self.hop(url.endpoint()).ok().flatten().map(|hop| hop.to_string())
     }
 
+    /// The same, with host and port apart.
+    ///
+    /// # Errors
+    /// The variable cannot be used.
+    pub fn address(&self, url: &CoordinatorUrl) -> Result<Option<(String, u16)>, ProxyError> {
+        Ok(self.hop(url.endpoint())?.map(|hop| (hop.host, hop.port)))
+    }
+
     /// The proxy for this URL, if one is configured.
     pub(crate) fn hop(&self, url: &HttpsUrl) -> Result<Option<Hop>, ProxyError> {
         let matcher = match &self.0 {

@@ -1,45 +1,69 @@
 //! `firewall`: what has to pass, as a table or as rules.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::table::Table;
 use super::{Gateway, environment};
 use crate::control_socket::{Answer, Command};
 use crate::firewall::rules::{Format, rules};
-use crate::firewall::{Flow, Need, Needs, Remote, needs};
+use crate::firewall::{Flow, Need, Needs, Remote, Surroundings, needs};
+use crate::netlink::Netlink;
 use crate::profile::{LocalPort, Profile};
 
 pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
-    let profile = Profile::load_without_secrets(path, &environment(path))?;
+    let environment = environment(path);
+    let profile = Profile::load_without_secrets(path, &environment)?;
     // While the gateway runs, its port is known even if it is random.
     let port = match Gateway::of(path)?.ask(Command::Status) {
         Ok(Answer::Status(status)) => Some(status.local_port),
         _ => None,
     };
-    let needs = needs(&profile, port);
+    let router = router(&profile.wan.interface).context("cannot ask the kernel for routes")?;
+    let surroundings = Surroundings { port, proxy: &environment.proxy(), router };
+    let needs = needs(&profile, &surroundings)?;
     let text = match format {
         _ if json => serde_json::to_string_pretty(&for_programs(&needs))? + "\n",
-        Format::Table => table(&profile, &needs),
-        format => as_rules(&needs, format, profile.local_port),
+        Format::Table => table(&needs, &hints(&profile, &surroundings)),
+        format => as_rules(&needs, format, &hints(&profile, &surroundings)),
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 
-/// What to do about a port that no rule can name for long.
-const RANDOM_PORT: &str =
-    "The tunnel's port changes at each start; set LocalPort, for example to 47100, so that a rule can let it in.\n";
+/// The IPv4 router on the WAN, which the gateway asks to map ports.
+fn router(wan: &str) -> io::Result<Option<IpAddr>> {
+    let mut netlink = Netlink::open()?;
+    let Some(wan) = netlink.interfaces()?.into_iter().find(|interface| interface.name == wan) else { return Ok(None) };
+    let default = netlink.routes_that(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan.index))?;
+    Ok(default.into_iter().filter_map(|route| route.gateway).find(IpAddr::is_ipv4))
+}
 
-fn as_rules(needs: &Needs, format: Format, local_port: LocalPort) -> String {
-    let rules = rules(needs, format);
-    match local_port {
-        LocalPort::Pinned(_) => rules,
-        LocalPort::Random => format!("# {RANDOM_PORT}{rules}"),
+/// What to know about flows that are missing.
+fn hints(profile: &Profile, surroundings: &Surroundings<'_>) -> Vec<String> {
+    let mut hints = Vec::new();
+    if profile.local_port == LocalPort::Random {
+        hints.push(
+            "The tunnel's port changes at each start; set LocalPort, for example to 47100, so that a rule can let it in."
+                .to_owned(),
+        );
     }
+    if profile.coordinator.is_some() && profile.port_mapping && surroundings.router.is_none() {
+        hints.push(format!(
+            "No default route leads out of {} now; if there will be one, PortMapping needs UDP 5351, UDP 1900 and TCP \
+             to its router.",
+            profile.wan.interface
+        ));
+    }
+    hints
+}
+
+fn as_rules(needs: &Needs, format: Format, hints: &[String]) -> String {
+    hints.iter().map(|hint| format!("# {hint}\n")).collect::<String>() + &rules(needs, format)
 }
 
 fn for_programs(needs: &Needs) -> Value {
@@ -60,7 +84,7 @@ fn for_programs(needs: &Needs) -> Value {
     })
 }
 
-fn table(profile: &Profile, needs: &Needs) -> String {
+fn table(needs: &Needs, hints: &[String]) -> String {
     let mut table = Table::new(&["WAY", "PROTOCOL", "PORT HERE", "TO OR FROM", "PORT THERE", "NEEDED", "WHAT FOR"]);
     let port = |port: Option<u16>| port.map_or_else(|| "any".to_owned(), |port| port.to_string());
     for flow in &needs.flows {
@@ -78,28 +102,59 @@ fn table(profile: &Profile, needs: &Needs) -> String {
     for lan in &needs.lan {
         text += &format!("Forwarded both ways between {lan} and {}: this site's packets.\n", needs.tunnel);
     }
-    text += match profile.local_port {
-        LocalPort::Pinned(_) => "The tunnel's port is pinned (LocalPort).\n",
-        LocalPort::Random => RANDOM_PORT,
-    };
+    text += &hints.iter().map(|hint| format!("{hint}\n")).collect::<String>();
     text + "Answers to what goes out come back in. As rules: penstock firewall --format nftables, ufw, …\n"
 }
 
 #[cfg(test)]
 mod tests {
     use clap::ValueEnum;
+    use penstock_connect::Proxy;
 
     use super::*;
     use crate::firewall::{Direction, Protocol};
+    use crate::profile::Environment;
+
+    fn profile(fields: &str) -> Profile {
+        let text = format!(
+            r#"{{"Name": "amsterdam", "PrivateKeyFile": "k", "Wan": {{"Interface": "eth0"}},
+                "Lan": {{"Interfaces": ["eth1"]}}, "Coordinator": {{"Url": "https://coordinator.example.net"}}{fields}}}"#
+        );
+        let mut key = |_: &Path| Ok("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=".to_owned().into());
+        let profile = Profile::parse(text.as_bytes(), Path::new("/p"), &Environment::default(), &mut key);
+        profile.unwrap_or_else(|error| panic!("{error}"))
+    }
 
     #[test]
-    fn rules_say_that_a_random_port_needs_a_setting() {
-        let needs = Needs { flows: Vec::new(), tunnel: "a".into(), lan: Vec::new() };
+    fn rules_say_which_are_missing() {
+        let proxy = Proxy::none();
         for format in Format::value_variants().iter().filter(|format| **format != Format::Table) {
-            let text = |port| as_rules(&needs, *format, port);
-            assert!(text(LocalPort::Random).starts_with("# The tunnel's port changes at each start; set LocalPort"));
-            assert!(!text(LocalPort::Pinned(47100)).contains("set LocalPort"), "{format:?}");
+            let text = |fields, router: Option<&str>| {
+                let (profile, router) = (profile(fields), router.map(|router| router.parse().expect("an address")));
+                let surroundings = Surroundings { port: None, proxy: &proxy, router };
+                as_rules(&needs(&profile, &surroundings).expect("no proxy"), *format, &hints(&profile, &surroundings))
+            };
+            let (port, route) = ("# The tunnel's port changes at each start; set LocalPort", "# No default route");
+            let none = text("", None);
+            assert!(none.starts_with(port) && none.contains(route), "{format:?}: {none}");
+            let both = text(r#", "LocalPort": 47100"#, Some("192.168.1.1"));
+            assert!(!both.contains(port) && !both.contains(route), "{format:?}: {both}");
+            let unasked = text(r#", "PortMapping": false"#, None);
+            assert!(unasked.contains(port) && !unasked.contains(route), "{format:?}: {unasked}");
         }
+    }
+
+    /// The example of docs/firewall.md.
+    #[test]
+    fn the_page_shows_what_is_printed() {
+        let page = include_str!("../../../docs/firewall.md");
+        let (_, example) = page.split_once("$ penstock firewall\n").expect("an example");
+        let (example, _) = example.split_once("```").expect("its end");
+        let profile = profile(r#", "LocalPort": 47100"#);
+        let router = Some("192.168.1.1".parse().expect("an address"));
+        let surroundings = Surroundings { port: None, proxy: &Proxy::none(), router };
+        let needs = needs(&profile, &surroundings).expect("no proxy");
+        assert_eq!(table(&needs, &hints(&profile, &surroundings)), example);
     }
 
     #[test]
@@ -113,7 +168,7 @@ mod tests {
             need: Need::Required,
             why: "the tunnel".into(),
         };
-        let call = Flow { direction: Direction::In, remote: Remote::Any, need: Need::Better, ..tunnel.clone() };
+        let call = Flow { direction: Direction::In, remote: Remote::Any, need: Need::Recommended, ..tunnel.clone() };
         let needs = Needs { flows: vec![tunnel, call], tunnel: "a".into(), lan: vec!["eth1".into()] };
         let json = for_programs(&needs);
         let expected = json!({

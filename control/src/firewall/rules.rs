@@ -53,9 +53,14 @@ pub fn rules(needs: &Needs, format: Format) -> String {
 /// The address for a rule. A name's addresses may change, so its rule has none.
 fn address(remote: &Remote) -> Option<IpAddr> {
     match remote {
-        Remote::Address(address) => Some(*address),
+        Remote::Address(address) | Remote::Router(address) => Some(*address),
         Remote::Any | Remote::Name(_) => None,
     }
+}
+
+/// The flows that pass a router in front. Those to the router itself end there, and the one of a cloud maps no ports.
+fn beyond_the_router(needs: &Needs) -> impl Iterator<Item = &Flow> {
+    needs.flows.iter().filter(|flow| !matches!(flow.remote, Remote::Router(_)))
 }
 
 /// What a rule is for, with the remote's name if the rule itself cannot have it.
@@ -174,7 +179,7 @@ fn firewalld(out: &mut String, needs: &Needs) -> std::fmt::Result {
 
 fn pf(out: &mut String, needs: &Needs) -> std::fmt::Result {
     writeln!(out, "# $wan is the router's interface to the internet, $gateway the address of this gateway.")?;
-    for flow in &needs.flows {
+    for flow in beyond_the_router(needs) {
         let remote = address(&flow.remote).map_or_else(|| "any".to_owned(), |address| address.to_string());
         let port = |port: Option<u16>| port.map_or_else(String::new, |port| format!(" port {port}"));
         let (here, there) = (port(flow.local_port), port(flow.remote_port));
@@ -211,7 +216,7 @@ struct Cloud {
 }
 
 fn clouds(needs: &Needs) -> impl Iterator<Item = Cloud> + '_ {
-    needs.flows.iter().map(|flow| Cloud {
+    beyond_the_router(needs).map(|flow| Cloud {
         direction: flow.direction,
         protocol: flow.protocol,
         port: ports(flow).1,

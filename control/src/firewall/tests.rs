@@ -1,3 +1,4 @@
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -9,13 +10,24 @@ use crate::profile::Environment;
 const KEYS: [&str; 2] =
     ["xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="];
 
+/// The router and the proxy of the tests that have any.
+const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1));
+const PROXY: &str = "http://user:secret@proxy.example.net:3128";
+
 fn of(fields: &str) -> Needs {
+    through(fields, "", None).unwrap()
+}
+
+/// `proxy` is the value of HTTPS_PROXY.
+fn through(fields: &str, proxy: &str, router: Option<IpAddr>) -> Result<Needs, ProxyError> {
     let text = format!(
         r#"{{"Name": "a", "PrivateKeyFile": "k", "Wan": {{"Interface": "eth0"}}, "Lan": {{"Interfaces": ["eth1"]}}, {fields}}}"#
     );
     let mut key = |_: &Path| Ok("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=".to_owned().into());
     let profile = Profile::parse(text.as_bytes(), Path::new("/p"), &Environment::default(), &mut key);
-    needs(&profile.unwrap_or_else(|error| panic!("{error}")), None)
+    let profile = profile.unwrap_or_else(|error| panic!("{error}"));
+    let proxy = Proxy::new(proxy, "direct.example.net");
+    needs(&profile, &Surroundings { port: None, proxy: &proxy, router })
 }
 
 fn lines(needs: &Needs) -> Vec<String> {
@@ -35,8 +47,10 @@ fn with_peers() -> Needs {
     ))
 }
 
+const COORDINATOR: &str = r#""Coordinator": {"Url": "https://coordinator.example.net"}"#;
+
 fn with_coordinator() -> Needs {
-    of(r#""Coordinator": {"Url": "https://coordinator.example.net"}"#)
+    through(COORDINATOR, "", Some(ROUTER)).unwrap()
 }
 
 #[test]
@@ -55,24 +69,66 @@ fn a_coordinator_needs_no_open_port() {
         lines(&with_coordinator()),
         [
             "out tcp any coordinator.example.net 443 yes",
-            "out udp any coordinator.example.net 3478 better",
-            "out udp any any any better",
-            "out udp any any 5351 better",
+            "out udp any coordinator.example.net 3478 recommended",
+            "out udp any coordinator.example.net 3479 recommended",
+            "out udp any any any recommended",
+            "out udp any 192.168.1.1 5351 recommended",
+            "out udp any 192.168.1.1 1900 recommended",
+            "out tcp any 192.168.1.1 any recommended",
             "out udp any any 53 yes",
             "out tcp any any 53 yes",
         ]
     );
-    let pinned =
-        of(r#""LocalPort": 47100, "PortMapping": false, "Coordinator": {"Url": "https://[2001:db8::1]:8443"}"#);
+    let fields = r#""LocalPort": 47100, "PortMapping": false, "BirthdayProbing": false,
+        "Coordinator": {"Url": "https://[2001:db8::1]:8443"}"#;
+    let mut expected = vec![
+        "in udp 47100 any any recommended",
+        "out tcp any 2001:db8::1 8443 yes",
+        "out udp 47100 2001:db8::1 3478 recommended",
+        "out udp 47100 2001:db8::1 3479 recommended",
+        "out udp 47100 any any recommended",
+    ];
+    assert_eq!(lines(&through(fields, "", Some(ROUTER)).unwrap()), expected);
+    // Its ports are any.
+    expected[4] = "out udp any any any recommended";
+    assert_eq!(lines(&of(&fields.replace(r#""BirthdayProbing": false"#, r#""BirthdayProbing": true"#))), expected);
+}
+
+#[test]
+fn a_proxy_takes_the_coordinators_place_for_tcp() {
+    let fields = format!(r#""PortMapping": false, {COORDINATOR}"#);
+    let needs = through(&fields, PROXY, None).unwrap();
+    let udp = [
+        "out udp any coordinator.example.net 3478 recommended",
+        "out udp any coordinator.example.net 3479 recommended",
+        "out udp any any any recommended",
+    ];
+    let dns = ["out udp any any 53 yes", "out tcp any any 53 yes"];
+    assert_eq!(lines(&needs), [&["out tcp any proxy.example.net 3128 yes"], &udp[..], &dns].concat());
+    assert_eq!(needs.flows[4].why, "name servers, for proxy.example.net", "the proxy resolves the coordinator's name");
+    assert!(!format!("{needs:?}").contains("secret"));
+
+    let by_address = through(&fields, "http://192.0.2.9", None).unwrap();
     assert_eq!(
-        lines(&pinned),
-        [
-            "in udp 47100 any any better",
-            "out tcp any 2001:db8::1 8443 yes",
-            "out udp 47100 2001:db8::1 3478 better",
-            "out udp 47100 any any better",
-        ]
+        lines(&by_address),
+        [&["out tcp any 192.0.2.9 80 yes"], &udp[..]].concat(),
+        "there is no name to resolve"
     );
+    let by_ipv6 = through(&fields, "http://[2001:db8::9]:3128", None).unwrap();
+    assert_eq!(lines(&by_ipv6)[0], "out tcp any 2001:db8::9 3128 yes");
+
+    let direct = through(&fields.replace("coordinator.", "direct."), PROXY, None).unwrap();
+    assert_eq!(lines(&direct)[0], "out tcp any direct.example.net 443 yes", "as NO_PROXY says");
+    through(&fields, "socks5://proxy.example.net", None).unwrap_err();
+}
+
+#[test]
+fn names_are_asked_for_once_each() {
+    let peer = |name, key| {
+        format!(r#"{{"Name": "{name}", "PublicKey": "{key}", "Endpoint": "gw.example.net:51820", "AllowedIPs": []}}"#)
+    };
+    let fields = format!(r#"{COORDINATOR}, "Peers": [{}, {}]"#, peer("b", KEYS[0]), peer("c", KEYS[1]));
+    assert_eq!(of(&fields).flows.last().unwrap().why, "name servers, for coordinator.example.net and 1 more");
 }
 
 #[test]
@@ -80,16 +136,28 @@ fn every_format_has_every_flow_and_no_name_breaks_out() {
     for needs in [with_peers(), with_coordinator()] {
         for format in Format::value_variants().iter().copied().filter(|format| *format != Format::Table) {
             let text = rules(&needs, format);
-            let expected =
-                needs.flows.iter().filter(|flow| format != Format::Firewalld || flow.direction == Direction::In);
-            for flow in expected {
+            // firewalld lets out everything; what goes to the router does not pass it, and a cloud's maps no ports.
+            let in_front = matches!(format, Format::Pf | Format::Aws | Format::Gcp | Format::Azure);
+            let listed = |flow: &&Flow| match (&flow.remote, flow.direction) {
+                (Remote::Router(_), _) if in_front => false,
+                (_, Direction::Out) => format != Format::Firewalld,
+                (_, Direction::In) => true,
+            };
+            for flow in needs.flows.iter().filter(listed) {
                 let port = match flow.direction {
                     Direction::In => flow.local_port,
                     Direction::Out => flow.remote_port,
                 };
                 let port = port.map(|port| port.to_string()).unwrap_or_default();
-                assert!(text.lines().any(|line| line.contains(&port)), "{format:?} lacks {flow:?}:\n{text}");
+                // What it is for is in the line, or in the one before; a name from the profile may be altered.
+                let purpose = &flow.why[..13];
+                let mut pairs = std::iter::once("").chain(text.lines()).zip(text.lines());
+                let found = pairs
+                    .any(|(one, next)| [one, next].iter().any(|line| line.contains(purpose)) && next.contains(&port));
+                assert!(found, "{format:?} lacks {flow:?}:\n{text}");
             }
+            let of_router = needs == with_coordinator() && !in_front && format != Format::Firewalld;
+            assert_eq!(text.contains("192.168.1.1"), of_router, "{format:?}: {text}");
             assert!(!text.contains("b\"; flush"), "{format:?}: {text}");
         }
     }

@@ -1,6 +1,9 @@
 //! The output of `penstock firewall`, in force where everything else is dropped.
 
+use crate::support::nat::{Kind as Nat, Lab, MappingServer, Offer};
+use crate::support::overlay::{Coordinator, OverlayGateway};
 use crate::support::*;
+use serde_json::json;
 
 /// Drops everything but answers, and what IPv6 needs on a link.
 const STRICT: &str = "table inet filter {
@@ -8,11 +11,13 @@ const STRICT: &str = "table inet filter {
         type filter hook input priority 0; policy drop;
         ct state established accept
         meta l4proto ipv6-icmp accept
+        iif lo accept
     }
     chain output {
         type filter hook output priority 0; policy drop;
         ct state established accept
         meta l4proto ipv6-icmp accept
+        oif lo accept
     }
     chain forward {
         type filter hook forward priority 0; policy drop;
@@ -41,6 +46,41 @@ fn the_rules_let_the_gateway_work_and_nothing_less_does() {
         site.gateway.nft(&String::from_utf8_lossy(&output.stdout));
     }
     await_traffic(&topology);
+}
+
+/// To the coordinator through a proxy, to the router by UPnP, to the STUN server: a gateway starts with its rules.
+#[test]
+fn the_rules_let_through_what_a_coordinator_needs() {
+    if !ready(&["nft", "conntrack", "tinyproxy", "miniupnpd"]) || !is_penstock() {
+        return;
+    }
+    let lab = Lab::new();
+    let coordinator = Coordinator::start(&lab);
+    let key = coordinator.key(2, "all");
+    let sites = lab.sites(&[Nat::ProxyOnly, Nat::Symmetric]);
+    let start = |site, fields| OverlayGateway::start(site, &coordinator, &key, fields);
+    // The proxy is on the router, to whose ports port mapping lets all TCP through.
+    let fields = [json!({ "PortMapping": false }), json!({ "LocalPort": 47100 })];
+    let mut gateways = [start(&sites[0], &fields[0]), start(&sites[1], &fields[1])];
+    for (site, gateway) in sites.iter().zip(&mut gateways) {
+        assert!(gateway.process.terminate().success(), "{}", gateway.process.log());
+        site.gateway.nft(STRICT);
+        let output = gateway.penstock(&["firewall", "--format", "nftables"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        site.gateway.nft(&String::from_utf8_lossy(&output.stdout));
+    }
+    let router = MappingServer::start(&sites[1], Offer::UPNP_IGD);
+    for gateway in &mut gateways {
+        gateway.restart();
+    }
+    for gateway in &gateways {
+        eventually(PATIENCE, "the coordinator is reached", || gateway.status()["Coordinator"]["Connected"] == true);
+    }
+    eventually(PATIENCE, "the port is mapped", || !router.mappings().is_empty());
+    eventually(PATIENCE, "the NAT is measured", || {
+        let status = gateways[1].status();
+        status["NatType"].as_str().is_some_and(|nat| nat.contains("address- and port-dependent mapping"))
+    });
 }
 
 /// Pinned and random ports, and a name that could end a quotation.
