@@ -74,10 +74,10 @@ fn comment(flow: &Flow) -> String {
 
 fn nftables(out: &mut String, needs: &Needs) -> std::fmt::Result {
     let Needs { lan, tunnel, .. } = needs;
-    writeln!(out, "# Into the chains of your own table, before what they drop.")?;
+    writeln!(out, "# Into the chains of your own table. Each rule comes before those that are there.")?;
     for (direction, chain) in [(Direction::In, "input"), (Direction::Out, "output")] {
         for flow in needs.flows.iter().filter(|flow| flow.direction == direction) {
-            write!(out, "add rule inet filter {chain} ")?;
+            write!(out, "insert rule inet filter {chain} ")?;
             let side = if direction == Direction::In { "saddr" } else { "daddr" };
             if let Some(address) = address(&flow.remote) {
                 write!(out, "{} {side} {address} ", if address.is_ipv4() { "ip" } else { "ip6" })?;
@@ -93,8 +93,8 @@ fn nftables(out: &mut String, needs: &Needs) -> std::fmt::Result {
         }
     }
     for lan in lan {
-        writeln!(out, "add rule inet filter forward iifname \"{lan}\" oifname \"{tunnel}\" accept")?;
-        writeln!(out, "add rule inet filter forward iifname \"{tunnel}\" oifname \"{lan}\" accept")?;
+        writeln!(out, "insert rule inet filter forward iifname \"{lan}\" oifname \"{tunnel}\" accept")?;
+        writeln!(out, "insert rule inet filter forward iifname \"{tunnel}\" oifname \"{lan}\" accept")?;
     }
     Ok(())
 }
@@ -142,17 +142,19 @@ fn ufw(out: &mut String, needs: &Needs) -> std::fmt::Result {
         let (direction, protocol) = (flow.direction, flow.protocol);
         let comment = comment(flow);
         match direction {
-            Direction::In => {
-                writeln!(out, "ufw allow in proto {protocol} from {remote}{there} to any{here} comment \"{comment}\"")?
-            }
-            Direction::Out => {
-                writeln!(out, "ufw allow out proto {protocol} from any{here} to {remote}{there} comment \"{comment}\"")?
-            }
+            Direction::In => writeln!(
+                out,
+                "ufw prepend allow in proto {protocol} from {remote}{there} to any{here} comment \"{comment}\""
+            )?,
+            Direction::Out => writeln!(
+                out,
+                "ufw prepend allow out proto {protocol} from any{here} to {remote}{there} comment \"{comment}\""
+            )?,
         }
     }
     for lan in &needs.lan {
-        writeln!(out, "ufw route allow in on {lan} out on {}", needs.tunnel)?;
-        writeln!(out, "ufw route allow in on {} out on {lan}", needs.tunnel)?;
+        writeln!(out, "ufw route prepend allow in on {lan} out on {}", needs.tunnel)?;
+        writeln!(out, "ufw route prepend allow in on {} out on {lan}", needs.tunnel)?;
     }
     Ok(())
 }
@@ -171,14 +173,25 @@ fn firewalld(out: &mut String, needs: &Needs) -> std::fmt::Result {
             needs.tunnel
         )?;
         writeln!(out, "firewall-cmd --permanent --new-policy=penstock")?;
-        writeln!(out, "firewall-cmd --permanent --policy=penstock --add-ingress-zone=ANY --add-egress-zone=trusted")?;
+        writeln!(out, "firewall-cmd --permanent --policy=penstock --add-egress-zone=trusted")?;
+        for lan in &needs.lan {
+            // Without a zone of its own an interface is in the default zone.
+            writeln!(
+                out,
+                "firewall-cmd --permanent --policy=penstock --add-ingress-zone=\"$(firewall-cmd \
+                 --get-zone-of-interface={lan} || firewall-cmd --get-default-zone)\""
+            )?;
+        }
         writeln!(out, "firewall-cmd --permanent --policy=penstock --set-target=ACCEPT")?;
     }
     writeln!(out, "firewall-cmd --reload")
 }
 
 fn pf(out: &mut String, needs: &Needs) -> std::fmt::Result {
-    writeln!(out, "# $wan is the router's interface to the internet, $gateway the address of this gateway.")?;
+    writeln!(
+        out,
+        "# $wan is the router's interface to the internet, $gateway the address of this gateway, by IPv6 $gateway6."
+    )?;
     for flow in beyond_the_router(needs) {
         let remote = address(&flow.remote).map_or_else(|| "any".to_owned(), |address| address.to_string());
         let port = |port: Option<u16>| port.map_or_else(String::new, |port| format!(" port {port}"));
@@ -194,7 +207,8 @@ fn pf(out: &mut String, needs: &Needs) -> std::fmt::Result {
             }
             (Direction::In, None) => {}
             (Direction::Out, _) => {
-                writeln!(out, "pass out on $wan proto {protocol} from $gateway{here} to {remote}{there} keep state")?;
+                let gateway = if remote.contains(':') { "$gateway6" } else { "$gateway" };
+                writeln!(out, "pass out on $wan proto {protocol} from {gateway}{here} to {remote}{there} keep state")?;
             }
         }
     }

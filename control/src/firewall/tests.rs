@@ -122,6 +122,22 @@ fn a_proxy_takes_the_coordinators_place_for_tcp() {
     through(&fields, "socks5://proxy.example.net", None).unwrap_err();
 }
 
+/// No rule has two IP versions.
+#[test]
+fn pf_and_firewalld() {
+    let pf = rules(&of(r#""LocalPort": 47100, "Coordinator": {"Url": "https://[2001:db8::1]"}"#), Format::Pf);
+    for rule in [
+        "pass out on $wan proto tcp from $gateway6 to 2001:db8::1 port 443 keep state\n",
+        "pass in on $wan proto udp from any to ($wan) port 47100 rdr-to $gateway\n",
+        "pass out on $wan proto udp from $gateway to any keep state\n",
+    ] {
+        assert!(pf.contains(rule), "{pf}");
+    }
+    let firewalld = rules(&with_peers(), Format::Firewalld);
+    assert!(firewalld.contains("--get-zone-of-interface=eth1"), "only the LAN is let into the tunnel: {firewalld}");
+    assert!(!firewalld.contains("=ANY"), "{firewalld}");
+}
+
 #[test]
 fn names_are_asked_for_once_each() {
     let peer = |name, key| {

@@ -5,22 +5,25 @@ use crate::support::overlay::{Coordinator, OverlayGateway};
 use crate::support::*;
 use serde_json::json;
 
-/// Drops everything but answers, and what IPv6 needs on a link.
+/// Drops everything but answers, and what IPv6 needs on a link. The last rule drops: what is appended has no effect.
 const STRICT: &str = "table inet filter {
     chain input {
-        type filter hook input priority 0; policy drop;
+        type filter hook input priority 0;
         ct state established accept
         meta l4proto ipv6-icmp accept
         iif lo accept
+        drop
     }
     chain output {
-        type filter hook output priority 0; policy drop;
+        type filter hook output priority 0;
         ct state established accept
         meta l4proto ipv6-icmp accept
         oif lo accept
+        drop
     }
     chain forward {
-        type filter hook forward priority 0; policy drop;
+        type filter hook forward priority 0;
+        drop
     }
 }
 ";
@@ -111,4 +114,32 @@ fn iptables_takes_the_rules() {
             assert!(accepted, "{says}: {rules:#?}");
         }
     }
+}
+
+/// ufw reads every rule as a shell hands it over, and changes nothing.
+#[test]
+fn ufw_takes_the_rules() {
+    if !ready(&["ufw"]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let mut a = GatewayConfig::new(&topology.a, Kind::SOCKET);
+    a.coordinator = Some(json!({ "Url": "https://[2001:db8::1]" }));
+    let profile = topology.a.scratch.join("ufw.profile");
+    write_profile(&profile, &a.profile(&topology.a.scratch));
+    let script = format!(
+        "set -e
+         unset HTTPS_PROXY https_proxy
+         {} firewall --format ufw --profile {} >rules
+         ufw() {{ command ufw --dry-run \"$@\" >said; grep -qx 'Rules updated.*' said || {{ echo \"$*\"; cat said; }}; }}
+         . ./rules
+         grep -c '^ufw ' rules",
+        penstock_binary().expect("checked by ready()").display(),
+        profile.display(),
+    );
+    let mut command = topology.a.gateway.command("sh");
+    let output = command.args(["-c", &script]).current_dir(&topology.a.scratch).output().expect("a shell");
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // In; to the coordinator by TCP and to three ports of UDP; to the router at three; for the LAN both ways.
+    assert_eq!((said.trim(), error.trim()), ("10", ""));
 }
