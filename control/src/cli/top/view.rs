@@ -350,7 +350,7 @@ fn details(peer: &PeerStatus) -> Paragraph<'_> {
     let reason = peer.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     let now = UnixTime::from(SystemTime::now()).0;
     let mut facts = vec![
-        peer.endpoint.map_or_else(|| "nobody knows where it is".to_owned(), |endpoint| format!("at {endpoint}")),
+        peer.endpoint.map_or_else(|| "its address is not known".to_owned(), |endpoint| format!("at {endpoint}")),
         peer.last_handshake
             .map_or_else(|| "no handshake yet".to_owned(), |at| format!("handshake {}", age(now.saturating_sub(at)))),
         peer.suite.clone(),
