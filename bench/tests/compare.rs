@@ -104,7 +104,7 @@ fn what_a_killed_run_left_goes_with_the_next() {
     let killed = begin();
     let pid = killed.0.id();
     std::thread::sleep(Duration::from_millis(2500));
-    // By SIGKILL.
+    // This sends SIGKILL.
     drop(killed);
     assert!(!namespaces_of(pid).is_empty(), "the run was killed before it began");
     let mut next = begin();

@@ -68,14 +68,14 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn a_file_that_cannot_be_written_costs_no_measurement() {
-    // Before measuring, if it is known by then.
+    // If this is known before measuring, nothing is measured.
     let long = ["--rounds", "1000", "--seconds", "3"];
     for option in ["--output", "--csv", "--html"] {
         let refused = pipeline(&[&long[..], &[option, "/no/such/folder/x"]].concat());
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains(option) && said.contains("No such file"), "{said}");
     }
-    // With its figures, if not: /dev/full can be opened.
+    // Otherwise the figures are still printed: /dev/full can be opened, but not written.
     let short = ["--rounds", "1", "--seconds", "0.005", "--only", "64"];
     let failed = pipeline(&[&short[..], &["--output", "/dev/full"]].concat());
     let said = String::from_utf8_lossy(&failed.stderr);

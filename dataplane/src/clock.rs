@@ -22,7 +22,7 @@ impl Millis {
         Self::at(Instant::now())
     }
 
-    /// A point in time on this clock; times before its beginning are its beginning.
+    /// A point in time on this clock; times before the clock's beginning count as its beginning.
     #[inline]
     pub fn at(instant: Instant) -> Self {
         Self(instant.saturating_duration_since(start()).as_millis() as u64 + 1)

@@ -58,15 +58,15 @@ reasons! {
     /// LAN: no peer's allowed IPs hold the destination.
     NoPeer = "no-peer",
     /// LAN: no peer's allowed IPs hold the destination, which is a multicast group: the kernel announces itself to some
-    /// whenever the tun device comes up.
+    /// groups whenever the tun device comes up.
     NoPeerMulticast = "no-peer-multicast",
     /// LAN: the peer has no endpoint to send to.
     NoEndpoint = "no-endpoint",
     /// TTL or hop limit ran out.
     HopLimit = "hop-limit",
-    /// Larger than the tunnel's MTU; the sender was told where that is due.
+    /// Larger than the tunnel's MTU; the sender was told where required.
     TooBig = "too-big",
-    /// `WanRate`: too many packets waited, and this was one of the flow that has most of them; or the worker ended.
+    /// `WanRate`: too many packets waited, and this was one of the flow with the most; or the worker stopped.
     ShaperFull = "shaper-full",
     /// The queue to the slow path was full.
     SlowPathFull = "slow-path-full",

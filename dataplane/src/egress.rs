@@ -27,7 +27,7 @@ use crate::work::Work;
 
 /// Where the packets of a batch came from.
 struct Source<'a> {
-    /// `None`: they are our own.
+    /// The port that they came in by; `None`: they are our own.
     port: Option<&'a dyn Port>,
     /// Whether we route them. Where the kernel does, it has decremented the TTL.
     routes_here: bool,
@@ -108,7 +108,7 @@ pub(crate) fn release(turn: &mut Turn<'_>, packets: &mut Batch, wan: &mut Side, 
     routes.len()
 }
 
-/// The place in the table of a waiting packet's peer. The table may have been replaced since.
+/// The place in the table of a waiting packet's peer. The table may have been replaced since the packet was queued.
 fn route_again(packet: &mut Packet, peer: u32, turn: &mut Turn<'_>) -> Result<u32, Exit> {
     let frame = &packet.frame;
     let inner = Inner::parse(turn.pool.packet(frame)).ok_or(DropReason::BadInner)?;
@@ -147,7 +147,7 @@ pub(crate) fn seal(turn: &mut Turn<'_>, packets: &mut Batch, routes: &[Result<u3
     wan.send(turn, packets, &exits);
 }
 
-/// Why a packet to an address of no peer is dropped.
+/// Why a packet is dropped whose destination belongs to no peer.
 #[cold]
 fn no_peer(destination: IpAddr) -> DropReason {
     if destination.is_multicast() { DropReason::NoPeerMulticast } else { DropReason::NoPeer }
@@ -170,7 +170,7 @@ fn route(packet: &mut Packet, source: &mut Source<'_>, turn: &mut Turn<'_>) -> R
         } else {
             None
         };
-        // Before the firewall, as a kernel does: what goes no further begins no flow.
+        // Before the firewall, as a kernel does: a packet that is not forwarded starts no flow.
         if let Some((error, reason)) = refused {
             if error != icmp::Error::TimeExceeded && !inner.unfragmentable {
                 return Err(reason.into());
@@ -195,8 +195,9 @@ fn route(packet: &mut Packet, source: &mut Source<'_>, turn: &mut Turn<'_>) -> R
 
 /// The last checks before a packet is sealed: room for the message, a session, the peer's address, a mapping.
 ///
-/// Another worker may just have heard the first message of a peer whose address nobody knew, or a table from before
-/// that may only now have come: control, which learns of the message before the packet, sends the packet again.
+/// The peer's address may be missing here although its first message has arrived: another worker may just have received
+/// that message, or this table may be older than it. Control learns of the message before the packet, and sends the
+/// packet again.
 #[inline]
 fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Result<(), Exit> {
     let table = turn.table;
@@ -256,7 +257,7 @@ fn enclose(frame: &mut Frame, turn: &mut Turn<'_>, mtu: usize) -> u64 {
     let (start, len) = (frame.start(), frame.len());
     let padded = padded(len, mtu);
     if padded > len {
-        // A constant length is one store instead of a call; the tag overwrites what is too much.
+        // A constant length is one store instead of a call; the tag overwrites the excess.
         turn.pool.slot_mut(frame)[start + len..][..PADDING].fill(0);
     }
     frame.set(start - DATA_HEADER, DATA_HEADER + padded + TAG);

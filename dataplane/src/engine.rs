@@ -122,7 +122,7 @@ impl Engine {
         self.workers.iter().for_each(|worker| worker.commands.ring());
     }
 
-    /// What seals and opens.
+    /// The cipher that seals and opens.
     pub fn cipher(&self) -> Cipher {
         self.shared.cipher
     }

@@ -1,4 +1,4 @@
-//! A queue that is fair between flows, in two classes, and bounded. It knows neither packets nor time.
+//! A queue that is fair between flows, in two classes, and bounded. It knows nothing of packets or time.
 //!
 //! Flows take turns by deficit round robin, with the two lists of fq_codel (RFC 8290, section 4): a flow that had
 //! nothing waiting goes first for one quantum, so a sparse flow, such as a terminal session or a ping, never waits
@@ -124,7 +124,7 @@ impl<T> FairQueue<T> {
     /// Appends an item to its flow. [`Self::overflow`] must be called until it returns none.
     ///
     /// # Panics
-    /// If that was not done before.
+    /// If that was not done after the previous item.
     pub(crate) fn push(&mut self, item: T, bytes: usize, class: Class, hash: u32) {
         let at = self.free;
         let slot = &mut self.slots[at as usize];
@@ -200,7 +200,7 @@ impl<T> FairQueue<T> {
             }
             let lists = &mut self.classes[class as usize];
             if is_new { &mut lists.new } else { &mut lists.old }.remove_first(&self.flows);
-            // If it were forgotten, its next item would go before the old ones again, and these might starve.
+            // If the flow left the lists, its next item would go before the old flows again, and these might starve.
             if is_new && lists.old.head != NONE {
                 lists.old.append(&mut self.flows, number);
             } else {
@@ -377,7 +377,7 @@ mod tests {
         }
     }
 
-    /// The fattest flow has gone; a flow of one small packet is not taken for it.
+    /// The fattest flow has emptied; a flow of one small packet is not mistaken for the fattest.
     #[test]
     fn the_fattest_flow_is_looked_for_again() {
         let mut trial = Trial::new(1000, 20 * FULL);

@@ -1,4 +1,4 @@
-//! ICMP errors that a router owes: time exceeded and packet too big, RFC 792, 1191 and 4443.
+//! ICMP errors that a router must send: time exceeded and packet too big, RFC 792, 1191 and 4443.
 
 use std::net::IpAddr;
 

@@ -42,7 +42,7 @@ pub(crate) fn run(turn: &mut Turn<'_>, received: &mut Batch, lan: &mut Side) -> 
     refuse_replays(&mut messages);
     let mut tally = Tally::default();
     let mut lookups = Lookups::default();
-    // Packets stay where they are until all are decided: moving one that was just written stalls the processor.
+    // Packets stay where they are until all are decided on: moving one that was just written stalls the processor.
     let exits: SmallVec<[Exit; BATCH]> = packets
         .iter_mut()
         .zip(&messages)
@@ -156,7 +156,7 @@ fn accept<'t>(
     if !session.confirmed() && turn.notices.push(Notice::Confirmed { local_index, from }) {
         session.confirm();
     }
-    // The answer already goes to the new address, or the peer would take our old path for a move.
+    // The answer takes the new path at once: by the old one, it would look to the peer as if we had moved.
     let known = &turn.table.peers[*peer as usize];
     if known.roams
         && turn.roamed_to(*peer).or(known.endpoint.as_ref()).is_none_or(|known| known.is_moved_by(&from))
@@ -220,7 +220,7 @@ fn deliver<'t>(
 /// What the table says about the addresses of the last packet.
 #[derive(Default)]
 struct Lookups<'t> {
-    /// The peer that has the source.
+    /// The peer that the source belongs to.
     peer: Last<Option<u32>>,
     /// Whether the destination may be reached, and by which link.
     hop: Last<(bool, &'t Option<Link>)>,

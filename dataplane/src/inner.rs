@@ -30,7 +30,7 @@ const TUNNELS: usize = 3;
 const TUNNEL_HEADERS: usize = 128;
 /// Bytes that may follow a carried packet: Ethernet pads frames.
 const PADDING: usize = 46;
-/// How many carried packets are looked at, most of which are none.
+/// How many places that look like a carried packet are tried; most of them are not one.
 const CANDIDATES: u32 = 16;
 /// IPv6's fragment header.
 const FRAGMENT_HEADER: u8 = 44;
@@ -166,7 +166,7 @@ pub fn merge_ecn(packet: &mut [u8], tos: u8, outer: u8) -> Result<(), DropReason
 }
 
 /// Completes the checksum of TCP, UDP or SCTP if its sender has left that to the network device, also inside a tunnel
-/// of the sender's own: then the field holds only the sum of the pseudo-header, or zero for SCTP. Containers and
+/// of the sender's own. The field then holds only the sum of the pseudo-header, or zero for SCTP. Containers and
 /// virtual machines on this host do so, and so does the kernel with merged packets. A complete checksum that happens to
 /// equal that sum stays as it is.
 #[inline]
@@ -175,7 +175,7 @@ pub fn complete_checksum(packet: &mut [u8]) {
 }
 
 /// Completes the checksums of a packet, and of one that it carries, down to `levels` packets; returns whether there was
-/// one to complete. `candidates` is how many carried packets may still be looked at.
+/// one to complete. `candidates` is how many possible carried packets may still be tried.
 fn complete(packet: &mut [u8], levels: usize, candidates: &mut u32) -> bool {
     let Some(inner) = Inner::parse(packet) else { return false };
     let packet = &mut packet[..inner.len];
@@ -206,8 +206,8 @@ fn complete(packet: &mut [u8], levels: usize, candidates: &mut u32) -> bool {
         return completed;
     }
     // There are many kinds of tunnels (IP in IP, GRE, VXLAN and Geneve at any port, FOU, L2TP, …), with headers that
-    // cannot be told apart over UDP. So the carried packet is looked for: any whose header says of itself how long its
-    // packet is, until one needs a checksum.
+    // cannot be told apart over UDP. So the carried packet is searched for: every place that looks like an IP packet of
+    // the right length is tried, until a checksum has been completed.
     for place in (at..packet.len().min(at + TUNNEL_HEADERS)).step_by(2) {
         if looks_like_a_packet(&packet[place..]) {
             if *candidates == 0 {
@@ -222,7 +222,8 @@ fn complete(packet: &mut [u8], levels: usize, candidates: &mut u32) -> bool {
     completed
 }
 
-/// Whether these bytes may be an IP packet and the padding of its frame: of IPv4 the header's checksum is right as well.
+/// Whether these bytes may be an IP packet and the padding of its frame. For IPv4, the header's checksum must be right
+/// as well.
 #[inline]
 fn looks_like_a_packet(bytes: &[u8]) -> bool {
     matches!(bytes[0], 0x45..=0x4f | 0x60..=0x6f)
@@ -526,7 +527,7 @@ pub(crate) mod tests {
     fn what_only_looks_like_a_packet_hides_none() {
         let [complete, partial] = complete_and_partial(PAIRS[0].0, PAIRS[0].1);
         let carry = |p: &[u8]| {
-            // The first address of an Ethernet header begins like IPv6, and says a length that fits.
+            // The first address of an Ethernet header begins like an IPv6 header, with a length that fits.
             let len = (p.len() + 14 - 40) as u16;
             let address = [&[0x60, 0, 0, 0][..], &len.to_be_bytes()].concat();
             let frame = [&address, &[2; 6][..], &[8, 0], p].concat();

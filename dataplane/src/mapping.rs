@@ -145,7 +145,7 @@ fn rewrite(packet: &mut [u8], inner: &Inner, source: bool, new: IpAddr) {
     if inner.source.is_ipv4() {
         adjust(packet, 10, old, new);
     }
-    // These cover a pseudo-header; what is quoted may end before their checksum.
+    // These protocols' checksums cover a pseudo-header; a quoted packet may end before the checksum.
     let Some((protocol, at)) = transport_of(packet, inner) else { return };
     let field = match protocol {
         TCP => at + TCP_CSUM,

@@ -1,6 +1,6 @@
 //! Random numbers for tests, the same in each run.
 
-/// The next number behind `seed`, which must not be 0 (Marsaglia, "Xorshift RNGs").
+/// The next number after `seed`, which must not be 0 (Marsaglia, "Xorshift RNGs").
 pub(crate) fn xorshift(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;

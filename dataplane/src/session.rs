@@ -66,7 +66,7 @@ pub struct SessionConfig<'a> {
 
 /// A pair of transport keys in use.
 pub struct Session {
-    /// Whether we began the handshake.
+    /// Whether we initiated the handshake.
     pub ours: bool,
     /// Our receiver index.
     pub local_index: u32,
@@ -205,8 +205,8 @@ impl Session {
     }
 
     /// The ways by which messages had left when the peer was first heard on this session; `None` if it was not. The
-    /// responder of a handshake may not send before it has received something, so for a session that we began, these
-    /// ways are proven.
+    /// responder of a handshake may not send before it has received something, so for a session that we initiated,
+    /// these ways are proven.
     pub fn answered(&self) -> Option<u64> {
         Some(self.answered.load(Relaxed)).filter(|ways| *ways != 0).map(|ways| ways & !HEARD)
     }

@@ -23,7 +23,7 @@ const NANOS: u64 = 1_000_000_000;
 /// How much a worker takes at a time: what the rate passes in this fraction of a second, within these bounds in bytes.
 const GRANTS_PER_SECOND: u64 = 4000;
 const GRANT_BYTES: (u64, u64) = (1514, 1 << 16);
-/// Sending that a late-waking worker missed is made up for, up to this time.
+/// A worker that woke late makes up for what it did not send, for up to this time.
 const CATCH_UP: u64 = NANOS / 200;
 /// A worker's queue holds as many bytes as pass in this fraction of a second, and at least ten full packets.
 const QUEUES_PER_SECOND: u64 = 10;
@@ -54,7 +54,7 @@ impl WanRate {
         Self { bytes_per_second, grant, grant_nanos: grant * NANOS / bytes_per_second, next: AtomicU64::new(0) }
     }
 
-    /// The same rate.
+    /// The rate in bits per second.
     pub fn bits_per_second(&self) -> u64 {
         self.bytes_per_second * 8
     }
@@ -136,7 +136,8 @@ impl Shaper {
         self.queue.overflow()
     }
 
-    /// Takes the packet that may be sent at this time at this rate, at once without one, with its bytes on the wire.
+    /// Takes the packet that may be sent at this time at this rate, with its bytes on the wire. Without a rate it may
+    /// be sent at once.
     pub(crate) fn pop(&mut self, rate: Option<&WanRate>, now: u64) -> Option<(Waiting, usize)> {
         let Some(rate) = rate else { return self.queue.pop() };
         if self.queue.is_empty() {
@@ -237,8 +238,8 @@ mod tests {
         assert!(off.abs() < percent / 100.0, "{:?}: {off}", rate.bits_per_second());
     }
 
-    /// Whatever the rate, and although pauses are overslept by up to 2 ms: within 2 % over a second. At the highest
-    /// rate, the queue holds too few packets for that.
+    /// Over a second, any rate is kept within 2 %, although pauses are overslept by up to 2 ms. At the highest rate,
+    /// the queue holds too few packets for that.
     #[test]
     fn the_rate_is_met() {
         for (bits, longest) in [(MBIT, 2_000_000), (20 * MBIT, 2_000_000), (333 * MBIT, 2_000_000), (2000 * MBIT, 1)] {

@@ -13,7 +13,7 @@ pub(crate) struct Side {
     ports: Vec<Box<dyn Port>>,
     /// By port: the interface that a [`Link`] must name.
     interfaces: Vec<Option<u32>>,
-    /// By port.
+    /// By port: the packets that wait to be sent by it.
     out: Vec<Batch>,
     /// By port: whether it may have packets. Always true for those that are cheap to ask.
     ready: Vec<bool>,

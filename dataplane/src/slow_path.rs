@@ -83,7 +83,7 @@ enum Kind {
     Probe,
     /// Packets and data for which there is no session.
     NoSession,
-    /// Datagrams of none of our protocols.
+    /// Datagrams that belong to none of our protocols.
     Other,
 }
 

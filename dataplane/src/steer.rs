@@ -34,7 +34,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/steer/penstock-st
 /// as the rest, and the caller waits for it.
 static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let mut loader = EbpfLoader::new();
-    // Nothing in the object depends on it.
+    // Nothing in the object depends on the kernel's types.
     loader.btf(None);
     Mutex::new(loader)
 });
@@ -299,7 +299,7 @@ impl Attachment {
     }
 
     fn renew(&mut self, target: &Target<'_>) -> Result<(), AttachError> {
-        // There can be only one.
+        // An interface can have only one program, so the old one is detached first.
         self.link = None;
         self.link = Some(link(program(&mut self.object, self.name)?, target, self.mode)?);
         Ok(())

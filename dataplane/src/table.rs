@@ -23,7 +23,8 @@ pub struct Table {
     pub allowed_ips: Arc<PrefixMap<u32>>,
     /// By our receiver index: the sessions that may receive.
     pub sessions: HashMap<u32, SessionEntry, BuildHasherDefault<Mix>>,
-    /// Where peers are directly, not through a relay: data from there is a reason to call them.
+    /// Addresses at which peers are reached directly, not through a relay: data from there without a session is
+    /// reported to control.
     pub endpoints: Arc<HashSet<SocketAddr>>,
     /// Next hops on the LAN. Packets without a link or an entry are left to the kernel through the tun device.
     pub hops: Arc<PrefixMap<Option<Link>>>,
@@ -50,7 +51,7 @@ pub struct Table {
 pub struct PeerEntry {
     /// Its counters.
     pub peer: Arc<PeerCounters>,
-    /// Where it is, and our address that it called last, from which packets to it leave.
+    /// Its address, and the one of ours that it last sent to, from which packets to it leave.
     pub endpoint: Option<Endpoint>,
     /// Whether an authentic packet from another address moves the endpoint there.
     pub roams: bool,
@@ -60,7 +61,7 @@ pub struct PeerEntry {
     pub mtu: usize,
     /// The session to send by. (One; lanes will make it several.)
     pub sending: Option<Arc<Session>>,
-    /// A newer session that the peer began, used for sending as soon as the peer shows that it has the keys.
+    /// A newer session that the peer initiated, used for sending as soon as the peer shows that it has the keys.
     pub next: Option<Arc<Session>>,
 }
 

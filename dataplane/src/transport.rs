@@ -7,9 +7,9 @@ use crate::inner::{HOP_BY_HOP, ICMP, ICMPV6, TCP, UDP};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transport<'p> {
     pub(crate) protocol: u8,
-    /// Where that begins.
+    /// From the beginning of its header.
     pub(crate) payload: &'p [u8],
-    /// If it is not the whole packet.
+    /// Set if the packet is a fragment.
     pub(crate) fragment: Option<Fragment>,
     /// Where a routing header of IPv6 leads in the end, if the packet has not been there yet: the checksum is that of a
     /// packet to this address (RFC 8200, section 8.1).
@@ -91,7 +91,7 @@ fn behind_extensions(mut payload: &[u8], mut protocol: u8) -> Option<Transport<'
         };
         protocol = *payload.first()?;
         payload = payload.get(len..)?;
-        // Behind an offset is the middle of something.
+        // A fragment with an offset has no further headers: it begins in the middle of the packet.
         if fragment.is_some_and(|fragment| fragment.offset > 0) {
             return Some(Transport { protocol, payload, fragment, last_destination });
         }

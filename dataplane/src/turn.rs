@@ -18,7 +18,7 @@ use crate::table::Table;
 /// The most peers that a worker remembers as moved between two tables.
 pub(crate) const ROAMED_MAX: usize = 64;
 
-/// Table and time are the same for all packets of the turn; the rest is the worker's and outlives it.
+/// Table and time are the same for all packets of the turn; the rest is the worker's and outlives the turn.
 pub(crate) struct Turn<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) table: &'a Table,
@@ -37,7 +37,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) roamed: &'a mut Vec<(u32, Endpoint)>,
     /// What the worker knows about the flows that the firewall accepted.
     pub(crate) flows: &'a mut FlowCache,
-    /// Packets that wait for their time, once there was a rate.
+    /// Packets that wait for their time. Exists while there is a rate, or while packets still wait.
     pub(crate) shaper: &'a mut Option<Box<Shaper>>,
 }
 
@@ -91,7 +91,7 @@ impl Turn<'_> {
         if told { Exit::Error } else { Exit::Dropped(reason) }
     }
 
-    /// Where a peer was heard from since the table was published, if that is elsewhere.
+    /// The address that a peer was heard from since the table was published, if it differs from the table's.
     #[inline]
     pub(crate) fn roamed_to(&self, place: u32) -> Option<&Endpoint> {
         self.roamed.iter().find(|(roamed, _)| *roamed == place).map(|(_, endpoint)| endpoint)

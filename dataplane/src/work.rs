@@ -20,7 +20,7 @@ pub(crate) struct Work {
     /// Batches by size, as in [`BATCH_SIZES`].
     batches: [AtomicU64; BATCH_SIZES.len()],
     packets: AtomicU64,
-    /// Of the receive rings of WAN and LAN.
+    /// How full the receive rings of WAN and LAN were.
     rings: [RingFill; 2],
     sleeps: AtomicU64,
     /// Nanoseconds slept. During a sleep, this is the total of earlier sleeps less the time at which this one began,

@@ -55,7 +55,7 @@ pub struct Worker {
     roamed: Vec<(u32, Endpoint)>,
     /// Takes no memory as long as there is no firewall.
     flows: FlowCache,
-    /// Exists while there is a rate, or while packets still wait for one.
+    /// Exists while there is a rate, or while packets still wait.
     shaper: Option<Box<Shaper>>,
     commands: Arc<Mailbox<Command>>,
     drops: Arc<Drops>,
@@ -339,7 +339,7 @@ impl Worker {
     }
 }
 
-/// Threads without privileges read what strangers send: every device and socket is open by now.
+/// Workers read what strangers send, so they run without privileges: every device and socket is open by now.
 fn drop_capabilities() {
     let none = CapabilitySet::empty();
     // Having nothing to drop is not a failure, and no other failure is possible.

@@ -387,7 +387,7 @@ fn bundles_go_as_one_only_to_whom_they_may() {
     };
     assert!(sends(&mut wire, true, &[]) && sends(&mut wire, false, &[there]));
     assert!(!sends(&mut wire, false, &[]) && !sends(&mut wire, true, &[there]));
-    // Except from somebody else.
+    // An exception for another destination changes nothing.
     let elsewhere = SocketAddr::new(there.ip(), there.port() ^ 1);
     assert!(sends(&mut wire, true, &[elsewhere]));
     no_drops(&wire.drops);

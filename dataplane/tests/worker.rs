@@ -575,7 +575,8 @@ fn what_cannot_be_decided_goes_to_control_and_comes_back() {
     assert_eq!(b.sent_to_wan().unwrap().remote, elsewhere);
     b.sent_to_lan().expect("the packet");
     b.engine.notices().pop();
-    // A table that was made before control heard of it makes the worker forget where, but nothing is lost.
+    // A table that was made before control heard of the message makes the worker forget the address, but nothing is
+    // lost.
     b.engine.publish(Arc::unwrap_or_clone(b.engine.table()));
     for_control(&mut b);
     let mut known = Arc::unwrap_or_clone(b.engine.table());

@@ -27,7 +27,7 @@ fuzz_target!(|line: &[u8]| {
 
     let url = "https://coordinator.example.net".parse().expect("a URL");
     let file = ToldFile::new(Path::new("/nowhere"), &StaticSecret::from([1; 32]), &url);
-    // Written by anybody; no input has a right MAC by chance.
+    // Written by anybody; no input has a valid MAC by chance.
     assert!(file.decode(line).is_err());
     // As if we had written it ourselves.
     let Ok(told) = file.decode(&file.seal(line)) else { return };

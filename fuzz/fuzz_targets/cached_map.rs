@@ -9,7 +9,7 @@ use penstock_connect::{CoordinatorUrl, HttpsUrl, Proxy};
 fuzz_target!(|input: &[u8]| {
     let key = PrivateKey::from_bytes([1; 32]);
     let url: CoordinatorUrl = "https://coordinator.example.net".parse().expect("a URL");
-    // Written by anybody; no input has a right MAC by chance.
+    // Written by anybody; no input has a valid MAC by chance.
     assert!(Cached::decode(input, &key, &url).is_err());
     // As if we had written it ourselves.
     if let Ok(cached) = Cached::decode(&Cached::seal(input, &key, &url), &key, &url) {

@@ -1,5 +1,5 @@
-//! Packets of hosts that leave checksums to the device, also inside tunnels. Nothing but checksums is changed, nothing
-//! behind the packet, and of TCP and UDP in no tunnel the checksum is right afterwards.
+//! Packets of hosts that leave checksums to the device, also inside tunnels. Only checksums are changed, and nothing
+//! behind the packet. For TCP and UDP outside a tunnel, the checksum is right afterwards.
 #![no_main]
 
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! The firewall: any inner packet in either direction is judged or dropped by name, and a flow that passed once passes
-//! again, whichever worker has it.
+//! The firewall: any inner packet in either direction is judged, or dropped with a reason, and a flow that passed once
+//! passes again, whichever worker has it.
 //!
 //! The lowest bit of the first byte is the direction in which the rest goes, as a packet.
 #![no_main]

@@ -1,4 +1,4 @@
-//! Datagrams to a path agent: as anybody can send them, and with a right header, from several addresses and at several
+//! Datagrams to a path agent: as anybody can send them, and with a valid header, from several addresses and at several
 //! times. None may result in a path.
 #![no_main]
 

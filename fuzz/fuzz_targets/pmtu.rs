@@ -1,5 +1,5 @@
 //! Two path agents with a live path of 1400 bytes, and an attacker on it who drops, truncates, extends, damages and
-//! repeats datagrams and sends ICMP. Whatever he does, only sizes that arrived are believed.
+//! repeats datagrams and sends ICMP. Whatever the attacker does, only sizes that arrived are believed.
 #![no_main]
 
 use std::net::SocketAddr;

@@ -14,7 +14,7 @@ fuzz_target!(|input: &[u8]| {
         // Each has exactly one encoding.
         assert_eq!(document.to_string(), line);
     }
-    // Nobody's key: no input has a right signature by chance.
+    // Nobody's key: no input has a valid signature by chance.
     let own = SiteKey::from([2; 32]);
     let now = Now { instant: Instant::now(), wall: UnixTime(1_800_000_000) };
     let mut verifier = Verifier::new(now.instant, own, State::new(AuthorityKey::from([1; 32])));

@@ -62,7 +62,7 @@ impl Namespace {
     /// As [`Namespace::new`], for callers that handle the error.
     ///
     /// # Errors
-    /// There is no `ip`, or no right to make namespaces.
+    /// There is no `ip`, or no permission to make namespaces.
     pub fn try_new(role: &str) -> io::Result<Self> {
         static SWEEP: Once = Once::new();
         SWEEP.call_once(sweep);
@@ -135,7 +135,7 @@ impl Namespace {
     /// Runs a command line and returns what it prints.
     ///
     /// # Errors
-    /// It cannot be started, or fails; then with its output.
+    /// It cannot be started, or it fails; the error then contains its output.
     pub fn try_run(&self, words: &[&str]) -> io::Result<String> {
         output(self.command(words[0]).args(&words[1..]))
     }
@@ -211,7 +211,7 @@ impl Namespace {
     /// Runs `work` on a thread in this namespace; sockets made there stay in it, and programs started there run in it.
     ///
     /// # Panics
-    /// There is no right to enter, or `work` panics.
+    /// There is no permission to enter, or `work` panics.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.try_enter(work).unwrap_or_else(|error| panic!("{}: {error}", self.name()))
     }
@@ -219,7 +219,7 @@ impl Namespace {
     /// As [`Namespace::enter`], for callers that handle the error.
     ///
     /// # Errors
-    /// There is no right to enter.
+    /// There is no permission to enter.
     pub fn try_enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);
         let inside = || {

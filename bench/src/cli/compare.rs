@@ -18,7 +18,7 @@ use super::print_text;
 const MOST_ROUNDS: i64 = 100;
 /// A longer measurement yields nothing new.
 const MOST_SECONDS: i64 = 600;
-/// The files of a comparison, in the folder that is asked for.
+/// The files of a comparison, in the requested folder.
 const JSON: &str = "report.json";
 const CSV: &str = "report.csv";
 const PAGE: &str = "report.html";
@@ -37,7 +37,7 @@ pub(super) struct Compare {
     /// Another userspace WireGuard, started as PATH -f wg0; a known name replaces that gateway; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = subject::rival)]
     rival: Vec<Subject>,
-    /// Who chooses the gateways' cores: the scheduler, a core for each of the two, or what is better for each figure
+    /// Where the gateways run: where the scheduler puts them, on a core each, or whichever is better for each figure
     #[arg(long, value_enum, default_value_t)]
     placement: Choice,
     /// Where report.json, report.csv and report.html go

@@ -99,7 +99,7 @@ fn print(report: &Report, verified: bool) -> anyhow::Result<()> {
         "received {packets} packets, {bytes} bytes in {seconds:.2} s: {packets_per_second:.0} packets/s, {:.3} Gbit/s",
         bits_per_second / 1e9,
     );
-    let corrupt = if verified { report.corrupt.to_string() } else { "not looked at".into() };
+    let corrupt = if verified { report.corrupt.to_string() } else { "not checked".into() };
     println!(
         "lost {lost}, duplicates {duplicates}, reordered {}, corrupt {corrupt}, foreign {}",
         report.reordered, report.foreign

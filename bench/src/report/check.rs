@@ -46,7 +46,7 @@ impl Report {
         for measure in &self.measures {
             measure.check()?;
             if !seen.insert((&measure.subject, &measure.quantity)) {
-                return refuse(format!("{} is there twice", measure.name()));
+                return refuse(format!("{} appears twice", measure.name()));
             }
         }
         self.curves.iter().try_for_each(Curve::check)
@@ -68,7 +68,7 @@ impl Measure {
         } else if !samples.iter().all(|sample| is_sensible(*sample)) {
             no_number()
         } else if !rising || !rounds.is_empty() && rounds.len() != samples.len() {
-            " has rounds that are not one a sample, rising from 1 at the least".into()
+            " has rounds that are not one per sample, ascending from 1 or more".into()
         } else {
             return Ok(());
         };
@@ -133,10 +133,10 @@ mod tests {
             (|r| r.measures[0].samples = vec![1.0; MOST_SAMPLES + 1], "more than 1000"),
             (|r| r.measures[0].samples[1] = f64::NAN, "not a number between"),
             (|r| r.measures[0].samples[1] = 1e19, "not a number between"),
-            (|r| r.measures[0].rounds = vec![1, 2], "one a sample"),
-            (|r| r.measures[0].rounds = vec![1, 3, 3], "one a sample"),
-            (|r| r.measures[0].rounds = vec![0, 1, 2], "one a sample"),
-            (|r| r.measures[2] = r.measures[0].clone(), "there twice"),
+            (|r| r.measures[0].rounds = vec![1, 2], "one per sample"),
+            (|r| r.measures[0].rounds = vec![1, 3, 3], "one per sample"),
+            (|r| r.measures[0].rounds = vec![0, 1, 2], "one per sample"),
+            (|r| r.measures[2] = r.measures[0].clone(), "appears twice"),
             (|r| r.curves[0].points[2].0 = 10.0, "whose x decreases"),
             (|r| r.curves[0].points[5].0 = 100.1, "axis \"percentile\""),
             (|r| r.curves[0].points[5].1 = 0.0, "axis \"latency\""),

@@ -14,7 +14,7 @@ use super::{Better, Report};
 
 const COLUMNS: [&str; 8] = ["kind", "subject", "quantity", "unit", "better", "round", "x", "y"];
 
-/// Writes all of it.
+/// Writes the whole report.
 ///
 /// # Errors
 /// Those of `into`.

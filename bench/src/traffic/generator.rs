@@ -98,7 +98,7 @@ impl Generator {
         Ok(Generator::over(socket.sender, memory.batch(BATCH), free, template))
     }
 
-    /// Sends through this socket with the free frames; `batch` is an empty one of the same memory.
+    /// Sends through this socket with the free frames; `batch` is an empty batch of the same memory.
     pub fn over(sender: Sender, batch: Batch, free: Batch, template: Template) -> Generator {
         let mut generator = Generator { sender, template, free, batch };
         generator.prepare();

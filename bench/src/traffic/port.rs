@@ -75,7 +75,7 @@ impl Port {
         &self.described
     }
 
-    /// The generator, once; `None` if the port does not send.
+    /// The generator, which can be taken once; `None` if the port does not send.
     pub fn generator(&mut self, template: Template) -> Option<Generator> {
         self.outlet.take().map(|(sender, batch, free)| Generator::over(sender, batch, free, template))
     }

@@ -46,12 +46,12 @@ impl Ending {
         Ending { sent: AtomicU64::new(UNKNOWN), at: AtomicU64::new(time) }
     }
 
-    /// Not before the generator's side gives the time.
+    /// Not before the generator's side has announced the end.
     pub fn unknown() -> Ending {
         Ending::at(u64::MAX)
     }
 
-    /// This many packets were sent, and nobody waits for them longer than `wait`.
+    /// This many packets were sent; they are waited for no longer than `wait`.
     pub fn announce(&self, sent: u64, wait: Duration) {
         self.at.store(now() + wait.as_nanos() as u64, Ordering::Relaxed);
         self.sent.store(sent, Ordering::Release);
@@ -89,7 +89,7 @@ impl Sink {
                 received += inlet.receive(arrivals);
             }
             let time = now();
-            // Other packets keep nobody waiting.
+            // Other packets do not prolong the wait.
             if arrivals.counts().distinct > distinct {
                 (distinct, last) = (arrivals.counts().distinct, time);
             }

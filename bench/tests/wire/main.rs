@@ -49,7 +49,7 @@ struct Row {
 }
 
 impl Row {
-    /// `None`, aloud, without root.
+    /// Without root it prints a message and returns `None`.
     fn new() -> Option<Row> {
         let alone = alone()?;
         let [left, middle, right] = ["left", "middle", "right"].map(Namespace::new);
@@ -101,7 +101,7 @@ fn trial(bench: &mut Bench, rate: u64, seconds: f64) -> Outcome {
     bench.run(load, &NO_STOP).expect("a trial").remove(0)
 }
 
-/// The right to send packets, for one test at a time; `None`, aloud, without root.
+/// Permission to send packets, for one test at a time; without root it prints a message and returns `None`.
 fn alone() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
     if !std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {

@@ -9,8 +9,8 @@
 //! - `mixed`: several sizes in one batch, and a different key for each message.
 //! - `costs`: time of a call of each kernel, in the form that `src/engine.rs` needs.
 //!
-//! Figures are medians of rounds in which all implementations take turns: seal/open. Messages are 4096 bytes apart,
-//! like frames.
+//! Figures are medians of rounds in which all implementations take turns, in the form seal/open. Messages are 4096
+//! bytes apart, like frames.
 
 use std::time::{Duration, Instant};
 

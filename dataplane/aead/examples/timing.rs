@@ -1,6 +1,6 @@
 //! Looks for times that depend on secrets, by the method of dudect (Reparaz, Balasch, Verbauwhede, 2017): two classes
-//! of input in random order, and Welch's t of their times. Prints a report without a verdict: on a machine that does
-//! anything else, t wanders.
+//! of input in random order, and Welch's t of their times. Prints a report without a verdict: on a machine with any
+//! other load, t fluctuates.
 //!
 //! ```sh
 //! cargo run --release -p penstock-aead --example timing

@@ -42,9 +42,9 @@ pub(crate) struct Group<'a> {
     longest: usize,
     /// Lanes with a message, in each half.
     used: [usize; 2],
-    /// Of eight words.
+    /// Each of eight words.
     keys: [[*const u32; MAX_LANES]; 2],
-    /// Of four words.
+    /// Each of four words.
     nonces: [[*const u32; MAX_LANES]; 2],
     batch: PhantomData<&'a mut [u8]>,
 }

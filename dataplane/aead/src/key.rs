@@ -36,7 +36,7 @@ impl std::str::FromStr for Suite {
     }
 }
 
-/// A text names no suite.
+/// The text is not the name of a suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownSuite;
 
@@ -52,7 +52,7 @@ impl std::error::Error for UnknownSuite {}
 ///
 /// It is on the heap and never moves, so that wiping it when it is dropped leaves no copy.
 pub struct Key {
-    /// Initialized by [`Key::new`], and until it is wiped in `drop`.
+    /// Initialized from [`Key::new`] until it is wiped in `drop`.
     material: Box<MaybeUninit<Material>>,
     suite: Suite,
 }

@@ -50,7 +50,7 @@ impl<'a> Opening<'a> {
         self.verified.then(|| &self.data[..len])
     }
 
-    /// The plaintext of [`Opening::plaintext`], for changes.
+    /// As [`Opening::plaintext`], but mutable.
     pub fn into_plaintext(self) -> Option<&'a mut [u8]> {
         let len = self.plaintext_len()?;
         self.verified.then(|| &mut self.data[..len])

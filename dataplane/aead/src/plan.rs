@@ -65,8 +65,8 @@ fn for_full(kernels: &[Kernel], use_ring: bool, blocks: u32) -> Option<&Kernel> 
     best.0
 }
 
-/// For each message, the kernel that takes it and those behind it, unless an earlier message's kernel takes it, so that
-/// the total time is least; a number that no kernel has stands for ring.
+/// For each message, the kernel that takes it together with those after it, so that the total time is least; a number
+/// that no kernel has stands for ring. The entry of a message that an earlier one's kernel takes is ignored.
 fn plan(kernels: &[Kernel], use_ring: bool, left: &[Entry]) -> [u8; MAX_BATCH] {
     let mut plan = [u8::MAX; MAX_BATCH];
     // The costs of the messages from a place on.

@@ -20,7 +20,7 @@ pub(crate) const MAX_LANES: usize = 8;
 /// `#[inline(always)]`, here and in everything generic over vectors.
 #[expect(unsafe_code)]
 pub(crate) trait Vector: Copy {
-    /// A proof that the CPU has the instructions. Whoever has a register has had this proof.
+    /// A proof that the CPU has the instructions. A register exists only where there was such a proof.
     type Cpu: Copy;
     /// Poly1305's arithmetic in these registers.
     type Field: Field<Vector = Self>;

@@ -11,7 +11,7 @@ const RING_STACK: usize = 128 << 10;
 /// How much stack below a call may hold secrets afterwards, with some to spare. `tests/wiping.rs` looks for remains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// None for which this crate is responsible.
+    /// No secrets for which this crate is responsible.
     Nothing,
     /// That of a kernel for short texts, and of planning.
     ShortKernel,

@@ -1,7 +1,7 @@
 //! Which flow a packet belongs to, and what it does there.
 //!
-//! Packets come from strangers: nothing is read beyond the packet's end, and what cannot be read is dropped by name
-//! rather than taken for something else.
+//! Packets come from strangers: nothing is read beyond the packet's end, and what cannot be read is dropped with a
+//! reason rather than taken for something else.
 
 use super::Direction;
 use super::key::Key;
@@ -59,7 +59,7 @@ pub(super) enum Role {
 /// What the filter has to know about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
-    /// Of the packet's flow; of the quoted packet's flow, if it is an error.
+    /// The key of the packet's flow, or of the quoted packet's flow if it is an error.
     pub(super) key: Key,
     pub(super) role: Role,
     pub(super) flags: Flags,

@@ -51,9 +51,9 @@ pub struct Flows {
 pub(super) enum Found {
     /// It was accepted. Packets in the directions whose bits are set in `steady` change nothing about it.
     Known { steady: u8 },
-    /// It was accepted under other rules, when it began in this direction.
+    /// It was accepted under other rules; its first packet went in this direction.
     Stale { initiator: Direction },
-    /// It is not there, or this packet begins another one in its place.
+    /// It is not in the table, or this packet begins another one in its place.
     New,
 }
 
@@ -64,7 +64,7 @@ enum Phase {
     Free,
     /// Only one side has sent.
     Opening,
-    /// TCP: the other side has answered, perhaps to a forged address. A connection once the first has sent again.
+    /// TCP: the other side has answered, perhaps to a forged address. A connection once the first side has sent again.
     Answered,
     /// Both sides have sent.
     Established,
@@ -79,7 +79,7 @@ enum Phase {
 #[repr(align(64))]
 struct Entry {
     key: Key,
-    /// Of the last packet.
+    /// When the last packet came.
     second: u32,
     /// The generation of the firewall that accepted it.
     generation: u32,
@@ -156,14 +156,14 @@ impl Flows {
         true
     }
 
-    /// Notes that the present rules accept a flow too.
+    /// Notes that the current rules accept a flow too.
     pub(super) fn renew(&self, key: &Key, arrival: &Arrival) {
         if let Some(entry) = find(&mut self.lock(shard_of(arrival.hash)), key, arrival) {
             entry.generation = arrival.generation;
         }
     }
 
-    /// Notes that the present rules do not accept a flow. It stays, to be judged again by its first packet: if it were
+    /// Notes that the current rules do not accept a flow. It stays, to be judged again by its first packet: if it were
     /// forgotten, the other side's retransmissions would begin it anew.
     pub(super) fn refuse(&self, key: &Key, arrival: &Arrival) {
         if let Some(entry) = find(&mut self.lock(shard_of(arrival.hash)), key, arrival) {
@@ -228,8 +228,8 @@ impl Entry {
         }
     }
 
-    /// Whether another flow may take its place before it has been silent for too long. Whoever sends packets that are
-    /// never answered, or opens more than anybody can close, loses flows of that kind only.
+    /// Whether another flow may take its place before it has been silent for too long. So a flood of unanswered packets
+    /// or of new flows never displaces an established TCP connection.
     fn yields(&self) -> bool {
         self.key.protocol() != TCP || self.phase != Phase::Established
     }

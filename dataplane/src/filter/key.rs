@@ -9,7 +9,7 @@ use super::Direction;
 const V6: u32 = 1 << 8;
 /// The key is that of fragments between two hosts.
 const FRAGMENTS: u32 = 1 << 9;
-/// The request of an echo goes out.
+/// The echo request goes out.
 const OUT: u32 = 1 << 10;
 
 /// A flow: both of its directions have the same key, since one end is always the remote one.
@@ -122,7 +122,7 @@ fn out(direction: Direction) -> u32 {
 pub(super) struct HashKey([u64; 13]);
 
 impl HashKey {
-    /// Words that nobody else has.
+    /// Words that nobody else knows.
     pub(super) fn random() -> Self {
         // SipHash under a key that the standard library gets from the kernel.
         let random = RandomState::new();

@@ -47,7 +47,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// The other one.
+    /// The other direction.
     #[inline]
     pub fn opposite(self) -> Self {
         match self {
@@ -71,7 +71,7 @@ pub enum Verdict {
 pub enum Protocol {
     /// ICMP in IPv4, ICMPv6 in IPv6.
     Icmp,
-    /// The one of this number in the IP header.
+    /// The protocol with this number in the IP header.
     Number(u8),
 }
 
@@ -316,8 +316,8 @@ fn within(prefixes: &Option<PrefixMap<()>>, address: IpAddr) -> bool {
 struct Arrival {
     hash: u32,
     direction: Direction,
-    /// Of [`Millis`]'s clock.
+    /// In seconds on [`Millis`]'s clock.
     second: u32,
-    /// Of the firewall that judges it.
+    /// The generation of the firewall that judges it.
     generation: u32,
 }

@@ -430,8 +430,8 @@ fn a_reload_keeps_the_flows_that_the_new_rules_accept_and_ends_the_others() {
     }
 }
 
-/// Whoever keeps opening flows fills a set's places, but not those of other people's connections, and is finally
-/// refused by name.
+/// A host that keeps opening flows fills a set's places, but not those of others' connections, and is finally refused
+/// with a reason.
 #[test]
 fn a_full_table_keeps_connections_and_refuses_new_flows() {
     let (remote, local) = PAIRS[0];
@@ -663,7 +663,7 @@ fn agrees_with_the_model() {
     assert!((20_000..60_000).contains(&passed), "{passed} of 80,000 passed: nothing is tested where all or none do");
 }
 
-/// Whatever the bytes are, they are judged or dropped by name.
+/// Whatever the bytes are, they are judged, or dropped with a reason.
 #[test]
 fn random_packets_are_judged() {
     let mut seed = 77;

@@ -45,7 +45,7 @@ pub const DATAGRAM_MAX: usize = INNER_MAX + DATA_HEADER + TAG;
 pub struct Endpoint {
     /// The peer's.
     pub remote: SocketAddr,
-    /// Ours: the address that the peer called, and from which an answer leaves. `None` leaves it to the route.
+    /// Ours: the address that the peer sent to, and from which an answer leaves. `None` leaves it to the route.
     pub local: Option<IpAddr>,
 }
 
@@ -56,8 +56,8 @@ impl From<SocketAddr> for Endpoint {
 }
 
 impl Endpoint {
-    /// Whether a datagram from there shows that a peer known to be here has moved, or calls another of our addresses.
-    /// If it is not known which address it called, it says nothing about that.
+    /// Whether a datagram with the ends `from` shows that the peer has moved, or sends to another of our addresses. A
+    /// datagram whose local end is not known shows nothing about the latter.
     #[inline]
     pub fn is_moved_by(&self, from: &Self) -> bool {
         self.remote != from.remote || (from.local.is_some() && self.local != from.local)
@@ -285,7 +285,7 @@ pub trait Port: Send {
         None
     }
 
-    /// What it is.
+    /// What the port is.
     fn info(&self) -> PortInfo;
 }
 

@@ -170,7 +170,7 @@ impl Coalescer {
         })
     }
 
-    /// Begins a run with packet `i`; if it has no shape, the run stays at this packet.
+    /// Begins a run with packet `i`; if it has no shape, no other packet joins the run.
     fn begin(&mut self, i: usize, flow: Flow, shape: Option<Shape>) {
         let i = i as u16;
         self.next[usize::from(i)] = END;

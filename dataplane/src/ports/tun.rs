@@ -32,7 +32,7 @@ const TAIL_ROOM: usize = 32;
 /// The device to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunConfig {
-    /// Its name; nothing may have it yet.
+    /// Its name, which no interface may have yet.
     pub name: String,
     /// Its MTU: that of the inside of the tunnel.
     pub mtu: u16,

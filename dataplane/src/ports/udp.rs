@@ -298,7 +298,7 @@ impl Port for UdpPort {
             };
             let (reason, lost) = match error {
                 libc::EINTR => continue,
-                // The address that the peer called is not ours any more: the route chooses one.
+                // The address that the peer sent to is not ours any more: the route chooses one.
                 libc::EINVAL | libc::EADDRNOTAVAIL if packets[0].local.is_some() => {
                     batch.as_mut_slice()[done..done + run].iter_mut().for_each(|packet| packet.local = None);
                     continue;

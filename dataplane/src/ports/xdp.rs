@@ -26,7 +26,8 @@ pub const RING: u32 = 2048;
 pub const FRAMES: u32 = 2 * RING;
 /// Places of a WAN's transmit ring that are kept for urgent packets, so that a full uplink does not end BGP and SSH.
 const RESERVED: usize = 128;
-/// How many packets ahead the first line of a received one is prefetched: about a fetch from another core.
+/// How many packets ahead the first line of a received one is prefetched: these take about as long as a fetch from
+/// another core.
 const HEADERS_AHEAD: usize = 4;
 const SOCKET_BUFFER: usize = 64 << 20;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.18): frames that one sendto transmits in copy mode.
@@ -386,8 +387,8 @@ struct Lost {
 }
 
 impl Lost {
-    /// Counts what has come since the last reading. In copy mode, the dropped packets include those for which there was
-    /// no free frame.
+    /// Counts the losses since the last reading. In copy mode, the dropped packets include those for which there was no
+    /// free frame.
     fn count(&mut self, now: &XdpStatistics, zero_copy: bool, drops: &Drops) {
         let now = Self {
             dropped: now.rx_dropped,
@@ -488,7 +489,7 @@ fn write_ethernet(pool: &mut Pool, frame: &mut Frame, link: &Link, ether_type: [
     true
 }
 
-/// Writes UDP, IP and Ethernet in front of the payload; `false` when link and remote are of two families. IPv4
+/// Writes UDP, IP and Ethernet in front of the payload; `false` when link and remote are of different families. IPv4
 /// datagrams carry no UDP checksum, since the AEAD protects them; over IPv6 it must be there.
 #[inline]
 pub fn write_datagram(

@@ -128,7 +128,7 @@ pub(super) fn owner(program: Option<u32>) -> String {
 /// Why EPERM, in words.
 pub(super) fn forbidden_because() -> String {
     match missing_capabilities().as_slice() {
-        [] => "the capabilities are there, but not in the initial user namespace, or the kernel is \
+        [] => "the process has the capabilities, but not in the initial user namespace, or the kernel is \
                locked down"
             .to_owned(),
         [one] => format!("{one} is missing"),

@@ -156,8 +156,8 @@ impl<'a> Unread<'a> for Packet<'a> {
         if next as usize > self.ctx.data_end() {
             return None;
         }
-        // Else the compiler tells `None` from `Some` by comparing the pointer with null, which takes
-        // CAP_PERFMON too.
+        // Otherwise the compiler tells `None` from `Some` by comparing the pointer with null, which
+        // requires CAP_PERFMON too.
         // SAFETY: the kernel's packet pointers aren't null.
         unsafe { core::hint::assert_unchecked(!self.at.is_null()) };
         // SAFETY: the N bytes lie between the packet's pointers (the verifier proves it again), a

@@ -13,9 +13,9 @@ const ETHERTYPE_SERVICE_TAG: [u8; 2] = [0x88, 0xa8];
 
 /// The bytes of a received frame that have not been read yet, from the Ethernet header on.
 ///
-/// The host implements it for slices, the XDP programs for the packet pointers of their context. It
-/// is read front to back in steps whose lengths the compiler knows, because without CAP_PERFMON the
-/// verifier lets only such be added to a packet pointer.
+/// The host implements it for slices, the XDP programs for the packet pointers of their context. It is read front to
+/// back in steps whose lengths the compiler knows, because without CAP_PERFMON the verifier allows only such lengths to
+/// be added to a packet pointer.
 pub trait Unread<'a>: Copy {
     /// The next `N` bytes and what follows them; `None` when fewer are left.
     fn take<const N: usize>(self) -> Option<(&'a [u8; N], Self)>;

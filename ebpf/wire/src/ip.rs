@@ -51,7 +51,7 @@ pub struct IpHeader<A, U> {
     pub protocol: u8,
     /// Traffic class: DSCP and ECN.
     pub tos: u8,
-    /// IPv4's flags and fragment offset; of IPv6, which has them in an extension header, as "don't fragment".
+    /// IPv4's flags and fragment offset; for IPv6, which has them in an extension header, "don't fragment".
     pub fragment: u16,
     /// What follows the fixed part: IPv4's options first.
     pub rest: U,

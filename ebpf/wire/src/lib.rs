@@ -1,11 +1,11 @@
 //! What both sides of the kernel agree on: the steering decision, and the types and names of the
 //! BPF maps through which user space feeds it.
 //!
-//! [`steer_wan`] and [`steer_lan`] are pure: a frame and a configuration go in, a named verdict
-//! comes out. The XDP programs in `ebpf/steer` only supply the frame, the map look-ups and the
-//! redirect; [`BenchFilter`] is what the benchmark wants in their place. [`IpHeader`] is how all of Penstock reads IP. The crate owns no state,
-//! allocates nothing and has no dependencies, so it compiles for the BPF target and the host alike,
-//! and what the host tests is what the kernel runs.
+//! [`steer_wan`] and [`steer_lan`] are pure: a frame and a configuration go in, a named verdict comes out. The XDP
+//! programs in `ebpf/steer` only supply the frame, the map look-ups and the redirect; [`BenchFilter`] is what the
+//! benchmark uses in their place. [`IpHeader`] is how all of Penstock reads IP. The crate owns no state, allocates
+//! nothing and has no dependencies, so it compiles for the BPF target and the host alike, and what the host tests is
+//! what the kernel runs.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -174,7 +174,7 @@ fn traffic(environment: &Environment<'_>, size: usize, pace: &[&str], look: &[&s
 }
 
 fn parse(printed: &str) -> Result<Value> {
-    serde_json::from_str(printed).map_err(|error| Error::Failed(format!("no report of ours: {error}")))
+    serde_json::from_str(printed).map_err(|error| Error::Failed(format!("not a report of penstock-bench: {error}")))
 }
 
 impl Environment<'_> {

@@ -30,13 +30,13 @@ const ALWAYS: [&str; 7] = [
      them in super-packets of up to 64 kB, which favours what keeps those whole (kernel, penstock-tun).",
     "UDP rates are what the sink received while an unpaced generator sent one flow; it loses what the chain cannot carry. \
      Sizes are those of the Ethernet frames on the LAN without their check sequence.",
-    "Latency is one way, from when a packet was due to when the sink had it, its waking up included: 2000 frames of 64 B \
+    "Latency is one way, from when a packet was due until the sink had it, its wake-up included: 2000 frames of 64 B \
      a second.",
     "CPU time is the whole machine's, iperf3 included: all that was not idle, less what was busy before anything was \
      started, per 10^9 bytes received. A gateway that polls busily is charged for its polling.",
     "Ratios are of the same round; trust them more than the absolute figures.",
-    "WireGuard encrypts with ChaCha20-Poly1305, nebula with AES-256-GCM, as its default is. Every rival runs as its \
-     defaults have it, with an MTU of 1440.",
+    "WireGuard encrypts with ChaCha20-Poly1305, nebula with AES-256-GCM, its default. Every rival runs with its \
+     defaults, with an MTU of 1440.",
 ];
 
 /// Measures all subjects. What cannot be measured is left out, with a sentence that says so.

@@ -75,7 +75,7 @@ pub(super) fn report(rows: &[Rows], suite: Suite, meter: &Meter, core: usize) ->
         ("suite".into(), suite.to_string()),
         ("core".into(), format!("{core} (pinned)")),
         ("cycles".into(), if cycles { "the core's, in user mode" } else { "not counted: no counter here" }.into()),
-        ("clock's own time".into(), format!("{} ns a measurement, taken off", meter.own().time.as_nanos())),
+        ("clock's own time".into(), format!("{} ns a measurement, subtracted", meter.own().time.as_nanos())),
         ("table".into(), format!("{SITES} sites, each with a session, a /24 and a /32; one flow to one of them")),
     ];
     Report { measures, notes: notes(rows, counted), ..Report::new("Pipeline", context) }

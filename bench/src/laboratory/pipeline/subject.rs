@@ -63,7 +63,7 @@ pub const DIRECTIONS: [Direction; 2] = [
     },
 ];
 
-/// What that worker does not have: a firewall, and the stages of AF_XDP ports.
+/// What the worker of [`DIRECTIONS`] does not have: a firewall, and the stages of AF_XDP ports.
 pub const BESIDE: [Subject; 5] =
     [Subject::FilteredEncrypt, Subject::FilteredDecrypt, Subject::Filter, Subject::WriteHeaders, Subject::ReadHeaders];
 

@@ -72,7 +72,7 @@ impl Findings {
             ("Duplicates", Better::Lower, counts.duplicates),
             ("Reordered", Better::Lower, counts.reordered),
             ("Corrupt", Better::Lower, counts.corrupt),
-            ("Of a trial before", Better::Lower, counts.stale),
+            ("Of an earlier trial", Better::Lower, counts.stale),
             ("Not ours", Better::Lower, counts.foreign),
             ("Sent in bursts by a late generator", Better::Lower, sent.late),
             ("Dropped in front of the sink", Better::Lower, *sink_drops),

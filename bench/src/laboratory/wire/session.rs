@@ -69,7 +69,7 @@ impl Session<'_> {
     /// The highest rate that the tool itself sends and receives without loss, in packets a second in each direction.
     fn ceiling(&mut self, mix: &Mix, at: &str, findings: &mut Findings) -> anyhow::Result<Option<f64>> {
         let Some(bare) = &mut self.bare else {
-            findings.note("The tool's own ceiling was not measured: a result may be the tool's.".into());
+            findings.note("The tool's own ceiling was not measured, and may limit the results.".into());
             return Ok(None);
         };
         (self.progress)(&format!("{at}: the tool's own ceiling"));
@@ -214,10 +214,10 @@ impl Session<'_> {
             ));
         }
         if self.device.options().spin {
-            findings.note("Sinks do not sleep: their waking up is no part of the latencies.".into());
+            findings.note("Sinks do not sleep, so the latencies include no wake-up.".into());
         } else {
             findings.note(
-                "Sinks sleep while nothing comes, for want of cores: their waking up is part of the latencies.".into(),
+                "Sinks sleep while nothing comes, for want of cores, so the latencies include their wake-up.".into(),
             );
         }
     }

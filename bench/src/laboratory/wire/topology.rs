@@ -20,7 +20,7 @@ use crate::traffic::packet::Mac;
 /// The ends of a line, and the device on it.
 #[derive(Debug)]
 pub struct Line {
-    /// What is in between. It ends before its namespaces do.
+    /// The device in between. It ends before its namespaces do.
     pub device: Option<Device>,
     /// One end.
     pub left: Interface,

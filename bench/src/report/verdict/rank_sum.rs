@@ -78,7 +78,7 @@ pub fn least_rounds(confidence: Confidence) -> usize {
 /// P(U = u) for u from 0 to m n, by the recurrence of Mann and Whitney: the largest value is one of the *n* with
 /// the probability n / (m + n), and then larger than all *m*.
 fn distribution(m: usize, n: usize) -> Vec<f64> {
-    // One row for each size of the first sample, for the present size of the second.
+    // One row for each size of the first sample, for the current size of the second.
     let mut rows: Vec<Vec<f64>> = vec![vec![1.0]; m + 1];
     for size in 1..=n {
         for first in 1..=m {

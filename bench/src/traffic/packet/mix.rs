@@ -7,7 +7,7 @@ use super::ETHERNET_LEN;
 
 /// Bytes of an Ethernet frame's check sequence, which RFC 2544 counts and AF_XDP never shows.
 pub const FRAME_CHECK_LEN: usize = 4;
-/// The "simple IMIX": how often which frame, check sequence included.
+/// The "simple IMIX": how many frames of which size, check sequence included.
 const IMIX: [(usize, usize); 3] = [(28, 64), (16, 570), (4, 1518)];
 /// Longest mix: more would only be a longer table.
 const LONGEST: usize = 255;
@@ -109,7 +109,7 @@ mod tests {
         let count = |size| mix.sizes().iter().filter(|&&s| s == size).count();
         assert_eq!((count(46), count(552), count(1500)), (28, 16, 4));
         assert_eq!(mix.mean(), (28 * 46 + 16 * 552 + 4 * 1500) as f64 / 48.0);
-        // Every quarter of it has the quarter of each.
+        // Each quarter of the mix has a quarter of the packets of each size.
         for quarter in mix.sizes().chunks(12) {
             assert_eq!(quarter.iter().filter(|&&s| s == 46).count(), 7);
             assert_eq!(quarter.iter().filter(|&&s| s == 1500).count(), 1);

@@ -13,11 +13,11 @@ const LONGEST_HEADERS: usize = ETHERNET_LEN + 40 + UDP_LEN;
 pub struct Template {
     mix: Mix,
     flows: u64,
-    /// For each place in the mix the first of its size's headers, of which there is one a flow.
+    /// For each place in the mix, the index of its size's first headers; each size has one set of headers per flow.
     places: Vec<usize>,
     headers: Vec<Headers>,
     headers_len: usize,
-    /// Packets after which sizes and flows meet in the same way again.
+    /// The number of packets after which the combinations of size and flow repeat.
     period: u64,
 }
 
@@ -155,7 +155,7 @@ impl Template {
         headers.frame_len
     }
 
-    /// Which place of the mix a packet has. It shifts by one a period, so that every flow gets every size.
+    /// Which place of the mix a packet has. It shifts by one per period, so that every flow gets every size.
     #[inline]
     fn place(&self, n: u64) -> usize {
         match self.places.len() as u64 {
@@ -214,7 +214,7 @@ impl Headers {
     }
 }
 
-/// The address that is `host` further; only its last 16 bits may count up.
+/// The address `host` places after this one; only its last 16 bits may count up.
 fn count_up<const N: usize>(mut octets: [u8; N], host: u16) -> Result<[u8; N], BuildError> {
     let last = u16::from_be_bytes([octets[N - 2], octets[N - 1]]);
     let counted = last.checked_add(host).ok_or_else(|| hosts(host.saturating_add(1)))?;

@@ -62,7 +62,7 @@ macro_rules! same_in_256_bits {
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut u8) {
-            // SAFETY: the CPU has AVX2, since `self` exists; the bytes are the caller's promise.
+            // SAFETY: the CPU has AVX2, since `self` exists; the caller guarantees the bytes.
             unsafe { _mm256_storeu_si256(to.cast(), self.0) }
         }
         #[inline(always)]
@@ -155,7 +155,7 @@ impl Vector for Avx2 {
             return words;
         }
         let mut last = [0; 32];
-        // SAFETY: `rest` bytes more are the caller's promise; `len` is below 32, since it is no multiple of 4.
+        // SAFETY: the caller guarantees `rest` more bytes; `len` is below 32, since it is no multiple of 4.
         unsafe { from.add(len - rest).copy_to_nonoverlapping(last.as_mut_ptr().add(len - rest), rest) };
         // SAFETY: the array has 32 bytes.
         words.or(unsafe { Self::load(cpu, last.as_ptr()) })
@@ -170,7 +170,7 @@ impl Vector for Avx2 {
             let mut last = [0; 32];
             // SAFETY: the array has 32 bytes.
             unsafe { self.store(last.as_mut_ptr()) };
-            // SAFETY: `rest` bytes more are the caller's promise; `len` is below 32, since it is no multiple of 4.
+            // SAFETY: the caller guarantees `rest` more bytes; `len` is below 32, since it is no multiple of 4.
             unsafe { to.add(len - rest).copy_from_nonoverlapping(last.as_ptr().add(len - rest), rest) };
         }
     }

@@ -69,7 +69,7 @@ impl Vector for Ifma512 {
     }
     #[inline(always)]
     unsafe fn load_parts(_: Avx512, from: [*const [u32; 4]; MAX_LANES / 2]) -> Self {
-        // SAFETY: the CPU has AVX-512, since there is a proof; the words are the caller's promise.
+        // SAFETY: the CPU has AVX-512, since there is a proof; the caller guarantees the words.
         unsafe {
             let [first, second, third, fourth] = from.map(|words| _mm_loadu_si128(words.cast()));
             let register = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(first), second);
@@ -78,7 +78,7 @@ impl Vector for Ifma512 {
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut u8) {
-        // SAFETY: the CPU has AVX-512, since `self` exists; the bytes are the caller's promise.
+        // SAFETY: the CPU has AVX-512, since `self` exists; the caller guarantees the bytes.
         unsafe { _mm512_storeu_si512(to.cast(), self.0) }
     }
     #[inline(always)]
@@ -87,7 +87,7 @@ impl Vector for Ifma512 {
     }
     #[inline(always)]
     unsafe fn store_up_to(self, to: *mut u8, len: usize) {
-        // SAFETY: the CPU has AVX-512 and BMI2, since `self` exists; the bytes are the caller's promise.
+        // SAFETY: the CPU has AVX-512 and BMI2, since `self` exists; the caller guarantees the bytes.
         unsafe { _mm512_mask_storeu_epi8(to.cast(), _bzhi_u64(u64::MAX, len as u32), self.0) }
     }
     #[inline(always)]
@@ -212,7 +212,7 @@ impl Vector for Ifma256 {
     }
     #[inline(always)]
     unsafe fn store_up_to(self, to: *mut u8, len: usize) {
-        // SAFETY: the CPU has AVX-512 and BMI2, since `self` exists; the bytes are the caller's promise.
+        // SAFETY: the CPU has AVX-512 and BMI2, since `self` exists; the caller guarantees the bytes.
         unsafe { _mm256_mask_storeu_epi8(to.cast(), _bzhi_u32(u32::MAX, len as u32), self.0) }
     }
     #[inline(always)]

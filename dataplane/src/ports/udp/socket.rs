@@ -341,7 +341,7 @@ impl Socket {
         self.port
     }
 
-    /// Addresses a message to `to`, by way of `name`.
+    /// Addresses a message to `to`; `name` holds the address.
     pub(super) fn address(&self, message: &mut libc::msghdr, name: &mut Name, to: SocketAddr) {
         name.set(to, self.v6);
         (message.msg_name, message.msg_namelen) = (name.as_ptr().cast(), name.len);
@@ -527,8 +527,8 @@ impl Control {
                     let size = usize::try_from(c_int::from_ne_bytes([*a, *b, *c, *d])).ok();
                     said.segment = size.filter(|size| *size > 0);
                 }
-                // The interface, the address that an answer may leave from, and the one that was called. For a datagram
-                // to an address of this host they are the same.
+                // The interface, the address that an answer may leave from, and the one that it was sent to. For a
+                // datagram to an address of this host they are the same.
                 (libc::IPPROTO_IP, libc::IP_PKTINFO, [i, j, k, l, a, b, c, d, ..]) => {
                     said.interface = u32::from_ne_bytes([*i, *j, *k, *l]);
                     said.local = Some(IpAddr::from([*a, *b, *c, *d]));

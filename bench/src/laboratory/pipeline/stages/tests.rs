@@ -105,7 +105,7 @@ fn ring_and_the_worker_have_the_same_frames() {
             rig.pass(subject, &mut meter);
             assert_eq!(places(&mut rig), before, "{subject:?}");
         }
-        // The worker wrote its messages there, nobody after it.
+        // The worker wrote its messages there, and nothing has overwritten them.
         rig.pass(Subject::Encrypt, &mut meter);
         let frames: Vec<Frame> = (0..rig.batch()).map(|_| rig.gateway.worker.pool().take().expect("free")).collect();
         let pool = rig.gateway.worker.pool();
