@@ -329,7 +329,7 @@ fn privileged(error: io::Error) -> io::Error {
     }
     io::Error::new(
         io::ErrorKind::PermissionDenied,
-        "network namespaces are for root: run as root or with CAP_SYS_ADMIN, and AF_XDP needs CAP_NET_RAW, \
+        "network namespaces need privileges: run as root or with CAP_SYS_ADMIN, and AF_XDP needs CAP_NET_RAW, \
          CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK",
     )
 }

@@ -71,7 +71,7 @@ impl Process {
         })?;
         match found && self.is_running() {
             true => Ok(()),
-            false => Err(Error::Failed(format!("it never said \"{pattern}\": {}", self.complaint()))),
+            false => Err(Error::Failed(format!("it never printed \"{pattern}\": {}", self.complaint()))),
         }
     }
 

@@ -161,7 +161,7 @@ impl Subject {
             Kind::Kernel | Kind::Forwarder { .. } => Ok(None),
             Kind::Penstock(_) => {
                 installed("wg").map(drop).and(tun())?;
-                let missing = || format!("{} is not there or does not run", options.penstock.display());
+                let missing = || format!("{} is missing or does not run", options.penstock.display());
                 let version = context::version(&options.penstock, &["--version"]).ok_or_else(missing)?;
                 Ok(Some(("version of penstock".into(), version)))
             }

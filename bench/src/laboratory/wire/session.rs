@@ -247,12 +247,12 @@ impl Found<'_> {
         findings.note(match result.end {
             End::Regular => format!("{mix}, {name}: {bounds}."),
             End::MaxLoad if self.max_was_given => format!(
-                "{mix}, {name}: irregular: the highest load that was asked for is still good; the device may carry more \
+                "{mix}, {name}: irregular: the highest requested load still meets the goal; the device may carry more \
                  ({bounds})."
             ),
             End::MaxLoad => format!(
-                "{mix}, {name}: irregular, limited by the tool: the highest load that the generator offers is still \
-                 good; the device may carry more ({bounds})."
+                "{mix}, {name}: irregular, limited by the tool: the highest load that the generator offers still \
+                 meets the goal; the device may carry more ({bounds})."
             ),
             End::Ceiling(load) => format!(
                 "{mix}, {name}: irregular, limited by the tool: from {:.1} kpps on it was late or lost packets itself; \

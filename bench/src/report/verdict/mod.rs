@@ -252,7 +252,7 @@ impl Comparison {
         }
         for (name, old, new) in &self.surroundings {
             let [name, old, new] = [name, old, new].map(|text| plain(text));
-            sentences.push(format!("The surroundings differ: {name} was \"{old}\" and is \"{new}\"."));
+            sentences.push(format!("The conditions differ: {name} was \"{old}\" and is \"{new}\"."));
         }
         sentences.extend(self.alone.iter().map(|sentence| format!("{}.", plain(sentence))));
         sentences
