@@ -38,7 +38,7 @@ fn carries(kind: Kind) {
     let sides = sides(kind);
     are_bound(&topology, &a, sides);
     if sides.iter().flatten().any(|driven| driven.zero_copy) {
-        // A card by which nothing comes for so long is started anew.
+        // The gateway restarts a card that receives nothing for this long.
         pause(7_000);
     }
     begins(&topology, &a, &topology.b.hosts(), "the start");
@@ -122,8 +122,9 @@ fn sides(kind: Kind) -> [Option<Driven>; 2] {
     })
 }
 
-/// Each side is driven as its driver can, with a socket on each queue that both receives and sends. The two share their memory, and so its use: where
-/// one of the drivers cannot do without copies, all frames are copied, and that is told.
+/// Each side is in the best mode that its driver supports, with a socket on each queue that both receives and sends.
+/// The two share their memory, and so its mode: if one of the drivers has no zero-copy, all frames are copied, and the
+/// status says so.
 fn are_bound(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2]) {
     let status = a.status();
     let without_copies = || sides.iter().flatten().map(|driven| driven.zero_copy);
@@ -150,10 +151,11 @@ fn xdp_ports<'a>(status: &'a Value, interface: &str) -> Vec<&'a Value> {
     ports.filter(|port| port["Interface"] == interface && port["Kind"] == "xdp").collect()
 }
 
-/// What went through the tunnel since then went by AF_XDP where it drives a side. Only where a card receives on more queues
-/// than it sends, as virtio does when it has queues to spare, a few frames came by one of those and went to the kernel.
+/// Where AF_XDP drives a side, everything that went through the tunnel since `before` went by it. Only where a card
+/// receives on more queues than it sends on, as virtio does when it has queues to spare, a few frames came by queues
+/// without a socket and went to the kernel.
 fn carried(topology: &Topology, a: &Gateway, sides: [Option<Driven>; 2], before: &Value) {
-    // It is looked at once a second, and a session that shows whether sending works may have to be begun first.
+    // The gateway looks once a second, and may first have to start a session that shows whether sending works.
     for (interface, driven) in ["wan0", "lan0"].into_iter().zip(sides) {
         let directions = if interface == "wan0" { &["Receiving", "Sending"][..] } else { &["Receiving"] };
         for direction in directions.iter().filter(|_| driven.is_some()) {

@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How long a side may be silent once the other one is up again: starting takes seconds on an emulated machine.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// What an echo request may take where the question is whether it is lost: an emulated machine may stand still for seconds.
+/// How long to wait for an echo before it counts as lost: an emulated machine may stand still for seconds.
 const UNHURRIED: [&str; 2] = ["-W", "10"];
 
 struct Pair {

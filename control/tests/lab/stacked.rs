@@ -1,5 +1,5 @@
 //! A WAN or LAN that is no port but a device above one. AF_XDP on it carries traffic, or the gateway says in a sentence
-//! why it will not start; that it starts and loses packets is what must not be.
+//! why it will not start; it must not start and then lose packets.
 
 use super::support::*;
 use super::{note, ports, ready};

@@ -1,4 +1,4 @@
-//! Which addresses two gateways use for each other: the called one, zones, and who may change them.
+//! Which addresses two gateways use for each other: the one that was sent to, zones, and who may change them.
 
 use crate::support::*;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -16,7 +16,7 @@ fn sources(frames: &[Frame]) -> Vec<IpAddr> {
     sources
 }
 
-/// A gateway with two addresses on its WAN answers from the one that was called, as long as it has that address.
+/// A gateway with two addresses on its WAN answers from the one that was sent to, as long as it has that address.
 #[test]
 fn answers_leave_from_the_address_that_was_called() {
     if !ready(&["tcpdump"]) || !is_penstock() {

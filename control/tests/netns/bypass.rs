@@ -102,7 +102,7 @@ fn rules_that_come_first_hold_for_what_the_lan_sends() {
 }
 
 /// A firewall on A's host admits nothing but answers, and AF_XDP bypasses its connection tracking. A's keepalives do
-/// not, so B can call after it has restarted.
+/// not, so B can initiate after a restart.
 #[test]
 fn behind_a_firewall_that_admits_answers_a_restarted_peer_is_answered() {
     if !ready(&["nft"]) || !is_penstock() {
@@ -204,7 +204,7 @@ fn rules_that_are_not_applied_are_problems() {
         gateway.run(&["nft", "delete", "table", "inet", "fw"]);
         eventually(SOON, &format!("{rule} is gone"), || !problems().contains("bypasses"));
     }
-    // What is only a warning does not fail a reload.
+    // A mere warning does not make a reload fail.
     gateway.nft(
         "table inet fw { chain c { type filter hook forward priority 0; policy accept;\n ip daddr 10.102.0.9 drop\n }\n}",
     );
@@ -219,7 +219,7 @@ fn rules_that_are_not_applied_are_problems() {
     eventually(SOON, "an element is noticed", || problems().contains("of chain forward, table inet elsewhere"));
     blocked("delete");
     eventually(SOON, "it is gone", || !problems().contains("bypasses"));
-    // What nftables does not tell of is read along with it.
+    // Changes that nftables does not report are noticed at its next report.
     let tun = a.name();
     // Somebody's chain in a table of iptables, which iptables does not print.
     let others = "table ip filter { chain mine { type filter hook forward priority 5; ip daddr 10.102.0.8 drop; }; }";
@@ -388,7 +388,7 @@ fn tags_stay_in_the_frames_while_xdp_drives_the_lan() {
     assert_eq!(stripping(), [true; 2], "after the end: {}", a.process.log());
 }
 
-/// Of each of the gateway's sockets on the tunnel's port whether the kernel may merge what it receives (UDP_GRO).
+/// For each of the gateway's sockets on the tunnel's port: whether the kernel may merge what it receives (UDP_GRO).
 fn may_be_merged(gateway: &Gateway) -> Vec<bool> {
     let pid = gateway.process.pid();
     let process = pidfd_open(Pid::from_raw(pid as i32).expect("a process"), PidfdFlags::empty()).expect("it runs");

@@ -13,7 +13,7 @@ fn a_killed_gateway_leaks_nothing_and_comes_back(kind: Kind) {
     let topology = Topology::new(Options::switch());
     let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
     for config in [&mut a, &mut b] {
-        // The restarted side must speak first, since the other still believes in the old session.
+        // The restarted side must send first, since the other still uses the old session.
         config.peers[0].keepalive = Some(25);
     }
     let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));

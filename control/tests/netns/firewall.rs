@@ -35,7 +35,7 @@ fn the_rules_let_the_gateway_work_and_nothing_less_does() {
     }
     let topology = Topology::new(Options::default());
     let (mut a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
-    // One side only calls, the other only answers.
+    // A only initiates, B only responds.
     (a.peers[0].keepalive, b.peers[0].endpoint) = (Some(1), None);
     let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     for site in [&topology.a, &topology.b] {

@@ -126,7 +126,7 @@ fn traces(pid: u32, keys: &SessionKeys) -> Vec<String> {
     traces
 }
 
-/// Where something begins in memory, at word-aligned addresses. In an unoptimised build the loop must be short.
+/// Where a sequence starts in memory, at word-aligned addresses. In an unoptimised build the loop must be short.
 fn places(memory: &[u8], wanted: &[u8]) -> Vec<usize> {
     let first = u32::from_ne_bytes(wanted[..4].try_into().expect("four bytes"));
     let words = memory.as_chunks::<4>().0;
@@ -147,7 +147,7 @@ fn scene(topology: &Topology, kind: Kind, rekey: Option<u32>) -> (Gateway, TestP
     if let Some(seconds) = rekey {
         a.rekey_after(seconds);
     }
-    // Only the test begins handshakes.
+    // Only the test initiates handshakes.
     a.peers[0].endpoint = None;
     let a = Gateway::start(&topology.a, a);
     let peer = TestPeer::new(topology, &b.private_key, &a.public_key());

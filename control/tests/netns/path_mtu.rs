@@ -197,7 +197,7 @@ fn a_router_that_says_what_its_link_takes_is_heard_where_nobody_answers_probes()
     for kind in MODES {
         let topology = Topology::new(Options::router());
         let (a, b) = joined(&topology, kind, Kind::WireguardGo, Outer::V6);
-        // This test is not about its own packets.
+        // So that B's own large packets cannot be lost: this test is not about them.
         topology.b.gateway.ip(&format!("link set {} mtu 1320\n", b.name()));
         shrink_links(&topology, 1400);
         eventually(SOON, "the router is heard", || {
@@ -273,7 +273,7 @@ fn peers_that_come_back_are_probed_again() {
     let topology = Topology::new(Options::router());
     drop_larger(topology.middle(), 1400);
     let (a, mut b) = pair_config(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
-    // It is at the address it calls from.
+    // B learns A's address from its packets.
     b.peers[0].endpoint = None;
     let (mut a, mut b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
     let both = |a: &Gateway, b: &Gateway, what: &str| {
@@ -299,7 +299,7 @@ fn peers_that_come_back_are_probed_again() {
     a.reload(|profile| peers = std::mem::replace(&mut profile["Peers"], json!([])));
     a.reload(|profile| profile["Peers"] = peers);
     both(&a, &b, "after two reloads");
-    // To the peer, another port begins another session.
+    // To the peer, another port starts another session.
     a.reload(|profile| profile["LocalPort"] = (PORT + 1).into());
     both(&a, &b, "after a move to another port");
     // An endpoint may lie inside its own prefix.
@@ -326,12 +326,12 @@ struct Connected {
     lab: Lab,
     sites: [nat::Site; 2],
     gateways: [OverlayGateway; 2],
-    /// What the other calls each.
+    /// The name of each at the other site.
     names: [String; 2],
     _coordinator: Option<Coordinator>,
 }
 
-/// Two sites, directly connected. In a profile, the first has the address of the second, which waits to be called.
+/// Two sites, directly connected. In a profile, the first has the address of the second, which waits for an initiation.
 fn connected(named: Named, modes: (&str, &str)) -> Connected {
     let lab = Lab::new();
     let sites = [(nat::Kind::FullCone, 1), (nat::Kind::None, 2)].map(|(kind, number)| lab.site(kind, number));

@@ -56,7 +56,7 @@ fn what_works_is_proven() {
     let text = String::from_utf8_lossy(&text.stdout);
     assert!(text.contains("RECEIVES") && text.contains("  proven "), "{text}");
     if long() {
-        // It was called, and calls back to prove its sending.
+        // It responded to A's handshake, and initiates one itself to prove that it can send.
         eventually(SILENCE, "the other site's sending is proven", || {
             ping(&topology.a.host, topology.b.host4(), &["-c", "1"]);
             port(&b, "wan0")["Sending"]["State"] == "proven"

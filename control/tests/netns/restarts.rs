@@ -107,8 +107,8 @@ fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     }
 }
 
-/// Without the file of last endpoints, too, from the profile alone: data on an unknown session is a reason to call its
-/// sender.
+/// The same without the file of last endpoints, from the profile alone: data of an unknown session makes a gateway
+/// initiate a handshake with its sender.
 fn data_calls(kind: Kind) {
     if !ready(&[]) || !is_penstock() {
         return;

@@ -50,7 +50,7 @@ fn a_tunnel_runs_through_the_tunnel() {
             gateway.config.peers.iter().map(|peer| gateway.transfer(&peer.public_key).1).sum()
         };
         let before = sent(&a);
-        // They are lost, unless the far end has called before and so announced its outer address again.
+        // They are lost, unless the far end has sent something before and so announced its outer address again.
         ping(&topology.a.host, far, &["-c", "20", "-i", "0.01", "-W", "1"]);
         assert!(sent(&a) - before < 70_000, "{kind:?}: it went round");
     }

@@ -209,7 +209,8 @@ impl Drop for Stuck {
     }
 }
 
-/// Ready, its state, and alive as long as control and the worker are, even though the worker sleeps when nobody calls.
+/// The gateway reports that it is ready, its state, and that it is alive as long as control and the worker answer, even
+/// while the worker sleeps because there is no traffic.
 #[test]
 fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     if !ready(&["setpriv"]) || !is_penstock() {

@@ -66,7 +66,7 @@ struct Link<'a> {
     /// The router's interface to the gateway.
     inward: &'a str,
     gateway: &'a Namespace,
-    /// Begins TCP connections.
+    /// Starts TCP connections.
     flood: &'a dyn Fn() -> TcpSink,
 }
 

@@ -336,7 +336,7 @@ pub struct Beats {
 }
 
 impl Heartbeat {
-    /// Begins to ping `target` every `interval`, at most `count` times.
+    /// Starts pinging `target` every `interval`, at most `count` times.
     pub fn start(site: &Site, target: std::net::IpAddr, interval: Duration, count: u32) -> Self {
         Self::start_in(&site.host, &site.scratch, target, interval, count)
     }

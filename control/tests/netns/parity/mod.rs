@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 /// Frames sent at once: fewer than a veth's ring holds, and fewer than the errors that a worker may send at once.
 const BATCH: usize = 40;
-/// How often, before there are other conditions: a few thousand frames.
+/// Batches before the conditions first change: a few thousand frames.
 const BATCHES: usize = 60;
-/// How often there are others, and how often then.
+/// How often the conditions change, in a short and in a long run, and the batches after each change.
 const CHANGES: usize = 6;
 const LONG_CHANGES: usize = 120;
 const BATCHES_ALIKE: usize = 10;
@@ -265,8 +265,8 @@ fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
             (58, Some(1..=4)) if v6 => Some(40),
             _ => None,
         };
-        // That a host is not there is known after seconds, and that a fragment does not come after a minute. Of routes that
-        // lead nowhere an IPv4 host is told once a second (`route/error_cost`, which namespaces have not of their own).
+        // The kernel reports an absent host after seconds, and a missing fragment after a minute. It tells an IPv4 host of a
+        // route that leads nowhere once a second (`route/error_cost`, which namespaces do not have of their own).
         let late = matches!(
             (error, body.first_chunk()),
             (Some(20), Some([3, 0 | 1 | 13] | [11, 1])) | (Some(40), Some([1, 3] | [3, 1]))
@@ -444,7 +444,7 @@ impl Scene {
                 by_xdp == by_sockets
             });
         }
-        // What differs still is found with the other frames.
+        // Remaining differences are found with the other frames.
     }
 
     /// Sends frames alone to find those that differ.
