@@ -8,8 +8,8 @@ use super::{note, ports, ready};
 /// AF_XDP.
 const LEAST: f64 = 1e6;
 
-/// Makes a device in the place of an interface, with its name, above it: by commands that call it NAME and the interface
-/// `below`.
+/// Makes a device in the place of an interface, with its name, above it: by commands that call it NAME and the
+/// interface `below`.
 fn stack(namespace: &Namespace, interface: &str, above: &str) {
     namespace.ip(&format!("link set {interface} down\naddr flush dev {interface}\nlink set {interface} name below\n"));
     namespace.run(&["sh", "-ec", &above.replace("NAME", interface)]);

@@ -51,7 +51,8 @@ fn answers_leave_from_the_address_that_was_called() {
     }
 }
 
-/// Called on its second uplink, a gateway answers through it, because a routing rule for that address says so.
+/// When a peer sends to its second uplink, a gateway answers through it, because a routing rule for that address says
+/// so.
 #[test]
 fn answers_leave_by_the_uplink_that_was_called() {
     if !ready(&["tcpdump"]) || !is_penstock() {

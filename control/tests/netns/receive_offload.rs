@@ -1,8 +1,8 @@
-//! Packets that were merged, or not cut yet, before generic XDP sees them. What a ring cannot take goes to the kernel and is
-//! counted, so that TCP flows where pings do; datagrams that XDP could not tell apart come one by one.
+//! Packets that were merged, or not cut yet, before generic XDP sees them. What a ring cannot take goes to the kernel
+//! and is counted, so that TCP flows where pings do; datagrams that XDP could not tell apart come one by one.
 //!
-//! A's LAN is `lan0`, a veth whose other end is the port of a bridge. It takes no native program, as it has fewer receive
-//! queues than its other end sends by.
+//! A's LAN is `lan0`, a veth whose other end is the port of a bridge. It takes no native program, as it has fewer
+//! receive queues than its other end sends by.
 
 use crate::support::*;
 use penstock_dataplane::ports::set_option;
@@ -12,7 +12,8 @@ use std::time::Duration;
 /// Bytes of each transfer.
 const BYTES: usize = 1_000_000;
 
-/// Two gateways of which A's LAN takes generic XDP only. With `merging` it is the bridge's port to the host that merges.
+/// Two gateways of which A's LAN takes generic XDP only. With `merging` it is the bridge's port to the host that
+/// merges.
 fn generic(kind: Kind, merging: bool) -> (Topology, Gateway, Gateway) {
     let topology = Topology::new(Options::default());
     let gateway = &topology.a.gateway;
@@ -57,8 +58,8 @@ fn what_was_merged_below_generic_xdp_is_no_loss() {
     }
 }
 
-/// A veth's other end in another namespace cannot be told to cut what it sends. Where the profile demands AF_XDP all the
-/// same, `status` says so.
+/// A veth's other end in another namespace cannot be told to cut what it sends. Where the profile demands AF_XDP all
+/// the same, `status` says so.
 #[test]
 fn generic_xdp_is_warned_of_where_datagrams_may_come_uncut() {
     if !ready(&["ethtool"]) || !is_penstock() {

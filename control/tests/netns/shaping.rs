@@ -1,5 +1,5 @@
-//! Full uplinks. `WanRate`: packets wait in the gateway, where a ping does not wait behind a transfer. Without it, packets
-//! wait in the transmit ring of AF_XDP, and urgent and small ones are the last to be dropped.
+//! Full uplinks. `WanRate`: packets wait in the gateway, where a ping does not wait behind a transfer. Without it,
+//! packets wait in the transmit ring of AF_XDP, and urgent and small ones are the last to be dropped.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -333,8 +333,8 @@ fn plug(card: u8, namespace: &Namespace, name: &str, mtu: u32) {
 }
 
 /// Takes the cards that are in these namespaces back to where [`plug`] finds them. The kernel does so when a namespace
-/// goes, but that may be minutes after it was deleted: a TCP socket that was closed with data that nobody takes any more
-/// tries eight times to send it, for 110 s, and holds its namespace meanwhile.
+/// goes, but that may be minutes after it was deleted: a TCP socket that was closed with data that nobody takes any
+/// more tries eight times to send it, for 110 s, and holds its namespace meanwhile.
 fn unplug(namespaces: [&Namespace; 3]) {
     for namespace in namespaces {
         let links: serde_json::Value = serde_json::from_str(&namespace.ip_show("-d -j link show")).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! `auto` and traffic control: a queueing discipline that only orders packets does not matter to it, and a filter inside
-//! one does.
+//! `auto` and traffic control: a queueing discipline that only orders packets does not matter to it, and a filter
+//! inside one does.
 
 use crate::support::*;
 use crate::{note, ports, ready};

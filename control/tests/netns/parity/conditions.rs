@@ -1,9 +1,9 @@
-//! Random conditions under which frames are carried: rules, routes, the profile's firewall, modes, the IP version outside.
-//! Both pairs of gateways have the same, but for the modes.
+//! Random conditions under which frames are carried: rules, routes, the profile's firewall, modes, the IP version
+//! outside. Both pairs of gateways have the same, but for the modes.
 //!
 //! Only rules are chosen that hold in the modes they are for: those of the packet filter, unless the LAN is driven by a
 //! tun device, just for packets that AF_XDP leaves to the kernel. No rule is about a site's first host and its gateway
-//! over IPv4, by which the test notices that all is through.
+//! over IPv4, whose packets show the test that everything has passed.
 
 use super::frames::{chance, pick};
 use super::inside;
@@ -153,7 +153,7 @@ impl Kernel {
         let (to, via) = (inside(site, v6, 11), inside(site, v6, 12));
         let route = match random.below(6) {
             0 => format!("{to} via {via} dev lan0 onlink"),
-            // IPv6 has none by class, and the kernel keeps in mind how large packets were to the gateway's own.
+            // IPv6 has no routes by class, and the kernel remembers how large the gateway's own packets may be.
             1 if !v6 => format!("{to} via {via} dev lan0 onlink mtu 1300"),
             2 if !v6 => format!("{to} tos 0x08 via {via} dev lan0 onlink"),
             3 => format!("{} {}", pick(random, &NOWHERE), inside(3 - site, v6, 11)),
@@ -170,12 +170,12 @@ impl Kernel {
         self.rules.iter().any(|rule| rule.2 && holds(rule, from, to))
     }
 
-    /// Whether what the gateway itself sends from one of these addresses may lead elsewhere than to a host, or nowhere.
+    /// Whether a packet that the gateway itself sends from one of these addresses to `to` may go elsewhere, or nowhere.
     pub fn leads_elsewhere(&self, own: &[IpAddr], to: IpAddr) -> bool {
         self.nowhere.contains(&to) || own.iter().any(|from| self.rules.iter().any(|rule| holds(rule, *from, to)))
     }
 
-    /// Commands that bring it about and that undo it. `tunnel` is the name of the device.
+    /// Commands that establish these conditions, and those that undo them. `tunnel` is the name of the device.
     pub fn commands(&self, tunnel: &str) -> [Vec<Vec<String>>; 2] {
         let words = |what: &str, how: &str, object: &str| {
             let text = format!("ip {what} {how} {}", object.replace(TUNNEL, tunnel));

@@ -381,7 +381,7 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 /// Packets that come after all others: to the far end, and an echo by its kernel, each by AF_XDP and, with options, by
-/// the near kernel. The far kernel may answer what the near kernel carries so late that the others are back before.
+/// the near kernel. The far kernel may answer those that the near kernel carries later than the others.
 pub fn fences(near: &End, far: &End, mark: &[u8]) -> [Vec<u8>; 4] {
     let fence = |to: IpAddr, protocol: u8, options: &[u8], mut body: Vec<u8>| {
         let (IpAddr::V4(source), IpAddr::V4(to)) = (near.hosts[0].address(false), to) else { panic!("IPv4") };

@@ -5,7 +5,8 @@
 //!   near wire ── host end · A ═══ tunnel ═══ B · host end ── far wire        once in each mode, and in both directions
 //! ```
 //!
-//! Every now and then both get other [`Conditions`]: rules, routes, a firewall, IPv6 outside, and AF_XDP on one side only.
+//! Every now and then both get other [`Conditions`]: rules, routes, a firewall, IPv6 outside, and AF_XDP on one side
+//! only.
 //!
 //! What only one of them lets out has to be explained by a drop counter that has moved by that number, or is among
 //! [`EXCEPTIONS`]. `PENSTOCK_TEST_SEED=N` replays a run; the frames are the same each time, and many others with
@@ -265,8 +266,8 @@ fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
             (58, Some(1..=4)) if v6 => Some(40),
             _ => None,
         };
-        // The kernel reports an absent host after seconds, and a missing fragment after a minute. It tells an IPv4 host of a
-        // route that leads nowhere once a second (`route/error_cost`, which namespaces do not have of their own).
+        // The kernel reports an absent host after seconds, and a missing fragment after a minute. It tells an IPv4 host
+        // of a route that leads nowhere once a second (`route/error_cost`, which namespaces do not have of their own).
         let late = matches!(
             (error, body.first_chunk()),
             (Some(20), Some([3, 0 | 1 | 13] | [11, 1])) | (Some(40), Some([1, 3] | [3, 1]))
@@ -276,8 +277,8 @@ fn comparable(mut frame: Vec<u8>, ends: &[End; 2]) -> Option<Vec<u8>> {
         }
         if let Some(header) = error {
             // A kernel quotes packets whose checksums are not complete yet, so what is behind the ports may differ. It
-            // speaks from the tunnel's address where a worker does from the LAN's, and to the next hop to the host where a
-            // worker does to whom the packet came from.
+            // sends from the tunnel's address where a worker uses the LAN's, and to the next hop towards the host where
+            // a worker sends to the neighbour that the packet came from.
             frame[..6].fill(0);
             let checksum = frame.len() - body.len() + 2;
             frame[checksum..checksum + 2].fill(0);
