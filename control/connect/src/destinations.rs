@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// The most hosts that are known at a time.
+/// The most hosts remembered at a time.
 const HOSTS_LIMIT: usize = 256;
 
 /// The addresses to which the hosts that were connected to last resolved, known before the first packet to them.
@@ -40,7 +40,7 @@ impl Destinations {
         hosts.iter().flat_map(|(host, addresses)| addresses.iter().map(|at| (host.clone(), *at))).collect()
     }
 
-    /// For following changes from now on.
+    /// Follows changes from now on.
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.0.subscribe())

@@ -11,7 +11,7 @@ pub struct Outbound {
     pub mark: u32,
     /// How host names are resolved.
     pub names: Names,
-    /// Where they go.
+    /// The addresses that they go to.
     pub destinations: Destinations,
 }
 

@@ -74,15 +74,15 @@ impl Proxy {
         Self::of_variables(|name| std::env::var(name).ok())
     }
 
-    /// The same for other variables than this process's.
+    /// The same for variables other than this process's.
     #[must_use]
     pub fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let first = |names: [&str; 2]| names.iter().find_map(|name| variable(name)).unwrap_or_default();
         Self::new(&first(["https_proxy", "HTTPS_PROXY"]), &first(["no_proxy", "NO_PROXY"]))
     }
 
-    /// What the values of the variables `HTTPS_PROXY` and `NO_PROXY` ask for. A value that cannot be used is an error
-    /// of every connection: one that is to go through a proxy must not go without.
+    /// What the values of the variables `HTTPS_PROXY` and `NO_PROXY` ask for. A value that cannot be used makes every
+    /// connection fail: one that is to go through a proxy must not go without it.
     #[must_use]
     pub fn new(https: &str, no: &str) -> Self {
         if https.trim().is_empty() {
@@ -135,7 +135,8 @@ impl Proxy {
 }
 
 impl Hop {
-    /// Asks the proxy at the other end of `stream` for a connection, and returns that. The caller sets a time limit.
+    /// Asks the proxy at the other end of `stream` for a connection, and returns the connection. The caller sets a time
+    /// limit.
     pub(crate) async fn connect(&self, stream: TcpStream, url: &HttpsUrl) -> Result<TcpStream, ProxyError> {
         let garbage = |error| ProxyError::Garbage { proxy: self.to_string(), error };
         let mut builder = http1::Builder::new();

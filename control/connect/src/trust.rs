@@ -17,7 +17,7 @@ use rustls::{
 };
 use subtle::ConstantTimeEq;
 
-/// How a server proves that it is the one that is meant.
+/// How a server proves that it is the right one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// It has the key of this certificate. Names and dates in it do not matter, and so neither does our clock.

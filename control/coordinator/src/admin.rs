@@ -115,7 +115,7 @@ pub enum Request {
     RemoveAuthority,
     /// Make the certificate that is to replace the coordinator's own.
     NextCertificate,
-    /// Replace the certificate by it.
+    /// Replace the present certificate with the next one.
     SwitchCertificate,
     /// What is running, and what it has done.
     Status,
@@ -169,9 +169,9 @@ pub enum Answer {
     Preview(PolicyPreview),
     /// The answer to [`Request::Audit`].
     Audit(Vec<AuditEntry>),
-    /// It was done, in a sentence.
+    /// What was done, in a sentence.
     Done(String),
-    /// It was not done, in a sentence.
+    /// Why it was not done, in a sentence.
     Error(String),
 }
 
@@ -345,7 +345,7 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     timeout(PATIENCE, (&mut stream).take(REQUEST_LIMIT).read_until(b'\n', &mut line)).await??;
-    // Without a time limit: a change that has begun is completed.
+    // Without a time limit: a change that has started is completed.
     let answer = match Request::parse(&line) {
         Some(request) => answer(request, &who, status).await.unwrap_or_else(|error| Answer::Error(error.to_string())),
         None => Answer::Error("this coordinator does not know that request".into()),
@@ -355,7 +355,7 @@ async fn converse(stream: UnixStream, status: &Status) -> io::Result<()> {
     timeout(PATIENCE, stream.write_all(&text)).await?
 }
 
-/// Carries out a request in somebody's name.
+/// Carries out a request on behalf of `who`.
 pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Result<Answer, ChangeError> {
     let registry = &status.registry;
     Ok(match request {
@@ -416,7 +416,7 @@ pub(crate) async fn answer(request: Request, who: &Who, status: &Status) -> Resu
         }
         Request::SwitchCertificate => {
             let fingerprint = registry.switch_certificate(status.state.clone(), who).await?;
-            Answer::Done(format!("restart the coordinator: its certificate is {fingerprint} then"))
+            Answer::Done(format!("restart the coordinator: its certificate will then be {fingerprint}"))
         }
         Request::Revoke(site) => {
             let site = registry.revoke(&site, who).await?;

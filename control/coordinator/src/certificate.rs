@@ -130,8 +130,8 @@ pub fn next(directory: &Path, names: &[String]) -> Result<(Fingerprint, bool), C
     Ok((read(&chain, &key, true)?.fingerprint, is_new))
 }
 
-/// Replaces the present certificate by the next one, and removes it; returns both fingerprints. The coordinator serves
-/// it from its next start on.
+/// Moves the next certificate into the place of the present one; returns both fingerprints. The coordinator serves it
+/// from its next start on.
 ///
 /// # Errors
 /// There is no next certificate, it cannot be used, or the files cannot be renamed.
@@ -170,7 +170,7 @@ fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), CertificateErr
     write(chain, certificate.pem().as_bytes())
 }
 
-/// Readable only by us, and either complete or not there at all.
+/// Writes a file that only we can read, either completely or not at all.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
     secret::write_private(path, content).map_err(|error| CertificateError::File { path: path.to_owned(), error })
 }

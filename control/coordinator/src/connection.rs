@@ -33,7 +33,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Client {
     /// Its address.
     pub source: SocketAddr,
-    /// The name of ours that it used.
+    /// Which of our names it used.
     pub name: String,
     /// The channel binding of its TLS connection.
     pub channel: Option<ChannelBinding>,
@@ -83,7 +83,7 @@ enum Admitted {
 enum End {
     #[error("{0}")]
     Refused(Refusal),
-    #[error("the coordinator stops")]
+    #[error("the coordinator is stopping")]
     Stopping,
     #[error("it closed the connection")]
     Closed,
@@ -150,7 +150,7 @@ async fn authenticate(wire: &mut Wire, client: &Client, place: &Place, server: &
             place.proven(site);
             Ok(Admitted::Site(session))
         }
-        // Somebody has guessed a secret, or may have.
+        // Somebody may be guessing secrets.
         Err(refusal) if matches!(refusal.reason, RefusalReason::KeyUnknown | RefusalReason::Proof) => {
             Err(failed(place, End::Refused(refusal)).await)
         }
@@ -288,7 +288,7 @@ impl Pulse {
     }
 }
 
-/// Removes candidates that would make peers send to places where no site can be.
+/// Removes candidates that would make peers send to addresses where no site can be.
 fn sound(mut reachability: Reachability) -> Reachability {
     reachability.candidates.retain(penstock_proto::coordination::Candidate::is_sound);
     reachability

@@ -23,7 +23,7 @@ pub struct Snapshot {
     stun_answers: u64,
     stun_drops: u64,
     relay: Option<RelayReport>,
-    /// Only of a coordinator.
+    /// Only a coordinator has this.
     coordinator: Option<StatusReport>,
 }
 
@@ -191,7 +191,7 @@ const FAMILIES: &[Family] = &[
 /// The page of a program in this state.
 ///
 /// # Errors
-/// Never, as far as the encoder goes: it writes to a string.
+/// Never in practice: the encoder writes to a string.
 pub fn page(snapshot: Snapshot) -> Result<String, fmt::Error> {
     penstock_metrics::page(FAMILIES, snapshot)
 }

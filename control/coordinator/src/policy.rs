@@ -10,9 +10,9 @@
 //! }
 //! ```
 //! A tunnel needs both ends, so a pair has no direction: each site may reach everything at the other. A link with
-//! `Allow` has a tunnel too, but only its first end may begin anything, and only what is listed; the receiving gateway
-//! enforces it. Where several links join two sites, whatever any of them allows is allowed. Without a policy, all
-//! approved sites may talk to each other and offer what they like.
+//! `Allow` has a tunnel too, but only its first end may initiate anything, and only what is listed; the receiving
+//! gateway enforces it. Where several links join two sites, whatever any of them allows is allowed. Without a policy,
+//! all approved sites may talk to each other and offer what they like.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -49,28 +49,28 @@ pub struct Policy {
 pub enum Link {
     /// Each may reach everything at the other. Written as a list of two selectors.
     Pair(Selector, Selector),
-    /// One may begin some things at the other. Written as an object.
+    /// One may initiate connections to some services of the other. Written as an object.
     Directed(Directed),
 }
 
-/// A link on which only one end may begin anything.
+/// A link on which only one end may initiate anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Directed {
-    /// The sites that may begin.
+    /// The sites that may initiate.
     pub from: Selector,
-    /// The sites at which they may.
+    /// The sites that they may initiate to.
     pub to: Selector,
-    /// What they may begin there.
+    /// What they may initiate there.
     pub allow: Vec<Service>,
 }
 
-/// What one site may begin at another. Two of these add up to whatever either allows.
+/// What one site may initiate at another. Two of these add up to whatever either allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// It may begin everything.
+    /// It may initiate everything.
     All,
-    /// It may begin these services and nothing else.
+    /// It may initiate connections to these services and nothing else.
     Only(BTreeSet<Service>),
 }
 
@@ -139,7 +139,7 @@ impl Policy {
             })
     }
 
-    /// What one site may begin at another, if they may talk.
+    /// What one site may initiate at another, if they may talk.
     #[must_use]
     pub fn reach(&self, from: &Site, to: &Site) -> Reach {
         let mut reach = Reach::NOTHING;
@@ -172,7 +172,7 @@ impl Policy {
 }
 
 impl Link {
-    /// Those whom it joins.
+    /// The selectors that it joins.
     #[must_use]
     pub fn ends(&self) -> (&Selector, &Selector) {
         match self {
@@ -198,7 +198,7 @@ impl Reach {
         }
     }
 
-    /// In the form of a map.
+    /// In the form that a map has ([`Peer::allow`](penstock_proto::coordination::Peer::allow)).
     #[must_use]
     pub fn to_allow(&self) -> Option<Vec<Service>> {
         match self {

@@ -48,8 +48,8 @@ impl Pulse {
         Self { program, listeners }
     }
 
-    /// Tells the service manager the program's state, and that it is alive as long as it is. Does nothing without a
-    /// service manager.
+    /// Tells the service manager the program's state, and that it is alive, as long as that is so. Does nothing without
+    /// a service manager.
     pub async fn beat(self) -> Infallible {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return pending().await;

@@ -53,7 +53,7 @@ const END_INTERVAL: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const STOP_STEP: Duration = Duration::from_millis(10);
 
-/// A coordinator that runs. Dropped, it stops without a word, as if it had crashed.
+/// A coordinator that runs. If dropped, it stops without notice, as if it had crashed.
 pub struct Coordinator {
     addresses: Vec<SocketAddr>,
     udp_addresses: Vec<SocketAddr>,
@@ -103,7 +103,7 @@ pub enum StartError {
     /// A private key cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// What a relay has kept of signed documents cannot be used.
+    /// The signed documents that a relay has kept cannot be used.
     #[error(transparent)]
     Kept(#[from] KeptError),
     /// A UDP address cannot be listened at.
@@ -309,7 +309,7 @@ pub(crate) struct Served {
     pub acme: Option<Renewer>,
 }
 
-/// Takes the certificate there is.
+/// Loads the certificate, or prepares what obtains one.
 pub(crate) fn serve(serving: &Serving) -> Result<Served, StartError> {
     if let Some(acme) = &serving.acme {
         let acme = Renewer::new(acme.clone(), &serving.names, &serving.state)?;
@@ -350,7 +350,7 @@ async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follo
     }
 }
 
-/// Makes the state directory, for its owner only, and takes it.
+/// Makes the state directory, for its owner only, and locks it.
 pub(crate) fn take(directory: &Path) -> Result<File, StartError> {
     let failed = |path: &Path, error| StartError::Directory { path: path.to_owned(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(directory, error))?;

@@ -29,7 +29,7 @@ use crate::registry::Registry;
 use crate::relay::{RelayServer, stream};
 use crate::udp::Sockets;
 
-/// How long after a failed accept the next is tried: descriptors may be short.
+/// How long after a failed accept the next is tried: file descriptors may have run out.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// Longest head of a request: an upgrade with a few headers of a proxy.
 const HEAD_LIMIT: usize = 16 << 10;
@@ -68,7 +68,7 @@ pub struct Stop(pub watch::Receiver<bool>);
 impl Stop {
     /// Returns when connections are to end.
     pub async fn stopped(&self) {
-        // An error says that the program is at its end already.
+        // An error means that the program is ending already.
         let _ = self.0.clone().wait_for(|stop| *stop).await;
     }
 }
@@ -111,7 +111,7 @@ pub async fn accept(
                 continue;
             }
         };
-        // Turned away without a word, which costs us least.
+        // Turned away without an answer, which costs us least.
         match door.admit(source.ip(), Instant::now()) {
             Ok(place) => {
                 let tls = TlsAcceptor::from(tls.borrow().clone());

@@ -226,7 +226,7 @@ async fn receive(number: usize, sockets: Arc<Sockets>, relay: Option<Arc<RelaySe
             socket.state.recv((&socket.io).into(), &mut slices, &mut metas)
         });
         let Ok(count) = received.await else {
-            // Mostly about an earlier datagram, which nobody took.
+            // Usually an error about an earlier datagram that nobody received.
             tokio::time::sleep(ERROR_PAUSE).await;
             continue;
         };

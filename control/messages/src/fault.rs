@@ -37,7 +37,7 @@ impl<'a> Fault<'a> {
     }
 }
 
-/// What WireGuard's files call differently, and what it is called here.
+/// Fields with another name in WireGuard's files, and their names here.
 const OF_WIREGUARD: [(&str, &str); 2] = [("ListenPort", "LocalPort"), ("Address", "VirtualAddress")];
 
 /// The known name that the unknown one was probably meant to be.

@@ -14,7 +14,7 @@ pub fn plain(text: &str) -> String {
 /// What an address is to look like where it has a port.
 pub const ADDRESS_WITH_PORT: &str = "an address with a port, such as 127.0.0.1:9586";
 
-/// What stands where something of another type or size should be; `None` if the error is about something else.
+/// What was found where something of another type or size is expected; `None` if the error is about something else.
 fn found_instead<'a>(found: &'a str, wanted: &str) -> Option<&'a str> {
     // A list in an object's place is taken for its fields in order.
     if found.starts_with("invalid length ") && wanted.starts_with("struct ") {
@@ -58,7 +58,7 @@ pub fn syntax(error: &serde_json::Error) -> String {
     }
 }
 
-/// What serde found wrong, without the line and column that it puts behind.
+/// What serde found wrong, without the line and column that it appends.
 #[must_use]
 pub fn without_place(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
@@ -68,7 +68,7 @@ pub fn without_place(error: &serde_json::Error) -> String {
     text
 }
 
-/// What has to be known to mend what stands at a line and column that is not JSON; empty if that is unclear.
+/// A hint for repairing the text at a line and column that is not JSON; empty if the cause is unclear.
 #[must_use]
 pub fn hint(text: &[u8], (line, column): (usize, usize)) -> &'static str {
     if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {

@@ -21,7 +21,7 @@ const DEFAULT_FILTER: &str = "info";
 /// The priority of an error (syslog(3)).
 const ERROR: u8 = 3;
 
-/// Begins to log to standard error what passes the filter, which is `RUST_LOG` or informational messages by default.
+/// Starts logging to standard error what passes the filter, which is `RUST_LOG` or informational messages by default.
 ///
 /// # Errors
 /// It is not a filter.

@@ -70,7 +70,7 @@ pub fn truth(is_true: bool) -> f64 {
 /// The page of these families in this state.
 ///
 /// # Errors
-/// Never, as far as the encoder goes: it writes to a string.
+/// Never in practice: the encoder writes to a string.
 pub fn page<S: fmt::Debug + Send + Sync + 'static>(
     families: &'static [Family<S>],
     state: S,

@@ -13,7 +13,7 @@ use crate::{PeerId, SessionKeys, Suite};
 pub struct Endpoint {
     /// The peer's address.
     pub remote: SocketAddr,
-    /// Our address: the one that the peer called, and that answers leave from. `None`: whichever the route prefers.
+    /// Our address: the one that the peer sent to, and that answers leave from. `None`: whichever the route prefers.
     pub local: Option<IpAddr>,
 }
 

@@ -32,7 +32,7 @@ use system::{Server, System};
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most addresses of a name that are used.
 const ADDRESSES_LIMIT: usize = 16;
-/// How long an address is valid that did not come from DNS.
+/// How long an address that did not come from DNS is valid.
 const STATIC_TTL: Duration = Duration::from_secs(3600);
 
 /// Where names are looked up: the system's files by default.
@@ -96,7 +96,7 @@ impl Names {
     /// Resolves a name, or reads an address. `mark` is that of the sockets. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Why there is no address, in one sentence that the name goes in front of.
+    /// Why there is no address, as one sentence to put after the name.
     pub async fn resolve(&self, host: &str, mark: u32) -> Result<Answer, NameError> {
         if let Ok(address) = host.parse() {
             return Ok(Answer { addresses: vec![address], ttl: STATIC_TTL });

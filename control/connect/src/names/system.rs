@@ -16,7 +16,7 @@ use super::{NameError, Names};
 
 /// Longest resolv.conf, in bytes.
 const RESOLV_CONF_LIMIT: u64 = 64 << 10;
-/// Longest hosts file, in bytes: lists that block advertisements have several million.
+/// Longest hosts file, in bytes: block lists for advertisements have several million.
 const HOSTS_LIMIT: u64 = 32 << 20;
 /// The most name servers that are asked, as in glibc (MAXNS).
 const SERVERS_LIMIT: usize = 3;

@@ -45,7 +45,7 @@ impl Client {
     /// Trusts the certificate authorities in a PEM file, or else the system's, to vouch for the server.
     ///
     /// # Errors
-    /// The file cannot be read or has none; the system has none.
+    /// The file cannot be read or holds no certificate; the system has none.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TrustError> {
         Ok(Self { tls: Trust::Authorities(ca_file.map(Path::to_owned)).client_config()? })
     }
@@ -71,7 +71,7 @@ impl HttpClient for Client {
     }
 }
 
-/// Asks an HTTPS server. How long that may take is the caller's business.
+/// Asks an HTTPS server. The caller sets a time limit.
 pub(crate) async fn exchange<B>(
     tls: TlsConnector,
     mut request: Request<B>,
@@ -88,7 +88,7 @@ where
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(443))).await?;
     let stream = tls.connect(ServerName::try_from(host.to_owned())?, stream).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with us.
+    // Aborted when this function ends.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     request.headers_mut().insert(HOST, HeaderValue::from_str(authority.as_str())?);

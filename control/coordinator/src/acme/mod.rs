@@ -37,7 +37,7 @@ const CERTIFICATE: &str = "acme-certificate.pem";
 
 /// How long one order may take, validation included.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The longest wait in one piece, since meanwhile the clock may be set, or the machine suspended.
+/// The longest single wait, since the clock may be set or the machine suspended meanwhile.
 const WAIT_STEP: Duration = Duration::from_secs(60);
 /// Waits after orders that did not reach the authority, doubled with each: the shortest and the longest.
 const UNREACHABLE_RETRY: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(60 * 60)];
@@ -71,7 +71,7 @@ pub struct AcmeReport {
 }
 
 impl Renewer {
-    /// Takes up what an earlier start has left in the state directory. Needs no network.
+    /// Loads what an earlier run has left in the state directory. Needs no network.
     ///
     /// # Errors
     /// The file of certificate authorities cannot be used.
@@ -202,7 +202,7 @@ impl Renewer {
         Ok(certificate)
     }
 
-    /// The account of an earlier start, or a new one.
+    /// The account of an earlier run, or a new one.
     async fn open_account(&self) -> Result<Account, Failure> {
         let builder = || Account::builder_with_http(Box::new(self.http.clone()));
         if let Some(credentials) = self.credentials()? {
@@ -211,7 +211,7 @@ impl Renewer {
         let contact: Vec<&str> = self.acme.contact.as_deref().into_iter().collect();
         let account = NewAccount {
             contact: &contact,
-            // Without agreement there is no configuration.
+            // A configuration exists only if the administrator has agreed.
             terms_of_service_agreed: true,
             only_return_existing: false,
         };

@@ -49,7 +49,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether authorities count it, so that we have to try less often.
+    /// Whether authorities count this failure, so that we have to try less often.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Unsound(_))

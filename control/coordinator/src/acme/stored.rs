@@ -19,8 +19,8 @@ use super::order::Issued;
 use crate::owner;
 use crate::time::{now, rough};
 
-/// Begins the line in front of the PEM blocks that says which authority issued it (RFC 7468, section 2, allows text
-/// there).
+/// The start of the line in front of the PEM blocks, which says which authority issued it (RFC 7468, section 2, allows
+/// text there).
 const DIRECTORY: &str = "Obtained from ";
 
 /// A certificate that can be served.

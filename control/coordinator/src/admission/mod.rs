@@ -98,7 +98,7 @@ impl Admission {
     /// There is no place.
     pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<PlaceNumber, Turned> {
         let is_known = self.sources.is_known(now, ip);
-        // A known source does not pay for its neighbours.
+        // A known source is not limited by its neighbours' connections.
         let in_time = if is_known { self.handshakes.allow_address(now, ip) } else { self.handshakes.allow(now, ip) };
         if !in_time {
             return Err(Turned::TooFast);
@@ -265,7 +265,7 @@ impl Sources {
     fn note(&mut self, now: Instant, ip: IpAddr, site: SiteId) {
         let address = address(ip);
         if self.by_site.len() >= KNOWN_LIMIT && !self.by_site.contains_key(&site) {
-            // These sites are gone; others are noted again when they come back.
+            // Some of these sites no longer exist; the others are noted again when they come back.
             self.by_site.clear();
             self.known.clear();
         }

@@ -67,7 +67,8 @@ impl Rates {
         true
     }
 
-    /// It has happened, and cannot be refused. Returns how much too early it was for the address, `limit` at most.
+    /// Counts something that has happened and cannot be refused. Returns how much too early it was for the address,
+    /// `limit` at most.
     pub fn charge(&mut self, now: Instant, ip: IpAddr, limit: Duration) -> Duration {
         self.make_room(now);
         let full = self.rate.interval * self.rate.burst;

@@ -63,7 +63,7 @@ pub(super) async fn guard(State(page): State<Arc<Page>>, request: Request, next:
 
 fn refusal(status: StatusCode) -> Response {
     let sentence = match status {
-        StatusCode::MISDIRECTED_REQUEST => "The page is not to be reached by this name.\n",
+        StatusCode::MISDIRECTED_REQUEST => "The page cannot be reached under this name.\n",
         StatusCode::FORBIDDEN => "This did not come from a page of this session: load the page again.\n",
         StatusCode::REQUEST_TIMEOUT => "This took too long.\n",
         StatusCode::TOO_MANY_REQUESTS => "Too many tries: wait a minute.\n",
@@ -95,8 +95,8 @@ impl Page {
         (!allowed).then(|| refusal(StatusCode::TOO_MANY_REQUESTS))
     }
 
-    /// What a cookie's name begins with. Browsers accept one with this prefix only over HTTPS, for this host and all of
-    /// its paths (RFC 6265bis, section 4.1.3.2).
+    /// The prefix of a cookie's name. Browsers accept a cookie with this prefix only over HTTPS, for this host and all
+    /// of its paths (RFC 6265bis, section 4.1.3.2).
     fn cookie_prefix(&self) -> &'static str {
         if self.entrance.origins.is_secure() { "__Host-" } else { "" }
     }

@@ -9,7 +9,7 @@
 //!                                        session: links, cookies, form tokens ──┘
 //! ```
 //! Reading order: [`origin`], [`session`], `listen`, `guard`, then one file for each page; `picture` draws the sites,
-//! `sparkline` how a number went.
+//! `sparkline` how a number has changed.
 
 mod audit;
 pub mod config;
@@ -117,7 +117,7 @@ fn asset(kind: &'static str, text: &'static str) -> Response {
 }
 
 impl Page {
-    /// Makes a request in a visitor's name. A change that has begun is completed, whatever happens to the browser.
+    /// Makes a request on behalf of a visitor. A change that has started is completed, whatever happens to the browser.
     async fn ask(&self, visitor: &Visitor, request: Request) -> Answer {
         let (status, who) = (self.status.clone(), visitor.who.clone());
         let asked = tokio::spawn(async move { admin::answer(request, &who, &status).await });

@@ -129,7 +129,8 @@ fn links(overview: &Overview, registry: &Registry) -> Markup {
     }
 }
 
-/// A cell with a number as it is now, and a line that shows how it went; pointing at it tells lowest and highest value.
+/// A cell with a number as it is now, and a line that shows how it has changed; pointing at it shows the lowest and
+/// highest value.
 fn with_past(now: String, past: &[Option<f32>], span: &str, words: impl Fn(f32) -> String) -> Markup {
     let known = past.iter().flatten().copied();
     let extremes = known.clone().reduce(f32::min).zip(known.reduce(f32::max));

@@ -1,4 +1,4 @@
-// The overview refreshes itself. Without this script one reloads the page.
+// The overview refreshes itself. Without this script, the page has to be reloaded by hand.
 "use strict";
 
 const live = document.getElementById("live");
@@ -18,7 +18,7 @@ async function refresh() {
             live.dataset.refreshed = String(Date.now());
         }
     } catch {
-        // The coordinator is away for a moment; the next try may find it.
+        // The coordinator cannot be reached at the moment; the next attempt may succeed.
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) struct Pending<T> {
 }
 
 impl<T> Pending<T> {
-    /// Nothing waits. An item can be used for `lifetime`; one beyond `limit` replaces the oldest.
+    /// Nothing waits yet. An item can be used for `lifetime`; one beyond `limit` replaces the oldest.
     pub fn new(lifetime: Duration, limit: usize) -> Self {
         Self { lifetime, limit, items: Vec::new() }
     }

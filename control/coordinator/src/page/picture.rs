@@ -199,7 +199,7 @@ fn name(name: &str, position: &Position, size: &Size) -> Markup {
         false => angle.to_degrees(),
     };
     let turned = size.radial.then(|| format!("rotate({} {} {})", number(turn), number(x), number(y)));
-    // Letters are on their base line: names above the circle need no shift, those below a whole line.
+    // Letters stand on their baseline: names above the circle need no shift, those below a whole line.
     let down = if size.radial { 0.35 } else { 0.35 + 0.45 * sine };
     html! {
         text x=(number(x)) y=(number(y)) dy=(number(down * size.font)) text-anchor=(anchor) font-size=(size.font)

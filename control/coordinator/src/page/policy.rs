@@ -1,6 +1,6 @@
-//! The policy's editor: a text, then what it would change, and only then its application.
+//! The policy editor: first the text, then what it would change, and only then is it put in force.
 //!
-//! Nothing is stored between the steps except in the forms. A form says from which policy it began; if that is no
+//! Nothing is stored between the steps except in the forms. A form says which policy it started from; if that is no
 //! longer the one in force, somebody else was quicker, and nothing is changed.
 
 use std::sync::Arc;

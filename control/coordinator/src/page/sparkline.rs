@@ -1,5 +1,5 @@
-//! A small line that shows how a number went over time: from left to right the time, from zero at the bottom to the
-//! highest value at the top. Where nothing is known the line is interrupted.
+//! A small line that shows how a number has changed: time runs from left to right, the value from zero at the bottom to
+//! the highest at the top. Where nothing is known the line is interrupted.
 
 use maud::{Markup, html};
 
@@ -33,7 +33,7 @@ fn points(from: usize, heights: &[i32]) -> String {
     let turns = (0..=last).filter(|at| !is_level(*at));
     let mut points: Vec<String> = turns.map(|at| format!("{},{}", from + at, heights[at])).collect();
     if let [only] = &points[..] {
-        // One point makes no line, twice the same makes a dot.
+        // A single point makes no line; the same point twice makes a dot.
         points.push(only.clone());
     }
     points.join(" ")

@@ -260,7 +260,7 @@ impl Registry {
         Ok(documents.len())
     }
 
-    /// A site as the authority states it, if it is not so already.
+    /// A site as the authority states it, if that differs from what is stored.
     async fn as_stated(&self, ledger: &mut Ledger, site: &Site) -> Result<Option<Site>, ChangeError> {
         let statement = ledger.signer().await?.publication().site(&site.key).cloned();
         let after = match statement {

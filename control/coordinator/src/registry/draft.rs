@@ -51,7 +51,7 @@ pub(super) enum News {
 pub(super) struct Seen {
     pub site: Arc<Site>,
     pub announced: Arc<[IpNet]>,
-    /// What it may begin at the site that is told.
+    /// What it may initiate at the site that is told.
     pub reach: Arc<Reach>,
     pub reachability: Option<Arc<Reachability>>,
 }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::state::State;
 use crate::site::SiteState;
 
-/// How many changes are remembered. A relay that missed more is told the whole again.
+/// How many changes are remembered. A relay that missed more is told the whole state again.
 pub(super) const HISTORY_LIMIT: usize = 65_536;
 /// The most pairs, and the most sites, that are examined under the lock for one message; if a site has more pairs than
 /// that, all of them are. This takes two milliseconds.
@@ -42,7 +42,7 @@ pub struct Reader {
 #[derive(Clone, Copy, Debug)]
 enum Told {
     Nothing,
-    /// The whole up to this site; what has changed since that number comes after it.
+    /// The whole state up to this site; the changes since that number follow.
     Sites(SiteNumber, u64),
     Changes(u64),
 }
@@ -66,7 +66,7 @@ impl Feed {
         self.wake();
     }
 
-    /// More has changed than is remembered: everybody has to be told the whole.
+    /// More has changed than is remembered: every relay has to be told the whole state.
     pub fn forget(&mut self) {
         self.changed.clear();
         self.number += 1;
@@ -129,7 +129,7 @@ impl State {
         access
     }
 
-    /// Part of the whole: each site's pairs with those before it, for as many sites as fit.
+    /// Part of the whole state: each site's pairs with those before it, for as many sites as fit.
     fn rows(&self, reader: &mut Reader, first: SiteNumber, number: u64) -> Access {
         let count = self.count();
         let mut access = Access { part: AccessPart::Further, ..Access::default() };
@@ -148,7 +148,7 @@ impl State {
             }
             next += 1;
         }
-        // Even an empty whole has a first and a last part, so an empty last part follows.
+        // Even an empty state is told as a first and a last part, so an empty last part follows.
         if next == count && first > 0 || count == 0 && matches!(reader.told, Told::Sites(..)) {
             access.part = AccessPart::Last;
             reader.told = Told::Changes(number);

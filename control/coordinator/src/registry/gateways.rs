@@ -14,7 +14,7 @@ use crate::store::Who;
 use crate::time::now;
 
 impl Registry {
-    /// Accepts a gateway that has proven its key and, perhaps, that nobody is in between.
+    /// Accepts a gateway that has proven its key and, perhaps, that there is nobody in between.
     ///
     /// # Errors
     /// Why it is refused.

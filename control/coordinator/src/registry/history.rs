@@ -1,9 +1,9 @@
-//! How rate and round trip of the paths that gateways report went in the last two hours, for the page.
+//! How the rates and round trips of paths, as gateways report them, have changed in the last two hours, for the page.
 //!
 //! Every [`EVERY`] the latest report of each gateway is read. The history of a path has at most [`POINTS`] points, each
 //! the mean of what was read in its time. They are short at first, so that there is something to see soon after the
-//! start; whenever there would be more, each two become one that is twice as long, until a point stands for [`LONGEST`]
-//! seconds. From then on the oldest is forgotten.
+//! start; whenever there would be more, every two points become one that stands for twice as long, until a point stands
+//! for [`LONGEST`] seconds. From then on the oldest is forgotten.
 //!
 //! Memory is bounded whatever gateways report: there are at most [`PATHS_REMEMBERED`] paths, of which each gateway has
 //! an equal share, so that none displaces another's. Nothing is written to disk. Time is an argument.
@@ -20,7 +20,7 @@ use super::SITES_LIMIT;
 
 /// How often reports are read: the length of a point at first, and as often as the page refreshes itself.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// The most points of a path. An even number, since each two become one.
+/// The most points of a path. An even number, since every two become one.
 const POINTS: usize = 90;
 /// How many seconds a point stands for in the end: two hours in all.
 const LONGEST: u64 = 80;
@@ -28,7 +28,7 @@ const LONGEST: u64 = 80;
 /// 500 sites, everything that they can report is remembered.
 const PATHS_REMEMBERED: usize = SITES_LIMIT;
 
-/// How a link went: its points, the latest last. Those of all links stand for the same times.
+/// The past of a link: its points, the latest last. Those of all links stand for the same times.
 #[derive(Debug, Default)]
 pub struct Past {
     /// Bytes a second both ways together; `None` where nobody has reported.
@@ -127,7 +127,7 @@ impl History {
         Duration::from_secs(self.step * self.length() as u64)
     }
 
-    /// How the link between two sites went. Of what the two report, the higher rate and the shorter round trip.
+    /// The past of the link between two sites: of what the two report, the higher rate and the shorter round trip.
     pub fn link(&self, [one, other]: [&SiteKey; 2]) -> Past {
         let path = |from: &SiteKey, to: &SiteKey| self.gateways.get(from)?.iter().find(|path| path.peer == *to);
         let paths = [path(one, other), path(other, one)];
@@ -172,7 +172,8 @@ impl Path {
         self.points.push_back(Point::default());
     }
 
-    /// Makes one point of each two. The last one is the second of two, since the number of the present point is odd.
+    /// Merges every two points into one. The last one is the second of two, since the number of the present point is
+    /// odd.
     fn halve(&mut self) {
         let points = self.points.make_contiguous();
         let mut halved: Vec<Point> =

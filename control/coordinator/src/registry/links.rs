@@ -20,7 +20,7 @@ pub(super) struct Links {
     policy: Arc<Policy>,
     /// The selectors of links; those used only for subnets are not among them.
     selectors: HashMap<Selector, SelectorNumber>,
-    /// What the members of the first may begin at those of the second. Linked selectors are there in both orders.
+    /// What the members of the first may initiate at those of the second. Linked selectors are there in both orders.
     linked: HashMap<(SelectorNumber, SelectorNumber), Reach>,
     /// Whether everybody who may talk may reach everything.
     unrestricted: bool,
@@ -112,7 +112,7 @@ impl Links {
         one.iter().any(|one| other.iter().any(|other| self.linked.contains_key(&(*one, *other))))
     }
 
-    /// What one site may begin at another, if they may talk.
+    /// What one site may initiate at another, if they may talk.
     pub fn reach(&self, from: SiteNumber, to: SiteNumber) -> Reach {
         self.reach_of(&self.classes[from as usize], &self.classes[to as usize])
     }
@@ -151,8 +151,8 @@ impl Links {
         self.classes[number as usize].clone()
     }
 
-    /// The sites that may now begin something different at a site than when its class was `before`, and those at which
-    /// it may begin something different.
+    /// The sites that may now initiate something different at a site than when its class was `before`, and those at
+    /// which it may initiate something different.
     pub fn reach_changes(
         &self,
         number: SiteNumber,
@@ -177,7 +177,7 @@ impl Links {
         changed
     }
 
-    /// How the new links change who may begin what; `None` if neither restricts anybody.
+    /// How the new links change who may initiate what; `None` if neither restricts anybody.
     pub fn compare_reach<'a>(&'a self, new: &'a Self) -> Option<ReachChanges<'a>> {
         if self.unrestricted && new.unrestricted {
             return None;
@@ -240,7 +240,7 @@ impl Links {
     }
 }
 
-/// How two sets of links differ in who may begin what.
+/// How two sets of links differ in who may initiate what.
 pub(super) struct ReachChanges<'a> {
     before: &'a Links,
     now: &'a Links,
@@ -251,7 +251,7 @@ pub(super) struct ReachChanges<'a> {
 }
 
 impl ReachChanges<'_> {
-    /// Whether `from` may begin something different at `to` than before. It is quickest to ask for one kind of `to`
+    /// Whether `from` may initiate something different at `to` than before. It is quickest to ask for one kind of `to`
     /// after the other.
     pub fn concern(&mut self, from: SiteNumber, to: SiteNumber) -> bool {
         let (kind, other) = (self.kinds[to as usize], self.kinds[from as usize]);

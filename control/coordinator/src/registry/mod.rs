@@ -248,7 +248,7 @@ impl Registry {
     /// All enrolment keys, used up and expired ones too.
     ///
     /// # Errors
-    /// What the store says.
+    /// The store's error.
     pub async fn keys(&self) -> Result<Vec<KeyRecord>, ChangeError> {
         Ok(self.ledger.lock().await.store.keys().await?)
     }
@@ -293,7 +293,7 @@ impl Registry {
             let state = self.state();
             let found = find(&state, site)?;
             let namesake = |other: &&Arc<Site>| {
-                // Approved sites of earlier versions may resemble each other.
+                // Sites that an earlier version approved may have names that resemble each other.
                 let alike = if found.state == SiteState::Approved {
                     other.name == found.name
                 } else {
@@ -368,7 +368,7 @@ impl Registry {
         Ok(Site::clone(&site))
     }
 
-    /// Notes that the time of enrolment keys is over. To be called now and then.
+    /// Records which enrolment keys have expired. To be called now and then.
     ///
     /// # Errors
     /// It could not be stored; it will be tried again.
@@ -426,7 +426,7 @@ impl Registry {
     /// The last changes that were made, oldest first.
     ///
     /// # Errors
-    /// What the store says.
+    /// The store's error.
     pub async fn audit(&self, last: u32) -> Result<Vec<AuditEntry>, ChangeError> {
         Ok(self.ledger.lock().await.store.audit(last).await?)
     }
@@ -491,7 +491,7 @@ impl Registry {
         while transition.step(&mut self.state()) {
             tokio::task::yield_now().await;
         }
-        // Shared links would have to be copied by the next change of a site.
+        // The next change of a site would have to copy links that are still shared.
         drop((transition, rest));
         drop(ledger);
         tracing::info!("there is a new policy");
@@ -507,7 +507,7 @@ impl Registry {
     /// Stores when sites were last connected. To be called now and then, and at the end.
     ///
     /// # Errors
-    /// What the store says; it will be tried again.
+    /// The store's error; it will be tried again.
     pub async fn store_seen(&self) -> Result<(), ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let mut seen: BTreeMap<SiteKey, u64> = self.seen().clone();
@@ -526,7 +526,7 @@ impl Registry {
     /// Stores what is left to store, and closes the store.
     ///
     /// # Errors
-    /// What the store says; nothing that was acknowledged is lost.
+    /// The store's error; nothing that was acknowledged is lost.
     pub async fn close(self) -> Result<(), ChangeError> {
         self.store_seen().await?;
         Ok(self.ledger.into_inner().store.close().await?)

@@ -46,14 +46,14 @@ impl State {
             return Vec::new();
         }
         let mut waiting = self.decide(site, site.granted.as_ref()).waiting;
-        // Why a grant is needed says more than that there is none.
+        // The reason why a grant is needed says more than that there is none.
         let plainly = self.decide(site, None).waiting;
         for (subnet, reason) in waiting.iter_mut().filter(|(_, reason)| *reason == WaitReason::NotGranted) {
             if let Some((_, why)) = plainly.iter().find(|(other, _)| other == subnet) {
                 *reason = why.clone();
             }
         }
-        // What would be in force if it were offered for the first time now: what stood against it is gone.
+        // These would be in force if they were offered for the first time now: the obstacle is gone.
         if site.state == SiteState::Approved {
             for subnet in site.subnets.iter().filter(|subnet| !site.in_force.contains(subnet)) {
                 if waiting.iter().all(|(other, _)| other != subnet) {

@@ -11,7 +11,7 @@ use crate::site::{Site, SiteState};
 /// Most links that are looked at: a full mesh of 200 sites.
 pub const LINKS_LIMIT: usize = 20_000;
 
-/// What there is at one moment.
+/// The sites and links at one moment.
 #[derive(Debug, Default)]
 pub struct Overview {
     /// Approved sites, by name.
@@ -92,7 +92,7 @@ impl Registry {
                 pairs.push([other, number]);
             }
         }
-        // Shared links would have to be copied by the next change of a site.
+        // The next change of a site would have to copy links that are still shared.
         drop(links);
         let mut shown: Vec<SiteNumber> = (0..sites.len() as SiteNumber).filter(approved).collect();
         let mut linked = selected;

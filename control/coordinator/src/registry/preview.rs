@@ -23,7 +23,7 @@ pub struct PolicyPreview {
     pub come: Named<[Name; 2]>,
     /// Links that end.
     pub go: Named<[Name; 2]>,
-    /// Links that stay, but change what one end may begin at the other.
+    /// Links that stay, but change what one end may initiate at the other.
     pub other: Named<[Name; 2]>,
     /// Sites whose announced subnets change.
     pub announced: Named<Announcement>,

@@ -64,7 +64,7 @@ impl Registry {
         self.reported.history().record(now, &latest);
     }
 
-    /// How far back the history reaches, and how these links went.
+    /// How far back the history reaches, and the past of these links.
     #[must_use]
     pub fn past<'a>(&self, links: impl IntoIterator<Item = [&'a SiteKey; 2]>) -> (Duration, Vec<Past>) {
         let history = self.reported.history();

@@ -230,7 +230,7 @@ impl State {
         (link.is_some(), reachability.as_ref().and_then(|reachability| reachability.nat_type))
     }
 
-    /// The sites whose gateways, as far as they have spoken, do not enforce what a policy allows.
+    /// The sites whose gateways have announced themselves and do not enforce what a policy allows.
     pub fn outdated(&self) -> Vec<SiteNumber> {
         let outdated = |number: &SiteNumber| {
             let told = &self.records[*number as usize].reachability;
@@ -248,7 +248,7 @@ impl State {
         self.numbers.get(key).is_some_and(|number| self.records[*number as usize].link.is_some())
     }
 
-    /// Adds a site, or changes what is known about it, and tells all whom it concerns.
+    /// Adds a site, or changes what is known about it, and tells everybody concerned.
     pub fn put(&mut self, site: Site) {
         let number = match self.numbers.get(&site.key) {
             Some(number) => *number,
@@ -277,7 +277,7 @@ impl State {
         (record.removed, record.reachability) = (true, None);
     }
 
-    /// Takes note of where a site can be reached. Nothing of it is stored.
+    /// Takes note of where a site can be reached. None of it is stored.
     pub fn set_reachability(&mut self, session: &Session, reachability: Reachability) {
         let Some(number) = self.current(session) else { return };
         let record = &mut self.records[number as usize];
@@ -439,7 +439,7 @@ impl State {
         self.records[number as usize].site.key
     }
 
-    /// A site as it is described to another, at which it may begin what `reach` says.
+    /// A site as it is described to another, at which it may initiate what `reach` says.
     fn seen(&self, number: SiteNumber, reach: Arc<Reach>) -> Seen {
         let Record { site, announced, reachability, .. } = &self.records[number as usize];
         let (announced, reachability) = (announced.clone(), reachability.clone());

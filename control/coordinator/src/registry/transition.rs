@@ -31,9 +31,9 @@ pub(super) struct Transition {
 
 /// What is new in a view.
 pub(super) enum News {
-    /// These.
+    /// These peers have changed.
     Peers(Vec<SiteNumber>),
-    /// More than a view remembers.
+    /// More changes than a view remembers.
     Much,
 }
 

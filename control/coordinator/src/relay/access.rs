@@ -24,7 +24,7 @@ pub struct Follower {
     sites: HashMap<SiteNumber, SiteKey>,
     /// Whether `sites` are all that the relay knows.
     is_whole: bool,
-    /// The parts of a new whole that have come so far.
+    /// The parts of a new whole state that have come so far.
     coming: Option<Coming>,
 }
 
@@ -38,7 +38,7 @@ struct Coming {
 /// What the coordinator said makes no sense, or is too much. The relay keeps what it knew, and has to connect again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FollowError {
-    /// A later part of a whole without the first one, or a change without a whole.
+    /// A later part of a whole state without the first one, or a change before any whole state.
     #[error("the coordinator sent a change before the whole list")]
     Middle,
     /// A number that belongs to no site.
@@ -62,13 +62,13 @@ impl Follower {
         Self { relay, sites: HashMap::new(), is_whole: false, coming: None }
     }
 
-    /// Whether a whole was told.
+    /// Whether a whole state was told.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// All that the relay knows, as if it were told anew. Empty as long as nothing whole was told.
+    /// All that the relay knows, as messages that would tell it again. Empty until a whole state was told.
     #[must_use]
     pub fn whole(&self) -> Vec<Access> {
         if !self.is_whole {
@@ -93,7 +93,7 @@ impl Follower {
         parts
     }
 
-    /// Takes what was said. Changes are in force when this returns.
+    /// Takes a message. Changes are in force when this returns.
     ///
     /// # Errors
     /// See [`FollowError`].
@@ -131,7 +131,7 @@ impl Follower {
         if self.sites.len() + sites.len() > PEERS_LIMIT + 1 {
             return Err(FollowError::TooMany);
         }
-        // What ends comes first, so that nothing outlives an error.
+        // Removals come first, so that an error leaves nothing in force that should have ended.
         for pairs in parted.chunks(STEP) {
             let mut hub = self.relay.lock();
             for (one, other) in pairs {
@@ -196,7 +196,7 @@ impl Follower {
             while pairs < STEP
                 && let Some((number, key)) = sites_left.next()
             {
-                // A site that was let in after its turn in the whole follows after it, and so do its pairs.
+                // A site that was let in after its turn in the whole state is told later, and so are its pairs.
                 let peers = peers.get(number).into_iter().flatten();
                 pairs += 1 + peers.clone().count();
                 let keys = peers.filter_map(|peer| sites.get(peer)).map(|peer| PublicKey::from(*peer));

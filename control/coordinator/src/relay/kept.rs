@@ -36,7 +36,7 @@ pub enum KeptError {
         /// The system's error.
         error: io::Error,
     },
-    /// Its contents are not as written.
+    /// Its contents are not what was written.
     #[error(
         "{path} is damaged ({error}): put a backup in its place, or remove it, and the relay knows of no revocation \
         until the coordinator tells of it"

@@ -38,8 +38,8 @@ use counters::{Counters, Loss};
 /// Data that waits for a stream; more is dropped and counted. At 1,400 bytes it is 350 kB, a third of a second at
 /// 8 Mbit/s: a longer queue only adds delay.
 pub const STREAM_QUEUE: usize = 256;
-/// Handshakes and probes that wait for a stream, which go first: data of one peer must not keep others from
-/// beginning a session.
+/// Handshakes and probes that wait for a stream, which go first: data of one peer must not keep other peers from
+/// starting a session.
 pub const STREAM_CONTROL_QUEUE: usize = 64;
 
 /// The queues of a stream: where datagrams for it are put.
@@ -128,7 +128,7 @@ impl RelayServer {
         self.public_key
     }
 
-    /// To decide about some datagrams in a row.
+    /// Locks the state, to decide about several datagrams in a row.
     pub fn lock(&self) -> MutexGuard<'_, Hub> {
         // A panic cannot leave it in a state that others cannot use.
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,7 +199,7 @@ impl Hub {
         }
     }
 
-    /// Notes where a site is, and that nobody is where it was before.
+    /// Notes where a site is, and that no site is at its former source.
     fn bound(&mut self, site: SiteId, source: Source, origin: Option<Origin>) {
         if let Some(before) = self.places.insert(site, source).filter(|before| *before != source) {
             self.leave(site, before);

@@ -41,13 +41,13 @@ pub async fn serve(
     let stream = Stream { socket, queue, source, until: None };
     let end = tokio::select! {
         end = stream.run(&place, &relay, udp.as_deref()) => end,
-        () = stop.stopped() => "the relay stops",
+        () = stop.stopped() => "the relay is stopping",
     };
     relay.close_stream(source);
     tracing::debug!("the stream from {from} ends: {end}");
 }
 
-/// Returns when a binding is over, or the place of a stream that has none yet.
+/// Returns when the binding is over or, if there is none yet, when the stream has lost its place.
 async fn over(until: Option<Instant>, place: &Place) {
     match until {
         Some(until) => sleep_until(until.into()).await,
@@ -70,7 +70,7 @@ impl Stream {
                 message = self.socket.recv() => match message {
                     Some(Ok(Message::Binary(datagram))) => self.take(&datagram, place, relay, udp).await,
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
-                    Some(Ok(Message::Text(_))) => Err("it speaks text"),
+                    Some(Ok(Message::Text(_))) => Err("it sends text"),
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Err("it closed the connection"),
                 },
                 datagram = self.queue.recv() => match datagram {
@@ -140,7 +140,7 @@ impl Stream {
         };
         match timeout(WRITE_TIMEOUT, all).await {
             Ok(written) => written.map_err(|_| "it closed the connection"),
-            Err(_) => Err("it takes nothing"),
+            Err(_) => Err("it accepts no data"),
         }
     }
 }

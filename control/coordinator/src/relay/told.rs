@@ -1,9 +1,9 @@
-//! What a relay was told last, in a file: which sites there are, which pairs may talk, and what to pass on. With it
-//! a relay that restarts while the coordinator is away goes on where it was.
+//! What a relay was told last, in a file: which sites there are, which pairs may talk, and what to pass on. With it a
+//! relay that restarts while the coordinator is down continues where it was.
 //!
 //! It is sealed ([`sealed`]) with a key derived from the relay's private key and the coordinator's URL: nobody without
-//! that key can put a site into the file, and what one coordinator said is not taken for the word of another. A damaged
-//! file counts as missing.
+//! that key can put a site into the file, and what one coordinator said is not mistaken for what another said. A
+//! damaged file counts as missing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -30,7 +30,7 @@ const LIMIT: usize = 128 << 20;
 pub struct Told {
     /// What it passes on to all sites, if it does not know the authority's key.
     pub documents: Vec<Document>,
-    /// A whole, in parts.
+    /// The whole state, in parts.
     pub access: Vec<Access>,
 }
 
@@ -88,7 +88,7 @@ impl ToldFile {
     /// Replaces the file. If that fails, the old file is removed: it would let in sites that were revoked since.
     ///
     /// # Errors
-    /// What the file system says, or that it is too much.
+    /// The file system's error, or that it is too long.
     pub fn write(&self, told: &Told) -> io::Result<()> {
         let bytes = self.seal(&serde_json::to_vec(told)?);
         let written = match bytes.len() {
@@ -98,7 +98,7 @@ impl ToldFile {
         written.inspect_err(|_| _ = fs::remove_file(&self.path))
     }
 
-    /// The bytes of a file of any text: what [`decode`](Self::decode) believes to be ours.
+    /// The bytes of a file with this text, which [`decode`](Self::decode) accepts as ours.
     #[must_use]
     pub fn seal(&self, text: &[u8]) -> Vec<u8> {
         sealed::seal(MAGIC, self.mac.clone(), text)
@@ -152,7 +152,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let ours = file(directory.path(), 1, "https://a.example");
         ours.write(&Told::default()).unwrap();
-        // In the way of the new file.
+        // This directory is in the way of the new file.
         fs::create_dir(ours.path().with_extension("new")).unwrap();
         assert!(ours.write(&Told::default()).is_err());
         assert_eq!(ours.read().unwrap(), None);

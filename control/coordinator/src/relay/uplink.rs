@@ -1,8 +1,8 @@
 //! A relay's connection to the coordinator: proves its key and is told who may talk.
 //!
-//! Without the connection it goes on by what it was [`Told`] last, after a restart too: a coordinator that is down
-//! takes nothing away, and changes wait until it is back. A relay that knows the authority's key passes on what it
-//! has [`Kept`], whatever the coordinator shows.
+//! Without the connection the relay continues with what it was [`Told`] last, after a restart too: while the
+//! coordinator is down, nothing is lost, and changes wait until it is back. A relay that knows the authority's key
+//! passes on what it has [`Kept`], whatever the coordinator shows.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::access::{FollowError, Follower, is_common};
 use super::kept::Kept;
 use super::told::{Told, ToldFile};
 
-/// How long after a connection ended the next is tried, at first; it doubles.
+/// The first pause between the end of a connection and the next attempt; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const RETRY_LAST: Duration = Duration::from_secs(30);
@@ -82,7 +82,7 @@ impl From<tokio_tungstenite::tungstenite::Error> for End {
 }
 
 impl Uplink {
-    /// Gives the relay what the coordinator told its predecessor, if that was stored.
+    /// Gives the relay what the coordinator told it before the restart, if that was stored.
     pub fn recall(&mut self, relay: &Arc<RelayServer>) {
         let mut follower = Follower::new(relay.clone());
         match self.file.read() {
@@ -104,7 +104,7 @@ impl Uplink {
 
     /// Keeps the relay up to date with the coordinator, connecting again whenever the connection ends.
     pub async fn run(mut self, relay: Arc<RelayServer>) {
-        // So that not all relays come back at the same moment.
+        // Keeps relays from all coming back at the same moment.
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
         loop {
             match timeout(HANDSHAKE_TIMEOUT, self.connect()).await.unwrap_or(Err(End::Silent)) {
@@ -159,7 +159,7 @@ impl Uplink {
             match heard.and_then(|message| self.take(message, &mut follower)) {
                 Ok(()) => unwritten = follower.is_whole(),
                 Err(end) => {
-                    // A change that made no sense may have been made in part.
+                    // An invalid change may have been made in part.
                     if follower.is_whole() {
                         self.store(&follower).await;
                     }

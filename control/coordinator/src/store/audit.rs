@@ -20,7 +20,7 @@ pub enum Who {
     Page(String),
     /// A site itself.
     Site(Name),
-    /// The coordinator itself, because a time is over.
+    /// The coordinator itself, because a time limit was reached.
     Clock,
 }
 
@@ -96,7 +96,7 @@ impl Store {
     /// Notes a change of something that is kept elsewhere.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite's error.
     pub async fn note<T: Serialize>(
         &mut self,
         who: &Who,
@@ -111,7 +111,7 @@ impl Store {
     /// The last `last` entries, oldest first.
     ///
     /// # Errors
-    /// What SQLite says, or a row is not as we write it.
+    /// SQLite's error, or a row is not as we write it.
     pub async fn audit(&mut self, last: u32) -> Result<Vec<AuditEntry>, StoreError> {
         let failed = self.failed();
         let sql = "SELECT number, time, who, what, before, after FROM audit ORDER BY number DESC LIMIT ?";

@@ -24,7 +24,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use crate::policy::Policy;
 use audit::Change;
 
-/// The schema, one step per version: `PRAGMA user_version` says how many were taken.
+/// The schema, one step per version: `PRAGMA user_version` says how many were applied.
 const MIGRATIONS: [&str; 5] = [
     include_str!("schema-1.sql"),
     include_str!("schema-2.sql"),
@@ -152,7 +152,7 @@ impl Store {
         self.end(outcome).await
     }
 
-    /// An error that names the database, whatever is borrowed from the store meanwhile.
+    /// Makes errors that name the database, without borrowing from the store.
     fn failed(&self) -> impl Fn(sqlx::Error) -> StoreError + use<> {
         let path = self.path.clone();
         move |error| StoreError::of(&path, error)

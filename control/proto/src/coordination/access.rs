@@ -39,11 +39,11 @@ pub struct Access {
 /// Which part of the whole state a message is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessPart {
-    /// The whole begins.
+    /// The first part of the whole state.
     First,
-    /// More of the whole.
+    /// A further part.
     Further,
-    /// The last part: from now on the whole is in force, and nothing else.
+    /// The last part: from now on this state is in force, and nothing else.
     Last,
     /// A change of what is in force.
     #[default]

@@ -1,5 +1,6 @@
 //! How maps and increments write peers: restricted ones ([`Peer::allow`]) are in a field of their own, which gateways
-//! that do not know restrictions ignore. They then have no tunnel to them, rather than one that lets everything pass.
+//! that do not know restrictions ignore. Such a gateway then has no tunnel to them, rather than one that lets
+//! everything pass.
 
 use std::collections::BTreeMap;
 

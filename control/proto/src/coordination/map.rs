@@ -58,7 +58,7 @@ pub struct Peer {
     /// The tags by which the coordinator's policy selects it.
     #[serde(default, deserialize_with = "at_most::<TAGS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Name>,
-    /// What it may reach at the site whose map this is: that site is to drop everything else that it begins. Without
+    /// What it may reach at the site whose map this is: that site is to drop everything else that the peer initiates. Without
     /// it, everything. A gateway that does not know this field would drop nothing, so it is not shown such peers.
     #[serde(
         default,
@@ -121,8 +121,8 @@ pub struct Known {
 #[serde(transparent)]
 pub struct Digest(Base64);
 
-/// An increment does not fit the map. The map is as it was; ask for the whole by connecting anew
-/// without [`Known`].
+/// An increment does not fit the map. The map is as it was; ask for the whole map by connecting again without
+/// [`Known`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// It changes another state than ours.

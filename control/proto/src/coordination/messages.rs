@@ -149,7 +149,7 @@ impl Candidate {
         let ip = self.address.ip().to_canonical();
         let local = match ip {
             IpAddr::V4(ip) => ip == Ipv4Addr::BROADCAST || ip.octets()[0] == 0,
-            // Of a link; another machine's interface number does not name it here.
+            // It belongs to a link, and another machine's interface number does not name that link here.
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
         self.address.port() != 0 && !local && !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified()
@@ -223,7 +223,7 @@ pub struct Documents {
 pub enum RegistrationState {
     /// It waits for an administrator, connected or not.
     Pending,
-    /// It is.
+    /// It is let in.
     Approved,
 }
 
@@ -263,7 +263,7 @@ pub enum RefusalReason {
     Malformed,
     /// Too many messages.
     TooMany,
-    /// The coordinator cannot at the moment; try again later.
+    /// The coordinator cannot do it at the moment; try again later.
     Unavailable,
     /// Something from a newer coordinator.
     #[serde(other)]

@@ -1,5 +1,5 @@
 //! What a gateway reports about its paths, for the administrator of a coordinator that asks for it. Other sites do not
-//! get to see it.
+//! see it.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -28,17 +28,17 @@ pub struct Paths {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PathReport {
-    /// To whom.
+    /// The peer.
     pub peer: SiteKey,
     /// What kind of path it is.
     pub path: PathKind,
-    /// By which relay, if it is relayed.
+    /// The relay, if it is relayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Name>,
-    /// Why it is that and nothing better: a sentence.
+    /// Why it is of this kind and no better, in a sentence.
     #[serde(default, deserialize_with = "short")]
     pub reason: String,
-    /// In microseconds.
+    /// The round trip, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round_trip: Option<u32>,
     /// Bytes of WireGuard messages received a second.

@@ -103,7 +103,7 @@ impl Oidc {
         let field = |name: &str| answer.get(name).map(String::as_str);
         let (state, cookie) = (session::hash(field("state").unwrap_or_default()), session::hash(cookie));
         let begun = self.begun().take(Instant::now(), |begun| begun.state == state && begun.cookie == cookie);
-        let begun = begun.ok_or("this browser has begun no such login, or too long ago")?;
+        let begun = begun.ok_or("this browser has started no such login, or did so too long ago")?;
         let OidcConfig { issuer, client_id, allow, .. } = &self.provider.config;
         let named = field("iss").map(|named| named == issuer);
         if !named.unwrap_or(!begun.description.authorization_response_iss_parameter_supported) {
