@@ -125,7 +125,7 @@ pub enum Request {
     PreviewPolicy(Policy),
     /// Set another policy.
     SetPolicy(Policy),
-    /// Replace the policy with this fingerprint by another.
+    /// Replace the policy that has this fingerprint.
     ReplacePolicy {
         /// The new policy.
         policy: Policy,

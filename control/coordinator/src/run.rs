@@ -240,7 +240,7 @@ impl Coordinator {
         Ok(self.given.is_some())
     }
 
-    /// Whether it is alive. To be dropped before it stops.
+    /// Tells whether the coordinator is alive. Must be dropped before the coordinator stops.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
         Pulse::new(Program::Coordinator(self.registry.clone()), self.calls.clone())

@@ -39,7 +39,7 @@ pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// On a new path, an initiation that has gone unanswered for this long is sent again: a long round trip, and much more
 /// than [`INITIATION_INTERVAL`].
 pub const INITIATION_PATIENCE: Duration = Duration::from_millis(300);
-/// A peer that sends on a session we do not have is called at most once in this time.
+/// For a peer that sends on a session we do not have, we start a handshake at most once in this time.
 pub const CALL_INTERVAL: Duration = Duration::from_secs(1);
 /// Initiation timestamps are rounded down to this many nanoseconds, so that they do not serve as a precise clock. The
 /// largest power of two below [`INITIATION_INTERVAL`], as in the kernel.

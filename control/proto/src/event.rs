@@ -67,7 +67,7 @@ pub enum Event {
         /// Our receiver index of the session.
         local_index: u32,
     },
-    /// Send an empty packet on the current session. After a handshake that we began it tells the responder that the
+    /// Send an empty packet on the current session. After a handshake that we initiated it tells the responder that the
     /// session works; in that case any other packet sent at once will do as well.
     SendKeepalive {
         /// The peer to send it to.
@@ -89,10 +89,10 @@ pub enum Event {
         /// The peer that does not answer.
         peer: PeerId,
     },
-    /// The peer began a handshake with a suite that it may not use here. It was not answered, and will not be until one
-    /// of the two sites changes its configuration.
+    /// The peer initiated a handshake with a suite that it may not use here. It was not answered, and will not be until
+    /// one of the two sites changes its configuration.
     SuiteRefused {
-        /// The peer that began it.
+        /// The peer that initiated it.
         peer: PeerId,
         /// The suite that it tried.
         suite: Suite,

@@ -32,9 +32,9 @@ pub struct PeerConfig {
     /// The endpoint is only what [`set_endpoint`](crate::Gateway::set_endpoint) says, wherever packets come from,
     /// because somebody else, such as a [`PathAgent`](crate::path::PathAgent), decides on the path.
     pub fixed_endpoint: bool,
-    /// The suite of the handshakes that we begin. We never begin one with the other suite.
+    /// The suite of the handshakes that we initiate. We never initiate one with the other suite.
     pub suite: Suite,
-    /// Whether the peer may also begin handshakes with the other suite.
+    /// Whether the peer may also initiate handshakes with the other suite.
     pub any_suite: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct Peer {
     pub(crate) id: PeerId,
     pub(crate) public_key: PublicKey,
     pub(crate) config: PeerConfig,
-    /// Our address that the peer called last.
+    /// Our address that the peer last sent to.
     pub(crate) local: Option<IpAddr>,
     pub(crate) mac_keys: MacKeys,
     /// The product of both static keys; `None` when the peer's is of low order.
@@ -126,13 +126,13 @@ impl Peer {
         self.sessions.current.map(|session| session.local_index)
     }
 
-    /// Whether a handshake that we began is under way.
+    /// Whether a handshake that we initiated is under way.
     #[must_use]
     pub fn handshake_under_way(&self) -> bool {
         self.timers.retry.is_some()
     }
 
-    /// Depends on our own key, so it is to be called when that changes.
+    /// Computes what depends on our own key; to be called when that changes.
     pub(crate) fn set_own_key(&mut self, private: &StaticSecret, public: &PublicKey) {
         self.static_static = diffie_hellman(private, &self.public_key).ok();
         self.we_lead = public.as_bytes() < self.public_key.as_bytes();

@@ -113,7 +113,7 @@ impl Request {
         }
     }
 
-    /// What a datagram from the router says to this; `None` if it is no answer to it.
+    /// What a datagram from the router answers to this request; `None` if it is not an answer to it.
     #[must_use]
     pub fn answer(&self, datagram: &[u8]) -> Option<Result<Answer, Refusal>> {
         let (version, opcode) = match self {

@@ -255,7 +255,8 @@ impl Gateway {
         let Some(peer) = self.named_mut(id) else {
             return;
         };
-        // It is not known which address was called; the one from before is kept as long as the peer's stays the same.
+        // It is not known which address of ours was used; the one from before is kept as long as the peer's stays the
+        // same.
         let same_remote = peer.config.endpoint == Some(from.remote);
         let local = if same_remote { from.local.or(peer.local) } else { from.local };
         if !peer.config.fixed_endpoint && (!same_remote || peer.local != local) {

@@ -13,7 +13,7 @@ pub use blake2::Blake2sMac256 as Mac;
 /// Length of a MAC, in bytes.
 pub const MAC: usize = 32;
 
-/// A MAC that is begun with a key derived for `label`.
+/// Starts a MAC with a key derived for `label`.
 #[must_use]
 pub fn mac(key: &[u8; 32], label: &[u8]) -> Mac {
     let keyed = |key: &[u8; 32]| <Mac as KeyInit>::new(key.into());
@@ -21,7 +21,7 @@ pub fn mac(key: &[u8; 32], label: &[u8]) -> Mac {
     keyed(&derived)
 }
 
-/// The same for bytes that belong to something, such as a site of that name.
+/// The same for bytes that belong to whatever `owner` names, such as a site.
 #[must_use]
 pub fn mac_of(key: &[u8; 32], label: &[u8], owner: &[u8]) -> Mac {
     mac(key, label).chain_update((owner.len() as u64).to_be_bytes()).chain_update(owner)
@@ -38,7 +38,7 @@ pub enum SealError {
     Mac,
 }
 
-/// Seals a text. `mac` is the MAC as begun.
+/// Seals a text. `mac` is the MAC as started.
 #[must_use]
 pub fn seal(magic: &[u8; 16], mac: Mac, text: &[u8]) -> Vec<u8> {
     let mac = mac.chain_update(text).finalize().into_bytes();

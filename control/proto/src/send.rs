@@ -56,7 +56,8 @@ impl Gateway {
     }
 
     /// The peer has a session that we do not have, as after we have restarted: it would go on sending on it until it
-    /// has missed our answers for 15 s. So we call it, unless there is a session or a handshake began a moment ago.
+    /// has missed our answers for 15 s. So we start a handshake, unless there is a session or a handshake started a
+    /// moment ago.
     pub fn handle_unknown_session(&mut self, now: Instant, id: PeerId) {
         let Some(peer) = self.peer(id) else {
             return;

@@ -244,7 +244,7 @@ enum CertificateCommand {
     /// Make the certificate that will replace the present one, and print its fingerprint, for gateways and relays to
     /// pin in addition
     Next,
-    /// Replace the present certificate by the next one; the coordinator uses it after a restart
+    /// Replace the present certificate with the next one; the coordinator uses it after a restart
     Switch,
 }
 

@@ -30,7 +30,7 @@ impl Registry {
         Ok(next)
     }
 
-    /// Replaces the coordinator's own certificate by the next one, from its next start on.
+    /// Replaces the coordinator's own certificate with the next one, from its next start on.
     ///
     /// # Errors
     /// See [`certificate::switch`]; or the change could not be recorded.

@@ -133,8 +133,8 @@ impl Registry {
         };
         if site.state == SiteState::Approved {
             site.in_force = self.state().decide(&site, site.granted.as_ref()).in_force;
-            // A key that says what may be offered says so for this offer only: a site that offers nothing of it now
-            // gets no grant.
+            // A key that says what may be offered says so for this offer only: a site that offers none of it now gets
+            // no grant.
             site.granted = granted(&site.in_force).or(site.granted.and(Some(Subnets::default())));
         }
         let documents = ledger.sign(&site).await.map_err(|error| unavailable(&error))?;

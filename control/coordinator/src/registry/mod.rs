@@ -256,7 +256,7 @@ impl Registry {
     /// Forgets an enrolment key. The sites that it let in stay.
     ///
     /// # Errors
-    /// There is none, or it could not be stored.
+    /// There is no such key, or it could not be stored.
     pub async fn revoke_key(&self, id: EnrolmentKeyId, who: &Who) -> Result<(), ChangeError> {
         if self.ledger.lock().await.store.remove_key(id, who).await? { Ok(()) } else { Err(ChangeError::NoKey(id)) }
     }
@@ -283,7 +283,7 @@ impl Registry {
     /// `subnets`, or if there are none, what it was granted before and the part of its offer that needs no grant.
     ///
     /// # Errors
-    /// There is none, its name or a subnet is another's, or it cannot be signed or stored.
+    /// There is no such site, its name or a subnet belongs to another one, or it cannot be signed or stored.
     pub async fn approve(&self, site: &str, subnets: Option<Vec<IpNet>>, who: &Who) -> Result<Site, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         if !ledger.signer().await?.is_here() {
@@ -319,7 +319,7 @@ impl Registry {
     /// Cuts a site off for good.
     ///
     /// # Errors
-    /// There is none, or it could not be stored.
+    /// There is no such site, or it could not be stored.
     pub async fn revoke(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let before = find(&self.state(), site)?.clone();
@@ -330,7 +330,7 @@ impl Registry {
     /// Sets when a site is revoked automatically, counted from now; `None`: never.
     ///
     /// # Errors
-    /// There is none, or it could not be stored.
+    /// There is no such site, or it could not be stored.
     pub async fn limit(&self, site: &str, lifetime: Option<Duration>, who: &Who) -> Result<Site, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let before = find(&self.state(), site)?.clone();
@@ -342,7 +342,7 @@ impl Registry {
     /// Says whether a site has to prove its key within the TLS connection itself, from its next connection on.
     ///
     /// # Errors
-    /// There is none, or it could not be stored.
+    /// There is no such site, or it could not be stored.
     pub async fn set_channel_binding(&self, site: &str, mode: BindingMode, who: &Who) -> Result<Site, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let before = find(&self.state(), site)?.clone();
@@ -354,7 +354,7 @@ impl Registry {
     /// may enrol as if for the first time.
     ///
     /// # Errors
-    /// There is none, or it could not be stored.
+    /// There is no such site, or it could not be stored.
     pub async fn remove(&self, site: &str, who: &Who) -> Result<Site, ChangeError> {
         let mut ledger = self.ledger.lock().await;
         let site = find(&self.state(), site)?.clone();

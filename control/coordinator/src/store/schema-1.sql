@@ -1,4 +1,4 @@
--- Keys are raw bytes, lists are JSON, times are seconds since 1970, addresses are the number that they are.
+-- Keys are raw bytes, lists are JSON, times are seconds since 1970, addresses are integers.
 CREATE TABLE sites (
     public_key      BLOB    NOT NULL PRIMARY KEY CHECK (length(public_key) = 32),
     name            TEXT    NOT NULL,

@@ -1,4 +1,4 @@
--- What the others are told of, and what the site may offer; without a grant nobody has said anything.
+-- The subnets in force, and the subnets that the site may offer; NULL: nothing was decided yet.
 ALTER TABLE sites ADD COLUMN in_force TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE sites ADD COLUMN granted TEXT;
 UPDATE sites SET in_force = subnets, granted = subnets WHERE state = 'approved';

@@ -93,7 +93,7 @@ async fn a_certificate_is_obtained_served_and_kept_across_a_restart() {
     let left = report["Acme"]["NotAfter"].as_u64().unwrap() - report["Acme"]["NextOrder"].as_u64().unwrap();
     assert!((7 * 3600..=8 * 3600).contains(&left), "two thirds of a day, and up to an hour: {left}");
 
-    // A restart orders nothing: it does not miss the authority.
+    // A restart orders nothing, and works without the authority.
     drop(program);
     authority.stop();
     let program = start(state.path(), &authority);
@@ -115,9 +115,9 @@ async fn it_is_renewed_in_time_and_the_old_one_served_until_then() {
     let first = shown(&old_root, &authority).await.unwrap();
     let mut connection = enrol(&old_root, &authority, state.path(), "amsterdam").await;
 
-    // The authority forgets our account, and is not there when it is time.
+    // The authority forgets our account, and is not running when the renewal is due.
     authority.stop();
-    // So that the log is not waited for too long.
+    // Keeps the wait for the log short.
     tokio::time::sleep(Duration::from_secs(lifetime / 5)).await;
     let error = program.says("no certificate from ");
     assert!(error.contains("the one in use is valid for another"), "{error}");
@@ -168,7 +168,7 @@ async fn a_name_more_is_ordered_at_the_next_start() {
     let second = ServerName::try_from("second.test").unwrap();
     TlsConnector::from(trusted).connect(second, stream).await.unwrap();
 
-    // What is damaged is replaced, and the rest kept.
+    // Damaged files are replaced, and the rest is kept.
     drop(program);
     std::fs::write(state.path().join("acme-certificate.pem"), "nonsense").unwrap();
     let program = start(state.path(), &authority);

@@ -73,7 +73,7 @@ async fn a_site_ends_when_its_time_is_over() {
     peer.until_peers(&[]).await;
     let ended = audit(&running).await.into_iter().filter(|entry| entry.what == "site ends").count();
     assert_eq!(ended, 2);
-    // Let in again it does not end at once, and may be given a time or none.
+    // Once let in again it does not end at once, and may be given a time limit or none.
     running.done(approve("guest")).await;
     let mut there = running.connect(&guest).await.unwrap();
     running.done(Request::Limit { site: "guest".into(), lifetime: Some(lifetime) }).await;
@@ -123,7 +123,7 @@ async fn the_audit_log_tells_of_keys_that_end_certificates_and_the_authority() {
     let founded = authority().await;
     let key = running.key_for(2, &[], Duration::from_secs(1), false).await;
     running.done(Request::NextCertificate).await;
-    // The same again is no change, and neither is what fails.
+    // Repeating a request changes nothing, and neither does one that fails.
     running.done(Request::NextCertificate).await;
     running.done(Request::SwitchCertificate).await;
     assert!(matches!(running.ask(Request::SwitchCertificate).await, Answer::Error(_)));

@@ -1,5 +1,5 @@
-//! A certificate authority: pebble, the ACME server to test with, and a DNS server by which all names are ours.
-//! Each has a loopback address of its own, so that the ports can be the usual ones.
+//! A certificate authority: pebble, the ACME server to test with, and a DNS server that resolves all names to us. Each
+//! has a loopback address of its own, so that the ports can be the usual ones.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Authority {
         Self { address, directory, lifetime, validation_port: VALIDATION_PORT, processes: Vec::new() }
     }
 
-    /// An authority that looks for the names' owner where nobody is.
+    /// An authority that checks names at a port where nobody listens.
     pub fn astray() -> Self {
         let mut authority = Self::new(Duration::from_secs(3600));
         authority.validation_port += 1;
@@ -96,12 +96,12 @@ impl Authority {
         self.directory.path().join("ca.pem")
     }
 
-    /// Where it connects to check names, and a UDP address beside.
+    /// Where it connects to check names, and a UDP address as well.
     pub fn coordinator(&self) -> [SocketAddr; 2] {
         [(self.address, VALIDATION_PORT).into(), (self.address, 3478).into()]
     }
 
-    /// Whom a gateway trusts that trusts this authority, as long as it runs.
+    /// The TLS configuration of a gateway that trusts this authority. It is good until the authority stops.
     pub async fn trusted(&self) -> Arc<ClientConfig> {
         let client = Client::new(Some(&self.ca_file())).unwrap();
         let url = format!("https://{}:{MANAGEMENT_PORT}/roots/0", self.address);
@@ -119,7 +119,7 @@ impl Drop for Authority {
     }
 }
 
-/// Those of the directory's own server.
+/// Writes the certificates of the directory's own server.
 fn write_certificates(directory: &Path, address: Ipv4Addr) {
     let mut parameters = CertificateParams::default();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A browser with one tab.
 struct Browser {
     child: Child,
-    // What it keeps while it runs.
+    // Holds its files while it runs.
     _profile: tempfile::TempDir,
     socket: WebSocketStream<TcpStream>,
     session: Option<String>,
@@ -65,7 +65,7 @@ impl Browser {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let url = lines.find_map(|line| line.strip_prefix("DevTools listening on ").map(str::to_owned));
         let url = url.expect("chromium tells where it listens");
-        // Whoever does not read what it says stops it.
+        // It stops if nobody reads its output.
         std::thread::spawn(move || lines.for_each(drop));
         let address = url.strip_prefix("ws://").unwrap().split('/').next().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
@@ -109,7 +109,7 @@ impl Browser {
         }
     }
 
-    /// The value of an expression where the page is; null on a page that is just being left.
+    /// The value of an expression in the page; null while the page is being left.
     async fn evaluate(&mut self, expression: &str) -> Value {
         let answer = self.answer("Runtime.evaluate", json!({"expression": expression, "returnByValue": true})).await;
         answer["result"]["result"]["value"].clone()
@@ -208,7 +208,7 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     browser.until("location.pathname === '/' && document.querySelectorAll('.picture .site > text').length === 5").await;
     browser.until("document.querySelector('.picture .link.relayed')").await;
     if pictures().is_some() {
-        // So that there is some history to see.
+        // Makes some history to see.
         for round in 0..30 {
             for (number, connection) in connections.iter_mut().enumerate() {
                 let swing = 1.0 + (f64::from(round) * 0.4 + number as f64 * 2.0).sin() * 0.6;

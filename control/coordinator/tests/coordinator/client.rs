@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 /// The host name in all tests; the address is given beside it.
 pub const HOST: &str = "coordinator.test";
-/// Longer than anything takes here, so that only what never comes runs into it.
+/// Longer than anything takes here, so that only what never comes exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A site that may connect.
@@ -49,7 +49,7 @@ pub enum Failure {
     Before(String),
     /// The coordinator said why.
     Refused(RefusalReason),
-    /// The connection ended without a word.
+    /// The connection ended without a message.
     Ended,
     /// Nothing came in time.
     Silence,
@@ -273,7 +273,7 @@ impl Connection {
         .await;
     }
 
-    /// Checks that nothing is said for a while, but signed documents that concern everybody.
+    /// Checks that nothing is said for a while except signed documents that concern everybody.
     pub async fn stays_silent(&mut self) {
         let silence = async {
             loop {
@@ -311,7 +311,7 @@ impl Connection {
         admitted
     }
 
-    /// Of each new peer a statement and a lease were told before.
+    /// Checks that a statement and a lease of each new peer came before it.
     fn are_vouched_for<'a>(&self, peers: impl Iterator<Item = &'a SiteKey>) {
         for peer in peers {
             assert!(self.stated.contains(peer) && self.leased.contains(peer), "nobody vouches for {peer}");
@@ -347,7 +347,7 @@ impl Failure {
     }
 }
 
-/// What `connect` refused for; panics if it did not.
+/// Why `connect` was refused; panics if it was not.
 pub fn refusal(outcome: Result<Connection, Failure>) -> RefusalReason {
     match outcome {
         Ok(connection) => panic!("let in: {:?}", connection.registration),

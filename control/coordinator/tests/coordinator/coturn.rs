@@ -55,8 +55,8 @@ async fn a_padded_discovery_finds_out_the_nat() {
     assert!(told.contains("NAT with Endpoint Independent Filtering"), "{told}");
 }
 
-/// A hostile stranger who forges the source has the victim sent no more than a few answers, by whatever addresses
-/// of its network.
+/// A hostile stranger who forges the source can have only a few answers sent to the victim, whichever addresses of its
+/// network are forged.
 #[tokio::test]
 async fn answers_larger_than_their_question_are_few() {
     let (addresses, _tasks) = server(&["127.0.0.1"]);
@@ -76,6 +76,6 @@ async fn answers_larger_than_their_question_are_few() {
             answered += 1;
         }
     }
-    // The whole /24 has its burst, which is four of an address's, and what comes back in a second.
+    // The whole /24 has its burst, which is four times that of an address, and what comes back in a second.
     assert!((LARGER_ANSWERS.burst..=4 * LARGER_ANSWERS.burst + 40).contains(&answered), "{answered}");
 }

@@ -132,7 +132,7 @@ async fn a_revoked_site_is_cut_and_vanishes() {
     let key = running.key(1, &[]).await;
     let again = Gateway { enrolment: Some(key.clone()), ..amsterdam };
     assert_eq!(refusal(running.connect(&again).await), RefusalReason::Revoked, "a new key does not undo it");
-    // Its name is free again, but two that look alike are not approved at a time.
+    // Its name is free again, but two that look alike are not approved at the same time.
     let successor = Gateway::new("Amsterdam", &["10.101.0.0/24"]).with_key(&key);
     running.connect(&successor).await.unwrap();
     b.until_peers(&["Amsterdam"]).await;

@@ -1,5 +1,5 @@
-//! A hostile stranger and a hostile member against the program itself: who is honest gets in within
-//! [`IN_TIME`], and the program's memory stays below [`MEMORY`].
+//! A hostile stranger and a hostile member against the program itself: an honest gateway gets in within [`IN_TIME`],
+//! and the program's memory stays below [`MEMORY`].
 //!
 //! Each attack speaks the real protocol, from addresses of its own.
 
@@ -20,9 +20,9 @@ use crate::program::{Program, enrolment_key};
 use crate::running;
 use crate::scale::enrolled;
 
-/// Within what an honest gateway is connected during a flood.
+/// How long it may take until an honest gateway is connected during a flood.
 const IN_TIME: Duration = Duration::from_secs(5);
-/// Most that the program may take of memory during a flood: 1,536 places of 50 kB, and what it is without them.
+/// The most memory that the program may take during a flood: 1,536 places of 50 kB, and what it takes without them.
 const MEMORY: usize = 120 << 20;
 
 /// A coordinator with honest sites that enrolled, and are gone again.
@@ -79,7 +79,7 @@ async fn tcp(source: &str, address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
-    // Who does not read holds up the coordinator, not the kernel.
+    // A client that does not read is to hold up the coordinator, not the kernel.
     socket.set_recv_buffer_size(16 << 10)?;
     socket.connect(address).await
 }
@@ -177,7 +177,7 @@ async fn who_shares_its_address_with_one_who_fails_gets_in() {
     let target = Target::start(2).await;
     let source = "127.4.0.1";
     let (_wrong, answered) = wrong_proofs(&target, source);
-    // More than anybody is forgiven.
+    // More than any client is allowed.
     until(|| answered.load(Ordering::Relaxed) >= 2 * FAILURE_BURST as usize).await;
     let took = target.connects(source, &target.sites[0]).await;
     assert!(took < IN_TIME, "{took:?}");
@@ -246,7 +246,7 @@ async fn handshakes_of_one_source_are_bounded_and_so_is_the_log() {
         let begun = begun.clone();
         attack.spawn(async move {
             while Instant::now() < end {
-                // Complete with TLS, and then something that is refused with a line in the log.
+                // Complete with TLS, and then a message that is refused with a line in the log.
                 let Ok((mut connection, _)) = challenged("127.6.0.1", address, pin).await else { continue };
                 begun.fetch_add(1, Ordering::Relaxed);
                 connection.say_text("{}").await;

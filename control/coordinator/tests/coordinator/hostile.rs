@@ -1,4 +1,4 @@
-//! Those who want in without a right, or want to be a burden.
+//! Clients that try to get in without permission, or to be a burden.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::client::{Connection, Failure, Gateway, HOST, challenge, challenged, encrypt, refusal, upgrade};
 use crate::running::Running;
 
-/// What becomes of a connection that answers the challenge so.
+/// What becomes of a connection that answers the challenge with this message.
 async fn answer(running: &Running, message: GatewayMessage) -> Failure {
     let (mut connection, _) = challenged(running.address, running.pin).await.unwrap();
     connection.say(&message).await;

@@ -18,7 +18,7 @@ use crate::running;
 
 /// How many gateways connect at the same moment.
 const AT_ONCE: usize = 64;
-/// Longer than it takes until one more of them knows all, on slow cores too.
+/// Longer than it takes until one more gateway knows everything, on slow cores too.
 const SETTLED: Duration = Duration::from_secs(120);
 
 struct Fleet {
@@ -27,7 +27,7 @@ struct Fleet {
 
 /// A gateway whose task reads all the time, as a real one does.
 struct Member {
-    /// The port of the addresses to tell of. Dropped, the gateway goes.
+    /// The port of the addresses to announce. When this is dropped, the gateway disconnects.
     speak: mpsc::Sender<u16>,
     seen: watch::Receiver<Seen>,
     task: JoinHandle<Gateway>,
@@ -121,7 +121,7 @@ impl Fleet {
         Self { members }
     }
 
-    /// Waits until each knows this many peers, and an address with the port of this many.
+    /// Waits until each knows this many peers, and of this many an address with the port.
     async fn until(&mut self, peers: usize, reachable: usize, port: u16) {
         for member in &mut self.members {
             let there =
@@ -139,7 +139,7 @@ impl Fleet {
         }
     }
 
-    /// All go. They keep their maps, or nothing.
+    /// Disconnects all. They keep their maps, or nothing.
     async fn disconnect(self, keep_maps: bool) -> Vec<Gateway> {
         let mut sites = Vec::new();
         for Member { speak, task, .. } in self.members {

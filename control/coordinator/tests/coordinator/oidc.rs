@@ -90,7 +90,7 @@ impl Provider {
         *self.shared.claims.lock().unwrap() = claims;
     }
 
-    /// What a browser gets that is sent there: where it is sent back.
+    /// What a browser gets when it is sent there: the URL to which it is sent back.
     fn authorize(&self, url: &str) -> String {
         let query = url.strip_prefix(&format!("{}/authorize?", self.issuer)).unwrap();
         self.shared.authorize(query).unwrap()
@@ -216,7 +216,7 @@ async fn who_is_allowed_logs_in_by_the_provider() {
     assert!(reply.status == 200 && reply.body.contains("url=/"), "{}", reply.body);
     assert!(browser.get("/").await.body.contains("alice@example.net"));
     assert_eq!(running.audit().await.pop().unwrap().who, "page alice@example.net");
-    // The answer is good once.
+    // The answer can be used once.
     let mut second = Browser::new(&running);
     second.cookies = browser.cookies.clone();
     assert_eq!(second.get(&back).await.status, 403);
@@ -233,7 +233,7 @@ async fn who_is_not_allowed_stays_out() {
         (json!({"nonce": "another"}), false),
         (json!({"exp": 1}), false),
     ] {
-        // Another coordinator each time: of one address ten steps of a login are taken in a row.
+        // Another coordinator each time: from one address, ten login steps in a row are accepted.
         let groups = Allow { groups: ["noc".to_owned()].into(), ..alice() };
         let running = with_provider(&provider, groups).await;
         provider.says(claims.clone());

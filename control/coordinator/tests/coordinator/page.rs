@@ -125,7 +125,7 @@ impl Browser {
         self.send(&head, &body).await
     }
 
-    /// What a form of the page that was seen last does, and the page that follows.
+    /// Submits a form of the page that was seen last; returns the page that follows.
     async fn act(&mut self, path: &str, fields: &[(&str, &str)]) -> String {
         let token = self.token.clone();
         let reply = self.post(path, &[&[("token", &token[..])], fields].concat()).await;
@@ -315,7 +315,7 @@ async fn the_overview_tells_of_links_as_gateways_do() {
     let asked = |text: &String| text.contains("\"Reports\"");
     assert_eq!(a.texts.iter().filter(|text| asked(text)).count(), 1, "it is asked once");
     tell(&mut a, &berlin, PathKind::Direct, 1_250_000, "the peer answers directly").await;
-    // Of two that differ the worse is shown.
+    // If the two reports differ, the worse one is shown.
     tell(&mut b, &amsterdam, PathKind::Relay, 0, "no UDP <gets> out here").await;
     let mut browser = Browser::logged_in(&running).await;
     let page = browser.until("/", |page| page.contains("relayed, by frankfurt, 10.0 Mbit/s, 8.3 ms")).await;

@@ -220,7 +220,7 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
             let mut connection = site.connect(address, pin).await.unwrap();
             connection.until("it is known", |connection| connection.registration.is_some()).await;
         }
-        // While sites enrol, the end comes from outside.
+        // The program is killed while sites enrol.
         let id = program.child.id().to_string();
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(150 + 40 * round));

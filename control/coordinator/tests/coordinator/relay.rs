@@ -1,4 +1,4 @@
-//! The relay over real sockets: who is carried, who is not, and how soon that changes.
+//! The relay over real sockets: whose datagrams it forwards, whose not, and how soon that changes.
 
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};

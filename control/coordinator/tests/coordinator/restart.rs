@@ -26,7 +26,7 @@ async fn a_gateway_that_comes_back_catches_up_with_increments() {
     a.until_peers(&["b", "c"]).await;
     let map = a.map.take();
     drop(a);
-    // Meanwhile one goes, one comes, one moves.
+    // Meanwhile one site goes, one comes, one moves.
     running.done(Request::Revoke("c".into())).await;
     let (_, _d) = running.site("d", &[], &[]).await;
     b.say_address("192.0.2.2:2").await;
@@ -45,7 +45,7 @@ async fn a_gateway_that_comes_back_catches_up_with_increments() {
     assert_eq!((a.maps, a.updates), (0, 1));
     assert!(a.texts.last().unwrap().len() < 200, "{}", a.texts.last().unwrap());
 
-    // Without a map, or with one of another coordinator, it gets the whole.
+    // Without a map, or with one of another coordinator, it gets the whole map.
     let mut foreign = a.map.clone().unwrap();
     foreign.version.epoch ^= 1;
     foreign.peers.pop_first();
@@ -103,7 +103,7 @@ async fn a_restart_in_order_loses_nothing_and_costs_little() {
     let mut b = running.connect(&b_site).await.unwrap();
     b.say_address("192.0.2.2:2").await;
     a.until("increments go on", |a| a.addresses(&b_site.key) == ["192.0.2.2:2"]).await;
-    // What was left of the key is left.
+    // The remaining uses of the key are kept.
     for (name, outcome) in [("d", Ok(())), ("e", Ok(())), ("f", Ok(())), ("g", Ok(())), ("h", Err(()))] {
         let site = Gateway::new(name, &[]).with_key(&key);
         let connected = running.connect(&site).await;

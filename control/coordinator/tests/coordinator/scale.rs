@@ -1,8 +1,8 @@
 //! The largest overlay that is promised: 10,000 sites and 100,000 links, in the program itself.
 //!
 //! The usual run, with a tenth of that, changes the policy and looks how long that took and how long everybody had to
-//! wait for it. With `PENSTOCK_TEST_LONG=1` it is the whole, and all sites come back at once besides, which is a
-//! report: gateways and coordinator share the machine.
+//! wait for it. With `PENSTOCK_TEST_LONG=1` it has the full size, and all sites come back at once as well, which is
+//! only reported: gateways and coordinator share the machine.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -155,7 +155,7 @@ async fn storm(sites: Vec<Gateway>, address: SocketAddr, pin: Fingerprint) -> (V
     (connected, turned_away.load(Ordering::Relaxed))
 }
 
-/// A tenth of them says where it is: what the coordinator does for that, with the news for the neighbors.
+/// A tenth of them says where it is: what that costs the coordinator, including the news for the neighbors.
 async fn say_where_they_are(program: &Program, connected: &mut [(Gateway, Connection)]) {
     let (count, before) = (connected.len() / 10, program.busy());
     for (number, (_, connection)) in connected.iter_mut().take(count).enumerate() {

@@ -1,5 +1,5 @@
-//! A relay of its own: told by the coordinator who may talk, and going on without it. What it passes on of signed
-//! documents.
+//! A separate relay: the coordinator tells it who may talk, and it continues without the coordinator. Which signed
+//! documents it passes on.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -88,7 +88,7 @@ impl PlannedRelay {
         RelayProcess::start(config).await.unwrap()
     }
 
-    /// Waits until the relay has on its disk that one of these is a site and the other is none any more.
+    /// Waits until the relay has on its disk that one of these is a site and the other no longer is.
     async fn keeps(&self, site: &SiteKey, gone: &SiteKey) {
         let path = self.directory.path().join("told");
         let kept = async {
@@ -127,7 +127,7 @@ async fn start_in(planned: &PlannedRelay, state: TempDir) -> Running {
     Running::start_with(state, Document { names, listen, ..planned.announced() }).await
 }
 
-/// Of which revoked sites a relay tells a site that binds itself there.
+/// The revoked sites that a relay lists to a site that binds itself there.
 async fn revoked(site: &StaticSecret, relay: &RelayProcess) -> Vec<SiteKey> {
     let mut tunnel = tunnel(site, relay, true).await;
     tunnel.bind().await;
@@ -239,7 +239,7 @@ async fn it_restarts_without_the_coordinator_and_lets_nobody_in_who_was_revoked(
         assert_eq!(revoked(&sites[0].private, &relay).await, [sites[3].key], "with {authority:?}");
     }
 
-    // Who changes the file gets nobody in, and nobody is in by what is left of it.
+    // Whoever changes the file lets nobody in, and neither does what is left of it.
     let path = planned.directory.path().join("told");
     let kept = std::fs::read(&path).unwrap();
     let mut bent = kept.clone();
@@ -326,11 +326,11 @@ async fn it_says_why_the_coordinator_is_not_trusted() {
         relay.says("no connection to the coordinator: 127.0.0.1: it shows another certificate than the pinned one");
     assert!(why.contains(&running.pin.to_string()), "{why}");
     drop(relay);
-    // A namesake's key.
+    // A certificate that does not vouch for the coordinator's.
     let own = state.join("certificate.pem");
     let relay = program(state, &url, &["--ca", own.to_str().unwrap()]);
     relay.says("no connection to the coordinator: 127.0.0.1: its certificate is refused: ");
     drop(relay);
-    // What cannot be read is said at the start.
+    // A file that cannot be used is reported at the start.
     program(state, &url, &["--ca", "/dev/null"]).says("the file of certificate authorities /dev/null: there is no");
 }

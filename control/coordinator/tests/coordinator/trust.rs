@@ -59,7 +59,7 @@ async fn what_a_coordinator_tells_is_signed() {
     let now = Now { instant: Instant::now(), wall: std::time::SystemTime::now().into() };
     assert_eq!(a.verifier(amsterdam.key, authority).admit_relay(now, &relay.public_key), Ok(&relay.name));
 
-    // A revocation reaches who was its peer and who was not, and outlives the coordinator.
+    // A revocation reaches those that were peers and those that were not, and outlives the coordinator.
     running.policy(r#"{"Links": []}"#).await;
     running.done(Request::Revoke("berlin".into())).await;
     let revoked = |connection: &Connection| {
@@ -107,7 +107,7 @@ async fn a_subnet_that_is_not_plainly_a_sites_own_waits_for_a_grant() {
     let status = site(&running, "berlin").await;
     assert_eq!((status.site.in_force, status.waiting.len()), (nets(&["10.102.0.0/24"]), offers.len()));
 
-    // Approval alone grants none of it; by name it does, what can be had by anybody.
+    // Approval alone grants none of these. If they are named, it grants those that a site can have.
     running.done(approve("berlin")).await;
     assert_eq!(site(&running, "berlin").await.site.in_force, nets(&["10.102.0.0/24"]));
     let possible = ["10.101.7.0/24", "192.168.7.0/24", "8.0.0.0/7", "2000::/3", "0.0.0.0/0", "10.102.0.0/24"];
@@ -151,7 +151,7 @@ async fn a_changed_offer_waits_and_the_old_one_stays_in_force() {
     running.done(approve("amsterdam")).await;
     told(&mut a, &["10.109.0.0/24"], 0).await;
     b.until("the subnet has moved", |b| subnets_of(b) == nets(&["10.109.0.0/24"])).await;
-    // Less than was granted needs nobody, and neither does the first offer of a site that had none.
+    // Less than was granted needs no approval, and neither does the first offer of a site that had none.
     let less = Gateway { subnets: Vec::new(), private: moved.private.clone(), ..moved };
     let mut a = running.connect(&less).await.unwrap();
     told(&mut a, &[], 0).await;
@@ -178,7 +178,7 @@ async fn a_key_allows_what_its_sites_offer_at_first() {
     let second = Gateway::new("berlin", &["203.0.113.128/25", "::/0"]).with_key(&key);
     let mut b = running.connect(&second).await.unwrap();
     told(&mut b, &["203.0.113.128/25"], 1).await;
-    // Whatever comes after the first offer waits, also where that had nothing of what the key allows.
+    // Every offer after the first waits, even if the first had nothing that the key allows.
     for (name, first) in [("cologne", &["10.2.0.0/24"][..]), ("dresden", &[])] {
         let site = Gateway::new(name, first).with_key(&key);
         let mut connection = running.connect(&site).await.unwrap();
@@ -207,7 +207,7 @@ async fn what_overlapped_another_site_still_waits_when_that_is_gone() {
     told(&mut b, &["10.1.7.0/24"], 0).await;
 }
 
-/// Leases come eight times in their length, and nothing of that is stored.
+/// Each lease is renewed eight times in its length, and none of that is stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_are_renewed_without_a_word_to_the_disk() {
     let directory = directory();
@@ -300,7 +300,7 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
     let shown = succeeds(&state, &["authority", "show"]);
     assert!(shown.contains(&authority.to_string()) && shown.contains("on another machine"), "{shown}");
 
-    // Who enrols now waits, whatever the enrolment key says, and a coordinator cannot approve him.
+    // A site that enrols now waits, whatever the enrolment key says, and the coordinator cannot approve it.
     let berlin = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
     let mut b = berlin.connect(address, pin).await.unwrap();
     assert_eq!(b.state(), RegistrationState::Pending);
@@ -327,7 +327,7 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
     a.until_peers(&["berlin"]).await;
     assert_eq!(a.admitted(amsterdam.key, authority)[0].1, nets(&["10.102.0.0/24", "100.64.0.2/32"]));
 
-    // What is public, or inside another's, is signed for nobody who has only asked for it.
+    // A subnet that is public, or inside another site's, is not signed just because a site offers it.
     let more = nets(&["10.102.0.0/24", "8.0.0.0/7", "10.101.0.128/25"]);
     let berlin = Gateway { subnets: more, private: berlin.private.clone(), ..berlin };
     let mut b = berlin.connect(address, pin).await.unwrap();
@@ -341,7 +341,7 @@ async fn a_coordinator_without_the_authoritys_key_adds_nobody() {
     let public = |a: &Connection| a.admitted(amsterdam.key, authority)[0].1.contains(&nets(&["8.0.0.0/7"])[0]);
     a.until("the grant is told", public).await;
 
-    // The coordinator cuts off at once; for good it is when the authority has signed that.
+    // The coordinator cuts the site off at once; it is final when the authority has signed it.
     succeeds(&state, &["site", "revoke", "berlin"]);
     a.until_peers(&[]).await;
     sign(&[]);
@@ -387,7 +387,7 @@ async fn an_authority_elsewhere_hands_over_and_makes_a_spare() {
     succeeds(elsewhere, &["authority", "spare", &file("spare.json")]);
     succeeds(&state, &["authority", "recover", &file("spare.json")]);
     assert!(![first, second].contains(&now_in_force()));
-    // Who pins the first key follows through all of that.
+    // A gateway that pins the first key follows all of these changes.
     let mut a = amsterdam.connect(address, pin).await.unwrap();
     a.until("there is a map", |a| a.map.is_some()).await;
     assert_eq!(a.admitted(amsterdam.key, first)[0].0, "berlin");
@@ -414,7 +414,7 @@ async fn the_authority_hands_over_and_a_spare_takes_over() {
     succeeds(&state, &["authority", "recover", spare.to_str().unwrap()]);
     let third = enrolment_key(&state, &[]).authority().unwrap();
     assert!(third != first && third != second);
-    // Who pins the first key follows through all of that.
+    // A gateway that pins the first key follows all of these changes.
     let mut a = amsterdam.connect(address, pin).await.unwrap();
     a.until("there is a map", |a| a.map.is_some()).await;
     assert_eq!(a.admitted(amsterdam.key, first)[0].0, "berlin");
@@ -424,15 +424,15 @@ async fn the_authority_hands_over_and_a_spare_takes_over() {
     assert_eq!(enrolment_key(&state, &[]).authority(), Some(third));
 }
 
-/// Whoever has a certificate for the coordinator's name and stands in between can pass on a proof, but for a site that
-/// has always come directly.
+/// Whoever has a certificate for the coordinator's name and stands in between can pass on a proof, except that of a
+/// site that has always connected directly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_that_is_passed_on_is_worth_nothing() {
     let running = Running::start().await;
     let key = running.key(2, &[]).await;
     let (address, pin) = (running.address, running.pin);
     let direct = Gateway::new("amsterdam", &["10.101.0.0/24"]).with_key(&key);
-    // By a proxy that ends TLS from the first day.
+    // Through a proxy that ends TLS, from the first day.
     let proxied = Gateway::new("berlin", &["10.102.0.0/24"]).with_key(&key);
     direct.connect_bound(false, address, pin).await.unwrap();
     proxied.connect_bound(true, address, pin).await.unwrap();
@@ -478,11 +478,11 @@ async fn the_administrator_says_which_site_may_come_by_a_proxy() {
     let running = Running::start_in(running.stop().await).await;
     assert_eq!([listed(&running, "amsterdam"), listed(&running, "berlin")], ["off", "required"]);
     connect(&running, &moved, true).await.unwrap();
-    // One direct connection does not bring the duty back.
+    // One direct connection does not make it required again.
     connect(&running, &moved, false).await.unwrap();
     connect(&running, &moved, true).await.unwrap();
     assert_eq!(refusal(connect(&running, &strict, true).await), RefusalReason::Proof);
-    // It does once that is left to the coordinator again.
+    // It does once the choice is left to the coordinator again.
     set(&running, "amsterdam", BindingMode::Auto).await;
     connect(&running, &moved, true).await.unwrap();
     connect(&running, &moved, false).await.unwrap();

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::client::{HOST, PATIENCE, encrypt};
 use crate::running::Running;
 
-/// How long something that goes nowhere is waited for.
+/// How long to wait for a datagram that is not to arrive.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
 /// A way to a relay.
@@ -54,7 +54,7 @@ impl Link {
         }
     }
 
-    /// The next datagram; none if the way has ended, or nothing comes for so long.
+    /// The next datagram; none if the way has ended, or nothing comes for this long.
     pub async fn receive(&mut self, patience: Duration) -> Option<Vec<u8>> {
         let next = async {
             match self {

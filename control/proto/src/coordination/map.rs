@@ -58,8 +58,9 @@ pub struct Peer {
     /// The tags by which the coordinator's policy selects it.
     #[serde(default, deserialize_with = "at_most::<TAGS_LIMIT, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Name>,
-    /// What it may reach at the site whose map this is: that site is to drop everything else that the peer initiates. Without
-    /// it, everything. A gateway that does not know this field would drop nothing, so it is not shown such peers.
+    /// What it may reach at the site whose map this is: that site is to drop everything else that this peer initiates.
+    /// Without it, everything. A gateway that does not know this field would drop nothing, so it is not shown such
+    /// peers.
     #[serde(
         default,
         deserialize_with = "some_at_most::<SERVICES_LIMIT, _, _>",

@@ -448,7 +448,7 @@ fn a_member_that_begins_rounds_all_the_time_has_few_probes_sent() {
         probes += to_victim(&bench.run(Duration::from_millis(100)));
     }
     let interval = PathTimings::default().round_interval.as_secs() as u32;
-    // As many as it may begin, and our own, which become rarer.
+    // As many rounds as it may start, and our own, which become rarer.
     let rounds = (ROUND_BURST + SECONDS / interval + 5) as usize;
     assert!(probes <= rounds * PER_ROUND, "{probes} probes in {SECONDS} s");
     assert!(probes > PER_ROUND / 2, "{probes} probes: the rounds are there");

@@ -53,7 +53,7 @@ pub const PATH_BURST: u32 = 128_000;
 pub const TOTAL_BYTES_PER_SECOND: u32 = 4_000_000;
 /// Burst of the above.
 pub const TOTAL_BURST: u32 = 2_000_000;
-/// How long a round waits that the limits leave no room for.
+/// How long a round is put off when the limits leave no room for it.
 pub const DEFER: Duration = Duration::from_millis(100);
 
 /// The most links that may be set; further ones are ignored.

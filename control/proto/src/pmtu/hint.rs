@@ -25,7 +25,7 @@ pub struct TooBig<'a> {
 }
 
 impl TooBig<'_> {
-    /// Whether a router can have said this of such a packet, and says something by it.
+    /// Whether a router can have said this of such a packet, and whether it tells us anything.
     #[must_use]
     pub fn is_plausible(&self) -> bool {
         let least = if self.to.is_ipv6() { BASE } else { 68 };

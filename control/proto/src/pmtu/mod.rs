@@ -113,12 +113,12 @@ impl PathMtu {
     }
 }
 
-/// What stands around the UDP payload: the IP header without options, and UDP's.
+/// The length of the headers of a UDP payload: the IP header without options, and UDP's.
 pub(crate) fn header(to: IpAddr) -> u16 {
     if to.is_ipv6() { 48 } else { 28 }
 }
 
-/// What encapsulation takes: [`header`], WireGuard's header (16) and the tag (16).
+/// The bytes that encapsulation adds: [`header`], WireGuard's header (16) and the tag (16).
 pub(crate) fn overhead(to: IpAddr) -> u16 {
     header(to) + 32
 }

@@ -264,7 +264,7 @@ impl Search {
         }
     }
 
-    /// Asks whether anybody answers, or whether a little more passes than the size that is known to.
+    /// Asks whether anybody answers, or whether a little more than the known size passes.
     fn next_climb(&mut self, now: Instant) -> Trial {
         (self.high, self.told) = (None, None);
         let first = if !self.answered {

@@ -26,7 +26,7 @@ pub const LONG_ASK: usize = 1_200;
 pub const ASK_EVERY: Duration = Duration::from_secs(15);
 /// How long to wait for an answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often one part is asked for before the rest is put off.
+/// How many times one part is asked for before the rest is put off.
 pub const TRIES: u32 = 3;
 
 const VERSION: u8 = 1;
@@ -94,7 +94,7 @@ pub struct Gossip {
     known: Digest,
     /// What has arrived so far of something new.
     fetched: Vec<u8>,
-    /// The digest of the whole.
+    /// The digest of all of it.
     fetching: Option<Digest>,
     /// What the next answer must contain, while we wait for one.
     nonce: Option<[u8; 8]>,
@@ -182,7 +182,7 @@ impl Gossip {
         Some(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// Nothing more until the next time.
+    /// Asks nothing more until the next time.
     fn rest(&mut self, now: Instant) {
         self.fetched.clear();
         (self.fetching, self.nonce, self.tries, self.due) = (None, None, 0, now + ASK_EVERY);

@@ -53,7 +53,7 @@ pub const DATAGRAM_LIMIT: usize = 9000;
 const DATA_LENGTHS: std::ops::RangeInclusive<usize> = 32..=DATAGRAM_LIMIT;
 /// Initiations per second of one site that are examined: each costs a MAC for every peer of the site.
 const INITIATIONS_PER_SECOND: u64 = 20;
-/// Initiations at once: after a restart of the relay, a site calls all its peers.
+/// Initiations at once: after a restart of the relay, a site initiates to all its peers.
 const INITIATION_BURST: u64 = 200;
 
 /// Where a datagram comes from or goes to.
@@ -328,7 +328,7 @@ impl Relay {
     }
 }
 
-/// Whether a datagram is a session's data. Everything else is needed to begin a session, or to find a path.
+/// Whether a datagram is a session's data. Everything else is needed to start a session, or to find a path.
 #[must_use]
 pub fn is_data(datagram: &[u8]) -> bool {
     datagram.starts_with(&[TRANSPORT_DATA, 0, 0, 0])

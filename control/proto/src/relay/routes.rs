@@ -50,8 +50,8 @@ impl Routes {
         self.learn(now, called, index, caller, true);
     }
 
-    /// A response of `sender` to the index of a call names its own index. Returns for whom it is. A response to
-    /// something already answered teaches nothing, but is passed on: it may be a copy that was delayed.
+    /// A response of `sender` to the index of a call names its own index. Returns the site that it is for. A response
+    /// to something already answered teaches nothing, but is passed on: it may be a copy that was delayed.
     ///
     /// # Errors
     /// [`RelayDrop::UnknownReceiver`].
@@ -64,7 +64,7 @@ impl Routes {
         Ok(caller)
     }
 
-    /// For whom a message of `from` to receiver index `index` is.
+    /// The site that a message of `from` to receiver index `index` is for.
     ///
     /// # Errors
     /// [`RelayDrop::UnknownReceiver`].

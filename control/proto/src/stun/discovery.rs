@@ -69,8 +69,8 @@ struct Doubt {
 }
 
 impl Discovery {
-    /// Begins. `local` is the socket's addresses, with its port: if one of them is what a server sees, nothing is
-    /// translated. All `servers` must be of the address family in question.
+    /// Starts the discovery. `local` is the socket's addresses, with its port: if one of them is what a server sees,
+    /// nothing is translated. All `servers` must be of the address family in question.
     pub fn new(
         now: Instant,
         servers: &[SocketAddr],

@@ -81,7 +81,7 @@ enum Step {
 }
 
 impl Lifetime {
-    /// Begins. `silences` may be in any order, none longer than [`MAX_SILENCE`].
+    /// Starts the run. `silences` may be in any order, none longer than [`MAX_SILENCE`].
     pub fn new(
         now: Instant,
         servers: &[SocketAddr],
@@ -223,7 +223,7 @@ enum Verdict {
     Alive,
     Dead,
     Refused,
-    /// It says nothing.
+    /// The trial proves nothing.
     Void,
 }
 

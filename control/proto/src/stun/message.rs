@@ -92,7 +92,7 @@ pub enum DecodeError {
     /// No magic cookie.
     #[error("not a STUN message")]
     NotStun,
-    /// Another method than Binding, or an indication.
+    /// A method other than Binding, or an indication.
     #[error("a STUN message of the unknown type {0:#06x}")]
     Type(u16),
     /// A mandatory attribute that is unknown.

@@ -32,7 +32,7 @@ pub struct Authority {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
     /// Another site has this name.
-    #[error("the name {0} is another's")]
+    #[error("the name {0} belongs to another site")]
     NameTaken(Name),
     /// Another site has this address.
     #[error("the address {0} is that of {1}")]

@@ -3,8 +3,8 @@
 //! A prefix from a map must pass here before it is routed, guarded or made an allowed IP. Prefixes of the profile's
 //! peers need not, since the gateway's administrator has written them.
 //!
-//! - Never a prefix that is one of the gateway's own networks or lies inside one. One that *contains* an own network
-//!   passes; the caller must let the own, longer prefix win.
+//! - Never a prefix that is one of the gateway's own networks or lies inside one. One that *contains* such a network
+//!   passes; the caller must let the longer prefix of that network win.
 //! - Without `Accept` in the profile, only private prefixes (RFC 1918, RFC 4193) that contain no address of the
 //!   coordinator, a relay, a STUN server or a peer's endpoint. With it, exactly what lies inside one of its prefixes,
 //!   including public ones and default routes.

@@ -73,7 +73,8 @@ impl From<Tags> for Vec<Name> {
     }
 }
 
-/// Subnets that a site may offer: at most [`SUBNETS_LIMIT`], without host bits, and only such as can be behind a site.
+/// Subnets that a site may offer: at most [`SUBNETS_LIMIT`], without host bits, and only those that can be behind a
+/// site.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<IpNet>", into = "Vec<IpNet>")]
 pub struct Subnets(BTreeSet<IpNet>);
@@ -243,8 +244,8 @@ impl Revocations {
         self.subjects.iter().map(|(subject, serial)| (subject, *serial))
     }
 
-    /// Makes void what either list does. Nothing becomes valid again by a list, so that one from a
-    /// restored backup brings nobody back.
+    /// Makes void what either list makes void. No list makes anything valid again, so that one from a restored backup
+    /// brings nobody back.
     pub(super) fn merge(&mut self, other: &Self) {
         self.serial = self.serial.max(other.serial);
         self.floor = self.floor.max(other.floor);
@@ -302,7 +303,7 @@ pub enum Contents {
     Revocations(Revocations),
     /// Whose leases count.
     LeaseCertificate(LeaseCertificate),
-    /// Which statement lives on.
+    /// Which statement stays alive.
     Lease(Lease),
     /// Who is the authority.
     Rollover(Rollover),

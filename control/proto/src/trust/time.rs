@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct UnixTime(pub u64);
 
 impl From<SystemTime> for UnixTime {
-    /// What was before 1970 is 1970.
+    /// A time before 1970 becomes 1970.
     fn from(time: SystemTime) -> Self {
         Self(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
@@ -26,7 +26,7 @@ pub struct Now {
     pub wall: UnixTime,
 }
 
-/// When a statement holds: from the first second until before the last. Either may be open.
+/// When a statement holds: from the one date until before the other. Either may be open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", try_from = "Bounds", into = "Bounds")]
 pub struct Validity {

@@ -74,12 +74,12 @@ pub struct AdmittedPeer {
 pub enum LeaseStanding {
     /// It does not end.
     Never,
-    /// Less than half of it has.
+    /// Less than half of it has run.
     Fresh {
         /// What is left.
         left: Duration,
     },
-    /// Half of it has: time for a warning.
+    /// Half of it has run: time for a warning.
     Half {
         /// What is left.
         left: Duration,
@@ -179,7 +179,7 @@ impl Verifier {
         increments
     }
 
-    /// Learns again what was learnt, and stored, before this process began.
+    /// Learns again what was learnt, and stored, before this process started.
     pub fn replay(&mut self, increments: &[Increment]) {
         for Increment { running, wall, documents } in increments {
             self.state.running = self.state.running.max(*running);
@@ -298,7 +298,7 @@ impl Verifier {
     }
 
     fn learn_rollover(&mut self, document: &Document, rollover: Rollover) -> Result<bool, DocumentRefusal> {
-        // A coordinator tells all of them to everybody.
+        // A coordinator tells every gateway all rollovers.
         if self.state.past.contains(&rollover.from) {
             return Ok(false);
         }
@@ -466,7 +466,7 @@ fn stated_of(grant: &SiteGrant) -> impl Iterator<Item = IpNet> + '_ {
     grant.subnets.iter().copied().chain([IpNet::from(IpAddr::from(grant.virtual_address))])
 }
 
-/// What must be known before the rest comes first.
+/// The order of learning: what must be known before the rest comes first.
 fn rank(contents: &Contents) -> u8 {
     match contents {
         Contents::Rollover(_) => 0,

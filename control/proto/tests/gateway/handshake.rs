@@ -105,7 +105,7 @@ fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
     world.run(seconds(1));
     let peer = world.restart(1, 0);
     let calls = |world: &World| world.sent_by(1, 1).len();
-    // The first call and its retry are lost; another one follows a second later at the earliest.
+    // The first initiation and its retry are lost; another one follows a second later at the earliest.
     world.block.insert(1);
     for _ in 0..20 {
         world.sites[1].gateway.handle_unknown_session(world.now, peer);
@@ -121,7 +121,7 @@ fn data_by_a_session_of_before_a_restart_is_answered_by_a_call() {
     world.run(millis(50));
     assert_eq!(world.sites[1].received, [b"hello".to_vec(), b"by the new session".to_vec()]);
 
-    // With a session, or without an endpoint, no call is made.
+    // With a session, or without an endpoint, no initiation is sent.
     for _ in 0..5 {
         world.sites[1].gateway.handle_unknown_session(world.now, peer);
         world.sites[0].gateway.handle_unknown_session(world.now, b);

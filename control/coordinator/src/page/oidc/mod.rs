@@ -2,7 +2,7 @@
 //!
 //! A login under way is bound to its browser by a cookie of its own. Browsers send that cookie with requests caused by
 //! other sites (`SameSite=Lax`), because the provider sends the browser back; they do not do so with the session's
-//! cookie. So the answer is a page that leads on, and not a redirect, which would count as the provider's.
+//! cookie. So the answer is a page that leads on, and not a redirect, which would count as caused by the provider.
 
 pub mod config;
 mod provider;

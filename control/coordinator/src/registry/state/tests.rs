@@ -305,7 +305,7 @@ fn who_missed_more_than_is_remembered_is_told_the_whole() {
     }
 }
 
-/// A relay that missed more than is remembered is told the whole, and forgets what is not in it.
+/// A relay that missed more than is remembered is told the whole state, and forgets what is not in it.
 #[test]
 fn a_relay_that_missed_much_is_told_the_whole() {
     let mut world = World::new(1);
