@@ -131,7 +131,7 @@ impl Gateway {
         self.clock.set(now, wall);
     }
 
-    /// Adds a peer. With a persistent keepalive and an endpoint, a handshake begins at once.
+    /// Adds a peer. With a persistent keepalive and an endpoint, a handshake starts at once.
     ///
     /// # Errors
     /// [`AddPeerError::OwnKey`], [`AddPeerError::Duplicate`]. A public key of low order is not an error: its handshakes

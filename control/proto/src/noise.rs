@@ -35,8 +35,7 @@ pub(crate) struct Initiator {
 }
 
 impl Initiator {
-    /// Begins a handshake with this suite with the owner of `remote`; `static_static` is the product of both static
-    /// keys.
+    /// Starts a handshake in this suite with the owner of `remote`; `static_static` is the product of both static keys.
     ///
     /// # Errors
     /// [`Reject::LowOrderKey`] when `remote` is of low order.
@@ -64,7 +63,7 @@ impl Initiator {
         self.index
     }
 
-    /// The suite that it began with.
+    /// The suite that it started with.
     pub fn suite(&self) -> Suite {
         self.state.suite
     }

@@ -15,8 +15,9 @@ use crate::timers::due;
 use crate::wipe::wiped;
 
 impl Gateway {
-    /// A packet to this peer waits and there is no session to send it on: begins a handshake, unless one is under way.
-    /// That one is given up 90 s after it began, however many packets wait for it; the next packet then begins another.
+    /// A packet to this peer waits and there is no session to send it on: starts a handshake, unless one is under way.
+    /// That one is given up 90 s after it started, however many packets wait for it; the next packet then starts
+    /// another.
     ///
     /// Returns whether a handshake is under way now. It is not when the peer has no endpoint or a public
     /// key of low order; the packet may be dropped then.
@@ -29,7 +30,7 @@ impl Gateway {
     /// The peer is now reached by a different path, whose endpoint has been set: an initiation that waits for its
     /// response is sent again unless the response comes soon, since it may have been lost on the old path.
     ///
-    /// With `renew`, a handshake begins at once in any case, for a relay that has not seen the present session's. A
+    /// With `renew`, a handshake starts at once in any case, for a relay that has not seen the present session's. A
     /// response that may still come by the old path is then useless: the relay would not have seen its session either.
     pub fn handle_path(&mut self, now: Instant, id: PeerId, renew: bool) {
         let give_up = now + self.timings.rekey_attempt_time;

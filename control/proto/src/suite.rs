@@ -1,7 +1,7 @@
 //! The two suites of handshakes and sessions, and which one two sites choose where they have the choice.
 //!
 //! A suite is agreed on before a handshake, never within it: its name is hashed into the first message, so a handshake
-//! begun with one suite cannot be completed with the other.
+//! started with one suite cannot be completed with the other.
 
 use serde::{Deserialize, Serialize};
 

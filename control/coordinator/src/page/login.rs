@@ -73,7 +73,7 @@ pub(super) async fn log_out(State(page): State<Arc<Page>>, posted: Posted) -> Re
 }
 
 impl Page {
-    /// Begins a session once the login is in the audit; returns its `Set-Cookie` header.
+    /// Starts a session once the login is in the audit; returns its `Set-Cookie` header.
     pub(super) async fn begin_session(&self, who: Who, source: SocketAddr) -> Result<HeaderValue, Response> {
         if let Err(error) = self.status.registry.note_login(&who, source).await {
             tracing::error!("page: nobody can log in: {error}");

@@ -96,7 +96,7 @@ impl History {
         }
     }
 
-    /// Begins new points up to the present one.
+    /// Starts new points up to the present one.
     fn advance(&mut self, now: Instant) {
         let seconds = now.saturating_duration_since(self.begun).as_secs();
         while self.step < LONGEST && seconds / self.step >= POINTS as u64 {

@@ -91,7 +91,7 @@ impl Authority {
         format!("https://{}:{DIRECTORY_PORT}/dir", self.address)
     }
 
-    /// Who vouches for the directory's server.
+    /// The certificate authorities that vouch for the directory's server.
     pub fn ca_file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }

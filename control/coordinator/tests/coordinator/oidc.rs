@@ -196,7 +196,7 @@ fn alice() -> Allow {
     Allow { emails: ["alice@example.net".to_owned()].into(), ..Allow::default() }
 }
 
-/// Begins a login: where the provider sends the browser back.
+/// Starts a login; returns the URL to which the provider sends the browser back.
 async fn begin(browser: &mut Browser, provider: &Provider) -> String {
     let reply = browser.get("/oidc").await;
     assert_eq!(reply.status, 303, "{}", reply.body);

@@ -55,7 +55,7 @@ fn parties() -> (StaticSecret, StaticSecret, Key) {
     (secret(1), secret(2), product)
 }
 
-/// Begins the handshake of the vectors.
+/// Starts the handshake of the vectors.
 fn start(suite: Suite, remote: &PublicKey, product: &Key, index: u32) -> Result<(Initiator, Initiation), Reject> {
     let public = PublicKey::from(&secret(1));
     Initiator::start(suite, &public, remote, product, secret(3), index, &array(TIMESTAMP))

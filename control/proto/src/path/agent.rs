@@ -21,7 +21,7 @@ use crate::pmtu::{ByteBudget, LinkMtu, Links, PathMtu, TooBig};
 use crate::relay::DATAGRAM_LIMIT;
 use crate::{Endpoint, Traffic};
 
-/// How many times a peer is settled at one instant: a path dies, a round begins, its probes are sent. Whatever is still
+/// How many times a peer is settled at one instant: a path dies, a round starts, its probes are sent. Whatever is still
 /// due then waits for the next timeout.
 const MAX_SETTLES: u32 = 4;
 

@@ -37,7 +37,7 @@ pub(crate) struct Birthday {
     /// On the easy side: where the peer's pings came from after it had chosen. Several guesses may have hit, and the
     /// hard side keeps one socket.
     chosen: Option<Route>,
-    /// When the last attempt began.
+    /// When the last attempt started.
     last: Option<Instant>,
     /// Attempts since our network or the peer's last changed.
     attempts: u32,
@@ -95,7 +95,7 @@ impl Birthday {
         }
     }
 
-    /// Whether an attempt may begin; if so, it is counted.
+    /// Whether an attempt may start; if so, it is counted.
     fn begin(&mut self, now: Instant, interval: Duration) -> bool {
         let pause = interval * 2u32.saturating_pow(self.attempts.saturating_sub(1).min(8));
         let allowed = matches!(self.state, State::Idle) && self.last.is_none_or(|last| now >= last + pause);
@@ -153,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// The hard side has its sockets open: begins guessing.
+    /// The hard side has its sockets open: starts guessing.
     pub fn spray(&mut self, now: Instant, shared: &mut Shared) {
         let Some(to) = self.reflexive() else { return };
         if !shared.config.birthday

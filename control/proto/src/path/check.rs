@@ -90,7 +90,7 @@ impl Check {
         }
     }
 
-    /// The network has changed, or a new round begins: what was known may no longer hold.
+    /// The network has changed, or a new round starts: what was known may no longer hold.
     pub fn forget(&mut self) {
         (self.state, self.unanswered, self.last_sent) = (State::Untried, 0, None);
         (self.heard, self.sizes) = (None, None);

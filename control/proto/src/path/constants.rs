@@ -24,7 +24,7 @@ pub const PING_BURST: u32 = 2000;
 pub const TARGET_PINGS_PER_SECOND: u32 = 200;
 /// Such pings at once.
 pub const TARGET_BURST: u32 = 1000;
-/// Rounds in a row that a peer may cause by changing its addresses or by beginning rounds itself; after that, one per
+/// Rounds in a row that a peer may cause by changing its addresses or by starting rounds itself; after that, one per
 /// [`PathTimings::round_interval`].
 pub const ROUND_BURST: u32 = 8;
 

@@ -1,4 +1,4 @@
-//! How many probes are sent in total and to one address, how often a peer can make us begin a round, and how many
+//! How many probes are sent in total and to one address, how often a peer can make us start a round, and how many
 //! probes from strangers are examined.
 
 use std::net::IpAddr;
@@ -32,12 +32,12 @@ impl Budget {
     }
 }
 
-/// The rounds that one peer causes: it announces other addresses, or begins a round of its own.
+/// The rounds that one peer causes: it announces other addresses, or starts a round of its own.
 #[derive(Default)]
 pub(crate) struct Prompted(Bucket);
 
 impl Prompted {
-    /// Whether a round may begin; if not, when it may. After each `interval` one more may.
+    /// Whether a round may start; if not, when it may. After each `interval` one more may.
     pub fn allow(&mut self, now: Instant, interval: Duration) -> Result<(), Instant> {
         let full = interval * ROUND_BURST;
         if self.0.take(now, interval, full) {

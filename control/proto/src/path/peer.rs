@@ -113,7 +113,7 @@ impl Peer {
         }
     }
 
-    /// Takes over what the peer signals; new addresses begin a round. If signals come too often the last one waits, or
+    /// Takes over what the peer signals; new addresses start a round. If signals come too often the last one waits, or
     /// the peer could make us probe whatever addresses it names, forever.
     pub fn set_remote(&mut self, now: Instant, shared: &mut Shared, candidates: &[Candidate], nat: NatType) {
         self.postponed = None;

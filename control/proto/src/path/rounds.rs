@@ -6,7 +6,7 @@
 //!     │         ▼
 //!     └───── Checking: every address is probed, 3 s
 //! ```
-//! The side that begins a round names it; the peer joins once per name. Without a working relay, and from the second
+//! The side that starts a round names it; the peer joins once per name. Without a working relay, and from the second
 //! failed round in a row, the peer's announcement is not waited for.
 
 use std::net::SocketAddr;
@@ -92,7 +92,7 @@ impl Rounds {
 }
 
 impl Peer {
-    /// Begins a round, under a new name or one that the peer has announced.
+    /// Starts a round, under a new name or one that the peer has announced.
     pub fn start_round(&mut self, now: Instant, shared: &mut Shared, name: Option<u32>) {
         let timings = shared.config.timings;
         let wait = if shared.relays.is_empty() { timings.opening_without_relay } else { timings.opening };
@@ -122,7 +122,7 @@ impl Peer {
         self.rounds.id = name.unwrap_or_else(|| shared.random() as u32);
     }
 
-    /// The peer has begun a round, or continues one.
+    /// The peer has started a round, or continues one.
     pub fn peer_opened(&mut self, now: Instant, shared: &mut Shared, ping: &Ping) {
         let known = self.rounds.heard == Some(ping.round) || self.rounds.id == ping.round;
         self.rounds.heard = Some(ping.round);
@@ -191,7 +191,7 @@ impl Peer {
         }
         let timings = &shared.config.timings;
         let doubled = timings.round_interval * 2u32.saturating_pow(self.rounds.fruitless.min(16));
-        // If both sides began at the same moment, their rounds would cross; a little apart, one begins and the other
+        // If both sides started at the same moment, their rounds would cross; a little apart, one starts and the other
         // joins.
         let jitter = Duration::from_millis(shared.random() % 1000);
         self.rounds.next = Some(now + doubled.min(shared.config.timings.round_interval_max) + jitter);

@@ -107,7 +107,7 @@ impl Search {
         BASE.min(self.ceiling)
     }
 
-    /// The link or the pinned size has changed: a smaller ceiling counts at once, with a larger one the search begins
+    /// The link or the pinned size has changed: a smaller ceiling counts at once, with a larger one the search starts
     /// at once.
     pub fn set_ceiling(&mut self, now: Instant, ceiling: u16) {
         let before = std::mem::replace(&mut self.ceiling, ceiling);
@@ -245,7 +245,7 @@ impl Search {
 
     fn advance_climb(&mut self, turn: &mut Turn<'_>) {
         let (now, conditions) = (turn.now, turn.conditions);
-        // The end of one trial may be the beginning of the next.
+        // When one trial ends, the next may start.
         while self.climb_due(now, conditions).is_some_and(|at| at <= now) {
             let mut trial = self.climb.take().unwrap_or_else(|| self.next_climb(now));
             let rounds = if self.answered { CLIMB_ROUNDS } else { ASK_ROUNDS };

@@ -2,7 +2,7 @@
 //!
 //! A site sends its name; the relay answers with a cookie that is good for this source, this site and the present
 //! generation of its binding; the site repeats its request with the cookie and with a proof made with the secret that
-//! its key and the relay's share. A new source begins a new generation, so a recorded message cannot move a site back
+//! its key and the relay's share. A new source starts a new generation, so a recorded message cannot move a site back
 //! to where it was. Until the proof holds, the relay keeps no state and does no curve arithmetic, and its answer is
 //! shorter than the question.
 

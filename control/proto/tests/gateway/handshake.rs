@@ -197,7 +197,7 @@ fn a_new_path_does_not_wait_for_the_old_ones_timeout() {
     world.run(millis(250));
     assert_eq!(world.sites[0].established(), 1);
 
-    // Nothing is under way: only a renewal begins a handshake.
+    // Nothing is under way: only a renewal starts a handshake.
     let (initiations, now) = (world.sent_by(0, 1).len(), world.now);
     world.sites[0].gateway.handle_path(now, b, false);
     world.run(seconds(1));

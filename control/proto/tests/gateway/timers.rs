@@ -90,7 +90,7 @@ fn a_handshake_is_given_up_after_90_seconds_under_traffic_too() {
     for pair in gave_up.windows(2) {
         assert!((seconds(90)..seconds(96)).contains(&(pair[1] - pair[0])), "{gave_up:?}");
     }
-    // The next packet begins another handshake, and no initiation leaves any sooner because of it.
+    // The next packet starts another handshake, and no initiation leaves any sooner because of it.
     for pair in initiations(&world, 0).windows(2) {
         assert!((millis(5000)..=millis(5433)).contains(&(pair[1] - pair[0])));
     }

@@ -213,7 +213,7 @@ impl World {
         self.now - self.start
     }
 
-    /// Begins to send data between all gateways, in both directions.
+    /// Starts sending data between all gateways, in both directions.
     pub fn send_data(&mut self, pace: Duration) {
         self.pace = Some(pace);
         for from in 0..self.gateways.len() {

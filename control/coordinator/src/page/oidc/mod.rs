@@ -70,7 +70,7 @@ impl Oidc {
         rest.split(['/', ':']).next().unwrap_or(rest)
     }
 
-    /// Begins a login: returns where the browser has to go, and the cookie for it to bring back.
+    /// Starts a login: returns where the browser has to go, and the cookie for it to bring back.
     async fn begin(&self, redirect: &str) -> Result<(String, Secret), String> {
         let description = self.provider.describe().await?;
         let [state, cookie, nonce, verifier] = std::array::from_fn(|_| session::random());
