@@ -69,7 +69,7 @@ pub enum CertificateError {
         missing: PathBuf,
     },
     /// There is no next certificate to switch to.
-    #[error("{0} is not there: make it first, and have all gateways pin it beside the present one")]
+    #[error("{0} is not there: make it first, and have all gateways pin it in addition to the present one")]
     NoNext(PathBuf),
     /// Others can read our own key.
     #[error(transparent)]
@@ -116,7 +116,7 @@ impl Identity {
 }
 
 /// Makes the certificate that is to replace the coordinator's own, unless it exists already; returns its fingerprint,
-/// for gateways to pin beside the present one, and whether it is new.
+/// for gateways to pin in addition to the present one, and whether it is new.
 ///
 /// # Errors
 /// The files cannot be written or read.

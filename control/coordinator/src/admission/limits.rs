@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Most connections without a proof from unknown sources. Each takes some 50 kB of TLS and HTTP
 /// buffers.
 pub const STRANGER_PLACES: usize = 1024;
-/// Places beside them for sources from which a site proved itself lately.
+/// Places in addition to these, for sources from which a site proved itself lately.
 pub const KNOWN_PLACES: usize = 512;
 /// For how long a source is known.
 pub const KNOWN_FOR: Duration = Duration::from_secs(7 * 86_400);

@@ -50,7 +50,7 @@ pub(super) fn preview(out: &mut dyn Write, preview: &PolicyPreview) -> io::Resul
     named(out, "sites that are cut off", preview.cut_off.len(), preview.cut_off.iter().map(ToString::to_string))
 }
 
-/// A title and what is counted there, as far as it is listed; nothing if the count is 0.
+/// A title with the count, and the items that are listed; nothing if the count is 0.
 fn named(out: &mut dyn Write, title: &str, count: usize, rows: impl Iterator<Item = String>) -> io::Result<()> {
     if count == 0 {
         return Ok(());

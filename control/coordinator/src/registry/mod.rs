@@ -68,7 +68,7 @@ pub struct Registry {
     // Locked after `ledger` and before `state`.
     leases: Leases,
     state: Timed<State>,
-    /// When sites were last connected, as far as that is not stored yet.
+    /// When sites were last connected, where that is not stored yet.
     seen: Mutex<BTreeMap<SiteKey, u64>>,
     relay_links: Mutex<BTreeMap<SiteKey, Arc<Notify>>>,
     reported: Reported,

@@ -1,4 +1,4 @@
-//! What an administrator does with sites besides letting them in: taking them away, and having it written down.
+//! What an administrator does with sites besides letting them in: revoking and removing them; and the audit of it.
 
 use std::time::Duration;
 

@@ -123,7 +123,7 @@ impl Gateway {
     }
 }
 
-/// Connects as far as the challenge.
+/// Connects, up to the challenge.
 pub async fn challenged(address: SocketAddr, pin: Fingerprint) -> Result<(Connection, Challenge), Failure> {
     let stream = TcpStream::connect(address).await.map_err(before)?;
     let socket = upgrade(encrypt(stream, pin, 0).await?, HOST).await?;

@@ -40,7 +40,7 @@ impl Running {
     }
 }
 
-/// A browser, as far as this needs one: its cookies, and the token of the page that it saw last.
+/// What these tests need of a browser: its cookies, and the token of the page that it saw last.
 pub struct Browser {
     pub address: SocketAddr,
     pub cookies: BTreeMap<String, String>,

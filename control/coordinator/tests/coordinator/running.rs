@@ -145,7 +145,7 @@ pub fn document(state: &Path) -> Document {
     }
 }
 
-/// Approval of a site, of what it offers as far as that needs no grant.
+/// Approval of a site, and of those of its subnets that need no grant.
 pub fn approve(site: impl ToString) -> Request {
     Request::Approve { site: site.to_string(), subnets: None }
 }

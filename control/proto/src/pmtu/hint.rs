@@ -20,7 +20,7 @@ pub struct TooBig<'a> {
     pub mtu: u16,
     /// The length of the quoted packet, by its IP header, header included.
     pub length: u16,
-    /// Its UDP payload, as far as it is quoted.
+    /// The quoted part of its UDP payload.
     pub payload: &'a [u8],
 }
 

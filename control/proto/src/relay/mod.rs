@@ -237,7 +237,7 @@ impl Relay {
         self.sites.values().map(|site| &site.public_key)
     }
 
-    /// Whom a site may talk to, as far as they name it too.
+    /// The sites that this site names: it may talk to those that name it too.
     pub fn peers(&self, site: &PublicKey) -> impl Iterator<Item = SiteId> {
         self.sites.get(&SiteId::of(site)).into_iter().flat_map(|site| &site.peers).copied()
     }

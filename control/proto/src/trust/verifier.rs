@@ -37,7 +37,7 @@ pub struct Verifier {
 /// The outcome of taking documents in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Learnt {
-    /// Whether the state must be stored, and the map judged anew.
+    /// Whether the state must be stored, and the map judged again.
     pub changed: bool,
     /// What was not taken, which an honest coordinator does not send.
     pub refused: Vec<DocumentRefusal>,

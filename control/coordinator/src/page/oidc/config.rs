@@ -36,7 +36,7 @@ pub struct Allow {
     /// Subject identifiers.
     #[serde(default)]
     pub subjects: BTreeSet<String>,
-    /// E-mail addresses, as far as the provider has verified them.
+    /// E-mail addresses, if the provider has verified them.
     #[serde(default)]
     pub emails: BTreeSet<String>,
     /// Groups.

@@ -127,7 +127,7 @@ fn the_bracket_is_the_one_that_the_life_lies_in() {
         (299, bracket(120, Some(300))),
         (301, bracket(300, None)),
     ] {
-        // A mapping that dies during the warm-up is made anew, and is young.
+        // A mapping that dies during the warm-up is made again, and is young.
         let world = World { life: seconds(life), young_life: seconds(life), ..GOOD };
         let run = run(world, &STEPS);
         assert_eq!(run.outcome, expected, "{life}");
