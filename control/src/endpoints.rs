@@ -1,4 +1,4 @@
-//! The peers' last endpoints, in a file that survives the process: a gateway that starts calls the peers that it had
+//! The peers' last endpoints, in a file that survives the process: after a start the gateway contacts peers it had
 //! sessions with, and need not wait until they notice that their packets go unanswered.
 //!
 //! ```text

@@ -19,7 +19,7 @@ const COORDINATOR_UDP: u16 = 3478;
 const STUN_ALTERNATE: u16 = 3479;
 /// The port of PCP and NAT-PMP at the router (RFC 6887).
 const PORT_MAPPING: u16 = 5351;
-/// SSDP, by which UPnP begins (UPnP Device Architecture 1.1, section 1).
+/// SSDP, with which UPnP starts (UPnP Device Architecture 1.1, section 1).
 const SSDP: u16 = 1900;
 /// DNS.
 const DNS: u16 = 53;
@@ -60,7 +60,7 @@ pub enum Remote {
 pub enum Need {
     /// Nothing works without it.
     Required,
-    /// Without it some peers are relayed, or have to call first.
+    /// Without it some peers are relayed, or have to initiate the connection.
     Recommended,
 }
 

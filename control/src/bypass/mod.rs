@@ -8,7 +8,7 @@
 //! any.
 //!
 //! A rule that sends packets elsewhere (destination NAT, port forwarding) concerns their answers too: these have to get
-//! back the address that was called, which only the kernel knows.
+//! back the address that the client used, which only the kernel knows.
 
 mod ipsec;
 mod iptables;
@@ -187,19 +187,19 @@ impl Ruleset {
         self.concern(&outside.packets())
     }
 
-    /// What keeps other sites from calling at the tunnel's port.
+    /// What keeps other sites from reaching the tunnel's port.
     #[must_use]
     pub fn barrier_wan(&self, outside: &Outside) -> Option<Barrier> {
         outside.calls().iter().find_map(|packets| self.barrier(packets))
     }
 
-    /// What keeps connections from beginning in this direction between the LAN interface and the tunnel.
+    /// What keeps connections from being opened in this direction between the LAN interface and the tunnel.
     #[must_use]
     pub fn barrier_lan(&self, inside: &Inside<'_>, way: Way) -> Option<Barrier> {
         inside.connections(way).iter().find_map(|packets| self.barrier(packets))
     }
 
-    /// Whether other elements in named sets may make it another.
+    /// Whether it may differ with other elements in named sets.
     #[must_use]
     pub fn looks_into_sets(&self) -> bool {
         self.looks_into_sets

@@ -123,7 +123,7 @@ fn elements(listing: &[u8], named: &Named<'_>) -> Option<Vec<Value>> {
     elements.map(|element| if named.kind == "map" { of_map(element) } else { plain(element).cloned() }).collect()
 }
 
-/// The element without its comment; `None` if it does more than to be there: it counts, limits, or times out.
+/// The element without its comment; `None` if it does more than exist: it counts, limits, or times out.
 fn plain(element: &Value) -> Option<&Value> {
     let Some(described) = element.get("elem") else { return Some(element) };
     let more = described.as_object()?.keys().any(|field| !matches!(field.as_str(), "val" | "comment"));

@@ -74,7 +74,7 @@ pub(super) struct Packets {
 pub struct Target {
     /// The addresses: none for this host, `None` if they are unknown.
     pub addresses: Option<Vec<IpNet>>,
-    /// The ports; `None`: those that were called.
+    /// The ports; `None`: unchanged.
     pub ports: Option<Vec<(u16, u16)>>,
 }
 
@@ -171,7 +171,7 @@ impl Inside<'_> {
 }
 
 impl Outside {
-    /// Data, of a connection that the handshake has established; and calls to other ports that may be sent to ours.
+    /// Data of a connection that the handshake has established, and packets to other ports that may be sent to ours.
     pub(super) fn packets(&self) -> Vec<Packets> {
         let mut all = self.packets_in("established");
         let elsewhere = self.calls().into_iter().map(|packets| Packets {

@@ -39,7 +39,7 @@ pub fn read(interfaces: &[Interface]) -> Ruleset {
     }
     match tool::run("ip", &["xfrm", "policy"], "") {
         Ok(text) => {
-            // Linux before 5.14 has no defaults, and iproute2 before 5.15 does not tell them.
+            // Linux before 5.14 has no defaults, and iproute2 before 5.15 does not show them.
             let defaults = tool::run("ip", &["xfrm", "policy", "getdefault"], "").unwrap_or_default();
             let [policies, defaults] = [text, defaults].map(|text| String::from_utf8_lossy(&text).into_owned());
             ruleset.chains.extend(ipsec::parse(&policies, &defaults));

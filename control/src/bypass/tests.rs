@@ -360,7 +360,7 @@ fn named_sets_are_as_good_as_their_elements() {
         (true, elements(r#""192.0.2.7", {"prefix": {"addr": "10.1.0.0", "len": 28}}"#), &from),
         (false, elements(r#"{"prefix": {"addr": "10.0.0.0", "len": 8}}"#), &not_from),
         (false, elements(r#"{"elem": {"val": "192.0.2.7", "comment": "x"}}"#), &from),
-        // What counts or limits packets, or goes by itself.
+        // Elements that count or limit packets, or time out.
         (true, elements(r#"{"elem": {"val": "192.0.2.7", "counter": {"packets": 0, "bytes": 0}}}"#), &from),
         (true, set(r#", "flags": ["interval", "timeout"]"#), &from),
         (true, set(r#", "flags": "dynamic""#), &from),
@@ -373,7 +373,7 @@ fn named_sets_are_as_good_as_their_elements() {
         let found = lan(with_set(&set, expression).chains);
         assert_eq!(found.is_some(), concerned, "{set} {expression}: {found:?}");
     }
-    // One to which a rule adds.
+    // A set to which a rule adds elements.
     for (concerned, changed) in [(true, "s"), (false, "t")] {
         let adds = format!(r#"{{"set": {{"op": "add", "elem": "192.0.2.7", "set": "@{changed}"}}}}"#);
         let other = r#"{"rule": {"family": "inet", "table": "fw", "chain": "other", "handle": 2, "expr": [ADDS]}}"#;
@@ -447,7 +447,7 @@ fn a_long_way_is_given_up() {
     assert!(found.is_some_and(|found| found.contains("too long")));
 }
 
-/// The rule that keeps calls at UDP port 47100 of 192.0.2.1 out.
+/// The rule that keeps packets to UDP port 47100 of 192.0.2.1 out.
 fn keeps_out(chains: Vec<Chain>) -> Option<String> {
     let addresses = ["192.0.2.1/32".parse().unwrap()].into();
     let outside = Outside { wan: "wan0".to_owned(), port: 47100, addresses };

@@ -104,7 +104,7 @@ fn read_profile(facts: &mut Facts, environment: &Environment) {
     *status = fs::metadata(&*path).ok().map(|file| (file.mode() & 0o7777, file.uid()));
     facts.closed.extend(closed_to_root(path));
     let mut files: BTreeSet<PathBuf> = BTreeSet::new();
-    // A text that has the form of a key, but is nobody's.
+    // A text that has the form of a key, but is not in use anywhere.
     let stand_in = BASE64_STANDARD.encode([1; 32]);
     let parsed = read_file(path).map_err(|error| (error.to_string(), true)).and_then(|text| {
         let mut read_key = |file: &Path| {

@@ -41,7 +41,7 @@ use timings::timings;
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How often the handshakes are told the wall clock's time, with which initiations are stamped.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
-/// Peers that are called at once after a start: each handshake takes about 100 µs of curve arithmetic.
+/// Peers with which handshakes start at once after a restart: each handshake takes about 100 µs of curve arithmetic.
 const CALLS_AT_ONCE: usize = 64;
 
 /// The handshakes with all peers.
@@ -54,10 +54,10 @@ pub struct Handshakes {
     resolver: Resolver,
     /// The peers' last endpoints, which survive restarts.
     last_endpoints: LastEndpoints,
-    /// Peers that are to be called because they had a session before the start.
+    /// Peers to start handshakes with because they had a session before the restart.
     to_call: VecDeque<PeerId>,
     drops: Drops,
-    /// Handshakes that were begun, not counting those over a connection to a relay.
+    /// Handshakes that were started, not counting those over a connection to a relay.
     begun: u64,
     clock_set: Instant,
     due: Due,
@@ -144,7 +144,7 @@ impl Handshakes {
             self.peers.allow(*prefix, id);
         }
         self.watch_name(now, id);
-        // The other peers are not called until there is something to send.
+        // Handshakes with the other peers do not start until there is something to send.
         self.to_call.extend(last.map(|_| id));
         self.due.add(Due::PEERS);
         Ok(())
@@ -280,7 +280,7 @@ impl Handshakes {
         self.drops.by_reason()
     }
 
-    /// How many handshakes were begun by datagrams over the WAN.
+    /// How many handshakes were started by datagrams over the WAN.
     pub fn begun(&self) -> u64 {
         self.begun
     }
@@ -327,7 +327,7 @@ impl Handshakes {
     fn handle_no_session(&mut self, now: Instant, number: u32, packet: Box<[u8]>) {
         let Some(peer) = self.peers.numbered_mut(number) else { return };
         let id = peer.id;
-        // Both may have come into being while the packet was on its way to us. The table with them is published before
+        // Both may have appeared while the packet was on its way to us. The table with them is published before
         // the packet is sent, so it does not come back.
         if peer.endpoint.is_some() && peer.sending().is_some_and(|s| s.alive(Millis::at(now))) {
             self.commands.push(Command::Send(packet));
@@ -353,7 +353,7 @@ impl Handshakes {
         }
     }
 
-    /// Calls some of the peers that had a session before the start.
+    /// Starts handshakes with some of the peers that had a session before the restart.
     pub fn call(&mut self, now: Instant) {
         for _ in 0..CALLS_AT_ONCE {
             let Some(id) = self.to_call.pop_front() else { return };
@@ -516,7 +516,7 @@ impl Handshakes {
     }
 
     /// Has the kernel send a keepalive to the peers with which AF_XDP exchanges data, so that connection tracking keeps
-    /// their flows: otherwise a firewall that admits only answers would not let them call after a restart.
+    /// their flows: otherwise a firewall that admits only answers would not let them in after a restart.
     pub fn show_flows(&mut self, now: Instant) {
         let live = self.peers.iter_mut().filter(|peer| peer.sending.is_some());
         let due = live.filter_map(|peer| peer.is_to_be_shown(now).then(|| Command::Keepalive(peer.counters.id)));
@@ -540,7 +540,7 @@ impl Handshakes {
     }
 }
 
-/// Sends a handshake message, from the address that the peer called as long as it is ours.
+/// Sends a handshake message, from the address that the peer last sent to, as long as it is ours.
 fn send(udp: &UdpSender, transmit: &proto::Transmit) -> io::Result<()> {
     let proto::Transmit { to, local, contents, .. } = transmit;
     let sent = local.map(|local| udp.send_from(local.into(), contents, *to, HANDSHAKE_TOS));

@@ -70,7 +70,7 @@ struct Remembered {
 }
 
 impl Recorder {
-    /// Begins with all counters at zero.
+    /// Starts with all counters at zero.
     pub fn new(now: Instant) -> Self {
         Self {
             begun: now,

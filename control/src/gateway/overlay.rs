@@ -39,7 +39,7 @@ use crate::traversal::{self, Selection, Settings, Traversal, trust_in_relays};
 use members::follow_map;
 
 /// First handshakes per second, and at once, that are sent before there is anything to send. Half of what a relay lets
-/// one site begin, so that handshakes for traffic find room.
+/// one site start, so that handshakes for traffic find room.
 const FIRST_HANDSHAKES_PER_SECOND: u32 = 10;
 const FIRST_HANDSHAKES_BURST: u32 = 100;
 
@@ -470,7 +470,7 @@ impl Overlay {
         }
     }
 
-    /// Whether a peer may be called before there is anything to send to it.
+    /// Whether a handshake with a peer may start before there is anything to send to it.
     fn may_call(&mut self, now: Instant) -> bool {
         let cost = Duration::from_secs(1) / FIRST_HANDSHAKES_PER_SECOND;
         self.first_handshakes.take(now, cost, cost * FIRST_HANDSHAKES_BURST)

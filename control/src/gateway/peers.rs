@@ -42,7 +42,7 @@ pub struct Peer {
     pub name: String,
     /// What firewall rules can select it by, besides its name.
     pub tags: Vec<coordination::Name>,
-    /// What it may begin here under the coordinator's policy; `None`: everything.
+    /// Which flows it may start here under the coordinator's policy; `None`: all.
     pub allow: Option<Vec<Service>>,
     /// Its public key.
     pub public_key: PublicKey,
@@ -52,7 +52,7 @@ pub struct Peer {
     pub configured: Option<Endpoint>,
     /// Its present endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// The address of ours that it last called, from which packets to it are sent.
+    /// The address of ours that it last sent to, from which packets to it are sent.
     pub local: Option<IpAddr>,
     /// Whether the endpoint is only remembered from before the start.
     pub recalled: bool,

@@ -9,9 +9,9 @@ use crate::doctor::{Finding, Severity};
 use crate::profile::Profile;
 use crate::status::Status;
 
-/// Bytes of an outer packet of IPv4 whose inside has the 1280 bytes that IPv6 needs.
+/// Bytes of an outer IPv4 packet around an inner one of the 1280 bytes that IPv6 needs.
 const WAN_MTU: u32 = 1340;
-/// Merged packets that are worth a word.
+/// How many merged packets are worth reporting.
 const MERGED_MANY: u64 = 1000;
 /// The MTU of Ethernet.
 const USUAL_MTU: u32 = 1500;

@@ -32,7 +32,7 @@ struct Wanted {
     firewall: Option<Firewall>,
     /// For each rule: the numbers of the peers that it selects, in order.
     selected: Vec<Option<Vec<u32>>>,
-    /// For each peer: what it may begin here, if not everything.
+    /// For each peer: which flows it may start here, if not all.
     allowed: BTreeMap<u32, Vec<Service>>,
 }
 

@@ -50,7 +50,7 @@ impl Uplink<'_> {
 
 impl NextHops {
     /// The path to every peer's endpoint, and the neighbours that are not resolved yet. The kernel is asked about new
-    /// endpoints, or with `anew` about all of them.
+    /// endpoints, or, with `anew`, about all of them.
     pub fn find(
         &mut self,
         netlink: &mut Netlink,

@@ -6,7 +6,7 @@
 //! That a socket was bound proves nothing. Each queue is proven separately, in each direction:
 //!
 //! - *Receiving*: what the program redirects comes out of the ring; on the WAN some of it are messages that verify.
-//! - *Sending*, on the WAN: a peer sends on a session that we began and whose messages left only through this ring.
+//! - *Sending*, on the WAN: a peer sends on a session that we started and whose messages left only through this ring.
 //!   The responder of a handshake may not send before it has received something. On the LAN nobody answers us: all
 //!   that can be seen is that the driver gives back what it has sent.
 //!
@@ -48,7 +48,7 @@ const STALLED: u64 = 8;
 const STALLED_ZERO_COPY: u64 = RING as u64 / 2;
 /// After a gap this long between reports, counters say nothing about the time in between.
 const GAP: Millis = Millis(2_500);
-/// How long packets may be sent without a proof before a session is begun to get one, and before the next one.
+/// How long packets may be sent without a proof before a session is started to get one, and before the next one.
 const ASK: Millis = Millis(30_000);
 const ASK_AGAIN: Millis = Millis(120_000);
 /// The wait before another attempt. Each attempt that fails soon doubles it.
@@ -116,7 +116,7 @@ pub struct Talk<'a> {
     pub peer: &'a str,
     /// Our receiver index of it.
     pub index: u32,
-    /// Whether we began it.
+    /// Whether we initiated it.
     pub ours: bool,
     /// The ways by which its messages have left.
     pub left_by: u64,
@@ -197,7 +197,7 @@ pub struct Proof {
     /// What share of the tunnel's packets reaches the rings.
     share: Share,
     told: Millis,
-    /// When a session was last begun to get a proof.
+    /// When a session was last started to get a proof.
     asked: Option<Millis>,
     fault: Option<Fault>,
     fallen: Option<Fallen>,
@@ -301,7 +301,7 @@ impl Proof {
         self.fault = self.fault.take().or(seen);
     }
 
-    /// Whether a session should be begun with a peer that we send to, because no other session proves sending or is
+    /// Whether a session should be started with a peer that we send to, because no other session proves sending or is
     /// about to.
     pub fn asks(&mut self, now: Millis) -> bool {
         let Some((_, since)) = self.bound.filter(|(bound, _)| bound.wan) else { return false };

@@ -25,8 +25,8 @@ const EVERY: Duration = Duration::from_secs(1);
 
 impl Plane {
     /// Examines what has passed through the AF_XDP ports. Where packets are lost, other ports replace them when the
-    /// workers are next renewed. Returns a peer with which a session should be begun, for the sake of a proof.
-    /// `calls` is how many handshakes were begun so far.
+    /// workers are next renewed. Returns a peer with which a session should be started, for the sake of a proof.
+    /// `calls` is how many handshakes were started so far.
     pub fn prove(&mut self, now: Instant, netlink: &mut Netlink, peers: &Peers, calls: u64) -> Option<PeerId> {
         if now.duration_since(self.proved) < EVERY {
             return None;
