@@ -108,7 +108,7 @@ pub struct Surroundings<'a> {
 /// What has to pass for the gateway with this profile.
 ///
 /// # Errors
-/// A proxy is asked for that cannot be used.
+/// The proxy that is asked for cannot be used.
 pub fn needs(profile: &Profile, surroundings: &Surroundings<'_>) -> Result<Needs, ProxyError> {
     let pinned = match profile.local_port {
         LocalPort::Pinned(port) => Some(port),

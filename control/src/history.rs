@@ -37,13 +37,13 @@ pub struct Wanted {
 pub struct History {
     /// How many seconds a point stands for.
     pub seconds: u32,
-    /// With all peers together.
+    /// The traffic with all peers together.
     pub total: Traffic,
     /// Packets dropped per second.
     pub dropped: Vec<f32>,
     /// The load of the busiest worker, 0 to 1.
     pub load: Vec<f32>,
-    /// With each peer that has had much traffic lately.
+    /// The traffic with each peer that has had much of it lately.
     pub peers: Vec<PeerTraffic>,
     /// Packets dropped in the last second, by reason; only reasons with any.
     pub drops: BTreeMap<String, f32>,

@@ -72,7 +72,7 @@ impl Problems {
         }
     }
 
-    /// An operation failed that is worth retrying. Each failure doubles the wait.
+    /// An operation that is worth retrying has failed. Each failure doubles the wait.
     pub fn failed(&mut self, now: Instant, subject: &str, sentence: &str, what_to_do: &str) {
         let last = self.entries.get(subject).and_then(|entry| entry.retry);
         let wait = last.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));

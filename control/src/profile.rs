@@ -181,7 +181,7 @@ pub struct Peer {
     pub preshared_key: Option<PresharedKey>,
     /// The file that it was read from.
     pub preshared_key_file: Option<PathBuf>,
-    /// Its endpoint, if known before it calls.
+    /// Its endpoint, if known before its first message.
     pub endpoint: Option<Endpoint>,
     /// What is sent to it and accepted from it, without host bits.
     pub allowed_ips: Vec<IpNet>,

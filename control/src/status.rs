@@ -217,7 +217,7 @@ pub struct Proof {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PeerStatus {
-    /// As in the profile; empty for a peer that came by `wg set`.
+    /// As in the profile; empty for a peer that was added by `wg set`.
     pub name: String,
     /// Its public key.
     pub public_key: PublicKey,
@@ -344,7 +344,7 @@ pub struct Restriction {
     pub peer: String,
     /// Its public key.
     pub public_key: PublicKey,
-    /// What it may begin here, such as "tcp/443" or "icmp".
+    /// What it may start here, such as "tcp/443" or "icmp".
     pub allow: Vec<Service>,
     /// Packets that were dropped because of it.
     pub packets: u64,

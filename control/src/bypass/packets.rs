@@ -1,4 +1,4 @@
-//! The kinds of packets that AF_XDP carries, or that begin a flow, and which conditions hold for them.
+//! The kinds of packets that AF_XDP carries, or that start a flow, and which conditions hold for them.
 
 use std::collections::BTreeSet;
 

@@ -98,7 +98,7 @@ pub(super) fn import(path: &Path, arguments: Import) -> Result<()> {
     tell(&imported, &profile)
 }
 
-/// The key that will be in a file beside the profile.
+/// The key that will be put into a file beside the profile.
 fn key_of(imported: &Imported, profile: &Path, file: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     let name = file.strip_prefix(profile.parent().unwrap_or(Path::new("/"))).unwrap_or(file);
     if name == imported.private_key.0 {

@@ -34,7 +34,7 @@ fn by_address(interface: &str) -> bool {
 
 /// The queue of each entry.
 fn table(interface: &str) -> Option<Vec<u32>> {
-    // Without room for entries the kernel tells how many there are.
+    // Without room for entries the kernel reports how many there are.
     let mut request = vec![ETHTOOL_GRXFHINDIR, 0];
     let size = ask(interface, &mut request).then_some(request[1])?;
     let length = usize::try_from(size).ok().filter(|length| (1..=TABLE_LIMIT).contains(length))?;

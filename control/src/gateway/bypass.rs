@@ -2,7 +2,7 @@
 //! mode `auto`, a rule that may concern the tunnel's packets leaves them to the kernel; in the other modes it is a
 //! problem in `status`.
 //!
-//! nftables tells when it changes. Traffic control, and what iptables keeps outside of nftables, are read once a
+//! nftables announces its changes. Traffic control, and what iptables keeps outside of nftables, are read once a
 //! minute.
 
 use std::collections::{BTreeMap, BTreeSet};

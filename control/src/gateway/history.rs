@@ -2,7 +2,7 @@
 //! get longer with age.
 //!
 //! Memory is bounded whatever the number of peers: only [`PEERS_REMEMBERED`] have rings, those with the most recent
-//! traffic. Nothing is written to disk, so a start begins with empty rings. Time is an argument.
+//! traffic. Nothing is written to disk, so a gateway starts with empty rings. Time is an argument.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -309,7 +309,7 @@ mod tests {
         const PEERS: u32 = 3000;
         let begun = Instant::now();
         let mut recorder = Recorder::new(begun);
-        // All have keepalives every 25 seconds; the last hundred have real traffic, which begins after a minute.
+        // All have keepalives every 25 seconds; the last hundred have real traffic, which starts after a minute.
         for second in 1..=120u64 {
             let bytes = |number: u32| match number {
                 0..2900 => (second + u64::from(number)) / 25 * 32,

@@ -94,7 +94,7 @@ pub struct Site {
     pub name: Name,
     /// Its tags.
     pub tags: Vec<Name>,
-    /// What it may begin here; `None`: everything. Nobody signs this, since the coordinator can only restrict by it.
+    /// Which flows it may start here; `None`: all. Nobody signs this, since the coordinator can only restrict by it.
     pub allow: Option<Vec<Service>>,
     /// The prefixes that it may have unless this gateway itself objects, in order.
     pub prefixes: Vec<IpNet>,
@@ -132,7 +132,7 @@ pub enum By {
     Gateway,
     /// The authority, which has not signed it.
     Authority,
-    /// Nobody: this gateway is not vouched for itself, so nothing in the map can be believed.
+    /// Nobody: this gateway itself is not vouched for, so nothing in the map can be believed.
     Doubt,
 }
 

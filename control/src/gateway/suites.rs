@@ -12,7 +12,7 @@ use crate::profile::SuiteSetting;
 /// A suite, and why it is this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The suite of the next handshake that we begin.
+    /// The suite of the next handshake that we start.
     pub suite: Suite,
     /// Why: a sentence.
     pub reason: String,
@@ -44,7 +44,7 @@ pub fn choose(setting: SuiteSetting, ours: Speeds, theirs: Option<Speeds>, prese
     }
 }
 
-/// A peer has begun a handshake with a suite that the profile does not let it use.
+/// A peer has started a handshake with a suite that the profile does not let it use.
 pub fn note_refused(problems: &mut Problems, now: Instant, peer: &Peer, theirs: Suite) {
     let sentence = format!(
         "{} wants {theirs}, and this site's profile has {} for it: they cannot connect",

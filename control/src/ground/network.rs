@@ -99,7 +99,7 @@ impl Network {
             for route in routes {
                 self.insert(route, false);
             }
-            // Routes inside those by a LAN interface may have been read before them.
+            // Routes inside those through a LAN interface may have been read before them.
             if self.behind_lan.len() == searched {
                 break;
             }
@@ -130,7 +130,7 @@ impl Network {
                     || self.is_behind_lan(&route.destination))
     }
 
-    /// Whether a route is by a LAN interface.
+    /// Whether a route leads through a LAN interface.
     #[must_use]
     pub fn leaves_by_lan(&self, route: &Route) -> bool {
         route.kind == RouteKind::Unicast
@@ -277,7 +277,7 @@ impl Network {
         hops
     }
 
-    /// The destinations to which rules or routes may send packets of one traffic class by another way.
+    /// The destinations to which rules or routes may send packets of one traffic class another way.
     #[must_use]
     pub fn chosen_by_class(&self) -> Vec<IpNet> {
         let all = |ipv6| if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) };

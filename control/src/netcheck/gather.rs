@@ -66,7 +66,7 @@ pub enum GatherError {
 /// Measures everything, in parallel where one measurement does not disturb another.
 ///
 /// # Errors
-/// The pinned port is taken, or the kernel tells nothing about routes. What the network blocks is not an error, but
+/// The pinned port is taken, or the kernel reports nothing about routes. What the network blocks is not an error, but
 /// part of the report.
 pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
     let ways = Ways::of(&plan.servers)?;

@@ -130,7 +130,7 @@ impl fmt::Display for Progress {
 /// sockets.
 ///
 /// # Errors
-/// The kernel tells nothing about routes.
+/// The kernel reports nothing about routes.
 pub async fn add_lifetimes(
     report: &mut Report,
     servers: &[SocketAddr],

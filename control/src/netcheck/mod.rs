@@ -127,7 +127,7 @@ pub struct Coordinator {
     pub problem: Option<String>,
 }
 
-/// Whether others can begin talking to this gateway.
+/// Whether others can contact this gateway first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reachable {
     /// At an address of its own that is not filtered, or at a port that the firewall lets in.
@@ -194,7 +194,7 @@ pub struct Report {
     pub ipv6: Option<Family>,
     /// Null: no router to ask.
     pub port_mapping: Option<Mapping>,
-    /// Whether others can begin talking to this gateway.
+    /// Whether others can contact this gateway first.
     pub reachable: Reachable,
     /// Null: the profile names none.
     pub coordinator: Option<Coordinator>,

@@ -137,7 +137,7 @@ impl Netlink {
         })
     }
 
-    /// Puts an interface up or down.
+    /// Sets an interface up or down.
     ///
     /// # Errors
     /// No such interface.

@@ -30,7 +30,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Begins to listen. Needs a tokio runtime.
+    /// Starts listening. Needs a tokio runtime.
     ///
     /// # Errors
     /// The system has no descriptors left.

@@ -56,7 +56,7 @@ pub enum News {
     OtherFilter,
     /// Elements of somebody else's sets changed.
     OtherElements,
-    /// News were lost, so anything may have changed.
+    /// News was lost, so anything may have changed.
     Lost,
 }
 
@@ -133,7 +133,7 @@ pub(super) mod filter {
         pub elements: bool,
     }
 
-    /// Begins to listen.
+    /// Starts listening.
     pub fn open() -> io::Result<Socket> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1)))?;

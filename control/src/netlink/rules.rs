@@ -106,7 +106,7 @@ pub struct ForeignRule {
     pub source: Option<IpNet>,
     /// Only for packets to this prefix.
     pub destination: Option<IpNet>,
-    /// Only for packets that came by this interface.
+    /// Only for packets that arrived on this interface.
     pub input: Option<String>,
     /// Only for packets of sockets bound to this interface, or of an L3 master device.
     pub bound: bool,

@@ -86,7 +86,7 @@ impl Mapping {
     }
 }
 
-/// Times that tests have a reason to shorten.
+/// Times that tests may shorten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
     /// See [`LIFETIME`].

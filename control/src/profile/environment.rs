@@ -163,7 +163,7 @@ fn assignments(text: &str) -> impl Iterator<Item = (String, String)> {
     found.into_iter()
 }
 
-/// A value up to the end of its line, without quotes and escapes, and what is behind the line.
+/// A value up to the end of its line, without quotes and escapes, and what follows the line.
 fn value(text: &str) -> (String, &str) {
     let mut value = String::new();
     // Without the blanks at its end, unless they are quoted.

@@ -492,7 +492,7 @@ impl Traversal {
     }
 }
 
-/// Sends a probe from the tunnel's socket: an answer leaves from the address that was called, any other probe from the
+/// Sends a probe from the tunnel's socket: an answer leaves from the address that was probed, any other probe from the
 /// one that the agent names.
 pub fn send_probe(udp: &UdpSender, probe: &PathTransmit, called: Option<Endpoint>) {
     let PathTransmit { to, local, ttl, dont_fragment, bytes, .. } = probe;

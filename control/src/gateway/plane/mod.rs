@@ -340,7 +340,7 @@ impl Plane {
             return None;
         }
         let attached = self.attach(false);
-        // The new workers begin with the old table, which is valid until the next one is published.
+        // The new workers start with the old table, which is valid until the next one is published.
         let (notices, table) = self.workers.stop();
         match attached.and_then(|()| self.build(false, table)) {
             Ok(()) => {

@@ -192,7 +192,7 @@ pub struct Proof {
     shown: Flow,
     /// Whether any frame has arrived since the ports were bound.
     silence: Silence,
-    /// Whether the card is to be started anew.
+    /// Whether the card is to be restarted.
     restart: bool,
     /// What share of the tunnel's packets reaches the rings.
     share: Share,
@@ -267,7 +267,7 @@ impl Proof {
         }
     }
 
-    /// Whether the card is to be started anew, because nothing has arrived since the ports were bound. True only once.
+    /// Whether the card is to be restarted, because nothing has arrived since the ports were bound. True only once.
     pub fn take_restart(&mut self) -> bool {
         std::mem::take(&mut self.restart)
     }

@@ -33,7 +33,7 @@ pub enum Behind<'a> {
 /// Where a peer's datagrams go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// Its endpoint, if it is known, and the source address of packets to it, if it has called one of ours that still
+    /// Its endpoint, if it is known, and the source address of packets to it, if it has sent to one of ours that still
     /// exists.
     pub endpoint: Option<Endpoint>,
     /// The link to it for AF_XDP.

@@ -106,7 +106,7 @@ impl Workers {
         all
     }
 
-    /// Calls the workers, who have to answer soon. Returns those that have not answered the previous call.
+    /// Pings the workers, which have to answer soon. Returns those that have not answered the previous call.
     pub fn call(&self) -> Vec<usize> {
         let Some(engine) = self.engine() else { return Vec::new() };
         let silent = engine.silent().collect();

@@ -125,7 +125,7 @@ fn another_noise_answers_our_handshake_and_reads_our_packets() {
 #[test]
 fn another_noise_begins_and_reads_our_packets() {
     for (suite, name) in NAMES {
-        // Whatever we would begin with: the suite is the initiator's.
+        // Whatever we would start with: the suite is the initiator's.
         let (mut gateway, _, from) = gateway(suite.other());
         let ours = public(OURS);
         let mut theirs = noise(name).remote_public_key(ours.as_bytes()).unwrap().build_initiator().unwrap();

@@ -33,7 +33,7 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// Everything may have.
+    /// Everything may have changed.
     #[must_use]
     pub fn everything() -> Self {
         Self {
@@ -239,7 +239,7 @@ impl Network {
             return Follow::ReadRoutes;
         }
         if before.up && !interface.up {
-            // IPv4 routes by an interface that goes down go with it, and the kernel does not report them.
+            // IPv4 routes through an interface that goes down go with it, and the kernel does not report them.
             return self.routes_went(index);
         }
         Follow::Done

@@ -279,7 +279,7 @@ impl Stack {
     }
 }
 
-/// One gateway's hold of the stack.
+/// One gateway's handle to the stack.
 pub struct Handle {
     pub stack: Rc<RefCell<Stack>>,
     pub printed: Option<Filter>,

@@ -106,7 +106,7 @@ impl World {
             stack.sysctls.insert(Sysctl::v4("wan0", "rp_filter"), "1".into());
         }
         if rng.random_bool(0.5) {
-            // A kernel that can forward IPv6 by interface.
+            // A kernel that can forward IPv6 per interface.
             for name in ["wan0", "lan0", "eth9"] {
                 stack.sysctls.insert(Sysctl::v6(name, "force_forwarding"), "0".into());
             }
@@ -286,7 +286,7 @@ impl World {
         assert!(ours.is_empty(), "left: {ours:?}");
         assert!(stack.rules.iter().all(|r| r.protocol != PROTOCOL), "left: {:?}", stack.rules);
         assert!(stack.filters.is_empty(), "left: {:?}", stack.filters);
-        // An interface that was made anew has other values for what is not ours.
+        // A recreated interface has other values for settings that are not ours.
         for (sysctl, value) in self.before.sysctls.iter().filter(|(s, _)| s.name != "rp_filter") {
             if let Some(now) = stack.sysctls.get(sysctl) {
                 assert_eq!(now, value, "{sysctl} was not put back");
@@ -299,7 +299,7 @@ fn lan() -> BTreeSet<String> {
     ["lan0", "lan1"].map(str::to_owned).into()
 }
 
-/// Default routes by an interface, in the place of those that are there.
+/// Default routes through an interface, in place of the existing ones.
 fn default_route(stack: &mut Stack, by: &str) {
     let Some(index) = stack.named(by) else { return };
     for (destination, gateway) in [("0.0.0.0/0", "192.0.2.254"), ("::/0", "fe80::1")] {

@@ -94,7 +94,7 @@ impl Drive {
         self.proof.handle_missed(now, redirected.iter().sum(), &missed)
     }
 
-    /// Has its driver start the card anew.
+    /// Has its driver restart the card.
     ///
     /// # Errors
     /// The program could not be attached again: the ports have to be replaced.

@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// After a pause in which nothing was counted, a window begins anew.
+    /// After a pause in which nothing was counted, a new window starts.
     #[test]
     fn what_was_not_counted_is_not_compared() {
         let mut traffic = Traffic::new();

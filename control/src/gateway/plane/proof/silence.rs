@@ -5,9 +5,9 @@
 
 use penstock_dataplane::clock::Millis;
 
-/// How long nothing may arrive until the card is started anew.
+/// How long nothing may arrive until the card is restarted.
 const RESTART_AFTER: Millis = Millis(5_000);
-/// How long nothing may arrive after that, and how many handshakes have to be begun meanwhile.
+/// How long nothing may arrive after that, and how many handshakes have to be started meanwhile.
 const PATIENCE: Millis = Millis(10_000);
 const CALLS: u64 = 3;
 
@@ -18,16 +18,16 @@ pub struct Arrivals {
     pub counted: u64,
     /// Frames that the program was shown.
     pub shown: u64,
-    /// Handshakes that were begun.
+    /// Handshakes that were started.
     pub calls: u64,
 }
 
-/// What silence calls for.
+/// What has to be done about silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// The card is to be started anew.
+    /// The card is to be restarted.
     Restart,
-    /// That has not helped: this many handshakes were begun in vain.
+    /// That has not helped: this many handshakes were started in vain.
     Copy { calls: u64 },
 }
 

@@ -22,7 +22,7 @@ enum Does {
 }
 
 /// A worker between two ports in memory, one of which has a device that works for this many frames, and then does
-/// something else. What the worker seals comes back to it by the WAN.
+/// something else. What the worker seals comes back to it through the WAN.
 struct Port {
     plane: Loopback,
     side: &'static str,
@@ -108,7 +108,7 @@ impl Watch {
         self.proof.bound(Millis(self.now), Some(bound));
     }
 
-    /// A second with this many frames. Returns whether the ports have to be made anew.
+    /// A second with this many frames. Returns whether the ports have to be replaced.
     fn second(&mut self, port: &mut Port, frames: u64) -> bool {
         (0..frames).for_each(|_| port.step());
         self.tell(port)
@@ -348,7 +348,7 @@ fn zero_copy_that_shows_no_frame_becomes_copy() {
     }
 }
 
-/// What silence leads to: after how many seconds the card is started anew, and after how many the port is given up.
+/// What silence leads to: after how many seconds the card is restarted, and after how many the port is given up.
 fn silence(bound: Bound, arrivals: impl Fn(u64) -> Arrivals) -> [Option<u64>; 2] {
     let mut watch = Watch::new(bound);
     let (mut restarted, mut fell) = (None, None);
@@ -377,13 +377,13 @@ fn silence(bound: Bound, arrivals: impl Fn(u64) -> Arrivals) -> [Option<u64>; 2]
 #[test]
 fn a_card_from_which_nothing_comes_is_started_anew_and_then_copied_from() {
     let quiet = |_: u64| Arrivals { counted: 7, shown: 3, calls: 0 };
-    // One handshake each 5 s, as long as nobody answers.
+    // One handshake every 5 s, as long as nobody answers.
     let calling = |second: u64| Arrivals { calls: 5 + second / 5, ..quiet(second) };
     let zero_copy = Bound { zero_copy: true, shown: 3, ..WAN };
     assert_eq!(silence(zero_copy, calling), [Some(6), Some(20)]);
     // The restart has helped.
     assert_eq!(silence(zero_copy, |s| Arrivals { counted: 7 + (s / 8).min(1), ..calling(s) }), [Some(6), None]);
-    // A peer that is gone, and one that nobody calls.
+    // A peer that is gone, and one with which nobody starts a handshake.
     assert_eq!(silence(zero_copy, |s| Arrivals { calls: 2 + s.min(6), ..quiet(s) }), [Some(6), None]);
     assert_eq!(silence(zero_copy, quiet), [Some(6), None]);
     // On a LAN all hosts may be switched off.

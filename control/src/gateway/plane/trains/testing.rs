@@ -59,7 +59,7 @@ impl Testing {
         }
     }
 
-    /// The peers to which trains are spoilt, or that the kernel refuses trains.
+    /// The peers whose trains are spoilt, or to which the kernel refuses to send any.
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         self.problems.list(now)
     }

@@ -1,4 +1,4 @@
-//! What has to hold in the world besides the oracle: what is not to be blocked passes.
+//! What has to hold in the world besides the oracle: what should not be blocked passes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// What is not to be blocked passes.
+    /// What should not be blocked passes.
     fn traffic_flows(&self, stack: &Stack, number: usize) {
         let gateway = &self.gateways[number];
         let (Some(running), Some(wanted)) = (&gateway.running, self.wanted(number)) else { return };

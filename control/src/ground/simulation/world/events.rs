@@ -11,7 +11,7 @@ use crate::ground::simulation::stack::Fault;
 use crate::netlink::{MAIN_TABLE, News, Route, Rule};
 
 const OUTER: [&str; 6] = ["203.0.113.5", "10.102.0.77", "198.51.100.1", "192.0.2.9", "2001:db8:5::1", "fd00:102::77"];
-/// Routes of the administrator: destination, and whether by the LAN.
+/// Routes of the administrator: destination, and whether through the LAN.
 const STATIC: [(&str, bool); 7] = [
     ("10.102.7.0/24", false),
     ("10.103.0.0/24", true),
