@@ -60,7 +60,7 @@ pub fn gather(path: &Path, environment: &Environment) -> Facts {
         facts.unseen.push(format!("the private key, because {file} does not exist: the running gateway has one"));
     }
     if let Err(error) = ask_kernel(&mut facts, &profile) {
-        facts.unseen.push(format!("interfaces and routes, because the kernel does not tell them: {error}"));
+        facts.unseen.push(format!("interfaces and routes, because the kernel does not report them: {error}"));
     }
     if let (Running::No, LocalPort::Pinned(port)) = (&facts.gateway, profile.local_port) {
         facts.port_owner = port_owner(port);

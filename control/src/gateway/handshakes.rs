@@ -165,7 +165,7 @@ impl Handshakes {
     /// Makes this our private key; all sessions start again. Returns the peer that had this key and is now gone.
     pub fn set_private_key(&mut self, key: &PrivateKey) -> Option<Peer> {
         let ourselves = self.proto.set_private_key(key.to_secret());
-        tracing::info!("private key changed: all sessions begin anew");
+        tracing::info!("private key changed: all sessions restart");
         let peer = self.peers.remove(ourselves?)?;
         self.resolver.forget(&peer.public_key);
         tracing::info!("{}: removed, since it is this site", peer.label());
@@ -434,7 +434,7 @@ impl Handshakes {
         if peer.endpoint != Some(remote) {
             tracing::info!("{}: endpoint is now {remote}", peer.label());
         } else if let Some(local) = local.filter(|_| peer.local.is_some() && peer.local != local) {
-            tracing::info!("{}: now calls {local}", peer.label());
+            tracing::info!("{}: now sends to {local}", peer.label());
         }
         (peer.endpoint, peer.local) = (Some(remote), local);
         self.due.endpoints = true;

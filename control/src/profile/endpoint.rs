@@ -41,7 +41,7 @@ impl TryFrom<String> for Endpoint {
             )
         })?;
         if endpoint.port() == 0 {
-            return Err(format!("{text:?} has port 0, at which nobody can be reached"));
+            return Err(format!("{text:?} has port 0, which cannot be used"));
         }
         match endpoint {
             Self::Address(address) if address.ip().is_unspecified() || address.ip().is_multicast() => {

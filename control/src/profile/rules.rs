@@ -28,7 +28,7 @@ use crate::key::{KeyError, KeyFileError, PrivateKey, PublicKey};
 pub(super) fn check(source: &Source<'_>) -> Result<(), ProfileError> {
     let document = &source.document;
     if let Some(metrics) = document.metrics.filter(|metrics| metrics.port() == 0) {
-        let sentence = format!("{metrics} has port 0, which nobody could connect to; choose another, such as 9586");
+        let sentence = format!("{metrics} has port 0, which cannot be connected to; choose another, such as 9586");
         return Err(source.error(FieldPath::of(&["Metrics"]), sentence));
     }
     if let Some(workers) = document.workers.filter(|&workers| workers > WORKER_LIMIT) {

@@ -13,7 +13,7 @@ pub(super) fn keeps_calls_out(facts: &Facts) -> Option<Finding> {
     let outside = outside(facts, profile)?;
     let (wan, port) = (&outside.wan, outside.port);
     let barrier = facts.firewall.barrier_wan(&outside)?;
-    let sentence = format!("{} drops unsolicited packets to it, so no peer can call this gateway", barrier.rule);
+    let sentence = format!("{} drops unsolicited packets to it, so no peer can connect first", barrier.rule);
     let (nft, iptables) = (format!(" udp dport {port}"), format!(" -p udp --dport {port}"));
     let command = let_through(facts, &barrier, wan, None, [&nft, &iptables]);
     warning(format!("UDP port {port}"), sentence, command)
