@@ -531,7 +531,7 @@ impl Difference {
     }
 }
 
-/// Whether a site is to restrict what this one begins there, and its gateway is too old to do so. That gateway is not
+/// Whether a site is to restrict what this one starts there, and its gateway is too old to do so. That gateway is not
 /// shown this site.
 fn is_outdated(peer: &coordination::Peer) -> bool {
     peer.allow.is_some() && peer.reachability.as_ref().is_some_and(|told| !told.enforces_allow)

@@ -172,7 +172,7 @@ impl Statements {
                     back, so no site of the coordinator is believed"
                 );
                 let what_to_do =
-                    format!("find out who changed the file; remove {file} and restart to start over with the pinned key");
+                    format!("find out who changed the file; remove {file} and restart to use the pinned key again");
                 self.problems.note(now, &file.to_string(), &sentence, &what_to_do);
                 self.standing = Standing::Damaged;
                 return;
