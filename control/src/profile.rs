@@ -302,8 +302,8 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, ProfileError> {
 fn access_hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied if rustix::process::geteuid().is_root() => {
-            ": the service is root, but without the right to read what is closed to root; `chown root:` the file, or the \
-             directory that it is in"
+            ": the service runs as root without CAP_DAC_OVERRIDE, so that it cannot read other users' files; \
+             `chown root:` the file, or the directory that it is in"
         }
         std::io::ErrorKind::PermissionDenied => ": run this as root",
         _ => "",

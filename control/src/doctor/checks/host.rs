@@ -55,7 +55,7 @@ pub(super) fn profile_writable(facts: &Facts) -> Option<Finding> {
 }
 
 pub(super) fn closed_to_service(facts: &Facts, closed: &Path, owner: u32) -> Option<Finding> {
-    let sentence = "the service is root, but without the capability to access what is closed to root, as this is";
+    let sentence = "the service runs as root without CAP_DAC_OVERRIDE, so that it cannot read this";
     let command = match owner {
         0 => format!("chmod u+rX {}", path(closed)),
         _ if facts.file.path == closed => return None,
