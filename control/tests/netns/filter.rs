@@ -88,7 +88,8 @@ fn what_no_rule_accepts_does_not_pass_and_answers_do() {
                 // they know how large fragments may be.
                 assert!(pings.received >= 3, "{kind:?} {size}: {}", pings.text);
             }
-            assert!(ping(&topology.b.gateway, source, &["-c", "2", "-i", "0.1", "-W", "2"]).all_answered(), "{kind:?}");
+            let pings = ping(&topology.b.gateway, source, &["-c", "2", "-i", "0.1", "-W", "2"]);
+            assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
         }
         assert!(b.status()["Firewall"]["Flows"].as_u64().expect("a count") > 0);
         assert_eq!(b.drops("filter-malformed"), 0);

@@ -47,7 +47,20 @@ impl Ping {
 }
 
 /// Runs `ping` in `namespace` with further `options`; each answer may take one second.
+///
+/// Once it has an answer, ping(8) waits for the last one only as long as the interval, whatever `-W` says. So if only the
+/// last one is missing, which may just be late on a busy machine, one more ping decides.
 pub fn ping(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
+    let mut pings = ping_once(namespace, target, options);
+    let answers = pings.text.matches(" bytes from ").count();
+    let lacks_last = !pings.text.contains(&format!("icmp_seq={} ttl=", pings.sent));
+    if answers > 0 && pings.received + 1 == pings.sent && lacks_last {
+        pings.received += ping_once(namespace, target, &[options, &["-c", "1"]].concat()).received;
+    }
+    pings
+}
+
+fn ping_once(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
     let target = target.to_string();
     let mut words = vec!["ping", "-n", "-W", "1"];
     words.extend(options);
