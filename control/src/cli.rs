@@ -20,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Arg, ArgGroup, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use ipnet::IpNet;
 use penstock_connect::CoordinatorUrl;
@@ -29,6 +29,7 @@ use self::netcheck::StunServer;
 use crate::control_socket::{self, Answer, AskError, Lock};
 use crate::firewall::rules::Format;
 use crate::gateway::Absent;
+use crate::ground::{Interest, Linux, Network};
 use crate::memory;
 use crate::netcheck::Silences;
 use crate::profile::{DEFAULT_PATH, EditError, Environment, Name, Prefix, ProfileError, check_assignment, read_name};
@@ -338,6 +339,12 @@ fn environment(profile: &Path) -> Environment {
         Some(_) => here.or_of_file(SERVICE_ENVIRONMENT.as_ref()),
         None => here,
     }
+}
+
+/// This machine's interfaces, addresses and routes.
+fn network() -> anyhow::Result<Network> {
+    let mut linux = Linux::open().context("cannot use netlink")?;
+    Network::read(&mut linux, Interest::default()).context("the network cannot be read")
 }
 
 /// Directory and name of the gateway that a profile describes, without reading its keys.

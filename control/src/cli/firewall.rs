@@ -1,18 +1,16 @@
 //! `firewall`: what has to pass, as a table or as rules.
 
-use std::io::{self, Write};
-use std::net::IpAddr;
+use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::table::Table;
-use super::{Gateway, environment};
+use super::{Gateway, environment, network};
 use crate::control_socket::{Answer, Command};
 use crate::firewall::rules::{Format, rules};
 use crate::firewall::{Flow, Need, Needs, Remote, Surroundings, needs};
-use crate::netlink::Netlink;
 use crate::profile::{LocalPort, Profile};
 
 pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
@@ -23,7 +21,8 @@ pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
         Ok(Answer::Status(status)) => Some(status.local_port),
         _ => None,
     };
-    let router = router(&profile.wan.interface).context("cannot ask the kernel for routes")?;
+    let network = network()?;
+    let router = network.named(&profile.wan.interface).and_then(|wan| network.router(wan.index));
     let surroundings = Surroundings { port, proxy: &environment.proxy(), router };
     let needs = needs(&profile, &surroundings)?;
     let text = match format {
@@ -33,14 +32,6 @@ pub(super) fn firewall(path: &Path, format: Format, json: bool) -> Result<()> {
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
-}
-
-/// The IPv4 router on the WAN, which the gateway asks to map ports.
-fn router(wan: &str) -> io::Result<Option<IpAddr>> {
-    let mut netlink = Netlink::open()?;
-    let Some(wan) = netlink.interfaces()?.into_iter().find(|interface| interface.name == wan) else { return Ok(None) };
-    let default = netlink.routes_that(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan.index))?;
-    Ok(default.into_iter().filter_map(|route| route.gateway).find(IpAddr::is_ipv4))
 }
 
 /// What to know about flows that are missing.

@@ -13,8 +13,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::keys::warn_if_exposed;
-use super::{Gateway, config, environment, prefix};
-use crate::ground::{Interest, Linux, Network};
+use super::{Gateway, config, environment, network, prefix};
+use crate::ground::Network;
 use crate::key::{KeyFileError, PrivateKey, read_key_file};
 use crate::netlink::{Interface, RouteKind};
 use crate::profile::{DEFAULT_PATH, Endpoint, Environment, FILE_LIMIT, LocalPort, Name, Peer, Profile, add_peer};
@@ -255,11 +255,6 @@ fn qr_code(file: &str) -> Result<String> {
     // Light on dark, like most terminals.
     let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
     Ok(image + "\n")
-}
-
-fn network() -> Result<Network> {
-    let mut linux = Linux::open().context("cannot use netlink")?;
-    Network::read(&mut linux, Interest::default()).context("the network cannot be read")
 }
 
 /// The interface of the default route.

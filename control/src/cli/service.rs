@@ -146,10 +146,8 @@ pub(super) fn instance(profile: &Path) -> Option<String> {
     let in_place = absolute.parent() == Path::new(DEFAULT_PATH).parent()
         && absolute.extension().is_some_and(|extension| extension == "profile")
         && control_socket::directory() == Path::new(control_socket::DIRECTORY);
-    // As sd_booted(3) decides it.
-    let runs_systemd = || Path::new("/run/systemd/system").is_dir();
     let stem = absolute.file_stem()?.to_str()?;
-    (in_place && is_instance(stem) && runs_systemd()).then(|| stem.to_owned())
+    (in_place && is_instance(stem) && sd_notify::booted().unwrap_or(false)).then(|| stem.to_owned())
 }
 
 /// The instance of penstock@.service that is to run this profile, if systemd knows the unit.

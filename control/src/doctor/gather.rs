@@ -252,7 +252,7 @@ fn networkd_leaves_alone() -> Option<bool> {
 
 /// Whether systemd knows a program that synchronises the clock, so that `timedatectl set-ntp` works (systemd-timedated(8)).
 fn has_time_service() -> Option<bool> {
-    if !Path::new("/run/systemd/system").is_dir() {
+    if !sd_notify::booted().ok()? {
         return None;
     }
     let directories = TIME_SERVICES.iter().filter_map(|directory| fs::read_dir(directory).ok());

@@ -96,8 +96,7 @@ pub fn place(site: &Site, plane: &Plane, network: &Network) -> (Vec<IpAddr>, Opt
     let usable = network.addresses.iter().filter(|address| address.global && outside(address.interface));
     let hosts = usable.map(|address| address.address).collect();
     let router = plane.drives().wan.index().and_then(|wan| {
-        let default = network.routes().filter(|r| r.destination.prefix_len() == 0 && r.interface == Some(wan));
-        let router = default.filter_map(|route| route.gateway).find(IpAddr::is_ipv4)?;
+        let router = network.router(wan)?;
         let local = network.addresses_of(wan).map(|address| address.address).find(IpAddr::is_ipv4)?;
         Some((router, local))
     });

@@ -156,6 +156,13 @@ impl Network {
         self.routes().filter(|route| route.destination.prefix_len() == 0 && route.protocol != PROTOCOL)
     }
 
+    /// The IPv4 router beyond this interface, which may map ports.
+    #[must_use]
+    pub fn router(&self, interface: u32) -> Option<IpAddr> {
+        let default = self.default_routes().filter(|route| route.interface == Some(interface));
+        default.filter_map(|route| route.gateway).find(IpAddr::is_ipv4)
+    }
+
     /// The routes of a table.
     pub fn routes_of(&self, table: u32) -> impl Iterator<Item = &Route> {
         let first = (table, IpNet::V4(Default::default()), 0);
