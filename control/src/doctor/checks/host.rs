@@ -8,7 +8,7 @@ use crate::doctor::Finding;
 use crate::doctor::facts::{Facts, KeyFile, Running};
 use crate::key::is_exposed;
 use crate::needs::{Version, missing_capabilities, oldest_kernel, spoils_trains, version};
-use crate::profile::WanMode;
+use crate::profile::{DEFAULT_PATH, WanMode};
 
 /// The kernels that can panic when AF_XDP sends frames that are copied (CVE-2025-40290): a count that belongs to the
 /// completion queue lies in the packet's `cb`, where `ip_rcv` and others write over it. Commit 30f241fcf52a (6.17, and
@@ -55,6 +55,10 @@ pub(super) fn profile_writable(facts: &Facts) -> Option<Finding> {
 }
 
 pub(super) fn closed_to_service(facts: &Facts, closed: &Path, owner: u32) -> Option<Finding> {
+    // A gateway that systemd does not run keeps all of root's capabilities.
+    if facts.file.path.parent() != Path::new(DEFAULT_PATH).parent() {
+        return None;
+    }
     let sentence = "the service runs as root without CAP_DAC_OVERRIDE, so that it cannot read this";
     let command = match owner {
         0 => format!("chmod u+rX {}", path(closed)),

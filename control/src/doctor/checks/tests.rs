@@ -227,6 +227,15 @@ fn each_fault_is_one_finding_with_its_command() {
 
 /// Its unit may have the key as a credential.
 #[test]
+fn only_the_service_is_kept_from_what_is_closed_to_root() {
+    let mut facts = sound();
+    facts.closed.insert("/home/a".into(), 1000);
+    assert_eq!(check(&facts).len(), 1);
+    facts.file.path = "/home/a/a.profile".into();
+    assert_eq!(check(&facts), []);
+}
+
+#[test]
 fn a_running_gateway_has_its_private_key_from_somewhere() {
     let mut facts = sound();
     lose_private_key(&mut facts);
