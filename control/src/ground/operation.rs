@@ -85,9 +85,10 @@ impl Operation {
             }
             Self::AddRule(rule) | Self::RemoveRule(rule) => {
                 let family = if rule.ipv6 { "IPv6" } else { "IPv4" };
-                match rule.from {
-                    Some(from) => format!("routing rule for {from}"),
-                    None => format!("{family} routing rule"),
+                match (rule.from, &rule.input) {
+                    (Some(from), _) => format!("routing rule for {from}"),
+                    (None, Some(name)) => format!("{family} routing rule {} for {name}", rule.priority),
+                    (None, None) => format!("{family} routing rule"),
                 }
             }
             Self::SetFilter(_) | Self::RemoveFilter(_) => "packet filter".to_owned(),

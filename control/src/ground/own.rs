@@ -23,6 +23,8 @@ pub struct Own {
     pub strays: BTreeSet<IpNet>,
     /// Subnets of this site that are reached only by a LAN route shorter than the guarded prefix.
     pub far: BTreeSet<IpNet>,
+    /// Whether the main table's default route leaves by a LAN interface, for IPv4 and IPv6.
+    pub default_by_lan: [bool; 2],
     /// Longer prefixes that another gateway of this machine guards in another table, which has to decide on them.
     pub others: BTreeSet<IpNet>,
 }
@@ -54,6 +56,10 @@ impl Own {
         own.except(&routes, network, findings);
         own.except_subnets(wanted, &routes, network);
         own.find_strays(&routes, network);
+        own.default_by_lan = [false, true].map(|ipv6| {
+            let mut defaults = routes.iter().filter(|(to, _)| is_default(to) && to.addr().is_ipv6() == ipv6);
+            defaults.any(|(_, route)| network.leaves_by_lan(route))
+        });
         own.except_others(wanted, network);
         foreign_networks(wanted, network, &own, findings);
         own

@@ -9,8 +9,8 @@ use super::own::Own;
 use super::prefixes::{is_default, without};
 use super::sysctls;
 use super::{
-    Actual, Filter, Network, Operation, PROTOCOL, RULE_PRIORITY, SMALLEST_MTU_V6, Sysctl, Tun, WAN_RULE_PRIORITY,
-    Wanted, guard_metric, tunnel_metric,
+    Actual, CONFINING_PRIORITIES, Filter, Network, Operation, PROTOCOL, RULE_PRIORITY, SMALLEST_MTU_V6, Sysctl, Tun,
+    WAN_RULE_PRIORITY, Wanted, guard_metric, tunnel_metric,
 };
 use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind, Rule};
 
@@ -41,7 +41,8 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     let own = Own::sort_out(wanted, actual.network, &mut findings);
     let device = wanted.tun.as_ref().and_then(|tun| Some((tun, actual.network.interface(tun.index)?)));
     let routes = routes(wanted, &own, device, &mut findings);
-    let rules = rules(wanted, &own, actual.network);
+    let mut rules = rules(wanted, &own, actual.network);
+    rules.extend(confining_rules(wanted, &own));
     let settings = sysctls::wanted(wanted, &own, actual);
 
     let mut operations = Vec::new();
@@ -52,7 +53,7 @@ pub fn plan(wanted: &Wanted, actual: &Actual<'_>) -> Plan {
     let (guard, tunnel): (Vec<_>, Vec<_>) = added.into_iter().partition(|r| r.kind == RouteKind::Blackhole);
     operations.extend(guard.into_iter().map(Operation::AddRoute));
     operations.extend(filter(wanted, &own, actual));
-    operations.extend(rules.difference(&actual.network.rules).copied().map(Operation::AddRule));
+    operations.extend(rules.difference(&actual.network.rules).cloned().map(Operation::AddRule));
     if let Some((tun, interface)) = device {
         operations.extend(tun_operations(wanted, tun, interface, actual));
     }
@@ -176,9 +177,9 @@ fn rules(wanted: &Wanted, own: &Own, network: &Network) -> BTreeSet<Rule> {
             rules.insert(Rule {
                 priority: WAN_RULE_PRIORITY,
                 from: Some(address.address),
-                local: true,
+                input: Some("lo".to_owned()),
                 unmarked: None,
-                table: MAIN_TABLE,
+                table: Some(MAIN_TABLE),
                 ..rule(wanted, ipv6)
             });
         }
@@ -191,11 +192,37 @@ fn rule(wanted: &Wanted, ipv6: bool) -> Rule {
         ipv6,
         priority: RULE_PRIORITY,
         from: None,
-        local: false,
+        input: None,
         unmarked: Some(wanted.placement.mark),
-        table: wanted.placement.table,
+        table: Some(wanted.placement.table),
+        without_default: false,
         protocol: PROTOCOL,
     }
+}
+
+/// The rules that keep what comes from the tunnel off the main table's default route: without them, it would leave by
+/// the WAN when the LAN interface is gone. They come last, so that other people's rules decide before.
+fn confining_rules(wanted: &Wanted, own: &Own) -> BTreeSet<Rule> {
+    if !wanted.forward || !is_confined(wanted) {
+        return BTreeSet::new();
+    }
+    let versions =
+        [false, true].into_iter().filter(|ipv6| !own.guarded.lacks(*ipv6) && !own.default_by_lan[usize::from(*ipv6)]);
+    let both = versions.flat_map(|ipv6| {
+        let rule = Rule { unmarked: None, input: Some(wanted.name.to_string()), ..rule(wanted, ipv6) };
+        let [main, drops] = CONFINING_PRIORITIES;
+        [
+            Rule { priority: main, table: Some(MAIN_TABLE), without_default: true, ..rule.clone() },
+            Rule { priority: drops, table: None, ..rule },
+        ]
+    });
+    both.collect()
+}
+
+/// Whether packets from the tunnel may go only to this site. Where no LAN interface is named, the kernel's routes alone
+/// say where this site is.
+fn is_confined(wanted: &Wanted) -> bool {
+    !wanted.placement.transit && !wanted.placement.lan.is_empty()
 }
 
 /// Rules of ours that are no longer needed. Gateways in one namespace may share them: a rule stays as long as its table
@@ -206,21 +233,22 @@ fn surplus_rules<'a>(
     network: &'a Network,
 ) -> impl Iterator<Item = Rule> + 'a {
     let metrics = [tunnel_metric(&wanted.name), guard_metric(&wanted.name)];
-    let others = move |table: u32, ipv6: bool| {
+    let others = move |table: Option<u32>, ipv6: bool| {
         network
             .routes()
             .filter(|r| r.table != MAIN_TABLE && r.protocol == PROTOCOL && !metrics.contains(&r.metric))
-            .filter(|r| table == MAIN_TABLE || r.table == table)
+            .filter(|r| table.is_none_or(|table| r.table == table))
             .any(|r| r.destination.addr().is_ipv6() == ipv6)
     };
     let needless = move |rule: &Rule| match rule.from {
+        None if rule.input.is_some() => rule.input.as_deref() == Some(wanted.name.as_str()),
         None => rule.priority == RULE_PRIORITY && rule.unmarked.is_some() && !others(rule.table, rule.ipv6),
         Some(from) if rule.priority == WAN_RULE_PRIORITY => {
-            !network.addresses.iter().any(|a| a.address == from) || !others(MAIN_TABLE, rule.ipv6)
+            !network.addresses.iter().any(|a| a.address == from) || !others(None, rule.ipv6)
         }
         Some(_) => false,
     };
-    network.rules.difference(rules).filter(|rule| rule.protocol == PROTOCOL).filter(move |r| needless(r)).copied()
+    network.rules.difference(rules).filter(|rule| rule.protocol == PROTOCOL).filter(move |r| needless(r)).cloned()
 }
 
 /// The change of the packet filter.
@@ -234,8 +262,7 @@ fn filter(wanted: &Wanted, own: &Own, actual: &Actual<'_>) -> Option<Operation> 
         name: wanted.name.clone(),
         inside: inside(wanted, actual.network),
         bridges: actual.network.bridges(),
-        // Where no LAN interface is named, the kernel's routes alone say where this site is.
-        confined: !wanted.placement.transit && !wanted.placement.lan.is_empty(),
+        confined: is_confined(wanted),
         outward: IpNet::aggregate(&all).into_iter().collect(),
         inward: IpNet::aggregate(&sources).into_iter().collect(),
         local_port: wanted.local_port,
@@ -384,7 +411,7 @@ mod tests {
         for operation in compare(&old, &network, &FilterState::Absent) {
             match operation {
                 Operation::AddRoute(route) => drop(network.insert(route, false)),
-                Operation::AddRule(rule) => drop(network.rules.insert(rule)),
+                Operation::AddRule(rule) => drop(network.rules.insert(rule.clone())),
                 _ => {}
             }
         }
@@ -414,7 +441,7 @@ mod tests {
         for operation in first {
             match operation {
                 Operation::AddRoute(route) => drop(network.insert(route, false)),
-                Operation::AddRule(rule) => drop(network.rules.insert(rule)),
+                Operation::AddRule(rule) => drop(network.rules.insert(rule.clone())),
                 Operation::SetFilter(set) => filter = FilterState::Set(set),
                 other => panic!("{other}"),
             }

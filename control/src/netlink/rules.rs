@@ -11,8 +11,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, network};
 
-/// A rule that leads to a table, in one of the forms that a gateway uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A rule in one of the forms that a gateway uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// Whether it is for IPv6.
     pub ipv6: bool,
@@ -20,12 +20,14 @@ pub struct Rule {
     pub priority: u32,
     /// Only for packets from this address.
     pub from: Option<IpAddr>,
-    /// Only for packets of this host, not for those it forwards (`iif lo`).
-    pub local: bool,
+    /// Only for packets that arrived on this interface; on `lo` for those of this host (`iif`).
+    pub input: Option<String>,
     /// Only for packets without this mark (`not fwmark`).
     pub unmarked: Option<u32>,
-    /// The table.
-    pub table: u32,
+    /// The table that it leads to; `None` for a rule that drops (`blackhole`).
+    pub table: Option<u32>,
+    /// Whether the table's default route does not count (`suppress_prefixlength 0`).
+    pub without_default: bool,
     /// Who added it (`rtnetlink(7)`, `rtm_protocol`).
     pub protocol: u8,
 }
@@ -34,18 +36,17 @@ impl Rule {
     fn message(&self) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = if self.ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        message.header.action = RuleAction::ToTable;
+        message.header.action = if self.table.is_some() { RuleAction::ToTable } else { RuleAction::Blackhole };
         let attributes = &mut message.attributes;
         attributes.push(RuleAttribute::Priority(self.priority));
-        attributes.push(RuleAttribute::Table(self.table));
+        attributes.extend(self.table.map(RuleAttribute::Table));
+        attributes.extend(self.without_default.then_some(RuleAttribute::SuppressPrefixLen(0)));
         attributes.push(RuleAttribute::Protocol(RouteProtocol::from(self.protocol)));
         if let Some(from) = self.from {
             message.header.src_len = IpNet::from(from).prefix_len();
             attributes.push(RuleAttribute::Source(from));
         }
-        if self.local {
-            attributes.push(RuleAttribute::Iifname("lo".to_owned()));
-        }
+        attributes.extend(self.input.clone().map(RuleAttribute::Iifname));
         if let Some(mark) = self.unmarked {
             message.header.flags = RuleFlags::Invert;
             attributes.push(RuleAttribute::FwMark(mark));
@@ -57,30 +58,37 @@ impl Rule {
     /// The rule in a message; `None` if it has another form than ours.
     pub(super) fn from_message(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
-        if header.action != RuleAction::ToTable || header.dst_len != 0 || header.tos != 0 {
+        let table = match header.action {
+            RuleAction::ToTable => Some(u32::from(header.table)),
+            RuleAction::Blackhole => None,
+            _ => return None,
+        };
+        if header.dst_len != 0 || header.tos != 0 {
             return None;
         }
         let mut rule = Self {
             ipv6: header.family == AddressFamily::Inet6,
             priority: 0,
             from: None,
-            local: false,
+            input: None,
             unmarked: None,
-            table: u32::from(header.table),
+            table,
+            without_default: false,
             protocol: 0,
         };
         let inverted = header.flags.contains(RuleFlags::Invert);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
-                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::Table(number) => rule.table = table.and(Some(*number)),
                 RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
                 RuleAttribute::Source(from) if header.src_len == IpNet::from(*from).prefix_len() => {
                     rule.from = Some(*from);
                 }
-                RuleAttribute::Iifname(name) if name == "lo" => rule.local = true,
+                RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
                 RuleAttribute::FwMark(mark) if inverted => rule.unmarked = Some(*mark),
                 RuleAttribute::FwMask(u32::MAX) => {}
+                RuleAttribute::SuppressPrefixLen(0) => rule.without_default = true,
                 // The kernel reports "no limit" of these with each rule.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
                 _ => return None,
@@ -129,10 +137,11 @@ impl From<&Rule> for ForeignRule {
             priority: rule.priority,
             protocol: rule.protocol,
             source: rule.from.map(IpNet::from),
-            input: rule.local.then(|| "lo".to_owned()),
+            input: rule.input.clone(),
             mark: rule.unmarked,
             inverted: rule.unmarked.is_some(),
-            table: Some(rule.table),
+            table: rule.table,
+            suppressed: rule.without_default.then_some(0),
             ..Self::default()
         }
     }
@@ -238,14 +247,18 @@ mod tests {
             ipv6: false,
             priority: 4710,
             from: None,
-            local: false,
+            input: None,
             unmarked: Some(47100),
-            table: 47100,
+            table: Some(47100),
+            without_default: false,
             protocol: 80,
         };
-        let from = Rule { from: Some("192.0.2.1".parse().unwrap()), local: true, unmarked: None, table: 254, ..rule };
-        for rule in [rule, from, Rule { ipv6: true, ..rule }] {
-            assert_eq!(Rule::from_message(&rule.message()), Some(rule));
+        let by = |name: &str| Rule { input: Some(name.to_owned()), unmarked: None, table: Some(254), ..rule.clone() };
+        let from = Rule { from: Some("192.0.2.1".parse().unwrap()), ..by("lo") };
+        let confined = Rule { without_default: true, ..by("pen0") };
+        let drops = Rule { table: None, ..by("pen0") };
+        for rule in [rule.clone(), from, confined, drops, Rule { ipv6: true, ..rule.clone() }] {
+            assert_eq!(Rule::from_message(&rule.message()), Some(rule.clone()));
             let mut foreign = rule.message();
             foreign.attributes.push(RuleAttribute::Oifname("eth0".to_owned()));
             assert_eq!(Rule::from_message(&foreign), None);

@@ -247,6 +247,56 @@ fn each_layer_alone_holds_and_what_was_taken_comes_back() {
     });
 }
 
+/// Packets from the tunnel for this site, when the LAN interface and the packet filter are gone at once.
+#[test]
+fn what_comes_from_the_tunnel_does_not_take_the_default_route() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
+        gateway.run(&["ip", "route", "replace", "default", "via", "192.0.2.2"]);
+        gateway.run(&["ip", "route", "replace", "default", "via", "2001:db8::2"]);
+        let from_tunnel = |destination: IpAddr| {
+            let host = topology.b.hosts().into_iter().find(|host| host.is_ipv4() == destination.is_ipv4());
+            let source = host.expect("a host of each version").to_string();
+            let words = ["ip", "route", "get", &destination.to_string(), "from", &source, "iif", TUN];
+            gateway.attempt(&words).1
+        };
+        laboratory.settle();
+        for host in topology.a.hosts() {
+            assert!(from_tunnel(host).contains("dev lan0"), "{}", from_tunnel(host));
+        }
+        take_filter(gateway);
+        gateway.ip("link del lan0\n");
+        for host in topology.a.hosts() {
+            assert!(!from_tunnel(host).contains("dev"), "{}", from_tunnel(host));
+        }
+        // A rule of somebody else's decides before.
+        gateway.run(&["ip", "rule", "add", "iif", TUN, "lookup", "main", "priority", "20000"]);
+        laboratory.settle();
+        assert!(from_tunnel(topology.a.host4()).contains("dev wan0"));
+        gateway.run(&["ip", "rule", "del", "priority", "20000"]);
+        // With transit, packets may go on to other sites' networks.
+        laboratory.wanted.placement.transit = true;
+        laboratory.settle();
+        assert!(from_tunnel(topology.a.host4()).contains("dev wan0"));
+        let rules = gateway.ip_show("rule");
+        assert!(!rules.contains(TUN), "{rules}");
+    });
+}
+
+/// Where the default route leaves by the LAN, what comes from the tunnel may take it.
+#[test]
+fn a_default_route_by_the_lan_stays_open_to_the_tunnel() {
+    in_gateway(|topology| {
+        let gateway = &topology.a.gateway;
+        let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24"]);
+        assert!(gateway.ip_show("rule").contains("suppress_prefixlength 0"), "{}", gateway.ip_show("rule"));
+        gateway.run(&["ip", "route", "replace", "default", "via", "10.101.0.2"]);
+        laboratory.settle();
+        assert!(!gateway.ip_show("rule").contains(TUN), "{}", gateway.ip_show("rule"));
+    });
+}
+
 #[test]
 fn a_tun_device_that_goes_down_or_is_replaced_gets_its_routes_again() {
     in_gateway(|topology| {

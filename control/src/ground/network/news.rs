@@ -192,7 +192,7 @@ impl Network {
                 self.remove(route);
             }
             Operation::AddRule(rule) => {
-                self.rules.insert(*rule);
+                self.rules.insert(rule.clone());
             }
             Operation::RemoveRule(rule) => {
                 self.rules.remove(rule);

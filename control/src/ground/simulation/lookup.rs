@@ -1,7 +1,7 @@
 //! A stack as packets see it, prepared once for many packets: the simulation spends most of its time here.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -54,6 +54,11 @@ impl Span {
         self.ipv6 == ipv6 && self.first <= number && number <= self.last
     }
 
+    /// Whether these are all addresses of the IP version.
+    fn is_all(&self) -> bool {
+        self.first == 0 && self.last == if self.ipv6 { u128::MAX } else { u32::MAX.into() }
+    }
+
     /// An address of the same IP version.
     pub fn address(&self, number: u128) -> IpAddr {
         if self.ipv6 { IpAddr::V6(number.into()) } else { IpAddr::V4((number as u32).into()) }
@@ -77,6 +82,8 @@ struct Entry {
 }
 
 struct FilterEntry {
+    /// The tun device, if its packets may leave only by the interfaces inside.
+    confined: Option<u32>,
     /// Indices of the interfaces inside.
     inside: BTreeSet<u32>,
     outward: Vec<Span>,
@@ -87,6 +94,7 @@ pub struct Lookup {
     own: BTreeSet<IpAddr>,
     /// In the order in which they are applied.
     rules: Vec<Rule>,
+    names: BTreeMap<u32, String>,
     /// The longest prefixes first; of the same length, the lowest metric first.
     routes: Vec<Entry>,
     filters: Vec<FilterEntry>,
@@ -94,7 +102,7 @@ pub struct Lookup {
 
 impl Lookup {
     pub fn of(stack: &Stack) -> Self {
-        let mut rules: Vec<Rule> = stack.rules.iter().copied().collect();
+        let mut rules: Vec<Rule> = stack.rules.iter().cloned().collect();
         rules.sort_by_key(|rule| (rule.priority, rule.table));
         let mut routes: Vec<_> = stack.routes.iter().collect();
         routes.sort_by_key(|r| (Reverse(r.destination.prefix_len()), r.metric));
@@ -106,6 +114,7 @@ impl Lookup {
             interface: r.interface,
         };
         let filters = stack.filters.values().flatten().map(|filter| FilterEntry {
+            confined: filter.confined.then(|| stack.named(filter.name.as_str())).flatten(),
             inside: filter.inside.iter().filter_map(|name| stack.named(name)).collect(),
             outward: filter.outward.iter().map(Span::of).collect(),
             inward: filter.inward.iter().map(Span::of).collect(),
@@ -113,6 +122,7 @@ impl Lookup {
         Self {
             own: stack.addresses.iter().map(|a| a.address).collect(),
             rules,
+            names: stack.interfaces.values().map(|interface| (interface.index, interface.name.clone())).collect(),
             routes: routes.into_iter().map(entry).collect(),
             filters: filters.collect(),
         }
@@ -151,15 +161,18 @@ impl Ways<'_> {
         if self.lookup.own.contains(&self.destination) {
             return Fate::Here;
         }
+        let input = packet.from.map_or("lo", |index| &self.lookup.names[&index]);
         let rules = self.lookup.rules.iter();
-        let tables = rules
+        let decisions = rules
             .filter(|rule| rule.ipv6 == self.destination.is_ipv6())
             .filter(|rule| rule.unmarked != Some(packet.mark))
             .filter(|rule| rule.from.is_none() || rule.from == packet.source)
-            .filter(|rule| !rule.local || packet.from.is_none())
-            .map(|rule| rule.table);
-        for table in tables.chain([MAIN_TABLE]) {
+            .filter(|rule| rule.input.as_ref().is_none_or(|name| name == input))
+            .map(|rule| (rule.table, rule.without_default));
+        for (table, without_default) in decisions.chain([(Some(MAIN_TABLE), false)]) {
+            let Some(table) = table else { return Fate::Dropped };
             let best = self.covering.iter().find(|route| route.table == table);
+            let best = best.filter(|route| !without_default || !route.destination.is_all());
             match best.map(|route| (route.kind, route.interface)) {
                 None | Some((RouteKind::Throw, _)) => {}
                 Some((RouteKind::Unicast, Some(by))) => return Fate::Out(by),
@@ -174,7 +187,9 @@ impl Ways<'_> {
         self.lookup.filters.iter().any(|filter| {
             let outward = filter.inside.contains(&from) && !filter.inside.contains(&by);
             let inward = !filter.inside.contains(&from);
-            outward && filter.outward.iter().any(|p| p.contains(self.destination))
+            let confined = filter.confined == Some(from) && !filter.inside.contains(&by);
+            confined
+                || outward && filter.outward.iter().any(|p| p.contains(self.destination))
                 || inward && packet.source.is_some_and(|source| filter.inward.iter().any(|p| p.contains(source)))
         })
     }
@@ -183,6 +198,11 @@ impl Ways<'_> {
     pub fn is_thrown(&self) -> bool {
         let ours = self.covering.iter().find(|r| r.ours && r.table != MAIN_TABLE);
         ours.is_some_and(|r| r.kind == RouteKind::Throw)
+    }
+
+    /// Whether the main table has nothing longer than a default route for the destination.
+    pub fn only_default_in_main(&self) -> bool {
+        self.covering.iter().filter(|r| r.table == MAIN_TABLE).all(|r| r.destination.is_all())
     }
 
     /// Whether the main table's blackholes alone hold the destination: other people's routes there may be longer,

@@ -238,13 +238,13 @@ impl Stack {
                 self.remove_routes(same);
             }
             Operation::AddRule(rule) => {
-                if self.rules.insert(*rule) {
-                    self.tell(&News::Rule(*rule));
+                if self.rules.insert(rule.clone()) {
+                    self.tell(&News::Rule(rule.clone()));
                 }
             }
             Operation::RemoveRule(rule) => {
                 if self.rules.remove(rule) {
-                    self.tell(&News::RuleGone(*rule));
+                    self.tell(&News::RuleGone(rule.clone()));
                 }
             }
             Operation::SetFilter(filter) => {
@@ -313,7 +313,7 @@ impl Kernel for Handle {
     }
 
     fn rules(&mut self) -> io::Result<Vec<Rule>> {
-        Ok(self.stack.borrow().rules.iter().copied().collect())
+        Ok(self.stack.borrow().rules.iter().cloned().collect())
     }
 
     fn other_rules(&mut self) -> io::Result<Vec<ForeignRule>> {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{Gateway, Running, World};
 use crate::ground::simulation::lookup::{Fate, Lookup, Packet};
-use crate::ground::simulation::oracle::{LAYERS, flush};
+use crate::ground::simulation::oracle::{LAYERS, Layer, flush};
 use crate::ground::simulation::stack::Stack;
 use crate::ground::{DEFAULT_MARK, PROTOCOL, Sysctl, Wanted};
 
@@ -34,9 +34,35 @@ impl World {
             without.watch.damaged.insert(layer);
             flush(&mut without, layer);
             without.watch.check(&without, || format!("with {layer:?} flushed"));
+            (0..2).for_each(|number| self.the_tunnel_is_confined(&without, layer, number));
         }
         for number in 0..2 {
             self.traffic_flows(&stack, number);
+        }
+    }
+
+    /// What comes from the tunnel for this site does not leave by the WAN when the LAN's interfaces are gone.
+    fn the_tunnel_is_confined(&self, stack: &Stack, without: Layer, number: usize) {
+        let gateway = &self.gateways[number];
+        let Some(running) = gateway.running.as_ref().filter(|running| running.tun.is_some()) else { return };
+        let mut stack = stack.clone();
+        for index in ["lan0", "lan1"].iter().filter_map(|name| stack.named(name)).collect::<Vec<_>>() {
+            stack.remove_interface(index);
+        }
+        let lookup = Lookup::of(&stack);
+        let guarded = self.sound(gateway, &running.guard.prefixes());
+        for subnet in &gateway.local {
+            let destination = subnet.hosts().nth(5).expect("a subnet with room");
+            let ways = lookup.to(destination);
+            // Without the packet filter, only the default route is out of reach.
+            let routed = without == Layer::Filter && !ways.only_default_in_main();
+            if routed || !guarded.iter().any(|p| p.addr().is_ipv6() == destination.is_ipv6()) {
+                continue;
+            }
+            if let Fate::Out(by) = ways.fate(&Packet { from: running.tun, source: None, destination, mark: 0 }) {
+                let name = &stack.interfaces[&by].name;
+                assert!(name.starts_with("pen"), "from the tunnel to {destination} by {name}, without {without:?}");
+            }
         }
     }
 

@@ -212,8 +212,16 @@ impl World {
     }
 
     fn foreign_rule(&mut self) -> String {
-        let rule =
-            Rule { ipv6: false, priority: 100, from: None, local: false, unmarked: None, table: 100, protocol: 4 };
+        let rule = Rule {
+            ipv6: false,
+            priority: 100,
+            from: None,
+            input: None,
+            unmarked: None,
+            table: Some(100),
+            without_default: false,
+            protocol: 4,
+        };
         let mut stack = self.stack.borrow_mut();
         if stack.rules.remove(&rule) {
             stack.tell(&News::RuleGone(rule));
@@ -221,7 +229,7 @@ impl World {
         }
         let Some(by) = stack.named("wan0") else { return "nothing".into() };
         stack.add_route(Route { table: 100, ..Route::by(net("0.0.0.0/0"), by, None, 0, 4) });
-        stack.rules.insert(rule);
+        stack.rules.insert(rule.clone());
         stack.tell(&News::Rule(rule));
         drop(stack);
         self.damage(&[Layer::OwnTable, Layer::MainTable]);
