@@ -3,13 +3,14 @@
 pub(super) mod proving;
 
 use std::borrow::Cow;
+use std::io;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use penstock_dataplane::clock::Millis;
 use penstock_dataplane::ports::INNER_MAX;
 use penstock_dataplane::ports::xdp::Checksums;
-use penstock_dataplane::steer::{AttachMode, XdpMode};
+use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 
 use super::modes::{Device, ModeSetting, Plan, loses, plan};
 use super::offloads::uncut;
@@ -185,9 +186,16 @@ impl Drive {
         self.device.as_ref().map_or(0, |device| device.queues)
     }
 
-    /// Gives up AF_XDP, if that is allowed: always, except at a start with a profile that requires it.
+    /// Gives up AF_XDP, if that is allowed: always, except at a start with a profile that requires it. If the interface
+    /// is gone or renamed, it is looked for again.
     pub(super) fn fall_back(&mut self, error: anyhow::Error, strict: bool) -> Result<()> {
         match self.plan {
+            Plan::Xdp { .. } if !strict && is_gone(&error) => {
+                tracing::warn!("{}: {error:#}", self.name);
+                (self.interface, self.device) = (None, None);
+                self.plan = self.plan();
+                Ok(())
+            }
             Plan::Xdp { optional, .. } if optional || !strict => {
                 tracing::warn!("{}: AF_XDP is not possible ({error:#}); sockets instead", self.name);
                 self.plan = Plan::Socket(format!("{} does not support AF_XDP: {error:#}", self.name));
@@ -255,6 +263,13 @@ impl Drive {
         }
         Some((self.missed()?, "set the mode to auto, which then takes sockets", Severity::Warning))
     }
+}
+
+/// Whether it is the kernel's error that there is no such interface. The notification may come later than the error, and
+/// when the interface is back by then, nothing seems to have changed.
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) == Some(libc::ENODEV)
+        || matches!(error.downcast_ref(), Some(AttachError::NoInterface { .. }))
 }
 
 /// The interface that AF_XDP ports are bound to, if there are such ports.
@@ -422,11 +437,31 @@ fn tunnel_mtu(pinned: Option<u16>, wan: u16) -> u16 {
 mod tests {
     use super::*;
 
+    fn drive(setting: ModeSetting, up: bool) -> Drive {
+        let (name, mac, kind, port_of) = ("eth1".to_owned(), Some([2; 6]), None, None);
+        let mut drive = Drive::new(&name, setting);
+        drive.interface = Some(Interface { index: 2, name, mac, mtu: 1500, up, kind, port_of, queues: 1 });
+        drive
+    }
+
+    /// Renamed while its ports were bound, and back before the notification is read.
+    #[test]
+    fn an_interface_that_was_gone_for_a_moment_is_not_given_up() {
+        let fallen = |errno| {
+            let mut drive = drive(ModeSetting::Xdp, true);
+            drive.plan = Plan::Xdp { attach: AttachMode::Auto, optional: false, reason: String::new() };
+            let error = io::Error::from_raw_os_error(errno);
+            drive.fall_back(anyhow::Error::new(error).context("cannot bind"), false).unwrap();
+            drive
+        };
+        assert_eq!(fallen(libc::ENODEV).interface, None, "it will be news that it is there");
+        assert_eq!(fallen(libc::ENODEV).reason(), "there is no interface eth1");
+        assert_eq!(fallen(libc::EOPNOTSUPP).index(), Some(2));
+    }
+
     #[test]
     fn an_interface_that_is_down_is_named_in_the_command_that_brings_it_up() {
-        let (name, mac, kind, port_of) = ("eth1".to_owned(), Some([2; 6]), None, None);
-        let mut drive = Drive::new(&name, ModeSetting::Auto);
-        drive.interface = Some(Interface { index: 2, name, mac, mtu: 1500, up: false, kind, port_of, queues: 1 });
+        let drive = drive(ModeSetting::Auto, false);
         let (sentence, what_to_do, _) = drive.problem().unwrap();
         assert_eq!(sentence, "interface eth1 is down");
         assert_eq!(what_to_do, "bring it up: ip link set dev eth1 up");

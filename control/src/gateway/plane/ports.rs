@@ -148,11 +148,12 @@ pub fn build(
                 tracing::warn!("{}", drives.copies.as_deref().unwrap_or_default());
             }
             Err(Unbound { index, error, .. }) => {
+                let is_wan = drives.wan.index() == Some(index);
                 let Some(drive) = drives.all_mut().find(|drive| drive.index() == Some(index)) else {
                     return Err(error);
                 };
                 drive.fall_back(error, settings.strict)?;
-                if drives.wan.index() == Some(index) {
+                if is_wan {
                     steering.wan = None;
                 }
                 steering.lan.retain(|lan| lan.index != index);
